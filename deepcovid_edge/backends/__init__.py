@@ -1,0 +1,134 @@
+"""Backends: what runs a model file.
+
+A backend is a module of this package with `REQUIRES` (the third-party module it needs),
+`SUFFIXES` (the model files it runs), `is_available()` and `load(path, settings)`. What it loads
+is a `Backend`, whose one verb is `infer`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcovid_edge.errors import ModelFileError, NotThereError, UsageError
+from deepcovid_edge.manifest import ModelManifest
+
+BACKENDS = ("onnxruntime",)
+"""Values of `--backend`; each is a module of this package."""
+PROVIDERS = ("cpu", "cuda")
+"""Values of `--provider`: what ONNX Runtime runs a model on."""
+
+
+@dataclass(frozen=True)
+class BackendSettings:
+    """How a model is run.
+
+    Attributes:
+        provider: `cpu` or `cuda`; it runs there or `load` raises.
+        threads: Threads inside one `infer` call; callers may run several calls at once.
+    """
+
+    provider: str = "cpu"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.provider not in PROVIDERS:
+            known = ", ".join(PROVIDERS)
+            raise UsageError(f"--provider: got {self.provider!r}, expected one of {known}")
+        if self.threads < 1:
+            raise UsageError(f"--threads: got {self.threads}, expected 1 or more")
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What a network says of a batch.
+
+    Attributes:
+        logits: Of shape (N, classes), float32, before softmax.
+        activation_maps: Of shape (N, classes, h, w), float32, or None where not asked for.
+    """
+
+    logits: NDArray[np.float32]
+    activation_maps: NDArray[np.float32] | None = None
+
+
+class Backend(Protocol):
+    """A loaded model. Safe to call from several threads; ends with `close` or `with`."""
+
+    @property
+    def name(self) -> str:
+        """Backend and provider, such as `onnxruntime-cpu`."""
+
+    @property
+    def manifest(self) -> ModelManifest:
+        """The model's own manifest."""
+
+    @property
+    def lanes(self) -> int:
+        """How many `infer` calls at once make best use of this device."""
+
+    def infer(self, batch: NDArray[np.uint8], *, activation_maps: bool = False) -> Inference:
+        """Judge a batch of prepared films.
+
+        Args:
+            batch: Films of shape (N, height, width), uint8, as `preprocess.prepare` makes them.
+            activation_maps: Also return the class activation maps.
+
+        Raises:
+            UsageError: The batch has another shape or type than the model's input.
+        """
+
+    def close(self) -> None:
+        """Free what the model holds; `infer` must not be called again."""
+
+    def __enter__(self) -> Backend: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+def load_backend(
+    path: Path, *, backend: str = "auto", settings: BackendSettings | None = None
+) -> Backend:
+    """Load a model file with the backend that was asked for, or that its suffix asks for.
+
+    Raises:
+        NotThereError: The file, the backend's package or its device is not there.
+        ModelFileError: The file is not a model that the backend runs.
+    """
+    if not path.is_file():
+        raise NotThereError(f"{path}: no such model file")
+    if backend not in ("auto", *BACKENDS):
+        raise UsageError(
+            f"--backend: got {backend!r}, expected one of {', '.join(('auto', *BACKENDS))}"
+        )
+    for name in BACKENDS if backend == "auto" else (backend,):
+        module = import_module(f"deepcovid_edge.backends.{name}")
+        if path.suffix in module.SUFFIXES:
+            loaded: Backend = module.load(path, settings or BackendSettings())
+            return loaded
+    raise ModelFileError(f"{path}: no backend runs {path.suffix or 'such'} files; expected .onnx")
+
+
+def check_batch(batch: NDArray[np.uint8], manifest: ModelManifest) -> None:
+    """Check a batch against a model's input.
+
+    Raises:
+        UsageError: The batch has another shape or type.
+    """
+    expected = (manifest.input.height, manifest.input.width)
+    if batch.dtype != np.uint8 or batch.ndim != 3 or batch.shape[1:] != expected:
+        raise UsageError(
+            f"images: got {batch.shape} {batch.dtype}, model accepts (N, {expected[0]}, "
+            f"{expected[1]}) uint8: make them with preprocess.prepare"
+        )

@@ -1,0 +1,132 @@
+"""Run .onnx files through ONNX Runtime, on the CPU or with CUDA."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcovid_edge.backends import BackendSettings, Inference, check_batch
+from deepcovid_edge.errors import BackendUnavailableError, ModelFileError, require
+from deepcovid_edge.manifest import ModelManifest, read_manifest
+
+if TYPE_CHECKING:
+    import onnxruntime  # noqa: TID251 - this module is onnxruntime's one home
+
+REQUIRES = "onnxruntime"
+SUFFIXES = {".onnx"}
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_EXTRAS = {"cpu": "cpu", "cuda": "gpu"}
+_ERRORS_ONLY = 3
+
+
+def is_available() -> bool:
+    """Whether onnxruntime (or onnxruntime-gpu) is installed."""
+    return find_spec(REQUIRES) is not None
+
+
+def compiled_providers() -> list[str]:
+    """The values of `--provider` that the installed onnxruntime was compiled with."""
+    if not is_available():
+        return []
+    compiled = require(REQUIRES, extra="cpu").get_available_providers()
+    return [name for name, provider in _PROVIDERS.items() if provider in compiled]
+
+
+def load(path: Path, settings: BackendSettings) -> OnnxRuntimeBackend:
+    """Load an exported model.
+
+    Raises:
+        MissingDependencyError: onnxruntime is not installed.
+        BackendUnavailableError: The provider that was asked for does not run here.
+        ModelFileError: The file carries no manifest, or ONNX Runtime cannot read it.
+    """
+    runtime = require(REQUIRES, extra=_EXTRAS[settings.provider])
+    manifest = read_manifest(path)
+    session = _session(runtime, path, settings)
+    return OnnxRuntimeBackend(session, manifest, settings)
+
+
+class OnnxRuntimeBackend:
+    """A model in an ONNX Runtime session."""
+
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        manifest: ModelManifest,
+        settings: BackendSettings,
+    ) -> None:
+        self._session: onnxruntime.InferenceSession | None = session
+        self._outputs = [output.name for output in session.get_outputs()]
+        self._settings = settings
+        self.manifest = manifest
+
+    @property
+    def name(self) -> str:
+        """`onnxruntime-cpu` or `onnxruntime-cuda`."""
+        return f"{REQUIRES}-{self._settings.provider}"
+
+    @property
+    def lanes(self) -> int:
+        """One call a core on the CPU (a call uses one thread); one at a time on a GPU."""
+        if self._settings.provider != "cpu":
+            return 1
+        return max(1, len(os.sched_getaffinity(0)) // self._settings.threads)
+
+    def infer(self, batch: NDArray[np.uint8], *, activation_maps: bool = False) -> Inference:
+        """See `Backend.infer`."""
+        check_batch(batch, self.manifest)
+        if self._session is None:
+            raise RuntimeError("infer after close")
+        if not activation_maps:
+            (logits,) = self._session.run(["logits"], {"images": batch})
+            return Inference(logits)
+        if "activation_maps" not in self._outputs:
+            raise ModelFileError(f"{self.manifest.name}: the model has no activation maps")
+        logits, maps = self._session.run(["logits", "activation_maps"], {"images": batch})
+        return Inference(logits, maps)
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None
+
+    def __enter__(self) -> OnnxRuntimeBackend:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _session(runtime: Any, path: Path, settings: BackendSettings) -> onnxruntime.InferenceSession:
+    provider = _PROVIDERS[settings.provider]
+    if provider not in runtime.get_available_providers():
+        raise BackendUnavailableError(
+            f"--provider {settings.provider}: this onnxruntime has no {provider}: "
+            f"pip install 'deepcovid-edge[{_EXTRAS[settings.provider]}]'"
+        )
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = settings.threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ERRORS_ONLY
+    try:
+        session = runtime.InferenceSession(str(path), options, providers=[provider])
+    except Exception as error:  # onnxruntime raises its own types for each way to fail
+        raise ModelFileError(f"{path}: ONNX Runtime cannot load it: {error}") from error
+    # get_available_providers lists what was compiled in; only the session knows what it uses.
+    used = session.get_providers()
+    if not used or used[0] != provider:
+        raise BackendUnavailableError(
+            f"--provider {settings.provider}: ONNX Runtime fell back to {used}; "
+            "its libraries or the driver are missing, see `deepcovid-edge info`"
+        )
+    return session

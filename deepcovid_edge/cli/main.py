@@ -1,0 +1,99 @@
+"""The table of commands, and the one place where an error becomes an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import click
+
+from deepcovid_edge import NOTICE, __version__
+from deepcovid_edge.errors import DeepCovidEdgeError
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A command: the module that holds its `command`, and its line in `--help`."""
+
+    module: str
+    help: str
+
+
+COMMANDS = {
+    "infer": Entry("deepcovid_edge.cli.infer", "Judge films: files and folders to records."),
+    "info": Entry("deepcovid_edge.cli.info", "Show device, backends, models and problems."),
+    "sample": Entry("deepcovid_edge.cli.sample", "Write synthetic radiographs to try things on."),
+    "train": Entry("deepcovid_export.cli.train", "Fine-tune a network on films. [export]"),
+    "evaluate": Entry("deepcovid_export.cli.evaluate", "Measure a model's accuracy. [export]"),
+    "export": Entry("deepcovid_export.cli.export", "Checkpoint to one ONNX file. [export]"),
+}
+
+
+class CommandTable(click.Group):
+    """A group that imports a command's module only when that command is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command, or return None where there is none of that name."""
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        command: click.Command = import_module(entry.module).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands from the table, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
+
+
+@click.group(cls=CommandTable, epilog=f"{NOTICE} [export]: pip install 'deepcovid-edge[export]'.")
+@click.version_option(__version__, prog_name="deepcovid-edge")
+def cli() -> None:
+    """Find COVID-19 pneumonia in chest radiographs, on a cart or a workstation.
+
+    Exit codes: 0 done, 1 error, 2 usage, 3 gate failed, 4 some inputs were not assessed, 5 engine
+    does not fit, 6 something is not there, 7 measurement unstable.
+    """
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command line and return its exit code; errors are one sentence on stderr."""
+    try:
+        result: Any = cli.main(arguments, prog_name="deepcovid-edge", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as request:
+        return request.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except DeepCovidEdgeError as error:
+        click.echo(f"Error: {error}", err=True)
+        return error.exit_code
+    except BrokenPipeError:
+        _leave_closed_pipe()
+        return 0
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Stopped.", err=True)
+        return INTERRUPTED
+    return result if isinstance(result, int) else 0
+
+
+def _leave_closed_pipe() -> None:
+    """The reader has gone (`| head`): keep Python from complaining when it flushes at exit."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,146 @@
+"""What machine this is, and what is wrong with the installation."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from deepcovid_edge import __version__
+from deepcovid_edge.backends import onnxruntime
+from deepcovid_edge.errors import DeepCovidEdgeError
+from deepcovid_edge.manifest import file_sha256, read_manifest
+from deepcovid_edge.models import shipped_models
+
+_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
+
+
+def describe() -> dict[str, Any]:
+    """Version, device, backends, models and problems, as `info --json` prints them."""
+    return {
+        "version": __version__,
+        "device": device_facts(),
+        "backends": backend_facts(),
+        "models": model_facts(),
+        "problems": problems(),
+    }
+
+
+def device_facts() -> dict[str, Any]:
+    """Processor, memory, GPUs and system of this machine."""
+    return {
+        "machine": platform.machine(),
+        "system": _release_name(),
+        "python": platform.python_version(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20,
+        "gpus": _gpus(),
+    }
+
+
+def backend_facts() -> list[dict[str, Any]]:
+    """Each backend with whether it is installed, its version and its providers."""
+    distribution = next((name for name in _RUNTIMES if _version(name)), None)
+    return [
+        {
+            "name": onnxruntime.REQUIRES,
+            "available": onnxruntime.is_available(),
+            "distribution": distribution,
+            "version": _version(distribution) if distribution else None,
+            "providers": onnxruntime.compiled_providers(),
+        }
+    ]
+
+
+def model_facts() -> list[dict[str, Any]]:
+    """Name, path, precision, SHA-256, threshold and input of each shipped model."""
+    facts = []
+    for name, path in shipped_models().items():
+        manifest = read_manifest(path)
+        facts.append(
+            {
+                "name": name,
+                "path": str(path),
+                "precision": manifest.precision,
+                "sha256": file_sha256(path),
+                "classes": list(manifest.classes),
+                "threshold": manifest.threshold,
+                "license": manifest.license,
+            }
+        )
+    return facts
+
+
+def problems() -> list[dict[str, str]]:
+    """What keeps this installation from working well, each with its mend."""
+    found = []
+    installed = [name for name in _RUNTIMES if _version(name)]
+    if not installed:
+        found.append(
+            {
+                "what": "no runtime for .onnx models is installed",
+                "mend": "pip install 'deepcovid-edge[cpu]' (or [gpu] beside an NVIDIA GPU)",
+            }
+        )
+    if len(installed) > 1:
+        found.append(
+            {
+                "what": "onnxruntime and onnxruntime-gpu are both installed and overwrite each "
+                "other's files",
+                "mend": "pip uninstall -y onnxruntime onnxruntime-gpu, then install one of "
+                "'deepcovid-edge[cpu]' and 'deepcovid-edge[gpu]'",
+            }
+        )
+    if not shipped_models():
+        found.append({"what": "no model ships with this installation", "mend": "make model"})
+    for path in shipped_models().values():
+        try:
+            read_manifest(path)
+        except DeepCovidEdgeError as error:
+            found.append({"what": str(error), "mend": "reinstall deepcovid-edge"})
+    return found
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _release_name() -> str:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
+    except OSError:
+        return platform.system()
+
+
+def _processor() -> str:
+    """Name of the processor: /proc/cpuinfo on x86, the device tree on a Jetson."""
+    for file, key in (("/proc/cpuinfo", "model name"), ("/proc/device-tree/model", "")):
+        try:
+            text = Path(file).read_text(errors="replace")
+        except OSError:
+            continue
+        for line in text.splitlines():
+            if line.startswith(key):
+                return line.partition(":")[2].strip() if key else line.strip("\0 ")
+    return platform.processor() or platform.machine()
+
+
+def _gpus() -> list[str]:
+    """Names of NVIDIA GPUs as the driver's own tool lists them."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    command = [tool, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()]

@@ -1,0 +1,93 @@
+"""Every error that deepcovid-edge raises on purpose.
+
+    DeepCovidEdgeError                 exit 1
+    ├── UsageError                     exit 2
+    ├── ModelFileError                 exit 1
+    ├── DataError                      exit 1
+    ├── OutputError                    exit 1
+    ├── ImageRefusedError              (becomes a record; a run with one exits 4)
+    └── NotThereError                  exit 6
+        ├── MissingDependencyError     exit 6
+        └── BackendUnavailableError    exit 6
+
+Messages name the subject, what was received, what was expected, and the mend.
+`deepcovid_edge.cli.main` alone turns an error into its exit code.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from deepcovid_edge.reasons import Reason
+
+
+class DeepCovidEdgeError(Exception):
+    """Base of every error that deepcovid-edge raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(DeepCovidEdgeError):
+    """Raised when options or arguments contradict each other or are out of range."""
+
+    exit_code = 2
+
+
+class ModelFileError(DeepCovidEdgeError):
+    """Raised when a model file or its manifest is not what the contract says."""
+
+
+class DataError(DeepCovidEdgeError):
+    """Raised when a data set (folder per class or manifest CSV) cannot be used as it is."""
+
+
+class OutputError(DeepCovidEdgeError):
+    """Raised when results cannot be written where they were asked for."""
+
+
+class ImageRefusedError(DeepCovidEdgeError):
+    """Raised when a file cannot be judged; carries the reason and a detail for the log."""
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        self.reason = reason
+        self.detail = detail
+        super().__init__(f"{reason.sentence} ({detail})" if detail else reason.sentence)
+
+
+class NotThereError(DeepCovidEdgeError):
+    """Raised when a file, model, device or package that was asked for is not there."""
+
+    exit_code = 6
+
+
+class MissingDependencyError(NotThereError):
+    """Raised when an optional package is needed and not installed."""
+
+
+class BackendUnavailableError(NotThereError):
+    """Raised when the backend or provider that was asked for cannot run here."""
+
+
+def require(module: str, *, extra: str) -> ModuleType:
+    """Import an optional third-party module.
+
+    Args:
+        module: Name of the module, such as `onnxruntime`.
+        extra: The extra of this distribution that brings it.
+
+    Raises:
+        MissingDependencyError: The module is not installed; the message has the command that
+            installs it.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0]:
+            raise
+        raise MissingDependencyError(
+            f"{module} is not installed: pip install 'deepcovid-edge[{extra}]'"
+        ) from None

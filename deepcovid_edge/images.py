@@ -1,0 +1,355 @@
+"""Read a picture file into a `Radiograph`, or refuse it with a reason.
+
+Formats are told by content, never by suffix: JPEG, PNG, WebP, TIFF, BMP. Pillow opens every file
+(format, pixel type, size, frames and EXIF are known before a pixel is decoded) and decodes all
+but ordinary JPEG, whose pixels come from OpenCV: equal to the last grey level, and faster.
+
+Grey pixels are made by these rules:
+
+| pixels in the file | rule |
+| --- | --- |
+| 8-bit grey | as they are |
+| 16-bit grey | as they are; `white` is the smallest power of two, less one, that holds them |
+| RGB, 8 or 16 bit | refused if coloured, else luma (ITU-R BT.601, OpenCV's RGB2GRAY) |
+| alpha | laid on black |
+| palette | looked up, then as RGB |
+| EXIF or TIFF orientation | applied |
+| TIFF WhiteIsZero | inverted |
+| 1 bit, 32 bit, floating point, CMYK, Lab | refused |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import stat
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
+
+from deepcovid_edge.containers import foreign_format, is_cut_off, is_dicom
+from deepcovid_edge.errors import ImageRefusedError
+from deepcovid_edge.reasons import Caution, Reason
+
+Grey: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
+"""Grey pixels of shape (height, width)."""
+
+MAX_PIXELS = 100_000_000
+MAX_FILE_BYTES = 1 << 30
+MIN_SIDE = 100
+ASPECT_RANGE = (0.5, 2.0)
+MAX_MEAN_CHROMA = 10.0
+"""Mean of max(R, G, B) - min(R, G, B), grey levels of 255. Photographs lie above 20."""
+MARK_CHROMA = 40.0
+MIN_CONTRAST = 4.0
+"""Smallest standard deviation of a film, grey levels of 255."""
+MAX_SATURATED = 0.6
+"""Largest share of pixels at full black or at full white."""
+LOSSY_RATIO = 20.0
+SAMPLES = 256
+"""Exposure and colour are judged on a grid of at least this many pixels a side."""
+
+_SUFFIXES = {
+    "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
+    "PNG": {".png"},
+    "WEBP": {".webp"},
+    "TIFF": {".tif", ".tiff"},
+    "BMP": {".bmp", ".dib"},
+}
+_OPENED = (*_SUFFIXES, "MPO", "GIF")
+_UNFINISHED = {".part", ".partial", ".tmp", ".crdownload", ".filepart"}
+_MODES = {"L", "RGB", "RGBA", "LA", "P", "PA", "I;16", "I;16B", "I;16L"}
+SYNTHETIC_MARK = b"deepcovid-edge synthetic phantom"
+
+# Image.open registers only part of its formats until a name is looked up; these two are named
+# so that the first film of a run is as fast as the others.
+_PLUGINS = (TiffImagePlugin, WebPImagePlugin)
+
+
+@dataclass(frozen=True)
+class Radiograph:
+    """A film as grey pixels, with what was learned while reading it.
+
+    Attributes:
+        pixels: Grey values of shape (height, width), uint8 or uint16, 0 black.
+        white: The grey value of full white, such as 255 or 4095.
+        sha256: SHA-256 of the file's bytes.
+        format: Format by content, such as `JPEG`.
+        cautions: What to know about the film.
+    """
+
+    pixels: Grey
+    white: int
+    sha256: str
+    format: str
+    cautions: tuple[Caution, ...] = ()
+
+
+@dataclass(frozen=True)
+class FileBytes:
+    """A file's content as it was read once: judged, hashed and decoded from the same bytes."""
+
+    path: Path
+    data: bytes
+    sha256: str
+
+
+def read_bytes(path: Path) -> FileBytes:
+    """Read a whole regular file, waiting briefly for one that still grows.
+
+    Raises:
+        ImageRefusedError: The file cannot be opened, is too large, or did not finish arriving.
+    """
+    try:
+        before = path.stat()
+        if not stat.S_ISREG(before.st_mode):
+            raise ImageRefusedError(Reason.UNREADABLE, "not a regular file")
+        if before.st_size > MAX_FILE_BYTES:
+            raise ImageRefusedError(Reason.TOO_BIG, f"{before.st_size} bytes")
+        data = path.read_bytes()
+        if len(data) != path.stat().st_size:
+            time.sleep(1.0)
+            data = path.read_bytes()
+        grows = len(data) != path.stat().st_size
+    except OSError as error:
+        raise ImageRefusedError(Reason.UNREADABLE, error.strerror or str(error)) from error
+    if grows or path.suffix.lower() in _UNFINISHED:
+        raise ImageRefusedError(Reason.INCOMPLETE, f"{len(data)} bytes so far")
+    return FileBytes(path, data, hashlib.sha256(data).hexdigest())
+
+
+def read_radiograph(path: Path) -> Radiograph:
+    """Read a picture file as a film.
+
+    Raises:
+        ImageRefusedError: The file cannot be judged; `reason` and `detail` say why.
+    """
+    return decode_radiograph(read_bytes(path))
+
+
+def decode_radiograph(file: FileBytes) -> Radiograph:
+    """Decode the bytes of a picture file as a film.
+
+    Raises:
+        ImageRefusedError: The bytes cannot be judged; `reason` and `detail` say why.
+    """
+    picture = _open(file.data)
+    _check_header(picture)
+    cautions = _header_cautions(picture, file)
+    raw, decoded_cautions = _decode(picture, file.data)
+    grey, colour_cautions = _to_grey(raw)
+    grey, white, depth_cautions = _full_scale(grey, picture)
+    _check_exposure(grey, white)
+    found = (*cautions, *decoded_cautions, *colour_cautions, *depth_cautions)
+    name = picture.format or ""
+    return Radiograph(grey, white, file.sha256, name, found)
+
+
+def _open(data: bytes) -> Image.Image:
+    """The picture with its header read and no pixel decoded."""
+    if is_dicom(data):
+        raise ImageRefusedError(Reason.DICOM)
+    try:
+        return Image.open(io.BytesIO(data), formats=_OPENED)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageRefusedError(Reason.TOO_BIG, "by its header") from error
+    except Exception as error:  # Pillow's plug-ins raise nearly anything on a broken header
+        if is_cut_off(data):
+            raise ImageRefusedError(Reason.TRUNCATED, f"{len(data)} bytes") from error
+        if name := foreign_format(data):
+            raise ImageRefusedError(Reason.FORMAT, f"this is {name}") from error
+        if isinstance(error, UnidentifiedImageError):
+            detail = "empty file" if not data else f"{len(data)} bytes"
+            raise ImageRefusedError(Reason.NOT_IMAGE, detail) from error
+        raise ImageRefusedError(Reason.DECODE, _one_line(error)) from error
+
+
+def _check_header(picture: Image.Image) -> None:
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        limit = f"at most {MAX_PIXELS // 1_000_000} megapixels"
+        raise ImageRefusedError(Reason.TOO_BIG, f"{width} x {height} pixels; {limit}")
+    frames = _frames(picture)
+    if frames > 1:
+        raise ImageRefusedError(Reason.FRAMES, f"{frames} pictures")
+    if picture.format not in _SUFFIXES:
+        raise ImageRefusedError(Reason.FORMAT, f"this is {picture.format}")
+    if picture.mode not in _MODES:
+        raise ImageRefusedError(Reason.MODE, _MODE_NAMES.get(picture.mode, picture.mode))
+    low, high = ASPECT_RANGE
+    if min(width, height) < MIN_SIDE or not low <= width / height <= high:
+        expected = f"at least {MIN_SIDE} pixels a side, width to height {low} to {high}"
+        raise ImageRefusedError(Reason.SHAPE, f"{width} x {height} pixels; {expected}")
+
+
+_MODE_NAMES = {"1": "1-bit picture", "F": "floating point", "I": "32-bit integers"}
+
+
+def _frames(picture: Image.Image) -> int:
+    try:
+        return int(getattr(picture, "n_frames", 1))
+    except Exception as error:  # counting TIFF pages follows offsets that may lead anywhere
+        raise ImageRefusedError(Reason.DECODE, _one_line(error)) from error
+
+
+def _header_cautions(picture: Image.Image, file: FileBytes) -> list[Caution]:
+    cautions = []
+    if file.path.suffix.lower() not in _SUFFIXES[picture.format or ""]:
+        cautions.append(Caution.SUFFIX)
+    width, height = picture.size
+    if _is_lossy(picture, file.data) and width * height > LOSSY_RATIO * len(file.data):
+        cautions.append(Caution.LOSSY)
+    if picture.mode in ("P", "PA"):
+        cautions.append(Caution.PALETTE)
+    if SYNTHETIC_MARK in file.data[:1024]:
+        cautions.append(Caution.SYNTHETIC)
+    return cautions
+
+
+def _is_lossy(picture: Image.Image, data: bytes) -> bool:
+    # WebP Container Specification: a "VP8 " chunk is lossy, "VP8L" is not.
+    return picture.format == "JPEG" or (picture.format == "WEBP" and b"VP8 " in data[:4096])
+
+
+def _decode(picture: Image.Image, data: bytes) -> tuple[NDArray[Any], list[Caution]]:
+    """Upright pixels of shape (H, W) or (H, W, 3), RGB, uint8 or uint16, alpha laid on black."""
+    orientation = _orientation(picture)
+    cut_off = is_cut_off(data)
+    try:
+        if picture.format == "JPEG" and not cut_off:
+            pixels = _opencv(
+                data, cv2.IMREAD_GRAYSCALE if picture.mode == "L" else cv2.IMREAD_COLOR
+            )
+        else:
+            pixels = _pillow(picture, data)
+    except ImageRefusedError:
+        raise
+    except Exception as error:  # decoders of broken data raise nearly anything
+        reason = Reason.TRUNCATED if cut_off or "truncated" in str(error) else Reason.DECODE
+        raise ImageRefusedError(reason, _one_line(error)) from error
+    pixels, cautions = _on_black(pixels)
+    if orientation not in _TURNS:
+        return pixels, cautions
+    if picture.format != "TIFF":  # both decoders turn a TIFF themselves
+        pixels = _turned(pixels, orientation)
+    return pixels, [*cautions, Caution.EXIF]
+
+
+def _opencv(data: bytes, flags: int) -> NDArray[Any]:
+    pixels: NDArray[Any] | None = cv2.imdecode(
+        np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION
+    )
+    if pixels is None:
+        raise ImageRefusedError(Reason.DECODE, "OpenCV found no picture")
+    if pixels.ndim == 3:
+        to_rgb = cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
+        pixels = cv2.cvtColor(pixels, to_rgb)
+    return pixels
+
+
+def _pillow(picture: Image.Image, data: bytes) -> NDArray[Any]:
+    deep = picture.mode in ("RGB", "RGBA", "LA") and ";16" in str(getattr(picture, "tile", ""))
+    picture.load()  # raises where the data ends early
+    if deep:  # Pillow keeps only the upper 8 of 16 bits of coloured pixels
+        return _opencv(data, cv2.IMREAD_UNCHANGED)
+    see_through = picture.mode in ("L", "RGB", "P") and "transparency" in picture.info
+    if see_through or picture.mode in ("P", "PA"):
+        picture = picture.convert("RGBA")
+    return np.asarray(picture)
+
+
+def _on_black(pixels: NDArray[Any]) -> tuple[NDArray[Any], list[Caution]]:
+    if pixels.ndim == 2 or pixels.shape[2] == 3:
+        return pixels, []
+    colour, alpha = pixels[..., :-1], pixels[..., -1:]
+    full = np.iinfo(pixels.dtype).max
+    cautions = []
+    if alpha.min() < full:
+        colour = (colour.astype(np.float32) * (alpha / np.float32(full)) + 0.5).astype(pixels.dtype)
+        cautions = [Caution.ALPHA]
+    return (colour[..., 0] if colour.shape[2] == 1 else colour), cautions
+
+
+def _to_grey(pixels: NDArray[Any]) -> tuple[Grey, list[Caution]]:
+    if pixels.ndim == 2:
+        return pixels.astype(pixels.dtype.newbyteorder("="), copy=False), []
+    step = _step(pixels)
+    sample = pixels[::step, ::step]
+    chroma = (sample.max(axis=2) - sample.min(axis=2)) * (255.0 / max(1, int(sample.max())))
+    if chroma.mean() > MAX_MEAN_CHROMA:
+        raise ImageRefusedError(Reason.COLOUR, f"mean chroma {chroma.mean():.0f} of 255")
+    marked = float(np.percentile(chroma, 99.9)) > MARK_CHROMA
+    grey: NDArray[Any] = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)
+    return grey, [Caution.COLOUR] if marked else []
+
+
+def _orientation(picture: Image.Image) -> int:
+    """EXIF orientation (CIPA DC-008, tag 0x0112; TIFF 6.0, tag 274), 1 where none is stated."""
+    if picture.format != "TIFF" and "exif" not in picture.info:
+        return 1
+    try:
+        return int(picture.getexif().get(0x0112, 1))
+    except Exception:  # a damaged EXIF block says nothing
+        return 1
+
+
+def _turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    flip, quarter_turns = _TURNS[orientation]
+    return np.ascontiguousarray(np.rot90(np.fliplr(pixels) if flip else pixels, quarter_turns))
+
+
+# Orientation -> (mirror first, quarter turns counter-clockwise).
+_TURNS = {
+    2: (True, 0),
+    3: (False, 2),
+    4: (True, 2),
+    5: (True, 1),
+    6: (False, 3),
+    7: (True, 3),
+    8: (False, 1),
+}
+
+
+def _full_scale(grey: Grey, picture: Image.Image) -> tuple[Grey, int, list[Caution]]:
+    """The film with the value of its full white.
+
+    A 16-bit file often holds 10, 12 or 14 bits. The 99.9th percentile decides, so that a burnt-in
+    marker at full white does not make the film black; what lies above is clipped.
+    """
+    if grey.dtype == np.uint8:
+        return grey, 255, []
+    if picture.format == "TIFF" and getattr(picture, "tag_v2", {}).get(262) == 0:
+        grey = np.iinfo(np.uint16).max - grey  # WhiteIsZero, TIFF 6.0 section 8
+    step = _step(grey)
+    level = int(np.percentile(grey[::step, ::step], 99.9))
+    white = (1 << max(8, level.bit_length())) - 1
+    if white == np.iinfo(np.uint16).max:
+        return grey, white, []
+    return np.minimum(grey, np.uint16(white)), white, [Caution.DEPTH]
+
+
+def _check_exposure(grey: Grey, white: int) -> None:
+    step = _step(grey)
+    sample = grey[::step, ::step].astype(np.float32) * (255.0 / white)
+    contrast = float(sample.std())
+    if contrast < MIN_CONTRAST:
+        raise ImageRefusedError(Reason.BLANK, f"contrast {contrast:.1f} of 255 grey levels")
+    black, bright = float((sample < 2.5).mean()), float((sample > 252.5).mean())
+    if max(black, bright) > MAX_SATURATED:
+        where = "black" if black > bright else "white"
+        raise ImageRefusedError(Reason.BLANK, f"{max(black, bright):.0%} of it is {where}")
+
+
+def _step(pixels: NDArray[Any]) -> int:
+    height, width = pixels.shape[:2]
+    return max(1, int(min(height, width)) // SAMPLES)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,218 @@
+"""What a model file says about itself: classes, threshold, input and where it came from.
+
+The manifest is JSON in `metadata_props["deepcovid_edge"]` of the ONNX file. It is read here
+straight from the protobuf wire format (onnx/onnx.proto, ModelProto), so that a cart needs no
+`onnx` package for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from deepcovid_edge.errors import ModelFileError, NotThereError
+
+METADATA_KEY = "deepcovid_edge"
+SCHEMA_VERSION = 1
+
+# Field numbers of onnx.proto: ModelProto.metadata_props, StringStringEntryProto.key and .value.
+_METADATA_PROPS, _KEY, _VALUE = 14, 1, 2
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+class ResizeRule(str, Enum):
+    """How a film of any shape becomes the network's rectangle."""
+
+    CENTRE_CROP = "centre_crop"
+    """Shorter side to the network's size, then the centre (the published Deep-COVID code)."""
+    SQUASH = "squash"
+    """Both sides to the network's size; the aspect ratio is lost."""
+    LETTERBOX = "letterbox"
+    """Longer side to the network's size; the rest stays black."""
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """The network's input.
+
+    Attributes:
+        height: Rows, pixels.
+        width: Columns, pixels.
+        resize: How a film is brought to that shape.
+        interpolation: Always `area` (OpenCV's INTER_AREA), stated because it decides pixels.
+    """
+
+    height: int = 224
+    width: int = 224
+    resize: ResizeRule = ResizeRule.CENTRE_CROP
+    interpolation: str = "area"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "resize", ResizeRule(self.resize))
+        if not (32 <= self.height <= 4096 and 32 <= self.width <= 4096):
+            raise ValueError(f"input: got {self.height} x {self.width}, expected 32 to 4096")
+        if self.interpolation != "area":
+            raise ValueError(f"input.interpolation: got {self.interpolation!r}, expected 'area'")
+
+
+@dataclass(frozen=True)
+class ModelManifest:
+    """Everything a runtime must know of a model beyond its graph.
+
+    Attributes:
+        name: Name of the model, such as `squeezenet1_1`.
+        architecture: Name of the network in the field, such as `resnet18`.
+        classes: Class names in the order of the logits.
+        positive_class: The class whose probability is compared with the threshold.
+        threshold: Probability from which a film is called positive, 0 to 1.
+        threshold_origin: Rule, data and figures by which the threshold was chosen.
+        input: Shape and resize rule.
+        precision: `fp32`, `fp16` or `int8`.
+        training: Recipe, data description, metrics and seed.
+        parent_sha256: SHA-256 of the file this one was made from.
+        license: Terms of use of the weights.
+        created_with: Versions of the software that wrote the file.
+        schema_version: Version of this structure.
+    """
+
+    name: str
+    architecture: str
+    classes: tuple[str, ...]
+    positive_class: str
+    threshold: float
+    threshold_origin: Mapping[str, Any] = field(default_factory=dict)
+    input: InputSpec = field(default_factory=InputSpec)
+    precision: str = "fp32"
+    training: Mapping[str, Any] = field(default_factory=dict)
+    parent_sha256: str | None = None
+    license: str = ""
+    created_with: Mapping[str, str] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(self.classes))
+        if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"classes: got {self.classes}, expected two or more different names")
+        if self.positive_class not in self.classes:
+            raise ValueError(
+                f"positive_class: got {self.positive_class!r}, expected one of {self.classes}"
+            )
+        if not 0.0 <= self.threshold <= 1.0:
+            raise ValueError(f"threshold: got {self.threshold}, expected 0 to 1")
+        if self.schema_version != SCHEMA_VERSION:
+            raise ValueError(
+                f"schema_version: got {self.schema_version}, this version reads {SCHEMA_VERSION}: "
+                "install the deepcovid-edge that wrote the model, or newer"
+            )
+
+    @property
+    def positive_index(self) -> int:
+        """Index of the positive class among the logits."""
+        return self.classes.index(self.positive_class)
+
+    def to_json(self) -> str:
+        """The manifest as JSON with sorted keys."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelManifest:
+        """Parse and check a manifest.
+
+        Raises:
+            ModelFileError: The text is no JSON, or a field is missing or out of range.
+        """
+        try:
+            values = json.loads(text)
+            known = {item.name for item in fields(cls)}
+            values = {name: value for name, value in values.items() if name in known}
+            values["input"] = InputSpec(**values.get("input", {}))
+            return cls(**values)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ModelFileError(f"manifest: {error}") from error
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file as a hexadecimal string.
+
+    Raises:
+        NotThereError: The file cannot be opened.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise NotThereError(f"{path}: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+def read_manifest(path: Path) -> ModelManifest:
+    """Read the manifest inside an ONNX file.
+
+    Raises:
+        NotThereError: The file cannot be opened.
+        ModelFileError: The file is no ONNX model, or carries no valid manifest.
+    """
+    try:
+        data = memoryview(path.read_bytes())
+    except OSError as error:
+        raise NotThereError(f"{path}: {error.strerror or error}") from error
+    try:
+        metadata = dict(_metadata_props(data))
+    except (ValueError, IndexError) as error:
+        raise ModelFileError(f"{path}: not an ONNX model ({error})") from error
+    if METADATA_KEY not in metadata:
+        raise ModelFileError(
+            f"{path}: ONNX model without a deepcovid_edge manifest, so classes, threshold and "
+            "input are unknown: make it with `deepcovid-edge export`"
+        )
+    try:
+        return ModelManifest.from_json(metadata[METADATA_KEY])
+    except ModelFileError as error:
+        raise ModelFileError(f"{path}: {error}") from error
+
+
+def _metadata_props(model: memoryview) -> Iterator[tuple[str, str]]:
+    for number, value in _wire_fields(model):
+        if number == _METADATA_PROPS:
+            entry = {key: bytes(text).decode() for key, text in _wire_fields(value)}
+            yield entry.get(_KEY, ""), entry.get(_VALUE, "")
+
+
+def _wire_fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yield (field number, payload) of the length-delimited fields of a protobuf message."""
+    position = 0
+    while position < len(message):
+        tag, position = _varint(message, position)
+        number, kind = tag >> 3, tag & 7
+        if kind == _BYTES:
+            length, position = _varint(message, position)
+            if position + length > len(message):
+                raise ValueError("cut off")
+            yield number, message[position : position + length]
+            position += length
+        elif kind == _VARINT:
+            _, position = _varint(message, position)
+        elif kind in (_FIXED64, _FIXED32):
+            position += 8 if kind == _FIXED64 else 4
+        else:
+            raise ValueError(f"wire type {kind}")
+
+
+def _varint(data: memoryview, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+        if shift > 63:
+            raise ValueError("varint too long")

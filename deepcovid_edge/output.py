@@ -1,0 +1,275 @@
+"""Write records as they are ready: JSON Lines, CSV or a table; go on with a file after a kill."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import fcntl
+import io
+import json
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from rich.console import Console
+from rich.text import Text
+
+from deepcovid_edge import NOTICE
+from deepcovid_edge.errors import OutputError, UsageError
+from deepcovid_edge.records import NEGATIVE, NOT_ASSESSED, POSITIVE, Prediction, RunFacts
+
+_SYNC_SECONDS = 1.0
+_SIGNS = {
+    POSITIVE: ("▲ positive", "bold red"),
+    NEGATIVE: ("○ negative", "green"),
+    None: ("! not assessed", "bold yellow"),
+}
+
+
+@dataclass
+class Earlier:
+    """What an interrupted run has already written.
+
+    Attributes:
+        paths: Paths that have a record.
+        not_assessed: How many of those records carry a reason.
+        length: Length of the whole records, bytes; what follows is a torn line.
+    """
+
+    paths: set[str] = field(default_factory=set)
+    not_assessed: int = 0
+    length: int = 0
+
+
+class RecordWriter(Protocol):
+    """Takes records in order."""
+
+    def write(self, record: Prediction) -> None:
+        """Write one record and pass it on to the operating system."""
+
+    def close(self) -> None:
+        """Write what belongs after the last record."""
+
+
+class JsonLinesWriter:
+    """One JSON object a line."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, record: Prediction) -> None:
+        """Write one record."""
+        self._stream.write(record.as_json() + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Nothing follows the last record."""
+
+
+class CsvWriter:
+    """The same columns, flattened; the header stands before the first record of a file."""
+
+    def __init__(self, stream: IO[str], *, header: bool = True) -> None:
+        self._stream = stream
+        self._header = header
+        self._csv: csv.DictWriter[str] | None = None
+
+    def write(self, record: Prediction) -> None:
+        """Write one record."""
+        row = record.as_row()
+        if self._csv is None:
+            self._csv = csv.DictWriter(self._stream, fieldnames=[*row], lineterminator="\n")
+            if self._header:
+                self._csv.writeheader()
+        self._csv.writerow(row)
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Nothing follows the last record."""
+
+
+class TableWriter:
+    """Lines for people: word, sign and colour say the same."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._console = Console(file=stream, highlight=False, soft_wrap=True)
+        self._width = max(24, min(60, self._console.width - 40))
+        self._titled = False
+
+    def write(self, record: Prediction) -> None:
+        """Write one line."""
+        if not self._titled:
+            self._titled = True
+            title = f"{'film':<{self._width}}  {'result':<14}  {record.run.positive_class}"
+            self._console.print(Text(title, style="bold"))
+        sign, style = _SIGNS[record.decision]
+        line = Text(_shortened(record.path, self._width).ljust(self._width) + "  ")
+        line.append(f"{sign:<14}", style=style)
+        if record.probability is not None:
+            line.append(f"  {record.probability:.3f}")
+        notes = record.message or ", ".join(record.warnings)
+        line.append(f"  {notes}" if notes else "")
+        self._console.print(line)
+        self._console.file.flush()
+
+    def close(self) -> None:
+        """State what the table is not."""
+        self._console.print(Text(NOTICE, style="italic"))
+
+
+def _shortened(path: str, width: int) -> str:
+    printable = "".join(letter if letter.isprintable() else "?" for letter in path)
+    return printable if len(printable) <= width else "…" + printable[1 - width :]
+
+
+class RecordFile:
+    """A file of records that survives a kill: locked, flushed by record, synced every second."""
+
+    def __init__(self, path: Path, run: RunFacts, *, kind: str, resume: bool) -> None:
+        """Open the file.
+
+        Args:
+            path: The file; created, or cut to nothing, or gone on with.
+            run: The run, which must be that of the records already there.
+            kind: `jsonl`, `csv` or `table`.
+            resume: Go on with the records that are there.
+
+        Raises:
+            OutputError: The file cannot be written, another process writes it, or what it holds
+                are no records.
+            UsageError: Its records come from another model or threshold.
+        """
+        self._special = path.exists() and not path.is_file()
+        if resume and (self._special or kind == "table"):
+            raise UsageError("--resume: needs an output file of JSON Lines or CSV: -o FILE.jsonl")
+        self.earlier = Earlier()
+        self._stream = _open_locked(path)
+        if not self._special:
+            if resume:
+                self.earlier = _read_earlier(path, kind, run)
+            self._stream.truncate(self.earlier.length)
+            self._stream.seek(self.earlier.length)
+        self._text = io.TextIOWrapper(
+            self._stream, encoding="utf-8", errors="surrogateescape", newline=""
+        )
+        self._writer = make_writer(kind, self._text, header=self.earlier.length == 0)
+        self._synced = time.monotonic()
+
+    def write(self, record: Prediction) -> None:
+        """Write one record.
+
+        Raises:
+            OutputError: The disk is full or gone.
+        """
+        try:
+            self._writer.write(record)
+            if time.monotonic() - self._synced > _SYNC_SECONDS:
+                self._sync()
+        except OSError as error:
+            raise OutputError(f"{self._stream.name}: {error.strerror or error}") from error
+
+    def close(self) -> None:
+        """Sync and close the file."""
+        self._writer.close()
+        self._text.flush()
+        self._sync()
+        self._text.close()
+
+    def _sync(self) -> None:
+        if not self._special:
+            os.fsync(self._stream.fileno())
+        self._synced = time.monotonic()
+
+
+def make_writer(kind: str, stream: IO[str], *, header: bool = True) -> RecordWriter:
+    """A writer for `jsonl`, `csv` or `table`."""
+    if kind == "csv":
+        return CsvWriter(stream, header=header)
+    return TableWriter(stream) if kind == "table" else JsonLinesWriter(stream)
+
+
+def _open_locked(path: Path) -> IO[bytes]:
+    try:
+        if path.exists() and not path.is_file():
+            return path.open("wb")  # /dev/null, a pipe
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        stream.close()
+        raise OutputError(f"{path}: another deepcovid-edge is writing it") from error
+    except OSError:  # a file system without locks
+        return stream
+    return stream
+
+
+def _read_earlier(path: Path, kind: str, run: RunFacts) -> Earlier:
+    data = path.read_bytes()
+    found = _csv_rows(data) if kind == "csv" else _json_rows(data, path)
+    earlier = Earlier()
+    for row, end in found:
+        _check_same_run(row, run, path)
+        earlier.paths.add(row["path"])
+        earlier.not_assessed += row["status"] == NOT_ASSESSED
+        earlier.length = end
+    return earlier
+
+
+def _json_rows(data: bytes, path: Path) -> Iterable[tuple[dict[str, Any], int]]:
+    end = 0
+    for line in data.splitlines(keepends=True):
+        try:
+            row = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or "path" not in row:
+            if end + len(line) < len(data):
+                raise OutputError(f"{path}: byte {end}: not a record of deepcovid-edge infer")
+            return  # the last line was torn by the kill
+        end += len(line)
+        yield row, end
+
+
+def _csv_rows(data: bytes) -> Iterable[tuple[dict[str, Any], int]]:
+    """Rows with the position after each; a row is whole when it has every column and a line end."""
+    counted = _CountedLines(data)
+    reader = csv.reader(counted)
+    header = next(reader, [])
+    for values in reader:
+        if len(values) != len(header) or not counted.last.endswith("\n"):
+            return
+        yield dict(zip(header, values, strict=True)), counted.position
+
+
+class _CountedLines:
+    def __init__(self, data: bytes) -> None:
+        self._lines = iter(data.splitlines(keepends=True))
+        self.position = 0
+        self.last = ""
+
+    def __iter__(self) -> _CountedLines:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self.position += len(line)
+        self.last = line.decode(errors="surrogateescape")
+        return self.last
+
+
+def _check_same_run(row: dict[str, Any], run: RunFacts, path: Path) -> None:
+    for name in ("model_sha256", "threshold"):
+        got, expected = row.get(name), getattr(run, name)
+        with contextlib.suppress(TypeError, ValueError):
+            got = type(expected)(got)  # CSV holds text
+        if got != expected:
+            raise UsageError(
+                f"--resume: {path} has records with {name} {got}, this run has {expected}: "
+                "use the same model and threshold, or another output file"
+            )

@@ -1,0 +1,213 @@
+"""Paths in, one record per film out: decoding runs beside inference, in order, in flat memory.
+
+    paths -> decode and prepare (worker threads) -> batches -> infer (lanes) -> records
+
+Every arrow holds a bounded number of items, so memory does not grow with the number of films.
+OpenCV, Pillow's decoders and the runtimes release Python's lock, so threads use every core.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcovid_edge.backends import Backend
+from deepcovid_edge.errors import ImageRefusedError, UsageError
+from deepcovid_edge.images import decode_radiograph, read_bytes
+from deepcovid_edge.manifest import InputSpec
+from deepcovid_edge.preprocess import prepare
+from deepcovid_edge.reasons import Reason
+from deepcovid_edge.records import Prediction, RunFacts
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_DECIMALS = 6
+"""Probabilities are rounded before they are compared, so that a record proves its decision."""
+_MOST_ITEMS = 4
+"""A batch is sent off with this many times its size of items, refused ones included."""
+
+
+@dataclass(frozen=True)
+class PredictSettings:
+    """How a run over films is done.
+
+    Attributes:
+        batch_size: Most films in one inference.
+        workers: Threads that decode; None for one a core.
+        threshold: Probability from which a film is positive; None for the model's own.
+    """
+
+    batch_size: int = 8
+    workers: int | None = None
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.batch_size <= 1024:
+            raise UsageError(f"--batch-size: got {self.batch_size}, expected 1 to 1024")
+        if self.workers is not None and not 1 <= self.workers <= 256:
+            raise UsageError(f"--workers: got {self.workers}, expected 1 to 256")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise UsageError(f"--threshold: got {self.threshold}, expected 0 to 1")
+
+
+def run_facts(backend: Backend, model_sha256: str, settings: PredictSettings) -> RunFacts:
+    """What the records of a run with this model have in common."""
+    manifest = backend.manifest
+    own = manifest.threshold if settings.threshold is None else settings.threshold
+    return RunFacts(
+        model=manifest.name,
+        model_sha256=model_sha256,
+        backend=backend.name,
+        precision=manifest.precision,
+        classes=manifest.classes,
+        positive_class=manifest.positive_class,
+        threshold=own,
+    )
+
+
+def predict(
+    paths: Iterable[Path], backend: Backend, run: RunFacts, settings: PredictSettings
+) -> Iterator[Prediction]:
+    """Judge films in order.
+
+    Args:
+        paths: Files; each becomes one record, whatever it holds.
+        backend: The loaded model.
+        run: From `run_facts`.
+        settings: Batch size and threads.
+
+    Yields:
+        One record per path, in the order of the paths, as soon as it and those before it are
+        ready. Closing the generator ends the threads.
+    """
+    workers = settings.workers or len(os.sched_getaffinity(0))
+    ahead = settings.batch_size * (backend.lanes + 1) + workers
+    decoders = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    lanes = ThreadPoolExecutor(backend.lanes, thread_name_prefix="infer")
+
+    def read(path: Path) -> _Film:
+        return _read(path, run, backend.manifest.input)
+
+    def judge(films: list[_Film]) -> list[Prediction]:
+        return _judge(films, backend)
+
+    try:
+        films = _in_order(decoders, read, paths, ahead)
+        batches = _batches(films, settings.batch_size)
+        for records in _in_order(lanes, judge, batches, backend.lanes + 1):
+            yield from records
+    finally:
+        for pool in (decoders, lanes):
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class _Film:
+    """A film on its way: prepared pixels, or None where it was refused."""
+
+    record: Prediction
+    pixels: NDArray[np.uint8] | None
+    started: float
+
+
+def _read(path: Path, run: RunFacts, spec: InputSpec) -> _Film:
+    started = time.perf_counter()
+    record = Prediction(path=str(path), run=run)
+    try:
+        file = read_bytes(path)
+        record = replace(record, sha256=file.sha256)
+        radiograph = decode_radiograph(file)
+        decoded = time.perf_counter()
+        pixels = prepare(radiograph, spec)
+    except ImageRefusedError as error:
+        return _refused(record, error, started)
+    except Exception as error:  # whatever one file does, the run goes on and the record says so
+        detail = f"{type(error).__name__}: {error}"
+        return _refused(record, ImageRefusedError(Reason.DECODE, detail), started)
+    prepared = time.perf_counter()
+    timings = {"read": _ms(started, decoded), "preprocess": _ms(decoded, prepared)}
+    warnings = tuple(caution.code for caution in radiograph.cautions)
+    return _Film(replace(record, warnings=warnings, timings_ms=timings), pixels, started)
+
+
+def _refused(record: Prediction, error: ImageRefusedError, started: float) -> _Film:
+    spent = _ms(started, time.perf_counter())
+    timings = {"read": spent, "total": spent}
+    refused = replace(record, reason=error.reason.code, message=str(error), timings_ms=timings)
+    return _Film(refused, None, started)
+
+
+def _batches(films: Iterable[_Film], size: int) -> Iterator[list[_Film]]:
+    """Group films so that each group but the last holds `size` prepared ones."""
+    group: list[_Film] = []
+    prepared = 0
+    for film in films:
+        group.append(film)
+        prepared += film.pixels is not None
+        if prepared == size or len(group) >= _MOST_ITEMS * size:
+            yield group
+            group, prepared = [], 0
+    if group:
+        yield group
+
+
+def _judge(films: list[_Film], backend: Backend) -> list[Prediction]:
+    prepared = [film.pixels for film in films if film.pixels is not None]
+    if not prepared:
+        return [film.record for film in films]
+    started = time.perf_counter()
+    logits = backend.infer(np.stack(prepared)).logits
+    ended = time.perf_counter()
+    rows = iter(probabilities(logits))
+    share = _ms(started, ended) / len(prepared)
+    return [
+        film.record if film.pixels is None else _judged(film, next(rows), share, ended)
+        for film in films
+    ]
+
+
+def _judged(film: _Film, row: NDArray[np.float64], share: float, ended: float) -> Prediction:
+    timings = {**(film.record.timings_ms or {}), "infer": round(share, 3)}
+    timings["total"] = _ms(film.started, ended)
+    values = {
+        name: round(float(value), _DECIMALS)
+        for name, value in zip(film.record.run.classes, row, strict=True)
+    }
+    return replace(film.record, probabilities=values, timings_ms=timings)
+
+
+def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Softmax over classes; logits and result are of shape (N, classes)."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    weights = np.exp(shifted)
+    share: NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
+    return share
+
+
+def _in_order(
+    pool: ThreadPoolExecutor,
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    ahead: int,
+) -> Iterator[Result]:
+    """Results in the order of the items, with at most `ahead` of them under way."""
+    pending: deque[Future[Result]] = deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) >= ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _ms(start: float, end: float) -> float:
+    return round((end - start) * 1000.0, 3)

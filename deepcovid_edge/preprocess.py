@@ -1,0 +1,68 @@
+"""Radiograph to network input: the one definition that training and the cart share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcovid_edge.images import Grey, Radiograph
+from deepcovid_edge.manifest import InputSpec, ResizeRule
+
+
+def prepare(film: Radiograph, spec: InputSpec) -> NDArray[np.uint8]:
+    """Bring a film to the network's shape and depth.
+
+    Args:
+        film: The film, grey, of any shape.
+        spec: The network's input, from its manifest.
+
+    Returns:
+        Grey pixels of shape (spec.height, spec.width), uint8, 0 black and 255 white.
+    """
+    resized = _RULES[spec.resize](film.pixels, spec)
+    if resized.dtype == np.uint8 and film.white == 255:
+        return np.ascontiguousarray(resized, dtype=np.uint8)
+    # Rounds and saturates; resizing comes first, so that no 16-bit film is converted whole.
+    scaled: NDArray[Any] = cv2.convertScaleAbs(resized, alpha=255.0 / film.white)
+    return scaled
+
+
+def _area(pixels: Grey, height: int, width: int) -> Grey:
+    if pixels.shape == (height, width):
+        return pixels
+    resized: NDArray[Any] = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    return resized
+
+
+def _centre_crop(pixels: Grey, spec: InputSpec) -> Grey:
+    # The crop is taken first: the same picture as resizing first (Deep-COVID's Resize, then
+    # CenterCrop) up to the rounding of the crop's edge, at the cost of the crop alone.
+    rows, columns = pixels.shape
+    scale = min(rows / spec.height, columns / spec.width)
+    height, width = round(spec.height * scale), round(spec.width * scale)
+    top, left = (rows - height) // 2, (columns - width) // 2
+    return _area(pixels[top : top + height, left : left + width], spec.height, spec.width)
+
+
+def _squash(pixels: Grey, spec: InputSpec) -> Grey:
+    return _area(pixels, spec.height, spec.width)
+
+
+def _letterbox(pixels: Grey, spec: InputSpec) -> Grey:
+    rows, columns = pixels.shape
+    scale = min(spec.height / rows, spec.width / columns)
+    height, width = max(1, round(rows * scale)), max(1, round(columns * scale))
+    top, left = (spec.height - height) // 2, (spec.width - width) // 2
+    canvas = np.zeros((spec.height, spec.width), pixels.dtype)
+    canvas[top : top + height, left : left + width] = _area(pixels, height, width)
+    return canvas
+
+
+_RULES = {
+    ResizeRule.CENTRE_CROP: _centre_crop,
+    ResizeRule.SQUASH: _squash,
+    ResizeRule.LETTERBOX: _letterbox,
+}

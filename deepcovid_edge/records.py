@@ -1,0 +1,129 @@
+"""The record: one film's result, the same in JSON Lines, in CSV and in Python."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deepcovid_edge import NOTICE
+
+SCHEMA_VERSION = 1
+ASSESSED, NOT_ASSESSED = "assessed", "not_assessed"
+POSITIVE, NEGATIVE = "positive", "negative"
+_TIMINGS = ("read", "preprocess", "infer", "total")
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What is the same in every record of a run.
+
+    Attributes:
+        model: Name of the model.
+        model_sha256: SHA-256 of the model file.
+        backend: Backend and provider, such as `onnxruntime-cpu`.
+        precision: Precision of the model.
+        classes: Class names in the order of the logits.
+        positive_class: The class whose probability is compared with the threshold.
+        threshold: Probability from which a film is called positive.
+    """
+
+    model: str
+    model_sha256: str
+    backend: str
+    precision: str
+    classes: tuple[str, ...]
+    positive_class: str
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One film's result. A film that was not assessed has a reason and no probability.
+
+    Attributes:
+        path: The file as it was named.
+        run: What is the same in every record of the run.
+        sha256: SHA-256 of the file, or None where it could not be read.
+        reason: Code of why the film was not assessed, or None.
+        message: Sentence for the person at the cart, or None.
+        warnings: Codes of what to know about the film.
+        probabilities: Class name -> probability, or None where not assessed.
+        timings_ms: `read`, `preprocess`, `infer` (the film's share of its batch) and `total`
+            (from opening the file to the result, waiting included), milliseconds.
+        heatmap: Path of the heat map, or None.
+    """
+
+    path: str
+    run: RunFacts
+    sha256: str | None = None
+    reason: str | None = None
+    message: str | None = None
+    warnings: tuple[str, ...] = ()
+    probabilities: Mapping[str, float] | None = None
+    timings_ms: Mapping[str, float] | None = None
+    heatmap: str | None = None
+
+    @property
+    def status(self) -> str:
+        """`assessed` or `not_assessed`."""
+        return NOT_ASSESSED if self.probabilities is None else ASSESSED
+
+    @property
+    def probability(self) -> float | None:
+        """Probability of the positive class, or None where not assessed."""
+        if self.probabilities is None:
+            return None
+        return self.probabilities[self.run.positive_class]
+
+    @property
+    def decision(self) -> str | None:
+        """`positive` from the threshold on, else `negative`; None where not assessed."""
+        if self.probability is None:
+            return None
+        return POSITIVE if self.probability >= self.run.threshold else NEGATIVE
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record as plain values, in the order in which it is written."""
+        timings = self.timings_ms or {}
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "path": self.path,
+            "sha256": self.sha256,
+            "status": self.status,
+            "reason": self.reason,
+            "message": self.message,
+            "warnings": list(self.warnings),
+            "model": self.run.model,
+            "model_sha256": self.run.model_sha256,
+            "backend": self.run.backend,
+            "precision": self.run.precision,
+            "probabilities": dict(self.probabilities) if self.probabilities else None,
+            "positive_class": self.run.positive_class,
+            "probability": self.probability,
+            "threshold": self.run.threshold,
+            "decision": self.decision,
+            "heatmap": self.heatmap,
+            "timings_ms": {name: timings.get(name) for name in _TIMINGS},
+            "notice": NOTICE,
+        }
+
+    def as_json(self) -> str:
+        """The record as one line of JSON, without a line end."""
+        return json.dumps(self.as_dict())
+
+    def as_row(self) -> dict[str, Any]:
+        """The record with nested values as columns, such as `probabilities.covid`."""
+        row: dict[str, Any] = {}
+        for name, value in self.as_dict().items():
+            if name == "probabilities":
+                known = value or {}
+                row |= {f"{name}.{label}": known.get(label) for label in self.run.classes}
+            elif name == "timings_ms":
+                row |= {f"{name}.{part}": value[part] for part in _TIMINGS}
+            elif name == "warnings":
+                row[name] = ";".join(value)
+            else:
+                row[name] = value
+        return row

@@ -1,0 +1,1 @@
+"""The workstation side of deepcovid-edge: data, networks, training, export (PyTorch)."""

@@ -1,0 +1,103 @@
+"""Judge the films of a data set through the runtime's own pipeline and count how often it is right.
+
+Films go the way of `deepcovid-edge infer`, so what is measured is what runs on a cart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deepcovid_edge import __version__
+from deepcovid_edge.backends import load_backend
+from deepcovid_edge.dataset import LabelledFilm, dataset_sha256
+from deepcovid_edge.errors import DataError
+from deepcovid_edge.manifest import ModelManifest, file_sha256
+from deepcovid_edge.predict import PredictSettings, predict, run_facts
+from deepcovid_edge.records import Prediction
+from deepcovid_export.metrics import Scores, Truth, at_threshold, auc
+
+SCHEMA_VERSION = 1
+
+
+def evaluate(model: Path, films: Sequence[LabelledFilm], *, description: str) -> dict[str, Any]:
+    """Measure a model on labelled films.
+
+    Args:
+        model: An .onnx file.
+        films: Films with their labels; a label counts as positive if the model's recipe puts it
+            into the positive class, or if it is that class's name.
+        description: What the films are, for the report.
+
+    Returns:
+        Figures over all films and by source and label, as plain values for JSON.
+
+    Raises:
+        DataError: No film was assessed.
+    """
+    settings = PredictSettings()
+    digest = file_sha256(model)
+    with load_backend(model) as backend:
+        manifest = backend.manifest
+        run = run_facts(backend, digest, settings)
+        records = list(predict((film.path for film in films), backend, run, settings))
+    judged = [
+        (film, record)
+        for film, record in zip(films, records, strict=True)
+        if record.probability is not None
+    ]
+    if not judged:
+        raise DataError(f"{description}: none of {len(films)} films was assessed")
+    scores = np.array([record.probability for _, record in judged])
+    positive = np.array([film.label in positive_labels(manifest) for film, _ in judged])
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "data": description,
+        "data_sha256": dataset_sha256(film for film, _ in judged),
+        "model": manifest.name,
+        "model_sha256": digest,
+        "precision": manifest.precision,
+        "backend": run.backend,
+        "positive_class": manifest.positive_class,
+        "threshold": manifest.threshold,
+        "threshold_origin": dict(manifest.threshold_origin),
+        "films": len(films),
+        "not_assessed": _refusals(records),
+        "overall": _figures(scores, positive, manifest.threshold),
+        "by_source": _by_source([film for film, _ in judged], scores, positive, manifest.threshold),
+        "created_with": {"deepcovid-edge": __version__},
+    }
+
+
+def positive_labels(manifest: ModelManifest) -> set[str]:
+    """Labels of a data set that belong to the positive class."""
+    classes = manifest.training.get("recipe", {}).get("classes", {})
+    return {manifest.positive_class, *classes.get(manifest.positive_class, ())}
+
+
+def _figures(scores: Scores, positive: Truth, threshold: float) -> dict[str, Any]:
+    return {
+        "films": len(scores),
+        "auc": auc(scores, positive),
+        **at_threshold(scores, positive, threshold),
+    }
+
+
+def _by_source(
+    films: Sequence[LabelledFilm], scores: Scores, positive: Truth, threshold: float
+) -> dict[str, Any]:
+    groups = np.array([film.source for film in films])
+    return {
+        source or "source not stated": _figures(
+            scores[groups == source], positive[groups == source], threshold
+        )
+        for source in sorted(set(groups.tolist()))
+    }
+
+
+def _refusals(records: Sequence[Prediction]) -> dict[str, int]:
+    reasons = [record.reason for record in records if record.reason]
+    return {reason: reasons.count(reason) for reason in sorted(set(reasons))}

@@ -1,0 +1,161 @@
+"""Checkpoint to one self-contained ONNX file, checked against torch."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from deepcovid_edge.backends import Inference, load_backend
+from deepcovid_edge.errors import ModelFileError
+from deepcovid_edge.manifest import METADATA_KEY, ModelManifest, file_sha256
+from deepcovid_export.checkpoint import load_checkpoint
+from deepcovid_export.networks import Classifier
+
+OPSET = 18
+"""The newest opset that TensorRT 10.3 (JetPack 6) reads without a rewrite."""
+MAX_IR_VERSION = 10
+TOLERANCE = 1e-4
+"""Largest difference of a logit between torch and ONNX Runtime, both FP32."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far ONNX Runtime is from torch on the same films.
+
+    Attributes:
+        films: Number of films compared.
+        max_logit_difference: Largest absolute difference of a logit.
+        max_map_difference: Largest absolute difference in the activation maps.
+    """
+
+    films: int
+    max_logit_difference: float
+    max_map_difference: float
+
+
+def export_checkpoint(
+    checkpoint: Path, output: Path, films: NDArray[np.uint8]
+) -> tuple[ModelManifest, Parity]:
+    """Export a checkpoint and prove that the file computes what torch computes.
+
+    Args:
+        checkpoint: A checkpoint of `deepcovid-edge train`.
+        output: The .onnx file to write.
+        films: Prepared films of shape (N, height, width), uint8, to compare on.
+
+    Returns:
+        The manifest inside the file, and how far the two are apart.
+
+    Raises:
+        ModelFileError: The checkpoint is none, or the exported file differs from it.
+    """
+    network, manifest = load_checkpoint(checkpoint)
+    created = {**manifest.created_with, "onnx": onnx.__version__}
+    manifest = replace(manifest, parent_sha256=file_sha256(checkpoint), created_with=created)
+    model = _to_onnx(network, manifest)
+    temporary = output.with_name(f".{os.getpid()}-{output.stem}.onnx")
+    try:
+        onnx.save(_with_manifest(model, manifest), temporary)
+        parity = compare(network, temporary, films)
+        training = {**manifest.training, "export": asdict(parity)}
+        manifest = replace(manifest, training=training)
+        onnx.save(_with_manifest(model, manifest), temporary)
+        temporary.replace(output)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return manifest, parity
+
+
+def compare(network: Classifier, path: Path, films: NDArray[np.uint8]) -> Parity:
+    """Run films through torch and through ONNX Runtime.
+
+    Args:
+        network: The torch side, in evaluation mode.
+        path: The exported file.
+        films: Prepared films of shape (N, height, width), uint8.
+
+    Raises:
+        ModelFileError: A logit differs by more than `TOLERANCE`.
+    """
+    with torch.inference_mode():
+        logits, maps = (output.numpy() for output in network(torch.from_numpy(films)))
+    with load_backend(path) as backend:
+        seen: Inference = backend.infer(films, activation_maps=True)
+    parity = Parity(
+        films=len(films),
+        max_logit_difference=float(np.abs(seen.logits - logits).max()),
+        max_map_difference=float(np.abs(np.asarray(seen.activation_maps) - maps).max()),
+    )
+    if parity.max_logit_difference > TOLERANCE:
+        raise ModelFileError(
+            f"{path}: logits differ from torch by {parity.max_logit_difference:.2g}, "
+            f"expected at most {TOLERANCE:.0e}: the export is not used"
+        )
+    return parity
+
+
+def _to_onnx(network: Classifier, manifest: ModelManifest) -> onnx.ModelProto:
+    example = torch.zeros(2, manifest.input.height, manifest.input.width, dtype=torch.uint8)
+    with _quiet():
+        program = torch.onnx.export(
+            network.eval(),
+            (example,),
+            input_names=["images"],
+            output_names=["logits", "activation_maps"],
+            opset_version=OPSET,
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    if program is None:
+        raise ModelFileError("torch.onnx.export returned nothing")
+    model = program.model_proto
+    _strip(model)
+    model.ir_version = min(model.ir_version, MAX_IR_VERSION)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Remove what the exporter leaves of the machine: stack traces, file names, type notes."""
+    model.ClearField("metadata_props")
+    model.doc_string = ""
+    model.producer_name, model.producer_version = "deepcovid-edge", ""
+    graph = model.graph
+    graph.ClearField("metadata_props")
+    graph.ClearField("doc_string")
+    graph.name = "deepcovid"
+    for part in (*graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+
+
+def _with_manifest(model: onnx.ModelProto, manifest: ModelManifest) -> onnx.ModelProto:
+    model.ClearField("metadata_props")
+    model.metadata_props.add(key=METADATA_KEY, value=manifest.to_json())
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Torch's exporter warns of its own internals and logs missing optional passes."""
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        exporter.setLevel(level)

@@ -1,0 +1,32 @@
+"""What a user may write against the Python interface; mypy checks it, strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from deepcovid_edge.backends import load_backend
+from deepcovid_edge.images import read_radiograph
+from deepcovid_edge.manifest import file_sha256
+from deepcovid_edge.models import find_model
+from deepcovid_edge.predict import PredictSettings, predict, run_facts
+from deepcovid_edge.preprocess import prepare
+
+
+def judge_one(film: Path) -> dict[str, float]:
+    path = find_model("squeezenet1_1")
+    with load_backend(path) as backend:
+        pixels = prepare(read_radiograph(film), backend.manifest.input)
+        logits = backend.infer(pixels[None]).logits
+    return {
+        name: float(value) for name, value in zip(backend.manifest.classes, logits[0], strict=True)
+    }
+
+
+def judge_folder(folder: Path) -> Iterator[tuple[str, float | None]]:
+    path = find_model("squeezenet1_1")
+    settings = PredictSettings(batch_size=4)
+    with load_backend(path) as backend:
+        run = run_facts(backend, file_sha256(path), settings)
+        for record in predict(sorted(folder.iterdir()), backend, run, settings):
+            yield record.path, record.probability
