@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import struct
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_KNOWN = {
+    b"\xff\xd8\xff": "JPEG",
+    _PNG: "PNG",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"GIF8": "GIF",
+}
 
 _FOREIGN = {
     b"%PDF": "PDF",
@@ -16,6 +27,16 @@ _FOREIGN = {
     b"\x1f\x8b": "a gzip archive (NIfTI?)",
 }
 _FTYP = {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF", b"avif": "AVIF", b"isom": "a video"}
+
+_JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
+"""A marker other than a restart, which stands within the pixels (ITU-T T.81, table B.1)."""
+_SECTOR = 512
+_BI_RGB, _BI_BITFIELDS = 0, 3
+# Kind of a TIFF value -> struct's letter of the same size (TIFF 6.0, section 2, "Types").
+_TIFF_KINDS = dict(enumerate("BBHIQBBHIQIQI", start=1))
+_TIFF_PIECES = {273, 279, 324, 325}
+"""Where strips and tiles stand and how long they are, bytes."""
+_TIFF_PRIVATE = 32768
 
 
 def is_dicom(data: bytes) -> bool:
@@ -30,47 +51,126 @@ def foreign_format(data: bytes) -> str | None:
     return next((name for magic, name in _FOREIGN.items() if data.startswith(magic)), None)
 
 
-def is_cut_off(data: bytes) -> bool:
-    """Whether a JPEG, PNG, WebP, BMP or TIFF file ends before its container says so.
+def known_kind(data: bytes) -> str | None:
+    """Name of the format, one that Pillow is asked to open, that the bytes begin as, or None."""
+    if data[8:12] == b"WEBP":
+        return "WebP"
+    if _is_bmp(data):
+        return "BMP"
+    return next((name for magic, name in _KNOWN.items() if data.startswith(magic)), None)
 
-    True is certain for all but JPEG, where bytes after the end marker look the same: decode such
-    a file with a decoder that raises.
-    """
+
+def is_cut_off(data: bytes) -> bool:
+    """Whether a JPEG, PNG, WebP, BMP or TIFF file ends before its container says so."""
     try:
         return any(data.startswith(magic) and ends(data) for magic, ends in _ENDS.items())
     except struct.error:  # not even the header is whole
         return True
 
 
+def is_damaged(data: bytes) -> bool:
+    """Whether the pixels of a whole PNG file fail their checksum; Pillow does not look."""
+    if not data.startswith(_PNG):
+        return False
+    content = memoryview(data)
+    for kind, at, length in _png_chunks(data):  # PNG, section 5.3: the CRC covers kind and data
+        end = at + 8 + length
+        (stated,) = struct.unpack_from(">I", data, end)
+        if kind == b"IDAT" and zlib.crc32(content[at + 4 : end]) != stated:
+            return True
+    return False
+
+
 def _jpeg_is_cut_off(data: bytes) -> bool:
-    return not data.rstrip(b"\0").endswith(b"\xff\xd9")  # ITU-T T.81, B.2.1: EOI
+    # ITU-T T.81, B.1.1: a file ends at its EOI. An EOI inside a segment, as of a thumbnail, and
+    # what stands behind the end (a vendor's data, padding) say nothing.
+    if data.endswith(b"\xff\xd9"):
+        return False
+    at = 2
+    while marker := _JPEG_MARKER.search(data, at):
+        at = marker.end()
+        if data[at - 1] == 0xD9:
+            return False
+        if data[at - 1] not in (0x01, 0xD8):  # the two that have no length
+            at += max(2, int.from_bytes(data[at : at + 2], "big"))
+    return True
 
 
 def _png_is_cut_off(data: bytes) -> bool:
-    return b"IEND\xaeB`\x82" not in data[-65536:]
+    return all(kind != b"IEND" for kind, _, _ in _png_chunks(data))
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start and length of data of each chunk that starts in time to be whole."""
+    at = 8
+    while at + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        yield data[at + 4 : at + 8], at, length
+        at += 12 + length
 
 
 def _webp_is_cut_off(data: bytes) -> bool:
-    size = int(struct.unpack_from("<I", data, 4)[0])
-    return data[8:12] == b"WEBP" and len(data) < 8 + size
+    if data[8:12] != b"WEBP":
+        return False
+    (size,) = struct.unpack_from("<I", data, 4)
+    # A file that was made at full size and never filled: the decoder takes zeros for pixels.
+    return len(data) < 8 + size or data.endswith(bytes(_SECTOR), 0, 8 + size)
+
+
+def _is_bmp(data: bytes) -> bool:
+    # A text may begin with "BM" as well, but then not with these numbers.
+    if not data.startswith(b"BM") or len(data) < 18:
+        return False
+    start, header = struct.unpack_from("<II", data, 10)
+    return bool(26 <= start <= 4096 and 12 <= header <= 124)
 
 
 def _bmp_is_cut_off(data: bytes) -> bool:
-    size, _, start = (int(value) for value in struct.unpack_from("<III", data, 2))
-    return 26 <= start <= 4096 and len(data) < max(size, start)
+    # BITMAPFILEHEADER and BITMAPINFOHEADER (Windows GDI). Writers state wrong file sizes, so the
+    # size is counted from the rows.
+    if not _is_bmp(data):
+        return False
+    start, header = struct.unpack_from("<II", data, 10)
+    if header == 12:  # OS/2
+        width, height, _, bits = struct.unpack_from("<HHHH", data, 18)
+        compression = _BI_RGB
+    else:
+        width, height, _, bits, compression = struct.unpack_from("<iiHHI", data, 18)
+    if compression not in (_BI_RGB, _BI_BITFIELDS):
+        return bool(start > len(data))
+    row = (abs(width) * bits + 31) // 32 * 4
+    return bool(start + row * abs(height) > len(data))
 
 
 def _tiff_is_cut_off(data: bytes) -> bool:
-    # TIFF 6.0, section 2: header, then the image file directory: a count and entries of 12 bytes.
+    # TIFF 6.0, section 2: header, then the image file directory: a count, entries of 12 bytes and
+    # the place of the next directory. A value of more than 4 bytes stands elsewhere.
     order = "<" if data.startswith(b"II") else ">"
     (offset,) = struct.unpack_from(order + "I", data, 4)
     (entries,) = struct.unpack_from(order + "H", data, offset)
-    return bool(offset + 2 + 12 * entries > len(data))
+    end = offset + 2 + 12 * entries
+    found: dict[int, tuple[int, ...]] = {}
+    for entry in range(offset + 2, end, 12):
+        tag, kind, count = struct.unpack_from(order + "HHI", data, entry)
+        form = f"{order}{count}{_TIFF_KINDS.get(kind, 'B')}"
+        where = entry + 8
+        if struct.calcsize(form) > 4:
+            (where,) = struct.unpack_from(order + "I", data, where)
+        if tag < _TIFF_PRIVATE and where + struct.calcsize(form) > len(data):
+            return True
+        if tag in _TIFF_PIECES:
+            found[tag] = struct.unpack_from(form, data, where)
+    pieces = zip(
+        found.get(273, ()) + found.get(324, ()),
+        found.get(279, ()) + found.get(325, ()),
+        strict=False,
+    )
+    return end + 4 > len(data) or any(start + size > len(data) for start, size in pieces)
 
 
 _ENDS: dict[bytes, Callable[[bytes], bool]] = {
     b"\xff\xd8": _jpeg_is_cut_off,
-    b"\x89PNG\r\n\x1a\n": _png_is_cut_off,
+    _PNG: _png_is_cut_off,
     b"RIFF": _webp_is_cut_off,
     b"BM": _bmp_is_cut_off,
     b"II*\0": _tiff_is_cut_off,

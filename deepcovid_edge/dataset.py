@@ -47,15 +47,27 @@ def walk_files(folder: Path) -> Iterator[Path]:
     """Files below a folder in a stable order (folders and names sorted together).
 
     Hidden files and what accompanies films by name (`manifest.csv`, `Thumbs.db`, `DICOMDIR`) are
-    left out; everything else is a film until its content says otherwise.
+    left out; everything else is a film until its content says otherwise. Links are followed, but
+    not in a circle. A folder that cannot be listed is itself yielded, so that it is not lost.
     """
-    with os.scandir(folder) as entries:
-        ordered = sorted(entries, key=lambda entry: entry.name)
+    return _walk(folder, frozenset())
+
+
+def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+    here = os.path.realpath(folder)
+    if here in above:
+        return
+    try:
+        with os.scandir(folder) as entries:
+            ordered = sorted(entries, key=lambda entry: entry.name)
+    except OSError:
+        yield folder
+        return
     for entry in ordered:
         if entry.name.startswith(".") or entry.name.lower() in _SKIPPED_NAMES:
             continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from walk_files(Path(entry.path))
+        if entry.is_dir():
+            yield from _walk(Path(entry.path), above | {here})
         else:
             yield Path(entry.path)
 

@@ -31,9 +31,15 @@ from typing import Any, TypeAlias
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
+from PIL import Image, TiffImagePlugin, WebPImagePlugin
 
-from deepcovid_edge.containers import foreign_format, is_cut_off, is_dicom
+from deepcovid_edge.containers import (
+    foreign_format,
+    is_cut_off,
+    is_damaged,
+    is_dicom,
+    known_kind,
+)
 from deepcovid_edge.errors import ImageRefusedError
 from deepcovid_edge.reasons import Caution, Reason
 
@@ -62,13 +68,12 @@ _SUFFIXES = {
     "TIFF": {".tif", ".tiff"},
     "BMP": {".bmp", ".dib"},
 }
-_OPENED = (*_SUFFIXES, "MPO", "GIF")
+_OPENED = (*_SUFFIXES, "GIF")
 _UNFINISHED = {".part", ".partial", ".tmp", ".crdownload", ".filepart"}
 _MODES = {"L", "RGB", "RGBA", "LA", "P", "PA", "I;16", "I;16B", "I;16L"}
 SYNTHETIC_MARK = b"deepcovid-edge synthetic phantom"
 
-# Image.open registers only part of its formats until a name is looked up; these two are named
-# so that the first film of a run is as fast as the others.
+# Image.open knows a format only once its plug-in is imported; it imports but the commonest itself.
 _PLUGINS = (TiffImagePlugin, WebPImagePlugin)
 
 
@@ -117,8 +122,8 @@ def read_bytes(path: Path) -> FileBytes:
             time.sleep(1.0)
             data = path.read_bytes()
         grows = len(data) != path.stat().st_size
-    except OSError as error:
-        raise ImageRefusedError(Reason.UNREADABLE, error.strerror or str(error)) from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise ImageRefusedError(Reason.UNREADABLE, _cause(error)) from error
     if grows or path.suffix.lower() in _UNFINISHED:
         raise ImageRefusedError(Reason.INCOMPLETE, f"{len(data)} bytes so far")
     return FileBytes(path, data, hashlib.sha256(data).hexdigest())
@@ -140,6 +145,7 @@ def decode_radiograph(file: FileBytes) -> Radiograph:
         ImageRefusedError: The bytes cannot be judged; `reason` and `detail` say why.
     """
     picture = _open(file.data)
+    _check_whole(file.data)
     _check_header(picture)
     cautions = _header_cautions(picture, file)
     raw, decoded_cautions = _decode(picture, file.data)
@@ -164,10 +170,18 @@ def _open(data: bytes) -> Image.Image:
             raise ImageRefusedError(Reason.TRUNCATED, f"{len(data)} bytes") from error
         if name := foreign_format(data):
             raise ImageRefusedError(Reason.FORMAT, f"this is {name}") from error
-        if isinstance(error, UnidentifiedImageError):
-            detail = "empty file" if not data else f"{len(data)} bytes"
-            raise ImageRefusedError(Reason.NOT_IMAGE, detail) from error
-        raise ImageRefusedError(Reason.DECODE, _one_line(error)) from error
+        if kind := known_kind(data):
+            raise ImageRefusedError(Reason.DECODE, f"{kind} of a kind not read") from error
+        detail = "empty file" if not data else f"{len(data)} bytes"
+        raise ImageRefusedError(Reason.NOT_IMAGE, detail) from error
+
+
+def _check_whole(data: bytes) -> None:
+    # Decoders make pictures of films that lack their end, or whose pixels were overwritten.
+    if is_cut_off(data):
+        raise ImageRefusedError(Reason.TRUNCATED, f"{len(data)} bytes")
+    if is_damaged(data):
+        raise ImageRefusedError(Reason.DECODE, "pixels fail their checksum")
 
 
 def _check_header(picture: Image.Image) -> None:
@@ -220,9 +234,8 @@ def _is_lossy(picture: Image.Image, data: bytes) -> bool:
 def _decode(picture: Image.Image, data: bytes) -> tuple[NDArray[Any], list[Caution]]:
     """Upright pixels of shape (H, W) or (H, W, 3), RGB, uint8 or uint16, alpha laid on black."""
     orientation = _orientation(picture)
-    cut_off = is_cut_off(data)
     try:
-        if picture.format == "JPEG" and not cut_off:
+        if picture.format == "JPEG":
             pixels = _opencv(
                 data, cv2.IMREAD_GRAYSCALE if picture.mode == "L" else cv2.IMREAD_COLOR
             )
@@ -231,8 +244,10 @@ def _decode(picture: Image.Image, data: bytes) -> tuple[NDArray[Any], list[Cauti
     except ImageRefusedError:
         raise
     except Exception as error:  # decoders of broken data raise nearly anything
-        reason = Reason.TRUNCATED if cut_off or "truncated" in str(error) else Reason.DECODE
+        reason = Reason.TRUNCATED if "truncated" in str(error) else Reason.DECODE
         raise ImageRefusedError(reason, _one_line(error)) from error
+    if picture.format == "PNG":  # its EXIF may stand behind the pixels
+        orientation = _orientation(picture)
     pixels, cautions = _on_black(pixels)
     if orientation not in _TURNS:
         return pixels, cautions
@@ -258,6 +273,10 @@ def _pillow(picture: Image.Image, data: bytes) -> NDArray[Any]:
     picture.load()  # raises where the data ends early
     if deep:  # Pillow keeps only the upper 8 of 16 bits of coloured pixels
         return _opencv(data, cv2.IMREAD_UNCHANGED)
+    if picture.mode.startswith("I;16") and "transparency" in picture.info:
+        grey = np.asarray(picture)
+        opaque = grey != picture.info["transparency"]
+        return np.dstack([grey, opaque * np.iinfo(np.uint16).max]).astype(np.uint16)
     see_through = picture.mode in ("L", "RGB", "P") and "transparency" in picture.info
     if see_through or picture.mode in ("P", "PA"):
         picture = picture.convert("RGBA")
@@ -291,12 +310,16 @@ def _to_grey(pixels: NDArray[Any]) -> tuple[Grey, list[Caution]]:
 
 def _orientation(picture: Image.Image) -> int:
     """EXIF orientation (CIPA DC-008, tag 0x0112; TIFF 6.0, tag 274), 1 where none is stated."""
-    if picture.format != "TIFF" and "exif" not in picture.info:
+    if picture.format != "TIFF" and not _EXIF_KEYS & picture.info.keys():
         return 1
     try:
         return int(picture.getexif().get(0x0112, 1))
     except Exception:  # a damaged EXIF block says nothing
         return 1
+
+
+_EXIF_KEYS = {"exif", "Raw profile type exif"}
+"""Where Pillow keeps EXIF; the second is ImageMagick's way in PNG."""
 
 
 def _turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
@@ -324,14 +347,16 @@ def _full_scale(grey: Grey, picture: Image.Image) -> tuple[Grey, int, list[Cauti
     """
     if grey.dtype == np.uint8:
         return grey, 255, []
-    if picture.format == "TIFF" and getattr(picture, "tag_v2", {}).get(262) == 0:
-        grey = np.iinfo(np.uint16).max - grey  # WhiteIsZero, TIFF 6.0 section 8
     step = _step(grey)
     level = int(np.percentile(grey[::step, ::step], 99.9))
     white = (1 << max(8, level.bit_length())) - 1
-    if white == np.iinfo(np.uint16).max:
-        return grey, white, []
-    return np.minimum(grey, np.uint16(white)), white, [Caution.DEPTH]
+    cautions = []
+    if white < np.iinfo(np.uint16).max:
+        grey = np.minimum(grey, np.uint16(white))
+        cautions = [Caution.DEPTH]
+    if picture.format == "TIFF" and getattr(picture, "tag_v2", {}).get(262) == 0:
+        grey = np.uint16(white) - grey  # WhiteIsZero, TIFF 6.0 section 8; Pillow turns 8 bit
+    return grey, white, cautions
 
 
 def _check_exposure(grey: Grey, white: int) -> None:
@@ -349,6 +374,10 @@ def _check_exposure(grey: Grey, white: int) -> None:
 def _step(pixels: NDArray[Any]) -> int:
     height, width = pixels.shape[:2]
     return max(1, int(min(height, width)) // SAMPLES)
+
+
+def _cause(error: OSError | ValueError) -> str:
+    return getattr(error, "strerror", None) or _one_line(error)
 
 
 def _one_line(error: BaseException) -> str:

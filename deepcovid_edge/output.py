@@ -9,7 +9,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -22,6 +22,7 @@ from deepcovid_edge.errors import OutputError, UsageError
 from deepcovid_edge.records import NEGATIVE, NOT_ASSESSED, POSITIVE, Prediction, RunFacts
 
 _SYNC_SECONDS = 1.0
+_RUN_COLUMNS = ("model_sha256", "threshold")
 _SIGNS = {
     POSITIVE: ("▲ positive", "bold red"),
     NEGATIVE: ("○ negative", "green"),
@@ -146,14 +147,19 @@ class RecordFile:
         if resume and (self._special or kind == "table"):
             raise UsageError("--resume: needs an output file of JSON Lines or CSV: -o FILE.jsonl")
         self.earlier = Earlier()
-        self._stream = _open_locked(path)
-        if not self._special:
+        stream = _open_locked(path)
+        try:
             if resume:
                 self.earlier = _read_earlier(path, kind, run)
-            self._stream.truncate(self.earlier.length)
-            self._stream.seek(self.earlier.length)
+            if not self._special:
+                stream.truncate(self.earlier.length)
+                stream.seek(self.earlier.length)
+        except BaseException:
+            stream.close()
+            raise
+        self._path = path
         self._text = io.TextIOWrapper(
-            self._stream, encoding="utf-8", errors="surrogateescape", newline=""
+            stream, encoding="utf-8", errors="surrogateescape", newline=""
         )
         self._writer = make_writer(kind, self._text, header=self.earlier.length == 0)
         self._synced = time.monotonic()
@@ -164,24 +170,40 @@ class RecordFile:
         Raises:
             OutputError: The disk is full or gone.
         """
-        try:
+        with self._failures():
             self._writer.write(record)
             if time.monotonic() - self._synced > _SYNC_SECONDS:
                 self._sync()
-        except OSError as error:
-            raise OutputError(f"{self._stream.name}: {error.strerror or error}") from error
 
     def close(self) -> None:
-        """Sync and close the file."""
-        self._writer.close()
-        self._text.flush()
-        self._sync()
-        self._text.close()
+        """Sync and close the file.
+
+        Raises:
+            OutputError: The disk is full or gone.
+        """
+        if self._text.closed:
+            return
+        with self._failures():
+            self._writer.close()
+            self._sync()
+            self._text.close()
 
     def _sync(self) -> None:
+        self._text.flush()
         if not self._special:
-            os.fsync(self._stream.fileno())
+            os.fsync(self._text.fileno())
         self._synced = time.monotonic()
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Name the file in errors of the system, and hold nothing back that cannot be written."""
+        try:
+            yield
+        except OSError as error:
+            for layer in (self._text, self._text.buffer):
+                with contextlib.suppress(OSError, ValueError):
+                    layer.close()
+            raise OutputError(f"{self._path}: {error.strerror or error}") from error
 
 
 def make_writer(kind: str, stream: IO[str], *, header: bool = True) -> RecordWriter:
@@ -211,7 +233,7 @@ def _open_locked(path: Path) -> IO[bytes]:
 
 def _read_earlier(path: Path, kind: str, run: RunFacts) -> Earlier:
     data = path.read_bytes()
-    found = _csv_rows(data) if kind == "csv" else _json_rows(data, path)
+    found = _csv_rows(data, path) if kind == "csv" else _json_rows(data, path)
     earlier = Earlier()
     for row, end in found:
         _check_same_run(row, run, path)
@@ -236,11 +258,13 @@ def _json_rows(data: bytes, path: Path) -> Iterable[tuple[dict[str, Any], int]]:
         yield row, end
 
 
-def _csv_rows(data: bytes) -> Iterable[tuple[dict[str, Any], int]]:
+def _csv_rows(data: bytes, path: Path) -> Iterable[tuple[dict[str, Any], int]]:
     """Rows with the position after each; a row is whole when it has every column and a line end."""
     counted = _CountedLines(data)
     reader = csv.reader(counted)
     header = next(reader, [])
+    if counted.last.endswith("\n") and not {"path", "status", *_RUN_COLUMNS} <= set(header):
+        raise OutputError(f"{path}: line 1: not a record of deepcovid-edge infer")
     for values in reader:
         if len(values) != len(header) or not counted.last.endswith("\n"):
             return
@@ -264,7 +288,7 @@ class _CountedLines:
 
 
 def _check_same_run(row: dict[str, Any], run: RunFacts, path: Path) -> None:
-    for name in ("model_sha256", "threshold"):
+    for name in _RUN_COLUMNS:
         got, expected = row.get(name), getattr(run, name)
         with contextlib.suppress(TypeError, ValueError):
             got = type(expected)(got)  # CSV holds text

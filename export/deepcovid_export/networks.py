@@ -122,7 +122,7 @@ def _state_file(path: Path) -> dict[str, Tensor]:
 
 
 def _torchvision_state(architecture: str) -> dict[str, Tensor]:
-    models = _torchvision_models()
+    models = torchvision_models()
     try:
         weights = models.get_model_weights(architecture)["IMAGENET1K_V1"]
         return dict(weights.get_state_dict(progress=True, check_hash=True))
@@ -133,7 +133,7 @@ def _torchvision_state(architecture: str) -> dict[str, Tensor]:
         ) from error
 
 
-def _torchvision_models() -> Any:
+def torchvision_models() -> Any:
     """torchvision.models, also where torchvision's compiled operators do not load.
 
     PyPI's torchvision is built for CUDA. Beside a CPU build of torch its operators are missing,
@@ -171,7 +171,7 @@ _KEPT_LIBRARIES: list[torch.library.Library] = []
 
 
 def _squeezenet1_1(classes: int) -> Classifier:
-    features: nn.Sequential = _torchvision_models().squeezenet1_1().features
+    features: nn.Sequential = torchvision_models().squeezenet1_1().features
     features[0] = _on_grey(features[0])
     # Without torchvision's final ReLU, which ties the logits at zero.
     head = nn.Sequential(nn.Dropout(0.5), _class_maps(512, classes))
@@ -179,7 +179,7 @@ def _squeezenet1_1(classes: int) -> Classifier:
 
 
 def _resnet18(classes: int) -> Classifier:
-    network = _torchvision_models().resnet18()
+    network = torchvision_models().resnet18()
     network.conv1 = _on_grey(network.conv1)
     stages = [(name, child) for name, child in network.named_children()]
     features = nn.Sequential()

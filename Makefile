@@ -1,0 +1,76 @@
+# make demo    set up, write synthetic films, judge them, print the table (no torch)
+# make test    set up, run the tests
+# make lint    set up, run ruff, mypy, codespell and validate-pyproject
+# make model   train, export and measure the shipped model (needs DATA; about ten minutes)
+# make bench   measure speed on this machine (needs DATA)
+
+PYTHON ?= python3
+DATA ?= $(or $(DEEPCOVID_XRAY),../shared/xray)
+WEIGHTS ?= $(firstword $(wildcard $(DATA)/../weights/squeezenet1_1-imagenet.safetensors))
+RUNS ?= runs
+RESULTS = benchmarks/results/accuracy
+MODELS = deepcovid_edge/models
+
+DEV = .venv/bin
+DEMO = .venv-demo/bin
+
+.PHONY: demo test lint model resnet18 bench wheel clean
+
+demo: .venv-demo/ready
+	$(DEMO)/deepcovid-edge sample demo-films
+	$(DEMO)/deepcovid-edge infer demo-films -o demo.jsonl
+	$(DEMO)/deepcovid-edge infer demo-films --table
+
+test: .venv/ready
+	$(DEV)/python -m pytest
+
+lint: .venv/ready
+	$(DEV)/ruff check .
+	$(DEV)/ruff format --check .
+	$(DEV)/mypy
+	$(DEV)/codespell $$(git ls-files '*.md' '*.py' '*.toml' '*.sh' '*.yml')
+	$(DEV)/validate-pyproject pyproject.toml
+
+model: .venv/ready
+	$(DEV)/deepcovid-edge train --recipe squeezenet1_1 $(DATA) -o $(RUNS)/squeezenet1_1 --resume \
+		$(if $(WEIGHTS),--weights $(WEIGHTS))
+	$(DEV)/deepcovid-edge export $(RUNS)/squeezenet1_1/checkpoint.pt --check $(DATA) \
+		-o $(MODELS)/squeezenet1_1.onnx
+	for split in test external paediatric; do \
+		$(DEV)/deepcovid-edge evaluate squeezenet1_1 $(DATA) --split $$split \
+			-o $(RESULTS)/squeezenet1_1-$$split.json || exit 1; \
+	done
+	$(DEV)/python -m deepcovid_export.model_card squeezenet1_1 --results $(RESULTS) \
+		-o $(MODELS)/squeezenet1_1.md
+
+resnet18: .venv/ready
+	$(DEV)/deepcovid-edge train --recipe resnet18 $(DATA) -o $(RUNS)/resnet18 --resume --from-scratch
+	$(DEV)/deepcovid-edge export $(RUNS)/resnet18/checkpoint.pt --check $(DATA) -o $(RUNS)/resnet18.onnx
+	for split in test external paediatric; do \
+		$(DEV)/deepcovid-edge evaluate $(RUNS)/resnet18.onnx $(DATA) --split $$split \
+			-o $(RESULTS)/resnet18-$$split.json || exit 1; \
+	done
+
+bench: .venv/ready
+	$(DEV)/python benchmarks/infer_speed.py --data $(DATA)
+	$(DEV)/python benchmarks/footprint.py --data $(DATA)
+	$(DEV)/python benchmarks/tables.py
+
+wheel: .venv/ready
+	$(DEV)/python -m pip wheel -q --no-deps -w dist .
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(DEV)/python -m pip install -q --upgrade pip
+	$(DEV)/python -m pip install -q -e '.[cpu,export,dev]' -c constraints.txt
+	touch $@
+
+# Installed as a user installs it, from a wheel; made again when the package changes.
+.venv-demo/ready: pyproject.toml $(shell find deepcovid_edge -type f -not -name '*.pyc')
+	$(PYTHON) -m venv .venv-demo
+	$(DEMO)/python -m pip install -q --upgrade pip
+	$(DEMO)/python -m pip install -q '.[cpu]'
+	touch $@
+
+clean:
+	rm -rf .venv .venv-demo build dist demo-films demo.jsonl

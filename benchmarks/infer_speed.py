@@ -1,0 +1,137 @@
+"""Speed of `deepcovid-edge infer` beside the published loop and beside the machine's roof.
+
+All sides run in one process, in turn, several rounds; ratios are taken round by round and their
+median is quoted.
+
+- `infer`: the command itself, from listing the folder to the written file of records, model
+  loading included; Python's own start is not (see footprint.py).
+- `published loop`: peers/published_loop.py over the same files.
+- `roof`: the least work there is: read, decode and resize with OpenCV, run the network; one
+  thread a core, each with its own share of the films, nothing else. `roof_arithmetic` is cores
+  over the sum of the two times that one thread takes for a film alone on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime
+from measuring import store, summary
+from peers import published_loop
+
+from deepcovid_edge.cli.main import run
+from deepcovid_edge.dataset import walk_files
+from deepcovid_edge.manifest import read_manifest
+from deepcovid_edge.models import DEFAULT_MODEL, find_model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds test/")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    folder, model = options.data / "test", find_model(options.model)
+    films = list(walk_files(folder))
+    architecture = read_manifest(model).architecture
+    sides = {
+        "infer": lambda: infer(folder, model),
+        "published_loop": lambda: published_loop.make(architecture)(films),
+        "roof": Roof(model, films),
+    }
+    seconds = measure(sides, options.rounds)
+    decode, network = Roof(model, films).parts()
+    cores = len(os.sched_getaffinity(0))
+    arithmetic = cores / (decode + network)
+    ours = [len(films) / value for value in seconds["infer"]]
+    figures = {
+        "model": read_manifest(model).name,
+        "films": len(films),
+        "seconds": {name: summary(values) for name, values in seconds.items()},
+        "films_per_second": {
+            name: len(films) / float(np.median(values)) for name, values in seconds.items()
+        },
+        "one_thread_ms": {"decode_and_resize": decode * 1e3, "network": network * 1e3},
+        "roof_arithmetic_films_per_second": arithmetic,
+        "ratios": {
+            "infer_to_published_loop": ratio(seconds["published_loop"], seconds["infer"]),
+            "infer_to_roof": ratio(seconds["roof"], seconds["infer"]),
+            "infer_to_roof_arithmetic": summary([value / arithmetic for value in ours]),
+        },
+    }
+    for name, value in figures["ratios"].items():
+        print(f"{name}: {value['median']:.2f}")
+    store(f"infer-speed-{figures['model']}", figures)
+
+
+def measure(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 1):  # the first round warms up
+        for name, side in sides.items():
+            started = time.perf_counter()
+            side()
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def ratio(slower: list[float], faster: list[float]) -> dict[str, object]:
+    return summary([one / other for one, other in zip(slower, faster, strict=True)])
+
+
+def infer(folder: Path, model: Path) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        code = run(["infer", str(folder), "--model", str(model), "-o", f"{place}/out.jsonl"])
+        if code:
+            raise SystemExit(f"infer exited with {code}")
+
+
+class Roof:
+    """Decode and network, one thread a core, nothing else."""
+
+    def __init__(self, model: Path, films: list[Path]) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(
+            str(model), options, providers=["CPUExecutionProvider"]
+        )
+        self.films = films
+
+    def __call__(self) -> None:
+        cores = len(os.sched_getaffinity(0))
+        with ThreadPoolExecutor(cores) as pool:
+            list(pool.map(self.share, (self.films[core::cores] for core in range(cores))))
+
+    def share(self, films: list[Path]) -> None:
+        for film in films:
+            self.network(self.decode(film))
+
+    def decode(self, film: Path) -> np.ndarray:
+        pixels = cv2.imread(str(film), cv2.IMREAD_GRAYSCALE)
+        return cv2.resize(pixels, (224, 224), interpolation=cv2.INTER_AREA)
+
+    def network(self, pixels: np.ndarray) -> None:
+        self.session.run(["logits"], {"images": pixels[None]})
+
+    def parts(self) -> tuple[float, float]:
+        """Seconds a film for decoding and for the network, one thread alone."""
+        cv2.setNumThreads(1)
+        started = time.perf_counter()
+        pixels = [self.decode(film) for film in self.films]
+        decoded = time.perf_counter()
+        for film in pixels:
+            self.network(film)
+        ended = time.perf_counter()
+        return (decoded - started) / len(pixels), (ended - decoded) / len(pixels)
+
+
+if __name__ == "__main__":
+    main()

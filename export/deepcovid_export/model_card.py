@@ -1,0 +1,155 @@
+"""Write a shipped model's card from its manifest and from what `evaluate` measured.
+
+    python -m deepcovid_export.model_card squeezenet1_1 --results RESULTS -o squeezenet1_1.md
+
+No figure in a card is typed by hand; `tests/test_documents.py` fails when a card is stale.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from deepcovid_edge.manifest import ModelManifest, file_sha256, read_manifest
+from deepcovid_edge.models import find_model
+
+_TEMPLATE = """\
+# {name}
+
+{architecture}, fine-tuned to tell films of COVID-19 pneumonia (`{positive_class}`) from normal films
+and films of other pneumonia. **{notice}**
+
+| | |
+| --- | --- |
+| file | `{name}.onnx`, {size:.1f} MB, {precision}, sha256 `{sha256}` |
+| input | uint8 grey, {height} x {width}, resize rule `{resize}` |
+| classes | {classes} |
+| threshold | {threshold:.4f}: {rule}, on {val_films} films of `val` ({val_positives} positive) |
+| licence of the weights | {license} |
+| made by | `make model` (recipe `{name}.toml`, seed {seed}) |
+
+## Data
+
+Trained on {train_films} films, the epoch and the threshold chosen on {val_films} others (`val`), from
+public collections: ieee8023/covid-chestxray-dataset, COVID-CXNet and NIH ChestX-ray8, split by patient.
+They were collected for research; several state no licence, or one per film, mostly non-commercial. The
+films are not part of this project. Start: {start}.
+
+Training films sha256 `{train_sha256}`; validation films `{val_sha256}`.
+
+## Figures
+
+All at the threshold above, which was chosen before, on `val`. Intervals are 95 % (Wilson).
+
+| films | number | AUC | sensitivity | specificity |
+| --- | --- | --- | --- | --- |
+{rows}
+
+`test` comes from the collections that the training films come from. `external` comes from other
+hospitals and journals, and **its rows are what to expect of a new clinic**. `paediatric` holds children of
+one to five years: the model is not meant for them, and every positive there is a false alarm.
+
+## Known biases
+
+- In the training films the class is nearly the same thing as the source: most COVID-19 films come from
+  web and journal collections, nearly all others from one hospital (NIH). A network scores high by
+  learning the source: the rule "a square film is not COVID-19" alone is right for 94 % of `test`. What
+  the network does on `external` shows how much of its score on `test` is that.
+- Normal films of other hospitals are nearly absent from training, so a normal film of an unseen
+  hospital may be called positive. See the specificity of each source of `external` above.
+- NIH labels were mined from reports and are noisy. COVID-19 labels are mostly proven by PCR.
+- Adults, frontal view. Children, lateral views, other body parts and post-processed pictures were not
+  trained on, and the model does not refuse them all by itself.
+- A probability is a score of this network, not the chance that the patient has COVID-19.
+"""
+
+
+def card(manifest: ModelManifest, model: Path, evaluations: list[dict[str, Any]]) -> str:
+    """The card as Markdown.
+
+    Args:
+        manifest: The model's manifest.
+        model: The model file.
+        evaluations: What `evaluate` wrote, in the order of the rows.
+    """
+    training, origin = manifest.training, manifest.threshold_origin
+    return _TEMPLATE.format(
+        name=manifest.name,
+        architecture=manifest.architecture,
+        positive_class=manifest.positive_class,
+        notice="Research use only; not a medical device.",
+        size=model.stat().st_size / 1e6,
+        precision=manifest.precision,
+        sha256=file_sha256(model),
+        height=manifest.input.height,
+        width=manifest.input.width,
+        resize=manifest.input.resize.value,
+        classes=", ".join(f"`{name}`" for name in manifest.classes),
+        threshold=manifest.threshold,
+        rule=origin["rule"],
+        val_films=origin["films"],
+        val_positives=origin["positives"],
+        license=manifest.license,
+        seed=training["recipe"]["fit"]["seed"],
+        train_films=training["train_films"],
+        start=training["start"],
+        train_sha256=training["train_sha256"],
+        val_sha256=training["val_sha256"],
+        rows="\n".join(line for figures in evaluations for line in _rows(figures)),
+    )
+
+
+def _rows(figures: dict[str, Any]) -> list[str]:
+    groups = {f"**{figures['data']}**": figures["overall"]}
+    if len(figures["by_source"]) > 1:
+        groups |= {f"{figures['data']}: {name}": it for name, it in figures["by_source"].items()}
+    return [
+        f"| {name} | {group['films']} | {_plain(group['auc'])} | {_rate(group['sensitivity'])} | "
+        f"{_rate(group['specificity'])} |"
+        for name, group in groups.items()
+    ]
+
+
+def _plain(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _rate(rate: dict[str, Any]) -> str:
+    if rate["value"] is None:
+        return "-"
+    low, high = rate["interval_95"]
+    return f"{rate['value']:.1%} [{low:.1%}, {high:.1%}] ({rate['successes']}/{rate['trials']})"
+
+
+@click.command()
+@click.argument("model")
+@click.option("--results", type=click.Path(path_type=Path), required=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+def main(model: str, results: Path, output: Path) -> None:
+    """Write MODEL's card from RESULTS/MODEL-{test,external,paediatric}.json."""
+    path = find_model(model)
+    output.write_text(card_from_results(path, results), encoding="utf-8")
+    click.echo(output)
+
+
+def card_from_results(model: Path, results: Path) -> str:
+    """The card of a model file from the evaluations that bear its name.
+
+    Raises:
+        ValueError: An evaluation was made with another file than this model.
+    """
+    manifest, digest = read_manifest(model), file_sha256(model)
+    evaluations = []
+    for split in ("test", "external", "paediatric"):
+        figures = json.loads((results / f"{manifest.name}-{split}.json").read_text("utf-8"))
+        if figures["model_sha256"] != digest:
+            raise ValueError(f"{manifest.name}-{split}.json is of another model file: make model")
+        evaluations.append(figures)
+    return card(manifest, model, evaluations)
+
+
+if __name__ == "__main__":
+    main()

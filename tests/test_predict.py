@@ -1,0 +1,214 @@
+"""The pipeline around a backend: order, batches, bounds, and that one bad film stops nothing.
+
+A fake backend stands in here because only what is around a backend is tested; real models run in
+tests/integration.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deepcovid_edge import predict as module
+from deepcovid_edge.backends import Inference
+from deepcovid_edge.errors import UsageError
+from deepcovid_edge.manifest import InputSpec, ModelManifest
+from deepcovid_edge.phantom import write_samples
+from deepcovid_edge.predict import PredictSettings, predict, probabilities, run_facts
+from deepcovid_edge.records import Prediction
+
+MANIFEST = ModelManifest(
+    name="fake",
+    architecture="fake",
+    classes=("non", "covid"),
+    positive_class="covid",
+    threshold=0.5,
+    input=InputSpec(32, 32),
+)
+
+
+class MeanBackend:
+    """The logit of `covid` is the film's mean grey level; remembers the sizes of its batches."""
+
+    name = "fake-cpu"
+    manifest = MANIFEST
+
+    def __init__(self, lanes: int = 2) -> None:
+        self.lanes = lanes
+        self.batches: list[int] = []
+        self._lock = threading.Lock()
+
+    def infer(self, batch: np.ndarray, *, activation_maps: bool = False) -> Inference:
+        with self._lock:
+            self.batches.append(len(batch))
+        means = batch.mean(axis=(1, 2)) / 255
+        return Inference(np.stack([-means, means], axis=1).astype(np.float32))
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> MeanBackend:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_samples(tmp_path_factory.mktemp("films"), count=5)
+
+
+def judge(paths: Any, backend: MeanBackend, **settings: Any) -> list[Prediction]:
+    chosen = PredictSettings(**settings)
+    return list(predict(paths, backend, run_facts(backend, "0" * 64, chosen), chosen))
+
+
+def without_timings(records: list[Prediction]) -> list[dict[str, Any]]:
+    return [{**record.as_dict(), "timings_ms": None} for record in records]
+
+
+def test_records_come_in_the_order_of_the_paths(films: list[Path]) -> None:
+    paths = [films[number % 5] for number in range(37)]
+    records = judge(paths, MeanBackend(), batch_size=4, workers=3)
+    assert [record.path for record in records] == [str(path) for path in paths]
+
+
+def test_batch_size_lanes_and_workers_change_no_record(films: list[Path]) -> None:
+    paths = films * 3
+    one = without_timings(judge(paths, MeanBackend(1), batch_size=1, workers=1))
+    for batch_size, lanes, workers in ((4, 1, 2), (7, 3, 5), (64, 2, 1)):
+        other = judge(paths, MeanBackend(lanes), batch_size=batch_size, workers=workers)
+        assert without_timings(other) == one
+
+
+def test_batches_are_filled_across_refused_films(films: list[Path], tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_text("no film")
+    paths = [film for good in films * 2 for film in (good, broken)]
+    backend = MeanBackend(1)
+    records = judge(paths, backend, batch_size=4, workers=2)
+    assert backend.batches == [4, 4, 2]
+    assert [record.status for record in records] == ["assessed", "not_assessed"] * 10
+
+
+def test_refused_films_carry_a_reason_and_no_number(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    (record,) = judge([tmp_path / "a.png"], MeanBackend())
+    values = record.as_dict()
+    assert (values["status"], values["reason"]) == ("not_assessed", "E_NOT_IMAGE")
+    assert values["probability"] is values["probabilities"] is values["decision"] is None
+
+
+def test_many_refused_films_do_not_pile_up(tmp_path: Path) -> None:
+    """Records of refused films come out although no batch ever fills."""
+    (tmp_path / "a.png").write_bytes(b"")
+    taken = 0
+
+    def endless() -> Iterator[Path]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield tmp_path / "a.png"
+
+    backend = MeanBackend()
+    settings = PredictSettings(batch_size=2, workers=2)
+    records = predict(endless(), backend, run_facts(backend, "", settings), settings)
+    for _ in range(50):
+        next(records)
+    records.close()  # type: ignore[attr-defined]
+    assert taken < 100
+
+
+def test_no_more_films_are_read_than_the_queues_hold(films: list[Path]) -> None:
+    taken = 0
+
+    def counted() -> Iterator[Path]:
+        nonlocal taken
+        for number in range(1000):
+            taken += 1
+            yield films[number % 5]
+
+    backend = MeanBackend(lanes=2)
+    settings = PredictSettings(batch_size=4, workers=2)
+    records = predict(counted(), backend, run_facts(backend, "", settings), settings)
+    next(records)
+    time.sleep(0.3)
+    in_hand = taken
+    records.close()  # type: ignore[attr-defined]
+    assert in_hand <= 4 * (2 + 1) + 2 + 4 * (2 + 1)
+
+
+def test_closing_the_generator_ends_its_threads(films: list[Path]) -> None:
+    backend = MeanBackend()
+    settings = PredictSettings()
+    records = predict(films * 100, backend, run_facts(backend, "", settings), settings)
+    next(records)
+    records.close()  # type: ignore[attr-defined]
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if name.startswith(("decode", "infer"))]
+
+
+def test_whatever_one_file_does_the_run_goes_on(
+    films: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = module.decode_radiograph
+
+    def poisoned(file: Any) -> Any:
+        if file.path == films[1]:
+            raise MemoryError("half a terabyte")
+        return real(file)
+
+    monkeypatch.setattr(module, "decode_radiograph", poisoned)
+    records = judge(films, MeanBackend(), batch_size=2)
+    assert [record.reason for record in records] == [None, "E_DECODE", None, None, None]
+    assert "MemoryError" in (records[1].message or "")
+
+
+def test_an_error_of_the_backend_ends_the_run(films: list[Path]) -> None:
+    class Broken(MeanBackend):
+        def infer(self, batch: np.ndarray, *, activation_maps: bool = False) -> Inference:
+            raise RuntimeError("device lost")
+
+    with pytest.raises(RuntimeError, match="device lost"):
+        judge(films, Broken())
+
+
+def test_threshold_decides_on_the_rounded_probability(films: list[Path]) -> None:
+    (record,) = judge(films[:1], MeanBackend())
+    assert record.probability is not None
+    at = judge(films[:1], MeanBackend(), threshold=record.probability)[0]
+    above = judge(films[:1], MeanBackend(), threshold=record.probability + 1e-6)[0]
+    assert (at.decision, above.decision) == ("positive", "negative")
+
+
+def test_record_says_how_long_each_part_took(films: list[Path]) -> None:
+    (record,) = judge(films[:1], MeanBackend())
+    timings = record.as_dict()["timings_ms"]
+    assert set(timings) == {"read", "preprocess", "infer", "total"}
+    assert timings["total"] >= timings["read"] + timings["preprocess"]
+
+
+def test_probabilities_are_the_softmax_also_of_large_logits() -> None:
+    logits = np.array([[0, np.log(3)], [1000, 1000], [-1000, 1000]], np.float32)
+    expected = [[0.25, 0.75], [0.5, 0.5], [0, 1]]
+    np.testing.assert_allclose(probabilities(logits), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("settings", "flag"),
+    [
+        ({"batch_size": 0}, "--batch-size: got 0"),
+        ({"batch_size": 5000}, "--batch-size: got 5000"),
+        ({"workers": 0}, "--workers: got 0"),
+        ({"threshold": 1.2}, "--threshold: got 1.2"),
+        ({"threshold": float("nan")}, "--threshold: got nan"),
+    ],
+)
+def test_wrong_settings_name_the_flag(settings: dict[str, Any], flag: str) -> None:
+    with pytest.raises(UsageError, match=flag):
+        PredictSettings(**settings)
