@@ -30,7 +30,6 @@ _FTYP = {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF", b"avif": "AVIF", b"i
 
 _JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 """A marker other than a restart, which stands within the pixels (ITU-T T.81, table B.1)."""
-_SECTOR = 512
 _BI_RGB, _BI_BITFIELDS = 0, 3
 # Kind of a TIFF value -> struct's letter of the same size (TIFF 6.0, section 2, "Types").
 _TIFF_KINDS = dict(enumerate("BBHIQBBHIQIQI", start=1))
@@ -101,20 +100,21 @@ def _png_is_cut_off(data: bytes) -> bool:
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, start and length of data of each chunk that starts in time to be whole."""
-    at = 8
-    while at + 12 <= len(data):
-        (length,) = struct.unpack_from(">I", data, at)
-        yield data[at + 4 : at + 8], at, length
+    """Kind, start and length of data of each whole chunk up to the last."""
+    at, kind = 8, b""
+    while kind != b"IEND" and at + 12 <= len(data):
+        (length,), kind = struct.unpack_from(">I", data, at), data[at + 4 : at + 8]
+        if at + 12 + length > len(data):
+            return
+        yield kind, at, length
         at += 12 + length
 
 
 def _webp_is_cut_off(data: bytes) -> bool:
     if data[8:12] != b"WEBP":
         return False
-    (size,) = struct.unpack_from("<I", data, 4)
-    # A file that was made at full size and never filled: the decoder takes zeros for pixels.
-    return len(data) < 8 + size or data.endswith(bytes(_SECTOR), 0, 8 + size)
+    (size,) = struct.unpack_from("<I", data, 4)  # WebP Container Specification, "RIFF file format"
+    return bool(len(data) < 8 + size)
 
 
 def _is_bmp(data: bytes) -> bool:
@@ -133,11 +133,11 @@ def _bmp_is_cut_off(data: bytes) -> bool:
     start, header = struct.unpack_from("<II", data, 10)
     if header == 12:  # OS/2
         width, height, _, bits = struct.unpack_from("<HHHH", data, 18)
-        compression = _BI_RGB
+        compression, size = _BI_RGB, 0
     else:
-        width, height, _, bits, compression = struct.unpack_from("<iiHHI", data, 18)
+        width, height, _, bits, compression, size = struct.unpack_from("<iiHHII", data, 18)
     if compression not in (_BI_RGB, _BI_BITFIELDS):
-        return bool(start > len(data))
+        return bool(start + size > len(data))
     row = (abs(width) * bits + 31) // 32 * 4
     return bool(start + row * abs(height) > len(data))
 
@@ -165,7 +165,11 @@ def _tiff_is_cut_off(data: bytes) -> bool:
         found.get(279, ()) + found.get(325, ()),
         strict=False,
     )
-    return end + 4 > len(data) or any(start + size > len(data) for start, size in pieces)
+    return (
+        not entries
+        or end + 4 > len(data)
+        or any(start + size > len(data) for start, size in pieces)
+    )
 
 
 _ENDS: dict[bytes, Callable[[bytes], bool]] = {

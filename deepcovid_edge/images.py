@@ -144,8 +144,8 @@ def decode_radiograph(file: FileBytes) -> Radiograph:
     Raises:
         ImageRefusedError: The bytes cannot be judged; `reason` and `detail` say why.
     """
+    _check_container(file.data)
     picture = _open(file.data)
-    _check_whole(file.data)
     _check_header(picture)
     cautions = _header_cautions(picture, file)
     raw, decoded_cautions = _decode(picture, file.data)
@@ -157,31 +157,30 @@ def decode_radiograph(file: FileBytes) -> Radiograph:
     return Radiograph(grey, white, file.sha256, name, found)
 
 
-def _open(data: bytes) -> Image.Image:
-    """The picture with its header read and no pixel decoded."""
+def _check_container(data: bytes) -> None:
+    # First of all: decoders make pictures of films that lack their end, or whose pixels were
+    # overwritten on the way.
     if is_dicom(data):
         raise ImageRefusedError(Reason.DICOM)
+    if is_cut_off(data):
+        raise ImageRefusedError(Reason.TRUNCATED, f"{len(data)} bytes")
+    if is_damaged(data):
+        raise ImageRefusedError(Reason.DECODE, "pixels fail their checksum")
+    if name := foreign_format(data):
+        raise ImageRefusedError(Reason.FORMAT, f"this is {name}")
+
+
+def _open(data: bytes) -> Image.Image:
+    """The picture with its header read and no pixel decoded."""
     try:
         return Image.open(io.BytesIO(data), formats=_OPENED)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageRefusedError(Reason.TOO_BIG, "by its header") from error
     except Exception as error:  # Pillow's plug-ins raise nearly anything on a broken header
-        if is_cut_off(data):
-            raise ImageRefusedError(Reason.TRUNCATED, f"{len(data)} bytes") from error
-        if name := foreign_format(data):
-            raise ImageRefusedError(Reason.FORMAT, f"this is {name}") from error
         if kind := known_kind(data):
             raise ImageRefusedError(Reason.DECODE, f"{kind} of a kind not read") from error
         detail = "empty file" if not data else f"{len(data)} bytes"
         raise ImageRefusedError(Reason.NOT_IMAGE, detail) from error
-
-
-def _check_whole(data: bytes) -> None:
-    # Decoders make pictures of films that lack their end, or whose pixels were overwritten.
-    if is_cut_off(data):
-        raise ImageRefusedError(Reason.TRUNCATED, f"{len(data)} bytes")
-    if is_damaged(data):
-        raise ImageRefusedError(Reason.DECODE, "pixels fail their checksum")
 
 
 def _check_header(picture: Image.Image) -> None:
@@ -194,14 +193,41 @@ def _check_header(picture: Image.Image) -> None:
         raise ImageRefusedError(Reason.FRAMES, f"{frames} pictures")
     if picture.format not in _SUFFIXES:
         raise ImageRefusedError(Reason.FORMAT, f"this is {picture.format}")
-    if picture.mode not in _MODES:
-        raise ImageRefusedError(Reason.MODE, _MODE_NAMES.get(picture.mode, picture.mode))
+    if name := _refused_mode(picture):
+        raise ImageRefusedError(Reason.MODE, name)
     low, high = ASPECT_RANGE
     if min(width, height) < MIN_SIDE or not low <= width / height <= high:
         expected = f"at least {MIN_SIDE} pixels a side, width to height {low} to {high}"
         raise ImageRefusedError(Reason.SHAPE, f"{width} x {height} pixels; {expected}")
 
 
+def _refused_mode(picture: Image.Image) -> str | None:
+    if picture.mode not in _MODES:
+        return _MODE_NAMES.get(picture.mode, picture.mode)
+    if "P;1" in _raw_mode(picture):
+        return "1-bit picture"
+    if set(_tiff_tag(picture, 339) or ()) & {2, 3}:  # Pillow takes signed bytes for unsigned ones
+        return "signed or floating point"
+    if _tiff_tag(picture, 284) == 2 and _is_deep_colour(picture):  # both decoders err
+        return "16-bit colours in separate planes"
+    return None
+
+
+def _is_deep_colour(picture: Image.Image) -> bool:
+    bits = _tiff_tag(picture, 258) or ()
+    return picture.mode in ("RGB", "RGBA", "LA") and (16 in bits or ";16" in _raw_mode(picture))
+
+
+def _raw_mode(picture: Image.Image) -> str:
+    """A text that holds Pillow's name of the pixels as they stand in the file."""
+    return str(getattr(picture, "tile", ""))
+
+
+def _tiff_tag(picture: Image.Image, number: int) -> Any:
+    return picture.tag_v2.get(number) if isinstance(picture, _TIFF) else None
+
+
+_TIFF = TiffImagePlugin.TiffImageFile
 _MODE_NAMES = {"1": "1-bit picture", "F": "floating point", "I": "32-bit integers"}
 
 
@@ -214,7 +240,8 @@ def _frames(picture: Image.Image) -> int:
 
 def _header_cautions(picture: Image.Image, file: FileBytes) -> list[Caution]:
     cautions = []
-    if file.path.suffix.lower() not in _SUFFIXES[picture.format or ""]:
+    suffix = file.path.suffix.lower()
+    if suffix and suffix not in _SUFFIXES[picture.format or ""]:
         cautions.append(Caution.SUFFIX)
     width, height = picture.size
     if _is_lossy(picture, file.data) and width * height > LOSSY_RATIO * len(file.data):
@@ -269,10 +296,12 @@ def _opencv(data: bytes, flags: int) -> NDArray[Any]:
 
 
 def _pillow(picture: Image.Image, data: bytes) -> NDArray[Any]:
-    deep = picture.mode in ("RGB", "RGBA", "LA") and ";16" in str(getattr(picture, "tile", ""))
+    deep = _is_deep_colour(picture)
     picture.load()  # raises where the data ends early
     if deep:  # Pillow keeps only the upper 8 of 16 bits of coloured pixels
-        return _opencv(data, cv2.IMREAD_UNCHANGED)
+        pixels = _opencv(data, cv2.IMREAD_UNCHANGED)
+        # TIFF 6.0, section 18: a fourth channel of no meaning, or an alpha laid on black already.
+        return pixels[..., :3] if _tiff_tag(picture, 338) in ((0,), (1,)) else pixels
     if picture.mode.startswith("I;16") and "transparency" in picture.info:
         grey = np.asarray(picture)
         opaque = grey != picture.info["transparency"]
@@ -354,7 +383,7 @@ def _full_scale(grey: Grey, picture: Image.Image) -> tuple[Grey, int, list[Cauti
     if white < np.iinfo(np.uint16).max:
         grey = np.minimum(grey, np.uint16(white))
         cautions = [Caution.DEPTH]
-    if picture.format == "TIFF" and getattr(picture, "tag_v2", {}).get(262) == 0:
+    if _tiff_tag(picture, 262) == 0:
         grey = np.uint16(white) - grey  # WhiteIsZero, TIFF 6.0 section 8; Pillow turns 8 bit
     return grey, white, cautions
 
@@ -366,9 +395,8 @@ def _check_exposure(grey: Grey, white: int) -> None:
     if contrast < MIN_CONTRAST:
         raise ImageRefusedError(Reason.BLANK, f"contrast {contrast:.1f} of 255 grey levels")
     black, bright = float((sample < 2.5).mean()), float((sample > 252.5).mean())
-    if max(black, bright) > MAX_SATURATED:
-        where = "black" if black > bright else "white"
-        raise ImageRefusedError(Reason.BLANK, f"{max(black, bright):.0%} of it is {where}")
+    if black + bright > MAX_SATURATED:
+        raise ImageRefusedError(Reason.BLANK, f"{black:.0%} of it is black, {bright:.0%} white")
 
 
 def _step(pixels: NDArray[Any]) -> int:

@@ -19,8 +19,8 @@ from deepcovid_edge.models import find_model
 _TEMPLATE = """\
 # {name}
 
-{architecture}, fine-tuned to tell films of COVID-19 pneumonia (`{positive_class}`) from normal films
-and films of other pneumonia. **{notice}**
+{architecture}, fine-tuned to tell films of COVID-19 pneumonia (`{positive_class}`) from normal
+films and films of other pneumonia. **{notice}**
 
 | | |
 | --- | --- |
@@ -33,10 +33,10 @@ and films of other pneumonia. **{notice}**
 
 ## Data
 
-Trained on {train_films} films, the epoch and the threshold chosen on {val_films} others (`val`), from
-public collections: ieee8023/covid-chestxray-dataset, COVID-CXNet and NIH ChestX-ray8, split by patient.
-They were collected for research; several state no licence, or one per film, mostly non-commercial. The
-films are not part of this project. Start: {start}.
+Trained on {train_films} films, the epoch and the threshold chosen on {val_films} others (`val`),
+from public collections: ieee8023/covid-chestxray-dataset, COVID-CXNet and NIH ChestX-ray8, split
+by patient. They were collected for research; several state no licence, or one per film, mostly
+non-commercial. The films are not part of this project. Start: {start}.
 
 Training films sha256 `{train_sha256}`; validation films `{val_sha256}`.
 
@@ -49,20 +49,21 @@ All at the threshold above, which was chosen before, on `val`. Intervals are 95 
 {rows}
 
 `test` comes from the collections that the training films come from. `external` comes from other
-hospitals and journals, and **its rows are what to expect of a new clinic**. `paediatric` holds children of
-one to five years: the model is not meant for them, and every positive there is a false alarm.
+hospitals and journals, and **its rows are what to expect of a new clinic**. `paediatric` holds
+children of one to five years: the model is not meant for them, and every positive there is a
+false alarm.
 
 ## Known biases
 
-- In the training films the class is nearly the same thing as the source: most COVID-19 films come from
-  web and journal collections, nearly all others from one hospital (NIH). A network scores high by
-  learning the source: the rule "a square film is not COVID-19" alone is right for 94 % of `test`. What
-  the network does on `external` shows how much of its score on `test` is that.
+- In the training films the class is nearly the same thing as the source: most COVID-19 films come
+  from web and journal collections, nearly all others from one hospital (NIH). A network scores
+  high by learning the source: the rule "a square film is not COVID-19" alone is right for 94 % of
+  `test`. What the network does on `external` shows how much of its score on `test` is that.
 - Normal films of other hospitals are nearly absent from training, so a normal film of an unseen
   hospital may be called positive. See the specificity of each source of `external` above.
 - NIH labels were mined from reports and are noisy. COVID-19 labels are mostly proven by PCR.
-- Adults, frontal view. Children, lateral views, other body parts and post-processed pictures were not
-  trained on, and the model does not refuse them all by itself.
+- Adults, frontal view. Children, lateral views, other body parts and post-processed pictures were
+  not trained on, and the model does not refuse them all by itself.
 - A probability is a score of this network, not the chance that the patient has COVID-19.
 """
 

@@ -1,0 +1,124 @@
+"""Write the tables of README.md, benchmarks/README.md and export/README.md from stored results.
+
+    python benchmarks/tables.py            write them
+    python benchmarks/tables.py --check    exit 1 if one is stale
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; no number in it is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks/results"
+DOCUMENTS = ("README.md", "benchmarks/README.md", "export/README.md")
+_BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def main() -> None:
+    stale = [name for name in DOCUMENTS if not up_to_date(ROOT / name)]
+    if "--check" in sys.argv:
+        if stale:
+            raise SystemExit(f"stale: {', '.join(stale)}: run `make bench` or benchmarks/tables.py")
+        return
+    for name in stale:
+        path = ROOT / name
+        path.write_text(rendered(path), encoding="utf-8")
+        print(name)
+
+
+def up_to_date(document: Path) -> bool:
+    return document.read_text(encoding="utf-8") == rendered(document)
+
+
+def rendered(document: Path) -> str:
+    def fill(match: re.Match[str]) -> str:
+        return match[1] + "\n".join(_TABLES[match[2]](document)) + "\n" + match[3]
+
+    return _BLOCK.sub(fill, document.read_text(encoding="utf-8"))
+
+
+def accuracy(document: Path) -> list[str]:
+    lines = [
+        "| model | films | AUC | sensitivity | specificity | file |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for path in sorted((RESULTS / "accuracy").glob("*.json")):
+        figures = load(path)
+        overall = figures["overall"]
+        lines.append(
+            f"| {figures['model']} | {figures['data']} ({figures['films']}) | "
+            f"{'-' if overall['auc'] is None else format(overall['auc'], '.3f')} | "
+            f"{rate(overall['sensitivity'])} | {rate(overall['specificity'])} | "
+            f"{link(path, document)} |"
+        )
+    return lines
+
+
+def speed(document: Path) -> list[str]:
+    lines = [
+        "| device | model | `infer`, films/s | published loop, films/s | times as fast | "
+        "share of the roof | file |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for path in sorted(RESULTS.glob("*/infer-speed-*.json")):
+        figures = load(path)
+        rates, ratios = figures["films_per_second"], figures["ratios"]
+        lines.append(
+            f"| {device(figures)} | {figures['model']} | {rates['infer']:.0f} | "
+            f"{rates['published_loop']:.0f} | {ratios['infer_to_published_loop']['median']:.1f} | "
+            f"{ratios['infer_to_roof']['median']:.0%} | {link(path, document)} |"
+        )
+    return lines
+
+
+def footprint(document: Path) -> list[str]:
+    lines = [
+        "| device | `--help` | one film, cold start to record | peak memory, 500 films | "
+        "5,000 films | file |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for path in sorted(RESULTS.glob("*/footprint.json")):
+        figures = load(path)
+        many = figures["films"]
+        lines.append(
+            f"| {device(figures)} | {figures['help_seconds']['median']:.2f} s | "
+            f"{figures['one_film']['seconds']['median']:.2f} s | "
+            f"{many['500']['peak_mib']['median']:.0f} MiB | "
+            f"{many['5000']['peak_mib']['median']:.0f} MiB | {link(path, document)} |"
+        )
+    return lines
+
+
+def load(path: Path) -> dict[str, Any]:
+    figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return figures
+
+
+def device(figures: dict[str, Any]) -> str:
+    facts = figures["device"]
+    return facts["gpus"][0] if facts["gpus"] else f"{facts['processor']}, {facts['cores']} cores"
+
+
+def rate(value: dict[str, Any]) -> str:
+    if value["value"] is None:
+        return "-"
+    low, high = value["interval_95"]
+    return f"{value['value']:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def link(path: Path, document: Path) -> str:
+    up = "../" * (len(document.relative_to(ROOT).parts) - 1)
+    return f"[JSON]({up}{path.relative_to(ROOT)})"
+
+
+_TABLES = {"accuracy": accuracy, "speed": speed, "footprint": footprint}
+
+
+if __name__ == "__main__":
+    main()

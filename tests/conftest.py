@@ -1,0 +1,160 @@
+"""Encoders of test pictures, as a fixture: files that Pillow and OpenCV do not write themselves."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from deepcovid_edge.images import FileBytes, Radiograph, decode_radiograph
+
+Chunks = Iterable[tuple[bytes, bytes]]
+
+
+class Pictures:
+    """Draws films and encodes them."""
+
+    @staticmethod
+    def film(height: int = 128, width: int = 160, *, bits: int = 8, seed: int = 0) -> NDArray[Any]:
+        """A grey ramp with waves and noise: no two turns of it are alike, all values are used."""
+        y, x = np.mgrid[0:height, 0:width]
+        waves = np.sin(x / width * 9) + np.cos(y / height * 7) + x / width + 2 * y / height
+        noisy = waves + np.random.default_rng(seed).normal(0, 0.05, (height, width))
+        scaled = (noisy - noisy.min()) / np.ptp(noisy) * ((1 << bits) - 1)
+        return np.rint(scaled).astype(np.uint8 if bits == 8 else np.uint16)
+
+    @staticmethod
+    def rgb(grey: NDArray[Any], *more: NDArray[Any]) -> NDArray[Any]:
+        """Three equal channels, and such more as an alpha."""
+        return np.dstack([grey, grey, grey, *more])
+
+    @staticmethod
+    def encode(pixels: NDArray[Any] | Image.Image, format: str, **options: Any) -> bytes:
+        """The picture as Pillow writes it."""
+        picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+        written = io.BytesIO()
+        picture.save(written, format, **options)
+        return written.getvalue()
+
+    @staticmethod
+    def opencv(pixels: NDArray[Any], suffix: str, *options: int) -> bytes:
+        """The picture as OpenCV writes it; the channels are BGR(A)."""
+        written: NDArray[Any] = cv2.imencode(suffix, pixels, list(options))[1]
+        return written.tobytes()
+
+    @staticmethod
+    def png(pixels: NDArray[Any], colour: int, *, before: Chunks = (), after: Chunks = ()) -> bytes:
+        """A PNG of that colour type with chunks before and after the pixels."""
+        height, width = pixels.shape[:2]
+        deep = pixels.astype(pixels.dtype.newbyteorder(">"))
+        rows = b"".join(b"\0" + row.tobytes() for row in deep)
+        return Pictures.png_of_rows(
+            rows, (height, width, 8 * pixels.itemsize, colour), before=before, after=after
+        )
+
+    @staticmethod
+    def png_of_rows(
+        rows: bytes, header: tuple[int, int, int, int], *, before: Chunks = (), after: Chunks = ()
+    ) -> bytes:
+        """A PNG of filtered rows; the header is height, width, bits and colour type."""
+        height, width, bits, colour = header
+        ihdr = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+        pixels = (b"IDAT", zlib.compress(rows, 1))
+        return Pictures.png_of_chunks([(b"IHDR", ihdr), *before, pixels, *after, (b"IEND", b"")])
+
+    @staticmethod
+    def png_of_chunks(chunks: Chunks) -> bytes:
+        """A PNG of these chunks, with their lengths and checksums."""
+        return b"\x89PNG\r\n\x1a\n" + b"".join(
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in chunks
+        )
+
+    @staticmethod
+    def tiff(
+        pixels: NDArray[Any], photometric: int, *, order: str = "<", tags: Mapping[int, int] = {}
+    ) -> bytes:
+        """An uncompressed TIFF of one strip, directory last.
+
+        Args:
+            pixels: Of shape (H, W) or (H, W, channels), any type.
+            photometric: Tag 262: 0 WhiteIsZero, 1 BlackIsZero, 2 RGB, 5 CMYK.
+            order: `<` for a little-endian file, `>` for a big-endian one.
+            tags: More tags, or other values for the usual ones; 16-bit numbers.
+        """
+        height, width = pixels.shape[:2]
+        channels = pixels.shape[2] if pixels.ndim == 3 else 1
+        strip = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
+        strip += b"\0" * (len(strip) % 2)
+        entries: dict[int, tuple[str, tuple[int, ...]]] = {
+            256: ("I", (width,)),
+            257: ("I", (height,)),
+            258: ("H", (8 * pixels.itemsize,) * channels),
+            259: ("H", (1,)),
+            262: ("H", (photometric,)),
+            273: ("I", (8,)),
+            277: ("H", (channels,)),
+            278: ("I", (height,)),
+            279: ("I", (len(strip),)),
+            **{tag: ("H", (value,)) for tag, value in tags.items()},
+        }
+        start = 8 + len(strip)
+        elsewhere = start + 2 + 12 * len(entries) + 4
+        directory, values = struct.pack(order + "H", len(entries)), b""
+        for tag, (letter, numbers) in sorted(entries.items()):
+            value = struct.pack(f"{order}{len(numbers)}{letter}", *numbers)
+            if len(value) > 4:
+                place = struct.pack(order + "I", elsewhere + len(values))
+                values, value = values + value, place
+            kind = {"H": 3, "I": 4}[letter]
+            directory += struct.pack(order + "HHI", tag, kind, len(numbers)) + value.ljust(4, b"\0")
+        magic = b"II*\0" if order == "<" else b"MM\0*"
+        return magic + struct.pack(order + "I", start) + strip + directory + bytes(4) + values
+
+    @staticmethod
+    def bmp(
+        rows: bytes,
+        size: tuple[int, int],
+        bits: int,
+        *,
+        compression: int = 0,
+        palette: bytes = b"",
+        stated: int | None = None,
+    ) -> bytes:
+        """A BMP of padded rows; the size is (width, height), negative height for top-down."""
+        start = 54 + len(palette)
+        whole = start + len(rows) if stated is None else stated
+        info = (40, *size, 1, bits, compression, len(rows), 0, 0, len(palette) // 4, 0)
+        header = b"BM" + struct.pack("<IHHI", whole, 0, 0, start)
+        return header + struct.pack("<IiiHHIIiiII", *info) + palette + rows
+
+    @staticmethod
+    def exif(orientation: int) -> Image.Exif:
+        """EXIF that states an orientation."""
+        block = Image.Exif()
+        block[0x0112] = orientation
+        return block
+
+
+@pytest.fixture(scope="session")
+def pictures() -> type[Pictures]:
+    return Pictures
+
+
+@pytest.fixture(scope="session")
+def decode() -> Callable[..., Radiograph]:
+    """Decode bytes as if they had been read from a file of that name."""
+
+    def decoded(data: bytes, name: str = "film") -> Radiograph:
+        return decode_radiograph(FileBytes(Path(name), data, "0" * 64))
+
+    return decoded

@@ -1,0 +1,273 @@
+"""`deepcovid-edge infer` as a user meets it: the shipped model, real files, a real process."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from deepcovid_edge.phantom import draw_phantom, write_samples
+
+COMMAND = [sys.executable, "-m", "deepcovid_edge"]
+
+
+def infer(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [*COMMAND, "infer", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+def records_of(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("films")
+    write_samples(folder, count=6)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Good films among ten kinds of broken files, each named after the reason it should get."""
+    folder = tmp_path_factory.mktemp("mixed")
+    write_samples(folder, count=4)
+    film = draw_phantom(0)
+    _, jpeg = cv2.imencode(".jpg", film)
+    _, png = cv2.imencode(".png", film)
+    yellow = np.zeros((300, 300, 3), np.uint8)
+    yellow[..., 1:] = np.random.default_rng(0).integers(100, 255, (300, 300, 1))
+    _, colour = cv2.imencode(".png", yellow)
+    _, blank = cv2.imencode(".png", np.full((400, 400), 128, np.uint8))
+    _, small = cv2.imencode(".png", film[:60, :60])
+    _, wide = cv2.imencode(".png", film[:200, :900])
+    cv2.imwritemulti(str(folder / "E_FRAMES.tif"), [film, film])
+    cv2.imwrite(str(folder / "E_MODE.tiff"), film.astype(np.float32))
+    content = {
+        "E_NOT_IMAGE-empty.png": b"",
+        "E_NOT_IMAGE-text.jpg": b"no film, but a letter\n" * 50,
+        "E_TRUNCATED-half.jpg": jpeg.tobytes()[: len(jpeg) // 2],
+        "E_TRUNCATED-half.png": png.tobytes()[: len(png) // 2],
+        "E_COLOUR.png": colour.tobytes(),
+        "E_BLANK.png": blank.tobytes(),
+        "E_SHAPE-small.png": small.tobytes(),
+        "E_SHAPE-wide.png": wide.tobytes(),
+        "E_DICOM.dcm": b"\0" * 128 + b"DICM" + b"\0" * 400,
+        "E_FORMAT.pdf": b"%PDF-1.7\n" + b"x" * 500,
+        "E_INCOMPLETE.png.part": png.tobytes(),
+    }
+    for name, data in content.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def test_a_folder_becomes_one_record_a_film(films: Path) -> None:
+    done = infer(films)
+    assert done.returncode == 0, done.stderr
+    records = records_of(done.stdout)
+    assert [Path(record["path"]).name for record in records] == sorted(
+        film.name for film in films.iterdir()
+    )
+    for record in records:
+        assert record["schema_version"] == 1
+        assert record["status"] == "assessed"
+        assert record["warnings"] == ["W_SYNTHETIC"]
+        assert sum(record["probabilities"].values()) == pytest.approx(1, abs=2e-6)
+        assert record["probability"] == record["probabilities"][record["positive_class"]]
+        called = record["probability"] >= record["threshold"]
+        assert record["decision"] == ("positive" if called else "negative")
+        assert record["notice"] == "Research use only. Not a medical device."
+    assert "6 films done" in done.stderr
+
+
+def test_bad_files_get_their_own_reason_and_stop_nothing(mixed: Path) -> None:
+    done = infer(mixed)
+    assert done.returncode == 4
+    assert "Traceback" not in done.stderr
+    for record in records_of(done.stdout):
+        name = Path(record["path"]).name
+        if name.startswith("phantom"):
+            assert record["status"] == "assessed"
+            continue
+        assert record["reason"] == name.partition(".")[0].partition("-")[0]
+        assert record["status"] == "not_assessed"
+        assert record["message"]
+        values = [record[key] for key in ("probability", "probabilities", "decision")]
+        assert values == [None] * 3
+
+
+def test_batches_and_threads_change_no_record(mixed: Path) -> None:
+    def judged(*options: object) -> list[dict[str, Any]]:
+        records = records_of(infer(mixed, *options).stdout)
+        for record in records:
+            del record["timings_ms"]
+            record["probability"] = pytest.approx(record["probability"], abs=2e-6)
+            record["probabilities"] = pytest.approx(record["probabilities"] or {}, abs=2e-6)
+        return records
+
+    plain = records_of(infer(mixed, "--batch-size", 1, "--workers", 1).stdout)
+    for record in plain:
+        del record["timings_ms"]
+        record["probabilities"] = record["probabilities"] or {}
+    for options in (("--batch-size", 3), ("--batch-size", 64, "--workers", 4)):
+        assert judged(*options) == plain
+
+
+def test_csv_and_output_file_hold_what_stdout_holds(films: Path, tmp_path: Path) -> None:
+    lines = records_of(infer(films).stdout)
+    rows = list(csv.DictReader(io.StringIO(infer(films, "--csv").stdout)))
+    assert infer(films, "-o", tmp_path / "r.csv").returncode == 0
+    assert infer(films, "-o", tmp_path / "r.jsonl").returncode == 0
+    stored_rows = list(csv.DictReader((tmp_path / "r.csv").read_text().splitlines()))
+    stored_lines = records_of((tmp_path / "r.jsonl").read_text())
+    expected = [(line["path"], str(line["probability"])) for line in lines]
+    assert [(row["path"], row["probability"]) for row in rows] == expected
+    assert [(row["path"], row["probability"]) for row in stored_rows] == expected
+    assert [(line["path"], str(line["probability"])) for line in stored_lines] == expected
+
+
+def test_table_is_for_people(films: Path) -> None:
+    done = infer(films, "--table")
+    assert done.stdout.splitlines()[0].split() == ["film", "result", "covid"]
+    assert len(done.stdout.splitlines()) == 8
+    assert "Research use only" in done.stdout
+
+
+def test_threshold_of_the_command_line_decides(films: Path) -> None:
+    for threshold, decision in ((0, "positive"), (1, "negative")):
+        records = records_of(infer(films, "--threshold", threshold).stdout)
+        assert {record["decision"] for record in records} == {decision}
+        assert {record["threshold"] for record in records} == {threshold}
+
+
+def test_a_film_named_twice_is_judged_once(films: Path) -> None:
+    film = sorted(films.iterdir())[0]
+    assert len(records_of(infer(films, film, film).stdout)) == 6
+
+
+@pytest.mark.parametrize("times", [10])
+def test_killed_at_random_and_resumed_no_film_is_lost_or_doubled(
+    films: Path, tmp_path: Path, times: int
+) -> None:
+    folder, output = tmp_path / "many", tmp_path / "out.jsonl"
+    folder.mkdir()
+    originals = sorted(films.iterdir())
+    for number in range(240):
+        (folder / f"{number:04d}.png").symlink_to(originals[number % len(originals)])
+    draw = random.Random(7)
+    command = [*COMMAND, "infer", str(folder), "-o", str(output), "--resume", "--batch-size", "2"]
+    killed = 0
+    for _ in range(times):
+        before = output.stat().st_size if output.exists() else 0
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+            deadline = time.monotonic() + 60
+            while not (output.exists() and output.stat().st_size > before):
+                assert time.monotonic() < deadline
+                if process.poll() is not None:
+                    break
+                time.sleep(0.005)
+            time.sleep(draw.uniform(0, 0.05))
+            process.kill()
+        killed += process.returncode == -signal.SIGKILL
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    counts = Counter(record["path"] for record in records_of(output.read_text()))
+    assert killed >= times - 2
+    assert counts == {str(folder / f"{number:04d}.png"): 1 for number in range(240)}
+
+
+def test_ctrl_c_keeps_what_is_done(films: Path, tmp_path: Path) -> None:
+    folder, output = tmp_path / "many", tmp_path / "out.jsonl"
+    folder.mkdir()
+    film = sorted(films.iterdir())[0]
+    for number in range(2000):
+        (folder / f"{number:04d}.png").symlink_to(film)
+    command = [*COMMAND, "infer", str(folder), "-o", str(output)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not (output.exists() and output.stat().st_size > 2000):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, messages = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in messages
+    assert "--resume goes on" in messages
+    paths = [record["path"] for record in records_of(output.read_text())]
+    assert paths == [str(folder / f"{number:04d}.png") for number in range(len(paths))]
+
+
+def test_a_closed_pipe_ends_quietly(films: Path) -> None:
+    program = f"{' '.join(COMMAND)} infer {films} {films}/. --json | head -n 1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert len(records_of(done.stdout)) == 1
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["no-such-film.png"], 6, "no-such-film.png: no such file or folder"),
+        (["{films}", "--model", "no-such-model"], 6, "expected a shipped model (squeezenet1_1"),
+        (["{films}", "--model", "{films}/phantom_000.png"], 1, "no backend runs .png files"),
+        (["{films}", "--provider", "cuda"], 6, "pip install 'deepcovid-edge[gpu]'"),
+        (["{films}", "--batch-size", "0"], 2, "--batch-size: got 0"),
+        (["{films}", "--threshold", "2"], 2, "--threshold: got 2.0"),
+        (["{films}", "--backend", "abacus"], 2, "'abacus' is not one of"),
+        (["{films}", "--resume"], 2, "--resume needs -o"),
+        (["{films}", "-o", "x.html"], 2, ".html is not written"),
+        (["{films}", "-o", "/dev/null/x.jsonl"], 1, "cannot be written"),
+        ([], 2, "Missing argument"),
+    ],
+)
+def test_a_users_error_is_one_sentence_and_its_code(
+    films: Path, arguments: list[str], code: int, message: str
+) -> None:
+    if "cuda" in arguments:
+        import onnxruntime
+
+        if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            pytest.skip("this onnxruntime has CUDA: the sentence for one without cannot show")
+    done = infer(*[argument.format(films=films) for argument in arguments])
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_model_that_is_none_is_refused_with_its_name(films: Path, tmp_path: Path) -> None:
+    fake = tmp_path / "fake.onnx"
+    fake.write_text("not a model")
+    done = infer(films, "--model", fake)
+    assert done.returncode == 1
+    assert "fake.onnx: not an ONNX model" in done.stderr
+
+
+def test_an_empty_folder_is_no_error(tmp_path: Path) -> None:
+    done = infer(tmp_path)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "0 films done" in done.stderr
+
+
+def test_names_that_are_no_unicode_are_records_like_others(films: Path, tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/film\xff.png"
+    os.link(os.fsencode(sorted(films.iterdir())[0]), name)
+    for option in ("--json", "--csv", "--table"):
+        command = [*COMMAND, "infer", os.fsencode(tmp_path), option]
+        done = subprocess.run(command, capture_output=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert b"film" in done.stdout

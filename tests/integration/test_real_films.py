@@ -1,0 +1,102 @@
+"""Real radiographs through the shipped model: counts, stored figures, and agreement with torch."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deepcovid_edge.dataset import load_dataset
+from deepcovid_edge.images import read_radiograph
+from deepcovid_edge.manifest import read_manifest
+from deepcovid_edge.models import find_model
+from deepcovid_edge.preprocess import prepare
+
+ROOT = Path(__file__).parents[2]
+XRAY = Path(os.environ.get("DEEPCOVID_XRAY", ROOT.parent / "shared" / "xray"))
+RESULTS = ROOT / "benchmarks/results/accuracy"
+pytestmark = pytest.mark.skipif(
+    not (XRAY / "manifest.csv").is_file(),
+    reason="no real X-rays: ../shared/xray is missing (DEEPCOVID_XRAY overrides)",
+)
+
+
+def infer(folder: Path) -> tuple[int, list[dict[str, Any]]]:
+    command = [sys.executable, "-m", "deepcovid_edge", "infer", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(("folder", "count"), [("test", 253), ("original", 24)])
+def test_every_real_film_is_assessed(folder: str, count: int) -> None:
+    code, records = infer(XRAY / folder)
+    assert code == 0
+    assert len(records) == count
+    assert {record["status"] for record in records} == {"assessed"}
+
+
+def test_untouched_originals_get_the_decision_of_their_reduced_copies() -> None:
+    """Formats, sizes and colour modes differ; at most two of 24 may change sides."""
+    rows = csv.DictReader((XRAY / "original/manifest.csv").read_text().splitlines())
+    copies = {Path(row["path"]).name: row for row in rows}
+    decisions = {Path(r["path"]).name: r["decision"] for r in infer(XRAY / "test")[1]}
+    changed = [
+        name
+        for name, decision in (
+            (Path(r["path"]).name, r["decision"]) for r in infer(XRAY / "original")[1]
+        )
+        if decision != decisions[Path(copies[name]["test_path"]).name]
+    ]
+    assert len(changed) <= 2, changed
+
+
+@pytest.mark.parametrize("split", ["test", "external", "paediatric"])
+def test_stored_figures_of_the_shipped_model_come_out_again(split: str) -> None:
+    pytest.importorskip("sklearn", reason="scikit-learn (extra export) computes the figures")
+    from deepcovid_export.evaluate import evaluate
+
+    films = load_dataset(XRAY, split=split)
+    measured = evaluate(find_model("squeezenet1_1"), films, description=split)
+    stored = json.loads((RESULTS / f"squeezenet1_1-{split}.json").read_text())
+    for figures in (measured, stored):
+        del figures["created_with"]
+    assert measured["model_sha256"] == stored["model_sha256"]
+    assert measured["overall"]["sensitivity"] == stored["overall"]["sensitivity"]
+    assert measured["overall"]["specificity"] == stored["overall"]["specificity"]
+    assert measured["overall"]["auc"] == pytest.approx(stored["overall"]["auc"], abs=1e-4)
+
+
+def test_shipped_model_reaches_the_level_of_the_paper_on_test() -> None:
+    stored = json.loads((RESULTS / "squeezenet1_1-test.json").read_text())["overall"]
+    assert stored["auc"] >= 0.985
+    assert stored["sensitivity"]["value"] >= 0.96
+    assert stored["specificity"]["value"] >= 0.91
+
+
+def test_shipped_graph_computes_what_torch_computes_on_64_real_films() -> None:
+    """The weights are taken out of the shipped ONNX file and put into the torch network."""
+    torch = pytest.importorskip("torch", reason="torch (extra export) is the other side")
+    import onnx
+    from onnx import numpy_helper
+
+    from deepcovid_export.networks import build_network
+    from deepcovid_export.to_onnx import TOLERANCE, compare
+
+    path = find_model("squeezenet1_1")
+    manifest = read_manifest(path)
+    network = build_network(manifest.architecture, len(manifest.classes)).eval()
+    stored = {item.name: numpy_helper.to_array(item) for item in onnx.load(path).graph.initializer}
+    state = {name: torch.from_numpy(stored[name].copy()) for name in network.state_dict()}
+    network.load_state_dict(state)
+    films = load_dataset(XRAY, split="val")[:64]
+    pixels = np.stack([prepare(read_radiograph(film.path), manifest.input) for film in films])
+    parity = compare(network, path, pixels)
+    assert parity.films == 64
+    assert parity.max_logit_difference <= TOLERANCE

@@ -1,0 +1,286 @@
+"""Training to model file on synthetic films: recipes run, resume changes nothing, torch agrees."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the workstation side needs extra export")
+
+import onnx
+from PIL import Image
+
+from deepcovid_edge.dataset import load_dataset
+from deepcovid_edge.errors import DataError, ModelFileError, UsageError
+from deepcovid_edge.images import read_radiograph
+from deepcovid_edge.manifest import ModelManifest, read_manifest
+from deepcovid_edge.phantom import draw_phantom
+from deepcovid_edge.preprocess import prepare
+from deepcovid_export.checkpoint import load_checkpoint, save_checkpoint
+from deepcovid_export.data import FilmDataset, training_data
+from deepcovid_export.networks import build_network, load_imagenet
+from deepcovid_export.recipe import Recipe, load_recipe
+from deepcovid_export.to_onnx import MAX_IR_VERSION, OPSET, export_checkpoint
+from deepcovid_export.train import RunSettings, Training
+
+SMALL = """
+name = "small"
+architecture = "{architecture}"
+positive_class = "hazy"
+[classes]
+clear = ["clear"]
+hazy = ["hazy"]
+[input]
+height = 96
+width = 96
+[fit]
+epochs = 3
+batch_size = 4
+average = 0.5
+precision = "fp32"
+seed = 3
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    for seed in range(16):
+        split = "val" if seed % 4 == 3 else "train"
+        for label, opacities in (("clear", 0), ("hazy", 6)):
+            place = folder / split / label
+            place.mkdir(parents=True, exist_ok=True)
+            film = draw_phantom(seed, opacities=opacities)
+            Image.fromarray(film).resize((160, 160)).save(place / f"{seed:02d}.png")
+    return folder
+
+
+def small_recipe(place: Path, architecture: str = "squeezenet1_1") -> Path:
+    path = place / "small.toml"
+    path.write_text(SMALL.format(architecture=architecture))
+    return path
+
+
+def train(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "deepcovid_edge", "train", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=250)
+
+
+def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(checkpoint, weights_only=True)["state_dict"]
+    return state
+
+
+def test_train_export_evaluate_infer_from_the_command_line(data: Path, tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path)
+    run, model, report = tmp_path / "run", tmp_path / "small.onnx", tmp_path / "report.json"
+    done = train("--recipe", recipe, data, "-o", run, "--from-scratch", "--workers", 0)
+    assert done.returncode == 0, done.stderr
+    assert "24 films to fit on, 8 to choose on" in done.stderr
+    for arguments in (
+        ["export", run / "checkpoint.pt", "-o", model, "--check", data],
+        ["evaluate", model, data, "--split", "val", "-o", report],
+        ["infer", data, "--model", model, "-o", tmp_path / "records.jsonl"],
+    ):
+        command = [sys.executable, "-m", "deepcovid_edge", *map(str, arguments)]
+        step = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert step.returncode == 0, step.stderr
+    manifest = read_manifest(model)
+    assert manifest.classes == ("clear", "hazy")
+    assert manifest.threshold_origin["films"] == 8
+    assert manifest.training["start"] == "random"
+    assert manifest.training["export"]["films"] == 32
+    figures = json.loads(report.read_text())
+    assert figures["overall"]["sensitivity"]["value"] >= 0.98
+    on_val = manifest.training["val"]
+    assert figures["overall"]["specificity"] == on_val["specificity"]
+    assert len((tmp_path / "records.jsonl").read_text().splitlines()) == 32
+
+
+def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_weights(
+    data: Path, tmp_path: Path
+) -> None:
+    recipe = load_recipe(str(small_recipe(tmp_path)))
+    films = training_data(data, recipe)
+
+    def started(name: str) -> Training:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        return Training(recipe, films, RunSettings(folder, workers=0, from_scratch=True))
+
+    whole = started("whole")
+    while not whole.finished:
+        whole.run_epoch()
+    stopped = started("stopped")
+    stopped.run_epoch()
+    resumed = started("stopped")
+    resumed.restore()
+    while not resumed.finished:
+        resumed.run_epoch()
+    expected, got = weights_of(whole.finish()), weights_of(resumed.finish())
+    assert [*expected] == [*got]
+    for name, value in expected.items():
+        assert torch.equal(value, got[name]), name
+
+
+def test_resume_refuses_the_state_of_another_recipe(data: Path, tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path)
+    run = tmp_path / "run"
+    options = ["--from-scratch", "--workers", 0, "--epochs", 1]
+    assert train("--recipe", recipe, data, "-o", run, *options).returncode == 0
+    again = train("--recipe", recipe, data, "-o", run, *options)
+    assert again.returncode == 2
+    assert "add --resume" in again.stderr
+    other = train("--recipe", recipe, data, "-o", run, *options, "--seed", 9, "--resume")
+    assert other.returncode == 2
+    assert "made by another recipe" in other.stderr
+
+
+@pytest.mark.parametrize("architecture", ["squeezenet1_1", "resnet18"])
+def test_exported_file_keeps_the_contract_and_agrees_with_torch(
+    architecture: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    network = build_network(architecture, 2).eval()
+    manifest = ModelManifest("net", architecture, ("non", "covid"), "covid", 0.5)
+    save_checkpoint(network, manifest, tmp_path / "checkpoint.pt")
+    films = np.random.default_rng(0).integers(0, 256, (64, 224, 224), dtype=np.uint8)
+    output = tmp_path / "net.onnx"
+    _, parity = export_checkpoint(tmp_path / "checkpoint.pt", output, films)
+    assert parity.films == 64
+    assert parity.max_logit_difference <= 1e-4
+    model = onnx.load(output)
+    assert model.ir_version <= MAX_IR_VERSION
+    assert [(item.domain, item.version) for item in model.opset_import] == [("", OPSET)]
+    tensors = [
+        (value.name, value.type.tensor_type.elem_type, len(value.type.tensor_type.shape.dim))
+        for value in (*model.graph.input, *model.graph.output)
+    ]
+    uint8, float32 = onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT
+    assert tensors == [
+        ("images", uint8, 3),
+        ("logits", float32, 2),
+        ("activation_maps", float32, 4),
+    ]
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    assert not [item for item in model.graph.initializer if item.external_data]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "net.onnx"]
+    content = output.read_bytes()
+    for trace in (b"site-packages", b".py", str(tmp_path).encode(), b"stack_trace"):
+        assert trace not in content
+
+
+def test_mean_of_the_activation_maps_is_the_logit() -> None:
+    films = torch.randint(0, 256, (3, 224, 224), dtype=torch.uint8)
+    for architecture in ("squeezenet1_1", "resnet18"):
+        logits, maps = build_network(architecture, 3).eval()(films)
+        assert maps.shape[:2] == (3, 3)
+        torch.testing.assert_close(maps.mean(dim=(2, 3)), logits)
+
+
+def test_resnet18_is_torchvisions_own_on_grey_films(tmp_path: Path) -> None:
+    """Folded ImageNet weights give torchvision's features, away from the padded border."""
+    from deepcovid_export.networks import IMAGENET_MEAN, IMAGENET_STD, torchvision_models
+
+    torch.manual_seed(0)
+    for architecture in ("squeezenet1_1", "resnet18"):
+        reference = torchvision_models().get_model(architecture, num_classes=1000).eval()
+        torch.save(reference.state_dict(), tmp_path / "weights.pth")
+        network = build_network(architecture, 2).eval()
+        assert load_imagenet(network, architecture, tmp_path / "weights.pth") == "weights.pth"
+        film = torch.randint(0, 256, (1, 224, 224), dtype=torch.uint8)
+        rgb = film.repeat(3, 1, 1).float()[None] / 255
+        mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
+        if architecture == "squeezenet1_1":
+            first, ours = reference.features[0], network.features[0]
+        else:
+            first, ours = reference.conv1, network.features.conv1
+        normalised = (film.float()[None] / 255 - sum(IMAGENET_MEAN) / 3) / (sum(IMAGENET_STD) / 3)
+        expected, got = first((rgb - mean) / std), ours(normalised)
+        inner = (slice(None), slice(None), slice(4, -4), slice(4, -4))
+        difference = (expected[inner] - got[inner]).mean(dim=(2, 3), keepdim=True)
+        # Without a bias (ResNet) a constant a channel is left to the batch normalisation.
+        constant = difference if ours.bias is None else 0
+        torch.testing.assert_close(expected[inner] - constant, got[inner], atol=1e-4, rtol=1e-4)
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    from deepcovid_export.networks import torchvision_models
+
+    torch.save(torchvision_models().resnet18().state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(DataError, match="expected squeezenet1_1 weights"):
+        load_imagenet(build_network("squeezenet1_1", 2), "squeezenet1_1", tmp_path / "weights.pth")
+
+
+def test_a_pickle_of_code_is_refused_unread(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+            return (Path.touch, (tmp_path / "sprung",))
+
+    torch.save({"format": Trap()}, tmp_path / "trap.pt")
+    with pytest.raises(ModelFileError, match="not a checkpoint"):
+        load_checkpoint(tmp_path / "trap.pt")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_training_films_differ_by_epoch_and_validation_films_do_not(
+    data: Path, tmp_path: Path
+) -> None:
+    recipe = load_recipe(str(small_recipe(tmp_path)))
+    films = load_dataset(data, split="train")
+    changed, plain = (FilmDataset(films, recipe, training=flag) for flag in (True, False))
+    first = changed[0][0]
+    assert torch.equal(first, changed[0][0])
+    changed.epoch = 1
+    assert not torch.equal(first, changed[0][0])
+    expected = prepare(read_radiograph(films[0].path), recipe.input)
+    assert np.array_equal(plain[0][0].numpy(), expected)
+
+
+def test_broken_films_and_foreign_labels_are_left_out_and_named(data: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    (copy / "train/clear/broken.png").write_text("no film")
+    (copy / "train/fracture").mkdir()
+    shutil.copy(copy / "train/clear/00.png", copy / "train/fracture/00.png")
+    (copy / "test/clear").mkdir(parents=True)
+    shutil.copy(copy / "train/clear/00.png", copy / "test/clear/00.png")
+    films = training_data(copy, load_recipe(str(small_recipe(tmp_path))))
+    assert len(films.train) == 24
+    reasons = sorted(films.dropped)
+    assert reasons[0].startswith("E_NOT_IMAGE")
+    assert "broken.png" in reasons[0]
+    assert reasons[1:] == ["label fracture is in no class of the recipe", "split test"]
+
+
+def test_a_class_without_films_and_a_patient_in_two_splits_are_named(
+    data: Path, tmp_path: Path
+) -> None:
+    recipe: Recipe = load_recipe(str(small_recipe(tmp_path)))
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    shutil.rmtree(copy / "val/hazy")
+    with pytest.raises(DataError, match="class 'hazy' has no film in split 'val'"):
+        training_data(copy, recipe)
+    rows = ["path,label,split,patient"]
+    for split in ("train", "val"):
+        rows += [f"{split}/{label}/03.png,{label},{split},p7" for label in ("clear", "hazy")]
+    for label in ("clear", "hazy"):
+        shutil.copytree(data / "val" / label, copy / "val" / label, dirs_exist_ok=True)
+        shutil.copy(data / f"val/{label}/03.png", copy / f"train/{label}/03.png")
+    (copy / "manifest.csv").write_text("\n".join(rows) + "\n")
+    with pytest.raises(DataError, match="patient p7 is in train and in val"):
+        training_data(copy, recipe)
+
+
+def test_a_device_that_is_not_there_is_named(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA: its absence cannot show")
+    with pytest.raises(UsageError, match="torch sees no CUDA device"):
+        RunSettings(tmp_path, device="cuda")
