@@ -58,7 +58,7 @@ MIN_CONTRAST = 4.0
 MAX_SATURATED = 0.6
 """Largest share of pixels at full black or at full white."""
 LOSSY_RATIO = 20.0
-SAMPLES = 256
+SAMPLES = 128
 """Exposure and colour are judged on a grid of at least this many pixels a side."""
 
 _SUFFIXES = {

@@ -1,9 +1,11 @@
 """Paths in, one record per film out: decoding runs beside inference, in order, in flat memory.
 
-    paths -> decode and prepare (worker threads) -> batches -> infer (lanes) -> records
+    paths -> decode and prepare (worker threads) -> batches -> infer -> records
 
 Every arrow holds a bounded number of items, so memory does not grow with the number of films.
-OpenCV, Pillow's decoders and the runtimes release Python's lock, so threads use every core.
+OpenCV, Pillow's decoders and the runtimes release Python's lock, so threads use every core. On a
+CPU the worker threads do both, whichever is next, so that there is one busy thread a core and no
+two fight over one; a GPU is fed from a thread of its own.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ class PredictSettings:
 
     Attributes:
         batch_size: Most films in one inference.
-        workers: Threads that decode; None for one a core.
+        workers: Threads that decode (and, on a CPU, infer); None for one a core.
         threshold: Probability from which a film is positive; None for the model's own.
     """
 
@@ -90,9 +92,9 @@ def predict(
         ready. Closing the generator ends the threads.
     """
     workers = settings.workers or len(os.sched_getaffinity(0))
-    ahead = settings.batch_size * (backend.lanes + 1) + workers
+    inferring = workers if backend.on_cpu else 1
     decoders = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    lanes = ThreadPoolExecutor(backend.lanes, thread_name_prefix="infer")
+    lane = decoders if backend.on_cpu else ThreadPoolExecutor(1, thread_name_prefix="infer")
 
     def read(path: Path) -> _Film:
         return _read(path, run, backend.manifest.input)
@@ -101,12 +103,12 @@ def predict(
         return _judge(films, backend)
 
     try:
-        films = _in_order(decoders, read, paths, ahead)
+        films = _in_order(decoders, read, paths, settings.batch_size * (inferring + 1) + workers)
         batches = _batches(films, settings.batch_size)
-        for records in _in_order(lanes, judge, batches, backend.lanes + 1):
+        for records in _in_order(lane, judge, batches, inferring + 1):
             yield from records
     finally:
-        for pool in (decoders, lanes):
+        for pool in (decoders, lane):
             pool.shutdown(wait=True, cancel_futures=True)
 
 

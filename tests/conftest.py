@@ -83,7 +83,7 @@ class Pictures:
     def tiff(
         pixels: NDArray[Any], photometric: int, *, order: str = "<", tags: Mapping[int, int] = {}
     ) -> bytes:
-        """An uncompressed TIFF of one strip, directory last.
+        """A TIFF of one strip, uncompressed or deflated (tag 259: 8), directory last.
 
         Args:
             pixels: Of shape (H, W) or (H, W, channels), any type.
@@ -94,6 +94,7 @@ class Pictures:
         height, width = pixels.shape[:2]
         channels = pixels.shape[2] if pixels.ndim == 3 else 1
         strip = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
+        strip = zlib.compress(strip) if tags.get(259) == 8 else strip
         strip += b"\0" * (len(strip) % 2)
         entries: dict[int, tuple[str, tuple[int, ...]]] = {
             256: ("I", (width,)),

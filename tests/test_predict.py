@@ -39,8 +39,8 @@ class MeanBackend:
     name = "fake-cpu"
     manifest = MANIFEST
 
-    def __init__(self, lanes: int = 2) -> None:
-        self.lanes = lanes
+    def __init__(self, *, on_cpu: bool = True) -> None:
+        self.on_cpu = on_cpu
         self.batches: list[int] = []
         self._lock = threading.Lock()
 
@@ -78,11 +78,11 @@ def test_records_come_in_the_order_of_the_paths(films: list[Path]) -> None:
     assert [record.path for record in records] == [str(path) for path in paths]
 
 
-def test_batch_size_lanes_and_workers_change_no_record(films: list[Path]) -> None:
+def test_batch_size_device_and_workers_change_no_record(films: list[Path]) -> None:
     paths = films * 3
-    one = without_timings(judge(paths, MeanBackend(1), batch_size=1, workers=1))
-    for batch_size, lanes, workers in ((4, 1, 2), (7, 3, 5), (64, 2, 1)):
-        other = judge(paths, MeanBackend(lanes), batch_size=batch_size, workers=workers)
+    one = without_timings(judge(paths, MeanBackend(), batch_size=1, workers=1))
+    for batch_size, on_cpu, workers in ((4, True, 2), (7, False, 5), (64, True, 1), (3, False, 1)):
+        other = judge(paths, MeanBackend(on_cpu=on_cpu), batch_size=batch_size, workers=workers)
         assert without_timings(other) == one
 
 
@@ -90,7 +90,7 @@ def test_batches_are_filled_across_refused_films(films: list[Path], tmp_path: Pa
     broken = tmp_path / "broken.png"
     broken.write_text("no film")
     paths = [film for good in films * 2 for film in (good, broken)]
-    backend = MeanBackend(1)
+    backend = MeanBackend(on_cpu=False)
     records = judge(paths, backend, batch_size=4, workers=2)
     assert backend.batches == [4, 4, 2]
     assert [record.status for record in records] == ["assessed", "not_assessed"] * 10
@@ -133,7 +133,7 @@ def test_no_more_films_are_read_than_the_queues_hold(films: list[Path]) -> None:
             taken += 1
             yield films[number % 5]
 
-    backend = MeanBackend(lanes=2)
+    backend = MeanBackend()
     settings = PredictSettings(batch_size=4, workers=2)
     records = predict(counted(), backend, run_facts(backend, "", settings), settings)
     next(records)

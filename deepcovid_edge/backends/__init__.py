@@ -70,8 +70,8 @@ class Backend(Protocol):
         """The model's own manifest."""
 
     @property
-    def lanes(self) -> int:
-        """How many `infer` calls at once make best use of this device."""
+    def on_cpu(self) -> bool:
+        """Whether `infer` computes on the calling thread, on the cores that decode films too."""
 
     def infer(self, batch: NDArray[np.uint8], *, activation_maps: bool = False) -> Inference:
         """Judge a batch of prepared films.

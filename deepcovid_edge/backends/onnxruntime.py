@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -72,11 +71,9 @@ class OnnxRuntimeBackend:
         return f"{REQUIRES}-{self._settings.provider}"
 
     @property
-    def lanes(self) -> int:
-        """One call a core on the CPU (a call uses one thread); one at a time on a GPU."""
-        if self._settings.provider != "cpu":
-            return 1
-        return max(1, len(os.sched_getaffinity(0)) // self._settings.threads)
+    def on_cpu(self) -> bool:
+        """True for the CPU provider."""
+        return self._settings.provider == "cpu"
 
     def infer(self, batch: NDArray[np.uint8], *, activation_maps: bool = False) -> Inference:
         """See `Backend.infer`."""
