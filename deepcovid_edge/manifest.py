@@ -74,6 +74,8 @@ class ModelManifest:
         input: Shape and resize rule.
         precision: `fp32`, `fp16` or `int8`.
         training: Recipe, data description, metrics and seed.
+        quantization: Flavour, calibration films, layers left in higher precision; empty for fp32.
+        gate: Rules of `verify` that differ from its defaults.
         parent_sha256: SHA-256 of the file this one was made from.
         license: Terms of use of the weights.
         created_with: Versions of the software that wrote the file.
@@ -89,6 +91,8 @@ class ModelManifest:
     input: InputSpec = field(default_factory=InputSpec)
     precision: str = "fp32"
     training: Mapping[str, Any] = field(default_factory=dict)
+    quantization: Mapping[str, Any] = field(default_factory=dict)
+    gate: Mapping[str, Any] = field(default_factory=dict)
     parent_sha256: str | None = None
     license: str = ""
     created_with: Mapping[str, str] = field(default_factory=dict)
@@ -114,6 +118,12 @@ class ModelManifest:
     def positive_index(self) -> int:
         """Index of the positive class among the logits."""
         return self.classes.index(self.positive_class)
+
+    @property
+    def positive_labels(self) -> frozenset[str]:
+        """Labels of a data set that belong to the positive class, by the training recipe."""
+        grouped = self.training.get("recipe", {}).get("classes", {})
+        return frozenset({self.positive_class, *grouped.get(self.positive_class, ())})
 
     def to_json(self) -> str:
         """The manifest as JSON with sorted keys."""

@@ -61,13 +61,13 @@ class PredictSettings:
             raise UsageError(f"--threshold: got {self.threshold}, expected 0 to 1")
 
 
-def run_facts(backend: Backend, model_sha256: str, settings: PredictSettings) -> RunFacts:
+def run_facts(backend: Backend, settings: PredictSettings) -> RunFacts:
     """What the records of a run with this model have in common."""
     manifest = backend.manifest
     own = manifest.threshold if settings.threshold is None else settings.threshold
     return RunFacts(
         model=manifest.name,
-        model_sha256=model_sha256,
+        model_sha256=backend.sha256,
         backend=backend.name,
         precision=manifest.precision,
         classes=manifest.classes,

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.images import read_radiograph
-from deepcovid_edge.manifest import file_sha256
 from deepcovid_edge.models import find_model
 from deepcovid_edge.predict import PredictSettings, predict, run_facts
 from deepcovid_edge.preprocess import prepare
@@ -27,6 +26,6 @@ def judge_folder(folder: Path) -> Iterator[tuple[str, float | None]]:
     path = find_model("squeezenet1_1")
     settings = PredictSettings(batch_size=4)
     with load_backend(path) as backend:
-        run = run_facts(backend, file_sha256(path), settings)
+        run = run_facts(backend, settings)
         for record in predict(sorted(folder.iterdir()), backend, run, settings):
             yield record.path, record.probability

@@ -37,6 +37,7 @@ class MeanBackend:
     """The logit of `covid` is the film's mean grey level; remembers the sizes of its batches."""
 
     name = "fake-cpu"
+    sha256 = "0" * 64
     manifest = MANIFEST
 
     def __init__(self, *, on_cpu: bool = True) -> None:
@@ -65,7 +66,7 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def judge(paths: Any, backend: MeanBackend, **settings: Any) -> list[Prediction]:
     chosen = PredictSettings(**settings)
-    return list(predict(paths, backend, run_facts(backend, "0" * 64, chosen), chosen))
+    return list(predict(paths, backend, run_facts(backend, chosen), chosen))
 
 
 def without_timings(records: list[Prediction]) -> list[dict[str, Any]]:
@@ -117,7 +118,7 @@ def test_many_refused_films_do_not_pile_up(tmp_path: Path) -> None:
 
     backend = MeanBackend()
     settings = PredictSettings(batch_size=2, workers=2)
-    records = predict(endless(), backend, run_facts(backend, "", settings), settings)
+    records = predict(endless(), backend, run_facts(backend, settings), settings)
     for _ in range(50):
         next(records)
     records.close()  # type: ignore[attr-defined]
@@ -135,7 +136,7 @@ def test_no_more_films_are_read_than_the_queues_hold(films: list[Path]) -> None:
 
     backend = MeanBackend()
     settings = PredictSettings(batch_size=4, workers=2)
-    records = predict(counted(), backend, run_facts(backend, "", settings), settings)
+    records = predict(counted(), backend, run_facts(backend, settings), settings)
     next(records)
     time.sleep(0.3)
     in_hand = taken
@@ -146,7 +147,7 @@ def test_no_more_films_are_read_than_the_queues_hold(films: list[Path]) -> None:
 def test_closing_the_generator_ends_its_threads(films: list[Path]) -> None:
     backend = MeanBackend()
     settings = PredictSettings()
-    records = predict(films * 100, backend, run_facts(backend, "", settings), settings)
+    records = predict(films * 100, backend, run_facts(backend, settings), settings)
     next(records)
     records.close()  # type: ignore[attr-defined]
     names = [thread.name for thread in threading.enumerate()]

@@ -1,7 +1,9 @@
-"""The published Deep-COVID inference loop: PIL, torchvision, torch eager, one image at a time.
+"""The inference loop that Deep-COVID's authors published (shervinmin/DeepCovid, Inference.py).
 
-Written after the description in Minaee et al. 2020 and its published script: open, convert to
-RGB, resize the shorter side, centre crop, to tensor, normalise, forward, softmax.
+One image at a time through PIL, torchvision and torch eager: open, convert to RGB, resize the
+shorter side, centre crop, to tensor, normalise, forward, the larger class, softmax. The published
+script records gradients (its input requires them and nothing switches them off); `gradients=False`
+is the same loop as a careful user would run it.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from deepcovid_export.networks import IMAGENET_MEAN, IMAGENET_STD, torchvision_m
 THREADS = 2
 
 
-def make(architecture: str) -> Callable[[Sequence[Path]], list[float]]:
+def make(architecture: str, *, gradients: bool = True) -> Callable[[Sequence[Path]], list[float]]:
     """The loop over a network of torchvision with two classes; its speed needs no weights."""
     network = torchvision_models().get_model(architecture, num_classes=2).eval()
     from torchvision import transforms
@@ -34,10 +36,12 @@ def make(architecture: str) -> Callable[[Sequence[Path]], list[float]]:
     def judge(paths: Sequence[Path]) -> list[float]:
         torch.set_num_threads(THREADS)
         scores = []
-        with torch.no_grad():
+        with torch.set_grad_enabled(gradients):
             for path in paths:
-                image = prepare(Image.open(path).convert("RGB")).unsqueeze(0)
-                scores.append(float(torch.softmax(network(image), dim=1)[0, 1]))
+                image = prepare(Image.open(path).convert("RGB")).float()
+                output = network(image.requires_grad_(gradients).unsqueeze(0))
+                output.max(1)
+                scores.append(float(torch.softmax(output, dim=1).detach().numpy()[0, 0]))
         return scores
 
     return judge

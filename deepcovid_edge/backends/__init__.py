@@ -1,8 +1,8 @@
 """Backends: what runs a model file.
 
-A backend is a module of this package with `REQUIRES` (the third-party module it needs),
-`SUFFIXES` (the model files it runs), `is_available()` and `load(path, settings)`. What it loads
-is a `Backend`, whose one verb is `infer`.
+A backend is a module with `REQUIRES` (the third-party module it needs), `SUFFIXES` (the model
+files it runs), `is_available()` and `load(path, settings)`. What it loads is a `Backend`, whose
+one verb is `infer`. The table names modules as text, so that one is imported only when it is used.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from numpy.typing import NDArray
 from deepcovid_edge.errors import ModelFileError, NotThereError, UsageError
 from deepcovid_edge.manifest import ModelManifest
 
-BACKENDS = ("onnxruntime",)
-"""Values of `--backend`; each is a module of this package."""
+BACKENDS = {
+    "onnxruntime": "deepcovid_edge.backends.onnxruntime",
+    "torch": "deepcovid_export.torch_backend",
+}
+"""Values of `--backend`, and the module of each."""
 PROVIDERS = ("cpu", "cuda")
 """Values of `--provider`: what ONNX Runtime runs a model on."""
 
@@ -70,6 +73,10 @@ class Backend(Protocol):
         """The model's own manifest."""
 
     @property
+    def sha256(self) -> str:
+        """SHA-256 of the model file."""
+
+    @property
     def on_cpu(self) -> bool:
         """Whether `infer` computes on the calling thread, on the cores that decode films too."""
 
@@ -113,11 +120,13 @@ def load_backend(
             f"--backend: got {backend!r}, expected one of {', '.join(('auto', *BACKENDS))}"
         )
     for name in BACKENDS if backend == "auto" else (backend,):
-        module = import_module(f"deepcovid_edge.backends.{name}")
+        module = import_module(BACKENDS[name])
         if path.suffix in module.SUFFIXES:
             loaded: Backend = module.load(path, settings or BackendSettings())
             return loaded
-    raise ModelFileError(f"{path}: no backend runs {path.suffix or 'such'} files; expected .onnx")
+    raise ModelFileError(
+        f"{path}: no backend runs {path.suffix or 'such'} files; expected .onnx or .pt"
+    )
 
 
 def check_batch(batch: NDArray[np.uint8], manifest: ModelManifest) -> None:

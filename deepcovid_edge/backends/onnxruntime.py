@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deepcovid_edge.backends import BackendSettings, Inference, check_batch
 from deepcovid_edge.errors import BackendUnavailableError, ModelFileError, require
-from deepcovid_edge.manifest import ModelManifest, read_manifest
+from deepcovid_edge.manifest import ModelManifest, file_sha256, read_manifest
 
 if TYPE_CHECKING:
     import onnxruntime  # noqa: TID251 - this module is onnxruntime's one home
@@ -48,7 +48,7 @@ def load(path: Path, settings: BackendSettings) -> OnnxRuntimeBackend:
     runtime = require(REQUIRES, extra=_EXTRAS[settings.provider])
     manifest = read_manifest(path)
     session = _session(runtime, path, settings)
-    return OnnxRuntimeBackend(session, manifest, settings)
+    return OnnxRuntimeBackend(session, manifest, file_sha256(path), settings)
 
 
 class OnnxRuntimeBackend:
@@ -58,12 +58,14 @@ class OnnxRuntimeBackend:
         self,
         session: onnxruntime.InferenceSession,
         manifest: ModelManifest,
+        sha256: str,
         settings: BackendSettings,
     ) -> None:
         self._session: onnxruntime.InferenceSession | None = session
         self._outputs = [output.name for output in session.get_outputs()]
         self._settings = settings
         self.manifest = manifest
+        self.sha256 = sha256
 
     @property
     def name(self) -> str:

@@ -29,7 +29,9 @@ _UNWRITTEN = {".html", ".xlsx", ".tsv", ".txt", ".json", ".png", ".jpg", ".dcm",
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write here: .jsonl or .csv.")
 @click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Shipped name or file.")
-@click.option("--backend", type=click.Choice(["auto", *BACKENDS]), default="auto")
+@click.option(
+    "--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", show_default=True
+)
 @click.option("--provider", type=click.Choice(PROVIDERS), default="cpu", help="ONNX Runtime's.")
 @click.option("--threshold", type=float, help="Positive from this probability on, 0 to 1.")
 @click.option("--batch-size", type=int, default=4, show_default=True, help="Films an inference.")
@@ -58,7 +60,6 @@ def command(
     import cv2
 
     from deepcovid_edge.backends import BackendSettings, load_backend
-    from deepcovid_edge.manifest import file_sha256
     from deepcovid_edge.models import find_model
     from deepcovid_edge.predict import PredictSettings, predict, run_facts
 
@@ -74,7 +75,7 @@ def command(
     file = find_model(model)
     loaded_settings = BackendSettings(provider=provider)
     with load_backend(file, backend=backend, settings=loaded_settings) as loaded:
-        facts = run_facts(loaded, file_sha256(file), settings)
+        facts = run_facts(loaded, settings)
         sink = _Sink(output, kind, facts, resume=resume)
         todo = sink.left_of(list_films(paths))
         records = predict(todo, loaded, facts, settings)

@@ -15,7 +15,6 @@ from deepcovid_edge import __version__
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.dataset import LabelledFilm, dataset_sha256
 from deepcovid_edge.errors import DataError
-from deepcovid_edge.manifest import ModelManifest, file_sha256
 from deepcovid_edge.predict import PredictSettings, predict, run_facts
 from deepcovid_edge.records import Prediction
 from deepcovid_export.metrics import Scores, Truth, at_threshold, auc
@@ -39,10 +38,9 @@ def evaluate(model: Path, films: Sequence[LabelledFilm], *, description: str) ->
         DataError: No film was assessed.
     """
     settings = PredictSettings()
-    digest = file_sha256(model)
     with load_backend(model) as backend:
         manifest = backend.manifest
-        run = run_facts(backend, digest, settings)
+        run = run_facts(backend, settings)
         records = list(predict((film.path for film in films), backend, run, settings))
     judged = [
         (film, record)
@@ -52,30 +50,25 @@ def evaluate(model: Path, films: Sequence[LabelledFilm], *, description: str) ->
     if not judged:
         raise DataError(f"{description}: none of {len(films)} films was assessed")
     scores = np.array([record.probability for _, record in judged])
-    positive = np.array([film.label in positive_labels(manifest) for film, _ in judged])
+    positive = np.array([film.label in manifest.positive_labels for film, _ in judged])
     return {
         "schema_version": SCHEMA_VERSION,
         "data": description,
         "data_sha256": dataset_sha256(film for film, _ in judged),
         "model": manifest.name,
-        "model_sha256": digest,
+        "model_sha256": run.model_sha256,
         "precision": manifest.precision,
         "backend": run.backend,
         "positive_class": manifest.positive_class,
         "threshold": manifest.threshold,
         "threshold_origin": dict(manifest.threshold_origin),
+        "export": manifest.training.get("export"),
         "films": len(films),
         "not_assessed": _refusals(records),
         "overall": _figures(scores, positive, manifest.threshold),
         "by_source": _by_source([film for film, _ in judged], scores, positive, manifest.threshold),
         "created_with": {"deepcovid-edge": __version__},
     }
-
-
-def positive_labels(manifest: ModelManifest) -> set[str]:
-    """Labels of a data set that belong to the positive class."""
-    classes = manifest.training.get("recipe", {}).get("classes", {})
-    return {manifest.positive_class, *classes.get(manifest.positive_class, ())}
 
 
 def _figures(scores: Scores, positive: Truth, threshold: float) -> dict[str, Any]:

@@ -1,0 +1,110 @@
+"""`deepcovid-edge verify`: is a candidate as accurate as its reference?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+_GATE_FAILED = 3
+
+
+@click.command(
+    epilog="Example: deepcovid-edge verify squeezenet1_1 squeezenet1_1-fp16.onnx films/",
+)
+@click.argument("reference")
+@click.argument("candidate")
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--split", help="Only the films of this split.")
+@click.option("--max-flips", type=float, help="Largest share of decisions that may turn.")
+@click.option("--max-auc-change", type=float, help="Largest change of the AUC, either way.")
+@click.option("--smallest-change", type=float, help="Change the films must be able to show.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the report as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout instead of text.")
+def command(
+    reference: str,
+    candidate: str,
+    data: Path,
+    split: str | None,
+    max_flips: float | None,
+    max_auc_change: float | None,
+    smallest_change: float | None,
+    output: Path | None,
+    as_json: bool,
+) -> int:
+    """Let REFERENCE and CANDIDATE judge the labelled films of DATA and compare their decisions.
+
+    Both may be a shipped model's name, an .onnx file, an engine or a checkpoint. The verdict is
+    `unchanged`, `changed` (exit code 3), or `insufficient`: too few films to tell (exit code 3).
+    """
+    from deepcovid_edge.backends import load_backend
+    from deepcovid_edge.dataset import load_dataset
+    from deepcovid_edge.models import find_model
+    from deepcovid_edge.verify import UNCHANGED, GateRules, verify
+
+    films = load_dataset(data, split=split)
+    with (
+        load_backend(find_model(reference)) as before,
+        load_backend(find_model(candidate)) as now,
+    ):
+        rules = GateRules.of(
+            before.manifest,
+            max_flips=max_flips,
+            max_auc_change=max_auc_change,
+            smallest_change=smallest_change,
+        )
+        report = verify(before, now, films, rules=rules)
+    text = json.dumps(report, indent=2)
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text + "\n", encoding="utf-8")
+    click.echo(text if as_json else summary(report))
+    return 0 if report["verdict"] == UNCHANGED else _GATE_FAILED
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The report as lines for people."""
+    before, now = report["reference"], report["candidate"]
+    lines = [
+        f"{now['name']} {now['precision']} on {now['backend']} against {before['name']} "
+        f"{before['precision']} on {before['backend']}, {report['films']} films",
+        f"decisions   {report['flips']['count']} turned ({report['flips']['share']:.2%}; at most "
+        f"{report['flips']['upper_95']:.2%} with 95 % certainty); McNemar p "
+        f"{report['mcnemar']['p']:.3g}",
+    ]
+    for name in ("sensitivity", "specificity"):
+        if change := report[name]:
+            old, new = (change[side]["value"] for side in ("reference", "candidate"))
+            lines.append(f"{name} {old:.2%} -> {new:.2%}, {_interval(change, '%')}")
+    if moved := report["auc"]:
+        lines.append(
+            f"AUC         {moved['reference']:.4f} -> {moved['candidate']:.4f}, "
+            f"{_interval(moved, '')}"
+        )
+    lines.append(
+        f"probability differs by at most {report['probability']['max']:.2g}, logits by "
+        f"{report['logits']['max']:.2g}"
+    )
+    lines += [
+        f"turned: {film['path']} ({film['label']}): {film['reference']:.3f} -> "
+        f"{film['candidate']:.3f}"
+        for film in report["flipped"]
+    ]
+    lines += [f"not assessed: {path}: {code}" for path, code in report["not_assessed"].items()]
+    lines += [f"failed: {sentence}" for sentence in report["failed"]]
+    for name, count in report["missing"].items():
+        share = report["rules"]["smallest_change"]
+        lines.append(
+            f"too few: {count['films']} {name} films; {count['needed']} are needed to tell a "
+            f"change of {share:.0%}"
+        )
+    return "\n".join([*lines, f"verdict: {report['verdict']}. Research use only."])
+
+
+def _interval(change: dict[str, Any], unit: str) -> str:
+    low, high = change["interval_95"]
+    if unit:
+        return f"change {change['change']:+.2%} [{low:+.2%}, {high:+.2%}]"
+    return f"change {change['change']:+.4f} [{low:+.4f}, {high:+.4f}]"
