@@ -5,6 +5,8 @@
     ├── ModelFileError                 exit 1
     ├── DataError                      exit 1
     ├── OutputError                    exit 1
+    ├── BuildError                     exit 1
+    ├── EngineMismatchError            exit 5
     ├── ImageRefusedError              (becomes a record; a run with one exits 4)
     └── NotThereError                  exit 6
         ├── MissingDependencyError     exit 6
@@ -47,6 +49,16 @@ class DataError(DeepCovidEdgeError):
 
 class OutputError(DeepCovidEdgeError):
     """Raised when results cannot be written where they were asked for."""
+
+
+class BuildError(DeepCovidEdgeError):
+    """Raised when TensorRT cannot make an engine of a model."""
+
+
+class EngineMismatchError(DeepCovidEdgeError):
+    """Raised when an engine does not fit this GPU, this TensorRT or its parent, or was changed."""
+
+    exit_code = 5
 
 
 class ImageRefusedError(DeepCovidEdgeError):

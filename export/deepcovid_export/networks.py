@@ -45,7 +45,7 @@ class Classifier(nn.Module):
         Returns:
             Logits of shape (N, classes) and activation maps of shape (N, classes, h, w), float32.
         """
-        grey = images.unsqueeze(1).to(torch.float32)
+        grey = images.to(torch.float32).unsqueeze(1)  # TensorRT takes uint8 into a cast alone
         normalised = grey * (1 / (255 * GREY_STD)) - GREY_MEAN / GREY_STD
         activation_maps = self.maps(self.features(normalised)).float()
         return activation_maps.mean(dim=(2, 3)), activation_maps
