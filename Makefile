@@ -1,6 +1,6 @@
 # make demo    set up, write synthetic films, judge them, print the table (no torch)
 # make test    set up, run the tests
-# make lint    set up, run ruff, mypy, codespell and validate-pyproject
+# make lint    set up, run ruff, mypy, shellcheck, codespell and validate-pyproject
 # make model   train, export and measure the shipped model (needs DATA; about ten minutes)
 # make bench   measure speed on this machine (needs DATA)
 
@@ -27,7 +27,10 @@ test: .venv/ready
 lint: .venv/ready
 	$(DEV)/ruff check .
 	$(DEV)/ruff format --check .
+	$(DEV)/ruff check jetson/selftest
+	$(DEV)/ruff format --check jetson/selftest
 	$(DEV)/mypy
+	$(DEV)/shellcheck jetson/install.sh
 	$(DEV)/codespell $$(git ls-files '*.md' '*.py' '*.toml' '*.sh' '*.yml')
 	$(DEV)/validate-pyproject pyproject.toml
 
@@ -62,7 +65,7 @@ wheel: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(DEV)/python -m pip install -q --upgrade pip
-	$(DEV)/python -m pip install -q -e '.[cpu,export,dev]' -c constraints.txt
+	$(DEV)/python -m pip install -q -e '.[cpu,rtx,export,dev]' -c constraints.txt
 	touch $@
 
 # Installed as a user installs it, from a wheel; made again when the package changes.

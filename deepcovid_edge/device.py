@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
-import subprocess
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from deepcovid_edge import __version__
+from deepcovid_edge import __version__, engines, jetpack
 from deepcovid_edge.backends import onnxruntime
 from deepcovid_edge.errors import DeepCovidEdgeError
+from deepcovid_edge.gpu import find_gpu
 from deepcovid_edge.manifest import file_sha256, read_manifest
 from deepcovid_edge.models import shipped_models
 
@@ -39,7 +39,10 @@ def device_facts() -> dict[str, Any]:
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20,
-        "gpus": _gpus(),
+        "gpus": [gpu.name] if (gpu := find_gpu()) else [],
+        "gpu": asdict(gpu) if gpu else None,
+        "jetpack": jetpack.find_release(),
+        "power_mode": jetpack.power_mode(),
     }
 
 
@@ -53,8 +56,24 @@ def backend_facts() -> list[dict[str, Any]]:
             "distribution": distribution,
             "version": _version(distribution) if distribution else None,
             "providers": onnxruntime.compiled_providers(),
-        }
+        },
+        _tensorrt_facts(),
     ]
+
+
+def _tensorrt_facts() -> dict[str, Any]:
+    flavours = engines.installed_flavours()
+    name, version = next(iter(flavours.items()), (None, None))
+    return {
+        "name": "tensorrt",
+        "available": bool(flavours) and find_gpu() is not None and _version("pycuda") is not None,
+        "distribution": name,
+        "version": version,
+        "flavours": flavours,
+        "pycuda": _version("pycuda"),
+        "cuda_bindings": _version("cuda-bindings"),
+        "providers": [],
+    }
 
 
 def model_facts() -> list[dict[str, Any]]:
@@ -96,6 +115,7 @@ def problems() -> list[dict[str, str]]:
                 "'deepcovid-edge[cpu]' and 'deepcovid-edge[gpu]'",
             }
         )
+    found += _tensorrt_problems()
     if not shipped_models():
         found.append({"what": "no model ships with this installation", "mend": "make model"})
     for path in shipped_models().values():
@@ -104,6 +124,26 @@ def problems() -> list[dict[str, str]]:
         except DeepCovidEdgeError as error:
             found.append({"what": str(error), "mend": "reinstall deepcovid-edge"})
     return found
+
+
+def _tensorrt_problems() -> list[dict[str, str]]:
+    """What keeps engines from running on a machine that could run them."""
+    flavours = engines.installed_flavours()
+    if not flavours and jetpack.hidden_tensorrt():
+        return [
+            {
+                "what": "this environment does not see the tensorrt that JetPack installed",
+                "mend": "make it with python3 -m venv --system-site-packages (jetson/install.sh)",
+            }
+        ]
+    if "tensorrt" in flavours and _version("pycuda") is None:
+        return [
+            {
+                "what": "TensorRT is installed without pycuda, so engines cannot run",
+                "mend": "pip install 'deepcovid-edge[tensorrt]' (on a Jetson: jetson/install.sh)",
+            }
+        ]
+    return []
 
 
 def _version(distribution: str) -> str | None:
@@ -131,16 +171,3 @@ def _processor() -> str:
             if line.startswith(key):
                 return line.partition(":")[2].strip() if key else line.strip("\0 ")
     return platform.processor() or platform.machine()
-
-
-def _gpus() -> list[str]:
-    """Names of NVIDIA GPUs as the driver's own tool lists them."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    command = [tool, "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()]

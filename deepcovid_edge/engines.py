@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from deepcovid_edge.errors import (
 )
 from deepcovid_edge.gpu import GpuFacts, find_gpu
 from deepcovid_edge.manifest import ModelManifest, file_sha256, read_manifest
+from deepcovid_edge.typed import check_typed
 
 FLAVOURS = ("tensorrt", "tensorrt_rtx")
 RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
@@ -50,6 +51,7 @@ _INPUT = "images"
 _MIB = 1 << 20
 _WORKSPACE_SHARE = 0.5
 """Share of the free memory that a build may use: a Jetson's GPU shares it with everything."""
+_OUT_OF_MEMORY = ("bad_alloc", "MemoryError", "OutOfMemory", "out of memory", "Cannot allocate")
 _TIMING_CACHE_NAME = "{flavour}-{version}-{capability}.timing"
 
 Progress = Callable[[Mapping[str, Any]], None]
@@ -107,14 +109,22 @@ def installed_flavours() -> dict[str, str]:
     """Which TensorRT libraries are installed: module name to version."""
     found = {}
     for name in FLAVOURS:
-        if find_spec(name) is not None:
+        if find_spec(name) is None:
+            continue
+        try:  # the package's own record: importing maps hundreds of MB
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
             with contextlib.suppress(ImportError, OSError):
                 found[name] = str(import_module(name).__version__)
     return found
 
 
-def device_fit(gpu: GpuFacts | None = None) -> Fit:
+def device_fit(gpu: GpuFacts | None = None, *, flavour: str | None = None) -> Fit:
     """What this device offers to engines.
+
+    Args:
+        gpu: The GPU, where it is known already.
+        flavour: The library that is wanted; None for the first that is installed.
 
     Raises:
         MissingDependencyError: Neither TensorRT nor TensorRT-RTX is installed.
@@ -132,8 +142,8 @@ def device_fit(gpu: GpuFacts | None = None) -> Fit:
             "no NVIDIA GPU answers here, and an engine is built where it runs; TensorRT-RTX "
             "builds without one: --target rtx:sm86,sm89"
         )
-    flavour, version = next(iter(flavours.items()))
-    return Fit(flavour, version, (gpu.capability,), gpu.name)
+    chosen = flavour if flavour in flavours else next(iter(flavours))
+    return Fit(chosen, flavours[chosen], (gpu.capability,), gpu.name)
 
 
 def build(
@@ -154,8 +164,6 @@ def build(
         NotThereError: TensorRT, or a GPU to build for, is not there.
         BuildError: TensorRT failed, or the process that built was killed.
     """
-    from deepcovid_edge.typed import check_typed
-
     settings = settings or BuildSettings()
     manifest = read_manifest(model)
     check_typed(model)
@@ -284,23 +292,28 @@ def _run_builder(request: _Request, progress: Progress | None) -> dict[str, Any]
             last = event
             if progress:
                 progress(event)
-    if process.returncode == 0 and last.get("event") in ("done", "failed"):
+    if process.returncode == 0 and last.get("event") == "done":
         return last
-    return {"event": "failed", **_explain_exit(process.returncode, request, noise)}
+    return _explained(process.returncode, request, [str(last.get("why", "")), *noise], last)
 
 
-def _explain_exit(code: int, request: _Request, noise: list[str]) -> dict[str, Any]:
-    workspace = request.workspace // _MIB
-    memory = any("MemoryError" in line or "bad_alloc" in line for line in noise)
-    if code in (-signal.SIGKILL, -signal.SIGABRT) or memory:
-        return {
-            "why": f"the builder ran out of memory and was ended (workspace {workspace} MiB, "
-            f"level {request.level}): close other programs, or give a smaller --workspace or "
-            "--batch",
-            "final": False,
-        }
-    tail = " | ".join(line for line in noise[-3:] if line)
-    return {"why": f"the builder ended with {code}: {tail or 'no message'}", "final": True}
+def _explained(
+    code: int, request: _Request, said: list[str], last: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A failure in our words: what ran out, what was said, and whether a lower level may help."""
+    killed = code in (-signal.SIGKILL, -signal.SIGABRT)
+    if killed or any(word in line for line in said for word in _OUT_OF_MEMORY):
+        workspace = request.workspace // _MIB
+        why = (
+            f"the builder ran out of memory (workspace {workspace} MiB, level {request.level}): "
+            "close other programs, or give a smaller --workspace or --batch"
+        )
+        return {"event": "failed", "why": why, "final": False}
+    if last.get("event") == "failed":
+        return dict(last)
+    tail = " | ".join(line for line in said[-3:] if line)
+    why = f"the builder ended with {code}: {tail or 'no message'}"
+    return {"event": "failed", "why": why, "final": True}
 
 
 def main() -> None:
@@ -347,7 +360,7 @@ def _build_here(request: _Request) -> None:
 
 
 def _logger(trt: Any) -> Any:
-    class Collector(trt.ILogger):  # type: ignore[misc,name-defined]
+    class Collector(trt.ILogger):  # type: ignore[misc]
         """Keeps the messages of errors and warnings instead of printing them."""
 
         def __init__(self) -> None:
@@ -370,8 +383,13 @@ def _parse(trt: Any, network: Any, logger: Any, model: Path) -> None:
     if parser.parse(model.read_bytes()):
         return
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    said = "; ".join(f"{error.node_name() or 'model'}: {error.desc()}" for error in errors[:3])
+    said = "; ".join(f"{_node(error)}: {error.desc()}" for error in errors[:3])
     raise _ParseError(f"TensorRT does not take the graph: {said or '; '.join(logger.errors[-3:])}")
+
+
+def _node(error: Any) -> str:
+    operator = getattr(error, "node_operator", lambda: "")()
+    return f"{operator} {error.node_name()}".strip() or "model"
 
 
 def _add_profile(builder: Any, config: Any, request: _Request) -> None:
@@ -409,7 +427,7 @@ def _save_timing_cache(config: Any, path: str) -> None:
 
 
 def _monitor(trt: Any) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc,name-defined]
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         """Reports the builder's phases; never asks it to stop."""
 
         def __init__(self) -> None:

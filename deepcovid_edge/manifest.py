@@ -1,8 +1,6 @@
 """What a model file says about itself: classes, threshold, input and where it came from.
 
-The manifest is JSON in `metadata_props["deepcovid_edge"]` of the ONNX file. It is read here
-straight from the protobuf wire format (onnx/onnx.proto, ModelProto), so that a cart needs no
-`onnx` package for it.
+The manifest is JSON in `metadata_props["deepcovid_edge"]` of the ONNX file.
 """
 
 from __future__ import annotations
@@ -16,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from deepcovid_edge.errors import ModelFileError, NotThereError
+from deepcovid_edge.wire import blocks, text
 
 METADATA_KEY = "deepcovid_edge"
 SCHEMA_VERSION = 1
 
 # Field numbers of onnx.proto: ModelProto.metadata_props, StringStringEntryProto.key and .value.
 _METADATA_PROPS, _KEY, _VALUE = 14, 1, 2
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 class ResizeRule(str, Enum):
@@ -130,14 +128,14 @@ class ModelManifest:
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str) -> ModelManifest:
+    def from_json(cls, content: str) -> ModelManifest:
         """Parse and check a manifest.
 
         Raises:
             ModelFileError: The text is no JSON, or a field is missing or out of range.
         """
         try:
-            values = json.loads(text)
+            values = json.loads(content)
             known = {item.name for item in fields(cls)}
             values = {name: value for name, value in values.items() if name in known}
             values["input"] = InputSpec(**values.get("input", {}))
@@ -175,7 +173,7 @@ def read_manifest(path: Path) -> ModelManifest:
         raise NotThereError(f"{path}: {error.strerror or error}") from error
     try:
         metadata = dict(_metadata_props(data))
-    except (ValueError, IndexError) as error:
+    except ValueError as error:
         raise ModelFileError(f"{path}: not an ONNX model ({error})") from error
     if METADATA_KEY not in metadata:
         raise ModelFileError(
@@ -189,40 +187,6 @@ def read_manifest(path: Path) -> ModelManifest:
 
 
 def _metadata_props(model: memoryview) -> Iterator[tuple[str, str]]:
-    for number, value in _wire_fields(model):
-        if number == _METADATA_PROPS:
-            entry = {key: bytes(text).decode() for key, text in _wire_fields(value)}
-            yield entry.get(_KEY, ""), entry.get(_VALUE, "")
-
-
-def _wire_fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield (field number, payload) of the length-delimited fields of a protobuf message."""
-    position = 0
-    while position < len(message):
-        tag, position = _varint(message, position)
-        number, kind = tag >> 3, tag & 7
-        if kind == _BYTES:
-            length, position = _varint(message, position)
-            if position + length > len(message):
-                raise ValueError("cut off")
-            yield number, message[position : position + length]
-            position += length
-        elif kind == _VARINT:
-            _, position = _varint(message, position)
-        elif kind in (_FIXED64, _FIXED32):
-            position += 8 if kind == _FIXED64 else 4
-        else:
-            raise ValueError(f"wire type {kind}")
-
-
-def _varint(data: memoryview, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-        if shift > 63:
-            raise ValueError("varint too long")
+    for entry in blocks(model, _METADATA_PROPS):
+        pair = [next((text(value) for value in blocks(entry, part)), "") for part in (_KEY, _VALUE)]
+        yield pair[0], pair[1]

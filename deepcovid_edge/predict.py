@@ -5,7 +5,7 @@
 Every arrow holds a bounded number of items, so memory does not grow with the number of films.
 OpenCV, Pillow's decoders and the runtimes release Python's lock, so threads use every core. On a
 CPU the worker threads do both, whichever is next, so that there is one busy thread a core and no
-two fight over one; a GPU is fed from a thread of its own.
+two fight over one; a GPU is fed by threads of its own.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 _DECIMALS = 6
 """Probabilities are rounded before they are compared, so that a record proves its decision."""
+_GPU_LANES = 2
+"""Calls to a GPU at once: while one computes, the other copies."""
 _MOST_ITEMS = 4
 """A batch is sent off with this many times its size of items, refused ones included."""
 
@@ -73,6 +75,7 @@ def run_facts(backend: Backend, settings: PredictSettings) -> RunFacts:
         classes=manifest.classes,
         positive_class=manifest.positive_class,
         threshold=own,
+        cautions=tuple(caution.code for caution in backend.cautions),
     )
 
 
@@ -92,9 +95,9 @@ def predict(
         ready. Closing the generator ends the threads.
     """
     workers = settings.workers or len(os.sched_getaffinity(0))
-    inferring = workers if backend.on_cpu else 1
+    inferring = workers if backend.on_cpu else _GPU_LANES
     decoders = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    lane = decoders if backend.on_cpu else ThreadPoolExecutor(1, thread_name_prefix="infer")
+    lane = decoders if backend.on_cpu else ThreadPoolExecutor(_GPU_LANES, "infer")
 
     def read(path: Path) -> _Film:
         return _read(path, run, backend.manifest.input)
@@ -137,7 +140,7 @@ def _read(path: Path, run: RunFacts, spec: InputSpec) -> _Film:
         return _refused(record, ImageRefusedError(Reason.DECODE, detail), started)
     prepared = time.perf_counter()
     timings = {"read": _ms(started, decoded), "preprocess": _ms(decoded, prepared)}
-    warnings = tuple(caution.code for caution in radiograph.cautions)
+    warnings = (*(caution.code for caution in radiograph.cautions), *run.cautions)
     return _Film(replace(record, warnings=warnings, timings_ms=timings), pixels, started)
 
 

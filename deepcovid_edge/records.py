@@ -27,6 +27,7 @@ class RunFacts:
         classes: Class names in the order of the logits.
         positive_class: The class whose probability is compared with the threshold.
         threshold: Probability from which a film is called positive.
+        cautions: Codes that stand in the warnings of every assessed film.
     """
 
     model: str
@@ -36,6 +37,7 @@ class RunFacts:
     classes: tuple[str, ...]
     positive_class: str
     threshold: float
+    cautions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from deepcovid_edge.errors import UsageError
 from deepcovid_edge.manifest import InputSpec, ModelManifest
 from deepcovid_edge.phantom import write_samples
 from deepcovid_edge.predict import PredictSettings, predict, probabilities, run_facts
+from deepcovid_edge.reasons import Caution
 from deepcovid_edge.records import Prediction
 
 MANIFEST = ModelManifest(
@@ -38,6 +39,7 @@ class MeanBackend:
 
     name = "fake-cpu"
     sha256 = "0" * 64
+    cautions: tuple[Caution, ...] = ()
     manifest = MANIFEST
 
     def __init__(self, *, on_cpu: bool = True) -> None:
@@ -93,7 +95,7 @@ def test_batches_are_filled_across_refused_films(films: list[Path], tmp_path: Pa
     paths = [film for good in films * 2 for film in (good, broken)]
     backend = MeanBackend(on_cpu=False)
     records = judge(paths, backend, batch_size=4, workers=2)
-    assert backend.batches == [4, 4, 2]
+    assert sorted(backend.batches) == [2, 4, 4]
     assert [record.status for record in records] == ["assessed", "not_assessed"] * 10
 
 
@@ -185,6 +187,16 @@ def test_threshold_decides_on_the_rounded_probability(films: list[Path]) -> None
     at = judge(films[:1], MeanBackend(), threshold=record.probability)[0]
     above = judge(films[:1], MeanBackend(), threshold=record.probability + 1e-6)[0]
     assert (at.decision, above.decision) == ("positive", "negative")
+
+
+def test_what_is_to_know_of_a_backend_stands_in_every_assessed_record(
+    films: list[Path], tmp_path: Path
+) -> None:
+    backend = MeanBackend()
+    backend.cautions = (Caution.UNVERIFIED,)
+    (tmp_path / "broken.png").write_text("no film")
+    records = judge([films[0], tmp_path / "broken.png"], backend)
+    assert [record.warnings for record in records] == [("W_SYNTHETIC", "W_UNVERIFIED"), ()]
 
 
 def test_record_says_how_long_each_part_took(films: list[Path]) -> None:

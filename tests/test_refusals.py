@@ -266,7 +266,9 @@ REFUSALS: dict[str, Refusal] = {
     ),
 }
 
-ELSEWHERE: dict[Reason | Caution, str] = {}
+ELSEWHERE: dict[Reason | Caution, str] = {
+    Caution.UNVERIFIED: "said of an engine, not of a film: tests/test_predict.py",
+}
 """Members that no picture file can bring about, and why."""
 
 

@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 
 from deepcovid_edge.errors import ModelFileError, NotThereError, UsageError
 from deepcovid_edge.manifest import ModelManifest
+from deepcovid_edge.reasons import Caution
 
 BACKENDS = {
+    "tensorrt": "deepcovid_edge.backends.tensorrt",
     "onnxruntime": "deepcovid_edge.backends.onnxruntime",
     "torch": "deepcovid_export.torch_backend",
 }
 """Values of `--backend`, and the module of each."""
-PROVIDERS = ("cpu", "cuda")
+PROVIDERS = ("cpu", "cuda", "tensorrt", "rtx")
 """Values of `--provider`: what ONNX Runtime runs a model on."""
 
 
@@ -33,7 +35,7 @@ class BackendSettings:
     """How a model is run.
 
     Attributes:
-        provider: `cpu` or `cuda`; it runs there or `load` raises.
+        provider: What ONNX Runtime runs a model on; it runs there or `load` raises.
         threads: Threads inside one `infer` call; callers may run several calls at once.
     """
 
@@ -77,6 +79,10 @@ class Backend(Protocol):
         """SHA-256 of the model file."""
 
     @property
+    def cautions(self) -> tuple[Caution, ...]:
+        """What to know about every result of this model on this backend."""
+
+    @property
     def on_cpu(self) -> bool:
         """Whether `infer` computes on the calling thread, on the cores that decode films too."""
 
@@ -107,7 +113,13 @@ class Backend(Protocol):
 def load_backend(
     path: Path, *, backend: str = "auto", settings: BackendSettings | None = None
 ) -> Backend:
-    """Load a model file with the backend that was asked for, or that its suffix asks for.
+    """Load a model file with the backend that was asked for.
+
+    Args:
+        path: The model file.
+        backend: Its name, or `auto`: for an .onnx file a verified engine of it that lies in the
+            cache and fits this device, else ONNX Runtime; for other files what runs them.
+        settings: How it is run.
 
     Raises:
         NotThereError: The file, the backend's package or its device is not there.
@@ -119,14 +131,26 @@ def load_backend(
         raise UsageError(
             f"--backend: got {backend!r}, expected one of {', '.join(('auto', *BACKENDS))}"
         )
+    settings = settings or BackendSettings()
+    if backend == "auto" and path.suffix == ".onnx" and settings.provider == "cpu":
+        path = _verified_engine(path) or path
     for name in BACKENDS if backend == "auto" else (backend,):
         module = import_module(BACKENDS[name])
         if path.suffix in module.SUFFIXES:
-            loaded: Backend = module.load(path, settings or BackendSettings())
+            loaded: Backend = module.load(path, settings)
             return loaded
     raise ModelFileError(
-        f"{path}: no backend runs {path.suffix or 'such'} files; expected .onnx or .pt"
+        f"{path}: no backend runs {path.suffix or 'such'} files; expected .onnx, .engine or .pt"
     )
+
+
+def _verified_engine(model: Path) -> Path | None:
+    """An engine of a model that the gate found unchanged and that fits this device, or None."""
+    tensorrt = import_module(BACKENDS["tensorrt"])
+    if not tensorrt.is_available():
+        return None
+    found: Path | None = tensorrt.find_verified(model)
+    return found
 
 
 def check_batch(batch: NDArray[np.uint8], manifest: ModelManifest) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -11,16 +12,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.backends import BackendSettings, Inference, check_batch
+from deepcovid_edge.engine_files import cache_folder
 from deepcovid_edge.errors import BackendUnavailableError, ModelFileError, require
 from deepcovid_edge.manifest import ModelManifest, file_sha256, read_manifest
+from deepcovid_edge.reasons import Caution
 
 if TYPE_CHECKING:
     import onnxruntime  # noqa: TID251 - this module is onnxruntime's one home
 
 REQUIRES = "onnxruntime"
 SUFFIXES = {".onnx"}
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_EXTRAS = {"cpu": "cpu", "cuda": "gpu"}
+_PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "rtx": "NvTensorRTRTXExecutionProvider",
+}
+_EXTRAS = {"cpu": "cpu", "cuda": "gpu", "tensorrt": "gpu", "rtx": "gpu"}
+_RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 _ERRORS_ONLY = 3
 
 
@@ -65,11 +74,12 @@ class OnnxRuntimeBackend:
         self._outputs = [output.name for output in session.get_outputs()]
         self._settings = settings
         self.manifest = manifest
+        self.cautions: tuple[Caution, ...] = ()
         self.sha256 = sha256
 
     @property
     def name(self) -> str:
-        """`onnxruntime-cpu` or `onnxruntime-cuda`."""
+        """Such as `onnxruntime-cpu`."""
         return f"{REQUIRES}-{self._settings.provider}"
 
     @property
@@ -106,8 +116,36 @@ class OnnxRuntimeBackend:
         self.close()
 
 
+def _options(provider: str) -> dict[str, str]:
+    """Provider options: engines that ONNX Runtime builds are kept in the cache."""
+    if provider == "tensorrt":
+        folder = str(cache_folder() / "onnxruntime")
+        return {
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": folder,
+            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_path": folder,
+        }
+    if provider == "rtx":
+        return {"nv_runtime_cache_path": str(cache_folder() / "onnxruntime")}
+    return {}
+
+
+def _register_rtx(runtime: Any) -> None:
+    """TensorRT-RTX comes to ONNX Runtime as a plug-in library of its own package."""
+    if find_spec(_RTX_PLUGIN) is None:
+        return
+    plugin = import_module(_RTX_PLUGIN)
+    try:
+        runtime.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
+    except Exception as error:  # without a driver its library does not load
+        raise BackendUnavailableError(f"--provider rtx: {error}") from error
+
+
 def _session(runtime: Any, path: Path, settings: BackendSettings) -> onnxruntime.InferenceSession:
     provider = _PROVIDERS[settings.provider]
+    if settings.provider == "rtx":
+        _register_rtx(runtime)
     if provider not in runtime.get_available_providers():
         raise BackendUnavailableError(
             f"--provider {settings.provider}: this onnxruntime has no {provider}: "
@@ -118,7 +156,8 @@ def _session(runtime: Any, path: Path, settings: BackendSettings) -> onnxruntime
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
     try:
-        session = runtime.InferenceSession(str(path), options, providers=[provider])
+        chosen = [(provider, _options(settings.provider))]
+        session = runtime.InferenceSession(str(path), options, providers=chosen)
     except Exception as error:  # onnxruntime raises its own types for each way to fail
         raise ModelFileError(f"{path}: ONNX Runtime cannot load it: {error}") from error
     # get_available_providers lists what was compiled in; only the session knows what it uses.

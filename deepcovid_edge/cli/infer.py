@@ -127,6 +127,7 @@ class _Sink:
             self.writer = make_writer(kind, sys.stdout)
         else:
             self.writer = self.file = RecordFile(output, facts, kind=kind, resume=resume)
+        self.facts = facts
         self.counts: Counter[str] = Counter()
 
     def left_of(self, films: Iterable[Path]) -> Iterator[Path]:
@@ -169,7 +170,7 @@ def _drain(records: Iterator[Prediction], sink: _Sink, total: int | None) -> int
     finally:
         records.close()  # type: ignore[attr-defined]
         sink.writer.close()
-    click.echo(_summary(sink, "done"), err=True)
+    click.echo(_summary(sink, f"done on {sink.facts.backend}"), err=True)
     return _SOME_NOT_ASSESSED if sink.not_assessed else 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
@@ -23,11 +24,15 @@ def command(as_json: bool) -> None:
         f"device    {device['processor']} ({device['machine']}), {device['cores']} cores, "
         f"{device['memory_mib']} MiB"
     )
-    click.echo(f"GPU       {'; '.join(device['gpus']) or 'none found'}")
+    if gpu := device["gpu"]:
+        click.echo(f"GPU       {gpu['name']}, {gpu['capability']}, driver {gpu['driver']}")
+    else:
+        click.echo("GPU       none found")
+    if device["jetpack"]:
+        mode = device["power_mode"] or "unknown"
+        click.echo(f"JetPack   {device['jetpack']}, power mode {mode}")
     for backend in facts["backends"]:
-        state = f"{backend['distribution']} {backend['version']}" if backend["version"] else "not"
-        providers = ", ".join(backend["providers"]) or "none"
-        click.echo(f"backend   {backend['name']}: {state} installed; providers: {providers}")
+        click.echo(f"backend   {backend['name']}: {_backend(backend)}")
     for model in facts["models"]:
         click.echo(
             f"model     {model['name']}: {model['precision']}, threshold "
@@ -37,3 +42,12 @@ def command(as_json: bool) -> None:
         click.echo(f"problem   {problem['what']}\n  mend    {problem['mend']}")
     if not facts["problems"]:
         click.echo("problems  none")
+
+
+def _backend(facts: dict[str, Any]) -> str:
+    if not facts["version"]:
+        return "not installed"
+    state = f"{facts['distribution']} {facts['version']} installed"
+    if facts["providers"]:
+        state += f"; providers: {', '.join(facts['providers'])}"
+    return state if facts["available"] else f"{state}; cannot run here"

@@ -1,0 +1,133 @@
+"""`deepcovid-edge build`: typed ONNX to a TensorRT engine, verified if films are given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from deepcovid_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from deepcovid_edge.engine_files import EngineFacts
+    from deepcovid_edge.engines import BuildSettings
+
+_GATE_FAILED = 3
+
+
+@click.command(
+    epilog="Example: deepcovid-edge build squeezenet1_1 --batch 1,8,32 --verify films/",
+)
+@click.argument("model")
+@click.option("--batch", default="1,8,32", show_default=True, help="MIN,OPT,MAX films.")
+@click.option("--target", default="local", show_default=True, help="local, or rtx:sm86,sm89,...")
+@click.option("--workspace", default="auto", show_default=True, help="auto, or MiB.")
+@click.option("--level", type=int, default=3, show_default=True, help="Optimisation, 0 to 5.")
+@click.option("--timing-cache/--no-timing-cache", default=True, show_default=True)
+@click.option("--verify", "data", type=click.Path(path_type=Path), help="Labelled films.")
+@click.option("--split", help="Verify on the films of this split only.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder.  [default: cache]")
+@click.option("--rebuild", is_flag=True, help="Build although a fitting engine is there.")
+@click.option("--json", "as_json", is_flag=True, help="The engine's facts on stdout.")
+def command(
+    model: str,
+    batch: str,
+    target: str,
+    workspace: str,
+    level: int,
+    timing_cache: bool,
+    data: Path | None,
+    split: str | None,
+    output: Path | None,
+    rebuild: bool,
+    as_json: bool,
+) -> int:
+    """Build the TensorRT engine of MODEL, a shipped name or a typed .onnx file.
+
+    Precision is in the graph: make FP16 or INT8 files with `quantize`. The engine lies in the
+    cache with its facts beside it; an engine that was not verified says so in every record.
+    """
+    from deepcovid_edge.engine_files import Profile
+    from deepcovid_edge.engines import BuildSettings, build
+    from deepcovid_edge.models import find_model
+
+    try:
+        profile = Profile.parse(batch)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    settings = BuildSettings(
+        profile=profile,
+        target=target,
+        workspace_mib=_workspace(workspace),
+        level=level,
+        timing_cache=timing_cache,
+        folder=output,
+        rebuild=rebuild,
+    )
+    file = find_model(model)
+    if data is not None and target != "local":
+        raise UsageError("--verify: an engine for other GPUs cannot run here: verify it there")
+    engine, facts = _with_progress(file, settings, build)
+    if data is not None:
+        facts = _verify(file, engine, data, split)
+    click.echo(facts.to_json() if as_json else summary(engine, facts))
+    failed = data is not None and not facts.is_verified
+    return _GATE_FAILED if failed else 0
+
+
+def _workspace(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdigit():
+        raise UsageError(f"--workspace: got {text!r}, expected auto or a number of MiB")
+    return int(text)
+
+
+def _with_progress(file: Path, settings: BuildSettings, build: Any) -> tuple[Path, EngineFacts]:
+    """Build with a line on the terminal that names the builder's phase."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with console.status(f"building {file.name}") as status:
+
+        def show(event: Mapping[str, Any]) -> None:
+            if event.get("event") == "phase":
+                status.update(f"building {file.name}: {event['name']}")
+
+        result: tuple[Path, EngineFacts] = build(file, settings, progress=show)
+    return result
+
+
+def _verify(file: Path, engine: Path, data: Path, split: str | None) -> EngineFacts:
+    """Compare the engine with its parent and write the verdict beside it."""
+    from deepcovid_edge.backends import load_backend
+    from deepcovid_edge.cli import verify as verify_command
+    from deepcovid_edge.dataset import load_dataset
+    from deepcovid_edge.engine_files import record_verification
+    from deepcovid_edge.verify import verify
+
+    films = load_dataset(data, split=split)
+    with (
+        load_backend(file, backend="onnxruntime") as reference,
+        load_backend(engine, backend="tensorrt") as candidate,
+    ):
+        report = verify(reference, candidate, films)
+    click.echo(verify_command.summary(report), err=True)
+    return record_verification(engine, report)
+
+
+def summary(engine: Path, facts: EngineFacts) -> str:
+    """The engine in lines for people."""
+    profile, fit = facts.profile, facts.fit
+    verdict = (facts.verification or {}).get("verdict", "not verified")
+    lines = [
+        f"{engine}",
+        f"{facts.manifest.name} {facts.manifest.precision}, batch {profile.min} to {profile.max}, "
+        f"{fit.flavour} {fit.version} for {', '.join(fit.capabilities)} {fit.gpu}".rstrip(),
+        f"accuracy: {verdict}. Research use only.",
+    ]
+    if "seconds" in facts.builder:
+        lines.insert(2, f"built in {facts.builder['seconds']} s at level {facts.builder['level']}")
+    return "\n".join(lines)

@@ -1,0 +1,238 @@
+"""`deepcovid-edge build` with TensorRT-RTX's real builder, without a GPU; and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from deepcovid_edge import engines
+from deepcovid_edge.cli.main import run
+from deepcovid_edge.engine_files import EngineFacts, Fit, Profile, check_engine, facts_path
+from deepcovid_edge.engines import BuildSettings, build
+from deepcovid_edge.errors import BuildError
+from deepcovid_edge.gpu import GpuFacts, find_gpu
+from deepcovid_edge.manifest import METADATA_KEY, ModelManifest
+from deepcovid_edge.models import find_model
+
+pytestmark = pytest.mark.skipif(
+    find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx (extra rtx) is not installed"
+)
+AHEAD = BuildSettings(target="rtx:sm86,sm89,sm120", profile=Profile(1, 8, 32))
+COMMAND = [sys.executable, "-m", "deepcovid_edge", "build"]
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("DEEPCOVID_EDGE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def model_without_manifest(path: Path) -> Path:
+    onnx = pytest.importorskip("onnx", reason="onnx writes the model without a manifest")
+    model = onnx.load(find_model("squeezenet1_1"))
+    model.ClearField("metadata_props")
+    onnx.save(model, path)
+    return path
+
+
+def test_shipped_model_becomes_an_engine_with_its_facts(cache: Path) -> None:
+    events: list[str] = []
+    model = find_model("squeezenet1_1")
+    engine, facts = build(model, AHEAD, progress=lambda event: events.append(event["event"]))
+    assert engine.parent == cache
+    assert engine.read_bytes()[:4] == b"vtrt"
+    assert facts.manifest.threshold > 0
+    assert facts.fit.capabilities == ("sm86", "sm89", "sm120")
+    assert facts.profile == Profile(1, 8, 32)
+    assert not facts.is_verified
+    assert check_engine(engine, replace(facts.fit, capabilities=("sm89",), gpu="any")) == facts
+    assert {"phase", "step", "finished", "done"} <= set(events)
+
+
+def test_an_engine_that_is_there_is_not_built_again() -> None:
+    model = find_model("squeezenet1_1")
+    events: list[object] = []
+    engine, _ = build(model, AHEAD)
+    built_at = engine.stat().st_mtime_ns
+    assert build(model, AHEAD, progress=events.append)[0] == engine
+    assert engine.stat().st_mtime_ns == built_at
+    assert not events
+    engine.write_bytes(b"tampered")
+    assert build(model, AHEAD, progress=events.append)[0] == engine
+    assert events
+    assert engine.read_bytes()[:4] == b"vtrt"
+
+
+def test_two_processes_asked_for_the_same_engine_build_it_once(cache: Path) -> None:
+    command = [*COMMAND, "squeezenet1_1", "--target", "rtx:sm86", "--json"]
+
+    def started(_: int) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(started, range(2))
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert json.loads(first.stdout) == json.loads(second.stdout)  # build seconds included
+    assert len(list(cache.glob("*.engine"))) == 1
+
+
+def test_json_of_an_engine_is_the_manifest_with_the_builders_facts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["build", "squeezenet1_1", "--target", "rtx:sm86", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["classes"] == ["non", "covid"]
+    assert values["engine"]["fit"]["capabilities"] == ["sm86"]
+    assert EngineFacts.from_json(json.dumps(values)).builder["level"] == 3
+
+
+def test_a_graph_that_tensorrt_refuses_is_one_sentence_with_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Past our own check, TensorRT's words come through."""
+    onnx = pytest.importorskip("onnx", reason="onnx makes the graph that is refused")
+    model = onnx.load(find_model("squeezenet1_1"))
+    node = next(node for node in model.graph.node if node.op_type == "Relu")
+    node.op_type = "Det"
+    onnx.save(model, tmp_path / "det.onnx")
+    with pytest.raises(
+        BuildError, match=r"det\.onnx: TensorRT does not take the graph: Det node_relu"
+    ):
+        build(tmp_path / "det.onnx", AHEAD)
+
+
+def test_levels_are_lowered_until_one_builds(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, asked = engines._run_builder, []
+
+    def weak(request: engines._Request, progress: object) -> dict[str, object]:
+        asked.append(request.level)
+        if request.level > 1:
+            return engines._explained(-9, request, [], {})
+        return real(request, None)
+
+    monkeypatch.setattr(engines, "_run_builder", weak)
+    _, facts = build(find_model("squeezenet1_1"), AHEAD)
+    assert asked == [3, 2, 1]
+    assert facts.builder["level"] == 1
+    assert len(facts.builder["failures"]) == 2
+
+
+def test_a_builder_that_runs_out_of_memory_is_explained(capfd: pytest.CaptureFixture[str]) -> None:
+    """The process gets so little address space that the real builder cannot allocate."""
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (345_000_000, 345_000_000))
+
+    command = [*COMMAND, "squeezenet1_1", "--target", "rtx:sm86", "--level", "0"]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, preexec_fn=limited, env=environment
+    )
+    assert done.returncode == 1
+    assert "ran out of memory" in done.stderr
+    assert "smaller --workspace" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["squeezenet1_1", "--target", "rtx:sm90"], 2, "--target: got 'rtx:sm90', expected local"),
+        (["squeezenet1_1", "--target", "rtx:"], 2, "--target: got 'rtx:'"),
+        (["squeezenet1_1", "--target", "moon"], 2, "--target: got 'moon'"),
+        (["squeezenet1_1", "--batch", "8,4,1"], 2, "--batch: got 8,4,1"),
+        (["squeezenet1_1", "--batch", "many"], 2, "--batch: got 'many'"),
+        (["squeezenet1_1", "--workspace", "lots"], 2, "--workspace: got 'lots'"),
+        (["squeezenet1_1", "--level", "9"], 2, "--level: got 9"),
+        (["squeezenet1_1", "--target", "rtx:sm86", "--verify", "."], 2, "verify it there"),
+        (["no-such-model"], 6, "expected a shipped model"),
+    ],
+)
+def test_a_users_error_is_one_sentence_and_its_code(
+    arguments: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["build", *arguments]) == code
+    assert said in capsys.readouterr().err
+
+
+def test_a_model_without_a_manifest_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = model_without_manifest(tmp_path / "bare.onnx")
+    assert run(["build", str(model), "--target", "rtx:sm86"]) == 1
+    assert "without a deepcovid_edge manifest" in capsys.readouterr().err
+
+
+def test_without_a_gpu_a_local_build_says_what_can_be_done(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "find_gpu", lambda: None)
+    assert run(["build", "squeezenet1_1"]) == 6
+    assert "--target rtx:sm86,sm89" in capsys.readouterr().err
+
+
+def test_without_tensorrt_the_mend_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "FLAVOURS", ())
+    assert run(["build", "squeezenet1_1"]) == 6
+    assert "pip install 'deepcovid-edge[tensorrt]'" in capsys.readouterr().err
+    assert run(["build", "squeezenet1_1", "--target", "rtx:sm86"]) == 6
+    assert "pip install 'deepcovid-edge[rtx]'" in capsys.readouterr().err
+
+
+def engine_for(gpu: GpuFacts, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An engine for sm86, on a machine that says it has another GPU."""
+    engine, _ = build(find_model("squeezenet1_1"), BuildSettings(target="rtx:sm86"))
+    monkeypatch.setattr(engines, "find_gpu", lambda: gpu)
+    return engine
+
+
+def test_an_engine_of_another_gpu_exits_with_5_and_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    engine = engine_for(GpuFacts("NVIDIA H200", "sm90"), monkeypatch)
+    assert run(["infer", str(tmp_path), "--model", str(engine)]) == 5
+    said = capsys.readouterr().err
+    assert "was built for sm86, this GPU is sm90" in said
+    assert "deepcovid-edge build squeezenet1_1.onnx --batch 1,8,32" in said
+
+
+def test_an_engine_of_another_version_or_with_other_bytes_exits_with_5(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    engine = engine_for(GpuFacts("NVIDIA RTX A2000", "sm86"), monkeypatch)
+    facts = EngineFacts.from_json(facts_path(engine).read_text())
+    older = replace(facts, fit=Fit("tensorrt_rtx", "1.2.0", ("sm86",)))
+    facts_path(engine).write_text(older.to_json())
+    assert run(["infer", str(tmp_path), "--model", str(engine)]) == 5
+    assert "was built with tensorrt_rtx 1.2.0" in capsys.readouterr().err
+    facts_path(engine).write_text(facts.to_json())
+    engine.write_bytes(engine.read_bytes()[:-1] + b"\x00\x01")
+    assert run(["infer", str(tmp_path), "--model", str(engine)]) == 5
+    assert "sha256 differs" in capsys.readouterr().err
+
+
+def test_without_a_gpu_an_engine_is_not_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if find_gpu() is not None:
+        pytest.skip("this machine has a GPU: its absence cannot show")
+    engine, _ = build(find_model("squeezenet1_1"), BuildSettings(target="rtx:sm86"))
+    assert run(["infer", str(tmp_path), "--model", str(engine)]) == 6
+    assert "no NVIDIA GPU answers" in capsys.readouterr().err
+
+
+def test_manifest_key_is_not_lost_in_an_engine() -> None:
+    _, facts = build(find_model("squeezenet1_1"), AHEAD)
+    assert isinstance(facts.manifest, ModelManifest)
+    assert METADATA_KEY not in facts.to_json().split('"engine"')[0]
