@@ -11,7 +11,9 @@ from pathlib import Path
 # L4T release -> JetPack (NVIDIA's JetPack archive). The longest beginning that fits counts.
 _JETPACK = {
     "36.4.0": "6.1",
+    "36.4.2": "6.1",
     "36.4": "6.2",
+    "36.5": "6.2",
     "36": "6",
     "38.2": "7.0",
     "38.4": "7.1",
