@@ -26,7 +26,7 @@ MANIFEST = ModelManifest(
     positive_class="covid",
     threshold=0.25,
     input=InputSpec(96, 128, ResizeRule.LETTERBOX),
-    training={"note": "größer als ASCII"},
+    training={"note": "größer"},
 )
 
 

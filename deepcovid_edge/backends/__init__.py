@@ -139,8 +139,12 @@ def load_backend(
         if path.suffix in module.SUFFIXES:
             loaded: Backend = module.load(path, settings)
             return loaded
+    kind = path.suffix or "such"
+    if backend != "auto":
+        raise ModelFileError(f"{path}: {backend} does not run {kind} files: use --backend auto")
     raise ModelFileError(
-        f"{path}: no backend runs {path.suffix or 'such'} files; expected .onnx, .engine or .pt"
+        f"{path}: no backend runs {kind} files: expected .onnx (onnxruntime), .engine (tensorrt) "
+        "or .pt (torch)"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 from collections import Counter
@@ -70,6 +71,7 @@ def command(
     missing = next((path for path in paths if not path.exists()), None)
     if missing is not None:
         raise _not_there(missing)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service's stop is a Ctrl-C
     cv2.setNumThreads(1)  # films are decoded side by side; threads inside one would only wait
     warnings.filterwarnings("ignore", module=r"PIL\.")  # broken files get a reason instead
     file = find_model(model)

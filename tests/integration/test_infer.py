@@ -189,7 +189,8 @@ def test_killed_at_random_and_resumed_no_film_is_lost_or_doubled(
     assert counts == {str(folder / f"{number:04d}.png"): 1 for number in range(240)}
 
 
-def test_ctrl_c_keeps_what_is_done(films: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_keeps_what_is_done(films: Path, tmp_path: Path, kind: signal.Signals) -> None:
     folder, output = tmp_path / "many", tmp_path / "out.jsonl"
     folder.mkdir()
     film = sorted(films.iterdir())[0]
@@ -199,7 +200,7 @@ def test_ctrl_c_keeps_what_is_done(films: Path, tmp_path: Path) -> None:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         while not (output.exists() and output.stat().st_size > 2000):
             time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(kind)
         _, messages = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in messages
