@@ -6,7 +6,8 @@ import signal
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,19 +80,27 @@ def command(
     with load_backend(file, backend=backend, settings=loaded_settings) as loaded:
         facts = run_facts(loaded, settings)
         sink = _Sink(output, kind, facts, resume=resume)
-        todo = sink.left_of(list_films(paths))
-        records = predict(todo, loaded, facts, settings)
-        return _drain(records, sink, _count(paths, sink))
+        films = partial(list_films, paths, but=output)
+        records = predict(sink.left_of(films()), loaded, facts, settings)
+        return _drain(records, sink, _count(films, sink))
 
 
-def list_films(paths: Iterable[Path]) -> Iterator[Path]:
-    """Files of PATHS in a stable order, each once; folders are walked."""
+def list_films(paths: Iterable[Path], *, but: Path | None = None) -> Iterator[Path]:
+    """Files of PATHS in a stable order, each once; folders are walked.
+
+    Args:
+        paths: Files and folders.
+        but: A file to leave out: the output may lie among the films.
+    """
     from deepcovid_edge.dataset import walk_files
 
     named = list(paths)
+    left_out = but.resolve() if but else None
     seen: set[Path] = set()
     for path in named:
         for film in walk_files(path) if path.is_dir() else (path,):
+            if left_out and film.name == left_out.name and film.resolve() == left_out:
+                continue
             if len(named) > 1:  # one folder names no file twice: keep memory flat
                 if film in seen:
                     continue
@@ -149,11 +158,11 @@ class _Sink:
         return self.counts["not_assessed"] + earlier
 
 
-def _count(paths: tuple[Path, ...], sink: _Sink) -> int | None:
+def _count(films: Callable[[], Iterator[Path]], sink: _Sink) -> int | None:
     """How many films there are, where a progress bar wants to know."""
     if sink.file is None or not sys.stderr.isatty():
         return None
-    return sum(1 for _ in sink.left_of(list_films(paths)))
+    return sum(1 for _ in sink.left_of(films()))
 
 
 def _drain(records: Iterator[Prediction], sink: _Sink, total: int | None) -> int:
@@ -167,7 +176,8 @@ def _drain(records: Iterator[Prediction], sink: _Sink, total: int | None) -> int
         for record in shown:
             sink.write(record)
     except KeyboardInterrupt:
-        click.echo(_summary(sink, "stopped; --resume goes on"), err=True)
+        how = "written; --resume goes on" if sink.file else "written"
+        click.echo(_summary(sink, how), err=True)
         raise
     finally:
         records.close()  # type: ignore[attr-defined]

@@ -258,6 +258,15 @@ def test_a_model_that_is_none_is_refused_with_its_name(films: Path, tmp_path: Pa
     assert "fake.onnx: not an ONNX model" in done.stderr
 
 
+def test_output_among_the_films_is_not_taken_for_one(films: Path, tmp_path: Path) -> None:
+    for film in sorted(films.iterdir())[:2]:
+        (tmp_path / film.name).symlink_to(film)
+    for options in ((), ("--resume",)):
+        done = infer(tmp_path, "-o", tmp_path / "results.jsonl", *options)
+        assert done.returncode == 0, done.stderr
+        assert len(records_of((tmp_path / "results.jsonl").read_text())) == 2
+
+
 def test_an_empty_folder_is_no_error(tmp_path: Path) -> None:
     done = infer(tmp_path)
     assert (done.returncode, done.stdout) == (0, "")
