@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,10 +66,17 @@ def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
     for entry in ordered:
         if entry.name.startswith(".") or entry.name.lower() in _SKIPPED_NAMES:
             continue
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _walk(Path(entry.path), above | {here})
         else:
             yield Path(entry.path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or into a folder that may not be entered: a file, refused
+        return False
 
 
 def load_dataset(data: Path, *, split: str | None = None) -> list[LabelledFilm]:
@@ -94,6 +101,20 @@ def load_dataset(data: Path, *, split: str | None = None) -> list[LabelledFilm]:
     if not films:
         raise DataError(f"{data}: no labelled film found; expected one folder per class")
     return films
+
+
+def check_labels(films: Iterable[LabelledFilm], known: Collection[str]) -> None:
+    """Check that every film's label means something to a model.
+
+    Raises:
+        DataError: A label belongs to no class of the model; it is neither positive nor negative.
+    """
+    unknown = sorted({film.label for film in films} - set(known))
+    if unknown:
+        raise DataError(
+            f"label {unknown[0]!r} belongs to no class of the model; "
+            f"expected one of {', '.join(sorted(known))}"
+        )
 
 
 def dataset_sha256(films: Iterable[LabelledFilm]) -> str:

@@ -55,10 +55,17 @@ def backend_facts() -> list[dict[str, Any]]:
             "available": onnxruntime.is_available(),
             "distribution": distribution,
             "version": _version(distribution) if distribution else None,
-            "providers": onnxruntime.compiled_providers(),
+            "providers": _providers(),
         },
         _tensorrt_facts(),
     ]
+
+
+def _providers() -> list[str]:
+    try:
+        return onnxruntime.compiled_providers()
+    except DeepCovidEdgeError:
+        return []
 
 
 def _tensorrt_facts() -> dict[str, Any]:
@@ -80,7 +87,10 @@ def model_facts() -> list[dict[str, Any]]:
     """Name, path, precision, SHA-256, threshold and input of each shipped model."""
     facts = []
     for name, path in shipped_models().items():
-        manifest = read_manifest(path)
+        try:
+            manifest = read_manifest(path)
+        except DeepCovidEdgeError:
+            continue  # it stands under the problems
         facts.append(
             {
                 "name": name,
@@ -106,6 +116,10 @@ def problems() -> list[dict[str, str]]:
                 "mend": "pip install 'deepcovid-edge[cpu]' (or [gpu] beside an NVIDIA GPU)",
             }
         )
+    try:
+        onnxruntime.compiled_providers()
+    except DeepCovidEdgeError as error:
+        found.append({"what": str(error), "mend": "pip install --force-reinstall onnxruntime"})
     if len(installed) > 1:
         found.append(
             {

@@ -97,9 +97,9 @@ def require(module: str, *, extra: str) -> ModuleType:
     """
     try:
         return import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module.partition(".")[0]:
-            raise
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == module
+        state = "is not installed" if missing else f"is installed but broken ({error})"
         raise MissingDependencyError(
-            f"{module} is not installed: pip install 'deepcovid-edge[{extra}]'"
-        ) from None
+            f"{module} {state}: pip install 'deepcovid-edge[{extra}]'"
+        ) from error

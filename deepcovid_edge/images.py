@@ -61,6 +61,10 @@ LOSSY_RATIO = 20.0
 SAMPLES = 128
 """Exposure and colour are judged on a grid of at least this many pixels a side."""
 
+_STRIP = 256
+_HEAD = 4096
+_LARGE_FILE = 64 << 20
+
 _SUFFIXES = {
     "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
     "PNG": {".png"},
@@ -117,6 +121,8 @@ def read_bytes(path: Path) -> FileBytes:
             raise ImageRefusedError(Reason.UNREADABLE, "not a regular file")
         if before.st_size > MAX_FILE_BYTES:
             raise ImageRefusedError(Reason.TOO_BIG, f"{before.st_size} bytes")
+        if before.st_size > _LARGE_FILE:
+            _check_head(path)
         data = path.read_bytes()
         if len(data) != path.stat().st_size:
             time.sleep(1.0)
@@ -127,6 +133,14 @@ def read_bytes(path: Path) -> FileBytes:
     if grows or path.suffix.lower() in _UNFINISHED:
         raise ImageRefusedError(Reason.INCOMPLETE, f"{len(data)} bytes so far")
     return FileBytes(path, data, hashlib.sha256(data).hexdigest())
+
+
+def _check_head(path: Path) -> None:
+    """Refuse a large file that is nothing we know before it is read whole."""
+    with path.open("rb") as stream:
+        head = stream.read(_HEAD)
+    if not (known_kind(head) or foreign_format(head) or is_dicom(head)):
+        raise ImageRefusedError(Reason.NOT_IMAGE, "a large file of unknown kind")
 
 
 def read_radiograph(path: Path) -> Radiograph:
@@ -319,7 +333,12 @@ def _on_black(pixels: NDArray[Any]) -> tuple[NDArray[Any], list[Caution]]:
     full = np.iinfo(pixels.dtype).max
     cautions = []
     if alpha.min() < full:
-        colour = (colour.astype(np.float32) * (alpha / np.float32(full)) + 0.5).astype(pixels.dtype)
+        laid = np.empty_like(colour)
+        for top in range(0, len(colour), _STRIP):  # in strips: a large film fits in memory
+            rows = slice(top, top + _STRIP)
+            shares = alpha[rows] / np.float32(full)
+            laid[rows] = (colour[rows] * shares + np.float32(0.5)).astype(pixels.dtype)
+        colour = laid
         cautions = [Caution.ALPHA]
     return (colour[..., 0] if colour.shape[2] == 1 else colour), cautions
 

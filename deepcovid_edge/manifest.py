@@ -123,6 +123,12 @@ class ModelManifest:
         grouped = self.training.get("recipe", {}).get("classes", {})
         return frozenset({self.positive_class, *grouped.get(self.positive_class, ())})
 
+    @property
+    def known_labels(self) -> frozenset[str]:
+        """Labels of a data set that belong to a class, by the training recipe."""
+        grouped = self.training.get("recipe", {}).get("classes", {})
+        return frozenset(self.classes).union(*grouped.values())
+
     def to_json(self) -> str:
         """The manifest as JSON with sorted keys."""
         return json.dumps(asdict(self), sort_keys=True)

@@ -82,7 +82,9 @@ class CsvWriter:
         """Write one record."""
         row = record.as_row()
         if self._csv is None:
-            self._csv = csv.DictWriter(self._stream, fieldnames=[*row], lineterminator="\n")
+            self._csv = csv.DictWriter(
+                self._stream, [*row], lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC
+            )
             if self._header:
                 self._csv.writeheader()
         self._csv.writerow(row)
@@ -267,6 +269,8 @@ def _csv_rows(data: bytes, path: Path) -> Iterable[tuple[dict[str, Any], int]]:
         raise OutputError(f"{path}: line 1: not a record of deepcovid-edge infer")
     for values in reader:
         if len(values) != len(header) or not counted.last.endswith("\n"):
+            if counted.position < len(data):
+                raise OutputError(f"{path}: byte {counted.position}: not a record")
             return
         yield dict(zip(header, values, strict=True)), counted.position
 

@@ -50,7 +50,7 @@ class PredictSettings:
         threshold: Probability from which a film is positive; None for the model's own.
     """
 
-    batch_size: int = 8
+    batch_size: int = 4
     workers: int | None = None
     threshold: float | None = None
 
@@ -181,6 +181,8 @@ def _judge(films: list[_Film], backend: Backend) -> list[Prediction]:
 
 
 def _judged(film: _Film, row: NDArray[np.float64], share: float, ended: float) -> Prediction:
+    if not np.isfinite(row).all():  # an overflow in FP16 or INT8, or a broken model
+        return _refused(film.record, ImageRefusedError(Reason.RESULT), film.started).record
     timings = {**(film.record.timings_ms or {}), "infer": round(share, 3)}
     timings["total"] = _ms(film.started, ended)
     values = {
@@ -192,8 +194,9 @@ def _judged(film: _Film, row: NDArray[np.float64], share: float, ended: float) -
 
 def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Softmax over classes; logits and result are of shape (N, classes)."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    weights = np.exp(shifted)
+    with np.errstate(invalid="ignore"):  # what is not finite stays so, and is refused later
+        shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+        weights = np.exp(shifted)
     share: NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
     return share
 

@@ -41,6 +41,7 @@ class Reason(_Coded):
     COLOUR = ("E_COLOUR", "Colour picture; not an X-ray.")
     BLANK = ("E_BLANK", "Blank or badly exposed image.")
     DECODE = ("E_DECODE", "Could not be decoded.")
+    RESULT = ("E_RESULT", "The network gave no usable number; have the model checked.")
 
 
 class Caution(_Coded):

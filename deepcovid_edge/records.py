@@ -113,7 +113,7 @@ class Prediction:
 
     def as_json(self) -> str:
         """The record as one line of JSON, without a line end."""
-        return json.dumps(self.as_dict())
+        return json.dumps(self.as_dict(), allow_nan=False)
 
     def as_row(self) -> dict[str, Any]:
         """The record with nested values as columns, such as `probabilities.covid`."""

@@ -102,6 +102,16 @@ def auc(scores: Scores, positive: Truth) -> float:
     return float(_placements(scores, positive)[0].mean())
 
 
+def auc_interval(scores: Scores, positive: Truth) -> tuple[float, float]:
+    """95 % interval of the area under the curve (DeLong et al. 1988), within 0 to 1."""
+    parts = _placements(scores, positive)
+    variance = sum(
+        float(np.var(part, ddof=1)) / len(part) if len(part) > 1 else 0 for part in parts
+    )
+    centre, half = float(parts[0].mean()), Z_95 * math.sqrt(variance)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
 def auc_change(
     reference: Scores, candidate: Scores, positive: Truth
 ) -> tuple[float, tuple[float, float]]:

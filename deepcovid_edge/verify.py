@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from deepcovid_edge import __version__
 from deepcovid_edge.backends import Backend
-from deepcovid_edge.dataset import LabelledFilm, dataset_sha256
+from deepcovid_edge.dataset import LabelledFilm, check_labels, dataset_sha256
 from deepcovid_edge.errors import DataError, ImageRefusedError, ModelFileError, UsageError
 from deepcovid_edge.images import read_radiograph
 from deepcovid_edge.manifest import InputSpec, ModelManifest
@@ -138,6 +138,7 @@ def verify(
     """
     manifest = reference.manifest
     rules = rules or GateRules.of(manifest)
+    check_labels(films, manifest.known_labels)
     judged = judge(reference, candidate, films)
     scores = tuple(
         np.round(probabilities(logits)[:, manifest.positive_index], 6)

@@ -33,6 +33,12 @@ def test_walk_follows_links_but_not_in_a_circle(tmp_path: Path) -> None:
     assert names == ["films/1.png", "films/other/2.png"]
 
 
+def test_a_link_to_itself_is_a_file_like_others_and_stops_nothing(tmp_path: Path) -> None:
+    touch(tmp_path / "film.png")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert [path.name for path in walk_files(tmp_path)] == ["film.png", "loop"]
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder")
 def test_a_folder_that_cannot_be_listed_is_not_lost(tmp_path: Path) -> None:
     closed = tmp_path / "closed"

@@ -18,6 +18,7 @@ RUN = RunFacts("m", "ab" * 32, "onnxruntime-cpu", "fp32", ("non", "covid"), "cov
 RECORDS = [
     Prediction("a.png", RUN, "00", probabilities={"non": 0.9, "covid": 0.1}),
     Prediction('b,"ü".png', RUN, "01", probabilities={"non": 0.2, "covid": 0.8}),
+    Prediction("carriage\rreturn.png", RUN, "04", probabilities={"non": 1.0, "covid": 0.0}),
     Prediction("line\nbreak.png", RUN, None, "E_NOT_IMAGE", "Not an image or DICOM file."),
     Prediction("d\udcff.png", RUN, "03", probabilities={"non": 0.5, "covid": 0.5}),
 ]
@@ -79,7 +80,7 @@ def test_a_tail_of_zeros_after_power_loss_is_mended(tmp_path: Path) -> None:
 
 def test_refusals_of_the_earlier_part_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
-    write(path, RECORDS[:3], "jsonl")
+    write(path, RECORDS[:4], "jsonl")
     assert write(path, [], "jsonl", resume=True).earlier.not_assessed == 1
 
 
@@ -111,6 +112,20 @@ def test_a_csv_of_something_else_is_not_destroyed_by_resume(tmp_path: Path) -> N
     with pytest.raises(OutputError, match="not a record"):
         RecordFile(path, RUN, kind="csv", resume=True)
     assert path.read_text() == "name,age\nx,1\n"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_damaged_record_in_the_middle_is_not_thrown_away_silently(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / f"r.{kind}"
+    write(path, RECORDS, kind)
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[1] = b"torn\n"
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(OutputError, match="not a record"):
+        RecordFile(path, RUN, kind=kind, resume=True)
+    assert path.read_bytes() == b"".join(lines)
 
 
 def test_two_processes_cannot_write_one_file(tmp_path: Path) -> None:
@@ -150,7 +165,7 @@ def test_the_table_shows_word_sign_probability_and_reason() -> None:
     assert lines[0].split() == ["film", "result", "covid"]
     assert lines[1].split() == ["a.png", "○", "negative", "0.100"]
     assert "▲ positive      0.800" in lines[2]
-    assert "line?break.png" in lines[3]
-    assert "! not assessed" in lines[3]
-    assert "Not an image" in lines[3]
+    assert "line?break.png" in lines[4]
+    assert "! not assessed" in lines[4]
+    assert "Not an image" in lines[4]
     assert lines[-1] == "Research use only. Not a medical device."

@@ -172,6 +172,19 @@ def test_whatever_one_file_does_the_run_goes_on(
     assert "MemoryError" in (records[1].message or "")
 
 
+def test_a_network_that_gives_no_number_is_a_reason_and_not_negative(films: list[Path]) -> None:
+    class Broken(MeanBackend):
+        def infer(self, batch: np.ndarray, *, activation_maps: bool = False) -> Inference:
+            logits = super().infer(batch).logits
+            logits[::2] = [np.nan, np.inf]
+            return Inference(logits)
+
+    records = judge(films, Broken(), batch_size=8)
+    assert [record.reason for record in records] == ["E_RESULT", None] * 2 + ["E_RESULT"]
+    assert records[0].decision is records[0].probability is None
+    assert "NaN" not in records[0].as_json()
+
+
 def test_an_error_of_the_backend_ends_the_run(films: list[Path]) -> None:
     class Broken(MeanBackend):
         def infer(self, batch: np.ndarray, *, activation_maps: bool = False) -> Inference:

@@ -267,6 +267,7 @@ REFUSALS: dict[str, Refusal] = {
 }
 
 ELSEWHERE: dict[Reason | Caution, str] = {
+    Reason.RESULT: "said of the network's answer, not of a file: tests/test_predict.py",
     Caution.UNVERIFIED: "said of an engine, not of a film: tests/test_predict.py",
 }
 """Members that no picture file can bring about, and why."""

@@ -35,15 +35,16 @@ class BackendSettings:
     """How a model is run.
 
     Attributes:
-        provider: What ONNX Runtime runs a model on; it runs there or `load` raises.
+        provider: What ONNX Runtime runs a model on (`cpu` where None); it runs there or `load`
+            raises. The other backends have none of these to choose from.
         threads: Threads inside one `infer` call; callers may run several calls at once.
     """
 
-    provider: str = "cpu"
+    provider: str | None = None
     threads: int = 1
 
     def __post_init__(self) -> None:
-        if self.provider not in PROVIDERS:
+        if self.provider not in (None, *PROVIDERS):
             known = ", ".join(PROVIDERS)
             raise UsageError(f"--provider: got {self.provider!r}, expected one of {known}")
         if self.threads < 1:
@@ -132,11 +133,13 @@ def load_backend(
             f"--backend: got {backend!r}, expected one of {', '.join(('auto', *BACKENDS))}"
         )
     settings = settings or BackendSettings()
-    if backend == "auto" and path.suffix == ".onnx" and settings.provider == "cpu":
+    if backend == "auto" and path.suffix == ".onnx" and settings.provider is None:
         path = _verified_engine(path) or path
     for name in BACKENDS if backend == "auto" else (backend,):
         module = import_module(BACKENDS[name])
         if path.suffix in module.SUFFIXES:
+            if settings.provider and name != "onnxruntime":
+                raise UsageError(f"--provider {settings.provider}: {name} has no providers")
             loaded: Backend = module.load(path, settings)
             return loaded
     kind = path.suffix or "such"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,9 +55,11 @@ def load(path: Path, settings: BackendSettings) -> OnnxRuntimeBackend:
         BackendUnavailableError: The provider that was asked for does not run here.
         ModelFileError: The file carries no manifest, or ONNX Runtime cannot read it.
     """
-    runtime = require(REQUIRES, extra=_EXTRAS[settings.provider])
+    settings = replace(settings, provider=settings.provider or "cpu")
+    runtime = require(REQUIRES, extra=_EXTRAS[settings.provider or "cpu"])
     manifest = read_manifest(path)
     session = _session(runtime, path, settings)
+    _check_session(session, manifest, path)
     return OnnxRuntimeBackend(session, manifest, file_sha256(path), settings)
 
 
@@ -116,6 +119,22 @@ class OnnxRuntimeBackend:
         self.close()
 
 
+def _check_session(session: Any, manifest: ModelManifest, path: Path) -> None:
+    """Hold the graph's tensors against its manifest."""
+    (films, *_), outputs = session.get_inputs(), {item.name: item for item in session.get_outputs()}
+    expected = ["images", manifest.input.height, manifest.input.width]
+    if [films.name, *films.shape[1:]] != expected or isinstance(films.shape[0], int):
+        raise ModelFileError(
+            f"{path}: input {films.name} of shape {films.shape}, its manifest says images (batch, "
+            f"{manifest.input.height}, {manifest.input.width}): export the model again"
+        )
+    if "logits" not in outputs or outputs["logits"].shape[1:] != [len(manifest.classes)]:
+        raise ModelFileError(
+            f"{path}: no logits for the {len(manifest.classes)} classes of its manifest: export "
+            "the model again"
+        )
+
+
 def _options(provider: str) -> dict[str, str]:
     """Provider options: engines that ONNX Runtime builds are kept in the cache."""
     if provider == "tensorrt":
@@ -143,20 +162,21 @@ def _register_rtx(runtime: Any) -> None:
 
 
 def _session(runtime: Any, path: Path, settings: BackendSettings) -> onnxruntime.InferenceSession:
-    provider = _PROVIDERS[settings.provider]
-    if settings.provider == "rtx":
+    asked = settings.provider or "cpu"
+    provider = _PROVIDERS[asked]
+    if asked == "rtx":
         _register_rtx(runtime)
     if provider not in runtime.get_available_providers():
         raise BackendUnavailableError(
-            f"--provider {settings.provider}: this onnxruntime has no {provider}: "
-            f"pip install 'deepcovid-edge[{_EXTRAS[settings.provider]}]'"
+            f"--provider {asked}: this onnxruntime has no {provider}: "
+            f"pip install 'deepcovid-edge[{_EXTRAS[asked]}]'"
         )
     options = runtime.SessionOptions()
     options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
     try:
-        chosen = [(provider, _options(settings.provider))]
+        chosen = [(provider, _options(asked))]
         session = runtime.InferenceSession(str(path), options, providers=chosen)
     except Exception as error:  # onnxruntime raises its own types for each way to fail
         raise ModelFileError(f"{path}: ONNX Runtime cannot load it: {error}") from error
@@ -164,7 +184,7 @@ def _session(runtime: Any, path: Path, settings: BackendSettings) -> onnxruntime
     used = session.get_providers()
     if not used or used[0] != provider:
         raise BackendUnavailableError(
-            f"--provider {settings.provider}: ONNX Runtime fell back to {used}; "
+            f"--provider {asked}: ONNX Runtime fell back to {used}; "
             "its libraries or the driver are missing, see `deepcovid-edge info`"
         )
     return session

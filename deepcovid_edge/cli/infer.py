@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import signal
 import sys
 import warnings
@@ -21,8 +23,7 @@ if TYPE_CHECKING:
     from deepcovid_edge.records import Prediction, RunFacts
 
 _SOME_NOT_ASSESSED = 4
-_KINDS = {".jsonl": "jsonl", ".csv": "csv"}
-_UNWRITTEN = {".html", ".xlsx", ".tsv", ".txt", ".json", ".png", ".jpg", ".dcm", ".onnx"}
+_KINDS = {".jsonl": "jsonl", ".csv": "csv", "": "jsonl"}
 
 
 @click.command(
@@ -34,10 +35,10 @@ _UNWRITTEN = {".html", ".xlsx", ".tsv", ".txt", ".json", ".png", ".jpg", ".dcm",
 @click.option(
     "--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", show_default=True
 )
-@click.option("--provider", type=click.Choice(PROVIDERS), default="cpu", help="ONNX Runtime's.")
+@click.option("--provider", type=click.Choice(PROVIDERS), help="ONNX Runtime's.  [default: cpu]")
 @click.option("--threshold", type=float, help="Positive from this probability on, 0 to 1.")
 @click.option("--batch-size", type=int, default=4, show_default=True, help="Films an inference.")
-@click.option("--workers", type=int, help="Threads that decode.  [default: one a core]")
+@click.option("--workers", type=int, help="Threads that work.  [default: one a core]")
 @click.option("--json", "kind", flag_value="jsonl", help="JSON Lines (default in a pipe).")
 @click.option("--csv", "kind", flag_value="csv", help="CSV with the same columns.")
 @click.option("--table", "kind", flag_value="table", help="A table (default on a terminal).")
@@ -47,7 +48,7 @@ def command(
     output: Path | None,
     model: str,
     backend: str,
-    provider: str,
+    provider: str | None,
     threshold: float | None,
     batch_size: int,
     workers: int | None,
@@ -69,9 +70,7 @@ def command(
     kind = _kind(kind, output)
     if resume and output is None:
         raise click.UsageError("--resume needs -o FILE.jsonl or FILE.csv to go on with.")
-    missing = next((path for path in paths if not path.exists()), None)
-    if missing is not None:
-        raise _not_there(missing)
+    _check_paths(paths, output)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service's stop is a Ctrl-C
     cv2.setNumThreads(1)  # films are decoded side by side; threads inside one would only wait
     warnings.filterwarnings("ignore", module=r"PIL\.")  # broken files get a reason instead
@@ -108,10 +107,14 @@ def list_films(paths: Iterable[Path], *, but: Path | None = None) -> Iterator[Pa
             yield film
 
 
-def _not_there(path: Path) -> Exception:
+def _check_paths(paths: tuple[Path, ...], output: Path | None) -> None:
     from deepcovid_edge.errors import NotThereError
 
-    return NotThereError(f"{path}: no such file or folder")
+    for path in paths:
+        if not os.path.lexists(path):
+            raise NotThereError(f"{path}: no such file or folder")
+        if output and output.is_file() and path.is_file() and output.samefile(path):
+            raise click.UsageError(f"-o {output}: is one of the films; choose another file.")
 
 
 def _kind(kind: str | None, output: Path | None) -> str:
@@ -121,7 +124,7 @@ def _kind(kind: str | None, output: Path | None) -> str:
     if output is None:
         return "table" if sys.stdout.isatty() else "jsonl"
     suffix = output.suffix.lower()
-    if suffix in _UNWRITTEN:
+    if suffix not in _KINDS and not (output.exists() and not output.is_file()):
         raise click.UsageError(f"-o {output}: {suffix} is not written; expected .jsonl or .csv.")
     return _KINDS.get(suffix, "jsonl")
 
@@ -135,6 +138,9 @@ class _Sink:
         self.file: RecordFile | None = None
         self.writer: RecordFile | RecordWriter
         if output is None:
+            if isinstance(sys.stdout, io.TextIOWrapper):  # file names may be no Unicode
+                errors = "replace" if kind == "table" else "surrogateescape"
+                sys.stdout.reconfigure(errors=errors)
             self.writer = make_writer(kind, sys.stdout)
         else:
             self.writer = self.file = RecordFile(output, facts, kind=kind, resume=resume)
@@ -160,7 +166,8 @@ class _Sink:
 
 def _count(films: Callable[[], Iterator[Path]], sink: _Sink) -> int | None:
     """How many films there are, where a progress bar wants to know."""
-    if sink.file is None or not sys.stderr.isatty():
+    shown_on_terminal = sink.file is None and sys.stdout.isatty()
+    if shown_on_terminal or not sys.stderr.isatty():
         return None
     return sum(1 for _ in sink.left_of(films()))
 
@@ -180,8 +187,11 @@ def _drain(records: Iterator[Prediction], sink: _Sink, total: int | None) -> int
         click.echo(_summary(sink, how), err=True)
         raise
     finally:
+        for kind in (signal.SIGINT, signal.SIGTERM):  # what is done is written, whoever hurries
+            signal.signal(kind, signal.SIG_IGN)
         records.close()  # type: ignore[attr-defined]
         sink.writer.close()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     click.echo(_summary(sink, f"done on {sink.facts.backend}"), err=True)
     return _SOME_NOT_ASSESSED if sink.not_assessed else 0
 

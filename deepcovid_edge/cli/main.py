@@ -80,19 +80,28 @@ def run(arguments: list[str]) -> int:
         sys.stdout.flush()
     except click.exceptions.Exit as request:
         return request.exit_code
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except DeepCovidEdgeError as error:
-        click.echo(f"Error: {error}", err=True)
-        return error.exit_code
-    except BrokenPipeError:
-        _leave_closed_pipe()
-        return 0
-    except (KeyboardInterrupt, click.Abort):
+    except (click.Abort, KeyboardInterrupt):
         click.echo("Stopped.", err=True)
         return INTERRUPTED
+    except (click.ClickException, DeepCovidEdgeError, OSError) as error:
+        return _explained(error)
     return result if isinstance(result, int) else 0
+
+
+def _explained(error: click.ClickException | DeepCovidEdgeError | OSError) -> int:
+    """Say an error in one sentence and return its exit code."""
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    if isinstance(error, DeepCovidEdgeError):
+        click.echo(f"Error: {error}", err=True)
+        return error.exit_code
+    if isinstance(error, BrokenPipeError):
+        _leave_closed_pipe()
+        return 0
+    place = f"{error.filename}: " if error.filename else ""  # a full disk, no permission, ...
+    click.echo(f"Error: {place}{error.strerror or error}", err=True)
+    return 1
 
 
 def _leave_closed_pipe() -> None:

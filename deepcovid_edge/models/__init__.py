@@ -26,6 +26,6 @@ def find_model(name: str) -> Path:
     if not path.is_file():
         known = ", ".join(shipped) or "none"
         raise NotThereError(
-            f"--model: got {name!r}, expected a shipped model ({known}) or a model file"
+            f"model: got {name!r}, expected a shipped model ({known}) or a model file"
         )
     return path

@@ -13,10 +13,11 @@ import numpy as np
 
 from deepcovid_edge import __version__
 from deepcovid_edge.backends import load_backend
-from deepcovid_edge.dataset import LabelledFilm, dataset_sha256
+from deepcovid_edge.dataset import LabelledFilm, check_labels, dataset_sha256
 from deepcovid_edge.errors import DataError
 from deepcovid_edge.predict import PredictSettings, predict, run_facts
 from deepcovid_edge.records import Prediction
+from deepcovid_edge.statistics import auc_interval
 from deepcovid_export.metrics import Scores, Truth, at_threshold, auc
 
 SCHEMA_VERSION = 1
@@ -26,20 +27,22 @@ def evaluate(model: Path, films: Sequence[LabelledFilm], *, description: str) ->
     """Measure a model on labelled films.
 
     Args:
-        model: An .onnx file.
-        films: Films with their labels; a label counts as positive if the model's recipe puts it
-            into the positive class, or if it is that class's name.
+        model: An .onnx file, an engine or a checkpoint.
+        films: Films with their labels; a label belongs to the class into which the model's recipe
+            puts it.
         description: What the films are, for the report.
 
     Returns:
-        Figures over all films and by source and label, as plain values for JSON.
+        Figures over all films and by source, as plain values for JSON. Intervals take films as
+        independent, though a patient may have several.
 
     Raises:
-        DataError: No film was assessed.
+        DataError: No film was assessed, or a label belongs to no class.
     """
     settings = PredictSettings()
     with load_backend(model) as backend:
         manifest = backend.manifest
+        check_labels(films, manifest.known_labels)
         run = run_facts(backend, settings)
         records = list(predict((film.path for film in films), backend, run, settings))
     judged = [
@@ -72,9 +75,13 @@ def evaluate(model: Path, films: Sequence[LabelledFilm], *, description: str) ->
 
 
 def _figures(scores: Scores, positive: Truth, threshold: float) -> dict[str, Any]:
+    both = bool(positive.any() and not positive.all())
     return {
         "films": len(scores),
         "auc": auc(scores, positive),
+        "auc_interval_95": list(auc_interval(scores.astype(np.float64), positive))
+        if both
+        else None,
         **at_threshold(scores, positive, threshold),
     }
 

@@ -35,8 +35,8 @@ films and films of other pneumonia. **{notice}**
 
 Trained on {train_films} films, the epoch and the threshold chosen on {val_films} others (`val`),
 from public collections: ieee8023/covid-chestxray-dataset, COVID-CXNet and NIH ChestX-ray8, split
-by patient. They were collected for research; several state no licence, or one per film, mostly
-non-commercial. The films are not part of this project. Start: {start}.
+by patient where patients are known. They were collected for research; several state no licence,
+or one per film, mostly non-commercial. The films are not part of this project. Start: {start}.
 
 Training films sha256 `{train_sha256}`; validation films `{val_sha256}`.
 
@@ -49,21 +49,26 @@ All at the threshold above, which was chosen before, on `val`. Intervals are 95 
 {rows}
 
 `test` comes from the collections that the training films come from. `external` comes from other
-hospitals and journals, and **its rows are what to expect of a new clinic**. `paediatric` holds
-children of one to five years: the model is not meant for them, and every positive there is a
-false alarm.
+hospitals and journals (some of its web sources have a few films in training too), and **its rows
+are what to expect of a new clinic**: read the specificity of Actualmed, one hospital with COVID-19
+and normal films, and of `external` as a whole. `paediatric` holds children of one to five years:
+the model is not meant for them, and every positive there is a false alarm.
+
+Intervals take films as independent, though a patient may have several. The threshold hangs on one
+or two of the positive films of `val`, so a sensitivity chosen there is not a sensitivity promised.
 
 ## Known biases
 
 - In the training films the class is nearly the same thing as the source: most COVID-19 films come
   from web and journal collections, nearly all others from one hospital (NIH). A network scores
-  high by learning the source: the rule "a square film is not COVID-19" alone is right for 94 % of
-  `test`. What the network does on `external` shows how much of its score on `test` is that.
-- Normal films of other hospitals are nearly absent from training, so a normal film of an unseen
-  hospital may be called positive. See the specificity of each source of `external` above.
+  high by learning the source, not the disease. What the network does on `external` shows how much
+  of its score on `test` is that.
+- Films of other hospitals without COVID-19 are nearly absent from training, and nearly all of them
+  are called positive, normal ones and other pneumonia alike: see `external` above.
 - NIH labels were mined from reports and are noisy. COVID-19 labels are mostly proven by PCR.
-- Adults, frontal view. Children, lateral views, other body parts and post-processed pictures were
-  not trained on, and the model does not refuse them all by itself.
+- Adults, frontal view; a few films of children are among the training films with COVID-19 and none
+  among the others. Lateral views, other body parts and post-processed pictures were not trained
+  on, and the model does not refuse them all by itself.
 - A probability is a score of this network, not the chance that the patient has COVID-19.
 """
 
@@ -108,14 +113,17 @@ def _rows(figures: dict[str, Any]) -> list[str]:
     if len(figures["by_source"]) > 1:
         groups |= {f"{figures['data']}: {name}": it for name, it in figures["by_source"].items()}
     return [
-        f"| {name} | {group['films']} | {_plain(group['auc'])} | {_rate(group['sensitivity'])} | "
+        f"| {name} | {group['films']} | {_area(group)} | {_rate(group['sensitivity'])} | "
         f"{_rate(group['specificity'])} |"
         for name, group in groups.items()
     ]
 
 
-def _plain(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _area(group: dict[str, Any]) -> str:
+    if group["auc"] is None:
+        return "-"
+    low, high = group["auc_interval_95"]
+    return f"{group['auc']:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _rate(rate: dict[str, Any]) -> str:

@@ -34,17 +34,19 @@ class Parity:
 
     Attributes:
         films: Number of films compared.
+        kind: `real` or `synthetic`.
         max_logit_difference: Largest absolute difference of a logit.
         max_map_difference: Largest absolute difference in the activation maps.
     """
 
     films: int
+    kind: str
     max_logit_difference: float
     max_map_difference: float
 
 
 def export_checkpoint(
-    checkpoint: Path, output: Path, films: NDArray[np.uint8]
+    checkpoint: Path, output: Path, films: NDArray[np.uint8], *, kind: str = "synthetic"
 ) -> tuple[ModelManifest, Parity]:
     """Export a checkpoint and prove that the file computes what torch computes.
 
@@ -52,6 +54,7 @@ def export_checkpoint(
         checkpoint: A checkpoint of `deepcovid-edge train`.
         output: The .onnx file to write.
         films: Prepared films of shape (N, height, width), uint8, to compare on.
+        kind: What the films are, `real` or `synthetic`, for the manifest.
 
     Returns:
         The manifest inside the file, and how far the two are apart.
@@ -66,7 +69,7 @@ def export_checkpoint(
     temporary = output.with_name(f".{os.getpid()}-{output.stem}.onnx")
     try:
         onnx.save(_with_manifest(model, manifest), temporary)
-        parity = compare(network, temporary, films)
+        parity = compare(network, temporary, films, kind=kind)
         training = {**manifest.training, "export": asdict(parity)}
         manifest = replace(manifest, training=training)
         onnx.save(_with_manifest(model, manifest), temporary)
@@ -76,13 +79,16 @@ def export_checkpoint(
     return manifest, parity
 
 
-def compare(network: Classifier, path: Path, films: NDArray[np.uint8]) -> Parity:
+def compare(
+    network: Classifier, path: Path, films: NDArray[np.uint8], *, kind: str = "synthetic"
+) -> Parity:
     """Run films through torch and through ONNX Runtime.
 
     Args:
         network: The torch side, in evaluation mode.
         path: The exported file.
         films: Prepared films of shape (N, height, width), uint8.
+        kind: What the films are.
 
     Raises:
         ModelFileError: A logit differs by more than `TOLERANCE`.
@@ -93,6 +99,7 @@ def compare(network: Classifier, path: Path, films: NDArray[np.uint8]) -> Parity
         seen: Inference = backend.infer(films, activation_maps=True)
     parity = Parity(
         films=len(films),
+        kind=kind,
         max_logit_difference=float(np.abs(seen.logits - logits).max()),
         max_map_difference=float(np.abs(np.asarray(seen.activation_maps) - maps).max()),
     )

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.backends import BackendSettings, Inference, check_batch
-from deepcovid_edge.errors import BackendUnavailableError, require
+from deepcovid_edge.errors import require
 from deepcovid_edge.manifest import ModelManifest, file_sha256
 from deepcovid_edge.reasons import Caution
 
@@ -32,16 +32,13 @@ def load(path: Path, settings: BackendSettings) -> TorchBackend:
 
     Raises:
         MissingDependencyError: torch is not installed.
-        BackendUnavailableError: CUDA was asked for and torch sees no GPU.
         ModelFileError: The file is no checkpoint.
     """
     torch = require(REQUIRES, extra="export")
     from deepcovid_export.checkpoint import load_checkpoint
 
-    if settings.provider == "cuda" and not torch.cuda.is_available():
-        raise BackendUnavailableError("--provider cuda: torch sees no CUDA device")
     network, manifest = load_checkpoint(path)
-    device = settings.provider if settings.provider == "cuda" else "cpu"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     return TorchBackend(network.to(device), manifest, file_sha256(path), device)
 
 

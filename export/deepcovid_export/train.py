@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from deepcovid_edge import __version__
 from deepcovid_edge.dataset import dataset_sha256
-from deepcovid_edge.errors import UsageError
+from deepcovid_edge.errors import ModelFileError, UsageError
 from deepcovid_edge.manifest import ModelManifest
 from deepcovid_export.checkpoint import save_atomically, save_checkpoint
 from deepcovid_export.data import FilmDataset, TrainingData, one_thread_each
@@ -33,7 +33,7 @@ HISTORY_NAME = "history.json"
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Where and on what a run happens; nothing here changes what it makes.
+    """Where and on what a run happens, and from which weights it starts.
 
     Attributes:
         folder: Folder of the run: its state, its history and its checkpoint.
@@ -41,6 +41,7 @@ class RunSettings:
         workers: Processes that read and change films.
         weights: File of ImageNet weights, or None for torchvision's own.
         from_scratch: Start from random weights.
+        resume: Weights come from the folder's state; none are loaded to start from.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class RunSettings:
     workers: int = 2
     weights: Path | None = None
     from_scratch: bool = False
+    resume: bool = False
 
     def __post_init__(self) -> None:
         if self.device.startswith("cuda") and not torch.cuda.is_available():
@@ -64,7 +66,11 @@ class Training:
         torch.manual_seed(recipe.fit.seed)
         self.network = build_network(recipe.architecture, len(recipe.classes))
         self.start = "random"
-        if not run.from_scratch:
+        self.films = {
+            "train_sha256": dataset_sha256(data.train),
+            "val_sha256": dataset_sha256(data.val),
+        }
+        if not (run.from_scratch or run.resume):
             self.start = load_imagenet(self.network, recipe.architecture, run.weights)
         self.device = torch.device(run.device)
         self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -153,6 +159,7 @@ class Training:
         """Write the state from which `restore` goes on."""
         state = {
             "recipe": json.dumps(self.recipe.as_dict(), sort_keys=True),
+            "films": self.films,
             "network": self.network.state_dict(),
             "averaged": self.averaged.state_dict() if self.averaged else None,
             "optimiser": self.optimiser.state_dict(),
@@ -168,10 +175,16 @@ class Training:
         """Go on from the state in the run's folder.
 
         Raises:
-            UsageError: The state was made by another recipe.
+            ModelFileError: The state cannot be read.
+            UsageError: The state was made by another recipe or of other films.
         """
         path = self.run.folder / STATE_NAME
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as error:  # torch raises many types on a torn file
+            raise ModelFileError(f"{path}: cannot be read; start in another folder") from error
+        if state.get("films", self.films) != self.films:
+            raise UsageError(f"--resume: {path} was made of other films: choose another folder")
         if state["recipe"] != json.dumps(self.recipe.as_dict(), sort_keys=True):
             raise UsageError(f"--resume: {path} was made by another recipe: choose another folder")
         self.network.load_state_dict(state["network"])
@@ -203,7 +216,8 @@ class Training:
             positive_class=self.recipe.positive_class,
             threshold=threshold,
             threshold_origin={
-                "rule": f"highest threshold with sensitivity >= {self.recipe.sensitivity}",
+                "rule": f"midway between the highest threshold with sensitivity >= "
+                f"{self.recipe.sensitivity} and the next lower score",
                 "split": "val",
                 "films": len(scores),
                 "positives": int(positive.sum()),
@@ -215,8 +229,7 @@ class Training:
                 "epochs_run": self.epoch,
                 "best_epoch": self.best["epoch"],
                 "train_films": len(self.data.train),
-                "train_sha256": dataset_sha256(self.data.train),
-                "val_sha256": dataset_sha256(self.data.val),
+                **self.films,
                 "val": figures,
             },
             license=self.recipe.license,

@@ -231,6 +231,10 @@ def test_a_closed_pipe_ends_quietly(films: Path) -> None:
         (["{films}", "--backend", "abacus"], 2, "'abacus' is not one of"),
         (["{films}", "--resume"], 2, "--resume needs -o"),
         (["{films}", "-o", "x.html"], 2, ".html is not written"),
+        (["{films}", "-o", "x.tif"], 2, ".tif is not written"),
+        (["{films}", "-o", "x.jsonl.gz"], 2, ".gz is not written"),
+        (["{films}", "-o", "n" * 300 + ".jsonl"], 1, "name too long"),
+        (["n" * 300], 6, "no such file or folder"),
         (["{films}", "-o", "/dev/null/x.jsonl"], 1, "cannot be written"),
         ([], 2, "Missing argument"),
     ],
@@ -273,11 +277,57 @@ def test_an_empty_folder_is_no_error(tmp_path: Path) -> None:
     assert "0 films done" in done.stderr
 
 
-def test_names_that_are_no_unicode_are_records_like_others(films: Path, tmp_path: Path) -> None:
+def test_an_output_that_is_one_of_the_films_is_refused(films: Path, tmp_path: Path) -> None:
+    film = tmp_path / "film"
+    content = sorted(films.iterdir())[0].read_bytes()
+    film.write_bytes(content)
+    done = infer(film, "-o", film)
+    assert done.returncode == 2
+    assert "is one of the films" in done.stderr
+    assert film.read_bytes() == content
+
+
+def test_a_full_disk_behind_stdout_is_one_sentence(films: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [*COMMAND, "infer", str(films)]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "No space left" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict", "utf-8:surrogateescape"])
+def test_names_that_are_no_unicode_are_records_like_others(
+    films: Path, tmp_path: Path, encoding: str
+) -> None:
     name = os.fsencode(tmp_path) + b"/film\xff.png"
     os.link(os.fsencode(sorted(films.iterdir())[0]), name)
     for option in ("--json", "--csv", "--table"):
         command = [*COMMAND, "infer", os.fsencode(tmp_path), option]
-        done = subprocess.run(command, capture_output=True, timeout=60)
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        done = subprocess.run(command, capture_output=True, timeout=60, env=environment)
         assert done.returncode == 0, done.stderr
         assert b"film" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"classes": ["a", "b", "covid"]}, "no logits for the 3 classes of its manifest"),
+        ({"input": {"height": 128, "width": 128}}, "its manifest says images (batch, 128, 128)"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_its_graph_is_refused(
+    films: Path, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    onnx = pytest.importorskip("onnx", reason="onnx writes the model that does not fit")
+    from deepcovid_edge.models import find_model
+
+    model = onnx.load(find_model("squeezenet1_1"))
+    entry = model.metadata_props[0]
+    entry.value = json.dumps(json.loads(entry.value) | change)
+    onnx.save(model, tmp_path / "odd.onnx")
+    done = infer(films, "--model", tmp_path / "odd.onnx")
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr

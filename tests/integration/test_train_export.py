@@ -109,17 +109,18 @@ def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_weights(
     recipe = load_recipe(str(small_recipe(tmp_path)))
     films = training_data(data, recipe)
 
-    def started(name: str) -> Training:
+    def started(name: str, *, resume: bool = False) -> Training:
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
-        return Training(recipe, films, RunSettings(folder, workers=0, from_scratch=True))
+        run = RunSettings(folder, workers=0, from_scratch=not resume, resume=resume)
+        return Training(recipe, films, run)
 
     whole = started("whole")
     while not whole.finished:
         whole.run_epoch()
     stopped = started("stopped")
     stopped.run_epoch()
-    resumed = started("stopped")
+    resumed = started("stopped", resume=True)
     resumed.restore()
     while not resumed.finished:
         resumed.run_epoch()

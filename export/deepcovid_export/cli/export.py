@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deepcovid_edge.errors import require
+from deepcovid_edge.errors import DataError, ImageRefusedError, require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,8 +39,8 @@ def command(checkpoint: Path, output: Path | None, data: Path | None, films: int
     output = output or Path(f"{manifest.name}.onnx")
     output.parent.mkdir(parents=True, exist_ok=True)
     pixels = _films(data, films, manifest.input)
-    _, parity = export_checkpoint(checkpoint, output, pixels)
     kind = "real" if data else "synthetic"
+    _, parity = export_checkpoint(checkpoint, output, pixels, kind=kind)
     click.echo(
         f"torch and ONNX Runtime on {parity.films} {kind} films: logits differ by at most "
         f"{parity.max_logit_difference:.2g}, activation maps by {parity.max_map_difference:.2g}",
@@ -62,4 +62,10 @@ def _films(data: Path | None, count: int, spec: InputSpec) -> NDArray[np.uint8]:
         return np.stack([prepare(Radiograph(film, 255, "", "PNG"), spec) for film in phantoms])
     labelled = load_dataset(data)
     chosen = labelled[:: max(1, len(labelled) // count)][:count]
-    return np.stack([prepare(read_radiograph(film.path), spec) for film in chosen])
+    prepared = []
+    for film in chosen:
+        try:
+            prepared.append(prepare(read_radiograph(film.path), spec))
+        except ImageRefusedError as error:
+            raise DataError(f"--check: {film.path}: {error}") from error
+    return np.stack(prepared)

@@ -59,14 +59,15 @@ def command(
         fit=replace(fit, epochs=epochs or fit.epochs, seed=fit.seed if seed is None else seed),
     )
     folder = output or Path("runs") / recipe.name
-    settings = RunSettings(folder, device, workers, weights, from_scratch)
+    going_on = resume and (folder / STATE_NAME).exists()
+    settings = RunSettings(folder, device, workers, weights, from_scratch, resume=going_on)
     if (folder / STATE_NAME).exists() and not resume:
         raise UsageError(f"{folder}: holds a run already: add --resume, or choose another with -o")
     films = training_data(data, recipe)
     _report(films)
     folder.mkdir(parents=True, exist_ok=True)
     training = Training(recipe, films, settings)
-    if resume and (folder / STATE_NAME).exists():
+    if going_on:
         training.restore()
         click.echo(f"resumed after epoch {training.epoch}", err=True)
     _run(training)
