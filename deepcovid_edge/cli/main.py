@@ -34,6 +34,7 @@ COMMANDS = {
     "train": Entry("deepcovid_export.cli.train", "Fine-tune a network on films. [export]"),
     "evaluate": Entry("deepcovid_export.cli.evaluate", "Measure a model's accuracy. [export]"),
     "export": Entry("deepcovid_export.cli.export", "Checkpoint to one ONNX file. [export]"),
+    "quantize": Entry("deepcovid_export.cli.quantize", "FP32 model to FP16 or INT8. [export]"),
 }
 
 

@@ -1,0 +1,141 @@
+"""`deepcovid-edge quantize`: FP32 model to FP16 or INT8, with proof."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from deepcovid_edge.errors import require
+
+if TYPE_CHECKING:
+    from deepcovid_export.quantize import Quantized
+
+_GATE_FAILED = 3
+
+
+@click.command(
+    epilog="Example: deepcovid-edge quantize squeezenet1_1 --precision int8 --for cpu "
+    "--calibration films/",
+)
+@click.argument("model")
+@click.option("--precision", type=click.Choice(["fp16", "int8"]), required=True)
+@click.option(
+    "--for",
+    "target",
+    type=click.Choice(["tensorrt", "cpu"]),
+    default="tensorrt",
+    show_default=True,
+    help="What will run it: the two need different graphs.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Labelled films; those of the split `train` are used, balanced over the classes.",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="[default: NAME-int8-cpu...]")
+@click.option("--films", type=int, default=128, show_default=True, help="Most calibration films.")
+@click.option(
+    "--gate",
+    type=click.Path(path_type=Path),
+    help="Labelled films to judge on.  [default: split val of the calibration data]",
+)
+@click.option(
+    "--rest",
+    type=click.Choice(["fp16", "fp32"]),
+    default="fp16",
+    show_default=True,
+    help="Precision of the layers that TensorRT does not run in INT8.",
+)
+@click.option(
+    "--adds",
+    type=click.Choice(["measured", "fused", "float"]),
+    default="measured",
+    show_default=True,
+    help="Residual additions: in INT8 with their convolution, or in float.",
+)
+@click.option("--max-left-out", type=int, help="Most layers left out.  [default: a third]")
+@click.option("--sensitivity", is_flag=True, help="Show what each layer costs.")
+@click.option("--json", "as_json", is_flag=True, help="The outcome as JSON on stdout.")
+def command(
+    model: str,
+    precision: str,
+    target: str,
+    calibration: Path,
+    output: Path | None,
+    films: int,
+    gate: Path | None,
+    rest: str,
+    adds: str,
+    max_left_out: int | None,
+    sensitivity: bool,
+    as_json: bool,
+) -> int:
+    """Write MODEL, a shipped name or an FP32 .onnx of `export`, in lower precision.
+
+    The file is written only if its decisions on the gate's films are those of MODEL: for fp16 not
+    one may turn, for int8 one in a hundred. Layers that cost too much are left in higher precision
+    and listed in the manifest. Exit code 3: the gate does not let it pass; nothing is written.
+    """
+    require("onnx", extra="export")
+    require("onnxruntime", extra="export")
+    from deepcovid_edge.models import find_model
+    from deepcovid_export.lowering import Lowered
+    from deepcovid_export.quantize import QuantizeSettings, quantize
+
+    settings = QuantizeSettings(
+        Lowered(precision, target, rest), films, adds, max_left_out, sensitivity
+    )
+    done = quantize(
+        find_model(model),
+        calibration,
+        settings,
+        gate=gate,
+        output=output,
+        say=lambda line: click.echo(line, err=True),
+    )
+    if sensitivity:
+        for name, error in done.sensitivity.items():
+            click.echo(f"{error:8.3%}  {name}", err=True)
+    click.echo(_summary(done), err=True)
+    if as_json:
+        click.echo(_json(done))
+    elif done.output:
+        click.echo(done.output)
+    return 0 if done.output else _GATE_FAILED
+
+
+def _summary(done: Quantized) -> str:
+    report, facts = done.report, done.manifest.quantization
+    lines = [f"failed: {sentence}" for sentence in report["failed"]]
+    if facts["left_out"]:
+        lines.append(f"left in higher precision: {', '.join(facts['left_out'])}")
+    for name, count in report["missing"].items():
+        lines.append(
+            f"too few to tell a change of {report['rules']['smallest_change']:.0%}: "
+            f"{count['films']} {name} films, {count['needed']} are needed"
+        )
+    counts = f"{report['flips']['count']} of {report['films']} decisions turned"
+    lines.append(f"verdict: {report['verdict']}, {counts}. Research use only.")
+    if not done.output:
+        lines.append("not written: the gate does not let it pass")
+    return "\n".join(lines)
+
+
+def _json(done: Quantized) -> str:
+    return json.dumps(
+        {
+            "output": str(done.output) if done.output else None,
+            "manifest": json.loads(done.manifest.to_json()),
+            "sensitivity": {
+                name: error if math.isfinite(error) else None
+                for name, error in done.sensitivity.items()
+            },
+            "report": done.report,
+        },
+        indent=2,
+    )

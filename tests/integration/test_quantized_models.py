@@ -1,0 +1,166 @@
+"""FP16 and INT8 forms of the shipped network on real films: made, judged by the gate, and built."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("onnx", reason="quantising needs extra export")
+
+import onnx
+
+from deepcovid_edge.backends import load_backend
+from deepcovid_edge.cli.main import run
+from deepcovid_edge.dataset import load_dataset
+from deepcovid_edge.engines import BuildSettings, build
+from deepcovid_edge.errors import ModelFileError
+from deepcovid_edge.manifest import file_sha256, read_manifest
+from deepcovid_edge.models import find_model
+from deepcovid_edge.phantom import draw_phantom
+from deepcovid_edge.typed import check_typed
+from deepcovid_edge.verify import verify
+
+ROOT = Path(__file__).parents[2]
+XRAY = Path(os.environ.get("DEEPCOVID_XRAY", ROOT.parent / "shared" / "xray"))
+FORMS = {
+    "fp16": ["--precision", "fp16"],
+    "int8-tensorrt": ["--precision", "int8", "--for", "tensorrt"],
+    "int8-cpu": ["--precision", "int8", "--for", "cpu"],
+}
+real_films = pytest.mark.skipif(
+    not (XRAY / "manifest.csv").is_file(),
+    reason="no real X-rays: ../shared/xray is missing (DEEPCOVID_XRAY overrides)",
+)
+PARENTS = [find_model("squeezenet1_1")]
+if resnet18 := os.environ.get("DEEPCOVID_RESNET18"):  # does not ship: `make resnet18` makes it
+    PARENTS.append(Path(resnet18))
+
+
+@pytest.fixture(scope="module", params=PARENTS, ids=lambda path: path.stem)
+def parent(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.param
+    return path
+
+
+@pytest.fixture(scope="module")
+def forms(parent: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Each form of a network, calibrated on real films, as the command makes it."""
+    folder = tmp_path_factory.mktemp("forms")
+    made = {}
+    for name, options in FORMS.items():
+        made[name] = folder / f"{name}.onnx"
+        asked = ["quantize", str(parent), *options, "--calibration", str(XRAY)]
+        assert run([*asked, "-o", str(made[name])]) == 0
+    return made
+
+
+@real_films
+@pytest.mark.parametrize("name", FORMS)
+def test_decisions_on_test_are_those_of_the_parent(
+    name: str, parent: Path, forms: dict[str, Path]
+) -> None:
+    films = load_dataset(XRAY, split="test")
+    with load_backend(parent) as reference, load_backend(forms[name]) as candidate:
+        report = verify(reference, candidate, films)
+    assert report["films"] == 253
+    assert report["flips"]["share"] <= (0 if name == "fp16" else 0.01)
+    assert abs(report["auc"]["change"]) <= (0.001 if name == "fp16" else 0.003)
+    for rate in ("sensitivity", "specificity"):
+        low, high = report[rate]["interval_95"]
+        assert low <= 0 <= high
+
+
+@real_films
+@pytest.mark.parametrize("name", FORMS)
+def test_files_keep_the_contract(name: str, parent: Path, forms: dict[str, Path]) -> None:
+    path = forms[name]
+    model, own, manifest = onnx.load(path), read_manifest(parent), read_manifest(path)
+    assert manifest.precision == name.partition("-")[0]
+    assert manifest.parent_sha256 == file_sha256(parent)
+    assert (manifest.classes, manifest.threshold, manifest.input) == (
+        own.classes,
+        own.threshold,
+        own.input,
+    )
+    assert model.ir_version <= 10
+    (opset,) = [(item.domain, item.version) for item in model.opset_import]
+    assert opset[0] == ""
+    assert opset[1] <= 19
+    types = {output.name: output.type.tensor_type.elem_type for output in model.graph.output}
+    assert types == {"logits": 1, "activation_maps": 1}
+    assert [item.key for item in model.metadata_props] == ["deepcovid_edge"]
+    content = path.read_bytes()
+    assert b"site-packages" not in content
+    assert str(path.parent).encode() not in content
+    if manifest.precision == "int8":
+        assert path.stat().st_size < 0.4 * parent.stat().st_size
+        assert "sha256" in json.dumps(dict(manifest.quantization))
+
+
+@real_films
+@pytest.mark.skipif(
+    find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx (extra rtx) is not installed"
+)
+@pytest.mark.parametrize("name", ["fp16", "int8-tensorrt"])
+def test_tensorrt_rtx_builds_the_typed_forms(
+    name: str, forms: dict[str, Path], tmp_path: Path
+) -> None:
+    settings = BuildSettings(target="rtx:sm86,sm89,sm120", folder=tmp_path)
+    engine, facts = build(forms[name], settings)
+    assert engine.read_bytes()[:4] == b"vtrt"
+    assert facts.manifest.precision == name.partition("-")[0]
+
+
+@real_films
+def test_the_cpu_form_is_refused_before_tensorrt_is_asked(forms: dict[str, Path]) -> None:
+    check_typed(forms["int8-tensorrt"])
+    with pytest.raises(ModelFileError, match="quantize --for tensorrt"):
+        check_typed(forms["int8-cpu"])
+
+
+@real_films
+def test_activation_maps_survive(parent: Path, forms: dict[str, Path]) -> None:
+    films = np.random.default_rng(0).integers(0, 256, (2, 224, 224), dtype=np.uint8)
+    for path in forms.values():
+        with load_backend(path) as backend:
+            answer = backend.infer(films, activation_maps=True)
+        assert answer.activation_maps is not None
+        means = answer.activation_maps.mean(axis=(2, 3))
+        np.testing.assert_allclose(means, answer.logits, rtol=0.05, atol=0.2)
+
+
+@pytest.fixture
+def three_films(tmp_path: Path) -> Path:
+    for split in ("train", "val"):
+        for number, label in enumerate(("covid", "normal", "normal")):
+            folder = tmp_path / split / label
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draw_phantom(number)).save(folder / f"{split}{number}.png")
+    return tmp_path
+
+
+def test_three_films_are_too_few_to_calibrate_on(
+    three_films: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["quantize", "squeezenet1_1", "--precision", "int8", "--calibration", str(three_films)]
+    assert run([*asked, "-o", str(three_films / "x.onnx")]) == 1
+    said = capsys.readouterr().err
+    assert "3" in said
+    assert "16" in said
+    assert not (three_films / "x.onnx").exists()
+
+
+def test_a_class_without_films_cannot_be_calibrated_on(
+    three_films: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(three_films / "train/covid")
+    asked = ["quantize", "squeezenet1_1", "--precision", "int8", "--calibration", str(three_films)]
+    assert run([*asked, "-o", str(three_films / "x.onnx")]) == 1
+    assert "covid" in capsys.readouterr().err
