@@ -1,0 +1,716 @@
+"""FP32 to FP16 and INT8: what the files hold, which films calibrate, and when nothing is written.
+
+The network is made here: a fire block and a residual block, its head fitted to synthetic films.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+import subprocess
+import sys
+import weakref
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+onnx = pytest.importorskip("onnx", reason="the workstation side needs extra export")
+onnxruntime = pytest.importorskip("onnxruntime", reason="the workstation side needs extra export")
+
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+
+from deepcovid_edge.backends import load_backend
+from deepcovid_edge.dataset import dataset_sha256, load_dataset
+from deepcovid_edge.errors import DataError, ModelFileError, UsageError
+from deepcovid_edge.images import read_radiograph
+from deepcovid_edge.manifest import (
+    METADATA_KEY,
+    InputSpec,
+    ModelManifest,
+    file_sha256,
+    read_manifest,
+)
+from deepcovid_edge.phantom import draw_phantom
+from deepcovid_edge.preprocess import prepare
+from deepcovid_edge.typed import check_typed
+from deepcovid_edge.verify import CHANGED
+from deepcovid_export.calibration import BINS, FilmBatches, Histogram, channel_peaks, choose_films
+from deepcovid_export.equalise import equalise, find_pairs
+from deepcovid_export.int8_graph import residual_adds
+from deepcovid_export.lowering import Lowered
+from deepcovid_export.quantize import MAX_ERROR, QuantizeSettings, quantize
+from deepcovid_export.typed_graph import finished
+
+SPEC = InputSpec(64, 64)
+RECIPE = {"recipe": {"classes": {"clear": ["clear"], "hazy": ["hazy", "hazier"]}}}
+MANIFEST = ModelManifest(
+    "tiny", "tiny", ("clear", "hazy"), "hazy", 0.5, input=SPEC, training=RECIPE
+)
+FLAVOURS = {
+    "fp16": Lowered("fp16"),
+    "int8-tensorrt": Lowered("int8", "tensorrt"),
+    "int8-cpu": Lowered("int8", "cpu"),
+}
+Arrays = dict[str, NDArray[np.float32]]
+
+
+# The network ---------------------------------------------------------------------------------
+
+
+def weights(*, spoilt: tuple[str, ...] = ()) -> Arrays:
+    """Random weights. A spoilt layer has large ones on a silent channel: INT8 rounds all else off.
+
+    Args:
+        spoilt: Layers among `squeeze` and `main1`.
+    """
+    draw = np.random.default_rng(3)
+
+    def kernel(out: int, into: int, size: int) -> NDArray[np.float32]:
+        scale = np.sqrt(2 / (into * size * size))
+        return draw.normal(0, scale, (out, into, size, size)).astype(np.float32)
+
+    shapes = {
+        "first": (8, 1, 3),
+        "squeeze": (8, 8, 1),
+        "expand1": (8, 8, 1),
+        "expand3": (8, 8, 3),
+        "main1": (16, 16, 3),
+        "main2": (16, 16, 3),
+        "shortcut": (16, 16, 1),
+        "maps": (2, 16, 1),
+    }
+    made = {f"{name}.weight": kernel(*shape) for name, shape in shapes.items()}
+    made |= {f"{name}.bias": np.full(shape[0], 0.05, np.float32) for name, shape in shapes.items()}
+    if spoilt:  # channel 0 of the layers before is silent
+        for name in ("first", "expand1"):
+            made[f"{name}.weight"][0] = 0
+            made[f"{name}.bias"][0] = -1
+    for name in spoilt:
+        made[f"{name}.weight"][:, 0] = 1e4
+    return made
+
+
+def graph(arrays: Arrays) -> Any:
+    """The network: uint8 films to logits and activation maps, as `export` writes them."""
+    nodes: list[Any] = []
+
+    def add(kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(kind, inputs, [output], f"node_{output}", **attributes))
+        return output
+
+    def convolve(name: str, source: str, *, relu: bool = True, stride: int = 1) -> str:
+        margin = arrays[f"{name}.weight"].shape[2] // 2
+        output = name if name != "maps" else "activation_maps"
+        layout = {"pads": [margin] * 4, "strides": [stride] * 2}
+        add("Conv", [source, f"{name}.weight", f"{name}.bias"], output, **layout)
+        return add("Relu", [output], f"{name}_relu") if relu else output
+
+    add("Cast", ["images"], "cast", to=TensorProto.FLOAT)
+    add("Unsqueeze", ["cast", "axis"], "grey")
+    add("Mul", ["grey", "scale"], "scaled")
+    add("Sub", ["scaled", "mean"], "normalised")
+    tensor = convolve("first", "normalised", stride=2)
+    tensor = add("MaxPool", [tensor], "pooled", kernel_shape=[2, 2], strides=[2, 2])
+    tensor = convolve("squeeze", tensor)
+    tensor = add(
+        "Concat", [convolve("expand1", tensor), convolve("expand3", tensor)], "cat", axis=1
+    )
+    main = convolve("main2", convolve("main1", tensor), relu=False)
+    tensor = add("Add", [main, convolve("shortcut", tensor, relu=False)], "sum")
+    maps = convolve("maps", add("Relu", [tensor], "features"), relu=False)
+    add("ReduceMean", [maps, "space"], "logits", keepdims=0)
+    constants = {
+        **arrays,
+        "axis": np.array([1], np.int64),
+        "space": np.array([2, 3], np.int64),
+        "scale": np.array(1 / 58, np.float32),
+        "mean": np.array(2.0, np.float32),
+    }
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 64, 64])
+    outputs = [
+        helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2]),
+        helper.make_tensor_value_info("activation_maps", TensorProto.FLOAT, ["batch", 2, 16, 16]),
+    ]
+    stored = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    body = helper.make_graph(nodes, "tiny", [images], outputs, stored)
+    return helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def run(model: Any, films: NDArray[np.uint8], output: str = "logits") -> NDArray[np.float32]:
+    if output not in {item.name for item in model.graph.output}:
+        model = type(model).FromString(model.SerializeToString())
+        model.graph.output.append(onnx.ValueInfoProto(name=output))
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    values: NDArray[np.float32] = session.run([output], {"images": films})[0]
+    return values
+
+
+def fitted(arrays: Arrays, data: Path) -> Arrays:
+    """The head along the line between the classes, so that they stand well apart."""
+    films = load_dataset(data, split="train")
+    features = run(graph(arrays), pixels(films), "features").mean(axis=(2, 3))
+    clear = np.array([film.label == "clear" for film in films])
+    apart = features[clear].mean(axis=0) - features[~clear].mean(axis=0)
+    kernel = 3 * apart / (apart @ apart)
+    head = np.stack([kernel, -kernel]).astype(np.float32)
+    middle = (features[clear].mean(axis=0) + features[~clear].mean(axis=0)) / 2
+    bias = (-head @ middle).astype(np.float32)
+    return {**arrays, "maps.weight": head[:, :, None, None], "maps.bias": bias}
+
+
+def pixels(films: Any) -> NDArray[np.uint8]:
+    return np.stack([prepare(read_radiograph(film.path), SPEC) for film in films])
+
+
+def saved(path: Path, model: Any, manifest: ModelManifest = MANIFEST) -> Path:
+    onnx.save(finished(model, manifest), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 films to calibrate on, 16 to judge on, as folders of splits."""
+    folder = tmp_path_factory.mktemp("data")
+    phantoms = [cv2.resize(draw_phantom(seed), (160, 160)).astype(float) for seed in range(3)]
+    y, x = np.mgrid[0:160, 0:160] / 160
+    for seed in range(20):
+        draw = np.random.default_rng(seed)
+        split = "train" if seed < 12 else "val"
+        for label in ("clear", "hazy"):
+            film = phantoms[seed % 3] * draw.uniform(0.9, 1.1) + draw.normal(0, 4, (160, 160))
+            if label == "hazy":
+                for side in (0.3, 0.7):
+                    far = (x - side) ** 2 + (y - draw.uniform(0.4, 0.5)) ** 2
+                    film += 110 * np.exp(-far / 0.02)
+            place = folder / split / label
+            place.mkdir(parents=True, exist_ok=True)
+            grey = np.clip(film, 0, 255).astype(np.uint8)
+            Image.fromarray(grey).save(place / f"{label}{seed:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def parent(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("parent") / "tiny.onnx"
+    return saved(path, graph(fitted(weights(), data)))
+
+
+@dataclass(frozen=True)
+class Made:
+    path: Path
+    model: Any
+    manifest: ModelManifest
+
+
+@pytest.fixture(scope="module")
+def made(parent: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
+    """The network in each flavour."""
+    folder = tmp_path_factory.mktemp("made")
+    outcome = {}
+    for name, lowered in FLAVOURS.items():
+        path = folder / f"tiny-{name}.onnx"
+        done = quantize(parent, data, QuantizeSettings(lowered), output=path)
+        assert done.output == path, done.report["failed"]
+        outcome[name] = Made(path, onnx.load(path), read_manifest(path))
+    return outcome
+
+
+def command(*arguments: object, seed: str = "0", cwd: Path | None = None) -> Any:
+    line = [sys.executable, "-m", "deepcovid_edge", "quantize", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONHASHSEED": seed}
+    return subprocess.run(line, capture_output=True, text=True, env=environment, cwd=cwd)
+
+
+# What the files hold -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_file_keeps_the_contract(flavour: str, made: dict[str, Made], parent: Path) -> None:
+    model, path = made[flavour].model, made[flavour].path
+    assert model.ir_version <= 10
+    expected = 18 if flavour == "fp16" else 19
+    assert [(item.domain, item.version) for item in model.opset_import] == [("", expected)]
+    tensors = [
+        (item.name, item.type.tensor_type.elem_type)
+        for item in (*model.graph.input, *model.graph.output)
+    ]
+    assert tensors == [
+        ("images", TensorProto.UINT8),
+        ("logits", TensorProto.FLOAT),
+        ("activation_maps", TensorProto.FLOAT),
+    ]
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert [item.key for item in model.metadata_props] == [METADATA_KEY]
+    assert not any(item.external_data for item in model.graph.initializer)
+    assert not any(part.metadata_props for part in (*model.graph.node, *model.graph.initializer))
+    content = path.read_bytes()
+    for trace in (b"site-packages", b".py", str(parent.parent).encode(), b"/tmp"):
+        assert trace not in content
+    assert not [file for file in path.parent.iterdir() if file.suffix != ".onnx"]
+    onnx.checker.check_model(model, full_check=True)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_manifest_says_what_was_done(
+    flavour: str, made: dict[str, Made], parent: Path, data: Path
+) -> None:
+    manifest, before = made[flavour].manifest, read_manifest(parent)
+    assert manifest.name == f"tiny-{flavour}"
+    assert manifest.precision == flavour.partition("-")[0]
+    assert manifest.parent_sha256 == file_sha256(parent)
+    for name in ("classes", "positive_class", "threshold", "input", "training"):
+        assert getattr(manifest, name) == getattr(before, name)
+    facts = manifest.quantization
+    assert facts["left_out"] == []
+    assert facts["gate"]["films"] == 16
+    assert facts["gate"]["verdict"] == "insufficient"  # 8 of a class show no change of 1 %
+    if flavour == "fp16":
+        assert manifest.gate["max_flips"] == 0
+        assert manifest.gate["max_auc_change"] == 0.001
+        assert "calibration" not in facts
+        return
+    assert manifest.gate["max_flips"] == 0.01
+    chosen = choose_films(data, before, 128)
+    assert facts["calibration"] == {
+        "films": 24,
+        "by_class": {"clear": 12, "hazy": 12},
+        "split": "train",
+        "data_sha256": dataset_sha256(chosen.films),
+        "refused": 0,
+    }
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_logits_stay_near_those_of_the_parent(
+    flavour: str, made: dict[str, Made], parent: Path, data: Path
+) -> None:
+    films = pixels(load_dataset(data, split="val"))
+    with load_backend(parent, backend="onnxruntime") as before:
+        expected = before.infer(films, activation_maps=True)
+    with load_backend(made[flavour].path, backend="onnxruntime") as now:
+        seen = now.infer(films, activation_maps=True)
+    spread = np.std(expected.logits)
+    error = np.sqrt(np.mean((seen.logits - expected.logits) ** 2)) / spread
+    assert error <= (0.002 if flavour == "fp16" else 2 * MAX_ERROR)
+    assert error > 0  # it is another precision
+    assert seen.activation_maps is not None
+    assert np.allclose(seen.activation_maps.mean(axis=(2, 3)), seen.logits, atol=1e-4)
+
+
+def test_fp16_halves_the_weights_and_casts_three_times(made: dict[str, Made]) -> None:
+    model = made["fp16"].model
+    kinds = {item.name: item.data_type for item in model.graph.initializer}
+    assert {kinds[name] for name in kinds if name.endswith(".weight")} == {TensorProto.FLOAT16}
+    assert kinds["scale"] == TensorProto.FLOAT  # normalisation stays FP32
+    casts = [node for node in model.graph.node if node.op_type == "Cast"]
+    assert len(casts) == 3  # uint8 to FP32, to FP16, and back
+    outputs = {node.output[0]: node.op_type for node in model.graph.node}
+    assert outputs["activation_maps"] == "Cast"
+    assert outputs["logits"] == "ReduceMean"
+
+
+def test_int8_for_tensorrt_is_symmetric_and_has_float_biases(made: dict[str, Made]) -> None:
+    model = made["int8-tensorrt"].model
+    stored = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            zero = stored[node.input[2]]
+            assert zero.dtype == np.int8
+            assert not zero.any()
+        if node.op_type == "Conv":
+            assert stored[node.input[2]].dtype == np.float32
+    scales = [value for name, value in stored.items() if name.endswith(".weight_scale")]
+    assert len(scales) == 8
+    assert all(value.ndim == 1 for value in scales)  # per channel
+
+
+def test_int8_for_cpus_has_uint8_activations_and_integer_biases(made: dict[str, Made]) -> None:
+    model = made["int8-cpu"].model
+    stored = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
+    kinds = {
+        stored[node.input[2]].dtype.name
+        for node in model.graph.node
+        if node.op_type == "QuantizeLinear"
+    }
+    assert kinds == {"uint8"}
+    biases = [value for name, value in stored.items() if name.endswith(".bias_quantized")]
+    assert len(biases) == 7
+    assert {value.dtype.name for value in biases} == {"int32"}
+    assert stored["maps.weight"].dtype == np.float32
+    assert made["int8-cpu"].manifest.quantization["never_lowered"] == ["maps"]
+    scales = {name: stored[f"{name}_scale"] for name in ("cat", "expand1_relu", "expand3_relu")}
+    assert len({float(value) for value in scales.values()}) == 1  # Concat only moves bytes
+
+
+def test_same_inputs_give_the_same_bytes(
+    made: dict[str, Made], parent: Path, data: Path, tmp_path: Path
+) -> None:
+    for seed, flavour in enumerate(("int8-tensorrt", "int8-cpu"), start=1):
+        _, target = flavour.split("-")
+        output = tmp_path / f"{flavour}.onnx"
+        options = ["--precision", "int8", "--for", target, "--calibration", data, "-o", output]
+        done = command(parent, *options, seed=str(seed))
+        assert done.returncode == 0, done.stderr
+        assert output.read_bytes() == made[flavour].path.read_bytes()
+
+
+# What TensorRT takes -------------------------------------------------------------------------
+
+
+class Films(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, films: NDArray[np.uint8]) -> None:
+        self._batches = iter([{"images": films}])
+
+    def get_next(self) -> Any:
+        return next(self._batches, None)
+
+
+@pytest.mark.parametrize("flavour", ["fp16", "int8-tensorrt"])
+def test_what_is_made_for_tensorrt_is_taken(flavour: str, made: dict[str, Made]) -> None:
+    check_typed(made[flavour].path)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"activation_type": QuantType.QInt8, "symmetric": True}, "a bias in INT32"),
+        ({"activation_type": QuantType.QUInt8, "symmetric": False}, "zero point|bias in INT32"),
+        ({"activation_type": QuantType.QUInt8, "bias": False}, "a zero point"),
+        ({"activation_type": QuantType.QInt8, "bias": False}, "a zero point"),
+        (
+            {
+                "format": QuantFormat.QOperator,
+                "activation_type": QuantType.QInt8,
+                "symmetric": True,
+            },
+            "integer operators",
+        ),
+    ],
+)
+def test_onnxruntimes_own_defaults_are_refused_with_the_mend(
+    options: dict[str, Any], why: str, parent: Path, data: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "default.onnx"
+    quantize_static(
+        str(parent),
+        str(path),
+        Films(pixels(load_dataset(data, split="train")[:8])),
+        quant_format=options.get("format", QuantFormat.QDQ),
+        activation_type=options.get("activation_type", QuantType.QUInt8),
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=["Conv", "Add"],
+        extra_options={
+            "ActivationSymmetric": options.get("symmetric", False),
+            "QuantizeBias": options.get("bias", True),
+        },
+    )
+    with pytest.raises(ModelFileError, match=why) as refusal:
+        check_typed(path)
+    assert "deepcovid-edge quantize --for tensorrt" in str(refusal.value)
+
+
+def test_the_cpu_flavour_is_not_for_tensorrt(made: dict[str, Made]) -> None:
+    with pytest.raises(ModelFileError, match=r"zero point|INT32"):
+        check_typed(made["int8-cpu"].path)
+
+
+def test_residual_additions_are_fused_or_left_in_float(
+    made: dict[str, Made], parent: Path, data: Path, tmp_path: Path
+) -> None:
+    assert residual_adds(onnx.load(parent)) == {"node_sum": ("node_main2", 1)}
+    facts = made["int8-tensorrt"].manifest.quantization["adds"]
+    assert facts["chosen"] == "fused"
+    assert set(facts["measured"]) == {"fused", "float"}
+    assert facts["measured"]["float"]["relative_rmse"] > 0
+    for adds, expected in (("fused", "DequantizeLinear"), ("float", "Conv")):
+        path = tmp_path / f"{adds}.onnx"
+        quantize(parent, data, QuantizeSettings(adds=adds), output=path)
+        model = onnx.load(path)
+        makers = {name: node for node in model.graph.node for name in node.output}
+        (addition,) = (node for node in model.graph.node if node.op_type == "Add")
+        main, shortcut = (makers[name].op_type for name in addition.input)
+        assert (main, shortcut) == ("Conv", expected)
+        check_typed(path)
+
+
+# Which films calibrate -----------------------------------------------------------------------
+
+
+def test_films_are_balanced_over_classes_and_labels_and_always_the_same(
+    data: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    (copy / "train/hazier").mkdir()
+    for path in sorted((copy / "train/hazy").iterdir())[:6]:
+        path.rename(copy / "train/hazier" / path.name)
+    for path in sorted((copy / "train/clear").iterdir()):
+        shutil.copy(path, path.with_stem(path.stem + "_again"))
+    chosen = choose_films(copy, MANIFEST, 18)
+    assert chosen.by_class == {"clear": 9, "hazy": 9}
+    assert chosen.split == "train"
+    labels = [film.label for film in chosen.films]
+    assert (labels.count("clear"), labels.count("hazy"), labels.count("hazier")) == (9, 5, 4)
+    assert labels[::2] == ["clear"] * 9  # any first few are balanced, too
+    again = choose_films(copy, MANIFEST, 18)
+    assert [film.path for film in again.films] == [film.path for film in chosen.films]
+    assert not any("/val/" in str(film.path) for film in chosen.films)
+
+
+def test_a_broken_film_is_passed_over(data: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    for seed in range(3):
+        (copy / f"train/clear/clear{seed:02d}.png").write_bytes(b"no film")
+    chosen = choose_films(copy, MANIFEST, 128)
+    assert chosen.by_class == {"clear": 9, "hazy": 9}
+    assert set(chosen.refused.values()) == {"E_NOT_IMAGE"}
+    assert len(chosen.refused) == 3
+
+
+def test_three_films_are_too_few_and_the_error_says_how_many_are_needed(
+    parent: Path, data: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "few"
+    (copy / "clear").mkdir(parents=True)
+    (copy / "hazy").mkdir()
+    for name in ("clear/clear00.png", "clear/clear01.png", "hazy/hazy00.png"):
+        shutil.copy(data / "train" / name, copy / name)
+    with pytest.raises(DataError) as error:
+        choose_films(copy, MANIFEST, 128)
+    assert str(error.value) == (
+        f"{copy}: got 3 calibration films (clear 2, hazy 1), expected at least 16, that is 8 of "
+        "each class: add labelled films of these classes"
+    )
+    options = ["--precision", "int8", "--calibration", copy, "--gate", data]
+    done = command(parent, *options, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "got 3 calibration films (clear 2, hazy 1), expected at least 16" in done.stderr
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_a_class_without_films_is_an_error(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data / "train/clear", tmp_path / "data/clear")
+    with pytest.raises(DataError, match=r"\(clear 12, hazy 0\), expected at least 16"):
+        choose_films(tmp_path / "data", MANIFEST, 128)
+
+
+def test_films_to_judge_on_never_calibrate(parent: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is the split 'val'"):
+        choose_films(data / "val", MANIFEST, 128)
+    shutil.copytree(data / "val", tmp_path / "data/val")
+    shutil.copytree(data / "val", tmp_path / "data/test")
+    with pytest.raises(
+        DataError, match="has the splits test, val; films to calibrate on come from"
+    ):
+        choose_films(tmp_path / "data", MANIFEST, 128)
+    with pytest.raises(DataError, match="is among the calibration films"):
+        quantize(parent, data, gate=data / "train")
+    with pytest.raises(UsageError, match="has no splits, expected 'val' to judge on"):
+        quantize(parent, data / "train")
+
+
+def test_films_are_read_batch_by_batch_and_let_go(data: Path) -> None:
+    films = load_dataset(data, split="train")
+    batches = iter(FilmBatches(films, SPEC))
+    first = next(batches)
+    assert first.shape == (8, 64, 64)
+    seen = weakref.ref(first)
+    del first
+    gc.collect()
+    assert seen() is None
+    assert sum(len(batch) for batch in batches) == len(films) - 8
+
+
+# What decides the ranges ---------------------------------------------------------------------
+
+
+def test_histogram_counts_every_value_while_its_reach_grows() -> None:
+    draw = np.random.default_rng(0)
+    parts = [draw.normal(0, scale, 5000).astype(np.float32) for scale in (0.01, 3, 40)]
+    histogram = Histogram()
+    for part in parts:
+        histogram.add(part)
+    values = np.concatenate(parts)
+    assert (histogram.lowest, histogram.highest) == (values.min(), values.max())
+    expected, _ = np.histogram(values, BINS, range=(-histogram._reach, histogram._reach))
+    assert np.abs(np.cumsum(histogram._counts) - np.cumsum(expected)).max() <= 2  # at bins' edges
+
+
+def test_best_range_cuts_off_a_rare_outlier_and_nothing_else() -> None:
+    draw = np.random.default_rng(0)
+    even = Histogram()
+    even.add(draw.uniform(0, 10, 100_000).astype(np.float32))
+    assert even.best_range(symmetric=False)[1] == pytest.approx(10, rel=0.02)
+    rare = Histogram()
+    rare.add(np.append(draw.uniform(0, 10, 100_000), 25).astype(np.float32))
+    low, high = rare.best_range(symmetric=True)
+    assert low == -high
+    assert 9 < high < 20
+
+
+def test_equalising_changes_no_bit_of_what_the_network_says(parent: Path, data: Path) -> None:
+    model = onnx.load(parent)
+    loud = {item.name: item for item in model.graph.initializer}["squeeze.bias"]
+    values = numpy_helper.to_array(loud).copy()
+    values[3] = 50
+    loud.CopyFrom(numpy_helper.from_array(values, loud.name))
+    films = load_dataset(data, split="train")
+    pairs = find_pairs(model)
+    assert [pair.producer.output[0] for pair in pairs] == [
+        "first",
+        "squeeze",
+        "expand1",
+        "expand3",
+        "main1",
+    ]
+    tensors = [pair.activation for pair in pairs]
+    batches = FilmBatches(films, SPEC)
+    peaks = channel_peaks(model, tensors, batches)
+    even = equalise(model, peaks)
+    after = channel_peaks(even, tensors, batches)
+    assert np.ptp(after["squeeze_relu"]) < np.ptp(peaks["squeeze_relu"]) / 4
+    seen = pixels(films)
+    assert np.array_equal(run(even, seen), run(model, seen))
+
+
+# When a layer costs too much, and when nothing is written ------------------------------------
+
+
+@pytest.mark.parametrize("flavour", ["int8-tensorrt", "int8-cpu"])
+def test_costly_layers_are_found_left_out_and_listed(
+    flavour: str, data: Path, tmp_path: Path
+) -> None:
+    spoilt = saved(tmp_path / "spoilt.onnx", graph(fitted(weights(spoilt=("squeeze",)), data)))
+    settings = QuantizeSettings(FLAVOURS[flavour])
+    done = quantize(spoilt, data, settings, output=tmp_path / "done.onnx")
+    assert done.output is not None
+    assert next(iter(done.sensitivity)) == "squeeze"
+    assert done.sensitivity["squeeze"] > 10 * MAX_ERROR
+    facts = done.manifest.quantization
+    assert facts["left_out"][-1] == "squeeze"
+    assert facts["relative_rmse"] <= MAX_ERROR
+    model = onnx.load(done.output)
+    kinds = {item.name: item.data_type for item in model.graph.initializer}
+    rest = TensorProto.FLOAT16 if flavour == "int8-tensorrt" else TensorProto.FLOAT
+    assert kinds["squeeze.weight"] == rest
+    assert kinds["main1.weight_quantized"] == TensorProto.INT8
+
+
+def test_a_layer_left_out_for_a_cpu_is_not_quantised_by_onnxruntime_behind_our_back(
+    data: Path, tmp_path: Path
+) -> None:
+    spoilt = saved(tmp_path / "spoilt.onnx", graph(fitted(weights(spoilt=("main1",)), data)))
+    settings = QuantizeSettings(FLAVOURS["int8-cpu"])
+    done = quantize(spoilt, data, settings, output=tmp_path / "done.onnx")
+    assert done.manifest.quantization["left_out"] == ["main1"]
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    onnxruntime.InferenceSession(str(done.output), options, providers=["CPUExecutionProvider"])
+    nodes = onnx.load(tmp_path / "optimised.onnx").graph.node
+    floats = {node.input[1] for node in nodes if node.op_type in ("Conv", "FusedConv")}
+    assert floats == {"main1.weight", "maps.weight"}
+    assert sum(node.op_type == "QLinearConv" for node in nodes) == 6
+
+
+def test_rest_in_fp32_keeps_left_out_layers_in_fp32(data: Path, tmp_path: Path) -> None:
+    spoilt = saved(tmp_path / "spoilt.onnx", graph(fitted(weights(spoilt=("squeeze",)), data)))
+    settings = QuantizeSettings(Lowered("int8", "tensorrt", "fp32"))
+    done = quantize(spoilt, data, settings, output=tmp_path / "done.onnx")
+    kinds = {item.data_type for item in onnx.load(done.output).graph.initializer}
+    assert TensorProto.FLOAT16 not in kinds
+    assert done.manifest.quantization["rest"] == "fp32"
+
+
+def test_exit_code_3_and_no_file_if_the_gate_cannot_be_passed(data: Path, tmp_path: Path) -> None:
+    arrays = fitted(weights(spoilt=("squeeze", "main1")), data)
+    spoilt = saved(tmp_path / "spoilt.onnx", graph(arrays))
+    options = ["--precision", "int8", "--calibration", data, "--max-left-out", 0]
+    done = command(spoilt, *options, "--sensitivity", "--json", cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert "not written: the gate does not let it pass" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["spoilt.onnx"]
+    outcome = json.loads(done.stdout)
+    assert outcome["output"] is None
+    assert outcome["report"]["verdict"] == CHANGED
+    assert set(list(outcome["sensitivity"])[:2]) == {"squeeze", "main1"}
+    assert "%  squeeze" in done.stderr
+
+
+def test_one_flip_is_too_many_for_fp16(data: Path, parent: Path, tmp_path: Path) -> None:
+    """The threshold is put where FP16 moves a film across it, and no layer may be left out."""
+    films = pixels(load_dataset(data, split="val"))
+    half = quantize(parent, data, QuantizeSettings(Lowered("fp16")), output=tmp_path / "h.onnx")
+    scores = [
+        one[:, 1] - one[:, 0] for one in (run(onnx.load(p), films) for p in (parent, half.output))
+    ]
+    place = int(np.argmax(np.abs(scores[1] - scores[0])))
+    between = 1 / (1 + np.exp(-(scores[0][place] + scores[1][place]) / 2))
+    manifest = replace(read_manifest(parent), threshold=float(between))
+    edge = saved(tmp_path / "edge.onnx", onnx.load(parent), manifest)
+    settings = QuantizeSettings(Lowered("fp16"), max_left_out=0)
+    done = quantize(edge, data, settings, output=tmp_path / "no.onnx")
+    assert done.output is None
+    assert done.report["flips"]["count"] >= 1
+    assert not (tmp_path / "no.onnx").exists()
+    tried = quantize(edge, data, QuantizeSettings(Lowered("fp16")), output=tmp_path / "yes.onnx")
+    assert tried.manifest.quantization["left_out"]  # the gate alone asked for it
+    assert (tried.output is not None) == (tried.report["flips"]["count"] == 0)
+
+
+# What is refused -----------------------------------------------------------------------------
+
+
+def test_models_that_are_not_fp32_are_refused(
+    made: dict[str, Made], parent: Path, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelFileError, match="is int8 already, expected fp32"):
+        quantize(made["int8-cpu"].path, data)
+    for flavour, what in (("fp16", "FP16"), ("int8-cpu", "Q/DQ")):
+        posing = saved(tmp_path / "posing.onnx", made[flavour].model, read_manifest(parent))
+        with pytest.raises(ModelFileError, match=f"has {what} in it already"):
+            quantize(posing, data)
+    with pytest.raises(ModelFileError, match=r"got a \.pt file, expected \.onnx"):
+        quantize(tmp_path / "checkpoint.pt", data)
+
+
+@pytest.mark.parametrize(
+    ("make", "flag"),
+    [
+        (lambda: Lowered("fp8"), "--precision: got 'fp8'"),
+        (lambda: Lowered("fp16", "cpu"), "--for cpu: got --precision fp16"),
+        (lambda: Lowered(rest="bf16"), "--rest: got 'bf16'"),
+        (lambda: QuantizeSettings(films=8), "--films: got 8, expected 16"),
+        (lambda: QuantizeSettings(adds="none"), "--adds: got 'none'"),
+        (lambda: QuantizeSettings(max_left_out=-1), "--max-left-out: got -1"),
+    ],
+)
+def test_settings_that_make_no_sense_name_their_option(make: Any, flag: str) -> None:
+    with pytest.raises(UsageError, match=flag):
+        make()
+
+
+def test_weights_that_fp16_cannot_hold_are_refused(data: Path, tmp_path: Path) -> None:
+    arrays = fitted(weights(), data)
+    arrays["first.weight"][0, 0, 0, 0] = 1e5
+    large = saved(tmp_path / "large.onnx", graph(arrays))
+    with pytest.raises(ModelFileError, match=r"first\.weight: weights above 65504"):
+        quantize(large, data, QuantizeSettings(Lowered("fp16")))
