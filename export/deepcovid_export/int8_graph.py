@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
-from onnxruntime.quantization import QDQQuantizer, QuantType, TensorData, TensorsData
-from onnxruntime.quantization.calibrate import CalibrationMethod
+from onnxruntime.quantization import QDQQuantizer, QuantType
+from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
 
 from deepcovid_export.calibration import Ranges
 from deepcovid_export.typed_graph import QDQ, find_layers, nodes_of

@@ -1,0 +1,130 @@
+"""Speed of INT8 for CPUs beside FP32: the network alone, through our own backend.
+
+The INT8 file is made first, by `quantize`, from the films of `--data`; the gate's verdict is stored
+beside the speed. Both networks then take turns in one process, round after round, on the same
+prepared films; ratios are taken round by round and their median is quoted. `threads_1` is one
+`infer` call on one core, `threads_all` one call on all of them; `cores_busy` is what
+`deepcovid-edge infer` does: one call on each core at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measuring import store, summary
+
+from deepcovid_edge.backends import Backend, BackendSettings, load_backend
+from deepcovid_edge.dataset import load_dataset
+from deepcovid_edge.images import read_radiograph
+from deepcovid_edge.manifest import InputSpec, file_sha256, read_manifest
+from deepcovid_edge.models import DEFAULT_MODEL, find_model
+from deepcovid_edge.preprocess import prepare
+from deepcovid_export.lowering import Lowered
+from deepcovid_export.quantize import QuantizeSettings, quantize
+
+CORES = len(os.sched_getaffinity(0))
+BATCHES = (1, 8)
+FILMS = 32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="films with train, val and test")
+    parser.add_argument("--model", action="append", help="shipped name or FP32 .onnx; repeatable")
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    for name in options.model or [DEFAULT_MODEL]:
+        model = find_model(name)
+        with tempfile.TemporaryDirectory() as folder:
+            int8 = Path(folder) / "int8.onnx"
+            settings = QuantizeSettings(Lowered("int8", "cpu"))
+            done = quantize(model, options.data, settings, output=int8, say=print)
+            if done.output is None:
+                raise SystemExit(f"{name}: the gate does not let INT8 pass")
+            compare(model, int8, options)
+
+
+def compare(model: Path, int8: Path, options: argparse.Namespace) -> None:
+    manifest = read_manifest(int8)
+    films = prepared(options.data, manifest.input)
+    figures: dict[str, Any] = {
+        "model": read_manifest(model).name,
+        "model_sha256": file_sha256(model),
+        "left_out": manifest.quantization["left_out"],
+        "gate": manifest.quantization["gate"],
+        "films": FILMS,
+        "runs": {},
+    }
+    for mode, threads in (("threads_1", 1), ("threads_all", CORES), ("cores_busy", 1)):
+        settings = BackendSettings(threads=threads)
+        for batch in BATCHES:
+            with ExitStack() as loaded:
+                sides = {
+                    name: loaded.enter_context(
+                        load_backend(path, backend="onnxruntime", settings=settings)
+                    )
+                    for name, path in (("fp32", model), ("int8", int8))
+                }
+                run = busy if mode == "cores_busy" else one_after_another
+                seconds = measure(sides, films, batch, run, options.rounds)
+            name = f"{mode}_batch_{batch}"
+            figures["runs"][name] = result(seconds)
+            print(f"{figures['model']} {name}: {figures['runs'][name]['ratio']['median']:.2f}")
+    store(f"quantized-speed-{figures['model']}", figures)
+
+
+def prepared(data: Path, spec: InputSpec) -> np.ndarray:
+    films = load_dataset(data, split="test")[:FILMS]
+    return np.stack([prepare(read_radiograph(film.path), spec) for film in films])
+
+
+Run = Callable[[Backend, list[np.ndarray]], None]
+
+
+def one_after_another(backend: Backend, batches: list[np.ndarray]) -> None:
+    for batch in batches:
+        backend.infer(batch)
+
+
+def busy(backend: Backend, batches: list[np.ndarray]) -> None:
+    with ThreadPoolExecutor(CORES) as pool:
+        list(pool.map(backend.infer, batches))
+
+
+def measure(
+    sides: dict[str, Backend], films: np.ndarray, batch: int, run: Run, rounds: int
+) -> dict[str, list[float]]:
+    batches = [films[start : start + batch] for start in range(0, len(films), batch)]
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 1):  # the first round warms up
+        for name, backend in sides.items():
+            started = time.perf_counter()
+            run(backend, batches)
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def result(seconds: dict[str, list[float]]) -> dict[str, Any]:
+    return {
+        "seconds": {name: summary(values) for name, values in seconds.items()},
+        "films_per_second": {
+            name: FILMS / float(np.median(values)) for name, values in seconds.items()
+        },
+        "ratio": summary(
+            [slow / fast for slow, fast in zip(seconds["fp32"], seconds["int8"], strict=True)]
+        ),
+    }
+
+
+if __name__ == "__main__":
+    main()
