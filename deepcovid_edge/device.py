@@ -6,7 +6,6 @@ import os
 import platform
 from dataclasses import asdict
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from deepcovid_edge import __version__, engines, jetpack
@@ -15,6 +14,7 @@ from deepcovid_edge.errors import DeepCovidEdgeError
 from deepcovid_edge.gpu import find_gpu
 from deepcovid_edge.manifest import file_sha256, read_manifest
 from deepcovid_edge.models import shipped_models
+from deepcovid_edge.processor import processor_name
 
 _RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 
@@ -36,7 +36,7 @@ def device_facts() -> dict[str, Any]:
         "machine": platform.machine(),
         "system": _release_name(),
         "python": platform.python_version(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20,
         "gpus": [gpu.name] if (gpu := find_gpu()) else [],
@@ -172,16 +172,3 @@ def _release_name() -> str:
         return platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
     except OSError:
         return platform.system()
-
-
-def _processor() -> str:
-    """Name of the processor: /proc/cpuinfo on x86, the device tree on a Jetson."""
-    for file, key in (("/proc/cpuinfo", "model name"), ("/proc/device-tree/model", "")):
-        try:
-            text = Path(file).read_text(errors="replace")
-        except OSError:
-            continue
-        for line in text.splitlines():
-            if line.startswith(key):
-                return line.partition(":")[2].strip() if key else line.strip("\0 ")
-    return platform.processor() or platform.machine()

@@ -72,7 +72,8 @@ class ModelManifest:
         input: Shape and resize rule.
         precision: `fp32`, `fp16` or `int8`.
         training: Recipe, data description, metrics and seed.
-        quantization: Flavour, calibration films, layers left in higher precision; empty for fp32.
+        quantization: Flavour, calibration films, layers left in higher precision, the verdict of
+            the gate and of `verify`; empty for fp32.
         gate: Rules of `verify` that differ from its defaults.
         parent_sha256: SHA-256 of the file this one was made from.
         license: Terms of use of the weights.
@@ -116,6 +117,14 @@ class ModelManifest:
     def positive_index(self) -> int:
         """Index of the positive class among the logits."""
         return self.classes.index(self.positive_class)
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether a form in lower precision was found to decide as its parent does.
+
+        On films that had no part in making it (`quantize --verify`).
+        """
+        return bool(self.quantization.get("verified", {}).get("verdict") == "unchanged")
 
     @property
     def positive_labels(self) -> frozenset[str]:

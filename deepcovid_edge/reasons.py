@@ -54,5 +54,8 @@ class Caution(_Coded):
     DEPTH = ("W_DEPTH", "16-bit file that uses fewer bits; scaled by the bits it uses.")
     COLOUR = ("W_COLOUR", "Coloured marks were turned to grey.")
     LOSSY = ("W_LOSSY", "Heavily compressed.")
-    UNVERIFIED = ("W_UNVERIFIED", "The engine was not verified against the model it was made of.")
+    UNVERIFIED = (
+        "W_UNVERIFIED",
+        "Not verified against the model that this form of it was made of.",
+    )
     SYNTHETIC = ("W_SYNTHETIC", "Synthetic phantom, not a patient's film.")

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.errors import ModelFileError, NotThereError, UsageError
-from deepcovid_edge.manifest import ModelManifest
+from deepcovid_edge.manifest import ModelManifest, file_sha256, read_manifest
+from deepcovid_edge.processor import computes_int8_exactly
 from deepcovid_edge.reasons import Caution
 
 BACKENDS = {
@@ -26,6 +27,8 @@ BACKENDS = {
     "torch": "deepcovid_export.torch_backend",
 }
 """Values of `--backend`, and the module of each."""
+INT8_CPU_SUFFIX = "-int8-cpu"
+"""What `quantize --for cpu` adds to a model's file name."""
 PROVIDERS = ("cpu", "cuda", "tensorrt", "rtx")
 """Values of `--provider`: what ONNX Runtime runs a model on."""
 
@@ -118,8 +121,8 @@ def load_backend(
 
     Args:
         path: The model file.
-        backend: Its name, or `auto`: for an .onnx file a verified engine of it that lies in the
-            cache and fits this device, else ONNX Runtime; for other files what runs them.
+        backend: Its name, or `auto`: what runs files of this kind. The file itself is run; see
+            `fastest_verified` for a faster form of it.
         settings: How it is run.
 
     Raises:
@@ -133,8 +136,6 @@ def load_backend(
             f"--backend: got {backend!r}, expected one of {', '.join(('auto', *BACKENDS))}"
         )
     settings = settings or BackendSettings()
-    if backend == "auto" and path.suffix == ".onnx" and settings.provider is None:
-        path = _verified_engine(path) or path
     for name in BACKENDS if backend == "auto" else (backend,):
         module = import_module(BACKENDS[name])
         if path.suffix in module.SUFFIXES:
@@ -151,13 +152,39 @@ def load_backend(
     )
 
 
+def fastest_verified(model: Path) -> Path:
+    """The fastest form of a model that runs here and was proved to decide as the model does.
+
+    Args:
+        model: Any model file; forms are looked for of an .onnx file alone.
+
+    Returns:
+        A verified engine of it that lies in the cache and fits this device; else its INT8 form for
+        CPUs, if that lies beside it and this processor computes it exactly; else the file itself.
+    """
+    if model.suffix != ".onnx" or not model.is_file():
+        return model
+    return _verified_engine(model) or _verified_int8(model) or model
+
+
 def _verified_engine(model: Path) -> Path | None:
-    """An engine of a model that the gate found unchanged and that fits this device, or None."""
     tensorrt = import_module(BACKENDS["tensorrt"])
     if not tensorrt.is_available():
         return None
     found: Path | None = tensorrt.find_verified(model)
     return found
+
+
+def _verified_int8(model: Path) -> Path | None:
+    beside = model.with_name(f"{model.stem}{INT8_CPU_SUFFIX}.onnx")
+    if not beside.is_file() or not computes_int8_exactly():
+        return None
+    try:
+        manifest = read_manifest(beside)
+    except ModelFileError:
+        return None
+    own = manifest.parent_sha256 == file_sha256(model)
+    return beside if own and manifest.is_verified else None
 
 
 def check_batch(batch: NDArray[np.uint8], manifest: ModelManifest) -> None:

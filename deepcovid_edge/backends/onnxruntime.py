@@ -77,7 +77,9 @@ class OnnxRuntimeBackend:
         self._outputs = [output.name for output in session.get_outputs()]
         self._settings = settings
         self.manifest = manifest
-        self.cautions: tuple[Caution, ...] = ()
+        lowered = manifest.precision != "fp32" and manifest.parent_sha256 is not None
+        unproved = lowered and not manifest.is_verified
+        self.cautions: tuple[Caution, ...] = (Caution.UNVERIFIED,) if unproved else ()
         self.sha256 = sha256
 
     @property

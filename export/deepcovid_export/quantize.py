@@ -80,12 +80,14 @@ class Quantized:
         report: Of `verify`, on the gate's films.
         sensitivity: Layer to the error it causes alone, the costliest first; empty where not
             measured.
+        proof: Report of `verify` on films that had no part in making it, or None.
     """
 
     output: Path | None
     manifest: ModelManifest
     report: dict[str, Any]
     sensitivity: dict[str, float]
+    proof: dict[str, Any] | None = None
 
 
 def quantize(
@@ -94,6 +96,7 @@ def quantize(
     settings: QuantizeSettings | None = None,
     *,
     gate: Path | None = None,
+    proof: Sequence[LabelledFilm] = (),
     output: Path | None = None,
     say: Say = lambda _: None,
 ) -> Quantized:
@@ -104,6 +107,8 @@ def quantize(
         calibration: Labelled films; those of its `train` split are used.
         settings: What to make.
         gate: Labelled films to judge on; None for the `val` split of `calibration`.
+        proof: Films that have no part in making it; the finished file is verified on them, and the
+            verdict stands in its manifest.
         output: The file to write; None for NAME-fp16.onnx and so on in this folder.
         say: Called with a line about each step.
 
@@ -117,18 +122,22 @@ def quantize(
     parent = read_fp32(str(model), model.read_bytes())
     judged = _gate_films(gate, calibration)
     chosen = choose_films(calibration, manifest, settings.films)
-    _check_apart(chosen.films, judged)
+    _check_apart(chosen.films, judged, "--gate")
+    _check_apart([*chosen.films, *judged], proof, "--verify")
     say(f"{len(chosen.films)} films to calibrate on, {len(judged)} to judge on")
     with tempfile.TemporaryDirectory() as folder, _fp32(model) as reference:
         place = Path(folder) / "candidate.onnx"
         work = _Work(parent, _named(manifest, model, settings), settings, chosen, say)
         report = work.search(lambda: _judge(work, reference, place, judged))
-    result = _with_verdict(work.manifest, report)
-    if not _passed(report):
-        return Quantized(None, result, report, work.sensitivity)
+        result = _with_verdict(work.manifest, "gate", report)
+        if not _passed(report):
+            return Quantized(None, result, report, work.sensitivity)
+        proved = _judge(work, reference, place, proof) if proof else None
+    if proved:
+        result = _with_verdict(result, "verified", proved)
     path = output or Path(f"{result.name}.onnx")
     _save(finished(work.model, result), path)
-    return Quantized(path, result, report, work.sensitivity)
+    return Quantized(path, result, report, work.sensitivity, proved)
 
 
 class _Work:
@@ -285,12 +294,12 @@ def _gate_films(gate: Path | None, calibration: Path) -> list[LabelledFilm]:
     return films
 
 
-def _check_apart(chosen: Sequence[LabelledFilm], judged: Sequence[LabelledFilm]) -> None:
-    known = {file_sha256(film.path) for film in chosen}
+def _check_apart(used: Sequence[LabelledFilm], judged: Sequence[LabelledFilm], option: str) -> None:
+    known = {file_sha256(film.path) for film in used}
     for film in judged:
         if file_sha256(film.path) in known:
             raise DataError(
-                f"{film.path}: is among the calibration films: judge on other films with --gate"
+                f"{film.path}: has a part in making the file: judge on other films with {option}"
             )
 
 
@@ -317,14 +326,14 @@ def _passed(report: dict[str, Any]) -> bool:
     return report["verdict"] != CHANGED and math.isfinite(report["logits"]["rmse"])
 
 
-def _with_verdict(manifest: ModelManifest, report: dict[str, Any]) -> ModelManifest:
-    gate = {
+def _with_verdict(manifest: ModelManifest, place: str, report: dict[str, Any]) -> ModelManifest:
+    verdict = {
         "verdict": report["verdict"],
         "films": report["films"],
         "data_sha256": report["data_sha256"],
         **_figures(report),
     }
-    return replace(manifest, quantization={**manifest.quantization, "gate": gate})
+    return replace(manifest, quantization={**manifest.quantization, place: verdict})
 
 
 def _figures(report: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 
 from deepcovid_edge.errors import ModelFileError
 from deepcovid_edge.manifest import METADATA_KEY, ModelManifest
+from deepcovid_export.half_weights import restore_float
 
 INT8_OPSET = 19
 """The first opset whose Q/DQ take FP16 scales; TensorRT 10.3 (JetPack 6) reads up to 20."""
@@ -21,7 +22,7 @@ QDQ = ("QuantizeLinear", "DequantizeLinear")
 
 
 def read_fp32(path: str, data: bytes) -> onnx.ModelProto:
-    """Parse an FP32 network.
+    """Parse an FP32 network; weights stored in FP16 are widened.
 
     Raises:
         ModelFileError: The bytes are no ONNX model, or its graph has other precisions in it.
@@ -30,8 +31,9 @@ def read_fp32(path: str, data: bytes) -> onnx.ModelProto:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf raises its own types
         raise ModelFileError(f"{path}: not an ONNX model ({error})") from error
+    model = restore_float(model)
     typed = any(node.op_type in QDQ for node in model.graph.node)
-    halved = any(item.data_type == TensorProto.FLOAT16 for item in model.graph.initializer)
+    halved = _computes_in_half(model)
     if typed or halved:
         raise ModelFileError(
             f"{path}: its graph has {'Q/DQ' if typed else 'FP16'} in it already, expected FP32: "
@@ -40,6 +42,16 @@ def read_fp32(path: str, data: bytes) -> onnx.ModelProto:
     for node in model.graph.node:  # the quantiser knows nodes by name
         node.name = node.name or f"node_{node.output[0]}"
     return model
+
+
+def _computes_in_half(model: onnx.ModelProto) -> bool:
+    stored = any(item.data_type == TensorProto.FLOAT16 for item in model.graph.initializer)
+    cast = any(
+        item.name == "to" and item.i == TensorProto.FLOAT16
+        for node in nodes_of(model, "Cast")
+        for item in node.attribute
+    )
+    return stored or cast
 
 
 def find_layers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:

@@ -45,6 +45,13 @@ _GATE_FAILED = 3
     help="Labelled films to judge on.  [default: split val of the calibration data]",
 )
 @click.option(
+    "--verify",
+    "proof",
+    type=click.Path(path_type=Path),
+    help="Films with no part in making the file; the verdict on them goes into its manifest.",
+)
+@click.option("--split", help="Only the films of this split of --verify.")
+@click.option(
     "--rest",
     type=click.Choice(["fp16", "fp32"]),
     default="fp16",
@@ -69,6 +76,8 @@ def command(
     output: Path | None,
     films: int,
     gate: Path | None,
+    proof: Path | None,
+    split: str | None,
     rest: str,
     adds: str,
     max_left_out: int | None,
@@ -79,11 +88,14 @@ def command(
 
     The file is written only if its decisions on the gate's films are those of MODEL: for fp16 not
     one may turn, for int8 one in a hundred. Layers that cost too much are left in higher precision
-    and listed in the manifest. Exit code 3: the gate does not let it pass; nothing is written.
+    and listed in the manifest. Exit code 3: the gate does not let it pass and nothing is written,
+    or the verdict of --verify is not `unchanged`, which the written file then says.
     """
     require("onnx", extra="export")
     require("onnxruntime", extra="export")
+    from deepcovid_edge.dataset import load_dataset
     from deepcovid_edge.models import find_model
+    from deepcovid_edge.verify import UNCHANGED
     from deepcovid_export.lowering import Lowered
     from deepcovid_export.quantize import QuantizeSettings, quantize
 
@@ -95,6 +107,7 @@ def command(
         calibration,
         settings,
         gate=gate,
+        proof=load_dataset(proof, split=split) if proof else (),
         output=output,
         say=lambda line: click.echo(line, err=True),
     )
@@ -106,7 +119,8 @@ def command(
         click.echo(_json(done))
     elif done.output:
         click.echo(done.output)
-    return 0 if done.output else _GATE_FAILED
+    proved = done.proof is None or done.proof["verdict"] == UNCHANGED
+    return 0 if done.output and proved else _GATE_FAILED
 
 
 def _summary(done: Quantized) -> str:
@@ -121,6 +135,9 @@ def _summary(done: Quantized) -> str:
         )
     counts = f"{report['flips']['count']} of {report['films']} decisions turned"
     lines.append(f"verdict: {report['verdict']}, {counts}. Research use only.")
+    if proof := done.proof:
+        counts = f"{proof['flips']['count']} of {proof['films']} decisions turned"
+        lines.append(f"verified on other films: {proof['verdict']}, {counts}")
     if not done.output:
         lines.append("not written: the gate does not let it pass")
     return "\n".join(lines)
@@ -136,6 +153,7 @@ def _json(done: Quantized) -> str:
                 for name, error in done.sensitivity.items()
             },
             "report": done.report,
+            "verified": done.proof,
         },
         indent=2,
     )

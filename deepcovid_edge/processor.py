@@ -1,0 +1,43 @@
+"""The processor of this machine: its name, and what it computes exactly."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+_CPUINFO = Path("/proc/cpuinfo")
+_DEVICE_TREE = Path("/proc/device-tree/model")
+_VNNI = {"avx_vnni", "avx512_vnni"}
+
+
+def processor_name() -> str:
+    """Name of the processor: /proc/cpuinfo on x86, the device tree on a Jetson."""
+    named = _entry(_CPUINFO, "model name") or _read(_DEVICE_TREE).strip("\0 \n")
+    return named or platform.processor() or platform.machine()
+
+
+def computes_int8_exactly(cpuinfo: Path = _CPUINFO, machine: str = "") -> bool:
+    """Whether INT8 products are summed without saturating between two of them.
+
+    x86 without VNNI adds two products of uint8 and int8 in 16 bits (VPMADDUBSW), which may clip;
+    what `verify` proved elsewhere then does not hold here. ARM multiplies into 16 bits and adds in
+    32 (ONNX Runtime, Quantize ONNX models, "When and why do I need to try U8U8?").
+    """
+    if (machine or platform.machine()) not in ("x86_64", "AMD64"):
+        return True
+    return not _VNNI.isdisjoint(_entry(cpuinfo, "flags").split())
+
+
+def _entry(cpuinfo: Path, key: str) -> str:
+    for line in _read(cpuinfo).splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return ""
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
