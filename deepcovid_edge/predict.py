@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from deepcovid_edge.backends import Backend
 from deepcovid_edge.errors import ImageRefusedError, UsageError
-from deepcovid_edge.images import decode_radiograph, read_bytes
+from deepcovid_edge.images import Radiograph, decode_radiograph, read_bytes
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.preprocess import prepare
 from deepcovid_edge.reasons import Reason
@@ -80,7 +80,12 @@ def run_facts(backend: Backend, settings: PredictSettings) -> RunFacts:
 
 
 def predict(
-    paths: Iterable[Path], backend: Backend, run: RunFacts, settings: PredictSettings
+    paths: Iterable[Path],
+    backend: Backend,
+    run: RunFacts,
+    settings: PredictSettings,
+    *,
+    change: Callable[[Radiograph], Radiograph] | None = None,
 ) -> Iterator[Prediction]:
     """Judge films in order.
 
@@ -89,6 +94,8 @@ def predict(
         backend: The loaded model.
         run: From `run_facts`.
         settings: Batch size and threads.
+        change: What is done to every film between reading and preparing it, such as hiding a part
+            of it to see what the network goes by; called from several threads.
 
     Yields:
         One record per path, in the order of the paths, as soon as it and those before it are
@@ -100,7 +107,7 @@ def predict(
     lane = decoders if backend.on_cpu else ThreadPoolExecutor(_GPU_LANES, "infer")
 
     def read(path: Path) -> _Film:
-        return _read(path, run, backend.manifest.input)
+        return _read(path, run, backend.manifest.input, change)
 
     def judge(films: list[_Film]) -> list[Prediction]:
         return _judge(films, backend)
@@ -124,7 +131,12 @@ class _Film:
     started: float
 
 
-def _read(path: Path, run: RunFacts, spec: InputSpec) -> _Film:
+def _read(
+    path: Path,
+    run: RunFacts,
+    spec: InputSpec,
+    change: Callable[[Radiograph], Radiograph] | None,
+) -> _Film:
     started = time.perf_counter()
     record = Prediction(path=str(path), run=run)
     try:
@@ -132,7 +144,7 @@ def _read(path: Path, run: RunFacts, spec: InputSpec) -> _Film:
         record = replace(record, sha256=file.sha256)
         radiograph = decode_radiograph(file)
         decoded = time.perf_counter()
-        pixels = prepare(radiograph, spec)
+        pixels = prepare(change(radiograph) if change else radiograph, spec)
     except ImageRefusedError as error:
         return _refused(record, error, started)
     except Exception as error:  # whatever one file does, the run goes on and the record says so

@@ -30,6 +30,17 @@ def prepare(film: Radiograph, spec: InputSpec) -> NDArray[np.uint8]:
     return scaled
 
 
+def visible_field(pixels: Grey, spec: InputSpec) -> tuple[slice, slice]:
+    """Rows and columns of a film that the network sees: all but what a centre crop cuts off."""
+    rows, columns = pixels.shape
+    if spec.resize is not ResizeRule.CENTRE_CROP:
+        return slice(0, rows), slice(0, columns)
+    scale = min(rows / spec.height, columns / spec.width)
+    height, width = round(spec.height * scale), round(spec.width * scale)
+    top, left = (rows - height) // 2, (columns - width) // 2
+    return slice(top, top + height), slice(left, left + width)
+
+
 def _area(pixels: Grey, height: int, width: int) -> Grey:
     if pixels.shape == (height, width):
         return pixels
@@ -40,11 +51,7 @@ def _area(pixels: Grey, height: int, width: int) -> Grey:
 def _centre_crop(pixels: Grey, spec: InputSpec) -> Grey:
     # The crop is taken first: the same picture as resizing first (Deep-COVID's Resize, then
     # CenterCrop) up to the rounding of the crop's edge, at the cost of the crop alone.
-    rows, columns = pixels.shape
-    scale = min(rows / spec.height, columns / spec.width)
-    height, width = round(spec.height * scale), round(spec.width * scale)
-    top, left = (rows - height) // 2, (columns - width) // 2
-    return _area(pixels[top : top + height, left : left + width], spec.height, spec.width)
+    return _area(pixels[visible_field(pixels, spec)], spec.height, spec.width)
 
 
 def _squash(pixels: Grey, spec: InputSpec) -> Grey:
