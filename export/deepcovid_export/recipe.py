@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,6 +58,30 @@ class AugmentSettings:
 
 
 @dataclass(frozen=True)
+class DataSettings:
+    """Which films of a data set are used, and how a data set without splits is split.
+
+    Attributes:
+        views: Keep films of these views alone, such as `PA`; empty for every view.
+        shares: Split -> share of the patients, where the data set names no splits; they sum to 1.
+    """
+
+    views: tuple[str, ...] = ()
+    shares: Mapping[str, float] = field(default_factory=lambda: {"train": 0.85, "val": 0.15})
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "views", tuple(self.views))
+        if not {"train", "val"} <= set(self.shares) <= {"train", "val", "test"}:
+            raise ValueError(
+                f"data.shares: got {[*self.shares]}, expected train, val and perhaps test"
+            )
+        if min(self.shares.values()) <= 0 or abs(sum(self.shares.values()) - 1) > 1e-6:
+            raise ValueError(
+                f"data.shares: got {dict(self.shares)}, expected shares above 0 that sum to 1"
+            )
+
+
+@dataclass(frozen=True)
 class FitSettings:
     """How the network is fitted.
 
@@ -103,6 +128,7 @@ class Recipe:
         classes: Class name -> labels of the data set that belong to it.
         sensitivity: Sensitivity on the validation films at which the threshold is set.
         license: Terms of use that the trained weights carry.
+        data: Which films are used.
         input: Shape and resize rule.
         fit: How the network is fitted.
         augment: How far training films are changed.
@@ -114,6 +140,7 @@ class Recipe:
     classes: dict[str, list[str]]
     sensitivity: float = 0.98
     license: str = "research use only"
+    data: DataSettings = field(default_factory=DataSettings)
     input: InputSpec = field(default_factory=InputSpec)
     fit: FitSettings = field(default_factory=FitSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
@@ -146,7 +173,12 @@ class Recipe:
         Raises:
             ValueError: A setting is unknown, missing or out of range.
         """
-        nested = {"input": InputSpec, "fit": FitSettings, "augment": AugmentSettings}
+        nested = {
+            "data": DataSettings,
+            "input": InputSpec,
+            "fit": FitSettings,
+            "augment": AugmentSettings,
+        }
         plain = dict(values)
         for name, kind in nested.items():
             plain[name] = _settings(kind, plain.get(name, {}), f"{name}.")
