@@ -1,0 +1,268 @@
+"""How data sets lie on a disk: each layout is recognised by what is there, never by a flag.
+
+| layout | recognised by |
+| --- | --- |
+| manifest | `manifest.csv`, or any CSV with columns `path` and `label` |
+| covid-chestxray-dataset (Cohen et al. 2020, arXiv 2006.11988) | `metadata.csv` with columns \
+`finding` and `filename` |
+| folder per split and class, such as COVID-Xray-5k: `train/covid`, `test/non` | a folder named \
+after a split |
+| COVID-19 Radiography Database: `COVID/images` beside `COVID/masks` | a class folder with both: \
+masks are no films; older versions have `COVID.metadata.xlsx` and no masks |
+| folder per class | anything else |
+
+A folder that only wraps one of these, as an unpacked archive does, is looked through.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+from urllib.parse import urlsplit
+
+from deepcovid_edge.errors import DataError
+
+MANIFEST_NAME = "manifest.csv"
+METADATA_NAME = "metadata.csv"
+SPLITS = ("train", "val", "test", "external")
+_SPLIT_NAMES = {**{name: name for name in SPLITS}, "valid": "val", "validation": "val"}
+_SKIPPED_NAMES = {MANIFEST_NAME, "thumbs.db", "desktop.ini", "dicomdir"}
+_ARCHIVE_LEFTOVER = "__MACOSX"
+_SPREADSHEET = ".metadata.xlsx"
+_MOST_WRAPPERS = 3
+
+
+@dataclass(frozen=True)
+class LabelledFilm:
+    """One film of a data set, with what is known of it.
+
+    Attributes:
+        path: The file.
+        label: Class name as the data set spells it.
+        split: `train`, `val`, `test`, ... or empty.
+        patient: Opaque patient identifier, or empty.
+        source: Collection or hospital, or empty.
+        view: Projection, such as `PA` or `AP Supine`, or empty.
+    """
+
+    path: Path
+    label: str
+    split: str = ""
+    patient: str = ""
+    source: str = ""
+    view: str = ""
+
+
+def films_of(data: Path, left_out: Counter[str] | None = None) -> Iterator[LabelledFilm]:
+    """The films of a data set in a stable order.
+
+    Args:
+        data: A CSV or a folder in one of the layouts above.
+        left_out: Gets what a table lists and is no film: why -> how many.
+
+    Raises:
+        DataError: A folder or CSV cannot be read, a CSV lacks a column or names a file that is
+            not there.
+    """
+    place = _unwrapped(data) if data.is_dir() else data
+    table = _table_in(place) if place.is_dir() else place
+    if table is None:
+        yield from _from_folders(place)
+    elif _is_metadata(table):
+        yield from _from_metadata(table, Counter() if left_out is None else left_out)
+    else:
+        yield from _from_manifest(table)
+
+
+def walk_files(folder: Path) -> Iterator[Path]:
+    """Files below a folder in a stable order (folders and names sorted together).
+
+    Hidden files and what accompanies films by name (`manifest.csv`, `Thumbs.db`, `DICOMDIR`) are
+    left out; everything else is a film until its content says otherwise. Links are followed, but
+    not in a circle. A folder that cannot be listed is itself yielded, so that it is not lost.
+    """
+    return _walk(folder, frozenset())
+
+
+def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+    here = os.path.realpath(folder)
+    if here in above:
+        return
+    try:
+        with os.scandir(folder) as entries:
+            ordered = sorted(entries, key=lambda entry: entry.name)
+    except OSError:
+        yield folder
+        return
+    for entry in ordered:
+        if entry.name.startswith(".") or entry.name.lower() in _SKIPPED_NAMES:
+            continue
+        if _is_folder(entry):
+            yield from _walk(Path(entry.path), above | {here})
+        else:
+            yield Path(entry.path)
+
+
+def _is_folder(entry: os.DirEntry[str] | Path) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or into a folder that may not be entered: a file, refused
+        return False
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    try:
+        inner = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed: {error.strerror}") from error
+    shown = [path for path in inner if path.name != _ARCHIVE_LEFTOVER and path.name[0] != "."]
+    return [path for path in shown if _is_folder(path)]
+
+
+def _unwrapped(data: Path) -> Path:
+    folder = data
+    for _ in range(_MOST_WRAPPERS):
+        inner = _folders_in(folder)
+        if _says_what_it_is(folder) or len(inner) != 1:
+            break
+        folder = inner[0]
+    return folder if _says_what_it_is(folder) else data
+
+
+def _says_what_it_is(folder: Path) -> bool:
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return False
+    if _table_in(folder) is not None or any(folder.glob(f"*{_SPREADSHEET}")):
+        return True
+    return any(
+        inner.name.lower() in _SPLIT_NAMES or _has_masks(inner) for inner in _folders_in(folder)
+    )
+
+
+def _table_in(folder: Path) -> Path | None:
+    manifest, metadata = folder / MANIFEST_NAME, folder / METADATA_NAME
+    if manifest.is_file():
+        return manifest
+    return metadata if metadata.is_file() and _is_metadata(metadata) else None
+
+
+def _from_folders(data: Path) -> Iterator[LabelledFilm]:
+    folders = _folders_in(data)
+    if any(folder.name.lower() in _SPLIT_NAMES for folder in folders):
+        for folder in folders:
+            split = _SPLIT_NAMES.get(folder.name.lower(), folder.name)
+            for inner in _folders_in(folder):
+                for path in _films_in(inner):
+                    yield LabelledFilm(path, inner.name, split=split)
+        return
+    for folder in folders:
+        for path in _films_in(folder):
+            yield LabelledFilm(path, folder.name)
+
+
+def _has_masks(folder: Path) -> bool:
+    return all(_is_folder(folder / name) for name in ("images", "masks"))
+
+
+def _films_in(folder: Path) -> Iterator[Path]:
+    for path in walk_files(folder / "images" if _has_masks(folder) else folder):
+        if not path.name.endswith(_SPREADSHEET):
+            yield path
+
+
+@contextmanager
+def _opened(table: Path) -> Iterator[IO[str]]:
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as stream:
+            yield stream
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{table}: is no CSV in UTF-8: {error}") from error
+
+
+def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line numbers and rows of a CSV, column names in lower case: older files differ in that."""
+    with _opened(table) as stream:
+        rows = csv.DictReader(stream)
+        rows.fieldnames = _names(rows.fieldnames)
+        for row in rows:
+            yield rows.line_num, {name: (row[name] or "").strip() for name in rows.fieldnames}
+
+
+def _header(table: Path) -> list[str]:
+    with _opened(table) as stream:
+        return _names(next(csv.reader(stream), ()))
+
+
+def _names(header: Iterable[str] | None) -> list[str]:
+    return [name.strip().lower() for name in header or ()]
+
+
+def _is_metadata(table: Path) -> bool:
+    names = set(_header(table))
+    return {"finding", "filename"} <= names and not {"path", "label"} <= names
+
+
+def _from_manifest(manifest: Path) -> Iterator[LabelledFilm]:
+    header = _header(manifest)
+    if missing := {"path", "label"} - set(header):
+        raise DataError(
+            f"{manifest}: columns {', '.join(sorted(missing))} are missing; "
+            f"it has {', '.join(header or ['none'])}"
+        )
+    for line, row in _rows(manifest):
+        path = _present(manifest.parent / row["path"], manifest, line)
+        known = {name: row.get(name, "") for name in ("patient", "source", "view")}
+        split = row.get("split", "")
+        yield LabelledFilm(path, row["label"], _SPLIT_NAMES.get(split.lower(), split), **known)
+
+
+def _from_metadata(metadata: Path, left_out: Counter[str]) -> Iterator[LabelledFilm]:
+    """Films of the covid-chestxray-dataset; its SCHEMA.md explains the columns.
+
+    CT slices and volumes are no films. Early versions have no columns `folder` and `modality`;
+    they name CT in `view`.
+    """
+    for line, row in _rows(metadata):
+        view = row.get("view", "")
+        modality = row.get("modality", "CT" if view in _CT_VIEWS else "X-ray")
+        if modality != "X-ray":
+            left_out[f"modality {modality or 'unknown'} is no X-ray"] += 1
+            continue
+        path = metadata.parent / row.get("folder", "images") / row["filename"]
+        yield LabelledFilm(
+            _present(path, metadata, line),
+            label_of_finding(row["finding"]),
+            patient=row.get("patientid", ""),
+            source=(urlsplit(row.get("url", "")).hostname or "").removeprefix("www."),
+            view=view,
+        )
+
+
+_CT_VIEWS = {"CT", "Axial", "Coronal"}
+
+
+def label_of_finding(finding: str) -> str:
+    """A label for a finding such as `Pneumonia/Viral/COVID-19`.
+
+    Returns:
+        `covid` where COVID-19 is named, `normal` for `No Finding`, else the first and broadest
+        part in lower case: `pneumonia`, `tuberculosis`, `unknown`, `todo`.
+    """
+    if "COVID-19" in finding:
+        return "covid"
+    if finding == "No Finding":
+        return "normal"
+    return re.split("[/,]", finding, maxsplit=1)[0].strip().lower()
+
+
+def _present(path: Path, table: Path, line: int) -> Path:
+    if not path.is_file():
+        raise DataError(f"{table}, line {line}: no such file: {path}")
+    return path
