@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.manifest import InputSpec
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from deepcovid_export.settings import build_settings, merged, parse_assignment, read_table
 
 SHIPPED = Path(__file__).parent / "recipes"
-Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True)
@@ -82,16 +76,50 @@ class DataSettings:
 
 
 @dataclass(frozen=True)
+class FindSettings:
+    """The learning-rate range test (Smith 2017, arXiv 1506.01186, section 3.3).
+
+    Attributes:
+        lowest: Learning rate of the first step.
+        highest: Learning rate of the last step; between them it grows by a constant factor.
+        steps: Steps at most; the test ends early where the loss has grown fourfold.
+    """
+
+    lowest: float = 1e-6
+    highest: float = 1.0
+    steps: int = 100
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lowest < self.highest:
+            raise ValueError(
+                f"find.lowest: got {self.lowest}, expected above 0, below find.highest"
+            )
+        if self.steps < 2:
+            raise ValueError(f"find.steps: got {self.steps}, expected 2 or more")
+
+
+@dataclass(frozen=True)
 class FitSettings:
     """How the network is fitted.
 
     Attributes:
         epochs: Passes over the training films.
-        batch_size: Films a step.
-        learning_rate: Peak of the one-cycle schedule (Smith and Topin 2018).
-        weight_decay: AdamW's decoupled weight decay.
+        batch_size: Films a step, over all processes.
+        start: Weights to start from, class maps excepted: `imagenet`, or `scratch` for random ones.
+        layers: Layers that are fitted: `last` (the class maps alone), `last_stage` or `all`.
+        optimiser: `adamw`, `adam` or `sgd`.
+        learning_rate: Constant, or the peak of the one-cycle schedule (Smith and Topin 2018, arXiv
+            1708.07120); `find` for the suggestion of the range test.
+        schedule: `one_cycle` or `constant`.
+        warm_up: Share of the steps in which the one-cycle schedule rises.
+        momentum: Of `sgd`.
+        weight_decay: Decoupled with `adamw`; added to the gradient with the others.
+        clip: Largest norm of a step's gradient; 0 for any.
         label_smoothing: As in torch's cross-entropy.
-        balance: Weigh classes by the inverse of their frequency.
+        balance: Against rare classes: `weights` weighs films by the inverse of their class's
+            frequency, `upsample` draws films of rare classes more often, each time changed anew.
+        repeat: With `upsample`: class -> times an epoch that each of its films is drawn; once where
+            a class is not named. Empty for as often as makes all classes equally frequent.
         average: Decay of the exponential moving average of the weights, a step; 0 for none.
         patience: Epochs without a better validation loss before training stops.
         precision: `fp32`, or `bf16` for mixed precision.
@@ -100,21 +128,42 @@ class FitSettings:
 
     epochs: int = 24
     batch_size: int = 32
-    learning_rate: float = 5e-4
+    start: Literal["imagenet", "scratch"] = "imagenet"
+    layers: Literal["all", "last_stage", "last"] = "all"
+    optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
+    learning_rate: float | Literal["find"] = 5e-4
+    schedule: Literal["one_cycle", "constant"] = "one_cycle"
+    warm_up: float = 0.2
+    momentum: float = 0.9
     weight_decay: float = 0.02
+    clip: float = 0.0
     label_smoothing: float = 0.0
-    balance: bool = True
+    balance: Literal["weights", "upsample", "none"] = "weights"
+    repeat: Mapping[str, int] = field(default_factory=dict)
     average: float = 0.0
     patience: int = 12
-    precision: str = "bf16"
+    precision: Literal["fp32", "bf16"] = "bf16"
     seed: int = 1
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"fit.{name}: got {getattr(self, name)}, expected 1 or more")
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"fit.precision: got {self.precision!r}, expected 'fp32' or 'bf16'")
+        for name in ("momentum", "label_smoothing", "average"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"fit.{name}: got {getattr(self, name)}, expected 0 to below 1")
+        for name in ("weight_decay", "clip"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"fit.{name}: got {getattr(self, name)}, expected 0 or more")
+        if not 0 < self.warm_up < 1:
+            raise ValueError(f"fit.warm_up: got {self.warm_up}, expected between 0 and 1")
+        if self.learning_rate != "find" and self.learning_rate <= 0:
+            raise ValueError(f"fit.learning_rate: got {self.learning_rate}, expected above 0")
+        if self.repeat and (self.balance != "upsample" or min(self.repeat.values()) < 1):
+            raise ValueError(
+                f"fit.repeat: got {dict(self.repeat)}, expected 1 or more for each class, and "
+                'balance = "upsample"'
+            )
 
 
 @dataclass(frozen=True)
@@ -130,6 +179,7 @@ class Recipe:
         license: Terms of use that the trained weights carry.
         data: Which films are used.
         input: Shape and resize rule.
+        find: How a learning rate is found, where `fit.learning_rate` is `find`.
         fit: How the network is fitted.
         augment: How far training films are changed.
     """
@@ -142,6 +192,7 @@ class Recipe:
     license: str = "research use only"
     data: DataSettings = field(default_factory=DataSettings)
     input: InputSpec = field(default_factory=InputSpec)
+    find: FindSettings = field(default_factory=FindSettings)
     fit: FitSettings = field(default_factory=FitSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
 
@@ -152,6 +203,8 @@ class Recipe:
             )
         if not 0 < self.sensitivity <= 1:
             raise ValueError(f"sensitivity: got {self.sensitivity}, expected 0 to 1")
+        if unknown := sorted(set(self.fit.repeat) - set(self.classes)):
+            raise ValueError(f"fit.repeat: got {unknown[0]!r}, expected one of {[*self.classes]}")
 
     def class_of(self, label: str) -> int | None:
         """Index of the class that a data set's label belongs to, or None."""
@@ -167,47 +220,66 @@ class Recipe:
         return values
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
         """Build a recipe from plain values.
 
         Raises:
-            ValueError: A setting is unknown, missing or out of range.
+            ValueError: A setting is unknown, missing, of another type or out of range.
         """
-        nested = {
-            "data": DataSettings,
-            "input": InputSpec,
-            "fit": FitSettings,
-            "augment": AugmentSettings,
-        }
-        plain = dict(values)
-        for name, kind in nested.items():
-            plain[name] = _settings(kind, plain.get(name, {}), f"{name}.")
-        return _settings(cls, plain)
+        fit = values.get("fit", {})
+        if isinstance(fit, Mapping) and isinstance(fit.get("balance"), bool):  # version 0.1
+            balance = "weights" if fit["balance"] else "none"
+            values = {**values, "fit": {**fit, "balance": balance}}
+        return build_settings(cls, values)
 
 
-def _settings(kind: type[Settings], values: dict[str, Any], prefix: str = "") -> Settings:
-    known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
-    if unknown := sorted(set(values) - known):
-        raise ValueError(
-            f"{prefix}{unknown[0]}: no such setting; expected one of {', '.join(sorted(known))}"
-        )
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ValueError(str(error)) from error
-
-
-def load_recipe(name: str) -> Recipe:
+def load_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
     """Read a recipe that ships with the package, or a TOML file.
+
+    Args:
+        name: Name of a shipped recipe, or a file.
+        changes: Settings to change, such as `fit.epochs=1`.
 
     Raises:
         UsageError: There is no such recipe, or one of its settings is wrong.
     """
+    path = _recipe_file(name)
+    try:
+        values = _read(path)
+        recipe = Recipe.from_dict(values)
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from error
+    try:
+        for change in changes:
+            values = merged(values, parse_assignment(change))
+        return Recipe.from_dict(values) if changes else recipe
+    except ValueError as error:
+        raise UsageError(f"--set: {error}") from error
+
+
+def _recipe_file(name: str) -> Path:
     shipped = sorted(path.stem for path in SHIPPED.glob("*.toml"))
     path = SHIPPED / f"{name}.toml" if name in shipped else Path(name)
     if not path.is_file():
         raise UsageError(f"--recipe: got {name!r}, expected a TOML file or {', '.join(shipped)}")
-    try:
-        return Recipe.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError) as error:
-        raise UsageError(f"{path}: {error}") from error
+    return path
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A recipe's values, laid over those of the recipe that it names as `base`: one level."""
+    values = read_table(path)
+    if "base" not in values:
+        return values
+    base = path.parent / f"{values.pop('base')}.toml"
+    if not base.is_file():
+        base = SHIPPED / base.name
+    if not base.is_file():
+        raise ValueError(
+            f"base: got {base.stem!r}, expected a recipe beside this one or a shipped one"
+        )
+    below = read_table(base)
+    if "base" in below:
+        raise ValueError(f"base: {base.stem} has itself a base; expected a recipe without one")
+    if "classes" in values:
+        below.pop("classes", None)  # classes are one decision, never half another recipe's
+    return merged(below, values)

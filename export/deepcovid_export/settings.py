@@ -1,0 +1,124 @@
+"""Settings from plain values: TOML tables and `name=value` options become checked dataclasses."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Settings = TypeVar("Settings")
+_WORDS = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
+
+
+def build_settings(kind: type[Settings], values: Mapping[str, Any], prefix: str = "") -> Settings:
+    """Make a settings dataclass, and those within it, of plain values.
+
+    Args:
+        kind: The dataclass.
+        values: Field name -> value; a mapping where the field is itself a dataclass.
+        prefix: Where the values stand, such as `fit.`, for messages.
+
+    Raises:
+        ValueError: A setting is unknown, missing, of another type or out of range.
+    """
+    hints = get_type_hints(kind)
+    known = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(
+            f"{prefix}{unknown[0]}: no such setting; expected one of {', '.join(sorted(known))}"
+        )
+    for name, item in known.items():
+        if name not in values and item.default is MISSING and item.default_factory is MISSING:
+            raise ValueError(f"{prefix}{name}: is missing")
+    return kind(**{name: _built(hints[name], values[name], prefix + name) for name in values})
+
+
+def _built(hint: Any, value: Any, name: str) -> Any:
+    if is_dataclass(hint) and isinstance(value, Mapping):
+        return build_settings(hint, value, f"{name}.")  # type: ignore[arg-type]
+    if not _fits(value, hint):
+        raise ValueError(f"{name}: got {value!r}, expected {_described(hint)}")
+    return value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if choices := _choices(hint):
+        return value in choices
+    if origin in (Union, UnionType):
+        return any(_fits(value, choice) for choice in arguments)
+    if origin in (list, tuple):
+        return isinstance(value, (list, tuple)) and all(_fits(v, arguments[0]) for v in value)
+    if origin is not None:
+        return isinstance(value, Mapping) and all(_fits(v, arguments[1]) for v in value.values())
+    right_kind = isinstance(value, (int, float) if hint is float else hint)
+    return right_kind and isinstance(value, bool) == (hint is bool)  # True is an int to Python
+
+
+def _described(hint: Any) -> str:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if choices := _choices(hint):
+        return " or ".join(map(repr, choices))
+    if origin in (Union, UnionType):
+        return " or ".join(_described(choice) for choice in arguments)
+    if origin in (list, tuple):
+        return f"a list, each {_described(arguments[0])}"
+    if origin is not None:
+        return f"a table, each value {_described(arguments[1])}"
+    return _WORDS.get(hint, "a table")
+
+
+def _choices(hint: Any) -> list[Any]:
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return [choice.value for choice in hint]
+    return [*get_args(hint)] if get_origin(hint) is Literal else []
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """A TOML file as plain values.
+
+    Raises:
+        ValueError: The file is no TOML.
+    """
+    table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    return table
+
+
+def merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Values with others laid over them, table by table."""
+    result = dict(values)
+    for name, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
+        result[name] = merged(result[name], value) if both else value
+    return result
+
+
+def parse_assignment(text: str) -> dict[str, Any]:
+    """`fit.epochs=1` as nested tables: {"fit": {"epochs": 1}}.
+
+    The value is read as TOML; what is no TOML is a text, so that a shell needs no quotes.
+
+    Raises:
+        ValueError: The text has no name or no equals sign.
+    """
+    name, equals, value = text.partition("=")
+    parts = name.strip().split(".")
+    if not equals or not all(parts):
+        raise ValueError(f"got {text!r}, expected NAME=VALUE such as fit.epochs=1")
+    try:
+        read = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        read = value.strip()
+    for part in reversed(parts):
+        read = {part: read}
+    nested: dict[str, Any] = read
+    return nested
