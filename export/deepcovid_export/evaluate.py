@@ -1,29 +1,45 @@
-"""Judge the films of a data set through the runtime's own pipeline and count how often it is right.
+"""Measure models on labelled films: how often right, how sure, and by what they tell.
 
-Films go the way of `deepcovid-edge infer`, so what is measured is what runs on a cart.
+The figures are plain values for JSON; `report` makes a page of them. Their keys stay what they are
+within a `schema_version`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deepcovid_edge import __version__
+from deepcovid_edge import NOTICE, __version__
 from deepcovid_edge.backends import load_backend
-from deepcovid_edge.dataset import LabelledFilm, check_labels, dataset_sha256
-from deepcovid_edge.errors import DataError
-from deepcovid_edge.predict import PredictSettings, predict, run_facts
-from deepcovid_edge.records import Prediction
-from deepcovid_edge.statistics import auc_interval
-from deepcovid_export.metrics import Scores, Truth, at_threshold, auc
+from deepcovid_edge.dataset import LabelledFilm, dataset_sha256
+from deepcovid_edge.errors import DataError, UsageError
+from deepcovid_edge.manifest import ModelManifest
+from deepcovid_edge.statistics import auc_change, mcnemar_exact, paired_difference
+from deepcovid_export.bootstrap import bootstrap
+from deepcovid_export.curves import (
+    average_precision,
+    calibration,
+    confusion,
+    curves,
+    histograms,
+    operating_points,
+    threshold_table,
+)
+from deepcovid_export.judging import Judged, judge
+from deepcovid_export.metrics import area, at_threshold, rate
+from deepcovid_export.shortcuts import measure_shortcuts
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+NOT_STATED = "not stated"
 
 
-def evaluate(model: Path, films: Sequence[LabelledFilm], *, description: str) -> dict[str, Any]:
+def evaluate(
+    model: Path, films: Sequence[LabelledFilm], *, description: str, shortcuts: bool = False
+) -> dict[str, Any]:
     """Measure a model on labelled films.
 
     Args:
@@ -31,73 +47,188 @@ def evaluate(model: Path, films: Sequence[LabelledFilm], *, description: str) ->
         films: Films with their labels; a label belongs to the class into which the model's recipe
             puts it.
         description: What the films are, for the report.
+        shortcuts: Also measure what the model tells from the source (`shortcuts`); films are read
+            four more times.
 
     Returns:
-        Figures over all films and by source, as plain values for JSON. Intervals take films as
-        independent, though a patient may have several.
+        Figures over all films and by label, source and view, as plain values for JSON. Intervals
+        take films as independent, but for those of `bootstrap`, which draw patients.
 
     Raises:
         DataError: No film was assessed, or a label belongs to no class.
     """
-    settings = PredictSettings()
-    with load_backend(model) as backend:
-        manifest = backend.manifest
-        check_labels(films, manifest.known_labels)
-        run = run_facts(backend, settings)
-        records = list(predict((film.path for film in films), backend, run, settings))
-    judged = [
-        (film, record)
-        for film, record in zip(films, records, strict=True)
-        if record.probability is not None
-    ]
-    if not judged:
-        raise DataError(f"{description}: none of {len(films)} films was assessed")
-    scores = np.array([record.probability for _, record in judged])
-    positive = np.array([film.label in manifest.positive_labels for film, _ in judged])
+    return _measured(model, films, description, shortcuts)[0]
+
+
+def evaluate_side_by_side(
+    models: Sequence[Path],
+    films: Sequence[LabelledFilm],
+    *,
+    description: str,
+    shortcuts: bool = False,
+) -> dict[str, Any]:
+    """Measure several models on the same films, and how each differs from the first.
+
+    Returns:
+        `evaluations`: what `evaluate` says of each; `comparisons`: of each but the first, the
+        paired differences from the first.
+
+    Raises:
+        UsageError: There are fewer than two models.
+        DataError: As `evaluate`.
+    """
+    if len(models) < 2:
+        raise UsageError(f"models: got {len(models)}, expected two or more to compare")
+    measured = [_measured(model, films, description, shortcuts) for model in models]
+    first = measured[0][1]
     return {
         "schema_version": SCHEMA_VERSION,
+        "notice": NOTICE,
         "data": description,
-        "data_sha256": dataset_sha256(film for film, _ in judged),
-        "model": manifest.name,
-        "model_sha256": run.model_sha256,
-        "precision": manifest.precision,
-        "backend": run.backend,
-        "positive_class": manifest.positive_class,
-        "threshold": manifest.threshold,
-        "threshold_origin": dict(manifest.threshold_origin),
-        "export": manifest.training.get("export"),
-        "films": len(films),
-        "not_assessed": _refusals(records),
-        "overall": _figures(scores, positive, manifest.threshold),
-        "by_source": _by_source([film for film, _ in judged], scores, positive, manifest.threshold),
+        "data_sha256": measured[0][0]["data_sha256"],
+        "evaluations": [figures for figures, _ in measured],
+        "comparisons": [_comparison(first, judged) for _, judged in measured[1:]],
         "created_with": {"deepcovid-edge": __version__},
     }
 
 
-def _figures(scores: Scores, positive: Truth, threshold: float) -> dict[str, Any]:
-    both = bool(positive.any() and not positive.all())
+def _measured(
+    model: Path, films: Sequence[LabelledFilm], description: str, shortcuts: bool
+) -> tuple[dict[str, Any], Judged]:
+    with load_backend(model) as backend:
+        try:
+            judged = judge(backend, films)
+        except DataError as error:
+            raise DataError(f"{description}: {error}") from error
+        found = measure_shortcuts(backend, films, judged) if shortcuts else None
+    figures = {**_identity(judged, description), **_figures(judged)}
+    figures["shortcuts"] = found
+    figures["created_with"] = {"deepcovid-edge": __version__}
+    return figures, judged
+
+
+def _identity(judged: Judged, description: str) -> dict[str, Any]:
+    manifest, run = judged.manifest, judged.run
     return {
-        "films": len(scores),
-        "auc": auc(scores, positive),
-        "auc_interval_95": list(auc_interval(scores.astype(np.float64), positive))
-        if both
-        else None,
-        **at_threshold(scores, positive, threshold),
+        "schema_version": SCHEMA_VERSION,
+        "notice": NOTICE,
+        "data": description,
+        "data_sha256": dataset_sha256(judged.films),
+        "model": manifest.name,
+        "model_sha256": run.model_sha256,
+        "architecture": manifest.architecture,
+        "precision": manifest.precision,
+        "backend": run.backend,
+        "input": {**asdict(manifest.input), "resize": manifest.input.resize.value},
+        "classes": list(manifest.classes),
+        "positive_class": manifest.positive_class,
+        "threshold": manifest.threshold,
+        "threshold_origin": dict(manifest.threshold_origin),
+        "export": manifest.training.get("export"),
     }
 
 
-def _by_source(
-    films: Sequence[LabelledFilm], scores: Scores, positive: Truth, threshold: float
-) -> dict[str, Any]:
-    groups = np.array([film.source for film in films])
+def _figures(judged: Judged) -> dict[str, Any]:
+    scores, positive = judged.scores, judged.positive
+    threshold, labels = judged.manifest.threshold, [film.label for film in judged.films]
+    refused = judged.refused
     return {
-        source or "source not stated": _figures(
-            scores[groups == source], positive[groups == source], threshold
-        )
-        for source in sorted(set(groups.tolist()))
+        "films": len(judged.films) + len(refused),
+        "not_assessed": {reason: refused.count(reason) for reason in sorted(set(refused))},
+        "overall": {
+            **_group(judged),
+            "average_precision": average_precision(scores, positive),
+        },
+        "bootstrap": bootstrap(
+            scores, positive, [film.patient for film in judged.films], threshold
+        ),
+        "operating_points": operating_points(
+            scores, positive, threshold, threshold_origin(judged.manifest)
+        ),
+        "thresholds": threshold_table(scores, positive, threshold),
+        "by_label": _by_label(judged),
+        "by_source": _by_group(judged, [film.source for film in judged.films]),
+        "by_view": _by_group(judged, [film.view for film in judged.films]),
+        "confusion": confusion(judged.truth, judged.called, judged.manifest.classes),
+        "curves": curves(scores, positive),
+        "histograms": histograms(scores, labels),
+        "calibration": calibration(scores, positive),
     }
 
 
-def _refusals(records: Sequence[Prediction]) -> dict[str, int]:
-    reasons = [record.reason for record in records if record.reason]
-    return {reason: reasons.count(reason) for reason in sorted(set(reasons))}
+def threshold_origin(manifest: ModelManifest) -> str:
+    """How a model's threshold was chosen, in a few words."""
+    origin = manifest.threshold_origin
+    if "rule" not in origin:
+        return "not stated by the model"
+    return f"{origin['rule']}, on {origin['films']} films of {origin.get('split', 'other data')}"
+
+
+def _group(judged: Judged, among: Any = slice(None)) -> dict[str, Any]:
+    scores, positive = judged.scores[among], judged.positive[among]
+    return {**area(scores, positive), **at_threshold(scores, positive, judged.manifest.threshold)}
+
+
+def _by_group(judged: Judged, names: Sequence[str]) -> dict[str, Any]:
+    groups = np.array([name or NOT_STATED for name in names])
+    return {name: _group(judged, groups == name) for name in sorted(set(groups.tolist()))}
+
+
+def _by_label(judged: Judged) -> dict[str, Any]:
+    """How many films of each label of the data set are called positive."""
+    called = judged.scores >= judged.manifest.threshold
+    labels = np.array([film.label for film in judged.films])
+    return {
+        label: {
+            "films": int((labels == label).sum()),
+            "positive": label in judged.manifest.positive_labels,
+            "called_positive": rate(
+                int(called[labels == label].sum()), int((labels == label).sum())
+            ),
+        }
+        for label in sorted(set(labels.tolist()))
+    }
+
+
+def _comparison(first: Judged, other: Judged) -> dict[str, Any]:
+    """Paired differences of two models on the films that both assessed, other less first."""
+    places = {film.path: index for index, film in enumerate(first.films)}
+    pairs = [(places[film.path], i) for i, film in enumerate(other.films) if film.path in places]
+    left, right = (list(side) for side in zip(*pairs, strict=True)) if pairs else ([], [])
+    positive = first.positive[left]
+    figures: dict[str, Any] = {
+        "reference": _name(first),
+        "candidate": _name(other),
+        "films": len(pairs),
+    }
+    if not np.array_equal(positive, other.positive[right]):
+        return {**figures, "not_compared": "the models' positive classes hold different films"}
+    before, now = first.scores[left].astype(np.float64), other.scores[right].astype(np.float64)
+    was = (before >= first.manifest.threshold) == positive
+    is_now = (now >= other.manifest.threshold) == positive
+    if positive.any() and not positive.all():
+        figures["auc"] = _change(*auc_change(before, now, positive))
+    for name, group in (("sensitivity", positive), ("specificity", ~positive)):
+        if group.any():
+            lost = int((was & ~is_now & group).sum())
+            gained = int((~was & is_now & group).sum())
+            figures[name] = {
+                **_change(*paired_difference(was[group], is_now[group])),
+                "lost": lost,
+                "gained": gained,
+                "mcnemar_p": mcnemar_exact(lost, gained),
+            }
+    return figures
+
+
+def _change(change: float, interval: tuple[float, float]) -> dict[str, Any]:
+    return {"change": change, "interval_95": list(interval)}
+
+
+def _name(judged: Judged) -> dict[str, str]:
+    manifest = judged.manifest
+    return {
+        "model": manifest.name,
+        "precision": manifest.precision,
+        "sha256": judged.run.model_sha256,
+    }
