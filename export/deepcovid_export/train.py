@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,16 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from deepcovid_edge import __version__
 from deepcovid_edge.dataset import dataset_sha256
 from deepcovid_edge.errors import ModelFileError, UsageError
 from deepcovid_edge.manifest import ModelManifest
+from deepcovid_export.balance import films_of_an_epoch, loss_weights
 from deepcovid_export.checkpoint import save_atomically, save_checkpoint
 from deepcovid_export.data import FilmDataset, TrainingData, one_thread_each
 from deepcovid_export.metrics import Scores, Truth, at_threshold, auc, operating_point
-from deepcovid_export.networks import Classifier, build_network, load_imagenet
+from deepcovid_export.networks import Classifier, build_network, load_imagenet, train_only
+from deepcovid_export.optimisers import build_optimiser, build_schedule
+from deepcovid_export.processes import Processes, check_device
 from deepcovid_export.recipe import Recipe
 
 STATE_NAME = "state.pt"
@@ -38,10 +41,11 @@ class RunSettings:
     Attributes:
         folder: Folder of the run: its state, its history and its checkpoint.
         device: `cpu`, `cuda` or `cuda:N`.
-        workers: Processes that read and change films.
+        workers: Processes that read and change films, beside each training process.
         weights: File of ImageNet weights, or None for torchvision's own.
-        from_scratch: Start from random weights.
+        from_scratch: Start from random weights, whatever the recipe says.
         resume: Weights come from the folder's state; none are loaded to start from.
+        processes: This process among those of the run.
     """
 
     folder: Path
@@ -50,10 +54,10 @@ class RunSettings:
     weights: Path | None = None
     from_scratch: bool = False
     resume: bool = False
+    processes: Processes = field(default_factory=Processes)
 
     def __post_init__(self) -> None:
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise UsageError(f"--device: got {self.device}, but torch sees no CUDA device: use cpu")
+        check_device(self.device)
         if self.from_scratch and self.weights:
             raise UsageError("--from-scratch and --weights exclude each other: give one of them")
 
@@ -63,34 +67,24 @@ class Training:
 
     def __init__(self, recipe: Recipe, data: TrainingData, run: RunSettings) -> None:
         self.recipe, self.data, self.run = recipe, data, run
-        torch.manual_seed(recipe.fit.seed)
-        self.network = build_network(recipe.architecture, len(recipe.classes))
-        self.start = "random"
+        self.device = torch.device(run.device)
+        self.share = run.processes.share_of(recipe.fit.batch_size)
         self.films = {
             "train_sha256": dataset_sha256(data.train),
             "val_sha256": dataset_sha256(data.val),
         }
-        if not (run.from_scratch or run.resume):
-            self.start = load_imagenet(self.network, recipe.architecture, run.weights)
-        self.device = torch.device(run.device)
-        self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network, self.start = self._first_network()
         self.averaged = self._averaged()
-        self.train_set = FilmDataset(data.train, recipe, training=True)
-        self.optimiser = torch.optim.AdamW(
-            self.network.parameters(),
-            lr=recipe.fit.learning_rate,
-            weight_decay=recipe.fit.weight_decay,
+        self.joint = run.processes.joint(self.network)
+        self.train_set = FilmDataset(films_of_an_epoch(data.train, recipe), recipe, training=True)
+        self.order: DistributedSampler[Any] = DistributedSampler(
+            self.train_set, run.processes.count, run.processes.rank, seed=recipe.fit.seed
         )
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimiser,
-            max_lr=recipe.fit.learning_rate,
-            total_steps=recipe.fit.epochs * self.steps_per_epoch,
-            pct_start=0.2,
-        )
-        self.class_weights = self._class_weights()
-        self.loss = nn.CrossEntropyLoss(
-            weight=self.class_weights, label_smoothing=recipe.fit.label_smoothing
-        )
+        self.optimiser = build_optimiser(self.network, recipe.fit)
+        steps = recipe.fit.epochs * self.steps_per_epoch
+        self.schedule = build_schedule(self.optimiser, recipe.fit, steps)
+        fit_weights, self.val_weights = loss_weights(data.train, recipe)
+        self.class_weights = fit_weights.to(self.device)
         self.epoch = 0
         self.best: dict[str, Any] = {"epoch": -1, "loss": float("inf")}
         self.history: list[dict[str, Any]] = []
@@ -98,7 +92,7 @@ class Training:
     @property
     def steps_per_epoch(self) -> int:
         """Batches in one pass over the training films."""
-        return -(-len(self.train_set) // self.recipe.fit.batch_size)
+        return -(-len(self.order) // self.share)
 
     @property
     def judged(self) -> Classifier:
@@ -141,22 +135,29 @@ class Training:
         return figures
 
     def judge_validation(self) -> tuple[Scores, Truth, float]:
-        """Probabilities and truth of the validation films, and their mean balanced loss."""
-        films = FilmDataset(self.data.val, self.recipe, training=False)
-        logits, targets = [], []
+        """Probabilities and truth of the validation films, and their mean balanced loss.
+
+        Each process judges its share and has all results.
+        """
+        mine = self.data.val[self.run.processes.rank :: self.run.processes.count]
+        films = FilmDataset(mine, self.recipe, training=False)
+        logits = [torch.empty(0, len(self.recipe.classes))]
         network = self.judged.eval()
         with torch.inference_mode():
-            for images, labels in self._loader(films, shuffle=False):
+            for images, _ in DataLoader(films, **self._reading()):
                 logits.append(network(images.to(self.device))[0].float().cpu())
-                targets.append(labels)
-        all_logits, all_targets = torch.cat(logits), torch.cat(targets)
-        loss = float(nn.functional.cross_entropy(all_logits, all_targets, self.class_weights.cpu()))
+        gathered = self.run.processes.gathered((torch.cat(logits), films.targets))
+        all_logits = torch.cat([part for part, _ in gathered])
+        targets = torch.tensor([target for _, part in gathered for target in part])
+        loss = float(nn.functional.cross_entropy(all_logits, targets, self.val_weights))
         positive_index = [*self.recipe.classes].index(self.recipe.positive_class)
         scores = all_logits.softmax(dim=1)[:, positive_index].numpy()
-        return scores, (all_targets == positive_index).numpy(), loss
+        return scores, (targets == positive_index).numpy(), loss
 
     def save(self) -> None:
-        """Write the state from which `restore` goes on."""
+        """Write the state from which `restore` goes on; the first process does."""
+        if not self.run.processes.is_first:
+            return
         state = {
             "recipe": json.dumps(self.recipe.as_dict(), sort_keys=True),
             "films": self.films,
@@ -185,7 +186,7 @@ class Training:
             raise ModelFileError(f"{path}: cannot be read; start in another folder") from error
         if state.get("films", self.films) != self.films:
             raise UsageError(f"--resume: {path} was made of other films: choose another folder")
-        if state["recipe"] != json.dumps(self.recipe.as_dict(), sort_keys=True):
+        if Recipe.from_dict(json.loads(state["recipe"])) != self.recipe:
             raise UsageError(f"--resume: {path} was made by another recipe: choose another folder")
         self.network.load_state_dict(state["network"])
         if self.averaged:
@@ -196,73 +197,81 @@ class Training:
         self.history = json.loads(state["history"])
 
     def finish(self) -> Path:
-        """Take the best epoch's weights, choose the threshold on val, write the checkpoint."""
+        """Take the best epoch's weights, choose the threshold on val, write the checkpoint.
+
+        All processes judge, the first writes.
+        """
         self.judged.load_state_dict(self.best["state"])
         scores, positive, _ = self.judge_validation()
         threshold = operating_point(scores, positive, self.recipe.sensitivity)
-        manifest = self._manifest(threshold, scores, positive)
         path = self.run.folder / CHECKPOINT_NAME
-        save_checkpoint(self.judged, manifest, path)
+        if not self.run.processes.is_first:
+            return path
+        save_checkpoint(self.judged, _manifest(self, threshold, scores, positive), path)
         history = json.dumps(self.history, indent=1) + "\n"
         (self.run.folder / HISTORY_NAME).write_text(history, encoding="utf-8")
         return path
 
-    def _manifest(self, threshold: float, scores: Scores, positive: Truth) -> ModelManifest:
-        figures = {"auc": auc(scores, positive), **at_threshold(scores, positive, threshold)}
-        return ModelManifest(
-            name=self.recipe.name,
-            architecture=self.recipe.architecture,
-            classes=tuple(self.recipe.classes),
-            positive_class=self.recipe.positive_class,
-            threshold=threshold,
-            threshold_origin={
-                "rule": f"midway between the highest threshold with sensitivity >= "
-                f"{self.recipe.sensitivity} and the next lower score",
-                "split": "val",
-                "films": len(scores),
-                "positives": int(positive.sum()),
-            },
-            input=self.recipe.input,
-            training={
-                "recipe": self.recipe.as_dict(),
-                "start": self.start,
-                "epochs_run": self.epoch,
-                "best_epoch": self.best["epoch"],
-                "train_films": len(self.data.train),
-                **self.films,
-                "val": figures,
-            },
-            license=self.recipe.license,
-            created_with={"deepcovid-edge": __version__, "torch": torch.__version__},
+    def batches(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """This process's share of each batch of the current epoch, in training mode."""
+        self.train_set.epoch = self.epoch
+        self.order.set_epoch(self.epoch)
+        # Dropout: other units in each epoch, and in each process.
+        torch.manual_seed(
+            (self.run.processes.rank << 40) + self.recipe.fit.seed * 100_003 + self.epoch
         )
+        self.joint.train()
+        return DataLoader(self.train_set, sampler=self.order, **self._reading())
+
+    def fit_batch(self, images: Tensor, targets: Tensor) -> float:
+        """Make one step.
+
+        Args:
+            images: This process's share of the batch, of shape (N, H, W), uint8.
+            targets: Class indices, of shape (N,).
+
+        Returns:
+            The loss of the whole batch, weighted as the recipe says.
+        """
+        fit, processes = self.recipe.fit, self.run.processes
+        targets = targets.to(self.device)
+        with self._autocast():
+            logits, _ = self.joint(images.to(self.device))
+            loss = nn.functional.cross_entropy(
+                logits,
+                targets,
+                self.class_weights,
+                reduction="sum",
+                label_smoothing=fit.label_smoothing,
+            )
+        # Each share counts by its weight in the whole batch; torch averages over processes.
+        weight = processes.total(self.class_weights[targets].sum())
+        loss = loss * (processes.count / weight)
+        self.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if fit.clip:
+            nn.utils.clip_grad_norm_(self.network.parameters(), fit.clip)
+        self.optimiser.step()
+        self.schedule.step()
+        if self.averaged:
+            self.averaged.update_parameters(self.network)
+        return float(processes.total(loss.detach().clone())) / processes.count
 
     def _fit_epoch(self, advance: Callable[[], object]) -> float:
-        self.train_set.epoch = self.epoch
-        torch.manual_seed(self.recipe.fit.seed * 100_003 + self.epoch)  # order and dropout
-        self.network.train()
         losses = []
-        for images, targets in self._loader(self.train_set, shuffle=True):
-            with self._autocast():
-                logits, _ = self.network(images.to(self.device))
-                loss = self.loss(logits, targets.to(self.device))
-            self.optimiser.zero_grad()
-            loss.backward()
-            self.optimiser.step()
-            self.schedule.step()
-            if self.averaged:
-                self.averaged.update_parameters(self.network)
-            losses.append(float(loss.detach()))
+        for images, targets in self.batches():
+            losses.append(self.fit_batch(images, targets))
             advance()
+        for network in (self.network, self.averaged):
+            self.run.processes.average_buffers(network)
         return float(np.mean(losses))
 
-    def _loader(self, films: FilmDataset, *, shuffle: bool) -> Iterable[tuple[Tensor, Tensor]]:
-        return DataLoader(
-            films,
-            batch_size=self.recipe.fit.batch_size,
-            shuffle=shuffle,
-            num_workers=self.run.workers,
-            worker_init_fn=one_thread_each,
-        )
+    def _reading(self) -> dict[str, Any]:
+        return {
+            "batch_size": self.share,
+            "num_workers": self.run.workers,
+            "worker_init_fn": one_thread_each,
+        }
 
     def _autocast(self) -> AbstractContextManager[None]:
         mixed = self.recipe.fit.precision == "bf16"
@@ -271,6 +280,22 @@ class Training:
         )
         return context
 
+    def _first_network(self) -> tuple[Classifier, str]:
+        """The network that the run starts with, and where its weights came from."""
+        recipe, run, start = self.recipe, self.run, "random"
+        torch.manual_seed(recipe.fit.seed)
+        network = build_network(recipe.architecture, len(recipe.classes))
+        scratch = run.from_scratch or (recipe.fit.start == "scratch" and not run.weights)
+        if not (scratch or run.resume):
+            start = load_imagenet(network, recipe.architecture, run.weights)
+        if run.processes.count > 1 and self.device.type == "cuda":
+            # Torch has it for CUDA alone; on CPUs each process normalises by its own share.
+            convert = nn.SyncBatchNorm.convert_sync_batchnorm
+            network = convert(network)  # type: ignore[no-untyped-call]
+        network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        train_only(network, recipe.fit.layers)
+        return network, start
+
     def _averaged(self) -> AveragedModel | None:
         decay = self.recipe.fit.average
         if not decay:
@@ -278,9 +303,35 @@ class Training:
         average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         return AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
 
-    def _class_weights(self) -> Tensor:
-        counts = np.bincount(self.train_set.targets, minlength=len(self.recipe.classes))
-        weights = len(self.train_set) / (len(counts) * counts)
-        if not self.recipe.fit.balance:
-            weights = np.ones_like(weights)
-        return torch.tensor(weights, dtype=torch.float32, device=self.device)
+
+def _manifest(
+    training: Training, threshold: float, scores: Scores, positive: Truth
+) -> ModelManifest:
+    recipe = training.recipe
+    return ModelManifest(
+        name=recipe.name,
+        architecture=recipe.architecture,
+        classes=tuple(recipe.classes),
+        positive_class=recipe.positive_class,
+        threshold=threshold,
+        threshold_origin={
+            "rule": f"midway between the highest threshold with sensitivity >= "
+            f"{recipe.sensitivity} and the next lower score",
+            "split": "val",
+            "films": len(scores),
+            "positives": int(positive.sum()),
+        },
+        input=recipe.input,
+        training={
+            "recipe": recipe.as_dict(),
+            "start": training.start,
+            "processes": training.run.processes.count,
+            "epochs_run": training.epoch,
+            "best_epoch": training.best["epoch"],
+            "train_films": len(training.data.train),
+            **training.films,
+            "val": {"auc": auc(scores, positive), **at_threshold(scores, positive, threshold)},
+        },
+        license=recipe.license,
+        created_with={"deepcovid-edge": __version__, "torch": torch.__version__},
+    )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +14,11 @@ from deepcovid_edge.errors import UsageError, require
 
 if TYPE_CHECKING:
     from deepcovid_export.data import TrainingData
-    from deepcovid_export.train import Training
+    from deepcovid_export.finder import RangeTest
+    from deepcovid_export.recipe import Recipe
+    from deepcovid_export.train import RunSettings, Training
+
+    Bar = Callable[[str, int], Callable[[], object]]
 
 
 @click.command(
@@ -19,59 +26,68 @@ if TYPE_CHECKING:
 )
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--recipe", "name", default="squeezenet1_1", show_default=True, help="Name or TOML.")
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Instead of the recipe's, such as fit.batch_size=16; may be repeated.",
+)
+@click.option("--epochs", type=click.IntRange(1), help="Short for --set fit.epochs=.")
+@click.option("--seed", type=int, help="Short for --set fit.seed=.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the run.")
 @click.option("--weights", type=click.Path(path_type=Path, exists=True), help="ImageNet weights.")
 @click.option("--from-scratch", is_flag=True, help="Start from random weights.")
-@click.option("--epochs", type=click.IntRange(1), help="Instead of the recipe's.")
-@click.option("--seed", type=int, help="Instead of the recipe's.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--workers", type=click.IntRange(0, 64), default=2, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on after the last epoch in the folder.")
+@click.option("--find-lr", is_flag=True, help="Only suggest a learning rate, by a range test.")
 def command(
     data: Path,
     name: str,
+    changes: tuple[str, ...],
+    epochs: int | None,
+    seed: int | None,
     output: Path | None,
     weights: Path | None,
     from_scratch: bool,
-    epochs: int | None,
-    seed: int | None,
     device: str,
     workers: int,
     resume: bool,
+    find_lr: bool,
 ) -> None:
     """Fine-tune a network on DATA and write a checkpoint with its threshold.
 
     DATA is a manifest CSV with splits `train` and `val`, a folder of such folders, or a folder
     with one folder per class, of which a share is kept for validation. The epoch with the lowest
     validation loss is kept, and the threshold is chosen on the validation films.
+
+    On several GPUs: torchrun --nproc-per-node 2 -m deepcovid_edge train --device cuda ...
     """
     require("torch", extra="export")
-    from dataclasses import replace
-
     from deepcovid_export.data import training_data
+    from deepcovid_export.processes import joined
     from deepcovid_export.recipe import load_recipe
-    from deepcovid_export.train import STATE_NAME, RunSettings, Training
+    from deepcovid_export.train import STATE_NAME, RunSettings
 
-    recipe = load_recipe(name)
-    fit = recipe.fit
-    recipe = replace(
-        recipe,
-        fit=replace(fit, epochs=epochs or fit.epochs, seed=fit.seed if seed is None else seed),
-    )
+    short = {"fit.epochs": epochs, "fit.seed": seed}
+    given = [f"{field}={value}" for field, value in short.items() if value is not None]
+    recipe = load_recipe(name, [*changes, *given])
     folder = output or Path("runs") / recipe.name
-    going_on = resume and (folder / STATE_NAME).exists()
-    settings = RunSettings(folder, device, workers, weights, from_scratch, resume=going_on)
-    if (folder / STATE_NAME).exists() and not resume:
+    started = (folder / STATE_NAME).exists()
+    if started and not (resume or find_lr):
         raise UsageError(f"{folder}: holds a run already: add --resume, or choose another with -o")
-    films = training_data(data, recipe)
-    _report(films)
-    folder.mkdir(parents=True, exist_ok=True)
-    training = Training(recipe, films, settings)
-    if going_on:
-        training.restore()
-        click.echo(f"resumed after epoch {training.epoch}", err=True)
-    _run(training)
-    click.echo(training.finish())
+    with joined(device) as (processes, own_device):
+        run = RunSettings(
+            folder, own_device, workers, weights, from_scratch, started and resume, processes
+        )
+        films = training_data(data, recipe)
+        if processes.is_first:
+            _report(films)
+        folder.mkdir(parents=True, exist_ok=True)
+        result = _suggest(recipe, films, run) if find_lr else _train(recipe, films, run)
+        if processes.is_first:
+            click.echo(result)
 
 
 def _report(films: TrainingData) -> None:
@@ -80,21 +96,64 @@ def _report(films: TrainingData) -> None:
         click.echo(f"left out: {count} film{'s' * (count > 1)}: {reason}", err=True)
 
 
+def _suggest(recipe: Recipe, films: TrainingData, run: RunSettings) -> str:
+    return f"{_range_test(recipe, films, run).suggestion:g}"
+
+
+def _range_test(recipe: Recipe, films: TrainingData, run: RunSettings) -> RangeTest:
+    from deepcovid_export.finder import find_learning_rate
+
+    with _progress(run) as bar:
+        found = find_learning_rate(recipe, films, run, bar("range test", recipe.find.steps))
+    if run.processes.is_first:
+        path = found.write(run.folder)
+        click.echo(f"learning rate {found.suggestion:g}: {found.rule} ({path})", err=True)
+    return found
+
+
+def _train(recipe: Recipe, films: TrainingData, run: RunSettings) -> Path:
+    from deepcovid_export.finder import RangeTest
+    from deepcovid_export.train import Training
+
+    if recipe.fit.learning_rate == "find":
+        found = RangeTest.read(run.folder) if run.resume else _range_test(recipe, films, run)
+        recipe = replace(recipe, fit=replace(recipe.fit, learning_rate=found.suggestion))
+    training = Training(recipe, films, run)
+    if run.resume:
+        training.restore()
+        if run.processes.is_first:
+            click.echo(f"resumed after epoch {training.epoch}", err=True)
+    _run(training)
+    return training.finish()
+
+
 def _run(training: Training) -> None:
+    with _progress(training.run) as bar:
+        while not training.finished:
+            epoch = training.epoch + 1
+            figures = training.run_epoch(bar(f"epoch {epoch}", training.steps_per_epoch))
+            if training.run.processes.is_first:
+                click.echo(
+                    f"epoch {epoch}/{training.recipe.fit.epochs}  "
+                    f"train loss {figures['train_loss']:.4f}  val loss {figures['val_loss']:.4f}  "
+                    f"val AUC {figures['val_auc']:.4f}  {figures['seconds']:.0f} s",
+                    err=True,
+                )
+
+
+@contextmanager
+def _progress(run: RunSettings) -> Iterator[Bar]:
+    """A bar on the first process's terminal; a call of what is yielded starts it anew."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=not run.processes.is_first)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        while not training.finished:
-            epoch = training.epoch + 1
-            task = progress.add_task(f"epoch {epoch}", total=training.steps_per_epoch)
-            figures = training.run_epoch(lambda task=task: progress.advance(task))  # type: ignore[misc]
-            progress.remove_task(task)
-            progress.print(
-                f"epoch {epoch}/{training.recipe.fit.epochs}  "
-                f"train loss {figures['train_loss']:.4f}  val loss {figures['val_loss']:.4f}  "
-                f"val AUC {figures['val_auc']:.4f}  {figures['seconds']:.0f} s",
-                highlight=False,
-            )
+        task = progress.add_task("")
+
+        def start(what: str, total: int) -> Callable[[], object]:
+            progress.reset(task, description=what, total=total)
+            return lambda: progress.advance(task)
+
+        yield start

@@ -1,0 +1,40 @@
+"""What moves the weights: the optimiser, and the schedule of its learning rate."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
+
+from deepcovid_edge.errors import UsageError
+from deepcovid_export.recipe import FitSettings
+
+
+def build_optimiser(network: nn.Module, fit: FitSettings) -> Optimizer:
+    """The recipe's optimiser over all weights that are not frozen."""
+    weights = [weight for weight in network.parameters() if weight.requires_grad]
+    rate = learning_rate(fit)
+    if fit.optimiser == "sgd":
+        return SGD(weights, lr=rate, momentum=fit.momentum, weight_decay=fit.weight_decay)
+    kind = Adam if fit.optimiser == "adam" else AdamW
+    return kind(weights, lr=rate, weight_decay=fit.weight_decay)
+
+
+def build_schedule(optimiser: Optimizer, fit: FitSettings, steps: int) -> LRScheduler:
+    """The recipe's schedule, over all steps of the run."""
+    if fit.schedule == "constant":
+        return ConstantLR(optimiser, factor=1.0)
+    return OneCycleLR(
+        optimiser, max_lr=learning_rate(fit), total_steps=steps, pct_start=fit.warm_up
+    )
+
+
+def learning_rate(fit: FitSettings) -> float:
+    """The learning rate as a number.
+
+    Raises:
+        UsageError: It is still to be found.
+    """
+    if fit.learning_rate == "find":
+        raise UsageError("fit.learning_rate: got 'find', expected a number: find it first")
+    return fit.learning_rate

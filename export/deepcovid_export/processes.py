@@ -1,0 +1,127 @@
+"""The processes of one training run: one alone, or as many as `torchrun` started.
+
+Every process holds the whole network and reads its share of each batch; gradients are averaged
+(torch's DistributedDataParallel), so all make the same step. The first alone writes and prints.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from deepcovid_edge.errors import UsageError
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of the run.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        count: Number of processes.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.rank == 0
+
+    def share_of(self, batch_size: int) -> int:
+        """Films of a batch that this process reads.
+
+        Raises:
+            UsageError: The batch cannot be shared out evenly.
+        """
+        if batch_size % self.count:
+            raise UsageError(
+                f"fit.batch_size: got {batch_size}, expected a multiple of the {self.count} "
+                f"processes: --set fit.batch_size={-(-batch_size // self.count) * self.count}"
+            )
+        return batch_size // self.count
+
+    def joint(self, network: nn.Module) -> nn.Module:
+        """The network with gradients averaged over all processes."""
+        if self.count == 1:
+            return network
+        # Buffers stay each process's own within an epoch: `average_buffers` joins them after it.
+        return DistributedDataParallel(network, broadcast_buffers=False)
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all processes."""
+        if self.count > 1:
+            dist.all_reduce(value)
+        return value
+
+    def gathered(self, value: Value) -> list[Value]:
+        """The value of each process, in the order of their ranks."""
+        if self.count == 1:
+            return [value]
+        values: list[Value | None] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values  # type: ignore[return-value]
+
+    def average_buffers(self, network: nn.Module | None) -> None:
+        """Give all processes the mean of their running statistics.
+
+        These are moving averages of what each saw, so their mean is the moving average over all.
+        """
+        if network is None or self.count == 1:
+            return
+        for buffer in network.buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(self.total(buffer.clone()) / self.count)
+
+
+def check_device(device: str) -> None:
+    """Check that torch can compute on a device.
+
+    Raises:
+        UsageError: It is a CUDA device and torch sees none.
+    """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"--device: got {device}, but torch sees no CUDA device: use cpu")
+
+
+@contextmanager
+def joined(device: str) -> Iterator[tuple[Processes, str]]:
+    """Join the processes that torchrun started, until the block ends; alone without torchrun.
+
+    Args:
+        device: `cpu`, `cuda` or `cuda:N`.
+
+    Yields:
+        This process among the others, and its own device.
+
+    Raises:
+        UsageError: The device is not there, or all processes were given the same GPU.
+    """
+    check_device(device)
+    if not dist.is_torchelastic_launched():
+        yield Processes(), device
+        return
+    backend = "gloo"
+    if device.startswith("cuda"):
+        if device != "cuda":
+            raise UsageError(
+                f"--device: got {device}, expected cuda: torchrun gives each process its own GPU"
+            )
+        backend, device = "nccl", f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    dist.init_process_group(backend)
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size()), device
+    finally:
+        dist.destroy_process_group()
