@@ -13,6 +13,10 @@ from deepcovid_edge.manifest import ModelManifest
 from deepcovid_export.networks import Classifier, build_network
 
 _FORMAT = "deepcovid-edge checkpoint 1"
+_NOT_OURS = (
+    "not a checkpoint of deepcovid-edge; a network of the published project becomes a model by "
+    "`deepcovid-edge export`"
+)
 
 
 def save_atomically(content: dict[str, Any], path: Path) -> None:
@@ -39,17 +43,34 @@ def load_checkpoint(path: Path) -> tuple[Classifier, ModelManifest]:
 
     Raises:
         NotThereError: There is no such file.
-        ModelFileError: The file is no checkpoint of this project.
+        ModelFileError: The file is no checkpoint of this project, or its weights do not fit.
     """
     if not path.is_file():
         raise NotThereError(f"{path}: no such checkpoint: make one with `deepcovid-edge train`")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickles of any kind end here, unread
-        raise ModelFileError(f"{path}: not a checkpoint of deepcovid-edge") from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise ModelFileError(f"{path}: not a checkpoint of deepcovid-edge")
+        raise ModelFileError(f"{path}: {_NOT_OURS}") from error
+    if not _is_ours(content):
+        raise ModelFileError(f"{path}: {_NOT_OURS}")
     manifest = ModelManifest.from_json(content["manifest"])
     network = build_network(manifest.architecture, len(manifest.classes))
-    network.load_state_dict(content["state_dict"])
+    try:
+        network.load_state_dict(content["state_dict"])
+    except RuntimeError as error:
+        raise ModelFileError(
+            f"{path}: its weights do not fit {manifest.architecture}: {error}"
+        ) from error
     return network.eval(), manifest
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file is a checkpoint of this project; nothing that it names is run."""
+    try:
+        return _is_ours(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception:  # no file, no pickle, or a pickle of foreign classes
+        return False
+
+
+def _is_ours(content: object) -> bool:
+    return isinstance(content, dict) and content.get("format") == _FORMAT

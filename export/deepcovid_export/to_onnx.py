@@ -63,8 +63,35 @@ def export_checkpoint(
         ModelFileError: The checkpoint is none, or the exported file differs from it.
     """
     network, manifest = load_checkpoint(checkpoint)
+    manifest = replace(manifest, parent_sha256=file_sha256(checkpoint))
+    return export_network(network, manifest, output, films, kind=kind)
+
+
+def export_network(
+    network: Classifier,
+    manifest: ModelManifest,
+    output: Path,
+    films: NDArray[np.uint8],
+    *,
+    kind: str = "synthetic",
+) -> tuple[ModelManifest, Parity]:
+    """Export a network and prove that the file computes what torch computes.
+
+    Args:
+        network: The network.
+        manifest: What its file shall say of it, with the file it was made from.
+        output: The .onnx file to write.
+        films: Prepared films of shape (N, height, width), uint8, to compare on.
+        kind: What the films are, `real` or `synthetic`, for the manifest.
+
+    Returns:
+        The manifest inside the file, and how far the two are apart.
+
+    Raises:
+        ModelFileError: The exported file differs from the network.
+    """
     created = {**manifest.created_with, "onnx": onnx.__version__}
-    manifest = replace(manifest, parent_sha256=file_sha256(checkpoint), created_with=created)
+    manifest = replace(manifest, created_with=created)
     model = _to_onnx(network, manifest)
     temporary = output.with_name(f".{os.getpid()}-{output.stem}.onnx")
     try:

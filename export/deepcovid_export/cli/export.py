@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deepcovid_edge.errors import DataError, ImageRefusedError, require
+from deepcovid_edge.errors import DataError, ImageRefusedError, UsageError, require
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from deepcovid_edge.manifest import InputSpec
+    from deepcovid_edge.manifest import InputSpec, ModelManifest
+    from deepcovid_export.networks import Classifier
 
 
 @click.command(epilog="Example: deepcovid-edge export runs/first/checkpoint.pt -o first.onnx")
@@ -26,27 +27,82 @@ if TYPE_CHECKING:
     help="Films to compare torch and ONNX Runtime on.  [default: synthetic ones]",
 )
 @click.option("--films", type=click.IntRange(1, 1024), default=64, show_default=True)
-def command(checkpoint: Path, output: Path | None, data: Path | None, films: int) -> None:
+@click.option("--classes", help="Of a published network, in their order.  [default: covid,non]")
+@click.option("--positive", help="The class that it looks for.  [default: covid]")
+@click.option("--threshold", type=float, help="Probability from which a film is positive.")
+def command(
+    checkpoint: Path,
+    output: Path | None,
+    data: Path | None,
+    films: int,
+    classes: str | None,
+    positive: str | None,
+    threshold: float | None,
+) -> None:
     """Write CHECKPOINT as one ONNX file with its manifest inside, and check it against torch.
 
-    The file is written only if ONNX Runtime and torch agree within 1e-4 on every logit.
+    CHECKPOINT is one of `deepcovid-edge train`, or a network of the published Deep-COVID project: a
+    whole module saved by torch (SqueezeNet 1.0 and 1.1, ResNet18 and 50, DenseNet-121 of
+    torchvision with another last layer) or its state dict. Such a file is read without running
+    anything that it names, and says nothing of classes and threshold: give them with the last three
+    options. The file is written only if ONNX Runtime and torch agree within 1e-4 on every logit.
     """
     require("torch", extra="export")
-    from deepcovid_export.checkpoint import load_checkpoint
-    from deepcovid_export.to_onnx import export_checkpoint
+    from deepcovid_export.to_onnx import export_network
 
-    _, manifest = load_checkpoint(checkpoint)
+    network, manifest = _load(checkpoint, classes, positive, threshold)
     output = output or Path(f"{manifest.name}.onnx")
     output.parent.mkdir(parents=True, exist_ok=True)
     pixels = _films(data, films, manifest.input)
     kind = "real" if data else "synthetic"
-    _, parity = export_checkpoint(checkpoint, output, pixels, kind=kind)
+    _, parity = export_network(network, manifest, output, pixels, kind=kind)
     click.echo(
         f"torch and ONNX Runtime on {parity.films} {kind} films: logits differ by at most "
         f"{parity.max_logit_difference:.2g}, activation maps by {parity.max_map_difference:.2g}",
         err=True,
     )
     click.echo(output)
+
+
+def _load(
+    path: Path, classes: str | None, positive: str | None, threshold: float | None
+) -> tuple[Classifier, ModelManifest]:
+    from dataclasses import replace
+
+    from deepcovid_edge.manifest import file_sha256
+    from deepcovid_export.checkpoint import is_checkpoint, load_checkpoint
+
+    if is_checkpoint(path):
+        given = {"--classes": classes, "--positive": positive, "--threshold": threshold}
+        for flag, value in given.items():
+            if value is not None:
+                raise UsageError(
+                    f"{flag}: got {value}, but {path} is a checkpoint that says it itself: "
+                    "leave it out"
+                )
+        network, manifest = load_checkpoint(path)
+        return network, replace(manifest, parent_sha256=file_sha256(path))
+    return _load_published(path, classes, positive, threshold)
+
+
+def _load_published(
+    path: Path, classes: str | None, positive: str | None, threshold: float | None
+) -> tuple[Classifier, ModelManifest]:
+    from deepcovid_export.published import PublishedTerms, load_published
+
+    defaults = PublishedTerms()
+    given = classes.split(",") if classes is not None else defaults.classes
+    names = tuple(name.strip() for name in given)
+    terms = PublishedTerms(names, positive or defaults.positive, threshold)
+    network, manifest = load_published(path, terms)
+    click.echo(f"{path}: {manifest.training['start']}: taken for {manifest.architecture}", err=True)
+    if threshold is None:
+        click.echo(
+            f"the threshold is {manifest.threshold}, which was not chosen on any film: "
+            "give the one you decide by with --threshold",
+            err=True,
+        )
+    return network, manifest
 
 
 def _films(data: Path | None, count: int, spec: InputSpec) -> NDArray[np.uint8]:
