@@ -16,6 +16,8 @@ from deepcovid_edge import statistics
 
 Scores = NDArray[np.floating[Any]]
 Truth = NDArray[np.bool_]
+FEW_FILMS = 20
+"""With fewer of a class DeLong's interval is not to be trusted."""
 
 
 def operating_point(scores: Scores, positive: Truth, sensitivity: float) -> float:
@@ -51,15 +53,16 @@ def auc(scores: Scores, positive: Truth) -> float | None:
 def auc_interval(scores: Scores, positive: Truth) -> tuple[float, float] | None:
     """95 % interval of the area under the curve, or None where a class is missing.
 
-    DeLong's; where that has no width or leaves out a class (a perfect ranking, one film of a
-    class), the score interval of Newcombe 2006 (Statistics in Medicine 25:559, method 5) on the
-    variance of Hanley and McNeil 1982 (Radiology 143:29).
+    DeLong's; with few films of a class, or where the ranking is perfect, the score interval of
+    Newcombe 2006 (Statistics in Medicine 25:559, method 5) on the variance of Hanley and McNeil
+    1982 (Radiology 143:29). Of 5 positive and 30 negative films with a true area of 0.94, DeLong's
+    holds it 7 times in 10 and Newcombe's 19 in 20 (`tests/test_metrics.py` measures both).
     """
     area = auc(scores, positive)
     if area is None:
         return None
     counts = int(positive.sum()), int((~positive).sum())
-    if 0 < area < 1 and min(counts) > 1:
+    if 0 < area < 1 and min(counts) >= FEW_FILMS:
         return statistics.auc_interval(scores.astype(np.float64), positive)
     return _newcombe(area, *counts)
 
@@ -109,7 +112,8 @@ def normal_half_width(successes: int, trials: int) -> float:
 
 def normal_interval(successes: int, trials: int) -> tuple[float, float]:
     """95 % interval of a proportion by the normal approximation, cut to 0 to 1."""
-    share, half = successes / trials, normal_half_width(successes, trials)
+    half = normal_half_width(successes, trials)
+    share = successes / trials
     return max(0.0, share - half), min(1.0, share + half)
 
 
