@@ -71,14 +71,25 @@ def films_of(data: Path, left_out: Counter[str] | None = None) -> Iterator[Label
         DataError: A folder or CSV cannot be read, a CSV lacks a column or names a file that is
             not there.
     """
-    place = _unwrapped(data) if data.is_dir() else data
-    table = _table_in(place) if place.is_dir() else place
-    if table is None:
+    place = place_of(data)
+    if place.is_dir():
         yield from _from_folders(place)
-    elif _is_metadata(table):
-        yield from _from_metadata(table, Counter() if left_out is None else left_out)
+    elif _is_metadata(place):
+        yield from _from_metadata(place, Counter() if left_out is None else left_out)
     else:
-        yield from _from_manifest(table)
+        yield from _from_manifest(place)
+
+
+def place_of(data: Path) -> Path:
+    """The CSV that lists the films of a data set, else the folder of its splits or classes.
+
+    Raises:
+        DataError: A folder or CSV cannot be read.
+    """
+    if not data.is_dir():
+        return data
+    folder = _unwrapped(data)
+    return _table_in(folder) or folder
 
 
 def walk_files(folder: Path) -> Iterator[Path]:

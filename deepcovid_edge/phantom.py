@@ -76,12 +76,16 @@ def write_samples(folder: Path, *, count: int = 6) -> list[Path]:
     written = []
     for seed in range(count):
         path = folder / f"phantom_{seed:03d}.png"
-        facts = PngInfo()
-        facts.add_text("Description", f"{SYNTHETIC_MARK.decode()}, not a patient's film")
-        picture = Image.fromarray(draw_phantom(seed, opacities=4 * (seed % 2)))
-        picture.save(path, pnginfo=facts)
+        save_phantom(draw_phantom(seed, opacities=4 * (seed % 2)), path)
         written.append(path)
     return written
+
+
+def save_phantom(pixels: NDArray[np.uint8], path: Path) -> None:
+    """Write a phantom, whole or reduced, as a PNG file that says what it is."""
+    facts = PngInfo()
+    facts.add_text("Description", f"{SYNTHETIC_MARK.decode()}, not a patient's film")
+    Image.fromarray(pixels).save(path, pnginfo=facts)
 
 
 def _ellipse(

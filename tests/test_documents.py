@@ -8,10 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import pytest
-from PIL import Image
 
-from deepcovid_edge.phantom import draw_phantom
+from deepcovid_edge.phantom import draw_phantom, save_phantom
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
@@ -32,7 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path = folder / "data" / label / f"{label}{seed:02d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             film = draw_phantom(seed, opacities=opacities)
-            Image.fromarray(film).resize((300, 300)).save(path)
+            save_phantom(cv2.resize(film, (300, 300), interpolation=cv2.INTER_CUBIC), path)
     return folder
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
+import csv
+import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -15,13 +17,19 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from deepcovid_edge.dataset import LabelledFilm, load_dataset
-from deepcovid_edge.errors import DataError, ImageRefusedError
+from deepcovid_edge.errors import DataError, ImageRefusedError, OutputError
 from deepcovid_edge.images import read_radiograph
+from deepcovid_edge.layouts import place_of
 from deepcovid_edge.preprocess import prepare
-from deepcovid_export.augment import augment
+from deepcovid_export.augment import augment, hide_centre, hides_lungs
+from deepcovid_export.copies import Fingerprint, fingerprint
+from deepcovid_export.leaks import Leak, find_leaks, write_leaks
 from deepcovid_export.recipe import Recipe
+from deepcovid_export.splits import with_splits
 
-VALIDATION_SHARE = 0.15
+SPLITS_NAME = "splits.csv"
+_NAMED_LEAKS = 3
+_COLUMNS = ("label", "split", "patient", "source", "view")
 
 
 @dataclass(frozen=True)
@@ -32,77 +40,151 @@ class TrainingData:
         train: Films to fit on.
         val: Films to choose on.
         dropped: Why films were left out -> how many.
+        aside: Films of other splits, such as `test`: none is looked at.
+        leaks: What splits have in common, where that is allowed.
     """
 
     train: list[LabelledFilm]
     val: list[LabelledFilm]
     dropped: dict[str, int]
+    aside: tuple[LabelledFilm, ...] = ()
+    leaks: tuple[Leak, ...] = ()
 
 
-def training_data(data: Path, recipe: Recipe) -> TrainingData:
-    """Choose the films of a run: splits `train` and `val`, or a share of a plain folder.
+def training_data(
+    data: Path, recipe: Recipe, *, allow_leaks: bool = False, leaks_file: Path | None = None
+) -> TrainingData:
+    """Choose the films of a run: splits `train` and `val`, drawn where the data has none.
 
     Every file is opened once, so that a run does not stop on a broken film after an hour.
 
+    Args:
+        data: A data set, see `deepcovid_edge.dataset`.
+        recipe: Names classes, views and shares.
+        allow_leaks: Go on where splits share a patient or a film.
+        leaks_file: Gets all that splits share, as JSON or CSV.
+
     Raises:
-        DataError: A class has no film, or one patient is in both splits.
+        DataError: A class has no film in a split, or splits share a patient or a film.
+        OutputError: The file of leaks cannot be written.
     """
-    films = load_dataset(data)
     dropped: Counter[str] = Counter()
-    if not any(film.split for film in films):
-        films = [replace(film, split=_drawn_split(film)) for film in films]
+    films = _wanted(load_dataset(data, left_out=dropped), recipe, dropped)
+    films, prints = _readable(films, dropped)
+    films = with_splits(films, prints, recipe)
     kept: dict[str, list[LabelledFilm]] = {"train": [], "val": []}
     for film in films:
-        if film.split not in kept:
-            dropped[f"split {film.split}"] += 1
-        elif recipe.class_of(film.label) is None:
-            dropped[f"label {film.label} is in no class of the recipe"] += 1
-        elif reason := _refusal(film.path):
-            dropped[reason] += 1
-        else:
-            kept[film.split].append(film)
-    _check_classes(kept, recipe, data)
-    _check_patients(kept, data)
-    return TrainingData(kept["train"], kept["val"], dict(dropped))
+        kept.setdefault(film.split, []).append(film)
+    _check_classes(kept, recipe, data, dropped)
+    leaks = find_leaks(films, prints)
+    if leaks_file:
+        write_leaks(leaks, leaks_file)
+    if leaks and not allow_leaks:
+        raise DataError(_leak_message(data, leaks))
+    aside = [film for film in films if film.split not in ("train", "val")]
+    dropped.update(f"split {film.split}" if film.split else "no split" for film in aside)
+    return TrainingData(kept["train"], kept["val"], dict(dropped), tuple(aside), tuple(leaks))
 
 
-def _drawn_split(film: LabelledFilm) -> str:
-    """A split that depends on the patient (else the file name) alone, so it never changes."""
-    digest = hashlib.sha256((film.patient or film.path.name).encode()).digest()
-    return "val" if digest[0] < 256 * VALIDATION_SHARE else "train"
+def write_splits(films: TrainingData, path: Path) -> None:
+    """Write which film is in which split, as a manifest CSV that every command takes as DATA.
 
-
-def _refusal(path: Path) -> str | None:
+    Raises:
+        OutputError: The file cannot be written.
+    """
     try:
-        read_radiograph(path)
-    except ImageRefusedError as error:
-        return f"{error.reason.code} {path}: {error}"
-    return None
+        with path.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(("path", *_COLUMNS))
+            for film in (*films.train, *films.val, *films.aside):
+                place = os.path.relpath(film.path, path.parent)
+                writer.writerow((place, *(getattr(film, name) for name in _COLUMNS)))
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def _check_classes(kept: dict[str, list[LabelledFilm]], recipe: Recipe, data: Path) -> None:
-    for split, films in kept.items():
-        present = {recipe.class_of(film.label) for film in films}
+def _wanted(
+    films: Sequence[LabelledFilm], recipe: Recipe, dropped: Counter[str]
+) -> list[LabelledFilm]:
+    """Films that the recipe has a class and a view for."""
+    views = {view.casefold() for view in recipe.data.views}
+    wanted = []
+    for film in films:
+        if recipe.class_of(film.label) is None:
+            dropped[f"label {film.label} is in no class of the recipe"] += 1
+        elif views and film.view.casefold() not in views:
+            known = f"view {film.view}" if film.view else "unknown view"
+            dropped[f"{known}; the recipe takes {', '.join(recipe.data.views)}"] += 1
+        else:
+            wanted.append(film)
+    return wanted
+
+
+def _readable(
+    films: Sequence[LabelledFilm], dropped: Counter[str]
+) -> tuple[list[LabelledFilm], list[Fingerprint]]:
+    """Films that can be judged, with their fingerprints."""
+
+    def read(film: LabelledFilm) -> Fingerprint | str:
+        try:
+            return fingerprint(read_radiograph(film.path))
+        except ImageRefusedError as error:
+            return f"{error.reason.code} {film.path}: {error}"
+
+    kept, prints = [], []
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for film, found in zip(films, pool.map(read, films), strict=True):
+            if isinstance(found, str):
+                dropped[found] += 1
+            else:
+                kept.append(film)
+                prints.append(found)
+    return kept, prints
+
+
+def _check_classes(
+    kept: dict[str, list[LabelledFilm]], recipe: Recipe, data: Path, dropped: Counter[str]
+) -> None:
+    for split in ("train", "val"):
+        present = {recipe.class_of(film.label) for film in kept[split]}
         for index, (name, labels) in enumerate(recipe.classes.items()):
             if index not in present:
                 raise DataError(
-                    f"{data}: class {name!r} has no film in split {split!r}; "
-                    f"expected films labelled {' or '.join(labels)}"
+                    f"{data}: class {name!r} has no film in split {split!r}; expected films "
+                    f"labelled {' or '.join(labels)}, such as in {_where(data, split, labels[0])}"
+                    f"{_chief_reason(dropped)}"
                 )
 
 
-def _check_patients(kept: dict[str, list[LabelledFilm]], data: Path) -> None:
-    train = {film.patient for film in kept["train"] if film.patient}
-    for film in kept["val"]:
-        if film.patient in train:
-            raise DataError(
-                f"{data}: patient {film.patient} is in train and in val (such as {film.path}): "
-                "give all films of a patient to one split"
-            )
+def _where(data: Path, split: str, label: str) -> Path:
+    place = place_of(data)
+    if not place.is_dir():
+        return place
+    return (place / split if (place / split).is_dir() else place) / label
+
+
+def _chief_reason(dropped: Counter[str]) -> str:
+    if not dropped:
+        return ""
+    reason, count = dropped.most_common(1)[0]
+    return f"; left out: {count} film{'s' * (count > 1)}: {reason}"
+
+
+def _leak_message(data: Path, leaks: Sequence[Leak]) -> str:
+    named = "; ".join(str(leak) for leak in leaks[:_NAMED_LEAKS])
+    more = len(leaks) - _NAMED_LEAKS
+    return (
+        f"{data}: {named}{f'; and {more} more' if more > 0 else ''}: give all films of a patient "
+        "and all copies of a film to one split (--leaks FILE lists them), or add --allow-leaks"
+    )
+
+
+NO_CLASS = -1
+"""Target of a film that says nothing of its class."""
 
 
 class FilmDataset(Dataset[tuple[Tensor, int]]):
-    """Pairs of a prepared film, uint8 of shape (H, W), and its class index."""
+    """Pairs of a prepared film, uint8 of shape (H, W), and its class index or `NO_CLASS`."""
 
     def __init__(self, films: Sequence[LabelledFilm], recipe: Recipe, *, training: bool) -> None:
         self.films = list(films)
@@ -116,10 +198,14 @@ class FilmDataset(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         film = read_radiograph(self.films[index].path)
-        if self.training:
-            draw = np.random.default_rng([self.recipe.fit.seed, self.epoch, index])
-            film = augment(film, self.recipe.augment, draw)
-        return torch.from_numpy(prepare(film, self.recipe.input)), self.targets[index]
+        if not self.training:
+            return torch.from_numpy(prepare(film, self.recipe.input)), self.targets[index]
+        draw = np.random.default_rng([self.recipe.fit.seed, self.epoch, index])
+        changed = augment(film, self.recipe.augment, draw)
+        pixels = prepare(changed, self.recipe.input)
+        if hides_lungs(self.recipe.augment, draw):
+            return torch.from_numpy(hide_centre(pixels, draw)), NO_CLASS
+        return torch.from_numpy(pixels), self.targets[index]
 
 
 def one_thread_each(_worker: int) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -20,7 +21,7 @@ from deepcovid_edge.dataset import load_dataset
 from deepcovid_edge.errors import DataError, ModelFileError, UsageError
 from deepcovid_edge.images import read_radiograph
 from deepcovid_edge.manifest import ModelManifest, read_manifest
-from deepcovid_edge.phantom import draw_phantom
+from deepcovid_edge.phantom import draw_phantom, save_phantom
 from deepcovid_edge.preprocess import prepare
 from deepcovid_export.checkpoint import load_checkpoint, save_checkpoint
 from deepcovid_export.data import FilmDataset, training_data
@@ -57,7 +58,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             place = folder / split / label
             place.mkdir(parents=True, exist_ok=True)
             film = draw_phantom(seed, opacities=opacities)
-            Image.fromarray(film).resize((160, 160)).save(place / f"{seed:02d}.png")
+            small = np.asarray(Image.fromarray(film).resize((160, 160)))
+            save_phantom(small, place / f"{seed:02d}.png")
     return folder
 
 
@@ -251,7 +253,7 @@ def test_broken_films_and_foreign_labels_are_left_out_and_named(data: Path, tmp_
     (copy / "train/fracture").mkdir()
     shutil.copy(copy / "train/clear/00.png", copy / "train/fracture/00.png")
     (copy / "test/clear").mkdir(parents=True)
-    shutil.copy(copy / "train/clear/00.png", copy / "test/clear/00.png")
+    save_phantom(cv2.resize(draw_phantom(20), (160, 160)), copy / "test/clear/20.png")
     films = training_data(copy, load_recipe(str(small_recipe(tmp_path))))
     assert len(films.train) == 24
     reasons = sorted(films.dropped)

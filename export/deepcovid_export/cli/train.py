@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 @click.option("--from-scratch", is_flag=True, help="Start from random weights.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--workers", type=click.IntRange(0, 64), default=2, show_default=True)
+@click.option("--check-data", is_flag=True, help="Only read DATA and look for leaks.")
+@click.option("--leaks", type=click.Path(path_type=Path), help="File for what splits share.")
+@click.option("--allow-leaks", is_flag=True, help="Go on where splits share a patient or a film.")
 @click.option("--resume", is_flag=True, help="Go on after the last epoch in the folder.")
 @click.option("--find-lr", is_flag=True, help="Only suggest a learning rate, by a range test.")
 def command(
@@ -53,6 +56,9 @@ def command(
     from_scratch: bool,
     device: str,
     workers: int,
+    check_data: bool,
+    leaks: Path | None,
+    allow_leaks: bool,
     resume: bool,
     find_lr: bool,
 ) -> None:
@@ -75,16 +81,19 @@ def command(
     recipe = load_recipe(name, [*changes, *given])
     folder = output or Path("runs") / recipe.name
     started = (folder / STATE_NAME).exists()
-    if started and not (resume or find_lr):
+    if started and not (resume or find_lr or check_data):
         raise UsageError(f"{folder}: holds a run already: add --resume, or choose another with -o")
     with joined(device) as (processes, own_device):
         run = RunSettings(
             folder, own_device, workers, weights, from_scratch, started and resume, processes
         )
-        films = training_data(data, recipe)
+        leaks_file = leaks if processes.is_first else None
+        films = training_data(data, recipe, allow_leaks=allow_leaks, leaks_file=leaks_file)
         if processes.is_first:
             _report(films)
-        folder.mkdir(parents=True, exist_ok=True)
+        if check_data:
+            return
+        _prepare_folder(folder, films, run)
         result = _suggest(recipe, films, run) if find_lr else _train(recipe, films, run)
         if processes.is_first:
             click.echo(result)
@@ -94,6 +103,16 @@ def _report(films: TrainingData) -> None:
     click.echo(f"{len(films.train)} films to fit on, {len(films.val)} to choose on", err=True)
     for reason, count in films.dropped.items():
         click.echo(f"left out: {count} film{'s' * (count > 1)}: {reason}", err=True)
+    for leak in films.leaks:
+        click.echo(f"allowed: {leak}", err=True)
+
+
+def _prepare_folder(folder: Path, films: TrainingData, run: RunSettings) -> None:
+    from deepcovid_export.data import SPLITS_NAME, write_splits
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if run.processes.is_first:
+        write_splits(films, folder / SPLITS_NAME)
 
 
 def _suggest(recipe: Recipe, films: TrainingData, run: RunSettings) -> str:
