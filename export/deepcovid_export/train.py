@@ -329,6 +329,7 @@ def _manifest(
             "epochs_run": training.epoch,
             "best_epoch": training.best["epoch"],
             "train_films": len(training.data.train),
+            "leaks_allowed": len(training.data.leaks),
             **training.films,
             "val": {"auc": auc(scores, positive), **at_threshold(scores, positive, threshold)},
         },
