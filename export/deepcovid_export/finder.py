@@ -23,6 +23,8 @@ CURVE_NAME = "learning_rate.json"
 RULE = "a tenth of the learning rate at which the smoothed loss is lowest"
 SMOOTHING = 0.9
 """Decay of the moving average of the loss, a step."""
+FALLEN = 0.98
+"""The lowest smoothed loss is at most this share of the first, or it did not fall but waver."""
 GROWN = 4.0
 """The test ends where the smoothed loss is this many times the lowest."""
 
@@ -103,10 +105,10 @@ def suggest(learning_rates: list[float], losses: list[float]) -> float:
     """The learning rate that a curve suggests, by `RULE`.
 
     Raises:
-        DataError: The loss is lowest at the first step, so it did not fall.
+        DataError: The loss did not fall.
     """
     lowest = losses.index(min(losses)) if losses else 0
-    if lowest == 0:
+    if lowest == 0 or losses[lowest] > FALLEN * losses[0]:
         raise DataError(
             f"fit.learning_rate: the loss fell at none of {len(losses)} rates: state a number with "
             "--set fit.learning_rate=, or try other rates with --set find.lowest="

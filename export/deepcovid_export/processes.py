@@ -10,7 +10,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from inspect import signature
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,11 @@ class Processes:
         if self.count == 1:
             return network
         # Buffers stay each process's own within an epoch: `average_buffers` joins them after it.
-        return DistributedDataParallel(network, broadcast_buffers=False)
+        known = signature(DistributedDataParallel).parameters
+        renamed = "forward_sync_buffers"  # in torch 2.13
+        option = renamed if renamed in known else "broadcast_buffers"
+        keep: dict[str, Any] = {option: False}
+        return DistributedDataParallel(network, **keep)
 
     def total(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""
