@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import sched_getaffinity
 from typing import Any
 
@@ -112,11 +112,12 @@ def find_copies(prints: Sequence[Fingerprint], parts: Sequence[Hashable]) -> lis
         return []
     names = {part: number for number, part in enumerate(dict.fromkeys(parts))}
     index = _Index([prints[film] for film in real], np.array([names[parts[film]] for film in real]))
-    found = {}
-    for mirrored in (True, False):  # the plain match stands where both are there
+    found: dict[tuple[int, int], Copy] = {}
+    for mirrored in (False, True):
         for copy in index.copies(mirrored=mirrored):
             pair = (real[copy.first], real[copy.second])
-            found[pair] = Copy(*pair, copy.distance, copy.likeness, mirrored)
+            if pair not in found or found[pair].likeness < copy.likeness:
+                found[pair] = replace(copy, first=pair[0], second=pair[1])
     return [found[pair] for pair in sorted(found)]
 
 

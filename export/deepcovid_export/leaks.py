@@ -57,13 +57,15 @@ def find_leaks(films: Sequence[LabelledFilm], prints: Sequence[Fingerprint]) -> 
     """Find what splits have in common: patients, files and exposures.
 
     Args:
-        films: Films with splits.
+        films: Films; those without a split are in none and are passed over.
         prints: Their fingerprints.
 
     Returns:
         Patients first, then equal files, one pair for any two splits; then every pair of copies.
     """
     leaks = []
+    placed = [index for index, film in enumerate(films) if film.split]
+    films, prints = [films[index] for index in placed], [prints[index] for index in placed]
     for patient, one, other in _shared(films, [film.patient for film in films]):
         leaks.append(_leak(one, other, "same patient", patient=patient))
     for _, one, other in _shared(films, [one.sha256 for one in prints]):

@@ -58,6 +58,8 @@ def _drawn(
     shares: Mapping[str, float],
     recipe: Recipe,
 ) -> list[str]:
+    if not films:
+        return []
     groups = _groups(films, prints)
     keys: dict[int, str] = {}
     classes: dict[int | None, set[int]] = {}
