@@ -90,6 +90,8 @@ def test_labels_are_grouped_into_classes() -> None:
         ("\n[fit]\nwarm_up = 0.0", r"fit\.warm_up: got 0\.0"),
         ("\n[fit]\nclip = -1", r"fit\.clip: got -1"),
         ("\n[fit]\nrepeat = {a = 2}", r'fit\.repeat: .* balance = "upsample"'),
+        ("\n[fit]\nrepeat_sources = {a = 0}", r"fit\.repeat_sources: got .* expected 1 or more"),
+        ("\n[augment]\nhide = 2.0", r"augment\.hide: got 2\.0, expected a probability"),
         ('\n[fit]\nbalance = "upsample"\nrepeat = {x = 2}', r"fit\.repeat: got 'x', expected one"),
         ('\n[fit]\nbalance = "upsample"\nrepeat = {a = "x"}', r"a table, each value an integer"),
         ("\n[find]\nlowest = 2.0", r"find\.lowest: got 2\.0"),

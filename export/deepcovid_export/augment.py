@@ -20,6 +20,8 @@ WORKING_SIDES = (256, 448)
 """The shorter side is first reduced to a length between these, pixels: films of one source share
 their resolution, and the network must not learn it."""
 _GRID = 4
+_MARGINS = (0.05, 0.17)
+"""Least and largest share of a side between the film's edge and the hidden rectangle."""
 
 
 def augment(film: Radiograph, how: AugmentSettings, draw: np.random.Generator) -> Radiograph:
@@ -103,3 +105,32 @@ def _degraded(
         decoded: NDArray[Any] | None = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)
         changed = changed if decoded is None else decoded
     return changed
+
+
+def hides_lungs(how: AugmentSettings, draw: np.random.Generator) -> bool:
+    """Whether this time the lungs are hidden, so that the film says nothing of its class."""
+    return how.hide > 0 and draw.random() < how.hide
+
+
+def hide_centre(pixels: NDArray[np.uint8], draw: np.random.Generator) -> NDArray[np.uint8]:
+    """A prepared film whose lungs are covered by a grey rectangle: a film that tells no class.
+
+    A network that has to answer such films with equal probabilities learns that the frame, its
+    letters and borders say nothing. The rectangle covers 66 % to 90 % of each side and has the
+    mean grey of what is left to see, or now and then any grey.
+
+    Args:
+        pixels: Of shape (H, W), as `preprocess.prepare` makes them.
+        draw: Where chance comes from.
+    """
+    height, width = pixels.shape
+    top, bottom, left, right = draw.uniform(*_MARGINS, size=4)
+    inner = (
+        slice(round(top * height), round((1 - bottom) * height)),
+        slice(round(left * width), round((1 - right) * width)),
+    )
+    hidden = pixels.copy()
+    around = float(pixels.sum(dtype=np.int64) - pixels[inner].sum(dtype=np.int64))
+    grey = around / (pixels.size - pixels[inner].size)
+    hidden[inner] = round(grey) if draw.random() < 0.7 else draw.integers(40, 220)
+    return hidden

@@ -13,12 +13,13 @@ from deepcovid_export.recipe import Recipe
 
 
 def films_of_an_epoch(films: Sequence[LabelledFilm], recipe: Recipe) -> list[LabelledFilm]:
-    """Each film once; with `upsample` those of rare classes again, after all the others.
+    """Each film once; then again those of sources and, with `upsample`, classes to be repeated.
 
     A film's place decides how it is changed, so each of its copies is changed differently.
     """
+    films = [*films, *_of_repeated_sources(films, recipe)]
     if recipe.fit.balance != "upsample":
-        return [*films]
+        return films
     members: list[list[LabelledFilm]] = [[] for _ in recipe.classes]
     for film in films:
         members[recipe.class_of(film.label) or 0].append(film)
@@ -29,6 +30,11 @@ def films_of_an_epoch(films: Sequence[LabelledFilm], recipe: Recipe) -> list[Lab
             wanted = recipe.fit.repeat.get(name, 1) * len(group)
         again += _more(group, wanted - len(group), recipe.fit.seed)
     return [*films, *again]
+
+
+def _of_repeated_sources(films: Sequence[LabelledFilm], recipe: Recipe) -> list[LabelledFilm]:
+    times = recipe.fit.repeat_sources
+    return [film for film in films for _ in range(times.get(film.source, 1) - 1)]
 
 
 def _more(group: Sequence[LabelledFilm], count: int, seed: int) -> list[LabelledFilm]:
@@ -53,7 +59,8 @@ def loss_weights(films: Sequence[LabelledFilm], recipe: Recipe) -> tuple[Tensor,
     even = torch.ones(len(recipe.classes))
     if recipe.fit.balance == "none":
         return even, even
-    classes = [recipe.class_of(film.label) or 0 for film in films]
+    drawn = [*films, *_of_repeated_sources(films, recipe)]
+    classes = [recipe.class_of(film.label) or 0 for film in drawn]
     counts = torch.tensor(np.bincount(classes, minlength=len(even)), dtype=torch.float32)
-    inverse = len(films) / (len(even) * counts)
+    inverse = len(drawn) / (len(even) * counts)
     return (inverse if recipe.fit.balance == "weights" else even), inverse

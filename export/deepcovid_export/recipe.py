@@ -29,6 +29,7 @@ class AugmentSettings:
         blur: Largest standard deviation of a Gaussian blur, pixels.
         noise: Largest standard deviation of added noise, grey levels.
         jpeg: Lowest quality of a JPEG round trip, 1 to 100; 0 for none.
+        hide: Probability that the lungs are hidden and every class is equally right.
     """
 
     flip: float = 0.5
@@ -41,10 +42,14 @@ class AugmentSettings:
     blur: float = 1.0
     noise: float = 4.0
     jpeg: int = 40
+    hide: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.flip <= 1:
-            raise ValueError(f"augment.flip: got {self.flip}, expected a probability, 0 to 1")
+        for name in ("flip", "hide"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"augment.{name}: got {getattr(self, name)}, expected a probability, 0 to 1"
+                )
         if not 0 <= self.crop <= 0.5:
             raise ValueError(f"augment.crop: got {self.crop}, expected 0 to 0.5")
         if not 0 <= self.jpeg <= 100:
@@ -120,6 +125,8 @@ class FitSettings:
             frequency, `upsample` draws films of rare classes more often, each time changed anew.
         repeat: With `upsample`: class -> times an epoch that each of its films is drawn; once where
             a class is not named. Empty for as often as makes all classes equally frequent.
+        repeat_sources: Source -> times an epoch that each of its films is drawn, whatever `balance`
+            says: films of a rare source that has a class which else comes from elsewhere.
         average: Decay of the exponential moving average of the weights, a step; 0 for none.
         patience: Epochs without a better validation loss before training stops.
         precision: `fp32`, or `bf16` for mixed precision.
@@ -140,6 +147,7 @@ class FitSettings:
     label_smoothing: float = 0.0
     balance: Literal["weights", "upsample", "none"] = "weights"
     repeat: Mapping[str, int] = field(default_factory=dict)
+    repeat_sources: Mapping[str, int] = field(default_factory=dict)
     average: float = 0.0
     patience: int = 12
     precision: Literal["fp32", "bf16"] = "bf16"
@@ -163,6 +171,10 @@ class FitSettings:
             raise ValueError(
                 f"fit.repeat: got {dict(self.repeat)}, expected 1 or more for each class, and "
                 'balance = "upsample"'
+            )
+        if self.repeat_sources and min(self.repeat_sources.values()) < 1:
+            raise ValueError(
+                f"fit.repeat_sources: got {dict(self.repeat_sources)}, expected 1 or more for each"
             )
 
 

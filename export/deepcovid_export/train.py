@@ -23,6 +23,7 @@ from deepcovid_edge.manifest import ModelManifest
 from deepcovid_export.balance import films_of_an_epoch, loss_weights
 from deepcovid_export.checkpoint import save_atomically, save_checkpoint
 from deepcovid_export.data import FilmDataset, TrainingData, one_thread_each
+from deepcovid_export.loss import summed_loss
 from deepcovid_export.metrics import Scores, Truth, at_threshold, auc, operating_point
 from deepcovid_export.networks import Classifier, build_network, load_imagenet, train_only
 from deepcovid_export.optimisers import build_optimiser, build_schedule
@@ -228,7 +229,7 @@ class Training:
 
         Args:
             images: This process's share of the batch, of shape (N, H, W), uint8.
-            targets: Class indices, of shape (N,).
+            targets: Class indices or `NO_CLASS`, of shape (N,).
 
         Returns:
             The loss of the whole batch, weighted as the recipe says.
@@ -237,15 +238,9 @@ class Training:
         targets = targets.to(self.device)
         with self._autocast():
             logits, _ = self.joint(images.to(self.device))
-            loss = nn.functional.cross_entropy(
-                logits,
-                targets,
-                self.class_weights,
-                reduction="sum",
-                label_smoothing=fit.label_smoothing,
-            )
+            loss, weight = summed_loss(logits, targets, self.class_weights, fit.label_smoothing)
         # Each share counts by its weight in the whole batch; torch averages over processes.
-        weight = processes.total(self.class_weights[targets].sum())
+        weight = processes.total(weight)
         loss = loss * (processes.count / weight)
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
