@@ -56,7 +56,7 @@ the model is not meant for them, and every positive there is a false alarm.
 
 Intervals take films as independent, though a patient may have several. The threshold hangs on one
 or two of the positive films of `val`, so a sensitivity chosen there is not a sensitivity promised.
-
+{shortcuts}
 ## Known biases
 
 - In the training films the class is nearly the same thing as the source: most COVID-19 films come
@@ -71,6 +71,26 @@ or two of the positive films of `val`, so a sensitivity chosen there is not a se
   on, and the model does not refuse them all by itself.
 - A probability is a score of this network, not the chance that the patient has COVID-19.
 """
+
+_SHORTCUTS = """\
+
+## Does it read the source?
+
+The same films with the lungs hidden (a central rectangle of {side:.0%} of the sides greyed), and
+with everything but that rectangle greyed. A model that still tells the classes apart when the lungs
+are hidden, with an AUC above {limit:.2f}, goes by borders, letters and tone: by the film's origin.
+
+| films | AUC, whole | lungs only | lungs hidden | reads the source |
+| --- | --- | --- | --- | --- |
+{rows}
+
+Within one source there is nothing else to go by than the film:
+
+| source | films | positive | AUC |
+| --- | --- | --- | --- |
+{sources}
+"""
+_READS = {True: "**yes**", False: "not shown", None: "cannot be told"}
 
 
 def card(manifest: ModelManifest, model: Path, evaluations: list[dict[str, Any]]) -> str:
@@ -105,6 +125,31 @@ def card(manifest: ModelManifest, model: Path, evaluations: list[dict[str, Any]]
         train_sha256=training["train_sha256"],
         val_sha256=training["val_sha256"],
         rows="\n".join(line for figures in evaluations for line in _rows(figures)),
+        shortcuts=_shortcuts(evaluations),
+    )
+
+
+def _shortcuts(evaluations: list[dict[str, Any]]) -> str:
+    """The section on what the model tells from the source; empty where it was not measured."""
+    found = {it["data"]: it["shortcuts"] for it in evaluations if it.get("shortcuts")}
+    if not found:
+        return ""
+    rows = [
+        f"| {data} | {_area(it['whole'])} | {_area(it['lungs_only'])} | "
+        f"{_area(it['lungs_hidden'])} | {_READS[it['reads_the_source']]} |"
+        for data, it in found.items()
+    ]
+    sources = [
+        f"| {data}: {name} | {group['films']} | {group['positives']} | {_area(group)} |"
+        for data, it in found.items()
+        for name, group in it["within_source"].items()
+    ]
+    first = next(iter(found.values()))
+    return _SHORTCUTS.format(
+        side=first["side"],
+        limit=first["limit"],
+        rows="\n".join(rows),
+        sources="\n".join(sources or ["| no source has both classes | | | |"]),
     )
 
 

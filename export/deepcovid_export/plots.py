@@ -28,7 +28,7 @@ _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "deepcovid-edge",
     "font.family": "sans-serif",
-    "font.size": 9,
+    "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -82,7 +82,7 @@ def precision_recall(named: Named) -> str:
                 curve["recall"],
                 curve["precision"],
                 color=colour,
-                drawstyle="steps-pre",
+                drawstyle="steps-post",
                 label=f"{name}, average {overall['average_precision']:.3f}",
             )
         axes.legend(loc="lower left")
@@ -96,7 +96,7 @@ def over_threshold(figures: Mapping[str, Any], place: str) -> str:
         curve = figures["curves"]["over_threshold"]
         for name, colour in (("sensitivity", _POSITIVE), ("specificity", _NEGATIVE)):
             axes.plot(
-                curve["threshold"], curve[name], color=colour, drawstyle="steps-pre", label=name
+                curve["threshold"], curve[name], color=colour, drawstyle="steps-post", label=name
             )
         _mark_threshold(axes, figures["threshold"])
         axes.legend(loc="lower center")
@@ -115,10 +115,10 @@ def score_histograms(figures: Mapping[str, Any], place: str) -> str:
             share = [100 * count / sum(counts) for count in counts]
             colour = _POSITIVE if labels[label]["positive"] else _NEGATIVE
             axes.stairs(share, histograms["edges"], fill=True, color=colour, alpha=0.75)
-            axes.set_title(f"{label}: {sum(counts)} films", fontsize=9)
+            axes.set_title(f"{label}: {sum(counts)} films", fontsize=10)
             axes.set_xlim(0, 1)
             _mark_threshold(axes, figures["threshold"])
-        figure.supylabel("% of the films of the label", fontsize=9, color=_INK)
+        figure.supylabel("% of the films of the label", fontsize=10, color=_INK)
         rows[-1].set_xlabel(f"probability of {figures['positive_class']}")
         return _svg(figure, f"{place}-histogram")
 
