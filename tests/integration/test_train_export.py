@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from deepcovid_export.data import FilmDataset, training_data
 from deepcovid_export.networks import build_network, load_imagenet
 from deepcovid_export.recipe import Recipe, load_recipe
 from deepcovid_export.to_onnx import MAX_IR_VERSION, OPSET, export_checkpoint
-from deepcovid_export.train import RunSettings, Training
+from deepcovid_export.train import RunSettings
 
 SMALL = """
 name = "small"
@@ -105,31 +106,40 @@ def test_train_export_evaluate_infer_from_the_command_line(data: Path, tmp_path:
     assert len((tmp_path / "records.jsonl").read_text().splitlines()) == 32
 
 
-def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_weights(
+def test_a_killed_and_resumed_run_ends_bit_for_bit_as_an_unkilled_one(
     data: Path, tmp_path: Path
 ) -> None:
-    recipe = load_recipe(str(small_recipe(tmp_path)))
-    films = training_data(data, recipe)
+    """Killed at random steps, while the state is written, before it is in place, and after."""
+    recipe = tmp_path / "small.toml"
+    recipe.write_text(SMALL.format(architecture="squeezenet1_1") + "clip = 1.0\n")  # has dropout
+    draw = random.Random()
+    deaths = [draw.randint(1, 6), "torn", draw.randint(1, 12), "unrenamed", "saved"]
+    draw.shuffle(deaths)
+    driver = Path(__file__).with_name("killed_training.py")
 
-    def started(name: str, *, resume: bool = False) -> Training:
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
-        run = RunSettings(folder, workers=0, from_scratch=not resume, resume=resume)
-        return Training(recipe, films, run)
+    def run(folder: Path, *killed: object) -> None:
+        command = [sys.executable, driver, recipe, data, folder, *killed]
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=250)
+        assert done.returncode == 0, f"{deaths}: {done.stdout} {done.stderr}"
 
-    whole = started("whole")
-    while not whole.finished:
-        whole.run_epoch()
-    stopped = started("stopped")
-    stopped.run_epoch()
-    resumed = started("stopped", resume=True)
-    resumed.restore()
-    while not resumed.finished:
-        resumed.run_epoch()
-    expected, got = weights_of(whole.finish()), weights_of(resumed.finish())
+    run(tmp_path / "whole")
+    run(tmp_path / "killed", *deaths)
+    expected, got = (weights_of(tmp_path / name / "checkpoint.pt") for name in ("whole", "killed"))
     assert [*expected] == [*got]
     for name, value in expected.items():
-        assert torch.equal(value, got[name]), name
+        assert torch.equal(value, got[name]), f"{deaths}: {name}"
+    manifests = [
+        load_checkpoint(tmp_path / name / "checkpoint.pt")[1] for name in ("whole", "killed")
+    ]
+    assert manifests[0] == manifests[1]
+    histories = [
+        [
+            {**epoch, "seconds": 0}
+            for epoch in json.loads((tmp_path / name / "history.json").read_text())
+        ]
+        for name in ("whole", "killed")
+    ]
+    assert histories[0] == histories[1]
 
 
 def test_resume_refuses_the_state_of_another_recipe(data: Path, tmp_path: Path) -> None:

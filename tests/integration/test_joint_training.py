@@ -1,0 +1,124 @@
+"""Two processes that torchrun started make one run: the same steps, one checkpoint, one voice."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import pytest
+
+torch = pytest.importorskip("torch", reason="the workstation side needs extra export")
+if not torch.distributed.is_available():
+    pytest.skip("this torch was built without torch.distributed", allow_module_level=True)
+
+from deepcovid_edge.phantom import draw_phantom, save_phantom
+from deepcovid_export.checkpoint import load_checkpoint
+from deepcovid_export.data import training_data
+from deepcovid_export.recipe import load_recipe
+from deepcovid_export.train import RunSettings, Training
+
+# Uneven classes and smoothing, so that a mean over each process's share would be another loss; 14
+# films in batches of 8, so that the last is smaller.
+PLAIN = """
+name = "plain"
+architecture = "small_cnn"
+positive_class = "hazy"
+[classes]
+clear = ["clear"]
+hazy = ["hazy"]
+[input]
+height = 64
+width = 64
+[fit]
+epochs = 3
+batch_size = 8
+start = "scratch"
+optimiser = "adam"
+learning_rate = 1e-3
+label_smoothing = 0.1
+clip = 1.0
+average = 0.5
+precision = "fp32"
+"""
+NORMALISED = 'base = "plain"\nname = "normalised"\narchitecture = "resnet18"\n[fit]\nepochs = 1\n'
+BOTH = ("plain", "normalised")
+
+
+class Joint(NamedTuple):
+    """What a run of two processes left."""
+
+    data: Path
+    folder: Path
+    said: subprocess.CompletedProcess[str]
+
+    def end(self, name: str, rank: int) -> dict[str, Any]:
+        state: dict[str, Any] = torch.load(self.folder / f"{name}-{rank}.pt", weights_only=True)
+        return state
+
+
+@pytest.fixture(scope="module")
+def joint(tmp_path_factory: pytest.TempPathFactory) -> Joint:
+    folder = tmp_path_factory.mktemp("joint")
+    for seed in range(20):
+        split = "val" if seed >= 14 else "train"
+        label = "hazy" if seed % 3 else "clear"
+        place = folder / "data" / split / label
+        place.mkdir(parents=True, exist_ok=True)
+        film = draw_phantom(seed, opacities=6 if label == "hazy" else 0)
+        save_phantom(cv2.resize(film, (128, 128)), place / f"{seed:02d}.png")
+    for name, text in (("plain", PLAIN), ("normalised", NORMALISED)):
+        (folder / f"{name}.toml").write_text(text)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    driver = Path(__file__).with_name("joint_training.py")
+    recipes = [folder / f"{name}.toml" for name in BOTH]
+    command = [*torchrun, "--nproc-per-node", 2, driver, folder / "data", folder, *recipes]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    return Joint(folder / "data", folder, done)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_all_processes_end_with_the_same_weights_and_the_same_best_epoch(
+    name: str, joint: Joint
+) -> None:
+    first, second = (joint.end(name, rank) for rank in (0, 1))
+    for kind in ("network", "judged"):
+        assert [*first[kind]] == [*second[kind]]
+        for key, value in first[kind].items():
+            assert torch.equal(value, second[kind][key]), f"{kind} {key}"
+    assert first["losses"] == second["losses"]
+    assert first["best"]["epoch"] == second["best"]["epoch"]
+
+
+def test_two_processes_make_the_steps_of_one_on_the_joint_batches(
+    joint: Joint, tmp_path: Path
+) -> None:
+    recipe = load_recipe(str(joint.folder / "plain.toml"))
+    alone = Training(recipe, training_data(joint.data, recipe), RunSettings(tmp_path, workers=0))
+    while not alone.finished:
+        alone.run_epoch()
+    together = joint.end("plain", 0)
+    for (expected_train, expected_val), (train, val) in zip(
+        [(epoch["train_loss"], epoch["val_loss"]) for epoch in alone.history],
+        together["losses"],
+        strict=True,
+    ):
+        assert train == pytest.approx(expected_train, rel=1e-4)
+        assert val == pytest.approx(expected_val, rel=1e-4)
+    for key, value in alone.network.state_dict().items():
+        torch.testing.assert_close(together["network"][key], value, rtol=1e-3, atol=1e-5)
+
+
+def test_the_command_speaks_with_one_voice_and_writes_one_valid_checkpoint(joint: Joint) -> None:
+    assert joint.said.stderr.count("14 films to fit on, 6 to choose on") == 1
+    assert joint.said.stderr.count("epoch 1/3") == 1
+    (path,) = joint.said.stdout.split()
+    assert path == str(joint.folder / "command/checkpoint.pt")
+    network, manifest = load_checkpoint(Path(path))
+    assert manifest.training["processes"] == 2
+    assert manifest.threshold_origin["films"] == 6
+    by_command, by_function = network.state_dict(), joint.end("plain", 0)["best"]["state"]
+    assert all(torch.equal(value, by_function[key]) for key, value in by_command.items())
