@@ -15,7 +15,10 @@ from deepcovid_edge.cli.main import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 RUNTIME = sorted((ROOT / "deepcovid_edge").rglob("*.py"))
-WORKSTATION_ONLY = {"torch", "torchvision", "onnx", "sklearn", "scipy", "deepcovid_export"}
+WORKSTATION_ONLY = {
+    *("torch", "torchvision", "onnx", "sklearn", "scipy", "matplotlib", "jinja2"),
+    "deepcovid_export",
+}
 
 
 def imported_names(path: Path) -> set[str]:
@@ -83,6 +86,7 @@ def test_wheel_holds_both_packages_the_model_and_its_card(wheel_names: dict[str,
         "deepcovid_edge/models/squeezenet1_1.onnx",
         "deepcovid_edge/models/squeezenet1_1.md",
         "deepcovid_export/recipes/squeezenet1_1.toml",
+        "deepcovid_export/templates/report.html.j2",
     }
     assert expected <= set(wheel_names)
 

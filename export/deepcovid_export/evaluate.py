@@ -161,7 +161,8 @@ def threshold_origin(manifest: ModelManifest) -> str:
     origin = manifest.threshold_origin
     if "rule" not in origin:
         return "not stated by the model"
-    return f"{origin['rule']}, on {origin['films']} films of {origin.get('split', 'other data')}"
+    films = f"{origin['films']} films of " if "films" in origin else ""
+    return f"{origin['rule']}, on {films}{origin.get('split', 'other data')}"
 
 
 def _group(judged: Judged, among: Any = slice(None)) -> dict[str, Any]:

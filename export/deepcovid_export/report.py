@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepcovid_edge.errors import OutputError
+from deepcovid_edge.errors import OutputError, UsageError
 
-_NUMBERS = re.compile(r"\[\s+(-?[\d.][^\[\]{}\"a-z]*?)\s+\]")
+_NUMBERS = re.compile(r"\[\n\s*([-+\d.e,\s]+?)\n\s*\]")  # no string holds a raw line end
+_NO_REPORTS = {".csv", ".jsonl", ".pdf", ".txt", ".md"}
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,19 @@ class Targets:
 
     @classmethod
     def of(cls, output: Path | None) -> Targets:
-        """`FILE.json` or `FILE.html` alone; anything else is a folder that gets both."""
+        """`FILE.json` or `FILE.html` alone; anything else is a folder that gets both.
+
+        Raises:
+            UsageError: The suffix is that of another kind of file.
+        """
         if output is None:
             return cls(None, None)
         if output.suffix == ".json" and not output.is_dir():
             return cls(output, None)
         if output.suffix in (".html", ".htm") and not output.is_dir():
             return cls(None, output)
+        if output.suffix in _NO_REPORTS:
+            raise UsageError(f"-o: got {output.name}, expected a folder, FILE.json or FILE.html")
         return cls(output / "report.json", output / "report.html")
 
 
