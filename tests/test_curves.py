@@ -58,8 +58,10 @@ def test_curve_over_the_threshold_is_what_the_threshold_does(
     found = curves(scores, positive)
     assert found is not None
     over = found["over_threshold"]
+    assert over["threshold"][0] > 1
+    assert over["threshold"][-1] == 0
     for threshold, sensitivity, specificity in zip(*over.values(), strict=True):
-        called = scores >= threshold - 1e-6
+        called = scores >= threshold - 1e-9
         assert called[positive].mean() == pytest.approx(sensitivity, abs=1e-5)
         assert (~called[~positive]).mean() == pytest.approx(specificity, abs=1e-5)
 

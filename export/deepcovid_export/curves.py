@@ -25,6 +25,8 @@ CALIBRATION_BINS = 10
 MOST_POINTS = 500
 """A curve of more points is thinned evenly."""
 _DECIMALS = 6
+_ABOVE_ALL = 1 + 10**-_DECIMALS
+"""A threshold that no probability reaches."""
 
 
 def curves(scores: Scores, positive: Truth) -> dict[str, Any] | None:
@@ -46,8 +48,10 @@ def curves(scores: Scores, positive: Truth) -> dict[str, Any] | None:
     return {
         "roc": _lists(false_positive_rate=false_rate, sensitivity=true_rate),
         "precision_recall": _lists(recall=recall, precision=precision),
-        "over_threshold": _lists(  # the first threshold is infinite: nothing is called positive
-            threshold=threshold[1:], sensitivity=true_all[1:], specificity=1 - false_all[1:]
+        "over_threshold": _lists(  # from where nothing is called positive to where all is
+            threshold=np.append(np.minimum(threshold, _ABOVE_ALL), 0.0),
+            sensitivity=np.append(true_all, 1.0),
+            specificity=np.append(1 - false_all, 0.0),
         ),
     }
 
