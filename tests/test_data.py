@@ -90,8 +90,9 @@ def test_a_class_without_a_film_is_named_with_split_and_folder(split_data: Path)
 
 
 def test_a_class_that_no_row_of_a_table_has_is_named_with_the_table(tmp_path: Path) -> None:
-    film(tmp_path / "1.png")
-    (tmp_path / "manifest.csv").write_text("path,label,split\n1.png,non,train\n")
+    for number in (1, 2):
+        film(tmp_path / f"{number}.png", seed=number)
+    (tmp_path / "manifest.csv").write_text("path,label,split\n1.png,non,train\n2.png,non,val\n")
     expected = r"class 'covid' has no film in split 'train'; .*manifest\.csv$"
     with pytest.raises(DataError, match=expected):
         training_data(tmp_path, recipe())

@@ -49,6 +49,21 @@ def cropped(grey: Pixels, share: float) -> Pixels:
     return grey[rows:-rows, columns:-columns]
 
 
+def framed(grey: Pixels, share: float) -> Pixels:
+    width = round(grey.shape[1] * share)
+    return cv2.copyMakeBorder(grey, width, width, width, width, cv2.BORDER_CONSTANT)
+
+
+def padded(grey: Pixels) -> Pixels:
+    high, wide = ((max(grey.shape) - side) // 2 for side in grey.shape)
+    return cv2.copyMakeBorder(grey, high, high, wide, wide, cv2.BORDER_CONSTANT)
+
+
+def noisy(grey: Pixels) -> Pixels:
+    grain = np.random.default_rng(0).normal(0, 12, grey.shape)
+    return np.clip(grey + grain, 0, 255).astype(np.uint8)
+
+
 def recoded(grey: Pixels, quality: int) -> Pixels:
     return cv2.imdecode(cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], 0)
 
@@ -58,17 +73,20 @@ def toned(grey: Pixels, gamma: float) -> Pixels:
 
 
 CHANGES: dict[str, tuple[Callable[[Pixels], Pixels], float]] = {
-    "jpeg": (lambda grey: recoded(grey, 30), 0.99),
-    "square": (lambda grey: cv2.resize(grey, (224, 224), interpolation=cv2.INTER_AREA), 0.99),
-    "small jpeg": (lambda grey: recoded(cv2.resize(grey, (224, 224)), 50), 0.99),
-    "brighter": (lambda grey: toned(grey, 0.6), 0.99),
-    "darker": (lambda grey: toned(grey, 1.6), 0.99),
+    "jpeg": (lambda grey: recoded(grey, 30), 0.97),
+    "square": (lambda grey: cv2.resize(grey, (224, 224), interpolation=cv2.INTER_AREA), 0.97),
+    "small jpeg": (lambda grey: recoded(cv2.resize(grey, (224, 224)), 50), 0.97),
+    "brighter": (lambda grey: toned(grey, 0.6), 0.97),
+    "darker": (lambda grey: toned(grey, 1.6), 0.97),
     "clahe": (lambda grey: cv2.createCLAHE(2, (8, 8)).apply(grey), 0.97),
-    "blurred": (lambda grey: cv2.GaussianBlur(grey, (0, 0), 3), 0.99),
-    "mirrored": (lambda grey: grey[:, ::-1], 0.99),
+    "blurred": (lambda grey: cv2.GaussianBlur(grey, (0, 0), 3), 0.97),
+    "mirrored": (lambda grey: grey[:, ::-1], 0.97),
     "crop of 1 %": (lambda grey: cropped(grey, 0.01), 0.97),
-    "crop of 2 %": (lambda grey: cropped(grey, 0.02), 0.8),
-    "turned by 2 degrees": (lambda grey: turned(grey, 2), 0.9),
+    "crop of 2 %": (lambda grey: cropped(grey, 0.02), 0.9),
+    "black frame": (lambda grey: framed(grey, 0.05), 0.97),
+    "padded to a square": (padded, 0.97),
+    "noisy": (noisy, 0.97),
+    "turned by 2 degrees": (lambda grey: turned(grey, 2), 0.95),
 }
 """Changes with the least share of real films that are found after them."""
 

@@ -32,13 +32,17 @@ COARSE_LIKENESS = 0.85
 """Correlation of the 16 x 16 pictures from which a pair is looked at."""
 ALIGNED_FROM = 0.92
 """Correlation of the 16 x 16 pictures from which a pair is aligned, which costs a millisecond."""
-LIKENESS = 0.8
+LIKENESS = 0.75
 """Correlation of high-passed thumbnails from which two films are copies of one exposure."""
 
 SIDE = 64
 _COARSE_SIDE = 16
 _BITS = 64
 _HIGH_PASS = 2.0
+_FRAME_NOISE = 4.0
+"""Standard deviation, grey levels, up to which a row or column is taken for a frame."""
+_GRID = 256
+"""Frames are looked for at this size, in which noise is averaged out."""
 _BLOCK = 512
 _FEWEST_SHARED = 0.6
 _ALIGNMENT = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 30, 1e-3)
@@ -87,6 +91,7 @@ def fingerprint(film: Radiograph) -> Fingerprint:
     grey = film.pixels
     if grey.dtype != np.uint8:
         grey = (grey * np.float32(255 / film.white)).astype(np.uint8)
+    grey = _unframed(grey)
     thumbnail = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.uint8)
     hashes = []
     for turned in (thumbnail, thumbnail[:, ::-1]):
@@ -95,6 +100,17 @@ def fingerprint(film: Radiograph) -> Fingerprint:
         hashes.append([one.hash.ravel() for one in both])
     synthetic = Caution.SYNTHETIC in film.cautions
     return Fingerprint(film.sha256, thumbnail, np.array(hashes, np.bool_), synthetic)
+
+
+def _unframed(grey: NDArray[Any]) -> NDArray[Any]:
+    """A film without a frame or padding of one grey level, up to half of each side."""
+    reduced = cv2.resize(grey, (_GRID, _GRID), interpolation=cv2.INTER_AREA).astype(np.float32)
+    kept = []
+    for axis, length in ((1, grey.shape[0]), (0, grey.shape[1])):
+        drawn = np.flatnonzero(reduced.std(axis=axis) > _FRAME_NOISE)
+        first, last = (drawn[0], drawn[-1] + 1) if len(drawn) > _GRID // 2 else (0, _GRID)
+        kept.append(slice(first * length // _GRID, -(-last * length // _GRID)))
+    return grey[kept[0], kept[1]]
 
 
 def find_copies(prints: Sequence[Fingerprint], parts: Sequence[Hashable]) -> list[Copy]:

@@ -65,7 +65,8 @@ def command(
     """Fine-tune a network on DATA and write a checkpoint with its threshold.
 
     DATA is a manifest CSV with splits `train` and `val`, a folder of such folders, or a folder
-    with one folder per class, of which a share is kept for validation. The epoch with the lowest
+    with one folder per class, of which a share of the patients is kept for validation. Nothing is
+    trained while two splits share a patient or a film. The epoch with the lowest
     validation loss is kept, and the threshold is chosen on the validation films.
 
     On several GPUs: torchrun --nproc-per-node 2 -m deepcovid_edge train --device cuda ...
