@@ -124,6 +124,7 @@ def _readable(
     films: Sequence[LabelledFilm], dropped: Counter[str]
 ) -> tuple[list[LabelledFilm], list[Fingerprint]]:
     """Films that can be judged, with their fingerprints."""
+    cv2.setNumThreads(1)  # its threads would not live on in forked data workers, which then hang
 
     def read(film: LabelledFilm) -> Fingerprint | str:
         try:
