@@ -50,6 +50,8 @@ model: .venv/ready
 		$(if $(WEIGHTS),--weights $(WEIGHTS))
 	$(DEV)/deepcovid-edge export $(RUNS)/squeezenet1_1/checkpoint.pt --check $(DATA) \
 		-o $(MODELS)/squeezenet1_1.onnx
+	$(DEV)/deepcovid-edge quantize squeezenet1_1 --precision int8 --for cpu --calibration $(DATA) \
+		--verify $(DATA) --split test -o $(MODELS)/squeezenet1_1-int8-cpu.onnx
 	for split in test external paediatric; do \
 		$(DEV)/deepcovid-edge evaluate squeezenet1_1 $(DATA) --split $$split \
 			--shortcuts -o $(RESULTS)/squeezenet1_1-$$split.json || exit 1; \

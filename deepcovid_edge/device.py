@@ -84,7 +84,7 @@ def _tensorrt_facts() -> dict[str, Any]:
 
 
 def model_facts() -> list[dict[str, Any]]:
-    """Name, path, precision, SHA-256, threshold and input of each shipped model."""
+    """What each shipped model's file says of it, with its path and SHA-256."""
     facts = []
     for name, path in shipped_models().items():
         try:
@@ -100,6 +100,7 @@ def model_facts() -> list[dict[str, Any]]:
                 "classes": list(manifest.classes),
                 "threshold": manifest.threshold,
                 "license": manifest.license,
+                "reads_the_source": manifest.training.get("shortcuts", {}).get("reads_the_source"),
             }
         )
     return facts

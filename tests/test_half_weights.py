@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,21 @@ import pytest
 
 pytest.importorskip("onnx", reason="the workstation side needs extra export")
 pytest.importorskip("onnxruntime", reason="the workstation side needs extra export")
+torch = pytest.importorskip("torch", reason="the workstation side needs extra export")
 
 import onnx
 import onnxruntime
 from onnx import TensorProto, numpy_helper
 
+from deepcovid_edge.backends import load_backend
 from deepcovid_edge.errors import ModelFileError
+from deepcovid_edge.manifest import InputSpec, ModelManifest, read_manifest
 from deepcovid_edge.models import find_model
+from deepcovid_edge.predict import probabilities
 from deepcovid_edge.typed import check_typed
 from deepcovid_export.half_weights import restore_float, store_half
+from deepcovid_export.networks import Classifier, build_network
+from deepcovid_export.to_onnx import export_network
 from deepcovid_export.typed_graph import read_fp32
 
 SHIPPED = find_model("squeezenet1_1")
@@ -85,3 +92,44 @@ def test_weights_beyond_fp16_are_refused(network: onnx.ModelProto) -> None:
     item.CopyFrom(numpy_helper.from_array(weights, item.name))
     with pytest.raises(ModelFileError, match="65504"):
         store_half(wide)
+
+
+# The command's own function --------------------------------------------------------------------
+
+
+def small() -> tuple[Classifier, ModelManifest]:
+    torch.manual_seed(5)
+    network = build_network("small_cnn", 2).eval()
+    spec = InputSpec(128, 128)
+    return network, ModelManifest("small", "small_cnn", ("non", "covid"), "covid", 0.5, input=spec)
+
+
+def test_export_says_what_rounding_changed(tmp_path: Path) -> None:
+    network, manifest = small()
+    films = np.random.default_rng(2).integers(0, 256, (6, 128, 128), dtype=np.uint8)
+    output = tmp_path / "small.onnx"
+    written, parity = export_network(network, manifest, output, films, half_weights=True)
+    assert parity.max_logit_difference <= 1e-4
+    rounding = written.training["export"]["half_weights"]
+    assert rounding["decisions_turned"] == 0
+    assert 0 < rounding["max_logit_difference"] < 0.01
+    assert read_manifest(output) == ModelManifest.from_json(written.to_json())
+    assert any(
+        item.data_type == TensorProto.FLOAT16 for item in onnx.load(output).graph.initializer
+    )
+
+
+def test_export_is_not_written_where_rounding_turns_a_decision(tmp_path: Path) -> None:
+    network, manifest = small()
+    films = np.random.default_rng(2).integers(0, 256, (6, 128, 128), dtype=np.uint8)
+    whole, rounded = tmp_path / "whole.onnx", tmp_path / "rounded.onnx"
+    export_network(network, manifest, whole, films)
+    export_network(network, manifest, rounded, films, half_weights=True)
+    scores = []
+    for path in (whole, rounded):
+        with load_backend(path) as backend:
+            scores.append(probabilities(backend.infer(films).logits)[0, 1])
+    between = replace(manifest, threshold=float(np.mean(scores)))
+    with pytest.raises(ModelFileError, match=r"turn [1-6] of 6 decisions"):
+        export_network(network, between, tmp_path / "no.onnx", films, half_weights=True)
+    assert not (tmp_path / "no.onnx").exists()

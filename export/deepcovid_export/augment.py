@@ -129,7 +129,7 @@ def hide_centre(pixels: NDArray[np.uint8], draw: np.random.Generator) -> NDArray
         slice(round(top * height), round((1 - bottom) * height)),
         slice(round(left * width), round((1 - right) * width)),
     )
-    hidden = pixels.copy()
+    hidden: NDArray[np.uint8] = pixels.copy()
     around = float(pixels.sum(dtype=np.int64) - pixels[inner].sum(dtype=np.int64))
     grey = around / (pixels.size - pixels[inner].size)
     hidden[inner] = round(grey) if draw.random() < 0.7 else draw.integers(40, 220)

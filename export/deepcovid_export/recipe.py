@@ -167,14 +167,17 @@ class FitSettings:
             raise ValueError(f"fit.warm_up: got {self.warm_up}, expected between 0 and 1")
         if self.learning_rate != "find" and self.learning_rate <= 0:
             raise ValueError(f"fit.learning_rate: got {self.learning_rate}, expected above 0")
-        if self.repeat and (self.balance != "upsample" or min(self.repeat.values()) < 1):
+        self._check_repeats()
+
+    def _check_repeats(self) -> None:
+        for name in ("repeat", "repeat_sources"):
+            times = getattr(self, name)
+            if times and min(times.values()) < 1:
+                raise ValueError(f"fit.{name}: got {dict(times)}, expected 1 or more for each")
+        if self.repeat and self.balance != "upsample":
             raise ValueError(
-                f"fit.repeat: got {dict(self.repeat)}, expected 1 or more for each class, and "
+                f"fit.repeat: got {dict(self.repeat)} with balance = {self.balance!r}, expected "
                 'balance = "upsample"'
-            )
-        if self.repeat_sources and min(self.repeat_sources.values()) < 1:
-            raise ValueError(
-                f"fit.repeat_sources: got {dict(self.repeat_sources)}, expected 1 or more for each"
             )
 
 

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from deepcovid_edge.backends import Inference, load_backend
 from deepcovid_edge.errors import ModelFileError
 from deepcovid_edge.manifest import METADATA_KEY, ModelManifest, file_sha256
+from deepcovid_edge.predict import probabilities
 from deepcovid_export.checkpoint import load_checkpoint
+from deepcovid_export.half_weights import store_half
 from deepcovid_export.networks import Classifier
 
 OPSET = 18
@@ -43,6 +45,19 @@ class Parity:
     kind: str
     max_logit_difference: float
     max_map_difference: float
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What weights rounded to FP16 change on the same films.
+
+    Attributes:
+        max_logit_difference: Largest absolute difference of a logit.
+        decisions_turned: Films that fall on the other side of the threshold.
+    """
+
+    max_logit_difference: float
+    decisions_turned: int
 
 
 def export_checkpoint(
@@ -74,6 +89,7 @@ def export_network(
     films: NDArray[np.uint8],
     *,
     kind: str = "synthetic",
+    half_weights: bool = False,
 ) -> tuple[ModelManifest, Parity]:
     """Export a network and prove that the file computes what torch computes.
 
@@ -83,12 +99,13 @@ def export_network(
         output: The .onnx file to write.
         films: Prepared films of shape (N, height, width), uint8, to compare on.
         kind: What the films are, `real` or `synthetic`, for the manifest.
+        half_weights: Store the weights rounded to FP16, at half the size; arithmetic stays FP32.
 
     Returns:
-        The manifest inside the file, and how far the two are apart.
+        The manifest inside the file, and how far the two are apart, before any rounding.
 
     Raises:
-        ModelFileError: The exported file differs from the network.
+        ModelFileError: The exported file differs from the network, or rounding turns a decision.
     """
     created = {**manifest.created_with, "onnx": onnx.__version__}
     manifest = replace(manifest, created_with=created)
@@ -97,13 +114,27 @@ def export_network(
     try:
         onnx.save(_with_manifest(model, manifest), temporary)
         parity = compare(network, temporary, films, kind=kind)
-        training = {**manifest.training, "export": asdict(parity)}
-        manifest = replace(manifest, training=training)
+        facts = asdict(parity)
+        if half_weights:
+            halved = store_half(model)
+            rounding = _compare_rounded(model, halved, manifest, temporary, films)
+            model, facts = halved, {**facts, "half_weights": asdict(rounding)}
+        manifest = replace(manifest, training={**manifest.training, "export": facts})
         onnx.save(_with_manifest(model, manifest), temporary)
         temporary.replace(output)
     finally:
         temporary.unlink(missing_ok=True)
     return manifest, parity
+
+
+def rewrite_manifest(path: Path, manifest: ModelManifest) -> None:
+    """Give an exported file another manifest, in one step."""
+    temporary = path.with_name(f".{os.getpid()}-{path.stem}.onnx")
+    try:
+        onnx.save(_with_manifest(onnx.load(path), manifest), temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def compare(
@@ -136,6 +167,31 @@ def compare(
             f"expected at most {TOLERANCE:.0e}: the export is not used"
         )
     return parity
+
+
+def _compare_rounded(
+    model: onnx.ModelProto,
+    halved: onnx.ModelProto,
+    manifest: ModelManifest,
+    place: Path,
+    films: NDArray[np.uint8],
+) -> Rounding:
+    answers = []
+    for form in (model, halved):
+        onnx.save(_with_manifest(form, manifest), place)
+        with load_backend(place) as backend:
+            answers.append(backend.infer(films).logits)
+    before, now = (
+        probabilities(logits)[:, manifest.positive_index] >= manifest.threshold
+        for logits in answers
+    )
+    rounding = Rounding(float(np.abs(answers[1] - answers[0]).max()), int((before != now).sum()))
+    if rounding.decisions_turned:
+        raise ModelFileError(
+            f"{manifest.name}: weights rounded to FP16 turn {rounding.decisions_turned} of "
+            f"{len(films)} decisions, expected none: export without --half-weights"
+        )
+    return rounding
 
 
 def _to_onnx(network: Classifier, manifest: ModelManifest) -> onnx.ModelProto:

@@ -24,9 +24,13 @@ if TYPE_CHECKING:
     "--check",
     "data",
     type=click.Path(path_type=Path),
-    help="Films to compare torch and ONNX Runtime on.  [default: synthetic ones]",
+    help="Films to compare torch and ONNX Runtime on.  [default: synthetic ones]  Those of a "
+    "split `val` also tell whether the network reads the source.",
 )
 @click.option("--films", type=click.IntRange(1, 1024), default=64, show_default=True)
+@click.option(
+    "--half-weights", is_flag=True, help="Store weights in FP16: half the size, FP32 arithmetic."
+)
 @click.option("--classes", help="Of a published network, in their order.  [default: covid,non]")
 @click.option("--positive", help="The class that it looks for.  [default: covid]")
 @click.option("--threshold", type=float, help="Probability from which a film is positive.")
@@ -35,6 +39,7 @@ def command(
     output: Path | None,
     data: Path | None,
     films: int,
+    half_weights: bool,
     classes: str | None,
     positive: str | None,
     threshold: float | None,
@@ -55,13 +60,36 @@ def command(
     output.parent.mkdir(parents=True, exist_ok=True)
     pixels = _films(data, films, manifest.input)
     kind = "real" if data else "synthetic"
-    _, parity = export_network(network, manifest, output, pixels, kind=kind)
+    written, parity = export_network(
+        network, manifest, output, pixels, kind=kind, half_weights=half_weights
+    )
     click.echo(
         f"torch and ONNX Runtime on {parity.films} {kind} films: logits differ by at most "
         f"{parity.max_logit_difference:.2g}, activation maps by {parity.max_map_difference:.2g}",
         err=True,
     )
+    if data is not None:
+        _measure_shortcuts(output, written, data)
     click.echo(output)
+
+
+def _measure_shortcuts(path: Path, manifest: ModelManifest, data: Path) -> None:
+    """Write into the file whether it reads the source, where there are films of val to tell."""
+    from dataclasses import replace
+
+    from deepcovid_edge.backends import load_backend
+    from deepcovid_edge.dataset import dataset_sha256, load_dataset
+    from deepcovid_export.shortcuts import measure_shortcuts, shortcut_summary
+    from deepcovid_export.to_onnx import rewrite_manifest
+
+    films = [film for film in load_dataset(data) if film.split == "val"]
+    if not {film.label for film in films} & manifest.positive_labels:
+        return
+    with load_backend(path) as backend:
+        measured = measure_shortcuts(backend, films)
+    summary = shortcut_summary(measured, "val", dataset_sha256(films))
+    rewrite_manifest(path, replace(manifest, training={**manifest.training, "shortcuts": summary}))
+    click.echo(summary["verdict"], err=True)
 
 
 def _load(
