@@ -83,6 +83,25 @@ def test_mean_of_the_activation_maps_is_the_logit_at_every_size(architecture: st
     assert maps.shape[2] >= size // 32
 
 
+def test_the_table_of_networks_is_what_the_networks_are() -> None:
+    rows = []
+    for architecture in ("squeezenet1_0", "squeezenet1_1", "resnet18", "resnet50", "densenet121"):
+        rows.append(row_of(architecture, 1e6, "M", ".1f"))
+    rows.append(row_of("small_cnn", 1e3, "k", ".0f"))
+    assert {row.split("`")[1] for row in rows} == {*ARCHITECTURES}
+    text = (Path(__file__).parent.parent / "export/README.md").read_text("utf-8")
+    for row in rows:
+        assert row in text
+
+
+def row_of(architecture: str, unit: float, letter: str, form: str) -> str:
+    with torch.device("meta"):
+        network = build_network(architecture, 2).eval()
+        side = network(torch.zeros(1, 224, 224, dtype=torch.uint8))[1].shape[2]
+    count = sum(parameter.numel() for parameter in network.parameters())
+    return f"| `{architecture}` | {count / unit:{form}} {letter} | {side} x {side} |"
+
+
 def test_an_unknown_architecture_is_answered_with_the_known_ones() -> None:
     with pytest.raises(UsageError, match=r"got 'vgg16', expected one of densenet121, resnet18, "):
         build_network("vgg16", 2)
@@ -192,7 +211,7 @@ def changed_by_a_step(network: Classifier) -> set[str]:
     optimiser = torch.optim.AdamW(network.parameters(), lr=0.01, weight_decay=0.1)
     network.eval()
     network.train()
-    logits, _ = network(films(4, 64))
+    logits, _ = network(films(4, 32))
     optimiser.zero_grad()
     nn.functional.cross_entropy(logits, torch.tensor([0, 1, 0, 1])).backward()
     optimiser.step()
