@@ -21,7 +21,7 @@ from deepcovid_edge.dataset import LabelledFilm
 from deepcovid_edge.errors import DataError, UsageError
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.phantom import draw_phantom, save_phantom
-from deepcovid_export.balance import films_of_an_epoch, loss_weights
+from deepcovid_export.balance import films_of_an_epoch, loss_weights, unknown_sources
 from deepcovid_export.data import FilmDataset, TrainingData
 from deepcovid_export.finder import CURVE_NAME, RangeTest, find_learning_rate, suggest
 from deepcovid_export.optimisers import build_optimiser, build_schedule
@@ -101,12 +101,16 @@ def test_upsampling_without_numbers_makes_all_classes_equally_frequent() -> None
 def test_films_of_a_rare_source_are_drawn_again_and_count_in_the_weights() -> None:
     films = [
         *named_films({"non": 6}),
-        *(replace(film, source="web") for film in named_films({"non": 2, "covid": 4})),
+        *(
+            replace(film, source="ours (web.org) of all")
+            for film in named_films({"non": 2, "covid": 4})
+        ),
     ]
-    recipe = replace(PAPER, fit=FitSettings(repeat_sources={"web": 3, "nowhere": 9}))
+    recipe = replace(PAPER, fit=FitSettings(repeat_sources={"web.org": 3, "nowhere": 9}))
+    assert unknown_sources(films, recipe) == ["nowhere"]
     epoch = films_of_an_epoch(films, recipe)
     assert epoch[: len(films)] == films
-    assert Counter(film.source for film in epoch) == {"": 6, "web": 18}
+    assert Counter(film.source for film in epoch) == {"": 6, films[-1].source: 18}
     fit, _ = loss_weights(films, recipe)
     assert fit.tolist() == [1.0, 1.0]  # 12 of each class are drawn
 

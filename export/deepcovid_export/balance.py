@@ -32,9 +32,22 @@ def films_of_an_epoch(films: Sequence[LabelledFilm], recipe: Recipe) -> list[Lab
     return [*films, *again]
 
 
+def repeats_of(source: str, recipe: Recipe) -> int:
+    """Times an epoch that a film of a source is drawn: the most that any name in it asks for."""
+    asked = recipe.fit.repeat_sources
+    return max((times for name, times in asked.items() if name in source), default=1)
+
+
+def unknown_sources(films: Sequence[LabelledFilm], recipe: Recipe) -> list[str]:
+    """Names in `repeat_sources` that no film's source has in it."""
+    present = {film.source for film in films}
+    return [
+        name for name in recipe.fit.repeat_sources if not any(name in source for source in present)
+    ]
+
+
 def _of_repeated_sources(films: Sequence[LabelledFilm], recipe: Recipe) -> list[LabelledFilm]:
-    times = recipe.fit.repeat_sources
-    return [film for film in films for _ in range(times.get(film.source, 1) - 1)]
+    return [film for film in films for _ in range(repeats_of(film.source, recipe) - 1)]
 
 
 def _more(group: Sequence[LabelledFilm], count: int, seed: int) -> list[LabelledFilm]:

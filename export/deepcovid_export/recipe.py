@@ -125,8 +125,8 @@ class FitSettings:
             frequency, `upsample` draws films of rare classes more often, each time changed anew.
         repeat: With `upsample`: class -> times an epoch that each of its films is drawn; once where
             a class is not named. Empty for as often as makes all classes equally frequent.
-        repeat_sources: Source -> times an epoch that each of its films is drawn, whatever `balance`
-            says: films of a rare source that has a class which else comes from elsewhere.
+        repeat_sources: Part of a source's name -> times an epoch that each of its films is drawn,
+            whatever `balance` says: for a rare source of a class that else comes from elsewhere.
         average: Decay of the exponential moving average of the weights, a step; 0 for none.
         patience: Epochs without a better validation loss before training stops.
         precision: `fp32`, or `bf16` for mixed precision.

@@ -91,7 +91,7 @@ def command(
         leaks_file = leaks if processes.is_first else None
         films = training_data(data, recipe, allow_leaks=allow_leaks, leaks_file=leaks_file)
         if processes.is_first:
-            _report(films)
+            _report(films, recipe)
         if check_data:
             return
         _prepare_folder(folder, films, run)
@@ -100,10 +100,14 @@ def command(
             click.echo(result)
 
 
-def _report(films: TrainingData) -> None:
+def _report(films: TrainingData, recipe: Recipe) -> None:
+    from deepcovid_export.balance import unknown_sources
+
     click.echo(f"{len(films.train)} films to fit on, {len(films.val)} to choose on", err=True)
     for reason, count in films.dropped.items():
         click.echo(f"left out: {count} film{'s' * (count > 1)}: {reason}", err=True)
+    for name in unknown_sources(films.train, recipe):
+        click.echo(f"fit.repeat_sources: no film to fit on is of a source {name!r}", err=True)
     for leak in films.leaks:
         click.echo(f"allowed: {leak}", err=True)
 
