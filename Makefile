@@ -1,7 +1,7 @@
 # make demo    set up, write synthetic films, judge them, print the table (no torch)
 # make test    set up, run the tests
 # make lint    set up, run ruff, mypy, shellcheck, codespell and validate-pyproject
-# make model   train, export and measure the shipped model (needs DATA; about ten minutes)
+# make model   train, export, quantise and measure what ships (needs DATA; about an hour)
 # make browser install Chromium for the report's test, where that needs no password
 # make bench   measure speed on this machine (needs DATA)
 
@@ -9,7 +9,7 @@ PYTHON ?= python3
 DATA ?= $(or $(DEEPCOVID_XRAY),../shared/xray)
 WEIGHTS ?= $(firstword $(wildcard $(DATA)/../weights/squeezenet1_1-imagenet.safetensors))
 RUNS ?= runs
-RESULTS = benchmarks/results/accuracy
+RESULTS = benchmarks/results
 MODELS = deepcovid_edge/models
 
 BROWSERS = chromium chromium-browser google-chrome google-chrome-stable
@@ -17,7 +17,7 @@ BROWSERS = chromium chromium-browser google-chrome google-chrome-stable
 DEV = .venv/bin
 DEMO = .venv-demo/bin
 
-.PHONY: demo test lint browser model resnet18 bench wheel clean
+.PHONY: demo test lint browser model bench wheel clean
 
 demo: .venv-demo/ready
 	$(DEMO)/deepcovid-edge sample demo-films
@@ -45,27 +45,31 @@ browser:
 		$$as apt-get -q install -y --no-install-recommends chromium; } || \
 	echo "no browser: the report's browser test will skip (apt-get install chromium)"
 
-model: .venv/ready
-	$(DEV)/deepcovid-edge train --recipe squeezenet1_1 $(DATA) -o $(RUNS)/squeezenet1_1 --resume \
-		$(if $(WEIGHTS),--weights $(WEIGHTS))
-	$(DEV)/deepcovid-edge export $(RUNS)/squeezenet1_1/checkpoint.pt --check $(DATA) \
-		-o $(MODELS)/squeezenet1_1.onnx
-	$(DEV)/deepcovid-edge quantize squeezenet1_1 --precision int8 --for cpu --calibration $(DATA) \
-		--verify $(DATA) --split test -o $(MODELS)/squeezenet1_1-int8-cpu.onnx
-	for split in test external paediatric; do \
-		$(DEV)/deepcovid-edge evaluate squeezenet1_1 $(DATA) --split $$split \
-			--shortcuts -o $(RESULTS)/squeezenet1_1-$$split.json || exit 1; \
-	done
-	$(DEV)/python -m deepcovid_export.model_card squeezenet1_1 --results $(RESULTS) \
-		-o $(MODELS)/squeezenet1_1.md
+model: model-squeezenet1_1 model-resnet18
 
-resnet18: .venv/ready
-	$(DEV)/deepcovid-edge train --recipe resnet18 $(DATA) -o $(RUNS)/resnet18 --resume --from-scratch
-	$(DEV)/deepcovid-edge export $(RUNS)/resnet18/checkpoint.pt --check $(DATA) -o $(RUNS)/resnet18.onnx
-	for split in test external paediatric; do \
-		$(DEV)/deepcovid-edge evaluate $(RUNS)/resnet18.onnx $(DATA) --split $$split \
-			--shortcuts -o $(RESULTS)/resnet18-$$split.json || exit 1; \
+START_squeezenet1_1 = $(if $(WEIGHTS),--weights $(WEIGHTS))
+START_resnet18 = --from-scratch
+EXPORT_resnet18 = --half-weights
+
+model-%: .venv/ready
+	$(DEV)/deepcovid-edge train --recipe $* $(DATA) -o $(RUNS)/$* --resume $(START_$*)
+	$(DEV)/deepcovid-edge export $(RUNS)/$*/checkpoint.pt --check $(DATA) $(EXPORT_$*) \
+		-o $(MODELS)/$*.onnx
+	$(DEV)/deepcovid-edge quantize $* --precision fp16 --calibration $(DATA) \
+		-o $(RUNS)/$*-fp16.onnx
+	$(DEV)/deepcovid-edge quantize $* --precision int8 --calibration $(DATA) \
+		-o $(RUNS)/$*-int8-tensorrt.onnx
+	$(DEV)/deepcovid-edge quantize $* --precision int8 --for cpu --calibration $(DATA) \
+		--verify $(DATA) --split test -o $(MODELS)/$*-int8-cpu.onnx
+	for form in $(RUNS)/$*-fp16 $(RUNS)/$*-int8-tensorrt $(MODELS)/$*-int8-cpu; do \
+		$(DEV)/deepcovid-edge verify $* $$form.onnx $(DATA) --split test \
+			-o $(RESULTS)/verify/$${form##*/}-test.json || exit 1; \
 	done
+	for split in test external paediatric; do \
+		$(DEV)/deepcovid-edge evaluate $* $(DATA) --split $$split --shortcuts \
+			-o $(RESULTS)/accuracy/$*-$$split.json || exit 1; \
+	done
+	$(DEV)/python -m deepcovid_export.model_card $* --results $(RESULTS)/accuracy -o $(MODELS)/$*.md
 
 bench: .venv/ready
 	$(DEV)/python benchmarks/infer_speed.py --data $(DATA)

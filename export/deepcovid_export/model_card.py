@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from deepcovid_edge.backends import INT8_CPU_SUFFIX
 from deepcovid_edge.manifest import ModelManifest, file_sha256, read_manifest
 from deepcovid_edge.models import find_model
 
@@ -24,12 +25,12 @@ films and films of other pneumonia. **{notice}**
 
 | | |
 | --- | --- |
-| file | `{name}.onnx`, {size:.1f} MB, {precision}, sha256 `{sha256}` |
+| file | `{name}.onnx`, {size:.1f} MB, {precision}{stored}, sha256 `{sha256}` |{forms}
 | input | uint8 grey, {height} x {width}, resize rule `{resize}` |
 | classes | {classes} |
 | threshold | {threshold:.4f}: {rule}, on {val_films} films of `val` ({val_positives} positive) |
 | licence of the weights | {license} |
-| made by | `make model` (recipe `{name}.toml`, seed {seed}) |
+| made by | `make model-{name}` (recipe `{name}.toml`, seed {seed}) |
 
 ## Data
 
@@ -109,6 +110,8 @@ def card(manifest: ModelManifest, model: Path, evaluations: list[dict[str, Any]]
         notice="Research use only; not a medical device.",
         size=model.stat().st_size / 1e6,
         precision=manifest.precision,
+        stored=" (weights stored in FP16)" if "half_weights" in training["export"] else "",
+        forms=_forms(model),
         sha256=file_sha256(model),
         height=manifest.input.height,
         width=manifest.input.width,
@@ -126,6 +129,21 @@ def card(manifest: ModelManifest, model: Path, evaluations: list[dict[str, Any]]
         val_sha256=training["val_sha256"],
         rows="\n".join(line for figures in evaluations for line in _rows(figures)),
         shortcuts=_shortcuts(evaluations),
+    )
+
+
+def _forms(model: Path) -> str:
+    """A row for the INT8 form that lies beside the model, if there is one."""
+    path = model.with_name(f"{model.stem}{INT8_CPU_SUFFIX}.onnx")
+    if not path.is_file():
+        return ""
+    facts = read_manifest(path).quantization
+    proof = facts["verified"]
+    kept = ", ".join(f"`{name}`" for name in facts["left_out"]) or "none"
+    return (
+        f"\n| INT8 for CPUs | `{path.name}`, {path.stat().st_size / 1e6:.1f} MB, sha256 "
+        f"`{file_sha256(path)}`; on {proof['films']} films of `test` {proof['flips']} decisions "
+        f"turned: {proof['verdict']}; layers left in FP32: {kept} |"
     )
 
 

@@ -1,4 +1,4 @@
-"""FP16 and INT8 forms of the shipped network on real films: made, judged by the gate, and built."""
+"""FP16 and INT8 forms of the shipped networks on real films: made, judged by the gate, built."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from deepcovid_edge.dataset import load_dataset
 from deepcovid_edge.engines import BuildSettings, build
 from deepcovid_edge.errors import ModelFileError
 from deepcovid_edge.manifest import file_sha256, read_manifest
-from deepcovid_edge.models import find_model
+from deepcovid_edge.models import shipped_models
 from deepcovid_edge.phantom import draw_phantom
 from deepcovid_edge.typed import check_typed
 from deepcovid_edge.verify import verify
@@ -38,9 +38,9 @@ real_films = pytest.mark.skipif(
     not (XRAY / "manifest.csv").is_file(),
     reason="no real X-rays: ../shared/xray is missing (DEEPCOVID_XRAY overrides)",
 )
-PARENTS = [find_model("squeezenet1_1")]
-if resnet18 := os.environ.get("DEEPCOVID_RESNET18"):  # does not ship: `make resnet18` makes it
-    PARENTS.append(Path(resnet18))
+PARENTS = [
+    path for name, path in shipped_models().items() if read_manifest(path).precision == "fp32"
+]
 
 
 @pytest.fixture(scope="module", params=PARENTS, ids=lambda path: path.stem)

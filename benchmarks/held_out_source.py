@@ -1,0 +1,94 @@
+"""How a recipe does on a source that it has not seen: choose by this, never by test or external.
+
+    python benchmarks/held_out_source.py --data DATA --source radiopaedia.org --name hidden-lungs \
+        --set fit.epochs=12 --set augment.hide=0.25
+
+Patients of the source are held out of `train` (all of them, or `--share 0.5`), the recipe is
+trained on the rest, and the checkpoint judges: `val`; `val` with the lungs hidden and with the
+lungs alone; and the held-out films, whose negatives are set against the positives of `val` and
+their own. One JSON file a run, in results/choice/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deepcovid_edge.backends import BackendSettings, load_backend
+from deepcovid_edge.dataset import LabelledFilm
+from deepcovid_export.data import TrainingData, training_data
+from deepcovid_export.judging import judge
+from deepcovid_export.metrics import area
+from deepcovid_export.recipe import load_recipe
+from deepcovid_export.shortcuts import measure_shortcuts
+from deepcovid_export.train import RunSettings, Training
+
+RESULTS = Path(__file__).parent / "results/choice"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--recipe", default="squeezenet1_1")
+    parser.add_argument("--set", action="append", default=[], dest="changes")
+    parser.add_argument("--source", required=True, help="part of the source's name")
+    parser.add_argument("--share", type=float, default=1.0, help="of its patients, held out")
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--name", required=True, help="of the result")
+    options = parser.parse_args()
+    recipe = load_recipe(options.recipe, options.changes)
+    data = training_data(options.data, recipe)
+    held = [film for film in data.train if is_held(film, options.source, options.share)]
+    kept = replace(data, train=[film for film in data.train if film not in set(held)])
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = fit(kept, recipe, RunSettings(Path(folder), weights=options.weights))
+        figures = judged(checkpoint, kept, held)
+    facts = {"source": options.source, "share": options.share, "changes": options.changes}
+    content = {**facts, **figures, "recipe": recipe.as_dict()}
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, indent=1, sort_keys=True) + "\n"
+    (RESULTS / f"{options.name}.json").write_text(text, encoding="utf-8")
+    for name in ("val", "lungs_hidden", "lungs_only", "held_out"):
+        print(f"{name}: {figures[name]['auc']:.3f} {figures[name]['auc_interval_95']}")
+
+
+def is_held(film: LabelledFilm, source: str, share: float) -> bool:
+    """Whole patients, the same ones whatever the recipe."""
+    digest = hashlib.sha256((film.patient or film.path.name).encode()).digest()
+    return source in film.source and digest[0] < 256 * share
+
+
+def fit(data: TrainingData, recipe: Any, run: RunSettings) -> Path:
+    training = Training(recipe, data, run)
+    while not training.finished:
+        figures = training.run_epoch()
+        print(f"epoch {figures['epoch'] + 1}: val AUC {figures['val_auc']:.4f}", flush=True)
+    return training.finish()
+
+
+def judged(checkpoint: Path, data: TrainingData, held: list[LabelledFilm]) -> dict[str, Any]:
+    settings = BackendSettings(threads=len(os.sched_getaffinity(0)))
+    with load_backend(checkpoint, settings=settings) as backend:
+        seen, unseen = judge(backend, data.val), judge(backend, held)
+        shortcuts = measure_shortcuts(backend, data.val, seen)
+    positives = seen.scores[seen.positive]
+    scores = np.concatenate([positives, unseen.scores])
+    truth = np.concatenate([np.ones(len(positives), bool), unseen.positive])
+    return {
+        "val": shortcuts["whole"],
+        "lungs_hidden": shortcuts["lungs_hidden"],
+        "lungs_only": shortcuts["lungs_only"],
+        "held_out": {"held_films": len(held), **area(scores, truth)},
+    }
+
+
+if __name__ == "__main__":
+    main()
