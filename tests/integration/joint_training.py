@@ -1,46 +1,46 @@
-"""Train in the processes of torchrun and store what each of them ends with.
+"""`deepcovid-edge train` in one of torchrun's processes, which also stores what it ends with.
 
-    torchrun --standalone --nproc-per-node 2 joint_training.py DATA FOLDER RECIPE ...
+    torchrun --standalone --nproc-per-node 2 joint_training.py DATA RECIPE ...
 
-First `deepcovid-edge train` runs as a user runs it, on the first recipe; then each recipe runs in
-this process, whose weights go into FOLDER/<name>-<rank>.pt.
+Each recipe's run gets a folder beside it, which also gets each process's weights, `rank-N.pt`.
 """
 
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
-from deepcovid_edge.cli.main import run as run_command
-from deepcovid_export.data import training_data
-from deepcovid_export.processes import joined
-from deepcovid_export.recipe import load_recipe
-from deepcovid_export.train import RunSettings, Training
+from deepcovid_edge.cli.main import run
+from deepcovid_export import processes
+from deepcovid_export.train import Training
+
+finish = Training.finish
 
 
-def main(data: str, folder: str, *recipes: str) -> None:
-    options = ["-o", f"{folder}/command", "--workers", "0"]
-    if code := run_command(["train", data, "--recipe", recipes[0], *options]):
-        sys.exit(code)
-    with joined("cpu") as (processes, device):
-        for name in recipes:
-            recipe = load_recipe(name)
-            place = Path(folder) / recipe.name
-            place.mkdir(exist_ok=True)
-            run = RunSettings(place, device, workers=0, processes=processes)
-            training = Training(recipe, training_data(Path(data), recipe), run)
-            while not training.finished:
-                training.run_epoch()
-            training.finish()
-            end = {
-                "network": training.network.state_dict(),
-                "judged": training.judged.state_dict(),
-                "best": training.best,
-                "losses": [[epoch["train_loss"], epoch["val_loss"]] for epoch in training.history],
-            }
-            torch.save(end, Path(folder) / f"{recipe.name}-{processes.rank}.pt")
+def finish_and_tell(training: Training) -> Path:
+    path = finish(training)
+    end = {
+        "network": training.network.state_dict(),
+        "judged": training.judged.state_dict(),
+        "best": training.best,
+        "losses": [[epoch["train_loss"], epoch["val_loss"]] for epoch in training.history],
+    }
+    torch.save(end, training.run.folder / f"rank-{training.run.processes.rank}.pt")
+    return path
+
+
+def main(data: str, *recipes: str) -> None:
+    Training.finish = finish_and_tell  # type: ignore[method-assign]
+    with processes.joined("cpu") as joined:
+        # One group for all runs: torchrun's store does not serve a second.
+        processes.joined = lambda device: nullcontext(joined)
+        for recipe in recipes:
+            folder = recipe.removesuffix(".toml")
+            if code := run(["train", data, "--recipe", recipe, "-o", folder, "--workers", "0"]):
+                sys.exit(code)
 
 
 if __name__ == "__main__":
