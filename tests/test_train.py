@@ -267,3 +267,13 @@ def test_the_loss_of_a_step_is_torchs_own_weighted_mean(
             logits, targets, training.class_weights, label_smoothing=0.1
         )
     assert training.fit_batch(images, targets) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+def test_a_run_that_never_had_a_finite_loss_says_so(films: TrainingData, tmp_path: Path) -> None:
+    recipe = small_recipe(optimiser="sgd", learning_rate=1e30, schedule="constant")
+    training = started(recipe, films, tmp_path)
+    while not training.finished:
+        training.run_epoch()
+    with pytest.raises(UsageError, match=r"fit\.learning_rate: got 1e\+30, .* set a lower one"):
+        training.finish()
+    assert not (tmp_path / "checkpoint.pt").exists()

@@ -201,7 +201,15 @@ class Training:
         """Take the best epoch's weights, choose the threshold on val, write the checkpoint.
 
         All processes judge, the first writes.
+
+        Raises:
+            UsageError: No epoch had a finite validation loss.
         """
+        if "state" not in self.best:
+            raise UsageError(
+                f"fit.learning_rate: got {self.recipe.fit.learning_rate}, and the validation loss "
+                "was finite in no epoch: set a lower one"
+            )
         self.judged.load_state_dict(self.best["state"])
         scores, positive, _ = self.judge_validation()
         threshold = operating_point(scores, positive, self.recipe.sensitivity)
