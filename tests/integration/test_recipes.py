@@ -90,6 +90,9 @@ def test_a_shipped_recipe_runs_from_films_to_a_model(
     assert (used["epochs"], used["optimiser"]) == (1, recipe.fit.optimiser)
     if recipe.fit.learning_rate == "find":
         assert used["learning_rate"] == RangeTest.read(folder).suggestion
+        curve = (folder / CURVE_NAME).stat()
+        assert run(["train", str(films), *arguments, "--resume"]) == 0, capfd.readouterr().err
+        assert (folder / CURVE_NAME).stat() == curve  # a resumed run goes on with what it found
     assert (folder / CURVE_NAME).exists() == (recipe.fit.learning_rate == "find")
     if recipe.data.views:
         assert "left out: 1 film: view AP Supine" in capfd.readouterr().err
