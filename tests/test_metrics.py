@@ -22,6 +22,7 @@ from deepcovid_export.metrics import (
     normal_interval,
     operating_point,
     rate,
+    threshold_for_new_films,
 )
 
 TRUTH = st.lists(st.booleans(), min_size=2, max_size=60).filter(lambda t: any(t) and not all(t))
@@ -58,6 +59,31 @@ def test_operating_point_lies_between_two_films() -> None:
     truth = np.array([True, True, True, False, False])
     assert operating_point(scores, truth, 0.98) == pytest.approx(0.2)
     assert operating_point(scores, truth, 0.6) == pytest.approx(0.7)
+
+
+def test_the_threshold_keeps_on_new_films_what_it_promises() -> None:
+    """Drawn again and again, 52 films set it and 52 others judge it."""
+    draw = np.random.default_rng(11)
+    positive = np.ones(53, bool)
+    found, plain = [], []
+    for _ in range(4000):
+        scores = np.append(draw.normal(0, 1, 52), -9.0)  # a negative far below
+        positive[52] = False
+        threshold, expected = threshold_for_new_films(scores, positive, 0.98)
+        new = draw.normal(0, 1, 52)
+        found.append((new >= threshold).mean())
+        plain.append((new >= operating_point(scores, positive, 0.98)).mean())
+    assert expected == pytest.approx(52 / 53)
+    assert np.mean(found) >= 0.98
+    assert np.mean(plain) < 0.98  # midway down to the next score, and still too few
+
+
+def test_too_few_positives_promise_less_and_say_so() -> None:
+    scores = np.array([0.9, 0.8, 0.3, 0.1])
+    threshold, expected = threshold_for_new_films(scores, scores > 0.2, 0.98)
+    assert (threshold, expected) == (pytest.approx(0.2), 0.75)
+    threshold, expected = threshold_for_new_films(scores, scores > 0.2, 0.5)
+    assert (threshold, expected) == (pytest.approx(0.55), 0.5)
 
 
 def test_operating_point_needs_a_positive() -> None:

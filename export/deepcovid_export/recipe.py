@@ -190,7 +190,8 @@ class Recipe:
         architecture: Name of the network.
         positive_class: The class that is looked for.
         classes: Class name -> labels of the data set that belong to it.
-        sensitivity: Sensitivity on the validation films at which the threshold is set.
+        sensitivity: Share of new positive films that the threshold, set on the validation films,
+            is expected to find.
         license: Terms of use that the trained weights carry.
         data: Which films are used.
         input: Shape and resize rule.

@@ -24,7 +24,7 @@ from deepcovid_export.balance import films_of_an_epoch, loss_weights
 from deepcovid_export.checkpoint import save_atomically, save_checkpoint
 from deepcovid_export.data import FilmDataset, TrainingData, one_thread_each
 from deepcovid_export.loss import summed_loss
-from deepcovid_export.metrics import Scores, Truth, at_threshold, auc, operating_point
+from deepcovid_export.metrics import Scores, Truth, at_threshold, auc, threshold_for_new_films
 from deepcovid_export.networks import Classifier, build_network, load_imagenet, train_only
 from deepcovid_export.optimisers import build_optimiser, build_schedule
 from deepcovid_export.processes import Processes, check_device
@@ -212,11 +212,10 @@ class Training:
             )
         self.judged.load_state_dict(self.best["state"])
         scores, positive, _ = self.judge_validation()
-        threshold = operating_point(scores, positive, self.recipe.sensitivity)
         path = self.run.folder / CHECKPOINT_NAME
         if not self.run.processes.is_first:
             return path
-        save_checkpoint(self.judged, _manifest(self, threshold, scores, positive), path)
+        save_checkpoint(self.judged, _manifest(self, scores, positive), path)
         history = json.dumps(self.history, indent=1) + "\n"
         (self.run.folder / HISTORY_NAME).write_text(history, encoding="utf-8")
         return path
@@ -307,10 +306,9 @@ class Training:
         return AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
 
 
-def _manifest(
-    training: Training, threshold: float, scores: Scores, positive: Truth
-) -> ModelManifest:
+def _manifest(training: Training, scores: Scores, positive: Truth) -> ModelManifest:
     recipe = training.recipe
+    threshold, expected = threshold_for_new_films(scores, positive, recipe.sensitivity)
     return ModelManifest(
         name=recipe.name,
         architecture=recipe.architecture,
@@ -318,9 +316,10 @@ def _manifest(
         positive_class=recipe.positive_class,
         threshold=threshold,
         threshold_origin={
-            "rule": f"midway between the highest threshold with sensitivity >= "
-            f"{recipe.sensitivity} and the next lower score",
+            "rule": f"midway between the highest threshold that finds {recipe.sensitivity:.0%} of "
+            "new positive films, as is to be expected (split conformal), and the next lower score",
             "split": "val",
+            "expected_sensitivity": round(expected, 4),
             "films": len(scores),
             "positives": int(positive.sum()),
         },
