@@ -62,19 +62,44 @@ def accuracy(document: Path) -> list[str]:
 
 def speed(document: Path) -> list[str]:
     lines = [
-        "| device | model | `infer`, films/s | published loop, films/s | times as fast | "
-        "times as fast as the loop without gradients | share of the roof | file |",
+        "| device | model | what ran | `infer`, films/s | times as fast as the published loop | "
+        "as the loop without gradients | share of the roof | file |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for path in sorted(RESULTS.glob("*/infer-speed-*.json")):
         figures = load(path)
         rates, ratios = figures["films_per_second"], figures["ratios"]
-        lines.append(
-            f"| {device(figures)} | {figures['model']} | {rates['infer']:.0f} | "
-            f"{rates['published_loop']:.0f} | {ratios['infer_to_published_loop']['median']:.1f} | "
-            f"{ratios['infer_to_published_loop_without_gradients']['median']:.1f} | "
-            f"{ratios['infer_to_roof']['median']:.0%} | {link(path, document)} |"
-        )
+        for side, roof, form in (
+            ("infer", "roof", figures["form"]),
+            ("infer_fp32", "roof_fp32", figures["model"]),
+        ):
+            lines.append(
+                f"| {device(figures)} | {figures['model']} | {form} | {rates[side]:.0f} | "
+                f"{ratios[f'{side}_to_published_loop']['median']:.1f} | "
+                f"{ratios[f'{side}_to_published_loop_without_gradients']['median']:.1f} | "
+                f"{ratios[f'{side}_to_{roof}']['median']:.0%} | {link(path, document)} |"
+            )
+    return lines
+
+
+def int8(document: Path) -> list[str]:
+    lines = [
+        "| device | model | batch | one core | all cores, one call | a call a core | gate on val | "
+        "file |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for path in sorted(RESULTS.glob("*/quantized-speed-*.json")):
+        figures = load(path)
+        gate = figures["gate"]
+        for batch in (1, 8):
+            ratios = [
+                f"{figures['runs'][f'{mode}_batch_{batch}']['ratio']['median']:.1f}"
+                for mode in ("threads_1", "threads_all", "cores_busy")
+            ]
+            lines.append(
+                f"| {device(figures)} | {figures['model']} | {batch} | {' | '.join(ratios)} | "
+                f"{gate['flips']} of {gate['films']} turned | {link(path, document)} |"
+            )
     return lines
 
 
@@ -118,7 +143,7 @@ def link(path: Path, document: Path) -> str:
     return f"[JSON]({up}{path.relative_to(ROOT)})"
 
 
-_TABLES = {"accuracy": accuracy, "speed": speed, "footprint": footprint}
+_TABLES = {"accuracy": accuracy, "speed": speed, "footprint": footprint, "int8": int8}
 
 
 if __name__ == "__main__":

@@ -409,11 +409,12 @@ def _full_scale(grey: Grey, picture: Image.Image) -> tuple[Grey, int, list[Cauti
 
 def _check_exposure(grey: Grey, white: int) -> None:
     step = _step(grey)
-    sample = grey[::step, ::step].astype(np.float32) * (255.0 / white)
-    contrast = float(sample.std())
+    sample: NDArray[Any] = np.ascontiguousarray(grey[::step, ::step])
+    contrast = float(cv2.meanStdDev(sample)[1][0, 0]) * 255.0 / white
     if contrast < MIN_CONTRAST:
         raise ImageRefusedError(Reason.BLANK, f"contrast {contrast:.1f} of 255 grey levels")
-    black, bright = float((sample < 2.5).mean()), float((sample > 252.5).mean())
+    black = np.count_nonzero(sample < int(np.ceil(2.5 * white / 255.0))) / sample.size
+    bright = np.count_nonzero(sample > int(252.5 * white / 255.0)) / sample.size
     if black + bright > MAX_SATURATED:
         raise ImageRefusedError(Reason.BLANK, f"{black:.0%} of it is black, {bright:.0%} white")
 
