@@ -63,16 +63,20 @@ def test_readme_command_does_what_it_says(place: Path, command: str, expected: s
         timeout=280,
     )
     assert done.returncode == 0, done.stderr
+    if "infer" in command or "results" in command:
+        from deepcovid_edge.processor import computes_int8_exactly
+
+        if not computes_int8_exactly():
+            pytest.skip("README shows the INT8 form; this processor runs the FP32 one")
     if expected:
         assert comparable(done.stdout + done.stderr) == comparable(expected)
 
 
 def comparable(text: str) -> list[str]:
-    """Lines without timings, form and digests, numbers to one digit: machines differ."""
+    """Lines without timings and digests, numbers to one digit: processors and codecs differ."""
     lines = [DIGEST.sub("", line).rstrip() for line in text.splitlines() if line.strip()]
-    # Which form of a model is fastest depends on the processor.
-    passing = re.compile(r'"(read|preprocess|infer|total|model|precision)":')
-    kept = [line for line in lines if not passing.search(line)]
+    timing = re.compile(r'"(read|preprocess|infer|total)":')
+    kept = [line for line in lines if not timing.search(line)]
     return [NUMBER.sub(lambda number: f"{float(number[0]):.1f}", line) for line in kept]
 
 
