@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="training needs extra export")
 
+from deepcovid_edge.images import Radiograph
 from deepcovid_edge.phantom import draw_phantom
-from deepcovid_export.augment import hide_centre, hides_lungs
+from deepcovid_export.augment import augment, hide_centre, hides_lungs
 from deepcovid_export.recipe import AugmentSettings
 
 FILM = np.ascontiguousarray(draw_phantom(3)[:224, :224])
@@ -44,3 +47,21 @@ def test_one_in_four_is_hidden_and_none_where_the_recipe_says_so() -> None:
     before = draw.bit_generator.state
     assert not hides_lungs(AugmentSettings(), draw)
     assert draw.bit_generator.state == before  # recipes without it draw what they always drew
+
+
+def test_resolution_varies_with_the_network_and_only_where_the_recipe_says_so() -> None:
+    film = Radiograph(draw_phantom(3), 255, "", "PNG")
+    still = AugmentSettings(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    for side in (128, 224):
+        sides = {
+            min(augment(film, still, side, np.random.default_rng(seed)).pixels.shape)
+            for seed in range(40)
+        }
+        assert len(sides) > 10
+        assert 8 / 7 * side - 1 <= min(sides) < max(sides) <= 2 * side
+        fixed = replace(still, resolution=False)
+        shapes = {
+            augment(film, fixed, side, np.random.default_rng(seed)).pixels.shape
+            for seed in range(5)
+        }
+        assert {min(shape) for shape in shapes} == {2 * side}

@@ -16,17 +16,27 @@ from numpy.typing import NDArray
 from deepcovid_edge.images import Radiograph
 from deepcovid_export.recipe import AugmentSettings
 
-WORKING_SIDES = (256, 448)
-"""The shorter side is first reduced to a length between these, pixels: films of one source share
-their resolution, and the network must not learn it."""
+_WORKING_SIDES = (8 / 7, 2.0)
+"""The shorter side is first reduced to a length between these, in sides of the network's input:
+films of one source share their resolution, and the network must not learn it."""
 _GRID = 4
 _MARGINS = (0.05, 0.17)
 """Least and largest share of a side between the film's edge and the hidden rectangle."""
 
 
-def augment(film: Radiograph, how: AugmentSettings, draw: np.random.Generator) -> Radiograph:
-    """A changed copy of a film; the result goes through `preprocess.prepare` like any other."""
-    pixels = _reduced(film, int(draw.integers(*WORKING_SIDES)))
+def augment(
+    film: Radiograph, how: AugmentSettings, side: int, draw: np.random.Generator
+) -> Radiograph:
+    """A changed copy of a film; the result goes through `preprocess.prepare` like any other.
+
+    Args:
+        film: The film.
+        how: How far it is changed.
+        side: Shorter side of the network's input, pixels.
+        draw: Where chance comes from.
+    """
+    low, high = (round(times * side) for times in _WORKING_SIDES)
+    pixels = _reduced(film, int(draw.integers(low, high)) if how.resolution else high)
     pixels = _moved(pixels, how, draw)
     pixels = _toned(pixels, how, draw)
     pixels = _degraded(pixels, how, draw)

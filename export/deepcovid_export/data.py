@@ -202,8 +202,9 @@ class FilmDataset(Dataset[tuple[Tensor, int]]):
         if not self.training:
             return torch.from_numpy(prepare(film, self.recipe.input)), self.targets[index]
         draw = np.random.default_rng([self.recipe.fit.seed, self.epoch, index])
-        changed = augment(film, self.recipe.augment, draw)
-        pixels = prepare(changed, self.recipe.input)
+        spec = self.recipe.input
+        changed = augment(film, self.recipe.augment, min(spec.height, spec.width), draw)
+        pixels = prepare(changed, spec)
         if hides_lungs(self.recipe.augment, draw):
             return torch.from_numpy(hide_centre(pixels, draw)), NO_CLASS
         return torch.from_numpy(pixels), self.targets[index]

@@ -29,6 +29,8 @@ class AugmentSettings:
         blur: Largest standard deviation of a Gaussian blur, pixels.
         noise: Largest standard deviation of added noise, grey levels.
         jpeg: Lowest quality of a JPEG round trip, 1 to 100; 0 for none.
+        resolution: Whether films are first reduced to resolutions drawn at random, between 1.14 and
+            2 times the network's; else all to twice the network's.
         hide: Probability that the lungs are hidden and every class is equally right.
     """
 
@@ -42,6 +44,7 @@ class AugmentSettings:
     blur: float = 1.0
     noise: float = 4.0
     jpeg: int = 40
+    resolution: bool = True
     hide: float = 0.0
 
     def __post_init__(self) -> None:
