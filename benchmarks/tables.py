@@ -121,6 +121,23 @@ def footprint(document: Path) -> list[str]:
     return lines
 
 
+def choice(document: Path) -> list[str]:
+    lines = [
+        "| recipe | held-out AUC | `val` AUC | lungs hidden | lungs only | file |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for path in sorted((RESULTS / "choice").glob("*.json")):
+        figures = load(path)
+        areas = [
+            f"{figures[name]['auc']:.3f} [{low:.3f}, {high:.3f}]"
+            for name in ("held_out", "val", "lungs_hidden", "lungs_only")
+            for low, high in [figures[name]["auc_interval_95"]]
+        ]
+        changes = ", ".join(f"`{change}`" for change in figures["changes"])
+        lines.append(f"| {path.stem}: {changes} | {' | '.join(areas)} | {link(path, document)} |")
+    return lines
+
+
 def load(path: Path) -> dict[str, Any]:
     figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return figures
@@ -143,7 +160,13 @@ def link(path: Path, document: Path) -> str:
     return f"[JSON]({up}{path.relative_to(ROOT)})"
 
 
-_TABLES = {"accuracy": accuracy, "speed": speed, "footprint": footprint, "int8": int8}
+_TABLES = {
+    "accuracy": accuracy,
+    "speed": speed,
+    "footprint": footprint,
+    "int8": int8,
+    "choice": choice,
+}
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ _FOLDER = Path(__file__).parent
 
 def shipped_models() -> dict[str, Path]:
     """Names and files of the shipped models, by name."""
-    return {path.stem: path for path in sorted(_FOLDER.glob("*.onnx"))}
+    return {path.stem: path for path in sorted(_FOLDER.glob("*.onnx"), key=lambda path: path.stem)}
 
 
 def find_model(name: str) -> Path:
