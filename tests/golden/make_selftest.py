@@ -62,8 +62,8 @@ class Wanted:
 
 FILMS = (
     Wanted("below.png", seed=3, shape=(224, 224), margin=-1.0),
-    Wanted("above.png", seed=1, shape=(532, 448), margin=1.0),
-    Wanted("well_above.png", seed=2, shape=(448, 538), margin=2.0),
+    Wanted("above.png", seed=4, shape=(532, 448), margin=1.0),
+    Wanted("well_above.png", seed=5, shape=(448, 538), margin=2.0),
 )
 
 
