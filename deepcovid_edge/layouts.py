@@ -11,7 +11,8 @@ after a split |
 masks are no films; older versions have `COVID.metadata.xlsx` and no masks |
 | folder per class | anything else |
 
-A folder that only wraps one of these, as an unpacked archive does, is looked through.
+A folder that only wraps one of these, as an unpacked archive does, is looked through; a folder per
+class has nothing to be known by, so its wrapper is not.
 """
 
 from __future__ import annotations
@@ -251,9 +252,16 @@ def _from_metadata(metadata: Path, left_out: Counter[str]) -> Iterator[LabelledF
             _present(path, metadata, line),
             label_of_finding(row["finding"]),
             patient=row.get("patientid", ""),
-            source=(urlsplit(row.get("url", "")).hostname or "").removeprefix("www."),
+            source=_host(row.get("url", "")),
             view=view,
         )
+
+
+def _host(address: str) -> str:
+    try:
+        return (urlsplit(address).hostname or "").removeprefix("www.")
+    except ValueError:  # an address that is none
+        return ""
 
 
 _CT_VIEWS = {"CT", "Axial", "Coronal"}

@@ -309,3 +309,15 @@ def test_check_data_reports_and_stops(split_data: Path, tmp_path: Path) -> None:
     assert "left out: 1 film: E_NOT_IMAGE" in allowed.stderr
     assert "allowed: " in allowed.stderr
     assert not run.exists()
+
+
+def test_splits_are_read_where_the_run_lies_behind_a_link(tmp_path: Path) -> None:
+    classes = {"non": ["normal"], "covid": ["covid"]}
+    found = training_data(chestxray(tmp_path / "data"), recipe(classes, shares=THREE))
+    (tmp_path / "far/away/runs").mkdir(parents=True)
+    (tmp_path / "runs").symlink_to(tmp_path / "far/away/runs")
+    write_splits(found, tmp_path / "runs/splits.csv")
+    again = load_dataset(tmp_path / "runs/splits.csv")
+    assert {film.path.resolve() for film in again} == {
+        film.path.resolve() for film in (*found.train, *found.val, *found.aside)
+    }

@@ -176,12 +176,17 @@ def test_covid_chestxray_metadata_of_an_early_version(tmp_path: Path) -> None:
         '1, ,,,"COVID-19, ARDS",,PA,2019,,a.jpg,,https://radiopaedia.org/cases/1,\n'
         "17,9,M,54,COVID-19,Y,CT,2020,,b.jpg,,https://www.jkms.org/x,\n"
         "5,,,,ARDS,,PA,2017,,c.jpg,,https://en.wikipedia.org/wiki/x,\n"
+        "6,,,,ARDS,,PA,2017,,d.jpg,,https://[no address,\n"
     )
-    for name in ("a.jpg", "c.jpg"):
+    for name in ("a.jpg", "c.jpg", "d.jpg"):
         touch(tmp_path / "images" / name)
     (tmp_path / "metadata.csv").write_text(text)
     facts = [(film.label, film.patient, film.source) for film in load_dataset(tmp_path)]
-    assert facts == [("covid", "1", "radiopaedia.org"), ("ards", "5", "en.wikipedia.org")]
+    assert facts == [
+        ("covid", "1", "radiopaedia.org"),
+        ("ards", "5", "en.wikipedia.org"),
+        ("ards", "6", ""),
+    ]
 
 
 def test_a_film_that_metadata_lists_and_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -100,6 +100,11 @@ def test_labels_are_grouped_into_classes() -> None:
         ("\n[data]\nshares = {train = 1.0}", r"data\.shares: got \['train'\]"),
         ("\n[data]\nshares = {train = 0.5, val = 0.2}", r"shares above 0 that sum to 1"),
         ("\n[augment]\nflip = 2.0", r"augment\.flip: got 2\.0"),
+        ("\n[augment]\njpeg = 96", r"augment\.jpeg: got 96, expected a quality, 0 to 95"),
+        ("\n[augment]\nrotate = -1.0", r"augment\.rotate: got -1\.0, expected 0 or more"),
+        ("\n[fit]\nseed = -1", r"fit\.seed: got -1, expected 0 or more"),
+        ("\n[fit]\nlearning_rate = nan", r"fit\.learning_rate: got nan, expected"),
+        ("\n[fit]\nweight_decay = inf", r"fit\.weight_decay: got inf, expected"),
         ("\n[augment]\njpeg = 500", r"augment\.jpeg: got 500"),
         ('\n[input]\nresize = "melt"', "melt"),
         ("\nsensitivity = ", "sensitivity|Invalid"),
@@ -197,3 +202,20 @@ def test_every_setting_has_its_line_in_the_docstring() -> None:
     for kind in (Recipe, FitSettings, DataSettings):
         for name in kind.__dataclass_fields__:
             assert f"        {name}: " in (kind.__doc__ or ""), name
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ('a = ["a"]', r"classes: got \['a'\], expected two or more"),
+        ('a = ["a"]\nb = []', r"classes\.b: got no labels"),
+        ('a = ["a", "x"]\nb = ["x"]', r"classes\.b: 'x' is a label of 'a' already"),
+    ],
+)
+def test_classes_that_cannot_be_told_apart_are_refused(
+    tmp_path: Path, classes: str, message: str
+) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(f"{HEAD}\n[classes]\n{classes}\n")
+    with pytest.raises(UsageError, match=message):
+        load_recipe(str(path))

@@ -277,3 +277,23 @@ def test_a_run_that_never_had_a_finite_loss_says_so(films: TrainingData, tmp_pat
     with pytest.raises(UsageError, match=r"fit\.learning_rate: got 1e\+30, .* set a lower one"):
         training.finish()
     assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_one_cycle_leaves_the_momentum_of_sgd_to_the_recipe() -> None:
+    fit = FitSettings(optimiser="sgd", learning_rate=0.1, momentum=0.3, schedule="one_cycle")
+    optimiser = build_optimiser(nn.Linear(2, 2), fit)
+    schedule = build_schedule(optimiser, fit, 10)
+    for _ in range(5):
+        optimiser.step()
+        schedule.step()
+        assert optimiser.param_groups[0]["momentum"] == 0.3
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 10])
+def test_one_cycle_takes_any_number_of_steps(steps: int) -> None:
+    fit = FitSettings(schedule="one_cycle", warm_up=0.2)
+    optimiser = build_optimiser(nn.Linear(2, 2), fit)
+    schedule = build_schedule(optimiser, fit, steps)
+    for _ in range(steps):
+        optimiser.step()
+        schedule.step()

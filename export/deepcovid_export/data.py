@@ -97,10 +97,12 @@ def write_splits(films: TrainingData, path: Path) -> None:
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(("path", *_COLUMNS))
             for film in (*films.train, *films.val, *films.aside):
-                place = os.path.relpath(film.path, path.parent)
+                place = os.path.relpath(film.path.absolute(), path.parent.resolve())
                 writer.writerow((place, *(getattr(film, name) for name in _COLUMNS)))
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    except UnicodeEncodeError as error:
+        raise OutputError(f"{path}: a film's name is not UTF-8: rename it ({error})") from error
 
 
 def _wanted(

@@ -113,3 +113,5 @@ def write_leaks(leaks: Sequence[Leak], path: Path) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    except UnicodeEncodeError as error:
+        raise OutputError(f"{path}: a film's name is not UTF-8: rename it ({error})") from error

@@ -24,8 +24,14 @@ def build_schedule(optimiser: Optimizer, fit: FitSettings, steps: int) -> LRSche
     """The recipe's schedule, over all steps of the run."""
     if fit.schedule == "constant":
         return ConstantLR(optimiser, factor=1.0)
+    # A warm-up of exactly one step would be divided by its length less one.
+    warm_up = fit.warm_up * (1 + 1e-6) if fit.warm_up * steps == 1 else fit.warm_up
     return OneCycleLR(
-        optimiser, max_lr=learning_rate(fit), total_steps=steps, pct_start=fit.warm_up
+        optimiser,
+        max_lr=learning_rate(fit),
+        total_steps=steps,
+        pct_start=warm_up,
+        cycle_momentum=fit.optimiser != "sgd",  # its momentum is the recipe's
     )
 
 

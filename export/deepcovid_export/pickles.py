@@ -3,7 +3,9 @@
 `torch.save(model)` writes a program that rebuilds the module from its classes. It is run here by
 torch's restricted unpickler (`weights_only=True`) with the classes of the networks that this
 project knows and no others; what it builds is then taken as data: weights by name, and settings of
-layers to compare. No method of the module is called, but torch's own `__setstate__` by torch.
+layers to compare. None of the module's methods is called by this project; torch's unpickler calls
+the constructors and `__setstate__` of those classes, so a hostile file can ask for much memory, and
+for no more than that.
 """
 
 from __future__ import annotations
@@ -145,15 +147,23 @@ def _weights(path: Path, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _layers(
-    path: Path, module: nn.Module, prefix: str = "", depth: int = 0
+    path: Path,
+    module: nn.Module,
+    prefix: str = "",
+    depth: int = 0,
+    seen: set[int] | None = None,
 ) -> Iterator[tuple[str, nn.Module]]:
     """Every module by its dotted name, read from the dictionaries of its parents."""
+    seen = set() if seen is None else seen
     if depth > _DEEPEST:
         raise ModelFileError(f"{path}: layer {prefix}: more than {_DEEPEST} levels of layers")
+    if id(module) in seen:
+        raise ModelFileError(f"{path}: layer {prefix}: stands in two places, expected in one")
+    seen.add(id(module))
     yield prefix, module
     for name, child in _dictionary(path, module, "_modules").items():
         if isinstance(child, nn.Module):
-            yield from _layers(path, child, f"{prefix}.{name}".lstrip("."), depth + 1)
+            yield from _layers(path, child, f"{prefix}.{name}".lstrip("."), depth + 1, seen)
 
 
 def _dictionary(path: Path, module: nn.Module, name: str) -> dict[str, Any]:

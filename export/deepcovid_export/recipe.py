@@ -28,7 +28,7 @@ class AugmentSettings:
         gamma: Largest natural logarithm of the gamma exponent.
         blur: Largest standard deviation of a Gaussian blur, pixels.
         noise: Largest standard deviation of added noise, grey levels.
-        jpeg: Lowest quality of a JPEG round trip, 1 to 100; 0 for none.
+        jpeg: Lowest quality of a JPEG round trip, 1 to 95; 0 for none.
         resolution: Whether films are first reduced to resolutions drawn at random, between 1.14 and
             2 times the network's; else all to twice the network's.
         hide: Probability that the lungs are hidden and every class is equally right.
@@ -55,8 +55,11 @@ class AugmentSettings:
                 )
         if not 0 <= self.crop <= 0.5:
             raise ValueError(f"augment.crop: got {self.crop}, expected 0 to 0.5")
-        if not 0 <= self.jpeg <= 100:
-            raise ValueError(f"augment.jpeg: got {self.jpeg}, expected a quality, 0 to 100")
+        if not 0 <= self.jpeg <= 95:
+            raise ValueError(f"augment.jpeg: got {self.jpeg}, expected a quality, 0 to 95")
+        for name in ("rotate", "stretch", "distort", "contrast", "gamma", "blur", "noise"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"augment.{name}: got {getattr(self, name)}, expected 0 or more")
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ class FitSettings:
         for name in ("momentum", "label_smoothing", "average"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"fit.{name}: got {getattr(self, name)}, expected 0 to below 1")
-        for name in ("weight_decay", "clip"):
+        for name in ("weight_decay", "clip", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"fit.{name}: got {getattr(self, name)}, expected 0 or more")
         if not 0 < self.warm_up < 1:
@@ -216,6 +219,7 @@ class Recipe:
     augment: AugmentSettings = field(default_factory=AugmentSettings)
 
     def __post_init__(self) -> None:
+        self._check_classes()
         if self.positive_class not in self.classes:
             raise ValueError(
                 f"positive_class: got {self.positive_class!r}, expected one of {[*self.classes]}"
@@ -224,6 +228,19 @@ class Recipe:
             raise ValueError(f"sensitivity: got {self.sensitivity}, expected 0 to 1")
         if unknown := sorted(set(self.fit.repeat) - set(self.classes)):
             raise ValueError(f"fit.repeat: got {unknown[0]!r}, expected one of {[*self.classes]}")
+
+    def _check_classes(self) -> None:
+        if len(self.classes) < 2:
+            raise ValueError(f"classes: got {[*self.classes]}, expected two or more")
+        owners: dict[str, str] = {}
+        for name, labels in self.classes.items():
+            if not labels:
+                raise ValueError(f"classes.{name}: got no labels, expected one or more")
+            for label in labels:
+                if owners.setdefault(label, name) != name:
+                    raise ValueError(
+                        f"classes.{name}: {label!r} is a label of {owners[label]!r} already"
+                    )
 
     def class_of(self, label: str) -> int | None:
         """Index of the class that a data set's label belongs to, or None."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -60,6 +61,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, (list, tuple)) and all(_fits(v, arguments[0]) for v in value)
     if origin is not None:
         return isinstance(value, Mapping) and all(_fits(v, arguments[1]) for v in value.values())
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
     right_kind = isinstance(value, (int, float) if hint is float else hint)
     return right_kind and isinstance(value, bool) == (hint is bool)  # True is an int to Python
 

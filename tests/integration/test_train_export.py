@@ -106,6 +106,45 @@ def test_train_export_evaluate_infer_from_the_command_line(data: Path, tmp_path:
     assert len((tmp_path / "records.jsonl").read_text().splitlines()) == 32
 
 
+def test_a_refused_run_leaves_the_other_one_s_splits_alone(data: Path, tmp_path: Path) -> None:
+    recipe, run = small_recipe(tmp_path), tmp_path / "run"
+    options = ("--recipe", recipe, "-o", run, "--from-scratch", "--workers", 0)
+    done = train(data, *options, "--set", "fit.epochs=1")
+    assert done.returncode == 0, done.stderr
+    splits = (run / "splits.csv").read_bytes()
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    next((other / "train/hazy").iterdir()).unlink()
+    refused = train(other, *options, "--set", "fit.epochs=1", "--resume")
+    assert refused.returncode == 2
+    assert "made of other films" in refused.stderr
+    refused = train(other, *options, "--find-lr")
+    assert refused.returncode == 2
+    assert "holds a run already: choose another with -o" in refused.stderr
+    assert (run / "splits.csv").read_bytes() == splits
+
+
+def test_export_judges_only_films_that_the_network_knows(data: Path, tmp_path: Path) -> None:
+    recipe, run = small_recipe(tmp_path), tmp_path / "run"
+    options = ("--recipe", recipe, "-o", run, "--from-scratch", "--workers", 0)
+    done = train(data, *options, "--set", "fit.epochs=1")
+    assert done.returncode == 0, done.stderr
+    more = tmp_path / "more"
+    shutil.copytree(data, more)
+    (more / "val/clear").rename(more / "val/clear_as_well")
+    shutil.copytree(data / "val/clear", more / "val/clear")
+    model = tmp_path / "small.onnx"
+    command = [sys.executable, "-m", "deepcovid_edge", "export", run / "checkpoint.pt"]
+    done = subprocess.run(
+        [*map(str, command), "--check", str(more), "-o", str(model)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert read_manifest(model).training["shortcuts"]["films"] == 8
+
+
 def test_a_killed_and_resumed_run_ends_bit_for_bit_as_an_unkilled_one(
     data: Path, tmp_path: Path
 ) -> None:

@@ -82,7 +82,14 @@ def _measure_shortcuts(path: Path, manifest: ModelManifest, data: Path) -> None:
     from deepcovid_export.shortcuts import measure_shortcuts, shortcut_summary
     from deepcovid_export.to_onnx import rewrite_manifest
 
-    films = [film for film in load_dataset(data) if film.split == "val"]
+    views = manifest.training.get("recipe", {}).get("data", {}).get("views", ())
+    films = [
+        film
+        for film in load_dataset(data)
+        if film.split == "val"
+        and film.label in manifest.known_labels
+        and (not views or film.view in views)
+    ]
     if not {film.label for film in films} & manifest.positive_labels:
         return
     with load_backend(path) as backend:

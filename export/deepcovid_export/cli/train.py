@@ -82,7 +82,9 @@ def command(
     recipe = load_recipe(name, [*changes, *given])
     folder = output or Path("runs") / recipe.name
     started = (folder / STATE_NAME).exists()
-    if started and not (resume or find_lr or check_data):
+    if started and find_lr:
+        raise UsageError(f"--find-lr: {folder} holds a run already: choose another with -o")
+    if started and not (resume or check_data):
         raise UsageError(f"{folder}: holds a run already: add --resume, or choose another with -o")
     with joined(device) as (processes, own_device):
         run = RunSettings(
@@ -116,7 +118,7 @@ def _prepare_folder(folder: Path, films: TrainingData, run: RunSettings) -> None
     from deepcovid_export.data import SPLITS_NAME, write_splits
 
     folder.mkdir(parents=True, exist_ok=True)
-    if run.processes.is_first:
+    if run.processes.is_first and not run.resume:  # a run that goes on may be refused yet
         write_splits(films, folder / SPLITS_NAME)
 
 
