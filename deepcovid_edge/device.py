@@ -100,7 +100,10 @@ def model_facts() -> list[dict[str, Any]]:
                 "classes": list(manifest.classes),
                 "threshold": manifest.threshold,
                 "license": manifest.license,
-                "reads_the_source": manifest.training.get("shortcuts", {}).get("reads_the_source"),
+                **{
+                    name: manifest.training.get("shortcuts", {}).get(name)
+                    for name in ("reads_the_source", "verdict")
+                },
             }
         )
     return facts

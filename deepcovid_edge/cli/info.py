@@ -37,18 +37,13 @@ def command(as_json: bool) -> None:
         click.echo(
             f"model     {model['name']}: {model['precision']}, threshold "
             f"{model['threshold']:.4f}, sha256 {model['sha256'][:16]}, {model['license']}"
-            f"{_SOURCE.get(model['reads_the_source'], '')}"
         )
+        if model["verdict"]:
+            click.echo(f"          {model['verdict']}")
     for problem in facts["problems"]:
         click.echo(f"problem   {problem['what']}\n  mend    {problem['mend']}")
     if not facts["problems"]:
         click.echo("problems  none")
-
-
-_SOURCE = {
-    True: "; READS THE SOURCE of a film, not the disease",
-    False: "; not shown to read the source of a film",
-}
 
 
 def _backend(facts: dict[str, Any]) -> str:
