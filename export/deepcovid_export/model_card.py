@@ -16,6 +16,7 @@ import click
 from deepcovid_edge.backends import INT8_CPU_SUFFIX
 from deepcovid_edge.manifest import ModelManifest, file_sha256, read_manifest
 from deepcovid_edge.models import find_model
+from deepcovid_export.wording import area_text, counted_text
 
 _TEMPLATE = """\
 # {name}
@@ -153,12 +154,12 @@ def _shortcuts(evaluations: list[dict[str, Any]]) -> str:
     if not found:
         return ""
     rows = [
-        f"| {data} | {_area(it['whole'])} | {_area(it['lungs_only'])} | "
-        f"{_area(it['lungs_hidden'])} | {_READS[it['reads_the_source']]} |"
+        f"| {data} | {area_text(it['whole'])} | {area_text(it['lungs_only'])} | "
+        f"{area_text(it['lungs_hidden'])} | {_READS[it['reads_the_source']]} |"
         for data, it in found.items()
     ]
     sources = [
-        f"| {data}: {name} | {group['films']} | {group['positives']} | {_area(group)} |"
+        f"| {data}: {name} | {group['films']} | {group['positives']} | {area_text(group)} |"
         for data, it in found.items()
         for name, group in it["within_source"].items()
     ]
@@ -176,24 +177,10 @@ def _rows(figures: dict[str, Any]) -> list[str]:
     if len(figures["by_source"]) > 1:
         groups |= {f"{figures['data']}: {name}": it for name, it in figures["by_source"].items()}
     return [
-        f"| {name} | {group['films']} | {_area(group)} | {_rate(group['sensitivity'])} | "
-        f"{_rate(group['specificity'])} |"
+        f"| {name} | {group['films']} | {area_text(group)} | "
+        f"{counted_text(group['sensitivity'])} | {counted_text(group['specificity'])} |"
         for name, group in groups.items()
     ]
-
-
-def _area(group: dict[str, Any]) -> str:
-    if group["auc"] is None:
-        return "-"
-    low, high = group["auc_interval_95"]
-    return f"{group['auc']:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def _rate(rate: dict[str, Any]) -> str:
-    if rate["value"] is None:
-        return "-"
-    low, high = rate["interval_95"]
-    return f"{rate['value']:.1%} [{low:.1%}, {high:.1%}] ({rate['successes']}/{rate['trials']})"
 
 
 @click.command()

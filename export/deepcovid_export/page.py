@@ -24,6 +24,7 @@ from deepcovid_edge.preprocess import prepare
 from deepcovid_export import plots
 from deepcovid_export.metrics import normal_half_width
 from deepcovid_export.shortcuts import hide_lungs, keep_lungs
+from deepcovid_export.wording import MISSING, area_text, rate_text
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _PICTURE = 168
@@ -39,7 +40,12 @@ def as_html(report: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"rate": _rate, "normal": _normal, "area": _area, "change": _change}
+    environment.filters |= {
+        "rate": rate_text,
+        "normal": _normal,
+        "area": area_text,
+        "change": _change,
+    }
     named = _named(report.get("evaluations") or [report])
     drawn = [(name, it) for name, it in named if it["curves"]]
     return environment.get_template("report.html.j2").render(
@@ -103,24 +109,10 @@ def _data_uri(pixels: NDArray[Any]) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()
 
 
-def _rate(rate: Mapping[str, Any]) -> str:
-    if rate["value"] is None:
-        return "-"
-    low, high = rate["interval_95"]
-    return f"{rate['value']:.1%} [{low:.1%}, {high:.1%}]"
-
-
 def _normal(rate: Mapping[str, Any]) -> str:
     if rate["value"] is None:
-        return "-"
+        return MISSING
     return f"\u00b1\u00a0{normal_half_width(rate['successes'], rate['trials']):.1%}"
-
-
-def _area(figures: Mapping[str, Any]) -> str:
-    if figures["auc"] is None:
-        return "-"
-    low, high = figures["auc_interval_95"]
-    return f"{figures['auc']:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _change(change: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from deepcovid_edge.errors import UsageError, require
+from deepcovid_export.wording import area_text, counted_text
 
 _SOME_NOT_ASSESSED = 4
 
@@ -77,25 +78,12 @@ def summary(figures: dict[str, Any]) -> str:
     groups = {"all films": figures["overall"], **figures["by_source"]}
     for name, group in groups.items():
         lines.append(
-            f"{name:<58} {group['films']:>4} films  AUC {_area(group)}  "
-            f"sensitivity {_rate(group['sensitivity'])}  specificity {_rate(group['specificity'])}"
+            f"{name:<58} {group['films']:>4} films  AUC {area_text(group)}  "
+            f"sensitivity {counted_text(group['sensitivity'])}  "
+            f"specificity {counted_text(group['specificity'])}"
         )
     if shortcuts := figures["shortcuts"]:
         lines.append(shortcuts["verdict"])
     for reason, count in figures["not_assessed"].items():
         lines.append(f"not assessed: {count} films: {reason}")
     return "\n".join(lines)
-
-
-def _area(group: dict[str, Any]) -> str:
-    if group["auc"] is None:
-        return "-"
-    low, high = group["auc_interval_95"]
-    return f"{group['auc']:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def _rate(rate: dict[str, Any]) -> str:
-    if rate["value"] is None:
-        return "-"
-    low, high = rate["interval_95"]
-    return f"{rate['value']:.3f} [{low:.3f}, {high:.3f}] ({rate['successes']}/{rate['trials']})"
