@@ -1,4 +1,4 @@
-"""The protobuf wire format, as far as reading an ONNX file needs it: no `onnx` on a cart.
+"""The protobuf wire format, as far as ONNX files need it: no `onnx` on a cart.
 
 Source: Protocol Buffers, "Encoding"; field numbers are those of onnx/onnx.proto.
 """
@@ -42,9 +42,52 @@ def blocks(message: memoryview, number: int) -> Iterator[memoryview]:
             yield value
 
 
-def text(value: memoryview) -> str:
+def text(value: memoryview | int) -> str:
     """A string field."""
-    return bytes(value).decode()
+    return bytes(message_of(value)).decode()
+
+
+def message_of(value: memoryview | int) -> memoryview:
+    """A field with a length: a string, bytes or a message.
+
+    Raises:
+        ValueError: The field is a number.
+    """
+    if isinstance(value, int):
+        raise ValueError("a number where a message belongs")
+    return value
+
+
+def integers(value: memoryview | int) -> list[int]:
+    """A signed integer field: one number, or several packed into bytes."""
+    if isinstance(value, int):
+        return [_signed(value)]
+    numbers, position = [], 0
+    while position < len(value):
+        number, position = _varint(value, position)
+        numbers.append(_signed(number))
+    return numbers
+
+
+def encode(number: int, value: bytes | memoryview | str | int) -> bytes:
+    """A field of a message: a varint for an integer that is not negative, else with its length."""
+    if isinstance(value, int):
+        return _encode_varint(number << 3 | _VARINT) + _encode_varint(value)
+    content = value.encode() if isinstance(value, str) else bytes(value)
+    return _encode_varint(number << 3 | _BYTES) + _encode_varint(len(content)) + content
+
+
+def _encode_varint(value: int) -> bytes:
+    groups = bytearray()
+    while value > 0x7F:
+        groups.append(value & 0x7F | 0x80)
+        value >>= 7
+    groups.append(value)
+    return bytes(groups)
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
 
 
 def _varint(data: memoryview, position: int) -> tuple[int, int]:

@@ -1,0 +1,220 @@
+"""Read the graph of an ONNX file and cut parts out of it, without the `onnx` package.
+
+Field numbers are those of onnx/onnx.proto (IR 10).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from deepcovid_edge.errors import ModelFileError
+from deepcovid_edge.wire import encode, integers, message_of, read_fields, text
+
+# ModelProto.graph, .metadata_props; GraphProto.node, .name, .initializer, .input, .output.
+_GRAPH, _METADATA = 7, 14
+_NODE, _GRAPH_NAME, _INITIALIZER, _INPUT, _OUTPUT = 1, 2, 5, 11, 12
+# NodeProto.input, .output, .name, .op_type, .attribute; AttributeProto.name, .i, .s, .ints.
+_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_TYPE, _ATTRIBUTE = 1, 2, 3, 4, 5
+_ATTRIBUTE_NAME, _INT, _STRING, _INTS = 1, 3, 4, 8
+# TensorProto.dims, .data_type, .int32_data, .name, .raw_data.
+_DIMS, _DATA_TYPE, _INT32_DATA, _TENSOR_NAME, _RAW_DATA = 1, 2, 5, 8, 9
+# ValueInfoProto.name, .type; TypeProto.tensor_type; its elem_type, .shape; dim; dim_param.
+_VALUE_NAME, _VALUE_TYPE, _TENSOR_TYPE, _ELEMENT, _SHAPE, _DIM, _DIM_PARAM = 1, 2, 1, 1, 2, 1, 2
+
+FLOAT, UINT8, INT8, INT32 = 1, 2, 3, 6
+"""Values of TensorProto.DataType."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator of a graph.
+
+    Attributes:
+        operator: Such as `Conv`.
+        name: The node's name, possibly empty.
+        inputs: Names of the tensors it reads, empty where an optional one is left out.
+        outputs: Names of the tensors it makes.
+        numbers: Attributes that are integers or lists of them.
+        words: Attributes that are strings.
+        content: The node as it stands in the file.
+    """
+
+    operator: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    numbers: dict[str, tuple[int, ...]]
+    words: dict[str, str]
+    content: memoryview
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A tensor stored in the file.
+
+    Attributes:
+        data_type: Of TensorProto.DataType.
+        shape: Its dimensions.
+        is_zero: Whether no byte of it is set.
+        content: The tensor as it stands in the file.
+    """
+
+    data_type: int
+    shape: tuple[int, ...]
+    is_zero: bool
+    content: memoryview
+
+
+@dataclass
+class Graph:
+    """What a model computes.
+
+    Attributes:
+        nodes: In an order in which they can run.
+        constants: Stored tensors by name.
+        inputs: Names of what the graph reads.
+        outputs: Names of what it gives.
+    """
+
+    nodes: list[Node] = field(default_factory=list)
+    constants: dict[str, Constant] = field(default_factory=dict)
+    inputs: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+
+
+def read_graph(model: memoryview) -> Graph:
+    """The graph of a model.
+
+    Args:
+        model: The content of an .onnx file.
+
+    Raises:
+        ModelFileError: The bytes are no ONNX model.
+    """
+    graph = Graph()
+    try:
+        for number, value in _graph_fields(model):
+            if number == _NODE:
+                graph.nodes.append(_node(message_of(value)))
+            elif number == _INITIALIZER:
+                name, constant = _constant(message_of(value))
+                graph.constants[name] = constant
+            elif number == _INPUT:
+                graph.inputs.append(_value_name(message_of(value)))
+            elif number == _OUTPUT:
+                graph.outputs.append(_value_name(message_of(value)))
+    except ValueError as error:
+        raise ModelFileError(f"not an ONNX model ({error})") from error
+    return graph
+
+
+def cut(model: memoryview, graph: Graph, start: str, stop: str, *, data_type: int) -> bytes:
+    """The part of a model between two tensors, as a model of its own.
+
+    Args:
+        model: The content of an .onnx file.
+        graph: Its graph.
+        start: The tensor that becomes the input, of shape (batch, channels, height, width).
+        stop: The tensor that becomes the output.
+        data_type: What `start` holds, of TensorProto.DataType.
+    """
+    nodes = nodes_between(graph, start, stop)
+    read = {name for node in nodes for name in node.inputs}
+    content = b"".join(encode(_NODE, node.content) for node in nodes)
+    content += encode(_GRAPH_NAME, "part")
+    for name in sorted(read & graph.constants.keys()):
+        content += encode(_INITIALIZER, graph.constants[name].content)
+    content += encode(_INPUT, _four_dimensions(start, data_type))
+    content += encode(_OUTPUT, encode(_VALUE_NAME, stop))
+    kept = [(n, value) for n, value in read_fields(model) if n not in (_GRAPH, _METADATA)]
+    return b"".join(encode(number, value) for number, value in kept) + encode(_GRAPH, content)
+
+
+def nodes_between(graph: Graph, start: str, stop: str) -> list[Node]:
+    """The nodes that make `stop` from `start` and from constants, in their order."""
+    wanted, kept = {stop}, []
+    for node in reversed(graph.nodes):
+        if wanted & set(node.outputs) - {start}:
+            wanted.update(name for name in node.inputs if name != start)
+            kept.append(node)
+    return kept[::-1]
+
+
+def varying(graph: Graph, start: Iterable[str]) -> set[str]:
+    """The tensors that depend on any of `start`; all others are the same in every run."""
+    depends = set(start)
+    for node in graph.nodes:
+        if depends & set(node.inputs):
+            depends.update(node.outputs)
+    return depends
+
+
+def _graph_fields(model: memoryview) -> Iterator[tuple[int, memoryview | int]]:
+    for number, value in read_fields(model):
+        if number == _GRAPH:
+            yield from read_fields(message_of(value))
+
+
+def _node(content: memoryview) -> Node:
+    strings: dict[int, list[str]] = {}
+    numbers: dict[str, tuple[int, ...]] = {}
+    words: dict[str, str] = {}
+    for number, value in read_fields(content):
+        if number == _ATTRIBUTE:
+            _read_attribute(message_of(value), numbers, words)
+        else:
+            strings.setdefault(number, []).append(text(value))
+    return Node(
+        "".join(strings.get(_NODE_TYPE, [])),
+        "".join(strings.get(_NODE_NAME, [])),
+        tuple(strings.get(_NODE_INPUT, [])),
+        tuple(strings.get(_NODE_OUTPUT, [])),
+        numbers,
+        words,
+        content,
+    )
+
+
+def _read_attribute(
+    content: memoryview, numbers: dict[str, tuple[int, ...]], words: dict[str, str]
+) -> None:
+    name = ""
+    found: list[int] = []
+    for number, value in read_fields(content):
+        if number == _ATTRIBUTE_NAME:
+            name = text(value)
+        elif number == _STRING:
+            words[name] = text(value)
+        elif number in (_INT, _INTS):
+            found += integers(value)
+    if found:
+        numbers[name] = tuple(found)
+
+
+def _constant(content: memoryview) -> tuple[str, Constant]:
+    name, data_type, is_zero = "", 0, True
+    shape: list[int] = []
+    for number, value in read_fields(content):
+        if number == _DIMS:
+            shape += integers(value)
+        elif number == _DATA_TYPE:
+            (data_type,) = integers(value)
+        elif number == _TENSOR_NAME:
+            name = text(value)
+        elif number == _RAW_DATA:
+            is_zero = is_zero and not any(message_of(value))
+        elif number == _INT32_DATA:
+            is_zero = is_zero and not any(integers(value))
+    return name, Constant(data_type, tuple(shape), is_zero, content)
+
+
+def _value_name(content: memoryview) -> str:
+    return "".join(text(value) for number, value in read_fields(content) if number == _VALUE_NAME)
+
+
+def _four_dimensions(name: str, data_type: int) -> bytes:
+    """A ValueInfoProto of a tensor with four dimensions of any length."""
+    shape = b"".join(encode(_DIM, encode(_DIM_PARAM, axis)) for axis in "nchw")
+    tensor = encode(_ELEMENT, data_type) + encode(_SHAPE, shape)
+    return encode(_VALUE_NAME, name) + encode(_VALUE_TYPE, encode(_TENSOR_TYPE, tensor))
