@@ -22,7 +22,7 @@ _DIMS, _DATA_TYPE, _INT32_DATA, _TENSOR_NAME, _RAW_DATA = 1, 2, 5, 8, 9
 # ValueInfoProto.name, .type; TypeProto.tensor_type; its elem_type, .shape; dim; dim_param.
 _VALUE_NAME, _VALUE_TYPE, _TENSOR_TYPE, _ELEMENT, _SHAPE, _DIM, _DIM_PARAM = 1, 2, 1, 1, 2, 1, 2
 
-FLOAT, UINT8, INT8, INT32 = 1, 2, 3, 6
+FLOAT, UINT8, INT32 = 1, 2, 6
 """Values of TensorProto.DataType."""
 
 
@@ -109,15 +109,15 @@ def read_graph(model: memoryview) -> Graph:
     return graph
 
 
-def cut(model: memoryview, graph: Graph, start: str, stop: str, *, data_type: int) -> bytes:
+def cut(model: memoryview, graph: Graph, start: str, stop: str) -> bytes:
     """The part of a model between two tensors, as a model of its own.
 
     Args:
         model: The content of an .onnx file.
         graph: Its graph.
-        start: The tensor that becomes the input, of shape (batch, channels, height, width).
+        start: The tensor that becomes the input: what the graph reads, of shape (batch, height,
+            width), or a tensor inside, of shape (batch, channels, height, width).
         stop: The tensor that becomes the output.
-        data_type: What `start` holds, of TensorProto.DataType.
     """
     nodes = nodes_between(graph, start, stop)
     read = {name for node in nodes for name in node.inputs}
@@ -125,7 +125,8 @@ def cut(model: memoryview, graph: Graph, start: str, stop: str, *, data_type: in
     content += encode(_GRAPH_NAME, "part")
     for name in sorted(read & graph.constants.keys()):
         content += encode(_INITIALIZER, graph.constants[name].content)
-    content += encode(_INPUT, _four_dimensions(start, data_type))
+    axes = "nhw" if start in graph.inputs else "nchw"
+    content += encode(_INPUT, _value_info(start, _data_type(graph, start), axes))
     content += encode(_OUTPUT, encode(_VALUE_NAME, stop))
     kept = [(n, value) for n, value in read_fields(model) if n not in (_GRAPH, _METADATA)]
     return b"".join(encode(number, value) for number, value in kept) + encode(_GRAPH, content)
@@ -213,8 +214,19 @@ def _value_name(content: memoryview) -> str:
     return "".join(text(value) for number, value in read_fields(content) if number == _VALUE_NAME)
 
 
-def _four_dimensions(name: str, data_type: int) -> bytes:
-    """A ValueInfoProto of a tensor with four dimensions of any length."""
-    shape = b"".join(encode(_DIM, encode(_DIM_PARAM, axis)) for axis in "nchw")
+def _data_type(graph: Graph, tensor: str) -> int:
+    """What a tensor holds: films are uint8, what a QuantizeLinear makes is as its zero point."""
+    if tensor in graph.inputs:
+        return UINT8
+    maker = next(node for node in graph.nodes if tensor in node.outputs)
+    if maker.operator != "QuantizeLinear":
+        return FLOAT
+    zero_point = graph.constants.get(maker.inputs[2]) if len(maker.inputs) > 2 else None
+    return zero_point.data_type if zero_point else UINT8
+
+
+def _value_info(name: str, data_type: int, axes: str) -> bytes:
+    """A ValueInfoProto of a tensor whose dimensions may have any length."""
+    shape = b"".join(encode(_DIM, encode(_DIM_PARAM, axis)) for axis in axes)
     tensor = encode(_ELEMENT, data_type) + encode(_SHAPE, shape)
     return encode(_VALUE_NAME, name) + encode(_VALUE_TYPE, encode(_TENSOR_TYPE, tensor))
