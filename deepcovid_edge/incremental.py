@@ -9,7 +9,7 @@ to the rounding of sums.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -50,7 +50,6 @@ class _Step:
 class Route:
     """A window, and what every part computes for it; no parts where it alters nothing."""
 
-    window: int
     box: Box
     steps: tuple[_Step, ...]
 
@@ -69,6 +68,9 @@ class DividedNetwork:
         windows: Every window that may be changed.
         make_runner: Makes a part, given as a model of its own, ready to run.
 
+    Attributes:
+        routes: What every part computes for each window.
+
     Raises:
         NotSpatialError: The network cannot be divided.
     """
@@ -83,7 +85,7 @@ class DividedNetwork:
         graph = read_graph(model)
         parts = divide(graph, _MAPS, size, _sample(windows))
         self._runners = [make_runner(cut(model, graph, part.start, part.stop)) for part in parts]
-        self._routes = _routes(parts, size, windows)
+        self.routes = _routes(parts, size, windows)
 
     def begin(self, film: NDArray[np.uint8]) -> DividedFilm:
         """Compute every part of an unchanged film of shape (height, width)."""
@@ -91,14 +93,6 @@ class DividedNetwork:
         for run in self._runners:
             tensors.append(run(tensors[-1]))
         return DividedFilm(tensors, self._runners)
-
-    def batches(self, windows: Sequence[int], size: int) -> Iterator[list[Route]]:
-        """Windows, by their numbers, in groups of at most `size` whose crops are much alike."""
-        routes = sorted(
-            (self._routes[window] for window in windows), key=lambda route: route.shapes
-        )
-        for first in range(0, len(routes), size):
-            yield routes[first : first + size]
 
 
 class DividedFilm:
@@ -120,7 +114,7 @@ class DividedFilm:
 
         Args:
             patches: The new pixels of each window.
-            routes: The windows, one batch of `DividedNetwork.batches`.
+            routes: The windows, of `DividedNetwork.routes`; those with like shapes share a run.
 
         Returns:
             Logits of shape (windows, classes).
@@ -181,11 +175,11 @@ def _routes(parts: Sequence[Part], size: tuple[int, int], windows: Sequence[Box]
         spans = {window[axis] for window in windows}
         axes.append({span: _steps(parts, size[axis], span, axis) for span in spans})
     routes = []
-    for number, window in enumerate(windows):
+    for window in windows:
         rows, columns = axes[0][window[0]], axes[1][window[1]]
         pairs = zip(rows, columns, strict=True) if rows and columns else ()
         steps = tuple(_Step(*zip(row, column, strict=True)) for row, column in pairs)
-        routes.append(Route(number, window, steps))
+        routes.append(Route(window, steps))
     return routes
 
 

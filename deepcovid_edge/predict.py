@@ -32,11 +32,11 @@ from deepcovid_edge.records import Prediction, RunFacts
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_DECIMALS = 6
+DECIMALS = 6
 """Probabilities are rounded before they are compared, so that a record proves its decision."""
 _CPU_BATCH, _GPU_BATCH = 2, 8
 """Films an inference. A core gains nothing from more, and then waits for the last batch to fill."""
-_GPU_LANES = 2
+GPU_LANES = 2
 """Calls to a GPU at once: while one computes, the other copies."""
 _MOST_ITEMS = 4
 """A batch is sent off with this many times its size of items, refused ones included."""
@@ -104,10 +104,10 @@ def predict(
         ready. Closing the generator ends the threads.
     """
     workers = settings.workers or len(os.sched_getaffinity(0))
-    inferring = workers if backend.on_cpu else _GPU_LANES
+    inferring = workers if backend.on_cpu else GPU_LANES
     batch_size = settings.batch_size or (_CPU_BATCH if backend.on_cpu else _GPU_BATCH)
     decoders = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    lane = decoders if backend.on_cpu else ThreadPoolExecutor(_GPU_LANES, "infer")
+    lane = decoders if backend.on_cpu else ThreadPoolExecutor(GPU_LANES, "infer")
 
     def read(path: Path) -> _Film:
         return _read(path, run, backend.manifest.input, change)
@@ -201,7 +201,7 @@ def _judged(film: _Film, row: NDArray[np.float64], share: float, ended: float) -
     timings = {**(film.record.timings_ms or {}), "infer": round(share, 3)}
     timings["total"] = _ms(film.started, ended)
     values = {
-        name: round(float(value), _DECIMALS)
+        name: round(float(value), DECIMALS)
         for name, value in zip(film.record.run.classes, row, strict=True)
     }
     return replace(film.record, probabilities=values, timings_ms=timings)

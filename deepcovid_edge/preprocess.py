@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import cv2
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 
 from deepcovid_edge.images import Grey, Radiograph
 from deepcovid_edge.manifest import InputSpec, ResizeRule
+
+_ROUNDING = 1e-9
 
 
 def prepare(film: Radiograph, spec: InputSpec) -> NDArray[np.uint8]:
@@ -30,9 +33,42 @@ def prepare(film: Radiograph, spec: InputSpec) -> NDArray[np.uint8]:
     return scaled
 
 
-def visible_field(pixels: Grey, spec: InputSpec) -> tuple[slice, slice]:
-    """Rows and columns of a film that the network sees: all but what a centre crop cuts off."""
-    rows, columns = pixels.shape
+def on_film(
+    box: tuple[tuple[int, int], tuple[int, int]], shape: tuple[int, ...], spec: InputSpec
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Where on a film rows and columns of the network's input lie.
+
+    Args:
+        box: First and last (not included) row, and column, of the network's input.
+        shape: Rows and columns of the film.
+        spec: The network's input.
+
+    Returns:
+        The same on the film, widened to whole pixels; a letterbox's border lies on its edge.
+    """
+    fields = _letterboxed(shape, spec) if spec.resize is ResizeRule.LETTERBOX else None
+    seen = visible_field(shape, spec)
+    spans = []
+    for axis, (span, size) in enumerate(zip(box, (spec.height, spec.width), strict=True)):
+        first, length = (0, size) if fields is None else fields[axis]
+        scale = (seen[axis].stop - seen[axis].start) / length
+        low, high = (seen[axis].start + (edge - first) * scale for edge in span)
+        inside = (
+            max(math.floor(low + _ROUNDING), 0),
+            min(math.ceil(high - _ROUNDING), shape[axis]),
+        )
+        spans.append((min(inside[0], shape[axis] - 1), max(inside[1], 1)))
+    return spans[0], spans[1]
+
+
+def visible_field(shape: tuple[int, ...], spec: InputSpec) -> tuple[slice, slice]:
+    """Rows and columns of a film that the network sees: all but what a centre crop cuts off.
+
+    Args:
+        shape: Rows and columns of the film.
+        spec: The network's input.
+    """
+    rows, columns = shape
     if spec.resize is not ResizeRule.CENTRE_CROP:
         return slice(0, rows), slice(0, columns)
     scale = min(rows / spec.height, columns / spec.width)
@@ -51,7 +87,7 @@ def _area(pixels: Grey, height: int, width: int) -> Grey:
 def _centre_crop(pixels: Grey, spec: InputSpec) -> Grey:
     # The crop is taken first: the same picture as resizing first (Deep-COVID's Resize, then
     # CenterCrop) up to the rounding of the crop's edge, at the cost of the crop alone.
-    return _area(pixels[visible_field(pixels, spec)], spec.height, spec.width)
+    return _area(pixels[visible_field(pixels.shape, spec)], spec.height, spec.width)
 
 
 def _squash(pixels: Grey, spec: InputSpec) -> Grey:
@@ -59,13 +95,18 @@ def _squash(pixels: Grey, spec: InputSpec) -> Grey:
 
 
 def _letterbox(pixels: Grey, spec: InputSpec) -> Grey:
-    rows, columns = pixels.shape
-    scale = min(spec.height / rows, spec.width / columns)
-    height, width = max(1, round(rows * scale)), max(1, round(columns * scale))
-    top, left = (spec.height - height) // 2, (spec.width - width) // 2
+    (top, height), (left, width) = _letterboxed(pixels.shape, spec)
     canvas = np.zeros((spec.height, spec.width), pixels.dtype)
     canvas[top : top + height, left : left + width] = _area(pixels, height, width)
     return canvas
+
+
+def _letterboxed(shape: tuple[int, ...], spec: InputSpec) -> tuple[tuple[int, int], ...]:
+    """First row and number of rows, first column and number of columns, that a film fills."""
+    rows, columns = shape
+    scale = min(spec.height / rows, spec.width / columns)
+    height, width = max(1, round(rows * scale)), max(1, round(columns * scale))
+    return ((spec.height - height) // 2, height), ((spec.width - width) // 2, width)
 
 
 _RULES = {

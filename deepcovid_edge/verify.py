@@ -22,7 +22,7 @@ from deepcovid_edge.dataset import LabelledFilm, check_labels, dataset_sha256
 from deepcovid_edge.errors import DataError, ImageRefusedError, ModelFileError, UsageError
 from deepcovid_edge.images import read_radiograph
 from deepcovid_edge.manifest import InputSpec, ModelManifest
-from deepcovid_edge.predict import probabilities
+from deepcovid_edge.predict import DECIMALS, probabilities
 from deepcovid_edge.preprocess import prepare
 from deepcovid_edge.statistics import (
     Scores,
@@ -141,7 +141,7 @@ def verify(
     check_labels(films, manifest.known_labels)
     judged = judge(reference, candidate, films)
     scores = tuple(
-        np.round(probabilities(logits)[:, manifest.positive_index], 6)
+        np.round(probabilities(logits)[:, manifest.positive_index], DECIMALS)
         for logits in (judged.reference, judged.candidate)
     )
     labels = manifest.positive_labels

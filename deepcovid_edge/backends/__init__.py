@@ -7,11 +7,12 @@ one verb is `infer`. The table names modules as text, so that one is imported on
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,6 +113,17 @@ class Backend(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None: ...
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """A backend that also runs parts of its model, and on which that is worth while."""
+
+    def content(self) -> memoryview:
+        """The model file, of which `graph.cut` cuts parts."""
+
+    def run_part(self, part: bytes) -> Callable[[NDArray[Any]], NDArray[Any]]:
+        """Make a part ready to run: a function from its one input to its one output."""
 
 
 def load_backend(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -60,7 +61,8 @@ def load(path: Path, settings: BackendSettings) -> OnnxRuntimeBackend:
     manifest = read_manifest(path)
     session = _session(runtime, path, settings)
     _check_session(session, manifest, path)
-    return OnnxRuntimeBackend(session, manifest, file_sha256(path), settings)
+    kind = CpuBackend if settings.provider == "cpu" else OnnxRuntimeBackend
+    return kind(session, manifest, path, settings)
 
 
 class OnnxRuntimeBackend:
@@ -70,7 +72,7 @@ class OnnxRuntimeBackend:
         self,
         session: onnxruntime.InferenceSession,
         manifest: ModelManifest,
-        sha256: str,
+        path: Path,
         settings: BackendSettings,
     ) -> None:
         self._session: onnxruntime.InferenceSession | None = session
@@ -80,7 +82,7 @@ class OnnxRuntimeBackend:
         lowered = manifest.precision != "fp32" and manifest.parent_sha256 is not None
         unproved = lowered and not manifest.is_verified
         self.cautions: tuple[Caution, ...] = (Caution.UNVERIFIED,) if unproved else ()
-        self.sha256 = sha256
+        self._path, self.sha256 = path, file_sha256(path)
 
     @property
     def name(self) -> str:
@@ -119,6 +121,25 @@ class OnnxRuntimeBackend:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class CpuBackend(OnnxRuntimeBackend):
+    """A model on the CPU, where calls cost little: its parts are worth running one by one."""
+
+    def content(self) -> memoryview:
+        """See `Divisible.content`."""
+        return memoryview(self._path.read_bytes())
+
+    def run_part(self, part: bytes) -> Callable[[NDArray[Any]], NDArray[Any]]:
+        """See `Divisible.run_part`."""
+        session = _session(require(REQUIRES, extra="cpu"), part, self._settings)
+        name = session.get_inputs()[0].name
+
+        def run(tensor: NDArray[Any]) -> NDArray[Any]:
+            (made,) = session.run(None, {name: tensor})
+            return np.asarray(made)
+
+        return run
 
 
 def _check_session(session: Any, manifest: ModelManifest, path: Path) -> None:
@@ -163,7 +184,9 @@ def _register_rtx(runtime: Any) -> None:
         raise BackendUnavailableError(f"--provider rtx: {error}") from error
 
 
-def _session(runtime: Any, path: Path, settings: BackendSettings) -> onnxruntime.InferenceSession:
+def _session(
+    runtime: Any, model: Path | bytes, settings: BackendSettings
+) -> onnxruntime.InferenceSession:
     asked = settings.provider or "cpu"
     provider = _PROVIDERS[asked]
     if asked == "rtx":
@@ -179,9 +202,11 @@ def _session(runtime: Any, path: Path, settings: BackendSettings) -> onnxruntime
     options.log_severity_level = _ERRORS_ONLY
     try:
         chosen = [(provider, _options(asked))]
-        session = runtime.InferenceSession(str(path), options, providers=chosen)
+        source = model if isinstance(model, bytes) else str(model)
+        session = runtime.InferenceSession(source, options, providers=chosen)
     except Exception as error:  # onnxruntime raises its own types for each way to fail
-        raise ModelFileError(f"{path}: ONNX Runtime cannot load it: {error}") from error
+        what = "a part of the model" if isinstance(model, bytes) else model
+        raise ModelFileError(f"{what}: ONNX Runtime cannot load it: {error}") from error
     # get_available_providers lists what was compiled in; only the session knows what it uses.
     used = session.get_providers()
     if not used or used[0] != provider:

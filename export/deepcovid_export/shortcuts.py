@@ -71,7 +71,7 @@ def hide_lungs(film: Radiograph, spec: InputSpec, side: float) -> Radiograph:
         spec: The network's input, which decides what of the film is seen.
         side: Sides of the hidden rectangle as a share of the seen field's.
     """
-    field = visible_field(film.pixels, spec)
+    field = visible_field(film.pixels.shape, spec)
     inner = _centre(field, side)
     seen, hidden = film.pixels[field], film.pixels[inner]
     around = float(seen.sum(dtype=np.int64) - hidden.sum(dtype=np.int64))
@@ -88,7 +88,7 @@ def keep_lungs(film: Radiograph, spec: InputSpec, side: float) -> Radiograph:
         spec: The network's input, which decides what of the film is seen.
         side: Sides of the kept rectangle as a share of the seen field's.
     """
-    inner = _centre(visible_field(film.pixels, spec), side)
+    inner = _centre(visible_field(film.pixels.shape, spec), side)
     kept = film.pixels[inner]
     pixels = np.full_like(film.pixels, round(float(kept.mean())))
     pixels[inner] = kept

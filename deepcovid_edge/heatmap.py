@@ -1,0 +1,164 @@
+"""Heat maps: where on the film the network looked, and which regions that makes.
+
+Two kinds, both of the model as it runs, in any precision:
+
+- `occlusion`: hide a window, judge again (`occlusion.py`). What it shows is what the network does.
+- `activation`: the class activation map (Zhou et al., CVPR 2016) that the network gives beside its
+  logits, at no cost. Its mean is the logit. As the logit is linear in the last features, the mean
+  gradients that Grad-CAM weighs them with are the map's own weights, divided by the number of
+  positions: up to that scale and the bias, the map is Grad-CAM's before its ReLU (Selvaraju et
+  al., ICCV 2017, section 3.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcovid_edge.manifest import InputSpec
+from deepcovid_edge.occlusion import Occlusion
+from deepcovid_edge.preprocess import on_film
+
+OCCLUSION, ACTIVATION = "occlusion", "activation"
+METHODS = (OCCLUSION, ACTIVATION)
+"""Values of `--heatmap` and `--method`."""
+_MOST_REGIONS = 5
+_HALF = 0.5
+_SMALLEST = 0.002
+"""A region covers at least this share of the network's input: less is the corner of a window."""
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """Where the network looked on one film.
+
+    Attributes:
+        method: `occlusion` or `activation`.
+        values: On the network's input, of shape (height, width), float32; the higher, the more a
+            place spoke for the positive class. Occlusion: mean drop of its logit over the windows
+            that hide a pixel. Activation: the class activation map, interpolated.
+        cells: What `values` was made of, float32: the drop for each window, or the map as the
+            network gives it.
+        probability_drop: As `values`, of the probability; None for activation maps.
+        turned: Pixels in windows whose hiding turns the decision; None for activation maps.
+        facts: How it was made, as plain values.
+    """
+
+    method: str
+    values: NDArray[np.float32]
+    cells: NDArray[np.float32]
+    probability_drop: NDArray[np.float32] | None = None
+    turned: NDArray[np.bool_] | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Region:
+    """A place where the network looked, as a box on the film.
+
+    Attributes:
+        x: First column, pixels of the film as it was read.
+        y: First row.
+        width: Columns.
+        height: Rows.
+        peak: The map's highest value inside.
+        turns: Whether hiding a window of it turns the decision; None where that is not known.
+    """
+
+    x: int
+    y: int
+    width: int
+    height: int
+    peak: float
+    turns: bool | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The region as plain values."""
+        return {
+            "x": self.x,
+            "y": self.y,
+            "width": self.width,
+            "height": self.height,
+            "peak": round(self.peak, 4),
+            "turns": self.turns,
+        }
+
+
+def of_occlusion(found: Occlusion, facts: dict[str, Any]) -> HeatMap:
+    """The heat map of an occlusion; `facts` are added to its own."""
+    lattice = found.lattice
+    counts = {"windows": found.evaluated.size, "evaluated": int(found.evaluated.sum())}
+    return HeatMap(
+        method=OCCLUSION,
+        values=lattice.spread(found.logit_drop),
+        cells=found.logit_drop,
+        probability_drop=lattice.spread(found.probability_drop),
+        turned=lattice.union(found.turned),
+        facts={**facts, **counts, "milliseconds": round(found.milliseconds, 1)},
+    )
+
+
+def of_activation(class_map: NDArray[np.float32], spec: InputSpec) -> HeatMap:
+    """The heat map of one class.
+
+    Args:
+        class_map: The positive class's activation map, of shape (h, w).
+        spec: The network's input.
+    """
+    size = (spec.width, spec.height)
+    smooth: NDArray[Any] = cv2.resize(class_map, size, interpolation=cv2.INTER_LINEAR)
+    return HeatMap(ACTIVATION, smooth, class_map)
+
+
+def regions(found: HeatMap, shape: tuple[int, ...], spec: InputSpec) -> list[Region]:
+    """The places that spoke most for the positive class, the strongest first, at most five.
+
+    Where hiding some windows turned the decision, these windows; else where the map reaches half
+    of its highest value, if that is above zero.
+
+    Args:
+        found: The heat map.
+        shape: Rows and columns of the film.
+        spec: The network's input, which says where on the film the map lies.
+    """
+    turned = found.turned
+    turns = None if turned is None else bool(turned.any())
+    mask = turned if turned is not None and turns else _upper_half(found.values)
+    found_regions = [
+        _region(found.values, mask_of_one, turns, shape, spec) for mask_of_one in _pieces(mask)
+    ]
+    return sorted(found_regions, key=lambda region: -region.peak)[:_MOST_REGIONS]
+
+
+def _upper_half(values: NDArray[np.float32]) -> NDArray[np.bool_]:
+    highest = values.max()
+    above: NDArray[np.bool_] = values >= _HALF * highest
+    return above & bool(highest > 0)
+
+
+def _pieces(mask: NDArray[np.bool_]) -> Iterator[NDArray[np.bool_]]:
+    """Connected pieces of a mask that are large enough."""
+    count, labels = cv2.connectedComponents(mask.astype(np.uint8))
+    for label in range(1, count):
+        piece = labels == label
+        if piece.sum() >= _SMALLEST * mask.size:
+            yield piece
+
+
+def _region(
+    values: NDArray[np.float32],
+    piece: NDArray[np.bool_],
+    turns: bool | None,
+    shape: tuple[int, ...],
+    spec: InputSpec,
+) -> Region:
+    rows, columns = np.flatnonzero(piece.any(axis=1)), np.flatnonzero(piece.any(axis=0))
+    box = (int(rows[0]), int(rows[-1]) + 1), (int(columns[0]), int(columns[-1]) + 1)
+    (top, bottom), (left, right) = on_film(box, shape, spec)
+    peak = float(values[piece].max())
+    return Region(left, top, right - left, bottom - top, peak, turns)
