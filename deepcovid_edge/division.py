@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from deepcovid_edge.graph import Graph, Node, nodes_between, varying
-from deepcovid_edge.receptive import Box, Chain, NotSpatialError, Span
+from deepcovid_edge.receptive import Box, Chain, NotSpatialError
 
 _COPY = 20.0
 """Multiplications that a core does while it copies a byte: about 100 against 5 billion a second."""
@@ -63,16 +63,21 @@ def divide(graph: Graph, stop: str, size: tuple[int, int], windows: Sequence[Box
         NotSpatialError: The network is none of operators that map rows and columns.
     """
     places = _places(graph, stop)
-    costs = _Costs(graph, places, size, windows)
+    costs = _costs(graph, places, size, windows)
     best: dict[str, tuple[float, list[str]]] = {places[0]: (0.0, [places[0]])}
     for index, place in enumerate(places[1:], 1):
         ways = [
-            (best[before][0] + costs.part(before, place), [*best[before][1], place])
+            (best[before][0] + costs[before, place], [*best[before][1], place])
             for before in places[:index]
         ]
         best[place] = min(ways, key=lambda way: way[0])
-    cuts = best[places[-1]][1]
-    return [costs.parts[pair] for pair in pairwise(cuts)]
+    return [_part(graph, *pair) for pair in pairwise(best[places[-1]][1])]
+
+
+def _part(graph: Graph, start: str, stop: str) -> Part:
+    nodes = nodes_between(graph, start, stop)
+    rows, columns = (Chain(graph, nodes, start, stop, axis) for axis in (0, 1))
+    return Part(start, stop, rows, columns)
 
 
 def _places(graph: Graph, stop: str) -> list[str]:
@@ -100,45 +105,44 @@ def _may_cut(nodes: Sequence[Node], node: Node) -> bool:
     return not _FUSED & set(readers)
 
 
-class _Costs:
-    """Estimated time of a part for the mean window, in multiplications."""
+def _costs(
+    graph: Graph, places: Sequence[str], size: tuple[int, int], windows: Sequence[Box]
+) -> dict[tuple[str, str], float]:
+    """Estimated time of the part between every two places, in multiplications for one window.
 
-    def __init__(
-        self,
-        graph: Graph,
-        places: Sequence[str],
-        size: tuple[int, int],
-        windows: Sequence[Box],
-    ) -> None:
-        self._graph = graph
-        self.parts: dict[tuple[str, str], Part] = {}
-        start, stop = places[0], places[-1]
-        nodes = nodes_between(graph, start, stop)
-        self._work = _work(graph, nodes, start)
-        self._axes = []
-        for axis in (0, 1):
-            chain = Chain(graph, nodes, start, stop, axis)
-            lengths = chain.lengths(size[axis])
-            spans = {window[axis] for window in windows}
-            changes = [chain.changed(span, lengths) for span in sorted(spans)]
-            self._axes.append((lengths, changes))
+    A part computes of each of its tensors what the altered positions of its last are made of.
+    """
+    whole = _part(graph, places[0], places[-1])
+    nodes = nodes_between(graph, places[0], places[-1])
+    work = _work(graph, nodes, places[0])
+    order = [node.outputs[0] for node in nodes if node.outputs[0] in work]
+    costs = {}
+    for number, stop in enumerate(places):
+        areas = _areas(whole, stop, size, windows)
+        each = [areas.get(name, 0.0) * work[name].operations for name in order]
+        done = dict(zip(order, accumulate(each), strict=True))
+        for start in places[:number]:
+            copied = areas[start] * work[start].channels + areas[stop] * work[stop].channels
+            spent = done[stop] - done.get(start, 0.0)
+            costs[start, stop] = spent + copied * _BYTES * _COPY + _CALL
+    return costs
 
-    def part(self, start: str, stop: str) -> float:
-        """Time of the part between two places for one window."""
-        nodes = nodes_between(self._graph, start, stop)
-        chains = [Chain(self._graph, nodes, start, stop, axis) for axis in (0, 1)]
-        self.parts[start, stop] = Part(start, stop, *chains)
-        means = [
-            _mean_lengths(chain, *measured, start, stop)
-            for chain, measured in zip(chains, self._axes, strict=True)
-        ]
-        work = sum(
-            means[0][name] * means[1][name] * self._work[name].operations for name in means[0]
-        )
-        copied = sum(
-            means[0][name] * means[1][name] * self._work[name].channels for name in (start, stop)
-        )
-        return work + copied * _BYTES * _COPY + _CALL
+
+def _areas(
+    whole: Part, stop: str, size: tuple[int, int], windows: Sequence[Box]
+) -> dict[str, float]:
+    """How many positions of every tensor `stop`'s altered ones are made of, for a mean window."""
+    means = []
+    for axis, chain in enumerate(whole.chains):
+        lengths = chain.lengths(size[axis])
+        spans = {window[axis] for window in windows}
+        totals: dict[str, float] = {}
+        for span in spans:
+            changed = chain.changed(span, lengths)[stop]
+            for name, (first, last) in chain.needed(changed, lengths, stop).items():
+                totals[name] = totals.get(name, 0.0) + max(last - first, 0) / len(spans)
+        means.append(totals)
+    return {name: length * means[1][name] for name, length in means[0].items()}
 
 
 @dataclass(frozen=True)
@@ -184,15 +188,3 @@ def _product(values: Iterable[int]) -> int:
     for value in values:
         product *= value
     return product
-
-
-def _mean_lengths(
-    chain: Chain, lengths: dict[str, int], changes: Sequence[dict[str, Span]], start: str, stop: str
-) -> dict[str, float]:
-    """Mean length of every tensor's row in a part, over the windows that were looked at."""
-    totals: dict[str, float] = {}
-    for spans in changes:
-        crop = chain.crop(spans[stop], lengths)
-        for name, length in chain.lengths(crop[1] - crop[0]).items():
-            totals[name] = totals.get(name, 0.0) + length / len(changes)
-    return totals

@@ -56,7 +56,7 @@ class Constant:
     Attributes:
         data_type: Of TensorProto.DataType.
         shape: Its dimensions.
-        is_zero: Whether no byte of it is set.
+        is_zero: Whether it holds zeros alone; told of integers.
         content: The tensor as it stands in the file.
     """
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.occlusion import Occlusion
 from deepcovid_edge.preprocess import on_film
+from deepcovid_edge.receptive import Box
 
 OCCLUSION, ACTIVATION = "occlusion", "activation"
 METHODS = (OCCLUSION, ACTIVATION)
@@ -129,10 +130,11 @@ def regions(found: HeatMap, shape: tuple[int, ...], spec: InputSpec) -> list[Reg
     turned = found.turned
     turns = None if turned is None else bool(turned.any())
     mask = turned if turned is not None and turns else _upper_half(found.values)
-    found_regions = [
-        _region(found.values, mask_of_one, turns, shape, spec) for mask_of_one in _pieces(mask)
-    ]
-    return sorted(found_regions, key=lambda region: -region.peak)[:_MOST_REGIONS]
+    places = []
+    for box, peak in _pieces(mask, found.values):
+        (top, bottom), (left, right) = on_film(box, shape, spec)
+        places.append(Region(left, top, right - left, bottom - top, peak, turns))
+    return sorted(places, key=lambda region: -region.peak)[:_MOST_REGIONS]
 
 
 def _upper_half(values: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -141,24 +143,13 @@ def _upper_half(values: NDArray[np.float32]) -> NDArray[np.bool_]:
     return above & bool(highest > 0)
 
 
-def _pieces(mask: NDArray[np.bool_]) -> Iterator[NDArray[np.bool_]]:
-    """Connected pieces of a mask that are large enough."""
-    count, labels = cv2.connectedComponents(mask.astype(np.uint8))
+def _pieces(mask: NDArray[np.bool_], values: NDArray[np.float32]) -> Iterator[tuple[Box, float]]:
+    """Boxes of a mask's connected pieces that are large enough, each with its highest value."""
+    count, labels, sizes, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8))
     for label in range(1, count):
-        piece = labels == label
-        if piece.sum() >= _SMALLEST * mask.size:
-            yield piece
-
-
-def _region(
-    values: NDArray[np.float32],
-    piece: NDArray[np.bool_],
-    turns: bool | None,
-    shape: tuple[int, ...],
-    spec: InputSpec,
-) -> Region:
-    rows, columns = np.flatnonzero(piece.any(axis=1)), np.flatnonzero(piece.any(axis=0))
-    box = (int(rows[0]), int(rows[-1]) + 1), (int(columns[0]), int(columns[-1]) + 1)
-    (top, bottom), (left, right) = on_film(box, shape, spec)
-    peak = float(values[piece].max())
-    return Region(left, top, right - left, bottom - top, peak, turns)
+        left, top, width, height, area = map(int, sizes[label])
+        if area < _SMALLEST * mask.size:
+            continue
+        inside = slice(top, top + height), slice(left, left + width)
+        peak = float(values[inside][labels[inside] == label].max())
+        yield ((top, top + height), (left, left + width)), peak

@@ -16,8 +16,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,9 @@ from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.preprocess import prepare
 from deepcovid_edge.reasons import Reason
 from deepcovid_edge.records import Prediction, RunFacts
+
+if TYPE_CHECKING:
+    from deepcovid_edge.explain import Explainer
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -88,6 +92,7 @@ def predict(
     settings: PredictSettings,
     *,
     change: Callable[[Radiograph], Radiograph] | None = None,
+    explainer: Explainer | None = None,
 ) -> Iterator[Prediction]:
     """Judge films in order.
 
@@ -98,6 +103,7 @@ def predict(
         settings: Batch size and threads.
         change: What is done to every film between reading and preparing it, such as hiding a part
             of it to see what the network goes by; called from several threads.
+        explainer: Makes the heat maps; called from several threads.
 
     Yields:
         One record per path, in the order of the paths, as soon as it and those before it are
@@ -110,10 +116,11 @@ def predict(
     lane = decoders if backend.on_cpu else ThreadPoolExecutor(GPU_LANES, "infer")
 
     def read(path: Path) -> _Film:
-        return _read(path, run, backend.manifest.input, change)
+        film = _read(path, run, backend.manifest.input, change)
+        return film if explainer else replace(film, radiograph=None)
 
     def judge(films: list[_Film]) -> list[Prediction]:
-        return _judge(films, backend)
+        return _judge(films, backend, explainer)
 
     try:
         films = _in_order(decoders, read, paths, batch_size * (inferring + 1) + workers)
@@ -127,11 +134,15 @@ def predict(
 
 @dataclass(frozen=True)
 class _Film:
-    """A film on its way: prepared pixels, or None where it was refused."""
+    """A film on its way: prepared pixels, or None where it was refused.
+
+    The film as it was read is kept for those who draw on it alone: it may be large.
+    """
 
     record: Prediction
     pixels: NDArray[np.uint8] | None
     started: float
+    radiograph: Radiograph | None = None
 
 
 def _read(
@@ -156,7 +167,8 @@ def _read(
     prepared = time.perf_counter()
     timings = {"read": _ms(started, decoded), "preprocess": _ms(decoded, prepared)}
     warnings = (*(caution.code for caution in radiograph.cautions), *run.cautions)
-    return _Film(replace(record, warnings=warnings, timings_ms=timings), pixels, started)
+    record = replace(record, warnings=warnings, timings_ms=timings)
+    return _Film(record, pixels, started, radiograph)
 
 
 def _refused(record: Prediction, error: ImageRefusedError, started: float) -> _Film:
@@ -180,19 +192,37 @@ def _batches(films: Iterable[_Film], size: int) -> Iterator[list[_Film]]:
         yield group
 
 
-def _judge(films: list[_Film], backend: Backend) -> list[Prediction]:
+def _judge(films: list[_Film], backend: Backend, explainer: Explainer | None) -> list[Prediction]:
     prepared = [film.pixels for film in films if film.pixels is not None]
     if not prepared:
         return [film.record for film in films]
+    with_maps = explainer is not None and explainer.reads_activation_maps
     started = time.perf_counter()
-    logits = backend.infer(np.stack(prepared)).logits
+    found = backend.infer(np.stack(prepared), activation_maps=with_maps)
     ended = time.perf_counter()
-    rows = iter(probabilities(logits))
     share = _ms(started, ended) / len(prepared)
+    maps = repeat(None) if found.activation_maps is None else iter(found.activation_maps)
+    rows = zip(probabilities(found.logits), maps, strict=False)
     return [
-        film.record if film.pixels is None else _judged(film, next(rows), share, ended)
+        film.record if film.pixels is None else _result(film, *next(rows), share, ended, explainer)
         for film in films
     ]
+
+
+def _result(
+    film: _Film,
+    row: NDArray[np.float64],
+    activation_maps: NDArray[np.float32] | None,
+    share: float,
+    ended: float,
+    explainer: Explainer | None,
+) -> Prediction:
+    record = _judged(film, row, share, ended)
+    if not explainer or not record.probabilities or not film.radiograph or film.pixels is None:
+        return record
+    record = explainer.explain(record, film.radiograph, film.pixels, activation_maps)
+    total = {"total": _ms(film.started, time.perf_counter())}
+    return replace(record, timings_ms={**(record.timings_ms or {}), **total})
 
 
 def _judged(film: _Film, row: NDArray[np.float64], share: float, ended: float) -> Prediction:

@@ -58,4 +58,5 @@ class Caution(_Coded):
         "W_UNVERIFIED",
         "Not verified against the model that this form of it was made of.",
     )
+    NO_HEATMAP = ("W_NO_HEATMAP", "No heat map: its time budget does not hold one pass.")
     SYNTHETIC = ("W_SYNTHETIC", "Synthetic phantom, not a patient's film.")

@@ -157,16 +157,18 @@ class Chain:
             spans[made] = how.changed(whole, lengths[made]) if how else whole
         return spans
 
-    def needed(self, span: Span, lengths: dict[str, int]) -> Span:
-        """Positions of the first tensor that these positions of the last are made of."""
-        spans = {self._stop: span}
+    def needed(
+        self, span: Span, lengths: dict[str, int], stop: str | None = None
+    ) -> dict[str, Span]:
+        """Positions of every tensor that these positions of the last, or of `stop`, are made of."""
+        spans = {stop or self._stop: span}
         for made, read, how in reversed(self._steps):
             if made not in spans:
                 continue
             inside = how.needed(spans[made], lengths[read[0]]) if how else spans[made]
             for name in read:
                 spans[name] = _hull([inside, *([spans[name]] if name in spans else [])])
-        return spans[self._start]
+        return spans
 
     def crop(self, span: Span, lengths: dict[str, int]) -> Span:
         """Positions of the first tensor to cut out so that these of the last come out right.
@@ -174,7 +176,7 @@ class Chain:
         The crop begins where an output begins, so that outputs of the crop are outputs of the whole
         moved by `first // stride`.
         """
-        first, last = self.needed(span, lengths)
+        first, last = self.needed(span, lengths)[self._start]
         return first - first % self.stride, last
 
     def _total_stride(self) -> int:

@@ -12,7 +12,7 @@ from deepcovid_edge import NOTICE
 SCHEMA_VERSION = 1
 ASSESSED, NOT_ASSESSED = "assessed", "not_assessed"
 POSITIVE, NEGATIVE = "positive", "negative"
-_TIMINGS = ("read", "preprocess", "infer", "total")
+_TIMINGS = ("read", "preprocess", "infer", "heatmap", "total")
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,12 @@ class Prediction:
         message: Sentence for the person at the cart, or None.
         warnings: Codes of what to know about the film.
         probabilities: Class name -> probability, or None where not assessed.
-        timings_ms: `read`, `preprocess`, `infer` (the film's share of its batch) and `total`
-            (from opening the file to the result, waiting included), milliseconds.
-        heatmap: Path of the heat map, or None.
+        timings_ms: `read`, `preprocess`, `infer` (the film's share of its batch), `heatmap` and
+            `total` (from opening the file to the result, waiting included), milliseconds.
+        heatmap: Path of the heat map's file, or None.
+        overlay: Path of its picture, or None.
+        regions: Where the network looked, the strongest first (see `heatmap.Region`); None
+            without a heat map.
     """
 
     path: str
@@ -66,6 +69,8 @@ class Prediction:
     probabilities: Mapping[str, float] | None = None
     timings_ms: Mapping[str, float] | None = None
     heatmap: str | None = None
+    overlay: str | None = None
+    regions: tuple[Mapping[str, Any], ...] | None = None
 
     @property
     def status(self) -> str:
@@ -107,6 +112,8 @@ class Prediction:
             "threshold": self.run.threshold,
             "decision": self.decision,
             "heatmap": self.heatmap,
+            "overlay": self.overlay,
+            "regions": None if self.regions is None else [dict(place) for place in self.regions],
             "timings_ms": {name: timings.get(name) for name in _TIMINGS},
             "notice": NOTICE,
         }
@@ -126,6 +133,8 @@ class Prediction:
                 row |= {f"{name}.{part}": value[part] for part in _TIMINGS}
             elif name == "warnings":
                 row[name] = ";".join(value)
+            elif name == "regions":
+                row[name] = None if value is None else json.dumps(value)
             else:
                 row[name] = value
         return row

@@ -27,6 +27,7 @@ class Entry:
 
 COMMANDS = {
     "infer": Entry("deepcovid_edge.cli.infer", "Judge films: files and folders to records."),
+    "heatmap": Entry("deepcovid_edge.cli.heatmap", "Show where the network looked."),
     "build": Entry("deepcovid_edge.cli.build", "Typed ONNX to a TensorRT engine."),
     "verify": Entry("deepcovid_edge.cli.verify", "Is a candidate as accurate as its reference?"),
     "info": Entry("deepcovid_edge.cli.info", "Show device, backends, models and problems."),

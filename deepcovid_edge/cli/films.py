@@ -1,0 +1,268 @@
+"""Commands that judge films: what `infer` and `heatmap` share."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from deepcovid_edge.backends import BACKENDS, PROVIDERS
+from deepcovid_edge.models import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from deepcovid_edge.backends import Backend
+    from deepcovid_edge.explain import Explainer, HeatMapSettings
+    from deepcovid_edge.output import RecordFile, RecordWriter
+    from deepcovid_edge.records import Prediction, RunFacts
+
+_SOME_NOT_ASSESSED = 4
+_KINDS = {".jsonl": "jsonl", ".csv": "csv", "": "jsonl"}
+
+
+def run_options(command: Callable[..., int]) -> Callable[..., int]:
+    """The options that every command has which judges films."""
+    options = [
+        click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Name or file."),
+        click.option(
+            "--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", show_default=True
+        ),
+        click.option(
+            "--provider", type=click.Choice(PROVIDERS), help="ONNX Runtime's.  [default: cpu]"
+        ),
+        click.option("--threshold", type=float, help="Positive from this probability on, 0 to 1."),
+        click.option("--workers", type=int, help="Threads that work.  [default: one a core]"),
+        click.option("--json", "kind", flag_value="jsonl", help="JSON Lines (default in a pipe)."),
+        click.option("--csv", "kind", flag_value="csv", help="CSV with the same columns."),
+        click.option(
+            "--table", "kind", flag_value="table", help="A table (default on a terminal)."
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def duration(text: str) -> float:
+    """A time with its unit, such as `200ms` or `1.5s`, in milliseconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d*)?) *(ms|s)", text.strip())
+    if not found:
+        raise click.BadParameter(f"got {text!r}, expected a time with its unit: 200ms or 1.5s")
+    return float(found[1]) * (1000.0 if found[2] == "s" else 1.0)
+
+
+@dataclass(frozen=True)
+class FilmRun:
+    """What a command that judges films was asked to do.
+
+    Attributes:
+        paths: Files and folders.
+        output: File for the records; None for stdout.
+        kind: `jsonl`, `csv` or `table`; None for what the output says.
+        model: Shipped name or file.
+        backend: Its name, or `auto`.
+        provider: ONNX Runtime's, or None.
+        threshold: Probability from which a film is positive; None for the model's own.
+        workers: Threads; None for one a core.
+        batch_size: Films an inference; None for what suits the backend.
+        resume: Go on with the records in `output`.
+        heatmaps: Which heat maps are made, if any.
+    """
+
+    paths: tuple[Path, ...]
+    output: Path | None
+    kind: str | None
+    model: str
+    backend: str
+    provider: str | None
+    threshold: float | None
+    workers: int | None
+    batch_size: int | None = None
+    resume: bool = False
+    heatmaps: HeatMapSettings | None = None
+
+
+def judge_films(run: FilmRun) -> int:
+    """Judge films and write their records; the exit code."""
+    import cv2
+
+    from deepcovid_edge.backends import BackendSettings, fastest_verified, load_backend
+    from deepcovid_edge.models import find_model
+    from deepcovid_edge.predict import PredictSettings, predict, run_facts
+
+    settings = PredictSettings(run.batch_size, run.workers, run.threshold)
+    kind = _kind(run.kind, run.output)
+    if run.resume and run.output is None:
+        raise click.UsageError("--resume needs -o FILE.jsonl or FILE.csv to go on with.")
+    _check_paths(run.paths, run.output)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service's stop is a Ctrl-C
+    cv2.setNumThreads(1)  # films are decoded side by side; threads inside one would only wait
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # broken files get a reason instead
+    file = find_model(run.model)
+    if run.backend == "auto" and run.provider is None:
+        file = fastest_verified(file)
+    with ExitStack() as opened:
+        own = BackendSettings(provider=run.provider)
+        backend = opened.enter_context(load_backend(file, backend=run.backend, settings=own))
+        facts = run_facts(backend, settings)
+        explainer = _explainer(run, backend, facts.threshold, opened)
+        sink = _Sink(run.output, kind, facts, resume=run.resume)
+        films = partial(list_films, run.paths, but=run.output)
+        records = predict(sink.left_of(films()), backend, facts, settings, explainer=explainer)
+        code = _drain(records, sink, _count(films, sink))
+        if explainer and explainer.too_slow:
+            click.echo(_too_slow(explainer.too_slow), err=True)
+        return code
+
+
+def _explainer(
+    run: FilmRun, backend: Backend, threshold: float, opened: ExitStack
+) -> Explainer | None:
+    if run.heatmaps is None:
+        return None
+    from deepcovid_edge.explain import Explainer
+
+    made = Explainer(backend, run.heatmaps, threshold=threshold, workers=run.workers)
+    return opened.enter_context(made)
+
+
+def _too_slow(needed_ms: list[float]) -> str:
+    return (
+        f"{len(needed_ms)} films have no heat map: --budget does not hold one pass, which takes "
+        f"about {max(needed_ms):.0f} ms here: raise it, or take a larger --stride."
+    )
+
+
+def list_films(paths: Iterable[Path], *, but: Path | None = None) -> Iterator[Path]:
+    """Files of PATHS in a stable order, each once; folders are walked.
+
+    Args:
+        paths: Files and folders.
+        but: A file to leave out: the output may lie among the films.
+    """
+    from deepcovid_edge.dataset import walk_files
+
+    named = list(paths)
+    left_out = but.resolve() if but else None
+    seen: set[Path] = set()
+    for path in named:
+        for film in walk_files(path) if path.is_dir() else (path,):
+            if left_out and film.name == left_out.name and film.resolve() == left_out:
+                continue
+            if len(named) > 1:  # one folder names no file twice: keep memory flat
+                if film in seen:
+                    continue
+                seen.add(film)
+            yield film
+
+
+def _check_paths(paths: tuple[Path, ...], output: Path | None) -> None:
+    from deepcovid_edge.errors import NotThereError
+
+    for path in paths:
+        if not os.path.lexists(path):
+            raise NotThereError(f"{path}: no such file or folder")
+        if output and output.is_file() and path.is_file() and output.samefile(path):
+            raise click.UsageError(f"-o {output}: is one of the films; choose another file.")
+
+
+def _kind(kind: str | None, output: Path | None) -> str:
+    """The format: what was asked for, else the output's suffix, else what stdout is."""
+    if kind:
+        return kind
+    if output is None:
+        return "table" if sys.stdout.isatty() else "jsonl"
+    suffix = output.suffix.lower()
+    if suffix not in _KINDS and not (output.exists() and not output.is_file()):
+        raise click.UsageError(f"-o {output}: {suffix} is not written; expected .jsonl or .csv.")
+    return _KINDS.get(suffix, "jsonl")
+
+
+class _Sink:
+    """Where records go, with a count of what happened."""
+
+    def __init__(self, output: Path | None, kind: str, facts: RunFacts, *, resume: bool) -> None:
+        from deepcovid_edge.output import RecordFile, make_writer
+
+        self.file: RecordFile | None = None
+        self.writer: RecordFile | RecordWriter
+        if output is None:
+            if isinstance(sys.stdout, io.TextIOWrapper):  # file names may be no Unicode
+                errors = "replace" if kind == "table" else "surrogateescape"
+                sys.stdout.reconfigure(errors=errors)
+            self.writer = make_writer(kind, sys.stdout)
+        else:
+            self.writer = self.file = RecordFile(output, facts, kind=kind, resume=resume)
+        self.facts = facts
+        self.counts: Counter[str] = Counter()
+
+    def left_of(self, films: Iterable[Path]) -> Iterator[Path]:
+        """The films that have no record yet."""
+        done = self.file.earlier.paths if self.file else set()
+        return (film for film in films if str(film) not in done)
+
+    def write(self, record: Prediction) -> None:
+        """Write and count a record."""
+        self.writer.write(record)
+        self.counts[record.decision or record.status] += 1
+
+    @property
+    def not_assessed(self) -> int:
+        """Films without a result, those of the run that is gone on with included."""
+        earlier = self.file.earlier.not_assessed if self.file else 0
+        return self.counts["not_assessed"] + earlier
+
+
+def _count(films: Callable[[], Iterator[Path]], sink: _Sink) -> int | None:
+    """How many films there are, where a progress bar wants to know."""
+    shown_on_terminal = sink.file is None and sys.stdout.isatty()
+    if shown_on_terminal or not sys.stderr.isatty():
+        return None
+    return sum(1 for _ in sink.left_of(films()))
+
+
+def _drain(records: Iterator[Prediction], sink: _Sink, total: int | None) -> int:
+    from rich.console import Console
+    from rich.progress import track
+
+    shown: Iterable[Prediction] = records
+    if total is not None:
+        shown = track(records, "films", total, console=Console(stderr=True), transient=True)
+    try:
+        for record in shown:
+            sink.write(record)
+    except KeyboardInterrupt:
+        how = "written; --resume goes on" if sink.file else "written"
+        click.echo(_summary(sink, how), err=True)
+        raise
+    finally:
+        for kind in (signal.SIGINT, signal.SIGTERM):  # what is done is written, whoever hurries
+            signal.signal(kind, signal.SIG_IGN)
+        records.close()  # type: ignore[attr-defined]
+        sink.writer.close()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    click.echo(_summary(sink, f"done on {sink.facts.backend}"), err=True)
+    return _SOME_NOT_ASSESSED if sink.not_assessed else 0
+
+
+def _summary(sink: _Sink, how: str) -> str:
+    counts = sink.counts
+    earlier = len(sink.file.earlier.paths) if sink.file else 0
+    parts = [
+        f"{counts.total()} films {how}: {counts['positive']} positive, {counts['negative']} "
+        f"negative, {counts['not_assessed']} not assessed"
+    ]
+    if earlier:
+        parts.append(f"{earlier} films were done before")
+    return ". ".join(parts) + ". Research use only."

@@ -1,0 +1,68 @@
+"""`deepcovid-edge heatmap`: where the network looked, as pictures, maps and boxes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from deepcovid_edge.cli.films import FilmRun, duration, judge_films, run_options
+
+
+@click.command(
+    epilog="Example: deepcovid-edge heatmap films/ -o heatmaps --budget 500ms. Research use only.",
+)
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("heatmaps"),
+    show_default=True,
+    help="Write pictures and maps into this folder.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["occlusion", "activation"]),
+    default="occlusion",
+    show_default=True,
+    help="Hide windows, or what the network gives beside its logits.",
+)
+@click.option("--window", default=32, show_default=True, help="Side of a window, pixels.")
+@click.option("--stride", default=8, show_default=True, help="From window to window, pixels.")
+@click.option(
+    "--baseline",
+    type=click.Choice(["black", "mean", "blurred"]),
+    default="black",
+    show_default=True,
+    help="What a hidden window shows.",
+)
+@click.option(
+    "--budget", type=duration, metavar="TIME", help="Most time for a film, such as 200ms."
+)
+@run_options
+def command(
+    paths: tuple[Path, ...],
+    folder: Path,
+    method: str,
+    window: int,
+    stride: int,
+    baseline: str,
+    budget: float | None,
+    **options: Any,
+) -> int:
+    """Show where the network looked on each film of PATHS.
+
+    Writes a picture (film, map and both laid over each other) and the map itself (.npz) for each
+    film, and its record to stdout; the record has the regions as boxes on the film. Windows and
+    strides are pixels of the network's input. With --budget the film is judged with few windows
+    first, then with more where they matter, until the time is spent.
+    """
+    from deepcovid_edge.explain import HeatMapSettings
+    from deepcovid_edge.lattice import OcclusionSettings
+
+    windows = OcclusionSettings(window, stride, baseline, budget)
+    maps = HeatMapSettings(method, folder, overlay=True, occlusion=windows)
+    return judge_films(FilmRun(paths, None, heatmaps=maps, **options))
