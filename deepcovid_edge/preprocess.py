@@ -46,11 +46,11 @@ def on_film(
     Returns:
         The same on the film, widened to whole pixels; a letterbox's border lies on its edge.
     """
-    fields = _letterboxed(shape, spec) if spec.resize is ResizeRule.LETTERBOX else None
+    filled = filled_field(shape, spec)
     seen = visible_field(shape, spec)
     spans = []
-    for axis, (span, size) in enumerate(zip(box, (spec.height, spec.width), strict=True)):
-        first, length = (0, size) if fields is None else fields[axis]
+    for axis, span in enumerate(box):
+        first, length = filled[axis].start, filled[axis].stop - filled[axis].start
         scale = (seen[axis].stop - seen[axis].start) / length
         low, high = (seen[axis].start + (edge - first) * scale for edge in span)
         inside = (
@@ -77,6 +77,22 @@ def visible_field(shape: tuple[int, ...], spec: InputSpec) -> tuple[slice, slice
     return slice(top, top + height), slice(left, left + width)
 
 
+def filled_field(shape: tuple[int, ...], spec: InputSpec) -> tuple[slice, slice]:
+    """Rows and columns of the network's input that show film: all but a letterbox's border.
+
+    Args:
+        shape: Rows and columns of the film.
+        spec: The network's input.
+    """
+    if spec.resize is not ResizeRule.LETTERBOX:
+        return slice(0, spec.height), slice(0, spec.width)
+    rows, columns = shape
+    scale = min(spec.height / rows, spec.width / columns)
+    height, width = max(1, round(rows * scale)), max(1, round(columns * scale))
+    top, left = (spec.height - height) // 2, (spec.width - width) // 2
+    return slice(top, top + height), slice(left, left + width)
+
+
 def _area(pixels: Grey, height: int, width: int) -> Grey:
     if pixels.shape == (height, width):
         return pixels
@@ -95,18 +111,10 @@ def _squash(pixels: Grey, spec: InputSpec) -> Grey:
 
 
 def _letterbox(pixels: Grey, spec: InputSpec) -> Grey:
-    (top, height), (left, width) = _letterboxed(pixels.shape, spec)
+    rows, columns = filled_field(pixels.shape, spec)
     canvas = np.zeros((spec.height, spec.width), pixels.dtype)
-    canvas[top : top + height, left : left + width] = _area(pixels, height, width)
+    canvas[rows, columns] = _area(pixels, rows.stop - rows.start, columns.stop - columns.start)
     return canvas
-
-
-def _letterboxed(shape: tuple[int, ...], spec: InputSpec) -> tuple[tuple[int, int], ...]:
-    """First row and number of rows, first column and number of columns, that a film fills."""
-    rows, columns = shape
-    scale = min(spec.height / rows, spec.width / columns)
-    height, width = max(1, round(rows * scale)), max(1, round(columns * scale))
-    return ((spec.height - height) // 2, height), ((spec.width - width) // 2, width)
 
 
 _RULES = {
