@@ -1,0 +1,168 @@
+"""Heat maps on the command line: pictures, maps and records that name each other."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from deepcovid_edge.map_files import read_map
+
+from deepcovid_edge.phantom import write_samples
+
+QUICK = ("--stride", "32")
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("films")
+    write_samples(folder, count=2)
+    (folder / "zz_broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    return folder
+
+
+def run(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "deepcovid_edge", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd)
+
+
+def records(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_heatmap_writes_picture_and_map_and_names_them_in_the_record(
+    films: Path, tmp_path: Path
+) -> None:
+    done = run("heatmap", films, "-o", "maps", "--json", *QUICK, cwd=tmp_path)
+    assert done.returncode == 4, done.stderr  # one file is no film
+    first, second, broken = records(done)
+    assert {path.name for path in (tmp_path / "maps").iterdir()} == {
+        Path(record[kind]).name for record in (first, second) for kind in ("heatmap", "overlay")
+    }
+    for record in (first, second):
+        picture = cv2.imread(str(tmp_path / record["overlay"]))
+        assert picture is not None
+        assert picture.shape[1] > 2 * picture.shape[0]
+        stored = read_map(tmp_path / record["heatmap"])
+        assert stored.heatmap.values.shape == (224, 224)
+        assert stored.heatmap.cells.shape == (7, 7)
+        assert stored.facts["sha256"] == record["sha256"]
+        assert [place.as_dict() for place in stored.regions] == record["regions"]
+        height, width = cv2.imread(record["path"], cv2.IMREAD_GRAYSCALE).shape
+        for place in record["regions"]:
+            assert 0 <= place["x"] < place["x"] + place["width"] <= width
+            assert 0 <= place["y"] < place["y"] + place["height"] <= height
+        assert record["timings_ms"]["heatmap"] > 0
+        assert record["timings_ms"]["total"] >= record["timings_ms"]["heatmap"]
+    assert broken["status"] == "not_assessed"
+    assert broken["heatmap"] is broken["overlay"] is broken["regions"] is None
+
+
+def test_pictures_among_the_films_are_not_taken_for_films(films: Path, tmp_path: Path) -> None:
+    run("heatmap", films, "-o", tmp_path / "maps", "--json", *QUICK, cwd=tmp_path)
+    again = records(run("infer", "maps", cwd=tmp_path))
+    assert {record["status"] for record in again} == {"not_assessed"}
+
+
+def test_infer_with_activation_maps_gives_the_results_of_infer(films: Path, tmp_path: Path) -> None:
+    plain = records(run("infer", films, "--json", cwd=tmp_path))
+    done = run("infer", films, "--json", "--heatmap", "activation", cwd=tmp_path)
+    mapped = records(done)
+    for own, other in zip(mapped, plain, strict=True):
+        assert own["probabilities"] == other["probabilities"]
+        assert other["heatmap"] is None
+    stored = read_map(tmp_path / mapped[0]["heatmap"])
+    assert mapped[0]["overlay"] is None
+    assert stored.heatmap.method == "activation"
+    assert stored.heatmap.cells.shape == (13, 13)
+
+
+def test_csv_has_the_regions_as_json(films: Path, tmp_path: Path) -> None:
+    done = run("infer", films, "--csv", "--heatmap", "activation", cwd=tmp_path)
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert len(rows) == 3
+    for row in rows:
+        assert bool(row["regions"]) == (row["status"] == "assessed")
+        if row["regions"]:
+            assert isinstance(json.loads(row["regions"]), list)
+
+
+def test_incremental_and_auto_forms_agree_on_where_the_network_looked(
+    films: Path, tmp_path: Path
+) -> None:
+    """The INT8 form that `auto` takes, and the FP32 model itself."""
+    maps = []
+    for name, backend in (("auto", "auto"), ("own", "onnxruntime")):
+        done = run(
+            "heatmap", films, "-o", name, "--json", "--backend", backend, *QUICK, cwd=tmp_path
+        )
+        maps.append(read_map(tmp_path / records(done)[0]["heatmap"]).heatmap.values)
+    assert np.corrcoef(maps[0].ravel(), maps[1].ravel())[0, 1] > 0.95
+
+
+def test_a_budget_below_one_pass_costs_the_map_and_not_the_result(
+    films: Path, tmp_path: Path
+) -> None:
+    done = run("heatmap", films, "-o", "maps", "--json", "--budget", "0.01ms", cwd=tmp_path)
+    assert done.returncode == 4
+    first = records(done)[0]
+    assert first["status"] == "assessed"
+    assert first["heatmap"] is None
+    assert "W_NO_HEATMAP" in first["warnings"]
+    assert "2 films have no heat map: --budget does not hold one pass" in done.stderr
+
+
+def test_a_budget_is_kept_or_said(films: Path, tmp_path: Path) -> None:
+    done = run("heatmap", films, "-o", "maps", "--json", "--budget", "60s", cwd=tmp_path)
+    stored = read_map(tmp_path / records(done)[0]["heatmap"])
+    assert stored.heatmap.facts["evaluated"] == stored.heatmap.facts["windows"] == 625
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--window", "300"), "--window: got 300, the network sees films of 224 x 224"),
+        (("--stride", "0"), "--stride: got 0, expected 1 to the window's 32 pixels"),
+        (("--stride", "40"), "parts of the film would never be hidden"),
+        (("--budget", "200"), "expected a time with its unit"),
+        (("--budget", "0ms"), "--budget: got 0.0 ms, expected more than 0"),
+    ],
+)
+def test_bad_use_gets_a_sentence(
+    words: tuple[str, str], said: str, films: Path, tmp_path: Path
+) -> None:
+    done = run("heatmap", films, *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--overlay",), "--overlay needs --heatmap"),
+        (("--heatmap", "activation", "--budget", "1s"), "--budget needs --heatmap occlusion"),
+    ],
+)
+def test_options_of_a_heat_map_without_one_are_refused(
+    words: tuple[str, ...], said: str, films: Path, tmp_path: Path
+) -> None:
+    done = run("infer", films, *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_a_folder_that_cannot_be_made_is_said(films: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = run("heatmap", films, "-o", tmp_path / "file" / "maps", cwd=tmp_path)
+    assert done.returncode in (1, 2)
+    assert "file" in done.stderr
+    assert "Traceback" not in done.stderr
