@@ -17,6 +17,11 @@ from deepcovid_edge.models import shipped_models
 from deepcovid_edge.processor import processor_name
 
 _RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
+_COMPUTING = (
+    *("numpy", "opencv-python-headless", "opencv-python", "pillow", *_RUNTIMES, "openvino"),
+    *("tensorrt", "tensorrt_rtx", "pycuda", "cuda-bindings", "torch"),
+)
+"""Distributions whose version may decide a result or its speed."""
 
 
 def describe() -> dict[str, Any]:
@@ -162,6 +167,17 @@ def _tensorrt_problems() -> list[dict[str, str]]:
             }
         ]
     return []
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, of Python, and of what is installed and computes."""
+    installed = {name: version for name in _COMPUTING if (version := _version(name))}
+    return {
+        "deepcovid-edge": __version__,
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        **installed,
+    }
 
 
 def _version(distribution: str) -> str | None:
