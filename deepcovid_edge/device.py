@@ -9,7 +9,7 @@ from importlib import metadata
 from typing import Any
 
 from deepcovid_edge import __version__, engines, jetpack
-from deepcovid_edge.backends import onnxruntime
+from deepcovid_edge.backends import onnxruntime, openvino
 from deepcovid_edge.errors import DeepCovidEdgeError
 from deepcovid_edge.gpu import find_gpu
 from deepcovid_edge.manifest import file_sha256, read_manifest
@@ -61,6 +61,13 @@ def backend_facts() -> list[dict[str, Any]]:
             "distribution": distribution,
             "version": _version(distribution) if distribution else None,
             "providers": _providers(),
+        },
+        {
+            "name": openvino.REQUIRES,
+            "available": openvino.is_available(),
+            "distribution": openvino.REQUIRES,
+            "version": _version(openvino.REQUIRES),
+            "providers": [],
         },
         _tensorrt_facts(),
     ]
