@@ -1,12 +1,18 @@
-"""Run .onnx files through OpenVINO on a CPU."""
+"""Run .onnx files through OpenVINO on a CPU.
+
+`import openvino` tells its makers of itself over the internet and leaves files in the home folder
+(openvino_telemetry, which it does without where that is not there). A cart does neither, so it is
+imported here as if that package were not installed.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,11 +29,30 @@ if TYPE_CHECKING:
 REQUIRES = "openvino"
 SUFFIXES = {".onnx"}
 _DEVICE = "CPU"
+_TELEMETRY = "openvino_telemetry"
 
 
 def is_available() -> bool:
     """Whether openvino is installed."""
     return find_spec(REQUIRES) is not None
+
+
+def quiet_runtime() -> ModuleType:
+    """Import openvino without its telemetry.
+
+    Raises:
+        MissingDependencyError: openvino is not installed.
+    """
+    if sys.modules.get(REQUIRES) is not None:
+        return require(REQUIRES, extra="openvino")
+    known = sys.modules.get(_TELEMETRY)
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment] # importing it raises ImportError
+    try:
+        return require(REQUIRES, extra="openvino")
+    finally:
+        del sys.modules[_TELEMETRY]
+        if known is not None:
+            sys.modules[_TELEMETRY] = known
 
 
 def load(path: Path, settings: BackendSettings) -> OpenVinoBackend:
@@ -38,7 +63,7 @@ def load(path: Path, settings: BackendSettings) -> OpenVinoBackend:
         BackendUnavailableError: OpenVINO has no CPU plugin here, or would compute in BF16.
         ModelFileError: The file carries no manifest, or OpenVINO cannot read it.
     """
-    runtime = require(REQUIRES, extra="openvino")
+    runtime = quiet_runtime()
     manifest = read_manifest(path)
     compiled = _compiled(runtime, path, settings.threads)
     _check_tensors(compiled, manifest, path)

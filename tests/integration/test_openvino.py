@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,8 +14,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-
-openvino = pytest.importorskip("openvino", reason="openvino (extra openvino) is not installed")
 
 from deepcovid_edge.backends import BackendSettings, load_backend
 from deepcovid_edge.backends import openvino as module
@@ -31,6 +30,10 @@ from deepcovid_edge.phantom import draw_phantom, write_samples
 from deepcovid_edge.reasons import Caution
 from deepcovid_edge.verify import verify
 
+if not module.is_available():
+    pytest.skip("openvino (extra openvino) is not installed", allow_module_level=True)
+
+openvino: Any = module.quiet_runtime()
 ROOT = Path(__file__).parents[2]
 XRAY = Path(os.environ.get("DEEPCOVID_XRAY", ROOT.parent / "shared" / "xray"))
 SQUEEZENET = find_model("squeezenet1_1")
@@ -80,7 +83,7 @@ def test_a_processor_that_would_compute_in_bf16_is_refused(
     lowered = SimpleNamespace(get_property=lambda _: openvino.Type.bf16)
     core = SimpleNamespace(available_devices=["CPU"], compile_model=lambda *_: lowered)
     runtime = SimpleNamespace(Core=lambda: core, Type=openvino.Type)
-    monkeypatch.setattr(module, "require", lambda *_, **__: runtime)
+    monkeypatch.setattr(module, "quiet_runtime", lambda: runtime)
     with pytest.raises(BackendUnavailableError, match=r"computes in .*bfloat16"):
         load_backend(SQUEEZENET, backend="openvino")
 
@@ -222,3 +225,27 @@ def test_without_the_package_the_command_that_installs_it_is_told(
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingDependencyError, match=r"deepcovid-edge\[openvino\]"):
         load_backend(SQUEEZENET, backend="openvino")
+
+
+def test_nothing_is_sent_anywhere_and_nothing_is_left_at_home(tmp_path: Path) -> None:
+    """The package brings a telemetry module along; a cart has no internet and asks for none."""
+    program = (
+        "import socket\n"
+        "def refuse(*arguments, **_): raise SystemExit(f'reached out to {arguments}')\n"
+        "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
+        "from deepcovid_edge.cli.main import run\n"
+        f"code = run(['infer', {str(tmp_path / 'films')!r}, '--backend', 'openvino'])\n"
+        "import multiprocessing\n"
+        "assert code == 0 and not multiprocessing.active_children()\n"
+    )
+    write_samples(tmp_path / "films", count=1)
+    home = tmp_path / "home"
+    home.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "HOME": str(home)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(home.rglob("*"))
