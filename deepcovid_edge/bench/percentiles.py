@@ -18,6 +18,7 @@ it.
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ def is_supported(percentile: float, count: int) -> bool:
     return _most_above(percentile, count) >= 1
 
 
+@cache
 def smallest_count(percentile: float) -> int:
     """The smallest number of samples that supports a percentile."""
     high = 1

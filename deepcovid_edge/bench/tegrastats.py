@@ -54,7 +54,10 @@ class Tegrastats:
         if tool is None:
             raise FileNotFoundError("tegrastats")
         self._process = subprocess.Popen(
-            [tool, "--interval", str(_EVERY_MS)], stdout=subprocess.PIPE, text=True
+            [tool, "--interval", str(_EVERY_MS)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         self._line = ""
         threading.Thread(target=self._follow, daemon=True).start()
