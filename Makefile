@@ -76,7 +76,9 @@ model-%: .venv/ready
 
 bench: .venv/ready
 	$(DEV)/python benchmarks/infer_speed.py --data $(DATA)
+	$(DEV)/python benchmarks/peer_speed.py --data $(DATA)
 	$(DEV)/python benchmarks/footprint.py --data $(DATA)
+	$(DEV)/python benchmarks/cost.py --data $(DATA)
 	$(DEV)/python benchmarks/quantized_speed.py --data $(DATA) \
 		--model squeezenet1_1 --model $(PLACE_resnet18)/resnet18.onnx
 	$(DEV)/python benchmarks/tables.py
@@ -87,7 +89,7 @@ wheel: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(DEV)/python -m pip install -q --upgrade pip
-	$(DEV)/python -m pip install -q -e '.[cpu,rtx,export,dev]' -c constraints.txt
+	$(DEV)/python -m pip install -q -e '.[cpu,openvino,rtx,export,dev]' -c constraints.txt
 	touch $@
 
 # Installed as a user installs it, from a wheel; made again when the package changes.

@@ -121,6 +121,47 @@ def footprint(document: Path) -> list[str]:
     return lines
 
 
+def peers(document: Path) -> list[str]:
+    lines = [
+        "| device | model | peer | films/s | `infer` is times as fast | on the FP32 file | file |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for path in sorted(RESULTS.glob("*/peer-speed-*.json")):
+        figures = load(path)
+        for name, seconds in figures["seconds"].items():
+            if name.startswith("infer"):
+                continue
+            ratios = [
+                f"{figures['ratios'][f'{side}_to_{name}']['median']:.1f}"
+                for side in ("infer", "infer_fp32")
+            ]
+            lines.append(
+                f"| {device(figures)} | {figures['model']} | {name.replace('_', ' ')} | "
+                f"{figures['films'] / seconds['median']:.0f} | {' | '.join(ratios)} | "
+                f"{link(path, document)} |"
+            )
+    return lines
+
+
+def cost(document: Path) -> list[str]:
+    lines = [
+        "| device | what grows | from | to | ms a film | peak memory, MiB | plot | file |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for path in sorted(RESULTS.glob("*/cost.json")):
+        figures = load(path)
+        for growth in ("films", "megapixels", "batch", "workers"):
+            (first, before), *_, (last, after) = figures[growth].items()
+            plot = link(path.with_name(f"cost-{growth}.svg"), document).replace("JSON", "SVG")
+            lines.append(
+                f"| {device(figures)} | {growth} | {first} | {last} | "
+                f"{before['ms_a_film']:.2f} to {after['ms_a_film']:.2f} | "
+                f"{before['peak_mib']['median']:.0f} to {after['peak_mib']['median']:.0f} | "
+                f"{plot} | {link(path, document)} |"
+            )
+    return lines
+
+
 def choice(document: Path) -> list[str]:
     lines = [
         "| recipe | held-out AUC | `val` AUC | lungs hidden | lungs only | file |",
@@ -165,6 +206,8 @@ _TABLES = {
     "speed": speed,
     "footprint": footprint,
     "int8": int8,
+    "peers": peers,
+    "cost": cost,
     "choice": choice,
 }
 

@@ -70,6 +70,18 @@ class CudaDevice:
         """See `engine_runner.Device`."""
         stream.synchronize()
 
+    def event(self) -> Any:
+        """See `engine_runner.Device`."""
+        return self._cuda.Event()
+
+    def mark(self, event: Any, stream: Any) -> None:
+        """See `engine_runner.Device`."""
+        event.record(stream)
+
+    def milliseconds(self, start: Any, end: Any) -> float:
+        """See `engine_runner.Device`."""
+        return float(start.time_till(end))
+
     def capture(self, stream: Any, work: Callable[[], None]) -> CudaGraph | None:
         """See `engine_runner.Device`."""
         if self._graphs is None:

@@ -9,7 +9,7 @@ from importlib import metadata
 from typing import Any
 
 from deepcovid_edge import __version__, engines, jetpack
-from deepcovid_edge.backends import onnxruntime
+from deepcovid_edge.backends import onnxruntime, openvino
 from deepcovid_edge.errors import DeepCovidEdgeError
 from deepcovid_edge.gpu import find_gpu
 from deepcovid_edge.manifest import file_sha256, read_manifest
@@ -17,6 +17,11 @@ from deepcovid_edge.models import shipped_models
 from deepcovid_edge.processor import processor_name
 
 _RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
+_COMPUTING = (
+    *("numpy", "opencv-python-headless", "opencv-python", "pillow", *_RUNTIMES, "openvino"),
+    *("tensorrt", "tensorrt_rtx", "pycuda", "cuda-bindings", "torch"),
+)
+"""Distributions whose version may decide a result or its speed."""
 
 
 def describe() -> dict[str, Any]:
@@ -56,6 +61,13 @@ def backend_facts() -> list[dict[str, Any]]:
             "distribution": distribution,
             "version": _version(distribution) if distribution else None,
             "providers": _providers(),
+        },
+        {
+            "name": openvino.REQUIRES,
+            "available": openvino.is_available(),
+            "distribution": openvino.REQUIRES,
+            "version": _version(openvino.REQUIRES),
+            "providers": [],
         },
         _tensorrt_facts(),
     ]
@@ -162,6 +174,17 @@ def _tensorrt_problems() -> list[dict[str, str]]:
             }
         ]
     return []
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, of Python, and of what is installed and computes."""
+    installed = {name: version for name in _COMPUTING if (version := _version(name))}
+    return {
+        "deepcovid-edge": __version__,
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        **installed,
+    }
 
 
 def _version(distribution: str) -> str | None:

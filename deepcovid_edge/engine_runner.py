@@ -10,7 +10,7 @@ Two threads therefore overlap: one copies while the other computes.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from deepcovid_edge.engine_files import Profile
 
 INPUT = "images"
+PARTS = ("host_to_device", "compute", "device_to_host")
+"""What a call is made of on the device."""
 MAX_GRAPHS = 4
 """Batch sizes for which a lane keeps a captured graph."""
 
@@ -57,6 +59,15 @@ class Device(Protocol):
 
     def wait(self, stream: Any) -> None:
         """Wait until all work of a stream is done; other Python threads run meanwhile."""
+
+    def event(self) -> Any:
+        """A new event that keeps its time."""
+
+    def mark(self, event: Any, stream: Any) -> None:
+        """Have the event take the time when the stream comes to it."""
+
+    def milliseconds(self, start: Any, end: Any) -> float:
+        """Between two marked events that the stream has passed."""
 
     def capture(self, stream: Any, work: Callable[[], None]) -> Graph | None:
         """Record what `work` puts on the stream as a graph, or None where that cannot be."""
@@ -141,17 +152,51 @@ class Lane:
         self._device.wait(self._stream)
         return {name: host[:count].copy() for name, (host, _) in self._outputs.items()}
 
+    def infer_in_parts(self, films: NDArray[np.uint8]) -> dict[str, float]:
+        """Run like `infer` but without a graph, and time the parts by events.
+
+        A graph runs as a whole, so events inside it cannot be read: what is timed here is the same
+        work, put on the stream piece by piece.
+
+        Returns:
+            `host_to_device`, `compute` and `device_to_host`, milliseconds.
+        """
+        size = max(len(films), self._profile.min)
+        self._films[: len(films)] = films
+        self._films[len(films) : size] = 0
+        self._context.set_batch(size)
+        marks = [self._device.event() for _ in range(len(PARTS) + 1)]
+        try:
+            self._enqueue(size, marks)
+            self._device.wait(self._stream)
+            pairs = zip(PARTS, marks, marks[1:], strict=False)
+            return {name: self._device.milliseconds(start, end) for name, start, end in pairs}
+        finally:
+            for event in marks:
+                self._device.free(event)
+
     def _run(self, size: int) -> None:
         if graph := self._graph(size):
             graph.launch(self._stream)
         else:
             self._enqueue(size)
 
-    def _enqueue(self, size: int) -> None:
+    def _enqueue(self, size: int, marks: Sequence[Any] = ()) -> None:
+        """Put a call on the stream, with a mark before, between and after its parts."""
+        left = iter(marks)
+        self._mark(left)
         self._device.copy_in(self._input, self._films[:size], self._stream)
+        self._mark(left)
         self._context.enqueue(self._stream)
+        self._mark(left)
         for host, memory in self._outputs.values():
             self._device.copy_out(host[:size], memory, self._stream)
+        self._mark(left)
+
+    def _mark(self, marks: Iterator[Any]) -> None:
+        for event in marks:
+            self._device.mark(event, self._stream)
+            return
 
     def _graph(self, size: int) -> Graph | None:
         """The graph of a batch size: captured when it comes a second time.
@@ -234,6 +279,13 @@ class EngineRunner:
             lane = self._lane()
             parts = [lane.infer(batch) for batch in self._batches(films)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def infer_in_parts(self, films: NDArray[np.uint8]) -> dict[str, float]:
+        """Run any number of films and sum up the parts of their calls; see `Lane`."""
+        with self._device.active():
+            lane = self._lane()
+            calls = [lane.infer_in_parts(batch) for batch in self._batches(films)]
+        return {name: sum(call[name] for call in calls) for name in PARTS}
 
     def warm_up(self, sizes: tuple[int, ...]) -> None:
         """Run each batch size that will come, often enough that its graph is captured."""

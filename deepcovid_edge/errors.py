@@ -6,6 +6,8 @@
     ├── DataError                      exit 1
     ├── OutputError                    exit 1
     ├── BuildError                     exit 1
+    ├── BenchError                     exit 1
+    ├── UnlikeRunsError                exit 2
     ├── EngineMismatchError            exit 5
     ├── ImageRefusedError              (becomes a record; a run with one exits 4)
     └── NotThereError                  exit 6
@@ -53,6 +55,16 @@ class OutputError(DeepCovidEdgeError):
 
 class BuildError(DeepCovidEdgeError):
     """Raised when TensorRT cannot make an engine of a model."""
+
+
+class BenchError(DeepCovidEdgeError):
+    """Raised when a measurement cannot be taken: no film, or one that changed under way."""
+
+
+class UnlikeRunsError(DeepCovidEdgeError):
+    """Raised when measurements are to be compared that were not taken alike."""
+
+    exit_code = 2
 
 
 class EngineMismatchError(DeepCovidEdgeError):

@@ -69,6 +69,11 @@ class PredictSettings:
             raise UsageError(f"--threshold: got {self.threshold}, expected 0 to 1")
 
 
+def default_batch_size(backend: Backend) -> int:
+    """Films an inference where nothing else is asked for."""
+    return _CPU_BATCH if backend.on_cpu else _GPU_BATCH
+
+
 def run_facts(backend: Backend, settings: PredictSettings) -> RunFacts:
     """What the records of a run with this model have in common."""
     manifest = backend.manifest
@@ -111,7 +116,7 @@ def predict(
     """
     workers = settings.workers or len(os.sched_getaffinity(0))
     inferring = workers if backend.on_cpu else GPU_LANES
-    batch_size = settings.batch_size or (_CPU_BATCH if backend.on_cpu else _GPU_BATCH)
+    batch_size = settings.batch_size or default_batch_size(backend)
     decoders = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     lane = decoders if backend.on_cpu else ThreadPoolExecutor(GPU_LANES, "infer")
 

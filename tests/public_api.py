@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from deepcovid_edge.backends import load_backend
+from deepcovid_edge.bench.compare import compare
+from deepcovid_edge.bench.measure import bench, bench_films
+from deepcovid_edge.bench.results import read_result
+from deepcovid_edge.bench.settings import BenchSettings
 from deepcovid_edge.images import read_radiograph
 from deepcovid_edge.models import find_model
 from deepcovid_edge.predict import PredictSettings, predict, run_facts
@@ -29,3 +34,18 @@ def judge_folder(folder: Path) -> Iterator[tuple[str, float | None]]:
         run = run_facts(backend, settings)
         for record in predict(sorted(folder.iterdir()), backend, run, settings):
             yield record.path, record.probability
+
+
+def measure(films: Path, output: Path) -> bool:
+    result = bench(
+        partial(load_backend, find_model("squeezenet1_1")),
+        partial(bench_films, sorted(films.iterdir()), name=films.name),
+        BenchSettings(seconds=2.0),
+    )
+    output.write_text(result.to_json(), encoding="utf-8")
+    return not result.unstable()
+
+
+def slower(before: Path, after: Path) -> list[str]:
+    compared = compare(read_result(before), read_result(after), (before.name, after.name))
+    return [f"{ratio.run}: {ratio.ratio:.2f}" for ratio in compared.slower_than(0.05)]

@@ -41,6 +41,12 @@ class Stream:
         (self.queue if self.recording is None else self.recording).append(work)
 
 
+class Event:
+    def __init__(self) -> None:
+        self.time: float | None = None
+        self.freed = False
+
+
 class FakeGraph:
     def __init__(self, work: list[Callable[[], None]]) -> None:
         self.work, self.destroyed, self.launches = work, False, 0
@@ -64,6 +70,8 @@ class FakeDevice:
         self.graphs: list[FakeGraph] = []
         self.captures = 0
         self.freed_pinned = 0
+        self.events: list[Event] = []
+        self.time = 0.0
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -98,6 +106,7 @@ class FakeDevice:
 
         def work() -> None:
             assert not memory.freed
+            self.time += 0.5
             memory.data[: host.nbytes] = host.reshape(-1).view(np.uint8)
 
         stream.put(work)
@@ -107,6 +116,7 @@ class FakeDevice:
 
         def work() -> None:
             assert not memory.freed
+            self.time += 0.25
             host.reshape(-1).view(np.uint8)[:] = memory.data[: host.nbytes]
 
         stream.put(work)
@@ -115,6 +125,26 @@ class FakeDevice:
         self.check()
         while stream.queue:
             stream.queue.pop(0)()
+
+    def event(self) -> Event:
+        self.check()
+        self.events.append(Event())
+        return self.events[-1]
+
+    def mark(self, event: Event, stream: Stream) -> None:
+        self.check()
+
+        def work() -> None:
+            assert not event.freed
+            event.time = self.time
+
+        stream.put(work)
+
+    def milliseconds(self, start: Event, end: Event) -> float:
+        self.check()
+        assert start.time is not None, "read before the stream passed it"
+        assert end.time is not None, "read before the stream passed it"
+        return end.time - start.time
 
     def capture(self, stream: Stream, work: Callable[[], None]) -> FakeGraph | None:
         self.check()
@@ -156,6 +186,7 @@ class FakeContext:
 
         def work() -> None:
             assert not self.destroyed
+            device.time += 4.0
             films = device.memory[self.bound["images"]].data[: size * FILM[0] * FILM[1]]
             means = films.reshape(size, -1).mean(axis=1)
             logits = np.stack([-means, means], axis=1).astype(np.float32)
@@ -291,6 +322,27 @@ def test_close_frees_everything_once_and_in_order() -> None:
     assert all(stream.freed for stream in device.streams)
     assert all(graph.destroyed for graph in device.graphs)
     assert device.freed_pinned == len(device.pinned_arrays)
+
+
+@pytest.mark.parametrize(("count", "calls"), [(1, 1), (8, 1), (17, 3)])
+def test_parts_of_a_call_are_timed_by_events_on_its_stream(count: int, calls: int) -> None:
+    runner, device, _ = runner_of(Profile(1, 4, 8))
+    parts = runner.infer_in_parts(films(count))
+    assert parts == {
+        "host_to_device": 0.5 * calls,
+        "compute": 4.0 * calls,
+        "device_to_host": 0.25 * calls,
+    }
+    assert device.captures == 0
+    assert all(event.freed for event in device.events)
+
+
+def test_timing_parts_changes_no_result() -> None:
+    runner, _, _ = runner_of(Profile(2, 4, 8))
+    batch = films(3)
+    for _ in range(3):
+        runner.infer_in_parts(films(5, seed=1))
+        np.testing.assert_array_equal(runner.infer(batch)["logits"], expected(batch))
 
 
 def test_infer_after_close_is_an_error_on_every_thread() -> None:

@@ -36,9 +36,10 @@ def test_runtime_imports_nothing_of_the_workstation(path: Path) -> None:
     assert not imported_names(path) & WORKSTATION_ONLY
 
 
-def test_onnxruntime_is_imported_in_one_module() -> None:
-    homes = [path for path in RUNTIME if "onnxruntime" in imported_names(path)]
-    assert [path.name for path in homes] == ["onnxruntime.py"]
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_runtime_is_imported_in_one_module(runtime: str) -> None:
+    homes = [path for path in RUNTIME if runtime in imported_names(path)]
+    assert [path.name for path in homes] == [f"{runtime}.py"]
 
 
 def test_every_runtime_module_imports_where_torch_is_forbidden() -> None:

@@ -25,9 +25,10 @@ from deepcovid_edge.reasons import Caution
 BACKENDS = {
     "tensorrt": "deepcovid_edge.backends.tensorrt",
     "onnxruntime": "deepcovid_edge.backends.onnxruntime",
+    "openvino": "deepcovid_edge.backends.openvino",
     "torch": "deepcovid_export.torch_backend",
 }
-"""Values of `--backend`, and the module of each."""
+"""Values of `--backend`, and the module of each; of two that run a file, `auto` takes the first."""
 INT8_CPU_SUFFIX = "-int8-cpu"
 """What `quantize --for cpu` adds to a model's file name."""
 PROVIDERS = ("cpu", "cuda", "tensorrt", "rtx")
@@ -159,8 +160,8 @@ def load_backend(
     if backend != "auto":
         raise ModelFileError(f"{path}: {backend} does not run {kind} files: use --backend auto")
     raise ModelFileError(
-        f"{path}: no backend runs {kind} files: expected .onnx (onnxruntime), .engine (tensorrt) "
-        "or .pt (torch)"
+        f"{path}: no backend runs {kind} files: expected .onnx (onnxruntime, openvino), .engine "
+        "(tensorrt) or .pt (torch)"
     )
 
 

@@ -110,6 +110,11 @@ class TensorRtBackend:
             raise ModelFileError(f"{self.manifest.name}: the engine has no activation maps")
         return Inference(outputs["logits"], outputs["activation_maps"] if activation_maps else None)
 
+    def infer_in_parts(self, batch: NDArray[np.uint8]) -> dict[str, float]:
+        """Time a call's copies and network by CUDA events; see `engine_runner.Lane`."""
+        check_batch(batch, self.manifest)
+        return self._runner.infer_in_parts(batch)
+
     def close(self) -> None:
         """Free the engine and all that was made of it."""
         self._runner.close()

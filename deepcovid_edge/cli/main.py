@@ -30,6 +30,8 @@ COMMANDS = {
     "heatmap": Entry("deepcovid_edge.cli.heatmap", "Show where the network looked."),
     "build": Entry("deepcovid_edge.cli.build", "Typed ONNX to a TensorRT engine."),
     "verify": Entry("deepcovid_edge.cli.verify", "Is a candidate as accurate as its reference?"),
+    "bench": Entry("deepcovid_edge.cli.bench", "Measure latency and throughput."),
+    "compare": Entry("deepcovid_edge.cli.compare", "Ratios of two measurements or more."),
     "info": Entry("deepcovid_edge.cli.info", "Show device, backends, models and problems."),
     "sample": Entry("deepcovid_edge.cli.sample", "Write synthetic radiographs to try things on."),
     "train": Entry("deepcovid_export.cli.train", "Fine-tune a network on films. [export]"),

@@ -93,3 +93,42 @@ def test_onnxruntime_runs_on_cuda_when_it_says_so(films: np.ndarray) -> None:
         assert candidate.name == "onnxruntime-cuda"
         expected, got = reference.infer(films).logits, candidate.infer(films).logits
         np.testing.assert_allclose(got, expected, atol=1e-2)
+
+
+def test_parts_by_events_fit_into_the_host_s_time(films: np.ndarray, tmp_path: Path) -> None:
+    """The first to run before a figure of `bench` on a GPU is believed."""
+    if not installed_flavours():
+        pytest.skip("neither tensorrt nor tensorrt_rtx is installed")
+    pytest.importorskip("pycuda", reason="pycuda (extra tensorrt) is not installed")
+    import time
+
+    from deepcovid_edge.backends.tensorrt import TensorRtBackend
+
+    engine, _ = build(
+        find_model("squeezenet1_1"), BuildSettings(profile=Profile(1, 8, 8), folder=tmp_path)
+    )
+    with load_backend(engine) as backend:
+        assert isinstance(backend, TensorRtBackend)
+        for _ in range(20):
+            backend.infer_in_parts(films[:8])
+        for _ in range(20):
+            started = time.perf_counter()
+            parts = backend.infer_in_parts(films[:8])
+            took = (time.perf_counter() - started) * 1000
+            assert all(value > 0 for value in parts.values())
+            assert sum(parts.values()) < took
+
+
+def test_the_driver_s_library_tells_clock_heat_memory_and_power() -> None:
+    from deepcovid_edge.bench.watch import gpu_gauge
+
+    gauge = gpu_gauge()
+    assert gauge is not None
+    try:
+        reading = gauge.reading()
+        for name in ("gpu_mhz", "gpu_celsius", "gpu_memory_mib", "watts"):
+            value = reading[name]
+            assert isinstance(value, float)
+            assert value > 0
+    finally:
+        gauge.close()

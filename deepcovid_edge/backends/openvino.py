@@ -1,0 +1,181 @@
+"""Run .onnx files through OpenVINO on a CPU.
+
+`import openvino` tells its makers of itself over the internet and leaves files in the home folder
+(openvino_telemetry, which it does without where that is not there). A cart does neither, so it is
+imported here as if that package were not installed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcovid_edge.backends import BackendSettings, Inference, check_batch
+from deepcovid_edge.errors import BackendUnavailableError, ModelFileError, require
+from deepcovid_edge.manifest import ModelManifest, file_sha256, read_manifest
+from deepcovid_edge.reasons import Caution
+
+if TYPE_CHECKING:
+    import openvino  # noqa: TID251 - this module is openvino's one home
+
+REQUIRES = "openvino"
+SUFFIXES = {".onnx"}
+_DEVICE = "CPU"
+_TELEMETRY = "openvino_telemetry"
+
+
+def is_available() -> bool:
+    """Whether openvino is installed."""
+    return find_spec(REQUIRES) is not None
+
+
+def quiet_runtime() -> ModuleType:
+    """Import openvino without its telemetry.
+
+    Raises:
+        MissingDependencyError: openvino is not installed.
+    """
+    if sys.modules.get(REQUIRES) is not None:
+        return require(REQUIRES, extra="openvino")
+    known = sys.modules.get(_TELEMETRY)
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment] # importing it raises ImportError
+    try:
+        return require(REQUIRES, extra="openvino")
+    finally:
+        del sys.modules[_TELEMETRY]
+        if known is not None:
+            sys.modules[_TELEMETRY] = known
+
+
+def load(path: Path, settings: BackendSettings) -> OpenVinoBackend:
+    """Load an exported model.
+
+    Raises:
+        MissingDependencyError: openvino is not installed.
+        BackendUnavailableError: OpenVINO has no CPU plugin here, or would compute in BF16.
+        ModelFileError: The file carries no manifest, or OpenVINO cannot read it.
+    """
+    runtime = quiet_runtime()
+    manifest = read_manifest(path)
+    compiled = _compiled(runtime, path, settings.threads)
+    _check_tensors(compiled, manifest, path)
+    return OpenVinoBackend(compiled, manifest, file_sha256(path))
+
+
+class OpenVinoBackend:
+    """A model that OpenVINO compiled for this CPU."""
+
+    name = "openvino-cpu"
+    on_cpu = True
+
+    def __init__(
+        self, compiled: openvino.CompiledModel, manifest: ModelManifest, sha256: str
+    ) -> None:
+        self._compiled: openvino.CompiledModel | None = compiled
+        self._idle: SimpleQueue[openvino.InferRequest] = SimpleQueue()
+        self.manifest = manifest
+        self.sha256 = sha256
+        # `quantize` proved a lowered form in ONNX Runtime; other kernels round otherwise.
+        lowered = manifest.precision != "fp32" and manifest.parent_sha256 is not None
+        self.cautions: tuple[Caution, ...] = (Caution.UNVERIFIED,) if lowered else ()
+
+    def infer(self, batch: NDArray[np.uint8], *, activation_maps: bool = False) -> Inference:
+        """See `Backend.infer`."""
+        check_batch(batch, self.manifest)
+        if self._compiled is None:
+            raise RuntimeError("infer after close")
+        if activation_maps and not _has_maps(self._compiled):
+            raise ModelFileError(f"{self.manifest.name}: the model has no activation maps")
+        request = self._request(self._compiled)
+        try:
+            # Results are copied: they belong to the caller, and the request to whoever comes next.
+            results = request.infer({"images": batch}, share_inputs=True, share_outputs=False)
+            maps = results["activation_maps"] if activation_maps else None
+            return Inference(results["logits"], maps)
+        finally:
+            self._idle.put(request)
+
+    def close(self) -> None:
+        """Free the compiled model and the requests made of it."""
+        self._compiled = None
+        self._idle = SimpleQueue()
+
+    def __enter__(self) -> OpenVinoBackend:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _request(self, compiled: openvino.CompiledModel) -> openvino.InferRequest:
+        """One that nobody uses: a request holds the buffers of one call at a time."""
+        try:
+            return self._idle.get_nowait()
+        except Empty:
+            return compiled.create_infer_request()
+
+
+def _compiled(runtime: Any, path: Path, threads: int) -> openvino.CompiledModel:
+    """Compile for as many calls at once as there are cores for, each of so many threads.
+
+    On CPUs that have it OpenVINO computes FP32 files in BF16 unless it is told not to (OpenVINO,
+    "CPU Device", "Supported Inference Data Types"). The graph says what is computed in which
+    precision, so FP32 is asked for, and asked back; INT8 stays where the graph has Q/DQ.
+    """
+    core = runtime.Core()
+    if _DEVICE not in core.available_devices:
+        raise BackendUnavailableError(
+            "--backend openvino: this openvino has no CPU plugin: pip install --force-reinstall "
+            "openvino"
+        )
+    calls = max(1, len(os.sched_getaffinity(0)) // threads)
+    options = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "NUM_STREAMS": str(calls),
+        "INFERENCE_NUM_THREADS": calls * threads,
+        "ENABLE_CPU_PINNING": False,  # the same threads decode films
+    }
+    try:
+        compiled: openvino.CompiledModel = core.compile_model(str(path), _DEVICE, options)
+    except Exception as error:  # openvino raises RuntimeError and types of its own
+        raise ModelFileError(f"{path}: OpenVINO cannot load it: {error}") from error
+    used = compiled.get_property("INFERENCE_PRECISION_HINT")
+    if used != runtime.Type.f32:
+        raise BackendUnavailableError(
+            f"--backend openvino: it computes in {used}, the graph says FP32: use --backend "
+            "onnxruntime"
+        )
+    return compiled
+
+
+def _has_maps(compiled: openvino.CompiledModel) -> bool:
+    return any("activation_maps" in output.names for output in compiled.outputs)
+
+
+def _check_tensors(compiled: openvino.CompiledModel, manifest: ModelManifest, path: Path) -> None:
+    """Hold the graph's tensors against its manifest."""
+    film = [-1, manifest.input.height, manifest.input.width]
+    shapes = {
+        name: [dimension.get_length() if dimension.is_static else -1 for dimension in shape]
+        for tensor in (*compiled.inputs, *compiled.outputs)
+        for name, shape in [(tensor.any_name, tensor.partial_shape)]
+    }
+    expected = {"images": film, "logits": [-1, len(manifest.classes)]}
+    for name, shape in expected.items():
+        if shapes.get(name) != shape:
+            raise ModelFileError(
+                f"{path}: {name} of shape {shapes.get(name)}, its manifest says {shape} (-1: any "
+                "batch): export the model again"
+            )

@@ -1,0 +1,293 @@
+"""Load a model and measure it: the function behind `deepcovid-edge bench`."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcovid_edge import NOTICE
+from deepcovid_edge.backends import Backend
+from deepcovid_edge.bench.clock import MILLISECOND, Clock, HostClock
+from deepcovid_edge.bench.results import EVENTS, HOST, Part, Result, Run
+from deepcovid_edge.bench.samples import Samples
+from deepcovid_edge.bench.scenarios import (
+    Outcome,
+    Until,
+    Work,
+    offline,
+    one_after_another,
+    poisson_arrivals,
+    server,
+)
+from deepcovid_edge.bench.settings import MULTI, NETWORK, OFFLINE, SERVER, SINGLE, BenchSettings
+from deepcovid_edge.bench.watch import GpuGauge, Watch, gpu_gauge, peak_rss_mib
+from deepcovid_edge.bench.work import EndToEndWork, NetworkWork, TellsParts, lanes_of
+from deepcovid_edge.device import device_facts, versions
+from deepcovid_edge.errors import BenchError, ImageRefusedError
+from deepcovid_edge.images import read_radiograph
+from deepcovid_edge.manifest import InputSpec
+from deepcovid_edge.predict import default_batch_size
+from deepcovid_edge.preprocess import prepare
+from deepcovid_edge.reasons import Caution
+
+_PARTS_CALLS = 100
+_ENVIRONMENT = (
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_MODULE_LOADING",
+    "OMP_NUM_THREADS",
+    "ORT_DISABLE_ALL_OPTIMIZATION",
+    "LD_PRELOAD",
+    "MALLOC_ARENA_MAX",
+)
+_TIMING = {
+    "host_clock": f"time.{HOST}",
+    "network": "prepared batch in host memory to logits in host memory; on a GPU both transfers "
+    "are in",
+    "end-to-end": "opening the file to its record, through deepcovid_edge.predict; writing the "
+    "record is not in",
+    "parts": "host_to_device, compute and device_to_host are of CUDA events, in calls of their "
+    "own without a CUDA graph; all else is of the host's clock, each film's share of its batch",
+}
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class BenchFilms:
+    """The films that are measured with.
+
+    Attributes:
+        paths: Files that the model assesses.
+        pixels: The same, prepared, of shape (N, H, W), uint8.
+        name: What they are, such as a folder's name.
+        left_out: Files that are refused: name -> code.
+    """
+
+    paths: tuple[Path, ...]
+    pixels: NDArray[np.uint8]
+    name: str
+    left_out: Mapping[str, str]
+
+    def facts(self) -> dict[str, Any]:
+        """How many, how large, and a digest of what they hold."""
+        digest = sha256()
+        for path in self.paths:
+            digest.update(sha256(path.read_bytes()).digest())
+        return {
+            "name": self.name,
+            "films": len(self.paths),
+            "bytes": sum(path.stat().st_size for path in self.paths),
+            "sha256": digest.hexdigest(),
+            "left_out": dict(self.left_out),
+        }
+
+
+def bench_films(paths: Sequence[Path], spec: InputSpec, *, name: str) -> BenchFilms:
+    """Prepare films once; those that are refused are left out, and it is told.
+
+    Raises:
+        BenchError: No file is left.
+    """
+    kept, pixels, left_out = [], [], {}
+    for path in paths:
+        try:
+            pixels.append(prepare(read_radiograph(path), spec))
+        except ImageRefusedError as error:
+            left_out[path.name] = error.reason.code
+        else:
+            kept.append(path)
+    if not kept:
+        why = ", ".join(sorted(set(left_out.values()))) or "no files"
+        raise BenchError(f"{name}: no film to measure with ({why}): name a folder of radiographs")
+    return BenchFilms(tuple(kept), np.stack(pixels), name, left_out)
+
+
+def bench(
+    load: Callable[[], Backend],
+    films: Callable[[InputSpec], BenchFilms],
+    settings: BenchSettings | None = None,
+    *,
+    clock: Clock | None = None,
+    gauge: GpuGauge | None = None,
+    say: Say = lambda _: None,
+) -> Result:
+    """Measure a model.
+
+    Args:
+        load: Loads it; the time that takes is measured.
+        films: Makes the films for its input.
+        settings: What is measured, and for how long.
+        clock: Tells the time; the host's where None.
+        gauge: Tells of the GPU; looked for where None.
+        say: Called with the name of each run as it begins.
+
+    Raises:
+        BenchError: There is no film to measure with, or one changed under way.
+    """
+    settings, clock = settings or BenchSettings(), clock or HostClock()
+    found = gauge is None
+    gauge = gauge or gpu_gauge()
+    began, idle = clock.now(), gauge.reading() if gauge else {}
+    try:
+        with load() as backend:
+            loaded = clock.now()
+            chosen = films(backend.manifest.input)
+            ready = clock.now()
+            backend.infer(chosen.pixels[:1])
+            answered = clock.now()
+            runs = tuple(
+                _measure(backend, chosen, settings, scope, scenario, clock, gauge, say)
+                for scope in settings.scopes
+                for scenario in settings.scenarios
+            )
+            header = {
+                **_header(backend, chosen, settings),
+                "start": {
+                    "load_ms": (loaded - began) / MILLISECOND,
+                    "first_result_ms": (loaded - began + answered - ready) / MILLISECOND,
+                    "means": "from loading the model to the first logits; Python's start and "
+                    "reading the film are not in",
+                },
+                "memory": _memory(runs, idle),
+            }
+            if gauge:
+                header["device"] |= {f"gpu_{k}": v for k, v in gauge.versions().items()}
+    finally:
+        if gauge and found:
+            gauge.close()
+    return Result(header, runs)
+
+
+def _measure(
+    backend: Backend,
+    films: BenchFilms,
+    settings: BenchSettings,
+    scope: str,
+    scenario: str,
+    clock: Clock,
+    gauge: GpuGauge | None,
+    say: Say,
+) -> Run:
+    say(f"{scope}, {scenario}")
+    batch = batch_of(backend, settings, scenario)
+    lanes = lanes_of(backend, scope, settings.workers) if scenario in (OFFLINE, SERVER) else 1
+    work: Work
+    if scope == NETWORK:
+        work = NetworkWork(backend, films.pixels, clock, lanes=lanes)
+    else:
+        work = EndToEndWork(backend, films.paths, workers=settings.workers, batch_size=batch)
+    go = partial(_go, work, scenario, batch, lanes, settings, clock)
+    warm_up = go(Until(settings.warm_up, 1))
+    with Watch(gauge) as watch:
+        outcome = go(Until(settings.seconds, settings.queries))
+    parts = {name: Part(HOST, np.array(values)) for name, values in outcome.parts.items()}
+    if isinstance(work, NetworkWork):
+        parts |= _device_parts(backend, work.payload(0, batch))
+    is_server = scenario == SERVER
+    return Run(
+        scope=scope,
+        scenario=scenario,
+        batch=batch,
+        lanes=lanes,
+        samples=Samples.of(outcome.queries, zero=outcome.zero),
+        warm_up=Samples.of(warm_up.queries, zero=warm_up.zero),
+        parts=parts,
+        watched=watch.facts(),
+        rate=settings.rate if is_server else None,
+        deadline_ms=settings.deadline_ms if is_server else None,
+        unserved=outcome.unserved,
+    )
+
+
+def batch_of(backend: Backend, settings: BenchSettings, scenario: str) -> int:
+    """Films a query, or in `offline` an inference."""
+    if scenario == MULTI:
+        return settings.streams
+    if scenario == OFFLINE:
+        return settings.batch_size or default_batch_size(backend)
+    return 1
+
+
+def _go(
+    work: Work,
+    scenario: str,
+    batch: int,
+    lanes: int,
+    settings: BenchSettings,
+    clock: Clock,
+    until: Until,
+) -> Outcome:
+    if scenario in (SINGLE, MULTI):
+        return one_after_another(work, batch, until, clock)
+    if scenario == OFFLINE:
+        return offline(work, batch, until, clock)
+    arrivals = poisson_arrivals(settings.rate or 1.0, until, settings.seed)
+    return server(work, arrivals, int(settings.deadline_ms * MILLISECOND), lanes, clock)
+
+
+def _device_parts(backend: Backend, payload: NDArray[np.uint8]) -> dict[str, Part]:
+    """Parts of a call by CUDA events, where the backend has them."""
+    if not isinstance(backend, TellsParts):
+        return {}
+    calls = [backend.infer_in_parts(payload) for _ in range(_PARTS_CALLS)]
+    return {name: Part(EVENTS, np.array([call[name] for call in calls])) for name in calls[0]}
+
+
+def _header(backend: Backend, films: BenchFilms, settings: BenchSettings) -> dict[str, Any]:
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return {
+        "measured_at": now.isoformat(timespec="seconds"),
+        "notice": NOTICE,
+        "device": device_facts(),
+        "versions": versions(),
+        "environment": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+        "model": model_facts(backend),
+        "data": films.facts(),
+        "settings": asdict(settings),
+        "timing": _TIMING,
+    }
+
+
+def model_facts(backend: Backend) -> dict[str, Any]:
+    """What ran, and what the gate said of it."""
+    manifest = backend.manifest
+    engine = getattr(backend, "facts", None)
+    lowered = manifest.precision != "fp32" and manifest.parent_sha256 is not None
+    if Caution.UNVERIFIED in backend.cautions:
+        verdict = "not verified"
+    elif engine is not None or lowered:
+        verdict = "unchanged"
+    else:
+        verdict = "the reference itself"
+    return {
+        "name": manifest.name,
+        "architecture": manifest.architecture,
+        "precision": manifest.precision,
+        "backend": backend.name,
+        "sha256": backend.sha256,
+        "parent_sha256": engine.parent_sha256 if engine else manifest.parent_sha256,
+        "input": asdict(manifest.input),
+        "gate": verdict,
+    }
+
+
+def _memory(runs: Sequence[Run], idle: Mapping[str, Any]) -> dict[str, Any]:
+    """Peaks: resident memory of this process; the GPU's, above what was in use before loading."""
+    before = idle.get("gpu_memory_mib")
+    peaks = [
+        run.watched["gpu_memory_mib"]["max"] for run in runs if "gpu_memory_mib" in run.watched
+    ]
+    return {
+        "peak_rss_mib": peak_rss_mib(),
+        "gpu_before_mib": before,
+        "gpu_peak_mib": max(peaks) if peaks else None,
+    }

@@ -1,0 +1,92 @@
+"""Percentiles, and which of them a number of samples can support.
+
+The rule is that of MLPerf Inference's early stopping (inference_rules.adoc, "Early Stopping";
+loadgen/early_stopping.cc): of n independent samples, the number that lie above the true
+percentile p is binomial. The percentile is stated only where at least one sample may be left out
+above it and the next still lies above the true percentile with 99 % certainty:
+
+    P(Binomial(n, 1 - p) <= 1) <= 0.01
+
+so that a 50th percentile needs 11 samples, a 90th 64, a 95th 130, a 99th 662 and a 99.9th 6,636.
+Beside the value of the samples stands the upper limit that the true percentile keeps with that
+certainty: an order statistic, whatever the distribution (Wilks 1941).
+
+Samples that follow one another are not quite independent; `stability` says when they are far from
+it.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from deepcovid_edge.bench.samples import Values
+
+PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
+CERTAINTY = 0.99
+
+
+def is_supported(percentile: float, count: int) -> bool:
+    """Whether so many samples support a percentile, by the rule above."""
+    return _most_above(percentile, count) >= 1
+
+
+@cache
+def smallest_count(percentile: float) -> int:
+    """The smallest number of samples that supports a percentile."""
+    high = 1
+    while not is_supported(percentile, high):
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_supported(percentile, middle) else (middle, high)
+    return high
+
+
+def percentiles(values: Values) -> dict[str, dict[str, Any]]:
+    """Each percentile with its value and upper limit, both None where n is too small.
+
+    Args:
+        values: Of shape (N,), any order.
+
+    Returns:
+        Such as `{"90": {"value": 2.1, "upper_99": 2.2, "needs": 64}}`. The value is the nearest
+        rank: a sample, never a mixture of two.
+    """
+    ordered = np.sort(values)
+    return {f"{percentile:g}": _percentile(ordered, percentile) for percentile in PERCENTILES}
+
+
+def _percentile(ordered: Values, percentile: float) -> dict[str, Any]:
+    count = len(ordered)
+    above = _most_above(percentile, count)
+    needs = smallest_count(percentile)
+    if above < 1:
+        return {"value": None, "upper_99": None, "needs": needs}
+    rank = math.ceil(round(percentile * count / 100, 9))
+    return {
+        "value": float(ordered[rank - 1]),
+        "upper_99": float(ordered[count - above - 1]),
+        "needs": needs,
+    }
+
+
+def _most_above(percentile: float, count: int) -> int:
+    """The largest t with P(Binomial(n, 1 - p) <= t) <= 1 - certainty; -1 where there is none.
+
+    Summed in logarithms: the first term is e to the power of -2,600 for a 90th of 25,000 samples.
+    """
+    share = 1 - percentile / 100
+    odds = math.log(share / (1 - share))
+    term = total = count * math.log1p(-share)
+    limit = math.log(1 - CERTAINTY)
+    most = -1
+    while total <= limit and most < count:
+        most += 1
+        term += math.log((count - most) / (most + 1)) + odds if most < count else -math.inf
+        total = max(total, term) + math.log1p(math.exp(-abs(total - term)))
+    return most

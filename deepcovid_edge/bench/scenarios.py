@@ -1,0 +1,213 @@
+"""The four ways in which films come, after MLPerf Inference (inference_rules.adoc, "Scenarios").
+
+Each takes the work as `Work` and the time from a `Clock`, so that tests decide both.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from deepcovid_edge.bench.clock import SECOND, Clock
+from deepcovid_edge.bench.samples import Numbers, Query
+
+Item = TypeVar("Item")
+Parts = Mapping[str, float]
+"""Part of a query -> milliseconds, for each film of it the same share."""
+_GIVES_UP_AFTER = 2
+"""A server that falls behind is stopped after this many times the planned duration."""
+
+
+class Work(Protocol):
+    """What is done for a query."""
+
+    @property
+    def films(self) -> int:
+        """How many films there are; they come in turn, again and again."""
+
+    def payload(self, first: int, size: int) -> Any:
+        """What `run` needs for `size` films from number `first` on, made before the clock runs."""
+
+    def run(self, payload: Any) -> Sequence[Parts]:
+        """Answer a query and return when its last result is there: parts, a film each."""
+
+    def offline(self, batches: Iterator[tuple[int, int]], done: Done) -> None:
+        """Answer batches (first film, films) as fast as it goes, telling of each result."""
+
+
+class Done(Protocol):
+    """Called when results are there, from any thread."""
+
+    def __call__(self, started: int | None, film: int, films: int, parts: Sequence[Parts]) -> None:
+        """Take down a result that is there now.
+
+        Args:
+            started: When work on it began, None where that is now.
+            film: Number of the first film.
+            films: How many.
+            parts: For each film.
+        """
+
+
+@dataclass(frozen=True)
+class Until:
+    """When a run has lasted long enough: both must be reached.
+
+    Attributes:
+        seconds: Of the run.
+        queries: Answered.
+    """
+
+    seconds: float
+    queries: int
+
+    def reached(self, elapsed: int, answered: int) -> bool:
+        """Whether nanoseconds and queries are enough."""
+        return elapsed >= self.seconds * SECOND and answered >= self.queries
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a scenario leaves.
+
+    Attributes:
+        queries: As they were answered.
+        zero: The moment at which the run began.
+        parts: Part -> milliseconds of each film, in the order of the answers.
+        unserved: Films of `server` that arrived and were given up.
+    """
+
+    queries: list[Query]
+    zero: int
+    parts: dict[str, list[float]]
+    unserved: int = 0
+
+
+def one_after_another(work: Work, size: int, until: Until, clock: Clock) -> Outcome:
+    """Single-stream and multi-stream: `size` films come when the last ones have their results."""
+    log = _Log()
+    zero = clock.now()
+    number = 0
+    while not until.reached(clock.now() - zero, number):
+        first = number * size % work.films
+        payload = work.payload(first, size)
+        started = clock.now()
+        parts = work.run(payload)
+        log.add(Query(started, started, clock.now(), first, size), parts)
+        number += 1
+    return log.outcome(zero)
+
+
+def offline(work: Work, size: int, until: Until, clock: Clock) -> Outcome:
+    """All films are there from the start; the work takes them as fast as it can."""
+    log = _Log()
+    zero = clock.now()
+
+    def batches() -> Iterator[tuple[int, int]]:
+        number = 0
+        while not until.reached(clock.now() - zero, number):
+            yield number * size % work.films, size
+            number += 1
+
+    def done(started: int | None, film: int, films: int, parts: Sequence[Parts]) -> None:
+        now = clock.now()
+        began = now if started is None else started
+        log.add(Query(began, began, now, film, films), parts)
+
+    work.offline(batches(), done)
+    return log.outcome(zero)
+
+
+def server(work: Work, arrivals: Numbers, deadline: int, lanes: int, clock: Clock) -> Outcome:
+    """Films arrive one by one at moments that do not wait for results.
+
+    Lanes take them in the order of arrival. Latency counts from the arrival, so a film that had to
+    wait, or was woken for late, says so.
+
+    Args:
+        work: What is done for a film.
+        arrivals: Moments after the beginning, nanoseconds, ascending, of shape (N,).
+        deadline: Nanoseconds after its arrival until when a film must have its result.
+        lanes: How many films are worked on at once.
+        clock: What waits for the arrivals.
+    """
+    log = _Log()
+    zero = clock.now()
+    last = zero + _GIVES_UP_AFTER * int(arrivals[-1]) + deadline
+    numbers = Shared(iter(range(len(arrivals))))
+
+    def lane() -> None:
+        for number in numbers:
+            first = number % work.films
+            payload = work.payload(first, 1)
+            arrived = zero + int(arrivals[number])
+            clock.wait_until(arrived)
+            started = clock.now()
+            if started > last:
+                return
+            parts = work.run(payload)
+            log.add(Query(arrived, started, clock.now(), first, 1), parts)
+
+    in_threads(lane, lanes)
+    return log.outcome(zero, unserved=len(arrivals) - len(log.queries))
+
+
+def poisson_arrivals(rate: float, until: Until, seed: int) -> Numbers:
+    """Moments of a Poisson process: the gaps are exponential with mean 1 / rate.
+
+    Args:
+        rate: Films a second.
+        until: Enough films for this many seconds, and for the queries.
+        seed: Of the gaps.
+
+    Returns:
+        Nanoseconds, ascending, of shape (N,), int64.
+    """
+    count = max(until.queries, int(np.ceil(rate * until.seconds)))
+    gaps = np.random.default_rng(seed).exponential(SECOND / rate, count)
+    return np.cumsum(gaps).astype(np.int64)
+
+
+def in_threads(work: Callable[[], None], count: int) -> None:
+    """Run the same function in so many threads, in this one where one is enough."""
+    if count == 1:
+        work()
+        return
+    with ThreadPoolExecutor(count, thread_name_prefix="bench") as pool:
+        for future in [pool.submit(work) for _ in range(count)]:
+            future.result()
+
+
+class _Log:
+    """Queries as they end, from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.queries: list[Query] = []
+        self.parts: dict[str, list[float]] = {}
+
+    def add(self, query: Query, parts: Sequence[Parts]) -> None:
+        with self._lock:
+            self.queries.append(query)
+            for film in parts:
+                for name, value in film.items():
+                    self.parts.setdefault(name, []).append(value)
+
+    def outcome(self, zero: int, *, unserved: int = 0) -> Outcome:
+        return Outcome(self.queries, zero, self.parts, unserved)
+
+
+class Shared(Iterator[Item]):
+    """An iterator that several threads may draw from."""
+
+    def __init__(self, items: Iterator[Item]) -> None:
+        self._items, self._lock = items, threading.Lock()
+
+    def __next__(self) -> Item:
+        with self._lock:
+            return next(self._items)

@@ -1,0 +1,196 @@
+"""Did the machine hold its speed while it was measured? If not, why not.
+
+The samples of a run are cut, in their order, into ten windows of equal number. Windows rather than
+single samples are judged, because a single late answer belongs into the tail of the percentiles
+and is no reason to distrust the rest; nothing is left out anywhere.
+
+| judged | limit | after |
+| --- | --- | --- |
+| drift: the line through the windows (Theil 1950, Sen 1968), end to end | 5 % | |
+| coefficient of variation of the windows | 10 % | Triton Model Navigator's stability window |
+| coefficient of variation of `compute` by CUDA events | 2.5 % | trtexec |
+| change of the CPU's or GPU's clock, lowest to highest | 5 % | |
+| rise of a temperature | 15 K | |
+| the GPU lowered its clock for heat or power | never | |
+| share of the cores used by others, or stolen by the host | 10 % | |
+
+Films differ, so a sample of the scope `end-to-end` is first set against the median of its own film.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from deepcovid_edge.bench.samples import Samples, Values
+from deepcovid_edge.bench.settings import OFFLINE
+
+WINDOWS = 10
+SMALLEST_COUNT = 3 * WINDOWS
+
+
+@dataclass(frozen=True)
+class Limits:
+    """From where on a run is unstable; see the module's table.
+
+    Attributes:
+        drift: Of the level, share.
+        variation: Of the windows, share.
+        device_variation: Of `compute` by CUDA events, share.
+        clock: Change, share.
+        kelvin: Rise of a temperature.
+        others: Share of the cores.
+        smallest_seconds: From what length on `others` is judged: the kernel counts in ticks.
+    """
+
+    drift: float = 0.05
+    variation: float = 0.10
+    device_variation: float = 0.025
+    clock: float = 0.05
+    kelvin: float = 15.0
+    others: float = 0.10
+    smallest_seconds: float = 1.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a run was stable.
+
+    Attributes:
+        stable: False where one of the limits was passed, or the samples are too few to tell.
+        reasons: Why not; empty where stable.
+        windows: Level of each window over the level of all.
+        drift: Of the level over the run, share; None where the samples are too few.
+        variation: Coefficient of variation of the windows, or None.
+        sample_variation: Coefficient of variation of the samples, or None; reported, not judged.
+    """
+
+    stable: bool
+    reasons: tuple[str, ...]
+    windows: tuple[float, ...] = ()
+    drift: float | None = None
+    variation: float | None = None
+    sample_variation: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        return {**asdict(self), "reasons": list(self.reasons), "windows": list(self.windows)}
+
+
+def judge(
+    samples: Samples,
+    scenario: str,
+    parts: Mapping[str, Values],
+    watched: Mapping[str, Any],
+    limits: Limits | None = None,
+) -> Verdict:
+    """Judge a run.
+
+    Args:
+        samples: In the order of their results.
+        scenario: `offline` is judged by the time between results, the others by the time of work.
+        parts: Parts of a call by CUDA events, milliseconds; empty where there are none.
+        watched: From `watch.Watch.facts`.
+        limits: From where on it is unstable.
+    """
+    limits = limits or Limits()
+    machine = _machine_reasons(samples.seconds, watched, limits)
+    if len(samples) < SMALLEST_COUNT:
+        few = f"{len(samples)} samples are too few to judge: {SMALLEST_COUNT} are needed"
+        return Verdict(False, (few, *machine))
+    levels = window_levels(samples, scenario)
+    drift, variation = _drift(levels), float(np.std(levels) / np.mean(levels))
+    reasons = []
+    if abs(drift) > limits.drift:
+        reasons.append(f"drift: {drift:+.1%} from beginning to end, allowed {limits.drift:.0%}")
+    if variation > limits.variation:
+        reasons.append(
+            f"variation: {variation:.1%} between windows, allowed {limits.variation:.0%}"
+        )
+    reasons += _device_reasons(parts, limits)
+    whole = samples.gaps_ms if scenario == OFFLINE else samples.service_ms
+    return Verdict(
+        stable=not reasons and not machine,
+        reasons=(*reasons, *machine),
+        windows=tuple(float(level) for level in levels),
+        drift=drift,
+        variation=variation,
+        sample_variation=float(np.std(whole) / np.mean(whole)),
+    )
+
+
+def window_levels(samples: Samples, scenario: str) -> Values:
+    """Level of each window over the median of all windows, of shape (WINDOWS,).
+
+    The mean time between results for `offline`, the median time of work for the others.
+    """
+    if scenario == OFFLINE:
+        total = samples.gaps_ms * samples.films
+        cut = zip(
+            np.array_split(total, WINDOWS), np.array_split(samples.films, WINDOWS), strict=True
+        )
+        levels = np.array([times.sum() / films.sum() for times, films in cut])
+    else:
+        windows = np.array_split(_beside_own_film(samples), WINDOWS)
+        levels = np.array([np.median(window) for window in windows])
+    scaled: Values = levels / np.median(levels)
+    return scaled
+
+
+def _beside_own_film(samples: Samples) -> Values:
+    """Time of work over the median of the same film's."""
+    values = samples.service_ms
+    _, owner = np.unique(samples.film, return_inverse=True)
+    order = np.argsort(owner, kind="stable")
+    groups = np.split(order, np.cumsum(np.bincount(owner))[:-1])
+    beside = np.empty_like(values)
+    for group in groups:
+        beside[group] = values[group] / np.median(values[group])
+    return beside
+
+
+def _drift(levels: Values) -> float:
+    """Rise of the Theil-Sen line over the windows: the median of the slopes of all pairs."""
+    first, second = np.triu_indices(len(levels), 1)
+    slopes = (levels[second] - levels[first]) / (second - first)
+    return float(np.median(slopes) * (len(levels) - 1))
+
+
+def _device_reasons(parts: Mapping[str, Values], limits: Limits) -> list[str]:
+    compute = parts.get("compute")
+    if compute is None or len(compute) < SMALLEST_COUNT:
+        return []
+    variation = float(np.std(compute) / np.mean(compute))
+    if variation <= limits.device_variation:
+        return []
+    return [
+        f"variation of compute on the GPU: {variation:.1%}, allowed {limits.device_variation:.1%}: "
+        "lock its clocks (jetson_clocks, nvidia-smi -lgc)"
+    ]
+
+
+def _machine_reasons(seconds: float, watched: Mapping[str, Any], limits: Limits) -> list[str]:
+    reasons = []
+    for name in ("cpu_mhz", "gpu_mhz"):
+        clock = watched.get(name)
+        if clock and clock["max"] > 0 and clock["min"] < clock["max"] * (1 - limits.clock):
+            kind = name.partition("_")[0].upper()
+            reasons.append(f"clock of the {kind}: {clock['min']:.0f} to {clock['max']:.0f} MHz")
+    for name in ("cpu_celsius", "gpu_celsius"):
+        heat = watched.get(name)
+        if heat and heat["last"] - heat["first"] > limits.kelvin:
+            kind = name.partition("_")[0].upper()
+            reasons.append(
+                f"temperature of the {kind}: {heat['first']:.0f} to {heat['last']:.0f} Celsius"
+            )
+    reasons += [f"the GPU lowered its clock: {why}" for why in watched.get("slowed", ())]
+    if seconds >= limits.smallest_seconds:
+        for name, who in (("others_share", "other processes"), ("stolen_share", "the host")):
+            if watched.get(name, 0.0) > limits.others:
+                reasons.append(
+                    f"{who} used {watched[name]:.0%} of the cores, allowed {limits.others:.0%}"
+                )
+    return reasons

@@ -1,0 +1,82 @@
+"""What a Jetson says of itself while it works: one line of `tegrastats` at a time.
+
+NVIDIA Jetson Linux Developer Guide, "tegrastats Utility", "Reported Statistics". Held against
+lines of that guide's form in the tests; no board has run it yet.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import threading
+
+_EVERY_MS = 100
+_MEMORY = re.compile(r"\bRAM (\d+)/\d+MB")
+_GPU_CLOCK = re.compile(r"\bGR3D_FREQ \d+%@\[?(\d+)")
+_TEMPERATURE = re.compile(r"\b([A-Za-z]\w*)@(\d+(?:\.\d+)?)C\b")
+_POWER = re.compile(r"\b([A-Z][A-Z0-9_]*) (\d+)mW/\d+mW")
+_INPUT_RAILS = ("VDD_IN", "POM_5V_IN")
+"""Rails that feed the whole module; where there is none, the rails are summed."""
+
+
+def parse_line(line: str) -> dict[str, float | str | None]:
+    """A line as the same readings that `nvml` gives; what it does not tell is None.
+
+    `rails` names what was summed into `watts`: module power where the board measures that.
+    """
+    rails = {name: int(milliwatts) for name, milliwatts in _POWER.findall(line)}
+    whole = next((name for name in _INPUT_RAILS if name in rails), None)
+    counted = {whole: rails[whole]} if whole else rails
+    heat = {name.lower(): float(value) for name, value in _TEMPERATURE.findall(line)}
+    clock, memory = _GPU_CLOCK.search(line), _MEMORY.search(line)
+    return {
+        "gpu_mhz": float(clock[1]) if clock else None,
+        "gpu_celsius": heat.get("gpu", heat.get("tj")),
+        "gpu_memory_mib": float(memory[1]) if memory else None,
+        "watts": sum(counted.values()) / 1000 if counted else None,
+        "joules": None,
+        "slowed": None,
+        "rails": "+".join(sorted(counted)) or None,
+    }
+
+
+class Tegrastats:
+    """The tool running beside the measurement; `reading` is its newest line."""
+
+    def __init__(self) -> None:
+        """Start it.
+
+        Raises:
+            OSError: This is no Jetson: there is no such tool.
+        """
+        tool = shutil.which("tegrastats")
+        if tool is None:
+            raise FileNotFoundError("tegrastats")
+        self._process = subprocess.Popen(
+            [tool, "--interval", str(_EVERY_MS)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._line = ""
+        threading.Thread(target=self._follow, daemon=True).start()
+
+    def versions(self) -> dict[str, str | None]:
+        """None of its own: `jetpack` stands among the device's facts."""
+        return {"driver": None, "cuda": None}
+
+    def reading(self) -> dict[str, float | str | None]:
+        """See `parse_line`."""
+        return parse_line(self._line)
+
+    def close(self) -> None:
+        """End the tool."""
+        self._process.terminate()
+        self._process.wait()
+        if self._process.stdout:
+            self._process.stdout.close()
+
+    def _follow(self) -> None:
+        for line in self._process.stdout or ():
+            self._line = line

@@ -1,0 +1,212 @@
+"""The machine beside a run: clocks, temperatures, memory, power, and who else used the cores.
+
+A thread takes a reading every half second; NVML and tegrastats where there are any.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import resource
+import statistics
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from deepcovid_edge.bench.nvml import Nvml, NvmlError
+from deepcovid_edge.bench.tegrastats import Tegrastats
+
+_EVERY_SECONDS = 0.5
+_MOST_CORES = 16
+"""Asking for a core's clock interrupts it, so no more are asked."""
+_HEAT = re.compile(r"cpu|pkg|soc|tj", re.IGNORECASE)
+
+Reading = dict[str, Any]
+
+
+class GpuGauge(Protocol):
+    """Readings of a GPU; see `nvml.Nvml.reading`."""
+
+    def versions(self) -> dict[str, str | None]:
+        """Driver and CUDA."""
+
+    def reading(self) -> dict[str, float | str | None]:
+        """What it says now."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+def gpu_gauge() -> GpuGauge | None:
+    """NVML, else tegrastats, else None: this machine has no NVIDIA GPU that tells anything."""
+    for kind in (Nvml, Tegrastats):
+        try:
+            return kind()
+        except (OSError, NvmlError):
+            continue
+    return None
+
+
+def cpu_reading(root: Path = Path("/")) -> Reading:
+    """Clock of this process's cores (MHz, median) and the hottest CPU sensor (Celsius), or None."""
+    return {"cpu_mhz": _cpu_mhz(root), "cpu_celsius": _cpu_celsius(root)}
+
+
+def peak_rss_mib() -> float:
+    """Largest resident memory of this process until now, MiB (VmHWM of proc_pid_status(5))."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return (
+        int(found[1]) / 1024 if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    )
+
+
+class Watch:
+    """Readings from entering to leaving a `with`."""
+
+    def __init__(self, gauge: GpuGauge | None, *, every: float = _EVERY_SECONDS) -> None:
+        self._gauge, self._every = gauge, every
+        self._readings: list[tuple[float, Reading]] = []
+        self._left = threading.Event()
+
+    def __enter__(self) -> Watch:
+        self._cores = _core_seconds(), _own_seconds(), time.monotonic()
+        self._read()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._left.set()
+        self._thread.join()
+        self._read()
+        self._used = _shares(self._cores)
+
+    def facts(self) -> dict[str, Any]:
+        """Each reading as first, last, lowest, highest; energy; who else used the cores."""
+        names = dict.fromkeys(itertools.chain.from_iterable(values for _, values in self._readings))
+        told = {
+            name: [
+                (when, values[name])
+                for when, values in self._readings
+                if values.get(name) is not None
+            ]
+            for name in names
+        }
+        facts: dict[str, Any] = {
+            name: _range([float(value) for _, value in values])
+            for name, values in told.items()
+            if name not in ("joules", "slowed", "rails") and values
+        }
+        facts["slowed"] = sorted({str(why) for _, why in told.get("slowed", [])})
+        facts["energy"] = energy(self._readings)
+        return {**facts, **self._used}
+
+    def _follow(self) -> None:
+        while not self._left.wait(self._every):
+            self._read()
+
+    def _read(self) -> None:
+        gpu = self._gauge.reading() if self._gauge else {}
+        self._readings.append((time.monotonic(), {**cpu_reading(), **gpu}))
+
+
+def energy(readings: list[tuple[float, Reading]]) -> dict[str, Any] | None:
+    """Joules between the first and the last reading, and by what they were measured.
+
+    By the GPU's own counter, else by the trapezoid rule over its power; None where neither is told.
+    """
+    counted = [values["joules"] for _, values in readings if values.get("joules") is not None]
+    if len(counted) >= 2:
+        return {"joules": counted[-1] - counted[0], "by": "the GPU's energy counter (NVML)"}
+    power = [
+        (when, values["watts"]) for when, values in readings if values.get("watts") is not None
+    ]
+    if len(power) < 2:
+        return None
+    joules = sum(
+        (later - earlier) * (first + second) / 2
+        for (earlier, first), (later, second) in itertools.pairwise(power)
+    )
+    rails = next((values["rails"] for _, values in readings if values.get("rails")), None)
+    return {"joules": joules, "by": f"power of {rails or 'the GPU'} over time"}
+
+
+def _range(values: list[float]) -> Mapping[str, float]:
+    return {
+        "first": values[0],
+        "last": values[-1],
+        "min": min(values),
+        "max": max(values),
+        "median": statistics.median(values),
+    }
+
+
+def _cpu_mhz(root: Path) -> float | None:
+    cores = sorted(os.sched_getaffinity(0))[:_MOST_CORES]
+    clocks = [
+        int(text) / 1000
+        for core in cores
+        if (text := _text(root / f"sys/devices/system/cpu/cpu{core}/cpufreq/scaling_cur_freq"))
+    ]
+    if not clocks:
+        listed = re.findall(r"^cpu MHz\s*: ([\d.]+)", _text(root / "proc/cpuinfo"), re.MULTILINE)
+        clocks = [float(value) for value in listed]
+    return statistics.median(clocks) if clocks else None
+
+
+def _cpu_celsius(root: Path) -> float | None:
+    heat = [
+        int(text) / 1000
+        for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*"))
+        if _HEAT.search(_text(zone / "type")) and (text := _text(zone / "temp"))
+    ]
+    return max(heat, default=None)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:  # a sensor may be listed and not answer
+        return ""
+
+
+def _core_seconds() -> tuple[float, float]:
+    """Busy and stolen seconds of this process's cores since the machine began (proc_stat(5))."""
+    cores = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    busy = stolen = 0
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *ticks = line.split()
+        if name in cores:
+            user, nice, system, _, _, irq, softirq, steal, *_ = map(int, ticks)
+            busy += user + nice + system + irq + softirq
+            stolen += steal
+    second = os.sysconf("SC_CLK_TCK")
+    return busy / second, stolen / second
+
+
+def _own_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def _shares(before: tuple[tuple[float, float], float, float]) -> dict[str, float]:
+    """Shares of this process's cores, 0 to 1: used by it, by others, and stolen by the host."""
+    (busy, stolen), own, began = before
+    (busy_now, stolen_now), own_now = _core_seconds(), _own_seconds()
+    whole = (time.monotonic() - began) * len(os.sched_getaffinity(0))
+    others = (busy_now - busy) - (own_now - own)
+    return {
+        "own_share": (own_now - own) / whole,
+        "others_share": max(0.0, others / whole),
+        "stolen_share": (stolen_now - stolen) / whole,
+        "load_average": os.getloadavg()[0],
+    }

@@ -1,0 +1,139 @@
+"""What is done for a query: the network alone, or the whole way from file to record."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcovid_edge.backends import Backend
+from deepcovid_edge.bench.clock import Clock
+from deepcovid_edge.bench.scenarios import Done, Parts, Shared, in_threads
+from deepcovid_edge.bench.settings import NETWORK
+from deepcovid_edge.errors import BenchError
+from deepcovid_edge.predict import PredictSettings, predict, run_facts
+from deepcovid_edge.records import Prediction
+
+_GPU_LANES = 2
+
+
+@runtime_checkable
+class TellsParts(Protocol):
+    """A backend that can time the parts of a call on its device."""
+
+    def infer_in_parts(self, batch: NDArray[np.uint8]) -> Parts:
+        """Run a batch; `host_to_device`, `compute`, `device_to_host`, milliseconds."""
+
+
+def lanes_of(backend: Backend, scope: str, workers: int | None) -> int:
+    """How many queries are under way at once, as `predict` has it: one a core; two on a GPU."""
+    if scope == NETWORK and not backend.on_cpu:
+        return workers or _GPU_LANES
+    return workers or len(os.sched_getaffinity(0))
+
+
+class NetworkWork:
+    """Prepared films in host memory to logits in host memory."""
+
+    def __init__(
+        self, backend: Backend, pixels: NDArray[np.uint8], clock: Clock, *, lanes: int
+    ) -> None:
+        """Take over what is measured.
+
+        Args:
+            backend: The loaded model.
+            pixels: Prepared films, of shape (N, H, W).
+            clock: Tells when a batch of `offline` began.
+            lanes: Calls at once in `offline`.
+        """
+        self._backend, self._clock, self._lanes = backend, clock, lanes
+        self._round = pixels
+        self.films = len(pixels)
+
+    def payload(self, first: int, size: int) -> NDArray[np.uint8]:
+        """Films in turn as one batch, without a copy."""
+        needed = self.films + size
+        if len(self._round) < needed:
+            self._round = np.resize(self._round, (needed, *self._round.shape[1:]))
+        return self._round[first : first + size]
+
+    def run(self, payload: NDArray[np.uint8]) -> Sequence[Parts]:
+        """See `Work.run`; the one part there is, is the query itself."""
+        self._backend.infer(payload)
+        return ()
+
+    def offline(self, batches: Iterator[tuple[int, int]], done: Done) -> None:
+        """See `Work.offline`: lanes draw batches."""
+        drawn = Shared(batches)
+
+        def lane() -> None:
+            for first, size in drawn:
+                payload = self.payload(first, size)
+                started = self._clock.now()
+                self._backend.infer(payload)
+                done(started, first, size, ())
+
+        in_threads(lane, self._lanes)
+
+
+class EndToEndWork:
+    """Files to records, through `predict`, as `infer` does it; nothing is written."""
+
+    def __init__(
+        self, backend: Backend, paths: Sequence[Path], *, workers: int | None, batch_size: int
+    ) -> None:
+        """Take over what is measured.
+
+        Args:
+            backend: The loaded model.
+            paths: Films that the model assesses.
+            workers: As in `PredictSettings`.
+            batch_size: Films an inference in `offline`.
+        """
+        self._backend, self._workers, self._batch_size = backend, workers, batch_size
+        self._paths = list(paths)
+        self.films = len(self._paths)
+
+    def payload(self, first: int, size: int) -> list[Path]:
+        """Files in turn."""
+        return [self._paths[(first + number) % self.films] for number in range(size)]
+
+    def run(self, payload: Sequence[Path]) -> Sequence[Parts]:
+        """See `Work.run`. A film alone is read and judged by one thread."""
+        workers = 1 if len(payload) == 1 else self._workers
+        settings = PredictSettings(batch_size=len(payload), workers=workers)
+        records = predict(payload, self._backend, run_facts(self._backend, settings), settings)
+        return [self._parts(record) for record in records]
+
+    def offline(self, batches: Iterator[tuple[int, int]], done: Done) -> None:
+        """See `Work.offline`: one run of `predict` over all films."""
+        under_way: deque[int] = deque()
+
+        def paths() -> Iterator[Path]:
+            for first, size in batches:
+                for number in range(first, first + size):
+                    under_way.append(number % self.films)
+                    yield self._paths[number % self.films]
+
+        settings = PredictSettings(batch_size=self._batch_size, workers=self._workers)
+        for record in predict(paths(), self._backend, run_facts(self._backend, settings), settings):
+            done(None, under_way.popleft(), 1, [self._parts(record)])
+
+    def _parts(self, record: Prediction) -> Parts:
+        if record.probabilities is None:
+            raise BenchError(
+                f"{record.path}: not assessed any more ({record.reason}): do not change films "
+                "while they are measured"
+            )
+        timings: dict[str, Any] = dict(record.timings_ms or {})
+        network = "compute" if self._backend.on_cpu else "infer"
+        return {
+            "read": timings["read"],
+            "preprocess": timings["preprocess"],
+            network: timings["infer"],
+        }

@@ -1,0 +1,202 @@
+"""`deepcovid-edge bench`: latency and throughput as a file that others can trust."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from deepcovid_edge.backends import BACKENDS, PROVIDERS
+from deepcovid_edge.bench.settings import SCENARIOS, SCOPES, BenchSettings
+
+if TYPE_CHECKING:
+    from deepcovid_edge.bench.results import Result, Run
+
+_UNSTABLE = 7
+_PHANTOMS = 8
+
+
+@click.command(
+    epilog="Example: deepcovid-edge bench squeezenet1_1 -o cart.json. An unstable run exits with "
+    "7. No GPU has run it yet.",
+)
+@click.argument("model")
+@click.option("--data", type=click.Path(path_type=Path), help="Films.  [default: drawn phantoms]")
+@click.option("--films", type=click.IntRange(1, 10_000), default=64, show_default=True)
+@click.option(
+    "--scenario", "scenarios", multiple=True, type=click.Choice(SCENARIOS), help="Repeatable."
+)
+@click.option("--scope", "scopes", multiple=True, type=click.Choice(SCOPES), help="Repeatable.")
+@click.option(
+    "--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", show_default=True
+)
+@click.option("--provider", type=click.Choice(PROVIDERS), help="ONNX Runtime's.  [default: cpu]")
+@click.option("--seconds", type=float, default=5.0, show_default=True, help="Of each run, or more.")
+@click.option("--queries", type=int, default=64, show_default=True, help="In each run, or more.")
+@click.option("--warm-up", type=float, default=1.0, show_default=True, help="Seconds.")
+@click.option("--streams", type=int, default=8, show_default=True, help="Films of multi-stream.")
+@click.option("--batch-size", type=int, help="Of offline.  [default: 2, on a GPU 8]")
+@click.option("--workers", type=int, help="Threads that work.  [default: one a core]")
+@click.option("--threads", type=int, default=1, show_default=True, help="Inside one inference.")
+@click.option("--rate", type=float, help="Films a second; adds the server scenario.")
+@click.option("--deadline", type=float, default=500.0, show_default=True, help="Milliseconds.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the arrivals.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the result as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout instead of a table.")
+def command(
+    model: str,
+    data: Path | None,
+    films: int,
+    scenarios: tuple[str, ...],
+    scopes: tuple[str, ...],
+    backend: str,
+    provider: str | None,
+    rate: float | None,
+    deadline: float,
+    output: Path | None,
+    as_json: bool,
+    **durations: Any,
+) -> int:
+    """Measure MODEL: one film at a time, several at a time, and as fast as it goes.
+
+    `network` is prepared batch to logits, `end-to-end` is file to record. `--backend auto` measures
+    what `infer` would run. Raw samples are kept; a percentile that they cannot support is left out.
+    """
+    from deepcovid_edge.backends import BackendSettings, fastest_verified, load_backend
+    from deepcovid_edge.bench.measure import bench, bench_films
+    from deepcovid_edge.models import find_model
+
+    settings = BenchSettings(
+        scenarios=_scenarios(scenarios, rate),
+        scopes=scopes or SCOPES,
+        rate=rate,
+        deadline_ms=deadline,
+        **durations,
+    )
+    file = find_model(model)
+    if backend == "auto" and provider is None:
+        file = fastest_verified(file)
+    loaded_settings = BackendSettings(provider=provider, threads=settings.threads)
+    with ExitStack() as stack:
+        paths, name = _paths(data, films, stack)
+        result = bench(
+            partial(load_backend, file, backend=backend, settings=loaded_settings),
+            partial(bench_films, paths, name=name),
+            settings,
+            say=lambda run: click.echo(f"measuring {run}", err=True),
+        )
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(result.to_json(), encoding="utf-8")
+    if as_json:
+        click.echo(result.to_json(), nl=False)
+    else:
+        show(result)
+    unstable = result.unstable()
+    for reason in unstable:
+        click.echo(f"unstable: {reason}", err=True)
+    return _UNSTABLE if unstable else 0
+
+
+def _scenarios(asked: tuple[str, ...], rate: float | None) -> tuple[str, ...]:
+    if asked:
+        return asked
+    return SCENARIOS if rate is not None else SCENARIOS[:-1]
+
+
+def _paths(data: Path | None, count: int, stack: ExitStack) -> tuple[Sequence[Path], str]:
+    """Files to measure with, evenly from all that there are; phantoms where none are named."""
+    import cv2
+
+    from deepcovid_edge.dataset import walk_files
+    from deepcovid_edge.errors import NotThereError
+    from deepcovid_edge.phantom import write_samples
+
+    cv2.setNumThreads(1)
+    if data is None:
+        place = stack.enter_context(tempfile.TemporaryDirectory())
+        return write_samples(Path(place), count=min(count, _PHANTOMS)), "drawn phantoms"
+    if not data.exists():
+        raise NotThereError(f"{data}: no such file or folder; expected films")
+    found = list(walk_files(data)) if data.is_dir() else [data]
+    step = max(1, -(-len(found) // count))
+    return found[::step][:count], data.name
+
+
+def show(result: Result) -> None:
+    """The result as a table for people."""
+    from rich.console import Console
+    from rich.table import Table
+
+    header = result.header
+    model, device, start, memory = (header[name] for name in ("model", "device", "start", "memory"))
+    gpu = ", ".join(device["gpus"]) or "no GPU"
+    click.echo(
+        f"{model['name']} ({model['precision']}, gate: {model['gate']}) on {model['backend']}\n"
+        f"{device['processor']}, {device['cores']} cores, {gpu}; {header['data']['films']} films "
+        f"({header['data']['name']})"
+    )
+    table = Table(box=None, pad_edge=False)
+    for name in ("scope", "scenario", "films a query"):
+        table.add_column(name)
+    for name in ("median ms", "p90", "p99", "films/s", "stable"):
+        table.add_column(name, justify="right")
+    for run in result.runs:
+        table.add_row(*_row(run))
+    Console().print(table)
+    for run in result.runs:
+        for line in _more(run):
+            click.echo(f"{run.name}: {line}")
+    click.echo(
+        f"load {start['load_ms']:.0f} ms, first result after {start['first_result_ms']:.0f} ms, "
+        f"peak memory {memory['peak_rss_mib']:.0f} MiB{_gpu_memory(memory)}. Research use only."
+    )
+
+
+def _row(run: Run) -> list[str]:
+    figures = run.figures()
+    latency = figures["latency_ms"]
+    tail = latency["percentiles"] if latency else {}
+    return [
+        run.scope,
+        run.scenario + (f" {run.rate:g}/s" if run.rate else ""),
+        str(run.batch),
+        _ms(latency and latency["median"]),
+        _ms(tail.get("90", {}).get("value")),
+        _ms(tail.get("99", {}).get("value")),
+        f"{figures['films_per_second']:.1f}",
+        "yes" if run.stability().stable else "no",
+    ]
+
+
+def _more(run: Run) -> list[str]:
+    """What a run has beyond its row: deadline, parts, energy."""
+    figures = run.figures()
+    lines = []
+    if met := figures["deadline"]:
+        low, high = met["interval_95"]
+        lines.append(
+            f"{met['share']:.1%} [{low:.1%}, {high:.1%}] of {met['arrived']} films within "
+            f"{met['ms']:g} ms"
+        )
+    if figures["parts_ms"]:
+        parts = figures["parts_ms"].items()
+        told = ", ".join(f"{name} {part['median']:.3g}" for name, part in parts)
+        lines.append(f"medians of the parts, ms: {told}")
+    if joules := figures["joules_per_film"]:
+        lines.append(f"{joules * 1000:.3g} mJ a film, {run.watched['energy']['by']}")
+    return lines
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _gpu_memory(memory: dict[str, Any]) -> str:
+    peak, before = memory["gpu_peak_mib"], memory["gpu_before_mib"]
+    return "" if peak is None or before is None else f" (GPU {peak - before:.0f} MiB)"

@@ -1,0 +1,143 @@
+"""`deepcovid-edge compare`: ratios of measurements that were taken alike."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from deepcovid_edge.bench.compare import Comparison, Ratio
+
+_SLOWER, _UNSTABLE = 3, 7
+
+
+@click.command(epilog="Example: deepcovid-edge compare before.json after.json --max-slowdown 0.05")
+@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Compare runs that were not measured alike.")
+@click.option("--all", "show_all", is_flag=True, help="Show what is no difference, too.")
+@click.option(
+    "--smallest-change",
+    type=float,
+    default=0.02,
+    show_default=True,
+    help="Smaller ones are none: two runs of the same thing differ as much.",
+)
+@click.option("--max-slowdown", type=float, help="Exit with 3 above it, such as 0.05.")
+@click.option("--markdown", "kind", flag_value="markdown", default="markdown", help="[default]")
+@click.option("--csv", "kind", flag_value="csv", help="All ratios as CSV.")
+@click.option("--json", "kind", flag_value="json", help="All there is, as JSON.")
+def command(
+    results: tuple[Path, ...],
+    force: bool,
+    show_all: bool,
+    smallest_change: float,
+    max_slowdown: float | None,
+    kind: str,
+) -> int:
+    """Compare each of RESULTS, files of `bench -o`, with the first of them.
+
+    A ratio is time over the first file's time: 1.10 is 10 % slower. Runs on another device, of
+    another scope, scenario, batch, rate or clock are refused. With `--max-slowdown`, unstable runs
+    exit with 7: they can neither pass nor fail.
+    """
+    from deepcovid_edge.bench.compare import CompareRules, compare
+    from deepcovid_edge.bench.results import read_result
+    from deepcovid_edge.errors import UsageError
+
+    if len(results) < 2:
+        raise click.UsageError("name two files of `deepcovid-edge bench -o` or more.")
+    if max_slowdown is not None and max_slowdown < 0:
+        raise UsageError(f"--max-slowdown: got {max_slowdown}, expected 0 or more, such as 0.05")
+    rules = CompareRules(smallest_change=smallest_change, force=force)
+    first, *others = [(str(path), read_result(path)) for path in results]
+    comparisons = [compare(first[1], result, (first[0], name), rules) for name, result in others]
+    click.echo(_WRITERS[kind](comparisons, show_all), nl=False)
+    return 0 if max_slowdown is None else _gate(comparisons, max_slowdown)
+
+
+def _gate(comparisons: Sequence[Comparison], slowdown: float) -> int:
+    slower = [
+        (comparison, ratio)
+        for comparison in comparisons
+        for ratio in comparison.slower_than(slowdown)
+    ]
+    for comparison, ratio in slower:
+        click.echo(
+            f"slower: {comparison.candidate}: {ratio.run}: {ratio.figure} {ratio.ratio:.3f} times "
+            f"that of {comparison.reference}, allowed {1 + slowdown:g}",
+            err=True,
+        )
+    if any(comparison.unstable for comparison in comparisons):
+        click.echo("unstable runs can neither pass nor fail: measure again", err=True)
+        return _UNSTABLE
+    return _SLOWER if slower else 0
+
+
+def markdown(comparisons: Sequence[Comparison], show_all: bool) -> str:
+    """Tables for people; what is no difference is hidden, and counted."""
+    return "\n".join(_table(comparison, show_all) for comparison in comparisons)
+
+
+def _table(comparison: Comparison, show_all: bool) -> str:
+    shown = [ratio for ratio in comparison.ratios if ratio.significant or show_all]
+    hidden = len(comparison.ratios) - len(shown)
+    lines = [f"{comparison.candidate} against {comparison.reference}", ""]
+    if shown:
+        lines += [
+            "| run | figure | reference ms | candidate ms | ratio [95 %] | |",
+            "| --- | --- | --- | --- | --- | --- |",
+            *map(_line, shown),
+        ]
+    if hidden:
+        lines.append(f"\n{hidden} of {len(comparison.ratios)} figures do not differ significantly.")
+    for name in ("unlike", "changed", "unstable", "only_one"):
+        title = name.replace("_", " ")
+        lines += [f"{title}: {text}" for text in getattr(comparison, name)]
+    return "\n".join(lines) + "\n"
+
+
+def _line(ratio: Ratio) -> str:
+    low, high = ratio.interval_95
+    said = "slower" if ratio.ratio > 1 else "faster"
+    return (
+        f"| {ratio.run} | {ratio.figure} | {ratio.reference:.3g} | {ratio.candidate:.3g} | "
+        f"{ratio.ratio:.3f} [{low:.3f}, {high:.3f}] | "
+        f"{said if ratio.significant else 'not significant'} |"
+    )
+
+
+def as_csv(comparisons: Sequence[Comparison], _: bool) -> str:
+    """One row for each ratio."""
+    written = io.StringIO()
+    writer = csv.writer(written)
+    names = ("run", "figure", "reference", "candidate", "ratio")
+    writer.writerow(
+        ("reference_file", "candidate_file", *names, "low_95", "high_95", "significant")
+    )
+    for comparison in comparisons:
+        for ratio in comparison.ratios:
+            row = asdict(ratio)
+            writer.writerow(
+                (
+                    *(comparison.reference, comparison.candidate),
+                    *(row[name] for name in names),
+                    *ratio.interval_95,
+                    ratio.significant,
+                )
+            )
+    return written.getvalue()
+
+
+def as_json(comparisons: Sequence[Comparison], _: bool) -> str:
+    """Everything."""
+    return json.dumps([comparison.as_dict() for comparison in comparisons], indent=2) + "\n"
+
+
+_WRITERS = {"markdown": markdown, "csv": as_csv, "json": as_json}

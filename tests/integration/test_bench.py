@@ -1,0 +1,134 @@
+"""`deepcovid-edge bench` and `compare` with the shipped model, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepcovid_edge.bench import results
+from deepcovid_edge.bench.results import read_result
+from deepcovid_edge.bench.stability import Verdict
+from deepcovid_edge.cli.main import run
+from deepcovid_edge.manifest import file_sha256
+from deepcovid_edge.models import find_model
+from deepcovid_edge.phantom import write_samples
+
+SHORT = ["--seconds", "0.2", "--queries", "4", "--warm-up", "0", "--streams", "2", "--films", "2"]
+MODEL = "squeezenet1_1"
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
+    """Every scenario in both scopes, in a process of its own."""
+    path = tmp_path_factory.mktemp("bench") / "new/cart.json"
+    command = [sys.executable, "-m", "deepcovid_edge", "bench", MODEL, *SHORT, "--rate", "40"]
+    command += ["--backend", "onnxruntime", "-o", str(path)]
+    return path, subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_every_scenario_and_scope_is_measured_and_stored(measured: Any) -> None:
+    path, done = measured
+    assert done.returncode in (0, 7), done.stderr
+    result = read_result(path)
+    assert [(item.scope, item.scenario) for item in result.runs] == [
+        (scope, scenario)
+        for scope in ("network", "end-to-end")
+        for scenario in ("single-stream", "multi-stream", "offline", "server")
+    ]
+    for item in result.runs:
+        assert len(item.samples) >= 4
+        assert len(item.warm_up) >= 1
+        assert (item.samples.ended > item.samples.started).all() or item.scenario == "offline"
+        assert item.figures()["films_per_second"] > 0
+
+
+def test_exit_code_and_file_agree_about_stability(measured: Any) -> None:
+    path, done = measured
+    unstable = read_result(path).unstable()
+    assert (done.returncode == 7) == bool(unstable)
+    assert done.stderr.count("unstable: ") == len(unstable)
+
+
+def test_parts_of_the_whole_way_are_no_longer_than_it(measured: Any) -> None:
+    item = next(item for item in read_result(measured[0]).runs if item.scope == "end-to-end")
+    parts = [item.parts[name].ms for name in ("read", "preprocess", "compute")]
+    assert item.scenario == "single-stream"
+    assert (sum(parts) <= item.samples.latency_ms + 0.01).all()
+
+
+def test_header_says_what_ran(measured: Any) -> None:
+    header = read_result(measured[0]).header
+    assert header["model"]["sha256"] == file_sha256(find_model(MODEL))
+    assert header["model"]["backend"] == "onnxruntime-cpu"
+    assert header["data"]["name"] == "drawn phantoms"
+    assert header["start"]["first_result_ms"] > header["start"]["load_ms"] > 0
+    assert header["memory"]["peak_rss_mib"] > 50
+
+
+def test_table_for_people_has_a_line_for_each_run(measured: Any) -> None:
+    out = measured[1].stdout
+    assert out.count("single-stream") >= 2
+    assert "of the parts, ms: read" in out
+    assert "within 500 ms" in out
+    assert "Research use only" in out
+
+
+def test_the_file_says_nothing_of_the_place_where_it_was_measured(measured: Any) -> None:
+    text = measured[0].read_text("utf-8")
+    assert str(Path.home()) not in text
+    assert str(measured[0].parent) not in text
+
+
+def test_compare_takes_what_bench_wrote(measured: Any) -> None:
+    assert run(["compare", str(measured[0]), str(measured[0])]) == 0
+
+
+@pytest.mark.parametrize(("verdict", "code"), [(True, 0), (False, 7)])
+def test_a_run_exits_by_its_verdict(
+    verdict: bool,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    judged = Verdict(verdict, () if verdict else ("drift: +9.0%",))
+    monkeypatch.setattr(results, "judge", lambda *_: judged)
+    write_samples(tmp_path, count=3)
+    only = ["--data", str(tmp_path), "--scenario", "single-stream", "--scope", "network", "--json"]
+    assert run(["bench", MODEL, *SHORT, *only]) == code
+    captured = capsys.readouterr()
+    content = json.loads(captured.out)
+    assert (content["kind"], content["schema_version"]) == ("deepcovid-edge bench", 1)
+    assert len(content["runs"]) == 1
+    assert content["data"]["films"] == 2
+    assert ("unstable: network, single-stream: drift" in captured.err) is not verdict
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["bench", MODEL, "--data", "missing"], 6, "missing: no such file or folder"),
+        (["bench", "missing"], 6, "expected a shipped model"),
+        (["bench", MODEL, "--scenario", "server"], 2, "--rate"),
+        (["bench", MODEL, "--seconds", "-1"], 2, "--seconds: got -1"),
+        (["bench", MODEL, "--films", "1", "--provider", "cuda"], 6, "--provider cuda"),
+    ],
+)
+def test_a_user_s_error_is_one_sentence_and_its_code(
+    arguments: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == code
+    assert said in capsys.readouterr().err
+
+
+def test_a_folder_without_a_film_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.txt").write_text("no film")
+    assert run(["bench", MODEL, "--data", str(tmp_path), *SHORT]) == 1
+    assert "no film to measure with" in capsys.readouterr().err
