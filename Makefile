@@ -87,7 +87,7 @@ wheel: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(DEV)/python -m pip install -q --upgrade pip
-	$(DEV)/python -m pip install -q -e '.[cpu,rtx,export,dev]' -c constraints.txt
+	$(DEV)/python -m pip install -q -e '.[cpu,dicom,rtx,export,dev]' -c constraints.txt
 	touch $@
 
 # Installed as a user installs it, from a wheel; made again when the package changes.

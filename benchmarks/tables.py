@@ -1,4 +1,4 @@
-"""Write the tables of README.md, benchmarks/README.md and export/README.md from stored results.
+"""Write the tables of the documents: from stored results, and from lists in the code.
 
     python benchmarks/tables.py            write them
     python benchmarks/tables.py --check    exit 1 if one is stale
@@ -11,12 +11,16 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from deepcovid_edge.dicom.syntaxes import SYNTAXES
+from deepcovid_edge.reasons import Caution, Reason
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results"
-DOCUMENTS = ("README.md", "benchmarks/README.md", "export/README.md")
+DOCUMENTS = ("README.md", "benchmarks/README.md", "export/README.md", "jetson/REASONS.md")
 _BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -138,6 +142,24 @@ def choice(document: Path) -> list[str]:
     return lines
 
 
+def reasons(document: Path) -> list[str]:
+    return coded(Reason, "reason")
+
+
+def cautions(document: Path) -> list[str]:
+    return coded(Caution, "warning")
+
+
+def coded(members: Iterable[Reason | Caution], kind: str) -> list[str]:
+    rows = [f"| `{one.code}` | {one.sentence} | {one.cause} |" for one in members]
+    return [f"| {kind} | sentence | when |", "| --- | --- | --- |", *rows]
+
+
+def syntaxes(document: Path) -> list[str]:
+    rows = [f"| {one.name} | {uid} | {one.family.value} |" for uid, one in SYNTAXES.items()]
+    return ["| transfer syntax | UID | compression |", "| --- | --- | --- |", *rows]
+
+
 def load(path: Path) -> dict[str, Any]:
     figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return figures
@@ -166,6 +188,9 @@ _TABLES = {
     "footprint": footprint,
     "int8": int8,
     "choice": choice,
+    "reasons": reasons,
+    "cautions": cautions,
+    "syntaxes": syntaxes,
 }
 
 

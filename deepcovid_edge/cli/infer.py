@@ -76,7 +76,8 @@ def command(
     _check_paths(paths, output)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service's stop is a Ctrl-C
     cv2.setNumThreads(1)  # films are decoded side by side; threads inside one would only wait
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # broken files get a reason instead
+    # Broken files get a reason instead.
+    warnings.filterwarnings("ignore", module=r"(PIL|pydicom)\.")
     file = find_model(model)
     if backend == "auto" and provider is None:
         file = fastest_verified(file)
