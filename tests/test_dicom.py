@@ -151,7 +151,7 @@ def test_range_of_padding_is_black(decode: Decode) -> None:
 @pytest.mark.parametrize("syntax", [IMPLICIT, BIG_ENDIAN, JPEG_LS])
 def test_signed_pixels_are_read_with_their_sign(syntax: str, decode: Decode) -> None:
     words = film(12).astype(np.int16) - 2048
-    window = {"WindowCenter": 0.5, "WindowWidth": 4096}
+    window = {"WindowCenter": 0, "WindowWidth": 4096}
     if syntax == JPEG_LS:  # knows no sign: words as they stand
         frame = compressed(words.view(np.uint16) & 0x0FFF, 12, syntax)
         data = written(fragments(dataset(words, stored=12, **window), frame), syntax)
@@ -339,13 +339,11 @@ def pool() -> Iterator[Sandbox]:
 
 def children() -> list[int]:
     """Living processes that decode for this one."""
-    listed = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()
     found = []
     for task in Path("/proc/self/task").iterdir():
-        listed = (task / "children").read_text().split()
-        found += [
-            int(pid) for pid in listed if b"worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        ]
+        for child in (task / "children").read_text().split():
+            if b"worker" in Path("/proc", child, "cmdline").read_bytes():
+                found.append(int(child))
     return found
 
 
@@ -425,7 +423,7 @@ def test_child_that_died_between_films_costs_nothing(pool: Sandbox) -> None:
     assert np.array_equal(pool.decode(request(), warm), film(12))
 
 
-def test_children_end_with_their_parent() -> None:
+def test_children_end_with_their_parent(tmp_path: Path) -> None:
     program = (
         "import sys, os, json, deepcovid_edge\n"
         "from pathlib import Path\n"
@@ -435,14 +433,11 @@ def test_children_end_with_their_parent() -> None:
         "sys.stdout.flush()\n"
         "os._exit(0)\n"  # as if it had been killed
     )
-    place = Path(os.environ.get("TMPDIR", "/tmp")) / f"film-{os.getpid()}.dcm"
+    place = tmp_path / "film.dcm"
     place.write_bytes(written(dataset(film(12), stored=12), JPEG_LS))
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", program, str(place)], capture_output=True, text=True
-        )
-    finally:
-        place.unlink()
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(place)], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     (child,) = done.stdout.split()
     for _ in range(200):
