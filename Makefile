@@ -3,6 +3,8 @@
 # make lint    set up, run ruff, mypy, shellcheck, codespell and validate-pyproject
 # make model   train, export, quantise and measure what ships (needs DATA; ten minutes)
 # make browser install Chromium for the report's test, where that needs no password
+# make dcmtk   install DCMTK for the tests of DICOM files, likewise
+# make fuzz    20,000 damaged files; what breaks a rule is kept in runs/fuzz
 # make bench   measure speed on this machine (needs DATA)
 
 PYTHON ?= python3
@@ -16,7 +18,7 @@ BROWSERS = chromium chromium-browser google-chrome google-chrome-stable
 DEV = .venv/bin
 DEMO = .venv-demo/bin
 
-.PHONY: demo test lint browser model bench wheel clean
+.PHONY: demo test lint browser dcmtk fuzz model bench wheel clean
 
 demo: .venv-demo/ready
 	$(DEMO)/deepcovid-edge sample demo-films
@@ -43,6 +45,14 @@ browser:
 	{ command -v apt-get >/dev/null && $$as apt-get -q update && \
 		$$as apt-get -q install -y --no-install-recommends chromium; } || \
 	echo "no browser: the report's browser test will skip (apt-get install chromium)"
+
+# As for the browser: without it the tests of files that DCMTK wrote skip.
+dcmtk:
+	@command -v dcmcjpls >/dev/null && exit 0; \
+	as=; [ "$$(id -u)" = 0 ] || as="sudo -n"; \
+	{ command -v apt-get >/dev/null && $$as apt-get -q update && \
+		$$as apt-get -q install -y --no-install-recommends dcmtk; } || \
+	echo "no DCMTK: tests of files that it wrote will skip (apt-get install dcmtk)"
 
 model: model-squeezenet1_1
 
@@ -73,6 +83,9 @@ model-%: .venv/ready
 	done
 	$(DEV)/python -m deepcovid_export.model_card $(PLACE_$*)/$*.onnx \
 		--results $(RESULTS)/accuracy -o $(PLACE_$*)/$*.md
+
+fuzz: .venv/ready
+	$(DEV)/python tests/fuzz.py --inputs 20000
 
 bench: .venv/ready
 	$(DEV)/python benchmarks/infer_speed.py --data $(DATA)

@@ -98,8 +98,8 @@ def written(film: Dataset, syntax: str = EXPLICIT) -> bytes:
     """The bytes of a file, its pixels compressed as the syntax says."""
     film.file_meta = FileMetaDataset()
     film.file_meta.TransferSyntaxUID = syntax
-    film.file_meta.MediaStorageSOPClassUID = film.get("SOPClassUID", DX)
-    film.file_meta.MediaStorageSOPInstanceUID = film.get("SOPInstanceUID", "1.2.3.4.5")
+    film.file_meta.MediaStorageSOPClassUID = film.get("SOPClassUID") or DX
+    film.file_meta.MediaStorageSOPInstanceUID = film.get("SOPInstanceUID") or "1.2.3.4.5"
     if syntax in SYNTAXES and SYNTAXES[syntax].family is not Family.NATIVE:
         frame = film["PixelData"].value
         if not film["PixelData"].is_undefined_length:

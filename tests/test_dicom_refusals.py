@@ -261,6 +261,9 @@ REFUSALS: dict[str, Refusal] = {
         lambda: with_syntax("1.2.840.10008.1.2.4.102"),
         "1.2.840.10008.1.2.4.102",
     ),
+    "syntax-of-two-lines": Refusal(  # found by fuzz.py
+        Reason.SYNTAX, lambda: with_syntax("1.2.840\n\r" + "9" * 500), "syntax 1.2.840??999"
+    ),
     "jpeg-xl": Refusal(Reason.SYNTAX, lambda: with_syntax("1.2.840.10008.1.2.4.110")),
     "no-syntax": Refusal(
         Reason.SYNTAX,

@@ -18,6 +18,9 @@ MAX_READS = 200_000
 MAX_VALUE = 1 << 22
 """Longest value of a header that is looked at, bytes. A LUT of 65,536 entries takes 131,072."""
 
+_LONGEST_TEXT = 64
+"""Longest value that is read of a text (PS3.5, 6.2: UI and LO), characters."""
+
 
 class Elements:
     """Elements of a data set or of an item of a sequence, by their tags."""
@@ -34,9 +37,9 @@ class Elements:
         return value if isinstance(value, bytes) else b""
 
     def texts(self, tag: int) -> list[str]:
-        """The values of a text, without padding (PS3.5, 6.2)."""
+        """The values of a text, without padding (PS3.5, 6.2), fit for one line of a record."""
         parts = self.raw(tag).decode("latin-1").split("\\")
-        return [part.strip(" \0") for part in parts]
+        return [_in_one_line(part.strip(" \0")[:_LONGEST_TEXT]) for part in parts]
 
     def text(self, tag: int) -> str:
         """The first value of a text, without padding, or empty."""
@@ -91,6 +94,12 @@ class Elements:
     @property
     def _order(self) -> Any:
         return "little" if self._little else "big"
+
+
+def _in_one_line(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 class BoundedStream(io.BytesIO):

@@ -1,0 +1,36 @@
+"""A short run of `fuzz.py`, with a fixed seed; the long one is `make fuzz`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("pydicom", reason="needs extra dicom")
+pytest.importorskip("imagecodecs", reason="needs extra dicom")
+pytest.importorskip("onnxruntime", reason="needs extra cpu")
+import fuzz
+
+from deepcovid_edge.backends import load_backend
+from deepcovid_edge.models import DEFAULT_MODEL, find_model
+from deepcovid_edge.records import ASSESSED
+
+INPUTS = 400
+
+
+@pytest.mark.filterwarnings("ignore")  # as in a run
+def test_damaged_files_get_a_number_or_a_reason_and_never_both(tmp_path: Path) -> None:
+    with load_backend(find_model(DEFAULT_MODEL)) as network:
+        found = fuzz.fuzz(INPUTS, 20240607, network, tmp_path / "findings")
+    assert found.broken == []
+    assert found.slowest[0] < fuzz.MOST_SECONDS
+    outcomes = [outcome for counts in found.counts.values() for outcome in counts.elements()]
+    assert len(outcomes) == INPUTS
+    assert INPUTS // 10 < outcomes.count(ASSESSED) < INPUTS * 9 // 10
+
+
+def test_an_input_is_the_same_bytes_every_time() -> None:
+    import numpy as np
+
+    for kind, make in list(fuzz.makers().items())[::7]:
+        assert make(np.random.default_rng((3, 14))) == make(np.random.default_rng((3, 14))), kind
