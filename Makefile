@@ -90,6 +90,7 @@ fuzz: .venv/ready
 bench: .venv/ready
 	$(DEV)/python benchmarks/infer_speed.py --data $(DATA)
 	$(DEV)/python benchmarks/footprint.py --data $(DATA)
+	$(DEV)/python benchmarks/dicom_speed.py
 	$(DEV)/python benchmarks/quantized_speed.py --data $(DATA) \
 		--model squeezenet1_1 --model $(PLACE_resnet18)/resnet18.onnx
 	$(DEV)/python benchmarks/tables.py

@@ -125,6 +125,28 @@ def footprint(document: Path) -> list[str]:
     return lines
 
 
+def dicom(document: Path) -> list[str]:
+    lines = [
+        "| device | film | header gate | file to model input | read, decode, resize | file |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for path in sorted(RESULTS.glob("*/dicom-speed.json")):
+        figures = load(path)
+        ms = {name: value["median"] for name, value in figures["ms"].items()}
+        parts = ", ".join(f"{ms[name]:.1f}" for name in ("read", "decode", "prepare"))
+        size = f"{figures['rows']} x {figures['columns']}, {figures['bits']} bit"
+        lines.append(
+            f"| {device(figures)} | {size}, uncompressed | {ms['header_gate']:.2f} ms | "
+            f"{ms['film']:.1f} ms | {parts} ms | {link(path, document)} |"
+        )
+        lines += [
+            f"| {device(figures)} | {size}, {name} | | {value['median']:.0f} ms to grey levels | | "
+            f"{link(path, document)} |"
+            for name, value in figures["compressed_ms"].items()
+        ]
+    return lines
+
+
 def choice(document: Path) -> list[str]:
     lines = [
         "| recipe | held-out AUC | `val` AUC | lungs hidden | lungs only | file |",
@@ -188,6 +210,7 @@ _TABLES = {
     "footprint": footprint,
     "int8": int8,
     "choice": choice,
+    "dicom": dicom,
     "reasons": reasons,
     "cautions": cautions,
     "syntaxes": syntaxes,
