@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ from dicom_files import (
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from test_refusals import ELSEWHERE, photograph
+
+from deepcovid_edge.dicom.header import MAX_INFLATED
 
 Decode = Callable[..., Radiograph]
 
@@ -114,6 +117,28 @@ def with_syntax(syntax: str) -> bytes:
         element + len(before).to_bytes(2, "little") + before,
         element + len(value).to_bytes(2, "little") + value,
     )
+
+
+def deflated(content: bytes) -> bytes:
+    """A deflated file of any content; 260 MB of zeros take 250 kB."""
+    header = with_syntax(DEFLATED)
+    start = header.index(b"\x08\x00\x16\x00UI")
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    packed = packer.compress(content[: 1 << 20])
+    for at in range(1 << 20, len(content), 1 << 20):
+        packed += packer.compress(content[at : at + (1 << 20)])
+    return header[:start] + packed + packer.flush()
+
+
+def with_elements(elements: bytes) -> bytes:
+    """A file with more elements before its own."""
+    whole = plain()
+    start = whole.index(b"\x08\x00\x16\x00UI")
+    return whole[:start] + elements + whole[start:]
+
+
+SEQUENCE = b"\x08\x00\x05\x10SQ\0\0\xff\xff\xff\xff"
+ITEM = b"\xfe\xff\x00\xe0"
 
 
 def in_two_frames() -> bytes:
@@ -260,6 +285,27 @@ REFUSALS: dict[str, Refusal] = {
         Reason.SYNTAX,
         lambda: with_syntax("1.2.840.10008.1.2.4.102"),
         "1.2.840.10008.1.2.4.102",
+    ),
+    "deflate-bomb": Refusal(
+        Reason.TOO_BIG, lambda: deflated(bytes(MAX_INFLATED + 1)), "once inflated"
+    ),
+    "million-items": Refusal(
+        Reason.DECODE, lambda: with_elements(SEQUENCE + (ITEM + bytes(4)) * 1_000_000)
+    ),
+    "nested-a-thousand-times": Refusal(
+        Reason.DECODE, lambda: with_elements((SEQUENCE + ITEM + b"\xff" * 4) * 1000)
+    ),
+    "million-elements": Refusal(
+        Reason.DECODE,
+        lambda: with_elements(b"\x07\0\x05\0CS\0\0" * 1_000_000),
+        "more than 200000 parts",
+    ),
+    "identifier-of-8-megabytes": Refusal(
+        Reason.DECODE,
+        lambda: with_elements(
+            b"\x08\0\x18\0UT\0\0" + (1 << 23).to_bytes(4, "little") + b"1" * (1 << 23)
+        ),
+        "8388608 bytes",
     ),
     "syntax-of-two-lines": Refusal(  # found by fuzz.py
         Reason.SYNTAX, lambda: with_syntax("1.2.840\n\r" + "9" * 500), "syntax 1.2.840??999"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("pydicom", reason="needs extra dicom")
@@ -12,7 +15,11 @@ pytest.importorskip("onnxruntime", reason="needs extra cpu")
 import fuzz
 
 from deepcovid_edge.backends import load_backend
+from deepcovid_edge.dicom.sandbox import Limits, sandbox
+from deepcovid_edge.errors import ImageRefusedError
+from deepcovid_edge.images import Radiograph
 from deepcovid_edge.models import DEFAULT_MODEL, find_model
+from deepcovid_edge.reasons import Reason
 from deepcovid_edge.records import ASSESSED
 
 INPUTS = 400
@@ -30,7 +37,18 @@ def test_damaged_files_get_a_number_or_a_reason_and_never_both(tmp_path: Path) -
 
 
 def test_an_input_is_the_same_bytes_every_time() -> None:
-    import numpy as np
-
     for kind, make in list(fuzz.makers().items())[::7]:
         assert make(np.random.default_rng((3, 14))) == make(np.random.default_rng((3, 14))), kind
+
+
+def test_codestream_on_which_a_decoder_hangs_costs_one_reason(
+    decode: Callable[..., Radiograph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Input 5840 of seed 1: OpenJPH, as of imagecodecs 2026.3.6, does not end."""
+    data = fuzz.makers()["dicom-HTJ2K Lossless RPCL-8"](np.random.default_rng((1, 5840)))
+    monkeypatch.setattr(sandbox(), "limits", Limits(seconds=1.5))
+    started = time.perf_counter()
+    with pytest.raises(ImageRefusedError) as caught:
+        decode(data)
+    assert caught.value.reason is Reason.DECODE
+    assert time.perf_counter() - started < 5

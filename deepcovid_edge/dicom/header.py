@@ -12,8 +12,8 @@ from deepcovid_edge.dicom.syntaxes import BIG_ENDIAN, DEFLATED, IMPLICIT
 from deepcovid_edge.errors import ImageRefusedError, MissingDependencyError, require
 from deepcovid_edge.reasons import Reason
 
-MAX_INFLATED = 1 << 29
-"""Most bytes that a deflated file may become."""
+MAX_INFLATED = 1 << 28
+"""Most bytes that a deflated file may become: 100 megapixels of 16 bits, and a header."""
 
 _PREAMBLE = 132
 _PIXEL_DATA = {0x7FE00008, 0x7FE00009, 0x7FE00010}
@@ -197,7 +197,7 @@ def _inflated(data: bytes, start: int) -> bytes:
         inflated = inflater.decompress(memoryview(data)[start:], MAX_INFLATED)
     except zlib.error as error:
         raise ImageRefusedError(Reason.DECODE, f"deflated data: {error}") from error
-    if inflater.unconsumed_tail:
+    if len(inflated) >= MAX_INFLATED:
         raise ImageRefusedError(Reason.TOO_BIG, f"more than {MAX_INFLATED} bytes once inflated")
     if not inflater.eof:
         raise ImageRefusedError(Reason.TRUNCATED, "deflated data without their end")

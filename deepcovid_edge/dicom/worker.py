@@ -28,7 +28,6 @@ def main(arguments: Sequence[str]) -> None:
     memory, reply = (int(argument) for argument in arguments)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's to judge
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
     for line in sys.stdin.buffer:
         answer = _served(json.loads(line), memory)
         os.write(reply, json.dumps(answer).encode() + b"\n")
