@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 from conftest import Pictures
-from dicom_files import MOST_BITS, compressed, dataset, fragments, stored_film, written
+from dicom_files import MOST_BITS, WRITABLE, compressed, dataset, fragments, stored_film, written
 from pydicom.dataset import Dataset
 from test_containers import FUZZED, mutated, mutated_chunk
 
@@ -73,7 +73,7 @@ def makers() -> dict[str, Maker]:
     for kind, make in FUZZED.items():
         if kind != "dicom":
             made[kind] = _damaged_picture(kind, make(Pictures))
-    for syntax in SYNTAXES:
+    for syntax in WRITABLE:
         for bits in (8, 12, 16):
             if bits <= MOST_BITS.get(syntax, 16):
                 made[f"dicom-{SYNTAXES[syntax].name}-{bits}"] = _damaged_dicom(syntax, bits)

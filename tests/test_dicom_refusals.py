@@ -36,6 +36,7 @@ from dicom_files import (
     LOSSLESS_SV1,
     RLE,
     SECONDARY_CAPTURE,
+    WRITABLE,
     compressed,
     dataset,
     fragments,
@@ -260,12 +261,14 @@ REFUSALS: dict[str, Refusal] = {
             *((JPEG, 8), (JPEG_12, 12), (LOSSLESS, 12), (LOSSLESS_SV1, 16), (JPEG_LS, 12)),
             *((J2K, 12), (HTJ2K, 12)),
         )
+        if syntax in WRITABLE
     },
     **{
         f"codestream-damaged-{syntax[-2:]}": Refusal(
             Reason.DECODE, lambda syntax=syntax, bits=bits: damaged(syntax, bits)
         )
         for syntax, bits in ((JPEG, 8), (LOSSLESS_SV1, 12), (JPEG_LS, 12), (J2K, 12), (HTJ2K, 12))
+        if syntax in WRITABLE
     },
     "rle-cut": Refusal(Reason.DECODE, lambda: cut_codestream(RLE)),
     "no-fragments": Refusal(

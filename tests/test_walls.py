@@ -41,6 +41,12 @@ def test_onnxruntime_is_imported_in_one_module() -> None:
     assert [path.name for path in homes] == ["onnxruntime.py"]
 
 
+@pytest.mark.parametrize("library", ["pydicom", "imagecodecs"])
+def test_libraries_of_dicom_are_imported_in_its_package_alone(library: str) -> None:
+    homes = {path.parent.name for path in RUNTIME if library in imported_names(path)}
+    assert homes == {"dicom"}
+
+
 def test_every_runtime_module_imports_where_torch_is_forbidden() -> None:
     modules = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -49,7 +55,8 @@ def test_every_runtime_module_imports_where_torch_is_forbidden() -> None:
     ]
     program = (
         "import sys, importlib\n"
-        "for name in ('torch', 'torchvision', 'onnx', 'sklearn'): sys.modules[name] = None\n"
+        "absent = ('torch', 'torchvision', 'onnx', 'sklearn', 'pydicom', 'imagecodecs')\n"
+        "for name in absent: sys.modules[name] = None\n"
         f"for name in {modules!r}: importlib.import_module(name)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -61,8 +68,8 @@ def test_help_imports_neither_opencv_nor_a_runtime() -> None:
         "import sys\n"
         "from deepcovid_edge.cli.main import run\n"
         "run(['--help'])\n"
-        "heavy = {'cv2', 'numpy', 'PIL', 'onnxruntime', 'rich', 'torch'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
+        "heavy = {'cv2', 'numpy', 'PIL', 'onnxruntime', 'rich', 'torch', 'pydicom'}\n"
+        "assert not heavy & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
