@@ -193,6 +193,7 @@ REFUSALS: dict[str, Refusal] = {
     "babygram": Refusal(Reason.BODY, lambda: plain(BodyPartExamined="CHEST ABDOMEN")),
     "lateral": Refusal(Reason.VIEW, lambda: plain(ViewPosition="LATERAL"), "LATERAL"),
     "left-lateral": Refusal(Reason.VIEW, lambda: plain(ViewPosition="LL"), "LL"),
+    "lateral-in-words": Refusal(Reason.VIEW, lambda: plain(ViewPosition="CHEST_LAT"), "CHEST_LAT"),
     "decubitus": Refusal(Reason.VIEW, lambda: plain(ViewPosition="RLD"), "RLD"),
     "oblique": Refusal(Reason.VIEW, lambda: plain(ViewPosition="Oblique"), "OBLIQUE"),
     "lateral-by-code": Refusal(
@@ -292,15 +293,15 @@ REFUSALS: dict[str, Refusal] = {
     "deflate-bomb": Refusal(
         Reason.TOO_BIG, lambda: deflated(bytes(MAX_INFLATED + 1)), "once inflated"
     ),
-    "million-items": Refusal(
-        Reason.DECODE, lambda: with_elements(SEQUENCE + (ITEM + bytes(4)) * 1_000_000)
+    "many-items": Refusal(
+        Reason.DECODE, lambda: with_elements(SEQUENCE + (ITEM + bytes(4)) * 300_000)
     ),
     "nested-a-thousand-times": Refusal(
         Reason.DECODE, lambda: with_elements((SEQUENCE + ITEM + b"\xff" * 4) * 1000)
     ),
-    "million-elements": Refusal(
+    "many-elements": Refusal(
         Reason.DECODE,
-        lambda: with_elements(b"\x07\0\x05\0CS\0\0" * 1_000_000),
+        lambda: with_elements(b"\x07\0\x05\0CS\0\0" * 300_000),
         "more than 200000 parts",
     ),
     "identifier-of-8-megabytes": Refusal(
@@ -389,6 +390,7 @@ CAUTIONED: dict[str, tuple[Caution, Callable[[], bytes], str]] = {
     "no-body-part": (Caution.NO_VIEW, lambda: plain(BodyPartExamined=""), "film"),
     "unknown-view": (Caution.NO_VIEW, lambda: plain(ViewPosition="UPRIGHT"), "film"),
     "ap": (Caution.AP, lambda: plain(ViewPosition="AP"), "film"),
+    "ap-in-words": (Caution.AP, lambda: plain(ViewPosition="AP PLATE"), "film"),
     "ap-by-code": (
         Caution.AP,
         lambda: plain(ViewPosition="", ViewCodeSequence=view_code("399348003", "antero-posterior")),
