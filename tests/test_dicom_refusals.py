@@ -324,6 +324,9 @@ REFUSALS: dict[str, Refusal] = {
     "constant-by-its-window": Refusal(
         Reason.BLANK, lambda: plain(WindowCenter=9000, WindowWidth=100), "contrast"
     ),
+    "window-of-one-value": Refusal(
+        Reason.BLANK, lambda: plain(WindowCenter=2000, WindowWidth=1), "white"
+    ),
     "photograph": Refusal(Reason.COLOUR, lambda: coloured(photograph()), "chroma"),
     "photograph-ybr": Refusal(Reason.COLOUR, lambda: coloured(photograph(), "YBR_FULL"), "chroma"),
     "lut-without-entries": Refusal(
