@@ -332,6 +332,12 @@ REFUSALS: dict[str, Refusal] = {
     "lut-without-entries": Refusal(
         Reason.DECODE, lambda: plain(VOILUTSequence=lut(range(100), entries=4096)), "LUT"
     ),
+    "rescale-beyond-numbers": Refusal(
+        Reason.DECODE, lambda: plain(RescaleSlope="1e307"), "slope 1e+307"
+    ),
+    "rescale-to-one-number": Refusal(
+        Reason.DECODE, lambda: plain(RescaleIntercept="1e300"), "intercept 1e+300"
+    ),
     "header-only": Refusal(Reason.TRUNCATED, lambda: bytes(128) + b"DICM" + bytes(500)),
     "tiff-with-a-dicom-prefix": Refusal(
         Reason.TRUNCATED, lambda: b"II*\0".ljust(128, b"\1") + b"DICM" + bytes(500)

@@ -16,7 +16,6 @@ smallest power of two that holds it, with a caution |
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -152,8 +151,9 @@ def _modality(
     if layout.signed and seen.size and stored[seen].min() >= 0:
         lowest = 0  # signed by name only: half of what could be stored is not used
     ends = sorted((lowest * slope + intercept, int(stored.max()) * slope + intercept))
-    values = stored.astype(np.float64) * slope + intercept
-    return values, ends[0], ends[1]
+    if not np.isfinite(ends).all() or ends[0] == ends[1]:
+        raise ImageRefusedError(Reason.DECODE, f"rescale slope {slope:g}, intercept {intercept:g}")
+    return stored.astype(np.float64) * slope + intercept, ends[0], ends[1]
 
 
 def _lut(item: Elements, layout: PixelLayout) -> tuple[Values, int, int]:
@@ -213,7 +213,7 @@ def _white(bits: int) -> int:
 
 
 def _looked_up(table: NDArray[Any], words: NDArray[Any]) -> Grey:
-    if sys.byteorder == "little" and np.array_equal(table, np.arange(len(table))):
+    if np.array_equal(table, np.arange(len(table))):
         return words
     pixels = np.empty(words.shape, table.dtype)
     for top in range(0, len(words), _STRIP):
