@@ -30,6 +30,7 @@ from pydicom.dataset import Dataset
 from test_containers import FUZZED, mutated, mutated_chunk
 
 from deepcovid_edge.backends import Backend, load_backend
+from deepcovid_edge.dicom.sandbox import sandbox
 from deepcovid_edge.dicom.syntaxes import BIG_ENDIAN, SYNTAXES, Family
 from deepcovid_edge.models import DEFAULT_MODEL, find_model
 from deepcovid_edge.predict import PredictSettings, predict, run_facts
@@ -221,6 +222,7 @@ def main() -> None:
     with load_backend(find_model(DEFAULT_MODEL)) as network:
         found = fuzz(options.inputs, options.seed, network, options.findings)
     total: Counter[str] = sum(found.counts.values(), Counter())
+    sandbox().close()  # only of children that ended it is known what they took
     ours, theirs = peak_mib()
     for kind, counts in found.counts.items():
         print(f"{kind:45} {dict(counts.most_common())}")
