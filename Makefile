@@ -3,6 +3,8 @@
 # make lint    set up, run ruff, mypy, shellcheck, codespell and validate-pyproject
 # make model   train, export, quantise and measure what ships (needs DATA; ten minutes)
 # make browser install Chromium for the report's test, where that needs no password
+# make dcmtk   install DCMTK for the tests of DICOM files, likewise
+# make fuzz    20,000 damaged files; what breaks a rule is kept in runs/fuzz
 # make bench   measure speed on this machine (needs DATA)
 
 PYTHON ?= python3
@@ -16,7 +18,7 @@ BROWSERS = chromium chromium-browser google-chrome google-chrome-stable
 DEV = .venv/bin
 DEMO = .venv-demo/bin
 
-.PHONY: demo test lint browser model bench wheel clean
+.PHONY: demo test lint browser dcmtk fuzz model bench wheel clean
 
 demo: .venv-demo/ready
 	$(DEMO)/deepcovid-edge sample demo-films
@@ -43,6 +45,14 @@ browser:
 	{ command -v apt-get >/dev/null && $$as apt-get -q update && \
 		$$as apt-get -q install -y --no-install-recommends chromium; } || \
 	echo "no browser: the report's browser test will skip (apt-get install chromium)"
+
+# As for the browser: without it the tests of files that DCMTK wrote skip.
+dcmtk:
+	@command -v dcmcjpls >/dev/null && exit 0; \
+	as=; [ "$$(id -u)" = 0 ] || as="sudo -n"; \
+	{ command -v apt-get >/dev/null && $$as apt-get -q update && \
+		$$as apt-get -q install -y --no-install-recommends dcmtk; } || \
+	echo "no DCMTK: tests of files that it wrote will skip (apt-get install dcmtk)"
 
 model: model-squeezenet1_1
 
@@ -74,11 +84,15 @@ model-%: .venv/ready
 	$(DEV)/python -m deepcovid_export.model_card $(PLACE_$*)/$*.onnx \
 		--results $(RESULTS)/accuracy -o $(PLACE_$*)/$*.md
 
+fuzz: .venv/ready
+	$(DEV)/python tests/fuzz.py --inputs 20000
+
 bench: .venv/ready
 	$(DEV)/python benchmarks/infer_speed.py --data $(DATA)
 	$(DEV)/python benchmarks/peer_speed.py --data $(DATA)
 	$(DEV)/python benchmarks/footprint.py --data $(DATA)
 	$(DEV)/python benchmarks/cost.py --data $(DATA)
+	$(DEV)/python benchmarks/dicom_speed.py
 	$(DEV)/python benchmarks/quantized_speed.py --data $(DATA) \
 		--model squeezenet1_1 --model $(PLACE_resnet18)/resnet18.onnx
 	$(DEV)/python benchmarks/tables.py
@@ -89,7 +103,7 @@ wheel: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(DEV)/python -m pip install -q --upgrade pip
-	$(DEV)/python -m pip install -q -e '.[cpu,openvino,rtx,export,dev]' -c constraints.txt
+	$(DEV)/python -m pip install -q -e '.[cpu,dicom,openvino,rtx,export,dev]' -c constraints.txt
 	touch $@
 
 # Installed as a user installs it, from a wheel; made again when the package changes.

@@ -1,4 +1,4 @@
-"""Write the tables of README.md, benchmarks/README.md and export/README.md from stored results.
+"""Write the tables of the documents: from stored results, and from lists in the code.
 
     python benchmarks/tables.py            write them
     python benchmarks/tables.py --check    exit 1 if one is stale
@@ -11,12 +11,16 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from deepcovid_edge.dicom.syntaxes import SYNTAXES
+from deepcovid_edge.reasons import Caution, Reason
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results"
-DOCUMENTS = ("README.md", "benchmarks/README.md", "export/README.md")
+DOCUMENTS = ("README.md", "benchmarks/README.md", "export/README.md", "jetson/REASONS.md")
 _BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -162,6 +166,28 @@ def cost(document: Path) -> list[str]:
     return lines
 
 
+def dicom(document: Path) -> list[str]:
+    lines = [
+        "| device | film | header gate | file to model input | read, decode, resize | file |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for path in sorted(RESULTS.glob("*/dicom-speed.json")):
+        figures = load(path)
+        ms = {name: value["median"] for name, value in figures["ms"].items()}
+        parts = ", ".join(f"{ms[name]:.1f}" for name in ("read", "decode", "prepare"))
+        size = f"{figures['rows']} x {figures['columns']}, {figures['bits']} bit"
+        lines.append(
+            f"| {device(figures)} | {size}, uncompressed | {ms['header_gate']:.2f} ms | "
+            f"{ms['film']:.1f} ms | {parts} ms | {link(path, document)} |"
+        )
+        lines += [
+            f"| {device(figures)} | {size}, {name} | | {value['median']:.0f} ms to grey levels | | "
+            f"{link(path, document)} |"
+            for name, value in figures["compressed_ms"].items()
+        ]
+    return lines
+
+
 def choice(document: Path) -> list[str]:
     lines = [
         "| recipe | held-out AUC | `val` AUC | lungs hidden | lungs only | file |",
@@ -177,6 +203,24 @@ def choice(document: Path) -> list[str]:
         changes = ", ".join(f"`{change}`" for change in figures["changes"])
         lines.append(f"| {path.stem}: {changes} | {' | '.join(areas)} | {link(path, document)} |")
     return lines
+
+
+def reasons(document: Path) -> list[str]:
+    return coded(Reason, "reason")
+
+
+def cautions(document: Path) -> list[str]:
+    return coded(Caution, "warning")
+
+
+def coded(members: Iterable[Reason | Caution], kind: str) -> list[str]:
+    rows = [f"| `{one.code}` | {one.sentence} | {one.cause} |" for one in members]
+    return [f"| {kind} | sentence | when |", "| --- | --- | --- |", *rows]
+
+
+def syntaxes(document: Path) -> list[str]:
+    rows = [f"| {one.name} | {uid} | {one.family.value} |" for uid, one in SYNTAXES.items()]
+    return ["| transfer syntax | UID | compression |", "| --- | --- | --- |", *rows]
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -209,6 +253,10 @@ _TABLES = {
     "peers": peers,
     "cost": cost,
     "choice": choice,
+    "dicom": dicom,
+    "reasons": reasons,
+    "cautions": cautions,
+    "syntaxes": syntaxes,
 }
 
 

@@ -1,8 +1,9 @@
 """Read a picture file into a `Radiograph`, or refuse it with a reason.
 
-Formats are told by content, never by suffix: JPEG, PNG, WebP, TIFF, BMP. Pillow opens every file
-(format, pixel type, size, frames and EXIF are known before a pixel is decoded) and decodes all
-but ordinary JPEG, whose pixels come from OpenCV: equal to the last grey level, and faster.
+Formats are told by content, never by suffix: JPEG, PNG, WebP, TIFF, BMP, and DICOM, which
+`deepcovid_edge.dicom` reads. Pillow opens every other file (format, pixel type, size, frames and
+EXIF are known before a pixel is decoded) and decodes all but ordinary JPEG, whose pixels come from
+OpenCV: equal to the last grey level, and faster.
 
 Grey pixels are made by these rules:
 
@@ -26,7 +27,7 @@ import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import cv2
 import numpy as np
@@ -42,6 +43,9 @@ from deepcovid_edge.containers import (
 )
 from deepcovid_edge.errors import ImageRefusedError
 from deepcovid_edge.reasons import Caution, Reason
+
+if TYPE_CHECKING:
+    from deepcovid_edge.dicom.header import DicomFacts
 
 Grey: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 """Grey pixels of shape (height, width)."""
@@ -72,6 +76,7 @@ _SUFFIXES = {
     "TIFF": {".tif", ".tiff"},
     "BMP": {".bmp", ".dib"},
 }
+PICTURE_SUFFIXES = frozenset[str]().union(*_SUFFIXES.values())
 _OPENED = (*_SUFFIXES, "GIF")
 _UNFINISHED = {".part", ".partial", ".tmp", ".crdownload", ".filepart"}
 _MODES = {"L", "RGB", "RGBA", "LA", "P", "PA", "I;16", "I;16B", "I;16L"}
@@ -91,6 +96,7 @@ class Radiograph:
         sha256: SHA-256 of the file's bytes.
         format: Format by content, such as `JPEG`.
         cautions: What to know about the film.
+        dicom: What is kept of a DICOM file's header, None for other formats.
     """
 
     pixels: Grey
@@ -98,6 +104,7 @@ class Radiograph:
     sha256: str
     format: str
     cautions: tuple[Caution, ...] = ()
+    dicom: DicomFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -158,14 +165,18 @@ def decode_radiograph(file: FileBytes) -> Radiograph:
     Raises:
         ImageRefusedError: The bytes cannot be judged; `reason` and `detail` say why.
     """
+    if is_dicom(file.data):
+        from deepcovid_edge.dicom.reader import decode_dicom
+
+        return decode_dicom(file)
     _check_container(file.data)
     picture = _open(file.data)
     _check_header(picture)
     cautions = _header_cautions(picture, file)
     raw, decoded_cautions = _decode(picture, file.data)
-    grey, colour_cautions = _to_grey(raw)
+    grey, colour_cautions = to_grey(raw)
     grey, white, depth_cautions = _full_scale(grey, picture)
-    _check_exposure(grey, white)
+    check_exposure(grid(grey), white)
     found = (*cautions, *decoded_cautions, *colour_cautions, *depth_cautions)
     name = picture.format or ""
     return Radiograph(grey, white, file.sha256, name, found)
@@ -174,8 +185,6 @@ def decode_radiograph(file: FileBytes) -> Radiograph:
 def _check_container(data: bytes) -> None:
     # First of all: decoders make pictures of films that lack their end, or whose pixels were
     # overwritten on the way.
-    if is_dicom(data):
-        raise ImageRefusedError(Reason.DICOM)
     if is_cut_off(data):
         raise ImageRefusedError(Reason.TRUNCATED, f"{len(data)} bytes")
     if is_damaged(data):
@@ -199,9 +208,7 @@ def _open(data: bytes) -> Image.Image:
 
 def _check_header(picture: Image.Image) -> None:
     width, height = picture.size
-    if width * height > MAX_PIXELS:
-        limit = f"at most {MAX_PIXELS // 1_000_000} megapixels"
-        raise ImageRefusedError(Reason.TOO_BIG, f"{width} x {height} pixels; {limit}")
+    _check_area(width, height)
     frames = _frames(picture)
     if frames > 1:
         raise ImageRefusedError(Reason.FRAMES, f"{frames} pictures")
@@ -209,6 +216,22 @@ def _check_header(picture: Image.Image) -> None:
         raise ImageRefusedError(Reason.FORMAT, f"this is {picture.format}")
     if name := _refused_mode(picture):
         raise ImageRefusedError(Reason.MODE, name)
+    check_size(width, height)
+
+
+def _check_area(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        limit = f"at most {MAX_PIXELS // 1_000_000} megapixels"
+        raise ImageRefusedError(Reason.TOO_BIG, f"{width} x {height} pixels; {limit}")
+
+
+def check_size(width: int, height: int) -> None:
+    """Refuse a film by the size that its header states, pixels.
+
+    Raises:
+        ImageRefusedError: It is too large, too small or of another shape than a chest film.
+    """
+    _check_area(width, height)
     low, high = ASPECT_RANGE
     if min(width, height) < MIN_SIDE or not low <= width / height <= high:
         expected = f"at least {MIN_SIDE} pixels a side, width to height {low} to {high}"
@@ -249,7 +272,7 @@ def _frames(picture: Image.Image) -> int:
     try:
         return int(getattr(picture, "n_frames", 1))
     except Exception as error:  # counting TIFF pages follows offsets that may lead anywhere
-        raise ImageRefusedError(Reason.DECODE, _one_line(error)) from error
+        raise ImageRefusedError(Reason.DECODE, one_line(error)) from error
 
 
 def _header_cautions(picture: Image.Image, file: FileBytes) -> list[Caution]:
@@ -286,7 +309,7 @@ def _decode(picture: Image.Image, data: bytes) -> tuple[NDArray[Any], list[Cauti
         raise
     except Exception as error:  # decoders of broken data raise nearly anything
         reason = Reason.TRUNCATED if "truncated" in str(error) else Reason.DECODE
-        raise ImageRefusedError(reason, _one_line(error)) from error
+        raise ImageRefusedError(reason, one_line(error)) from error
     if picture.format == "PNG":  # its EXIF may stand behind the pixels
         orientation = _orientation(picture)
     pixels, cautions = _on_black(pixels)
@@ -343,7 +366,12 @@ def _on_black(pixels: NDArray[Any]) -> tuple[NDArray[Any], list[Caution]]:
     return (colour[..., 0] if colour.shape[2] == 1 else colour), cautions
 
 
-def _to_grey(pixels: NDArray[Any]) -> tuple[Grey, list[Caution]]:
+def to_grey(pixels: NDArray[Any]) -> tuple[Grey, list[Caution]]:
+    """Grey pixels of grey or RGB ones.
+
+    Raises:
+        ImageRefusedError: The picture is coloured.
+    """
     if pixels.ndim == 2:
         return pixels.astype(pixels.dtype.newbyteorder("="), copy=False), []
     step = _step(pixels)
@@ -407,10 +435,17 @@ def _full_scale(grey: Grey, picture: Image.Image) -> tuple[Grey, int, list[Cauti
     return grey, white, cautions
 
 
-def _check_exposure(grey: Grey, white: int) -> None:
-    step = _step(grey)
-    sample: NDArray[Any] = np.ascontiguousarray(grey[::step, ::step])
-    contrast = float(cv2.meanStdDev(sample)[1][0, 0]) * 255.0 / white
+def check_exposure(sample: NDArray[Any], white: int) -> None:
+    """Refuse a film that is blank, or nearly all of it black or white.
+
+    Args:
+        sample: Grey values of a part of its pixels, in any shape.
+        white: The grey value of full white.
+
+    Raises:
+        ImageRefusedError: It is.
+    """
+    contrast = float(cv2.meanStdDev(np.atleast_2d(sample))[1][0, 0]) * 255.0 / white
     if contrast < MIN_CONTRAST:
         raise ImageRefusedError(Reason.BLANK, f"contrast {contrast:.1f} of 255 grey levels")
     black = np.count_nonzero(sample < int(np.ceil(2.5 * white / 255.0))) / sample.size
@@ -419,14 +454,21 @@ def _check_exposure(grey: Grey, white: int) -> None:
         raise ImageRefusedError(Reason.BLANK, f"{black:.0%} of it is black, {bright:.0%} white")
 
 
+def grid(pixels: NDArray[Any]) -> NDArray[Any]:
+    """A grid of pixels, at least `SAMPLES` a side, by which a film is judged."""
+    step = _step(pixels)
+    return np.ascontiguousarray(pixels[::step, ::step])
+
+
 def _step(pixels: NDArray[Any]) -> int:
     height, width = pixels.shape[:2]
     return max(1, int(min(height, width)) // SAMPLES)
 
 
 def _cause(error: OSError | ValueError) -> str:
-    return getattr(error, "strerror", None) or _one_line(error)
+    return getattr(error, "strerror", None) or one_line(error)
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """What an error says, as a detail of a reason."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -159,10 +159,6 @@ REFUSALS: dict[str, Refusal] = {
     ),
     "half-zero-png": Refusal(Reason.TRUNCATED, lambda p, t: half_zero(p.encode(p.film(), "PNG"))),
     "half-zero-tiff": Refusal(Reason.TRUNCATED, lambda p, t: half_zero(p.tiff(p.film(), 1))),
-    "dicom": Refusal(Reason.DICOM, lambda p, t: bytes(128) + b"DICM" + bytes(500)),
-    "dicom-and-tiff": Refusal(
-        Reason.DICOM, lambda p, t: p.tiff(p.film(), 1)[:128] + b"DICM" + bytes(500)
-    ),
     "pdf": Refusal(Reason.FORMAT, lambda p, t: b"%PDF-1.7\n%...", "PDF"),
     "zip": Refusal(Reason.FORMAT, lambda p, t: b"PK\x03\x04" + bytes(40), "ZIP"),
     "gzip": Refusal(Reason.FORMAT, lambda p, t: b"\x1f\x8b\x08" + bytes(40), "gzip"),
@@ -269,6 +265,15 @@ REFUSALS: dict[str, Refusal] = {
 ELSEWHERE: dict[Reason | Caution, str] = {
     Reason.RESULT: "said of the network's answer, not of a file: tests/test_predict.py",
     Caution.UNVERIFIED: "said of an engine, not of a film: tests/test_predict.py",
+    **dict.fromkeys(
+        (
+            *(Reason.DICOM, Reason.SYNTAX, Reason.MODALITY, Reason.RAW, Reason.BODY, Reason.VIEW),
+            *(Reason.AGE, Reason.BITS, Reason.LENGTH),
+            *(Caution.NO_VIEW, Caution.AP, Caution.AGE, Caution.SECONDARY, Caution.WINDOW),
+            Caution.ORIENTATION,
+        ),
+        "said of DICOM files: tests/test_dicom_refusals.py",
+    ),
 }
 """Members that no picture file can bring about, and why."""
 
@@ -349,6 +354,8 @@ def test_codes_are_unique_and_sentences_are_sentences() -> None:
         assert all(code.startswith(prefix) for code in codes)
         assert not any(member.sentence[0].islower() for member in coded)
         assert all(member.sentence.endswith(".") for member in coded)
+        causes = [member.cause.removesuffix("...") for member in coded]
+        assert not any(cause.endswith(".") or "|" in cause for cause in causes)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")

@@ -42,6 +42,12 @@ def test_a_runtime_is_imported_in_one_module(runtime: str) -> None:
     assert [path.name for path in homes] == [f"{runtime}.py"]
 
 
+@pytest.mark.parametrize("library", ["pydicom", "imagecodecs"])
+def test_libraries_of_dicom_are_imported_in_its_package_alone(library: str) -> None:
+    homes = {path.parent.name for path in RUNTIME if library in imported_names(path)}
+    assert homes == {"dicom"}
+
+
 def test_every_runtime_module_imports_where_torch_is_forbidden() -> None:
     modules = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -50,7 +56,8 @@ def test_every_runtime_module_imports_where_torch_is_forbidden() -> None:
     ]
     program = (
         "import sys, importlib\n"
-        "for name in ('torch', 'torchvision', 'onnx', 'sklearn'): sys.modules[name] = None\n"
+        "absent = ('torch', 'torchvision', 'onnx', 'sklearn', 'pydicom', 'imagecodecs')\n"
+        "for name in absent: sys.modules[name] = None\n"
         f"for name in {modules!r}: importlib.import_module(name)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -62,8 +69,8 @@ def test_help_imports_neither_opencv_nor_a_runtime() -> None:
         "import sys\n"
         "from deepcovid_edge.cli.main import run\n"
         "run(['--help'])\n"
-        "heavy = {'cv2', 'numpy', 'PIL', 'onnxruntime', 'rich', 'torch'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
+        "heavy = {'cv2', 'numpy', 'PIL', 'onnxruntime', 'rich', 'torch', 'pydicom'}\n"
+        "assert not heavy & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

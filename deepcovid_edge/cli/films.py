@@ -108,7 +108,8 @@ def judge_films(run: FilmRun) -> int:
     _check_paths(run.paths, run.output)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service's stop is a Ctrl-C
     cv2.setNumThreads(1)  # films are decoded side by side; threads inside one would only wait
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # broken files get a reason instead
+    # Broken files get a reason instead.
+    warnings.filterwarnings("ignore", module=r"(PIL|pydicom)\.")
     file = find_model(run.model)
     if run.backend == "auto" and run.provider is None:
         file = fastest_verified(file)

@@ -65,7 +65,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "E_BLANK.png": blank.tobytes(),
         "E_SHAPE-small.png": small.tobytes(),
         "E_SHAPE-wide.png": wide.tobytes(),
-        "E_DICOM.dcm": b"\0" * 128 + b"DICM" + b"\0" * 400,
+        "E_TRUNCATED-dicom.dcm": b"\0" * 128 + b"DICM" + b"\0" * 400,
         "E_FORMAT.pdf": b"%PDF-1.7\n" + b"x" * 500,
         "E_INCOMPLETE.png.part": png.tobytes(),
     }

@@ -1,0 +1,156 @@
+"""The elements of a DICOM header as they stand in the file, and their values as plain types.
+
+pydicom finds the elements. Values are taken from their bytes here: pydicom's conversions check,
+warn and raise, and a film is not to be lost for a stray letter in a field that nobody reads.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from deepcovid_edge.errors import ImageRefusedError
+from deepcovid_edge.reasons import Reason
+
+MAX_READS = 200_000
+"""Reads of a header before it is given up; a film's header takes some hundreds."""
+MAX_VALUE = 1 << 22
+"""Longest value of a header that is looked at, bytes. A LUT of 65,536 entries takes 131,072."""
+
+_LONGEST_TEXT = 64
+"""Longest value that is read of a text (PS3.5, 6.2: UI and LO), characters."""
+
+
+class Elements:
+    """Elements of a data set or of an item of a sequence, by their tags."""
+
+    def __init__(self, found: dict[int, Any], *, little: bool, implicit: bool) -> None:
+        self._found = found
+        self._little = little
+        self._implicit = implicit
+
+    def raw(self, tag: int) -> bytes:
+        """The bytes of a value, empty where it is absent or a sequence."""
+        element = self._found.get(tag)
+        value = None if element is None else element.value
+        return value if isinstance(value, bytes) else b""
+
+    def texts(self, tag: int) -> list[str]:
+        """The values of a text, without padding (PS3.5, 6.2), fit for one line of a record."""
+        parts = self.raw(tag).decode("latin-1").split("\\")
+        return [_in_one_line(part.strip(" \0")[:_LONGEST_TEXT]) for part in parts]
+
+    def text(self, tag: int) -> str:
+        """The first value of a text, without padding, or empty."""
+        return self.texts(tag)[0]
+
+    def word(self, tag: int) -> str:
+        """The first value of a text in capitals: codes are sometimes written small."""
+        return self.text(tag).upper()
+
+    def number(self, tag: int) -> int | None:
+        """A binary whole number (US, SS), unsigned, or None."""
+        value = self.raw(tag)
+        return int.from_bytes(value[:2], self._order) if len(value) >= 2 else None
+
+    def numbers(self, tag: int) -> list[int]:
+        """Binary whole numbers of 16 bits, unsigned."""
+        value = self.raw(tag)
+        return [
+            int.from_bytes(value[at : at + 2], self._order) for at in range(0, len(value) - 1, 2)
+        ]
+
+    def decimal(self, tag: int) -> float | None:
+        """The first value of a decimal string (PS3.5, 6.2: DS), or None."""
+        try:
+            return float(self.text(tag))
+        except ValueError:
+            return None
+
+    def items(self, tag: int) -> list[Elements]:
+        """The items of a sequence, none where it is absent."""
+        from pydicom.filereader import read_sequence
+
+        element = self._found.get(tag)
+        value = None if element is None else element.value
+        if isinstance(value, bytes):
+            stream = BoundedStream(value)
+            value = read_sequence(stream, self._implicit, self._little, len(value), "latin-1")
+        return [
+            Elements(
+                {int(inner): item.get_item(inner) for inner in item.keys()},  # noqa: SIM118
+                little=self._little,
+                implicit=self._implicit,
+            )
+            for item in value or ()
+        ]
+
+    @property
+    def little(self) -> bool:
+        """Whether numbers stand with their lowest byte first."""
+        return self._little
+
+    @property
+    def _order(self) -> Any:
+        return "little" if self._little else "big"
+
+
+def _in_one_line(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+class BoundedStream(io.BytesIO):
+    """Bytes that can be read so many times: a header of millions of items ends early."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._left = MAX_READS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As `io.BytesIO.read`.
+
+        Raises:
+            ImageRefusedError: The header has more parts than any film's has.
+        """
+        self._left -= 1
+        if self._left < 0:
+            raise ImageRefusedError(Reason.DECODE, f"header of more than {MAX_READS} parts")
+        return super().read(size)
+
+
+def read_elements(
+    stream: BoundedStream,
+    stop_when: Callable[[int, str | None, int], bool],
+    tags: Iterable[int],
+    *,
+    little: bool = True,
+    implicit: bool = False,
+) -> Elements:
+    """Read elements from where a stream stands.
+
+    Args:
+        stream: Left at the first byte of the element that stopped the reading, or at the end.
+        stop_when: Told tag, value representation and length of each; true at the first not wanted.
+        tags: The elements to keep; others are skipped.
+        little: Byte order.
+        implicit: Whether value representations are left out (PS3.5, 7.1.3).
+    """
+    from pydicom.filereader import data_element_generator
+    from pydicom.tag import BaseTag
+
+    wanted: list[BaseTag | int] = [BaseTag(tag) for tag in tags]
+
+    def stop(tag: int, kind: str | None, length: int) -> bool:
+        if length > MAX_VALUE and length != 0xFFFFFFFF and tag in wanted:
+            raise ImageRefusedError(Reason.DECODE, f"header value of {length} bytes")
+        return stop_when(tag, kind, length)
+
+    found: Iterator[Any] = data_element_generator(
+        stream, implicit, little, stop_when=stop, specific_tags=wanted
+    )
+    return Elements(
+        {int(element.tag): element for element in found}, little=little, implicit=implicit
+    )
