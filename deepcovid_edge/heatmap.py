@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.occlusion import Occlusion
 from deepcovid_edge.preprocess import on_film
+from deepcovid_edge.receptive import Span
 
 OCCLUSION, ACTIVATION = "occlusion", "activation"
 METHODS = (OCCLUSION, ACTIVATION)
@@ -119,7 +120,8 @@ def regions(found: HeatMap, shape: tuple[int, ...], spec: InputSpec) -> list[Reg
     """The places that spoke most for the positive class, the strongest first, at most five.
 
     Where hiding some windows turned the decision, these windows; else where the map reaches half
-    of its highest value, if that is above zero.
+    of its highest value. A map that reaches not even half as far above zero as below it spoke
+    against the positive class: nothing in it stands out for that class, and it has no regions.
 
     Args:
         found: The heat map.
@@ -129,36 +131,26 @@ def regions(found: HeatMap, shape: tuple[int, ...], spec: InputSpec) -> list[Reg
     turned = found.turned
     turns = None if turned is None else bool(turned.any())
     mask = turned if turned is not None and turns else _upper_half(found.values)
-    found_regions = [
-        _region(found.values, mask_of_one, turns, shape, spec) for mask_of_one in _pieces(mask)
-    ]
+    found_regions = []
+    for rows, columns, inside in _pieces(mask):
+        peak = float(found.values[slice(*rows), slice(*columns)][inside].max())
+        (top, bottom), (left, right) = on_film((rows, columns), shape, spec)
+        found_regions.append(Region(left, top, right - left, bottom - top, peak, turns))
     return sorted(found_regions, key=lambda region: -region.peak)[:_MOST_REGIONS]
 
 
 def _upper_half(values: NDArray[np.float32]) -> NDArray[np.bool_]:
     highest = values.max()
     above: NDArray[np.bool_] = values >= _HALF * highest
-    return above & bool(highest > 0)
+    return above & bool(highest > 0 and highest >= -_HALF * values.min())
 
 
-def _pieces(mask: NDArray[np.bool_]) -> Iterator[NDArray[np.bool_]]:
-    """Connected pieces of a mask that are large enough."""
-    count, labels = cv2.connectedComponents(mask.astype(np.uint8))
+def _pieces(mask: NDArray[np.bool_]) -> Iterator[tuple[Span, Span, NDArray[np.bool_]]]:
+    """Rows and columns of each connected piece that is large enough, and where in them it lies."""
+    count, labels = cv2.connectedComponents(mask.view(np.uint8))
     for label in range(1, count):
         piece = labels == label
-        if piece.sum() >= _SMALLEST * mask.size:
-            yield piece
-
-
-def _region(
-    values: NDArray[np.float32],
-    piece: NDArray[np.bool_],
-    turns: bool | None,
-    shape: tuple[int, ...],
-    spec: InputSpec,
-) -> Region:
-    rows, columns = np.flatnonzero(piece.any(axis=1)), np.flatnonzero(piece.any(axis=0))
-    box = (int(rows[0]), int(rows[-1]) + 1), (int(columns[0]), int(columns[-1]) + 1)
-    (top, bottom), (left, right) = on_film(box, shape, spec)
-    peak = float(values[piece].max())
-    return Region(left, top, right - left, bottom - top, peak, turns)
+        if cv2.countNonZero(piece.view(np.uint8)) >= _SMALLEST * mask.size:
+            left, top, width, height = cv2.boundingRect(piece.view(np.uint8))
+            rows, columns = (top, top + height), (left, left + width)
+            yield rows, columns, piece[slice(*rows), slice(*columns)]
