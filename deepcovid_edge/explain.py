@@ -25,9 +25,9 @@ from deepcovid_edge.heatmap import (
 )
 from deepcovid_edge.images import Radiograph
 from deepcovid_edge.lattice import OcclusionSettings
-from deepcovid_edge.map_files import write_map
+from deepcovid_edge.map_files import write_file, write_map
 from deepcovid_edge.occlusion import BudgetError, Occluder
-from deepcovid_edge.overlay import write_overlay
+from deepcovid_edge.overlay import draw_overlay, encode_overlay
 from deepcovid_edge.reasons import Caution
 from deepcovid_edge.records import Prediction
 
@@ -154,7 +154,8 @@ class Explainer:
         overlay = None
         if self.settings.overlay:
             overlay = str(self.settings.folder / f"{stem}.png")
-            write_overlay(Path(overlay), film, self._input, found, places, record)
+            picture = draw_overlay(film, self._input, found, places, record)
+            write_file(Path(overlay), encode_overlay(picture))
         return replace(
             record,
             heatmap=str(data),

@@ -120,7 +120,8 @@ def regions(found: HeatMap, shape: tuple[int, ...], spec: InputSpec) -> list[Reg
     """The places that spoke most for the positive class, the strongest first, at most five.
 
     Where hiding some windows turned the decision, these windows; else where the map reaches half
-    of its highest value, if that is above zero.
+    of its highest value. A map that reaches not even half as far above zero as below it spoke
+    against the positive class: nothing in it stands out for that class, and it has no regions.
 
     Args:
         found: The heat map.
@@ -140,7 +141,7 @@ def regions(found: HeatMap, shape: tuple[int, ...], spec: InputSpec) -> list[Reg
 def _upper_half(values: NDArray[np.float32]) -> NDArray[np.bool_]:
     highest = values.max()
     above: NDArray[np.bool_] = values >= _HALF * highest
-    return above & bool(highest > 0)
+    return above & bool(highest > 0 and highest >= -_HALF * values.min())
 
 
 def _pieces(mask: NDArray[np.bool_], values: NDArray[np.float32]) -> Iterator[tuple[Box, float]]:

@@ -28,7 +28,7 @@ from deepcovid_edge.images import Radiograph
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.preprocess import filled_field, visible_field
 from deepcovid_edge.reasons import Reason
-from deepcovid_edge.records import Prediction
+from deepcovid_edge.records import NEGATIVE, POSITIVE, Prediction
 
 UNITS = {OCCLUSION: "drop of the logit when hidden", ACTIVATION: "class activation"}
 """What the numbers of the scale are, by the map's method."""
@@ -44,7 +44,7 @@ _OPACITY = 0.75
 _DIMMED, _HATCH, _HATCH_PERIOD = 0.35, 90, 12
 _BACKGROUND, _WHITE, _BLACK = 16, (255, 255, 255), (0, 0, 0)
 _PINK = (255, 80, 200)
-_DASH = 7
+_DASH, _TAG = 7, 20
 _RGB = NDArray[np.uint8]
 
 
@@ -194,7 +194,7 @@ def caption(
         f"{record.decision}: {run.positive_class} {chance}, positive from {threshold}",
         _ascii(record.path.replace("\\", "/").rpartition("/")[2]),
         f"{run.model}, {run.precision}, {run.backend}; {how}",
-        _about_regions(found, places),
+        _about_regions(found, places, record.decision == POSITIVE),
     ]
     seen = visible_field(shape, spec)
     if (seen[0].stop - seen[0].start, seen[1].stop - seen[1].start) != tuple(shape):
@@ -212,13 +212,16 @@ def _apart(probability: float, threshold: float) -> tuple[str, str]:
     return f"{probability:.6f}", f"{threshold:.6f}"
 
 
-def _about_regions(found: HeatMap, places: Sequence[Region]) -> str:
+def _about_regions(found: HeatMap, places: Sequence[Region], positive: bool) -> str:
     turns = found.turned is not None and bool(found.turned.any())
-    outlined = "Dashed: hiding a window in there turns the decision. " if turns else ""
+    other = NEGATIVE if positive else POSITIVE
+    outlined = f"Dashed: hiding a window in there makes it {other}. " if turns else ""
     if not places:
         return f"{outlined}No region stands out."
+    said = f"windows that make it {other}" if turns else "from half of the map's highest value on"
+    if turns and not positive:  # what was hidden there spoke against: its highest says nothing
+        return f"{outlined}Boxes: {said}."
     peaks = ", ".join(f"{number}: {_signed(r.peak)}" for number, r in enumerate(places, start=1))
-    said = "the windows that turn it" if turns else "from half of the map's highest value on"
     return f"{outlined}Boxes: {said}; highest in {peaks}."
 
 
@@ -330,9 +333,12 @@ class _Pen:
         )
         self._draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=_BLACK, width=4)
         self._draw.rectangle((left, top, right, bottom), outline=_WHITE, width=2)
-        above = top - 20 if top - 20 >= _TITLE else top
-        self._draw.rectangle((left, above, left + 17, above + 20), _BLACK, _WHITE)
-        self._draw.text((left + 9, above + 10), str(number), _WHITE, self._font, anchor="mm")
+        beside = (top - _TAG, bottom, top)  # above the box, else below it, else in it
+        fits = (_TITLE <= y <= _TITLE + PANEL_HEIGHT - _TAG for y in beside)
+        tag = next(y for y, free in zip(beside, fits, strict=True) if free)
+        left = min(left, panel + self._layout.width - _TAG)
+        self._draw.rectangle((left, tag, left + _TAG - 2, tag + _TAG), _BLACK, _WHITE)
+        self._draw.text((left + 9, tag + 10), str(number), _WHITE, self._font, anchor="mm")
 
     def scale(self, limit: float, unit: str, positive: str) -> None:
         rows, columns = self._layout.bar
