@@ -124,7 +124,9 @@ class Explainer:
             found = self._map(pixels, activation_maps)
         except BudgetError as error:
             self.too_slow.append(error.needed_ms)
-            return replace(record, warnings=(*record.warnings, Caution.NO_HEATMAP.code))
+            return _without_map(record)
+        if not np.isfinite(found.values).all():
+            return _without_map(record)
         places = regions(found, film.pixels.shape, self._input)
         record = self._write(record, film, found, places)
         spent = round((time.perf_counter() - started) * 1000, 3)
@@ -178,6 +180,10 @@ class Explainer:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _without_map(record: Prediction) -> Prediction:
+    return replace(record, warnings=(*record.warnings, Caution.NO_HEATMAP.code))
 
 
 def _identity(record: Prediction) -> dict[str, Any]:

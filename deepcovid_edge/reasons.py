@@ -186,8 +186,8 @@ class Caution(_Coded):
     )
     NO_HEATMAP = (
         "W_NO_HEATMAP",
-        "No heat map: its time budget does not hold one pass.",
-        "`--budget` below the time of the first, coarse pass",
+        "No heat map: its time budget holds no pass, or the network gave no usable numbers.",
+        "`--budget` below the time of the first, coarse pass; an overflow in FP16",
     )
     SYNTHETIC = (
         "W_SYNTHETIC",
