@@ -46,7 +46,7 @@ class ModelFileError(DeepCovidEdgeError):
 
 
 class DataError(DeepCovidEdgeError):
-    """Raised when a data set (folder per class or manifest CSV) cannot be used as it is."""
+    """Raised when a data set (folder per class or manifest CSV) or a map file cannot be used."""
 
 
 class OutputError(DeepCovidEdgeError):

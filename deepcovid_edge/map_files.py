@@ -92,7 +92,7 @@ def read_map(path: Path) -> MapFile:
         DataError: It is no such map, or was cut off or changed.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         described = json.loads(arrays.pop("facts").item())
         return MapFile(

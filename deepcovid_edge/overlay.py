@@ -44,7 +44,7 @@ _OPACITY = 0.75
 _DIMMED, _HATCH, _HATCH_PERIOD = 0.35, 90, 12
 _BACKGROUND, _WHITE, _BLACK = 16, (255, 255, 255), (0, 0, 0)
 _PINK = (255, 80, 200)
-_DASH, _TAG = 7, 20
+_DASH, _DOT_PERIOD, _TAG = 7, 18, 20
 _RGB = NDArray[np.uint8]
 
 
@@ -215,14 +215,16 @@ def _apart(probability: float, threshold: float) -> tuple[str, str]:
 def _about_regions(found: HeatMap, places: Sequence[Region], positive: bool) -> str:
     turns = found.turned is not None and bool(found.turned.any())
     other = NEGATIVE if positive else POSITIVE
-    outlined = f"Dashed: hiding a window in there makes it {other}. " if turns else ""
+    marked = (
+        f"Dashed, dotted{', boxed' if places else ''}: hiding a window in there makes it {other}"
+    )
+    said = marked if turns else "Boxes: from half of the map's highest value on"
     if not places:
-        return f"{outlined}No region stands out."
-    said = f"windows that make it {other}" if turns else "from half of the map's highest value on"
+        return f"{marked}. No region stands out." if turns else "No region stands out."
     if turns and not positive:  # what was hidden there spoke against: its highest says nothing
-        return f"{outlined}Boxes: {said}."
+        return f"{said}."
     peaks = ", ".join(f"{number}: {_signed(r.peak)}" for number, r in enumerate(places, start=1))
-    return f"{outlined}Boxes: {said}; highest in {peaks}."
+    return f"{said}; highest in {peaks}."
 
 
 def _ascii(name: str) -> str:
@@ -267,6 +269,12 @@ def _hatch(shape: tuple[int, ...]) -> NDArray[np.bool_]:
     return lines
 
 
+def _dots(shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    rows, columns = np.ogrid[: shape[0], : shape[1]]
+    dots: NDArray[np.bool_] = (rows % _DOT_PERIOD < 2) & (columns % _DOT_PERIOD < 2)
+    return dots
+
+
 def _to_seen(levels: NDArray[np.float32], layout: Layout) -> NDArray[np.float32]:
     rows, columns = layout.seen
     size = columns.stop - columns.start, rows.stop - rows.start
@@ -293,13 +301,14 @@ def _panels(grey: _RGB, levels: NDArray[np.float32], layout: Layout) -> tuple[_R
 
 
 def _outline(panel: _RGB, turned: NDArray[np.bool_], layout: Layout) -> None:
-    """Draw dashes, cased in black, around the windows that turn the decision."""
+    """Draw dashes, cased in black, around the windows that turn the decision, and dots inside."""
     rows, columns = layout.seen
     size = columns.stop - columns.start, rows.stop - rows.start
     mask = cv2.resize(turned.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
     mask = cv2.copyMakeBorder(mask[1:-1, 1:-1], 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     outlines, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     seen = np.ascontiguousarray(panel[layout.seen])
+    seen[_dots(mask.shape) & (mask > 0)] = _PINK
     cv2.drawContours(seen, outlines, -1, _BLACK, 4)
     for outline in outlines:
         dashes = [outline[k : k + _DASH] for k in range(0, len(outline), 2 * _DASH)]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from deepcovid_edge.images import Radiograph
 from deepcovid_edge.manifest import InputSpec, ResizeRule
-from deepcovid_edge.preprocess import prepare
+from deepcovid_edge.preprocess import filled_field, on_film, prepare, visible_field
 
 RULES = list(ResizeRule)
 quick = settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -227,3 +228,85 @@ def test_a_film_gives_the_same_input_at_8_12_and_16_bits(rule: ResizeRule) -> No
     twelve = prepare(film_of((shallow * (4095 / 255)).round().astype(np.uint16), 4095), spec)
     assert np.abs(deep - expected).max() <= 1
     assert np.abs(twelve - expected).max() <= 1
+
+
+# --- back on the film --------------------------------------------------------------------------
+
+
+def lit_span(lit: NDArray[np.bool_]) -> tuple[int, int]:
+    where = np.flatnonzero(lit)
+    return int(where[0]), int(where[-1]) + 1
+
+
+@quick
+@given(
+    rows=st.integers(100, 700),
+    columns=st.integers(100, 700),
+    height=st.integers(32, 300),
+    width=st.integers(32, 300),
+    rule=st.sampled_from(RULES),
+    place=st.tuples(*(st.floats(0, 0.75) for _ in range(2)), *(st.floats(0.1, 0.5) for _ in "ab")),
+)
+def test_bright_block_is_found_back_where_it_was_marked_on_the_film(
+    rows: int,
+    columns: int,
+    height: int,
+    width: int,
+    rule: ResizeRule,
+    place: tuple[float, float, float, float],
+) -> None:
+    spec = InputSpec(height, width, rule)
+    seen, filled = visible_field((rows, columns), spec), filled_field((rows, columns), spec)
+    marked = []
+    for field, start, length in zip(seen, place[:2], place[2:], strict=True):
+        size = field.stop - field.start
+        first = field.start + int(start * size)
+        marked.append(slice(first, min(first + max(1, int(length * size)), field.stop)))
+    pixels = np.zeros((rows, columns), np.uint8)
+    pixels[tuple(marked)] = 255
+    lit = prepare(film_of(pixels), spec) > 0
+    assume(lit.any())  # else the block is thinner than what one grey level shows
+    box = lit_span(lit.any(axis=1)), lit_span(lit.any(axis=0))
+    for axis, found in enumerate(on_film(box, (rows, columns), spec)):
+        size = filled[axis].stop - filled[axis].start
+        pixel = (seen[axis].stop - seen[axis].start) / size
+        # A pixel of the network's input that shows any of the block is in the box: it reaches up
+        # to one such pixel beyond the block, and where it falls short no grey level was left.
+        slack = pixel + 1 if pixel >= 1 else 2 * pixel + 1
+        exact = marked[axis]
+        assert abs(found[0] - exact.start) <= slack
+        assert abs(found[1] - exact.stop) <= slack
+        assert 0 <= found[0] < found[1] <= (rows, columns)[axis]
+
+
+@quick
+@given(
+    rows=st.integers(100, 4000),
+    columns=st.integers(100, 4000),
+    height=st.integers(32, 300),
+    width=st.integers(32, 300),
+    rule=st.sampled_from(RULES),
+)
+def test_whole_input_lies_on_all_that_the_network_sees(
+    rows: int, columns: int, height: int, width: int, rule: ResizeRule
+) -> None:
+    spec = InputSpec(height, width, rule)
+    seen, filled = visible_field((rows, columns), spec), filled_field((rows, columns), spec)
+    expected = tuple((part.start, part.stop) for part in seen)
+    assert on_film(tuple((p.start, p.stop) for p in filled), (rows, columns), spec) == expected
+    assert on_film(((0, height), (0, width)), (rows, columns), spec) == expected
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_boxes_side_by_side_leave_no_gap_on_the_film(rule: ResizeRule) -> None:
+    shape, spec = (613, 694), InputSpec(resize=rule)
+    spans = [on_film(((n, n + 1), (n, n + 1)), shape, spec) for n in range(224)]
+    for axis in (0, 1):
+        for before, after in pairwise(span[axis] for span in spans):
+            assert before[0] <= after[0] <= before[1] <= after[1]
+
+
+def test_box_in_a_letterbox_border_lies_on_the_films_edge() -> None:
+    spec = InputSpec(resize=ResizeRule.LETTERBOX)  # a wide film fills rows 56 to 168
+    assert on_film(((0, 40), (0, 224)), (400, 800), spec) == ((0, 1), (0, 800))
+    assert on_film(((180, 224), (0, 112)), (400, 800), spec) == ((399, 400), (0, 400))
