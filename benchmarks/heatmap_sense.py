@@ -20,9 +20,11 @@ These maps have windows twice as far apart: there are many of them.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ from deepcovid_edge.occlusion import Occluder
 from deepcovid_edge.predict import probabilities
 from deepcovid_edge.receptive import Box
 
+CORES = len(os.sched_getaffinity(0))
 SETTINGS = OcclusionSettings()
 TILES = OcclusionSettings(stride=SETTINGS.window)
 BLURRED = OcclusionSettings(baseline="blurred")
@@ -140,18 +143,20 @@ class Curves:
         owners = np.unique([film.patient or str(film.path) for film in films], return_inverse=True)[
             1
         ]
-        by_chance = np.array([[self.both(film, order) for order in shuffled] for film in pixels])
+        by_chance = np.stack([self.all_of(pixels, [order] * len(pixels)) for order in shuffled])
         figures: dict[str, Any] = {"windows": len(self.boxes)}
         for method in METHODS:
-            ordered = [self.order(found[method]) for found in maps]
-            ours = np.array(
-                [self.both(film, order) for film, order in zip(pixels, ordered, strict=True)]
-            )
+            ours = self.all_of(pixels, [self.order(found[method]) for found in maps])
             figures[method] = {
-                name: compared(ours[:, kind], by_chance[:, :, kind].mean(axis=1), owners)
+                name: compared(ours[:, kind], by_chance[:, :, kind].mean(axis=0), owners)
                 for kind, name in enumerate(("deletion", "insertion"))
             }
         return figures
+
+    def all_of(self, pixels: Sequence[np.ndarray], orders: Sequence[np.ndarray]) -> np.ndarray:
+        """Curves of all films, of shape (films, 2, steps)."""
+        with ThreadPoolExecutor(CORES) as pool:
+            return np.array(list(pool.map(self.both, pixels, orders)))
 
     def order(self, values: np.ndarray) -> np.ndarray:
         """The windows, the one with the highest mean of the map first."""
