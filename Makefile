@@ -95,6 +95,8 @@ bench: .venv/ready
 	$(DEV)/python benchmarks/dicom_speed.py
 	$(DEV)/python benchmarks/quantized_speed.py --data $(DATA) \
 		--model squeezenet1_1 --model $(PLACE_resnet18)/resnet18.onnx
+	$(DEV)/python benchmarks/heatmap_speed.py --data $(DATA) \
+		--model squeezenet1_1 --model $(PLACE_resnet18)/resnet18.onnx
 	$(DEV)/python benchmarks/tables.py
 
 wheel: .venv/ready

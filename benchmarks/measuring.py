@@ -1,4 +1,4 @@
-"""What every benchmark here shares: medians, where results go, and what stands beside them."""
+"""What every benchmark here shares: films, medians, where results go, what stands beside them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from deepcovid_edge import __version__
+from deepcovid_edge.agreement import choose_films
+from deepcovid_edge.dataset import LabelledFilm, load_dataset
 from deepcovid_edge.device import backend_facts, device_facts
+from deepcovid_edge.images import read_radiograph
+from deepcovid_edge.manifest import InputSpec, ModelManifest
+from deepcovid_edge.preprocess import prepare
 
 RESULTS = Path(__file__).parent / "results"
 SCHEMA_VERSION = 1
@@ -34,8 +41,26 @@ def device_name(facts: dict[str, Any]) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def store(name: str, figures: dict[str, Any]) -> Path:
-    """Write a result with the device and the versions that made it."""
+def films_of_both_classes(data: Path, manifest: ModelManifest, most: int) -> list[LabelledFilm]:
+    """Films of `val`, of both classes alike, always the same ones."""
+    films = load_dataset(data, split="val")
+    positive = np.array([film.label in manifest.positive_labels for film in films])
+    return [films[place] for place in choose_films(positive, most)]
+
+
+def prepared(film: LabelledFilm, spec: InputSpec) -> np.ndarray:
+    """A film as the network sees it."""
+    return prepare(read_radiograph(film.path), spec)
+
+
+def store(name: str, figures: dict[str, Any], folder: str | None = None) -> Path:
+    """Write a result with the device and the versions that made it.
+
+    Args:
+        name: Of the benchmark and of its file.
+        figures: What was measured.
+        folder: Where in results/, for figures that are not of a device; None for the device's own.
+    """
     device = device_facts()
     content = {
         "schema_version": SCHEMA_VERSION,
@@ -46,7 +71,7 @@ def store(name: str, figures: dict[str, Any]) -> Path:
         "backends": backend_facts(),
         **figures,
     }
-    path = RESULTS / device_name(device) / f"{name}.json"
+    path = RESULTS / (folder or device_name(device)) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(path.relative_to(Path(__file__).parent.parent))

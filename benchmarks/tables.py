@@ -21,6 +21,8 @@ from deepcovid_edge.reasons import Caution, Reason
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results"
 DOCUMENTS = ("README.md", "benchmarks/README.md", "export/README.md", "jetson/REASONS.md")
+_QUOTED_SHARES = (0.2, 0.4)
+"""Of the windows; what the first pass alone gives is quoted too."""
 _BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -223,6 +225,105 @@ def syntaxes(document: Path) -> list[str]:
     return ["| transfer syntax | UID | compression |", "| --- | --- | --- |", *rows]
 
 
+def heat_speed(document: Path) -> list[str]:
+    lines = [
+        "| device | model | captum | plain FP32 | plain INT8 | incremental FP32 | "
+        "incremental INT8 | budget | budget, INT8 | its rank correlation | file |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    sides = ("plain_fp32", "plain_int8", "incremental_fp32", "incremental_int8")
+    for path in sorted(RESULTS.glob("*/heatmap-speed-*.json")):
+        figures = load(path)
+        budget = figures["budget"]
+        times = [f"{figures['ratios'][side]['median']:.1f}" for side in (*sides, "budget_int8")]
+        captum = figures["seconds"][figures["peer"]]["median"]
+        alike = budget["int8"]["with_whole_int8"]["median"]
+        lines.append(
+            f"| {device(figures)} | {figures['model']} | {captum:.1f} s | {' | '.join(times[:-1])} "
+            f"| {budget['milliseconds']:.0f} ms | {times[-1]} | {alike:.3f} | "
+            f"{link(path, document)} |"
+        )
+    return lines
+
+
+def heat_budget(document: Path) -> list[str]:
+    lines = [
+        "| model | baseline | windows judged | rank correlation, median | 10 % of films below | "
+        "file |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for path in sorted((RESULTS / "heatmap").glob("budget-*.json")):
+        figures = load(path)
+        for baseline, rows in figures["baselines"].items():
+            for row in rows:
+                if row["share"] in _QUOTED_SHARES or row is rows[0]:
+                    lines.append(
+                        f"| {figures['model']} | {baseline} | {row['share']:.1%} | "
+                        f"{row['median']:.3f} | {row['quantile_10']:.3f} | "
+                        f"{link(path, document)} |"
+                    )
+    return lines
+
+
+def heat_precision(document: Path) -> list[str]:
+    lines = [
+        "| reference | candidate | films of val | rank correlation, median | 10 % of films below | "
+        "overlap of the top tenths | peak moved, median | file |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for path in sorted((RESULTS / "heatmap").glob("precision-*.json")):
+        figures = load(path)
+        maps = figures["heatmap"]
+        alike = maps["rank_correlation"]
+        lines.append(
+            f"| {figures['reference']['name']} | {figures['candidate']['name']} | "
+            f"{maps['films']} | {alike['median']:.3f} | {alike['quantile_10']:.3f} | "
+            f"{maps['top_overlap']['median']:.0%} | {maps['peak_shift']['median']:.0f} px | "
+            f"{link(path, document)} |"
+        )
+    return lines
+
+
+def heat_curves(document: Path) -> list[str]:
+    lines = [
+        "| model | windows | map | deletion: area, map - random | insertion: area, map - random | "
+        "file |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for path in sorted((RESULTS / "heatmap").glob("sense-*.json")):
+        figures = load(path)
+        for region, sides in figures["deletion_and_insertion"].items():
+            for method in ("occlusion", "activation"):
+                areas = [difference(found["area"]) for found in sides[method].values()]
+                lines.append(
+                    f"| {figures['model']} | {region} ({sides['windows']}) | {method} | "
+                    f"{' | '.join(areas)} | {link(path, document)} |"
+                )
+    return lines
+
+
+def heat_random(document: Path) -> list[str]:
+    lines = [
+        "| model | redrawn | map | rank correlation, median | of absolute values | file |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for path in sorted((RESULTS / "heatmap").glob("sense-*.json")):
+        figures = load(path)
+        for layers in ("all_layers", "last_layer"):
+            for method, found in figures["random_weights"][layers].items():
+                lines.append(
+                    f"| {figures['model']} | {layers.replace('_', ' ')} | {method} | "
+                    f"{found['median']:.2f} | {found['median_of_absolute']:.2f} | "
+                    f"{link(path, document)} |"
+                )
+    return lines
+
+
+def difference(found: dict[str, Any]) -> str:
+    low, high = found["interval_95"]
+    return f"{found['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
 def load(path: Path) -> dict[str, Any]:
     figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return figures
@@ -257,6 +358,11 @@ _TABLES = {
     "reasons": reasons,
     "cautions": cautions,
     "syntaxes": syntaxes,
+    "heat-speed": heat_speed,
+    "heat-budget": heat_budget,
+    "heat-precision": heat_precision,
+    "heat-curves": heat_curves,
+    "heat-random": heat_random,
 }
 
 

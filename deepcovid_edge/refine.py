@@ -8,9 +8,59 @@ first, and so on down to the finest lattice. It asks nothing of the network but 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from deepcovid_edge.lattice import OcclusionSettings
+
+_Rows: TypeAlias = tuple[tuple[float, float, float], ...]
+EXPECTED: dict[str, _Rows] = {
+    "black": (
+        (0.0784, 0.983, 0.959),
+        (0.2, 0.992, 0.985),
+        (0.4, 0.997, 0.992),
+        (0.6, 0.998, 0.994),
+        (0.8, 0.999, 0.998),
+    ),
+    "mean": (
+        (0.0784, 0.97, 0.955),
+        (0.2, 0.987, 0.979),
+        (0.4, 0.995, 0.991),
+        (0.6, 0.997, 0.995),
+        (0.8, 0.999, 0.998),
+    ),
+    "blurred": (
+        (0.0784, 0.948, 0.909),
+        (0.2, 0.978, 0.962),
+        (0.4, 0.991, 0.982),
+        (0.6, 0.994, 0.989),
+        (0.8, 0.998, 0.996),
+    ),
+}
+"""Baseline -> share of the windows judged, rank correlation with the whole map: median over films,
+and what a tenth of them falls below; rounded down. Measured by benchmarks/heatmap_budget.py with
+SqueezeNet on films of val."""
+_MEASURED = OcclusionSettings()
+_ROUNDING = 1e-4
+
+
+def expected_agreement(share: float, settings: OcclusionSettings) -> tuple[float, float] | None:
+    """How far a map is likely to agree with the whole one when only a part was judged.
+
+    Args:
+        share: Of the windows that were judged, 0 to 1.
+        settings: The windows.
+
+    Returns:
+        Rank correlation, median over films and what a tenth of them falls below, at the largest
+        share measured that is not above this one; None where such windows were not measured.
+    """
+    if (settings.window, settings.stride) != (_MEASURED.window, _MEASURED.stride):
+        return None
+    reached = [row for row in EXPECTED[settings.baseline] if row[0] <= share + _ROUNDING]
+    return reached[-1][1:] if reached else None
 
 
 class Refinement:

@@ -1,7 +1,8 @@
 """Is a candidate as accurate as its reference? The clinical gate.
 
 Two models judge the same films; what is compared is what a clinic would notice: decisions that
-turned, sensitivity, specificity and area under the curve at the operating point.
+turned, sensitivity, specificity and area under the curve at the operating point; and, when asked,
+whether both look at the same places.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge import __version__
+from deepcovid_edge.agreement import MapComparison, choose_films, compare_models, summarise
 from deepcovid_edge.backends import Backend
 from deepcovid_edge.dataset import LabelledFilm, check_labels, dataset_sha256
 from deepcovid_edge.errors import DataError, ImageRefusedError, ModelFileError, UsageError
+from deepcovid_edge.heatmap import OCCLUSION
 from deepcovid_edge.images import read_radiograph
 from deepcovid_edge.manifest import InputSpec, ModelManifest
 from deepcovid_edge.predict import DECIMALS, probabilities
@@ -51,15 +54,19 @@ class GateRules:
             to show: one film of the class may weigh no more.
         paired_interval: Whether the paired 95 % intervals of the changes of sensitivity and
             specificity must hold zero.
+        min_heatmap_correlation: Smallest median of the rank correlations of heat maps, where maps
+            were compared.
     """
 
     max_flips: float = 0.01
     max_auc_change: float = 0.003
     smallest_change: float = 0.01
     paired_interval: bool = True
+    min_heatmap_correlation: float = 0.95
 
     def __post_init__(self) -> None:
-        for name in ("max_flips", "max_auc_change", "smallest_change"):
+        shares = ("max_flips", "max_auc_change", "smallest_change", "min_heatmap_correlation")
+        for name in shares:
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise UsageError(f"gate.{name}: got {value}, expected 0 to 1")
@@ -120,6 +127,7 @@ def verify(
     films: Sequence[LabelledFilm],
     *,
     rules: GateRules | None = None,
+    heatmaps: MapComparison | None = None,
 ) -> dict[str, Any]:
     """Compare a candidate with its reference on labelled films.
 
@@ -128,6 +136,7 @@ def verify(
         candidate: The model that shall replace it.
         films: Labelled films; both classes must occur for a verdict.
         rules: When the candidate counts as unchanged; None for the reference's own.
+        heatmaps: Which heat maps are compared too; None for none.
 
     Returns:
         Differences, flips, paired statistics and the verdict, as plain values for JSON.
@@ -135,6 +144,7 @@ def verify(
     Raises:
         ModelFileError: The models cannot be compared.
         DataError: No film could be assessed.
+        UsageError: A window of the heat maps is larger than the models' input.
     """
     manifest = reference.manifest
     rules = rules or GateRules.of(manifest)
@@ -144,9 +154,10 @@ def verify(
         np.round(probabilities(logits)[:, manifest.positive_index], DECIMALS)
         for logits in (judged.reference, judged.candidate)
     )
-    labels = manifest.positive_labels
-    positive = np.array([film.label in labels for film in judged.films])
+    positive = np.array([film.label in manifest.positive_labels for film in judged.films])
     figures = _figures(scores[0], scores[1], positive, manifest.threshold)
+    models = (reference, candidate)
+    figures["heatmap"] = heatmaps and _heatmaps(models, judged.films, positive, heatmaps)
     failed = _failures(figures, rules, manifest, candidate.manifest)
     missing = _missing(positive, rules)
     verdict = CHANGED if failed else INSUFFICIENT if missing else UNCHANGED
@@ -240,6 +251,31 @@ def _rate(right: Truth) -> dict[str, Any]:
     return {"value": successes / trials, "interval_95": list(wilson(successes, trials))}
 
 
+def _heatmaps(
+    models: tuple[Backend, Backend],
+    films: Sequence[LabelledFilm],
+    positive: Truth,
+    asked: MapComparison,
+) -> dict[str, Any]:
+    """How alike the occlusion maps of some films are, on the whole and each."""
+    spec, windows = models[0].manifest.input, asked.occlusion
+    chosen = [films[place] for place in choose_films(positive, asked.films)]
+    pixels = (prepare(read_radiograph(film.path), spec) for film in chosen)
+    found = compare_models(*models, pixels, windows)
+    return {
+        "method": OCCLUSION,
+        "window": windows.window,
+        "stride": windows.stride,
+        "baseline": windows.baseline,
+        "films": len(chosen),
+        **summarise(found),
+        "by_film": [
+            {"path": _short(film.path), "label": film.label, **asdict(agreement)}
+            for film, agreement in zip(chosen, found, strict=True)
+        ],
+    }
+
+
 def _failures(
     figures: dict[str, Any], rules: GateRules, reference: ModelManifest, candidate: ModelManifest
 ) -> list[str]:
@@ -262,7 +298,17 @@ def _failures(
     moved = figures["auc"]
     if moved and abs(moved["change"]) > rules.max_auc_change:
         failed.append(f"AUC: changed by {moved['change']:+.4f}, allowed {rules.max_auc_change}")
-    return failed
+    return [*failed, *_unlike_maps(figures["heatmap"], rules)]
+
+
+def _unlike_maps(maps: dict[str, Any] | None, rules: GateRules) -> list[str]:
+    alike = maps["rank_correlation"]["median"] if maps else 1.0
+    if alike >= rules.min_heatmap_correlation:
+        return []
+    return [
+        f"heat maps: median rank correlation {alike:.3f}, expected at least "
+        f"{rules.min_heatmap_correlation}"
+    ]
 
 
 def _missing(positive: Truth, rules: GateRules) -> dict[str, Any]:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from deepcovid_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from deepcovid_edge.agreement import MapComparison
 
 _GATE_FAILED = 3
 
@@ -21,6 +26,9 @@ _GATE_FAILED = 3
 @click.option("--max-flips", type=float, help="Largest share of decisions that may turn.")
 @click.option("--max-auc-change", type=float, help="Largest change of the AUC, either way.")
 @click.option("--smallest-change", type=float, help="Change the films must be able to show.")
+@click.option("--heatmap", is_flag=True, help="Compare the occlusion maps of some films too.")
+@click.option("--heatmap-films", type=int, help="How many at most, of both classes.  [default: 50]")
+@click.option("--min-heatmap-correlation", type=float, help="Smallest median rank correlation.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the report as JSON.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout instead of text.")
 def command(
@@ -31,6 +39,9 @@ def command(
     max_flips: float | None,
     max_auc_change: float | None,
     smallest_change: float | None,
+    heatmap: bool,
+    heatmap_films: int | None,
+    min_heatmap_correlation: float | None,
     output: Path | None,
     as_json: bool,
 ) -> int:
@@ -44,6 +55,7 @@ def command(
     from deepcovid_edge.models import find_model
     from deepcovid_edge.verify import UNCHANGED, GateRules, verify
 
+    maps = _maps(heatmap, heatmap_films, min_heatmap_correlation)
     films = load_dataset(data, split=split)
     with (
         load_backend(find_model(reference)) as before,
@@ -54,14 +66,26 @@ def command(
             max_flips=max_flips,
             max_auc_change=max_auc_change,
             smallest_change=smallest_change,
+            min_heatmap_correlation=min_heatmap_correlation,
         )
-        report = verify(before, now, films, rules=rules)
+        report = verify(before, now, films, rules=rules, heatmaps=maps)
     text = json.dumps(report, indent=2)
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(text + "\n", encoding="utf-8")
     click.echo(text if as_json else summary(report))
     return 0 if report["verdict"] == UNCHANGED else _GATE_FAILED
+
+
+def _maps(asked: bool, films: int | None, correlation: float | None) -> MapComparison | None:
+    from deepcovid_edge.agreement import MapComparison
+
+    if asked:
+        return MapComparison() if films is None else MapComparison(films)
+    for flag, value in (("--heatmap-films", films), ("--min-heatmap-correlation", correlation)):
+        if value is not None:
+            raise UsageError(f"{flag}: got {value} without --heatmap: add it to compare heat maps")
+    return None
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -87,6 +111,8 @@ def summary(report: dict[str, Any]) -> str:
         f"probability differs by at most {report['probability']['max']:.2g}, logits by "
         f"{report['logits']['max']:.2g}"
     )
+    if maps := report["heatmap"]:
+        lines.append(_maps_line(maps))
     lines += [
         f"turned: {film['path']} ({film['label']}): {film['reference']:.3f} -> "
         f"{film['candidate']:.3f}"
@@ -101,6 +127,15 @@ def summary(report: dict[str, Any]) -> str:
             f"change of {share:.0%}"
         )
     return "\n".join([*lines, f"verdict: {report['verdict']}. Research use only."])
+
+
+def _maps_line(maps: dict[str, Any]) -> str:
+    alike, top, shift = (maps[name] for name in ("rank_correlation", "top_overlap", "peak_shift"))
+    return (
+        f"heat maps   of {maps['films']} films: median rank correlation {alike['median']:.3f} "
+        f"(a tenth below {alike['quantile_10']:.3f}), top tenths overlap {top['median']:.0%}, "
+        f"peak moved {shift['median']:.0f} px (a tenth more than {shift['quantile_90']:.0f})"
+    )
 
 
 def _interval(change: dict[str, Any], unit: str) -> str:

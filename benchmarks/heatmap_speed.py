@@ -1,0 +1,220 @@
+"""Speed of occlusion heat maps beside captum's `Occlusion`: window 32, stride 8, 625 windows.
+
+    python benchmarks/heatmap_speed.py --data DATA --model squeezenet1_1 \
+        --model benchmarks/models/resnet18.onnx
+
+All sides take turns in one process, on all cores, one film a round; ratios are taken round by round
+and their median is quoted.
+
+- `captum_1`, `captum_32`: peers/captum_occlusion.py, with so many windows in an evaluation. The
+  faster of the two is the peer.
+- `plain_*`: our occlusion that runs the whole network for every window; `incremental_*`: what
+  `heatmap` does, which computes what a window changes. Both in FP32 and in INT8 for CPUs. An INT8
+  form that does not lie beside the model is made first, by `quantize`.
+- `budget_*`: `--budget` of one fortieth of captum's median. `budget` in the result has the rank
+  correlation with the whole map of the same form, and with that of the FP32 form, on more films.
+
+With `--activation`, `infer --heatmap activation` and `infer` take turns over the films of val too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measuring import films_of_both_classes, prepared, store, summary
+from peers import captum_occlusion
+
+from deepcovid_edge.agreement import compare_maps, rank_correlation
+from deepcovid_edge.backends import INT8_CPU_SUFFIX, load_backend
+from deepcovid_edge.cli.main import run
+from deepcovid_edge.heatmap import of_occlusion
+from deepcovid_edge.lattice import OcclusionSettings
+from deepcovid_edge.manifest import file_sha256, read_manifest
+from deepcovid_edge.models import DEFAULT_MODEL, find_model
+from deepcovid_edge.occlusion import Occluder
+from deepcovid_export.lowering import Lowered
+from deepcovid_export.quantize import QuantizeSettings, quantize
+
+CORES = len(os.sched_getaffinity(0))
+SETTINGS = OcclusionSettings()
+CAPTUM = {f"captum_{windows}": windows for windows in (1, 32)}
+BEFORE = 3
+"""Rounds of captum alone, from which the budget is taken."""
+TIMES = 40
+"""The budget is captum's median divided by this."""
+
+Side = Callable[[np.ndarray], np.ndarray]
+"""Film -> heat map, both of the network's input shape."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="films with train and val")
+    parser.add_argument("--model", action="append", help="shipped name or FP32 .onnx; repeatable")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--films", type=int, default=20, help="of val, for the budget's agreement")
+    parser.add_argument("--activation", action="store_true", help="infer --heatmap activation too")
+    options = parser.parse_args()
+    for name in options.model or [DEFAULT_MODEL]:
+        with tempfile.TemporaryDirectory() as folder:
+            model = find_model(name)
+            forms = {"fp32": model, "int8": int8_form(model, options.data, Path(folder))}
+            figures = compare(forms, options)
+        if options.activation:
+            figures["activation"] = activation_cost(options.data / "val", model, options.rounds)
+        store(f"heatmap-speed-{figures['model']}", figures)
+
+
+def int8_form(model: Path, data: Path, folder: Path) -> Path:
+    """The INT8 form for CPUs that lies beside a model, or one made now."""
+    beside = model.with_name(f"{model.stem}{INT8_CPU_SUFFIX}.onnx")
+    if beside.is_file():
+        return beside
+    settings = QuantizeSettings(Lowered("int8", "cpu"))
+    done = quantize(model, data, settings, output=folder / beside.name, say=print)
+    if done.output is None:
+        raise SystemExit(f"{model}: the gate does not let INT8 pass")
+    return done.output
+
+
+def compare(forms: dict[str, Path], options: argparse.Namespace) -> dict[str, Any]:
+    manifest = read_manifest(forms["fp32"])
+    films = films_of_both_classes(options.data, manifest, options.films)
+    pixels = [prepared(film, manifest.input) for film in films]
+    rounds = list(islice(cycle(pixels), options.rounds + 1))
+    with ExitStack() as opened:
+        peers = captum_sides(forms["fp32"], pixels)
+        ours = {
+            f"{way}_{form}": our_side(opened, path, replace(SETTINGS, incremental=incremental))
+            for way, incremental in (("plain", False), ("incremental", True))
+            for form, path in forms.items()
+        }
+        first = measure(peers, rounds[: BEFORE + 1])
+        milliseconds = min(map(np.median, first.values())) / TIMES * 1000
+        limited = replace(SETTINGS, budget_ms=milliseconds)
+        budget = {f"budget_{form}": our_side(opened, path, limited) for form, path in forms.items()}
+        seconds = measure({**peers, **ours, **budget}, rounds)
+        peer = min(CAPTUM, key=lambda name: float(np.median(seconds[name])))
+        figures = {
+            "model": manifest.name,
+            "forms": {form: file_sha256(path) for form, path in forms.items()},
+            "windows": 625,
+            "seconds": {name: summary(values) for name, values in seconds.items()},
+            "peer": peer,
+            "ratios": {name: ratio(seconds[peer], seconds[name]) for name in (*ours, *budget)},
+            "agreement_with_captum": agreement(peers[peer], ours["incremental_fp32"], pixels[0]),
+            "budget": {"milliseconds": milliseconds, **reached(budget, ours, pixels)},
+        }
+    for name, value in figures["ratios"].items():
+        print(f"{manifest.name} {name}: {value['median']:.1f} times captum")
+    return figures
+
+
+def captum_sides(model: Path, films: Sequence[np.ndarray]) -> dict[str, Side]:
+    network = captum_occlusion.torch_network(model, np.stack(films))
+    positive = read_manifest(model).positive_index
+    return {
+        name: captum_occlusion.make(network, positive, SETTINGS, windows=windows, threads=CORES)
+        for name, windows in CAPTUM.items()
+    }
+
+
+def our_side(opened: ExitStack, model: Path, settings: OcclusionSettings) -> Side:
+    backend = opened.enter_context(load_backend(model, backend="onnxruntime"))
+    occluder = opened.enter_context(Occluder(backend, settings))
+    return lambda film: of_occlusion(occluder.explain(film), {}).values
+
+
+def measure(sides: dict[str, Side], films: Sequence[np.ndarray]) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number, film in enumerate(films):  # the first round warms up
+        for name, side in sides.items():
+            started = time.perf_counter()
+            side(film)
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def ratio(slower: list[float], faster: list[float]) -> dict[str, Any]:
+    return summary([one / other for one, other in zip(slower, faster, strict=True)])
+
+
+def agreement(peer: Side, ours: Side, film: np.ndarray) -> dict[str, float]:
+    """Whether both sides computed the same."""
+    expected, got = peer(film), ours(film)
+    return {
+        "rank_correlation": rank_correlation(expected, got),
+        "max_difference_of_range": float(np.abs(got - expected).max() / np.ptp(expected)),
+    }
+
+
+def reached(
+    budget: dict[str, Side], ours: dict[str, Side], films: Sequence[np.ndarray]
+) -> dict[str, Any]:
+    """Rank correlation of maps within the budget with whole maps."""
+    wholes = {
+        form: [ours[f"incremental_{form}"](film) for film in films] for form in ("fp32", "int8")
+    }
+    figures: dict[str, Any] = {"films": len(films)}
+    for form in wholes:
+        found = [budget[f"budget_{form}"](film) for film in films]
+        figures[form] = {
+            f"with_whole_{other}": of_films(found, whole) for other, whole in wholes.items()
+        }
+    return figures
+
+
+def of_films(found: Sequence[np.ndarray], wholes: Sequence[np.ndarray]) -> dict[str, float]:
+    values = [
+        compare_maps(whole, part).rank_correlation
+        for whole, part in zip(wholes, found, strict=True)
+    ]
+    return {
+        "median": float(np.median(values)),
+        "quantile_10": float(np.quantile(values, 0.1)),
+        "min": min(values),
+    }
+
+
+def activation_cost(folder: Path, model: Path, rounds: int) -> dict[str, Any]:
+    """What activation maps cost: `infer --heatmap activation` over `infer`, the command itself."""
+    sides = {
+        "infer": partial(infer, folder, model),
+        "with_activation": partial(infer, folder, model, "--heatmap", "activation"),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 1):  # the first round warms up
+        for name, side in sides.items():
+            started = time.perf_counter()
+            side()
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    return {
+        "films": sum(path.is_file() for path in folder.rglob("*")),
+        "seconds": {name: summary(values) for name, values in seconds.items()},
+        "cost": ratio(seconds["with_activation"], seconds["infer"]),
+    }
+
+
+def infer(folder: Path, model: Path, *options: str) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        output = ["-o", f"{place}/out.jsonl"]
+        code = run(["infer", str(folder), "--model", str(model), *output, *options])
+        if code:
+            raise SystemExit(f"infer exited with {code}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""What the heat maps' benchmarks stored: the runtime quotes it, and it shows what is claimed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepcovid_edge.lattice import BASELINES, OcclusionSettings
+from deepcovid_edge.refine import EXPECTED, expected_agreement
+
+STORED = Path(__file__).parent.parent / "benchmarks/results/heatmap"
+
+
+def stored(name: str) -> dict[str, Any]:
+    figures: dict[str, Any] = json.loads((STORED / f"{name}.json").read_text("utf-8"))
+    return figures
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_expected_agreement_is_what_was_measured(baseline: str) -> None:
+    rows = {row["share"]: row for row in stored("budget-squeezenet1_1")["baselines"][baseline]}
+    assert EXPECTED[baseline][0][0] == min(rows)
+    for share, median, tenth in EXPECTED[baseline]:
+        assert 0 <= rows[share]["median"] - median < 0.001
+        assert 0 <= rows[share]["quantile_10"] - tenth < 0.001
+
+
+def test_expected_agreement_is_that_of_the_largest_share_reached() -> None:
+    settings = OcclusionSettings()
+    first, second, *_ = EXPECTED["black"]
+    assert expected_agreement(49 / 625, settings) == first[1:]
+    assert expected_agreement(second[0] - 0.01, settings) == first[1:]
+    assert expected_agreement(second[0], settings) == second[1:]
+
+
+def test_nothing_is_expected_of_windows_that_were_not_measured() -> None:
+    assert expected_agreement(0.5, OcclusionSettings(window=64)) is None
+    assert expected_agreement(0.5, OcclusionSettings(stride=16)) is None
+    assert expected_agreement(0.01, OcclusionSettings()) is None
+
+
+def test_int8_maps_show_what_fp32_maps_show() -> None:
+    figures = stored("precision-squeezenet1_1-int8-cpu")
+    assert figures["heatmap"]["films"] == 50
+    assert figures["heatmap"]["rank_correlation"]["median"] >= 0.95
+    assert figures["failed"] == []
