@@ -26,10 +26,11 @@ from deepcovid_edge.heatmap import (
 from deepcovid_edge.images import Radiograph
 from deepcovid_edge.lattice import OcclusionSettings
 from deepcovid_edge.map_files import write_file, write_map
-from deepcovid_edge.occlusion import BudgetError, Occluder
+from deepcovid_edge.occlusion import BudgetError, Occluder, Occlusion
 from deepcovid_edge.overlay import draw_overlay, encode_overlay
 from deepcovid_edge.reasons import Caution
 from deepcovid_edge.records import Prediction
+from deepcovid_edge.refine import expected_agreement
 
 _LONGEST_STEM = 80
 _HASH_DIGITS = 8
@@ -140,12 +141,8 @@ class Explainer:
                 raise ValueError("activation maps were not asked for")
             return of_activation(activation_maps[self._positive], self._input)
         with self._one_at_a_time:
-            return of_occlusion(self._occluder.explain(pixels), self._occlusion_facts)
-
-    @property
-    def _occlusion_facts(self) -> dict[str, Any]:
-        own = self.settings.occlusion
-        return {"window": own.window, "stride": own.stride, "baseline": own.baseline}
+            found = self._occluder.explain(pixels)
+        return of_occlusion(found, _occlusion_facts(found, self.settings.occlusion))
 
     def _write(
         self, record: Prediction, film: Radiograph, found: HeatMap, places: list[Region]
@@ -180,6 +177,19 @@ class Explainer:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _occlusion_facts(found: Occlusion, settings: OcclusionSettings) -> dict[str, Any]:
+    """How an occlusion was made, and how far a part of it is expected to agree with the whole."""
+    facts: dict[str, Any] = {
+        "window": settings.window,
+        "stride": settings.stride,
+        "baseline": settings.baseline,
+    }
+    expected = expected_agreement(float(found.evaluated.mean()), settings)
+    if expected and not found.evaluated.all():
+        facts["expected_agreement"] = {"median": expected[0], "quantile_10": expected[1]}
+    return facts
 
 
 def _without_map(record: Prediction) -> Prediction:

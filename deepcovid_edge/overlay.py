@@ -189,6 +189,9 @@ def caption(
         made.append(f"hidden: {found.facts['baseline']}")
     if "windows" in found.facts:
         made.append(f"{found.facts['evaluated']} of {found.facts['windows']} windows judged")
+    if "expected_agreement" in found.facts:
+        expected = found.facts["expected_agreement"]["quantile_10"]
+        made.append(f"agreement with all of them expected above {expected:.2f} in 9 of 10 films")
     how = ", ".join([found.method, *made])
     lines = [
         f"{record.decision}: {run.positive_class} {chance}, positive from {threshold}",

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.bench.compare import compare
 from deepcovid_edge.bench.measure import bench, bench_films
 from deepcovid_edge.bench.results import read_result
 from deepcovid_edge.bench.settings import BenchSettings
+from deepcovid_edge.heatmap import of_occlusion, regions
 from deepcovid_edge.images import read_radiograph
+from deepcovid_edge.lattice import OcclusionSettings
 from deepcovid_edge.models import find_model
+from deepcovid_edge.occlusion import Occluder
 from deepcovid_edge.predict import PredictSettings, predict, run_facts
 from deepcovid_edge.preprocess import prepare
 
@@ -34,6 +38,14 @@ def judge_folder(folder: Path) -> Iterator[tuple[str, float | None]]:
         run = run_facts(backend, settings)
         for record in predict(sorted(folder.iterdir()), backend, run, settings):
             yield record.path, record.probability
+
+
+def where_it_looked(film: Path) -> list[dict[str, Any]]:
+    with load_backend(find_model("squeezenet1_1")) as backend:
+        read, spec = read_radiograph(film), backend.manifest.input
+        with Occluder(backend, OcclusionSettings(window=32, stride=16)) as occluder:
+            found = of_occlusion(occluder.explain(prepare(read, spec)), {})
+        return [place.as_dict() for place in regions(found, read.pixels.shape, spec)]
 
 
 def measure(films: Path, output: Path) -> bool:

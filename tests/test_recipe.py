@@ -128,7 +128,9 @@ def test_a_positive_class_that_is_none_or_missing_is_named(tmp_path: Path) -> No
 
 
 def test_an_unknown_recipe_lists_the_shipped_ones() -> None:
-    with pytest.raises(UsageError, match=r"expected a TOML file or .*resnet18, squeezenet1_1"):
+    with pytest.raises(
+        UsageError, match=r"expected a TOML file or .*resnet18, resnet50, squeezenet1_1"
+    ):
         load_recipe("alexnet")
 
 
