@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -59,6 +60,24 @@ class HeatMapSettings:
             )
 
 
+@dataclass(frozen=True)
+class Explained:
+    """An assessed film whose heat map is wanted.
+
+    Attributes:
+        record: The film's result.
+        film: The film as it was read.
+        pixels: As the network saw it, of shape (height, width).
+        activation_maps: What the network gave beside its logits, of shape (classes, h, w), if it
+            was asked.
+    """
+
+    record: Prediction
+    film: Radiograph
+    pixels: NDArray[np.uint8]
+    activation_maps: NDArray[np.float32] | None = None
+
+
 class Explainer:
     """Makes the heat maps of a run. Safe to call from several threads; ends with `with`.
 
@@ -101,48 +120,55 @@ class Explainer:
         """Whether the network's activation maps are needed."""
         return self._occluder is None
 
-    def explain(
-        self,
-        record: Prediction,
-        film: Radiograph,
-        pixels: NDArray[np.uint8],
-        activation_maps: NDArray[np.float32] | None,
-    ) -> Prediction:
-        """Make the heat map of an assessed film.
-
-        Args:
-            record: The film's result.
-            film: The film as it was read.
-            pixels: As the network saw it, of shape (height, width).
-            activation_maps: What the network gave beside its logits, of shape (classes, h, w), if
-                it was asked.
+    def explain(self, judged: Sequence[Explained]) -> list[Prediction]:
+        """Make the heat maps of assessed films.
 
         Returns:
-            The record with the map's files and regions, or with `W_NO_HEATMAP`.
+            Their records with the maps' files and regions, or with `W_NO_HEATMAP`.
         """
+        if not judged:
+            return []
         started = time.perf_counter()
-        try:
-            found = self._map(pixels, activation_maps)
-        except BudgetError as error:
-            self.too_slow.append(error.needed_ms)
-            return _without_map(record)
-        if not np.isfinite(found.values).all():
-            return _without_map(record)
-        places = regions(found, film.pixels.shape, self._input)
-        record = self._write(record, film, found, places)
-        spent = round((time.perf_counter() - started) * 1000, 3)
+        maps = self._maps(judged)
+        share = (time.perf_counter() - started) / len(judged)
+        return [self._explained(one, found, share) for one, found in zip(judged, maps, strict=True)]
+
+    def _explained(self, one: Explained, found: HeatMap | None, spent: float) -> Prediction:
+        if found is None or not np.isfinite(found.values).all():
+            warnings = (*one.record.warnings, Caution.NO_HEATMAP.code)
+            return replace(one.record, warnings=warnings)
+        started = time.perf_counter()
+        places = regions(found, one.film.pixels.shape, self._input)
+        record = self._write(one.record, one.film, found, places)
+        spent = round((spent + time.perf_counter() - started) * 1000, 3)
         return replace(record, timings_ms={**(record.timings_ms or {}), "heatmap": spent})
 
-    def _map(
-        self, pixels: NDArray[np.uint8], activation_maps: NDArray[np.float32] | None
-    ) -> HeatMap:
+    def _maps(self, judged: Sequence[Explained]) -> list[HeatMap | None]:
         if self._occluder is None:
-            if activation_maps is None:
-                raise ValueError("activation maps were not asked for")
-            return of_activation(activation_maps[self._positive], self._input)
+            return [self._activation(one) for one in judged]
         with self._one_at_a_time:
-            found = self._occluder.explain(pixels)
-        return of_occlusion(found, _occlusion_facts(found, self.settings.occlusion))
+            found = self._occlusions(self._occluder, judged)
+        own = self.settings.occlusion
+        return [of_occlusion(one, _occlusion_facts(one, own)) if one else None for one in found]
+
+    def _activation(self, one: Explained) -> HeatMap:
+        if one.activation_maps is None:
+            raise ValueError("activation maps were not asked for")
+        return of_activation(one.activation_maps[self._positive], self._input)
+
+    def _occlusions(
+        self, occluder: Occluder, judged: Sequence[Explained]
+    ) -> list[Occlusion | None]:
+        if self.settings.occlusion.budget_ms is None:
+            return [*occluder.explain_all(np.stack([one.pixels for one in judged]))]
+        found: list[Occlusion | None] = []
+        for one in judged:
+            try:
+                found.append(occluder.explain(one.pixels))
+            except BudgetError as error:
+                self.too_slow.append(error.needed_ms)
+                found.append(None)
+        return found
 
     def _write(
         self, record: Prediction, film: Radiograph, found: HeatMap, places: list[Region]
@@ -190,10 +216,6 @@ def _occlusion_facts(found: Occlusion, settings: OcclusionSettings) -> dict[str,
     if expected and not found.evaluated.all():
         facts["expected_agreement"] = {"median": expected[0], "quantile_10": expected[1]}
     return facts
-
-
-def _without_map(record: Prediction) -> Prediction:
-    return replace(record, warnings=(*record.warnings, Caution.NO_HEATMAP.code))
 
 
 def _identity(record: Prediction) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.backends import Backend, Divisible
-from deepcovid_edge.incremental import DividedFilm, DividedNetwork
+from deepcovid_edge.incremental import DividedNetwork
 from deepcovid_edge.lattice import Lattice, OcclusionSettings, hidden_film
 from deepcovid_edge.predict import DECIMALS, GPU_LANES, probabilities
 from deepcovid_edge.receptive import Box, NotSpatialError
@@ -93,7 +93,8 @@ class Occluder:
         self.lattice = Lattice.over(manifest.input.height, manifest.input.width, settings)
         self._positive = manifest.positive_index
         self._workers = workers or (len(os.sched_getaffinity(0)) if backend.on_cpu else GPU_LANES)
-        self._network = _network(backend, self.lattice.boxes, settings)
+        self._boxes = self.lattice.boxes
+        self._network = _network(backend, self._boxes, settings)
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="occlude")
 
     @property
@@ -111,40 +112,64 @@ class Occluder:
             BudgetError: The budget does not hold the first pass.
         """
         started = time.perf_counter()
-        opened = self._network.open(film, hidden_film(film, self.settings))
+        opened = self._open(film[None])
+        judged = self._refinement(opened.logits[0])
         budget = self.settings.budget_ms
-        spacing = 1 if budget is None else self.settings.first_spacing
-        judged = Refinement(self.lattice.shape, spacing, opened.logits, self._positive)
         if budget is None:
-            self._judge(opened, judged.first_pass(), judged)
+            self._judge(opened, judged.first_pass(), [judged])
         else:
             self._refine(opened, judged, started, budget / 1000)
-        return self._result(judged, started)
+        return self._result(judged, (time.perf_counter() - started) * 1000)
 
-    def _judge(self, opened: _Opened, windows: Sequence[int], judged: Refinement) -> None:
-        batches = opened.batches(windows, self._workers)
+    def explain_all(self, films: NDArray[np.uint8]) -> list[Occlusion]:
+        """Hide every window of several films: windows of two films may share a call.
+
+        Args:
+            films: Of shape (N, height, width). The settings must have no budget.
+        """
+        started = time.perf_counter()
+        opened = self._open(films)
+        judged = [self._refinement(logits) for logits in opened.logits]
+        self._judge(opened, range(len(films) * len(self._boxes)), judged)
+        share = (time.perf_counter() - started) * 1000 / len(films)
+        return [self._result(one, share) for one in judged]
+
+    def _open(self, films: NDArray[np.uint8]) -> _Opened:
+        hidden = np.stack([hidden_film(film, self.settings) for film in films])
+        return self._network.open(films, hidden)
+
+    def _refinement(self, logits: NDArray[np.float32]) -> Refinement:
+        spacing = 1 if self.settings.budget_ms is None else self.settings.first_spacing
+        return Refinement(self.lattice.shape, spacing, logits, self._positive)
+
+    def _judge(self, opened: _Opened, jobs: Sequence[int], judged: Sequence[Refinement]) -> None:
+        count = len(self._boxes)
+        batches = opened.batches(jobs, self._workers)
         for batch, logits in zip(batches, self._pool.map(opened.judge, batches), strict=True):
-            judged.add(batch, logits)
+            for film, one in enumerate(judged):
+                own = [place for place, job in enumerate(batch) if job // count == film]
+                if own:
+                    one.add([batch[place] % count for place in own], logits[own])
 
     def _refine(self, opened: _Opened, judged: Refinement, started: float, budget: float) -> None:
         """Judge as many windows as there is time for: the first pass, then what matters most."""
         first = judged.first_pass()
         some = self._workers * opened.batch
         began = time.perf_counter()
-        self._judge(opened, first[:some], judged)
+        self._judge(opened, first[:some], [judged])
         each = (time.perf_counter() - began) / len(first[:some])
         needed = time.perf_counter() - started + each * len(first[some:])
         if needed > budget:
             raise BudgetError(needed * 1000)
-        self._judge(opened, first[some:], judged)
+        self._judge(opened, first[some:], [judged])
         while windows := judged.next():
             left = started + budget - time.perf_counter()
             affordable = windows[: min(some, int(left / each))]
             if left < each or not affordable:
                 break
-            self._judge(opened, affordable, judged)
+            self._judge(opened, affordable, [judged])
 
-    def _result(self, judged: Refinement, started: float) -> Occlusion:
+    def _result(self, judged: Refinement, milliseconds: float) -> Occlusion:
         logits = judged.estimate().astype(np.float32)
         shape, before = self.lattice.shape, judged.before
         whole = probabilities(before[None])[0, self._positive]
@@ -158,7 +183,7 @@ class Occluder:
             probability_drop=(whole - hidden).astype(np.float32),
             turned=turned & judged.evaluated,
             evaluated=judged.evaluated,
-            milliseconds=(time.perf_counter() - started) * 1000,
+            milliseconds=milliseconds,
         )
 
     def close(self) -> None:
@@ -178,24 +203,25 @@ class Occluder:
 
 
 class _Opened(Protocol):
-    """A film ready to be judged with windows hidden."""
+    """Films ready to be judged with windows hidden.
+
+    A job is a window of a film: the film's number times the number of windows, plus the window's.
+    """
 
     batch: int
+    logits: NDArray[np.float32]
+    """Of the whole films, of shape (films, classes)."""
 
-    @property
-    def logits(self) -> NDArray[np.float32]:
-        """Of the whole film, of shape (classes,)."""
+    def batches(self, jobs: Sequence[int], workers: int) -> list[list[int]]:
+        """Jobs for one call each."""
 
-    def batches(self, windows: Sequence[int], workers: int) -> list[list[int]]:
-        """Windows, by their numbers, for one call each."""
-
-    def judge(self, windows: Sequence[int]) -> NDArray[np.float32]:
-        """Logits with each of the windows hidden, of shape (windows, classes)."""
+    def judge(self, jobs: Sequence[int]) -> NDArray[np.float32]:
+        """Logits with each job's window hidden, of shape (jobs, classes)."""
 
 
 class _Network(Protocol):
-    def open(self, film: NDArray[np.uint8], hidden: NDArray[np.uint8]) -> _Opened:
-        """Make a film ready; `hidden` is what its windows show when they are hidden."""
+    def open(self, films: NDArray[np.uint8], hidden: NDArray[np.uint8]) -> _Opened:
+        """Make films ready; `hidden` is what their windows show when they are hidden."""
 
 
 def _network(backend: Backend, boxes: list[Box], settings: OcclusionSettings) -> _Network:
@@ -203,7 +229,7 @@ def _network(backend: Backend, boxes: list[Box], settings: OcclusionSettings) ->
     if settings.incremental and isinstance(backend, Divisible):
         size = (backend.manifest.input.height, backend.manifest.input.width)
         with contextlib.suppress(NotSpatialError):
-            return _Parts(DividedNetwork(backend.content(), size, boxes, backend.run_part), boxes)
+            return _Parts(DividedNetwork(backend.content(), size, boxes, backend.run_part))
     return _Whole(backend, boxes)
 
 
@@ -213,70 +239,75 @@ class _Whole:
     def __init__(self, backend: Backend, boxes: list[Box]) -> None:
         self.backend, self.boxes = backend, boxes
 
-    def open(self, film: NDArray[np.uint8], hidden: NDArray[np.uint8]) -> _WholeFilm:
+    def open(self, films: NDArray[np.uint8], hidden: NDArray[np.uint8]) -> _WholeFilms:
         """See `_Network.open`."""
-        return _WholeFilm(self, film, hidden)
+        return _WholeFilms(self, films, hidden)
 
 
-class _WholeFilm:
-    def __init__(self, network: _Whole, film: NDArray[np.uint8], hidden: NDArray[np.uint8]) -> None:
-        self._network, self._film, self._hidden = network, film, hidden
+class _WholeFilms:
+    def __init__(
+        self, network: _Whole, films: NDArray[np.uint8], hidden: NDArray[np.uint8]
+    ) -> None:
+        self._network, self._films, self._hidden = network, films, hidden
         self._own = threading.local()
         self.batch = _CPU_BATCH if network.backend.on_cpu else _GPU_BATCH
-        self.logits = network.backend.infer(film[None]).logits[0]
+        self.logits = network.backend.infer(films).logits
 
-    def batches(self, windows: Sequence[int], workers: int) -> list[list[int]]:
+    def batches(self, jobs: Sequence[int], workers: int) -> list[list[int]]:
         """See `_Opened.batches`."""
-        return _chunks(windows, self.batch)
+        return _chunks(jobs, self.batch)
 
-    def judge(self, windows: Sequence[int]) -> NDArray[np.float32]:
-        """Write windows into copies of the film that each thread keeps, and undo it after."""
-        films = self._copies()[: len(windows)]
-        boxes = [self._network.boxes[window] for window in windows]
-        for film, (rows, columns) in zip(films, boxes, strict=True):
-            film[slice(*rows), slice(*columns)] = self._hidden[slice(*rows), slice(*columns)]
-        logits = self._network.backend.infer(films).logits
-        for film, (rows, columns) in zip(films, boxes, strict=True):
-            film[slice(*rows), slice(*columns)] = self._film[slice(*rows), slice(*columns)]
-        return logits
-
-    def _copies(self) -> NDArray[np.uint8]:
-        copies: NDArray[np.uint8] | None = getattr(self._own, "copies", None)
-        if copies is None:
-            copies = self._own.copies = np.repeat(self._film[None], self.batch, axis=0)
-        return copies
+    def judge(self, jobs: Sequence[int]) -> NDArray[np.float32]:
+        """Write films and hidden windows into a buffer that each thread keeps."""
+        buffer: NDArray[np.uint8] | None = getattr(self._own, "buffer", None)
+        if buffer is None:
+            buffer = self._own.buffer = np.empty((self.batch, *self._films.shape[1:]), np.uint8)
+        for place, job in enumerate(jobs):
+            film, window = divmod(job, len(self._network.boxes))
+            rows, columns = (slice(*span) for span in self._network.boxes[window])
+            buffer[place] = self._films[film]
+            buffer[place, rows, columns] = self._hidden[film, rows, columns]
+        return self._network.backend.infer(buffer[: len(jobs)]).logits
 
 
 class _Parts:
     """Runs the parts of a divided network."""
 
-    def __init__(self, network: DividedNetwork, boxes: list[Box]) -> None:
-        self.network, self.boxes = network, boxes
+    def __init__(self, network: DividedNetwork) -> None:
+        self.network = network
 
-    def open(self, film: NDArray[np.uint8], hidden: NDArray[np.uint8]) -> _PartsFilm:
+    def open(self, films: NDArray[np.uint8], hidden: NDArray[np.uint8]) -> _PartsFilms:
         """See `_Network.open`."""
-        return _PartsFilm(self.network, self.network.begin(film), hidden)
+        return _PartsFilms(self.network, films, hidden)
 
 
-class _PartsFilm:
+class _PartsFilms:
     def __init__(
-        self, network: DividedNetwork, film: DividedFilm, hidden: NDArray[np.uint8]
+        self, network: DividedNetwork, films: NDArray[np.uint8], hidden: NDArray[np.uint8]
     ) -> None:
-        self._network, self._film, self._hidden = network, film, hidden
+        self._routes, self._hidden = network.routes, hidden
+        self._films = [network.begin(film) for film in films]
         self.batch = _PARTS_BATCH
-        self.logits = film.logits
+        self.logits = np.stack([film.logits for film in self._films])
 
-    def batches(self, windows: Sequence[int], workers: int) -> list[list[int]]:
-        """See `_Opened.batches`: windows that alter much the same come together."""
-        alike = sorted(windows, key=lambda window: self._network.routes[window].shapes)
-        return _chunks(alike, min(self.batch, len(alike) // workers + 1))
+    def batches(self, jobs: Sequence[int], workers: int) -> list[list[int]]:
+        """See `_Opened.batches`: of one film each, windows that alter much the same together."""
+        found = []
+        for film in range(len(self._films)):
+            own = [job for job in jobs if job // len(self._routes) == film]
+            own.sort(key=lambda job: self._routes[job % len(self._routes)].shapes)
+            found += _chunks(own, min(self.batch, len(own) // workers + 1))
+        return found
 
-    def judge(self, windows: Sequence[int]) -> NDArray[np.float32]:
+    def judge(self, jobs: Sequence[int]) -> NDArray[np.float32]:
         """See `_Opened.judge`."""
-        routes = [self._network.routes[window] for window in windows]
-        patches = [self._hidden[slice(*route.box[0]), slice(*route.box[1])] for route in routes]
-        return self._film.judge(patches, routes)
+        film = jobs[0] // len(self._routes)
+        routes = [self._routes[job % len(self._routes)] for job in jobs]
+        patches = [
+            self._hidden[film, slice(*route.box[0]), slice(*route.box[1])] for route in routes
+        ]
+        return self._films[film].judge(patches, routes)
 
 
-def _chunks(windows: Sequence[int], size: int) -> list[list[int]]:
-    return [list(windows[first : first + size]) for first in range(0, len(windows), size)]
+def _chunks(jobs: Sequence[int], size: int) -> list[list[int]]:
+    return [list(jobs[first : first + size]) for first in range(0, len(jobs), size)]

@@ -206,28 +206,36 @@ def _judge(films: list[_Film], backend: Backend, explainer: Explainer | None) ->
     found = backend.infer(np.stack(prepared), activation_maps=with_maps)
     ended = time.perf_counter()
     share = _ms(started, ended) / len(prepared)
-    maps = repeat(None) if found.activation_maps is None else iter(found.activation_maps)
-    rows = zip(probabilities(found.logits), maps, strict=False)
-    return [
-        film.record if film.pixels is None else _result(film, *next(rows), share, ended, explainer)
+    rows = iter(probabilities(found.logits))
+    records = [
+        film.record if film.pixels is None else _judged(film, next(rows), share, ended)
         for film in films
     ]
+    return _explained(records, films, found.activation_maps, explainer) if explainer else records
 
 
-def _result(
-    film: _Film,
-    row: NDArray[np.float64],
+def _explained(
+    records: list[Prediction],
+    films: list[_Film],
     activation_maps: NDArray[np.float32] | None,
-    share: float,
-    ended: float,
-    explainer: Explainer | None,
-) -> Prediction:
-    record = _judged(film, row, share, ended)
-    if not explainer or not record.probabilities or not film.radiograph or film.pixels is None:
-        return record
-    record = explainer.explain(record, film.radiograph, film.pixels, activation_maps)
-    total = {"total": _ms(film.started, time.perf_counter())}
-    return replace(record, timings_ms={**(record.timings_ms or {}), **total})
+    explainer: Explainer,
+) -> list[Prediction]:
+    """The records with heat maps, where there is a result to explain."""
+    from deepcovid_edge.explain import Explained
+
+    maps = repeat(None) if activation_maps is None else iter(activation_maps)
+    wanted: dict[int, Explained] = {}
+    for place, (film, record) in enumerate(zip(films, records, strict=True)):
+        if film.pixels is None or film.radiograph is None:
+            continue
+        own = next(maps)
+        if record.probabilities is not None:
+            wanted[place] = Explained(record, film.radiograph, film.pixels, own)
+    made = explainer.explain([*wanted.values()])
+    for place, record in zip(wanted, made, strict=True):
+        total = {"total": _ms(films[place].started, time.perf_counter())}
+        records[place] = replace(record, timings_ms={**(record.timings_ms or {}), **total})
+    return records
 
 
 def _judged(film: _Film, row: NDArray[np.float64], share: float, ended: float) -> Prediction:

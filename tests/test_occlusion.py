@@ -252,3 +252,27 @@ def test_parts_are_used_on_the_cpu_and_left_where_they_cannot_be(
         assert occluder.is_incremental
     with Occluder(Counting(), OcclusionSettings(8, 8)) as occluder:  # type: ignore[arg-type]
         assert not occluder.is_incremental
+
+
+def test_windows_of_several_films_share_calls() -> None:
+    films = np.random.default_rng(1).integers(0, 9, (3, 32, 32), dtype=np.uint8)
+    counting = Counting()
+    with Occluder(counting, OcclusionSettings(12, 12)) as occluder:  # type: ignore[arg-type]
+        together = occluder.explain_all(films)
+        assert counting.judged == [3, 8, 8, 8, 3], "three films, then 27 windows in batches of 8"
+        for film, found in zip(films, together, strict=True):
+            alone = occluder.explain(film)
+            np.testing.assert_array_equal(found.logit_drop, alone.logit_drop)
+            np.testing.assert_array_equal(found.logits, alone.logits)
+
+
+def test_several_films_in_parts_are_as_one_by_one(
+    model: Backend, phantom: NDArray[np.uint8]
+) -> None:
+    films = np.stack([phantom, phantom[:, ::-1]])
+    with Occluder(model, OcclusionSettings(64, 40)) as occluder:
+        together = occluder.explain_all(films)
+        for film, found in zip(films, together, strict=True):
+            np.testing.assert_allclose(
+                found.logit_drop, occluder.explain(film).logit_drop, atol=1e-4
+            )

@@ -215,7 +215,8 @@ def test_what_is_to_know_of_a_backend_stands_in_every_assessed_record(
 def test_record_says_how_long_each_part_took(films: list[Path]) -> None:
     (record,) = judge(films[:1], MeanBackend())
     timings = record.as_dict()["timings_ms"]
-    assert set(timings) == {"read", "preprocess", "infer", "total"}
+    assert set(timings) == {"read", "preprocess", "infer", "heatmap", "total"}
+    assert timings["heatmap"] is None
     assert timings["total"] >= timings["read"] + timings["preprocess"]
 
 
