@@ -12,7 +12,8 @@ and their median is quoted.
   `heatmap` does, which computes what a window changes. Both in FP32 and in INT8 for CPUs. An INT8
   form that does not lie beside the model is made first, by `quantize`.
 - `budget_*`: `--budget` of one fortieth of captum's median. `budget` in the result has the rank
-  correlation with the whole map of the same form, and with that of the FP32 form, on more films.
+  correlation with the whole map of the same form, and with that of the FP32 form, on more films; a
+  form for which it is too small, even once, is named and left out.
 
 With `--activation`, `infer --heatmap activation` and `infer` take turns over the films of val too.
 """
@@ -20,6 +21,7 @@ With `--activation`, `infer --heatmap activation` and `infer` take turns over th
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import tempfile
 import time
@@ -35,14 +37,14 @@ import numpy as np
 from measuring import films_of_both_classes, prepared, store, summary
 from peers import captum_occlusion
 
-from deepcovid_edge.agreement import compare_maps, rank_correlation
+from deepcovid_edge.agreement import rank_correlation
 from deepcovid_edge.backends import INT8_CPU_SUFFIX, load_backend
 from deepcovid_edge.cli.main import run
 from deepcovid_edge.heatmap import of_occlusion
-from deepcovid_edge.lattice import OcclusionSettings
-from deepcovid_edge.manifest import file_sha256, read_manifest
+from deepcovid_edge.lattice import Lattice, OcclusionSettings
+from deepcovid_edge.manifest import InputSpec, file_sha256, read_manifest
 from deepcovid_edge.models import DEFAULT_MODEL, find_model
-from deepcovid_edge.occlusion import Occluder
+from deepcovid_edge.occlusion import BudgetError, Occluder
 from deepcovid_export.lowering import Lowered
 from deepcovid_export.quantize import QuantizeSettings, quantize
 
@@ -100,25 +102,38 @@ def compare(forms: dict[str, Path], options: argparse.Namespace) -> dict[str, An
             for way, incremental in (("plain", False), ("incremental", True))
             for form, path in forms.items()
         }
-        first = measure(peers, rounds[: BEFORE + 1])
+        first, _ = measure(peers, rounds[: BEFORE + 1])
         milliseconds = min(map(np.median, first.values())) / TIMES * 1000
         limited = replace(SETTINGS, budget_ms=milliseconds)
         budget = {f"budget_{form}": our_side(opened, path, limited) for form, path in forms.items()}
-        seconds = measure({**peers, **ours, **budget}, rounds)
+        seconds, refused = measure({**peers, **ours, **budget}, rounds)
         peer = min(CAPTUM, key=lambda name: float(np.median(seconds[name])))
+        compared = [name for name in (*ours, *budget) if name not in refused]
         figures = {
             "model": manifest.name,
             "forms": {form: file_sha256(path) for form, path in forms.items()},
-            "windows": 625,
+            "windows": windows(manifest.input),
             "seconds": {name: summary(values) for name, values in seconds.items()},
             "peer": peer,
-            "ratios": {name: ratio(seconds[peer], seconds[name]) for name in (*ours, *budget)},
+            "ratios": {name: ratio(seconds[peer], seconds[name]) for name in compared},
             "agreement_with_captum": agreement(peers[peer], ours["incremental_fp32"], pixels[0]),
-            "budget": {"milliseconds": milliseconds, **reached(budget, ours, pixels)},
+            "budget": {
+                "milliseconds": milliseconds,
+                "too_small_for": refused,
+                **{
+                    form: reached(budget[f"budget_{form}"], ours, form, pixels)
+                    for form in forms
+                    if f"budget_{form}" not in refused
+                },
+            },
         }
     for name, value in figures["ratios"].items():
         print(f"{manifest.name} {name}: {value['median']:.1f} times captum")
     return figures
+
+
+def windows(spec: InputSpec) -> int:
+    return len(Lattice.over(spec.height, spec.width, SETTINGS).boxes)
 
 
 def captum_sides(model: Path, films: Sequence[np.ndarray]) -> dict[str, Side]:
@@ -136,15 +151,24 @@ def our_side(opened: ExitStack, model: Path, settings: OcclusionSettings) -> Sid
     return lambda film: of_occlusion(occluder.explain(film), {}).values
 
 
-def measure(sides: dict[str, Side], films: Sequence[np.ndarray]) -> dict[str, list[float]]:
+def measure(
+    sides: dict[str, Side], films: Sequence[np.ndarray]
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds of each side, and the sides whose budget was too small, with what they need, ms."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
+    refused: dict[str, float] = {}
     for number, film in enumerate(films):  # the first round warms up
-        for name, side in sides.items():
+        for name in list(seconds):
             started = time.perf_counter()
-            side(film)
-            if number:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
+            try:
+                sides[name](film)
+            except BudgetError as error:
+                refused[name] = error.needed_ms
+                del seconds[name]
+            else:
+                if number:
+                    seconds[name].append(time.perf_counter() - started)
+    return seconds, refused
 
 
 def ratio(slower: list[float], faster: list[float]) -> dict[str, Any]:
@@ -161,26 +185,23 @@ def agreement(peer: Side, ours: Side, film: np.ndarray) -> dict[str, float]:
 
 
 def reached(
-    budget: dict[str, Side], ours: dict[str, Side], films: Sequence[np.ndarray]
+    within: Side, ours: dict[str, Side], form: str, films: Sequence[np.ndarray]
 ) -> dict[str, Any]:
-    """Rank correlation of maps within the budget with whole maps."""
-    wholes = {
-        form: [ours[f"incremental_{form}"](film) for film in films] for form in ("fp32", "int8")
-    }
-    figures: dict[str, Any] = {"films": len(films)}
-    for form in wholes:
-        found = [budget[f"budget_{form}"](film) for film in films]
-        figures[form] = {
-            f"with_whole_{other}": of_films(found, whole) for other, whole in wholes.items()
-        }
+    """Rank correlation of a form's maps within the budget with whole maps, its own and FP32's."""
+    found = []
+    for film in films:
+        with contextlib.suppress(BudgetError):  # counted: a busy moment may take the first pass
+            found.append((film, within(film)))
+    figures: dict[str, Any] = {"films": len(found), "refused": len(films) - len(found)}
+    for other in sorted({form, "fp32"}) if found else ():
+        whole = ours[f"incremental_{other}"]
+        figures[f"with_whole_{other}"] = spread(
+            [rank_correlation(whole(film), part) for film, part in found]
+        )
     return figures
 
 
-def of_films(found: Sequence[np.ndarray], wholes: Sequence[np.ndarray]) -> dict[str, float]:
-    values = [
-        compare_maps(whole, part).rank_correlation
-        for whole, part in zip(wholes, found, strict=True)
-    ]
+def spread(values: Sequence[float]) -> dict[str, float]:
     return {
         "median": float(np.median(values)),
         "quantile_10": float(np.quantile(values, 0.1)),

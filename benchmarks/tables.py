@@ -234,14 +234,16 @@ def heat_speed(document: Path) -> list[str]:
     sides = ("plain_fp32", "plain_int8", "incremental_fp32", "incremental_int8")
     for path in sorted(RESULTS.glob("*/heatmap-speed-*.json")):
         figures = load(path)
-        budget = figures["budget"]
-        times = [f"{figures['ratios'][side]['median']:.1f}" for side in (*sides, "budget_int8")]
+        ratios, budget = figures["ratios"], figures["budget"]
+        times = " | ".join(f"{ratios[side]['median']:.1f}" for side in sides)
         captum = figures["seconds"][figures["peer"]]["median"]
-        alike = budget["int8"]["with_whole_int8"]["median"]
+        within = "- | -"
+        if budget.get("int8", {}).get("films"):
+            alike = budget["int8"]["with_whole_int8"]["median"]
+            within = f"{ratios['budget_int8']['median']:.1f} | {alike:.3f}"
         lines.append(
-            f"| {device(figures)} | {figures['model']} | {captum:.1f} s | {' | '.join(times[:-1])} "
-            f"| {budget['milliseconds']:.0f} ms | {times[-1]} | {alike:.3f} | "
-            f"{link(path, document)} |"
+            f"| {device(figures)} | {figures['model']} | {captum:.1f} s | {times} | "
+            f"{budget['milliseconds']:.0f} ms | {within} | {link(path, document)} |"
         )
     return lines
 
