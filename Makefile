@@ -1,6 +1,7 @@
 # make demo    set up, write synthetic films, judge them, print the table (no torch)
 # make test    set up, run the tests
 # make lint    set up, run ruff, mypy, shellcheck, codespell and validate-pyproject
+# make figures train the paper's way and the larger networks, for their figures (needs DATA; hours)
 # make model   train, export, quantise and measure what ships (needs DATA; ten minutes)
 # make browser install Chromium for the report's test, where that needs no password
 # make dcmtk   install DCMTK for the tests of DICOM files, likewise
@@ -18,7 +19,7 @@ BROWSERS = chromium chromium-browser google-chrome google-chrome-stable
 DEV = .venv/bin
 DEMO = .venv-demo/bin
 
-.PHONY: demo test lint browser dcmtk fuzz model bench wheel clean
+.PHONY: demo test lint browser dcmtk fuzz model figures fuzz bench wheel clean
 
 demo: .venv-demo/ready
 	$(DEMO)/deepcovid-edge sample demo-films
@@ -83,6 +84,27 @@ model-%: .venv/ready
 	done
 	$(DEV)/python -m deepcovid_export.model_card $(PLACE_$*)/$*.onnx \
 		--results $(RESULTS)/accuracy -o $(PLACE_$*)/$*.md
+
+# Trained for their figures alone: the paper's way, and the larger networks. Neither is kept here.
+FIGURES = paper_squeezenet1_1 resnet50 densenet121
+START_paper_squeezenet1_1 = $(if $(WEIGHTS),--weights $(WEIGHTS))
+START_resnet50 = --from-scratch
+START_densenet121 = --from-scratch
+
+figures: $(FIGURES:%=figures-%)
+	for split in test external; do \
+		$(DEV)/deepcovid-edge evaluate squeezenet1_1 $(PLACE_resnet18)/resnet18.onnx \
+			$(FIGURES:%=$(RUNS)/%.onnx) $(DATA) --split $$split \
+			-o $(RESULTS)/report/$$split || exit 1; \
+	done
+
+figures-%: .venv/ready
+	$(DEV)/deepcovid-edge train --recipe $* $(DATA) -o $(RUNS)/$* --resume $(START_$*)
+	$(DEV)/deepcovid-edge export $(RUNS)/$*/checkpoint.pt --check $(DATA) -o $(RUNS)/$*.onnx
+	for split in test external paediatric; do \
+		$(DEV)/deepcovid-edge evaluate $(RUNS)/$*.onnx $(DATA) --split $$split --shortcuts \
+			-o $(RESULTS)/accuracy/$*-$$split.json || exit 1; \
+	done
 
 fuzz: .venv/ready
 	$(DEV)/python tests/fuzz.py --inputs 20000

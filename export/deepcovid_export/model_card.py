@@ -92,16 +92,35 @@ Within one source there is nothing else to go by than the film:
 | --- | --- | --- | --- |
 {sources}
 """
+_BESIDE = """\
+
+## Beside the paper's way
+
+The same network trained as Deep-COVID trained it (recipe `{recipe}`: the last layer alone, upon
+ImageNet's weights), with the same films and judged in the same way; the last two columns are the
+AUC within one hospital and within the web sites of one collection:
+
+| recipe | films | AUC | sensitivity | specificity | lungs hidden | Actualmed | ieee8023 |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+{rows}
+"""
+_WITHIN = ("agchung/Actualmed-COVID-chestxray-dataset", "ieee8023 (all sites)")
 _READS = {True: "**yes**", False: "not shown", None: "cannot be told"}
 
 
-def card(manifest: ModelManifest, model: Path, evaluations: list[dict[str, Any]]) -> str:
+def card(
+    manifest: ModelManifest,
+    model: Path,
+    evaluations: list[dict[str, Any]],
+    paper: list[dict[str, Any]],
+) -> str:
     """The card as Markdown.
 
     Args:
         manifest: The model's manifest.
         model: The model file.
         evaluations: What `evaluate` wrote, in the order of the rows.
+        paper: The same of the network trained by the paper's recipe; empty where it was not.
     """
     training, origin = manifest.training, manifest.threshold_origin
     return _TEMPLATE.format(
@@ -129,7 +148,7 @@ def card(manifest: ModelManifest, model: Path, evaluations: list[dict[str, Any]]
         train_sha256=training["train_sha256"],
         val_sha256=training["val_sha256"],
         rows="\n".join(line for figures in evaluations for line in _rows(figures)),
-        shortcuts=_shortcuts(evaluations),
+        shortcuts=_shortcuts(evaluations) + _beside(evaluations, paper),
     )
 
 
@@ -172,6 +191,26 @@ def _shortcuts(evaluations: list[dict[str, Any]]) -> str:
     )
 
 
+def _beside(own: list[dict[str, Any]], paper: list[dict[str, Any]]) -> str:
+    """The section that compares with the paper's recipe; empty where it was not run."""
+    if not paper:
+        return ""
+    rows = [_beside_row(figures) for pair in zip(own, paper, strict=True) for figures in pair]
+    return _BESIDE.format(recipe=paper[0]["model"], rows="\n".join(rows))
+
+
+def _beside_row(figures: dict[str, Any]) -> str:
+    overall, shortcuts = figures["overall"], figures["shortcuts"]
+    within = [shortcuts["within_source"].get(name) for name in _WITHIN]
+    areas = [overall, shortcuts["lungs_hidden"], *within]
+    whole, hidden, *inside = (area_text(group) if group else "-" for group in areas)
+    return (
+        f"| {figures['model']} | {figures['data']} | {whole} | "
+        f"{counted_text(overall['sensitivity'])} | {counted_text(overall['specificity'])} | "
+        f"{' | '.join([hidden, *inside])} |"
+    )
+
+
 def _rows(figures: dict[str, Any]) -> list[str]:
     groups = {f"**{figures['data']}**": figures["overall"]}
     if len(figures["by_source"]) > 1:
@@ -201,13 +240,21 @@ def card_from_results(model: Path, results: Path) -> str:
         ValueError: An evaluation was made with another file than this model.
     """
     manifest, digest = read_manifest(model), file_sha256(model)
-    evaluations = []
-    for split in ("test", "external", "paediatric"):
-        figures = json.loads((results / f"{manifest.name}-{split}.json").read_text("utf-8"))
+    evaluations = _evaluations(results, manifest.name)
+    for figures in evaluations:
         if figures["model_sha256"] != digest:
-            raise ValueError(f"{manifest.name}-{split}.json is of another model file: make model")
-        evaluations.append(figures)
-    return card(manifest, model, evaluations)
+            name = f"{manifest.name}-{figures['data']}.json"
+            raise ValueError(f"{name} is of another model file: make model")
+    paper = f"paper_{manifest.architecture}"
+    measured = (results / f"{paper}-test.json").is_file()
+    return card(manifest, model, evaluations, _evaluations(results, paper) if measured else [])
+
+
+def _evaluations(results: Path, name: str) -> list[dict[str, Any]]:
+    return [
+        json.loads((results / f"{name}-{split}.json").read_text("utf-8"))
+        for split in ("test", "external", "paediatric")
+    ]
 
 
 if __name__ == "__main__":
