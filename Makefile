@@ -19,7 +19,7 @@ BROWSERS = chromium chromium-browser google-chrome google-chrome-stable
 DEV = .venv/bin
 DEMO = .venv-demo/bin
 
-.PHONY: demo test lint browser dcmtk fuzz model figures fuzz bench wheel clean
+.PHONY: demo test lint browser dcmtk model figures fuzz bench wheel clean
 
 demo: .venv-demo/ready
 	$(DEMO)/deepcovid-edge sample demo-films

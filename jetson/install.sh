@@ -362,7 +362,7 @@ install_packages() {
         run "${pip[@]}" "${gpu_from[@]}" --no-deps onnxruntime-gpu
     fi
     ! in_environment deepcovid-edge || known=yes
-    run "${pip[@]}" "${from[@]}" -c "$constraints" "${source}[$onnxruntime,tensorrt]"
+    run "${pip[@]}" "${from[@]}" -c "$constraints" "${source}[$onnxruntime,dicom,tensorrt]"
     # pip keeps what is there if the version is the same, even if the wheel is another one.
     [[ $known == no ]] || run "${pip[@]}" "${from[@]}" --force-reinstall --no-deps "$source"
 }

@@ -214,7 +214,7 @@ def test_dry_run_recognises_every_release_and_changes_nothing(
     assert f"{root.folder}/usr/bin/python3 -m venv --system-site-packages {home}" in commands
     assert f"CUDA_ROOT={root.folder}/usr/local/cuda" in commands
     assert "pip install --disable-pip-version-check -c" in commands
-    assert "[cpu,tensorrt]" in commands.replace("\\", "")
+    assert "[cpu,dicom,tensorrt]" in commands.replace("\\", "")
     assert "torch" not in commands
     assert "apt" not in commands
     assert commands.endswith(f"{home}/bin/deepcovid-edge info")
@@ -421,7 +421,7 @@ def stand_in_wheels(folder: Path, *, edge: str = "print('info of stand-in')") ->
             files["pycuda/driver.py"] = driver
         pack(folder, name, version, files)
     needs = (
-        "Requires-Dist: numpy>=1.26\nProvides-Extra: cpu\nProvides-Extra: gpu\n"
+        "Requires-Dist: numpy>=1.26\nProvides-Extra: cpu\nProvides-Extra: gpu\nProvides-Extra: dicom\n"
         "Provides-Extra: tensorrt\n"
         'Requires-Dist: onnxruntime>=1.19; extra == "cpu"\n'
         'Requires-Dist: onnxruntime-gpu>=1.19; extra == "gpu"\n'
