@@ -421,8 +421,8 @@ def stand_in_wheels(folder: Path, *, edge: str = "print('info of stand-in')") ->
             files["pycuda/driver.py"] = driver
         pack(folder, name, version, files)
     needs = (
-        "Requires-Dist: numpy>=1.26\nProvides-Extra: cpu\nProvides-Extra: gpu\nProvides-Extra: dicom\n"
-        "Provides-Extra: tensorrt\n"
+        "Requires-Dist: numpy>=1.26\nProvides-Extra: cpu\nProvides-Extra: gpu\n"
+        "Provides-Extra: dicom\nProvides-Extra: tensorrt\n"
         'Requires-Dist: onnxruntime>=1.19; extra == "cpu"\n'
         'Requires-Dist: onnxruntime-gpu>=1.19; extra == "gpu"\n'
         'Requires-Dist: pycuda>=2024.1; extra == "tensorrt"\n'
