@@ -306,8 +306,9 @@ def heat_curves(document: Path) -> list[str]:
 
 def heat_random(document: Path) -> list[str]:
     lines = [
-        "| model | redrawn | map | rank correlation, median | of absolute values | file |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| model | redrawn | map | rank correlation, median | of absolute values | "
+        "median of each network | file |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for path in sorted((RESULTS / "heatmap").glob("sense-*.json")):
         figures = load(path)
@@ -316,6 +317,7 @@ def heat_random(document: Path) -> list[str]:
                 lines.append(
                     f"| {figures['model']} | {layers.replace('_', ' ')} | {method} | "
                     f"{found['median']:.2f} | {found['median_of_absolute']:.2f} | "
+                    f"{', '.join(format(value, '.2f') for value in found['median_by_network'])} | "
                     f"{link(path, document)} |"
                 )
     return lines

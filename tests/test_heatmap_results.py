@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from deepcovid_edge.heatmap import METHODS
 from deepcovid_edge.lattice import BASELINES, OcclusionSettings
 from deepcovid_edge.refine import EXPECTED, expected_agreement
 
@@ -47,3 +48,19 @@ def test_int8_maps_show_what_fp32_maps_show() -> None:
     assert figures["heatmap"]["films"] == 50
     assert figures["heatmap"]["rank_correlation"]["median"] >= 0.95
     assert figures["failed"] == []
+
+
+@pytest.mark.parametrize("region", ["film", "lungs"])
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_map_scores_highest_matters_more_than_chance(region: str, method: str) -> None:
+    """The whole interval of the paired difference lies on the right side of zero."""
+    found = stored("sense-squeezenet1_1")["deletion_and_insertion"][region][method]
+    assert found["deletion"]["area"]["interval_95"][1] < 0
+    assert found["insertion"]["area"]["interval_95"][0] > 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_of_random_weights_are_unlike_those_of_the_trained_network(method: str) -> None:
+    """Network by network: medians of opposite signs would cancel."""
+    redrawn = stored("sense-squeezenet1_1")["random_weights"]["all_layers"][method]
+    assert max(map(abs, redrawn["median_by_network"])) < 0.5
