@@ -15,7 +15,7 @@ and their median is quoted.
   correlation with the whole map of the same form, and with that of the FP32 form, on more films; a
   form for which it is too small, even once, is named and left out.
 
-With `--activation`, `infer --heatmap activation` and `infer` take turns over the films of val too.
+With `--activation`, `infer --heatmap activation` and `infer` take turns over the films of test too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -73,9 +72,10 @@ def main() -> None:
             model = find_model(name)
             forms = {"fp32": model, "int8": int8_form(model, options.data, Path(folder))}
             figures = compare(forms, options)
-        if options.activation:
-            figures["activation"] = activation_cost(options.data / "val", model, options.rounds)
         store(f"heatmap-speed-{figures['model']}", figures)
+    if options.activation:
+        films, model = options.data / "test", find_model(DEFAULT_MODEL)
+        store("activation-cost", activation_cost(films, model, 3 * options.rounds))
 
 
 def int8_form(model: Path, data: Path, folder: Path) -> Path:
@@ -210,31 +210,28 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def activation_cost(folder: Path, model: Path, rounds: int) -> dict[str, Any]:
-    """What activation maps cost: `infer --heatmap activation` over `infer`, the command itself."""
-    sides = {
-        "infer": partial(infer, folder, model),
-        "with_activation": partial(infer, folder, model, "--heatmap", "activation"),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds + 1):  # the first round warms up
-        for name, side in sides.items():
-            started = time.perf_counter()
-            side()
-            if number:
-                seconds[name].append(time.perf_counter() - started)
+    """What activation maps cost: `infer --heatmap activation` over `infer`, the command itself.
+
+    Each run writes into a new folder; all are deleted at the end, as a disk that is busy deleting
+    makes files slowly.
+    """
+    seconds: dict[str, list[float]] = {"infer": [], "with_activation": []}
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as place:
+        for number in range(rounds + 1):  # the first round warms up
+            for name, samples in seconds.items():
+                own = ["-o", f"{place}/{name}-{number}.jsonl"]
+                if name == "with_activation":
+                    own += ["--heatmap", "activation", "--heatmap-dir", f"{place}/{number}"]
+                started = time.perf_counter()
+                if code := run(["infer", str(folder), "--model", str(model), *own]):
+                    raise SystemExit(f"infer exited with {code}")
+                if number:
+                    samples.append(time.perf_counter() - started)
     return {
         "films": sum(path.is_file() for path in folder.rglob("*")),
         "seconds": {name: summary(values) for name, values in seconds.items()},
         "cost": ratio(seconds["with_activation"], seconds["infer"]),
     }
-
-
-def infer(folder: Path, model: Path, *options: str) -> None:
-    with tempfile.TemporaryDirectory() as place:
-        output = ["-o", f"{place}/out.jsonl"]
-        code = run(["infer", str(folder), "--model", str(model), *output, *options])
-        if code:
-            raise SystemExit(f"infer exited with {code}")
 
 
 if __name__ == "__main__":

@@ -248,6 +248,23 @@ def heat_speed(document: Path) -> list[str]:
     return lines
 
 
+def heat_activation(document: Path) -> list[str]:
+    lines = [
+        "| device | films | `infer` | with activation maps | cost, median | from | to | file |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for path in sorted(RESULTS.glob("*/activation-cost.json")):
+        figures = load(path)
+        seconds = [figures["seconds"][side]["median"] for side in ("infer", "with_activation")]
+        costs = [figures["cost"][name] - 1 for name in ("median", "min", "max")]
+        lines.append(
+            f"| {device(figures)} | {figures['films']} | "
+            f"{' | '.join(f'{value:.2f} s' for value in seconds)} | "
+            f"{' | '.join(f'{cost:+.0%}' for cost in costs)} | {link(path, document)} |"
+        )
+    return lines
+
+
 def heat_budget(document: Path) -> list[str]:
     lines = [
         "| model | baseline | windows judged | rank correlation, median | 10 % of films below | "
@@ -363,6 +380,7 @@ _TABLES = {
     "cautions": cautions,
     "syntaxes": syntaxes,
     "heat-speed": heat_speed,
+    "heat-activation": heat_activation,
     "heat-budget": heat_budget,
     "heat-precision": heat_precision,
     "heat-curves": heat_curves,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +27,11 @@ from deepcovid_edge.heatmap import (
 from deepcovid_edge.images import Radiograph
 from deepcovid_edge.lattice import OcclusionSettings
 from deepcovid_edge.map_files import write_file, write_map
-from deepcovid_edge.occlusion import BudgetError, Occluder, Occlusion
-from deepcovid_edge.overlay import draw_overlay, encode_overlay
 from deepcovid_edge.reasons import Caution
 from deepcovid_edge.records import Prediction
-from deepcovid_edge.refine import expected_agreement
+
+if TYPE_CHECKING:
+    from deepcovid_edge.occlusion import Occluder, Occlusion
 
 _LONGEST_STEM = 80
 _HASH_DIGITS = 8
@@ -103,8 +103,10 @@ class Explainer:
         self.settings = settings
         self._input = backend.manifest.input
         self._positive = backend.manifest.positive_index
-        self._occluder = None
+        self._occluder: Occluder | None = None
         if settings.method == OCCLUSION:
+            from deepcovid_edge.occlusion import Occluder
+
             self._occluder = Occluder(
                 backend, settings.occlusion, threshold=threshold, workers=workers
             )
@@ -159,6 +161,8 @@ class Explainer:
     def _occlusions(
         self, occluder: Occluder, judged: Sequence[Explained]
     ) -> list[Occlusion | None]:
+        from deepcovid_edge.occlusion import BudgetError
+
         if self.settings.occlusion.budget_ms is None:
             return [*occluder.explain_all(np.stack([one.pixels for one in judged]))]
         found: list[Occlusion | None] = []
@@ -178,6 +182,8 @@ class Explainer:
         write_map(data, found, places, _identity(record))
         overlay = None
         if self.settings.overlay:
+            from deepcovid_edge.overlay import draw_overlay, encode_overlay
+
             overlay = str(self.settings.folder / f"{stem}.png")
             picture = draw_overlay(film, self._input, found, places, record)
             write_file(Path(overlay), encode_overlay(picture))
@@ -207,6 +213,8 @@ class Explainer:
 
 def _occlusion_facts(found: Occlusion, settings: OcclusionSettings) -> dict[str, Any]:
     """How an occlusion was made, and how far a part of it is expected to agree with the whole."""
+    from deepcovid_edge.refine import expected_agreement
+
     facts: dict[str, Any] = {
         "window": settings.window,
         "stride": settings.stride,

@@ -14,16 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.manifest import InputSpec
-from deepcovid_edge.occlusion import Occlusion
 from deepcovid_edge.preprocess import on_film
 from deepcovid_edge.receptive import Box
+
+if TYPE_CHECKING:
+    from deepcovid_edge.occlusion import Occlusion
 
 OCCLUSION, ACTIVATION = "occlusion", "activation"
 METHODS = (OCCLUSION, ACTIVATION)
@@ -139,9 +141,11 @@ def regions(found: HeatMap, shape: tuple[int, ...], spec: InputSpec) -> list[Reg
 
 
 def _upper_half(values: NDArray[np.float32]) -> NDArray[np.bool_]:
-    highest = values.max()
-    above: NDArray[np.bool_] = values >= _HALF * highest
-    return above & bool(highest > 0 and highest >= -_HALF * values.min())
+    lowest, highest, _, _ = cv2.minMaxLoc(values)
+    if highest <= 0 or highest < -_HALF * lowest:
+        return np.zeros(values.shape, bool)
+    above: NDArray[np.bool_] = values >= np.float32(_HALF * highest)
+    return above
 
 
 def _pieces(mask: NDArray[np.bool_], values: NDArray[np.float32]) -> Iterator[tuple[Box, float]]:
