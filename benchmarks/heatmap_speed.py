@@ -11,7 +11,7 @@ and their median is quoted.
 - `plain_*`: our occlusion that runs the whole network for every window; `incremental_*`: what
   `heatmap` does, which computes what a window changes. Both in FP32 and in INT8 for CPUs. An INT8
   form that does not lie beside the model is made first, by `quantize`.
-- `budget_*`: `--budget` of one fortieth of captum's median. `budget` in the result has the rank
+- `budget_*`: `--budget` of one forty-fifth of captum's median. `budget` in the result has the rank
   correlation with the whole map of the same form, and with that of the FP32 form, on more films; a
   form for which it is too small, even once, is named and left out.
 
@@ -52,7 +52,7 @@ SETTINGS = OcclusionSettings()
 CAPTUM = {f"captum_{windows}": windows for windows in (1, 32)}
 BEFORE = 3
 """Rounds of captum alone, from which the budget is taken."""
-TIMES = 40
+TIMES = 45
 """The budget is captum's median divided by this."""
 
 Side = Callable[[np.ndarray], np.ndarray]
