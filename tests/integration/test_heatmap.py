@@ -13,8 +13,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from deepcovid_edge.map_files import read_map
 
+from deepcovid_edge.map_files import read_map
 from deepcovid_edge.phantom import write_samples
 
 QUICK = ("--stride", "32")
