@@ -22,7 +22,7 @@ REGIONS = (
     Region(3, 4, 50, 60, peak=1.0 / 3.0, turns=True),
     Region(0, 0, 1, 1, peak=-2.0, turns=False),
 )
-FACTS: dict[str, Any] = {"path": "ordner/Lunge \u80ba \udcff.png", "probability": 0.25, "notes": []}
+FACTS: dict[str, Any] = {"path": "folder/Lunge \u80ba \udcff.png", "probability": 0.25, "notes": []}
 
 
 def occlusion() -> HeatMap:
