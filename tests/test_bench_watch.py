@@ -182,6 +182,25 @@ def test_tegrastats_is_followed_and_ended(tmp_path: Path, monkeypatch: pytest.Mo
     assert gauge._process.poll() is not None
 
 
+def test_tegrastats_is_ended_also_where_it_ignores_the_polite_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "tegrastats"
+    tool.write_text(
+        f"#!{sys.executable}\nimport signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        f"print({ORIN_NANO!r}, flush=True)\nwhile True: signal.pause()\n"
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    from deepcovid_edge.bench.tegrastats import Tegrastats
+
+    gauge = Tegrastats()
+    while gauge.reading()["watts"] is None:
+        assert gauge._process.poll() is None
+    gauge.close()
+    assert gauge._process.poll() is not None
+
+
 def test_a_machine_without_an_nvidia_gpu_has_no_gauge() -> None:
     gauge = gpu_gauge()
     if gauge is not None:

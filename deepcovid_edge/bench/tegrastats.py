@@ -12,6 +12,7 @@ import subprocess
 import threading
 
 _EVERY_MS = 100
+_END_SECONDS = 1.0
 _MEMORY = re.compile(r"\bRAM (\d+)/\d+MB")
 _GPU_CLOCK = re.compile(r"\bGR3D_FREQ \d+%@\[?(\d+)")
 _TEMPERATURE = re.compile(r"\b([A-Za-z]\w*)@(\d+(?:\.\d+)?)C\b")
@@ -73,7 +74,11 @@ class Tegrastats:
     def close(self) -> None:
         """End the tool."""
         self._process.terminate()
-        self._process.wait()
+        try:
+            self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:  # it inherited that SIGTERM is ignored
+            self._process.kill()
+            self._process.wait()
         if self._process.stdout:
             self._process.stdout.close()
 

@@ -252,7 +252,8 @@ def _drain(records: Iterator[Prediction], sink: _Sink, total: int | None) -> int
             signal.signal(kind, signal.SIG_IGN)
         records.close()  # type: ignore[attr-defined]
         sink.writer.close()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for kind in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(kind, signal.default_int_handler)
     click.echo(_summary(sink, f"done on {sink.facts.backend}"), err=True)
     return _SOME_NOT_ASSESSED if sink.not_assessed else 0
 
