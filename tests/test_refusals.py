@@ -265,6 +265,7 @@ REFUSALS: dict[str, Refusal] = {
 ELSEWHERE: dict[Reason | Caution, str] = {
     Reason.RESULT: "said of the network's answer, not of a file: tests/test_predict.py",
     Caution.UNVERIFIED: "said of an engine, not of a film: tests/test_predict.py",
+    Caution.NO_HEATMAP: "said of a heat map, not of a film: tests/integration/test_heatmap.py",
     **dict.fromkeys(
         (
             *(Reason.DICOM, Reason.SYNTAX, Reason.MODALITY, Reason.RAW, Reason.BODY, Reason.VIEW),
