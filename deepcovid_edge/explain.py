@@ -33,7 +33,8 @@ from deepcovid_edge.records import Prediction
 if TYPE_CHECKING:
     from deepcovid_edge.occlusion import Occluder, Occlusion
 
-_LONGEST_STEM = 80
+_LONGEST_STEM = 40
+"""Letters of a film's name that its map keeps: a file name has 255 bytes, a letter up to four."""
 _HASH_DIGITS = 8
 
 

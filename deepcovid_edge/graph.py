@@ -16,6 +16,7 @@ _GRAPH, _METADATA = 7, 14
 _NODE, _GRAPH_NAME, _INITIALIZER, _INPUT, _OUTPUT = 1, 2, 5, 11, 12
 # NodeProto.input, .output, .name, .op_type, .attribute; AttributeProto.name, .i, .s, .ints.
 _NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_TYPE, _ATTRIBUTE = 1, 2, 3, 4, 5
+_NODE_STRINGS = (_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_TYPE)
 _ATTRIBUTE_NAME, _INT, _STRING, _INTS = 1, 3, 4, 8
 # TensorProto.dims, .data_type, .int32_data, .name, .raw_data.
 _DIMS, _DATA_TYPE, _INT32_DATA, _TENSOR_NAME, _RAW_DATA = 1, 2, 5, 8, 9
@@ -164,7 +165,7 @@ def _node(content: memoryview) -> Node:
     for number, value in read_fields(content):
         if number == _ATTRIBUTE:
             _read_attribute(message_of(value), numbers, words)
-        else:
+        elif number in _NODE_STRINGS:  # what else an exporter notes need not be text
             strings.setdefault(number, []).append(text(value))
     return Node(
         "".join(strings.get(_NODE_TYPE, [])),
@@ -186,7 +187,7 @@ def _read_attribute(
         if number == _ATTRIBUTE_NAME:
             name = text(value)
         elif number == _STRING:
-            words[name] = text(value)
+            words[name] = bytes(message_of(value)).decode(errors="replace")  # may be a blob
         elif number in (_INT, _INTS):
             found += integers(value)
     if found:

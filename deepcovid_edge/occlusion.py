@@ -111,14 +111,13 @@ class Occluder:
         Raises:
             BudgetError: The budget does not hold the first pass.
         """
+        budget = self.settings.budget_ms
+        if budget is None:
+            return self.explain_all(film[None])[0]
         started = time.perf_counter()
         opened = self._open(film[None])
         judged = self._refinement(opened.logits[0])
-        budget = self.settings.budget_ms
-        if budget is None:
-            self._judge(opened, judged.first_pass(), [judged])
-        else:
-            self._refine(opened, judged, started, budget / 1000)
+        self._refine(opened, judged, started, budget / 1000)
         return self._result(judged, (time.perf_counter() - started) * 1000)
 
     def explain_all(self, films: NDArray[np.uint8]) -> list[Occlusion]:

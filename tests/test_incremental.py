@@ -139,6 +139,17 @@ def test_weights_do_not_vary_and_features_do() -> None:
     assert "features.6.squeeze.bias" not in depends, "a constant behind DequantizeLinear"
 
 
+def test_notes_that_are_no_text_do_not_matter() -> None:
+    """Exporters note traces at a node; a length above 127 makes them no UTF-8."""
+    node = onnx.helper.make_node("Relu", ["x"], ["y"], blob=b"\xff\xfe")
+    node.metadata_props.add(key="trace", value="x" * 200)
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph([node], "g", [value("x", 1, [1])], [value("y", 1, [1])])
+    content = onnx.helper.make_model(graph).SerializeToString()
+    (read,) = read_graph(memoryview(content)).nodes
+    assert (read.operator, read.inputs, read.outputs) == ("Relu", ("x",), ("y",))
+
+
 def test_bytes_that_are_no_model_are_refused() -> None:
     with pytest.raises(ModelFileError, match="not an ONNX model"):
         read_graph(memoryview(b"\x3a\x02\x0a\x7f"))

@@ -166,3 +166,11 @@ def test_a_folder_that_cannot_be_made_is_said(films: Path, tmp_path: Path) -> No
     assert done.returncode in (1, 2)
     assert "file" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_film_with_a_long_name_in_any_script_gets_its_map(films: Path, tmp_path: Path) -> None:
+    named = tmp_path / f"{'肺' * 80}.png"
+    named.write_bytes((films / "phantom_000.png").read_bytes())
+    done = run("infer", named, "--json", "--heatmap", "activation", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / records(done)[0]["heatmap"]).is_file()
