@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from deepcovid_edge.records import Prediction, RunFacts
 
 _SOME_NOT_ASSESSED = 4
+_MAP_NAME = re.compile(r".*-[0-9a-f]{8}\.(npz|png)")
+"""As `explain` names heat maps and their pictures: the film's name and the start of its hash."""
 _KINDS = {".jsonl": "jsonl", ".csv": "csv", "": "jsonl"}
 
 
@@ -119,11 +121,12 @@ def judge_films(run: FilmRun) -> int:
         facts = run_facts(backend, settings)
         explainer = _explainer(run, backend, facts.threshold, opened)
         sink = _Sink(run.output, kind, facts, resume=run.resume)
-        films = partial(list_films, run.paths, but=run.output)
+        maps = run.heatmaps.folder if run.heatmaps else None
+        films = partial(list_films, run.paths, but=run.output, maps=maps)
         records = predict(sink.left_of(films()), backend, facts, settings, explainer=explainer)
         code = _drain(records, sink, _count(films, sink))
-        if explainer and explainer.too_slow:
-            click.echo(_too_slow(explainer.too_slow), err=True)
+        if explainer:
+            click.echo(_about_maps(explainer), err=True)
         return code
 
 
@@ -138,28 +141,38 @@ def _explainer(
     return opened.enter_context(made)
 
 
-def _too_slow(needed_ms: list[float]) -> str:
-    return (
-        f"{len(needed_ms)} films have no heat map: --budget does not hold one pass, which takes "
-        f"about {max(needed_ms):.0f} ms here: raise it, or take a larger --stride."
-    )
+def _about_maps(explainer: Explainer) -> str:
+    """Where the heat maps are, and why some are not."""
+    slow = explainer.too_slow
+    said = f"Heat maps are in {explainer.settings.folder}."
+    if slow:
+        said += (
+            f" {len(slow)} films have no heat map: --budget does not hold one pass, which takes "
+            f"about {max(slow):.0f} ms here: raise it, or take a larger --stride."
+        )
+    return said
 
 
-def list_films(paths: Iterable[Path], *, but: Path | None = None) -> Iterator[Path]:
+def list_films(
+    paths: Iterable[Path], *, but: Path | None = None, maps: Path | None = None
+) -> Iterator[Path]:
     """Files of PATHS in a stable order, each once; folders are walked.
 
     Args:
         paths: Files and folders.
         but: A file to leave out: the output may lie among the films.
+        maps: A folder whose heat maps are left out: it may lie among the films too.
     """
     from deepcovid_edge.dataset import walk_files
 
     named = list(paths)
-    left_out = but.resolve() if but else None
+    left_out, maps = (place.resolve() if place else None for place in (but, maps))
     seen: set[Path] = set()
     for path in named:
         for film in walk_files(path) if path.is_dir() else (path,):
             if left_out and film.name == left_out.name and film.resolve() == left_out:
+                continue
+            if maps and _MAP_NAME.fullmatch(film.name) and film.resolve().parent == maps:
                 continue
             if len(named) > 1:  # one folder names no file twice: keep memory flat
                 if film in seen:

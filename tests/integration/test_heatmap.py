@@ -174,3 +174,21 @@ def test_a_film_with_a_long_name_in_any_script_gets_its_map(films: Path, tmp_pat
     done = run("infer", named, "--json", "--heatmap", "activation", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / records(done)[0]["heatmap"]).is_file()
+
+
+def test_maps_among_the_films_are_left_out_and_films_among_the_maps_are_not(
+    films: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "films"
+    place.mkdir()
+    for name in ("phantom_000.png", "phantom_001.png"):
+        (place / name).write_bytes((films / name).read_bytes())
+    for folder in ("films/maps", "films"):
+        for _ in range(2):
+            done = run("heatmap", "films", "-o", folder, "--json", *QUICK, cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+            judged = [Path(record["path"]).name for record in records(done)]
+            assert judged == ["phantom_000.png", "phantom_001.png"]
+            assert f"Heat maps are in {folder}." in done.stderr
+        for left in (tmp_path / folder).glob("*-????????.*"):
+            left.unlink()
