@@ -11,9 +11,9 @@ and their median is quoted.
 - `plain_*`: our occlusion that runs the whole network for every window; `incremental_*`: what
   `heatmap` does, which computes what a window changes. Both in FP32 and in INT8 for CPUs. An INT8
   form that does not lie beside the model is made first, by `quantize`.
-- `budget_*`: `--budget` of one forty-fifth of captum's median. `budget` in the result has the rank
-  correlation with the whole map of the same form, and with that of the FP32 form, on more films; a
-  form for which it is too small, even once, is named and left out.
+- `budget_*`: `--budget` of one forty-fifth of what captum took in the same round. `budget` in the
+  result has the rank correlation with the whole map of the same form, and with that of the FP32
+  form, on more films; a form for which it is too small, even once, is named and left out.
 
 With `--activation`, `infer --heatmap activation` and `infer` take turns over the films of test too.
 """
@@ -50,10 +50,8 @@ from deepcovid_export.quantize import QuantizeSettings, quantize
 CORES = len(os.sched_getaffinity(0))
 SETTINGS = OcclusionSettings()
 CAPTUM = {f"captum_{windows}": windows for windows in (1, 32)}
-BEFORE = 3
-"""Rounds of captum alone, from which the budget is taken."""
 TIMES = 45
-"""The budget is captum's median divided by this."""
+"""The budget is what captum took divided by this."""
 
 Side = Callable[[np.ndarray], np.ndarray]
 """Film -> heat map, both of the network's input shape."""
@@ -102,11 +100,11 @@ def compare(forms: dict[str, Path], options: argparse.Namespace) -> dict[str, An
             for way, incremental in (("plain", False), ("incremental", True))
             for form, path in forms.items()
         }
-        first, _ = measure(peers, rounds[: BEFORE + 1])
-        milliseconds = min(map(np.median, first.values())) / TIMES * 1000
-        limited = replace(SETTINGS, budget_ms=milliseconds)
-        budget = {f"budget_{form}": our_side(opened, path, limited) for form, path in forms.items()}
-        seconds, refused = measure({**peers, **ours, **budget}, rounds)
+        clock = Clock()
+        budget = {
+            f"budget_{form}": budget_side(opened, path, clock) for form, path in forms.items()
+        }
+        seconds, refused = measure({**peers, **ours, **budget}, rounds, clock)
         peer = min(CAPTUM, key=lambda name: float(np.median(seconds[name])))
         compared = [name for name in (*ours, *budget) if name not in refused]
         figures = {
@@ -118,7 +116,7 @@ def compare(forms: dict[str, Path], options: argparse.Namespace) -> dict[str, An
             "ratios": {name: ratio(seconds[peer], seconds[name]) for name in compared},
             "agreement_with_captum": agreement(peers[peer], ours["incremental_fp32"], pixels[0]),
             "budget": {
-                "milliseconds": milliseconds,
+                "milliseconds": summary([own / TIMES * 1000 for own in seconds[peer]]),
                 "too_small_for": refused,
                 **{
                     form: reached(budget[f"budget_{form}"], ours, form, pixels)
@@ -151,23 +149,48 @@ def our_side(opened: ExitStack, model: Path, settings: OcclusionSettings) -> Sid
     return lambda film: of_occlusion(occluder.explain(film), {}).values
 
 
+class Clock:
+    """Times sides and remembers what each took last, seconds."""
+
+    def __init__(self) -> None:
+        self.last: dict[str, float] = {}
+
+    def run(self, name: str, side: Side, film: np.ndarray) -> float:
+        started = time.perf_counter()
+        side(film)
+        self.last[name] = time.perf_counter() - started
+        return self.last[name]
+
+
+def budget_side(opened: ExitStack, model: Path, clock: Clock) -> Side:
+    """Heat maps within a budget that follows the clock: the faster captum's last time, divided."""
+    backend = opened.enter_context(load_backend(model, backend="onnxruntime"))
+    occluder = opened.enter_context(Occluder(backend, SETTINGS))
+
+    def side(film: np.ndarray) -> np.ndarray:
+        seconds = min(clock.last[name] for name in CAPTUM)
+        occluder.settings = replace(SETTINGS, budget_ms=seconds / TIMES * 1000)
+        return of_occlusion(occluder.explain(film), {}).values
+
+    return side
+
+
 def measure(
-    sides: dict[str, Side], films: Sequence[np.ndarray]
+    sides: dict[str, Side], films: Sequence[np.ndarray], clock: Clock
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Seconds of each side, and the sides whose budget was too small, with what they need, ms."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     refused: dict[str, float] = {}
     for number, film in enumerate(films):  # the first round warms up
         for name in list(seconds):
-            started = time.perf_counter()
             try:
-                sides[name](film)
+                taken = clock.run(name, sides[name], film)
             except BudgetError as error:
                 refused[name] = error.needed_ms
                 del seconds[name]
             else:
                 if number:
-                    seconds[name].append(time.perf_counter() - started)
+                    seconds[name].append(taken)
     return seconds, refused
 
 

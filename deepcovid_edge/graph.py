@@ -5,7 +5,7 @@ Field numbers are those of onnx/onnx.proto (IR 10).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from deepcovid_edge.errors import ModelFileError
@@ -110,35 +110,40 @@ def read_graph(model: memoryview) -> Graph:
     return graph
 
 
-def cut(model: memoryview, graph: Graph, start: str, stop: str) -> bytes:
-    """The part of a model between two tensors, as a model of its own.
+def cut(
+    model: memoryview, graph: Graph, starts: Sequence[str], stop: str, *, padded: bool = True
+) -> bytes:
+    """The part of a model between some tensors and one that is made of them, as a model.
 
     Args:
         model: The content of an .onnx file.
         graph: Its graph.
-        start: The tensor that becomes the input: what the graph reads, of shape (batch, height,
-            width), or a tensor inside, of shape (batch, channels, height, width).
+        starts: The tensors that become inputs: what the graph reads, of shape (batch, height,
+            width), or tensors inside, of shape (batch, channels, height, width).
         stop: The tensor that becomes the output.
+        padded: Whether convolutions pad their inputs, as they do in the model.
     """
-    nodes = nodes_between(graph, start, stop)
+    nodes = nodes_between(graph, starts, stop)
     read = {name for node in nodes for name in node.inputs}
-    content = b"".join(encode(_NODE, node.content) for node in nodes)
+    contents = [node.content if padded else _without(node, "pads") for node in nodes]
+    content = b"".join(encode(_NODE, content) for content in contents)
     content += encode(_GRAPH_NAME, "part")
     for name in sorted(read & graph.constants.keys()):
         content += encode(_INITIALIZER, graph.constants[name].content)
-    axes = "nhw" if start in graph.inputs else "nchw"
-    content += encode(_INPUT, _value_info(start, _data_type(graph, start), axes))
+    for name in starts:
+        axes = "nhw" if name in graph.inputs else "nchw"
+        content += encode(_INPUT, _value_info(name, data_type(graph, name), axes))
     content += encode(_OUTPUT, encode(_VALUE_NAME, stop))
     kept = [(n, value) for n, value in read_fields(model) if n not in (_GRAPH, _METADATA)]
     return b"".join(encode(number, value) for number, value in kept) + encode(_GRAPH, content)
 
 
-def nodes_between(graph: Graph, start: str, stop: str) -> list[Node]:
-    """The nodes that make `stop` from `start` and from constants, in their order."""
+def nodes_between(graph: Graph, starts: Collection[str], stop: str) -> list[Node]:
+    """The nodes that make `stop` from `starts` and from constants, in their order."""
     wanted, kept = {stop}, []
     for node in reversed(graph.nodes):
-        if wanted & set(node.outputs) - {start}:
-            wanted.update(name for name in node.inputs if name != start)
+        if wanted & set(node.outputs) - set(starts):
+            wanted.update(name for name in node.inputs if name not in starts)
             kept.append(node)
     return kept[::-1]
 
@@ -211,11 +216,21 @@ def _constant(content: memoryview) -> tuple[str, Constant]:
     return name, Constant(data_type, tuple(shape), is_zero, content)
 
 
+def _without(node: Node, attribute: str) -> bytes:
+    """A node's content but for one attribute."""
+    content = b""
+    for number, value in read_fields(node.content):
+        fields = read_fields(message_of(value)) if number == _ATTRIBUTE else ()
+        if not any(inner == _ATTRIBUTE_NAME and text(own) == attribute for inner, own in fields):
+            content += encode(number, value)
+    return content
+
+
 def _value_name(content: memoryview) -> str:
     return "".join(text(value) for number, value in read_fields(content) if number == _VALUE_NAME)
 
 
-def _data_type(graph: Graph, tensor: str) -> int:
+def data_type(graph: Graph, tensor: str) -> int:
     """What a tensor holds: films are uint8, what a QuantizeLinear makes is as its zero point."""
     if tensor in graph.inputs:
         return UINT8

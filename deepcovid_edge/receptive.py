@@ -8,7 +8,7 @@ Networks", Distill 2019.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -62,6 +62,11 @@ class Kernel:
     ceiling: bool = False
 
     @property
+    def keeps_length(self) -> bool:
+        """Whether n inputs make n / stride outputs, rounded up."""
+        return self.before + self.after == self.reach - 1 and not self.ceiling
+
+    @property
     def reach(self) -> int:
         """Inputs from the first that is read to the last, both included."""
         return (self.size - 1) * self.dilation + 1
@@ -83,9 +88,13 @@ class Kernel:
 
     def needed(self, span: Span, inputs: int) -> Span:
         """Inputs that these outputs read."""
-        first = span[0] * self.stride - self.before
-        last = (span[1] - 1) * self.stride - self.before + self.reach
+        first, last = self.needed_with_padding(span)
         return max(first, 0), min(last, inputs)
+
+    def needed_with_padding(self, span: Span) -> Span:
+        """The same, with what they read of the padding: below 0 and beyond the last input."""
+        first = span[0] * self.stride - self.before
+        return first, (span[1] - 1) * self.stride - self.before + self.reach
 
 
 def kernel(node: Node, axis: int) -> Kernel | None:
@@ -113,80 +122,114 @@ def kernel(node: Node, axis: int) -> Kernel | None:
 
 
 class Chain:
-    """The nodes between two tensors, along one axis.
+    """The nodes between some tensors and one that is made of them, along one axis.
 
     Args:
         graph: The model's graph.
-        nodes: The nodes from `start` to `stop`, in their order.
-        start: The tensor that is read.
+        nodes: The nodes from `starts` to `stop`, in their order.
+        starts: The tensors that are read.
         stop: The tensor that is made.
         axis: 0 for rows, 1 for columns.
+
+    Attributes:
+        strides: Positions of every tensor that `stop` moves by for one of its own.
+        kernels: The nodes' kernels, where they have one, by the tensor that is made.
 
     Raises:
         NotSpatialError: A node does not map positions.
     """
 
     def __init__(
-        self, graph: Graph, nodes: Sequence[Node], start: str, stop: str, axis: int
+        self, graph: Graph, nodes: Sequence[Node], starts: Sequence[str], stop: str, axis: int
     ) -> None:
-        depends = varying(graph, [start])
-        self._start, self._stop = start, stop
+        depends = varying(graph, starts)
+        self.starts, self.stop = tuple(starts), stop
         self._steps = [
             (node.outputs[0], [name for name in node.inputs if name in depends], kernel(node, axis))
             for node in nodes
             if node.outputs[0] in depends
         ]
-        self.stride = self._total_stride()
+        self.kernels = {made: how for made, _, how in self._steps if how}
+        self.strides = self._strides()
 
-    def lengths(self, start: int) -> dict[str, int]:
-        """Length of every tensor's row where the first has `start` positions."""
-        found = {self._start: start}
+    def lengths(self, starts: Mapping[str, int]) -> dict[str, int]:
+        """Length of every tensor's row where the first have this many positions."""
+        found = dict(starts)
         for made, read, how in self._steps:
             inputs = found[read[0]]
             found[made] = how.length(inputs) if how else inputs
         return found
 
-    def changed(self, span: Span, lengths: dict[str, int]) -> dict[str, Span]:
+    def changed(self, spans: Mapping[str, Span], lengths: Mapping[str, int]) -> dict[str, Span]:
         """Positions of every tensor that a change of these positions of the first can change.
 
         A span that ends where it begins, or before, holds none.
         """
-        spans = {self._start: span}
+        found = dict(spans)
         for made, read, how in self._steps:
-            whole = _hull([spans[name] for name in read])
-            spans[made] = how.changed(whole, lengths[made]) if how else whole
+            whole = _hull([found[name] for name in read])
+            found[made] = how.changed(whole, lengths[made]) if how else whole
+        return found
+
+    def needed(self, span: Span, lengths: Mapping[str, int]) -> dict[str, Span]:
+        """Positions of every tensor that these positions of the last are made of."""
+        spans = {self.stop: span}
+        for _ in self.trace(spans, lengths):
+            pass
         return spans
 
-    def needed(
-        self, span: Span, lengths: dict[str, int], stop: str | None = None
-    ) -> dict[str, Span]:
-        """Positions of every tensor that these positions of the last, or of `stop`, are made of."""
-        spans = {stop or self._stop: span}
-        for made, read, how in reversed(self._steps):
-            if made not in spans:
-                continue
-            inside = how.needed(spans[made], lengths[read[0]]) if how else spans[made]
-            for name in read:
-                spans[name] = _hull([inside, *([spans[name]] if name in spans else [])])
-        return spans
+    def trace(self, spans: dict[str, Span], lengths: Mapping[str, int]) -> Iterator[str]:
+        """The same node by node, from the last: adds to `spans` and yields what the node makes.
 
-    def crop(self, span: Span, lengths: dict[str, int]) -> Span:
-        """Positions of the first tensor to cut out so that these of the last come out right.
-
-        The crop begins where an output begins, so that outputs of the crop are outputs of the whole
-        moved by `first // stride`.
+        What `spans` holds then is what the nodes from there to the last one need.
         """
-        first, last = self.needed(span, lengths)[self._start]
-        return first - first % self.stride, last
+        for made, read, how in reversed(self._steps):
+            if made in spans:
+                inside = how.needed(spans[made], lengths[read[0]]) if how else spans[made]
+                for name in read:
+                    spans[name] = _hull([inside, *([spans[name]] if name in spans else [])])
+            yield made
 
-    def _total_stride(self) -> int:
-        strides = {self._start: 1}
-        for made, read, how in self._steps:
-            found = {strides[name] for name in read}
-            if len(found) > 1:
-                raise NotSpatialError(f"{made}: branches of unlike stride meet")
-            strides[made] = found.pop() * (how.stride if how else 1)
-        return strides[self._stop]
+    def crops(self, span: Span, lengths: Mapping[str, int]) -> tuple[tuple[Span, ...], Span]:
+        """Positions of the first tensors to cut out so that these of the last come out right.
+
+        Every crop begins where the same output begins, so that outputs of the crops are outputs of
+        the whole, moved. With several tensors to read, all kernels must keep lengths.
+
+        Returns:
+            A crop of every tensor of `starts`, and where the span lies in what is made of them.
+        """
+        needed = self.needed(span, lengths)
+        begin = min(needed[name][0] // self.strides[name] for name in self.starts)
+        end = max(-(-needed[name][1] // self.strides[name]) for name in self.starts)
+        crops = []
+        for name in self.starts:
+            last = end * self.strides[name] if len(self.starts) > 1 else needed[name][1]
+            crops.append((begin * self.strides[name], min(last, lengths[name])))
+        return tuple(crops), (span[0] - begin, span[1] - begin)
+
+    def crops_with_padding(self, span: Span) -> tuple[Span, ...]:
+        """The same where padding is cut out too, and nothing but the span is made of the crops.
+
+        Every tensor must have one reader, and nothing behind it but operators without a kernel.
+        """
+        readers = [self.readers(name)[0] for name in self.starts]
+        return tuple(how.needed_with_padding(span) if how else span for how in readers)
+
+    def readers(self, start: str) -> list[Kernel | None]:
+        """The kernels of the nodes that read a tensor, None for one that has none."""
+        return [how for _, read, how in self._steps if start in read]
+
+    def _strides(self) -> dict[str, int]:
+        strides = {self.stop: 1}
+        for made, read, how in reversed(self._steps):
+            if made not in strides:
+                continue
+            stride = strides[made] * (how.stride if how else 1)
+            for name in read:
+                if strides.setdefault(name, stride) != stride:
+                    raise NotSpatialError(f"{name}: branches of unlike stride meet behind it")
+        return strides
 
 
 def _hull(spans: Sequence[Span]) -> Span:

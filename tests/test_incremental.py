@@ -14,6 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from deepcovid_edge.backends import Divisible, load_backend
+from deepcovid_edge.division import divide
 from deepcovid_edge.errors import ModelFileError
 from deepcovid_edge.graph import cut, nodes_between, read_graph, varying
 from deepcovid_edge.incremental import DividedNetwork
@@ -26,6 +27,7 @@ from deepcovid_export.networks import ARCHITECTURES, build_network
 from deepcovid_export.to_onnx import export_checkpoint
 
 SIZE = 96
+RESNET18 = Path(__file__).parents[1] / "benchmarks" / "models" / "resnet18.onnx"
 SHIPPED = sorted(find_model("squeezenet1_1").parent.glob("*.onnx"))
 
 
@@ -98,14 +100,34 @@ def test_parts_of_the_shipped_models_say_what_the_whole_says(
     np.testing.assert_allclose(parts, plain, atol=1e-4)
 
 
+def test_a_residual_block_is_cut_inside_and_computes_only_what_is_altered() -> None:
+    """Between its two convolutions, where its input is alive too; padding comes with the crops."""
+    content = memoryview(RESNET18.read_bytes())
+    graph = read_graph(content)
+    windows: list[Box] = [((0, 32), (0, 32)), ((96, 128), (104, 136)), ((192, 224), (96, 128))]
+    parts = divide(graph, "activation_maps", (224, 224), windows)
+    inside = [part for part in parts if len(part.starts) == 2]
+    assert len(inside) >= 5
+    assert not any(part.padded for part in inside)
+    part = next(part for part in inside if part.margins == (0, 1))
+    alone = onnx.load_from_string(cut(content, graph, part.starts, part.stop, padded=False))
+    assert [item.name for item in alone.graph.input] == [*part.starts]
+    attributes = [item.name for node in alone.graph.node for item in node.attribute]
+    assert "kernel_shape" in attributes
+    assert "pads" not in attributes
+
+    plain, parted, _ = both_ways(RESNET18, windows, 0)
+    np.testing.assert_allclose(parted, plain, atol=1e-4)
+
+
 def test_a_part_is_a_model_of_its_own() -> None:
     content = memoryview(find_model("squeezenet1_1").read_bytes())
     graph = read_graph(content)
-    part = onnx.load_from_string(cut(content, graph, "relu_4", "relu_7"))
+    part = onnx.load_from_string(cut(content, graph, ["relu_4"], "relu_7"))
     assert [item.name for item in part.graph.input] == ["relu_4"]
     assert [item.name for item in part.graph.output] == ["relu_7"]
     nodes = [node.op_type for node in part.graph.node]
-    assert nodes == [node.operator for node in nodes_between(graph, "relu_4", "relu_7")]
+    assert nodes == [node.operator for node in nodes_between(graph, ["relu_4"], "relu_7")]
     stored = {item.name for item in part.graph.initializer}
     assert stored == {name for name in stored if name.startswith("features.")}
     assert not part.metadata_props

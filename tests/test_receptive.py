@@ -127,7 +127,7 @@ def test_branches_of_unlike_stride_are_refused() -> None:
         node("Add", ("a", "b"), "y"),
     ]
     with pytest.raises(NotSpatialError, match="unlike stride"):
-        Chain(Graph(nodes, {}, ["x"], ["y"]), nodes, "x", "y", 0)
+        Chain(Graph(nodes, {}, ["x"], ["y"]), nodes, ["x"], "y", 0)
 
 
 def test_the_widest_branch_decides() -> None:
@@ -137,10 +137,10 @@ def test_the_widest_branch_decides() -> None:
         node("Concat", ("a", "b"), "c"),
         node("MaxPool", ("c",), "y", kernel_shape=(2, 2), strides=(2, 2)),
     ]
-    chain = Chain(Graph(nodes, {}, ["x"], ["y"]), nodes, "x", "y", 0)
-    lengths = chain.lengths(20)
+    chain = Chain(Graph(nodes, {}, ["x"], ["y"]), nodes, ["x"], "y", 0)
+    lengths = chain.lengths({"x": 20})
     assert lengths["y"] == 10
-    assert chain.changed((7, 8), lengths)["y"] == (2, 5)
+    assert chain.changed({"x": (7, 8)}, lengths)["y"] == (2, 5)
     assert chain.needed((2, 5), lengths)["x"] == (2, 12)
-    assert chain.crop((2, 5), lengths) == (2, 12)
-    assert chain.stride == 2
+    assert chain.crops((2, 5), lengths) == (((2, 12),), (1, 4))
+    assert chain.strides["x"] == 2

@@ -7,7 +7,7 @@ one verb is `infer`. The table names modules as text, so that one is imported on
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -123,8 +123,8 @@ class Divisible(Protocol):
     def content(self) -> memoryview:
         """The model file, of which `graph.cut` cuts parts."""
 
-    def run_part(self, part: bytes) -> Callable[[NDArray[Any]], NDArray[Any]]:
-        """Make a part ready to run: a function from its one input to its one output."""
+    def run_part(self, part: bytes) -> Callable[[Sequence[NDArray[Any]]], NDArray[Any]]:
+        """Make a part ready to run: a function from its inputs to its one output."""
 
 
 def load_backend(

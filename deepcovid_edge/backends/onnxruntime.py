@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -130,13 +130,13 @@ class CpuBackend(OnnxRuntimeBackend):
         """See `Divisible.content`."""
         return memoryview(self._path.read_bytes())
 
-    def run_part(self, part: bytes) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    def run_part(self, part: bytes) -> Callable[[Sequence[NDArray[Any]]], NDArray[Any]]:
         """See `Divisible.run_part`."""
         session = _session(require(REQUIRES, extra="cpu"), part, self._settings)
-        name = session.get_inputs()[0].name
+        names = [item.name for item in session.get_inputs()]
 
-        def run(tensor: NDArray[Any]) -> NDArray[Any]:
-            (made,) = session.run(None, {name: tensor})
+        def run(tensors: Sequence[NDArray[Any]]) -> NDArray[Any]:
+            (made,) = session.run(None, dict(zip(names, tensors, strict=True)))
             return np.asarray(made)
 
         return run
