@@ -15,8 +15,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from itertools import repeat
+from itertools import islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -42,6 +43,8 @@ _CPU_BATCH, _GPU_BATCH = 2, 8
 """Films an inference. A core gains nothing from more, and then waits for the last batch to fill."""
 GPU_LANES = 2
 """Calls to a GPU at once: while one computes, the other copies."""
+_READY = 2
+"""Groups of films that wait for a thread of a CPU."""
 _MOST_ITEMS = 4
 """A batch is sent off with this many times its size of items, refused ones included."""
 
@@ -115,10 +118,7 @@ def predict(
         ready. Closing the generator ends the threads.
     """
     workers = settings.workers or len(os.sched_getaffinity(0))
-    inferring = workers if backend.on_cpu else GPU_LANES
     batch_size = settings.batch_size or default_batch_size(backend)
-    decoders = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    lane = decoders if backend.on_cpu else ThreadPoolExecutor(GPU_LANES, "infer")
 
     def read(path: Path) -> _Film:
         film = _read(path, run, backend.manifest.input, change)
@@ -127,14 +127,36 @@ def predict(
     def judge(films: list[_Film]) -> list[Prediction]:
         return _judge(films, backend, explainer)
 
-    try:
-        films = _in_order(decoders, read, paths, batch_size * (inferring + 1) + workers)
-        batches = _batches(films, batch_size)
-        for records in _in_order(lane, judge, batches, inferring + 1):
+    with ExitStack() as opened:
+        decoders = opened.enter_context(_threads(workers, "decode"))
+        if backend.on_cpu:
+            groups = _grouped(paths, batch_size)
+            done = _in_order(
+                decoders, lambda group: judge([*map(read, group)]), groups, workers + _READY
+            )
+        else:
+            lanes = opened.enter_context(_threads(GPU_LANES, "infer"))
+            ahead = batch_size * (GPU_LANES + 1) + workers
+            films = _in_order(decoders, read, paths, ahead)
+            done = _in_order(lanes, judge, _batches(films, batch_size), GPU_LANES + 1)
+        for records in done:
             yield from records
+
+
+@contextmanager
+def _threads(count: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """Threads that end with the block: what has not begun then is dropped."""
+    pool = ThreadPoolExecutor(count, thread_name_prefix=name)
+    try:
+        yield pool
     finally:
-        for pool in (decoders, lane):
-            pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _grouped(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    remaining = iter(items)
+    while group := list(islice(remaining, size)):
+        yield group
 
 
 @dataclass(frozen=True)
