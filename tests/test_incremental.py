@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the workstation side needs extra export")
 
 import onnx
+from exported_networks import SIZE, exported_network
 from numpy.typing import NDArray
 
 from deepcovid_edge.backends import Divisible, load_backend
@@ -19,36 +20,16 @@ from deepcovid_edge.errors import ModelFileError
 from deepcovid_edge.graph import cut, nodes_between, read_graph, varying
 from deepcovid_edge.incremental import DividedNetwork
 from deepcovid_edge.lattice import Lattice, OcclusionSettings
-from deepcovid_edge.manifest import InputSpec, ModelManifest
 from deepcovid_edge.models import find_model
 from deepcovid_edge.receptive import Box, NotSpatialError
-from deepcovid_export.checkpoint import save_checkpoint
-from deepcovid_export.networks import ARCHITECTURES, build_network
-from deepcovid_export.to_onnx import export_checkpoint
+from deepcovid_export.networks import ARCHITECTURES
 
-SIZE = 96
 RESNET18 = Path(__file__).parents[1] / "benchmarks" / "models" / "resnet18.onnx"
 SHIPPED = sorted(find_model("squeezenet1_1").parent.glob("*.onnx"))
 
 
 def film(size: int = SIZE, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (size, size), dtype=np.uint8)
-
-
-def exported(architecture: str, folder: Path, size: int = SIZE) -> Path:
-    """A network with random weights, whose statistics are those of a batch."""
-    torch.manual_seed(0)
-    network = build_network(architecture, 3)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 1.0
-    with torch.no_grad():
-        network.train()(torch.randint(0, 256, (4, size, size), dtype=torch.uint8))
-    spec = InputSpec(height=size, width=size)
-    manifest = ModelManifest("net", architecture, ("a", "b", "c"), "a", 0.5, input=spec)
-    save_checkpoint(network.eval(), manifest, folder / "net.pt")  # type: ignore[arg-type]
-    export_checkpoint(folder / "net.pt", folder / "net.onnx", film(size)[None])
-    return folder / "net.onnx"
 
 
 def both_ways(path: Path, windows: list[Box], shown: int) -> tuple[NDArray[Any], NDArray[Any], int]:
@@ -78,10 +59,10 @@ def _shape(box: Box) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
-def test_parts_of_every_network_say_what_the_whole_says(architecture: str, tmp_path: Path) -> None:
+def test_parts_of_every_network_say_what_the_whole_says(architecture: str) -> None:
     windows = Lattice.over(SIZE, SIZE, OcclusionSettings(window=21, stride=15)).boxes
     windows += [((0, 1), (0, 1)), ((40, 43), (0, SIZE)), ((SIZE - 1, SIZE), (SIZE - 1, SIZE))]
-    plain, parts, count = both_ways(exported(architecture, tmp_path), windows, 0)
+    plain, parts, count = both_ways(exported_network(architecture).path, windows, 0)
     assert count >= 2
     assert np.ptp(plain[:, 0]) > 1e-3, "nothing was changed"
     np.testing.assert_allclose(parts, plain, atol=1e-4)

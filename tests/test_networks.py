@@ -6,16 +6,16 @@ import copy
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the workstation side needs extra export")
 
 import onnx
+from exported_networks import exported_network, films, settled
 from torch import Tensor, nn
 
 from deepcovid_edge.errors import DataError, ModelFileError, UsageError
-from deepcovid_edge.manifest import InputSpec, ModelManifest
+from deepcovid_edge.manifest import ModelManifest
 from deepcovid_edge.typed import check_typed
 from deepcovid_export.checkpoint import load_checkpoint, save_checkpoint
 from deepcovid_export.networks import (
@@ -30,7 +30,7 @@ from deepcovid_export.networks import (
     torchvision_models,
     train_only,
 )
-from deepcovid_export.to_onnx import OPSET, TOLERANCE, export_checkpoint
+from deepcovid_export.to_onnx import OPSET, TOLERANCE
 
 FROM_TORCHVISION = sorted(name for name, known in ARCHITECTURES.items() if known.head)
 LAST_STAGE = {
@@ -41,21 +41,6 @@ LAST_STAGE = {
     "densenet121": ("features.denseblock4.", "features.norm5.", "maps."),
     "small_cnn": ("features.dense1.", "features.dense2.", "maps."),
 }
-
-
-def films(count: int, size: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, size, size), generator=generator, dtype=torch.uint8)
-
-
-def settled(network: nn.Module, batch: Tensor) -> nn.Module:
-    """The network in evaluation mode, its running statistics those of a batch, as if trained."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0
-    with torch.no_grad():
-        network.train()(batch)
-    return network.eval()
 
 
 def torchvision_network(architecture: str) -> nn.Module:
@@ -267,19 +252,12 @@ def test_layers_that_there_are_not_are_refused() -> None:
 
 
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
-def test_onnx_runtime_computes_what_torch_computes(architecture: str, tmp_path: Path) -> None:
+def test_onnx_runtime_computes_what_torch_computes(architecture: str) -> None:
     """Every network, in the opset and the form that TensorRT takes, with a dynamic batch."""
-    torch.manual_seed(0)
-    network = settled(build_network(architecture, 3), films(4, 64))
-    classes = ("covid", "normal", "other")
-    manifest = ModelManifest("net", architecture, classes, "covid", 0.5, input=InputSpec())
-    save_checkpoint(network, manifest, tmp_path / "checkpoint.pt")  # type: ignore[arg-type]
-    output = tmp_path / "net.onnx"
-    batch = np.asarray(films(3, 224, seed=1))
-    _, parity = export_checkpoint(tmp_path / "checkpoint.pt", output, batch)
-    assert parity.max_logit_difference <= TOLERANCE
-    assert parity.max_map_difference <= 1e-3
-    check_typed(output)
-    model = onnx.load(output)
+    network = exported_network(architecture)
+    assert network.parity.max_logit_difference <= TOLERANCE
+    assert network.parity.max_map_difference <= 1e-3
+    check_typed(network.path)
+    model = onnx.load(network.path)
     assert [(item.domain, item.version) for item in model.opset_import] == [("", OPSET)]
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param

@@ -1,0 +1,72 @@
+"""Networks with random weights, exported once for all tests that look at the files."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from deepcovid_edge.manifest import InputSpec, ModelManifest
+from deepcovid_export.checkpoint import save_checkpoint
+from deepcovid_export.networks import build_network
+from deepcovid_export.to_onnx import Parity, export_checkpoint
+
+CLASSES = ("covid", "normal", "other")
+SIZE = 96
+
+
+@dataclass(frozen=True)
+class ExportedNetwork:
+    """An exported network.
+
+    Attributes:
+        path: The .onnx file; not to be changed.
+        manifest: What stands in its checkpoint.
+        parity: Of the export, on three films.
+    """
+
+    path: Path
+    manifest: ModelManifest
+    parity: Parity
+
+
+def films(count: int, size: int, seed: int = 0) -> Tensor:
+    """Noise, of shape (count, size, size), uint8."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, size, size), generator=generator, dtype=torch.uint8)
+
+
+def settled(network: nn.Module, batch: Tensor) -> nn.Module:
+    """The network in evaluation mode, its running statistics those of a batch, as if trained."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        network.train()(batch)
+    return network.eval()
+
+
+@functools.cache
+def exported_network(architecture: str) -> ExportedNetwork:
+    """A network of an architecture as `export` writes it; it lies there until Python ends."""
+    torch.manual_seed(0)
+    network = settled(build_network(architecture, len(CLASSES)), films(4, SIZE))
+    spec = InputSpec(height=SIZE, width=SIZE)
+    manifest = ModelManifest("net", architecture, CLASSES, "covid", 0.5, input=spec)
+    folder = Path(_folder().name) / architecture
+    folder.mkdir()
+    save_checkpoint(network, manifest, folder / "net.pt")  # type: ignore[arg-type]
+    batch: NDArray[np.uint8] = np.asarray(films(3, SIZE, seed=1))
+    _, parity = export_checkpoint(folder / "net.pt", folder / "net.onnx", batch)
+    return ExportedNetwork(folder / "net.onnx", manifest, parity)
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="networks-")
