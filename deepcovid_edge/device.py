@@ -18,8 +18,8 @@ from deepcovid_edge.processor import processor_name
 
 _RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 _COMPUTING = (
-    *("numpy", "opencv-python-headless", "opencv-python", "pillow", *_RUNTIMES, "openvino"),
-    *("tensorrt", "tensorrt_rtx", "pycuda", "cuda-bindings", "torch"),
+    *("numpy", "opencv-python-headless", "opencv-python", "pillow", "simplejpeg"),
+    *(*_RUNTIMES, "openvino", "tensorrt", "tensorrt_rtx", "pycuda", "cuda-bindings", "torch"),
 )
 """Distributions whose version may decide a result or its speed."""
 

@@ -75,6 +75,13 @@ def test_jpeg_has_the_grey_levels_that_pillow_decodes(
     assert np.abs(read.pixels - film.astype(int)).mean() < 4
 
 
+def test_stray_bytes_behind_the_last_pixel_of_a_jpeg_do_no_harm(
+    pictures: Any, decode: Decode
+) -> None:
+    data = pictures.encode(pictures.film(), "JPEG")
+    assert equal(decode(data[:-2] + b"\1\2\3\4" + data[-2:]), decode(data).pixels)
+
+
 def test_jpeg_that_stores_rgb_instead_of_ycbcr_is_not_taken_for_a_colour_picture(
     pictures: Any, decode: Decode
 ) -> None:

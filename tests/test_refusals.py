@@ -89,6 +89,13 @@ def jpeg_with(pictures: Any, *, process: int = 0xC0, bits: int = 8) -> bytes:
     return bytes(data)
 
 
+def damaged_jpeg(pictures: Any) -> bytes:
+    """A few bytes in the middle were overwritten; its end is there."""
+    data = pictures.encode(pictures.film(), "JPEG")
+    middle = len(data) // 2
+    return bytes(data[:middle] + bytes(40) + data[middle + 40 :])
+
+
 def series(pictures: Any, format: str, **options: Any) -> bytes:
     film = pictures.film()
     pages = [Image.fromarray(pictures.rgb(pixels)) for pixels in (film, 255 - film)]
@@ -249,6 +256,7 @@ REFUSALS: dict[str, Refusal] = {
         Reason.BLANK, lambda p, t: p.encode((p.film() > 120) * np.uint8(255), "PNG"), "white"
     ),
     "checksum": Refusal(Reason.DECODE, lambda p, t: damaged_png(p), "checksum"),
+    "damaged-jpeg": Refusal(Reason.DECODE, lambda p, t: damaged_jpeg(p), "premature end of data"),
     "12-bit-jpeg": Refusal(Reason.DECODE, lambda p, t: jpeg_with(p, bits=12), "JPEG of a kind"),
     "lossless-jpeg": Refusal(Reason.DECODE, lambda p, t: jpeg_with(p, process=0xC3)),
     "jpeg-ls": Refusal(Reason.DECODE, lambda p, t: jpeg_with(p, process=0xF7), "JPEG of a kind"),
