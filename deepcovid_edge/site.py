@@ -111,13 +111,16 @@ def _site(path: Path, content: bytes) -> Site:
     threshold = float(facts["threshold"])
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold {threshold}")
+    band = Band(**facts["band"]) if facts["band"] else None
+    if band and not band.low <= threshold <= band.high:
+        raise ValueError(f"threshold {threshold} outside the band")
     return Site(
         path=path,
         name=SiteName(str(facts["name"]), hashlib.sha256(content).hexdigest()),
         model=str(facts["model"]["name"]),
         model_sha256=str(facts["model"]["sha256"]),
         threshold=threshold,
-        band=Band(**facts["band"]) if facts["band"] else None,
+        band=band,
         verdict=facts["verdict"],
         reasons=tuple(map(str, facts["reasons"])),
     )
