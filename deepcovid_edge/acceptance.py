@@ -340,8 +340,8 @@ def _about_site(
     if site["sensitivity"]["value"] is None:
         share = rules.specificity
         return [
-            f"a threshold of {site['threshold']:.4f} would leave {share:.0%} of the films without "
-            f"{name} negative, but nobody could say how many with {name} it misses"
+            f"a threshold of {site['threshold']:.4f} would leave some {share:.0%} of the films "
+            f"without {name} negative, but nobody could say how many with {name} it misses"
         ]
     place = f"at the threshold chosen on these films ({site['threshold']:.4f})"
     return _about_point(site, place, rules, name)

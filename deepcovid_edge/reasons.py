@@ -131,7 +131,7 @@ class Reason(_Coded):
     MODEL = (
         "E_MODEL",
         "Model and settings do not belong together.",
-        "a site file damaged, of another model, or saying `not usable`; nothing is judged",
+        "a site file damaged, of another model, or saying `not usable`; the run does not start",
     )
     DISK = (
         "E_DISK",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -184,3 +186,15 @@ def test_equal_scores_fall_on_one_side_of_the_threshold() -> None:
     assert threshold == pytest.approx(0.8)  # none of the five, as not all of them may pass
     assert threshold_for_new_negatives(np.array([0.2] * 8 + [0.6] * 3), 0.4) == pytest.approx(0.4)
     assert threshold_for_new_negatives(np.array([0.5, 0.6]), 1.0) == 0.0
+
+
+def test_the_jetsons_guide_names_the_rules() -> None:
+    """The one place where they are typed by hand."""
+    guide = (Path(__file__).parents[1] / "jetson/README.md").read_text("utf-8")
+    for words in (
+        f"sensitivity of at least {round(100 * RULES.sensitivity)} %",
+        f"specificity of at least {round(100 * RULES.specificity)} %",
+        f"{RULES.fewest} patients",
+    ):
+        assert words in guide
+    assert RULES.margin == 0.10  # "ten points"

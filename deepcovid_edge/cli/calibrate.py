@@ -92,7 +92,8 @@ def summary(facts: dict[str, Any]) -> str:
 _ADVICE = {
     "usable": "The model may be used on films of this site, at threshold {threshold:.4f} "
     "({threshold_is}).",
-    "not usable": "Do not use this model on films of this site.",
+    "not usable": "Do not use this model on films of this site: here its answers say little about "
+    "the patient.",
     "not enough films": "These films do not tell whether the model may be used here. With --site "
     "films are judged at {threshold:.4f} ({threshold_is}), each with the warning W_SITE.",
 }

@@ -69,7 +69,7 @@ def cli() -> None:
     """Find COVID-19 pneumonia in chest radiographs, on a cart or a workstation.
 
     Exit codes: 0 done, 1 error, 2 usage, 3 gate failed, 4 some inputs were not assessed, 5 engine
-    does not fit, 6 something is not there, 7 measurement unstable.
+    or site file does not fit, 6 something is not there, 7 measurement unstable.
     """
 
 

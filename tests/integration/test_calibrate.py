@@ -147,12 +147,30 @@ def test_the_known_failure_at_an_unseen_hospital_is_said_in_words(tmp_path: Path
     where = ("--split", "external", "--source", ACTUALMED, "--name", "Actualmed")
     done = run("calibrate", XRAY, *where, "-o", tmp_path / "site.json")
     assert done.returncode == 3
-    assert "NOT USABLE. Do not use this model on films of this site." in done.stdout
+    assert "NOT USABLE. Do not use this model on films of this site" in done.stdout
     assert "of 9 films without covid are called positive" in done.stdout
     refused = run("infer", XRAY / "external/covid", "--site", tmp_path / "site.json")
     assert refused.returncode == 5
     assert refused.stdout == ""
     assert "the verdict is `not usable`" in refused.stderr
+
+
+@needs_xray
+@pytest.mark.parametrize(
+    ("stored", "where"),
+    [
+        ("actualmed", ("--split", "external", "--source", ACTUALMED)),
+        ("paediatric", ("--split", "paediatric")),
+    ],
+)
+def test_stored_results_are_those_of_the_shipped_model(stored: str, where: tuple[str, ...]) -> None:
+    """Where this fails after a change of the model: `make site`."""
+    expected = json.loads((ROOT / f"benchmarks/results/site/{stored}.json").read_text())
+    options = ("--backend", "onnxruntime", "--name", expected["name"], "--json")
+    found = json.loads(run("calibrate", XRAY, *where, *options).stdout)
+    assert found["model"]["sha256"] == expected["model"]["sha256"]
+    for name in ("verdict", "own", "data", "rules"):
+        assert found[name] == expected[name], name
 
 
 @needs_xray
