@@ -21,6 +21,7 @@ from deepcovid_edge.phantom import draw_phantom, save_phantom
 from deepcovid_export.band import BandSettings, fit_band, fit_model_band, threshold_rule
 from deepcovid_export.evaluate import evaluate
 from deepcovid_export.metrics import Scores, Truth, threshold_for_new_films
+from deepcovid_export.model_card import card
 from deepcovid_export.to_onnx import rewrite_manifest
 
 
@@ -151,3 +152,22 @@ def test_evaluate_says_what_is_right_among_the_films_that_are_called(
     assert found["band"]["indeterminate"]["successes"] == 10 - called - (5 - negative)
     assert found["band"]["decided"]["sensitivity"]["successes"] == called
     assert found["overall"] == plain["overall"]
+
+
+def test_the_card_says_what_is_too_close_to_call() -> None:
+    path = find_model("squeezenet1_1")
+    manifest = replace(read_manifest(path), band=Band(0.02, 0.05, {"rule": "the middle"}))
+    half = {"value": 0.5, "interval_95": [0.4, 0.6], "successes": 5, "trials": 10}
+    group = {"films": 10, "auc": None, "sensitivity": half, "specificity": half}
+    figures = {"sensitivity": half, "specificity": half}
+    evaluation = {
+        "data": "test",
+        "band": {"indeterminate": half, "decided": figures},
+        "overall": group,
+        "by_source": {},
+        "shortcuts": None,
+        "films": 10,
+    }
+    text = card(manifest, path, [evaluation], [])
+    assert "| too close to call | 0.0200 to 0.0500: the middle; 50.0% [40.0%, 60.0%] of" in text
+    assert "too close to call" not in card(replace(manifest, band=None), path, [evaluation], [])
