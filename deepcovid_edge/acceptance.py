@@ -45,8 +45,9 @@ class AcceptanceRules:
         margin: How far below them the lower end of the 95 % interval may lie. Without it some 150
             films of a class would be needed to accept a model that is five points better.
         aim: Share of new positive films that a site threshold is chosen to find.
-        fewest: Patients of each class from which a site threshold is chosen: of fewer than 19
-            positives none promises to find 95 % of new ones (`threshold_for_new_films`).
+        fewest: Patients of each class without which nothing is proved and no site threshold is
+            chosen: of fewer than 19 positives none promises to find 95 % of new ones
+            (`threshold_for_new_films`).
         max_refused: Largest share of the site's files that may be refused: what is measured on
             the others would else say little of the site.
     """
@@ -165,11 +166,9 @@ def _area(films: SiteFilms) -> dict[str, Any] | None:
 
 def _site_point(films: SiteFilms, rules: AcceptanceRules) -> dict[str, Any] | None:
     """A threshold of the site, or None where its films are too few."""
-    if films.count(positive=False) < rules.fewest:
-        return None
-    if not films.positive.any():
+    if not films.positive.any() and films.count(positive=False) >= rules.fewest:
         return _by_normals(films, rules)
-    if films.count(positive=True) < rules.fewest:
+    if _too_few(films, rules):
         return None
     threshold, expected = threshold_for_new_films(films.scores, films.positive, rules.aim)
     return {
@@ -234,8 +233,8 @@ def _verdict(
 ) -> str:
     own, site = states
     if _PASSED in states:
-        whole = not (films.synthetic or _too_many_refused(films, rules))
-        return USABLE if whole else NOT_ENOUGH
+        doubts = films.synthetic, _too_many_refused(films, rules), _too_few(films, rules)
+        return NOT_ENOUGH if any(doubts) else USABLE
     nothing_mends = site in (None, _FAILED) or area is None  # None: positives are missing
     if own == _FAILED and (nothing_mends or _cannot_tell_apart(area, rules)):
         return NOT_USABLE
@@ -257,6 +256,10 @@ def _threshold(
         return threshold if alarms == _PASSED else max(threshold, float(site["threshold"]))
     chosen = states[0] == _FAILED or states[1] == _PASSED
     return float(site["threshold"]) if chosen else threshold
+
+
+def _too_few(films: SiteFilms, rules: AcceptanceRules) -> bool:
+    return min(films.count(positive=True), films.count(positive=False)) < rules.fewest
 
 
 def _too_many_refused(films: SiteFilms, rules: AcceptanceRules) -> bool:
@@ -281,8 +284,14 @@ def _reasons(
     said = _about_point(own, place, rules, name)
     if area:
         said.append(_about_area(area, rules, name))
-    if _state(own, rules) != _PASSED:
-        said += _about_site(site, films, rules, name)
+    if site:
+        said += _about_site(site, rules, name)
+    if _too_few(films, rules):
+        counts = films.count(positive=True), films.count(positive=False)
+        said.append(
+            f"there are {counts[0]} patients with and {counts[1]} without {name}: {rules.fewest} "
+            "of each are needed for a proof, or for a threshold of the site"
+        )
     if films.refused:
         whole = films.refused + len(films.scores)
         said.append(f"{films.refused} of {whole} files were not assessed")
@@ -328,15 +337,7 @@ def _about_area(area: dict[str, Any], rules: AcceptanceRules, name: str) -> str:
     return f"{said}, which may be chance" if low <= 0.5 else said
 
 
-def _about_site(
-    site: dict[str, Any] | None, films: SiteFilms, rules: AcceptanceRules, name: str
-) -> list[str]:
-    if site is None:
-        counts = films.count(positive=True), films.count(positive=False)
-        return [
-            f"no threshold of this site was chosen: there are {counts[0]} patients with and "
-            f"{counts[1]} without {name}, {rules.fewest} of each are needed"
-        ]
+def _about_site(site: dict[str, Any], rules: AcceptanceRules, name: str) -> list[str]:
     if site["sensitivity"]["value"] is None:
         share = rules.specificity
         return [

@@ -121,12 +121,19 @@ def test_few_films_with_a_plain_failure_are_enough_to_say_no() -> None:
     assert found.verdict == NOT_USABLE
     assert found.site is None
     assert "8 of 9 films without covid are called positive" in found.reasons[0]
-    assert "13 patients with and 9 without covid, 20 of each are needed" in found.reasons[-1]
+    assert "13 patients with and 9 without covid: 20 of each are needed" in found.reasons[-1]
 
 
 def test_few_films_without_failure_are_not_enough() -> None:
     found = judged(films(spread(0.6, 0.9, 8), spread(0.1, 0.4, 8)))
     assert (found.verdict, found.threshold) == (NOT_ENOUGH, 0.5)
+
+
+def test_few_films_that_are_all_right_are_not_enough() -> None:
+    found = judged(films(spread(0.6, 0.9, 19), spread(0.1, 0.4, 60)))
+    assert (found.verdict, found.threshold, found.site) == (NOT_ENOUGH, 0.5, None)
+    assert "19 patients with and 60 without covid" in found.reasons[-1]
+    assert judged(films(spread(0.6, 0.9, 20), spread(0.1, 0.4, 60))).verdict == USABLE
 
 
 def test_normals_alone_never_prove_it() -> None:

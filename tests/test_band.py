@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -171,3 +174,19 @@ def test_the_card_says_what_is_too_close_to_call() -> None:
     text = card(manifest, path, [evaluation], [])
     assert "| too close to call | 0.0200 to 0.0500: the middle; 50.0% [40.0%, 60.0%] of" in text
     assert "too close to call" not in card(replace(manifest, band=None), path, [evaluation], [])
+
+
+def test_infer_says_indeterminate_unless_told_otherwise(model: Path, data: Path) -> None:
+    rewrite_manifest(model, replace(read_manifest(model), band=Band(0.0, 1.0)))
+    command = [sys.executable, "-m", "deepcovid_edge", "infer", data, "--model", model]
+
+    def decisions(*options: str) -> tuple[set[str], str]:
+        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0
+        return {json.loads(line)["decision"] for line in done.stdout.splitlines()}, done.stderr
+
+    found, said = decisions()
+    assert found == {"indeterminate"}
+    assert "0 positive, 0 negative, 10 indeterminate, 0 not assessed" in said
+    assert "indeterminate" not in decisions("--no-band")[0]
+    assert decisions("--threshold", "0")[0] == {"positive"}
