@@ -3,6 +3,7 @@
 # make lint    set up, run ruff, mypy, shellcheck, codespell and validate-pyproject
 # make figures train the paper's way and the larger networks, for their figures (needs DATA; hours)
 # make model   train, export, quantise and measure what ships (needs DATA; ten minutes)
+# make site    what a site check says of the shipped model at hospitals it has never seen (needs DATA)
 # make browser install Chromium for the report's test, where that needs no password
 # make dcmtk   install DCMTK for the tests of DICOM files, likewise
 # make fuzz    20,000 damaged files; what breaks a rule is kept in runs/fuzz
@@ -19,7 +20,7 @@ BROWSERS = chromium chromium-browser google-chrome google-chrome-stable
 DEV = .venv/bin
 DEMO = .venv-demo/bin
 
-.PHONY: demo test lint browser dcmtk model figures fuzz bench wheel clean
+.PHONY: demo test lint browser dcmtk model site figures fuzz bench wheel clean
 
 demo: .venv-demo/ready
 	$(DEMO)/deepcovid-edge sample demo-films
@@ -56,6 +57,7 @@ dcmtk:
 	echo "no DCMTK: tests of files that it wrote will skip (apt-get install dcmtk)"
 
 model: model-squeezenet1_1
+	$(MAKE) site
 
 # SqueezeNet ships. ResNet18 does not: on val it is not as good. Tests and benchmarks need it.
 PLACE_squeezenet1_1 = deepcovid_edge/models
@@ -84,6 +86,15 @@ model-%: .venv/ready
 	done
 	$(DEV)/python -m deepcovid_export.model_card $(PLACE_$*)/$*.onnx \
 		--results $(RESULTS)/accuracy -o $(PLACE_$*)/$*.md
+
+# The verdict is expected to be `not usable`, which is exit code 3.
+CALIBRATE = $(DEV)/deepcovid-edge calibrate $(DATA) --backend onnxruntime
+site: .venv/ready
+	$(CALIBRATE) --split external --source agchung/Actualmed-COVID-chestxray-dataset \
+		--name Actualmed -o $(RESULTS)/site/actualmed.json || [ $$? = 3 ]
+	$(CALIBRATE) --split paediatric --name "Guangzhou, children" \
+		-o $(RESULTS)/site/paediatric.json || [ $$? = 3 ]
+	$(DEV)/python benchmarks/tables.py
 
 # Trained for their figures alone: the paper's way, and the larger networks. Neither is kept here.
 FIGURES = paper_squeezenet1_1 resnet50 densenet121

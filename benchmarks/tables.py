@@ -66,6 +66,24 @@ def accuracy(document: Path) -> list[str]:
     return lines
 
 
+def sites(document: Path) -> list[str]:
+    lines = [
+        "| site | model | films | without covid called positive | sensitivity | specificity | "
+        "verdict | file |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for path in sorted((RESULTS / "site").glob("*.json")):
+        facts = load(path)
+        right = facts["own"]["specificity"]
+        lines.append(
+            f"| {facts['name']} | {facts['model']['name']} | {facts['data']['films']} | "
+            f"{right['trials'] - right['successes']} of {right['trials']} | "
+            f"{rate(facts['own']['sensitivity'])} | {rate(right)} | {facts['verdict']} | "
+            f"{link(path, document)} |"
+        )
+    return lines
+
+
 def speed(document: Path) -> list[str]:
     lines = [
         "| device | model | what ran | `infer`, films/s | times as fast as the published loop | "
@@ -369,6 +387,7 @@ def link(path: Path, document: Path) -> str:
 
 _TABLES = {
     "accuracy": accuracy,
+    "sites": sites,
     "speed": speed,
     "footprint": footprint,
     "int8": int8,

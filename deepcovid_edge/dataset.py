@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from deepcovid_edge.errors import DataError
+from deepcovid_edge.errors import DataError, UsageError
 from deepcovid_edge.layouts import MANIFEST_NAME, SPLITS, LabelledFilm, films_of, walk_files
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "check_labels",
     "dataset_sha256",
     "load_dataset",
+    "load_site",
     "walk_files",
 ]
 
@@ -54,6 +55,33 @@ def load_dataset(
             raise DataError(f"{data}: no film of split {split!r}; it has {present or 'no splits'}")
     if not films:
         raise DataError(f"{data}: no labelled film found; expected one folder per class")
+    return films
+
+
+def load_site(
+    data: Path, *, split: str | None = None, source: str | None = None
+) -> list[LabelledFilm]:
+    """List the labelled films of one site.
+
+    Args:
+        data: As of `load_dataset`.
+        split: Keep only the films of this split.
+        source: Keep only the films of this source.
+
+    Raises:
+        DataError: As `load_dataset`, or there is no film of that source.
+        UsageError: DATA has splits, and none was named.
+    """
+    films = load_dataset(data, split=split)
+    if splits := sorted({film.split for film in films if film.split} - {split}):
+        raise UsageError(f"--split: {data} has {', '.join(splits)}, which do not pool: give one")
+    if source is None:
+        return films
+    present = sorted({film.source for film in films if film.source})
+    films = [film for film in films if film.source == source]
+    if not films:
+        known = ", ".join(present) or "no sources"
+        raise DataError(f"{data}: no film of source {source!r}; it has {known}")
     return films
 
 

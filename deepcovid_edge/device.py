@@ -146,6 +146,7 @@ def problems() -> list[dict[str, str]]:
             }
         )
     found += _tensorrt_problems()
+    found += _dicom_problems()
     if not shipped_models():
         found.append({"what": "no model ships with this installation", "mend": "make model"})
     for path in shipped_models().values():
@@ -173,6 +174,17 @@ def _tensorrt_problems() -> list[dict[str, str]]:
                 "mend": "pip install 'deepcovid-edge[tensorrt]' (on a Jetson: jetson/install.sh)",
             }
         ]
+    return []
+
+
+def _dicom_problems() -> list[dict[str, str]]:
+    """What keeps films from being read as modalities send them."""
+    mend = "pip install 'deepcovid-edge[dicom]'"
+    if _version("pydicom") is None:
+        return [{"what": "DICOM films are refused: pydicom is not installed", "mend": mend}]
+    if _version("imagecodecs") is None:
+        what = "compressed DICOM films may be refused: imagecodecs is not installed"
+        return [{"what": what, "mend": mend}]
     return []
 
 

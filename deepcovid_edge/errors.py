@@ -9,6 +9,7 @@
     ├── BenchError                     exit 1
     ├── UnlikeRunsError                exit 2
     ├── EngineMismatchError            exit 5
+    ├── SettingsMismatchError          exit 5
     ├── ImageRefusedError              (becomes a record; a run with one exits 4)
     └── NotThereError                  exit 6
         ├── MissingDependencyError     exit 6
@@ -23,10 +24,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, ClassVar
 
+from deepcovid_edge.reasons import Reason
+
 if TYPE_CHECKING:
     from types import ModuleType
-
-    from deepcovid_edge.reasons import Reason
 
 
 class DeepCovidEdgeError(Exception):
@@ -71,6 +72,15 @@ class EngineMismatchError(DeepCovidEdgeError):
     """Raised when an engine does not fit this GPU, this TensorRT or its parent, or was changed."""
 
     exit_code = 5
+
+
+class SettingsMismatchError(DeepCovidEdgeError):
+    """Raised when a site file is damaged, is of another model, or found its model not usable."""
+
+    exit_code = 5
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"{Reason.MODEL.code}: {Reason.MODEL.sentence} {detail}")
 
 
 class ImageRefusedError(DeepCovidEdgeError):

@@ -48,7 +48,8 @@ class HeatMap:
         cells: What `values` was made of, float32: the drop for each window, or the map as the
             network gives it.
         probability_drop: As `values`, of the probability; None for activation maps.
-        turned: Pixels in windows whose hiding turns the decision; None for activation maps.
+        turned: Pixels in windows whose hiding takes the film across the threshold, whatever band
+            lies around it; None for activation maps.
         facts: How it was made, as plain values.
     """
 
@@ -70,7 +71,8 @@ class Region:
         width: Columns.
         height: Rows.
         peak: The map's highest value inside.
-        turns: Whether hiding a window of it turns the decision; None where that is not known.
+        turns: Whether hiding a window of it takes the film across the threshold; None where that is
+            not known.
     """
 
     x: int

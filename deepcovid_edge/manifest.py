@@ -59,6 +59,29 @@ class InputSpec:
 
 
 @dataclass(frozen=True)
+class Band:
+    """Probabilities too close to the threshold to call.
+
+    Attributes:
+        low: Films below it are negative.
+        high: Films from it on are positive; those from `low` on and below `high` are indeterminate.
+        origin: Rule, data and figures by which it was chosen.
+    """
+
+    low: float
+    high: float
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.low <= self.high <= 1.0:
+            raise ValueError(f"band: got {self.low} to {self.high}, expected 0 <= low <= high <= 1")
+
+    def holds(self, probability: float) -> bool:
+        """Whether a film of that probability is too close to call."""
+        return self.low <= probability < self.high
+
+
+@dataclass(frozen=True)
 class ModelManifest:
     """Everything a runtime must know of a model beyond its graph.
 
@@ -69,6 +92,7 @@ class ModelManifest:
         positive_class: The class whose probability is compared with the threshold.
         threshold: Probability from which a film is called positive, 0 to 1.
         threshold_origin: Rule, data and figures by which the threshold was chosen.
+        band: Probabilities around the threshold that are too close to call; None for none.
         input: Shape and resize rule.
         precision: `fp32`, `fp16` or `int8`.
         training: Recipe, data description, metrics and seed.
@@ -87,6 +111,7 @@ class ModelManifest:
     positive_class: str
     threshold: float
     threshold_origin: Mapping[str, Any] = field(default_factory=dict)
+    band: Band | None = None
     input: InputSpec = field(default_factory=InputSpec)
     precision: str = "fp32"
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -107,6 +132,11 @@ class ModelManifest:
             )
         if not 0.0 <= self.threshold <= 1.0:
             raise ValueError(f"threshold: got {self.threshold}, expected 0 to 1")
+        if self.band and not self.band.low <= self.threshold <= self.band.high:
+            raise ValueError(
+                f"band: got {self.band.low} to {self.band.high}, expected to hold the threshold "
+                f"{self.threshold}"
+            )
         if self.schema_version != SCHEMA_VERSION:
             raise ValueError(
                 f"schema_version: got {self.schema_version}, this version reads {SCHEMA_VERSION}: "
@@ -154,6 +184,7 @@ class ModelManifest:
             known = {item.name for item in fields(cls)}
             values = {name: value for name, value in values.items() if name in known}
             values["input"] = InputSpec(**values.get("input", {}))
+            values["band"] = Band(**values["band"]) if values.get("band") else None
             return cls(**values)
         except (TypeError, ValueError, AttributeError) as error:
             raise ModelFileError(f"manifest: {error}") from error

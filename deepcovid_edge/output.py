@@ -19,13 +19,22 @@ from rich.text import Text
 
 from deepcovid_edge import NOTICE
 from deepcovid_edge.errors import OutputError, UsageError
-from deepcovid_edge.records import NEGATIVE, NOT_ASSESSED, POSITIVE, Prediction, RunFacts
+from deepcovid_edge.reasons import Reason
+from deepcovid_edge.records import (
+    INDETERMINATE,
+    NEGATIVE,
+    NOT_ASSESSED,
+    POSITIVE,
+    Prediction,
+    RunFacts,
+)
 
 _SYNC_SECONDS = 1.0
-_RUN_COLUMNS = ("model_sha256", "threshold")
+_RUN_COLUMNS = ("model_sha256", "threshold", "band", "site")
 _SIGNS = {
     POSITIVE: ("▲ positive", "bold red"),
     NEGATIVE: ("○ negative", "green"),
+    INDETERMINATE: ("◆ indeterminate", "bold magenta"),
     None: ("! not assessed", "bold yellow"),
 }
 
@@ -37,7 +46,8 @@ class Earlier:
     Attributes:
         paths: Paths that have a record.
         not_assessed: How many of those records carry a reason.
-        length: Length of the whole records, bytes; what follows is a torn line.
+        length: Length of the records that stay, bytes; what follows is a torn line, or films that
+            were refused for want of room on the disk, which are judged now.
     """
 
     paths: set[str] = field(default_factory=set)
@@ -106,11 +116,11 @@ class TableWriter:
         """Write one line."""
         if not self._titled:
             self._titled = True
-            title = f"{'film':<{self._width}}  {'result':<14}  {record.run.positive_class}"
+            title = f"{'film':<{self._width}}  {'result':<15}  {record.run.positive_class}"
             self._console.print(Text(title, style="bold"))
         sign, style = _SIGNS[record.decision]
         line = Text(_shortened(record.path, self._width).ljust(self._width) + "  ")
-        line.append(f"{sign:<14}", style=style)
+        line.append(f"{sign:<15}", style=style)
         if record.probability is not None:
             line.append(f"  {record.probability:.3f}")
         notes = record.message or ", ".join(record.warnings)
@@ -164,6 +174,7 @@ class RecordFile:
             stream, encoding="utf-8", errors="surrogateescape", newline=""
         )
         self._writer = make_writer(kind, self._text, header=self.earlier.length == 0)
+        self._whole = self.earlier.length
         self._synced = time.monotonic()
 
     def write(self, record: Prediction) -> None:
@@ -174,6 +185,8 @@ class RecordFile:
         """
         with self._failures():
             self._writer.write(record)
+            if not self._special:
+                self._whole = os.lseek(self._text.fileno(), 0, os.SEEK_CUR)
             if time.monotonic() - self._synced > _SYNC_SECONDS:
                 self._sync()
 
@@ -198,13 +211,18 @@ class RecordFile:
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
-        """Name the file in errors of the system, and hold nothing back that cannot be written."""
+        """Name the file in errors of the system, and leave whole records behind, no half one."""
         try:
             yield
         except OSError as error:
+            handle = os.dup(self._text.fileno())  # keeps the lock until the file is cut
             for layer in (self._text, self._text.buffer):
                 with contextlib.suppress(OSError, ValueError):
                     layer.close()
+            with contextlib.suppress(OSError):
+                if not self._special:
+                    os.ftruncate(handle, self._whole)
+            os.close(handle)
             raise OutputError(f"{self._path}: {error.strerror or error}") from error
 
 
@@ -235,10 +253,19 @@ def _open_locked(path: Path) -> IO[bytes]:
 
 def _read_earlier(path: Path, kind: str, run: RunFacts) -> Earlier:
     data = path.read_bytes()
-    found = _csv_rows(data, path) if kind == "csv" else _json_rows(data, path)
+    blank = Prediction("", run)
+    values = blank.as_row() if kind == "csv" else blank.as_dict()
+    found = _csv_rows(data, path, [*values]) if kind == "csv" else _json_rows(data, path)
+    expected = {
+        name: _as_text(value)
+        for name, value in values.items()
+        if name.partition(".")[0] in _RUN_COLUMNS
+    }
     earlier = Earlier()
     for row, end in found:
-        _check_same_run(row, run, path)
+        _check_same_run(row, expected, path)
+        if row.get("reason") == Reason.DISK.code:
+            break
         earlier.paths.add(row["path"])
         earlier.not_assessed += row["status"] == NOT_ASSESSED
         earlier.length = end
@@ -260,13 +287,18 @@ def _json_rows(data: bytes, path: Path) -> Iterable[tuple[dict[str, Any], int]]:
         yield row, end
 
 
-def _csv_rows(data: bytes, path: Path) -> Iterable[tuple[dict[str, Any], int]]:
+def _csv_rows(data: bytes, path: Path, columns: list[str]) -> Iterable[tuple[dict[str, Any], int]]:
     """Rows with the position after each; a row is whole when it has every column and a line end."""
     counted = _CountedLines(data)
     reader = csv.reader(counted)
     header = next(reader, [])
-    if counted.last.endswith("\n") and not {"path", "status", *_RUN_COLUMNS} <= set(header):
-        raise OutputError(f"{path}: line 1: not a record of deepcovid-edge infer")
+    if counted.last.endswith("\n") and header != columns:
+        if not {"path", "status", "model_sha256"} <= set(header):
+            raise OutputError(f"{path}: line 1: not a record of deepcovid-edge infer")
+        raise UsageError(
+            f"--resume: {path} has the columns of another model or version: use the same, or "
+            "another output file"
+        )
     for values in reader:
         if len(values) != len(header) or not counted.last.endswith("\n"):
             if counted.position < len(data):
@@ -291,13 +323,16 @@ class _CountedLines:
         return self.last
 
 
-def _check_same_run(row: dict[str, Any], run: RunFacts, path: Path) -> None:
-    for name in _RUN_COLUMNS:
-        got, expected = row.get(name), getattr(run, name)
-        with contextlib.suppress(TypeError, ValueError):
-            got = type(expected)(got)  # CSV holds text
-        if got != expected:
+def _check_same_run(row: dict[str, Any], expected: dict[str, str], path: Path) -> None:
+    for name, value in expected.items():
+        got = _as_text(row.get(name))
+        if got != value:
             raise UsageError(
-                f"--resume: {path} has records with {name} {got}, this run has {expected}: "
-                "use the same model and threshold, or another output file"
+                f"--resume: {path} has records with {name} {got or 'none'}, this run has "
+                f"{value or 'none'}: use the same model and threshold, or another output file"
             )
+
+
+def _as_text(value: Any) -> str:
+    """As a CSV holds it."""
+    return "" if value is None else str(value)

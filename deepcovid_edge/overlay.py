@@ -28,7 +28,7 @@ from deepcovid_edge.images import Radiograph
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.preprocess import filled_field, visible_field
 from deepcovid_edge.reasons import Reason
-from deepcovid_edge.records import NEGATIVE, POSITIVE, Prediction
+from deepcovid_edge.records import INDETERMINATE, NEGATIVE, POSITIVE, Prediction, RunFacts
 
 UNITS = {OCCLUSION: "drop of the logit when hidden", ACTIVATION: "class activation"}
 """What the numbers of the scale are, by the map's method."""
@@ -183,7 +183,6 @@ def caption(
     if record.probability is None:
         raise UsageError(f"{record.path}: was not assessed, so there is no heat map to draw")
     run = record.run
-    chance, threshold = _apart(record.probability, run.threshold)
     made = [f"{name} {found.facts[name]}" for name in ("window", "stride") if name in found.facts]
     if "baseline" in found.facts:
         made.append(f"hidden: {found.facts['baseline']}")
@@ -194,10 +193,10 @@ def caption(
         made.append(f"agreement with all of them expected above {expected:.2f} in 9 of 10 films")
     how = ", ".join([found.method, *made])
     lines = [
-        f"{record.decision}: {run.positive_class} {chance}, positive from {threshold}",
+        _decided(record, record.probability),
         _ascii(record.path.replace("\\", "/").rpartition("/")[2]),
         f"{run.model}, {run.precision}, {run.backend}; {how}",
-        _about_regions(found, places, record.decision == POSITIVE),
+        _about_regions(found, places, run, record.probability >= run.threshold),
     ]
     seen = visible_field(shape, spec)
     if (seen[0].stop - seen[0].start, seen[1].stop - seen[1].start) != tuple(shape):
@@ -205,6 +204,21 @@ def caption(
     if record.warnings:
         lines.append(f"Warnings: {', '.join(record.warnings)}")
     return (*lines, NOTICE)
+
+
+def _decided(record: Prediction, probability: float) -> str:
+    """Decision and probability, with the limit that made it so."""
+    run, band = record.run, record.run.band
+    words, limit = "positive from", run.threshold
+    if band and record.decision == INDETERMINATE:
+        chance = f"{run.positive_class} {probability:.3f}"
+        return f"{record.decision}: {chance}, between {band.low:.3f} and {band.high:.3f}"
+    if band and record.decision == NEGATIVE:
+        words, limit = "negative below", band.low
+    elif band:
+        limit = band.high
+    chance, told = _apart(probability, limit)
+    return f"{record.decision}: {run.positive_class} {chance}, {words} {told}"
 
 
 def _apart(probability: float, threshold: float) -> tuple[str, str]:
@@ -215,12 +229,12 @@ def _apart(probability: float, threshold: float) -> tuple[str, str]:
     return f"{probability:.6f}", f"{threshold:.6f}"
 
 
-def _about_regions(found: HeatMap, places: Sequence[Region], positive: bool) -> str:
+def _about_regions(found: HeatMap, places: Sequence[Region], run: RunFacts, positive: bool) -> str:
     turns = found.turned is not None and bool(found.turned.any())
-    other = NEGATIVE if positive else POSITIVE
-    marked = (
-        f"Dashed, dotted{', boxed' if places else ''}: hiding a window in there makes it {other}"
-    )
+    other = f"makes it {NEGATIVE if positive else POSITIVE}"
+    if run.band:  # between its ends it is neither
+        other = f"takes it {'below' if positive else 'above'} {run.threshold:.3f}"
+    marked = f"Dashed, dotted{', boxed' if places else ''}: hiding a window in there {other}"
     said = marked if turns else "Boxes: from half of the map's highest value on"
     if not places:
         return f"{marked}. No region stands out." if turns else "No region stands out."

@@ -29,11 +29,14 @@ from deepcovid_edge.errors import ImageRefusedError, UsageError
 from deepcovid_edge.images import Radiograph, decode_radiograph, read_bytes
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.preprocess import prepare
-from deepcovid_edge.reasons import Reason
+from deepcovid_edge.reasons import Caution, Reason
 from deepcovid_edge.records import Prediction, RunFacts
+from deepcovid_edge.repeats import Repeats
 
 if TYPE_CHECKING:
+    from deepcovid_edge.disk import DiskGuard
     from deepcovid_edge.explain import Explainer
+    from deepcovid_edge.site import Site
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -56,12 +59,18 @@ class PredictSettings:
     Attributes:
         batch_size: Most films in one inference; None for what suits the backend.
         workers: Threads that decode (and, on a CPU, infer); None for one a core.
-        threshold: Probability from which a film is positive; None for the model's own.
+        threshold: Probability from which a film is positive; None for the model's own. One that
+            is given has no band: nobody chose one for it.
+        band: Films too close to the threshold are indeterminate, where the model (or the site) says
+            which these are.
+        site: Site file whose threshold decides; None for none.
     """
 
     batch_size: int | None = None
     workers: int | None = None
     threshold: float | None = None
+    band: bool = True
+    site: Site | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and not 1 <= self.batch_size <= 1024:
@@ -70,6 +79,11 @@ class PredictSettings:
             raise UsageError(f"--workers: got {self.workers}, expected 1 to 256")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise UsageError(f"--threshold: got {self.threshold}, expected 0 to 1")
+        if self.threshold is not None and self.site is not None:
+            raise UsageError(
+                f"--threshold: got {self.threshold} with --site, which has its own "
+                f"({self.site.threshold}): leave one of them out"
+            )
 
 
 def default_batch_size(backend: Backend) -> int:
@@ -78,9 +92,20 @@ def default_batch_size(backend: Backend) -> int:
 
 
 def run_facts(backend: Backend, settings: PredictSettings) -> RunFacts:
-    """What the records of a run with this model have in common."""
-    manifest = backend.manifest
-    own = manifest.threshold if settings.threshold is None else settings.threshold
+    """What the records of a run with this model have in common.
+
+    Raises:
+        SettingsMismatchError: The site file is of another model, or found it not usable.
+    """
+    manifest, site = backend.manifest, settings.site
+    cautions = backend.cautions
+    threshold, band = manifest.threshold, manifest.band
+    if settings.threshold is not None:
+        threshold, band = settings.threshold, None
+    if site:
+        site.check(manifest.name, backend.sha256)
+        threshold, band = site.threshold, site.band
+        cautions += (Caution.SITE,) if site.is_unproved else ()
     return RunFacts(
         model=manifest.name,
         model_sha256=backend.sha256,
@@ -88,8 +113,10 @@ def run_facts(backend: Backend, settings: PredictSettings) -> RunFacts:
         precision=manifest.precision,
         classes=manifest.classes,
         positive_class=manifest.positive_class,
-        threshold=own,
-        cautions=tuple(caution.code for caution in backend.cautions),
+        threshold=threshold,
+        cautions=tuple(caution.code for caution in cautions),
+        band=band if settings.band else None,
+        site=site.name if site else None,
     )
 
 
@@ -101,6 +128,8 @@ def predict(
     *,
     change: Callable[[Radiograph], Radiograph] | None = None,
     explainer: Explainer | None = None,
+    disk: DiskGuard | None = None,
+    repeats: Repeats | None = None,
 ) -> Iterator[Prediction]:
     """Judge films in order.
 
@@ -112,6 +141,8 @@ def predict(
         change: What is done to every film between reading and preparing it, such as hiding a part
             of it to see what the network goes by; called from several threads.
         explainer: Makes the heat maps; called from several threads.
+        disk: Refuses films when there is too little room for their results.
+        repeats: Knows the films of this run; None for a new one.
 
     Yields:
         One record per path, in the order of the paths, as soon as it and those before it are
@@ -119,13 +150,15 @@ def predict(
     """
     workers = settings.workers or len(os.sched_getaffinity(0))
     batch_size = settings.batch_size or default_batch_size(backend)
+    repeats = repeats or Repeats()
 
     def read(path: Path) -> _Film:
-        film = _read(path, run, backend.manifest.input, change)
+        film = _read(path, run, backend.manifest.input, change, disk)
         return film if explainer else replace(film, radiograph=None)
 
-    def judge(films: list[_Film]) -> list[Prediction]:
-        return _judge(films, backend, explainer)
+    def judge(films: list[_Film]) -> list[tuple[Prediction, str]]:
+        records = _judge(films, backend, explainer, disk)
+        return [(record, film.uid) for record, film in zip(records, films, strict=True)]
 
     with ExitStack() as opened:
         decoders = opened.enter_context(_threads(workers, "decode"))
@@ -140,7 +173,8 @@ def predict(
             films = _in_order(decoders, read, paths, ahead)
             done = _in_order(lanes, judge, _batches(films, batch_size), GPU_LANES + 1)
         for records in done:
-            yield from records
+            for record, uid in records:
+                yield repeats.settled(repeats.warned(record, uid))
 
 
 @contextmanager
@@ -170,6 +204,7 @@ class _Film:
     pixels: NDArray[np.uint8] | None
     started: float
     radiograph: Radiograph | None = None
+    uid: str = ""
 
 
 def _read(
@@ -177,10 +212,13 @@ def _read(
     run: RunFacts,
     spec: InputSpec,
     change: Callable[[Radiograph], Radiograph] | None,
+    disk: DiskGuard | None,
 ) -> _Film:
     started = time.perf_counter()
     record = Prediction(path=str(path), run=run)
     try:
+        if disk:
+            disk.check()
         file = read_bytes(path)
         record = replace(record, sha256=file.sha256)
         radiograph = decode_radiograph(file)
@@ -195,7 +233,8 @@ def _read(
     timings = {"read": _ms(started, decoded), "preprocess": _ms(decoded, prepared)}
     warnings = (*(caution.code for caution in radiograph.cautions), *run.cautions)
     record = replace(record, warnings=warnings, timings_ms=timings)
-    return _Film(record, pixels, started, radiograph)
+    uid = radiograph.dicom.sop_instance_uid if radiograph.dicom else ""
+    return _Film(record, pixels, started, radiograph, uid)
 
 
 def _refused(record: Prediction, error: ImageRefusedError, started: float) -> _Film:
@@ -219,7 +258,9 @@ def _batches(films: Iterable[_Film], size: int) -> Iterator[list[_Film]]:
         yield group
 
 
-def _judge(films: list[_Film], backend: Backend, explainer: Explainer | None) -> list[Prediction]:
+def _judge(
+    films: list[_Film], backend: Backend, explainer: Explainer | None, disk: DiskGuard | None
+) -> list[Prediction]:
     prepared = [film.pixels for film in films if film.pixels is not None]
     if not prepared:
         return [film.record for film in films]
@@ -233,7 +274,17 @@ def _judge(films: list[_Film], backend: Backend, explainer: Explainer | None) ->
         film.record if film.pixels is None else _judged(film, next(rows), share, ended)
         for film in films
     ]
-    return _explained(records, films, found.activation_maps, explainer) if explainer else records
+    if explainer is None:
+        return records
+    try:
+        if disk:
+            disk.check()
+    except ImageRefusedError as error:  # a result without its heat map would never get one
+        return [
+            record if film.pixels is None else _refused(film.record, error, film.started).record
+            for film, record in zip(films, records, strict=True)
+        ]
+    return _explained(records, films, found.activation_maps, explainer)
 
 
 def _explained(

@@ -128,6 +128,16 @@ class Reason(_Coded):
         "Could not be decoded.",
         "damaged; or its decoder died, took longer than 20 s or too much memory",
     )
+    MODEL = (
+        "E_MODEL",
+        "Model and settings do not belong together.",
+        "a site file damaged, of another model, or saying `not usable`; the run does not start",
+    )
+    DISK = (
+        "E_DISK",
+        "Too little room on the disk; free some, then judge the film again.",
+        "less than `--min-free` where records or heat maps are written",
+    )
     RESULT = (
         "E_RESULT",
         "The network gave no usable number; have the model checked.",
@@ -183,6 +193,16 @@ class Caution(_Coded):
         "W_UNVERIFIED",
         "Not verified against the model that this form of it was made of.",
         "an engine or INT8 form without a verdict of `verify`",
+    )
+    SITE = (
+        "W_SITE",
+        "Site check had too few films to say how well the model does here.",
+        "`--site` with a file whose verdict is `not enough films`",
+    )
+    DUPLICATE_UID = (
+        "W_DUP_UID",
+        "Image was sent twice with different content.",
+        "DICOM with the SOP instance UID of an earlier film of the run, and other bytes",
     )
     NO_HEATMAP = (
         "W_NO_HEATMAP",

@@ -8,11 +8,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from deepcovid_edge import NOTICE
+from deepcovid_edge.manifest import Band
 
 SCHEMA_VERSION = 1
 ASSESSED, NOT_ASSESSED = "assessed", "not_assessed"
-POSITIVE, NEGATIVE = "positive", "negative"
+POSITIVE, NEGATIVE, INDETERMINATE = "positive", "negative", "indeterminate"
+_LIMITS = ("low", "high")
+_SITE = ("name", "sha256")
 _TIMINGS = ("read", "preprocess", "infer", "heatmap", "total")
+_PARTS = {"band": _LIMITS, "site": _SITE, "timings_ms": _TIMINGS}
+
+
+@dataclass(frozen=True)
+class SiteName:
+    """The site file whose threshold decided.
+
+    Attributes:
+        name: What the clinic called it.
+        sha256: SHA-256 of the file.
+    """
+
+    name: str
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -28,6 +45,8 @@ class RunFacts:
         positive_class: The class whose probability is compared with the threshold.
         threshold: Probability from which a film is called positive.
         cautions: Codes that stand in the warnings of every assessed film.
+        band: Probabilities that are too close to the threshold to call; None for none.
+        site: The site file that the threshold comes from; None where none was given.
     """
 
     model: str
@@ -38,6 +57,8 @@ class RunFacts:
     positive_class: str
     threshold: float
     cautions: tuple[str, ...] = ()
+    band: Band | None = None
+    site: SiteName | None = None
 
 
 @dataclass(frozen=True)
@@ -86,9 +107,14 @@ class Prediction:
 
     @property
     def decision(self) -> str | None:
-        """`positive` from the threshold on, else `negative`; None where not assessed."""
+        """`positive` from the threshold on, else `negative`; None where not assessed.
+
+        `indeterminate` where the run has a band that holds the probability.
+        """
         if self.probability is None:
             return None
+        if self.run.band and self.run.band.holds(self.probability):
+            return INDETERMINATE
         return POSITIVE if self.probability >= self.run.threshold else NEGATIVE
 
     def as_dict(self) -> dict[str, Any]:
@@ -110,6 +136,8 @@ class Prediction:
             "positive_class": self.run.positive_class,
             "probability": self.probability,
             "threshold": self.run.threshold,
+            "band": _plain(self.run.band, _LIMITS),
+            "site": _plain(self.run.site, _SITE),
             "decision": self.decision,
             "heatmap": self.heatmap,
             "overlay": self.overlay,
@@ -129,8 +157,8 @@ class Prediction:
             if name == "probabilities":
                 known = value or {}
                 row |= {f"{name}.{label}": known.get(label) for label in self.run.classes}
-            elif name == "timings_ms":
-                row |= {f"{name}.{part}": value[part] for part in _TIMINGS}
+            elif name in _PARTS:
+                row |= {f"{name}.{part}": value and value[part] for part in _PARTS[name]}
             elif name == "warnings":
                 row[name] = ";".join(value)
             elif name == "regions":
@@ -138,3 +166,7 @@ class Prediction:
             else:
                 row[name] = value
         return row
+
+
+def _plain(thing: Band | SiteName | None, parts: tuple[str, ...]) -> dict[str, Any] | None:
+    return None if thing is None else {part: getattr(thing, part) for part in parts}

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 Truth = NDArray[np.bool_]
 Scores = NDArray[np.float64]
 Z_95 = 1.959963984540054
+FEW_FILMS = 20
+"""With fewer of a class DeLong's interval is not to be trusted."""
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
@@ -110,6 +112,40 @@ def auc_interval(scores: Scores, positive: Truth) -> tuple[float, float]:
     )
     centre, half = float(parts[0].mean()), Z_95 * math.sqrt(variance)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def area_interval(scores: Scores, positive: Truth) -> tuple[float, float]:
+    """95 % interval of the area under the curve, also of few films or a perfect ranking.
+
+    DeLong's; with few films of a class, or where the ranking is perfect, the score interval of
+    Newcombe 2006 (Statistics in Medicine 25:559, method 5) on the variance of Hanley and McNeil
+    1982 (Radiology 143:29). Of 5 positive and 30 negative films with a true area of 0.94, DeLong's
+    holds it 7 times in 10 and Newcombe's 19 in 20 (`tests/test_metrics.py` measures both).
+    """
+    area = auc(scores, positive)
+    counts = int(positive.sum()), int((~positive).sum())
+    if 0 < area < 1 and min(counts) >= FEW_FILMS:
+        return auc_interval(scores, positive)
+    return _newcombe(area, *counts)
+
+
+def _newcombe(area: float, positives: int, negatives: int) -> tuple[float, float]:
+    """Where the true area is 1.96 of its own standard errors away, below and above."""
+    mean_count = (positives + negatives) / 2 - 1
+
+    def is_near(true: float) -> bool:
+        spread = 1 + mean_count * ((1 - true) / (2 - true) + true / (1 + true))
+        error = math.sqrt(true * (1 - true) * spread / (positives * negatives))
+        return abs(area - true) <= Z_95 * error
+
+    def last_near(far: float) -> float:
+        near = area
+        for _ in range(60):
+            middle = (near + far) / 2
+            near, far = (middle, far) if is_near(middle) else (near, middle)
+        return near
+
+    return last_near(0.0), last_near(1.0)
 
 
 def auc_change(

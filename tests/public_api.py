@@ -12,6 +12,8 @@ from deepcovid_edge.bench.compare import compare
 from deepcovid_edge.bench.measure import bench, bench_films
 from deepcovid_edge.bench.results import read_result
 from deepcovid_edge.bench.settings import BenchSettings
+from deepcovid_edge.calibrate import calibrate
+from deepcovid_edge.dataset import load_dataset
 from deepcovid_edge.heatmap import of_occlusion, regions
 from deepcovid_edge.images import read_radiograph
 from deepcovid_edge.lattice import OcclusionSettings
@@ -19,6 +21,7 @@ from deepcovid_edge.models import find_model
 from deepcovid_edge.occlusion import Occluder
 from deepcovid_edge.predict import PredictSettings, predict, run_facts
 from deepcovid_edge.preprocess import prepare
+from deepcovid_edge.site import read_site, write_site
 
 
 def judge_one(film: Path) -> dict[str, float]:
@@ -38,6 +41,20 @@ def judge_folder(folder: Path) -> Iterator[tuple[str, float | None]]:
         run = run_facts(backend, settings)
         for record in predict(sorted(folder.iterdir()), backend, run, settings):
             yield record.path, record.probability
+
+
+def may_be_used_here(films: Path, site_file: Path) -> bool:
+    with load_backend(find_model("squeezenet1_1")) as backend:
+        facts = calibrate(backend, load_dataset(films), name="ward 3")
+    write_site(site_file, facts)
+    return bool(facts["verdict"] == "usable")
+
+
+def judge_as_the_site_does(film: Path, site_file: Path) -> str | None:
+    settings = PredictSettings(site=read_site(site_file))
+    with load_backend(find_model("squeezenet1_1")) as backend:
+        (record,) = predict([film], backend, run_facts(backend, settings), settings)
+    return record.decision
 
 
 def where_it_looked(film: Path) -> list[dict[str, Any]]:

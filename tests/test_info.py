@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from deepcovid_edge import device
 from deepcovid_edge.cli.main import run
 from deepcovid_edge.manifest import file_sha256, read_manifest
 from deepcovid_edge.models import DEFAULT_MODEL, shipped_models
@@ -30,3 +31,26 @@ def test_what_a_model_reads_when_the_lungs_are_hidden_is_told_to_people(
     assert "with the lungs hidden the AUC is" in verdict
     assert run(["info"]) == 0
     assert verdict in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("pydicom", "DICOM films are refused: pydicom is not installed"),
+        ("imagecodecs", "compressed DICOM films may be refused"),
+    ],
+)
+def test_without_the_extra_dicom_a_cart_is_told(
+    missing: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = device._version
+    present = {"pydicom": "3.0", "imagecodecs": "2026"}
+    monkeypatch.setattr(
+        device,
+        "_version",
+        lambda name: None if name == missing else present.get(name, real(name)),
+    )
+    assert run(["info"]) == 0
+    told = capsys.readouterr().out
+    assert said in told
+    assert "pip install 'deepcovid-edge[dicom]'" in told

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from deepcovid_edge.errors import OutputError, UsageError
+from deepcovid_edge.manifest import Band
 from deepcovid_edge.output import RecordFile, make_writer
-from deepcovid_edge.records import Prediction, RunFacts
+from deepcovid_edge.records import Prediction, RunFacts, SiteName
 
 RUN = RunFacts("m", "ab" * 32, "onnxruntime-cpu", "fp32", ("non", "covid"), "covid", 0.123456789)
 RECORDS = [
@@ -84,7 +85,15 @@ def test_refusals_of_the_earlier_part_are_counted(tmp_path: Path) -> None:
     assert write(path, [], "jsonl", resume=True).earlier.not_assessed == 1
 
 
-@pytest.mark.parametrize("change", [{"threshold": 0.5}, {"model_sha256": "cd" * 32}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"threshold": 0.5},
+        {"model_sha256": "cd" * 32},
+        {"band": Band(0.1, 0.2)},
+        {"site": SiteName("cart 1", "ef" * 32)},
+    ],
+)
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
 def test_another_model_or_threshold_is_not_mixed_in(
     tmp_path: Path, change: dict[str, object], kind: str
@@ -142,6 +151,45 @@ def test_without_resume_an_old_file_is_replaced(tmp_path: Path) -> None:
     assert paths_in(path, "jsonl") == ["a.png"]
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_run_with_band_and_site_is_gone_on_with(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"r.{kind}"
+    run = replace(RUN, band=Band(0.1, 0.25), site=SiteName("cart, 1", "ef" * 32))
+    for resume in (False, True):
+        file = RecordFile(path, run, kind=kind, resume=resume)
+        for record in RECORDS:
+            if record.path not in file.earlier.paths and (resume or record is RECORDS[0]):
+                file.write(replace(record, run=run))
+        file.close()
+    assert paths_in(path, kind) == [record.path for record in RECORDS]
+
+
+def test_a_csv_of_another_version_is_not_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    write(path, RECORDS[:1], "csv")
+    text = path.read_text().replace('"site.name"', '"place"')
+    path.write_text(text)
+    with pytest.raises(UsageError, match="columns of another model or version"):
+        RecordFile(path, RUN, kind="csv", resume=True)
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_films_refused_for_want_of_room_are_judged_when_it_goes_on(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / f"r.{kind}"
+    full = [replace(record, reason="E_DISK", probabilities=None) for record in RECORDS[2:4]]
+    write(path, [*RECORDS[:2], *full, RECORDS[4]], kind)
+    file = RecordFile(path, RUN, kind=kind, resume=True)
+    assert file.earlier.paths == {record.path for record in RECORDS[:2]}
+    for record in RECORDS[2:]:
+        file.write(record)
+    file.close()
+    assert paths_in(path, kind) == [record.path for record in RECORDS]
+    assert "E_DISK" not in path.read_text(errors="surrogateescape")
+
+
 def test_dev_null_and_a_full_disk(tmp_path: Path) -> None:
     write(Path("/dev/null"), RECORDS, "jsonl")
     full = RecordFile(Path("/dev/full"), RUN, kind="jsonl", resume=False)
@@ -164,8 +212,20 @@ def test_the_table_shows_word_sign_probability_and_reason() -> None:
     lines = stream.getvalue().splitlines()
     assert lines[0].split() == ["film", "result", "covid"]
     assert lines[1].split() == ["a.png", "○", "negative", "0.100"]
-    assert "▲ positive      0.800" in lines[2]
+    assert "▲ positive       0.800" in lines[2]
     assert "line?break.png" in lines[4]
     assert "! not assessed" in lines[4]
     assert "Not an image" in lines[4]
     assert lines[-1] == "Research use only. Not a medical device."
+
+
+def test_a_film_too_close_to_call_has_its_own_word_and_sign() -> None:
+    run = replace(RUN, band=Band(0.1, 0.2))
+    stream = io.StringIO()
+    writer = make_writer("table", stream)
+    for record in RECORDS[:2]:
+        writer.write(replace(record, run=run))
+    assert [line.split()[1:3] for line in stream.getvalue().splitlines()[1:]] == [
+        ["◆", "indeterminate"],
+        ["▲", "positive"],  # 0.2 is the first that is called
+    ]

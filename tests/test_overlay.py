@@ -18,7 +18,7 @@ from deepcovid_edge import NOTICE
 from deepcovid_edge.errors import ImageRefusedError, UsageError
 from deepcovid_edge.heatmap import ACTIVATION, OCCLUSION, HeatMap, Region, regions
 from deepcovid_edge.images import Radiograph
-from deepcovid_edge.manifest import InputSpec, ResizeRule
+from deepcovid_edge.manifest import Band, InputSpec, ResizeRule
 from deepcovid_edge.overlay import (
     PANEL_HEIGHT,
     UNITS,
@@ -345,6 +345,25 @@ def test_caption_says_what_the_record_says() -> None:
 )
 def test_rounding_never_contradicts_the_decision(probability: float, said: str) -> None:
     assert caption((448, 448), SPEC, heat(), (), record(probability))[0] == said
+
+
+@pytest.mark.parametrize(
+    ("probability", "said"),
+    [
+        (0.3, "positive: covid 0.3000, positive from 0.2999"),
+        (0.2, "indeterminate: covid 0.200, between 0.100 and 0.300"),
+        (0.0999, "negative: covid 0.0999, negative below 0.1000"),
+    ],
+)
+def test_the_limit_that_decided_stands_beside_the_probability(
+    probability: float, said: str
+) -> None:
+    run = replace(RUN, band=Band(0.1, 0.2999))
+    found = replace(record(probability), run=run)
+    assert caption((448, 448), SPEC, heat(), (), found)[0] == said
+    turned = heat(1.0, turned=np.ones((224, 224), bool))
+    side = "below" if probability >= 0.2 else "above"
+    assert f"takes it {side} 0.200" in caption((448, 448), SPEC, turned, (), found)[3]
 
 
 def test_no_region_is_said_in_words() -> None:

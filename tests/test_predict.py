@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 from deepcovid_edge import predict as module
 from deepcovid_edge.backends import Inference
 from deepcovid_edge.errors import UsageError
-from deepcovid_edge.manifest import InputSpec, ModelManifest
+from deepcovid_edge.manifest import Band, InputSpec, ModelManifest
 from deepcovid_edge.phantom import write_samples
 from deepcovid_edge.predict import PredictSettings, predict, probabilities, run_facts
 from deepcovid_edge.reasons import Caution
@@ -200,6 +201,31 @@ def test_threshold_decides_on_the_rounded_probability(films: list[Path]) -> None
     at = judge(films[:1], MeanBackend(), threshold=record.probability)[0]
     above = judge(films[:1], MeanBackend(), threshold=record.probability + 1e-6)[0]
     assert (at.decision, above.decision) == ("positive", "negative")
+
+
+def test_a_film_in_the_band_is_indeterminate_and_keeps_its_probability(films: list[Path]) -> None:
+    (plain,) = judge(films[:1], MeanBackend())
+    assert plain.probability is not None
+    backend = MeanBackend()
+    band = Band(plain.probability, plain.probability + 1e-6)
+    backend.manifest = replace(MANIFEST, threshold=plain.probability, band=band)
+    (record,) = judge(films[:1], backend)
+    assert (record.decision, record.probability) == ("indeterminate", plain.probability)
+    assert record.as_dict()["band"] == {"low": band.low, "high": band.high}
+    assert record.as_row()["band.low"] == band.low
+    for settings in ({"band": False}, {"threshold": plain.probability}):
+        (decided,) = judge(films[:1], backend, **settings)
+        assert (decided.decision, decided.as_dict()["band"]) == ("positive", None)
+
+
+def test_just_outside_the_band_a_film_is_called(films: list[Path]) -> None:
+    (plain,) = judge(films[:1], MeanBackend())
+    assert plain.probability is not None
+    for low, high, decision in ((1e-6, 2e-6, "negative"), (-2e-6, 0.0, "positive")):
+        backend = MeanBackend()
+        band = Band(plain.probability + low, plain.probability + high)
+        backend.manifest = replace(MANIFEST, threshold=band.high, band=band)
+        assert judge(films[:1], backend)[0].decision == decision
 
 
 def test_what_is_to_know_of_a_backend_stands_in_every_assessed_record(

@@ -40,6 +40,7 @@ from deepcovid_edge.errors import DataError, ModelFileError, UsageError
 from deepcovid_edge.images import read_radiograph
 from deepcovid_edge.manifest import (
     METADATA_KEY,
+    Band,
     InputSpec,
     ModelManifest,
     file_sha256,
@@ -59,7 +60,10 @@ from deepcovid_export.typed_graph import finished
 SPEC = InputSpec(64, 64)
 RECIPE = {"recipe": {"classes": {"clear": ["clear"], "hazy": ["hazy", "hazier"]}}}
 MANIFEST = ModelManifest(
-    "tiny", "tiny", ("clear", "hazy"), "hazy", 0.5, input=SPEC, training=RECIPE
+    *("tiny", "tiny", ("clear", "hazy"), "hazy", 0.5),
+    band=Band(0.4, 0.6, {"rule": "by hand"}),
+    input=SPEC,
+    training=RECIPE,
 )
 FLAVOURS = {
     "fp16": Lowered("fp16"),
@@ -275,7 +279,7 @@ def test_manifest_says_what_was_done(
     assert manifest.name == f"tiny-{flavour}"
     assert manifest.precision == flavour.partition("-")[0]
     assert manifest.parent_sha256 == file_sha256(parent)
-    for name in ("classes", "positive_class", "threshold", "input", "training"):
+    for name in ("classes", "positive_class", "threshold", "band", "input", "training"):
         assert getattr(manifest, name) == getattr(before, name)
     facts = manifest.quantization
     assert facts["left_out"] == []

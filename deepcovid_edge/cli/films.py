@@ -19,13 +19,18 @@ from typing import TYPE_CHECKING
 import click
 
 from deepcovid_edge.backends import BACKENDS, PROVIDERS
+from deepcovid_edge.disk import LEAST_FREE_MIB
 from deepcovid_edge.models import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from deepcovid_edge.backends import Backend
+    from deepcovid_edge.disk import DiskGuard
     from deepcovid_edge.explain import Explainer, HeatMapSettings
     from deepcovid_edge.output import RecordFile, RecordWriter
+    from deepcovid_edge.predict import PredictSettings
     from deepcovid_edge.records import Prediction, RunFacts
+    from deepcovid_edge.repeats import Repeats
+    from deepcovid_edge.site import Site
 
 _SOME_NOT_ASSESSED = 4
 _MAP_NAME = re.compile(r".*-[0-9a-f]{8}\.(npz|png)")
@@ -43,8 +48,26 @@ def run_options(command: Callable[..., int]) -> Callable[..., int]:
         click.option(
             "--provider", type=click.Choice(PROVIDERS), help="ONNX Runtime's.  [default: cpu]"
         ),
-        click.option("--threshold", type=float, help="Positive from this probability on, 0 to 1."),
+        click.option("--threshold", type=float, help="Positive from this probability on; no band."),
+        click.option(
+            "--site",
+            type=click.Path(path_type=Path),
+            help="Site file of `calibrate`: judge by its threshold.",
+        ),
+        click.option(
+            "--band/--no-band",
+            default=True,
+            help="Films too close to call are indeterminate, or not.  [default: --band]",
+        ),
         click.option("--workers", type=int, help="Threads that work.  [default: one a core]"),
+        click.option(
+            "--min-free",
+            type=click.IntRange(0),
+            default=LEAST_FREE_MIB,
+            show_default=True,
+            metavar="MIB",
+            help="Refuse films while less is free where results go.",
+        ),
         click.option("--json", "kind", flag_value="jsonl", help="JSON Lines (default in a pipe)."),
         click.option("--csv", "kind", flag_value="csv", help="CSV with the same columns."),
         click.option(
@@ -77,6 +100,9 @@ class FilmRun:
         provider: ONNX Runtime's, or None.
         threshold: Probability from which a film is positive; None for the model's own.
         workers: Threads; None for one a core.
+        site: Site file, or None.
+        band: Films too close to call are indeterminate.
+        min_free: Films are refused below so many MiB; 0 for never.
         batch_size: Films an inference; None for what suits the backend.
         resume: Go on with the records in `output`.
         heatmaps: Which heat maps are made, if any.
@@ -90,6 +116,9 @@ class FilmRun:
     provider: str | None
     threshold: float | None
     workers: int | None
+    site: Path | None = None
+    band: bool = True
+    min_free: int = LEAST_FREE_MIB
     batch_size: int | None = None
     resume: bool = False
     heatmaps: HeatMapSettings | None = None
@@ -99,11 +128,11 @@ def judge_films(run: FilmRun) -> int:
     """Judge films and write their records; the exit code."""
     import cv2
 
-    from deepcovid_edge.backends import BackendSettings, fastest_verified, load_backend
-    from deepcovid_edge.models import find_model
-    from deepcovid_edge.predict import PredictSettings, predict, run_facts
+    from deepcovid_edge.backends import BackendSettings, load_backend
+    from deepcovid_edge.predict import predict, run_facts
+    from deepcovid_edge.repeats import Repeats
 
-    settings = PredictSettings(run.batch_size, run.workers, run.threshold)
+    settings = _settings(run)
     kind = _kind(run.kind, run.output)
     if run.resume and run.output is None:
         raise click.UsageError("--resume needs -o FILE.jsonl or FILE.csv to go on with.")
@@ -112,9 +141,7 @@ def judge_films(run: FilmRun) -> int:
     cv2.setNumThreads(1)  # films are decoded side by side; threads inside one would only wait
     # Broken files get a reason instead.
     warnings.filterwarnings("ignore", module=r"(PIL|pydicom)\.")
-    file = find_model(run.model)
-    if run.backend == "auto" and run.provider is None:
-        file = fastest_verified(file)
+    file = _model_file(run, settings.site)
     with ExitStack() as opened:
         own = BackendSettings(provider=run.provider)
         backend = opened.enter_context(load_backend(file, backend=run.backend, settings=own))
@@ -123,11 +150,63 @@ def judge_films(run: FilmRun) -> int:
         sink = _Sink(run.output, kind, facts, resume=run.resume)
         maps = run.heatmaps.folder if run.heatmaps else None
         films = partial(list_films, run.paths, but=run.output, maps=maps)
-        records = predict(sink.left_of(films()), backend, facts, settings, explainer=explainer)
+        disk, repeats = _disk(run), Repeats()
+        records = predict(
+            sink.left_of(films()),
+            backend,
+            facts,
+            settings,
+            explainer=explainer,
+            disk=disk,
+            repeats=repeats,
+        )
         code = _drain(records, sink, _count(films, sink))
-        if explainer:
-            click.echo(_about_maps(explainer), err=True)
+        for line in _afterwards(explainer, disk, repeats):
+            click.echo(line, err=True)
         return code
+
+
+def _settings(run: FilmRun) -> PredictSettings:
+    from deepcovid_edge.predict import PredictSettings
+
+    site = None
+    if run.site:
+        from deepcovid_edge.site import read_site
+
+        site = read_site(run.site)
+    return PredictSettings(run.batch_size, run.workers, run.threshold, run.band, site)
+
+
+def _model_file(run: FilmRun, site: Site | None) -> Path:
+    """The fastest form of the model; with a site file the form that it was made with, if it can."""
+    from deepcovid_edge.backends import fastest_verified
+    from deepcovid_edge.manifest import file_sha256
+    from deepcovid_edge.models import find_model
+
+    file = find_model(run.model)
+    if run.backend != "auto" or run.provider is not None:
+        return file
+    if site and file_sha256(file) == site.model_sha256:
+        return file
+    return fastest_verified(file)
+
+
+def _disk(run: FilmRun) -> DiskGuard:
+    from deepcovid_edge.disk import DiskGuard
+
+    folders = [run.heatmaps.folder] if run.heatmaps else []
+    if run.output and run.output.is_file():  # no /dev/null, no pipe
+        folders.append(run.output.parent)
+    return DiskGuard(folders, run.min_free)
+
+
+def _afterwards(explainer: Explainer | None, disk: DiskGuard, repeats: Repeats) -> Iterator[str]:
+    if repeats.same:
+        yield f"{repeats.same} films had come before, byte for byte: their first result stands."
+    if disk.full:
+        yield f"Films were refused: {disk.full}. Free some room; --resume goes on."
+    if explainer:
+        yield _about_maps(explainer)
 
 
 def _explainer(
@@ -274,9 +353,10 @@ def _drain(records: Iterator[Prediction], sink: _Sink, total: int | None) -> int
 def _summary(sink: _Sink, how: str) -> str:
     counts = sink.counts
     earlier = len(sink.file.earlier.paths) if sink.file else 0
+    unclear = f"{counts['indeterminate']} indeterminate, " if counts["indeterminate"] else ""
     parts = [
         f"{counts.total()} films {how}: {counts['positive']} positive, {counts['negative']} "
-        f"negative, {counts['not_assessed']} not assessed"
+        f"negative, {unclear}{counts['not_assessed']} not assessed"
     ]
     if earlier:
         parts.append(f"{earlier} films were done before")

@@ -28,6 +28,7 @@ class Entry:
 COMMANDS = {
     "infer": Entry("deepcovid_edge.cli.infer", "Judge films: files and folders to records."),
     "heatmap": Entry("deepcovid_edge.cli.heatmap", "Show where the network looked."),
+    "calibrate": Entry("deepcovid_edge.cli.calibrate", "May the model be used at this site?"),
     "build": Entry("deepcovid_edge.cli.build", "Typed ONNX to a TensorRT engine."),
     "verify": Entry("deepcovid_edge.cli.verify", "Is a candidate as accurate as its reference?"),
     "bench": Entry("deepcovid_edge.cli.bench", "Measure latency and throughput."),
@@ -68,7 +69,7 @@ def cli() -> None:
     """Find COVID-19 pneumonia in chest radiographs, on a cart or a workstation.
 
     Exit codes: 0 done, 1 error, 2 usage, 3 gate failed, 4 some inputs were not assessed, 5 engine
-    does not fit, 6 something is not there, 7 measurement unstable.
+    or site file does not fit, 6 something is not there, 7 measurement unstable.
     """
 
 

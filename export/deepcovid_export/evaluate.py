@@ -142,6 +142,7 @@ def _figures(judged: Judged) -> dict[str, Any]:
         "bootstrap": bootstrap(
             scores, positive, [film.patient for film in judged.films], threshold
         ),
+        "band": _band(judged),
         "operating_points": operating_points(
             scores, positive, threshold, threshold_origin(judged.manifest)
         ),
@@ -188,6 +189,23 @@ def _by_label(judged: Judged) -> dict[str, Any]:
             ),
         }
         for label in sorted(set(labels.tolist()))
+    }
+
+
+def _band(judged: Judged) -> dict[str, Any] | None:
+    """What a model's band does: the films it holds, and how often it is right of the others."""
+    band = judged.manifest.band
+    if band is None:
+        return None
+    positive, called = judged.positive, judged.scores >= band.high
+    held = ~called & (judged.scores >= band.low)
+    return {
+        "low": band.low,
+        "high": band.high,
+        "indeterminate": rate(int(held.sum()), len(held)),
+        "indeterminate_positives": rate(int((held & positive).sum()), int(positive.sum())),
+        "decided_films": int((~held).sum()),
+        "decided": at_threshold(judged.scores[~held], positive[~held], judged.manifest.threshold),
     }
 
 

@@ -16,7 +16,7 @@ import click
 from deepcovid_edge.backends import INT8_CPU_SUFFIX
 from deepcovid_edge.manifest import ModelManifest, file_sha256, read_manifest
 from deepcovid_edge.models import find_model
-from deepcovid_export.wording import area_text, counted_text
+from deepcovid_export.wording import area_text, counted_text, rate_text
 
 _TEMPLATE = """\
 # {name}
@@ -30,7 +30,7 @@ films and films of other pneumonia. **{notice}**
 | input | uint8 grey, {height} x {width}, resize rule `{resize}` |
 | classes | {classes} |
 | threshold | {threshold:.4f}: {rule}, on {val_films} films of `val` ({val_positives} positive) |
-| licence of the weights | {license} |
+{band}| licence of the weights | {license} |
 | made by | `make model-{name}` (recipe `{name}.toml`, seed {seed}) |
 
 ## Data
@@ -139,6 +139,7 @@ def card(
         classes=", ".join(f"`{name}`" for name in manifest.classes),
         threshold=manifest.threshold,
         rule=origin["rule"],
+        band=_band(manifest, evaluations),
         val_films=origin["films"],
         val_positives=origin["positives"],
         license=manifest.license,
@@ -150,6 +151,24 @@ def card(
         rows="\n".join(line for figures in evaluations for line in _rows(figures)),
         shortcuts=_shortcuts(evaluations) + _beside(evaluations, paper),
     )
+
+
+def _band(manifest: ModelManifest, evaluations: list[dict[str, Any]]) -> str:
+    """A row for the films that are too close to call, if the model has such."""
+    band = manifest.band
+    if band is None:
+        return ""
+    said = f"| too close to call | {band.low:.4f} to {band.high:.4f}: {band.origin['rule']}"
+    found = next(
+        (it["band"] for it in evaluations if it["data"] == "test" and it.get("band")), None
+    )
+    if found:
+        decided = found["decided"]
+        said += (
+            f"; {rate_text(found['indeterminate'])} of `test`, and among the others sensitivity "
+            f"{rate_text(decided['sensitivity'])}, specificity {rate_text(decided['specificity'])}"
+        )
+    return f"{said}. The figures below call every film |\n"
 
 
 def _forms(model: Path) -> str:

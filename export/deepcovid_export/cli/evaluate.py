@@ -82,6 +82,16 @@ def summary(figures: dict[str, Any]) -> str:
             f"sensitivity {counted_text(group['sensitivity'])}  "
             f"specificity {counted_text(group['specificity'])}"
         )
+    if band := figures["band"]:
+        lines.append(
+            f"{'but those too close to call':<58} {band['decided_films']:>4} films  "
+            f"sensitivity {counted_text(band['decided']['sensitivity'])}  "
+            f"specificity {counted_text(band['decided']['specificity'])}"
+        )
+        lines.append(
+            f"too close to call, from {band['low']:.4f} to {band['high']:.4f}: "
+            f"{counted_text(band['indeterminate'])}"
+        )
     if shortcuts := figures["shortcuts"]:
         lines.append(shortcuts["verdict"])
     for reason, count in figures["not_assessed"].items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from deepcovid_edge.dataset import LabelledFilm
     from deepcovid_edge.manifest import InputSpec, ModelManifest
     from deepcovid_export.networks import Classifier
 
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
     "data",
     type=click.Path(path_type=Path),
     help="Films to compare torch and ONNX Runtime on.  [default: synthetic ones]  Those of a "
-    "split `val` also tell whether the network reads the source.",
+    "split `val` also tell whether the network reads the source, and which films are too close to "
+    "call.",
 )
 @click.option("--films", type=click.IntRange(1, 1024), default=64, show_default=True)
 @click.option(
@@ -97,6 +100,21 @@ def _measure_shortcuts(path: Path, manifest: ModelManifest, data: Path) -> None:
     summary = shortcut_summary(measured, "val", dataset_sha256(films))
     rewrite_manifest(path, replace(manifest, training={**manifest.training, "shortcuts": summary}))
     click.echo(summary["verdict"], err=True)
+    if manifest.threshold_origin.get("split") == "val":
+        _fit_band(path, films)
+
+
+def _fit_band(path: Path, films: Sequence[LabelledFilm]) -> None:
+    """Write into the file which films are too close to call, by those its threshold is from."""
+    from deepcovid_export.band import fit_model_band
+
+    band = fit_model_band(path, films).band
+    if band:
+        click.echo(
+            f"too close to call: from {band.low:.4f} to {band.high:.4f}, "
+            f"{band.origin['indeterminate']} of {band.origin['films']} films of val",
+            err=True,
+        )
 
 
 def _load(

@@ -1,0 +1,53 @@
+"""Room on the disk: films are refused in time, so that what was judged can still be written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from deepcovid_edge.errors import ImageRefusedError
+from deepcovid_edge.reasons import Reason
+
+LEAST_FREE_MIB = 64
+"""Holds the records of 50,000 refused films, or the heat maps of all films under way."""
+_MIB = 1 << 20
+
+
+class DiskGuard:
+    """Refuses films from the moment on when a disk that results go to is nearly full.
+
+    It does not let go again when some room comes back: films after the first refused one are all
+    refused, so that `--resume` goes on where the room ended.
+
+    Args:
+        folders: Where records and heat maps are written.
+        least_mib: Refuse below so many MiB; 0 never refuses.
+    """
+
+    def __init__(self, folders: Iterable[Path], least_mib: int = LEAST_FREE_MIB) -> None:
+        self._folders = [*dict.fromkeys(folders)]
+        self._least = least_mib * _MIB
+        self.full: str | None = None
+
+    def check(self) -> None:
+        """Call before a film is read; from several threads.
+
+        Raises:
+            ImageRefusedError: There is too little room.
+        """
+        self.full = self.full or self._full()
+        if self.full:
+            raise ImageRefusedError(Reason.DISK, self.full)
+
+    def _full(self) -> str | None:
+        for folder in self._folders if self._least else ():
+            try:
+                found = os.statvfs(folder)
+            except OSError:  # gone: whoever writes there will say so
+                continue
+            free = found.f_bavail * found.f_frsize
+            if free < self._least:
+                least = self._least // _MIB
+                return f"{free // _MIB} MiB free in {folder}, at least {least} are needed"
+        return None

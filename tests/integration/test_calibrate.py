@@ -1,0 +1,309 @@
+"""`calibrate` and `--site` as a clinic meets them: the shipped model and real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepcovid_edge.errors import SettingsMismatchError
+from deepcovid_edge.manifest import file_sha256, read_manifest
+from deepcovid_edge.models import find_model
+from deepcovid_edge.phantom import write_samples
+from deepcovid_edge.site import read_site, write_site
+
+ROOT = Path(__file__).parents[2]
+XRAY = Path(os.environ.get("DEEPCOVID_XRAY", ROOT.parent / "shared" / "xray"))
+ACTUALMED = "agchung/Actualmed-COVID-chestxray-dataset"
+MODEL = find_model("squeezenet1_1")
+needs_xray = pytest.mark.skipif(
+    not (XRAY / "manifest.csv").is_file(),
+    reason="no real X-rays: ../shared/xray is missing (DEEPCOVID_XRAY overrides)",
+)
+
+
+def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "deepcovid_edge", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("films")
+    write_samples(folder, count=4)
+    return folder
+
+
+@pytest.fixture
+def site(films: Path, tmp_path: Path) -> Path:
+    """A clinic's folder: two normals of which one lies there twice, a covid film, and a letter."""
+    drawn = sorted(films.iterdir())
+    for label, number in (("normal", 0), ("normal", 1), ("covid", 2)):
+        (tmp_path / "site" / label).mkdir(parents=True, exist_ok=True)
+        shutil.copy(drawn[number], tmp_path / "site" / label / f"Meier_Anna_{number}.png")
+    shutil.copy(drawn[0], tmp_path / "site" / "normal" / "again.png")
+    (tmp_path / "site" / "normal" / "letter.txt").write_text("Dear colleague")
+    return tmp_path / "site"
+
+
+def site_file(path: Path, **changes: Any) -> Path:
+    """A site file of the shipped model in FP32, that says it is usable from 0.9 on."""
+    facts = {
+        "schema_version": 1,
+        "name": "cart 1",
+        "verdict": "usable",
+        "reasons": ["All is well."],
+        "threshold": 0.9,
+        "band": None,
+        "model": {"name": "squeezenet1_1", "sha256": file_sha256(MODEL)},
+        **changes,
+    }
+    write_site(path, facts)
+    return path
+
+
+# --- calibrate ---------------------------------------------------------------------------------
+
+
+def test_a_folder_per_class_becomes_a_site_file(site: Path, tmp_path: Path) -> None:
+    done = run("calibrate", site, "--name", "cart 1", "-o", tmp_path / "out/site.json")
+    assert done.returncode == 3, done.stderr
+    facts = json.loads((tmp_path / "out/site.json").read_text())
+    assert facts["name"] == "cart 1"
+    assert facts["data"]["films"] == 3
+    assert facts["data"]["repeated"] == 1
+    assert facts["data"]["not_assessed"] == {"E_NOT_IMAGE": 1}
+    assert facts["data"]["by_label"]["normal"]["films"] == 2
+    assert facts["own"]["specificity"]["trials"] == 2
+    assert facts["verdict"] in ("not usable", "not enough films")
+    assert any("drawn, not of patients" in reason for reason in facts["reasons"])
+    assert facts["verdict"].upper() in done.stdout
+    assert all(reason in done.stdout for reason in facts["reasons"])
+    assert read_site(tmp_path / "out/site.json").name.name == "cart 1"
+
+
+def test_a_site_file_holds_no_file_name(site: Path, tmp_path: Path) -> None:
+    run("calibrate", site, "-o", tmp_path / "site.json")
+    text = (tmp_path / "site.json").read_text()
+    assert "Meier" not in text
+    assert str(tmp_path) not in text
+
+
+def test_the_hash_of_the_films_tells_contents_and_labels_and_no_order(
+    site: Path, tmp_path: Path
+) -> None:
+    def digest() -> str:
+        facts = json.loads(run("calibrate", site, "--json").stdout)
+        return str(facts["data"]["sha256"])
+
+    before = digest()
+    (site / "normal/Meier_Anna_0.png").rename(site / "normal/zzz.png")
+    assert digest() == before
+    (site / "normal/Meier_Anna_1.png").rename(site / "covid/Meier_Anna_1.png")
+    assert digest() != before
+
+
+def test_a_site_without_normals_is_refused(site: Path) -> None:
+    shutil.rmtree(site / "normal")
+    done = run("calibrate", site)
+    assert done.returncode == 1
+    assert "give normals at least" in done.stderr
+
+
+def test_one_film_under_two_labels_is_refused(site: Path) -> None:
+    shutil.copy(site / "normal/again.png", site / "covid/again.png")
+    done = run("calibrate", site)
+    assert done.returncode == 1
+    assert "the same film is labelled" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (("--source", "elsewhere"), 1, "no film of source 'elsewhere'"),
+        (("--split", "val"), 1, "no film of split 'val'"),
+        (("--model", "none"), 6, "expected a shipped model"),
+        (("--workers", "0"), 2, "--workers: got 0"),
+    ],
+)
+def test_what_cannot_be_done_is_said(
+    site: Path, options: tuple[str, ...], code: int, said: str
+) -> None:
+    done = run("calibrate", site, *options)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@needs_xray
+def test_the_known_failure_at_an_unseen_hospital_is_said_in_words(tmp_path: Path) -> None:
+    """The models that ship call nearly every normal of Actualmed positive."""
+    where = ("--split", "external", "--source", ACTUALMED, "--name", "Actualmed")
+    done = run("calibrate", XRAY, *where, "-o", tmp_path / "site.json")
+    assert done.returncode == 3
+    assert "NOT USABLE. Do not use this model on films of this site" in done.stdout
+    assert "of 9 films without covid are called positive" in done.stdout
+    refused = run("infer", XRAY / "external/covid", "--site", tmp_path / "site.json")
+    assert refused.returncode == 5
+    assert refused.stdout == ""
+    assert "the verdict is `not usable`" in refused.stderr
+
+
+@needs_xray
+@pytest.mark.parametrize(
+    ("stored", "where"),
+    [
+        ("actualmed", ("--split", "external", "--source", ACTUALMED)),
+        ("paediatric", ("--split", "paediatric")),
+    ],
+)
+def test_stored_results_are_those_of_the_shipped_model(stored: str, where: tuple[str, ...]) -> None:
+    """Where this fails after a change of the model: `make site`."""
+    expected = json.loads((ROOT / f"benchmarks/results/site/{stored}.json").read_text())
+    options = ("--backend", "onnxruntime", "--name", expected["name"], "--json")
+    found = json.loads(run("calibrate", XRAY, *where, *options).stdout)
+    assert found["model"]["sha256"] == expected["model"]["sha256"]
+    for name in ("verdict", "own", "data", "rules"):
+        assert found[name] == expected[name], name
+
+
+@needs_xray
+def test_a_site_like_the_training_data_is_usable_with_the_models_own_threshold(
+    tmp_path: Path,
+) -> None:
+    done = run("calibrate", XRAY, "--split", "val", "-o", tmp_path / "site.json")
+    assert done.returncode == 0, done.stdout
+    assert read_site(tmp_path / "site.json").threshold == read_manifest(MODEL).threshold
+    film = next((XRAY / "val/normal").iterdir())
+    judged = json.loads(run("infer", film, "--site", tmp_path / "site.json").stdout)
+    assert judged["site"]["sha256"] == file_sha256(tmp_path / "site.json")
+    assert "W_SITE" not in judged["warnings"]
+
+
+# --- infer --site ------------------------------------------------------------------------------
+
+
+def test_its_threshold_decides_and_every_record_says_so(films: Path, tmp_path: Path) -> None:
+    path = site_file(tmp_path / "site.json")
+    done = run("infer", films, "--site", path)
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        record = json.loads(line)
+        assert record["threshold"] == 0.9
+        assert record["decision"] == "negative"
+        assert record["band"] is None
+        assert record["site"] == {"name": "cart 1", "sha256": file_sha256(path)}
+        assert record["model_sha256"] == file_sha256(MODEL)  # the form that it was made with
+        assert record["warnings"] == ["W_SYNTHETIC"]
+
+
+def test_a_check_with_too_few_films_warns_in_every_record(films: Path, tmp_path: Path) -> None:
+    path = site_file(tmp_path / "site.json", verdict="not enough films")
+    done = run("infer", films, "--site", path, "--csv")
+    assert done.returncode == 0
+    assert all("W_SITE" in line for line in done.stdout.splitlines()[1:])
+
+
+def test_heat_maps_go_by_its_threshold(films: Path, tmp_path: Path) -> None:
+    film = sorted(films.iterdir())[0]
+    path = site_file(tmp_path / "site.json")
+    done = run("heatmap", film, "--method", "activation", "-o", tmp_path, "--site", path)
+    assert json.loads(done.stdout)["site"]["name"] == "cart 1"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": {"name": "resnet18", "sha256": "0" * 64}}, "is of resnet18 (0000000000000000)"),
+        ({"verdict": "not usable"}, "the verdict is `not usable`. All is well."),
+        ({"verdict": "fine"}, "a damaged one (verdict fine)"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused_before_a_film_is_judged(
+    change: dict[str, Any], said: str, films: Path, tmp_path: Path
+) -> None:
+    path = site_file(tmp_path / "site.json", **change)
+    done = run("infer", films, "--site", path, "-o", tmp_path / "r.jsonl")
+    assert done.returncode == 5
+    assert "E_MODEL: Model and settings do not belong together." in done.stderr
+    assert said in done.stderr
+    assert not (tmp_path / "r.jsonl").exists()
+
+
+def test_a_site_file_of_another_form_of_the_model_is_refused(films: Path, tmp_path: Path) -> None:
+    path = site_file(tmp_path / "site.json")
+    done = run("infer", films, "--site", path, "--model", "squeezenet1_1-int8-cpu")
+    assert done.returncode == 5
+    assert "this run would judge with squeezenet1_1-int8-cpu" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"schema_version": 2}, "schema_version 2, expected 1"),
+        ({"threshold": 1.5}, "threshold 1.5"),
+        ({"threshold": None}, "a damaged one"),
+        ({"band": {"low": 0.9, "high": 0.1}}, "a damaged one"),
+        ({"band": {"low": 0.1, "high": 0.2}}, "a damaged one"),
+        ({"model": "squeezenet1_1"}, "a damaged one"),
+    ],
+)
+def test_a_site_file_that_says_nonsense_is_refused(
+    change: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsMismatchError, match=f"E_MODEL.*{said}"):
+        read_site(site_file(tmp_path / "site.json", **change))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"a": 1}', b"[" * 9999]
+)
+def test_a_file_of_something_else_is_no_site_file(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "site.json"
+    path.write_bytes(content)
+    with pytest.raises(SettingsMismatchError, match="no site file, or a damaged one"):
+        read_site(path)
+
+
+def test_a_site_file_cut_at_any_byte_is_refused(tmp_path: Path) -> None:
+    path = site_file(tmp_path / "site.json")
+    whole = path.read_bytes()
+    for cut in range(len(whole) - 1):  # the last byte is a line end
+        path.write_bytes(whole[:cut])
+        with pytest.raises(SettingsMismatchError):
+            read_site(path)
+
+
+def test_a_threshold_changed_by_hand_is_refused(tmp_path: Path) -> None:
+    path = site_file(tmp_path / "site.json")
+    path.write_text(path.read_text().replace('"threshold": 0.9', '"threshold": 0.8'))
+    with pytest.raises(SettingsMismatchError, match="its checksum is not that of its content"):
+        read_site(path)
+
+
+def test_a_site_file_that_is_not_there_and_one_with_a_threshold(
+    films: Path, tmp_path: Path
+) -> None:
+    assert run("infer", films, "--site", tmp_path / "none.json").returncode == 6
+    done = run("infer", films, "--site", site_file(tmp_path / "s.json"), "--threshold", "0.5")
+    assert done.returncode == 2
+    assert "--threshold: got 0.5 with --site" in done.stderr
+
+
+def test_a_run_is_not_gone_on_with_by_another_site_file(films: Path, tmp_path: Path) -> None:
+    first, second = (
+        site_file(tmp_path / f"{name}.json", name=name) for name in ("first", "second")
+    )
+    output = tmp_path / "r.jsonl"
+    assert run("infer", films, "--site", first, "-o", output).returncode == 0
+    before = output.read_bytes()
+    done = run("infer", films, "--site", second, "-o", output, "--resume")
+    assert done.returncode == 2
+    assert output.read_bytes() == before
+    assert run("infer", films, "--site", first, "-o", output, "--resume").returncode == 0
