@@ -72,7 +72,7 @@ def fit_band(
     """Choose the band of a threshold.
 
     Args:
-        scores: Calibrated probability of the positive class, of shape (films,).
+        scores: Probability of the positive class, of shape (films,).
         positive: Whether each film is positive, of shape (films,); both kinds occur.
         threshold: The model's.
         rule: How the threshold was chosen, of scores and truth.
