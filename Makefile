@@ -6,7 +6,8 @@
 # make browser install Chromium for the report's test, where that needs no password
 # make dcmtk   install DCMTK for the tests of DICOM files, likewise
 # make fuzz    20,000 damaged files; what breaks a rule is kept in runs/fuzz
-# make bench   measure speed on this machine (needs DATA)
+# make bench   measure speed and accuracy on this machine (needs DATA; half an hour)
+# make bench-compare  measure the suite again and compare with what is stored
 
 PYTHON ?= python3
 DATA ?= $(or $(DEEPCOVID_XRAY),../shared/xray)
@@ -19,7 +20,7 @@ BROWSERS = chromium chromium-browser google-chrome google-chrome-stable
 DEV = .venv/bin
 DEMO = .venv-demo/bin
 
-.PHONY: demo test lint browser dcmtk model figures fuzz bench wheel clean
+.PHONY: demo test lint browser dcmtk model figures fuzz bench bench-compare wheel clean
 
 demo: .venv-demo/ready
 	$(DEMO)/deepcovid-edge sample demo-films
@@ -109,17 +110,14 @@ figures-%: .venv/ready
 fuzz: .venv/ready
 	$(DEV)/python tests/fuzz.py --inputs 20000
 
+export RUNS
+
 bench: .venv/ready
-	$(DEV)/python benchmarks/infer_speed.py --data $(DATA)
-	$(DEV)/python benchmarks/peer_speed.py --data $(DATA)
-	$(DEV)/python benchmarks/footprint.py --data $(DATA)
-	$(DEV)/python benchmarks/cost.py --data $(DATA)
-	$(DEV)/python benchmarks/dicom_speed.py
-	$(DEV)/python benchmarks/quantized_speed.py --data $(DATA) \
-		--model squeezenet1_1 --model $(PLACE_resnet18)/resnet18.onnx
-	$(DEV)/python benchmarks/heatmap_speed.py --data $(DATA) \
-		--model squeezenet1_1 --model $(PLACE_resnet18)/resnet18.onnx
-	$(DEV)/python benchmarks/tables.py
+	$(DEV)/python benchmarks/everything.py --data $(DATA)
+
+# A second run of the suite into a folder of its own, held against the stored results.
+bench-compare: .venv/ready
+	$(DEV)/python benchmarks/suite.py --data $(DATA) -o $(RUNS)/bench-again --against
 
 wheel: .venv/ready
 	$(DEV)/python -m pip wheel -q --no-deps -w dist .

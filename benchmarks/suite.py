@@ -2,9 +2,8 @@
 
     python benchmarks/suite.py --data DATA                       suites/default.toml, stored
     python benchmarks/suite.py --data DATA --suite gpu           another suite
-    python benchmarks/suite.py --data DATA -o PLACE --against benchmarks/results/DEVICE
-                                                                 a second run, and its comparison
-    python benchmarks/suite.py --compare PLACE --against ...     the comparison alone
+    python benchmarks/suite.py --data DATA -o PLACE --against    a second run, and its comparison
+    python benchmarks/suite.py --compare PLACE --against         the comparison alone
 
 Each model, form, backend and batch is one process of the command, and one file that holds all its
 scenarios: results/DEVICE/MODEL/STACK-FORM-bBATCH.json. Batch 1 is measured in `single-stream`,
@@ -179,14 +178,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder that holds test/, and train/ and val/")
     parser.add_argument("--suite", default="default", help="name in suites/, or a .toml file")
     parser.add_argument("-o", "--output", type=Path, help="folder  [default: results/DEVICE]")
-    parser.add_argument("--against", type=Path, help="compare with the results of this folder")
+    own = RESULTS / device_name(device_facts())
+    parser.add_argument(
+        "--against", type=Path, nargs="?", const=own, help="folder  [without one: results/DEVICE]"
+    )
     parser.add_argument("--compare", type=Path, help="measure nothing: compare this folder")
     parser.add_argument("--smallest-change", type=float, default=0.05, help="less is none")
     options = parser.parse_args()
     code = 0
     if options.compare is None:
         suite = read_suite(options.suite)
-        options.compare = options.output or RESULTS / device_name(device_facts())
+        options.compare = options.output or own
         code = measured(suite, options.data, options.compare)
     if options.against is not None:
         code = against(options.against, options.compare, options.smallest_change) or code

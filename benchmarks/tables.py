@@ -156,7 +156,7 @@ def cost(document: Path) -> list[str]:
     ]
     for path in sorted(RESULTS.glob("*/cost.json")):
         figures = load(path)
-        for growth in ("films", "megapixels", "batch", "workers"):
+        for growth in ("films", "megapixels", "batch", "workers", "windows"):
             (first, before), *_, (last, after) = figures[growth].items()
             plot = link(path.with_name(f"cost-{growth}.svg"), document).replace("JSON", "SVG")
             lines.append(

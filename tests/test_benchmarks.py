@@ -70,16 +70,20 @@ def test_cost_grows_one_thing_at_a_time_and_draws_each(
 ) -> None:
     import cost
 
-    for name, value in (("FILMS", (2, 4)), ("MEGAPIXELS", (0.5, 2)), ("SHARE", 3)):
+    for name, value in (("FILMS", (2, 5)), ("MEGAPIXELS", (0.5, 2)), ("SHARE", 3)):
         monkeypatch.setattr(cost, name, value)
-    steps = list(cost.steps(films, 4, tmp_path))
-    assert [count for growth, _, count, _ in steps if growth == "films"] == [2, 4]
-    for _, megapixels, count, (folder,) in [step for step in steps if step[0] == "megapixels"]:
+    steps = list(cost.steps(films, 5, tmp_path))
+    assert [count for growth, _, count, _ in steps if growth == "films"] == [2, 5]
+    for _, megapixels, count, (_, folder, *_more) in [
+        step for step in steps if step[0] == "megapixels"
+    ]:
         (film, *_rest) = sorted(Path(folder).rglob("0*.jpg"))
         assert cv2.imread(str(film)).shape[:2] == pytest.approx(
             [(megapixels * 1e6) ** 0.5] * 2, rel=0.1
         )
         assert len(list(Path(folder).rglob("0*.jpg"))) == count
+    assert {growth for growth, *_ in steps} == set(cost.GROWTHS)
+    assert [value for growth, value, *_ in steps if growth == "windows"] == [49, 169, 625, 2401]
     run = {"median": 1.0, "samples": [1.0, 1.1], "min": 1.0, "max": 1.1}
     grown = {"films": 3, "seconds": run, "peak_mib": run, "ms_a_film": 1.0}
     figures = {"start": grown, **{growth: {"1": grown, "2": grown} for growth in cost.GROWTHS}}
