@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from measuring import RESULTS, store
 from deepcovid_edge.agreement import choose_films
 from deepcovid_edge.backends import BackendSettings, load_backend
 from deepcovid_edge.dataset import LabelledFilm, load_dataset
+from deepcovid_edge.device import versions
 from deepcovid_edge.engine_files import Profile
 from deepcovid_edge.errors import NotThereError
 from deepcovid_edge.manifest import ModelManifest
@@ -78,9 +79,12 @@ def main() -> None:
             print(f"{candidate.name} {split}: {told(report)}", flush=True)
             changed += [f"{candidate.name} {split}"] * (report["verdict"] == CHANGED)
             if not options.no_store:
-                write(RESULTS / "verify" / f"{candidate.name}-{split}.json", report)
+                asked = {**asdict(candidate), "split": split}
+                found = {"asked": asked, "versions": versions(), **report}
+                write(RESULTS / "verify" / f"{candidate.name}-{split}.json", found)
     if not options.no_store:
-        store("verify", {"splits": [*splits], "skipped": skipped, "changed": changed})
+        figures = {"splits": [*splits], "skipped": skipped, "changed": changed}
+        store("verify", figures, folder="verify")
     if changed:
         print(f"the gate failed: {', '.join(changed)}")
         raise SystemExit(CHANGED_CODE)
