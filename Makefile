@@ -69,16 +69,9 @@ model-%: .venv/ready
 	$(DEV)/deepcovid-edge train --recipe $* $(DATA) -o $(RUNS)/$* --resume $(START_$*)
 	$(DEV)/deepcovid-edge export $(RUNS)/$*/checkpoint.pt --check $(DATA) $(EXPORT_$*) \
 		-o $(PLACE_$*)/$*.onnx
-	$(DEV)/deepcovid-edge quantize $(PLACE_$*)/$*.onnx --precision fp16 --calibration $(DATA) \
-		-o $(RUNS)/$*-fp16.onnx
-	$(DEV)/deepcovid-edge quantize $(PLACE_$*)/$*.onnx --precision int8 --calibration $(DATA) \
-		-o $(RUNS)/$*-int8-tensorrt.onnx
 	$(DEV)/deepcovid-edge quantize $(PLACE_$*)/$*.onnx --precision int8 --for cpu \
 		--calibration $(DATA) --verify $(DATA) --split test -o $(PLACE_$*)/$*-int8-cpu.onnx
-	for form in $(RUNS)/$*-fp16 $(RUNS)/$*-int8-tensorrt $(PLACE_$*)/$*-int8-cpu; do \
-		$(DEV)/deepcovid-edge verify $(PLACE_$*)/$*.onnx $$form.onnx $(DATA) --split test \
-			-o $(RESULTS)/verify/$${form##*/}-test.json || exit 1; \
-	done
+	$(DEV)/python benchmarks/accuracy.py --data $(DATA) --model $*
 	for split in test external paediatric; do \
 		$(DEV)/deepcovid-edge evaluate $(PLACE_$*)/$*.onnx $(DATA) --split $$split --shortcuts \
 			-o $(RESULTS)/accuracy/$*-$$split.json || exit 1; \

@@ -5,7 +5,8 @@
 
 The reference is the FP32 file in ONNX Runtime on the CPU. Forms that are not there are made first
 (see forms.py); what cannot run here is skipped, with the reason. Each comparison is one file,
-results/verify/MODEL-FORM-BACKEND-SPLIT.json; verify.json beside them lists what was skipped. Exit
+results/verify/MODEL-FORM-BACKEND-SPLIT.json; verify.json beside them, written where all of them
+were asked for, lists what was skipped. Exit
 code 3: a verdict is `changed`. `insufficient` is no failure here: it says that the films of a split
 are too few to show a change of one in a hundred.
 """
@@ -82,7 +83,7 @@ def main() -> None:
                 asked = {**asdict(candidate), "split": split}
                 found = {"asked": asked, "versions": versions(), **report}
                 write(RESULTS / "verify" / f"{candidate.name}-{split}.json", found)
-    if not options.no_store:
+    if not (options.no_store or options.model or options.form or options.backend):
         figures = {"splits": [*splits], "skipped": skipped, "changed": changed}
         store("verify", figures, folder="verify")
     if changed:
