@@ -6,9 +6,8 @@
 The reference is the FP32 file in ONNX Runtime on the CPU. Forms that are not there are made first
 (see forms.py); what cannot run here is skipped, with the reason. Each comparison is one file,
 results/verify/MODEL-FORM-BACKEND-SPLIT.json; verify.json beside them, written where all of them
-were asked for, lists what was skipped. Exit
-code 3: a verdict is `changed`. `insufficient` is no failure here: it says that the films of a split
-are too few to show a change of one in a hundred.
+were asked for, lists what was skipped. Exit code 3: a verdict is `changed`. `insufficient` is no
+failure here: it says that the films of a split are too few to show a change of one in a hundred.
 """
 
 from __future__ import annotations

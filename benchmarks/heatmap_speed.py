@@ -48,7 +48,7 @@ from deepcovid_edge.occlusion import BudgetError, Occluder
 CORES = len(os.sched_getaffinity(0))
 SETTINGS = OcclusionSettings()
 CAPTUM = {f"captum_{windows}": windows for windows in (1, 32)}
-BEFORE = 2
+BEFORE = 1
 """Rounds of captum alone, from which the budget is taken."""
 TIMES = 45
 """The budget is captum's median divided by this."""
