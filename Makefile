@@ -7,7 +7,8 @@
 # make browser install Chromium for the report's test, where that needs no password
 # make dcmtk   install DCMTK for the tests of DICOM files, likewise
 # make fuzz    20,000 damaged files; what breaks a rule is kept in runs/fuzz
-# make bench   measure speed on this machine (needs DATA)
+# make bench   measure speed and accuracy on this machine (needs DATA; half an hour)
+# make bench-compare  measure the suite again and compare with what is stored
 
 PYTHON ?= python3
 DATA ?= $(or $(DEEPCOVID_XRAY),../shared/xray)
@@ -20,7 +21,7 @@ BROWSERS = chromium chromium-browser google-chrome google-chrome-stable
 DEV = .venv/bin
 DEMO = .venv-demo/bin
 
-.PHONY: demo test lint browser dcmtk model site figures fuzz bench wheel clean
+.PHONY: demo test lint browser dcmtk model site figures fuzz bench bench-compare wheel clean
 
 demo: .venv-demo/ready
 	$(DEMO)/deepcovid-edge sample demo-films
@@ -70,16 +71,9 @@ model-%: .venv/ready
 	$(DEV)/deepcovid-edge train --recipe $* $(DATA) -o $(RUNS)/$* --resume $(START_$*)
 	$(DEV)/deepcovid-edge export $(RUNS)/$*/checkpoint.pt --check $(DATA) $(EXPORT_$*) \
 		-o $(PLACE_$*)/$*.onnx
-	$(DEV)/deepcovid-edge quantize $(PLACE_$*)/$*.onnx --precision fp16 --calibration $(DATA) \
-		-o $(RUNS)/$*-fp16.onnx
-	$(DEV)/deepcovid-edge quantize $(PLACE_$*)/$*.onnx --precision int8 --calibration $(DATA) \
-		-o $(RUNS)/$*-int8-tensorrt.onnx
 	$(DEV)/deepcovid-edge quantize $(PLACE_$*)/$*.onnx --precision int8 --for cpu \
 		--calibration $(DATA) --verify $(DATA) --split test -o $(PLACE_$*)/$*-int8-cpu.onnx
-	for form in $(RUNS)/$*-fp16 $(RUNS)/$*-int8-tensorrt $(PLACE_$*)/$*-int8-cpu; do \
-		$(DEV)/deepcovid-edge verify $(PLACE_$*)/$*.onnx $$form.onnx $(DATA) --split test \
-			-o $(RESULTS)/verify/$${form##*/}-test.json || exit 1; \
-	done
+	$(DEV)/python benchmarks/accuracy.py --data $(DATA) --model $*
 	for split in test external paediatric; do \
 		$(DEV)/deepcovid-edge evaluate $(PLACE_$*)/$*.onnx $(DATA) --split $$split --shortcuts \
 			-o $(RESULTS)/accuracy/$*-$$split.json || exit 1; \
@@ -120,17 +114,14 @@ figures-%: .venv/ready
 fuzz: .venv/ready
 	$(DEV)/python tests/fuzz.py --inputs 20000
 
+export RUNS
+
 bench: .venv/ready
-	$(DEV)/python benchmarks/infer_speed.py --data $(DATA)
-	$(DEV)/python benchmarks/peer_speed.py --data $(DATA)
-	$(DEV)/python benchmarks/footprint.py --data $(DATA)
-	$(DEV)/python benchmarks/cost.py --data $(DATA)
-	$(DEV)/python benchmarks/dicom_speed.py
-	$(DEV)/python benchmarks/quantized_speed.py --data $(DATA) \
-		--model squeezenet1_1 --model $(PLACE_resnet18)/resnet18.onnx
-	$(DEV)/python benchmarks/heatmap_speed.py --data $(DATA) \
-		--model squeezenet1_1 --model $(PLACE_resnet18)/resnet18.onnx
-	$(DEV)/python benchmarks/tables.py
+	$(DEV)/python benchmarks/everything.py --data $(DATA)
+
+# A second run of the suite into a folder of its own, held against the stored results.
+bench-compare: .venv/ready
+	$(DEV)/python benchmarks/suite.py --data $(DATA) -o $(RUNS)/bench-again --against
 
 wheel: .venv/ready
 	$(DEV)/python -m pip wheel -q --no-deps -w dist .

@@ -1,8 +1,9 @@
-"""How the cost of `infer` grows: with films, their size, the batch and the workers.
+"""How the cost of `infer` grows: with films, their size, the batch, the workers and the windows.
 
 Whole processes, timed from outside, peak memory as the kernel counted it; the start of the process
-(one film) is taken off the time a film. One file, cost.json, and one plot for each growth beside
-it, drawn from that file.
+(one film) is taken off the time a film. Windows are those of occlusion, of the command `heatmap`
+with one stride or another. One file, cost.json, and one plot for each growth beside it, drawn from
+that file.
 
     python benchmarks/cost.py --data DATA           measure, store, draw
     python benchmarks/cost.py --draw RESULT.json    draw again
@@ -27,18 +28,25 @@ from matplotlib.figure import Figure
 from measuring import store, summary
 
 from deepcovid_edge.dataset import walk_files
+from deepcovid_edge.lattice import Lattice, OcclusionSettings
+from deepcovid_edge.manifest import InputSpec
 
 FILMS = (100, 1000, 10_000)
 MEGAPIXELS = (0.5, 1, 2, 4, 8, 12)
 BATCHES = (1, 2, 4, 8, 16, 32)
 WORKERS = (1, 2, 3, 4, 8)
+STRIDES = (32, 16, 8, 4)
+"""From one occlusion window to the next, pixels."""
 SHARE = 200
 """Films of a run in which something else than their number grows."""
+EXPLAINED = 8
+"""Films of a run in which the windows grow."""
 GROWTHS = {
     "films": ("films", "log"),
     "megapixels": ("size of a film, megapixels", "linear"),
     "batch": ("films an inference", "log"),
     "workers": ("threads that work", "linear"),
+    "windows": ("occlusion windows a film", "log"),
 }
 """Growth -> what grows, and the scale on which it is drawn."""
 _STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "deepcovid-edge", "font.size": 9}
@@ -59,11 +67,10 @@ def main() -> None:
 def measure(options: argparse.Namespace) -> Path:
     films = list(walk_files((options.data / "test").resolve()))
     with tempfile.TemporaryDirectory() as place:
-        start = repeated(["infer", str(films[0]), "-o", os.devnull], 1, options.rounds, 0.0)
+        start = repeated(infer(films[0]), 1, options.rounds, 0.0)
         figures: dict[str, Any] = {"start": start, "share": SHARE}
-        for growth, value, count, arguments in steps(films, options.most_films, Path(place)):
-            seconds = start["seconds"]["median"]
-            run = repeated(["infer", *arguments, "-o", os.devnull], count, options.rounds, seconds)
+        for growth, value, count, command in steps(films, options.most_films, Path(place)):
+            run = repeated(command, count, options.rounds, start["seconds"]["median"])
             figures.setdefault(growth, {})[f"{value:g}"] = run
             print(f"{growth} {value:g}: {run['ms_a_film']:.2f} ms a film", flush=True)
     for growth in GROWTHS:
@@ -76,26 +83,40 @@ Step = tuple[str, float, int, list[str]]
 
 
 def steps(films: list[Path], most: int, place: Path) -> Iterator[Step]:
-    """Growth, its value, how many films, and what `infer` is told, one thing grown at a time."""
+    """Growth, its value, how many films, and the command, one thing grown at a time."""
     for count in FILMS:
         if count <= most:
-            yield "films", count, count, [str(links(films, count, place))]
+            yield "films", count, count, infer(links(films, count, place))
     for size in MEGAPIXELS:
         folder = place / f"size-{size:g}"
         folder.mkdir()
-        yield (
-            "megapixels",
-            size,
-            SHARE,
-            [str(links([resized(films[0], size, folder)], SHARE, folder))],
-        )
-    folder = place / "common"
-    folder.mkdir()
-    common = str(links(films, SHARE, folder))
+        large = links([resized(films[0], size, folder)], SHARE, folder)
+        yield "megapixels", size, SHARE, infer(large)
+    common = linked(films, SHARE, place)
     for batch in BATCHES:
-        yield "batch", batch, SHARE, [common, "--batch-size", str(batch)]
+        yield "batch", batch, SHARE, infer(common, "--batch-size", str(batch))
     for workers in WORKERS:
-        yield "workers", workers, SHARE, [common, "--workers", str(workers)]
+        yield "workers", workers, SHARE, infer(common, "--workers", str(workers))
+    explained = linked(films, EXPLAINED, place)
+    for stride in STRIDES:
+        command = ["heatmap", str(explained), "--stride", str(stride), "-o", str(place / "maps")]
+        yield "windows", windows(stride), EXPLAINED, command
+
+
+def infer(folder: Path, *options: str) -> list[str]:
+    return ["infer", str(folder), *options, "-o", os.devnull]
+
+
+def linked(films: list[Path], count: int, place: Path) -> Path:
+    folder = place / f"common-{count}"
+    folder.mkdir()
+    return links(films, count, folder)
+
+
+def windows(stride: int) -> int:
+    spec = InputSpec()
+    settings = OcclusionSettings(stride=stride)
+    return len(Lattice.over(spec.height, spec.width, settings).boxes)
 
 
 def resized(film: Path, megapixels: float, folder: Path) -> Path:

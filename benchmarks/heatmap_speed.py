@@ -7,10 +7,9 @@ All sides take turns in one process, on all cores, one film a round; ratios are 
 and their median is quoted.
 
 - `captum_1`, `captum_32`: peers/captum_occlusion.py, with so many windows in an evaluation. The
-  faster of the two is the peer.
+  faster of the two, in rounds before, is the peer.
 - `plain_*`: our occlusion that runs the whole network for every window; `incremental_*`: what
-  `heatmap` does, which computes what a window changes. Both in FP32 and in INT8 for CPUs. An INT8
-  form that does not lie beside the model is made first, by `quantize`.
+  `heatmap` does, which computes what a window changes. Both in FP32 and in INT8 for CPUs.
 - `budget_*`: `--budget` of one forty-fifth of what captum took in the same round. `budget` in the
   result has the rank correlation with the whole map of the same form, and with that of the FP32
   form, on more films; a form for which it is too small, even once, is named and left out.
@@ -28,28 +27,30 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from forms import form_of, named
 from measuring import films_of_both_classes, prepared, store, summary
 from peers import captum_occlusion
 
 from deepcovid_edge.agreement import rank_correlation
-from deepcovid_edge.backends import INT8_CPU_SUFFIX, load_backend
+from deepcovid_edge.backends import load_backend
 from deepcovid_edge.cli.main import run
 from deepcovid_edge.heatmap import of_occlusion
 from deepcovid_edge.lattice import Lattice, OcclusionSettings
 from deepcovid_edge.manifest import InputSpec, file_sha256, read_manifest
 from deepcovid_edge.models import DEFAULT_MODEL, find_model
 from deepcovid_edge.occlusion import BudgetError, Occluder
-from deepcovid_export.lowering import Lowered
-from deepcovid_export.quantize import QuantizeSettings, quantize
 
 CORES = len(os.sched_getaffinity(0))
 SETTINGS = OcclusionSettings()
 CAPTUM = {f"captum_{windows}": windows for windows in (1, 32)}
+BEFORE = 1
+"""Rounds of captum alone, by which the peer is chosen."""
 TIMES = 45
 """The budget is what captum took divided by this."""
 
@@ -66,26 +67,13 @@ def main() -> None:
     parser.add_argument("--activation", action="store_true", help="infer --heatmap activation too")
     options = parser.parse_args()
     for name in options.model or [DEFAULT_MODEL]:
-        with tempfile.TemporaryDirectory() as folder:
-            model = find_model(name)
-            forms = {"fp32": model, "int8": int8_form(model, options.data, Path(folder))}
-            figures = compare(forms, options)
+        model = named(name)
+        forms = {"fp32": model, "int8": form_of(model, "int8-cpu", options.data)}
+        figures = compare(forms, options)
         store(f"heatmap-speed-{figures['model']}", figures)
     if options.activation:
         films, model = options.data / "test", find_model(DEFAULT_MODEL)
         store("activation-cost", activation_cost(films, model, 3 * options.rounds))
-
-
-def int8_form(model: Path, data: Path, folder: Path) -> Path:
-    """The INT8 form for CPUs that lies beside a model, or one made now."""
-    beside = model.with_name(f"{model.stem}{INT8_CPU_SUFFIX}.onnx")
-    if beside.is_file():
-        return beside
-    settings = QuantizeSettings(Lowered("int8", "cpu"))
-    done = quantize(model, data, settings, output=folder / beside.name, say=print)
-    if done.output is None:
-        raise SystemExit(f"{model}: the gate does not let INT8 pass")
-    return done.output
 
 
 def compare(forms: dict[str, Path], options: argparse.Namespace) -> dict[str, Any]:
@@ -101,11 +89,13 @@ def compare(forms: dict[str, Path], options: argparse.Namespace) -> dict[str, An
             for form, path in forms.items()
         }
         clock = Clock()
+        first, _ = measure(peers, rounds[: BEFORE + 1], clock)
+        peer = min(first, key=lambda name: float(np.median(first[name])))
         budget = {
-            f"budget_{form}": budget_side(opened, path, clock) for form, path in forms.items()
+            f"budget_{form}": budget_side(opened, path, partial(clock.last.__getitem__, peer))
+            for form, path in forms.items()
         }
-        seconds, refused = measure({**peers, **ours, **budget}, rounds, clock)
-        peer = min(CAPTUM, key=lambda name: float(np.median(seconds[name])))
+        seconds, refused = measure({peer: peers[peer], **ours, **budget}, rounds, clock)
         compared = [name for name in (*ours, *budget) if name not in refused]
         figures = {
             "model": manifest.name,
@@ -113,6 +103,7 @@ def compare(forms: dict[str, Path], options: argparse.Namespace) -> dict[str, An
             "windows": windows(manifest.input),
             "seconds": {name: summary(values) for name, values in seconds.items()},
             "peer": peer,
+            "seconds_before": {name: summary(values) for name, values in first.items()},
             "ratios": {name: ratio(seconds[peer], seconds[name]) for name in compared},
             "agreement_with_captum": agreement(peers[peer], ours["incremental_fp32"], pixels[0]),
             "budget": {
@@ -162,14 +153,13 @@ class Clock:
         return self.last[name]
 
 
-def budget_side(opened: ExitStack, model: Path, clock: Clock) -> Side:
-    """Heat maps within a budget that follows the clock: the faster captum's last time, divided."""
+def budget_side(opened: ExitStack, model: Path, peer_seconds: Callable[[], float]) -> Side:
+    """Heat maps within a budget: what the peer took last, divided."""
     backend = opened.enter_context(load_backend(model, backend="onnxruntime"))
     occluder = opened.enter_context(Occluder(backend, SETTINGS))
 
     def side(film: np.ndarray) -> np.ndarray:
-        seconds = min(clock.last[name] for name in CAPTUM)
-        occluder.settings = replace(SETTINGS, budget_ms=seconds / TIMES * 1000)
+        occluder.settings = replace(SETTINGS, budget_ms=peer_seconds() / TIMES * 1000)
         return of_occlusion(occluder.explain(film), {}).values
 
     return side

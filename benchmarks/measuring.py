@@ -53,13 +53,16 @@ def prepared(film: LabelledFilm, spec: InputSpec) -> np.ndarray:
     return prepare(read_radiograph(film.path), spec)
 
 
-def store(name: str, figures: dict[str, Any], folder: str | None = None) -> Path:
+def store(
+    name: str, figures: dict[str, Any], folder: str | None = None, place: Path | None = None
+) -> Path:
     """Write a result with the device and the versions that made it.
 
     Args:
         name: Of the benchmark and of its file.
         figures: What was measured.
         folder: Where in results/, for figures that are not of a device; None for the device's own.
+        place: The folder itself, where it is another than results/.
     """
     device = device_facts()
     content = {
@@ -71,8 +74,9 @@ def store(name: str, figures: dict[str, Any], folder: str | None = None) -> Path
         "backends": backend_facts(),
         **figures,
     }
-    path = RESULTS / (folder or device_name(device)) / f"{name}.json"
+    path = (place or RESULTS / (folder or device_name(device))) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(path.relative_to(Path(__file__).parent.parent))
+    own = Path(__file__).parent.parent
+    print(path.relative_to(own) if path.is_relative_to(own) else path)
     return path

@@ -2,7 +2,8 @@
 
 All in one process, in turn, several rounds; ratios are taken round by round and their median is
 quoted. Each peer reads, prepares and judges the same files; `infer` also checks each file, hashes
-it and writes a record. A peer whose package or compiler is missing is stored with the reason.
+it and writes a record. A peer whose package, compiler or device is missing is stored with the
+reason. Without --model, the models, peers, rounds and films are those of a suite (suites/*.toml).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -18,13 +19,14 @@ from typing import Any
 
 import cv2
 from footprint import links
+from forms import named as file_of
 from infer_speed import infer, measure, ratio
 from measuring import store, summary
+from suite import Peers, read_suite
 
 from deepcovid_edge.backends import fastest_verified
 from deepcovid_edge.dataset import walk_files
 from deepcovid_edge.manifest import read_manifest
-from deepcovid_edge.models import DEFAULT_MODEL, find_model
 
 CORES = len(os.sched_getaffinity(0))
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -36,6 +38,9 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "onnxruntime_a_call_a_core": ("onnxruntime_loop", {"threads": CORES}),
     "openvino": ("openvino_loop", {}),
     "openvino_any_precision": ("openvino_loop", {"precision": None}),
+    "published_loop_cuda": ("published_loop", {"gradients": False, "device": "cuda"}),
+    "torch_compile_cuda": ("compiled_loop", {"device": "cuda"}),
+    "polygraphy": ("polygraphy_loop", {}),
 }
 """Side -> the peer's module and its settings."""
 OF_TORCH = ("published_loop", "compiled_loop")
@@ -45,33 +50,43 @@ OF_TORCH = ("published_loop", "compiled_loop")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder that holds test/")
-    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--suite", default="default", help="name in suites/, or a .toml file")
+    parser.add_argument("--model", help="name or file; then no suite is read")
+    parser.add_argument("--peer", action="append", choices=PEERS, help="repeatable  [default: all]")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--films", type=int, help="only so many of them")
     options = parser.parse_args()
     cv2.setNumThreads(1)
-    model = find_model(options.model)
-    found = list(walk_files((options.data / "test").resolve()))[: options.films]
+    own = Peers(options.model or "", tuple(options.peer or ()), options.rounds, options.films)
+    for asked in (own,) if options.model else read_suite(options.suite).peers:
+        measured(asked, options.data)
+
+
+def measured(asked: Peers, data: Path) -> None:
+    """Run the peers of a model and store what came of it."""
+    if unknown := set(asked.programs) - set(PEERS):
+        raise ValueError(f"programs: got {sorted(unknown)}, expected some of {', '.join(PEERS)}")
+    found = list(walk_files((data / "test").resolve()))[: asked.films]
     with tempfile.TemporaryDirectory() as place:
         folder = links(found, len(found), Path(place))
-        figures = compare(model, folder, options.rounds)
+        figures = compare(file_of(asked.model), folder, asked.rounds, asked.programs or (*PEERS,))
     for name, value in figures["ratios"].items():
-        print(f"{name}: {value['median']:.2f}")
+        print(f"{figures['model']} {name}: {value['median']:.2f}")
     store(f"peer-speed-{figures['model']}", figures)
 
 
-def compare(model: Path, folder: Path, rounds: int) -> dict[str, Any]:
+def compare(model: Path, folder: Path, rounds: int, programs: Sequence[str]) -> dict[str, Any]:
     form, films = fastest_verified(model), list(walk_files(folder))
     sides: dict[str, Callable[[], object]] = {
         "infer": partial(infer, folder, model),
         "infer_fp32": partial(infer, folder, model, "--backend", "onnxruntime"),
     }
     missing: dict[str, str] = {}
-    for name, file in named(model, form):
+    for name, file in named(model, form, programs):
         try:
             sides[name] = made(name, file, films)
         except Exception as error:
-            missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            missing[name] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
             print(f"{name}: {missing[name]}")
     seconds = measure(sides, rounds)
     return {
@@ -89,11 +104,11 @@ def compare(model: Path, folder: Path, rounds: int) -> dict[str, Any]:
     }
 
 
-def named(model: Path, form: Path) -> list[tuple[str, Path]]:
+def named(model: Path, form: Path, programs: Sequence[str]) -> list[tuple[str, Path]]:
     """Sides with their files: peers of a file run both forms, the faster one as `..._form`."""
-    both = [(name, model) for name in PEERS]
+    both = [(name, model) for name in programs]
     if form != model:
-        both += [(f"{name}_form", form) for name in PEERS if PEERS[name][0] not in OF_TORCH]
+        both += [(f"{name}_form", form) for name in programs if PEERS[name][0] not in OF_TORCH]
     return both
 
 

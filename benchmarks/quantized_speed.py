@@ -1,7 +1,7 @@
 """Speed of INT8 for CPUs beside FP32: the network alone, through our own backend.
 
-The INT8 file is made first, by `quantize`, from the films of `--data`; the gate's verdict is stored
-beside the speed. Both networks then take turns in one process, round after round, on the same
+An INT8 file that is not there is made first (forms.py); the gate's verdict is stored beside the
+speed. Both networks then take turns in one process, round after round, on the same
 prepared films; ratios are taken round by round and their median is quoted. `threads_1` is one
 `infer` call on one core, `threads_all` one call on all of them; `cores_busy` is what
 `deepcovid-edge infer` does: one call on each core at once.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,16 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from forms import form_of, named
 from measuring import store, summary
 
 from deepcovid_edge.backends import Backend, BackendSettings, load_backend
 from deepcovid_edge.dataset import load_dataset
 from deepcovid_edge.images import read_radiograph
 from deepcovid_edge.manifest import InputSpec, file_sha256, read_manifest
-from deepcovid_edge.models import DEFAULT_MODEL, find_model
+from deepcovid_edge.models import DEFAULT_MODEL
 from deepcovid_edge.preprocess import prepare
-from deepcovid_export.lowering import Lowered
-from deepcovid_export.quantize import QuantizeSettings, quantize
 
 CORES = len(os.sched_getaffinity(0))
 BATCHES = (1, 8)
@@ -43,14 +41,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     for name in options.model or [DEFAULT_MODEL]:
-        model = find_model(name)
-        with tempfile.TemporaryDirectory() as folder:
-            int8 = Path(folder) / "int8.onnx"
-            settings = QuantizeSettings(Lowered("int8", "cpu"))
-            done = quantize(model, options.data, settings, output=int8, say=print)
-            if done.output is None:
-                raise SystemExit(f"{name}: the gate does not let INT8 pass")
-            compare(model, int8, options)
+        model = named(name)
+        compare(model, form_of(model, "int8-cpu", options.data), options)
 
 
 def compare(model: Path, int8: Path, options: argparse.Namespace) -> None:

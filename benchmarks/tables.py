@@ -8,22 +8,21 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`; no number in i
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+
+import suite_tables
+from rows import RESULTS, ROOT, device, difference, link, load, rate
 
 from deepcovid_edge.dicom.syntaxes import SYNTAXES
 from deepcovid_edge.reasons import Caution, Reason
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks/results"
 DOCUMENTS = ("README.md", "benchmarks/README.md", "export/README.md", "jetson/REASONS.md")
 _QUOTED_SHARES = (0.2, 0.4)
 """Of the windows; what the first pass alone gives is quoted too."""
-_BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- table: ([a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main() -> None:
@@ -174,7 +173,7 @@ def cost(document: Path) -> list[str]:
     ]
     for path in sorted(RESULTS.glob("*/cost.json")):
         figures = load(path)
-        for growth in ("films", "megapixels", "batch", "workers"):
+        for growth in ("films", "megapixels", "batch", "workers", "windows"):
             (first, before), *_, (last, after) = figures[growth].items()
             plot = link(path.with_name(f"cost-{growth}.svg"), document).replace("JSON", "SVG")
             lines.append(
@@ -261,7 +260,7 @@ def heat_speed(document: Path) -> list[str]:
             within = f"{ratios['budget_int8']['median']:.1f} | {alike:.3f}"
         lines.append(
             f"| {device(figures)} | {figures['model']} | {captum:.1f} s | {times} | "
-            f"{budget['milliseconds']:.0f} ms | {within} | {link(path, document)} |"
+            f"{budget['milliseconds']['median']:.0f} ms | {within} | {link(path, document)} |"
         )
     return lines
 
@@ -358,33 +357,6 @@ def heat_random(document: Path) -> list[str]:
     return lines
 
 
-def difference(found: dict[str, Any]) -> str:
-    low, high = found["interval_95"]
-    return f"{found['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
-
-
-def load(path: Path) -> dict[str, Any]:
-    figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return figures
-
-
-def device(figures: dict[str, Any]) -> str:
-    facts = figures["device"]
-    return facts["gpus"][0] if facts["gpus"] else f"{facts['processor']}, {facts['cores']} cores"
-
-
-def rate(value: dict[str, Any]) -> str:
-    if value["value"] is None:
-        return "-"
-    low, high = value["interval_95"]
-    return f"{value['value']:.1%} [{low:.1%}, {high:.1%}]"
-
-
-def link(path: Path, document: Path) -> str:
-    up = "../" * (len(document.relative_to(ROOT).parts) - 1)
-    return f"[JSON]({up}{path.relative_to(ROOT)})"
-
-
 _TABLES = {
     "accuracy": accuracy,
     "sites": sites,
@@ -404,6 +376,7 @@ _TABLES = {
     "heat-precision": heat_precision,
     "heat-curves": heat_curves,
     "heat-random": heat_random,
+    **suite_tables.TABLES,
 }
 
 

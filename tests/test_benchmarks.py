@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytest.importorskip("torch", reason="the peers need extra export")
+torch = pytest.importorskip("torch", reason="the peers need extra export")
 
 import cv2
+import numpy as np
 
 from deepcovid_edge.backends import load_backend, openvino
+from deepcovid_edge.images import read_radiograph
+from deepcovid_edge.manifest import InputSpec, read_manifest
 from deepcovid_edge.models import find_model
 from deepcovid_edge.phantom import write_samples
 from deepcovid_edge.predict import PredictSettings, predict, run_facts
+from deepcovid_edge.preprocess import prepare
 
 ROOT = Path(__file__).parent.parent
 MODEL = find_model("squeezenet1_1")
+POSITIVE = read_manifest(MODEL).positive_index
 
 
 @pytest.fixture(autouse=True)
@@ -70,19 +82,196 @@ def test_cost_grows_one_thing_at_a_time_and_draws_each(
 ) -> None:
     import cost
 
-    for name, value in (("FILMS", (2, 4)), ("MEGAPIXELS", (0.5, 2)), ("SHARE", 3)):
+    for name, value in (("FILMS", (2, 5)), ("MEGAPIXELS", (0.5, 2)), ("SHARE", 3)):
         monkeypatch.setattr(cost, name, value)
-    steps = list(cost.steps(films, 4, tmp_path))
-    assert [count for growth, _, count, _ in steps if growth == "films"] == [2, 4]
-    for _, megapixels, count, (folder,) in [step for step in steps if step[0] == "megapixels"]:
+    steps = list(cost.steps(films, 5, tmp_path))
+    assert [count for growth, _, count, _ in steps if growth == "films"] == [2, 5]
+    for _, megapixels, count, (_, folder, *_more) in [
+        step for step in steps if step[0] == "megapixels"
+    ]:
         (film, *_rest) = sorted(Path(folder).rglob("0*.jpg"))
         assert cv2.imread(str(film)).shape[:2] == pytest.approx(
             [(megapixels * 1e6) ** 0.5] * 2, rel=0.1
         )
         assert len(list(Path(folder).rglob("0*.jpg"))) == count
+    assert {growth for growth, *_ in steps} == set(cost.GROWTHS)
+    assert [value for growth, value, *_ in steps if growth == "windows"] == [49, 169, 625, 2401]
     run = {"median": 1.0, "samples": [1.0, 1.1], "min": 1.0, "max": 1.1}
     grown = {"films": 3, "seconds": run, "peak_mib": run, "ms_a_film": 1.0}
     figures = {"start": grown, **{growth: {"1": grown, "2": grown} for growth in cost.GROWTHS}}
     cost.draw(json.loads(json.dumps(figures)), tmp_path)
     drawn = sorted(path.name for path in tmp_path.glob("cost-*.svg"))
     assert drawn == sorted(f"cost-{growth}.svg" for growth in cost.GROWTHS)
+
+
+@pytest.fixture(scope="module")
+def pixels(films: list[Path]) -> list[np.ndarray]:
+    return [prepare(read_radiograph(path), InputSpec()) for path in films]
+
+
+@pytest.mark.parametrize("peer", ["grad_cam", "captum_grad_cam"])
+def test_a_peer_of_class_activation_draws_the_map_that_the_network_gives(
+    peer: str, pixels: list[np.ndarray]
+) -> None:
+    from importlib import import_module
+
+    package = "pytorch_grad_cam" if peer == "grad_cam" else "captum"
+    if find_spec(package) is None:
+        pytest.skip(f"{package} (extra dev) is not installed")
+    from activation_speed import agree, ours
+    from peers.captum_occlusion import torch_network
+
+    network = torch_network(MODEL, np.stack(pixels))
+    other = import_module(f"peers.{peer}").make(network, POSITIVE, threads=1)
+    with ExitStack() as opened:
+        own = ours(MODEL, opened, cut=True)
+        assert agree(own, other, pixels) > 0.999
+        whole = ours(MODEL, opened)(pixels[0])
+    assert whole.min() < 0
+
+
+@pytest.mark.parametrize("way", ["published", "present"])
+def test_torchvision_prepares_nearly_the_same_film(way: str, films: list[Path]) -> None:
+    from peers import torchvision_prepare
+
+    other = torchvision_prepare.make(way)(films[0])
+    own = prepare(read_radiograph(films[0]), InputSpec())
+    assert other.shape == own.shape
+    assert other.dtype == np.uint8
+    assert np.abs(other.astype(int) - own).mean() < 2
+
+
+def test_preparing_is_compared_in_time_pixels_and_decisions(films: list[Path]) -> None:
+    import prepare_speed
+
+    with load_backend(MODEL, backend="onnxruntime") as backend:
+        figures = prepare_speed.compare(backend, films[:2], rounds=1)
+    assert set(figures["moved"]) == {"torchvision_published", "torchvision_present"}
+    assert all(len(ms["samples"]) == 2 for ms in figures["ms"].values())
+    assert 0 < figures["moved"]["torchvision_present"]["grey_levels_median"] < 2
+
+
+def test_sections_of_a_profile_add_up_and_are_all_still_there(
+    films: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Should this fail for a function that was renamed: name it in profile_infer.SECTIONS."""
+    import profile_infer
+
+    (tmp_path / "films").mkdir()
+    for path in films:
+        (tmp_path / "films" / path.name).symlink_to(path)
+    asked = ["--data", str(tmp_path), "--folder", "films", "--rounds", "2", "--cores", "1"]
+    monkeypatch.setattr(profile_infer, "store", lambda name, _: tmp_path / f"{name}.json")
+    monkeypatch.setattr("sys.argv", ["profile_infer.py", *asked])
+    profile_infer.main()
+    (told,) = tmp_path.glob("profile-infer-squeezenet1_1*-films.txt")
+    text = told.read_text("utf-8")
+    assert "not there any more" not in text
+    for section in ("network", "resize", "decode PNG L", "write the record", "SHA-256", "idle"):
+        assert f"\n{section} " in text
+    shares = [float(value) for value in re.findall(r"(-?\d+\.\d)%", text)]
+    assert sum(shares) == pytest.approx(100, abs=1)
+
+
+def test_a_section_is_timed_without_the_sections_within_it() -> None:
+    from profile_infer import Probes
+
+    probes = Probes()
+    inner = probes.wrap("inner", lambda: busy(0.02))
+    outer = probes.wrap("outer", lambda: (busy(0.01), inner(), inner()))
+    outer()
+    ms = {name: section["cpu_ns"] / 1e6 for name, section in probes.sections.items()}
+    assert probes.sections["inner"]["calls"] == 2
+    assert ms["inner"] == pytest.approx(40, abs=4)
+    assert ms["outer"] == pytest.approx(10, abs=2)
+
+
+def busy(seconds: float) -> None:
+    """Compute for so long on this thread, however often it is interrupted."""
+    started = time.thread_time()
+    while time.thread_time() - started < seconds:
+        pass
+
+
+def test_the_roof_counts_what_torch_counts() -> None:
+    import gpu_roof
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from deepcovid_export.networks import build_network
+
+    for name in ("squeezenet1_1", "resnet18", "resnet50", "densenet121"):
+        network = build_network(name, 2)
+        parameters = sum(one.numel() for one in network.parameters() if one.ndim > 1)
+        found = gpu_roof.layers(network)
+        with FlopCounterMode(display=False) as counter:
+            network(torch.zeros((1, 224, 224), dtype=torch.uint8, device="meta"))
+        assert sum(layer.operations for layer in found) == counter.get_total_flops()
+        assert 0 <= sum(layer.weights for layer in found) - parameters < 0.01 * parameters
+
+
+def test_the_roof_is_the_longer_of_computing_and_moving_layer_by_layer() -> None:
+    from gpu_roof import Layer, roof_ms
+
+    computes, moves = Layer(4_000_000, 10, 10), Layer(10, 500, 1_000)
+    ceilings = {"fp16_operations_per_second": 1e9, "bytes_per_second": 1e6}
+    assert roof_ms([computes], 1, "fp16", ceilings) == pytest.approx(4)
+    assert roof_ms([moves], 1, "fp16", ceilings) == pytest.approx(3)  # 1,500 numbers of 2 bytes
+    assert roof_ms([moves], 8, "fp16", ceilings) == pytest.approx(17)  # the weights move once
+    assert roof_ms([computes, moves], 8, "fp16", ceilings) == pytest.approx(32 + 17)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: benchmarks/gpu.py measures")
+def test_without_a_gpu_it_is_said_and_nothing_is_stored() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks/gpu.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "not executed: no GPU\n"
+
+
+def test_torch_beside_ours_is_timed_host_to_host_also_without_cuda() -> None:
+    import gpu
+
+    name, side = next(gpu.torch_sides("squeezenet1_1", 2, "cpu"))
+    films = np.zeros((2, 224, 224), np.uint8)
+    rows = gpu.measure({name: side}, films, 3)
+    assert name == "torch_eager_fp32"
+    assert len(rows[name]["host_ms"]["samples"]) == 3
+    assert side.run(films).shape == (2, 2)
+
+
+TRTEXEC = """#!/bin/sh
+if [ "$1" = --help ]; then echo "$HELP"; exit 0; fi
+echo "&&&& RUNNING TensorRT.trtexec [TensorRT v101300]"
+for option in "$@"; do case $option in --exportTimes=*) place=${option#*=};; esac; done
+[ "$FAILS" ] && { echo "[E] no such network"; exit 1; }
+echo '[{"h2dMs": 0.1, "computeMs": 1.0, "d2hMs": 0.05}, {"h2dMs": 0.3, "computeMs": 3.0,
+"d2hMs": 0.05}, {"h2dMs": 0.2, "computeMs": 2.0, "d2hMs": 0.05}]' > "$place"
+"""
+"""Stands in for trtexec: what it exports, in the form of its samples' `exportTimes`."""
+
+
+@pytest.mark.parametrize(
+    ("help_text", "expected"),
+    [
+        ("--useCudaGraph --stronglyTyped", ["--stronglyTyped", "--useCudaGraph"]),
+        ("--includeTransfers --useCudaGraph", ["--includeTransfers"]),
+    ],
+    ids=["10", "11"],
+)
+def test_trtexec_of_each_kind_is_asked_for_the_same_and_told_apart(
+    help_text: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peers import trtexec
+
+    program = tmp_path / "trtexec"
+    program.write_text(TRTEXEC, encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("HELP", help_text)
+    found = trtexec.measure(MODEL, 8)
+    assert found["ms"]["compute"] == 2.0
+    assert found["ms"]["host_to_host"] == pytest.approx(2.25)
+    assert found["options"][-len(expected) :] == expected
+    assert "--shapes=images:8x224x224" in found["options"]
+    monkeypatch.setenv("FAILS", "1")
+    with pytest.raises(RuntimeError, match="no such network"):
+        trtexec.measure(MODEL, 8)

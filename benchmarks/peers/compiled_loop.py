@@ -17,9 +17,10 @@ from deepcovid_export.networks import IMAGENET_MEAN, IMAGENET_STD, torchvision_m
 THREADS = 2
 
 
-def make(architecture: str) -> Callable[[Sequence[Path]], list[float]]:
+def make(architecture: str, *, device: str = "cpu") -> Callable[[Sequence[Path]], list[float]]:
     """The loop over a network of torchvision with two classes; its speed needs no weights."""
-    network = torch.compile(torchvision_models().get_model(architecture, num_classes=2).eval())
+    network = torchvision_models().get_model(architecture, num_classes=2).eval().to(device)
+    network = torch.compile(network)
     from torchvision import transforms
 
     prepare = transforms.Compose(
@@ -35,7 +36,7 @@ def make(architecture: str) -> Callable[[Sequence[Path]], list[float]]:
         torch.set_num_threads(THREADS)
         with torch.inference_mode():
             return [
-                float(torch.softmax(network(prepare(image).unsqueeze(0)), dim=1)[0, 0])
+                float(torch.softmax(network(prepare(image).unsqueeze(0).to(device)), dim=1)[0, 0])
                 for image in (Image.open(path).convert("RGB") for path in paths)
             ]
 

@@ -14,6 +14,11 @@ from typing import Any
 from deepcovid_edge.backends.openvino import quiet_runtime
 from peers.onnxruntime_loop import first_probability, prepared
 
+_KEPT: list[Any] = []
+"""Models are kept until the process ends. Freeing one right after its last callback can wait for
+ever (seen with 2026.4): it joins its threads while it holds Python's lock, and they wait for that.
+"""
+
 
 def make(model: Path, *, precision: str | None = "f32") -> Callable[[Sequence[Path]], list[float]]:
     """The loop over an exported model."""
@@ -22,6 +27,7 @@ def make(model: Path, *, precision: str | None = "f32") -> Callable[[Sequence[Pa
     if precision is not None:
         options["INFERENCE_PRECISION_HINT"] = precision
     compiled = openvino.Core().compile_model(str(model), "CPU", options)
+    _KEPT.append(compiled)
 
     def judge(paths: Sequence[Path]) -> list[float]:
         scores = [0.0] * len(paths)

@@ -19,9 +19,11 @@ from deepcovid_export.networks import IMAGENET_MEAN, IMAGENET_STD, torchvision_m
 THREADS = 2
 
 
-def make(architecture: str, *, gradients: bool = True) -> Callable[[Sequence[Path]], list[float]]:
+def make(
+    architecture: str, *, gradients: bool = True, device: str = "cpu"
+) -> Callable[[Sequence[Path]], list[float]]:
     """The loop over a network of torchvision with two classes; its speed needs no weights."""
-    network = torchvision_models().get_model(architecture, num_classes=2).eval()
+    network = torchvision_models().get_model(architecture, num_classes=2).eval().to(device)
     from torchvision import transforms
 
     prepare = transforms.Compose(
@@ -38,10 +40,10 @@ def make(architecture: str, *, gradients: bool = True) -> Callable[[Sequence[Pat
         scores = []
         with torch.set_grad_enabled(gradients):
             for path in paths:
-                image = prepare(Image.open(path).convert("RGB")).float()
+                image = prepare(Image.open(path).convert("RGB")).float().to(device)
                 output = network(image.requires_grad_(gradients).unsqueeze(0))
                 output.max(1)
-                scores.append(float(torch.softmax(output, dim=1).detach().numpy()[0, 0]))
+                scores.append(float(torch.softmax(output, dim=1).detach().cpu().numpy()[0, 0]))
         return scores
 
     return judge

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deepcovid_edge.backends import BACKENDS, PROVIDERS
 from deepcovid_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,6 +24,14 @@ _GATE_FAILED = 3
 @click.argument("candidate")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--split", help="Only the films of this split.")
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", *BACKENDS]),
+    default="auto",
+    show_default=True,
+    help="Of CANDIDATE.",
+)
+@click.option("--provider", type=click.Choice(PROVIDERS), help="Of CANDIDATE.  [default: cpu]")
 @click.option("--max-flips", type=float, help="Largest share of decisions that may turn.")
 @click.option("--max-auc-change", type=float, help="Largest change of the AUC, either way.")
 @click.option("--smallest-change", type=float, help="Change the films must be able to show.")
@@ -36,6 +45,8 @@ def command(
     candidate: str,
     data: Path,
     split: str | None,
+    backend: str,
+    provider: str | None,
     max_flips: float | None,
     max_auc_change: float | None,
     smallest_change: float | None,
@@ -47,19 +58,21 @@ def command(
 ) -> int:
     """Let REFERENCE and CANDIDATE judge the labelled films of DATA and compare their decisions.
 
-    Both may be a shipped model's name, an .onnx file, an engine or a checkpoint. The verdict is
-    `unchanged`, `changed` (exit code 3), or `insufficient`: too few films to tell (exit code 3).
+    Both may be a shipped model's name, an .onnx file, an engine or a checkpoint; the same file on
+    another --backend is a candidate too. The verdict is `unchanged`, `changed` (exit code 3), or
+    `insufficient`: too few films to tell (exit code 3).
     """
-    from deepcovid_edge.backends import load_backend
+    from deepcovid_edge.backends import BackendSettings, load_backend
     from deepcovid_edge.dataset import load_dataset
     from deepcovid_edge.models import find_model
     from deepcovid_edge.verify import UNCHANGED, GateRules, verify
 
     maps = _maps(heatmap, heatmap_films, min_heatmap_correlation)
     films = load_dataset(data, split=split)
+    own = BackendSettings(provider=provider)
     with (
         load_backend(find_model(reference)) as before,
-        load_backend(find_model(candidate)) as now,
+        load_backend(find_model(candidate), backend=backend, settings=own) as now,
     ):
         rules = GateRules.of(
             before.manifest,

@@ -1,0 +1,167 @@
+"""Does every form on every backend here decide as the FP32 file does? `verify`, for all of them.
+
+    python benchmarks/accuracy.py --data DATA           every form, on test and on external
+    python benchmarks/accuracy.py --data DATA --films 48 --no-store     a quick look
+
+The reference is the FP32 file in ONNX Runtime on the CPU. Forms that are not there are made first
+(see forms.py); what cannot run here is skipped, with the reason. Each comparison is one file,
+results/verify/MODEL-FORM-BACKEND-SPLIT.json; verify.json beside them, written where all of them
+were asked for, lists what was skipped. Exit code 3: a verdict is `changed`. `insufficient` is no
+failure here: it says that the films of a split are too few to show a change of one in a hundred.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from forms import FORMS, FormError, engine_of, form_of, missing, models, named
+from measuring import RESULTS, store
+
+from deepcovid_edge.agreement import choose_films
+from deepcovid_edge.backends import BackendSettings, load_backend
+from deepcovid_edge.dataset import LabelledFilm, load_dataset
+from deepcovid_edge.device import versions
+from deepcovid_edge.engine_files import Profile
+from deepcovid_edge.errors import NotThereError
+from deepcovid_edge.manifest import ModelManifest
+from deepcovid_edge.verify import CHANGED, verify
+
+SPLITS = ("test", "external")
+BACKENDS = {
+    "onnxruntime": ("fp16", "int8-cpu", "int8-tensorrt"),
+    "openvino": ("fp32", "int8-cpu"),
+    "onnxruntime:cuda": ("fp32", "fp16"),
+    "tensorrt": ("fp32", "fp16", "int8-tensorrt"),
+}
+"""Backend -> the forms that it is for."""
+CHANGED_CODE = 3
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One thing that must decide as the FP32 file does."""
+
+    model: str
+    form: str
+    backend: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}-{self.form}-{self.backend.replace(':', '-')}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="films with train, val, test ...")
+    parser.add_argument("--model", action="append", help="repeatable  [default: all]")
+    parser.add_argument("--form", action="append", choices=FORMS, help="repeatable")
+    parser.add_argument("--backend", action="append", choices=BACKENDS, help="repeatable")
+    parser.add_argument("--split", action="append", help="repeatable  [default: test, external]")
+    parser.add_argument("--films", type=int, help="of both classes alike, so many of a split")
+    parser.add_argument("--no-store", action="store_true", help="only say it")
+    options = parser.parse_args()
+    splits = {name: load_dataset(options.data, split=name) for name in options.split or SPLITS}
+    skipped, changed = {}, []
+    for candidate in candidates(options.model, options.form, options.backend):
+        try:
+            reports = compared(candidate, splits, options.data, options.films)
+        except (FormError, NotThereError) as error:
+            skipped[candidate.name] = str(error)
+            print(f"{candidate.name}: skipped: {error}")
+            continue
+        for split, report in reports.items():
+            print(f"{candidate.name} {split}: {told(report)}", flush=True)
+            changed += [f"{candidate.name} {split}"] * (report["verdict"] == CHANGED)
+            if not options.no_store:
+                asked = {**asdict(candidate), "split": split}
+                found = {"asked": asked, "versions": versions(), **report}
+                write(RESULTS / "verify" / f"{candidate.name}-{split}.json", found)
+    if not (options.no_store or options.model or options.form or options.backend):
+        figures = {"splits": [*splits], "skipped": skipped, "changed": changed}
+        store("verify", figures, folder="verify")
+    if changed:
+        print(f"the gate failed: {', '.join(changed)}")
+        raise SystemExit(CHANGED_CODE)
+
+
+def candidates(
+    names: Sequence[str] | None, forms: Sequence[str] | None, backends: Sequence[str] | None
+) -> Iterator[Candidate]:
+    """Every model, form and backend, or those that are asked for."""
+    for model in names or models():
+        for backend, known in BACKENDS.items():
+            for form in known:
+                if form in (forms or FORMS) and backend in (backends or BACKENDS):
+                    yield Candidate(Path(model).stem if names else model, form, backend)
+
+
+def compared(
+    candidate: Candidate,
+    splits: dict[str, list[LabelledFilm]],
+    data: Path | None,
+    most: int | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Reports of `verify` against the FP32 file, split by split.
+
+    Args:
+        candidate: What is held against it.
+        splits: Name -> films.
+        data: Films to make its form of, where that is not there.
+        most: So many of a split's films, of both classes alike; None for all.
+
+    Raises:
+        FormError: The form cannot be made.
+        NotThereError: The backend does not run here.
+    """
+    if why := missing(candidate.backend):
+        raise NotThereError(why)
+    model = named(candidate.model)
+    library, _, provider = candidate.backend.partition(":")
+    if library == "tensorrt":
+        file = engine_of(model, candidate.form, data, Profile())
+    else:
+        file = form_of(model, candidate.form, data)
+    own = BackendSettings(provider=provider or None)
+    with (
+        load_backend(model, backend="onnxruntime") as reference,
+        load_backend(file, backend=library, settings=own) as now,
+    ):
+        return {
+            split: verify(reference, now, chosen(films, reference.manifest, most))
+            for split, films in splits.items()
+        }
+
+
+def chosen(
+    films: list[LabelledFilm], manifest: ModelManifest, most: int | None
+) -> list[LabelledFilm]:
+    """Films of both classes alike, always the same ones."""
+    if most is None:
+        return films
+    positive = np.array([film.label in manifest.positive_labels for film in films])
+    return [films[place] for place in choose_films(positive, most)]
+
+
+def told(report: dict[str, Any]) -> str:
+    """What counts, on one line."""
+    flips, apart = report["flips"]["count"], report["probability"]["max"]
+    failed = "".join(f"; {sentence}" for sentence in report["failed"])
+    return (
+        f"{report['verdict']}, {flips} of {report['films']} turned, probability at most "
+        f"{apart:.2g} apart{failed}"
+    )
+
+
+def write(path: Path, report: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

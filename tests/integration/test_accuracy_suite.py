@@ -1,0 +1,121 @@
+"""The small form of the accuracy suite: shipped forms decide alike on every backend that is here.
+
+On drawn phantoms, and on real films where there are any: some of each label and source of `test`.
+The whole of it is `benchmarks/accuracy.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import ModuleType
+
+import cv2
+import pytest
+
+from deepcovid_edge.backends import openvino
+from deepcovid_edge.cli.main import run
+from deepcovid_edge.dataset import LabelledFilm, load_dataset
+from deepcovid_edge.phantom import draw_phantom, save_phantom
+from deepcovid_edge.verify import CHANGED
+
+ROOT = Path(__file__).parents[2]
+XRAY = Path(os.environ.get("DEEPCOVID_XRAY", ROOT.parent / "shared" / "xray"))
+FILMS = 60
+# Measured on the shipped files: at most 1e-4 (FP32) and 0.11 (INT8 near the threshold).
+APART = {"fp32": 1e-3, "int8-cpu": 0.2}
+
+
+@pytest.fixture
+def accuracy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    pytest.importorskip("onnx", reason="the suite makes forms with extra export")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import accuracy
+
+    return accuracy
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of two classes."""
+    folder = tmp_path_factory.mktemp("drawn")
+    for seed in range(8):
+        label, opacities = ("covid", 5) if seed % 2 else ("normal", 0)
+        path = folder / label / f"{seed}.png"
+        path.parent.mkdir(exist_ok=True)
+        film = draw_phantom(seed, opacities=opacities)
+        save_phantom(cv2.resize(film, (300, 300), interpolation=cv2.INTER_CUBIC), path)
+    return folder
+
+
+def spread_out(films: list[LabelledFilm], count: int) -> list[LabelledFilm]:
+    """Some films of each label and source, as evenly as they lie."""
+    ordered = sorted(films, key=lambda film: (film.label, film.source or "", film.path.name))
+    return ordered[:: max(1, len(ordered) // count)]
+
+
+@pytest.fixture(scope="module")
+def splits(phantoms: Path) -> dict[str, list[LabelledFilm]]:
+    drawn = {"drawn": load_dataset(phantoms)}
+    if (XRAY / "manifest.csv").is_file():
+        return {**drawn, "test": spread_out(load_dataset(XRAY, split="test"), FILMS)}
+    return drawn
+
+
+@pytest.mark.parametrize(
+    ("form", "backend"),
+    [("int8-cpu", "onnxruntime"), ("fp32", "openvino"), ("int8-cpu", "openvino")],
+)
+def test_a_shipped_form_decides_as_the_fp32_file_does(
+    form: str, backend: str, accuracy: ModuleType, splits: dict[str, list[LabelledFilm]]
+) -> None:
+    if backend == "openvino" and not openvino.is_available():
+        pytest.skip("openvino (extra openvino) is not installed")
+    candidate = accuracy.Candidate("squeezenet1_1", form, backend)
+    for split, report in accuracy.compared(candidate, splits, None).items():
+        assert report["films"] == len(splits[split])
+        assert report["verdict"] != CHANGED, report["failed"]
+        assert report["candidate"]["backend"] == f"{backend}-cpu"
+        assert report["probability"]["max"] < APART[form]
+        assert report["logits"]["max"] > 0  # it was not the reference that ran
+
+
+def test_the_gate_fails_with_3_and_names_what_changed(
+    accuracy: ModuleType, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored: dict[str, list[str]] = {}
+    monkeypatch.setattr(accuracy, "load_dataset", lambda path, split: load_dataset(path))
+    monkeypatch.setattr(accuracy, "RESULTS", tmp_path)
+    monkeypatch.setattr(accuracy, "store", lambda name, figures, folder: stored.update(figures))
+    asked = ["--data", str(phantoms), "--model", "squeezenet1_1", "--form", "int8-cpu"]
+    monkeypatch.setattr("sys.argv", ["accuracy.py", *asked, "--split", "test"])
+    monkeypatch.setattr(accuracy, "verify", turned)
+    with pytest.raises(SystemExit) as stopped:
+        accuracy.main()
+    assert stopped.value.code == 3
+    assert "squeezenet1_1-int8-cpu-onnxruntime test" in stored["changed"]
+    named = {path.name for path in (tmp_path / "verify").glob("*.json")}
+    assert named == {f"{name.replace(' ', '-')}.json" for name in stored["changed"]}
+
+
+def turned(*_: object) -> dict[str, object]:
+    """A report of a form that decides otherwise."""
+    return {
+        "verdict": CHANGED,
+        "films": 8,
+        "flips": {"count": 3},
+        "probability": {"max": 0.9},
+        "failed": ["flips: 37.50% of the decisions turned, allowed 1.00%"],
+    }
+
+
+def test_verify_takes_another_backend_of_the_same_file(
+    phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not openvino.is_available():
+        pytest.skip("openvino (extra openvino) is not installed")
+    asked = ["verify", "squeezenet1_1", "squeezenet1_1", str(phantoms), "--backend", "openvino"]
+    assert run([*asked, "--smallest-change", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "fp32 on openvino-cpu against squeezenet1_1 fp32 on onnxruntime-cpu" in said
+    assert run([*asked, "--provider", "cuda"]) == 2
