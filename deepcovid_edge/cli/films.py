@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deepcovid_edge.backends import BACKENDS, PROVIDERS
+from deepcovid_edge.familiarity import CHOICES, REFUSE
 from deepcovid_edge.models import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -44,6 +45,13 @@ def run_options(command: Callable[..., int]) -> Callable[..., int]:
             "--provider", type=click.Choice(PROVIDERS), help="ONNX Runtime's.  [default: cpu]"
         ),
         click.option("--threshold", type=float, help="Positive from this probability on, 0 to 1."),
+        click.option(
+            "--ood",
+            type=click.Choice(CHOICES),
+            default=REFUSE,
+            show_default=True,
+            help="What becomes of films unlike those that the model learned from.",
+        ),
         click.option("--workers", type=int, help="Threads that work.  [default: one a core]"),
         click.option("--json", "kind", flag_value="jsonl", help="JSON Lines (default in a pipe)."),
         click.option("--csv", "kind", flag_value="csv", help="CSV with the same columns."),
@@ -76,6 +84,7 @@ class FilmRun:
         backend: Its name, or `auto`.
         provider: ONNX Runtime's, or None.
         threshold: Probability from which a film is positive; None for the model's own.
+        ood: `refuse` or `warn`: what becomes of films unlike those that the model learned from.
         workers: Threads; None for one a core.
         batch_size: Films an inference; None for what suits the backend.
         resume: Go on with the records in `output`.
@@ -89,6 +98,7 @@ class FilmRun:
     backend: str
     provider: str | None
     threshold: float | None
+    ood: str
     workers: int | None
     batch_size: int | None = None
     resume: bool = False
@@ -103,7 +113,7 @@ def judge_films(run: FilmRun) -> int:
     from deepcovid_edge.models import find_model
     from deepcovid_edge.predict import PredictSettings, predict, run_facts
 
-    settings = PredictSettings(run.batch_size, run.workers, run.threshold)
+    settings = PredictSettings(run.batch_size, run.workers, run.threshold, run.ood)
     kind = _kind(run.kind, run.output)
     if run.resume and run.output is None:
         raise click.UsageError("--resume needs -o FILE.jsonl or FILE.csv to go on with.")
