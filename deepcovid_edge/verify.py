@@ -191,8 +191,7 @@ def verify(
         "probability": _differences(scores[0], scores[1]),
         **figures,
         "flipped": _flipped(judged.films, scores, manifest.threshold),
-        "by_label": _groups([film.label for film in judged.films], scores, manifest.threshold),
-        "by_source": _groups([film.source for film in judged.films], scores, manifest.threshold),
+        **_by_group(judged.films, scores, manifest.threshold),
         "created_with": {"deepcovid-edge": __version__},
     }
 
@@ -392,6 +391,15 @@ def _flipped(
 
 def _short(path: Path) -> str:
     return "/".join(path.parts[-3:])
+
+
+def _by_group(
+    films: Sequence[LabelledFilm], scores: tuple[Scores, ...], threshold: float
+) -> dict[str, Any]:
+    return {
+        f"by_{kind}": _groups([getattr(film, kind) for film in films], scores, threshold)
+        for kind in ("label", "source")
+    }
 
 
 def _groups(

@@ -60,13 +60,14 @@ _SPREAD_FLOOR = 0.05
 Features = NDArray[np.float32]
 
 
-def fit_model(path: Path, data: Path, output: Path) -> ModelManifest:
+def fit_model(path: Path, data: Path, output: Path | None = None) -> ModelManifest:
     """Fit the gate of an exported FP32 model and write the model with it.
 
     Args:
         path: The .onnx file; a gate that it has is replaced.
         data: Labelled films with the splits `train`, to fit on, and `val`, for the limits.
-        output: The .onnx file to write; may be `path`.
+        output: The .onnx file to write, which is then made from `path`; None to finish `path`
+            itself.
 
     Returns:
         The manifest inside the file.
@@ -79,11 +80,12 @@ def fit_model(path: Path, data: Path, output: Path) -> ModelManifest:
     bare, _ = take_off(onnx.load(path))
     films = {split: _films(data, manifest, split) for split in ("train", "val")}
     gate, facts = fit(bare, films["train"], films["val"], manifest.input)
-    if output.resolve() != path.resolve():
-        known = {"network_parent_sha256": manifest.parent_sha256}
-        facts, manifest = {**facts, **known}, replace(manifest, parent_sha256=file_sha256(path))
+    if output is not None:
+        known = manifest.familiarity.get("network_parent_sha256", manifest.parent_sha256)
+        facts["network_parent_sha256"] = known  # what the weights come from
+        manifest = replace(manifest, parent_sha256=file_sha256(path))
     manifest = replace(manifest, familiarity=facts)
-    save(finished(put_on(bare, gate), manifest), output)
+    save(finished(put_on(bare, gate), manifest), output or path)
     return manifest
 
 

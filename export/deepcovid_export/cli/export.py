@@ -89,7 +89,7 @@ def command(
     if data is not None:
         _measure_shortcuts(output, written, data)
     if gate is not None:
-        _fit(output, gate, output)
+        _fit(output, gate)
     click.echo(output)
 
 
@@ -102,11 +102,12 @@ def _refit(source: Path, gate: Path | None, output: Path | None, given: dict[str
             "DATA alone: give the checkpoint to export it anew"
         )
     output = output or Path(f"{source.stem}.onnx")
+    output.parent.mkdir(parents=True, exist_ok=True)
     _fit(source, gate, output)
     click.echo(output)
 
 
-def _fit(source: Path, data: Path, output: Path) -> None:
+def _fit(source: Path, data: Path, output: Path | None = None) -> None:
     require("sklearn", extra="export")
     from deepcovid_export.familiarity import fit_model
 
