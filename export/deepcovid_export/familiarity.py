@@ -162,15 +162,15 @@ def fit_linear(samples: dict[str, Features], tap: str) -> LinearGate:
     """
     from sklearn.linear_model import LogisticRegression
 
-    centre = samples["familiar"].mean(axis=0, dtype=np.float64)
-    spread = samples["familiar"].std(axis=0, dtype=np.float64)
+    centre = samples["familiar"].mean(axis=0)
+    spread = samples["familiar"].std(axis=0)
     spread = np.maximum(spread, _SPREAD_FLOOR * np.median(spread)) + np.finfo(np.float32).tiny
     names = ("familiar", *PARTS)
     features = np.concatenate([(samples[name] - centre) / spread for name in names])
     truth = np.repeat(np.arange(len(names)), [len(samples[name]) for name in names])
     head = LogisticRegression(C=_REGULARISATION, class_weight="balanced", max_iter=300)
-    head.fit(features.astype(np.float32), truth)
-    weight = (head.coef_[1:] - head.coef_[0]).T / spread[:, None]
+    head.fit(features, truth)
+    weight = (head.coef_[1:] - head.coef_[0]).T.astype(np.float64) / spread[:, None]
     bias = head.intercept_[1:] - head.intercept_[0] - centre @ weight
     return LinearGate(tap, weight.astype(np.float32), bias.astype(np.float32))
 

@@ -29,8 +29,8 @@ FEATURES = "familiarity.features"
 _PREFIX = "familiarity."
 _WEIGHT, _BIAS = "familiarity.weight", "familiarity.bias"
 _MAPS = "activation_maps"
-_JOINED = {"Relu", "Clip", "BatchNormalization"}
-"""What reads a tensor and belongs to it: no stage ends before these."""
+_LINEAR = {"Conv", "BatchNormalization", "Add"}
+"""What an activation follows: no stage ends with these."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,7 @@ def _places(graph: Graph) -> Iterator[str]:
             continue
         convolved = convolved or node.operator == "Conv"
         alive = {name for name in (*alive, made) if last_use.get(name, -1) > index}
-        readers = {reader.operator for reader in nodes if made in reader.inputs}
-        if alive == {made} and convolved and not readers & _JOINED:
+        if alive == {made} and convolved and node.operator not in _LINEAR:
             yield made
 
 
