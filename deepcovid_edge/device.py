@@ -112,6 +112,7 @@ def model_facts() -> list[dict[str, Any]]:
                 "classes": list(manifest.classes),
                 "threshold": manifest.threshold,
                 "license": manifest.license,
+                "ood_gate": bool(manifest.familiarity),
                 **{
                     name: manifest.training.get("shortcuts", {}).get(name)
                     for name in ("reads_the_source", "verdict")

@@ -99,6 +99,8 @@ class ModelManifest:
         quantization: Flavour, calibration films, layers left in higher precision, the verdict of
             the gate and of `verify`; empty for fp32.
         gate: Rules of `verify` that differ from its defaults.
+        familiarity: Limits on how unlike its training films a film may be (see `familiarity`), and
+            how they were found; empty for a model that judges any film.
         parent_sha256: SHA-256 of the file this one was made from.
         license: Terms of use of the weights.
         created_with: Versions of the software that wrote the file.
@@ -117,6 +119,7 @@ class ModelManifest:
     training: Mapping[str, Any] = field(default_factory=dict)
     quantization: Mapping[str, Any] = field(default_factory=dict)
     gate: Mapping[str, Any] = field(default_factory=dict)
+    familiarity: Mapping[str, Any] = field(default_factory=dict)
     parent_sha256: str | None = None
     license: str = ""
     created_with: Mapping[str, str] = field(default_factory=dict)

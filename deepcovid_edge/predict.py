@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from deepcovid_edge.backends import Backend
 from deepcovid_edge.errors import ImageRefusedError, UsageError
+from deepcovid_edge.familiarity import CHOICES, REFUSE, FamiliarityGate
 from deepcovid_edge.images import Radiograph, decode_radiograph, read_bytes
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.preprocess import prepare
@@ -64,6 +65,7 @@ class PredictSettings:
         band: Films too close to the threshold are indeterminate, where the model (or the site) says
             which these are.
         site: Site file whose threshold decides; None for none.
+        ood: `refuse` or `warn`: what becomes of films unlike those that the model learned from.
     """
 
     batch_size: int | None = None
@@ -71,6 +73,7 @@ class PredictSettings:
     threshold: float | None = None
     band: bool = True
     site: Site | None = None
+    ood: str = REFUSE
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and not 1 <= self.batch_size <= 1024:
@@ -84,6 +87,8 @@ class PredictSettings:
                 f"--threshold: got {self.threshold} with --site, which has its own "
                 f"({self.site.threshold}): leave one of them out"
             )
+        if self.ood not in CHOICES:
+            raise UsageError(f"--ood: got {self.ood!r}, expected {' or '.join(CHOICES)}")
 
 
 def default_batch_size(backend: Backend) -> int:
@@ -151,13 +156,14 @@ def predict(
     workers = settings.workers or len(os.sched_getaffinity(0))
     batch_size = settings.batch_size or default_batch_size(backend)
     repeats = repeats or Repeats()
+    door = _Doorkeeper(FamiliarityGate.of(backend.manifest), settings.ood == REFUSE)
 
     def read(path: Path) -> _Film:
         film = _read(path, run, backend.manifest.input, change, disk)
         return film if explainer else replace(film, radiograph=None)
 
     def judge(films: list[_Film]) -> list[tuple[Prediction, str]]:
-        records = _judge(films, backend, explainer, disk)
+        records = _judge(films, backend, explainer, door, disk)
         return [(record, film.uid) for record, film in zip(records, films, strict=True)]
 
     with ExitStack() as opened:
@@ -258,8 +264,41 @@ def _batches(films: Iterable[_Film], size: int) -> Iterator[list[_Film]]:
         yield group
 
 
+@dataclass(frozen=True)
+class _Doorkeeper:
+    """What becomes of films unlike those that the model learned from.
+
+    Attributes:
+        gate: The model's, or None where it has none.
+        refuses: Whether a film beyond the limit is refused; else it gets a warning.
+    """
+
+    gate: FamiliarityGate | None
+    refuses: bool
+
+    def admit(self, record: Prediction, unlikeness: NDArray[np.float32] | None) -> Prediction:
+        """The film's record, with a warning where it is unlike and let through.
+
+        Raises:
+            ImageRefusedError: The film is not judged.
+        """
+        if self.gate is None or unlikeness is None:
+            return record
+        reason = self.gate.reason(unlikeness, record.warnings)
+        if reason is None:
+            return record
+        shown = not self.refuses or Caution.SYNTHETIC.code in record.warnings
+        if reason is Reason.RESULT or not shown:
+            raise ImageRefusedError(reason)
+        return replace(record, warnings=(*record.warnings, Caution.OOD.code))
+
+
 def _judge(
-    films: list[_Film], backend: Backend, explainer: Explainer | None, disk: DiskGuard | None
+    films: list[_Film],
+    backend: Backend,
+    explainer: Explainer | None,
+    door: _Doorkeeper,
+    disk: DiskGuard | None,
 ) -> list[Prediction]:
     prepared = [film.pixels for film in films if film.pixels is not None]
     if not prepared:
@@ -269,9 +308,10 @@ def _judge(
     found = backend.infer(np.stack(prepared), activation_maps=with_maps)
     ended = time.perf_counter()
     share = _ms(started, ended) / len(prepared)
-    rows = iter(probabilities(found.logits))
+    unlike = repeat(None) if found.unlikeness is None else iter(found.unlikeness)
+    rows = zip(probabilities(found.logits), unlike, strict=False)
     records = [
-        film.record if film.pixels is None else _judged(film, next(rows), share, ended)
+        film.record if film.pixels is None else _judged(film, *next(rows), door, (share, ended))
         for film in films
     ]
     if explainer is None:
@@ -311,16 +351,27 @@ def _explained(
     return records
 
 
-def _judged(film: _Film, row: NDArray[np.float64], share: float, ended: float) -> Prediction:
-    if not np.isfinite(row).all():  # an overflow in FP16 or INT8, or a broken model
-        return _refused(film.record, ImageRefusedError(Reason.RESULT), film.started).record
-    timings = {**(film.record.timings_ms or {}), "infer": round(share, 3)}
+def _judged(
+    film: _Film,
+    row: NDArray[np.float64],
+    unlikeness: NDArray[np.float32] | None,
+    door: _Doorkeeper,
+    times: tuple[float, float],
+) -> Prediction:
+    share, ended = times
+    try:
+        if not np.isfinite(row).all():  # an overflow in FP16 or INT8, or a broken model
+            raise ImageRefusedError(Reason.RESULT)
+        record = door.admit(film.record, unlikeness)
+    except ImageRefusedError as error:
+        return _refused(film.record, error, film.started).record
+    timings = {**(record.timings_ms or {}), "infer": round(share, 3)}
     timings["total"] = _ms(film.started, ended)
     values = {
         name: round(float(value), DECIMALS)
-        for name, value in zip(film.record.run.classes, row, strict=True)
+        for name, value in zip(record.run.classes, row, strict=True)
     }
-    return replace(film.record, probabilities=values, timings_ms=timings)
+    return replace(record, probabilities=values, timings_ms=timings)
 
 
 def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -138,6 +138,16 @@ class Reason(_Coded):
         "Too little room on the disk; free some, then judge the film again.",
         "less than `--min-free` where records or heat maps are written",
     )
+    OOD = (
+        "E_OOD",
+        "Does not look like the X-rays this model learned from.",
+        "no chest film, or one of a kind that was not among the training films",
+    )
+    TURNED = (
+        "E_ORIENT",
+        "Image may be turned or inverted.",
+        "unlike the training films, and most like turned or inverted ones",
+    )
     RESULT = (
         "E_RESULT",
         "The network gave no usable number; have the model checked.",
@@ -208,6 +218,11 @@ class Caution(_Coded):
         "W_NO_HEATMAP",
         "No heat map: its time budget holds no pass, or the network gave no usable numbers.",
         "`--budget` below the time of the first, coarse pass; an overflow in FP16",
+    )
+    OOD = (
+        "W_OOD",
+        "Unlike the X-rays this model learned from; the result may mean nothing.",
+        "would be `E_OOD` or `E_ORIENT`; let through by `--ood warn`, or as a synthetic film",
     )
     SYNTHETIC = (
         "W_SYNTHETIC",

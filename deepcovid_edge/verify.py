@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from deepcovid_edge import __version__
 from deepcovid_edge.agreement import MapComparison, choose_films, compare_models, summarise
-from deepcovid_edge.backends import Backend
+from deepcovid_edge.backends import Backend, Inference
 from deepcovid_edge.dataset import LabelledFilm, check_labels, dataset_sha256
 from deepcovid_edge.errors import DataError, ImageRefusedError, ModelFileError, UsageError
+from deepcovid_edge.familiarity import FamiliarityGate
 from deepcovid_edge.heatmap import OCCLUSION
 from deepcovid_edge.images import read_radiograph
 from deepcovid_edge.manifest import InputSpec, ModelManifest
@@ -89,12 +90,15 @@ class Judged:
         reference: The reference's logits, of shape (N, classes), float32.
         candidate: The candidate's logits, likewise.
         refused: Files that could not be assessed, with their reason.
+        unlike: Whether each model's out-of-distribution gate refuses each film; None for a model
+            without one. The films are judged all the same.
     """
 
     films: list[LabelledFilm]
     reference: NDArray[np.float32]
     candidate: NDArray[np.float32]
     refused: dict[str, str]
+    unlike: tuple[Truth | None, ...]
 
 
 def judge(reference: Backend, candidate: Backend, films: Sequence[LabelledFilm]) -> Judged:
@@ -107,18 +111,27 @@ def judge(reference: Backend, candidate: Backend, films: Sequence[LabelledFilm])
     _check_comparable(reference.manifest, candidate.manifest)
     kept: list[LabelledFilm] = []
     refused: dict[str, str] = {}
-    logits: tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]] = ([], [])
+    said: tuple[list[Inference], list[Inference]] = ([], [])
     for chunk in _prepared(films, reference.manifest.input):
         good = [(film, pixels) for film, pixels in chunk if isinstance(pixels, np.ndarray)]
         refused |= {str(film.path): code for film, code in chunk if isinstance(code, str)}
         if good:
             batch = np.stack([pixels for _, pixels in good])
             kept += [film for film, _ in good]
-            logits[0].append(reference.infer(batch).logits)
-            logits[1].append(candidate.infer(batch).logits)
+            said[0].append(reference.infer(batch))
+            said[1].append(candidate.infer(batch))
     if not kept:
         raise DataError(f"none of {len(films)} films could be assessed")
-    return Judged(kept, np.concatenate(logits[0]), np.concatenate(logits[1]), refused)
+    logits = [np.concatenate([one.logits for one in side]) for side in said]
+    models = (reference.manifest, candidate.manifest)
+    unlike = tuple(_unlike(*pair) for pair in zip(models, said, strict=True))
+    return Judged(kept, logits[0], logits[1], refused, unlike)
+
+
+def _unlike(manifest: ModelManifest, said: Sequence[Inference]) -> Truth | None:
+    gate = FamiliarityGate.of(manifest)
+    rows = [one.unlikeness for one in said if one.unlikeness is not None]
+    return gate.beyond(np.concatenate(rows)) if gate and rows else None
 
 
 def verify(
@@ -158,6 +171,7 @@ def verify(
     figures = _figures(scores[0], scores[1], positive, manifest.threshold)
     models = (reference, candidate)
     figures["heatmap"] = heatmaps and _heatmaps(models, judged.films, positive, heatmaps)
+    figures["ood"] = _ood(judged)
     failed = _failures(figures, rules, manifest, candidate.manifest)
     missing = _missing(positive, rules)
     verdict = CHANGED if failed else INSUFFICIENT if missing else UNCHANGED
@@ -177,8 +191,7 @@ def verify(
         "probability": _differences(scores[0], scores[1]),
         **figures,
         "flipped": _flipped(judged.films, scores, manifest.threshold),
-        "by_label": _groups([film.label for film in judged.films], scores, manifest.threshold),
-        "by_source": _groups([film.source for film in judged.films], scores, manifest.threshold),
+        **_by_group(judged.films, scores, manifest.threshold),
         "created_with": {"deepcovid-edge": __version__},
     }
 
@@ -246,6 +259,18 @@ def _change(right: tuple[Truth, Truth], group: Truth) -> dict[str, Any] | None:
     }
 
 
+def _ood(judged: Judged) -> dict[str, int] | None:
+    """How many films the out-of-distribution gates refuse, and on how many they differ."""
+    before, now = judged.unlike
+    if before is None or now is None:
+        return None
+    counts = (before, now, before != now)
+    return {
+        name: int(count.sum())
+        for name, count in zip(("reference", "candidate", "differ"), counts, strict=True)
+    }
+
+
 def _rate(right: Truth) -> dict[str, Any]:
     successes, trials = int(right.sum()), len(right)
     return {"value": successes / trials, "interval_95": list(wilson(successes, trials))}
@@ -284,6 +309,8 @@ def _failures(
         failed.append(
             f"threshold: candidate has {candidate.threshold}, reference {reference.threshold}"
         )
+    if reference.familiarity and not candidate.familiarity:
+        failed.append("out-of-distribution gate: reference has one, candidate judges any film")
     share = figures["flips"]["share"]
     if share > rules.max_flips:
         failed.append(f"flips: {share:.2%} of the decisions turned, allowed {rules.max_flips:.2%}")
@@ -364,6 +391,15 @@ def _flipped(
 
 def _short(path: Path) -> str:
     return "/".join(path.parts[-3:])
+
+
+def _by_group(
+    films: Sequence[LabelledFilm], scores: tuple[Scores, ...], threshold: float
+) -> dict[str, Any]:
+    return {
+        f"by_{kind}": _groups([getattr(film, kind) for film in films], scores, threshold)
+        for kind in ("label", "source")
+    }
 
 
 def _groups(

@@ -63,10 +63,13 @@ class Inference:
     Attributes:
         logits: Of shape (N, classes), float32, before softmax.
         activation_maps: Of shape (N, classes, h, w), float32, or None where not asked for.
+        unlikeness: Of shape (N, parts), float32, see `familiarity`; None for a model without that
+            gate.
     """
 
     logits: NDArray[np.float32]
     activation_maps: NDArray[np.float32] | None = None
+    unlikeness: NDArray[np.float32] | None = None
 
 
 class Backend(Protocol):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deepcovid_edge import familiarity
 from deepcovid_edge.backends import BackendSettings, Inference, check_batch
 from deepcovid_edge.cuda import CudaDevice
 from deepcovid_edge.engine_files import (
@@ -76,6 +77,7 @@ def load(path: Path, settings: BackendSettings) -> TensorRtBackend:
     trt = import_module(flavour)
     with device.active():
         engine = DeserialisedEngine(trt, path, facts)
+        familiarity.check_output(facts.manifest, engine.outputs, path)
     film = (facts.manifest.input.height, facts.manifest.input.width)
     # TensorRT-RTX captures graphs by itself; capturing its work once more would fail.
     runner = EngineRunner(device, engine, facts.profile, film, graphs=not engine.captures_itself)
@@ -108,7 +110,9 @@ class TensorRtBackend:
         outputs = self._runner.infer(batch)
         if activation_maps and "activation_maps" not in outputs:
             raise ModelFileError(f"{self.manifest.name}: the engine has no activation maps")
-        return Inference(outputs["logits"], outputs["activation_maps"] if activation_maps else None)
+        maps = outputs["activation_maps"] if activation_maps else None
+        unlike = outputs[familiarity.OUTPUT] if self.manifest.familiarity else None
+        return Inference(outputs["logits"], maps, unlike)
 
     def infer_in_parts(self, batch: NDArray[np.uint8]) -> dict[str, float]:
         """Time a call's copies and network by CUDA events; see `engine_runner.Lane`."""

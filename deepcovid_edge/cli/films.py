@@ -20,6 +20,7 @@ import click
 
 from deepcovid_edge.backends import BACKENDS, PROVIDERS
 from deepcovid_edge.disk import LEAST_FREE_MIB
+from deepcovid_edge.familiarity import CHOICES, REFUSE
 from deepcovid_edge.models import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -58,6 +59,13 @@ def run_options(command: Callable[..., int]) -> Callable[..., int]:
             "--band/--no-band",
             default=True,
             help="Films too close to call are indeterminate, or not.  [default: --band]",
+        ),
+        click.option(
+            "--ood",
+            type=click.Choice(CHOICES),
+            default=REFUSE,
+            show_default=True,
+            help="What becomes of films unlike those that the model learned from.",
         ),
         click.option("--workers", type=int, help="Threads that work.  [default: one a core]"),
         click.option(
@@ -99,6 +107,7 @@ class FilmRun:
         backend: Its name, or `auto`.
         provider: ONNX Runtime's, or None.
         threshold: Probability from which a film is positive; None for the model's own.
+        ood: `refuse` or `warn`: what becomes of films unlike those that the model learned from.
         workers: Threads; None for one a core.
         site: Site file, or None.
         band: Films too close to call are indeterminate.
@@ -115,6 +124,7 @@ class FilmRun:
     backend: str
     provider: str | None
     threshold: float | None
+    ood: str
     workers: int | None
     site: Path | None = None
     band: bool = True
@@ -174,7 +184,9 @@ def _settings(run: FilmRun) -> PredictSettings:
         from deepcovid_edge.site import read_site
 
         site = read_site(run.site)
-    return PredictSettings(run.batch_size, run.workers, run.threshold, run.band, site)
+    return PredictSettings(
+        run.batch_size, run.workers, run.threshold, band=run.band, site=site, ood=run.ood
+    )
 
 
 def _model_file(run: FilmRun, site: Site | None) -> Path:

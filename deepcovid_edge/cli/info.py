@@ -38,6 +38,8 @@ def command(as_json: bool) -> None:
             f"model     {model['name']}: {model['precision']}, threshold "
             f"{model['threshold']:.4f}, sha256 {model['sha256'][:16]}, {model['license']}"
         )
+        if not model["ood_gate"]:
+            click.echo("          no out-of-distribution gate: it judges any film")
         if model["verdict"]:
             click.echo(f"          {model['verdict']}")
     for problem in facts["problems"]:

@@ -124,6 +124,11 @@ def summary(report: dict[str, Any]) -> str:
         f"probability differs by at most {report['probability']['max']:.2g}, logits by "
         f"{report['logits']['max']:.2g}"
     )
+    if unlike := report["ood"]:
+        lines.append(
+            f"gate        refuses {unlike['reference']} -> {unlike['candidate']} films as unlike "
+            f"the training films; differs on {unlike['differ']}"
+        )
     if maps := report["heatmap"]:
         lines.append(_maps_line(maps))
     lines += [

@@ -135,6 +135,9 @@ def _figures(judged: Judged) -> dict[str, Any]:
     return {
         "films": len(judged.films) + len(refused),
         "not_assessed": {reason: refused.count(reason) for reason in sorted(set(refused))},
+        "out_of_distribution": None
+        if judged.unlike is None
+        else rate(judged.unlike, len(judged.films)),
         "overall": {
             **_group(judged),
             "average_precision": average_precision(scores, positive),

@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from deepcovid_edge.backends import Backend
 from deepcovid_edge.dataset import LabelledFilm, check_labels
 from deepcovid_edge.errors import DataError
+from deepcovid_edge.familiarity import WARN
 from deepcovid_edge.images import Radiograph
 from deepcovid_edge.manifest import ModelManifest
 from deepcovid_edge.predict import PredictSettings, predict, run_facts
+from deepcovid_edge.reasons import Caution
 from deepcovid_edge.records import Prediction, RunFacts
 from deepcovid_export.metrics import Scores, Truth
 
@@ -34,6 +36,8 @@ class Judged:
         refused: Why the others were not assessed, as codes, one for each film.
         manifest: The model's manifest.
         run: What the records have in common.
+        unlike: How many of the assessed films the model's out-of-distribution gate refuses; None
+            for a model without one.
     """
 
     films: tuple[LabelledFilm, ...]
@@ -42,6 +46,7 @@ class Judged:
     refused: tuple[str, ...]
     manifest: ModelManifest
     run: RunFacts
+    unlike: int | None = None
 
     @property
     def scores(self) -> Scores:
@@ -93,7 +98,7 @@ def judge(
         DataError: No film was assessed, or a label belongs to no class.
     """
     check_labels(films, backend.manifest.known_labels)
-    settings = PredictSettings()
+    settings = PredictSettings(ood=WARN)  # figures are of all films; refusals are counted
     run = run_facts(backend, settings)
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -112,7 +117,12 @@ def judge(
         refused=tuple(record.reason for record in records if record.reason),
         manifest=backend.manifest,
         run=run,
+        unlike=_unlike(records) if backend.manifest.familiarity else None,
     )
+
+
+def _unlike(records: Sequence[Prediction]) -> int:
+    return sum(Caution.OOD.code in record.warnings for record in records if record.probabilities)
 
 
 def _row(record: Prediction) -> list[float]:

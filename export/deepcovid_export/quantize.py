@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from deepcovid_export.calibration import (
     FilmBatches,
     choose_films,
 )
+from deepcovid_export.familiarity import matched
+from deepcovid_export.familiarity_graph import LinearGate, put_on, take_off
 from deepcovid_export.lowering import Lowered, Lowering
-from deepcovid_export.sensitivity import Probe, layer_errors
-from deepcovid_export.typed_graph import finished, read_fp32
+from deepcovid_export.sensitivity import PROBE_BATCHES, Probe, layer_errors
+from deepcovid_export.typed_graph import finished, read_fp32, save
 
 GATE_SPLIT = "val"
 RULES: dict[str, dict[str, Any]] = {
@@ -119,7 +122,7 @@ def quantize(
     """
     settings = settings or QuantizeSettings()
     manifest = _fp32_manifest(model)
-    parent = read_fp32(str(model), model.read_bytes())
+    parent, gate_of_parent = take_off(read_fp32(str(model), model.read_bytes()))
     judged = _gate_films(gate, calibration)
     chosen = choose_films(calibration, manifest, settings.films)
     _check_apart(chosen.films, judged, "--gate")
@@ -127,7 +130,8 @@ def quantize(
     say(f"{len(chosen.films)} films to calibrate on, {len(judged)} to judge on")
     with tempfile.TemporaryDirectory() as folder, _fp32(model) as reference:
         place = Path(folder) / "candidate.onnx"
-        work = _Work(parent, _named(manifest, model, settings), settings, chosen, say)
+        named = _named(manifest, model, settings)
+        work = _Work(parent, named, settings, chosen, say, gate=gate_of_parent)
         report = work.search(lambda: _judge(work, reference, place, judged))
         result = _with_verdict(work.manifest, "gate", report)
         if not _passed(report):
@@ -136,7 +140,7 @@ def quantize(
     if proved:
         result = _with_verdict(result, "verified", proved)
     path = output or Path(f"{result.name}.onnx")
-    _save(finished(work.model, result), path)
+    save(finished(work.gated(), result), path)
     return Quantized(path, result, report, work.sensitivity, proved)
 
 
@@ -150,8 +154,11 @@ class _Work:
         settings: QuantizeSettings,
         chosen: CalibrationFilms,
         say: Say,
+        *,
+        gate: LinearGate | None,
     ) -> None:
         batches = FilmBatches(chosen.films, manifest.input)
+        self._parent, self._gate, self._batches = parent, gate, batches
         self.settings = settings
         self.sensitivity: dict[str, float] = {}
         self.left_out: list[str] = []
@@ -174,6 +181,13 @@ class _Work:
         lowered = [name for name in self._lowering.layers if name not in self.left_out]
         self.model = self._lowering.write(lowered, fused_adds=self.fused_adds)
         self.error = self._probe.error(self.model)
+
+    def gated(self) -> onnx.ModelProto:
+        """The candidate with the parent's out-of-distribution gate, where that has one."""
+        if self._gate is None:
+            return self.model
+        few = islice(self._batches, PROBE_BATCHES)
+        return put_on(self.model, matched(self._gate, self._parent, self.model, few))
 
     def search(self, judge: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Choose how additions are done, then leave layers out until the gate lets it pass."""
@@ -316,7 +330,7 @@ def _judge(
 ) -> dict[str, Any]:
     """The gate's report on the candidate as it is now."""
     manifest = work.manifest
-    onnx.save(finished(work.model, manifest), place)
+    onnx.save(finished(work.gated(), manifest), place)
     rules = GateRules(**manifest.gate)
     with load_backend(place, backend="onnxruntime", settings=_all_cores()) as candidate:
         return verify(reference, candidate, films, rules=rules)
@@ -352,13 +366,3 @@ def _line(report: dict[str, Any]) -> str:
         f"{report['verdict']}, {figures['flips']} of {report['films']} decisions turned, "
         f"error of the logits {figures['relative_rmse']:.2%}"
     )
-
-
-def _save(model: onnx.ModelProto, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.stem}.onnx")
-    try:
-        onnx.save(model, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

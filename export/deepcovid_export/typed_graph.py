@@ -6,7 +6,9 @@ into it: `fp16_graph` and `int8_graph`. What its parser refuses is said in `deep
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import onnx
 from onnx import TensorProto, helper
@@ -108,6 +110,17 @@ def finished(model: onnx.ModelProto, manifest: ModelManifest) -> onnx.ModelProto
     del done.metadata_props[:]
     done.metadata_props.add(key=METADATA_KEY, value=manifest.to_json())
     return done
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model in one step; its folder is created if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}-{path.stem}.onnx")
+    try:
+        onnx.save(model, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def sorted_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

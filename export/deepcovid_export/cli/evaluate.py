@@ -71,6 +71,15 @@ def command(
     return _SOME_NOT_ASSESSED if any(it["not_assessed"] for it in evaluations) else 0
 
 
+def _refusals(share: dict[str, Any] | None) -> str:
+    if share is None:
+        return "no out-of-distribution gate: `infer` judges any film"
+    return (
+        f"unlike the training films: {counted_text(share)}, which `infer` refuses; they are in "
+        "these figures"
+    )
+
+
 def summary(figures: dict[str, Any]) -> str:
     """The figures of one model as lines for people."""
     head = f"{figures['model']} ({figures['precision']}) on {figures['data']}, threshold "
@@ -94,6 +103,7 @@ def summary(figures: dict[str, Any]) -> str:
         )
     if shortcuts := figures["shortcuts"]:
         lines.append(shortcuts["verdict"])
+    lines.append(_refusals(figures["out_of_distribution"]))
     for reason, count in figures["not_assessed"].items():
         lines.append(f"not assessed: {count} films: {reason}")
     return "\n".join(lines)

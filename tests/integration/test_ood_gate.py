@@ -1,0 +1,384 @@
+"""The out-of-distribution gate in real graphs: fitted, run by every runtime, kept when lowered."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx", reason="the workstation side needs extra export")
+pytest.importorskip("sklearn", reason="the workstation side needs extra export")
+
+import onnx
+from onnx import helper, numpy_helper
+
+from deepcovid_edge.backends import BackendSettings, load_backend
+from deepcovid_edge.backends.openvino import is_available as has_openvino
+from deepcovid_edge.cli.main import run
+from deepcovid_edge.dataset import load_dataset
+from deepcovid_edge.engines import BuildSettings, build
+from deepcovid_edge.familiarity import FamiliarityGate
+from deepcovid_edge.lattice import OcclusionSettings
+from deepcovid_edge.manifest import file_sha256, read_manifest
+from deepcovid_edge.models import find_model
+from deepcovid_edge.occlusion import Occluder
+from deepcovid_edge.phantom import draw_phantom
+from deepcovid_edge.predict import PredictSettings, predict, run_facts
+from deepcovid_edge.typed import check_typed
+from deepcovid_export.calibration import FilmBatches, open_session
+from deepcovid_export.familiarity import matched, prepared
+from deepcovid_export.familiarity_graph import (
+    FEATURES,
+    LinearGate,
+    find_tap,
+    put_on,
+    shapes_of,
+    take_off,
+    with_features,
+)
+from deepcovid_export.lowering import Lowered, Lowering
+from deepcovid_export.typed_graph import finished, read_fp32, save
+
+ROOT = Path(__file__).parents[2]
+XRAY = Path(os.environ.get("DEEPCOVID_XRAY", ROOT.parent / "shared" / "xray"))
+SHIPPED = find_model("squeezenet1_1")
+TAPS = {
+    SHIPPED: (256, 13, 13),
+    ROOT / "benchmarks/models/resnet18.onnx": (256, 14, 14),
+}
+SIZE = (250, 240)
+COUNTS = {"train": 24, "val": 16, "test": 8}
+
+
+@cache
+def phantom(seed: int) -> np.ndarray:
+    drawn = draw_phantom(seed, opacities=seed % 3)
+    reduced: np.ndarray = cv2.resize(drawn, SIZE[::-1], interpolation=cv2.INTER_AREA)
+    return reduced
+
+
+def drawn(seed: int) -> np.ndarray:
+    """A film as files hold it: no two alike in tone and frame."""
+    draw = np.random.default_rng(seed)
+    top, left = draw.integers(0, 16, size=2)
+    film = phantom(seed % 6)[top : top + SIZE[0] - 16, left : left + SIZE[1] - 16]
+    grain = draw.normal(0, 2, film.shape)
+    toned = film * draw.uniform(0.8, 1.1) + draw.uniform(0, 20) + grain
+    return np.clip(toned, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn films in three splits, which do not say that they are synthetic."""
+    folder = tmp_path_factory.mktemp("films")
+    seed = 0
+    for split, count in COUNTS.items():
+        for number in range(count):
+            path = folder / split / ("covid" if number % 2 else "non") / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), drawn(seed := seed + 1))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gated(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped network with a gate fitted on the drawn films, as the command makes it."""
+    path = tmp_path_factory.mktemp("gated") / "gated.onnx"
+    assert run(["export", str(SHIPPED), "--fit", str(data), "-o", str(path)]) == 0
+    return path
+
+
+def refusals(model: Path, films: dict[str, np.ndarray], folder: Path) -> dict[str, str | None]:
+    """What becomes of pictures, written as files and judged as on a cart."""
+    paths = [folder / f"{name}.png" for name in films]
+    for path, pixels in zip(paths, films.values(), strict=True):
+        cv2.imwrite(str(path), pixels)
+    with load_backend(model) as backend:
+        settings = PredictSettings()
+        records = list(predict(paths, backend, run_facts(backend, settings), settings))
+    assert all((record.probability is None) == (record.reason is not None) for record in records)
+    return {path.stem: record.reason for path, record in zip(paths, records, strict=True)}
+
+
+# Fitting -------------------------------------------------------------------------------------
+
+
+def test_an_exported_file_gets_a_gate_and_keeps_its_weights(gated: Path, data: Path) -> None:
+    before, now = read_manifest(SHIPPED), read_manifest(gated)
+    assert now.parent_sha256 == file_sha256(SHIPPED)
+    assert now.familiarity["train"]["films"] == COUNTS["train"]
+    assert now.familiarity["val"]["films"] == COUNTS["val"]
+    assert now.threshold == before.threshold
+    films = np.stack(prepared(load_dataset(data, split="test"), now.input))
+    with load_backend(SHIPPED) as old, load_backend(gated) as new:
+        np.testing.assert_array_equal(old.infer(films).logits, new.infer(films).logits)
+
+
+def test_films_pass_and_pictures_that_are_none_are_refused(gated: Path, tmp_path: Path) -> None:
+    photographs = pytest.importorskip("skimage.data", reason="photographs are scikit-image's")
+    draw = np.random.default_rng(0)
+    familiar = {f"film{seed}": drawn(seed) for seed in range(200, 216)}
+    assert set(refusals(gated, familiar, tmp_path).values()) == {None}
+    foreign = {
+        "camera": photographs.camera(),
+        "coins": photographs.coins(),
+        "cat": cv2.cvtColor(photographs.chelsea(), cv2.COLOR_RGB2GRAY),
+        "noise": draw.integers(0, 256, SIZE).astype(np.uint8),
+        "ramp": np.tile(np.linspace(10, 245, SIZE[1]), (SIZE[0], 1)).astype(np.uint8),
+    }
+    found = refusals(gated, foreign, tmp_path)
+    assert set(found.values()) <= {"E_OOD", "E_ORIENT"}
+    turned = {
+        "left": np.rot90(drawn(300)),
+        "down": np.rot90(drawn(301), 2),
+        "right": np.rot90(drawn(302), 3),
+        "inverted": 255 - drawn(303),
+    }
+    assert set(refusals(gated, turned, tmp_path).values()) == {"E_ORIENT"}
+
+
+def test_the_graph_computes_the_formula(gated: Path, data: Path) -> None:
+    """Features pooled by the graph, times the weights, are what it gives; so are pooled maps."""
+    bare, gate = take_off(onnx.load(gated))
+    assert gate is not None
+    manifest = read_manifest(gated)
+    films = np.stack(prepared(load_dataset(data, split="test"), manifest.input))
+    bare.graph.output.append(helper.make_empty_tensor_value_info(gate.tap))
+    (tap,) = open_session(bare).run([gate.tap], {"images": films})
+    # 13 rows in three cells of five that overlap by one.
+    cells = [tap[:, :, 4 * i : 4 * i + 5, 4 * j : 4 * j + 5] for i in range(3) for j in range(3)]
+    pooled = np.stack([cell.mean(axis=(2, 3)) for cell in cells], axis=2)
+    expected = pooled.reshape(len(films), -1) @ gate.weight + gate.bias
+    with load_backend(gated) as backend:
+        found = backend.infer(films)
+        maps = backend.infer(films, activation_maps=True)
+    np.testing.assert_allclose(found.unlikeness, expected, atol=2e-4)
+    assert maps.unlikeness is not None
+    np.testing.assert_allclose(maps.unlikeness, expected, atol=2e-4)
+
+
+def test_zero_and_one_are_the_median_and_the_99th_percentile_of_val(
+    gated: Path, data: Path
+) -> None:
+    manifest = read_manifest(gated)
+    films = np.stack(prepared(load_dataset(data, split="val"), manifest.input))
+    with load_backend(gated) as backend:
+        unlike = backend.infer(films).unlikeness
+    np.testing.assert_allclose(np.quantile(unlike, [0.5, 0.99], axis=0).T, [[0, 1]] * 2, atol=1e-3)
+
+
+def test_fitting_again_replaces_the_gate(gated: Path, data: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again.onnx"
+    assert run(["export", str(gated), "--fit", str(data), "-o", str(again)]) == 0
+    first, second = take_off(onnx.load(gated))[1], take_off(onnx.load(again))[1]
+    assert first is not None
+    assert second is not None
+    np.testing.assert_array_equal(first.weight, second.weight)
+    known = [read_manifest(path).familiarity["network_parent_sha256"] for path in (gated, again)]
+    assert known == [read_manifest(SHIPPED).parent_sha256] * 2
+
+
+@pytest.mark.parametrize("more", [[], ["--fit", "DATA", "--half-weights"]])
+def test_an_exported_file_takes_nothing_but_a_gate(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["export", str(SHIPPED), *more, "-o", str(tmp_path / "a.onnx")]
+    assert run(asked) == 2
+    assert "is exported already" in capsys.readouterr().err
+    assert not (tmp_path / "a.onnx").exists()
+
+
+def test_too_few_films_fit_no_gate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "val"):
+        path = tmp_path / "few" / split / "covid" / "one.png"
+        path.parent.mkdir(parents=True)
+        cv2.imwrite(str(path), drawn(1))
+    out = tmp_path / "a.onnx"
+    assert run(["export", str(SHIPPED), "--fit", str(tmp_path / "few"), "-o", str(out)]) == 1
+    assert "got 1 films of split 'train', expected at least 16" in capsys.readouterr().err
+
+
+# The graph -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", TAPS, ids=lambda path: path.stem)
+def test_the_tap_is_the_first_stage_a_sixteenth_as_large(path: Path) -> None:
+    model, _ = take_off(onnx.load(path))
+    tap = find_tap(model)
+    assert shapes_of(model)[tap][1:] == TAPS[path]
+
+
+def test_a_network_without_so_small_a_stage_is_tapped_at_its_last() -> None:
+    """The maps are half as large as the film; what comes before a ReLU is no stage."""
+    draw = np.random.default_rng(0)
+    kernels = {"first": (5, 1, 3, 3), "last": (2, 5, 1, 1)}
+    constants = [
+        numpy_helper.from_array(draw.standard_normal(shape).astype(np.float32), name)
+        for name, shape in kernels.items()
+    ]
+    constants.append(numpy_helper.from_array(np.array([1], np.int64), "axis"))
+    nodes = [
+        helper.make_node("Cast", ["images"], ["grey"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["grey", "axis"], ["planes"]),
+        helper.make_node("Conv", ["planes", "first"], ["sums"], strides=[2, 2]),
+        helper.make_node("Relu", ["sums"], ["stage"]),
+        helper.make_node("Conv", ["stage", "last"], ["activation_maps"]),
+    ]
+    films = helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, ["n", 64, 64])
+    maps = helper.make_tensor_value_info(
+        "activation_maps", onnx.TensorProto.FLOAT, ["n", 2, 31, 31]
+    )
+    graph = helper.make_graph(nodes, "small", [films], [maps], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    assert find_tap(model) == "stage"
+    session = open_session(with_features(model, "stage"))
+    (features,) = session.run([FEATURES], {"images": np.zeros((3, 64, 64), np.uint8)})
+    assert features.shape == (3, 9 * 5)
+
+
+@pytest.mark.parametrize("path", TAPS, ids=lambda path: path.stem)
+def test_a_gate_that_is_taken_off_leaves_the_network_as_it_was(path: Path) -> None:
+    model, _ = take_off(onnx.load(path))
+    tap = find_tap(model)
+    draw = np.random.default_rng(0)
+    weight = draw.standard_normal((9 * TAPS[path][0], 2)).astype(np.float32)
+    gate = LinearGate(tap, weight, np.array([1, 2], np.float32))
+    bare, found = take_off(put_on(model, gate))
+    assert bare.graph == model.graph
+    assert found is not None
+    assert found.tap == tap
+    np.testing.assert_array_equal(found.weight, weight)
+
+
+def test_heat_maps_are_those_of_the_network_without_a_gate(gated: Path, data: Path) -> None:
+    """A network is divided between its films and its maps: the gate is in no part."""
+    settings = OcclusionSettings(window=64, stride=56)
+    film = prepared(load_dataset(data, split="test")[:1], read_manifest(gated).input)[0]
+    found = []
+    for path in (SHIPPED, gated):
+        with load_backend(path) as backend, Occluder(backend, settings) as occluder:
+            found.append(occluder.explain(film).logit_drop)
+    np.testing.assert_array_equal(*found)
+
+
+# Runtimes and forms --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def forms(gated: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Every layer lowered, calibrated on drawn films, with the gate that follows."""
+    folder = tmp_path_factory.mktemp("forms")
+    manifest = read_manifest(gated)
+    bare, gate = take_off(read_fp32("gated", gated.read_bytes()))
+    assert gate is not None
+    batches = FilmBatches(load_dataset(data, split="train")[:16], manifest.input)
+    made = {}
+    for name, lowered in {
+        "fp16": Lowered("fp16"),
+        "int8-tensorrt": Lowered("int8", "tensorrt"),
+        "int8-cpu": Lowered("int8", "cpu"),
+    }.items():
+        lowering = Lowering(bare, lowered, batches)
+        form = lowering.write(lowering.layers)
+        model = put_on(form, matched(gate, bare, form, batches))
+        made[name] = folder / f"{name}.onnx"
+        save(finished(model, replace(manifest, precision=lowered.precision)), made[name])
+    return made
+
+
+@pytest.mark.parametrize("name", ["fp16", "int8-tensorrt", "int8-cpu"])
+def test_forms_in_lower_precision_keep_the_gate(
+    name: str, gated: Path, forms: dict[str, Path], data: Path
+) -> None:
+    """Quantising evens channels out, also those that the gate reads; its weights follow."""
+    own = read_manifest(gated)
+    films = prepared(load_dataset(data, split="test"), own.input)
+    batch = np.stack([*films, *(255 - film for film in films), *(np.rot90(it) for it in films)])
+    with load_backend(gated) as before, load_backend(forms[name]) as now:
+        expected, found = before.infer(batch).unlikeness, now.infer(batch).unlikeness
+    gate = FamiliarityGate.of(read_manifest(forms[name]))
+    assert gate == FamiliarityGate.of(own)
+    assert gate is not None
+    assert expected is not None
+    assert found is not None
+    np.testing.assert_array_equal(gate.beyond(found), gate.beyond(expected))
+    share = 0.005 if name == "fp16" else 0.1
+    np.testing.assert_allclose(found, expected, rtol=share, atol=3 * share)
+
+
+def test_the_command_that_quantises_keeps_the_gate(gated: Path, data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "half.onnx"
+    asked = ["quantize", str(gated), "--precision", "fp16", "--calibration", str(data)]
+    assert run([*asked, "--films", "16", "-o", str(path)]) == 0
+    films = np.stack(prepared(load_dataset(data, split="test"), read_manifest(gated).input))
+    assert read_manifest(path).familiarity == read_manifest(gated).familiarity
+    with load_backend(gated) as before, load_backend(path) as now:
+        seen = [backend.infer(films).unlikeness for backend in (before, now)]
+    np.testing.assert_allclose(*seen, atol=0.02)
+
+
+@pytest.mark.skipif(not has_openvino(), reason="openvino (extra openvino) is not installed")
+def test_openvino_says_the_same(gated: Path, data: Path) -> None:
+    films = np.stack(prepared(load_dataset(data, split="test"), read_manifest(gated).input))
+    seen: list[Any] = []
+    for name in ("onnxruntime", "openvino"):
+        with load_backend(gated, backend=name, settings=BackendSettings()) as backend:
+            seen.append(backend.infer(films).unlikeness)
+    np.testing.assert_allclose(*seen, atol=1e-3)
+
+
+@pytest.mark.skipif(
+    find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx (extra rtx) is not installed"
+)
+@pytest.mark.parametrize("name", ["fp32", "fp16", "int8-tensorrt"])
+def test_engines_are_built_with_the_gate(
+    name: str, gated: Path, forms: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEEPCOVID_EDGE_CACHE", str(tmp_path))
+    model = gated if name == "fp32" else forms[name]
+    check_typed(model)
+    engine, facts = build(model, BuildSettings(target="rtx:sm86"))
+    assert facts.manifest.familiarity == read_manifest(gated).familiarity
+    assert b"unlikeness" in engine.read_bytes()
+
+
+# Real films ----------------------------------------------------------------------------------
+
+real_films = pytest.mark.skipif(
+    not (XRAY / "manifest.csv").is_file(),
+    reason="no real X-rays: ../shared/xray is missing (DEEPCOVID_XRAY overrides)",
+)
+with_gate = pytest.mark.skipif(
+    not read_manifest(SHIPPED).familiarity,
+    reason="the shipped model has no gate yet: `deepcovid-edge export MODEL --fit DATA`",
+)
+
+
+@real_films
+@with_gate
+@pytest.mark.parametrize("model", ["squeezenet1_1", "squeezenet1_1-int8-cpu"])
+def test_the_shipped_gate_keeps_its_promise_on_films_of_test(model: str) -> None:
+    path = find_model(model)
+    manifest = read_manifest(path)
+    gate = FamiliarityGate.of(manifest)
+    assert gate is not None
+    films = np.stack(prepared(load_dataset(XRAY, split="test")[::4], manifest.input))
+    with load_backend(path) as backend:
+        shares = [
+            gate.beyond(np.asarray(backend.infer(np.ascontiguousarray(batch)).unlikeness)).mean()
+            for batch in (
+                films,
+                np.rot90(films, 1, (1, 2)),
+                np.rot90(films, 2, (1, 2)),
+                255 - films,
+            )
+        ]
+    assert shares[0] <= 0.02
+    assert min(shares[1:]) >= 0.95
