@@ -69,8 +69,8 @@ EXPORT_resnet18 = --half-weights
 
 model-%: .venv/ready
 	$(DEV)/deepcovid-edge train --recipe $* $(DATA) -o $(RUNS)/$* --resume $(START_$*)
-	$(DEV)/deepcovid-edge export $(RUNS)/$*/checkpoint.pt --check $(DATA) $(EXPORT_$*) \
-		-o $(PLACE_$*)/$*.onnx
+	$(DEV)/deepcovid-edge export $(RUNS)/$*/checkpoint.pt --check $(DATA) --fit $(DATA) \
+		$(EXPORT_$*) -o $(PLACE_$*)/$*.onnx
 	$(DEV)/deepcovid-edge quantize $(PLACE_$*)/$*.onnx --precision int8 --for cpu \
 		--calibration $(DATA) --verify $(DATA) --split test -o $(PLACE_$*)/$*-int8-cpu.onnx
 	$(DEV)/python benchmarks/accuracy.py --data $(DATA) --model $*

@@ -27,15 +27,14 @@ if TYPE_CHECKING:
     "data",
     type=click.Path(path_type=Path),
     help="Films to compare torch and ONNX Runtime on.  [default: synthetic ones]  Those of a "
-    "split `val` also tell whether the network reads the source, and which films are too close to "
-    "call.",
+    "split `val` also tell whether the network reads the source.",
 )
 @click.option(
     "--fit",
     "gate",
     type=click.Path(path_type=Path),
-    help="Films with the splits `train` and `val` to fit the out-of-distribution gate on: films "
-    "unlike them are not judged.  [default: no gate]",
+    help="Films with the splits `train` and `val`, to fit what is not judged (films unlike them: "
+    "the out-of-distribution gate) and what is too close to call (the band).  [default: neither]",
 )
 @click.option("--films", type=click.IntRange(1, 1024), default=64, show_default=True)
 @click.option(
@@ -64,7 +63,7 @@ def command(
     options. The file is written only if ONNX Runtime and torch agree within 1e-4 on every logit.
 
     An exported FP32 .onnx in the place of CHECKPOINT keeps its weights; with --fit it is written
-    with a gate, or with another one.
+    with a gate and a band, or with others.
     """
     if source.suffix == ".onnx":
         given = {
@@ -114,41 +113,16 @@ def _fit(source: Path, data: Path, output: Path | None = None) -> None:
     require("sklearn", extra="export")
     from deepcovid_export.familiarity import fit_model
 
-    val = fit_model(source, data, output).familiarity["val"]
+    manifest = fit_model(source, data, output)
+    val = manifest.familiarity["val"]
     click.echo(
         f"gate: refuses {val['refused']} of {val['films']} films of val, "
         f"{val['turned_copies_refused']:.1%} of them turned or inverted and "
         f"{val['foreign_copies_refused']:.1%} made unrecognisable",
         err=True,
     )
-
-
-def _measure_shortcuts(path: Path, manifest: ModelManifest, data: Path) -> None:
-    """Write into the file whether it reads the source, where there are films of val to tell."""
-    from dataclasses import replace
-
-    from deepcovid_edge.backends import load_backend
-    from deepcovid_edge.dataset import dataset_sha256, load_dataset
-    from deepcovid_export.shortcuts import measure_shortcuts, shortcut_summary
-    from deepcovid_export.to_onnx import rewrite_manifest
-
-    views = manifest.training.get("recipe", {}).get("data", {}).get("views", ())
-    films = [
-        film
-        for film in load_dataset(data)
-        if film.split == "val"
-        and film.label in manifest.known_labels
-        and (not views or film.view in views)
-    ]
-    if not {film.label for film in films} & manifest.positive_labels:
-        return
-    with load_backend(path) as backend:
-        measured = measure_shortcuts(backend, films)
-    summary = shortcut_summary(measured, "val", dataset_sha256(films))
-    rewrite_manifest(path, replace(manifest, training={**manifest.training, "shortcuts": summary}))
-    click.echo(summary["verdict"], err=True)
     if manifest.threshold_origin.get("split") == "val":
-        _fit_band(path, films)
+        _fit_band(output or source, _val_films(manifest, data))
 
 
 def _fit_band(path: Path, films: Sequence[LabelledFilm]) -> None:
@@ -162,6 +136,39 @@ def _fit_band(path: Path, films: Sequence[LabelledFilm]) -> None:
             f"{band.origin['indeterminate']} of {band.origin['films']} films of val",
             err=True,
         )
+
+
+def _measure_shortcuts(path: Path, manifest: ModelManifest, data: Path) -> None:
+    """Write into the file whether it reads the source, where there are films of val to tell."""
+    from dataclasses import replace
+
+    from deepcovid_edge.backends import load_backend
+    from deepcovid_edge.dataset import dataset_sha256
+    from deepcovid_export.shortcuts import measure_shortcuts, shortcut_summary
+    from deepcovid_export.to_onnx import rewrite_manifest
+
+    films = _val_films(manifest, data)
+    if not {film.label for film in films} & manifest.positive_labels:
+        return
+    with load_backend(path) as backend:
+        measured = measure_shortcuts(backend, films)
+    summary = shortcut_summary(measured, "val", dataset_sha256(films))
+    rewrite_manifest(path, replace(manifest, training={**manifest.training, "shortcuts": summary}))
+    click.echo(summary["verdict"], err=True)
+
+
+def _val_films(manifest: ModelManifest, data: Path) -> list[LabelledFilm]:
+    """The films of val that the model's recipe asks for."""
+    from deepcovid_edge.dataset import load_dataset
+
+    views = manifest.training.get("recipe", {}).get("data", {}).get("views", ())
+    return [
+        film
+        for film in load_dataset(data)
+        if film.split == "val"
+        and film.label in manifest.known_labels
+        and (not views or film.view in views)
+    ]
 
 
 def _load(
