@@ -8,7 +8,7 @@ so that it can be taken off again, and put on a form of the network in lower pre
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,8 +23,8 @@ from deepcovid_export.typed_graph import sorted_nodes
 
 GRID = 3
 """Cells a side in which features are pooled: where something is tells a film that was turned."""
-REDUCTION = 16
-"""The stage whose features are pooled is the first that is this many times smaller than a film."""
+REDUCTIONS = (8, 16)
+"""A stage is the first tensor that is this many times smaller than a film."""
 FEATURES = "familiarity.features"
 _PREFIX = "familiarity."
 _WEIGHT, _BIAS = "familiarity.weight", "familiarity.bias"
@@ -48,12 +48,12 @@ class LinearGate:
     bias: NDArray[np.float32]
 
 
-def find_tap(model: onnx.ModelProto) -> str:
-    """The tensor whose features a gate pools.
+def find_taps(model: onnx.ModelProto) -> list[str]:
+    """The tensors whose features a gate could pool, the earlier first.
 
-    Of the tensors that everything passes through, the first that is `REDUCTION` times smaller than
-    a film, or, in a network without such a stage, the last. An early stage still sees texture and
-    place; the last one has forgotten what does not matter for its classes.
+    Of the tensors that everything passes through, for each of `REDUCTIONS` the first that is so
+    many times smaller than a film, or, in a network without such a stage, the last. These still
+    see texture and place; a late one has forgotten what does not matter for its classes.
 
     Raises:
         ModelFileError: The network has no such tensor.
@@ -61,17 +61,18 @@ def find_tap(model: onnx.ModelProto) -> str:
     graph = read_graph(memoryview(model.SerializeToString()))
     shapes = shapes_of(model)
     film = shapes[graph.inputs[0]]
-    found = ""
-    for name in _places(graph):
-        shape = shapes.get(name, ())
-        if len(shape) != 4 or min(shape[2:]) < 1:
-            continue
-        found = name
-        if all(REDUCTION * part <= whole for part, whole in zip(shape[2:], film[1:], strict=True)):
-            return name
-    if not found:
+    stages = [name for name in _places(graph) if min(shapes.get(name, ())[2:], default=0) > 0]
+    if not stages:
         raise ModelFileError("the network has no stage whose features a gate could pool")
-    return found
+    taps = [
+        next((name for name in stages if _is_smaller(shapes[name], film, times)), stages[-1])
+        for times in REDUCTIONS
+    ]
+    return list(dict.fromkeys(taps))
+
+
+def _is_smaller(shape: tuple[int, ...], film: tuple[int, ...], times: int) -> bool:
+    return all(times * part <= whole for part, whole in zip(shape[2:], film[1:], strict=True))
 
 
 def _places(graph: Graph) -> Iterator[str]:
@@ -97,7 +98,7 @@ def with_features(model: onnx.ModelProto, tap: str) -> onnx.ModelProto:
 
     Args:
         model: A network without a gate, in any precision.
-        tap: From `find_tap` of the FP32 network.
+        tap: One of `find_taps` of the FP32 network.
     """
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
@@ -123,6 +124,38 @@ def with_features(model: onnx.ModelProto, tap: str) -> onnx.ModelProto:
         helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["batch", None])
     )
     return changed
+
+
+def features_alone(model: onnx.ModelProto, taps: Sequence[str]) -> onnx.ModelProto:
+    """The part of a network that makes the features at some taps, and nothing beyond.
+
+    Its outputs are in the order of the taps.
+    """
+    part = onnx.ModelProto()
+    part.CopyFrom(model)
+    del part.graph.output[:]
+    for number, tap in enumerate(taps):
+        part = with_features(part, tap)
+        for node in part.graph.node:
+            if node.name.startswith(_PREFIX) and not node.name[-1].isdigit():
+                _rename(node, f"_{number}")
+        part.graph.output[-1].name += f"_{number}"
+    graph = part.graph
+    wanted, kept = {output.name for output in graph.output}, []
+    for node in reversed(list(sorted_nodes(graph))):
+        if wanted & set(node.output):
+            wanted.update(node.input)
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+    return part
+
+
+def _rename(node: onnx.NodeProto, ending: str) -> None:
+    """Give a gate's node and its own tensors names that another gate's have not."""
+    node.name += ending
+    for names in (node.input, node.output):
+        names[:] = [name + ending if name.startswith(_PREFIX) else name for name in names]
 
 
 def _window(length: int, cells: int) -> tuple[int, int]:

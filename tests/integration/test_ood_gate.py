@@ -37,7 +37,7 @@ from deepcovid_export.familiarity import matched, prepared
 from deepcovid_export.familiarity_graph import (
     FEATURES,
     LinearGate,
-    find_tap,
+    find_taps,
     put_on,
     shapes_of,
     take_off,
@@ -50,8 +50,8 @@ ROOT = Path(__file__).parents[2]
 XRAY = Path(os.environ.get("DEEPCOVID_XRAY", ROOT.parent / "shared" / "xray"))
 SHIPPED = find_model("squeezenet1_1")
 TAPS = {
-    SHIPPED: (256, 13, 13),
-    ROOT / "benchmarks/models/resnet18.onnx": (256, 14, 14),
+    SHIPPED: [(128, 27, 27), (256, 13, 13)],
+    ROOT / "benchmarks/models/resnet18.onnx": [(128, 28, 28), (256, 14, 14)],
 }
 SIZE = (250, 240)
 COUNTS = {"train": 24, "val": 16, "test": 8}
@@ -152,8 +152,9 @@ def test_the_graph_computes_the_formula(gated: Path, data: Path) -> None:
     films = np.stack(prepared(load_dataset(data, split="test"), manifest.input))
     bare.graph.output.append(helper.make_empty_tensor_value_info(gate.tap))
     (tap,) = open_session(bare).run([gate.tap], {"images": films})
-    # 13 rows in three cells of five that overlap by one.
-    cells = [tap[:, :, 4 * i : 4 * i + 5, 4 * j : 4 * j + 5] for i in range(3) for j in range(3)]
+    stride, kernel = {13: (4, 5), 27: (9, 9)}[tap.shape[-1]]  # cells of five rows overlap by one
+    spans = [slice(start * stride, start * stride + kernel) for start in range(3)]
+    cells = [tap[:, :, rows, columns] for rows in spans for columns in spans]
     pooled = np.stack([cell.mean(axis=(2, 3)) for cell in cells], axis=2)
     expected = pooled.reshape(len(films), -1) @ gate.weight + gate.bias
     with load_backend(gated) as backend:
@@ -209,10 +210,10 @@ def test_too_few_films_fit_no_gate(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("path", TAPS, ids=lambda path: path.stem)
-def test_the_tap_is_the_first_stage_a_sixteenth_as_large(path: Path) -> None:
+def test_taps_are_the_first_stages_an_eighth_and_a_sixteenth_as_large(path: Path) -> None:
     model, _ = take_off(onnx.load(path))
-    tap = find_tap(model)
-    assert shapes_of(model)[tap][1:] == TAPS[path]
+    shapes = shapes_of(model)
+    assert [shapes[tap][1:] for tap in find_taps(model)] == TAPS[path]
 
 
 def test_a_network_without_so_small_a_stage_is_tapped_at_its_last() -> None:
@@ -237,7 +238,7 @@ def test_a_network_without_so_small_a_stage_is_tapped_at_its_last() -> None:
     )
     graph = helper.make_graph(nodes, "small", [films], [maps], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    assert find_tap(model) == "stage"
+    assert find_taps(model) == ["stage"]
     session = open_session(with_features(model, "stage"))
     (features,) = session.run([FEATURES], {"images": np.zeros((3, 64, 64), np.uint8)})
     assert features.shape == (3, 9 * 5)
@@ -246,9 +247,9 @@ def test_a_network_without_so_small_a_stage_is_tapped_at_its_last() -> None:
 @pytest.mark.parametrize("path", TAPS, ids=lambda path: path.stem)
 def test_a_gate_that_is_taken_off_leaves_the_network_as_it_was(path: Path) -> None:
     model, _ = take_off(onnx.load(path))
-    tap = find_tap(model)
+    tap = find_taps(model)[-1]
     draw = np.random.default_rng(0)
-    weight = draw.standard_normal((9 * TAPS[path][0], 2)).astype(np.float32)
+    weight = draw.standard_normal((9 * TAPS[path][-1][0], 2)).astype(np.float32)
     gate = LinearGate(tap, weight, np.array([1, 2], np.float32))
     bare, found = take_off(put_on(model, gate))
     assert bare.graph == model.graph
