@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -127,9 +128,11 @@ def compared(
         file = engine_of(model, candidate.form, data, Profile())
     else:
         file = form_of(model, candidate.form, data)
-    own = BackendSettings(provider=provider or None)
+    threads = len(os.sched_getaffinity(0))
+    own = BackendSettings(provider=provider or None, threads=threads)
+    plain = BackendSettings(threads=threads)
     with (
-        load_backend(model, backend="onnxruntime") as reference,
+        load_backend(model, backend="onnxruntime", settings=plain) as reference,
         load_backend(file, backend=library, settings=own) as now,
     ):
         return {

@@ -7,8 +7,8 @@ The command itself runs in a child process on so many cores, several times over 
 functions named in `SECTIONS` are wrapped: each call's wall time and the CPU time of its thread are
 taken, less those of wrapped functions within it, so that the sections add up. What they leave of
 the process's CPU time (thread pools, threads of a runtime, Python between) is `elsewhere`; what the
-process leaves of the cores is `idle`. `waits` is the part of a section's wall time in which its
-thread did not compute: for a core, for Python's lock, for the disk.
+process leaves of the cores is `idle`, whoever else used it. `waits` is the part of a section's wall
+time in which its thread did not compute: for a core, for Python's lock, for the disk.
 
 A profiler that samples (py-spy) cannot tell a thread that computes in C from one that waits for
 Python's lock, and cProfile slows Python alone; hence this. Rounds without the wrapping stand beside
@@ -36,6 +36,7 @@ from typing import Any
 from measuring import store
 
 from deepcovid_edge import backends
+from deepcovid_edge.bench.watch import Watch
 from deepcovid_edge.cli.main import run
 from deepcovid_edge.dataset import walk_files
 from deepcovid_edge.models import DEFAULT_MODEL
@@ -185,18 +186,20 @@ def profiled(options: argparse.Namespace) -> dict[str, Any]:
         asked = ["infer", str(folder), "-o", str(output), "--model", options.model]
         asked += ["--backend", options.backend]
         judged(asked)
-        for _ in range(options.rounds):
-            plain.append(judged(asked)[0])
-            with probes.installed() as missing:
-                wall, used = judged(asked)
-            with_probes.append(wall)
-            cpu += used
+        with Watch(None) as watch:
+            for _ in range(options.rounds):
+                plain.append(judged(asked)[0])
+                with probes.installed() as missing:
+                    wall, used = judged(asked)
+                with_probes.append(wall)
+                cpu += used
         record = json.loads(output.read_text("utf-8").splitlines()[0])
     return {
         "model": f"{record['model']}",
         "backend": record["backend"],
         "films": films,
         "missing": missing,
+        "taken": {name: watch.facts()[name] for name in ("others_share", "stolen_share")},
         "ms_a_film": statistics.median(plain) / films * 1e3,
         "ms_a_film_wrapped": statistics.median(with_probes) / films * 1e3,
         **shared_out(probes.sections, films * options.rounds, sum(with_probes), cpu),
@@ -253,6 +256,8 @@ def text(figures: dict[str, Any]) -> str:
             lines.append(f"{name:28}{row['cpu_ms']:>14.3f}{share:>8.1%}{more}")
         share = found["idle_ms"] / found["cores_ms"]
         lines.append(f"{'idle':28}{found['idle_ms']:>14.3f}{share:>8.1%}")
+        others, host = (f"{found['taken'][f'{who}_share']:.0%}" for who in ("others", "stolen"))
+        lines.append(f"meanwhile other processes used {others} of the cores, the host {host}")
     lines += [f"not there any more: {place}" for place in figures["missing"]]
     return "\n".join(lines) + "\n"
 

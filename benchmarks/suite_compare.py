@@ -12,40 +12,49 @@ from deepcovid_edge.cli.compare import markdown
 from deepcovid_edge.errors import UnlikeRunsError
 
 DIFFERENT, UNSTABLE = 3, 7
+CLOCKS = "clocks: "
+"""As `compare` begins to tell of processors that ran at another speed."""
 
 
 def against(stored: Path, again: Path, smallest_change: float) -> int:
     """Compare two folders of results, print what differs and why it may; the exit code.
 
     Returns:
-        0 where nothing differs significantly, 7 where what differs was unstable (the reasons are
-        printed), 3 where stable runs differ, or were not taken alike, or have no partner.
+        0 where nothing differs significantly, 7 where what differs was unstable or ran on other
+        clocks (which is printed), 3 where stable runs differ, were not taken alike, or have no
+        partner.
     """
-    rules = CompareRules(smallest_change=smallest_change)
+    rules = CompareRules(smallest_change=smallest_change, force=True)
     names, others = (set(found(folder)) for folder in (stored, again))
-    alone = sorted(map(str, names ^ others))
-    refused, comparisons = [], []
+    refused = [f"only in one: {name}" for name in sorted(map(str, names ^ others))]
+    comparisons = []
     for name in sorted(names & others):
         pair = (read_result(stored / name), read_result(again / name))
         try:
-            comparisons.append(compare(*pair, (f"stored {name}", f"{name}"), rules))
-        except UnlikeRunsError as error:
+            one = compare(*pair, (f"stored {name}", f"{name}"), rules)
+        except UnlikeRunsError as error:  # no run in common
             refused.append(str(error))
+            continue
+        unlike = [text for text in one.unlike if not text.startswith(CLOCKS)]
+        refused += [f"{name}: not measured alike: {text}" for text in unlike]
+        comparisons += [] if unlike else [one]
     differing = [one for one in comparisons if any(ratio.significant for ratio in one.ratios)]
+    steady = list(stable_differences(differing))
     if differing:
         print(markdown(differing, show_all=False))
-    for line in (*(f"only in one: {name}" for name in alone), *refused):
-        print(line)
-    ratios = [ratio for one in comparisons for ratio in one.ratios]
-    print(
-        f"{len(comparisons)} files, {len(ratios)} figures: "
-        f"{sum(ratio.significant for ratio in ratios)} differ significantly by "
-        f"{smallest_change:.0%} or more, {len(list(stable_differences(differing)))} of them in "
-        "stable runs"
-    )
-    if refused or alone or any(stable_differences(differing)):
+    print("\n".join([*refused, summary(comparisons, len(steady), smallest_change)]))
+    if refused or steady:
         return DIFFERENT
     return UNSTABLE if differing else 0
+
+
+def summary(comparisons: list[Comparison], steady: int, smallest_change: float) -> str:
+    ratios = [ratio for one in comparisons for ratio in one.ratios]
+    return (
+        f"{len(comparisons)} files, {len(ratios)} figures: "
+        f"{sum(ratio.significant for ratio in ratios)} differ significantly by "
+        f"{smallest_change:.0%} or more, {steady} of them in stable runs"
+    )
 
 
 def found(folder: Path) -> Iterator[Path]:
@@ -56,9 +65,10 @@ def found(folder: Path) -> Iterator[Path]:
 
 
 def stable_differences(comparisons: list[Comparison]) -> Iterator[str]:
-    """Significant ratios of runs that neither side calls unstable."""
+    """Significant ratios of runs that neither side calls unstable, on the same clocks."""
     for one in comparisons:
+        reasons = (*one.unstable, *(f": {text.removeprefix(CLOCKS)}" for text in one.unlike))
         for ratio in one.ratios:
-            unstable = any(f": {ratio.run}:" in reason for reason in one.unstable)
+            unstable = any(f": {ratio.run}:" in reason for reason in reasons)
             if ratio.significant and not unstable:
                 yield ratio.run

@@ -6,6 +6,7 @@ through the real command line in tests/integration/test_bench.py.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from itertools import cycle, repeat
 from pathlib import Path
@@ -125,6 +126,28 @@ def test_known_times_give_the_known_percentiles() -> None:
     assert values == {"50": 500, "90": 900, "95": 950, "99": 990, "99.9": None}
     assert (latency["mean"], latency["median"]) == (500.5, 500.5)
     assert (latency["min"], latency["max"]) == (1, 1000)
+
+
+def test_on_the_host_s_clock_nothing_is_told_that_did_not_pass() -> None:
+    """Real sleeps: no sample is shorter than its own, all together are no longer than it took."""
+    slept = [float(value) for value in np.random.default_rng(0).permutation(np.arange(1, 31)) / 4]
+    waits = iter([0.5, 0.5, *slept])
+
+    class Sleeper(TimedBackend):
+        def infer(self, batch: np.ndarray, *, activation_maps: bool = False) -> Inference:
+            time.sleep(next(waits) / 1000)
+            return Inference(np.zeros((len(batch), 2), np.float32))
+
+    settings = BenchSettings((SINGLE,), (NETWORK,), seconds=0, queries=30, warm_up=0)
+    began = time.perf_counter()
+    result = bench(lambda: Sleeper(FakeClock(), ()), films, settings, gauge=SilentGauge())
+    took = (time.perf_counter() - began) * 1000
+    latency = result.runs[0].samples.latency_ms
+    assert (latency >= slept).all()
+    assert latency.sum() <= took
+    percentiles_told = result.runs[0].figures()["latency_ms"]["percentiles"]
+    assert percentiles_told["50"]["value"] >= np.percentile(slept, 50, method="inverted_cdf")
+    assert percentiles_told["90"]["value"] is None
 
 
 def test_every_sample_and_every_warm_up_is_kept_apart() -> None:

@@ -221,6 +221,25 @@ def test_a_second_run_differs_or_names_its_instability(
     assert ("too few to judge" in out) == (code == 7)
 
 
+def test_other_clocks_are_an_instability_and_another_device_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from suite_compare import against
+
+    def on_clock(megahertz: float, found: Result) -> Result:
+        clock = dict.fromkeys(("first", "last", "min", "max", "median"), megahertz)
+        return replace(found, runs=(replace(found.runs[0], watched={"cpu_mhz": clock}),))
+
+    first = stored(tmp_path / "a", one=on_clock(3000, result()))
+    slow = stored(tmp_path / "b", one=on_clock(2400, result(seed=1, scale=1.25)))
+    assert against(first, slow, 0.05) == 7
+    assert "cpu_mhz 3000 and 2400" in capsys.readouterr().out
+    device = {**result().header["device"], "cores": 64}
+    other = replace(result(), header={**result().header, "device": device})
+    assert against(first, stored(tmp_path / "c", one=on_clock(3000, other)), 0.05) == 3
+    assert "not measured alike: device: cores" in capsys.readouterr().out
+
+
 def test_a_file_that_one_run_lacks_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

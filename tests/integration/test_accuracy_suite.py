@@ -6,6 +6,7 @@ The whole of it is `benchmarks/accuracy.py`.
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from types import ModuleType
@@ -83,19 +84,24 @@ def test_a_shipped_form_decides_as_the_fp32_file_does(
 def test_the_gate_fails_with_3_and_names_what_changed(
     accuracy: ModuleType, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stored: dict[str, list[str]] = {}
+    stored: dict[str, object] = {}
     monkeypatch.setattr(accuracy, "load_dataset", lambda path, split: load_dataset(path))
     monkeypatch.setattr(accuracy, "RESULTS", tmp_path)
     monkeypatch.setattr(accuracy, "store", lambda name, figures, folder: stored.update(figures))
-    asked = ["--data", str(phantoms), "--model", "squeezenet1_1", "--form", "int8-cpu"]
-    monkeypatch.setattr("sys.argv", ["accuracy.py", *asked, "--split", "test"])
+    monkeypatch.setattr(accuracy, "models", lambda: {"squeezenet1_1": None})
+    known = {"onnxruntime": ("int8-cpu",), "tensorrt": ("fp32",)}
+    monkeypatch.setattr(accuracy, "BACKENDS", known)
+    monkeypatch.setattr(accuracy, "missing", lambda name: "no GPU" if name == "tensorrt" else None)
+    monkeypatch.setattr("sys.argv", ["accuracy.py", "--data", str(phantoms), "--split", "test"])
     monkeypatch.setattr(accuracy, "verify", turned)
     with pytest.raises(SystemExit) as stopped:
         accuracy.main()
     assert stopped.value.code == 3
-    assert "squeezenet1_1-int8-cpu-onnxruntime test" in stored["changed"]
-    named = {path.name for path in (tmp_path / "verify").glob("*.json")}
-    assert named == {f"{name.replace(' ', '-')}.json" for name in stored["changed"]}
+    assert stored["changed"] == ["squeezenet1_1-int8-cpu-onnxruntime test"]
+    assert stored["skipped"] == {"squeezenet1_1-fp32-tensorrt": "no GPU"}
+    (path,) = (tmp_path / "verify").glob("*.json")
+    assert path.name == "squeezenet1_1-int8-cpu-onnxruntime-test.json"
+    assert json.loads(path.read_text("utf-8"))["asked"]["split"] == "test"
 
 
 def turned(*_: object) -> dict[str, object]:
