@@ -66,8 +66,16 @@ EXPORT_resnet18 = --half-weights
 
 model-%: .venv/ready
 	$(DEV)/deepcovid-edge train --recipe $* $(DATA) -o $(RUNS)/$* --resume $(START_$*)
-	$(DEV)/deepcovid-edge export $(RUNS)/$*/checkpoint.pt --check $(DATA) $(EXPORT_$*) \
-		-o $(PLACE_$*)/$*.onnx
+	$(DEV)/deepcovid-edge export $(RUNS)/$*/checkpoint.pt --check $(DATA) --fit $(DATA) \
+		$(EXPORT_$*) -o $(PLACE_$*)/$*.onnx
+	$(MAKE) forms-$*
+
+# Everything that is made of an exported file. `gate-` fits its out-of-distribution gate anew first.
+gate-%: .venv/ready
+	$(DEV)/deepcovid-edge export $(PLACE_$*)/$*.onnx --fit $(DATA) -o $(PLACE_$*)/$*.onnx
+	$(MAKE) forms-$*
+
+forms-%: .venv/ready
 	$(DEV)/deepcovid-edge quantize $(PLACE_$*)/$*.onnx --precision fp16 --calibration $(DATA) \
 		-o $(RUNS)/$*-fp16.onnx
 	$(DEV)/deepcovid-edge quantize $(PLACE_$*)/$*.onnx --precision int8 --calibration $(DATA) \
@@ -84,6 +92,8 @@ model-%: .venv/ready
 	done
 	$(DEV)/python -m deepcovid_export.model_card $(PLACE_$*)/$*.onnx \
 		--results $(RESULTS)/accuracy -o $(PLACE_$*)/$*.md
+	$(DEV)/python benchmarks/ood.py --data $(DATA) --model $(PLACE_$*)/$*.onnx \
+		--model $(PLACE_$*)/$*-int8-cpu.onnx
 
 # Trained for their figures alone: the paper's way, and the larger networks. Neither is kept here.
 FIGURES = paper_squeezenet1_1 resnet50 densenet121
@@ -119,6 +129,7 @@ bench: .venv/ready
 		--model squeezenet1_1 --model $(PLACE_resnet18)/resnet18.onnx
 	$(DEV)/python benchmarks/heatmap_speed.py --data $(DATA) \
 		--model squeezenet1_1 --model $(PLACE_resnet18)/resnet18.onnx
+	$(DEV)/python benchmarks/ood.py --data $(DATA) --cost
 	$(DEV)/python benchmarks/tables.py
 
 wheel: .venv/ready
