@@ -71,6 +71,14 @@ model-%: .venv/ready
 	$(DEV)/deepcovid-edge train --recipe $* $(DATA) -o $(RUNS)/$* --resume $(START_$*)
 	$(DEV)/deepcovid-edge export $(RUNS)/$*/checkpoint.pt --check $(DATA) --fit $(DATA) \
 		$(EXPORT_$*) -o $(PLACE_$*)/$*.onnx
+	$(MAKE) forms-$*
+
+# Everything that is made of an exported file. `gate-` fits its out-of-distribution gate anew first.
+gate-%: .venv/ready
+	$(DEV)/deepcovid-edge export $(PLACE_$*)/$*.onnx --fit $(DATA) -o $(PLACE_$*)/$*.onnx
+	$(MAKE) forms-$*
+
+forms-%: .venv/ready
 	$(DEV)/deepcovid-edge quantize $(PLACE_$*)/$*.onnx --precision int8 --for cpu \
 		--calibration $(DATA) --verify $(DATA) --split test -o $(PLACE_$*)/$*-int8-cpu.onnx
 	$(DEV)/python benchmarks/accuracy.py --data $(DATA) --model $*
@@ -80,6 +88,8 @@ model-%: .venv/ready
 	done
 	$(DEV)/python -m deepcovid_export.model_card $(PLACE_$*)/$*.onnx \
 		--results $(RESULTS)/accuracy -o $(PLACE_$*)/$*.md
+	$(DEV)/python benchmarks/ood.py --data $(DATA) --model $(PLACE_$*)/$*.onnx \
+		--model $(PLACE_$*)/$*-int8-cpu.onnx
 
 # The verdict is expected to be `not usable`, which is exit code 3.
 CALIBRATE = $(DEV)/deepcovid-edge calibrate $(DATA) --backend onnxruntime

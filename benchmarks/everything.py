@@ -35,6 +35,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "footprint": ("footprint.py", "DATA", "--rounds", "5"),
     "cost": ("cost.py", "DATA", "--rounds", "2"),
     "dicom": ("dicom_speed.py",),
+    "ood gate": ("ood.py", "DATA", "--cost"),
     "int8": ("quantized_speed.py", "DATA", "--rounds", "7", *BOTH),
     "activation": ("activation_speed.py", "DATA", "--rounds", "31", *BOTH),
     "occlusion": ("heatmap_speed.py", "DATA", "--rounds", "4", "--films", "10", "--activation"),

@@ -357,6 +357,30 @@ def heat_random(document: Path) -> list[str]:
     return lines
 
 
+def ood(document: Path) -> list[str]:
+    lines = ["| model | what | refused | of | file |", "| --- | --- | --- | --- | --- |"]
+    for path in sorted((RESULTS / "ood").glob("*.json")):
+        figures = load(path)
+        for name, share in {**figures["films"], **figures["pictures"]}.items():
+            if ": " not in name:  # single sources are in the file
+                lines.append(
+                    f"| {figures['model']} | {name} | {rate(share)} | {share['trials']} | "
+                    f"{link(path, document)} |"
+                )
+    return lines
+
+
+def ood_cost(document: Path) -> list[str]:
+    lines = ["| device | model | batch 1 | batch 8 | file |", "| --- | --- | --- | --- | --- |"]
+    for path in sorted(RESULTS.glob("*/ood-cost-*.json")):
+        figures = load(path)
+        shares = " | ".join(f"{figures[f'batch_{size}']['share']:+.1%}" for size in (1, 8))
+        lines.append(
+            f"| {device(figures)} | {figures['model']} | {shares} | {link(path, document)} |"
+        )
+    return lines
+
+
 _TABLES = {
     "accuracy": accuracy,
     "sites": sites,
@@ -377,6 +401,8 @@ _TABLES = {
     "heat-curves": heat_curves,
     "heat-random": heat_random,
     **suite_tables.TABLES,
+    "ood": ood,
+    "ood-cost": ood_cost,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from functools import cache
@@ -142,6 +143,41 @@ def test_films_pass_and_pictures_that_are_none_are_refused(gated: Path, tmp_path
         "inverted": 255 - drawn(303),
     }
     assert set(refusals(gated, turned, tmp_path).values()) == {"E_ORIENT"}
+
+
+def test_commands_refuse_a_photograph_and_let_it_through_where_asked(
+    gated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photographs = pytest.importorskip("skimage.data", reason="photographs are scikit-image's")
+    photograph = tmp_path / "camera.png"
+    cv2.imwrite(str(photograph), photographs.camera())
+    maps = tmp_path / "maps"
+    for verb, options in (("infer", []), ("heatmap", ["-o", str(maps), "--method", "activation"])):
+        asked = [verb, str(photograph), "--model", str(gated), "--json", *options]
+        assert run(asked) == 4
+        record = json.loads(capsys.readouterr().out)
+        assert record["reason"] in ("E_OOD", "E_ORIENT")
+        assert record["probability"] is record["heatmap"] is None
+    assert not list(maps.glob("*"))
+    assert run(["infer", str(photograph), "--model", str(gated), "--json", "--ood", "warn"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["warnings"] == ["W_OOD"]
+    assert record["decision"] is not None
+
+
+def test_evaluate_judges_all_films_and_counts_those_that_infer_refuses(
+    gated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(6):
+        for label, film in (("covid", drawn(400 + number)), ("non", 255 - drawn(500 + number))):
+            path = tmp_path / "test" / label / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), film)
+    assert run(["evaluate", str(gated), str(tmp_path), "--split", "test", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["overall"]["films"] == 12
+    unlike = figures["out_of_distribution"]
+    assert (unlike["successes"], unlike["trials"]) == (6, 12)
 
 
 def test_the_graph_computes_the_formula(gated: Path, data: Path) -> None:
