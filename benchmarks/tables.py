@@ -370,6 +370,26 @@ def ood(document: Path) -> list[str]:
     return lines
 
 
+def ood_choice(document: Path) -> list[str]:
+    lines = [
+        "| gate | sources | limit | of `val` | turned copies | unrecognisable copies | "
+        "of the source left out | file |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for path in sorted((RESULTS / "ood-choice").glob("*.json")):
+        for sources, gates in load(path)["compared"].items():
+            for gate, limits in gates.items():
+                for limit, found in limits.items():
+                    shares = [found[name] for name in ("val", "turned", "foreign")]
+                    left = f"{found['left out']:.1%}" if "left out" in found else "-"
+                    lines.append(
+                        f"| {gate} | {sources} | {limit} | "
+                        f"{' | '.join(f'{share:.1%}' for share in shares)} | {left} | "
+                        f"{link(path, document)} |"
+                    )
+    return lines
+
+
 def ood_cost(document: Path) -> list[str]:
     lines = ["| device | model | batch 1 | batch 8 | file |", "| --- | --- | --- | --- | --- |"]
     for path in sorted(RESULTS.glob("*/ood-cost-*.json")):
@@ -402,6 +422,7 @@ _TABLES = {
     "heat-random": heat_random,
     **suite_tables.TABLES,
     "ood": ood,
+    "ood-choice": ood_choice,
     "ood-cost": ood_cost,
 }
 

@@ -3,7 +3,7 @@
 A linear layer on pooled features of the network tells training films from copies of them that are
 turned or inverted, and from copies of which little is left (`outliers`): outlier exposure without
 other pictures. It was chosen on `val` and by leaving out one source after the other
-(benchmarks/results/ood): energy, nearest neighbours and Mahalanobis distances of pooled features
+(benchmarks/ood_choice.py): energy, nearest neighbours and Mahalanobis distances of pooled features
 let turned films through, or refuse many films of a source that was left out.
 """
 
@@ -44,9 +44,10 @@ from deepcovid_export.typed_graph import finished, save
 LIMIT, STRICT_LIMIT = 1.5, 1.0
 """Of `unlikeness`, whose 1 is the 99th percentile of `val`.
 
-The stricter one is that percentile itself. It would refuse too many good films of hospitals that
-the model has not seen: with a source left out of the fit, 1.5 refuses 1 to 2 in a hundred of its
-films, and still all turned and nearly all foreign copies (benchmarks/results/ood).
+The stricter one is that percentile itself, which would refuse too many good films of hospitals that
+the model has not seen: of a source that is left out of the fit up to five in a hundred, where 1.5
+refuses less than one, and still nearly all copies that are turned or unrecognisable
+(benchmarks/results/ood-choice).
 """
 FEWEST_FILMS = 16
 TURNED_EACH, FOREIGN_EACH = 2, 3
