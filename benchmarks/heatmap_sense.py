@@ -37,11 +37,11 @@ from onnx import numpy_helper
 from deepcovid_edge.agreement import rank_correlation
 from deepcovid_edge.backends import Backend, load_backend
 from deepcovid_edge.dataset import LabelledFilm, load_dataset
+from deepcovid_edge.film_judge import probabilities
 from deepcovid_edge.heatmap import METHODS, of_activation, of_occlusion
 from deepcovid_edge.lattice import Lattice, OcclusionSettings, hidden_film
 from deepcovid_edge.models import DEFAULT_MODEL, find_model
 from deepcovid_edge.occlusion import Occluder
-from deepcovid_edge.predict import probabilities
 from deepcovid_edge.receptive import Box
 
 CORES = len(os.sched_getaffinity(0))

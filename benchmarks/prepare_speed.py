@@ -24,10 +24,10 @@ from peers import torchvision_prepare
 
 from deepcovid_edge.backends import Backend, load_backend
 from deepcovid_edge.dataset import walk_files
+from deepcovid_edge.film_judge import probabilities
 from deepcovid_edge.images import read_radiograph
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.models import DEFAULT_MODEL
-from deepcovid_edge.predict import probabilities
 from deepcovid_edge.preprocess import prepare
 
 Prepare = Callable[[Path], np.ndarray]

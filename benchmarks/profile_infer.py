@@ -47,17 +47,17 @@ SECTIONS = {
     "deepcovid_edge.cli.infer:judge_films": MAIN,
     "deepcovid_edge.backends:load_backend": "load the model",
     "deepcovid_edge.output:RecordFile.write": "write the record",
-    "deepcovid_edge.predict:_read": "read: rest",
-    "deepcovid_edge.predict:read_bytes": "open, read",
+    "deepcovid_edge.film_judge:FilmJudge.read": "read: rest",
+    "deepcovid_edge.film_judge:read_bytes": "open, read",
     "hashlib:sha256": "SHA-256",
-    "deepcovid_edge.predict:decode_radiograph": "decode: rest",
+    "deepcovid_edge.film_judge:decode_radiograph": "decode: rest",
     "deepcovid_edge.images:_check_container": "check the container",
     "deepcovid_edge.images:_open": "open the picture (Pillow)",
     "deepcovid_edge.images:_decode": DECODE,
     "deepcovid_edge.images:to_grey": "to grey",
     "deepcovid_edge.images:check_exposure": "check the exposure",
-    "deepcovid_edge.predict:prepare": "resize",
-    "deepcovid_edge.predict:_judge": "judge: rest",
+    "deepcovid_edge.film_judge:prepare": "resize",
+    "deepcovid_edge.film_judge:FilmJudge.judge": "judge: rest",
 }
 """Function -> what it does. One that the code no longer has is named in the result."""
 NETWORK = "network"

@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.backends import Backend, Divisible
+from deepcovid_edge.film_judge import DECIMALS, probabilities
 from deepcovid_edge.incremental import DividedNetwork
 from deepcovid_edge.lattice import Lattice, OcclusionSettings, hidden_film
-from deepcovid_edge.predict import DECIMALS, GPU_LANES, probabilities
+from deepcovid_edge.predict import GPU_LANES
 from deepcovid_edge.receptive import Box, NotSpatialError
 from deepcovid_edge.refine import Refinement
 

@@ -23,10 +23,10 @@ from deepcovid_edge.backends import Backend, Inference
 from deepcovid_edge.dataset import LabelledFilm, check_labels, dataset_sha256
 from deepcovid_edge.errors import DataError, ImageRefusedError, ModelFileError, UsageError
 from deepcovid_edge.familiarity import FamiliarityGate
+from deepcovid_edge.film_judge import DECIMALS, probabilities
 from deepcovid_edge.heatmap import OCCLUSION
 from deepcovid_edge.images import read_radiograph
 from deepcovid_edge.manifest import InputSpec, ModelManifest
-from deepcovid_edge.predict import DECIMALS, probabilities
 from deepcovid_edge.preprocess import prepare
 from deepcovid_edge.statistics import (
     Scores,

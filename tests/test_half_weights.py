@@ -18,9 +18,9 @@ from onnx import TensorProto, numpy_helper
 
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.errors import ModelFileError
+from deepcovid_edge.film_judge import probabilities
 from deepcovid_edge.manifest import InputSpec, ModelManifest, read_manifest
 from deepcovid_edge.models import find_model
-from deepcovid_edge.predict import probabilities
 from deepcovid_edge.typed import check_typed
 from deepcovid_export.half_weights import restore_float, store_half
 from deepcovid_export.networks import Classifier, build_network

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from deepcovid_edge.backends import load_backend
+from deepcovid_edge.film_judge import probabilities
 from deepcovid_edge.images import SYNTHETIC_MARK, read_radiograph
 from deepcovid_edge.manifest import file_sha256
 from deepcovid_edge.models import find_model
-from deepcovid_edge.predict import probabilities
 from deepcovid_edge.preprocess import prepare
 
 JETSON = Path(__file__).parent.parent / "jetson"

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from deepcovid_edge.backends import Backend, Inference, load_backend
 from deepcovid_edge.errors import UsageError
+from deepcovid_edge.film_judge import probabilities
 from deepcovid_edge.lattice import BASELINES, Lattice, OcclusionSettings, hidden_film
 from deepcovid_edge.manifest import InputSpec, ModelManifest
 from deepcovid_edge.models import find_model
 from deepcovid_edge.occlusion import BudgetError, Occluder, Occlusion
 from deepcovid_edge.phantom import draw_phantom
-from deepcovid_edge.predict import probabilities
 from deepcovid_edge.refine import Refinement
 
 quick = settings(max_examples=60, deadline=None, derandomize=True, database=None)

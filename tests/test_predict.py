@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepcovid_edge import predict as module
+from deepcovid_edge import film_judge as module
 from deepcovid_edge.backends import Inference
 from deepcovid_edge.errors import UsageError
+from deepcovid_edge.film_judge import probabilities
 from deepcovid_edge.manifest import Band, InputSpec, ModelManifest
 from deepcovid_edge.phantom import write_samples
-from deepcovid_edge.predict import PredictSettings, predict, probabilities, run_facts
+from deepcovid_edge.predict import PredictSettings, predict, run_facts
 from deepcovid_edge.reasons import Caution
 from deepcovid_edge.records import Prediction
 

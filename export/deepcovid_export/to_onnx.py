@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from deepcovid_edge.backends import Inference, load_backend
 from deepcovid_edge.errors import ModelFileError
+from deepcovid_edge.film_judge import probabilities
 from deepcovid_edge.manifest import METADATA_KEY, ModelManifest, file_sha256
-from deepcovid_edge.predict import probabilities
 from deepcovid_export.checkpoint import load_checkpoint
 from deepcovid_export.half_weights import store_half
 from deepcovid_export.networks import Classifier

@@ -27,10 +27,10 @@ from PIL.PngImagePlugin import PngInfo
 
 from deepcovid_edge import __version__
 from deepcovid_edge.backends import Backend, load_backend
+from deepcovid_edge.film_judge import probabilities
 from deepcovid_edge.images import SYNTHETIC_MARK, Radiograph, read_radiograph
 from deepcovid_edge.models import DEFAULT_MODEL, find_model
 from deepcovid_edge.phantom import draw_phantom
-from deepcovid_edge.predict import probabilities
 from deepcovid_edge.preprocess import prepare
 
 PLACE = Path(__file__).parents[2] / "jetson" / "golden"
