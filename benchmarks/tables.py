@@ -372,21 +372,18 @@ def ood(document: Path) -> list[str]:
 
 def ood_choice(document: Path) -> list[str]:
     lines = [
-        "| gate | sources | limit | of `val` | turned copies | unrecognisable copies | "
-        "of the source left out | file |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| gate | limit | of `val` | turned copies | unrecognisable copies | "
+        "of the source left out that fares worst | file |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for path in sorted((RESULTS / "ood-choice").glob("*.json")):
-        for sources, gates in load(path)["compared"].items():
-            for gate, limits in gates.items():
-                for limit, found in limits.items():
-                    shares = [found[name] for name in ("val", "turned", "foreign")]
-                    left = f"{found['left out']:.1%}" if "left out" in found else "-"
-                    lines.append(
-                        f"| {gate} | {sources} | {limit} | "
-                        f"{' | '.join(f'{share:.1%}' for share in shares)} | {left} | "
-                        f"{link(path, document)} |"
-                    )
+        compared = load(path)["compared"]
+        for gate, limits in compared["all sources"].items():
+            for limit, found in limits.items():
+                shares = [found[name] for name in ("val", "turned", "foreign")]
+                left = [one[gate][limit].get("left out", 0.0) for one in compared.values()]
+                cells = " | ".join(f"{share:.1%}" for share in (*shares, max(left)))
+                lines.append(f"| {gate} | {limit} | {cells} | {link(path, document)} |")
     return lines
 
 

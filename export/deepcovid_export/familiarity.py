@@ -45,7 +45,7 @@ LIMIT, STRICT_LIMIT = 1.5, 1.0
 """Of `unlikeness`, whose 1 is the 99th percentile of `val`.
 
 The stricter one is that percentile itself, which would refuse too many good films of hospitals that
-the model has not seen: of a source that is left out of the fit up to five in a hundred, where 1.5
+the model has not seen: of a source that is left out of the fit up to six in a hundred, where 1.5
 refuses less than one, and still nearly all copies that are turned or unrecognisable
 (benchmarks/results/ood-choice).
 """
