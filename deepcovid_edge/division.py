@@ -175,9 +175,9 @@ class _Network:
         varying = [node for node in nodes if node.outputs[0] in self._work]
         return Part(rows, columns, padded=not self._takes_padding(varying, starts))
 
-    def costs(self, place: _Place, befores: Sequence[_Place]) -> Iterator[tuple[_Place, float]]:
+    def costs(self, place: _Place, earlier: Sequence[_Place]) -> Iterator[tuple[_Place, float]]:
         """Estimated time of the parts that end at a place, in multiplications for a mean window."""
-        ends = {before.node + 1: before for before in befores}
+        ends = {before.node + 1: before for before in earlier}
         needed = [[{place.made: own[place.made]} for own in axis] for axis in self._changed]
         traces = [
             chain.trace(spans, lengths)

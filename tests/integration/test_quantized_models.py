@@ -93,7 +93,9 @@ def test_files_keep_the_contract(name: str, parent: Path, forms: dict[str, Path]
     assert opset[0] == ""
     assert opset[1] <= 19
     types = {output.name: output.type.tensor_type.elem_type for output in model.graph.output}
-    assert types == {"logits": 1, "activation_maps": 1}
+    gate = {"unlikeness": 1} if own.familiarity else {}
+    assert types == {"logits": 1, "activation_maps": 1, **gate}
+    assert manifest.familiarity == own.familiarity
     assert [item.key for item in model.metadata_props] == ["deepcovid_edge"]
     content = path.read_bytes()
     assert b"site-packages" not in content
