@@ -139,7 +139,7 @@ def card(
         classes=", ".join(f"`{name}`" for name in manifest.classes),
         threshold=manifest.threshold,
         rule=origin["rule"],
-        band=_band(manifest, evaluations),
+        band=_band(manifest, evaluations) + _gate(manifest, evaluations),
         val_films=origin["films"],
         val_positives=origin["positives"],
         license=manifest.license,
@@ -169,6 +169,24 @@ def _band(manifest: ModelManifest, evaluations: list[dict[str, Any]]) -> str:
             f"{rate_text(decided['sensitivity'])}, specificity {rate_text(decided['specificity'])}"
         )
     return f"{said}. The figures below call every film |\n"
+
+
+def _gate(manifest: ModelManifest, evaluations: list[dict[str, Any]]) -> str:
+    """A row for the films that are not judged, if the model has a gate."""
+    if not manifest.familiarity:
+        return ""
+    val = manifest.familiarity["val"]
+    refused = ", ".join(
+        f"{rate_text(it['out_of_distribution'])} of `{it['data']}`"
+        for it in evaluations
+        if it.get("out_of_distribution")
+    )
+    return (
+        f"| not judged | films unlike the training films ({manifest.familiarity['method']}): "
+        f"{refused or 'not measured'}; of copies of `val` that are turned or inverted "
+        f"{val['turned_copies_refused']:.1%}, made unrecognisable "
+        f"{val['foreign_copies_refused']:.1%}. The figures below judge every film |\n"
+    )
 
 
 def _forms(model: Path) -> str:
