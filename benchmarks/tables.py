@@ -254,13 +254,16 @@ def heat_speed(document: Path) -> list[str]:
         ratios, budget = figures["ratios"], figures["budget"]
         times = " | ".join(f"{ratios[side]['median']:.1f}" for side in sides)
         captum = figures["seconds"][figures["peer"]]["median"]
+        milliseconds = budget["milliseconds"]
+        if isinstance(milliseconds, dict):  # a budget a round; files before had one for all
+            milliseconds = milliseconds["median"]
         within = "- | -"
         if budget.get("int8", {}).get("films"):
             alike = budget["int8"]["with_whole_int8"]["median"]
             within = f"{ratios['budget_int8']['median']:.1f} | {alike:.3f}"
         lines.append(
             f"| {device(figures)} | {figures['model']} | {captum:.1f} s | {times} | "
-            f"{budget['milliseconds']['median']:.0f} ms | {within} | {link(path, document)} |"
+            f"{milliseconds:.0f} ms | {within} | {link(path, document)} |"
         )
     return lines
 
