@@ -39,7 +39,10 @@ def make(model: Path, *, threads: int | None = None) -> Callable[[Sequence[Path]
 
 def prepared(path: Path) -> np.ndarray:
     """The centre of a film, 224 x 224, as the published code crops it."""
-    film = simplejpeg.decode_jpeg(path.read_bytes(), "GRAY")[..., 0]
+    if simplejpeg.is_jpeg(data := path.read_bytes()):
+        film = simplejpeg.decode_jpeg(data, "GRAY")[..., 0]
+    else:
+        film = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
     rows, columns = film.shape
     side = min(rows, columns)
     top, left = (rows - side) // 2, (columns - side) // 2
