@@ -107,19 +107,24 @@ def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
     here = os.path.realpath(folder)
     if here in above:
         return
+    names: list[str] = []  # of a folder with many films nothing more is kept
+    folders: set[str] = set()
     try:
         with os.scandir(folder) as entries:
-            ordered = sorted(entries, key=lambda entry: entry.name)
+            for entry in entries:
+                names.append(entry.name)
+                if _is_folder(entry):
+                    folders.add(entry.name)
     except OSError:
         yield folder
         return
-    for entry in ordered:
-        if entry.name.startswith(".") or entry.name.lower() in _SKIPPED_NAMES:
+    for name in sorted(names):
+        if name.startswith(".") or name.lower() in _SKIPPED_NAMES:
             continue
-        if _is_folder(entry):
-            yield from _walk(Path(entry.path), above | {here})
+        if name in folders:
+            yield from _walk(folder / name, above | {here})
         else:
-            yield Path(entry.path)
+            yield folder / name
 
 
 def _is_folder(entry: os.DirEntry[str] | Path) -> bool:
