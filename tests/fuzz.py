@@ -32,6 +32,7 @@ from test_containers import FUZZED, mutated, mutated_chunk
 from deepcovid_edge.backends import Backend, load_backend
 from deepcovid_edge.dicom.sandbox import sandbox
 from deepcovid_edge.dicom.syntaxes import BIG_ENDIAN, SYNTAXES, Family
+from deepcovid_edge.familiarity import WARN
 from deepcovid_edge.models import DEFAULT_MODEL, find_model
 from deepcovid_edge.predict import PredictSettings, predict, run_facts
 from deepcovid_edge.records import ASSESSED, NOT_ASSESSED, Prediction
@@ -183,7 +184,7 @@ def fuzz(inputs: int, seed: int, network: Backend, findings: Path) -> Findings:
     kinds = makers()
     names = list(kinds)
     found = Findings(findings)
-    settings = PredictSettings()
+    settings = PredictSettings(ood=WARN)  # so that what is read is judged, whatever it shows
     facts = run_facts(network, settings)
     for start in range(0, inputs, BATCH):
         with tempfile.TemporaryDirectory() as place:

@@ -288,7 +288,7 @@ def test_infer_takes_dicom_from_folders_and_writes_no_name(tmp_path: Path) -> No
     (tmp_path / "DICOM/0001/1.2.840.99").write_bytes(written(dataset(film(12), stored=12), JPEG_LS))
     (tmp_path / "hand.dcm").write_bytes(plain(BodyPartExamined="HAND"))
     done = subprocess.run(
-        [sys.executable, "-m", "deepcovid_edge", "infer", str(tmp_path), "--json"],
+        [sys.executable, "-m", "deepcovid_edge", "infer", str(tmp_path), "--ood", "warn", "--json"],
         capture_output=True,
         text=True,
     )

@@ -669,7 +669,7 @@ def test_one_flip_is_too_many_for_fp16(data: Path, parent: Path, tmp_path: Path)
     ]
     place = int(np.argmax(np.abs(scores[1] - scores[0])))
     between = 1 / (1 + np.exp(-(scores[0][place] + scores[1][place]) / 2))
-    manifest = replace(read_manifest(parent), threshold=float(between))
+    manifest = replace(read_manifest(parent), threshold=float(between), band=None)
     edge = saved(tmp_path / "edge.onnx", onnx.load(parent), manifest)
     settings = QuantizeSettings(Lowered("fp16"), max_left_out=0)
     done = quantize(edge, data, settings, output=tmp_path / "no.onnx")

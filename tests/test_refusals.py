@@ -273,9 +273,12 @@ REFUSALS: dict[str, Refusal] = {
 ELSEWHERE: dict[Reason | Caution, str] = {
     Reason.RESULT: "said of the network's answer, not of a file: tests/test_predict.py",
     Reason.MODEL: "said of a site file, not of a film: tests/integration/test_calibrate.py",
+    Reason.OOD: "said by the network's gate: tests/integration/test_ood_gate.py",
+    Reason.TURNED: "said by the network's gate: tests/integration/test_ood_gate.py",
     Reason.DISK: "said of the disk, not of a film: tests/integration/test_disk.py",
     Caution.SITE: "said of a site file, not of a film: tests/integration/test_calibrate.py",
     Caution.DUPLICATE_UID: "said of a film after another: tests/test_repeats.py",
+    Caution.OOD: "said by the network's gate: tests/integration/test_ood_gate.py",
     Caution.UNVERIFIED: "said of an engine, not of a film: tests/test_predict.py",
     Caution.NO_HEATMAP: "said of a heat map, not of a film: tests/integration/test_heatmap.py",
     **dict.fromkeys(

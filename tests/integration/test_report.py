@@ -195,7 +195,8 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped network under another name, with another threshold."""
     model = onnx.load(find_model("squeezenet1_1"))
     (entry,) = (item for item in model.metadata_props if item.key == METADATA_KEY)
-    entry.value = json.dumps({**json.loads(entry.value), "name": "other", "threshold": 0.0001})
+    changed = {"name": "other", "threshold": 0.0001, "band": None}
+    entry.value = json.dumps({**json.loads(entry.value), **changed})
     path = tmp_path_factory.mktemp("model") / "other.onnx"
     onnx.save(model, path)
     return path
