@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from itertools import cycle, islice
@@ -20,8 +19,7 @@ from typing import Any
 
 import numpy as np
 from forms import form_of, named
-from heatmap_speed import ratio
-from measuring import films_of_both_classes, prepared, store, summary
+from measuring import films_of_both_classes, in_turn, prepared, ratio, store, summary
 from peers import captum_grad_cam, grad_cam
 from peers.captum_occlusion import torch_network
 
@@ -65,7 +63,7 @@ def compare(model: Path, int8: Path, films: Sequence[np.ndarray], rounds: int) -
     with ExitStack() as opened:
         for form, path in {"fp32": model, "int8": int8}.items():
             sides[f"activation_{form}"] = ours(path, opened)
-        seconds = measure(sides, list(islice(cycle(films), rounds + 1)))
+        seconds = in_turn(sides, ((film,) for film in islice(cycle(films), rounds + 1)))
         cut = ours(model, opened, cut=True)
         agreement = {name: agree(cut, sides[name], films) for name in PEERS if name in sides}
     ratios = {
@@ -103,17 +101,6 @@ def agree(ours: Side, other: Side, films: Sequence[np.ndarray]) -> float:
     """Median rank correlation of the maps, of films on which anything speaks for the class."""
     pairs = [(ours(film), other(film)) for film in films]
     return float(np.median([rank_correlation(*pair) for pair in pairs if np.ptp(pair[0])]))
-
-
-def measure(sides: dict[str, Side], films: Sequence[np.ndarray]) -> dict[str, list[float]]:
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number, film in enumerate(films):  # the first round warms up
-        for name, side in sides.items():
-            started = time.perf_counter()
-            side(film)
-            if number:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 from forms import form_of, named
-from measuring import films_of_both_classes, prepared, store, summary
+from measuring import films_of_both_classes, in_turn, prepared, ratio, store, summary
 from peers import captum_occlusion
 
 from deepcovid_edge.agreement import rank_correlation
@@ -184,10 +184,6 @@ def measure(
     return seconds, refused
 
 
-def ratio(slower: list[float], faster: list[float]) -> dict[str, Any]:
-    return summary([one / other for one, other in zip(slower, faster, strict=True)])
-
-
 def agreement(peer: Side, ours: Side, film: np.ndarray) -> dict[str, float]:
     """Whether both sides computed the same."""
     expected, got = peer(film), ours(film)
@@ -228,18 +224,18 @@ def activation_cost(folder: Path, model: Path, rounds: int) -> dict[str, Any]:
     Each run writes into a new folder; all are deleted at the end, as a disk that is busy deleting
     makes files slowly.
     """
-    seconds: dict[str, list[float]] = {"infer": [], "with_activation": []}
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as place:
-        for number in range(rounds + 1):  # the first round warms up
-            for name, samples in seconds.items():
-                own = ["-o", f"{place}/{name}-{number}.jsonl"]
-                if name == "with_activation":
-                    own += ["--heatmap", "activation", "--heatmap-dir", f"{place}/{number}"]
-                started = time.perf_counter()
-                if code := run(["infer", str(folder), "--model", str(model), *own]):
-                    raise SystemExit(f"infer exited with {code}")
-                if number:
-                    samples.append(time.perf_counter() - started)
+
+        def infer(number: int, *more: str) -> None:
+            own = ["-o", f"{place}/{number}-{len(more)}.jsonl", *more]
+            if code := run(["infer", str(folder), "--model", str(model), *own]):
+                raise SystemExit(f"infer exited with {code}")
+
+        def with_activation(number: int) -> None:
+            infer(number, "--heatmap", "activation", "--heatmap-dir", f"{place}/{number}")
+
+        sides = {"infer": infer, "with_activation": with_activation}
+        seconds = in_turn(sides, ((number,) for number in range(rounds + 1)))
     return {
         "films": sum(path.is_file() for path in folder.rglob("*")),
         "seconds": {name: summary(values) for name, values in seconds.items()},

@@ -20,16 +20,16 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 
 import cv2
 import numpy as np
 import onnxruntime
 import simplejpeg
-from measuring import store, summary
+from measuring import in_turn, ratio, store, summary
 from peers import published_loop
 
 from deepcovid_edge.backends import fastest_verified
@@ -66,7 +66,7 @@ def main() -> None:
         "roof": Roof(form, films),
         "roof_fp32": Roof(model, films),
     }
-    seconds = measure(sides, options.rounds)
+    seconds = in_turn(sides, repeat((), options.rounds + 1))
     decode, network = Roof(form, films).parts()
     cores = len(os.sched_getaffinity(0))
     arithmetic = cores / (decode + network)
@@ -91,21 +91,6 @@ def main() -> None:
     for name, value in figures["ratios"].items():
         print(f"{name}: {value['median']:.2f}")
     store(f"infer-speed-{figures['model']}", figures)
-
-
-def measure(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds + 1):  # the first round warms up
-        for name, side in sides.items():
-            started = time.perf_counter()
-            side()
-            if number:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
-
-
-def ratio(slower: list[float], faster: list[float]) -> dict[str, object]:
-    return summary([one / other for one, other in zip(slower, faster, strict=True)])
 
 
 def infer(folder: Path, model: Path, *options: str) -> None:

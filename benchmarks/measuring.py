@@ -7,7 +7,8 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,30 @@ def summary(samples: Sequence[float]) -> dict[str, Any]:
         "max": max(samples),
         "samples": list(samples),
     }
+
+
+def in_turn(
+    sides: Mapping[str, Callable[..., object]], rounds: Iterable[tuple[Any, ...]]
+) -> dict[str, list[float]]:
+    """Seconds of each side, all of them one after the other in every round.
+
+    Args:
+        sides: Name -> what is timed.
+        rounds: What every side is called with in a round; the first round warms up.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number, given in enumerate(rounds):
+        for name, side in sides.items():
+            started = time.perf_counter()
+            side(*given)
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def ratio(slower: Sequence[float], faster: Sequence[float]) -> dict[str, Any]:
+    """Ratios round by round, with their median."""
+    return summary([one / other for one, other in zip(slower, faster, strict=True)])
 
 
 def device_name(facts: dict[str, Any]) -> str:

@@ -14,14 +14,15 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import cv2
 from footprint import links
 from forms import named as file_of
-from infer_speed import infer, measure, ratio
-from measuring import store, summary
+from infer_speed import infer
+from measuring import in_turn, ratio, store, summary
 from suite import Peers, read_suite
 
 from deepcovid_edge.backends import fastest_verified
@@ -88,7 +89,7 @@ def compare(model: Path, folder: Path, rounds: int, programs: Sequence[str]) -> 
         except Exception as error:
             missing[name] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
             print(f"{name}: {missing[name]}")
-    seconds = measure(sides, rounds)
+    seconds = in_turn(sides, repeat((), rounds + 1))
     return {
         "model": read_manifest(model).name,
         "form": read_manifest(form).name,

@@ -19,7 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 from forms import named
-from measuring import store, summary
+from measuring import ratio, store, summary
 from peers import torchvision_prepare
 
 from deepcovid_edge.backends import Backend, load_backend
@@ -61,10 +61,7 @@ def compare(backend: Backend, films: list[Path], rounds: int) -> dict[str, Any]:
         "model": backend.manifest.name,
         "films": len(films),
         "ms": {name: summary(values) for name, values in ms.items()},
-        "ratios": {
-            name: summary([a / b for a, b in zip(ms[name], ms["ours"], strict=True)])
-            for name in peers
-        },
+        "ratios": {name: ratio(ms[name], ms["ours"]) for name in peers},
         "moved": {name: moved(backend, films, sides["ours"], sides[name]) for name in peers},
     }
 

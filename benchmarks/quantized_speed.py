@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from forms import form_of, named
-from measuring import store, summary
+from measuring import in_turn, ratio, store, summary
 
 from deepcovid_edge.backends import Backend, BackendSettings, load_backend
 from deepcovid_edge.dataset import load_dataset
@@ -67,7 +67,9 @@ def compare(model: Path, int8: Path, options: argparse.Namespace) -> None:
                     for name, path in (("fp32", model), ("int8", int8))
                 }
                 run = busy if mode == "cores_busy" else one_after_another
-                seconds = measure(sides, films, batch, run, options.rounds)
+                batches = [films[start : start + batch] for start in range(0, FILMS, batch)]
+                timed = {name: partial(run, backend) for name, backend in sides.items()}
+                seconds = in_turn(timed, repeat((batches,), options.rounds + 1))
             name = f"{mode}_batch_{batch}"
             figures["runs"][name] = result(seconds)
             print(f"{figures['model']} {name}: {figures['runs'][name]['ratio']['median']:.2f}")
@@ -77,9 +79,6 @@ def compare(model: Path, int8: Path, options: argparse.Namespace) -> None:
 def prepared(data: Path, spec: InputSpec) -> np.ndarray:
     films = load_dataset(data, split="test")[:FILMS]
     return np.stack([prepare(read_radiograph(film.path), spec) for film in films])
-
-
-Run = Callable[[Backend, list[np.ndarray]], None]
 
 
 def one_after_another(backend: Backend, batches: list[np.ndarray]) -> None:
@@ -92,29 +91,13 @@ def busy(backend: Backend, batches: list[np.ndarray]) -> None:
         list(pool.map(backend.infer, batches))
 
 
-def measure(
-    sides: dict[str, Backend], films: np.ndarray, batch: int, run: Run, rounds: int
-) -> dict[str, list[float]]:
-    batches = [films[start : start + batch] for start in range(0, len(films), batch)]
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds + 1):  # the first round warms up
-        for name, backend in sides.items():
-            started = time.perf_counter()
-            run(backend, batches)
-            if number:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
-
-
 def result(seconds: dict[str, list[float]]) -> dict[str, Any]:
     return {
         "seconds": {name: summary(values) for name, values in seconds.items()},
         "films_per_second": {
             name: FILMS / float(np.median(values)) for name, values in seconds.items()
         },
-        "ratio": summary(
-            [slow / fast for slow, fast in zip(seconds["fp32"], seconds["int8"], strict=True)]
-        ),
+        "ratio": ratio(seconds["fp32"], seconds["int8"]),
     }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from deepcovid_edge import NOTICE, __version__
 from deepcovid_edge.acceptance import AcceptanceRules, SiteFilms, assess, described, rate
-from deepcovid_edge.backends import Backend
+from deepcovid_edge.backends import Backend, identity
 from deepcovid_edge.dataset import LabelledFilm, check_labels
 from deepcovid_edge.errors import DataError
 from deepcovid_edge.manifest import ModelManifest
@@ -66,7 +66,11 @@ def calibrate(
         "threshold": found.threshold,
         "threshold_is": "the model's own" if is_own else "the site's",
         "band": _band(manifest) if is_own else None,
-        "model": _identity(backend),
+        "model": {
+            **identity(backend),
+            "positive_class": manifest.positive_class,
+            "threshold": manifest.threshold,
+        },
         "data": judged.facts(manifest),
         "own": found.own,
         "site": found.site,
@@ -157,18 +161,6 @@ def _judged(backend: Backend, films: Sequence[LabelledFilm], workers: int | None
     lines = sorted(f"{sha256} {label}\n" for sha256, label in labels.items())
     found.digest = hashlib.sha256("".join(lines).encode()).hexdigest()
     return found
-
-
-def _identity(backend: Backend) -> dict[str, Any]:
-    manifest = backend.manifest
-    return {
-        "name": manifest.name,
-        "sha256": backend.sha256,
-        "precision": manifest.precision,
-        "backend": backend.name,
-        "positive_class": manifest.positive_class,
-        "threshold": manifest.threshold,
-    }
 
 
 def _band(manifest: ModelManifest) -> dict[str, Any] | None:

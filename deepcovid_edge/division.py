@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TypeAlias
 
-from deepcovid_edge.graph import FLOAT, Graph, Node, data_type, nodes_between
+from deepcovid_edge.graph import FLOAT, Graph, Node, alive_behind, data_type, nodes_between
 from deepcovid_edge.receptive import Box, Chain, Kernel, NotSpatialError, Span
 
 _Needed: TypeAlias = list[list[dict[str, Span]]]
@@ -153,13 +153,10 @@ class _Network:
 
     def places(self) -> list[_Place]:
         """Behind the nodes where no more than two tensors are alive, from the input to the end."""
-        last_use = {name: index for index, node in enumerate(self._nodes) for name in node.inputs}
-        last_use[self._stop] = len(self._nodes)
         places = [_Place(-1, self._start, (self._start,))]
-        alive = places[0].alive
-        for index, node in enumerate(self._nodes):
+        walked = alive_behind(self._nodes, self._start, self._stop)
+        for index, (node, alive) in enumerate(walked):
             made = node.outputs[0]
-            alive = tuple(name for name in (*alive, made) if last_use.get(name, -1) > index)
             if made in alive and len(alive) <= _WIDEST and self._may_cut(node):
                 places.append(_Place(index, made, alive))
         if places[-1].made != self._stop:

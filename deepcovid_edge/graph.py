@@ -148,6 +148,24 @@ def nodes_between(graph: Graph, starts: Collection[str], stop: str) -> list[Node
     return kept[::-1]
 
 
+def alive_behind(
+    nodes: Sequence[Node], start: str, stop: str
+) -> Iterator[tuple[Node, tuple[str, ...]]]:
+    """Each node with the tensors that all nodes behind it are made of, in the order they came.
+
+    Args:
+        nodes: The nodes from `start` to `stop` that depend on `start`, in their order.
+        start: The tensor that they begin with.
+        stop: The tensor that they end with.
+    """
+    last_use = {name: index for index, node in enumerate(nodes) for name in node.inputs}
+    last_use[stop] = len(nodes)
+    alive: tuple[str, ...] = (start,)
+    for index, node in enumerate(nodes):
+        alive = tuple(n for n in (*alive, node.outputs[0]) if last_use.get(n, -1) > index)
+        yield node, alive
+
+
 def varying(graph: Graph, start: Iterable[str]) -> set[str]:
     """The tensors that depend on any of `start`; all others are the same in every run."""
     depends = set(start)

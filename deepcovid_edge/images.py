@@ -3,8 +3,8 @@
 Formats are told by content, never by suffix: JPEG, PNG, WebP, TIFF, BMP, and DICOM, which
 `deepcovid_edge.dicom` reads. Pillow opens every other file (format, pixel type, size, frames and
 EXIF are known before a pixel is decoded) and decodes all but JPEG. That is simplejpeg's: the same
-library's pixels to the last grey level in two thirds of the time, and it tells of what the library
-only warns of, such as a film that is damaged in its middle.
+library's pixels to the last grey level, faster, and it tells of what the library only warns of,
+such as a film that is damaged in its middle.
 
 Grey pixels are made by these rules:
 

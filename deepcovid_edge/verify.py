@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from deepcovid_edge import __version__
 from deepcovid_edge.agreement import MapComparison, choose_films, compare_models, summarise
-from deepcovid_edge.backends import Backend, Inference
+from deepcovid_edge.backends import Backend, Inference, identity
 from deepcovid_edge.dataset import LabelledFilm, check_labels, dataset_sha256
 from deepcovid_edge.errors import DataError, ImageRefusedError, ModelFileError, UsageError
 from deepcovid_edge.familiarity import FamiliarityGate
@@ -181,8 +181,8 @@ def verify(
         "failed": failed,
         "missing": missing,
         "rules": asdict(rules),
-        "reference": _identity(reference),
-        "candidate": _identity(candidate),
+        "reference": identity(reference),
+        "candidate": identity(candidate),
         "threshold": manifest.threshold,
         "films": len(judged.films),
         "not_assessed": judged.refused,
@@ -348,16 +348,6 @@ def _missing(positive: Truth, rules: GateRules) -> dict[str, Any]:
         name: {"films": count, "needed": needed}
         for name, count in present.items()
         if count < needed
-    }
-
-
-def _identity(backend: Backend) -> dict[str, Any]:
-    manifest = backend.manifest
-    return {
-        "name": manifest.name,
-        "sha256": backend.sha256,
-        "precision": manifest.precision,
-        "backend": backend.name,
     }
 
 

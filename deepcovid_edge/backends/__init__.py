@@ -130,6 +130,17 @@ class Divisible(Protocol):
         """Make a part ready to run: a function from its inputs to its one output."""
 
 
+def identity(backend: Backend) -> dict[str, Any]:
+    """Which model judged, and on what, as plain values for a report."""
+    manifest = backend.manifest
+    return {
+        "name": manifest.name,
+        "sha256": backend.sha256,
+        "precision": manifest.precision,
+        "backend": backend.name,
+    }
+
+
 def load_backend(
     path: Path, *, backend: str = "auto", settings: BackendSettings | None = None
 ) -> Backend:

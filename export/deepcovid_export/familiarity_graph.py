@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from deepcovid_edge.errors import ModelFileError
 from deepcovid_edge.familiarity import OUTPUT
-from deepcovid_edge.graph import Graph, nodes_between, read_graph, varying
+from deepcovid_edge.graph import Graph, alive_behind, nodes_between, read_graph, varying
 from deepcovid_export.typed_graph import sorted_nodes
 
 GRID = 3
@@ -78,18 +78,13 @@ def _is_smaller(shape: tuple[int, ...], film: tuple[int, ...], times: int) -> bo
 def _places(graph: Graph) -> Iterator[str]:
     """Tensors that everything on its way to the maps passes through, in their order."""
     (start,) = graph.inputs
-    nodes = nodes_between(graph, start, _MAPS)
     depends = varying(graph, [start])
-    last_use = {name: index for index, node in enumerate(nodes) for name in node.inputs}
-    alive = {start}
+    nodes = [it for it in nodes_between(graph, [start], _MAPS) if it.outputs[0] in depends]
     convolved = False
-    for index, node in enumerate(nodes[:-1]):
-        made = node.outputs[0]
-        if made not in depends:
-            continue
+    for node, alive in alive_behind(nodes, start, _MAPS):
         convolved = convolved or node.operator == "Conv"
-        alive = {name for name in (*alive, made) if last_use.get(name, -1) > index}
-        if alive == {made} and convolved and node.operator not in _LINEAR:
+        made = node.outputs[0]
+        if alive == (made,) and made != _MAPS and convolved and node.operator not in _LINEAR:
             yield made
 
 
