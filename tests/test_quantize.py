@@ -5,18 +5,12 @@ The network is made here: a fire block and a residual block, its head fitted to 
 
 from __future__ import annotations
 
-import gc
 import json
-import os
 import shutil
-import subprocess
-import sys
-import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -25,189 +19,42 @@ from PIL import Image
 onnx = pytest.importorskip("onnx", reason="the workstation side needs extra export")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the workstation side needs extra export")
 
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 from onnxruntime.quantization import (
     CalibrationDataReader,
     QuantFormat,
     QuantType,
     quantize_static,
 )
+from tiny_network import draw_data, fitted, graph, pixels, quantize_command, run, saved, weights
 
 from deepcovid_edge import backends
 from deepcovid_edge.backends import fastest_verified, load_backend
 from deepcovid_edge.dataset import dataset_sha256, load_dataset
-from deepcovid_edge.errors import DataError, ModelFileError, UsageError
-from deepcovid_edge.images import read_radiograph
+from deepcovid_edge.errors import ModelFileError, UsageError
 from deepcovid_edge.manifest import (
     METADATA_KEY,
-    Band,
-    InputSpec,
     ModelManifest,
     file_sha256,
     read_manifest,
 )
-from deepcovid_edge.phantom import draw_phantom
-from deepcovid_edge.preprocess import prepare
 from deepcovid_edge.typed import check_typed
 from deepcovid_edge.verify import CHANGED
-from deepcovid_export.calibration import BINS, FilmBatches, Histogram, channel_peaks, choose_films
-from deepcovid_export.equalise import equalise, find_pairs
+from deepcovid_export.calibration import choose_films
 from deepcovid_export.int8_graph import residual_adds
 from deepcovid_export.lowering import Lowered
 from deepcovid_export.quantize import MAX_ERROR, QuantizeSettings, quantize
-from deepcovid_export.typed_graph import finished
 
-SPEC = InputSpec(64, 64)
-RECIPE = {"recipe": {"classes": {"clear": ["clear"], "hazy": ["hazy", "hazier"]}}}
-MANIFEST = ModelManifest(
-    *("tiny", "tiny", ("clear", "hazy"), "hazy", 0.5),
-    band=Band(0.4, 0.6, {"rule": "by hand"}),
-    input=SPEC,
-    training=RECIPE,
-)
 FLAVOURS = {
     "fp16": Lowered("fp16"),
     "int8-tensorrt": Lowered("int8", "tensorrt"),
     "int8-cpu": Lowered("int8", "cpu"),
 }
-Arrays = dict[str, NDArray[np.float32]]
-
-
-# The network ---------------------------------------------------------------------------------
-
-
-def weights(*, spoilt: tuple[str, ...] = ()) -> Arrays:
-    """Random weights. A spoilt layer has large ones on a silent channel: INT8 rounds all else off.
-
-    Args:
-        spoilt: Layers among `squeeze` and `main1`.
-    """
-    draw = np.random.default_rng(3)
-
-    def kernel(out: int, into: int, size: int) -> NDArray[np.float32]:
-        scale = np.sqrt(2 / (into * size * size))
-        return draw.normal(0, scale, (out, into, size, size)).astype(np.float32)
-
-    shapes = {
-        "first": (8, 1, 3),
-        "squeeze": (8, 8, 1),
-        "expand1": (8, 8, 1),
-        "expand3": (8, 8, 3),
-        "main1": (16, 16, 3),
-        "main2": (16, 16, 3),
-        "shortcut": (16, 16, 1),
-        "maps": (2, 16, 1),
-    }
-    made = {f"{name}.weight": kernel(*shape) for name, shape in shapes.items()}
-    made |= {f"{name}.bias": np.full(shape[0], 0.05, np.float32) for name, shape in shapes.items()}
-    if spoilt:  # channel 0 of the layers before is silent
-        for name in ("first", "expand1"):
-            made[f"{name}.weight"][0] = 0
-            made[f"{name}.bias"][0] = -1
-    for name in spoilt:
-        made[f"{name}.weight"][:, 0] = 1e4
-    return made
-
-
-def graph(arrays: Arrays) -> Any:
-    """The network: uint8 films to logits and activation maps, as `export` writes them."""
-    nodes: list[Any] = []
-
-    def add(kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        nodes.append(helper.make_node(kind, inputs, [output], f"node_{output}", **attributes))
-        return output
-
-    def convolve(name: str, source: str, *, relu: bool = True, stride: int = 1) -> str:
-        margin = arrays[f"{name}.weight"].shape[2] // 2
-        output = name if name != "maps" else "activation_maps"
-        layout = {"pads": [margin] * 4, "strides": [stride] * 2}
-        add("Conv", [source, f"{name}.weight", f"{name}.bias"], output, **layout)
-        return add("Relu", [output], f"{name}_relu") if relu else output
-
-    add("Cast", ["images"], "cast", to=TensorProto.FLOAT)
-    add("Unsqueeze", ["cast", "axis"], "grey")
-    add("Mul", ["grey", "scale"], "scaled")
-    add("Sub", ["scaled", "mean"], "normalised")
-    tensor = convolve("first", "normalised", stride=2)
-    tensor = add("MaxPool", [tensor], "pooled", kernel_shape=[2, 2], strides=[2, 2])
-    tensor = convolve("squeeze", tensor)
-    tensor = add(
-        "Concat", [convolve("expand1", tensor), convolve("expand3", tensor)], "cat", axis=1
-    )
-    main = convolve("main2", convolve("main1", tensor), relu=False)
-    tensor = add("Add", [main, convolve("shortcut", tensor, relu=False)], "sum")
-    maps = convolve("maps", add("Relu", [tensor], "features"), relu=False)
-    add("ReduceMean", [maps, "space"], "logits", keepdims=0)
-    constants = {
-        **arrays,
-        "axis": np.array([1], np.int64),
-        "space": np.array([2, 3], np.int64),
-        "scale": np.array(1 / 58, np.float32),
-        "mean": np.array(2.0, np.float32),
-    }
-    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 64, 64])
-    outputs = [
-        helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2]),
-        helper.make_tensor_value_info("activation_maps", TensorProto.FLOAT, ["batch", 2, 16, 16]),
-    ]
-    stored = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    body = helper.make_graph(nodes, "tiny", [images], outputs, stored)
-    return helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-
-
-def run(model: Any, films: NDArray[np.uint8], output: str = "logits") -> NDArray[np.float32]:
-    if output not in {item.name for item in model.graph.output}:
-        model = type(model).FromString(model.SerializeToString())
-        model.graph.output.append(onnx.ValueInfoProto(name=output))
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    values: NDArray[np.float32] = session.run([output], {"images": films})[0]
-    return values
-
-
-def fitted(arrays: Arrays, data: Path) -> Arrays:
-    """The head along the line between the classes, so that they stand well apart."""
-    films = load_dataset(data, split="train")
-    features = run(graph(arrays), pixels(films), "features").mean(axis=(2, 3))
-    clear = np.array([film.label == "clear" for film in films])
-    apart = features[clear].mean(axis=0) - features[~clear].mean(axis=0)
-    kernel = 3 * apart / (apart @ apart)
-    head = np.stack([kernel, -kernel]).astype(np.float32)
-    middle = (features[clear].mean(axis=0) + features[~clear].mean(axis=0)) / 2
-    bias = (-head @ middle).astype(np.float32)
-    return {**arrays, "maps.weight": head[:, :, None, None], "maps.bias": bias}
-
-
-def pixels(films: Any) -> NDArray[np.uint8]:
-    return np.stack([prepare(read_radiograph(film.path), SPEC) for film in films])
-
-
-def saved(path: Path, model: Any, manifest: ModelManifest = MANIFEST) -> Path:
-    onnx.save(finished(model, manifest), path)
-    return path
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 films to calibrate on, 16 to judge on, as folders of splits."""
-    folder = tmp_path_factory.mktemp("data")
-    phantoms = [cv2.resize(draw_phantom(seed), (160, 160)).astype(float) for seed in range(3)]
-    y, x = np.mgrid[0:160, 0:160] / 160
-    for seed in range(20):
-        draw = np.random.default_rng(seed)
-        split = "train" if seed < 12 else "val"
-        for label in ("clear", "hazy"):
-            film = phantoms[seed % 3] * draw.uniform(0.9, 1.1) + draw.normal(0, 4, (160, 160))
-            if label == "hazy":
-                for side in (0.3, 0.7):
-                    far = (x - side) ** 2 + (y - draw.uniform(0.4, 0.5)) ** 2
-                    film += 110 * np.exp(-far / 0.02)
-            place = folder / split / label
-            place.mkdir(parents=True, exist_ok=True)
-            grey = np.clip(film, 0, 255).astype(np.uint8)
-            Image.fromarray(grey).save(place / f"{label}{seed:02d}.png")
-    return folder
+    return draw_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -234,12 +81,6 @@ def made(parent: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         assert done.output == path, done.report["failed"]
         outcome[name] = Made(path, onnx.load(path), read_manifest(path))
     return outcome
-
-
-def command(*arguments: object, seed: str = "0", cwd: Path | None = None) -> Any:
-    line = [sys.executable, "-m", "deepcovid_edge", "quantize", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONHASHSEED": seed}
-    return subprocess.run(line, capture_output=True, text=True, env=environment, cwd=cwd)
 
 
 # What the files hold -------------------------------------------------------------------------
@@ -355,10 +196,10 @@ def test_int8_for_cpus_has_uint8_activations_and_integer_biases(made: dict[str, 
     }
     assert kinds == {"uint8"}
     biases = [value for name, value in stored.items() if name.endswith(".bias_quantized")]
-    assert len(biases) == 7
+    assert len(biases) == 6
     assert {value.dtype.name for value in biases} == {"int32"}
     assert stored["maps.weight"].dtype == np.float32
-    assert made["int8-cpu"].manifest.quantization["never_lowered"] == ["maps"]
+    assert made["int8-cpu"].manifest.quantization["never_lowered"] == ["first", "maps"]
     scales = {name: stored[f"{name}_scale"] for name in ("cat", "expand1_relu", "expand3_relu")}
     assert len({float(value) for value in scales.values()}) == 1  # Concat only moves bytes
 
@@ -370,7 +211,7 @@ def test_same_inputs_give_the_same_bytes(
         _, target = flavour.split("-")
         output = tmp_path / f"{flavour}.onnx"
         options = ["--precision", "int8", "--for", target, "--calibration", data, "-o", output]
-        done = command(parent, *options, seed=str(seed))
+        done = quantize_command(parent, *options, seed=str(seed))
         assert done.returncode == 0, done.stderr
         assert output.read_bytes() == made[flavour].path.read_bytes()
 
@@ -454,147 +295,6 @@ def test_residual_additions_are_fused_or_left_in_float(
         check_typed(path)
 
 
-# Which films calibrate -----------------------------------------------------------------------
-
-
-def test_films_are_balanced_over_classes_and_labels_and_always_the_same(
-    data: Path, tmp_path: Path
-) -> None:
-    copy = tmp_path / "data"
-    shutil.copytree(data, copy)
-    (copy / "train/hazier").mkdir()
-    for path in sorted((copy / "train/hazy").iterdir())[:6]:
-        path.rename(copy / "train/hazier" / path.name)
-    for path in sorted((copy / "train/clear").iterdir()):
-        shutil.copy(path, path.with_stem(path.stem + "_again"))
-    chosen = choose_films(copy, MANIFEST, 18)
-    assert chosen.by_class == {"clear": 9, "hazy": 9}
-    assert chosen.split == "train"
-    labels = [film.label for film in chosen.films]
-    assert (labels.count("clear"), labels.count("hazy"), labels.count("hazier")) == (9, 5, 4)
-    assert labels[::2] == ["clear"] * 9  # any first few are balanced, too
-    again = choose_films(copy, MANIFEST, 18)
-    assert [film.path for film in again.films] == [film.path for film in chosen.films]
-    assert not any("/val/" in str(film.path) for film in chosen.films)
-
-
-def test_a_broken_film_is_passed_over(data: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "data"
-    shutil.copytree(data, copy)
-    for seed in range(3):
-        (copy / f"train/clear/clear{seed:02d}.png").write_bytes(b"no film")
-    chosen = choose_films(copy, MANIFEST, 128)
-    assert chosen.by_class == {"clear": 9, "hazy": 9}
-    assert set(chosen.refused.values()) == {"E_NOT_IMAGE"}
-    assert len(chosen.refused) == 3
-
-
-def test_three_films_are_too_few_and_the_error_says_how_many_are_needed(
-    parent: Path, data: Path, tmp_path: Path
-) -> None:
-    copy = tmp_path / "few"
-    (copy / "clear").mkdir(parents=True)
-    (copy / "hazy").mkdir()
-    for name in ("clear/clear00.png", "clear/clear01.png", "hazy/hazy00.png"):
-        shutil.copy(data / "train" / name, copy / name)
-    with pytest.raises(DataError) as error:
-        choose_films(copy, MANIFEST, 128)
-    assert str(error.value) == (
-        f"{copy}: got 3 calibration films (clear 2, hazy 1), expected at least 16, that is 8 of "
-        "each class: add labelled films of these classes"
-    )
-    options = ["--precision", "int8", "--calibration", copy, "--gate", data]
-    done = command(parent, *options, cwd=tmp_path)
-    assert done.returncode == 1
-    assert "got 3 calibration films (clear 2, hazy 1), expected at least 16" in done.stderr
-    assert not list(tmp_path.glob("*.onnx"))
-
-
-def test_a_class_without_films_is_an_error(data: Path, tmp_path: Path) -> None:
-    shutil.copytree(data / "train/clear", tmp_path / "data/clear")
-    with pytest.raises(DataError, match=r"\(clear 12, hazy 0\), expected at least 16"):
-        choose_films(tmp_path / "data", MANIFEST, 128)
-
-
-def test_films_to_judge_on_never_calibrate(parent: Path, data: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is the split 'val'"):
-        choose_films(data / "val", MANIFEST, 128)
-    shutil.copytree(data / "val", tmp_path / "data/val")
-    shutil.copytree(data / "val", tmp_path / "data/test")
-    with pytest.raises(
-        DataError, match="has the splits test, val; films to calibrate on come from"
-    ):
-        choose_films(tmp_path / "data", MANIFEST, 128)
-    with pytest.raises(DataError, match="has a part in making the file"):
-        quantize(parent, data, gate=data / "train")
-    with pytest.raises(UsageError, match="has no splits, expected 'val' to judge on"):
-        quantize(parent, data / "train")
-
-
-def test_films_are_read_batch_by_batch_and_let_go(data: Path) -> None:
-    films = load_dataset(data, split="train")
-    batches = iter(FilmBatches(films, SPEC))
-    first = next(batches)
-    assert first.shape == (8, 64, 64)
-    seen = weakref.ref(first)
-    del first
-    gc.collect()
-    assert seen() is None
-    assert sum(len(batch) for batch in batches) == len(films) - 8
-
-
-# What decides the ranges ---------------------------------------------------------------------
-
-
-def test_histogram_counts_every_value_while_its_reach_grows() -> None:
-    draw = np.random.default_rng(0)
-    parts = [draw.normal(0, scale, 5000).astype(np.float32) for scale in (0.01, 3, 40)]
-    histogram = Histogram()
-    for part in parts:
-        histogram.add(part)
-    values = np.concatenate(parts)
-    assert (histogram.lowest, histogram.highest) == (values.min(), values.max())
-    expected, _ = np.histogram(values, BINS, range=(-histogram._reach, histogram._reach))
-    assert np.abs(np.cumsum(histogram._counts) - np.cumsum(expected)).max() <= 2  # at bins' edges
-
-
-def test_best_range_cuts_off_a_rare_outlier_and_nothing_else() -> None:
-    draw = np.random.default_rng(0)
-    even = Histogram()
-    even.add(draw.uniform(0, 10, 100_000).astype(np.float32))
-    assert even.best_range(symmetric=False)[1] == pytest.approx(10, rel=0.02)
-    rare = Histogram()
-    rare.add(np.append(draw.uniform(0, 10, 100_000), 25).astype(np.float32))
-    low, high = rare.best_range(symmetric=True)
-    assert low == -high
-    assert 9 < high < 20
-
-
-def test_equalising_changes_no_bit_of_what_the_network_says(parent: Path, data: Path) -> None:
-    model = onnx.load(parent)
-    loud = {item.name: item for item in model.graph.initializer}["squeeze.bias"]
-    values = numpy_helper.to_array(loud).copy()
-    values[3] = 50
-    loud.CopyFrom(numpy_helper.from_array(values, loud.name))
-    films = load_dataset(data, split="train")
-    pairs = find_pairs(model)
-    assert [pair.producer.output[0] for pair in pairs] == [
-        "first",
-        "squeeze",
-        "expand1",
-        "expand3",
-        "main1",
-    ]
-    tensors = [pair.activation for pair in pairs]
-    batches = FilmBatches(films, SPEC)
-    peaks = channel_peaks(model, tensors, batches)
-    even = equalise(model, peaks)
-    after = channel_peaks(even, tensors, batches)
-    assert np.ptp(after["squeeze_relu"]) < np.ptp(peaks["squeeze_relu"]) / 4
-    seen = pixels(films)
-    assert np.array_equal(run(even, seen), run(model, seen))
-
-
 # When a layer costs too much, and when nothing is written ------------------------------------
 
 
@@ -632,8 +332,8 @@ def test_a_layer_left_out_for_a_cpu_is_not_quantised_by_onnxruntime_behind_our_b
     onnxruntime.InferenceSession(str(done.output), options, providers=["CPUExecutionProvider"])
     nodes = onnx.load(tmp_path / "optimised.onnx").graph.node
     floats = {node.input[1] for node in nodes if node.op_type in ("Conv", "FusedConv")}
-    assert floats == {"main1.weight", "maps.weight"}
-    assert sum(node.op_type == "QLinearConv" for node in nodes) == 6
+    assert floats == {"first.weight", "main1.weight", "maps.weight"}
+    assert sum(node.op_type == "QLinearConv" for node in nodes) == 5
 
 
 def test_rest_in_fp32_keeps_left_out_layers_in_fp32(data: Path, tmp_path: Path) -> None:
@@ -649,7 +349,7 @@ def test_exit_code_3_and_no_file_if_the_gate_cannot_be_passed(data: Path, tmp_pa
     arrays = fitted(weights(spoilt=("squeeze", "main1")), data)
     spoilt = saved(tmp_path / "spoilt.onnx", graph(arrays))
     options = ["--precision", "int8", "--calibration", data, "--max-left-out", 0]
-    done = command(spoilt, *options, "--sensitivity", "--json", cwd=tmp_path)
+    done = quantize_command(spoilt, *options, "--sensitivity", "--json", cwd=tmp_path)
     assert done.returncode == 3, done.stderr
     assert "not written: the gate does not let it pass" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["spoilt.onnx"]
@@ -783,7 +483,7 @@ def test_auto_passes_over_a_form_of_another_model_or_without_proof(
 
 def test_films_that_made_the_file_prove_nothing(parent: Path, data: Path, tmp_path: Path) -> None:
     options = ["--precision", "int8", "--for", "cpu", "--calibration", data]
-    done = command(parent, *options, "--verify", data, "--split", "val", cwd=tmp_path)
+    done = quantize_command(parent, *options, "--verify", data, "--split", "val", cwd=tmp_path)
     assert done.returncode == 1
     assert "has a part in making the file: judge on other films with --verify" in done.stderr
 
@@ -795,7 +495,7 @@ def test_too_few_films_to_prove_it_are_said_to_be_so(
     for path in sorted(other.rglob("*-[1-9]*.png")):
         path.unlink()
     options = ["--precision", "int8", "--for", "cpu", "--calibration", data, "--verify", other]
-    done = command(parent, *options, "-o", "out.onnx", cwd=tmp_path)
+    done = quantize_command(parent, *options, "-o", "out.onnx", cwd=tmp_path)
     assert done.returncode == 3
     assert "verified on other films: insufficient, 0 of 16 decisions turned" in done.stderr
     assert not read_manifest(tmp_path / "out.onnx").is_verified

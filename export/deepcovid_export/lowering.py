@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import onnx
 
@@ -12,7 +13,9 @@ from deepcovid_export.calibration import FilmBatches, best_ranges, channel_peaks
 from deepcovid_export.equalise import equalise, find_pairs
 from deepcovid_export.fp16_graph import rest_to_fp16, to_fp16
 from deepcovid_export.int8_graph import residual_adds, to_int8_cpu, to_int8_tensorrt
+from deepcovid_export.sensitivity import PROBE_BATCHES
 from deepcovid_export.typed_graph import INT8_OPSET, find_layers, with_opset
+from deepcovid_export.weight_fit import fit_weights
 
 PRECISIONS = ("fp16", "int8")
 TARGETS = ("tensorrt", "cpu")
@@ -21,6 +24,10 @@ FLAVOURS = {
     ("int8", "tensorrt"): "Q/DQ, int8, symmetric, weights per channel, bias in float",
     ("int8", "cpu"): "Q/DQ, uint8 activations, int8 weights per channel, int32 bias",
 }
+_MULTIPLIED_AT_ONCE = 4
+"""Products that one lane of VPDPBUSD (x86) or SDOT (Arm) sums."""
+FIT_BATCHES = 16
+"""Weights are fitted on at most so many batches of calibration films."""
 _SHOWN_TO_CPU = ("Conv", "Relu", "MaxPool", "Concat", "Add")
 
 
@@ -78,6 +85,9 @@ class Lowering:
             symmetric = lowered.target == "tensorrt"
             shown = list(_shown(self._model, lowered))
             self._ranges = best_ranges(self._model, shown, batches, symmetric=symmetric)
+            # Films that no probe sees, where there are as many: it measures what the fit is worth.
+            few = (islice(batches, first, first + FIT_BATCHES) for first in (PROBE_BATCHES, 0))
+            self._films = next(filter(None, map(list, few)), [])
 
     def write(
         self, layers: Collection[str], *, fused_adds: bool = False, alone: bool = False
@@ -91,20 +101,36 @@ class Lowering:
         """
         if self.lowered.precision == "fp16":
             return to_fp16(self._model, layers)
+
+        def lower(model: onnx.ModelProto) -> onnx.ModelProto:
+            return self._to_int8(model, layers, fused_adds=fused_adds, alone=alone)
+
+        return lower(fit_weights(self._model, layers, lower, self._films))
+
+    def _to_int8(
+        self, model: onnx.ModelProto, layers: Collection[str], *, fused_adds: bool, alone: bool
+    ) -> onnx.ModelProto:
         if self.lowered.target == "cpu":
-            return to_int8_cpu(self._model, self._ranges, layers, alone=alone)
-        typed = to_int8_tensorrt(self._model, self._ranges, layers, fused_adds=fused_adds)
-        others = set(find_layers(self._model)) - set(layers)
+            return to_int8_cpu(model, self._ranges, layers, alone=alone)
+        typed = to_int8_tensorrt(model, self._ranges, layers, fused_adds=fused_adds)
+        others = set(find_layers(model)) - set(layers)
         if self.lowered.rest == "fp16" and others and not alone:
             return rest_to_fp16(typed, others)
         return typed
 
 
 def _lowerable(model: onnx.ModelProto, lowered: Lowered) -> Iterator[str]:
-    """Layers that may be lowered: on a CPU not the last, whose output leaves the graph in float."""
+    """Layers that may be lowered.
+
+    On a CPU not the last, whose output leaves the graph in float, and none of fewer channels than
+    its INT8 instructions multiply at once: it would gain no time, and a grey film's first layer is
+    among the costliest in accuracy.
+    """
     outputs = {output.name for output in model.graph.output}
+    channels = {item.name: item.dims[1] for item in model.graph.initializer if len(item.dims) == 4}
     for name, node in find_layers(model).items():
-        if lowered.target != "cpu" or node.output[0] not in outputs:
+        fills = channels.get(node.input[1], 0) >= _MULTIPLIED_AT_ONCE
+        if lowered.target != "cpu" or (fills and node.output[0] not in outputs):
             yield name
 
 

@@ -1,0 +1,240 @@
+"""INT8 weights fitted to what the layer is to give, not rounded one by one.
+
+Layer by layer, in the graph's order, on calibration films:
+
+1. The weights move so that the layer gives, from what the lowered network hands it, what the FP32
+   layer gives from its own input: the errors made before it are partly undone. This is a ridge
+   regression towards the weights as they were (the asymmetric calibration of Li et al. 2025,
+   GPTAQ, in closed form).
+2. They are rounded column by column, and the columns that are still to be rounded make good what
+   each rounding spoilt (Frantar et al. 2023, GPTQ, algorithm 1; columns by falling energy).
+3. The bias takes the mean that is left (Nagel et al. 2019, Data-Free Quantization Through Weight
+   Equalization and Bias Correction, section 4.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import onnx
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from deepcovid_export.calibration import open_session
+from deepcovid_export.typed_graph import find_layers
+
+Array = NDArray[np.float64]
+RIDGE = 1.0
+"""How strongly weights hold to where they were, over the mean energy of the inputs."""
+_DAMPING = 0.01
+"""GPTQ's: what is added to the diagonal, over its mean."""
+_BLOCK = 128
+"""Columns whose errors are passed on together, as GPTQ does: one product instead of many."""
+_STEPS = 127
+_SAMPLES, _SAMPLES_AN_INPUT = 8192, 4
+"""Places of the films that a layer is fitted on: so many, or so many for each of its inputs."""
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A convolution that can be fitted: one group, no dilation."""
+
+    node: onnx.NodeProto
+    kernel: tuple[int, ...]
+    inputs: int
+    strides: tuple[int, ...]
+    pads: tuple[int, ...]
+
+    @classmethod
+    def of(cls, node: onnx.NodeProto, shape: Sequence[int]) -> _Layer | None:
+        found = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+        plain = found.get("group", 1) == 1 and set(found.get("dilations", [1])) == {1}
+        padded = found.get("auto_pad", b"NOTSET") == b"NOTSET"
+        if len(shape) != 4 or not (plain and padded):
+            return None
+        strides, pads = found.get("strides", [1, 1]), found.get("pads", [0] * 4)
+        kernel = tuple(shape[2:])
+        return cls(node, kernel, int(np.prod(shape[1:])), tuple(strides), tuple(pads))
+
+    def seen(self, tensor: NDArray[np.float32], share: float, seed: int) -> NDArray[np.float32]:
+        """What the kernel sees at some places, of shape (places, inputs).
+
+        Args:
+            tensor: The layer's input, of shape (N, channels, h, w).
+            share: Share of its places.
+            seed: The same seed chooses the same places.
+        """
+        top, left, bottom, right = self.pads
+        padded = np.pad(tensor, ((0, 0), (0, 0), (top, bottom), (left, right)))
+        views = sliding_window_view(padded, self.kernel, axis=(2, 3))
+        views = views[:, :, :: self.strides[0], :: self.strides[1]]
+        count, _, rows, columns = views.shape[:4]
+        places = count * rows * columns
+        chosen = np.random.default_rng(seed).permutation(places)[: max(1, round(share * places))]
+        film, row, column = np.unravel_index(np.sort(chosen), (count, rows, columns))
+        return views[film, :, row, column].reshape(len(chosen), -1)
+
+
+@dataclass
+class _Moments:
+    """Means over places of the layer's inputs x (FP32) and y (lowered), and of their products."""
+
+    yy: Array
+    xy: Array
+    x: Array
+    y: Array
+    count: int = 0
+
+    @classmethod
+    def none(cls, inputs: int) -> _Moments:
+        square, row = (inputs, inputs), (inputs,)
+        return cls(np.zeros(square), np.zeros(square), np.zeros(row), np.zeros(row))
+
+    def add(self, x: NDArray[np.float32], y: NDArray[np.float32]) -> None:
+        self.yy += y.T @ y
+        self.xy += x.T @ y
+        self.x += x.sum(axis=0)
+        self.y += y.sum(axis=0)
+        self.count += len(x)
+
+    def means(self) -> tuple[Array, Array, Array, Array]:
+        return self.yy / self.count, self.xy / self.count, self.x / self.count, self.y / self.count
+
+
+def fit_weights(
+    model: onnx.ModelProto,
+    layers: Collection[str],
+    lower: Callable[[onnx.ModelProto], onnx.ModelProto],
+    films: Sequence[NDArray[np.uint8]],
+) -> onnx.ModelProto:
+    """A copy of a network whose weights, once lowered, give what the network gave.
+
+    Args:
+        model: The FP32 network.
+        layers: Layers that `lower` writes in INT8, by name; their weights lie on its grid after.
+        lower: Writes a network of the same nodes in INT8.
+        films: Batches of prepared films, of shape (N, h, w).
+    """
+    fitted = onnx.ModelProto()
+    fitted.CopyFrom(model)
+    constants = {item.name: item for item in fitted.graph.initializer}
+    for tensor, group in _by_input(fitted, layers):
+        moments = _moments(tensor, group, model, lower(fitted), films)
+        for layer, seen in zip(group, moments, strict=True):
+            _fit(layer, seen, constants)
+    return fitted
+
+
+def _by_input(
+    model: onnx.ModelProto, layers: Collection[str]
+) -> Iterator[tuple[str, list[_Layer]]]:
+    """Layers in the graph's order, neighbours of one input together."""
+    shapes = {item.name: item.dims for item in model.graph.initializer}
+    found = (
+        _Layer.of(node, shapes[node.input[1]])
+        for name, node in find_layers(model).items()
+        if name in layers
+    )
+    for tensor, group in groupby(filter(None, found), key=lambda layer: layer.node.input[0]):
+        yield tensor, list(group)
+
+
+def _moments(
+    tensor: str,
+    group: Sequence[_Layer],
+    model: onnx.ModelProto,
+    lowered: onnx.ModelProto,
+    films: Sequence[NDArray[np.uint8]],
+) -> list[_Moments]:
+    nodes = {node.name: node for node in lowered.graph.node}
+    sources = [(model, tensor), (lowered, nodes[group[0].node.name].input[0])]
+    sessions = [open_session(_up_to(part, name)) for part, name in sources]
+    totals = [_Moments.none(layer.inputs) for layer in group]
+    for seed, batch in enumerate(films):
+        x, y = (session.run(None, {"images": batch})[0] for session in sessions)
+        for layer, total in zip(group, totals, strict=True):
+            places = x.shape[0] * x.shape[2] * x.shape[3] / np.prod(layer.strides) * len(films)
+            share = min(1.0, max(_SAMPLES, _SAMPLES_AN_INPUT * layer.inputs) / places)
+            total.add(layer.seen(x, share, seed), layer.seen(y, share, seed))
+    return totals
+
+
+def _up_to(model: onnx.ModelProto, tensor: str) -> onnx.ModelProto:
+    """The network with a tensor for its one output."""
+    part = onnx.ModelProto()
+    part.CopyFrom(model)
+    del part.graph.output[:]
+    part.graph.output.append(onnx.ValueInfoProto(name=tensor))
+    return part
+
+
+def _fit(layer: _Layer, seen: _Moments, constants: dict[str, onnx.TensorProto]) -> None:
+    weights = numpy_helper.to_array(constants[layer.node.input[1]])
+    was = weights.reshape(len(weights), -1).astype(np.float64)
+    yy, xy, x, y = seen.means()
+    has_bias = len(layer.node.input) > 2
+    if has_bias:  # it takes care of the means
+        moved = _moved(was, yy - np.outer(y, y), xy - np.outer(x, y))
+    else:
+        moved = _moved(was, yy, xy)
+    kept = on_grid(moved, yy)
+    _store(constants[layer.node.input[1]], kept.reshape(weights.shape))
+    if has_bias:
+        bias = constants[layer.node.input[2]]
+        _store(bias, numpy_helper.to_array(bias) + was @ x - kept @ y)
+
+
+def _moved(weights: Array, yy: Array, xy: Array) -> Array:
+    """The W that makes |weights x - W y|^2 + ridge |W - weights|^2 smallest."""
+    ridge = RIDGE * np.mean(np.diag(yy)) * np.eye(len(yy))
+    if not ridge.any():  # the layer sees nothing
+        return weights
+    # (yy + ridge) is symmetric: the transposed equation has it on the left.
+    found: Array = np.linalg.solve(yy + ridge, (weights @ (xy + ridge)).T).T
+    return found
+
+
+def on_grid(weights: Array, gram: Array) -> Array:
+    """Round weights to INT8 so that a layer's output suffers least.
+
+    Args:
+        weights: Of shape (outputs, inputs).
+        gram: Mean of the products of the inputs with each other, of shape (inputs, inputs).
+
+    Returns:
+        Weights of the same shape: in each row whole multiples of a 127th of its largest magnitude,
+        which stays where it is, so that a quantiser finds the same steps.
+    """
+    peaks = np.abs(weights).max(axis=1, keepdims=True)
+    steps = np.where(peaks > 0, peaks, 1.0) / _STEPS
+    scaled = weights / steps
+    energy = np.diag(gram)
+    order = np.argsort(-energy, kind="stable")
+    damped = gram + _DAMPING * (np.mean(energy) or 1.0) * np.eye(len(gram))
+    spread = np.linalg.cholesky(np.linalg.inv(damped[np.ix_(order, order)])).T
+    left = scaled[:, order]
+    pinned = np.abs(weights[:, order]) == peaks
+    rounded = np.empty_like(left)
+    for start in range(0, len(order), _BLOCK):
+        stop = min(start + _BLOCK, len(order))
+        errors = np.empty((len(left), stop - start))
+        for column in range(start, stop):
+            value = left[:, column]
+            nearest = np.clip(np.rint(value), -_STEPS, _STEPS)
+            peak = np.sign(scaled[:, order[column]]) * _STEPS
+            rounded[:, column] = np.where(pinned[:, column], peak, nearest)
+            error = (value - rounded[:, column]) / spread[column, column]
+            left[:, column:stop] -= np.outer(error, spread[column, column:stop])
+            errors[:, column - start] = error
+        left[:, stop:] -= errors @ spread[start:stop, stop:]
+    kept = np.empty_like(rounded)
+    kept[:, order] = rounded
+    return kept * steps
+
+
+def _store(constant: onnx.TensorProto, values: Array) -> None:
+    constant.CopyFrom(numpy_helper.from_array(values.astype(np.float32), constant.name))
