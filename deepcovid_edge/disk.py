@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from deepcovid_edge.reasons import Reason
 
 LEAST_FREE_MIB = 64
 """Holds the records of 50,000 refused films, or the heat maps of all films under way."""
+_SECONDS = 0.05
+"""The disk is asked at most this often: far from enough for its last free MiB to be written."""
 _MIB = 1 << 20
 
 
@@ -28,6 +31,7 @@ class DiskGuard:
     def __init__(self, folders: Iterable[Path], least_mib: int = LEAST_FREE_MIB) -> None:
         self._folders = [*dict.fromkeys(folders)]
         self._least = least_mib * _MIB
+        self._looks_again = 0.0
         self.full: str | None = None
 
     def check(self) -> None:
@@ -36,7 +40,10 @@ class DiskGuard:
         Raises:
             ImageRefusedError: There is too little room.
         """
-        self.full = self.full or self._full()
+        now = time.monotonic()
+        if now >= self._looks_again:
+            self._looks_again = now + _SECONDS
+            self.full = self.full or self._full()
         if self.full:
             raise ImageRefusedError(Reason.DISK, self.full)
 

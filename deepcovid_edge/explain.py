@@ -142,9 +142,15 @@ class Explainer:
             return replace(one.record, warnings=warnings)
         started = time.perf_counter()
         places = regions(found, one.film.pixels.shape, self._input)
-        record = self._write(one.record, one.film, found, places)
+        data, overlay = self._write(one.record, one.film, found, places)
         spent = round((spent + time.perf_counter() - started) * 1000, 3)
-        return replace(record, timings_ms={**(record.timings_ms or {}), "heatmap": spent})
+        return replace(
+            one.record,
+            heatmap=data,
+            overlay=overlay,
+            regions=tuple(region.as_dict() for region in places),
+            timings_ms={**(one.record.timings_ms or {}), "heatmap": spent},
+        )
 
     def _maps(self, judged: Sequence[Explained]) -> list[HeatMap | None]:
         if self._occluder is None:
@@ -177,23 +183,18 @@ class Explainer:
 
     def _write(
         self, record: Prediction, film: Radiograph, found: HeatMap, places: list[Region]
-    ) -> Prediction:
+    ) -> tuple[str, str | None]:
+        """Write a film's files; the paths of the map and of its picture."""
         stem = f"{Path(record.path).stem[:_LONGEST_STEM]}-{(record.sha256 or '')[:_HASH_DIGITS]}"
         data = self.settings.folder / f"{stem}.npz"
         write_map(data, found, places, _identity(record))
-        overlay = None
-        if self.settings.overlay:
-            from deepcovid_edge.overlay import draw_overlay, encode_overlay
+        if not self.settings.overlay:
+            return str(data), None
+        from deepcovid_edge.overlay import draw_overlay, encode_overlay
 
-            overlay = str(self.settings.folder / f"{stem}.png")
-            picture = draw_overlay(film, self._input, found, places, record)
-            write_file(Path(overlay), encode_overlay(picture))
-        return replace(
-            record,
-            heatmap=str(data),
-            overlay=overlay,
-            regions=tuple(region.as_dict() for region in places),
-        )
+        overlay = data.with_suffix(".png")
+        write_file(overlay, encode_overlay(draw_overlay(film, self._input, found, places, record)))
+        return str(data), str(overlay)
 
     def close(self) -> None:
         """End the threads."""

@@ -79,25 +79,29 @@ class FilmJudge:
     def read(self, path: Path) -> Film:
         """Read and prepare a film, or refuse it; raises nothing, whatever the file holds."""
         started = time.perf_counter()
-        record = Prediction(path=str(path), run=self.run)
+        sha256: str | None = None
         try:
             if self.disk:
                 self.disk.check()
             file = read_bytes(path)
-            record = replace(record, sha256=file.sha256)
+            sha256 = file.sha256
             radiograph = decode_radiograph(file)
             decoded = time.perf_counter()
             shown = self.change(radiograph) if self.change else radiograph
             pixels = prepare(shown, self.backend.manifest.input)
         except ImageRefusedError as error:
-            return _refused(record, error, started)
+            return _refused(Prediction(str(path), self.run, sha256), error, started)
         except Exception as error:  # whatever one file does, the run goes on and the record says so
-            detail = f"{type(error).__name__}: {error}"
-            return _refused(record, ImageRefusedError(Reason.DECODE, detail), started)
+            refusal = ImageRefusedError(Reason.DECODE, f"{type(error).__name__}: {error}")
+            return _refused(Prediction(str(path), self.run, sha256), refusal, started)
         prepared = time.perf_counter()
-        timings = {"read": _ms(started, decoded), "preprocess": _ms(decoded, prepared)}
-        warnings = (*(caution.code for caution in radiograph.cautions), *self.run.cautions)
-        record = replace(record, warnings=warnings, timings_ms=timings)
+        record = Prediction(
+            str(path),
+            self.run,
+            sha256,
+            warnings=(*(caution.code for caution in radiograph.cautions), *self.run.cautions),
+            timings_ms={"read": _ms(started, decoded), "preprocess": _ms(decoded, prepared)},
+        )
         uid = radiograph.dicom.sop_instance_uid if radiograph.dicom else ""
         return Film(record, pixels, started, radiograph if self.explainer else None, uid)
 

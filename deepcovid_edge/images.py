@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import stat
 import time
 from dataclasses import dataclass
@@ -127,18 +128,18 @@ def read_bytes(path: Path) -> FileBytes:
         ImageRefusedError: The file cannot be opened, is too large, or did not finish arriving.
     """
     try:
-        before = path.stat()
+        before = path.stat()  # a pipe is not even opened: that would set its writer off
         if not stat.S_ISREG(before.st_mode):
             raise ImageRefusedError(Reason.UNREADABLE, "not a regular file")
-        if before.st_size > MAX_FILE_BYTES:
-            raise ImageRefusedError(Reason.TOO_BIG, f"{before.st_size} bytes")
-        if before.st_size > _LARGE_FILE:
-            _check_head(path)
-        data = path.read_bytes()
-        if len(data) != path.stat().st_size:
-            time.sleep(1.0)
-            data = path.read_bytes()
-        grows = len(data) != path.stat().st_size
+        # One handle and few calls: each gives Python's lock away, and waits to have it back.
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            data, grows = _whole(handle, before.st_size)
+            if grows:
+                time.sleep(1.0)
+                data, grows = _whole(handle, os.fstat(handle).st_size)
+        finally:
+            os.close(handle)
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise ImageRefusedError(Reason.UNREADABLE, _cause(error)) from error
     if grows or path.suffix.lower() in _UNFINISHED:
@@ -146,10 +147,20 @@ def read_bytes(path: Path) -> FileBytes:
     return FileBytes(path, data, hashlib.sha256(data).hexdigest())
 
 
-def _check_head(path: Path) -> None:
+def _whole(handle: int, size: int) -> tuple[bytes, bool]:
+    """The content of an open file up to its size, and whether it has another size by now."""
+    if size > MAX_FILE_BYTES:
+        raise ImageRefusedError(Reason.TOO_BIG, f"{size} bytes")
+    if size > _LARGE_FILE:
+        _check_head(os.pread(handle, _HEAD, 0))
+    data = os.pread(handle, size, 0)
+    while len(data) < size and (more := os.pread(handle, size - len(data), len(data))):
+        data += more  # seldom: a regular file gives all that is asked for
+    return data, len(data) != os.fstat(handle).st_size
+
+
+def _check_head(head: bytes) -> None:
     """Refuse a large file that is nothing we know before it is read whole."""
-    with path.open("rb") as stream:
-        head = stream.read(_HEAD)
     if not (known_kind(head) or foreign_format(head) or is_dicom(head)):
         raise ImageRefusedError(Reason.NOT_IMAGE, "a large file of unknown kind")
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def test_a_disk_that_is_full_all_the_same_holds_whole_records(films: Path, tmp_p
 
 def test_once_full_it_stays_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that films after the first refused one are all refused, and a run goes on from there."""
-    free = [9 * _MIB, 7 * _MIB, 90 * _MIB]
+    free, seconds = [9 * _MIB, 7 * _MIB, 90 * _MIB], iter([10.0, 10.01, 10.1, 10.2])
     real = os.statvfs(tmp_path)
 
     def statvfs(_: Path) -> os.statvfs_result:
@@ -106,8 +107,10 @@ def test_once_full_it_stays_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         return os.statvfs_result((*real[:4], blocks, *real[5:]))
 
     monkeypatch.setattr(os, "statvfs", statvfs)
+    monkeypatch.setattr(time, "monotonic", lambda: next(seconds))
     guard = DiskGuard([tmp_path], 8)
-    guard.check()
+    for _ in range(2):  # so soon after, it is not asked again
+        guard.check()
     for _ in range(2):
         with pytest.raises(ImageRefusedError, match="7 MiB free") as caught:
             guard.check()
