@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -28,7 +28,8 @@ BACKENDS = {
     "openvino": "deepcovid_edge.backends.openvino",
     "torch": "deepcovid_export.torch_backend",
 }
-"""Values of `--backend`, and the module of each; of two that run a file, `auto` takes the first."""
+"""Values of `--backend`, and the module of each; of two that run a file, `auto` takes the first
+that is installed."""
 INT8_CPU_SUFFIX = "-int8-cpu"
 """What `quantize --for cpu` adds to a model's file name."""
 PROVIDERS = ("cpu", "cuda", "tensorrt", "rtx")
@@ -148,8 +149,8 @@ def load_backend(
 
     Args:
         path: The model file.
-        backend: Its name, or `auto`: what runs files of this kind. The file itself is run; see
-            `fastest_verified` for a faster form of it.
+        backend: Its name, or `auto`: the first that is installed and runs files of this kind. The
+            file itself is run; see `fastest_verified` for a faster form of it.
         settings: How it is run.
 
     Raises:
@@ -163,13 +164,12 @@ def load_backend(
             f"--backend: got {backend!r}, expected one of {', '.join(('auto', *BACKENDS))}"
         )
     settings = settings or BackendSettings()
-    for name in BACKENDS if backend == "auto" else (backend,):
-        module = import_module(BACKENDS[name])
-        if path.suffix in module.SUFFIXES:
-            if settings.provider and name != "onnxruntime":
-                raise UsageError(f"--provider {settings.provider}: {name} has no providers")
-            loaded: Backend = module.load(path, settings)
-            return loaded
+    if found := _runs(path, backend):
+        name, module = found
+        if settings.provider and name != "onnxruntime":
+            raise UsageError(f"--provider {settings.provider}: {name} has no providers")
+        loaded: Backend = module.load(path, settings)
+        return loaded
     kind = path.suffix or "such"
     if backend != "auto":
         raise ModelFileError(f"{path}: {backend} does not run {kind} files: use --backend auto")
@@ -177,6 +177,18 @@ def load_backend(
         f"{path}: no backend runs {kind} files: expected .onnx (onnxruntime, openvino), .engine "
         "(tensorrt) or .pt (torch)"
     )
+
+
+def _runs(path: Path, backend: str) -> tuple[str, ModuleType] | None:
+    """The backend that was asked for, if it runs the file; of all the first that is installed."""
+    missing = None
+    for name in BACKENDS if backend == "auto" else (backend,):
+        module = import_module(BACKENDS[name])
+        if path.suffix in module.SUFFIXES:
+            if backend != "auto" or module.is_available():
+                return name, module
+            missing = missing or (name, module)  # says what to install
+    return missing
 
 
 def fastest_verified(model: Path) -> Path:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from deepcovid_edge.backends import BackendSettings, load_backend
+from deepcovid_edge.backends import onnxruntime as onnxruntime_module
 from deepcovid_edge.backends import openvino as module
 from deepcovid_edge.cli.main import run
 from deepcovid_edge.dataset import load_dataset
@@ -49,6 +50,18 @@ real_films = pytest.mark.skipif(
 def films() -> np.ndarray:
     drawn = [cv2.resize(draw_phantom(seed, opacities=seed % 3), (224, 224)) for seed in range(9)]
     return np.stack(drawn)
+
+
+def test_auto_takes_it_where_nothing_else_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with load_backend(SQUEEZENET) as first:
+        assert first.name == "onnxruntime-cpu"
+    monkeypatch.setattr(onnxruntime_module, "is_available", lambda: False)
+    with load_backend(SQUEEZENET) as second:
+        assert second.name == "openvino-cpu"
+    monkeypatch.setattr(module, "is_available", lambda: False)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingDependencyError, match="onnxruntime"):
+        load_backend(SQUEEZENET)
 
 
 @pytest.mark.parametrize("model", PARENTS, ids=lambda path: path.stem)
