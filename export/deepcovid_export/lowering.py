@@ -97,7 +97,7 @@ class Lowering:
         Args:
             layers: Names of layers, of `Lowering.layers`.
             fused_adds: Quantise the residual additions as TensorRT fuses them.
-            alone: Lower nothing between the layers, to see what these cost.
+            alone: Lower nothing between the layers and fit no weights, to see what these cost.
         """
         if self.lowered.precision == "fp16":
             return to_fp16(self._model, layers)
@@ -105,6 +105,8 @@ class Lowering:
         def lower(model: onnx.ModelProto) -> onnx.ModelProto:
             return self._to_int8(model, layers, fused_adds=fused_adds, alone=alone)
 
+        if alone:
+            return lower(self._model)
         return lower(fit_weights(self._model, layers, lower, self._films))
 
     def _to_int8(
