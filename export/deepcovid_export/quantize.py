@@ -248,7 +248,9 @@ class _Work:
             "relative_rmse": round(self.error, 6),
         }
         if lowered.precision == "int8":
-            facts["method"] = f"smallest squared error, {BINS} bins; channels equalised; weights fitted"
+            facts["method"] = (
+                f"smallest squared error, {BINS} bins; channels equalised; weights fitted"
+            )
             facts["calibration"] = {
                 "films": len(self._chosen.films),
                 "by_class": self._chosen.by_class,
