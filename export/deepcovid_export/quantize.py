@@ -174,7 +174,6 @@ class _Work:
         self._most = max(1, layers // 3) if limit is None else min(limit, layers)
         if settings.sensitivity:
             self._measure_layers()
-        self.refresh()
 
     def refresh(self) -> None:
         """Write the graph anew."""
@@ -193,6 +192,8 @@ class _Work:
         """Choose how additions are done, then leave layers out until the gate lets it pass."""
         if self._lowering.adds and self.settings.adds == "measured":
             self._choose_adds(judge)
+        else:
+            self.refresh()
         while self.error > MAX_ERROR and self._leave_one_out():
             pass
         report = judge()
@@ -202,18 +203,18 @@ class _Work:
 
     def _choose_adds(self, judge: Callable[[], dict[str, Any]]) -> None:
         """Fused, which TensorRT runs faster, unless it turns more decisions."""
-        reports = {}
+        reports, made = {}, {}
         for name in ADDS[1:]:
             self.fused_adds = name == "fused"
             self.refresh()
-            reports[name] = judge()
+            reports[name], made[name] = judge(), (self.model, self.error)
             self.measured[name] = _figures(reports[name])
             self._say(f"residual additions {name}: {_line(reports[name])}")
         fused, plain = (
             (not _passed(reports[name]), reports[name]["flips"]["count"]) for name in ADDS[1:]
         )
         self.fused_adds = fused <= plain
-        self.refresh()
+        self.model, self.error = made[ADDS[1] if self.fused_adds else ADDS[2]]
 
     def _leave_one_out(self) -> bool:
         """Leave the costliest layer that is lowered in higher precision, if one more may be."""
