@@ -210,11 +210,11 @@ class _Work:
             reports[name], made[name] = judge(), (self.model, self.error)
             self.measured[name] = _figures(reports[name])
             self._say(f"residual additions {name}: {_line(reports[name])}")
-        fused, plain = (
-            (not _passed(reports[name]), reports[name]["flips"]["count"]) for name in ADDS[1:]
-        )
-        self.fused_adds = fused <= plain
-        self.model, self.error = made[ADDS[1] if self.fused_adds else ADDS[2]]
+            if not any(_harm(reports[name])):
+                break  # none is better
+        best = min(reports, key=lambda name: _harm(reports[name]))
+        self.fused_adds = best == "fused"
+        self.model, self.error = made[best]
 
     def _leave_one_out(self) -> bool:
         """Leave the costliest layer that is lowered in higher precision, if one more may be."""
@@ -337,6 +337,11 @@ def _judge(
     rules = GateRules(**manifest.gate)
     with load_backend(place, backend="onnxruntime", settings=_all_cores()) as candidate:
         return verify(reference, candidate, films, rules=rules)
+
+
+def _harm(report: dict[str, Any]) -> tuple[bool, int]:
+    """Whether a report fails, and how many decisions turned."""
+    return not _passed(report), report["flips"]["count"]
 
 
 def _passed(report: dict[str, Any]) -> bool:

@@ -20,6 +20,7 @@ from itertools import groupby
 
 import numpy as np
 import onnx
+import scipy.linalg
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
@@ -79,30 +80,23 @@ class _Layer:
         return views[film, :, row, column].reshape(len(chosen), -1)
 
 
-@dataclass
 class _Moments:
-    """Means over places of the layer's inputs x (FP32) and y (lowered), and of their products."""
+    """What a layer saw at some places of the films: x in the FP32 network, y in the lowered one."""
 
-    yy: Array
-    xy: Array
-    x: Array
-    y: Array
-    count: int = 0
-
-    @classmethod
-    def none(cls, inputs: int) -> _Moments:
-        square, row = (inputs, inputs), (inputs,)
-        return cls(np.zeros(square), np.zeros(square), np.zeros(row), np.zeros(row))
+    def __init__(self) -> None:
+        self._x: list[NDArray[np.float32]] = []
+        self._y: list[NDArray[np.float32]] = []
 
     def add(self, x: NDArray[np.float32], y: NDArray[np.float32]) -> None:
-        self.yy += y.T @ y
-        self.xy += x.T @ y
-        self.x += x.sum(axis=0)
-        self.y += y.sum(axis=0)
-        self.count += len(x)
+        self._x.append(x)
+        self._y.append(y)
 
     def means(self) -> tuple[Array, Array, Array, Array]:
-        return self.yy / self.count, self.xy / self.count, self.x / self.count, self.y / self.count
+        """Over the places, of y with itself, of x with y, of x and of y."""
+        x, y = np.concatenate(self._x), np.concatenate(self._y)
+        products = (part.T @ y / np.float32(len(y)) for part in (y, x))
+        yy, xy = (product.astype(np.float64) for product in products)
+        return yy, xy, x.mean(axis=0, dtype=np.float64), y.mean(axis=0, dtype=np.float64)
 
 
 def fit_weights(
@@ -153,7 +147,7 @@ def _moments(
     nodes = {node.name: node for node in lowered.graph.node}
     sources = [(model, tensor), (lowered, nodes[group[0].node.name].input[0])]
     sessions = [open_session(_up_to(part, name)) for part, name in sources]
-    totals = [_Moments.none(layer.inputs) for layer in group]
+    totals = [_Moments() for _ in group]
     for seed, batch in enumerate(films):
         x, y = (session.run(None, {"images": batch})[0] for session in sessions)
         for layer, total in zip(group, totals, strict=True):
@@ -190,12 +184,34 @@ def _fit(layer: _Layer, seen: _Moments, constants: dict[str, onnx.TensorProto]) 
 
 def _moved(weights: Array, yy: Array, xy: Array) -> Array:
     """The W that makes |weights x - W y|^2 + ridge |W - weights|^2 smallest."""
-    ridge = RIDGE * np.mean(np.diag(yy)) * np.eye(len(yy))
-    if not ridge.any():  # the layer sees nothing
+    ridge = RIDGE * float(np.mean(np.diag(yy)))
+    if not ridge:  # the layer sees nothing
         return weights
-    # (yy + ridge) is symmetric: the transposed equation has it on the left.
-    found: Array = np.linalg.solve(yy + ridge, (weights @ (xy + ridge)).T).T
+    wanted = weights @ xy + ridge * weights
+    # yy + ridge is symmetric: the transposed equation has it on the left.
+    found: Array = np.linalg.solve(_raised(yy, ridge), wanted.T).T
     return found
+
+
+def _raised(matrix: Array, by: float) -> Array:
+    """A matrix with something added to its diagonal."""
+    raised: Array = matrix.copy()
+    raised.flat[:: len(raised) + 1] += by
+    return raised
+
+
+def _upper_of_inverse(matrix: Array) -> Array:
+    """The upper triangle U with U^T U the inverse of a symmetric, positive definite matrix.
+
+    With the order turned round, L L^T the matrix and inv(L) lower: one factorisation and one
+    triangle to invert, where an inverse and its factorisation would take four times as long.
+    """
+    turned = scipy.linalg.cholesky(matrix[::-1, ::-1], lower=True)
+    inverse, failed = scipy.linalg.lapack.dtrtri(turned, lower=1)
+    if failed:
+        raise np.linalg.LinAlgError("singular")
+    upper: Array = inverse[::-1, ::-1]
+    return upper
 
 
 def on_grid(weights: Array, gram: Array) -> Array:
@@ -214,8 +230,8 @@ def on_grid(weights: Array, gram: Array) -> Array:
     scaled = weights / steps
     energy = np.diag(gram)
     order = np.argsort(-energy, kind="stable")
-    damped = gram + _DAMPING * (np.mean(energy) or 1.0) * np.eye(len(gram))
-    spread = np.linalg.cholesky(np.linalg.inv(damped[np.ix_(order, order)])).T
+    damped = _raised(gram[np.ix_(order, order)], _DAMPING * float(np.mean(energy) or 1.0))
+    spread = np.ascontiguousarray(_upper_of_inverse(damped))
     left = scaled[:, order]
     pinned = np.abs(weights[:, order]) == peaks
     rounded = np.empty_like(left)
