@@ -196,11 +196,11 @@ def _forms(model: Path) -> str:
         return ""
     facts = read_manifest(path).quantization
     proof = facts["verified"]
-    kept = ", ".join(f"`{name}`" for name in facts["left_out"]) or "none"
+    kept = ", ".join(f"`{name}`" for name in sorted(facts["left_out"] + facts["never_lowered"]))
     return (
         f"\n| INT8 for CPUs | `{path.name}`, {path.stat().st_size / 1e6:.1f} MB, sha256 "
         f"`{file_sha256(path)}`; on {proof['films']} films of `test` {proof['flips']} decisions "
-        f"turned: {proof['verdict']}; layers left in FP32: {kept} |"
+        f"turned: {proof['verdict']}; layers left in FP32: {kept or 'none'} |"
     )
 
 

@@ -37,10 +37,12 @@ RULES: dict[str, dict[str, Any]] = {
     "fp16": {"max_flips": 0.0, "max_auc_change": 0.001},
     "int8": {"max_flips": 0.01, "max_auc_change": 0.003, "paired_interval": True},
 }
-MAX_ERROR = 0.025
+MAX_ERROR = 0.02
 """Error of the logits over their spread, on calibration films, from which layers are left out.
 
-The few films of a gate show no change that is smaller than their own number; this does.
+The few films of a gate show no change that is smaller than their own number; this does. On the same
+network it came out between 2.1 and 2.8 % for fits that differ by their films alone, and films of
+other hospitals lie further from the ranges: so it is asked to be well below what would pass.
 """
 ADDS = ("measured", "fused", "float")
 Say = Callable[[str], None]
