@@ -51,6 +51,7 @@ SETTINGS = OcclusionSettings()
 CAPTUM = {f"captum_{windows}": windows for windows in (1, 32)}
 BEFORE = 1
 """Rounds of captum alone, by which the peer is chosen."""
+_MEMORY = Path("/dev/shm")
 TIMES = 45
 """The budget is what captum took divided by this."""
 
@@ -221,26 +222,46 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def activation_cost(folder: Path, model: Path, rounds: int) -> dict[str, Any]:
     """What activation maps cost: `infer --heatmap activation` over `infer`, the command itself.
 
-    Each run writes into a new folder; all are deleted at the end, as a disk that is busy deleting
-    makes files slowly.
+    Each run writes into a new folder of this disk, and of a disk in memory where there is one: a
+    map is a file, and what a file costs is the disk's affair (`file_us`). All are deleted at the
+    end, as a disk that is busy deleting makes files slowly.
     """
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as place:
+    figures: dict[str, Any] = {"films": sum(path.is_file() for path in folder.rglob("*"))}
+    for disk, parent in (("disk", Path.cwd()), ("memory", _MEMORY)):
+        if not os.access(parent, os.W_OK):
+            continue
+        with tempfile.TemporaryDirectory(dir=parent) as place:
+            sides = _with_and_without(folder, model, Path(place))
+            seconds = in_turn(sides, ((number,) for number in range(rounds + 1)))
+            figures[disk] = {
+                "seconds": {name: summary(values) for name, values in seconds.items()},
+                "cost": ratio(seconds["with_activation"], seconds["infer"]),
+                "file_us": _file_us(Path(place)),
+            }
+    return figures
 
-        def infer(number: int, *more: str) -> None:
-            own = ["-o", f"{place}/{number}-{len(more)}.jsonl", *more]
-            if code := run(["infer", str(folder), "--model", str(model), *own]):
-                raise SystemExit(f"infer exited with {code}")
 
-        def with_activation(number: int) -> None:
-            infer(number, "--heatmap", "activation", "--heatmap-dir", f"{place}/{number}")
+def _with_and_without(folder: Path, model: Path, place: Path) -> dict[str, Callable[[int], None]]:
+    def infer(number: int, *more: str) -> None:
+        own = ["-o", f"{place}/{number}-{len(more)}.jsonl", *more]
+        if code := run(["infer", str(folder), "--model", str(model), *own]):
+            raise SystemExit(f"infer exited with {code}")
 
-        sides = {"infer": infer, "with_activation": with_activation}
-        seconds = in_turn(sides, ((number,) for number in range(rounds + 1)))
-    return {
-        "films": sum(path.is_file() for path in folder.rglob("*")),
-        "seconds": {name: summary(values) for name, values in seconds.items()},
-        "cost": ratio(seconds["with_activation"], seconds["infer"]),
-    }
+    def with_activation(number: int) -> None:
+        infer(number, "--heatmap", "activation", "--heatmap-dir", f"{place}/{number}")
+
+    return {"infer": infer, "with_activation": with_activation}
+
+
+def _file_us(place: Path, files: int = 500) -> float:
+    """Microseconds in which one thread makes a file of a map's size."""
+    folder = place / "files"
+    folder.mkdir()
+    content = os.urandom(2048)
+    started = time.perf_counter()
+    for number in range(files):
+        (folder / f"{number}.npz").write_bytes(content)
+    return (time.perf_counter() - started) / files * 1e6
 
 
 if __name__ == "__main__":

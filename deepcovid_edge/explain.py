@@ -137,7 +137,7 @@ class Explainer:
         return [self._explained(one, found, share) for one, found in zip(judged, maps, strict=True)]
 
     def _explained(self, one: Explained, found: HeatMap | None, spent: float) -> Prediction:
-        if found is None or not np.isfinite(found.values).all():
+        if found is None or not np.isfinite(found.cells).all():
             warnings = (*one.record.warnings, Caution.NO_HEATMAP.code)
             return replace(one.record, warnings=warnings)
         started = time.perf_counter()

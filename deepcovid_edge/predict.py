@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_CPU_BATCH, _GPU_BATCH = 2, 8
-"""Films an inference. A core gains nothing from more, and then waits for the last batch to fill."""
+_CPU_BATCH, _GPU_BATCH = 4, 8
+"""Films an inference. A core gains nothing from more, and others wait for it at a run's end."""
 GPU_LANES = 2
 """Calls to a GPU at once: while one computes, the other copies."""
 _READY = 2
