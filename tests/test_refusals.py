@@ -415,29 +415,25 @@ def test_picture_above_the_limit_is_refused_though_pillow_would_only_warn(decode
 # --- files that arrive while they are read -----------------------------------------------------
 
 
-class Arriving(type(Path())):  # type: ignore[misc]
-    """A path whose file grows by a byte after each of its first `growths` readings."""
-
-    growths = 0
-
-    def read_bytes(self) -> bytes:
-        data: bytes = super().read_bytes()
-        if type(self).growths > 0:
-            type(self).growths -= 1
-            with self.open("ab") as file:
-                file.write(b"\0")
-        return data
-
-
 @pytest.mark.parametrize(("growths", "refused"), [(1, False), (2, True)])
 def test_growing_file_is_waited_for_once(
     growths: int, refused: bool, tmp_path: Path, pictures: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The file grows by a byte after each of its first `growths` readings."""
     waits: list[float] = []
     monkeypatch.setattr("deepcovid_edge.images.time.sleep", waits.append)
-    monkeypatch.setattr(Arriving, "growths", growths)
-    path = Arriving(tmp_path / "film.jpg")
+    path = tmp_path / "film.jpg"
     path.write_bytes(pictures.encode(pictures.film(), "JPEG"))
+    read, still = os.pread, iter(range(growths))
+
+    def pread(handle: int, size: int, at: int) -> bytes:
+        data = read(handle, size, at)
+        if next(still, None) is not None:
+            with path.open("ab") as file:
+                file.write(b"\0")
+        return data
+
+    monkeypatch.setattr(os, "pread", pread)
     if refused:
         with pytest.raises(ImageRefusedError) as caught:
             read_radiograph(path)
