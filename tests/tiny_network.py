@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from PIL import Image
 
 from deepcovid_edge.dataset import load_dataset
 from deepcovid_edge.images import read_radiograph
-from deepcovid_edge.manifest import Band, InputSpec, ModelManifest
+from deepcovid_edge.manifest import Band, InputSpec, ModelManifest, read_manifest
 from deepcovid_edge.phantom import draw_phantom
 from deepcovid_edge.preprocess import prepare
+from deepcovid_export.lowering import Lowered
+from deepcovid_export.quantize import QuantizeSettings, quantize
 from deepcovid_export.typed_graph import finished
 
 SPEC = InputSpec(64, 64)
@@ -34,7 +37,28 @@ MANIFEST = ModelManifest(
     input=SPEC,
     training=RECIPE,
 )
+FLAVOURS = {
+    "fp16": Lowered("fp16"),
+    "int8-tensorrt": Lowered("int8", "tensorrt"),
+    "int8-cpu": Lowered("int8", "cpu"),
+}
 Arrays = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A form of the network as a file, and what it holds."""
+
+    path: Path
+    model: Any
+    manifest: ModelManifest
+
+
+def make(parent: Path, data: Path, lowered: Lowered, path: Path) -> Made:
+    """A form that the gate let pass."""
+    done = quantize(parent, data, QuantizeSettings(lowered), output=path)
+    assert done.output == path, done.report["failed"]
+    return Made(path, onnx.load(path), read_manifest(path))
 
 
 def weights(*, spoilt: tuple[str, ...] = ()) -> Arrays:

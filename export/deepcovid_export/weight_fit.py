@@ -14,7 +14,7 @@ Layer by layer, in the graph's order, on calibration films:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -25,12 +25,14 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from deepcovid_export.calibration import open_session
+from deepcovid_export.stepwise import Stepwise, Tensor
 from deepcovid_export.typed_graph import find_layers
 
 Array = NDArray[np.float64]
 RIDGE = 1.0
 """How strongly weights hold to where they were, over the mean energy of the inputs."""
+_LEAST_VARIANCE = 0.01
+"""Of the inputs, over their mean energy: a smaller one drowns in the rounding of float32 sums."""
 _DAMPING = 0.01
 """GPTQ's: what is added to the diagonal, over its mean."""
 _BLOCK = 128
@@ -116,9 +118,14 @@ def fit_weights(
     fitted = onnx.ModelProto()
     fitted.CopyFrom(model)
     constants = {item.name: item for item in fitted.graph.initializer}
+    before, after = Stepwise(films), Stepwise(films)
     for tensor, group in _by_input(fitted, layers):
-        moments = _moments(tensor, group, model, lower(fitted), films)
-        for layer, seen in zip(group, moments, strict=True):
+        lowered = lower(fitted)
+        (source,) = (
+            node.input[0] for node in lowered.graph.node if node.name == group[0].node.name
+        )
+        pairs = zip(before.reach(model, tensor), after.reach(lowered, source), strict=True)
+        for layer, seen in zip(group, _moments(group, pairs, len(films)), strict=True):
             _fit(layer, seen, constants)
     return fitted
 
@@ -138,32 +145,16 @@ def _by_input(
 
 
 def _moments(
-    tensor: str,
-    group: Sequence[_Layer],
-    model: onnx.ModelProto,
-    lowered: onnx.ModelProto,
-    films: Sequence[NDArray[np.uint8]],
+    group: Sequence[_Layer], pairs: Iterable[tuple[Tensor, Tensor]], batches: int
 ) -> list[_Moments]:
-    nodes = {node.name: node for node in lowered.graph.node}
-    sources = [(model, tensor), (lowered, nodes[group[0].node.name].input[0])]
-    sessions = [open_session(_up_to(part, name)) for part, name in sources]
+    """What layers of one input saw, from that input in the FP32 and in the lowered network."""
     totals = [_Moments() for _ in group]
-    for seed, batch in enumerate(films):
-        x, y = (session.run(None, {"images": batch})[0] for session in sessions)
+    for seed, (x, y) in enumerate(pairs):
         for layer, total in zip(group, totals, strict=True):
-            places = x.shape[0] * x.shape[2] * x.shape[3] / np.prod(layer.strides) * len(films)
+            places = x.shape[0] * x.shape[2] * x.shape[3] / np.prod(layer.strides) * batches
             share = min(1.0, max(_SAMPLES, _SAMPLES_AN_INPUT * layer.inputs) / places)
             total.add(layer.seen(x, share, seed), layer.seen(y, share, seed))
     return totals
-
-
-def _up_to(model: onnx.ModelProto, tensor: str) -> onnx.ModelProto:
-    """The network with a tensor for its one output."""
-    part = onnx.ModelProto()
-    part.CopyFrom(model)
-    del part.graph.output[:]
-    part.graph.output.append(onnx.ValueInfoProto(name=tensor))
-    return part
 
 
 def _fit(layer: _Layer, seen: _Moments, constants: dict[str, onnx.TensorProto]) -> None:
@@ -171,10 +162,11 @@ def _fit(layer: _Layer, seen: _Moments, constants: dict[str, onnx.TensorProto]) 
     was = weights.reshape(len(weights), -1).astype(np.float64)
     yy, xy, x, y = seen.means()
     has_bias = len(layer.node.input) > 2
+    least = _LEAST_VARIANCE * float(np.mean(np.diag(yy)))
     if has_bias:  # it takes care of the means
-        moved = _moved(was, yy - np.outer(y, y), xy - np.outer(x, y))
+        moved = _moved(was, yy - np.outer(y, y), xy - np.outer(x, y), least)
     else:
-        moved = _moved(was, yy, xy)
+        moved = _moved(was, yy, xy, least)
     kept = on_grid(moved, yy)
     _store(constants[layer.node.input[1]], kept.reshape(weights.shape))
     if has_bias:
@@ -182,14 +174,21 @@ def _fit(layer: _Layer, seen: _Moments, constants: dict[str, onnx.TensorProto]) 
         _store(bias, numpy_helper.to_array(bias) + was @ x - kept @ y)
 
 
-def _moved(weights: Array, yy: Array, xy: Array) -> Array:
-    """The W that makes |weights x - W y|^2 + ridge |W - weights|^2 smallest."""
-    ridge = RIDGE * float(np.mean(np.diag(yy)))
+def _moved(weights: Array, yy: Array, xy: Array, least: float) -> Array:
+    """The W that makes |weights x - W y|^2 + ridge |W - weights|^2 smallest.
+
+    Args:
+        weights: Of shape (outputs, inputs).
+        yy: Mean products of y with itself.
+        xy: Mean products of x with y.
+        least: The smallest mean of the diagonal of `yy` that is told from rounding.
+    """
+    ridge = RIDGE * max(float(np.mean(np.diag(yy))), least)
     if not ridge:  # the layer sees nothing
         return weights
     wanted = weights @ xy + ridge * weights
     # yy + ridge is symmetric: the transposed equation has it on the left.
-    found: Array = np.linalg.solve(_raised(yy, ridge), wanted.T).T
+    found: Array = scipy.linalg.solve(_raised(yy, ridge), wanted.T, assume_a="pos").T
     return found
 
 
@@ -232,23 +231,23 @@ def on_grid(weights: Array, gram: Array) -> Array:
     order = np.argsort(-energy, kind="stable")
     damped = _raised(gram[np.ix_(order, order)], _DAMPING * float(np.mean(energy) or 1.0))
     spread = np.ascontiguousarray(_upper_of_inverse(damped))
-    left = scaled[:, order]
-    pinned = np.abs(weights[:, order]) == peaks
-    rounded = np.empty_like(left)
+    # Columns lie in rows here: each is read and written at one place of the memory.
+    left = np.ascontiguousarray(scaled.T[order])
+    pinned = np.abs(weights.T[order]) == peaks[:, 0]
+    rounded = np.where(pinned, np.sign(left) * _STEPS, 0.0)
     for start in range(0, len(order), _BLOCK):
         stop = min(start + _BLOCK, len(order))
-        errors = np.empty((len(left), stop - start))
+        errors = np.empty((stop - start, left.shape[1]))
         for column in range(start, stop):
-            value = left[:, column]
+            value = left[column]
             nearest = np.clip(np.rint(value), -_STEPS, _STEPS)
-            peak = np.sign(scaled[:, order[column]]) * _STEPS
-            rounded[:, column] = np.where(pinned[:, column], peak, nearest)
-            error = (value - rounded[:, column]) / spread[column, column]
-            left[:, column:stop] -= np.outer(error, spread[column, column:stop])
-            errors[:, column - start] = error
-        left[:, stop:] -= errors @ spread[start:stop, stop:]
-    kept = np.empty_like(rounded)
-    kept[:, order] = rounded
+            rounded[column] = np.where(pinned[column], rounded[column], nearest)
+            error = (value - rounded[column]) / spread[column, column]
+            left[column:stop] -= np.outer(spread[column, column:stop], error)
+            errors[column - start] = error
+        left[stop:] -= spread[start:stop, stop:].T @ errors
+    kept = np.empty_like(weights)
+    kept[:, order] = rounded.T
     return kept * steps
 
 

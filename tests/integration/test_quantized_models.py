@@ -50,16 +50,13 @@ def parent(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="module")
 def forms(parent: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Each form of a network, calibrated on real films, as the command makes it.
-
-    On a quarter of the films that it takes by itself: fitting the weights is what takes time here.
-    """
+    """Each form of a network, calibrated on real films, as the command makes it."""
     folder = tmp_path_factory.mktemp("forms")
     made = {}
     for name, options in FORMS.items():
         made[name] = folder / f"{name}.onnx"
         asked = ["quantize", str(parent), *options, "--calibration", str(XRAY)]
-        assert run([*asked, "--films", "32", "-o", str(made[name])]) == 0
+        assert run([*asked, "-o", str(made[name])]) == 0
     return made
 
 

@@ -17,14 +17,9 @@ from onnx import numpy_helper
 from tiny_network import (
     MANIFEST,
     SPEC,
-    draw_data,
-    fitted,
-    graph,
     pixels,
     quantize_command,
     run,
-    saved,
-    weights,
 )
 
 from deepcovid_edge.dataset import load_dataset
@@ -32,18 +27,6 @@ from deepcovid_edge.errors import DataError, UsageError
 from deepcovid_export.calibration import BINS, FilmBatches, Histogram, channel_peaks, choose_films
 from deepcovid_export.equalise import equalise, find_pairs
 from deepcovid_export.quantize import quantize
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def parent(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("parent") / "tiny.onnx"
-    return saved(path, graph(fitted(weights(), data)))
-
 
 # Which films calibrate -----------------------------------------------------------------------
 

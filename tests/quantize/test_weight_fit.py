@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ onnx = pytest.importorskip("onnx", reason="the workstation side needs extra expo
 pytest.importorskip("onnxruntime", reason="the workstation side needs extra export")
 
 from onnx import helper, numpy_helper
-from tiny_network import SPEC, draw_data, fitted, graph, pixels, run, weights
+from tiny_network import SPEC, fitted, graph, pixels, run, weights
 
 from deepcovid_edge.dataset import load_dataset
 from deepcovid_export.calibration import FilmBatches
@@ -22,9 +23,8 @@ from deepcovid_export.weight_fit import fit_weights, on_grid
 Array = NDArray[np.float64]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw_data(tmp_path_factory.mktemp("data"))
+def constants_of(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
+    return {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
 
 
 def gram_of(inputs: int, seed: int) -> Array:
@@ -87,17 +87,40 @@ def test_logits_come_nearer_to_the_networks_own(
     assert with_fit < 0.7 * without
 
 
-def test_files_hold_the_fitted_weights_to_the_last_step(data: Path) -> None:
-    model = graph(fitted(weights(), data))
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+def test_files_hold_the_fitted_weights_to_the_last_step(
+    target: str, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last: list[onnx.ModelProto] = []
+
+    def remembered(*arguments: Any) -> onnx.ModelProto:
+        last.append(fit_weights(*arguments))
+        return last[-1]
+
+    monkeypatch.setattr("deepcovid_export.lowering.fit_weights", remembered)
     films = FilmBatches(load_dataset(data, split="train"), SPEC)
-    lowering = Lowering(model, Lowered("int8", "cpu"), films)
-    lowered = lowering.write(["main1"])
-    stored = {item.name: numpy_helper.to_array(item) for item in lowered.graph.initializer}
-    kept, steps = stored["main1.weight_quantized"], stored["main1.weight_scale"]
-    assert (np.abs(kept).max(axis=(1, 2, 3)) == 127).all()
-    assert np.abs(kept.astype(np.float32) * steps[:, None, None, None]).max() < 3
-    again = lowering.write(["main1"])
-    assert again.SerializeToString() == lowered.SerializeToString()
+    lowering = Lowering(graph(fitted(weights(), data)), Lowered("int8", target, "fp32"), films)
+    layers = [name for name in lowering.layers if name != "squeeze"]
+    lowered = lowering.write(layers)
+    expected, stored = constants_of(last[0]), constants_of(lowered)
+    for name in layers:
+        kept, steps = (stored[f"{name}.weight_{part}"] for part in ("quantized", "scale"))
+        assert (np.abs(kept).max(axis=(1, 2, 3)) == 127).all()
+        restored = kept.astype(np.float32) * steps[:, None, None, None]
+        np.testing.assert_allclose(restored, expected[f"{name}.weight"], rtol=1e-5)
+    original = graph(fitted(weights(), data))
+    assert not np.array_equal(expected["main1.weight"], constants_of(original)["main1.weight"])
+    assert lowering.write(layers).SerializeToString() == lowered.SerializeToString()
+
+
+def test_an_input_that_hardly_changes_makes_no_weight_large(data: Path) -> None:
+    arrays = fitted(weights(), data)
+    arrays["squeeze.weight"] *= 1e-6  # what is left is the bias, and the rounding of sums
+    arrays["squeeze.bias"][:] = 7.3
+    films = [pixels(load_dataset(data, split="train"))]
+    fit = fit_weights(graph(arrays), ["expand1"], lambda same: same, films)
+    largest = np.abs(constants_of(fit)["expand1.weight"]).max(axis=(1, 2, 3))
+    assert (largest < 1.2 * np.abs(arrays["expand1.weight"]).max(axis=(1, 2, 3))).all()
 
 
 def test_what_is_no_plain_convolution_is_left_as_it_is(data: Path) -> None:
@@ -108,9 +131,6 @@ def test_what_is_no_plain_convolution_is_left_as_it_is(data: Path) -> None:
     grouped.attribute.append(helper.make_attribute("group", 2))
     films = [pixels(load_dataset(data, split="train"))]
     changed = fit_weights(model, ["main1", "main2"], lambda same: same, films)
-    before, after = (
-        {item.name: numpy_helper.to_array(item) for item in one.graph.initializer}
-        for one in (model, changed)
-    )
+    before, after = constants_of(model), constants_of(changed)
     assert np.array_equal(before["main1.weight"], after["main1.weight"])
     assert not np.array_equal(before["main2.weight"], after["main2.weight"])
