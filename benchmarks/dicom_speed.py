@@ -29,7 +29,8 @@ from pydicom.uid import ExplicitVRLittleEndian
 from deepcovid_edge.dicom.gate import check_header
 from deepcovid_edge.dicom.header import read_header
 from deepcovid_edge.dicom.syntaxes import SYNTAXES
-from deepcovid_edge.images import decode_radiograph, read_bytes, read_radiograph
+from deepcovid_edge.film_file import read_bytes
+from deepcovid_edge.images import decode_radiograph, read_radiograph
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.phantom import draw_phantom
 from deepcovid_edge.preprocess import prepare

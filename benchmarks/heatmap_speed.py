@@ -52,6 +52,7 @@ CAPTUM = {f"captum_{windows}": windows for windows in (1, 32)}
 BEFORE = 1
 """Rounds of captum alone, by which the peer is chosen."""
 _MEMORY = Path("/dev/shm")
+"""A disk in memory: what is left of the cost where files are made at once."""
 TIMES = 45
 """The budget is what captum took divided by this."""
 

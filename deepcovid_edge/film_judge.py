@@ -20,7 +20,8 @@ from deepcovid_edge.backends import Backend
 from deepcovid_edge.disk import DiskGuard
 from deepcovid_edge.errors import ImageRefusedError
 from deepcovid_edge.familiarity import FamiliarityGate
-from deepcovid_edge.images import Radiograph, decode_radiograph, read_bytes
+from deepcovid_edge.film_file import read_bytes
+from deepcovid_edge.images import Radiograph, decode_radiograph
 from deepcovid_edge.preprocess import prepare
 from deepcovid_edge.reasons import Caution, Reason
 from deepcovid_edge.records import Prediction, RunFacts

@@ -22,11 +22,7 @@ Grey pixels are made by these rules:
 
 from __future__ import annotations
 
-import hashlib
 import io
-import os
-import stat
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -45,6 +41,7 @@ from deepcovid_edge.containers import (
     known_kind,
 )
 from deepcovid_edge.errors import ImageRefusedError
+from deepcovid_edge.film_file import FileBytes, one_line, read_bytes
 from deepcovid_edge.reasons import Caution, Reason
 
 if TYPE_CHECKING:
@@ -54,7 +51,6 @@ Grey: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 """Grey pixels of shape (height, width)."""
 
 MAX_PIXELS = 100_000_000
-MAX_FILE_BYTES = 1 << 30
 MIN_SIDE = 100
 ASPECT_RANGE = (0.5, 2.0)
 MAX_MEAN_CHROMA = 10.0
@@ -71,8 +67,6 @@ SAMPLES = 128
 _AFTER_THE_PICTURE = "extraneous bytes before marker 0xd9"
 """What libjpeg says of stray bytes between the last pixel and the end of a JPEG: no harm."""
 _STRIP = 256
-_HEAD = 4096
-_LARGE_FILE = 64 << 20
 
 _SUFFIXES = {
     "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
@@ -83,7 +77,6 @@ _SUFFIXES = {
 }
 PICTURE_SUFFIXES = frozenset[str]().union(*_SUFFIXES.values())
 _OPENED = (*_SUFFIXES, "GIF")
-_UNFINISHED = {".part", ".partial", ".tmp", ".crdownload", ".filepart"}
 _MODES = {"L", "RGB", "RGBA", "LA", "P", "PA", "I;16", "I;16B", "I;16L"}
 SYNTHETIC_MARK = b"deepcovid-edge synthetic phantom"
 
@@ -110,59 +103,6 @@ class Radiograph:
     format: str
     cautions: tuple[Caution, ...] = ()
     dicom: DicomFacts | None = None
-
-
-@dataclass(frozen=True)
-class FileBytes:
-    """A file's content as it was read once: judged, hashed and decoded from the same bytes."""
-
-    path: Path
-    data: bytes
-    sha256: str
-
-
-def read_bytes(path: Path) -> FileBytes:
-    """Read a whole regular file, waiting briefly for one that still grows.
-
-    Raises:
-        ImageRefusedError: The file cannot be opened, is too large, or did not finish arriving.
-    """
-    try:
-        before = path.stat()  # a pipe is not even opened: that would set its writer off
-        if not stat.S_ISREG(before.st_mode):
-            raise ImageRefusedError(Reason.UNREADABLE, "not a regular file")
-        # One handle and few calls: each gives Python's lock away, and waits to have it back.
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            data, grows = _whole(handle, before.st_size)
-            if grows:
-                time.sleep(1.0)
-                data, grows = _whole(handle, os.fstat(handle).st_size)
-        finally:
-            os.close(handle)
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        raise ImageRefusedError(Reason.UNREADABLE, _cause(error)) from error
-    if grows or path.suffix.lower() in _UNFINISHED:
-        raise ImageRefusedError(Reason.INCOMPLETE, f"{len(data)} bytes so far")
-    return FileBytes(path, data, hashlib.sha256(data).hexdigest())
-
-
-def _whole(handle: int, size: int) -> tuple[bytes, bool]:
-    """The content of an open file up to its size, and whether it has another size by now."""
-    if size > MAX_FILE_BYTES:
-        raise ImageRefusedError(Reason.TOO_BIG, f"{size} bytes")
-    if size > _LARGE_FILE:
-        _check_head(os.pread(handle, _HEAD, 0))
-    data = os.pread(handle, size, 0)
-    while len(data) < size and (more := os.pread(handle, size - len(data), len(data))):
-        data += more  # seldom: a regular file gives all that is asked for
-    return data, len(data) != os.fstat(handle).st_size
-
-
-def _check_head(head: bytes) -> None:
-    """Refuse a large file that is nothing we know before it is read whole."""
-    if not (known_kind(head) or foreign_format(head) or is_dicom(head)):
-        raise ImageRefusedError(Reason.NOT_IMAGE, "a large file of unknown kind")
 
 
 def read_radiograph(path: Path) -> Radiograph:
@@ -493,12 +433,3 @@ def grid(pixels: NDArray[Any]) -> NDArray[Any]:
 def _step(pixels: NDArray[Any]) -> int:
     height, width = pixels.shape[:2]
     return max(1, int(min(height, width)) // SAMPLES)
-
-
-def _cause(error: OSError | ValueError) -> str:
-    return getattr(error, "strerror", None) or one_line(error)
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, as a detail of a reason."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -15,7 +15,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from deepcovid_edge.images import FileBytes, Radiograph, decode_radiograph
+from deepcovid_edge.film_file import FileBytes
+from deepcovid_edge.images import Radiograph, decode_radiograph
 
 Chunks = Iterable[tuple[bytes, bytes]]
 

@@ -20,7 +20,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from deepcovid_edge import images
+from deepcovid_edge import film_file, images
 from deepcovid_edge.errors import ImageRefusedError
 from deepcovid_edge.images import Radiograph, read_radiograph
 from deepcovid_edge.reasons import Caution, Reason
@@ -127,7 +127,7 @@ def fifo(folder: Path) -> Path:
 def sparse(folder: Path) -> Path:
     path = folder / "film.png"
     with path.open("wb") as file:
-        file.truncate(images.MAX_FILE_BYTES + 1)
+        file.truncate(film_file.MAX_FILE_BYTES + 1)
     return path
 
 
@@ -421,7 +421,7 @@ def test_growing_file_is_waited_for_once(
 ) -> None:
     """The file grows by a byte after each of its first `growths` readings."""
     waits: list[float] = []
-    monkeypatch.setattr("deepcovid_edge.images.time.sleep", waits.append)
+    monkeypatch.setattr("deepcovid_edge.film_file.time.sleep", waits.append)
     path = tmp_path / "film.jpg"
     path.write_bytes(pictures.encode(pictures.film(), "JPEG"))
     read, still = os.pread, iter(range(growths))

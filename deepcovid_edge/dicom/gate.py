@@ -7,7 +7,8 @@ import re
 from deepcovid_edge.dicom.header import DicomHeader, PixelLayout
 from deepcovid_edge.dicom.syntaxes import SYNTAXES
 from deepcovid_edge.errors import ImageRefusedError
-from deepcovid_edge.images import LOSSY_RATIO, PICTURE_SUFFIXES, SYNTHETIC_MARK, FileBytes
+from deepcovid_edge.film_file import FileBytes
+from deepcovid_edge.images import LOSSY_RATIO, PICTURE_SUFFIXES, SYNTHETIC_MARK
 from deepcovid_edge.reasons import Caution, Reason
 
 ADULT_YEARS = 18

@@ -14,14 +14,13 @@ from deepcovid_edge.dicom.orientation import upright
 from deepcovid_edge.dicom.pixels import read_words
 from deepcovid_edge.dicom.tones import grey_levels
 from deepcovid_edge.errors import ImageRefusedError
+from deepcovid_edge.film_file import FileBytes, one_line
 from deepcovid_edge.images import (
-    FileBytes,
     Grey,
     Radiograph,
     check_exposure,
     check_size,
     grid,
-    one_line,
     to_grey,
 )
 from deepcovid_edge.reasons import Caution, Reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,7 +13,8 @@ from onnx import helper
 from deepcovid_export.calibration import open_session
 from deepcovid_export.typed_graph import QDQ, sorted_nodes
 
-Tensor = NDArray[np.generic]
+Tensor = NDArray[Any]
+"""Values of any type, as the tensors of a network have them."""
 
 
 class Stepwise:
@@ -46,10 +48,11 @@ class Stepwise:
         alive = {name for node in later for name in node.input} & (kept | made)
         names = [tensor, *sorted(alive - kept - {tensor})]
         session = open_session(_part(model, nodes, self._kept[0], names)) if nodes else None
-        for place, values in enumerate(self._kept):
+        for place, known in enumerate(self._kept):
+            values = dict(known)
             if session:
-                read = {item.name: values[item.name] for item in session.get_inputs()}
-                values = values | dict(zip(names, session.run(names, read), strict=True))
+                read = {item.name: known[item.name] for item in session.get_inputs()}
+                values |= zip(names, session.run(names, read), strict=True)
             self._kept[place] = {name: values[name] for name in alive}
             yield values[tensor]
 

@@ -63,7 +63,7 @@ class _Layer:
         kernel = tuple(shape[2:])
         return cls(node, kernel, int(np.prod(shape[1:])), tuple(strides), tuple(pads))
 
-    def seen(self, tensor: NDArray[np.float32], share: float, seed: int) -> NDArray[np.float32]:
+    def seen(self, tensor: Tensor, share: float, seed: int) -> Tensor:
         """What the kernel sees at some places, of shape (places, inputs).
 
         Args:
@@ -86,10 +86,10 @@ class _Moments:
     """What a layer saw at some places of the films: x in the FP32 network, y in the lowered one."""
 
     def __init__(self) -> None:
-        self._x: list[NDArray[np.float32]] = []
-        self._y: list[NDArray[np.float32]] = []
+        self._x: list[Tensor] = []
+        self._y: list[Tensor] = []
 
-    def add(self, x: NDArray[np.float32], y: NDArray[np.float32]) -> None:
+    def add(self, x: Tensor, y: Tensor) -> None:
         self._x.append(x)
         self._y.append(y)
 
@@ -121,9 +121,8 @@ def fit_weights(
     before, after = Stepwise(films), Stepwise(films)
     for tensor, group in _by_input(fitted, layers):
         lowered = lower(fitted)
-        (source,) = (
-            node.input[0] for node in lowered.graph.node if node.name == group[0].node.name
-        )
+        name = group[0].node.name
+        (source,) = (node.input[0] for node in lowered.graph.node if node.name == name)
         pairs = zip(before.reach(model, tensor), after.reach(lowered, source), strict=True)
         for layer, seen in zip(group, _moments(group, pairs, len(films)), strict=True):
             _fit(layer, seen, constants)
