@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import QDQQuantizer, QuantType
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
@@ -18,6 +20,7 @@ from deepcovid_export.typed_graph import QDQ, find_layers, nodes_of
 _CPU_OPERATORS = ["Conv", "Relu", "MaxPool", "Concat", "Add"]
 _BEYOND = 1e30
 """The ends of a Clip that clips nothing."""
+_STEPS = 127
 _ALMOST = 0.999
 """Just below the end of a uint8 range: it still rounds to the last step."""
 
@@ -148,6 +151,44 @@ def to_int8_cpu(
     changed = _quantised(model, joined, names, _CPU_OPERATORS, QuantType.QUInt8, options)
     _keep_in_float(changed, joined, {node.name for node in every.values()} - chosen)
     return changed
+
+
+def set_weights(
+    model: onnx.ModelProto,
+    layer: str,
+    weights: NDArray[np.float32],
+    bias: NDArray[np.float32] | None = None,
+) -> None:
+    """Give a layer that is quantised already other weights, as quantising it anew would.
+
+    Args:
+        model: A network of `to_int8_cpu` or `to_int8_tensorrt`.
+        layer: The layer's node, by name.
+        weights: Of its shape; in each channel whole multiples of a 127th of the largest magnitude.
+        bias: One for each channel; None where it has none.
+    """
+    constants = {item.name: item for item in model.graph.initializer}
+    makers = {name: node for node in model.graph.node for name in node.output}
+
+    def store(name: str, values: NDArray[Any]) -> None:
+        kind = helper.tensor_dtype_to_np_dtype(constants[name].data_type)
+        constants[name].CopyFrom(numpy_helper.from_array(values.astype(kind), name))
+
+    (node,) = (node for node in model.graph.node if node.name == layer)
+    kept, scales = makers[node.input[1]].input[:2]
+    peaks = np.abs(weights).reshape(len(weights), -1).max(axis=1)
+    steps = np.where(peaks > 0, peaks, 1) / np.float32(_STEPS)
+    store(kept, np.rint(weights / steps.reshape(-1, *[1] * (weights.ndim - 1))))
+    store(scales, steps)
+    if bias is None:
+        return
+    if node.input[2] in constants:
+        store(node.input[2], bias)
+        return
+    kept, scales = makers[node.input[2]].input[:2]
+    steps = steps * numpy_helper.to_array(constants[makers[node.input[0]].input[1]])
+    store(kept, np.rint(bias / steps))
+    store(scales, steps)
 
 
 def _one_range_a_concat(model: onnx.ModelProto, ranges: Ranges) -> Ranges:

@@ -25,6 +25,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from deepcovid_export.int8_graph import set_weights
 from deepcovid_export.stepwise import Stepwise, Tensor
 from deepcovid_export.typed_graph import find_layers
 
@@ -118,14 +119,14 @@ def fit_weights(
     fitted = onnx.ModelProto()
     fitted.CopyFrom(model)
     constants = {item.name: item for item in fitted.graph.initializer}
+    lowered = lower(model)
+    reads = {node.name: node.input[0] for node in lowered.graph.node}
     before, after = Stepwise(films), Stepwise(films)
     for tensor, group in _by_input(fitted, layers):
-        lowered = lower(fitted)
-        name = group[0].node.name
-        (source,) = (node.input[0] for node in lowered.graph.node if node.name == name)
+        source = reads[group[0].node.name]
         pairs = zip(before.reach(model, tensor), after.reach(lowered, source), strict=True)
         for layer, seen in zip(group, _moments(group, pairs, len(films)), strict=True):
-            _fit(layer, seen, constants)
+            set_weights(lowered, layer.node.name, *_fit(layer, seen, constants))
     return fitted
 
 
@@ -156,7 +157,10 @@ def _moments(
     return totals
 
 
-def _fit(layer: _Layer, seen: _Moments, constants: dict[str, onnx.TensorProto]) -> None:
+def _fit(
+    layer: _Layer, seen: _Moments, constants: dict[str, onnx.TensorProto]
+) -> list[NDArray[np.float32]]:
+    """Change a layer's constants; what they are now."""
     weights = numpy_helper.to_array(constants[layer.node.input[1]])
     was = weights.reshape(len(weights), -1).astype(np.float64)
     yy, xy, x, y = seen.means()
@@ -167,10 +171,14 @@ def _fit(layer: _Layer, seen: _Moments, constants: dict[str, onnx.TensorProto]) 
     else:
         moved = _moved(was, yy, xy, least)
     kept = on_grid(moved, yy)
-    _store(constants[layer.node.input[1]], kept.reshape(weights.shape))
+    changed = [kept.reshape(weights.shape)]
     if has_bias:
-        bias = constants[layer.node.input[2]]
-        _store(bias, numpy_helper.to_array(bias) + was @ x - kept @ y)
+        bias = numpy_helper.to_array(constants[layer.node.input[2]])
+        changed.append(bias + was @ x - kept @ y)
+    stored = [values.astype(np.float32) for values in changed]
+    for name, values in zip(layer.node.input[1:], stored, strict=True):
+        constants[name].CopyFrom(numpy_helper.from_array(values, name))
+    return stored
 
 
 def _moved(weights: Array, yy: Array, xy: Array, least: float) -> Array:
@@ -248,7 +256,3 @@ def on_grid(weights: Array, gram: Array) -> Array:
     kept = np.empty_like(weights)
     kept[:, order] = rounded.T
     return kept * steps
-
-
-def _store(constant: onnx.TensorProto, values: Array) -> None:
-    constant.CopyFrom(numpy_helper.from_array(values.astype(np.float32), constant.name))

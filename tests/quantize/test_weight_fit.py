@@ -17,6 +17,7 @@ from tiny_network import SPEC, fitted, graph, pixels, run, weights
 
 from deepcovid_edge.dataset import load_dataset
 from deepcovid_export.calibration import FilmBatches
+from deepcovid_export.int8_graph import set_weights
 from deepcovid_export.lowering import Lowered, Lowering
 from deepcovid_export.weight_fit import fit_weights, on_grid
 
@@ -87,50 +88,84 @@ def test_logits_come_nearer_to_the_networks_own(
     assert with_fit < 0.7 * without
 
 
+class Watched:
+    """The constants that `Lowering.write` fits: as they were, and as they are."""
+
+    def __init__(self, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.films = FilmBatches(load_dataset(data, split="train"), SPEC)
+        self.before: dict[str, NDArray[Any]] = {}
+        self.after: dict[str, NDArray[Any]] = {}
+        monkeypatch.setattr("deepcovid_export.lowering.fit_weights", self._remember)
+
+    def _remember(self, model: onnx.ModelProto, *arguments: Any) -> onnx.ModelProto:
+        fit = fit_weights(model, *arguments)
+        self.before, self.after = constants_of(model), constants_of(fit)
+        return fit
+
+    def lowering(self, model: onnx.ModelProto, target: str) -> Lowering:
+        return Lowering(model, Lowered("int8", target, "fp32"), self.films)
+
+
+@pytest.fixture
+def watched(data: Path, monkeypatch: pytest.MonkeyPatch) -> Watched:
+    return Watched(data, monkeypatch)
+
+
 @pytest.mark.parametrize("target", ["cpu", "tensorrt"])
 def test_files_hold_the_fitted_weights_to_the_last_step(
-    target: str, data: Path, monkeypatch: pytest.MonkeyPatch
+    target: str, data: Path, watched: Watched
 ) -> None:
-    last: list[onnx.ModelProto] = []
-
-    def remembered(*arguments: Any) -> onnx.ModelProto:
-        last.append(fit_weights(*arguments))
-        return last[-1]
-
-    monkeypatch.setattr("deepcovid_export.lowering.fit_weights", remembered)
-    films = FilmBatches(load_dataset(data, split="train"), SPEC)
-    lowering = Lowering(graph(fitted(weights(), data)), Lowered("int8", target, "fp32"), films)
+    lowering = watched.lowering(graph(fitted(weights(), data)), target)
     layers = [name for name in lowering.layers if name != "squeeze"]
     lowered = lowering.write(layers)
-    expected, stored = constants_of(last[0]), constants_of(lowered)
+    expected, stored = watched.after, constants_of(lowered)
     for name in layers:
         kept, steps = (stored[f"{name}.weight_{part}"] for part in ("quantized", "scale"))
         assert (np.abs(kept).max(axis=(1, 2, 3)) == 127).all()
         restored = kept.astype(np.float32) * steps[:, None, None, None]
         np.testing.assert_allclose(restored, expected[f"{name}.weight"], rtol=1e-5)
-    original = graph(fitted(weights(), data))
-    assert not np.array_equal(expected["main1.weight"], constants_of(original)["main1.weight"])
+    assert not np.array_equal(expected["main1.weight"], watched.before["main1.weight"])
     assert lowering.write(layers).SerializeToString() == lowered.SerializeToString()
 
 
-def test_an_input_that_hardly_changes_makes_no_weight_large(data: Path) -> None:
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+def test_weights_that_are_set_are_those_that_quantising_gives(
+    target: str, data: Path, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The walk through the layers sets weights in the graph; the file is quantised anew."""
+    walked: list[onnx.ModelProto] = []
+
+    def noted(model: onnx.ModelProto, *arguments: Any) -> None:
+        set_weights(model, *arguments)
+        walked.append(model)
+
+    monkeypatch.setattr("deepcovid_export.weight_fit.set_weights", noted)
+    lowering = watched.lowering(graph(fitted(weights(), data)), target)
+    anew, walk = constants_of(lowering.write(lowering.layers)), constants_of(walked[-1])
+    assert walk.keys() == anew.keys()
+    for name, values in anew.items():
+        exactly = values.dtype.kind == "i"
+        np.testing.assert_allclose(walk[name], values, rtol=0 if exactly else 1e-6, err_msg=name)
+
+
+def test_an_input_that_hardly_changes_makes_no_weight_large(data: Path, watched: Watched) -> None:
     arrays = fitted(weights(), data)
     arrays["squeeze.weight"] *= 1e-6  # what is left is the bias, and the rounding of sums
     arrays["squeeze.bias"][:] = 7.3
-    films = [pixels(load_dataset(data, split="train"))]
-    fit = fit_weights(graph(arrays), ["expand1"], lambda same: same, films)
-    largest = np.abs(constants_of(fit)["expand1.weight"]).max(axis=(1, 2, 3))
-    assert (largest < 1.2 * np.abs(arrays["expand1.weight"]).max(axis=(1, 2, 3))).all()
+    watched.lowering(graph(arrays), "tensorrt").write(["expand1"])
+    before, after = (
+        np.abs(constants["expand1.weight"]).max(axis=(1, 2, 3))
+        for constants in (watched.before, watched.after)
+    )
+    assert (after < 1.2 * before).all()
 
 
-def test_what_is_no_plain_convolution_is_left_as_it_is(data: Path) -> None:
+def test_what_is_no_plain_convolution_is_left_as_it_is(data: Path, watched: Watched) -> None:
     arrays = fitted(weights(), data)
     arrays["main1.weight"] = arrays["main1.weight"][:, :8]  # two groups
     model = graph(arrays)
     (grouped,) = (node for node in model.graph.node if node.input[1:2] == ["main1.weight"])
     grouped.attribute.append(helper.make_attribute("group", 2))
-    films = [pixels(load_dataset(data, split="train"))]
-    changed = fit_weights(model, ["main1", "main2"], lambda same: same, films)
-    before, after = constants_of(model), constants_of(changed)
-    assert np.array_equal(before["main1.weight"], after["main1.weight"])
-    assert not np.array_equal(before["main2.weight"], after["main2.weight"])
+    watched.lowering(model, "cpu").write(["main1", "main2"])
+    for name, same in (("main1.weight", True), ("main2.weight", False)):
+        assert np.array_equal(watched.before[name], watched.after[name]) == same
