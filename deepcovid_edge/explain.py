@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -131,19 +131,17 @@ class Explainer:
         """
         if not judged:
             return []
-        started = time.perf_counter()
-        maps = self._maps(judged)
-        share = (time.perf_counter() - started) / len(judged)
-        return [self._explained(one, found, share) for one, found in zip(judged, maps, strict=True)]
+        pairs = zip(judged, self._maps(judged), strict=True)
+        return [self._explained(one, found, seconds) for one, (found, seconds) in pairs]
 
-    def _explained(self, one: Explained, found: HeatMap | None, spent: float) -> Prediction:
+    def _explained(self, one: Explained, found: HeatMap | None, seconds: float) -> Prediction:
         if found is None or not np.isfinite(found.cells).all():
             warnings = (*one.record.warnings, Caution.NO_HEATMAP.code)
             return replace(one.record, warnings=warnings)
         started = time.perf_counter()
         places = regions(found, one.film.pixels.shape, self._input)
         data, overlay = self._write(one.record, one.film, found, places)
-        spent = round((spent + time.perf_counter() - started) * 1000, 3)
+        spent = round((seconds + time.perf_counter() - started) * 1000, 3)
         return replace(
             one.record,
             heatmap=data,
@@ -152,13 +150,25 @@ class Explainer:
             timings_ms={**(one.record.timings_ms or {}), "heatmap": spent},
         )
 
-    def _maps(self, judged: Sequence[Explained]) -> list[HeatMap | None]:
+    def _maps(self, judged: Sequence[Explained]) -> Iterator[tuple[HeatMap | None, float]]:
+        """Each film's map, and the seconds that it took.
+
+        An activation map is made when it is asked for: it is written before the next one takes its
+        place in the processor's cache.
+        """
+        started = time.perf_counter()
         if self._occluder is None:
-            return [self._activation(one) for one in judged]
+            for one in judged:
+                made = self._activation(one)
+                yield made, time.perf_counter() - started
+                started = time.perf_counter()
+            return
         with self._one_at_a_time:
             found = self._occlusions(self._occluder, judged)
         own = self.settings.occlusion
-        return [of_occlusion(one, _occlusion_facts(one, own)) if one else None for one in found]
+        maps = [of_occlusion(one, _occlusion_facts(one, own)) if one else None for one in found]
+        share = (time.perf_counter() - started) / len(judged)
+        yield from ((occlusion, share) for occlusion in maps)
 
     def _activation(self, one: Explained) -> HeatMap:
         if one.activation_maps is None:

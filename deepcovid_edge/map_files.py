@@ -10,7 +10,6 @@ An activation map is kept as the network gave it, of which `values` follow.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import threading
@@ -26,8 +25,10 @@ from numpy.typing import NDArray
 from deepcovid_edge.errors import DataError, NotThereError, OutputError
 from deepcovid_edge.heatmap import ACTIVATION, METHODS, HeatMap, Region, of_activation
 from deepcovid_edge.manifest import InputSpec
+from deepcovid_edge.npz import npz
 
 SCHEMA_VERSION = 1
+_ENCODER = json.JSONEncoder(allow_nan=False)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def write_map(
         "regions": [vars(region) for region in regions],
         "facts": dict(facts),
     }
-    text = json.dumps(described, allow_nan=False).encode("ascii")
+    text = _ENCODER.encode(described).encode("ascii")
     arrays: dict[str, NDArray[Any] | None] = {"cells": heatmap.cells, "facts": np.array(text)}
     if heatmap.method != ACTIVATION:
         arrays |= {
@@ -75,10 +76,8 @@ def write_map(
             "probability_drop": heatmap.probability_drop,
             "turned": heatmap.turned,
         }
-    written = io.BytesIO()
     present = {name: array for name, array in arrays.items() if array is not None}
-    np.savez(written, **present)  # type: ignore[arg-type]  # its stub mistakes names for options
-    write_file(path, written.getbuffer())
+    write_file(path, npz(present))
 
 
 def read_map(path: Path) -> MapFile:

@@ -52,7 +52,7 @@ class PredictSettings:
 
     Attributes:
         batch_size: Most films in one inference; None for what suits the backend.
-        workers: Threads that decode (and, on a CPU, infer); None for one a core.
+        workers: Threads that decode (and, on a CPU, infer); None for `default_workers`.
         threshold: Probability from which a film is positive; None for the model's own. One that
             is given has no band: nobody chose one for it.
         band: Films too close to the threshold are indeterminate, where the model (or the site) says
@@ -87,6 +87,16 @@ class PredictSettings:
 def default_batch_size(backend: Backend) -> int:
     """Films an inference where nothing else is asked for."""
     return _CPU_BATCH if backend.on_cpu else _GPU_BATCH
+
+
+def default_workers(explainer: Explainer | None = None) -> int:
+    """Threads that take films all the way where nothing else is asked for: one a core.
+
+    With activation maps one more: a thread that makes a file waits for the disk, and for Python's
+    lock after each call, and its core would wait with it.
+    """
+    writes = explainer is not None and explainer.reads_activation_maps
+    return len(os.sched_getaffinity(0)) + writes
 
 
 def run_facts(backend: Backend, settings: PredictSettings) -> RunFacts:
@@ -146,7 +156,7 @@ def predict(
         One record per path, in the order of the paths, as soon as it and those before it are
         ready. Closing the generator ends the threads.
     """
-    workers = settings.workers or len(os.sched_getaffinity(0))
+    workers = settings.workers or default_workers(explainer)
     batch_size = settings.batch_size or default_batch_size(backend)
     repeats = repeats or Repeats()
     film_judge = FilmJudge(backend, run, settings.ood == REFUSE, change, explainer, disk)

@@ -16,6 +16,7 @@ POSITIVE, NEGATIVE, INDETERMINATE = "positive", "negative", "indeterminate"
 _LIMITS = ("low", "high")
 _SITE = ("name", "sha256")
 _TIMINGS = ("read", "preprocess", "infer", "heatmap", "total")
+_ENCODER = json.JSONEncoder(allow_nan=False)
 _PARTS = {"band": _LIMITS, "site": _SITE, "timings_ms": _TIMINGS}
 
 
@@ -148,7 +149,7 @@ class Prediction:
 
     def as_json(self) -> str:
         """The record as one line of JSON, without a line end."""
-        return json.dumps(self.as_dict(), allow_nan=False)
+        return _ENCODER.encode(self.as_dict())
 
     def as_row(self) -> dict[str, Any]:
         """The record with nested values as columns, such as `probabilities.covid`."""

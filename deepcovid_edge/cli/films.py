@@ -108,7 +108,7 @@ class FilmRun:
         provider: ONNX Runtime's, or None.
         threshold: Probability from which a film is positive; None for the model's own.
         ood: `refuse` or `warn`: what becomes of films unlike those that the model learned from.
-        workers: Threads; None for one a core.
+        workers: Threads; None for `default_workers`.
         site: Site file, or None.
         band: Films too close to call are indeterminate.
         min_free: Films are refused below so many MiB; 0 for never.
