@@ -49,6 +49,8 @@ from deepcovid_edge.occlusion import BudgetError, Occluder
 CORES = len(os.sched_getaffinity(0))
 SETTINGS = OcclusionSettings()
 CAPTUM = {f"captum_{windows}": windows for windows in (1, 32)}
+ACTIVATION_TURNS = 8
+"""For each round: single ones differ by a tenth, as other guests of a host come and go."""
 BEFORE = 1
 """Rounds of captum alone, by which the peer is chosen."""
 _MEMORY = Path("/dev/shm")
@@ -75,7 +77,7 @@ def main() -> None:
         store(f"heatmap-speed-{figures['model']}", figures)
     if options.activation:
         films, model = options.data / "test", find_model(DEFAULT_MODEL)
-        store("activation-cost", activation_cost(films, model, 3 * options.rounds))
+        store("activation-cost", activation_cost(films, model, ACTIVATION_TURNS * options.rounds))
 
 
 def compare(forms: dict[str, Path], options: argparse.Namespace) -> dict[str, Any]:
