@@ -9,9 +9,11 @@ Each model, form, backend and batch is one process of the command, and one file 
 scenarios: results/DEVICE/MODEL/STACK-FORM-bBATCH.json. Batch 1 is measured in `single-stream`,
 `offline` and `server`, a larger one in `multi-stream` (so many films at once) and `offline`.
 
-What cannot run here is skipped, with the reason; an unstable run is measured again, so often as the
-suite says, and stored with its reasons if it stays so. suite-NAME.json lists all of it. Exit code
-7: something stayed unstable; 3: a comparison found a difference; 1: a measurement failed.
+All files are measured once, then all of them again, as often as the suite says: the invocations of
+a file lie minutes apart and are joined, so that a comparison knows how much the machine differs
+from itself. What cannot run here is skipped, with the reason; an unstable run is stored with its
+reasons. suite-NAME.json lists all of it. Exit code 7: something was unstable; 3: a comparison found
+a difference; 1: a measurement failed.
 """
 
 from __future__ import annotations
@@ -110,12 +112,12 @@ class Peers:
 
 @dataclass(frozen=True)
 class Suite:
-    """A suite's TOML file."""
+    """A suite's TOML file; each of its files is measured by so many processes."""
 
     name: str
     measure: tuple[Measure, ...]
     peers: tuple[Peers, ...]
-    retries: int = 1
+    invocations: int = 3
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,9 @@ def tables(kind: type[Any], values: list[Mapping[str, Any]], name: str) -> Itera
 
 
 def build_settings_of(rest: dict[str, Any]) -> dict[str, int]:
-    if set(rest) - {"retries"}:
-        raise ValueError(f"{sorted(rest)[0]}: no such setting; expected retries, measure or peers")
+    if unknown := sorted(set(rest) - {"invocations"}):
+        expected = "invocations, measure or peers"
+        raise ValueError(f"{unknown[0]}: no such setting; expected {expected}")
     return rest
 
 
@@ -197,12 +200,18 @@ def main() -> None:
 
 def measured(suite: Suite, data: Path | None, place: Path) -> int:
     """Measure a suite, store its files and its list, and say how it went; the exit code."""
-    rows = []
-    for step in steps(suite):
-        started = time.perf_counter()
-        row = attempt(step, data, place, suite.retries)
-        row["seconds"] = round(time.perf_counter() - started, 1)
-        rows.append(row)
+    every = [*steps(suite)]
+    rows: list[dict[str, Any]] = [{} for _ in every]
+    with tempfile.TemporaryDirectory() as folder:
+        for invocation in range(1, suite.invocations + 1):
+            for number, step in enumerate(every):
+                if rows[number].get("status") not in (SKIPPED, FAILED):
+                    started = time.perf_counter()
+                    written = Path(folder, f"{number}.json")
+                    row = attempt(step, data, place, written)
+                    spent = rows[number].get("seconds", 0.0) + time.perf_counter() - started
+                    rows[number] = {**row, "invocations": invocation, "seconds": round(spent, 1)}
+    for step, row in zip(every, rows, strict=True):
         print(f"{step.name}: {row['status']} {'; '.join(row['reasons'])}", flush=True)
     store(f"suite-{suite.name}", {"suite": asdict(suite), "steps": rows}, place=place)
     counts = {kind: sum(row["status"] == kind for row in rows) for kind in (STABLE, UNSTABLE)}
@@ -211,15 +220,14 @@ def measured(suite: Suite, data: Path | None, place: Path) -> int:
     return 1 if counts[FAILED] else UNSTABLE_CODE if counts[UNSTABLE] else 0
 
 
-def attempt(step: Step, data: Path | None, place: Path, retries: int) -> dict[str, Any]:
-    """Measure a step until it is stable, as often as is allowed, and store the last result."""
+def attempt(step: Step, data: Path | None, place: Path, written: Path) -> dict[str, Any]:
+    """Measure a step once more, join it with what `written` holds of it, and store that."""
     row: dict[str, Any] = {
         "model": step.measure.model,
         "form": step.form,
         "backend": step.backend,
         "batch": step.batch,
         "file": None,
-        "attempts": 0,
     }
     if why := missing(step.backend):
         return {**row, "status": SKIPPED, "reasons": [why]}
@@ -229,20 +237,15 @@ def attempt(step: Step, data: Path | None, place: Path, retries: int) -> dict[st
         return {**row, "status": SKIPPED, "reasons": [str(error)]}
     except DeepCovidEdgeError as error:
         return {**row, "status": FAILED, "reasons": [str(error)]}
-    with tempfile.TemporaryDirectory() as folder:
-        written = Path(folder, "result.json")
-        for number in range(1, retries + 2):
-            row["attempts"] = number
-            code, said = bench(command, written)
-            if code not in (0, UNSTABLE_CODE):
-                status = SKIPPED if code in _NOT_HERE else FAILED
-                return {**row, "status": status, "reasons": [said]}
-            result = read_result(written)
-            if not (reasons := result.unstable()):
-                break
-        path = place / file_of(step, result)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(written.read_text("utf-8"), encoding="utf-8")
+    code, said = bench(command, written)
+    if code not in (0, UNSTABLE_CODE):
+        status = SKIPPED if code in _NOT_HERE else FAILED
+        return {**row, "status": status, "reasons": [said]}
+    result = read_result(written)
+    reasons = result.unstable()
+    path = place / file_of(step, result)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(written.read_text("utf-8"), encoding="utf-8")
     status = UNSTABLE if reasons else STABLE
     return {**row, "file": str(file_of(step, result)), "status": status, "reasons": reasons}
 
@@ -277,7 +280,7 @@ def bench_command(step: Step, data: Path | None) -> list[str]:
 
 def bench(command: list[str], output: Path) -> tuple[int, str]:
     """Run the command in a process of its own: its exit code, and the last line it said."""
-    whole = [sys.executable, "-m", "deepcovid_edge", *command, "-o", str(output)]
+    whole = [sys.executable, "-m", "deepcovid_edge", *command, "-o", str(output), "--append"]
     done = subprocess.run(whole, capture_output=True, text=True, check=False)
     return done.returncode, next(iter(done.stderr.strip().splitlines()[-1:]), "")
 

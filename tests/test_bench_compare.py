@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from deepcovid_edge.bench.compare import CompareRules, compare
+from deepcovid_edge.bench.invocations import join
 from deepcovid_edge.bench.results import HISTORY, SCHEMA_VERSION, Result, Run, read_result
 from deepcovid_edge.bench.samples import Samples
 from deepcovid_edge.cli.main import run
@@ -45,7 +46,8 @@ def changed_header(result: Result, part: str, **values: Any) -> Result:
 
 def only(result: Result, samples: Samples, **values: Any) -> Result:
     """The golden result with one run of these samples."""
-    return replace(result, runs=(replace(result.runs[0], samples=samples, parts={}, **values),))
+    kept = {"parts": {}, "invocations": (), **values}
+    return replace(result, runs=(replace(result.runs[0], samples=samples, **kept),))
 
 
 def written(result: Result, path: Path) -> str:
@@ -62,6 +64,7 @@ def test_a_stored_result_of_each_schema_version_still_reads(version: int) -> Non
     assert [len(item.samples) for item in result.runs] == [70] * 4
     assert [len(item.warm_up) for item in result.runs] == [2] * 4
     assert result.header["model"]["name"] == "golden"
+    assert result.runs[0].invocations == {1: (70,), 2: (40, 30)}[version]
     stored = json.loads((GOLDEN / f"bench-v{version}.json").read_text("utf-8"))
     for item, raw in zip(result.runs, stored["runs"], strict=True):
         assert item.figures()["films_per_second"] == raw["figures"]["films_per_second"]
@@ -85,6 +88,7 @@ def test_a_result_reads_back_as_it_was_written(golden: Result, tmp_path: Path) -
         ("[]", "not a result of"),
         ('{"kind": "deepcovid-edge bench", "schema_version": 99}', "version 99, .* reads 1 to"),
         ('{"kind": "deepcovid-edge bench", "schema_version": 1, "runs": [{}]}', "damaged"),
+        ('{"kind": "deepcovid-edge bench", "schema_version": 2, "runs": [{}]}', "damaged"),
     ],
 )
 def test_what_is_no_result_is_refused(content: str, message: str, tmp_path: Path) -> None:
@@ -199,6 +203,98 @@ def test_interval_holds_the_truth_about_as_often_as_it_says(
         low, high = compare(*sides, NAMES, rules).ratios[0].interval_95
         held += low <= 1 <= high
     assert 86 <= held <= 100
+
+
+def in_processes(golden: Result, seed: int, *, apart: float, scale: float = 1.0) -> Result:
+    """Three processes of 200 samples each, whose levels differ by so much (standard deviation)."""
+    levels = scale * np.exp(np.random.default_rng(seed).normal(0, apart, 3))
+    parts = [
+        drawn(10 * seed + number, 200, scale=level, spread=0.01)
+        for number, level in enumerate(levels)
+    ]
+    return only(golden, Samples.joined(parts), invocations=(200, 200, 200))
+
+
+def test_processes_that_differ_make_no_difference_between_two_measurements(golden: Result) -> None:
+    """A bootstrap over samples calls a third of these pairs different."""
+    held = called = 0
+    for seed in range(100):
+        sides = [in_processes(golden, 2 * seed + side, apart=0.05) for side in (0, 1)]
+        median = compare(*sides, NAMES).ratios[0]
+        held += median.interval_95[0] <= 1 <= median.interval_95[1]
+        called += (
+            compare(
+                *(replace(one, runs=(replace(one.runs[0], invocations=()),)) for one in sides),
+                NAMES,
+                CompareRules(replicates=200),
+            )
+            .ratios[0]
+            .significant
+        )
+    assert 90 <= held <= 100
+    assert called > 25
+
+
+def test_a_difference_beyond_what_processes_differ_by_is_found(golden: Result) -> None:
+    before = in_processes(golden, 1, apart=0.01)
+    after = in_processes(golden, 2, apart=0.01, scale=1.2)
+    median = compare(before, after, NAMES).ratios[0]
+    assert median.significant
+    assert median.interval_95[0] < 1.2 < median.interval_95[1]
+
+
+def test_one_process_against_several_is_compared_by_samples(golden: Result) -> None:
+    before, after = only(golden, drawn(0)), in_processes(golden, 2, apart=0.0)
+    assert not compare(before, after, NAMES).ratios[0].significant
+
+
+def test_samples_of_processes_are_joined_and_cut_again() -> None:
+    parts = [drawn(seed, 5 + seed) for seed in range(3)]
+    joined = Samples.joined(parts)
+    assert joined.seconds == pytest.approx(sum(part.seconds for part in parts))
+    for part, again in zip(parts, joined.cut([5, 6, 7]), strict=True):
+        for name, column in part.as_dict().items():
+            assert again.as_dict()[name] == column
+    assert np.concatenate([part.gaps_ms for part in parts]) == pytest.approx(joined.gaps_ms)
+
+
+def test_measurements_are_joined(golden: Result) -> None:
+    watched = {
+        **golden.runs[0].watched,
+        "cpu_mhz": {
+            "first": 2900.0,
+            "last": 2800.0,
+            "min": 2700.0,
+            "max": 2900.0,
+            "median": 2800.0,
+        },
+        "others_share": 0.04,
+        "slowed": ["heat"],
+    }
+    other = replace(golden, runs=tuple(replace(one, watched=watched) for one in golden.runs))
+    joined = join(golden, other)
+    first = joined.runs[0]
+    assert first.invocations == (40, 30, 40, 30)
+    assert joined.runs[1].invocations == (70, 70)
+    assert first.figures()["films"] == 2 * golden.runs[0].figures()["films"]
+    assert len(first.parts["compute"].ms) == 80
+    assert first.watched["cpu_mhz"] == {
+        **{"first": 3000.0, "last": 2800.0, "min": 2700.0, "max": 3000.0, "median": 2900.0}
+    }
+    assert first.watched["others_share"] == pytest.approx(0.025)
+    assert first.watched["energy"]["joules"] == 3.0
+    assert first.watched["slowed"] == ["heat"]
+    assert joined.runs[3].unserved == 10
+    again = join(joined, golden).runs[0].watched
+    assert again["others_share"] == pytest.approx((0.01 * 4 + 0.04 * 2) / 6)
+
+
+@pytest.mark.parametrize("part", ["device", "versions", "model", "data", "settings"])
+def test_measurements_that_differ_are_not_joined(part: str, golden: Result) -> None:
+    with pytest.raises(UnlikeRunsError, match=f"{part}: differs"):
+        join(golden, changed_header(golden, part, other=1))
+    with pytest.raises(UnlikeRunsError, match="runs: differ"):
+        join(golden, replace(golden, runs=golden.runs[:2]))
 
 
 def test_offline_is_compared_by_the_time_between_results(golden: Result) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the peers that suites name need extra export")
 
+from deepcovid_edge.bench.invocations import join
 from deepcovid_edge.bench.results import Result, read_result
 from deepcovid_edge.bench.samples import Samples
 
@@ -42,13 +43,13 @@ def result(*, scale: float = 1.0, count: int = 400, seed: int = 0) -> Result:
     ones = np.ones(count, np.int64)
     golden = read_result(GOLDEN)
     samples = Samples(started, started, ended, np.arange(count) % 3, ones)
-    run = replace(golden.runs[0], samples=samples, parts={}, watched={})
+    run = replace(golden.runs[0], samples=samples, parts={}, watched={}, invocations=())
     return replace(golden, runs=(run,))
 
 
 def small(suite: ModuleType, **values: Any) -> Any:
     measure = suite.Measure("squeezenet1_1", **values)
-    return suite.Suite("small", (measure,), (), 1)
+    return suite.Suite("small", (measure,), (), 2)
 
 
 def test_every_suite_reads_and_names_models_and_peers_that_are_there(suite: ModuleType) -> None:
@@ -108,13 +109,15 @@ Fake = Callable[[list[str], Path], tuple[int, str]]
 
 
 def answering(*outcomes: Result | int) -> Fake:
-    """Stands in for the command: the next result, or an exit code with its sentence."""
+    """Stands in for the command: the next result, joined with what is there, or an exit code."""
     left = iter(outcomes)
 
     def bench(command: list[str], output: Path) -> tuple[int, str]:
         outcome = next(left)
         if isinstance(outcome, int):
             return outcome, f"said with {outcome}"
+        if output.exists():
+            outcome = join(read_result(output), outcome)
         output.write_text(outcome.to_json(), encoding="utf-8")
         return (7 if outcome.unstable() else 0), ""
 
@@ -127,20 +130,21 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("outcomes", "status", "attempts", "code"),
+    ("outcomes", "status", "invocations", "code"),
     [
-        ((result(),), "stable", 1, 0),
-        ((result(count=20), result()), "stable", 2, 0),
-        ((result(count=20), result(count=21)), "unstable", 2, 7),
+        ((result(), result(seed=1)), "stable", 2, 0),
+        ((result(), result(seed=1, scale=1.5)), "unstable", 2, 7),
+        ((result(count=14), result(count=15)), "unstable", 2, 7),
         ((6,), "skipped", 1, 0),
         ((1,), "failed", 1, 1),
+        ((result(), 1), "failed", 2, 1),
     ],
-    ids=["stable", "stable at last", "unstable", "not here", "failed"],
+    ids=["stable", "unstable", "too few", "not here", "failed", "failed later"],
 )
-def test_an_unstable_run_is_taken_again_and_stored_with_its_reason(
+def test_every_file_is_measured_by_several_processes_and_stored_with_its_reasons(
     outcomes: tuple[Result | int, ...],
     status: str,
-    attempts: int,
+    invocations: int,
     code: int,
     suite: ModuleType,
     tmp_path: Path,
@@ -149,14 +153,29 @@ def test_an_unstable_run_is_taken_again_and_stored_with_its_reason(
     monkeypatch.setattr(suite, "bench", answering(*outcomes))
     assert suite.measured(small(suite, batches=(1,)), None, tmp_path) == code
     (row,) = rows(tmp_path)
-    assert (row["status"], row["attempts"]) == (status, attempts)
+    assert (row["status"], row["invocations"]) == (status, invocations)
     stored = list((tmp_path / "squeezenet1_1").glob("*.json"))
-    assert len(stored) == (row["file"] is not None) == (status in ("stable", "unstable"))
-    if status == "unstable":
+    if status in ("stable", "unstable"):
         assert row["reasons"] == read_result(stored[0]).unstable()
-        assert "21 samples are too few" in row["reasons"][0]
-    elif isinstance(outcomes[0], int):
-        assert row["reasons"] == [f"said with {outcomes[0]}"]
+        assert len(read_result(stored[0]).runs[0].invocations) == 2
+    else:
+        assert row["file"] is None
+        assert "said with" in row["reasons"][0]
+
+
+def test_the_invocations_of_a_file_lie_apart(
+    suite: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    answer = answering(*(result(seed=seed) for seed in range(4)))
+
+    def bench(command: list[str], output: Path) -> tuple[int, str]:
+        asked.append(command[command.index("--batch-size") + 1])
+        return answer(command, output)
+
+    monkeypatch.setattr(suite, "bench", bench)
+    assert suite.measured(small(suite, batches=(1, 8)), None, tmp_path) == 0
+    assert asked == ["1", "8", "1", "8"]
 
 
 def test_what_is_not_here_is_skipped_with_the_reason(
@@ -281,7 +300,8 @@ def test_tables_show_what_was_stored_skipped_and_unstable(
     for module in (suite_tables, row_tools):
         monkeypatch.setattr(module, "RESULTS", tmp_path, raising=False)
     monkeypatch.setattr(row_tools, "ROOT", tmp_path)
-    monkeypatch.setattr(suite, "bench", answering(result(), result(count=20), result(count=20), 6))
+    first_pass, second_pass = (result(), result(count=14), 6), (result(seed=1), result(count=15))
+    monkeypatch.setattr(suite, "bench", answering(*first_pass, *second_pass))
     asked = small(suite, batches=(1,), forms=("fp32", "int8-cpu"), backends=("onnxruntime",))
     asked = replace(asked, measure=(*asked.measure, replace(asked.measure[0], forms=("fp32",))))
     assert suite.measured(asked, None, tmp_path / "device") == 7
@@ -293,5 +313,5 @@ def test_tables_show_what_was_stored_skipped_and_unstable(
     assert second.split(" | ")[-2:-1] == ["no"]
     assert head.count("|") == first.count("|")
     told = "\n".join(suite_tables.unmeasured(document))
-    assert "20 samples are too few to judge" in told
+    assert "29 samples are too few to judge" in told
     assert "said with 6 | squeezenet1_1 fp32 b1" in told

@@ -12,10 +12,13 @@ from deepcovid_edge.statistics import (
     auc_change,
     mcnemar_exact,
     paired_difference,
+    student_95,
     upper_bound,
     wilson,
 )
 
+settings.register_profile("busy machine", deadline=None)  # another process may have the core
+settings.load_profile("busy machine")
 stats = pytest.importorskip("scipy.stats", reason="SciPy (extra export) is the reference")
 
 
@@ -33,6 +36,11 @@ def test_upper_bound_is_scipys_exact_one_sided_limit(trials: int, data: st.DataO
     test = stats.binomtest(events, trials, alternative="less")
     expected = test.proportion_ci(0.95, method="exact").high
     assert upper_bound(events, trials) == pytest.approx(expected, abs=1e-6)
+
+
+@given(st.floats(1, 900))
+def test_student_is_scipys(freedom: float) -> None:
+    assert student_95(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=2e-4)
 
 
 def test_no_event_in_300_excludes_one_in_a_hundred() -> None:

@@ -7,13 +7,18 @@ that samples which resemble their neighbours do not make it too narrow. Over sim
 holds the truth some 9 times in 10, whether neighbours resemble each other or not.
 
 An interval from within two runs knows nothing of what differs between any two processes (where
-memory lies, which core, how warm), so a change smaller than `smallest_change` is not called one,
-whatever its interval.
+memory lies, which core, how warm, who else is on the host), so a change smaller than
+`smallest_change` is not called one, whatever its interval. Where both runs were measured by several
+processes, these tell: the interval is then Welch's (1947) over the logarithms of what each of them
+found, and it holds what a bootstrap over samples would call a difference between two quiet minutes
+(Kalibera and Jones, ISMM 2013).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,9 +26,10 @@ import numpy as np
 
 from deepcovid_edge.bench.percentiles import is_supported
 from deepcovid_edge.bench.results import Result, Run
-from deepcovid_edge.bench.samples import Values
+from deepcovid_edge.bench.samples import Samples, Values
 from deepcovid_edge.bench.settings import OFFLINE
 from deepcovid_edge.errors import UnlikeRunsError, UsageError
+from deepcovid_edge.statistics import student_95
 
 _CHUNK = 4_000_000
 """Numbers that are drawn at once."""
@@ -232,10 +238,10 @@ def _ratios(
     before: Run, now: Run, rules: CompareRules, draw: np.random.Generator
 ) -> Iterator[Ratio]:
     for figure, statistic in _figures(before, now):
-        values = [_values(run) for run in (before, now)]
-        first, second = (float(statistic(value[None])[0]) for value in values)
-        draws = [_replicates(value, statistic, rules.replicates, draw) for value in values]
-        low, high = np.quantile(draws[1] / draws[0], [0.025, 0.975])
+        first, second = (
+            float(statistic(_values(run, run.samples)[None])[0]) for run in (before, now)
+        )
+        low, high = _interval(before, now, statistic, rules, draw)
         ratio = second / first
         yield Ratio(
             run=before.name,
@@ -243,13 +249,42 @@ def _ratios(
             reference=first,
             candidate=second,
             ratio=ratio,
-            interval_95=(float(low), float(high)),
+            interval_95=(low, high),
             significant=not low <= 1 <= high and abs(ratio - 1) >= rules.smallest_change,
         )
 
 
-def _values(run: Run) -> Values:
-    return run.samples.gaps_ms if run.scenario == OFFLINE else run.samples.latency_ms
+def _interval(
+    before: Run, now: Run, statistic: Statistic, rules: CompareRules, draw: np.random.Generator
+) -> tuple[float, float]:
+    """95 % interval of the ratio of a statistic."""
+    invocations = [
+        [_values(run, part)[None] for part in run.by_invocation()] for run in (before, now)
+    ]
+    if min(map(len, invocations)) > 1:
+        return _welch(*([float(np.log(statistic(one)[0])) for one in side] for side in invocations))
+    values = [_values(run, run.samples) for run in (before, now)]
+    draws = [_replicates(value, statistic, rules.replicates, draw) for value in values]
+    low, high = np.quantile(draws[1] / draws[0], [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _welch(before: Sequence[float], now: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the ratio of two levels, given as the logarithms of repeated figures."""
+    spreads = [statistics.variance(side) / len(side) for side in (before, now)]
+    change = statistics.fmean(now) - statistics.fmean(before)
+    error = sum(spreads)
+    if error == 0:
+        return math.exp(change), math.exp(change)
+    freedom = error**2 / sum(
+        spread**2 / (len(side) - 1) for spread, side in zip(spreads, (before, now), strict=True)
+    )
+    half = student_95(freedom) * math.sqrt(error)
+    return math.exp(change - half), math.exp(change + half)
+
+
+def _values(run: Run, samples: Samples) -> Values:
+    return samples.gaps_ms if run.scenario == OFFLINE else samples.latency_ms
 
 
 def _figures(before: Run, now: Run) -> Iterator[tuple[str, Statistic]]:

@@ -22,11 +22,12 @@ from deepcovid_edge.errors import DataError, NotThereError
 from deepcovid_edge.statistics import wilson
 
 KIND = "deepcovid-edge bench"
-SCHEMA_VERSION = 1
-HISTORY = {1: "The first: header, runs with raw samples, warm-ups, parts and what was watched."}
+SCHEMA_VERSION = 2
+HISTORY = {
+    1: "The first: header, runs with raw samples, warm-ups, parts and what was watched.",
+    2: "Invocations: how many samples of a run each process gave that measured it.",
+}
 """What each version of the file brought. `read_result` reads them all; tests keep one of each."""
-_UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-"""Version -> what makes the next one of it."""
 _NUMBERS = re.compile(r"\[\s*(-?[\d.e+-]+(?:,\s*-?[\d.e+-]+)*)\s*\]")
 
 HOST, EVENTS = "perf_counter_ns", "CUDA events"
@@ -61,6 +62,7 @@ class Run:
         rate: Films that arrived a second, in `server`.
         deadline_ms: Of `server`.
         unserved: Films of `server` that were given up.
+        invocations: Samples of each process that measured it; empty for one process.
     """
 
     scope: str
@@ -74,11 +76,16 @@ class Run:
     rate: float | None = None
     deadline_ms: float | None = None
     unserved: int = 0
+    invocations: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
         """Such as `network, single-stream`."""
         return f"{self.scope}, {self.scenario}"
+
+    def by_invocation(self) -> list[Samples]:
+        """The samples of each process that measured it."""
+        return self.samples.cut(self.invocations or (len(self.samples),))
 
     def stability(self) -> Verdict:
         """Whether the machine held its speed."""
@@ -128,6 +135,7 @@ class Run:
             "rate": self.rate,
             "deadline_ms": self.deadline_ms,
             "unserved": self.unserved,
+            "invocations": list(self.invocations or (len(self.samples),)),
             "figures": self.figures(),
             "stability": self.stability().as_dict(),
             "watched": dict(self.watched),
@@ -146,18 +154,22 @@ class Run:
             name: Part(part["clock"], np.asarray(part["ms"], np.float64))
             for name, part in values["parts"].items()
         }
+        samples = Samples.from_dict(values["samples_ns"])
+        if sum(values["invocations"]) != len(samples):
+            raise ValueError(f"invocations {values['invocations']} of {len(samples)} samples")
         return cls(
             scope=values["scope"],
             scenario=values["scenario"],
             batch=values["batch"],
             lanes=values["lanes"],
-            samples=Samples.from_dict(values["samples_ns"]),
+            samples=samples,
             warm_up=Samples.from_dict(values["warm_up_ns"]),
             parts=parts,
             watched=values["watched"],
             rate=values["rate"],
             deadline_ms=values["deadline_ms"],
             unserved=values["unserved"],
+            invocations=tuple(values["invocations"]),
         )
 
 
@@ -192,6 +204,16 @@ class Result:
         }
         text = json.dumps(content, indent=1, allow_nan=False)
         return _NUMBERS.sub(lambda found: "[" + "".join(found[1].split()) + "]", text) + "\n"
+
+
+def _with_invocations(content: dict[str, Any]) -> dict[str, Any]:
+    for run in content["runs"]:
+        run["invocations"] = [len(run["samples_ns"]["ended"])]
+    return content
+
+
+_UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _with_invocations}
+"""Version -> what makes the next one of it."""
 
 
 def latency(samples: Samples) -> dict[str, Any]:
@@ -233,9 +255,9 @@ def read_result(path: Path) -> Result:
             f"{path}: schema version {version!r}, this deepcovid-edge reads 1 to "
             f"{SCHEMA_VERSION}: install the one that wrote it, or newer"
         )
-    for step in range(version, SCHEMA_VERSION):
-        content = _UPGRADES[step](content)
     try:
+        for step in range(version, SCHEMA_VERSION):
+            content = _UPGRADES[step](content)
         runs = tuple(Run.from_dict(run) for run in content.pop("runs"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: damaged ({error!r}): measure again") from error

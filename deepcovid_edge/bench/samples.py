@@ -53,6 +53,29 @@ class Samples:
         moments = rows[:, :3] - zero
         return cls(moments[:, 0], moments[:, 1], moments[:, 2], rows[:, 3], rows[:, 4])
 
+    @classmethod
+    def joined(cls, parts: Sequence[Samples]) -> Samples:
+        """Samples one after another, as if no time lay between them."""
+        zeros = np.cumsum([0, *(int(part.ended.max(initial=0)) for part in parts)])
+        moved = [
+            (part.arrived + zero, part.started + zero, part.ended + zero, part.film, part.films)
+            for part, zero in zip(parts, zeros[:-1], strict=True)
+        ]
+        return cls(*map(np.concatenate, zip(*moved, strict=True)))
+
+    def cut(self, counts: Sequence[int]) -> list[Samples]:
+        """The opposite of `joined`: parts of so many samples, each counted from its own zero."""
+        ends = np.cumsum(counts)
+        found = []
+        for start, stop in zip(ends - counts, ends, strict=True):
+            zero = int(self.ended[start - 1]) if start else 0
+            rows = slice(start, stop)
+            arrived, started, ended = (
+                part[rows] - zero for part in (self.arrived, self.started, self.ended)
+            )
+            found.append(Samples(arrived, started, ended, self.film[rows], self.films[rows]))
+        return found
+
     def __len__(self) -> int:
         return len(self.ended)
 

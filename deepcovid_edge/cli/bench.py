@@ -40,13 +40,14 @@ _PHANTOMS = 8
 @click.option("--queries", type=int, default=64, show_default=True, help="In each run, or more.")
 @click.option("--warm-up", type=float, default=1.0, show_default=True, help="Seconds.")
 @click.option("--streams", type=int, default=8, show_default=True, help="Films of multi-stream.")
-@click.option("--batch-size", type=int, help="Of offline.  [default: 2, on a GPU 8]")
+@click.option("--batch-size", type=int, help="Of offline.  [default: 4, on a GPU 8]")
 @click.option("--workers", type=int, help="Threads that work.  [default: one a core]")
 @click.option("--threads", type=int, default=1, show_default=True, help="Inside one inference.")
 @click.option("--rate", type=float, help="Films a second; adds the server scenario.")
 @click.option("--deadline", type=float, default=500.0, show_default=True, help="Milliseconds.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the arrivals.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the result as JSON.")
+@click.option("--append", is_flag=True, help="Join with what the file of -o holds already.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout instead of a table.")
 def command(
     model: str,
@@ -59,6 +60,7 @@ def command(
     rate: float | None,
     deadline: float,
     output: Path | None,
+    append: bool,
     as_json: bool,
     **durations: Any,
 ) -> int:
@@ -66,11 +68,17 @@ def command(
 
     `network` is prepared batch to logits, `end-to-end` is file to record. `--backend auto` measures
     what `infer` would run. Raw samples are kept; a percentile that they cannot support is left out.
+    With `--append` at other times, `compare` knows how much the machine differs from itself.
     """
     from deepcovid_edge.backends import BackendSettings, fastest_verified, load_backend
+    from deepcovid_edge.bench.invocations import join
     from deepcovid_edge.bench.measure import bench, bench_films
+    from deepcovid_edge.bench.results import read_result
     from deepcovid_edge.models import find_model
 
+    if append and output is None:
+        raise click.UsageError("--append: needs the file to join with: -o FILE.json")
+    earlier = read_result(output) if append and output and output.exists() else None
     settings = BenchSettings(
         scenarios=_scenarios(scenarios, rate),
         scopes=scopes or SCOPES,
@@ -90,6 +98,8 @@ def command(
             settings,
             say=lambda run: click.echo(f"measuring {run}", err=True),
         )
+    if earlier:
+        result = join(earlier, result)
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(result.to_json(), encoding="utf-8")

@@ -71,6 +71,7 @@ def result() -> Result:
                 rate=rate,
                 deadline_ms=500.0 if rate else None,
                 unserved=5 if rate else 0,
+                invocations=(40, 30) if number == 0 else (),
             )
             for number, (scope, scenario, films, rate, part, clock) in enumerate(
                 (

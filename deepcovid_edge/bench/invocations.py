@@ -1,0 +1,105 @@
+"""One measurement of several processes: what differs between them belongs to it.
+
+Where memory lies, which core, how warm, who else is on the host: a process keeps what it was dealt
+from beginning to end, however many samples it takes (Kalibera and Jones, ISMM 2013). Invocations
+that lie minutes apart show how far that goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from deepcovid_edge.bench.results import Part, Result, Run
+from deepcovid_edge.bench.samples import Samples
+from deepcovid_edge.errors import UnlikeRunsError
+
+_SAME = ("device", "versions", "environment", "model", "data", "settings")
+"""What invocations must have in common."""
+
+
+def join(before: Result, now: Result) -> Result:
+    """The invocations of both as one measurement, the later one behind.
+
+    Raises:
+        UnlikeRunsError: They were not taken alike.
+    """
+    for name in _SAME:
+        if before.header.get(name) != now.header.get(name):
+            raise UnlikeRunsError(f"{name}: differs from what was measured before: write anew")
+    if list(map(_key, before.runs)) != list(map(_key, now.runs)):
+        raise UnlikeRunsError("runs: differ from those measured before: write anew")
+    memory = {
+        name: _largest(before.header["memory"].get(name), now.header["memory"].get(name))
+        for name in now.header["memory"]
+    }
+    runs = tuple(
+        _joined(first, second) for first, second in zip(before.runs, now.runs, strict=True)
+    )
+    return Result({**before.header, "memory": memory}, runs)
+
+
+def _key(run: Run) -> tuple[Any, ...]:
+    return run.scope, run.scenario, run.batch, run.lanes, run.rate, run.deadline_ms
+
+
+def _joined(before: Run, now: Run) -> Run:
+    counts = [run.invocations or (len(run.samples),) for run in (before, now)]
+    parts = {
+        name: Part(part.clock, np.concatenate([part.ms, now.parts[name].ms]))
+        for name, part in before.parts.items()
+        if name in now.parts
+    }
+    return replace(
+        before,
+        samples=Samples.joined([before.samples, now.samples]),
+        warm_up=Samples.joined([before.warm_up, now.warm_up]),
+        parts=parts,
+        watched=watched_in_both(before.watched, now.watched, len(counts[0]), len(counts[1])),
+        unserved=before.unserved + now.unserved,
+        invocations=(*counts[0], *counts[1]),
+    )
+
+
+def watched_in_both(
+    before: Mapping[str, Any], now: Mapping[str, Any], count: int, more: int
+) -> dict[str, Any]:
+    """What `Watch.facts` would say of both: ranges over both, shares and medians as their mean.
+
+    Args:
+        before: Facts of some invocations.
+        now: Facts of later ones.
+        count: How many `before` is of.
+        more: How many `now` is of.
+    """
+
+    def mean(first: float, second: float) -> float:
+        return (first * count + second * more) / (count + more)
+
+    facts: dict[str, Any] = {}
+    for name in before.keys() & now.keys():
+        first, second = before[name], now[name]
+        if name == "slowed":
+            facts[name] = sorted({*first, *second})
+        elif name == "energy":
+            whole = first and second and {**first, "joules": first["joules"] + second["joules"]}
+            facts[name] = whole or None
+        elif isinstance(first, Mapping):
+            facts[name] = {
+                "first": first["first"],
+                "last": second["last"],
+                "min": min(first["min"], second["min"]),
+                "max": max(first["max"], second["max"]),
+                "median": mean(first["median"], second["median"]),
+            }
+        else:
+            facts[name] = mean(first, second)
+    return {name: facts[name] for name in before if name in facts}
+
+
+def _largest(first: float | None, second: float | None) -> float | None:
+    known = [value for value in (first, second) if value is not None]
+    return max(known, default=None)
