@@ -291,9 +291,9 @@ def test_measurements_are_joined(golden: Result) -> None:
 
 @pytest.mark.parametrize("part", ["device", "versions", "model", "data", "settings"])
 def test_measurements_that_differ_are_not_joined(part: str, golden: Result) -> None:
-    with pytest.raises(UnlikeRunsError, match=f"{part}: differs"):
+    with pytest.raises(UnlikeRunsError, match=f"other {part}.other"):
         join(golden, changed_header(golden, part, other=1))
-    with pytest.raises(UnlikeRunsError, match="runs: differ"):
+    with pytest.raises(UnlikeRunsError, match="other runs"):
         join(golden, replace(golden, runs=golden.runs[:2]))
 
 

@@ -7,7 +7,8 @@ that lie minutes apart show how far that goes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -27,11 +28,14 @@ def join(before: Result, now: Result) -> Result:
     Raises:
         UnlikeRunsError: They were not taken alike.
     """
-    for name in _SAME:
-        if before.header.get(name) != now.header.get(name):
-            raise UnlikeRunsError(f"{name}: differs from what was measured before: write anew")
+    differing = [*_differing(before, now)]
     if list(map(_key, before.runs)) != list(map(_key, now.runs)):
-        raise UnlikeRunsError("runs: differ from those measured before: write anew")
+        differing.append("runs")
+    if differing:
+        raise UnlikeRunsError(
+            f"not measured like what is there: other {', '.join(differing)}: measure alike, or "
+            "write another file"
+        )
     memory = {
         name: _largest(before.header["memory"].get(name), now.header["memory"].get(name))
         for name in now.header["memory"]
@@ -40,6 +44,14 @@ def join(before: Result, now: Result) -> Result:
         _joined(first, second) for first, second in zip(before.runs, now.runs, strict=True)
     )
     return Result({**before.header, "memory": memory}, runs)
+
+
+def _differing(before: Result, now: Result) -> Iterator[str]:
+    for part in _SAME:
+        first, second = (json.loads(json.dumps(one.header.get(part))) for one in (before, now))
+        for name in dict.fromkeys((*first, *second)):
+            if first.get(name) != second.get(name):
+                yield f"{part}.{name}"
 
 
 def _key(run: Run) -> tuple[Any, ...]:

@@ -103,6 +103,11 @@ def command(
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(result.to_json(), encoding="utf-8")
+    return _told(result, as_json=as_json)
+
+
+def _told(result: Result, *, as_json: bool) -> int:
+    """Print a result, and why it is unstable; the exit code."""
     if as_json:
         click.echo(result.to_json(), nl=False)
     else:

@@ -84,6 +84,25 @@ def test_the_file_says_nothing_of_the_place_where_it_was_measured(measured: Any)
     assert str(measured[0].parent) not in text
 
 
+def test_a_later_process_is_appended_or_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "cart.json"
+    command = ["bench", MODEL, *SHORT, "--scope", "network", "--scenario", "single-stream"]
+    command += ["--backend", "onnxruntime", "-o", str(path), "--append"]
+    assert run(command) in (0, 7)
+    (once,) = read_result(path).runs
+    assert run(command) in (0, 7)
+    (twice,) = read_result(path).runs
+    assert len(twice.invocations) == 2
+    assert twice.invocations[0] == len(once.samples)
+    stored = path.read_text()
+    assert run([*command, "--seconds", "0.3"]) == 2
+    assert "other settings.seconds: measure alike" in capsys.readouterr().err
+    assert path.read_text() == stored
+    assert run(["bench", MODEL, "--append"]) == 2
+
+
 def test_compare_takes_what_bench_wrote(measured: Any) -> None:
     assert run(["compare", str(measured[0]), str(measured[0])]) == 0
 
@@ -103,7 +122,10 @@ def test_a_run_exits_by_its_verdict(
     assert run(["bench", MODEL, *SHORT, *only]) == code
     captured = capsys.readouterr()
     content = json.loads(captured.out)
-    assert (content["kind"], content["schema_version"]) == ("deepcovid-edge bench", 1)
+    assert (content["kind"], content["schema_version"]) == (
+        "deepcovid-edge bench",
+        results.SCHEMA_VERSION,
+    )
     assert len(content["runs"]) == 1
     assert content["data"]["films"] == 2
     assert ("unstable: network, single-stream: drift" in captured.err) is not verdict
