@@ -243,6 +243,14 @@ def test_a_difference_beyond_what_processes_differ_by_is_found(golden: Result) -
     assert median.interval_95[0] < 1.2 < median.interval_95[1]
 
 
+def test_a_process_that_answered_nothing_tells_nothing(golden: Result) -> None:
+    samples = drawn(0, 400)
+    one = only(golden, samples, invocations=(200, 0, 200))
+    (median,) = compare(one, one, NAMES).ratios[:1]
+    assert median.interval_95[0] <= 1 <= median.interval_95[1]
+    assert not median.significant
+
+
 def test_one_process_against_several_is_compared_by_samples(golden: Result) -> None:
     before, after = only(golden, drawn(0)), in_processes(golden, 2, apart=0.0)
     assert not compare(before, after, NAMES).ratios[0].significant

@@ -10,8 +10,7 @@ An interval from within two runs knows nothing of what differs between any two p
 memory lies, which core, how warm, who else is on the host), so a change smaller than
 `smallest_change` is not called one, whatever its interval. Where both runs were measured by several
 processes, these tell: the interval is then Welch's (1947) over the logarithms of what each of them
-found, and it holds what a bootstrap over samples would call a difference between two quiet minutes
-(Kalibera and Jones, ISMM 2013).
+found, and is as wide as they differ (Kalibera and Jones, ISMM 2013).
 """
 
 from __future__ import annotations
@@ -259,7 +258,8 @@ def _interval(
 ) -> tuple[float, float]:
     """95 % interval of the ratio of a statistic."""
     invocations = [
-        [_values(run, part)[None] for part in run.by_invocation()] for run in (before, now)
+        [_values(run, part)[None] for part in run.by_invocation() if len(part)]
+        for run in (before, now)
     ]
     if min(map(len, invocations)) > 1:
         return _welch(*([float(np.log(statistic(one)[0])) for one in side] for side in invocations))

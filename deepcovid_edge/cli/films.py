@@ -67,7 +67,11 @@ def run_options(command: Callable[..., int]) -> Callable[..., int]:
             show_default=True,
             help="What becomes of films unlike those that the model learned from.",
         ),
-        click.option("--workers", type=int, help="Threads that work.  [default: one a core]"),
+        click.option(
+            "--workers",
+            type=int,
+            help="Threads that work.  [default: one a core, one more with activation maps]",
+        ),
         click.option(
             "--min-free",
             type=click.IntRange(0),
