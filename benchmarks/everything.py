@@ -32,7 +32,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "peers": ("peer_speed.py", "DATA"),
     "profile": ("profile_infer.py", "DATA", "--rounds", "3"),
     "prepare": ("prepare_speed.py", "DATA", "--rounds", "3"),
-    "footprint": ("footprint.py", "DATA", "--rounds", "5"),
+    "footprint": ("footprint.py", "DATA", "--rounds", "3"),
     "cost": ("cost.py", "DATA", "--rounds", "2"),
     "dicom": ("dicom_speed.py",),
     "ood gate": ("ood.py", "DATA", "--cost"),

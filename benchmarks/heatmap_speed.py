@@ -49,7 +49,7 @@ from deepcovid_edge.occlusion import BudgetError, Occluder
 CORES = len(os.sched_getaffinity(0))
 SETTINGS = OcclusionSettings()
 CAPTUM = {f"captum_{windows}": windows for windows in (1, 32)}
-ACTIVATION_TURNS = 8
+ACTIVATION_TURNS = 6
 """For each round: single ones differ by a tenth, as other guests of a host come and go."""
 BEFORE = 1
 """Rounds of captum alone, by which the peer is chosen."""
