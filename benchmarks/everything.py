@@ -40,7 +40,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "activation": ("activation_speed.py", "DATA", "--rounds", "31", *BOTH),
     "occlusion": ("heatmap_speed.py", "DATA", "--rounds", "4", "--films", "10", "--activation"),
     "occlusion, ResNet18": (
-        *("heatmap_speed.py", "DATA", "--rounds", "3", "--films", "1"),
+        *("heatmap_speed.py", "DATA", "--rounds", "2", "--films", "1"),
         *RESNET18_ONLY,
     ),
     "gpu": ("gpu.py",),

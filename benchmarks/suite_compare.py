@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from deepcovid_edge.bench.compare import CompareRules, Comparison, compare
@@ -30,14 +31,19 @@ def against(stored: Path, again: Path, smallest_change: float) -> int:
     comparisons = []
     for name in sorted(names & others):
         pair = (read_result(stored / name), read_result(again / name))
+        titles = (f"stored {name}", f"{name}")
         try:
-            one = compare(*pair, (f"stored {name}", f"{name}"), rules)
+            one = compare(*pair, titles, rules)
         except UnlikeRunsError as error:  # no run in common
             refused.append(str(error))
             continue
         unlike = [text for text in one.unlike if not text.startswith(CLOCKS)]
         refused += [f"{name}: not measured alike: {text}" for text in unlike]
-        comparisons += [] if unlike else [one]
+        comparisons += [] if unlike else [(pair, titles, one)]
+    figures = sum(len(one.ratios) for _, _, one in comparisons)
+    # One in twenty figures leaves its interval by chance: with so many, one in twenty suites may.
+    rules = replace(rules, confidence=1 - (1 - rules.confidence) / max(1, figures))
+    comparisons = [compare(*pair, titles, rules) for pair, titles, _ in comparisons]
     differing = [one for one in comparisons if any(ratio.significant for ratio in one.ratios)]
     steady = list(stable_differences(differing))
     if differing:

@@ -49,7 +49,7 @@ class MapFile:
 def write_map(
     path: Path, heatmap: HeatMap, regions: Sequence[Region], facts: Mapping[str, Any]
 ) -> None:
-    """Write a map under a temporary name, then give it its own.
+    """Write a map; see `write_new`.
 
     Args:
         path: The file, usually `.npz`; its folder must be there.
@@ -77,7 +77,7 @@ def write_map(
             "turned": heatmap.turned,
         }
     present = {name: array for name, array in arrays.items() if array is not None}
-    write_file(path, npz(present))
+    write_new(path, npz(present))
 
 
 def read_map(path: Path) -> MapFile:
@@ -123,6 +123,39 @@ def _heatmap(described: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Heat
     )
 
 
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file that nothing names before it is whole; one that is there is replaced.
+
+    A name more costs as much as a small file itself, so it gets its own at once. A process that is
+    killed here leaves a file that no record names.
+
+    Raises:
+        OutputError: The disk is full or the folder cannot be written.
+    """
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        write_file(path, data)
+        return
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    try:
+        try:
+            _write_all(handle, data)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _write_all(handle: int, data: bytes | memoryview) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(handle, left) :]
+
+
 def write_file(path: Path, data: bytes | memoryview) -> None:
     """Write a file under a temporary name, then give it its own.
 
@@ -133,9 +166,7 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
     try:
         handle = os.open(own, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         try:
-            left = memoryview(data)
-            while left:
-                left = left[os.write(handle, left) :]
+            _write_all(handle, data)
         finally:
             os.close(handle)
         os.replace(own, path)  # noqa: PTH105 - a Path's costs more than the call

@@ -31,8 +31,8 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     return low, high
 
 
-def student_95(freedom: float) -> float:
-    """Half of the width of Student's central 95 %, so many degrees of freedom, 1 or more.
+def student(freedom: float, share: float = 0.95) -> float:
+    """Half of the width of a central share of Student's t, of 1 or more degrees of freedom.
 
     With t = sqrt(freedom) tan(angle) the density is cos(angle) ** (freedom - 1): integrated by the
     trapezoid rule, to four digits.
@@ -41,7 +41,7 @@ def student_95(freedom: float) -> float:
     angles = np.linspace(0, math.pi / 2, 20_001)
     density = np.cos(angles) ** (freedom - 1)
     mass = np.cumsum(density[1:] + density[:-1])
-    return math.sqrt(freedom) * math.tan(float(np.interp(0.95, mass / mass[-1], angles[1:])))
+    return math.sqrt(freedom) * math.tan(float(np.interp(share, mass / mass[-1], angles[1:])))
 
 
 def paired_difference(reference: Truth, candidate: Truth) -> tuple[float, tuple[float, float]]:

@@ -251,6 +251,18 @@ def test_a_process_that_answered_nothing_tells_nothing(golden: Result) -> None:
     assert not median.significant
 
 
+def test_more_confidence_calls_less_a_difference(golden: Result) -> None:
+    before = in_processes(golden, 1, apart=0.02)
+    after = in_processes(golden, 2, apart=0.02, scale=1.1)
+    (found, *_), (doubted, *_) = (
+        compare(before, after, NAMES, CompareRules(confidence=level)).ratios
+        for level in (0.9, 0.99999)
+    )
+    assert found.interval_95 == doubted.interval_95
+    assert found.significant
+    assert not doubted.significant
+
+
 def test_one_process_against_several_is_compared_by_samples(golden: Result) -> None:
     before, after = only(golden, drawn(0)), in_processes(golden, 2, apart=0.0)
     assert not compare(before, after, NAMES).ratios[0].significant
@@ -378,7 +390,9 @@ def test_one_result_is_not_enough(slower: tuple[str, str]) -> None:
     assert run(["compare", slower[0]]) == 2
 
 
-@pytest.mark.parametrize("rules", [{"smallest_change": 1.0}, {"replicates": 5}])
+@pytest.mark.parametrize(
+    "rules", [{"smallest_change": 1.0}, {"replicates": 5}, {"confidence": 1.0}]
+)
 def test_wrong_rules_name_the_flag(rules: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(rules)).split("_", maxsplit=1)[0]):
         CompareRules(**rules)

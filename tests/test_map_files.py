@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import resource
 import zipfile
 from dataclasses import replace
@@ -15,7 +17,7 @@ import pytest
 from deepcovid_edge.errors import DataError, NotThereError, OutputError
 from deepcovid_edge.heatmap import ACTIVATION, OCCLUSION, HeatMap, Region, of_activation
 from deepcovid_edge.manifest import InputSpec
-from deepcovid_edge.map_files import MapFile, read_map, write_map
+from deepcovid_edge.map_files import MapFile, read_map, write_file, write_map, write_new
 
 SPEC = InputSpec(96, 128)
 REGIONS = (
@@ -167,3 +169,24 @@ def test_array_and_text_files_are_refused(tmp_path: Path) -> None:
     for name in ("array.npy", "text.npz"):
         with pytest.raises(DataError, match="not a heat map"):
             read_map(tmp_path / name)
+
+
+def test_a_new_file_is_made_at_once_and_one_that_is_there_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "map.npz"
+    for content in (b"first", b"the second, longer", b"3"):
+        write_new(path, content)
+        assert path.read_bytes() == content
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_full_disk_leaves_no_half_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int, data: memoryview) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("deepcovid_edge.map_files.os.write", full)
+    for write in (write_new, write_file):
+        with pytest.raises(OutputError, match=r"map\.npz: cannot be written: No space left"):
+            write(tmp_path / "map.npz", b"content")
+        assert not [*tmp_path.iterdir()]
+    with pytest.raises(OutputError, match="No such file or directory"):
+        write_new(tmp_path / "none/map.npz", b"content")

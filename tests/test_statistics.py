@@ -12,7 +12,7 @@ from deepcovid_edge.statistics import (
     auc_change,
     mcnemar_exact,
     paired_difference,
-    student_95,
+    student,
     upper_bound,
     wilson,
 )
@@ -38,9 +38,10 @@ def test_upper_bound_is_scipys_exact_one_sided_limit(trials: int, data: st.DataO
     assert upper_bound(events, trials) == pytest.approx(expected, abs=1e-6)
 
 
-@given(st.floats(1, 900))
-def test_student_is_scipys(freedom: float) -> None:
-    assert student_95(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=2e-4)
+@given(st.floats(1, 900), st.sampled_from([0.5, 0.95, 0.9995]))
+def test_student_is_scipys(freedom: float, share: float) -> None:
+    expected = stats.t.ppf((1 + share) / 2, freedom)
+    assert student(freedom, share) == pytest.approx(expected, rel=1e-3)
 
 
 def test_no_event_in_300_excludes_one_in_a_hundred() -> None:

@@ -28,11 +28,12 @@ from deepcovid_edge.bench.results import Result, Run
 from deepcovid_edge.bench.samples import Samples, Values
 from deepcovid_edge.bench.settings import OFFLINE
 from deepcovid_edge.errors import UnlikeRunsError, UsageError
-from deepcovid_edge.statistics import student_95
+from deepcovid_edge.statistics import student
 
 _CHUNK = 4_000_000
 """Numbers that are drawn at once."""
 _CLOCKS_APART = 0.05
+_SHOWN = 0.95
 _DEVICE = (
     *("machine", "processor", "cores", "memory_mib", "gpus", "jetpack", "power_mode"),
     *("gpu_driver", "gpu_cuda"),
@@ -50,12 +51,14 @@ class CompareRules:
     Attributes:
         smallest_change: Ratios nearer to 1 than this are no difference.
         replicates: Draws of the bootstrap.
+        confidence: Of the interval that must leave 1 out; nearer to 1 where many are looked at.
         seed: Of the draws.
         force: Compare runs that were not taken alike.
     """
 
     smallest_change: float = 0.02
     replicates: int = 1000
+    confidence: float = 0.95
     seed: int = 0
     force: bool = False
 
@@ -64,6 +67,8 @@ class CompareRules:
             raise UsageError(
                 f"--smallest-change: got {self.smallest_change}, expected 0 to below 1"
             )
+        if not 0 < self.confidence < 1:
+            raise UsageError(f"confidence: got {self.confidence}, expected between 0 and 1")
         if self.replicates < 100:
             raise UsageError(f"replicates: got {self.replicates}, expected 100 or more")
 
@@ -240,7 +245,8 @@ def _ratios(
         first, second = (
             float(statistic(_values(run, run.samples)[None])[0]) for run in (before, now)
         )
-        low, high = _interval(before, now, statistic, rules, draw)
+        levels = (_SHOWN, rules.confidence)
+        shown, judged = _intervals(before, now, statistic, rules, draw, levels)
         ratio = second / first
         yield Ratio(
             run=before.name,
@@ -248,29 +254,36 @@ def _ratios(
             reference=first,
             candidate=second,
             ratio=ratio,
-            interval_95=(low, high),
-            significant=not low <= 1 <= high and abs(ratio - 1) >= rules.smallest_change,
+            interval_95=shown,
+            significant=not judged[0] <= 1 <= judged[1] and abs(ratio - 1) >= rules.smallest_change,
         )
 
 
-def _interval(
-    before: Run, now: Run, statistic: Statistic, rules: CompareRules, draw: np.random.Generator
-) -> tuple[float, float]:
-    """95 % interval of the ratio of a statistic."""
+def _intervals(
+    before: Run,
+    now: Run,
+    statistic: Statistic,
+    rules: CompareRules,
+    draw: np.random.Generator,
+    levels: Sequence[float],
+) -> list[tuple[float, float]]:
+    """Intervals of the ratio of a statistic, one of each level."""
     invocations = [
         [_values(run, part)[None] for part in run.by_invocation() if len(part)]
         for run in (before, now)
     ]
     if min(map(len, invocations)) > 1:
-        return _welch(*([float(np.log(statistic(one)[0])) for one in side] for side in invocations))
+        sides = [[float(np.log(statistic(one)[0])) for one in side] for side in invocations]
+        return [_welch(sides[0], sides[1], level) for level in levels]
     values = [_values(run, run.samples) for run in (before, now)]
     draws = [_replicates(value, statistic, rules.replicates, draw) for value in values]
-    low, high = np.quantile(draws[1] / draws[0], [0.025, 0.975])
-    return float(low), float(high)
+    ratios = draws[1] / draws[0]
+    ends = (np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2]) for level in levels)
+    return [(float(low), float(high)) for low, high in ends]
 
 
-def _welch(before: Sequence[float], now: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of the ratio of two levels, given as the logarithms of repeated figures."""
+def _welch(before: Sequence[float], now: Sequence[float], level: float) -> tuple[float, float]:
+    """Interval of the ratio of two levels, given as the logarithms of repeated figures."""
     spreads = [statistics.variance(side) / len(side) for side in (before, now)]
     change = statistics.fmean(now) - statistics.fmean(before)
     error = sum(spreads)
@@ -279,7 +292,7 @@ def _welch(before: Sequence[float], now: Sequence[float]) -> tuple[float, float]
     freedom = error**2 / sum(
         spread**2 / (len(side) - 1) for spread, side in zip(spreads, (before, now), strict=True)
     )
-    half = student_95(freedom) * math.sqrt(error)
+    half = student(freedom, level) * math.sqrt(error)
     return math.exp(change - half), math.exp(change + half)
 
 
