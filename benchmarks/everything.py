@@ -6,7 +6,7 @@
 
 A part that fails does not keep the others from running. Exit code: 1 where a part failed, else 3
 where the accuracy gate did, else 7 where only runs were unstable. parts.json has the seconds of
-each part; rounds are chosen here so that two cores need less than half an hour for all of them.
+each part; rounds are chosen here so that two cores need about half an hour for all of them.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def against(stored: Path, again: Path, smallest_change: float) -> int:
     rules = CompareRules(smallest_change=smallest_change, force=True)
     names, others = (set(found(folder)) for folder in (stored, again))
     refused = [f"only in one: {name}" for name in sorted(map(str, names ^ others))]
-    comparisons = []
+    alike = []
     for name in sorted(names & others):
         pair = (read_result(stored / name), read_result(again / name))
         titles = (f"stored {name}", f"{name}")
@@ -39,11 +39,11 @@ def against(stored: Path, again: Path, smallest_change: float) -> int:
             continue
         unlike = [text for text in one.unlike if not text.startswith(CLOCKS)]
         refused += [f"{name}: not measured alike: {text}" for text in unlike]
-        comparisons += [] if unlike else [(pair, titles, one)]
-    figures = sum(len(one.ratios) for _, _, one in comparisons)
+        alike += [] if unlike else [(pair, titles, len(one.ratios))]
+    figures = sum(count for _, _, count in alike)
     # One in twenty figures leaves its interval by chance: with so many, one in twenty suites may.
     rules = replace(rules, confidence=1 - (1 - rules.confidence) / max(1, figures))
-    comparisons = [compare(*pair, titles, rules) for pair, titles, _ in comparisons]
+    comparisons = [compare(*pair, titles, rules) for pair, titles, _ in alike]
     differing = [one for one in comparisons if any(ratio.significant for ratio in one.ratios)]
     steady = list(stable_differences(differing))
     if differing:

@@ -125,3 +125,8 @@ def require(module: str, *, extra: str) -> ModuleType:
         raise MissingDependencyError(
             f"{module} {state}: pip install 'deepcovid-edge[{extra}]'"
         ) from error
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, as a detail of a reason."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepcovid_edge.containers import foreign_format, is_dicom, known_kind
-from deepcovid_edge.errors import ImageRefusedError
+from deepcovid_edge.errors import ImageRefusedError, one_line
 from deepcovid_edge.reasons import Reason
 
 MAX_FILE_BYTES = 1 << 30
@@ -74,8 +74,3 @@ def _check_head(head: bytes) -> None:
 
 def _cause(error: OSError | ValueError) -> str:
     return getattr(error, "strerror", None) or one_line(error)
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, as a detail of a reason."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

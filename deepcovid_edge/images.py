@@ -40,8 +40,8 @@ from deepcovid_edge.containers import (
     is_dicom,
     known_kind,
 )
-from deepcovid_edge.errors import ImageRefusedError
-from deepcovid_edge.film_file import FileBytes, one_line, read_bytes
+from deepcovid_edge.errors import ImageRefusedError, one_line
+from deepcovid_edge.film_file import FileBytes, read_bytes
 from deepcovid_edge.reasons import Caution, Reason
 
 if TYPE_CHECKING:

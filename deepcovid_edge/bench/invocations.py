@@ -59,7 +59,7 @@ def _key(run: Run) -> tuple[Any, ...]:
 
 
 def _joined(before: Run, now: Run) -> Run:
-    counts = [run.invocations or (len(run.samples),) for run in (before, now)]
+    counts = (len(before.invocations), len(now.invocations))
     parts = {
         name: Part(part.clock, np.concatenate([part.ms, now.parts[name].ms]))
         for name, part in before.parts.items()
@@ -70,13 +70,13 @@ def _joined(before: Run, now: Run) -> Run:
         samples=Samples.joined([before.samples, now.samples]),
         warm_up=Samples.joined([before.warm_up, now.warm_up]),
         parts=parts,
-        watched=watched_in_both(before.watched, now.watched, len(counts[0]), len(counts[1])),
+        watched=_watched(before.watched, now.watched, *counts),
         unserved=before.unserved + now.unserved,
-        invocations=(*counts[0], *counts[1]),
+        invocations=(*before.invocations, *now.invocations),
     )
 
 
-def watched_in_both(
+def _watched(
     before: Mapping[str, Any], now: Mapping[str, Any], count: int, more: int
 ) -> dict[str, Any]:
     """What `Watch.facts` would say of both: ranges over both, shares and medians as their mean.
@@ -92,7 +92,7 @@ def watched_in_both(
         return (first * count + second * more) / (count + more)
 
     facts: dict[str, Any] = {}
-    for name in before.keys() & now.keys():
+    for name in (name for name in before if name in now):
         first, second = before[name], now[name]
         if name == "slowed":
             facts[name] = sorted({*first, *second})
@@ -109,7 +109,7 @@ def watched_in_both(
             }
         else:
             facts[name] = mean(first, second)
-    return {name: facts[name] for name in before if name in facts}
+    return facts
 
 
 def _largest(first: float | None, second: float | None) -> float | None:

@@ -62,7 +62,10 @@ class Run:
         rate: Films that arrived a second, in `server`.
         deadline_ms: Of `server`.
         unserved: Films of `server` that were given up.
-        invocations: Samples of each process that measured it; empty for one process.
+        invocations: Samples of each process that measured it; all of one where none are given.
+
+    Raises:
+        ValueError: There are more or fewer samples than that.
     """
 
     scope: str
@@ -78,6 +81,12 @@ class Run:
     unserved: int = 0
     invocations: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not self.invocations:
+            object.__setattr__(self, "invocations", (len(self.samples),))
+        if sum(self.invocations) != len(self.samples):
+            raise ValueError(f"invocations {self.invocations} of {len(self.samples)} samples")
+
     @property
     def name(self) -> str:
         """Such as `network, single-stream`."""
@@ -85,7 +94,7 @@ class Run:
 
     def by_invocation(self) -> list[Samples]:
         """The samples of each process that measured it."""
-        return self.samples.cut(self.invocations or (len(self.samples),))
+        return self.samples.cut(self.invocations)
 
     def stability(self) -> Verdict:
         """Whether the machine held its speed."""
@@ -135,7 +144,7 @@ class Run:
             "rate": self.rate,
             "deadline_ms": self.deadline_ms,
             "unserved": self.unserved,
-            "invocations": list(self.invocations or (len(self.samples),)),
+            "invocations": list(self.invocations),
             "figures": self.figures(),
             "stability": self.stability().as_dict(),
             "watched": dict(self.watched),
@@ -154,15 +163,12 @@ class Run:
             name: Part(part["clock"], np.asarray(part["ms"], np.float64))
             for name, part in values["parts"].items()
         }
-        samples = Samples.from_dict(values["samples_ns"])
-        if sum(values["invocations"]) != len(samples):
-            raise ValueError(f"invocations {values['invocations']} of {len(samples)} samples")
         return cls(
             scope=values["scope"],
             scenario=values["scenario"],
             batch=values["batch"],
             lanes=values["lanes"],
-            samples=samples,
+            samples=Samples.from_dict(values["samples_ns"]),
             warm_up=Samples.from_dict(values["warm_up_ns"]),
             parts=parts,
             watched=values["watched"],

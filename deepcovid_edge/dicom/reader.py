@@ -13,8 +13,8 @@ from deepcovid_edge.dicom.header import DicomHeader, read_header
 from deepcovid_edge.dicom.orientation import upright
 from deepcovid_edge.dicom.pixels import read_words
 from deepcovid_edge.dicom.tones import grey_levels
-from deepcovid_edge.errors import ImageRefusedError
-from deepcovid_edge.film_file import FileBytes, one_line
+from deepcovid_edge.errors import ImageRefusedError, one_line
+from deepcovid_edge.film_file import FileBytes
 from deepcovid_edge.images import (
     Grey,
     Radiograph,

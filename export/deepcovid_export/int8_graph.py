@@ -20,7 +20,8 @@ from deepcovid_export.typed_graph import QDQ, find_layers, nodes_of
 _CPU_OPERATORS = ["Conv", "Relu", "MaxPool", "Concat", "Add"]
 _BEYOND = 1e30
 """The ends of a Clip that clips nothing."""
-_STEPS = 127
+STEPS = 127
+"""Of an INT8 grid, to each side of zero."""
 _ALMOST = 0.999
 """Just below the end of a uint8 range: it still rounds to the last step."""
 
@@ -105,7 +106,7 @@ def _quantise_skips(
         if name not in by_tensor:
             by_tensor[name], after = f"{name}_QuantizeLinear_Output", f"{name}_skip"
             restored[by_tensor[name]] = after
-            scale = max(abs(end) for end in ranges[name]) / 127
+            scale = max(abs(end) for end in ranges[name]) / STEPS
             names = (f"{name}_scale", f"{name}_zero_point")
             model.graph.initializer.extend(
                 [
@@ -177,7 +178,7 @@ def set_weights(
     (node,) = (node for node in model.graph.node if node.name == layer)
     kept, scales = makers[node.input[1]].input[:2]
     peaks = np.abs(weights).reshape(len(weights), -1).max(axis=1)
-    steps = np.where(peaks > 0, peaks, 1) / np.float32(_STEPS)
+    steps = np.where(peaks > 0, peaks, 1) / np.float32(STEPS)
     store(kept, np.rint(weights / steps.reshape(-1, *[1] * (weights.ndim - 1))))
     store(scales, steps)
     if bias is None:

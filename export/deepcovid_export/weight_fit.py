@@ -25,7 +25,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from deepcovid_export.int8_graph import set_weights
+from deepcovid_export.int8_graph import STEPS, set_weights
 from deepcovid_export.stepwise import Stepwise, Tensor
 from deepcovid_export.typed_graph import find_layers
 
@@ -38,7 +38,6 @@ _DAMPING = 0.01
 """GPTQ's: what is added to the diagonal, over its mean."""
 _BLOCK = 128
 """Columns whose errors are passed on together, as GPTQ does: one product instead of many."""
-_STEPS = 127
 _SAMPLES, _SAMPLES_AN_INPUT = 8192, 4
 """Places of the films that a layer is fitted on: so many, or so many for each of its inputs."""
 
@@ -232,7 +231,7 @@ def on_grid(weights: Array, gram: Array) -> Array:
         which stays where it is, so that a quantiser finds the same steps.
     """
     peaks = np.abs(weights).max(axis=1, keepdims=True)
-    steps = np.where(peaks > 0, peaks, 1.0) / _STEPS
+    steps = np.where(peaks > 0, peaks, 1.0) / STEPS
     scaled = weights / steps
     energy = np.diag(gram)
     order = np.argsort(-energy, kind="stable")
@@ -241,13 +240,13 @@ def on_grid(weights: Array, gram: Array) -> Array:
     # Columns lie in rows here: each is read and written at one place of the memory.
     left = np.ascontiguousarray(scaled.T[order])
     pinned = np.abs(weights.T[order]) == peaks[:, 0]
-    rounded = np.where(pinned, np.sign(left) * _STEPS, 0.0)
+    rounded = np.where(pinned, np.sign(left) * STEPS, 0.0)
     for start in range(0, len(order), _BLOCK):
         stop = min(start + _BLOCK, len(order))
         errors = np.empty((stop - start, left.shape[1]))
         for column in range(start, stop):
             value = left[column]
-            nearest = np.clip(np.rint(value), -_STEPS, _STEPS)
+            nearest = np.clip(np.rint(value), -STEPS, STEPS)
             rounded[column] = np.where(pinned[column], rounded[column], nearest)
             error = (value - rounded[column]) / spread[column, column]
             left[column:stop] -= np.outer(spread[column, column:stop], error)

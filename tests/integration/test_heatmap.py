@@ -14,8 +14,12 @@ import cv2
 import numpy as np
 import pytest
 
+from deepcovid_edge.backends import load_backend
+from deepcovid_edge.explain import Explainer, HeatMapSettings
 from deepcovid_edge.map_files import read_map
+from deepcovid_edge.models import find_model
 from deepcovid_edge.phantom import write_samples
+from deepcovid_edge.predict import default_workers
 
 QUICK = ("--stride", "32")
 
@@ -192,3 +196,13 @@ def test_maps_among_the_films_are_left_out_and_films_among_the_maps_are_not(
             assert f"Heat maps are in {folder}." in done.stderr
         for left in (tmp_path / folder).glob("*-????????.*"):
             left.unlink()
+
+
+@pytest.mark.parametrize(("method", "more"), [("activation", 1), ("occlusion", 0)])
+def test_a_thread_more_works_where_each_film_gets_a_file(
+    method: str, more: int, tmp_path: Path
+) -> None:
+    with load_backend(find_model("squeezenet1_1"), backend="onnxruntime") as backend:
+        settings = HeatMapSettings(method, tmp_path)
+        with Explainer(backend, settings, threshold=0.5) as explainer:
+            assert default_workers(explainer) == default_workers() + more
