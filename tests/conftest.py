@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from hypothesis import settings
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -19,6 +20,10 @@ from deepcovid_edge.film_file import FileBytes
 from deepcovid_edge.images import Radiograph, decode_radiograph
 
 Chunks = Iterable[tuple[bytes, bytes]]
+
+# The same examples each time: a change fails for what it does. No deadline: a core may be busy.
+settings.register_profile("suite", derandomize=True, database=None, deadline=None)
+settings.load_profile("suite")
 
 
 class Pictures:

@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -41,7 +41,6 @@ WINDOWS = OcclusionSettings(window=8, stride=4)
 
 
 @given(st.one_of(FEW_VALUES, MANY_VALUES))
-@settings(deadline=None)  # the first example imports SciPy
 def test_rank_correlation_is_scipys_with_ties_and_without(pair: np.ndarray) -> None:
     stats = pytest.importorskip("scipy.stats", reason="SciPy (extra export) is the reference")
     if any(np.ptp(values) == 0 for values in pair):

@@ -22,7 +22,7 @@ from deepcovid_edge.occlusion import BudgetError, Occluder, Occlusion
 from deepcovid_edge.phantom import draw_phantom
 from deepcovid_edge.refine import Refinement
 
-quick = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+quick = settings(max_examples=60)
 
 
 @pytest.fixture(scope="module")

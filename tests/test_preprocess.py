@@ -17,7 +17,7 @@ from deepcovid_edge.manifest import InputSpec, ResizeRule
 from deepcovid_edge.preprocess import filled_field, on_film, prepare, visible_field
 
 RULES = list(ResizeRule)
-quick = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+quick = settings(max_examples=60)
 
 
 def film_of(pixels: NDArray[Any], white: int | None = None) -> Radiograph:

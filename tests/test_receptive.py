@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from deepcovid_edge.graph import Graph, Node
 from deepcovid_edge.receptive import Chain, Kernel, NotSpatialError, kernel
 
-quick = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+quick = settings(max_examples=60)
 KERNELS = st.builds(
     Kernel,
     size=st.integers(1, 7),

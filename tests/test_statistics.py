@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from deepcovid_edge.statistics import (
@@ -17,8 +17,6 @@ from deepcovid_edge.statistics import (
     wilson,
 )
 
-settings.register_profile("busy machine", deadline=None)  # another process may have the core
-settings.load_profile("busy machine")
 stats = pytest.importorskip("scipy.stats", reason="SciPy (extra export) is the reference")
 
 
@@ -38,10 +36,11 @@ def test_upper_bound_is_scipys_exact_one_sided_limit(trials: int, data: st.DataO
     assert upper_bound(events, trials) == pytest.approx(expected, abs=1e-6)
 
 
-@given(st.floats(1, 900), st.sampled_from([0.5, 0.95, 0.9995]))
+@given(st.floats(1, 900), st.floats(0.5, 0.99999))
+@example(1.25, 0.9995)  # far out in a heavy tail
 def test_student_is_scipys(freedom: float, share: float) -> None:
     expected = stats.t.ppf((1 + share) / 2, freedom)
-    assert student(freedom, share) == pytest.approx(expected, rel=1e-3)
+    assert student(freedom, share) == pytest.approx(expected, rel=1e-4)
 
 
 def test_no_event_in_300_excludes_one_in_a_hundred() -> None:
