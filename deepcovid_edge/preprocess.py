@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from deepcovid_edge.area import reduce_area
 from deepcovid_edge.images import Grey, Radiograph
 from deepcovid_edge.manifest import InputSpec, ResizeRule
 
@@ -25,12 +26,14 @@ def prepare(film: Radiograph, spec: InputSpec) -> NDArray[np.uint8]:
     Returns:
         Grey pixels of shape (spec.height, spec.width), uint8, 0 black and 255 white.
     """
-    resized = _RULES[spec.resize](film.pixels, spec)
-    if resized.dtype == np.uint8 and film.white == 255:
-        return np.ascontiguousarray(resized, dtype=np.uint8)
-    # Rounds and saturates; resizing comes first, so that no 16-bit film is converted whole.
-    scaled: NDArray[Any] = cv2.convertScaleAbs(resized, alpha=255.0 / film.white)
-    return scaled
+    seen = film.pixels[visible_field(film.pixels.shape, spec)]
+    rows, columns = filled_field(film.pixels.shape, spec)
+    shown = _reduced(seen, film.white, (rows.stop - rows.start, columns.stop - columns.start))
+    if shown.shape == (spec.height, spec.width):
+        return shown
+    canvas = np.zeros((spec.height, spec.width), np.uint8)
+    canvas[rows, columns] = shown
+    return canvas
 
 
 def on_film(
@@ -93,32 +96,19 @@ def filled_field(shape: tuple[int, ...], spec: InputSpec) -> tuple[slice, slice]
     return slice(top, top + height), slice(left, left + width)
 
 
-def _area(pixels: Grey, height: int, width: int) -> Grey:
-    if pixels.shape == (height, width):
-        return pixels
-    resized: NDArray[Any] = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
-    return resized
-
-
-def _centre_crop(pixels: Grey, spec: InputSpec) -> Grey:
-    # The crop is taken first: the same picture as resizing first (Deep-COVID's Resize, then
-    # CenterCrop) up to the rounding of the crop's edge, at the cost of the crop alone.
-    return _area(pixels[visible_field(pixels.shape, spec)], spec.height, spec.width)
-
-
-def _squash(pixels: Grey, spec: InputSpec) -> Grey:
-    return _area(pixels, spec.height, spec.width)
-
-
-def _letterbox(pixels: Grey, spec: InputSpec) -> Grey:
-    rows, columns = filled_field(pixels.shape, spec)
-    canvas = np.zeros((spec.height, spec.width), pixels.dtype)
-    canvas[rows, columns] = _area(pixels, rows.stop - rows.start, columns.stop - columns.start)
-    return canvas
-
-
-_RULES = {
-    ResizeRule.CENTRE_CROP: _centre_crop,
-    ResizeRule.SQUASH: _squash,
-    ResizeRule.LETTERBOX: _letterbox,
-}
+def _reduced(pixels: Grey, white: int, shape: tuple[int, int]) -> NDArray[np.uint8]:
+    """The picture in another size, of 256 levels."""
+    height, width = shape
+    rows, columns = pixels.shape
+    resized: NDArray[Any]
+    # OpenCV has quick ways for pixels that fit into areas without being cut, and it enlarges.
+    fits = rows % height == 0 and columns % width == 0
+    if fits or rows < height or columns < width:
+        resized = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    else:
+        resized = reduce_area(pixels, shape)
+    if resized.dtype == np.uint8 and white == 255:
+        return np.ascontiguousarray(resized)
+    # Rounds and saturates; resizing comes first, so that no 16-bit film is converted whole.
+    levels: NDArray[Any] = cv2.convertScaleAbs(resized, alpha=255.0 / white)
+    return levels
