@@ -28,8 +28,10 @@ demo: .venv-demo/ready
 	$(DEMO)/deepcovid-edge infer demo-films -o demo.jsonl
 	$(DEMO)/deepcovid-edge infer demo-films --table
 
+# A process a core, each with one thread for its products.
 test: .venv/ready
-	$(DEV)/python -m pytest
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+		$(DEV)/python -m pytest -n $$(nproc) --dist loadscope --no-loadscope-reorder
 
 lint: .venv/ready
 	$(DEV)/ruff check .

@@ -8,8 +8,9 @@ median is quoted.
   verified form of the model runs (`form` names it); `infer_fp32` runs the model's own file.
 - `published_loop`: peers/published_loop.py over the same files, as published, and without the
   gradients that it records for nothing.
-- `roof`: the least work there is: read, decode with simplejpeg, resize with OpenCV, run the same
-  form of the network; one thread a core, each with its own share of the films, nothing else.
+- `roof`: the least work there is: read, decode with simplejpeg, resize as `infer` does, run the
+  same form of the network; one thread a core, each with its own share of the films, nothing else.
+  `roof_of_libraries` resizes with OpenCV, whose INTER_AREA takes longer.
   `roof_arithmetic` is cores over the sum of the two times that one thread takes for a film alone
   on the machine.
 """
@@ -30,17 +31,19 @@ import numpy as np
 import onnxruntime
 import simplejpeg
 from measuring import in_turn, ratio, store, summary
-from peers import published_loop
+from peers import onnxruntime_loop, published_loop
 
 from deepcovid_edge.backends import fastest_verified
 from deepcovid_edge.cli.main import run
 from deepcovid_edge.dataset import walk_files
-from deepcovid_edge.manifest import read_manifest
+from deepcovid_edge.images import Radiograph
+from deepcovid_edge.manifest import InputSpec, read_manifest
 from deepcovid_edge.models import DEFAULT_MODEL, find_model
+from deepcovid_edge.preprocess import prepare
 
 LOOPS = ("published_loop", "published_loop_without_gradients")
 COMPARED = {
-    "infer": (*LOOPS, "roof", "infer_fp32"),
+    "infer": (*LOOPS, "roof", "roof_of_libraries", "infer_fp32"),
     "infer_fp32": (*LOOPS, "roof_fp32"),
 }
 """What each side is set against."""
@@ -64,6 +67,7 @@ def main() -> None:
             published_loop.make(architecture, gradients=False), films
         ),
         "roof": Roof(form, films),
+        "roof_of_libraries": LibrariesRoof(form, films),
         "roof_fp32": Roof(model, films),
     }
     seconds = in_turn(sides, repeat((), options.rounds + 1))
@@ -122,8 +126,8 @@ class Roof:
             self.network(self.decode(film))
 
     def decode(self, film: Path) -> np.ndarray:
-        pixels = simplejpeg.decode_jpeg(film.read_bytes(), "GRAY")
-        return cv2.resize(pixels, (224, 224), interpolation=cv2.INTER_AREA)
+        pixels = simplejpeg.decode_jpeg(film.read_bytes(), "GRAY")[..., 0]
+        return prepare(Radiograph(pixels, 255, "", "JPEG"), InputSpec())
 
     def network(self, pixels: np.ndarray) -> None:
         self.session.run(["logits"], {"images": pixels[None]})
@@ -138,6 +142,13 @@ class Roof:
             self.network(film)
         ended = time.perf_counter()
         return (decoded - started) / len(pixels), (ended - decoded) / len(pixels)
+
+
+class LibrariesRoof(Roof):
+    """The same by what libraries have."""
+
+    def decode(self, film: Path) -> np.ndarray:
+        return onnxruntime_loop.prepared(film)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""From the file to the network's input: ours beside torchvision's, on one core, and what it moves.
+"""From the file to the network's input: ours beside others', on one core, and what they move.
 
 All sides take turns over the same films, one film at a time; ratios are taken film by film over the
 medians of its rounds, and their median is quoted. Ours also checks the file, hashes it and judges
-its exposure. `moved` is what another preparation does to the same network: how far pixels and
-probabilities are apart, and how many decisions turn.
+its exposure. `opencv` has our decoder and rule, and OpenCV's INTER_AREA. `moved` is what another
+preparation does to the same network: how far pixels and probabilities are apart, and how many
+decisions turn.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import cv2
 import numpy as np
 from forms import named
 from measuring import ratio, store, summary
-from peers import torchvision_prepare
+from peers import onnxruntime_loop, torchvision_prepare
 
 from deepcovid_edge.backends import Backend, load_backend
 from deepcovid_edge.dataset import walk_files
@@ -52,7 +53,10 @@ def main() -> None:
 
 
 def compare(backend: Backend, films: list[Path], rounds: int) -> dict[str, Any]:
-    sides: dict[str, Prepare] = {"ours": partial(own, backend.manifest.input)}
+    sides: dict[str, Prepare] = {
+        "ours": partial(own, backend.manifest.input),
+        "opencv": onnxruntime_loop.prepared,
+    }
     for way in torchvision_prepare.WAYS:
         sides[f"torchvision_{way}"] = torchvision_prepare.make(way)
     ms = measure(sides, films, rounds)

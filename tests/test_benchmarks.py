@@ -24,7 +24,7 @@ from deepcovid_edge.backends import load_backend, openvino
 from deepcovid_edge.images import read_radiograph
 from deepcovid_edge.manifest import InputSpec, read_manifest
 from deepcovid_edge.models import find_model
-from deepcovid_edge.phantom import write_samples
+from deepcovid_edge.phantom import draw_phantom, save_phantom, write_samples
 from deepcovid_edge.predict import PredictSettings, predict, run_facts
 from deepcovid_edge.preprocess import prepare
 
@@ -44,12 +44,22 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def expected(films: list[Path]) -> list[float]:
+def whole_areas(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Films of four times the network's side: peers resize with OpenCV, whose pixels are ours."""
+    folder = tmp_path_factory.mktemp("whole")
+    paths = [folder / f"{seed}.png" for seed in range(4)]
+    for seed, path in enumerate(paths):
+        save_phantom(cv2.resize(draw_phantom(seed), (896, 896)), path)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def expected(whole_areas: list[Path]) -> list[float]:
     """Probabilities of the first class as `infer` gives them."""
     settings = PredictSettings()
     with load_backend(MODEL, backend="onnxruntime") as backend:
         first = backend.manifest.classes[0]
-        records = list(predict(films, backend, run_facts(backend, settings), settings))
+        records = list(predict(whole_areas, backend, run_facts(backend, settings), settings))
     return [record.probabilities[first] for record in records if record.probabilities]
 
 
@@ -66,7 +76,7 @@ def test_a_peer_judges_the_films_that_infer_judges(
     peer: str,
     settings: dict[str, Any],
     tolerance: float,
-    films: list[Path],
+    whole_areas: list[Path],
     expected: list[float],
 ) -> None:
     if peer == "openvino_loop" and not openvino.is_available():
@@ -74,7 +84,7 @@ def test_a_peer_judges_the_films_that_infer_judges(
     from importlib import import_module
 
     judge = import_module(f"peers.{peer}").make(MODEL, **settings)
-    assert judge(films) == pytest.approx(expected, abs=tolerance)
+    assert judge(whole_areas) == pytest.approx(expected, abs=tolerance)
 
 
 def test_cost_grows_one_thing_at_a_time_and_draws_each(
@@ -146,8 +156,10 @@ def test_preparing_is_compared_in_time_pixels_and_decisions(films: list[Path]) -
 
     with load_backend(MODEL, backend="onnxruntime") as backend:
         figures = prepare_speed.compare(backend, films[:2], rounds=1)
-    assert set(figures["moved"]) == {"torchvision_published", "torchvision_present"}
+    peers = {"opencv", "torchvision_published", "torchvision_present"}
+    assert set(figures["moved"]) == peers
     assert all(len(ms["samples"]) == 2 for ms in figures["ms"].values())
+    assert figures["moved"]["opencv"]["grey_levels_median"] < 0.01
     assert 0 < figures["moved"]["torchvision_present"]["grey_levels_median"] < 2
 
 

@@ -228,7 +228,7 @@ def test_colours_in_planes_are_read(decode: Decode) -> None:
         (["H", "L"], lambda pixels: np.rot90(pixels, 1)),
         (["R", "F"], lambda pixels: pixels),
     ],
-    ids=str,
+    ids=["L-H", "R-H", "F-R", "H-L", "R-F"],
 )
 def test_film_is_turned_until_its_feet_are_below(
     stated: list[str], expected: Callable[[NDArray[Any]], NDArray[Any]], decode: Decode

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the workstation side needs extra export")
 
+from commands import Done, command
 from torch import Tensor, nn
 
 from deepcovid_edge.backends import load_backend
@@ -63,9 +63,8 @@ def published_logits(network: nn.Module, films: Tensor) -> Tensor:
     return logits
 
 
-def export(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "deepcovid_edge", "export", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=250)
+def export(*arguments: object) -> Done:
+    return command("export", *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ for needed in ("sklearn", "matplotlib", "jinja2", "onnx"):
     pytest.importorskip(needed, reason=f"{needed} (extra export) makes the report")
 
 import onnx
+from commands import Done, command
 
 from deepcovid_edge.manifest import METADATA_KEY
 from deepcovid_edge.models import find_model
@@ -202,9 +203,8 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def evaluate(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "deepcovid_edge", "evaluate", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200)
+def evaluate(*arguments: object) -> Done:
+    return command("evaluate", *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the workstation side needs extra export")
 
 import onnx
+from commands import Done, command
 from PIL import Image
 
 from deepcovid_edge.dataset import load_dataset
@@ -70,9 +71,8 @@ def small_recipe(place: Path, architecture: str = "squeezenet1_1") -> Path:
     return path
 
 
-def train(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "deepcovid_edge", "train", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=250)
+def train(*arguments: object) -> Done:
+    return command("train", *arguments)
 
 
 def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -83,17 +83,16 @@ def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
 def test_train_export_evaluate_infer_from_the_command_line(data: Path, tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path)
     run, model, report = tmp_path / "run", tmp_path / "small.onnx", tmp_path / "report.json"
-    done = train("--recipe", recipe, data, "-o", run, "--from-scratch", "--workers", 0)
-    assert done.returncode == 0, done.stderr
-    assert "24 films to fit on, 8 to choose on" in done.stderr
     for arguments in (
+        ["train", "--recipe", recipe, data, "-o", run, "--from-scratch", "--workers", 0],
         ["export", run / "checkpoint.pt", "-o", model, "--check", data],
         ["evaluate", model, data, "--split", "val", "-o", report],
         ["infer", data, "--model", model, "-o", tmp_path / "records.jsonl"],
     ):
-        command = [sys.executable, "-m", "deepcovid_edge", *map(str, arguments)]
-        step = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        line = [sys.executable, "-m", "deepcovid_edge", *map(str, arguments)]
+        step = subprocess.run(line, capture_output=True, text=True, timeout=120)
         assert step.returncode == 0, step.stderr
+        assert arguments[0] != "train" or "24 films to fit on, 8 to choose on" in step.stderr
     manifest = read_manifest(model)
     assert manifest.classes == ("clear", "hazy")
     assert manifest.threshold_origin["films"] == 8
@@ -135,13 +134,7 @@ def test_export_judges_only_films_that_the_network_knows(data: Path, tmp_path: P
     (more / "val/clear").rename(more / "val/clear_as_well")
     shutil.copytree(data / "val/clear", more / "val/clear")
     model = tmp_path / "small.onnx"
-    command = [sys.executable, "-m", "deepcovid_edge", "export", run / "checkpoint.pt"]
-    done = subprocess.run(
-        [*map(str, command), "--check", str(more), "-o", str(model)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = command("export", run / "checkpoint.pt", "--check", more, "-o", model)
     assert done.returncode == 0, done.stderr
     assert read_manifest(model).training["shortcuts"]["films"] == 8
 
@@ -158,8 +151,8 @@ def test_a_killed_and_resumed_run_ends_bit_for_bit_as_an_unkilled_one(
     driver = Path(__file__).with_name("killed_training.py")
 
     def run(folder: Path, *killed: object) -> None:
-        command = [sys.executable, driver, recipe, data, folder, *killed]
-        done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=250)
+        line = [sys.executable, driver, recipe, data, folder, *killed]
+        done = subprocess.run([*map(str, line)], capture_output=True, text=True, timeout=250)
         assert done.returncode == 0, f"{deaths}: {done.stdout} {done.stderr}"
 
     run(tmp_path / "whole")
