@@ -67,14 +67,16 @@ class Explained:
 
     Attributes:
         record: The film's result.
-        film: The film as it was read.
+        shape: Rows and columns of the film.
+        film: The film as it was read, where `Explainer.draws`.
         pixels: As the network saw it, of shape (height, width).
         activation_maps: What the network gave beside its logits, of shape (classes, h, w), if it
             was asked.
     """
 
     record: Prediction
-    film: Radiograph
+    shape: tuple[int, ...]
+    film: Radiograph | None
     pixels: NDArray[np.uint8]
     activation_maps: NDArray[np.float32] | None = None
 
@@ -123,6 +125,11 @@ class Explainer:
         """Whether the network's activation maps are needed."""
         return self._occluder is None
 
+    @property
+    def draws(self) -> bool:
+        """Whether films as they were read are needed: pictures are drawn on them."""
+        return self.settings.overlay
+
     def explain(self, judged: Sequence[Explained]) -> list[Prediction]:
         """Make the heat maps of assessed films.
 
@@ -139,7 +146,7 @@ class Explainer:
             warnings = (*one.record.warnings, Caution.NO_HEATMAP.code)
             return replace(one.record, warnings=warnings)
         started = time.perf_counter()
-        places = regions(found, one.film.pixels.shape, self._input)
+        places = regions(found, one.shape, self._input)
         data, overlay = self._write(one.record, one.film, found, places)
         spent = round((seconds + time.perf_counter() - started) * 1000, 3)
         return replace(
@@ -192,13 +199,13 @@ class Explainer:
         return found
 
     def _write(
-        self, record: Prediction, film: Radiograph, found: HeatMap, places: list[Region]
+        self, record: Prediction, film: Radiograph | None, found: HeatMap, places: list[Region]
     ) -> tuple[str, str | None]:
         """Write a film's files; the paths of the map and of its picture."""
         stem = f"{Path(record.path).stem[:_LONGEST_STEM]}-{(record.sha256 or '')[:_HASH_DIGITS]}"
         data = self.settings.folder / f"{stem}.npz"
         write_map(data, found, places, _identity(record))
-        if not self.settings.overlay:
+        if film is None:
             return str(data), None
         from deepcovid_edge.overlay import draw_overlay, encode_overlay
 

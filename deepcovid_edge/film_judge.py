@@ -41,13 +41,16 @@ class Film:
         record: What is known of it so far.
         pixels: As `preprocess.prepare` makes them; None where the film was refused.
         started: When it was opened, seconds of the performance counter.
-        radiograph: The film as it was read, kept for those who draw on it alone: it may be large.
+        shape: Rows and columns of the file's picture; empty where the film was refused.
+        radiograph: The film as it was read, kept for those who draw on it alone: it may be large,
+            and a place in memory that is free again at once is still in the processor's cache.
         uid: SOP instance UID of a DICOM film, else empty.
     """
 
     record: Prediction
     pixels: NDArray[np.uint8] | None
     started: float
+    shape: tuple[int, ...] = ()
     radiograph: Radiograph | None = None
     uid: str = ""
 
@@ -104,7 +107,8 @@ class FilmJudge:
             timings_ms={"read": _ms(started, decoded), "preprocess": _ms(decoded, prepared)},
         )
         uid = radiograph.dicom.sop_instance_uid if radiograph.dicom else ""
-        return Film(record, pixels, started, radiograph if self.explainer else None, uid)
+        kept = radiograph if self.explainer and self.explainer.draws else None
+        return Film(record, pixels, started, radiograph.pixels.shape, kept, uid)
 
     def judge(self, films: list[Film]) -> list[Prediction]:
         """The records of films, in their order; those with pixels share one inference."""
@@ -193,11 +197,11 @@ def _explained(
     maps = repeat(None) if activation_maps is None else iter(activation_maps)
     wanted: dict[int, Explained] = {}
     for place, (film, record) in enumerate(zip(films, records, strict=True)):
-        if film.pixels is None or film.radiograph is None:
+        if film.pixels is None:
             continue
         own = next(maps)
         if record.probabilities is not None:
-            wanted[place] = Explained(record, film.radiograph, film.pixels, own)
+            wanted[place] = Explained(record, film.shape, film.radiograph, film.pixels, own)
     made = explainer.explain([*wanted.values()])
     for place, record in zip(wanted, made, strict=True):
         total = {"total": _ms(films[place].started, time.perf_counter())}
