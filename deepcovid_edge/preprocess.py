@@ -26,6 +26,8 @@ def prepare(film: Radiograph, spec: InputSpec) -> NDArray[np.uint8]:
     Returns:
         Grey pixels of shape (spec.height, spec.width), uint8, 0 black and 255 white.
     """
+    # A centre crop is taken first: the same picture as resizing first (Deep-COVID's Resize, then
+    # CenterCrop) up to the rounding of the crop's edge, at the cost of the crop alone.
     seen = film.pixels[visible_field(film.pixels.shape, spec)]
     rows, columns = filled_field(film.pixels.shape, spec)
     shown = _reduced(seen, film.white, (rows.stop - rows.start, columns.stop - columns.start))

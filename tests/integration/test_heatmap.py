@@ -16,10 +16,12 @@ import pytest
 
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.explain import Explainer, HeatMapSettings
+from deepcovid_edge.film_judge import FilmJudge
+from deepcovid_edge.images import read_radiograph
 from deepcovid_edge.map_files import read_map
 from deepcovid_edge.models import find_model
 from deepcovid_edge.phantom import write_samples
-from deepcovid_edge.predict import default_workers
+from deepcovid_edge.predict import PredictSettings, default_workers, run_facts
 
 QUICK = ("--stride", "32")
 
@@ -206,3 +208,17 @@ def test_a_thread_more_works_where_each_film_gets_a_file(
         settings = HeatMapSettings(method, tmp_path)
         with Explainer(backend, settings, threshold=0.5) as explainer:
             assert default_workers(explainer) == default_workers() + more
+
+
+@pytest.mark.parametrize("overlay", [True, False])
+def test_a_film_s_own_pixels_are_kept_where_a_picture_is_drawn_alone(
+    overlay: bool, tmp_path: Path
+) -> None:
+    (path,) = write_samples(tmp_path / "films", count=1)
+    with load_backend(find_model("squeezenet1_1"), backend="onnxruntime") as backend:
+        settings = HeatMapSettings("activation", tmp_path / "maps", overlay=overlay)
+        with Explainer(backend, settings, threshold=0.5) as explainer:
+            run = run_facts(backend, PredictSettings())
+            film = FilmJudge(backend, run, explainer=explainer).read(path)
+    assert film.shape == read_radiograph(path).pixels.shape
+    assert (film.radiograph is not None) == overlay

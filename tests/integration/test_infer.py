@@ -199,7 +199,13 @@ def test_a_stop_keeps_what_is_done(films: Path, tmp_path: Path, kind: signal.Sig
     for number in range(2000):
         (folder / f"{number:04d}.png").symlink_to(film)
     command = [*COMMAND, "infer", str(folder), "-o", str(output)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    # A shell's background job ignores SIGINT, and hands that on to what it starts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
         while not (output.exists() and output.stat().st_size > 2000):
             time.sleep(0.01)
         process.send_signal(kind)
