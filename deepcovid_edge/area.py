@@ -1,6 +1,6 @@
 """Reduce a film by areas: each pixel of the small picture is the mean of what it covers.
 
-This is OpenCV's INTER_AREA at a third to an eighth of its time where the pixels of the film do not
+This is OpenCV's INTER_AREA at a third to a fifth of its time where the pixels of the film do not
 fit into the areas without being cut: rounded, a few pixels in ten thousand differ by one level, as
 their mean lies between two levels. The mean over rows and then over columns is a product with a
 banded matrix; for some rows of the result at a time that is a small dense one.
