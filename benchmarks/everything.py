@@ -38,7 +38,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     "ood gate": ("ood.py", "DATA", "--cost"),
     "int8": ("quantized_speed.py", "DATA", "--rounds", "5", *BOTH),
     "activation": ("activation_speed.py", "DATA", "--rounds", "31", *BOTH),
-    "occlusion": ("heatmap_speed.py", "DATA", "--rounds", "3", "--films", "10", "--activation"),
+    "activation, infer": ("heatmap_speed.py", "DATA", "--activation", "24"),
+    "occlusion": ("heatmap_speed.py", "DATA", "--rounds", "3", "--films", "10"),
     "occlusion, ResNet18": (
         *("heatmap_speed.py", "DATA", "--rounds", "2", "--films", "1"),
         *RESNET18_ONLY,

@@ -14,7 +14,8 @@ and their median is quoted.
   result has the rank correlation with the whole map of the same form, and with that of the FP32
   form, on more films; a form for which it is too small, even once, is named and left out.
 
-With `--activation`, `infer --heatmap activation` and `infer` take turns over the films of test too.
+With `--activation TURNS` only `infer --heatmap activation` is measured: it and `infer` take turns
+over the films of test.
 """
 
 from __future__ import annotations
@@ -49,8 +50,6 @@ from deepcovid_edge.occlusion import BudgetError, Occluder
 CORES = len(os.sched_getaffinity(0))
 SETTINGS = OcclusionSettings()
 CAPTUM = {f"captum_{windows}": windows for windows in (1, 32)}
-ACTIVATION_TURNS = 6
-"""For each round: single ones differ by a tenth, as other guests of a host come and go."""
 BEFORE = 1
 """Rounds of captum alone, by which the peer is chosen."""
 _MEMORY = Path("/dev/shm")
@@ -68,16 +67,19 @@ def main() -> None:
     parser.add_argument("--model", action="append", help="shipped name or FP32 .onnx; repeatable")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--films", type=int, default=20, help="of val, for the budget's agreement")
-    parser.add_argument("--activation", action="store_true", help="infer --heatmap activation too")
+    parser.add_argument(
+        "--activation", type=int, help="infer --heatmap activation alone, so many turns"
+    )
     options = parser.parse_args()
+    if options.activation:
+        films, model = options.data / "test", find_model(DEFAULT_MODEL)
+        store("activation-cost", activation_cost(films, model, options.activation))
+        return
     for name in options.model or [DEFAULT_MODEL]:
         model = named(name)
         forms = {"fp32": model, "int8": form_of(model, "int8-cpu", options.data)}
         figures = compare(forms, options)
         store(f"heatmap-speed-{figures['model']}", figures)
-    if options.activation:
-        films, model = options.data / "test", find_model(DEFAULT_MODEL)
-        store("activation-cost", activation_cost(films, model, ACTIVATION_TURNS * options.rounds))
 
 
 def compare(forms: dict[str, Path], options: argparse.Namespace) -> dict[str, Any]:

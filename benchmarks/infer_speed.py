@@ -21,6 +21,7 @@ import argparse
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import repeat
@@ -67,7 +68,7 @@ def main() -> None:
             published_loop.make(architecture, gradients=False), films
         ),
         "roof": Roof(form, films),
-        "roof_of_libraries": LibrariesRoof(form, films),
+        "roof_of_libraries": Roof(form, films, onnxruntime_loop.prepared),
         "roof_fp32": Roof(model, films),
     }
     seconds = in_turn(sides, repeat((), options.rounds + 1))
@@ -105,16 +106,25 @@ def infer(folder: Path, model: Path, *options: str) -> None:
             raise SystemExit(f"infer exited with {code}")
 
 
+def prepared(film: Path) -> np.ndarray:
+    """A film as `infer` decodes and resizes it, unchecked."""
+    pixels = simplejpeg.decode_jpeg(film.read_bytes(), "GRAY")[..., 0]
+    return prepare(Radiograph(pixels, 255, "", "JPEG"), InputSpec())
+
+
 class Roof:
     """Decode and network, one thread a core, nothing else."""
 
-    def __init__(self, model: Path, films: list[Path]) -> None:
+    def __init__(
+        self, model: Path, films: list[Path], decode: Callable[[Path], np.ndarray] | None = None
+    ) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(
             str(model), options, providers=["CPUExecutionProvider"]
         )
         self.films = films
+        self.decode = decode or prepared
 
     def __call__(self) -> None:
         cores = len(os.sched_getaffinity(0))
@@ -124,10 +134,6 @@ class Roof:
     def share(self, films: list[Path]) -> None:
         for film in films:
             self.network(self.decode(film))
-
-    def decode(self, film: Path) -> np.ndarray:
-        pixels = simplejpeg.decode_jpeg(film.read_bytes(), "GRAY")[..., 0]
-        return prepare(Radiograph(pixels, 255, "", "JPEG"), InputSpec())
 
     def network(self, pixels: np.ndarray) -> None:
         self.session.run(["logits"], {"images": pixels[None]})
@@ -142,13 +148,6 @@ class Roof:
             self.network(film)
         ended = time.perf_counter()
         return (decoded - started) / len(pixels), (ended - decoded) / len(pixels)
-
-
-class LibrariesRoof(Roof):
-    """The same by what libraries have."""
-
-    def decode(self, film: Path) -> np.ndarray:
-        return onnxruntime_loop.prepared(film)
 
 
 if __name__ == "__main__":
