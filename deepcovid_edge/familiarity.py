@@ -9,8 +9,9 @@ fits them.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,23 +66,21 @@ class FamiliarityGate:
         except (KeyError, TypeError, ValueError) as error:
             raise ModelFileError(f"{manifest.name}: familiarity: {error}") from error
 
-    def reason(
-        self, unlikeness: NDArray[np.float32], warnings: Collection[str] = ()
-    ) -> Reason | None:
+    def reason(self, unlikeness: Sequence[float], warnings: Collection[str] = ()) -> Reason | None:
         """Why a film is not like those that the model learned from, or None.
 
         Args:
-            unlikeness: What the graph says of the film, of shape (parts,).
+            unlikeness: What the graph says of the film, a number for each part.
             warnings: Codes of what is known of the film.
 
         Returns:
             The reason of the part that is highest, if it is above the limit.
         """
-        if not np.isfinite(unlikeness).all():
+        if not all(map(math.isfinite, unlikeness)):
             return Reason.RESULT
         limit = self.strict_limit if Caution.NO_VIEW.code in warnings else self.limit
-        highest = int(unlikeness.argmax())
-        return PARTS[self.parts[highest]] if unlikeness[highest] > limit else None
+        highest, part = max(zip(unlikeness, self.parts, strict=True), key=itemgetter(0))
+        return PARTS[part] if highest > limit else None
 
     def beyond(self, unlikeness: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Whether films lie above the limit; `unlikeness` is of shape (N, parts)."""

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import repeat
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.backends import Backend
+from deepcovid_edge.backends import Backend, Inference
 from deepcovid_edge.disk import DiskGuard
 from deepcovid_edge.errors import ImageRefusedError
 from deepcovid_edge.familiarity import FamiliarityGate
@@ -110,20 +111,17 @@ class FilmJudge:
         kept = radiograph if self.explainer and self.explainer.draws else None
         return Film(record, pixels, started, radiograph.pixels.shape, kept, uid)
 
-    def judge(self, films: list[Film]) -> list[Prediction]:
-        """The records of films, in their order; those with pixels share one inference."""
+    def judge(self, films: list[Film], batch_size: int) -> list[Prediction]:
+        """The records of films, in their order; so many of those with pixels share an inference."""
         prepared = [film.pixels for film in films if film.pixels is not None]
         if not prepared:
             return [film.record for film in films]
-        with_maps = self.explainer is not None and self.explainer.reads_activation_maps
-        started = time.perf_counter()
-        found = self.backend.infer(np.stack(prepared), activation_maps=with_maps)
-        ended = time.perf_counter()
-        share = _ms(started, ended) / len(prepared)
-        unlike = repeat(None) if found.unlikeness is None else iter(found.unlikeness)
-        rows = zip(probabilities(found.logits), unlike, strict=False)
+        found, times = self._inferred(prepared, batch_size)
+        shares = probabilities(found.logits).tolist()
+        unlike = repeat(None) if found.unlikeness is None else found.unlikeness.tolist()
+        rows = zip(shares, unlike, times, strict=False)
         records = [
-            film.record if film.pixels is None else self._judged(film, *next(rows), (share, ended))
+            film.record if film.pixels is None else self._judged(film, *next(rows))
             for film in films
         ]
         if self.explainer is None:
@@ -138,29 +136,41 @@ class FilmJudge:
             ]
         return _explained(records, films, found.activation_maps, self.explainer)
 
+    def _inferred(
+        self, films: list[NDArray[np.uint8]], batch_size: int
+    ) -> tuple[Inference, list[tuple[float, float]]]:
+        """What the network says of films, and of each: its share of the time, ms, and the end."""
+        with_maps = self.explainer is not None and self.explainer.reads_activation_maps
+        parts, times = [], []
+        for first in range(0, len(films), batch_size):
+            batch = films[first : first + batch_size]
+            started = time.perf_counter()
+            parts.append(self.backend.infer(np.stack(batch), activation_maps=with_maps))
+            ended = time.perf_counter()
+            times += [(_ms(started, ended) / len(batch), ended)] * len(batch)
+        return Inference.joined(parts), times
+
     def _judged(
         self,
         film: Film,
-        row: NDArray[np.float64],
-        unlikeness: NDArray[np.float32] | None,
+        row: list[float],
+        unlikeness: list[float] | None,
         times: tuple[float, float],
     ) -> Prediction:
         share, ended = times
         try:
-            if not np.isfinite(row).all():  # an overflow in FP16 or INT8, or a broken model
+            if not all(map(isfinite, row)):  # an overflow in FP16 or INT8, or a broken model
                 raise ImageRefusedError(Reason.RESULT)
             record = self._admitted(film.record, unlikeness)
         except ImageRefusedError as error:
             return _refused(film.record, error, film.started).record
         timings = {**(record.timings_ms or {}), "infer": round(share, 3)}
         timings["total"] = _ms(film.started, ended)
-        values = {
-            name: round(float(value), DECIMALS)
-            for name, value in zip(record.run.classes, row, strict=True)
-        }
+        rounded = [round(value, DECIMALS) for value in row]
+        values = dict(zip(record.run.classes, rounded, strict=True))
         return replace(record, probabilities=values, timings_ms=timings)
 
-    def _admitted(self, record: Prediction, unlikeness: NDArray[np.float32] | None) -> Prediction:
+    def _admitted(self, record: Prediction, unlikeness: list[float] | None) -> Prediction:
         """The film's record, with a warning where it is unlike the model's and let through.
 
         Raises:

@@ -415,12 +415,15 @@ def check_exposure(sample: NDArray[Any], white: int) -> None:
     Raises:
         ImageRefusedError: It is.
     """
-    contrast = float(cv2.meanStdDev(np.atleast_2d(sample))[1][0, 0]) * 255.0 / white
+    sample = np.atleast_2d(sample)
+    contrast = float(cv2.meanStdDev(sample)[1][0, 0]) * 255.0 / white
     if contrast < MIN_CONTRAST:
         raise ImageRefusedError(Reason.BLANK, f"contrast {contrast:.1f} of 255 grey levels")
-    black = np.count_nonzero(sample < int(np.ceil(2.5 * white / 255.0))) / sample.size
-    bright = np.count_nonzero(sample > int(252.5 * white / 255.0)) / sample.size
-    if black + bright > MAX_SATURATED:
+    darkest, brightest = int(np.ceil(2.5 * white / 255.0)), int(252.5 * white / 255.0)
+    between = cv2.countNonZero(cv2.inRange(sample, darkest, brightest))
+    if sample.size - between > MAX_SATURATED * sample.size:
+        black = np.count_nonzero(sample < darkest) / sample.size
+        bright = np.count_nonzero(sample > brightest) / sample.size
         raise ImageRefusedError(Reason.BLANK, f"{black:.0%} of it is black, {bright:.0%} white")
 
 

@@ -5,12 +5,14 @@
 Every arrow holds a bounded number of items, so memory does not grow with the number of films.
 The decoders and the runtimes release Python's lock, so threads use every core. On a CPU each worker
 thread takes a group of films all the way, so that there is one busy thread a core and nothing is
-handed over; a GPU is fed by threads of its own.
+handed over: it prepares all of them, then judges all of them, as the code and the weights of one
+step push those of the other out of a core's cache. A GPU is fed by threads of its own.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,12 +38,17 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_CPU_BATCH, _GPU_BATCH = 4, 8
-"""Films an inference. A core gains nothing from more, and others wait for it at a run's end."""
+_CPU_BATCH, _GPU_BATCH = 1, 8
+"""Films an inference. A core gains nothing from more: what lies between the layers of one film
+fits into its cache, of several it does not."""
 GPU_LANES = 2
 """Calls to a GPU at once: while one computes, the other copies."""
-_READY = 2
-"""Groups of films that wait for a thread of a CPU."""
+_LEAST_IN_GROUP, _MOST_IN_GROUP = 4, 32
+_GROUP_SECONDS = 0.07
+"""Films that a thread of a CPU takes at once: as many as take it about so long. More gain little,
+and keep their records waiting."""
+_GROUPS_A_THREAD = 2
+"""Groups under way for each thread of a CPU: the one it has, and the next."""
 _MOST_ITEMS = 4
 """A batch is sent off with this many times its size of items, refused ones included."""
 
@@ -162,19 +169,20 @@ def predict(
     film_judge = FilmJudge(backend, run, settings.ood == REFUSE, change, explainer, disk)
 
     def judge(films: list[Film]) -> list[tuple[Prediction, str]]:
-        records = film_judge.judge(films)
+        records = film_judge.judge(films, batch_size)
         return [(record, film.uid) for record, film in zip(records, films, strict=True)]
 
     with ExitStack() as opened:
         decoders = opened.enter_context(_threads(workers, "decode"))
         if backend.on_cpu:
-            groups = _grouped(paths, batch_size)
-            done = _in_order(
-                decoders,
-                lambda group: judge([*map(film_judge.read, group)]),
-                groups,
-                workers + _READY,
-            )
+            keeps_films = explainer is not None and explainer.draws
+            groups = Groups(paths, batch_size, workers, paced=not keeps_films)
+
+            def judge_group(group: list[Path]) -> list[tuple[Prediction, str]]:
+                with groups.timed(group):
+                    return judge([*map(film_judge.read, group)])
+
+            done = _in_order(decoders, judge_group, groups, workers * _GROUPS_A_THREAD)
         else:
             lanes = opened.enter_context(_threads(GPU_LANES, "infer"))
             ahead = batch_size * (GPU_LANES + 1) + workers
@@ -195,10 +203,46 @@ def _threads(count: int, name: str) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _grouped(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    remaining = iter(items)
-    while group := list(islice(remaining, size)):
-        yield group
+class Groups(Iterator[list[Path]]):
+    """Films in groups for the threads of a CPU, each as large as suits the pace so far.
+
+    Towards the end groups become smaller, so that no core is left with many films when the others
+    have none; to see the end come, some hundred paths are taken ahead.
+
+    Args:
+        paths: Of the films.
+        batch_size: Films an inference; groups hold whole batches, but for the last one.
+        workers: Threads that take groups.
+        paced: Groups grow with the pace; else they stay small, as films kept for pictures do not
+            become many then.
+    """
+
+    def __init__(
+        self, paths: Iterable[Path], batch_size: int, workers: int, *, paced: bool
+    ) -> None:
+        self._paths, self._coming = iter(paths), deque[Path]()
+        self._batch_size, self._shares = batch_size, workers * _GROUPS_A_THREAD
+        self._paced, self._suiting = paced, _LEAST_IN_GROUP
+
+    def __next__(self) -> list[Path]:
+        """The next group."""
+        ahead = self._shares * max(_MOST_IN_GROUP, self._batch_size)
+        self._coming.extend(islice(self._paths, ahead - len(self._coming)))
+        if not self._coming:
+            raise StopIteration
+        share = -(-len(self._coming) // self._shares)
+        batches = min(self._suiting, share) // self._batch_size
+        size = min(max(batches, 1) * self._batch_size, len(self._coming))
+        return [self._coming.popleft() for _ in range(size)]
+
+    @contextmanager
+    def timed(self, group: list[Path]) -> Iterator[None]:
+        """Around the work on a group; from several threads."""
+        started = time.perf_counter()
+        yield
+        if self._paced:
+            films = _GROUP_SECONDS * len(group) / (time.perf_counter() - started)
+            self._suiting = min(max(int(films), _LEAST_IN_GROUP), _MOST_IN_GROUP)
 
 
 def _batches(films: Iterable[Film], size: int) -> Iterator[list[Film]]:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,14 @@ from deepcovid_edge.errors import UsageError
 from deepcovid_edge.film_judge import probabilities
 from deepcovid_edge.manifest import Band, InputSpec, ModelManifest
 from deepcovid_edge.phantom import write_samples
-from deepcovid_edge.predict import PredictSettings, predict, run_facts
+from deepcovid_edge.predict import (
+    _GROUPS_A_THREAD,
+    _MOST_IN_GROUP,
+    Groups,
+    PredictSettings,
+    predict,
+    run_facts,
+)
 from deepcovid_edge.reasons import Caution
 from deepcovid_edge.records import Prediction
 
@@ -109,6 +117,10 @@ def test_refused_films_carry_a_reason_and_no_number(tmp_path: Path) -> None:
     assert values["probability"] is values["probabilities"] is values["decision"] is None
 
 
+MOST_UNDER_WAY = 2 * _GROUPS_A_THREAD * _MOST_IN_GROUP
+"""Films in the hands of two threads; as many paths are taken ahead of them."""
+
+
 def test_many_refused_films_do_not_pile_up(tmp_path: Path) -> None:
     """Records of refused films come out although no batch ever fills."""
     (tmp_path / "a.png").write_bytes(b"")
@@ -126,26 +138,66 @@ def test_many_refused_films_do_not_pile_up(tmp_path: Path) -> None:
     for _ in range(50):
         next(records)
     records.close()  # type: ignore[attr-defined]
-    assert taken < 100
+    assert taken <= 2 * MOST_UNDER_WAY + 50
 
 
-def test_no_more_films_are_read_than_the_queues_hold(films: list[Path]) -> None:
-    taken = 0
+def test_no_more_films_are_read_than_the_queues_hold(
+    films: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = count()
+    real = module.decode_radiograph
 
-    def counted() -> Iterator[Path]:
-        nonlocal taken
-        for number in range(1000):
-            taken += 1
-            yield films[number % 5]
+    def counted(file: Any) -> Any:
+        next(read)
+        return real(file)
 
+    monkeypatch.setattr(module, "decode_radiograph", counted)
     backend = MeanBackend()
     settings = PredictSettings(batch_size=4, workers=2)
-    records = predict(counted(), backend, run_facts(backend, settings), settings)
+    records = predict(films * 200, backend, run_facts(backend, settings), settings)
     next(records)
-    time.sleep(0.3)
-    in_hand = taken
+    time.sleep(0.5)
+    in_hand = next(read)
     records.close()  # type: ignore[attr-defined]
-    assert in_hand <= 4 * (2 + 1) + 2 + 4 * (2 + 1)
+    assert in_hand <= MOST_UNDER_WAY
+
+
+def test_a_few_films_are_shared_by_all_threads(films: list[Path]) -> None:
+    groups = Groups(films[:4], 1, 2, paced=True)
+    assert [len(group) for group in groups] == [1, 1, 1, 1]
+
+
+def test_groups_grow_with_the_pace_and_shrink_towards_the_end() -> None:
+    groups = Groups([Path("film")] * 200, 1, 2, paced=True)
+    sizes = []
+    for group in groups:
+        sizes.append(len(group))
+        with groups.timed(group):  # next to no time: as many as may be
+            pass
+    assert sizes[:3] == [4, 32, 32]
+    assert sum(sizes) == 200
+    assert sizes[3:] == sorted(sizes[3:], reverse=True)
+    assert sizes[-1] == 1
+
+
+def test_slow_films_and_films_kept_for_pictures_stay_in_small_groups(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = iter(range(100))
+    monkeypatch.setattr("deepcovid_edge.predict.time.perf_counter", lambda: float(next(now)))
+    for groups, seen in (
+        (Groups([Path("film")] * 200, 1, 2, paced=True), 4),
+        (Groups([Path("film")] * 200, 8, 2, paced=True), 8),
+    ):
+        for _ in range(3):
+            group = next(groups)
+            assert len(group) == seen
+            with groups.timed(group):  # a second
+                pass
+    kept = Groups([Path("film")] * 200, 1, 2, paced=False)
+    with kept.timed(next(kept)):
+        pass
+    assert len(next(kept)) == 4
 
 
 def test_closing_the_generator_ends_its_threads(films: list[Path]) -> None:

@@ -72,6 +72,19 @@ class Inference:
     activation_maps: NDArray[np.float32] | None = None
     unlikeness: NDArray[np.float32] | None = None
 
+    @classmethod
+    def joined(cls, parts: Sequence[Inference]) -> Inference:
+        """One of several batches of the same model, in their order."""
+        if len(parts) == 1:
+            return parts[0]
+        maps = [part.activation_maps for part in parts if part.activation_maps is not None]
+        unlike = [part.unlikeness for part in parts if part.unlikeness is not None]
+        return cls(
+            np.concatenate([part.logits for part in parts]),
+            np.concatenate(maps) if maps else None,
+            np.concatenate(unlike) if unlike else None,
+        )
+
 
 class Backend(Protocol):
     """A loaded model. Safe to call from several threads; ends with `close` or `with`."""

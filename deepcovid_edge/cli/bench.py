@@ -126,13 +126,12 @@ def _scenarios(asked: tuple[str, ...], rate: float | None) -> tuple[str, ...]:
 
 def _paths(data: Path | None, count: int, stack: ExitStack) -> tuple[Sequence[Path], str]:
     """Files to measure with, evenly from all that there are; phantoms where none are named."""
-    import cv2
-
     from deepcovid_edge.dataset import walk_files
     from deepcovid_edge.errors import NotThereError
     from deepcovid_edge.phantom import write_samples
+    from deepcovid_edge.workplace import set_up
 
-    cv2.setNumThreads(1)
+    set_up()
     if data is None:
         place = stack.enter_context(tempfile.TemporaryDirectory())
         return write_samples(Path(place), count=min(count, _PHANTOMS)), "drawn phantoms"

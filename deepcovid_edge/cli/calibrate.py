@@ -49,20 +49,15 @@ def command(
     3). The site file holds it with figures and threshold, no file name and nothing of a patient;
     `infer --site` and `heatmap --site` judge by it, and by no file that says `not usable`.
     """
-    import warnings
-
-    import cv2
-
     from deepcovid_edge.acceptance import USABLE
     from deepcovid_edge.backends import BackendSettings, fastest_verified, load_backend
     from deepcovid_edge.calibrate import calibrate
     from deepcovid_edge.dataset import load_site
     from deepcovid_edge.models import find_model
     from deepcovid_edge.site import write_site
+    from deepcovid_edge.workplace import set_up
 
-    cv2.setNumThreads(1)  # films are decoded side by side; threads inside one would only wait
-    # Broken files get a reason instead.
-    warnings.filterwarnings("ignore", module=r"(PIL|pydicom)\.")
+    set_up()
     films = load_site(data, split=split, source=source)
     file = find_model(model)
     if backend == "auto" and provider is None:

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -140,11 +139,10 @@ class FilmRun:
 
 def judge_films(run: FilmRun) -> int:
     """Judge films and write their records; the exit code."""
-    import cv2
-
     from deepcovid_edge.backends import BackendSettings, load_backend
     from deepcovid_edge.predict import predict, run_facts
     from deepcovid_edge.repeats import Repeats
+    from deepcovid_edge.workplace import set_up
 
     settings = _settings(run)
     kind = _kind(run.kind, run.output)
@@ -152,9 +150,7 @@ def judge_films(run: FilmRun) -> int:
         raise click.UsageError("--resume needs -o FILE.jsonl or FILE.csv to go on with.")
     _check_paths(run.paths, run.output)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service's stop is a Ctrl-C
-    cv2.setNumThreads(1)  # films are decoded side by side; threads inside one would only wait
-    # Broken files get a reason instead.
-    warnings.filterwarnings("ignore", module=r"(PIL|pydicom)\.")
+    set_up()
     file = _model_file(run, settings.site)
     with ExitStack() as opened:
         own = BackendSettings(provider=run.provider)

@@ -16,7 +16,7 @@ from deepcovid_edge.cli.films import FilmRun, duration, judge_films, run_options
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write here: .jsonl or .csv.")
 @run_options
-@click.option("--batch-size", type=int, help="Films an inference.  [default: 2, on a GPU 8]")
+@click.option("--batch-size", type=int, help="Films an inference.  [default: 1, on a GPU 8]")
 @click.option("--resume", is_flag=True, help="Go on with the records already in --output.")
 @click.option("--heatmap", type=click.Choice(["occlusion", "activation"]), help="Make heat maps.")
 @click.option(
