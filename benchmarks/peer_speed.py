@@ -1,9 +1,10 @@
 """`deepcovid-edge infer` beside each program that a user would write or pick instead.
 
-All in one process, in turn, several rounds; ratios are taken round by round and their median is
-quoted. Each peer reads, prepares and judges the same files; `infer` also checks each file, hashes
-it and writes a record. A peer whose package, compiler or device is missing is stored with the
-reason. Without --model, the models, peers, rounds and films are those of a suite (suites/*.toml).
+Each in a process of its own, in turn, several rounds; ratios are taken round by round and their
+median is quoted. Each peer reads, prepares and judges the same files; `infer` also checks each
+file, hashes it and writes a record. A peer whose package, compiler or device is missing is stored
+with the reason. Without --model, the models, peers, rounds and films are those of a suite
+(suites/*.toml).
 """
 
 from __future__ import annotations
@@ -11,17 +12,15 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from collections.abc import Callable, Sequence
-from functools import partial
-from importlib import import_module
+from collections.abc import Sequence
+from contextlib import ExitStack
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-import cv2
+from apart import Program
 from footprint import links
 from forms import named as file_of
-from infer_speed import infer
 from measuring import in_turn, ratio, store, summary
 from suite import Peers, read_suite
 
@@ -57,7 +56,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--films", type=int, help="only so many of them")
     options = parser.parse_args()
-    cv2.setNumThreads(1)
     own = Peers(options.model or "", tuple(options.peer or ()), options.rounds, options.films)
     for asked in (own,) if options.model else read_suite(options.suite).peers:
         measured(asked, options.data)
@@ -78,18 +76,20 @@ def measured(asked: Peers, data: Path) -> None:
 
 def compare(model: Path, folder: Path, rounds: int, programs: Sequence[str]) -> dict[str, Any]:
     form, films = fastest_verified(model), list(walk_files(folder))
-    sides: dict[str, Callable[[], object]] = {
-        "infer": partial(infer, folder, model),
-        "infer_fp32": partial(infer, folder, model, "--backend", "onnxruntime"),
-    }
+    command = ("peers.infer_command:make", folder, model)
     missing: dict[str, str] = {}
-    for name, file in named(model, form, programs):
-        try:
-            sides[name] = made(name, file, films)
-        except Exception as error:
-            missing[name] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-            print(f"{name}: {missing[name]}")
-    seconds = in_turn(sides, repeat((), rounds + 1))
+    with ExitStack() as opened:
+        sides = {
+            "infer": opened.enter_context(Program(*command)),
+            "infer_fp32": opened.enter_context(Program(*command, "--backend", "onnxruntime")),
+        }
+        for name, file in named(model, form, programs):
+            try:
+                sides[name] = opened.enter_context(peer(name, file, films))
+            except RuntimeError as error:
+                missing[name] = str(error)
+                print(f"{name}: {error}")
+        seconds = in_turn(sides, repeat((), rounds + 1))
     return {
         "model": read_manifest(model).name,
         "form": read_manifest(form).name,
@@ -113,13 +113,11 @@ def named(model: Path, form: Path, programs: Sequence[str]) -> list[tuple[str, P
     return both
 
 
-def made(name: str, file: Path, films: list[Path]) -> Callable[[], object]:
-    """The peer, tried on one film: what it lacks shows before the rounds begin."""
+def peer(name: str, file: Path, films: list[Path]) -> Program:
+    """A peer, tried on one film: what it lacks shows before the rounds begin."""
     module, settings = PEERS[name.removesuffix("_form")]
     what = read_manifest(file).architecture if module in OF_TORCH else file
-    judge = import_module(f"peers.{module}").make(what, **settings)
-    judge(films[:1])
-    return partial(judge, films)
+    return Program("peers:over", films, module, what, **settings)
 
 
 if __name__ == "__main__":

@@ -58,8 +58,8 @@ class Earlier:
 class RecordWriter(Protocol):
     """Takes records in order."""
 
-    def write(self, record: Prediction) -> None:
-        """Write one record and pass it on to the operating system."""
+    def write(self, *records: Prediction) -> None:
+        """Write records that are ready and pass them on to the operating system."""
 
     def close(self) -> None:
         """Write what belongs after the last record."""
@@ -71,9 +71,9 @@ class JsonLinesWriter:
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
 
-    def write(self, record: Prediction) -> None:
-        """Write one record."""
-        self._stream.write(record.as_json() + "\n")
+    def write(self, *records: Prediction) -> None:
+        """Write records."""
+        self._stream.writelines(record.as_json() + "\n" for record in records)
         self._stream.flush()
 
     def close(self) -> None:
@@ -88,16 +88,16 @@ class CsvWriter:
         self._header = header
         self._csv: csv.DictWriter[str] | None = None
 
-    def write(self, record: Prediction) -> None:
-        """Write one record."""
-        row = record.as_row()
-        if self._csv is None:
-            self._csv = csv.DictWriter(
-                self._stream, [*row], lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC
-            )
-            if self._header:
-                self._csv.writeheader()
-        self._csv.writerow(row)
+    def write(self, *records: Prediction) -> None:
+        """Write records."""
+        for row in (record.as_row() for record in records):
+            if self._csv is None:
+                self._csv = csv.DictWriter(
+                    self._stream, [*row], lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC
+                )
+                if self._header:
+                    self._csv.writeheader()
+            self._csv.writerow(row)
         self._stream.flush()
 
     def close(self) -> None:
@@ -112,12 +112,17 @@ class TableWriter:
         self._width = max(24, min(60, self._console.width - 40))
         self._titled = False
 
-    def write(self, record: Prediction) -> None:
-        """Write one line."""
-        if not self._titled:
-            self._titled = True
-            title = f"{'film':<{self._width}}  {'result':<15}  {record.run.positive_class}"
-            self._console.print(Text(title, style="bold"))
+    def write(self, *records: Prediction) -> None:
+        """Write a line for each record."""
+        for record in records:
+            if not self._titled:
+                self._titled = True
+                title = f"{'film':<{self._width}}  {'result':<15}  {record.run.positive_class}"
+                self._console.print(Text(title, style="bold"))
+            self._console.print(self._line(record))
+        self._console.file.flush()
+
+    def _line(self, record: Prediction) -> Text:
         sign, style = _SIGNS[record.decision]
         line = Text(_shortened(record.path, self._width).ljust(self._width) + "  ")
         line.append(f"{sign:<15}", style=style)
@@ -125,8 +130,7 @@ class TableWriter:
             line.append(f"  {record.probability:.3f}")
         notes = record.message or ", ".join(record.warnings)
         line.append(f"  {notes}" if notes else "")
-        self._console.print(line)
-        self._console.file.flush()
+        return line
 
     def close(self) -> None:
         """State what the table is not."""
@@ -139,7 +143,7 @@ def _shortened(path: str, width: int) -> str:
 
 
 class RecordFile:
-    """A file of records that survives a kill: locked, flushed by record, synced every second."""
+    """A file of records that survives a kill: locked, flushed at once, synced every second."""
 
     def __init__(self, path: Path, run: RunFacts, *, kind: str, resume: bool) -> None:
         """Open the file.
@@ -177,14 +181,14 @@ class RecordFile:
         self._whole = self.earlier.length
         self._synced = time.monotonic()
 
-    def write(self, record: Prediction) -> None:
-        """Write one record.
+    def write(self, *records: Prediction) -> None:
+        """Write records: all of them, or none where the disk is full.
 
         Raises:
             OutputError: The disk is full or gone.
         """
         with self._failures():
-            self._writer.write(record)
+            self._writer.write(*records)
             if not self._special:
                 self._whole = os.lseek(self._text.fileno(), 0, os.SEEK_CUR)
             if time.monotonic() - self._synced > _SYNC_SECONDS:

@@ -14,9 +14,9 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -163,6 +163,33 @@ def predict(
         One record per path, in the order of the paths, as soon as it and those before it are
         ready. Closing the generator ends the threads.
     """
+    together = predict_together(
+        paths,
+        backend,
+        run,
+        settings,
+        change=change,
+        explainer=explainer,
+        disk=disk,
+        repeats=repeats,
+    )
+    with closing(together):
+        for records in together:
+            yield from records
+
+
+def predict_together(
+    paths: Iterable[Path],
+    backend: Backend,
+    run: RunFacts,
+    settings: PredictSettings,
+    *,
+    change: Callable[[Radiograph], Radiograph] | None = None,
+    explainer: Explainer | None = None,
+    disk: DiskGuard | None = None,
+    repeats: Repeats | None = None,
+) -> Generator[list[Prediction]]:
+    """Judge films in order, as `predict` does; the records that are ready come together."""
     workers = settings.workers or default_workers(explainer)
     batch_size = settings.batch_size or default_batch_size(backend)
     repeats = repeats or Repeats()
@@ -189,8 +216,7 @@ def predict(
             films = _in_order(decoders, film_judge.read, paths, ahead)
             done = _in_order(lanes, judge, _batches(films, batch_size), GPU_LANES + 1)
         for records in done:
-            for record, uid in records:
-                yield repeats.settled(repeats.warned(record, uid))
+            yield [repeats.settled(repeats.warned(record, uid)) for record, uid in records]
 
 
 @contextmanager

@@ -1,1 +1,26 @@
 """Peers: small programs that do the same work with what a user would write or pick instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+
+def over(films: Sequence[Path], peer: str, what: Any, **settings: Any) -> Callable[[], object]:
+    """A peer's loop over films, tried on one of them: what it lacks shows at once.
+
+    Args:
+        films: What it judges.
+        peer: Name of its module here.
+        what: The architecture or the file that the peer takes.
+        settings: The peer's own.
+    """
+    import cv2
+
+    cv2.setNumThreads(1)
+    judge = import_module(f"peers.{peer}").make(what, **settings)
+    judge(films[:1])
+    return partial(judge, films)

@@ -8,8 +8,8 @@ import re
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -140,7 +140,7 @@ class FilmRun:
 def judge_films(run: FilmRun) -> int:
     """Judge films and write their records; the exit code."""
     from deepcovid_edge.backends import BackendSettings, load_backend
-    from deepcovid_edge.predict import predict, run_facts
+    from deepcovid_edge.predict import predict_together, run_facts
     from deepcovid_edge.repeats import Repeats
     from deepcovid_edge.workplace import set_up
 
@@ -161,7 +161,7 @@ def judge_films(run: FilmRun) -> int:
         maps = run.heatmaps.folder if run.heatmaps else None
         films = partial(list_films, run.paths, but=run.output, maps=maps)
         disk, repeats = _disk(run), Repeats()
-        records = predict(
+        records = predict_together(
             sink.left_of(films()),
             backend,
             facts,
@@ -317,10 +317,10 @@ class _Sink:
         done = self.file.earlier.paths if self.file else set()
         return (film for film in films if str(film) not in done)
 
-    def write(self, record: Prediction) -> None:
-        """Write and count a record."""
-        self.writer.write(record)
-        self.counts[record.decision or record.status] += 1
+    def write(self, records: list[Prediction]) -> None:
+        """Write and count records."""
+        self.writer.write(*records)
+        self.counts.update(record.decision or record.status for record in records)
 
     @property
     def not_assessed(self) -> int:
@@ -337,16 +337,11 @@ def _count(films: Callable[[], Iterator[Path]], sink: _Sink) -> int | None:
     return sum(1 for _ in sink.left_of(films()))
 
 
-def _drain(records: Iterator[Prediction], sink: _Sink, total: int | None) -> int:
-    from rich.console import Console
-    from rich.progress import track
-
-    shown: Iterable[Prediction] = records
-    if total is not None:
-        shown = track(records, "films", total, console=Console(stderr=True), transient=True)
+def _drain(together: Generator[list[Prediction]], sink: _Sink, total: int | None) -> int:
     try:
-        for record in shown:
-            sink.write(record)
+        with closing(_shown(together, total)) as shown:
+            for records in shown:
+                sink.write(records)
     except KeyboardInterrupt:
         how = "written; --resume goes on" if sink.file else "written"
         click.echo(_summary(sink, how), err=True)
@@ -354,12 +349,27 @@ def _drain(records: Iterator[Prediction], sink: _Sink, total: int | None) -> int
     finally:
         for kind in (signal.SIGINT, signal.SIGTERM):  # what is done is written, whoever hurries
             signal.signal(kind, signal.SIG_IGN)
-        records.close()  # type: ignore[attr-defined]
+        together.close()
         sink.writer.close()
         for kind in (signal.SIGINT, signal.SIGTERM):
             signal.signal(kind, signal.default_int_handler)
     click.echo(_summary(sink, f"done on {sink.facts.backend}"), err=True)
     return _SOME_NOT_ASSESSED if sink.not_assessed else 0
+
+
+def _shown(together: Iterator[list[Prediction]], total: int | None) -> Generator[list[Prediction]]:
+    """The same, with a bar of so many films on a terminal."""
+    if total is None:
+        yield from together
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        films = bar.add_task("films", total=total)
+        for records in together:
+            yield records
+            bar.advance(films, len(records))
 
 
 def _summary(sink: _Sink, how: str) -> str:

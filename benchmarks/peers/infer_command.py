@@ -1,0 +1,22 @@
+"""`deepcovid-edge infer`, as a user types it, without the start of Python."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from deepcovid_edge.cli.main import run
+
+
+def make(folder: Path, model: Path, *options: str) -> Callable[[], None]:
+    """The command over a folder, from listing it to the written file of records."""
+
+    def infer() -> None:
+        with tempfile.TemporaryDirectory() as place:
+            output = ["-o", f"{place}/out.jsonl"]
+            code = run(["infer", str(folder), "--model", str(model), *output, *options])
+            if code:
+                raise RuntimeError(f"infer exited with {code}")
+
+    return infer
