@@ -30,6 +30,9 @@ _FTYP = {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF", b"avif": "AVIF", b"i
 
 _JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 """A marker other than a restart, which stands within the pixels (ITU-T T.81, table B.1)."""
+_JPEG_SEGMENT = re.compile(rb"\xff[\xc0-\xcf\xda-\xfe]")
+"""A marker of the header that is followed by a length (ITU-T T.81, B.1.1.4 and table B.1)."""
+_JPEG_SCAN = 0xDA
 _BI_RGB, _BI_BITFIELDS = 0, 3
 # Kind of a TIFF value -> struct's letter of the same size (TIFF 6.0, section 2, "Types").
 _TIFF_KINDS = dict(enumerate("BBHIQBBHIQIQI", start=1))
@@ -93,6 +96,23 @@ def _jpeg_is_cut_off(data: bytes) -> bool:
         if data[at - 1] not in (0x01, 0xD8):  # the two that have no length
             at += max(2, int.from_bytes(data[at : at + 2], "big"))
     return True
+
+
+def is_plain_jpeg(data: bytes) -> bool:
+    """Whether a file begins as a JPEG whose header holds no EXIF and no list of further pictures.
+
+    Whatever is not as plain as that is left to Pillow: True is never said of such a file.
+    """
+    if not data.startswith(b"\xff\xd8"):
+        return False
+    at = 2
+    while _JPEG_SEGMENT.match(data, at):
+        if data[at + 1] == _JPEG_SCAN:  # the pixels begin
+            return True
+        if data[at + 4 : at + 8] in (b"Exif", b"MPF\0"):
+            return False
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return False
 
 
 def _png_is_cut_off(data: bytes) -> bool:

@@ -23,9 +23,10 @@ Grey pixels are made by these rules:
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import cv2
 import numpy as np
@@ -38,6 +39,7 @@ from deepcovid_edge.containers import (
     is_cut_off,
     is_damaged,
     is_dicom,
+    is_plain_jpeg,
     known_kind,
 )
 from deepcovid_edge.errors import ImageRefusedError, one_line
@@ -148,8 +150,36 @@ def _check_container(data: bytes) -> None:
         raise ImageRefusedError(Reason.FORMAT, f"this is {name}")
 
 
-def _open(data: bytes) -> Image.Image:
+@dataclass(frozen=True)
+class PlainJpeg:
+    """A grey JPEG of one picture without EXIF, which most films of 8 bits are.
+
+    What is asked of a `PIL.Image.Image` before it is decoded, without the time that Pillow takes.
+    """
+
+    size: tuple[int, int]
+    format: ClassVar = "JPEG"
+    mode: ClassVar = "L"
+    n_frames: ClassVar = 1
+
+
+Picture: TypeAlias = Image.Image | PlainJpeg
+
+
+def _plain_jpeg(data: bytes) -> PlainJpeg | None:
+    if not is_plain_jpeg(data):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return PlainJpeg((width, height)) if colours == "Gray" else None
+
+
+def _open(data: bytes) -> Picture:
     """The picture with its header read and no pixel decoded."""
+    if plain := _plain_jpeg(data):
+        return plain
     try:
         return Image.open(io.BytesIO(data), formats=_OPENED)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -161,7 +191,7 @@ def _open(data: bytes) -> Image.Image:
         raise ImageRefusedError(Reason.NOT_IMAGE, detail) from error
 
 
-def _check_header(picture: Image.Image) -> None:
+def _check_header(picture: Picture) -> None:
     width, height = picture.size
     _check_area(width, height)
     frames = _frames(picture)
@@ -193,7 +223,7 @@ def check_size(width: int, height: int) -> None:
         raise ImageRefusedError(Reason.SHAPE, f"{width} x {height} pixels; {expected}")
 
 
-def _refused_mode(picture: Image.Image) -> str | None:
+def _refused_mode(picture: Picture) -> str | None:
     if picture.mode not in _MODES:
         return _MODE_NAMES.get(picture.mode, picture.mode)
     if "P;1" in _raw_mode(picture):
@@ -205,17 +235,17 @@ def _refused_mode(picture: Image.Image) -> str | None:
     return None
 
 
-def _is_deep_colour(picture: Image.Image) -> bool:
+def _is_deep_colour(picture: Picture) -> bool:
     bits = _tiff_tag(picture, 258) or ()
     return picture.mode in ("RGB", "RGBA", "LA") and (16 in bits or ";16" in _raw_mode(picture))
 
 
-def _raw_mode(picture: Image.Image) -> str:
+def _raw_mode(picture: Picture) -> str:
     """A text that holds Pillow's name of the pixels as they stand in the file."""
     return str(getattr(picture, "tile", ""))
 
 
-def _tiff_tag(picture: Image.Image, number: int) -> Any:
+def _tiff_tag(picture: Picture, number: int) -> Any:
     return picture.tag_v2.get(number) if isinstance(picture, _TIFF) else None
 
 
@@ -223,14 +253,14 @@ _TIFF = TiffImagePlugin.TiffImageFile
 _MODE_NAMES = {"1": "1-bit picture", "F": "floating point", "I": "32-bit integers"}
 
 
-def _frames(picture: Image.Image) -> int:
+def _frames(picture: Picture) -> int:
     try:
         return int(getattr(picture, "n_frames", 1))
     except Exception as error:  # counting TIFF pages follows offsets that may lead anywhere
         raise ImageRefusedError(Reason.DECODE, one_line(error)) from error
 
 
-def _header_cautions(picture: Image.Image, file: FileBytes) -> list[Caution]:
+def _header_cautions(picture: Picture, file: FileBytes) -> list[Caution]:
     cautions = []
     suffix = file.path.suffix.lower()
     if suffix and suffix not in _SUFFIXES[picture.format or ""]:
@@ -245,16 +275,16 @@ def _header_cautions(picture: Image.Image, file: FileBytes) -> list[Caution]:
     return cautions
 
 
-def _is_lossy(picture: Image.Image, data: bytes) -> bool:
+def _is_lossy(picture: Picture, data: bytes) -> bool:
     # WebP Container Specification: a "VP8 " chunk is lossy, "VP8L" is not.
     return picture.format == "JPEG" or (picture.format == "WEBP" and b"VP8 " in data[:4096])
 
 
-def _decode(picture: Image.Image, data: bytes) -> tuple[NDArray[Any], list[Caution]]:
+def _decode(picture: Picture, data: bytes) -> tuple[NDArray[Any], list[Caution]]:
     """Upright pixels of shape (H, W) or (H, W, 3), RGB, uint8 or uint16, alpha laid on black."""
     orientation = _orientation(picture)
     try:
-        if picture.format == "JPEG":
+        if isinstance(picture, PlainJpeg) or picture.format == "JPEG":
             pixels = _jpeg(data, "GRAY" if picture.mode == "L" else "RGB")
         else:
             pixels = _pillow(picture, data)
@@ -354,8 +384,10 @@ def to_grey(pixels: NDArray[Any]) -> tuple[Grey, list[Caution]]:
     return grey, [Caution.COLOUR] if marked else []
 
 
-def _orientation(picture: Image.Image) -> int:
+def _orientation(picture: Picture) -> int:
     """EXIF orientation (CIPA DC-008, tag 0x0112; TIFF 6.0, tag 274), 1 where none is stated."""
+    if isinstance(picture, PlainJpeg):
+        return 1
     if picture.format != "TIFF" and not _EXIF_KEYS & picture.info.keys():
         return 1
     try:
@@ -385,7 +417,7 @@ _TURNS = {
 }
 
 
-def _full_scale(grey: Grey, picture: Image.Image) -> tuple[Grey, int, list[Caution]]:
+def _full_scale(grey: Grey, picture: Picture) -> tuple[Grey, int, list[Caution]]:
     """The film with the value of its full white.
 
     A 16-bit file often holds 10, 12 or 14 bits. The 99.9th percentile decides, so that a burnt-in
@@ -419,7 +451,7 @@ def check_exposure(sample: NDArray[Any], white: int) -> None:
     contrast = float(cv2.meanStdDev(sample)[1][0, 0]) * 255.0 / white
     if contrast < MIN_CONTRAST:
         raise ImageRefusedError(Reason.BLANK, f"contrast {contrast:.1f} of 255 grey levels")
-    darkest, brightest = int(np.ceil(2.5 * white / 255.0)), int(252.5 * white / 255.0)
+    darkest, brightest = math.ceil(2.5 * white / 255.0), int(252.5 * white / 255.0)
     between = cv2.countNonZero(cv2.inRange(sample, darkest, brightest))
     if sample.size - between > MAX_SATURATED * sample.size:
         black = np.count_nonzero(sample < darkest) / sample.size
