@@ -32,7 +32,7 @@ _JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 """A marker other than a restart, which stands within the pixels (ITU-T T.81, table B.1)."""
 _JPEG_SEGMENT = re.compile(rb"\xff[\xc0-\xcf\xda-\xfe]")
 """A marker of the header that is followed by a length (ITU-T T.81, B.1.1.4 and table B.1)."""
-_JPEG_SCAN = 0xDA
+_JPEG_FRAMES, _JPEG_SCAN = (0xC0, 0xC1, 0xC2), 0xDA
 _BI_RGB, _BI_BITFIELDS = 0, 3
 # Kind of a TIFF value -> struct's letter of the same size (TIFF 6.0, section 2, "Types").
 _TIFF_KINDS = dict(enumerate("BBHIQBBHIQIQI", start=1))
@@ -99,7 +99,7 @@ def _jpeg_is_cut_off(data: bytes) -> bool:
 
 
 def is_plain_jpeg(data: bytes) -> bool:
-    """Whether a file begins as a JPEG whose header holds no EXIF and no list of further pictures.
+    """Whether a file begins as a JPEG of 8 bits, without EXIF and without a list of more pictures.
 
     Whatever is not as plain as that is left to Pillow: True is never said of such a file.
     """
@@ -109,7 +109,8 @@ def is_plain_jpeg(data: bytes) -> bool:
     while _JPEG_SEGMENT.match(data, at):
         if data[at + 1] == _JPEG_SCAN:  # the pixels begin
             return True
-        if data[at + 4 : at + 8] in (b"Exif", b"MPF\0"):
+        holds = data[at + 4 : at + 8]
+        if holds in (b"Exif", b"MPF\0") or (data[at + 1] in _JPEG_FRAMES and holds[:1] != b"\x08"):
             return False
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return False

@@ -233,7 +233,7 @@ class Groups(Iterator[list[Path]]):
     """Films in groups for the threads of a CPU, each as large as suits the pace so far.
 
     Towards the end groups become smaller, so that no core is left with many films when the others
-    have none; to see the end come, some hundred paths are taken ahead.
+    have none; to see the end come, the paths of some groups are taken ahead.
 
     Args:
         paths: Of the films.
@@ -252,8 +252,8 @@ class Groups(Iterator[list[Path]]):
 
     def __next__(self) -> list[Path]:
         """The next group."""
-        ahead = self._shares * max(_MOST_IN_GROUP, self._batch_size)
-        self._coming.extend(islice(self._paths, ahead - len(self._coming)))
+        ahead = self._shares * max(self._suiting, self._batch_size) - len(self._coming)
+        self._coming.extend(islice(self._paths, max(ahead, 0)))
         if not self._coming:
             raise StopIteration
         share = -(-len(self._coming) // self._shares)

@@ -110,7 +110,7 @@ def offline(work: Work, size: int, until: Until, clock: Clock) -> Outcome:
 
     def batches() -> Iterator[tuple[int, int]]:
         number = 0
-        while not until.reached(clock.now() - zero, number):
+        while not until.reached(clock.now() - zero, len(log.queries)):
             yield number * size % work.films, size
             number += 1
 

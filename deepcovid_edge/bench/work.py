@@ -16,7 +16,7 @@ from deepcovid_edge.bench.clock import Clock
 from deepcovid_edge.bench.scenarios import Done, Parts, Shared, in_threads
 from deepcovid_edge.bench.settings import NETWORK
 from deepcovid_edge.errors import BenchError
-from deepcovid_edge.predict import PredictSettings, predict, run_facts
+from deepcovid_edge.predict import PredictSettings, predict, predict_together, run_facts
 from deepcovid_edge.records import Prediction
 
 _GPU_LANES = 2
@@ -104,14 +104,15 @@ class EndToEndWork:
         return [self._paths[(first + number) % self.films] for number in range(size)]
 
     def run(self, payload: Sequence[Path]) -> Sequence[Parts]:
-        """See `Work.run`. A film alone is read and judged by one thread."""
+        """See `Work.run`. A film alone is judged by one thread; a GPU judges all at once."""
         workers = 1 if len(payload) == 1 else self._workers
-        settings = PredictSettings(batch_size=len(payload), workers=workers)
+        at_once = None if self._backend.on_cpu else len(payload)
+        settings = PredictSettings(batch_size=at_once, workers=workers)
         records = predict(payload, self._backend, run_facts(self._backend, settings), settings)
         return [self._parts(record) for record in records]
 
     def offline(self, batches: Iterator[tuple[int, int]], done: Done) -> None:
-        """See `Work.offline`: one run of `predict` over all films."""
+        """See `Work.offline`: one run; films that are ready together are one result."""
         under_way: deque[int] = deque()
 
         def paths() -> Iterator[Path]:
@@ -121,8 +122,10 @@ class EndToEndWork:
                     yield self._paths[number % self.films]
 
         settings = PredictSettings(batch_size=self._batch_size, workers=self._workers)
-        for record in predict(paths(), self._backend, run_facts(self._backend, settings), settings):
-            done(None, under_way.popleft(), 1, [self._parts(record)])
+        facts = run_facts(self._backend, settings)
+        for records in predict_together(paths(), self._backend, facts, settings):
+            first, *_ = [under_way.popleft() for _ in records]
+            done(None, first, len(records), [*map(self._parts, records)])
 
     def _parts(self, record: Prediction) -> Parts:
         if record.probabilities is None:

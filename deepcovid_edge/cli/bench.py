@@ -40,7 +40,7 @@ _PHANTOMS = 8
 @click.option("--queries", type=int, default=64, show_default=True, help="In each run, or more.")
 @click.option("--warm-up", type=float, default=1.0, show_default=True, help="Seconds.")
 @click.option("--streams", type=int, default=8, show_default=True, help="Films of multi-stream.")
-@click.option("--batch-size", type=int, help="Of offline.  [default: 4, on a GPU 8]")
+@click.option("--batch-size", type=int, help="Of offline.  [default: 1, on a GPU 8]")
 @click.option("--workers", type=int, help="Threads that work.  [default: one a core]")
 @click.option("--threads", type=int, default=1, show_default=True, help="Inside one inference.")
 @click.option("--rate", type=float, help="Films a second; adds the server scenario.")
