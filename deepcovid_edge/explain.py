@@ -70,6 +70,7 @@ class Explained:
         shape: Rows and columns of the film.
         film: The film as it was read, where `Explainer.draws`.
         pixels: As the network saw it, of shape (height, width).
+        started: When it was opened, seconds of the performance counter.
         activation_maps: What the network gave beside its logits, of shape (classes, h, w), if it
             was asked.
     """
@@ -78,6 +79,7 @@ class Explained:
     shape: tuple[int, ...]
     film: Radiograph | None
     pixels: NDArray[np.uint8]
+    started: float
     activation_maps: NDArray[np.float32] | None = None
 
 
@@ -142,19 +144,23 @@ class Explainer:
         return [self._explained(one, found, seconds) for one, (found, seconds) in pairs]
 
     def _explained(self, one: Explained, found: HeatMap | None, seconds: float) -> Prediction:
+        timings = dict(one.record.timings_ms or {})
         if found is None or not np.isfinite(found.cells).all():
+            timings["total"] = _ms(time.perf_counter() - one.started)
             warnings = (*one.record.warnings, Caution.NO_HEATMAP.code)
-            return replace(one.record, warnings=warnings)
+            return replace(one.record, warnings=warnings, timings_ms=timings)
         started = time.perf_counter()
         places = regions(found, one.shape, self._input)
         data, overlay = self._write(one.record, one.film, found, places)
-        spent = round((seconds + time.perf_counter() - started) * 1000, 3)
+        ended = time.perf_counter()
+        timings["heatmap"] = _ms(seconds + ended - started)
+        timings["total"] = _ms(ended - one.started)
         return replace(
             one.record,
             heatmap=data,
             overlay=overlay,
             regions=tuple(region.as_dict() for region in places),
-            timings_ms={**(one.record.timings_ms or {}), "heatmap": spent},
+            timings_ms=timings,
         )
 
     def _maps(self, judged: Sequence[Explained]) -> Iterator[tuple[HeatMap | None, float]]:
@@ -257,3 +263,7 @@ def _identity(record: Prediction) -> dict[str, Any]:
         "threshold": record.run.threshold,
         "decision": record.decision,
     }
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000.0, 3)

@@ -211,11 +211,12 @@ def _explained(
             continue
         own = next(maps)
         if record.probabilities is not None:
-            wanted[place] = Explained(record, film.shape, film.radiograph, film.pixels, own)
+            wanted[place] = Explained(
+                record, film.shape, film.radiograph, film.pixels, film.started, own
+            )
     made = explainer.explain([*wanted.values()])
     for place, record in zip(wanted, made, strict=True):
-        total = {"total": _ms(films[place].started, time.perf_counter())}
-        records[place] = replace(record, timings_ms={**(record.timings_ms or {}), **total})
+        records[place] = record
     return records
 
 

@@ -96,14 +96,9 @@ def default_batch_size(backend: Backend) -> int:
     return _CPU_BATCH if backend.on_cpu else _GPU_BATCH
 
 
-def default_workers(explainer: Explainer | None = None) -> int:
-    """Threads that take films all the way where nothing else is asked for: one a core.
-
-    With activation maps one more: a thread that makes a file waits for the disk, and for Python's
-    lock after each call, and its core would wait with it.
-    """
-    writes = explainer is not None and explainer.reads_activation_maps
-    return len(os.sched_getaffinity(0)) + writes
+def default_workers() -> int:
+    """Threads that take films all the way where nothing else is asked for: one a core."""
+    return len(os.sched_getaffinity(0))
 
 
 def run_facts(backend: Backend, settings: PredictSettings) -> RunFacts:
@@ -190,7 +185,7 @@ def predict_together(
     repeats: Repeats | None = None,
 ) -> Generator[list[Prediction]]:
     """Judge films in order, as `predict` does; the records that are ready come together."""
-    workers = settings.workers or default_workers(explainer)
+    workers = settings.workers or default_workers()
     batch_size = settings.batch_size or default_batch_size(backend)
     repeats = repeats or Repeats()
     film_judge = FilmJudge(backend, run, settings.ood == REFUSE, change, explainer, disk)

@@ -69,7 +69,7 @@ def run_options(command: Callable[..., int]) -> Callable[..., int]:
         click.option(
             "--workers",
             type=int,
-            help="Threads that work.  [default: one a core, one more with activation maps]",
+            help="Threads that work.  [default: one a core]",
         ),
         click.option(
             "--min-free",

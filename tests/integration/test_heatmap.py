@@ -21,7 +21,7 @@ from deepcovid_edge.images import read_radiograph
 from deepcovid_edge.map_files import read_map
 from deepcovid_edge.models import find_model
 from deepcovid_edge.phantom import write_samples
-from deepcovid_edge.predict import PredictSettings, default_workers, run_facts
+from deepcovid_edge.predict import PredictSettings, run_facts
 
 QUICK = ("--stride", "32")
 
@@ -198,16 +198,6 @@ def test_maps_among_the_films_are_left_out_and_films_among_the_maps_are_not(
             assert f"Heat maps are in {folder}." in done.stderr
         for left in (tmp_path / folder).glob("*-????????.*"):
             left.unlink()
-
-
-@pytest.mark.parametrize(("method", "more"), [("activation", 1), ("occlusion", 0)])
-def test_a_thread_more_works_where_each_film_gets_a_file(
-    method: str, more: int, tmp_path: Path
-) -> None:
-    with load_backend(find_model("squeezenet1_1"), backend="onnxruntime") as backend:
-        settings = HeatMapSettings(method, tmp_path)
-        with Explainer(backend, settings, threshold=0.5) as explainer:
-            assert default_workers(explainer) == default_workers() + more
 
 
 @pytest.mark.parametrize("overlay", [True, False])
