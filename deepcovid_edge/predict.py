@@ -20,7 +20,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from deepcovid_edge.backends import Backend
 from deepcovid_edge.errors import UsageError
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Judged: TypeAlias = list[tuple[Prediction, str]]
+"""Records of films in their order, each with its SOP instance UID."""
 _CPU_BATCH, _GPU_BATCH = 1, 8
 """Films an inference. A core gains nothing from more: what lies between the layers of one film
 fits into its cache, of several it does not."""
@@ -47,6 +49,9 @@ _LEAST_IN_GROUP, _MOST_IN_GROUP = 4, 32
 _GROUP_SECONDS = 0.07
 """Films that a thread of a CPU takes at once: as many as take it about so long. More gain little,
 and keep their records waiting."""
+_PATIENCE_SECONDS = 0.5
+"""A group of films that are slower than those before it is judged in parts: no film is read after
+so long."""
 _GROUPS_A_THREAD = 2
 """Groups under way for each thread of a CPU: the one it has, and the next."""
 _MOST_ITEMS = 4
@@ -190,9 +195,9 @@ def predict_together(
     repeats = repeats or Repeats()
     film_judge = FilmJudge(backend, run, settings.ood == REFUSE, change, explainer, disk)
 
-    def judge(films: list[Film]) -> list[tuple[Prediction, str]]:
+    def judge(films: list[Film]) -> tuple[Judged, None]:
         records = film_judge.judge(films, batch_size)
-        return [(record, film.uid) for record, film in zip(records, films, strict=True)]
+        return [(record, film.uid) for record, film in zip(records, films, strict=True)], None
 
     with ExitStack() as opened:
         decoders = opened.enter_context(_threads(workers, "decode"))
@@ -200,15 +205,18 @@ def predict_together(
             keeps_films = explainer is not None and explainer.draws
             groups = Groups(paths, batch_size, workers, paced=not keeps_films)
 
-            def judge_group(group: list[Path]) -> list[tuple[Prediction, str]]:
-                with groups.timed(group):
-                    return judge([*map(film_judge.read, group)])
+            def judge_group(group: list[Path]) -> tuple[Judged, list[Path] | None]:
+                started = time.perf_counter()
+                films = [*map(film_judge.read, _in_time(group))]
+                records, _ = judge(films)
+                groups.took(len(films), time.perf_counter() - started)
+                return records, group[len(films) :] or None
 
             done = _in_order(decoders, judge_group, groups, workers * _GROUPS_A_THREAD)
         else:
             lanes = opened.enter_context(_threads(GPU_LANES, "infer"))
             ahead = batch_size * (GPU_LANES + 1) + workers
-            films = _in_order(decoders, film_judge.read, paths, ahead)
+            films = _in_order(decoders, lambda path: (film_judge.read(path), None), paths, ahead)
             done = _in_order(lanes, judge, _batches(films, batch_size), GPU_LANES + 1)
         for records in done:
             yield [repeats.settled(repeats.warned(record, uid)) for record, uid in records]
@@ -256,14 +264,11 @@ class Groups(Iterator[list[Path]]):
         size = min(max(batches, 1) * self._batch_size, len(self._coming))
         return [self._coming.popleft() for _ in range(size)]
 
-    @contextmanager
-    def timed(self, group: list[Path]) -> Iterator[None]:
-        """Around the work on a group; from several threads."""
-        started = time.perf_counter()
-        yield
+    def took(self, films: int, seconds: float) -> None:
+        """Call after each group, from several threads."""
         if self._paced:
-            films = _GROUP_SECONDS * len(group) / (time.perf_counter() - started)
-            self._suiting = min(max(int(films), _LEAST_IN_GROUP), _MOST_IN_GROUP)
+            suiting = int(_GROUP_SECONDS * films / seconds)
+            self._suiting = min(max(suiting, _LEAST_IN_GROUP), _MOST_IN_GROUP)
 
 
 def _batches(films: Iterable[Film], size: int) -> Iterator[list[Film]]:
@@ -280,17 +285,33 @@ def _batches(films: Iterable[Film], size: int) -> Iterator[list[Film]]:
         yield group
 
 
+def _in_time(items: Iterable[Item]) -> Iterator[Item]:
+    """The items up to the moment when patience ends; one at least."""
+    ends = time.perf_counter() + _PATIENCE_SECONDS
+    for item in items:
+        yield item
+        if time.perf_counter() > ends:
+            return
+
+
 def _in_order(
     pool: ThreadPoolExecutor,
-    function: Callable[[Item], Result],
+    function: Callable[[Item], tuple[Result, Item | None]],
     items: Iterable[Item],
     ahead: int,
 ) -> Iterator[Result]:
-    """Results in the order of the items, with at most `ahead` of them under way."""
-    pending: deque[Future[Result]] = deque()
-    for item in items:
-        pending.append(pool.submit(function, item))
-        if len(pending) >= ahead:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
+    """Results in the order of the items, with at most `ahead` of them under way.
+
+    The function may leave the rest of an item, which then is the next item.
+    """
+    pending: deque[Future[tuple[Result, Item | None]]] = deque()
+    coming = iter(items)
+    while True:
+        for item in islice(coming, ahead - len(pending)):
+            pending.append(pool.submit(function, item))
+        if not pending:
+            return
+        result, rest = pending.popleft().result()
+        if rest is not None:
+            pending.appendleft(pool.submit(function, rest))
+        yield result

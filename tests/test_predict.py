@@ -172,32 +172,36 @@ def test_groups_grow_with_the_pace_and_shrink_towards_the_end() -> None:
     sizes = []
     for group in groups:
         sizes.append(len(group))
-        with groups.timed(group):  # next to no time: as many as may be
-            pass
+        groups.took(len(group), 1e-6)  # next to no time: as many as may be
     assert sizes[:3] == [4, 32, 32]
     assert sum(sizes) == 200
     assert sizes[3:] == sorted(sizes[3:], reverse=True)
     assert sizes[-1] == 1
 
 
-def test_slow_films_and_films_kept_for_pictures_stay_in_small_groups(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("batch_size", "paced", "seconds", "expected"),
+    [(1, True, 1.0, 4), (8, True, 1.0, 8), (1, False, 1e-6, 4)],
+    ids=["slow films", "slow films in batches", "films kept for pictures"],
+)
+def test_groups_stay_small_for(batch_size: int, paced: bool, seconds: float, expected: int) -> None:
+    groups = Groups([Path("film")] * 200, batch_size, 2, paced=paced)
+    for _ in range(3):
+        group = next(groups)
+        assert len(group) == expected
+        groups.took(len(group), seconds)
+
+
+def test_a_group_that_turns_out_to_be_slow_is_judged_in_parts(
+    films: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = iter(range(100))
-    monkeypatch.setattr("deepcovid_edge.predict.time.perf_counter", lambda: float(next(now)))
-    for groups, seen in (
-        (Groups([Path("film")] * 200, 1, 2, paced=True), 4),
-        (Groups([Path("film")] * 200, 8, 2, paced=True), 8),
-    ):
-        for _ in range(3):
-            group = next(groups)
-            assert len(group) == seen
-            with groups.timed(group):  # a second
-                pass
-    kept = Groups([Path("film")] * 200, 1, 2, paced=False)
-    with kept.timed(next(kept)):
-        pass
-    assert len(next(kept)) == 4
+    paths = films * 4
+    expected = without_timings(judge(paths, MeanBackend()))
+    monkeypatch.setattr("deepcovid_edge.predict._PATIENCE_SECONDS", 0.0)
+    backend = MeanBackend()
+    records = judge(paths, backend, batch_size=8, workers=2)
+    assert backend.batches == [1] * len(paths)
+    assert without_timings(records) == expected
 
 
 def test_closing_the_generator_ends_its_threads(films: list[Path]) -> None:
