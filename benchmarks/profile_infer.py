@@ -52,7 +52,7 @@ SECTIONS = {
     "hashlib:sha256": "SHA-256",
     "deepcovid_edge.film_judge:decode_radiograph": "decode: rest",
     "deepcovid_edge.images:_check_container": "check the container",
-    "deepcovid_edge.images:_open": "open the picture (Pillow)",
+    "deepcovid_edge.images:_open": "open the picture",
     "deepcovid_edge.images:_decode": DECODE,
     "deepcovid_edge.images:to_grey": "to grey",
     "deepcovid_edge.images:check_exposure": "check the exposure",
