@@ -19,6 +19,7 @@ a difference; 1: a measurement failed.
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 import tempfile
@@ -246,8 +247,20 @@ def attempt(step: Step, data: Path | None, place: Path, written: Path) -> dict[s
     path = place / file_of(step, result)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(written.read_text("utf-8"), encoding="utf-8")
+    for older in other_versions(path):
+        older.unlink()
     status = UNSTABLE if reasons else STABLE
     return {**row, "file": str(file_of(step, result)), "status": status, "reasons": reasons}
+
+
+def other_versions(path: Path) -> list[Path]:
+    """Files of the same form and batch that another version of the same stack ran.
+
+    The newest takes the place of the others: a device's folder says what it is like now.
+    """
+    ((stack, rest),) = re.findall(r"^(.*?)-(?:\d[\d.]*|unknown)-(.*)$", path.name)
+    alike = re.compile(rf"{re.escape(stack)}-\d[\d.]*-{re.escape(rest)}")
+    return [one for one in path.parent.iterdir() if one != path and alike.fullmatch(one.name)]
 
 
 def bench_command(step: Step, data: Path | None) -> list[str]:

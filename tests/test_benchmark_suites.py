@@ -163,6 +163,20 @@ def test_every_file_is_measured_by_several_processes_and_stored_with_its_reasons
         assert "said with" in row["reasons"][0]
 
 
+def test_a_newer_version_of_a_stack_takes_the_place_of_the_older_alone(
+    suite: ModuleType, tmp_path: Path
+) -> None:
+    newest = tmp_path / "onnxruntime-1.32-int8-cpu-b1.json"
+    older = tmp_path / "onnxruntime-1.31-int8-cpu-b1.json"
+    for name in (
+        *("onnxruntime-1.31-int8-cpu-b8.json", "onnxruntime-1.31-fp32-b1.json"),
+        *("onnxruntime-cuda-1.31-int8-cpu-b1.json", "openvino-2026.4-int8-cpu-b1.json"),
+        *(newest.name, older.name),
+    ):
+        (tmp_path / name).touch()
+    assert suite.other_versions(newest) == [older]
+
+
 def test_the_invocations_of_a_file_lie_apart(
     suite: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
