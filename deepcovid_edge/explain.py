@@ -28,7 +28,7 @@ from deepcovid_edge.images import Radiograph
 from deepcovid_edge.lattice import OcclusionSettings
 from deepcovid_edge.map_files import write_file, write_map
 from deepcovid_edge.reasons import Caution
-from deepcovid_edge.records import Prediction
+from deepcovid_edge.records import Prediction, milliseconds
 
 if TYPE_CHECKING:
     from deepcovid_edge.occlusion import Occluder, Occlusion
@@ -146,15 +146,15 @@ class Explainer:
     def _explained(self, one: Explained, found: HeatMap | None, seconds: float) -> Prediction:
         timings = dict(one.record.timings_ms or {})
         if found is None or not np.isfinite(found.cells).all():
-            timings["total"] = _ms(time.perf_counter() - one.started)
+            timings["total"] = milliseconds(one.started, time.perf_counter())
             warnings = (*one.record.warnings, Caution.NO_HEATMAP.code)
             return replace(one.record, warnings=warnings, timings_ms=timings)
         started = time.perf_counter()
         places = regions(found, one.shape, self._input)
         data, overlay = self._write(one.record, one.film, found, places)
         ended = time.perf_counter()
-        timings["heatmap"] = _ms(seconds + ended - started)
-        timings["total"] = _ms(ended - one.started)
+        timings["heatmap"] = milliseconds(started - seconds, ended)
+        timings["total"] = milliseconds(one.started, ended)
         return replace(
             one.record,
             heatmap=data,
@@ -263,7 +263,3 @@ def _identity(record: Prediction) -> dict[str, Any]:
         "threshold": record.run.threshold,
         "decision": record.decision,
     }
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000.0, 3)

@@ -25,7 +25,7 @@ from deepcovid_edge.film_file import read_bytes
 from deepcovid_edge.images import Radiograph, decode_radiograph
 from deepcovid_edge.preprocess import prepare
 from deepcovid_edge.reasons import Caution, Reason
-from deepcovid_edge.records import Prediction, RunFacts
+from deepcovid_edge.records import Prediction, RunFacts, milliseconds
 
 if TYPE_CHECKING:
     from deepcovid_edge.explain import Explainer
@@ -105,7 +105,10 @@ class FilmJudge:
             self.run,
             sha256,
             warnings=(*(caution.code for caution in radiograph.cautions), *self.run.cautions),
-            timings_ms={"read": _ms(started, decoded), "preprocess": _ms(decoded, prepared)},
+            timings_ms={
+                "read": milliseconds(started, decoded),
+                "preprocess": milliseconds(decoded, prepared),
+            },
         )
         uid = radiograph.dicom.sop_instance_uid if radiograph.dicom else ""
         kept = radiograph if self.explainer and self.explainer.draws else None
@@ -147,7 +150,7 @@ class FilmJudge:
             started = time.perf_counter()
             parts.append(self.backend.infer(np.stack(batch), activation_maps=with_maps))
             ended = time.perf_counter()
-            times += [(_ms(started, ended) / len(batch), ended)] * len(batch)
+            times += [(milliseconds(started, ended) / len(batch), ended)] * len(batch)
         return Inference.joined(parts), times
 
     def _judged(
@@ -165,7 +168,7 @@ class FilmJudge:
         except ImageRefusedError as error:
             return _refused(film.record, error, film.started).record
         timings = {**(record.timings_ms or {}), "infer": round(share, 3)}
-        timings["total"] = _ms(film.started, ended)
+        timings["total"] = milliseconds(film.started, ended)
         rounded = [round(value, DECIMALS) for value in row]
         values = dict(zip(record.run.classes, rounded, strict=True))
         return replace(record, probabilities=values, timings_ms=timings)
@@ -189,7 +192,7 @@ class FilmJudge:
 
 
 def _refused(record: Prediction, error: ImageRefusedError, started: float) -> Film:
-    spent = _ms(started, time.perf_counter())
+    spent = milliseconds(started, time.perf_counter())
     timings = {"read": spent, "total": spent}
     refused = replace(record, reason=error.reason.code, message=str(error), timings_ms=timings)
     return Film(refused, None, started)
@@ -227,7 +230,3 @@ def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
         weights = np.exp(shifted)
     share: NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
     return share
-
-
-def _ms(start: float, end: float) -> float:
-    return round((end - start) * 1000.0, 3)

@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -218,11 +217,11 @@ def read_manifest(path: Path) -> ModelManifest:
         ModelFileError: The file is no ONNX model, or carries no valid manifest.
     """
     try:
-        with path.open("rb") as stream:  # mapped: the weights are stepped over, not read
-            model = mmap(stream.fileno(), 0, access=ACCESS_READ)
-        metadata = dict(_metadata_props(memoryview(model)))
+        data = memoryview(path.read_bytes())
     except OSError as error:
         raise NotThereError(f"{path}: {error.strerror or error}") from error
+    try:
+        metadata = dict(_metadata_props(data))
     except ValueError as error:
         raise ModelFileError(f"{path}: not an ONNX model ({error})") from error
     if METADATA_KEY not in metadata:

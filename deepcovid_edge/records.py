@@ -171,3 +171,8 @@ class Prediction:
 
 def _plain(thing: Band | SiteName | None, parts: tuple[str, ...]) -> dict[str, Any] | None:
     return None if thing is None else {part: getattr(thing, part) for part in parts}
+
+
+def milliseconds(start: float, end: float) -> float:
+    """Between two moments of the performance counter, as `timings_ms` has it."""
+    return round((end - start) * 1000.0, 3)
