@@ -10,14 +10,13 @@ from collections.abc import Callable
 from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from types import TracebackType
 from typing import Any
 
 _PATIENCE = 10.0
 
 
 class Program:
-    """A program in a process of its own, loaded and ready; called, it runs once.
+    """A program in a process of its own, loaded and ready; called, it runs once; to be closed.
 
     Args:
         make: `module:function` that makes the program, a function of no argument.
@@ -60,17 +59,6 @@ class Program:
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
-
-    def __enter__(self) -> Program:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _serve(

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from itertools import repeat
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def main() -> None:
     with ExitStack() as opened:
 
         def program(make: str, *given: object, **named: object) -> Program:
-            return opened.enter_context(Program(make, *given, **named))
+            return opened.enter_context(closing(Program(make, *given, **named)))
 
         sides = {
             "infer": program(command, folder, model),

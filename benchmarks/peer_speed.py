@@ -13,7 +13,7 @@ import argparse
 import os
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -80,12 +80,14 @@ def compare(model: Path, folder: Path, rounds: int, programs: Sequence[str]) -> 
     missing: dict[str, str] = {}
     with ExitStack() as opened:
         sides = {
-            "infer": opened.enter_context(Program(*command)),
-            "infer_fp32": opened.enter_context(Program(*command, "--backend", "onnxruntime")),
+            "infer": opened.enter_context(closing(Program(*command))),
+            "infer_fp32": opened.enter_context(
+                closing(Program(*command, "--backend", "onnxruntime"))
+            ),
         }
         for name, file in named(model, form, programs):
             try:
-                sides[name] = opened.enter_context(peer(name, file, films))
+                sides[name] = opened.enter_context(closing(peer(name, file, films)))
             except RuntimeError as error:
                 missing[name] = str(error)
                 print(f"{name}: {error}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def test_a_program_is_made_once_and_run_again_in_a_process_of_its_own(tmp_path: 
     from apart import Program
 
     place = tmp_path / "said"
-    with Program("some_programs:make", str(place)) as program:
+    with closing(Program("some_programs:make", str(place))) as program:
         program()
         program()
     lines = [line.split() for line in place.read_text().splitlines()]
@@ -74,12 +75,12 @@ def test_a_program_that_fails_or_dies_is_no_measurement() -> None:
     from apart import Program
 
     with (
-        Program("some_programs:failing") as failing,
+        closing(Program("some_programs:failing")) as failing,
         pytest.raises(RuntimeError, match="OSError: gone"),
     ):
         failing()
     with (
-        Program("some_programs:dying") as dying,
+        closing(Program("some_programs:dying")) as dying,
         pytest.raises(RuntimeError, match="its process ended with 9"),
     ):
         dying()
