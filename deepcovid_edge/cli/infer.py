@@ -47,7 +47,7 @@ def command(
     `--backend auto` runs the fastest form of the model that was proved to decide alike: a verified
     engine, else INT8 for CPUs. Every record names what ran. Name a backend to run the file itself.
 
-    `--heatmap activation` costs next to nothing; `deepcovid-edge heatmap` has more to choose from.
+    `--heatmap activation` needs no second run; `deepcovid-edge heatmap` has more to choose from.
     """
     if heatmap is None and overlay:
         raise click.UsageError("--overlay needs --heatmap occlusion or --heatmap activation.")
