@@ -75,6 +75,7 @@ def command(
     from deepcovid_edge.bench.measure import bench, bench_films
     from deepcovid_edge.bench.results import read_result
     from deepcovid_edge.models import find_model
+    from deepcovid_edge.workplace import set_up
 
     if append and output is None:
         raise click.UsageError("--append: needs the file to join with: -o FILE.json")
@@ -86,6 +87,7 @@ def command(
         deadline_ms=deadline,
         **durations,
     )
+    set_up()
     file = find_model(model)
     if backend == "auto" and provider is None:
         file = fastest_verified(file)
@@ -129,9 +131,7 @@ def _paths(data: Path | None, count: int, stack: ExitStack) -> tuple[Sequence[Pa
     from deepcovid_edge.dataset import walk_files
     from deepcovid_edge.errors import NotThereError
     from deepcovid_edge.phantom import write_samples
-    from deepcovid_edge.workplace import set_up
 
-    set_up()
     if data is None:
         place = stack.enter_context(tempfile.TemporaryDirectory())
         return write_samples(Path(place), count=min(count, _PHANTOMS)), "drawn phantoms"
