@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 from deepcovid_edge.backends import Backend
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.familiarity import CHOICES, REFUSE
-from deepcovid_edge.film_judge import Film, FilmJudge
+from deepcovid_edge.film_judge import FilmJudge
+from deepcovid_edge.film_reader import Film, FilmReader, Read, Reading
 from deepcovid_edge.images import Radiograph
 from deepcovid_edge.reasons import Caution
 from deepcovid_edge.records import Prediction, RunFacts
@@ -163,14 +164,14 @@ def predict(
         One record per path, in the order of the paths, as soon as it and those before it are
         ready. Closing the generator ends the threads.
     """
+    keeps_films = explainer is not None and explainer.draws
+    reader = FilmReader(backend.manifest.input, change, disk, keeps_films)
     together = predict_together(
-        paths,
+        Reading(paths, reader),
         backend,
         run,
         settings,
-        change=change,
         explainer=explainer,
-        disk=disk,
         repeats=repeats,
     )
     with closing(together):
@@ -179,21 +180,20 @@ def predict(
 
 
 def predict_together(
-    paths: Iterable[Path],
+    reading: Reading,
     backend: Backend,
     run: RunFacts,
     settings: PredictSettings,
     *,
-    change: Callable[[Radiograph], Radiograph] | None = None,
     explainer: Explainer | None = None,
-    disk: DiskGuard | None = None,
     repeats: Repeats | None = None,
 ) -> Generator[list[Prediction]]:
     """Judge films in order, as `predict` does; the records that are ready come together."""
     workers = settings.workers or default_workers()
     batch_size = settings.batch_size or default_batch_size(backend)
     repeats = repeats or Repeats()
-    film_judge = FilmJudge(backend, run, settings.ood == REFUSE, change, explainer, disk)
+    reader = reading.reader
+    film_judge = FilmJudge(backend, run, settings.ood == REFUSE, explainer, reader.disk)
 
     def judge(films: list[Film]) -> tuple[Judged, None]:
         records = film_judge.judge(films, batch_size)
@@ -202,12 +202,11 @@ def predict_together(
     with ExitStack() as opened:
         decoders = opened.enter_context(_threads(workers, "decode"))
         if backend.on_cpu:
-            keeps_films = explainer is not None and explainer.draws
-            groups = Groups(paths, batch_size, workers, paced=not keeps_films)
+            groups = Groups(reading, batch_size, workers, paced=not reader.keeps_films)
 
-            def judge_group(group: list[Path]) -> tuple[Judged, list[Path] | None]:
+            def judge_group(group: list[Read]) -> tuple[Judged, list[Read] | None]:
                 started = time.perf_counter()
-                films = [*map(film_judge.read, _in_time(group))]
+                films = [read() for read in _in_time(group)]
                 records, _ = judge(films)
                 groups.took(len(films), time.perf_counter() - started)
                 return records, group[len(films) :] or None
@@ -216,7 +215,7 @@ def predict_together(
         else:
             lanes = opened.enter_context(_threads(GPU_LANES, "infer"))
             ahead = batch_size * (GPU_LANES + 1) + workers
-            films = _in_order(decoders, lambda path: (film_judge.read(path), None), paths, ahead)
+            films = _in_order(decoders, lambda read: (read(), None), reading, ahead)
             done = _in_order(lanes, judge, _batches(films, batch_size), GPU_LANES + 1)
         for records in done:
             yield [repeats.settled(repeats.warned(record, uid)) for record, uid in records]
@@ -232,14 +231,14 @@ def _threads(count: int, name: str) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-class Groups(Iterator[list[Path]]):
+class Groups(Iterator[list[Item]]):
     """Films in groups for the threads of a CPU, each as large as suits the pace so far.
 
     Towards the end groups become smaller, so that no core is left with many films when the others
     have none; to see the end come, the paths of some groups are taken ahead.
 
     Args:
-        paths: Of the films.
+        films: Whatever stands for each.
         batch_size: Films an inference; groups hold whole batches, but for the last one.
         workers: Threads that take groups.
         paced: Groups grow with the pace; else they stay small, as films kept for pictures do not
@@ -247,16 +246,16 @@ class Groups(Iterator[list[Path]]):
     """
 
     def __init__(
-        self, paths: Iterable[Path], batch_size: int, workers: int, *, paced: bool
+        self, films: Iterable[Item], batch_size: int, workers: int, *, paced: bool
     ) -> None:
-        self._paths, self._coming = iter(paths), deque[Path]()
+        self._films, self._coming = iter(films), deque[Item]()
         self._batch_size, self._shares = batch_size, workers * _GROUPS_A_THREAD
         self._paced, self._suiting = paced, _LEAST_IN_GROUP
 
-    def __next__(self) -> list[Path]:
+    def __next__(self) -> list[Item]:
         """The next group."""
         ahead = self._shares * max(self._suiting, self._batch_size) - len(self._coming)
-        self._coming.extend(islice(self._paths, max(ahead, 0)))
+        self._coming.extend(islice(self._films, max(ahead, 0)))
         if not self._coming:
             raise StopIteration
         share = -(-len(self._coming) // self._shares)

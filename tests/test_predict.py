@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepcovid_edge import film_judge as module
+from deepcovid_edge import film_reader as module
 from deepcovid_edge.backends import Inference
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.film_judge import probabilities

@@ -16,6 +16,7 @@ from deepcovid_edge.bench.clock import Clock
 from deepcovid_edge.bench.scenarios import Done, Parts, Shared, in_threads
 from deepcovid_edge.bench.settings import NETWORK
 from deepcovid_edge.errors import BenchError
+from deepcovid_edge.film_reader import FilmReader, Reading
 from deepcovid_edge.predict import PredictSettings, predict, predict_together, run_facts
 from deepcovid_edge.records import Prediction
 
@@ -123,7 +124,8 @@ class EndToEndWork:
 
         settings = PredictSettings(batch_size=self._batch_size, workers=self._workers)
         facts = run_facts(self._backend, settings)
-        for records in predict_together(paths(), self._backend, facts, settings):
+        reading = Reading(paths(), FilmReader(self._backend.manifest.input))
+        for records in predict_together(reading, self._backend, facts, settings):
             first, *_ = [under_way.popleft() for _ in records]
             done(None, first, len(records), [*map(self._parts, records)])
 

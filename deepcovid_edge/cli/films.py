@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -139,8 +139,10 @@ class FilmRun:
 
 def judge_films(run: FilmRun) -> int:
     """Judge films and write their records; the exit code."""
-    from deepcovid_edge.backends import BackendSettings, load_backend
-    from deepcovid_edge.predict import predict_together, run_facts
+    from deepcovid_edge.film_reader import FilmReader, Reading
+    from deepcovid_edge.manifest import InputSpec
+    from deepcovid_edge.models import find_model
+    from deepcovid_edge.predict import default_workers, predict_together, run_facts
     from deepcovid_edge.repeats import Repeats
     from deepcovid_edge.workplace import set_up
 
@@ -149,26 +151,28 @@ def judge_films(run: FilmRun) -> int:
     if run.resume and run.output is None:
         raise click.UsageError("--resume needs -o FILE.jsonl or FILE.csv to go on with.")
     _check_paths(run.paths, run.output)
+    model = find_model(run.model)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service's stop is a Ctrl-C
     set_up()
-    file = _model_file(run, settings.site)
+    maps = run.heatmaps.folder if run.heatmaps else None
+    films = partial(list_films, run.paths, but=run.output, maps=maps)
+    disk, repeats = _disk(run), Repeats()
+    # Read as nearly every model wants it; one that turns out to want it otherwise starts anew.
+    reader = FilmReader(InputSpec(), disk=disk, keeps_films=_draws(run))
+    reading = Reading(films(), reader)
+    waits = run.resume or reader.keeps_films
+    readers = 0 if waits else (run.workers or default_workers()) - 1  # one thread loads
     with ExitStack() as opened:
-        own = BackendSettings(provider=run.provider)
-        backend = opened.enter_context(load_backend(file, backend=run.backend, settings=own))
+        with reading.ahead(readers):
+            backend = opened.enter_context(_load(model, run, settings.site))
         facts = run_facts(backend, settings)
         explainer = _explainer(run, backend, facts.threshold, opened)
         sink = _Sink(run.output, kind, facts, resume=run.resume)
-        maps = run.heatmaps.folder if run.heatmaps else None
-        films = partial(list_films, run.paths, but=run.output, maps=maps)
-        disk, repeats = _disk(run), Repeats()
+        if run.resume or backend.manifest.input != reader.spec:
+            reader = replace(reader, spec=backend.manifest.input)
+            reading = Reading(sink.left_of(films()), reader)
         records = predict_together(
-            sink.left_of(films()),
-            backend,
-            facts,
-            settings,
-            explainer=explainer,
-            disk=disk,
-            repeats=repeats,
+            reading, backend, facts, settings, explainer=explainer, repeats=repeats
         )
         code = _drain(records, sink, _count(films, sink))
         for line in _afterwards(explainer, disk, repeats):
@@ -189,25 +193,28 @@ def _settings(run: FilmRun) -> PredictSettings:
     )
 
 
-def _model_file(run: FilmRun, site: Site | None) -> Path:
+def _load(model: Path, run: FilmRun, site: Site | None) -> Backend:
     """The fastest form of the model; with a site file the form that it was made with, if it can."""
-    from deepcovid_edge.backends import fastest_verified
+    from deepcovid_edge.backends import BackendSettings, fastest_verified, load_backend
     from deepcovid_edge.manifest import file_sha256
-    from deepcovid_edge.models import find_model
 
-    file = find_model(run.model)
-    if run.backend != "auto" or run.provider is not None:
-        return file
-    if site and file_sha256(file) == site.model_sha256:
-        return file
-    return fastest_verified(file)
+    settings = BackendSettings(provider=run.provider)
+    as_it_is = run.backend != "auto" or run.provider is not None
+    if not as_it_is and not (site and file_sha256(model) == site.model_sha256):
+        model = fastest_verified(model)
+    return load_backend(model, backend=run.backend, settings=settings)
+
+
+def _draws(run: FilmRun) -> bool:
+    return run.heatmaps is not None and run.heatmaps.overlay
 
 
 def _disk(run: FilmRun) -> DiskGuard:
     from deepcovid_edge.disk import DiskGuard
 
     folders = [run.heatmaps.folder] if run.heatmaps else []
-    if run.output and run.output.is_file():  # no /dev/null, no pipe
+    special = run.output and run.output.exists() and not run.output.is_file()
+    if run.output and not special:  # no /dev/null, no pipe
         folders.append(run.output.parent)
     return DiskGuard(folders, run.min_free)
 

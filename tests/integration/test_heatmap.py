@@ -14,14 +14,8 @@ import cv2
 import numpy as np
 import pytest
 
-from deepcovid_edge.backends import load_backend
-from deepcovid_edge.explain import Explainer, HeatMapSettings
-from deepcovid_edge.film_judge import FilmJudge
-from deepcovid_edge.images import read_radiograph
 from deepcovid_edge.map_files import read_map
-from deepcovid_edge.models import find_model
 from deepcovid_edge.phantom import write_samples
-from deepcovid_edge.predict import PredictSettings, run_facts
 
 QUICK = ("--stride", "32")
 
@@ -198,17 +192,3 @@ def test_maps_among_the_films_are_left_out_and_films_among_the_maps_are_not(
             assert f"Heat maps are in {folder}." in done.stderr
         for left in (tmp_path / folder).glob("*-????????.*"):
             left.unlink()
-
-
-@pytest.mark.parametrize("overlay", [True, False])
-def test_a_film_s_own_pixels_are_kept_where_a_picture_is_drawn_alone(
-    overlay: bool, tmp_path: Path
-) -> None:
-    (path,) = write_samples(tmp_path / "films", count=1)
-    with load_backend(find_model("squeezenet1_1"), backend="onnxruntime") as backend:
-        settings = HeatMapSettings("activation", tmp_path / "maps", overlay=overlay)
-        with Explainer(backend, settings, threshold=0.5) as explainer:
-            run = run_facts(backend, PredictSettings())
-            film = FilmJudge(backend, run, explainer=explainer).read(path)
-    assert film.shape == read_radiograph(path).pixels.shape
-    assert (film.radiograph is not None) == overlay

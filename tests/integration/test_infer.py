@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -339,3 +340,33 @@ def test_a_manifest_that_does_not_fit_its_graph_is_refused(
     assert done.returncode == 1
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_films_read_while_the_model_loads_are_read_as_it_wants_them(
+    films: Path, tmp_path: Path
+) -> None:
+    """They are read as most models want them, before it is known what this one wants."""
+    pytest.importorskip("onnx", reason="onnx writes the model that letterboxes")
+    from deepcovid_edge.backends import load_backend
+    from deepcovid_edge.manifest import ResizeRule, read_manifest
+    from deepcovid_edge.models import find_model
+    from deepcovid_edge.predict import PredictSettings, predict, run_facts
+    from deepcovid_export.to_onnx import rewrite_manifest
+
+    model = tmp_path / "letterbox.onnx"
+    model.write_bytes(find_model("squeezenet1_1").read_bytes())
+    manifest = read_manifest(model)
+    spec = replace(manifest.input, resize=ResizeRule.LETTERBOX)
+    rewrite_manifest(model, replace(manifest, input=spec))
+    settings = PredictSettings(workers=1)
+    with load_backend(model) as backend:
+        facts = run_facts(backend, settings)
+        expected = [
+            record.probability
+            for record in predict(sorted(films.iterdir()), backend, facts, settings)
+        ]
+    for chosen in (model, find_model("squeezenet1_1")):
+        done = infer(films, "--model", chosen, "--workers", "3", "--backend", "onnxruntime")
+        assert done.returncode == 0, done.stderr
+        found = [record["probability"] for record in records_of(done.stdout)]
+        assert (found == expected) == (chosen == model)
