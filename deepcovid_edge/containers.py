@@ -26,13 +26,16 @@ _FOREIGN = {
     b"\x89HDF\r\n": "HDF5",
     b"\x1f\x8b": "a gzip archive (NIfTI?)",
 }
+_FOREIGN_START = re.compile(b"|".join(map(re.escape, _FOREIGN)))
 _FTYP = {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF", b"avif": "AVIF", b"isom": "a video"}
 
 _JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 """A marker other than a restart, which stands within the pixels (ITU-T T.81, table B.1)."""
-_JPEG_SEGMENT = re.compile(rb"\xff[\xc0-\xcf\xda-\xfe]")
-"""A marker of the header that is followed by a length (ITU-T T.81, B.1.1.4 and table B.1)."""
-_JPEG_FRAMES, _JPEG_SCAN = (0xC0, 0xC1, 0xC2), 0xDA
+_JPEG_SEGMENT = re.compile(rb"\xff([\xc0-\xcf\xda-\xfe])(..)(.{4})", re.DOTALL)
+"""A marker of the header, the length that follows it, and what it holds begins with (ITU-T T.81,
+B.1.1.4 and table B.1)."""
+_JPEG_FRAMES, _JPEG_SCAN = (b"\xc0", b"\xc1", b"\xc2"), b"\xda"
+_NOT_PLAIN = (b"Exif", b"MPF\0")
 _BI_RGB, _BI_BITFIELDS = 0, 3
 # Kind of a TIFF value -> struct's letter of the same size (TIFF 6.0, section 2, "Types").
 _TIFF_KINDS = dict(enumerate("BBHIQBBHIQIQI", start=1))
@@ -50,7 +53,8 @@ def foreign_format(data: bytes) -> str | None:
     """Name of a well-known format that is not read here, or None."""
     if data[4:8] == b"ftyp":
         return _FTYP.get(data[8:12], "HEIF or a video")
-    return next((name for magic, name in _FOREIGN.items() if data.startswith(magic)), None)
+    found = _FOREIGN_START.match(data)
+    return _FOREIGN[found[0]] if found else None
 
 
 def known_kind(data: bytes) -> str | None:
@@ -64,8 +68,9 @@ def known_kind(data: bytes) -> str | None:
 
 def is_cut_off(data: bytes) -> bool:
     """Whether a JPEG, PNG, WebP, BMP or TIFF file ends before its container says so."""
+    found = _ENDING_START.match(data)
     try:
-        return any(data.startswith(magic) and ends(data) for magic, ends in _ENDS.items())
+        return found is not None and _ENDS[found[0]](data)
     except struct.error:  # not even the header is whole
         return True
 
@@ -106,13 +111,13 @@ def is_plain_jpeg(data: bytes) -> bool:
     if not data.startswith(b"\xff\xd8"):
         return False
     at = 2
-    while _JPEG_SEGMENT.match(data, at):
-        if data[at + 1] == _JPEG_SCAN:  # the pixels begin
+    while segment := _JPEG_SEGMENT.match(data, at):
+        marker, length, holds = segment.groups()
+        if marker == _JPEG_SCAN:  # the pixels begin
             return True
-        holds = data[at + 4 : at + 8]
-        if holds in (b"Exif", b"MPF\0") or (data[at + 1] in _JPEG_FRAMES and holds[:1] != b"\x08"):
+        if holds in _NOT_PLAIN or (marker in _JPEG_FRAMES and holds[:1] != b"\x08"):
             return False
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        at += 2 + int.from_bytes(length, "big")
     return False
 
 
@@ -201,3 +206,4 @@ _ENDS: dict[bytes, Callable[[bytes], bool]] = {
     b"II*\0": _tiff_is_cut_off,
     b"MM\0*": _tiff_is_cut_off,
 }
+_ENDING_START = re.compile(b"|".join(map(re.escape, _ENDS)))

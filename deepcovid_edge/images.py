@@ -246,7 +246,9 @@ def _raw_mode(picture: Picture) -> str:
 
 
 def _tiff_tag(picture: Picture, number: int) -> Any:
-    return picture.tag_v2.get(number) if isinstance(picture, _TIFF) else None
+    if picture.format != "TIFF" or not isinstance(picture, _TIFF):  # to ask for the type is slow
+        return None
+    return picture.tag_v2.get(number)
 
 
 _TIFF = TiffImagePlugin.TiffImageFile
@@ -447,7 +449,7 @@ def check_exposure(sample: NDArray[Any], white: int) -> None:
     Raises:
         ImageRefusedError: It is.
     """
-    sample = np.atleast_2d(sample)
+    sample = sample.reshape(-1, sample.shape[-1])
     contrast = float(cv2.meanStdDev(sample)[1][0, 0]) * 255.0 / white
     if contrast < MIN_CONTRAST:
         raise ImageRefusedError(Reason.BLANK, f"contrast {contrast:.1f} of 255 grey levels")

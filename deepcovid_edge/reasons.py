@@ -13,23 +13,13 @@ from enum import Enum
 class _Coded(Enum):
     """An enumeration whose members are a code, a sentence and a cause."""
 
-    @property
-    def code(self) -> str:
+    def __init__(self, code: str, sentence: str, cause: str) -> None:
+        self.code = code
         """The stable code that stands in records."""
-        code: str = self.value[0]
-        return code
-
-    @property
-    def sentence(self) -> str:
+        self.sentence = sentence
         """One sentence for the person at the cart."""
-        sentence: str = self.value[1]
-        return sentence
-
-    @property
-    def cause(self) -> str:
+        self.cause = cause
         """What brings it about."""
-        cause: str = self.value[2]
-        return cause
 
 
 class Reason(_Coded):

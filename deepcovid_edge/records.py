@@ -112,11 +112,12 @@ class Prediction:
 
         `indeterminate` where the run has a band that holds the probability.
         """
-        if self.probability is None:
+        probability = self.probability
+        if probability is None:
             return None
-        if self.run.band and self.run.band.holds(self.probability):
+        if self.run.band and self.run.band.holds(probability):
             return INDETERMINATE
-        return POSITIVE if self.probability >= self.run.threshold else NEGATIVE
+        return POSITIVE if probability >= self.run.threshold else NEGATIVE
 
     def as_dict(self) -> dict[str, Any]:
         """The record as plain values, in the order in which it is written."""
