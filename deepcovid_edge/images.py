@@ -62,6 +62,8 @@ MIN_CONTRAST = 4.0
 """Smallest standard deviation of a film, grey levels of 255."""
 MAX_SATURATED = 0.6
 """Largest share of pixels at full black or at full white."""
+SATURATED = 2.5
+"""Pixels closer than that to an end of the range are at it, grey levels of 255."""
 LOSSY_RATIO = 20.0
 SAMPLES = 128
 """Exposure and colour are judged on a grid of at least this many pixels a side."""
@@ -450,10 +452,15 @@ def check_exposure(sample: NDArray[Any], white: int) -> None:
         ImageRefusedError: It is.
     """
     sample = sample.reshape(-1, sample.shape[-1])
-    contrast = float(cv2.meanStdDev(sample)[1][0, 0]) * 255.0 / white
-    if contrast < MIN_CONTRAST:
-        raise ImageRefusedError(Reason.BLANK, f"contrast {contrast:.1f} of 255 grey levels")
-    darkest, brightest = math.ceil(2.5 * white / 255.0), int(252.5 * white / 255.0)
+    mean, deviation = (float(found[0, 0]) * 255.0 / white for found in cv2.meanStdDev(sample))
+    if deviation < MIN_CONTRAST:
+        raise ImageRefusedError(Reason.BLANK, f"contrast {deviation:.1f} of 255 grey levels")
+    # Where too much is black or white, the pixels lie far from the middle together. Those of most
+    # films do not, and need not be counted.
+    if deviation**2 + (mean - 127.5) ** 2 <= MAX_SATURATED * (127.5 - SATURATED) ** 2:
+        return
+    darkest = math.ceil(SATURATED * white / 255.0)
+    brightest = int((255.0 - SATURATED) * white / 255.0)
     between = cv2.countNonZero(cv2.inRange(sample, darkest, brightest))
     if sample.size - between > MAX_SATURATED * sample.size:
         black = np.count_nonzero(sample < darkest) / sample.size

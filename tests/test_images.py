@@ -7,6 +7,7 @@ import io
 import os
 import struct
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from deepcovid_edge import images
+from deepcovid_edge.errors import ImageRefusedError
 from deepcovid_edge.images import Radiograph, read_radiograph
 from deepcovid_edge.phantom import write_samples
 from deepcovid_edge.reasons import Caution
@@ -453,3 +455,22 @@ def test_original_films_are_read_within_one_grey_level_of_pillow() -> None:
         worst[path.name] = int(np.abs(read.pixels - reference).max())
     assert len(worst) >= 10
     assert {name: level for name, level in worst.items() if level > 1} == {}
+
+
+@pytest.mark.parametrize("white", [255, 1023, 65535])
+def test_exposure_is_judged_by_the_pixels_at_both_ends(white: int) -> None:
+    """Whether they must be counted at all is told from mean and deviation; here they always are."""
+    random = np.random.default_rng(white)
+    level = white / 255
+    ends = [0, round(2.4 * level), white - round(2.4 * level), white]
+    refused = 0
+    for _ in range(2000):
+        low, high = np.sort(random.integers(0, white + 1, 2))
+        at_an_end = random.random(400) < random.uniform(0.4, 0.8)
+        sample = np.where(at_an_end, random.choice(ends, 400), random.integers(low, high + 1, 400))
+        saturated = ((sample < 2.5 * level) | (sample > 252.5 * level)).mean()
+        blank = sample.std() < images.MIN_CONTRAST * level or saturated > images.MAX_SATURATED
+        with pytest.raises(ImageRefusedError) if blank else nullcontext():
+            images.check_exposure(sample.astype(np.uint8 if white == 255 else np.uint16), white)
+        refused += blank
+    assert 500 < refused < 1900
