@@ -234,8 +234,8 @@ def _threads(count: int, name: str) -> Iterator[ThreadPoolExecutor]:
 class Groups(Iterator[list[Item]]):
     """Films in groups for the threads of a CPU, each as large as suits the pace so far.
 
-    Towards the end groups become smaller, so that no core is left with many films when the others
-    have none; to see the end come, the paths of some groups are taken ahead.
+    Towards the end each is a thread's share of what is left, so that no core is left with many
+    films when the others have none; to see the end come, that many are taken ahead, unread.
 
     Args:
         films: Whatever stands for each.
@@ -249,16 +249,16 @@ class Groups(Iterator[list[Item]]):
         self, films: Iterable[Item], batch_size: int, workers: int, *, paced: bool
     ) -> None:
         self._films, self._coming = iter(films), deque[Item]()
-        self._batch_size, self._shares = batch_size, workers * _GROUPS_A_THREAD
+        self._batch_size, self._workers = batch_size, workers
         self._paced, self._suiting = paced, _LEAST_IN_GROUP
 
     def __next__(self) -> list[Item]:
         """The next group."""
-        ahead = self._shares * max(self._suiting, self._batch_size) - len(self._coming)
+        ahead = self._workers * max(self._suiting, self._batch_size) - len(self._coming)
         self._coming.extend(islice(self._films, max(ahead, 0)))
         if not self._coming:
             raise StopIteration
-        share = -(-len(self._coming) // self._shares)
+        share = -(-len(self._coming) // self._workers)
         batches = min(self._suiting, share) // self._batch_size
         size = min(max(batches, 1) * self._batch_size, len(self._coming))
         return [self._coming.popleft() for _ in range(size)]
