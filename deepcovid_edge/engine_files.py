@@ -22,6 +22,8 @@ from deepcovid_edge.manifest import ModelManifest, file_sha256
 
 SCHEMA_VERSION = 1
 SUFFIX = ".engine"
+FLAVOURS = ("tensorrt", "tensorrt_rtx")
+"""Libraries that build and run engines, by module."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcovid_edge.engine_files import (
+    FLAVOURS,
     EngineFacts,
     Fit,
     Profile,
@@ -44,7 +45,6 @@ from deepcovid_edge.gpu import GpuFacts, find_gpu
 from deepcovid_edge.manifest import ModelManifest, file_sha256, read_manifest
 from deepcovid_edge.typed import check_typed
 
-FLAVOURS = ("tensorrt", "tensorrt_rtx")
 RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 HIGHEST_LEVEL = 5
 _INPUT = "images"

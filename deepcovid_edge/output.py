@@ -14,29 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from rich.console import Console
-from rich.text import Text
-
-from deepcovid_edge import NOTICE
 from deepcovid_edge.errors import OutputError, UsageError
 from deepcovid_edge.reasons import Reason
-from deepcovid_edge.records import (
-    INDETERMINATE,
-    NEGATIVE,
-    NOT_ASSESSED,
-    POSITIVE,
-    Prediction,
-    RunFacts,
-)
+from deepcovid_edge.records import NOT_ASSESSED, Prediction, RunFacts
 
 _SYNC_SECONDS = 1.0
 _RUN_COLUMNS = ("model_sha256", "threshold", "band", "site")
-_SIGNS = {
-    POSITIVE: ("▲ positive", "bold red"),
-    NEGATIVE: ("○ negative", "green"),
-    INDETERMINATE: ("◆ indeterminate", "bold magenta"),
-    None: ("! not assessed", "bold yellow"),
-}
 
 
 @dataclass
@@ -102,44 +85,6 @@ class CsvWriter:
 
     def close(self) -> None:
         """Nothing follows the last record."""
-
-
-class TableWriter:
-    """Lines for people: word, sign and colour say the same."""
-
-    def __init__(self, stream: IO[str]) -> None:
-        self._console = Console(file=stream, highlight=False, soft_wrap=True)
-        self._width = max(24, min(60, self._console.width - 40))
-        self._titled = False
-
-    def write(self, *records: Prediction) -> None:
-        """Write a line for each record."""
-        for record in records:
-            if not self._titled:
-                self._titled = True
-                title = f"{'film':<{self._width}}  {'result':<15}  {record.run.positive_class}"
-                self._console.print(Text(title, style="bold"))
-            self._console.print(self._line(record))
-        self._console.file.flush()
-
-    def _line(self, record: Prediction) -> Text:
-        sign, style = _SIGNS[record.decision]
-        line = Text(_shortened(record.path, self._width).ljust(self._width) + "  ")
-        line.append(f"{sign:<15}", style=style)
-        if record.probability is not None:
-            line.append(f"  {record.probability:.3f}")
-        notes = record.message or ", ".join(record.warnings)
-        line.append(f"  {notes}" if notes else "")
-        return line
-
-    def close(self) -> None:
-        """State what the table is not."""
-        self._console.print(Text(NOTICE, style="italic"))
-
-
-def _shortened(path: str, width: int) -> str:
-    printable = "".join(letter if letter.isprintable() else "?" for letter in path)
-    return printable if len(printable) <= width else "…" + printable[1 - width :]
 
 
 class RecordFile:
@@ -234,7 +179,11 @@ def make_writer(kind: str, stream: IO[str], *, header: bool = True) -> RecordWri
     """A writer for `jsonl`, `csv` or `table`."""
     if kind == "csv":
         return CsvWriter(stream, header=header)
-    return TableWriter(stream) if kind == "table" else JsonLinesWriter(stream)
+    if kind == "table":
+        from deepcovid_edge.table import TableWriter  # rich is slow to import
+
+        return TableWriter(stream)
+    return JsonLinesWriter(stream)
 
 
 def _open_locked(path: Path) -> IO[bytes]:

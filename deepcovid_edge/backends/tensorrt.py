@@ -6,15 +6,15 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge import familiarity
 from deepcovid_edge.backends import BackendSettings, Inference, check_batch
-from deepcovid_edge.cuda import CudaDevice
 from deepcovid_edge.engine_files import (
+    FLAVOURS,
     SUFFIX,
     EngineFacts,
     cache_folder,
@@ -22,8 +22,6 @@ from deepcovid_edge.engine_files import (
     read_facts,
     rebuild_command,
 )
-from deepcovid_edge.engine_runner import EngineRunner
-from deepcovid_edge.engines import FLAVOURS, device_fit
 from deepcovid_edge.errors import (
     DeepCovidEdgeError,
     EngineMismatchError,
@@ -32,6 +30,9 @@ from deepcovid_edge.errors import (
 )
 from deepcovid_edge.manifest import file_sha256
 from deepcovid_edge.reasons import Caution
+
+if TYPE_CHECKING:
+    from deepcovid_edge.engine_runner import EngineRunner
 
 REQUIRES = "tensorrt"
 SUFFIXES = {SUFFIX}
@@ -44,12 +45,17 @@ def is_available() -> bool:
 
 def find_verified(model: Path) -> Path | None:
     """A verified engine of a model in the cache that fits this device, or None."""
+    engines = sorted(cache_folder().glob(f"*{SUFFIX}"))
+    if not engines:  # the imports behind what follows are a tenth of a cold start
+        return None
+    from deepcovid_edge.engines import device_fit
+
     try:
         device = device_fit()
     except NotThereError:
         return None
     digest = file_sha256(model)
-    for engine in sorted(cache_folder().glob(f"*{SUFFIX}")):
+    for engine in engines:
         try:
             facts = read_facts(engine)
         except DeepCovidEdgeError:
@@ -71,6 +77,10 @@ def load(path: Path, settings: BackendSettings) -> TensorRtBackend:
         NotThereError: There is no GPU.
         EngineMismatchError: The engine was changed, or does not fit this GPU or TensorRT.
     """
+    from deepcovid_edge.cuda import CudaDevice
+    from deepcovid_edge.engine_runner import EngineRunner
+    from deepcovid_edge.engines import device_fit
+
     flavour = read_facts(path).fit.flavour
     facts = check_engine(path, device_fit(flavour=flavour))
     device = CudaDevice()
