@@ -120,6 +120,8 @@ def require(module: str, *, extra: str) -> ModuleType:
     try:
         return import_module(module)
     except ImportError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # pybind11 makes an ImportError of any
+            raise error.__cause__ from None
         missing = isinstance(error, ModuleNotFoundError) and error.name == module
         state = "is not installed" if missing else f"is installed but broken ({error})"
         raise MissingDependencyError(

@@ -218,6 +218,20 @@ def test_a_stop_keeps_what_is_done(films: Path, tmp_path: Path, kind: signal.Sig
     assert paths == [str(folder / f"{number:04d}.png") for number in range(len(paths))]
 
 
+def test_a_stop_while_a_runtime_is_imported_is_a_stop(films: Path, tmp_path: Path) -> None:
+    """A module of pybind11 makes an ImportError of whatever ends its initialisation."""
+    (tmp_path / "onnxruntime.py").write_text(
+        "try:\n"
+        "    raise KeyboardInterrupt\n"
+        "except KeyboardInterrupt as stop:\n"
+        "    raise ImportError('initialization failed') from stop\n"
+    )
+    done = infer(films, "--json", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 130
+    assert "broken" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_closed_pipe_ends_quietly(films: Path) -> None:
     program = f"{' '.join(COMMAND)} infer {films} {films}/. --json | head -n 1"
     done = subprocess.run(
