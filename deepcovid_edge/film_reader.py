@@ -157,10 +157,13 @@ class Reading(Iterator[Read]):
             return
         pool = ThreadPoolExecutor(threads, thread_name_prefix="ahead")
         paths = [*islice(self._paths, _MOST_AHEAD)]
-        begun = [pool.submit(self.reader.read, path) for path in paths]
+        films = [pool.submit(self.reader.read, path) for path in paths]
         try:
             yield
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            self._begun.extend(future for future in begun if not future.cancelled())
-            self._paths = chain(paths[len(self._begun) :], self._paths)
+            begun = [
+                film for film in films if not film.cancelled()
+            ]  # in order: those before the rest
+            self._begun.extend(begun)
+            self._paths = chain(paths[len(begun) :], self._paths)

@@ -160,10 +160,10 @@ def judge_films(run: FilmRun) -> int:
     # Read as nearly every model wants it; one that turns out to want it otherwise starts anew.
     reader = FilmReader(InputSpec(), disk=disk, keeps_films=_draws(run))
     reading = Reading(films(), reader)
-    waits = run.resume or reader.keeps_films
-    readers = 0 if waits else (run.workers or default_workers()) - 1  # one thread loads
+    begins_later = run.resume or reader.keeps_films
+    idle = (run.workers or default_workers()) - 1  # threads, while one loads the model
     with ExitStack() as opened:
-        with reading.ahead(readers):
+        with reading.ahead(0 if begins_later else idle):
             backend = opened.enter_context(_load(model, run, settings.site))
         facts = run_facts(backend, settings)
         explainer = _explainer(run, backend, facts.threshold, opened)
