@@ -25,14 +25,15 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
 import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin, WebPImagePlugin
 
 from deepcovid_edge.containers import (
     foreign_format,
@@ -47,6 +48,9 @@ from deepcovid_edge.film_file import FileBytes, read_bytes
 from deepcovid_edge.reasons import Caution, Reason
 
 if TYPE_CHECKING:
+    from PIL import Image
+    from PIL.TiffImagePlugin import TiffImageFile
+
     from deepcovid_edge.dicom.header import DicomFacts
 
 Grey: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
@@ -83,9 +87,6 @@ PICTURE_SUFFIXES = frozenset[str]().union(*_SUFFIXES.values())
 _OPENED = (*_SUFFIXES, "GIF")
 _MODES = {"L", "RGB", "RGBA", "LA", "P", "PA", "I;16", "I;16B", "I;16L"}
 SYNTHETIC_MARK = b"deepcovid-edge synthetic phantom"
-
-# Image.open knows a format only once its plug-in is imported; it imports but the commonest itself.
-_PLUGINS = (TiffImagePlugin, WebPImagePlugin)
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ class PlainJpeg:
     n_frames: ClassVar = 1
 
 
-Picture: TypeAlias = Image.Image | PlainJpeg
+Picture: TypeAlias = "Image.Image | PlainJpeg"
 
 
 def _plain_jpeg(data: bytes) -> PlainJpeg | None:
@@ -182,15 +183,26 @@ def _open(data: bytes) -> Picture:
     """The picture with its header read and no pixel decoded."""
     if plain := _plain_jpeg(data):
         return plain
+    pillow = _pillow()
     try:
-        return Image.open(io.BytesIO(data), formats=_OPENED)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        opened: Image.Image = pillow.open(io.BytesIO(data), formats=_OPENED)
+    except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
         raise ImageRefusedError(Reason.TOO_BIG, "by its header") from error
     except Exception as error:  # Pillow's plug-ins raise nearly anything on a broken header
         if kind := known_kind(data):
             raise ImageRefusedError(Reason.DECODE, f"{kind} of a kind not read") from error
         detail = "empty file" if not data else f"{len(data)} bytes"
         raise ImageRefusedError(Reason.NOT_IMAGE, detail) from error
+    return opened
+
+
+@cache
+def _pillow() -> Any:
+    """`PIL.Image`, once a film needs it: its import takes a twentieth of a cold start."""
+    # It knows a format only once its plug-in is imported, and imports but the commonest itself.
+    for plugin in ("TiffImagePlugin", "WebPImagePlugin"):
+        import_module(f"PIL.{plugin}")
+    return import_module("PIL.Image")
 
 
 def _check_header(picture: Picture) -> None:
@@ -248,12 +260,11 @@ def _raw_mode(picture: Picture) -> str:
 
 
 def _tiff_tag(picture: Picture, number: int) -> Any:
-    if picture.format != "TIFF" or not isinstance(picture, _TIFF):  # to ask for the type is slow
+    if picture.format != "TIFF":
         return None
-    return picture.tag_v2.get(number)
+    return cast("TiffImageFile", picture).tag_v2.get(number)
 
 
-_TIFF = TiffImagePlugin.TiffImageFile
 _MODE_NAMES = {"1": "1-bit picture", "F": "floating point", "I": "32-bit integers"}
 
 
@@ -291,7 +302,7 @@ def _decode(picture: Picture, data: bytes) -> tuple[NDArray[Any], list[Caution]]
         if isinstance(picture, PlainJpeg) or picture.format == "JPEG":
             pixels = _jpeg(data, "GRAY" if picture.mode == "L" else "RGB")
         else:
-            pixels = _pillow(picture, data)
+            pixels = _loaded(picture, data)
     except ImageRefusedError:
         raise
     except Exception as error:  # decoders of broken data raise nearly anything
@@ -336,7 +347,7 @@ def _opencv(data: bytes, flags: int) -> NDArray[Any]:
     return pixels
 
 
-def _pillow(picture: Image.Image, data: bytes) -> NDArray[Any]:
+def _loaded(picture: Image.Image, data: bytes) -> NDArray[Any]:
     deep = _is_deep_colour(picture)
     picture.load()  # raises where the data ends early
     if deep:  # Pillow keeps only the upper 8 of 16 bits of coloured pixels
