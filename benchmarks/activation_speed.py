@@ -1,7 +1,8 @@
 """Speed of class activation maps beside pytorch-grad-cam and captum's LayerGradCam.
 
 One prepared film to its judgement and its map on the network's input, all sides in turn in one
-process on all cores, one film a round; ratios are taken round by round and their median is quoted.
+process on all cores, one film a round, with a pause before each side, as threads of the one before
+spin for some milliseconds; ratios are taken round by round and their median is quoted.
 Ours comes with the logits of the same call, in FP32 and in INT8 for CPUs. `agreement` is the rank
 correlation of the maps: both peers cut off what speaks against the class before they lay the map on
 the input, so ours is cut for it too.
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from forms import form_of, named
-from measuring import films_of_both_classes, in_turn, prepared, ratio, store, summary
+from measuring import PAUSE, films_of_both_classes, in_turn, prepared, ratio, store, summary
 from peers import captum_grad_cam, grad_cam
 from peers.captum_occlusion import torch_network
 
@@ -63,7 +64,8 @@ def compare(model: Path, int8: Path, films: Sequence[np.ndarray], rounds: int) -
     with ExitStack() as opened:
         for form, path in {"fp32": model, "int8": int8}.items():
             sides[f"activation_{form}"] = ours(path, opened)
-        seconds = in_turn(sides, ((film,) for film in islice(cycle(films), rounds + 1)))
+        given = ((film,) for film in islice(cycle(films), rounds + 1))
+        seconds = in_turn(sides, given, pause=PAUSE)
         cut = ours(model, opened, cut=True)
         agreement = {name: agree(cut, sides[name], films) for name in PEERS if name in sides}
     ratios = {

@@ -22,6 +22,8 @@ from deepcovid_edge.images import read_radiograph
 from deepcovid_edge.manifest import InputSpec, ModelManifest
 from deepcovid_edge.preprocess import prepare
 
+PAUSE = 0.05
+"""Seconds in which the threads of a runtime fall asleep: after a call they spin for some more."""
 RESULTS = Path(__file__).parent / "results"
 SCHEMA_VERSION = 1
 
@@ -37,17 +39,22 @@ def summary(samples: Sequence[float]) -> dict[str, Any]:
 
 
 def in_turn(
-    sides: Mapping[str, Callable[..., object]], rounds: Iterable[tuple[Any, ...]]
+    sides: Mapping[str, Callable[..., object]],
+    rounds: Iterable[tuple[Any, ...]],
+    *,
+    pause: float = 0.0,
 ) -> dict[str, list[float]]:
     """Seconds of each side, all of them one after the other in every round.
 
     Args:
         sides: Name -> what is timed.
         rounds: What every side is called with in a round; the first round warms up.
+        pause: Seconds before each call; `PAUSE` where a call is short and runs on several threads.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number, given in enumerate(rounds):
         for name, side in sides.items():
+            time.sleep(pause)
             started = time.perf_counter()
             side(*given)
             if number:

@@ -1,9 +1,9 @@
 """Speed of INT8 for CPUs beside FP32: the network alone, through our own backend.
 
 An INT8 file that is not there is made first (forms.py); the gate's verdict is stored beside the
-speed. Both networks then take turns in one process, round after round, on the same
-prepared films; ratios are taken round by round and their median is quoted. `threads_1` is one
-`infer` call on one core, `threads_all` one call on all of them; `cores_busy` is what
+speed. Both networks then take turns in one process, round after round, on the same prepared films,
+with a pause before each; ratios are taken round by round and their median is quoted. `threads_1` is
+one `infer` call on one core, `threads_all` one call on all of them; `cores_busy` is what
 `deepcovid-edge infer` does: one call on each core at once.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from forms import form_of, named
-from measuring import in_turn, ratio, store, summary
+from measuring import PAUSE, in_turn, ratio, store, summary
 
 from deepcovid_edge.backends import Backend, BackendSettings, load_backend
 from deepcovid_edge.dataset import load_dataset
@@ -69,7 +69,7 @@ def compare(model: Path, int8: Path, options: argparse.Namespace) -> None:
                 run = busy if mode == "cores_busy" else one_after_another
                 batches = [films[start : start + batch] for start in range(0, FILMS, batch)]
                 timed = {name: partial(run, backend) for name, backend in sides.items()}
-                seconds = in_turn(timed, repeat((batches,), options.rounds + 1))
+                seconds = in_turn(timed, repeat((batches,), options.rounds + 1), pause=PAUSE)
             name = f"{mode}_batch_{batch}"
             figures["runs"][name] = result(seconds)
             print(f"{figures['model']} {name}: {figures['runs'][name]['ratio']['median']:.2f}")
