@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -125,7 +125,7 @@ Read: TypeAlias = Callable[[], Film]
 
 
 class Reading(Iterator[Read]):
-    """The films of a run in their order, each as a call that gives it, from any thread.
+    """The films of a run in their order, each as a call that gives it, once and from any thread.
 
     Args:
         paths: Files; each becomes one film, whatever it holds.
@@ -135,19 +135,20 @@ class Reading(Iterator[Read]):
     def __init__(self, paths: Iterable[Path], reader: FilmReader) -> None:
         self.reader = reader
         self._paths = iter(paths)
-        self._begun: deque[Future[Film]] = deque()
+        self._ahead: deque[Read] = deque()
 
     def __next__(self) -> Read:
         """The next film."""
-        if self._begun:
-            return self._begun.popleft().result
+        if self._ahead:
+            return self._ahead.popleft()
         return partial(self.reader.read, next(self._paths))
 
     @contextmanager
     def ahead(self, threads: int) -> Iterator[None]:
         """Have the first films read while the block runs, such as a model that loads.
 
-        A film that is not read when the block ends is still read to its end; its call waits.
+        A film whose reading has begun when the block ends is read to its end, and its call waits;
+        those after it are read by their calls.
 
         Args:
             threads: That read; with 0 nothing is read ahead.
@@ -156,14 +157,15 @@ class Reading(Iterator[Read]):
             yield
             return
         pool = ThreadPoolExecutor(threads, thread_name_prefix="ahead")
-        paths = [*islice(self._paths, _MOST_AHEAD)]
-        films = [pool.submit(self.reader.read, path) for path in paths]
+        begun: list[tuple[Path, Future[Film]]] = []
         try:
+            for path in islice(self._paths, _MOST_AHEAD):
+                begun.append((path, pool.submit(self.reader.read, path)))
             yield
         finally:
+            # While what waits is cancelled, the threads go on: any of them may have begun by then.
             pool.shutdown(wait=False, cancel_futures=True)
-            begun = [
-                film for film in films if not film.cancelled()
-            ]  # in order: those before the rest
-            self._begun.extend(begun)
-            self._paths = chain(paths[len(begun) :], self._paths)
+            self._ahead.extend(
+                partial(self.reader.read, path) if film.cancelled() else film.result
+                for path, film in begun
+            )

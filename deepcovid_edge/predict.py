@@ -235,7 +235,7 @@ class Groups(Iterator[list[Item]]):
     """Films in groups for the threads of a CPU, each as large as suits the pace so far.
 
     Towards the end each is a thread's share of what is left, so that no core is left with many
-    films when the others have none; to see the end come, that many are taken ahead, unread.
+    films when the others have none; to see the end come, a group for each thread is taken ahead.
 
     Args:
         films: Whatever stands for each.

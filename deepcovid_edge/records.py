@@ -75,7 +75,9 @@ class Prediction:
         warnings: Codes of what to know about the film.
         probabilities: Class name -> probability, or None where not assessed.
         timings_ms: `read`, `preprocess`, `infer` (the film's share of its batch), `heatmap` and
-            `total` (from opening the file to the result, waiting included), milliseconds.
+            `total` (from opening the file to the result, waiting included), milliseconds. Those
+            that a film did not come to are left out. The first films are read while the model
+            loads, on the cores that load it: they take longer, and wait for it.
         heatmap: Path of the heat map's file, or None.
         overlay: Path of its picture, or None.
         regions: Where the network looked, the strongest first (see `heatmap.Region`); None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -112,11 +114,56 @@ def test_a_film_that_takes_long_is_not_waited_for(
     assert first().path == films[0]
 
 
-def test_a_model_that_does_not_load_leaves_no_thread(films: list[Path]) -> None:
-    reading = Reading(films * 20, FilmReader(SPEC))
-    with pytest.raises(RuntimeError, match="no model"), reading.ahead(2):
+def test_a_model_that_does_not_load_ends_the_reading(
+    films: list[Path], read: Counter[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, goes_on = threading.Event(), threading.Event()
+    real = FilmReader.read
+
+    def slow(self: FilmReader, path: Path) -> Film:
+        begun.set()
+        assert goes_on.wait(30)
+        return real(self, path)
+
+    monkeypatch.setattr(FilmReader, "read", slow)
+
+    def load() -> None:
+        assert begun.wait(30)
         raise RuntimeError("no model")
+
+    with pytest.raises(RuntimeError, match="no model"), Reading(films, FilmReader(SPEC)).ahead(1):
+        load()
+    goes_on.set()
     for thread in threading.enumerate():
         if thread.name.startswith("ahead"):
             thread.join(30)
             assert not thread.is_alive()
+    assert read == Counter(films[:1])
+
+
+def test_no_film_is_lost_or_read_twice_whenever_the_model_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Threads begin with films while those that wait are cancelled, so what begins has gaps."""
+    seen: list[Path] = []
+
+    def quick(self: FilmReader, path: Path) -> Film:
+        seen.append(path)
+        return Film(path, 0.0)
+
+    monkeypatch.setattr(FilmReader, "read", quick)
+    paths = [Path(f"{number}.png") for number in range(100)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for round_ in range(300):
+            seen.clear()
+            reading = Reading(paths, FilmReader(SPEC))
+            with reading.ahead(1 + round_ % 3):
+                ends = time.perf_counter() + round_ % 10 * 2e-4
+                while time.perf_counter() < ends:
+                    pass
+            assert paths_of(reading) == paths
+            assert Counter(seen) == Counter(paths)
+    finally:
+        sys.setswitchinterval(before)

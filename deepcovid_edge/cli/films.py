@@ -9,7 +9,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deepcovid_edge.backends import BACKENDS, PROVIDERS
+from deepcovid_edge.cli.main import INTERRUPTED
 from deepcovid_edge.disk import LEAST_FREE_MIB
 from deepcovid_edge.familiarity import CHOICES, REFUSE
 from deepcovid_edge.models import DEFAULT_MODEL
@@ -163,11 +164,12 @@ def judge_films(run: FilmRun) -> int:
     begins_later = run.resume or reader.keeps_films
     idle = (run.workers or default_workers()) - 1  # threads, while one loads the model
     with ExitStack() as opened:
-        with reading.ahead(0 if begins_later else idle):
-            backend = opened.enter_context(_load(model, run, settings.site))
-        facts = run_facts(backend, settings)
-        explainer = _explainer(run, backend, facts.threshold, opened)
-        sink = _Sink(run.output, kind, facts, resume=run.resume)
+        with _stopping_at_once():
+            with reading.ahead(0 if begins_later else idle):
+                backend = opened.enter_context(_load(model, run, settings.site))
+            facts = run_facts(backend, settings)
+            explainer = _explainer(run, backend, facts.threshold, opened)
+            sink = _Sink(run.output, kind, facts, resume=run.resume)
         if run.resume or backend.manifest.input != reader.spec:
             reader = replace(reader, spec=backend.manifest.input)
             reading = Reading(sink.left_of(films()), reader)
@@ -178,6 +180,29 @@ def judge_films(run: FilmRun) -> int:
         for line in _afterwards(explainer, disk, repeats):
             click.echo(line, err=True)
         return code
+
+
+@contextmanager
+def _stopping_at_once() -> Iterator[None]:
+    """Let a stop end the process, whatever its threads do: there is no record yet to be kept.
+
+    An interrupt in the middle of an import may leave Python's import lock taken. Threads that read
+    films import what a film needs, would wait for it, and be waited for, for ever (CPython 3.11).
+    """
+
+    def stop(*_: object) -> None:
+        os.write(2, b"Stopped.\n")
+        os._exit(INTERRUPTED)
+
+    before = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+    for kind, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as in a shell's background job
+            signal.signal(kind, stop)
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
 
 
 def _settings(run: FilmRun) -> PredictSettings:
@@ -213,10 +238,14 @@ def _disk(run: FilmRun) -> DiskGuard:
     from deepcovid_edge.disk import DiskGuard
 
     folders = [run.heatmaps.folder] if run.heatmaps else []
-    special = run.output and run.output.exists() and not run.output.is_file()
-    if run.output and not special:  # no /dev/null, no pipe
+    if run.output and (run.output.is_file() or not run.output.exists()):  # no /dev/null, no pipe
         folders.append(run.output.parent)
-    return DiskGuard(folders, run.min_free)
+    return DiskGuard(map(_nearest, folders), run.min_free)
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the parent in which it will be made."""
+    return next((place for place in (folder, *folder.parents) if place.exists()), folder)
 
 
 def _afterwards(explainer: Explainer | None, disk: DiskGuard, repeats: Repeats) -> Iterator[str]:

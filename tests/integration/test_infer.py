@@ -232,6 +232,28 @@ def test_a_stop_while_a_runtime_is_imported_is_a_stop(films: Path, tmp_path: Pat
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_that_leaves_the_import_lock_taken_ends_the_run(
+    films: Path, tmp_path: Path, kind: signal.Signals
+) -> None:
+    """As one in the midst of an import may: the threads that read PNG import Pillow meanwhile."""
+    (tmp_path / "onnxruntime.py").write_text(
+        f"import _imp, os\n_imp.acquire_lock()\nos.kill(os.getpid(), {kind.value})\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = infer(films, "--json", "--workers", "3", env=env)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Stopped.\n")
+
+
+def test_the_first_films_are_refused_too_where_their_folder_is_still_to_be_made(
+    films: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "new" / "folder" / "out.jsonl"
+    done = infer(films, "-o", output, "--min-free", 1 << 40, "--workers", 3)
+    assert done.returncode == 4
+    assert {record["reason"] for record in records_of(output.read_text())} == {"E_DISK"}
+
+
 def test_a_closed_pipe_ends_quietly(films: Path) -> None:
     program = f"{' '.join(COMMAND)} infer {films} {films}/. --json | head -n 1"
     done = subprocess.run(
