@@ -42,8 +42,8 @@ class DiskGuard:
         """
         now = time.monotonic()
         if now >= self._looks_again:
+            self.full = self.full or self._full()  # before others may pass: rather asked twice
             self._looks_again = now + _SECONDS
-            self.full = self.full or self._full()
         if self.full:
             raise ImageRefusedError(Reason.DISK, self.full)
 
