@@ -1,7 +1,7 @@
 """Speed of `deepcovid-edge infer` beside the published loop and beside the machine's roof.
 
-Each side is a process of its own; they run in turn, several rounds; ratios are taken round by round
-and their median is quoted.
+Each side is a process of its own; they run in turn, several rounds, after a pause in which the
+threads of the one before fall asleep; ratios are taken round by round and their median is quoted.
 
 - `infer`: the command itself, from listing the folder to the written file of records, model
   loading included; Python's own start is not (see footprint.py). As a user types it, so the fastest
@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import roof
 from apart import Program
-from measuring import in_turn, ratio, store, summary
+from measuring import PAUSE, in_turn, ratio, store, summary
 
 from deepcovid_edge.backends import fastest_verified
 from deepcovid_edge.dataset import walk_files
@@ -65,7 +65,7 @@ def main() -> None:
             "roof_of_libraries": program("roof:make", form, films, libraries=True),
             "roof_fp32": program("roof:make", model, films),
         }
-        seconds = in_turn(sides, repeat((), options.rounds + 1))
+        seconds = in_turn(sides, repeat((), options.rounds + 1), pause=PAUSE)
     decode, network = roof.parts(form, films)
     cores = len(os.sched_getaffinity(0))
     arithmetic = cores / (decode + network)

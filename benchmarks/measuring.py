@@ -49,7 +49,7 @@ def in_turn(
     Args:
         sides: Name -> what is timed.
         rounds: What every side is called with in a round; the first round warms up.
-        pause: Seconds before each call; `PAUSE` where a call is short and runs on several threads.
+        pause: Seconds before each call; `PAUSE` where threads may still spin.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number, given in enumerate(rounds):

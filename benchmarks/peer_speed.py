@@ -1,7 +1,7 @@
 """`deepcovid-edge infer` beside each program that a user would write or pick instead.
 
-Each in a process of its own, in turn, several rounds; ratios are taken round by round and their
-median is quoted. Each peer reads, prepares and judges the same files; `infer` also checks each
+Each in a process of its own, in turn, several rounds, after a pause in which the threads of the one
+before fall asleep; ratios are taken round by round and their median is quoted. Each peer reads, prepares and judges the same files; `infer` also checks each
 file, hashes it and writes a record. A peer whose package, compiler or device is missing is stored
 with the reason. Without --model, the models, peers, rounds and films are those of a suite
 (suites/*.toml).
@@ -21,7 +21,7 @@ from typing import Any
 from apart import Program
 from footprint import links
 from forms import named as file_of
-from measuring import in_turn, ratio, store, summary
+from measuring import PAUSE, in_turn, ratio, store, summary
 from suite import Peers, read_suite
 
 from deepcovid_edge.backends import fastest_verified
@@ -91,7 +91,7 @@ def compare(model: Path, folder: Path, rounds: int, programs: Sequence[str]) -> 
             except RuntimeError as error:
                 missing[name] = str(error)
                 print(f"{name}: {error}")
-        seconds = in_turn(sides, repeat((), rounds + 1))
+        seconds = in_turn(sides, repeat((), rounds + 1), pause=PAUSE)
     return {
         "model": read_manifest(model).name,
         "form": read_manifest(form).name,
