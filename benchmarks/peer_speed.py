@@ -1,10 +1,10 @@
 """`deepcovid-edge infer` beside each program that a user would write or pick instead.
 
 Each in a process of its own, in turn, several rounds, after a pause in which the threads of the one
-before fall asleep; ratios are taken round by round and their median is quoted. Each peer reads, prepares and judges the same files; `infer` also checks each
-file, hashes it and writes a record. A peer whose package, compiler or device is missing is stored
-with the reason. Without --model, the models, peers, rounds and films are those of a suite
-(suites/*.toml).
+before fall asleep; ratios are taken round by round and their median is quoted. Each peer reads,
+prepares and judges the same files; `infer` also checks each file, hashes it and writes a record. A
+peer whose package, compiler or device is missing is stored with the reason. Without --model, the
+models, peers, rounds and films are those of a suite (suites/*.toml).
 """
 
 from __future__ import annotations
