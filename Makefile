@@ -83,14 +83,14 @@ gate-%: .venv/ready
 forms-%: .venv/ready
 	$(DEV)/deepcovid-edge quantize $(PLACE_$*)/$*.onnx --precision int8 --for cpu \
 		--calibration $(DATA) --verify $(DATA) --split test -o $(PLACE_$*)/$*-int8-cpu.onnx
-	$(DEV)/python benchmarks/accuracy.py --data $(DATA) --model $*
+	$(DEV)/python -m benchmarks.accuracy --data $(DATA) --model $*
 	for split in test external paediatric; do \
 		$(DEV)/deepcovid-edge evaluate $(PLACE_$*)/$*.onnx $(DATA) --split $$split --shortcuts \
 			-o $(RESULTS)/accuracy/$*-$$split.json || exit 1; \
 	done
-	$(DEV)/python -m deepcovid_export.model_card $(PLACE_$*)/$*.onnx \
+	$(DEV)/python -m deepcovid_export.report.model_card $(PLACE_$*)/$*.onnx \
 		--results $(RESULTS)/accuracy -o $(PLACE_$*)/$*.md
-	$(DEV)/python benchmarks/ood.py --data $(DATA) --model $(PLACE_$*)/$*.onnx \
+	$(DEV)/python -m benchmarks.ood.rejection --data $(DATA) --model $(PLACE_$*)/$*.onnx \
 		--model $(PLACE_$*)/$*-int8-cpu.onnx
 
 # The verdict is expected to be `not usable`, which is exit code 3.
@@ -100,7 +100,7 @@ site: .venv/ready
 		--name Actualmed -o $(RESULTS)/site/actualmed.json || [ $$? = 3 ]
 	$(CALIBRATE) --split paediatric --name "Guangzhou, children" \
 		-o $(RESULTS)/site/paediatric.json || [ $$? = 3 ]
-	$(DEV)/python benchmarks/tables.py
+	$(DEV)/python -m benchmarks.tables.write
 
 # Trained for their figures alone: the paper's way, and the larger networks. Neither is kept here.
 FIGURES = paper_squeezenet1_1 resnet50 densenet121
@@ -129,11 +129,11 @@ fuzz: .venv/ready
 export RUNS
 
 bench: .venv/ready
-	$(DEV)/python benchmarks/everything.py --data $(DATA)
+	$(DEV)/python -m benchmarks.run_all --data $(DATA)
 
 # A second run of the suite into a folder of its own, held against the stored results.
 bench-compare: .venv/ready
-	$(DEV)/python benchmarks/suite.py --data $(DATA) -o $(RUNS)/bench-again --against
+	$(DEV)/python -m benchmarks.suites.run --data $(DATA) -o $(RUNS)/bench-again --against
 
 wheel: .venv/ready
 	$(DEV)/python -m pip wheel -q --no-deps -w dist .

@@ -1,7 +1,7 @@
 """Does every form on every backend here decide as the FP32 file does? `verify`, for all of them.
 
-    python benchmarks/accuracy.py --data DATA           every form, on test and on external
-    python benchmarks/accuracy.py --data DATA --films 48 --no-store     a quick look
+    python -m benchmarks.accuracy --data DATA           every form, on test and on external
+    python -m benchmarks.accuracy --data DATA --films 48 --no-store     a quick look
 
 The reference is the FP32 file in ONNX Runtime on the CPU. Forms that are not there are made first
 (see forms.py); what cannot run here is skipped, with the reason. Each comparison is one file,
@@ -21,17 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from forms import FORMS, FormError, engine_of, form_of, missing, models, named
-from measuring import RESULTS, store
 
-from deepcovid_edge.agreement import choose_films
+from benchmarks.measure.measurement import RESULTS, store
+from benchmarks.variants import FORMS, FormError, engine_of, form_of, missing, models, named
 from deepcovid_edge.backends import BackendSettings, load_backend
-from deepcovid_edge.dataset import LabelledFilm, load_dataset
-from deepcovid_edge.device import versions
-from deepcovid_edge.engine_files import Profile
+from deepcovid_edge.backends.tensorrt.files import Profile
+from deepcovid_edge.datasets.dataset import LabelledFilm, load_dataset
+from deepcovid_edge.diagnostics import versions
 from deepcovid_edge.errors import NotThereError
+from deepcovid_edge.heatmaps.agreement import choose_films
 from deepcovid_edge.manifest import ModelManifest
-from deepcovid_edge.verify import CHANGED, verify
+from deepcovid_edge.validation.verify import CHANGED, verify
 
 SPLITS = ("test", "external")
 BACKENDS = {

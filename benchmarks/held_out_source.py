@@ -1,6 +1,6 @@
 """How a recipe does on a source that it has not seen: choose by this, never by test or external.
 
-    python benchmarks/held_out_source.py --data DATA --source radiopaedia.org --name hidden-lungs \
+    python -m benchmarks.held_out_source --data DATA --source radiopaedia.org --name hidden-lungs \
         --set fit.epochs=12 --set augment.hide=0.25
 
 Patients of the source are held out of `train` (all of them, or `--share 0.5`), the recipe is
@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 
 from deepcovid_edge.backends import BackendSettings, load_backend
-from deepcovid_edge.dataset import LabelledFilm
-from deepcovid_export.data import TrainingData, training_data
-from deepcovid_export.judging import judge
-from deepcovid_export.metrics import area
+from deepcovid_edge.datasets.dataset import LabelledFilm
+from deepcovid_export.data.films import TrainingData, training_data
+from deepcovid_export.evaluation.metrics import area
+from deepcovid_export.evaluation.predictions import judge
+from deepcovid_export.evaluation.shortcuts import measure_shortcuts
 from deepcovid_export.recipe import load_recipe
-from deepcovid_export.shortcuts import measure_shortcuts
-from deepcovid_export.train import RunSettings, Training
+from deepcovid_export.training.train import RunSettings, Training
 
 RESULTS = Path(__file__).parent / "results/choice"
 

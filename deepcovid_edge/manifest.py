@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcovid_edge.errors import ModelFileError, NotThereError
-from deepcovid_edge.wire import blocks, text
+from deepcovid_edge.graph.protobuf import blocks, text
 
 METADATA_KEY = "deepcovid_edge"
 SCHEMA_VERSION = 1

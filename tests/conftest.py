@@ -16,8 +16,8 @@ from hypothesis import settings
 from numpy.typing import NDArray
 from PIL import Image
 
-from deepcovid_edge.film_file import FileBytes
-from deepcovid_edge.images import Radiograph, decode_radiograph
+from deepcovid_edge.imaging.files import FileBytes
+from deepcovid_edge.imaging.pictures import Radiograph, decode_radiograph
 
 Chunks = Iterable[tuple[bytes, bytes]]
 

@@ -26,7 +26,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from deepcovid_edge.dicom.syntaxes import BIG_ENDIAN, DEFLATED, IMPLICIT, SYNTAXES, Family
+from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, DEFLATED, IMPLICIT, SYNTAXES, Family
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
 DX = CR + ".1"

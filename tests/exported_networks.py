@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deepcovid_edge.manifest import InputSpec, ModelManifest
-from deepcovid_export.checkpoint import save_checkpoint
 from deepcovid_export.networks import build_network
-from deepcovid_export.to_onnx import Parity, export_checkpoint
+from deepcovid_export.networks.checkpoint import save_checkpoint
+from deepcovid_export.onnx_export.to_onnx import Parity, export_checkpoint
 
 CLASSES = ("covid", "normal", "other")
 SIZE = 96

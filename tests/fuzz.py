@@ -30,12 +30,12 @@ from pydicom.dataset import Dataset
 from test_containers import FUZZED, mutated, mutated_chunk
 
 from deepcovid_edge.backends import Backend, load_backend
-from deepcovid_edge.dicom.sandbox import sandbox
-from deepcovid_edge.dicom.syntaxes import BIG_ENDIAN, SYNTAXES, Family
-from deepcovid_edge.familiarity import WARN
+from deepcovid_edge.decision.out_of_distribution import WARN
+from deepcovid_edge.decision.record import ASSESSED, NOT_ASSESSED, Prediction
+from deepcovid_edge.imaging.dicom.sandbox import sandbox
+from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, SYNTAXES, Family
 from deepcovid_edge.models import DEFAULT_MODEL, find_model
-from deepcovid_edge.predict import PredictSettings, predict, run_facts
-from deepcovid_edge.records import ASSESSED, NOT_ASSESSED, Prediction
+from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
 
 MOST_SECONDS = 25.0
 """Longest time for one input: the decoders' limit and what stands around it."""

@@ -12,16 +12,16 @@ from deepcovid_edge.bench.compare import compare
 from deepcovid_edge.bench.measure import bench, bench_films
 from deepcovid_edge.bench.results import read_result
 from deepcovid_edge.bench.settings import BenchSettings
-from deepcovid_edge.calibrate import calibrate
-from deepcovid_edge.dataset import load_dataset
-from deepcovid_edge.heatmap import of_occlusion, regions
-from deepcovid_edge.images import read_radiograph
-from deepcovid_edge.lattice import OcclusionSettings
+from deepcovid_edge.datasets.dataset import load_dataset
+from deepcovid_edge.decision.site_file import read_site, write_site
+from deepcovid_edge.heatmaps.heatmap import of_occlusion, regions
+from deepcovid_edge.heatmaps.occlusion import Occluder
+from deepcovid_edge.heatmaps.windows import OcclusionSettings
+from deepcovid_edge.imaging.pictures import read_radiograph
+from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.models import find_model
-from deepcovid_edge.occlusion import Occluder
-from deepcovid_edge.predict import PredictSettings, predict, run_facts
-from deepcovid_edge.preprocess import prepare
-from deepcovid_edge.site import read_site, write_site
+from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
+from deepcovid_edge.validation.site_check import calibrate
 
 
 def judge_one(film: Path) -> dict[str, float]:

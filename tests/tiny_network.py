@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from deepcovid_edge.dataset import load_dataset
-from deepcovid_edge.images import read_radiograph
+from deepcovid_edge.datasets.dataset import load_dataset
+from deepcovid_edge.imaging.phantom import draw_phantom
+from deepcovid_edge.imaging.pictures import read_radiograph
+from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.manifest import Band, InputSpec, ModelManifest, read_manifest
-from deepcovid_edge.phantom import draw_phantom
-from deepcovid_edge.preprocess import prepare
-from deepcovid_export.lowering import Lowered
-from deepcovid_export.quantize import QuantizeSettings, quantize
-from deepcovid_export.typed_graph import finished
+from deepcovid_export.onnx_export.graphs import finished
+from deepcovid_export.quantization.mixed_precision import Lowered
+from deepcovid_export.quantization.quantize import QuantizeSettings, quantize
 
 SPEC = InputSpec(64, 64)
 RECIPE = {"recipe": {"classes": {"clear": ["clear"], "hazy": ["hazy", "hazier"]}}}

@@ -21,6 +21,6 @@ def over(films: Sequence[Path], peer: str, what: Any, **settings: Any) -> Callab
     import cv2
 
     cv2.setNumThreads(1)
-    judge = import_module(f"peers.{peer}").make(what, **settings)
+    judge = import_module(f"benchmarks.peers.{peer}").make(what, **settings)
     judge(films[:1])
     return partial(judge, films)

@@ -14,11 +14,11 @@ import torch
 from captum.attr import Occlusion
 from onnx import numpy_helper
 
-from deepcovid_edge.lattice import OcclusionSettings
+from deepcovid_edge.heatmaps.windows import OcclusionSettings
 from deepcovid_edge.manifest import read_manifest
-from deepcovid_export.half_weights import restore_float
 from deepcovid_export.networks import Classifier, build_network
-from deepcovid_export.to_onnx import compare
+from deepcovid_export.onnx_export.half_weights import restore_float
+from deepcovid_export.onnx_export.to_onnx import compare
 
 _FOLDED = "_bias"
 """What the exporter adds to a convolution's name for the bias of a folded normalisation."""

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers.onnxruntime_loop import first_probability, prepared
 from deepcovid_edge.backends.openvino import quiet_runtime
-from peers.onnxruntime_loop import first_probability, prepared
 
 _KEPT: list[Any] = []
 """Models are kept until the process ends. Freeing one right after its last callback can wait for

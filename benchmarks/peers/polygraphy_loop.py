@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from peers.onnxruntime_loop import first_probability, prepared
+from benchmarks.peers.onnxruntime_loop import first_probability, prepared
 
 
 def runner(model: Path, batch: int = 1) -> Callable[[np.ndarray], np.ndarray]:

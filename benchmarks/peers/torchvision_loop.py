@@ -14,8 +14,8 @@ import onnxruntime
 import torch
 from PIL import Image
 
+from benchmarks.peers.onnxruntime_loop import first_probability
 from deepcovid_export.networks import torchvision_models
-from peers.onnxruntime_loop import first_probability
 
 THREADS = 2
 

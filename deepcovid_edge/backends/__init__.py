@@ -17,16 +17,16 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from deepcovid_edge.device.processor import computes_int8_exactly
 from deepcovid_edge.errors import ModelFileError, NotThereError, UsageError
 from deepcovid_edge.manifest import ModelManifest, file_sha256, read_manifest
-from deepcovid_edge.processor import computes_int8_exactly
 from deepcovid_edge.reasons import Caution
 
 BACKENDS = {
-    "tensorrt": "deepcovid_edge.backends.tensorrt",
+    "tensorrt": "deepcovid_edge.backends.tensorrt.backend",
     "onnxruntime": "deepcovid_edge.backends.onnxruntime",
     "openvino": "deepcovid_edge.backends.openvino",
-    "torch": "deepcovid_export.torch_backend",
+    "torch": "deepcovid_export.networks.torch_backend",
 }
 """Values of `--backend`, and the module of each; of two that run a file, `auto` takes the first
 that is installed."""

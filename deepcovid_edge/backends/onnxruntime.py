@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge import familiarity
 from deepcovid_edge.backends import BackendSettings, Inference, check_batch
-from deepcovid_edge.engine_files import cache_folder
+from deepcovid_edge.backends.tensorrt.files import cache_folder
+from deepcovid_edge.decision import out_of_distribution
 from deepcovid_edge.errors import BackendUnavailableError, ModelFileError, require
 from deepcovid_edge.manifest import ModelManifest, file_sha256, read_manifest
 from deepcovid_edge.reasons import Caution
@@ -100,14 +100,14 @@ class OnnxRuntimeBackend:
         check_batch(batch, self.manifest)
         if self._session is None:
             raise RuntimeError("infer after close")
-        wanted = ["logits", *([familiarity.OUTPUT] if self.manifest.familiarity else [])]
+        wanted = ["logits", *([out_of_distribution.OUTPUT] if self.manifest.familiarity else [])]
         if activation_maps:
             if "activation_maps" not in self._outputs:
                 raise ModelFileError(f"{self.manifest.name}: the model has no activation maps")
             wanted.append("activation_maps")
         found = dict(zip(wanted, self._session.run(wanted, {"images": batch}), strict=True))
         return Inference(
-            found["logits"], found.get("activation_maps"), found.get(familiarity.OUTPUT)
+            found["logits"], found.get("activation_maps"), found.get(out_of_distribution.OUTPUT)
         )
 
     def close(self) -> None:
@@ -159,7 +159,7 @@ def _check_session(session: Any, manifest: ModelManifest, path: Path) -> None:
             f"{path}: no logits for the {len(manifest.classes)} classes of its manifest: export "
             "the model again"
         )
-    familiarity.check_output(manifest, outputs, path)
+    out_of_distribution.check_output(manifest, outputs, path)
 
 
 def _options(provider: str) -> dict[str, str]:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge import familiarity
 from deepcovid_edge.backends import BackendSettings, Inference, check_batch
+from deepcovid_edge.decision import out_of_distribution
 from deepcovid_edge.errors import BackendUnavailableError, ModelFileError, require
 from deepcovid_edge.manifest import ModelManifest, file_sha256, read_manifest
 from deepcovid_edge.reasons import Caution
@@ -100,7 +100,7 @@ class OpenVinoBackend:
             # Results are copied: they belong to the caller, and the request to whoever comes next.
             results = request.infer({"images": batch}, share_inputs=True, share_outputs=False)
             maps = results["activation_maps"] if activation_maps else None
-            unlike = results[familiarity.OUTPUT] if self.manifest.familiarity else None
+            unlike = results[out_of_distribution.OUTPUT] if self.manifest.familiarity else None
             return Inference(results["logits"], maps, unlike)
         finally:
             self._idle.put(request)
@@ -181,4 +181,4 @@ def _check_tensors(compiled: openvino.CompiledModel, manifest: ModelManifest, pa
                 f"{path}: {name} of shape {shapes.get(name)}, its manifest says {shape} (-1: any "
                 "batch): export the model again"
             )
-    familiarity.check_output(manifest, shapes, path)
+    out_of_distribution.check_output(manifest, shapes, path)

@@ -27,8 +27,8 @@ from deepcovid_edge.bench.percentiles import is_supported
 from deepcovid_edge.bench.results import Result, Run
 from deepcovid_edge.bench.samples import Samples, Values
 from deepcovid_edge.bench.settings import OFFLINE
+from deepcovid_edge.decision.statistics import student
 from deepcovid_edge.errors import UnlikeRunsError, UsageError
-from deepcovid_edge.statistics import student
 
 _CHUNK = 4_000_000
 """Numbers that are drawn at once."""

@@ -31,12 +31,12 @@ from deepcovid_edge.bench.scenarios import (
 from deepcovid_edge.bench.settings import MULTI, NETWORK, OFFLINE, SERVER, SINGLE, BenchSettings
 from deepcovid_edge.bench.watch import GpuGauge, Watch, gpu_gauge, peak_rss_mib
 from deepcovid_edge.bench.work import EndToEndWork, NetworkWork, TellsParts, lanes_of
-from deepcovid_edge.device import device_facts, versions
+from deepcovid_edge.diagnostics import device_facts, versions
 from deepcovid_edge.errors import BenchError, ImageRefusedError
-from deepcovid_edge.images import read_radiograph
+from deepcovid_edge.imaging.pictures import read_radiograph
+from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.manifest import InputSpec
-from deepcovid_edge.predict import default_batch_size
-from deepcovid_edge.preprocess import prepare
+from deepcovid_edge.pipeline.pipeline import default_batch_size
 from deepcovid_edge.reasons import Caution
 
 _PARTS_CALLS = 100
@@ -52,7 +52,7 @@ _TIMING = {
     "host_clock": f"time.{HOST}",
     "network": "prepared batch in host memory to logits in host memory; on a GPU both transfers "
     "are in",
-    "end-to-end": "opening the file to its record, through deepcovid_edge.predict; writing the "
+    "end-to-end": "opening the file to its record, through deepcovid_edge.pipeline; writing the "
     "record is not in",
     "parts": "host_to_device, compute and device_to_host are of CUDA events, in calls of their "
     "own without a CUDA graph; all else is of the host's clock, each film's share of its batch",

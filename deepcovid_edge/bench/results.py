@@ -18,8 +18,8 @@ from deepcovid_edge.bench.percentiles import percentiles
 from deepcovid_edge.bench.samples import Samples, Values
 from deepcovid_edge.bench.settings import OFFLINE, SERVER
 from deepcovid_edge.bench.stability import Verdict, judge
+from deepcovid_edge.decision.statistics import wilson
 from deepcovid_edge.errors import DataError, NotThereError
-from deepcovid_edge.statistics import wilson
 
 KIND = "deepcovid-edge bench"
 SCHEMA_VERSION = 2

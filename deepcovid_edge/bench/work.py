@@ -15,10 +15,10 @@ from deepcovid_edge.backends import Backend
 from deepcovid_edge.bench.clock import Clock
 from deepcovid_edge.bench.scenarios import Done, Parts, Shared, in_threads
 from deepcovid_edge.bench.settings import NETWORK
+from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.errors import BenchError
-from deepcovid_edge.film_reader import FilmReader, Reading
-from deepcovid_edge.predict import PredictSettings, predict, predict_together, run_facts
-from deepcovid_edge.records import Prediction
+from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, predict_together, run_facts
+from deepcovid_edge.pipeline.reader import FilmReader, Reading
 
 _GPU_LANES = 2
 

@@ -74,8 +74,8 @@ def command(
     from deepcovid_edge.bench.invocations import join
     from deepcovid_edge.bench.measure import bench, bench_films
     from deepcovid_edge.bench.results import read_result
+    from deepcovid_edge.device.process import set_up
     from deepcovid_edge.models import find_model
-    from deepcovid_edge.workplace import set_up
 
     if append and output is None:
         raise click.UsageError("--append: needs the file to join with: -o FILE.json")
@@ -128,9 +128,9 @@ def _scenarios(asked: tuple[str, ...], rate: float | None) -> tuple[str, ...]:
 
 def _paths(data: Path | None, count: int, stack: ExitStack) -> tuple[Sequence[Path], str]:
     """Files to measure with, evenly from all that there are; phantoms where none are named."""
-    from deepcovid_edge.dataset import walk_files
+    from deepcovid_edge.datasets.dataset import walk_files
     from deepcovid_edge.errors import NotThereError
-    from deepcovid_edge.phantom import write_samples
+    from deepcovid_edge.imaging.phantom import write_samples
 
     if data is None:
         place = stack.enter_context(tempfile.TemporaryDirectory())

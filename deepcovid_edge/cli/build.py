@@ -11,8 +11,8 @@ import click
 from deepcovid_edge.errors import UsageError
 
 if TYPE_CHECKING:
-    from deepcovid_edge.engine_files import EngineFacts
-    from deepcovid_edge.engines import BuildSettings
+    from deepcovid_edge.backends.tensorrt.build import BuildSettings
+    from deepcovid_edge.backends.tensorrt.files import EngineFacts
 
 _GATE_FAILED = 3
 
@@ -49,8 +49,8 @@ def command(
     Precision is in the graph: make FP16 or INT8 files with `quantize`. The engine lies in the
     cache with its facts beside it; an engine that was not verified says so in every record.
     """
-    from deepcovid_edge.engine_files import Profile
-    from deepcovid_edge.engines import BuildSettings, build
+    from deepcovid_edge.backends.tensorrt.build import BuildSettings, build
+    from deepcovid_edge.backends.tensorrt.files import Profile
     from deepcovid_edge.models import find_model
 
     try:
@@ -103,10 +103,10 @@ def _with_progress(file: Path, settings: BuildSettings, build: Any) -> tuple[Pat
 def _verify(file: Path, engine: Path, data: Path, split: str | None) -> EngineFacts:
     """Compare the engine with its parent and write the verdict beside it."""
     from deepcovid_edge.backends import load_backend
+    from deepcovid_edge.backends.tensorrt.files import record_verification
     from deepcovid_edge.cli import verify as verify_command
-    from deepcovid_edge.dataset import load_dataset
-    from deepcovid_edge.engine_files import record_verification
-    from deepcovid_edge.verify import verify
+    from deepcovid_edge.datasets.dataset import load_dataset
+    from deepcovid_edge.validation.verify import verify
 
     films = load_dataset(data, split=split)
     with (

@@ -19,19 +19,19 @@ import click
 
 from deepcovid_edge.backends import BACKENDS, PROVIDERS
 from deepcovid_edge.cli.main import INTERRUPTED
-from deepcovid_edge.disk import LEAST_FREE_MIB
-from deepcovid_edge.familiarity import CHOICES, REFUSE
+from deepcovid_edge.decision.out_of_distribution import CHOICES, REFUSE
 from deepcovid_edge.models import DEFAULT_MODEL
+from deepcovid_edge.pipeline.disk_guard import LEAST_FREE_MIB
 
 if TYPE_CHECKING:
     from deepcovid_edge.backends import Backend
-    from deepcovid_edge.disk import DiskGuard
-    from deepcovid_edge.explain import Explainer, HeatMapSettings
-    from deepcovid_edge.output import RecordFile, RecordWriter
-    from deepcovid_edge.predict import PredictSettings
-    from deepcovid_edge.records import Prediction, RunFacts
-    from deepcovid_edge.repeats import Repeats
-    from deepcovid_edge.site import Site
+    from deepcovid_edge.decision.record import Prediction, RunFacts
+    from deepcovid_edge.decision.site_file import Site
+    from deepcovid_edge.heatmaps.explainer import Explainer, HeatMapSettings
+    from deepcovid_edge.pipeline.disk_guard import DiskGuard
+    from deepcovid_edge.pipeline.duplicates import Repeats
+    from deepcovid_edge.pipeline.pipeline import PredictSettings
+    from deepcovid_edge.pipeline.writers import RecordFile, RecordWriter
 
 _SOME_NOT_ASSESSED = 4
 _MAP_NAME = re.compile(r".*-[0-9a-f]{8}\.(npz|png)")
@@ -140,12 +140,12 @@ class FilmRun:
 
 def judge_films(run: FilmRun) -> int:
     """Judge films and write their records; the exit code."""
-    from deepcovid_edge.film_reader import FilmReader, Reading
+    from deepcovid_edge.device.process import set_up
     from deepcovid_edge.manifest import InputSpec
     from deepcovid_edge.models import find_model
-    from deepcovid_edge.predict import default_workers, predict_together, run_facts
-    from deepcovid_edge.repeats import Repeats
-    from deepcovid_edge.workplace import set_up
+    from deepcovid_edge.pipeline.duplicates import Repeats
+    from deepcovid_edge.pipeline.pipeline import default_workers, predict_together, run_facts
+    from deepcovid_edge.pipeline.reader import FilmReader, Reading
 
     settings = _settings(run)
     kind = _kind(run.kind, run.output)
@@ -206,11 +206,11 @@ def _stopping_at_once() -> Iterator[None]:
 
 
 def _settings(run: FilmRun) -> PredictSettings:
-    from deepcovid_edge.predict import PredictSettings
+    from deepcovid_edge.pipeline.pipeline import PredictSettings
 
     site = None
     if run.site:
-        from deepcovid_edge.site import read_site
+        from deepcovid_edge.decision.site_file import read_site
 
         site = read_site(run.site)
     return PredictSettings(
@@ -235,7 +235,7 @@ def _draws(run: FilmRun) -> bool:
 
 
 def _disk(run: FilmRun) -> DiskGuard:
-    from deepcovid_edge.disk import DiskGuard
+    from deepcovid_edge.pipeline.disk_guard import DiskGuard
 
     folders = [run.heatmaps.folder] if run.heatmaps else []
     if run.output and (run.output.is_file() or not run.output.exists()):  # no /dev/null, no pipe
@@ -262,7 +262,7 @@ def _explainer(
 ) -> Explainer | None:
     if run.heatmaps is None:
         return None
-    from deepcovid_edge.explain import Explainer
+    from deepcovid_edge.heatmaps.explainer import Explainer
 
     made = Explainer(backend, run.heatmaps, threshold=threshold, workers=run.workers)
     return opened.enter_context(made)
@@ -290,7 +290,7 @@ def list_films(
         but: A file to leave out: the output may lie among the films.
         maps: A folder whose heat maps are left out: it may lie among the films too.
     """
-    from deepcovid_edge.dataset import walk_files
+    from deepcovid_edge.datasets.dataset import walk_files
 
     named = list(paths)
     left_out, maps = (place.resolve() if place else None for place in (but, maps))
@@ -334,7 +334,7 @@ class _Sink:
     """Where records go, with a count of what happened."""
 
     def __init__(self, output: Path | None, kind: str, facts: RunFacts, *, resume: bool) -> None:
-        from deepcovid_edge.output import RecordFile, make_writer
+        from deepcovid_edge.pipeline.writers import RecordFile, make_writer
 
         self.file: RecordFile | None = None
         self.writer: RecordFile | RecordWriter

@@ -60,8 +60,8 @@ def command(
     strides are pixels of the network's input. With --budget the film is judged with few windows
     first, then with more where they matter, until the time is spent.
     """
-    from deepcovid_edge.explain import HeatMapSettings
-    from deepcovid_edge.lattice import OcclusionSettings
+    from deepcovid_edge.heatmaps.explainer import HeatMapSettings
+    from deepcovid_edge.heatmaps.windows import OcclusionSettings
 
     windows = OcclusionSettings(window, stride, baseline, budget)
     maps = HeatMapSettings(method, folder, overlay=True, occlusion=windows)

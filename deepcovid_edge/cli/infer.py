@@ -55,8 +55,8 @@ def command(
         raise click.UsageError("--budget needs --heatmap occlusion.")
     maps = None
     if heatmap:
-        from deepcovid_edge.explain import HeatMapSettings
-        from deepcovid_edge.lattice import OcclusionSettings
+        from deepcovid_edge.heatmaps.explainer import HeatMapSettings
+        from deepcovid_edge.heatmaps.windows import OcclusionSettings
 
         windows = OcclusionSettings(budget_ms=budget)
         maps = HeatMapSettings(heatmap, heatmap_dir, overlay=overlay, occlusion=windows)

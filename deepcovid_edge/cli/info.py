@@ -12,7 +12,7 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def command(as_json: bool) -> None:
     """Show this machine, what can run here, the shipped models, and problems with their mends."""
-    from deepcovid_edge.device import describe
+    from deepcovid_edge.diagnostics import describe
 
     facts = describe()
     if as_json:

@@ -29,7 +29,7 @@ class Entry:
 COMMANDS = {
     "infer": Entry("deepcovid_edge.cli.infer", "Judge films: files and folders to records."),
     "heatmap": Entry("deepcovid_edge.cli.heatmap", "Show where the network looked."),
-    "calibrate": Entry("deepcovid_edge.cli.calibrate", "May the model be used at this site?"),
+    "calibrate": Entry("deepcovid_edge.cli.site_check", "May the model be used at this site?"),
     "build": Entry("deepcovid_edge.cli.build", "Typed ONNX to a TensorRT engine."),
     "verify": Entry("deepcovid_edge.cli.verify", "Is a candidate as accurate as its reference?"),
     "bench": Entry("deepcovid_edge.cli.bench", "Measure latency and throughput."),

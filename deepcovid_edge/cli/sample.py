@@ -12,7 +12,7 @@ import click
 @click.option("--count", type=click.IntRange(1, 1000), default=6, show_default=True)
 def command(folder: Path, count: int) -> None:
     """Write drawn chest phantoms into FOLDER, marked as synthetic in picture and metadata."""
-    from deepcovid_edge.phantom import write_samples
+    from deepcovid_edge.imaging.phantom import write_samples
 
     for path in write_samples(folder, count=count):
         click.echo(path)

@@ -12,7 +12,7 @@ from deepcovid_edge.backends import BACKENDS, PROVIDERS
 from deepcovid_edge.errors import UsageError
 
 if TYPE_CHECKING:
-    from deepcovid_edge.agreement import MapComparison
+    from deepcovid_edge.heatmaps.agreement import MapComparison
 
 _GATE_FAILED = 3
 
@@ -63,9 +63,9 @@ def command(
     `insufficient`: too few films to tell (exit code 3).
     """
     from deepcovid_edge.backends import BackendSettings, load_backend
-    from deepcovid_edge.dataset import load_dataset
+    from deepcovid_edge.datasets.dataset import load_dataset
     from deepcovid_edge.models import find_model
-    from deepcovid_edge.verify import UNCHANGED, GateRules, verify
+    from deepcovid_edge.validation.verify import UNCHANGED, GateRules, verify
 
     maps = _maps(heatmap, heatmap_films, min_heatmap_correlation)
     films = load_dataset(data, split=split)
@@ -91,7 +91,7 @@ def command(
 
 
 def _maps(asked: bool, films: int | None, correlation: float | None) -> MapComparison | None:
-    from deepcovid_edge.agreement import MapComparison
+    from deepcovid_edge.heatmaps.agreement import MapComparison
 
     if asked:
         return MapComparison() if films is None else MapComparison(films)

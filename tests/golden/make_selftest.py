@@ -27,11 +27,11 @@ from PIL.PngImagePlugin import PngInfo
 
 from deepcovid_edge import __version__
 from deepcovid_edge.backends import Backend, load_backend
-from deepcovid_edge.film_judge import probabilities
-from deepcovid_edge.images import SYNTHETIC_MARK, Radiograph, read_radiograph
+from deepcovid_edge.imaging.phantom import draw_phantom
+from deepcovid_edge.imaging.pictures import SYNTHETIC_MARK, Radiograph, read_radiograph
+from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.models import DEFAULT_MODEL, find_model
-from deepcovid_edge.phantom import draw_phantom
-from deepcovid_edge.preprocess import prepare
+from deepcovid_edge.pipeline.classifier import probabilities
 
 PLACE = Path(__file__).parents[2] / "jetson" / "golden"
 MAX_BYTES = 40_000

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from deepcovid_edge.backends import BackendSettings, load_backend
-from deepcovid_edge.engine_files import Profile
-from deepcovid_edge.engines import BuildSettings, build, installed_flavours
-from deepcovid_edge.gpu import find_gpu
+from deepcovid_edge.backends.tensorrt.build import BuildSettings, build, installed_flavours
+from deepcovid_edge.backends.tensorrt.files import Profile
+from deepcovid_edge.device.gpu import find_gpu
+from deepcovid_edge.imaging.phantom import draw_phantom
 from deepcovid_edge.models import find_model
-from deepcovid_edge.phantom import draw_phantom
 
 pytestmark = [
     pytest.mark.gpu,
@@ -33,7 +33,7 @@ def films() -> np.ndarray:
 
 def test_copies_streams_and_graphs_work_through_the_device_layer() -> None:
     pytest.importorskip("pycuda", reason="pycuda (extra tensorrt) is not installed")
-    from deepcovid_edge.cuda import CudaDevice
+    from deepcovid_edge.backends.tensorrt.cuda import CudaDevice
 
     device = CudaDevice()
     with device.active():
@@ -102,7 +102,7 @@ def test_parts_by_events_fit_into_the_host_s_time(films: np.ndarray, tmp_path: P
     pytest.importorskip("pycuda", reason="pycuda (extra tensorrt) is not installed")
     import time
 
-    from deepcovid_edge.backends.tensorrt import TensorRtBackend
+    from deepcovid_edge.backends.tensorrt.backend import TensorRtBackend
 
     engine, _ = build(
         find_model("squeezenet1_1"), BuildSettings(profile=Profile(1, 8, 8), folder=tmp_path)

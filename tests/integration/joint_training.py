@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from deepcovid_edge.cli.main import run
-from deepcovid_export import processes
-from deepcovid_export.train import Training
+from deepcovid_export.training import processes
+from deepcovid_export.training.train import Training
 
 finish = Training.finish
 

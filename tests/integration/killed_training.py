@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from deepcovid_export.data import training_data
+from deepcovid_export.data.films import training_data
 from deepcovid_export.recipe import load_recipe
-from deepcovid_export.train import STATE_NAME, RunSettings, Training
+from deepcovid_export.training.train import STATE_NAME, RunSettings, Training
 
 
 def die(*_: object) -> None:

@@ -16,9 +16,9 @@ import pytest
 
 from deepcovid_edge.backends import openvino
 from deepcovid_edge.cli.main import run
-from deepcovid_edge.dataset import LabelledFilm, load_dataset
-from deepcovid_edge.phantom import draw_phantom, save_phantom
-from deepcovid_edge.verify import CHANGED
+from deepcovid_edge.datasets.dataset import LabelledFilm, load_dataset
+from deepcovid_edge.imaging.phantom import draw_phantom, save_phantom
+from deepcovid_edge.validation.verify import CHANGED
 
 ROOT = Path(__file__).parents[2]
 XRAY = Path(os.environ.get("DEEPCOVID_XRAY", ROOT.parent / "shared" / "xray"))
@@ -30,8 +30,7 @@ APART = {"fp32": 1e-3, "int8-cpu": 0.2}
 @pytest.fixture
 def accuracy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     pytest.importorskip("onnx", reason="the suite makes forms with extra export")
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import accuracy
+    from benchmarks import accuracy
 
     return accuracy
 

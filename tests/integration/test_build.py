@@ -14,12 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from deepcovid_edge import engines
+from deepcovid_edge.backends.tensorrt import build as module
+from deepcovid_edge.backends.tensorrt.build import BuildSettings, build
+from deepcovid_edge.backends.tensorrt.files import (
+    EngineFacts,
+    Fit,
+    Profile,
+    check_engine,
+    facts_path,
+)
 from deepcovid_edge.cli.main import run
-from deepcovid_edge.engine_files import EngineFacts, Fit, Profile, check_engine, facts_path
-from deepcovid_edge.engines import BuildSettings, build
+from deepcovid_edge.device.gpu import GpuFacts, find_gpu
 from deepcovid_edge.errors import BuildError
-from deepcovid_edge.gpu import GpuFacts, find_gpu
 from deepcovid_edge.manifest import METADATA_KEY, ModelManifest
 from deepcovid_edge.models import find_model
 
@@ -111,15 +117,15 @@ def test_a_graph_that_tensorrt_refuses_is_one_sentence_with_the_node(
 
 
 def test_levels_are_lowered_until_one_builds(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, asked = engines._run_builder, []
+    real, asked = module._run_builder, []
 
-    def weak(request: engines._Request, progress: object) -> dict[str, object]:
+    def weak(request: module._Request, progress: object) -> dict[str, object]:
         asked.append(request.level)
         if request.level > 1:
-            return engines._explained(-9, request, [], {})
+            return module._explained(-9, request, [], {})
         return real(request, None)
 
-    monkeypatch.setattr(engines, "_run_builder", weak)
+    monkeypatch.setattr(module, "_run_builder", weak)
     _, facts = build(find_model("squeezenet1_1"), AHEAD)
     assert asked == [3, 2, 1]
     assert facts.builder["level"] == 1
@@ -175,7 +181,7 @@ def test_a_model_without_a_manifest_is_refused(
 def test_without_a_gpu_a_local_build_says_what_can_be_done(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "find_gpu", lambda: None)
+    monkeypatch.setattr(module, "find_gpu", lambda: None)
     assert run(["build", "squeezenet1_1"]) == 6
     assert "--target rtx:sm86,sm89" in capsys.readouterr().err
 
@@ -183,7 +189,7 @@ def test_without_a_gpu_a_local_build_says_what_can_be_done(
 def test_without_tensorrt_the_mend_is_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "FLAVOURS", ())
+    monkeypatch.setattr(module, "FLAVOURS", ())
     assert run(["build", "squeezenet1_1"]) == 6
     assert "pip install 'deepcovid-edge[tensorrt]'" in capsys.readouterr().err
     assert run(["build", "squeezenet1_1", "--target", "rtx:sm86"]) == 6
@@ -193,7 +199,7 @@ def test_without_tensorrt_the_mend_is_named(
 def engine_for(gpu: GpuFacts, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An engine for sm86, on a machine that says it has another GPU."""
     engine, _ = build(find_model("squeezenet1_1"), BuildSettings(target="rtx:sm86"))
-    monkeypatch.setattr(engines, "find_gpu", lambda: gpu)
+    monkeypatch.setattr(module, "find_gpu", lambda: gpu)
     return engine
 
 

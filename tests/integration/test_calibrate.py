@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from deepcovid_edge.cli.main import run as main
+from deepcovid_edge.decision.site_file import read_site, write_site
 from deepcovid_edge.errors import SettingsMismatchError
+from deepcovid_edge.imaging.phantom import write_samples
 from deepcovid_edge.manifest import file_sha256, read_manifest
 from deepcovid_edge.models import find_model
-from deepcovid_edge.phantom import write_samples
-from deepcovid_edge.site import read_site, write_site
 
 ROOT = Path(__file__).parents[2]
 XRAY = Path(os.environ.get("DEEPCOVID_XRAY", ROOT.parent / "shared" / "xray"))

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from deepcovid_edge.disk import DiskGuard
 from deepcovid_edge.errors import ImageRefusedError
-from deepcovid_edge.phantom import write_samples
+from deepcovid_edge.imaging.phantom import write_samples
+from deepcovid_edge.pipeline.disk_guard import DiskGuard
 from deepcovid_edge.reasons import Reason
 
 INFER = f"{sys.executable} -m deepcovid_edge infer"

@@ -15,7 +15,7 @@ SHOWN = ROOT / "benchmarks/results/heatmap/synthetic.jpg"
 
 def test_picture_in_the_documentation_is_up_to_date_small_and_marked(tmp_path: Path) -> None:
     drawn = tmp_path / "synthetic.jpg"
-    command = [sys.executable, str(ROOT / "benchmarks/heat_pictures.py"), "-o", str(drawn)]
+    command = [sys.executable, "-m", "benchmarks.heatmaps.pictures", "-o", str(drawn)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert SHOWN.stat().st_size <= 150_000
@@ -24,5 +24,5 @@ def test_picture_in_the_documentation_is_up_to_date_small_and_marked(tmp_path: P
         assert shown.size == now.size
         # Processors differ in a float's last bits, versions of libjpeg in a grey level or two.
         apart = np.abs(np.asarray(shown).astype(int) - np.asarray(now))
-    assert apart.mean() < 1, "stale: python benchmarks/heat_pictures.py"
-    assert (apart > 64).mean() < 0.001, "stale: python benchmarks/heat_pictures.py"
+    assert apart.mean() < 1, "stale: python -m benchmarks.heatmaps.pictures"
+    assert (apart > 64).mean() < 0.001, "stale: python -m benchmarks.heatmaps.pictures"

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 import pytest
 
-from deepcovid_edge.map_files import read_map
-from deepcovid_edge.phantom import write_samples
+from deepcovid_edge.heatmaps.files import read_map
+from deepcovid_edge.imaging.phantom import write_samples
 
 QUICK = ("--stride", "32")
 

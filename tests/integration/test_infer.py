@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import pytest
 
-from deepcovid_edge.phantom import draw_phantom, write_samples
+from deepcovid_edge.imaging.phantom import draw_phantom, write_samples
 
 COMMAND = [sys.executable, "-m", "deepcovid_edge"]
 
@@ -386,8 +386,8 @@ def test_films_read_while_the_model_loads_are_read_as_it_wants_them(
     from deepcovid_edge.backends import load_backend
     from deepcovid_edge.manifest import ResizeRule, read_manifest
     from deepcovid_edge.models import find_model
-    from deepcovid_edge.predict import PredictSettings, predict, run_facts
-    from deepcovid_export.to_onnx import rewrite_manifest
+    from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
+    from deepcovid_export.onnx_export.to_onnx import rewrite_manifest
 
     model = tmp_path / "letterbox.onnx"
     model.write_bytes(find_model("squeezenet1_1").read_bytes())

@@ -16,11 +16,11 @@ torch = pytest.importorskip("torch", reason="the workstation side needs extra ex
 if not torch.distributed.is_available():
     pytest.skip("this torch was built without torch.distributed", allow_module_level=True)
 
-from deepcovid_edge.phantom import draw_phantom, save_phantom
-from deepcovid_export.checkpoint import load_checkpoint
-from deepcovid_export.data import training_data
+from deepcovid_edge.imaging.phantom import draw_phantom, save_phantom
+from deepcovid_export.data.films import training_data
+from deepcovid_export.networks.checkpoint import load_checkpoint
 from deepcovid_export.recipe import load_recipe
-from deepcovid_export.train import RunSettings, Training
+from deepcovid_export.training.train import RunSettings, Training
 
 # Uneven classes and smoothing, so that a mean over each process's share would be another loss; 14
 # films in batches of 8, so that the last is smaller.

@@ -22,20 +22,19 @@ from onnx import helper, numpy_helper
 
 from deepcovid_edge.backends import BackendSettings, load_backend
 from deepcovid_edge.backends.openvino import is_available as has_openvino
+from deepcovid_edge.backends.tensorrt.build import BuildSettings, build
 from deepcovid_edge.cli.main import run
-from deepcovid_edge.dataset import load_dataset
-from deepcovid_edge.engines import BuildSettings, build
-from deepcovid_edge.familiarity import FamiliarityGate
-from deepcovid_edge.lattice import OcclusionSettings
+from deepcovid_edge.datasets.dataset import load_dataset
+from deepcovid_edge.decision.out_of_distribution import FamiliarityGate
+from deepcovid_edge.graph.tensorrt_rules import check_typed
+from deepcovid_edge.heatmaps.occlusion import Occluder
+from deepcovid_edge.heatmaps.windows import OcclusionSettings
+from deepcovid_edge.imaging.phantom import draw_phantom
 from deepcovid_edge.manifest import file_sha256, read_manifest
 from deepcovid_edge.models import find_model
-from deepcovid_edge.occlusion import Occluder
-from deepcovid_edge.phantom import draw_phantom
-from deepcovid_edge.predict import PredictSettings, predict, run_facts
-from deepcovid_edge.typed import check_typed
-from deepcovid_export.calibration import FilmBatches, open_session
-from deepcovid_export.familiarity import matched, prepared
-from deepcovid_export.familiarity_graph import (
+from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
+from deepcovid_export.decision.fit_ood import matched, prepared
+from deepcovid_export.decision.ood_graph import (
     FEATURES,
     LinearGate,
     find_taps,
@@ -44,8 +43,9 @@ from deepcovid_export.familiarity_graph import (
     take_off,
     with_features,
 )
-from deepcovid_export.lowering import Lowered, Lowering
-from deepcovid_export.typed_graph import finished, read_fp32, save
+from deepcovid_export.onnx_export.graphs import finished, read_fp32, save
+from deepcovid_export.quantization.calibration import FilmBatches, open_session
+from deepcovid_export.quantization.mixed_precision import Lowered, Lowering
 
 ROOT = Path(__file__).parents[2]
 XRAY = Path(os.environ.get("DEEPCOVID_XRAY", ROOT.parent / "shared" / "xray"))

@@ -19,17 +19,17 @@ from deepcovid_edge.backends import BackendSettings, load_backend
 from deepcovid_edge.backends import onnxruntime as onnxruntime_module
 from deepcovid_edge.backends import openvino as module
 from deepcovid_edge.cli.main import run
-from deepcovid_edge.dataset import load_dataset
+from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.errors import (
     BackendUnavailableError,
     MissingDependencyError,
     ModelFileError,
     UsageError,
 )
+from deepcovid_edge.imaging.phantom import draw_phantom, write_samples
 from deepcovid_edge.models import find_model
-from deepcovid_edge.phantom import draw_phantom, write_samples
 from deepcovid_edge.reasons import Caution
-from deepcovid_edge.verify import verify
+from deepcovid_edge.validation.verify import verify
 
 if not module.is_available():
     pytest.skip("openvino (extra openvino) is not installed", allow_module_level=True)

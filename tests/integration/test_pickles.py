@@ -19,16 +19,16 @@ from torch import Tensor, nn
 
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.errors import DeepCovidEdgeError, ModelFileError, NotThereError, UsageError
+from deepcovid_edge.graph.tensorrt_rules import check_typed
 from deepcovid_edge.manifest import ModelManifest, ResizeRule, file_sha256, read_manifest
-from deepcovid_edge.typed import check_typed
-from deepcovid_export.checkpoint import save_checkpoint
 from deepcovid_export.networks import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     build_network,
     torchvision_models,
 )
-from deepcovid_export.published import PublishedTerms, load_published
+from deepcovid_export.networks.checkpoint import save_checkpoint
+from deepcovid_export.networks.published.load import PublishedTerms, load_published
 
 ARCHITECTURES = ("squeezenet1_0", "squeezenet1_1", "resnet18", "resnet50", "densenet121")
 FILMS = torch.randint(

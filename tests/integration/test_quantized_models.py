@@ -20,16 +20,16 @@ pytest.importorskip("onnx", reason="quantising needs extra export")
 import onnx
 
 from deepcovid_edge.backends import Backend, Inference, load_backend
+from deepcovid_edge.backends.tensorrt.build import BuildSettings, build
 from deepcovid_edge.cli.main import run
-from deepcovid_edge.dataset import load_dataset
-from deepcovid_edge.engines import BuildSettings, build
+from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.errors import ModelFileError
+from deepcovid_edge.graph.tensorrt_rules import check_typed
+from deepcovid_edge.imaging.phantom import draw_phantom
 from deepcovid_edge.manifest import file_sha256, read_manifest
 from deepcovid_edge.models import find_model
-from deepcovid_edge.phantom import draw_phantom
-from deepcovid_edge.typed import check_typed
-from deepcovid_edge.verify import verify
-from deepcovid_export.half_weights import restore_float
+from deepcovid_edge.validation.verify import verify
+from deepcovid_export.onnx_export.half_weights import restore_float
 
 ROOT = Path(__file__).parents[2]
 XRAY = Path(os.environ.get("DEEPCOVID_XRAY", ROOT.parent / "shared" / "xray"))

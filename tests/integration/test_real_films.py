@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepcovid_edge.dataset import load_dataset
-from deepcovid_edge.images import read_radiograph
+from deepcovid_edge.datasets.dataset import load_dataset
+from deepcovid_edge.imaging.pictures import read_radiograph
+from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.manifest import read_manifest
 from deepcovid_edge.models import find_model
-from deepcovid_edge.preprocess import prepare
 
 ROOT = Path(__file__).parents[2]
 XRAY = Path(os.environ.get("DEEPCOVID_XRAY", ROOT.parent / "shared" / "xray"))
@@ -60,7 +60,7 @@ def test_untouched_originals_get_the_decision_of_their_reduced_copies() -> None:
 @pytest.mark.parametrize("split", ["test", "external", "paediatric"])
 def test_stored_figures_of_the_shipped_model_come_out_again(split: str) -> None:
     pytest.importorskip("sklearn", reason="scikit-learn (extra export) computes the figures")
-    from deepcovid_export.evaluate import evaluate
+    from deepcovid_export.evaluation.evaluate import evaluate
 
     films = load_dataset(XRAY, split=split)
     measured = evaluate(find_model("squeezenet1_1"), films, description=split)
@@ -86,7 +86,7 @@ def test_shipped_graph_computes_what_torch_computes_on_64_real_films() -> None:
     from onnx import numpy_helper
 
     from deepcovid_export.networks import build_network
-    from deepcovid_export.to_onnx import TOLERANCE, compare
+    from deepcovid_export.onnx_export.to_onnx import TOLERANCE, compare
 
     path = find_model("squeezenet1_1")
     manifest = read_manifest(path)

@@ -17,11 +17,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="the workstation side needs extra export")
 
 from deepcovid_edge.cli.main import run
+from deepcovid_edge.imaging.phantom import draw_phantom, save_phantom
 from deepcovid_edge.manifest import read_manifest
-from deepcovid_edge.phantom import draw_phantom, save_phantom
-from deepcovid_export.checkpoint import load_checkpoint
-from deepcovid_export.finder import CURVE_NAME, RangeTest
+from deepcovid_export.networks.checkpoint import load_checkpoint
 from deepcovid_export.recipe import SHIPPED, load_recipe
+from deepcovid_export.training.lr_finder import CURVE_NAME, RangeTest
 
 NAMES = sorted(path.stem for path in SHIPPED.glob("*.toml"))
 SLOW_TO_EXPORT = {"resnet50", "densenet121"}

@@ -28,9 +28,9 @@ for needed in ("sklearn", "matplotlib", "jinja2", "onnx"):
 import onnx
 from commands import Done, command
 
+from deepcovid_edge.imaging.phantom import draw_phantom
 from deepcovid_edge.manifest import METADATA_KEY
 from deepcovid_edge.models import find_model
-from deepcovid_edge.phantom import draw_phantom
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PROGRAM = next((found for name in BROWSERS if (found := shutil.which(name))), None)

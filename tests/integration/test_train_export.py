@@ -19,18 +19,18 @@ import onnx
 from commands import Done, command
 from PIL import Image
 
-from deepcovid_edge.dataset import load_dataset
+from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.errors import DataError, ModelFileError, UsageError
-from deepcovid_edge.images import read_radiograph
+from deepcovid_edge.imaging.phantom import draw_phantom, save_phantom
+from deepcovid_edge.imaging.pictures import read_radiograph
+from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.manifest import ModelManifest, read_manifest
-from deepcovid_edge.phantom import draw_phantom, save_phantom
-from deepcovid_edge.preprocess import prepare
-from deepcovid_export.checkpoint import load_checkpoint, save_checkpoint
-from deepcovid_export.data import FilmDataset, training_data
+from deepcovid_export.data.films import FilmDataset, training_data
 from deepcovid_export.networks import build_network, load_imagenet
+from deepcovid_export.networks.checkpoint import load_checkpoint, save_checkpoint
+from deepcovid_export.onnx_export.to_onnx import MAX_IR_VERSION, OPSET, export_checkpoint
 from deepcovid_export.recipe import Recipe, load_recipe
-from deepcovid_export.to_onnx import MAX_IR_VERSION, OPSET, export_checkpoint
-from deepcovid_export.train import RunSettings
+from deepcovid_export.training.train import RunSettings
 
 SMALL = """
 name = "small"

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from deepcovid_edge.errors import UsageError, require
-from deepcovid_export.wording import area_text, counted_text
+from deepcovid_export.report.wording import area_text, counted_text
 
 _SOME_NOT_ASSESSED = 4
 
@@ -46,10 +46,10 @@ def command(
     with the first. Sensitivity and specificity carry 95 % intervals, over all films and by source.
     """
     require("sklearn", extra="export")
-    from deepcovid_edge.dataset import load_dataset
+    from deepcovid_edge.datasets.dataset import load_dataset
     from deepcovid_edge.models import find_model
-    from deepcovid_export.evaluate import evaluate, evaluate_side_by_side
-    from deepcovid_export.report import Targets, as_json, write_report
+    from deepcovid_export.evaluation.evaluate import evaluate, evaluate_side_by_side
+    from deepcovid_export.report.write import Targets, as_json, write_report
 
     targets = Targets.of(output)
     if targets.html:

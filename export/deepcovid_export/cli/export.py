@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from deepcovid_edge.dataset import LabelledFilm
+    from deepcovid_edge.datasets.dataset import LabelledFilm
     from deepcovid_edge.manifest import InputSpec, ModelManifest
     from deepcovid_export.networks import Classifier
 
@@ -73,7 +73,7 @@ def command(
         _refit(source, gate, output, given)
         return
     require("torch", extra="export")
-    from deepcovid_export.to_onnx import export_network
+    from deepcovid_export.onnx_export.to_onnx import export_network
 
     network, manifest = _load(source, classes, positive, threshold)
     output = output or Path(f"{manifest.name}.onnx")
@@ -111,7 +111,7 @@ def _refit(source: Path, gate: Path | None, output: Path | None, given: dict[str
 
 def _fit(source: Path, data: Path, output: Path | None = None) -> None:
     require("sklearn", extra="export")
-    from deepcovid_export.familiarity import fit_model
+    from deepcovid_export.decision.fit_ood import fit_model
 
     manifest = fit_model(source, data, output)
     val = manifest.familiarity["val"]
@@ -127,7 +127,7 @@ def _fit(source: Path, data: Path, output: Path | None = None) -> None:
 
 def _fit_band(path: Path, films: Sequence[LabelledFilm]) -> None:
     """Write into the file which films are too close to call, by those its threshold is from."""
-    from deepcovid_export.band import fit_model_band
+    from deepcovid_export.decision.indeterminate import fit_model_band
 
     band = fit_model_band(path, films).band
     if band:
@@ -143,9 +143,9 @@ def _measure_shortcuts(path: Path, manifest: ModelManifest, data: Path) -> None:
     from dataclasses import replace
 
     from deepcovid_edge.backends import load_backend
-    from deepcovid_edge.dataset import dataset_sha256
-    from deepcovid_export.shortcuts import measure_shortcuts, shortcut_summary
-    from deepcovid_export.to_onnx import rewrite_manifest
+    from deepcovid_edge.datasets.dataset import dataset_sha256
+    from deepcovid_export.evaluation.shortcuts import measure_shortcuts, shortcut_summary
+    from deepcovid_export.onnx_export.to_onnx import rewrite_manifest
 
     films = _val_films(manifest, data)
     if not {film.label for film in films} & manifest.positive_labels:
@@ -159,7 +159,7 @@ def _measure_shortcuts(path: Path, manifest: ModelManifest, data: Path) -> None:
 
 def _val_films(manifest: ModelManifest, data: Path) -> list[LabelledFilm]:
     """The films of val that the model's recipe asks for."""
-    from deepcovid_edge.dataset import load_dataset
+    from deepcovid_edge.datasets.dataset import load_dataset
 
     views = manifest.training.get("recipe", {}).get("data", {}).get("views", ())
     return [
@@ -177,7 +177,7 @@ def _load(
     from dataclasses import replace
 
     from deepcovid_edge.manifest import file_sha256
-    from deepcovid_export.checkpoint import is_checkpoint, load_checkpoint
+    from deepcovid_export.networks.checkpoint import is_checkpoint, load_checkpoint
 
     if is_checkpoint(path):
         given = {"--classes": classes, "--positive": positive, "--threshold": threshold}
@@ -195,7 +195,7 @@ def _load(
 def _load_published(
     path: Path, classes: str | None, positive: str | None, threshold: float | None
 ) -> tuple[Classifier, ModelManifest]:
-    from deepcovid_export.published import PublishedTerms, load_published
+    from deepcovid_export.networks.published.load import PublishedTerms, load_published
 
     defaults = PublishedTerms()
     given = classes.split(",") if classes is not None else defaults.classes
@@ -215,10 +215,10 @@ def _load_published(
 def _films(data: Path | None, count: int, spec: InputSpec) -> NDArray[np.uint8]:
     import numpy as np
 
-    from deepcovid_edge.dataset import load_dataset
-    from deepcovid_edge.images import Radiograph, read_radiograph
-    from deepcovid_edge.phantom import draw_phantom
-    from deepcovid_edge.preprocess import prepare
+    from deepcovid_edge.datasets.dataset import load_dataset
+    from deepcovid_edge.imaging.phantom import draw_phantom
+    from deepcovid_edge.imaging.pictures import Radiograph, read_radiograph
+    from deepcovid_edge.imaging.prepare import prepare
 
     if data is None:
         phantoms = (draw_phantom(seed, opacities=seed % 4) for seed in range(min(count, 8)))

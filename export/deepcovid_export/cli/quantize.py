@@ -12,7 +12,7 @@ import click
 from deepcovid_edge.errors import require
 
 if TYPE_CHECKING:
-    from deepcovid_export.quantize import Quantized
+    from deepcovid_export.quantization.quantize import Quantized
 
 _GATE_FAILED = 3
 
@@ -93,11 +93,11 @@ def command(
     """
     require("onnx", extra="export")
     require("onnxruntime", extra="export")
-    from deepcovid_edge.dataset import load_dataset
+    from deepcovid_edge.datasets.dataset import load_dataset
     from deepcovid_edge.models import find_model
-    from deepcovid_edge.verify import UNCHANGED
-    from deepcovid_export.lowering import Lowered
-    from deepcovid_export.quantize import QuantizeSettings, quantize
+    from deepcovid_edge.validation.verify import UNCHANGED
+    from deepcovid_export.quantization.mixed_precision import Lowered
+    from deepcovid_export.quantization.quantize import QuantizeSettings, quantize
 
     settings = QuantizeSettings(
         Lowered(precision, target, rest), films, adds, max_left_out, sensitivity

@@ -13,10 +13,10 @@ import click
 from deepcovid_edge.errors import UsageError, require
 
 if TYPE_CHECKING:
-    from deepcovid_export.data import TrainingData
-    from deepcovid_export.finder import RangeTest
+    from deepcovid_export.data.films import TrainingData
     from deepcovid_export.recipe import Recipe
-    from deepcovid_export.train import RunSettings, Training
+    from deepcovid_export.training.lr_finder import RangeTest
+    from deepcovid_export.training.train import RunSettings, Training
 
     Bar = Callable[[str, int], Callable[[], object]]
 
@@ -72,10 +72,10 @@ def command(
     On several GPUs: torchrun --nproc-per-node 2 -m deepcovid_edge train --device cuda ...
     """
     require("torch", extra="export")
-    from deepcovid_export.data import training_data
-    from deepcovid_export.processes import joined
+    from deepcovid_export.data.films import training_data
     from deepcovid_export.recipe import load_recipe
-    from deepcovid_export.train import STATE_NAME, RunSettings
+    from deepcovid_export.training.processes import joined
+    from deepcovid_export.training.train import STATE_NAME, RunSettings
 
     short = {"fit.epochs": epochs, "fit.seed": seed}
     given = [f"{field}={value}" for field, value in short.items() if value is not None]
@@ -103,7 +103,7 @@ def command(
 
 
 def _report(films: TrainingData, recipe: Recipe) -> None:
-    from deepcovid_export.balance import unknown_sources
+    from deepcovid_export.data.balance import unknown_sources
 
     click.echo(f"{len(films.train)} films to fit on, {len(films.val)} to choose on", err=True)
     for reason, count in films.dropped.items():
@@ -115,7 +115,7 @@ def _report(films: TrainingData, recipe: Recipe) -> None:
 
 
 def _prepare_folder(folder: Path, films: TrainingData, run: RunSettings) -> None:
-    from deepcovid_export.data import SPLITS_NAME, write_splits
+    from deepcovid_export.data.films import SPLITS_NAME, write_splits
 
     folder.mkdir(parents=True, exist_ok=True)
     if run.processes.is_first and not run.resume:  # a run that goes on may be refused yet
@@ -127,7 +127,7 @@ def _suggest(recipe: Recipe, films: TrainingData, run: RunSettings) -> str:
 
 
 def _range_test(recipe: Recipe, films: TrainingData, run: RunSettings) -> RangeTest:
-    from deepcovid_export.finder import find_learning_rate
+    from deepcovid_export.training.lr_finder import find_learning_rate
 
     with _progress(run) as bar:
         found = find_learning_rate(recipe, films, run, bar("range test", recipe.find.steps))
@@ -138,8 +138,8 @@ def _range_test(recipe: Recipe, films: TrainingData, run: RunSettings) -> RangeT
 
 
 def _train(recipe: Recipe, films: TrainingData, run: RunSettings) -> Path:
-    from deepcovid_export.finder import RangeTest
-    from deepcovid_export.train import Training
+    from deepcovid_export.training.lr_finder import RangeTest
+    from deepcovid_export.training.train import Training
 
     if recipe.fit.learning_rate == "find":
         found = RangeTest.read(run.folder) if run.resume else _range_test(recipe, films, run)

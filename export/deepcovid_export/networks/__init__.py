@@ -17,8 +17,8 @@ from deepcovid_export.networks.classifier import (
     Classifier,
 )
 from deepcovid_export.networks.fine_tuning import LAYERS, train_only
+from deepcovid_export.networks.torchvision_models import torchvision_models
 from deepcovid_export.networks.weights import load_imagenet
-from deepcovid_export.networks.zoo import torchvision_models
 
 __all__ = [
     "ARCHITECTURES",

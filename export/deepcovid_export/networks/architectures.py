@@ -10,7 +10,7 @@ from torch import nn
 
 from deepcovid_edge.errors import UsageError
 from deepcovid_export.networks.classifier import Classifier
-from deepcovid_export.networks.zoo import torchvision_models
+from deepcovid_export.networks.torchvision_models import torchvision_models
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from deepcovid_export.networks.classifier import (
     IMAGENET_STD,
     Classifier,
 )
-from deepcovid_export.networks.zoo import torchvision_models
+from deepcovid_export.networks.torchvision_models import torchvision_models
 
 # torchvision/models/densenet.py, _load_state_dict: names in files older than torch 0.4.
 _DOTTED = re.compile(

@@ -160,13 +160,13 @@ def run(module: Any, flavour: str) -> None:
 
 
 def request(place: Path, flavour: str) -> Any:
-    from deepcovid_edge import engines
+    from deepcovid_edge.backends.tensorrt import build
 
     model = place / "model.onnx"
     model.write_bytes(b"onnx")
     timing = place / "timing"
     timing.write_bytes(b"cache")
-    return engines._Request(
+    return build._Request(
         model=str(model),
         plan=str(place / "plan"),
         flavour=flavour,
@@ -181,18 +181,18 @@ def request(place: Path, flavour: str) -> Any:
 
 
 def build(place: Path, flavour: str) -> None:
-    from deepcovid_edge import engines
+    from deepcovid_edge.backends.tensorrt import build
 
     asked = request(place, flavour)
-    engines._report = lambda **event: None  # type: ignore[assignment]
-    engines._build_here(asked)
+    build._report = lambda **event: None  # type: ignore[assignment]
+    build._build_here(asked)
     assert Path(asked.plan).read_bytes() == b"plan"
     trt = sys.modules[flavour]
-    monitor = engines._monitor(trt)
+    monitor = build._monitor(trt)
     monitor.phase_start("phase", None, 3)
     assert monitor.step_complete("phase", 1) is True
     monitor.phase_finish("phase")
-    logger = engines._logger(trt)
+    logger = build._logger(trt)
     logger.log(trt.ILogger.Severity.ERROR, "broken")
     logger.log(trt.ILogger.Severity.WARNING, "odd")
     assert (logger.errors, logger.warnings) == (["broken"], ["odd"])
@@ -200,20 +200,20 @@ def build(place: Path, flavour: str) -> None:
 
 def refuse(place: Path, flavour: str) -> None:
     """The way on which the parser refuses the graph."""
-    from deepcovid_edge import engines
+    from deepcovid_edge.backends.tensorrt import build
 
     trt = sys.modules[flavour]
     trt._answers["parse"] = False
     said = ""
     try:
-        engines._build_here(request(place, flavour))
-    except engines._ParseError as error:
+        build._build_here(request(place, flavour))
+    except build._ParseError as error:
         said = str(error)
     assert "does not take the graph" in said
 
 
 def serve(place: Path, flavour: str) -> None:
-    from deepcovid_edge.backends.tensorrt import DeserialisedEngine
+    from deepcovid_edge.backends.tensorrt.backend import DeserialisedEngine
 
     class Facts:
         class fit:

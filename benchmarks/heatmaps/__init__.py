@@ -1,0 +1,1 @@
+"""Speed, agreement and faithfulness of heat maps."""

@@ -1,0 +1,73 @@
+"""The heat maps that the documentation shows: of a synthetic film, by occlusion and by activation.
+
+    python -m benchmarks.heatmaps.pictures
+
+writes `results/heatmap/synthetic.jpg` again. The film is `phantom_005.png` of `deepcovid-edge
+sample`: drawn, so that what the network sees in it means nothing. No patient's film may stand here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks.measure.measurement import RESULTS
+from deepcovid_edge import NOTICE
+from deepcovid_edge.backends import Backend, load_backend
+from deepcovid_edge.heatmaps.heatmap import of_activation, of_occlusion, regions
+from deepcovid_edge.heatmaps.occlusion import Occluder, OcclusionSettings
+from deepcovid_edge.heatmaps.overlay import draw_overlay
+from deepcovid_edge.imaging.phantom import write_samples
+from deepcovid_edge.imaging.pictures import read_radiograph
+from deepcovid_edge.imaging.prepare import prepare
+from deepcovid_edge.models import find_model
+from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
+
+SAMPLES = 6
+WIDTH = 1400
+QUALITY = 72
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="squeezenet1_1")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS / "heatmap/synthetic.jpg")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place, load_backend(find_model(options.model)) as backend:
+        film = write_samples(Path(place), count=SAMPLES)[-1]
+        picture = Image.fromarray(np.vstack(pictures(film, backend)))
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    size = (WIDTH, round(picture.height * WIDTH / picture.width))
+    picture.resize(size, Image.Resampling.LANCZOS).save(
+        options.output, quality=QUALITY, optimize=True, comment=f"Synthetic film. {NOTICE}"
+    )
+    print(f"{options.output}: {options.output.stat().st_size / 1000:.0f} kB")
+
+
+def pictures(path: Path, backend: Backend) -> list[NDArray[np.uint8]]:
+    """The film's overlay by occlusion, and by activation."""
+    settings, spec = PredictSettings(), backend.manifest.input
+    (record,) = predict([path], backend, run_facts(backend, settings), settings)
+    film = read_radiograph(path)
+    prepared = prepare(film, spec)
+    hidden = OcclusionSettings()
+    with Occluder(backend, hidden) as occluder:
+        occlusion = of_occlusion(occluder.explain(prepared), asdict(hidden))
+    maps = backend.infer(prepared[None], activation_maps=True).activation_maps
+    if maps is None:
+        raise SystemExit(f"{backend.manifest.name}: has no activation maps")
+    activation = of_activation(maps[0, backend.manifest.positive_index], spec)
+    return [
+        draw_overlay(film, spec, found, regions(found, film.pixels.shape, spec), record)
+        for found in (occlusion, activation)
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,333 @@
+"""What does the out-of-distribution gate refuse? Films, changed films, and pictures that are none.
+
+    python -m benchmarks.ood.rejection --data DATA [--model MODEL]... [--cost]
+
+Films go the way of `infer`, from file to record; changes are made to the film as it was read.
+`pictures` are grey and cut like films before the gate sees them, so that its own answer is known:
+scikit-image's, scikit-learn's and matplotlib's photographs, slices and other images of pydicom's
+test files, noise, and blank pictures. `as_files` says what becomes of the same files as they are:
+many have a reason before any network runs. Nothing here chose the method or a limit: `ood_choice`.
+
+`--cost` times the network with its gate against the same network without, in turns, one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime
+
+from benchmarks.measure.measurement import prepared, store, summary
+from deepcovid_edge.backends import Backend, load_backend
+from deepcovid_edge.datasets.dataset import load_dataset, walk_files
+from deepcovid_edge.decision.out_of_distribution import OUTPUT, FamiliarityGate
+from deepcovid_edge.decision.statistics import wilson
+from deepcovid_edge.errors import DeepCovidEdgeError
+from deepcovid_edge.imaging.pictures import Radiograph
+from deepcovid_edge.imaging.prepare import prepare
+from deepcovid_edge.models import find_model
+from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
+from deepcovid_export.decision.ood_graph import take_off
+
+MODELS = ("squeezenet1_1", "squeezenet1_1-int8-cpu")
+SPLITS = ("val", "test", "external", "paediatric")
+REASONS = ("E_OOD", "E_ORIENT")
+CALLS = 400
+Pixels = np.ndarray
+Change = Callable[[Radiograph], Radiograph]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--model", action="append", help="name or file, with a gate")
+    parser.add_argument("--cost", action="store_true", help="time it, and nothing else")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore", module=r"(PIL|pydicom)\.")
+    for name in options.model or MODELS:
+        path = find_model(name)
+        with load_backend(path) as backend:
+            gate = FamiliarityGate.of(backend.manifest)
+            if gate is None:
+                raise SystemExit(f"{path}: no gate: deepcovid-edge export {path} --fit DATA")
+            facts = {"model": backend.manifest.name, "model_sha256": backend.sha256}
+            if options.cost:
+                store(f"ood-cost-{facts['model']}", {**facts, **cost(path, options.data)})
+                continue
+            found = {"limit": gate.limit, "strict_limit": gate.strict_limit}
+            found |= {"films": films(backend, options.data)}
+            found |= pictures(backend, gate)
+        store(facts["model"], {**facts, **found}, folder="ood")
+
+
+# Films ---------------------------------------------------------------------------------------
+
+
+def films(backend: Backend, data: Path) -> dict[str, Any]:
+    """Shares of films that are refused, by split, and of changed films of test."""
+    found = {}
+    for split in SPLITS:
+        paths = [film.path for film in load_dataset(data, split=split)]
+        found[split] = refusals(backend, paths)
+        for name, share in by_source(backend, data, split).items():
+            found[f"{split}: {name}"] = share
+    if (data / "original").is_dir():
+        originals = [path for path in walk_files(data / "original") if path.suffix != ".csv"]
+        found["original"] = refusals(backend, originals)
+    paths = [film.path for film in load_dataset(data, split="test")]
+    for name, change in changes().items():
+        found[f"test, {name}"] = refusals(backend, paths, change)
+    return found
+
+
+def by_source(backend: Backend, data: Path, split: str) -> dict[str, Any]:
+    groups: dict[str, list[Path]] = {}
+    for film in load_dataset(data, split=split):
+        groups.setdefault(film.source, []).append(film.path)
+    return {name: refusals(backend, paths) for name, paths in groups.items()}
+
+
+def refusals(backend: Backend, paths: list[Path], change: Change | None = None) -> dict[str, Any]:
+    settings = PredictSettings()
+    records = predict(paths, backend, run_facts(backend, settings), settings, change=change)
+    return counted([record.reason or "assessed" for record in records])
+
+
+def counted(outcomes: list[str]) -> dict[str, Any]:
+    """Films that the gate refuses of those that came so far, and all outcomes."""
+    reasons = Counter(outcomes)
+    refused = sum(reasons[code] for code in REASONS)
+    trials = refused + reasons["assessed"]
+    low, high = wilson(refused, trials) if trials else (0.0, 1.0)
+    return {
+        "value": refused / trials if trials else None,
+        "successes": refused,
+        "trials": trials,
+        "interval_95": [low, high],
+        "outcomes": dict(sorted(reasons.items())),
+    }
+
+
+def changes() -> dict[str, Change]:
+    """Changes to a film as it was read."""
+    return {
+        "turned by 90 degrees": on_pixels(partial(np.rot90, k=1)),
+        "turned by 180 degrees": on_pixels(partial(np.rot90, k=2)),
+        "turned by 270 degrees": on_pixels(partial(np.rot90, k=3)),
+        "inverted": on_pixels(lambda film: 255 - film),
+        "upside down": on_pixels(lambda film: film[::-1]),
+        "mirrored": on_pixels(lambda film: film[:, ::-1]),
+        "left half alone": on_pixels(lambda film: film[:, : film.shape[1] // 2]),
+        "right half black": on_pixels(half_black),
+        "blurred, 1 % of its side": on_pixels(partial(blurred, share=0.01)),
+        "blurred, 3 % of its side": on_pixels(partial(blurred, share=0.03)),
+        "JPEG at quality 30": on_pixels(partial(compressed, quality=30)),
+        "JPEG at quality 5": on_pixels(partial(compressed, quality=5)),
+        "half of it noise": on_pixels(noisy),
+    }
+
+
+def on_pixels(change: Callable[[Pixels], Pixels]) -> Change:
+    """A change of grey levels as one of films: every film here has 8 bits."""
+
+    def changed(film: Radiograph) -> Radiograph:
+        pixels = film.pixels
+        if film.white != 255:
+            pixels = cv2.convertScaleAbs(pixels, alpha=255.0 / film.white)
+        return replace(film, pixels=np.ascontiguousarray(change(pixels)), white=255)
+
+    return changed
+
+
+def half_black(film: Pixels) -> Pixels:
+    half = film.copy()
+    half[:, film.shape[1] // 2 :] = 0
+    return half
+
+
+def blurred(film: Pixels, share: float) -> Pixels:
+    return cv2.GaussianBlur(film, (0, 0), share * min(film.shape))
+
+
+def compressed(film: Pixels, quality: int) -> Pixels:
+    encoded = cv2.imencode(".jpg", film, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    decoded = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)
+    return film if decoded is None else decoded
+
+
+def noisy(film: Pixels) -> Pixels:
+    noise = np.random.default_rng(film.size).integers(0, 256, film.shape)
+    return ((film.astype(np.uint16) + noise) // 2).astype(np.uint8)
+
+
+# Pictures ------------------------------------------------------------------------------------
+
+
+def pictures(backend: Backend, gate: FamiliarityGate) -> dict[str, Any]:
+    groups = {
+        "photographs": dict(photographs()),
+        "slices and other DICOM images": dict(dicom_images()),
+        "noise": dict(noise()),
+        "blank": dict(blank()),
+    }
+    found, whole = {}, {}
+    for name, group in groups.items():
+        unlike = np.concatenate([unlikeness(backend, grey(image)) for image in group.values()])
+        reasons = [gate.reason(row) for row in unlike]
+        found[name] = counted([reason.code if reason else "assessed" for reason in reasons])
+        found[name]["pictures"] = {
+            title: round(float(row.max()), 3) for title, row in zip(group, unlike, strict=True)
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            paths = [Path(folder) / f"{number}.png" for number in range(len(group))]
+            for path, image in zip(paths, group.values(), strict=True):
+                cv2.imwrite(str(path), image[..., ::-1] if image.ndim == 3 else image)
+            whole[name] = refusals(backend, paths)["outcomes"]
+    whole["DICOM files as they are"] = refusals(backend, list(dicom_files()))["outcomes"]
+    return {"pictures": found, "as_files": whole}
+
+
+def unlikeness(backend: Backend, image: Pixels) -> np.ndarray:
+    film = prepare(Radiograph(image, 255, "", "PNG"), backend.manifest.input)
+    return np.asarray(backend.infer(film[None]).unlikeness)
+
+
+def grey(image: Pixels) -> Pixels:
+    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.ndim == 3 else image
+
+
+def photographs() -> Iterator[tuple[str, Pixels]]:
+    """Photographs and other pictures that come with libraries; nothing is fetched."""
+    import matplotlib
+    from PIL import Image
+    from skimage import data
+    from sklearn.datasets import load_sample_images
+
+    names = "astronaut brick camera cell chelsea clock coffee coins grass gravel horse "
+    names += "hubble_deep_field immunohistochemistry logo moon page retina rocket text colorwheel"
+    for name in names.split():
+        yield name, levels(getattr(data, name)())
+    for name, image in zip(("left", "right"), data.stereo_motorcycle()[:2], strict=True):
+        yield f"motorcycle {name}", levels(image)
+    for number, face in enumerate(data.lfw_subset()[::20]):
+        yield f"face or cut {number}", levels(cv2.resize(face, (200, 200)))
+    for number, image in enumerate(load_sample_images().images):
+        yield f"scikit-learn {number}", levels(image)
+    folder = Path(matplotlib.get_data_path()) / "sample_data"
+    for name in ("grace_hopper.jpg", "Minduka_Present_Blue_Pack.png"):
+        with Image.open(folder / name) as image:
+            yield name, levels(np.asarray(image.convert("RGB")))
+
+
+def levels(image: Pixels) -> Pixels:
+    """Any picture with 8 bits, without alpha."""
+    image = np.asarray(image)[..., :3] if np.ndim(image) == 3 else np.asarray(image)
+    if image.dtype == np.uint8:
+        return image
+    low, high = np.percentile(image.astype(np.float64), (0.5, 99.5))
+    scaled = (image - low) / max(high - low, 1e-9) * 255
+    return np.clip(scaled, 0, 255).astype(np.uint8)
+
+
+def dicom_files() -> Iterator[Path]:
+    """Pydicom's own test files that hold one image and are installed with it."""
+    from pydicom.data.data_manager import DATA_ROOT
+
+    yield from sorted((Path(DATA_ROOT) / "test_files").glob("*.dcm"))
+
+
+def dicom_images() -> Iterator[tuple[str, Pixels]]:
+    """Their pixels where they can be decoded, each picture once."""
+    import pydicom
+
+    seen = set()
+    for path in dicom_files():
+        try:
+            dataset = pydicom.dcmread(path)
+            image = levels(dataset.pixel_array)
+        except Exception:  # many of these files are damaged on purpose
+            continue
+
+        if image.ndim not in (2, 3) or min(image.shape[:2]) < 32 or image.std() < 1:
+            continue
+        if (digest := image.tobytes()) not in seen:
+            seen.add(digest)
+            yield f"{path.name} {dataset.get('Modality', '')}", image
+
+
+def noise() -> Iterator[tuple[str, Pixels]]:
+    draw = np.random.default_rng(0)
+    for number in range(10):
+        yield f"even {number}", draw.integers(0, 256, (300, 300)).astype(np.uint8)
+        normal = draw.normal(128, 20 + 6 * number, (300, 300))
+        yield f"normal {number}", np.clip(normal, 0, 255).astype(np.uint8)
+        soft = cv2.GaussianBlur(draw.normal(0, 1, (300, 300)), (0, 0), 2 ** (number / 2 + 0.5))
+        yield f"soft {number}", levels(soft)
+
+
+def blank() -> Iterator[tuple[str, Pixels]]:
+    draw = np.random.default_rng(1)
+    for value in (0, 16, 64, 128, 192, 255):
+        yield f"constant {value}", np.full((300, 300), value, np.uint8)
+        grain = draw.normal(value, 3, (300, 300))
+        yield f"grainy {value}", np.clip(grain, 0, 255).astype(np.uint8)
+    ramp = np.tile(np.linspace(0, 255, 300), (300, 1)).astype(np.uint8)
+    yield from {"ramp": ramp, "ramp down": np.ascontiguousarray(ramp.T)}.items()
+
+
+# Cost ----------------------------------------------------------------------------------------
+
+
+def cost(path: Path, data: Path) -> dict[str, Any]:
+    """Milliseconds a call with the gate and without, and their ratios, call by call."""
+    model = onnx.load(path)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    sides = {
+        name: onnxruntime.InferenceSession(
+            form.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        for name, form in (("without", take_off(model)[0]), ("with", model))
+    }
+    with load_backend(path) as backend:
+        spec = backend.manifest.input
+    batch = np.stack([prepared(film, spec) for film in load_dataset(data, split="val")[:8]])
+    found = {}
+    for size in (1, 8):
+        times: dict[str, list[float]] = {name: [] for name in sides}
+        for call in range(CALLS // size + 10):
+            order = list(sides.items())[:: 1 if call % 2 else -1]
+            for name, session in order:
+                wanted = ["logits", OUTPUT] if name == "with" else ["logits"]
+                started = time.perf_counter()
+                session.run(wanted, {"images": batch[:size]})
+                if call >= 10:
+                    times[name].append((time.perf_counter() - started) * 1e3)
+        medians = {name: statistics.median(values) for name, values in times.items()}
+        found[f"batch_{size}"] = {
+            "ms": {name: summary(values) for name, values in times.items()},
+            "share": medians["with"] / medians["without"] - 1,
+        }
+        print(f"batch {size}: {found[f'batch_{size}']['share']:+.2%}")
+    return {"threads": 1, **found}
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except DeepCovidEdgeError as error:
+        raise SystemExit(str(error)) from error

@@ -1,0 +1,104 @@
+"""All benchmarks in their order, each a process of its own, timed: what `make bench` runs.
+
+    python -m benchmarks.run_all --data DATA             all parts, then the tables
+    python -m benchmarks.run_all --data DATA --only accuracy --only suite
+    python -m benchmarks.run_all --list
+
+A part that fails does not keep the others from running. Exit code: 1 where a part failed, else 3
+where the accuracy gate did, else 7 where only runs were unstable. parts.json has the seconds of
+each part; rounds are chosen here so that two cores need about half an hour for all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure.measurement import store
+
+HERE = Path(__file__).parent
+RESNET18 = str(HERE / "models/resnet18.onnx")
+RESNET18_ONLY = ("--model", RESNET18)
+BOTH = ("--model", "squeezenet1_1", *RESNET18_ONLY)
+PARTS: dict[str, tuple[str, ...]] = {
+    "accuracy": ("accuracy", "DATA"),
+    "suite": ("suites.run", "DATA"),
+    "infer, SqueezeNet": ("speed.infer", "DATA", "--rounds", "7"),
+    "infer, ResNet18": ("speed.infer", "DATA", "--rounds", "3", *RESNET18_ONLY),
+    "peers": ("speed.peers", "DATA"),
+    "profile": ("speed.infer_profile", "DATA", "--rounds", "3"),
+    "prepare": ("speed.prepare", "DATA", "--rounds", "3"),
+    "footprint": ("speed.footprint", "DATA", "--rounds", "2"),
+    "cost": ("speed.cost", "DATA", "--rounds", "1"),
+    "dicom": ("speed.dicom",),
+    "ood gate": ("ood.rejection", "DATA", "--cost"),
+    "int8": ("speed.int8", "DATA", "--rounds", "5", *BOTH),
+    "activation": ("heatmaps.activation", "DATA", "--rounds", "31", *BOTH),
+    "activation, infer": ("heatmaps.speed", "DATA", "--activation", "24"),
+    "occlusion": ("heatmaps.speed", "DATA", "--rounds", "3", "--films", "10"),
+    "occlusion, ResNet18": (
+        *("heatmaps.speed", "DATA", "--rounds", "2", "--films", "1"),
+        *RESNET18_ONLY,
+    ),
+    "gpu": ("speed.gpu",),
+}
+"""Part -> script and options; `DATA` stands for `--data DATA`. Accuracy first: it makes the forms
+that the others run."""
+FAILED, GATE, UNSTABLE = 1, 3, 7
+TOO_LONG = 124
+"""As timeout(1) exits: a part that hangs is stopped, and the others run."""
+_LIMIT = 1800.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, help="films with train, val, test and external")
+    parser.add_argument("--only", action="append", choices=PARTS, help="repeatable")
+    parser.add_argument("--list", action="store_true", help="name the parts")
+    options = parser.parse_args()
+    if options.list:
+        print("\n".join(PARTS))
+        return
+    if options.data is None:
+        parser.error("--data: expected a folder with test/ and the other splits")
+    parts = {}
+    for name in options.only or PARTS:
+        parts[name] = part(name, options.data)
+        print(f"== {name}: {parts[name]['seconds']:.0f} s, exit {parts[name]['code']}", flush=True)
+    whole = sum(one["seconds"] for one in parts.values())
+    if not options.only:
+        store("parts", {"parts": parts, "seconds": whole, "limit_seconds": _LIMIT})
+    subprocess.run([sys.executable, "-m", "benchmarks.tables.write"], check=True)
+    print(f"{whole / 60:.1f} minutes")
+    raise SystemExit(code_of(one["code"] for one in parts.values()))
+
+
+def part(name: str, data: Path) -> dict[str, Any]:
+    """Run a part: its seconds and its exit code."""
+    script, *options = PARTS[name]
+    given = [
+        word for one in options for word in (("--data", str(data)) if one == "DATA" else (one,))
+    ]
+    started = time.perf_counter()
+    command = [sys.executable, "-m", f"benchmarks.{script}", *given]
+    try:
+        code = subprocess.run(command, check=False, timeout=_LIMIT).returncode
+    except subprocess.TimeoutExpired:
+        code = TOO_LONG
+    return {"seconds": round(time.perf_counter() - started, 1), "code": code}
+
+
+def code_of(codes: Any) -> int:
+    """What the whole exits with."""
+    found = set(codes) - {0}
+    if found - {GATE, UNSTABLE}:
+        return FAILED
+    return GATE if GATE in found else UNSTABLE if UNSTABLE in found else 0
+
+
+if __name__ == "__main__":
+    main()

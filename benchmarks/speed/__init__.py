@@ -1,0 +1,1 @@
+"""How fast, how large, at what cost."""

@@ -1,0 +1,210 @@
+"""The network on an NVIDIA GPU: ours beside torch eager, torch.compile, CUDA graphs and trtexec.
+
+    python -m benchmarks.speed.gpu                     all models, batches 1, 8, 32 and 128
+    python -m benchmarks.speed.gpu --model resnet18 --batch 8
+
+Where there is no GPU it says so, stores nothing and exits with 0: **not executed: no GPU**.
+
+All sides take turns in one process. `host_ms` is prepared films in host memory to logits in host
+memory, `device_ms` the network alone by CUDA events. `of_the_roof` is the least time that the card
+can take (gpu_roof.py) over `device_ms`. Torch's networks have random weights, which is no matter
+for speed. ResNet50 and DenseNet-121 of ours are those that `make figures` trained; without them
+they are named as missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.measure.measurement import store, summary
+from benchmarks.peers import polygraphy_loop, trtexec
+from benchmarks.speed.gpu_roof import BYTES, SIDE, ceilings, events, layers, roof_ms
+from benchmarks.variants import ENGINE_FORMS, ROOT, FormError, engine_of, form_of, missing, models
+from deepcovid_edge.backends import BackendSettings, load_backend
+from deepcovid_edge.backends.tensorrt.files import Profile
+from deepcovid_edge.bench.work import TellsParts
+from deepcovid_edge.errors import DeepCovidEdgeError, NotThereError
+from deepcovid_export.networks import build_network
+
+MODELS = ("squeezenet1_1", "resnet18", "resnet50", "densenet121")
+BATCHES = (1, 8, 32, 128)
+NOT_EXECUTED = "not executed: no GPU"
+
+
+@dataclass(frozen=True)
+class Side:
+    """A way to run the network: host to host, and its milliseconds by CUDA events where told."""
+
+    run: Callable[[np.ndarray], Any]
+    device_ms: Callable[[np.ndarray], float] | None = None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, help="films, to make forms of that are not there")
+    parser.add_argument("--model", action="append", choices=MODELS, help="repeatable")
+    parser.add_argument("--batch", action="append", type=int, help="repeatable")
+    parser.add_argument("--rounds", type=int, default=200)
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print(NOT_EXECUTED)
+        return
+    found = ceilings()
+    for name in options.model or MODELS:
+        runs = {
+            str(batch): batch_of(name, batch, found, options) for batch in options.batch or BATCHES
+        }
+        store(f"gpu-{name}", {"model": name, "ceilings": found, "batches": runs})
+
+
+def batch_of(
+    name: str, batch: int, found: dict[str, float], options: argparse.Namespace
+) -> dict[str, Any]:
+    """Every side on one batch, with its share of the roof."""
+    films = np.random.default_rng(0).integers(0, 256, (batch, SIDE, SIDE), dtype=np.uint8)
+    work, absent = layers(build_network(name, 2)), {}
+    with ExitStack() as opened:
+        sides = dict(torch_sides(name, batch))
+        for form, side in our_sides(name, batch, options.data, opened):
+            if isinstance(side, Side):
+                sides[form] = side
+            else:
+                absent[form] = side
+        rows = measure(sides, films, options.rounds)
+    try:
+        rows["trtexec_fp32"] = trtexec.measure(models()[name], batch)
+    except (FileNotFoundError, RuntimeError, KeyError) as error:
+        absent["trtexec_fp32"] = str(error)
+    roofs = {precision: roof_ms(work, batch, precision, found) for precision in BYTES}
+    for side, row in rows.items():
+        if "device_ms" in row:
+            row["of_the_roof"] = roofs[precision_of(side)] / row["device_ms"]["median"]
+        if "host_ms" in row:
+            print(f"{name} b{batch} {side}: {row['host_ms']['median']:.3f} ms", flush=True)
+    return {"roof_ms": roofs, "sides": rows, "missing": absent}
+
+
+def precision_of(side: str) -> str:
+    return next(name for name in BYTES if name in side)
+
+
+def torch_sides(name: str, batch: int, device: str = "cuda") -> Iterator[tuple[str, Side]]:
+    """Eager, compiled and captured as a CUDA graph, in FP32 and FP16, channels last."""
+    for precision, kind in (("fp32", torch.float32), ("fp16", torch.float16)):
+        network = build_network(name, 2).eval().to(device, kind, memory_format=torch.channels_last)
+
+        def forward(images: Any, network: Any = network, kind: Any = kind) -> Any:
+            with torch.inference_mode():
+                grey = network.normalise(images.float().unsqueeze(1)).to(kind)
+                return network.maps(network.features(grey)).float().mean(dim=(2, 3))
+
+        yield f"torch_eager_{precision}", on_device(forward, device)
+        yield f"torch_compile_{precision}", on_device(torch.compile(forward), device)
+        if device == "cuda":
+            yield f"torch_cuda_graph_{precision}", captured(forward, batch)
+
+
+def on_device(forward: Callable[[Any], Any], device: str) -> Side:
+    def run(films: np.ndarray) -> np.ndarray:
+        return forward(torch.from_numpy(films).to(device)).cpu().numpy()
+
+    def device_ms(films: np.ndarray) -> float:
+        images = torch.from_numpy(films).to(device)
+        return events(lambda: forward(images))
+
+    return Side(run, device_ms if device == "cuda" else None)
+
+
+def captured(forward: Callable[[Any], Any], batch: int) -> Side:
+    """The graph that torch.cuda.graph takes of a call, after the calls that it asks for before."""
+    images = torch.zeros((batch, SIDE, SIDE), dtype=torch.uint8, device="cuda")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            forward(images)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        logits = forward(images)
+
+    def run(films: np.ndarray) -> np.ndarray:
+        images.copy_(torch.from_numpy(films))
+        graph.replay()
+        return logits.cpu().numpy()
+
+    return Side(run, lambda _: events(graph.replay))
+
+
+def our_sides(
+    name: str, batch: int, data: Path | None, opened: ExitStack
+) -> Iterator[tuple[str, Side | str]]:
+    """Engines of each precision, ONNX Runtime on CUDA, and Polygraphy's; or why one is missing."""
+    trained = Path(os.environ.get("RUNS", ROOT / "runs")) / f"{name}.onnx"
+    model = models().get(name, trained)
+    for form in (*ENGINE_FORMS, "onnxruntime_cuda_fp32", "polygraphy_fp32"):
+        side = f"tensorrt_{form}" if form in ENGINE_FORMS else form
+        try:
+            if not model.is_file():
+                raise NotThereError(f"{model.name} is not there: make figures")
+            yield side, our_side(model, form, batch, data, opened)
+        except (DeepCovidEdgeError, FormError, ImportError) as error:
+            yield side, str(error)
+
+
+def our_side(model: Path, form: str, batch: int, data: Path | None, opened: ExitStack) -> Side:
+    if form == "polygraphy_fp32":
+        return Side(polygraphy_loop.runner(model, batch))
+    if form == "onnxruntime_cuda_fp32":
+        if why := missing("onnxruntime:cuda"):
+            raise NotThereError(why)
+        settings = BackendSettings(provider="cuda")
+        backend = load_backend(form_of(model, "fp32", data), settings=settings)
+    else:
+        if why := missing("tensorrt"):
+            raise NotThereError(why)
+        backend = load_backend(engine_of(model, form, data, Profile(batch, batch, batch)))
+    loaded = opened.enter_context(backend)
+    told = isinstance(loaded, TellsParts)
+    return Side(
+        loaded.infer, (lambda films: loaded.infer_in_parts(films)["compute"]) if told else None
+    )
+
+
+def measure(sides: dict[str, Side], films: np.ndarray, rounds: int) -> dict[str, Any]:
+    """Samples of all sides, in turn; a tenth of the rounds, and three at least, warm up."""
+    host: dict[str, list[float]] = {name: [] for name in sides}
+    device: dict[str, list[float]] = {name: [] for name in sides}
+    before = max(3, rounds // 10)
+    for number in range(rounds + before):
+        for name, side in sides.items():
+            started = time.perf_counter()
+            side.run(films)
+            spent = (time.perf_counter() - started) * 1e3
+            own = side.device_ms(films) if side.device_ms else None
+            if number >= before:
+                host[name].append(spent)
+                device[name] += [] if own is None else [own]
+    return {
+        name: {
+            "host_ms": summary(host[name]),
+            "films_per_second": len(films) / statistics.median(host[name]) * 1e3,
+            **({"device_ms": summary(device[name])} if device[name] else {}),
+        }
+        for name in sides
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,274 @@
+"""Where the time of `deepcovid-edge infer` goes, film by film, on one core and on all of them.
+
+    python -m benchmarks.speed.infer_profile --data DATA                       the films of test
+    python -m benchmarks.speed.infer_profile --data DATA --folder original     other formats
+
+The command itself runs in a child process on so many cores, several times over the same files. The
+functions named in `SECTIONS` are wrapped: each call's wall time and the CPU time of its thread are
+taken, less those of wrapped functions within it, so that the sections add up. What they leave of
+the process's CPU time (thread pools, threads of a runtime, Python between) is `elsewhere`; what the
+process leaves of the cores is `idle`, whoever else used it. `waits` is the part of a section's wall
+time in which its thread did not compute: for a core, for Python's lock, for the disk.
+
+A profiler that samples (py-spy) cannot tell a thread that computes in C from one that waits for
+Python's lock, and cProfile slows Python alone; hence this. Rounds without the wrapping stand beside
+those with it. Text for people and JSON go to results/<device>/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure.measurement import store
+from deepcovid_edge import backends
+from deepcovid_edge.bench.watch import Watch
+from deepcovid_edge.cli.main import run
+from deepcovid_edge.datasets.dataset import walk_files
+from deepcovid_edge.models import DEFAULT_MODEL
+
+MAIN = "submit, order, count"
+DECODE = "decode"
+SECTIONS = {
+    "deepcovid_edge.cli.infer:judge_films": MAIN,
+    "deepcovid_edge.backends:load_backend": "load the model",
+    "deepcovid_edge.pipeline.writers:RecordFile.write": "write the record",
+    "deepcovid_edge.pipeline.reader:FilmReader.read": "read: rest",
+    "deepcovid_edge.pipeline.reader:read_bytes": "open, read",
+    "hashlib:sha256": "SHA-256",
+    "deepcovid_edge.pipeline.reader:decode_radiograph": "decode: rest",
+    "deepcovid_edge.imaging.pictures:_check_container": "check the container",
+    "deepcovid_edge.imaging.pictures:_open": "open the picture",
+    "deepcovid_edge.imaging.pictures:_decode": DECODE,
+    "deepcovid_edge.imaging.pictures:to_grey": "to grey",
+    "deepcovid_edge.imaging.pictures:check_exposure": "check the exposure",
+    "deepcovid_edge.pipeline.reader:prepare": "resize",
+    "deepcovid_edge.pipeline.classifier:FilmJudge.judge": "judge: rest",
+}
+"""Function -> what it does. One that the code no longer has is named in the result."""
+NETWORK = "network"
+
+
+class Probes:
+    """Times of wrapped calls, each less the wrapped calls within it."""
+
+    def __init__(self) -> None:
+        self._own = threading.local()
+        self._lock = threading.Lock()
+        self.sections: dict[str, dict[str, float]] = {}
+
+    def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **named: Any) -> Any:
+            stack = self._own.__dict__.setdefault("stack", [])
+            stack.append([0, 0])
+            wall, cpu = time.perf_counter_ns(), time.thread_time_ns()
+            label = name
+            try:
+                done = function(*arguments, **named)
+                if name == DECODE:
+                    label = f"{DECODE} {arguments[0].format} {arguments[0].mode}"
+                return done
+            finally:
+                spent = time.perf_counter_ns() - wall, time.thread_time_ns() - cpu
+                inner = stack.pop()
+                if stack:
+                    stack[-1] = [old + new for old, new in zip(stack[-1], spent, strict=True)]
+                self._add(label, spent[0] - inner[0], spent[1] - inner[1])
+
+        return wrapped
+
+    def _add(self, name: str, wall: int, cpu: int) -> None:
+        with self._lock:
+            zero = {"calls": 0, "wall_ns": 0, "cpu_ns": 0}
+            section = self.sections.setdefault(name, zero)
+            for key, value in (("calls", 1), ("wall_ns", wall), ("cpu_ns", cpu)):
+                section[key] += value
+
+    @contextmanager
+    def installed(self) -> Iterator[list[str]]:
+        """Wrap the functions of `SECTIONS` and every model's `infer`; the names not found."""
+        missing, before = [], []
+        for place, name in SECTIONS.items():
+            owner, attribute = owner_of(place)
+            function = getattr(owner, attribute, None)
+            if function is None:
+                missing.append(place)
+                continue
+            before.append((owner, attribute, function))
+            setattr(owner, attribute, self.wrap(name, function))
+        load = backends.load_backend
+
+        def loaded(*arguments: Any, **named: Any) -> Any:
+            backend = load(*arguments, **named)
+            backend.infer = self.wrap(NETWORK, backend.infer)  # type: ignore[method-assign]
+            return backend
+
+        backends.load_backend = loaded
+        try:
+            yield missing
+        finally:
+            for owner, attribute, function in before:
+                setattr(owner, attribute, function)
+
+
+def owner_of(place: str) -> tuple[Any, str]:
+    """Module or class, and the name in it, of such as `package.module:Class.method`."""
+    module, _, path = place.partition(":")
+    *outer, attribute = path.split(".")
+    owner: Any = import_module(module)
+    for name in outer:
+        owner = getattr(owner, name, None)
+    return owner, attribute
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds the films'")
+    parser.add_argument("--folder", default="test", help="of --data")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--backend", default="auto", help="as of infer")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cores", type=int, nargs="*", help="how many  [default: 1 and all]")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(profiled(options)), file=sys.__stdout__)
+        return
+    every = len(os.sched_getaffinity(0))
+    runs = {str(cores): on_cores(cores) for cores in options.cores or sorted({1, every})}
+    figures = {"folder": options.folder, **common(runs), "cores": runs}
+    name = "-".join(["profile-infer", figures["model"], figures["backend"], options.folder])
+    path = store(name, figures)
+    told = text(figures)
+    path.with_suffix(".txt").write_text(told, encoding="utf-8")
+    print(told, end="")
+
+
+def on_cores(cores: int) -> dict[str, Any]:
+    """The result of a child that has the first so many cores."""
+    listed = ",".join(map(str, sorted(os.sched_getaffinity(0))[:cores]))
+    command = [
+        "taskset",
+        "-c",
+        listed,
+        sys.executable,
+        "-m",
+        "benchmarks.speed.infer_profile",
+        *sys.argv[1:],
+        "--child",
+    ]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def common(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What is the same on any number of cores, taken out of each."""
+    found = {}
+    for run_figures in runs.values():
+        found = {name: run_figures.pop(name) for name in ("model", "backend", "films", "missing")}
+    return found
+
+
+def profiled(options: argparse.Namespace) -> dict[str, Any]:
+    """Rounds with and without the wrapping, in turn, after one that warms up."""
+    folder = options.data / options.folder
+    films = sum(1 for _ in walk_files(folder))
+    probes, plain, with_probes = Probes(), [], []
+    cpu = 0.0
+    with tempfile.TemporaryDirectory() as place:
+        output = Path(place, "out.jsonl")
+        asked = ["infer", str(folder), "-o", str(output), "--model", options.model]
+        asked += ["--backend", options.backend]
+        judged(asked)
+        with Watch(None) as watch:
+            for _ in range(options.rounds):
+                plain.append(judged(asked)[0])
+                with probes.installed() as missing:
+                    wall, used = judged(asked)
+                with_probes.append(wall)
+                cpu += used
+        record = json.loads(output.read_text("utf-8").splitlines()[0])
+    return {
+        "model": f"{record['model']}",
+        "backend": record["backend"],
+        "films": films,
+        "missing": missing,
+        "taken": {name: watch.facts()[name] for name in ("others_share", "stolen_share")},
+        "ms_a_film": statistics.median(plain) / films * 1e3,
+        "ms_a_film_wrapped": statistics.median(with_probes) / films * 1e3,
+        **shared_out(probes.sections, films * options.rounds, sum(with_probes), cpu),
+    }
+
+
+def judged(arguments: list[str]) -> tuple[float, float]:
+    """Wall and CPU seconds of the command."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    if (code := run(arguments)) not in (0, 4):  # 4: files of the folder that are no films
+        raise SystemExit(f"infer exited with {code}")
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def shared_out(
+    sections: dict[str, dict[str, float]], films: int, wall: float, cpu: float
+) -> dict[str, Any]:
+    """Milliseconds a film of each section; of what is left of the process, and of the cores."""
+    cores = len(os.sched_getaffinity(0))
+    rows: dict[str, dict[str, float]] = defaultdict(dict)
+    for name, section in sections.items():
+        computed = section["cpu_ns"] / 1e6 / films
+        # The main thread waits for the workers: that is no time of a film.
+        waits = 0.0 if name == MAIN else section["wall_ns"] / 1e6 / films - computed
+        rows[name] = {"calls": section["calls"] / films, "cpu_ms": computed, "waits_ms": waits}
+    known = sum(row["cpu_ms"] for row in rows.values())
+    rows["elsewhere"] = {"cpu_ms": cpu * 1e3 / films - known}
+    whole = wall * 1e3 / films * cores
+    return {
+        "sections": dict(sorted(rows.items(), key=lambda item: -item[1]["cpu_ms"])),
+        "cpu_ms": cpu * 1e3 / films,
+        "cores_ms": whole,
+        "idle_ms": whole - cpu * 1e3 / films,
+    }
+
+
+def text(figures: dict[str, Any]) -> str:
+    """The profile for people."""
+    lines = [
+        f"deepcovid-edge infer, {figures['model']} on {figures['backend']}, "
+        f"{figures['films']} films of {figures['folder']}"
+    ]
+    for cores, found in figures["cores"].items():
+        lines += [
+            "",
+            f"{cores} core{'s' if cores != '1' else ''}: {found['ms_a_film']:.3f} ms a film "
+            f"({found['ms_a_film_wrapped']:.3f} while it is taken apart), "
+            f"{1e3 / found['ms_a_film']:.0f} films/s",
+            f"{'':28}{'CPU ms a film':>14}{'share':>8}{'waits ms':>10}{'calls a film':>14}",
+        ]
+        for name, row in found["sections"].items():
+            share = row["cpu_ms"] / found["cores_ms"]
+            more = f"{row['waits_ms']:>10.3f}{row['calls']:>14.2f}" if "calls" in row else ""
+            lines.append(f"{name:28}{row['cpu_ms']:>14.3f}{share:>8.1%}{more}")
+        share = found["idle_ms"] / found["cores_ms"]
+        lines.append(f"{'idle':28}{found['idle_ms']:>14.3f}{share:>8.1%}")
+        others, host = (f"{found['taken'][f'{who}_share']:.0%}" for who in ("others", "stolen"))
+        lines.append(f"meanwhile other processes used {others} of the cores, the host {host}")
+    lines += [f"not there any more: {place}" for place in figures["missing"]]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The least work there is between files and logits, one thread a core, nothing else.
+
+Read, decode with simplejpeg, resize, run the network: arranged as `infer` arranges it, a group of
+films prepared and then judged, with the same settings of the process. Nothing is checked, hashed,
+put in order or written.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import simplejpeg
+
+from benchmarks.peers import onnxruntime_loop
+from deepcovid_edge.device.process import set_up
+from deepcovid_edge.imaging.pictures import Radiograph
+from deepcovid_edge.imaging.prepare import prepare
+from deepcovid_edge.manifest import InputSpec
+
+_GROUP = 32
+
+
+def make(model: Path, films: Sequence[Path], *, libraries: bool = False) -> Callable[[], None]:
+    """All films once; with `libraries` they are resized with OpenCV."""
+    set_up()
+    return partial(
+        run, network_of(model), films, onnxruntime_loop.prepared if libraries else prepared
+    )
+
+
+def run(
+    network: Callable[[np.ndarray], object],
+    films: Sequence[Path],
+    decode: Callable[[Path], np.ndarray],
+) -> None:
+    cores = len(os.sched_getaffinity(0))
+
+    def share(first: int) -> None:
+        own = films[first::cores]
+        for start in range(0, len(own), _GROUP):
+            for pixels in [*map(decode, own[start : start + _GROUP])]:
+                network(pixels)
+
+    with ThreadPoolExecutor(cores) as pool:
+        list(pool.map(share, range(cores)))
+
+
+def prepared(film: Path) -> np.ndarray:
+    """A film as `infer` decodes and resizes it, unchecked."""
+    pixels = simplejpeg.decode_jpeg(film.read_bytes(), "GRAY")[..., 0]
+    return prepare(Radiograph(pixels, 255, "", "JPEG"), InputSpec())
+
+
+def network_of(model: Path) -> Callable[[np.ndarray], object]:
+    """From a prepared film to logits, on one thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    return lambda pixels: session.run(["logits"], {"images": pixels[None]})
+
+
+def parts(model: Path, films: Sequence[Path]) -> tuple[float, float]:
+    """Seconds a film for decoding with resizing and for the network, one thread alone."""
+    set_up()
+    network = network_of(model)
+    list(map(prepared, films[:_GROUP]))
+    started = time.perf_counter()
+    pixels = [*map(prepared, films)]
+    decoded = time.perf_counter()
+    for film in pixels:
+        network(film)
+    ended = time.perf_counter()
+    return (decoded - started) / len(films), (ended - decoded) / len(films)

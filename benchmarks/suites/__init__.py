@@ -1,0 +1,1 @@
+"""Suites of measurements with `deepcovid-edge bench`."""

@@ -1,0 +1,307 @@
+"""Measure a suite of models, forms, backends and batches with `deepcovid-edge bench`.
+
+    python -m benchmarks.suites.run --data DATA                       suites/default.toml, stored
+    python -m benchmarks.suites.run --data DATA --suite gpu           another suite
+    python -m benchmarks.suites.run --data DATA -o PLACE --against    a second run, compared
+    python -m benchmarks.suites.run --compare PLACE --against         the comparison alone
+
+Each model, form, backend and batch is one process of the command, and one file that holds all its
+scenarios: results/DEVICE/MODEL/STACK-FORM-bBATCH.json. Batch 1 is measured in `single-stream`,
+`offline` and `server`, a larger one in `multi-stream` (so many films at once) and `offline`.
+
+All files are measured once, then all of them again, as often as the suite says: the invocations of
+a file lie minutes apart and are joined, so that a comparison knows how much the machine differs
+from itself. What cannot run here is skipped, with the reason; an unstable run is stored with its
+reasons. suite-NAME.json lists all of it. Exit code 7: something was unstable; 3: a comparison found
+a difference; 1: a measurement failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure.measurement import RESULTS, device_name, store
+from benchmarks.suites.compare import against
+from benchmarks.variants import FORMS, FormError, engine_of, form_of, missing, named, stack
+from deepcovid_edge.backends.tensorrt.files import Profile
+from deepcovid_edge.bench.results import Result, read_result
+from deepcovid_edge.bench.settings import MULTI, OFFLINE, SCENARIOS, SCOPES, SERVER, SINGLE
+from deepcovid_edge.diagnostics import device_facts
+from deepcovid_edge.errors import DeepCovidEdgeError, NotThereError
+from deepcovid_export.settings import build_settings, read_table
+
+SUITES = Path(__file__).parent
+STABLE, UNSTABLE, SKIPPED, FAILED = "stable", "unstable", "skipped", "failed"
+UNSTABLE_CODE, DIFFERENT_CODE = 7, 3
+_NOT_HERE = (5, 6)
+"""Exit codes of `bench` where a device, a package or a fitting engine is missing."""
+_SMALLEST_ENGINE = 32
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Runs of one model.
+
+    Attributes:
+        model: Shipped name, name in benchmarks/models, or file.
+        forms: Of `forms.FORMS`.
+        backends: `onnxruntime`, `openvino`, `tensorrt`; `onnxruntime:cuda` for a provider.
+        batches: Films at once.
+        scenarios: Of `SCENARIOS`; each is measured with the batches that it can have.
+        scopes: Of `SCOPES`.
+        seconds: Of each run, or more.
+        queries: In each run, or more.
+        warm_up: Seconds.
+        films: Most films of `test`.
+        rate: Films a second of `server`; without one it is not measured.
+        deadline_ms: Of `server`.
+    """
+
+    model: str
+    forms: tuple[str, ...] = ("fp32",)
+    backends: tuple[str, ...] = ("onnxruntime",)
+    batches: tuple[int, ...] = (1, 8)
+    scenarios: tuple[str, ...] = SCENARIOS
+    scopes: tuple[str, ...] = SCOPES
+    seconds: float = 5.0
+    queries: int = 64
+    warm_up: float = 0.5
+    films: int = 64
+    rate: float | None = None
+    deadline_ms: float = 100.0
+
+    def __post_init__(self) -> None:
+        for name, known in (("forms", FORMS), ("scenarios", SCENARIOS), ("scopes", SCOPES)):
+            if unknown := [one for one in getattr(self, name) if one not in known]:
+                expected = ", ".join(known)
+                raise ValueError(f"{name}: got {unknown[0]!r}, expected some of {expected}")
+
+    def scenarios_of(self, batch: int) -> tuple[str, ...]:
+        """Those that a batch can have; `server` needs a rate."""
+        fitting = {SINGLE, OFFLINE, SERVER} if batch == 1 else {MULTI, OFFLINE}
+        if self.rate is None:
+            fitting -= {SERVER}
+        return tuple(one for one in self.scenarios if one in fitting)
+
+
+@dataclass(frozen=True)
+class Peers:
+    """Programs that run beside `infer`, see peer_speed.py.
+
+    Attributes:
+        model: As of `Measure`.
+        programs: Of `peer_speed.PEERS`; empty for all.
+        rounds: Of all sides in turn.
+        films: Only so many of `test`.
+    """
+
+    model: str
+    programs: tuple[str, ...] = ()
+    rounds: int = 7
+    films: int | None = None
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite's TOML file; each of its files is measured by so many processes."""
+
+    name: str
+    measure: tuple[Measure, ...]
+    peers: tuple[Peers, ...]
+    invocations: int = 3
+
+
+@dataclass(frozen=True)
+class Step:
+    """One file to come."""
+
+    measure: Measure
+    form: str
+    backend: str
+    batch: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.measure.model} {self.form} {self.backend} b{self.batch}"
+
+
+def read_suite(name: str) -> Suite:
+    """A suite of suites/ by its name, or a TOML file.
+
+    Raises:
+        ValueError: The file is not there, is no TOML, or says something that is unknown.
+    """
+    path = Path(name) if name.endswith(".toml") else SUITES / f"{name}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(one.stem for one in SUITES.glob("*.toml")))
+        raise ValueError(f"--suite: got {name!r}, expected {known} or a .toml file")
+    table = read_table(path)
+    return Suite(
+        path.stem,
+        tuple(tables(Measure, table.pop("measure", []), "measure")),
+        tuple(tables(Peers, table.pop("peers", []), "peers")),
+        **build_settings_of(table),
+    )
+
+
+def tables(kind: type[Any], values: list[Mapping[str, Any]], name: str) -> Iterator[Any]:
+    for number, value in enumerate(values):
+        lists = {key: tuple(v) if isinstance(v, list) else v for key, v in value.items()}
+        yield build_settings(kind, lists, f"{name}[{number}].")
+
+
+def build_settings_of(rest: dict[str, Any]) -> dict[str, int]:
+    if unknown := sorted(set(rest) - {"invocations"}):
+        expected = "invocations, measure or peers"
+        raise ValueError(f"{unknown[0]}: no such setting; expected {expected}")
+    return rest
+
+
+def steps(suite: Suite) -> Iterator[Step]:
+    """All files of a suite, in their order."""
+    for measure in suite.measure:
+        for form in measure.forms:
+            for backend in measure.backends:
+                for batch in measure.batches:
+                    if measure.scenarios_of(batch):
+                        yield Step(measure, form, backend, batch)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, help="folder that holds test/, and train/ and val/")
+    parser.add_argument("--suite", default="default", help="name in suites/, or a .toml file")
+    parser.add_argument("-o", "--output", type=Path, help="folder  [default: results/DEVICE]")
+    own = RESULTS / device_name(device_facts())
+    parser.add_argument(
+        "--against", type=Path, nargs="?", const=own, help="folder  [without one: results/DEVICE]"
+    )
+    parser.add_argument("--compare", type=Path, help="measure nothing: compare this folder")
+    parser.add_argument("--smallest-change", type=float, default=0.05, help="less is none")
+    options = parser.parse_args()
+    code = 0
+    if options.compare is None:
+        suite = read_suite(options.suite)
+        options.compare = options.output or own
+        code = measured(suite, options.data, options.compare)
+    if options.against is not None:
+        code = against(options.against, options.compare, options.smallest_change) or code
+    raise SystemExit(code)
+
+
+def measured(suite: Suite, data: Path | None, place: Path) -> int:
+    """Measure a suite, store its files and its list, and say how it went; the exit code."""
+    every = [*steps(suite)]
+    rows: list[dict[str, Any]] = [{} for _ in every]
+    with tempfile.TemporaryDirectory() as folder:
+        for invocation in range(1, suite.invocations + 1):
+            for number, step in enumerate(every):
+                if rows[number].get("status") not in (SKIPPED, FAILED):
+                    started = time.perf_counter()
+                    written = Path(folder, f"{number}.json")
+                    row = attempt(step, data, place, written)
+                    spent = rows[number].get("seconds", 0.0) + time.perf_counter() - started
+                    rows[number] = {**row, "invocations": invocation, "seconds": round(spent, 1)}
+    for step, row in zip(every, rows, strict=True):
+        print(f"{step.name}: {row['status']} {'; '.join(row['reasons'])}", flush=True)
+    store(f"suite-{suite.name}", {"suite": asdict(suite), "steps": rows}, place=place)
+    counts = {kind: sum(row["status"] == kind for row in rows) for kind in (STABLE, UNSTABLE)}
+    counts |= {kind: sum(row["status"] == kind for row in rows) for kind in (SKIPPED, FAILED)}
+    print(", ".join(f"{count} {kind}" for kind, count in counts.items()))
+    return 1 if counts[FAILED] else UNSTABLE_CODE if counts[UNSTABLE] else 0
+
+
+def attempt(step: Step, data: Path | None, place: Path, written: Path) -> dict[str, Any]:
+    """Measure a step once more, join it with what `written` holds of it, and store that."""
+    row: dict[str, Any] = {
+        "model": step.measure.model,
+        "form": step.form,
+        "backend": step.backend,
+        "batch": step.batch,
+        "file": None,
+    }
+    if why := missing(step.backend):
+        return {**row, "status": SKIPPED, "reasons": [why]}
+    try:
+        command = bench_command(step, data)
+    except (FormError, NotThereError) as error:
+        return {**row, "status": SKIPPED, "reasons": [str(error)]}
+    except DeepCovidEdgeError as error:
+        return {**row, "status": FAILED, "reasons": [str(error)]}
+    code, said = bench(command, written)
+    if code not in (0, UNSTABLE_CODE):
+        status = SKIPPED if code in _NOT_HERE else FAILED
+        return {**row, "status": status, "reasons": [said]}
+    result = read_result(written)
+    reasons = result.unstable()
+    path = place / file_of(step, result)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(written.read_text("utf-8"), encoding="utf-8")
+    for older in other_versions(path):
+        older.unlink()
+    status = UNSTABLE if reasons else STABLE
+    return {**row, "file": str(file_of(step, result)), "status": status, "reasons": reasons}
+
+
+def other_versions(path: Path) -> list[Path]:
+    """Files of the same form and batch that another version of the same stack ran.
+
+    The newest takes the place of the others: a device's folder says what it is like now.
+    """
+    ((stack, rest),) = re.findall(r"^(.*?)-(?:\d[\d.]*|unknown)-(.*)$", path.name)
+    alike = re.compile(rf"{re.escape(stack)}-\d[\d.]*-{re.escape(rest)}")
+    return [one for one in path.parent.iterdir() if one != path and alike.fullmatch(one.name)]
+
+
+def bench_command(step: Step, data: Path | None) -> list[str]:
+    """Arguments of `deepcovid-edge bench`.
+
+    Raises:
+        FormError: The form cannot be made here.
+        NotThereError: There is no GPU.
+    """
+    measure, model = step.measure, named(step.measure.model)
+    library, _, provider = step.backend.partition(":")
+    if library == "tensorrt":
+        profile = Profile(1, step.batch, max(step.batch, _SMALLEST_ENGINE))
+        file = engine_of(model, step.form, data, profile)
+    else:
+        file = form_of(model, step.form, data)
+    scenarios = measure.scenarios_of(step.batch)
+    command = ["bench", str(file), "--backend", library, "--batch-size", str(step.batch)]
+    command += ["--provider", provider] if provider else []
+    command += ["--data", str(data / "test")] if data else []
+    command += ["--streams", str(step.batch)] if step.batch > 1 else []
+    command += [word for name in scenarios for word in ("--scenario", name)]
+    command += [word for name in measure.scopes for word in ("--scope", name)]
+    if SERVER in scenarios:
+        command += ["--rate", str(measure.rate), "--deadline", str(measure.deadline_ms)]
+    for flag in ("seconds", "queries", "warm_up", "films"):
+        command += [f"--{flag.replace('_', '-')}", str(getattr(measure, flag))]
+    return command
+
+
+def bench(command: list[str], output: Path) -> tuple[int, str]:
+    """Run the command in a process of its own: its exit code, and the last line it said."""
+    whole = [sys.executable, "-m", "deepcovid_edge", *command, "-o", str(output), "--append"]
+    done = subprocess.run(whole, capture_output=True, text=True, check=False)
+    return done.returncode, next(iter(done.stderr.strip().splitlines()[-1:]), "")
+
+
+def file_of(step: Step, result: Result) -> Path:
+    """Where a result belongs, in the folder of its device."""
+    name = stack(result.header["model"]["backend"], result.header["versions"])
+    return Path(Path(step.measure.model).stem, f"{name}-{step.form}-b{step.batch}.json")
+
+
+if __name__ == "__main__":
+    main()

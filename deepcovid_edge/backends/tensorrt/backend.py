@@ -1,0 +1,210 @@
+"""Run engines through TensorRT 10.3 to 11 or TensorRT-RTX."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcovid_edge.backends import BackendSettings, Inference, check_batch
+from deepcovid_edge.backends.tensorrt.files import (
+    FLAVOURS,
+    SUFFIX,
+    EngineFacts,
+    cache_folder,
+    check_engine,
+    read_facts,
+    rebuild_command,
+)
+from deepcovid_edge.decision import out_of_distribution
+from deepcovid_edge.errors import (
+    DeepCovidEdgeError,
+    EngineMismatchError,
+    ModelFileError,
+    NotThereError,
+)
+from deepcovid_edge.manifest import file_sha256
+from deepcovid_edge.reasons import Caution
+
+if TYPE_CHECKING:
+    from deepcovid_edge.backends.tensorrt.runner import EngineRunner
+
+REQUIRES = "tensorrt"
+SUFFIXES = {SUFFIX}
+
+
+def is_available() -> bool:
+    """Whether TensorRT or TensorRT-RTX is installed."""
+    return any(find_spec(name) is not None for name in FLAVOURS)
+
+
+def find_verified(model: Path) -> Path | None:
+    """A verified engine of a model in the cache that fits this device, or None."""
+    engines = sorted(cache_folder().glob(f"*{SUFFIX}"))
+    if not engines:  # the imports behind what follows are a tenth of a cold start
+        return None
+    from deepcovid_edge.backends.tensorrt.build import device_fit
+
+    try:
+        device = device_fit()
+    except NotThereError:
+        return None
+    digest = file_sha256(model)
+    for engine in engines:
+        try:
+            facts = read_facts(engine)
+        except DeepCovidEdgeError:
+            continue
+        if (
+            facts.is_verified
+            and facts.parent_sha256 == digest
+            and not facts.fit.differences(device)
+        ):
+            return engine
+    return None
+
+
+def load(path: Path, settings: BackendSettings) -> TensorRtBackend:
+    """Load an engine after checking that it is the one that was built, and fits here.
+
+    Raises:
+        MissingDependencyError: TensorRT or pycuda is not installed.
+        NotThereError: There is no GPU.
+        EngineMismatchError: The engine was changed, or does not fit this GPU or TensorRT.
+    """
+    from deepcovid_edge.backends.tensorrt.build import device_fit
+    from deepcovid_edge.backends.tensorrt.cuda import CudaDevice
+    from deepcovid_edge.backends.tensorrt.runner import EngineRunner
+
+    flavour = read_facts(path).fit.flavour
+    facts = check_engine(path, device_fit(flavour=flavour))
+    device = CudaDevice()
+    trt = import_module(flavour)
+    with device.active():
+        engine = DeserialisedEngine(trt, path, facts)
+        out_of_distribution.check_output(facts.manifest, engine.outputs, path)
+    film = (facts.manifest.input.height, facts.manifest.input.width)
+    # TensorRT-RTX captures graphs by itself; capturing its work once more would fail.
+    runner = EngineRunner(device, engine, facts.profile, film, graphs=not engine.captures_itself)
+    return TensorRtBackend(runner, facts)
+
+
+class TensorRtBackend:
+    """An engine on a GPU."""
+
+    def __init__(self, runner: EngineRunner, facts: EngineFacts) -> None:
+        self._runner = runner
+        self.facts = facts
+        self.manifest = facts.manifest
+        self.sha256 = facts.sha256
+        self.on_cpu = False
+
+    @property
+    def name(self) -> str:
+        """Such as `tensorrt-10.3.0`."""
+        return f"{self.facts.fit.flavour}-{self.facts.fit.version}"
+
+    @property
+    def cautions(self) -> tuple[Caution, ...]:
+        """`W_UNVERIFIED` unless the gate found the engine unchanged against its parent."""
+        return () if self.facts.is_verified else (Caution.UNVERIFIED,)
+
+    def infer(self, batch: NDArray[np.uint8], *, activation_maps: bool = False) -> Inference:
+        """See `Backend.infer`."""
+        check_batch(batch, self.manifest)
+        outputs = self._runner.infer(batch)
+        if activation_maps and "activation_maps" not in outputs:
+            raise ModelFileError(f"{self.manifest.name}: the engine has no activation maps")
+        maps = outputs["activation_maps"] if activation_maps else None
+        unlike = outputs[out_of_distribution.OUTPUT] if self.manifest.familiarity else None
+        return Inference(outputs["logits"], maps, unlike)
+
+    def infer_in_parts(self, batch: NDArray[np.uint8]) -> dict[str, float]:
+        """Time a call's copies and network by CUDA events; see `engine_runner.Lane`."""
+        check_batch(batch, self.manifest)
+        return self._runner.infer_in_parts(batch)
+
+    def close(self) -> None:
+        """Free the engine and all that was made of it."""
+        self._runner.close()
+
+    def __enter__(self) -> TensorRtBackend:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class DeserialisedEngine:
+    """TensorRT's engine as `engine_runner.Engine`."""
+
+    def __init__(self, trt: Any, path: Path, facts: EngineFacts) -> None:
+        self._trt = trt
+        self._logger = trt.Logger(trt.Logger.ERROR)
+        self._runtime = trt.Runtime(self._logger)
+        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if self._engine is None:
+            raise EngineMismatchError(
+                f"{path}: {facts.fit.flavour} cannot load it: build it again: "
+                f"{rebuild_command(facts)}"
+            )
+        self.outputs = dict(self._output_shapes())
+
+    @property
+    def captures_itself(self) -> bool:
+        """Whether the library captures CUDA graphs on its own (TensorRT-RTX)."""
+        return hasattr(self._trt, "CudaGraphStrategy")
+
+    def context(self) -> ExecutionContext:
+        """See `engine_runner.Engine`."""
+        if not self.captures_itself:
+            return ExecutionContext(self._engine.create_execution_context(), self._engine)
+        config = self._engine.create_runtime_config()
+        config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        return ExecutionContext(self._engine.create_execution_context(config), self._engine)
+
+    def destroy(self) -> None:
+        """See `engine_runner.Engine`."""
+        self._engine = self._runtime = None
+
+    def _output_shapes(self) -> Any:
+        for index in range(self._engine.num_io_tensors):
+            name = self._engine.get_tensor_name(index)
+            if self._engine.get_tensor_mode(name) == self._trt.TensorIOMode.OUTPUT:
+                yield name, tuple(self._engine.get_tensor_shape(name))[1:]
+
+
+class ExecutionContext:
+    """TensorRT's execution context as `engine_runner.Context`."""
+
+    def __init__(self, context: Any, engine: Any) -> None:
+        self._context = context
+        self._film = tuple(engine.get_tensor_shape("images"))[1:]
+
+    def set_batch(self, size: int) -> None:
+        """See `engine_runner.Context`."""
+        if not self._context.set_input_shape("images", (size, *self._film)):
+            raise ModelFileError(f"images: got a batch of {size}, which the engine does not take")
+
+    def bind(self, name: str, address: int) -> None:
+        """See `engine_runner.Context`."""
+        self._context.set_tensor_address(name, address)
+
+    def enqueue(self, stream: Any) -> None:
+        """See `engine_runner.Context`."""
+        if not self._context.execute_async_v3(stream.handle):
+            raise ModelFileError("TensorRT could not run the engine")
+
+    def destroy(self) -> None:
+        """See `engine_runner.Context`."""
+        self._context = None

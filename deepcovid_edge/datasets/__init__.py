@@ -1,0 +1,1 @@
+"""Labelled image files: a folder per class, or a manifest CSV."""

@@ -1,0 +1,135 @@
+"""Site files: what a model did on a clinic's own films, and the threshold to use it with there.
+
+A site file names the model by its SHA-256, so that a threshold never meets another model, and its
+films by one hash over theirs. It holds no file name and nothing of a patient.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepcovid_edge.decision.record import SiteName
+from deepcovid_edge.errors import NotThereError, SettingsMismatchError
+from deepcovid_edge.heatmaps.files import write_file
+from deepcovid_edge.manifest import Band
+from deepcovid_edge.validation.acceptance import NOT_ENOUGH, NOT_USABLE, USABLE
+
+SCHEMA_VERSION = 1
+_CHECKSUM = "checksum"
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a run needs of a site file.
+
+    Attributes:
+        path: The file.
+        name: What the clinic called it, with the file's SHA-256.
+        model: Name of the model that judged.
+        model_sha256: SHA-256 of its file.
+        threshold: Probability from which a film is positive there.
+        band: Probabilities too close to call there; None for none.
+        verdict: `usable`, `not usable` or `not enough films`.
+        reasons: Why, in sentences.
+    """
+
+    path: Path
+    name: SiteName
+    model: str
+    model_sha256: str
+    threshold: float
+    band: Band | None
+    verdict: str
+    reasons: tuple[str, ...]
+
+    @property
+    def is_unproved(self) -> bool:
+        """Whether its films were too few to say how well the model does there."""
+        return self.verdict != USABLE
+
+    def check(self, model: str, model_sha256: str) -> None:
+        """Refuse another model, or one that is not usable there.
+
+        Raises:
+            SettingsMismatchError: The file does not let this model judge.
+        """
+        if model_sha256 != self.model_sha256:
+            raise SettingsMismatchError(
+                f"{self.path}: is of {self.model} ({self.model_sha256[:16]}), this run would judge "
+                f"with {model} ({model_sha256[:16]}): calibrate that one, or name the other with "
+                "--model and --backend"
+            )
+        if self.verdict == NOT_USABLE:
+            why = self.reasons[0] if self.reasons else ""
+            raise SettingsMismatchError(f"{self.path}: the verdict is `{NOT_USABLE}`. {why}")
+
+
+def write_site(path: Path, facts: Mapping[str, Any]) -> None:
+    """Write a site file in one step, with a checksum over all that it says.
+
+    Raises:
+        OutputError: The disk is full or the folder cannot be written.
+    """
+    whole = {**facts, _CHECKSUM: _checksum(facts)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, (json.dumps(whole, indent=2, allow_nan=False) + "\n").encode("ascii"))
+
+
+def read_site(path: Path) -> Site:
+    """Read a site file.
+
+    Raises:
+        NotThereError: The file cannot be opened.
+        SettingsMismatchError: It is damaged, was changed by hand, or is of another version.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise NotThereError(f"{path}: {error.strerror or error}") from error
+    try:
+        return _site(path, content)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise SettingsMismatchError(
+            f"{path}: no site file, or a damaged one ({_short(error)}): make it again with "
+            "`deepcovid-edge calibrate`"
+        ) from error
+
+
+def _site(path: Path, content: bytes) -> Site:
+    facts = json.loads(content)
+    if facts.pop(_CHECKSUM) != _checksum(facts):
+        raise ValueError("its checksum is not that of its content")
+    if facts["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(f"schema_version {facts['schema_version']}, expected {SCHEMA_VERSION}")
+    if facts["verdict"] not in (USABLE, NOT_USABLE, NOT_ENOUGH):
+        raise ValueError(f"verdict {facts['verdict']}")
+    threshold = float(facts["threshold"])
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold {threshold}")
+    band = Band(**facts["band"]) if facts["band"] else None
+    if band and not band.low <= threshold <= band.high:
+        raise ValueError(f"threshold {threshold} outside the band")
+    return Site(
+        path=path,
+        name=SiteName(str(facts["name"]), hashlib.sha256(content).hexdigest()),
+        model=str(facts["model"]["name"]),
+        model_sha256=str(facts["model"]["sha256"]),
+        threshold=threshold,
+        band=band,
+        verdict=facts["verdict"],
+        reasons=tuple(map(str, facts["reasons"])),
+    )
+
+
+def _checksum(facts: Mapping[str, Any]) -> str:
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _short(error: Exception) -> str:
+    return f"no {error}" if isinstance(error, KeyError) else str(error)

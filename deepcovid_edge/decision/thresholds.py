@@ -1,0 +1,89 @@
+"""Thresholds, chosen on labelled films for films to come."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcovid_edge.decision.statistics import Truth
+
+Scores = NDArray[np.floating[Any]]
+
+
+def operating_point(scores: Scores, positive: Truth, sensitivity: float) -> float:
+    """The highest threshold at which enough positives are called positive.
+
+    It lies midway between the last positive film that is needed and the next lower score, so that
+    rounding on another device does not turn that film.
+
+    Args:
+        scores: Probabilities of the positive class, of shape (films,).
+        positive: Whether each film is positive, of shape (films,).
+        sensitivity: Share of the positives to call positive, 0 to 1.
+
+    Raises:
+        ValueError: There is no positive film.
+    """
+    if not positive.any():
+        raise ValueError("no positive film: an operating point cannot be chosen")
+    found = np.sort(scores[positive])[::-1]
+    needed = int(np.ceil(sensitivity * len(found) - 1e-9))
+    last = float(found[max(needed, 1) - 1])
+    lower = scores[scores < last]
+    return (last + float(lower.max())) / 2 if lower.size else last / 2
+
+
+def threshold_for_new_films(
+    scores: Scores, positive: Truth, sensitivity: float
+) -> tuple[float, float]:
+    """The highest threshold at which that share of new positives is expected to be found.
+
+    Of n positives the k-th highest score is reached by a new one with probability k / (n + 1)
+    (split conformal prediction: Vovk, Gammerman and Shafer 2005, Algorithmic Learning in a Random
+    World), whatever the scores' distribution. The share found among the n themselves promises more
+    than it keeps: 51 of 52 is 98.1 %, but 96.2 % is what to expect.
+
+    Args:
+        scores: Probabilities of the positive class, of shape (films,).
+        positive: Whether each film is positive, of shape (films,).
+        sensitivity: Share of new positives to call positive, 0 to 1.
+
+    Returns:
+        The threshold, and the sensitivity to expect, which is below the one asked for where there
+        are too few positives to promise it.
+
+    Raises:
+        ValueError: There is no positive film.
+    """
+    known = int(positive.sum())
+    needed = min(known, math.ceil(sensitivity * (known + 1) - 1e-9))
+    share = needed / known if known else sensitivity
+    return operating_point(scores, positive, share), needed / (known + 1)
+
+
+def threshold_for_new_negatives(scores: Scores, alarms: float) -> float | None:
+    """The lowest threshold that calls at most that share of new negatives positive.
+
+    The mirror of `threshold_for_new_films`: of n negatives the k-th highest score is reached by a
+    new one with probability k / (n + 1).
+
+    Args:
+        scores: Probabilities of the positive class of negative films, of shape (films,).
+        alarms: Share of new negatives that may be called positive, 0 to 1.
+
+    Returns:
+        Midway between the last score that new ones may reach and the next higher; None where the
+        films are too few to promise it.
+    """
+    ordered = np.sort(scores.astype(np.float64))[::-1]
+    allowed = math.floor(alarms * (len(ordered) + 1) + 1e-9)
+    if allowed < 1:
+        return None
+    if allowed > len(ordered):
+        return 0.0
+    last = float(ordered[allowed - 1])
+    above = ordered[ordered > last]
+    return (last + (float(above[-1]) if len(above) else 1.0)) / 2

@@ -1,0 +1,1 @@
+"""This machine: processor, GPU, JetPack and the settings of a process."""

@@ -1,0 +1,216 @@
+"""What machine this is, and what is wrong with the installation."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict
+from importlib import metadata
+from typing import Any
+
+from deepcovid_edge import __version__
+from deepcovid_edge.backends import onnxruntime, openvino
+from deepcovid_edge.backends.tensorrt import build
+from deepcovid_edge.device import jetpack
+from deepcovid_edge.device.gpu import find_gpu
+from deepcovid_edge.device.processor import processor_name
+from deepcovid_edge.errors import DeepCovidEdgeError
+from deepcovid_edge.manifest import file_sha256, read_manifest
+from deepcovid_edge.models import shipped_models
+
+_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
+_COMPUTING = (
+    *("numpy", "opencv-python-headless", "opencv-python", "pillow", "simplejpeg"),
+    *(*_RUNTIMES, "openvino", "tensorrt", "tensorrt_rtx", "pycuda", "cuda-bindings", "torch"),
+)
+"""Distributions whose version may decide a result or its speed."""
+
+
+def describe() -> dict[str, Any]:
+    """Version, device, backends, models and problems, as `info --json` prints them."""
+    return {
+        "version": __version__,
+        "device": device_facts(),
+        "backends": backend_facts(),
+        "models": model_facts(),
+        "problems": problems(),
+    }
+
+
+def device_facts() -> dict[str, Any]:
+    """Processor, memory, GPUs and system of this machine."""
+    return {
+        "machine": platform.machine(),
+        "system": _release_name(),
+        "python": platform.python_version(),
+        "processor": processor_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20,
+        "gpus": [gpu.name] if (gpu := find_gpu()) else [],
+        "gpu": asdict(gpu) if gpu else None,
+        "jetpack": jetpack.find_release(),
+        "power_mode": jetpack.power_mode(),
+    }
+
+
+def backend_facts() -> list[dict[str, Any]]:
+    """Each backend with whether it is installed, its version and its providers."""
+    distribution = next((name for name in _RUNTIMES if _version(name)), None)
+    return [
+        {
+            "name": onnxruntime.REQUIRES,
+            "available": onnxruntime.is_available(),
+            "distribution": distribution,
+            "version": _version(distribution) if distribution else None,
+            "providers": _providers(),
+        },
+        {
+            "name": openvino.REQUIRES,
+            "available": openvino.is_available(),
+            "distribution": openvino.REQUIRES,
+            "version": _version(openvino.REQUIRES),
+            "providers": [],
+        },
+        _tensorrt_facts(),
+    ]
+
+
+def _providers() -> list[str]:
+    try:
+        return onnxruntime.compiled_providers()
+    except DeepCovidEdgeError:
+        return []
+
+
+def _tensorrt_facts() -> dict[str, Any]:
+    flavours = build.installed_flavours()
+    name, version = next(iter(flavours.items()), (None, None))
+    return {
+        "name": "tensorrt",
+        "available": bool(flavours) and find_gpu() is not None and _version("pycuda") is not None,
+        "distribution": name,
+        "version": version,
+        "flavours": flavours,
+        "pycuda": _version("pycuda"),
+        "cuda_bindings": _version("cuda-bindings"),
+        "providers": [],
+    }
+
+
+def model_facts() -> list[dict[str, Any]]:
+    """What each shipped model's file says of it, with its path and SHA-256."""
+    facts = []
+    for name, path in shipped_models().items():
+        try:
+            manifest = read_manifest(path)
+        except DeepCovidEdgeError:
+            continue  # it stands under the problems
+        facts.append(
+            {
+                "name": name,
+                "path": str(path),
+                "precision": manifest.precision,
+                "sha256": file_sha256(path),
+                "classes": list(manifest.classes),
+                "threshold": manifest.threshold,
+                "license": manifest.license,
+                "ood_gate": bool(manifest.familiarity),
+                **{
+                    name: manifest.training.get("shortcuts", {}).get(name)
+                    for name in ("reads_the_source", "verdict")
+                },
+            }
+        )
+    return facts
+
+
+def problems() -> list[dict[str, str]]:
+    """What keeps this installation from working well, each with its mend."""
+    found = []
+    installed = [name for name in _RUNTIMES if _version(name)]
+    if not installed:
+        found.append(
+            {
+                "what": "no runtime for .onnx models is installed",
+                "mend": "pip install 'deepcovid-edge[cpu]' (or [gpu] beside an NVIDIA GPU)",
+            }
+        )
+    try:
+        onnxruntime.compiled_providers()
+    except DeepCovidEdgeError as error:
+        found.append({"what": str(error), "mend": "pip install --force-reinstall onnxruntime"})
+    if len(installed) > 1:
+        found.append(
+            {
+                "what": "onnxruntime and onnxruntime-gpu are both installed and overwrite each "
+                "other's files",
+                "mend": "pip uninstall -y onnxruntime onnxruntime-gpu, then install one of "
+                "'deepcovid-edge[cpu]' and 'deepcovid-edge[gpu]'",
+            }
+        )
+    found += _tensorrt_problems()
+    found += _dicom_problems()
+    if not shipped_models():
+        found.append({"what": "no model ships with this installation", "mend": "make model"})
+    for path in shipped_models().values():
+        try:
+            read_manifest(path)
+        except DeepCovidEdgeError as error:
+            found.append({"what": str(error), "mend": "reinstall deepcovid-edge"})
+    return found
+
+
+def _tensorrt_problems() -> list[dict[str, str]]:
+    """What keeps engines from running on a machine that could run them."""
+    flavours = build.installed_flavours()
+    if not flavours and jetpack.hidden_tensorrt():
+        return [
+            {
+                "what": "this environment does not see the tensorrt that JetPack installed",
+                "mend": "make it with python3 -m venv --system-site-packages (jetson/install.sh)",
+            }
+        ]
+    if "tensorrt" in flavours and _version("pycuda") is None:
+        return [
+            {
+                "what": "TensorRT is installed without pycuda, so engines cannot run",
+                "mend": "pip install 'deepcovid-edge[tensorrt]' (on a Jetson: jetson/install.sh)",
+            }
+        ]
+    return []
+
+
+def _dicom_problems() -> list[dict[str, str]]:
+    """What keeps films from being read as modalities send them."""
+    mend = "pip install 'deepcovid-edge[dicom]'"
+    if _version("pydicom") is None:
+        return [{"what": "DICOM films are refused: pydicom is not installed", "mend": mend}]
+    if _version("imagecodecs") is None:
+        what = "compressed DICOM films may be refused: imagecodecs is not installed"
+        return [{"what": what, "mend": mend}]
+    return []
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, of Python, and of what is installed and computes."""
+    installed = {name: version for name in _COMPUTING if (version := _version(name))}
+    return {
+        "deepcovid-edge": __version__,
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        **installed,
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _release_name() -> str:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
+    except OSError:
+        return platform.system()

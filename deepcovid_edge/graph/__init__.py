@@ -1,0 +1,1 @@
+"""ONNX graphs, read without the package onnx."""

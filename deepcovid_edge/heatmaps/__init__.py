@@ -1,0 +1,1 @@
+"""Where a network looked: occlusion and class activation maps, pictures and files."""

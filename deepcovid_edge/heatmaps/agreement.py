@@ -1,0 +1,190 @@
+"""Do two models look at the same places? Their occlusion maps of the same films, compared.
+
+A model in lower precision may keep its decisions and yet look elsewhere. Three figures tell: the
+rank correlation of the maps, whether their strongest tenths overlap, and how far the peak moved.
+NumPy alone, so that a cart can compare an engine with its parent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcovid_edge.backends import Backend
+from deepcovid_edge.decision.statistics import Truth
+from deepcovid_edge.errors import UsageError
+from deepcovid_edge.heatmaps.heatmap import of_occlusion
+from deepcovid_edge.heatmaps.occlusion import Occluder
+from deepcovid_edge.heatmaps.windows import OcclusionSettings
+
+TOP_SHARE = 0.1
+"""The share of a map's pixels that counts as its top."""
+_FEW = 0.1
+"""What the worst films reach: this quantile, or for a shift the one as far from the other end."""
+
+
+@dataclass(frozen=True)
+class MapComparison:
+    """Which maps are compared.
+
+    Attributes:
+        films: Films at most, of both classes alike: a map takes hundreds of inferences.
+        occlusion: Which windows are hidden.
+    """
+
+    films: int = 50
+    occlusion: OcclusionSettings = field(default_factory=OcclusionSettings)
+
+    def __post_init__(self) -> None:
+        if self.films < 1:
+            raise UsageError(f"--heatmap-films: got {self.films}, expected 1 or more")
+        if self.occlusion.budget_ms is not None:
+            raise UsageError(
+                f"--budget: got {self.occlusion.budget_ms} ms, expected none: maps that are "
+                "estimated in part would be compared by their estimates"
+            )
+
+
+@dataclass(frozen=True)
+class MapAgreement:
+    """How alike two maps of one film are.
+
+    Attributes:
+        rank_correlation: Spearman's, over pixels, -1 to 1.
+        top_overlap: Intersection over union of the top tenths, 0 to 1.
+        peak_shift: From one map's highest pixel to the other's, pixels of the network's input.
+        peak_shift_share: The same as a share of the input's longer side.
+    """
+
+    rank_correlation: float
+    top_overlap: float
+    peak_shift: float
+    peak_shift_share: float
+
+
+def compare_maps(reference: NDArray[Any], candidate: NDArray[Any]) -> MapAgreement:
+    """Compare two maps of one film, of shape (height, width)."""
+    shift = _peak_shift(reference, candidate)
+    return MapAgreement(
+        rank_correlation=rank_correlation(reference, candidate),
+        top_overlap=top_overlap(reference, candidate),
+        peak_shift=shift,
+        peak_shift_share=shift / max(reference.shape),
+    )
+
+
+def compare_models(
+    reference: Backend,
+    candidate: Backend,
+    films: Iterable[NDArray[np.uint8]],
+    settings: OcclusionSettings,
+) -> list[MapAgreement]:
+    """Compare the occlusion maps of two models, film by film.
+
+    Args:
+        reference: The model whose maps are known.
+        candidate: The model that shall replace it; both take the same input.
+        films: As `preprocess.prepare` makes them, of shape (height, width).
+        settings: Which windows are hidden.
+
+    Raises:
+        UsageError: A window is larger than the models' input.
+    """
+    with Occluder(reference, settings) as before, Occluder(candidate, settings) as now:
+        return [
+            compare_maps(*(of_occlusion(side.explain(film), {}).values for side in (before, now)))
+            for film in films
+        ]
+
+
+def summarise(found: Sequence[MapAgreement]) -> dict[str, Any]:
+    """Medians, and what the worst tenth of the films reaches, as plain values for JSON."""
+    columns = {name: [asdict(film)[name] for film in found] for name in asdict(found[0])}
+    worst = {name: _FEW for name in ("rank_correlation", "top_overlap")}
+    return {
+        name: {
+            "median": float(np.median(values)),
+            f"quantile_{100 * worst.get(name, 1 - _FEW):.0f}": float(
+                np.quantile(values, worst.get(name, 1 - _FEW))
+            ),
+        }
+        for name, values in columns.items()
+    }
+
+
+def choose_films(positive: Truth, most: int) -> list[int]:
+    """Choose films of both classes alike, evenly over their order; always the same ones.
+
+    Args:
+        positive: Whether each film is positive, of shape (N,).
+        most: Films at most; where one class has too few, the other fills up.
+
+    Returns:
+        Positions of the chosen films, ascending.
+    """
+    classes = sorted((np.flatnonzero(positive), np.flatnonzero(~positive)), key=len)
+    fewer = min(len(classes[0]), most // 2)
+    counts = (fewer, min(len(classes[1]), most - fewer))
+    chosen = [_evenly(places, count) for places, count in zip(classes, counts, strict=True)]
+    return sorted(place for places in chosen for place in places)
+
+
+def _evenly(places: NDArray[np.int_], count: int) -> list[int]:
+    chosen: list[int] = places[np.arange(count) * len(places) // max(count, 1)].tolist()
+    return chosen
+
+
+def rank_correlation(first: NDArray[Any], second: NDArray[Any]) -> float:
+    """Spearman's rank correlation (1904): Pearson's of the ranks, equal values sharing theirs.
+
+    A map without any difference ranks nothing, and the formula divides zero by zero. Two such maps
+    agree: 1. One such map says nothing of the other: 0.
+
+    Args:
+        first: Values of any shape.
+        second: Values of the same shape.
+    """
+    ranks = [_ranks(values.ravel()) for values in (first, second)]
+    centred = [values - values.mean() for values in ranks]
+    spread = [float(values @ values) for values in centred]
+    if not all(spread):
+        return 1.0 if not any(spread) else 0.0
+    return float(centred[0] @ centred[1]) / math.sqrt(spread[0] * spread[1])
+
+
+def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Positions in ascending order from 1; equal values get the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    shared: NDArray[np.float64] = last - (counts - 1) / 2
+    return shared[inverse]
+
+
+def top_overlap(first: NDArray[Any], second: NDArray[Any], share: float = TOP_SHARE) -> float:
+    """Intersection over union of the highest pixels of two maps.
+
+    Args:
+        first: A map.
+        second: Another, of the same shape.
+        share: Of the pixels that is meant; pixels equal to the lowest of these are of them too.
+    """
+    tops = [_top(values, share) for values in (first, second)]
+    return float((tops[0] & tops[1]).sum() / (tops[0] | tops[1]).sum())
+
+
+def _top(values: NDArray[Any], share: float) -> NDArray[np.bool_]:
+    count = math.ceil(share * values.size)
+    lowest = np.partition(values, values.size - count, axis=None)[values.size - count]
+    top: NDArray[np.bool_] = values >= lowest
+    return top
+
+
+def _peak_shift(first: NDArray[Any], second: NDArray[Any]) -> float:
+    """Between the highest pixels of two maps; of equal ones the first counts."""
+    peaks = [np.unravel_index(int(values.argmax()), values.shape) for values in (first, second)]
+    return math.dist(*peaks)

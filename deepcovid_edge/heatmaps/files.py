@@ -1,0 +1,176 @@
+"""Heat maps as files: arrays and plain facts in one .npz that `numpy.load` reads without pickles.
+
+    values, probability_drop, turned    on the network's input; occlusion only
+    cells                               what they were made of: windows, or the network's own map
+    facts                               JSON: method, shape, how it was made, regions, the record's
+
+An activation map is kept as the network gave it, of which `values` follow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcovid_edge.errors import DataError, NotThereError, OutputError
+from deepcovid_edge.heatmaps.heatmap import ACTIVATION, METHODS, HeatMap, Region, of_activation
+from deepcovid_edge.heatmaps.npz import npz
+from deepcovid_edge.manifest import InputSpec
+
+SCHEMA_VERSION = 1
+_ENCODER = json.JSONEncoder(allow_nan=False)
+
+
+@dataclass(frozen=True)
+class MapFile:
+    """What a file holds.
+
+    Attributes:
+        heatmap: The map.
+        regions: Its regions, on the film.
+        facts: What the writer stored beside it, such as the film's record.
+    """
+
+    heatmap: HeatMap
+    regions: tuple[Region, ...]
+    facts: dict[str, Any]
+
+
+def write_map(
+    path: Path, heatmap: HeatMap, regions: Sequence[Region], facts: Mapping[str, Any]
+) -> None:
+    """Write a map; see `write_new`.
+
+    Args:
+        path: The file, usually `.npz`; its folder must be there.
+        heatmap: The map.
+        regions: Its regions, on the film.
+        facts: Plain values to store beside it, such as `Prediction.as_dict()`.
+
+    Raises:
+        OutputError: The disk is full or the folder cannot be written.
+    """
+    described = {
+        "schema_version": SCHEMA_VERSION,
+        "method": heatmap.method,
+        "shape": heatmap.values.shape,
+        "made": heatmap.facts,
+        "regions": [vars(region) for region in regions],
+        "facts": dict(facts),
+    }
+    text = _ENCODER.encode(described).encode("ascii")
+    arrays: dict[str, NDArray[Any] | None] = {"cells": heatmap.cells, "facts": np.array(text)}
+    if heatmap.method != ACTIVATION:
+        arrays |= {
+            "values": heatmap.values,
+            "probability_drop": heatmap.probability_drop,
+            "turned": heatmap.turned,
+        }
+    present = {name: array for name, array in arrays.items() if array is not None}
+    write_new(path, npz(present))
+
+
+def read_map(path: Path) -> MapFile:
+    """Read a map that `write_map` wrote.
+
+    Raises:
+        NotThereError: The file cannot be opened.
+        DataError: It is no such map, or was cut off or changed.
+    """
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        described = json.loads(arrays.pop("facts").item())
+        return MapFile(
+            _heatmap(described, arrays),
+            tuple(Region(**region) for region in described["regions"]),
+            described["facts"],
+        )
+    except OSError as error:
+        raise NotThereError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path}: not a heat map that this version of deepcovid-edge reads ({error}): "
+            "write it again with `deepcovid-edge heatmap`"
+        ) from error
+
+
+def _heatmap(described: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> HeatMap:
+    version, method = described["schema_version"], described["method"]
+    if version != SCHEMA_VERSION or method not in METHODS:
+        raise ValueError(f"schema_version {version}, method {method}")
+    if method == ACTIVATION:
+        height, width = described["shape"]
+        made = of_activation(arrays["cells"], InputSpec(height, width))
+        return HeatMap(ACTIVATION, made.values, made.cells, facts=described["made"])
+    return HeatMap(
+        method,
+        arrays["values"],
+        arrays["cells"],
+        arrays.get("probability_drop"),
+        arrays.get("turned"),
+        described["made"],
+    )
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file that nothing names before it is whole; one that is there is replaced.
+
+    A name more costs as much as a small file itself, so it gets its own at once. A process that is
+    killed here leaves a file that no record names.
+
+    Raises:
+        OutputError: The disk is full or the folder cannot be written.
+    """
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        write_file(path, data)
+        return
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    try:
+        try:
+            _write_all(handle, data)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _write_all(handle: int, data: bytes | memoryview) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(handle, left) :]
+
+
+def write_file(path: Path, data: bytes | memoryview) -> None:
+    """Write a file under a temporary name, then give it its own.
+
+    Raises:
+        OutputError: The disk is full or the folder cannot be written.
+    """
+    own = f"{path}.{os.getpid()}-{threading.get_native_id()}.part"
+    try:
+        handle = os.open(own, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        try:
+            _write_all(handle, data)
+        finally:
+            os.close(handle)
+        os.replace(own, path)  # noqa: PTH105 - a Path's costs more than the call
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(own)  # noqa: PTH108
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,1 @@
+"""Image files: read, decoded, checked and prepared for a network."""

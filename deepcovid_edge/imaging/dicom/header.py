@@ -1,0 +1,285 @@
+"""The header of a DICOM file: what the gate, the pixels and later parts need of it, no more."""
+
+from __future__ import annotations
+
+import datetime
+import re
+import zlib
+from dataclasses import dataclass
+
+from deepcovid_edge.errors import ImageRefusedError, MissingDependencyError, require
+from deepcovid_edge.imaging.dicom.elements import BoundedStream, Elements, read_elements
+from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, DEFLATED, IMPLICIT
+from deepcovid_edge.reasons import Reason
+
+MAX_INFLATED = 1 << 28
+"""Most bytes that a deflated file may become: 100 megapixels of 16 bits, and a header."""
+
+_PREAMBLE = 132
+_PIXEL_DATA = {0x7FE00008, 0x7FE00009, 0x7FE00010}
+"""Float, double and whole pixels (PS3.3, C.7.6.3 and C.7.6.24)."""
+_MEDIA_CLASS, _TRANSFER_SYNTAX = 0x00020002, 0x00020010
+_SOP_CLASS, _SOP_INSTANCE = 0x00080016, 0x00080018
+_STUDY_DATE, _BIRTH_DATE, _AGE = 0x00080020, 0x00100030, 0x00101010
+_MODALITY, _INTENT = 0x00080060, 0x00080068
+_BODY_PART, _VIEW, _VIEW_CODES = 0x00180015, 0x00185101, 0x00540220
+_CODE_VALUE, _CODE_MEANING = 0x00080100, 0x00080104
+_STUDY, _SERIES = 0x0020000D, 0x0020000E
+_ORIENTATION, _LATERALITY, _IMAGE_LATERALITY = 0x00200020, 0x00200060, 0x00200062
+_SAMPLES, _PHOTOMETRIC, _PLANAR, _FRAMES = 0x00280002, 0x00280004, 0x00280006, 0x00280008
+_ROWS, _COLUMNS = 0x00280010, 0x00280011
+_ALLOCATED, _STORED, _HIGH_BIT, _SIGN = 0x00280100, 0x00280101, 0x00280102, 0x00280103
+_BURNED_IN, _LOSSY_RATIO = 0x00280301, 0x00282112
+_TONES = (
+    *(0x00280120, 0x00280121, 0x00281050, 0x00281051, 0x00281052, 0x00281053, 0x00281056),
+    *(0x00283000, 0x00283010),
+)
+_TAGS = (
+    *(_SOP_CLASS, _SOP_INSTANCE, _STUDY_DATE, _BIRTH_DATE, _AGE, _MODALITY, _INTENT, _BODY_PART),
+    *(_VIEW, _VIEW_CODES, _STUDY, _SERIES, _ORIENTATION, _LATERALITY, _IMAGE_LATERALITY),
+    *(_SAMPLES, _PHOTOMETRIC, _PLANAR, _FRAMES, _ROWS, _COLUMNS, _ALLOCATED, _STORED, _HIGH_BIT),
+    *(_SIGN, _BURNED_IN, _LOSSY_RATIO, *_TONES),
+)
+_YEARS = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
+_OLDEST = 130
+
+
+@dataclass(frozen=True)
+class DicomFacts:
+    """What is kept of a DICOM header: identifiers and what was said of the film, no name or date.
+
+    Attributes:
+        sop_class_uid: Kind of object.
+        sop_instance_uid: Identifier of this film.
+        study_instance_uid: Identifier of the examination.
+        series_instance_uid: Identifier of the series.
+        transfer_syntax_uid: How the pixels stood in the file.
+        modality: Such as `DX`.
+        body_part: As stated, in capitals, or empty.
+        view: As stated, in capitals, such as `PA`, or empty.
+        laterality: `L`, `R`, `B`, `U` or empty.
+        age_years: Age of the patient at the examination, or None where it is not stated.
+    """
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    study_instance_uid: str
+    series_instance_uid: str
+    transfer_syntax_uid: str
+    modality: str
+    body_part: str
+    view: str
+    laterality: str
+    age_years: float | None
+
+
+@dataclass(frozen=True)
+class PixelLayout:
+    """How pixels stand in the file (PS3.5, section 8; PS3.3, C.7.6.3).
+
+    Attributes:
+        rows: Height, pixels.
+        columns: Width, pixels.
+        samples: Channels.
+        frames: Pictures in the file.
+        photometric: Photometric interpretation, such as `MONOCHROME2`.
+        allocated: Bits a sample takes.
+        stored: Bits of it that mean something.
+        high_bit: The highest of those.
+        signed: Whether samples are in two's complement.
+        planar: Whether colours stand in planes instead of side by side.
+    """
+
+    rows: int
+    columns: int
+    samples: int
+    frames: int
+    photometric: str
+    allocated: int
+    stored: int
+    high_bit: int
+    signed: bool
+    planar: bool
+
+
+@dataclass(frozen=True)
+class PixelPlace:
+    """Where the pixels stand: offset of their first byte, their stated length and kind.
+
+    Attributes:
+        tag: Tag of the element.
+        start: Offset of its value, bytes.
+        length: As stated, bytes; None where it is undefined, as of compressed pixels.
+        kind: Value representation, `OB` or `OW`; None where it is implicit.
+    """
+
+    tag: int
+    start: int
+    length: int | None
+    kind: str | None
+
+
+@dataclass(frozen=True)
+class DicomHeader:
+    """A header with the bytes that it belongs to.
+
+    Attributes:
+        data: The file's bytes, inflated where they were deflated.
+        facts: What is kept.
+        layout: How the pixels stand.
+        place: Where they stand; None where the file ends before them.
+        elements: For the grey levels.
+        intent: Presentation intent type, or empty.
+        orientation: Patient orientation of rows and columns, or empty.
+        burned_in: Whether it is stated that text stands in the pixels.
+        lossy_ratio: Highest compression ratio that is stated, or 0.
+    """
+
+    data: bytes
+    facts: DicomFacts
+    layout: PixelLayout
+    place: PixelPlace | None
+    elements: Elements
+    intent: str
+    orientation: tuple[str, ...]
+    burned_in: bool
+    lossy_ratio: float
+
+
+def read_header(data: bytes) -> DicomHeader:
+    """Read a DICOM header up to the pixels.
+
+    Raises:
+        ImageRefusedError: pydicom is not installed, or the header is not one.
+    """
+    try:
+        require("pydicom", extra="dicom")
+    except MissingDependencyError as error:
+        raise ImageRefusedError(Reason.DICOM, str(error)) from error
+    stream = BoundedStream(data)
+    stream.seek(_PREAMBLE)
+    meta = read_elements(
+        stream, lambda tag, _kind, _length: tag >> 16 != 2, (_MEDIA_CLASS, _TRANSFER_SYNTAX)
+    )
+    syntax = meta.text(_TRANSFER_SYNTAX)
+    if syntax == DEFLATED:
+        data = _inflated(data, stream.tell())
+        stream = BoundedStream(data)
+    place: list[PixelPlace] = []
+
+    def at_pixels(tag: int, kind: str | None, length: int) -> bool:
+        if tag not in _PIXEL_DATA:
+            return tag > 0x7FE00010
+        stated = None if length == 0xFFFFFFFF else length
+        place.append(PixelPlace(tag, stream.tell(), stated, kind))
+        return True
+
+    elements = read_elements(
+        stream, at_pixels, _TAGS, little=syntax != BIG_ENDIAN, implicit=syntax == IMPLICIT
+    )
+    return DicomHeader(
+        data=data,
+        facts=_facts(elements, meta.text(_MEDIA_CLASS), syntax),
+        layout=_layout(elements),
+        place=place[0] if place else None,
+        elements=elements,
+        intent=elements.word(_INTENT),
+        orientation=tuple(part.upper() for part in elements.texts(_ORIENTATION) if part),
+        burned_in=elements.word(_BURNED_IN) == "YES",
+        lossy_ratio=max(_ratios(elements), default=0.0),
+    )
+
+
+def _inflated(data: bytes, start: int) -> bytes:
+    """The data set of a deflated file (PS3.5, A.5: RFC 1951, no zlib header)."""
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        inflated = inflater.decompress(memoryview(data)[start:], MAX_INFLATED)
+    except zlib.error as error:
+        raise ImageRefusedError(Reason.DECODE, f"deflated data: {error}") from error
+    if len(inflated) >= MAX_INFLATED:
+        raise ImageRefusedError(Reason.TOO_BIG, f"more than {MAX_INFLATED} bytes once inflated")
+    if not inflater.eof:
+        raise ImageRefusedError(Reason.TRUNCATED, "deflated data without their end")
+    return inflated
+
+
+def _ratios(elements: Elements) -> list[float]:
+    ratios = []
+    for part in elements.texts(_LOSSY_RATIO):
+        try:
+            ratios.append(float(part))
+        except ValueError:
+            continue
+    return ratios
+
+
+def _facts(elements: Elements, media_class: str, syntax: str) -> DicomFacts:
+    return DicomFacts(
+        sop_class_uid=elements.text(_SOP_CLASS) or media_class,
+        sop_instance_uid=elements.text(_SOP_INSTANCE),
+        study_instance_uid=elements.text(_STUDY),
+        series_instance_uid=elements.text(_SERIES),
+        transfer_syntax_uid=syntax,
+        modality=elements.word(_MODALITY),
+        body_part=elements.word(_BODY_PART),
+        view=elements.word(_VIEW) or _coded_view(elements),
+        laterality=elements.word(_IMAGE_LATERALITY) or elements.word(_LATERALITY),
+        age_years=_age(elements),
+    )
+
+
+def _coded_view(elements: Elements) -> str:
+    """View of the View Code Sequence (PS3.3, C.8.11.5.1.1; PS3.16, CID 4010), in words."""
+    for item in elements.items(_VIEW_CODES):
+        code = item.text(_CODE_VALUE)
+        return _FRONTAL_CODES.get(code) or item.word(_CODE_MEANING)
+    return ""
+
+
+# SNOMED CT, and SNOMED RT as older devices write it.
+_FRONTAL_CODES = {
+    **dict.fromkeys(("399348003", "R-10206"), "AP"),
+    **dict.fromkeys(("272479007", "R-10214", "R-40888"), "PA"),
+    **dict.fromkeys(("399033003", "R-10202"), "FRONTAL"),
+}
+
+
+def _age(elements: Elements) -> float | None:
+    """Years, from the stated age (PS3.5, 6.2: AS), else from birth to examination."""
+    if stated := re.fullmatch(r"(\d{1,3})([DWMY])", elements.word(_AGE)):
+        age = int(stated[1]) * _YEARS[stated[2]]
+    else:
+        born, taken = _date(elements.text(_BIRTH_DATE)), _date(elements.text(_STUDY_DATE))
+        if born is None or taken is None:
+            return None
+        age = (taken - born).days / 365.25
+    return round(age, 2) if 0 <= age <= _OLDEST else None
+
+
+def _date(text: str) -> datetime.date | None:
+    digits = text.replace(".", "")  # ACR-NEMA wrote 2020.03.26
+    if not re.fullmatch(r"\d{8}", digits):
+        return None
+    try:
+        return datetime.date(int(digits[:4]), int(digits[4:6]), int(digits[6:]))
+    except ValueError:
+        return None
+
+
+def _layout(elements: Elements) -> PixelLayout:
+    stored = elements.number(_STORED) or 0
+    high_bit = elements.number(_HIGH_BIT)
+    frames = elements.text(_FRAMES)
+    return PixelLayout(
+        rows=elements.number(_ROWS) or 0,
+        columns=elements.number(_COLUMNS) or 0,
+        samples=elements.number(_SAMPLES) or 1,
+        frames=int(frames) if frames.isdecimal() else 1,
+        photometric=elements.word(_PHOTOMETRIC),
+        allocated=elements.number(_ALLOCATED) or 0,
+        stored=stored,
+        high_bit=stored - 1 if high_bit is None else high_bit,
+        signed=elements.number(_SIGN) == 1,
+        planar=elements.number(_PLANAR) == 1,
+    )

@@ -1,0 +1,39 @@
+"""Turn a film upright where its header says without doubt how it lies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcovid_edge.imaging.pictures import Grey
+from deepcovid_edge.reasons import Caution
+
+# Where rows run to (their first letter), where columns run to -> quarter turns counter-clockwise
+# that let columns run to the feet (PS3.3, C.7.6.1.1.1).
+_TURNS = {
+    ("L", "H"): 2,
+    ("R", "H"): 2,
+    ("F", "L"): 3,
+    ("F", "R"): 3,
+    ("H", "L"): 1,
+    ("H", "R"): 1,
+}
+
+
+def upright(film: Grey, orientation: tuple[str, ...]) -> tuple[Grey, list[Caution]]:
+    r"""The film with the feet below.
+
+    A film that is stated to be mirrored (`R\F`) is left as it is: consoles mirror the pixels and
+    forget the header as often as the other way round, so only a caution is given.
+
+    Args:
+        film: Of shape (rows, columns).
+        orientation: Patient orientation: where rows and where columns run to, or empty.
+    """
+    if not orientation or orientation == ("L", "F"):
+        return film, []
+    turns = _TURNS.get(orientation, 0) if len(orientation) == 2 else 0
+    turned: NDArray[Any] = np.ascontiguousarray(np.rot90(film, turns))
+    return turned, [Caution.ORIENTATION]

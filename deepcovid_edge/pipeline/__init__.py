@@ -1,0 +1,1 @@
+"""Many image files to records: read, classify, write."""

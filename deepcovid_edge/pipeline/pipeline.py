@@ -1,0 +1,316 @@
+"""Paths in, one record per film out: decoding runs beside inference, in order, in flat memory.
+
+    paths -> decode and prepare (worker threads) -> batches -> infer -> records
+
+Every arrow holds a bounded number of items, so memory does not grow with the number of films.
+The decoders and the runtimes release Python's lock, so threads use every core. On a CPU each worker
+thread takes a group of films all the way, so that there is one busy thread a core and nothing is
+handed over: it prepares all of them, then judges all of them, as the code and the weights of one
+step push those of the other out of a core's cache. A GPU is fed by threads of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+from deepcovid_edge.backends import Backend
+from deepcovid_edge.decision.out_of_distribution import CHOICES, REFUSE
+from deepcovid_edge.decision.record import Prediction, RunFacts
+from deepcovid_edge.errors import UsageError
+from deepcovid_edge.imaging.pictures import Radiograph
+from deepcovid_edge.pipeline.classifier import FilmJudge
+from deepcovid_edge.pipeline.duplicates import Repeats
+from deepcovid_edge.pipeline.reader import Film, FilmReader, Read, Reading
+from deepcovid_edge.reasons import Caution
+
+if TYPE_CHECKING:
+    from deepcovid_edge.decision.site_file import Site
+    from deepcovid_edge.heatmaps.explainer import Explainer
+    from deepcovid_edge.pipeline.disk_guard import DiskGuard
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Judged: TypeAlias = list[tuple[Prediction, str]]
+"""Records of films in their order, each with its SOP instance UID."""
+_CPU_BATCH, _GPU_BATCH = 1, 8
+"""Films an inference. A core gains nothing from more: what lies between the layers of one film
+fits into its cache, of several it does not."""
+GPU_LANES = 2
+"""Calls to a GPU at once: while one computes, the other copies."""
+_LEAST_IN_GROUP, _MOST_IN_GROUP = 4, 32
+_GROUP_SECONDS = 0.07
+"""Films that a thread of a CPU takes at once: as many as take it about so long. More gain little,
+and keep their records waiting."""
+_PATIENCE_SECONDS = 0.5
+"""A group of films that are slower than those before it is judged in parts: no film is read after
+so long."""
+_GROUPS_A_THREAD = 2
+"""Groups under way for each thread of a CPU: the one it has, and the next."""
+_MOST_ITEMS = 4
+"""A batch is sent off with this many times its size of items, refused ones included."""
+
+
+@dataclass(frozen=True)
+class PredictSettings:
+    """How a run over films is done.
+
+    Attributes:
+        batch_size: Most films in one inference; None for what suits the backend.
+        workers: Threads that decode (and, on a CPU, infer); None for `default_workers`.
+        threshold: Probability from which a film is positive; None for the model's own. One that
+            is given has no band: nobody chose one for it.
+        band: Films too close to the threshold are indeterminate, where the model (or the site) says
+            which these are.
+        site: Site file whose threshold decides; None for none.
+        ood: `refuse` or `warn`: what becomes of films unlike those that the model learned from.
+    """
+
+    batch_size: int | None = None
+    workers: int | None = None
+    threshold: float | None = None
+    band: bool = True
+    site: Site | None = None
+    ood: str = REFUSE
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and not 1 <= self.batch_size <= 1024:
+            raise UsageError(f"--batch-size: got {self.batch_size}, expected 1 to 1024")
+        if self.workers is not None and not 1 <= self.workers <= 256:
+            raise UsageError(f"--workers: got {self.workers}, expected 1 to 256")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise UsageError(f"--threshold: got {self.threshold}, expected 0 to 1")
+        if self.threshold is not None and self.site is not None:
+            raise UsageError(
+                f"--threshold: got {self.threshold} with --site, which has its own "
+                f"({self.site.threshold}): leave one of them out"
+            )
+        if self.ood not in CHOICES:
+            raise UsageError(f"--ood: got {self.ood!r}, expected {' or '.join(CHOICES)}")
+
+
+def default_batch_size(backend: Backend) -> int:
+    """Films an inference where nothing else is asked for."""
+    return _CPU_BATCH if backend.on_cpu else _GPU_BATCH
+
+
+def default_workers() -> int:
+    """Threads that take films all the way where nothing else is asked for: one a core."""
+    return len(os.sched_getaffinity(0))
+
+
+def run_facts(backend: Backend, settings: PredictSettings) -> RunFacts:
+    """What the records of a run with this model have in common.
+
+    Raises:
+        SettingsMismatchError: The site file is of another model, or found it not usable.
+    """
+    manifest, site = backend.manifest, settings.site
+    cautions = backend.cautions
+    threshold, band = manifest.threshold, manifest.band
+    if settings.threshold is not None:
+        threshold, band = settings.threshold, None
+    if site:
+        site.check(manifest.name, backend.sha256)
+        threshold, band = site.threshold, site.band
+        cautions += (Caution.SITE,) if site.is_unproved else ()
+    return RunFacts(
+        model=manifest.name,
+        model_sha256=backend.sha256,
+        backend=backend.name,
+        precision=manifest.precision,
+        classes=manifest.classes,
+        positive_class=manifest.positive_class,
+        threshold=threshold,
+        cautions=tuple(caution.code for caution in cautions),
+        band=band if settings.band else None,
+        site=site.name if site else None,
+    )
+
+
+def predict(
+    paths: Iterable[Path],
+    backend: Backend,
+    run: RunFacts,
+    settings: PredictSettings,
+    *,
+    change: Callable[[Radiograph], Radiograph] | None = None,
+    explainer: Explainer | None = None,
+    disk: DiskGuard | None = None,
+    repeats: Repeats | None = None,
+) -> Iterator[Prediction]:
+    """Judge films in order.
+
+    Args:
+        paths: Files; each becomes one record, whatever it holds.
+        backend: The loaded model.
+        run: From `run_facts`.
+        settings: Batch size and threads.
+        change: What is done to every film between reading and preparing it, such as hiding a part
+            of it to see what the network goes by; called from several threads.
+        explainer: Makes the heat maps; called from several threads.
+        disk: Refuses films when there is too little room for their results.
+        repeats: Knows the films of this run; None for a new one.
+
+    Yields:
+        One record per path, in the order of the paths, as soon as it and those before it are
+        ready. Closing the generator ends the threads.
+    """
+    keeps_films = explainer is not None and explainer.draws
+    reader = FilmReader(backend.manifest.input, change, disk, keeps_films)
+    together = predict_together(
+        Reading(paths, reader),
+        backend,
+        run,
+        settings,
+        explainer=explainer,
+        repeats=repeats,
+    )
+    with closing(together):
+        for records in together:
+            yield from records
+
+
+def predict_together(
+    reading: Reading,
+    backend: Backend,
+    run: RunFacts,
+    settings: PredictSettings,
+    *,
+    explainer: Explainer | None = None,
+    repeats: Repeats | None = None,
+) -> Generator[list[Prediction]]:
+    """Judge films in order, as `predict` does; the records that are ready come together."""
+    workers = settings.workers or default_workers()
+    batch_size = settings.batch_size or default_batch_size(backend)
+    repeats = repeats or Repeats()
+    reader = reading.reader
+    film_judge = FilmJudge(backend, run, settings.ood == REFUSE, explainer, reader.disk)
+
+    def judge(films: list[Film]) -> tuple[Judged, None]:
+        records = film_judge.judge(films, batch_size)
+        return [(record, film.uid) for record, film in zip(records, films, strict=True)], None
+
+    with ExitStack() as opened:
+        decoders = opened.enter_context(_threads(workers, "decode"))
+        if backend.on_cpu:
+            groups = Groups(reading, batch_size, workers, paced=not reader.keeps_films)
+
+            def judge_group(group: list[Read]) -> tuple[Judged, list[Read] | None]:
+                started = time.perf_counter()
+                films = [read() for read in _in_time(group)]
+                records, _ = judge(films)
+                groups.took(len(films), time.perf_counter() - started)
+                return records, group[len(films) :] or None
+
+            done = _in_order(decoders, judge_group, groups, workers * _GROUPS_A_THREAD)
+        else:
+            lanes = opened.enter_context(_threads(GPU_LANES, "infer"))
+            ahead = batch_size * (GPU_LANES + 1) + workers
+            films = _in_order(decoders, lambda read: (read(), None), reading, ahead)
+            done = _in_order(lanes, judge, _batches(films, batch_size), GPU_LANES + 1)
+        for records in done:
+            yield [repeats.settled(repeats.warned(record, uid)) for record, uid in records]
+
+
+@contextmanager
+def _threads(count: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """Threads that end with the block: what has not begun then is dropped."""
+    pool = ThreadPoolExecutor(count, thread_name_prefix=name)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Groups(Iterator[list[Item]]):
+    """Films in groups for the threads of a CPU, each as large as suits the pace so far.
+
+    Towards the end each is a thread's share of what is left, so that no core is left with many
+    films when the others have none; to see the end come, a group for each thread is taken ahead.
+
+    Args:
+        films: Whatever stands for each.
+        batch_size: Films an inference; groups hold whole batches, but for the last one.
+        workers: Threads that take groups.
+        paced: Groups grow with the pace; else they stay small, as films kept for pictures do not
+            become many then.
+    """
+
+    def __init__(
+        self, films: Iterable[Item], batch_size: int, workers: int, *, paced: bool
+    ) -> None:
+        self._films, self._coming = iter(films), deque[Item]()
+        self._batch_size, self._workers = batch_size, workers
+        self._paced, self._suiting = paced, _LEAST_IN_GROUP
+
+    def __next__(self) -> list[Item]:
+        """The next group."""
+        ahead = self._workers * max(self._suiting, self._batch_size) - len(self._coming)
+        self._coming.extend(islice(self._films, max(ahead, 0)))
+        if not self._coming:
+            raise StopIteration
+        share = -(-len(self._coming) // self._workers)
+        batches = min(self._suiting, share) // self._batch_size
+        size = min(max(batches, 1) * self._batch_size, len(self._coming))
+        return [self._coming.popleft() for _ in range(size)]
+
+    def took(self, films: int, seconds: float) -> None:
+        """Call after each group, from several threads."""
+        if self._paced:
+            suiting = int(_GROUP_SECONDS * films / seconds)
+            self._suiting = min(max(suiting, _LEAST_IN_GROUP), _MOST_IN_GROUP)
+
+
+def _batches(films: Iterable[Film], size: int) -> Iterator[list[Film]]:
+    """Group films so that each group but the last holds `size` prepared ones."""
+    group: list[Film] = []
+    prepared = 0
+    for film in films:
+        group.append(film)
+        prepared += film.pixels is not None
+        if prepared == size or len(group) >= _MOST_ITEMS * size:
+            yield group
+            group, prepared = [], 0
+    if group:
+        yield group
+
+
+def _in_time(items: Iterable[Item]) -> Iterator[Item]:
+    """The items up to the moment when patience ends; one at least."""
+    ends = time.perf_counter() + _PATIENCE_SECONDS
+    for item in items:
+        yield item
+        if time.perf_counter() > ends:
+            return
+
+
+def _in_order(
+    pool: ThreadPoolExecutor,
+    function: Callable[[Item], tuple[Result, Item | None]],
+    items: Iterable[Item],
+    ahead: int,
+) -> Iterator[Result]:
+    """Results in the order of the items, with at most `ahead` of them under way.
+
+    The function may leave the rest of an item, which then is the next item.
+    """
+    pending: deque[Future[tuple[Result, Item | None]]] = deque()
+    coming = iter(items)
+    while True:
+        for item in islice(coming, ahead - len(pending)):
+            pending.append(pool.submit(function, item))
+        if not pending:
+            return
+        result, rest = pending.popleft().result()
+        if rest is not None:
+            pending.appendleft(pool.submit(function, rest))
+        yield result

@@ -1,0 +1,56 @@
+"""Records as a table for people, on a terminal or in a file."""
+
+from __future__ import annotations
+
+from typing import IO
+
+from rich.console import Console
+from rich.text import Text
+
+from deepcovid_edge import NOTICE
+from deepcovid_edge.decision.record import INDETERMINATE, NEGATIVE, POSITIVE, Prediction
+
+_SIGNS = {
+    POSITIVE: ("▲ positive", "bold red"),
+    NEGATIVE: ("○ negative", "green"),
+    INDETERMINATE: ("◆ indeterminate", "bold magenta"),
+    None: ("! not assessed", "bold yellow"),
+}
+
+
+class TableWriter:
+    """Lines for people: word, sign and colour say the same."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._console = Console(file=stream, highlight=False, soft_wrap=True)
+        self._width = max(24, min(60, self._console.width - 40))
+        self._titled = False
+
+    def write(self, *records: Prediction) -> None:
+        """Write a line for each record."""
+        for record in records:
+            if not self._titled:
+                self._titled = True
+                title = f"{'film':<{self._width}}  {'result':<15}  {record.run.positive_class}"
+                self._console.print(Text(title, style="bold"))
+            self._console.print(self._line(record))
+        self._console.file.flush()
+
+    def _line(self, record: Prediction) -> Text:
+        sign, style = _SIGNS[record.decision]
+        line = Text(_shortened(record.path, self._width).ljust(self._width) + "  ")
+        line.append(f"{sign:<15}", style=style)
+        if record.probability is not None:
+            line.append(f"  {record.probability:.3f}")
+        notes = record.message or ", ".join(record.warnings)
+        line.append(f"  {notes}" if notes else "")
+        return line
+
+    def close(self) -> None:
+        """State what the table is not."""
+        self._console.print(Text(NOTICE, style="italic"))
+
+
+def _shortened(path: str, width: int) -> str:
+    printable = "".join(letter if letter.isprintable() else "?" for letter in path)
+    return printable if len(printable) <= width else "…" + printable[1 - width :]

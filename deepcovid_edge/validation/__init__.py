@@ -1,0 +1,1 @@
+"""May a model be used: equivalence of two variants, and the site check."""

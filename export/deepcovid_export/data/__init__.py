@@ -1,0 +1,1 @@
+"""Training data: splits, balance, augmentation, leaks and near-duplicates."""

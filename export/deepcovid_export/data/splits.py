@@ -1,0 +1,115 @@
+"""Splits for data that names none: drawn by patient, so that they hold when films are added.
+
+Films that belong together stay together: those of one patient, equal files, and copies of one
+exposure. A group's place depends on its patient, else on the files' content, and on nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from deepcovid_edge.datasets.dataset import LabelledFilm
+from deepcovid_export.data.near_duplicates import Fingerprint, find_copies
+from deepcovid_export.recipe import Recipe
+
+_ORDER = ("val", "test", "train")
+"""The order in which splits take their share: a new `test` share takes nothing from `val`."""
+
+
+def with_splits(
+    films: Sequence[LabelledFilm], prints: Sequence[Fingerprint], recipe: Recipe
+) -> list[LabelledFilm]:
+    """Films with a split each, as far as the data or the recipe's shares give one.
+
+    Data without splits is shared out; where it has `train` and no `val`, as the published
+    COVID-Xray-5k, `val` is drawn from `train`. Other data stays as it is.
+
+    Args:
+        films: Films with or without splits.
+        prints: Their fingerprints.
+        recipe: Names the shares and the classes, of which each split gets at least one film.
+    """
+    named = {film.split for film in films if film.split}
+    shares = dict(recipe.data.shares)
+    if named:
+        shares = {split: share for split, share in shares.items() if split in ("train", "val")}
+    if "val" in named or (named and "train" not in named):
+        return list(films)
+    chosen = [index for index, film in enumerate(films) if film.split == "train" or not named]
+    drawn = _drawn([films[index] for index in chosen], [prints[index] for index in chosen],
+                   shares, recipe)  # fmt: skip
+    found = list(films)
+    for index, split in zip(chosen, drawn, strict=True):
+        found[index] = replace(films[index], split=split)
+    return found
+
+
+def _drawn(
+    films: Sequence[LabelledFilm],
+    prints: Sequence[Fingerprint],
+    shares: Mapping[str, float],
+    recipe: Recipe,
+) -> list[str]:
+    if not films:
+        return []
+    groups = _groups(films, prints)
+    keys: dict[int, str] = {}
+    classes: dict[int | None, set[int]] = {}
+    for film, one, group in zip(films, prints, groups, strict=True):
+        key = film.patient or one.sha256
+        keys[group] = min(key, keys.get(group, key))
+        classes.setdefault(recipe.class_of(film.label), set()).add(group)
+    lots = {group: _lot(key) for group, key in keys.items()}
+    ends = _ends(shares)
+    placed = {group: next(s for s, end in ends.items() if lot < end) for group, lot in lots.items()}
+    for holders in classes.values():
+        _fill(placed, sorted(holders), lots, ends)
+    return [placed[group] for group in groups]
+
+
+def _groups(films: Sequence[LabelledFilm], prints: Sequence[Fingerprint]) -> list[int]:
+    """A number for each film that it shares with the films it belongs to."""
+    pairs = [(copy.first, copy.second) for copy in find_copies(prints, range(len(prints)))]
+    for keys in ([film.patient for film in films], [one.sha256 for one in prints]):
+        first: dict[str, int] = {}
+        pairs += [(first.setdefault(key, at), at) for at, key in enumerate(keys) if key]
+    ends: NDArray[Any] = np.array(pairs, np.int64).reshape(-1, 2).T
+    size = (len(films), len(films))
+    links = coo_array((np.ones(len(pairs), np.bool_), (ends[0], ends[1])), shape=size)
+    return [int(group) for group in connected_components(links, directed=False)[1]]
+
+
+def _lot(key: str) -> float:
+    """A number of [0, 1) that depends on the key alone."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big") / 2**48
+
+
+def _ends(shares: Mapping[str, float]) -> dict[str, float]:
+    """Upper ends of the intervals of lots that the splits take; the last is open."""
+    splits = [split for split in _ORDER if split in shares]
+    ends = np.cumsum([shares[split] for split in splits]) / sum(shares.values())
+    return {**dict(zip(splits, ends, strict=True)), splits[-1]: float("inf")}
+
+
+def _fill(
+    placed: dict[int, str],
+    holders: Sequence[int],
+    lots: Mapping[int, float],
+    ends: dict[str, float],
+) -> None:
+    """Give a split that a class is missing from the group whose lot is nearest to its share."""
+    for split, end in ends.items():
+        if any(placed[group] == split for group in holders):
+            continue
+        taken = [placed[group] for group in holders]
+        spare = [group for group in holders if taken.count(placed[group]) > 1]
+        if spare:
+            placed[min(spare, key=lambda group: abs(lots[group] - min(end, 1.0)))] = split

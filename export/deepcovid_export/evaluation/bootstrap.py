@@ -1,0 +1,115 @@
+"""Patient-level bootstrap: films of one patient are drawn together, so intervals do not flatter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcovid_edge.errors import UsageError
+from deepcovid_export.evaluation.metrics import Scores, Truth
+
+Weights = NDArray[np.float64]
+_CHUNK = 250
+"""Replicates that are computed at once; memory is this times the films."""
+
+
+@dataclass(frozen=True)
+class BootstrapSettings:
+    """How often and from what seed patients are drawn.
+
+    Attributes:
+        replicates: Draws of as many patients as there are, with replacement.
+        seed: Of the draws.
+    """
+
+    replicates: int = 2000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.replicates < 100:
+            raise UsageError(f"replicates: got {self.replicates}, expected 100 or more")
+
+
+def bootstrap(
+    scores: Scores,
+    positive: Truth,
+    patients: Sequence[str],
+    threshold: float,
+    settings: BootstrapSettings | None = None,
+) -> dict[str, Any] | None:
+    """95 % percentile intervals over draws of patients (Efron and Tibshirani 1993, chapter 13).
+
+    Args:
+        scores: Probabilities of the positive class, of shape (films,).
+        positive: Whether each film is positive, of shape (films,).
+        patients: Patient of each film; a film without one counts as a patient of its own.
+        threshold: Where sensitivity and specificity are taken.
+        settings: Replicates and seed.
+
+    Returns:
+        Intervals of sensitivity, specificity, AUC and average precision (None where a class is
+        missing) with what they were drawn from; None where no patient is known.
+    """
+    settings = settings or BootstrapSettings()
+    if not any(patients):
+        return None
+    names = [patient or f"\0film {number}" for number, patient in enumerate(patients)]
+    unique, owner = np.unique(names, return_inverse=True)
+    draws: dict[str, list[Weights]] = {}
+    for weights in _weights(len(unique), owner, settings):
+        for name, values in _figures(weights, scores, positive, threshold).items():
+            draws.setdefault(name, []).append(values)
+    return {
+        "patients": len(unique),
+        "films_without_patient": sum(not patient for patient in patients),
+        "replicates": settings.replicates,
+        "seed": settings.seed,
+        **{name: _interval(np.concatenate(parts)) for name, parts in draws.items()},
+    }
+
+
+def _weights(
+    patients: int, owner: NDArray[np.intp], settings: BootstrapSettings
+) -> Iterator[Weights]:
+    """How often each film occurs in each replicate, of shape (replicates, films), in chunks."""
+    draw = np.random.default_rng(settings.seed)
+    for start in range(0, settings.replicates, _CHUNK):
+        size = min(_CHUNK, settings.replicates - start)
+        times = draw.multinomial(patients, np.full(patients, 1 / patients), size=size)
+        yield times[:, owner].astype(np.float64)
+
+
+def _figures(
+    weights: Weights, scores: Scores, positive: Truth, threshold: float
+) -> dict[str, Weights]:
+    """Figures of every replicate, each of shape (replicates,); NaN where a class is missing."""
+    called = scores >= threshold
+    order = np.argsort(scores)
+    starts = np.unique(scores[order], return_index=True)[1]  # films of equal score are one step
+    of_positive, of_negative = (
+        np.add.reduceat((weights * group)[:, order], starts, axis=1)
+        for group in (positive, ~positive)
+    )
+    positives, negatives = of_positive.sum(axis=1), of_negative.sum(axis=1)
+    found = of_positive[:, ::-1].cumsum(axis=1)
+    alarms = of_negative[:, ::-1].cumsum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        below = of_negative.cumsum(axis=1) - of_negative / 2
+        area = (of_positive * below).sum(axis=1) / (positives * negatives)
+        precision = np.nan_to_num(found / (found + alarms))
+        average = (precision * of_positive[:, ::-1]).sum(axis=1) / positives
+        return {
+            "sensitivity": weights @ (called & positive) / positives,
+            "specificity": weights @ (~called & ~positive) / negatives,
+            "auc": area,
+            "average_precision": average,
+        }
+
+
+def _interval(values: Weights) -> list[float] | None:
+    known = values[np.isfinite(values)]
+    return np.quantile(known, [0.025, 0.975]).tolist() if known.size else None

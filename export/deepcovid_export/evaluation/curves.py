@@ -1,0 +1,153 @@
+"""What a report draws and tabulates: scikit-learn's curves, as plain values for JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import (
+    average_precision_score,
+    brier_score_loss,
+    confusion_matrix,
+    precision_recall_curve,
+    roc_curve,
+)
+
+from deepcovid_export.evaluation.metrics import Scores, Truth, at_threshold, operating_point
+
+THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+"""Thresholds of the table; the model's own is added."""
+HISTOGRAM_BINS = 25
+CALIBRATION_BINS = 10
+MOST_POINTS = 500
+"""A curve of more points is thinned evenly."""
+_DECIMALS = 6
+_ABOVE_ALL = 1 + 10**-_DECIMALS
+"""A threshold that no probability reaches."""
+
+
+def curves(scores: Scores, positive: Truth) -> dict[str, Any] | None:
+    """ROC, precision over recall, and sensitivity and specificity over the threshold.
+
+    Args:
+        scores: Probabilities of the positive class, of shape (films,).
+        positive: Whether each film is positive, of shape (films,).
+
+    Returns:
+        Lists of equal length for each curve; None where a class is missing.
+    """
+    if positive.all() or not positive.any():
+        return None
+    false_rate, true_rate, _ = roc_curve(positive, scores)
+    precision, recall, _ = precision_recall_curve(positive, scores, drop_intermediate=True)
+    # Every score is a step here: what lies on a line of the ROC curve is still one of this curve.
+    false_all, true_all, threshold = roc_curve(positive, scores, drop_intermediate=False)
+    return {
+        "roc": _lists(false_positive_rate=false_rate, sensitivity=true_rate),
+        "precision_recall": _lists(recall=recall, precision=precision),
+        "over_threshold": _lists(  # from where nothing is called positive to where all is
+            threshold=np.append(np.minimum(threshold, _ABOVE_ALL), 0.0),
+            sensitivity=np.append(true_all, 1.0),
+            specificity=np.append(1 - false_all, 0.0),
+        ),
+    }
+
+
+def average_precision(scores: Scores, positive: Truth) -> float | None:
+    """Area under the precision-recall curve as steps, or None without a positive film."""
+    return float(average_precision_score(positive, scores)) if positive.any() else None
+
+
+def threshold_table(scores: Scores, positive: Truth, own: float) -> list[dict[str, Any]]:
+    """Sensitivity and specificity at chosen thresholds and at the model's own, ascending."""
+    return [
+        {"threshold": value, "own": value == own, **at_threshold(scores, positive, value)}
+        for value in sorted({*THRESHOLDS, own})
+    ]
+
+
+def operating_points(
+    scores: Scores, positive: Truth, own: float, origin: str
+) -> list[dict[str, Any]]:
+    """The model's own operating point, then two that are read off the films themselves.
+
+    One that no threshold reaches (a negative film with a probability of 1) is left out.
+
+    Args:
+        scores: Probabilities of the positive class, of shape (films,).
+        positive: Whether each film is positive, of shape (films,).
+        own: The model's threshold.
+        origin: Where that comes from.
+    """
+    points = [("own", own, origin)]
+    if positive.any() and not positive.all():
+        read_off = "read off these films: no promise for others"
+        points.append(("sensitivity 98 %", operating_point(scores, positive, 0.98), read_off))
+        # A negative film that is called negative is a "positive found" of the mirrored scores.
+        mirrored = 1 - operating_point(1 - scores, ~positive, 0.95)
+        if (scores[~positive] < mirrored).mean() >= 0.95:
+            points.append(("specificity 95 %", mirrored, read_off))
+    return [
+        {
+            "name": name,
+            "threshold": threshold,
+            "origin": text,
+            **at_threshold(scores, positive, threshold),
+        }
+        for name, threshold, text in points
+    ]
+
+
+def confusion(truth: NDArray[np.intp], called: NDArray[np.intp], classes: Sequence[str]) -> Any:
+    """Films of each class (rows) by the class that they are called (columns).
+
+    Args:
+        truth: Index of each film's class, of shape (films,).
+        called: Index of the class that it is called, of shape (films,).
+        classes: Class names.
+    """
+    counts = confusion_matrix(truth, called, labels=range(len(classes)))
+    return {"classes": list(classes), "counts": counts.tolist()}
+
+
+def histograms(scores: Scores, labels: Sequence[str]) -> dict[str, Any]:
+    """Number of films by probability of the positive class, for each label of the data set."""
+    edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
+    names = np.array(labels)
+    return {
+        "edges": edges.round(_DECIMALS).tolist(),
+        "films": {
+            name: np.histogram(scores[names == name], edges)[0].tolist()
+            for name in sorted(set(labels))
+        },
+    }
+
+
+def calibration(scores: Scores, positive: Truth) -> dict[str, Any]:
+    """Reliability in ten bins of equal width, expected calibration error and Brier score.
+
+    The expected calibration error is the mean distance of share and probability over the films
+    (Naeini, Cooper and Hauskrecht 2015, AAAI), here of the positive class.
+    """
+    share, probability = calibration_curve(positive, scores, n_bins=CALIBRATION_BINS)
+    inner = np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]
+    counts = np.bincount(np.searchsorted(inner, scores), minlength=CALIBRATION_BINS)
+    weights = counts[counts > 0] / len(scores)
+    return {
+        "bins": {
+            "films": counts[counts > 0].tolist(),
+            **_lists(probability=probability, share_positive=share),
+        },
+        "expected_calibration_error": float(weights @ np.abs(share - probability)),
+        "brier": float(brier_score_loss(positive, scores, pos_label=True)),
+    }
+
+
+def _lists(**columns: NDArray[Any]) -> dict[str, list[float]]:
+    """Columns of one length as rounded lists, thinned."""
+    count = len(next(iter(columns.values())))
+    kept = np.unique(np.linspace(0, count - 1, min(count, MOST_POINTS)).round().astype(int))
+    return {name: values[kept].round(_DECIMALS).tolist() for name, values in columns.items()}

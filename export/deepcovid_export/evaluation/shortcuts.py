@@ -1,0 +1,253 @@
+"""Did a model learn the disease, or the source of a film? The shortcut report.
+
+Films of one class often come from other places than films of another: then borders, letters,
+tone and shape tell the class as well as the lungs do (DeGrave, Janizek and Lee 2021, Nature
+Machine Intelligence 3:610). What is measured:
+
+- **lungs hidden**: a central rectangle is set to the mean grey of what stays visible around it.
+  A model that still ranks the films by class reads the source.
+- **lungs only**: everything but that rectangle is set to the mean grey inside it: frame, corners
+  and markers are gone. A model of the disease loses little.
+- the area under the curve by shape of the film, and within each source that has both classes.
+
+The rectangle's sides are 80 % of the field that the network sees: on frontal chest films of six
+collections the lungs end 5 % to 12 % from the field's edge, and letters and markers lie in the
+outer 10 %. A larger rectangle hides the markers too, a smaller one leaves lung to see; both are
+measured beside it. The grey is the mean of what stays visible, since the film's own mean would
+tell how white the hidden lungs are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcovid_edge.backends import Backend
+from deepcovid_edge.datasets.dataset import LabelledFilm
+from deepcovid_edge.errors import UsageError
+from deepcovid_edge.imaging.pictures import Radiograph
+from deepcovid_edge.imaging.prepare import visible_field
+from deepcovid_edge.manifest import InputSpec
+from deepcovid_export.evaluation.bootstrap import bootstrap
+from deepcovid_export.evaluation.metrics import area
+from deepcovid_export.evaluation.predictions import Judged, judge
+
+_Rectangle = tuple[slice, slice]
+
+
+@dataclass(frozen=True)
+class ShortcutSettings:
+    """What is hidden, and what counts as reading the source.
+
+    Attributes:
+        side: Sides of the hidden rectangle as a share of the field's, 0 to 1.
+        other_sides: More sizes for which the area with the lungs hidden is measured.
+        limit: Area under the curve, with the lungs hidden, above which a model reads the source.
+        square: A film is square if its longer side is at most this times the shorter.
+    """
+
+    side: float = 0.8
+    other_sides: tuple[float, ...] = (0.7, 0.9)
+    limit: float = 0.70
+    square: float = 1.05
+
+    def __post_init__(self) -> None:
+        for value in (self.side, *self.other_sides):
+            if not 0 < value < 1:
+                raise UsageError(f"side: got {value}, expected more than 0 and less than 1")
+        if not 0.5 <= self.limit <= 1:
+            raise UsageError(f"limit: got {self.limit}, expected 0.5 to 1")
+
+
+def hide_lungs(film: Radiograph, spec: InputSpec, side: float) -> Radiograph:
+    """Set the centre of what the network sees to the mean grey of what lies around it.
+
+    Args:
+        film: The film, of any shape.
+        spec: The network's input, which decides what of the film is seen.
+        side: Sides of the hidden rectangle as a share of the seen field's.
+    """
+    field = visible_field(film.pixels.shape, spec)
+    inner = _centre(field, side)
+    seen, hidden = film.pixels[field], film.pixels[inner]
+    around = float(seen.sum(dtype=np.int64) - hidden.sum(dtype=np.int64))
+    pixels = film.pixels.copy()
+    pixels[inner] = round(around / (seen.size - hidden.size))
+    return replace(film, pixels=pixels)
+
+
+def keep_lungs(film: Radiograph, spec: InputSpec, side: float) -> Radiograph:
+    """Set everything but the centre of what the network sees to the mean grey of that centre.
+
+    Args:
+        film: The film, of any shape.
+        spec: The network's input, which decides what of the film is seen.
+        side: Sides of the kept rectangle as a share of the seen field's.
+    """
+    inner = _centre(visible_field(film.pixels.shape, spec), side)
+    kept = film.pixels[inner]
+    pixels = np.full_like(film.pixels, round(float(kept.mean())))
+    pixels[inner] = kept
+    return replace(film, pixels=pixels)
+
+
+def _centre(field: _Rectangle, side: float) -> _Rectangle:
+    rows, columns = (_middle(part, side) for part in field)
+    return rows, columns
+
+
+def _middle(part: slice, side: float) -> slice:
+    """The middle of a stretch; at least one pixel is left at both ends."""
+    length = part.stop - part.start
+    margin = max(1, round(length * (1 - side) / 2))
+    return slice(part.start + margin, part.stop - margin)
+
+
+def measure_shortcuts(
+    backend: Backend,
+    films: Sequence[LabelledFilm],
+    whole: Judged | None = None,
+    settings: ShortcutSettings | None = None,
+) -> dict[str, Any]:
+    """Judge the films with the lungs hidden and with the lungs alone, and within groups.
+
+    Args:
+        backend: The loaded model.
+        films: Labelled films.
+        whole: What the model says of the films as they are, if that was measured already.
+        settings: Size of the rectangle and limit.
+
+    Returns:
+        Areas with intervals, and the verdict, as plain values for JSON. `reads_the_source` is
+        None where the films cannot tell.
+
+    Raises:
+        DataError: No film was assessed, or a label belongs to no class.
+    """
+    settings = settings or ShortcutSettings()
+    spec = backend.manifest.input
+    whole = whole or judge(backend, films)
+
+    def hidden(side: float) -> Judged:
+        return judge(backend, films, change=lambda film: hide_lungs(film, spec, side))
+
+    only = judge(backend, films, change=lambda film: keep_lungs(film, spec, settings.side))
+    areas = {
+        side: _area_of(hidden(side)) for side in sorted({settings.side, *settings.other_sides})
+    }
+    reads, sentence = verdict(areas[settings.side], settings.limit)
+    return {
+        "side": settings.side,
+        "limit": settings.limit,
+        "whole": _area_of(whole),
+        "lungs_only": _area_of(only),
+        "lungs_hidden": areas[settings.side],
+        "lungs_hidden_by_side": {str(side): value for side, value in areas.items()},
+        "by_shape": _by_shape(whole, settings.square),
+        "within_source": within_source(whole),
+        "reads_the_source": reads,
+        "verdict": sentence,
+    }
+
+
+def verdict(hidden: Mapping[str, Any], limit: float) -> tuple[bool | None, str]:
+    """Whether a model reads the source, by its area under the curve with the lungs hidden.
+
+    Yes where the whole 95 % interval (the wider of DeLong's and the one over patients) lies above
+    the limit, no where the area itself does not; between them the films are too few to tell, and
+    where a class is missing they cannot tell.
+
+    Args:
+        hidden: From `metrics.area`.
+        limit: The area from which on a model reads the source.
+
+    Returns:
+        The verdict (None: cannot be told) and a sentence.
+    """
+    value = hidden["auc"]
+    if value is None:
+        return None, "Cannot be told: these films are all of one class."
+    known = [hidden["auc_interval_95"], hidden.get("auc_interval_95_patients")]
+    low = min(interval[0] for interval in known if interval)
+    high = max(interval[1] for interval in known if interval)
+    found = f"with the lungs hidden the AUC is {value:.3f} [{low:.3f}, {high:.3f}]"
+    if low > limit:
+        return True, f"Reads the source: {found}, all above {limit:.2f}."
+    if value > limit:
+        return None, f"May read the source: {found}, above {limit:.2f}, but the films are too few."
+    return False, f"Not shown to read the source: {found}, not above {limit:.2f}."
+
+
+def within_source(judged: Judged) -> dict[str, dict[str, Any]]:
+    """Areas within each source, and each collection of sources, that has both classes.
+
+    A source `COLLECTION (site) ...` is a site of a collection; the sites are judged together too.
+    """
+    sources = np.array([film.source for film in judged.films])
+    groups: dict[str, NDArray[np.bool_]] = {}
+    for source in sorted(set(sources.tolist()) - {""}):
+        groups[source] = sources == source
+        collection = source.partition(" (")[0]
+        together = np.char.startswith(sources, f"{collection} (")
+        if (together > groups[source]).any():
+            groups[f"{collection} (all sites)"] = together
+    found = {}
+    for name, chosen in groups.items():
+        figures = _area_of(judged, chosen)
+        if figures["auc"] is not None:
+            found[name] = figures
+    return found
+
+
+def shortcut_summary(shortcuts: Mapping[str, Any], data: str, sha256: str) -> dict[str, Any]:
+    """The figures that a model's manifest may carry, in `training["shortcuts"]`.
+
+    Args:
+        shortcuts: From `measure_shortcuts`.
+        data: What the films are, such as `val`.
+        sha256: From `dataset_sha256`.
+    """
+
+    def short(figures: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: figures[name] for name in ("auc", "auc_interval_95")}
+
+    return {
+        "data": data,
+        "data_sha256": sha256,
+        "films": shortcuts["whole"]["films"],
+        "side": shortcuts["side"],
+        "limit": shortcuts["limit"],
+        **{name: short(shortcuts[name]) for name in ("whole", "lungs_only", "lungs_hidden")},
+        "within_source": {
+            name: short(figures) for name, figures in shortcuts["within_source"].items()
+        },
+        "reads_the_source": shortcuts["reads_the_source"],
+        "verdict": shortcuts["verdict"],
+    }
+
+
+def _area_of(judged: Judged, among: NDArray[np.bool_] | None = None) -> dict[str, Any]:
+    """The area over some of the films, with the interval over patients where they are known."""
+    chosen = np.ones(len(judged.films), bool) if among is None else among
+    scores, positive = judged.scores[chosen], judged.positive[chosen]
+    figures = area(scores, positive)
+    if among is None and figures["auc"] is not None:
+        patients = [film.patient for film in judged.films]
+        drawn = bootstrap(scores, positive, patients, judged.manifest.threshold)
+        figures["auc_interval_95_patients"] = drawn and drawn["auc"]
+    return figures
+
+
+def _by_shape(judged: Judged, square: float) -> dict[str, dict[str, Any]]:
+    rows, columns = judged.shapes.T
+    wide = columns / rows
+    groups = {
+        "square": (wide <= square) & (wide >= 1 / square),
+        "landscape": wide > square,
+        "portrait": wide < 1 / square,
+    }
+    return {name: _area_of(judged, group) for name, group in groups.items() if group.any()}

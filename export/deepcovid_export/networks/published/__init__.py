@@ -1,0 +1,1 @@
+"""The pickled networks that the published project offers."""

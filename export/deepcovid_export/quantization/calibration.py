@@ -1,0 +1,269 @@
+"""Calibration: which films show a network its ranges, and which ranges lose least.
+
+Films come from the `train` split alone and are balanced over the model's classes. What an
+activation looks like is kept as a histogram, so memory does not grow with the number of films.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice, zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from deepcovid_edge.datasets.dataset import SPLITS, LabelledFilm, load_dataset
+from deepcovid_edge.errors import DataError, ImageRefusedError
+from deepcovid_edge.imaging.pictures import read_radiograph
+from deepcovid_edge.imaging.prepare import prepare
+from deepcovid_edge.manifest import InputSpec, ModelManifest
+
+SPLIT = "train"
+FEWEST_FILMS = 16
+BATCH = 8
+BINS = 8192
+_CLIPPING = np.linspace(0.2, 1.0, 81)
+"""Shares of the largest value that are tried as the end of a range."""
+_ERRORS_ONLY = 3
+
+Ranges = dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class CalibrationFilms:
+    """Films to calibrate on.
+
+    Attributes:
+        films: The films, the same number of each class.
+        by_class: Class name to number of films.
+        refused: Files that could not be read, with their reason code.
+        split: `train`, or empty where the data has no splits.
+    """
+
+    films: list[LabelledFilm]
+    by_class: dict[str, int]
+    refused: dict[str, str]
+    split: str
+
+
+def choose_films(data: Path, manifest: ModelManifest, count: int) -> CalibrationFilms:
+    """Choose calibration films: from `train`, balanced over classes, the same ones every time.
+
+    Within a class the labels take turns, each in the order of its file names' SHA-256: a spread
+    over sources that depends on no folder's order and on no chance.
+
+    Args:
+        data: A data set; where it has splits, `train` is used and nothing else.
+        manifest: The model's; its training recipe says which labels belong to which class.
+        count: Most films, all classes together.
+
+    Raises:
+        DataError: There is no `train` split, a class has no film, or there are too few.
+    """
+    films, split = _train_films(data)
+    queues = {name: _in_turn(films, labels) for name, labels in _labels(manifest).items()}
+    refused: dict[str, str] = {}
+    share = count // len(queues)
+    chosen = {
+        name: list(islice(_readable(queue, refused), share)) for name, queue in queues.items()
+    }
+    found = {name: len(part) for name, part in chosen.items()}
+    smallest = min(found.values())
+    if smallest * len(found) < FEWEST_FILMS:
+        needed = math.ceil(FEWEST_FILMS / len(found))
+        counts = ", ".join(f"{name} {number}" for name, number in found.items())
+        raise DataError(
+            f"{data}: got {sum(found.values())} calibration films ({counts}), expected at least "
+            f"{FEWEST_FILMS}, that is {needed} of each class: add labelled films of these classes"
+        )
+    balanced = list(chain.from_iterable(zip(*chosen.values(), strict=False)))
+    return CalibrationFilms(balanced, dict.fromkeys(found, smallest), refused, split)
+
+
+def _train_films(data: Path) -> tuple[list[LabelledFilm], str]:
+    forbidden = set(SPLITS) - {SPLIT}
+    if data.resolve().name in forbidden:
+        raise DataError(
+            f"{data}: is the split {data.resolve().name!r}; films to calibrate on come from "
+            f"{SPLIT!r}: give the folder above it"
+        )
+    films = load_dataset(data)
+    splits = sorted({film.split for film in films if film.split})
+    if not splits:
+        return films, ""
+    if SPLIT not in splits:
+        raise DataError(
+            f"{data}: has the splits {', '.join(splits)}; films to calibrate on come from "
+            f"{SPLIT!r}: give data with that split"
+        )
+    return [film for film in films if film.split == SPLIT], SPLIT
+
+
+def _labels(manifest: ModelManifest) -> dict[str, tuple[str, ...]]:
+    grouped = manifest.training.get("recipe", {}).get("classes", {})
+    return {name: (name, *grouped.get(name, ())) for name in manifest.classes}
+
+
+def _in_turn(films: Sequence[LabelledFilm], labels: Sequence[str]) -> Iterator[LabelledFilm]:
+    """Films of some labels: one of each in turn."""
+    rows = [
+        sorted((film for film in films if film.label == label), key=_name_digest)
+        for label in dict.fromkeys(labels)
+    ]
+    for turn in zip_longest(*rows):
+        yield from (film for film in turn if film is not None)
+
+
+def _name_digest(film: LabelledFilm) -> bytes:
+    return hashlib.sha256(film.path.name.encode()).digest()
+
+
+def _readable(films: Iterator[LabelledFilm], refused: dict[str, str]) -> Iterator[LabelledFilm]:
+    for film in films:
+        try:
+            read_radiograph(film.path)
+        except ImageRefusedError as error:
+            refused[str(film.path)] = error.reason.code
+        else:
+            yield film
+
+
+class FilmBatches:
+    """Prepared films, read batch by batch whenever they are iterated over; none is kept."""
+
+    def __init__(self, films: Sequence[LabelledFilm], spec: InputSpec) -> None:
+        self.films = list(films)
+        self.spec = spec
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        for start in range(0, len(self.films), BATCH):
+            part = self.films[start : start + BATCH]
+            yield np.stack([prepare(read_radiograph(film.path), self.spec) for film in part])
+
+
+class Histogram:
+    """Counts of values in equal bins between -reach and reach, which doubles when it must.
+
+    Attributes:
+        lowest: The lowest value seen.
+        highest: The highest value seen.
+    """
+
+    def __init__(self) -> None:
+        self.lowest = math.inf
+        self.highest = -math.inf
+        self._counts = np.zeros(BINS, np.int64)
+        self._reach = 2.0**-20
+
+    def add(self, values: NDArray[np.float32]) -> None:
+        """Count values of any shape."""
+        self.lowest = min(self.lowest, float(values.min()))
+        self.highest = max(self.highest, float(values.max()))
+        while max(-self.lowest, self.highest) >= self._reach:
+            paired = self._counts.reshape(-1, 2).sum(axis=1)
+            self._counts = np.pad(paired, BINS // 4)
+            self._reach *= 2
+        scaled = values.ravel() * np.float32(BINS / 2 / self._reach) + np.float32(BINS / 2)
+        places = np.minimum(scaled.astype(np.int32), BINS - 1)
+        self._counts += np.bincount(places, minlength=BINS)
+
+    def best_range(self, *, symmetric: bool) -> tuple[float, float]:
+        """The range whose quantisation has the smallest mean squared error.
+
+        A shorter range cuts off rare large values and shows the others in finer steps.
+
+        Args:
+            symmetric: int8 around zero (127 steps either way) instead of uint8 with a zero point.
+        """
+        edges: NDArray[np.float64] = np.linspace(-self._reach, self._reach, BINS + 1)
+        centres = (edges[:-1] + edges[1:]) / 2
+        used = self._counts > 0
+        values, weights = centres[used], self._counts[used].astype(np.float64)
+        candidates = [self._range(float(share), symmetric=symmetric) for share in _CLIPPING]
+        errors = [
+            float(weights @ (values - _quantised(values, *ends, symmetric=symmetric)) ** 2)
+            for ends in candidates
+        ]
+        return candidates[int(np.argmin(errors))]
+
+    def _range(self, share: float, *, symmetric: bool) -> tuple[float, float]:
+        low, high = min(self.lowest, 0.0) * share, max(self.highest, 0.0) * share
+        reach = max(-low, high)
+        return (-reach, reach) if symmetric else (low, high)
+
+
+def _quantised(
+    values: NDArray[np.float64], low: float, high: float, *, symmetric: bool
+) -> NDArray[np.float64]:
+    """Values as they come out of QuantizeLinear and DequantizeLinear (ONNX operators)."""
+    lowest, highest = (-127, 127) if symmetric else (0, 255)
+    step = (high - low) / (highest - lowest) or 1.0
+    zero = 0 if symmetric else round(-low / step)
+    stored = np.clip(np.rint(values / step) + zero, lowest, highest)
+    restored: NDArray[np.float64] = (stored - zero) * step
+    return restored
+
+
+def channel_peaks(
+    model: onnx.ModelProto, tensors: Sequence[str], batches: FilmBatches
+) -> dict[str, NDArray[np.float64]]:
+    """The largest magnitude in each channel of tensors of shape (N, channels, h, w)."""
+    peaks: dict[str, NDArray[np.float64]] = {}
+
+    def note(name: str, values: NDArray[np.float32]) -> None:
+        seen = np.abs(values).max(axis=(0, 2, 3)).astype(np.float64)
+        peaks[name] = np.maximum(peaks.get(name, seen), seen)
+
+    _watch(model, tensors, batches, note)
+    return peaks
+
+
+def best_ranges(
+    model: onnx.ModelProto, tensors: Sequence[str], batches: FilmBatches, *, symmetric: bool
+) -> Ranges:
+    """Ranges of tensors by `Histogram.best_range`, over all batches."""
+    histograms = {name: Histogram() for name in tensors}
+    _watch(model, tensors, batches, lambda name, values: histograms[name].add(values))
+    return {name: seen.best_range(symmetric=symmetric) for name, seen in histograms.items()}
+
+
+def _watch(
+    model: onnx.ModelProto,
+    tensors: Sequence[str],
+    batches: FilmBatches,
+    note: Callable[[str, NDArray[np.float32]], None],
+) -> None:
+    """Run films through a network and show some of its tensors, batch by batch."""
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    present = {output.name for output in watched.graph.output}
+    for name in tensors:
+        if name not in present:
+            watched.graph.output.append(onnx.ValueInfoProto(name=name))
+    session = open_session(watched)
+    for batch in batches:
+        for name, values in zip(
+            tensors, session.run(list(tensors), {"images": batch}), strict=True
+        ):
+            note(name, values)
+
+
+def open_session(model: onnx.ModelProto) -> Any:
+    """An ONNX Runtime session on the CPU, on all of its cores."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.inter_op_num_threads = 1
+    # Threads that wait for the next run would take the cores from what is computed in between.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = _ERRORS_ONLY
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )

@@ -1,0 +1,149 @@
+"""A network whose layers can be lowered one by one: calibrated once, written as often as asked."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import onnx
+
+from deepcovid_edge.errors import UsageError
+from deepcovid_export.onnx_export.graphs import INT8_OPSET, find_layers, with_opset
+from deepcovid_export.quantization.calibration import FilmBatches, best_ranges, channel_peaks
+from deepcovid_export.quantization.equalise import equalise, find_pairs
+from deepcovid_export.quantization.fp16_graph import rest_to_fp16, to_fp16
+from deepcovid_export.quantization.int8_graph import residual_adds, to_int8_cpu, to_int8_tensorrt
+from deepcovid_export.quantization.sensitivity import PROBE_BATCHES
+from deepcovid_export.quantization.weight_fit import fit_weights
+
+PRECISIONS = ("fp16", "int8")
+TARGETS = ("tensorrt", "cpu")
+FLAVOURS = {
+    ("fp16", "tensorrt"): "FP16; normalisation, inputs and outputs as they were",
+    ("int8", "tensorrt"): "Q/DQ, int8, symmetric, weights per channel, bias in float",
+    ("int8", "cpu"): "Q/DQ, uint8 activations, int8 weights per channel, int32 bias",
+}
+_MULTIPLIED_AT_ONCE = 4
+"""Products that one lane of VPDPBUSD (x86) or SDOT (Arm) sums."""
+FIT_BATCHES = 16
+"""Weights are fitted on at most so many batches of calibration films."""
+_SHOWN_TO_CPU = ("Conv", "Relu", "MaxPool", "Concat", "Add")
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What a network is lowered to.
+
+    Attributes:
+        precision: `fp16` or `int8`.
+        target: `tensorrt` or `cpu`: what will run it.
+        rest: `fp16` or `fp32`: precision of the layers that are not INT8 (TensorRT).
+    """
+
+    precision: str = "int8"
+    target: str = "tensorrt"
+    rest: str = "fp16"
+
+    def __post_init__(self) -> None:
+        for flag, value, known in (
+            ("--precision", self.precision, PRECISIONS),
+            ("--for", self.target, TARGETS),
+            ("--rest", self.rest, ("fp16", "fp32")),
+        ):
+            if value not in known:
+                raise UsageError(f"{flag}: got {value!r}, expected {' or '.join(known)}")
+        if (self.precision, self.target) not in FLAVOURS:
+            raise UsageError(
+                "--for cpu: got --precision fp16, which CPUs compute slower than fp32: "
+                "use --precision int8"
+            )
+
+    @property
+    def suffix(self) -> str:
+        """What the name of a model gets, such as `-int8-cpu`."""
+        return "-fp16" if self.precision == "fp16" else f"-{self.precision}-{self.target}"
+
+    @property
+    def flavour(self) -> str:
+        """The flavour in words, for the manifest."""
+        return FLAVOURS[self.precision, self.target]
+
+
+class Lowering:
+    """An FP32 network, calibrated, and the ways to write its layers in lower precision."""
+
+    def __init__(self, model: onnx.ModelProto, lowered: Lowered, batches: FilmBatches) -> None:
+        self.lowered = lowered
+        self.layers = tuple(_lowerable(model, lowered))
+        self.never = set(find_layers(model)) - set(self.layers)
+        self.adds = tuple(residual_adds(model)) if lowered.suffix == "-int8-tensorrt" else ()
+        self._model = model
+        if lowered.precision == "int8":
+            peaks = channel_peaks(model, [pair.activation for pair in find_pairs(model)], batches)
+            self._model = with_opset(equalise(model, peaks), INT8_OPSET)
+            symmetric = lowered.target == "tensorrt"
+            shown = list(_shown(self._model, lowered))
+            self._ranges = best_ranges(self._model, shown, batches, symmetric=symmetric)
+            # Films that no probe sees, where there are as many: it measures what the fit is worth.
+            few = (islice(batches, first, first + FIT_BATCHES) for first in (PROBE_BATCHES, 0))
+            self._films = next(filter(None, map(list, few)), [])
+
+    def write(
+        self, layers: Collection[str], *, fused_adds: bool = False, alone: bool = False
+    ) -> onnx.ModelProto:
+        """The network with these layers lowered.
+
+        Args:
+            layers: Names of layers, of `Lowering.layers`.
+            fused_adds: Quantise the residual additions as TensorRT fuses them.
+            alone: Lower nothing between the layers and fit no weights, to see what these cost.
+        """
+        if self.lowered.precision == "fp16":
+            return to_fp16(self._model, layers)
+
+        def lower(model: onnx.ModelProto) -> onnx.ModelProto:
+            return self._to_int8(model, layers, fused_adds=fused_adds, alone=alone)
+
+        if alone:
+            return lower(self._model)
+        return lower(fit_weights(self._model, layers, lower, self._films))
+
+    def _to_int8(
+        self, model: onnx.ModelProto, layers: Collection[str], *, fused_adds: bool, alone: bool
+    ) -> onnx.ModelProto:
+        if self.lowered.target == "cpu":
+            return to_int8_cpu(model, self._ranges, layers, alone=alone)
+        typed = to_int8_tensorrt(model, self._ranges, layers, fused_adds=fused_adds)
+        others = set(find_layers(model)) - set(layers)
+        if self.lowered.rest == "fp16" and others and not alone:
+            return rest_to_fp16(typed, others)
+        return typed
+
+
+def _lowerable(model: onnx.ModelProto, lowered: Lowered) -> Iterator[str]:
+    """Layers that may be lowered.
+
+    On a CPU not the last, whose output leaves the graph in float, and none of fewer channels than
+    its INT8 instructions multiply at once: it would gain no time, and a grey film's first layer is
+    among the costliest in accuracy.
+    """
+    outputs = {output.name for output in model.graph.output}
+    channels = {item.name: item.dims[1] for item in model.graph.initializer if len(item.dims) == 4}
+    for name, node in find_layers(model).items():
+        fills = channels.get(node.input[1], 0) >= _MULTIPLIED_AT_ONCE
+        if lowered.target != "cpu" or (fills and node.output[0] not in outputs):
+            yield name
+
+
+def _shown(model: onnx.ModelProto, lowered: Lowered) -> Iterator[str]:
+    """The activations whose ranges the Q/DQ of a flavour need."""
+    constants = {item.name for item in model.graph.initializer}
+    outputs = {output.name for output in model.graph.output}
+    names: dict[str, None] = {}
+    for node in model.graph.node:
+        if node.op_type == "Conv":
+            names[node.input[0]] = None
+        if node.op_type == "Add" or (lowered.target == "cpu" and node.op_type in _SHOWN_TO_CPU):
+            names |= dict.fromkeys([*node.input, *node.output])
+    return (name for name in names if name and name not in constants | outputs)

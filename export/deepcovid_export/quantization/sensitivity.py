@@ -1,0 +1,54 @@
+"""Which layers cost accuracy when they are lowered, and by how much."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import islice
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from deepcovid_export.quantization.calibration import FilmBatches, open_session
+
+PROBE_BATCHES = 8
+"""A probe holds this many batches of prepared films: 64 of 224 x 224 are 3.2 MB."""
+
+
+class Probe:
+    """A few calibration films, and what the FP32 network says of them."""
+
+    def __init__(self, model: onnx.ModelProto, batches: FilmBatches) -> None:
+        self._batches = list(islice(batches, PROBE_BATCHES))
+        self._reference = self._logits(model)
+
+    def error(self, candidate: onnx.ModelProto) -> float:
+        """RMSE of a candidate's logits over the spread (standard deviation) of the network's own.
+
+        Infinite where the candidate gives no number.
+        """
+        apart = self._logits(candidate) - self._reference
+        if not np.isfinite(apart).all():
+            return math.inf
+        return float(np.sqrt(np.mean(apart**2)) / (np.std(self._reference) or 1.0))
+
+    def _logits(self, model: onnx.ModelProto) -> NDArray[np.float64]:
+        session = open_session(model)
+        seen = [session.run(["logits"], {"images": batch})[0] for batch in self._batches]
+        logits: NDArray[np.float64] = np.concatenate(seen).astype(np.float64)
+        return logits
+
+
+def layer_errors(
+    layers: Sequence[str], lowered_alone: Callable[[str], onnx.ModelProto], probe: Probe
+) -> dict[str, float]:
+    """What each layer costs when it alone is lowered, the costliest first.
+
+    Args:
+        layers: Names of layers.
+        lowered_alone: Makes the network with one layer lowered.
+        probe: Measures it.
+    """
+    errors = {name: probe.error(lowered_alone(name)) for name in layers}
+    return dict(sorted(errors.items(), key=lambda item: -item[1]))

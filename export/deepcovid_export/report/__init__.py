@@ -1,0 +1,1 @@
+"""Evaluations as JSON, one page and a model card."""

@@ -1,0 +1,346 @@
+"""Fine-tune a network on films: one readable loop, resumable at every epoch."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, DistributedSampler
+
+from deepcovid_edge import __version__
+from deepcovid_edge.datasets.dataset import dataset_sha256
+from deepcovid_edge.errors import ModelFileError, UsageError
+from deepcovid_edge.manifest import ModelManifest
+from deepcovid_export.data.balance import films_of_an_epoch, loss_weights
+from deepcovid_export.data.films import FilmDataset, TrainingData, one_thread_each
+from deepcovid_export.evaluation.metrics import (
+    Scores,
+    Truth,
+    at_threshold,
+    auc,
+    threshold_for_new_films,
+)
+from deepcovid_export.networks import Classifier, build_network, load_imagenet, train_only
+from deepcovid_export.networks.checkpoint import save_atomically, save_checkpoint
+from deepcovid_export.recipe import Recipe
+from deepcovid_export.training.loss import summed_loss
+from deepcovid_export.training.optimisers import build_optimiser, build_schedule
+from deepcovid_export.training.processes import Processes, check_device
+
+STATE_NAME = "state.pt"
+CHECKPOINT_NAME = "checkpoint.pt"
+HISTORY_NAME = "history.json"
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Where and on what a run happens, and from which weights it starts.
+
+    Attributes:
+        folder: Folder of the run: its state, its history and its checkpoint.
+        device: `cpu`, `cuda` or `cuda:N`.
+        workers: Processes that read and change films, beside each training process.
+        weights: File of ImageNet weights, or None for torchvision's own.
+        from_scratch: Start from random weights, whatever the recipe says.
+        resume: Weights come from the folder's state; none are loaded to start from.
+        processes: This process among those of the run.
+    """
+
+    folder: Path
+    device: str = "cpu"
+    workers: int = 2
+    weights: Path | None = None
+    from_scratch: bool = False
+    resume: bool = False
+    processes: Processes = field(default_factory=Processes)
+
+    def __post_init__(self) -> None:
+        check_device(self.device)
+        if self.from_scratch and self.weights:
+            raise UsageError("--from-scratch and --weights exclude each other: give one of them")
+
+
+class Training:
+    """A run in progress: the network, its optimiser and schedule, and the best epoch so far."""
+
+    def __init__(self, recipe: Recipe, data: TrainingData, run: RunSettings) -> None:
+        self.recipe, self.data, self.run = recipe, data, run
+        self.device = torch.device(run.device)
+        self.share = run.processes.share_of(recipe.fit.batch_size)
+        self.films = {
+            "train_sha256": dataset_sha256(data.train),
+            "val_sha256": dataset_sha256(data.val),
+        }
+        self.network, self.start = self._first_network()
+        self.averaged = self._averaged()
+        self.joint = run.processes.joint(self.network)
+        self.train_set = FilmDataset(films_of_an_epoch(data.train, recipe), recipe, training=True)
+        self.order: DistributedSampler[Any] = DistributedSampler(
+            self.train_set, run.processes.count, run.processes.rank, seed=recipe.fit.seed
+        )
+        self.optimiser = build_optimiser(self.network, recipe.fit)
+        steps = recipe.fit.epochs * self.steps_per_epoch
+        self.schedule = build_schedule(self.optimiser, recipe.fit, steps)
+        fit_weights, self.val_weights = loss_weights(data.train, recipe)
+        self.class_weights = fit_weights.to(self.device)
+        self.epoch = 0
+        self.best: dict[str, Any] = {"epoch": -1, "loss": float("inf")}
+        self.history: list[dict[str, Any]] = []
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in one pass over the training films."""
+        return -(-len(self.order) // self.share)
+
+    @property
+    def judged(self) -> Classifier:
+        """The network whose weights are judged and kept."""
+        return cast(Classifier, self.averaged.module) if self.averaged else self.network
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done, or no better one came for long enough."""
+        waited = self.epoch - 1 - int(self.best["epoch"])
+        return self.epoch >= self.recipe.fit.epochs or (
+            self.best["epoch"] >= 0 and waited >= self.recipe.fit.patience
+        )
+
+    def run_epoch(self, advance: Callable[[], object] = lambda: None) -> dict[str, Any]:
+        """Fit on every training film once, judge the validation films, save the state.
+
+        Args:
+            advance: Called after every step.
+
+        Returns:
+            The epoch's figures.
+        """
+        started = time.monotonic()
+        train_loss = self._fit_epoch(advance)
+        scores, positive, loss = self.judge_validation()
+        figures = {
+            "epoch": self.epoch,
+            "train_loss": train_loss,
+            "val_loss": loss,
+            "val_auc": auc(scores, positive),
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        self.history.append(figures)
+        if loss < self.best["loss"]:
+            state = {name: value.clone() for name, value in self.judged.state_dict().items()}
+            self.best = {"epoch": self.epoch, "loss": loss, "state": state}
+        self.epoch += 1
+        self.save()
+        return figures
+
+    def judge_validation(self) -> tuple[Scores, Truth, float]:
+        """Probabilities and truth of the validation films, and their mean balanced loss.
+
+        Each process judges its share and has all results.
+        """
+        mine = self.data.val[self.run.processes.rank :: self.run.processes.count]
+        films = FilmDataset(mine, self.recipe, training=False)
+        logits = [torch.empty(0, len(self.recipe.classes))]
+        network = self.judged.eval()
+        with torch.inference_mode():
+            for images, _ in DataLoader(films, **self._reading()):
+                logits.append(network(images.to(self.device))[0].float().cpu())
+        gathered = self.run.processes.gathered((torch.cat(logits), films.targets))
+        all_logits = torch.cat([part for part, _ in gathered])
+        targets = torch.tensor([target for _, part in gathered for target in part])
+        loss = float(nn.functional.cross_entropy(all_logits, targets, self.val_weights))
+        positive_index = [*self.recipe.classes].index(self.recipe.positive_class)
+        scores = all_logits.softmax(dim=1)[:, positive_index].numpy()
+        return scores, (targets == positive_index).numpy(), loss
+
+    def save(self) -> None:
+        """Write the state from which `restore` goes on; the first process does."""
+        if not self.run.processes.is_first:
+            return
+        state = {
+            "recipe": json.dumps(self.recipe.as_dict(), sort_keys=True),
+            "films": self.films,
+            "network": self.network.state_dict(),
+            "averaged": self.averaged.state_dict() if self.averaged else None,
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "epoch": self.epoch,
+            "best": self.best,
+            "history": json.dumps(self.history),
+            "start": self.start,
+        }
+        save_atomically(state, self.run.folder / STATE_NAME)
+
+    def restore(self) -> None:
+        """Go on from the state in the run's folder.
+
+        Raises:
+            ModelFileError: The state cannot be read.
+            UsageError: The state was made by another recipe or of other films.
+        """
+        path = self.run.folder / STATE_NAME
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as error:  # torch raises many types on a torn file
+            raise ModelFileError(f"{path}: cannot be read; start in another folder") from error
+        if state.get("films", self.films) != self.films:
+            raise UsageError(f"--resume: {path} was made of other films: choose another folder")
+        if Recipe.from_dict(json.loads(state["recipe"])) != self.recipe:
+            raise UsageError(f"--resume: {path} was made by another recipe: choose another folder")
+        self.network.load_state_dict(state["network"])
+        if self.averaged:
+            self.averaged.load_state_dict(state["averaged"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.epoch, self.best, self.start = state["epoch"], state["best"], state["start"]
+        self.history = json.loads(state["history"])
+
+    def finish(self) -> Path:
+        """Take the best epoch's weights, choose the threshold on val, write the checkpoint.
+
+        All processes judge, the first writes.
+
+        Raises:
+            UsageError: No epoch had a finite validation loss.
+        """
+        if "state" not in self.best:
+            raise UsageError(
+                f"fit.learning_rate: got {self.recipe.fit.learning_rate}, and the validation loss "
+                "was finite in no epoch: set a lower one"
+            )
+        self.judged.load_state_dict(self.best["state"])
+        scores, positive, _ = self.judge_validation()
+        path = self.run.folder / CHECKPOINT_NAME
+        if not self.run.processes.is_first:
+            return path
+        save_checkpoint(self.judged, _manifest(self, scores, positive), path)
+        history = json.dumps(self.history, indent=1) + "\n"
+        (self.run.folder / HISTORY_NAME).write_text(history, encoding="utf-8")
+        return path
+
+    def batches(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """This process's share of each batch of the current epoch, in training mode."""
+        self.train_set.epoch = self.epoch
+        self.order.set_epoch(self.epoch)
+        # Dropout: other units in each epoch, and in each process.
+        torch.manual_seed(
+            (self.run.processes.rank << 40) + self.recipe.fit.seed * 100_003 + self.epoch
+        )
+        self.joint.train()
+        return DataLoader(self.train_set, sampler=self.order, **self._reading())
+
+    def fit_batch(self, images: Tensor, targets: Tensor) -> float:
+        """Make one step.
+
+        Args:
+            images: This process's share of the batch, of shape (N, H, W), uint8.
+            targets: Class indices or `NO_CLASS`, of shape (N,).
+
+        Returns:
+            The loss of the whole batch, weighted as the recipe says.
+        """
+        fit, processes = self.recipe.fit, self.run.processes
+        targets = targets.to(self.device)
+        with self._autocast():
+            logits, _ = self.joint(images.to(self.device))
+            loss, weight = summed_loss(logits, targets, self.class_weights, fit.label_smoothing)
+        # Each share counts by its weight in the whole batch; torch averages over processes.
+        weight = processes.total(weight)
+        loss = loss * (processes.count / weight)
+        self.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if fit.clip:
+            nn.utils.clip_grad_norm_(self.network.parameters(), fit.clip)
+        self.optimiser.step()
+        self.schedule.step()
+        if self.averaged:
+            self.averaged.update_parameters(self.network)
+        return float(processes.total(loss.detach().clone())) / processes.count
+
+    def _fit_epoch(self, advance: Callable[[], object]) -> float:
+        losses = []
+        for images, targets in self.batches():
+            losses.append(self.fit_batch(images, targets))
+            advance()
+        for network in (self.network, self.averaged):
+            self.run.processes.average_buffers(network)
+        return float(np.mean(losses))
+
+    def _reading(self) -> dict[str, Any]:
+        return {
+            "batch_size": self.share,
+            "num_workers": self.run.workers,
+            "worker_init_fn": one_thread_each,
+        }
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        mixed = self.recipe.fit.precision == "bf16"
+        context: AbstractContextManager[None] = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=mixed
+        )
+        return context
+
+    def _first_network(self) -> tuple[Classifier, str]:
+        """The network that the run starts with, and where its weights came from."""
+        recipe, run, start = self.recipe, self.run, "random"
+        torch.manual_seed(recipe.fit.seed)
+        network = build_network(recipe.architecture, len(recipe.classes))
+        scratch = run.from_scratch or (recipe.fit.start == "scratch" and not run.weights)
+        if not (scratch or run.resume):
+            start = load_imagenet(network, recipe.architecture, run.weights)
+        if run.processes.count > 1 and self.device.type == "cuda":
+            # Torch has it for CUDA alone; on CPUs each process normalises by its own share.
+            convert = nn.SyncBatchNorm.convert_sync_batchnorm
+            network = convert(network)  # type: ignore[no-untyped-call]
+        network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        train_only(network, recipe.fit.layers)
+        return network, start
+
+    def _averaged(self) -> AveragedModel | None:
+        decay = self.recipe.fit.average
+        if not decay:
+            return None
+        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        return AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
+
+
+def _manifest(training: Training, scores: Scores, positive: Truth) -> ModelManifest:
+    recipe = training.recipe
+    threshold, expected = threshold_for_new_films(scores, positive, recipe.sensitivity)
+    return ModelManifest(
+        name=recipe.name,
+        architecture=recipe.architecture,
+        classes=tuple(recipe.classes),
+        positive_class=recipe.positive_class,
+        threshold=threshold,
+        threshold_origin={
+            "rule": f"midway between the highest threshold that finds {recipe.sensitivity:.0%} of "
+            "new positive films, as is to be expected (split conformal), and the next lower score",
+            "split": "val",
+            "expected_sensitivity": round(expected, 4),
+            "films": len(scores),
+            "positives": int(positive.sum()),
+        },
+        input=recipe.input,
+        training={
+            "recipe": recipe.as_dict(),
+            "start": training.start,
+            "processes": training.run.processes.count,
+            "epochs_run": training.epoch,
+            "best_epoch": training.best["epoch"],
+            "train_films": len(training.data.train),
+            "leaks_allowed": len(training.data.leaks),
+            **training.films,
+            "val": {"auc": auc(scores, positive), **at_threshold(scores, positive, threshold)},
+        },
+        license=recipe.license,
+        created_with={"deepcovid-edge": __version__, "torch": torch.__version__},
+    )

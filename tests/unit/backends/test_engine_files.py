@@ -1,0 +1,181 @@
+"""Engines on disk: names, facts, atomic writes, and what keeps one from being run."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from deepcovid_edge.backends.tensorrt.files import (
+    EngineFacts,
+    Fit,
+    Profile,
+    cache_folder,
+    check_engine,
+    engine_name,
+    facts_path,
+    locked,
+    read_facts,
+    record_verification,
+    write_engine,
+)
+from deepcovid_edge.errors import EngineMismatchError, ModelFileError, NotThereError, OutputError
+from deepcovid_edge.manifest import ModelManifest
+
+MANIFEST = ModelManifest("net-int8", "resnet18", ("non", "covid"), "covid", 0.25, precision="int8")
+ORIN = Fit("tensorrt", "10.3.0", ("sm87",), "Orin")
+PARENT = "ab" * 32
+FACTS = EngineFacts(MANIFEST, ORIN, Profile(1, 8, 32), PARENT, "")
+REPORT = {
+    "verdict": "unchanged",
+    "failed": [],
+    "missing": {},
+    "films": 253,
+    "data_sha256": "00",
+    "flips": {"count": 0},
+    "auc": None,
+    "rules": {},
+    "flipped": ["left out"],
+}
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Path:
+    return write_engine(tmp_path, "net.engine", b"plan" * 100, FACTS)
+
+
+def test_name_says_all_that_an_engine_depends_on() -> None:
+    assert (
+        engine_name(MANIFEST, PARENT, ORIN, Profile(1, 8, 32))
+        == "net-int8-abababab.int8.b1-8-32.sm87.trt10.3.0.engine"
+    )
+    ahead = Fit("tensorrt_rtx", "1.7.1", ("sm86", "sm89"))
+    assert engine_name(MANIFEST, PARENT, ahead, Profile(1, 1, 1)).endswith(
+        ".b1-1-1.sm86-sm89.rtx1.7.1.engine"
+    )
+
+
+def test_an_engine_is_its_plan_and_its_facts_stand_beside_it(engine: Path) -> None:
+    assert engine.read_bytes() == b"plan" * 100
+    facts = check_engine(engine, ORIN, parent_sha256=PARENT)
+    assert replace(facts, sha256="") == FACTS
+    values = json.loads(facts_path(engine).read_text())
+    assert values["classes"] == ["non", "covid"]
+    assert values["threshold"] == 0.25
+    assert values["engine"]["fit"]["version"] == "10.3.0"
+    assert not facts.is_verified
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [
+        (replace(ORIN, version="10.7.0"), "was built with tensorrt 10.3.0, here is 10.7.0"),
+        (replace(ORIN, capabilities=("sm110",)), "was built for sm87, this GPU is sm110"),
+        (replace(ORIN, gpu="Orin NX"), "was tuned for Orin, this GPU is Orin NX"),
+        (Fit("tensorrt_rtx", "1.7", ("sm86",)), "was built with tensorrt, here is tensorrt_rtx"),
+    ],
+)
+def test_an_engine_of_another_device_is_refused_with_the_command_that_mends_it(
+    engine: Path, device: Fit, said: str
+) -> None:
+    with pytest.raises(EngineMismatchError) as caught:
+        check_engine(engine, device)
+    assert said in str(caught.value)
+    assert "deepcovid-edge build net-int8.onnx --batch 1,8,32" in str(caught.value)
+    assert caught.value.exit_code == 5
+
+
+def test_an_engine_for_several_gpus_fits_each_of_them() -> None:
+    built = Fit("tensorrt_rtx", "1.7", ("sm86", "sm89"))
+    assert not built.differences(Fit("tensorrt_rtx", "1.7", ("sm89",), "any"))
+    assert built.differences(Fit("tensorrt_rtx", "1.7", ("sm120",)))
+
+
+def test_an_engine_of_another_parent_is_refused(engine: Path) -> None:
+    with pytest.raises(EngineMismatchError, match="made of another model file"):
+        check_engine(engine, ORIN, parent_sha256="cd" * 32)
+
+
+def test_a_tampered_engine_is_refused_before_it_is_run(engine: Path) -> None:
+    content = bytearray(engine.read_bytes())
+    content[7] ^= 1
+    engine.write_bytes(content)
+    with pytest.raises(EngineMismatchError, match="sha256 differs"):
+        check_engine(engine, ORIN)
+
+
+def test_an_engine_without_facts_or_with_foreign_ones_is_refused(engine: Path) -> None:
+    facts_path(engine).write_text('{"engine": {}}')
+    with pytest.raises(ModelFileError, match="engine facts"):
+        read_facts(engine)
+    facts_path(engine).unlink()
+    with pytest.raises(EngineMismatchError, match="deepcovid-edge build"):
+        read_facts(engine)
+    with pytest.raises(NotThereError):
+        read_facts(engine.with_name("no.engine"))
+
+
+def test_the_verdict_is_recorded_beside_the_engine(engine: Path) -> None:
+    assert record_verification(engine, REPORT).is_verified
+    assert check_engine(engine, ORIN).is_verified
+    assert "flipped" not in json.loads(facts_path(engine).read_text())["engine"]["verification"]
+    assert not record_verification(engine, {**REPORT, "verdict": "insufficient"}).is_verified
+
+
+def test_nothing_is_left_of_a_write_but_the_two_files(engine: Path) -> None:
+    assert sorted(path.name for path in engine.parent.iterdir()) == ["net.engine", "net.json"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_engine(tmp_path / "file", "net.engine", b"", FACTS)
+
+
+def _hold(folder: Path, order: str, seconds: float) -> None:
+    with locked(folder, "net.engine"):
+        with (folder / "order").open("a") as stream:
+            stream.write(f"{order}in ")
+        time.sleep(seconds)
+        with (folder / "order").open("a") as stream:
+            stream.write(f"{order}out ")
+
+
+def test_two_processes_do_not_build_one_engine_at_once(tmp_path: Path) -> None:
+    spawn = multiprocessing.get_context("fork")
+    processes = [spawn.Process(target=_hold, args=(tmp_path, name, 0.3)) for name in "ab"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(10)
+    order = (tmp_path / "order").read_text().split()
+    assert order in (["ain", "aout", "bin", "bout"], ["bin", "bout", "ain", "aout"])
+
+
+@pytest.mark.parametrize(
+    ("text", "profile"), [("1,8,32", Profile(1, 8, 32)), ("4", Profile(4, 4, 4))]
+)
+def test_batch_sizes_are_read_from_the_command_line(text: str, profile: Profile) -> None:
+    assert Profile.parse(text) == profile
+
+
+@pytest.mark.parametrize("text", ["", "1,2", "8,4,2", "0,1,2", "a", "1,2,3,4", "1,8,99999"])
+def test_wrong_batch_sizes_name_the_flag(text: str) -> None:
+    with pytest.raises(ValueError, match="--batch: got"):
+        Profile.parse(text)
+
+
+def test_cache_lies_where_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DEEPCOVID_EDGE_CACHE", str(tmp_path / "own"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "own"
+    monkeypatch.delenv("DEEPCOVID_EDGE_CACHE")
+    assert cache_folder() == tmp_path / "xdg/deepcovid-edge"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache/deepcovid-edge"

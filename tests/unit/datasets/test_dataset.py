@@ -1,0 +1,225 @@
+"""DATA: which films a folder or a manifest CSV means."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from deepcovid_edge.datasets.dataset import load_dataset, walk_files
+from deepcovid_edge.errors import DataError
+
+
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"film")
+    return path
+
+
+def test_walk_is_sorted_and_leaves_out_what_accompanies_films(tmp_path: Path) -> None:
+    for name in ("b/2.png", "a.png", "b/1.png", "c.txt", ".hidden", "manifest.csv", "Thumbs.db"):
+        touch(tmp_path / name)
+    names = [str(path.relative_to(tmp_path)) for path in walk_files(tmp_path)]
+    assert names == ["a.png", "b/1.png", "b/2.png", "c.txt"]
+
+
+def test_walk_follows_links_but_not_in_a_circle(tmp_path: Path) -> None:
+    touch(tmp_path / "films/1.png")
+    (tmp_path / "films/again").symlink_to(tmp_path / "films")
+    touch(tmp_path / "other/2.png")
+    (tmp_path / "films/other").symlink_to(tmp_path / "other")
+    names = [str(path.relative_to(tmp_path)) for path in walk_files(tmp_path / "films")]
+    assert names == ["films/1.png", "films/other/2.png"]
+
+
+def test_a_link_to_itself_is_a_file_like_others_and_stops_nothing(tmp_path: Path) -> None:
+    touch(tmp_path / "film.png")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert [path.name for path in walk_files(tmp_path)] == ["film.png", "loop"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder")
+def test_a_folder_that_cannot_be_listed_is_not_lost(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    assert list(walk_files(tmp_path)) == [closed]
+
+
+def test_folder_per_class(tmp_path: Path) -> None:
+    for name in ("covid/1.png", "normal/2.png"):
+        touch(tmp_path / name)
+    found = [(film.path.name, film.label, film.split) for film in load_dataset(tmp_path)]
+    assert found == [("1.png", "covid", ""), ("2.png", "normal", "")]
+
+
+def test_folder_per_split_and_class(tmp_path: Path) -> None:
+    for name in ("train/covid/1.png", "val/covid/2.png"):
+        touch(tmp_path / name)
+    (film,) = load_dataset(tmp_path, split="val")
+    assert (film.path.name, film.label, film.split) == ("2.png", "covid", "val")
+
+
+def test_manifest_csv_with_columns_beyond_the_needed(tmp_path: Path) -> None:
+    touch(tmp_path / "x/1.png")
+    text = "path,label,split,patient,source,view,colour\nx/1.png,covid,test,p1,here,PA,grey\n"
+    (tmp_path / "manifest.csv").write_text(text)
+    for data in (tmp_path, tmp_path / "manifest.csv"):
+        (film,) = load_dataset(data)
+        assert (film.label, film.split, film.patient, film.source) == (
+            "covid",
+            "test",
+            "p1",
+            "here",
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,class\n1.png,covid\n", "columns label are missing; it has path, class"),
+        ("path,label\nno.png,covid\n", r"line 2: no such file: .*no\.png"),
+        ("", "columns label, path are missing"),
+    ],
+)
+def test_wrong_manifest_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "manifest.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        load_dataset(tmp_path)
+
+
+def test_missing_split_lists_those_present(tmp_path: Path) -> None:
+    touch(tmp_path / "train/covid/1.png")
+    with pytest.raises(DataError, match=r"no film of split 'test'; it has \['train'\]"):
+        load_dataset(tmp_path, split="test")
+
+
+def test_nothing_there_and_nothing_in_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file or folder"):
+        load_dataset(tmp_path / "no")
+    with pytest.raises(DataError, match="no labelled film"):
+        load_dataset(tmp_path)
+
+
+def found(data: Path) -> list[tuple[str, ...]]:
+    return [
+        (str(film.path.relative_to(data)), film.label, film.split) for film in load_dataset(data)
+    ]
+
+
+def test_covid_xray_5k_as_published(tmp_path: Path) -> None:
+    """Shipped as data_upload_v3/{train,test}/{covid,non}; its archive adds __MACOSX."""
+    for name in ("train/covid/a.jpg", "train/non/b.jpg", "test/covid/c.jpg", "test/non/d.jpg"):
+        touch(tmp_path / "data_upload_v3" / name)
+    touch(tmp_path / "__MACOSX/train/covid/._a.jpg")
+    expected = [
+        ("data_upload_v3/test/covid/c.jpg", "covid", "test"),
+        ("data_upload_v3/test/non/d.jpg", "non", "test"),
+        ("data_upload_v3/train/covid/a.jpg", "covid", "train"),
+        ("data_upload_v3/train/non/b.jpg", "non", "train"),
+    ]
+    assert found(tmp_path) == expected
+
+
+@pytest.mark.parametrize("wrapper", [".", "COVID-19_Radiography_Dataset"])
+@pytest.mark.parametrize("inner", [".", "images"], ids=["older", "newer"])
+def test_radiography_database_takes_images_and_never_masks(
+    tmp_path: Path, wrapper: str, inner: str
+) -> None:
+    place = tmp_path / wrapper
+    for label in ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia"):
+        touch(place / label / inner / f"{label}-1.png")
+        if inner == "images":
+            touch(place / label / "masks" / f"{label}-1.png")
+        touch(place / f"{label}.metadata.xlsx")
+    touch(place / "README.md.txt")
+    labels = ["COVID", "Lung_Opacity", "Normal", "Viral Pneumonia"]
+    expected = [(str(Path(wrapper, name, inner, f"{name}-1.png")), name, "") for name in labels]
+    assert found(tmp_path) == expected
+
+
+METADATA = """\
+patientid,offset,finding,survival,view,modality,folder,filename,url,license,
+2,0,Pneumonia/Viral/COVID-19,Y,PA,X-ray,images,a.jpeg,https://www.nejm.org/doi/x,,
+2,3,Pneumonia/Viral/COVID-19,Y,AP Supine,X-ray,images,b.jpeg,https://www.nejm.org/doi/x,,
+17,9,Pneumonia/Viral/COVID-19,Y,Axial,CT,volumes,c.nii.gz,https://coronacases.org/,,
+3,4,Pneumonia/Viral/SARS,N,L,X-ray,images,d.jpeg,https://pubs.rsna.org/doi/y,CC BY,
+9,,No Finding,,PA,X-ray,images,e.png,,,
+10,,Tuberculosis,,AP,X-ray,images,f.png,https://radiopaedia.org/cases/z,,
+"""
+
+
+def test_covid_chestxray_metadata(tmp_path: Path) -> None:
+    """Columns and values as in ieee8023/covid-chestxray-dataset, its last version."""
+    for name in ["a.jpeg", "b.jpeg", "d.jpeg", "e.png", "f.png"]:
+        touch(tmp_path / "images" / name)
+    (tmp_path / "metadata.csv").write_text(METADATA)
+    left_out: Counter[str] = Counter()
+    films = load_dataset(tmp_path, left_out=left_out)
+    facts = [(film.path.name, film.label, film.patient, film.source, film.view) for film in films]
+    assert facts == [
+        ("a.jpeg", "covid", "2", "nejm.org", "PA"),
+        ("b.jpeg", "covid", "2", "nejm.org", "AP Supine"),
+        ("d.jpeg", "pneumonia", "3", "pubs.rsna.org", "L"),
+        ("e.png", "normal", "9", "", "PA"),
+        ("f.png", "tuberculosis", "10", "radiopaedia.org", "AP"),
+    ]
+    assert left_out == {"modality CT is no X-ray": 1}
+    assert load_dataset(tmp_path / "metadata.csv") == films
+
+
+def test_covid_chestxray_metadata_of_an_early_version(tmp_path: Path) -> None:
+    """Then: no modality, no folder, `Patientid`, a space before `url`, findings without a path."""
+    text = (
+        "Patientid,offset,sex,age,finding,survival,view,date,location,filename,doi, url,license\n"
+        '1, ,,,"COVID-19, ARDS",,PA,2019,,a.jpg,,https://radiopaedia.org/cases/1,\n'
+        "17,9,M,54,COVID-19,Y,CT,2020,,b.jpg,,https://www.jkms.org/x,\n"
+        "5,,,,ARDS,,PA,2017,,c.jpg,,https://en.wikipedia.org/wiki/x,\n"
+        "6,,,,ARDS,,PA,2017,,d.jpg,,https://[no address,\n"
+    )
+    for name in ("a.jpg", "c.jpg", "d.jpg"):
+        touch(tmp_path / "images" / name)
+    (tmp_path / "metadata.csv").write_text(text)
+    facts = [(film.label, film.patient, film.source) for film in load_dataset(tmp_path)]
+    assert facts == [
+        ("covid", "1", "radiopaedia.org"),
+        ("ards", "5", "en.wikipedia.org"),
+        ("ards", "6", ""),
+    ]
+
+
+def test_a_film_that_metadata_lists_and_that_is_not_there_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_text(METADATA)
+    with pytest.raises(DataError, match=r"metadata\.csv, line 2: no such file: .*a\.jpeg"):
+        load_dataset(tmp_path)
+
+
+def test_a_metadata_csv_of_something_else_is_no_layout(tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_text("colour,weight\nred,3\n")
+    touch(tmp_path / "covid/1.png")
+    assert found(tmp_path) == [("covid/1.png", "covid", "")]
+
+
+def test_other_names_of_the_validation_split(tmp_path: Path) -> None:
+    for name in ("Train/covid/1.png", "valid/covid/2.png", "TEST/covid/3.png"):
+        touch(tmp_path / name)
+    assert [split for _, _, split in found(tmp_path)] == ["test", "train", "val"]
+
+
+def test_hidden_folders_are_no_classes(tmp_path: Path) -> None:
+    touch(tmp_path / ".ipynb_checkpoints/1.png")
+    touch(tmp_path / "covid/1.png")
+    assert found(tmp_path) == [("covid/1.png", "covid", "")]
+
+
+def test_one_class_with_folders_inside_stays_one_class(tmp_path: Path) -> None:
+    for name in ("covid/here/1.png", "covid/there/2.png"):
+        touch(tmp_path / name)
+    assert {label for _, label, _ in found(tmp_path)} == {"covid"}
+
+
+def test_a_table_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_bytes(b"path,label\nM\xfcller.png,covid\n")
+    with pytest.raises(DataError, match=r"manifest\.csv: is no CSV in UTF-8"):
+        load_dataset(tmp_path)

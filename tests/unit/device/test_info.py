@@ -1,0 +1,56 @@
+"""What `info` tells of the shipped models."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from deepcovid_edge import diagnostics
+from deepcovid_edge.cli.main import run
+from deepcovid_edge.manifest import file_sha256, read_manifest
+from deepcovid_edge.models import DEFAULT_MODEL, shipped_models
+
+
+def test_the_default_model_stands_first_and_each_with_its_own_facts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["info", "--json"]) == 0
+    models = json.loads(capsys.readouterr().out)["models"]
+    assert [model["name"] for model in models] == [*shipped_models()]
+    assert models[0]["name"] == DEFAULT_MODEL
+    for model, path in zip(models, shipped_models().values(), strict=True):
+        assert model["sha256"] == file_sha256(path)
+        assert model["precision"] == read_manifest(path).precision
+
+
+def test_what_a_model_reads_when_the_lungs_are_hidden_is_told_to_people(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    verdict = read_manifest(shipped_models()[DEFAULT_MODEL]).training["shortcuts"]["verdict"]
+    assert "with the lungs hidden the AUC is" in verdict
+    assert run(["info"]) == 0
+    assert verdict in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("pydicom", "DICOM films are refused: pydicom is not installed"),
+        ("imagecodecs", "compressed DICOM films may be refused"),
+    ],
+)
+def test_without_the_extra_dicom_a_cart_is_told(
+    missing: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = diagnostics._version
+    present = {"pydicom": "3.0", "imagecodecs": "2026"}
+    monkeypatch.setattr(
+        diagnostics,
+        "_version",
+        lambda name: None if name == missing else present.get(name, real(name)),
+    )
+    assert run(["info"]) == 0
+    told = capsys.readouterr().out
+    assert said in told
+    assert "pip install 'deepcovid-edge[dicom]'" in told

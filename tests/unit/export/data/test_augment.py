@@ -1,0 +1,67 @@
+"""Hidden lungs: what is covered, with what, how often, and the same again after a resume."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="training needs extra export")
+
+from deepcovid_edge.imaging.phantom import draw_phantom
+from deepcovid_edge.imaging.pictures import Radiograph
+from deepcovid_export.data.augment import augment, hide_centre, hides_lungs
+from deepcovid_export.recipe import AugmentSettings
+
+FILM = np.ascontiguousarray(draw_phantom(3)[:224, :224])
+
+
+def test_the_centre_is_one_grey_and_the_frame_is_untouched() -> None:
+    for seed in range(50):
+        hidden = hide_centre(FILM, np.random.default_rng(seed))
+        middle = hidden[39:185, 39:185]
+        assert middle.min() == middle.max()
+        frame = np.ones_like(FILM, bool)
+        frame[11:213, 11:213] = False
+        assert np.array_equal(hidden[frame], FILM[frame])
+
+
+def test_the_grey_is_mostly_that_of_what_is_left_to_see() -> None:
+    film = np.full((200, 200), 180, np.uint8)
+    film[50:150, 50:150] = 20  # never tells how dark the lungs were
+    greys = [int(hide_centre(film, np.random.default_rng(seed))[100, 100]) for seed in range(200)]
+    assert 0.6 < np.mean(np.array(greys) == 180) < 0.8
+
+
+def test_the_film_that_is_handed_in_is_not_changed() -> None:
+    before = FILM.copy()
+    hide_centre(FILM, np.random.default_rng(0))
+    assert np.array_equal(FILM, before)
+
+
+def test_one_in_four_is_hidden_and_none_where_the_recipe_says_so() -> None:
+    draw = np.random.default_rng(1)
+    share = np.mean([hides_lungs(AugmentSettings(hide=0.25), draw) for _ in range(4000)])
+    assert share == pytest.approx(0.25, abs=0.03)
+    before = draw.bit_generator.state
+    assert not hides_lungs(AugmentSettings(), draw)
+    assert draw.bit_generator.state == before  # recipes without it draw what they always drew
+
+
+def test_resolution_varies_with_the_network_and_only_where_the_recipe_says_so() -> None:
+    film = Radiograph(draw_phantom(3), 255, "", "PNG")
+    still = AugmentSettings(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    for side in (128, 224):
+        sides = {
+            min(augment(film, still, side, np.random.default_rng(seed)).pixels.shape)
+            for seed in range(40)
+        }
+        assert len(sides) > 10
+        assert 8 / 7 * side - 1 <= min(sides) < max(sides) <= 2 * side
+        fixed = replace(still, resolution=False)
+        shapes = {
+            augment(film, fixed, side, np.random.default_rng(seed)).pixels.shape
+            for seed in range(5)
+        }
+        assert {min(shape) for shape in shapes} == {2 * side}

@@ -1,0 +1,143 @@
+"""What `evaluate` says: every form of a model, more than two classes, and models side by side."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+for needed in ("sklearn", "torch", "onnx"):
+    pytest.importorskip(needed, reason=f"{needed} (extra export) is needed to make models")
+
+import torch
+
+from deepcovid_edge.datasets.dataset import LabelledFilm
+from deepcovid_edge.errors import DataError, OutputError, UsageError
+from deepcovid_edge.imaging.phantom import draw_phantom
+from deepcovid_edge.manifest import InputSpec, ModelManifest
+from deepcovid_export.evaluation.evaluate import evaluate, evaluate_side_by_side
+from deepcovid_export.networks import build_network
+from deepcovid_export.networks.checkpoint import save_checkpoint
+from deepcovid_export.onnx_export.to_onnx import export_checkpoint
+from deepcovid_export.report.write import Targets, as_json, write_report
+
+CLASSES = {"healthy": ["normal"], "covid": ["covid"], "other": ["pneumonia", "tuberculosis"]}
+LABELS = ("covid", "normal", "pneumonia", "tuberculosis")
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> list[LabelledFilm]:
+    folder = tmp_path_factory.mktemp("films")
+    made = []
+    for number in range(16):
+        path = folder / f"{number:02d}.png"
+        film = draw_phantom(number, opacities=2 * (number % 4))
+        cv2.imwrite(str(path), cv2.resize(film, None, fx=0.15, fy=0.15))
+        made.append(LabelledFilm(path, LABELS[number % 4], patient=f"p{number // 2}", view="PA"))
+    return made
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network of three classes, of random weights."""
+    torch.manual_seed(1)
+    manifest = ModelManifest(
+        "three",
+        "squeezenet1_1",
+        tuple(CLASSES),
+        "covid",
+        0.3,
+        input=InputSpec(96, 96),
+        training={"recipe": {"classes": CLASSES}},
+    )
+    path = tmp_path_factory.mktemp("model") / "checkpoint.pt"
+    save_checkpoint(build_network("squeezenet1_1", 3).eval(), manifest, path)
+    return path
+
+
+def test_a_checkpoint_and_its_onnx_file_have_the_same_figures(
+    films: list[LabelledFilm], checkpoint: Path
+) -> None:
+    model = checkpoint.with_name("three.onnx")
+    noise = np.random.default_rng(0).integers(0, 256, (2, 96, 96), dtype=np.uint8)
+    export_checkpoint(checkpoint, model, noise)
+    report = evaluate_side_by_side([checkpoint, model], films, description="phantoms")
+    first, second = report["evaluations"]
+    assert [it["backend"].partition("-")[0] for it in (first, second)] == ["torch", "onnxruntime"]
+    assert first["by_label"] == second["by_label"]
+    (comparison,) = report["comparisons"]
+    assert comparison["auc"]["change"] == pytest.approx(0, abs=1e-6)
+    for rate in ("sensitivity", "specificity"):
+        assert (comparison[rate]["lost"], comparison[rate]["gained"]) == (0, 0)
+
+
+def test_three_classes_have_all_their_confusions(
+    films: list[LabelledFilm], checkpoint: Path
+) -> None:
+    """Two labels of the data set belong to one class; the positive class is one of three."""
+    figures = evaluate(checkpoint, films, description="phantoms")
+    counts = np.array(figures["confusion"]["counts"])
+    assert figures["confusion"]["classes"] == ["healthy", "covid", "other"]
+    assert counts.sum(axis=1).tolist() == [4, 4, 8]
+    assert figures["overall"]["positives"] == 4
+    assert figures["overall"]["specificity"]["trials"] == 12
+    assert {name: it["positive"] for name, it in figures["by_label"].items()} == {
+        label: label == "covid" for label in LABELS
+    }
+    assert figures["bootstrap"]["patients"] == 8
+    assert set(figures["by_view"]) == {"PA"}
+
+
+def test_a_label_of_no_class_is_named(films: list[LabelledFilm], checkpoint: Path) -> None:
+    foreign = [*films, replace(films[0], label="fracture")]
+    with pytest.raises(DataError, match="label 'fracture' belongs to no class"):
+        evaluate(checkpoint, foreign, description="phantoms")
+
+
+def test_films_of_which_none_can_be_read_are_no_zero(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_text("no film")
+    with pytest.raises(DataError, match="test: none of 1 films was assessed"):
+        evaluate(checkpoint, [LabelledFilm(tmp_path / "broken.png", "covid")], description="test")
+
+
+def test_one_model_is_not_compared(films: list[LabelledFilm], checkpoint: Path) -> None:
+    with pytest.raises(UsageError, match="expected two or more"):
+        evaluate_side_by_side([checkpoint], films, description="phantoms")
+
+
+@pytest.mark.parametrize(
+    ("output", "names"),
+    [
+        (None, (None, None)),
+        ("x.json", ("x.json", None)),
+        ("x.html", (None, "x.html")),
+        ("runs/v1.2", ("runs/v1.2/report.json", "runs/v1.2/report.html")),
+    ],
+)
+def test_the_output_decides_what_is_written(
+    output: str | None, names: tuple[str | None, str | None]
+) -> None:
+    targets = Targets.of(Path(output) if output else None)
+    assert targets == Targets(*(Path(name) if name else None for name in names))
+
+
+def test_an_output_of_another_kind_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"expected a folder, FILE\.json or FILE\.html"):
+        Targets.of(Path("x.csv"))
+
+
+def test_an_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(OutputError, match=r"taken/x\.json: cannot be written"):
+        write_report({}, Targets(tmp_path / "taken" / "x.json", None))
+
+
+def test_lists_of_numbers_stand_on_one_line_and_nothing_changes() -> None:
+    report = {"curve": [0.5, 1e-07, -2, 3], "text": "[ 1,  2 ]", "rows": [{"x": [1]}], "none": []}
+    text = as_json(report)
+    assert json.loads(text) == report
+    assert '"curve": [0.5, 1e-07, -2, 3]' in text

@@ -1,0 +1,171 @@
+"""Figures: operating points, rates and areas, against scikit-learn, statsmodels and the paper."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("sklearn", reason="scikit-learn (extra export) is the reference")
+
+from sklearn.metrics import roc_auc_score
+
+from deepcovid_edge.decision import statistics
+from deepcovid_export.evaluation.metrics import (
+    area,
+    at_threshold,
+    auc,
+    auc_interval,
+    normal_half_width,
+    normal_interval,
+    operating_point,
+    rate,
+    threshold_for_new_films,
+)
+
+TRUTH = st.lists(st.booleans(), min_size=2, max_size=60).filter(lambda t: any(t) and not all(t))
+
+
+def scores_of(data: st.DataObject, truth: list[bool], steps: int = 20) -> np.ndarray:
+    """Scores on a coarse grid, so that there are ties."""
+    drawn = data.draw(st.lists(st.integers(0, steps), min_size=len(truth), max_size=len(truth)))
+    return np.array(drawn) / steps
+
+
+@given(
+    st.lists(st.floats(0, 1), min_size=1, max_size=80),
+    st.lists(st.floats(0, 1), max_size=80),
+    st.floats(0.01, 1),
+)
+def test_operating_point_keeps_the_sensitivity_and_is_the_highest_that_does(
+    positives: list[float], negatives: list[float], sensitivity: float
+) -> None:
+    scores = np.array(positives + negatives)
+    truth = np.array([True] * len(positives) + [False] * len(negatives))
+    threshold = operating_point(scores, truth, sensitivity)
+    needed = np.ceil(sensitivity * len(positives) - 1e-9)
+    assert (scores[truth] >= threshold).sum() >= needed
+    for higher in sorted({score for score in positives if score > threshold}):
+        kept = (scores[truth] > higher).sum()
+        assert kept < needed or (scores[truth] >= higher).sum() >= needed
+    without = at_threshold(scores, truth, threshold)["sensitivity"]["value"]
+    assert without >= sensitivity - 1e-9
+
+
+def test_operating_point_lies_between_two_films() -> None:
+    scores = np.array([0.9, 0.8, 0.3, 0.6, 0.1])
+    truth = np.array([True, True, True, False, False])
+    assert operating_point(scores, truth, 0.98) == pytest.approx(0.2)
+    assert operating_point(scores, truth, 0.6) == pytest.approx(0.7)
+
+
+def test_the_threshold_keeps_on_new_films_what_it_promises() -> None:
+    """Drawn again and again, 52 films set it and 52 others judge it."""
+    draw = np.random.default_rng(11)
+    positive = np.ones(53, bool)
+    found, plain = [], []
+    for _ in range(4000):
+        scores = np.append(draw.normal(0, 1, 52), -9.0)  # a negative far below
+        positive[52] = False
+        threshold, expected = threshold_for_new_films(scores, positive, 0.98)
+        new = draw.normal(0, 1, 52)
+        found.append((new >= threshold).mean())
+        plain.append((new >= operating_point(scores, positive, 0.98)).mean())
+    assert expected == pytest.approx(52 / 53)
+    assert np.mean(found) >= 0.98
+    assert np.mean(plain) < 0.98  # midway down to the next score, and still too few
+
+
+def test_too_few_positives_promise_less_and_say_so() -> None:
+    scores = np.array([0.9, 0.8, 0.3, 0.1])
+    threshold, expected = threshold_for_new_films(scores, scores > 0.2, 0.98)
+    assert (threshold, expected) == (pytest.approx(0.2), 0.75)
+    threshold, expected = threshold_for_new_films(scores, scores > 0.2, 0.5)
+    assert (threshold, expected) == (pytest.approx(0.55), 0.5)
+
+
+def test_operating_point_needs_a_positive() -> None:
+    with pytest.raises(ValueError, match="no positive film"):
+        operating_point(np.array([0.1]), np.array([False]), 0.98)
+
+
+@given(st.integers(1, 5000), st.data())
+def test_rates_have_the_intervals_of_statsmodels(trials: int, data: st.DataObject) -> None:
+    proportion = pytest.importorskip(
+        "statsmodels.stats.proportion", reason="statsmodels (extra dev) is the reference"
+    )
+    successes = data.draw(st.integers(0, trials))
+    figures = rate(successes, trials)
+    for name, method in (("interval_95", "wilson"), ("interval_95_normal", "normal")):
+        expected = proportion.proportion_confint(successes, trials, 0.05, method=method)
+        assert figures[name] == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "half"), [(98, 100, 2.7), (2787, 3000, 0.9)], ids=["98 %", "92.9 %"]
+)
+def test_the_papers_own_intervals_come_out(successes: int, trials: int, half: float) -> None:
+    """Minaee et al. 2020: sensitivity 98 % of 100 films, specificity 92.9 % of 3,000."""
+    assert round(100 * normal_half_width(successes, trials), 1) == half
+
+
+def test_wilson_interval_of_98_of_100() -> None:
+    """Newcombe 1998, method 3 (Wilson without continuity correction)."""
+    figures = rate(98, 100)
+    assert figures["value"] == 0.98
+    assert figures["interval_95"] == pytest.approx([0.9300, 0.9945], abs=1e-4)
+
+
+def test_rate_without_trials_is_no_number() -> None:
+    assert rate(0, 0)["value"] is rate(0, 0)["interval_95"] is None
+    with pytest.raises(ValueError, match="no trials"):
+        normal_interval(0, 0)
+
+
+@given(TRUTH, st.data())
+def test_area_is_scikit_learns_and_lies_in_its_interval(
+    truth: list[bool], data: st.DataObject
+) -> None:
+    scores, positive = scores_of(data, truth), np.array(truth)
+    figures = area(scores, positive)
+    assert figures["auc"] == pytest.approx(roc_auc_score(positive, scores))
+    low, high = figures["auc_interval_95"]
+    assert 0 <= low <= figures["auc"] + 1e-9
+    assert figures["auc"] - 1e-9 <= high <= 1
+
+
+def test_area_needs_both_classes() -> None:
+    one_class = np.array([True, True])
+    assert auc(np.array([0.1, 0.9]), one_class) is None
+    assert auc_interval(np.array([0.1, 0.9]), one_class) is None
+    assert auc(np.array([0.1, 0.9]), np.array([False, True])) == 1.0
+
+
+def test_a_perfect_ranking_of_few_films_is_no_certainty() -> None:
+    """DeLong's interval has no width there; one film against eleven proves little."""
+    scores = np.arange(12) / 12
+    low, high = auc_interval(scores, scores == scores.max()) or (1, 1)
+    assert 0.2 < low < 0.7
+    assert high == 1
+    low, high = auc_interval(scores, scores == scores.min()) or (0, 0)
+    assert low == 0
+    assert 0.3 < high < 0.8
+
+
+@pytest.mark.parametrize("counts", [(2, 2), (5, 30), (13, 9), (30, 30)])
+def test_interval_of_the_area_holds_the_truth_as_often_as_it_says(counts: tuple[int, int]) -> None:
+    """Normal scores 2.2 standard deviations apart: an area of 0.94, often measured as 1."""
+    positives, negatives = counts
+    draw = np.random.default_rng(positives)
+    positive = np.arange(positives + negatives) < positives
+    held = delongs = 0
+    for _ in range(400):
+        scores = draw.normal(size=len(positive)) + 2.2 * positive
+        low, high = auc_interval(scores, positive) or (0, 0)
+        held += low <= 0.9401 <= high
+        low, high = statistics.auc_interval(scores, positive)
+        delongs += low <= 0.9401 <= high
+    assert held / 400 >= (0.92 if min(counts) < statistics.FEW_FILMS else 0.85)
+    if min(counts) < statistics.FEW_FILMS:
+        assert delongs / 400 < 0.80

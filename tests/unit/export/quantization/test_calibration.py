@@ -1,0 +1,175 @@
+"""Which films calibrate, and what ranges they give."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx", reason="the workstation side needs extra export")
+onnxruntime = pytest.importorskip("onnxruntime", reason="the workstation side needs extra export")
+
+from onnx import numpy_helper
+from tiny_network import (
+    MANIFEST,
+    SPEC,
+    pixels,
+    quantize_command,
+    run,
+)
+
+from deepcovid_edge.datasets.dataset import load_dataset
+from deepcovid_edge.errors import DataError, UsageError
+from deepcovid_export.quantization.calibration import (
+    BINS,
+    FilmBatches,
+    Histogram,
+    channel_peaks,
+    choose_films,
+)
+from deepcovid_export.quantization.equalise import equalise, find_pairs
+from deepcovid_export.quantization.quantize import quantize
+
+# Which films calibrate -----------------------------------------------------------------------
+
+
+def test_films_are_balanced_over_classes_and_labels_and_always_the_same(
+    data: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    (copy / "train/hazier").mkdir()
+    for path in sorted((copy / "train/hazy").iterdir())[:6]:
+        path.rename(copy / "train/hazier" / path.name)
+    for path in sorted((copy / "train/clear").iterdir()):
+        shutil.copy(path, path.with_stem(path.stem + "_again"))
+    chosen = choose_films(copy, MANIFEST, 18)
+    assert chosen.by_class == {"clear": 9, "hazy": 9}
+    assert chosen.split == "train"
+    labels = [film.label for film in chosen.films]
+    assert (labels.count("clear"), labels.count("hazy"), labels.count("hazier")) == (9, 5, 4)
+    assert labels[::2] == ["clear"] * 9  # any first few are balanced, too
+    again = choose_films(copy, MANIFEST, 18)
+    assert [film.path for film in again.films] == [film.path for film in chosen.films]
+    assert not any("/val/" in str(film.path) for film in chosen.films)
+
+
+def test_a_broken_film_is_passed_over(data: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    for seed in range(3):
+        (copy / f"train/clear/clear{seed:02d}.png").write_bytes(b"no film")
+    chosen = choose_films(copy, MANIFEST, 128)
+    assert chosen.by_class == {"clear": 9, "hazy": 9}
+    assert set(chosen.refused.values()) == {"E_NOT_IMAGE"}
+    assert len(chosen.refused) == 3
+
+
+def test_three_films_are_too_few_and_the_error_says_how_many_are_needed(
+    parent: Path, data: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "few"
+    (copy / "clear").mkdir(parents=True)
+    (copy / "hazy").mkdir()
+    for name in ("clear/clear00.png", "clear/clear01.png", "hazy/hazy00.png"):
+        shutil.copy(data / "train" / name, copy / name)
+    with pytest.raises(DataError) as error:
+        choose_films(copy, MANIFEST, 128)
+    assert str(error.value) == (
+        f"{copy}: got 3 calibration films (clear 2, hazy 1), expected at least 16, that is 8 of "
+        "each class: add labelled films of these classes"
+    )
+    options = ["--precision", "int8", "--calibration", copy, "--gate", data]
+    done = quantize_command(parent, *options, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "got 3 calibration films (clear 2, hazy 1), expected at least 16" in done.stderr
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_a_class_without_films_is_an_error(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data / "train/clear", tmp_path / "data/clear")
+    with pytest.raises(DataError, match=r"\(clear 12, hazy 0\), expected at least 16"):
+        choose_films(tmp_path / "data", MANIFEST, 128)
+
+
+def test_films_to_judge_on_never_calibrate(parent: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is the split 'val'"):
+        choose_films(data / "val", MANIFEST, 128)
+    shutil.copytree(data / "val", tmp_path / "data/val")
+    shutil.copytree(data / "val", tmp_path / "data/test")
+    with pytest.raises(
+        DataError, match="has the splits test, val; films to calibrate on come from"
+    ):
+        choose_films(tmp_path / "data", MANIFEST, 128)
+    with pytest.raises(DataError, match="has a part in making the file"):
+        quantize(parent, data, gate=data / "train")
+    with pytest.raises(UsageError, match="has no splits, expected 'val' to judge on"):
+        quantize(parent, data / "train")
+
+
+def test_films_are_read_batch_by_batch_and_let_go(data: Path) -> None:
+    films = load_dataset(data, split="train")
+    batches = iter(FilmBatches(films, SPEC))
+    first = next(batches)
+    assert first.shape == (8, 64, 64)
+    seen = weakref.ref(first)
+    del first
+    gc.collect()
+    assert seen() is None
+    assert sum(len(batch) for batch in batches) == len(films) - 8
+
+
+# What decides the ranges ---------------------------------------------------------------------
+
+
+def test_histogram_counts_every_value_while_its_reach_grows() -> None:
+    draw = np.random.default_rng(0)
+    parts = [draw.normal(0, scale, 5000).astype(np.float32) for scale in (0.01, 3, 40)]
+    histogram = Histogram()
+    for part in parts:
+        histogram.add(part)
+    values = np.concatenate(parts)
+    assert (histogram.lowest, histogram.highest) == (values.min(), values.max())
+    expected, _ = np.histogram(values, BINS, range=(-histogram._reach, histogram._reach))
+    assert np.abs(np.cumsum(histogram._counts) - np.cumsum(expected)).max() <= 2  # at bins' edges
+
+
+def test_best_range_cuts_off_a_rare_outlier_and_nothing_else() -> None:
+    draw = np.random.default_rng(0)
+    even = Histogram()
+    even.add(draw.uniform(0, 10, 100_000).astype(np.float32))
+    assert even.best_range(symmetric=False)[1] == pytest.approx(10, rel=0.02)
+    rare = Histogram()
+    rare.add(np.append(draw.uniform(0, 10, 100_000), 25).astype(np.float32))
+    low, high = rare.best_range(symmetric=True)
+    assert low == -high
+    assert 9 < high < 20
+
+
+def test_equalising_changes_no_bit_of_what_the_network_says(parent: Path, data: Path) -> None:
+    model = onnx.load(parent)
+    loud = {item.name: item for item in model.graph.initializer}["squeeze.bias"]
+    values = numpy_helper.to_array(loud).copy()
+    values[3] = 50
+    loud.CopyFrom(numpy_helper.from_array(values, loud.name))
+    films = load_dataset(data, split="train")
+    pairs = find_pairs(model)
+    assert [pair.producer.output[0] for pair in pairs] == [
+        "first",
+        "squeeze",
+        "expand1",
+        "expand3",
+        "main1",
+    ]
+    tensors = [pair.activation for pair in pairs]
+    batches = FilmBatches(films, SPEC)
+    peaks = channel_peaks(model, tensors, batches)
+    even = equalise(model, peaks)
+    after = channel_peaks(even, tensors, batches)
+    assert np.ptp(after["squeeze_relu"]) < np.ptp(peaks["squeeze_relu"]) / 4
+    seen = pixels(films)
+    assert np.array_equal(run(even, seen), run(model, seen))

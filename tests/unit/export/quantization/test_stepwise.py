@@ -1,0 +1,77 @@
+"""A network computed from layer to layer: the values of a whole run, each node run once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx", reason="the workstation side needs extra export")
+pytest.importorskip("onnxruntime", reason="the workstation side needs extra export")
+
+from tiny_network import SPEC, Made, fitted, graph, run, weights
+
+from deepcovid_edge.datasets.dataset import load_dataset
+from deepcovid_export.quantization import stepwise
+from deepcovid_export.quantization.calibration import FilmBatches
+from deepcovid_export.quantization.stepwise import Stepwise
+
+LAYERS = ("node_first", "node_squeeze", "node_expand1", "node_expand3", "node_main1", "node_main2")
+LAST = ("node_shortcut", "node_activation_maps")
+
+
+@pytest.fixture
+def films(data: Path) -> list[Any]:
+    return list(FilmBatches(load_dataset(data, split="train"), SPEC))
+
+
+def read_by(model: onnx.ModelProto, layer: str) -> str:
+    (tensor,) = (node.input[0] for node in model.graph.node if node.name == layer)
+    return str(tensor)
+
+
+@pytest.mark.parametrize("flavour", ["fp32", "int8-tensorrt", "int8-cpu"])
+def test_values_are_those_of_a_whole_run(
+    flavour: str, data: Path, made: dict[str, Made], films: list[Any]
+) -> None:
+    model = graph(fitted(weights(), data)) if flavour == "fp32" else made[flavour].model
+    walk = Stepwise(films)
+    for tensor in (*(read_by(model, layer) for layer in LAYERS + LAST), "logits"):
+        reached = list(walk.reach(model, tensor))
+        assert len(reached) == len(films) == 3
+        for values, batch in zip(reached, films, strict=True):
+            np.testing.assert_allclose(values, run(model, batch, tensor), rtol=1e-5, atol=1e-5)
+
+
+def test_no_layer_runs_twice_and_no_more_is_kept_than_is_read_later(
+    made: dict[str, Made], films: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: Counter[str] = Counter()
+    sizes: list[int] = []
+    opened = stepwise.open_session
+
+    def counted(part: onnx.ModelProto) -> Any:
+        ran.update(node.name for node in part.graph.node if node.op_type != "DequantizeLinear")
+        return opened(part)
+
+    monkeypatch.setattr(stepwise, "open_session", counted)
+    model, walk = made["int8-cpu"].model, Stepwise(films)
+    for layer in LAYERS + LAST:
+        list(walk.reach(model, read_by(model, layer)))
+        sizes.append(sum(values.nbytes for values in walk._kept[0].values()))
+    assert set(ran.values()) == {1}
+    one_map = films[0].shape[0] * 16 * 16  # of 16 x 16 places, as integers of one byte
+    assert sizes[2:6] == [8 * one_map, 8 * one_map, 16 * one_map, 32 * one_map]
+
+
+def test_what_lies_ahead_may_change(data: Path, films: list[Any]) -> None:
+    arrays = fitted(weights(), data)
+    walk = Stepwise(films)
+    list(walk.reach(graph(arrays), "cat"))
+    arrays["main1.weight"] = -arrays["main1.weight"]
+    changed = graph(arrays)
+    for values, batch in zip(walk.reach(changed, "features"), films, strict=True):
+        np.testing.assert_allclose(values, run(changed, batch, "features"), rtol=1e-5, atol=1e-5)

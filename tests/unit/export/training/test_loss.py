@@ -1,0 +1,43 @@
+"""The loss: torch's own where films have a class, the uniform distribution where they have none."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs extra export")
+
+from deepcovid_export.data.films import NO_CLASS
+from deepcovid_export.training.loss import summed_loss
+
+WEIGHTS = torch.tensor([0.5, 2.0, 1.0])
+
+
+def test_it_is_torch_s_weighted_mean_where_every_film_has_a_class() -> None:
+    logits, targets = torch.randn(8, 3, generator=torch.manual_seed(1)), torch.arange(8) % 3
+    for smoothing in (0.0, 0.1):
+        expected = torch.nn.functional.cross_entropy(
+            logits, targets, WEIGHTS, label_smoothing=smoothing
+        )
+        loss, weight = summed_loss(logits, targets, WEIGHTS, smoothing)
+        torch.testing.assert_close(loss / weight, expected)
+
+
+def test_a_film_without_class_is_best_answered_evenly() -> None:
+    nothing = torch.tensor([NO_CLASS])
+    even, weight = summed_loss(torch.zeros(1, 3), nothing, WEIGHTS)
+    torch.testing.assert_close(even, torch.tensor(3.0).log())
+    assert float(weight) == 1
+    sure, _ = summed_loss(torch.tensor([[4.0, 0.0, 0.0]]), nothing, WEIGHTS)
+    assert sure > even
+
+
+def test_films_with_and_without_class_add_up() -> None:
+    logits = torch.randn(4, 3, generator=torch.manual_seed(2))
+    targets = torch.tensor([2, NO_CLASS, 0, NO_CLASS])
+    parts = [
+        summed_loss(logits[place : place + 1], targets[place : place + 1], WEIGHTS)
+        for place in range(4)
+    ]
+    loss, weight = summed_loss(logits, targets, WEIGHTS)
+    torch.testing.assert_close(loss, sum(part[0] for part in parts))
+    torch.testing.assert_close(weight, sum(part[1] for part in parts))

@@ -1,0 +1,94 @@
+"""Heat maps: class activation is Grad-CAM, and regions are where the map says on the film."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from deepcovid_edge.heatmaps.heatmap import ACTIVATION, HeatMap, of_activation, regions
+from deepcovid_edge.manifest import InputSpec, ResizeRule
+
+SPEC = InputSpec(height=224, width=224, resize=ResizeRule.CENTRE_CROP)
+
+
+def bump(y: float, x: float, *, height: float = 1.0, width: float = 20.0) -> NDArray[np.float32]:
+    rows, columns = np.mgrid[0:224, 0:224]
+    value = height * np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / (2 * width**2))
+    return value.astype(np.float32)
+
+
+@pytest.mark.parametrize("architecture", ["squeezenet1_1", "resnet18"])
+def test_class_activation_is_grad_cam(architecture: str) -> None:
+    """Of captum, on the last features: the same ranks, and the same values up to scale and bias."""
+    torch = pytest.importorskip("torch", reason="the workstation side needs extra export")
+    attr = pytest.importorskip("captum.attr", reason="captum is in extra dev")
+    stats = pytest.importorskip("scipy.stats", reason="needs extra export")
+    from deepcovid_export.networks import build_network
+
+    torch.manual_seed(0)
+    network = build_network(architecture, 3).eval()
+    films = torch.randint(0, 256, (2, 224, 224), dtype=torch.uint8)
+    weigh: Any = attr.LayerGradCam(lambda x: network(x)[0], network.features)
+    theirs = weigh.attribute(films, target=1).detach().numpy()[:, 0]
+    with torch.inference_mode():
+        ours = network(films)[1][:, 1].numpy()
+    bias = network.maps[-1].bias[1].item()
+    for own, other in zip(ours, theirs, strict=True):
+        assert stats.spearmanr(own.ravel(), other.ravel()).statistic >= 0.999
+        np.testing.assert_allclose((own - bias) / own.size, other, rtol=1e-3, atol=1e-6)
+
+
+def test_an_activation_map_is_brought_to_the_size_of_the_input() -> None:
+    cells = np.arange(4, dtype=np.float32).reshape(2, 2)
+    found = of_activation(cells, SPEC)
+    assert found.method == ACTIVATION
+    assert found.values.shape == (224, 224)
+    assert found.cells is cells
+    assert found.values[0, 0] == 0
+    assert found.values[-1, -1] == 3
+    assert (np.diff(found.values, axis=1) >= 0).all()
+
+
+def test_regions_are_boxes_on_the_film_strongest_first() -> None:
+    values = np.maximum(bump(60, 50), bump(150, 170, height=0.8))
+    first, second = regions(HeatMap(ACTIVATION, values, values), (448, 896), SPEC)
+    assert first.peak == pytest.approx(1.0, abs=1e-3)
+    assert second.peak == pytest.approx(0.8, abs=1e-3)
+    # The film is twice as large as the input, and the crop begins at column 224.
+    assert first.x <= 224 + 2 * 50 < first.x + first.width
+    assert first.y <= 2 * 60 < first.y + first.height
+    half = 20 * np.sqrt(2 * np.log(2))  # where a bump falls to one half
+    assert first.width == pytest.approx(4 * half, abs=6)
+    assert second.x <= 224 + 2 * 170 < second.x + second.width
+    assert first.turns is None
+
+
+def test_windows_that_turn_the_decision_are_the_regions_where_there_are_any() -> None:
+    values, turned = bump(60, 50), np.zeros((224, 224), bool)
+    turned[120:152, 160:192] = True
+    (only,) = regions(HeatMap("occlusion", values, values, values, turned), (224, 224), SPEC)
+    assert (only.x, only.y, only.width, only.height) == (160, 120, 32, 32)
+    assert only.turns is True
+    (only,) = regions(
+        HeatMap("occlusion", values, values, values, turned & False), (224, 224), SPEC
+    )
+    assert only.turns is False
+    assert only.x <= 50 < only.x + only.width
+
+
+def test_a_map_below_zero_has_no_region() -> None:
+    values = -bump(60, 50)
+    assert regions(HeatMap(ACTIVATION, values, values), (224, 224), SPEC) == []
+
+
+def test_specks_are_left_out_and_at_most_five_regions_told() -> None:
+    values = np.zeros((224, 224), np.float32)
+    values[3, 3] = 1.0
+    for index in range(7):
+        cv2.circle(values, (20 + 30 * index, 100), 8, 0.6 + 0.05 * index, -1)  # type: ignore[call-overload]
+    found = regions(HeatMap(ACTIVATION, values, values), (224, 224), SPEC)
+    assert [round(place.peak, 2) for place in found] == [0.9, 0.85, 0.8, 0.75, 0.7]

@@ -1,0 +1,164 @@
+"""Every syntax, depth, photometric interpretation and window: the same film, the same decision."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from deepcovid_edge.imaging.phantom import draw_phantom
+from deepcovid_edge.imaging.pictures import Radiograph
+
+pytest.importorskip("pydicom", reason="needs extra dicom")
+pytest.importorskip("imagecodecs", reason="needs extra dicom")
+import dicom_files
+from dicom_files import DCMTK, MOST_BITS, WRITABLE, by_dcmtk, dataset, stored_film, written
+
+from deepcovid_edge.backends import Backend, load_backend
+from deepcovid_edge.decision.record import Prediction
+from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES
+from deepcovid_edge.models import find_model
+from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
+
+Decode = Callable[..., Radiograph]
+
+XRAY = Path(os.environ.get("DEEPCOVID_XRAY", str(Path(__file__).parents[4] / "shared" / "xray")))
+CELLS = [
+    (syntax, bits, photometric, window)
+    for syntax in WRITABLE
+    for bits in (8, 12, 16)
+    for photometric in ("MONOCHROME1", "MONOCHROME2")
+    for window in (True, False)
+    if bits <= MOST_BITS.get(syntax, 16)
+]
+LOSSLESS_TOLERANCE = 1.0
+"""Grey levels of 255, largest difference; 8 bits in a window of 0.7 of them lose half a level."""
+LOSSY_TOLERANCE = 1.5
+"""The same on average, at the encoders' high quality."""
+PROBABILITY_TOLERANCE = 0.05
+"""Of lossless files: one grey level here and there moves a probability of 0.9 by 0.02."""
+
+
+def name(cell: tuple[str, int, str, bool]) -> str:
+    syntax, bits, photometric, window = cell
+    parts = (SYNTAXES[syntax].name, f"{bits} bit", photometric[-1], "window" if window else "none")
+    return "-".join(parts).replace(" ", "_")
+
+
+def file_of(film: NDArray[np.uint8], cell: tuple[str, int, str, bool]) -> bytes:
+    syntax, bits, photometric, window = cell
+    pixels, elements = stored_film(film, bits, photometric, window=window)
+    return written(dataset(pixels, **elements), syntax)
+
+
+def difference(read: Radiograph, film: NDArray[np.uint8]) -> NDArray[np.float64]:
+    assert read.pixels.shape == film.shape
+    return np.abs(read.pixels * (255.0 / read.white) - film)
+
+
+def check(read: Radiograph, film: NDArray[np.uint8], syntax: str) -> None:
+    found = difference(read, film)
+    if SYNTAXES[syntax].lossy:
+        assert found.mean() <= LOSSY_TOLERANCE
+    else:
+        assert found.max() <= LOSSLESS_TOLERANCE
+    assert read.format == "DICOM"
+    assert read.cautions == ()
+
+
+@pytest.fixture(scope="module")
+def film() -> NDArray[np.uint8]:
+    return np.ascontiguousarray(draw_phantom(2, opacities=3)[:900:3, :1080:3])
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=name)
+def test_file_reads_to_the_grey_levels_of_its_film(
+    cell: tuple[str, int, str, bool], film: NDArray[np.uint8], decode: Decode
+) -> None:
+    check(decode(file_of(film, cell)), film, cell[0])
+
+
+@pytest.mark.skipif(bool(dicom_files.dcmtk()), reason=str(dicom_files.dcmtk()))
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell[0] in DCMTK], ids=name)
+def test_file_that_dcmtk_wrote_reads_to_the_grey_levels_of_its_film(
+    cell: tuple[str, int, str, bool], film: NDArray[np.uint8], decode: Decode
+) -> None:
+    syntax, bits, photometric, window = cell
+    plain = file_of(film, (dicom_files.EXPLICIT, bits, photometric, window))
+    check(decode(by_dcmtk(plain, syntax)), film, syntax)
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Backend]:
+    pytest.importorskip("onnxruntime", reason="needs extra cpu")
+    with load_backend(find_model("squeezenet1_1")) as loaded:
+        yield loaded
+
+
+def judged(folder: Path, network: Backend) -> list[Prediction]:
+    settings = PredictSettings(workers=2)
+    facts = run_facts(network, settings)
+    return list(predict(sorted(folder.iterdir()), network, facts, settings))
+
+
+def same_decision(
+    film: NDArray[np.uint8], cells: list[tuple[str, int, str, bool]], place: Path, network: Backend
+) -> None:
+    Image.fromarray(film).save(place / "film.png")
+    for number, cell in enumerate(cells):
+        (place / f"{number:03d}").write_bytes(file_of(film, cell))
+    *files, picture = judged(place, network)
+    assert picture.path.endswith("film.png")
+    for cell, record in zip(cells, files, strict=True):
+        assert record.decision == picture.decision, name(cell)
+        if not SYNTAXES[cell[0]].lossy:
+            exact = cell[1] == 8 and not cell[3]
+            tolerance = 0 if exact else PROBABILITY_TOLERANCE
+            assert record.probability == pytest.approx(picture.probability, abs=tolerance)
+
+
+def test_every_file_of_a_phantom_gets_the_decision_of_its_png(
+    film: NDArray[np.uint8], tmp_path: Path, network: Backend
+) -> None:
+    same_decision(film, CELLS, tmp_path, network)
+
+
+@pytest.mark.skipif(not XRAY.is_dir(), reason=f"no X-rays at {XRAY}")
+@pytest.mark.parametrize(("label", "every"), [("covid", 1), ("normal", 11), ("pneumonia", 11)])
+def test_every_file_of_a_real_film_gets_the_decision_of_its_png(
+    label: str, every: int, tmp_path: Path, network: Backend
+) -> None:
+    path = sorted((XRAY / "test" / label).iterdir())[0]
+    film = np.asarray(Image.open(path).convert("L").reduce(2))
+    same_decision(film, CELLS[::every], tmp_path, network)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_grey_levels_are_those_of_pydicoms_own_functions(seed: int, decode: Any) -> None:
+    """Rescale, then window, by pydicom, on the whole film in floats."""
+    from pydicom.pixels import apply_modality_lut, apply_windowing
+
+    draw = np.random.default_rng(seed)
+    words = draw.integers(0, 1 << 12, (200, 180), np.uint16)
+    function = ("LINEAR", "LINEAR_EXACT", "SIGMOID")[seed]
+    data = dataset(
+        words,
+        stored=12,
+        RescaleSlope=0.5,
+        RescaleIntercept=float(draw.integers(-1000, 1000)),
+        RescaleType="US",
+        WindowWidth=float(draw.integers(1000, 2500)),
+        VOILUTFunction=function,
+    )
+    data.WindowCenter = 1024 + data.RescaleIntercept
+    read = decode(written(data))
+    floats = apply_windowing(apply_modality_lut(words, data), data)
+    ends = np.array([0, 4095]) * float(data.RescaleSlope) + float(data.RescaleIntercept)
+    shares = (floats - ends[0]) / (ends[1] - ends[0])
+    assert np.abs(read.pixels / read.white - shares).max() < 1e-3

@@ -1,0 +1,474 @@
+"""The reader: every rule of its table but turns, and real films."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import struct
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from deepcovid_edge.errors import ImageRefusedError
+from deepcovid_edge.imaging import pictures
+from deepcovid_edge.imaging.phantom import write_samples
+from deepcovid_edge.imaging.pictures import Radiograph, read_radiograph
+from deepcovid_edge.reasons import Caution
+
+Decode = Callable[..., Radiograph]
+
+XRAY = Path(os.environ.get("DEEPCOVID_XRAY", str(Path(__file__).parents[4] / "shared" / "xray")))
+LOSSLESS: dict[str, tuple[str, dict[str, Any]]] = {
+    "png": ("PNG", {}),
+    "webp": ("WEBP", {"lossless": True}),
+    "tiff": ("TIFF", {}),
+    "tiff-lzw": ("TIFF", {"compression": "tiff_lzw"}),
+    "tiff-deflate": ("TIFF", {"compression": "tiff_adobe_deflate"}),
+    "tiff-packbits": ("TIFF", {"compression": "packbits"}),
+    "tiff-big": ("TIFF", {"big_tiff": True}),
+    "bmp": ("BMP", {}),
+}
+ORDERS = {"little-endian": "<", "big-endian": ">"}
+
+
+def equal(film: Radiograph, pixels: NDArray[Any], white: int = 255) -> bool:
+    return film.white == white and np.array_equal(film.pixels, pixels)
+
+
+# --- grey pixels -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", LOSSLESS)
+@pytest.mark.parametrize("channels", ["grey", "rgb"])
+def test_8_bit_grey_and_rgb_of_equal_channels_are_read_as_they_are(
+    kind: str, channels: str, pictures: Any, decode: Decode
+) -> None:
+    film = pictures.film()
+    name, options = LOSSLESS[kind]
+    stored = film if channels == "grey" else pictures.rgb(film)
+    read = decode(pictures.encode(stored, name, **options))
+    assert read.pixels.dtype == np.uint8
+    assert equal(read, film)
+    assert (read.format, read.cautions) == (name, ())
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
+@pytest.mark.parametrize("channels", ["grey", "rgb"])
+def test_jpeg_has_the_grey_levels_that_pillow_decodes(
+    channels: str, options: dict[str, Any], pictures: Any, decode: Decode
+) -> None:
+    film = pictures.film()
+    data = pictures.encode(film if channels == "grey" else pictures.rgb(film), "JPEG", **options)
+    pillow = np.asarray(Image.open(io.BytesIO(data)).convert("L")).astype(int)
+    read = decode(data)
+    assert read.format == "JPEG"
+    assert np.abs(read.pixels - pillow).max() <= (0 if channels == "grey" else 1)
+    assert np.abs(read.pixels - film.astype(int)).mean() < 4
+
+
+def test_stray_bytes_behind_the_last_pixel_of_a_jpeg_do_no_harm(
+    pictures: Any, decode: Decode
+) -> None:
+    data = pictures.encode(pictures.film(), "JPEG")
+    assert equal(decode(data[:-2] + b"\1\2\3\4" + data[-2:]), decode(data).pixels)
+
+
+def test_jpeg_that_stores_rgb_instead_of_ycbcr_is_not_taken_for_a_colour_picture(
+    pictures: Any, decode: Decode
+) -> None:
+    film = pictures.film()
+    read = decode(pictures.encode(pictures.rgb(film), "JPEG", keep_rgb=True, quality=98))
+    assert np.abs(read.pixels - film.astype(int)).max() <= 6
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_grey_png_of_fewer_bits_is_stretched_to_8(bits: int, pictures: Any, decode: Decode) -> None:
+    film = pictures.film() >> (8 - bits)
+    alone = np.unpackbits(film[..., None], axis=2)[..., 8 - bits :]
+    packed = np.packbits(alone.reshape(len(film), -1), axis=1)
+    rows = b"".join(b"\0" + row.tobytes() for row in packed)
+    read = decode(pictures.png_of_rows(rows, (*film.shape, bits, 0)))
+    assert equal(read, film * (255 // ((1 << bits) - 1)))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda p, film: p.encode(film, "PNG"),
+        lambda p, film: p.encode(film, "TIFF"),
+        lambda p, film: p.encode(film, "TIFF", compression="tiff_lzw"),
+        lambda p, film: p.tiff(film, 1, order="<"),
+        lambda p, film: p.tiff(film, 1, order=">"),
+        lambda p, film: p.png(p.rgb(film), 2),
+        lambda p, film: p.tiff(p.rgb(film), 2, order="<"),
+        lambda p, film: p.tiff(p.rgb(film), 2, order=">"),
+        lambda p, film: p.opencv(p.rgb(film), ".tiff"),
+        lambda p, film: p.png(np.dstack([film, np.full_like(film, 65535)]), 4),
+        lambda p, film: p.png(p.rgb(film, np.full_like(film, 65535)), 6),
+    ],
+    ids=[
+        *("png", "tiff", "tiff-lzw", "tiff-little", "tiff-big", "rgb-png", "rgb-tiff-little"),
+        *("rgb-tiff-big", "rgb-tiff-opencv", "grey-alpha-png", "rgba-png"),
+    ],
+)
+@pytest.mark.parametrize("bits", [9, 10, 12, 14, 16])
+def test_16_bit_pixels_keep_every_bit_and_are_scaled_by_the_bits_they_use(
+    bits: int, write: Callable[[Any, NDArray[Any]], bytes], pictures: Any, decode: Decode
+) -> None:
+    film = pictures.film(bits=bits)
+    read = decode(write(pictures, film))
+    assert read.pixels.dtype == np.dtype("uint16")
+    assert read.pixels.dtype.isnative
+    assert equal(read, film, (1 << bits) - 1)
+    assert read.cautions == (() if bits == 16 else (Caution.DEPTH,))
+
+
+def test_12_bits_that_stand_in_the_upper_bits_are_full_scale(pictures: Any, decode: Decode) -> None:
+    film = pictures.film(bits=12) << 4
+    read = decode(pictures.encode(film, "PNG"))
+    assert equal(read, film, 65535)
+    assert read.cautions == ()
+
+
+def test_16_bit_file_with_8_bits_or_less_is_scaled_by_8(pictures: Any, decode: Decode) -> None:
+    film = (pictures.film() >> 2).astype(np.uint16)
+    assert equal(decode(pictures.encode(film, "PNG")), film, 255)
+
+
+def test_burnt_in_marker_at_full_white_does_not_blacken_a_12_bit_film(
+    pictures: Any, decode: Decode
+) -> None:
+    film = pictures.film(600, 500, bits=12)
+    marked = film.copy()
+    marked[20:36, 20:36] = 65535  # 0.09 % of the pixels
+    read = decode(pictures.encode(marked, "PNG"))
+    expected = film.copy()
+    expected[20:36, 20:36] = 4095
+    assert equal(read, expected, 4095)
+    assert read.cautions == (Caution.DEPTH,)
+
+
+@pytest.mark.parametrize(("order", "bits"), [("<", 8), (">", 8), ("<", 16), ("<", 12), ("<", 10)])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_tiff_white_is_zero_is_inverted_at_the_depth_it_uses(
+    order: str, bits: int, orientation: int, pictures: Any, decode: Decode
+) -> None:
+    film = pictures.film(bits=bits)
+    white = (1 << bits) - 1
+    data = pictures.tiff(white - film, 0, order=order, tags={274: orientation})
+    assert equal(decode(data), film if orientation == 1 else np.rot90(film, 3), white)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_compressed_tiff_white_is_zero_is_inverted(
+    bits: int, pictures: Any, decode: Decode
+) -> None:
+    film = pictures.film(bits=bits)
+    white = (1 << bits) - 1
+    assert equal(decode(pictures.tiff(white - film, 0, tags={259: 8})), film, white)
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+def test_16_bit_tiff_of_rgb_and_a_channel_without_meaning_is_read_as_rgb(
+    order: str, pictures: Any, decode: Decode
+) -> None:
+    film = pictures.film(bits=16)
+    data = pictures.tiff(pictures.rgb(film, film * 0), 2, order=order, tags={338: 0})
+    assert equal(decode(data), film, 65535)
+
+
+def test_bmp_of_every_depth_and_direction_is_read(pictures: Any, decode: Decode) -> None:
+    film = pictures.film()
+    height, width = film.shape
+    up = film[::-1]
+    ramp = b"".join(bytes([level, level, level, 0]) for level in range(256))
+    runs = b"".join(b"".join(bytes([1, v]) for v in row) + b"\0\0" for row in up) + b"\0\1"
+    files = {
+        "8": pictures.bmp(up.tobytes(), (width, height), 8, palette=ramp),
+        "8 top-down": pictures.bmp(film.tobytes(), (width, -height), 8, palette=ramp),
+        "8 RLE": pictures.bmp(runs, (width, height), 8, compression=1, palette=ramp),
+        "24": pictures.bmp(pictures.rgb(up).tobytes(), (width, height), 24),
+        "32": pictures.bmp(pictures.rgb(up, up * 0).tobytes(), (width, height), 32),
+        "size unstated": pictures.bmp(up.tobytes(), (width, height), 8, palette=ramp, stated=0),
+        "size overstated": pictures.bmp(
+            up.tobytes(), (width, height), 8, palette=ramp, stated=10**6
+        ),
+    }
+    assert {name: equal(decode(data), film) for name, data in files.items()} == dict.fromkeys(
+        files, True
+    )
+
+
+# --- colour, alpha, palette --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_unequal_channels_become_bt601_luma(dtype: Any, pictures: Any, decode: Decode) -> None:
+    full = np.iinfo(dtype).max
+    grey = pictures.film(bits=8 * dtype().itemsize) // 2 + full // 4
+    tinted = np.dstack([grey + full // 90, grey, grey - full // 90])
+    luma = tinted.astype(float) @ (0.299, 0.587, 0.114)  # ITU-R BT.601
+    read = decode(pictures.png(tinted, 2))
+    assert np.abs(read.pixels - luma).max() <= 1
+    assert read.cautions == ()
+
+
+def alpha_of(film: NDArray[Any]) -> NDArray[Any]:
+    alpha = np.full_like(film, np.iinfo(film.dtype).max)
+    alpha[:40] = 0
+    alpha[40:60] = alpha.max() // 3
+    return alpha
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda p, film, alpha: p.png(np.dstack([film, alpha]), 4),
+        lambda p, film, alpha: p.png(p.rgb(film, alpha), 6),
+        lambda p, film, alpha: p.tiff(p.rgb(film, alpha), 2, tags={338: 2}),
+        lambda p, film, alpha: p.tiff(p.rgb(film, alpha), 2, order=">", tags={338: 2}),
+    ],
+    ids=["la-png", "rgba-png", "rgba-tiff-little", "rgba-tiff-big"],
+)
+def test_alpha_is_laid_on_black(
+    write: Callable[..., bytes], bits: int, pictures: Any, decode: Decode
+) -> None:
+    film = pictures.film(bits=bits)
+    alpha = alpha_of(film)
+    read = decode(write(pictures, film, alpha))
+    laid = film * (alpha / alpha.max())
+    assert np.abs(read.pixels - laid).max() <= 0.51
+    assert read.pixels[:40].max() == 0
+    assert read.cautions == (Caution.ALPHA,)
+
+
+def test_webp_alpha_is_laid_on_black(pictures: Any, decode: Decode) -> None:
+    film = pictures.film()
+    alpha = alpha_of(film)
+    read = decode(pictures.encode(pictures.rgb(film, alpha), "WEBP", lossless=True, exact=True))
+    assert np.abs(read.pixels - film * (alpha / 255)).max() <= 0.51
+    assert read.cautions == (Caution.ALPHA,)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_alpha_that_was_laid_on_black_by_the_writer_is_not_laid_on_twice(
+    bits: int, pictures: Any, decode: Decode
+) -> None:
+    film = pictures.film(bits=bits)
+    alpha = np.full_like(film, np.iinfo(film.dtype).max)
+    alpha[:40] //= 3
+    laid = (film * (alpha / alpha.max())).astype(film.dtype)
+    read = decode(pictures.tiff(pictures.rgb(laid, alpha), 2, tags={338: 1}))  # associated alpha
+    assert np.abs(read.pixels - laid.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_opaque_alpha_gives_no_caution(bits: int, pictures: Any, decode: Decode) -> None:
+    film = pictures.film(bits=bits)
+    full = np.full_like(film, np.iinfo(film.dtype).max)
+    for data in (
+        pictures.png(np.dstack([film, full]), 4),
+        pictures.png(pictures.rgb(film, full), 6),
+    ):
+        read = decode(data)
+        assert equal(read, film, int(full.max()))
+        assert read.cautions == ()
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transparent_colour_of_a_png_is_laid_on_black(
+    bits: int, channels: int, pictures: Any, decode: Decode
+) -> None:
+    film = pictures.film(bits=bits)
+    key = int(film.max()) // 2
+    film[film == key] += 1
+    film[:30, :30] = key
+    stored = film if channels == 1 else pictures.rgb(film)
+    key_chunk = (b"tRNS", struct.pack(">H", key) * channels)
+    read = decode(pictures.png(stored, 0 if channels == 1 else 2, before=[key_chunk]))
+    film[:30, :30] = 0
+    assert np.array_equal(read.pixels, film)
+    assert read.cautions == (Caution.ALPHA,)
+
+
+def palette_of(levels: NDArray[Any]) -> bytes:
+    return np.repeat(levels.astype(np.uint8), 3).tobytes()
+
+
+def test_palette_is_looked_up_whatever_its_order(pictures: Any, decode: Decode) -> None:
+    film = pictures.film()
+    levels = np.random.default_rng(3).permutation(256)
+    indices = np.argsort(levels)[film].astype(np.uint8)
+    read = decode(pictures.png(indices, 3, before=[(b"PLTE", palette_of(levels))]))
+    assert equal(read, film)
+    assert read.cautions == (Caution.PALETTE,)
+
+
+def test_transparent_palette_entries_are_laid_on_black(pictures: Any, decode: Decode) -> None:
+    film = pictures.film()
+    chunks = [(b"PLTE", palette_of(np.arange(256))), (b"tRNS", bytes([255] * 200 + [0] * 30))]
+    read = decode(pictures.png(film, 3, before=chunks))
+    assert equal(read, np.where((film >= 200) & (film < 230), 0, film))
+    assert read.cautions == (Caution.PALETTE, Caution.ALPHA)
+
+
+def test_grey_bmp_with_an_inverted_palette_is_looked_up(pictures: Any, decode: Decode) -> None:
+    film = pictures.film()
+    inverted = b"".join(bytes([255 - level] * 3 + [0]) for level in range(256))
+    data = pictures.bmp((255 - film)[::-1].tobytes(), film.shape[::-1], 8, palette=inverted)
+    read = decode(data)
+    assert equal(read, film)
+    assert read.cautions == (Caution.PALETTE,)
+
+
+# --- name, size of file, facts -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP"])
+@pytest.mark.parametrize("suffix", [".jpg", ".JPEG", ".jfif", ".png", ".webp", ".TIF", ".bmp", ""])
+def test_content_decides_and_a_name_that_lies_is_told(
+    kind: str, suffix: str, pictures: Any, decode: Decode
+) -> None:
+    usual = {"JPEG": "jpg jpeg jfif", "PNG": "png", "WEBP": "webp", "TIFF": "tif", "BMP": "bmp"}
+    read = decode(pictures.encode(pictures.film(), kind), f"film{suffix}")
+    honest = not suffix or suffix[1:].lower() in usual[kind].split()
+    assert read.format == kind
+    assert (Caution.SUFFIX in read.cautions) == (not honest)
+
+
+def test_name_without_a_suffix_as_an_archive_exports_it_does_not_lie(
+    pictures: Any, decode: Decode
+) -> None:
+    assert decode(pictures.encode(pictures.film(), "PNG"), "IM000001").cautions == ()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "lossy"),
+    [
+        ("JPEG", {"quality": 5}, True),
+        ("JPEG", {"quality": 98}, False),
+        ("WEBP", {"quality": 0}, True),
+        ("WEBP", {"lossless": True}, False),
+        ("PNG", {}, False),
+    ],
+)
+def test_only_heavy_lossy_compression_is_told(
+    kind: str, options: dict[str, Any], lossy: bool, pictures: Any, decode: Decode
+) -> None:
+    # Two grey levels by areas: lossless formats store it in few bytes as well.
+    smooth = np.where(pictures.film(512, 512, seed=1) > 128, np.uint8(180), np.uint8(60))
+    smooth = cv2.medianBlur(smooth, 31) if kind != "JPEG" else pictures.film(512, 512)
+    data = pictures.encode(smooth, kind, **options)
+    read = decode(data)
+    assert (Caution.LOSSY in read.cautions) == lossy
+    if kind == "PNG":
+        assert smooth.size > pictures.LOSSY_RATIO * len(data)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_coloured_mark_is_turned_to_grey_and_told(
+    dtype: Any, pictures: Any, decode: Decode
+) -> None:
+    full = np.iinfo(dtype).max
+    film = pictures.film(bits=8 * dtype().itemsize)
+    marked = pictures.rgb(film)
+    marked[10:22, 10:22] = (full, 0, 0)
+    read = decode(pictures.png(marked, 2))
+    assert read.cautions == (Caution.COLOUR,)
+    assert np.array_equal(read.pixels[30:], film[30:])
+    assert read.pixels[15, 15] == pytest.approx(0.299 * full, rel=1e-4, abs=1)
+
+
+def test_phantoms_are_read_and_told_to_be_synthetic(tmp_path: Path) -> None:
+    films = [read_radiograph(path) for path in write_samples(tmp_path, count=3)]
+    assert [film.cautions for film in films] == [(Caution.SYNTHETIC,)] * 3
+
+
+def test_hash_is_of_the_file_and_size_is_the_films(tmp_path: Path, pictures: Any) -> None:
+    path = tmp_path / "film.png"
+    path.write_bytes(b"")
+    data = pictures.encode(pictures.film(), "PNG")
+    path.write_bytes(data)
+    read = read_radiograph(path)
+    assert read.sha256 == hashlib.sha256(data).hexdigest()
+    assert read.pixels.shape == (128, 160)
+
+
+def test_film_with_a_wide_black_border_is_read(pictures: Any, decode: Decode) -> None:
+    # Such a WebP ends in many zeros, as a file does that was never filled: it must not be refused.
+    film = pictures.film(800, 800)
+    film[360:] = 0
+    film[0:330] = np.maximum(film[0:330], 3)
+    data = pictures.encode(film, "WEBP", lossless=True, method=0)
+    assert len(data) - len(data.rstrip(b"\0")) > 512
+    assert equal(decode(data), film)
+
+
+@pytest.mark.parametrize(("height", "width"), [(100, 100), (100, 200), (200, 100)])
+def test_smallest_film_and_narrowest_shapes_are_read(
+    height: int, width: int, pictures: Any, decode: Decode
+) -> None:
+    film = pictures.film(height, width)
+    assert equal(decode(pictures.encode(film, "PNG")), film)
+
+
+# --- real films --------------------------------------------------------------------------------
+
+ORIGINALS = sorted(
+    path
+    for path in (XRAY / "original").glob("*")
+    if path.suffix.lower() in {".jpg", ".jpeg", ".jfif", ".png", ".webp"}
+)
+
+
+def pillow_luminance(path: Path) -> NDArray[Any]:
+    """The film by Pillow alone: alpha laid on black, then ITU-R BT.601 luma."""
+    picture = ImageOps.exif_transpose(Image.open(path))
+    assert picture.mode in {"L", "RGB", "RGBA", "LA", "P"}
+    if picture.mode in {"RGBA", "LA", "P"}:
+        picture = picture.convert("RGBA")
+        black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
+        picture = Image.alpha_composite(black, picture).convert("RGB")
+    return np.asarray(picture.convert("L"))
+
+
+@pytest.mark.skipif(not ORIGINALS, reason=f"no films in {XRAY / 'original'}: set $DEEPCOVID_XRAY")
+def test_original_films_are_read_within_one_grey_level_of_pillow() -> None:
+    worst = {}
+    for path in ORIGINALS:
+        read = read_radiograph(path)
+        assert read.white == 255
+        reference = pillow_luminance(path).astype(int)
+        assert read.pixels.shape == reference.shape
+        worst[path.name] = int(np.abs(read.pixels - reference).max())
+    assert len(worst) >= 10
+    assert {name: level for name, level in worst.items() if level > 1} == {}
+
+
+@pytest.mark.parametrize("white", [255, 1023, 65535])
+def test_exposure_is_judged_by_the_pixels_at_both_ends(white: int) -> None:
+    """Whether they must be counted at all is told from mean and deviation; here they always are."""
+    random = np.random.default_rng(white)
+    level = white / 255
+    ends = [0, round(2.4 * level), white - round(2.4 * level), white]
+    refused = 0
+    for _ in range(2000):
+        low, high = np.sort(random.integers(0, white + 1, 2))
+        at_an_end = random.random(400) < random.uniform(0.4, 0.8)
+        sample = np.where(at_an_end, random.choice(ends, 400), random.integers(low, high + 1, 400))
+        saturated = ((sample < 2.5 * level) | (sample > 252.5 * level)).mean()
+        blank = sample.std() < pictures.MIN_CONTRAST * level or saturated > pictures.MAX_SATURATED
+        with pytest.raises(ImageRefusedError) if blank else nullcontext():
+            pictures.check_exposure(sample.astype(np.uint8 if white == 255 else np.uint16), white)
+        refused += blank
+    assert 500 < refused < 1900

@@ -1,0 +1,122 @@
+"""A JPEG whose header is plain is read without Pillow, and gives what Pillow's way gives."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from deepcovid_edge.errors import ImageRefusedError
+from deepcovid_edge.imaging import pictures
+from deepcovid_edge.imaging.files import FileBytes
+from deepcovid_edge.imaging.phantom import draw_phantom
+from deepcovid_edge.imaging.pictures import PlainJpeg, Radiograph, decode_radiograph
+from deepcovid_edge.imaging.signatures import is_plain_jpeg
+
+FILM = draw_phantom(0)[:300, :260]
+
+
+def jpeg(**options: Any) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(FILM).save(stream, "JPEG", quality=90, **options)
+    return stream.getvalue()
+
+
+def exif(orientation: int) -> bytes:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags.tobytes()
+
+
+def with_segment(data: bytes, marker: int, content: bytes, *, times: int = 1) -> bytes:
+    """A JPEG with a segment more, before all others."""
+    segment = bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2, "big") + content
+    return data[:2] + segment * times + data[2:]
+
+
+def decoded(data: bytes) -> Radiograph | str:
+    try:
+        return decode_radiograph(FileBytes(Path("film.jpg"), data, "0" * 64))
+    except ImageRefusedError as error:
+        return error.reason.code
+
+
+def outcome(data: bytes) -> tuple[Any, ...]:
+    found = decoded(data)
+    if isinstance(found, str):
+        return (found,)
+    return found.pixels.tobytes(), found.pixels.shape, found.format, found.cautions
+
+
+PLAIN: dict[str, Callable[[], bytes]] = {
+    "baseline": jpeg,
+    "progressive": lambda: jpeg(progressive=True),
+    "optimised": lambda: jpeg(optimize=True),
+    "with a comment": lambda: jpeg(comment=b"spelt here, but not said: Exif"),
+    "with much else before": lambda: with_segment(jpeg(), 0xE5, bytes(60_000), times=3),
+    "with XMP": lambda: with_segment(jpeg(), 0xE1, b"http://ns.adobe.com/xap/1.0/\0<x/>"),
+}
+LEFT_TO_PILLOW: dict[str, Callable[[], bytes]] = {
+    "EXIF": lambda: jpeg(exif=exif(6)),
+    "EXIF behind much else": lambda: with_segment(jpeg(exif=exif(8)), 0xE5, bytes(60_000), times=3),
+    "EXIF behind a scan marker within a segment": lambda: with_segment(
+        jpeg(exif=exif(3)), 0xED, b"\xff\xda\0\x08"
+    ),
+    "fill bytes before a marker": lambda: jpeg()[:2] + b"\xff\xff" + jpeg()[2:],
+    "a segment shorter than its length": lambda: (
+        with_segment(jpeg(), 0xE4, b"")[:4] + b"\0\0" + jpeg()[2:]
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_a_plain_header_is_read_without_pillow(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = PLAIN[kind]()
+    assert is_plain_jpeg(data)
+    assert isinstance(pictures._open(data), PlainJpeg)
+    found = outcome(data)
+    monkeypatch.setattr(pictures, "_plain_jpeg", lambda data: None)
+    assert found == outcome(data)
+    assert len(found) > 1
+
+
+@pytest.mark.parametrize("kind", LEFT_TO_PILLOW)
+def test_what_is_not_plain_is_left_to_pillow(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = LEFT_TO_PILLOW[kind]()
+    assert not is_plain_jpeg(data)
+    found = outcome(data)
+    monkeypatch.setattr(pictures, "_plain_jpeg", lambda data: None)
+    assert found == outcome(data)
+
+
+def test_two_pictures_in_a_file_are_still_seen() -> None:
+    stream = io.BytesIO()
+    film = Image.fromarray(FILM)
+    film.save(stream, "MPO", save_all=True, append_images=[film])
+    assert not is_plain_jpeg(stream.getvalue())
+    assert decoded(stream.getvalue()) == "E_FRAMES"
+
+
+def test_colours_are_left_to_pillow() -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.dstack([FILM] * 3)).save(stream, "JPEG")
+    assert is_plain_jpeg(stream.getvalue())
+    assert not isinstance(pictures._open(stream.getvalue()), PlainJpeg)
+
+
+@given(at=st.integers(0, 700), value=st.integers(0, 255))
+def test_a_damaged_header_is_taken_as_pillow_takes_it(at: int, value: int) -> None:
+    """The same film comes out, or it is refused for the same reason."""
+    data = bytearray(jpeg())
+    data[at] = value
+    quick = outcome(bytes(data))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pictures, "_plain_jpeg", lambda data: None)
+        assert quick == outcome(bytes(data))

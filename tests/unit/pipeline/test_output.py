@@ -1,0 +1,231 @@
+"""Record files: formats, and going on after a kill at any byte."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from deepcovid_edge.decision.record import Prediction, RunFacts, SiteName
+from deepcovid_edge.errors import OutputError, UsageError
+from deepcovid_edge.manifest import Band
+from deepcovid_edge.pipeline.writers import RecordFile, make_writer
+
+RUN = RunFacts("m", "ab" * 32, "onnxruntime-cpu", "fp32", ("non", "covid"), "covid", 0.123456789)
+RECORDS = [
+    Prediction("a.png", RUN, "00", probabilities={"non": 0.9, "covid": 0.1}),
+    Prediction('b,"ü".png', RUN, "01", probabilities={"non": 0.2, "covid": 0.8}),
+    Prediction("carriage\rreturn.png", RUN, "04", probabilities={"non": 1.0, "covid": 0.0}),
+    Prediction("line\nbreak.png", RUN, None, "E_NOT_IMAGE", "Not an image or DICOM file."),
+    Prediction("d\udcff.png", RUN, "03", probabilities={"non": 0.5, "covid": 0.5}),
+]
+
+
+def write(path: Path, records: list[Prediction], kind: str, *, resume: bool = False) -> RecordFile:
+    file = RecordFile(path, RUN, kind=kind, resume=resume)
+    for record in records:
+        file.write(record)
+    file.close()
+    return file
+
+
+def paths_in(path: Path, kind: str) -> list[str]:
+    text = path.read_bytes().decode(errors="surrogateescape")
+    if kind == "csv":
+        return [row["path"] for row in csv.DictReader(io.StringIO(text, newline=""))]
+    return [json.loads(line)["path"] for line in text.splitlines()]
+
+
+def test_json_lines_and_csv_say_the_same(tmp_path: Path) -> None:
+    write(tmp_path / "r.jsonl", RECORDS, "jsonl")
+    write(tmp_path / "r.csv", RECORDS, "csv")
+    lines = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    text = (tmp_path / "r.csv").read_bytes().decode(errors="surrogateescape")
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    for line, row in zip(lines, rows, strict=True):
+        assert row["path"] == line["path"]
+        assert row["decision"] == (line["decision"] or "")
+        expected = line["probabilities"]["covid"] if line["probabilities"] else None
+        assert row["probabilities.covid"] == ("" if expected is None else str(expected))
+        assert row["notice"] == line["notice"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_run_torn_at_any_byte_is_gone_on_with(tmp_path: Path, kind: str) -> None:
+    whole = tmp_path / f"whole.{kind}"
+    write(whole, RECORDS, kind)
+    data = whole.read_bytes()
+    torn = tmp_path / f"torn.{kind}"
+    for cut in range(len(data) + 1):
+        torn.write_bytes(data[:cut])
+        file = RecordFile(torn, RUN, kind=kind, resume=True)
+        for record in RECORDS:
+            if record.path not in file.earlier.paths:
+                file.write(record)
+        file.close()
+        assert torn.read_bytes() == data, f"cut at byte {cut}"
+
+
+def test_a_tail_of_zeros_after_power_loss_is_mended(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    write(path, RECORDS[:2], "jsonl")
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"\0" * 4096)
+    write(path, RECORDS[2:], "jsonl", resume=True)
+    assert paths_in(path, "jsonl") == [record.path for record in RECORDS]
+
+
+def test_refusals_of_the_earlier_part_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    write(path, RECORDS[:4], "jsonl")
+    assert write(path, [], "jsonl", resume=True).earlier.not_assessed == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"threshold": 0.5},
+        {"model_sha256": "cd" * 32},
+        {"band": Band(0.1, 0.2)},
+        {"site": SiteName("cart 1", "ef" * 32)},
+    ],
+)
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_another_model_or_threshold_is_not_mixed_in(
+    tmp_path: Path, change: dict[str, object], kind: str
+) -> None:
+    path = tmp_path / f"r.{kind}"
+    write(path, RECORDS[:1], kind)
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match="use the same model and threshold"):
+        RecordFile(path, replace(RUN, **change), kind=kind, resume=True)  # type: ignore[arg-type]
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["not records\nat all\n", '{"a": 1}\n{"b": 2}\n'])
+def test_a_file_of_something_else_is_not_destroyed_by_resume(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text(content)
+    with pytest.raises(OutputError, match="not a record"):
+        RecordFile(path, RUN, kind="jsonl", resume=True)
+    assert path.read_text() == content
+
+
+def test_a_csv_of_something_else_is_not_destroyed_by_resume(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    path.write_text("name,age\nx,1\n")
+    with pytest.raises(OutputError, match="not a record"):
+        RecordFile(path, RUN, kind="csv", resume=True)
+    assert path.read_text() == "name,age\nx,1\n"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_damaged_record_in_the_middle_is_not_thrown_away_silently(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / f"r.{kind}"
+    write(path, RECORDS, kind)
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[1] = b"torn\n"
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(OutputError, match="not a record"):
+        RecordFile(path, RUN, kind=kind, resume=True)
+    assert path.read_bytes() == b"".join(lines)
+
+
+def test_two_processes_cannot_write_one_file(tmp_path: Path) -> None:
+    first = RecordFile(tmp_path / "r.jsonl", RUN, kind="jsonl", resume=False)
+    with pytest.raises(OutputError, match="another deepcovid-edge"):
+        RecordFile(tmp_path / "r.jsonl", RUN, kind="jsonl", resume=True)
+    first.close()
+
+
+def test_without_resume_an_old_file_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    write(path, RECORDS, "jsonl")
+    write(path, RECORDS[:1], "jsonl")
+    assert paths_in(path, "jsonl") == ["a.png"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_run_with_band_and_site_is_gone_on_with(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"r.{kind}"
+    run = replace(RUN, band=Band(0.1, 0.25), site=SiteName("cart, 1", "ef" * 32))
+    for resume in (False, True):
+        file = RecordFile(path, run, kind=kind, resume=resume)
+        for record in RECORDS:
+            if record.path not in file.earlier.paths and (resume or record is RECORDS[0]):
+                file.write(replace(record, run=run))
+        file.close()
+    assert paths_in(path, kind) == [record.path for record in RECORDS]
+
+
+def test_a_csv_of_another_version_is_not_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    write(path, RECORDS[:1], "csv")
+    text = path.read_text().replace('"site.name"', '"place"')
+    path.write_text(text)
+    with pytest.raises(UsageError, match="columns of another model or version"):
+        RecordFile(path, RUN, kind="csv", resume=True)
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_films_refused_for_want_of_room_are_judged_when_it_goes_on(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / f"r.{kind}"
+    full = [replace(record, reason="E_DISK", probabilities=None) for record in RECORDS[2:4]]
+    write(path, [*RECORDS[:2], *full, RECORDS[4]], kind)
+    file = RecordFile(path, RUN, kind=kind, resume=True)
+    assert file.earlier.paths == {record.path for record in RECORDS[:2]}
+    for record in RECORDS[2:]:
+        file.write(record)
+    file.close()
+    assert paths_in(path, kind) == [record.path for record in RECORDS]
+    assert "E_DISK" not in path.read_text(errors="surrogateescape")
+
+
+def test_dev_null_and_a_full_disk(tmp_path: Path) -> None:
+    write(Path("/dev/null"), RECORDS, "jsonl")
+    full = RecordFile(Path("/dev/full"), RUN, kind="jsonl", resume=False)
+    with pytest.raises(OutputError, match="No space left"):
+        full.write(RECORDS[0])
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be written"):
+        RecordFile(tmp_path / "file" / "r.jsonl", RUN, kind="jsonl", resume=False)
+
+
+def test_the_table_shows_word_sign_probability_and_reason() -> None:
+    stream = io.StringIO()
+    writer = make_writer("table", stream)
+    for record in RECORDS:
+        writer.write(record)
+    writer.close()
+    lines = stream.getvalue().splitlines()
+    assert lines[0].split() == ["film", "result", "covid"]
+    assert lines[1].split() == ["a.png", "○", "negative", "0.100"]
+    assert "▲ positive       0.800" in lines[2]
+    assert "line?break.png" in lines[4]
+    assert "! not assessed" in lines[4]
+    assert "Not an image" in lines[4]
+    assert lines[-1] == "Research use only. Not a medical device."
+
+
+def test_a_film_too_close_to_call_has_its_own_word_and_sign() -> None:
+    run = replace(RUN, band=Band(0.1, 0.2))
+    stream = io.StringIO()
+    writer = make_writer("table", stream)
+    for record in RECORDS[:2]:
+        writer.write(replace(record, run=run))
+    assert [line.split()[1:3] for line in stream.getvalue().splitlines()[1:]] == [
+        ["◆", "indeterminate"],
+        ["▲", "positive"],  # 0.2 is the first that is called
+    ]

@@ -1,0 +1,155 @@
+"""The walls of the house: what imports what, what a wheel holds, what is documented."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import cv2
+import pytest
+
+from deepcovid_edge.cli.main import COMMANDS
+from deepcovid_edge.imaging.phantom import draw_phantom
+
+ROOT = Path(__file__).parents[2]
+RUNTIME = sorted((ROOT / "deepcovid_edge").rglob("*.py"))
+WORKSTATION_ONLY = {
+    *("torch", "torchvision", "onnx", "sklearn", "scipy", "matplotlib", "jinja2"),
+    "deepcovid_export",
+}
+
+
+def imported_names(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("path", RUNTIME, ids=lambda path: str(path.relative_to(ROOT)))
+def test_runtime_imports_nothing_of_the_workstation(path: Path) -> None:
+    assert not imported_names(path) & WORKSTATION_ONLY
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_runtime_is_imported_in_one_module(runtime: str) -> None:
+    homes = [path for path in RUNTIME if runtime in imported_names(path)]
+    assert [path.name for path in homes] == [f"{runtime}.py"]
+
+
+@pytest.mark.parametrize("library", ["pydicom", "imagecodecs"])
+def test_libraries_of_dicom_are_imported_in_its_package_alone(library: str) -> None:
+    homes = {path.parent.name for path in RUNTIME if library in imported_names(path)}
+    assert homes == {"dicom"}
+
+
+def test_every_runtime_module_imports_where_torch_is_forbidden() -> None:
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in RUNTIME
+        if path.name not in ("__init__.py", "__main__.py")
+    ]
+    program = (
+        "import sys, importlib\n"
+        "absent = ('torch', 'torchvision', 'onnx', 'sklearn', 'pydicom', 'imagecodecs')\n"
+        "for name in absent: sys.modules[name] = None\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_imports_neither_opencv_nor_a_runtime() -> None:
+    program = (
+        "import sys\n"
+        "from deepcovid_edge.cli.main import run\n"
+        "run(['--help'])\n"
+        "heavy = {'cv2', 'numpy', 'PIL', 'onnxruntime', 'rich', 'torch', 'pydicom'}\n"
+        "assert not heavy & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_film_s_record_needs_no_table_no_builder_and_no_pillow(tmp_path: Path) -> None:
+    """Each of them would make a cold start longer by some hundredths."""
+    film, output = tmp_path / "film.jpg", tmp_path / "out.jsonl"
+    cv2.imwrite(str(film), draw_phantom(0))
+    program = (
+        "import sys\n"
+        "from deepcovid_edge.cli.main import run\n"
+        f"assert run(['infer', {str(film)!r}, '-o', {str(output)!r}, '--ood', 'warn']) == 0\n"
+        "builder = 'deepcovid_edge.backends.tensorrt.build'\n"
+        "slow = {'rich', 'PIL', builder, 'pydicom', 'onnx', 'torch'}\n"
+        "assert not slow & set(sys.modules), slow & set(sys.modules)\n"
+    )
+    command = [sys.executable, "-c", program]
+    env = {**os.environ, "DEEPCOVID_EDGE_CACHE": str(tmp_path)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+    place = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(place)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = place.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = {info.filename: info.file_size for info in archive.infolist()}
+    names["(wheel)"] = wheel.stat().st_size
+    return names
+
+
+def test_wheel_holds_both_packages_the_model_and_its_card(wheel_names: dict[str, int]) -> None:
+    expected = {
+        "deepcovid_edge/py.typed",
+        "deepcovid_edge/models/squeezenet1_1.onnx",
+        "deepcovid_edge/models/squeezenet1_1.md",
+        "deepcovid_export/recipes/squeezenet1_1.toml",
+        "deepcovid_export/report/templates/report.html.j2",
+    }
+    assert expected <= set(wheel_names)
+
+
+def test_wheel_holds_nothing_else(wheel_names: dict[str, int]) -> None:
+    tops = {name.partition("/")[0] for name in wheel_names} - {"(wheel)"}
+    assert {re.sub(r"-.*", "", top) for top in tops} == {
+        "deepcovid_edge",
+        "deepcovid_export",
+    }
+
+
+def test_wheel_is_below_40_megabytes(wheel_names: dict[str, int]) -> None:
+    assert wheel_names["(wheel)"] < 40_000_000
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_stands_in_the_readme(command: str) -> None:
+    assert f"`{command}" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "deepcovid_edge", command, "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert f"Example: deepcovid-edge {command}" in done.stdout
+
+
+def test_no_function_is_longer_than_sixty_lines() -> None:
+    long = []
+    for path in [*RUNTIME, *sorted((ROOT / "export").rglob("*.py"))]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 60:
+                long.append(f"{path.name}: {node.name}")
+    assert not long
