@@ -1,4 +1,4 @@
-# make demo    set up, write synthetic films, judge them, print the table (no torch)
+# make demo    set up, write synthetic images, classify them, print the table (no torch)
 # make test    set up, run the tests
 # make lint    set up, run ruff, mypy, shellcheck, codespell and validate-pyproject
 # make figures train the paper's way and the larger networks, for their figures (needs DATA; hours)
@@ -24,9 +24,9 @@ DEMO = .venv-demo/bin
 .PHONY: demo test lint browser dcmtk model site figures fuzz bench bench-compare wheel clean
 
 demo: .venv-demo/ready
-	$(DEMO)/deepcovid-edge sample demo-films
-	$(DEMO)/deepcovid-edge infer demo-films -o demo.jsonl
-	$(DEMO)/deepcovid-edge infer demo-films --table
+	$(DEMO)/deepcovid-edge sample demo-images
+	$(DEMO)/deepcovid-edge infer demo-images -o demo.jsonl
+	$(DEMO)/deepcovid-edge infer demo-images --table
 
 # A process a core, each with one thread for its products.
 test: .venv/ready
@@ -73,14 +73,14 @@ model-%: .venv/ready
 	$(DEV)/deepcovid-edge train --recipe $* $(DATA) -o $(RUNS)/$* --resume $(START_$*)
 	$(DEV)/deepcovid-edge export $(RUNS)/$*/checkpoint.pt --check $(DATA) --fit $(DATA) \
 		$(EXPORT_$*) -o $(PLACE_$*)/$*.onnx
-	$(MAKE) forms-$*
+	$(MAKE) variants-$*
 
-# Everything that is made of an exported file. `gate-` fits its out-of-distribution gate anew first.
-gate-%: .venv/ready
+# Everything that is made of an exported file. `equivalence-` fits its out-of-distribution limits anew first.
+equivalence-%: .venv/ready
 	$(DEV)/deepcovid-edge export $(PLACE_$*)/$*.onnx --fit $(DATA) -o $(PLACE_$*)/$*.onnx
-	$(MAKE) forms-$*
+	$(MAKE) variants-$*
 
-forms-%: .venv/ready
+variants-%: .venv/ready
 	$(DEV)/deepcovid-edge quantize $(PLACE_$*)/$*.onnx --precision int8 --for cpu \
 		--calibration $(DATA) --verify $(DATA) --split test -o $(PLACE_$*)/$*-int8-cpu.onnx
 	$(DEV)/python -m benchmarks.accuracy --data $(DATA) --model $*
@@ -94,7 +94,7 @@ forms-%: .venv/ready
 		--model $(PLACE_$*)/$*-int8-cpu.onnx
 
 # The verdict is expected to be `not usable`, which is exit code 3.
-CALIBRATE = $(DEV)/deepcovid-edge calibrate $(DATA) --backend onnxruntime
+CALIBRATE = $(DEV)/deepcovid-edge site-check $(DATA) --backend onnxruntime
 site: .venv/ready
 	$(CALIBRATE) --split external --source agchung/Actualmed-COVID-chestxray-dataset \
 		--name Actualmed -o $(RESULTS)/site/actualmed.json || [ $$? = 3 ]
@@ -152,4 +152,4 @@ wheel: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-demo build dist demo-films demo.jsonl
+	rm -rf .venv .venv-demo build dist demo-images demo.jsonl

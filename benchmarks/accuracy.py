@@ -1,13 +1,14 @@
-"""Does every form on every backend here decide as the FP32 file does? `verify`, for all of them.
+"""Does every variant on every backend here decide as the FP32 file does? `verify`, for all of them.
 
-    python -m benchmarks.accuracy --data DATA           every form, on test and on external
-    python -m benchmarks.accuracy --data DATA --films 48 --no-store     a quick look
+    python -m benchmarks.accuracy --data DATA           every variant, on test and on external
+    python -m benchmarks.accuracy --data DATA --images 48 --no-store     a quick look
 
-The reference is the FP32 file in ONNX Runtime on the CPU. Forms that are not there are made first
-(see forms.py); what cannot run here is skipped, with the reason. Each comparison is one file,
-results/verify/MODEL-FORM-BACKEND-SPLIT.json; verify.json beside them, written where all of them
-were asked for, lists what was skipped. Exit code 3: a verdict is `changed`. `insufficient` is no
-failure here: it says that the films of a split are too few to show a change of one in a hundred.
+The reference is the FP32 file in ONNX Runtime on the CPU. Variants that are not there are made
+first (see variants.py); what cannot run here is skipped, with the reason. Each comparison is one
+file, results/verify/MODEL-FORM-BACKEND-SPLIT.json; verify.json beside them, written where all of
+them were asked for, lists what was skipped. Exit code 3: a verdict is `changed`. `insufficient` is
+no failure here: it says that the images of a split are too few to show a change of one in a
+hundred.
 """
 
 from __future__ import annotations
@@ -23,13 +24,21 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure.measurement import RESULTS, store
-from benchmarks.variants import FORMS, FormError, engine_of, form_of, missing, models, named
+from benchmarks.variants import (
+    VARIANTS,
+    VariantError,
+    engine_of,
+    missing,
+    models,
+    named,
+    variant_of,
+)
 from deepcovid_edge.backends import BackendSettings, load_backend
 from deepcovid_edge.backends.tensorrt.files import Profile
-from deepcovid_edge.datasets.dataset import LabelledFilm, load_dataset
+from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
 from deepcovid_edge.diagnostics import versions
 from deepcovid_edge.errors import NotThereError
-from deepcovid_edge.heatmaps.agreement import choose_films
+from deepcovid_edge.heatmaps.agreement import choose_images
 from deepcovid_edge.manifest import ModelManifest
 from deepcovid_edge.validation.verify import CHANGED, verify
 
@@ -40,7 +49,7 @@ BACKENDS = {
     "onnxruntime:cuda": ("fp32", "fp16"),
     "tensorrt": ("fp32", "fp16", "int8-tensorrt"),
 }
-"""Backend -> the forms that it is for."""
+"""Backend -> the variants that it is for."""
 CHANGED_CODE = 3
 
 
@@ -49,30 +58,30 @@ class Candidate:
     """One thing that must decide as the FP32 file does."""
 
     model: str
-    form: str
+    variant: str
     backend: str
 
     @property
     def name(self) -> str:
-        return f"{self.model}-{self.form}-{self.backend.replace(':', '-')}"
+        return f"{self.model}-{self.variant}-{self.backend.replace(':', '-')}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="films with train, val, test ...")
+    parser.add_argument("--data", type=Path, required=True, help="images with train, val, test ...")
     parser.add_argument("--model", action="append", help="repeatable  [default: all]")
-    parser.add_argument("--form", action="append", choices=FORMS, help="repeatable")
+    parser.add_argument("--variant", action="append", choices=VARIANTS, help="repeatable")
     parser.add_argument("--backend", action="append", choices=BACKENDS, help="repeatable")
     parser.add_argument("--split", action="append", help="repeatable  [default: test, external]")
-    parser.add_argument("--films", type=int, help="of both classes alike, so many of a split")
+    parser.add_argument("--images", type=int, help="of both classes alike, so many of a split")
     parser.add_argument("--no-store", action="store_true", help="only say it")
     options = parser.parse_args()
     splits = {name: load_dataset(options.data, split=name) for name in options.split or SPLITS}
     skipped, changed = {}, []
-    for candidate in candidates(options.model, options.form, options.backend):
+    for candidate in candidates(options.model, options.variant, options.backend):
         try:
-            reports = compared(candidate, splits, options.data, options.films)
-        except (FormError, NotThereError) as error:
+            reports = compared(candidate, splits, options.data, options.images)
+        except (VariantError, NotThereError) as error:
             skipped[candidate.name] = str(error)
             print(f"{candidate.name}: skipped: {error}")
             continue
@@ -83,28 +92,28 @@ def main() -> None:
                 asked = {**asdict(candidate), "split": split}
                 found = {"asked": asked, "versions": versions(), **report}
                 write(RESULTS / "verify" / f"{candidate.name}-{split}.json", found)
-    if not (options.no_store or options.model or options.form or options.backend):
+    if not (options.no_store or options.model or options.variant or options.backend):
         figures = {"splits": [*splits], "skipped": skipped, "changed": changed}
         store("verify", figures, folder="verify")
     if changed:
-        print(f"the gate failed: {', '.join(changed)}")
+        print(f"the equivalence check failed: {', '.join(changed)}")
         raise SystemExit(CHANGED_CODE)
 
 
 def candidates(
-    names: Sequence[str] | None, forms: Sequence[str] | None, backends: Sequence[str] | None
+    names: Sequence[str] | None, variants: Sequence[str] | None, backends: Sequence[str] | None
 ) -> Iterator[Candidate]:
-    """Every model, form and backend, or those that are asked for."""
+    """Every model, variant and backend, or those that are asked for."""
     for model in names or models():
         for backend, known in BACKENDS.items():
-            for form in known:
-                if form in (forms or FORMS) and backend in (backends or BACKENDS):
-                    yield Candidate(Path(model).stem if names else model, form, backend)
+            for variant in known:
+                if variant in (variants or VARIANTS) and backend in (backends or BACKENDS):
+                    yield Candidate(Path(model).stem if names else model, variant, backend)
 
 
 def compared(
     candidate: Candidate,
-    splits: dict[str, list[LabelledFilm]],
+    splits: dict[str, list[LabelledImage]],
     data: Path | None,
     most: int | None = None,
 ) -> dict[str, dict[str, Any]]:
@@ -112,12 +121,12 @@ def compared(
 
     Args:
         candidate: What is held against it.
-        splits: Name -> films.
-        data: Films to make its form of, where that is not there.
-        most: So many of a split's films, of both classes alike; None for all.
+        splits: Name -> images.
+        data: Images to make its variant of, where that is not there.
+        most: So many of a split's images, of both classes alike; None for all.
 
     Raises:
-        FormError: The form cannot be made.
+        VariantError: The variant cannot be made.
         NotThereError: The backend does not run here.
     """
     if why := missing(candidate.backend):
@@ -125,9 +134,9 @@ def compared(
     model = named(candidate.model)
     library, _, provider = candidate.backend.partition(":")
     if library == "tensorrt":
-        file = engine_of(model, candidate.form, data, Profile())
+        file = engine_of(model, candidate.variant, data, Profile())
     else:
-        file = form_of(model, candidate.form, data)
+        file = variant_of(model, candidate.variant, data)
     threads = len(os.sched_getaffinity(0))
     own = BackendSettings(provider=provider or None, threads=threads)
     plain = BackendSettings(threads=threads)
@@ -136,19 +145,19 @@ def compared(
         load_backend(file, backend=library, settings=own) as now,
     ):
         return {
-            split: verify(reference, now, chosen(films, reference.manifest, most))
-            for split, films in splits.items()
+            split: verify(reference, now, chosen(images, reference.manifest, most))
+            for split, images in splits.items()
         }
 
 
 def chosen(
-    films: list[LabelledFilm], manifest: ModelManifest, most: int | None
-) -> list[LabelledFilm]:
-    """Films of both classes alike, always the same ones."""
+    images: list[LabelledImage], manifest: ModelManifest, most: int | None
+) -> list[LabelledImage]:
+    """Images of both classes alike, always the same ones."""
     if most is None:
-        return films
-    positive = np.array([film.label in manifest.positive_labels for film in films])
-    return [films[place] for place in choose_films(positive, most)]
+        return images
+    positive = np.array([image.label in manifest.positive_labels for image in images])
+    return [images[place] for place in choose_images(positive, most)]
 
 
 def told(report: dict[str, Any]) -> str:
@@ -156,7 +165,7 @@ def told(report: dict[str, Any]) -> str:
     flips, apart = report["flips"]["count"], report["probability"]["max"]
     failed = "".join(f"; {sentence}" for sentence in report["failed"])
     return (
-        f"{report['verdict']}, {flips} of {report['films']} turned, probability at most "
+        f"{report['verdict']}, {flips} of {report['images']} turned, probability at most "
         f"{apart:.2g} apart{failed}"
     )
 

@@ -4,8 +4,8 @@
         --set fit.epochs=12 --set augment.hide=0.25
 
 Patients of the source are held out of `train` (all of them, or `--share 0.5`), the recipe is
-trained on the rest, and the checkpoint judges: `val`; `val` with the lungs hidden and with the
-lungs alone; and the held-out films, whose negatives are set against the positives of `val` and
+trained on the rest, and the checkpoint classifies: `val`; `val` with the lungs hidden and with the
+lungs alone; and the held-out images, whose negatives are set against the positives of `val` and
 their own. One JSON file a run, in results/choice/.
 """
 
@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 
 from deepcovid_edge.backends import BackendSettings, load_backend
-from deepcovid_edge.datasets.dataset import LabelledFilm
-from deepcovid_export.data.films import TrainingData, training_data
+from deepcovid_edge.datasets.dataset import LabelledImage
+from deepcovid_export.data.images import TrainingData, training_data
 from deepcovid_export.evaluation.metrics import area
-from deepcovid_export.evaluation.predictions import judge
+from deepcovid_export.evaluation.predictions import classify
 from deepcovid_export.evaluation.shortcuts import measure_shortcuts
 from deepcovid_export.recipe import load_recipe
 from deepcovid_export.training.train import RunSettings, Training
@@ -46,11 +46,11 @@ def main() -> None:
     options = parser.parse_args()
     recipe = load_recipe(options.recipe, options.changes)
     data = training_data(options.data, recipe)
-    held = [film for film in data.train if is_held(film, options.source, options.share)]
-    kept = replace(data, train=[film for film in data.train if film not in set(held)])
+    held = [image for image in data.train if is_held(image, options.source, options.share)]
+    kept = replace(data, train=[image for image in data.train if image not in set(held)])
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = fit(kept, recipe, RunSettings(Path(folder), weights=options.weights))
-        figures = judged(checkpoint, kept, held)
+        figures = classified(checkpoint, kept, held)
     facts = {"source": options.source, "share": options.share, "changes": options.changes}
     content = {**facts, **figures, "recipe": recipe.as_dict()}
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -60,10 +60,10 @@ def main() -> None:
         print(f"{name}: {figures[name]['auc']:.3f} {figures[name]['auc_interval_95']}")
 
 
-def is_held(film: LabelledFilm, source: str, share: float) -> bool:
+def is_held(image: LabelledImage, source: str, share: float) -> bool:
     """Whole patients, the same ones whatever the recipe."""
-    digest = hashlib.sha256((film.patient or film.path.name).encode()).digest()
-    return source in film.source and digest[0] < 256 * share
+    digest = hashlib.sha256((image.patient or image.path.name).encode()).digest()
+    return source in image.source and digest[0] < 256 * share
 
 
 def fit(data: TrainingData, recipe: Any, run: RunSettings) -> Path:
@@ -74,10 +74,10 @@ def fit(data: TrainingData, recipe: Any, run: RunSettings) -> Path:
     return training.finish()
 
 
-def judged(checkpoint: Path, data: TrainingData, held: list[LabelledFilm]) -> dict[str, Any]:
+def classified(checkpoint: Path, data: TrainingData, held: list[LabelledImage]) -> dict[str, Any]:
     settings = BackendSettings(threads=len(os.sched_getaffinity(0)))
     with load_backend(checkpoint, settings=settings) as backend:
-        seen, unseen = judge(backend, data.val), judge(backend, held)
+        seen, unseen = classify(backend, data.val), classify(backend, held)
         shortcuts = measure_shortcuts(backend, data.val, seen)
     positives = seen.scores[seen.positive]
     scores = np.concatenate([positives, unseen.scores])
@@ -86,7 +86,7 @@ def judged(checkpoint: Path, data: TrainingData, held: list[LabelledFilm]) -> di
         "val": shortcuts["whole"],
         "lungs_hidden": shortcuts["lungs_hidden"],
         "lungs_only": shortcuts["lungs_only"],
-        "held_out": {"held_films": len(held), **area(scores, truth)},
+        "held_out": {"held_images": len(held), **area(scores, truth)},
     }
 
 

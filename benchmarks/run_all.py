@@ -5,8 +5,8 @@
     python -m benchmarks.run_all --list
 
 A part that fails does not keep the others from running. Exit code: 1 where a part failed, else 3
-where the accuracy gate did, else 7 where only runs were unstable. parts.json has the seconds of
-each part; rounds are chosen here so that two cores need about half an hour for all of them.
+where the accuracy equivalence did, else 7 where only runs were unstable. parts.json has the seconds
+of each part; rounds are chosen here so that two cores need about half an hour for all of them.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ PARTS: dict[str, tuple[str, ...]] = {
     "footprint": ("speed.footprint", "DATA", "--rounds", "2"),
     "cost": ("speed.cost", "DATA", "--rounds", "1"),
     "dicom": ("speed.dicom",),
-    "ood gate": ("ood.rejection", "DATA", "--cost"),
+    "ood equivalence": ("ood.rejection", "DATA", "--cost"),
     "int8": ("speed.int8", "DATA", "--rounds", "5", *BOTH),
     "activation": ("heatmaps.activation", "DATA", "--rounds", "31", *BOTH),
     "activation, infer": ("heatmaps.speed", "DATA", "--activation", "24"),
-    "occlusion": ("heatmaps.speed", "DATA", "--rounds", "3", "--films", "10"),
+    "occlusion": ("heatmaps.speed", "DATA", "--rounds", "3", "--images", "10"),
     "occlusion, ResNet18": (
-        *("heatmaps.speed", "DATA", "--rounds", "2", "--films", "1"),
+        *("heatmaps.speed", "DATA", "--rounds", "2", "--images", "1"),
         *RESNET18_ONLY,
     ),
     "gpu": ("speed.gpu",),
 }
-"""Part -> script and options; `DATA` stands for `--data DATA`. Accuracy first: it makes the forms
-that the others run."""
-FAILED, GATE, UNSTABLE = 1, 3, 7
+"""Part -> script and options; `DATA` stands for `--data DATA`. Accuracy first: it makes the
+variants that the others run."""
+FAILED, EQUIVALENCE, UNSTABLE = 1, 3, 7
 TOO_LONG = 124
 """As timeout(1) exits: a part that hangs is stopped, and the others run."""
 _LIMIT = 1800.0
@@ -56,7 +56,7 @@ _LIMIT = 1800.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, help="films with train, val, test and external")
+    parser.add_argument("--data", type=Path, help="images with train, val, test and external")
     parser.add_argument("--only", action="append", choices=PARTS, help="repeatable")
     parser.add_argument("--list", action="store_true", help="name the parts")
     options = parser.parse_args()
@@ -95,9 +95,9 @@ def part(name: str, data: Path) -> dict[str, Any]:
 def code_of(codes: Any) -> int:
     """What the whole exits with."""
     found = set(codes) - {0}
-    if found - {GATE, UNSTABLE}:
+    if found - {EQUIVALENCE, UNSTABLE}:
         return FAILED
-    return GATE if GATE in found else UNSTABLE if UNSTABLE in found else 0
+    return EQUIVALENCE if EQUIVALENCE in found else UNSTABLE if UNSTABLE in found else 0
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The forms of a model that benchmarks run: FP32, and what `quantize` and `build` make of it.
+"""The variants of a model that benchmarks run: FP32, and what `quantize` and `build` make of it.
 
-What does not lie beside the model is made once, from the films of `train`, and kept: INT8 for CPUs
-beside a model of benchmarks/models, where `infer` finds it, all else in runs/forms. A form made of
-another file than the present model is made again.
+What does not lie beside the model is made once, from the images of `train`, and kept: INT8 for CPUs
+beside a model of benchmarks/models, where `infer` finds it, all else in runs/variants. A variant
+made of another file than the present model is made again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from deepcovid_edge.backends import INT8_CPU_SUFFIX, load_backend
 from deepcovid_edge.backends import onnxruntime as onnxruntime_backend
 from deepcovid_edge.backends import openvino as openvino_backend
 from deepcovid_edge.backends.tensorrt import backend as tensorrt_backend
-from deepcovid_edge.backends.tensorrt.build import BuildSettings, build, installed_flavours
+from deepcovid_edge.backends.tensorrt.build import BuildSettings, build, installed_libraries
 from deepcovid_edge.backends.tensorrt.files import Profile, read_facts, record_verification
 from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.errors import DeepCovidEdgeError, ModelFileError, NotThereError
@@ -24,26 +24,26 @@ from deepcovid_edge.validation.verify import verify
 
 ROOT = Path(__file__).parent.parent
 MODELS = Path(__file__).parent / "models"
-MADE = Path(os.environ.get("RUNS", ROOT / "runs")) / "forms"
-FORMS = {
+MADE = Path(os.environ.get("RUNS", ROOT / "runs")) / "variants"
+VARIANTS = {
     "fp32": None,
     "fp16": ("fp16", "tensorrt"),
     "int8-cpu": ("int8", "cpu"),
     "int8-tensorrt": ("int8", "tensorrt"),
 }
-"""Form -> what `quantize` is asked for: precision and target."""
-ENGINE_FORMS = ("fp32", "fp16", "int8-tensorrt")
+"""Variant -> what `quantize` is asked for: precision and target."""
+ENGINE_VARIANTS = ("fp32", "fp16", "int8-tensorrt")
 PROOF_SPLIT = "test"
 
 
-class FormError(Exception):
-    """Raised when a form cannot be made here; the text says why."""
+class VariantError(Exception):
+    """Raised when a variant cannot be made here; the text says why."""
 
 
 def models() -> dict[str, Path]:
-    """Every model whose forms are measured: what ships, and what lies in benchmarks/models."""
-    shipped = {name: path for name, path in shipped_models().items() if not lowered(path)}
-    beside = {path.stem: path for path in sorted(MODELS.glob("*.onnx")) if not lowered(path)}
+    """Every model whose variants are measured: what ships, and what lies in benchmarks/models."""
+    shipped = {name: path for name, path in shipped_models().items() if not is_derived(path)}
+    beside = {path.stem: path for path in sorted(MODELS.glob("*.onnx")) if not is_derived(path)}
     return {**shipped, **beside}
 
 
@@ -52,34 +52,34 @@ def named(model: str) -> Path:
     return models().get(model) or find_model(model)
 
 
-def lowered(path: Path) -> bool:
+def is_derived(path: Path) -> bool:
     return path.stem.endswith(INT8_CPU_SUFFIX)
 
 
-def form_of(model: Path, form: str, data: Path | None) -> Path:
-    """A form of a model.
+def variant_of(model: Path, variant: str, data: Path | None) -> Path:
+    """A variant of a model.
 
     Args:
         model: FP32 .onnx file.
-        form: Of `FORMS`.
-        data: Films with train, val and test, to make it of.
+        variant: Of `VARIANTS`.
+        data: Images with train, val and test, to make it of.
 
     Raises:
-        FormError: It is not there and cannot be made.
+        VariantError: It is not there and cannot be made.
     """
-    if form not in FORMS:
-        raise FormError(f"form: got {form!r}, expected one of {', '.join(FORMS)}")
-    if FORMS[form] is None:
+    if variant not in VARIANTS:
+        raise VariantError(f"variant: got {variant!r}, expected one of {', '.join(VARIANTS)}")
+    if VARIANTS[variant] is None:
         return model
-    name = f"{model.stem}-{form}.onnx"
+    name = f"{model.stem}-{variant}.onnx"
     digest = file_sha256(model)
     for path in (model.with_name(name), MADE / name):
         if path.is_file() and is_of(path, digest):
             return path
     if data is None:
-        raise FormError(f"{name} is not there, and no films to calibrate it on: --data")
-    is_ours = model.parent == MODELS and form == "int8-cpu"
-    return made(model, form, data, (MODELS if is_ours else MADE) / name)
+        raise VariantError(f"{name} is not there, and no images to calibrate it on: --data")
+    is_ours = model.parent == MODELS and variant == "int8-cpu"
+    return made(model, variant, data, (MODELS if is_ours else MADE) / name)
 
 
 def is_of(path: Path, digest: str) -> bool:
@@ -89,44 +89,44 @@ def is_of(path: Path, digest: str) -> bool:
         return False
 
 
-def made(model: Path, form: str, data: Path, output: Path) -> Path:
-    """The form, quantised now; INT8 for CPUs is proved on `test`, so that `infer` takes it."""
+def made(model: Path, variant: str, data: Path, output: Path) -> Path:
+    """The variant, quantised now; INT8 for CPUs is proved on `test`, so that `infer` takes it."""
     try:
-        from deepcovid_export.quantization.mixed_precision import Lowered
+        from deepcovid_export.quantization.mixed_precision import Variant
         from deepcovid_export.quantization.quantize import QuantizeSettings, quantize
     except ImportError as error:
-        raise FormError(f"{output.name}: quantising needs extra export ({error})") from error
-    precision, target = FORMS[form] or ("", "")
-    proof = load_dataset(data, split=PROOF_SPLIT) if form == "int8-cpu" else ()
+        raise VariantError(f"{output.name}: quantising needs extra export ({error})") from error
+    precision, target = VARIANTS[variant] or ("", "")
+    proof = load_dataset(data, split=PROOF_SPLIT) if variant == "int8-cpu" else ()
     output.parent.mkdir(parents=True, exist_ok=True)
     print(f"making {output.name}", flush=True)
-    settings = QuantizeSettings(Lowered(precision, target))
+    settings = QuantizeSettings(Variant(precision, target))
     try:
         done = quantize(model, data, settings, proof=proof, output=output)
     except DeepCovidEdgeError as error:
-        raise FormError(str(error)) from error
+        raise VariantError(str(error)) from error
     if done.output is None:
-        raise FormError(f"{output.name}: the gate does not let it pass: {done.report['failed']}")
+        raise VariantError(f"{output.name}: the equivalence check fails: {done.report['failed']}")
     return done.output
 
 
-def engine_of(model: Path, form: str, data: Path | None, profile: Profile) -> Path:
-    """The engine of a form, proved against the FP32 file on `test` where there are films.
+def engine_of(model: Path, variant: str, data: Path | None, profile: Profile) -> Path:
+    """The engine of a variant, proved against the FP32 file on `test` where there are images.
 
     Raises:
-        FormError: TensorRT does not run this form.
+        VariantError: TensorRT does not run this variant.
         NotThereError: There is no GPU, or no TensorRT.
     """
-    if form not in ENGINE_FORMS:
-        raise FormError(f"{form}: TensorRT runs {', '.join(ENGINE_FORMS)}")
+    if variant not in ENGINE_VARIANTS:
+        raise VariantError(f"{variant}: TensorRT runs {', '.join(ENGINE_VARIANTS)}")
     if not tensorrt_backend.is_available():
         raise NotThereError("TensorRT is not installed")
-    file = form_of(model, form, data)
+    file = variant_of(model, variant, data)
     engine, _ = build(file, BuildSettings(profile=profile))
     if data is not None and not read_facts(engine).is_verified:
-        films = load_dataset(data, split=PROOF_SPLIT)
+        images = load_dataset(data, split=PROOF_SPLIT)
         with load_backend(model) as reference, load_backend(engine) as candidate:
-            record_verification(engine, verify(reference, candidate, films))
+            record_verification(engine, verify(reference, candidate, images))
     return engine
 
 
@@ -162,7 +162,7 @@ def missing(backend: str) -> str | None:
     if library == "tensorrt":
         from deepcovid_edge.device.gpu import find_gpu
 
-        if not installed_flavours():
+        if not installed_libraries():
             return "neither TensorRT nor TensorRT-RTX is installed"
         if find_gpu() is None:
             return "no NVIDIA GPU answers here"

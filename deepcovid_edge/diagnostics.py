@@ -83,14 +83,14 @@ def _providers() -> list[str]:
 
 
 def _tensorrt_facts() -> dict[str, Any]:
-    flavours = build.installed_flavours()
-    name, version = next(iter(flavours.items()), (None, None))
+    libraries = build.installed_libraries()
+    name, version = next(iter(libraries.items()), (None, None))
     return {
         "name": "tensorrt",
-        "available": bool(flavours) and find_gpu() is not None and _version("pycuda") is not None,
+        "available": bool(libraries) and find_gpu() is not None and _version("pycuda") is not None,
         "distribution": name,
         "version": version,
-        "flavours": flavours,
+        "libraries": libraries,
         "pycuda": _version("pycuda"),
         "cuda_bindings": _version("cuda-bindings"),
         "providers": [],
@@ -114,7 +114,7 @@ def model_facts() -> list[dict[str, Any]]:
                 "classes": list(manifest.classes),
                 "threshold": manifest.threshold,
                 "license": manifest.license,
-                "ood_gate": bool(manifest.familiarity),
+                "ood": bool(manifest.ood),
                 **{
                     name: manifest.training.get("shortcuts", {}).get(name)
                     for name in ("reads_the_source", "verdict")
@@ -125,69 +125,69 @@ def model_facts() -> list[dict[str, Any]]:
 
 
 def problems() -> list[dict[str, str]]:
-    """What keeps this installation from working well, each with its mend."""
+    """What keeps this installation from working well, each with its fix."""
     found = []
     installed = [name for name in _RUNTIMES if _version(name)]
     if not installed:
         found.append(
             {
                 "what": "no runtime for .onnx models is installed",
-                "mend": "pip install 'deepcovid-edge[cpu]' (or [gpu] beside an NVIDIA GPU)",
+                "fix": "pip install 'deepcovid-edge[cpu]' (or [gpu] beside an NVIDIA GPU)",
             }
         )
     try:
         onnxruntime.compiled_providers()
     except DeepCovidEdgeError as error:
-        found.append({"what": str(error), "mend": "pip install --force-reinstall onnxruntime"})
+        found.append({"what": str(error), "fix": "pip install --force-reinstall onnxruntime"})
     if len(installed) > 1:
         found.append(
             {
                 "what": "onnxruntime and onnxruntime-gpu are both installed and overwrite each "
                 "other's files",
-                "mend": "pip uninstall -y onnxruntime onnxruntime-gpu, then install one of "
+                "fix": "pip uninstall -y onnxruntime onnxruntime-gpu, then install one of "
                 "'deepcovid-edge[cpu]' and 'deepcovid-edge[gpu]'",
             }
         )
     found += _tensorrt_problems()
     found += _dicom_problems()
     if not shipped_models():
-        found.append({"what": "no model ships with this installation", "mend": "make model"})
+        found.append({"what": "no model ships with this installation", "fix": "make model"})
     for path in shipped_models().values():
         try:
             read_manifest(path)
         except DeepCovidEdgeError as error:
-            found.append({"what": str(error), "mend": "reinstall deepcovid-edge"})
+            found.append({"what": str(error), "fix": "reinstall deepcovid-edge"})
     return found
 
 
 def _tensorrt_problems() -> list[dict[str, str]]:
     """What keeps engines from running on a machine that could run them."""
-    flavours = build.installed_flavours()
-    if not flavours and jetpack.hidden_tensorrt():
+    libraries = build.installed_libraries()
+    if not libraries and jetpack.hidden_tensorrt():
         return [
             {
                 "what": "this environment does not see the tensorrt that JetPack installed",
-                "mend": "make it with python3 -m venv --system-site-packages (jetson/install.sh)",
+                "fix": "make it with python3 -m venv --system-site-packages (jetson/install.sh)",
             }
         ]
-    if "tensorrt" in flavours and _version("pycuda") is None:
+    if "tensorrt" in libraries and _version("pycuda") is None:
         return [
             {
                 "what": "TensorRT is installed without pycuda, so engines cannot run",
-                "mend": "pip install 'deepcovid-edge[tensorrt]' (on a Jetson: jetson/install.sh)",
+                "fix": "pip install 'deepcovid-edge[tensorrt]' (on a Jetson: jetson/install.sh)",
             }
         ]
     return []
 
 
 def _dicom_problems() -> list[dict[str, str]]:
-    """What keeps films from being read as modalities send them."""
-    mend = "pip install 'deepcovid-edge[dicom]'"
+    """What keeps images from being read as modalities send them."""
+    fix = "pip install 'deepcovid-edge[dicom]'"
     if _version("pydicom") is None:
-        return [{"what": "DICOM films are refused: pydicom is not installed", "mend": mend}]
+        return [{"what": "DICOM images are refused: pydicom is not installed", "fix": fix}]
     if _version("imagecodecs") is None:
-        what = "compressed DICOM films may be refused: imagecodecs is not installed"
-        return [{"what": what, "mend": mend}]
+        what = "compressed DICOM images may be refused: imagecodecs is not installed"
+        return [{"what": what, "fix": fix}]
     return []
 
 

@@ -7,15 +7,15 @@
     ├── OutputError                    exit 1
     ├── BuildError                     exit 1
     ├── BenchError                     exit 1
-    ├── UnlikeRunsError                exit 2
+    ├── IncomparableRunsError                exit 2
     ├── EngineMismatchError            exit 5
     ├── SettingsMismatchError          exit 5
-    ├── ImageRefusedError              (becomes a record; a run with one exits 4)
+    ├── NotAssessedError              (becomes a record; a run with one exits 4)
     └── NotThereError                  exit 6
         ├── MissingDependencyError     exit 6
         └── BackendUnavailableError    exit 6
 
-Messages name the subject, what was received, what was expected, and the mend.
+Messages name the subject, what was received, what was expected, and the fix.
 `deepcovid_edge.cli.main` alone turns an error into its exit code.
 """
 
@@ -59,10 +59,10 @@ class BuildError(DeepCovidEdgeError):
 
 
 class BenchError(DeepCovidEdgeError):
-    """Raised when a measurement cannot be taken: no film, or one that changed under way."""
+    """Raised when a measurement cannot be taken: no image, or one that changed under way."""
 
 
-class UnlikeRunsError(DeepCovidEdgeError):
+class IncomparableRunsError(DeepCovidEdgeError):
     """Raised when measurements are to be compared that were not taken alike."""
 
     exit_code = 2
@@ -83,8 +83,8 @@ class SettingsMismatchError(DeepCovidEdgeError):
         super().__init__(f"{Reason.MODEL.code}: {Reason.MODEL.sentence} {detail}")
 
 
-class ImageRefusedError(DeepCovidEdgeError):
-    """Raised when a file cannot be judged; carries the reason and a detail for the log."""
+class NotAssessedError(DeepCovidEdgeError):
+    """Raised when a file cannot be assessed; carries the reason and a detail for the log."""
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
         self.reason = reason

@@ -24,7 +24,7 @@ _METADATA_PROPS, _KEY, _VALUE = 14, 1, 2
 
 
 class ResizeRule(str, Enum):
-    """How a film of any shape becomes the network's rectangle."""
+    """How an image of any shape becomes the network's rectangle."""
 
     CENTRE_CROP = "centre_crop"
     """Shorter side to the network's size, then the centre (the published Deep-COVID code)."""
@@ -41,7 +41,7 @@ class InputSpec:
     Attributes:
         height: Rows, pixels.
         width: Columns, pixels.
-        resize: How a film is brought to that shape.
+        resize: How an image is brought to that shape.
         interpolation: Always `area` (OpenCV's INTER_AREA), stated because it decides pixels.
     """
 
@@ -59,12 +59,13 @@ class InputSpec:
 
 
 @dataclass(frozen=True)
-class Band:
+class IndeterminateRange:
     """Probabilities too close to the threshold to call.
 
     Attributes:
-        low: Films below it are negative.
-        high: Films from it on are positive; those from `low` on and below `high` are indeterminate.
+        low: Images below it are negative.
+        high: Images from it on are positive; those from `low` on and below `high` are
+            indeterminate.
         origin: Rule, data and figures by which it was chosen.
     """
 
@@ -74,10 +75,13 @@ class Band:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.low <= self.high <= 1.0:
-            raise ValueError(f"band: got {self.low} to {self.high}, expected 0 <= low <= high <= 1")
+            raise ValueError(
+                f"indeterminate_range: got {self.low} to {self.high}, "
+                "expected 0 <= low <= high <= 1"
+            )
 
     def holds(self, probability: float) -> bool:
-        """Whether a film of that probability is too close to call."""
+        """Whether an image of that probability is too close to call."""
         return self.low <= probability < self.high
 
 
@@ -90,17 +94,19 @@ class ModelManifest:
         architecture: Name of the network in the field, such as `resnet18`.
         classes: Class names in the order of the logits.
         positive_class: The class whose probability is compared with the threshold.
-        threshold: Probability from which a film is called positive, 0 to 1.
+        threshold: Probability from which an image is called positive, 0 to 1.
         threshold_origin: Rule, data and figures by which the threshold was chosen.
-        band: Probabilities around the threshold that are too close to call; None for none.
+        indeterminate_range: Probabilities too close to the threshold to call; None for none.
         input: Shape and resize rule.
         precision: `fp32`, `fp16` or `int8`.
+        variant: What `quantize` made of the model: `fp32`, `fp16`, `int8-cpu`, `int8-tensorrt`;
+            the precision where it is not given.
         training: Recipe, data description, metrics and seed.
-        quantization: Flavour, calibration films, layers left in higher precision, the verdict of
-            the gate and of `verify`; empty for fp32.
-        gate: Rules of `verify` that differ from its defaults.
-        familiarity: Limits on how unlike its training films a film may be (see `familiarity`), and
-            how they were found; empty for a model that judges any film.
+        quantization: Library, calibration images, layers left in higher precision, the verdict of
+            the equivalence check and of `verify`; empty for fp32.
+        equivalence: Rules of `verify` that differ from its defaults.
+        ood: Limits on how unlike its training images an image may be (see `ood`), and
+            how they were found; empty for a model that classifies any image.
         parent_sha256: SHA-256 of the file this one was made from.
         license: Terms of use of the weights.
         created_with: Versions of the software that wrote the file.
@@ -113,13 +119,14 @@ class ModelManifest:
     positive_class: str
     threshold: float
     threshold_origin: Mapping[str, Any] = field(default_factory=dict)
-    band: Band | None = None
+    indeterminate_range: IndeterminateRange | None = None
     input: InputSpec = field(default_factory=InputSpec)
     precision: str = "fp32"
+    variant: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
     quantization: Mapping[str, Any] = field(default_factory=dict)
-    gate: Mapping[str, Any] = field(default_factory=dict)
-    familiarity: Mapping[str, Any] = field(default_factory=dict)
+    equivalence: Mapping[str, Any] = field(default_factory=dict)
+    ood: Mapping[str, Any] = field(default_factory=dict)
     parent_sha256: str | None = None
     license: str = ""
     created_with: Mapping[str, str] = field(default_factory=dict)
@@ -127,6 +134,7 @@ class ModelManifest:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "variant", self.variant or self.precision)
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes: got {self.classes}, expected two or more different names")
         if self.positive_class not in self.classes:
@@ -135,10 +143,13 @@ class ModelManifest:
             )
         if not 0.0 <= self.threshold <= 1.0:
             raise ValueError(f"threshold: got {self.threshold}, expected 0 to 1")
-        if self.band and not self.band.low <= self.threshold <= self.band.high:
+        if (
+            self.indeterminate_range
+            and not self.indeterminate_range.low <= self.threshold <= self.indeterminate_range.high
+        ):
             raise ValueError(
-                f"band: got {self.band.low} to {self.band.high}, expected to hold the threshold "
-                f"{self.threshold}"
+                f"indeterminate_range: got {self.indeterminate_range.low} to "
+                f"{self.indeterminate_range.high}, expected to hold the threshold {self.threshold}"
             )
         if self.schema_version != SCHEMA_VERSION:
             raise ValueError(
@@ -153,9 +164,9 @@ class ModelManifest:
 
     @property
     def is_verified(self) -> bool:
-        """Whether a form in lower precision was found to decide as its parent does.
+        """Whether a variant in lower precision was found to decide as its parent does.
 
-        On films that had no part in making it (`quantize --verify`).
+        On images that had no part in making it (`quantize --verify`).
         """
         return bool(self.quantization.get("verified", {}).get("verdict") == "unchanged")
 
@@ -187,7 +198,11 @@ class ModelManifest:
             known = {item.name for item in fields(cls)}
             values = {name: value for name, value in values.items() if name in known}
             values["input"] = InputSpec(**values.get("input", {}))
-            values["band"] = Band(**values["band"]) if values.get("band") else None
+            values["indeterminate_range"] = (
+                IndeterminateRange(**values["indeterminate_range"])
+                if values.get("indeterminate_range")
+                else None
+            )
             return cls(**values)
         except (TypeError, ValueError, AttributeError) as error:
             raise ModelFileError(f"manifest: {error}") from error

@@ -63,7 +63,7 @@ class Reason(_Coded):
     RAW = (
         "E_RAW",
         "Raw detector image; send the processed one.",
-        "a film for processing, by SOP class or presentation intent",
+        "an image for processing, by SOP class or presentation intent",
     )
     BODY = (
         "E_BODY",
@@ -99,7 +99,7 @@ class Reason(_Coded):
     TOO_BIG = ("E_TOO_BIG", "Image too large.", "above 100 megapixels or 1 GiB, before decoding")
     SHAPE = (
         "E_SHAPE",
-        "Too small or wrong shape for a chest film.",
+        "Too small or wrong shape for a chest radiograph.",
         "a side below 100 pixels, or width to height outside 0.5 to 2",
     )
     MODE = (
@@ -125,18 +125,18 @@ class Reason(_Coded):
     )
     DISK = (
         "E_DISK",
-        "Too little room on the disk; free some, then judge the film again.",
+        "Too little room on the disk; free some, then classify the image again.",
         "less than `--min-free` where records or heat maps are written",
     )
     OOD = (
         "E_OOD",
         "Does not look like the X-rays this model learned from.",
-        "no chest film, or one of a kind that was not among the training films",
+        "no chest radiograph, or one of a kind that was not among the training images",
     )
     TURNED = (
         "E_ORIENT",
         "Image may be turned or inverted.",
-        "unlike the training films, and most like turned or inverted ones",
+        "unlike the training images, and most like turned or inverted ones",
     )
     RESULT = (
         "E_RESULT",
@@ -145,8 +145,8 @@ class Reason(_Coded):
     )
 
 
-class Caution(_Coded):
-    """What to know about a film that was assessed all the same."""
+class WarningCode(_Coded):
+    """What to know about an image that was assessed all the same."""
 
     SUFFIX = (
         "W_SUFFIX",
@@ -169,7 +169,7 @@ class Caution(_Coded):
     LOSSY = ("W_LOSSY", "Heavily compressed.", "more than 20 to 1, by the header or by size")
     NO_VIEW = (
         "W_NO_VIEW",
-        "View or body part not stated; taken as a frontal chest film.",
+        "View or body part not stated; taken as a frontal chest radiograph.",
         "DICOM whose header does not say both",
     )
     AP = ("W_AP", "AP view: less well tested.", "view position or view code")
@@ -191,18 +191,18 @@ class Caution(_Coded):
     )
     UNVERIFIED = (
         "W_UNVERIFIED",
-        "Not verified against the model that this form of it was made of.",
-        "an engine or INT8 form without a verdict of `verify`",
+        "Not verified against the model that this variant of it was made of.",
+        "an engine or INT8 variant without a verdict of `verify`",
     )
     SITE = (
         "W_SITE",
-        "Site check had too few films to say how well the model does here.",
-        "`--site` with a file whose verdict is `not enough films`",
+        "Site check had too few images to say how well the model does here.",
+        "`--site` with a file whose verdict is `not enough images`",
     )
     DUPLICATE_UID = (
         "W_DUP_UID",
         "Image was sent twice with different content.",
-        "DICOM with the SOP instance UID of an earlier film of the run, and other bytes",
+        "DICOM with the SOP instance UID of an earlier image of the run, and other bytes",
     )
     NO_HEATMAP = (
         "W_NO_HEATMAP",
@@ -212,10 +212,10 @@ class Caution(_Coded):
     OOD = (
         "W_OOD",
         "Unlike the X-rays this model learned from; the result may mean nothing.",
-        "would be `E_OOD` or `E_ORIENT`; let through by `--ood warn`, or as a synthetic film",
+        "would be `E_OOD` or `E_ORIENT`; let through by `--ood warn`, or as a synthetic image",
     )
     SYNTHETIC = (
         "W_SYNTHETIC",
-        "Synthetic phantom, not a patient's film.",
+        "Synthetic phantom, not a patient's image.",
         "written by `deepcovid-edge sample`",
     )

@@ -27,10 +27,10 @@ settings.load_profile("suite")
 
 
 class Pictures:
-    """Draws films and encodes them."""
+    """Draws images and encodes them."""
 
     @staticmethod
-    def film(height: int = 128, width: int = 160, *, bits: int = 8, seed: int = 0) -> NDArray[Any]:
+    def image(height: int = 128, width: int = 160, *, bits: int = 8, seed: int = 0) -> NDArray[Any]:
         """A grey ramp with waves and noise: no two turns of it are alike, all values are used."""
         y, x = np.mgrid[0:height, 0:width]
         waves = np.sin(x / width * 9) + np.cos(y / height * 7) + x / width + 2 * y / height
@@ -161,7 +161,7 @@ def pictures() -> type[Pictures]:
 def decode() -> Callable[..., Radiograph]:
     """Decode bytes as if they had been read from a file of that name."""
 
-    def decoded(data: bytes, name: str = "film") -> Radiograph:
+    def decoded(data: bytes, name: str = "image") -> Radiograph:
         return decode_radiograph(FileBytes(Path(name), data, "0" * 64))
 
     return decoded

@@ -1,4 +1,4 @@
-"""Makes DICOM files of films: every syntax, depth and photometric interpretation that is read.
+"""Makes DICOM files of images: every syntax, depth and photometric interpretation that is read.
 
 Shared by tests and by `fuzz.py`. Frames are compressed by imagecodecs or pydicom; `by_dcmtk` lets
 DCMTK, which shares no code with them, write whole files.
@@ -68,77 +68,77 @@ DCMTK = sorted(_TO_SYNTAX)
 
 
 def dataset(pixels: NDArray[Any], *, stored: int | None = None, **elements: Any) -> Dataset:
-    """A film of an adult's chest, uncompressed.
+    """An image of an adult's chest, uncompressed.
 
     Args:
         pixels: Of shape (rows, columns) or (rows, columns, 3), 8 or 16 bits, signed or not.
         stored: Bits stored; all where not told.
         elements: Elements by keyword; None leaves one out.
     """
-    film = Dataset()
-    film.SOPClassUID, film.SOPInstanceUID = DX, "1.2.3.4.5"
-    film.StudyDate, film.Modality = "20200326", "DX"
-    film.StudyInstanceUID, film.SeriesInstanceUID = "1.2.3", "1.2.3.4"
-    film.PatientName, film.PatientID, film.PatientBirthDate = "Rontgen^Anna", "17", "19570402"
-    film.PatientAge, film.BodyPartExamined, film.ViewPosition = "062Y", "CHEST", "PA"
-    film.ImageLaterality, film.PatientOrientation = "U", ["L", "F"]
-    film.PresentationIntentType = "FOR PRESENTATION"
-    film.SamplesPerPixel = 1 if pixels.ndim == 2 else pixels.shape[2]
-    film.PhotometricInterpretation = "MONOCHROME2" if pixels.ndim == 2 else "RGB"
+    image = Dataset()
+    image.SOPClassUID, image.SOPInstanceUID = DX, "1.2.3.4.5"
+    image.StudyDate, image.Modality = "20200326", "DX"
+    image.StudyInstanceUID, image.SeriesInstanceUID = "1.2.3", "1.2.3.4"
+    image.PatientName, image.PatientID, image.PatientBirthDate = "Rontgen^Anna", "17", "19570402"
+    image.PatientAge, image.BodyPartExamined, image.ViewPosition = "062Y", "CHEST", "PA"
+    image.ImageLaterality, image.PatientOrientation = "U", ["L", "F"]
+    image.PresentationIntentType = "FOR PRESENTATION"
+    image.SamplesPerPixel = 1 if pixels.ndim == 2 else pixels.shape[2]
+    image.PhotometricInterpretation = "MONOCHROME2" if pixels.ndim == 2 else "RGB"
     if pixels.ndim == 3:
-        film.PlanarConfiguration = 0
-    film.Rows, film.Columns = pixels.shape[:2]
-    film.BitsAllocated = 8 * pixels.itemsize
-    film.BitsStored = stored or film.BitsAllocated
-    film.HighBit = film.BitsStored - 1
-    film.PixelRepresentation = int(pixels.dtype.kind == "i")
-    film.add_new(0x7FE00010, "OW", pixels.tobytes())
+        image.PlanarConfiguration = 0
+    image.Rows, image.Columns = pixels.shape[:2]
+    image.BitsAllocated = 8 * pixels.itemsize
+    image.BitsStored = stored or image.BitsAllocated
+    image.HighBit = image.BitsStored - 1
+    image.PixelRepresentation = int(pixels.dtype.kind == "i")
+    image.add_new(0x7FE00010, "OW", pixels.tobytes())
     for keyword, value in elements.items():
         if value is None:
-            delattr(film, keyword)
+            delattr(image, keyword)
         else:
-            setattr(film, keyword, value)
-    return film
+            setattr(image, keyword, value)
+    return image
 
 
-def written(film: Dataset, syntax: str = EXPLICIT) -> bytes:
+def written(image: Dataset, syntax: str = EXPLICIT) -> bytes:
     """The bytes of a file, its pixels compressed as the syntax says."""
-    film.file_meta = FileMetaDataset()
-    film.file_meta.TransferSyntaxUID = syntax
-    film.file_meta.MediaStorageSOPClassUID = film.get("SOPClassUID") or DX
-    film.file_meta.MediaStorageSOPInstanceUID = film.get("SOPInstanceUID") or "1.2.3.4.5"
+    image.file_meta = FileMetaDataset()
+    image.file_meta.TransferSyntaxUID = syntax
+    image.file_meta.MediaStorageSOPClassUID = image.get("SOPClassUID") or DX
+    image.file_meta.MediaStorageSOPInstanceUID = image.get("SOPInstanceUID") or "1.2.3.4.5"
     if syntax in SYNTAXES and SYNTAXES[syntax].family is not Family.NATIVE:
-        frame = film["PixelData"].value
-        if not film["PixelData"].is_undefined_length:
-            frame = encapsulate([compressed(_pixels(film), film.BitsStored, syntax)])
-        film.add_new(0x7FE00010, "OB", frame)
-        film["PixelData"].is_undefined_length = True
+        frame = image["PixelData"].value
+        if not image["PixelData"].is_undefined_length:
+            frame = encapsulate([compressed(_pixels(image), image.BitsStored, syntax)])
+        image.add_new(0x7FE00010, "OB", frame)
+        image["PixelData"].is_undefined_length = True
     elif syntax == ExplicitVRBigEndian:
-        order = ">" if film.BitsAllocated == 16 else "|"
-        swapped = _pixels(film).astype(f"{order}{_pixels(film).dtype.str[1:]}")
-        film.add_new(0x7FE00010, "OW" if film.BitsAllocated == 16 else "OB", swapped.tobytes())
+        order = ">" if image.BitsAllocated == 16 else "|"
+        swapped = _pixels(image).astype(f"{order}{_pixels(image).dtype.str[1:]}")
+        image.add_new(0x7FE00010, "OW" if image.BitsAllocated == 16 else "OB", swapped.tobytes())
     file = io.BytesIO()
     implicit = syntax == ImplicitVRLittleEndian
     dcmwrite(
         file,
-        film,
+        image,
         enforce_file_format=True,
         **({} if syntax in SYNTAXES else {"implicit_vr": implicit, "little_endian": True}),
     )
     return file.getvalue()
 
 
-def fragments(film: Dataset, *frames: bytes) -> Dataset:
-    """The film with these as its compressed pixels."""
-    film.add_new(0x7FE00010, "OB", encapsulate(list(frames)))
-    film["PixelData"].is_undefined_length = True
-    return film
+def fragments(image: Dataset, *frames: bytes) -> Dataset:
+    """The image with these as its compressed pixels."""
+    image.add_new(0x7FE00010, "OB", encapsulate(list(frames)))
+    image["PixelData"].is_undefined_length = True
+    return image
 
 
-def _pixels(film: Dataset) -> NDArray[Any]:
-    kind = f"<{'i' if film.PixelRepresentation else 'u'}{film.BitsAllocated // 8}"
-    shape = (film.Rows, film.Columns, film.SamplesPerPixel)[: 2 + (film.SamplesPerPixel > 1)]
-    return np.frombuffer(film.PixelData, kind, int(np.prod(shape))).reshape(shape)
+def _pixels(image: Dataset) -> NDArray[Any]:
+    kind = f"<{'i' if image.PixelRepresentation else 'u'}{image.BitsAllocated // 8}"
+    shape = (image.Rows, image.Columns, image.SamplesPerPixel)[: 2 + (image.SamplesPerPixel > 1)]
+    return np.frombuffer(image.PixelData, kind, int(np.prod(shape))).reshape(shape)
 
 
 def compressed(pixels: NDArray[Any], bits: int, syntax: str) -> bytes:
@@ -173,13 +173,13 @@ def compressed(pixels: NDArray[Any], bits: int, syntax: str) -> bytes:
     return bytes(imagecodecs.htj2k_encode(pixels, reversible=True))
 
 
-def stored_film(
-    film: NDArray[np.uint8], bits: int, photometric: str, *, window: bool
+def stored_image(
+    image: NDArray[np.uint8], bits: int, photometric: str, *, window: bool
 ) -> tuple[NDArray[Any], dict[str, Any]]:
-    """An 8-bit film as a detector's console would store it, and the elements that say so."""
+    """An 8-bit image as a detector's console would store it, and the elements that say so."""
     top = (1 << bits) - 1
     low, high = (round(share * top) for share in WINDOW) if window else (0, top)
-    values = np.rint(low + film / 255.0 * (high - low))
+    values = np.rint(low + image / 255.0 * (high - low))
     if photometric == "MONOCHROME1":
         values = low + high - values
     elements: dict[str, Any] = {"PhotometricInterpretation": photometric, "stored": bits}

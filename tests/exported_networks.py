@@ -28,7 +28,7 @@ class ExportedNetwork:
     Attributes:
         path: The .onnx file; not to be changed.
         manifest: What stands in its checkpoint.
-        parity: Of the export, on three films.
+        parity: Of the export, on three images.
     """
 
     path: Path
@@ -36,7 +36,7 @@ class ExportedNetwork:
     parity: Parity
 
 
-def films(count: int, size: int, seed: int = 0) -> Tensor:
+def images(count: int, size: int, seed: int = 0) -> Tensor:
     """Noise, of shape (count, size, size), uint8."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, size, size), generator=generator, dtype=torch.uint8)
@@ -56,13 +56,13 @@ def settled(network: nn.Module, batch: Tensor) -> nn.Module:
 def exported_network(architecture: str) -> ExportedNetwork:
     """A network of an architecture as `export` writes it; it lies there until Python ends."""
     torch.manual_seed(0)
-    network = settled(build_network(architecture, len(CLASSES)), films(4, SIZE))
+    network = settled(build_network(architecture, len(CLASSES)), images(4, SIZE))
     spec = InputSpec(height=SIZE, width=SIZE)
     manifest = ModelManifest("net", architecture, CLASSES, "covid", 0.5, input=spec)
     folder = Path(_folder().name) / architecture
     folder.mkdir()
     save_checkpoint(network, manifest, folder / "net.pt")  # type: ignore[arg-type]
-    batch: NDArray[np.uint8] = np.asarray(films(3, SIZE, seed=1))
+    batch: NDArray[np.uint8] = np.asarray(images(3, SIZE, seed=1))
     _, parity = export_checkpoint(folder / "net.pt", folder / "net.onnx", batch)
     return ExportedNetwork(folder / "net.onnx", manifest, parity)
 

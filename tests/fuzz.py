@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 from conftest import Pictures
-from dicom_files import MOST_BITS, WRITABLE, compressed, dataset, fragments, stored_film, written
+from dicom_files import MOST_BITS, WRITABLE, compressed, dataset, fragments, stored_image, written
 from pydicom.dataset import Dataset
 from test_containers import FUZZED, mutated, mutated_chunk
 
@@ -92,8 +92,8 @@ def _damaged_picture(kind: str, whole: bytes) -> Maker:
 
 
 def _damaged_dicom(syntax: str, bits: int) -> Maker:
-    film = np.ascontiguousarray(Pictures.film())
-    pixels, elements = stored_film(film, bits, "MONOCHROME1", window=True)
+    image = np.ascontiguousarray(Pictures.image())
+    pixels, elements = stored_image(image, bits, "MONOCHROME1", window=True)
     whole = written(dataset(pixels, **elements), syntax)
     packed = SYNTAXES[syntax].family is not Family.NATIVE
     frame = compressed(pixels, bits, syntax) if packed else b""
@@ -149,7 +149,7 @@ class Findings:
     broken: list[str] = field(default_factory=list)
     slowest: tuple[float, str] = (0.0, "")
 
-    def judge(self, record: Prediction, kind: str) -> None:
+    def classify(self, record: Prediction, kind: str) -> None:
         """Check a record against the rules; keep its file if it breaks one."""
         seconds = (record.timings_ms or {}).get("read", 0.0) / 1000
         self.slowest = max(self.slowest, (seconds, Path(record.path).name))
@@ -180,11 +180,11 @@ def broken_rules(record: Prediction, seconds: float) -> Iterator[str]:
 
 
 def fuzz(inputs: int, seed: int, network: Backend, findings: Path) -> Findings:
-    """Judge so many damaged files, in batches."""
+    """Classify so many damaged files, in batches."""
     kinds = makers()
     names = list(kinds)
     found = Findings(findings)
-    settings = PredictSettings(ood=WARN)  # so that what is read is judged, whatever it shows
+    settings = PredictSettings(ood=WARN)  # so that what is read is classified, whatever it shows
     facts = run_facts(network, settings)
     for start in range(0, inputs, BATCH):
         with tempfile.TemporaryDirectory() as place:
@@ -196,7 +196,7 @@ def fuzz(inputs: int, seed: int, network: Backend, findings: Path) -> Findings:
                 paths[-1].write_bytes(kinds[kind](draw))
             faulthandler.dump_traceback_later(BATCH * MOST_SECONDS, exit=True)
             for path, record in zip(paths, predict(paths, network, facts, settings), strict=True):
-                found.judge(record, path.name.partition("-")[2])
+                found.classify(record, path.name.partition("-")[2])
             faulthandler.cancel_dump_traceback_later()
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.bench.compare import compare
-from deepcovid_edge.bench.measure import bench, bench_films
+from deepcovid_edge.bench.measure import bench, bench_images
 from deepcovid_edge.bench.results import read_result
 from deepcovid_edge.bench.settings import BenchSettings
 from deepcovid_edge.datasets.dataset import load_dataset
@@ -21,20 +21,20 @@ from deepcovid_edge.imaging.pictures import read_radiograph
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.models import find_model
 from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
-from deepcovid_edge.validation.site_check import calibrate
+from deepcovid_edge.validation.site_check import site_check
 
 
-def judge_one(film: Path) -> dict[str, float]:
+def classify_one(image: Path) -> dict[str, float]:
     path = find_model("squeezenet1_1")
     with load_backend(path) as backend:
-        pixels = prepare(read_radiograph(film), backend.manifest.input)
+        pixels = prepare(read_radiograph(image), backend.manifest.input)
         logits = backend.infer(pixels[None]).logits
     return {
         name: float(value) for name, value in zip(backend.manifest.classes, logits[0], strict=True)
     }
 
 
-def judge_folder(folder: Path) -> Iterator[tuple[str, float | None]]:
+def classify_folder(folder: Path) -> Iterator[tuple[str, float | None]]:
     path = find_model("squeezenet1_1")
     settings = PredictSettings(batch_size=4)
     with load_backend(path) as backend:
@@ -43,32 +43,32 @@ def judge_folder(folder: Path) -> Iterator[tuple[str, float | None]]:
             yield record.path, record.probability
 
 
-def may_be_used_here(films: Path, site_file: Path) -> bool:
+def may_be_used_here(images: Path, site_file: Path) -> bool:
     with load_backend(find_model("squeezenet1_1")) as backend:
-        facts = calibrate(backend, load_dataset(films), name="ward 3")
+        facts = site_check(backend, load_dataset(images), name="ward 3")
     write_site(site_file, facts)
     return bool(facts["verdict"] == "usable")
 
 
-def judge_as_the_site_does(film: Path, site_file: Path) -> str | None:
+def classify_as_the_site_does(image: Path, site_file: Path) -> str | None:
     settings = PredictSettings(site=read_site(site_file))
     with load_backend(find_model("squeezenet1_1")) as backend:
-        (record,) = predict([film], backend, run_facts(backend, settings), settings)
+        (record,) = predict([image], backend, run_facts(backend, settings), settings)
     return record.decision
 
 
-def where_it_looked(film: Path) -> list[dict[str, Any]]:
+def where_it_looked(image: Path) -> list[dict[str, Any]]:
     with load_backend(find_model("squeezenet1_1")) as backend:
-        read, spec = read_radiograph(film), backend.manifest.input
+        read, spec = read_radiograph(image), backend.manifest.input
         with Occluder(backend, OcclusionSettings(window=32, stride=16)) as occluder:
             found = of_occlusion(occluder.explain(prepare(read, spec)), {})
         return [place.as_dict() for place in regions(found, read.pixels.shape, spec)]
 
 
-def measure(films: Path, output: Path) -> bool:
+def measure(images: Path, output: Path) -> bool:
     result = bench(
         partial(load_backend, find_model("squeezenet1_1")),
-        partial(bench_films, sorted(films.iterdir()), name=films.name),
+        partial(bench_images, sorted(images.iterdir()), name=images.name),
         BenchSettings(seconds=2.0),
     )
     output.write_text(result.to_json(), encoding="utf-8")

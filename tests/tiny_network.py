@@ -1,6 +1,6 @@
-"""A network made in a moment, a fire block and a residual block, and films that it tells apart.
+"""A network made in a moment, a fire block and a residual block, and images that it tells apart.
 
-Its head is fitted to these films, which are synthetic.
+Its head is fitted to these images, which are synthetic.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.imaging.phantom import draw_phantom
 from deepcovid_edge.imaging.pictures import read_radiograph
 from deepcovid_edge.imaging.prepare import prepare
-from deepcovid_edge.manifest import Band, InputSpec, ModelManifest, read_manifest
+from deepcovid_edge.manifest import IndeterminateRange, InputSpec, ModelManifest, read_manifest
 from deepcovid_export.onnx_export.graphs import finished
-from deepcovid_export.quantization.mixed_precision import Lowered
+from deepcovid_export.quantization.mixed_precision import Variant
 from deepcovid_export.quantization.quantize import QuantizeSettings, quantize
 
 SPEC = InputSpec(64, 64)
 RECIPE = {"recipe": {"classes": {"clear": ["clear"], "hazy": ["hazy", "hazier"]}}}
 MANIFEST = ModelManifest(
     *("tiny", "tiny", ("clear", "hazy"), "hazy", 0.5),
-    band=Band(0.4, 0.6, {"rule": "by hand"}),
+    indeterminate_range=IndeterminateRange(0.4, 0.6, {"rule": "by hand"}),
     input=SPEC,
     training=RECIPE,
 )
-FLAVOURS = {
-    "fp16": Lowered("fp16"),
-    "int8-tensorrt": Lowered("int8", "tensorrt"),
-    "int8-cpu": Lowered("int8", "cpu"),
+VARIANTS = {
+    "fp16": Variant("fp16"),
+    "int8-tensorrt": Variant("int8", "tensorrt"),
+    "int8-cpu": Variant("int8", "cpu"),
 }
 Arrays = dict[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
 class Made:
-    """A form of the network as a file, and what it holds."""
+    """A variant of the network as a file, and what it holds."""
 
     path: Path
     model: Any
     manifest: ModelManifest
 
 
-def make(parent: Path, data: Path, lowered: Lowered, path: Path) -> Made:
-    """A form that the gate let pass."""
-    done = quantize(parent, data, QuantizeSettings(lowered), output=path)
+def make(parent: Path, data: Path, variant: Variant, path: Path) -> Made:
+    """A variant that the equivalence check let pass."""
+    done = quantize(parent, data, QuantizeSettings(variant), output=path)
     assert done.output == path, done.report["failed"]
     return Made(path, onnx.load(path), read_manifest(path))
 
@@ -95,7 +95,7 @@ def weights(*, spoilt: tuple[str, ...] = ()) -> Arrays:
 
 
 def graph(arrays: Arrays) -> Any:
-    """The network: uint8 films to logits and activation maps, as `export` writes them."""
+    """The network: uint8 images to logits and activation maps, as `export` writes them."""
     nodes: list[Any] = []
 
     def add(kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
@@ -140,22 +140,22 @@ def graph(arrays: Arrays) -> Any:
     return helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
-def run(model: Any, films: NDArray[np.uint8], output: str = "logits") -> NDArray[np.float32]:
+def run(model: Any, images: NDArray[np.uint8], output: str = "logits") -> NDArray[np.float32]:
     if output not in {item.name for item in model.graph.output}:
         model = type(model).FromString(model.SerializeToString())
         model.graph.output.append(onnx.ValueInfoProto(name=output))
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    values: NDArray[np.float32] = session.run([output], {"images": films})[0]
+    values: NDArray[np.float32] = session.run([output], {"images": images})[0]
     return values
 
 
 def fitted(arrays: Arrays, data: Path) -> Arrays:
     """The head along the line between the classes, so that they stand well apart."""
-    films = load_dataset(data, split="train")
-    features = run(graph(arrays), pixels(films), "features").mean(axis=(2, 3))
-    clear = np.array([film.label == "clear" for film in films])
+    images = load_dataset(data, split="train")
+    features = run(graph(arrays), pixels(images), "features").mean(axis=(2, 3))
+    clear = np.array([image.label == "clear" for image in images])
     apart = features[clear].mean(axis=0) - features[~clear].mean(axis=0)
     kernel = 3 * apart / (apart @ apart)
     head = np.stack([kernel, -kernel]).astype(np.float32)
@@ -164,8 +164,8 @@ def fitted(arrays: Arrays, data: Path) -> Arrays:
     return {**arrays, "maps.weight": head[:, :, None, None], "maps.bias": bias}
 
 
-def pixels(films: Any) -> NDArray[np.uint8]:
-    return np.stack([prepare(read_radiograph(film.path), SPEC) for film in films])
+def pixels(images: Any) -> NDArray[np.uint8]:
+    return np.stack([prepare(read_radiograph(image.path), SPEC) for image in images])
 
 
 def saved(path: Path, model: Any, manifest: ModelManifest = MANIFEST) -> Path:
@@ -174,21 +174,21 @@ def saved(path: Path, model: Any, manifest: ModelManifest = MANIFEST) -> Path:
 
 
 def draw_data(folder: Path) -> Path:
-    """24 films to calibrate on, 16 to judge on, as folders of splits."""
+    """24 images to calibrate on, 16 to classify on, as folders of splits."""
     phantoms = [cv2.resize(draw_phantom(seed), (160, 160)).astype(float) for seed in range(3)]
     y, x = np.mgrid[0:160, 0:160] / 160
     for seed in range(20):
         draw = np.random.default_rng(seed)
         split = "train" if seed < 12 else "val"
         for label in ("clear", "hazy"):
-            film = phantoms[seed % 3] * draw.uniform(0.9, 1.1) + draw.normal(0, 4, (160, 160))
+            image = phantoms[seed % 3] * draw.uniform(0.9, 1.1) + draw.normal(0, 4, (160, 160))
             if label == "hazy":
                 for side in (0.3, 0.7):
                     far = (x - side) ** 2 + (y - draw.uniform(0.4, 0.5)) ** 2
-                    film += 110 * np.exp(-far / 0.02)
+                    image += 110 * np.exp(-far / 0.02)
             place = folder / split / label
             place.mkdir(parents=True, exist_ok=True)
-            grey = np.clip(film, 0, 255).astype(np.uint8)
+            grey = np.clip(image, 0, 255).astype(np.uint8)
             Image.fromarray(grey).save(place / f"{label}{seed:02d}.png")
     return folder
 

@@ -1,14 +1,14 @@
-"""Do heat maps show what the network goes by? Two proofs on covid films of val.
+"""Do heat maps show what the network goes by? Two proofs on covid images of val.
 
     python -m benchmarks.heatmaps.faithfulness --data DATA
 
-**Deletion and insertion** (Petsiuk, Das and Saenko, RISE, BMVC 2018). The film is covered by
+**Deletion and insertion** (Petsiuk, Das and Saenko, RISE, BMVC 2018). The image is covered by
 windows that do not overlap. They are hidden (black) one by one, those first that the map scores
-highest, and the probability is followed; then they are revealed in the same order on a film that
+highest, and the probability is followed; then they are revealed in the same order on an image that
 shows them blurred. Beside it the same with the windows in random order, so that equal steps hide
 equal areas. Deletion is better the smaller the area under its curve, insertion the larger.
-Differences are taken film by film; their 95 % intervals are percentiles over draws of patients.
-`lungs` does this with the windows in the middle of the film alone, so that a map earns nothing by
+Differences are taken image by image; their 95 % intervals are percentiles over draws of patients.
+`lungs` does this with the windows in the middle of the image alone, so that a map earns nothing by
 merely finding the chest.
 
 **Random weights** (Adebayo et al., Sanity Checks for Saliency Maps, NeurIPS 2018). The network's
@@ -35,12 +35,12 @@ from onnx import numpy_helper
 
 from benchmarks.measure.measurement import prepared, store
 from deepcovid_edge.backends import Backend, load_backend
-from deepcovid_edge.datasets.dataset import LabelledFilm, load_dataset
+from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
 from deepcovid_edge.graph.receptive_field import Box
 from deepcovid_edge.heatmaps.agreement import rank_correlation
 from deepcovid_edge.heatmaps.heatmap import METHODS, of_activation, of_occlusion
 from deepcovid_edge.heatmaps.occlusion import Occluder
-from deepcovid_edge.heatmaps.windows import Lattice, OcclusionSettings, hidden_film
+from deepcovid_edge.heatmaps.windows import OcclusionSettings, WindowGrid, occluded
 from deepcovid_edge.models import DEFAULT_MODEL, find_model
 from deepcovid_edge.pipeline.classifier import probabilities
 
@@ -63,10 +63,10 @@ Maps = dict[str, np.ndarray]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="films with val")
+    parser.add_argument("--data", type=Path, required=True, help="images with val")
     parser.add_argument("--model", default=DEFAULT_MODEL)
-    parser.add_argument("--films", type=int, help="positives of val at most  [default: all]")
-    parser.add_argument("--sanity-films", type=int, default=20)
+    parser.add_argument("--images", type=int, help="positives of val at most  [default: all]")
+    parser.add_argument("--sanity-images", type=int, default=20)
     options = parser.parse_args()
     path = find_model(options.model)
     with (
@@ -74,27 +74,31 @@ def main() -> None:
         maps_of(backend, SETTINGS) as explain,
     ):
         manifest = backend.manifest
-        films = load_dataset(options.data, split="val")
-        films = [film for film in films if film.label in manifest.positive_labels][: options.films]
-        pixels = [prepared(film, manifest.input) for film in films]
-        maps = [explain(film) for film in pixels]
-        print(f"{len(maps)} films", flush=True)
-        curves = {name: Curves(backend, name) for name in ("film", "lungs")}
-        figures = {name: side.measure(films, pixels, maps) for name, side in curves.items()}
+        images = load_dataset(options.data, split="val")
+        images = [image for image in images if image.label in manifest.positive_labels][
+            : options.images
+        ]
+        pixels = [prepared(image, manifest.input) for image in images]
+        maps = [explain(image) for image in pixels]
+        print(f"{len(maps)} images", flush=True)
+        curves = {name: Curves(backend, name) for name in ("image", "lungs")}
+        figures = {name: side.measure(images, pixels, maps) for name, side in curves.items()}
         sha256 = backend.sha256
         print_differences(figures)
-    chosen = np.arange(min(options.sanity_films, len(films))) * len(films) // options.sanity_films
+    chosen = (
+        np.arange(min(options.sanity_images, len(images))) * len(images) // options.sanity_images
+    )
     sanity = random_weights(path, [pixels[place] for place in chosen])
     content = {
         "model": manifest.name,
         "model_sha256": sha256,
         "split": "val",
-        "films": len(films),
-        "patients": len({film.patient for film in films}),
+        "images": len(images),
+        "patients": len({image.patient for image in images}),
         "window": SETTINGS.window,
         "random_orders": ORDERS,
         "deletion_and_insertion": figures,
-        "random_weights": {"films": len(chosen), "stride": SPARSE.stride, **sanity},
+        "random_weights": {"images": len(chosen), "stride": SPARSE.stride, **sanity},
     }
     store(f"sense-{manifest.name}", content, folder="heatmap")
 
@@ -103,13 +107,13 @@ def main() -> None:
 def maps_of(
     backend: Backend, settings: OcclusionSettings
 ) -> Iterator[Callable[[np.ndarray], Maps]]:
-    """Both heat maps of a film."""
+    """Both heat maps of an image."""
     spec, positive = backend.manifest.input, backend.manifest.positive_index
     with Occluder(backend, settings) as occluder:
 
-        def explain(film: np.ndarray) -> Maps:
-            occlusion = of_occlusion(occluder.explain(film), {})
-            seen = backend.infer(film[None], activation_maps=True).activation_maps
+        def explain(image: np.ndarray) -> Maps:
+            occlusion = of_occlusion(occluder.explain(image), {})
+            seen = backend.infer(image[None], activation_maps=True).activation_maps
             assert seen is not None
             found = (occlusion, of_activation(seen[0, positive], spec))
             return {each.method: each.values for each in found}
@@ -122,27 +126,27 @@ class Curves:
 
     Args:
         backend: The network.
-        region: `film`, or `lungs`: the windows of which none lies at the film's edge.
+        region: `image`, or `lungs`: the windows of which none lies at the image's edge.
     """
 
     def __init__(self, backend: Backend, region: str) -> None:
         self.backend = backend
-        lattice = Lattice.over(backend.manifest.input.height, backend.manifest.input.width, TILES)
+        grid = WindowGrid.over(backend.manifest.input.height, backend.manifest.input.width, TILES)
         inner = slice(1, -1) if region == "lungs" else slice(None)
         self.boxes = [
-            (rows, columns) for rows in lattice.rows[inner] for columns in lattice.columns[inner]
+            (rows, columns) for rows in grid.rows[inner] for columns in grid.columns[inner]
         ]
 
     def measure(
-        self, films: Sequence[LabelledFilm], pixels: Sequence[np.ndarray], maps: Sequence[Maps]
+        self, images: Sequence[LabelledImage], pixels: Sequence[np.ndarray], maps: Sequence[Maps]
     ) -> dict[str, Any]:
         """Curves and paired differences of both methods."""
         shuffled = [
             np.random.default_rng(seed).permutation(len(self.boxes)) for seed in range(ORDERS)
         ]
-        owners = np.unique([film.patient or str(film.path) for film in films], return_inverse=True)[
-            1
-        ]
+        owners = np.unique(
+            [image.patient or str(image.path) for image in images], return_inverse=True
+        )[1]
         by_chance = np.stack([self.all_of(pixels, [order] * len(pixels)) for order in shuffled])
         figures: dict[str, Any] = {"windows": len(self.boxes)}
         for method in METHODS:
@@ -154,7 +158,7 @@ class Curves:
         return figures
 
     def all_of(self, pixels: Sequence[np.ndarray], orders: Sequence[np.ndarray]) -> np.ndarray:
-        """Curves of all films, of shape (films, 2, steps)."""
+        """Curves of all images, of shape (images, 2, steps)."""
         with ThreadPoolExecutor(CORES) as pool:
             return np.array(list(pool.map(self.both, pixels, orders)))
 
@@ -162,18 +166,18 @@ class Curves:
         """The windows, the one with the highest mean of the map first."""
         return np.argsort([-at(values, box).mean() for box in self.boxes], kind="stable")
 
-    def both(self, film: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def both(self, image: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Probability while windows are hidden, and while they are revealed."""
         boxes = [self.boxes[window] for window in order]
-        covered = film.copy()
+        covered = image.copy()
         for box in boxes:
-            at(covered, box)[...] = at(hidden_film(film, BLURRED), box)
-        deletion = self.follow(film, hidden_film(film, SETTINGS), boxes)
-        return deletion, self.follow(covered, film, boxes)
+            at(covered, box)[...] = at(occluded(image, BLURRED), box)
+        deletion = self.follow(image, occluded(image, SETTINGS), boxes)
+        return deletion, self.follow(covered, image, boxes)
 
-    def follow(self, film: np.ndarray, shown: np.ndarray, boxes: Sequence[Box]) -> np.ndarray:
-        """Probability as more and more windows of a film show what another film has there."""
-        changed = np.repeat(film[None], len(boxes) + 1, axis=0)
+    def follow(self, image: np.ndarray, shown: np.ndarray, boxes: Sequence[Box]) -> np.ndarray:
+        """Probability as more and more windows of an image show what another image has there."""
+        changed = np.repeat(image[None], len(boxes) + 1, axis=0)
         for step, box in enumerate(boxes, start=1):
             at(changed[step:], box)[...] = at(shown, box)
         scores = probabilities(self.backend.infer(changed).logits)
@@ -186,7 +190,7 @@ def at(pixels: np.ndarray, box: Box) -> np.ndarray:
 
 
 def compared(ours: np.ndarray, by_chance: np.ndarray, owners: np.ndarray) -> dict[str, Any]:
-    """The mean curves of shape (films, steps), and how their areas and early values differ."""
+    """The mean curves of shape (images, steps), and how their areas and early values differ."""
     early = round(EARLY * (ours.shape[1] - 1))
     areas = [(curves[:, 1:] + curves[:, :-1]).mean(axis=1) / 2 for curves in (ours, by_chance)]
     return {
@@ -198,7 +202,7 @@ def compared(ours: np.ndarray, by_chance: np.ndarray, owners: np.ndarray) -> dic
 
 
 def paired(ours: np.ndarray, by_chance: np.ndarray, owners: np.ndarray) -> dict[str, Any]:
-    """Means over films, and their difference with its interval over draws of patients."""
+    """Means over images, and their difference with its interval over draws of patients."""
     apart, patients = ours - by_chance, owners.max() + 1
     draw = np.random.default_rng(0)
     times = draw.multinomial(patients, np.full(patients, 1 / patients), size=DRAWS)[:, owners]
@@ -208,8 +212,8 @@ def paired(ours: np.ndarray, by_chance: np.ndarray, owners: np.ndarray) -> dict[
         "random": float(by_chance.mean()),
         "difference": float(apart.mean()),
         "interval_95": np.quantile(drawn, (0.025, 0.975)).tolist(),
-        "films_lower": int((apart < 0).sum()),
-        "films_higher": int((apart > 0).sum()),
+        "images_lower": int((apart < 0).sum()),
+        "images_higher": int((apart > 0).sum()),
     }
 
 
@@ -246,7 +250,7 @@ def random_weights(path: Path, pixels: Sequence[np.ndarray]) -> dict[str, Any]:
 
 def sparse_maps(path: Path, pixels: Sequence[np.ndarray]) -> list[Maps]:
     with load_backend(path, backend="onnxruntime") as backend, maps_of(backend, SPARSE) as explain:
-        return [explain(film) for film in pixels]
+        return [explain(image) for image in pixels]
 
 
 def redrawn(model: onnx.ModelProto, seed: int, *, last_only: bool) -> onnx.ModelProto:
@@ -265,7 +269,7 @@ def redrawn(model: onnx.ModelProto, seed: int, *, last_only: bool) -> onnx.Model
 
 
 def spread(values: np.ndarray) -> dict[str, Any]:
-    """Of rank correlations of shape (networks, films)."""
+    """Of rank correlations of shape (networks, images)."""
     return {
         "median": round(float(np.median(values)), 4),
         "median_of_absolute": round(float(np.median(np.abs(values))), 4),

@@ -1,9 +1,10 @@
-"""The heat maps that the documentation shows: of a synthetic film, by occlusion and by activation.
+"""The heat maps that the documentation shows: of a synthetic image, by occlusion and by activation.
 
     python -m benchmarks.heatmaps.pictures
 
-writes `results/heatmap/synthetic.jpg` again. The film is `phantom_005.png` of `deepcovid-edge
-sample`: drawn, so that what the network sees in it means nothing. No patient's film may stand here.
+writes `results/heatmap/synthetic.jpg` again. The image is `phantom_005.png` of `deepcovid-edge
+sample`: drawn, so that what the network sees in it means nothing. No patient's image may stand
+here.
 """
 
 from __future__ import annotations
@@ -40,22 +41,22 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "heatmap/synthetic.jpg")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place, load_backend(find_model(options.model)) as backend:
-        film = write_samples(Path(place), count=SAMPLES)[-1]
-        picture = Image.fromarray(np.vstack(pictures(film, backend)))
+        image = write_samples(Path(place), count=SAMPLES)[-1]
+        picture = Image.fromarray(np.vstack(pictures(image, backend)))
     options.output.parent.mkdir(parents=True, exist_ok=True)
     size = (WIDTH, round(picture.height * WIDTH / picture.width))
     picture.resize(size, Image.Resampling.LANCZOS).save(
-        options.output, quality=QUALITY, optimize=True, comment=f"Synthetic film. {NOTICE}"
+        options.output, quality=QUALITY, optimize=True, comment=f"Synthetic image. {NOTICE}"
     )
     print(f"{options.output}: {options.output.stat().st_size / 1000:.0f} kB")
 
 
 def pictures(path: Path, backend: Backend) -> list[NDArray[np.uint8]]:
-    """The film's overlay by occlusion, and by activation."""
+    """The image's overlay by occlusion, and by activation."""
     settings, spec = PredictSettings(), backend.manifest.input
     (record,) = predict([path], backend, run_facts(backend, settings), settings)
-    film = read_radiograph(path)
-    prepared = prepare(film, spec)
+    image = read_radiograph(path)
+    prepared = prepare(image, spec)
     hidden = OcclusionSettings()
     with Occluder(backend, hidden) as occluder:
         occlusion = of_occlusion(occluder.explain(prepared), asdict(hidden))
@@ -64,7 +65,7 @@ def pictures(path: Path, backend: Backend) -> list[NDArray[np.uint8]]:
         raise SystemExit(f"{backend.manifest.name}: has no activation maps")
     activation = of_activation(maps[0, backend.manifest.positive_index], spec)
     return [
-        draw_overlay(film, spec, found, regions(found, film.pixels.shape, spec), record)
+        draw_overlay(image, spec, found, regions(found, image.pixels.shape, spec), record)
         for found in (occlusion, activation)
     ]
 

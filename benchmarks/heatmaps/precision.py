@@ -1,8 +1,9 @@
-"""Do the INT8 form's heat maps show what the FP32 form's show? `verify --heatmap` on val.
+"""Do the INT8 variant's heat maps show what the FP32 variant's show? `verify --heatmap` on val.
 
     python -m benchmarks.heatmaps.precision --data DATA
 
-No time is measured. The form is the one beside the model (`NAME-int8-cpu.onnx`), or `--candidate`.
+No time is measured. The variant is the one beside the model (`NAME-int8-cpu.onnx`), or
+`--candidate`.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ KEPT = ("failed", "reference", "candidate", "rules", "data_sha256")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="films with val")
+    parser.add_argument("--data", type=Path, required=True, help="images with val")
     parser.add_argument("--model", default=DEFAULT_MODEL)
-    parser.add_argument("--candidate", help="name or file  [default: the INT8 form beside it]")
-    parser.add_argument("--films", type=int, default=50)
+    parser.add_argument("--candidate", help="name or file  [default: the INT8 variant beside it]")
+    parser.add_argument("--images", type=int, default=50)
     options = parser.parse_args()
     model = find_model(options.model)
     beside = str(model.with_name(f"{model.stem}{INT8_CPU_SUFFIX}.onnx"))
     candidate = find_model(options.candidate or beside)
-    films = load_dataset(options.data, split="val")
+    images = load_dataset(options.data, split="val")
     with load_backend(model) as before, load_backend(candidate) as now:
-        report = verify(before, now, films, heatmaps=MapComparison(options.films))
+        report = verify(before, now, images, heatmaps=MapComparison(options.images))
     maps = report["heatmap"]
     print({name: maps[name] for name in ("rank_correlation", "top_overlap", "peak_shift")})
     figures = {"split": "val", **{name: report[name] for name in KEPT}, "heatmap": maps}

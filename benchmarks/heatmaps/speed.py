@@ -3,19 +3,19 @@
     python -m benchmarks.heatmaps.speed --data DATA --model squeezenet1_1 \
         --model benchmarks/models/resnet18.onnx
 
-All sides take turns in one process, on all cores, one film a round; ratios are taken round by round
-and their median is quoted.
+All sides take turns in one process, on all cores, one image a round; ratios are taken round by
+round and their median is quoted.
 
 - `captum_1`, `captum_32`: peers/captum_occlusion.py, with so many windows in an evaluation. The
   faster of the two, in rounds before, is the peer.
 - `plain_*`: our occlusion that runs the whole network for every window; `incremental_*`: what
   `heatmap` does, which computes what a window changes. Both in FP32 and in INT8 for CPUs.
 - `budget_*`: `--budget` of one forty-fifth of what captum took in the same round. `budget` in the
-  result has the rank correlation with the whole map of the same form, and with that of the FP32
-  form, on more films; a form for which it is too small, even once, is named and left out.
+  result has the rank correlation with the whole map of the same variant, and with that of the FP32
+  variant, on more images; a variant for which it is too small, even once, is named and left out.
 
 With `--activation TURNS` only `infer --heatmap activation` is measured: it and `infer` take turns
-over the films of test.
+over the images of test.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure.measurement import (
-    films_of_both_classes,
+    images_of_both_classes,
     in_turn,
     prepared,
     ratio,
@@ -44,13 +44,13 @@ from benchmarks.measure.measurement import (
     summary,
 )
 from benchmarks.peers import captum_occlusion
-from benchmarks.variants import form_of, named
+from benchmarks.variants import named, variant_of
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.cli.main import run
 from deepcovid_edge.heatmaps.agreement import rank_correlation
 from deepcovid_edge.heatmaps.heatmap import of_occlusion
 from deepcovid_edge.heatmaps.occlusion import BudgetError, Occluder
-from deepcovid_edge.heatmaps.windows import Lattice, OcclusionSettings
+from deepcovid_edge.heatmaps.windows import OcclusionSettings, WindowGrid
 from deepcovid_edge.manifest import InputSpec, file_sha256, read_manifest
 from deepcovid_edge.models import DEFAULT_MODEL, find_model
 
@@ -65,54 +65,54 @@ TIMES = 45
 """The budget is what captum took divided by this."""
 
 Side = Callable[[np.ndarray], np.ndarray]
-"""Film -> heat map, both of the network's input shape."""
+"""Image -> heat map, both of the network's input shape."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="films with train and val")
+    parser.add_argument("--data", type=Path, required=True, help="images with train and val")
     parser.add_argument("--model", action="append", help="shipped name or FP32 .onnx; repeatable")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--films", type=int, default=20, help="of val, for the budget's agreement")
+    parser.add_argument("--images", type=int, default=20, help="of val, for the budget's agreement")
     parser.add_argument(
         "--activation", type=int, help="infer --heatmap activation alone, so many turns"
     )
     options = parser.parse_args()
     if options.activation:
-        films, model = options.data / "test", find_model(DEFAULT_MODEL)
-        store("activation-cost", activation_cost(films, model, options.activation))
+        images, model = options.data / "test", find_model(DEFAULT_MODEL)
+        store("activation-cost", activation_cost(images, model, options.activation))
         return
     for name in options.model or [DEFAULT_MODEL]:
         model = named(name)
-        forms = {"fp32": model, "int8": form_of(model, "int8-cpu", options.data)}
-        figures = compare(forms, options)
+        variants = {"fp32": model, "int8": variant_of(model, "int8-cpu", options.data)}
+        figures = compare(variants, options)
         store(f"heatmap-speed-{figures['model']}", figures)
 
 
-def compare(forms: dict[str, Path], options: argparse.Namespace) -> dict[str, Any]:
-    manifest = read_manifest(forms["fp32"])
-    films = films_of_both_classes(options.data, manifest, options.films)
-    pixels = [prepared(film, manifest.input) for film in films]
+def compare(variants: dict[str, Path], options: argparse.Namespace) -> dict[str, Any]:
+    manifest = read_manifest(variants["fp32"])
+    images = images_of_both_classes(options.data, manifest, options.images)
+    pixels = [prepared(image, manifest.input) for image in images]
     rounds = list(islice(cycle(pixels), options.rounds + 1))
     with ExitStack() as opened:
-        peers = captum_sides(forms["fp32"], pixels)
+        peers = captum_sides(variants["fp32"], pixels)
         ours = {
-            f"{way}_{form}": our_side(opened, path, replace(SETTINGS, incremental=incremental))
+            f"{way}_{variant}": our_side(opened, path, replace(SETTINGS, incremental=incremental))
             for way, incremental in (("plain", False), ("incremental", True))
-            for form, path in forms.items()
+            for variant, path in variants.items()
         }
         clock = Clock()
         first, _ = measure(peers, rounds[: BEFORE + 1], clock)
         peer = min(first, key=lambda name: float(np.median(first[name])))
         budget = {
-            f"budget_{form}": budget_side(opened, path, partial(clock.last.__getitem__, peer))
-            for form, path in forms.items()
+            f"budget_{variant}": budget_side(opened, path, partial(clock.last.__getitem__, peer))
+            for variant, path in variants.items()
         }
         seconds, refused = measure({peer: peers[peer], **ours, **budget}, rounds, clock)
         compared = [name for name in (*ours, *budget) if name not in refused]
         figures = {
             "model": manifest.name,
-            "forms": {form: file_sha256(path) for form, path in forms.items()},
+            "variants": {variant: file_sha256(path) for variant, path in variants.items()},
             "windows": windows(manifest.input),
             "seconds": {name: summary(values) for name, values in seconds.items()},
             "peer": peer,
@@ -123,9 +123,9 @@ def compare(forms: dict[str, Path], options: argparse.Namespace) -> dict[str, An
                 "milliseconds": summary([own / TIMES * 1000 for own in seconds[peer]]),
                 "too_small_for": refused,
                 **{
-                    form: reached(budget[f"budget_{form}"], ours, form, pixels)
-                    for form in forms
-                    if f"budget_{form}" not in refused
+                    variant: reached(budget[f"budget_{variant}"], ours, variant, pixels)
+                    for variant in variants
+                    if f"budget_{variant}" not in refused
                 },
             },
         }
@@ -135,11 +135,11 @@ def compare(forms: dict[str, Path], options: argparse.Namespace) -> dict[str, An
 
 
 def windows(spec: InputSpec) -> int:
-    return len(Lattice.over(spec.height, spec.width, SETTINGS).boxes)
+    return len(WindowGrid.over(spec.height, spec.width, SETTINGS).boxes)
 
 
-def captum_sides(model: Path, films: Sequence[np.ndarray]) -> dict[str, Side]:
-    network = captum_occlusion.torch_network(model, np.stack(films))
+def captum_sides(model: Path, images: Sequence[np.ndarray]) -> dict[str, Side]:
+    network = captum_occlusion.torch_network(model, np.stack(images))
     positive = read_manifest(model).positive_index
     return {
         name: captum_occlusion.make(network, positive, SETTINGS, windows=windows, threads=CORES)
@@ -150,7 +150,7 @@ def captum_sides(model: Path, films: Sequence[np.ndarray]) -> dict[str, Side]:
 def our_side(opened: ExitStack, model: Path, settings: OcclusionSettings) -> Side:
     backend = opened.enter_context(load_backend(model, backend="onnxruntime"))
     occluder = opened.enter_context(Occluder(backend, settings))
-    return lambda film: of_occlusion(occluder.explain(film), {}).values
+    return lambda image: of_occlusion(occluder.explain(image), {}).values
 
 
 class Clock:
@@ -159,9 +159,9 @@ class Clock:
     def __init__(self) -> None:
         self.last: dict[str, float] = {}
 
-    def run(self, name: str, side: Side, film: np.ndarray) -> float:
+    def run(self, name: str, side: Side, image: np.ndarray) -> float:
         started = time.perf_counter()
-        side(film)
+        side(image)
         self.last[name] = time.perf_counter() - started
         return self.last[name]
 
@@ -171,23 +171,23 @@ def budget_side(opened: ExitStack, model: Path, peer_seconds: Callable[[], float
     backend = opened.enter_context(load_backend(model, backend="onnxruntime"))
     occluder = opened.enter_context(Occluder(backend, SETTINGS))
 
-    def side(film: np.ndarray) -> np.ndarray:
+    def side(image: np.ndarray) -> np.ndarray:
         occluder.settings = replace(SETTINGS, budget_ms=peer_seconds() / TIMES * 1000)
-        return of_occlusion(occluder.explain(film), {}).values
+        return of_occlusion(occluder.explain(image), {}).values
 
     return side
 
 
 def measure(
-    sides: dict[str, Side], films: Sequence[np.ndarray], clock: Clock
+    sides: dict[str, Side], images: Sequence[np.ndarray], clock: Clock
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Seconds of each side, and the sides whose budget was too small, with what they need, ms."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     refused: dict[str, float] = {}
-    for number, film in enumerate(films):  # the first round warms up
+    for number, image in enumerate(images):  # the first round warms up
         for name in list(seconds):
             try:
-                taken = clock.run(name, sides[name], film)
+                taken = clock.run(name, sides[name], image)
             except BudgetError as error:
                 refused[name] = error.needed_ms
                 del seconds[name]
@@ -197,9 +197,9 @@ def measure(
     return seconds, refused
 
 
-def agreement(peer: Side, ours: Side, film: np.ndarray) -> dict[str, float]:
+def agreement(peer: Side, ours: Side, image: np.ndarray) -> dict[str, float]:
     """Whether both sides computed the same."""
-    expected, got = peer(film), ours(film)
+    expected, got = peer(image), ours(image)
     return {
         "rank_correlation": rank_correlation(expected, got),
         "max_difference_of_range": float(np.abs(got - expected).max() / np.ptp(expected)),
@@ -207,18 +207,18 @@ def agreement(peer: Side, ours: Side, film: np.ndarray) -> dict[str, float]:
 
 
 def reached(
-    within: Side, ours: dict[str, Side], form: str, films: Sequence[np.ndarray]
+    within: Side, ours: dict[str, Side], variant: str, images: Sequence[np.ndarray]
 ) -> dict[str, Any]:
-    """Rank correlation of a form's maps within the budget with whole maps, its own and FP32's."""
+    """Rank correlation of a variant's budgeted maps with its own whole maps and with FP32's."""
     found = []
-    for film in films:
+    for image in images:
         with contextlib.suppress(BudgetError):  # counted: a busy moment may take the first pass
-            found.append((film, within(film)))
-    figures: dict[str, Any] = {"films": len(found), "refused": len(films) - len(found)}
-    for other in sorted({form, "fp32"}) if found else ():
+            found.append((image, within(image)))
+    figures: dict[str, Any] = {"images": len(found), "not_assessed": len(images) - len(found)}
+    for other in sorted({variant, "fp32"}) if found else ():
         whole = ours[f"incremental_{other}"]
         figures[f"with_whole_{other}"] = spread(
-            [rank_correlation(whole(film), part) for film, part in found]
+            [rank_correlation(whole(image), part) for image, part in found]
         )
     return figures
 
@@ -238,7 +238,7 @@ def activation_cost(folder: Path, model: Path, rounds: int) -> dict[str, Any]:
     map is a file, and what a file costs is the disk's affair (`file_us`). All are deleted at the
     end, as a disk that is busy deleting makes files slowly.
     """
-    figures: dict[str, Any] = {"films": sum(path.is_file() for path in folder.rglob("*"))}
+    figures: dict[str, Any] = {"images": sum(path.is_file() for path in folder.rglob("*"))}
     for disk, parent in (("disk", Path.cwd()), ("memory", _MEMORY)):
         if not os.access(parent, os.W_OK):
             continue

@@ -1,4 +1,4 @@
-"""What every benchmark here shares: films, medians, where results go, what stands beside them."""
+"""What every benchmark here shares: images, medians, where results go, what stands beside them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from deepcovid_edge import __version__
-from deepcovid_edge.datasets.dataset import LabelledFilm, load_dataset
+from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
 from deepcovid_edge.diagnostics import backend_facts, device_facts
-from deepcovid_edge.heatmaps.agreement import choose_films
+from deepcovid_edge.heatmaps.agreement import choose_images
 from deepcovid_edge.imaging.pictures import read_radiograph
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.manifest import InputSpec, ModelManifest
@@ -73,16 +73,16 @@ def device_name(facts: dict[str, Any]) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def films_of_both_classes(data: Path, manifest: ModelManifest, most: int) -> list[LabelledFilm]:
-    """Films of `val`, of both classes alike, always the same ones."""
-    films = load_dataset(data, split="val")
-    positive = np.array([film.label in manifest.positive_labels for film in films])
-    return [films[place] for place in choose_films(positive, most)]
+def images_of_both_classes(data: Path, manifest: ModelManifest, most: int) -> list[LabelledImage]:
+    """Images of `val`, of both classes alike, always the same ones."""
+    images = load_dataset(data, split="val")
+    positive = np.array([image.label in manifest.positive_labels for image in images])
+    return [images[place] for place in choose_images(positive, most)]
 
 
-def prepared(film: LabelledFilm, spec: InputSpec) -> np.ndarray:
-    """A film as the network sees it."""
-    return prepare(read_radiograph(film.path), spec)
+def prepared(image: LabelledImage, spec: InputSpec) -> np.ndarray:
+    """An image as the network sees it."""
+    return prepare(read_radiograph(image.path), spec)
 
 
 def store(

@@ -1,1 +1,1 @@
-"""Films unlike the training data: which are rejected, and how that was chosen."""
+"""Images unlike the training data: which are rejected, and how that was chosen."""

@@ -1,12 +1,12 @@
-"""How the out-of-distribution gate was chosen: kinds of gate compared on `val` and by source.
+"""How the out-of-distribution limits was chosen: kinds of ood compared on `val` and by source.
 
     python -m benchmarks.ood.choice --data DATA [--model MODEL]
 
-Each is fitted on `train`; its limits are 1 and 1.5 times the way from the median film of `val` to
-the 99th percentile. Counted are the films of `val` that it refuses, and copies of them that are
+Each is fitted on `train`; its limits are 1 and 1.5 times the way from the median image of `val` to
+the 99th percentile. Counted are the images of `val` that it refuses, and copies of them that are
 turned, inverted or made unrecognisable (`deepcovid_export.decision.outliers`). Then each source is
-left out of `train` and `val` in turn: how many of its films, all good, would a hospital like that see
-refused? `test` and `external` are not looked at.
+left out of `train` and `val` in turn: how many of its images, all good, would a hospital like that
+see refused? `test` and `external` are not looked at.
 
 `energy`: Liu et al. 2020. `neighbours`: Sun et al. 2022, cosine distance to the fifth. Mahalanobis
 distances (Lee et al. 2018) have a covariance shrunken by Ledoit and Wolf's rule. `exposure` is
@@ -27,20 +27,25 @@ from sklearn.covariance import LedoitWolf
 
 from benchmarks.measure.measurement import prepared, store
 from deepcovid_edge.backends import load_backend
-from deepcovid_edge.datasets.dataset import LabelledFilm, load_dataset
+from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
 from deepcovid_edge.models import DEFAULT_MODEL, find_model
-from deepcovid_export.decision.fit_ood import FOREIGN_EACH, TURNED_EACH, FeatureReader, fit_linear
+from deepcovid_export.decision.fit_ood import (
+    TURNED_EACH,
+    UNRECOGNISABLE_EACH,
+    FeatureReader,
+    fit_linear,
+)
 from deepcovid_export.decision.ood_graph import find_taps, take_off
-from deepcovid_export.decision.outliers import FOREIGN, TURNED, vary
+from deepcovid_export.decision.outliers import TURNED, UNRECOGNISABLE, vary
 
-KINDS = ("films", "varied", "turned", "foreign")
+KINDS = ("images", "varied", "turned", "unrecognisable")
 LIMITS = (1.0, 1.5)
 NEIGHBOUR = 5
 FEWEST = 20
-"""Films that a source must have to be left out by itself."""
+"""Images that a source must have to be left out by itself."""
 
 Rows = dict[str, dict[str, np.ndarray]]
-"""Kind of film -> view of it -> values of shape (films, copies, ...)."""
+"""Kind of image -> view of it -> values of shape (images, copies, ...)."""
 Score = Callable[[dict[str, np.ndarray]], np.ndarray]
 
 
@@ -50,40 +55,40 @@ def main() -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL)
     options = parser.parse_args()
     path = find_model(options.model)
-    films = [film for film in load_dataset(options.data) if film.split in ("train", "val")]
+    images = [image for image in load_dataset(options.data) if image.split in ("train", "val")]
     with load_backend(path) as backend:
         name, spec = backend.manifest.name, backend.manifest.input
-    pixels = [prepared(film, spec) for film in films]
+    pixels = [prepared(image, spec) for image in images]
     bare = take_off(onnx.load(path))[0]
     taps = find_taps(bare)
     rows = see(bare, pixels, taps)
-    splits = np.array([film.split for film in films])
+    splits = np.array([image.split for image in images])
     figures = {"all sources": compare(rows, taps, splits == "train", splits == "val")}
-    groups = np.array([collection(film) for film in films])
+    groups = np.array([collection(image) for image in images])
     for left in sorted(set(groups.tolist())):
         out = groups == left
         if out.sum() >= FEWEST:
             sides = (~out & (splits == "train"), ~out & (splits == "val"))
-            figures[f"without {left}"] = compare(rows, taps, *sides, left_out=out)
+            figures[f"without {left}"] = compare(rows, taps, *sides, excluded=out)
     store(name, {"model": name, "limits": LIMITS, "compared": figures}, folder="ood-choice")
 
 
-def collection(film: LabelledFilm) -> str:
+def collection(image: LabelledImage) -> str:
     """Sources of one collection together: `ieee8023 (radiopaedia.org)` with its other sites."""
-    return "ieee8023, sites" if film.source.startswith("ieee8023 (") else film.source
+    return "ieee8023, sites" if image.source.startswith("ieee8023 (") else image.source
 
 
-def see(model: onnx.ModelProto, films: list[np.ndarray], taps: list[str]) -> Rows:
-    """All that any gate here goes by, of films and of copies of them."""
+def see(model: onnx.ModelProto, images: list[np.ndarray], taps: list[str]) -> Rows:
+    """All that any ood here goes by, of images and of copies of them."""
     graph = onnx.ModelProto()
     graph.CopyFrom(model)
     reader = FeatureReader(graph, taps)
     draw = np.random.default_rng(2)
     copies = {
-        "films": [films],
-        "varied": [[vary(film, draw) for film in films]],
-        "turned": [[change(film, draw) for film in films] for change in TURNED],
-        "foreign": [[change(film, draw) for film in films] for change in FOREIGN],
+        "images": [images],
+        "varied": [[vary(image, draw) for image in images]],
+        "turned": [[change(image, draw) for image in images] for change in TURNED],
+        "unrecognisable": [[change(image, draw) for image in images] for change in UNRECOGNISABLE],
     }
     with_logits = onnx_logits(model)
     rows: Rows = {}
@@ -99,19 +104,19 @@ def onnx_logits(model: onnx.ModelProto) -> Callable[[list[np.ndarray]], dict[str
 
     session = open_session(model)
 
-    def run(films: list[np.ndarray]) -> dict[str, np.ndarray]:
+    def run(images: list[np.ndarray]) -> dict[str, np.ndarray]:
         parts = [
-            session.run(["logits"], {"images": np.stack(films[start : start + 16])})[0]
-            for start in range(0, len(films), 16)
+            session.run(["logits"], {"images": np.stack(images[start : start + 16])})[0]
+            for start in range(0, len(images), 16)
         ]
         return {"logits": np.concatenate(parts)}
 
     return run
 
 
-def grid(films: list[np.ndarray]) -> np.ndarray:
-    """Films in 8 x 8 cells, with a mean of 0 and a spread of 1 each."""
-    cells = [cv2.resize(film, (8, 8), interpolation=cv2.INTER_AREA).ravel() for film in films]
+def grid(images: list[np.ndarray]) -> np.ndarray:
+    """Images in 8 x 8 cells, with a mean of 0 and a spread of 1 each."""
+    cells = [cv2.resize(image, (8, 8), interpolation=cv2.INTER_AREA).ravel() for image in images]
     values = np.stack(cells).astype(np.float32) / 255
     return (values - values.mean(1, keepdims=True)) / (values.std(1, keepdims=True) + 0.03)
 
@@ -121,11 +126,11 @@ def compare(
     taps: list[str],
     train: np.ndarray,
     val: np.ndarray,
-    left_out: np.ndarray | None = None,
+    excluded: np.ndarray | None = None,
 ) -> dict[str, Any]:
     found = {}
-    for name, score in gates(rows, taps, train).items():
-        own = score(pick(rows["films"], val))
+    for name, score in ood_layers(rows, taps, train).items():
+        own = score(pick(rows["images"], val))
         middle, high = np.quantile(own, [0.5, 0.99])
         shares: dict[str, Any] = {}
         for limit in LIMITS:
@@ -134,32 +139,32 @@ def compare(
                 "val": float((own > beyond).mean()),
                 **{
                     kind: float((score(pick(rows[kind], val)) > beyond).mean())
-                    for kind in ("turned", "foreign")
+                    for kind in ("turned", "unrecognisable")
                 },
             }
-            if left_out is not None:
-                good = score(pick(rows["films"], left_out))
+            if excluded is not None:
+                good = score(pick(rows["images"], excluded))
                 shares[str(limit)]["left out"] = float((good > beyond).mean())
-                shares[str(limit)]["films left out"] = len(good)
+                shares[str(limit)]["images left out"] = len(good)
         found[name] = shares
         print(name, shares, flush=True)
     return found
 
 
 def pick(views: dict[str, np.ndarray], chosen: np.ndarray) -> dict[str, np.ndarray]:
-    """Some films with all of their copies, in one row each."""
+    """Some images with all of their copies, in one row each."""
     return {name: values[chosen].reshape(-1, *values.shape[2:]) for name, values in views.items()}
 
 
-def gates(rows: Rows, taps: list[str], train: np.ndarray) -> dict[str, Score]:
-    own = pick(rows["films"], train)
+def ood_layers(rows: Rows, taps: list[str], train: np.ndarray) -> dict[str, Score]:
+    own = pick(rows["images"], train)
     made: dict[str, Score] = {"energy": lambda seen: -np.logaddexp.reduce(seen["logits"], axis=1)}
     last = taps[-1]
     made[f"neighbours, {last}"] = neighbours(pooled(own, last), last)
     for name, view in (
         *((f"Mahalanobis, {tap}", lambda seen, tap=tap: pooled(seen, tap)) for tap in taps),
         ("Mahalanobis, both stages", lambda seen: np.hstack([pooled(seen, tap) for tap in taps])),
-        ("Mahalanobis, film in 8 x 8", lambda seen: seen["grid"]),
+        ("Mahalanobis, image in 8 x 8", lambda seen: seen["grid"]),
     ):
         made[name] = mahalanobis(view(own), view)
     for tap in taps:
@@ -195,17 +200,17 @@ def mahalanobis(known: np.ndarray, view: Callable[[dict[str, np.ndarray]], np.nd
 
 
 def exposure(rows: Rows, tap: str, train: np.ndarray) -> Score:
-    """As `familiarity.fit` has it, with copies of each film that take turns."""
+    """As `ood.fit` has it, with copies of each image that take turns."""
     turns = np.arange(int(train.sum()))[:, None]
     samples = {"familiar": np.concatenate([pick(rows[kind], train)[tap] for kind in KINDS[:2]])}
-    for kind, each in (("turned", TURNED_EACH), ("foreign", FOREIGN_EACH)):
+    for kind, each in (("turned", TURNED_EACH), ("unrecognisable", UNRECOGNISABLE_EACH)):
         values = rows[kind][tap][train]
         chosen = (turns * each + np.arange(each)) % values.shape[1]
         samples[kind] = values[turns, chosen].reshape(-1, values.shape[2])
-    gate = fit_linear(samples, tap)
+    ood = fit_linear(samples, tap)
 
     def score(seen: dict[str, np.ndarray]) -> np.ndarray:
-        return (seen[tap] @ gate.weight + gate.bias).max(axis=1)
+        return (seen[tap] @ ood.weight + ood.bias).max(axis=1)
 
     return score
 

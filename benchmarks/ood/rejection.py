@@ -1,14 +1,16 @@
-"""What does the out-of-distribution gate refuse? Films, changed films, and pictures that are none.
+"""Which inputs are out of distribution? Images, changed images, and other pictures.
 
     python -m benchmarks.ood.rejection --data DATA [--model MODEL]... [--cost]
 
-Films go the way of `infer`, from file to record; changes are made to the film as it was read.
-`pictures` are grey and cut like films before the gate sees them, so that its own answer is known:
-scikit-image's, scikit-learn's and matplotlib's photographs, slices and other images of pydicom's
-test files, noise, and blank pictures. `as_files` says what becomes of the same files as they are:
-many have a reason before any network runs. Nothing here chose the method or a limit: `ood_choice`.
+Images go the way of `infer`, from file to record; changes are made to the image as it was read.
+`pictures` are grey and cut like images before the out-of-distribution limits sees them, so that its
+own answer is known: scikit-image's, scikit-learn's and matplotlib's photographs, slices and other
+images of pydicom's test files, noise, and blank pictures. `as_files` says what becomes of the same
+files as they are: many have a reason before any network runs. Nothing here chose the method or a
+limit: `ood_choice`.
 
-`--cost` times the network with its gate against the same network without, in turns, one thread.
+`--cost` times the network with its out-of-distribution limits against the same network without, in
+turns, one thread.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ import onnxruntime
 from benchmarks.measure.measurement import prepared, store, summary
 from deepcovid_edge.backends import Backend, load_backend
 from deepcovid_edge.datasets.dataset import load_dataset, walk_files
-from deepcovid_edge.decision.out_of_distribution import OUTPUT, FamiliarityGate
+from deepcovid_edge.decision.out_of_distribution import OUTPUT, OodLimits
 from deepcovid_edge.decision.statistics import wilson
 from deepcovid_edge.errors import DeepCovidEdgeError
 from deepcovid_edge.imaging.pictures import Radiograph
@@ -53,41 +55,43 @@ Change = Callable[[Radiograph], Radiograph]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", action="append", help="name or file, with a gate")
+    parser.add_argument(
+        "--model", action="append", help="name or file, with out-of-distribution limits"
+    )
     parser.add_argument("--cost", action="store_true", help="time it, and nothing else")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", module=r"(PIL|pydicom)\.")
     for name in options.model or MODELS:
         path = find_model(name)
         with load_backend(path) as backend:
-            gate = FamiliarityGate.of(backend.manifest)
-            if gate is None:
-                raise SystemExit(f"{path}: no gate: deepcovid-edge export {path} --fit DATA")
+            ood = OodLimits.of(backend.manifest)
+            if ood is None:
+                raise SystemExit(f"{path}: has no limits: deepcovid-edge export {path} --fit DATA")
             facts = {"model": backend.manifest.name, "model_sha256": backend.sha256}
             if options.cost:
                 store(f"ood-cost-{facts['model']}", {**facts, **cost(path, options.data)})
                 continue
-            found = {"limit": gate.limit, "strict_limit": gate.strict_limit}
-            found |= {"films": films(backend, options.data)}
-            found |= pictures(backend, gate)
+            found = {"limit": ood.limit, "strict_limit": ood.strict_limit}
+            found |= {"images": images(backend, options.data)}
+            found |= pictures(backend, ood)
         store(facts["model"], {**facts, **found}, folder="ood")
 
 
-# Films ---------------------------------------------------------------------------------------
+# Images ---------------------------------------------------------------------------------------
 
 
-def films(backend: Backend, data: Path) -> dict[str, Any]:
-    """Shares of films that are refused, by split, and of changed films of test."""
+def images(backend: Backend, data: Path) -> dict[str, Any]:
+    """Shares of images that are refused, by split, and of changed images of test."""
     found = {}
     for split in SPLITS:
-        paths = [film.path for film in load_dataset(data, split=split)]
+        paths = [image.path for image in load_dataset(data, split=split)]
         found[split] = refusals(backend, paths)
         for name, share in by_source(backend, data, split).items():
             found[f"{split}: {name}"] = share
     if (data / "original").is_dir():
         originals = [path for path in walk_files(data / "original") if path.suffix != ".csv"]
         found["original"] = refusals(backend, originals)
-    paths = [film.path for film in load_dataset(data, split="test")]
+    paths = [image.path for image in load_dataset(data, split="test")]
     for name, change in changes().items():
         found[f"test, {name}"] = refusals(backend, paths, change)
     return found
@@ -95,8 +99,8 @@ def films(backend: Backend, data: Path) -> dict[str, Any]:
 
 def by_source(backend: Backend, data: Path, split: str) -> dict[str, Any]:
     groups: dict[str, list[Path]] = {}
-    for film in load_dataset(data, split=split):
-        groups.setdefault(film.source, []).append(film.path)
+    for image in load_dataset(data, split=split):
+        groups.setdefault(image.source, []).append(image.path)
     return {name: refusals(backend, paths) for name, paths in groups.items()}
 
 
@@ -107,7 +111,7 @@ def refusals(backend: Backend, paths: list[Path], change: Change | None = None) 
 
 
 def counted(outcomes: list[str]) -> dict[str, Any]:
-    """Films that the gate refuses of those that came so far, and all outcomes."""
+    """How many of the images are out of distribution, and all outcomes."""
     reasons = Counter(outcomes)
     refused = sum(reasons[code] for code in REASONS)
     trials = refused + reasons["assessed"]
@@ -122,15 +126,15 @@ def counted(outcomes: list[str]) -> dict[str, Any]:
 
 
 def changes() -> dict[str, Change]:
-    """Changes to a film as it was read."""
+    """Changes to an image as it was read."""
     return {
         "turned by 90 degrees": on_pixels(partial(np.rot90, k=1)),
         "turned by 180 degrees": on_pixels(partial(np.rot90, k=2)),
         "turned by 270 degrees": on_pixels(partial(np.rot90, k=3)),
-        "inverted": on_pixels(lambda film: 255 - film),
-        "upside down": on_pixels(lambda film: film[::-1]),
-        "mirrored": on_pixels(lambda film: film[:, ::-1]),
-        "left half alone": on_pixels(lambda film: film[:, : film.shape[1] // 2]),
+        "inverted": on_pixels(lambda image: 255 - image),
+        "upside down": on_pixels(lambda image: image[::-1]),
+        "mirrored": on_pixels(lambda image: image[:, ::-1]),
+        "left half alone": on_pixels(lambda image: image[:, : image.shape[1] // 2]),
         "right half black": on_pixels(half_black),
         "blurred, 1 % of its side": on_pixels(partial(blurred, share=0.01)),
         "blurred, 3 % of its side": on_pixels(partial(blurred, share=0.03)),
@@ -141,42 +145,42 @@ def changes() -> dict[str, Change]:
 
 
 def on_pixels(change: Callable[[Pixels], Pixels]) -> Change:
-    """A change of grey levels as one of films: every film here has 8 bits."""
+    """A change of grey levels as one of images: every image here has 8 bits."""
 
-    def changed(film: Radiograph) -> Radiograph:
-        pixels = film.pixels
-        if film.white != 255:
-            pixels = cv2.convertScaleAbs(pixels, alpha=255.0 / film.white)
-        return replace(film, pixels=np.ascontiguousarray(change(pixels)), white=255)
+    def changed(image: Radiograph) -> Radiograph:
+        pixels = image.pixels
+        if image.white != 255:
+            pixels = cv2.convertScaleAbs(pixels, alpha=255.0 / image.white)
+        return replace(image, pixels=np.ascontiguousarray(change(pixels)), white=255)
 
     return changed
 
 
-def half_black(film: Pixels) -> Pixels:
-    half = film.copy()
-    half[:, film.shape[1] // 2 :] = 0
+def half_black(image: Pixels) -> Pixels:
+    half = image.copy()
+    half[:, image.shape[1] // 2 :] = 0
     return half
 
 
-def blurred(film: Pixels, share: float) -> Pixels:
-    return cv2.GaussianBlur(film, (0, 0), share * min(film.shape))
+def blurred(image: Pixels, share: float) -> Pixels:
+    return cv2.GaussianBlur(image, (0, 0), share * min(image.shape))
 
 
-def compressed(film: Pixels, quality: int) -> Pixels:
-    encoded = cv2.imencode(".jpg", film, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+def compressed(image: Pixels, quality: int) -> Pixels:
+    encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     decoded = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)
-    return film if decoded is None else decoded
+    return image if decoded is None else decoded
 
 
-def noisy(film: Pixels) -> Pixels:
-    noise = np.random.default_rng(film.size).integers(0, 256, film.shape)
-    return ((film.astype(np.uint16) + noise) // 2).astype(np.uint8)
+def noisy(image: Pixels) -> Pixels:
+    noise = np.random.default_rng(image.size).integers(0, 256, image.shape)
+    return ((image.astype(np.uint16) + noise) // 2).astype(np.uint8)
 
 
 # Pictures ------------------------------------------------------------------------------------
 
 
-def pictures(backend: Backend, gate: FamiliarityGate) -> dict[str, Any]:
+def pictures(backend: Backend, ood: OodLimits) -> dict[str, Any]:
     groups = {
         "photographs": dict(photographs()),
         "slices and other DICOM images": dict(dicom_images()),
@@ -185,8 +189,8 @@ def pictures(backend: Backend, gate: FamiliarityGate) -> dict[str, Any]:
     }
     found, whole = {}, {}
     for name, group in groups.items():
-        unlike = np.concatenate([unlikeness(backend, grey(image)) for image in group.values()])
-        reasons = [gate.reason(row) for row in unlike]
+        unlike = np.concatenate([ood_scores(backend, grey(image)) for image in group.values()])
+        reasons = [ood.reason(row) for row in unlike]
         found[name] = counted([reason.code if reason else "assessed" for reason in reasons])
         found[name]["pictures"] = {
             title: round(float(row.max()), 3) for title, row in zip(group, unlike, strict=True)
@@ -200,9 +204,9 @@ def pictures(backend: Backend, gate: FamiliarityGate) -> dict[str, Any]:
     return {"pictures": found, "as_files": whole}
 
 
-def unlikeness(backend: Backend, image: Pixels) -> np.ndarray:
-    film = prepare(Radiograph(image, 255, "", "PNG"), backend.manifest.input)
-    return np.asarray(backend.infer(film[None]).unlikeness)
+def ood_scores(backend: Backend, image: Pixels) -> np.ndarray:
+    pixels = prepare(Radiograph(image, 255, "", "PNG"), backend.manifest.input)
+    return np.asarray(backend.infer(pixels[None]).ood_scores)
 
 
 def grey(image: Pixels) -> Pixels:
@@ -292,20 +296,20 @@ def blank() -> Iterator[tuple[str, Pixels]]:
 
 
 def cost(path: Path, data: Path) -> dict[str, Any]:
-    """Milliseconds a call with the gate and without, and their ratios, call by call."""
+    """Milliseconds a call with the output `ood_scores` and without, and their ratios."""
     model = onnx.load(path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     sides = {
         name: onnxruntime.InferenceSession(
-            form.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            variant.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        for name, form in (("without", take_off(model)[0]), ("with", model))
+        for name, variant in (("without", take_off(model)[0]), ("with", model))
     }
     with load_backend(path) as backend:
         spec = backend.manifest.input
-    batch = np.stack([prepared(film, spec) for film in load_dataset(data, split="val")[:8]])
+    batch = np.stack([prepared(image, spec) for image in load_dataset(data, split="val")[:8]])
     found = {}
     for size in (1, 8):
         times: dict[str, list[float]] = {name: [] for name in sides}

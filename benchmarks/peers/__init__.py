@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 
-def over(films: Sequence[Path], peer: str, what: Any, **settings: Any) -> Callable[[], object]:
-    """A peer's loop over films, tried on one of them: what it lacks shows at once.
+def over(images: Sequence[Path], peer: str, what: Any, **settings: Any) -> Callable[[], object]:
+    """A peer's loop over images, tried on one of them: what it lacks shows at once.
 
     Args:
-        films: What it judges.
+        images: What it classifies.
         peer: Name of its module here.
         what: The architecture or the file that the peer takes.
         settings: The peer's own.
@@ -21,6 +21,6 @@ def over(films: Sequence[Path], peer: str, what: Any, **settings: Any) -> Callab
     import cv2
 
     cv2.setNumThreads(1)
-    judge = import_module(f"benchmarks.peers.{peer}").make(what, **settings)
-    judge(films[:1])
-    return partial(judge, films)
+    classify = import_module(f"benchmarks.peers.{peer}").make(what, **settings)
+    classify(images[:1])
+    return partial(classify, images)

@@ -12,14 +12,14 @@ from deepcovid_export.networks import Classifier
 
 
 def make(network: Classifier, positive: int, *, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """The positive class's map of a film, of the network's input shape, without its negative."""
-    layer = LayerGradCam(lambda films: network(films)[0], network.maps)
+    """The positive class's map of an image, of the network's input shape, without its negative."""
+    layer = LayerGradCam(lambda images: network(images)[0], network.maps)
 
-    def explain(film: np.ndarray) -> np.ndarray:
+    def explain(image: np.ndarray) -> np.ndarray:
         torch.set_num_threads(threads)
-        images = torch.from_numpy(film[None].astype(np.float32)).requires_grad_()
-        found = layer.attribute(images, target=positive, relu_attributions=True)
-        shown = LayerAttribution.interpolate(found, film.shape, interpolate_mode="bilinear")
+        inputs = torch.from_numpy(image[None].astype(np.float32)).requires_grad_()
+        found = layer.attribute(inputs, target=positive, relu_attributions=True)
+        shown = LayerAttribution.interpolate(found, image.shape, interpolate_mode="bilinear")
         return shown[0, 0].detach().numpy()
 
     return explain

@@ -27,13 +27,13 @@ _FOLDED = "_bias"
 def make(
     network: Classifier, positive: int, settings: OcclusionSettings, *, windows: int, threads: int
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """The positive logit's map of a film, with so many windows in an evaluation."""
-    occlusion = Occlusion(lambda films: network(films)[0])
+    """The positive logit's map of an image, with so many windows in an evaluation."""
+    occlusion = Occlusion(lambda images: network(images)[0])
 
-    def explain(film: np.ndarray) -> np.ndarray:
+    def explain(image: np.ndarray) -> np.ndarray:
         torch.set_num_threads(threads)
         values = occlusion.attribute(
-            torch.from_numpy(film[None].astype(np.float32)),
+            torch.from_numpy(image[None].astype(np.float32)),
             sliding_window_shapes=(settings.window, settings.window),
             strides=(settings.stride, settings.stride),
             baselines=0,
@@ -45,8 +45,8 @@ def make(
     return explain
 
 
-def torch_network(path: Path, films: np.ndarray) -> Classifier:
-    """The torch network of an FP32 file, proved equal to it on these prepared films."""
+def torch_network(path: Path, images: np.ndarray) -> Classifier:
+    """The torch network of an FP32 file, proved equal to it on these prepared images."""
     manifest = read_manifest(path)
     network = build_network(manifest.architecture, len(manifest.classes)).eval()
     model = restore_float(onnx.load(path))
@@ -58,7 +58,7 @@ def torch_network(path: Path, films: np.ndarray) -> Classifier:
         if name.endswith(f".weight{_FOLDED}"):
             parameters |= _shift(network, name.removesuffix(f".weight{_FOLDED}"), bias)
     network.load_state_dict(parameters)
-    compare(network, path, films, kind="real")
+    compare(network, path, images, kind="real")
     return network
 
 

@@ -1,6 +1,6 @@
 """The published loop with the network through torch.compile, as PyTorch advises for speed.
 
-The same reading and preparing as `published_loop`, no gradients. The first film compiles, so a
+The same reading and preparing as `published_loop`, no gradients. The first image compiles, so a
 round that counts must come after one that does not. TorchInductor needs a C++ compiler.
 """
 
@@ -32,7 +32,7 @@ def make(architecture: str, *, device: str = "cpu") -> Callable[[Sequence[Path]]
         ]
     )
 
-    def judge(paths: Sequence[Path]) -> list[float]:
+    def classify(paths: Sequence[Path]) -> list[float]:
         torch.set_num_threads(THREADS)
         with torch.inference_mode():
             return [
@@ -40,4 +40,4 @@ def make(architecture: str, *, device: str = "cpu") -> Callable[[Sequence[Path]]
                 for image in (Image.open(path).convert("RGB") for path in paths)
             ]
 
-    return judge
+    return classify

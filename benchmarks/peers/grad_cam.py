@@ -22,21 +22,21 @@ class _LogitsAlone(torch.nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, films: torch.Tensor) -> torch.Tensor:
-        return self.network(films[:, 0])[0]
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network(images[:, 0])[0]
 
 
 def make(network: Classifier, positive: int, *, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """The positive class's map of a film, of the network's input shape, 0 to 1."""
+    """The positive class's map of an image, of the network's input shape, 0 to 1."""
     torchvision_models()  # pytorch-grad-cam imports torchvision, see there
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     explain_with = GradCAM(_LogitsAlone(network), [network.maps])
 
-    def explain(film: np.ndarray) -> np.ndarray:
+    def explain(image: np.ndarray) -> np.ndarray:
         torch.set_num_threads(threads)
-        images = torch.from_numpy(film[None, None].astype(np.float32))
+        images = torch.from_numpy(image[None, None].astype(np.float32))
         with torch.enable_grad():
             return explain_with(images, [ClassifierOutputTarget(positive)])[0]
 

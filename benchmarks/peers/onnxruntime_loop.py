@@ -1,7 +1,7 @@
 """What a user writes with ONNX Runtime, simplejpeg and OpenCV: read, resize, run, softmax.
 
-`threads=None`: one film at a time, ONNX Runtime's own threads (its default). A number: so many
-threads, each with a film of its own and one thread inside ONNX Runtime, which is the fastest way
+`threads=None`: one image at a time, ONNX Runtime's own threads (its default). A number: so many
+threads, each with an image of its own and one thread inside ONNX Runtime, which is the fastest way
 with the same decoder that takes no more than a thread pool. Nothing is checked, hashed or written.
 """
 
@@ -24,29 +24,29 @@ def make(model: Path, *, threads: int | None = None) -> Callable[[Sequence[Path]
         options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
-    def judge_one(path: Path) -> float:
+    def classify_one(path: Path) -> float:
         (logits,) = session.run(["logits"], {"images": prepared(path)[None]})
         return first_probability(logits)
 
-    def judge(paths: Sequence[Path]) -> list[float]:
+    def classify(paths: Sequence[Path]) -> list[float]:
         if threads is None:
-            return [judge_one(path) for path in paths]
+            return [classify_one(path) for path in paths]
         with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(judge_one, paths))
+            return list(pool.map(classify_one, paths))
 
-    return judge
+    return classify
 
 
 def prepared(path: Path) -> np.ndarray:
-    """The centre of a film, 224 x 224, as the published code crops it."""
+    """The centre of an image, 224 x 224, as the published code crops it."""
     if simplejpeg.is_jpeg(data := path.read_bytes()):
-        film = simplejpeg.decode_jpeg(data, "GRAY")[..., 0]
+        image = simplejpeg.decode_jpeg(data, "GRAY")[..., 0]
     else:
-        film = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
-    rows, columns = film.shape
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    rows, columns = image.shape
     side = min(rows, columns)
     top, left = (rows - side) // 2, (columns - side) // 2
-    square = film[top : top + side, left : left + side]
+    square = image[top : top + side, left : left + side]
     return cv2.resize(square, (224, 224), interpolation=cv2.INTER_AREA)
 
 

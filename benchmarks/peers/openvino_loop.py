@@ -29,7 +29,7 @@ def make(model: Path, *, precision: str | None = "f32") -> Callable[[Sequence[Pa
     compiled = openvino.Core().compile_model(str(model), "CPU", options)
     _KEPT.append(compiled)
 
-    def judge(paths: Sequence[Path]) -> list[float]:
+    def classify(paths: Sequence[Path]) -> list[float]:
         scores = [0.0] * len(paths)
 
         def take(request: Any, number: int) -> None:
@@ -42,4 +42,4 @@ def make(model: Path, *, precision: str | None = "f32") -> Callable[[Sequence[Pa
         queue.wait_all()
         return scores
 
-    return judge
+    return classify

@@ -1,4 +1,4 @@
-"""What a user writes with NVIDIA's Polygraphy: engine built on loading, its runner, film by film.
+"""What a user writes with NVIDIA's Polygraphy: engine built on loading, its runner, image by image.
 
 Only where TensorRT and a GPU are. The engine is built of the file as it is (typed: its precision is
 in the graph), for batch 1, with Polygraphy's defaults otherwise.
@@ -15,7 +15,7 @@ from benchmarks.peers.onnxruntime_loop import first_probability, prepared
 
 
 def runner(model: Path, batch: int = 1) -> Callable[[np.ndarray], np.ndarray]:
-    """Prepared films of shape (batch, H, W) to logits, host to host."""
+    """Prepared images of shape (batch, H, W) to logits, host to host."""
     from polygraphy.backend.trt import (
         CreateConfig,
         EngineFromNetwork,
@@ -30,8 +30,8 @@ def runner(model: Path, batch: int = 1) -> Callable[[np.ndarray], np.ndarray]:
     active = TrtRunner(EngineFromNetwork(network, config=config))
     active.activate()  # for the life of the process, as such a script does it
 
-    def infer(films: np.ndarray) -> np.ndarray:
-        return active.infer({"images": films})["logits"]
+    def infer(images: np.ndarray) -> np.ndarray:
+        return active.infer({"images": images})["logits"]
 
     return infer
 
@@ -40,7 +40,7 @@ def make(model: Path) -> Callable[[Sequence[Path]], list[float]]:
     """The loop over an exported model."""
     infer = runner(model)
 
-    def judge(paths: Sequence[Path]) -> list[float]:
+    def classify(paths: Sequence[Path]) -> list[float]:
         return [first_probability(infer(prepared(path)[None])) for path in paths]
 
-    return judge
+    return classify

@@ -35,7 +35,7 @@ def make(
         ]
     )
 
-    def judge(paths: Sequence[Path]) -> list[float]:
+    def classify(paths: Sequence[Path]) -> list[float]:
         torch.set_num_threads(THREADS)
         scores = []
         with torch.set_grad_enabled(gradients):
@@ -46,4 +46,4 @@ def make(
                 scores.append(float(torch.softmax(output, dim=1).detach().cpu().numpy()[0, 0]))
         return scores
 
-    return judge
+    return classify

@@ -1,7 +1,7 @@
-"""ONNX Runtime behind torchvision's reading and preparing, one film at a time.
+"""ONNX Runtime behind torchvision's reading and preparing, one image at a time.
 
 What is left of the published loop once its network is exported and nothing else is changed, in
-torchvision's present form: PIL, then `pil_to_tensor`, `resize` with antialias, `center_crop`.
+torchvision's present variant: PIL, then `pil_to_tensor`, `resize` with antialias, `center_crop`.
 Beside `onnxruntime_loop` it shows what reading and preparing alone cost.
 """
 
@@ -27,15 +27,15 @@ def make(model: Path) -> Callable[[Sequence[Path]], list[float]]:
 
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
 
-    def judge(paths: Sequence[Path]) -> list[float]:
+    def classify(paths: Sequence[Path]) -> list[float]:
         torch.set_num_threads(THREADS)
         scores = []
         for path in paths:
-            film = functional.pil_to_tensor(Image.open(path).convert("L"))
-            film = functional.resize(film, [224], antialias=True)
-            prepared = functional.center_crop(film, [224, 224])
+            image = functional.pil_to_tensor(Image.open(path).convert("L"))
+            image = functional.resize(image, [224], antialias=True)
+            prepared = functional.center_crop(image, [224, 224])
             (logits,) = session.run(["logits"], {"images": prepared.numpy()})
             scores.append(first_probability(logits))
         return scores
 
-    return judge
+    return classify

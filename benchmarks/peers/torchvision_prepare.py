@@ -1,7 +1,7 @@
 """A file to the network's input with torchvision: what `read_radiograph` and `prepare` do here.
 
 `published`: PIL to RGB and `transforms`, as the published code does it, then one grey channel of
-it. `present`: torchvision's present form, tensors from the beginning.
+it. `present`: torchvision's present variant, tensors from the beginning.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def make(way: str, side: int = 224, *, threads: int = 1) -> Prepare:
         return np.asarray(steps(Image.open(path).convert("RGB")))[..., 0]
 
     def present(path: Path) -> np.ndarray:
-        film = functional.pil_to_tensor(Image.open(path).convert("L"))
-        resized = functional.resize(film, [side], antialias=True)
+        image = functional.pil_to_tensor(Image.open(path).convert("L"))
+        resized = functional.resize(image, [side], antialias=True)
         return functional.center_crop(resized, [side, side])[0].numpy()
 
     def prepare(path: Path) -> np.ndarray:

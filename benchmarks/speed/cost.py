@@ -1,7 +1,7 @@
-"""How the cost of `infer` grows: with films, their size, the batch, the workers and the windows.
+"""How the cost of `infer` grows: with images, their size, the batch, the workers and the windows.
 
 Whole processes, timed from outside, peak memory as the kernel counted it; the start of the process
-(one film) is taken off the time a film. Windows are those of occlusion, of the command `heatmap`
+(one image) is taken off the time an image. Windows are those of occlusion, of the command `heatmap`
 with one stride or another. One file, cost.json, and one plot for each growth beside it, drawn from
 that file.
 
@@ -28,25 +28,25 @@ from matplotlib.figure import Figure
 from benchmarks.measure.measurement import store, summary
 from benchmarks.speed.footprint import links, process
 from deepcovid_edge.datasets.dataset import walk_files
-from deepcovid_edge.heatmaps.windows import Lattice, OcclusionSettings
+from deepcovid_edge.heatmaps.windows import OcclusionSettings, WindowGrid
 from deepcovid_edge.manifest import InputSpec
 
-FILMS = (100, 1000, 10_000)
+IMAGES = (100, 1000, 10_000)
 MEGAPIXELS = (0.5, 1, 2, 4, 8, 12)
 BATCHES = (1, 2, 4, 8, 16, 32)
 WORKERS = (1, 2, 3, 4, 8)
 STRIDES = (32, 16, 8, 4)
 """From one occlusion window to the next, pixels."""
 SHARE = 200
-"""Films of a run in which something else than their number grows."""
+"""Images of a run in which something else than their number grows."""
 EXPLAINED = 8
-"""Films of a run in which the windows grow."""
+"""Images of a run in which the windows grow."""
 GROWTHS = {
-    "films": ("films", "log"),
-    "megapixels": ("size of a film, megapixels", "linear"),
-    "batch": ("films an inference", "log"),
+    "images": ("images", "log"),
+    "megapixels": ("size of an image, megapixels", "linear"),
+    "batch": ("images an inference", "log"),
     "workers": ("threads that work", "linear"),
-    "windows": ("occlusion windows a film", "log"),
+    "windows": ("occlusion windows an image", "log"),
 }
 """Growth -> what grows, and the scale on which it is drawn."""
 _STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "deepcovid-edge", "font.size": 9}
@@ -58,24 +58,24 @@ def main() -> None:
     given.add_argument("--data", type=Path, help="folder that holds test/")
     given.add_argument("--draw", type=Path, help="stored cost.json")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--most-films", type=int, default=FILMS[-1])
+    parser.add_argument("--most-images", type=int, default=IMAGES[-1])
     options = parser.parse_args()
     path = options.draw or measure(options)
     draw(json.loads(path.read_text(encoding="utf-8")), path.parent)
 
 
 def measure(options: argparse.Namespace) -> Path:
-    films = list(walk_files((options.data / "test").resolve()))
+    images = list(walk_files((options.data / "test").resolve()))
     with tempfile.TemporaryDirectory() as place:
         warmed = Path(place, "warmed")
         warmed.mkdir()
-        process(infer(links(films, len(films), warmed)))  # the page cache
-        start = repeated(infer(films[0]), 1, options.rounds, 0.0)
+        process(infer(links(images, len(images), warmed)))  # the page cache
+        start = repeated(infer(images[0]), 1, options.rounds, 0.0)
         figures: dict[str, Any] = {"start": start, "share": SHARE}
-        for growth, value, count, command in steps(films, options.most_films, Path(place)):
+        for growth, value, count, command in steps(images, options.most_images, Path(place)):
             run = repeated(command, count, options.rounds, start["seconds"]["median"])
             figures.setdefault(growth, {})[f"{value:g}"] = run
-            print(f"{growth} {value:g}: {run['ms_a_film']:.2f} ms a film", flush=True)
+            print(f"{growth} {value:g}: {run['ms_a_image']:.2f} ms an image", flush=True)
     for growth in GROWTHS:
         peaks = [run["peak_mib"]["median"] for run in figures[growth].values()]
         figures[f"memory_ratio_{growth}"] = max(peaks) / min(peaks)
@@ -85,22 +85,22 @@ def measure(options: argparse.Namespace) -> Path:
 Step = tuple[str, float, int, list[str]]
 
 
-def steps(films: list[Path], most: int, place: Path) -> Iterator[Step]:
-    """Growth, its value, how many films, and the command, one thing grown at a time."""
-    for count in FILMS:
+def steps(images: list[Path], most: int, place: Path) -> Iterator[Step]:
+    """Growth, its value, how many images, and the command, one thing grown at a time."""
+    for count in IMAGES:
         if count <= most:
-            yield "films", count, count, infer(links(films, count, place))
+            yield "images", count, count, infer(links(images, count, place))
     for size in MEGAPIXELS:
         folder = place / f"size-{size:g}"
         folder.mkdir()
-        large = links([resized(films[0], size, folder)], SHARE, folder)
+        large = links([resized(images[0], size, folder)], SHARE, folder)
         yield "megapixels", size, SHARE, infer(large)
-    common = linked(films, SHARE, place)
+    common = linked(images, SHARE, place)
     for batch in BATCHES:
         yield "batch", batch, SHARE, infer(common, "--batch-size", str(batch))
     for workers in WORKERS:
         yield "workers", workers, SHARE, infer(common, "--workers", str(workers))
-    explained = linked(films, EXPLAINED, place)
+    explained = linked(images, EXPLAINED, place)
     for stride in STRIDES:
         command = ["heatmap", str(explained), "--stride", str(stride), "-o", str(place / "maps")]
         yield "windows", windows(stride), EXPLAINED, command
@@ -110,25 +110,25 @@ def infer(folder: Path, *options: str) -> list[str]:
     return ["infer", str(folder), *options, "-o", os.devnull]
 
 
-def linked(films: list[Path], count: int, place: Path) -> Path:
+def linked(images: list[Path], count: int, place: Path) -> Path:
     folder = place / f"common-{count}"
     folder.mkdir()
-    return links(films, count, folder)
+    return links(images, count, folder)
 
 
 def windows(stride: int) -> int:
     spec = InputSpec()
     settings = OcclusionSettings(stride=stride)
-    return len(Lattice.over(spec.height, spec.width, settings).boxes)
+    return len(WindowGrid.over(spec.height, spec.width, settings).boxes)
 
 
-def resized(film: Path, megapixels: float, folder: Path) -> Path:
-    """A film of that many pixels, as JPEG of quality 90."""
-    pixels = cv2.imread(str(film), cv2.IMREAD_GRAYSCALE)
+def resized(image: Path, megapixels: float, folder: Path) -> Path:
+    """An image of that many pixels, as JPEG of quality 90."""
+    pixels = cv2.imread(str(image), cv2.IMREAD_GRAYSCALE)
     scale = (megapixels * 1e6 / pixels.size) ** 0.5
     rows, columns = (round(side * scale) for side in pixels.shape)
     larger = cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_CUBIC)
-    path = folder / f"film-{megapixels:g}.jpg"
+    path = folder / f"image-{megapixels:g}.jpg"
     cv2.imwrite(str(path), larger, [cv2.IMWRITE_JPEG_QUALITY, 90])
     return path
 
@@ -137,10 +137,10 @@ def repeated(arguments: list[str], count: int, rounds: int, start: float) -> dic
     samples = [process(arguments) for _ in range(rounds)]
     seconds = [sample for sample, _ in samples]
     return {
-        "films": count,
+        "images": count,
         "seconds": summary(seconds),
         "peak_mib": summary([peak for _, peak in samples]),
-        "ms_a_film": (statistics.median(seconds) - start) * 1000 / count,
+        "ms_a_image": (statistics.median(seconds) - start) * 1000 / count,
     }
 
 
@@ -153,7 +153,7 @@ def draw(figures: dict[str, Any], folder: Path) -> None:
             time, memory = figure.subplots(1, 2)
             scatter(time, values, runs, "seconds", start=figures["start"]["seconds"]["median"])
             scatter(memory, values, runs, "peak_mib", start=None)
-            time.set(ylabel="milliseconds a film", xlabel=label, xscale=scale)
+            time.set(ylabel="milliseconds an image", xlabel=label, xscale=scale)
             memory.set(ylabel="peak memory, MiB", xlabel=label, xscale=scale)
             for axes in (time, memory):
                 axes.set_ylim(bottom=0)
@@ -175,7 +175,7 @@ def scatter(
     """Every sample as a point, medians joined."""
 
     def scaled(sample: float, run: dict[str, Any]) -> float:
-        return sample if start is None else (sample - start) * 1000 / run["films"]
+        return sample if start is None else (sample - start) * 1000 / run["images"]
 
     medians = [scaled(run[figure]["median"], run) for run in runs]
     axes.plot(values, medians, "-", color="C0")

@@ -1,9 +1,9 @@
 """Speed of DICOM: 3000 x 2500 pixels of 16 bits from the file to the model's input, on one core.
 
-`film` is what `infer` does with a file before the network: read and hash it (`read`), header gate,
-grey levels and exposure (`decode`), resize (`prepare`). `header_gate` is the gate alone. The file
-lies in the page cache. `compressed` are files of the same pixels, decoded in the child process; its
-start is paid by a film before the first.
+`image` is what `infer` does with a file before the network: read and hash it (`read`), eligibility
+check, grey levels and exposure (`decode`), resize (`prepare`). `eligibility` is the equivalence
+check alone. The file lies in the page cache. `compressed` are files of the same pixels, decoded in
+the child process; its start is paid by an image before the first.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.manifest import InputSpec
 
 ROWS, COLUMNS, BITS = 3000, 2500, 16
-GOALS_MS = {"film": 40.0, "header_gate": 1.0}
+GOALS_MS = {"image": 40.0, "eligibility": 1.0}
 ENCODERS: dict[str, Callable[[NDArray[np.uint16]], bytes]] = {
     "1.2.840.10008.1.2.4.70": partial(imagecodecs.jpeg8_encode, lossless=True, bitspersample=BITS),
     "1.2.840.10008.1.2.4.80": imagecodecs.jpegls_encode,
@@ -55,11 +55,11 @@ def main() -> None:
     os.sched_setaffinity(0, {max(cores)})  # children that decode stay on it too
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as place:
-        path = Path(place, "film.dcm")
-        write(path, film())
+        path = Path(place, "image.dcm")
+        write(path, image())
         compressed = {uid: Path(place, uid) for uid in ENCODERS}
         for uid, file in compressed.items():
-            write(file, film(), uid)
+            write(file, image(), uid)
         figures = {
             "rows": ROWS,
             "columns": COLUMNS,
@@ -78,7 +78,7 @@ def main() -> None:
     store("dicom-speed", figures)
 
 
-def film() -> NDArray[np.uint16]:
+def image() -> NDArray[np.uint16]:
     """A phantom of that size, with the noise that a detector has."""
     drawn = cv2.resize(draw_phantom(0), (COLUMNS, ROWS), interpolation=cv2.INTER_CUBIC)
     noise = np.random.default_rng(0).normal(0, 200, drawn.shape)
@@ -112,8 +112,8 @@ def measured(path: Path, rounds: int) -> dict[str, dict[str, object]]:
     file = read_bytes(path)
     radiograph = decode_radiograph(file)
     steps: dict[str, Callable[[], object]] = {
-        "film": lambda: prepare(read_radiograph(path), spec),
-        "header_gate": lambda: check_header(read_header(file.data)),
+        "image": lambda: prepare(read_radiograph(path), spec),
+        "eligibility": lambda: check_header(read_header(file.data)),
         "read": lambda: read_bytes(path),
         "decode": lambda: decode_radiograph(file),
         "prepare": lambda: prepare(radiograph, spec),

@@ -1,4 +1,4 @@
-"""What `deepcovid-edge` costs as a process: start, first record, and memory over many films.
+"""What `deepcovid-edge` costs as a process: start, first record, and memory over many images.
 
 Every sample is a process of its own, timed from outside, its peak memory as the kernel counted it.
 """
@@ -25,31 +25,31 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder that holds test/")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
-    films = list(walk_files((options.data / "test").resolve()))
+    images = list(walk_files((options.data / "test").resolve()))
     with tempfile.TemporaryDirectory() as place:
         figures = {
             "help_seconds": repeated(["--help"], options.rounds)["seconds"],
-            "one_film": repeated(["infer", str(films[0]), "-o", os.devnull], options.rounds),
-            "films": {
+            "one_image": repeated(["infer", str(images[0]), "-o", os.devnull], options.rounds),
+            "images": {
                 str(count): repeated(
-                    ["infer", str(links(films, count, Path(place))), "-o", os.devnull], 3
+                    ["infer", str(links(images, count, Path(place))), "-o", os.devnull], 3
                 )
                 for count in (500, 5000)
             },
         }
-    memory = {count: runs["peak_mib"]["median"] for count, runs in figures["films"].items()}
+    memory = {count: runs["peak_mib"]["median"] for count, runs in figures["images"].items()}
     figures["memory_ratio_5000_to_500"] = memory["5000"] / memory["500"]
     print(f"--help {figures['help_seconds']['median']:.2f} s")
-    print(f"one film {figures['one_film']['seconds']['median']:.2f} s")
+    print(f"one image {figures['one_image']['seconds']['median']:.2f} s")
     print(f"peak MiB {memory}, ratio {figures['memory_ratio_5000_to_500']:.3f}")
     store("footprint", figures)
 
 
-def links(films: list[Path], count: int, place: Path) -> Path:
+def links(images: list[Path], count: int, place: Path) -> Path:
     folder = place / str(count)
     folder.mkdir()
-    for number, film in enumerate(islice(cycle(films), count)):
-        (folder / f"{number:05d}{film.suffix}").symlink_to(film)
+    for number, image in enumerate(islice(cycle(images), count)):
+        (folder / f"{number:05d}{image.suffix}").symlink_to(image)
     return folder
 
 

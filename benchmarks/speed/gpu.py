@@ -5,7 +5,7 @@
 
 Where there is no GPU it says so, stores nothing and exits with 0: **not executed: no GPU**.
 
-All sides take turns in one process. `host_ms` is prepared films in host memory to logits in host
+All sides take turns in one process. `host_ms` is prepared images in host memory to logits in host
 memory, `device_ms` the network alone by CUDA events. `of_the_roof` is the least time that the card
 can take (gpu_roof.py) over `device_ms`. Torch's networks have random weights, which is no matter
 for speed. ResNet50 and DenseNet-121 of ours are those that `make figures` trained; without them
@@ -30,7 +30,15 @@ import torch
 from benchmarks.measure.measurement import store, summary
 from benchmarks.peers import polygraphy_loop, trtexec
 from benchmarks.speed.gpu_roof import BYTES, SIDE, ceilings, events, layers, roof_ms
-from benchmarks.variants import ENGINE_FORMS, ROOT, FormError, engine_of, form_of, missing, models
+from benchmarks.variants import (
+    ENGINE_VARIANTS,
+    ROOT,
+    VariantError,
+    engine_of,
+    missing,
+    models,
+    variant_of,
+)
 from deepcovid_edge.backends import BackendSettings, load_backend
 from deepcovid_edge.backends.tensorrt.files import Profile
 from deepcovid_edge.bench.work import TellsParts
@@ -52,7 +60,7 @@ class Side:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, help="films, to make forms of that are not there")
+    parser.add_argument("--data", type=Path, help="images, to make variants of that are not there")
     parser.add_argument("--model", action="append", choices=MODELS, help="repeatable")
     parser.add_argument("--batch", action="append", type=int, help="repeatable")
     parser.add_argument("--rounds", type=int, default=200)
@@ -72,16 +80,16 @@ def batch_of(
     name: str, batch: int, found: dict[str, float], options: argparse.Namespace
 ) -> dict[str, Any]:
     """Every side on one batch, with its share of the roof."""
-    films = np.random.default_rng(0).integers(0, 256, (batch, SIDE, SIDE), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (batch, SIDE, SIDE), dtype=np.uint8)
     work, absent = layers(build_network(name, 2)), {}
     with ExitStack() as opened:
         sides = dict(torch_sides(name, batch))
-        for form, side in our_sides(name, batch, options.data, opened):
+        for variant, side in our_sides(name, batch, options.data, opened):
             if isinstance(side, Side):
-                sides[form] = side
+                sides[variant] = side
             else:
-                absent[form] = side
-        rows = measure(sides, films, options.rounds)
+                absent[variant] = side
+        rows = measure(sides, images, options.rounds)
     try:
         rows["trtexec_fp32"] = trtexec.measure(models()[name], batch)
     except (FileNotFoundError, RuntimeError, KeyError) as error:
@@ -104,9 +112,9 @@ def torch_sides(name: str, batch: int, device: str = "cuda") -> Iterator[tuple[s
     for precision, kind in (("fp32", torch.float32), ("fp16", torch.float16)):
         network = build_network(name, 2).eval().to(device, kind, memory_format=torch.channels_last)
 
-        def forward(images: Any, network: Any = network, kind: Any = kind) -> Any:
+        def forward(inputs: Any, network: Any = network, kind: Any = kind) -> Any:
             with torch.inference_mode():
-                grey = network.normalise(images.float().unsqueeze(1)).to(kind)
+                grey = network.normalise(inputs.float().unsqueeze(1)).to(kind)
                 return network.maps(network.features(grey)).float().mean(dim=(2, 3))
 
         yield f"torch_eager_{precision}", on_device(forward, device)
@@ -116,31 +124,31 @@ def torch_sides(name: str, batch: int, device: str = "cuda") -> Iterator[tuple[s
 
 
 def on_device(forward: Callable[[Any], Any], device: str) -> Side:
-    def run(films: np.ndarray) -> np.ndarray:
-        return forward(torch.from_numpy(films).to(device)).cpu().numpy()
+    def run(images: np.ndarray) -> np.ndarray:
+        return forward(torch.from_numpy(images).to(device)).cpu().numpy()
 
-    def device_ms(films: np.ndarray) -> float:
-        images = torch.from_numpy(films).to(device)
-        return events(lambda: forward(images))
+    def device_ms(images: np.ndarray) -> float:
+        inputs = torch.from_numpy(images).to(device)
+        return events(lambda: forward(inputs))
 
     return Side(run, device_ms if device == "cuda" else None)
 
 
 def captured(forward: Callable[[Any], Any], batch: int) -> Side:
     """The graph that torch.cuda.graph takes of a call, after the calls that it asks for before."""
-    images = torch.zeros((batch, SIDE, SIDE), dtype=torch.uint8, device="cuda")
+    inputs = torch.zeros((batch, SIDE, SIDE), dtype=torch.uint8, device="cuda")
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
-            forward(images)
+            forward(inputs)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        logits = forward(images)
+        logits = forward(inputs)
 
-    def run(films: np.ndarray) -> np.ndarray:
-        images.copy_(torch.from_numpy(films))
+    def run(images: np.ndarray) -> np.ndarray:
+        inputs.copy_(torch.from_numpy(images))
         graph.replay()
         return logits.cpu().numpy()
 
@@ -153,36 +161,36 @@ def our_sides(
     """Engines of each precision, ONNX Runtime on CUDA, and Polygraphy's; or why one is missing."""
     trained = Path(os.environ.get("RUNS", ROOT / "runs")) / f"{name}.onnx"
     model = models().get(name, trained)
-    for form in (*ENGINE_FORMS, "onnxruntime_cuda_fp32", "polygraphy_fp32"):
-        side = f"tensorrt_{form}" if form in ENGINE_FORMS else form
+    for variant in (*ENGINE_VARIANTS, "onnxruntime_cuda_fp32", "polygraphy_fp32"):
+        side = f"tensorrt_{variant}" if variant in ENGINE_VARIANTS else variant
         try:
             if not model.is_file():
                 raise NotThereError(f"{model.name} is not there: make figures")
-            yield side, our_side(model, form, batch, data, opened)
-        except (DeepCovidEdgeError, FormError, ImportError) as error:
+            yield side, our_side(model, variant, batch, data, opened)
+        except (DeepCovidEdgeError, VariantError, ImportError) as error:
             yield side, str(error)
 
 
-def our_side(model: Path, form: str, batch: int, data: Path | None, opened: ExitStack) -> Side:
-    if form == "polygraphy_fp32":
+def our_side(model: Path, variant: str, batch: int, data: Path | None, opened: ExitStack) -> Side:
+    if variant == "polygraphy_fp32":
         return Side(polygraphy_loop.runner(model, batch))
-    if form == "onnxruntime_cuda_fp32":
+    if variant == "onnxruntime_cuda_fp32":
         if why := missing("onnxruntime:cuda"):
             raise NotThereError(why)
         settings = BackendSettings(provider="cuda")
-        backend = load_backend(form_of(model, "fp32", data), settings=settings)
+        backend = load_backend(variant_of(model, "fp32", data), settings=settings)
     else:
         if why := missing("tensorrt"):
             raise NotThereError(why)
-        backend = load_backend(engine_of(model, form, data, Profile(batch, batch, batch)))
+        backend = load_backend(engine_of(model, variant, data, Profile(batch, batch, batch)))
     loaded = opened.enter_context(backend)
     told = isinstance(loaded, TellsParts)
     return Side(
-        loaded.infer, (lambda films: loaded.infer_in_parts(films)["compute"]) if told else None
+        loaded.infer, (lambda images: loaded.infer_in_parts(images)["compute"]) if told else None
     )
 
 
-def measure(sides: dict[str, Side], films: np.ndarray, rounds: int) -> dict[str, Any]:
+def measure(sides: dict[str, Side], images: np.ndarray, rounds: int) -> dict[str, Any]:
     """Samples of all sides, in turn; a tenth of the rounds, and three at least, warm up."""
     host: dict[str, list[float]] = {name: [] for name in sides}
     device: dict[str, list[float]] = {name: [] for name in sides}
@@ -190,16 +198,16 @@ def measure(sides: dict[str, Side], films: np.ndarray, rounds: int) -> dict[str,
     for number in range(rounds + before):
         for name, side in sides.items():
             started = time.perf_counter()
-            side.run(films)
+            side.run(images)
             spent = (time.perf_counter() - started) * 1e3
-            own = side.device_ms(films) if side.device_ms else None
+            own = side.device_ms(images) if side.device_ms else None
             if number >= before:
                 host[name].append(spent)
                 device[name] += [] if own is None else [own]
     return {
         name: {
             "host_ms": summary(host[name]),
-            "films_per_second": len(films) / statistics.median(host[name]) * 1e3,
+            "images_per_second": len(images) / statistics.median(host[name]) * 1e3,
             **({"device_ms": summary(device[name])} if device[name] else {}),
         }
         for name in sides

@@ -23,7 +23,7 @@ BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 
 @dataclass(frozen=True)
 class Layer:
-    """What one convolution or product does for a film.
+    """What one convolution or product does for an image.
 
     Attributes:
         operations: Multiplications and additions.
@@ -37,7 +37,7 @@ class Layer:
 
 
 def layers(network: Classifier, side: int = SIDE) -> list[Layer]:
-    """Convolutions and products of a network for one film, without computing them."""
+    """Convolutions and products of a network for one image, without computing them."""
     seen: list[Layer] = []
 
     def look(module: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -5,12 +5,12 @@ threads of the one before fall asleep; ratios are taken round by round and their
 
 - `infer`: the command itself, from listing the folder to the written file of records, model
   loading included; Python's own start is not (see footprint.py). As a user types it, so the fastest
-  verified form of the model runs (`form` names it); `infer_fp32` runs the model's own file.
+  verified variant of the model runs (`variant` names it); `infer_fp32` runs the model's own file.
 - `published_loop`: peers/published_loop.py over the same files, as published, and without the
   gradients that it records for nothing.
-- `roof`: the least work there is, see roof.py, with the same form of the network.
+- `roof`: the least work there is, see roof.py, with the same variant of the network.
   `roof_of_libraries` resizes with OpenCV, whose INTER_AREA takes longer.
-  `roof_arithmetic` is cores over the sum of the two times that one thread takes for a film alone
+  `roof_arithmetic` is cores over the sum of the two times that one thread takes for an image alone
   on the machine.
 """
 
@@ -47,12 +47,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11)
     options = parser.parse_args()
     folder, model = options.data / "test", find_model(options.model)
-    films = list(walk_files(folder))
-    form = fastest_verified(model)
+    images = list(walk_files(folder))
+    variant = fastest_verified(model)
     architecture = read_manifest(model).architecture
     command, loop = (
         "benchmarks.peers.infer_command:make",
-        ("benchmarks.peers:over", films, "published_loop"),
+        ("benchmarks.peers:over", images, "published_loop"),
     )
     with ExitStack() as opened:
 
@@ -64,25 +64,27 @@ def main() -> None:
             "infer_fp32": program(command, folder, model, "--backend", "onnxruntime"),
             "published_loop": program(*loop, architecture),
             "published_loop_without_gradients": program(*loop, architecture, gradients=False),
-            "roof": program("benchmarks.speed.roof:make", form, films),
-            "roof_of_libraries": program("benchmarks.speed.roof:make", form, films, libraries=True),
-            "roof_fp32": program("benchmarks.speed.roof:make", model, films),
+            "roof": program("benchmarks.speed.roof:make", variant, images),
+            "roof_of_libraries": program(
+                "benchmarks.speed.roof:make", variant, images, libraries=True
+            ),
+            "roof_fp32": program("benchmarks.speed.roof:make", model, images),
         }
         seconds = in_turn(sides, repeat((), options.rounds + 1), pause=PAUSE)
-    decode, network = roof.parts(form, films)
+    decode, network = roof.parts(variant, images)
     cores = len(os.sched_getaffinity(0))
     arithmetic = cores / (decode + network)
-    ours = [len(films) / value for value in seconds["infer"]]
+    ours = [len(images) / value for value in seconds["infer"]]
     figures = {
         "model": read_manifest(model).name,
-        "form": read_manifest(form).name,
-        "films": len(films),
+        "variant": read_manifest(variant).name,
+        "images": len(images),
         "seconds": {name: summary(values) for name, values in seconds.items()},
-        "films_per_second": {
-            name: len(films) / float(np.median(values)) for name, values in seconds.items()
+        "images_per_second": {
+            name: len(images) / float(np.median(values)) for name, values in seconds.items()
         },
         "one_thread_ms": {"decode_and_resize": decode * 1e3, "network": network * 1e3},
-        "roof_arithmetic_films_per_second": arithmetic,
+        "roof_arithmetic_images_per_second": arithmetic,
         "ratios": {
             f"{side}_to_{other}": ratio(seconds[other], seconds[side])
             for side, others in COMPARED.items()

@@ -1,6 +1,6 @@
-"""Where the time of `deepcovid-edge infer` goes, film by film, on one core and on all of them.
+"""Where the time of `deepcovid-edge infer` goes, image by image, on one core and on all of them.
 
-    python -m benchmarks.speed.infer_profile --data DATA                       the films of test
+    python -m benchmarks.speed.infer_profile --data DATA                       the images of test
     python -m benchmarks.speed.infer_profile --data DATA --folder original     other formats
 
 The command itself runs in a child process on so many cores, several times over the same files. The
@@ -43,10 +43,10 @@ from deepcovid_edge.models import DEFAULT_MODEL
 MAIN = "submit, order, count"
 DECODE = "decode"
 SECTIONS = {
-    "deepcovid_edge.cli.infer:judge_films": MAIN,
+    "deepcovid_edge.cli.infer:classify_images": MAIN,
     "deepcovid_edge.backends:load_backend": "load the model",
     "deepcovid_edge.pipeline.writers:RecordFile.write": "write the record",
-    "deepcovid_edge.pipeline.reader:FilmReader.read": "read: rest",
+    "deepcovid_edge.pipeline.reader:ImageReader.read": "read: rest",
     "deepcovid_edge.pipeline.reader:read_bytes": "open, read",
     "hashlib:sha256": "SHA-256",
     "deepcovid_edge.pipeline.reader:decode_radiograph": "decode: rest",
@@ -56,7 +56,7 @@ SECTIONS = {
     "deepcovid_edge.imaging.pictures:to_grey": "to grey",
     "deepcovid_edge.imaging.pictures:check_exposure": "check the exposure",
     "deepcovid_edge.pipeline.reader:prepare": "resize",
-    "deepcovid_edge.pipeline.classifier:FilmJudge.judge": "judge: rest",
+    "deepcovid_edge.pipeline.classifier:Classifier.classify": "classify: rest",
 }
 """Function -> what it does. One that the code no longer has is named in the result."""
 NETWORK = "network"
@@ -136,7 +136,7 @@ def owner_of(place: str) -> tuple[Any, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds the films'")
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds the images'")
     parser.add_argument("--folder", default="test", help="of --data")
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--backend", default="auto", help="as of infer")
@@ -179,68 +179,68 @@ def common(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What is the same on any number of cores, taken out of each."""
     found = {}
     for run_figures in runs.values():
-        found = {name: run_figures.pop(name) for name in ("model", "backend", "films", "missing")}
+        found = {name: run_figures.pop(name) for name in ("model", "backend", "images", "missing")}
     return found
 
 
 def profiled(options: argparse.Namespace) -> dict[str, Any]:
     """Rounds with and without the wrapping, in turn, after one that warms up."""
     folder = options.data / options.folder
-    films = sum(1 for _ in walk_files(folder))
+    images = sum(1 for _ in walk_files(folder))
     probes, plain, with_probes = Probes(), [], []
     cpu = 0.0
     with tempfile.TemporaryDirectory() as place:
         output = Path(place, "out.jsonl")
         asked = ["infer", str(folder), "-o", str(output), "--model", options.model]
         asked += ["--backend", options.backend]
-        judged(asked)
+        classified(asked)
         with Watch(None) as watch:
             for _ in range(options.rounds):
-                plain.append(judged(asked)[0])
+                plain.append(classified(asked)[0])
                 with probes.installed() as missing:
-                    wall, used = judged(asked)
+                    wall, used = classified(asked)
                 with_probes.append(wall)
                 cpu += used
         record = json.loads(output.read_text("utf-8").splitlines()[0])
     return {
         "model": f"{record['model']}",
         "backend": record["backend"],
-        "films": films,
+        "images": images,
         "missing": missing,
         "taken": {name: watch.facts()[name] for name in ("others_share", "stolen_share")},
-        "ms_a_film": statistics.median(plain) / films * 1e3,
-        "ms_a_film_wrapped": statistics.median(with_probes) / films * 1e3,
-        **shared_out(probes.sections, films * options.rounds, sum(with_probes), cpu),
+        "ms_a_image": statistics.median(plain) / images * 1e3,
+        "ms_a_image_wrapped": statistics.median(with_probes) / images * 1e3,
+        **shared_out(probes.sections, images * options.rounds, sum(with_probes), cpu),
     }
 
 
-def judged(arguments: list[str]) -> tuple[float, float]:
+def classified(arguments: list[str]) -> tuple[float, float]:
     """Wall and CPU seconds of the command."""
     wall, cpu = time.perf_counter(), time.process_time()
-    if (code := run(arguments)) not in (0, 4):  # 4: files of the folder that are no films
+    if (code := run(arguments)) not in (0, 4):  # 4: files of the folder that are no images
         raise SystemExit(f"infer exited with {code}")
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def shared_out(
-    sections: dict[str, dict[str, float]], films: int, wall: float, cpu: float
+    sections: dict[str, dict[str, float]], images: int, wall: float, cpu: float
 ) -> dict[str, Any]:
-    """Milliseconds a film of each section; of what is left of the process, and of the cores."""
+    """Milliseconds an image of each section; of what is left of the process, and of the cores."""
     cores = len(os.sched_getaffinity(0))
     rows: dict[str, dict[str, float]] = defaultdict(dict)
     for name, section in sections.items():
-        computed = section["cpu_ns"] / 1e6 / films
-        # The main thread waits for the workers: that is no time of a film.
-        waits = 0.0 if name == MAIN else section["wall_ns"] / 1e6 / films - computed
-        rows[name] = {"calls": section["calls"] / films, "cpu_ms": computed, "waits_ms": waits}
+        computed = section["cpu_ns"] / 1e6 / images
+        # The main thread waits for the workers: that is no time of an image.
+        waits = 0.0 if name == MAIN else section["wall_ns"] / 1e6 / images - computed
+        rows[name] = {"calls": section["calls"] / images, "cpu_ms": computed, "waits_ms": waits}
     known = sum(row["cpu_ms"] for row in rows.values())
-    rows["elsewhere"] = {"cpu_ms": cpu * 1e3 / films - known}
-    whole = wall * 1e3 / films * cores
+    rows["elsewhere"] = {"cpu_ms": cpu * 1e3 / images - known}
+    whole = wall * 1e3 / images * cores
     return {
         "sections": dict(sorted(rows.items(), key=lambda item: -item[1]["cpu_ms"])),
-        "cpu_ms": cpu * 1e3 / films,
+        "cpu_ms": cpu * 1e3 / images,
         "cores_ms": whole,
-        "idle_ms": whole - cpu * 1e3 / films,
+        "idle_ms": whole - cpu * 1e3 / images,
     }
 
 
@@ -248,15 +248,15 @@ def text(figures: dict[str, Any]) -> str:
     """The profile for people."""
     lines = [
         f"deepcovid-edge infer, {figures['model']} on {figures['backend']}, "
-        f"{figures['films']} films of {figures['folder']}"
+        f"{figures['images']} images of {figures['folder']}"
     ]
     for cores, found in figures["cores"].items():
         lines += [
             "",
-            f"{cores} core{'s' if cores != '1' else ''}: {found['ms_a_film']:.3f} ms a film "
-            f"({found['ms_a_film_wrapped']:.3f} while it is taken apart), "
-            f"{1e3 / found['ms_a_film']:.0f} films/s",
-            f"{'':28}{'CPU ms a film':>14}{'share':>8}{'waits ms':>10}{'calls a film':>14}",
+            f"{cores} core{'s' if cores != '1' else ''}: {found['ms_a_image']:.3f} ms an image "
+            f"({found['ms_a_image_wrapped']:.3f} while it is taken apart), "
+            f"{1e3 / found['ms_a_image']:.0f} images/s",
+            f"{'':28}{'CPU ms an image':>14}{'share':>8}{'waits ms':>10}{'calls an image':>14}",
         ]
         for name, row in found["sections"].items():
             share = row["cpu_ms"] / found["cores_ms"]

@@ -1,10 +1,10 @@
 """Speed of INT8 for CPUs beside FP32: the network alone, through our own backend.
 
-An INT8 file that is not there is made first (forms.py); the gate's verdict is stored beside the
-speed. Both networks then take turns in one process, round after round, on the same prepared films,
-with a pause before each; ratios are taken round by round and their median is quoted. `threads_1` is
-one `infer` call on one core, `threads_all` one call on all of them; `cores_busy` is what
-`deepcovid-edge infer` does: one call on each core at once.
+An INT8 file that is not there is made first (variants.py); the equivalence check's verdict is
+stored beside the speed. Both networks then take turns in one process, round after round, on the
+same prepared images, with a pause before each; ratios are taken round by round and their median is
+quoted. `threads_1` is one `infer` call on one core, `threads_all` one call on all of them;
+`cores_busy` is what `deepcovid-edge infer` does: one call on each core at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure.measurement import PAUSE, in_turn, ratio, store, summary
-from benchmarks.variants import form_of, named
+from benchmarks.variants import named, variant_of
 from deepcovid_edge.backends import Backend, BackendSettings, load_backend
 from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.imaging.pictures import read_radiograph
@@ -31,29 +31,29 @@ from deepcovid_edge.models import DEFAULT_MODEL
 
 CORES = len(os.sched_getaffinity(0))
 BATCHES = (1, 8)
-FILMS = 32
+IMAGES = 32
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="films with train, val and test")
+    parser.add_argument("--data", type=Path, required=True, help="images with train, val and test")
     parser.add_argument("--model", action="append", help="shipped name or FP32 .onnx; repeatable")
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     for name in options.model or [DEFAULT_MODEL]:
         model = named(name)
-        compare(model, form_of(model, "int8-cpu", options.data), options)
+        compare(model, variant_of(model, "int8-cpu", options.data), options)
 
 
 def compare(model: Path, int8: Path, options: argparse.Namespace) -> None:
     manifest = read_manifest(int8)
-    films = prepared(options.data, manifest.input)
+    images = prepared(options.data, manifest.input)
     figures: dict[str, Any] = {
         "model": read_manifest(model).name,
         "model_sha256": file_sha256(model),
-        "left_out": manifest.quantization["left_out"],
-        "gate": manifest.quantization["gate"],
-        "films": FILMS,
+        "excluded": manifest.quantization["excluded"],
+        "equivalence": manifest.quantization["equivalence"],
+        "images": IMAGES,
         "runs": {},
     }
     for mode, threads in (("threads_1", 1), ("threads_all", CORES), ("cores_busy", 1)):
@@ -67,7 +67,7 @@ def compare(model: Path, int8: Path, options: argparse.Namespace) -> None:
                     for name, path in (("fp32", model), ("int8", int8))
                 }
                 run = busy if mode == "cores_busy" else one_after_another
-                batches = [films[start : start + batch] for start in range(0, FILMS, batch)]
+                batches = [images[start : start + batch] for start in range(0, IMAGES, batch)]
                 timed = {name: partial(run, backend) for name, backend in sides.items()}
                 seconds = in_turn(timed, repeat((batches,), options.rounds + 1), pause=PAUSE)
             name = f"{mode}_batch_{batch}"
@@ -77,8 +77,8 @@ def compare(model: Path, int8: Path, options: argparse.Namespace) -> None:
 
 
 def prepared(data: Path, spec: InputSpec) -> np.ndarray:
-    films = load_dataset(data, split="test")[:FILMS]
-    return np.stack([prepare(read_radiograph(film.path), spec) for film in films])
+    images = load_dataset(data, split="test")[:IMAGES]
+    return np.stack([prepare(read_radiograph(image.path), spec) for image in images])
 
 
 def one_after_another(backend: Backend, batches: list[np.ndarray]) -> None:
@@ -94,8 +94,8 @@ def busy(backend: Backend, batches: list[np.ndarray]) -> None:
 def result(seconds: dict[str, list[float]]) -> dict[str, Any]:
     return {
         "seconds": {name: summary(values) for name, values in seconds.items()},
-        "films_per_second": {
-            name: FILMS / float(np.median(values)) for name, values in seconds.items()
+        "images_per_second": {
+            name: IMAGES / float(np.median(values)) for name, values in seconds.items()
         },
         "ratio": ratio(seconds["fp32"], seconds["int8"]),
     }

@@ -2,9 +2,9 @@
 
 Each in a process of its own, in turn, several rounds, after a pause in which the threads of the one
 before fall asleep; ratios are taken round by round and their median is quoted. Each peer reads,
-prepares and judges the same files; `infer` also checks each file, hashes it and writes a record. A
-peer whose package, compiler or device is missing is stored with the reason. Without --model, the
-models, peers, rounds and films are those of a suite (suites/*.toml).
+prepares and classifies the same files; `infer` also checks each file, hashes it and writes a
+record. A peer whose package, compiler or device is missing is stored with the reason. Without
+--model, the models, peers, rounds and images are those of a suite (suites/*.toml).
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ def main() -> None:
     parser.add_argument("--model", help="name or file; then no suite is read")
     parser.add_argument("--peer", action="append", choices=PEERS, help="repeatable  [default: all]")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--films", type=int, help="only so many of them")
+    parser.add_argument("--images", type=int, help="only so many of them")
     options = parser.parse_args()
-    own = Peers(options.model or "", tuple(options.peer or ()), options.rounds, options.films)
+    own = Peers(options.model or "", tuple(options.peer or ()), options.rounds, options.images)
     for asked in (own,) if options.model else read_suite(options.suite).peers:
         measured(asked, options.data)
 
@@ -64,7 +64,7 @@ def measured(asked: Peers, data: Path) -> None:
     """Run the peers of a model and store what came of it."""
     if unknown := set(asked.programs) - set(PEERS):
         raise ValueError(f"programs: got {sorted(unknown)}, expected some of {', '.join(PEERS)}")
-    found = list(walk_files((data / "test").resolve()))[: asked.films]
+    found = list(walk_files((data / "test").resolve()))[: asked.images]
     with tempfile.TemporaryDirectory() as place:
         folder = links(found, len(found), Path(place))
         figures = compare(file_of(asked.model), folder, asked.rounds, asked.programs or (*PEERS,))
@@ -74,7 +74,7 @@ def measured(asked: Peers, data: Path) -> None:
 
 
 def compare(model: Path, folder: Path, rounds: int, programs: Sequence[str]) -> dict[str, Any]:
-    form, films = fastest_verified(model), list(walk_files(folder))
+    variant, images = fastest_verified(model), list(walk_files(folder))
     command = ("benchmarks.peers.infer_command:make", folder, model)
     missing: dict[str, str] = {}
     with ExitStack() as opened:
@@ -84,17 +84,17 @@ def compare(model: Path, folder: Path, rounds: int, programs: Sequence[str]) -> 
                 closing(Program(*command, "--backend", "onnxruntime"))
             ),
         }
-        for name, file in named(model, form, programs):
+        for name, file in named(model, variant, programs):
             try:
-                sides[name] = opened.enter_context(closing(peer(name, file, films)))
+                sides[name] = opened.enter_context(closing(peer(name, file, images)))
             except RuntimeError as error:
                 missing[name] = str(error)
                 print(f"{name}: {error}")
         seconds = in_turn(sides, repeat((), rounds + 1), pause=PAUSE)
     return {
         "model": read_manifest(model).name,
-        "form": read_manifest(form).name,
-        "films": len(films),
+        "variant": read_manifest(variant).name,
+        "images": len(images),
         "missing": missing,
         "seconds": {name: summary(values) for name, values in seconds.items()},
         "ratios": {
@@ -106,19 +106,21 @@ def compare(model: Path, folder: Path, rounds: int, programs: Sequence[str]) -> 
     }
 
 
-def named(model: Path, form: Path, programs: Sequence[str]) -> list[tuple[str, Path]]:
-    """Sides with their files: peers of a file run both forms, the faster one as `..._form`."""
+def named(model: Path, variant: Path, programs: Sequence[str]) -> list[tuple[str, Path]]:
+    """Sides with their files: peers of a file run both variants, the faster as `..._variant`."""
     both = [(name, model) for name in programs]
-    if form != model:
-        both += [(f"{name}_form", form) for name in programs if PEERS[name][0] not in OF_TORCH]
+    if variant != model:
+        both += [
+            (f"{name}_variant", variant) for name in programs if PEERS[name][0] not in OF_TORCH
+        ]
     return both
 
 
-def peer(name: str, file: Path, films: list[Path]) -> Program:
-    """A peer, tried on one film: what it lacks shows before the rounds begin."""
-    module, settings = PEERS[name.removesuffix("_form")]
+def peer(name: str, file: Path, images: list[Path]) -> Program:
+    """A peer, tried on one image: what it lacks shows before the rounds begin."""
+    module, settings = PEERS[name.removesuffix("_variant")]
     what = read_manifest(file).architecture if module in OF_TORCH else file
-    return Program("benchmarks.peers:over", films, module, what, **settings)
+    return Program("benchmarks.peers:over", images, module, what, **settings)
 
 
 if __name__ == "__main__":

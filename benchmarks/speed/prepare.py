@@ -1,10 +1,10 @@
 """From the file to the network's input: ours beside others', on one core, and what they move.
 
-All sides take turns over the same films, one film at a time; ratios are taken film by film over the
-medians of its rounds, and their median is quoted. Ours also checks the file, hashes it and judges
-its exposure. `opencv` has our decoder and rule, and OpenCV's INTER_AREA. `moved` is what another
-preparation does to the same network: how far pixels and probabilities are apart, and how many
-decisions turn.
+All sides take turns over the same images, one image at a time; ratios are taken image by image over
+the medians of its rounds, and their median is quoted. Ours also checks the file, hashes it and
+classifies its exposure. `opencv` has our decoder and rule, and OpenCV's INTER_AREA. `moved` is what
+another preparation does to the same network: how far pixels and probabilities are apart, and how
+many decisions turn.
 """
 
 from __future__ import annotations
@@ -43,30 +43,30 @@ def main() -> None:
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(cores)})
     cv2.setNumThreads(1)
-    films = list(walk_files(options.data / "test"))
+    images = list(walk_files(options.data / "test"))
     with load_backend(named(options.model), backend="onnxruntime") as backend:
-        figures = compare(backend, films, options.rounds)
+        figures = compare(backend, images, options.rounds)
     os.sched_setaffinity(0, cores)
     for name, found in figures["ratios"].items():
         print(f"{name}: {found['median']:.2f} times as slow, moved {figures['moved'][name]}")
     store("prepare-speed", figures)
 
 
-def compare(backend: Backend, films: list[Path], rounds: int) -> dict[str, Any]:
+def compare(backend: Backend, images: list[Path], rounds: int) -> dict[str, Any]:
     sides: dict[str, Prepare] = {
         "ours": partial(own, backend.manifest.input),
         "opencv": onnxruntime_loop.prepared,
     }
     for way in torchvision_prepare.WAYS:
         sides[f"torchvision_{way}"] = torchvision_prepare.make(way)
-    ms = measure(sides, films, rounds)
+    ms = measure(sides, images, rounds)
     peers = [name for name in sides if name != "ours"]
     return {
         "model": backend.manifest.name,
-        "films": len(films),
+        "images": len(images),
         "ms": {name: summary(values) for name, values in ms.items()},
         "ratios": {name: ratio(ms[name], ms["ours"]) for name in peers},
-        "moved": {name: moved(backend, films, sides["ours"], sides[name]) for name in peers},
+        "moved": {name: moved(backend, images, sides["ours"], sides[name]) for name in peers},
     }
 
 
@@ -74,26 +74,26 @@ def own(spec: InputSpec, path: Path) -> np.ndarray:
     return prepare(read_radiograph(path), spec)
 
 
-def measure(sides: dict[str, Prepare], films: list[Path], rounds: int) -> dict[str, list[float]]:
-    """Each film's median, milliseconds."""
+def measure(sides: dict[str, Prepare], images: list[Path], rounds: int) -> dict[str, list[float]]:
+    """Each image's median, milliseconds."""
     samples: dict[str, list[list[float]]] = {name: [] for name in sides}
     for number in range(rounds + 1):  # the first round warms up
         for name, side in sides.items():
             row = []
-            for film in films:
+            for image in images:
                 started = time.perf_counter()
-                side(film)
+                side(image)
                 row.append((time.perf_counter() - started) * 1e3)
             if number:
                 samples[name].append(row)
     return {name: np.median(rows, axis=0).tolist() for name, rows in samples.items()}
 
 
-def moved(backend: Backend, films: list[Path], ours: Prepare, other: Prepare) -> dict[str, Any]:
+def moved(backend: Backend, images: list[Path], ours: Prepare, other: Prepare) -> dict[str, Any]:
     """How far another preparation moves pixels, probabilities and decisions."""
     apart, scores = [], []
-    for film in films:
-        pair = np.stack([ours(film), other(film)])
+    for image in images:
+        pair = np.stack([ours(image), other(image)])
         apart.append(np.abs(pair[0].astype(int) - pair[1]).mean())
         scores.append(probabilities(backend.infer(pair).logits)[:, backend.manifest.positive_index])
     before, now = np.array(scores).T

@@ -1,8 +1,8 @@
 """The least work there is between files and logits, one thread a core, nothing else.
 
 Read, decode with simplejpeg, resize, run the network: arranged as `infer` arranges it, a group of
-films prepared and then judged, with the same settings of the process. Nothing is checked, hashed,
-put in order or written.
+images prepared and then classified, with the same settings of the process. Nothing is checked,
+hashed, put in order or written.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from deepcovid_edge.manifest import InputSpec
 _GROUP = 32
 
 
-def make(model: Path, films: Sequence[Path], *, libraries: bool = False) -> Callable[[], None]:
-    """All films once; with `libraries` they are resized with OpenCV."""
+def make(model: Path, images: Sequence[Path], *, libraries: bool = False) -> Callable[[], None]:
+    """All images once; with `libraries` they are resized with OpenCV."""
     set_up()
     return partial(
-        run, network_of(model), films, onnxruntime_loop.prepared if libraries else prepared
+        run, network_of(model), images, onnxruntime_loop.prepared if libraries else prepared
     )
 
 
 def run(
     network: Callable[[np.ndarray], object],
-    films: Sequence[Path],
+    images: Sequence[Path],
     decode: Callable[[Path], np.ndarray],
 ) -> None:
     cores = len(os.sched_getaffinity(0))
 
     def share(first: int) -> None:
-        own = films[first::cores]
+        own = images[first::cores]
         for start in range(0, len(own), _GROUP):
             for pixels in [*map(decode, own[start : start + _GROUP])]:
                 network(pixels)
@@ -52,29 +52,29 @@ def run(
         list(pool.map(share, range(cores)))
 
 
-def prepared(film: Path) -> np.ndarray:
-    """A film as `infer` decodes and resizes it, unchecked."""
-    pixels = simplejpeg.decode_jpeg(film.read_bytes(), "GRAY")[..., 0]
+def prepared(image: Path) -> np.ndarray:
+    """An image as `infer` decodes and resizes it, unchecked."""
+    pixels = simplejpeg.decode_jpeg(image.read_bytes(), "GRAY")[..., 0]
     return prepare(Radiograph(pixels, 255, "", "JPEG"), InputSpec())
 
 
 def network_of(model: Path) -> Callable[[np.ndarray], object]:
-    """From a prepared film to logits, on one thread."""
+    """From a prepared image to logits, on one thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     return lambda pixels: session.run(["logits"], {"images": pixels[None]})
 
 
-def parts(model: Path, films: Sequence[Path]) -> tuple[float, float]:
-    """Seconds a film for decoding with resizing and for the network, one thread alone."""
+def parts(model: Path, images: Sequence[Path]) -> tuple[float, float]:
+    """Seconds an image for decoding with resizing and for the network, one thread alone."""
     set_up()
     network = network_of(model)
-    list(map(prepared, films[:_GROUP]))
+    list(map(prepared, images[:_GROUP]))
     started = time.perf_counter()
-    pixels = [*map(prepared, films)]
+    pixels = [*map(prepared, images)]
     decoded = time.perf_counter()
-    for film in pixels:
-        network(film)
+    for image in pixels:
+        network(image)
     ended = time.perf_counter()
-    return (decoded - started) / len(films), (ended - decoded) / len(films)
+    return (decoded - started) / len(images), (ended - decoded) / len(images)

@@ -10,7 +10,7 @@ from pathlib import Path
 from deepcovid_edge.bench.compare import CompareRules, Comparison, compare
 from deepcovid_edge.bench.results import KIND, read_result
 from deepcovid_edge.cli.compare import markdown
-from deepcovid_edge.errors import UnlikeRunsError
+from deepcovid_edge.errors import IncomparableRunsError
 
 DIFFERENT, UNSTABLE = 3, 7
 CLOCKS = "clocks: "
@@ -34,7 +34,7 @@ def against(stored: Path, again: Path, smallest_change: float) -> int:
         titles = (f"stored {name}", f"{name}")
         try:
             one = compare(*pair, titles, rules)
-        except UnlikeRunsError as error:  # no run in common
+        except IncomparableRunsError as error:  # no run in common
             refused.append(str(error))
             continue
         unlike = [text for text in one.unlike if not text.startswith(CLOCKS)]

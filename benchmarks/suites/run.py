@@ -1,13 +1,14 @@
-"""Measure a suite of models, forms, backends and batches with `deepcovid-edge bench`.
+"""Measure a suite of models, variants, backends and batches with `deepcovid-edge bench`.
 
     python -m benchmarks.suites.run --data DATA                       suites/default.toml, stored
     python -m benchmarks.suites.run --data DATA --suite gpu           another suite
     python -m benchmarks.suites.run --data DATA -o PLACE --against    a second run, compared
     python -m benchmarks.suites.run --compare PLACE --against         the comparison alone
 
-Each model, form, backend and batch is one process of the command, and one file that holds all its
+Each model, variant, backend and batch is one process of the command, and one file that holds all
+its
 scenarios: results/DEVICE/MODEL/STACK-FORM-bBATCH.json. Batch 1 is measured in `single-stream`,
-`offline` and `server`, a larger one in `multi-stream` (so many films at once) and `offline`.
+`offline` and `server`, a larger one in `multi-stream` (so many images at once) and `offline`.
 
 All files are measured once, then all of them again, as often as the suite says: the invocations of
 a file lie minutes apart and are joined, so that a comparison knows how much the machine differs
@@ -31,7 +32,7 @@ from typing import Any
 
 from benchmarks.measure.measurement import RESULTS, device_name, store
 from benchmarks.suites.compare import against
-from benchmarks.variants import FORMS, FormError, engine_of, form_of, missing, named, stack
+from benchmarks.variants import VARIANTS, VariantError, engine_of, missing, named, stack, variant_of
 from deepcovid_edge.backends.tensorrt.files import Profile
 from deepcovid_edge.bench.results import Result, read_result
 from deepcovid_edge.bench.settings import MULTI, OFFLINE, SCENARIOS, SCOPES, SERVER, SINGLE
@@ -53,21 +54,21 @@ class Measure:
 
     Attributes:
         model: Shipped name, name in benchmarks/models, or file.
-        forms: Of `forms.FORMS`.
+        variants: Of `variants.VARIANTS`.
         backends: `onnxruntime`, `openvino`, `tensorrt`; `onnxruntime:cuda` for a provider.
-        batches: Films at once.
+        batches: Images at once.
         scenarios: Of `SCENARIOS`; each is measured with the batches that it can have.
         scopes: Of `SCOPES`.
         seconds: Of each run, or more.
         queries: In each run, or more.
         warm_up: Seconds.
-        films: Most films of `test`.
-        rate: Films a second of `server`; without one it is not measured.
+        images: Most images of `test`.
+        rate: Images a second of `server`; without one it is not measured.
         deadline_ms: Of `server`.
     """
 
     model: str
-    forms: tuple[str, ...] = ("fp32",)
+    variants: tuple[str, ...] = ("fp32",)
     backends: tuple[str, ...] = ("onnxruntime",)
     batches: tuple[int, ...] = (1, 8)
     scenarios: tuple[str, ...] = SCENARIOS
@@ -75,12 +76,12 @@ class Measure:
     seconds: float = 5.0
     queries: int = 64
     warm_up: float = 0.5
-    films: int = 64
+    images: int = 64
     rate: float | None = None
     deadline_ms: float = 100.0
 
     def __post_init__(self) -> None:
-        for name, known in (("forms", FORMS), ("scenarios", SCENARIOS), ("scopes", SCOPES)):
+        for name, known in (("variants", VARIANTS), ("scenarios", SCENARIOS), ("scopes", SCOPES)):
             if unknown := [one for one in getattr(self, name) if one not in known]:
                 expected = ", ".join(known)
                 raise ValueError(f"{name}: got {unknown[0]!r}, expected some of {expected}")
@@ -101,13 +102,13 @@ class Peers:
         model: As of `Measure`.
         programs: Of `peer_speed.PEERS`; empty for all.
         rounds: Of all sides in turn.
-        films: Only so many of `test`.
+        images: Only so many of `test`.
     """
 
     model: str
     programs: tuple[str, ...] = ()
     rounds: int = 7
-    films: int | None = None
+    images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -125,13 +126,13 @@ class Step:
     """One file to come."""
 
     measure: Measure
-    form: str
+    variant: str
     backend: str
     batch: int
 
     @property
     def name(self) -> str:
-        return f"{self.measure.model} {self.form} {self.backend} b{self.batch}"
+        return f"{self.measure.model} {self.variant} {self.backend} b{self.batch}"
 
 
 def read_suite(name: str) -> Suite:
@@ -169,11 +170,11 @@ def build_settings_of(rest: dict[str, Any]) -> dict[str, int]:
 def steps(suite: Suite) -> Iterator[Step]:
     """All files of a suite, in their order."""
     for measure in suite.measure:
-        for form in measure.forms:
+        for variant in measure.variants:
             for backend in measure.backends:
                 for batch in measure.batches:
                     if measure.scenarios_of(batch):
-                        yield Step(measure, form, backend, batch)
+                        yield Step(measure, variant, backend, batch)
 
 
 def main() -> None:
@@ -224,7 +225,7 @@ def attempt(step: Step, data: Path | None, place: Path, written: Path) -> dict[s
     """Measure a step once more, join it with what `written` holds of it, and store that."""
     row: dict[str, Any] = {
         "model": step.measure.model,
-        "form": step.form,
+        "variant": step.variant,
         "backend": step.backend,
         "batch": step.batch,
         "file": None,
@@ -233,7 +234,7 @@ def attempt(step: Step, data: Path | None, place: Path, written: Path) -> dict[s
         return {**row, "status": SKIPPED, "reasons": [why]}
     try:
         command = bench_command(step, data)
-    except (FormError, NotThereError) as error:
+    except (VariantError, NotThereError) as error:
         return {**row, "status": SKIPPED, "reasons": [str(error)]}
     except DeepCovidEdgeError as error:
         return {**row, "status": FAILED, "reasons": [str(error)]}
@@ -253,7 +254,7 @@ def attempt(step: Step, data: Path | None, place: Path, written: Path) -> dict[s
 
 
 def other_versions(path: Path) -> list[Path]:
-    """Files of the same form and batch that another version of the same stack ran.
+    """Files of the same variant and batch that another version of the same stack ran.
 
     The newest takes the place of the others: a device's folder says what it is like now.
     """
@@ -266,16 +267,16 @@ def bench_command(step: Step, data: Path | None) -> list[str]:
     """Arguments of `deepcovid-edge bench`.
 
     Raises:
-        FormError: The form cannot be made here.
+        VariantError: The variant cannot be made here.
         NotThereError: There is no GPU.
     """
     measure, model = step.measure, named(step.measure.model)
     library, _, provider = step.backend.partition(":")
     if library == "tensorrt":
         profile = Profile(1, step.batch, max(step.batch, _SMALLEST_ENGINE))
-        file = engine_of(model, step.form, data, profile)
+        file = engine_of(model, step.variant, data, profile)
     else:
-        file = form_of(model, step.form, data)
+        file = variant_of(model, step.variant, data)
     scenarios = measure.scenarios_of(step.batch)
     command = ["bench", str(file), "--backend", library, "--batch-size", str(step.batch)]
     command += ["--provider", provider] if provider else []
@@ -285,7 +286,7 @@ def bench_command(step: Step, data: Path | None) -> list[str]:
     command += [word for name in measure.scopes for word in ("--scope", name)]
     if SERVER in scenarios:
         command += ["--rate", str(measure.rate), "--deadline", str(measure.deadline_ms)]
-    for flag in ("seconds", "queries", "warm_up", "films"):
+    for flag in ("seconds", "queries", "warm_up", "images"):
         command += [f"--{flag.replace('_', '-')}", str(getattr(measure, flag))]
     return command
 
@@ -300,7 +301,7 @@ def bench(command: list[str], output: Path) -> tuple[int, str]:
 def file_of(step: Step, result: Result) -> Path:
     """Where a result belongs, in the folder of its device."""
     name = stack(result.header["model"]["backend"], result.header["versions"])
-    return Path(Path(step.measure.model).stem, f"{name}-{step.form}-b{step.batch}.json")
+    return Path(Path(step.measure.model).stem, f"{name}-{step.variant}-b{step.batch}.json")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ _READING = (
 
 def suite(document: Path) -> list[str]:
     lines = [
-        "| device | model | stack | form | batch | network, ms | file to record, ms | "
-        "network, films/s | file to record, films/s | in time | stable | file |",
+        "| device | model | stack | variant | batch | network, ms | file to record, ms | "
+        "network, images/s | file to record, images/s | in time | stable | file |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for path in sorted(RESULTS.glob("*/suite-*.json")):
@@ -39,8 +39,10 @@ def suite_row(path: Path, step: dict[str, Any], document: Path) -> str:
             cells.append(figure(found[0]) if found else "-")
     served = runs.get(("end-to-end", "server"), {}).get("deadline")
     in_time = f"{served['share']:.0%} in {served['ms']:g} ms" if served else "-"
-    stack = path.stem.removesuffix(f"-{step['form']}-b{step['batch']}")
-    named = f"{device(figures)} | {path.parent.name} | {stack} | {step['form']} | {step['batch']}"
+    stack = path.stem.removesuffix(f"-{step['variant']}-b{step['batch']}")
+    named = (
+        f"{device(figures)} | {path.parent.name} | {stack} | {step['variant']} | {step['batch']}"
+    )
     stable = "yes" if step["status"] == "stable" else "no"
     return f"| {named} | {' | '.join(cells)} | {in_time} | {stable} | {link(path, document)} |"
 
@@ -50,7 +52,7 @@ def median(figures: dict[str, Any]) -> str:
 
 
 def speed(figures: dict[str, Any]) -> str:
-    return f"{figures['films_per_second']:.0f}"
+    return f"{figures['images_per_second']:.0f}"
 
 
 def unmeasured(document: Path) -> list[str]:
@@ -59,7 +61,7 @@ def unmeasured(document: Path) -> list[str]:
     found = sorted(RESULTS.glob("*/suite-*.json"))
     for path in found:
         for step in load(path)["steps"]:
-            what = f"{step['model']} {step['form']} b{step['batch']}"
+            what = f"{step['model']} {step['variant']} b{step['batch']}"
             head = (path.parent.name, path.stem.removeprefix("suite-"), step["backend"])
             for reason in step["reasons"]:
                 said = reason if step["status"] != "unstable" else f"unstable: {reason}"
@@ -73,7 +75,7 @@ def unmeasured(document: Path) -> list[str]:
 
 def verified(document: Path) -> list[str]:
     lines = [
-        "| model | form | backend | films | turned | sensitivity | specificity | AUC | "
+        "| model | variant | backend | images | turned | sensitivity | specificity | AUC | "
         "probability apart, at most | verdict | file |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -84,8 +86,8 @@ def verified(document: Path) -> list[str]:
         area = report["auc"]
         changes.append("-" if area is None else f"{area['change']:+.4f}")
         lines.append(
-            f"| {asked['model']} | {asked['form']} | {asked['backend']} | {asked['split']} "
-            f"({report['films']}) | {report['flips']['count']} | {' | '.join(changes)} | "
+            f"| {asked['model']} | {asked['variant']} | {asked['backend']} | {asked['split']} "
+            f"({report['images']}) | {report['flips']['count']} | {' | '.join(changes)} | "
             f"{report['probability']['max']:.2g} | {report['verdict']} | {link(path, document)} |"
         )
     return lines
@@ -109,7 +111,7 @@ def not_verified(document: Path) -> list[str]:
 
 def gpu(document: Path) -> list[str]:
     lines = [
-        "| GPU | model | batch | way | host to host, ms | network alone, ms | films/s | "
+        "| GPU | model | batch | way | host to host, ms | network alone, ms | images/s | "
         "of the roof | file |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -125,14 +127,14 @@ def gpu(document: Path) -> list[str]:
                 lines.append(
                     f"| {device(figures)} | {figures['model']} | {batch} | "
                     f"{side.replace('_', ' ')} | {row['host_ms']['median']:.3f} | {alone} | "
-                    f"{row['films_per_second']:.0f} | {share} | {link(path, document)} |"
+                    f"{row['images_per_second']:.0f} | {share} | {link(path, document)} |"
                 )
     return lines if found else ["Not executed: no GPU was at hand."]
 
 
 def profile(document: Path) -> list[str]:
     lines = [
-        "| device | what ran | films | cores | ms a film | read, decode | resize | network | "
+        "| device | what ran | images | cores | ms an image | read, decode | resize | network | "
         "write | all else | idle | file |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -143,7 +145,7 @@ def profile(document: Path) -> list[str]:
             told = link(path.with_suffix(".txt"), document).replace("JSON", "text")
             lines.append(
                 f"| {device(figures)} | {figures['model']} on {figures['backend']} | "
-                f"{figures['folder']} ({figures['films']}) | {cores} | {run['ms_a_film']:.2f} | "
+                f"{figures['folder']} ({figures['images']}) | {cores} | {run['ms_a_image']:.2f} | "
                 f"{' | '.join(f'{share:.0%}' for share in shares)} | {told} |"
             )
     return lines
@@ -164,7 +166,8 @@ def profile_shares(run: dict[str, Any]) -> list[float]:
 
 def prepare(document: Path) -> list[str]:
     lines = [
-        "| device | films | side | ms a film | times as slow as ours | grey levels apart, median | "
+        "| device | images | side | ms an image | times as slow as ours | "
+        "grey levels apart, median | "
         "probability apart, at most | decisions turned | file |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -181,7 +184,7 @@ def prepare(document: Path) -> list[str]:
                     f"{moved['turned']}",
                 ]
             lines.append(
-                f"| {device(figures)} | {figures['films']} | {side.replace('_', ' ')} | "
+                f"| {device(figures)} | {figures['images']} | {side.replace('_', ' ')} | "
                 f"{ms['median']:.2f} | {' | '.join(cells)} | {link(path, document)} |"
             )
     return lines
@@ -197,8 +200,8 @@ def activation(document: Path) -> list[str]:
         figures = load(path)
         for peer, alike in figures["agreement"].items():
             ratios = [
-                f"{figures['ratios'][f'activation_{form}_to_{peer}']['median']:.1f}"
-                for form in ("fp32", "int8")
+                f"{figures['ratios'][f'activation_{variant}_to_{peer}']['median']:.1f}"
+                for variant in ("fp32", "int8")
             ]
             lines.append(
                 f"| {device(figures)} | {figures['model']} | {peer.replace('_', ' ')} | "

@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.tables import suite as suite_tables
 from benchmarks.tables.cells import RESULTS, ROOT, device, difference, link, load, rate
 from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES
-from deepcovid_edge.reasons import Caution, Reason
+from deepcovid_edge.reasons import Reason, WarningCode
 
 DOCUMENTS = ("README.md", "benchmarks/README.md", "export/README.md", "jetson/REASONS.md")
 _QUOTED_SHARES = (0.2, 0.4)
@@ -52,14 +52,14 @@ def rendered(document: Path) -> str:
 
 def accuracy(document: Path) -> list[str]:
     lines = [
-        "| model | films | AUC | sensitivity | specificity | file |",
+        "| model | images | AUC | sensitivity | specificity | file |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for path in sorted((RESULTS / "accuracy").glob("*.json")):
         figures = load(path)
         overall = figures["overall"]
         lines.append(
-            f"| {figures['model']} | {figures['data']} ({figures['films']}) | "
+            f"| {figures['model']} | {figures['data']} ({figures['images']}) | "
             f"{'-' if overall['auc'] is None else format(overall['auc'], '.3f')} | "
             f"{rate(overall['sensitivity'])} | {rate(overall['specificity'])} | "
             f"{link(path, document)} |"
@@ -69,7 +69,7 @@ def accuracy(document: Path) -> list[str]:
 
 def sites(document: Path) -> list[str]:
     lines = [
-        "| site | model | films | without covid called positive | sensitivity | specificity | "
+        "| site | model | images | without covid called positive | sensitivity | specificity | "
         "verdict | file |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -77,7 +77,7 @@ def sites(document: Path) -> list[str]:
         facts = load(path)
         right = facts["own"]["specificity"]
         lines.append(
-            f"| {facts['name']} | {facts['model']['name']} | {facts['data']['films']} | "
+            f"| {facts['name']} | {facts['model']['name']} | {facts['data']['images']} | "
             f"{right['trials'] - right['successes']} of {right['trials']} | "
             f"{rate(facts['own']['sensitivity'])} | {rate(right)} | {facts['verdict']} | "
             f"{link(path, document)} |"
@@ -87,19 +87,19 @@ def sites(document: Path) -> list[str]:
 
 def speed(document: Path) -> list[str]:
     lines = [
-        "| device | model | what ran | `infer`, films/s | times as fast as the published loop | "
+        "| device | model | what ran | `infer`, images/s | times as fast as the published loop | "
         "as the loop without gradients | share of the roof | of the libraries' | file |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for path in sorted(RESULTS.glob("*/infer-speed-*.json")):
         figures = load(path)
-        rates, ratios = figures["films_per_second"], figures["ratios"]
-        for side, roof, form in (
-            ("infer", "roof", figures["form"]),
+        rates, ratios = figures["images_per_second"], figures["ratios"]
+        for side, roof, variant in (
+            ("infer", "roof", figures["variant"]),
             ("infer_fp32", "roof_fp32", figures["model"]),
         ):
             lines.append(
-                f"| {device(figures)} | {figures['model']} | {form} | {rates[side]:.0f} | "
+                f"| {device(figures)} | {figures['model']} | {variant} | {rates[side]:.0f} | "
                 f"{ratios[f'{side}_to_published_loop']['median']:.1f} | "
                 f"{ratios[f'{side}_to_published_loop_without_gradients']['median']:.1f} | "
                 f"{ratios[f'{side}_to_{roof}']['median']:.0%} | "
@@ -115,13 +115,14 @@ def share(ratios: dict[str, Any], name: str) -> str:
 
 def int8(document: Path) -> list[str]:
     lines = [
-        "| device | model | batch | one core | all cores, one call | a call a core | gate on val | "
+        "| device | model | batch | one core | all cores, one call | a call a core | "
+        "equivalence on val | "
         "file |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for path in sorted(RESULTS.glob("*/quantized-speed-*.json")):
         figures = load(path)
-        gate = figures["gate"]
+        equivalence = figures["equivalence"]
         for batch in (1, 8):
             ratios = [
                 f"{figures['runs'][f'{mode}_batch_{batch}']['ratio']['median']:.1f}"
@@ -129,23 +130,24 @@ def int8(document: Path) -> list[str]:
             ]
             lines.append(
                 f"| {device(figures)} | {figures['model']} | {batch} | {' | '.join(ratios)} | "
-                f"{gate['flips']} of {gate['films']} turned | {link(path, document)} |"
+                f"{equivalence['flips']} of {equivalence['images']} turned | "
+                f"{link(path, document)} |"
             )
     return lines
 
 
 def footprint(document: Path) -> list[str]:
     lines = [
-        "| device | `--help` | one film, cold start to record | peak memory, 500 films | "
-        "5,000 films | file |",
+        "| device | `--help` | one image, cold start to record | peak memory, 500 images | "
+        "5,000 images | file |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for path in sorted(RESULTS.glob("*/footprint.json")):
         figures = load(path)
-        many = figures["films"]
+        many = figures["images"]
         lines.append(
             f"| {device(figures)} | {figures['help_seconds']['median']:.2f} s | "
-            f"{figures['one_film']['seconds']['median']:.2f} s | "
+            f"{figures['one_image']['seconds']['median']:.2f} s | "
             f"{many['500']['peak_mib']['median']:.0f} MiB | "
             f"{many['5000']['peak_mib']['median']:.0f} MiB | {link(path, document)} |"
         )
@@ -154,7 +156,7 @@ def footprint(document: Path) -> list[str]:
 
 def peers(document: Path) -> list[str]:
     lines = [
-        "| device | model | peer | films/s | `infer` is times as fast | on the FP32 file | file |",
+        "| device | model | peer | images/s | `infer` is times as fast | on the FP32 file | file |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for path in sorted(RESULTS.glob("*/peer-speed-*.json")):
@@ -168,7 +170,7 @@ def peers(document: Path) -> list[str]:
             ]
             lines.append(
                 f"| {device(figures)} | {figures['model']} | {name.replace('_', ' ')} | "
-                f"{figures['films'] / seconds['median']:.0f} | {' | '.join(ratios)} | "
+                f"{figures['images'] / seconds['median']:.0f} | {' | '.join(ratios)} | "
                 f"{link(path, document)} |"
             )
     return lines
@@ -176,17 +178,17 @@ def peers(document: Path) -> list[str]:
 
 def cost(document: Path) -> list[str]:
     lines = [
-        "| device | what grows | from | to | ms a film | peak memory, MiB | plot | file |",
+        "| device | what grows | from | to | ms an image | peak memory, MiB | plot | file |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for path in sorted(RESULTS.glob("*/cost.json")):
         figures = load(path)
-        for growth in ("films", "megapixels", "batch", "workers", "windows"):
+        for growth in ("images", "megapixels", "batch", "workers", "windows"):
             (first, before), *_, (last, after) = figures[growth].items()
             plot = link(path.with_name(f"cost-{growth}.svg"), document).replace("JSON", "SVG")
             lines.append(
                 f"| {device(figures)} | {growth} | {first} | {last} | "
-                f"{before['ms_a_film']:.2f} to {after['ms_a_film']:.2f} | "
+                f"{before['ms_a_image']:.2f} to {after['ms_a_image']:.2f} | "
                 f"{before['peak_mib']['median']:.0f} to {after['peak_mib']['median']:.0f} | "
                 f"{plot} | {link(path, document)} |"
             )
@@ -195,7 +197,8 @@ def cost(document: Path) -> list[str]:
 
 def dicom(document: Path) -> list[str]:
     lines = [
-        "| device | film | header gate | file to model input | read, decode, resize | file |",
+        "| device | image | eligibility check | file to model input "
+        "| read, decode, resize | file |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for path in sorted(RESULTS.glob("*/dicom-speed.json")):
@@ -204,8 +207,8 @@ def dicom(document: Path) -> list[str]:
         parts = ", ".join(f"{ms[name]:.1f}" for name in ("read", "decode", "prepare"))
         size = f"{figures['rows']} x {figures['columns']}, {figures['bits']} bit"
         lines.append(
-            f"| {device(figures)} | {size}, uncompressed | {ms['header_gate']:.2f} ms | "
-            f"{ms['film']:.1f} ms | {parts} ms | {link(path, document)} |"
+            f"| {device(figures)} | {size}, uncompressed | {ms['eligibility']:.2f} ms | "
+            f"{ms['image']:.1f} ms | {parts} ms | {link(path, document)} |"
         )
         lines += [
             f"| {device(figures)} | {size}, {name} | | {value['median']:.0f} ms to grey levels | | "
@@ -236,11 +239,11 @@ def reasons(document: Path) -> list[str]:
     return coded(Reason, "reason")
 
 
-def cautions(document: Path) -> list[str]:
-    return coded(Caution, "warning")
+def warnings(document: Path) -> list[str]:
+    return coded(WarningCode, "warning")
 
 
-def coded(members: Iterable[Reason | Caution], kind: str) -> list[str]:
+def coded(members: Iterable[Reason | WarningCode], kind: str) -> list[str]:
     rows = [f"| `{one.code}` | {one.sentence} | {one.cause} |" for one in members]
     return [f"| {kind} | sentence | when |", "| --- | --- | --- |", *rows]
 
@@ -266,7 +269,7 @@ def heat_speed(document: Path) -> list[str]:
         if isinstance(milliseconds, dict):  # a budget a round; files before had one for all
             milliseconds = milliseconds["median"]
         within = "- | -"
-        if budget.get("int8", {}).get("films"):
+        if budget.get("int8", {}).get("images"):
             alike = budget["int8"]["with_whole_int8"]["median"]
             within = f"{ratios['budget_int8']['median']:.1f} | {alike:.3f}"
         lines.append(
@@ -278,7 +281,8 @@ def heat_speed(document: Path) -> list[str]:
 
 def heat_activation(document: Path) -> list[str]:
     lines = [
-        "| device | films | written to | `infer` | with activation maps | cost, median | from | to "
+        "| device | images | written to | `infer` | with activation maps | cost, median | from "
+        "| to "
         "| a file alone | file |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -289,7 +293,7 @@ def heat_activation(document: Path) -> list[str]:
             seconds = [found["seconds"][side]["median"] for side in ("infer", "with_activation")]
             costs = [found["cost"][name] - 1 for name in ("median", "min", "max")]
             lines.append(
-                f"| {device(figures)} | {figures['films']} | {disk} | "
+                f"| {device(figures)} | {figures['images']} | {disk} | "
                 f"{' | '.join(f'{value:.2f} s' for value in seconds)} | "
                 f"{' | '.join(f'{cost:+.0%}' for cost in costs)} | {found['file_us']:.0f} us | "
                 f"{link(path, document)} |"
@@ -299,8 +303,8 @@ def heat_activation(document: Path) -> list[str]:
 
 def heat_budget(document: Path) -> list[str]:
     lines = [
-        "| model | baseline | windows judged | rank correlation, median | 10 % of films below | "
-        "file |",
+        "| model | baseline | windows evaluated | rank correlation, median "
+        "| 10 % of images below | file |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for path in sorted((RESULTS / "heatmap").glob("budget-*.json")):
@@ -318,7 +322,8 @@ def heat_budget(document: Path) -> list[str]:
 
 def heat_precision(document: Path) -> list[str]:
     lines = [
-        "| reference | candidate | films of val | rank correlation, median | 10 % of films below | "
+        "| reference | candidate | images of val | rank correlation, median "
+        "| 10 % of images below | "
         "overlap of the top tenths | peak moved, median | file |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -328,7 +333,7 @@ def heat_precision(document: Path) -> list[str]:
         alike = maps["rank_correlation"]
         lines.append(
             f"| {figures['reference']['name']} | {figures['candidate']['name']} | "
-            f"{maps['films']} | {alike['median']:.3f} | {alike['quantile_10']:.3f} | "
+            f"{maps['images']} | {alike['median']:.3f} | {alike['quantile_10']:.3f} | "
             f"{maps['top_overlap']['median']:.0%} | {maps['peak_shift']['median']:.0f} px | "
             f"{link(path, document)} |"
         )
@@ -376,7 +381,7 @@ def ood(document: Path) -> list[str]:
     lines = ["| model | what | refused | of | file |", "| --- | --- | --- | --- | --- |"]
     for path in sorted((RESULTS / "ood").glob("*.json")):
         figures = load(path)
-        for name, share in {**figures["films"], **figures["pictures"]}.items():
+        for name, share in {**figures["images"], **figures["pictures"]}.items():
             if ": " not in name:  # single sources are in the file
                 lines.append(
                     f"| {figures['model']} | {name} | {rate(share)} | {share['trials']} | "
@@ -387,18 +392,18 @@ def ood(document: Path) -> list[str]:
 
 def ood_choice(document: Path) -> list[str]:
     lines = [
-        "| gate | limit | of `val` | turned copies | unrecognisable copies | "
+        "| equivalence | limit | of `val` | turned copies | unrecognisable copies | "
         "of the source left out that fares worst | file |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for path in sorted((RESULTS / "ood-choice").glob("*.json")):
         compared = load(path)["compared"]
-        for gate, limits in compared["all sources"].items():
+        for equivalence, limits in compared["all sources"].items():
             for limit, found in limits.items():
-                shares = [found[name] for name in ("val", "turned", "foreign")]
-                left = [one[gate][limit].get("left out", 0.0) for one in compared.values()]
+                shares = [found[name] for name in ("val", "turned", "unrecognisable")]
+                left = [one[equivalence][limit].get("left out", 0.0) for one in compared.values()]
                 cells = " | ".join(f"{share:.1%}" for share in (*shares, max(left)))
-                lines.append(f"| {gate} | {limit} | {cells} | {link(path, document)} |")
+                lines.append(f"| {equivalence} | {limit} | {cells} | {link(path, document)} |")
     return lines
 
 
@@ -424,7 +429,7 @@ _TABLES = {
     "choice": choice,
     "dicom": dicom,
     "reasons": reasons,
-    "cautions": cautions,
+    "warnings": warnings,
     "syntaxes": syntaxes,
     "heat-speed": heat_speed,
     "heat-activation": heat_activation,

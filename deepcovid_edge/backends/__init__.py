@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from deepcovid_edge.device.processor import computes_int8_exactly
 from deepcovid_edge.errors import ModelFileError, NotThereError, UsageError
 from deepcovid_edge.manifest import ModelManifest, file_sha256, read_manifest
-from deepcovid_edge.reasons import Caution
+from deepcovid_edge.reasons import WarningCode
 
 BACKENDS = {
     "tensorrt": "deepcovid_edge.backends.tensorrt.backend",
@@ -64,13 +64,13 @@ class Inference:
     Attributes:
         logits: Of shape (N, classes), float32, before softmax.
         activation_maps: Of shape (N, classes, h, w), float32, or None where not asked for.
-        unlikeness: Of shape (N, parts), float32, see `familiarity`; None for a model without that
-            gate.
+        ood_scores: Of shape (N, parts), float32, see `ood`; None for a model without that
+            equivalence.
     """
 
     logits: NDArray[np.float32]
     activation_maps: NDArray[np.float32] | None = None
-    unlikeness: NDArray[np.float32] | None = None
+    ood_scores: NDArray[np.float32] | None = None
 
     @classmethod
     def joined(cls, parts: Sequence[Inference]) -> Inference:
@@ -78,7 +78,7 @@ class Inference:
         if len(parts) == 1:
             return parts[0]
         maps = [part.activation_maps for part in parts if part.activation_maps is not None]
-        unlike = [part.unlikeness for part in parts if part.unlikeness is not None]
+        unlike = [part.ood_scores for part in parts if part.ood_scores is not None]
         return cls(
             np.concatenate([part.logits for part in parts]),
             np.concatenate(maps) if maps else None,
@@ -102,18 +102,18 @@ class Backend(Protocol):
         """SHA-256 of the model file."""
 
     @property
-    def cautions(self) -> tuple[Caution, ...]:
+    def warnings(self) -> tuple[WarningCode, ...]:
         """What to know about every result of this model on this backend."""
 
     @property
     def on_cpu(self) -> bool:
-        """Whether `infer` computes on the calling thread, on the cores that decode films too."""
+        """Whether `infer` computes on the calling thread, on the cores that decode images too."""
 
     def infer(self, batch: NDArray[np.uint8], *, activation_maps: bool = False) -> Inference:
-        """Judge a batch of prepared films.
+        """Classify a batch of prepared images.
 
         Args:
-            batch: Films of shape (N, height, width), uint8, as `preprocess.prepare` makes them.
+            batch: Images of shape (N, height, width), uint8, as `preprocess.prepare` makes them.
             activation_maps: Also return the class activation maps.
 
         Raises:
@@ -134,7 +134,7 @@ class Backend(Protocol):
 
 
 @runtime_checkable
-class Divisible(Protocol):
+class Partitionable(Protocol):
     """A backend that also runs parts of its model, and on which that is worth while."""
 
     def content(self) -> memoryview:
@@ -145,7 +145,7 @@ class Divisible(Protocol):
 
 
 def identity(backend: Backend) -> dict[str, Any]:
-    """Which model judged, and on what, as plain values for a report."""
+    """Which model classified, and on what, as plain values for a report."""
     manifest = backend.manifest
     return {
         "name": manifest.name,
@@ -163,7 +163,7 @@ def load_backend(
     Args:
         path: The model file.
         backend: Its name, or `auto`: the first that is installed and runs files of this kind. The
-            file itself is run; see `fastest_verified` for a faster form of it.
+            file itself is run; see `fastest_verified` for a faster variant of it.
         settings: How it is run.
 
     Raises:
@@ -205,14 +205,15 @@ def _runs(path: Path, backend: str) -> tuple[str, ModuleType] | None:
 
 
 def fastest_verified(model: Path) -> Path:
-    """The fastest form of a model that runs here and was proved to decide as the model does.
+    """The fastest variant of a model that runs here and was proved to decide as the model does.
 
     Args:
-        model: Any model file; forms are looked for of an .onnx file alone.
+        model: Any model file; variants are looked for of an .onnx file alone.
 
     Returns:
-        A verified engine of it that lies in the cache and fits this device; else its INT8 form for
-        CPUs, if that lies beside it and this processor computes it exactly; else the file itself.
+        A verified engine of it that lies in the cache and fits this device; else its INT8 variant
+        for CPUs, if that lies beside it and this processor computes it exactly; else the file
+        itself.
     """
     if model.suffix != ".onnx" or not model.is_file():
         return model

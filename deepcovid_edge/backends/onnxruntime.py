@@ -18,7 +18,7 @@ from deepcovid_edge.backends.tensorrt.files import cache_folder
 from deepcovid_edge.decision import out_of_distribution
 from deepcovid_edge.errors import BackendUnavailableError, ModelFileError, require
 from deepcovid_edge.manifest import ModelManifest, file_sha256, read_manifest
-from deepcovid_edge.reasons import Caution
+from deepcovid_edge.reasons import WarningCode
 
 if TYPE_CHECKING:
     import onnxruntime  # noqa: TID251 - this module is onnxruntime's one home
@@ -80,9 +80,9 @@ class OnnxRuntimeBackend:
         self._outputs = [output.name for output in session.get_outputs()]
         self._settings = settings
         self.manifest = manifest
-        lowered = manifest.precision != "fp32" and manifest.parent_sha256 is not None
-        unproved = lowered and not manifest.is_verified
-        self.cautions: tuple[Caution, ...] = (Caution.UNVERIFIED,) if unproved else ()
+        derived = manifest.precision != "fp32" and manifest.parent_sha256 is not None
+        unproved = derived and not manifest.is_verified
+        self.warnings: tuple[WarningCode, ...] = (WarningCode.UNVERIFIED,) if unproved else ()
         self._path, self.sha256 = path, file_sha256(path)
 
     @property
@@ -100,7 +100,7 @@ class OnnxRuntimeBackend:
         check_batch(batch, self.manifest)
         if self._session is None:
             raise RuntimeError("infer after close")
-        wanted = ["logits", *([out_of_distribution.OUTPUT] if self.manifest.familiarity else [])]
+        wanted = ["logits", *([out_of_distribution.OUTPUT] if self.manifest.ood else [])]
         if activation_maps:
             if "activation_maps" not in self._outputs:
                 raise ModelFileError(f"{self.manifest.name}: the model has no activation maps")
@@ -130,11 +130,11 @@ class CpuBackend(OnnxRuntimeBackend):
     """A model on the CPU, where calls cost little: its parts are worth running one by one."""
 
     def content(self) -> memoryview:
-        """See `Divisible.content`."""
+        """See `Partitionable.content`."""
         return memoryview(self._path.read_bytes())
 
     def run_part(self, part: bytes) -> Callable[[Sequence[NDArray[Any]]], NDArray[Any]]:
-        """See `Divisible.run_part`."""
+        """See `Partitionable.run_part`."""
         session = _session(require(REQUIRES, extra="cpu"), part, self._settings)
         names = [item.name for item in session.get_inputs()]
 
@@ -147,11 +147,15 @@ class CpuBackend(OnnxRuntimeBackend):
 
 def _check_session(session: Any, manifest: ModelManifest, path: Path) -> None:
     """Hold the graph's tensors against its manifest."""
-    (films, *_), outputs = session.get_inputs(), {item.name: item for item in session.get_outputs()}
+    (images, *_), outputs = (
+        session.get_inputs(),
+        {item.name: item for item in session.get_outputs()},
+    )
     expected = ["images", manifest.input.height, manifest.input.width]
-    if [films.name, *films.shape[1:]] != expected or isinstance(films.shape[0], int):
+    if [images.name, *images.shape[1:]] != expected or isinstance(images.shape[0], int):
         raise ModelFileError(
-            f"{path}: input {films.name} of shape {films.shape}, its manifest says images (batch, "
+            f"{path}: input {images.name} of shape {images.shape}, its manifest says images "
+            "(batch, "
             f"{manifest.input.height}, {manifest.input.width}): export the model again"
         )
     if "logits" not in outputs or outputs["logits"].shape[1:] != [len(manifest.classes)]:

@@ -22,7 +22,7 @@ from deepcovid_edge.backends import BackendSettings, Inference, check_batch
 from deepcovid_edge.decision import out_of_distribution
 from deepcovid_edge.errors import BackendUnavailableError, ModelFileError, require
 from deepcovid_edge.manifest import ModelManifest, file_sha256, read_manifest
-from deepcovid_edge.reasons import Caution
+from deepcovid_edge.reasons import WarningCode
 
 if TYPE_CHECKING:
     import openvino  # noqa: TID251 - this module is openvino's one home
@@ -84,9 +84,9 @@ class OpenVinoBackend:
         self._idle: SimpleQueue[openvino.InferRequest] = SimpleQueue()
         self.manifest = manifest
         self.sha256 = sha256
-        # `quantize` proved a lowered form in ONNX Runtime; other kernels round otherwise.
-        lowered = manifest.precision != "fp32" and manifest.parent_sha256 is not None
-        self.cautions: tuple[Caution, ...] = (Caution.UNVERIFIED,) if lowered else ()
+        # `quantize` proved a lowered variant in ONNX Runtime; other kernels round otherwise.
+        derived = manifest.precision != "fp32" and manifest.parent_sha256 is not None
+        self.warnings: tuple[WarningCode, ...] = (WarningCode.UNVERIFIED,) if derived else ()
 
     def infer(self, batch: NDArray[np.uint8], *, activation_maps: bool = False) -> Inference:
         """See `Backend.infer`."""
@@ -100,7 +100,7 @@ class OpenVinoBackend:
             # Results are copied: they belong to the caller, and the request to whoever comes next.
             results = request.infer({"images": batch}, share_inputs=True, share_outputs=False)
             maps = results["activation_maps"] if activation_maps else None
-            unlike = results[out_of_distribution.OUTPUT] if self.manifest.familiarity else None
+            unlike = results[out_of_distribution.OUTPUT] if self.manifest.ood else None
             return Inference(results["logits"], maps, unlike)
         finally:
             self._idle.put(request)
@@ -147,7 +147,7 @@ def _compiled(runtime: Any, path: Path, threads: int) -> openvino.CompiledModel:
         "INFERENCE_PRECISION_HINT": "f32",
         "NUM_STREAMS": str(calls),
         "INFERENCE_NUM_THREADS": calls * threads,
-        "ENABLE_CPU_PINNING": False,  # the same threads decode films
+        "ENABLE_CPU_PINNING": False,  # the same threads decode images
     }
     try:
         compiled: openvino.CompiledModel = core.compile_model(str(path), _DEVICE, options)
@@ -168,13 +168,13 @@ def _has_maps(compiled: openvino.CompiledModel) -> bool:
 
 def _check_tensors(compiled: openvino.CompiledModel, manifest: ModelManifest, path: Path) -> None:
     """Hold the graph's tensors against its manifest."""
-    film = [-1, manifest.input.height, manifest.input.width]
+    image = [-1, manifest.input.height, manifest.input.width]
     shapes = {
         name: [dimension.get_length() if dimension.is_static else -1 for dimension in shape]
         for tensor in (*compiled.inputs, *compiled.outputs)
         for name, shape in [(tensor.any_name, tensor.partial_shape)]
     }
-    expected = {"images": film, "logits": [-1, len(manifest.classes)]}
+    expected = {"images": image, "logits": [-1, len(manifest.classes)]}
     for name, shape in expected.items():
         if shapes.get(name) != shape:
             raise ModelFileError(

@@ -28,7 +28,7 @@ from deepcovid_edge.bench.results import Result, Run
 from deepcovid_edge.bench.samples import Samples, Values
 from deepcovid_edge.bench.settings import OFFLINE
 from deepcovid_edge.decision.statistics import student
-from deepcovid_edge.errors import UnlikeRunsError, UsageError
+from deepcovid_edge.errors import IncomparableRunsError, UsageError
 
 _CHUNK = 4_000_000
 """Numbers that are drawn at once."""
@@ -79,7 +79,7 @@ class Ratio:
 
     Attributes:
         run: Such as `network, single-stream`.
-        figure: Such as `median`, or `time a film`.
+        figure: Such as `median`, or `time an image`.
         reference: Milliseconds.
         candidate: Milliseconds.
         ratio: Candidate over reference; above 1 is slower.
@@ -142,19 +142,19 @@ def compare(
         rules: What counts as a difference.
 
     Raises:
-        UnlikeRunsError: They were not taken alike, or have no run in common.
+        IncomparableRunsError: They were not taken alike, or have no run in common.
     """
     rules = rules or CompareRules()
     before, now = _by_key(reference), _by_key(candidate)
     common = [key for key in before if key in now]
     unlike = [*_unlike_headers(reference, candidate), *_unlike_clocks(before, now, common)]
     if unlike and not rules.force:
-        raise UnlikeRunsError(
+        raise IncomparableRunsError(
             f"{names[1]}: not measured like {names[0]}: {'; '.join(unlike)}: measure both alike, "
             "or --force"
         )
     if not common:
-        raise UnlikeRunsError(
+        raise IncomparableRunsError(
             f"{names[1]}: no run in common with {names[0]}: got {_listed(now)}, expected "
             f"{_listed(before)}: bench both with the same --scope, --scenario and batch"
         )
@@ -206,9 +206,9 @@ def _unlike_headers(reference: Result, candidate: Result) -> Iterator[str]:
     shapes = [result.header["model"]["input"] for result in (reference, candidate)]
     if shapes[0] != shapes[1]:
         yield f"input: {shapes[0]} and {shapes[1]}"
-    films = [result.header["data"] for result in (reference, candidate)]
-    if films[0]["sha256"] != films[1]["sha256"]:
-        told = [f"{data['films']} films of {data['name']}" for data in films]
+    images = [result.header["data"] for result in (reference, candidate)]
+    if images[0]["sha256"] != images[1]["sha256"]:
+        told = [f"{data['images']} images of {data['name']}" for data in images]
         yield f"data: {told[0]} and, with another content, {told[1]}"
     for name in _SETTINGS:
         settings = [result.header["settings"].get(name) for result in (reference, candidate)]
@@ -246,7 +246,7 @@ def _ratios(
             float(statistic(_values(run, run.samples)[None])[0]) for run in (before, now)
         )
         levels = (_SHOWN, rules.confidence)
-        shown, judged = _intervals(before, now, statistic, rules, draw, levels)
+        shown, classified = _intervals(before, now, statistic, rules, draw, levels)
         ratio = second / first
         yield Ratio(
             run=before.name,
@@ -255,7 +255,8 @@ def _ratios(
             candidate=second,
             ratio=ratio,
             interval_95=shown,
-            significant=not judged[0] <= 1 <= judged[1] and abs(ratio - 1) >= rules.smallest_change,
+            significant=not classified[0] <= 1 <= classified[1]
+            and abs(ratio - 1) >= rules.smallest_change,
         )
 
 
@@ -306,7 +307,7 @@ def _figures(before: Run, now: Run) -> Iterator[tuple[str, Statistic]]:
     if fewest < 2:
         return
     if before.scenario == OFFLINE:
-        yield "time a film", lambda values: np.asarray(np.mean(values, axis=1))
+        yield "time an image", lambda values: np.asarray(np.mean(values, axis=1))
         return
     yield "median", lambda values: np.asarray(np.median(values, axis=1))
     for percentile in _TAIL:

@@ -16,7 +16,7 @@ import numpy as np
 
 from deepcovid_edge.bench.results import Part, Result, Run
 from deepcovid_edge.bench.samples import Samples
-from deepcovid_edge.errors import UnlikeRunsError
+from deepcovid_edge.errors import IncomparableRunsError
 
 _SAME = ("device", "versions", "environment", "model", "data", "settings")
 """What invocations must have in common."""
@@ -26,13 +26,13 @@ def join(before: Result, now: Result) -> Result:
     """The invocations of both as one measurement, the later one behind.
 
     Raises:
-        UnlikeRunsError: They were not taken alike.
+        IncomparableRunsError: They were not taken alike.
     """
     differing = [*_differing(before, now)]
     if list(map(_key, before.runs)) != list(map(_key, now.runs)):
         differing.append("runs")
     if differing:
-        raise UnlikeRunsError(
+        raise IncomparableRunsError(
             f"not measured like what is there: other {', '.join(differing)}: measure alike, or "
             "write another file"
         )

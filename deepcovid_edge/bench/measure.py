@@ -32,12 +32,12 @@ from deepcovid_edge.bench.settings import MULTI, NETWORK, OFFLINE, SERVER, SINGL
 from deepcovid_edge.bench.watch import GpuGauge, Watch, gpu_gauge, peak_rss_mib
 from deepcovid_edge.bench.work import EndToEndWork, NetworkWork, TellsParts, lanes_of
 from deepcovid_edge.diagnostics import device_facts, versions
-from deepcovid_edge.errors import BenchError, ImageRefusedError
+from deepcovid_edge.errors import BenchError, NotAssessedError
 from deepcovid_edge.imaging.pictures import read_radiograph
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.pipeline.pipeline import default_batch_size
-from deepcovid_edge.reasons import Caution
+from deepcovid_edge.reasons import WarningCode
 
 _PARTS_CALLS = 100
 _ENVIRONMENT = (
@@ -55,27 +55,27 @@ _TIMING = {
     "end-to-end": "opening the file to its record, through deepcovid_edge.pipeline; writing the "
     "record is not in",
     "parts": "host_to_device, compute and device_to_host are of CUDA events, in calls of their "
-    "own without a CUDA graph; all else is of the host's clock, each film's share of its batch",
+    "own without a CUDA graph; all else is of the host's clock, each image's share of its batch",
 }
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class BenchFilms:
-    """The films that are measured with.
+class BenchImages:
+    """The images that are measured with.
 
     Attributes:
         paths: Files that the model assesses.
         pixels: The same, prepared, of shape (N, H, W), uint8.
         name: What they are, such as a folder's name.
-        left_out: Files that are refused: name -> code.
+        excluded: Files that are refused: name -> code.
     """
 
     paths: tuple[Path, ...]
     pixels: NDArray[np.uint8]
     name: str
-    left_out: Mapping[str, str]
+    excluded: Mapping[str, str]
 
     def facts(self) -> dict[str, Any]:
         """How many, how large, and a digest of what they hold."""
@@ -84,54 +84,54 @@ class BenchFilms:
             digest.update(sha256(path.read_bytes()).digest())
         return {
             "name": self.name,
-            "films": len(self.paths),
+            "images": len(self.paths),
             "bytes": sum(path.stat().st_size for path in self.paths),
             "sha256": digest.hexdigest(),
-            "left_out": dict(self.left_out),
+            "excluded": dict(self.excluded),
         }
 
 
-def bench_films(paths: Sequence[Path], spec: InputSpec, *, name: str) -> BenchFilms:
-    """Prepare films once; those that are refused are left out, and it is told.
+def bench_images(paths: Sequence[Path], spec: InputSpec, *, name: str) -> BenchImages:
+    """Prepare images once; those that are refused are left out, and it is told.
 
     Raises:
         BenchError: No file is left.
     """
-    kept, pixels, left_out = [], [], {}
+    kept, pixels, excluded = [], [], {}
     for path in paths:
         try:
             pixels.append(prepare(read_radiograph(path), spec))
-        except ImageRefusedError as error:
-            left_out[path.name] = error.reason.code
+        except NotAssessedError as error:
+            excluded[path.name] = error.reason.code
         else:
             kept.append(path)
     if not kept:
-        why = ", ".join(sorted(set(left_out.values()))) or "no files"
-        raise BenchError(f"{name}: no film to measure with ({why}): name a folder of radiographs")
-    return BenchFilms(tuple(kept), np.stack(pixels), name, left_out)
+        why = ", ".join(sorted(set(excluded.values()))) or "no files"
+        raise BenchError(f"{name}: no image to measure with ({why}): name a folder of radiographs")
+    return BenchImages(tuple(kept), np.stack(pixels), name, excluded)
 
 
 def bench(
     load: Callable[[], Backend],
-    films: Callable[[InputSpec], BenchFilms],
+    images: Callable[[InputSpec], BenchImages],
     settings: BenchSettings | None = None,
     *,
     clock: Clock | None = None,
     gauge: GpuGauge | None = None,
-    say: Say = lambda _: None,
+    progress: Say = lambda _: None,
 ) -> Result:
     """Measure a model.
 
     Args:
         load: Loads it; the time that takes is measured.
-        films: Makes the films for its input.
+        images: Makes the images for its input.
         settings: What is measured, and for how long.
         clock: Tells the time; the host's where None.
         gauge: Tells of the GPU; looked for where None.
-        say: Called with the name of each run as it begins.
+        progress: Called with the name of each run as it begins.
 
     Raises:
-        BenchError: There is no film to measure with, or one changed under way.
+        BenchError: There is no image to measure with, or one changed under way.
     """
     settings, clock = settings or BenchSettings(), clock or HostClock()
     found = gauge is None
@@ -140,12 +140,12 @@ def bench(
     try:
         with load() as backend:
             loaded = clock.now()
-            chosen = films(backend.manifest.input)
+            chosen = images(backend.manifest.input)
             ready = clock.now()
             backend.infer(chosen.pixels[:1])
             answered = clock.now()
             runs = tuple(
-                _measure(backend, chosen, settings, scope, scenario, clock, gauge, say)
+                _measure(backend, chosen, settings, scope, scenario, clock, gauge, progress)
                 for scope in settings.scopes
                 for scenario in settings.scenarios
             )
@@ -155,7 +155,7 @@ def bench(
                     "load_ms": (loaded - began) / MILLISECOND,
                     "first_result_ms": (loaded - began + answered - ready) / MILLISECOND,
                     "means": "from loading the model to the first logits; Python's start and "
-                    "reading the film are not in",
+                    "reading the image are not in",
                 },
                 "memory": _memory(runs, idle),
             }
@@ -169,22 +169,22 @@ def bench(
 
 def _measure(
     backend: Backend,
-    films: BenchFilms,
+    images: BenchImages,
     settings: BenchSettings,
     scope: str,
     scenario: str,
     clock: Clock,
     gauge: GpuGauge | None,
-    say: Say,
+    progress: Say,
 ) -> Run:
-    say(f"{scope}, {scenario}")
+    progress(f"{scope}, {scenario}")
     batch = batch_of(backend, settings, scenario)
     lanes = lanes_of(backend, scope, settings.workers) if scenario in (OFFLINE, SERVER) else 1
     work: Work
     if scope == NETWORK:
-        work = NetworkWork(backend, films.pixels, clock, lanes=lanes)
+        work = NetworkWork(backend, images.pixels, clock, lanes=lanes)
     else:
-        work = EndToEndWork(backend, films.paths, workers=settings.workers, batch_size=batch)
+        work = EndToEndWork(backend, images.paths, workers=settings.workers, batch_size=batch)
     go = partial(_go, work, scenario, batch, lanes, settings, clock)
     warm_up = go(Until(settings.warm_up, 1))
     with Watch(gauge) as watch:
@@ -209,7 +209,7 @@ def _measure(
 
 
 def batch_of(backend: Backend, settings: BenchSettings, scenario: str) -> int:
-    """Films a query, or in `offline` an inference."""
+    """Images a query, or in `offline` an inference."""
     if scenario == MULTI:
         return settings.streams
     if scenario == OFFLINE:
@@ -242,7 +242,7 @@ def _device_parts(backend: Backend, payload: NDArray[np.uint8]) -> dict[str, Par
     return {name: Part(EVENTS, np.array([call[name] for call in calls])) for name in calls[0]}
 
 
-def _header(backend: Backend, films: BenchFilms, settings: BenchSettings) -> dict[str, Any]:
+def _header(backend: Backend, images: BenchImages, settings: BenchSettings) -> dict[str, Any]:
     now = datetime.datetime.now(datetime.timezone.utc)
     return {
         "measured_at": now.isoformat(timespec="seconds"),
@@ -251,20 +251,20 @@ def _header(backend: Backend, films: BenchFilms, settings: BenchSettings) -> dic
         "versions": versions(),
         "environment": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
         "model": model_facts(backend),
-        "data": films.facts(),
+        "data": images.facts(),
         "settings": asdict(settings),
         "timing": _TIMING,
     }
 
 
 def model_facts(backend: Backend) -> dict[str, Any]:
-    """What ran, and what the gate said of it."""
+    """What ran, and what the equivalence check said of it."""
     manifest = backend.manifest
     engine = getattr(backend, "facts", None)
-    lowered = manifest.precision != "fp32" and manifest.parent_sha256 is not None
-    if Caution.UNVERIFIED in backend.cautions:
+    derived = manifest.precision != "fp32" and manifest.parent_sha256 is not None
+    if WarningCode.UNVERIFIED in backend.warnings:
         verdict = "not verified"
-    elif engine is not None or lowered:
+    elif engine is not None or derived:
         verdict = "unchanged"
     else:
         verdict = "the reference itself"
@@ -276,7 +276,7 @@ def model_facts(backend: Backend) -> dict[str, Any]:
         "sha256": backend.sha256,
         "parent_sha256": engine.parent_sha256 if engine else manifest.parent_sha256,
         "input": asdict(manifest.input),
-        "gate": verdict,
+        "equivalence": verdict,
     }
 
 

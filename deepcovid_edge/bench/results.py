@@ -17,7 +17,7 @@ import numpy as np
 from deepcovid_edge.bench.percentiles import percentiles
 from deepcovid_edge.bench.samples import Samples, Values
 from deepcovid_edge.bench.settings import OFFLINE, SERVER
-from deepcovid_edge.bench.stability import Verdict, judge
+from deepcovid_edge.bench.stability import Verdict, assess_stability
 from deepcovid_edge.decision.statistics import wilson
 from deepcovid_edge.errors import DataError, NotThereError
 
@@ -39,7 +39,7 @@ class Part:
 
     Attributes:
         clock: `perf_counter_ns` or `CUDA events`.
-        ms: Milliseconds, a film or (by CUDA events) a call each, of shape (N,).
+        ms: Milliseconds, an image or (by CUDA events) a call each, of shape (N,).
     """
 
     clock: str
@@ -53,15 +53,15 @@ class Run:
     Attributes:
         scope: Of `settings.SCOPES`.
         scenario: Of `settings.SCENARIOS`.
-        batch: Films a query; in `offline`, an inference.
+        batch: Images a query; in `offline`, an inference.
         lanes: Queries under way at once.
         samples: Those that count.
         warm_up: Those before them.
         parts: Part -> its times.
         watched: From `watch.Watch.facts`.
-        rate: Films that arrived a second, in `server`.
+        rate: Images that arrived a second, in `server`.
         deadline_ms: Of `server`.
-        unserved: Films of `server` that were given up.
+        unserved: Images of `server` that were given up.
         invocations: Samples of each process that measured it; all of one where none are given.
 
     Raises:
@@ -99,25 +99,25 @@ class Run:
     def stability(self) -> Verdict:
         """Whether the machine held its speed."""
         events = {name: part.ms for name, part in self.parts.items() if part.clock == EVENTS}
-        return judge(self.samples, self.scenario, events, self.watched)
+        return assess_stability(self.samples, self.scenario, events, self.watched)
 
     def figures(self) -> dict[str, Any]:
         """What the samples say: latency (not of `offline`), throughput, parts, deadline, energy."""
-        films = int(self.samples.films.sum())
+        images = int(self.samples.images.sum())
         seconds = self.samples.seconds
         used = self.watched.get("energy")
         return {
             "queries": len(self.samples),
-            "films": films,
+            "images": images,
             "seconds": seconds,
-            "films_per_second": films / seconds if seconds else None,
+            "images_per_second": images / seconds if seconds else None,
             "latency_ms": None if self.scenario == OFFLINE else latency(self.samples),
             "parts_ms": {
                 name: {"clock": part.clock, "samples": len(part.ms), **spread(part.ms)}
                 for name, part in self.parts.items()
             },
             "deadline": self._deadline(),
-            "joules_per_film": used["joules"] / films if used and films else None,
+            "joules_per_image": used["joules"] / images if used and images else None,
         }
 
     def _deadline(self) -> dict[str, Any] | None:

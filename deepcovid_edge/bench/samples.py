@@ -20,15 +20,15 @@ class Query(NamedTuple):
         arrived: When it came; before `started` where it had to wait (`server`).
         started: When work on it began.
         ended: When its last result was there.
-        film: Number of its first film in the data.
-        films: How many films it has.
+        image: Number of its first image in the data.
+        images: How many images it has.
     """
 
     arrived: int
     started: int
     ended: int
-    film: int
-    films: int
+    image: int
+    images: int
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Samples:
     arrived: Numbers
     started: Numbers
     ended: Numbers
-    film: Numbers
-    films: Numbers
+    image: Numbers
+    images: Numbers
 
     @classmethod
     def of(cls, queries: Sequence[Query], *, zero: int = 0) -> Samples:
@@ -58,7 +58,7 @@ class Samples:
         """Samples one after another, as if no time lay between them."""
         zeros = np.cumsum([0, *(int(part.ended.max(initial=0)) for part in parts)])
         moved = [
-            (part.arrived + zero, part.started + zero, part.ended + zero, part.film, part.films)
+            (part.arrived + zero, part.started + zero, part.ended + zero, part.image, part.images)
             for part, zero in zip(parts, zeros[:-1], strict=True)
         ]
         return cls(*map(np.concatenate, zip(*moved, strict=True)))
@@ -73,7 +73,7 @@ class Samples:
             arrived, started, ended = (
                 part[rows] - zero for part in (self.arrived, self.started, self.ended)
             )
-            found.append(Samples(arrived, started, ended, self.film[rows], self.films[rows]))
+            found.append(Samples(arrived, started, ended, self.image[rows], self.images[rows]))
         return found
 
     def __len__(self) -> int:
@@ -91,8 +91,8 @@ class Samples:
 
     @property
     def gaps_ms(self) -> Values:
-        """Milliseconds a film between one result and the next; the first counts from zero."""
-        return np.diff(self.ended, prepend=0) / 1e6 / self.films
+        """Milliseconds an image between one result and the next; the first counts from zero."""
+        return np.diff(self.ended, prepend=0) / 1e6 / self.images
 
     @property
     def seconds(self) -> float:

@@ -1,4 +1,4 @@
-"""The four ways in which films come, after MLPerf Inference (inference_rules.adoc, "Scenarios").
+"""The four ways in which images come, after MLPerf Inference (inference_rules.adoc, "Scenarios").
 
 Each takes the work as `Work` and the time from a `Clock`, so that tests decide both.
 """
@@ -18,7 +18,7 @@ from deepcovid_edge.bench.samples import Numbers, Query
 
 Item = TypeVar("Item")
 Parts = Mapping[str, float]
-"""Part of a query -> milliseconds, for each film of it the same share."""
+"""Part of a query -> milliseconds, for each image of it the same share."""
 _GIVES_UP_AFTER = 2
 """A server that falls behind is stopped after this many times the planned duration."""
 
@@ -27,30 +27,32 @@ class Work(Protocol):
     """What is done for a query."""
 
     @property
-    def films(self) -> int:
-        """How many films there are; they come in turn, again and again."""
+    def images(self) -> int:
+        """How many images there are; they come in turn, again and again."""
 
     def payload(self, first: int, size: int) -> Any:
-        """What `run` needs for `size` films from number `first` on, made before the clock runs."""
+        """What `run` needs for `size` images from number `first` on, made before the clock runs."""
 
     def run(self, payload: Any) -> Sequence[Parts]:
-        """Answer a query and return when its last result is there: parts, a film each."""
+        """Answer a query and return when its last result is there: parts, an image each."""
 
     def offline(self, batches: Iterator[tuple[int, int]], done: Done) -> None:
-        """Answer batches (first film, films) as fast as it goes, telling of each result."""
+        """Answer batches (first image, images) as fast as it goes, telling of each result."""
 
 
 class Done(Protocol):
     """Called when results are there, from any thread."""
 
-    def __call__(self, started: int | None, film: int, films: int, parts: Sequence[Parts]) -> None:
+    def __call__(
+        self, started: int | None, image: int, images: int, parts: Sequence[Parts]
+    ) -> None:
         """Take down a result that is there now.
 
         Args:
             started: When work on it began, None where that is now.
-            film: Number of the first film.
-            films: How many.
-            parts: For each film.
+            image: Number of the first image.
+            images: How many.
+            parts: For each image.
         """
 
 
@@ -78,8 +80,8 @@ class Outcome:
     Attributes:
         queries: As they were answered.
         zero: The moment at which the run began.
-        parts: Part -> milliseconds of each film, in the order of the answers.
-        unserved: Films of `server` that arrived and were given up.
+        parts: Part -> milliseconds of each image, in the order of the answers.
+        unserved: Images of `server` that arrived and were given up.
     """
 
     queries: list[Query]
@@ -89,12 +91,12 @@ class Outcome:
 
 
 def one_after_another(work: Work, size: int, until: Until, clock: Clock) -> Outcome:
-    """Single-stream and multi-stream: `size` films come when the last ones have their results."""
+    """Single-stream and multi-stream: `size` images come when the last ones have their results."""
     log = _Log()
     zero = clock.now()
     number = 0
     while not until.reached(clock.now() - zero, number):
-        first = number * size % work.films
+        first = number * size % work.images
         payload = work.payload(first, size)
         started = clock.now()
         parts = work.run(payload)
@@ -104,36 +106,36 @@ def one_after_another(work: Work, size: int, until: Until, clock: Clock) -> Outc
 
 
 def offline(work: Work, size: int, until: Until, clock: Clock) -> Outcome:
-    """All films are there from the start; the work takes them as fast as it can."""
+    """All images are there from the start; the work takes them as fast as it can."""
     log = _Log()
     zero = clock.now()
 
     def batches() -> Iterator[tuple[int, int]]:
         number = 0
         while not until.reached(clock.now() - zero, len(log.queries)):
-            yield number * size % work.films, size
+            yield number * size % work.images, size
             number += 1
 
-    def done(started: int | None, film: int, films: int, parts: Sequence[Parts]) -> None:
+    def done(started: int | None, image: int, images: int, parts: Sequence[Parts]) -> None:
         now = clock.now()
         began = now if started is None else started
-        log.add(Query(began, began, now, film, films), parts)
+        log.add(Query(began, began, now, image, images), parts)
 
     work.offline(batches(), done)
     return log.outcome(zero)
 
 
 def server(work: Work, arrivals: Numbers, deadline: int, lanes: int, clock: Clock) -> Outcome:
-    """Films arrive one by one at moments that do not wait for results.
+    """Images arrive one by one at moments that do not wait for results.
 
-    Lanes take them in the order of arrival. Latency counts from the arrival, so a film that had to
-    wait, or was woken for late, says so.
+    Lanes take them in the order of arrival. Latency counts from the arrival, so an image that had
+    to wait, or was woken for late, says so.
 
     Args:
-        work: What is done for a film.
+        work: What is done for an image.
         arrivals: Moments after the beginning, nanoseconds, ascending, of shape (N,).
-        deadline: Nanoseconds after its arrival until when a film must have its result.
-        lanes: How many films are worked on at once.
+        deadline: Nanoseconds after its arrival until when an image must have its result.
+        lanes: How many images are worked on at once.
         clock: What waits for the arrivals.
     """
     log = _Log()
@@ -143,7 +145,7 @@ def server(work: Work, arrivals: Numbers, deadline: int, lanes: int, clock: Cloc
 
     def lane() -> None:
         for number in numbers:
-            first = number % work.films
+            first = number % work.images
             payload = work.payload(first, 1)
             arrived = zero + int(arrivals[number])
             clock.wait_until(arrived)
@@ -161,8 +163,8 @@ def poisson_arrivals(rate: float, until: Until, seed: int) -> Numbers:
     """Moments of a Poisson process: the gaps are exponential with mean 1 / rate.
 
     Args:
-        rate: Films a second.
-        until: Enough films for this many seconds, and for the queries.
+        rate: Images a second.
+        until: Enough images for this many seconds, and for the queries.
         seed: Of the gaps.
 
     Returns:
@@ -194,8 +196,8 @@ class _Log:
     def add(self, query: Query, parts: Sequence[Parts]) -> None:
         with self._lock:
             self.queries.append(query)
-            for film in parts:
-                for name, value in film.items():
+            for image in parts:
+                for name, value in image.items():
                     self.parts.setdefault(name, []).append(value)
 
     def outcome(self, zero: int, *, unserved: int = 0) -> Outcome:

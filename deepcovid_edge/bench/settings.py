@@ -8,12 +8,12 @@ from deepcovid_edge.errors import UsageError
 
 SINGLE, MULTI, OFFLINE, SERVER = "single-stream", "multi-stream", "offline", "server"
 SCENARIOS = (SINGLE, MULTI, OFFLINE, SERVER)
-"""After MLPerf Inference: one film at a time; several at a time; as fast as it goes; arrivals at
+"""After MLPerf Inference: one image at a time; several at a time; as fast as it goes; arrivals at
 random moments (Poisson) at a rate."""
 NETWORK, END_TO_END = "network", "end-to-end"
 SCOPES = (NETWORK, END_TO_END)
 """Prepared batch to logits, in host memory; file to record, as `infer` does it."""
-_MOST_FILMS = 1024
+_MOST_IMAGES = 1024
 _HIGHEST_RATE = 100_000.0
 
 
@@ -27,12 +27,12 @@ class BenchSettings:
         seconds: A run lasts at least so long.
         queries: And has at least so many samples.
         warm_up: Seconds before the samples that count; they are kept apart.
-        streams: Films that come at once in `multi-stream` (MLPerf: 8).
-        batch_size: Films an inference in `offline`; None for what `infer` takes.
+        streams: Images that come at once in `multi-stream` (MLPerf: 8).
+        batch_size: Images an inference in `offline`; None for what `infer` takes.
         workers: Threads that work in `offline` and `server`; None for what `infer` takes.
         threads: Threads inside one inference.
-        rate: Films that arrive a second in `server`.
-        deadline_ms: Until when a film of `server` must have its result, milliseconds.
+        rate: Images that arrive a second in `server`.
+        deadline_ms: Until when an image of `server` must have its result, milliseconds.
         seed: Of the moments of arrival.
     """
 
@@ -55,15 +55,15 @@ class BenchSettings:
         _check("--seconds", self.seconds, 0, 86_400)
         _check("--queries", self.queries, 1, 10_000_000)
         _check("--warm-up", self.warm_up, 0, 3600)
-        _check("--streams", self.streams, 1, _MOST_FILMS)
-        _check("--batch-size", self.batch_size, 1, _MOST_FILMS)
+        _check("--streams", self.streams, 1, _MOST_IMAGES)
+        _check("--batch-size", self.batch_size, 1, _MOST_IMAGES)
         _check("--workers", self.workers, 1, 256)
         _check("--threads", self.threads, 1, 1024)
         _check("--rate", self.rate, 1e-3, _HIGHEST_RATE)
         _check("--deadline", self.deadline_ms, 1e-3, 3.6e6)
         if (SERVER in self.scenarios) != (self.rate is not None):
             raise UsageError(
-                "--rate: the server scenario needs the films that arrive a second, and no other "
+                "--rate: the server scenario needs the images that arrive a second, and no other "
                 "scenario has them: give both --scenario server and --rate 20, or neither"
             )
 

@@ -1,10 +1,10 @@
 """Did the machine hold its speed while it was measured? If not, why not.
 
 The samples of a run are cut, in their order, into ten windows of equal number. Windows rather than
-single samples are judged, because a single late answer belongs into the tail of the percentiles
+single samples are assessed, because a single late answer belongs into the tail of the percentiles
 and is no reason to distrust the rest; nothing is left out anywhere.
 
-| judged | limit | after |
+| assessed | limit | after |
 | --- | --- | --- |
 | drift: the line through the windows (Theil 1950, Sen 1968), end to end | 5 % | |
 | coefficient of variation of the windows | 10 % | Triton Model Navigator's stability window |
@@ -14,7 +14,8 @@ and is no reason to distrust the rest; nothing is left out anywhere.
 | the GPU lowered its clock for heat or power | never | |
 | share of the cores used by others, or stolen by the host | 10 % | |
 
-Films differ, so a sample of the scope `end-to-end` is first set against the median of its own film.
+Images differ, so a sample of the scope `end-to-end` is first set against the median of its own
+image.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Limits:
         clock: Change, share.
         kelvin: Rise of a temperature.
         others: Share of the cores.
-        smallest_seconds: From what length on `others` is judged: the kernel counts in ticks.
+        smallest_seconds: From what length on `others` is assessed: the kernel counts in ticks.
     """
 
     drift: float = 0.05
@@ -65,7 +66,7 @@ class Verdict:
         windows: Level of each window over the level of all.
         drift: Of the level over the run, share; None where the samples are too few.
         variation: Coefficient of variation of the windows, or None.
-        sample_variation: Coefficient of variation of the samples, or None; reported, not judged.
+        sample_variation: Coefficient of variation of the samples, or None; reported, not assessed.
     """
 
     stable: bool
@@ -80,18 +81,18 @@ class Verdict:
         return {**asdict(self), "reasons": list(self.reasons), "windows": list(self.windows)}
 
 
-def judge(
+def assess_stability(
     samples: Samples,
     scenario: str,
     parts: Mapping[str, Values],
     watched: Mapping[str, Any],
     limits: Limits | None = None,
 ) -> Verdict:
-    """Judge a run.
+    """Assess a run.
 
     Args:
         samples: In the order of their results.
-        scenario: `offline` is judged by the time between results, the others by the time of work.
+        scenario: `offline` is assessed by the time between results, the others by the time of work.
         parts: Parts of a call by CUDA events, milliseconds; empty where there are none.
         watched: From `watch.Watch.facts`.
         limits: From where on it is unstable.
@@ -99,7 +100,7 @@ def judge(
     limits = limits or Limits()
     machine = _machine_reasons(samples.seconds, watched, limits)
     if len(samples) < SMALLEST_COUNT:
-        few = f"{len(samples)} samples are too few to judge: {SMALLEST_COUNT} are needed"
+        few = f"{len(samples)} samples are too few to classify: {SMALLEST_COUNT} are needed"
         return Verdict(False, (few, *machine))
     levels = window_levels(samples, scenario)
     drift, variation = _drift(levels), float(np.std(levels) / np.mean(levels))
@@ -128,22 +129,22 @@ def window_levels(samples: Samples, scenario: str) -> Values:
     The mean time between results for `offline`, the median time of work for the others.
     """
     if scenario == OFFLINE:
-        total = samples.gaps_ms * samples.films
+        total = samples.gaps_ms * samples.images
         cut = zip(
-            np.array_split(total, WINDOWS), np.array_split(samples.films, WINDOWS), strict=True
+            np.array_split(total, WINDOWS), np.array_split(samples.images, WINDOWS), strict=True
         )
-        levels = np.array([times.sum() / films.sum() for times, films in cut])
+        levels = np.array([times.sum() / images.sum() for times, images in cut])
     else:
-        windows = np.array_split(_beside_own_film(samples), WINDOWS)
+        windows = np.array_split(_beside_own_image(samples), WINDOWS)
         levels = np.array([np.median(window) for window in windows])
     scaled: Values = levels / np.median(levels)
     return scaled
 
 
-def _beside_own_film(samples: Samples) -> Values:
-    """Time of work over the median of the same film's."""
+def _beside_own_image(samples: Samples) -> Values:
+    """Time of work over the median of the same image's."""
     values = samples.service_ms
-    _, owner = np.unique(samples.film, return_inverse=True)
+    _, owner = np.unique(samples.image, return_inverse=True)
     order = np.argsort(owner, kind="stable")
     groups = np.split(order, np.cumsum(np.bincount(owner))[:-1])
     beside = np.empty_like(values)

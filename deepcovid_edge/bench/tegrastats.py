@@ -1,7 +1,7 @@
 """What a Jetson says of itself while it works: one line of `tegrastats` at a time.
 
 NVIDIA Jetson Linux Developer Guide, "tegrastats Utility", "Reported Statistics". Held against
-lines of that guide's form in the tests; no board has run it yet.
+lines of that guide's variant in the tests; no board has run it yet.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from deepcovid_edge.bench.settings import NETWORK
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.errors import BenchError
 from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, predict_together, run_facts
-from deepcovid_edge.pipeline.reader import FilmReader, Reading
+from deepcovid_edge.pipeline.reader import ImageReader, Reading
 
 _GPU_LANES = 2
 
@@ -39,7 +39,7 @@ def lanes_of(backend: Backend, scope: str, workers: int | None) -> int:
 
 
 class NetworkWork:
-    """Prepared films in host memory to logits in host memory."""
+    """Prepared images in host memory to logits in host memory."""
 
     def __init__(
         self, backend: Backend, pixels: NDArray[np.uint8], clock: Clock, *, lanes: int
@@ -48,17 +48,17 @@ class NetworkWork:
 
         Args:
             backend: The loaded model.
-            pixels: Prepared films, of shape (N, H, W).
+            pixels: Prepared images, of shape (N, H, W).
             clock: Tells when a batch of `offline` began.
             lanes: Calls at once in `offline`.
         """
         self._backend, self._clock, self._lanes = backend, clock, lanes
         self._round = pixels
-        self.films = len(pixels)
+        self.images = len(pixels)
 
     def payload(self, first: int, size: int) -> NDArray[np.uint8]:
-        """Films in turn as one batch, without a copy."""
-        needed = self.films + size
+        """Images in turn as one batch, without a copy."""
+        needed = self.images + size
         if len(self._round) < needed:
             self._round = np.resize(self._round, (needed, *self._round.shape[1:]))
         return self._round[first : first + size]
@@ -92,20 +92,20 @@ class EndToEndWork:
 
         Args:
             backend: The loaded model.
-            paths: Films that the model assesses.
+            paths: Images that the model assesses.
             workers: As in `PredictSettings`.
-            batch_size: Films an inference in `offline`.
+            batch_size: Images an inference in `offline`.
         """
         self._backend, self._workers, self._batch_size = backend, workers, batch_size
         self._paths = list(paths)
-        self.films = len(self._paths)
+        self.images = len(self._paths)
 
     def payload(self, first: int, size: int) -> list[Path]:
         """Files in turn."""
-        return [self._paths[(first + number) % self.films] for number in range(size)]
+        return [self._paths[(first + number) % self.images] for number in range(size)]
 
     def run(self, payload: Sequence[Path]) -> Sequence[Parts]:
-        """See `Work.run`. A film alone is judged by one thread; a GPU judges all at once."""
+        """See `Work.run`. One image is classified by one thread; a GPU takes all at once."""
         workers = 1 if len(payload) == 1 else self._workers
         at_once = None if self._backend.on_cpu else len(payload)
         settings = PredictSettings(batch_size=at_once, workers=workers)
@@ -113,18 +113,18 @@ class EndToEndWork:
         return [self._parts(record) for record in records]
 
     def offline(self, batches: Iterator[tuple[int, int]], done: Done) -> None:
-        """See `Work.offline`: one run; films that are ready together are one result."""
+        """See `Work.offline`: one run; images that are ready together are one result."""
         under_way: deque[int] = deque()
 
         def paths() -> Iterator[Path]:
             for first, size in batches:
                 for number in range(first, first + size):
-                    under_way.append(number % self.films)
-                    yield self._paths[number % self.films]
+                    under_way.append(number % self.images)
+                    yield self._paths[number % self.images]
 
         settings = PredictSettings(batch_size=self._batch_size, workers=self._workers)
         facts = run_facts(self._backend, settings)
-        reading = Reading(paths(), FilmReader(self._backend.manifest.input))
+        reading = Reading(paths(), ImageReader(self._backend.manifest.input))
         for records in predict_together(reading, self._backend, facts, settings):
             first, *_ = [under_way.popleft() for _ in records]
             done(None, first, len(records), [*map(self._parts, records)])
@@ -132,7 +132,7 @@ class EndToEndWork:
     def _parts(self, record: Prediction) -> Parts:
         if record.probabilities is None:
             raise BenchError(
-                f"{record.path}: not assessed any more ({record.reason}): do not change films "
+                f"{record.path}: not assessed any more ({record.reason}): do not change images "
                 "while they are measured"
             )
         timings: dict[str, Any] = dict(record.timings_ms or {})

@@ -26,8 +26,8 @@ _PHANTOMS = 8
     "7. No GPU has run it yet.",
 )
 @click.argument("model")
-@click.option("--data", type=click.Path(path_type=Path), help="Films.  [default: drawn phantoms]")
-@click.option("--films", type=click.IntRange(1, 10_000), default=64, show_default=True)
+@click.option("--data", type=click.Path(path_type=Path), help="Images.  [default: drawn phantoms]")
+@click.option("--images", type=click.IntRange(1, 10_000), default=64, show_default=True)
 @click.option(
     "--scenario", "scenarios", multiple=True, type=click.Choice(SCENARIOS), help="Repeatable."
 )
@@ -39,11 +39,11 @@ _PHANTOMS = 8
 @click.option("--seconds", type=float, default=5.0, show_default=True, help="Of each run, or more.")
 @click.option("--queries", type=int, default=64, show_default=True, help="In each run, or more.")
 @click.option("--warm-up", type=float, default=1.0, show_default=True, help="Seconds.")
-@click.option("--streams", type=int, default=8, show_default=True, help="Films of multi-stream.")
+@click.option("--streams", type=int, default=8, show_default=True, help="Images of multi-stream.")
 @click.option("--batch-size", type=int, help="Of offline.  [default: 1, on a GPU 8]")
 @click.option("--workers", type=int, help="Threads that work.  [default: one a core]")
 @click.option("--threads", type=int, default=1, show_default=True, help="Inside one inference.")
-@click.option("--rate", type=float, help="Films a second; adds the server scenario.")
+@click.option("--rate", type=float, help="Images a second; adds the server scenario.")
 @click.option("--deadline", type=float, default=500.0, show_default=True, help="Milliseconds.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the arrivals.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the result as JSON.")
@@ -52,7 +52,7 @@ _PHANTOMS = 8
 def command(
     model: str,
     data: Path | None,
-    films: int,
+    images: int,
     scenarios: tuple[str, ...],
     scopes: tuple[str, ...],
     backend: str,
@@ -64,7 +64,7 @@ def command(
     as_json: bool,
     **durations: Any,
 ) -> int:
-    """Measure MODEL: one film at a time, several at a time, and as fast as it goes.
+    """Measure MODEL: one image at a time, several at a time, and as fast as it goes.
 
     `network` is prepared batch to logits, `end-to-end` is file to record. `--backend auto` measures
     what `infer` would run. Raw samples are kept; a percentile that they cannot support is left out.
@@ -72,7 +72,7 @@ def command(
     """
     from deepcovid_edge.backends import BackendSettings, fastest_verified, load_backend
     from deepcovid_edge.bench.invocations import join
-    from deepcovid_edge.bench.measure import bench, bench_films
+    from deepcovid_edge.bench.measure import bench, bench_images
     from deepcovid_edge.bench.results import read_result
     from deepcovid_edge.device.process import set_up
     from deepcovid_edge.models import find_model
@@ -93,12 +93,12 @@ def command(
         file = fastest_verified(file)
     loaded_settings = BackendSettings(provider=provider, threads=settings.threads)
     with ExitStack() as stack:
-        paths, name = _paths(data, films, stack)
+        paths, name = _paths(data, images, stack)
         result = bench(
             partial(load_backend, file, backend=backend, settings=loaded_settings),
-            partial(bench_films, paths, name=name),
+            partial(bench_images, paths, name=name),
             settings,
-            say=lambda run: click.echo(f"measuring {run}", err=True),
+            progress=lambda run: click.echo(f"measuring {run}", err=True),
         )
     if earlier:
         result = join(earlier, result)
@@ -136,7 +136,7 @@ def _paths(data: Path | None, count: int, stack: ExitStack) -> tuple[Sequence[Pa
         place = stack.enter_context(tempfile.TemporaryDirectory())
         return write_samples(Path(place), count=min(count, _PHANTOMS)), "drawn phantoms"
     if not data.exists():
-        raise NotThereError(f"{data}: no such file or folder; expected films")
+        raise NotThereError(f"{data}: no such file or folder; expected images")
     found = list(walk_files(data)) if data.is_dir() else [data]
     step = max(1, -(-len(found) // count))
     return found[::step][:count], data.name
@@ -151,14 +151,15 @@ def show(result: Result) -> None:
     model, device, start, memory = (header[name] for name in ("model", "device", "start", "memory"))
     gpu = ", ".join(device["gpus"]) or "no GPU"
     click.echo(
-        f"{model['name']} ({model['precision']}, gate: {model['gate']}) on {model['backend']}\n"
-        f"{device['processor']}, {device['cores']} cores, {gpu}; {header['data']['films']} films "
+        f"{model['name']} ({model['precision']}, equivalence: {model['equivalence']}) "
+        f"on {model['backend']}\n"
+        f"{device['processor']}, {device['cores']} cores, {gpu}; {header['data']['images']} images "
         f"({header['data']['name']})"
     )
     table = Table(box=None, pad_edge=False)
-    for name in ("scope", "scenario", "films a query"):
+    for name in ("scope", "scenario", "images a query"):
         table.add_column(name)
-    for name in ("median ms", "p90", "p99", "films/s", "stable"):
+    for name in ("median ms", "p90", "p99", "images/s", "stable"):
         table.add_column(name, justify="right")
     for run in result.runs:
         table.add_row(*_row(run))
@@ -183,7 +184,7 @@ def _row(run: Run) -> list[str]:
         _ms(latency and latency["median"]),
         _ms(tail.get("90", {}).get("value")),
         _ms(tail.get("99", {}).get("value")),
-        f"{figures['films_per_second']:.1f}",
+        f"{figures['images_per_second']:.1f}",
         "yes" if run.stability().stable else "no",
     ]
 
@@ -195,15 +196,15 @@ def _more(run: Run) -> list[str]:
     if met := figures["deadline"]:
         low, high = met["interval_95"]
         lines.append(
-            f"{met['share']:.1%} [{low:.1%}, {high:.1%}] of {met['arrived']} films within "
+            f"{met['share']:.1%} [{low:.1%}, {high:.1%}] of {met['arrived']} images within "
             f"{met['ms']:g} ms"
         )
     if figures["parts_ms"]:
         parts = figures["parts_ms"].items()
         told = ", ".join(f"{name} {part['median']:.3g}" for name, part in parts)
         lines.append(f"medians of the parts, ms: {told}")
-    if joules := figures["joules_per_film"]:
-        lines.append(f"{joules * 1000:.3g} mJ a film, {run.watched['energy']['by']}")
+    if joules := figures["joules_per_image"]:
+        lines.append(f"{joules * 1000:.3g} mJ an image, {run.watched['energy']['by']}")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""`deepcovid-edge build`: typed ONNX to a TensorRT engine, verified if films are given."""
+"""`deepcovid-edge build`: typed ONNX to a TensorRT engine, verified if images are given."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _GATE_FAILED = 3
 
 
 @click.command(
-    epilog="Example: deepcovid-edge build squeezenet1_1 --batch 1,8,32 --verify films/",
+    epilog="Example: deepcovid-edge build squeezenet1_1 --batch 1,8,32 --verify images/",
 )
 @click.argument("model")
-@click.option("--batch", default="1,8,32", show_default=True, help="MIN,OPT,MAX films.")
+@click.option("--batch", default="1,8,32", show_default=True, help="MIN,OPT,MAX images.")
 @click.option("--target", default="local", show_default=True, help="local, or rtx:sm86,sm89,...")
 @click.option("--workspace", default="auto", show_default=True, help="auto, or MiB.")
 @click.option("--level", type=int, default=3, show_default=True, help="Optimisation, 0 to 5.")
 @click.option("--timing-cache/--no-timing-cache", default=True, show_default=True)
-@click.option("--verify", "data", type=click.Path(path_type=Path), help="Labelled films.")
-@click.option("--split", help="Verify on the films of this split only.")
+@click.option("--verify", "data", type=click.Path(path_type=Path), help="Labelled images.")
+@click.option("--split", help="Verify on the images of this split only.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder.  [default: cache]")
 @click.option("--rebuild", is_flag=True, help="Build although a fitting engine is there.")
 @click.option("--json", "as_json", is_flag=True, help="The engine's facts on stdout.")
@@ -108,12 +108,12 @@ def _verify(file: Path, engine: Path, data: Path, split: str | None) -> EngineFa
     from deepcovid_edge.datasets.dataset import load_dataset
     from deepcovid_edge.validation.verify import verify
 
-    films = load_dataset(data, split=split)
+    images = load_dataset(data, split=split)
     with (
         load_backend(file, backend="onnxruntime") as reference,
         load_backend(engine, backend="tensorrt") as candidate,
     ):
-        report = verify(reference, candidate, films)
+        report = verify(reference, candidate, images)
     click.echo(verify_command.summary(report), err=True)
     return record_verification(engine, report)
 
@@ -125,7 +125,7 @@ def summary(engine: Path, facts: EngineFacts) -> str:
     lines = [
         f"{engine}",
         f"{facts.manifest.name} {facts.manifest.precision}, batch {profile.min} to {profile.max}, "
-        f"{fit.flavour} {fit.version} for {', '.join(fit.capabilities)} {fit.gpu}".rstrip(),
+        f"{fit.library} {fit.version} for {', '.join(fit.capabilities)} {fit.gpu}".rstrip(),
         f"accuracy: {verdict}. Research use only.",
     ]
     if "seconds" in facts.builder:

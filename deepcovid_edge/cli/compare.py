@@ -59,10 +59,10 @@ def command(
     first, *others = [(str(path), read_result(path)) for path in results]
     comparisons = [compare(first[1], result, (first[0], name), rules) for name, result in others]
     click.echo(_WRITERS[kind](comparisons, show_all), nl=False)
-    return 0 if max_slowdown is None else _gate(comparisons, max_slowdown)
+    return 0 if max_slowdown is None else _equivalence(comparisons, max_slowdown)
 
 
-def _gate(comparisons: Sequence[Comparison], slowdown: float) -> int:
+def _equivalence(comparisons: Sequence[Comparison], slowdown: float) -> int:
     slower = [
         (comparison, ratio)
         for comparison in comparisons

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from deepcovid_edge.cli.films import FilmRun, duration, judge_films, run_options
+from deepcovid_edge.cli.images import ImageRun, classify_images, duration, run_options
 
 
 @click.command(
-    epilog="Example: deepcovid-edge heatmap films/ -o heatmaps --budget 500ms. Research use only.",
+    epilog="Example: deepcovid-edge heatmap images/ -o heatmaps --budget 500ms. Research use only.",
 )
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
@@ -40,7 +40,7 @@ from deepcovid_edge.cli.films import FilmRun, duration, judge_films, run_options
     help="What a hidden window shows.",
 )
 @click.option(
-    "--budget", type=duration, metavar="TIME", help="Most time for a film, such as 200ms."
+    "--budget", type=duration, metavar="TIME", help="Most time for an image, such as 200ms."
 )
 @run_options
 def command(
@@ -53,16 +53,16 @@ def command(
     budget: float | None,
     **options: Any,
 ) -> int:
-    """Show where the network looked on each film of PATHS.
+    """Show where the network looked on each image of PATHS.
 
-    Writes a picture (film, map and both laid over each other) and the map itself (.npz) for each
-    film, and its record to stdout; the record has the regions as boxes on the film. Windows and
-    strides are pixels of the network's input. With --budget the film is judged with few windows
-    first, then with more where they matter, until the time is spent.
+    Writes a picture (image, map and both laid over each other) and the map itself (.npz) for each
+    image, and its record to stdout; the record has the regions as boxes on the image. Windows and
+    strides are pixels of the network's input. With --budget the image is classified with few
+    windows first, then with more where they matter, until the time is spent.
     """
     from deepcovid_edge.heatmaps.explainer import HeatMapSettings
     from deepcovid_edge.heatmaps.windows import OcclusionSettings
 
     windows = OcclusionSettings(window, stride, baseline, budget)
     maps = HeatMapSettings(method, folder, overlay=True, occlusion=windows)
-    return judge_films(FilmRun(paths, None, heatmaps=maps, **options))
+    return classify_images(ImageRun(paths, None, heatmaps=maps, **options))

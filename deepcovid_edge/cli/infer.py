@@ -1,4 +1,4 @@
-"""`deepcovid-edge infer`: files and folders in, one record per film out."""
+"""`deepcovid-edge infer`: files and folders in, one record per image out."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 import click
 
-from deepcovid_edge.cli.films import FilmRun, duration, judge_films, run_options
+from deepcovid_edge.cli.images import ImageRun, classify_images, duration, run_options
 
 
 @click.command(
-    epilog="Example: deepcovid-edge infer films/ -o results.jsonl. Research use only.",
+    epilog="Example: deepcovid-edge infer images/ -o results.jsonl. Research use only.",
 )
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write here: .jsonl or .csv.")
 @run_options
-@click.option("--batch-size", type=int, help="Films an inference.  [default: 1, on a GPU 8]")
+@click.option("--batch-size", type=int, help="Images an inference.  [default: 1, on a GPU 8]")
 @click.option("--resume", is_flag=True, help="Go on with the records already in --output.")
 @click.option("--heatmap", type=click.Choice(["occlusion", "activation"]), help="Make heat maps.")
 @click.option(
@@ -26,7 +26,7 @@ from deepcovid_edge.cli.films import FilmRun, duration, judge_films, run_options
     show_default=True,
     help="Write them into this folder.",
 )
-@click.option("--overlay", is_flag=True, help="With --heatmap: draw a picture of each film too.")
+@click.option("--overlay", is_flag=True, help="With --heatmap: draw a picture of each image too.")
 @click.option(
     "--budget", type=duration, metavar="TIME", help="Most time for an occlusion, such as 200ms."
 )
@@ -39,13 +39,14 @@ def command(
     budget: float | None,
     **options: Any,
 ) -> int:
-    """Judge chest radiographs: one record for each file of PATHS, in a stable order.
+    """Classify chest radiographs: one record for each file of PATHS, in a stable order.
 
-    Folders are walked. A file that cannot be judged gets a record with the reason and no
+    Folders are walked. A file that cannot be assessed gets a record with the reason and no
     probability; the run goes on and exits with 4.
 
-    `--backend auto` runs the fastest form of the model that was proved to decide alike: a verified
-    engine, else INT8 for CPUs. Every record names what ran. Name a backend to run the file itself.
+    `--backend auto` runs the fastest variant of the model that was proved to decide alike: a
+    verified engine, else INT8 for CPUs. Every record names what ran. Name a backend to run the file
+    itself.
 
     `--heatmap activation` needs no second run; `deepcovid-edge heatmap` has more to choose from.
     """
@@ -60,4 +61,4 @@ def command(
 
         windows = OcclusionSettings(budget_ms=budget)
         maps = HeatMapSettings(heatmap, heatmap_dir, overlay=overlay, occlusion=windows)
-    return judge_films(FilmRun(paths, output, heatmaps=maps, **options))
+    return classify_images(ImageRun(paths, output, heatmaps=maps, **options))

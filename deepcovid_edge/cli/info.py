@@ -11,7 +11,7 @@ import click
 @click.command(epilog="Example: deepcovid-edge info --json")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def command(as_json: bool) -> None:
-    """Show this machine, what can run here, the shipped models, and problems with their mends."""
+    """Show this machine, what can run here, the shipped models, and problems with their fixes."""
     from deepcovid_edge.diagnostics import describe
 
     facts = describe()
@@ -38,12 +38,12 @@ def command(as_json: bool) -> None:
             f"model     {model['name']}: {model['precision']}, threshold "
             f"{model['threshold']:.4f}, sha256 {model['sha256'][:16]}, {model['license']}"
         )
-        if not model["ood_gate"]:
-            click.echo("          no out-of-distribution gate: it judges any film")
+        if not model["ood"]:
+            click.echo("          no out-of-distribution limits: it classifies any image")
         if model["verdict"]:
             click.echo(f"          {model['verdict']}")
     for problem in facts["problems"]:
-        click.echo(f"problem   {problem['what']}\n  mend    {problem['mend']}")
+        click.echo(f"problem   {problem['what']}\n  fix    {problem['fix']}")
     if not facts["problems"]:
         click.echo("problems  none")
 

@@ -27,7 +27,7 @@ class Entry:
 
 
 COMMANDS = {
-    "infer": Entry("deepcovid_edge.cli.infer", "Judge films: files and folders to records."),
+    "infer": Entry("deepcovid_edge.cli.infer", "Classify images: files and folders to records."),
     "heatmap": Entry("deepcovid_edge.cli.heatmap", "Show where the network looked."),
     "calibrate": Entry("deepcovid_edge.cli.site_check", "May the model be used at this site?"),
     "build": Entry("deepcovid_edge.cli.build", "Typed ONNX to a TensorRT engine."),
@@ -36,7 +36,7 @@ COMMANDS = {
     "compare": Entry("deepcovid_edge.cli.compare", "Ratios of two measurements or more."),
     "info": Entry("deepcovid_edge.cli.info", "Show device, backends, models and problems."),
     "sample": Entry("deepcovid_edge.cli.sample", "Write synthetic radiographs to try things on."),
-    "train": Entry("deepcovid_export.cli.train", "Fine-tune a network on films. [export]"),
+    "train": Entry("deepcovid_export.cli.train", "Fine-tune a network on images. [export]"),
     "evaluate": Entry("deepcovid_export.cli.evaluate", "Measure a model's accuracy. [export]"),
     "export": Entry("deepcovid_export.cli.export", "Checkpoint to one ONNX file. [export]"),
     "quantize": Entry("deepcovid_export.cli.quantize", "FP32 model to FP16 or INT8. [export]"),
@@ -69,15 +69,17 @@ class CommandTable(click.Group):
 def cli() -> None:
     """Find COVID-19 pneumonia in chest radiographs, on a cart or a workstation.
 
-    Exit codes: 0 done, 1 error, 2 usage, 3 gate failed, 4 some inputs were not assessed, 5 engine
-    or site file does not fit, 6 something is not there, 7 measurement unstable.
+    Exit codes: 0 done, 1 error, 2 usage, 3 equivalence failed, 4 some inputs were not assessed, 5
+    engine or site file does not fit, 6 something is not there, 7 measurement unstable.
     """
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
     code = run(sys.argv[1:])
-    if code == INTERRUPTED:  # threads may end with a film first: a second stop has nothing to stop
+    if (
+        code == INTERRUPTED
+    ):  # threads may end with an image first: a second stop has nothing to stop
         for kind in (signal.SIGINT, signal.SIGTERM):
             signal.signal(kind, signal.SIG_IGN)
     sys.exit(code)

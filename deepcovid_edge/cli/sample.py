@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 
-@click.command(epilog="Example: deepcovid-edge sample demo-films --count 6")
+@click.command(epilog="Example: deepcovid-edge sample demo-images --count 6")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--count", type=click.IntRange(1, 1000), default=6, show_default=True)
 def command(folder: Path, count: int) -> None:

@@ -18,12 +18,12 @@ _GATE_FAILED = 3
 
 
 @click.command(
-    epilog="Example: deepcovid-edge verify squeezenet1_1 squeezenet1_1-fp16.onnx films/",
+    epilog="Example: deepcovid-edge verify squeezenet1_1 squeezenet1_1-fp16.onnx images/",
 )
 @click.argument("reference")
 @click.argument("candidate")
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("--split", help="Only the films of this split.")
+@click.option("--split", help="Only the images of this split.")
 @click.option(
     "--backend",
     type=click.Choice(["auto", *BACKENDS]),
@@ -34,9 +34,11 @@ _GATE_FAILED = 3
 @click.option("--provider", type=click.Choice(PROVIDERS), help="Of CANDIDATE.  [default: cpu]")
 @click.option("--max-flips", type=float, help="Largest share of decisions that may turn.")
 @click.option("--max-auc-change", type=float, help="Largest change of the AUC, either way.")
-@click.option("--smallest-change", type=float, help="Change the films must be able to show.")
-@click.option("--heatmap", is_flag=True, help="Compare the occlusion maps of some films too.")
-@click.option("--heatmap-films", type=int, help="How many at most, of both classes.  [default: 50]")
+@click.option("--smallest-change", type=float, help="Change the images must be able to show.")
+@click.option("--heatmap", is_flag=True, help="Compare the occlusion maps of some images too.")
+@click.option(
+    "--heatmap-images", type=int, help="How many at most, of both classes.  [default: 50]"
+)
 @click.option("--min-heatmap-correlation", type=float, help="Smallest median rank correlation.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the report as JSON.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout instead of text.")
@@ -51,37 +53,37 @@ def command(
     max_auc_change: float | None,
     smallest_change: float | None,
     heatmap: bool,
-    heatmap_films: int | None,
+    heatmap_images: int | None,
     min_heatmap_correlation: float | None,
     output: Path | None,
     as_json: bool,
 ) -> int:
-    """Let REFERENCE and CANDIDATE judge the labelled films of DATA and compare their decisions.
+    """Let REFERENCE and CANDIDATE classify the labelled images of DATA and compare their decisions.
 
     Both may be a shipped model's name, an .onnx file, an engine or a checkpoint; the same file on
     another --backend is a candidate too. The verdict is `unchanged`, `changed` (exit code 3), or
-    `insufficient`: too few films to tell (exit code 3).
+    `insufficient`: too few images to tell (exit code 3).
     """
     from deepcovid_edge.backends import BackendSettings, load_backend
     from deepcovid_edge.datasets.dataset import load_dataset
     from deepcovid_edge.models import find_model
-    from deepcovid_edge.validation.verify import UNCHANGED, GateRules, verify
+    from deepcovid_edge.validation.verify import UNCHANGED, EquivalenceRules, verify
 
-    maps = _maps(heatmap, heatmap_films, min_heatmap_correlation)
-    films = load_dataset(data, split=split)
+    maps = _maps(heatmap, heatmap_images, min_heatmap_correlation)
+    images = load_dataset(data, split=split)
     own = BackendSettings(provider=provider)
     with (
         load_backend(find_model(reference)) as before,
         load_backend(find_model(candidate), backend=backend, settings=own) as now,
     ):
-        rules = GateRules.of(
+        rules = EquivalenceRules.of(
             before.manifest,
             max_flips=max_flips,
             max_auc_change=max_auc_change,
             smallest_change=smallest_change,
             min_heatmap_correlation=min_heatmap_correlation,
         )
-        report = verify(before, now, films, rules=rules, heatmaps=maps)
+        report = verify(before, now, images, rules=rules, heatmaps=maps)
     text = json.dumps(report, indent=2)
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -90,12 +92,12 @@ def command(
     return 0 if report["verdict"] == UNCHANGED else _GATE_FAILED
 
 
-def _maps(asked: bool, films: int | None, correlation: float | None) -> MapComparison | None:
+def _maps(asked: bool, images: int | None, correlation: float | None) -> MapComparison | None:
     from deepcovid_edge.heatmaps.agreement import MapComparison
 
     if asked:
-        return MapComparison() if films is None else MapComparison(films)
-    for flag, value in (("--heatmap-films", films), ("--min-heatmap-correlation", correlation)):
+        return MapComparison() if images is None else MapComparison(images)
+    for flag, value in (("--heatmap-images", images), ("--min-heatmap-correlation", correlation)):
         if value is not None:
             raise UsageError(f"{flag}: got {value} without --heatmap: add it to compare heat maps")
     return None
@@ -106,7 +108,7 @@ def summary(report: dict[str, Any]) -> str:
     before, now = report["reference"], report["candidate"]
     lines = [
         f"{now['name']} {now['precision']} on {now['backend']} against {before['name']} "
-        f"{before['precision']} on {before['backend']}, {report['films']} films",
+        f"{before['precision']} on {before['backend']}, {report['images']} images",
         f"decisions   {report['flips']['count']} turned ({report['flips']['share']:.2%}; at most "
         f"{report['flips']['upper_95']:.2%} with 95 % certainty); McNemar p "
         f"{report['mcnemar']['p']:.3g}",
@@ -126,22 +128,22 @@ def summary(report: dict[str, Any]) -> str:
     )
     if unlike := report["ood"]:
         lines.append(
-            f"gate        refuses {unlike['reference']} -> {unlike['candidate']} films as unlike "
-            f"the training films; differs on {unlike['differ']}"
+            f"ood         {unlike['reference']} -> {unlike['candidate']} images out of "
+            f"distribution; differs on {unlike['differ']}"
         )
     if maps := report["heatmap"]:
         lines.append(_maps_line(maps))
     lines += [
-        f"turned: {film['path']} ({film['label']}): {film['reference']:.3f} -> "
-        f"{film['candidate']:.3f}"
-        for film in report["flipped"]
+        f"turned: {image['path']} ({image['label']}): {image['reference']:.3f} -> "
+        f"{image['candidate']:.3f}"
+        for image in report["flipped"]
     ]
     lines += [f"not assessed: {path}: {code}" for path, code in report["not_assessed"].items()]
     lines += [f"failed: {sentence}" for sentence in report["failed"]]
     for name, count in report["missing"].items():
         share = report["rules"]["smallest_change"]
         lines.append(
-            f"too few: {count['films']} {name} films; {count['needed']} are needed to tell a "
+            f"too few: {count['images']} {name} images; {count['needed']} are needed to tell a "
             f"change of {share:.0%}"
         )
     return "\n".join([*lines, f"verdict: {report['verdict']}. Research use only."])
@@ -150,7 +152,7 @@ def summary(report: dict[str, Any]) -> str:
 def _maps_line(maps: dict[str, Any]) -> str:
     alike, top, shift = (maps[name] for name in ("rank_correlation", "top_overlap", "peak_shift"))
     return (
-        f"heat maps   of {maps['films']} films: median rank correlation {alike['median']:.3f} "
+        f"heat maps   of {maps['images']} images: median rank correlation {alike['median']:.3f} "
         f"(a tenth below {alike['quantile_10']:.3f}), top tenths overlap {top['median']:.0%}, "
         f"peak moved {shift['median']:.0f} px (a tenth more than {shift['quantile_90']:.0f})"
     )

@@ -8,7 +8,7 @@
 | folder per split and class, such as COVID-Xray-5k: `train/covid`, `test/non` | a folder named \
 after a split |
 | COVID-19 Radiography Database: `COVID/images` beside `COVID/masks` | a class folder with both: \
-masks are no films; older versions have `COVID.metadata.xlsx` and no masks |
+masks are no images; older versions have `COVID.metadata.xlsx` and no masks |
 | folder per class | anything else |
 
 A folder that only wraps one of these, as an unpacked archive does, is looked through; a folder per
@@ -41,8 +41,8 @@ _MOST_WRAPPERS = 3
 
 
 @dataclass(frozen=True)
-class LabelledFilm:
-    """One film of a data set, with what is known of it.
+class LabelledImage:
+    """One image of a data set, with what is known of it.
 
     Attributes:
         path: The file.
@@ -61,12 +61,12 @@ class LabelledFilm:
     view: str = ""
 
 
-def films_of(data: Path, left_out: Counter[str] | None = None) -> Iterator[LabelledFilm]:
-    """The films of a data set in a stable order.
+def images_of(data: Path, excluded: Counter[str] | None = None) -> Iterator[LabelledImage]:
+    """The images of a data set in a stable order.
 
     Args:
         data: A CSV or a folder in one of the layouts above.
-        left_out: Gets what a table lists and is no film: why -> how many.
+        excluded: Gets what a table lists and is no image: why -> how many.
 
     Raises:
         DataError: A folder or CSV cannot be read, a CSV lacks a column or names a file that is
@@ -76,13 +76,13 @@ def films_of(data: Path, left_out: Counter[str] | None = None) -> Iterator[Label
     if place.is_dir():
         yield from _from_folders(place)
     elif _is_metadata(place):
-        yield from _from_metadata(place, Counter() if left_out is None else left_out)
+        yield from _from_metadata(place, Counter() if excluded is None else excluded)
     else:
         yield from _from_manifest(place)
 
 
 def place_of(data: Path) -> Path:
-    """The CSV that lists the films of a data set, else the folder of its splits or classes.
+    """The CSV that lists the images of a data set, else the folder of its splits or classes.
 
     Raises:
         DataError: A folder or CSV cannot be read.
@@ -96,8 +96,8 @@ def place_of(data: Path) -> Path:
 def walk_files(folder: Path) -> Iterator[Path]:
     """Files below a folder in a stable order (folders and names sorted together).
 
-    Hidden files and what accompanies films by name (`manifest.csv`, `Thumbs.db`, `DICOMDIR`) are
-    left out; everything else is a film until its content says otherwise. Links are followed, but
+    Hidden files and what accompanies images by name (`manifest.csv`, `Thumbs.db`, `DICOMDIR`) are
+    left out; everything else is an image until its content says otherwise. Links are followed, but
     not in a circle. A folder that cannot be listed is itself yielded, so that it is not lost.
     """
     return _walk(folder, frozenset())
@@ -107,7 +107,7 @@ def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
     here = os.path.realpath(folder)
     if here in above:
         return
-    names: list[str] = []  # of a folder with many films nothing more is kept
+    names: list[str] = []  # of a folder with many images nothing more is kept
     folders: set[str] = set()
     try:
         with os.scandir(folder) as entries:
@@ -170,25 +170,25 @@ def _table_in(folder: Path) -> Path | None:
     return metadata if metadata.is_file() and _is_metadata(metadata) else None
 
 
-def _from_folders(data: Path) -> Iterator[LabelledFilm]:
+def _from_folders(data: Path) -> Iterator[LabelledImage]:
     folders = _folders_in(data)
     if any(folder.name.lower() in _SPLIT_NAMES for folder in folders):
         for folder in folders:
             split = _SPLIT_NAMES.get(folder.name.lower(), folder.name)
             for inner in _folders_in(folder):
-                for path in _films_in(inner):
-                    yield LabelledFilm(path, inner.name, split=split)
+                for path in _images_in(inner):
+                    yield LabelledImage(path, inner.name, split=split)
         return
     for folder in folders:
-        for path in _films_in(folder):
-            yield LabelledFilm(path, folder.name)
+        for path in _images_in(folder):
+            yield LabelledImage(path, folder.name)
 
 
 def _has_masks(folder: Path) -> bool:
     return all(_is_folder(folder / name) for name in ("images", "masks"))
 
 
-def _films_in(folder: Path) -> Iterator[Path]:
+def _images_in(folder: Path) -> Iterator[Path]:
     for path in walk_files(folder / "images" if _has_masks(folder) else folder):
         if not path.name.endswith(_SPREADSHEET):
             yield path
@@ -226,7 +226,7 @@ def _is_metadata(table: Path) -> bool:
     return {"finding", "filename"} <= names and not {"path", "label"} <= names
 
 
-def _from_manifest(manifest: Path) -> Iterator[LabelledFilm]:
+def _from_manifest(manifest: Path) -> Iterator[LabelledImage]:
     header = _header(manifest)
     if missing := {"path", "label"} - set(header):
         raise DataError(
@@ -237,23 +237,23 @@ def _from_manifest(manifest: Path) -> Iterator[LabelledFilm]:
         path = _present(manifest.parent / row["path"], manifest, line)
         known = {name: row.get(name, "") for name in ("patient", "source", "view")}
         split = row.get("split", "")
-        yield LabelledFilm(path, row["label"], _SPLIT_NAMES.get(split.lower(), split), **known)
+        yield LabelledImage(path, row["label"], _SPLIT_NAMES.get(split.lower(), split), **known)
 
 
-def _from_metadata(metadata: Path, left_out: Counter[str]) -> Iterator[LabelledFilm]:
-    """Films of the covid-chestxray-dataset; its SCHEMA.md explains the columns.
+def _from_metadata(metadata: Path, excluded: Counter[str]) -> Iterator[LabelledImage]:
+    """Images of the covid-chestxray-dataset; its SCHEMA.md explains the columns.
 
-    CT slices and volumes are no films. Early versions have no columns `folder` and `modality`;
+    CT slices and volumes are no images. Early versions have no columns `folder` and `modality`;
     they name CT in `view`.
     """
     for line, row in _rows(metadata):
         view = row.get("view", "")
         modality = row.get("modality", "CT" if view in _CT_VIEWS else "X-ray")
         if modality != "X-ray":
-            left_out[f"modality {modality or 'unknown'} is no X-ray"] += 1
+            excluded[f"modality {modality or 'unknown'} is no X-ray"] += 1
             continue
         path = metadata.parent / row.get("folder", "images") / row["filename"]
-        yield LabelledFilm(
+        yield LabelledImage(
             _present(path, metadata, line),
             label_of_finding(row["finding"]),
             patient=row.get("patientid", ""),

@@ -1,8 +1,8 @@
-"""Is a film like those that a model learned from? The gate for what is out of distribution.
+"""Is an image like those that a model learned from? Limits on its out-of-distribution scores.
 
-A model with a gate has one output more, `unlikeness` of shape (batch, parts): for each way of being
-unlike, 0 for the median film of `val` and 1 for its 99th percentile. The manifest's `familiarity`
-says which parts these are and from where on a film is not judged.
+A model with out-of-distribution limits has one output more, `ood_scores` of shape (batch, parts):
+for each way of being unlike, 0 for the median image of `val` and 1 for its 99th percentile. The
+manifest's `ood` says which parts these are and from where on an image is not assessed.
 `deepcovid_export.decision.fit_ood` fits them.
 """
 
@@ -18,24 +18,25 @@ from numpy.typing import NDArray
 
 from deepcovid_edge.errors import ModelFileError
 from deepcovid_edge.manifest import ModelManifest
-from deepcovid_edge.reasons import Caution, Reason
+from deepcovid_edge.reasons import Reason, WarningCode
 
-OUTPUT = "unlikeness"
-PARTS = {"turned": Reason.TURNED, "foreign": Reason.OOD}
+OUTPUT = "ood_scores"
+PARTS = {"turned": Reason.TURNED, "unrecognisable": Reason.OOD}
 """Ways of being unlike, and the reason that each one gives."""
-REFUSE, WARN = "refuse", "warn"
-CHOICES = (REFUSE, WARN)
-"""Values of `--ood`: what becomes of a film beyond the limit."""
+REJECT, WARN = "reject", "warn"
+CHOICES = (REJECT, WARN)
+"""Values of `--ood`: what becomes of an image beyond the limit."""
 
 
 @dataclass(frozen=True)
-class FamiliarityGate:
+class OodLimits:
     """The limits of a model.
 
     Attributes:
-        parts: Names of the columns of `unlikeness`, of `PARTS`.
-        limit: A film with a part above it is not judged.
-        strict_limit: The same for a film whose header does not say that it is a frontal chest film.
+        parts: Names of the columns of `ood_scores`, of `PARTS`.
+        limit: An image with a part above it is not assessed.
+        strict_limit: The same for an image whose header does not say that it is a frontal chest
+            radiograph.
     """
 
     parts: tuple[str, ...]
@@ -51,51 +52,51 @@ class FamiliarityGate:
             )
 
     @classmethod
-    def of(cls, manifest: ModelManifest) -> FamiliarityGate | None:
-        """The gate of a model, or None for one that judges any film.
+    def of(cls, manifest: ModelManifest) -> OodLimits | None:
+        """The out-of-distribution limits of a model, or None for one that classifies any image.
 
         Raises:
-            ModelFileError: The manifest's `familiarity` is not what this version knows.
+            ModelFileError: The manifest's `ood` is not what this version knows.
         """
-        stated = manifest.familiarity
+        stated = manifest.ood
         if not stated:
             return None
         try:
             parts = tuple(stated["parts"])
             return cls(parts, float(stated["limit"]), float(stated["strict_limit"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise ModelFileError(f"{manifest.name}: familiarity: {error}") from error
+            raise ModelFileError(f"{manifest.name}: ood: {error}") from error
 
-    def reason(self, unlikeness: Sequence[float], warnings: Collection[str] = ()) -> Reason | None:
-        """Why a film is not like those that the model learned from, or None.
+    def reason(self, ood_scores: Sequence[float], warnings: Collection[str] = ()) -> Reason | None:
+        """Why an image is not like those that the model learned from, or None.
 
         Args:
-            unlikeness: What the graph says of the film, a number for each part.
-            warnings: Codes of what is known of the film.
+            ood_scores: What the graph says of the image, a number for each part.
+            warnings: Codes of what is known of the image.
 
         Returns:
             The reason of the part that is highest, if it is above the limit.
         """
-        if not all(map(math.isfinite, unlikeness)):
+        if not all(map(math.isfinite, ood_scores)):
             return Reason.RESULT
-        limit = self.strict_limit if Caution.NO_VIEW.code in warnings else self.limit
-        highest, part = max(zip(unlikeness, self.parts, strict=True), key=itemgetter(0))
+        limit = self.strict_limit if WarningCode.NO_VIEW.code in warnings else self.limit
+        highest, part = max(zip(ood_scores, self.parts, strict=True), key=itemgetter(0))
         return PARTS[part] if highest > limit else None
 
-    def beyond(self, unlikeness: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Whether films lie above the limit; `unlikeness` is of shape (N, parts)."""
-        within: NDArray[np.bool_] = unlikeness.max(axis=1) <= self.limit
+    def beyond(self, ood_scores: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Whether images lie above the limit; `ood_scores` is of shape (N, parts)."""
+        within: NDArray[np.bool_] = ood_scores.max(axis=1) <= self.limit
         return ~within  # what is no number is not within
 
 
 def check_output(manifest: ModelManifest, outputs: Iterable[str], source: object) -> None:
-    """Check that a model whose manifest states a gate has its output.
+    """Check that a model whose manifest states out-of-distribution limits has its output.
 
     Raises:
         ModelFileError: It has not, or the manifest's limits are none.
     """
-    if FamiliarityGate.of(manifest) and OUTPUT not in outputs:
+    if OodLimits.of(manifest) and OUTPUT not in outputs:
         raise ModelFileError(
-            f"{source}: no output {OUTPUT}, its manifest states an out-of-distribution gate: "
+            f"{source}: no output {OUTPUT}, its manifest states an out-of-distribution limits: "
             "export the model again"
         )

@@ -1,4 +1,4 @@
-"""The record: one film's result, the same in JSON Lines, in CSV and in Python."""
+"""The record: one image's result, the same in JSON Lines, in CSV and in Python."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from deepcovid_edge import NOTICE
-from deepcovid_edge.manifest import Band
+from deepcovid_edge.manifest import IndeterminateRange
 
 SCHEMA_VERSION = 1
 ASSESSED, NOT_ASSESSED = "assessed", "not_assessed"
 POSITIVE, NEGATIVE, INDETERMINATE = "positive", "negative", "indeterminate"
-_LIMITS = ("low", "high")
+_LIMITS = ("low", "high", "threshold")
 _SITE = ("name", "sha256")
 _TIMINGS = ("read", "preprocess", "infer", "heatmap", "total")
 _ENCODER = json.JSONEncoder(allow_nan=False)
-_PARTS = {"band": _LIMITS, "site": _SITE, "timings_ms": _TIMINGS}
+_PARTS = {"limits": _LIMITS, "site": _SITE, "timings_ms": _TIMINGS}
 
 
 @dataclass(frozen=True)
@@ -41,42 +41,49 @@ class RunFacts:
         model: Name of the model.
         model_sha256: SHA-256 of the model file.
         backend: Backend and provider, such as `onnxruntime-cpu`.
-        precision: Precision of the model.
+        variant: `fp32`, `fp16`, `int8-cpu`, ...: what `quantize` made of the model.
         classes: Class names in the order of the logits.
         positive_class: The class whose probability is compared with the threshold.
-        threshold: Probability from which a film is called positive.
-        cautions: Codes that stand in the warnings of every assessed film.
-        band: Probabilities that are too close to the threshold to call; None for none.
+        threshold: Probability from which an image is called positive.
+        warnings: Codes that stand in the warnings of every assessed image.
+        indeterminate_range: Probabilities that are too close to the threshold to call; None for
+            none.
         site: The site file that the threshold comes from; None where none was given.
     """
 
     model: str
     model_sha256: str
     backend: str
-    precision: str
+    variant: str
     classes: tuple[str, ...]
     positive_class: str
     threshold: float
-    cautions: tuple[str, ...] = ()
-    band: Band | None = None
+    warnings: tuple[str, ...] = ()
+    indeterminate_range: IndeterminateRange | None = None
     site: SiteName | None = None
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The indeterminate range as `low` and `high`; where there is none, the `threshold`."""
+        span = self.indeterminate_range
+        return {"low": span.low, "high": span.high} if span else {"threshold": self.threshold}
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One film's result. A film that was not assessed has a reason and no probability.
+    """One image's result. An image that was not assessed has a reason and no probability.
 
     Attributes:
         path: The file as it was named.
         run: What is the same in every record of the run.
         sha256: SHA-256 of the file, or None where it could not be read.
-        reason: Code of why the film was not assessed, or None.
+        reason: Code of why the image was not assessed, or None.
         message: Sentence for the person at the cart, or None.
-        warnings: Codes of what to know about the film.
+        warnings: Codes of what to know about the image.
         probabilities: Class name -> probability, or None where not assessed.
-        timings_ms: `read`, `preprocess`, `infer` (the film's share of its batch), `heatmap` and
+        timings_ms: `read`, `preprocess`, `infer` (the image's share of its batch), `heatmap` and
             `total` (from opening the file to the result, waiting included), milliseconds. Those
-            that a film did not come to are left out. The first films are read while the model
+            that an image did not come to are left out. The first images are read while the model
             loads, on the cores that load it: they take longer, and wait for it.
         heatmap: Path of the heat map's file, or None.
         overlay: Path of its picture, or None.
@@ -112,12 +119,12 @@ class Prediction:
     def decision(self) -> str | None:
         """`positive` from the threshold on, else `negative`; None where not assessed.
 
-        `indeterminate` where the run has a band that holds the probability.
+        `indeterminate` where the run has an indeterminate range that holds the probability.
         """
         probability = self.probability
         if probability is None:
             return None
-        if self.run.band and self.run.band.holds(probability):
+        if self.run.indeterminate_range and self.run.indeterminate_range.holds(probability):
             return INDETERMINATE
         return POSITIVE if probability >= self.run.threshold else NEGATIVE
 
@@ -135,12 +142,11 @@ class Prediction:
             "model": self.run.model,
             "model_sha256": self.run.model_sha256,
             "backend": self.run.backend,
-            "precision": self.run.precision,
+            "variant": self.run.variant,
             "probabilities": dict(self.probabilities) if self.probabilities else None,
             "positive_class": self.run.positive_class,
             "probability": self.probability,
-            "threshold": self.run.threshold,
-            "band": _plain(self.run.band, _LIMITS),
+            "limits": self.run.limits,
             "site": _plain(self.run.site, _SITE),
             "decision": self.decision,
             "heatmap": self.heatmap,
@@ -162,7 +168,7 @@ class Prediction:
                 known = value or {}
                 row |= {f"{name}.{label}": known.get(label) for label in self.run.classes}
             elif name in _PARTS:
-                row |= {f"{name}.{part}": value and value[part] for part in _PARTS[name]}
+                row |= {f"{name}.{part}": value and value.get(part) for part in _PARTS[name]}
             elif name == "warnings":
                 row[name] = ";".join(value)
             elif name == "regions":
@@ -172,7 +178,9 @@ class Prediction:
         return row
 
 
-def _plain(thing: Band | SiteName | None, parts: tuple[str, ...]) -> dict[str, Any] | None:
+def _plain(
+    thing: IndeterminateRange | SiteName | None, parts: tuple[str, ...]
+) -> dict[str, Any] | None:
     return None if thing is None else {part: getattr(thing, part) for part in parts}
 
 

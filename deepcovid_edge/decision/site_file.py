@@ -1,7 +1,7 @@
-"""Site files: what a model did on a clinic's own films, and the threshold to use it with there.
+"""Site files: what a model did on a clinic's own images, and the threshold to use it with there.
 
 A site file names the model by its SHA-256, so that a threshold never meets another model, and its
-films by one hash over theirs. It holds no file name and nothing of a patient.
+images by one hash over theirs. It holds no file name and nothing of a patient.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from deepcovid_edge.decision.record import SiteName
 from deepcovid_edge.errors import NotThereError, SettingsMismatchError
 from deepcovid_edge.heatmaps.files import write_file
-from deepcovid_edge.manifest import Band
+from deepcovid_edge.manifest import IndeterminateRange
 from deepcovid_edge.validation.acceptance import NOT_ENOUGH, NOT_USABLE, USABLE
 
 SCHEMA_VERSION = 1
@@ -30,11 +30,11 @@ class Site:
     Attributes:
         path: The file.
         name: What the clinic called it, with the file's SHA-256.
-        model: Name of the model that judged.
+        model: Name of the model that classified.
         model_sha256: SHA-256 of its file.
-        threshold: Probability from which a film is positive there.
-        band: Probabilities too close to call there; None for none.
-        verdict: `usable`, `not usable` or `not enough films`.
+        threshold: Probability from which an image is positive there.
+        indeterminate_range: Probabilities too close to call there; None for none.
+        verdict: `usable`, `not usable` or `not enough images`.
         reasons: Why, in sentences.
     """
 
@@ -43,24 +43,24 @@ class Site:
     model: str
     model_sha256: str
     threshold: float
-    band: Band | None
+    indeterminate_range: IndeterminateRange | None
     verdict: str
     reasons: tuple[str, ...]
 
     @property
     def is_unproved(self) -> bool:
-        """Whether its films were too few to say how well the model does there."""
+        """Whether its images were too few to say how well the model does there."""
         return self.verdict != USABLE
 
     def check(self, model: str, model_sha256: str) -> None:
         """Refuse another model, or one that is not usable there.
 
         Raises:
-            SettingsMismatchError: The file does not let this model judge.
+            SettingsMismatchError: The file does not let this model classify.
         """
         if model_sha256 != self.model_sha256:
             raise SettingsMismatchError(
-                f"{self.path}: is of {self.model} ({self.model_sha256[:16]}), this run would judge "
+                f"{self.path}: is of {self.model} ({self.model_sha256[:16]}), this run would use "
                 f"with {model} ({model_sha256[:16]}): calibrate that one, or name the other with "
                 "--model and --backend"
             )
@@ -96,7 +96,7 @@ def read_site(path: Path) -> Site:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SettingsMismatchError(
             f"{path}: no site file, or a damaged one ({_short(error)}): make it again with "
-            "`deepcovid-edge calibrate`"
+            "`deepcovid-edge site-check`"
         ) from error
 
 
@@ -111,16 +111,18 @@ def _site(path: Path, content: bytes) -> Site:
     threshold = float(facts["threshold"])
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold {threshold}")
-    band = Band(**facts["band"]) if facts["band"] else None
-    if band and not band.low <= threshold <= band.high:
-        raise ValueError(f"threshold {threshold} outside the band")
+    indeterminate_range = (
+        IndeterminateRange(**facts["indeterminate_range"]) if facts["indeterminate_range"] else None
+    )
+    if indeterminate_range and not indeterminate_range.low <= threshold <= indeterminate_range.high:
+        raise ValueError(f"threshold {threshold} outside the indeterminate range")
     return Site(
         path=path,
         name=SiteName(str(facts["name"]), hashlib.sha256(content).hexdigest()),
         model=str(facts["model"]["name"]),
         model_sha256=str(facts["model"]["sha256"]),
         threshold=threshold,
-        band=band,
+        indeterminate_range=indeterminate_range,
         verdict=facts["verdict"],
         reasons=tuple(map(str, facts["reasons"])),
     )

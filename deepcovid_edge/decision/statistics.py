@@ -1,4 +1,4 @@
-"""Statistics of paired decisions, in NumPy alone, so that a cart can judge an engine.
+"""Statistics of paired decisions, in NumPy alone, so that a cart can classify an engine.
 
 Each formula names its source; tests compare them with SciPy, statsmodels and scikit-learn.
 """
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 Truth = NDArray[np.bool_]
 Scores = NDArray[np.float64]
 Z_95 = 1.959963984540054
-FEW_FILMS = 20
+FEW_IMAGES = 20
 """With fewer of a class DeLong's interval is not to be trusted."""
 
 
@@ -54,17 +54,17 @@ def student(freedom: float, share: float = 0.95) -> float:
 
 
 def paired_difference(reference: Truth, candidate: Truth) -> tuple[float, tuple[float, float]]:
-    """Change of a proportion measured twice on the same films, with its 95 % interval.
+    """Change of a proportion measured twice on the same images, with its 95 % interval.
 
     Newcombe 1998 (Statistics in Medicine 17:2635), method 10: Wilson's limits of both proportions,
     joined with their correlation.
 
     Args:
-        reference: Whether each film was right before, of shape (N,).
-        candidate: Whether each film is right now, of shape (N,).
+        reference: Whether each image was right before, of shape (N,).
+        candidate: Whether each image is right now, of shape (N,).
 
     Returns:
-        Candidate less reference, and the interval; (0, (-1, 1)) without films.
+        Candidate less reference, and the interval; (0, (-1, 1)) without images.
     """
     count = len(reference)
     if count == 0:
@@ -137,17 +137,17 @@ def auc_interval(scores: Scores, positive: Truth) -> tuple[float, float]:
 
 
 def area_interval(scores: Scores, positive: Truth) -> tuple[float, float]:
-    """95 % interval of the area under the curve, also of few films or a perfect ranking.
+    """95 % interval of the area under the curve, also of few images or a perfect ranking.
 
-    DeLong's; with few films of a class, or where the ranking is perfect, the score interval of
+    DeLong's; with few images of a class, or where the ranking is perfect, the score interval of
     Newcombe 2006 (Statistics in Medicine 25:559, method 5) on the variance of Hanley and McNeil
-    1982 (Radiology 143:29). Of 5 positive and 30 negative films with a true area of 0.94, DeLong's
+    1982 (Radiology 143:29). Of 5 positive and 30 negative images with a true area of 0.94, DeLong's
     holds it 7 times in 10 and Newcombe's 19 in 20
     (`tests/unit/export/evaluation/test_metrics.py` measures both).
     """
     area = auc(scores, positive)
     counts = int(positive.sum()), int((~positive).sum())
-    if 0 < area < 1 and min(counts) >= FEW_FILMS:
+    if 0 < area < 1 and min(counts) >= FEW_IMAGES:
         return auc_interval(scores, positive)
     return _newcombe(area, *counts)
 
@@ -174,14 +174,14 @@ def _newcombe(area: float, positives: int, negatives: int) -> tuple[float, float
 def auc_change(
     reference: Scores, candidate: Scores, positive: Truth
 ) -> tuple[float, tuple[float, float]]:
-    """Change of the area under the curve on the same films, with its 95 % interval.
+    """Change of the area under the curve on the same images, with its 95 % interval.
 
     DeLong, DeLong and Clarke-Pearson 1988 (Biometrics 44:837).
 
     Args:
         reference: Scores before, of shape (N,).
         candidate: Scores now, of shape (N,).
-        positive: Whether each film is positive, of shape (N,); both kinds occur.
+        positive: Whether each image is positive, of shape (N,); both kinds occur.
     """
     of_positive, of_negative = (
         np.stack(parts)

@@ -1,4 +1,4 @@
-"""Thresholds, chosen on labelled films for films to come."""
+"""Thresholds, chosen on labelled images for images to come."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ Scores = NDArray[np.floating[Any]]
 def operating_point(scores: Scores, positive: Truth, sensitivity: float) -> float:
     """The highest threshold at which enough positives are called positive.
 
-    It lies midway between the last positive film that is needed and the next lower score, so that
-    rounding on another device does not turn that film.
+    It lies midway between the last positive image that is needed and the next lower score, so that
+    rounding on another device does not turn that image.
 
     Args:
-        scores: Probabilities of the positive class, of shape (films,).
-        positive: Whether each film is positive, of shape (films,).
+        scores: Probabilities of the positive class, of shape (images,).
+        positive: Whether each image is positive, of shape (images,).
         sensitivity: Share of the positives to call positive, 0 to 1.
 
     Raises:
-        ValueError: There is no positive film.
+        ValueError: There is no positive image.
     """
     if not positive.any():
-        raise ValueError("no positive film: an operating point cannot be chosen")
+        raise ValueError("no positive image: an operating point cannot be chosen")
     found = np.sort(scores[positive])[::-1]
     needed = int(np.ceil(sensitivity * len(found) - 1e-9))
     last = float(found[max(needed, 1) - 1])
@@ -36,7 +36,7 @@ def operating_point(scores: Scores, positive: Truth, sensitivity: float) -> floa
     return (last + float(lower.max())) / 2 if lower.size else last / 2
 
 
-def threshold_for_new_films(
+def threshold_for_new_images(
     scores: Scores, positive: Truth, sensitivity: float
 ) -> tuple[float, float]:
     """The highest threshold at which that share of new positives is expected to be found.
@@ -47,8 +47,8 @@ def threshold_for_new_films(
     than it keeps: 51 of 52 is 98.1 %, but 96.2 % is what to expect.
 
     Args:
-        scores: Probabilities of the positive class, of shape (films,).
-        positive: Whether each film is positive, of shape (films,).
+        scores: Probabilities of the positive class, of shape (images,).
+        positive: Whether each image is positive, of shape (images,).
         sensitivity: Share of new positives to call positive, 0 to 1.
 
     Returns:
@@ -56,7 +56,7 @@ def threshold_for_new_films(
         are too few positives to promise it.
 
     Raises:
-        ValueError: There is no positive film.
+        ValueError: There is no positive image.
     """
     known = int(positive.sum())
     needed = min(known, math.ceil(sensitivity * (known + 1) - 1e-9))
@@ -67,16 +67,16 @@ def threshold_for_new_films(
 def threshold_for_new_negatives(scores: Scores, alarms: float) -> float | None:
     """The lowest threshold that calls at most that share of new negatives positive.
 
-    The mirror of `threshold_for_new_films`: of n negatives the k-th highest score is reached by a
+    The mirror of `threshold_for_new_images`: of n negatives the k-th highest score is reached by a
     new one with probability k / (n + 1).
 
     Args:
-        scores: Probabilities of the positive class of negative films, of shape (films,).
+        scores: Probabilities of the positive class of negative images, of shape (images,).
         alarms: Share of new negatives that may be called positive, 0 to 1.
 
     Returns:
         Midway between the last score that new ones may reach and the next higher; None where the
-        films are too few to promise it.
+        images are too few to promise it.
     """
     ordered = np.sort(scores.astype(np.float64))[::-1]
     allowed = math.floor(alarms * (len(ordered) + 1) + 1e-9)

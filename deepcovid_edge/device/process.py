@@ -1,4 +1,4 @@
-"""Set a process up for judging films side by side, one thread a core."""
+"""Set a process up for classifying images side by side, one thread a core."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ _KEPT_IN_ALL = 1 << 30
 
 
 def set_up() -> None:
-    """Call once in a program that judges films, before its threads start."""
+    """Call once in a program that classifies images, before its threads start."""
     import cv2
 
-    cv2.setNumThreads(1)  # films are decoded side by side; threads inside one would only wait
+    cv2.setNumThreads(1)  # images are decoded side by side; threads inside one would only wait
     # Broken files get a reason instead.
     warnings.filterwarnings("ignore", module=r"(PIL|pydicom)\.")
     keep_freed_memory()
 
 
 def keep_freed_memory() -> bool:
-    """Let what one film's pixels used serve the next film, without asking the system for it again.
+    """Keep freed memory for the next image instead of returning it to the system.
 
-    By default glibc gives blocks of a film's size back when they are freed: each film then waits
+    By default glibc gives blocks of an image's size back when they are freed: each image then waits
     for hundreds of pages to be taken out and put in again, which may cost as much as its decoding.
-    Blocks above 32 MiB, of very large films, still go back. See mallopt(3).
+    Blocks above 32 MiB, of very large images, still go back. See mallopt(3).
 
     Returns:
         Whether the C library took the settings; others than glibc have none.

@@ -249,7 +249,7 @@ def _value_name(content: memoryview) -> str:
 
 
 def data_type(graph: Graph, tensor: str) -> int:
-    """What a tensor holds: films are uint8, what a QuantizeLinear makes is as its zero point."""
+    """What a tensor holds: images are uint8, what a QuantizeLinear makes is as its zero point."""
     if tensor in graph.inputs:
         return UINT8
     maker = next(node for node in graph.nodes if tensor in node.outputs)

@@ -1,4 +1,4 @@
-"""Which outputs an input can change, and which inputs an output needs, along one axis of a film.
+"""Which outputs an input can change, and which inputs an output needs, along one axis of an image.
 
 Every tensor between two others of a graph is a row of positions. An operator with a kernel maps
 positions by its kernel, stride, padding and dilation; all others leave them where they are. For the

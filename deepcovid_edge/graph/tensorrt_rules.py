@@ -1,4 +1,4 @@
-"""Can TensorRT take this graph? Asked before TensorRT is, so that the answer names the mend.
+"""Can TensorRT take this graph? Asked before TensorRT is, so that the answer names the fix.
 
 Engines are built from typed ONNX: FP16 casts and symmetric Q/DQ in the graph. What TensorRT's
 parser refuses with an assertion is found here by reading the file's nodes and initialisers.
@@ -31,7 +31,7 @@ def check_typed(path: Path) -> None:
     Raises:
         NotThereError: The file cannot be opened.
         ModelFileError: The graph has an integer operator, a bias in INT32, a zero point, or gives
-            its uint8 films to something else than a cast.
+            its uint8 images to something else than a cast.
     """
     try:
         graph = read_graph(memoryview(path.read_bytes()))
@@ -48,7 +48,7 @@ def _refusal(graph: Graph, node: Node) -> str | None:
     if node.operator in _INTEGER_OPERATORS:
         return f"TensorRT reads Q/DQ, not integer operators: {_MEND}"
     if node.operator != "Cast" and set(node.inputs) & set(graph.inputs):
-        return "TensorRT takes uint8 films into a Cast alone: export the model again"
+        return "TensorRT takes uint8 images into a Cast alone: export the model again"
     if node.operator not in ("QuantizeLinear", "DequantizeLinear"):
         return None
     constants = [graph.constants.get(name) for name in node.inputs]

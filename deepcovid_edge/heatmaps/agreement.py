@@ -1,4 +1,4 @@
-"""Do two models look at the same places? Their occlusion maps of the same films, compared.
+"""Do two models look at the same places? Their occlusion maps of the same images, compared.
 
 A model in lower precision may keep its decisions and yet look elsewhere. Three figures tell: the
 rank correlation of the maps, whether their strongest tenths overlap, and how far the peak moved.
@@ -25,7 +25,7 @@ from deepcovid_edge.heatmaps.windows import OcclusionSettings
 TOP_SHARE = 0.1
 """The share of a map's pixels that counts as its top."""
 _FEW = 0.1
-"""What the worst films reach: this quantile, or for a shift the one as far from the other end."""
+"""What the worst images reach: this quantile, or for a shift the one as far from the other end."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,16 @@ class MapComparison:
     """Which maps are compared.
 
     Attributes:
-        films: Films at most, of both classes alike: a map takes hundreds of inferences.
+        images: Images at most, of both classes alike: a map takes hundreds of inferences.
         occlusion: Which windows are hidden.
     """
 
-    films: int = 50
+    images: int = 50
     occlusion: OcclusionSettings = field(default_factory=OcclusionSettings)
 
     def __post_init__(self) -> None:
-        if self.films < 1:
-            raise UsageError(f"--heatmap-films: got {self.films}, expected 1 or more")
+        if self.images < 1:
+            raise UsageError(f"--heatmap-images: got {self.images}, expected 1 or more")
         if self.occlusion.budget_ms is not None:
             raise UsageError(
                 f"--budget: got {self.occlusion.budget_ms} ms, expected none: maps that are "
@@ -52,7 +52,7 @@ class MapComparison:
 
 @dataclass(frozen=True)
 class MapAgreement:
-    """How alike two maps of one film are.
+    """How alike two maps of one image are.
 
     Attributes:
         rank_correlation: Spearman's, over pixels, -1 to 1.
@@ -68,7 +68,7 @@ class MapAgreement:
 
 
 def compare_maps(reference: NDArray[Any], candidate: NDArray[Any]) -> MapAgreement:
-    """Compare two maps of one film, of shape (height, width)."""
+    """Compare two maps of one image, of shape (height, width)."""
     shift = _peak_shift(reference, candidate)
     return MapAgreement(
         rank_correlation=rank_correlation(reference, candidate),
@@ -81,15 +81,15 @@ def compare_maps(reference: NDArray[Any], candidate: NDArray[Any]) -> MapAgreeme
 def compare_models(
     reference: Backend,
     candidate: Backend,
-    films: Iterable[NDArray[np.uint8]],
+    images: Iterable[NDArray[np.uint8]],
     settings: OcclusionSettings,
 ) -> list[MapAgreement]:
-    """Compare the occlusion maps of two models, film by film.
+    """Compare the occlusion maps of two models, image by image.
 
     Args:
         reference: The model whose maps are known.
         candidate: The model that shall replace it; both take the same input.
-        films: As `preprocess.prepare` makes them, of shape (height, width).
+        images: As `preprocess.prepare` makes them, of shape (height, width).
         settings: Which windows are hidden.
 
     Raises:
@@ -97,14 +97,14 @@ def compare_models(
     """
     with Occluder(reference, settings) as before, Occluder(candidate, settings) as now:
         return [
-            compare_maps(*(of_occlusion(side.explain(film), {}).values for side in (before, now)))
-            for film in films
+            compare_maps(*(of_occlusion(side.explain(image), {}).values for side in (before, now)))
+            for image in images
         ]
 
 
 def summarise(found: Sequence[MapAgreement]) -> dict[str, Any]:
-    """Medians, and what the worst tenth of the films reaches, as plain values for JSON."""
-    columns = {name: [asdict(film)[name] for film in found] for name in asdict(found[0])}
+    """Medians, and what the worst tenth of the images reaches, as plain values for JSON."""
+    columns = {name: [asdict(image)[name] for image in found] for name in asdict(found[0])}
     worst = {name: _FEW for name in ("rank_correlation", "top_overlap")}
     return {
         name: {
@@ -117,15 +117,15 @@ def summarise(found: Sequence[MapAgreement]) -> dict[str, Any]:
     }
 
 
-def choose_films(positive: Truth, most: int) -> list[int]:
-    """Choose films of both classes alike, evenly over their order; always the same ones.
+def choose_images(positive: Truth, most: int) -> list[int]:
+    """Choose images of both classes alike, evenly over their order; always the same ones.
 
     Args:
-        positive: Whether each film is positive, of shape (N,).
-        most: Films at most; where one class has too few, the other fills up.
+        positive: Whether each image is positive, of shape (N,).
+        most: Images at most; where one class has too few, the other fills up.
 
     Returns:
-        Positions of the chosen films, ascending.
+        Positions of the chosen images, ascending.
     """
     classes = sorted((np.flatnonzero(positive), np.flatnonzero(~positive)), key=len)
     fewer = min(len(classes[0]), most // 2)

@@ -1,8 +1,8 @@
-"""Coarse to fine: judge few windows first, then more where the network looked.
+"""Coarse to fine: classify few windows first, then more where the network looked.
 
-A first pass judges every window of a coarse lattice, wide enough apart to cover the film once.
-What lies between is interpolated; the halves between neighbours are judged next, the strongest
-first, and so on down to the finest lattice. It asks nothing of the network but logits.
+A first pass classifies every window of a coarse grid, wide enough apart to cover the image once.
+What lies between is interpolated; the halves between neighbours are classified next, the strongest
+first, and so on down to the finest grid. It asks nothing of the network but logits.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ EXPECTED: dict[str, _Rows] = {
         (0.8, 0.998, 0.996),
     ),
 }
-"""Baseline -> share of the windows judged, rank correlation with the whole map: median over films,
-and what a tenth of them falls below; rounded down. Measured by benchmarks/heatmaps/budget.py with
-SqueezeNet on films of val."""
+"""Baseline -> share of the windows classified, rank correlation with the whole map: median over
+images, and what a tenth of them falls below; rounded down. Measured by
+benchmarks/heatmaps/budget.py with SqueezeNet on images of val."""
 _MEASURED = OcclusionSettings()
 _ROUNDING = 1e-4
 
 
 def expected_agreement(share: float, settings: OcclusionSettings) -> tuple[float, float] | None:
-    """How far a map is likely to agree with the whole one when only a part was judged.
+    """How far a map is likely to agree with the whole one when only a part was classified.
 
     Args:
-        share: Of the windows that were judged, 0 to 1.
+        share: Of the windows that were classified, 0 to 1.
         settings: The windows.
 
     Returns:
-        Rank correlation, median over films and what a tenth of them falls below, at the largest
+        Rank correlation, median over images and what a tenth of them falls below, at the largest
         share measured that is not above this one; None where such windows were not measured.
     """
     if (settings.window, settings.stride) != (_MEASURED.window, _MEASURED.stride):
@@ -64,16 +64,16 @@ def expected_agreement(share: float, settings: OcclusionSettings) -> tuple[float
 
 
 class Refinement:
-    """The windows of one film that were judged so far, and an estimate of all others.
+    """The windows of one image that were classified so far, and an estimate of all others.
 
     Attributes:
-        before: Logits of the whole film.
-        evaluated: Which windows were judged, of `shape`.
+        before: Logits of the whole image.
+        evaluated: Which windows were classified, of `shape`.
 
     Args:
         shape: Rows and columns of windows.
         spacing: Windows from one of the first pass to the next, a power of two.
-        before: Logits of the whole film, of shape (classes,).
+        before: Logits of the whole image, of shape (classes,).
         index: The class whose drop says where the network looked.
     """
 
@@ -104,7 +104,7 @@ class Refinement:
         return windows
 
     def add(self, windows: Sequence[int], logits: NDArray[np.float32]) -> None:
-        """Take the logits of judged windows, of shape (windows, classes)."""
+        """Take the logits of classified windows, of shape (windows, classes)."""
         places = np.unravel_index(np.asarray(windows, int), self.evaluated.shape)
         self._logits[places] = logits
         self.evaluated[places] = True

@@ -28,13 +28,13 @@ from deepcovid_edge.heatmaps.heatmap import (
 )
 from deepcovid_edge.heatmaps.windows import OcclusionSettings
 from deepcovid_edge.imaging.pictures import Radiograph
-from deepcovid_edge.reasons import Caution
+from deepcovid_edge.reasons import WarningCode
 
 if TYPE_CHECKING:
     from deepcovid_edge.heatmaps.occlusion import Occluder, Occlusion
 
 _LONGEST_STEM = 40
-"""Letters of a film's name that its map keeps: a file name has 255 bytes, a letter up to four."""
+"""Letters of an image's name that its map keeps: a file name has 255 bytes, a letter up to four."""
 _HASH_DIGITS = 8
 
 
@@ -45,7 +45,7 @@ class HeatMapSettings:
     Attributes:
         method: `occlusion` or `activation`.
         folder: Where map files (and pictures) are written; made where it is not there.
-        overlay: Draw a picture of every film too.
+        overlay: Draw a picture of every image too.
         occlusion: Which windows are hidden; nothing to `activation`.
     """
 
@@ -63,12 +63,12 @@ class HeatMapSettings:
 
 @dataclass(frozen=True)
 class Explained:
-    """An assessed film whose heat map is wanted.
+    """An assessed image whose heat map is wanted.
 
     Attributes:
-        record: The film's result.
-        shape: Rows and columns of the film.
-        film: The film as it was read, where `Explainer.draws`.
+        record: The image's result.
+        shape: Rows and columns of the image.
+        image: The image as it was read, where `Explainer.draws`.
         pixels: As the network saw it, of shape (height, width).
         started: When it was opened, seconds of the performance counter.
         activation_maps: What the network gave beside its logits, of shape (classes, h, w), if it
@@ -77,7 +77,7 @@ class Explained:
 
     record: Prediction
     shape: tuple[int, ...]
-    film: Radiograph | None
+    image: Radiograph | None
     pixels: NDArray[np.uint8]
     started: float
     activation_maps: NDArray[np.float32] | None = None
@@ -89,7 +89,7 @@ class Explainer:
     Args:
         backend: The loaded model.
         settings: Which maps, and where they go.
-        threshold: Probability from which a film is positive.
+        threshold: Probability from which an image is positive.
         workers: Calls at once; None for what suits the backend.
 
     Raises:
@@ -115,7 +115,7 @@ class Explainer:
             self._occluder = Occluder(
                 backend, settings.occlusion, threshold=threshold, workers=workers
             )
-        self._one_at_a_time = threading.Lock()  # an occluded film takes every core by itself
+        self._one_at_a_time = threading.Lock()  # an occluded image takes every core by itself
         self.too_slow: list[float] = []
         try:
             settings.folder.mkdir(parents=True, exist_ok=True)
@@ -129,29 +129,29 @@ class Explainer:
 
     @property
     def draws(self) -> bool:
-        """Whether films as they were read are needed: pictures are drawn on them."""
+        """Whether images as they were read are needed: pictures are drawn on them."""
         return self.settings.overlay
 
-    def explain(self, judged: Sequence[Explained]) -> list[Prediction]:
-        """Make the heat maps of assessed films.
+    def explain(self, classified: Sequence[Explained]) -> list[Prediction]:
+        """Make the heat maps of assessed images.
 
         Returns:
             Their records with the maps' files and regions, or with `W_NO_HEATMAP`.
         """
-        if not judged:
+        if not classified:
             return []
-        pairs = zip(judged, self._maps(judged), strict=True)
+        pairs = zip(classified, self._maps(classified), strict=True)
         return [self._explained(one, found, seconds) for one, (found, seconds) in pairs]
 
     def _explained(self, one: Explained, found: HeatMap | None, seconds: float) -> Prediction:
         timings = dict(one.record.timings_ms or {})
         if found is None or not np.isfinite(found.cells).all():
             timings["total"] = milliseconds(one.started, time.perf_counter())
-            warnings = (*one.record.warnings, Caution.NO_HEATMAP.code)
+            warnings = (*one.record.warnings, WarningCode.NO_HEATMAP.code)
             return replace(one.record, warnings=warnings, timings_ms=timings)
         started = time.perf_counter()
         places = regions(found, one.shape, self._input)
-        data, overlay = self._write(one.record, one.film, found, places)
+        data, overlay = self._write(one.record, one.image, found, places)
         ended = time.perf_counter()
         timings["heatmap"] = milliseconds(started - seconds, ended)
         timings["total"] = milliseconds(one.started, ended)
@@ -163,24 +163,24 @@ class Explainer:
             timings_ms=timings,
         )
 
-    def _maps(self, judged: Sequence[Explained]) -> Iterator[tuple[HeatMap | None, float]]:
-        """Each film's map, and the seconds that it took.
+    def _maps(self, classified: Sequence[Explained]) -> Iterator[tuple[HeatMap | None, float]]:
+        """Each image's map, and the seconds that it took.
 
         An activation map is made when it is asked for: it is written before the next one takes its
         place in the processor's cache.
         """
         started = time.perf_counter()
         if self._occluder is None:
-            for one in judged:
+            for one in classified:
                 made = self._activation(one)
                 yield made, time.perf_counter() - started
                 started = time.perf_counter()
             return
         with self._one_at_a_time:
-            found = self._occlusions(self._occluder, judged)
+            found = self._occlusions(self._occluder, classified)
         own = self.settings.occlusion
         maps = [of_occlusion(one, _occlusion_facts(one, own)) if one else None for one in found]
-        share = (time.perf_counter() - started) / len(judged)
+        share = (time.perf_counter() - started) / len(classified)
         yield from ((occlusion, share) for occlusion in maps)
 
     def _activation(self, one: Explained) -> HeatMap:
@@ -189,14 +189,14 @@ class Explainer:
         return of_activation(one.activation_maps[self._positive], self._input)
 
     def _occlusions(
-        self, occluder: Occluder, judged: Sequence[Explained]
+        self, occluder: Occluder, classified: Sequence[Explained]
     ) -> list[Occlusion | None]:
         from deepcovid_edge.heatmaps.occlusion import BudgetError
 
         if self.settings.occlusion.budget_ms is None:
-            return [*occluder.explain_all(np.stack([one.pixels for one in judged]))]
+            return [*occluder.explain_all(np.stack([one.pixels for one in classified]))]
         found: list[Occlusion | None] = []
-        for one in judged:
+        for one in classified:
             try:
                 found.append(occluder.explain(one.pixels))
             except BudgetError as error:
@@ -205,18 +205,18 @@ class Explainer:
         return found
 
     def _write(
-        self, record: Prediction, film: Radiograph | None, found: HeatMap, places: list[Region]
+        self, record: Prediction, image: Radiograph | None, found: HeatMap, places: list[Region]
     ) -> tuple[str, str | None]:
-        """Write a film's files; the paths of the map and of its picture."""
+        """Write an image's files; the paths of the map and of its picture."""
         stem = f"{Path(record.path).stem[:_LONGEST_STEM]}-{(record.sha256 or '')[:_HASH_DIGITS]}"
         data = self.settings.folder / f"{stem}.npz"
         write_map(data, found, places, _identity(record))
-        if film is None:
+        if image is None:
             return str(data), None
         from deepcovid_edge.heatmaps.overlay import draw_overlay, encode_overlay
 
         overlay = data.with_suffix(".png")
-        write_file(overlay, encode_overlay(draw_overlay(film, self._input, found, places, record)))
+        write_file(overlay, encode_overlay(draw_overlay(image, self._input, found, places, record)))
         return str(data), str(overlay)
 
     def close(self) -> None:
@@ -252,13 +252,13 @@ def _occlusion_facts(found: Occlusion, settings: OcclusionSettings) -> dict[str,
 
 
 def _identity(record: Prediction) -> dict[str, Any]:
-    """What a map file says of the film and the model."""
+    """What a map file says of the image and the model."""
     return {
         "path": record.path,
         "sha256": record.sha256,
         "model": record.run.model,
         "model_sha256": record.run.model_sha256,
-        "precision": record.run.precision,
+        "variant": record.run.variant,
         "probability": record.probability,
         "threshold": record.run.threshold,
         "decision": record.decision,

@@ -37,8 +37,8 @@ class MapFile:
 
     Attributes:
         heatmap: The map.
-        regions: Its regions, on the film.
-        facts: What the writer stored beside it, such as the film's record.
+        regions: Its regions, on the image.
+        facts: What the writer stored beside it, such as the image's record.
     """
 
     heatmap: HeatMap
@@ -54,7 +54,7 @@ def write_map(
     Args:
         path: The file, usually `.npz`; its folder must be there.
         heatmap: The map.
-        regions: Its regions, on the film.
+        regions: Its regions, on the image.
         facts: Plain values to store beside it, such as `Prediction.as_dict()`.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Heat maps: where on the film the network looked, and which regions that makes.
+"""Heat maps: where on the image the network looked, and which regions that makes.
 
 Two kinds, both of the model as it runs, in any precision:
 
-- `occlusion`: hide a window, judge again (`occlusion.py`). What it shows is what the network does.
+- `occlusion`: hide a window, classify again (`occlusion.py`). It shows what the network does.
 - `activation`: the class activation map (Zhou et al., CVPR 2016) that the network gives beside its
   logits, at no cost. Its mean is the logit. As the logit is linear in the last features, the mean
   gradients that Grad-CAM weighs them with are the map's own weights, divided by the number of
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.graph.receptive_field import Box
-from deepcovid_edge.imaging.prepare import on_film
+from deepcovid_edge.imaging.prepare import on_image
 from deepcovid_edge.manifest import InputSpec
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _SMALLEST = 0.002
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Where the network looked on one film.
+    """Where the network looked on one image.
 
     Attributes:
         method: `occlusion` or `activation`.
@@ -48,7 +48,7 @@ class HeatMap:
         cells: What `values` was made of, float32: the drop for each window, or the map as the
             network gives it.
         probability_drop: As `values`, of the probability; None for activation maps.
-        turned: Pixels in windows whose hiding takes the film across the threshold, whatever band
+        turned: Pixels in windows whose hiding takes the image across the threshold, whatever range
             lies around it; None for activation maps.
         facts: How it was made, as plain values.
     """
@@ -63,15 +63,15 @@ class HeatMap:
 
 @dataclass(frozen=True)
 class Region:
-    """A place where the network looked, as a box on the film.
+    """A place where the network looked, as a box on the image.
 
     Attributes:
-        x: First column, pixels of the film as it was read.
+        x: First column, pixels of the image as it was read.
         y: First row.
         width: Columns.
         height: Rows.
         peak: The map's highest value inside.
-        turns: Whether hiding a window of it takes the film across the threshold; None where that is
+        turns: Whether hiding a window of it takes the image across the threshold; None where it is
             not known.
     """
 
@@ -96,14 +96,14 @@ class Region:
 
 def of_occlusion(found: Occlusion, facts: dict[str, Any]) -> HeatMap:
     """The heat map of an occlusion; `facts` are added to its own."""
-    lattice = found.lattice
+    grid = found.grid
     counts = {"windows": found.evaluated.size, "evaluated": int(found.evaluated.sum())}
     return HeatMap(
         method=OCCLUSION,
-        values=lattice.spread(found.logit_drop),
+        values=grid.spread(found.logit_drop),
         cells=found.logit_drop,
-        probability_drop=lattice.spread(found.probability_drop),
-        turned=lattice.union(found.turned),
+        probability_drop=grid.spread(found.probability_drop),
+        turned=grid.union(found.turned),
         facts={**facts, **counts, "milliseconds": round(found.milliseconds, 1)},
     )
 
@@ -129,15 +129,15 @@ def regions(found: HeatMap, shape: tuple[int, ...], spec: InputSpec) -> list[Reg
 
     Args:
         found: The heat map.
-        shape: Rows and columns of the film.
-        spec: The network's input, which says where on the film the map lies.
+        shape: Rows and columns of the image.
+        spec: The network's input, which says where on the image the map lies.
     """
     turned = found.turned
     turns = None if turned is None else bool(turned.any())
     mask = turned if turned is not None and turns else _upper_half(found.values)
     places = []
     for box, peak in _pieces(mask, found.values):
-        (top, bottom), (left, right) = on_film(box, shape, spec)
+        (top, bottom), (left, right) = on_image(box, shape, spec)
         places.append(Region(left, top, right - left, bottom - top, peak, turns))
     return sorted(places, key=lambda region: -region.peak)[:_MOST_REGIONS]
 

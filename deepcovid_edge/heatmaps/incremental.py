@@ -1,7 +1,7 @@
-"""Judge a film again after a small change, computing only what the change alters.
+"""Classify an image again after a small change, computing only what the change alters.
 
 The network runs in parts (see `division`). Of each part only those outputs are computed that the
-change alters, from a crop of its input; they are pasted into the outputs of the unchanged film, of
+change alters, from a crop of its input; they are pasted into the outputs of the unchanged image, of
 which the next part's crop is cut. Nothing is left out: the result is that of the whole network, up
 to the rounding of sums.
 """
@@ -61,7 +61,7 @@ class Route:
         return tuple(step.shapes for step in reversed(self.steps))
 
 
-class DividedNetwork:
+class PartitionedNetwork:
     """A network in parts, for windows of one layout.
 
     Args:
@@ -85,7 +85,7 @@ class DividedNetwork:
         make_runner: Callable[[bytes], Runner],
     ) -> None:
         graph = read_graph(model)
-        (self._film,) = graph.inputs
+        (self._image,) = graph.inputs
         self._parts = divide(graph, _MAPS, size, _sample(windows))
         self._runners = [
             make_runner(cut(model, graph, part.starts, part.stop, padded=part.padded))
@@ -97,14 +97,14 @@ class DividedNetwork:
                 self._margins[name] = max(self._margins[name], margin)
         self.routes = _routes(self._parts, size, windows)
 
-    def begin(self, film: NDArray[np.uint8]) -> DividedFilm:
-        """Compute every part of an unchanged film of shape (height, width)."""
-        whole = {self._film: _Framed(film[None], self._margins[self._film])}
+    def begin(self, image: NDArray[np.uint8]) -> PartitionedImage:
+        """Compute every part of an unchanged image of shape (height, width)."""
+        whole = {self._image: _Framed(image[None], self._margins[self._image])}
         for part, run in zip(self._parts, self._runners, strict=True):
             read = zip(part.starts, part.margins, strict=True)
             made = run([whole[name].with_margin(margin) for name, margin in read])
             whole[part.stop] = _Framed(made, self._margins[part.stop])
-        return DividedFilm(whole, self._parts, self._runners)
+        return PartitionedImage(whole, self._parts, self._runners)
 
 
 class _Framed:
@@ -137,8 +137,8 @@ class _Framed:
         return self.at(((-margin, rows + margin), (-margin, columns + margin)))
 
 
-class DividedFilm:
-    """A film of which every part is computed. Safe to use from several threads."""
+class PartitionedImage:
+    """An image of which every part is computed. Safe to use from several threads."""
 
     def __init__(
         self, whole: dict[str, _Framed], parts: Sequence[Part], runners: Sequence[Runner]
@@ -148,25 +148,25 @@ class DividedFilm:
 
     @property
     def logits(self) -> NDArray[np.float32]:
-        """Of the unchanged film, of shape (classes,)."""
+        """Of the unchanged image, of shape (classes,)."""
         mean: NDArray[np.float32] = self._maps.mean(axis=(1, 2), dtype=np.float64)
         return mean.astype(np.float32)
 
-    def judge(
+    def classify(
         self, patches: Sequence[NDArray[np.uint8]], routes: Sequence[Route]
     ) -> NDArray[np.float32]:
-        """Judge the film with one window changed, for several windows.
+        """Classify the image with one window changed, for several windows.
 
         Args:
             patches: The new pixels of each window.
-            routes: The windows, of `DividedNetwork.routes`; those with like shapes share a run.
+            routes: The windows, of `PartitionedNetwork.routes`; those with like shapes share a run.
 
         Returns:
             Logits of shape (windows, classes).
         """
-        film = self._parts[0].starts[0]
+        image = self._parts[0].starts[0]
         news: dict[str, Sequence[_New]] = {
-            film: [(patch, route.box) for patch, route in zip(patches, routes, strict=True)]
+            image: [(patch, route.box) for patch, route in zip(patches, routes, strict=True)]
         }
         for number, part in enumerate(self._parts):
             news[part.stop] = self._outputs(number, [route.steps[number] for route in routes], news)
@@ -249,9 +249,9 @@ class _AxisStep(NamedTuple):
 
 
 def _steps(parts: Sequence[Part], length: int, span: Span, axis: int) -> list[_AxisStep]:
-    """What each part computes along one axis for a change of these positions of the film."""
-    (film,) = parts[0].starts
-    spans, lengths = {film: span}, {film: length}
+    """What each part computes along one axis for a change of these positions of the image."""
+    (image,) = parts[0].starts
+    spans, lengths = {image: span}, {image: length}
     steps = []
     for part in parts:
         chain = part.chains[axis]

@@ -1,6 +1,6 @@
 """Small arrays as the content of an .npz file, as `numpy.savez` writes it, in a tenth of the time.
 
-A heat map goes with every film of a run: the general writers of ZIP and NPY files took 3 % of it.
+A heat map goes with every image of a run: the general writers of ZIP and NPY files took 3 % of it.
 Formats: NPY 1.0 (`numpy.lib.format`) in stored entries of ZIP (PKWARE APPNOTE 6.3.9, section 4.3).
 """
 

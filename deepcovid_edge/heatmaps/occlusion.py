@@ -1,8 +1,8 @@
-"""Occlusion: hide a window of the film, judge again, see what the network went by.
+"""Occlusion: hide a window of the image, classify again, see what the network went by.
 
 As in Deep-COVID, section 4.7 (arXiv 2004.09363), after Zeiler and Fergus (ECCV 2014): a window is
-blanked and moved over the film; where hiding it lowers the score of the positive class, the network
-looked.
+blanked and moved over the image; where hiding it lowers the score of the positive class, the
+network looked.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.backends import Backend, Divisible
+from deepcovid_edge.backends import Backend, Partitionable
 from deepcovid_edge.graph.receptive_field import Box, NotSpatialError
 from deepcovid_edge.heatmaps.coarse_to_fine import Refinement
-from deepcovid_edge.heatmaps.incremental import DividedNetwork
-from deepcovid_edge.heatmaps.windows import Lattice, OcclusionSettings, hidden_film
+from deepcovid_edge.heatmaps.incremental import PartitionedNetwork
+from deepcovid_edge.heatmaps.windows import OcclusionSettings, WindowGrid, occluded
 from deepcovid_edge.pipeline.classifier import DECIMALS, probabilities
 from deepcovid_edge.pipeline.pipeline import GPU_LANES
 
@@ -34,19 +34,19 @@ _CPU_BATCH, _GPU_BATCH, _PARTS_BATCH = 8, 32, 32
 
 @dataclass(frozen=True)
 class Occlusion:
-    """What hiding each window did to one film. Arrays of windows are of `lattice.shape`.
+    """What hiding each window did to one image. Arrays of windows are of `grid.shape`.
 
     Attributes:
-        lattice: Where the windows lie.
-        logits: Of the whole film, of shape (classes,).
+        grid: Where the windows lie.
+        logits: Of the whole image, of shape (classes,).
         logit_drop: How far the positive class's logit fell, float32; below 0 where it rose.
         probability_drop: How far its probability fell, float32.
-        turned: The windows whose hiding turns the decision, among those that were judged.
-        evaluated: The windows that were judged; the values of all others are interpolated.
-        milliseconds: What the film took.
+        turned: The windows whose hiding turns the decision, among those that were classified.
+        evaluated: The windows that were classified; the values of all others are interpolated.
+        milliseconds: What the image took.
     """
 
-    lattice: Lattice
+    grid: WindowGrid
     logits: NDArray[np.float32]
     logit_drop: NDArray[np.float32]
     probability_drop: NDArray[np.float32]
@@ -56,7 +56,7 @@ class Occlusion:
 
 
 class BudgetError(Exception):
-    """Raised when a film's time budget does not hold the first pass.
+    """Raised when an image's time budget does not hold the first pass.
 
     Attributes:
         needed_ms: About how long the first pass takes, milliseconds.
@@ -68,12 +68,12 @@ class BudgetError(Exception):
 
 
 class Occluder:
-    """Occludes films for one model; ends with `close` or `with`.
+    """Occludes images for one model; ends with `close` or `with`.
 
     Args:
         backend: The loaded model.
         settings: Which windows are hidden.
-        threshold: Probability from which a film is positive; None for the model's own.
+        threshold: Probability from which an image is positive; None for the model's own.
         workers: Calls at once; None for one a core, or two on a GPU.
 
     Raises:
@@ -91,10 +91,10 @@ class Occluder:
         manifest = backend.manifest
         self.settings = settings
         self.threshold = manifest.threshold if threshold is None else threshold
-        self.lattice = Lattice.over(manifest.input.height, manifest.input.width, settings)
+        self.grid = WindowGrid.over(manifest.input.height, manifest.input.width, settings)
         self._positive = manifest.positive_index
         self._workers = workers or (len(os.sched_getaffinity(0)) if backend.on_cpu else GPU_LANES)
-        self._boxes = self.lattice.boxes
+        self._boxes = self.grid.boxes
         self._network = _network(backend, self._boxes, settings)
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="occlude")
 
@@ -103,86 +103,90 @@ class Occluder:
         """Whether only what a window alters is computed."""
         return isinstance(self._network, _Parts)
 
-    def explain(self, film: NDArray[np.uint8]) -> Occlusion:
-        """Hide every window of a film, or as many as the budget holds.
+    def explain(self, image: NDArray[np.uint8]) -> Occlusion:
+        """Hide every window of an image, or as many as the budget holds.
 
         Args:
-            film: As `preprocess.prepare` makes it, of shape (height, width).
+            image: As `preprocess.prepare` makes it, of shape (height, width).
 
         Raises:
             BudgetError: The budget does not hold the first pass.
         """
         budget = self.settings.budget_ms
         if budget is None:
-            return self.explain_all(film[None])[0]
+            return self.explain_all(image[None])[0]
         started = time.perf_counter()
-        opened = self._open(film[None])
-        judged = self._refinement(opened.logits[0])
-        self._refine(opened, judged, started, budget / 1000)
-        return self._result(judged, (time.perf_counter() - started) * 1000)
+        opened = self._open(image[None])
+        classified = self._refinement(opened.logits[0])
+        self._refine(opened, classified, started, budget / 1000)
+        return self._result(classified, (time.perf_counter() - started) * 1000)
 
-    def explain_all(self, films: NDArray[np.uint8]) -> list[Occlusion]:
-        """Hide every window of several films: windows of two films may share a call.
+    def explain_all(self, images: NDArray[np.uint8]) -> list[Occlusion]:
+        """Hide every window of several images: windows of two images may share a call.
 
         Args:
-            films: Of shape (N, height, width). The settings must have no budget.
+            images: Of shape (N, height, width). The settings must have no budget.
         """
         started = time.perf_counter()
-        opened = self._open(films)
-        judged = [self._refinement(logits) for logits in opened.logits]
-        self._judge(opened, range(len(films) * len(self._boxes)), judged)
-        share = (time.perf_counter() - started) * 1000 / len(films)
-        return [self._result(one, share) for one in judged]
+        opened = self._open(images)
+        classified = [self._refinement(logits) for logits in opened.logits]
+        self._classify(opened, range(len(images) * len(self._boxes)), classified)
+        share = (time.perf_counter() - started) * 1000 / len(images)
+        return [self._result(one, share) for one in classified]
 
-    def _open(self, films: NDArray[np.uint8]) -> _Opened:
-        hidden = np.stack([hidden_film(film, self.settings) for film in films])
-        return self._network.open(films, hidden)
+    def _open(self, images: NDArray[np.uint8]) -> _Opened:
+        hidden = np.stack([occluded(image, self.settings) for image in images])
+        return self._network.open(images, hidden)
 
     def _refinement(self, logits: NDArray[np.float32]) -> Refinement:
         spacing = 1 if self.settings.budget_ms is None else self.settings.first_spacing
-        return Refinement(self.lattice.shape, spacing, logits, self._positive)
+        return Refinement(self.grid.shape, spacing, logits, self._positive)
 
-    def _judge(self, opened: _Opened, jobs: Sequence[int], judged: Sequence[Refinement]) -> None:
+    def _classify(
+        self, opened: _Opened, jobs: Sequence[int], classified: Sequence[Refinement]
+    ) -> None:
         count = len(self._boxes)
         batches = opened.batches(jobs, self._workers)
-        for batch, logits in zip(batches, self._pool.map(opened.judge, batches), strict=True):
-            for film, one in enumerate(judged):
-                own = [place for place, job in enumerate(batch) if job // count == film]
+        for batch, logits in zip(batches, self._pool.map(opened.classify, batches), strict=True):
+            for image, one in enumerate(classified):
+                own = [place for place, job in enumerate(batch) if job // count == image]
                 if own:
                     one.add([batch[place] % count for place in own], logits[own])
 
-    def _refine(self, opened: _Opened, judged: Refinement, started: float, budget: float) -> None:
-        """Judge as many windows as there is time for: the first pass, then what matters most."""
-        first = judged.first_pass()
+    def _refine(
+        self, opened: _Opened, classified: Refinement, started: float, budget: float
+    ) -> None:
+        """Classify as many windows as there is time for: the first pass, then what matters most."""
+        first = classified.first_pass()
         some = self._workers * opened.batch
         began = time.perf_counter()
-        self._judge(opened, first[:some], [judged])
+        self._classify(opened, first[:some], [classified])
         each = (time.perf_counter() - began) / len(first[:some])
         needed = time.perf_counter() - started + each * len(first[some:])
         if needed > budget:
             raise BudgetError(needed * 1000)
-        self._judge(opened, first[some:], [judged])
-        while windows := judged.next():
+        self._classify(opened, first[some:], [classified])
+        while windows := classified.next():
             left = started + budget - time.perf_counter()
             affordable = windows[: min(some, int(left / each))]
             if left < each or not affordable:
                 break
-            self._judge(opened, affordable, [judged])
+            self._classify(opened, affordable, [classified])
 
-    def _result(self, judged: Refinement, milliseconds: float) -> Occlusion:
-        logits = judged.estimate().astype(np.float32)
-        shape, before = self.lattice.shape, judged.before
+    def _result(self, classified: Refinement, milliseconds: float) -> Occlusion:
+        logits = classified.estimate().astype(np.float32)
+        shape, before = self.grid.shape, classified.before
         whole = probabilities(before[None])[0, self._positive]
         hidden = probabilities(logits.reshape(-1, len(before)))[:, self._positive].reshape(shape)
         positive = np.round(hidden, DECIMALS) >= self.threshold
         turned = positive != (round(float(whole), DECIMALS) >= self.threshold)
         return Occlusion(
-            lattice=self.lattice,
+            grid=self.grid,
             logits=before,
             logit_drop=before[self._positive] - logits[..., self._positive],
             probability_drop=(whole - hidden).astype(np.float32),
-            turned=turned & judged.evaluated,
-            evaluated=judged.evaluated,
+            turned=turned & classified.evaluated,
+            evaluated=classified.evaluated,
             milliseconds=milliseconds,
         )
 
@@ -203,33 +207,34 @@ class Occluder:
 
 
 class _Opened(Protocol):
-    """Films ready to be judged with windows hidden.
+    """Images ready to be classified with windows hidden.
 
-    A job is a window of a film: the film's number times the number of windows, plus the window's.
+    A job is a window of an image: the image's number times the number of windows, plus the
+    window's.
     """
 
     batch: int
     logits: NDArray[np.float32]
-    """Of the whole films, of shape (films, classes)."""
+    """Of the whole images, of shape (images, classes)."""
 
     def batches(self, jobs: Sequence[int], workers: int) -> list[list[int]]:
         """Jobs for one call each."""
 
-    def judge(self, jobs: Sequence[int]) -> NDArray[np.float32]:
+    def classify(self, jobs: Sequence[int]) -> NDArray[np.float32]:
         """Logits with each job's window hidden, of shape (jobs, classes)."""
 
 
 class _Network(Protocol):
-    def open(self, films: NDArray[np.uint8], hidden: NDArray[np.uint8]) -> _Opened:
-        """Make films ready; `hidden` is what their windows show when they are hidden."""
+    def open(self, images: NDArray[np.uint8], hidden: NDArray[np.uint8]) -> _Opened:
+        """Make images ready; `hidden` is what their windows show when they are hidden."""
 
 
 def _network(backend: Backend, boxes: list[Box], settings: OcclusionSettings) -> _Network:
     """The network in parts where that is asked for and can be, else whole."""
-    if settings.incremental and isinstance(backend, Divisible):
+    if settings.incremental and isinstance(backend, Partitionable):
         size = (backend.manifest.input.height, backend.manifest.input.width)
         with contextlib.suppress(NotSpatialError):
-            return _Parts(DividedNetwork(backend.content(), size, boxes, backend.run_part))
+            return _Parts(PartitionedNetwork(backend.content(), size, boxes, backend.run_part))
     return _Whole(backend, boxes)
 
 
@@ -239,74 +244,74 @@ class _Whole:
     def __init__(self, backend: Backend, boxes: list[Box]) -> None:
         self.backend, self.boxes = backend, boxes
 
-    def open(self, films: NDArray[np.uint8], hidden: NDArray[np.uint8]) -> _WholeFilms:
+    def open(self, images: NDArray[np.uint8], hidden: NDArray[np.uint8]) -> _WholeImages:
         """See `_Network.open`."""
-        return _WholeFilms(self, films, hidden)
+        return _WholeImages(self, images, hidden)
 
 
-class _WholeFilms:
+class _WholeImages:
     def __init__(
-        self, network: _Whole, films: NDArray[np.uint8], hidden: NDArray[np.uint8]
+        self, network: _Whole, images: NDArray[np.uint8], hidden: NDArray[np.uint8]
     ) -> None:
-        self._network, self._films, self._hidden = network, films, hidden
+        self._network, self._images, self._hidden = network, images, hidden
         self._own = threading.local()
         self.batch = _CPU_BATCH if network.backend.on_cpu else _GPU_BATCH
-        self.logits = network.backend.infer(films).logits
+        self.logits = network.backend.infer(images).logits
 
     def batches(self, jobs: Sequence[int], workers: int) -> list[list[int]]:
         """See `_Opened.batches`."""
         return _chunks(jobs, self.batch)
 
-    def judge(self, jobs: Sequence[int]) -> NDArray[np.float32]:
-        """Write films and hidden windows into a buffer that each thread keeps."""
+    def classify(self, jobs: Sequence[int]) -> NDArray[np.float32]:
+        """Write images and hidden windows into a buffer that each thread keeps."""
         buffer: NDArray[np.uint8] | None = getattr(self._own, "buffer", None)
         if buffer is None:
-            buffer = self._own.buffer = np.empty((self.batch, *self._films.shape[1:]), np.uint8)
+            buffer = self._own.buffer = np.empty((self.batch, *self._images.shape[1:]), np.uint8)
         for place, job in enumerate(jobs):
-            film, window = divmod(job, len(self._network.boxes))
+            image, window = divmod(job, len(self._network.boxes))
             rows, columns = (slice(*span) for span in self._network.boxes[window])
-            buffer[place] = self._films[film]
-            buffer[place, rows, columns] = self._hidden[film, rows, columns]
+            buffer[place] = self._images[image]
+            buffer[place, rows, columns] = self._hidden[image, rows, columns]
         return self._network.backend.infer(buffer[: len(jobs)]).logits
 
 
 class _Parts:
     """Runs the parts of a divided network."""
 
-    def __init__(self, network: DividedNetwork) -> None:
+    def __init__(self, network: PartitionedNetwork) -> None:
         self.network = network
 
-    def open(self, films: NDArray[np.uint8], hidden: NDArray[np.uint8]) -> _PartsFilms:
+    def open(self, images: NDArray[np.uint8], hidden: NDArray[np.uint8]) -> _PartsImages:
         """See `_Network.open`."""
-        return _PartsFilms(self.network, films, hidden)
+        return _PartsImages(self.network, images, hidden)
 
 
-class _PartsFilms:
+class _PartsImages:
     def __init__(
-        self, network: DividedNetwork, films: NDArray[np.uint8], hidden: NDArray[np.uint8]
+        self, network: PartitionedNetwork, images: NDArray[np.uint8], hidden: NDArray[np.uint8]
     ) -> None:
         self._routes, self._hidden = network.routes, hidden
-        self._films = [network.begin(film) for film in films]
+        self._images = [network.begin(image) for image in images]
         self.batch = _PARTS_BATCH
-        self.logits = np.stack([film.logits for film in self._films])
+        self.logits = np.stack([image.logits for image in self._images])
 
     def batches(self, jobs: Sequence[int], workers: int) -> list[list[int]]:
-        """See `_Opened.batches`: of one film each, windows that alter much the same together."""
+        """See `_Opened.batches`: of one image each, windows that alter much the same together."""
         found = []
-        for film in range(len(self._films)):
-            own = [job for job in jobs if job // len(self._routes) == film]
+        for image in range(len(self._images)):
+            own = [job for job in jobs if job // len(self._routes) == image]
             own.sort(key=lambda job: self._routes[job % len(self._routes)].shapes)
             found += _chunks(own, min(self.batch, len(own) // workers + 1))
         return found
 
-    def judge(self, jobs: Sequence[int]) -> NDArray[np.float32]:
-        """See `_Opened.judge`."""
-        film = jobs[0] // len(self._routes)
+    def classify(self, jobs: Sequence[int]) -> NDArray[np.float32]:
+        """See `_Opened.classify`."""
+        image = jobs[0] // len(self._routes)
         routes = [self._routes[job % len(self._routes)] for job in jobs]
         patches = [
-            self._hidden[film, slice(*route.box[0]), slice(*route.box[1])] for route in routes
+            self._hidden[image, slice(*route.box[0]), slice(*route.box[1])] for route in routes
         ]
-        return self._films[film].judge(patches, routes)
+        return self._images[image].classify(patches, routes)
 
 
 def _chunks(jobs: Sequence[int], size: int) -> list[list[int]]:

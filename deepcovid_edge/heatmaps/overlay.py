@@ -1,10 +1,10 @@
-"""The picture of a heat map: film, map and overlay side by side, as in Deep-COVID's figures.
+"""The picture of a heat map: image, map and overlay side by side, as in Deep-COVID's figures.
 
 The colours are cividis (Nuñez, Anderton and Renslow, PLOS ONE 13(7), 2018, e0199239): perceptually
 uniform, alike for most colour-blind eyes, and even in lightness, so that a greyscale print keeps
 the order of the values. Its middle is a neutral grey. The scale reaches as far below zero as above
 it, so that grey always is zero, yellow (bright) spoke for the positive class and blue (dark)
-against it. Each film has its own scale: colours of two films compare by its numbers alone.
+against it. Each image has its own scale: colours of two images compare by its numbers alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from deepcovid_edge import NOTICE
 from deepcovid_edge.decision.record import INDETERMINATE, NEGATIVE, POSITIVE, Prediction, RunFacts
-from deepcovid_edge.errors import ImageRefusedError, UsageError
+from deepcovid_edge.errors import NotAssessedError, UsageError
 from deepcovid_edge.heatmaps.heatmap import ACTIVATION, OCCLUSION, HeatMap, Region
 from deepcovid_edge.imaging.pictures import Radiograph
 from deepcovid_edge.imaging.prepare import filled_field, visible_field
@@ -33,10 +33,10 @@ from deepcovid_edge.reasons import Reason
 UNITS = {OCCLUSION: "drop of the logit when hidden", ACTIVATION: "class activation"}
 """What the numbers of the scale are, by the map's method."""
 PANEL_HEIGHT = 512
-"""Rows of film, map and overlay, whatever the film's own: legible on the screen of a cart."""
+"""Rows of image, map and overlay, whatever the image's own: legible on the screen of a cart."""
 _PANEL_WIDTH = (440, 640)
 """With the least of it any picture is more than twice as wide as high: `images` takes no such
-shape for a film, so a folder of films that holds pictures stays a folder of films."""
+shape for an image, so a folder of images that holds pictures stays a folder of images."""
 _MARGIN, _TITLE, _LINE = 10, 26, 22
 _SCALE_WIDTH, _BAR_WIDTH = 128, 22
 _OPACITY = 0.75
@@ -53,10 +53,10 @@ class Layout:
     """Where what lies in the picture, pixels.
 
     Attributes:
-        scale: Pixels of the picture for one of the film.
-        panels: First column of film, map and overlay.
+        scale: Pixels of the picture for one of the image.
+        panels: First column of image, map and overlay.
         width: Columns of a panel.
-        film: Rows and columns of a panel that show the film.
+        image: Rows and columns of a panel that show the image.
         seen: Rows and columns of a panel that show what the network sees.
         bar: Rows and columns of the picture that show the scale's colours.
         size: Rows and columns of the picture.
@@ -65,14 +65,14 @@ class Layout:
     scale: float
     panels: tuple[int, int, int]
     width: int
-    film: tuple[slice, slice]
+    image: tuple[slice, slice]
     seen: tuple[slice, slice]
     bar: tuple[slice, slice]
     size: tuple[int, int]
 
     @classmethod
     def of(cls, shape: tuple[int, ...], spec: InputSpec, lines: int) -> Layout:
-        """The layout for a film of `shape` and a caption of so many lines."""
+        """The layout for an image of `shape` and a caption of so many lines."""
         rows, columns = shape
         least, most = _PANEL_WIDTH
         scale = min(PANEL_HEIGHT / rows, most / columns)
@@ -86,7 +86,7 @@ class Layout:
             scale=scale,
             panels=panels,  # type: ignore[arg-type]
             width=width,
-            film=_placed(whole, scale, top, left),
+            image=_placed(whole, scale, top, left),
             seen=_placed(visible_field(shape, spec), scale, top, left),
             bar=(slice(_TITLE, _TITLE + PANEL_HEIGHT), slice(bar, bar + _BAR_WIDTH)),
             size=(_TITLE + PANEL_HEIGHT + lines * _LINE + 2 * _MARGIN, bar + _SCALE_WIDTH),
@@ -94,14 +94,14 @@ class Layout:
 
     def box(self, place: Region) -> tuple[int, int, int, int]:
         """Left, top, right and bottom of a region's box in a panel, all included."""
-        top, left = self.film[0].start, self.film[1].start
+        top, left = self.image[0].start, self.image[1].start
         low = left + math.floor(place.x * self.scale), top + math.floor(place.y * self.scale)
         right = left + math.ceil((place.x + place.width) * self.scale) - 1
         bottom = top + math.ceil((place.y + place.height) * self.scale) - 1
         return (
             *low,
-            max(low[0], min(right, self.film[1].stop - 1)),
-            max(low[1], min(bottom, self.film[0].stop - 1)),
+            max(low[0], min(right, self.image[1].stop - 1)),
+            max(low[1], min(bottom, self.image[0].stop - 1)),
         )
 
 
@@ -114,36 +114,36 @@ def _placed(field: tuple[slice, slice], scale: float, top: int, left: int) -> tu
 
 
 def draw_overlay(
-    film: Radiograph,
+    image: Radiograph,
     spec: InputSpec,
     found: HeatMap,
     places: Sequence[Region],
     record: Prediction,
 ) -> NDArray[np.uint8]:
-    """Draw film, map and overlay side by side, with scale and caption.
+    """Draw image, map and overlay side by side, with scale and caption.
 
     Args:
-        film: The film as it was read.
+        image: The image as it was read.
         spec: The network's input.
-        found: The film's heat map.
+        found: The image's heat map.
         places: Its regions, from `heatmap.regions`.
-        record: The film's result.
+        record: The image's result.
 
     Returns:
         RGB pixels of shape (rows, columns, 3).
 
     Raises:
-        UsageError: The film was not assessed.
-        ImageRefusedError: The map holds what is no number.
+        UsageError: The image was not assessed.
+        NotAssessedError: The map holds what is no number.
     """
-    text = caption(film.pixels.shape, spec, found, places, record)
-    layout = Layout.of(film.pixels.shape, spec, len(text))
-    values = found.values[filled_field(film.pixels.shape, spec)]
+    text = caption(image.pixels.shape, spec, found, places, record)
+    layout = Layout.of(image.pixels.shape, spec, len(text))
+    values = found.values[filled_field(image.pixels.shape, spec)]
     limit = _limit(values)
-    grey = _grey(film, layout)
+    grey = _grey(image, layout)
     panels = (grey, *_panels(grey, _to_seen(values / limit, layout), layout))
     if found.turned is not None:
-        turned = found.turned[filled_field(film.pixels.shape, spec)]
+        turned = found.turned[filled_field(image.pixels.shape, spec)]
         for panel in panels[1:]:
             _outline(panel, turned, layout)
     canvas = np.full((*layout.size, 3), _BACKGROUND, np.uint8)
@@ -178,7 +178,7 @@ def caption(
     """What stands under the panels, line by line.
 
     Raises:
-        UsageError: The film was not assessed.
+        UsageError: The image was not assessed.
     """
     if record.probability is None:
         raise UsageError(f"{record.path}: was not assessed, so there is no heat map to draw")
@@ -187,15 +187,15 @@ def caption(
     if "baseline" in found.facts:
         made.append(f"hidden: {found.facts['baseline']}")
     if "windows" in found.facts:
-        made.append(f"{found.facts['evaluated']} of {found.facts['windows']} windows judged")
+        made.append(f"{found.facts['evaluated']} of {found.facts['windows']} windows classified")
     if "expected_agreement" in found.facts:
         expected = found.facts["expected_agreement"]["quantile_10"]
-        made.append(f"agreement with all of them expected above {expected:.2f} in 9 of 10 films")
+        made.append(f"agreement with all of them expected above {expected:.2f} in 9 of 10 images")
     how = ", ".join([found.method, *made])
     lines = [
         _decided(record, record.probability),
         _ascii(record.path.replace("\\", "/").rpartition("/")[2]),
-        f"{run.model}, {run.precision}, {run.backend}; {how}",
+        f"{run.model}, {run.variant}, {run.backend}; {how}",
         _about_regions(found, places, run, record.probability >= run.threshold),
     ]
     seen = visible_field(shape, spec)
@@ -208,15 +208,16 @@ def caption(
 
 def _decided(record: Prediction, probability: float) -> str:
     """Decision and probability, with the limit that made it so."""
-    run, band = record.run, record.run.band
+    run, indeterminate_range = record.run, record.run.indeterminate_range
     words, limit = "positive from", run.threshold
-    if band and record.decision == INDETERMINATE:
+    if indeterminate_range and record.decision == INDETERMINATE:
         chance = f"{run.positive_class} {probability:.3f}"
-        return f"{record.decision}: {chance}, between {band.low:.3f} and {band.high:.3f}"
-    if band and record.decision == NEGATIVE:
-        words, limit = "negative below", band.low
-    elif band:
-        limit = band.high
+        low, high = indeterminate_range.low, indeterminate_range.high
+        return f"{record.decision}: {chance}, between {low:.3f} and {high:.3f}"
+    if indeterminate_range and record.decision == NEGATIVE:
+        words, limit = "negative below", indeterminate_range.low
+    elif indeterminate_range:
+        limit = indeterminate_range.high
     chance, told = _apart(probability, limit)
     return f"{record.decision}: {run.positive_class} {chance}, {words} {told}"
 
@@ -232,7 +233,7 @@ def _apart(probability: float, threshold: float) -> tuple[str, str]:
 def _about_regions(found: HeatMap, places: Sequence[Region], run: RunFacts, positive: bool) -> str:
     turns = found.turned is not None and bool(found.turned.any())
     other = f"makes it {NEGATIVE if positive else POSITIVE}"
-    if run.band:  # between its ends it is neither
+    if run.indeterminate_range:  # between its ends it is neither
         other = f"takes it {'below' if positive else 'above'} {run.threshold:.3f}"
     marked = f"Dashed, dotted{', boxed' if places else ''}: hiding a window in there {other}"
     said = marked if turns else "Boxes: from half of the map's highest value on"
@@ -258,22 +259,22 @@ def _limit(values: NDArray[np.float32]) -> float:
     """How far the scale reaches, above and below zero."""
     farthest = float(np.abs(values).max())
     if not math.isfinite(farthest):
-        raise ImageRefusedError(Reason.RESULT, "heat map")
+        raise NotAssessedError(Reason.RESULT, "heat map")
     return farthest or 1.0
 
 
-def _grey(film: Radiograph, layout: Layout) -> _RGB:
-    """The film in its panel; what the network does not see is dimmed and hatched."""
-    rows, columns = layout.film
+def _grey(image: Radiograph, layout: Layout) -> _RGB:
+    """The image in its panel; what the network does not see is dimmed and hatched."""
+    rows, columns = layout.image
     size = columns.stop - columns.start, rows.stop - rows.start
     how = cv2.INTER_AREA if layout.scale < 1 else cv2.INTER_LINEAR
-    small = cv2.resize(film.pixels, size, interpolation=how)
-    grey: NDArray[Any] = cv2.convertScaleAbs(small, alpha=255.0 / film.white)
+    small = cv2.resize(image.pixels, size, interpolation=how)
+    grey: NDArray[Any] = cv2.convertScaleAbs(small, alpha=255.0 / image.white)
     panel = np.zeros((PANEL_HEIGHT, layout.width), np.uint8)
-    panel[layout.film] = np.where(_hatch(grey.shape), np.uint8(_HATCH), grey * _DIMMED)
+    panel[layout.image] = np.where(_hatch(grey.shape), np.uint8(_HATCH), grey * _DIMMED)
     inner = tuple(
         slice(part.start - whole.start, part.stop - whole.start)
-        for part, whole in zip(layout.seen, layout.film, strict=True)
+        for part, whole in zip(layout.seen, layout.image, strict=True)
     )
     panel[layout.seen] = grey[inner]
     coloured: NDArray[Any] = cv2.cvtColor(panel, cv2.COLOR_GRAY2RGB)
@@ -343,7 +344,7 @@ class _Pen:
         self._large, self._font, self._small = (ImageFont.load_default(n) for n in (20, 16, 14))
 
     def titles(self, span: str) -> None:
-        titles = ("film", f"map, {span}", "overlay")
+        titles = ("image", f"map, {span}", "overlay")
         for left, title in zip(self._layout.panels, titles, strict=True):
             self._draw.text((left, _TITLE - 4), title, _WHITE, self._font, anchor="ld")
 

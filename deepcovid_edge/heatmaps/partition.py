@@ -37,8 +37,8 @@ class Part:
     """A part of a network between two cuts.
 
     Attributes:
-        rows: What it does along a film's height.
-        columns: What it does along a film's width.
+        rows: What it does along an image's height.
+        columns: What it does along an image's width.
         padded: Whether its convolutions pad what they read. Where they need not, it is given the
             padding with its inputs, and computes nothing but what is altered.
     """
@@ -273,7 +273,7 @@ def _work(graph: Graph, nodes: Sequence[Node], start: str) -> dict[str, _Work]:
         elif node.operator == "Conv":
             channels, *kernel = _shape(graph, node.inputs[1])
             each = float(prod(kernel))
-        elif node.operator == "Mul" and channels == 1:  # the film becomes the planes of the input
+        elif node.operator == "Mul" and channels == 1:  # the image becomes the planes of the input
             channels = max(
                 1, *(prod(_shape(graph, name)) for name in node.inputs if name not in found)
             )

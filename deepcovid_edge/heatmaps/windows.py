@@ -1,6 +1,6 @@
 """Where the windows of an occlusion lie, and how what they say is brought to pixels.
 
-Windows lie as in captum's `Occlusion`: the first at the film's corner, the last cut off at its
+Windows lie as in captum's `Occlusion`: the first at the image's corner, the last cut off at its
 border, so that every pixel is hidden at least once; a pixel's value is the mean over the windows
 that hide it.
 """
@@ -28,9 +28,9 @@ class OcclusionSettings:
     Attributes:
         window: Side of a window, pixels of the network's input.
         stride: From one window to the next, pixels of the network's input.
-        baseline: What a hidden window shows: `black`, the film's `mean` grey, or the film itself
+        baseline: What a hidden window shows: `black`, the image's `mean` grey, or the image itself
             `blurred` by a Gaussian of half a window.
-        budget_ms: Most milliseconds for one film; None for all windows, however long they take.
+        budget_ms: Most milliseconds for one image; None for all windows, however long they take.
         incremental: Compute only what a window alters, where the backend can; the map is the same.
     """
 
@@ -46,7 +46,7 @@ class OcclusionSettings:
         if not 1 <= self.stride <= self.window:
             raise UsageError(
                 f"--stride: got {self.stride}, expected 1 to the window's {self.window} pixels, or "
-                "parts of the film would never be hidden"
+                "parts of the image would never be hidden"
             )
         if self.baseline not in BASELINES:
             raise UsageError(
@@ -62,7 +62,7 @@ class OcclusionSettings:
 
 
 @dataclass(frozen=True)
-class Lattice:
+class WindowGrid:
     """Where the windows lie.
 
     Attributes:
@@ -74,7 +74,7 @@ class Lattice:
     columns: tuple[Span, ...]
 
     @classmethod
-    def over(cls, height: int, width: int, settings: OcclusionSettings) -> Lattice:
+    def over(cls, height: int, width: int, settings: OcclusionSettings) -> WindowGrid:
         """The windows over an input of this size.
 
         Raises:
@@ -82,7 +82,7 @@ class Lattice:
         """
         if settings.window > min(height, width):
             raise UsageError(
-                f"--window: got {settings.window}, the network sees films of {height} x {width} "
+                f"--window: got {settings.window}, the network sees images of {height} x {width} "
                 "pixels: choose a smaller one"
             )
         rows, columns = (_spans(length, settings) for length in (height, width))
@@ -133,10 +133,10 @@ def _cover(spans: Sequence[Span]) -> NDArray[np.float64]:
     return cover
 
 
-def hidden_film(film: NDArray[np.uint8], settings: OcclusionSettings) -> NDArray[np.uint8]:
-    """What windows show of a film of shape (height, width) when all of it is hidden."""
+def occluded(image: NDArray[np.uint8], settings: OcclusionSettings) -> NDArray[np.uint8]:
+    """What windows show of an image of shape (height, width) when all of it is hidden."""
     if settings.baseline == "blurred":
-        blurred: NDArray[Any] = cv2.GaussianBlur(film, (0, 0), settings.window / 2)
+        blurred: NDArray[Any] = cv2.GaussianBlur(image, (0, 0), settings.window / 2)
         return blurred
-    grey = 0 if settings.baseline == "black" else round(float(film.mean()))
-    return np.full_like(film, grey)
+    grey = 0 if settings.baseline == "black" else round(float(image.mean()))
+    return np.full_like(image, grey)

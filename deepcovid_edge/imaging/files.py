@@ -1,4 +1,4 @@
-"""Read a film's file once: judged, hashed and decoded from the same bytes."""
+"""Read an image's file once: classified, hashed and decoded from the same bytes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepcovid_edge.errors import ImageRefusedError, one_line
-from deepcovid_edge.imaging.signatures import foreign_format, is_dicom, known_kind
+from deepcovid_edge.errors import NotAssessedError, one_line
+from deepcovid_edge.imaging.signatures import is_dicom, known_kind, unread_format
 from deepcovid_edge.reasons import Reason
 
 MAX_FILE_BYTES = 1 << 30
@@ -21,7 +21,7 @@ _UNFINISHED = {".part", ".partial", ".tmp", ".crdownload", ".filepart"}
 
 @dataclass(frozen=True)
 class FileBytes:
-    """A file's content as it was read once: judged, hashed and decoded from the same bytes."""
+    """A file's content as it was read once: classified, hashed and decoded from the same bytes."""
 
     path: Path
     data: bytes
@@ -32,12 +32,12 @@ def read_bytes(path: Path) -> FileBytes:
     """Read a whole regular file, waiting briefly for one that still grows.
 
     Raises:
-        ImageRefusedError: The file cannot be opened, is too large, or did not finish arriving.
+        NotAssessedError: The file cannot be opened, is too large, or did not finish arriving.
     """
     try:
         before = path.stat()  # a pipe is not even opened: that would set its writer off
         if not stat.S_ISREG(before.st_mode):
-            raise ImageRefusedError(Reason.UNREADABLE, "not a regular file")
+            raise NotAssessedError(Reason.UNREADABLE, "not a regular file")
         # One handle and few calls: each gives Python's lock away, and waits to have it back.
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -48,16 +48,16 @@ def read_bytes(path: Path) -> FileBytes:
         finally:
             os.close(handle)
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        raise ImageRefusedError(Reason.UNREADABLE, _cause(error)) from error
+        raise NotAssessedError(Reason.UNREADABLE, _cause(error)) from error
     if grows or path.suffix.lower() in _UNFINISHED:
-        raise ImageRefusedError(Reason.INCOMPLETE, f"{len(data)} bytes so far")
+        raise NotAssessedError(Reason.INCOMPLETE, f"{len(data)} bytes so far")
     return FileBytes(path, data, hashlib.sha256(data).hexdigest())
 
 
 def _whole(handle: int, size: int) -> tuple[bytes, bool]:
     """The content of an open file up to its size, and whether it has another size by now."""
     if size > MAX_FILE_BYTES:
-        raise ImageRefusedError(Reason.TOO_BIG, f"{size} bytes")
+        raise NotAssessedError(Reason.TOO_BIG, f"{size} bytes")
     if size > _LARGE_FILE:
         _check_head(os.pread(handle, _HEAD, 0))
     data = os.pread(handle, size, 0)
@@ -68,8 +68,8 @@ def _whole(handle: int, size: int) -> tuple[bytes, bool]:
 
 def _check_head(head: bytes) -> None:
     """Refuse a large file that is nothing we know before it is read whole."""
-    if not (known_kind(head) or foreign_format(head) or is_dicom(head)):
-        raise ImageRefusedError(Reason.NOT_IMAGE, "a large file of unknown kind")
+    if not (known_kind(head) or unread_format(head) or is_dicom(head)):
+        raise NotAssessedError(Reason.NOT_IMAGE, "a large file of unknown kind")
 
 
 def _cause(error: OSError | ValueError) -> str:

@@ -1,7 +1,7 @@
-"""Synthetic radiographs: drawn phantoms to try everything without a patient's film.
+"""Synthetic radiographs: drawn phantoms to try everything without a patient's image.
 
 They are marked as synthetic in the picture and in the file's metadata. They show no anatomy that
-a network should be judged by.
+a network should be classified by.
 """
 
 from __future__ import annotations
@@ -33,31 +33,31 @@ def draw_phantom(seed: int, *, opacities: int = 0) -> NDArray[np.uint8]:
     """
     draw = np.random.default_rng(seed)
     height, width = _SIZES[seed % len(_SIZES)]
-    film = np.full((height, width), 12, np.float32)
+    image = np.full((height, width), 12, np.float32)
     wobble = draw.uniform(0.94, 1.06, size=8)
-    _ellipse(film, (0.5, 0.62), (0.46 * wobble[0], 0.58), 150)
-    _ellipse(film, (0.5, 0.08), (0.10, 0.16), 140)
-    lungs = np.zeros_like(film)
+    _ellipse(image, (0.5, 0.62), (0.46 * wobble[0], 0.58), 150)
+    _ellipse(image, (0.5, 0.08), (0.10, 0.16), 140)
+    lungs = np.zeros_like(image)
     for side, scale in ((-1, wobble[1]), (1, wobble[2])):
         _ellipse(lungs, (0.5 + side * 0.205, 0.47), (0.155 * scale, 0.32 * wobble[3]), 1)
     lungs = _soft(lungs, 0.006)
-    film -= 105 * lungs
-    _ribs(film, wobble)
-    film[:, int(width * 0.47) : int(width * 0.53)] += 45
-    heart = np.zeros_like(film)
+    image -= 105 * lungs
+    _ribs(image, wobble)
+    image[:, int(width * 0.47) : int(width * 0.53)] += 45
+    heart = np.zeros_like(image)
     _ellipse(heart, (0.555, 0.63), (0.135 * wobble[4], 0.16 * wobble[5]), 1)
-    film += 70 * _soft(heart, 0.012)
+    image += 70 * _soft(heart, 0.012)
     for side in (-1, 1):
-        diaphragm = np.zeros_like(film)
+        diaphragm = np.zeros_like(image)
         _ellipse(diaphragm, (0.5 + side * 0.22, 0.93), (0.24, 0.17 * wobble[6]), 1)
-        film += 60 * _soft(diaphragm, 0.01)
+        image += 60 * _soft(diaphragm, 0.01)
     for _ in range(opacities):
-        patch = np.zeros_like(film)
+        patch = np.zeros_like(image)
         centre = (0.5 + draw.choice([-1, 1]) * draw.uniform(0.15, 0.27), draw.uniform(0.45, 0.68))
         _ellipse(patch, centre, (draw.uniform(0.04, 0.08), draw.uniform(0.04, 0.08)), 1)
-        film += draw.uniform(45, 75) * _soft(patch, 0.03) * lungs
-    grain = draw.normal(0, 4, film.shape)
-    pixels = np.clip(_soft(film, 0.002) + grain, 0, 255).astype(np.uint8)
+        image += draw.uniform(45, 75) * _soft(patch, 0.03) * lungs
+    grain = draw.normal(0, 4, image.shape)
+    pixels = np.clip(_soft(image, 0.002) + grain, 0, 255).astype(np.uint8)
     _label(pixels)
     return pixels
 
@@ -67,7 +67,7 @@ def write_samples(folder: Path, *, count: int = 6) -> list[Path]:
 
     Args:
         folder: Created if need be.
-        count: Number of films.
+        count: Number of images.
 
     Returns:
         The files, in order.
@@ -84,23 +84,23 @@ def write_samples(folder: Path, *, count: int = 6) -> list[Path]:
 def save_phantom(pixels: NDArray[np.uint8], path: Path) -> None:
     """Write a phantom, whole or reduced, as a PNG file that says what it is."""
     facts = PngInfo()
-    facts.add_text("Description", f"{SYNTHETIC_MARK.decode()}, not a patient's film")
+    facts.add_text("Description", f"{SYNTHETIC_MARK.decode()}, not a patient's image")
     Image.fromarray(pixels).save(path, pnginfo=facts)
 
 
 def _ellipse(
-    film: NDArray[np.float32], centre: tuple[float, float], axes: tuple[float, float], value: float
+    image: NDArray[np.float32], centre: tuple[float, float], axes: tuple[float, float], value: float
 ) -> None:
     """Fill an ellipse; centre (x, y) and half axes as shares of width and height."""
-    height, width = film.shape
+    height, width = image.shape
     middle = (round(centre[0] * width), round(centre[1] * height))
     half = (round(axes[0] * width), round(axes[1] * height))
-    cv2.ellipse(film, middle, half, 0, 0, 360, value, thickness=-1)
+    cv2.ellipse(image, middle, half, 0, 0, 360, value, thickness=-1)
 
 
-def _ribs(film: NDArray[np.float32], wobble: NDArray[np.float64]) -> None:
-    height, width = film.shape
-    ribs = np.zeros_like(film)
+def _ribs(image: NDArray[np.float32], wobble: NDArray[np.float64]) -> None:
+    height, width = image.shape
+    ribs = np.zeros_like(image)
     for number in range(9):
         y = round(height * (0.2 + 0.065 * number))
         for side in (-1, 1):
@@ -108,7 +108,7 @@ def _ribs(film: NDArray[np.float32], wobble: NDArray[np.float64]) -> None:
             half = (round(width * 0.2), round(height * 0.055 * wobble[7]))
             start, end = (200, 320) if side < 0 else (220, 340)
             cv2.ellipse(ribs, middle, half, side * 12, start, end, 1.0, round(height * 0.012))
-    film += 26 * _soft(ribs, 0.003)
+    image += 26 * _soft(ribs, 0.003)
 
 
 def _soft(mask: NDArray[np.float32], share: float) -> NDArray[np.float32]:

@@ -2,9 +2,9 @@
 
 Formats are told by content, never by suffix: JPEG, PNG, WebP, TIFF, BMP, and DICOM, which
 `deepcovid_edge.imaging.dicom` reads. Pillow opens every other file (format, pixel type, size,
-frames and EXIF are known before a pixel is decoded) and decodes all but JPEG. That is simplejpeg's: the same
-library's pixels to the last grey level, faster, and it tells of what the library only warns of,
-such as a film that is damaged in its middle.
+frames and EXIF are known before a pixel is decoded) and decodes all but JPEG. That is simplejpeg's:
+the same library's pixels to the last grey level, faster, and it tells of what the library only
+warns of, such as an image that is damaged in its middle.
 
 Grey pixels are made by these rules:
 
@@ -35,17 +35,17 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from deepcovid_edge.errors import ImageRefusedError, one_line
+from deepcovid_edge.errors import NotAssessedError, one_line
 from deepcovid_edge.imaging.files import FileBytes, read_bytes
 from deepcovid_edge.imaging.signatures import (
-    foreign_format,
     is_cut_off,
     is_damaged,
     is_dicom,
     is_plain_jpeg,
     known_kind,
+    unread_format,
 )
-from deepcovid_edge.reasons import Caution, Reason
+from deepcovid_edge.reasons import Reason, WarningCode
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -63,14 +63,14 @@ MAX_MEAN_CHROMA = 10.0
 """Mean of max(R, G, B) - min(R, G, B), grey levels of 255. Photographs lie above 20."""
 MARK_CHROMA = 40.0
 MIN_CONTRAST = 4.0
-"""Smallest standard deviation of a film, grey levels of 255."""
+"""Smallest standard deviation of an image, grey levels of 255."""
 MAX_SATURATED = 0.6
 """Largest share of pixels at full black or at full white."""
 SATURATED = 2.5
 """Pixels closer than that to an end of the range are at it, grey levels of 255."""
 LOSSY_RATIO = 20.0
 SAMPLES = 128
-"""Exposure and colour are judged on a grid of at least this many pixels a side."""
+"""Exposure and colour are assessed on a grid of at least this many pixels a side."""
 
 _AFTER_THE_PICTURE = "extraneous bytes before marker 0xd9"
 """What libjpeg says of stray bytes between the last pixel and the end of a JPEG: no harm."""
@@ -91,14 +91,14 @@ SYNTHETIC_MARK = b"deepcovid-edge synthetic phantom"
 
 @dataclass(frozen=True)
 class Radiograph:
-    """A film as grey pixels, with what was learned while reading it.
+    """An image as grey pixels, with what was learned while reading it.
 
     Attributes:
         pixels: Grey values of shape (height, width), uint8 or uint16, 0 black.
         white: The grey value of full white, such as 255 or 4095.
         sha256: SHA-256 of the file's bytes.
         format: Format by content, such as `JPEG`.
-        cautions: What to know about the film.
+        warnings: What to know about the image.
         dicom: What is kept of a DICOM file's header, None for other formats.
     """
 
@@ -106,24 +106,24 @@ class Radiograph:
     white: int
     sha256: str
     format: str
-    cautions: tuple[Caution, ...] = ()
+    warnings: tuple[WarningCode, ...] = ()
     dicom: DicomFacts | None = None
 
 
 def read_radiograph(path: Path) -> Radiograph:
-    """Read a picture file as a film.
+    """Read a picture file as an image.
 
     Raises:
-        ImageRefusedError: The file cannot be judged; `reason` and `detail` say why.
+        NotAssessedError: The file cannot be assessed; `reason` and `detail` say why.
     """
     return decode_radiograph(read_bytes(path))
 
 
 def decode_radiograph(file: FileBytes) -> Radiograph:
-    """Decode the bytes of a picture file as a film.
+    """Decode the bytes of a picture file as an image.
 
     Raises:
-        ImageRefusedError: The bytes cannot be judged; `reason` and `detail` say why.
+        NotAssessedError: The bytes cannot be assessed; `reason` and `detail` say why.
     """
     if is_dicom(file.data):
         from deepcovid_edge.imaging.dicom.reader import decode_dicom
@@ -132,30 +132,30 @@ def decode_radiograph(file: FileBytes) -> Radiograph:
     _check_container(file.data)
     picture = _open(file.data)
     _check_header(picture)
-    cautions = _header_cautions(picture, file)
-    raw, decoded_cautions = _decode(picture, file.data)
-    grey, colour_cautions = to_grey(raw)
-    grey, white, depth_cautions = _full_scale(grey, picture)
+    warnings = _header_warnings(picture, file)
+    raw, decoded_warnings = _decode(picture, file.data)
+    grey, colour_warnings = to_grey(raw)
+    grey, white, depth_warnings = _full_scale(grey, picture)
     check_exposure(grid(grey), white)
-    found = (*cautions, *decoded_cautions, *colour_cautions, *depth_cautions)
+    found = (*warnings, *decoded_warnings, *colour_warnings, *depth_warnings)
     name = picture.format or ""
     return Radiograph(grey, white, file.sha256, name, found)
 
 
 def _check_container(data: bytes) -> None:
-    # First of all: decoders make pictures of films that lack their end, or whose pixels were
+    # First of all: decoders make pictures of images that lack their end, or whose pixels were
     # overwritten on the way.
     if is_cut_off(data):
-        raise ImageRefusedError(Reason.TRUNCATED, f"{len(data)} bytes")
+        raise NotAssessedError(Reason.TRUNCATED, f"{len(data)} bytes")
     if is_damaged(data):
-        raise ImageRefusedError(Reason.DECODE, "pixels fail their checksum")
-    if name := foreign_format(data):
-        raise ImageRefusedError(Reason.FORMAT, f"this is {name}")
+        raise NotAssessedError(Reason.DECODE, "pixels fail their checksum")
+    if name := unread_format(data):
+        raise NotAssessedError(Reason.FORMAT, f"this is {name}")
 
 
 @dataclass(frozen=True)
 class PlainJpeg:
-    """A grey JPEG of one picture without EXIF, which most films of 8 bits are.
+    """A grey JPEG of one picture without EXIF, which most images of 8 bits are.
 
     What is asked of a `PIL.Image.Image` before it is decoded, without the time that Pillow takes.
     """
@@ -187,18 +187,18 @@ def _open(data: bytes) -> Picture:
     try:
         opened: Image.Image = pillow.open(io.BytesIO(data), formats=_OPENED)
     except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
-        raise ImageRefusedError(Reason.TOO_BIG, "by its header") from error
+        raise NotAssessedError(Reason.TOO_BIG, "by its header") from error
     except Exception as error:  # Pillow's plug-ins raise nearly anything on a broken header
         if kind := known_kind(data):
-            raise ImageRefusedError(Reason.DECODE, f"{kind} of a kind not read") from error
+            raise NotAssessedError(Reason.DECODE, f"{kind} of a kind not read") from error
         detail = "empty file" if not data else f"{len(data)} bytes"
-        raise ImageRefusedError(Reason.NOT_IMAGE, detail) from error
+        raise NotAssessedError(Reason.NOT_IMAGE, detail) from error
     return opened
 
 
 @cache
 def _pillow() -> Any:
-    """`PIL.Image`, once a film needs it: its import takes a twentieth of a cold start."""
+    """`PIL.Image`, once an image needs it: its import takes a twentieth of a cold start."""
     # It knows a format only once its plug-in is imported, and imports but the commonest itself.
     for plugin in ("TiffImagePlugin", "WebPImagePlugin"):
         import_module(f"PIL.{plugin}")
@@ -210,31 +210,31 @@ def _check_header(picture: Picture) -> None:
     _check_area(width, height)
     frames = _frames(picture)
     if frames > 1:
-        raise ImageRefusedError(Reason.FRAMES, f"{frames} pictures")
+        raise NotAssessedError(Reason.FRAMES, f"{frames} pictures")
     if picture.format not in _SUFFIXES:
-        raise ImageRefusedError(Reason.FORMAT, f"this is {picture.format}")
+        raise NotAssessedError(Reason.FORMAT, f"this is {picture.format}")
     if name := _refused_mode(picture):
-        raise ImageRefusedError(Reason.MODE, name)
+        raise NotAssessedError(Reason.MODE, name)
     check_size(width, height)
 
 
 def _check_area(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         limit = f"at most {MAX_PIXELS // 1_000_000} megapixels"
-        raise ImageRefusedError(Reason.TOO_BIG, f"{width} x {height} pixels; {limit}")
+        raise NotAssessedError(Reason.TOO_BIG, f"{width} x {height} pixels; {limit}")
 
 
 def check_size(width: int, height: int) -> None:
-    """Refuse a film by the size that its header states, pixels.
+    """Refuse an image by the size that its header states, pixels.
 
     Raises:
-        ImageRefusedError: It is too large, too small or of another shape than a chest film.
+        NotAssessedError: It is too large, too small or of another shape than a chest radiograph.
     """
     _check_area(width, height)
     low, high = ASPECT_RANGE
     if min(width, height) < MIN_SIDE or not low <= width / height <= high:
         expected = f"at least {MIN_SIDE} pixels a side, width to height {low} to {high}"
-        raise ImageRefusedError(Reason.SHAPE, f"{width} x {height} pixels; {expected}")
+        raise NotAssessedError(Reason.SHAPE, f"{width} x {height} pixels; {expected}")
 
 
 def _refused_mode(picture: Picture) -> str | None:
@@ -272,22 +272,22 @@ def _frames(picture: Picture) -> int:
     try:
         return int(getattr(picture, "n_frames", 1))
     except Exception as error:  # counting TIFF pages follows offsets that may lead anywhere
-        raise ImageRefusedError(Reason.DECODE, one_line(error)) from error
+        raise NotAssessedError(Reason.DECODE, one_line(error)) from error
 
 
-def _header_cautions(picture: Picture, file: FileBytes) -> list[Caution]:
-    cautions = []
+def _header_warnings(picture: Picture, file: FileBytes) -> list[WarningCode]:
+    warnings = []
     suffix = file.path.suffix.lower()
     if suffix and suffix not in _SUFFIXES[picture.format or ""]:
-        cautions.append(Caution.SUFFIX)
+        warnings.append(WarningCode.SUFFIX)
     width, height = picture.size
     if _is_lossy(picture, file.data) and width * height > LOSSY_RATIO * len(file.data):
-        cautions.append(Caution.LOSSY)
+        warnings.append(WarningCode.LOSSY)
     if picture.mode in ("P", "PA"):
-        cautions.append(Caution.PALETTE)
+        warnings.append(WarningCode.PALETTE)
     if SYNTHETIC_MARK in file.data[:1024]:
-        cautions.append(Caution.SYNTHETIC)
-    return cautions
+        warnings.append(WarningCode.SYNTHETIC)
+    return warnings
 
 
 def _is_lossy(picture: Picture, data: bytes) -> bool:
@@ -295,7 +295,7 @@ def _is_lossy(picture: Picture, data: bytes) -> bool:
     return picture.format == "JPEG" or (picture.format == "WEBP" and b"VP8 " in data[:4096])
 
 
-def _decode(picture: Picture, data: bytes) -> tuple[NDArray[Any], list[Caution]]:
+def _decode(picture: Picture, data: bytes) -> tuple[NDArray[Any], list[WarningCode]]:
     """Upright pixels of shape (H, W) or (H, W, 3), RGB, uint8 or uint16, alpha laid on black."""
     orientation = _orientation(picture)
     try:
@@ -303,21 +303,21 @@ def _decode(picture: Picture, data: bytes) -> tuple[NDArray[Any], list[Caution]]
             pixels = _jpeg(data, "GRAY" if picture.mode == "L" else "RGB")
         else:
             pixels = _loaded(picture, data)
-    except ImageRefusedError:
+    except NotAssessedError:
         raise
     except Exception as error:  # decoders of broken data raise nearly anything
         said = str(error)
         ends_early = "truncated" in said or "Premature end" in said
         reason = Reason.TRUNCATED if ends_early else Reason.DECODE
-        raise ImageRefusedError(reason, one_line(error)) from error
+        raise NotAssessedError(reason, one_line(error)) from error
     if picture.format == "PNG":  # its EXIF may stand behind the pixels
         orientation = _orientation(picture)
-    pixels, cautions = _on_black(pixels)
+    pixels, warnings = _on_black(pixels)
     if orientation not in _TURNS:
-        return pixels, cautions
+        return pixels, warnings
     if picture.format != "TIFF":  # both decoders turn a TIFF themselves
         pixels = _turned(pixels, orientation)
-    return pixels, [*cautions, Caution.EXIF]
+    return pixels, [*warnings, WarningCode.EXIF]
 
 
 def _jpeg(data: bytes, colours: str) -> NDArray[Any]:
@@ -340,7 +340,7 @@ def _opencv(data: bytes, flags: int) -> NDArray[Any]:
         np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION
     )
     if pixels is None:
-        raise ImageRefusedError(Reason.DECODE, "OpenCV found no picture")
+        raise NotAssessedError(Reason.DECODE, "OpenCV found no picture")
     if pixels.ndim == 3:
         to_rgb = cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
         pixels = cv2.cvtColor(pixels, to_rgb)
@@ -364,28 +364,28 @@ def _loaded(picture: Image.Image, data: bytes) -> NDArray[Any]:
     return np.asarray(picture)
 
 
-def _on_black(pixels: NDArray[Any]) -> tuple[NDArray[Any], list[Caution]]:
+def _on_black(pixels: NDArray[Any]) -> tuple[NDArray[Any], list[WarningCode]]:
     if pixels.ndim == 2 or pixels.shape[2] == 3:
         return pixels, []
     colour, alpha = pixels[..., :-1], pixels[..., -1:]
     full = np.iinfo(pixels.dtype).max
-    cautions = []
+    warnings = []
     if alpha.min() < full:
         laid = np.empty_like(colour)
-        for top in range(0, len(colour), _STRIP):  # in strips: a large film fits in memory
+        for top in range(0, len(colour), _STRIP):  # in strips: a large image fits in memory
             rows = slice(top, top + _STRIP)
             shares = alpha[rows] / np.float32(full)
             laid[rows] = (colour[rows] * shares + np.float32(0.5)).astype(pixels.dtype)
         colour = laid
-        cautions = [Caution.ALPHA]
-    return (colour[..., 0] if colour.shape[2] == 1 else colour), cautions
+        warnings = [WarningCode.ALPHA]
+    return (colour[..., 0] if colour.shape[2] == 1 else colour), warnings
 
 
-def to_grey(pixels: NDArray[Any]) -> tuple[Grey, list[Caution]]:
+def to_grey(pixels: NDArray[Any]) -> tuple[Grey, list[WarningCode]]:
     """Grey pixels of grey or RGB ones.
 
     Raises:
-        ImageRefusedError: The picture is coloured.
+        NotAssessedError: The picture is coloured.
     """
     if pixels.ndim == 2:
         return pixels.astype(pixels.dtype.newbyteorder("="), copy=False), []
@@ -393,10 +393,10 @@ def to_grey(pixels: NDArray[Any]) -> tuple[Grey, list[Caution]]:
     sample = pixels[::step, ::step]
     chroma = (sample.max(axis=2) - sample.min(axis=2)) * (255.0 / max(1, int(sample.max())))
     if chroma.mean() > MAX_MEAN_CHROMA:
-        raise ImageRefusedError(Reason.COLOUR, f"mean chroma {chroma.mean():.0f} of 255")
+        raise NotAssessedError(Reason.COLOUR, f"mean chroma {chroma.mean():.0f} of 255")
     marked = float(np.percentile(chroma, 99.9)) > MARK_CHROMA
     grey: NDArray[Any] = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)
-    return grey, [Caution.COLOUR] if marked else []
+    return grey, [WarningCode.COLOUR] if marked else []
 
 
 def _orientation(picture: Picture) -> int:
@@ -432,42 +432,42 @@ _TURNS = {
 }
 
 
-def _full_scale(grey: Grey, picture: Picture) -> tuple[Grey, int, list[Caution]]:
-    """The film with the value of its full white.
+def _full_scale(grey: Grey, picture: Picture) -> tuple[Grey, int, list[WarningCode]]:
+    """The image with the value of its full white.
 
     A 16-bit file often holds 10, 12 or 14 bits. The 99.9th percentile decides, so that a burnt-in
-    marker at full white does not make the film black; what lies above is clipped.
+    marker at full white does not make the image black; what lies above is clipped.
     """
     if grey.dtype == np.uint8:
         return grey, 255, []
     step = _step(grey)
     level = int(np.percentile(grey[::step, ::step], 99.9))
     white = (1 << max(8, level.bit_length())) - 1
-    cautions = []
+    warnings = []
     if white < np.iinfo(np.uint16).max:
         grey = np.minimum(grey, np.uint16(white))
-        cautions = [Caution.DEPTH]
+        warnings = [WarningCode.DEPTH]
     if _tiff_tag(picture, 262) == 0:
         grey = np.uint16(white) - grey  # WhiteIsZero, TIFF 6.0 section 8; Pillow turns 8 bit
-    return grey, white, cautions
+    return grey, white, warnings
 
 
 def check_exposure(sample: NDArray[Any], white: int) -> None:
-    """Refuse a film that is blank, or nearly all of it black or white.
+    """Refuse an image that is blank, or nearly all of it black or white.
 
     Args:
         sample: Grey values of a part of its pixels, in any shape.
         white: The grey value of full white.
 
     Raises:
-        ImageRefusedError: It is.
+        NotAssessedError: It is.
     """
     sample = sample.reshape(-1, sample.shape[-1])
     mean, deviation = (float(found[0, 0]) * 255.0 / white for found in cv2.meanStdDev(sample))
     if deviation < MIN_CONTRAST:
-        raise ImageRefusedError(Reason.BLANK, f"contrast {deviation:.1f} of 255 grey levels")
+        raise NotAssessedError(Reason.BLANK, f"contrast {deviation:.1f} of 255 grey levels")
     # Where too much is black or white, the pixels lie far from the middle together. Those of most
-    # films do not, and need not be counted.
+    # images do not, and need not be counted.
     if deviation**2 + (mean - 127.5) ** 2 <= MAX_SATURATED * (127.5 - SATURATED) ** 2:
         return
     darkest = math.ceil(SATURATED * white / 255.0)
@@ -476,11 +476,11 @@ def check_exposure(sample: NDArray[Any], white: int) -> None:
     if sample.size - between > MAX_SATURATED * sample.size:
         black = np.count_nonzero(sample < darkest) / sample.size
         bright = np.count_nonzero(sample > brightest) / sample.size
-        raise ImageRefusedError(Reason.BLANK, f"{black:.0%} of it is black, {bright:.0%} white")
+        raise NotAssessedError(Reason.BLANK, f"{black:.0%} of it is black, {bright:.0%} white")
 
 
 def grid(pixels: NDArray[Any]) -> NDArray[Any]:
-    """A grid of pixels, at least `SAMPLES` a side, by which a film is judged."""
+    """A grid of pixels, at least `SAMPLES` a side, by which an image is classified."""
     step = _step(pixels)
     return np.ascontiguousarray(pixels[::step, ::step])
 

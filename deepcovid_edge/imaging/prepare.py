@@ -16,11 +16,11 @@ from deepcovid_edge.manifest import InputSpec, ResizeRule
 _ROUNDING = 1e-9
 
 
-def prepare(film: Radiograph, spec: InputSpec) -> NDArray[np.uint8]:
-    """Bring a film to the network's shape and depth.
+def prepare(image: Radiograph, spec: InputSpec) -> NDArray[np.uint8]:
+    """Bring an image to the network's shape and depth.
 
     Args:
-        film: The film, grey, of any shape.
+        image: The image, grey, of any shape.
         spec: The network's input, from its manifest.
 
     Returns:
@@ -28,9 +28,9 @@ def prepare(film: Radiograph, spec: InputSpec) -> NDArray[np.uint8]:
     """
     # A centre crop is taken first: the same picture as resizing first (Deep-COVID's Resize, then
     # CenterCrop) up to the rounding of the crop's edge, at the cost of the crop alone.
-    seen = film.pixels[visible_field(film.pixels.shape, spec)]
-    rows, columns = filled_field(film.pixels.shape, spec)
-    shown = _reduced(seen, film.white, (rows.stop - rows.start, columns.stop - columns.start))
+    seen = image.pixels[visible_field(image.pixels.shape, spec)]
+    rows, columns = filled_field(image.pixels.shape, spec)
+    shown = _reduced(seen, image.white, (rows.stop - rows.start, columns.stop - columns.start))
     if shown.shape == (spec.height, spec.width):
         return shown
     canvas = np.zeros((spec.height, spec.width), np.uint8)
@@ -38,18 +38,18 @@ def prepare(film: Radiograph, spec: InputSpec) -> NDArray[np.uint8]:
     return canvas
 
 
-def on_film(
+def on_image(
     box: tuple[tuple[int, int], tuple[int, int]], shape: tuple[int, ...], spec: InputSpec
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Where on a film rows and columns of the network's input lie.
+    """Where on an image rows and columns of the network's input lie.
 
     Args:
         box: First and last (not included) row, and column, of the network's input.
-        shape: Rows and columns of the film.
+        shape: Rows and columns of the image.
         spec: The network's input.
 
     Returns:
-        The same on the film, widened to whole pixels; a letterbox's border lies on its edge.
+        The same on the image, widened to whole pixels; a letterbox's border lies on its edge.
     """
     filled = filled_field(shape, spec)
     seen = visible_field(shape, spec)
@@ -67,10 +67,10 @@ def on_film(
 
 
 def visible_field(shape: tuple[int, ...], spec: InputSpec) -> tuple[slice, slice]:
-    """Rows and columns of a film that the network sees: all but what a centre crop cuts off.
+    """Rows and columns of an image that the network sees: all but what a centre crop cuts off.
 
     Args:
-        shape: Rows and columns of the film.
+        shape: Rows and columns of the image.
         spec: The network's input.
     """
     rows, columns = shape
@@ -83,10 +83,10 @@ def visible_field(shape: tuple[int, ...], spec: InputSpec) -> tuple[slice, slice
 
 
 def filled_field(shape: tuple[int, ...], spec: InputSpec) -> tuple[slice, slice]:
-    """Rows and columns of the network's input that show film: all but a letterbox's border.
+    """Rows and columns of the network's input that show image: all but a letterbox's border.
 
     Args:
-        shape: Rows and columns of the film.
+        shape: Rows and columns of the image.
         spec: The network's input.
     """
     if spec.resize is not ResizeRule.LETTERBOX:
@@ -111,6 +111,6 @@ def _reduced(pixels: Grey, white: int, shape: tuple[int, int]) -> NDArray[np.uin
         resized = reduce_area(pixels, shape)
     if resized.dtype == np.uint8 and white == 255:
         return np.ascontiguousarray(resized)
-    # Rounds and saturates; resizing comes first, so that no 16-bit film is converted whole.
+    # Rounds and saturates; resizing comes first, so that no 16-bit image is converted whole.
     levels: NDArray[Any] = cv2.convertScaleAbs(resized, alpha=255.0 / white)
     return levels

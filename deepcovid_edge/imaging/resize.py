@@ -1,6 +1,6 @@
-"""Reduce a film by areas: each pixel of the small picture is the mean of what it covers.
+"""Reduce an image by areas: each pixel of the small picture is the mean of what it covers.
 
-This is OpenCV's INTER_AREA at a third to a fifth of its time where the pixels of the film do not
+This is OpenCV's INTER_AREA at a third to a fifth of its time where the pixels of the image do not
 fit into the areas without being cut: rounded, a few pixels in ten thousand differ by one level, as
 their mean lies between two levels. The mean over rows and then over columns is a product with a
 banded matrix; for some rows of the result at a time that is a small dense one.
@@ -21,7 +21,7 @@ _PLACES, _LARGE, _PLACES_OF_LARGE = 4, 8.0, 2
 would multiply by too many zeros."""
 _AT_ONCE = 1 << 19
 """Pixels that are made floating point at once. Few calls: each gives Python's lock away, and waits
-to have it back where other threads prepare films too."""
+to have it back where other threads prepare images too."""
 
 
 @dataclass(frozen=True)

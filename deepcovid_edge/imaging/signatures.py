@@ -49,7 +49,7 @@ def is_dicom(data: bytes) -> bool:
     return data[128:132] == b"DICM"
 
 
-def foreign_format(data: bytes) -> str | None:
+def unread_format(data: bytes) -> str | None:
     """Name of a well-known format that is not read here, or None."""
     if data[4:8] == b"ftyp":
         return _FTYP.get(data[8:12], "HEIF or a video")
@@ -178,14 +178,14 @@ def _tiff_is_cut_off(data: bytes) -> bool:
     found: dict[int, tuple[int, ...]] = {}
     for entry in range(offset + 2, end, 12):
         tag, kind, count = struct.unpack_from(order + "HHI", data, entry)
-        form = f"{order}{count}{_TIFF_KINDS.get(kind, 'B')}"
+        layout = f"{order}{count}{_TIFF_KINDS.get(kind, 'B')}"
         where = entry + 8
-        if struct.calcsize(form) > 4:
+        if struct.calcsize(layout) > 4:
             (where,) = struct.unpack_from(order + "I", data, where)
-        if tag < _TIFF_PRIVATE and where + struct.calcsize(form) > len(data):
+        if tag < _TIFF_PRIVATE and where + struct.calcsize(layout) > len(data):
             return True
         if tag in _TIFF_PIECES:
-            found[tag] = struct.unpack_from(form, data, where)
+            found[tag] = struct.unpack_from(layout, data, where)
     pieces = zip(
         found.get(273, ()) + found.get(324, ()),
         found.get(279, ()) + found.get(325, ()),

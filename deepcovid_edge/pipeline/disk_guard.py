@@ -1,4 +1,4 @@
-"""Room on the disk: films are refused in time, so that what was judged can still be written."""
+"""Room on the disk: a run stops assessing images while it can still write its results."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from deepcovid_edge.errors import ImageRefusedError
+from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.reasons import Reason
 
 LEAST_FREE_MIB = 64
-"""Holds the records of 50,000 refused films, or the heat maps of all films under way."""
+"""Holds the records of 50,000 refused images, or the heat maps of all images under way."""
 _SECONDS = 0.05
 """The disk is asked at most this often: far from enough for its last free MiB to be written."""
 _MIB = 1 << 20
 
 
 class DiskGuard:
-    """Refuses films from the moment on when a disk that results go to is nearly full.
+    """Refuses images from the moment on when a disk that results go to is nearly full.
 
-    It does not let go again when some room comes back: films after the first refused one are all
+    It does not let go again when some room comes back: images after the first refused one are all
     refused, so that `--resume` goes on where the room ended.
 
     Args:
@@ -35,17 +35,17 @@ class DiskGuard:
         self.full: str | None = None
 
     def check(self) -> None:
-        """Call before a film is read; from several threads.
+        """Call before an image is read; from several threads.
 
         Raises:
-            ImageRefusedError: There is too little room.
+            NotAssessedError: There is too little room.
         """
         now = time.monotonic()
         if now >= self._looks_again:
             self.full = self.full or self._full()  # before others may pass: rather asked twice
             self._looks_again = now + _SECONDS
         if self.full:
-            raise ImageRefusedError(Reason.DISK, self.full)
+            raise NotAssessedError(Reason.DISK, self.full)
 
     def _full(self) -> str | None:
         for folder in self._folders if self._least else ():

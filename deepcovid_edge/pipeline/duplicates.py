@@ -1,9 +1,9 @@
-"""Films that come again in a run: the same bytes keep their result, other bytes are told.
+"""Images that come again in a run: the same bytes keep their result, other bytes are told.
 
-A cart gets films twice: a modality that sends again after a broken connection, a folder that was
-copied. Whatever thread or batch a film fell into the second time, its result is the first one's.
-Another picture under the identifier of an earlier film is a re-export or a mix-up: it is judged,
-and its record says so.
+A cart gets images twice: a modality that sends again after a broken connection, a folder that was
+copied. Whatever thread or batch an image fell into the second time, its result is the first one's.
+Another picture under the identifier of an earlier image is a re-export or a mix-up: it is
+classified, and its record says so.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from dataclasses import replace
 from typing import TypeVar
 
 from deepcovid_edge.decision.record import Prediction
-from deepcovid_edge.reasons import Caution
+from deepcovid_edge.reasons import WarningCode
 
 Value = TypeVar("Value")
 MOST = 100_000
-"""Films that are remembered, the newest: some 40 MB at most, however long a run is."""
+"""Images that are remembered, the newest: some 40 MB at most, however long a run is."""
 
 
-class Repeats:
-    """What a run has seen. Called in the order of the films, by one thread.
+class Duplicates:
+    """What a run has seen. Called in the order of the images, by one thread.
 
     Attributes:
-        same: Films whose bytes had come before.
+        same: Images whose bytes had come before.
     """
 
     def __init__(self, most: int = MOST) -> None:
@@ -35,21 +35,21 @@ class Repeats:
         self._results: dict[int, Mapping[str, float]] = {}
 
     def warned(self, record: Prediction, uid: str) -> Prediction:
-        """The record of a film that was read, with `W_DUP_UID` where it is not the first of a UID.
+        """The record of an image, with `W_DUP_UID` where its UID came before with other bytes.
 
         Args:
-            record: With the film's hash.
-            uid: SOP instance UID of a DICOM film; empty for others.
+            record: With the image's hash.
+            uid: SOP instance UID of a DICOM image; empty for others.
         """
         if not uid or record.sha256 is None:
             return record
         content = _number(record.sha256)
         if self._kept(self._contents, _number(_digest(uid)), content) == content:
             return record
-        return replace(record, warnings=(*record.warnings, Caution.DUPLICATE_UID.code))
+        return replace(record, warnings=(*record.warnings, WarningCode.DUPLICATE_UID.code))
 
     def settled(self, record: Prediction) -> Prediction:
-        """The record of a film that was judged, with the result that its bytes got first."""
+        """The record of an image that was classified, with the result that its bytes got first."""
         if record.sha256 is None or record.probabilities is None:
             return record
         first = self._kept(self._results, _number(record.sha256), record.probabilities)
@@ -70,5 +70,5 @@ def _digest(uid: str) -> str:
 
 
 def _number(sha256: str) -> int:
-    """The first eight bytes of a hash: enough to tell films apart, and small."""
+    """The first eight bytes of a hash: enough to tell images apart, and small."""
     return int(sha256[:16], 16)

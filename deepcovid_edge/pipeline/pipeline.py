@@ -1,12 +1,12 @@
-"""Paths in, one record per film out: decoding runs beside inference, in order, in flat memory.
+"""Paths in, one record per image out: decoding runs beside inference, in order, in flat memory.
 
     paths -> decode and prepare (worker threads) -> batches -> infer -> records
 
-Every arrow holds a bounded number of items, so memory does not grow with the number of films.
+Every arrow holds a bounded number of items, so memory does not grow with the number of images.
 The decoders and the runtimes release Python's lock, so threads use every core. On a CPU each worker
-thread takes a group of films all the way, so that there is one busy thread a core and nothing is
-handed over: it prepares all of them, then judges all of them, as the code and the weights of one
-step push those of the other out of a core's cache. A GPU is fed by threads of its own.
+thread takes a group of images all the way, so that there is one busy thread a core and nothing is
+handed over: it prepares all of them, then classifies all of them, as the code and the weights of
+one step push those of the other out of a core's cache. A GPU is fed by threads of its own.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from deepcovid_edge.backends import Backend
-from deepcovid_edge.decision.out_of_distribution import CHOICES, REFUSE
+from deepcovid_edge.decision.out_of_distribution import CHOICES, REJECT
 from deepcovid_edge.decision.record import Prediction, RunFacts
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.imaging.pictures import Radiograph
-from deepcovid_edge.pipeline.classifier import FilmJudge
-from deepcovid_edge.pipeline.duplicates import Repeats
-from deepcovid_edge.pipeline.reader import Film, FilmReader, Read, Reading
-from deepcovid_edge.reasons import Caution
+from deepcovid_edge.pipeline.classifier import Classifier
+from deepcovid_edge.pipeline.duplicates import Duplicates
+from deepcovid_edge.pipeline.reader import ImageReader, PreparedImage, Read, Reading
+from deepcovid_edge.reasons import WarningCode
 
 if TYPE_CHECKING:
     from deepcovid_edge.decision.site_file import Site
@@ -39,20 +39,20 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Judged: TypeAlias = list[tuple[Prediction, str]]
-"""Records of films in their order, each with its SOP instance UID."""
+Predictions: TypeAlias = list[tuple[Prediction, str]]
+"""Records of images in their order, each with its SOP instance UID."""
 _CPU_BATCH, _GPU_BATCH = 1, 8
-"""Films an inference. A core gains nothing from more: what lies between the layers of one film
+"""Images an inference. A core gains nothing from more: what lies between the layers of one image
 fits into its cache, of several it does not."""
 GPU_LANES = 2
 """Calls to a GPU at once: while one computes, the other copies."""
 _LEAST_IN_GROUP, _MOST_IN_GROUP = 4, 32
 _GROUP_SECONDS = 0.07
-"""Films that a thread of a CPU takes at once: as many as take it about so long. More gain little,
+"""Images that a thread of a CPU takes at once: as many as take it about so long. More gain little,
 and keep their records waiting."""
 _PATIENCE_SECONDS = 0.5
-"""A group of films that are slower than those before it is judged in parts: no film is read after
-so long."""
+"""A group of images that are slower than those before it is classified in parts: no image is read
+after so long."""
 _GROUPS_A_THREAD = 2
 """Groups under way for each thread of a CPU: the one it has, and the next."""
 _MOST_ITEMS = 4
@@ -61,25 +61,26 @@ _MOST_ITEMS = 4
 
 @dataclass(frozen=True)
 class PredictSettings:
-    """How a run over films is done.
+    """How a run over images is done.
 
     Attributes:
-        batch_size: Most films in one inference; None for what suits the backend.
+        batch_size: Most images in one inference; None for what suits the backend.
         workers: Threads that decode (and, on a CPU, infer); None for `default_workers`.
-        threshold: Probability from which a film is positive; None for the model's own. One that
-            is given has no band: nobody chose one for it.
-        band: Films too close to the threshold are indeterminate, where the model (or the site) says
+        threshold: Probability from which an image is positive; None for the model's own. One that
+            is given has no indeterminate range: nobody chose one for it.
+        indeterminate_range: Images too close to the threshold are indeterminate, where the model
+            (or the site) says
             which these are.
         site: Site file whose threshold decides; None for none.
-        ood: `refuse` or `warn`: what becomes of films unlike those that the model learned from.
+        ood: `reject` or `warn`: what becomes of images unlike those that the model learned from.
     """
 
     batch_size: int | None = None
     workers: int | None = None
     threshold: float | None = None
-    band: bool = True
+    indeterminate_range: bool = True
     site: Site | None = None
-    ood: str = REFUSE
+    ood: str = REJECT
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and not 1 <= self.batch_size <= 1024:
@@ -98,12 +99,12 @@ class PredictSettings:
 
 
 def default_batch_size(backend: Backend) -> int:
-    """Films an inference where nothing else is asked for."""
+    """Images an inference where nothing else is asked for."""
     return _CPU_BATCH if backend.on_cpu else _GPU_BATCH
 
 
 def default_workers() -> int:
-    """Threads that take films all the way where nothing else is asked for: one a core."""
+    """Threads that take images all the way where nothing else is asked for: one a core."""
     return len(os.sched_getaffinity(0))
 
 
@@ -114,24 +115,24 @@ def run_facts(backend: Backend, settings: PredictSettings) -> RunFacts:
         SettingsMismatchError: The site file is of another model, or found it not usable.
     """
     manifest, site = backend.manifest, settings.site
-    cautions = backend.cautions
-    threshold, band = manifest.threshold, manifest.band
+    warnings = backend.warnings
+    threshold, indeterminate_range = manifest.threshold, manifest.indeterminate_range
     if settings.threshold is not None:
-        threshold, band = settings.threshold, None
+        threshold, indeterminate_range = settings.threshold, None
     if site:
         site.check(manifest.name, backend.sha256)
-        threshold, band = site.threshold, site.band
-        cautions += (Caution.SITE,) if site.is_unproved else ()
+        threshold, indeterminate_range = site.threshold, site.indeterminate_range
+        warnings += (WarningCode.SITE,) if site.is_unproved else ()
     return RunFacts(
         model=manifest.name,
         model_sha256=backend.sha256,
         backend=backend.name,
-        precision=manifest.precision,
+        variant=manifest.variant,
         classes=manifest.classes,
         positive_class=manifest.positive_class,
         threshold=threshold,
-        cautions=tuple(caution.code for caution in cautions),
-        band=band if settings.band else None,
+        warnings=tuple(warning.code for warning in warnings),
+        indeterminate_range=indeterminate_range if settings.indeterminate_range else None,
         site=site.name if site else None,
     )
 
@@ -145,34 +146,34 @@ def predict(
     change: Callable[[Radiograph], Radiograph] | None = None,
     explainer: Explainer | None = None,
     disk: DiskGuard | None = None,
-    repeats: Repeats | None = None,
+    duplicates: Duplicates | None = None,
 ) -> Iterator[Prediction]:
-    """Judge films in order.
+    """Classify images in order.
 
     Args:
         paths: Files; each becomes one record, whatever it holds.
         backend: The loaded model.
         run: From `run_facts`.
         settings: Batch size and threads.
-        change: What is done to every film between reading and preparing it, such as hiding a part
+        change: What is done to every image between reading and preparing it, such as hiding a part
             of it to see what the network goes by; called from several threads.
         explainer: Makes the heat maps; called from several threads.
-        disk: Refuses films when there is too little room for their results.
-        repeats: Knows the films of this run; None for a new one.
+        disk: Refuses images when there is too little room for their results.
+        duplicates: Knows the images of this run; None for a new one.
 
     Yields:
         One record per path, in the order of the paths, as soon as it and those before it are
         ready. Closing the generator ends the threads.
     """
-    keeps_films = explainer is not None and explainer.draws
-    reader = FilmReader(backend.manifest.input, change, disk, keeps_films)
+    keeps_radiographs = explainer is not None and explainer.draws
+    reader = ImageReader(backend.manifest.input, change, disk, keeps_radiographs)
     together = predict_together(
         Reading(paths, reader),
         backend,
         run,
         settings,
         explainer=explainer,
-        repeats=repeats,
+        duplicates=duplicates,
     )
     with closing(together):
         for records in together:
@@ -186,39 +187,39 @@ def predict_together(
     settings: PredictSettings,
     *,
     explainer: Explainer | None = None,
-    repeats: Repeats | None = None,
+    duplicates: Duplicates | None = None,
 ) -> Generator[list[Prediction]]:
-    """Judge films in order, as `predict` does; the records that are ready come together."""
+    """Classify images in order, as `predict` does; the records that are ready come together."""
     workers = settings.workers or default_workers()
     batch_size = settings.batch_size or default_batch_size(backend)
-    repeats = repeats or Repeats()
+    duplicates = duplicates or Duplicates()
     reader = reading.reader
-    film_judge = FilmJudge(backend, run, settings.ood == REFUSE, explainer, reader.disk)
+    classifier = Classifier(backend, run, settings.ood == REJECT, explainer, reader.disk)
 
-    def judge(films: list[Film]) -> tuple[Judged, None]:
-        records = film_judge.judge(films, batch_size)
-        return [(record, film.uid) for record, film in zip(records, films, strict=True)], None
+    def classify(images: list[PreparedImage]) -> tuple[Predictions, None]:
+        records = classifier.classify(images, batch_size)
+        return [(record, image.uid) for record, image in zip(records, images, strict=True)], None
 
     with ExitStack() as opened:
         decoders = opened.enter_context(_threads(workers, "decode"))
         if backend.on_cpu:
-            groups = Groups(reading, batch_size, workers, paced=not reader.keeps_films)
+            groups = Groups(reading, batch_size, workers, paced=not reader.keeps_radiographs)
 
-            def judge_group(group: list[Read]) -> tuple[Judged, list[Read] | None]:
+            def classify_group(group: list[Read]) -> tuple[Predictions, list[Read] | None]:
                 started = time.perf_counter()
-                films = [read() for read in _in_time(group)]
-                records, _ = judge(films)
-                groups.took(len(films), time.perf_counter() - started)
-                return records, group[len(films) :] or None
+                images = [read() for read in _in_time(group)]
+                records, _ = classify(images)
+                groups.took(len(images), time.perf_counter() - started)
+                return records, group[len(images) :] or None
 
-            done = _in_order(decoders, judge_group, groups, workers * _GROUPS_A_THREAD)
+            done = _in_order(decoders, classify_group, groups, workers * _GROUPS_A_THREAD)
         else:
             lanes = opened.enter_context(_threads(GPU_LANES, "infer"))
             ahead = batch_size * (GPU_LANES + 1) + workers
-            films = _in_order(decoders, lambda read: (read(), None), reading, ahead)
-            done = _in_order(lanes, judge, _batches(films, batch_size), GPU_LANES + 1)
+            images = _in_order(decoders, lambda read: (read(), None), reading, ahead)
+            done = _in_order(lanes, classify, _batches(images, batch_size), GPU_LANES + 1)
         for records in done:
-            yield [repeats.settled(repeats.warned(record, uid)) for record, uid in records]
+            yield [duplicates.settled(duplicates.warned(record, uid)) for record, uid in records]
 
 
 @contextmanager
@@ -232,30 +233,30 @@ def _threads(count: int, name: str) -> Iterator[ThreadPoolExecutor]:
 
 
 class Groups(Iterator[list[Item]]):
-    """Films in groups for the threads of a CPU, each as large as suits the pace so far.
+    """Images in groups for the threads of a CPU, each as large as suits the pace so far.
 
     Towards the end each is a thread's share of what is left, so that no core is left with many
-    films when the others have none; to see the end come, a group for each thread is taken ahead.
+    images when the others have none; to see the end come, a group for each thread is taken ahead.
 
     Args:
-        films: Whatever stands for each.
-        batch_size: Films an inference; groups hold whole batches, but for the last one.
+        images: Whatever stands for each.
+        batch_size: Images an inference; groups hold whole batches, but for the last one.
         workers: Threads that take groups.
-        paced: Groups grow with the pace; else they stay small, as films kept for pictures do not
+        paced: Groups grow with the pace; else they stay small, as images kept for pictures do not
             become many then.
     """
 
     def __init__(
-        self, films: Iterable[Item], batch_size: int, workers: int, *, paced: bool
+        self, images: Iterable[Item], batch_size: int, workers: int, *, paced: bool
     ) -> None:
-        self._films, self._coming = iter(films), deque[Item]()
+        self._images, self._coming = iter(images), deque[Item]()
         self._batch_size, self._workers = batch_size, workers
         self._paced, self._suiting = paced, _LEAST_IN_GROUP
 
     def __next__(self) -> list[Item]:
         """The next group."""
         ahead = self._workers * max(self._suiting, self._batch_size) - len(self._coming)
-        self._coming.extend(islice(self._films, max(ahead, 0)))
+        self._coming.extend(islice(self._images, max(ahead, 0)))
         if not self._coming:
             raise StopIteration
         share = -(-len(self._coming) // self._workers)
@@ -263,20 +264,20 @@ class Groups(Iterator[list[Item]]):
         size = min(max(batches, 1) * self._batch_size, len(self._coming))
         return [self._coming.popleft() for _ in range(size)]
 
-    def took(self, films: int, seconds: float) -> None:
+    def took(self, images: int, seconds: float) -> None:
         """Call after each group, from several threads."""
         if self._paced:
-            suiting = int(_GROUP_SECONDS * films / seconds)
+            suiting = int(_GROUP_SECONDS * images / seconds)
             self._suiting = min(max(suiting, _LEAST_IN_GROUP), _MOST_IN_GROUP)
 
 
-def _batches(films: Iterable[Film], size: int) -> Iterator[list[Film]]:
-    """Group films so that each group but the last holds `size` prepared ones."""
-    group: list[Film] = []
+def _batches(images: Iterable[PreparedImage], size: int) -> Iterator[list[PreparedImage]]:
+    """Group images so that each group but the last holds `size` prepared ones."""
+    group: list[PreparedImage] = []
     prepared = 0
-    for film in films:
-        group.append(film)
-        prepared += film.pixels is not None
+    for image in images:
+        group.append(image)
+        prepared += image.pixels is not None
         if prepared == size or len(group) >= _MOST_ITEMS * size:
             yield group
             group, prepared = [], 0

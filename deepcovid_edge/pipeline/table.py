@@ -31,7 +31,7 @@ class TableWriter:
         for record in records:
             if not self._titled:
                 self._titled = True
-                title = f"{'film':<{self._width}}  {'result':<15}  {record.run.positive_class}"
+                title = f"{'image':<{self._width}}  {'result':<15}  {record.run.positive_class}"
                 self._console.print(Text(title, style="bold"))
             self._console.print(self._line(record))
         self._console.file.flush()

@@ -19,7 +19,7 @@ from deepcovid_edge.errors import OutputError, UsageError
 from deepcovid_edge.reasons import Reason
 
 _SYNC_SECONDS = 1.0
-_RUN_COLUMNS = ("model_sha256", "threshold", "band", "site")
+_RUN_COLUMNS = ("model_sha256", "threshold", "indeterminate_range", "site")
 
 
 @dataclass
@@ -29,8 +29,8 @@ class Earlier:
     Attributes:
         paths: Paths that have a record.
         not_assessed: How many of those records carry a reason.
-        length: Length of the records that stay, bytes; what follows is a torn line, or films that
-            were refused for want of room on the disk, which are judged now.
+        length: Length of the records that stay, bytes; what follows is a torn line, or images that
+            were refused for want of room on the disk, which are classified now.
     """
 
     paths: set[str] = field(default_factory=set)

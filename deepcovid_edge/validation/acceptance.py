@@ -1,19 +1,19 @@
-"""May a model be used at a site? Figures of its own films, and a verdict with its reasons in words.
+"""May a model be used at a site? Figures on its own images, a verdict, and its reasons in words.
 
 An acceptance test of the operating point, as a medical physicist would ask for one. The model's own
 threshold is kept where it passes; only where it does not is a threshold of the site tried, whose
-figures come from films that had no part in choosing it (each patient's from the others).
+figures come from images that had no part in choosing it (each patient's from the others).
 
 | own threshold | site threshold | verdict |
 | --- | --- | --- |
 | passed | not tried | usable, at the model's own |
 | failed or open | passed | usable, at the site's |
 | failed | failed, or there is none | not usable |
-| anything else | | not enough films |
+| anything else | | not enough images |
 
 A figure has passed where it reaches what is asked for and its 95 % interval ends at most a margin
 below that; it has failed where its whole interval lies below. All else is open. Intervals take
-films as independent.
+images as independent.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 
 from deepcovid_edge.decision.statistics import Scores, Truth, area_interval, auc, wilson
-from deepcovid_edge.decision.thresholds import threshold_for_new_films, threshold_for_new_negatives
+from deepcovid_edge.decision.thresholds import threshold_for_new_images, threshold_for_new_negatives
 
-USABLE, NOT_USABLE, NOT_ENOUGH = "usable", "not usable", "not enough films"
+USABLE, NOT_USABLE, NOT_ENOUGH = "usable", "not usable", "not enough images"
 _PASSED, _FAILED, _OPEN = "passed", "failed", "open"
 
 
@@ -40,15 +40,15 @@ class AcceptanceRules:
             screens for tuberculosis, computer-aided chest X-rays among them (High-priority target
             product profiles for new tuberculosis diagnostics, 2014; kept as the benchmark in
             Consolidated guidelines on tuberculosis, module 2: screening, 2021, section 3). For
-            COVID-19 on chest films there is no such profile.
+            COVID-19 on chest radiographs there is no such profile.
         specificity: Smallest.
         margin: How far below them the lower end of the 95 % interval may lie. Without it some 150
-            films of a class would be needed to accept a model that is five points better.
-        aim: Share of new positive films that a site threshold is chosen to find.
+            images of a class would be needed to accept a model that is five points better.
+        aim: Share of new positive images that a site threshold is chosen to find.
         fewest: Patients of each class without which nothing is proved and no site threshold is
             chosen: of fewer than 19 positives none promises to find 95 % of new ones
-            (`threshold_for_new_films`).
-        max_refused: Largest share of the site's files that may be refused: what is measured on
+            (`threshold_for_new_images`).
+        max_not_assessed: Largest share of the site's files that may be refused: what is measured on
             the others would else say little of the site.
     """
 
@@ -57,34 +57,34 @@ class AcceptanceRules:
     margin: float = 0.10
     aim: float = 0.95
     fewest: int = 20
-    max_refused: float = 0.10
+    max_not_assessed: float = 0.10
 
 
 @dataclass(frozen=True)
-class SiteFilms:
-    """What a model says of a site's films.
+class SiteImages:
+    """What a model says of a site's images.
 
     Attributes:
-        scores: Probability of the positive class, of shape (films,).
-        positive: Whether each film is positive by its label, of shape (films,).
-        patients: Patient of each film; a film without one counts as a patient of its own.
-        refused: How many other files were not assessed.
-        synthetic: How many of the films were drawn by `sample`.
+        scores: Probability of the positive class, of shape (images,).
+        positive: Whether each image is positive by its label, of shape (images,).
+        patients: Patient of each image; an image without one counts as a patient of its own.
+        not_assessed: How many other files were not assessed.
+        synthetic: How many of the images were drawn by `sample`.
     """
 
     scores: Scores
     positive: Truth
     patients: Sequence[str]
-    refused: int = 0
+    not_assessed: int = 0
     synthetic: int = 0
 
     @property
     def owners(self) -> list[str]:
-        """A name for each film's patient; none has the same by not being known."""
-        return [name or f"\0film {number}" for number, name in enumerate(self.patients)]
+        """A name for each image's patient; none has the same by not being known."""
+        return [name or f"\0image {number}" for number, name in enumerate(self.patients)]
 
     def count(self, positive: bool) -> int:
-        """Patients with a film of a class."""
+        """Patients with an image of a class."""
         pairs = zip(self.owners, self.positive, strict=True)
         return len({owner for owner, truth in pairs if truth == positive})
 
@@ -94,13 +94,13 @@ class Assessment:
     """What came of it.
 
     Attributes:
-        verdict: `usable`, `not usable` or `not enough films`.
+        verdict: `usable`, `not usable` or `not enough images`.
         reasons: Sentences that say why.
-        threshold: What films of the site would be judged by.
+        threshold: What images of the site would be classified by.
         own: Sensitivity and specificity at the model's own threshold.
         site: Threshold of the site with its cross-fitted sensitivity and specificity; None where
             none was tried, or could be chosen.
-        auc: Area under the curve with its interval; None without positive films.
+        auc: Area under the curve with its interval; None without positive images.
     """
 
     verdict: str
@@ -112,23 +112,23 @@ class Assessment:
 
 
 def assess(
-    films: SiteFilms, own_threshold: float, name: str, rules: AcceptanceRules | None = None
+    images: SiteImages, own_threshold: float, name: str, rules: AcceptanceRules | None = None
 ) -> Assessment:
-    """Judge a model by a site's films.
+    """Classify a model by a site's images.
 
     Args:
-        films: At least one of them negative.
+        images: At least one of them negative.
         own_threshold: The model's own threshold.
         name: Name of the positive class, for the sentences.
         rules: What is asked for.
     """
     rules = rules or AcceptanceRules()
-    own = {"threshold": own_threshold, **_rates(films.scores >= own_threshold, films.positive)}
-    site = None if _state(own, rules) == _PASSED else _site_point(films, rules)
-    area = _area(films)
+    own = {"threshold": own_threshold, **_rates(images.scores >= own_threshold, images.positive)}
+    site = None if _state(own, rules) == _PASSED else _site_point(images, rules)
+    area = _area(images)
     states = _state(own, rules), _state(site, rules) if site else None
-    verdict = _verdict(states, area, films, rules)
-    reasons = _reasons(own, site, area, films, rules, name)
+    verdict = _verdict(states, area, images, rules)
+    reasons = _reasons(own, site, area, images, rules, name)
     return Assessment(
         verdict, tuple(reasons), _threshold(own, site, states, rules), own, site, area
     )
@@ -157,52 +157,54 @@ def _rates(called: Truth, positive: Truth) -> dict[str, Any]:
     }
 
 
-def _area(films: SiteFilms) -> dict[str, Any] | None:
-    if films.positive.all() or not films.positive.any():
+def _area(images: SiteImages) -> dict[str, Any] | None:
+    if images.positive.all() or not images.positive.any():
         return None
-    interval = area_interval(films.scores, films.positive)
-    return {"value": auc(films.scores, films.positive), "interval_95": list(interval)}
+    interval = area_interval(images.scores, images.positive)
+    return {"value": auc(images.scores, images.positive), "interval_95": list(interval)}
 
 
-def _site_point(films: SiteFilms, rules: AcceptanceRules) -> dict[str, Any] | None:
-    """A threshold of the site, or None where its films are too few."""
-    if not films.positive.any() and films.count(positive=False) >= rules.fewest:
-        return _by_normals(films, rules)
-    if _too_few(films, rules):
+def _site_point(images: SiteImages, rules: AcceptanceRules) -> dict[str, Any] | None:
+    """A threshold of the site, or None where its images are too few."""
+    if not images.positive.any() and images.count(positive=False) >= rules.fewest:
+        return _by_normals(images, rules)
+    if _too_few(images, rules):
         return None
-    threshold, expected = threshold_for_new_films(films.scores, films.positive, rules.aim)
+    threshold, expected = threshold_for_new_images(images.scores, images.positive, rules.aim)
     return {
         "threshold": threshold,
-        "rule": f"the highest threshold that finds {rules.aim:.0%} of new positive films, as is to "
+        "rule": f"the highest threshold that finds {rules.aim:.0%} of new positive images, as is "
+        "to "
         "be expected (split conformal); figures by leaving out one patient at a time",
         "expected_sensitivity": expected,
-        **_rates(_cross_fitted(films, rules), films.positive),
+        **_rates(_cross_fitted(images, rules), images.positive),
     }
 
 
-def _by_normals(films: SiteFilms, rules: AcceptanceRules) -> dict[str, Any] | None:
+def _by_normals(images: SiteImages, rules: AcceptanceRules) -> dict[str, Any] | None:
     alarms = 1 - rules.specificity
-    threshold = threshold_for_new_negatives(films.scores, alarms)
+    threshold = threshold_for_new_negatives(images.scores, alarms)
     if threshold is None:
         return None
     return {
         "threshold": threshold,
-        "rule": f"the lowest threshold that calls at most {alarms:.0%} of new negative films "
-        "positive, as is to be expected (split conformal); how many positive films it finds is not "
+        "rule": f"the lowest threshold that calls at most {alarms:.0%} of new negative images "
+        "positive, as is to be expected (split conformal); how many positive images it finds is "
+        "not "
         "known",
         "expected_sensitivity": None,
-        **_rates(films.scores >= threshold, films.positive),
+        **_rates(images.scores >= threshold, images.positive),
     }
 
 
-def _cross_fitted(films: SiteFilms, rules: AcceptanceRules) -> Truth:
-    """Whether each film is called positive at the threshold of all other patients' films."""
-    owners = np.array(films.owners)
+def _cross_fitted(images: SiteImages, rules: AcceptanceRules) -> Truth:
+    """Whether each image is called positive at the threshold of all other patients' images."""
+    owners = np.array(images.owners)
     called = np.zeros(len(owners), np.bool_)
     for owner in np.unique(owners):
         own = owners == owner
-        rest = films.scores[~own], films.positive[~own]
-        called[own] = films.scores[own] >= threshold_for_new_films(*rest, rules.aim)[0]
+        rest = images.scores[~own], images.positive[~own]
+        called[own] = images.scores[own] >= threshold_for_new_images(*rest, rules.aim)[0]
     return called
 
 
@@ -228,12 +230,12 @@ def _compared(figure: dict[str, Any], least: float, margin: float) -> str:
 def _verdict(
     states: tuple[str, str | None],
     area: dict[str, Any] | None,
-    films: SiteFilms,
+    images: SiteImages,
     rules: AcceptanceRules,
 ) -> str:
     own, site = states
     if _PASSED in states:
-        doubts = films.synthetic, _too_many_refused(films, rules), _too_few(films, rules)
+        doubts = images.synthetic, _too_many_refused(images, rules), _too_few(images, rules)
         return NOT_ENOUGH if any(doubts) else USABLE
     nothing_mends = site in (None, _FAILED) or area is None  # None: positives are missing
     if own == _FAILED and (nothing_mends or _cannot_tell_apart(area, rules)):
@@ -258,12 +260,12 @@ def _threshold(
     return float(site["threshold"]) if chosen else threshold
 
 
-def _too_few(films: SiteFilms, rules: AcceptanceRules) -> bool:
-    return min(films.count(positive=True), films.count(positive=False)) < rules.fewest
+def _too_few(images: SiteImages, rules: AcceptanceRules) -> bool:
+    return min(images.count(positive=True), images.count(positive=False)) < rules.fewest
 
 
-def _too_many_refused(films: SiteFilms, rules: AcceptanceRules) -> bool:
-    return films.refused > rules.max_refused * (films.refused + len(films.scores))
+def _too_many_refused(images: SiteImages, rules: AcceptanceRules) -> bool:
+    return images.not_assessed > rules.max_not_assessed * (images.not_assessed + len(images.scores))
 
 
 def _cannot_tell_apart(area: dict[str, Any] | None, rules: AcceptanceRules) -> bool:
@@ -275,7 +277,7 @@ def _reasons(
     own: dict[str, Any],
     site: dict[str, Any] | None,
     area: dict[str, Any] | None,
-    films: SiteFilms,
+    images: SiteImages,
     rules: AcceptanceRules,
     name: str,
 ) -> list[str]:
@@ -286,19 +288,19 @@ def _reasons(
         said.append(_about_area(area, rules, name))
     if site:
         said += _about_site(site, rules, name)
-    if _too_few(films, rules):
-        counts = films.count(positive=True), films.count(positive=False)
+    if _too_few(images, rules):
+        counts = images.count(positive=True), images.count(positive=False)
         said.append(
             f"there are {counts[0]} patients with and {counts[1]} without {name}: {rules.fewest} "
             "of each are needed for a proof, or for a threshold of the site"
         )
-    if films.refused:
-        whole = films.refused + len(films.scores)
-        said.append(f"{films.refused} of {whole} files were not assessed")
-        if _too_many_refused(films, rules):
-            said[-1] += f": more than {rules.max_refused:.0%}, look at the reasons"
-    if films.synthetic:
-        said.append(f"{films.synthetic} films are drawn, not of patients: they prove nothing")
+    if images.not_assessed:
+        whole = images.not_assessed + len(images.scores)
+        said.append(f"{images.not_assessed} of {whole} files were not assessed")
+        if _too_many_refused(images, rules):
+            said[-1] += f": more than {rules.max_not_assessed:.0%}, look at the reasons"
+    if images.synthetic:
+        said.append(f"{images.synthetic} images are drawn, not of patients: they prove nothing")
     return [f"{sentence[0].upper()}{sentence[1:]}." for sentence in said]
 
 
@@ -306,14 +308,14 @@ def _about_point(point: dict[str, Any], place: str, rules: AcceptanceRules, name
     alarms, found = point["specificity"], point["sensitivity"]
     positive = alarms["trials"] - alarms["successes"]
     said = [
-        f"{place}, {positive} of {alarms['trials']} films without {name} are called positive: "
+        f"{place}, {positive} of {alarms['trials']} images without {name} are called positive: "
         f"specificity {figure_text(alarms)}, {_asked(alarms, rules.specificity, rules.margin)}"
     ]
     if found["value"] is None:
-        return [*said, f"there are no films with {name}: how many it finds here is not known"]
+        return [*said, f"there are no images with {name}: how many it finds here is not known"]
     return [
         *said,
-        f"{place}, {found['successes']} of {found['trials']} films with {name} are found: "
+        f"{place}, {found['successes']} of {found['trials']} images with {name} are found: "
         f"sensitivity {figure_text(found)}, {_asked(found, rules.sensitivity, rules.margin)}",
     ]
 
@@ -330,7 +332,7 @@ def _asked(figure: dict[str, Any], least: float, margin: float) -> str:
 
 def _about_area(area: dict[str, Any], rules: AcceptanceRules, name: str) -> str:
     low, high = area["interval_95"]
-    said = f"films with and without {name} are told apart with AUC {area['value']:.3f} "
+    said = f"images with and without {name} are told apart with AUC {area['value']:.3f} "
     said += f"[{low:.3f}, {high:.3f}]"
     if _cannot_tell_apart(area, rules):
         return f"{said}: no threshold can reach what is asked for"
@@ -341,10 +343,10 @@ def _about_site(site: dict[str, Any], rules: AcceptanceRules, name: str) -> list
     if site["sensitivity"]["value"] is None:
         share = rules.specificity
         return [
-            f"a threshold of {site['threshold']:.4f} would leave some {share:.0%} of the films "
+            f"a threshold of {site['threshold']:.4f} would leave some {share:.0%} of the images "
             f"without {name} negative, but nobody could say how many with {name} it misses"
         ]
-    place = f"at the threshold chosen on these films ({site['threshold']:.4f})"
+    place = f"at the threshold chosen on these images ({site['threshold']:.4f})"
     return _about_point(site, place, rules, name)
 
 

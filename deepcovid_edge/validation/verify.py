@@ -1,6 +1,6 @@
-"""Is a candidate as accurate as its reference? The clinical gate.
+"""Is a candidate as accurate as its reference? The equivalence check.
 
-Two models judge the same films; what is compared is what a clinic would notice: decisions that
+Two models classify the same images; what is compared is what a clinic would notice: decisions that
 turned, sensitivity, specificity and area under the curve at the operating point; and, when asked,
 whether both look at the same places.
 """
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from deepcovid_edge import __version__
 from deepcovid_edge.backends import Backend, Inference, identity
-from deepcovid_edge.datasets.dataset import LabelledFilm, check_labels, dataset_sha256
-from deepcovid_edge.decision.out_of_distribution import FamiliarityGate
+from deepcovid_edge.datasets.dataset import LabelledImage, check_labels, dataset_sha256
+from deepcovid_edge.decision.out_of_distribution import OodLimits
 from deepcovid_edge.decision.statistics import (
     Scores,
     Truth,
@@ -31,8 +31,13 @@ from deepcovid_edge.decision.statistics import (
     upper_bound,
     wilson,
 )
-from deepcovid_edge.errors import DataError, ImageRefusedError, ModelFileError, UsageError
-from deepcovid_edge.heatmaps.agreement import MapComparison, choose_films, compare_models, summarise
+from deepcovid_edge.errors import DataError, ModelFileError, NotAssessedError, UsageError
+from deepcovid_edge.heatmaps.agreement import (
+    MapComparison,
+    choose_images,
+    compare_models,
+    summarise,
+)
 from deepcovid_edge.heatmaps.heatmap import OCCLUSION
 from deepcovid_edge.imaging.pictures import read_radiograph
 from deepcovid_edge.imaging.prepare import prepare
@@ -45,14 +50,14 @@ _CHUNK = 32
 
 
 @dataclass(frozen=True)
-class GateRules:
-    """When a candidate counts as unchanged. A manifest's `gate` may set other values.
+class EquivalenceRules:
+    """When a candidate counts as unchanged. A manifest's `equivalence` may set other values.
 
     Attributes:
-        max_flips: Largest share of films whose decision turns.
+        max_flips: Largest share of images whose decision turns.
         max_auc_change: Largest change of the area under the curve, either way.
-        smallest_change: Smallest change of sensitivity or specificity that the films must be able
-            to show: one film of the class may weigh no more.
+        smallest_change: Smallest change of sensitivity or specificity that the images must be able
+            to show: one image of the class may weigh no more.
         paired_interval: Whether the paired 95 % intervals of the changes of sensitivity and
             specificity must hold zero.
         min_heatmap_correlation: Smallest median of the rank correlations of heat maps, where maps
@@ -70,84 +75,86 @@ class GateRules:
         for name in shares:
             value = getattr(self, name)
             if not 0 <= value <= 1:
-                raise UsageError(f"gate.{name}: got {value}, expected 0 to 1")
+                raise UsageError(f"equivalence.{name}: got {value}, expected 0 to 1")
 
     @classmethod
-    def of(cls, manifest: ModelManifest, **changes: Any) -> GateRules:
+    def of(cls, manifest: ModelManifest, **changes: Any) -> EquivalenceRules:
         """The rules of a model's manifest, with changes; None changes nothing."""
         known = {item.name for item in fields(cls)}
-        stated = {name: value for name, value in manifest.gate.items() if name in known}
+        stated = {name: value for name, value in manifest.equivalence.items() if name in known}
         given = {name: value for name, value in changes.items() if value is not None}
         return cls(**{**stated, **given})
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What two models say of the same films.
+class Predictions:
+    """What two models say of the same images.
 
     Attributes:
-        films: The films that were assessed.
+        images: The images that were assessed.
         reference: The reference's logits, of shape (N, classes), float32.
         candidate: The candidate's logits, likewise.
-        refused: Files that could not be assessed, with their reason.
-        unlike: Whether each model's out-of-distribution gate refuses each film; None for a model
-            without one. The films are judged all the same.
+        not_assessed: Files that could not be assessed, with their reason.
+        unlike: Whether each model's out-of-distribution limits refuses each image; None for a model
+            without one. The images are classified all the same.
     """
 
-    films: list[LabelledFilm]
+    images: list[LabelledImage]
     reference: NDArray[np.float32]
     candidate: NDArray[np.float32]
-    refused: dict[str, str]
+    not_assessed: dict[str, str]
     unlike: tuple[Truth | None, ...]
 
 
-def judge(reference: Backend, candidate: Backend, films: Sequence[LabelledFilm]) -> Judged:
-    """Let two models judge the same films, each read once.
+def classify(
+    reference: Backend, candidate: Backend, images: Sequence[LabelledImage]
+) -> Predictions:
+    """Let two models classify the same images, each read once.
 
     Raises:
         ModelFileError: The models differ in classes, input or positive class.
-        DataError: No film could be assessed.
+        DataError: No image could be assessed.
     """
     _check_comparable(reference.manifest, candidate.manifest)
-    kept: list[LabelledFilm] = []
-    refused: dict[str, str] = {}
+    kept: list[LabelledImage] = []
+    not_assessed: dict[str, str] = {}
     said: tuple[list[Inference], list[Inference]] = ([], [])
-    for chunk in _prepared(films, reference.manifest.input):
-        good = [(film, pixels) for film, pixels in chunk if isinstance(pixels, np.ndarray)]
-        refused |= {str(film.path): code for film, code in chunk if isinstance(code, str)}
+    for chunk in _prepared(images, reference.manifest.input):
+        good = [(image, pixels) for image, pixels in chunk if isinstance(pixels, np.ndarray)]
+        not_assessed |= {str(image.path): code for image, code in chunk if isinstance(code, str)}
         if good:
             batch = np.stack([pixels for _, pixels in good])
-            kept += [film for film, _ in good]
+            kept += [image for image, _ in good]
             said[0].append(reference.infer(batch))
             said[1].append(candidate.infer(batch))
     if not kept:
-        raise DataError(f"none of {len(films)} films could be assessed")
+        raise DataError(f"none of {len(images)} images could be assessed")
     logits = [np.concatenate([one.logits for one in side]) for side in said]
     models = (reference.manifest, candidate.manifest)
     unlike = tuple(_unlike(*pair) for pair in zip(models, said, strict=True))
-    return Judged(kept, logits[0], logits[1], refused, unlike)
+    return Predictions(kept, logits[0], logits[1], not_assessed, unlike)
 
 
 def _unlike(manifest: ModelManifest, said: Sequence[Inference]) -> Truth | None:
-    gate = FamiliarityGate.of(manifest)
-    rows = [one.unlikeness for one in said if one.unlikeness is not None]
-    return gate.beyond(np.concatenate(rows)) if gate and rows else None
+    equivalence = OodLimits.of(manifest)
+    rows = [one.ood_scores for one in said if one.ood_scores is not None]
+    return equivalence.beyond(np.concatenate(rows)) if equivalence and rows else None
 
 
 def verify(
     reference: Backend,
     candidate: Backend,
-    films: Sequence[LabelledFilm],
+    images: Sequence[LabelledImage],
     *,
-    rules: GateRules | None = None,
+    rules: EquivalenceRules | None = None,
     heatmaps: MapComparison | None = None,
 ) -> dict[str, Any]:
-    """Compare a candidate with its reference on labelled films.
+    """Compare a candidate with its reference on labelled images.
 
     Args:
         reference: The model whose accuracy is known.
         candidate: The model that shall replace it.
-        films: Labelled films; both classes must occur for a verdict.
+        images: Labelled images; both classes must occur for a verdict.
         rules: When the candidate counts as unchanged; None for the reference's own.
         heatmaps: Which heat maps are compared too; None for none.
 
@@ -156,22 +163,22 @@ def verify(
 
     Raises:
         ModelFileError: The models cannot be compared.
-        DataError: No film could be assessed.
+        DataError: No image could be assessed.
         UsageError: A window of the heat maps is larger than the models' input.
     """
     manifest = reference.manifest
-    rules = rules or GateRules.of(manifest)
-    check_labels(films, manifest.known_labels)
-    judged = judge(reference, candidate, films)
+    rules = rules or EquivalenceRules.of(manifest)
+    check_labels(images, manifest.known_labels)
+    classified = classify(reference, candidate, images)
     scores = tuple(
         np.round(probabilities(logits)[:, manifest.positive_index], DECIMALS)
-        for logits in (judged.reference, judged.candidate)
+        for logits in (classified.reference, classified.candidate)
     )
-    positive = np.array([film.label in manifest.positive_labels for film in judged.films])
+    positive = np.array([image.label in manifest.positive_labels for image in classified.images])
     figures = _figures(scores[0], scores[1], positive, manifest.threshold)
     models = (reference, candidate)
-    figures["heatmap"] = heatmaps and _heatmaps(models, judged.films, positive, heatmaps)
-    figures["ood"] = _ood(judged)
+    figures["heatmap"] = heatmaps and _heatmaps(models, classified.images, positive, heatmaps)
+    figures["ood"] = _ood(classified)
     failed = _failures(figures, rules, manifest, candidate.manifest)
     missing = _missing(positive, rules)
     verdict = CHANGED if failed else INSUFFICIENT if missing else UNCHANGED
@@ -184,14 +191,14 @@ def verify(
         "reference": identity(reference),
         "candidate": identity(candidate),
         "threshold": manifest.threshold,
-        "films": len(judged.films),
-        "not_assessed": judged.refused,
-        "data_sha256": dataset_sha256(judged.films),
-        "logits": _differences(judged.reference, judged.candidate),
+        "images": len(classified.images),
+        "not_assessed": classified.not_assessed,
+        "data_sha256": dataset_sha256(classified.images),
+        "logits": _differences(classified.reference, classified.candidate),
         "probability": _differences(scores[0], scores[1]),
         **figures,
-        "flipped": _flipped(judged.films, scores, manifest.threshold),
-        **_by_group(judged.films, scores, manifest.threshold),
+        "flipped": _flipped(classified.images, scores, manifest.threshold),
+        **_by_group(classified.images, scores, manifest.threshold),
         "created_with": {"deepcovid-edge": __version__},
     }
 
@@ -207,17 +214,17 @@ def _check_comparable(reference: ModelManifest, candidate: ModelManifest) -> Non
 
 
 def _prepared(
-    films: Sequence[LabelledFilm], spec: InputSpec
-) -> Iterator[list[tuple[LabelledFilm, NDArray[np.uint8] | str]]]:
-    def read(film: LabelledFilm) -> NDArray[np.uint8] | str:
+    images: Sequence[LabelledImage], spec: InputSpec
+) -> Iterator[list[tuple[LabelledImage, NDArray[np.uint8] | str]]]:
+    def read(image: LabelledImage) -> NDArray[np.uint8] | str:
         try:
-            return prepare(read_radiograph(film.path), spec)
-        except ImageRefusedError as error:
+            return prepare(read_radiograph(image.path), spec)
+        except NotAssessedError as error:
             return error.reason.code
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for start in range(0, len(films), _CHUNK):
-            chunk = films[start : start + _CHUNK]
+        for start in range(0, len(images), _CHUNK):
+            chunk = images[start : start + _CHUNK]
             yield list(zip(chunk, pool.map(read, chunk), strict=True))
 
 
@@ -251,7 +258,7 @@ def _change(right: tuple[Truth, Truth], group: Truth) -> dict[str, Any] | None:
         return None
     change, interval = paired_difference(before, now)
     return {
-        "films": len(before),
+        "images": len(before),
         "reference": _rate(before),
         "candidate": _rate(now),
         "change": change,
@@ -259,9 +266,9 @@ def _change(right: tuple[Truth, Truth], group: Truth) -> dict[str, Any] | None:
     }
 
 
-def _ood(judged: Judged) -> dict[str, int] | None:
-    """How many films the out-of-distribution gates refuse, and on how many they differ."""
-    before, now = judged.unlike
+def _ood(classified: Predictions) -> dict[str, int] | None:
+    """How many images the out-of-distribution limits refuse, and on how many they differ."""
+    before, now = classified.unlike
     if before is None or now is None:
         return None
     counts = (before, now, before != now)
@@ -278,39 +285,44 @@ def _rate(right: Truth) -> dict[str, Any]:
 
 def _heatmaps(
     models: tuple[Backend, Backend],
-    films: Sequence[LabelledFilm],
+    images: Sequence[LabelledImage],
     positive: Truth,
     asked: MapComparison,
 ) -> dict[str, Any]:
-    """How alike the occlusion maps of some films are, on the whole and each."""
+    """How alike the occlusion maps of some images are, on the whole and each."""
     spec, windows = models[0].manifest.input, asked.occlusion
-    chosen = [films[place] for place in choose_films(positive, asked.films)]
-    pixels = (prepare(read_radiograph(film.path), spec) for film in chosen)
+    chosen = [images[place] for place in choose_images(positive, asked.images)]
+    pixels = (prepare(read_radiograph(image.path), spec) for image in chosen)
     found = compare_models(*models, pixels, windows)
     return {
         "method": OCCLUSION,
         "window": windows.window,
         "stride": windows.stride,
         "baseline": windows.baseline,
-        "films": len(chosen),
+        "images": len(chosen),
         **summarise(found),
-        "by_film": [
-            {"path": _short(film.path), "label": film.label, **asdict(agreement)}
-            for film, agreement in zip(chosen, found, strict=True)
+        "by_image": [
+            {"path": _short(image.path), "label": image.label, **asdict(agreement)}
+            for image, agreement in zip(chosen, found, strict=True)
         ],
     }
 
 
 def _failures(
-    figures: dict[str, Any], rules: GateRules, reference: ModelManifest, candidate: ModelManifest
+    figures: dict[str, Any],
+    rules: EquivalenceRules,
+    reference: ModelManifest,
+    candidate: ModelManifest,
 ) -> list[str]:
     failed = []
     if candidate.threshold != reference.threshold:
         failed.append(
             f"threshold: candidate has {candidate.threshold}, reference {reference.threshold}"
         )
-    if reference.familiarity and not candidate.familiarity:
-        failed.append("out-of-distribution gate: reference has one, candidate judges any film")
+    if reference.ood and not candidate.ood:
+        failed.append(
+            "out-of-distribution limits: reference has one, candidate classifies any image"
+        )
     share = figures["flips"]["share"]
     if share > rules.max_flips:
         failed.append(f"flips: {share:.2%} of the decisions turned, allowed {rules.max_flips:.2%}")
@@ -328,7 +340,7 @@ def _failures(
     return [*failed, *_unlike_maps(figures["heatmap"], rules)]
 
 
-def _unlike_maps(maps: dict[str, Any] | None, rules: GateRules) -> list[str]:
+def _unlike_maps(maps: dict[str, Any] | None, rules: EquivalenceRules) -> list[str]:
     alike = maps["rank_correlation"]["median"] if maps else 1.0
     if alike >= rules.min_heatmap_correlation:
         return []
@@ -338,14 +350,14 @@ def _unlike_maps(maps: dict[str, Any] | None, rules: GateRules) -> list[str]:
     ]
 
 
-def _missing(positive: Truth, rules: GateRules) -> dict[str, Any]:
-    """How many films of which class are too few to show the smallest change, if any."""
+def _missing(positive: Truth, rules: EquivalenceRules) -> dict[str, Any]:
+    """How many images of which class are too few to show the smallest change, if any."""
     if not rules.smallest_change:
         return {}
     needed = int(np.ceil(1 / rules.smallest_change - 1e-9))
     present = {"positive": int(positive.sum()), "negative": int((~positive).sum())}
     return {
-        name: {"films": count, "needed": needed}
+        name: {"images": count, "needed": needed}
         for name, count in present.items()
         if count < needed
     }
@@ -364,17 +376,17 @@ def _differences(before: NDArray[Any], now: NDArray[Any]) -> dict[str, float]:
 
 
 def _flipped(
-    films: Sequence[LabelledFilm], scores: tuple[Scores, ...], threshold: float
+    images: Sequence[LabelledImage], scores: tuple[Scores, ...], threshold: float
 ) -> list[dict[str, Any]]:
     return [
         {
-            "path": _short(film.path),
-            "label": film.label,
-            "source": film.source,
+            "path": _short(image.path),
+            "label": image.label,
+            "source": image.source,
             "reference": float(before),
             "candidate": float(now),
         }
-        for film, before, now in zip(films, *scores, strict=True)
+        for image, before, now in zip(images, *scores, strict=True)
         if (before >= threshold) != (now >= threshold)
     ]
 
@@ -384,10 +396,10 @@ def _short(path: Path) -> str:
 
 
 def _by_group(
-    films: Sequence[LabelledFilm], scores: tuple[Scores, ...], threshold: float
+    images: Sequence[LabelledImage], scores: tuple[Scores, ...], threshold: float
 ) -> dict[str, Any]:
     return {
-        f"by_{kind}": _groups([getattr(film, kind) for film in films], scores, threshold)
+        f"by_{kind}": _groups([getattr(image, kind) for image in images], scores, threshold)
         for kind in ("label", "source")
     }
 
@@ -400,7 +412,7 @@ def _groups(
     for key in sorted(set(keys.tolist())):
         before, now = (part[keys == key] for part in scores)
         groups[key] = {
-            "films": len(before),
+            "images": len(before),
             "called_positive": {
                 "reference": int((before >= threshold).sum()),
                 "candidate": int((now >= threshold).sum()),

@@ -16,7 +16,7 @@ SHIPPED = Path(__file__).parent / "recipes"
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    """How far a training film is changed; 0 switches a change off.
+    """How far a training image is changed; 0 switches a change off.
 
     Attributes:
         flip: Probability of mirroring left and right.
@@ -29,7 +29,8 @@ class AugmentSettings:
         blur: Largest standard deviation of a Gaussian blur, pixels.
         noise: Largest standard deviation of added noise, grey levels.
         jpeg: Lowest quality of a JPEG round trip, 1 to 95; 0 for none.
-        resolution: Whether films are first reduced to resolutions drawn at random, between 1.14 and
+        resolution: Whether images are first reduced to resolutions drawn at random, between 1.14
+            and
             2 times the network's; else all to twice the network's.
         hide: Probability that the lungs are hidden and every class is equally right.
     """
@@ -64,10 +65,10 @@ class AugmentSettings:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Which films of a data set are used, and how a data set without splits is split.
+    """Which images of a data set are used, and how a data set without splits is split.
 
     Attributes:
-        views: Keep films of these views alone, such as `PA`; empty for every view.
+        views: Keep images of these views alone, such as `PA`; empty for every view.
         shares: Split -> share of the patients, where the data set names no splits; they sum to 1.
     """
 
@@ -114,8 +115,8 @@ class FitSettings:
     """How the network is fitted.
 
     Attributes:
-        epochs: Passes over the training films.
-        batch_size: Films a step, over all processes.
+        epochs: Passes over the training images.
+        batch_size: Images a step, over all processes.
         start: Weights to start from, class maps excepted: `imagenet`, or `scratch` for random ones.
         layers: Layers that are fitted: `last` (the class maps alone), `last_stage` or `all`.
         optimiser: `adamw`, `adam` or `sgd`.
@@ -127,11 +128,12 @@ class FitSettings:
         weight_decay: Decoupled with `adamw`; added to the gradient with the others.
         clip: Largest norm of a step's gradient; 0 for any.
         label_smoothing: As in torch's cross-entropy.
-        balance: Against rare classes: `weights` weighs films by the inverse of their class's
-            frequency, `upsample` draws films of rare classes more often, each time changed anew.
-        repeat: With `upsample`: class -> times an epoch that each of its films is drawn; once where
+        balance: Against rare classes: `weights` weighs images by the inverse of their class's
+            frequency, `upsample` draws images of rare classes more often, each time changed anew.
+        repeat: With `upsample`: class -> times an epoch that each of its images is drawn; once
+            where
             a class is not named. Empty for as often as makes all classes equally frequent.
-        repeat_sources: Part of a source's name -> times an epoch that each of its films is drawn,
+        repeat_sources: Part of a source's name -> times an epoch that each of its images is drawn,
             whatever `balance` says: for a rare source of a class that else comes from elsewhere.
         average: Decay of the exponential moving average of the weights, a step; 0 for none.
         patience: Epochs without a better validation loss before training stops.
@@ -189,21 +191,21 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what a training run makes, apart from the films.
+    """Everything that decides what a training run makes, apart from the images.
 
     Attributes:
         name: Name of the model that it makes.
         architecture: Name of the network.
         positive_class: The class that is looked for.
         classes: Class name -> labels of the data set that belong to it.
-        sensitivity: Share of new positive films that the threshold, set on the validation films,
+        sensitivity: Share of new positive images that the threshold, set on the validation images,
             is expected to find.
         license: Terms of use that the trained weights carry.
-        data: Which films are used.
+        data: Which images are used.
         input: Shape and resize rule.
         find: How a learning rate is found, where `fit.learning_rate` is `find`.
         fit: How the network is fitted.
-        augment: How far training films are changed.
+        augment: How far training images are changed.
     """
 
     name: str

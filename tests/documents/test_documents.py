@@ -31,8 +31,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for label, opacities in (("normal", 0), ("covid", 5)):
             path = folder / "data" / label / f"{label}{seed:02d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            film = draw_phantom(seed, opacities=opacities)
-            save_phantom(cv2.resize(film, (300, 300), interpolation=cv2.INTER_CUBIC), path)
+            image = draw_phantom(seed, opacities=opacities)
+            save_phantom(cv2.resize(image, (300, 300), interpolation=cv2.INTER_CUBIC), path)
     return folder
 
 
@@ -67,7 +67,7 @@ def test_readme_command_does_what_it_says(place: Path, command: str, expected: s
         from deepcovid_edge.device.processor import computes_int8_exactly
 
         if not computes_int8_exactly():
-            pytest.skip("README shows the INT8 form; this processor runs the FP32 one")
+            pytest.skip("README shows the INT8 variant; this processor runs the FP32 one")
     if expected:
         assert comparable(done.stdout + done.stderr) == comparable(expected)
 

@@ -26,9 +26,9 @@ HEADER = {
         "backend": "onnxruntime-cpu",
         "sha256": "0" * 64,
         "input": {"height": 224, "width": 224, "resize": "centre_crop", "interpolation": "area"},
-        "gate": "the reference itself",
+        "equivalence": "the reference itself",
     },
-    "data": {"name": "golden", "films": 2, "sha256": "0" * 64},
+    "data": {"name": "golden", "images": 2, "sha256": "0" * 64},
     "settings": {"seconds": 0.1, "warm_up": 0.0},
     "start": {"load_ms": 40.0, "first_result_ms": 43.0},
     "memory": {"peak_rss_mib": 100.0, "gpu_before_mib": None, "gpu_peak_mib": None},
@@ -42,13 +42,13 @@ WATCHED = {
 }
 
 
-def samples(seed: int, count: int, films: int, *, waiting: bool) -> Samples:
+def samples(seed: int, count: int, images: int, *, waiting: bool) -> Samples:
     draw = np.random.default_rng(seed)
     queries, now = [], 0
     for number in range(count):
         waited = int(draw.integers(0, 500_000)) if waiting else 0
         ended = now + int(draw.integers(2_000_000, 2_100_000))
-        queries.append(Query(now - waited, now, ended, number % 2, films))
+        queries.append(Query(now - waited, now, ended, number % 2, images))
         now = ended + 600_000
     return Samples.of(queries)
 
@@ -62,10 +62,10 @@ def result() -> Result:
             Run(
                 scope=scope,
                 scenario=scenario,
-                batch=films,
+                batch=images,
                 lanes=1,
-                samples=samples(number, 70, films, waiting=rate is not None),
-                warm_up=samples(number + 10, 2, films, waiting=False),
+                samples=samples(number, 70, images, waiting=rate is not None),
+                warm_up=samples(number + 10, 2, images, waiting=False),
                 parts={part: Part(clock, times)},
                 watched=WATCHED,
                 rate=rate,
@@ -73,7 +73,7 @@ def result() -> Result:
                 unserved=5 if rate else 0,
                 invocations=(40, 30) if number == 0 else (),
             )
-            for number, (scope, scenario, films, rate, part, clock) in enumerate(
+            for number, (scope, scenario, images, rate, part, clock) in enumerate(
                 (
                     ("network", "single-stream", 1, None, "compute", EVENTS),
                     ("end-to-end", "multi-stream", 8, None, "read", HOST),

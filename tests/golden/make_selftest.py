@@ -1,10 +1,10 @@
-"""Make the golden films of jetson/selftest and what the shipped model says of them.
+"""Make the golden images of jetson/selftest and what the shipped model says of them.
 
     python tests/golden/make_selftest.py
 
-Run it again when the shipped model changes. Each film is a drawn phantom, cropped and blurred so
+Run it again when the shipped model changes. Each image is a drawn phantom, cropped and blurred so
 far that the network is not certain: a saturated probability would hide a wrong logit. Which crop
-and blur is searched anew, so the films stay golden for any model.
+and blur is searched anew, so the images stay golden for any model.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TOLERANCES = {"onnxruntime-cpu": 0.02, "default": 0.1}
 WHY = (
     "of the logit margin, ln(p / (1 - p)) of the positive class. onnxruntime-cpu: FP32 sums in "
     "another order differ by about 0.0001; records keep 6 decimals of p, worth 0.0001 here. "
-    "default, for GPUs: TF32 and FP16 keep 10 bits of a factor (FP16 on a CPU: 0.002). No film "
+    "default, for GPUs: TF32 and FP16 keep 10 bits of a factor (FP16 on a CPU: 0.002). No image "
     "leaves room for another resize: sides are the network's or twice it, so that the shrink is "
     "the exact mean of 2 x 2 pixels, and one grey level in one pixel of twenty moves it by 0.1."
 )
@@ -47,7 +47,7 @@ WHY = (
 
 @dataclass(frozen=True)
 class Wanted:
-    """A film to be found.
+    """An image to be found.
 
     Attributes:
         name: File name.
@@ -62,7 +62,7 @@ class Wanted:
     margin: float
 
 
-FILMS = (
+IMAGES = (
     Wanted("below.png", seed=3, shape=(224, 224), margin=-1.0),
     Wanted("above.png", seed=4, shape=(532, 448), margin=1.0),
     Wanted("well_above.png", seed=5, shape=(448, 538), margin=2.0),
@@ -70,10 +70,10 @@ FILMS = (
 
 
 def main() -> None:
-    """Find the films, write them, and write what the model says of what was written."""
+    """Find the images, write them, and write what the model says of what was written."""
     PLACE.mkdir(parents=True, exist_ok=True)
     with load_backend(find_model(DEFAULT_MODEL), backend="onnxruntime") as backend:
-        films = [golden_film(wanted, backend) for wanted in FILMS]
+        images = [golden_image(wanted, backend) for wanted in IMAGES]
         manifest = backend.manifest
         golden = {
             "schema_version": 1,
@@ -89,35 +89,35 @@ def main() -> None:
             "positive_class": manifest.positive_class,
             "threshold": manifest.threshold,
             "tolerances": {**TOLERANCES, "why": WHY},
-            "films": films,
+            "images": images,
         }
     text = json.dumps(golden, indent=2) + "\n"
     (PLACE / "golden.json").write_text(text, encoding="utf-8")
     with (PLACE / "manifest.csv").open("w", newline="", encoding="utf-8") as stream:
         rows = csv.writer(stream, lineterminator="\n")
         rows.writerow(["path", "label", "source"])
-        rows.writerows([film["file"], film["label"], "phantom"] for film in films)
+        rows.writerows([image["file"], image["label"], "phantom"] for image in images)
 
 
 def as_png(pixels: NDArray[np.uint8]) -> bytes:
-    """The file's bytes, with the mark of a synthetic film."""
+    """The file's bytes, with the mark of a synthetic image."""
     facts = PngInfo()
-    facts.add_text("Description", f"{SYNTHETIC_MARK.decode()}, not a patient's film")
+    facts.add_text("Description", f"{SYNTHETIC_MARK.decode()}, not a patient's image")
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG", pnginfo=facts, optimize=True)
     return stream.getvalue()
 
 
 def is_small(pixels: NDArray[np.uint8]) -> bool:
-    """Whether the film is small enough to lie in the repository."""
+    """Whether the image is small enough to lie in the repository."""
     return len(as_png(pixels)) <= MAX_BYTES
 
 
-def golden_film(wanted: Wanted, backend: Backend) -> dict[str, Any]:
-    """Search, write and judge one film."""
+def golden_image(wanted: Wanted, backend: Backend) -> dict[str, Any]:
+    """Search, write and classify one image."""
     aim = margin_of(backend.manifest.threshold) + wanted.margin
     nearest = sorted(
-        candidates(wanted), key=lambda item: abs(margin_of(judge(item[1], backend)) - aim)
+        candidates(wanted), key=lambda item: abs(margin_of(classify(item[1], backend)) - aim)
     )
     recipe, pixels = next(item for item in nearest if is_small(item[1]))
     path = PLACE / wanted.name
@@ -153,11 +153,11 @@ def candidates(wanted: Wanted) -> Iterator[tuple[dict[str, float], NDArray[np.ui
             yield {"crop": crop, "blur": blur}, label(soft)
 
 
-def centre(film: NDArray[np.uint8], share: float) -> NDArray[np.uint8]:
-    """The middle of a film."""
-    height, width = round(film.shape[0] * share), round(film.shape[1] * share)
-    top, left = (film.shape[0] - height) // 2, (film.shape[1] - width) // 2
-    return film[top : top + height, left : left + width]
+def centre(image: NDArray[np.uint8], share: float) -> NDArray[np.uint8]:
+    """The middle of an image."""
+    height, width = round(image.shape[0] * share), round(image.shape[1] * share)
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return image[top : top + height, left : left + width]
 
 
 def label(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -169,10 +169,10 @@ def label(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return pixels
 
 
-def judge(pixels: NDArray[np.uint8], backend: Backend) -> float:
+def classify(pixels: NDArray[np.uint8], backend: Backend) -> float:
     """Probability of the positive class, of pixels that were not written yet."""
-    film = prepare(Radiograph(pixels, 255, "", "PNG"), backend.manifest.input)
-    logits = backend.infer(film[None]).logits
+    image = prepare(Radiograph(pixels, 255, "", "PNG"), backend.manifest.input)
+    logits = backend.infer(image[None]).logits
     return float(probabilities(logits)[0, backend.manifest.positive_index])
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from deepcovid_edge.backends import BackendSettings, load_backend
-from deepcovid_edge.backends.tensorrt.build import BuildSettings, build, installed_flavours
+from deepcovid_edge.backends.tensorrt.build import BuildSettings, build, installed_libraries
 from deepcovid_edge.backends.tensorrt.files import Profile
 from deepcovid_edge.device.gpu import find_gpu
 from deepcovid_edge.imaging.phantom import draw_phantom
@@ -24,7 +24,7 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def films() -> np.ndarray:
+def images() -> np.ndarray:
     import cv2
 
     drawn = [cv2.resize(draw_phantom(seed, opacities=seed % 3), (224, 224)) for seed in range(9)]
@@ -62,8 +62,8 @@ def test_copies_streams_and_graphs_work_through_the_device_layer() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 8, 9])
-def test_engine_agrees_with_its_parent(count: int, films: np.ndarray, tmp_path: Path) -> None:
-    if not installed_flavours():
+def test_engine_agrees_with_its_parent(count: int, images: np.ndarray, tmp_path: Path) -> None:
+    if not installed_libraries():
         pytest.skip("neither tensorrt nor tensorrt_rtx is installed")
     pytest.importorskip("pycuda", reason="pycuda (extra tensorrt) is not installed")
     model = find_model("squeezenet1_1")
@@ -72,16 +72,16 @@ def test_engine_agrees_with_its_parent(count: int, films: np.ndarray, tmp_path: 
         load_backend(model, backend="onnxruntime") as reference,
         load_backend(engine) as candidate,
     ):
-        expected = reference.infer(films[:count], activation_maps=True)
+        expected = reference.infer(images[:count], activation_maps=True)
         for _ in range(4):  # the plain way, the capture, and the graph
-            got = candidate.infer(films[:count], activation_maps=True)
+            got = candidate.infer(images[:count], activation_maps=True)
             np.testing.assert_allclose(got.logits, expected.logits, atol=2e-2)
         assert got.activation_maps is not None
         assert expected.activation_maps is not None
         np.testing.assert_allclose(got.activation_maps, expected.activation_maps, atol=0.2)
 
 
-def test_onnxruntime_runs_on_cuda_when_it_says_so(films: np.ndarray) -> None:
+def test_onnxruntime_runs_on_cuda_when_it_says_so(images: np.ndarray) -> None:
     ort = pytest.importorskip("onnxruntime", reason="onnxruntime-gpu (extra gpu)")
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         pytest.skip("this onnxruntime is the CPU one: pip install 'deepcovid-edge[gpu]'")
@@ -91,13 +91,13 @@ def test_onnxruntime_runs_on_cuda_when_it_says_so(films: np.ndarray) -> None:
         load_backend(model, settings=BackendSettings(provider="cuda")) as candidate,
     ):
         assert candidate.name == "onnxruntime-cuda"
-        expected, got = reference.infer(films).logits, candidate.infer(films).logits
+        expected, got = reference.infer(images).logits, candidate.infer(images).logits
         np.testing.assert_allclose(got, expected, atol=1e-2)
 
 
-def test_parts_by_events_fit_into_the_host_s_time(films: np.ndarray, tmp_path: Path) -> None:
+def test_parts_by_events_fit_into_the_host_s_time(images: np.ndarray, tmp_path: Path) -> None:
     """The first to run before a figure of `bench` on a GPU is believed."""
-    if not installed_flavours():
+    if not installed_libraries():
         pytest.skip("neither tensorrt nor tensorrt_rtx is installed")
     pytest.importorskip("pycuda", reason="pycuda (extra tensorrt) is not installed")
     import time
@@ -110,10 +110,10 @@ def test_parts_by_events_fit_into_the_host_s_time(films: np.ndarray, tmp_path: P
     with load_backend(engine) as backend:
         assert isinstance(backend, TensorRtBackend)
         for _ in range(20):
-            backend.infer_in_parts(films[:8])
+            backend.infer_in_parts(images[:8])
         for _ in range(20):
             started = time.perf_counter()
-            parts = backend.infer_in_parts(films[:8])
+            parts = backend.infer_in_parts(images[:8])
             took = (time.perf_counter() - started) * 1000
             assert all(value > 0 for value in parts.values())
             assert sum(parts.values()) < took

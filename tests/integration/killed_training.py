@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from deepcovid_export.data.films import training_data
+from deepcovid_export.data.images import training_data
 from deepcovid_export.recipe import load_recipe
 from deepcovid_export.training.train import STATE_NAME, RunSettings, Training
 

@@ -1,6 +1,7 @@
-"""The small form of the accuracy suite: shipped forms decide alike on every backend that is here.
+"""The small variant of the accuracy suite: shipped variants decide alike on every backend that is
+here.
 
-On drawn phantoms, and on real films where there are any: some of each label and source of `test`.
+On drawn phantoms, and on real images where there are any: some of each label and source of `test`.
 The whole of it is `benchmarks/accuracy.py`.
 """
 
@@ -16,20 +17,20 @@ import pytest
 
 from deepcovid_edge.backends import openvino
 from deepcovid_edge.cli.main import run
-from deepcovid_edge.datasets.dataset import LabelledFilm, load_dataset
+from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
 from deepcovid_edge.imaging.phantom import draw_phantom, save_phantom
 from deepcovid_edge.validation.verify import CHANGED
 
 ROOT = Path(__file__).parents[2]
 XRAY = Path(os.environ.get("DEEPCOVID_XRAY", ROOT.parent / "shared" / "xray"))
-FILMS = 60
+IMAGES = 60
 # Measured on the shipped files: at most 1e-4 (FP32) and 0.11 (INT8 near the threshold).
 APART = {"fp32": 1e-3, "int8-cpu": 0.2}
 
 
 @pytest.fixture
 def accuracy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    pytest.importorskip("onnx", reason="the suite makes forms with extra export")
+    pytest.importorskip("onnx", reason="the suite makes variants with extra export")
     from benchmarks import accuracy
 
     return accuracy
@@ -43,40 +44,40 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
         label, opacities = ("covid", 5) if seed % 2 else ("normal", 0)
         path = folder / label / f"{seed}.png"
         path.parent.mkdir(exist_ok=True)
-        film = draw_phantom(seed, opacities=opacities)
-        save_phantom(cv2.resize(film, (300, 300), interpolation=cv2.INTER_CUBIC), path)
+        image = draw_phantom(seed, opacities=opacities)
+        save_phantom(cv2.resize(image, (300, 300), interpolation=cv2.INTER_CUBIC), path)
     return folder
 
 
-def spread_out(films: list[LabelledFilm], count: int) -> list[LabelledFilm]:
-    """Some films of each label and source, as evenly as they lie."""
-    ordered = sorted(films, key=lambda film: (film.label, film.source or "", film.path.name))
+def spread_out(images: list[LabelledImage], count: int) -> list[LabelledImage]:
+    """Some images of each label and source, as evenly as they lie."""
+    ordered = sorted(images, key=lambda image: (image.label, image.source or "", image.path.name))
     return ordered[:: max(1, len(ordered) // count)]
 
 
 @pytest.fixture(scope="module")
-def splits(phantoms: Path) -> dict[str, list[LabelledFilm]]:
+def splits(phantoms: Path) -> dict[str, list[LabelledImage]]:
     drawn = {"drawn": load_dataset(phantoms)}
     if (XRAY / "manifest.csv").is_file():
-        return {**drawn, "test": spread_out(load_dataset(XRAY, split="test"), FILMS)}
+        return {**drawn, "test": spread_out(load_dataset(XRAY, split="test"), IMAGES)}
     return drawn
 
 
 @pytest.mark.parametrize(
-    ("form", "backend"),
+    ("variant", "backend"),
     [("int8-cpu", "onnxruntime"), ("fp32", "openvino"), ("int8-cpu", "openvino")],
 )
 def test_a_shipped_form_decides_as_the_fp32_file_does(
-    form: str, backend: str, accuracy: ModuleType, splits: dict[str, list[LabelledFilm]]
+    variant: str, backend: str, accuracy: ModuleType, splits: dict[str, list[LabelledImage]]
 ) -> None:
     if backend == "openvino" and not openvino.is_available():
         pytest.skip("openvino (extra openvino) is not installed")
-    candidate = accuracy.Candidate("squeezenet1_1", form, backend)
+    candidate = accuracy.Candidate("squeezenet1_1", variant, backend)
     for split, report in accuracy.compared(candidate, splits, None).items():
-        assert report["films"] == len(splits[split])
+        assert report["images"] == len(splits[split])
         assert report["verdict"] != CHANGED, report["failed"]
         assert report["candidate"]["backend"] == f"{backend}-cpu"
-        assert report["probability"]["max"] < APART[form]
+        assert report["probability"]["max"] < APART[variant]
         assert report["logits"]["max"] > 0  # it was not the reference that ran
 
 
@@ -104,10 +105,10 @@ def test_the_gate_fails_with_3_and_names_what_changed(
 
 
 def turned(*_: object) -> dict[str, object]:
-    """A report of a form that decides otherwise."""
+    """A report of a variant that decides otherwise."""
     return {
         "verdict": CHANGED,
-        "films": 8,
+        "images": 8,
         "flips": {"count": 3},
         "probability": {"max": 0.9},
         "failed": ["flips: 37.50% of the decisions turned, allowed 1.00%"],

@@ -18,7 +18,7 @@ from deepcovid_edge.imaging.phantom import write_samples
 from deepcovid_edge.manifest import file_sha256
 from deepcovid_edge.models import find_model
 
-SHORT = ["--seconds", "0.2", "--queries", "4", "--warm-up", "0", "--streams", "2", "--films", "2"]
+SHORT = ["--seconds", "0.2", "--queries", "4", "--warm-up", "0", "--streams", "2", "--images", "2"]
 MODEL = "squeezenet1_1"
 
 
@@ -44,7 +44,7 @@ def test_every_scenario_and_scope_is_measured_and_stored(measured: Any) -> None:
         assert len(item.samples) >= 4
         assert len(item.warm_up) >= 1
         assert (item.samples.ended > item.samples.started).all() or item.scenario == "offline"
-        assert item.figures()["films_per_second"] > 0
+        assert item.figures()["images_per_second"] > 0
 
 
 def test_exit_code_and_file_agree_about_stability(measured: Any) -> None:
@@ -115,8 +115,8 @@ def test_a_run_exits_by_its_verdict(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    judged = Verdict(verdict, () if verdict else ("drift: +9.0%",))
-    monkeypatch.setattr(results, "judge", lambda *_: judged)
+    classified = Verdict(verdict, () if verdict else ("drift: +9.0%",))
+    monkeypatch.setattr(results, "classify", lambda *_: classified)
     write_samples(tmp_path, count=3)
     only = ["--data", str(tmp_path), "--scenario", "single-stream", "--scope", "network", "--json"]
     assert run(["bench", MODEL, *SHORT, *only]) == code
@@ -127,7 +127,7 @@ def test_a_run_exits_by_its_verdict(
         results.SCHEMA_VERSION,
     )
     assert len(content["runs"]) == 1
-    assert content["data"]["films"] == 2
+    assert content["data"]["images"] == 2
     assert ("unstable: network, single-stream: drift" in captured.err) is not verdict
 
 
@@ -138,7 +138,7 @@ def test_a_run_exits_by_its_verdict(
         (["bench", "missing"], 6, "expected a shipped model"),
         (["bench", MODEL, "--scenario", "server"], 2, "--rate"),
         (["bench", MODEL, "--seconds", "-1"], 2, "--seconds: got -1"),
-        (["bench", MODEL, "--films", "1", "--provider", "cuda"], 6, "--provider cuda"),
+        (["bench", MODEL, "--images", "1", "--provider", "cuda"], 6, "--provider cuda"),
     ],
 )
 def test_a_user_s_error_is_one_sentence_and_its_code(
@@ -148,9 +148,9 @@ def test_a_user_s_error_is_one_sentence_and_its_code(
     assert said in capsys.readouterr().err
 
 
-def test_a_folder_without_a_film_is_an_error(
+def test_a_folder_without_a_image_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "notes.txt").write_text("no film")
+    (tmp_path / "notes.txt").write_text("no image")
     assert run(["bench", MODEL, "--data", str(tmp_path), *SHORT]) == 1
-    assert "no film to measure with" in capsys.readouterr().err
+    assert "no image to measure with" in capsys.readouterr().err

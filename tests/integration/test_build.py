@@ -189,7 +189,7 @@ def test_without_a_gpu_a_local_build_says_what_can_be_done(
 def test_without_tensorrt_the_mend_is_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "FLAVOURS", ())
+    monkeypatch.setattr(module, "LIBRARIES", ())
     assert run(["build", "squeezenet1_1"]) == 6
     assert "pip install 'deepcovid-edge[tensorrt]'" in capsys.readouterr().err
     assert run(["build", "squeezenet1_1", "--target", "rtx:sm86"]) == 6

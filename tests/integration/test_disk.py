@@ -1,4 +1,4 @@
-"""A disk that fills up: a reason for each film, whole records, and `--resume` goes on."""
+"""A disk that fills up: a reason for each image, whole records, and `--resume` goes on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from deepcovid_edge.errors import ImageRefusedError
+from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.phantom import write_samples
 from deepcovid_edge.pipeline.disk_guard import DiskGuard
 from deepcovid_edge.reasons import Reason
@@ -22,9 +22,9 @@ _MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixty films of three contents."""
-    folder = tmp_path_factory.mktemp("films")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty images of three contents."""
+    folder = tmp_path_factory.mktemp("images")
     drawn = write_samples(folder, count=3)
     for number in range(3, 60):
         os.link(drawn[number % 3], folder / f"phantom_{number:03}.png")
@@ -49,11 +49,11 @@ def records_of(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_films_are_refused_before_the_disk_is_full_and_judged_later(
-    films: Path, tmp_path: Path
+def test_images_are_refused_before_the_disk_is_full_and_judged_later(
+    images: Path, tmp_path: Path
 ) -> None:
     """Pictures of heat maps fill 12 MiB; with more room the same command goes on."""
-    named = " ".join(str(film) for film in sorted(films.iterdir())[:24])
+    named = " ".join(str(image) for image in sorted(images.iterdir())[:24])
     run = f"{INFER} {named} -o disk/r.jsonl --heatmap activation --overlay --heatmap-dir disk/maps"
     script = (
         f"{run} --workers 2 --min-free 4; echo code $?; cp disk/r.jsonl first.jsonl;"
@@ -65,12 +65,12 @@ def test_films_are_refused_before_the_disk_is_full_and_judged_later(
     assert done.stdout.split() == ["code", "4", "code", "0", "48"], done.stderr
     first = records_of((tmp_path / "first.jsonl").read_text())
     assert len(first) == 24
-    judged = [record for record in first if record["status"] == "assessed"]
+    classified = [record for record in first if record["status"] == "assessed"]
     refused = [record for record in first if record["status"] == "not_assessed"]
-    assert 5 < len(judged) < 20
+    assert 5 < len(classified) < 20
     assert {record["reason"] for record in refused} == {"E_DISK"}
     assert all(record["probability"] is None for record in refused)
-    assert all(Path(record["heatmap"]).parent == Path("disk/maps") for record in judged)
+    assert all(Path(record["heatmap"]).parent == Path("disk/maps") for record in classified)
     assert "MiB free in disk" in refused[0]["message"]
     assert "--resume goes on" in done.stderr
     second = records_of((tmp_path / "second.jsonl").read_text())
@@ -78,8 +78,8 @@ def test_films_are_refused_before_the_disk_is_full_and_judged_later(
     assert {record["status"] for record in second} == {"assessed"}
 
 
-def test_a_disk_that_is_full_all_the_same_holds_whole_records(films: Path, tmp_path: Path) -> None:
-    run = f"{INFER} {films} -o disk/r.jsonl --min-free 0"
+def test_a_disk_that_is_full_all_the_same_holds_whole_records(images: Path, tmp_path: Path) -> None:
+    run = f"{INFER} {images} -o disk/r.jsonl --min-free 0"
     script = (
         f"{run}; echo code $?; cp disk/r.jsonl first.jsonl; mount -o remount,size=10m disk;"
         f"{run} --resume; echo code $?; cp disk/r.jsonl second.jsonl"
@@ -98,7 +98,7 @@ def test_a_disk_that_is_full_all_the_same_holds_whole_records(films: Path, tmp_p
 
 
 def test_once_full_it_stays_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that films after the first refused one are all refused, and a run goes on from there."""
+    """So that images after the first refused one are all refused, and a run goes on from there."""
     free, seconds = [9 * _MIB, 7 * _MIB, 90 * _MIB], iter([10.0, 10.01, 10.1, 10.2])
     real = os.statvfs(tmp_path)
 
@@ -112,7 +112,7 @@ def test_once_full_it_stays_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for _ in range(2):  # so soon after, it is not asked again
         guard.check()
     for _ in range(2):
-        with pytest.raises(ImageRefusedError, match="7 MiB free") as caught:
+        with pytest.raises(NotAssessedError, match="7 MiB free") as caught:
             guard.check()
         assert caught.value.reason is Reason.DISK
     assert free == [90 * _MIB]

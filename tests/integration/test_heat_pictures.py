@@ -1,4 +1,4 @@
-"""The picture in the documentation is what this code draws of a synthetic film."""
+"""The picture in the documentation is what this code draws of a synthetic image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_picture_in_the_documentation_is_up_to_date_small_and_marked(tmp_path: P
     assert done.returncode == 0, done.stderr
     assert SHOWN.stat().st_size <= 150_000
     with Image.open(SHOWN) as shown, Image.open(drawn) as now:
-        assert b"Synthetic film" in shown.info["comment"]
+        assert b"Synthetic image" in shown.info["comment"]
         assert shown.size == now.size
         # Processors differ in a float's last bits, versions of libjpeg in a grey level or two.
         apart = np.abs(np.asarray(shown).astype(int) - np.asarray(now))

@@ -21,8 +21,8 @@ QUICK = ("--stride", "32")
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("films")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     write_samples(folder, count=2)
     (folder / "zz_broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     return folder
@@ -38,10 +38,10 @@ def records(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
 
 
 def test_heatmap_writes_picture_and_map_and_names_them_in_the_record(
-    films: Path, tmp_path: Path
+    images: Path, tmp_path: Path
 ) -> None:
-    done = run("heatmap", films, "-o", "maps", "--json", *QUICK, cwd=tmp_path)
-    assert done.returncode == 4, done.stderr  # one file is no film
+    done = run("heatmap", images, "-o", "maps", "--json", *QUICK, cwd=tmp_path)
+    assert done.returncode == 4, done.stderr  # one file is no image
     first, second, broken = records(done)
     assert {path.name for path in (tmp_path / "maps").iterdir()} == {
         Path(record[kind]).name for record in (first, second) for kind in ("heatmap", "overlay")
@@ -65,15 +65,17 @@ def test_heatmap_writes_picture_and_map_and_names_them_in_the_record(
     assert broken["heatmap"] is broken["overlay"] is broken["regions"] is None
 
 
-def test_pictures_among_the_films_are_not_taken_for_films(films: Path, tmp_path: Path) -> None:
-    run("heatmap", films, "-o", tmp_path / "maps", "--json", *QUICK, cwd=tmp_path)
+def test_pictures_among_the_images_are_not_taken_for_images(images: Path, tmp_path: Path) -> None:
+    run("heatmap", images, "-o", tmp_path / "maps", "--json", *QUICK, cwd=tmp_path)
     again = records(run("infer", "maps", cwd=tmp_path))
     assert {record["status"] for record in again} == {"not_assessed"}
 
 
-def test_infer_with_activation_maps_gives_the_results_of_infer(films: Path, tmp_path: Path) -> None:
-    plain = records(run("infer", films, "--json", cwd=tmp_path))
-    done = run("infer", films, "--json", "--heatmap", "activation", cwd=tmp_path)
+def test_infer_with_activation_maps_gives_the_results_of_infer(
+    images: Path, tmp_path: Path
+) -> None:
+    plain = records(run("infer", images, "--json", cwd=tmp_path))
+    done = run("infer", images, "--json", "--heatmap", "activation", cwd=tmp_path)
     mapped = records(done)
     for own, other in zip(mapped, plain, strict=True):
         assert own["probabilities"] == other["probabilities"]
@@ -84,8 +86,8 @@ def test_infer_with_activation_maps_gives_the_results_of_infer(films: Path, tmp_
     assert stored.heatmap.cells.shape == (13, 13)
 
 
-def test_csv_has_the_regions_as_json(films: Path, tmp_path: Path) -> None:
-    done = run("infer", films, "--csv", "--heatmap", "activation", cwd=tmp_path)
+def test_csv_has_the_regions_as_json(images: Path, tmp_path: Path) -> None:
+    done = run("infer", images, "--csv", "--heatmap", "activation", cwd=tmp_path)
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     assert len(rows) == 3
     for row in rows:
@@ -95,32 +97,32 @@ def test_csv_has_the_regions_as_json(films: Path, tmp_path: Path) -> None:
 
 
 def test_incremental_and_auto_forms_agree_on_where_the_network_looked(
-    films: Path, tmp_path: Path
+    images: Path, tmp_path: Path
 ) -> None:
-    """The INT8 form that `auto` takes, and the FP32 model itself."""
+    """The INT8 variant that `auto` takes, and the FP32 model itself."""
     maps = []
     for name, backend in (("auto", "auto"), ("own", "onnxruntime")):
         done = run(
-            "heatmap", films, "-o", name, "--json", "--backend", backend, *QUICK, cwd=tmp_path
+            "heatmap", images, "-o", name, "--json", "--backend", backend, *QUICK, cwd=tmp_path
         )
         maps.append(read_map(tmp_path / records(done)[0]["heatmap"]).heatmap.values)
     assert np.corrcoef(maps[0].ravel(), maps[1].ravel())[0, 1] > 0.95
 
 
 def test_a_budget_below_one_pass_costs_the_map_and_not_the_result(
-    films: Path, tmp_path: Path
+    images: Path, tmp_path: Path
 ) -> None:
-    done = run("heatmap", films, "-o", "maps", "--json", "--budget", "0.01ms", cwd=tmp_path)
+    done = run("heatmap", images, "-o", "maps", "--json", "--budget", "0.01ms", cwd=tmp_path)
     assert done.returncode == 4
     first = records(done)[0]
     assert first["status"] == "assessed"
     assert first["heatmap"] is None
     assert "W_NO_HEATMAP" in first["warnings"]
-    assert "2 films have no heat map: --budget does not hold one pass" in done.stderr
+    assert "2 images have no heat map: --budget does not hold one pass" in done.stderr
 
 
-def test_a_budget_is_kept_or_said(films: Path, tmp_path: Path) -> None:
-    done = run("heatmap", films, "-o", "maps", "--json", "--budget", "60s", cwd=tmp_path)
+def test_a_budget_is_kept_or_said(images: Path, tmp_path: Path) -> None:
+    done = run("heatmap", images, "-o", "maps", "--json", "--budget", "60s", cwd=tmp_path)
     stored = read_map(tmp_path / records(done)[0]["heatmap"])
     assert stored.heatmap.facts["evaluated"] == stored.heatmap.facts["windows"] == 625
 
@@ -128,17 +130,17 @@ def test_a_budget_is_kept_or_said(films: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--window", "300"), "--window: got 300, the network sees films of 224 x 224"),
+        (("--window", "300"), "--window: got 300, the network sees images of 224 x 224"),
         (("--stride", "0"), "--stride: got 0, expected 1 to the window's 32 pixels"),
-        (("--stride", "40"), "parts of the film would never be hidden"),
+        (("--stride", "40"), "parts of the image would never be hidden"),
         (("--budget", "200"), "expected a time with its unit"),
         (("--budget", "0ms"), "--budget: got 0.0 ms, expected more than 0"),
     ],
 )
 def test_bad_use_gets_a_sentence(
-    words: tuple[str, str], said: str, films: Path, tmp_path: Path
+    words: tuple[str, str], said: str, images: Path, tmp_path: Path
 ) -> None:
-    done = run("heatmap", films, *words, cwd=tmp_path)
+    done = run("heatmap", images, *words, cwd=tmp_path)
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
@@ -153,42 +155,42 @@ def test_bad_use_gets_a_sentence(
     ],
 )
 def test_options_of_a_heat_map_without_one_are_refused(
-    words: tuple[str, ...], said: str, films: Path, tmp_path: Path
+    words: tuple[str, ...], said: str, images: Path, tmp_path: Path
 ) -> None:
-    done = run("infer", films, *words, cwd=tmp_path)
+    done = run("infer", images, *words, cwd=tmp_path)
     assert done.returncode == 2
     assert said in done.stderr
 
 
-def test_a_folder_that_cannot_be_made_is_said(films: Path, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_said(images: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    done = run("heatmap", films, "-o", tmp_path / "file" / "maps", cwd=tmp_path)
+    done = run("heatmap", images, "-o", tmp_path / "file" / "maps", cwd=tmp_path)
     assert done.returncode in (1, 2)
     assert "file" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_film_with_a_long_name_in_any_script_gets_its_map(films: Path, tmp_path: Path) -> None:
+def test_a_image_with_a_long_name_in_any_script_gets_its_map(images: Path, tmp_path: Path) -> None:
     named = tmp_path / f"{'肺' * 80}.png"
-    named.write_bytes((films / "phantom_000.png").read_bytes())
+    named.write_bytes((images / "phantom_000.png").read_bytes())
     done = run("infer", named, "--json", "--heatmap", "activation", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / records(done)[0]["heatmap"]).is_file()
 
 
-def test_maps_among_the_films_are_left_out_and_films_among_the_maps_are_not(
-    films: Path, tmp_path: Path
+def test_maps_among_the_images_are_left_out_and_images_among_the_maps_are_not(
+    images: Path, tmp_path: Path
 ) -> None:
-    place = tmp_path / "films"
+    place = tmp_path / "images"
     place.mkdir()
     for name in ("phantom_000.png", "phantom_001.png"):
-        (place / name).write_bytes((films / name).read_bytes())
-    for folder in ("films/maps", "films"):
+        (place / name).write_bytes((images / name).read_bytes())
+    for folder in ("images/maps", "images"):
         for _ in range(2):
-            done = run("heatmap", "films", "-o", folder, "--json", *QUICK, cwd=tmp_path)
+            done = run("heatmap", "images", "-o", folder, "--json", *QUICK, cwd=tmp_path)
             assert done.returncode == 0, done.stderr
-            judged = [Path(record["path"]).name for record in records(done)]
-            assert judged == ["phantom_000.png", "phantom_001.png"]
+            classified = [Path(record["path"]).name for record in records(done)]
+            assert classified == ["phantom_000.png", "phantom_001.png"]
             assert f"Heat maps are in {folder}." in done.stderr
         for left in (tmp_path / folder).glob("*-????????.*"):
             left.unlink()

@@ -35,31 +35,31 @@ def records_of(text: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("films")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     write_samples(folder, count=6)
     return folder
 
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Good films among ten kinds of broken files, each named after the reason it should get."""
+    """Good images among ten kinds of broken files, each named after the reason it should get."""
     folder = tmp_path_factory.mktemp("mixed")
     write_samples(folder, count=4)
-    film = draw_phantom(0)
-    _, jpeg = cv2.imencode(".jpg", film)
-    _, png = cv2.imencode(".png", film)
+    image = draw_phantom(0)
+    _, jpeg = cv2.imencode(".jpg", image)
+    _, png = cv2.imencode(".png", image)
     yellow = np.zeros((300, 300, 3), np.uint8)
     yellow[..., 1:] = np.random.default_rng(0).integers(100, 255, (300, 300, 1))
     _, colour = cv2.imencode(".png", yellow)
     _, blank = cv2.imencode(".png", np.full((400, 400), 128, np.uint8))
-    _, small = cv2.imencode(".png", film[:60, :60])
-    _, wide = cv2.imencode(".png", film[:200, :900])
-    cv2.imwritemulti(str(folder / "E_FRAMES.tif"), [film, film])
-    cv2.imwrite(str(folder / "E_MODE.tiff"), film.astype(np.float32))
+    _, small = cv2.imencode(".png", image[:60, :60])
+    _, wide = cv2.imencode(".png", image[:200, :900])
+    cv2.imwritemulti(str(folder / "E_FRAMES.tif"), [image, image])
+    cv2.imwrite(str(folder / "E_MODE.tiff"), image.astype(np.float32))
     content = {
         "E_NOT_IMAGE-empty.png": b"",
-        "E_NOT_IMAGE-text.jpg": b"no film, but a letter\n" * 50,
+        "E_NOT_IMAGE-text.jpg": b"no image, but a letter\n" * 50,
         "E_TRUNCATED-half.jpg": jpeg.tobytes()[: len(jpeg) // 2],
         "E_TRUNCATED-half.png": png.tobytes()[: len(png) // 2],
         "E_COLOUR.png": colour.tobytes(),
@@ -75,12 +75,12 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_folder_becomes_one_record_a_film(films: Path) -> None:
-    done = infer(films)
+def test_a_folder_becomes_one_record_a_image(images: Path) -> None:
+    done = infer(images)
     assert done.returncode == 0, done.stderr
     records = records_of(done.stdout)
     assert [Path(record["path"]).name for record in records] == sorted(
-        film.name for film in films.iterdir()
+        image.name for image in images.iterdir()
     )
     for record in records:
         assert record["schema_version"] == 1
@@ -89,11 +89,13 @@ def test_a_folder_becomes_one_record_a_film(films: Path) -> None:
         assert sum(record["probabilities"].values()) == pytest.approx(1, abs=2e-6)
         assert record["probability"] == record["probabilities"][record["positive_class"]]
         called = "positive" if record["probability"] >= record["threshold"] else "negative"
-        if (band := record["band"]) and band["low"] <= record["probability"] < band["high"]:
+        if (indeterminate_range := record["indeterminate_range"]) and indeterminate_range[
+            "low"
+        ] <= record["probability"] < indeterminate_range["high"]:
             called = "indeterminate"
         assert record["decision"] == called
         assert record["notice"] == "Research use only. Not a medical device."
-    assert "6 films done" in done.stderr
+    assert "6 images done" in done.stderr
 
 
 def test_bad_files_get_their_own_reason_and_stop_nothing(mixed: Path) -> None:
@@ -113,7 +115,7 @@ def test_bad_files_get_their_own_reason_and_stop_nothing(mixed: Path) -> None:
 
 
 def test_batches_and_threads_change_no_record(mixed: Path) -> None:
-    def judged(*options: object) -> list[dict[str, Any]]:
+    def classified(*options: object) -> list[dict[str, Any]]:
         records = records_of(infer(mixed, *options).stdout)
         for record in records:
             del record["timings_ms"]
@@ -126,14 +128,14 @@ def test_batches_and_threads_change_no_record(mixed: Path) -> None:
         del record["timings_ms"]
         record["probabilities"] = record["probabilities"] or {}
     for options in (("--batch-size", 3), ("--batch-size", 64, "--workers", 4)):
-        assert judged(*options) == plain
+        assert classified(*options) == plain
 
 
-def test_csv_and_output_file_hold_what_stdout_holds(films: Path, tmp_path: Path) -> None:
-    lines = records_of(infer(films).stdout)
-    rows = list(csv.DictReader(io.StringIO(infer(films, "--csv").stdout)))
-    assert infer(films, "-o", tmp_path / "r.csv").returncode == 0
-    assert infer(films, "-o", tmp_path / "r.jsonl").returncode == 0
+def test_csv_and_output_file_hold_what_stdout_holds(images: Path, tmp_path: Path) -> None:
+    lines = records_of(infer(images).stdout)
+    rows = list(csv.DictReader(io.StringIO(infer(images, "--csv").stdout)))
+    assert infer(images, "-o", tmp_path / "r.csv").returncode == 0
+    assert infer(images, "-o", tmp_path / "r.jsonl").returncode == 0
     stored_rows = list(csv.DictReader((tmp_path / "r.csv").read_text().splitlines()))
     stored_lines = records_of((tmp_path / "r.jsonl").read_text())
     expected = [(line["path"], str(line["probability"])) for line in lines]
@@ -142,32 +144,32 @@ def test_csv_and_output_file_hold_what_stdout_holds(films: Path, tmp_path: Path)
     assert [(line["path"], str(line["probability"])) for line in stored_lines] == expected
 
 
-def test_table_is_for_people(films: Path) -> None:
-    done = infer(films, "--table")
-    assert done.stdout.splitlines()[0].split() == ["film", "result", "covid"]
+def test_table_is_for_people(images: Path) -> None:
+    done = infer(images, "--table")
+    assert done.stdout.splitlines()[0].split() == ["image", "result", "covid"]
     assert len(done.stdout.splitlines()) == 8
     assert "Research use only" in done.stdout
 
 
-def test_threshold_of_the_command_line_decides(films: Path) -> None:
+def test_threshold_of_the_command_line_decides(images: Path) -> None:
     for threshold, decision in ((0, "positive"), (1, "negative")):
-        records = records_of(infer(films, "--threshold", threshold).stdout)
+        records = records_of(infer(images, "--threshold", threshold).stdout)
         assert {record["decision"] for record in records} == {decision}
         assert {record["threshold"] for record in records} == {threshold}
 
 
-def test_a_film_named_twice_is_judged_once(films: Path) -> None:
-    film = sorted(films.iterdir())[0]
-    assert len(records_of(infer(films, film, film).stdout)) == 6
+def test_a_image_named_twice_is_judged_once(images: Path) -> None:
+    image = sorted(images.iterdir())[0]
+    assert len(records_of(infer(images, image, image).stdout)) == 6
 
 
 @pytest.mark.parametrize("times", [10])
-def test_killed_at_random_and_resumed_no_film_is_lost_or_doubled(
-    films: Path, tmp_path: Path, times: int
+def test_killed_at_random_and_resumed_no_image_is_lost_or_doubled(
+    images: Path, tmp_path: Path, times: int
 ) -> None:
     folder, output = tmp_path / "many", tmp_path / "out.jsonl"
     folder.mkdir()
-    originals = sorted(films.iterdir())
+    originals = sorted(images.iterdir())
     for number in range(240):
         (folder / f"{number:04d}.png").symlink_to(originals[number % len(originals)])
     draw = random.Random(7)
@@ -193,12 +195,12 @@ def test_killed_at_random_and_resumed_no_film_is_lost_or_doubled(
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_keeps_what_is_done(films: Path, tmp_path: Path, kind: signal.Signals) -> None:
+def test_a_stop_keeps_what_is_done(images: Path, tmp_path: Path, kind: signal.Signals) -> None:
     folder, output = tmp_path / "many", tmp_path / "out.jsonl"
     folder.mkdir()
-    film = sorted(films.iterdir())[0]
+    image = sorted(images.iterdir())[0]
     for number in range(2000):
-        (folder / f"{number:04d}.png").symlink_to(film)
+        (folder / f"{number:04d}.png").symlink_to(image)
     command = [*COMMAND, "infer", str(folder), "-o", str(output)]
     # A shell's background job ignores SIGINT, and hands that on to what it starts.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -218,7 +220,7 @@ def test_a_stop_keeps_what_is_done(films: Path, tmp_path: Path, kind: signal.Sig
     assert paths == [str(folder / f"{number:04d}.png") for number in range(len(paths))]
 
 
-def test_a_stop_while_a_runtime_is_imported_is_a_stop(films: Path, tmp_path: Path) -> None:
+def test_a_stop_while_a_runtime_is_imported_is_a_stop(images: Path, tmp_path: Path) -> None:
     """A module of pybind11 makes an ImportError of whatever ends its initialisation."""
     (tmp_path / "onnxruntime.py").write_text(
         "try:\n"
@@ -226,7 +228,7 @@ def test_a_stop_while_a_runtime_is_imported_is_a_stop(films: Path, tmp_path: Pat
         "except KeyboardInterrupt as stop:\n"
         "    raise ImportError('initialization failed') from stop\n"
     )
-    done = infer(films, "--json", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    done = infer(images, "--json", env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert done.returncode == 130
     assert "broken" not in done.stderr
     assert "Traceback" not in done.stderr
@@ -234,28 +236,28 @@ def test_a_stop_while_a_runtime_is_imported_is_a_stop(films: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_that_leaves_the_import_lock_taken_ends_the_run(
-    films: Path, tmp_path: Path, kind: signal.Signals
+    images: Path, tmp_path: Path, kind: signal.Signals
 ) -> None:
     """As one in the midst of an import may: the threads that read PNG import Pillow meanwhile."""
     (tmp_path / "onnxruntime.py").write_text(
         f"import _imp, os\n_imp.acquire_lock()\nos.kill(os.getpid(), {kind.value})\n"
     )
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = infer(films, "--json", "--workers", "3", env=env)
+    done = infer(images, "--json", "--workers", "3", env=env)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "Stopped.\n")
 
 
-def test_the_first_films_are_refused_too_where_their_folder_is_still_to_be_made(
-    films: Path, tmp_path: Path
+def test_the_first_images_are_refused_too_where_their_folder_is_still_to_be_made(
+    images: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "new" / "folder" / "out.jsonl"
-    done = infer(films, "-o", output, "--min-free", 1 << 40, "--workers", 3)
+    done = infer(images, "-o", output, "--min-free", 1 << 40, "--workers", 3)
     assert done.returncode == 4
     assert {record["reason"] for record in records_of(output.read_text())} == {"E_DISK"}
 
 
-def test_a_closed_pipe_ends_quietly(films: Path) -> None:
-    program = f"{' '.join(COMMAND)} infer {films} {films}/. --json | head -n 1"
+def test_a_closed_pipe_ends_quietly(images: Path) -> None:
+    program = f"{' '.join(COMMAND)} infer {images} {images}/. --json | head -n 1"
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", program], capture_output=True, text=True, timeout=60
     )
@@ -267,49 +269,49 @@ def test_a_closed_pipe_ends_quietly(films: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["no-such-film.png"], 6, "no-such-film.png: no such file or folder"),
-        (["{films}", "--model", "no-such-model"], 6, "expected a shipped model (squeezenet1_1"),
-        (["{films}", "--model", "{films}/phantom_000.png"], 1, "no backend runs .png files"),
-        (["{films}", "--provider", "cuda"], 6, "pip install 'deepcovid-edge[gpu]'"),
-        (["{films}", "--batch-size", "0"], 2, "--batch-size: got 0"),
-        (["{films}", "--threshold", "2"], 2, "--threshold: got 2.0"),
-        (["{films}", "--backend", "abacus"], 2, "'abacus' is not one of"),
-        (["{films}", "--resume"], 2, "--resume needs -o"),
-        (["{films}", "-o", "x.html"], 2, ".html is not written"),
-        (["{films}", "-o", "x.tif"], 2, ".tif is not written"),
-        (["{films}", "-o", "x.jsonl.gz"], 2, ".gz is not written"),
-        (["{films}", "-o", "n" * 300 + ".jsonl"], 1, "name too long"),
+        (["no-such-image.png"], 6, "no-such-image.png: no such file or folder"),
+        (["{images}", "--model", "no-such-model"], 6, "expected a shipped model (squeezenet1_1"),
+        (["{images}", "--model", "{images}/phantom_000.png"], 1, "no backend runs .png files"),
+        (["{images}", "--provider", "cuda"], 6, "pip install 'deepcovid-edge[gpu]'"),
+        (["{images}", "--batch-size", "0"], 2, "--batch-size: got 0"),
+        (["{images}", "--threshold", "2"], 2, "--threshold: got 2.0"),
+        (["{images}", "--backend", "abacus"], 2, "'abacus' is not one of"),
+        (["{images}", "--resume"], 2, "--resume needs -o"),
+        (["{images}", "-o", "x.html"], 2, ".html is not written"),
+        (["{images}", "-o", "x.tif"], 2, ".tif is not written"),
+        (["{images}", "-o", "x.jsonl.gz"], 2, ".gz is not written"),
+        (["{images}", "-o", "n" * 300 + ".jsonl"], 1, "name too long"),
         (["n" * 300], 6, "no such file or folder"),
-        (["{films}", "-o", "/dev/null/x.jsonl"], 1, "cannot be written"),
+        (["{images}", "-o", "/dev/null/x.jsonl"], 1, "cannot be written"),
         ([], 2, "Missing argument"),
     ],
 )
 def test_a_users_error_is_one_sentence_and_its_code(
-    films: Path, arguments: list[str], code: int, message: str
+    images: Path, arguments: list[str], code: int, message: str
 ) -> None:
     if "cuda" in arguments:
         import onnxruntime
 
         if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             pytest.skip("this onnxruntime has CUDA: the sentence for one without cannot show")
-    done = infer(*[argument.format(films=films) for argument in arguments])
+    done = infer(*[argument.format(images=images) for argument in arguments])
     assert done.returncode == code, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
 
 
-def test_a_model_that_is_none_is_refused_with_its_name(films: Path, tmp_path: Path) -> None:
+def test_a_model_that_is_none_is_refused_with_its_name(images: Path, tmp_path: Path) -> None:
     fake = tmp_path / "fake.onnx"
     fake.write_text("not a model")
-    done = infer(films, "--model", fake)
+    done = infer(images, "--model", fake)
     assert done.returncode == 1
     assert "fake.onnx: not an ONNX model" in done.stderr
 
 
-def test_output_among_the_films_is_not_taken_for_one(films: Path, tmp_path: Path) -> None:
-    for film in sorted(films.iterdir())[:2]:
-        (tmp_path / film.name).symlink_to(film)
+def test_output_among_the_images_is_not_taken_for_one(images: Path, tmp_path: Path) -> None:
+    for image in sorted(images.iterdir())[:2]:
+        (tmp_path / image.name).symlink_to(image)
     for options in ((), ("--resume",)):
         done = infer(tmp_path, "-o", tmp_path / "results.jsonl", *options)
         assert done.returncode == 0, done.stderr
@@ -319,22 +321,22 @@ def test_output_among_the_films_is_not_taken_for_one(films: Path, tmp_path: Path
 def test_an_empty_folder_is_no_error(tmp_path: Path) -> None:
     done = infer(tmp_path)
     assert (done.returncode, done.stdout) == (0, "")
-    assert "0 films done" in done.stderr
+    assert "0 images done" in done.stderr
 
 
-def test_an_output_that_is_one_of_the_films_is_refused(films: Path, tmp_path: Path) -> None:
-    film = tmp_path / "film"
-    content = sorted(films.iterdir())[0].read_bytes()
-    film.write_bytes(content)
-    done = infer(film, "-o", film)
+def test_an_output_that_is_one_of_the_images_is_refused(images: Path, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    content = sorted(images.iterdir())[0].read_bytes()
+    image.write_bytes(content)
+    done = infer(image, "-o", image)
     assert done.returncode == 2
-    assert "is one of the films" in done.stderr
-    assert film.read_bytes() == content
+    assert "is one of the images" in done.stderr
+    assert image.read_bytes() == content
 
 
-def test_a_full_disk_behind_stdout_is_one_sentence(films: Path) -> None:
+def test_a_full_disk_behind_stdout_is_one_sentence(images: Path) -> None:
     with Path("/dev/full").open("w") as full:
-        command = [*COMMAND, "infer", str(films)]
+        command = [*COMMAND, "infer", str(images)]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     assert done.returncode == 1
     assert "No space left" in done.stderr
@@ -343,16 +345,16 @@ def test_a_full_disk_behind_stdout_is_one_sentence(films: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict", "utf-8:surrogateescape"])
 def test_names_that_are_no_unicode_are_records_like_others(
-    films: Path, tmp_path: Path, encoding: str
+    images: Path, tmp_path: Path, encoding: str
 ) -> None:
-    name = os.fsencode(tmp_path) + b"/film\xff.png"
-    os.link(os.fsencode(sorted(films.iterdir())[0]), name)
+    name = os.fsencode(tmp_path) + b"/image\xff.png"
+    os.link(os.fsencode(sorted(images.iterdir())[0]), name)
     for option in ("--json", "--csv", "--table"):
         command = [*COMMAND, "infer", os.fsencode(tmp_path), option]
         environment = {**os.environ, "PYTHONIOENCODING": encoding}
         done = subprocess.run(command, capture_output=True, timeout=60, env=environment)
         assert done.returncode == 0, done.stderr
-        assert b"film" in done.stdout
+        assert b"image" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -363,7 +365,7 @@ def test_names_that_are_no_unicode_are_records_like_others(
     ],
 )
 def test_a_manifest_that_does_not_fit_its_graph_is_refused(
-    films: Path, tmp_path: Path, change: dict[str, Any], said: str
+    images: Path, tmp_path: Path, change: dict[str, Any], said: str
 ) -> None:
     onnx = pytest.importorskip("onnx", reason="onnx writes the model that does not fit")
     from deepcovid_edge.models import find_model
@@ -372,14 +374,14 @@ def test_a_manifest_that_does_not_fit_its_graph_is_refused(
     entry = model.metadata_props[0]
     entry.value = json.dumps(json.loads(entry.value) | change)
     onnx.save(model, tmp_path / "odd.onnx")
-    done = infer(films, "--model", tmp_path / "odd.onnx")
+    done = infer(images, "--model", tmp_path / "odd.onnx")
     assert done.returncode == 1
     assert said in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_films_read_while_the_model_loads_are_read_as_it_wants_them(
-    films: Path, tmp_path: Path
+def test_images_read_while_the_model_loads_are_read_as_it_wants_them(
+    images: Path, tmp_path: Path
 ) -> None:
     """They are read as most models want them, before it is known what this one wants."""
     pytest.importorskip("onnx", reason="onnx writes the model that letterboxes")
@@ -399,10 +401,10 @@ def test_films_read_while_the_model_loads_are_read_as_it_wants_them(
         facts = run_facts(backend, settings)
         expected = [
             record.probability
-            for record in predict(sorted(films.iterdir()), backend, facts, settings)
+            for record in predict(sorted(images.iterdir()), backend, facts, settings)
         ]
     for chosen in (model, find_model("squeezenet1_1")):
-        done = infer(films, "--model", chosen, "--workers", "3", "--backend", "onnxruntime")
+        done = infer(images, "--model", chosen, "--workers", "3", "--backend", "onnxruntime")
         assert done.returncode == 0, done.stderr
         found = [record["probability"] for record in records_of(done.stdout)]
         assert (found == expected) == (chosen == model)

@@ -17,13 +17,13 @@ if not torch.distributed.is_available():
     pytest.skip("this torch was built without torch.distributed", allow_module_level=True)
 
 from deepcovid_edge.imaging.phantom import draw_phantom, save_phantom
-from deepcovid_export.data.films import training_data
+from deepcovid_export.data.images import training_data
 from deepcovid_export.networks.checkpoint import load_checkpoint
 from deepcovid_export.recipe import load_recipe
 from deepcovid_export.training.train import RunSettings, Training
 
 # Uneven classes and smoothing, so that a mean over each process's share would be another loss; 14
-# films in batches of 8, so that the last is smaller.
+# images in batches of 8, so that the last is smaller.
 PLAIN = """
 name = "plain"
 architecture = "small_cnn"
@@ -70,8 +70,8 @@ def joint(tmp_path_factory: pytest.TempPathFactory) -> Joint:
         label = "hazy" if seed % 3 else "clear"
         place = folder / "data" / split / label
         place.mkdir(parents=True, exist_ok=True)
-        film = draw_phantom(seed, opacities=6 if label == "hazy" else 0)
-        save_phantom(cv2.resize(film, (128, 128)), place / f"{seed:02d}.png")
+        image = draw_phantom(seed, opacities=6 if label == "hazy" else 0)
+        save_phantom(cv2.resize(image, (128, 128)), place / f"{seed:02d}.png")
     for name, text in (("plain", PLAIN), ("normalised", NORMALISED)):
         (folder / f"{name}.toml").write_text(text)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -96,7 +96,7 @@ def test_all_processes_end_with_the_same_weights_and_the_same_best_epoch(
     name: str, joint: Joint
 ) -> None:
     first, second = (joint.end(name, rank) for rank in (0, 1))
-    for kind in ("network", "judged"):
+    for kind in ("network", "classified"):
         assert [*first[kind]] == [*second[kind]]
         for key, value in first[kind].items():
             assert torch.equal(value, second[kind][key]), f"{kind} {key}"
@@ -126,12 +126,12 @@ def test_two_processes_make_the_steps_of_one_on_the_joint_batches(
 
 
 def test_the_command_speaks_with_one_voice_and_writes_one_valid_checkpoint(joint: Joint) -> None:
-    assert joint.messages.count("14 films to fit on, 6 to choose on") == len(BOTH)
+    assert joint.messages.count("14 images to fit on, 6 to choose on") == len(BOTH)
     assert joint.messages.count("epoch 1/3") == 1
     path, _ = joint.output.split()
     assert path == str(joint.folder / "plain/checkpoint.pt")
     network, manifest = load_checkpoint(Path(path))
     assert manifest.training["processes"] == 2
-    assert manifest.threshold_origin["films"] == 6
+    assert manifest.threshold_origin["images"] == 6
     best = joint.end("plain", 1)["best"]["state"]  # the process that did not write it
     assert all(torch.equal(value, best[key]) for key, value in network.state_dict().items())

@@ -28,7 +28,7 @@ from deepcovid_edge.errors import (
 )
 from deepcovid_edge.imaging.phantom import draw_phantom, write_samples
 from deepcovid_edge.models import find_model
-from deepcovid_edge.reasons import Caution
+from deepcovid_edge.reasons import WarningCode
 from deepcovid_edge.validation.verify import verify
 
 if not module.is_available():
@@ -40,14 +40,14 @@ XRAY = Path(os.environ.get("DEEPCOVID_XRAY", ROOT.parent / "shared" / "xray"))
 SQUEEZENET = find_model("squeezenet1_1")
 INT8 = find_model("squeezenet1_1-int8-cpu")
 PARENTS = [SQUEEZENET, ROOT / "benchmarks/models/resnet18.onnx"]
-real_films = pytest.mark.skipif(
+real_images = pytest.mark.skipif(
     not (XRAY / "manifest.csv").is_file(),
     reason="no real X-rays: ../shared/xray is missing (DEEPCOVID_XRAY overrides)",
 )
 
 
 @pytest.fixture(scope="module")
-def films() -> np.ndarray:
+def images() -> np.ndarray:
     drawn = [cv2.resize(draw_phantom(seed, opacities=seed % 3), (224, 224)) for seed in range(9)]
     return np.stack(drawn)
 
@@ -67,14 +67,14 @@ def test_auto_takes_it_where_nothing_else_is_installed(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("model", PARENTS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("count", [1, 2, 9])
 def test_fp32_agrees_with_onnx_runtime_to_rounding(
-    model: Path, count: int, films: np.ndarray
+    model: Path, count: int, images: np.ndarray
 ) -> None:
     with (
         load_backend(model, backend="onnxruntime") as reference,
         load_backend(model, backend="openvino") as candidate,
     ):
-        expected = reference.infer(films[:count], activation_maps=True)
-        got = candidate.infer(films[:count], activation_maps=True)
+        expected = reference.infer(images[:count], activation_maps=True)
+        got = candidate.infer(images[:count], activation_maps=True)
     assert got.logits.dtype == np.float32
     np.testing.assert_allclose(got.logits, expected.logits, atol=1e-4)
     assert got.activation_maps is not None
@@ -85,9 +85,9 @@ def test_fp32_agrees_with_onnx_runtime_to_rounding(
     np.testing.assert_allclose(means, got.logits, atol=1e-3)
 
 
-def test_maps_are_left_out_where_not_asked_for(films: np.ndarray) -> None:
+def test_maps_are_left_out_where_not_asked_for(images: np.ndarray) -> None:
     with load_backend(SQUEEZENET, backend="openvino") as backend:
-        assert backend.infer(films[:1]).activation_maps is None
+        assert backend.infer(images[:1]).activation_maps is None
 
 
 def test_a_processor_that_would_compute_in_bf16_is_refused(
@@ -108,15 +108,15 @@ def test_fp32_is_what_it_computes_in() -> None:
 
 
 def test_left_to_itself_it_would_lose_digits_where_the_processor_has_bf16(
-    films: np.ndarray,
+    images: np.ndarray,
 ) -> None:
     """So the agreement above is the work of the setting."""
     compiled = openvino.Core().compile_model(str(SQUEEZENET), "CPU")
     if compiled.get_property("INFERENCE_PRECISION_HINT") != openvino.Type.bf16:
         pytest.skip("this processor has no BF16")
-    lowered = compiled.create_infer_request().infer({"images": films})["logits"]
+    lowered = compiled.create_infer_request().infer({"images": images})["logits"]
     with load_backend(SQUEEZENET, backend="onnxruntime") as reference:
-        apart = np.abs(lowered - reference.infer(films).logits).max()
+        apart = np.abs(lowered - reference.infer(images).logits).max()
     assert apart > 1e-3
 
 
@@ -132,8 +132,8 @@ def test_threads_are_those_of_one_call(threads: int) -> None:
     assert (calls, used) == (cores // threads, cores // threads * threads)
 
 
-def test_calls_at_once_give_what_calls_in_turn_give(films: np.ndarray) -> None:
-    batches = [films[start % 8 : start % 8 + 1 + start % 2] for start in range(40)]
+def test_calls_at_once_give_what_calls_in_turn_give(images: np.ndarray) -> None:
+    batches = [images[start % 8 : start % 8 + 1 + start % 2] for start in range(40)]
     with load_backend(SQUEEZENET, backend="openvino") as backend:
         in_turn = [backend.infer(batch).logits for batch in batches]
         with ThreadPoolExecutor(6) as pool:
@@ -142,54 +142,54 @@ def test_calls_at_once_give_what_calls_in_turn_give(films: np.ndarray) -> None:
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-def test_results_belong_to_the_caller(films: np.ndarray) -> None:
+def test_results_belong_to_the_caller(images: np.ndarray) -> None:
     with load_backend(SQUEEZENET, backend="openvino") as backend:
-        first = backend.infer(films[:1], activation_maps=True)
+        first = backend.infer(images[:1], activation_maps=True)
         assert first.activation_maps is not None
         kept = first.logits.copy(), first.activation_maps.copy()
-        backend.infer(films[1:2], activation_maps=True)
+        backend.infer(images[1:2], activation_maps=True)
     np.testing.assert_array_equal(first.logits, kept[0])
     np.testing.assert_array_equal(first.activation_maps, kept[1])
 
 
 def test_int8_says_that_it_was_verified_elsewhere() -> None:
     with load_backend(INT8, backend="openvino") as backend:
-        assert backend.cautions == (Caution.UNVERIFIED,)
+        assert backend.warnings == (WarningCode.UNVERIFIED,)
     with load_backend(SQUEEZENET, backend="openvino") as backend:
-        assert backend.cautions == ()
+        assert backend.warnings == ()
 
 
-@real_films
-def test_int8_decides_on_real_films_as_onnx_runtime_does() -> None:
-    films = load_dataset(XRAY, split="val")[:80]
+@real_images
+def test_int8_decides_on_real_images_as_onnx_runtime_does() -> None:
+    images = load_dataset(XRAY, split="val")[:80]
     with (
         load_backend(INT8, backend="onnxruntime") as reference,
         load_backend(INT8, backend="openvino") as candidate,
     ):
-        report = verify(reference, candidate, films)
+        report = verify(reference, candidate, images)
     assert report["flips"]["count"] == 0
     assert report["logits"]["relative_rmse"] < 0.02
 
 
-@real_films
-def test_fp32_decides_on_real_films_as_onnx_runtime_does() -> None:
-    films = load_dataset(XRAY, split="val")[::3]
+@real_images
+def test_fp32_decides_on_real_images_as_onnx_runtime_does() -> None:
+    images = load_dataset(XRAY, split="val")[::3]
     with (
         load_backend(SQUEEZENET, backend="onnxruntime") as reference,
         load_backend(SQUEEZENET, backend="openvino") as candidate,
     ):
-        report = verify(reference, candidate, films)
+        report = verify(reference, candidate, images)
     assert report["flips"]["count"] == 0
     assert report["probability"]["max"] < 1e-4
 
 
 def test_infer_runs_on_it_and_says_so(tmp_path: Path) -> None:
-    write_samples(tmp_path / "films", count=3)
+    write_samples(tmp_path / "images", count=3)
 
     def records(backend: str) -> list[dict[str, Any]]:
         output = tmp_path / f"{backend}.jsonl"
         asked = ["--model", "squeezenet1_1", "--backend", backend, "-o", str(output)]
-        assert run(["infer", str(tmp_path / "films"), *asked]) == 0
+        assert run(["infer", str(tmp_path / "images"), *asked]) == 0
         return [json.loads(line) for line in output.read_text("utf-8").splitlines()]
 
     for ours, theirs in zip(records("openvino"), records("onnxruntime"), strict=True):
@@ -203,14 +203,14 @@ def test_auto_stays_with_onnx_runtime() -> None:
         assert backend.name == "onnxruntime-cpu"
 
 
-def test_misuse_is_explained(films: np.ndarray, tmp_path: Path) -> None:
+def test_misuse_is_explained(images: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="openvino has no providers"):
         load_backend(SQUEEZENET, backend="openvino", settings=BackendSettings(provider="cuda"))
     backend = load_backend(SQUEEZENET, backend="openvino")
     with backend, pytest.raises(UsageError, match="model accepts"):
-        backend.infer(films[:, :100])
+        backend.infer(images[:, :100])
     with pytest.raises(RuntimeError, match="after close"):
-        backend.infer(films[:1])
+        backend.infer(images[:1])
     torn = tmp_path / "torn.onnx"
     content = SQUEEZENET.read_bytes()
     manifest = content.index(b"deepcovid_edge")
@@ -247,11 +247,11 @@ def test_nothing_is_sent_anywhere_and_nothing_is_left_at_home(tmp_path: Path) ->
         "def refuse(*arguments, **_): raise SystemExit(f'reached out to {arguments}')\n"
         "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
         "from deepcovid_edge.cli.main import run\n"
-        f"code = run(['infer', {str(tmp_path / 'films')!r}, '--backend', 'openvino'])\n"
+        f"code = run(['infer', {str(tmp_path / 'images')!r}, '--backend', 'openvino'])\n"
         "import multiprocessing\n"
         "assert code == 0 and not multiprocessing.active_children()\n"
     )
-    write_samples(tmp_path / "films", count=1)
+    write_samples(tmp_path / "images", count=1)
     home = tmp_path / "home"
     home.mkdir()
     done = subprocess.run(

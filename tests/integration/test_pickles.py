@@ -31,10 +31,10 @@ from deepcovid_export.networks.checkpoint import save_checkpoint
 from deepcovid_export.networks.published.load import PublishedTerms, load_published
 
 ARCHITECTURES = ("squeezenet1_0", "squeezenet1_1", "resnet18", "resnet50", "densenet121")
-FILMS = torch.randint(
+IMAGES = torch.randint(
     0, 256, (3, 224, 224), generator=torch.Generator().manual_seed(7), dtype=torch.uint8
 )
-SMALL = FILMS[:, :96, :96]
+SMALL = IMAGES[:, :96, :96]
 
 
 def published_network(architecture: str, classes: int = 2) -> nn.Module:
@@ -55,11 +55,11 @@ def published_network(architecture: str, classes: int = 2) -> nn.Module:
     return trained
 
 
-def published_logits(network: nn.Module, films: Tensor) -> Tensor:
+def published_logits(network: nn.Module, images: Tensor) -> Tensor:
     """As the published scripts feed it: grey repeated as RGB, 0 to 1, ImageNet's normalisation."""
     mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (IMAGENET_MEAN, IMAGENET_STD))
     with torch.inference_mode():
-        logits: Tensor = network((films[:, None].expand(-1, 3, -1, -1) / 255 - mean) / std)
+        logits: Tensor = network((images[:, None].expand(-1, 3, -1, -1) / 255 - mean) / std)
     return logits
 
 
@@ -102,15 +102,15 @@ def test_exported_pickle_gives_the_published_logits_and_says_where_it_came_from(
     assert done.returncode == 0, done.stderr
     assert f"pickle old.pth, trained elsewhere: taken for {architecture}" in done.stderr
     with load_backend(output) as backend:
-        seen = backend.infer(np.asarray(FILMS)).logits
-    expected = published_logits(network, FILMS).numpy()
+        seen = backend.infer(np.asarray(IMAGES)).logits
+    expected = published_logits(network, IMAGES).numpy()
     np.testing.assert_allclose(seen, expected, atol=1e-4, rtol=0)
     check_typed(output)
     manifest = read_manifest(output)
     assert (manifest.classes, manifest.positive_class) == (("covid", "non"), "covid")
     assert manifest.threshold == (threshold or 0.5)
     assert "not chosen on data" in manifest.threshold_origin["rule"]
-    warned = "the threshold is 0.5, which was not chosen on any film" in done.stderr
+    warned = "the threshold is 0.5, which was not chosen on any image" in done.stderr
     assert warned == (threshold is None)
     assert manifest.parent_sha256 == file_sha256(path)
     assert manifest.training["start"] == "whole-module pickle old.pth, trained elsewhere"

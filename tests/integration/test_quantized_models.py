@@ -1,4 +1,4 @@
-"""FP16 and INT8 forms of two trained networks on real films: made, judged by the gate, built."""
+"""FP16 and INT8 variants of two trained networks on real images: made, verified, built."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from deepcovid_export.onnx_export.half_weights import restore_float
 
 ROOT = Path(__file__).parents[2]
 XRAY = Path(os.environ.get("DEEPCOVID_XRAY", ROOT.parent / "shared" / "xray"))
-FORMS = {
+VARIANTS = {
     "fp16": ["--precision", "fp16"],
     "int8-tensorrt": ["--precision", "int8", "--for", "tensorrt"],
     "int8-cpu": ["--precision", "int8", "--for", "cpu"],
 }
-real_films = pytest.mark.skipif(
+real_images = pytest.mark.skipif(
     not (XRAY / "manifest.csv").is_file(),
     reason="no real X-rays: ../shared/xray is missing (DEEPCOVID_XRAY overrides)",
 )
@@ -52,11 +52,11 @@ def parent(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="module")
-def forms(parent: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Each form of a network, calibrated on real films, as the command makes it."""
-    folder = tmp_path_factory.mktemp("forms")
+def variants(parent: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Each variant of a network, calibrated on real images, as the command makes it."""
+    folder = tmp_path_factory.mktemp("variants")
     made = {}
-    for name, options in FORMS.items():
+    for name, options in VARIANTS.items():
         made[name] = folder / f"{name}.onnx"
         asked = ["quantize", str(parent), *options, "--calibration", str(XRAY)]
         assert run([*asked, "-o", str(made[name])]) == 0
@@ -64,7 +64,7 @@ def forms(parent: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
 
 
 class Remembering:
-    """A backend that computes no batch twice: each form is held against the same parent."""
+    """A backend that computes no batch twice: each variant is held against the same parent."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -73,10 +73,10 @@ class Remembering:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
-    def infer(self, films: NDArray[np.uint8]) -> Inference:
-        key = films.tobytes()
+    def infer(self, images: NDArray[np.uint8]) -> Inference:
+        key = images.tobytes()
         if key not in self._known:
-            self._known[key] = self._backend.infer(films)
+            self._known[key] = self._backend.infer(images)
         return self._known[key]
 
 
@@ -86,15 +86,15 @@ def reference(parent: Path) -> Iterator[Remembering]:
         yield Remembering(backend)
 
 
-@real_films
-@pytest.mark.parametrize("name", FORMS)
+@real_images
+@pytest.mark.parametrize("name", VARIANTS)
 def test_decisions_on_test_are_those_of_the_parent(
-    name: str, reference: Remembering, forms: dict[str, Path]
+    name: str, reference: Remembering, variants: dict[str, Path]
 ) -> None:
-    films = load_dataset(XRAY, split="test")
-    with load_backend(forms[name]) as candidate:
-        report = verify(reference, candidate, films)
-    assert report["films"] == 253
+    images = load_dataset(XRAY, split="test")
+    with load_backend(variants[name]) as candidate:
+        report = verify(reference, candidate, images)
+    assert report["images"] == 253
     assert report["flips"]["share"] <= (0 if name == "fp16" else 0.01)
     assert abs(report["auc"]["change"]) <= (0.001 if name == "fp16" else 0.003)
     for rate in ("sensitivity", "specificity"):
@@ -102,10 +102,10 @@ def test_decisions_on_test_are_those_of_the_parent(
         assert low <= 0 <= high
 
 
-@real_films
-@pytest.mark.parametrize("name", FORMS)
-def test_files_keep_the_contract(name: str, parent: Path, forms: dict[str, Path]) -> None:
-    path = forms[name]
+@real_images
+@pytest.mark.parametrize("name", VARIANTS)
+def test_files_keep_the_contract(name: str, parent: Path, variants: dict[str, Path]) -> None:
+    path = variants[name]
     model, own, manifest = onnx.load(path), read_manifest(parent), read_manifest(path)
     assert manifest.precision == name.partition("-")[0]
     assert manifest.parent_sha256 == file_sha256(parent)
@@ -119,9 +119,9 @@ def test_files_keep_the_contract(name: str, parent: Path, forms: dict[str, Path]
     assert opset[0] == ""
     assert opset[1] <= 19
     types = {output.name: output.type.tensor_type.elem_type for output in model.graph.output}
-    gate = {"unlikeness": 1} if own.familiarity else {}
-    assert types == {"logits": 1, "activation_maps": 1, **gate}
-    assert manifest.familiarity == own.familiarity
+    equivalence = {"ood_scores": 1} if own.ood else {}
+    assert types == {"logits": 1, "activation_maps": 1, **equivalence}
+    assert manifest.ood == own.ood
     assert [item.key for item in model.metadata_props] == ["deepcovid_edge"]
     content = path.read_bytes()
     assert b"site-packages" not in content
@@ -132,41 +132,41 @@ def test_files_keep_the_contract(name: str, parent: Path, forms: dict[str, Path]
         assert "sha256" in json.dumps(dict(manifest.quantization))
 
 
-@real_films
+@real_images
 @pytest.mark.skipif(
     find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx (extra rtx) is not installed"
 )
 @pytest.mark.parametrize("name", ["fp32", "fp16", "int8-tensorrt"])
 def test_tensorrt_rtx_builds_every_typed_form_for_any_batch(
-    name: str, parent: Path, forms: dict[str, Path], tmp_path: Path
+    name: str, parent: Path, variants: dict[str, Path], tmp_path: Path
 ) -> None:
     settings = BuildSettings(target="rtx:sm86,sm89,sm120", folder=tmp_path)
-    engine, facts = build(parent if name == "fp32" else forms[name], settings)
+    engine, facts = build(parent if name == "fp32" else variants[name], settings)
     assert engine.read_bytes()[:4] == b"vtrt"
     assert facts.manifest.precision == name.partition("-")[0]
     assert facts.profile.min < facts.profile.max
 
 
-@real_films
-def test_the_cpu_form_is_refused_before_tensorrt_is_asked(forms: dict[str, Path]) -> None:
-    check_typed(forms["int8-tensorrt"])
+@real_images
+def test_the_cpu_form_is_refused_before_tensorrt_is_asked(variants: dict[str, Path]) -> None:
+    check_typed(variants["int8-tensorrt"])
     with pytest.raises(ModelFileError, match="quantize --for tensorrt"):
-        check_typed(forms["int8-cpu"])
+        check_typed(variants["int8-cpu"])
 
 
-@real_films
-def test_activation_maps_survive(parent: Path, forms: dict[str, Path]) -> None:
-    films = np.random.default_rng(0).integers(0, 256, (2, 224, 224), dtype=np.uint8)
-    for path in forms.values():
+@real_images
+def test_activation_maps_survive(parent: Path, variants: dict[str, Path]) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 224, 224), dtype=np.uint8)
+    for path in variants.values():
         with load_backend(path) as backend:
-            answer = backend.infer(films, activation_maps=True)
+            answer = backend.infer(images, activation_maps=True)
         assert answer.activation_maps is not None
         means = answer.activation_maps.mean(axis=(2, 3))
         np.testing.assert_allclose(means, answer.logits, rtol=0.05, atol=0.2)
 
 
 @pytest.fixture
-def three_films(tmp_path: Path) -> Path:
+def three_images(tmp_path: Path) -> Path:
     for split in ("train", "val"):
         for number, label in enumerate(("covid", "normal", "normal")):
             folder = tmp_path / split / label
@@ -175,21 +175,21 @@ def three_films(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_three_films_are_too_few_to_calibrate_on(
-    three_films: Path, capsys: pytest.CaptureFixture[str]
+def test_three_images_are_too_few_to_calibrate_on(
+    three_images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["quantize", "squeezenet1_1", "--precision", "int8", "--calibration", str(three_films)]
-    assert run([*asked, "-o", str(three_films / "x.onnx")]) == 1
+    asked = ["quantize", "squeezenet1_1", "--precision", "int8", "--calibration", str(three_images)]
+    assert run([*asked, "-o", str(three_images / "x.onnx")]) == 1
     said = capsys.readouterr().err
     assert "3" in said
     assert "16" in said
-    assert not (three_films / "x.onnx").exists()
+    assert not (three_images / "x.onnx").exists()
 
 
-def test_a_class_without_films_cannot_be_calibrated_on(
-    three_films: Path, capsys: pytest.CaptureFixture[str]
+def test_a_class_without_images_cannot_be_calibrated_on(
+    three_images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.rmtree(three_films / "train/covid")
-    asked = ["quantize", "squeezenet1_1", "--precision", "int8", "--calibration", str(three_films)]
-    assert run([*asked, "-o", str(three_films / "x.onnx")]) == 1
+    shutil.rmtree(three_images / "train/covid")
+    asked = ["quantize", "squeezenet1_1", "--precision", "int8", "--calibration", str(three_images)]
+    assert run([*asked, "-o", str(three_images / "x.onnx")]) == 1
     assert "covid" in capsys.readouterr().err

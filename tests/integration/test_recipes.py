@@ -1,4 +1,4 @@
-"""Every shipped recipe runs one epoch end to end, on few and small films, from random weights.
+"""Every shipped recipe runs one epoch end to end, on few and small images, from random weights.
 
 ResNet50 and DenseNet-121 take longest to export; `test_networks.py` exports every network, so their
 runs end with the checkpoint.
@@ -25,7 +25,7 @@ from deepcovid_export.training.lr_finder import CURVE_NAME, RangeTest
 
 NAMES = sorted(path.stem for path in SHIPPED.glob("*.toml"))
 SLOW_TO_EXPORT = {"resnet50", "densenet121"}
-FILMS_A_CLASS = 6
+IMAGES_A_CLASS = 6
 TINY = [
     "fit.epochs=1",
     "fit.batch_size=4",
@@ -48,18 +48,18 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def pixels() -> list[np.ndarray]:
-    films = [draw_phantom(seed, opacities=2 * (seed % 3)) for seed in range(FILMS_A_CLASS)]
-    return [cv2.resize(film, (128, 128), interpolation=cv2.INTER_AREA) for film in films]
+    images = [draw_phantom(seed, opacities=2 * (seed % 3)) for seed in range(IMAGES_A_CLASS)]
+    return [cv2.resize(image, (128, 128), interpolation=cv2.INTER_AREA) for image in images]
 
 
-def write_films(recipe_name: str, pixels: list[np.ndarray], folder: Path) -> Path:
-    """A manifest with films of each of the recipe's classes, each class of its own brightness."""
+def write_images(recipe_name: str, pixels: list[np.ndarray], folder: Path) -> Path:
+    """A manifest with images of each of the recipe's classes, each class of its own brightness."""
     recipe = load_recipe(recipe_name)
     rows = []
     for tone, labels in zip((0.4, 1.0, 0.6, 0.8), recipe.classes.values(), strict=False):
-        for number, film in enumerate(pixels):
+        for number, image in enumerate(pixels):
             name = f"{labels[0]} {number}.png"
-            save_phantom((film * tone).astype(np.uint8), folder / name)
+            save_phantom((image * tone).astype(np.uint8), folder / name)
             split = "val" if number % 3 == 2 else "train"
             rows.append({"path": name, "label": labels[0], "split": split, "view": "PA"})
     rows.append({**rows[0], "split": "train", "view": "AP Supine"})
@@ -71,31 +71,31 @@ def write_films(recipe_name: str, pixels: list[np.ndarray], folder: Path) -> Pat
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_shipped_recipe_runs_from_films_to_a_model(
+def test_a_shipped_recipe_runs_from_images_to_a_model(
     name: str, pixels: list[np.ndarray], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    films = write_films(name, pixels, tmp_path)
+    images = write_images(name, pixels, tmp_path)
     folder, model = tmp_path / "run", tmp_path / "model.onnx"
     changes = [option for change in TINY for option in ("--set", change)]
     arguments = ["--recipe", name, *changes, "--from-scratch", "--workers", "0", "-o", str(folder)]
-    assert run(["train", str(films), *arguments]) == 0, capfd.readouterr().err
+    assert run(["train", str(images), *arguments]) == 0, capfd.readouterr().err
     network, manifest = load_checkpoint(folder / "checkpoint.pt")
     recipe = load_recipe(name)
     assert manifest.name == name
     assert manifest.classes == tuple(recipe.classes)
     assert manifest.training["epochs_run"] == 1
-    assert manifest.training["train_films"] == 4 * len(recipe.classes)
-    assert manifest.threshold_origin["films"] == 2 * len(recipe.classes)
+    assert manifest.training["train_images"] == 4 * len(recipe.classes)
+    assert manifest.threshold_origin["images"] == 2 * len(recipe.classes)
     used = manifest.training["recipe"]["fit"]
     assert (used["epochs"], used["optimiser"]) == (1, recipe.fit.optimiser)
     if recipe.fit.learning_rate == "find":
         assert used["learning_rate"] == RangeTest.read(folder).suggestion
         curve = (folder / CURVE_NAME).stat()
-        assert run(["train", str(films), *arguments, "--resume"]) == 0, capfd.readouterr().err
+        assert run(["train", str(images), *arguments, "--resume"]) == 0, capfd.readouterr().err
         assert (folder / CURVE_NAME).stat() == curve  # a resumed run goes on with what it found
     assert (folder / CURVE_NAME).exists() == (recipe.fit.learning_rate == "find")
     if recipe.data.views:
-        assert "left out: 1 film: view AP Supine" in capfd.readouterr().err
+        assert "left out: 1 image: view AP Supine" in capfd.readouterr().err
     if recipe.architecture in SLOW_TO_EXPORT:
         logits, _ = network(torch.zeros(1, 64, 64, dtype=torch.uint8))
         assert logits.shape == (1, len(recipe.classes))

@@ -179,13 +179,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = ["path,label,split,patient,source,view"]
     for number in range(18):
         path = folder / f"phantom{number:02d}.png"
-        film = draw_phantom(number, opacities=2 * (number % 4))
-        cv2.imwrite(str(path), cv2.resize(film, None, fx=0.25, fy=0.25))
+        image = draw_phantom(number, opacities=2 * (number % 4))
+        cv2.imwrite(str(path), cv2.resize(image, None, fx=0.25, fy=0.25))
         label = ("covid", "normal", "pneumonia")[number % 3]
         source = ("ieee8023 (a.org)", "ieee8023 (b.org)", "Hospital & Söhne <i>")[number // 6]
         view = ("PA", "AP", "")[number // 2 % 3]
         rows.append(f"{path.name},{label},test,p{number // 2},{source},{view}")
-    (folder / "broken.png").write_text("no film")
+    (folder / "broken.png").write_text("no image")
     rows.append("broken.png,normal,test,p99,Hospital,PA")
     (folder / "manifest.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return folder
@@ -196,7 +196,7 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped network under another name, with another threshold."""
     model = onnx.load(find_model("squeezenet1_1"))
     (entry,) = (item for item in model.metadata_props if item.key == METADATA_KEY)
-    changed = {"name": "other", "threshold": 0.0001, "band": None}
+    changed = {"name": "other", "threshold": 0.0001, "indeterminate_range": None}
     entry.value = json.dumps({**json.loads(entry.value), **changed})
     path = tmp_path_factory.mktemp("model") / "other.onnx"
     onnx.save(model, path)
@@ -211,8 +211,8 @@ def evaluate(*arguments: object) -> Done:
 def report(data: Path, other_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("out") / "report"
     done = evaluate("squeezenet1_1", other_model, data, "--split", "test", "-o", folder)
-    assert done.returncode == 4, done.stderr  # one film could not be assessed
-    assert "not assessed: 1 films: E_NOT_IMAGE" in done.stdout
+    assert done.returncode == 4, done.stderr  # one image could not be assessed
+    assert "not assessed: 1 images: E_NOT_IMAGE" in done.stdout
     return folder
 
 
@@ -222,14 +222,14 @@ def test_a_folder_gets_figures_and_page(report: Path, other_model: Path) -> None
     first, second = figures["evaluations"]
     assert [it["model"] for it in (first, second)] == ["squeezenet1_1", "other"]
     assert first["not_assessed"] == {"E_NOT_IMAGE": 1}
-    assert first["films"] == 19
-    assert first["overall"]["films"] == 18
+    assert first["images"] == 19
+    assert first["overall"]["images"] == 18
     assert first["bootstrap"]["patients"] == 9
     assert set(first["by_view"]) == {"AP", "PA", "not stated"}
     assert set(first["by_label"]) == {"covid", "normal", "pneumonia"}
     assert "ieee8023 (all sites)" in first["shortcuts"]["within_source"]
     (comparison,) = figures["comparisons"]
-    assert comparison["films"] == 18
+    assert comparison["images"] == 18
     assert comparison["auc"] == {"change": 0.0, "interval_95": [0.0, 0.0]}
 
 
@@ -248,9 +248,9 @@ def test_a_page_that_asks_for_something_would_be_found_out(
     browser: Browser, tmp_path: Path
 ) -> None:
     page = tmp_path / "asking.html"
-    page.write_text('<img src="http://films.invalid/a.png"><link rel=stylesheet href="b.css">')
+    page.write_text('<img src="http://images.invalid/a.png"><link rel=stylesheet href="b.css">')
     asked = browser.open(page)
-    assert asked == [page.as_uri(), "http://films.invalid/a.png", (tmp_path / "b.css").as_uri()]
+    assert asked == [page.as_uri(), "http://images.invalid/a.png", (tmp_path / "b.css").as_uri()]
 
 
 @needs_browser
@@ -355,12 +355,12 @@ def test_one_class_alone_makes_a_page_without_curves(data: Path, tmp_path: Path)
     done = evaluate("squeezenet1_1", tmp_path, "--split", "test", "-o", tmp_path / "page.html")
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "page.html").read_text("utf-8")
-    assert "these films are all of one class" in page
+    assert "these images are all of one class" in page
     assert "ROC curve" not in page
     assert not (tmp_path / "report.json").exists()
 
 
-def test_figures_alone_are_written_as_json_and_read_no_film_twice(
+def test_figures_alone_are_written_as_json_and_read_no_image_twice(
     data: Path, tmp_path: Path
 ) -> None:
     done = evaluate("squeezenet1_1", data, "--split", "test", "-o", tmp_path / "x.json", "--json")

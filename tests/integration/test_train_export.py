@@ -1,4 +1,4 @@
-"""Training to model file on synthetic films: recipes run, resume changes nothing, torch agrees."""
+"""Training to model file on synthetic images: recipes run, resume changes nothing, torch agrees."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from deepcovid_edge.imaging.phantom import draw_phantom, save_phantom
 from deepcovid_edge.imaging.pictures import read_radiograph
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.manifest import ModelManifest, read_manifest
-from deepcovid_export.data.films import FilmDataset, training_data
+from deepcovid_export.data.images import ImageDataset, training_data
 from deepcovid_export.networks import build_network, load_imagenet
 from deepcovid_export.networks.checkpoint import load_checkpoint, save_checkpoint
 from deepcovid_export.onnx_export.to_onnx import MAX_IR_VERSION, OPSET, export_checkpoint
@@ -59,8 +59,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for label, opacities in (("clear", 0), ("hazy", 6)):
             place = folder / split / label
             place.mkdir(parents=True, exist_ok=True)
-            film = draw_phantom(seed, opacities=opacities)
-            small = np.asarray(Image.fromarray(film).resize((160, 160)))
+            image = draw_phantom(seed, opacities=opacities)
+            small = np.asarray(Image.fromarray(image).resize((160, 160)))
             save_phantom(small, place / f"{seed:02d}.png")
     return folder
 
@@ -92,13 +92,13 @@ def test_train_export_evaluate_infer_from_the_command_line(data: Path, tmp_path:
         line = [sys.executable, "-m", "deepcovid_edge", *map(str, arguments)]
         step = subprocess.run(line, capture_output=True, text=True, timeout=120)
         assert step.returncode == 0, step.stderr
-        assert arguments[0] != "train" or "24 films to fit on, 8 to choose on" in step.stderr
+        assert arguments[0] != "train" or "24 images to fit on, 8 to choose on" in step.stderr
     manifest = read_manifest(model)
     assert manifest.classes == ("clear", "hazy")
-    assert manifest.threshold_origin["films"] == 8
+    assert manifest.threshold_origin["images"] == 8
     assert manifest.training["start"] == "random"
-    assert manifest.training["export"]["films"] == 32
-    assert manifest.band is None
+    assert manifest.training["export"]["images"] == 32
+    assert manifest.indeterminate_range is None
     figures = json.loads(report.read_text())
     assert figures["overall"]["sensitivity"]["value"] >= 0.98
     on_val = manifest.training["val"]
@@ -117,14 +117,14 @@ def test_a_refused_run_leaves_the_other_one_s_splits_alone(data: Path, tmp_path:
     next((other / "train/hazy").iterdir()).unlink()
     refused = train(other, *options, "--set", "fit.epochs=1", "--resume")
     assert refused.returncode == 2
-    assert "made of other films" in refused.stderr
+    assert "made of other images" in refused.stderr
     refused = train(other, *options, "--find-lr")
     assert refused.returncode == 2
     assert "holds a run already: choose another with -o" in refused.stderr
     assert (run / "splits.csv").read_bytes() == splits
 
 
-def test_export_judges_only_films_that_the_network_knows(data: Path, tmp_path: Path) -> None:
+def test_export_judges_only_images_that_the_network_knows(data: Path, tmp_path: Path) -> None:
     recipe, run = small_recipe(tmp_path), tmp_path / "run"
     options = ("--recipe", recipe, "-o", run, "--from-scratch", "--workers", 0)
     done = train(data, *options, "--set", "fit.epochs=1")
@@ -136,7 +136,7 @@ def test_export_judges_only_films_that_the_network_knows(data: Path, tmp_path: P
     model = tmp_path / "small.onnx"
     done = command("export", run / "checkpoint.pt", "--check", more, "-o", model)
     assert done.returncode == 0, done.stderr
-    assert read_manifest(model).training["shortcuts"]["films"] == 8
+    assert read_manifest(model).training["shortcuts"]["images"] == 8
 
 
 def test_a_killed_and_resumed_run_ends_bit_for_bit_as_an_unkilled_one(
@@ -196,10 +196,10 @@ def test_exported_file_keeps_the_contract_and_agrees_with_torch(
     network = build_network(architecture, 2).eval()
     manifest = ModelManifest("net", architecture, ("non", "covid"), "covid", 0.5)
     save_checkpoint(network, manifest, tmp_path / "checkpoint.pt")
-    films = np.random.default_rng(0).integers(0, 256, (64, 224, 224), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (64, 224, 224), dtype=np.uint8)
     output = tmp_path / "net.onnx"
-    _, parity = export_checkpoint(tmp_path / "checkpoint.pt", output, films)
-    assert parity.films == 64
+    _, parity = export_checkpoint(tmp_path / "checkpoint.pt", output, images)
+    assert parity.images == 64
     assert parity.max_logit_difference <= 1e-4
     model = onnx.load(output)
     assert model.ir_version <= MAX_IR_VERSION
@@ -223,14 +223,14 @@ def test_exported_file_keeps_the_contract_and_agrees_with_torch(
 
 
 def test_mean_of_the_activation_maps_is_the_logit() -> None:
-    films = torch.randint(0, 256, (3, 224, 224), dtype=torch.uint8)
+    images = torch.randint(0, 256, (3, 224, 224), dtype=torch.uint8)
     for architecture in ("squeezenet1_1", "resnet18"):
-        logits, maps = build_network(architecture, 3).eval()(films)
+        logits, maps = build_network(architecture, 3).eval()(images)
         assert maps.shape[:2] == (3, 3)
         torch.testing.assert_close(maps.mean(dim=(2, 3)), logits)
 
 
-def test_resnet18_is_torchvisions_own_on_grey_films(tmp_path: Path) -> None:
+def test_resnet18_is_torchvisions_own_on_grey_images(tmp_path: Path) -> None:
     """Folded ImageNet weights give torchvision's features, away from the padded border."""
     from deepcovid_export.networks import IMAGENET_MEAN, IMAGENET_STD, torchvision_models
 
@@ -240,14 +240,14 @@ def test_resnet18_is_torchvisions_own_on_grey_films(tmp_path: Path) -> None:
         torch.save(reference.state_dict(), tmp_path / "weights.pth")
         network = build_network(architecture, 2).eval()
         assert load_imagenet(network, architecture, tmp_path / "weights.pth") == "weights.pth"
-        film = torch.randint(0, 256, (1, 224, 224), dtype=torch.uint8)
-        rgb = film.repeat(3, 1, 1).float()[None] / 255
+        image = torch.randint(0, 256, (1, 224, 224), dtype=torch.uint8)
+        rgb = image.repeat(3, 1, 1).float()[None] / 255
         mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
         if architecture == "squeezenet1_1":
             first, ours = reference.features[0], network.features[0]
         else:
             first, ours = reference.conv1, network.features.conv1
-        normalised = (film.float()[None] / 255 - sum(IMAGENET_MEAN) / 3) / (sum(IMAGENET_STD) / 3)
+        normalised = (image.float()[None] / 255 - sum(IMAGENET_MEAN) / 3) / (sum(IMAGENET_STD) / 3)
         expected, got = first((rgb - mean) / std), ours(normalised)
         inner = (slice(None), slice(None), slice(4, -4), slice(4, -4))
         difference = (expected[inner] - got[inner]).mean(dim=(2, 3), keepdim=True)
@@ -275,44 +275,46 @@ def test_a_pickle_of_code_is_refused_unread(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
-def test_training_films_differ_by_epoch_and_validation_films_do_not(
+def test_training_images_differ_by_epoch_and_validation_images_do_not(
     data: Path, tmp_path: Path
 ) -> None:
     recipe = load_recipe(str(small_recipe(tmp_path)))
-    films = load_dataset(data, split="train")
-    changed, plain = (FilmDataset(films, recipe, training=flag) for flag in (True, False))
+    images = load_dataset(data, split="train")
+    changed, plain = (ImageDataset(images, recipe, training=flag) for flag in (True, False))
     first = changed[0][0]
     assert torch.equal(first, changed[0][0])
     changed.epoch = 1
     assert not torch.equal(first, changed[0][0])
-    expected = prepare(read_radiograph(films[0].path), recipe.input)
+    expected = prepare(read_radiograph(images[0].path), recipe.input)
     assert np.array_equal(plain[0][0].numpy(), expected)
 
 
-def test_broken_films_and_foreign_labels_are_left_out_and_named(data: Path, tmp_path: Path) -> None:
+def test_broken_images_and_foreign_labels_are_left_out_and_named(
+    data: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "data"
     shutil.copytree(data, copy)
-    (copy / "train/clear/broken.png").write_text("no film")
+    (copy / "train/clear/broken.png").write_text("no image")
     (copy / "train/fracture").mkdir()
     shutil.copy(copy / "train/clear/00.png", copy / "train/fracture/00.png")
     (copy / "test/clear").mkdir(parents=True)
     save_phantom(cv2.resize(draw_phantom(20), (160, 160)), copy / "test/clear/20.png")
-    films = training_data(copy, load_recipe(str(small_recipe(tmp_path))))
-    assert len(films.train) == 24
-    reasons = sorted(films.dropped)
+    images = training_data(copy, load_recipe(str(small_recipe(tmp_path))))
+    assert len(images.train) == 24
+    reasons = sorted(images.dropped)
     assert reasons[0].startswith("E_NOT_IMAGE")
     assert "broken.png" in reasons[0]
     assert reasons[1:] == ["label fracture is in no class of the recipe", "split test"]
 
 
-def test_a_class_without_films_and_a_patient_in_two_splits_are_named(
+def test_a_class_without_images_and_a_patient_in_two_splits_are_named(
     data: Path, tmp_path: Path
 ) -> None:
     recipe: Recipe = load_recipe(str(small_recipe(tmp_path)))
     copy = tmp_path / "data"
     shutil.copytree(data, copy)
     shutil.rmtree(copy / "val/hazy")
-    with pytest.raises(DataError, match="class 'hazy' has no film in split 'val'"):
+    with pytest.raises(DataError, match="class 'hazy' has no image in split 'val'"):
         training_data(copy, recipe)
     rows = ["path,label,split,patient"]
     for split in ("train", "val"):

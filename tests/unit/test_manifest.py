@@ -11,7 +11,7 @@ import pytest
 from deepcovid_edge.errors import ModelFileError, NotThereError
 from deepcovid_edge.manifest import (
     METADATA_KEY,
-    Band,
+    IndeterminateRange,
     InputSpec,
     ModelManifest,
     ResizeRule,
@@ -27,7 +27,7 @@ MANIFEST = ModelManifest(
     positive_class="covid",
     threshold=0.25,
     input=InputSpec(96, 128, ResizeRule.LETTERBOX),
-    band=Band(0.2, 0.25, {"rule": "by hand"}),
+    indeterminate_range=IndeterminateRange(0.2, 0.25, {"rule": "by hand"}),
     training={"note": "größer"},
 )
 
@@ -64,9 +64,9 @@ def test_fields_of_a_newer_minor_version_are_ignored() -> None:
         ({"classes": ["covid"]}, "two or more"),
         ({"classes": ["covid", "covid"]}, "two or more"),
         ({"schema_version": 99}, "install the deepcovid-edge that wrote"),
-        ({"band": {"low": 0.3, "high": 0.2}}, "band: got 0.3 to 0.2"),
-        ({"band": {"low": 0.1, "high": 0.2}}, "expected to hold the threshold 0.25"),
-        ({"band": {"low": "a", "high": 0.2}}, "manifest: "),
+        ({"indeterminate_range": {"low": 0.3, "high": 0.2}}, "indeterminate_range: got 0.3 to 0.2"),
+        ({"indeterminate_range": {"low": 0.1, "high": 0.2}}, "expected to hold the threshold 0.25"),
+        ({"indeterminate_range": {"low": "a", "high": 0.2}}, "manifest: "),
         ({"input": {"height": 4, "width": 224}}, "expected 32 to 4096"),
         ({"input": {"resize": "stretch"}}, "stretch"),
         ({"input": {"interpolation": "cubic"}}, "expected 'area'"),
@@ -78,10 +78,10 @@ def test_wrong_values_are_refused_by_name(change: dict[str, object], message: st
         ModelManifest.from_json(json.dumps(values))
 
 
-def test_older_models_have_no_band() -> None:
+def test_older_models_have_no_indeterminate_range() -> None:
     values = json.loads(MANIFEST.to_json())
-    del values["band"]
-    assert ModelManifest.from_json(json.dumps(values)).band is None
+    del values["indeterminate_range"]
+    assert ModelManifest.from_json(json.dumps(values)).indeterminate_range is None
 
 
 def test_missing_field_and_foreign_json_are_refused() -> None:

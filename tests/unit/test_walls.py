@@ -79,14 +79,14 @@ def test_help_imports_neither_opencv_nor_a_runtime() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_film_s_record_needs_no_table_no_builder_and_no_pillow(tmp_path: Path) -> None:
+def test_a_image_s_record_needs_no_table_no_builder_and_no_pillow(tmp_path: Path) -> None:
     """Each of them would make a cold start longer by some hundredths."""
-    film, output = tmp_path / "film.jpg", tmp_path / "out.jsonl"
-    cv2.imwrite(str(film), draw_phantom(0))
+    image, output = tmp_path / "image.jpg", tmp_path / "out.jsonl"
+    cv2.imwrite(str(image), draw_phantom(0))
     program = (
         "import sys\n"
         "from deepcovid_edge.cli.main import run\n"
-        f"assert run(['infer', {str(film)!r}, '-o', {str(output)!r}, '--ood', 'warn']) == 0\n"
+        f"assert run(['infer', {str(image)!r}, '-o', {str(output)!r}, '--ood', 'warn']) == 0\n"
         "builder = 'deepcovid_edge.backends.tensorrt.build'\n"
         "slow = {'rich', 'PIL', builder, 'pydicom', 'onnx', 'torch'}\n"
         "assert not slow & set(sys.modules), slow & set(sys.modules)\n"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from deepcovid_edge.backends import BackendSettings, Inference, check_batch
 from deepcovid_edge.backends.tensorrt.files import (
-    FLAVOURS,
+    LIBRARIES,
     SUFFIX,
     EngineFacts,
     cache_folder,
@@ -29,7 +29,7 @@ from deepcovid_edge.errors import (
     NotThereError,
 )
 from deepcovid_edge.manifest import file_sha256
-from deepcovid_edge.reasons import Caution
+from deepcovid_edge.reasons import WarningCode
 
 if TYPE_CHECKING:
     from deepcovid_edge.backends.tensorrt.runner import EngineRunner
@@ -40,7 +40,7 @@ SUFFIXES = {SUFFIX}
 
 def is_available() -> bool:
     """Whether TensorRT or TensorRT-RTX is installed."""
-    return any(find_spec(name) is not None for name in FLAVOURS)
+    return any(find_spec(name) is not None for name in LIBRARIES)
 
 
 def find_verified(model: Path) -> Path | None:
@@ -81,16 +81,16 @@ def load(path: Path, settings: BackendSettings) -> TensorRtBackend:
     from deepcovid_edge.backends.tensorrt.cuda import CudaDevice
     from deepcovid_edge.backends.tensorrt.runner import EngineRunner
 
-    flavour = read_facts(path).fit.flavour
-    facts = check_engine(path, device_fit(flavour=flavour))
+    library = read_facts(path).fit.library
+    facts = check_engine(path, device_fit(library=library))
     device = CudaDevice()
-    trt = import_module(flavour)
+    trt = import_module(library)
     with device.active():
         engine = DeserialisedEngine(trt, path, facts)
         out_of_distribution.check_output(facts.manifest, engine.outputs, path)
-    film = (facts.manifest.input.height, facts.manifest.input.width)
+    image = (facts.manifest.input.height, facts.manifest.input.width)
     # TensorRT-RTX captures graphs by itself; capturing its work once more would fail.
-    runner = EngineRunner(device, engine, facts.profile, film, graphs=not engine.captures_itself)
+    runner = EngineRunner(device, engine, facts.profile, image, graphs=not engine.captures_itself)
     return TensorRtBackend(runner, facts)
 
 
@@ -107,12 +107,12 @@ class TensorRtBackend:
     @property
     def name(self) -> str:
         """Such as `tensorrt-10.3.0`."""
-        return f"{self.facts.fit.flavour}-{self.facts.fit.version}"
+        return f"{self.facts.fit.library}-{self.facts.fit.version}"
 
     @property
-    def cautions(self) -> tuple[Caution, ...]:
-        """`W_UNVERIFIED` unless the gate found the engine unchanged against its parent."""
-        return () if self.facts.is_verified else (Caution.UNVERIFIED,)
+    def warnings(self) -> tuple[WarningCode, ...]:
+        """`W_UNVERIFIED` unless `verify` found the engine unchanged against its parent."""
+        return () if self.facts.is_verified else (WarningCode.UNVERIFIED,)
 
     def infer(self, batch: NDArray[np.uint8], *, activation_maps: bool = False) -> Inference:
         """See `Backend.infer`."""
@@ -121,7 +121,7 @@ class TensorRtBackend:
         if activation_maps and "activation_maps" not in outputs:
             raise ModelFileError(f"{self.manifest.name}: the engine has no activation maps")
         maps = outputs["activation_maps"] if activation_maps else None
-        unlike = outputs[out_of_distribution.OUTPUT] if self.manifest.familiarity else None
+        unlike = outputs[out_of_distribution.OUTPUT] if self.manifest.ood else None
         return Inference(outputs["logits"], maps, unlike)
 
     def infer_in_parts(self, batch: NDArray[np.uint8]) -> dict[str, float]:
@@ -155,7 +155,7 @@ class DeserialisedEngine:
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             raise EngineMismatchError(
-                f"{path}: {facts.fit.flavour} cannot load it: build it again: "
+                f"{path}: {facts.fit.library} cannot load it: build it again: "
                 f"{rebuild_command(facts)}"
             )
         self.outputs = dict(self._output_shapes())
@@ -189,11 +189,11 @@ class ExecutionContext:
 
     def __init__(self, context: Any, engine: Any) -> None:
         self._context = context
-        self._film = tuple(engine.get_tensor_shape("images"))[1:]
+        self._image = tuple(engine.get_tensor_shape("images"))[1:]
 
     def set_batch(self, size: int) -> None:
         """See `engine_runner.Context`."""
-        if not self._context.set_input_shape("images", (size, *self._film)):
+        if not self._context.set_input_shape("images", (size, *self._image)):
             raise ModelFileError(f"images: got a batch of {size}, which the engine does not take")
 
     def bind(self, name: str, address: int) -> None:

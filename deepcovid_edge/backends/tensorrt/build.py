@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcovid_edge.backends.tensorrt.files import (
-    FLAVOURS,
+    LIBRARIES,
     EngineFacts,
     Fit,
     Profile,
@@ -52,7 +52,7 @@ _MIB = 1 << 20
 _WORKSPACE_SHARE = 0.5
 """Share of the free memory that a build may use: a Jetson's GPU shares it with everything."""
 _OUT_OF_MEMORY = ("bad_alloc", "MemoryError", "OutOfMemory", "out of memory", "Cannot allocate")
-_TIMING_CACHE_NAME = "{flavour}-{version}-{capability}.timing"
+_TIMING_CACHE_NAME = "{library}-{version}-{capability}.timing"
 
 Progress = Callable[[Mapping[str, Any]], None]
 
@@ -105,10 +105,10 @@ def rtx_capabilities(target: str) -> tuple[str, ...]:
     return capabilities
 
 
-def installed_flavours() -> dict[str, str]:
+def installed_libraries() -> dict[str, str]:
     """Which TensorRT libraries are installed: module name to version."""
     found = {}
-    for name in FLAVOURS:
+    for name in LIBRARIES:
         if find_spec(name) is None:
             continue
         try:  # the package's own record: importing maps hundreds of MB
@@ -119,19 +119,19 @@ def installed_flavours() -> dict[str, str]:
     return found
 
 
-def device_fit(gpu: GpuFacts | None = None, *, flavour: str | None = None) -> Fit:
+def device_fit(gpu: GpuFacts | None = None, *, library: str | None = None) -> Fit:
     """What this device offers to engines.
 
     Args:
         gpu: The GPU, where it is known already.
-        flavour: The library that is wanted; None for the first that is installed.
+        library: The library that is wanted; None for the first that is installed.
 
     Raises:
         MissingDependencyError: Neither TensorRT nor TensorRT-RTX is installed.
         NotThereError: There is no NVIDIA GPU, or its driver does not answer.
     """
-    flavours = installed_flavours()
-    if not flavours:
+    libraries = installed_libraries()
+    if not libraries:
         raise MissingDependencyError(
             "TensorRT is not installed: pip install 'deepcovid-edge[tensorrt]' (on a Jetson it "
             "comes with JetPack: see jetson/install.sh) or 'deepcovid-edge[rtx]'"
@@ -142,8 +142,8 @@ def device_fit(gpu: GpuFacts | None = None, *, flavour: str | None = None) -> Fi
             "no NVIDIA GPU answers here, and an engine is built where it runs; TensorRT-RTX "
             "builds without one: --target rtx:sm86,sm89"
         )
-    chosen = flavour if flavour in flavours else next(iter(flavours))
-    return Fit(chosen, flavours[chosen], (gpu.capability,), gpu.name)
+    chosen = library if library in libraries else next(iter(libraries))
+    return Fit(chosen, libraries[chosen], (gpu.capability,), gpu.name)
 
 
 def build(
@@ -183,12 +183,12 @@ def build(
 def _fit_of(settings: BuildSettings) -> Fit:
     if settings.target == "local":
         return device_fit()
-    flavours = installed_flavours()
-    if "tensorrt_rtx" not in flavours:
+    libraries = installed_libraries()
+    if "tensorrt_rtx" not in libraries:
         raise MissingDependencyError(
             "TensorRT-RTX is not installed: pip install 'deepcovid-edge[rtx]'"
         )
-    return Fit("tensorrt_rtx", flavours["tensorrt_rtx"], rtx_capabilities(settings.target))
+    return Fit("tensorrt_rtx", libraries["tensorrt_rtx"], rtx_capabilities(settings.target))
 
 
 def _known(engine: Path, fit: Fit, parent_sha256: str) -> EngineFacts | None:
@@ -206,7 +206,7 @@ class _Request:
 
     model: str
     plan: str
-    flavour: str
+    library: str
     capabilities: list[str]
     profile: dict[str, int]
     height: int
@@ -227,7 +227,7 @@ def _build_apart(
     """Build in processes of their own, with a lower level after each failure."""
     ahead_of_time = settings.target != "local"
     timing_cache = ""
-    if settings.timing_cache and fit.flavour == "tensorrt":  # TensorRT-RTX has none
+    if settings.timing_cache and fit.library == "tensorrt":  # TensorRT-RTX has none
         facts = {**asdict(fit), "capability": "-".join(fit.capabilities)}
         timing_cache = str(folder / _TIMING_CACHE_NAME.format(**facts))
     started = time.monotonic()
@@ -237,7 +237,7 @@ def _build_apart(
             request = _Request(
                 model=str(model.resolve()),
                 plan=f"{place}/plan",
-                flavour=fit.flavour,
+                library=fit.library,
                 capabilities=list(fit.capabilities) if ahead_of_time else [],
                 profile=asdict(settings.profile),
                 height=manifest.input.height,
@@ -342,7 +342,7 @@ class _ParseError(BuildError):
 
 def _build_here(request: _Request) -> None:
     """The build itself, in the process that was made for it."""
-    trt = import_module(request.flavour)
+    trt = import_module(request.library)
     logger = _logger(trt)
     builder = trt.Builder(logger)
     typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)

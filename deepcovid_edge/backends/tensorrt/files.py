@@ -22,7 +22,7 @@ from deepcovid_edge.manifest import ModelManifest, file_sha256
 
 SCHEMA_VERSION = 1
 SUFFIX = ".engine"
-FLAVOURS = ("tensorrt", "tensorrt_rtx")
+LIBRARIES = ("tensorrt", "tensorrt_rtx")
 """Libraries that build and run engines, by module."""
 
 
@@ -68,13 +68,13 @@ class Fit:
     """What an engine was built for, and what a device offers: they must agree.
 
     Attributes:
-        flavour: `tensorrt` or `tensorrt_rtx`.
+        library: `tensorrt` or `tensorrt_rtx`.
         version: Version of that library, such as `10.3.0`.
         capabilities: Compute capabilities, such as `("sm87",)`.
         gpu: Name of the GPU; plain TensorRT tunes for one, TensorRT-RTX does not.
     """
 
-    flavour: str
+    library: str
     version: str
     capabilities: tuple[str, ...]
     gpu: str = ""
@@ -85,14 +85,14 @@ class Fit:
     def differences(self, device: Fit) -> list[str]:
         """What keeps an engine of this fit from a device, in words; empty where it fits."""
         found = []
-        if self.flavour != device.flavour:
-            found.append(f"was built with {self.flavour}, here is {device.flavour}")
+        if self.library != device.library:
+            found.append(f"was built with {self.library}, here is {device.library}")
         elif self.version != device.version:
-            found.append(f"was built with {self.flavour} {self.version}, here is {device.version}")
+            found.append(f"was built with {self.library} {self.version}, here is {device.version}")
         if not set(device.capabilities) <= set(self.capabilities):
             built, here = ", ".join(self.capabilities), ", ".join(device.capabilities)
             found.append(f"was built for {built}, this GPU is {here or 'unknown'}")
-        elif self.flavour == "tensorrt" and self.gpu and device.gpu not in ("", self.gpu):
+        elif self.library == "tensorrt" and self.gpu and device.gpu not in ("", self.gpu):
             found.append(f"was tuned for {self.gpu}, this GPU is {device.gpu}")
         return found
 
@@ -123,7 +123,7 @@ class EngineFacts:
 
     @property
     def is_verified(self) -> bool:
-        """Whether the gate found it unchanged."""
+        """Whether `verify` found it unchanged."""
         return bool(self.verification) and (self.verification or {}).get("verdict") == "unchanged"
 
     def to_json(self) -> str:
@@ -164,7 +164,7 @@ def cache_folder() -> Path:
 def engine_name(manifest: ModelManifest, onnx_sha256: str, fit: Fit, profile: Profile) -> str:
     """File name of an engine: everything that it depends on."""
     capabilities = "-".join(fit.capabilities)
-    library = "trt" if fit.flavour == "tensorrt" else "rtx"
+    library = "trt" if fit.library == "tensorrt" else "rtx"
     return (
         f"{manifest.name}-{onnx_sha256[:8]}.{manifest.precision}."
         f"b{profile.min}-{profile.opt}-{profile.max}.{capabilities}.{library}{fit.version}{SUFFIX}"
@@ -252,7 +252,7 @@ def write_engine(folder: Path, name: str, plan: bytes, facts: EngineFacts) -> Pa
 
 def record_verification(engine: Path, report: Mapping[str, Any]) -> EngineFacts:
     """Write what `verify` said of an engine into its facts; the heart of it, without file lists."""
-    kept = ("verdict", "failed", "missing", "films", "data_sha256", "flips", "auc", "rules")
+    kept = ("verdict", "failed", "missing", "images", "data_sha256", "flips", "auc", "rules")
     facts = read_facts(engine)
     facts = replace(facts, verification={name: report[name] for name in kept})
     _write_atomically(facts_path(engine), facts.to_json().encode())

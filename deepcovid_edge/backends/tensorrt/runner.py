@@ -80,7 +80,7 @@ class Context(Protocol):
     """An execution context of an engine."""
 
     def set_batch(self, size: int) -> None:
-        """Set the number of films of the next call."""
+        """Set the number of images of the next call."""
 
     def bind(self, name: str, address: int) -> None:
         """Say where a tensor lies."""
@@ -114,7 +114,7 @@ class Lane:
         device: Device,
         engine: Engine,
         profile: Profile,
-        film: tuple[int, int],
+        image: tuple[int, int],
         *,
         graphs: bool,
     ) -> None:
@@ -124,8 +124,8 @@ class Lane:
         self._seen: dict[int, int] = {}
         self._stream = device.stream()
         self._context = engine.context()
-        self._films = device.pinned((profile.max, *film), np.uint8)
-        self._input = device.allocate(self._films.nbytes)
+        self._images = device.pinned((profile.max, *image), np.uint8)
+        self._input = device.allocate(self._images.nbytes)
         self._context.bind(INPUT, int(self._input))
         self._outputs: dict[str, tuple[NDArray[Any], Any]] = {}
         for name, shape in engine.outputs.items():
@@ -134,25 +134,25 @@ class Lane:
             self._context.bind(name, int(memory))
             self._outputs[name] = (host, memory)
 
-    def infer(self, films: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+    def infer(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Run up to the profile's largest batch; a batch below its smallest is filled up.
 
         Args:
-            films: Of shape (N, H, W), uint8.
+            images: Of shape (N, H, W), uint8.
 
         Returns:
             Output name -> values of shape (N, ...), float32, owned by the caller.
         """
-        count = len(films)
+        count = len(images)
         size = max(count, self._profile.min)
-        self._films[:count] = films
-        self._films[count:size] = 0
+        self._images[:count] = images
+        self._images[count:size] = 0
         self._context.set_batch(size)
         self._run(size)
         self._device.wait(self._stream)
         return {name: host[:count].copy() for name, (host, _) in self._outputs.items()}
 
-    def infer_in_parts(self, films: NDArray[np.uint8]) -> dict[str, float]:
+    def infer_in_parts(self, images: NDArray[np.uint8]) -> dict[str, float]:
         """Run like `infer` but without a graph, and time the parts by events.
 
         A graph runs as a whole, so events inside it cannot be read: what is timed here is the same
@@ -161,9 +161,9 @@ class Lane:
         Returns:
             `host_to_device`, `compute` and `device_to_host`, milliseconds.
         """
-        size = max(len(films), self._profile.min)
-        self._films[: len(films)] = films
-        self._films[len(films) : size] = 0
+        size = max(len(images), self._profile.min)
+        self._images[: len(images)] = images
+        self._images[len(images) : size] = 0
         self._context.set_batch(size)
         marks = [self._device.event() for _ in range(len(PARTS) + 1)]
         try:
@@ -185,7 +185,7 @@ class Lane:
         """Put a call on the stream, with a mark before, between and after its parts."""
         left = iter(marks)
         self._mark(left)
-        self._device.copy_in(self._input, self._films[:size], self._stream)
+        self._device.copy_in(self._input, self._images[:size], self._stream)
         self._mark(left)
         self._context.enqueue(self._stream)
         self._mark(left)
@@ -226,7 +226,7 @@ class Lane:
             self._device.free(memory)
             self._device.free(host)
         self._device.free(self._input)
-        self._device.free(self._films)
+        self._device.free(self._images)
         self._device.free(self._stream)
 
 
@@ -238,7 +238,7 @@ class EngineRunner:
         device: Device,
         engine: Engine,
         profile: Profile,
-        film: tuple[int, int],
+        image: tuple[int, int],
         *,
         graphs: bool = True,
     ) -> None:
@@ -248,11 +248,11 @@ class EngineRunner:
             device: The GPU.
             engine: The deserialised engine; `close` destroys it.
             profile: The batch sizes it takes.
-            film: Height and width of a film.
+            image: Height and width of an image.
             graphs: Capture CUDA graphs where the device can.
         """
         self._device, self._engine = device, engine
-        self._profile, self._film, self._graphs = profile, film, graphs
+        self._profile, self._image, self._graphs = profile, image, graphs
         self._local = threading.local()
         self._lanes: list[Lane] = []
         self._lock = threading.Lock()
@@ -263,11 +263,11 @@ class EngineRunner:
         """Names of the outputs and their shapes without the batch."""
         return self._engine.outputs
 
-    def infer(self, films: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """Run any number of films, in batches that the engine takes.
+    def infer(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """Run any number of images, in batches that the engine takes.
 
         Args:
-            films: Of shape (N, H, W), uint8, N from 1 on.
+            images: Of shape (N, H, W), uint8, N from 1 on.
 
         Returns:
             Output name -> values of shape (N, ...), float32.
@@ -277,22 +277,22 @@ class EngineRunner:
         """
         with self._device.active():
             lane = self._lane()
-            parts = [lane.infer(batch) for batch in self._batches(films)]
+            parts = [lane.infer(batch) for batch in self._batches(images)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def infer_in_parts(self, films: NDArray[np.uint8]) -> dict[str, float]:
-        """Run any number of films and sum up the parts of their calls; see `Lane`."""
+    def infer_in_parts(self, images: NDArray[np.uint8]) -> dict[str, float]:
+        """Run any number of images and sum up the parts of their calls; see `Lane`."""
         with self._device.active():
             lane = self._lane()
-            calls = [lane.infer_in_parts(batch) for batch in self._batches(films)]
+            calls = [lane.infer_in_parts(batch) for batch in self._batches(images)]
         return {name: sum(call[name] for call in calls) for name in PARTS}
 
     def warm_up(self, sizes: tuple[int, ...]) -> None:
         """Run each batch size that will come, often enough that its graph is captured."""
         for size in sizes:
-            films = np.zeros((min(size, self._profile.max), *self._film), np.uint8)
+            images = np.zeros((min(size, self._profile.max), *self._image), np.uint8)
             for _ in range(3):
-                self.infer(films)
+                self.infer(images)
 
     def close(self) -> None:
         """Free lanes, then the engine; harmless when called again."""
@@ -306,9 +306,9 @@ class EngineRunner:
                 self._lanes.clear()
                 self._engine.destroy()
 
-    def _batches(self, films: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-        for start in range(0, len(films), self._profile.max):
-            yield films[start : start + self._profile.max]
+    def _batches(self, images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+        for start in range(0, len(images), self._profile.max):
+            yield images[start : start + self._profile.max]
 
     def _lane(self) -> Lane:
         lane: Lane | None = getattr(self._local, "lane", None)
@@ -317,7 +317,7 @@ class EngineRunner:
                 if self._closed:
                     raise RuntimeError("infer after close")
                 lane = Lane(
-                    self._device, self._engine, self._profile, self._film, graphs=self._graphs
+                    self._device, self._engine, self._profile, self._image, graphs=self._graphs
                 )
                 self._lanes.append(lane)
             self._local.lane = lane

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.errors import ImageRefusedError, require
+from deepcovid_edge.errors import NotAssessedError, require
 from deepcovid_edge.imaging.dicom.sandbox import Request
 from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES, Family
 from deepcovid_edge.reasons import Reason
@@ -41,7 +41,7 @@ def decode(request: Request, codestream: bytes) -> NDArray[Any]:
         Of shape (rows, columns) or (rows, columns, 3), uint8 or uint16.
 
     Raises:
-        ImageRefusedError: No decoder is installed, or the frame is not what the header says.
+        NotAssessedError: No decoder is installed, or the frame is not what the header says.
         Exception: Whatever a decoder raises on a broken codestream.
     """
     try:
@@ -53,7 +53,7 @@ def decode(request: Request, codestream: bytes) -> NDArray[Any]:
     words = _as_words(pixels, request.allocated)
     if words.shape != request.shape:
         detail = f"{words.shape} pixels decoded, {request.shape} by the header"
-        raise ImageRefusedError(Reason.LENGTH, detail)
+        raise NotAssessedError(Reason.LENGTH, detail)
     return words
 
 
@@ -61,9 +61,9 @@ def _as_words(pixels: NDArray[Any], allocated: int) -> NDArray[Any]:
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[..., 0]
     if pixels.dtype.kind not in "ui" or pixels.dtype.itemsize > 2:
-        raise ImageRefusedError(Reason.BITS, f"decoded to {pixels.dtype}")
+        raise NotAssessedError(Reason.BITS, f"decoded to {pixels.dtype}")
     if pixels.dtype.itemsize * 8 > allocated and pixels.size and int(pixels.max()) >> allocated:
-        raise ImageRefusedError(Reason.BITS, f"decoded to more than {allocated} bits")
+        raise NotAssessedError(Reason.BITS, f"decoded to more than {allocated} bits")
     if pixels.dtype.kind == "i":  # first to 16 bits, so that the sign is kept
         pixels = pixels.astype(np.int16)
     return pixels.astype(np.uint8 if allocated == 8 else np.uint16)
@@ -89,12 +89,12 @@ def _rle(decoder: Any, request: Request, codestream: bytes) -> NDArray[Any]:
     segments = int.from_bytes(codestream[:4], "little")
     if segments != request.samples * bytes_each:
         detail = f"{segments} RLE segments, {request.samples * bytes_each} by the header"
-        raise ImageRefusedError(Reason.LENGTH, detail)
+        raise NotAssessedError(Reason.LENGTH, detail)
     kind = np.dtype(f"<u{bytes_each}")
     words = np.frombuffer(decoder(codestream, kind), kind)
     if words.nbytes != request.size:
         detail = f"{words.nbytes} bytes in RLE, {request.size} by the header"
-        raise ImageRefusedError(Reason.LENGTH, detail)
+        raise NotAssessedError(Reason.LENGTH, detail)
     if request.samples == 1:
         return words.reshape(request.shape)
     return np.moveaxis(words.reshape(request.samples, request.rows, request.columns), 0, -1)
@@ -132,9 +132,9 @@ def _by_pydicom(request: Request, codestream: bytes) -> NDArray[Any]:
     return np.asarray(pixels)
 
 
-def _not_installed(request: Request) -> ImageRefusedError:
+def _not_installed(request: Request) -> NotAssessedError:
     syntax = SYNTAXES[request.syntax]
-    return ImageRefusedError(
+    return NotAssessedError(
         Reason.SYNTAX,
         f"{syntax.name}, {request.syntax}: pip install 'deepcovid-edge[dicom]'",
     )

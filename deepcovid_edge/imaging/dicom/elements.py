@@ -1,7 +1,7 @@
 """The elements of a DICOM header as they stand in the file, and their values as plain types.
 
 pydicom finds the elements. Values are taken from their bytes here: pydicom's conversions check,
-warn and raise, and a film is not to be lost for a stray letter in a field that nobody reads.
+warn and raise, and an image is not to be lost for a stray letter in a field that nobody reads.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import io
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from deepcovid_edge.errors import ImageRefusedError
+from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.reasons import Reason
 
 MAX_READS = 200_000
-"""Reads of a header before it is given up; a film's header takes some hundreds."""
+"""Reads of a header before it is given up; an image's header takes some hundreds."""
 MAX_VALUE = 1 << 22
 """Longest value of a header that is looked at, bytes. A LUT of 65,536 entries takes 131,072."""
 
@@ -113,11 +113,11 @@ class BoundedStream(io.BytesIO):
         """As `io.BytesIO.read`.
 
         Raises:
-            ImageRefusedError: The header has more parts than any film's has.
+            NotAssessedError: The header has more parts than any image's has.
         """
         self._left -= 1
         if self._left < 0:
-            raise ImageRefusedError(Reason.DECODE, f"header of more than {MAX_READS} parts")
+            raise NotAssessedError(Reason.DECODE, f"header of more than {MAX_READS} parts")
         return super().read(size)
 
 
@@ -145,7 +145,7 @@ def read_elements(
 
     def stop(tag: int, kind: str | None, length: int) -> bool:
         if length > MAX_VALUE and length != 0xFFFFFFFF and tag in wanted:
-            raise ImageRefusedError(Reason.DECODE, f"header value of {length} bytes")
+            raise NotAssessedError(Reason.DECODE, f"header value of {length} bytes")
         return stop_when(tag, kind, length)
 
     found: Iterator[Any] = data_element_generator(

@@ -1,17 +1,17 @@
 """From stored words to grey levels: one table with an entry for every word that a pixel can be.
 
 PS3.3, C.11.1 (modality LUT, rescale), C.11.2 (VOI LUT, window), C.7.6.3.1.2 (MONOCHROME1),
-C.7.5.1.1.2 (padding). A film is never widened to floats: the table is.
+C.7.5.1.1.2 (padding). An image is never widened to floats: the table is.
 
 | VOI of the file | grey levels |
 | --- | --- |
 | LUT | the first LUT |
 | window | the first window; `LINEAR`, `LINEAR_EXACT` or `SIGMOID` |
-| none | all that the stored bits can hold; where a film uses less than a quarter of that, the \
-smallest power of two that holds it, with a caution |
-| window that is none (width too small) | as without, with a caution |
+| none | all that the stored bits can hold; where an image uses less than a quarter of that, the \
+smallest power of two that holds it, with a warning |
+| window that is none (width too small) | as without, with a warning |
 
-`PresentationLUTShape` is not looked at: it is INVERSE wherever a DX film is MONOCHROME1.
+`PresentationLUTShape` is not looked at: it is INVERSE wherever a DX image is MONOCHROME1.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.errors import ImageRefusedError
+from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.dicom.elements import Elements
 from deepcovid_edge.imaging.dicom.header import DicomHeader, PixelLayout
 from deepcovid_edge.imaging.pictures import Grey, grid
-from deepcovid_edge.reasons import Caution, Reason
+from deepcovid_edge.reasons import Reason, WarningCode
 
 Values: TypeAlias = NDArray[np.float64]
 
@@ -40,31 +40,31 @@ _STRIP = 64
 
 
 @dataclass(frozen=True)
-class Film:
-    """Grey levels of a film.
+class GreyLevels:
+    """Grey levels of an image.
 
     Attributes:
         pixels: Of shape (rows, columns), uint8 or uint16, 0 black.
         white: The grey level of full white.
-        sample: Grey levels by which the exposure is judged: a grid of them, without padding.
-        cautions: What to know.
+        sample: Grey levels by which the exposure is classified: a grid of them, without padding.
+        warnings: What to know.
     """
 
     pixels: Grey
     white: int
     sample: NDArray[Any]
-    cautions: list[Caution]
+    warnings: list[WarningCode]
 
 
-def grey_levels(words: NDArray[Any], header: DicomHeader) -> Film:
-    """Grey levels of a film of one channel.
+def grey_levels(words: NDArray[Any], header: DicomHeader) -> GreyLevels:
+    """Grey levels of an image of one channel.
 
     Args:
         words: Of shape (rows, columns), uint8 or uint16.
-        header: The film's header.
+        header: The image's header.
 
     Raises:
-        ImageRefusedError: A LUT of the header is broken.
+        NotAssessedError: A LUT of the header is broken.
     """
     layout, elements = header.layout, header.elements
     stored = _stored_values(layout)
@@ -74,8 +74,8 @@ def grey_levels(words: NDArray[Any], header: DicomHeader) -> Film:
         is_padding = (stored >= padding[0]) & (stored <= padding[1])
     seen = grid(words).ravel() & (len(stored) - 1)
     seen = seen[~is_padding[seen]]
-    cautions: list[Caution] = []
-    shares, white = _displayed(stored, seen, elements, layout, cautions)
+    warnings: list[WarningCode] = []
+    shares, white = _displayed(stored, seen, elements, layout, warnings)
     if layout.photometric == "MONOCHROME1":
         shares = 1.0 - shares
     shares[is_padding] = 0.0
@@ -83,7 +83,7 @@ def grey_levels(words: NDArray[Any], header: DicomHeader) -> Film:
     table = np.rint(shares * white).astype(kind)
     sample = table[seen] if seen.size else np.zeros(1, kind)
     whole = np.tile(table, (1 << layout.allocated) // len(table))
-    return Film(_looked_up(whole, words), white, sample, cautions)
+    return GreyLevels(_looked_up(whole, words), white, sample, warnings)
 
 
 def _stored_values(layout: PixelLayout) -> NDArray[np.int64]:
@@ -116,7 +116,7 @@ def _displayed(
     seen: NDArray[Any],
     elements: Elements,
     layout: PixelLayout,
-    cautions: list[Caution],
+    warnings: list[WarningCode],
 ) -> tuple[Values, int]:
     """Shares of full white, 0 to 1, of every stored word, and the number of grey levels."""
     values, low, high = _modality(stored, seen, elements, layout)
@@ -131,9 +131,9 @@ def _displayed(
         if shares is not None:
             return shares, _white(bits)
     if elements.raw(_WIDTH).strip(b" \0") or elements.raw(_CENTRE).strip(b" \0"):
-        cautions.append(Caution.WINDOW)
+        warnings.append(WarningCode.WINDOW)
     shares = np.clip((values - low) / (high - low), 0.0, 1.0)
-    return _in_used_bits(shares, seen, _white(bits), cautions)
+    return _in_used_bits(shares, seen, _white(bits), warnings)
 
 
 def _modality(
@@ -152,7 +152,7 @@ def _modality(
         lowest = 0  # signed by name only: half of what could be stored is not used
     ends = sorted((lowest * slope + intercept, int(stored.max()) * slope + intercept))
     if not np.isfinite(ends).all() or ends[0] == ends[1]:
-        raise ImageRefusedError(Reason.DECODE, f"rescale slope {slope:g}, intercept {intercept:g}")
+        raise NotAssessedError(Reason.DECODE, f"rescale slope {slope:g}, intercept {intercept:g}")
     return stored.astype(np.float64) * slope + intercept, ends[0], ends[1]
 
 
@@ -160,7 +160,7 @@ def _lut(item: Elements, layout: PixelLayout) -> tuple[Values, int, int]:
     """Entries, the first value that is mapped, and bits of an entry (PS3.3, C.11.1.1)."""
     described = item.numbers(_DESCRIPTOR)
     if len(described) < 3:
-        raise ImageRefusedError(Reason.DECODE, "a LUT without its description")
+        raise NotAssessedError(Reason.DECODE, "a LUT without its description")
     count = described[0] or 1 << 16
     first = _signed(described[1], 16) if layout.signed else described[1]
     data = item.raw(_DATA)
@@ -169,7 +169,7 @@ def _lut(item: Elements, layout: PixelLayout) -> tuple[Values, int, int]:
     else:
         entries = np.frombuffer(data, "<u2" if item.little else ">u2")[:count]
     if len(entries) != count:
-        raise ImageRefusedError(Reason.DECODE, f"a LUT of {len(entries)} entries, {count} stated")
+        raise NotAssessedError(Reason.DECODE, f"a LUT of {len(entries)} entries, {count} stated")
     bits = max(1, described[2], int(entries.max()).bit_length())
     return entries.astype(np.float64), first, min(bits, 16)
 
@@ -195,16 +195,16 @@ def _windowed(values: Values, centre: float, width: float, function: str) -> Val
 
 
 def _in_used_bits(
-    shares: Values, seen: NDArray[Any], white: int, cautions: list[Caution]
+    shares: Values, seen: NDArray[Any], white: int, warnings: list[WarningCode]
 ) -> tuple[Values, int]:
-    """Stretch a film that uses less than a quarter of the grey levels, as a 16-bit PNG is."""
+    """Stretch an image that uses less than a quarter of the grey levels, as a 16-bit PNG is."""
     if white == 255 or not seen.size:
         return shares, white
     level = int(np.percentile(shares[seen], 99.9) * white)
     used = (1 << max(8, level.bit_length())) - 1
     if used > white // 4:
         return shares, white
-    cautions.append(Caution.DEPTH)
+    warnings.append(WarningCode.DEPTH)
     return np.minimum(shares * white / used, 1.0), used
 
 

@@ -1,4 +1,4 @@
-"""The header of a DICOM file: what the gate, the pixels and later parts need of it, no more."""
+"""The header of a DICOM file: what eligibility, pixels and later parts need, no more."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import zlib
 from dataclasses import dataclass
 
-from deepcovid_edge.errors import ImageRefusedError, MissingDependencyError, require
+from deepcovid_edge.errors import MissingDependencyError, NotAssessedError, require
 from deepcovid_edge.imaging.dicom.elements import BoundedStream, Elements, read_elements
 from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, DEFLATED, IMPLICIT
 from deepcovid_edge.reasons import Reason
@@ -46,11 +46,11 @@ _OLDEST = 130
 
 @dataclass(frozen=True)
 class DicomFacts:
-    """What is kept of a DICOM header: identifiers and what was said of the film, no name or date.
+    """What is kept of a DICOM header: identifiers and what was said of the image, no name or date.
 
     Attributes:
         sop_class_uid: Kind of object.
-        sop_instance_uid: Identifier of this film.
+        sop_instance_uid: Identifier of this image.
         study_instance_uid: Identifier of the examination.
         series_instance_uid: Identifier of the series.
         transfer_syntax_uid: How the pixels stood in the file.
@@ -150,12 +150,12 @@ def read_header(data: bytes) -> DicomHeader:
     """Read a DICOM header up to the pixels.
 
     Raises:
-        ImageRefusedError: pydicom is not installed, or the header is not one.
+        NotAssessedError: pydicom is not installed, or the header is not one.
     """
     try:
         require("pydicom", extra="dicom")
     except MissingDependencyError as error:
-        raise ImageRefusedError(Reason.DICOM, str(error)) from error
+        raise NotAssessedError(Reason.DICOM, str(error)) from error
     stream = BoundedStream(data)
     stream.seek(_PREAMBLE)
     meta = read_elements(
@@ -196,11 +196,11 @@ def _inflated(data: bytes, start: int) -> bytes:
     try:
         inflated = inflater.decompress(memoryview(data)[start:], MAX_INFLATED)
     except zlib.error as error:
-        raise ImageRefusedError(Reason.DECODE, f"deflated data: {error}") from error
+        raise NotAssessedError(Reason.DECODE, f"deflated data: {error}") from error
     if len(inflated) >= MAX_INFLATED:
-        raise ImageRefusedError(Reason.TOO_BIG, f"more than {MAX_INFLATED} bytes once inflated")
+        raise NotAssessedError(Reason.TOO_BIG, f"more than {MAX_INFLATED} bytes once inflated")
     if not inflater.eof:
-        raise ImageRefusedError(Reason.TRUNCATED, "deflated data without their end")
+        raise NotAssessedError(Reason.TRUNCATED, "deflated data without their end")
     return inflated
 
 

@@ -1,4 +1,4 @@
-"""Turn a film upright where its header says without doubt how it lies."""
+"""Turn an image upright where its header says without doubt how it lies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.imaging.pictures import Grey
-from deepcovid_edge.reasons import Caution
+from deepcovid_edge.reasons import WarningCode
 
 # Where rows run to (their first letter), where columns run to -> quarter turns counter-clockwise
 # that let columns run to the feet (PS3.3, C.7.6.1.1.1).
@@ -22,18 +22,18 @@ _TURNS = {
 }
 
 
-def upright(film: Grey, orientation: tuple[str, ...]) -> tuple[Grey, list[Caution]]:
-    r"""The film with the feet below.
+def upright(image: Grey, orientation: tuple[str, ...]) -> tuple[Grey, list[WarningCode]]:
+    r"""The image with the feet below.
 
-    A film that is stated to be mirrored (`R\F`) is left as it is: consoles mirror the pixels and
-    forget the header as often as the other way round, so only a caution is given.
+    An image that is stated to be mirrored (`R\F`) is left as it is: consoles mirror the pixels and
+    forget the header as often as the other way round, so only a warning is given.
 
     Args:
-        film: Of shape (rows, columns).
+        image: Of shape (rows, columns).
         orientation: Patient orientation: where rows and where columns run to, or empty.
     """
     if not orientation or orientation == ("L", "F"):
-        return film, []
+        return image, []
     turns = _TURNS.get(orientation, 0) if len(orientation) == 2 else 0
-    turned: NDArray[Any] = np.ascontiguousarray(np.rot90(film, turns))
-    return turned, [Caution.ORIENTATION]
+    turned: NDArray[Any] = np.ascontiguousarray(np.rot90(image, turns))
+    return turned, [WarningCode.ORIENTATION]

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.errors import ImageRefusedError
+from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.dicom.header import DicomHeader, PixelLayout, PixelPlace
 from deepcovid_edge.imaging.dicom.sandbox import Request, sandbox
 from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES, Family
 from deepcovid_edge.imaging.pictures import LOSSY_RATIO
-from deepcovid_edge.reasons import Caution, Reason
+from deepcovid_edge.reasons import Reason, WarningCode
 
 MAX_STRAY = 0.001
 """Largest share of pixels with bits above the stored ones."""
@@ -24,7 +24,7 @@ _PADDING = 4096
 """Zeros behind the end of a codestream that are looked through for it."""
 
 
-def read_words(header: DicomHeader) -> tuple[NDArray[Any], list[Caution]]:
+def read_words(header: DicomHeader) -> tuple[NDArray[Any], list[WarningCode]]:
     """The pixels as unsigned words, and what their compression gives to know.
 
     Returns:
@@ -32,24 +32,24 @@ def read_words(header: DicomHeader) -> tuple[NDArray[Any], list[Caution]]:
         above the stored ones may be set in a few.
 
     Raises:
-        ImageRefusedError: The pixels are cut off, do not fit the header or cannot be decoded.
+        NotAssessedError: The pixels are cut off, do not fit the header or cannot be decoded.
     """
     place, layout = header.place, header.layout
     if place is None or place.tag != _PIXEL_DATA:
-        raise ImageRefusedError(Reason.MODE, "floating point")
-    cautions: list[Caution] = []
+        raise NotAssessedError(Reason.MODE, "floating point")
+    warnings: list[WarningCode] = []
     syntax = SYNTAXES[header.facts.transfer_syntax_uid]
     if syntax.family is Family.NATIVE:
         words = _native(header, place)
     else:
         codestream = _codestream(header.data, place, syntax.family)
         if syntax.lossy and _ratio(layout, len(codestream)) > LOSSY_RATIO >= header.lossy_ratio:
-            cautions.append(Caution.LOSSY)
+            warnings.append(WarningCode.LOSSY)
         words = sandbox().decode(_request(header), codestream)
         if syntax.lossy and not layout.signed:
             words = _without_overshoot(words, layout.stored)
     _check_stray_bits(words, layout)
-    return words, cautions
+    return words, warnings
 
 
 def _request(header: DicomHeader) -> Request:
@@ -74,14 +74,14 @@ def _ratio(layout: PixelLayout, compressed: int) -> float:
 def _native(header: DicomHeader, place: PixelPlace) -> NDArray[Any]:
     layout, data = header.layout, header.data
     if layout.photometric == "YBR_FULL_422":
-        raise ImageRefusedError(Reason.MODE, "YBR_FULL_422, uncompressed")
+        raise NotAssessedError(Reason.MODE, "YBR_FULL_422, uncompressed")
     count = layout.rows * layout.columns * layout.samples
     size = count * layout.allocated // 8
     if place.length is None or place.length not in (size, size + size % 2):
         stated = "undefined" if place.length is None else str(place.length)
-        raise ImageRefusedError(Reason.LENGTH, f"{stated} bytes of pixels, {size} by the header")
+        raise NotAssessedError(Reason.LENGTH, f"{stated} bytes of pixels, {size} by the header")
     if place.start + size > len(data):
-        raise ImageRefusedError(Reason.TRUNCATED, f"{len(data) - place.start} of {size} bytes")
+        raise NotAssessedError(Reason.TRUNCATED, f"{len(data) - place.start} of {size} bytes")
     words = _unsigned(data, place, layout, count, little=header.elements.little)
     if layout.samples == 1:
         return words.reshape(layout.rows, layout.columns)
@@ -108,7 +108,7 @@ def _unsigned(
 def _codestream(data: bytes, place: PixelPlace, family: Family) -> bytes:
     """The only frame's codestream (PS3.5, A.4: a table of offsets, then its fragments)."""
     if place.length is not None:
-        raise ImageRefusedError(Reason.LENGTH, "compressed pixels of a stated length")
+        raise NotAssessedError(Reason.LENGTH, "compressed pixels of a stated length")
     fragments: list[bytes] = []
     at = place.start
     while (tag := data[at : at + 4]) == _ITEM:
@@ -118,14 +118,14 @@ def _codestream(data: bytes, place: PixelPlace, family: Family) -> bytes:
             break
         fragments.append(data[at - length : at])
     if at + 8 > len(data):
-        raise ImageRefusedError(Reason.TRUNCATED, "compressed pixels without their end")
+        raise NotAssessedError(Reason.TRUNCATED, "compressed pixels without their end")
     if tag != _DELIMITER or len(fragments) < 2:
-        raise ImageRefusedError(Reason.DECODE, "compressed pixels are not in fragments")
+        raise NotAssessedError(Reason.DECODE, "compressed pixels are not in fragments")
     codestream = b"".join(fragments[1:])
     # ITU-T T.81, T.87, T.800, T.814: each of them ends in FFD9, and none of their decoders that
     # were tried notices all ends that are missing. Fragments are padded to an even length.
     if family is not Family.RLE and not codestream[-_PADDING:].rstrip(b"\0").endswith(b"\xff\xd9"):
-        raise ImageRefusedError(Reason.TRUNCATED, f"{family.value} without its end")
+        raise NotAssessedError(Reason.TRUNCATED, f"{family.value} without its end")
     return codestream
 
 
@@ -150,4 +150,4 @@ def _check_stray_bits(words: NDArray[Any], layout: PixelLayout) -> None:
     share = np.count_nonzero(stray[words]) / words.size
     if share > MAX_STRAY:
         detail = f"bits above {layout.stored} in {share:.1%} of the pixels"
-        raise ImageRefusedError(Reason.BITS, detail)
+        raise NotAssessedError(Reason.BITS, detail)

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.errors import ImageRefusedError, one_line
-from deepcovid_edge.imaging.dicom.eligibility import check_header, header_cautions
+from deepcovid_edge.errors import NotAssessedError, one_line
+from deepcovid_edge.imaging.dicom.eligibility import check_header, header_warnings
 from deepcovid_edge.imaging.dicom.grey_levels import grey_levels
 from deepcovid_edge.imaging.dicom.header import DicomHeader, read_header
 from deepcovid_edge.imaging.dicom.orientation import upright
@@ -23,21 +23,21 @@ from deepcovid_edge.imaging.pictures import (
     grid,
     to_grey,
 )
-from deepcovid_edge.reasons import Caution, Reason
+from deepcovid_edge.reasons import Reason, WarningCode
 
 
 def decode_dicom(file: FileBytes) -> Radiograph:
-    """Decode the bytes of a DICOM file as a film.
+    """Decode the bytes of a DICOM file as an image.
 
     Raises:
-        ImageRefusedError: The file cannot be judged; `reason` and `detail` say why.
+        NotAssessedError: The file cannot be assessed; `reason` and `detail` say why.
     """
     try:
         return _decode(file)
-    except ImageRefusedError:
+    except NotAssessedError:
         raise
     except Exception as error:  # pydicom raises nearly anything on a broken header
-        raise ImageRefusedError(Reason.DECODE, one_line(error)) from error
+        raise NotAssessedError(Reason.DECODE, one_line(error)) from error
 
 
 def _decode(file: FileBytes) -> Radiograph:
@@ -45,22 +45,22 @@ def _decode(file: FileBytes) -> Radiograph:
     check_header(header)
     layout = header.layout
     check_size(layout.columns, layout.rows)
-    cautions = header_cautions(header, file)
-    words, lossy_cautions = read_words(header)
-    grey, white, tone_cautions = _grey(words, header)
-    grey, turn_cautions = upright(grey, header.orientation)
-    found = (*cautions, *lossy_cautions, *tone_cautions, *turn_cautions)
+    warnings = header_warnings(header, file)
+    words, lossy_warnings = read_words(header)
+    grey, white, tone_warnings = _grey(words, header)
+    grey, turn_warnings = upright(grey, header.orientation)
+    found = (*warnings, *lossy_warnings, *tone_warnings, *turn_warnings)
     return Radiograph(grey, white, file.sha256, "DICOM", found, header.facts)
 
 
-def _grey(words: NDArray[Any], header: DicomHeader) -> tuple[Grey, int, list[Caution]]:
+def _grey(words: NDArray[Any], header: DicomHeader) -> tuple[Grey, int, list[WarningCode]]:
     if words.ndim == 3:
-        grey, cautions = to_grey(_rgb(words, header.layout.photometric))
+        grey, warnings = to_grey(_rgb(words, header.layout.photometric))
         check_exposure(grid(grey), 255)
-        return grey, 255, cautions
-    film = grey_levels(words, header)
-    check_exposure(film.sample, film.white)
-    return film.pixels, film.white, film.cautions
+        return grey, 255, warnings
+    image = grey_levels(words, header)
+    check_exposure(image.sample, image.white)
+    return image.pixels, image.white, image.warnings
 
 
 def _rgb(words: NDArray[Any], photometric: str) -> NDArray[Any]:

@@ -3,7 +3,7 @@
 A codestream comes from outside, and its decoder is C: a poisoned file may crash it, keep it busy
 or make it eat the memory of the cart. Here that costs one child and one reason.
 
-A child is started when the first compressed film is met and used again for the next one; there are
+A child is started when the first compressed image is met and used again for the next one; there are
 never more than there are threads that decode. Requests and replies are lines of JSON on pipes;
 codestream and words stand in memory that both processes see, so nothing large is piped. A child
 ends when its parent does, and by itself when a decoder outlasts its parent.
@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.errors import ImageRefusedError
+from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.reasons import Reason
 
 _PROGRAM = (
@@ -41,7 +41,7 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 
 @dataclass(frozen=True)
 class Limits:
-    """What decoding one film may take.
+    """What decoding one image may take.
 
     Attributes:
         seconds: Longest time.
@@ -107,7 +107,7 @@ class Sandbox:
             Words of `request.shape`, uint8 or uint16.
 
         Raises:
-            ImageRefusedError: The codestream is broken, took too long or too much memory, killed
+            NotAssessedError: The codestream is broken, took too long or too much memory, killed
                 its decoder, or needs one that is not installed.
         """
         with self._child() as child:
@@ -155,7 +155,7 @@ def sandbox() -> Sandbox:
 
 @cache
 def _sandbox_of(_process: int) -> Sandbox:
-    # Of the process and not of a run: a child costs 0.2 s to start, and films are read one by one
+    # Of the process and not of a run: a child costs 0.2 s to start, and images are read one by one
     # from several places. Children end by themselves when their pipe closes.
     pool = Sandbox(Limits())
     atexit.register(pool.close)
@@ -166,7 +166,7 @@ class _Child:
     """One child process with the memory that it shares with this one."""
 
     def __init__(self) -> None:
-        self._memory = os.memfd_create("deepcovid-edge-film")
+        self._memory = os.memfd_create("deepcovid-edge-image")
         reply, reply_end = os.pipe()
         path = json.dumps([os.path.abspath(place or ".") for place in sys.path])  # noqa: PTH100
         try:
@@ -207,7 +207,7 @@ class _Child:
             )
             self.is_ready = True
             if reason := reply.get("reason"):
-                raise ImageRefusedError(Reason[reason], reply["detail"])
+                raise NotAssessedError(Reason[reason], reply["detail"])
             kind = np.uint8 if request.allocated == 8 else np.uint16
             words: NDArray[Any] = np.empty(request.shape, kind)
             words.reshape(-1).view(np.uint8)[:] = np.frombuffer(shared, np.uint8, request.size)
@@ -223,7 +223,7 @@ class _Child:
         waiting = select.poll()  # not select(): a cart's process may have more than 1024 files
         waiting.register(self._reply, select.POLLIN)
         if not waiting.poll(seconds * 1000):
-            raise ImageRefusedError(Reason.DECODE, f"took longer than {seconds:g} s")
+            raise NotAssessedError(Reason.DECODE, f"took longer than {seconds:g} s")
         line = self._reply.readline()
         if not line.endswith(b"\n"):
             return self._gone()
@@ -231,7 +231,7 @@ class _Child:
         return reply
 
     def _gone(self) -> dict[str, Any]:
-        raise ImageRefusedError(Reason.DECODE, f"the decoder died ({self._process.wait()})")
+        raise NotAssessedError(Reason.DECODE, f"the decoder died ({self._process.wait()})")
 
     def end(self) -> None:
         """Kill the process, whatever it does, and let go of what is shared."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from deepcovid_edge.errors import ImageRefusedError
+from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.dicom.decoders import decode
 from deepcovid_edge.imaging.dicom.sandbox import Request
 
@@ -26,7 +26,7 @@ _GRACE = 5
 def main(arguments: Sequence[str]) -> None:
     """Serve requests until the pipe closes."""
     memory, reply = (int(argument) for argument in arguments)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's to judge
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's to classify
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for line in sys.stdin.buffer:
         answer = _served(json.loads(line), memory)
@@ -40,7 +40,7 @@ def _served(question: dict[str, Any], memory: int) -> dict[str, Any]:
     signal.alarm(int(seconds) + _GRACE)  # ends this process, should its parent be gone
     try:
         _decode_in_place(Request(**question), memory, length)
-    except ImageRefusedError as error:
+    except NotAssessedError as error:
         return {"reason": error.reason.name, "detail": error.detail}
     except MemoryError:
         return {"reason": "DECODE", "detail": "takes more memory than its size allows"}

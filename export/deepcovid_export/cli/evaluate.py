@@ -14,16 +14,17 @@ _SOME_NOT_ASSESSED = 4
 
 
 @click.command(
-    epilog="Example: deepcovid-edge evaluate squeezenet1_1 films/ --split test -o report/",
+    epilog="Example: deepcovid-edge evaluate squeezenet1_1 images/ --split test -o report/",
 )
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("--split", help="Only the films of this split.")
+@click.option("--split", help="Only the images of this split.")
 @click.option(
     "--shortcuts/--no-shortcuts",
     default=None,
-    help="Also judge the films with the lungs hidden and alone: does the model read the source? "
-    "On where a page is written; four more passes over the films.",
+    help="Also classify the images with the lungs hidden and alone: does the model read "
+    "the source? "
+    "On where a page is written; four more passes over the images.",
 )
 @click.option(
     "-o",
@@ -40,10 +41,10 @@ def command(
     output: Path | None,
     json_out: bool,
 ) -> int:
-    """Measure each MODEL on the labelled films of DATA at its own threshold.
+    """Measure each MODEL on the labelled images of DATA at its own threshold.
 
     A model is a shipped one's name, an .onnx file, an engine or a checkpoint; several are compared
-    with the first. Sensitivity and specificity carry 95 % intervals, over all films and by source.
+    with the first. Sensitivity and specificity carry 95 % intervals, over all images and by source.
     """
     require("sklearn", extra="export")
     from deepcovid_edge.datasets.dataset import load_dataset
@@ -55,15 +56,15 @@ def command(
     if targets.html:
         for module in ("matplotlib", "jinja2"):
             require(module, extra="export")
-    films = load_dataset(data, split=split)
-    if splits := sorted({film.split for film in films if film.split} - {split}):
+    images = load_dataset(data, split=split)
+    if splits := sorted({image.split for image in images if image.split} - {split}):
         raise UsageError(f"--split: {data} has {', '.join(splits)}, which do not pool: give one")
     hiding = targets.html is not None if shortcuts is None else shortcuts
     paths, description = [find_model(model) for model in models], split or data.name
     if len(paths) == 1:
-        report = evaluate(paths[0], films, description=description, shortcuts=hiding)
+        report = evaluate(paths[0], images, description=description, shortcuts=hiding)
     else:
-        report = evaluate_side_by_side(paths, films, description=description, shortcuts=hiding)
+        report = evaluate_side_by_side(paths, images, description=description, shortcuts=hiding)
     write_report(report, targets)
     evaluations = report.get("evaluations") or [report]
     text = as_json(report) if json_out else "\n\n".join(map(summary, evaluations))
@@ -73,9 +74,9 @@ def command(
 
 def _refusals(share: dict[str, Any] | None) -> str:
     if share is None:
-        return "no out-of-distribution gate: `infer` judges any film"
+        return "no out-of-distribution limits: `infer` classifies any image"
     return (
-        f"unlike the training films: {counted_text(share)}, which `infer` refuses; they are in "
+        f"unlike the training images: {counted_text(share)}, which `infer` refuses; they are in "
         "these figures"
     )
 
@@ -84,26 +85,28 @@ def summary(figures: dict[str, Any]) -> str:
     """The figures of one model as lines for people."""
     head = f"{figures['model']} ({figures['precision']}) on {figures['data']}, threshold "
     lines = [head + f"{figures['threshold']:.4f}. {figures['notice']}"]
-    groups = {"all films": figures["overall"], **figures["by_source"]}
+    groups = {"all images": figures["overall"], **figures["by_source"]}
     for name, group in groups.items():
         lines.append(
-            f"{name:<58} {group['films']:>4} films  AUC {area_text(group)}  "
+            f"{name:<58} {group['images']:>4} images  AUC {area_text(group)}  "
             f"sensitivity {counted_text(group['sensitivity'])}  "
             f"specificity {counted_text(group['specificity'])}"
         )
-    if band := figures["band"]:
+    if indeterminate_range := figures["indeterminate_range"]:
         lines.append(
-            f"{'but those too close to call':<58} {band['decided_films']:>4} films  "
-            f"sensitivity {counted_text(band['decided']['sensitivity'])}  "
-            f"specificity {counted_text(band['decided']['specificity'])}"
+            f"{'but those too close to call':<58} "
+            f"{indeterminate_range['decided_images']:>4} images  "
+            f"sensitivity {counted_text(indeterminate_range['decided']['sensitivity'])}  "
+            f"specificity {counted_text(indeterminate_range['decided']['specificity'])}"
         )
         lines.append(
-            f"too close to call, from {band['low']:.4f} to {band['high']:.4f}: "
-            f"{counted_text(band['indeterminate'])}"
+            f"too close to call, from {indeterminate_range['low']:.4f} "
+            f"to {indeterminate_range['high']:.4f}: "
+            f"{counted_text(indeterminate_range['indeterminate'])}"
         )
     if shortcuts := figures["shortcuts"]:
         lines.append(shortcuts["verdict"])
     lines.append(_refusals(figures["out_of_distribution"]))
     for reason, count in figures["not_assessed"].items():
-        lines.append(f"not assessed: {count} films: {reason}")
+        lines.append(f"not assessed: {count} images: {reason}")
     return "\n".join(lines)

@@ -19,7 +19,7 @@ _GATE_FAILED = 3
 
 @click.command(
     epilog="Example: deepcovid-edge quantize squeezenet1_1 --precision int8 --for cpu "
-    "--calibration films/",
+    "--calibration images/",
 )
 @click.argument("model")
 @click.option("--precision", type=click.Choice(["fp16", "int8"]), required=True)
@@ -35,22 +35,22 @@ _GATE_FAILED = 3
     "--calibration",
     type=click.Path(path_type=Path),
     required=True,
-    help="Labelled films; those of the split `train` are used, balanced over the classes.",
+    help="Labelled images; those of the split `train` are used, balanced over the classes.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="[default: NAME-int8-cpu...]")
-@click.option("--films", type=int, default=128, show_default=True, help="Most calibration films.")
+@click.option("--images", type=int, default=128, show_default=True, help="Most calibration images.")
 @click.option(
-    "--gate",
+    "--equivalence",
     type=click.Path(path_type=Path),
-    help="Labelled films to judge on.  [default: split val of the calibration data]",
+    help="Labelled images to classify on.  [default: split val of the calibration data]",
 )
 @click.option(
     "--verify",
     "proof",
     type=click.Path(path_type=Path),
-    help="Films with no part in making the file; the verdict on them goes into its manifest.",
+    help="Images with no part in making the file; the verdict on them goes into its manifest.",
 )
-@click.option("--split", help="Only the films of this split of --verify.")
+@click.option("--split", help="Only the images of this split of --verify.")
 @click.option(
     "--rest",
     type=click.Choice(["fp16", "fp32"]),
@@ -65,7 +65,7 @@ _GATE_FAILED = 3
     show_default=True,
     help="Residual additions: in INT8 with their convolution, or in float.",
 )
-@click.option("--max-left-out", type=int, help="Most layers left out.  [default: a third]")
+@click.option("--max-excluded", type=int, help="Most layers left out.  [default: a third]")
 @click.option("--sensitivity", is_flag=True, help="Show what each layer costs.")
 @click.option("--json", "as_json", is_flag=True, help="The outcome as JSON on stdout.")
 def command(
@@ -74,42 +74,43 @@ def command(
     target: str,
     calibration: Path,
     output: Path | None,
-    films: int,
-    gate: Path | None,
+    images: int,
+    equivalence: Path | None,
     proof: Path | None,
     split: str | None,
     rest: str,
     adds: str,
-    max_left_out: int | None,
+    max_excluded: int | None,
     sensitivity: bool,
     as_json: bool,
 ) -> int:
     """Write MODEL, a shipped name or an FP32 .onnx of `export`, in lower precision.
 
-    The file is written only if its decisions on the gate's films are those of MODEL: for fp16 not
-    one may turn, for int8 one in a hundred. Layers that cost too much are left in higher precision
-    and listed in the manifest. Exit code 3: the gate does not let it pass and nothing is written,
-    or the verdict of --verify is not `unchanged`, which the written file then says.
+    The file is written only if its decisions on the equivalence check's images are those of MODEL:
+    for fp16 not one may turn, for int8 one in a hundred. Layers that cost too much are left in
+    higher precision and listed in the manifest. Exit code 3: the equivalence check fails and
+    nothing is written, or the verdict of --verify is not `unchanged`, which the written file then
+    says.
     """
     require("onnx", extra="export")
     require("onnxruntime", extra="export")
     from deepcovid_edge.datasets.dataset import load_dataset
     from deepcovid_edge.models import find_model
     from deepcovid_edge.validation.verify import UNCHANGED
-    from deepcovid_export.quantization.mixed_precision import Lowered
+    from deepcovid_export.quantization.mixed_precision import Variant
     from deepcovid_export.quantization.quantize import QuantizeSettings, quantize
 
     settings = QuantizeSettings(
-        Lowered(precision, target, rest), films, adds, max_left_out, sensitivity
+        Variant(precision, target, rest), images, adds, max_excluded, sensitivity
     )
     done = quantize(
         find_model(model),
         calibration,
         settings,
-        gate=gate,
+        equivalence=equivalence,
         proof=load_dataset(proof, split=split) if proof else (),
         output=output,
-        say=lambda line: click.echo(line, err=True),
+        progress=lambda line: click.echo(line, err=True),
     )
     if sensitivity:
         for name, error in done.sensitivity.items():
@@ -126,20 +127,20 @@ def command(
 def _summary(done: Quantized) -> str:
     report, facts = done.report, done.manifest.quantization
     lines = [f"failed: {sentence}" for sentence in report["failed"]]
-    if facts["left_out"]:
-        lines.append(f"left in higher precision: {', '.join(facts['left_out'])}")
+    if facts["excluded"]:
+        lines.append(f"left in higher precision: {', '.join(facts['excluded'])}")
     for name, count in report["missing"].items():
         lines.append(
             f"too few to tell a change of {report['rules']['smallest_change']:.0%}: "
-            f"{count['films']} {name} films, {count['needed']} are needed"
+            f"{count['images']} {name} images, {count['needed']} are needed"
         )
-    counts = f"{report['flips']['count']} of {report['films']} decisions turned"
+    counts = f"{report['flips']['count']} of {report['images']} decisions turned"
     lines.append(f"verdict: {report['verdict']}, {counts}. Research use only.")
     if proof := done.proof:
-        counts = f"{proof['flips']['count']} of {proof['films']} decisions turned"
-        lines.append(f"verified on other films: {proof['verdict']}, {counts}")
+        counts = f"{proof['flips']['count']} of {proof['images']} decisions turned"
+        lines.append(f"verified on other images: {proof['verdict']}, {counts}")
     if not done.output:
-        lines.append("not written: the gate does not let it pass")
+        lines.append("not written: the equivalence check fails")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""`deepcovid-edge train`: fine-tune a network on films."""
+"""`deepcovid-edge train`: fine-tune a network on images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import click
 from deepcovid_edge.errors import UsageError, require
 
 if TYPE_CHECKING:
-    from deepcovid_export.data.films import TrainingData
+    from deepcovid_export.data.images import TrainingData
     from deepcovid_export.recipe import Recipe
     from deepcovid_export.training.lr_finder import RangeTest
     from deepcovid_export.training.train import RunSettings, Training
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    epilog="Example: deepcovid-edge train --recipe squeezenet1_1 films/ -o runs/first",
+    epilog="Example: deepcovid-edge train --recipe squeezenet1_1 images/ -o runs/first",
 )
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--recipe", "name", default="squeezenet1_1", show_default=True, help="Name or TOML.")
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 @click.option("--workers", type=click.IntRange(0, 64), default=2, show_default=True)
 @click.option("--check-data", is_flag=True, help="Only read DATA and look for leaks.")
 @click.option("--leaks", type=click.Path(path_type=Path), help="File for what splits share.")
-@click.option("--allow-leaks", is_flag=True, help="Go on where splits share a patient or a film.")
+@click.option("--allow-leaks", is_flag=True, help="Go on where splits share a patient or an image.")
 @click.option("--resume", is_flag=True, help="Go on after the last epoch in the folder.")
 @click.option("--find-lr", is_flag=True, help="Only suggest a learning rate, by a range test.")
 def command(
@@ -66,13 +66,13 @@ def command(
 
     DATA is a manifest CSV with splits `train` and `val`, a folder of such folders, or a folder
     with one folder per class, of which a share of the patients is kept for validation. Nothing is
-    trained while two splits share a patient or a film. The epoch with the lowest
-    validation loss is kept, and the threshold is chosen on the validation films.
+    trained while two splits share a patient or an image. The epoch with the lowest
+    validation loss is kept, and the threshold is chosen on the validation images.
 
     On several GPUs: torchrun --nproc-per-node 2 -m deepcovid_edge train --device cuda ...
     """
     require("torch", extra="export")
-    from deepcovid_export.data.films import training_data
+    from deepcovid_export.data.images import training_data
     from deepcovid_export.recipe import load_recipe
     from deepcovid_export.training.processes import joined
     from deepcovid_export.training.train import STATE_NAME, RunSettings
@@ -91,60 +91,60 @@ def command(
             folder, own_device, workers, weights, from_scratch, started and resume, processes
         )
         leaks_file = leaks if processes.is_first else None
-        films = training_data(data, recipe, allow_leaks=allow_leaks, leaks_file=leaks_file)
+        images = training_data(data, recipe, allow_leaks=allow_leaks, leaks_file=leaks_file)
         if processes.is_first:
-            _report(films, recipe)
+            _report(images, recipe)
         if check_data:
             return
-        _prepare_folder(folder, films, run)
-        result = _suggest(recipe, films, run) if find_lr else _train(recipe, films, run)
+        _prepare_folder(folder, images, run)
+        result = _suggest(recipe, images, run) if find_lr else _train(recipe, images, run)
         if processes.is_first:
             click.echo(result)
 
 
-def _report(films: TrainingData, recipe: Recipe) -> None:
+def _report(images: TrainingData, recipe: Recipe) -> None:
     from deepcovid_export.data.balance import unknown_sources
 
-    click.echo(f"{len(films.train)} films to fit on, {len(films.val)} to choose on", err=True)
-    for reason, count in films.dropped.items():
-        click.echo(f"left out: {count} film{'s' * (count > 1)}: {reason}", err=True)
-    for name in unknown_sources(films.train, recipe):
-        click.echo(f"fit.repeat_sources: no film to fit on is of a source {name!r}", err=True)
-    for leak in films.leaks:
+    click.echo(f"{len(images.train)} images to fit on, {len(images.val)} to choose on", err=True)
+    for reason, count in images.dropped.items():
+        click.echo(f"left out: {count} image{'s' * (count > 1)}: {reason}", err=True)
+    for name in unknown_sources(images.train, recipe):
+        click.echo(f"fit.repeat_sources: no image to fit on is of a source {name!r}", err=True)
+    for leak in images.leaks:
         click.echo(f"allowed: {leak}", err=True)
 
 
-def _prepare_folder(folder: Path, films: TrainingData, run: RunSettings) -> None:
-    from deepcovid_export.data.films import SPLITS_NAME, write_splits
+def _prepare_folder(folder: Path, images: TrainingData, run: RunSettings) -> None:
+    from deepcovid_export.data.images import SPLITS_NAME, write_splits
 
     folder.mkdir(parents=True, exist_ok=True)
     if run.processes.is_first and not run.resume:  # a run that goes on may be refused yet
-        write_splits(films, folder / SPLITS_NAME)
+        write_splits(images, folder / SPLITS_NAME)
 
 
-def _suggest(recipe: Recipe, films: TrainingData, run: RunSettings) -> str:
-    return f"{_range_test(recipe, films, run).suggestion:g}"
+def _suggest(recipe: Recipe, images: TrainingData, run: RunSettings) -> str:
+    return f"{_range_test(recipe, images, run).suggestion:g}"
 
 
-def _range_test(recipe: Recipe, films: TrainingData, run: RunSettings) -> RangeTest:
+def _range_test(recipe: Recipe, images: TrainingData, run: RunSettings) -> RangeTest:
     from deepcovid_export.training.lr_finder import find_learning_rate
 
     with _progress(run) as bar:
-        found = find_learning_rate(recipe, films, run, bar("range test", recipe.find.steps))
+        found = find_learning_rate(recipe, images, run, bar("range test", recipe.find.steps))
     if run.processes.is_first:
         path = found.write(run.folder)
         click.echo(f"learning rate {found.suggestion:g}: {found.rule} ({path})", err=True)
     return found
 
 
-def _train(recipe: Recipe, films: TrainingData, run: RunSettings) -> Path:
+def _train(recipe: Recipe, images: TrainingData, run: RunSettings) -> Path:
     from deepcovid_export.training.lr_finder import RangeTest
     from deepcovid_export.training.train import Training
 
     if recipe.fit.learning_rate == "find":
-        found = RangeTest.read(run.folder) if run.resume else _range_test(recipe, films, run)
+        found = RangeTest.read(run.folder) if run.resume else _range_test(recipe, images, run)
         recipe = replace(recipe, fit=replace(recipe.fit, learning_rate=found.suggestion))
-    training = Training(recipe, films, run)
+    training = Training(recipe, images, run)
     if run.resume:
         training.restore()
         if run.processes.is_first:

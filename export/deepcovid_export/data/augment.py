@@ -1,7 +1,7 @@
-"""Changes to training films that make films of one source look unlike each other.
+"""Changes to training images that make images of one source look unlike each other.
 
-Every change is drawn from a generator that the caller seeds with (seed, epoch, film), so a run
-that was killed and resumed sees the same films as one that was not.
+Every change is drawn from a generator that the caller seeds with (seed, epoch, image), so a run
+that was killed and resumed sees the same images as one that was not.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ from deepcovid_export.recipe import AugmentSettings
 
 _WORKING_SIDES = (8 / 7, 2.0)
 """The shorter side is first reduced to a length between these, in sides of the network's input:
-films of one source share their resolution, and the network must not learn it."""
+images of one source share their resolution, and the network must not learn it."""
 _GRID = 4
 _MARGINS = (0.05, 0.17)
-"""Least and largest share of a side between the film's edge and the hidden rectangle."""
+"""Least and largest share of a side between the image's edge and the hidden rectangle."""
 
 
 def augment(
-    film: Radiograph, how: AugmentSettings, side: int, draw: np.random.Generator
+    image: Radiograph, how: AugmentSettings, side: int, draw: np.random.Generator
 ) -> Radiograph:
-    """A changed copy of a film; the result goes through `preprocess.prepare` like any other.
+    """A changed copy of an image; the result goes through `preprocess.prepare` like any other.
 
     Args:
-        film: The film.
+        image: The image.
         how: How far it is changed.
         side: Shorter side of the network's input, pixels.
         draw: Where chance comes from.
     """
     low, high = (round(times * side) for times in _WORKING_SIDES)
-    pixels = _reduced(film, int(draw.integers(low, high)) if how.resolution else high)
+    pixels = _reduced(image, int(draw.integers(low, high)) if how.resolution else high)
     pixels = _moved(pixels, how, draw)
     pixels = _toned(pixels, how, draw)
     pixels = _degraded(pixels, how, draw)
-    return replace(film, pixels=pixels, white=255)
+    return replace(image, pixels=pixels, white=255)
 
 
-def _reduced(film: Radiograph, side: int) -> NDArray[np.uint8]:
-    scale = min(1.0, side / min(film.pixels.shape))
+def _reduced(image: Radiograph, side: int) -> NDArray[np.uint8]:
+    scale = min(1.0, side / min(image.pixels.shape))
     pixels: NDArray[Any] = cv2.resize(
-        film.pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA
+        image.pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA
     )
-    if film.white != 255:
-        pixels = cv2.convertScaleAbs(pixels, alpha=255.0 / film.white)
+    if image.white != 255:
+        pixels = cv2.convertScaleAbs(pixels, alpha=255.0 / image.white)
     return pixels
 
 
@@ -101,7 +101,7 @@ def _toned(
 def _degraded(
     pixels: NDArray[np.uint8], how: AugmentSettings, draw: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """Blur, noise and a JPEG round trip, each on half of the films."""
+    """Blur, noise and a JPEG round trip, each on half of the images."""
     changed: NDArray[Any] = pixels
     if how.blur and draw.random() < 0.5:
         changed = cv2.GaussianBlur(changed, (0, 0), draw.uniform(0.2, max(0.21, how.blur)))
@@ -118,14 +118,14 @@ def _degraded(
 
 
 def hides_lungs(how: AugmentSettings, draw: np.random.Generator) -> bool:
-    """Whether this time the lungs are hidden, so that the film says nothing of its class."""
+    """Whether this time the lungs are hidden, so that the image says nothing of its class."""
     return how.hide > 0 and draw.random() < how.hide
 
 
 def hide_centre(pixels: NDArray[np.uint8], draw: np.random.Generator) -> NDArray[np.uint8]:
-    """A prepared film whose lungs are covered by a grey rectangle: a film that tells no class.
+    """A prepared image whose lungs are covered by a grey rectangle: an image that tells no class.
 
-    A network that has to answer such films with equal probabilities learns that the frame, its
+    A network that has to answer such images with equal probabilities learns that the frame, its
     letters and borders say nothing. The rectangle covers 66 % to 90 % of each side and has the
     mean grey of what is left to see, or now and then any grey.
 

@@ -1,4 +1,4 @@
-"""Films in two splits that belong in one: of one patient, of equal bytes, or of one exposure."""
+"""Images in two splits that belong in one: of one patient, of equal bytes, or of one exposure."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from deepcovid_edge.datasets.dataset import LabelledFilm
+from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.errors import OutputError
-from deepcovid_export.data.near_duplicates import Fingerprint, find_copies
+from deepcovid_export.data.near_duplicates import Fingerprint, find_near_duplicates
 
 
 @dataclass(frozen=True)
 class Leak:
-    """Two films in two splits that should be in one.
+    """Two images in two splits that should be in one.
 
     Attributes:
-        first: Path of a film.
+        first: Path of an image.
         first_split: Its split.
-        second: Path of the other film.
+        second: Path of the other image.
         second_split: Its split.
         why: `same patient`, `same bytes`, `near-duplicate` or `mirrored near-duplicate`.
         patient: The patient of both, where that is why.
@@ -49,46 +49,47 @@ class Leak:
         figures = f", {self.distance} bits apart" if self.distance is not None else ""
         return (
             f"{self.first} in {self.first_split} and {self.second} in {self.second_split} "
-            f"are one film ({self.why}{figures})"
+            f"are one image ({self.why}{figures})"
         )
 
 
-def find_leaks(films: Sequence[LabelledFilm], prints: Sequence[Fingerprint]) -> list[Leak]:
+def find_leaks(images: Sequence[LabelledImage], prints: Sequence[Fingerprint]) -> list[Leak]:
     """Find what splits have in common: patients, files and exposures.
 
     Args:
-        films: Films; those without a split are in none and are passed over.
+        images: Images; those without a split are in none and are passed over.
         prints: Their fingerprints.
 
     Returns:
-        Patients first, then equal files, one pair for any two splits; then every pair of copies.
+        Patients first, then equal files, one pair for any two splits; then every pair of
+        near_duplicates.
     """
     leaks = []
-    placed = [index for index, film in enumerate(films) if film.split]
-    films, prints = [films[index] for index in placed], [prints[index] for index in placed]
-    for patient, one, other in _shared(films, [film.patient for film in films]):
+    placed = [index for index, image in enumerate(images) if image.split]
+    images, prints = [images[index] for index in placed], [prints[index] for index in placed]
+    for patient, one, other in _shared(images, [image.patient for image in images]):
         leaks.append(_leak(one, other, "same patient", patient=patient))
-    for _, one, other in _shared(films, [one.sha256 for one in prints]):
+    for _, one, other in _shared(images, [one.sha256 for one in prints]):
         leaks.append(_leak(one, other, "same bytes"))
-    for copy in find_copies(prints, [film.split for film in films]):
+    for copy in find_near_duplicates(prints, [image.split for image in images]):
         why = "mirrored near-duplicate" if copy.mirrored else "near-duplicate"
-        one, other = films[copy.first], films[copy.second]
+        one, other = images[copy.first], images[copy.second]
         leaks.append(_leak(one, other, why, distance=copy.distance, likeness=copy.likeness))
     return leaks
 
 
-def _leak(one: LabelledFilm, other: LabelledFilm, why: str, **known: Any) -> Leak:
+def _leak(one: LabelledImage, other: LabelledImage, why: str, **known: Any) -> Leak:
     return Leak(str(one.path), one.split, str(other.path), other.split, why, **known)
 
 
 def _shared(
-    films: Sequence[LabelledFilm], keys: Iterable[str]
-) -> Iterator[tuple[str, LabelledFilm, LabelledFilm]]:
-    """The first film of each split for keys that several splits have."""
-    holders: dict[str, dict[str, LabelledFilm]] = {}
-    for film, key in zip(films, keys, strict=True):
+    images: Sequence[LabelledImage], keys: Iterable[str]
+) -> Iterator[tuple[str, LabelledImage, LabelledImage]]:
+    """The first image of each split for keys that several splits have."""
+    holders: dict[str, dict[str, LabelledImage]] = {}
+    for image, key in zip(images, keys, strict=True):
         if key:
-            holders.setdefault(key, {}).setdefault(film.split, film)
+            holders.setdefault(key, {}).setdefault(image.split, image)
     for key, by_split in holders.items():
         for one, other in combinations(by_split.values(), 2):
             yield key, one, other
@@ -114,4 +115,4 @@ def write_leaks(leaks: Sequence[Leak], path: Path) -> None:
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
     except UnicodeEncodeError as error:
-        raise OutputError(f"{path}: a film's name is not UTF-8: rename it ({error})") from error
+        raise OutputError(f"{path}: an image's name is not UTF-8: rename it ({error})") from error

@@ -1,12 +1,13 @@
-"""Films that show one exposure: reduced, re-toned, cropped, turned or mirrored copies.
+"""Images that show one exposure: reduced, re-toned, cropped, turned or mirrored near_duplicates.
 
 Copies are looked for in three steps, each for fewer pairs. All pairs: perceptual hashes (pHash and
 dHash of 64 bits, library imagehash) at most `HASH_DISTANCE` bits apart, and pictures of 16 x 16
 pixels alike. Then thumbnails of 64 x 64 without their low frequencies, in which chests are all
 alike; then the same after an affine alignment (Evangelidis and Psarakis 2008, OpenCV's
-findTransformECC), which finds crops and small turns. Mirrored copies are looked for likewise.
+findTransformECC), which finds crops and small turns. Mirrored near_duplicates are looked for
+likewise.
 
-How the limits were chosen stands in export/README.md, "Films in two splits".
+How the limits were chosen stands in export/README.md, "Images in two splits".
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deepcovid_edge.imaging.pictures import Radiograph
-from deepcovid_edge.reasons import Caution
+from deepcovid_edge.reasons import WarningCode
 
 HASH_DISTANCE = 10
-"""Bits of 64 in which pHash or dHash of two copies may differ."""
+"""Bits of 64 in which pHash or dHash of two near_duplicates may differ."""
 COARSE_LIKENESS = 0.85
 """Correlation of the 16 x 16 pictures from which a pair is looked at."""
 ALIGNED_FROM = 0.92
 """Correlation of the 16 x 16 pictures from which a pair is aligned, which costs a millisecond."""
 LIKENESS = 0.75
-"""Correlation of high-passed thumbnails from which two films are copies of one exposure."""
+"""Correlation of high-passed thumbnails from which two images show the same exposure."""
 
 SIDE = 64
 _COARSE_SIDE = 16
@@ -52,12 +53,12 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What is kept of a film to find its copies.
+    """What is kept of an image to find its near_duplicates.
 
     Attributes:
         sha256: SHA-256 of the file's bytes.
-        thumbnail: The film at 64 x 64 pixels, uint8.
-        hashes: pHash and dHash of the film, then of its mirror image; bool of shape (2, 2, 64).
+        thumbnail: The image at 64 x 64 pixels, uint8.
+        hashes: pHash and dHash of the image, then of its mirror image; bool of shape (2, 2, 64).
         synthetic: A phantom of `deepcovid-edge sample`. All are one drawing: none is a copy.
     """
 
@@ -68,11 +69,11 @@ class Fingerprint:
 
 
 @dataclass(frozen=True)
-class Copy:
-    """Two films that show one exposure.
+class NearDuplicate:
+    """Two images that show one exposure.
 
     Attributes:
-        first: Index of a film.
+        first: Index of an image.
         second: Index of the other, which is higher.
         distance: Bits in which the nearer of pHash and dHash differs.
         likeness: Correlation of the high-passed thumbnails.
@@ -86,11 +87,11 @@ class Copy:
     mirrored: bool
 
 
-def fingerprint(film: Radiograph) -> Fingerprint:
-    """Reduce a film to what its copies have in common."""
-    grey = film.pixels
+def fingerprint(image: Radiograph) -> Fingerprint:
+    """Reduce an image to what its near_duplicates have in common."""
+    grey = image.pixels
     if grey.dtype != np.uint8:
-        grey = (grey * np.float32(255 / film.white)).astype(np.uint8)
+        grey = (grey * np.float32(255 / image.white)).astype(np.uint8)
     grey = _unframed(grey)
     thumbnail = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.uint8)
     hashes = []
@@ -98,12 +99,12 @@ def fingerprint(film: Radiograph) -> Fingerprint:
         picture = Image.fromarray(np.ascontiguousarray(turned))
         both = imagehash.phash(picture), imagehash.dhash(picture)
         hashes.append([one.hash.ravel() for one in both])
-    synthetic = Caution.SYNTHETIC in film.cautions
-    return Fingerprint(film.sha256, thumbnail, np.array(hashes, np.bool_), synthetic)
+    synthetic = WarningCode.SYNTHETIC in image.warnings
+    return Fingerprint(image.sha256, thumbnail, np.array(hashes, np.bool_), synthetic)
 
 
 def _unframed(grey: NDArray[Any]) -> NDArray[Any]:
-    """A film without a frame or padding of one grey level, up to half of each side."""
+    """An image without a frame or padding of one grey level, up to half of each side."""
     reduced = cv2.resize(grey, (_GRID, _GRID), interpolation=cv2.INTER_AREA).astype(np.float32)
     kept = []
     for axis, length in ((1, grey.shape[0]), (0, grey.shape[1])):
@@ -113,24 +114,28 @@ def _unframed(grey: NDArray[Any]) -> NDArray[Any]:
     return grey[kept[0], kept[1]]
 
 
-def find_copies(prints: Sequence[Fingerprint], parts: Sequence[Hashable]) -> list[Copy]:
-    """Find pairs of films that show one exposure; equal files are left to their SHA-256.
+def find_near_duplicates(
+    prints: Sequence[Fingerprint], parts: Sequence[Hashable]
+) -> list[NearDuplicate]:
+    """Find pairs of images that show one exposure; equal files are left to their SHA-256.
 
     Args:
         prints: Fingerprints.
-        parts: One for each film: only films of different parts are compared.
+        parts: One for each image: only images of different parts are compared.
 
     Returns:
-        Pairs in the order of the films.
+        Pairs in the order of the images.
     """
     real = [index for index, one in enumerate(prints) if not one.synthetic]
     if len(real) < 2:
         return []
     names = {part: number for number, part in enumerate(dict.fromkeys(parts))}
-    index = _Index([prints[film] for film in real], np.array([names[parts[film]] for film in real]))
-    found: dict[tuple[int, int], Copy] = {}
+    index = _Index(
+        [prints[image] for image in real], np.array([names[parts[image]] for image in real])
+    )
+    found: dict[tuple[int, int], NearDuplicate] = {}
     for mirrored in (False, True):
-        for copy in index.copies(mirrored=mirrored):
+        for copy in index.near_duplicates(mirrored=mirrored):
             pair = (real[copy.first], real[copy.second])
             if pair not in found or found[pair].likeness < copy.likeness:
                 found[pair] = replace(copy, first=pair[0], second=pair[1])
@@ -150,7 +155,7 @@ class _Index:
         self.coarse = _standardised(np.array(reduced))
         self.fine = np.array([_standardised(_high_passed(one)[None])[0] for one in self.thumbnails])
 
-    def copies(self, *, mirrored: bool) -> Iterator[Copy]:
+    def near_duplicates(self, *, mirrored: bool) -> Iterator[NearDuplicate]:
         """Copies, by the steps that the module's description names."""
         first, second, distance, coarse = self._candidates(mirrored)
         likeness = self._likeness(first, second, mirrored)
@@ -162,7 +167,7 @@ class _Index:
             likeness[unsure] = np.maximum(likeness[unsure], np.array([*aligned], np.float32))
         for pair in np.flatnonzero(likeness >= LIKENESS):
             figures = int(distance[pair]), round(float(likeness[pair]), 3)
-            yield Copy(int(first[pair]), int(second[pair]), *figures, mirrored)
+            yield NearDuplicate(int(first[pair]), int(second[pair]), *figures, mirrored)
 
     def _candidates(self, mirrored: bool) -> tuple[NDArray[Any], ...]:
         """Indices of pairs with near hashes, their hash distance and coarse correlation."""
@@ -193,14 +198,14 @@ class _Index:
         return likeness
 
     def _aligned_likeness(self, first: Any, second: Any, mirrored: bool) -> float:
-        """Correlation after the second film is laid on the first; -1 where that cannot be done."""
+        """Correlation after the second image is laid on the first; -1 where that cannot be done."""
         fixed, moved = self.thumbnails[first], _turned(self.thumbnails[second], mirrored)
         start, everywhere = np.eye(2, 3, dtype=np.float32), np.ones((SIDE, SIDE), np.uint8)
         try:
             _, affine = cv2.findTransformECC(
                 fixed, moved, start, cv2.MOTION_AFFINE, _ALIGNMENT, everywhere, 5
             )
-        except cv2.error:  # it did not converge: the films have nothing in common
+        except cv2.error:  # it did not converge: the images have nothing in common
             return -1.0
         size, inverse = (SIDE, SIDE), cv2.WARP_INVERSE_MAP
         laid = cv2.warpAffine(moved, affine, size, flags=cv2.INTER_LINEAR | inverse)

@@ -1,7 +1,8 @@
-"""Splits for data that names none: drawn by patient, so that they hold when films are added.
+"""Splits for data that names none: drawn by patient, so that they hold when images are added.
 
-Films that belong together stay together: those of one patient, equal files, and copies of one
-exposure. A group's place depends on its patient, else on the files' content, and on nothing else.
+Images that belong together stay together: those of one patient, equal files, and near_duplicates of
+one exposure. A group's place depends on its patient, else on the files' content, and on nothing
+else.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from deepcovid_edge.datasets.dataset import LabelledFilm
-from deepcovid_export.data.near_duplicates import Fingerprint, find_copies
+from deepcovid_edge.datasets.dataset import LabelledImage
+from deepcovid_export.data.near_duplicates import Fingerprint, find_near_duplicates
 from deepcovid_export.recipe import Recipe
 
 _ORDER = ("val", "test", "train")
@@ -25,48 +26,48 @@ _ORDER = ("val", "test", "train")
 
 
 def with_splits(
-    films: Sequence[LabelledFilm], prints: Sequence[Fingerprint], recipe: Recipe
-) -> list[LabelledFilm]:
-    """Films with a split each, as far as the data or the recipe's shares give one.
+    images: Sequence[LabelledImage], prints: Sequence[Fingerprint], recipe: Recipe
+) -> list[LabelledImage]:
+    """Images with a split each, as far as the data or the recipe's shares give one.
 
     Data without splits is shared out; where it has `train` and no `val`, as the published
     COVID-Xray-5k, `val` is drawn from `train`. Other data stays as it is.
 
     Args:
-        films: Films with or without splits.
+        images: Images with or without splits.
         prints: Their fingerprints.
-        recipe: Names the shares and the classes, of which each split gets at least one film.
+        recipe: Names the shares and the classes, of which each split gets at least one image.
     """
-    named = {film.split for film in films if film.split}
+    named = {image.split for image in images if image.split}
     shares = dict(recipe.data.shares)
     if named:
         shares = {split: share for split, share in shares.items() if split in ("train", "val")}
     if "val" in named or (named and "train" not in named):
-        return list(films)
-    chosen = [index for index, film in enumerate(films) if film.split == "train" or not named]
-    drawn = _drawn([films[index] for index in chosen], [prints[index] for index in chosen],
+        return list(images)
+    chosen = [index for index, image in enumerate(images) if image.split == "train" or not named]
+    drawn = _drawn([images[index] for index in chosen], [prints[index] for index in chosen],
                    shares, recipe)  # fmt: skip
-    found = list(films)
+    found = list(images)
     for index, split in zip(chosen, drawn, strict=True):
-        found[index] = replace(films[index], split=split)
+        found[index] = replace(images[index], split=split)
     return found
 
 
 def _drawn(
-    films: Sequence[LabelledFilm],
+    images: Sequence[LabelledImage],
     prints: Sequence[Fingerprint],
     shares: Mapping[str, float],
     recipe: Recipe,
 ) -> list[str]:
-    if not films:
+    if not images:
         return []
-    groups = _groups(films, prints)
+    groups = _groups(images, prints)
     keys: dict[int, str] = {}
     classes: dict[int | None, set[int]] = {}
-    for film, one, group in zip(films, prints, groups, strict=True):
-        key = film.patient or one.sha256
+    for image, one, group in zip(images, prints, groups, strict=True):
+        key = image.patient or one.sha256
         keys[group] = min(key, keys.get(group, key))
-        classes.setdefault(recipe.class_of(film.label), set()).add(group)
+        classes.setdefault(recipe.class_of(image.label), set()).add(group)
     lots = {group: _lot(key) for group, key in keys.items()}
     ends = _ends(shares)
     placed = {group: next(s for s, end in ends.items() if lot < end) for group, lot in lots.items()}
@@ -75,14 +76,14 @@ def _drawn(
     return [placed[group] for group in groups]
 
 
-def _groups(films: Sequence[LabelledFilm], prints: Sequence[Fingerprint]) -> list[int]:
-    """A number for each film that it shares with the films it belongs to."""
-    pairs = [(copy.first, copy.second) for copy in find_copies(prints, range(len(prints)))]
-    for keys in ([film.patient for film in films], [one.sha256 for one in prints]):
+def _groups(images: Sequence[LabelledImage], prints: Sequence[Fingerprint]) -> list[int]:
+    """A number for each image that it shares with the images it belongs to."""
+    pairs = [(copy.first, copy.second) for copy in find_near_duplicates(prints, range(len(prints)))]
+    for keys in ([image.patient for image in images], [one.sha256 for one in prints]):
         first: dict[str, int] = {}
         pairs += [(first.setdefault(key, at), at) for at, key in enumerate(keys) if key]
     ends: NDArray[Any] = np.array(pairs, np.int64).reshape(-1, 2).T
-    size = (len(films), len(films))
+    size = (len(images), len(images))
     links = coo_array((np.ones(len(pairs), np.bool_), (ends[0], ends[1])), shape=size)
     return [int(group) for group in connected_components(links, directed=False)[1]]
 

@@ -1,10 +1,10 @@
-"""Fit the out-of-distribution gate of an exported model: films unlike its own are not judged.
+"""Fit the out-of-distribution limits of an exported model: images unlike its own are not assessed.
 
-A linear layer on pooled features of the network tells training films from copies of them that are
+A linear layer on pooled features of the network tells training images from copies of them that are
 turned or inverted, and from copies of which little is left (`outliers`): outlier exposure without
 other pictures. It was chosen on `val` and by leaving out one source after the other
 (benchmarks/ood/choice.py): energy, nearest neighbours and Mahalanobis distances of pooled features
-let turned films through, or refuse many films of a source that was left out.
+let turned images through, or refuse many images of a source that was left out.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from deepcovid_edge.datasets.dataset import LabelledFilm, dataset_sha256, load_dataset
-from deepcovid_edge.decision.out_of_distribution import PARTS, FamiliarityGate
-from deepcovid_edge.errors import DataError, ImageRefusedError
+from deepcovid_edge.datasets.dataset import LabelledImage, dataset_sha256, load_dataset
+from deepcovid_edge.decision.out_of_distribution import PARTS, OodLimits
+from deepcovid_edge.errors import DataError, NotAssessedError
 from deepcovid_edge.imaging.pictures import read_radiograph
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.manifest import InputSpec, ModelManifest, file_sha256, read_manifest
 from deepcovid_export.decision.ood_graph import (
     FEATURES,
-    LinearGate,
+    OodLayer,
     features_alone,
     find_taps,
     put_on,
@@ -37,38 +37,38 @@ from deepcovid_export.decision.ood_graph import (
     take_off,
     with_features,
 )
-from deepcovid_export.decision.outliers import FOREIGN, TURNED, Change, Pixels, vary
+from deepcovid_export.decision.outliers import TURNED, UNRECOGNISABLE, Change, Pixels, vary
 from deepcovid_export.onnx_export.graphs import finished, save
 from deepcovid_export.quantization.calibration import open_session
 
 LIMIT, STRICT_LIMIT = 1.5, 1.0
-"""Of `unlikeness`, whose 1 is the 99th percentile of `val`.
+"""Of `ood_scores`, whose 1 is the 99th percentile of `val`.
 
-The stricter one is that percentile itself, which would refuse too many good films of hospitals that
-the model has not seen: of a source that is left out of the fit up to six in a hundred, where 1.5
-refuses less than one, and still nearly all copies that are turned or unrecognisable
+The stricter one is that percentile itself, which would refuse too many good images of hospitals
+that the model has not seen: of a source that is left out of the fit up to six in a hundred, where
+1.5 refuses less than one, and still nearly all copies that are turned or unrecognisable
 (benchmarks/results/ood-choice).
 """
-FEWEST_FILMS = 16
-TURNED_EACH, FOREIGN_EACH = 2, 3
-"""Copies of each training film that are not to pass; one varied copy is, and the film itself."""
+FEWEST_IMAGES = 16
+TURNED_EACH, UNRECOGNISABLE_EACH = 2, 3
+"""Copies of each training image that are not to pass; one varied copy is, and the image itself."""
 _QUANTILE = 0.99
 _REGULARISATION = 1e-4
-"""scikit-learn's C: there are thousands of features, and the films of a few hospitals."""
+"""scikit-learn's C: there are thousands of features, and the images of a few hospitals."""
 _BATCH = 16
 _SEED = 1
 _SPREAD_FLOOR = 0.05
-"""Of the median spread of a feature: one that hardly varies in films must not decide."""
+"""Of the median spread of a feature: one that hardly varies in images must not decide."""
 
 Features = NDArray[np.float32]
 
 
 def fit_model(path: Path, data: Path, output: Path | None = None) -> ModelManifest:
-    """Fit the gate of an exported FP32 model and write the model with it.
+    """Fit the out-of-distribution limits of an exported FP32 model and write the model with it.
 
     Args:
-        path: The .onnx file; a gate that it has is replaced.
-        data: Labelled films with the splits `train`, to fit on, and `val`, for the limits.
+        path: The .onnx file; out-of-distribution limits that it has is replaced.
+        data: Labelled images with the splits `train`, to fit on, and `val`, for the limits.
         output: The .onnx file to write, which is then made from `path`; None to finish `path`
             itself.
 
@@ -76,85 +76,86 @@ def fit_model(path: Path, data: Path, output: Path | None = None) -> ModelManife
         The manifest inside the file.
 
     Raises:
-        DataError: A split is missing or has too few films.
+        DataError: A split is missing or has too few images.
         ModelFileError: The model has no stage whose features could be pooled.
     """
     manifest = read_manifest(path)
     bare, _ = take_off(onnx.load(path))
-    films = {split: _films(data, manifest, split) for split in ("train", "val")}
-    gate, facts = fit(bare, films["train"], films["val"], manifest.input)
+    images = {split: _images(data, manifest, split) for split in ("train", "val")}
+    ood, facts = fit(bare, images["train"], images["val"], manifest.input)
     if output is not None:
-        known = manifest.familiarity.get("network_parent_sha256", manifest.parent_sha256)
+        known = manifest.ood.get("network_parent_sha256", manifest.parent_sha256)
         facts["network_parent_sha256"] = known  # what the weights come from
         manifest = replace(manifest, parent_sha256=file_sha256(path))
-    manifest = replace(manifest, familiarity=facts)
-    save(finished(put_on(bare, gate), manifest), output or path)
+    manifest = replace(manifest, ood=facts)
+    save(finished(put_on(bare, ood), manifest), output or path)
     return manifest
 
 
 def fit(
     model: onnx.ModelProto,
-    train: Sequence[LabelledFilm],
-    val: Sequence[LabelledFilm],
+    train: Sequence[LabelledImage],
+    val: Sequence[LabelledImage],
     spec: InputSpec,
-) -> tuple[LinearGate, dict[str, Any]]:
-    """Fit a gate.
+) -> tuple[OodLayer, dict[str, Any]]:
+    """Fit out-of-distribution limits.
 
     Args:
-        model: The network without a gate.
-        train: Films to fit on.
-        val: Films for the limits.
+        model: The network without out-of-distribution limits.
+        train: Images to fit on.
+        val: Images for the limits.
         spec: The network's input.
 
     Returns:
-        The gate, and what the manifest says of it.
+        The out-of-distribution limits, and what the manifest says of it.
     """
     own, checked = prepared(train, spec), prepared(val, spec)
     see = FeatureReader(model, find_taps(model))
     samples = {
         "familiar": see.joined([see(own), see.changed(own, [vary])]),
         "turned": see.changed(own, TURNED, each=TURNED_EACH),
-        "foreign": see.changed(own, FOREIGN, each=FOREIGN_EACH),
+        "unrecognisable": see.changed(own, UNRECOGNISABLE, each=UNRECOGNISABLE_EACH),
     }
     seen, copies = see(checked), {}
-    for name, changes in (("turned", TURNED), ("foreign", FOREIGN)):
+    for name, changes in (("turned", TURNED), ("unrecognisable", UNRECOGNISABLE)):
         copies[name] = see.changed(checked, changes, each=len(changes))
     tried = {}
     for tap in see.taps:
         own_features = {name: features[tap] for name, features in samples.items()}
-        gate = scaled(fit_linear(own_features, tap), seen[tap])
+        ood = scaled(fit_linear(own_features, tap), seen[tap])
         shown = {name: features[tap] for name, features in copies.items()}
-        tried[tap] = gate, _figures(gate, seen[tap], shown)
-    gate, figures = max(tried.values(), key=lambda one: _found(one[1]))
+        tried[tap] = ood, _figures(ood, seen[tap], shown)
+    ood, figures = max(tried.values(), key=lambda one: _found(one[1]))
     facts = {
         "method": "outlier exposure: a linear layer on pooled features, against copies of training "
-        "films that are turned, inverted, shuffled, enlarged, scrambled, drowned in noise or drawn",
+        "images that are turned, inverted, shuffled, enlarged, scrambled, drowned in "
+        "noise or drawn",
         "parts": list(PARTS),
         "limit": LIMIT,
         "strict_limit": STRICT_LIMIT,
-        "unit": f"0 is the median film of val, 1 its {_QUANTILE:.0%} quantile",
-        "tap": gate.tap,
-        "train": {"films": len(own), "data_sha256": dataset_sha256(train)},
+        "unit": f"0 is the median image of val, 1 its {_QUANTILE:.0%} quantile",
+        "tap": ood.tap,
+        "train": {"images": len(own), "data_sha256": dataset_sha256(train)},
         "val": {
-            "films": len(checked),
+            "images": len(checked),
             "data_sha256": dataset_sha256(val),
             **figures,
         },
         "tried": {tap: shares for tap, (_, shares) in tried.items()},
     }
-    return gate, facts
+    return ood, facts
 
 
 def _found(figures: dict[str, Any]) -> float:
     """By what one stage is better than another: the copies of val that it refuses."""
-    return sum(float(figures[f"{name}_copies_refused"]) for name in PARTS)
+    return sum(float(figures[f"{name}_copies_rejected"]) for name in PARTS)
 
 
 class FeatureReader:
-    """The features that gates at several taps would read, of prepared films and of copies of them.
+    """The features at several taps, of prepared images and of altered copies of them.
 
     Args:
-        model: The network without a gate.
+        model: The network without out-of-distribution limits.
         taps: Where features are pooled.
     """
 
@@ -163,31 +164,31 @@ class FeatureReader:
         self._session = open_session(features_alone(model, taps))
         self._draw = np.random.default_rng(_SEED)
 
-    def __call__(self, films: Sequence[Pixels]) -> dict[str, Features]:
-        """Of films, in their order: tap to features of shape (N, features)."""
-        return self._read(iter(films))
+    def __call__(self, images: Sequence[Pixels]) -> dict[str, Features]:
+        """Of images, in their order: tap to features of shape (N, features)."""
+        return self._read(iter(images))
 
     def changed(
-        self, films: Sequence[Pixels], changes: Sequence[Change], each: int = 1
+        self, images: Sequence[Pixels], changes: Sequence[Change], each: int = 1
     ) -> dict[str, Features]:
-        """Of changed copies of films: so many of each film, by changes that take turns."""
+        """Of changed copies of images: so many of each image, by changes that take turns."""
         turns = cycle(changes)
-        return self._read(next(turns)(film, self._draw) for film in films for _ in range(each))
+        return self._read(next(turns)(image, self._draw) for image in images for _ in range(each))
 
     def joined(self, parts: Sequence[dict[str, Features]]) -> dict[str, Features]:
         """Features of several readings together."""
         return {tap: np.concatenate([part[tap] for part in parts]) for tap in self.taps}
 
-    def _read(self, films: Iterator[Pixels]) -> dict[str, Features]:
+    def _read(self, images: Iterator[Pixels]) -> dict[str, Features]:
         parts = []
-        while batch := list(islice(films, _BATCH)):
+        while batch := list(islice(images, _BATCH)):
             rows = self._session.run(None, {"images": np.stack(batch)})
             parts.append(dict(zip(self.taps, rows, strict=True)))
         return self.joined(parts)
 
 
-def fit_linear(samples: dict[str, Features], tap: str) -> LinearGate:
-    """Fit the linear layer: for each part, its logit less that of a familiar film.
+def fit_linear(samples: dict[str, Features], tap: str) -> OodLayer:
+    """Fit the linear layer: for each part, its logit less that of a familiar image.
 
     Args:
         samples: `familiar` and every part to features of shape (N, features).
@@ -205,95 +206,95 @@ def fit_linear(samples: dict[str, Features], tap: str) -> LinearGate:
     head.fit(features, truth)
     weight = (head.coef_[1:] - head.coef_[0]).T.astype(np.float64) / spread[:, None]
     bias = head.intercept_[1:] - head.intercept_[0] - centre @ weight
-    return LinearGate(tap, weight.astype(np.float32), bias.astype(np.float32))
+    return OodLayer(tap, weight.astype(np.float32), bias.astype(np.float32))
 
 
-def scaled(gate: LinearGate, features: Features) -> LinearGate:
-    """The gate in its unit: 0 for the median of these features, 1 for their 99th percentile."""
-    raw = features.astype(np.float64) @ gate.weight + gate.bias
+def scaled(ood: OodLayer, features: Features) -> OodLayer:
+    """The layer in its unit: 0 for the median of these features, 1 for their 99th percentile."""
+    raw = features.astype(np.float64) @ ood.weight + ood.bias
     middle, high = np.quantile(raw, [0.5, _QUANTILE], axis=0)
     width = np.maximum(high - middle, np.finfo(np.float32).eps)
     return replace(
-        gate,
-        weight=(gate.weight / width).astype(np.float32),
-        bias=((gate.bias - middle) / width).astype(np.float32),
+        ood,
+        weight=(ood.weight / width).astype(np.float32),
+        bias=((ood.bias - middle) / width).astype(np.float32),
     )
 
 
-def _figures(gate: LinearGate, features: Features, copies: dict[str, Features]) -> dict[str, Any]:
-    """How many films of `val`, and of copies of them, are refused."""
-    limits = FamiliarityGate(tuple(PARTS), LIMIT, STRICT_LIMIT)
-    own = features @ gate.weight + gate.bias
+def _figures(ood: OodLayer, features: Features, copies: dict[str, Features]) -> dict[str, Any]:
+    """How many images of `val`, and of copies of them, are rejected."""
+    limits = OodLimits(tuple(PARTS), LIMIT, STRICT_LIMIT)
+    own = features @ ood.weight + ood.bias
     return {
-        "refused": int(limits.beyond(own).sum()),
-        "refused_strictly": int((own.max(axis=1) > STRICT_LIMIT).sum()),
+        "rejected": int(limits.beyond(own).sum()),
+        "rejected_strictly": int((own.max(axis=1) > STRICT_LIMIT).sum()),
         **{
-            f"{name}_copies_refused": round(
-                float(limits.beyond(seen @ gate.weight + gate.bias).mean()), 4
+            f"{name}_copies_rejected": round(
+                float(limits.beyond(seen @ ood.weight + ood.bias).mean()), 4
             )
             for name, seen in copies.items()
         },
     }
 
 
-def prepared(films: Sequence[LabelledFilm], spec: InputSpec) -> list[Pixels]:
-    """Films as the network sees them; those that cannot be read are left out."""
+def prepared(images: Sequence[LabelledImage], spec: InputSpec) -> list[Pixels]:
+    """Images as the network sees them; those that cannot be read are left out."""
 
-    def read(film: LabelledFilm) -> Pixels | None:
+    def read(image: LabelledImage) -> Pixels | None:
         try:
-            return prepare(read_radiograph(film.path), spec)
-        except ImageRefusedError:
+            return prepare(read_radiograph(image.path), spec)
+        except NotAssessedError:
             return None
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return [film for film in pool.map(read, films) if film is not None]
+        return [image for image in pool.map(read, images) if image is not None]
 
 
-def _films(data: Path, manifest: ModelManifest, split: str) -> list[LabelledFilm]:
-    films = [film for film in load_dataset(data, split=split) if _is_own(film, manifest)]
-    if len(films) < FEWEST_FILMS:
+def _images(data: Path, manifest: ModelManifest, split: str) -> list[LabelledImage]:
+    images = [image for image in load_dataset(data, split=split) if _is_own(image, manifest)]
+    if len(images) < FEWEST_IMAGES:
         raise DataError(
-            f"--fit {data}: got {len(films)} films of split {split!r}, expected at least "
-            f"{FEWEST_FILMS} with labels of the model's classes"
+            f"--fit {data}: got {len(images)} images of split {split!r}, expected at least "
+            f"{FEWEST_IMAGES} with labels of the model's classes"
         )
-    return films
+    return images
 
 
-def _is_own(film: LabelledFilm, manifest: ModelManifest) -> bool:
+def _is_own(image: LabelledImage, manifest: ModelManifest) -> bool:
     views = manifest.training.get("recipe", {}).get("data", {}).get("views", ())
-    return film.label in manifest.known_labels and (not views or film.view in views)
+    return image.label in manifest.known_labels and (not views or image.view in views)
 
 
 def matched(
-    gate: LinearGate,
+    ood: OodLayer,
     parent: onnx.ModelProto,
-    form: onnx.ModelProto,
+    variant: onnx.ModelProto,
     batches: Iterable[NDArray[np.uint8]],
-) -> LinearGate:
-    """The gate for a form of its network whose channels may have other scales.
+) -> OodLayer:
+    """The layer for a variant of its network whose channels may have other scales.
 
     Quantising evens channels out (`equalise`), which the next convolutions undo; here the weights
     do. Each channel's factor is that of least squares between the two networks' features.
 
     Args:
-        gate: The gate of the FP32 network.
-        parent: That network, without its gate.
-        form: The network in lower precision, without a gate.
-        batches: Prepared films to compare on, each of shape (N, height, width).
+        ood: The out-of-distribution limits of the FP32 network.
+        parent: That network, without its out-of-distribution limits.
+        variant: The network in lower precision, without out-of-distribution limits.
+        batches: Prepared images to compare on, each of shape (N, height, width).
     """
-    readers = [open_session(with_features(model, gate.tap)) for model in (parent, form)]
+    readers = [open_session(with_features(model, ood.tap)) for model in (parent, variant)]
     seen = [
         [session.run([FEATURES], {"images": batch})[0] for session in readers] for batch in batches
     ]
     before, now = (np.concatenate(side).astype(np.float64) for side in zip(*seen, strict=True))
-    channels = _channels(parent, gate.tap)
+    channels = _channels(parent, ood.tap)
     before, now = (side.reshape(len(side), channels, -1) for side in (before, now))
     power = (now**2).sum(axis=(0, 2))
     shared = (before * now).sum(axis=(0, 2))
     factors = np.divide(shared, power, out=np.ones_like(power), where=power > 0)
-    cells = len(gate.weight) // channels
-    weight = gate.weight * np.repeat(factors, cells)[:, None]
-    return replace(gate, weight=weight.astype(np.float32))
+    cells = len(ood.weight) // channels
+    weight = ood.weight * np.repeat(factors, cells)[:, None]
+    return replace(ood, weight=weight.astype(np.float32))
 
 
 def _channels(model: onnx.ModelProto, tap: str) -> int:

@@ -1,9 +1,10 @@
-"""The out-of-distribution gate in a graph: pooled features of one stage, and a linear layer.
+"""The out-of-distribution limits in a graph: pooled features of one stage, and a linear layer.
 
-    tap -> (to float) -> average pool, 3 x 3 -> flatten -> linear -> unlikeness
+    tap -> (to float) -> average pool, 3 x 3 -> flatten -> linear -> ood_scores
 
-The tap is found by the graph's structure. Nodes and weights of the gate start with `familiarity.`,
-so that it can be taken off again, and put on a form of the network in lower precision.
+The tap is found by the graph's structure. Nodes and weights of the out-of-distribution limits start
+with `ood.`, so that it can be taken off again, and put on a variant of the network in lower
+precision.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ from deepcovid_edge.graph.reader import Graph, alive_behind, nodes_between, read
 from deepcovid_export.onnx_export.graphs import sorted_nodes
 
 GRID = 3
-"""Cells a side in which features are pooled: where something is tells a film that was turned."""
+"""Cells a side in which features are pooled: where something is tells an image that was turned."""
 REDUCTIONS = (8, 16)
-"""A stage is the first tensor that is this many times smaller than a film."""
-FEATURES = "familiarity.features"
-_PREFIX = "familiarity."
-_WEIGHT, _BIAS = "familiarity.weight", "familiarity.bias"
+"""A stage is the first tensor that is this many times smaller than an image."""
+FEATURES = "ood.features"
+_PREFIX = "ood."
+_WEIGHT, _BIAS = "ood.weight", "ood.bias"
 _MAPS = "activation_maps"
 _LINEAR = {"Conv", "BatchNormalization", "Add"}
 """What an activation follows: no stage ends with these."""
 
 
 @dataclass(frozen=True)
-class LinearGate:
-    """A gate: where it reads, and what it makes of that.
+class OodLayer:
+    """A out-of-distribution limits: where it reads, and what it makes of that.
 
     Attributes:
         tap: Name of the tensor of shape (batch, channels, h, w).
@@ -49,10 +50,10 @@ class LinearGate:
 
 
 def find_taps(model: onnx.ModelProto) -> list[str]:
-    """The tensors whose features a gate could pool, the earlier first.
+    """The tensors whose features out-of-distribution limits could pool, the earlier first.
 
     Of the tensors that everything passes through, for each of `REDUCTIONS` the first that is so
-    many times smaller than a film, or, in a network without such a stage, the last. These still
+    many times smaller than an image, or, in a network without such a stage, the last. These still
     see texture and place; a late one has forgotten what does not matter for its classes.
 
     Raises:
@@ -60,19 +61,21 @@ def find_taps(model: onnx.ModelProto) -> list[str]:
     """
     graph = read_graph(memoryview(model.SerializeToString()))
     shapes = shapes_of(model)
-    film = shapes[graph.inputs[0]]
+    image = shapes[graph.inputs[0]]
     stages = [name for name in _places(graph) if min(shapes.get(name, ())[2:], default=0) > 0]
     if not stages:
-        raise ModelFileError("the network has no stage whose features a gate could pool")
+        raise ModelFileError(
+            "the network has no stage whose features out-of-distribution limits could pool"
+        )
     taps = [
-        next((name for name in stages if _is_smaller(shapes[name], film, times)), stages[-1])
+        next((name for name in stages if _is_smaller(shapes[name], image, times)), stages[-1])
         for times in REDUCTIONS
     ]
     return list(dict.fromkeys(taps))
 
 
-def _is_smaller(shape: tuple[int, ...], film: tuple[int, ...], times: int) -> bool:
-    return all(times * part <= whole for part, whole in zip(shape[2:], film[1:], strict=True))
+def _is_smaller(shape: tuple[int, ...], image: tuple[int, ...], times: int) -> bool:
+    return all(times * part <= whole for part, whole in zip(shape[2:], image[1:], strict=True))
 
 
 def _places(graph: Graph) -> Iterator[str]:
@@ -89,10 +92,10 @@ def _places(graph: Graph) -> Iterator[str]:
 
 
 def with_features(model: onnx.ModelProto, tap: str) -> onnx.ModelProto:
-    """A copy of a network that gives the features that a gate reads, as `FEATURES`.
+    """A copy of a network with the pooled features of a tap as the output `FEATURES`.
 
     Args:
-        model: A network without a gate, in any precision.
+        model: A network without out-of-distribution limits, in any precision.
         tap: One of `find_taps` of the FP32 network.
     """
     changed = onnx.ModelProto()
@@ -147,7 +150,7 @@ def features_alone(model: onnx.ModelProto, taps: Sequence[str]) -> onnx.ModelPro
 
 
 def _rename(node: onnx.NodeProto, ending: str) -> None:
-    """Give a gate's node and its own tensors names that another gate's have not."""
+    """Give the layer's node and tensors names that no other layer has."""
     node.name += ending
     for names in (node.input, node.output):
         names[:] = [name + ending if name.startswith(_PREFIX) else name for name in names]
@@ -182,9 +185,9 @@ def _in_float(model: onnx.ModelProto, inferred: onnx.ModelProto, tap: str) -> st
     return tap
 
 
-def put_on(model: onnx.ModelProto, gate: LinearGate) -> onnx.ModelProto:
-    """A copy of a network with a gate: the output `unlikeness` of shape (batch, parts)."""
-    changed = with_features(model, gate.tap)
+def put_on(model: onnx.ModelProto, ood: OodLayer) -> onnx.ModelProto:
+    """A copy of a network with the output `ood_scores` of shape (batch, parts)."""
+    changed = with_features(model, ood.tap)
     graph = changed.graph
     del graph.output[-1]
     graph.node.append(
@@ -192,12 +195,12 @@ def put_on(model: onnx.ModelProto, gate: LinearGate) -> onnx.ModelProto:
     )
     graph.initializer.extend(
         [
-            numpy_helper.from_array(gate.weight.astype(np.float32), _WEIGHT),
-            numpy_helper.from_array(gate.bias.astype(np.float32), _BIAS),
+            numpy_helper.from_array(ood.weight.astype(np.float32), _WEIGHT),
+            numpy_helper.from_array(ood.bias.astype(np.float32), _BIAS),
         ]
     )
     graph.output.append(
-        helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", len(gate.bias)])
+        helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", len(ood.bias)])
     )
     nodes = list(sorted_nodes(graph))
     del graph.node[:]
@@ -205,8 +208,8 @@ def put_on(model: onnx.ModelProto, gate: LinearGate) -> onnx.ModelProto:
     return changed
 
 
-def take_off(model: onnx.ModelProto) -> tuple[onnx.ModelProto, LinearGate | None]:
-    """A copy of a network without its gate, and the gate, if it has one."""
+def take_off(model: onnx.ModelProto) -> tuple[onnx.ModelProto, OodLayer | None]:
+    """A copy of a network without its layer for `ood_scores`, and that layer, if it has one."""
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
     graph = bare.graph
@@ -216,7 +219,7 @@ def take_off(model: onnx.ModelProto) -> tuple[onnx.ModelProto, LinearGate | None
     made = {name for node in own for name in node.output}
     constants = {item.name: item for item in graph.initializer}
     read = [name for node in own for name in node.input if name not in made | constants.keys()]
-    gate = LinearGate(
+    ood = OodLayer(
         read[0],
         numpy_helper.to_array(constants[_WEIGHT]).astype(np.float32),
         numpy_helper.to_array(constants[_BIAS]).astype(np.float32),
@@ -229,7 +232,7 @@ def take_off(model: onnx.ModelProto) -> tuple[onnx.ModelProto, LinearGate | None
         copies = [type(item).FromString(item.SerializeToString()) for item in kept]
         del part[:]
         part.extend(copies)
-    return bare, gate
+    return bare, ood
 
 
 def shapes_of(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:

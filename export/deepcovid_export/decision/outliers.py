@@ -1,10 +1,10 @@
-"""Copies of training films that are no such films: what the out-of-distribution gate learns from.
+"""Altered copies of training images: the negatives that out-of-distribution limits are fitted on.
 
-No other pictures are needed: films that are turned or inverted, and films of which little is left
+No other pictures are needed: images that are turned or inverted, and images of which little is left
 (Hendrycks, Mazeika and Dietterich 2019, Deep Anomaly Detection with Outlier Exposure, take pictures
-of another collection). Beside them, films as another hospital might send them, which are to pass.
+of another collection). Beside them, images as another hospital might send them, which are to pass.
 
-All take prepared films of shape (height, width), uint8, and return the same.
+All take prepared images of shape (height, width), uint8, and return the same.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ _MOST_SHAPES = 12
 
 
 def quarter_turns(count: int) -> Change:
-    """Turns a film by so many times 90 degrees, to the left."""
+    """Turns an image by so many times 90 degrees, to the left."""
 
-    def turn(film: Pixels, _: np.random.Generator) -> Pixels:
-        return _sized(np.rot90(film, count), film.shape)
+    def turn(image: Pixels, _: np.random.Generator) -> Pixels:
+        return _sized(np.rot90(image, count), image.shape)
 
     return turn
 
 
-def invert(film: Pixels, _: np.random.Generator) -> Pixels:
+def invert(image: Pixels, _: np.random.Generator) -> Pixels:
     """Black for white."""
-    inverted: Pixels = 255 - film
+    inverted: Pixels = 255 - image
     return inverted
 
 
-def shuffle(film: Pixels, draw: np.random.Generator) -> Pixels:
+def shuffle(image: Pixels, draw: np.random.Generator) -> Pixels:
     """Cut into 2 x 2 to 5 x 5 pieces that are put together in another order."""
     pieces = int(draw.integers(2, 6))
-    rows, columns = (np.linspace(0, side, pieces + 1).astype(int) for side in film.shape)
+    rows, columns = (np.linspace(0, side, pieces + 1).astype(int) for side in image.shape)
     boxes = [
         (slice(rows[i], rows[i + 1]), slice(columns[j], columns[j + 1]))
         for i in range(pieces)
@@ -48,43 +48,43 @@ def shuffle(film: Pixels, draw: np.random.Generator) -> Pixels:
     order = draw.permutation(len(boxes))
     while (order == np.arange(len(boxes))).sum() > len(boxes) // 2:
         order = draw.permutation(len(boxes))
-    shuffled = np.empty_like(film)
+    shuffled = np.empty_like(image)
     for place, source in zip(boxes, order, strict=True):
-        shuffled[place] = _sized(film[boxes[source]], shuffled[place].shape)
+        shuffled[place] = _sized(image[boxes[source]], shuffled[place].shape)
     return shuffled
 
 
-def enlarge(film: Pixels, draw: np.random.Generator) -> Pixels:
+def enlarge(image: Pixels, draw: np.random.Generator) -> Pixels:
     """A detail, 15 to 40 % of each side, that fills the picture."""
     share = draw.uniform(0.15, 0.4)
-    sides = [max(2, round(share * side)) for side in film.shape]
+    sides = [max(2, round(share * side)) for side in image.shape]
     top, left = (
-        int(draw.integers(0, whole - part)) for whole, part in zip(film.shape, sides, strict=True)
+        int(draw.integers(0, whole - part)) for whole, part in zip(image.shape, sides, strict=True)
     )
-    return _sized(film[top : top + sides[0], left : left + sides[1]], film.shape)
+    return _sized(image[top : top + sides[0], left : left + sides[1]], image.shape)
 
 
-def scramble(film: Pixels, draw: np.random.Generator) -> Pixels:
-    """The same spatial frequencies in random places: what a film has in common with any picture."""
-    strength = np.abs(np.fft.fft2(film.astype(np.float64)))
-    phase = np.angle(np.fft.fft2(draw.standard_normal(film.shape)))
+def scramble(image: Pixels, draw: np.random.Generator) -> Pixels:
+    """The same spatial frequencies in random places."""
+    strength = np.abs(np.fft.fft2(image.astype(np.float64)))
+    phase = np.angle(np.fft.fft2(draw.standard_normal(image.shape)))
     wave = np.fft.ifft2(strength * np.exp(1j * phase)).real
-    return _grey((wave - wave.mean()) / (wave.std() or 1.0) * film.std() + film.mean())
+    return _grey((wave - wave.mean()) / (wave.std() or 1.0) * image.std() + image.mean())
 
 
-def drown(film: Pixels, draw: np.random.Generator) -> Pixels:
+def drown(image: Pixels, draw: np.random.Generator) -> Pixels:
     """Half or more of it noise, fine to coarse."""
-    grain: NDArray[Any] = draw.standard_normal(film.shape, dtype=np.float32)
+    grain: NDArray[Any] = draw.standard_normal(image.shape, dtype=np.float32)
     grain = cv2.GaussianBlur(grain, (0, 0), float(2 ** draw.uniform(-2, 5)))
     grain = (grain - grain.mean()) / grain.std() * draw.uniform(20, 80) + 128
     share = draw.uniform(0.5, 1.0)
-    return _grey((1 - share) * film + share * grain)
+    return _grey((1 - share) * image + share * grain)
 
 
-def draw_shapes(film: Pixels, draw: np.random.Generator) -> Pixels:
-    """No film at all: a few discs, rectangles and lines, or nothing, on one grey."""
-    height, width = film.shape
-    picture: NDArray[Any] = np.full(film.shape, draw.integers(0, 256), np.uint8)
+def draw_shapes(image: Pixels, draw: np.random.Generator) -> Pixels:
+    """No image at all: a few discs, rectangles and lines, or nothing, on one grey."""
+    height, width = image.shape
+    picture: NDArray[Any] = np.full(image.shape, draw.integers(0, 256), np.uint8)
     for _ in range(int(draw.integers(0, _MOST_SHAPES))):
         grey, kind = int(draw.integers(0, 256)), int(draw.integers(0, 3))
         start, end = (
@@ -99,15 +99,15 @@ def draw_shapes(film: Pixels, draw: np.random.Generator) -> Pixels:
     return _grey(cv2.GaussianBlur(picture, (0, 0), draw.uniform(0.3, 5)))
 
 
-def vary(film: Pixels, draw: np.random.Generator) -> Pixels:
-    """The film as another hospital might send it: another frame, other tones, sharper or softer."""
-    height, width = film.shape
+def vary(image: Pixels, draw: np.random.Generator) -> Pixels:
+    """The image as another hospital might send it: other frame, contrast and sharpness."""
+    height, width = image.shape
     middle = ((width - 1) / 2, (height - 1) / 2)
     move: NDArray[Any] = cv2.getRotationMatrix2D(
         middle, draw.uniform(-8, 8), draw.uniform(0.85, 1.25)
     )
     move[:, 2] += draw.uniform(-0.08, 0.08, size=2) * np.array([width, height])
-    moved = cv2.warpAffine(film, move, (width, height), borderMode=cv2.BORDER_CONSTANT)
+    moved = cv2.warpAffine(image, move, (width, height), borderMode=cv2.BORDER_CONSTANT)
     levels = np.linspace(0, 1, 256) ** np.exp(draw.uniform(-0.7, 0.7))
     gain, lift = draw.uniform(0.5, 1.2), draw.uniform(-0.1, 0.2)
     toned = _grey(((levels - 0.5) * gain + 0.5 + lift) * 255)[moved]
@@ -117,7 +117,7 @@ def vary(film: Pixels, draw: np.random.Generator) -> Pixels:
 
 
 TURNED: tuple[Change, ...] = (quarter_turns(1), quarter_turns(2), quarter_turns(3), invert)
-FOREIGN: tuple[Change, ...] = (shuffle, enlarge, scramble, drown, draw_shapes)
+UNRECOGNISABLE: tuple[Change, ...] = (shuffle, enlarge, scramble, drown, draw_shapes)
 
 
 def _sized(pixels: NDArray[Any], shape: tuple[int, ...]) -> Pixels:

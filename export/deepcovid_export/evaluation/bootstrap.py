@@ -1,4 +1,4 @@
-"""Patient-level bootstrap: films of one patient are drawn together, so intervals do not flatter."""
+"""Patient-level bootstrap: images of one patient are drawn together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deepcovid_export.evaluation.metrics import Scores, Truth
 
 Weights = NDArray[np.float64]
 _CHUNK = 250
-"""Replicates that are computed at once; memory is this times the films."""
+"""Replicates that are computed at once; memory is this times the images."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ def bootstrap(
     """95 % percentile intervals over draws of patients (Efron and Tibshirani 1993, chapter 13).
 
     Args:
-        scores: Probabilities of the positive class, of shape (films,).
-        positive: Whether each film is positive, of shape (films,).
-        patients: Patient of each film; a film without one counts as a patient of its own.
+        scores: Probabilities of the positive class, of shape (images,).
+        positive: Whether each image is positive, of shape (images,).
+        patients: Patient of each image; an image without one counts as a patient of its own.
         threshold: Where sensitivity and specificity are taken.
         settings: Replicates and seed.
 
@@ -57,7 +57,7 @@ def bootstrap(
     settings = settings or BootstrapSettings()
     if not any(patients):
         return None
-    names = [patient or f"\0film {number}" for number, patient in enumerate(patients)]
+    names = [patient or f"\0image {number}" for number, patient in enumerate(patients)]
     unique, owner = np.unique(names, return_inverse=True)
     draws: dict[str, list[Weights]] = {}
     for weights in _weights(len(unique), owner, settings):
@@ -65,7 +65,7 @@ def bootstrap(
             draws.setdefault(name, []).append(values)
     return {
         "patients": len(unique),
-        "films_without_patient": sum(not patient for patient in patients),
+        "images_without_patient": sum(not patient for patient in patients),
         "replicates": settings.replicates,
         "seed": settings.seed,
         **{name: _interval(np.concatenate(parts)) for name, parts in draws.items()},
@@ -75,7 +75,7 @@ def bootstrap(
 def _weights(
     patients: int, owner: NDArray[np.intp], settings: BootstrapSettings
 ) -> Iterator[Weights]:
-    """How often each film occurs in each replicate, of shape (replicates, films), in chunks."""
+    """How often each image occurs in each replicate, of shape (replicates, images), in chunks."""
     draw = np.random.default_rng(settings.seed)
     for start in range(0, settings.replicates, _CHUNK):
         size = min(_CHUNK, settings.replicates - start)
@@ -89,7 +89,7 @@ def _figures(
     """Figures of every replicate, each of shape (replicates,); NaN where a class is missing."""
     called = scores >= threshold
     order = np.argsort(scores)
-    starts = np.unique(scores[order], return_index=True)[1]  # films of equal score are one step
+    starts = np.unique(scores[order], return_index=True)[1]  # images of equal score are one step
     of_positive, of_negative = (
         np.add.reduceat((weights * group)[:, order], starts, axis=1)
         for group in (positive, ~positive)

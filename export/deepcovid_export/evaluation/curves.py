@@ -21,7 +21,7 @@ from deepcovid_export.evaluation.metrics import Scores, Truth, at_threshold, ope
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """Thresholds of the table; the model's own is added."""
 HISTOGRAM_BINS = 25
-CALIBRATION_BINS = 10
+RELIABILITY_BINS = 10
 MOST_POINTS = 500
 """A curve of more points is thinned evenly."""
 _DECIMALS = 6
@@ -33,8 +33,8 @@ def curves(scores: Scores, positive: Truth) -> dict[str, Any] | None:
     """ROC, precision over recall, and sensitivity and specificity over the threshold.
 
     Args:
-        scores: Probabilities of the positive class, of shape (films,).
-        positive: Whether each film is positive, of shape (films,).
+        scores: Probabilities of the positive class, of shape (images,).
+        positive: Whether each image is positive, of shape (images,).
 
     Returns:
         Lists of equal length for each curve; None where a class is missing.
@@ -57,7 +57,7 @@ def curves(scores: Scores, positive: Truth) -> dict[str, Any] | None:
 
 
 def average_precision(scores: Scores, positive: Truth) -> float | None:
-    """Area under the precision-recall curve as steps, or None without a positive film."""
+    """Area under the precision-recall curve as steps, or None without a positive image."""
     return float(average_precision_score(positive, scores)) if positive.any() else None
 
 
@@ -72,21 +72,21 @@ def threshold_table(scores: Scores, positive: Truth, own: float) -> list[dict[st
 def operating_points(
     scores: Scores, positive: Truth, own: float, origin: str
 ) -> list[dict[str, Any]]:
-    """The model's own operating point, then two that are read off the films themselves.
+    """The model's own operating point, then two that are read off the images themselves.
 
-    One that no threshold reaches (a negative film with a probability of 1) is left out.
+    One that no threshold reaches (a negative image with a probability of 1) is left out.
 
     Args:
-        scores: Probabilities of the positive class, of shape (films,).
-        positive: Whether each film is positive, of shape (films,).
+        scores: Probabilities of the positive class, of shape (images,).
+        positive: Whether each image is positive, of shape (images,).
         own: The model's threshold.
         origin: Where that comes from.
     """
     points = [("own", own, origin)]
     if positive.any() and not positive.all():
-        read_off = "read off these films: no promise for others"
+        read_off = "read off these images: no promise for others"
         points.append(("sensitivity 98 %", operating_point(scores, positive, 0.98), read_off))
-        # A negative film that is called negative is a "positive found" of the mirrored scores.
+        # A negative image that is called negative is a "positive found" of the mirrored scores.
         mirrored = 1 - operating_point(1 - scores, ~positive, 0.95)
         if (scores[~positive] < mirrored).mean() >= 0.95:
             points.append(("specificity 95 %", mirrored, read_off))
@@ -102,11 +102,11 @@ def operating_points(
 
 
 def confusion(truth: NDArray[np.intp], called: NDArray[np.intp], classes: Sequence[str]) -> Any:
-    """Films of each class (rows) by the class that they are called (columns).
+    """Images of each class (rows) by the class that they are called (columns).
 
     Args:
-        truth: Index of each film's class, of shape (films,).
-        called: Index of the class that it is called, of shape (films,).
+        truth: Index of each image's class, of shape (images,).
+        called: Index of the class that it is called, of shape (images,).
         classes: Class names.
     """
     counts = confusion_matrix(truth, called, labels=range(len(classes)))
@@ -114,31 +114,31 @@ def confusion(truth: NDArray[np.intp], called: NDArray[np.intp], classes: Sequen
 
 
 def histograms(scores: Scores, labels: Sequence[str]) -> dict[str, Any]:
-    """Number of films by probability of the positive class, for each label of the data set."""
+    """Number of images by probability of the positive class, for each label of the data set."""
     edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
     names = np.array(labels)
     return {
         "edges": edges.round(_DECIMALS).tolist(),
-        "films": {
+        "images": {
             name: np.histogram(scores[names == name], edges)[0].tolist()
             for name in sorted(set(labels))
         },
     }
 
 
-def calibration(scores: Scores, positive: Truth) -> dict[str, Any]:
+def reliability(scores: Scores, positive: Truth) -> dict[str, Any]:
     """Reliability in ten bins of equal width, expected calibration error and Brier score.
 
-    The expected calibration error is the mean distance of share and probability over the films
+    The expected calibration error is the mean distance of share and probability over the images
     (Naeini, Cooper and Hauskrecht 2015, AAAI), here of the positive class.
     """
-    share, probability = calibration_curve(positive, scores, n_bins=CALIBRATION_BINS)
-    inner = np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]
-    counts = np.bincount(np.searchsorted(inner, scores), minlength=CALIBRATION_BINS)
+    share, probability = calibration_curve(positive, scores, n_bins=RELIABILITY_BINS)
+    inner = np.linspace(0, 1, RELIABILITY_BINS + 1)[1:-1]
+    counts = np.bincount(np.searchsorted(inner, scores), minlength=RELIABILITY_BINS)
     weights = counts[counts > 0] / len(scores)
     return {
         "bins": {
-            "films": counts[counts > 0].tolist(),
+            "images": counts[counts > 0].tolist(),
             **_lists(probability=probability, share_positive=share),
         },
         "expected_calibration_error": float(weights @ np.abs(share - probability)),

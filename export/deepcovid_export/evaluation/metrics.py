@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.decision import statistics
-from deepcovid_edge.decision.thresholds import operating_point, threshold_for_new_films
+from deepcovid_edge.decision.thresholds import operating_point, threshold_for_new_images
 
 Scores = NDArray[np.floating[Any]]
 Truth = NDArray[np.bool_]
@@ -29,7 +29,7 @@ __all__ = [
     "normal_interval",
     "operating_point",
     "rate",
-    "threshold_for_new_films",
+    "threshold_for_new_images",
 ]
 
 
@@ -54,7 +54,7 @@ def area(scores: Scores, positive: Truth) -> dict[str, Any]:
     """Counts, area under the curve and its interval, as plain values for JSON."""
     interval = auc_interval(scores, positive)
     return {
-        "films": len(scores),
+        "images": len(scores),
         "positives": int(positive.sum()),
         "auc": auc(scores, positive),
         "auc_interval_95": None if interval is None else list(interval),

@@ -1,19 +1,19 @@
-"""Did a model learn the disease, or the source of a film? The shortcut report.
+"""Did a model learn the disease, or the source of an image? The shortcut report.
 
-Films of one class often come from other places than films of another: then borders, letters,
+Images of one class often come from other places than images of another: then borders, letters,
 tone and shape tell the class as well as the lungs do (DeGrave, Janizek and Lee 2021, Nature
 Machine Intelligence 3:610). What is measured:
 
 - **lungs hidden**: a central rectangle is set to the mean grey of what stays visible around it.
-  A model that still ranks the films by class reads the source.
+  A model that still ranks the images by class reads the source.
 - **lungs only**: everything but that rectangle is set to the mean grey inside it: frame, corners
   and markers are gone. A model of the disease loses little.
-- the area under the curve by shape of the film, and within each source that has both classes.
+- the area under the curve by shape of the image, and within each source that has both classes.
 
-The rectangle's sides are 80 % of the field that the network sees: on frontal chest films of six
-collections the lungs end 5 % to 12 % from the field's edge, and letters and markers lie in the
+The rectangle's sides are 80 % of the field that the network sees: on frontal chest radiographs of
+six collections the lungs end 5 % to 12 % from the field's edge, and letters and markers lie in the
 outer 10 %. A larger rectangle hides the markers too, a smaller one leaves lung to see; both are
-measured beside it. The grey is the mean of what stays visible, since the film's own mean would
+measured beside it. The grey is the mean of what stays visible, since the image's own mean would
 tell how white the hidden lungs are.
 """
 
@@ -27,14 +27,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.backends import Backend
-from deepcovid_edge.datasets.dataset import LabelledFilm
+from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.imaging.pictures import Radiograph
 from deepcovid_edge.imaging.prepare import visible_field
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_export.evaluation.bootstrap import bootstrap
 from deepcovid_export.evaluation.metrics import area
-from deepcovid_export.evaluation.predictions import Judged, judge
+from deepcovid_export.evaluation.predictions import Predictions, classify
 
 _Rectangle = tuple[slice, slice]
 
@@ -47,7 +47,7 @@ class ShortcutSettings:
         side: Sides of the hidden rectangle as a share of the field's, 0 to 1.
         other_sides: More sizes for which the area with the lungs hidden is measured.
         limit: Area under the curve, with the lungs hidden, above which a model reads the source.
-        square: A film is square if its longer side is at most this times the shorter.
+        square: An image is square if its longer side is at most this times the shorter.
     """
 
     side: float = 0.8
@@ -63,36 +63,36 @@ class ShortcutSettings:
             raise UsageError(f"limit: got {self.limit}, expected 0.5 to 1")
 
 
-def hide_lungs(film: Radiograph, spec: InputSpec, side: float) -> Radiograph:
+def hide_lungs(image: Radiograph, spec: InputSpec, side: float) -> Radiograph:
     """Set the centre of what the network sees to the mean grey of what lies around it.
 
     Args:
-        film: The film, of any shape.
-        spec: The network's input, which decides what of the film is seen.
+        image: The image, of any shape.
+        spec: The network's input, which decides what of the image is seen.
         side: Sides of the hidden rectangle as a share of the seen field's.
     """
-    field = visible_field(film.pixels.shape, spec)
+    field = visible_field(image.pixels.shape, spec)
     inner = _centre(field, side)
-    seen, hidden = film.pixels[field], film.pixels[inner]
+    seen, hidden = image.pixels[field], image.pixels[inner]
     around = float(seen.sum(dtype=np.int64) - hidden.sum(dtype=np.int64))
-    pixels = film.pixels.copy()
+    pixels = image.pixels.copy()
     pixels[inner] = round(around / (seen.size - hidden.size))
-    return replace(film, pixels=pixels)
+    return replace(image, pixels=pixels)
 
 
-def keep_lungs(film: Radiograph, spec: InputSpec, side: float) -> Radiograph:
+def keep_lungs(image: Radiograph, spec: InputSpec, side: float) -> Radiograph:
     """Set everything but the centre of what the network sees to the mean grey of that centre.
 
     Args:
-        film: The film, of any shape.
-        spec: The network's input, which decides what of the film is seen.
+        image: The image, of any shape.
+        spec: The network's input, which decides what of the image is seen.
         side: Sides of the kept rectangle as a share of the seen field's.
     """
-    inner = _centre(visible_field(film.pixels.shape, spec), side)
-    kept = film.pixels[inner]
-    pixels = np.full_like(film.pixels, round(float(kept.mean())))
+    inner = _centre(visible_field(image.pixels.shape, spec), side)
+    kept = image.pixels[inner]
+    pixels = np.full_like(image.pixels, round(float(kept.mean())))
     pixels[inner] = kept
-    return replace(film, pixels=pixels)
+    return replace(image, pixels=pixels)
 
 
 def _centre(field: _Rectangle, side: float) -> _Rectangle:
@@ -109,33 +109,33 @@ def _middle(part: slice, side: float) -> slice:
 
 def measure_shortcuts(
     backend: Backend,
-    films: Sequence[LabelledFilm],
-    whole: Judged | None = None,
+    images: Sequence[LabelledImage],
+    whole: Predictions | None = None,
     settings: ShortcutSettings | None = None,
 ) -> dict[str, Any]:
-    """Judge the films with the lungs hidden and with the lungs alone, and within groups.
+    """Classify the images with the lungs hidden and with the lungs alone, and within groups.
 
     Args:
         backend: The loaded model.
-        films: Labelled films.
-        whole: What the model says of the films as they are, if that was measured already.
+        images: Labelled images.
+        whole: What the model says of the images as they are, if that was measured already.
         settings: Size of the rectangle and limit.
 
     Returns:
         Areas with intervals, and the verdict, as plain values for JSON. `reads_the_source` is
-        None where the films cannot tell.
+        None where the images cannot tell.
 
     Raises:
-        DataError: No film was assessed, or a label belongs to no class.
+        DataError: No image was assessed, or a label belongs to no class.
     """
     settings = settings or ShortcutSettings()
     spec = backend.manifest.input
-    whole = whole or judge(backend, films)
+    whole = whole or classify(backend, images)
 
-    def hidden(side: float) -> Judged:
-        return judge(backend, films, change=lambda film: hide_lungs(film, spec, side))
+    def hidden(side: float) -> Predictions:
+        return classify(backend, images, change=lambda image: hide_lungs(image, spec, side))
 
-    only = judge(backend, films, change=lambda film: keep_lungs(film, spec, settings.side))
+    only = classify(backend, images, change=lambda image: keep_lungs(image, spec, settings.side))
     areas = {
         side: _area_of(hidden(side)) for side in sorted({settings.side, *settings.other_sides})
     }
@@ -158,7 +158,7 @@ def verdict(hidden: Mapping[str, Any], limit: float) -> tuple[bool | None, str]:
     """Whether a model reads the source, by its area under the curve with the lungs hidden.
 
     Yes where the whole 95 % interval (the wider of DeLong's and the one over patients) lies above
-    the limit, no where the area itself does not; between them the films are too few to tell, and
+    the limit, no where the area itself does not; between them the images are too few to tell, and
     where a class is missing they cannot tell.
 
     Args:
@@ -170,7 +170,7 @@ def verdict(hidden: Mapping[str, Any], limit: float) -> tuple[bool | None, str]:
     """
     value = hidden["auc"]
     if value is None:
-        return None, "Cannot be told: these films are all of one class."
+        return None, "Cannot be told: these images are all of one class."
     known = [hidden["auc_interval_95"], hidden.get("auc_interval_95_patients")]
     low = min(interval[0] for interval in known if interval)
     high = max(interval[1] for interval in known if interval)
@@ -178,16 +178,17 @@ def verdict(hidden: Mapping[str, Any], limit: float) -> tuple[bool | None, str]:
     if low > limit:
         return True, f"Reads the source: {found}, all above {limit:.2f}."
     if value > limit:
-        return None, f"May read the source: {found}, above {limit:.2f}, but the films are too few."
+        return None, f"May read the source: {found}, above {limit:.2f}, but the images are too few."
     return False, f"Not shown to read the source: {found}, not above {limit:.2f}."
 
 
-def within_source(judged: Judged) -> dict[str, dict[str, Any]]:
+def within_source(classified: Predictions) -> dict[str, dict[str, Any]]:
     """Areas within each source, and each collection of sources, that has both classes.
 
-    A source `COLLECTION (site) ...` is a site of a collection; the sites are judged together too.
+    A source `COLLECTION (site) ...` is a site of a collection; the sites are classified together
+    too.
     """
-    sources = np.array([film.source for film in judged.films])
+    sources = np.array([image.source for image in classified.images])
     groups: dict[str, NDArray[np.bool_]] = {}
     for source in sorted(set(sources.tolist()) - {""}):
         groups[source] = sources == source
@@ -197,7 +198,7 @@ def within_source(judged: Judged) -> dict[str, dict[str, Any]]:
             groups[f"{collection} (all sites)"] = together
     found = {}
     for name, chosen in groups.items():
-        figures = _area_of(judged, chosen)
+        figures = _area_of(classified, chosen)
         if figures["auc"] is not None:
             found[name] = figures
     return found
@@ -208,7 +209,7 @@ def shortcut_summary(shortcuts: Mapping[str, Any], data: str, sha256: str) -> di
 
     Args:
         shortcuts: From `measure_shortcuts`.
-        data: What the films are, such as `val`.
+        data: What the images are, such as `val`.
         sha256: From `dataset_sha256`.
     """
 
@@ -218,7 +219,7 @@ def shortcut_summary(shortcuts: Mapping[str, Any], data: str, sha256: str) -> di
     return {
         "data": data,
         "data_sha256": sha256,
-        "films": shortcuts["whole"]["films"],
+        "images": shortcuts["whole"]["images"],
         "side": shortcuts["side"],
         "limit": shortcuts["limit"],
         **{name: short(shortcuts[name]) for name in ("whole", "lungs_only", "lungs_hidden")},
@@ -230,24 +231,24 @@ def shortcut_summary(shortcuts: Mapping[str, Any], data: str, sha256: str) -> di
     }
 
 
-def _area_of(judged: Judged, among: NDArray[np.bool_] | None = None) -> dict[str, Any]:
-    """The area over some of the films, with the interval over patients where they are known."""
-    chosen = np.ones(len(judged.films), bool) if among is None else among
-    scores, positive = judged.scores[chosen], judged.positive[chosen]
+def _area_of(classified: Predictions, among: NDArray[np.bool_] | None = None) -> dict[str, Any]:
+    """The area over some of the images, with the interval over patients where they are known."""
+    chosen = np.ones(len(classified.images), bool) if among is None else among
+    scores, positive = classified.scores[chosen], classified.positive[chosen]
     figures = area(scores, positive)
     if among is None and figures["auc"] is not None:
-        patients = [film.patient for film in judged.films]
-        drawn = bootstrap(scores, positive, patients, judged.manifest.threshold)
+        patients = [image.patient for image in classified.images]
+        drawn = bootstrap(scores, positive, patients, classified.manifest.threshold)
         figures["auc_interval_95_patients"] = drawn and drawn["auc"]
     return figures
 
 
-def _by_shape(judged: Judged, square: float) -> dict[str, dict[str, Any]]:
-    rows, columns = judged.shapes.T
+def _by_shape(classified: Predictions, square: float) -> dict[str, dict[str, Any]]:
+    rows, columns = classified.shapes.T
     wide = columns / rows
     groups = {
         "square": (wide <= square) & (wide >= 1 / square),
         "landscape": wide > square,
         "portrait": wide < 1 / square,
     }
-    return {name: _area_of(judged, group) for name, group in groups.items() if group.any()}
+    return {name: _area_of(classified, group) for name, group in groups.items() if group.any()}

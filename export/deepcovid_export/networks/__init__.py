@@ -1,10 +1,10 @@
-"""The networks: grey films in, logits and class activation maps out.
+"""The networks: grey images in, logits and class activation maps out.
 
 Every network ends in a 1 x 1 convolution to class activation maps whose spatial mean is the logit
 (Zhou et al. 2016, Learning Deep Features for Discriminative Localization), so the maps cost
 nothing and the two cannot disagree.
 
-Films are grey, so the first convolution has one input channel: ImageNet weights are folded over
+Images are grey, so the first convolution has one input channel: ImageNet weights are folded over
 their three. Normalisation is part of the graph.
 """
 

@@ -98,11 +98,11 @@ def _small_cnn(classes: int) -> Classifier:
 
     The original is convolution 3 -> 6 of 5 x 5, max-pool 8, convolution 6 -> 16 of 5 x 5,
     max-pool 8, dense 16 -> 100 -> 50 -> classes; at 128 x 128 the second pool leaves one position,
-    which the 16 inputs of the first dense layer need. What did not fit here, and how it was mended:
+    which the 16 inputs of the first dense layer need. What did not fit here, and how it was fixed:
 
     - Three equal channels are one: the first convolution is 1 -> 6, of the same variance.
     - A single position has no map. So the second pool slides by 1 instead of 8, the dense
-      layers (1 x 1 convolutions, ReLU between them) judge every position, and the logit is the
+      layers (1 x 1 convolutions, ReLU between them) classify every position, and the logit is the
       mean of what they say. Away from the border each says what the original would of its window.
     - Convolutions and the second pool are padded, so that any size from 32 pixels works.
     """

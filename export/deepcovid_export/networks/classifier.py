@@ -18,10 +18,10 @@ GREY_STD = sum(IMAGENET_STD) / 3
 
 
 class Classifier(nn.Module):
-    """A network from uint8 films of shape (N, H, W) to logits and class activation maps.
+    """A network from uint8 images of shape (N, H, W) to logits and class activation maps.
 
     Args:
-        features: Normalised films of shape (N, 1, H, W) to features of shape (N, channels, h, w).
+        features: Normalised images of shape (N, 1, H, W) to features of shape (N, channels, h, w).
         maps: Features to class activation maps of shape (N, classes, h, w).
         last_stage: Names of the children of `features` that `train_only` calls the last stage.
     """
@@ -35,10 +35,10 @@ class Classifier(nn.Module):
         self.last_stage = last_stage
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Judge films.
+        """Classify images.
 
         Args:
-            images: Grey films of shape (N, H, W), uint8, from 32 pixels a side.
+            images: Grey images of shape (N, H, W), uint8, from 32 pixels a side.
 
         Returns:
             Logits of shape (N, classes) and activation maps of shape (N, classes, h, w), float32.
@@ -48,10 +48,10 @@ class Classifier(nn.Module):
         return activation_maps.mean(dim=(2, 3)), activation_maps
 
     def normalise(self, grey: Tensor) -> Tensor:
-        """ImageNet's normalisation of a grey film.
+        """ImageNet's normalisation of a grey image.
 
         Args:
-            grey: Films of shape (N, 1, H, W), float32, 0 to 255.
+            grey: Images of shape (N, 1, H, W), float32, 0 to 255.
 
         Returns:
             The input of `features`, of shape (N, 1, H, W).
@@ -76,8 +76,8 @@ class PaddedClassifier(Classifier):
     """A network with three-channel weights and a padded first convolution, folded without error.
 
     The published networks normalise red, green and blue each by its own mean, then pad with zeros:
-    outside the film each channel holds another grey, which one channel cannot say. So `features`
-    take two: the normalised film, and ones where the film is.
+    outside the image each channel holds another grey, which one channel cannot say. So `features`
+    take two: the normalised image, and ones where the image is.
     """
 
     scale: Tensor
@@ -93,5 +93,5 @@ class PaddedClassifier(Classifier):
         self.register_buffer("shift", shift, persistent=False)
 
     def normalise(self, grey: Tensor) -> Tensor:
-        """The film under ImageNet's normalisation, and ones, of shape (N, 2, H, W)."""
+        """The image under ImageNet's normalisation, and ones, of shape (N, 2, H, W)."""
         return grey * self.scale + self.shift

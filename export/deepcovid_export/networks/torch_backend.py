@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from deepcovid_edge.backends import BackendSettings, Inference, check_batch
 from deepcovid_edge.errors import require
 from deepcovid_edge.manifest import ModelManifest, file_sha256
-from deepcovid_edge.reasons import Caution
+from deepcovid_edge.reasons import WarningCode
 
 if TYPE_CHECKING:
     from deepcovid_export.networks import Classifier
@@ -51,7 +51,7 @@ class TorchBackend:
         self._network = network
         self._device = device
         self.manifest = manifest
-        self.cautions: tuple[Caution, ...] = ()
+        self.warnings: tuple[WarningCode, ...] = ()
         self.sha256 = sha256
 
     @property

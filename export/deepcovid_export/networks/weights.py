@@ -98,7 +98,7 @@ def fold_kernel(kernel: Tensor) -> tuple[Tensor, Tensor]:
         kernel: Of shape (out, 3, h, w).
 
     Returns:
-        Two kernels of shape (out, 1, h, w): over z, and over 1 inside the film and 0 outside.
+        Two kernels of shape (out, 1, h, w): over z, and over 1 inside the image and 0 outside.
     """
     std = kernel.new_tensor(IMAGENET_STD).view(1, 3, 1, 1)
     offset = (GREY_MEAN - kernel.new_tensor(IMAGENET_MEAN)).view(1, 3, 1, 1) / std

@@ -32,16 +32,16 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Parity:
-    """How far ONNX Runtime is from torch on the same films.
+    """How far ONNX Runtime is from torch on the same images.
 
     Attributes:
-        films: Number of films compared.
+        images: Number of images compared.
         kind: `real` or `synthetic`.
         max_logit_difference: Largest absolute difference of a logit.
         max_map_difference: Largest absolute difference in the activation maps.
     """
 
-    films: int
+    images: int
     kind: str
     max_logit_difference: float
     max_map_difference: float
@@ -49,11 +49,11 @@ class Parity:
 
 @dataclass(frozen=True)
 class Rounding:
-    """What weights rounded to FP16 change on the same films.
+    """What weights rounded to FP16 change on the same images.
 
     Attributes:
         max_logit_difference: Largest absolute difference of a logit.
-        decisions_turned: Films that fall on the other side of the threshold.
+        decisions_turned: Images that fall on the other side of the threshold.
     """
 
     max_logit_difference: float
@@ -61,15 +61,15 @@ class Rounding:
 
 
 def export_checkpoint(
-    checkpoint: Path, output: Path, films: NDArray[np.uint8], *, kind: str = "synthetic"
+    checkpoint: Path, output: Path, images: NDArray[np.uint8], *, kind: str = "synthetic"
 ) -> tuple[ModelManifest, Parity]:
     """Export a checkpoint and prove that the file computes what torch computes.
 
     Args:
         checkpoint: A checkpoint of `deepcovid-edge train`.
         output: The .onnx file to write.
-        films: Prepared films of shape (N, height, width), uint8, to compare on.
-        kind: What the films are, `real` or `synthetic`, for the manifest.
+        images: Prepared images of shape (N, height, width), uint8, to compare on.
+        kind: What the images are, `real` or `synthetic`, for the manifest.
 
     Returns:
         The manifest inside the file, and how far the two are apart.
@@ -79,14 +79,14 @@ def export_checkpoint(
     """
     network, manifest = load_checkpoint(checkpoint)
     manifest = replace(manifest, parent_sha256=file_sha256(checkpoint))
-    return export_network(network, manifest, output, films, kind=kind)
+    return export_network(network, manifest, output, images, kind=kind)
 
 
 def export_network(
     network: Classifier,
     manifest: ModelManifest,
     output: Path,
-    films: NDArray[np.uint8],
+    images: NDArray[np.uint8],
     *,
     kind: str = "synthetic",
     half_weights: bool = False,
@@ -97,8 +97,8 @@ def export_network(
         network: The network.
         manifest: What its file shall say of it, with the file it was made from.
         output: The .onnx file to write.
-        films: Prepared films of shape (N, height, width), uint8, to compare on.
-        kind: What the films are, `real` or `synthetic`, for the manifest.
+        images: Prepared images of shape (N, height, width), uint8, to compare on.
+        kind: What the images are, `real` or `synthetic`, for the manifest.
         half_weights: Store the weights rounded to FP16, at half the size; arithmetic stays FP32.
 
     Returns:
@@ -113,11 +113,11 @@ def export_network(
     temporary = output.with_name(f".{os.getpid()}-{output.stem}.onnx")
     try:
         onnx.save(_with_manifest(model, manifest), temporary)
-        parity = compare(network, temporary, films, kind=kind)
+        parity = compare(network, temporary, images, kind=kind)
         facts = asdict(parity)
         if half_weights:
             halved = store_half(model)
-            rounding = _compare_rounded(model, halved, manifest, temporary, films)
+            rounding = _compare_rounded(model, halved, manifest, temporary, images)
             model, facts = halved, {**facts, "half_weights": asdict(rounding)}
         manifest = replace(manifest, training={**manifest.training, "export": facts})
         onnx.save(_with_manifest(model, manifest), temporary)
@@ -138,25 +138,25 @@ def rewrite_manifest(path: Path, manifest: ModelManifest) -> None:
 
 
 def compare(
-    network: Classifier, path: Path, films: NDArray[np.uint8], *, kind: str = "synthetic"
+    network: Classifier, path: Path, images: NDArray[np.uint8], *, kind: str = "synthetic"
 ) -> Parity:
-    """Run films through torch and through ONNX Runtime.
+    """Run images through torch and through ONNX Runtime.
 
     Args:
         network: The torch side, in evaluation mode.
         path: The exported file.
-        films: Prepared films of shape (N, height, width), uint8.
-        kind: What the films are.
+        images: Prepared images of shape (N, height, width), uint8.
+        kind: What the images are.
 
     Raises:
         ModelFileError: A logit differs by more than `TOLERANCE`.
     """
     with torch.inference_mode():
-        logits, maps = (output.numpy() for output in network(torch.from_numpy(films)))
+        logits, maps = (output.numpy() for output in network(torch.from_numpy(images)))
     with load_backend(path) as backend:
-        seen: Inference = backend.infer(films, activation_maps=True)
+        seen: Inference = backend.infer(images, activation_maps=True)
     parity = Parity(
-        films=len(films),
+        images=len(images),
         kind=kind,
         max_logit_difference=float(np.abs(seen.logits - logits).max()),
         max_map_difference=float(np.abs(np.asarray(seen.activation_maps) - maps).max()),
@@ -174,13 +174,13 @@ def _compare_rounded(
     halved: onnx.ModelProto,
     manifest: ModelManifest,
     place: Path,
-    films: NDArray[np.uint8],
+    images: NDArray[np.uint8],
 ) -> Rounding:
     answers = []
-    for form in (model, halved):
-        onnx.save(_with_manifest(form, manifest), place)
+    for variant in (model, halved):
+        onnx.save(_with_manifest(variant, manifest), place)
         with load_backend(place) as backend:
-            answers.append(backend.infer(films).logits)
+            answers.append(backend.infer(images).logits)
     before, now = (
         probabilities(logits)[:, manifest.positive_index] >= manifest.threshold
         for logits in answers
@@ -189,7 +189,7 @@ def _compare_rounded(
     if rounding.decisions_turned:
         raise ModelFileError(
             f"{manifest.name}: weights rounded to FP16 turn {rounding.decisions_turned} of "
-            f"{len(films)} decisions, expected none: export without --half-weights"
+            f"{len(images)} decisions, expected none: export without --half-weights"
         )
     return rounding
 

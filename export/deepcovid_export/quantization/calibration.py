@@ -1,7 +1,7 @@
-"""Calibration: which films show a network its ranges, and which ranges lose least.
+"""Calibration: which images show a network its ranges, and which ranges lose least.
 
-Films come from the `train` split alone and are balanced over the model's classes. What an
-activation looks like is kept as a histogram, so memory does not grow with the number of films.
+Images come from the `train` split alone and are balanced over the model's classes. What an
+activation looks like is kept as a histogram, so memory does not grow with the number of images.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from deepcovid_edge.datasets.dataset import SPLITS, LabelledFilm, load_dataset
-from deepcovid_edge.errors import DataError, ImageRefusedError
+from deepcovid_edge.datasets.dataset import SPLITS, LabelledImage, load_dataset
+from deepcovid_edge.errors import DataError, NotAssessedError
 from deepcovid_edge.imaging.pictures import read_radiograph
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.manifest import InputSpec, ModelManifest
 
 SPLIT = "train"
-FEWEST_FILMS = 16
+FEWEST_IMAGES = 16
 BATCH = 8
 BINS = 8192
 _CLIPPING = np.linspace(0.2, 1.0, 81)
@@ -38,24 +38,24 @@ Ranges = dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class CalibrationFilms:
-    """Films to calibrate on.
+class CalibrationImages:
+    """Images to calibrate on.
 
     Attributes:
-        films: The films, the same number of each class.
-        by_class: Class name to number of films.
-        refused: Files that could not be read, with their reason code.
+        images: The images, the same number of each class.
+        by_class: Class name to number of images.
+        not_assessed: Files that could not be read, with their reason code.
         split: `train`, or empty where the data has no splits.
     """
 
-    films: list[LabelledFilm]
+    images: list[LabelledImage]
     by_class: dict[str, int]
-    refused: dict[str, str]
+    not_assessed: dict[str, str]
     split: str
 
 
-def choose_films(data: Path, manifest: ModelManifest, count: int) -> CalibrationFilms:
-    """Choose calibration films: from `train`, balanced over classes, the same ones every time.
+def choose_images(data: Path, manifest: ModelManifest, count: int) -> CalibrationImages:
+    """Choose calibration images: from `train`, balanced over classes, the same ones every time.
 
     Within a class the labels take turns, each in the order of its file names' SHA-256: a spread
     over sources that depends on no folder's order and on no chance.
@@ -63,48 +63,48 @@ def choose_films(data: Path, manifest: ModelManifest, count: int) -> Calibration
     Args:
         data: A data set; where it has splits, `train` is used and nothing else.
         manifest: The model's; its training recipe says which labels belong to which class.
-        count: Most films, all classes together.
+        count: Most images, all classes together.
 
     Raises:
-        DataError: There is no `train` split, a class has no film, or there are too few.
+        DataError: There is no `train` split, a class has no image, or there are too few.
     """
-    films, split = _train_films(data)
-    queues = {name: _in_turn(films, labels) for name, labels in _labels(manifest).items()}
-    refused: dict[str, str] = {}
+    images, split = _train_images(data)
+    queues = {name: _in_turn(images, labels) for name, labels in _labels(manifest).items()}
+    not_assessed: dict[str, str] = {}
     share = count // len(queues)
     chosen = {
-        name: list(islice(_readable(queue, refused), share)) for name, queue in queues.items()
+        name: list(islice(_readable(queue, not_assessed), share)) for name, queue in queues.items()
     }
     found = {name: len(part) for name, part in chosen.items()}
     smallest = min(found.values())
-    if smallest * len(found) < FEWEST_FILMS:
-        needed = math.ceil(FEWEST_FILMS / len(found))
+    if smallest * len(found) < FEWEST_IMAGES:
+        needed = math.ceil(FEWEST_IMAGES / len(found))
         counts = ", ".join(f"{name} {number}" for name, number in found.items())
         raise DataError(
-            f"{data}: got {sum(found.values())} calibration films ({counts}), expected at least "
-            f"{FEWEST_FILMS}, that is {needed} of each class: add labelled films of these classes"
+            f"{data}: got {sum(found.values())} calibration images ({counts}), expected at least "
+            f"{FEWEST_IMAGES}, that is {needed} of each class: add labelled images of these classes"
         )
     balanced = list(chain.from_iterable(zip(*chosen.values(), strict=False)))
-    return CalibrationFilms(balanced, dict.fromkeys(found, smallest), refused, split)
+    return CalibrationImages(balanced, dict.fromkeys(found, smallest), not_assessed, split)
 
 
-def _train_films(data: Path) -> tuple[list[LabelledFilm], str]:
+def _train_images(data: Path) -> tuple[list[LabelledImage], str]:
     forbidden = set(SPLITS) - {SPLIT}
     if data.resolve().name in forbidden:
         raise DataError(
-            f"{data}: is the split {data.resolve().name!r}; films to calibrate on come from "
+            f"{data}: is the split {data.resolve().name!r}; images to calibrate on come from "
             f"{SPLIT!r}: give the folder above it"
         )
-    films = load_dataset(data)
-    splits = sorted({film.split for film in films if film.split})
+    images = load_dataset(data)
+    splits = sorted({image.split for image in images if image.split})
     if not splits:
-        return films, ""
+        return images, ""
     if SPLIT not in splits:
         raise DataError(
-            f"{data}: has the splits {', '.join(splits)}; films to calibrate on come from "
+            f"{data}: has the splits {', '.join(splits)}; images to calibrate on come from "
             f"{SPLIT!r}: give data with that split"
         )
-    return [film for film in films if film.split == SPLIT], SPLIT
+    return [image for image in images if image.split == SPLIT], SPLIT
 
 
 def _labels(manifest: ModelManifest) -> dict[str, tuple[str, ...]]:
@@ -112,41 +112,43 @@ def _labels(manifest: ModelManifest) -> dict[str, tuple[str, ...]]:
     return {name: (name, *grouped.get(name, ())) for name in manifest.classes}
 
 
-def _in_turn(films: Sequence[LabelledFilm], labels: Sequence[str]) -> Iterator[LabelledFilm]:
-    """Films of some labels: one of each in turn."""
+def _in_turn(images: Sequence[LabelledImage], labels: Sequence[str]) -> Iterator[LabelledImage]:
+    """Images of some labels: one of each in turn."""
     rows = [
-        sorted((film for film in films if film.label == label), key=_name_digest)
+        sorted((image for image in images if image.label == label), key=_name_digest)
         for label in dict.fromkeys(labels)
     ]
     for turn in zip_longest(*rows):
-        yield from (film for film in turn if film is not None)
+        yield from (image for image in turn if image is not None)
 
 
-def _name_digest(film: LabelledFilm) -> bytes:
-    return hashlib.sha256(film.path.name.encode()).digest()
+def _name_digest(image: LabelledImage) -> bytes:
+    return hashlib.sha256(image.path.name.encode()).digest()
 
 
-def _readable(films: Iterator[LabelledFilm], refused: dict[str, str]) -> Iterator[LabelledFilm]:
-    for film in films:
+def _readable(
+    images: Iterator[LabelledImage], not_assessed: dict[str, str]
+) -> Iterator[LabelledImage]:
+    for image in images:
         try:
-            read_radiograph(film.path)
-        except ImageRefusedError as error:
-            refused[str(film.path)] = error.reason.code
+            read_radiograph(image.path)
+        except NotAssessedError as error:
+            not_assessed[str(image.path)] = error.reason.code
         else:
-            yield film
+            yield image
 
 
-class FilmBatches:
-    """Prepared films, read batch by batch whenever they are iterated over; none is kept."""
+class ImageBatches:
+    """Prepared images, read batch by batch whenever they are iterated over; none is kept."""
 
-    def __init__(self, films: Sequence[LabelledFilm], spec: InputSpec) -> None:
-        self.films = list(films)
+    def __init__(self, images: Sequence[LabelledImage], spec: InputSpec) -> None:
+        self.images = list(images)
         self.spec = spec
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
-        for start in range(0, len(self.films), BATCH):
-            part = self.films[start : start + BATCH]
-            yield np.stack([prepare(read_radiograph(film.path), self.spec) for film in part])
+        for start in range(0, len(self.images), BATCH):
+            part = self.images[start : start + BATCH]
+            yield np.stack([prepare(read_radiograph(image.path), self.spec) for image in part])
 
 
 class Histogram:
@@ -213,7 +215,7 @@ def _quantised(
 
 
 def channel_peaks(
-    model: onnx.ModelProto, tensors: Sequence[str], batches: FilmBatches
+    model: onnx.ModelProto, tensors: Sequence[str], batches: ImageBatches
 ) -> dict[str, NDArray[np.float64]]:
     """The largest magnitude in each channel of tensors of shape (N, channels, h, w)."""
     peaks: dict[str, NDArray[np.float64]] = {}
@@ -227,7 +229,7 @@ def channel_peaks(
 
 
 def best_ranges(
-    model: onnx.ModelProto, tensors: Sequence[str], batches: FilmBatches, *, symmetric: bool
+    model: onnx.ModelProto, tensors: Sequence[str], batches: ImageBatches, *, symmetric: bool
 ) -> Ranges:
     """Ranges of tensors by `Histogram.best_range`, over all batches."""
     histograms = {name: Histogram() for name in tensors}
@@ -238,10 +240,10 @@ def best_ranges(
 def _watch(
     model: onnx.ModelProto,
     tensors: Sequence[str],
-    batches: FilmBatches,
+    batches: ImageBatches,
     note: Callable[[str, NDArray[np.float32]], None],
 ) -> None:
-    """Run films through a network and show some of its tensors, batch by batch."""
+    """Run images through a network and show some of its tensors, batch by batch."""
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     present = {output.name for output in watched.graph.output}

@@ -1,4 +1,4 @@
-"""A network whose layers can be lowered one by one: calibrated once, written as often as asked."""
+"""A network whose layers are quantised one by one: calibrated once, written many times."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import onnx
 
 from deepcovid_edge.errors import UsageError
 from deepcovid_export.onnx_export.graphs import INT8_OPSET, find_layers, with_opset
-from deepcovid_export.quantization.calibration import FilmBatches, best_ranges, channel_peaks
+from deepcovid_export.quantization.calibration import ImageBatches, best_ranges, channel_peaks
 from deepcovid_export.quantization.equalise import equalise, find_pairs
 from deepcovid_export.quantization.fp16_graph import rest_to_fp16, to_fp16
 from deepcovid_export.quantization.int8_graph import residual_adds, to_int8_cpu, to_int8_tensorrt
@@ -19,7 +19,7 @@ from deepcovid_export.quantization.weight_fit import fit_weights
 
 PRECISIONS = ("fp16", "int8")
 TARGETS = ("tensorrt", "cpu")
-FLAVOURS = {
+SCHEMES = {
     ("fp16", "tensorrt"): "FP16; normalisation, inputs and outputs as they were",
     ("int8", "tensorrt"): "Q/DQ, int8, symmetric, weights per channel, bias in float",
     ("int8", "cpu"): "Q/DQ, uint8 activations, int8 weights per channel, int32 bias",
@@ -27,13 +27,13 @@ FLAVOURS = {
 _MULTIPLIED_AT_ONCE = 4
 """Products that one lane of VPDPBUSD (x86) or SDOT (Arm) sums."""
 FIT_BATCHES = 16
-"""Weights are fitted on at most so many batches of calibration films."""
+"""Weights are fitted on at most so many batches of calibration images."""
 _SHOWN_TO_CPU = ("Conv", "Relu", "MaxPool", "Concat", "Add")
 
 
 @dataclass(frozen=True)
-class Lowered:
-    """What a network is lowered to.
+class Variant:
+    """Number formats and runtime that a network is quantised for.
 
     Attributes:
         precision: `fp16` or `int8`.
@@ -53,7 +53,7 @@ class Lowered:
         ):
             if value not in known:
                 raise UsageError(f"{flag}: got {value!r}, expected {' or '.join(known)}")
-        if (self.precision, self.target) not in FLAVOURS:
+        if (self.precision, self.target) not in SCHEMES:
             raise UsageError(
                 "--for cpu: got --precision fp16, which CPUs compute slower than fp32: "
                 "use --precision int8"
@@ -65,41 +65,41 @@ class Lowered:
         return "-fp16" if self.precision == "fp16" else f"-{self.precision}-{self.target}"
 
     @property
-    def flavour(self) -> str:
-        """The flavour in words, for the manifest."""
-        return FLAVOURS[self.precision, self.target]
+    def scheme(self) -> str:
+        """The number formats in words, for the manifest."""
+        return SCHEMES[self.precision, self.target]
 
 
-class Lowering:
+class VariantWriter:
     """An FP32 network, calibrated, and the ways to write its layers in lower precision."""
 
-    def __init__(self, model: onnx.ModelProto, lowered: Lowered, batches: FilmBatches) -> None:
-        self.lowered = lowered
-        self.layers = tuple(_lowerable(model, lowered))
+    def __init__(self, model: onnx.ModelProto, variant: Variant, batches: ImageBatches) -> None:
+        self.variant = variant
+        self.layers = tuple(_quantisable(model, variant))
         self.never = set(find_layers(model)) - set(self.layers)
-        self.adds = tuple(residual_adds(model)) if lowered.suffix == "-int8-tensorrt" else ()
+        self.adds = tuple(residual_adds(model)) if variant.suffix == "-int8-tensorrt" else ()
         self._model = model
-        if lowered.precision == "int8":
+        if variant.precision == "int8":
             peaks = channel_peaks(model, [pair.activation for pair in find_pairs(model)], batches)
             self._model = with_opset(equalise(model, peaks), INT8_OPSET)
-            symmetric = lowered.target == "tensorrt"
-            shown = list(_shown(self._model, lowered))
+            symmetric = variant.target == "tensorrt"
+            shown = list(_shown(self._model, variant))
             self._ranges = best_ranges(self._model, shown, batches, symmetric=symmetric)
-            # Films that no probe sees, where there are as many: it measures what the fit is worth.
+            # Images that no probe sees, where there are as many: it measures what the fit is worth.
             few = (islice(batches, first, first + FIT_BATCHES) for first in (PROBE_BATCHES, 0))
-            self._films = next(filter(None, map(list, few)), [])
+            self._images = next(filter(None, map(list, few)), [])
 
     def write(
         self, layers: Collection[str], *, fused_adds: bool = False, alone: bool = False
     ) -> onnx.ModelProto:
-        """The network with these layers lowered.
+        """The network with these layers quantised.
 
         Args:
-            layers: Names of layers, of `Lowering.layers`.
+            layers: Names of layers, of `VariantWriter.layers`.
             fused_adds: Quantise the residual additions as TensorRT fuses them.
             alone: Lower nothing between the layers and fit no weights, to see what these cost.
         """
-        if self.lowered.precision == "fp16":
+        if self.variant.precision == "fp16":
             return to_fp16(self._model, layers)
 
         def lower(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -107,43 +107,43 @@ class Lowering:
 
         if alone:
             return lower(self._model)
-        return lower(fit_weights(self._model, layers, lower, self._films))
+        return lower(fit_weights(self._model, layers, lower, self._images))
 
     def _to_int8(
         self, model: onnx.ModelProto, layers: Collection[str], *, fused_adds: bool, alone: bool
     ) -> onnx.ModelProto:
-        if self.lowered.target == "cpu":
+        if self.variant.target == "cpu":
             return to_int8_cpu(model, self._ranges, layers, alone=alone)
         typed = to_int8_tensorrt(model, self._ranges, layers, fused_adds=fused_adds)
         others = set(find_layers(model)) - set(layers)
-        if self.lowered.rest == "fp16" and others and not alone:
+        if self.variant.rest == "fp16" and others and not alone:
             return rest_to_fp16(typed, others)
         return typed
 
 
-def _lowerable(model: onnx.ModelProto, lowered: Lowered) -> Iterator[str]:
-    """Layers that may be lowered.
+def _quantisable(model: onnx.ModelProto, variant: Variant) -> Iterator[str]:
+    """Layers that may be quantised.
 
     On a CPU not the last, whose output leaves the graph in float, and none of fewer channels than
-    its INT8 instructions multiply at once: it would gain no time, and a grey film's first layer is
+    its INT8 instructions multiply at once: it would gain no time, and a grey image's first layer is
     among the costliest in accuracy.
     """
     outputs = {output.name for output in model.graph.output}
     channels = {item.name: item.dims[1] for item in model.graph.initializer if len(item.dims) == 4}
     for name, node in find_layers(model).items():
         fills = channels.get(node.input[1], 0) >= _MULTIPLIED_AT_ONCE
-        if lowered.target != "cpu" or (fills and node.output[0] not in outputs):
+        if variant.target != "cpu" or (fills and node.output[0] not in outputs):
             yield name
 
 
-def _shown(model: onnx.ModelProto, lowered: Lowered) -> Iterator[str]:
-    """The activations whose ranges the Q/DQ of a flavour need."""
+def _shown(model: onnx.ModelProto, variant: Variant) -> Iterator[str]:
+    """The activations whose ranges the Q/DQ of a variant need."""
     constants = {item.name for item in model.graph.initializer}
     outputs = {output.name for output in model.graph.output}
     names: dict[str, None] = {}
     for node in model.graph.node:
         if node.op_type == "Conv":
             names[node.input[0]] = None
-        if node.op_type == "Add" or (lowered.target == "cpu" and node.op_type in _SHOWN_TO_CPU):
+        if node.op_type == "Add" or (variant.target == "cpu" and node.op_type in _SHOWN_TO_CPU):
             names |= dict.fromkeys([*node.input, *node.output])
     return (name for name in names if name and name not in constants | outputs)

@@ -1,4 +1,4 @@
-"""FP32 model to FP16 or INT8: calibrated on training films, kept only if the gate lets it pass."""
+"""FP32 to FP16 or INT8: calibrated on training images, kept only if decisions are unchanged."""
 
 from __future__ import annotations
 
@@ -15,37 +15,38 @@ import onnx
 import onnxruntime
 
 from deepcovid_edge.backends import Backend, BackendSettings, load_backend
-from deepcovid_edge.datasets.dataset import LabelledFilm, dataset_sha256, load_dataset
+from deepcovid_edge.datasets.dataset import LabelledImage, dataset_sha256, load_dataset
 from deepcovid_edge.errors import DataError, ModelFileError, UsageError
 from deepcovid_edge.manifest import ModelManifest, file_sha256, read_manifest
-from deepcovid_edge.validation.verify import CHANGED, GateRules, verify
+from deepcovid_edge.validation.verify import CHANGED, EquivalenceRules, verify
 from deepcovid_export.decision.fit_ood import matched
-from deepcovid_export.decision.ood_graph import LinearGate, put_on, take_off
+from deepcovid_export.decision.ood_graph import OodLayer, put_on, take_off
 from deepcovid_export.onnx_export.graphs import finished, read_fp32, save
 from deepcovid_export.quantization.calibration import (
     BINS,
-    FEWEST_FILMS,
-    CalibrationFilms,
-    FilmBatches,
-    choose_films,
+    FEWEST_IMAGES,
+    CalibrationImages,
+    ImageBatches,
+    choose_images,
 )
-from deepcovid_export.quantization.mixed_precision import Lowered, Lowering
+from deepcovid_export.quantization.mixed_precision import Variant, VariantWriter
 from deepcovid_export.quantization.sensitivity import PROBE_BATCHES, Probe, layer_errors
 
-GATE_SPLIT = "val"
+EQUIVALENCE_SPLIT = "val"
 RULES: dict[str, dict[str, Any]] = {
     "fp16": {"max_flips": 0.0, "max_auc_change": 0.001},
     "int8": {"max_flips": 0.01, "max_auc_change": 0.003, "paired_interval": True},
 }
 MAX_ERROR = 0.02
-"""Error of the logits over their spread, on calibration films, from which layers are left out.
+"""Error of the logits over their spread, on calibration images, from which layers are left out.
 
-The few films of a gate show no change that is smaller than their own number; this does. On the same
-network it came out between 2.1 and 2.8 % for fits that differ by their films alone, and films of
-other hospitals lie further from the ranges: so it is asked to be well below what would pass.
+The few images of an equivalence check hide changes smaller than their number; this does not. On the
+same network it came out between 2.1 and 2.8 % for fits that differ by their images alone, and
+images of other hospitals lie further from the ranges: so it is asked to be well below what would
+pass.
 """
 ADDS = ("measured", "fused", "float")
-Say = Callable[[str], None]
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -53,26 +54,26 @@ class QuantizeSettings:
     """How a model is quantised.
 
     Attributes:
-        lowered: Precision and target.
-        films: Most calibration films.
+        variant: Precision and target.
+        images: Most calibration images.
         adds: Residual additions for TensorRT: `fused`, `float`, or the better by measurement.
-        max_left_out: Most layers left in higher precision; None for a third of them.
+        max_excluded: Most layers left in higher precision; None for a third of them.
         sensitivity: Measure what each layer costs, even if nothing asks for it.
     """
 
-    lowered: Lowered = field(default_factory=Lowered)
-    films: int = 128
+    variant: Variant = field(default_factory=Variant)
+    images: int = 128
     adds: str = "measured"
-    max_left_out: int | None = None
+    max_excluded: int | None = None
     sensitivity: bool = False
 
     def __post_init__(self) -> None:
-        if not FEWEST_FILMS <= self.films <= 65536:
-            raise UsageError(f"--films: got {self.films}, expected {FEWEST_FILMS} to 65536")
+        if not FEWEST_IMAGES <= self.images <= 65536:
+            raise UsageError(f"--images: got {self.images}, expected {FEWEST_IMAGES} to 65536")
         if self.adds not in ADDS:
             raise UsageError(f"--adds: got {self.adds!r}, expected one of {', '.join(ADDS)}")
-        if self.max_left_out is not None and self.max_left_out < 0:
-            raise UsageError(f"--max-left-out: got {self.max_left_out}, expected 0 or more")
+        if self.max_excluded is not None and self.max_excluded < 0:
+            raise UsageError(f"--max-excluded: got {self.max_excluded}, expected 0 or more")
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,12 @@ class Quantized:
     """What came of it.
 
     Attributes:
-        output: The file, or None where the gate did not let it pass.
+        output: The file, or None where the equivalence check did not let it pass.
         manifest: The manifest inside the file, or of the last attempt.
-        report: Of `verify`, on the gate's films.
+        report: Of `verify`, on the equivalence check's images.
         sensitivity: Layer to the error it causes alone, the costliest first; empty where not
             measured.
-        proof: Report of `verify` on films that had no part in making it, or None.
+        proof: Report of `verify` on images that had no part in making it, or None.
     """
 
     output: Path | None
@@ -100,118 +101,118 @@ def quantize(
     calibration: Path,
     settings: QuantizeSettings | None = None,
     *,
-    gate: Path | None = None,
-    proof: Sequence[LabelledFilm] = (),
+    equivalence: Path | None = None,
+    proof: Sequence[LabelledImage] = (),
     output: Path | None = None,
-    say: Say = lambda _: None,
+    progress: Progress = lambda _: None,
 ) -> Quantized:
     """Quantise a model, and write it if it is as accurate as it was.
 
     Args:
         model: An FP32 .onnx file of `export`.
-        calibration: Labelled films; those of its `train` split are used.
+        calibration: Labelled images; those of its `train` split are used.
         settings: What to make.
-        gate: Labelled films to judge on; None for the `val` split of `calibration`.
-        proof: Films that have no part in making it; the finished file is verified on them, and the
+        equivalence: Labelled images to classify on; None for the `val` split of `calibration`.
+        proof: Images that have no part in making it; the finished file is verified on them, and the
             verdict stands in its manifest.
         output: The file to write; None for NAME-fp16.onnx and so on in this folder.
-        say: Called with a line about each step.
+        progress: Called with a line about each step.
 
     Raises:
         ModelFileError: The model is not FP32, or has no manifest.
-        DataError: There are too few films, or the gate's are among the calibration films.
-        UsageError: There are no films for the gate.
+        DataError: Too few images, or images for the check are among the calibration images.
+        UsageError: There are no images for the equivalence check.
     """
     settings = settings or QuantizeSettings()
     manifest = _fp32_manifest(model)
-    parent, gate_of_parent = take_off(read_fp32(str(model), model.read_bytes()))
-    judged = _gate_films(gate, calibration)
-    chosen = choose_films(calibration, manifest, settings.films)
-    _check_apart(chosen.films, judged, "--gate")
-    _check_apart([*chosen.films, *judged], proof, "--verify")
-    say(f"{len(chosen.films)} films to calibrate on, {len(judged)} to judge on")
+    parent, ood_of_parent = take_off(read_fp32(str(model), model.read_bytes()))
+    classified = _equivalence_images(equivalence, calibration)
+    chosen = choose_images(calibration, manifest, settings.images)
+    _check_apart(chosen.images, classified, "--equivalence")
+    _check_apart([*chosen.images, *classified], proof, "--verify")
+    progress(f"{len(chosen.images)} images to calibrate on, {len(classified)} to classify on")
     with tempfile.TemporaryDirectory() as folder, _fp32(model) as reference:
         place = Path(folder) / "candidate.onnx"
         named = _named(manifest, model, settings)
-        work = _Work(parent, named, settings, chosen, say, gate=gate_of_parent)
-        report = work.search(lambda: _judge(work, reference, place, judged))
-        result = _with_verdict(work.manifest, "gate", report)
+        work = _Work(parent, named, settings, chosen, progress, equivalence=ood_of_parent)
+        report = work.search(lambda: _classify(work, reference, place, classified))
+        result = _with_verdict(work.manifest, "equivalence", report)
         if not _passed(report):
             return Quantized(None, result, report, work.sensitivity)
-        proved = _judge(work, reference, place, proof) if proof else None
+        proved = _classify(work, reference, place, proof) if proof else None
     if proved:
         result = _with_verdict(result, "verified", proved)
     path = output or Path(f"{result.name}.onnx")
-    save(finished(work.gated(), result), path)
+    save(finished(work.limited(), result), path)
     return Quantized(path, result, report, work.sensitivity, proved)
 
 
 class _Work:
-    """The candidate that is being made: which layers are lowered, and the graph that follows."""
+    """The candidate that is being made: which layers are variant, and the graph that follows."""
 
     def __init__(
         self,
         parent: onnx.ModelProto,
         manifest: ModelManifest,
         settings: QuantizeSettings,
-        chosen: CalibrationFilms,
-        say: Say,
+        chosen: CalibrationImages,
+        progress: Progress,
         *,
-        gate: LinearGate | None,
+        equivalence: OodLayer | None,
     ) -> None:
-        batches = FilmBatches(chosen.films, manifest.input)
-        self._parent, self._gate, self._batches = parent, gate, batches
+        batches = ImageBatches(chosen.images, manifest.input)
+        self._parent, self._equivalence, self._batches = parent, equivalence, batches
         self.settings = settings
         self.sensitivity: dict[str, float] = {}
-        self.left_out: list[str] = []
+        self.excluded: list[str] = []
         self.measured: dict[str, dict[str, Any]] = {}
         self.fused_adds = settings.adds == "fused"
-        self._say = say
+        self._progress = progress
         self._manifest = manifest
         self._chosen = chosen
-        self._lowering = Lowering(parent, settings.lowered, batches)
+        self._writer = VariantWriter(parent, settings.variant, batches)
         self._probe = Probe(parent, batches)
-        layers = len(self._lowering.layers)
-        limit = settings.max_left_out
+        layers = len(self._writer.layers)
+        limit = settings.max_excluded
         self._most = max(1, layers // 3) if limit is None else min(limit, layers)
         if settings.sensitivity:
             self._measure_layers()
 
     def refresh(self) -> None:
         """Write the graph anew."""
-        lowered = [name for name in self._lowering.layers if name not in self.left_out]
-        self.model = self._lowering.write(lowered, fused_adds=self.fused_adds)
+        quantised = [name for name in self._writer.layers if name not in self.excluded]
+        self.model = self._writer.write(quantised, fused_adds=self.fused_adds)
         self.error = self._probe.error(self.model)
 
-    def gated(self) -> onnx.ModelProto:
-        """The candidate with the parent's out-of-distribution gate, where that has one."""
-        if self._gate is None:
+    def limited(self) -> onnx.ModelProto:
+        """The candidate with the parent's out-of-distribution limits, where that has one."""
+        if self._equivalence is None:
             return self.model
         few = islice(self._batches, PROBE_BATCHES)
-        return put_on(self.model, matched(self._gate, self._parent, self.model, few))
+        return put_on(self.model, matched(self._equivalence, self._parent, self.model, few))
 
-    def search(self, judge: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Choose how additions are done, then leave layers out until the gate lets it pass."""
-        if self._lowering.adds and self.settings.adds == "measured":
-            self._choose_adds(judge)
+    def search(self, classify: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Choose how additions are done, then exclude layers until the equivalence check passes."""
+        if self._writer.adds and self.settings.adds == "measured":
+            self._choose_adds(classify)
         else:
             self.refresh()
         while self.error > MAX_ERROR and self._leave_one_out():
             pass
-        report = judge()
+        report = classify()
         while not _passed(report) and self._leave_one_out():
-            report = judge()
+            report = classify()
         return report
 
-    def _choose_adds(self, judge: Callable[[], dict[str, Any]]) -> None:
+    def _choose_adds(self, classify: Callable[[], dict[str, Any]]) -> None:
         """Fused, which TensorRT runs faster, unless it turns more decisions."""
         reports, made = {}, {}
         for name in ADDS[1:]:
             self.fused_adds = name == "fused"
             self.refresh()
-            reports[name], made[name] = judge(), (self.model, self.error)
+            reports[name], made[name] = classify(), (self.model, self.error)
             self.measured[name] = _figures(reports[name])
-            self._say(f"residual additions {name}: {_line(reports[name])}")
+            self._progress(f"residual additions {name}: {_line(reports[name])}")
             if not any(_harm(reports[name])):
                 break  # none is better
         best = min(reports, key=lambda name: _harm(reports[name]))
@@ -219,50 +220,52 @@ class _Work:
         self.model, self.error = made[best]
 
     def _leave_one_out(self) -> bool:
-        """Leave the costliest layer that is lowered in higher precision, if one more may be."""
-        if len(self.left_out) >= self._most:
+        """Leave the costliest layer that is quantised in higher precision, if one more may be."""
+        if len(self.excluded) >= self._most:
             return False
         if not self.sensitivity:
             self._measure_layers()
-        costliest = next(name for name in self.sensitivity if name not in self.left_out)
-        self.left_out.append(costliest)
+        costliest = next(name for name in self.sensitivity if name not in self.excluded)
+        self.excluded.append(costliest)
         before = self.error
         self.refresh()
-        self._say(f"{costliest} left out: error of the logits {before:.2%} -> {self.error:.2%}")
+        self._progress(
+            f"{costliest} excluded: error of the logits {before:.2%} -> {self.error:.2%}"
+        )
         return True
 
     def _measure_layers(self) -> None:
-        self._say(f"measuring {len(self._lowering.layers)} layers one by one")
+        self._progress(f"measuring {len(self._writer.layers)} layers one by one")
         self.sensitivity = layer_errors(
-            self._lowering.layers,
-            lambda name: self._lowering.write([name], alone=True),
+            self._writer.layers,
+            lambda name: self._writer.write([name], alone=True),
             self._probe,
         )
 
     @property
     def manifest(self) -> ModelManifest:
-        """The candidate's manifest, without the gate's verdict."""
-        lowered = self.settings.lowered
+        """The candidate's manifest, without the equivalence check's verdict."""
+        variant = self.settings.variant
         facts: dict[str, Any] = {
-            "for": lowered.target,
-            "flavour": lowered.flavour,
-            "left_out": sorted(self.left_out),
-            "never_lowered": sorted(self._lowering.never),
+            "for": variant.target,
+            "scheme": variant.scheme,
+            "excluded": sorted(self.excluded),
+            "never_quantised": sorted(self._writer.never),
             "relative_rmse": round(self.error, 6),
         }
-        if lowered.precision == "int8":
+        if variant.precision == "int8":
             facts["method"] = (
                 f"smallest squared error, {BINS} bins; channels equalised; weights fitted"
             )
             facts["calibration"] = {
-                "films": len(self._chosen.films),
+                "images": len(self._chosen.images),
                 "by_class": self._chosen.by_class,
                 "split": self._chosen.split,
-                "data_sha256": dataset_sha256(self._chosen.films),
-                "refused": len(self._chosen.refused),
+                "data_sha256": dataset_sha256(self._chosen.images),
+                "not_assessed": len(self._chosen.not_assessed),
             }
-            facts["rest"] = lowered.rest if lowered.target == "tensorrt" else "fp32"
-        if self._lowering.adds:
+            facts["rest"] = variant.rest if variant.target == "tensorrt" else "fp32"
+        if self._writer.adds:
             facts["adds"] = {
                 "chosen": "fused" if self.fused_adds else "float",
                 "measured": self.measured,
@@ -286,39 +289,43 @@ def _fp32_manifest(model: Path) -> ModelManifest:
 
 
 def _named(manifest: ModelManifest, model: Path, settings: QuantizeSettings) -> ModelManifest:
-    lowered = settings.lowered
-    rules = GateRules.of(manifest, **RULES[lowered.precision])
+    variant = settings.variant
+    rules = EquivalenceRules.of(manifest, **RULES[variant.precision])
     versions = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
     return replace(
         manifest,
-        name=manifest.name + lowered.suffix,
-        precision=lowered.precision,
-        gate=asdict(rules),
+        name=manifest.name + variant.suffix,
+        precision=variant.precision,
+        variant=variant.suffix[1:],
+        equivalence=asdict(rules),
         parent_sha256=file_sha256(model),
         created_with={**manifest.created_with, **versions},
     )
 
 
-def _gate_films(gate: Path | None, calibration: Path) -> list[LabelledFilm]:
-    data = gate or calibration
-    films = load_dataset(data)
-    splits = sorted({film.split for film in films if film.split})
-    if GATE_SPLIT in splits:
-        return [film for film in films if film.split == GATE_SPLIT]
-    if gate is None or splits:
+def _equivalence_images(equivalence: Path | None, calibration: Path) -> list[LabelledImage]:
+    data = equivalence or calibration
+    images = load_dataset(data)
+    splits = sorted({image.split for image in images if image.split})
+    if EQUIVALENCE_SPLIT in splits:
+        return [image for image in images if image.split == EQUIVALENCE_SPLIT]
+    if equivalence is None or splits:
         raise UsageError(
-            f"{data}: has {', '.join(splits) or 'no'} splits, expected {GATE_SPLIT!r} to judge on: "
-            "give labelled films that are not calibrated on with --gate"
+            f"{data}: has {', '.join(splits) or 'no'} splits, "
+            f"expected {EQUIVALENCE_SPLIT!r} to compare on: "
+            "give labelled images that are not calibrated on with --equivalence"
         )
-    return films
+    return images
 
 
-def _check_apart(used: Sequence[LabelledFilm], judged: Sequence[LabelledFilm], option: str) -> None:
-    known = {file_sha256(film.path) for film in used}
-    for film in judged:
-        if file_sha256(film.path) in known:
+def _check_apart(
+    used: Sequence[LabelledImage], classified: Sequence[LabelledImage], option: str
+) -> None:
+    known = {file_sha256(image.path) for image in used}
+    for image in classified:
+        if file_sha256(image.path) in known:
             raise DataError(
-                f"{film.path}: has a part in making the file: judge on other films with {option}"
+                f"{image.path}: has a part in making the file: compare on others with {option}"
             )
 
 
@@ -330,15 +337,15 @@ def _all_cores() -> BackendSettings:
     return BackendSettings(threads=len(os.sched_getaffinity(0)))
 
 
-def _judge(
-    work: _Work, reference: Backend, place: Path, films: Sequence[LabelledFilm]
+def _classify(
+    work: _Work, reference: Backend, place: Path, images: Sequence[LabelledImage]
 ) -> dict[str, Any]:
-    """The gate's report on the candidate as it is now."""
+    """The equivalence check's report on the candidate as it is now."""
     manifest = work.manifest
-    onnx.save(finished(work.gated(), manifest), place)
-    rules = GateRules(**manifest.gate)
+    onnx.save(finished(work.limited(), manifest), place)
+    rules = EquivalenceRules(**manifest.equivalence)
     with load_backend(place, backend="onnxruntime", settings=_all_cores()) as candidate:
-        return verify(reference, candidate, films, rules=rules)
+        return verify(reference, candidate, images, rules=rules)
 
 
 def _harm(report: dict[str, Any]) -> tuple[bool, int]:
@@ -353,7 +360,7 @@ def _passed(report: dict[str, Any]) -> bool:
 def _with_verdict(manifest: ModelManifest, place: str, report: dict[str, Any]) -> ModelManifest:
     verdict = {
         "verdict": report["verdict"],
-        "films": report["films"],
+        "images": report["images"],
         "data_sha256": report["data_sha256"],
         **_figures(report),
     }
@@ -373,6 +380,6 @@ def _figures(report: dict[str, Any]) -> dict[str, Any]:
 def _line(report: dict[str, Any]) -> str:
     figures = _figures(report)
     return (
-        f"{report['verdict']}, {figures['flips']} of {report['films']} decisions turned, "
+        f"{report['verdict']}, {figures['flips']} of {report['images']} decisions turned, "
         f"error of the logits {figures['relative_rmse']:.2%}"
     )

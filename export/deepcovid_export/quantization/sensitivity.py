@@ -1,4 +1,4 @@
-"""Which layers cost accuracy when they are lowered, and by how much."""
+"""Which layers cost accuracy when they are variant, and by how much."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from deepcovid_export.quantization.calibration import FilmBatches, open_session
+from deepcovid_export.quantization.calibration import ImageBatches, open_session
 
 PROBE_BATCHES = 8
-"""A probe holds this many batches of prepared films: 64 of 224 x 224 are 3.2 MB."""
+"""A probe holds this many batches of prepared images: 64 of 224 x 224 are 3.2 MB."""
 
 
 class Probe:
-    """A few calibration films, and what the FP32 network says of them."""
+    """A few calibration images, and what the FP32 network says of them."""
 
-    def __init__(self, model: onnx.ModelProto, batches: FilmBatches) -> None:
+    def __init__(self, model: onnx.ModelProto, batches: ImageBatches) -> None:
         self._batches = list(islice(batches, PROBE_BATCHES))
         self._reference = self._logits(model)
 
@@ -41,14 +41,14 @@ class Probe:
 
 
 def layer_errors(
-    layers: Sequence[str], lowered_alone: Callable[[str], onnx.ModelProto], probe: Probe
+    layers: Sequence[str], quantised_alone: Callable[[str], onnx.ModelProto], probe: Probe
 ) -> dict[str, float]:
-    """What each layer costs when it alone is lowered, the costliest first.
+    """What each layer costs when it alone is variant, the costliest first.
 
     Args:
         layers: Names of layers.
-        lowered_alone: Makes the network with one layer lowered.
+        quantised_alone: Makes the network with one layer variant.
         probe: Measures it.
     """
-    errors = {name: probe.error(lowered_alone(name)) for name in layers}
+    errors = {name: probe.error(quantised_alone(name)) for name in layers}
     return dict(sorted(errors.items(), key=lambda item: -item[1]))

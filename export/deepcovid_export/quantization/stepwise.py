@@ -1,4 +1,4 @@
-"""A network computed on a few films as far as asked, and from there on the next time."""
+"""A network computed on a few images as far as asked, and from there on the next time."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ Tensor = NDArray[Any]
 
 
 class Stepwise:
-    """Some films on their way through a network, which may change where they have not been yet.
+    """Some images on their way through a network, which may change where they have not been yet.
 
     What later layers read is kept of each batch, so a walk through all layers costs one run of the
     network and not half a run for each.
     """
 
-    def __init__(self, films: Sequence[NDArray[np.uint8]]) -> None:
+    def __init__(self, images: Sequence[NDArray[np.uint8]]) -> None:
         """Stand at the input.
 
         Args:
-            films: Batches of prepared films, of shape (N, h, w).
+            images: Batches of prepared images, of shape (N, h, w).
         """
-        self._kept: list[dict[str, Tensor]] = [{"images": batch} for batch in films]
+        self._kept: list[dict[str, Tensor]] = [{"images": batch} for batch in images]
 
     def reach(self, model: onnx.ModelProto, tensor: str) -> Iterator[Tensor]:
-        """A tensor's values, batch by batch; the films have come so far when all are taken.
+        """A tensor's values, batch by batch; the images have come so far when all are taken.
 
         Args:
             model: The network; up to the tensors that were reached before it is as it was then.

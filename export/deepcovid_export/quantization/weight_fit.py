@@ -1,11 +1,11 @@
 """INT8 weights fitted to what the layer is to give, not rounded one by one.
 
-Layer by layer, in the graph's order, on calibration films:
+Layer by layer, in the graph's order, on calibration images:
 
-1. The weights move so that the layer gives, from what the lowered network hands it, what the FP32
+1. The weights move so that the layer gives, from what the quantised network hands it, what the FP32
    layer gives from its own input: the errors made before it are partly undone. This is a ridge
    regression towards the weights as they were (the asymmetric calibration of Li et al. 2025,
-   GPTAQ, in closed form).
+   GPTAQ, in closed variant).
 2. They are rounded column by column, and the columns that are still to be rounded make good what
    each rounding spoilt (Frantar et al. 2023, GPTQ, algorithm 1; columns by falling energy).
 3. The bias takes the mean that is left (Nagel et al. 2019, Data-Free Quantization Through Weight
@@ -39,7 +39,7 @@ _DAMPING = 0.01
 _BLOCK = 128
 """Columns whose errors are passed on together, as GPTQ does: one product instead of many."""
 _SAMPLES, _SAMPLES_AN_INPUT = 8192, 4
-"""Places of the films that a layer is fitted on: so many, or so many for each of its inputs."""
+"""Places of the images that a layer is fitted on: so many, or so many for each of its inputs."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,12 @@ class _Layer:
         count, _, rows, columns = views.shape[:4]
         places = count * rows * columns
         chosen = np.random.default_rng(seed).permutation(places)[: max(1, round(share * places))]
-        film, row, column = np.unravel_index(np.sort(chosen), (count, rows, columns))
-        return views[film, :, row, column].reshape(len(chosen), -1)
+        image, row, column = np.unravel_index(np.sort(chosen), (count, rows, columns))
+        return views[image, :, row, column].reshape(len(chosen), -1)
 
 
 class _Moments:
-    """What a layer saw at some places of the films: x in the FP32 network, y in the lowered one."""
+    """What a layer saw: x in the FP32 network, y in the quantised one."""
 
     def __init__(self) -> None:
         self._x: list[Tensor] = []
@@ -105,27 +105,27 @@ def fit_weights(
     model: onnx.ModelProto,
     layers: Collection[str],
     lower: Callable[[onnx.ModelProto], onnx.ModelProto],
-    films: Sequence[NDArray[np.uint8]],
+    images: Sequence[NDArray[np.uint8]],
 ) -> onnx.ModelProto:
-    """A copy of a network whose weights, once lowered, give what the network gave.
+    """A copy of a network whose weights, once variant, give what the network gave.
 
     Args:
         model: The FP32 network.
         layers: Layers that `lower` writes in INT8, by name; their weights lie on its grid after.
         lower: Writes a network of the same nodes in INT8.
-        films: Batches of prepared films, of shape (N, h, w).
+        images: Batches of prepared images, of shape (N, h, w).
     """
     fitted = onnx.ModelProto()
     fitted.CopyFrom(model)
     constants = {item.name: item for item in fitted.graph.initializer}
-    lowered = lower(model)
-    reads = {node.name: node.input[0] for node in lowered.graph.node}
-    before, after = Stepwise(films), Stepwise(films)
+    variant = lower(model)
+    reads = {node.name: node.input[0] for node in variant.graph.node}
+    before, after = Stepwise(images), Stepwise(images)
     for tensor, group in _by_input(fitted, layers):
         source = reads[group[0].node.name]
-        pairs = zip(before.reach(model, tensor), after.reach(lowered, source), strict=True)
-        for layer, seen in zip(group, _moments(group, pairs, len(films)), strict=True):
-            set_weights(lowered, layer.node.name, *_fit(layer, seen, constants))
+        pairs = zip(before.reach(model, tensor), after.reach(variant, source), strict=True)
+        for layer, seen in zip(group, _moments(group, pairs, len(images)), strict=True):
+            set_weights(variant, layer.node.name, *_fit(layer, seen, constants))
     return fitted
 
 
@@ -146,7 +146,7 @@ def _by_input(
 def _moments(
     group: Sequence[_Layer], pairs: Iterable[tuple[Tensor, Tensor]], batches: int
 ) -> list[_Moments]:
-    """What layers of one input saw, from that input in the FP32 and in the lowered network."""
+    """What layers of one input saw, from that input in the FP32 and in the quantised network."""
     totals = [_Moments() for _ in group]
     for seed, (x, y) in enumerate(pairs):
         for layer, total in zip(group, totals, strict=True):

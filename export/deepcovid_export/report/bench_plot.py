@@ -65,7 +65,7 @@ def draw(named: Sequence[tuple[str, Result]], output: Path) -> None:
 
 
 def _draw_run(left: Axes, right: Axes, run: Run, label: str, colour: str) -> None:
-    unit = "ms a film" if run.scenario == OFFLINE else "ms"
+    unit = "ms an image" if run.scenario == OFFLINE else "ms"
     values = np.sort(_values(run, run.samples))
     longer = 1 - np.arange(len(values)) / len(values)
     stable = "" if run.stability().stable else ", unstable"

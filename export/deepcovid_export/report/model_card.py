@@ -22,54 +22,54 @@ from deepcovid_export.report.wording import area_text, counted_text, rate_text
 _TEMPLATE = """\
 # {name}
 
-{architecture}, fine-tuned to tell films of COVID-19 pneumonia (`{positive_class}`) from normal
-films and films of other pneumonia. **{notice}**
+{architecture}, fine-tuned to tell images of COVID-19 pneumonia (`{positive_class}`) from normal
+images and images of other pneumonia. **{notice}**
 
 | | |
 | --- | --- |
-| file | `{name}.onnx`, {size:.1f} MB, {precision}{stored}, sha256 `{sha256}` |{forms}
+| file | `{name}.onnx`, {size:.1f} MB, {precision}{stored}, sha256 `{sha256}` |{variants}
 | input | uint8 grey, {height} x {width}, resize rule `{resize}` |
 | classes | {classes} |
-| threshold | {threshold:.4f}: {rule}, on {val_films} films of `val` ({val_positives} positive) |
-{band}| licence of the weights | {license} |
+| threshold | {threshold:.4f}: {rule}, on {val_images} images of `val` ({val_positives} positive) |
+{indeterminate_range}| licence of the weights | {license} |
 | made by | `make model-{name}` (recipe `{name}.toml`, seed {seed}) |
 
 ## Data
 
-Trained on {train_films} films, the epoch and the threshold chosen on {val_films} others (`val`),
+Trained on {train_images} images, the epoch and the threshold chosen on {val_images} others (`val`),
 from public collections: ieee8023/covid-chestxray-dataset, COVID-CXNet and NIH ChestX-ray8, split
 by patient where patients are known. They were collected for research; several state no licence,
-or one per film, mostly non-commercial. The films are not part of this project. Start: {start}.
+or one per image, mostly non-commercial. The images are not part of this project. Start: {start}.
 
-Training films sha256 `{train_sha256}`; validation films `{val_sha256}`.
+Training images sha256 `{train_sha256}`; validation images `{val_sha256}`.
 
 ## Figures
 
 All at the threshold above, which was chosen before, on `val`. Intervals are 95 % (Wilson).
 
-| films | number | AUC | sensitivity | specificity |
+| images | number | AUC | sensitivity | specificity |
 | --- | --- | --- | --- | --- |
 {rows}
 
-`test` comes from the collections that the training films come from. `external` comes from other
-hospitals and journals (some of its web sources have a few films in training too), and **its rows
+`test` comes from the collections that the training images come from. `external` comes from other
+hospitals and journals (some of its web sources have a few images in training too), and **its rows
 are what to expect of a new clinic**: read the specificity of Actualmed, one hospital with COVID-19
-and normal films, and of `external` as a whole. `paediatric` holds children of one to five years:
+and normal images, and of `external` as a whole. `paediatric` holds children of one to five years:
 the model is not meant for them, and every positive there is a false alarm.
 
-Intervals take films as independent, though a patient may have several. The threshold hangs on one
-or two of the positive films of `val`, so a sensitivity chosen there is not a sensitivity promised.
+Intervals take images as independent, though a patient may have several. The threshold hangs on one
+or two of the positive images of `val`, so a sensitivity chosen there is not a sensitivity promised.
 {shortcuts}
 ## Known biases
 
-- In the training films the class is nearly the same thing as the source: most COVID-19 films come
+- In the training images the class is nearly the same thing as the source: most COVID-19 images come
   from web and journal collections, nearly all others from one hospital (NIH). A network scores
   high by learning the source, not the disease. What the network does on `external` shows how much
   of its score on `test` is that.
-- Films of other hospitals without COVID-19 are nearly absent from training, and nearly all of them
+- Images of other hospitals without COVID-19 are nearly absent from training, and nearly all of them
   are called positive, normal ones and other pneumonia alike: see `external` above.
 - NIH labels were mined from reports and are noisy. COVID-19 labels are mostly proven by PCR.
-- Adults, frontal view; a few films of children are among the training films with COVID-19 and none
+- Adults, frontal view; a few images of children are among the training images with COVID-19, none
   among the others. Lateral views, other body parts and post-processed pictures were not trained
   on, and the model does not refuse them all by itself.
 - A probability is a score of this network, not the chance that the patient has COVID-19.
@@ -79,17 +79,17 @@ _SHORTCUTS = """\
 
 ## Does it read the source?
 
-The same films with the lungs hidden (a central rectangle of {side:.0%} of the sides greyed), and
+The same images with the lungs hidden (a central rectangle of {side:.0%} of the sides greyed), and
 with everything but that rectangle greyed. A model that still tells the classes apart when the lungs
-are hidden, with an AUC above {limit:.2f}, goes by borders, letters and tone: by the film's origin.
+are hidden, with an AUC above {limit:.2f}, goes by borders, letters and tone: by the image's origin.
 
-| films | AUC, whole | lungs only | lungs hidden | reads the source |
+| images | AUC, whole | lungs only | lungs hidden | reads the source |
 | --- | --- | --- | --- | --- |
 {rows}
 
-Within one source there is nothing else to go by than the film:
+Within one source there is nothing else to go by than the image:
 
-| source | films | positive | AUC |
+| source | images | positive | AUC |
 | --- | --- | --- | --- |
 {sources}
 """
@@ -98,10 +98,10 @@ _BESIDE = """\
 ## Beside the paper's way
 
 The same network trained as Deep-COVID trained it (recipe `{recipe}`: the last layer alone, upon
-ImageNet's weights), with the same films and judged in the same way; the last two columns are the
+ImageNet's weights), the same images and the same measurement; the last two columns are the
 AUC within one hospital and within the web sites of one collection:
 
-| recipe | films | AUC | sensitivity | specificity | lungs hidden | Actualmed | ieee8023 |
+| recipe | images | AUC | sensitivity | specificity | lungs hidden | Actualmed | ieee8023 |
 | --- | --- | --- | --- | --- | --- | --- | --- |
 {rows}
 """
@@ -132,7 +132,7 @@ def card(
         size=model.stat().st_size / 1e6,
         precision=manifest.precision,
         stored=" (weights stored in FP16)" if "half_weights" in training["export"] else "",
-        forms=_forms(model),
+        variants=_variants(model),
         sha256=file_sha256(model),
         height=manifest.input.height,
         width=manifest.input.width,
@@ -140,12 +140,13 @@ def card(
         classes=", ".join(f"`{name}`" for name in manifest.classes),
         threshold=manifest.threshold,
         rule=origin["rule"],
-        band=_band(manifest, evaluations) + _gate(manifest, evaluations),
-        val_films=origin["films"],
+        indeterminate_range=_indeterminate_range(manifest, evaluations)
+        + _equivalence(manifest, evaluations),
+        val_images=origin["images"],
         val_positives=origin["positives"],
         license=manifest.license,
         seed=training["recipe"]["fit"]["seed"],
-        train_films=training["train_films"],
+        train_images=training["train_images"],
         start=training["start"],
         train_sha256=training["train_sha256"],
         val_sha256=training["val_sha256"],
@@ -154,14 +155,20 @@ def card(
     )
 
 
-def _band(manifest: ModelManifest, evaluations: list[dict[str, Any]]) -> str:
-    """A row for the films that are too close to call, if the model has such."""
-    band = manifest.band
-    if band is None:
+def _indeterminate_range(manifest: ModelManifest, evaluations: list[dict[str, Any]]) -> str:
+    """A row for the images that are too close to call, if the model has such."""
+    indeterminate_range = manifest.indeterminate_range
+    if indeterminate_range is None:
         return ""
-    said = f"| too close to call | {band.low:.4f} to {band.high:.4f}: {band.origin['rule']}"
+    span = f"{indeterminate_range.low:.4f} to {indeterminate_range.high:.4f}"
+    said = f"| too close to call | {span}: {indeterminate_range.origin['rule']}"
     found = next(
-        (it["band"] for it in evaluations if it["data"] == "test" and it.get("band")), None
+        (
+            it["indeterminate_range"]
+            for it in evaluations
+            if it["data"] == "test" and it.get("indeterminate_range")
+        ),
+        None,
     )
     if found:
         decided = found["decided"]
@@ -169,38 +176,38 @@ def _band(manifest: ModelManifest, evaluations: list[dict[str, Any]]) -> str:
             f"; {rate_text(found['indeterminate'])} of `test`, and among the others sensitivity "
             f"{rate_text(decided['sensitivity'])}, specificity {rate_text(decided['specificity'])}"
         )
-    return f"{said}. The figures below call every film |\n"
+    return f"{said}. The figures below call every image |\n"
 
 
-def _gate(manifest: ModelManifest, evaluations: list[dict[str, Any]]) -> str:
-    """A row for the films that are not judged, if the model has a gate."""
-    if not manifest.familiarity:
+def _equivalence(manifest: ModelManifest, evaluations: list[dict[str, Any]]) -> str:
+    """A row for the images that are not assessed, if the model has a equivalence check."""
+    if not manifest.ood:
         return ""
-    val = manifest.familiarity["val"]
+    val = manifest.ood["val"]
     refused = ", ".join(
         f"{rate_text(it['out_of_distribution'])} of `{it['data']}`"
         for it in evaluations
         if it.get("out_of_distribution")
     )
     return (
-        f"| not judged | films unlike the training films ({manifest.familiarity['method']}): "
+        f"| not assessed | images unlike the training images ({manifest.ood['method']}): "
         f"{refused or 'not measured'}; of copies of `val` that are turned or inverted "
-        f"{val['turned_copies_refused']:.1%}, made unrecognisable "
-        f"{val['foreign_copies_refused']:.1%}. The figures below judge every film |\n"
+        f"{val['turned_copies_rejected']:.1%}, made unrecognisable "
+        f"{val['unrecognisable_copies_rejected']:.1%}. The figures below classify every image |\n"
     )
 
 
-def _forms(model: Path) -> str:
-    """A row for the INT8 form that lies beside the model, if there is one."""
+def _variants(model: Path) -> str:
+    """A row for the INT8 variant that lies beside the model, if there is one."""
     path = model.with_name(f"{model.stem}{INT8_CPU_SUFFIX}.onnx")
     if not path.is_file():
         return ""
     facts = read_manifest(path).quantization
     proof = facts["verified"]
-    kept = ", ".join(f"`{name}`" for name in sorted(facts["left_out"] + facts["never_lowered"]))
+    kept = ", ".join(f"`{name}`" for name in sorted(facts["excluded"] + facts["never_quantised"]))
     return (
         f"\n| INT8 for CPUs | `{path.name}`, {path.stat().st_size / 1e6:.1f} MB, sha256 "
-        f"`{file_sha256(path)}`; on {proof['films']} films of `test` {proof['flips']} decisions "
+        f"`{file_sha256(path)}`; on {proof['images']} images of `test` {proof['flips']} decisions "
         f"turned: {proof['verdict']}; layers left in FP32: {kept or 'none'} |"
     )
 
@@ -216,7 +223,7 @@ def _shortcuts(evaluations: list[dict[str, Any]]) -> str:
         for data, it in found.items()
     ]
     sources = [
-        f"| {data}: {name} | {group['films']} | {group['positives']} | {area_text(group)} |"
+        f"| {data}: {name} | {group['images']} | {group['positives']} | {area_text(group)} |"
         for data, it in found.items()
         for name, group in it["within_source"].items()
     ]
@@ -254,7 +261,7 @@ def _rows(figures: dict[str, Any]) -> list[str]:
     if len(figures["by_source"]) > 1:
         groups |= {f"{figures['data']}: {name}": it for name, it in figures["by_source"].items()}
     return [
-        f"| {name} | {group['films']} | {area_text(group)} | "
+        f"| {name} | {group['images']} | {area_text(group)} | "
         f"{counted_text(group['sensitivity'])} | {counted_text(group['specificity'])} |"
         for name, group in groups.items()
     ]

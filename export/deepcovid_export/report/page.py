@@ -95,11 +95,11 @@ def _pictures(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     side = figures["shortcuts"]["side"]
     spec = InputSpec(_PICTURE, _PICTURE, figures["input"]["resize"])
     pixels = draw_phantom(1)
-    film = Radiograph(pixels, 255, "", "PNG")
+    image = Radiograph(pixels, 255, "", "PNG")
     made = {
-        "whole": film,
-        "lungs hidden": hide_lungs(film, spec, side),
-        "lungs only": keep_lungs(film, spec, side),
+        "whole": image,
+        "lungs hidden": hide_lungs(image, spec, side),
+        "lungs only": keep_lungs(image, spec, side),
     }
     return [(name, _data_uri(prepare(it, spec))) for name, it in made.items()]
 

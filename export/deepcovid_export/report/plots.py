@@ -76,7 +76,7 @@ def precision_recall(named: Named) -> str:
         figure, axes = _square("recall (sensitivity)", "precision")
         for colour, (name, figures) in zip(_colours(named), named, strict=True):
             curve, overall = figures["curves"]["precision_recall"], figures["overall"]
-            share = overall["positives"] / overall["films"]
+            share = overall["positives"] / overall["images"]
             axes.axhline(share, color=_SOFT, linewidth=1, linestyle="--")
             axes.plot(
                 curve["recall"],
@@ -92,7 +92,7 @@ def precision_recall(named: Named) -> str:
 def over_threshold(figures: Mapping[str, Any], place: str) -> str:
     """Sensitivity and specificity over the threshold."""
     with mpl.rc_context(_STYLE):
-        figure, axes = _square("threshold", "share of films")
+        figure, axes = _square("threshold", "share of images")
         curve = figures["curves"]["over_threshold"]
         for name, colour in (("sensitivity", _POSITIVE), ("specificity", _NEGATIVE)):
             axes.plot(
@@ -106,26 +106,26 @@ def over_threshold(figures: Mapping[str, Any], place: str) -> str:
 def score_histograms(figures: Mapping[str, Any], place: str) -> str:
     """Probability of the positive class, for each label of the data set apart."""
     histograms, labels = figures["histograms"], figures["by_label"]
-    order = sorted(histograms["films"], key=lambda label: (not labels[label]["positive"], label))
+    order = sorted(histograms["images"], key=lambda label: (not labels[label]["positive"], label))
     with mpl.rc_context(_STYLE):
         figure = Figure((_WIDTH, max(_HEIGHT, 0.9 * len(order) + 0.8)), layout="constrained")
         rows = figure.subplots(len(order), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
         for axes, label in zip(rows, order, strict=True):
-            counts = histograms["films"][label]
+            counts = histograms["images"][label]
             share = [100 * count / sum(counts) for count in counts]
             colour = _POSITIVE if labels[label]["positive"] else _NEGATIVE
             axes.stairs(share, histograms["edges"], fill=True, color=colour, alpha=0.75)
-            axes.set_title(f"{label}: {sum(counts)} films", fontsize=10)
+            axes.set_title(f"{label}: {sum(counts)} images", fontsize=10)
             axes.set_xlim(0, 1)
             _mark_threshold(axes, figures["threshold"])
-        figure.supylabel("% of the films of the label", fontsize=10, color=_INK)
+        figure.supylabel("% of the images of the label", fontsize=10, color=_INK)
         rows[-1].set_xlabel(f"probability of {figures['positive_class']}")
         return _svg(figure, f"{place}-histogram")
 
 
 def reliability(figures: Mapping[str, Any], place: str) -> str:
-    """Share of positives over the probability, in bins, with the films of each bin below."""
-    bins = figures["calibration"]["bins"]
+    """Share of positives over the probability, in bins, with the images of each bin below."""
+    bins = figures["reliability"]["bins"]
     with mpl.rc_context(_STYLE):
         figure = Figure((_WIDTH, _HEIGHT), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
@@ -134,8 +134,8 @@ def reliability(figures: Mapping[str, Any], place: str) -> str:
             bins["probability"], bins["share_positive"], "o-", color=_SERIES[0], clip_on=False
         )
         upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share that is positive")
-        lower.bar(bins["probability"], bins["films"], width=0.03, color=_SERIES[0])
-        lower.set(xlabel=f"probability of {figures['positive_class']}", ylabel="films")
+        lower.bar(bins["probability"], bins["images"], width=0.03, color=_SERIES[0])
+        lower.set(xlabel=f"probability of {figures['positive_class']}", ylabel="images")
         return _svg(figure, f"{place}-reliability")
 
 
@@ -153,7 +153,7 @@ def shortcut_areas(figures: Mapping[str, Any], place: str) -> str:
             axes.plot(it["auc"], height, "o", color=colour, clip_on=False)
         axes.axvline(0.5, color=_SOFT, linestyle="--", linewidth=1)
         axes.axvline(shortcuts["limit"], color=_INK, linestyle=":", linewidth=1)
-        axes.set_yticks(range(len(rows)), [f"{name} ({it['films']})" for name, it in rows])
+        axes.set_yticks(range(len(rows)), [f"{name} ({it['images']})" for name, it in rows])
         axes.set(xlim=(0, 1), xlabel="area under the ROC curve (AUC)")
         axes.grid(visible=False, axis="y")
         return _svg(figure, f"{place}-shortcuts")
@@ -161,13 +161,13 @@ def shortcut_areas(figures: Mapping[str, Any], place: str) -> str:
 
 def _shortcut_rows(shortcuts: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     return [
-        ("whole film", shortcuts["whole"]),
+        ("whole image", shortcuts["whole"]),
         ("lungs only", shortcuts["lungs_only"]),
         *(
             (f"lungs hidden, {float(side):.0%} of the sides", it)
             for side, it in shortcuts["lungs_hidden_by_side"].items()
         ),
-        *((f"{shape} films", it) for shape, it in shortcuts["by_shape"].items()),
+        *((f"{shape} images", it) for shape, it in shortcuts["by_shape"].items()),
         *((f"within {_short(name)}", it) for name, it in shortcuts["within_source"].items()),
     ]
 

@@ -1,10 +1,10 @@
-"""The loss of a batch in which some films say nothing of their class."""
+"""The loss of a batch in which some images say nothing of their class."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from deepcovid_export.data.films import NO_CLASS
+from deepcovid_export.data.images import NO_CLASS
 
 
 def summed_loss(
@@ -12,14 +12,14 @@ def summed_loss(
 ) -> tuple[Tensor, Tensor]:
     """Weighted cross-entropy, and the weight by which to divide it.
 
-    A film of `NO_CLASS` (its lungs were hidden) asks for equal probabilities of all classes: its
+    An image of `NO_CLASS` (its lungs were hidden) asks for equal probabilities of all classes: its
     loss is the cross-entropy with the uniform distribution, and its weight is 1.
 
     Args:
         logits: Of shape (N, classes).
         targets: Class indices or `NO_CLASS`, of shape (N,), int64.
         weights: Weights of the classes, of shape (classes,).
-        smoothing: Label smoothing of the other films, 0 to 1.
+        smoothing: Label smoothing of the other images, 0 to 1.
 
     Returns:
         Sum of the losses and sum of the weights, scalars.

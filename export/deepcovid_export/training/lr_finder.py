@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from deepcovid_edge.errors import DataError
-from deepcovid_export.data.films import TrainingData
+from deepcovid_export.data.images import TrainingData
 from deepcovid_export.recipe import Recipe
 from deepcovid_export.training.train import RunSettings, Training
 
@@ -75,7 +75,7 @@ def find_learning_rate(
 
     Args:
         recipe: The recipe; its `find` says from where to where and in how many steps.
-        data: The films.
+        data: The images.
         run: Device and first weights.
         advance: Called after every step.
 

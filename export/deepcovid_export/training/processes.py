@@ -41,7 +41,7 @@ class Processes:
         return self.rank == 0
 
     def share_of(self, batch_size: int) -> int:
-        """Films of a batch that this process reads.
+        """Images of a batch that this process reads.
 
         Raises:
             UsageError: The batch cannot be shared out evenly.

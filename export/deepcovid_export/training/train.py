@@ -1,4 +1,4 @@
-"""Fine-tune a network on films: one readable loop, resumable at every epoch."""
+"""Fine-tune a network on images: one readable loop, resumable at every epoch."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from deepcovid_edge import __version__
 from deepcovid_edge.datasets.dataset import dataset_sha256
 from deepcovid_edge.errors import ModelFileError, UsageError
 from deepcovid_edge.manifest import ModelManifest
-from deepcovid_export.data.balance import films_of_an_epoch, loss_weights
-from deepcovid_export.data.films import FilmDataset, TrainingData, one_thread_each
+from deepcovid_export.data.balance import images_of_an_epoch, loss_weights
+from deepcovid_export.data.images import ImageDataset, TrainingData, one_thread_each
 from deepcovid_export.evaluation.metrics import (
     Scores,
     Truth,
     at_threshold,
     auc,
-    threshold_for_new_films,
+    threshold_for_new_images,
 )
 from deepcovid_export.networks import Classifier, build_network, load_imagenet, train_only
 from deepcovid_export.networks.checkpoint import save_atomically, save_checkpoint
@@ -48,7 +48,7 @@ class RunSettings:
     Attributes:
         folder: Folder of the run: its state, its history and its checkpoint.
         device: `cpu`, `cuda` or `cuda:N`.
-        workers: Processes that read and change films, beside each training process.
+        workers: Processes that read and change images, beside each training process.
         weights: File of ImageNet weights, or None for torchvision's own.
         from_scratch: Start from random weights, whatever the recipe says.
         resume: Weights come from the folder's state; none are loaded to start from.
@@ -76,14 +76,14 @@ class Training:
         self.recipe, self.data, self.run = recipe, data, run
         self.device = torch.device(run.device)
         self.share = run.processes.share_of(recipe.fit.batch_size)
-        self.films = {
+        self.images = {
             "train_sha256": dataset_sha256(data.train),
             "val_sha256": dataset_sha256(data.val),
         }
         self.network, self.start = self._first_network()
         self.averaged = self._averaged()
         self.joint = run.processes.joint(self.network)
-        self.train_set = FilmDataset(films_of_an_epoch(data.train, recipe), recipe, training=True)
+        self.train_set = ImageDataset(images_of_an_epoch(data.train, recipe), recipe, training=True)
         self.order: DistributedSampler[Any] = DistributedSampler(
             self.train_set, run.processes.count, run.processes.rank, seed=recipe.fit.seed
         )
@@ -98,12 +98,12 @@ class Training:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches in one pass over the training films."""
+        """Batches in one pass over the training images."""
         return -(-len(self.order) // self.share)
 
     @property
-    def judged(self) -> Classifier:
-        """The network whose weights are judged and kept."""
+    def classified(self) -> Classifier:
+        """The network whose weights are classified and kept."""
         return cast(Classifier, self.averaged.module) if self.averaged else self.network
 
     @property
@@ -115,7 +115,7 @@ class Training:
         )
 
     def run_epoch(self, advance: Callable[[], object] = lambda: None) -> dict[str, Any]:
-        """Fit on every training film once, judge the validation films, save the state.
+        """Fit on every training image once, classify the validation images, save the state.
 
         Args:
             advance: Called after every step.
@@ -125,7 +125,7 @@ class Training:
         """
         started = time.monotonic()
         train_loss = self._fit_epoch(advance)
-        scores, positive, loss = self.judge_validation()
+        scores, positive, loss = self.classify_validation()
         figures = {
             "epoch": self.epoch,
             "train_loss": train_loss,
@@ -135,25 +135,25 @@ class Training:
         }
         self.history.append(figures)
         if loss < self.best["loss"]:
-            state = {name: value.clone() for name, value in self.judged.state_dict().items()}
+            state = {name: value.clone() for name, value in self.classified.state_dict().items()}
             self.best = {"epoch": self.epoch, "loss": loss, "state": state}
         self.epoch += 1
         self.save()
         return figures
 
-    def judge_validation(self) -> tuple[Scores, Truth, float]:
-        """Probabilities and truth of the validation films, and their mean balanced loss.
+    def classify_validation(self) -> tuple[Scores, Truth, float]:
+        """Probabilities and truth of the validation images, and their mean balanced loss.
 
-        Each process judges its share and has all results.
+        Each process classifies its share and has all results.
         """
         mine = self.data.val[self.run.processes.rank :: self.run.processes.count]
-        films = FilmDataset(mine, self.recipe, training=False)
+        images = ImageDataset(mine, self.recipe, training=False)
         logits = [torch.empty(0, len(self.recipe.classes))]
-        network = self.judged.eval()
+        network = self.classified.eval()
         with torch.inference_mode():
-            for images, _ in DataLoader(films, **self._reading()):
-                logits.append(network(images.to(self.device))[0].float().cpu())
-        gathered = self.run.processes.gathered((torch.cat(logits), films.targets))
+            for inputs, _ in DataLoader(images, **self._reading()):
+                logits.append(network(inputs.to(self.device))[0].float().cpu())
+        gathered = self.run.processes.gathered((torch.cat(logits), images.targets))
         all_logits = torch.cat([part for part, _ in gathered])
         targets = torch.tensor([target for _, part in gathered for target in part])
         loss = float(nn.functional.cross_entropy(all_logits, targets, self.val_weights))
@@ -167,7 +167,7 @@ class Training:
             return
         state = {
             "recipe": json.dumps(self.recipe.as_dict(), sort_keys=True),
-            "films": self.films,
+            "images": self.images,
             "network": self.network.state_dict(),
             "averaged": self.averaged.state_dict() if self.averaged else None,
             "optimiser": self.optimiser.state_dict(),
@@ -184,15 +184,15 @@ class Training:
 
         Raises:
             ModelFileError: The state cannot be read.
-            UsageError: The state was made by another recipe or of other films.
+            UsageError: The state was made by another recipe or of other images.
         """
         path = self.run.folder / STATE_NAME
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
         except Exception as error:  # torch raises many types on a torn file
             raise ModelFileError(f"{path}: cannot be read; start in another folder") from error
-        if state.get("films", self.films) != self.films:
-            raise UsageError(f"--resume: {path} was made of other films: choose another folder")
+        if state.get("images", self.images) != self.images:
+            raise UsageError(f"--resume: {path} was made of other images: choose another folder")
         if Recipe.from_dict(json.loads(state["recipe"])) != self.recipe:
             raise UsageError(f"--resume: {path} was made by another recipe: choose another folder")
         self.network.load_state_dict(state["network"])
@@ -206,7 +206,7 @@ class Training:
     def finish(self) -> Path:
         """Take the best epoch's weights, choose the threshold on val, write the checkpoint.
 
-        All processes judge, the first writes.
+        All processes classify, the first writes.
 
         Raises:
             UsageError: No epoch had a finite validation loss.
@@ -216,12 +216,12 @@ class Training:
                 f"fit.learning_rate: got {self.recipe.fit.learning_rate}, and the validation loss "
                 "was finite in no epoch: set a lower one"
             )
-        self.judged.load_state_dict(self.best["state"])
-        scores, positive, _ = self.judge_validation()
+        self.classified.load_state_dict(self.best["state"])
+        scores, positive, _ = self.classify_validation()
         path = self.run.folder / CHECKPOINT_NAME
         if not self.run.processes.is_first:
             return path
-        save_checkpoint(self.judged, _manifest(self, scores, positive), path)
+        save_checkpoint(self.classified, _manifest(self, scores, positive), path)
         history = json.dumps(self.history, indent=1) + "\n"
         (self.run.folder / HISTORY_NAME).write_text(history, encoding="utf-8")
         return path
@@ -237,11 +237,11 @@ class Training:
         self.joint.train()
         return DataLoader(self.train_set, sampler=self.order, **self._reading())
 
-    def fit_batch(self, images: Tensor, targets: Tensor) -> float:
+    def fit_batch(self, inputs: Tensor, targets: Tensor) -> float:
         """Make one step.
 
         Args:
-            images: This process's share of the batch, of shape (N, H, W), uint8.
+            inputs: This process's share of the batch, of shape (N, H, W), uint8.
             targets: Class indices or `NO_CLASS`, of shape (N,).
 
         Returns:
@@ -250,7 +250,7 @@ class Training:
         fit, processes = self.recipe.fit, self.run.processes
         targets = targets.to(self.device)
         with self._autocast():
-            logits, _ = self.joint(images.to(self.device))
+            logits, _ = self.joint(inputs.to(self.device))
             loss, weight = summed_loss(logits, targets, self.class_weights, fit.label_smoothing)
         # Each share counts by its weight in the whole batch; torch averages over processes.
         weight = processes.total(weight)
@@ -267,8 +267,8 @@ class Training:
 
     def _fit_epoch(self, advance: Callable[[], object]) -> float:
         losses = []
-        for images, targets in self.batches():
-            losses.append(self.fit_batch(images, targets))
+        for inputs, targets in self.batches():
+            losses.append(self.fit_batch(inputs, targets))
             advance()
         for network in (self.network, self.averaged):
             self.run.processes.average_buffers(network)
@@ -314,7 +314,7 @@ class Training:
 
 def _manifest(training: Training, scores: Scores, positive: Truth) -> ModelManifest:
     recipe = training.recipe
-    threshold, expected = threshold_for_new_films(scores, positive, recipe.sensitivity)
+    threshold, expected = threshold_for_new_images(scores, positive, recipe.sensitivity)
     return ModelManifest(
         name=recipe.name,
         architecture=recipe.architecture,
@@ -323,10 +323,10 @@ def _manifest(training: Training, scores: Scores, positive: Truth) -> ModelManif
         threshold=threshold,
         threshold_origin={
             "rule": f"midway between the highest threshold that finds {recipe.sensitivity:.0%} of "
-            "new positive films, as is to be expected (split conformal), and the next lower score",
+            "new positive images, as is to be expected (split conformal), and the next lower score",
             "split": "val",
             "expected_sensitivity": round(expected, 4),
-            "films": len(scores),
+            "images": len(scores),
             "positives": int(positive.sum()),
         },
         input=recipe.input,
@@ -336,9 +336,9 @@ def _manifest(training: Training, scores: Scores, positive: Truth) -> ModelManif
             "processes": training.run.processes.count,
             "epochs_run": training.epoch,
             "best_epoch": training.best["epoch"],
-            "train_films": len(training.data.train),
+            "train_images": len(training.data.train),
             "leaks_allowed": len(training.data.leaks),
-            **training.films,
+            **training.images,
             "val": {"auc": auc(scores, positive), **at_threshold(scores, positive, threshold)},
         },
         license=recipe.license,

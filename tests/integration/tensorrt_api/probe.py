@@ -140,7 +140,7 @@ def main() -> None:
     print(json.dumps(sorted(USED)))
 
 
-def run(module: Any, flavour: str) -> None:
+def run(module: Any, library: str) -> None:
     tensors = ["images", "logits", "activation_maps"]
     modes = module.TensorIOMode
     answers = {
@@ -152,14 +152,14 @@ def run(module: Any, flavour: str) -> None:
     }
     # The docstring names the C++ class, not the one that Python sees.
     answers["get_error"] = lambda index: Stand(module, module.ParserError, answers)
-    sys.modules[flavour] = Bindings(module, answers)  # type: ignore[assignment]
+    sys.modules[library] = Bindings(module, answers)  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as place:
-        build(Path(place), flavour)
-        refuse(Path(place), flavour)
-        serve(Path(place), flavour)
+        build(Path(place), library)
+        refuse(Path(place), library)
+        serve(Path(place), library)
 
 
-def request(place: Path, flavour: str) -> Any:
+def request(place: Path, library: str) -> Any:
     from deepcovid_edge.backends.tensorrt import build
 
     model = place / "model.onnx"
@@ -169,25 +169,25 @@ def request(place: Path, flavour: str) -> Any:
     return build._Request(
         model=str(model),
         plan=str(place / "plan"),
-        flavour=flavour,
-        capabilities=["sm86", "sm89"] if flavour == "tensorrt_rtx" else [],
+        library=library,
+        capabilities=["sm86", "sm89"] if library == "tensorrt_rtx" else [],
         profile={"min": 1, "opt": 8, "max": 32},
         height=224,
         width=224,
         workspace=1 << 30,
         level=3,
-        timing_cache=str(timing) if flavour == "tensorrt" else "",
+        timing_cache=str(timing) if library == "tensorrt" else "",
     )
 
 
-def build(place: Path, flavour: str) -> None:
+def build(place: Path, library: str) -> None:
     from deepcovid_edge.backends.tensorrt import build
 
-    asked = request(place, flavour)
+    asked = request(place, library)
     build._report = lambda **event: None  # type: ignore[assignment]
     build._build_here(asked)
     assert Path(asked.plan).read_bytes() == b"plan"
-    trt = sys.modules[flavour]
+    trt = sys.modules[library]
     monitor = build._monitor(trt)
     monitor.phase_start("phase", None, 3)
     assert monitor.step_complete("phase", 1) is True
@@ -198,31 +198,31 @@ def build(place: Path, flavour: str) -> None:
     assert (logger.errors, logger.warnings) == (["broken"], ["odd"])
 
 
-def refuse(place: Path, flavour: str) -> None:
+def refuse(place: Path, library: str) -> None:
     """The way on which the parser refuses the graph."""
     from deepcovid_edge.backends.tensorrt import build
 
-    trt = sys.modules[flavour]
+    trt = sys.modules[library]
     trt._answers["parse"] = False
     said = ""
     try:
-        build._build_here(request(place, flavour))
+        build._build_here(request(place, library))
     except build._ParseError as error:
         said = str(error)
     assert "does not take the graph" in said
 
 
-def serve(place: Path, flavour: str) -> None:
+def serve(place: Path, library: str) -> None:
     from deepcovid_edge.backends.tensorrt.backend import DeserialisedEngine
 
     class Facts:
         class fit:
             pass
 
-    Facts.fit.flavour = flavour  # type: ignore[attr-defined]
-    engine = DeserialisedEngine(sys.modules[flavour], place / "plan", Facts)  # type: ignore[arg-type]
+    Facts.fit.library = library  # type: ignore[attr-defined]
+    engine = DeserialisedEngine(sys.modules[library], place / "plan", Facts)  # type: ignore[arg-type]
     assert set(engine.outputs) == {"logits", "activation_maps"}
-    assert engine.captures_itself == (flavour == "tensorrt_rtx")
+    assert engine.captures_itself == (library == "tensorrt_rtx")
     context = engine.context()
     context.set_batch(8)
     context.bind("images", 4096)

@@ -34,7 +34,7 @@ REPORT = {
     "verdict": "unchanged",
     "failed": [],
     "missing": {},
-    "films": 253,
+    "images": 253,
     "data_sha256": "00",
     "flips": {"count": 0},
     "auc": None,

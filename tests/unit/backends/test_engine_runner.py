@@ -18,7 +18,7 @@ import pytest
 from deepcovid_edge.backends.tensorrt.files import Profile
 from deepcovid_edge.backends.tensorrt.runner import EngineRunner
 
-FILM = (4, 6)
+IMAGE = (4, 6)
 
 
 class Memory:
@@ -187,8 +187,8 @@ class FakeContext:
         def work() -> None:
             assert not self.destroyed
             device.time += 4.0
-            films = device.memory[self.bound["images"]].data[: size * FILM[0] * FILM[1]]
-            means = films.reshape(size, -1).mean(axis=1)
+            images = device.memory[self.bound["images"]].data[: size * IMAGE[0] * IMAGE[1]]
+            means = images.reshape(size, -1).mean(axis=1)
             logits = np.stack([-means, means], axis=1).astype(np.float32)
             target = device.memory[self.bound["logits"]].data
             target[: logits.nbytes] = logits.reshape(-1).view(np.uint8)
@@ -223,11 +223,11 @@ def runner_of(
 ) -> tuple[EngineRunner, FakeDevice, FakeEngine]:
     device = FakeDevice(graphs=graphs)
     engine = FakeEngine(device, profile)
-    return EngineRunner(device, engine, profile, FILM, graphs=wanted), device, engine
+    return EngineRunner(device, engine, profile, IMAGE, graphs=wanted), device, engine
 
 
-def films(count: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (count, *FILM), dtype=np.uint8)
+def images(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, *IMAGE), dtype=np.uint8)
 
 
 def expected(batch: np.ndarray) -> np.ndarray:
@@ -236,9 +236,9 @@ def expected(batch: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 16, 17, 50])
-def test_any_number_of_films_is_cut_into_batches_of_the_profile(count: int) -> None:
+def test_any_number_of_images_is_cut_into_batches_of_the_profile(count: int) -> None:
     runner, _, engine = runner_of(Profile(1, 4, 8))
-    batch = films(count)
+    batch = images(count)
     np.testing.assert_array_equal(runner.infer(batch)["logits"], expected(batch))
     assert max(engine.sizes) <= 8
     assert sum(engine.sizes) == count
@@ -247,23 +247,23 @@ def test_any_number_of_films_is_cut_into_batches_of_the_profile(count: int) -> N
 def test_a_batch_below_the_profile_is_filled_up_and_cut_again() -> None:
     runner, _, engine = runner_of(Profile(4, 4, 8))
     for count in (1, 3, 10):
-        batch = films(count, seed=count)
+        batch = images(count, seed=count)
         np.testing.assert_array_equal(runner.infer(batch)["logits"], expected(batch))
     assert min(engine.sizes) == 4
 
 
 def test_results_belong_to_the_caller() -> None:
     runner, _, _ = runner_of(Profile(1, 4, 4))
-    first = runner.infer(films(2, seed=1))["logits"]
+    first = runner.infer(images(2, seed=1))["logits"]
     kept = first.copy()
-    runner.infer(films(2, seed=2))
+    runner.infer(images(2, seed=2))
     np.testing.assert_array_equal(first, kept)
 
 
 def test_a_graph_is_captured_when_a_size_comes_again_and_gives_the_same() -> None:
     runner, device, _ = runner_of(Profile(1, 4, 4))
     for seed in range(5):
-        batch = films(3, seed=seed)
+        batch = images(3, seed=seed)
         np.testing.assert_array_equal(runner.infer(batch)["logits"], expected(batch))
     assert device.captures == 1
     assert device.graphs[0].launches == 4
@@ -273,7 +273,7 @@ def test_each_batch_size_has_its_own_graph_up_to_a_limit() -> None:
     runner, device, _ = runner_of(Profile(1, 8, 8))
     for _ in range(3):
         for count in range(1, 9):
-            batch = films(count, seed=count)
+            batch = images(count, seed=count)
             np.testing.assert_array_equal(runner.infer(batch)["logits"], expected(batch))
     assert device.captures == 4
 
@@ -282,7 +282,7 @@ def test_each_batch_size_has_its_own_graph_up_to_a_limit() -> None:
 def test_without_graphs_the_plain_way_goes_on(graphs: bool, wanted: bool, captures: int) -> None:
     runner, device, _ = runner_of(Profile(1, 4, 4), graphs=graphs, wanted=wanted)
     for seed in range(4):
-        batch = films(4, seed=seed)
+        batch = images(4, seed=seed)
         np.testing.assert_array_equal(runner.infer(batch)["logits"], expected(batch))
     assert device.captures == captures
 
@@ -300,7 +300,7 @@ def test_each_thread_has_a_context_stream_and_buffers_of_its_own() -> None:
     def work(seed: int) -> bool:
         barrier.wait()
         for step in range(20):
-            batch = films(1 + (seed + step) % 9, seed=seed * 100 + step)
+            batch = images(1 + (seed + step) % 9, seed=seed * 100 + step)
             if not np.array_equal(runner.infer(batch)["logits"], expected(batch)):
                 return False
         return True
@@ -313,7 +313,7 @@ def test_each_thread_has_a_context_stream_and_buffers_of_its_own() -> None:
 def test_close_frees_everything_once_and_in_order() -> None:
     runner, device, engine = runner_of(Profile(1, 4, 4))
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda seed: runner.infer(films(4, seed)), range(8)))
+        list(pool.map(lambda seed: runner.infer(images(4, seed)), range(8)))
     runner.close()
     runner.close()
     assert engine.destroyed
@@ -327,7 +327,7 @@ def test_close_frees_everything_once_and_in_order() -> None:
 @pytest.mark.parametrize(("count", "calls"), [(1, 1), (8, 1), (17, 3)])
 def test_parts_of_a_call_are_timed_by_events_on_its_stream(count: int, calls: int) -> None:
     runner, device, _ = runner_of(Profile(1, 4, 8))
-    parts = runner.infer_in_parts(films(count))
+    parts = runner.infer_in_parts(images(count))
     assert parts == {
         "host_to_device": 0.5 * calls,
         "compute": 4.0 * calls,
@@ -339,17 +339,17 @@ def test_parts_of_a_call_are_timed_by_events_on_its_stream(count: int, calls: in
 
 def test_timing_parts_changes_no_result() -> None:
     runner, _, _ = runner_of(Profile(2, 4, 8))
-    batch = films(3)
+    batch = images(3)
     for _ in range(3):
-        runner.infer_in_parts(films(5, seed=1))
+        runner.infer_in_parts(images(5, seed=1))
         np.testing.assert_array_equal(runner.infer(batch)["logits"], expected(batch))
 
 
 def test_infer_after_close_is_an_error_on_every_thread() -> None:
     runner, _, _ = runner_of(Profile(1, 4, 4))
-    runner.infer(films(1))
+    runner.infer(images(1))
     runner.close()
     with pytest.raises(RuntimeError, match="after close"):
-        runner.infer(films(1))
+        runner.infer(images(1))
     with ThreadPoolExecutor(1) as pool, pytest.raises(RuntimeError, match="after close"):
-        pool.submit(runner.infer, films(1)).result()
+        pool.submit(runner.infer, images(1)).result()

@@ -17,17 +17,17 @@ import pytest
 
 from deepcovid_edge.backends import Inference
 from deepcovid_edge.bench.clock import MILLISECOND, SECOND
-from deepcovid_edge.bench.measure import BenchFilms, bench, bench_films
+from deepcovid_edge.bench.measure import BenchImages, bench, bench_images
 from deepcovid_edge.bench.percentiles import PERCENTILES, percentiles, smallest_count
 from deepcovid_edge.bench.results import EVENTS, Result, Run
 from deepcovid_edge.bench.samples import Query, Samples
 from deepcovid_edge.bench.scenarios import Until, poisson_arrivals
 from deepcovid_edge.bench.settings import MULTI, NETWORK, OFFLINE, SERVER, SINGLE, BenchSettings
-from deepcovid_edge.bench.stability import judge
+from deepcovid_edge.bench.stability import assess_stability
 from deepcovid_edge.errors import BenchError, UsageError
 from deepcovid_edge.imaging.phantom import write_samples
 from deepcovid_edge.manifest import InputSpec, ModelManifest
-from deepcovid_edge.reasons import Caution
+from deepcovid_edge.reasons import WarningCode
 
 MANIFEST = ModelManifest(
     name="fake",
@@ -60,7 +60,7 @@ class TimedBackend:
 
     name = "fake-cpu"
     sha256 = "0" * 64
-    cautions: tuple[Caution, ...] = ()
+    warnings: tuple[WarningCode, ...] = ()
     manifest = MANIFEST
     on_cpu = True
 
@@ -81,9 +81,9 @@ class TimedBackend:
     def __exit__(self, *_: object) -> None: ...
 
 
-def films(_: InputSpec, count: int = 3) -> BenchFilms:
+def images(_: InputSpec, count: int = 3) -> BenchImages:
     pixels = np.arange(count, dtype=np.uint8)[:, None, None] + np.zeros((1, 32, 32), np.uint8)
-    return BenchFilms((), pixels, "drawn", {})
+    return BenchImages((), pixels, "drawn", {})
 
 
 def measured(
@@ -95,7 +95,7 @@ def measured(
     chosen = {"seconds": 0.0, "warm_up": 0.0, **settings}
     result = bench(
         lambda: backend,
-        films,
+        images,
         BenchSettings(scenarios=(scenario,), scopes=(NETWORK,), workers=1, **chosen),
         clock=clock,
         gauge=SilentGauge(),
@@ -115,7 +115,7 @@ class SilentGauge:
 
 def alone(run: Run) -> Any:
     """The verdict on the samples, whatever else this machine is doing."""
-    return judge(run.samples, run.scenario, {}, {})
+    return assess_stability(run.samples, run.scenario, {}, {})
 
 
 def test_known_times_give_the_known_percentiles() -> None:
@@ -140,7 +140,7 @@ def test_on_the_host_s_clock_nothing_is_told_that_did_not_pass() -> None:
 
     settings = BenchSettings((SINGLE,), (NETWORK,), seconds=0, queries=30, warm_up=0)
     began = time.perf_counter()
-    result = bench(lambda: Sleeper(FakeClock(), ()), films, settings, gauge=SilentGauge())
+    result = bench(lambda: Sleeper(FakeClock(), ()), images, settings, gauge=SilentGauge())
     took = (time.perf_counter() - began) * 1000
     latency = result.runs[0].samples.latency_ms
     assert (latency >= slept).all()
@@ -214,8 +214,8 @@ def test_one_late_answer_makes_no_run_unstable_and_is_not_left_out() -> None:
     assert run.figures()["latency_ms"]["max"] == 900
 
 
-def test_films_that_differ_are_no_instability() -> None:
-    """Films of 1, 5 and 20 ms in turn: each is held against itself."""
+def test_images_that_differ_are_no_instability() -> None:
+    """Images of 1, 5 and 20 ms in turn: each is held against itself."""
     run, _, _ = measured(cycle([1.0, 5.0, 20.0]), queries=93)
     assert alone(run).stable
     assert alone(run).variation == pytest.approx(0, abs=1e-9)
@@ -223,7 +223,7 @@ def test_films_that_differ_are_no_instability() -> None:
 
 def test_too_few_samples_to_judge_are_not_called_stable() -> None:
     run, _, _ = measured(repeat(2.0), queries=29)
-    assert alone(run).reasons == ("29 samples are too few to judge: 30 are needed",)
+    assert alone(run).reasons == ("29 samples are too few to classify: 30 are needed",)
     assert not alone(run).stable
 
 
@@ -243,32 +243,32 @@ def test_too_few_samples_to_judge_are_not_called_stable() -> None:
 )
 def test_what_the_machine_did_beside_it_is_named(watched: dict[str, Any], reason: str) -> None:
     run, _, _ = measured(repeat(20.0), queries=100)
-    assert judge(run.samples, SINGLE, {}, watched).reasons == (reason,)
+    assert assess_stability(run.samples, SINGLE, {}, watched).reasons == (reason,)
 
 
 def test_compute_on_a_gpu_that_varies_as_trtexec_warns_is_unstable() -> None:
     run, _, _ = measured(repeat(2.0), queries=100)
     steady, unsteady = np.full(100, 1.0), np.where(np.arange(100) % 2, 1.0, 1.2)
-    assert judge(run.samples, SINGLE, {"compute": steady}, {}).stable
-    (reason,) = judge(run.samples, SINGLE, {"compute": unsteady}, {}).reasons
+    assert assess_stability(run.samples, SINGLE, {"compute": steady}, {}).stable
+    (reason,) = assess_stability(run.samples, SINGLE, {"compute": unsteady}, {}).reasons
     assert "variation of compute on the GPU: 9.1%, allowed 2.5%" in reason
 
 
-def test_multi_stream_brings_its_films_together_and_in_turn() -> None:
+def test_multi_stream_brings_its_images_together_and_in_turn() -> None:
     run, backend, _ = measured(repeat(8.0), MULTI, queries=30, streams=8)
     assert {len(batch) for batch in backend.batches[1:]} == {8}
     numbers = np.concatenate([batch[:, 0, 0] for batch in backend.batches[2:]])
     np.testing.assert_array_equal(numbers, np.arange(len(numbers)) % 3)
     figures = run.figures()
     assert figures["latency_ms"]["median"] == 8
-    assert figures["films_per_second"] == pytest.approx(1000)
+    assert figures["images_per_second"] == pytest.approx(1000)
 
 
-def test_offline_tells_films_a_second_and_no_latency() -> None:
+def test_offline_tells_images_a_second_and_no_latency() -> None:
     run, backend, _ = measured(repeat(4.0), OFFLINE, queries=50, batch_size=2)
     figures = run.figures()
     assert figures["latency_ms"] is None
-    assert (figures["films"], figures["films_per_second"]) == (100, pytest.approx(500))
+    assert (figures["images"], figures["images_per_second"]) == (100, pytest.approx(500))
     np.testing.assert_allclose(run.samples.gaps_ms, 2.0)
     assert {len(batch) for batch in backend.batches[1:]} == {2}
 
@@ -279,7 +279,7 @@ def test_a_run_lasts_as_long_and_has_as_many_samples_as_asked_for() -> None:
     assert (len(by_time.samples), len(by_count.samples)) == (500, 70)
 
 
-def test_films_that_arrive_at_random_wait_as_queueing_theory_says() -> None:
+def test_images_that_arrive_at_random_wait_as_queueing_theory_says() -> None:
     """One lane, constant service: mean wait of M/D/1, Pollaczek and Khinchine."""
     service, rate = 8.0, 100.0
     run, _, _ = measured(repeat(service), SERVER, rate=rate, queries=40_000)
@@ -317,7 +317,7 @@ def test_arrivals_are_a_poisson_process_and_the_same_for_a_seed() -> None:
     assert not np.array_equal(arrivals, poisson_arrivals(250.0, Until(20.0, 1), seed=4))
 
 
-def test_first_result_counts_loading_and_not_reading_the_film() -> None:
+def test_first_result_counts_loading_and_not_reading_the_image() -> None:
     clock = FakeClock()
     backend = TimedBackend(clock, repeat(3.0))
 
@@ -325,9 +325,9 @@ def test_first_result_counts_loading_and_not_reading_the_film() -> None:
         clock.take(40.0)
         return backend
 
-    def read(spec: InputSpec) -> BenchFilms:
+    def read(spec: InputSpec) -> BenchImages:
         clock.take(1000.0)
-        return films(spec)
+        return images(spec)
 
     settings = BenchSettings((SINGLE,), (NETWORK,), seconds=0, warm_up=0)
     start = bench(load, read, settings, clock=clock, gauge=SilentGauge()).header["start"]
@@ -345,18 +345,18 @@ def test_parts_of_a_device_are_taken_by_its_events_and_named_so() -> None:
     clock = FakeClock()
     settings = BenchSettings((SINGLE,), (NETWORK,), seconds=0, warm_up=0)
     backend = PartsBackend(clock, repeat(2.0))
-    run = bench(lambda: backend, films, settings, clock=clock, gauge=SilentGauge()).runs[0]
+    run = bench(lambda: backend, images, settings, clock=clock, gauge=SilentGauge()).runs[0]
     assert {part.clock for part in run.parts.values()} == {EVENTS}
     medians = {name: part["median"] for name, part in run.figures()["parts_ms"].items()}
     assert medians == {"host_to_device": 0.25, "compute": 1.5, "device_to_host": 0.125}
 
 
-def test_header_names_machine_versions_model_data_and_gate() -> None:
+def test_header_names_machine_versions_model_data_and_equivalence() -> None:
     header = measured(repeat(2.0), queries=30)[2].header
     assert {"processor", "cores", "gpu", "jetpack", "power_mode"} <= set(header["device"])
     assert header["device"]["gpu_cuda"] == "13.0"
     assert {"deepcovid-edge", "python", "numpy"} <= set(header["versions"])
-    assert header["model"]["gate"] == "the reference itself"
+    assert header["model"]["equivalence"] == "the reference itself"
     assert header["memory"]["peak_rss_mib"] > 10
     assert header["settings"]["queries"] == 30
     assert "transfers are in" in header["timing"]["network"]
@@ -364,31 +364,31 @@ def test_header_names_machine_versions_model_data_and_gate() -> None:
 
 def test_a_form_that_was_not_verified_says_so() -> None:
     class Unproved(TimedBackend):
-        cautions = (Caution.UNVERIFIED,)
+        warnings = (WarningCode.UNVERIFIED,)
 
     clock = FakeClock()
     settings = BenchSettings((SINGLE,), (NETWORK,), seconds=0, warm_up=0)
     backend = Unproved(clock, repeat(2.0))
-    result = bench(lambda: backend, films, settings, clock=clock, gauge=SilentGauge())
-    assert result.header["model"]["gate"] == "not verified"
+    result = bench(lambda: backend, images, settings, clock=clock, gauge=SilentGauge())
+    assert result.header["model"]["equivalence"] == "not verified"
 
 
-def test_refused_films_are_left_out_and_named(tmp_path: Path) -> None:
+def test_refused_images_are_left_out_and_named(tmp_path: Path) -> None:
     good = write_samples(tmp_path, count=2)
     broken = tmp_path / "broken.png"
-    broken.write_text("no film")
-    chosen = bench_films([*good, broken], InputSpec(), name="folder")
+    broken.write_text("no image")
+    chosen = bench_images([*good, broken], InputSpec(), name="folder")
     assert chosen.pixels.shape == (2, 224, 224)
-    assert chosen.facts()["left_out"] == {"broken.png": "E_NOT_IMAGE"}
-    with pytest.raises(BenchError, match="no film to measure with"):
-        bench_films([broken], InputSpec(), name="folder")
+    assert chosen.facts()["excluded"] == {"broken.png": "E_NOT_IMAGE"}
+    with pytest.raises(BenchError, match="no image to measure with"):
+        bench_images([broken], InputSpec(), name="folder")
 
 
 def test_samples_stand_in_the_order_of_their_results() -> None:
     queries = [Query(0, 0, 9, 0, 1), Query(1, 1, 4, 1, 1), Query(2, 2, 6, 2, 1)]
     samples = Samples.of(queries, zero=0)
     assert samples.ended.tolist() == [4, 6, 9]
-    assert samples.film.tolist() == [1, 2, 0]
+    assert samples.image.tolist() == [1, 2, 0]
 
 
 def bad_settings() -> Iterator[tuple[dict[str, Any], str]]:

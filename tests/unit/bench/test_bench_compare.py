@@ -19,7 +19,7 @@ from deepcovid_edge.bench.invocations import join
 from deepcovid_edge.bench.results import HISTORY, SCHEMA_VERSION, Result, Run, read_result
 from deepcovid_edge.bench.samples import Samples
 from deepcovid_edge.cli.main import run
-from deepcovid_edge.errors import DataError, NotThereError, UnlikeRunsError, UsageError
+from deepcovid_edge.errors import DataError, IncomparableRunsError, NotThereError, UsageError
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 NAMES = ("before.json", "after.json")
@@ -35,8 +35,8 @@ def drawn(seed: int, count: int = 400, *, scale: float = 1.0, spread: float = 0.
     times = np.random.default_rng(seed).lognormal(np.log(2e6 * scale), spread, count)
     ended = np.cumsum(times).astype(np.int64)
     started = np.concatenate([[0], ended[:-1]])
-    film, films = np.arange(count) % 3, np.ones(count, np.int64)
-    return Samples(started, started, ended, film, films)
+    image, images = np.arange(count) % 3, np.ones(count, np.int64)
+    return Samples(started, started, ended, image, images)
 
 
 def changed_header(result: Result, part: str, **values: Any) -> Result:
@@ -67,7 +67,7 @@ def test_a_stored_result_of_each_schema_version_still_reads(version: int) -> Non
     assert result.runs[0].invocations == {1: (70,), 2: (40, 30)}[version]
     stored = json.loads((GOLDEN / f"bench-v{version}.json").read_text("utf-8"))
     for item, raw in zip(result.runs, stored["runs"], strict=True):
-        assert item.figures()["films_per_second"] == raw["figures"]["films_per_second"]
+        assert item.figures()["images_per_second"] == raw["figures"]["images_per_second"]
     assert result.runs[3].figures()["deadline"]["arrived"] == 75
 
 
@@ -105,7 +105,9 @@ def test_a_missing_file_is_not_there(tmp_path: Path) -> None:
 
 def test_two_devices_are_refused_and_forced_they_are_named(golden: Result) -> None:
     other = changed_header(golden, "device", processor="Another CPU")
-    with pytest.raises(UnlikeRunsError, match=r"processor Golden CPU and Another CPU.*--force"):
+    with pytest.raises(
+        IncomparableRunsError, match=r"processor Golden CPU and Another CPU.*--force"
+    ):
         compare(golden, other, NAMES)
     forced = compare(golden, other, NAMES, CompareRules(force=True))
     assert forced.unlike == ("device: processor Golden CPU and Another CPU",)
@@ -131,7 +133,7 @@ CLOCK = {"first": 2000.0, "last": 2000.0, "min": 2000.0, "max": 2000.0, "median"
 def test_unlike_runs_are_refused(change: Change, message: str, golden: Result) -> None:
     one = replace(golden, runs=golden.runs[:1])
     other = replace(one, runs=(change(one.runs[0]),))
-    with pytest.raises(UnlikeRunsError, match=message):
+    with pytest.raises(IncomparableRunsError, match=message):
         compare(one, other, NAMES)
 
 
@@ -139,10 +141,10 @@ def test_unlike_runs_are_refused(change: Change, message: str, golden: Result) -
     ("part", "values"),
     [("data", {"sha256": "f" * 64}), ("settings", {"seconds": 9.0}), ("model", {"input": {}})],
 )
-def test_other_films_durations_or_inputs_are_refused(
+def test_other_images_durations_or_inputs_are_refused(
     part: str, values: dict[str, Any], golden: Result
 ) -> None:
-    with pytest.raises(UnlikeRunsError, match="measure both alike"):
+    with pytest.raises(IncomparableRunsError, match="measure both alike"):
         compare(golden, changed_header(golden, part, **values), NAMES)
 
 
@@ -296,7 +298,7 @@ def test_measurements_are_joined(golden: Result) -> None:
     first = joined.runs[0]
     assert first.invocations == (40, 30, 40, 30)
     assert joined.runs[1].invocations == (70, 70)
-    assert first.figures()["films"] == 2 * golden.runs[0].figures()["films"]
+    assert first.figures()["images"] == 2 * golden.runs[0].figures()["images"]
     assert len(first.parts["compute"].ms) == 80
     assert first.watched["cpu_mhz"] == {
         **{"first": 3000.0, "last": 2800.0, "min": 2700.0, "max": 3000.0, "median": 2900.0}
@@ -311,9 +313,9 @@ def test_measurements_are_joined(golden: Result) -> None:
 
 @pytest.mark.parametrize("part", ["device", "versions", "model", "data", "settings"])
 def test_measurements_that_differ_are_not_joined(part: str, golden: Result) -> None:
-    with pytest.raises(UnlikeRunsError, match=f"other {part}.other"):
+    with pytest.raises(IncomparableRunsError, match=f"other {part}.other"):
         join(golden, changed_header(golden, part, other=1))
-    with pytest.raises(UnlikeRunsError, match="other runs"):
+    with pytest.raises(IncomparableRunsError, match="other runs"):
         join(golden, replace(golden, runs=golden.runs[:2]))
 
 
@@ -321,7 +323,7 @@ def test_offline_is_compared_by_the_time_between_results(golden: Result) -> None
     before = only(golden, drawn(0), scenario="offline")
     after = only(golden, drawn(1, scale=1.5), scenario="offline")
     (ratio,) = compare(before, after, NAMES).ratios
-    assert ratio.figure == "time a film"
+    assert ratio.figure == "time an image"
     assert ratio.ratio == pytest.approx(1.5, rel=0.02)
 
 
@@ -347,7 +349,7 @@ def test_unstable_runs_neither_pass_nor_fail(
 ) -> None:
     few = written(only(golden, drawn(0, count=20)), tmp_path / "few.json")
     assert run(["compare", few, few]) == 0
-    assert "20 samples are too few to judge" in capsys.readouterr().out
+    assert "20 samples are too few to classify" in capsys.readouterr().out
     assert run(["compare", few, few, "--max-slowdown", "0.05"]) == 7
 
 

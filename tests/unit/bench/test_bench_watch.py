@@ -16,7 +16,7 @@ from deepcovid_edge.bench.nvml import Nvml, NvmlError
 from deepcovid_edge.bench.tegrastats import parse_line
 from deepcovid_edge.bench.watch import Watch, cpu_reading, energy, gpu_gauge, peak_rss_mib
 
-# Of the form in NVIDIA's Jetson Linux Developer Guide; the values are made up.
+# Of the variant in NVIDIA's Jetson Linux Developer Guide; the values are made up.
 ORIN_NANO = (
     "01-02-2026 10:11:12 RAM 3158/7620MB (lfb 4x4MB) SWAP 0/3810MB (cached 0MB) "
     "CPU [3%@1510,0%@1510,off,off] EMC_FREQ 1%@2133 GR3D_FREQ 61%@[624] "

@@ -31,7 +31,7 @@ def suite() -> ModuleType:
 
 
 def result(*, scale: float = 1.0, count: int = 400, seed: int = 0) -> Result:
-    """One run of queries around 2 ms; stable, unless they are too few to judge."""
+    """One run of queries around 2 ms; stable, unless they are too few to classify."""
     times = np.random.default_rng(seed).lognormal(np.log(2e6 * scale), 0.02, count)
     ended = np.cumsum(times).astype(np.int64)
     started = np.concatenate([[0], ended[:-1]])
@@ -48,22 +48,22 @@ def small(suite: ModuleType, **values: Any) -> Any:
 
 
 def test_every_suite_reads_and_names_models_and_peers_that_are_there(suite: ModuleType) -> None:
-    from benchmarks import variants as forms
+    from benchmarks import variants
     from benchmarks.speed import peers as peer_speed
 
     for path in sorted((ROOT / "benchmarks/suites").glob("*.toml")):
         found = suite.read_suite(path.stem)
         assert list(suite.steps(found)), path
         for one in (*found.measure, *found.peers):
-            assert forms.named(one.model).is_file()
+            assert variants.named(one.model).is_file()
         assert {name for one in found.peers for name in one.programs} <= set(peer_speed.PEERS)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[[measure]]\nmodel = 'a'\nform = ['fp32']", r"measure\[0\]\.form: no such setting"),
-        ("[[measure]]\nmodel = 'a'\nforms = ['int4']", "forms: got 'int4'"),
+        ("[[measure]]\nmodel = 'a'\nform = ['fp32']", r"measure\[0\]\.variant: no such setting"),
+        ("[[measure]]\nmodel = 'a'\nforms = ['int4']", "variants: got 'int4'"),
         ("[[measure]]\nmodel = 'a'\nscenarios = ['party']", "scenarios: got 'party'"),
         ("[[measure]]\nmodel = 'a'\nbatches = ['one']", r"measure\[0\]\.batches: got"),
         ("[[peers]]\nrounds = 3", r"peers\[0\]\.model: is missing"),
@@ -91,11 +91,11 @@ def test_a_batch_is_measured_in_the_scenarios_that_it_can_have(suite: ModuleType
 def test_the_command_is_told_all_that_the_suite_says(suite: ModuleType) -> None:
     asked = small(suite, batches=(8,), backends=("onnxruntime:cuda",), seconds=2.5, warm_up=0.25)
     (step,) = suite.steps(asked)
-    command = " ".join(suite.bench_command(step, Path("films")))
+    command = " ".join(suite.bench_command(step, Path("images")))
     for words in (
         *("--backend onnxruntime", "--provider cuda", "--streams 8", "--batch-size 8"),
         *("--scenario multi-stream", "--scenario offline", "--scope network"),
-        *("--seconds 2.5", "--warm-up 0.25", "--data films/test"),
+        *("--seconds 2.5", "--warm-up 0.25", "--data images/test"),
     ):
         assert words in command
 
@@ -190,17 +190,17 @@ def test_the_invocations_of_a_file_lie_apart(
 def test_what_is_not_here_is_skipped_with_the_reason(
     suite: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from benchmarks import variants as forms
+    from benchmarks import variants
 
-    monkeypatch.setattr(forms, "installed_flavours", dict)
-    asked = small(suite, batches=(1,), backends=("tensorrt",), forms=("fp32", "fp16"))
+    monkeypatch.setattr(variants, "installed_libraries", dict)
+    asked = small(suite, batches=(1,), backends=("tensorrt",), variants=("fp32", "fp16"))
     assert suite.measured(asked, None, tmp_path) == 0
     said = [row["reasons"] for row in rows(tmp_path)]
     assert said == [["neither TensorRT nor TensorRT-RTX is installed"]] * 2
-    own = small(suite, batches=(1,), forms=("int8-tensorrt",))
-    monkeypatch.setattr(forms, "MADE", tmp_path)
+    own = small(suite, batches=(1,), variants=("int8-tensorrt",))
+    monkeypatch.setattr(variants, "MADE", tmp_path)
     assert suite.measured(own, None, tmp_path) == 0
-    assert "no films to calibrate it on" in rows(tmp_path)[0]["reasons"][0]
+    assert "no images to calibrate it on" in rows(tmp_path)[0]["reasons"][0]
 
 
 @pytest.mark.parametrize(
@@ -216,9 +216,9 @@ def test_what_is_not_here_is_skipped_with_the_reason(
 def test_a_file_is_named_after_its_stack(
     backend: str, versions: dict[str, str], name: str, suite: ModuleType
 ) -> None:
-    from benchmarks import variants as forms
+    from benchmarks import variants
 
-    assert forms.stack(backend, versions) == name
+    assert variants.stack(backend, versions) == name
 
 
 def stored(folder: Path, **files: Result) -> Path:
@@ -246,7 +246,7 @@ def test_a_second_run_differs_or_names_its_instability(
     assert against(*folders, 0.05) == code
     out = capsys.readouterr().out
     assert re.search(said, out)
-    assert ("too few to judge" in out) == (code == 7)
+    assert ("too few to classify" in out) == (code == 7)
 
 
 def test_other_clocks_are_an_instability_and_another_device_is_refused(
@@ -287,7 +287,7 @@ def test_all_parts_run_whatever_one_does_and_the_exit_code_tells_the_worst() -> 
     assert everything.code_of([7, 0]) == 7
     assert everything.code_of([7, 3, 0]) == 3
     assert everything.code_of([7, 3, 2, 0]) == 1
-    assert next(iter(everything.PARTS)) == "accuracy"  # it makes the forms that the others run
+    assert next(iter(everything.PARTS)) == "accuracy"  # it makes the variants that the others run
 
 
 def test_every_table_stands_in_a_document_and_every_document_knows_its_tables() -> None:
@@ -312,8 +312,8 @@ def test_tables_show_what_was_stored_skipped_and_unstable(
     monkeypatch.setattr(row_tools, "ROOT", tmp_path)
     first_pass, second_pass = (result(), result(count=14), 6), (result(seed=1), result(count=15))
     monkeypatch.setattr(suite, "bench", answering(*first_pass, *second_pass))
-    asked = small(suite, batches=(1,), forms=("fp32", "int8-cpu"), backends=("onnxruntime",))
-    asked = replace(asked, measure=(*asked.measure, replace(asked.measure[0], forms=("fp32",))))
+    asked = small(suite, batches=(1,), variants=("fp32", "int8-cpu"), backends=("onnxruntime",))
+    asked = replace(asked, measure=(*asked.measure, replace(asked.measure[0], variants=("fp32",))))
     assert suite.measured(asked, None, tmp_path / "device") == 7
     document = tmp_path / "benchmarks/README.md"
     head, _, first, second = suite_tables.suite(document)
@@ -323,5 +323,5 @@ def test_tables_show_what_was_stored_skipped_and_unstable(
     assert second.split(" | ")[-2:-1] == ["no"]
     assert head.count("|") == first.count("|")
     told = "\n".join(suite_tables.unmeasured(document))
-    assert "29 samples are too few to judge" in told
+    assert "29 samples are too few to classify" in told
     assert "said with 6 | squeezenet1_1 fp32 b1" in told

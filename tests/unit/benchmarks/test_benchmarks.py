@@ -1,4 +1,4 @@
-"""The benchmarks do what they say: peers do the same work, cost grows what it names."""
+"""The benchmarks do what they progress: peers do the same work, cost grows what it names."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ POSITIVE = read_manifest(MODEL).positive_index
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return write_samples(tmp_path_factory.mktemp("films"), count=4)
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_samples(tmp_path_factory.mktemp("images"), count=4)
 
 
 @pytest.fixture(scope="module")
 def whole_areas(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Films of four times the network's side: peers resize with OpenCV, whose pixels are ours."""
+    """Images of four times the network's side: peers resize with OpenCV, whose pixels are ours."""
     folder = tmp_path_factory.mktemp("whole")
     paths = [folder / f"{seed}.png" for seed in range(4)]
     for seed, path in enumerate(paths):
@@ -67,7 +67,7 @@ def expected(whole_areas: list[Path]) -> list[float]:
         ("torchvision_loop", {}, 0.1),  # another filter makes other pixels
     ],
 )
-def test_a_peer_judges_the_films_that_infer_judges(
+def test_a_peer_judges_the_images_that_infer_judges(
     peer: str,
     settings: dict[str, Any],
     tolerance: float,
@@ -78,31 +78,31 @@ def test_a_peer_judges_the_films_that_infer_judges(
         pytest.skip("openvino (extra openvino) is not installed")
     from importlib import import_module
 
-    judge = import_module(f"benchmarks.peers.{peer}").make(MODEL, **settings)
-    assert judge(whole_areas) == pytest.approx(expected, abs=tolerance)
+    classify = import_module(f"benchmarks.peers.{peer}").make(MODEL, **settings)
+    assert classify(whole_areas) == pytest.approx(expected, abs=tolerance)
 
 
 def test_cost_grows_one_thing_at_a_time_and_draws_each(
-    films: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from benchmarks.speed import cost
 
-    for name, value in (("FILMS", (2, 5)), ("MEGAPIXELS", (0.5, 2)), ("SHARE", 3)):
+    for name, value in (("IMAGES", (2, 5)), ("MEGAPIXELS", (0.5, 2)), ("SHARE", 3)):
         monkeypatch.setattr(cost, name, value)
-    steps = list(cost.steps(films, 5, tmp_path))
-    assert [count for growth, _, count, _ in steps if growth == "films"] == [2, 5]
+    steps = list(cost.steps(images, 5, tmp_path))
+    assert [count for growth, _, count, _ in steps if growth == "images"] == [2, 5]
     for _, megapixels, count, (_, folder, *_more) in [
         step for step in steps if step[0] == "megapixels"
     ]:
-        (film, *_rest) = sorted(Path(folder).rglob("0*.jpg"))
-        assert cv2.imread(str(film)).shape[:2] == pytest.approx(
+        (image, *_rest) = sorted(Path(folder).rglob("0*.jpg"))
+        assert cv2.imread(str(image)).shape[:2] == pytest.approx(
             [(megapixels * 1e6) ** 0.5] * 2, rel=0.1
         )
         assert len(list(Path(folder).rglob("0*.jpg"))) == count
     assert {growth for growth, *_ in steps} == set(cost.GROWTHS)
     assert [value for growth, value, *_ in steps if growth == "windows"] == [49, 169, 625, 2401]
     run = {"median": 1.0, "samples": [1.0, 1.1], "min": 1.0, "max": 1.1}
-    grown = {"films": 3, "seconds": run, "peak_mib": run, "ms_a_film": 1.0}
+    grown = {"images": 3, "seconds": run, "peak_mib": run, "ms_a_image": 1.0}
     figures = {"start": grown, **{growth: {"1": grown, "2": grown} for growth in cost.GROWTHS}}
     cost.draw(json.loads(json.dumps(figures)), tmp_path)
     drawn = sorted(path.name for path in tmp_path.glob("cost-*.svg"))
@@ -110,8 +110,8 @@ def test_cost_grows_one_thing_at_a_time_and_draws_each(
 
 
 @pytest.fixture(scope="module")
-def pixels(films: list[Path]) -> list[np.ndarray]:
-    return [prepare(read_radiograph(path), InputSpec()) for path in films]
+def pixels(images: list[Path]) -> list[np.ndarray]:
+    return [prepare(read_radiograph(path), InputSpec()) for path in images]
 
 
 @pytest.mark.parametrize("peer", ["grad_cam", "captum_grad_cam"])
@@ -136,21 +136,21 @@ def test_a_peer_of_class_activation_draws_the_map_that_the_network_gives(
 
 
 @pytest.mark.parametrize("way", ["published", "present"])
-def test_torchvision_prepares_nearly_the_same_film(way: str, films: list[Path]) -> None:
+def test_torchvision_prepares_nearly_the_same_image(way: str, images: list[Path]) -> None:
     from benchmarks.peers import torchvision_prepare
 
-    other = torchvision_prepare.make(way)(films[0])
-    own = prepare(read_radiograph(films[0]), InputSpec())
+    other = torchvision_prepare.make(way)(images[0])
+    own = prepare(read_radiograph(images[0]), InputSpec())
     assert other.shape == own.shape
     assert other.dtype == np.uint8
     assert np.abs(other.astype(int) - own).mean() < 2
 
 
-def test_preparing_is_compared_in_time_pixels_and_decisions(films: list[Path]) -> None:
+def test_preparing_is_compared_in_time_pixels_and_decisions(images: list[Path]) -> None:
     from benchmarks.speed import prepare as prepare_speed
 
     with load_backend(MODEL, backend="onnxruntime") as backend:
-        figures = prepare_speed.compare(backend, films[:2], rounds=1)
+        figures = prepare_speed.compare(backend, images[:2], rounds=1)
     peers = {"opencv", "torchvision_published", "torchvision_present"}
     assert set(figures["moved"]) == peers
     assert all(len(ms["samples"]) == 2 for ms in figures["ms"].values())
@@ -159,19 +159,19 @@ def test_preparing_is_compared_in_time_pixels_and_decisions(films: list[Path]) -
 
 
 def test_sections_of_a_profile_add_up_and_are_all_still_there(
-    films: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Should this fail for a function that was renamed: name it in profile_infer.SECTIONS."""
     from benchmarks.speed import infer_profile as profile_infer
 
-    (tmp_path / "films").mkdir()
-    for path in films:
-        (tmp_path / "films" / path.name).symlink_to(path)
-    asked = ["--data", str(tmp_path), "--folder", "films", "--rounds", "2", "--cores", "1"]
+    (tmp_path / "images").mkdir()
+    for path in images:
+        (tmp_path / "images" / path.name).symlink_to(path)
+    asked = ["--data", str(tmp_path), "--folder", "images", "--rounds", "2", "--cores", "1"]
     monkeypatch.setattr(profile_infer, "store", lambda name, _: tmp_path / f"{name}.json")
     monkeypatch.setattr("sys.argv", ["profile_infer.py", *asked])
     profile_infer.main()
-    (told,) = tmp_path.glob("profile-infer-squeezenet1_1*-films.txt")
+    (told,) = tmp_path.glob("profile-infer-squeezenet1_1*-images.txt")
     text = told.read_text("utf-8")
     assert "not there any more" not in text
     for section in ("network", "resize", "decode PNG L", "write the record", "SHA-256", "idle"):
@@ -240,11 +240,11 @@ def test_torch_beside_ours_is_timed_host_to_host_also_without_cuda() -> None:
     from benchmarks.speed import gpu
 
     name, side = next(gpu.torch_sides("squeezenet1_1", 2, "cpu"))
-    films = np.zeros((2, 224, 224), np.uint8)
-    rows = gpu.measure({name: side}, films, 3)
+    images = np.zeros((2, 224, 224), np.uint8)
+    rows = gpu.measure({name: side}, images, 3)
     assert name == "torch_eager_fp32"
     assert len(rows[name]["host_ms"]["samples"]) == 3
-    assert side.run(films).shape == (2, 2)
+    assert side.run(images).shape == (2, 2)
 
 
 TRTEXEC = """#!/bin/sh
@@ -255,7 +255,7 @@ for option in "$@"; do case $option in --exportTimes=*) place=${option#*=};; esa
 echo '[{"h2dMs": 0.1, "computeMs": 1.0, "d2hMs": 0.05}, {"h2dMs": 0.3, "computeMs": 3.0,
 "d2hMs": 0.05}, {"h2dMs": 0.2, "computeMs": 2.0, "d2hMs": 0.05}]' > "$place"
 """
-"""Stands in for trtexec: what it exports, in the form of its samples' `exportTimes`."""
+"""Stands in for trtexec: what it exports, in the variant of its samples' `exportTimes`."""
 
 
 @pytest.mark.parametrize(

@@ -45,12 +45,12 @@ def test_nothing_is_expected_of_windows_that_were_not_measured() -> None:
 
 def test_int8_maps_show_what_fp32_maps_show() -> None:
     figures = stored("precision-squeezenet1_1-int8-cpu")
-    assert figures["heatmap"]["films"] == 50
+    assert figures["heatmap"]["images"] == 50
     assert figures["heatmap"]["rank_correlation"]["median"] >= 0.95
     assert figures["failed"] == []
 
 
-@pytest.mark.parametrize("region", ["film", "lungs"])
+@pytest.mark.parametrize("region", ["image", "lungs"])
 @pytest.mark.parametrize("method", METHODS)
 def test_what_a_map_scores_highest_matters_more_than_chance(region: str, method: str) -> None:
     """The whole interval of the paired difference lies on the right side of zero."""

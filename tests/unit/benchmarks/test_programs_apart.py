@@ -85,7 +85,7 @@ def test_a_program_that_fails_or_dies_is_no_measurement() -> None:
         dying()
 
 
-def test_the_roof_judges_every_film_once_and_as_infer_prepares_it(
+def test_the_roof_judges_every_image_once_and_as_infer_prepares_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import cv2
@@ -97,12 +97,12 @@ def test_the_roof_judges_every_film_once_and_as_infer_prepares_it(
     from deepcovid_edge.imaging.prepare import prepare
     from deepcovid_edge.manifest import InputSpec
 
-    films = []
+    images = []
     for seed in range(5):
-        films.append(tmp_path / f"{seed}.jpg")
-        cv2.imwrite(str(films[-1]), draw_phantom(seed))
+        images.append(tmp_path / f"{seed}.jpg")
+        cv2.imwrite(str(images[-1]), draw_phantom(seed))
     seen: list[np.ndarray] = []
     monkeypatch.setattr(roof, "_GROUP", 2)
-    roof.run(seen.append, films, roof.prepared)
-    expected = {prepare(read_radiograph(film), InputSpec()).tobytes() for film in films}
+    roof.run(seen.append, images, roof.prepared)
+    expected = {prepare(read_radiograph(image), InputSpec()).tobytes() for image in images}
     assert sorted(pixels.tobytes() for pixels in seen) == sorted(expected)

@@ -1,4 +1,4 @@
-"""DATA: which films a folder or a manifest CSV means."""
+"""DATA: which images a folder or a manifest CSV means."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from deepcovid_edge.errors import DataError
 
 def touch(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"film")
+    path.write_bytes(b"image")
     return path
 
 
-def test_walk_is_sorted_and_leaves_out_what_accompanies_films(tmp_path: Path) -> None:
+def test_walk_is_sorted_and_leaves_out_what_accompanies_images(tmp_path: Path) -> None:
     for name in ("b/2.png", "a.png", "b/1.png", "c.txt", ".hidden", "manifest.csv", "Thumbs.db"):
         touch(tmp_path / name)
     names = [str(path.relative_to(tmp_path)) for path in walk_files(tmp_path)]
@@ -26,18 +26,18 @@ def test_walk_is_sorted_and_leaves_out_what_accompanies_films(tmp_path: Path) ->
 
 
 def test_walk_follows_links_but_not_in_a_circle(tmp_path: Path) -> None:
-    touch(tmp_path / "films/1.png")
-    (tmp_path / "films/again").symlink_to(tmp_path / "films")
+    touch(tmp_path / "images/1.png")
+    (tmp_path / "images/again").symlink_to(tmp_path / "images")
     touch(tmp_path / "other/2.png")
-    (tmp_path / "films/other").symlink_to(tmp_path / "other")
-    names = [str(path.relative_to(tmp_path)) for path in walk_files(tmp_path / "films")]
-    assert names == ["films/1.png", "films/other/2.png"]
+    (tmp_path / "images/other").symlink_to(tmp_path / "other")
+    names = [str(path.relative_to(tmp_path)) for path in walk_files(tmp_path / "images")]
+    assert names == ["images/1.png", "images/other/2.png"]
 
 
 def test_a_link_to_itself_is_a_file_like_others_and_stops_nothing(tmp_path: Path) -> None:
-    touch(tmp_path / "film.png")
+    touch(tmp_path / "image.png")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    assert [path.name for path in walk_files(tmp_path)] == ["film.png", "loop"]
+    assert [path.name for path in walk_files(tmp_path)] == ["image.png", "loop"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder")
@@ -50,15 +50,15 @@ def test_a_folder_that_cannot_be_listed_is_not_lost(tmp_path: Path) -> None:
 def test_folder_per_class(tmp_path: Path) -> None:
     for name in ("covid/1.png", "normal/2.png"):
         touch(tmp_path / name)
-    found = [(film.path.name, film.label, film.split) for film in load_dataset(tmp_path)]
+    found = [(image.path.name, image.label, image.split) for image in load_dataset(tmp_path)]
     assert found == [("1.png", "covid", ""), ("2.png", "normal", "")]
 
 
 def test_folder_per_split_and_class(tmp_path: Path) -> None:
     for name in ("train/covid/1.png", "val/covid/2.png"):
         touch(tmp_path / name)
-    (film,) = load_dataset(tmp_path, split="val")
-    assert (film.path.name, film.label, film.split) == ("2.png", "covid", "val")
+    (image,) = load_dataset(tmp_path, split="val")
+    assert (image.path.name, image.label, image.split) == ("2.png", "covid", "val")
 
 
 def test_manifest_csv_with_columns_beyond_the_needed(tmp_path: Path) -> None:
@@ -66,8 +66,8 @@ def test_manifest_csv_with_columns_beyond_the_needed(tmp_path: Path) -> None:
     text = "path,label,split,patient,source,view,colour\nx/1.png,covid,test,p1,here,PA,grey\n"
     (tmp_path / "manifest.csv").write_text(text)
     for data in (tmp_path, tmp_path / "manifest.csv"):
-        (film,) = load_dataset(data)
-        assert (film.label, film.split, film.patient, film.source) == (
+        (image,) = load_dataset(data)
+        assert (image.label, image.split, image.patient, image.source) == (
             "covid",
             "test",
             "p1",
@@ -91,20 +91,21 @@ def test_wrong_manifest_is_named(tmp_path: Path, text: str, message: str) -> Non
 
 def test_missing_split_lists_those_present(tmp_path: Path) -> None:
     touch(tmp_path / "train/covid/1.png")
-    with pytest.raises(DataError, match=r"no film of split 'test'; it has \['train'\]"):
+    with pytest.raises(DataError, match=r"no image of split 'test'; it has \['train'\]"):
         load_dataset(tmp_path, split="test")
 
 
 def test_nothing_there_and_nothing_in_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file or folder"):
         load_dataset(tmp_path / "no")
-    with pytest.raises(DataError, match="no labelled film"):
+    with pytest.raises(DataError, match="no labelled image"):
         load_dataset(tmp_path)
 
 
 def found(data: Path) -> list[tuple[str, ...]]:
     return [
-        (str(film.path.relative_to(data)), film.label, film.split) for film in load_dataset(data)
+        (str(image.path.relative_to(data)), image.label, image.split)
+        for image in load_dataset(data)
     ]
 
 
@@ -155,9 +156,11 @@ def test_covid_chestxray_metadata(tmp_path: Path) -> None:
     for name in ["a.jpeg", "b.jpeg", "d.jpeg", "e.png", "f.png"]:
         touch(tmp_path / "images" / name)
     (tmp_path / "metadata.csv").write_text(METADATA)
-    left_out: Counter[str] = Counter()
-    films = load_dataset(tmp_path, left_out=left_out)
-    facts = [(film.path.name, film.label, film.patient, film.source, film.view) for film in films]
+    excluded: Counter[str] = Counter()
+    images = load_dataset(tmp_path, excluded=excluded)
+    facts = [
+        (image.path.name, image.label, image.patient, image.source, image.view) for image in images
+    ]
     assert facts == [
         ("a.jpeg", "covid", "2", "nejm.org", "PA"),
         ("b.jpeg", "covid", "2", "nejm.org", "AP Supine"),
@@ -165,8 +168,8 @@ def test_covid_chestxray_metadata(tmp_path: Path) -> None:
         ("e.png", "normal", "9", "", "PA"),
         ("f.png", "tuberculosis", "10", "radiopaedia.org", "AP"),
     ]
-    assert left_out == {"modality CT is no X-ray": 1}
-    assert load_dataset(tmp_path / "metadata.csv") == films
+    assert excluded == {"modality CT is no X-ray": 1}
+    assert load_dataset(tmp_path / "metadata.csv") == images
 
 
 def test_covid_chestxray_metadata_of_an_early_version(tmp_path: Path) -> None:
@@ -181,7 +184,7 @@ def test_covid_chestxray_metadata_of_an_early_version(tmp_path: Path) -> None:
     for name in ("a.jpg", "c.jpg", "d.jpg"):
         touch(tmp_path / "images" / name)
     (tmp_path / "metadata.csv").write_text(text)
-    facts = [(film.label, film.patient, film.source) for film in load_dataset(tmp_path)]
+    facts = [(image.label, image.patient, image.source) for image in load_dataset(tmp_path)]
     assert facts == [
         ("covid", "1", "radiopaedia.org"),
         ("ards", "5", "en.wikipedia.org"),
@@ -189,7 +192,7 @@ def test_covid_chestxray_metadata_of_an_early_version(tmp_path: Path) -> None:
     ]
 
 
-def test_a_film_that_metadata_lists_and_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_image_that_metadata_lists_and_that_is_not_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text(METADATA)
     with pytest.raises(DataError, match=r"metadata\.csv, line 2: no such file: .*a\.jpeg"):
         load_dataset(tmp_path)

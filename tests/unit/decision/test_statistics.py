@@ -89,7 +89,7 @@ def test_paired_interval_holds_the_change_and_turns_with_the_sides(
 
 
 def test_paired_interval_covers_as_often_as_it_says() -> None:
-    """Answers of 101 films, 3 % turned for the worse and 1 % for the better."""
+    """Answers of 101 images, 3 % turned for the worse and 1 % for the better."""
     draw = np.random.default_rng(2)
     held = 0
     for _ in range(400):
@@ -100,7 +100,7 @@ def test_paired_interval_covers_as_often_as_it_says() -> None:
     assert held / 400 >= 0.93
 
 
-def test_paired_interval_without_films_says_nothing() -> None:
+def test_paired_interval_without_images_says_nothing() -> None:
     empty = np.array([], bool)
     assert paired_difference(empty, empty) == (0.0, (-1.0, 1.0))
 

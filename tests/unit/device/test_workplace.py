@@ -1,4 +1,4 @@
-"""What one film's pixels used serves the next one, without the system in between."""
+"""What one image's pixels used serves the next one, without the system in between."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 
 from deepcovid_edge.device.process import keep_freed_memory
 
-FAULTS_A_FILM = """
+FAULTS_A_IMAGE = """
 import resource, threading
 import numpy as np
 from deepcovid_edge.device.process import keep_freed_memory
 if {kept}:
     assert keep_freed_memory()
 
-def films(count):
+def images(count):
     for _ in range(count):
         pixels = np.ones((768, 768), np.uint8)
         levels = pixels.astype(np.float32)
@@ -27,9 +27,9 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 def work():
-    films(20)
+    images(20)
     before = faults()
-    films(200)
+    images(200)
     print((faults() - before) / 200)
 
 worker = threading.Thread(target=work)
@@ -38,15 +38,17 @@ worker.join()
 """
 
 
-def faults_a_film(*, kept: bool) -> float:
-    code = FAULTS_A_FILM.format(kept=kept)
+def faults_a_image(*, kept: bool) -> float:
+    code = FAULTS_A_IMAGE.format(kept=kept)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return float(done.stdout)
 
 
 @pytest.mark.skipif(not keep_freed_memory(), reason="the C library is not glibc")
-def test_pages_of_a_film_are_not_asked_for_again() -> None:
-    by_default = faults_a_film(kept=False)
+def test_pages_of_a_image_are_not_asked_for_again() -> None:
+    by_default = faults_a_image(kept=False)
     if by_default < 50:
-        pytest.skip(f"memory is kept here by default ({by_default:.0f} pages a film): huge pages?")
-    assert faults_a_film(kept=True) < 5
+        pytest.skip(
+            f"memory is kept here by default ({by_default:.0f} pages an image): huge pages?"
+        )
+    assert faults_a_image(kept=True) < 5

@@ -1,4 +1,4 @@
-"""What TensorRT would refuse is refused here first, with the mend, without the onnx package."""
+"""What TensorRT would refuse is refused here first, with the fix, without the onnx package."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 
 def saved(path: Path, nodes: list[object], constants: dict[str, np.ndarray]) -> Path:
-    films = helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 8, 8])
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 8, 8])
     out = helper.make_tensor_value_info("out", TensorProto.FLOAT, None)
     initialisers = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "g", [films], [out], initialisers)
+    graph = helper.make_graph(nodes, "g", [images], [out], initialisers)
     onnx.save(helper.make_model(graph), path)
     return path
 
@@ -67,10 +67,10 @@ def test_integer_operators_are_refused(tmp_path: Path, operator: str) -> None:
         check_typed(path)
 
 
-def test_uint8_films_go_into_a_cast_alone(tmp_path: Path) -> None:
+def test_uint8_images_go_into_a_cast_alone(tmp_path: Path) -> None:
     nodes = [helper.make_node("Unsqueeze", ["images", "axes"], ["out"], name="first")]
     path = saved(tmp_path / "m.onnx", nodes, {"axes": np.array([1], np.int64)})
-    with pytest.raises(ModelFileError, match="Unsqueeze first: TensorRT takes uint8 films"):
+    with pytest.raises(ModelFileError, match="Unsqueeze first: TensorRT takes uint8 images"):
         check_typed(path)
 
 

@@ -1,4 +1,4 @@
-"""Whether two models look at the same places: the figures, the choice of films, and the gate."""
+"""Whether two models look at the same places: figures, choice of images, verdict."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from hypothesis.extra import numpy as arrays
 from deepcovid_edge.backends import Backend, Inference
 from deepcovid_edge.cli.main import run
 from deepcovid_edge.cli.verify import summary
-from deepcovid_edge.datasets.dataset import LabelledFilm
+from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.heatmaps.agreement import (
     MapComparison,
-    choose_films,
+    choose_images,
     compare_maps,
     rank_correlation,
     summarise,
@@ -30,8 +30,8 @@ from deepcovid_edge.heatmaps.windows import OcclusionSettings
 from deepcovid_edge.imaging.phantom import draw_phantom, save_phantom
 from deepcovid_edge.manifest import InputSpec, ModelManifest
 from deepcovid_edge.models import find_model
-from deepcovid_edge.reasons import Caution
-from deepcovid_edge.validation.verify import GateRules, verify
+from deepcovid_edge.reasons import WarningCode
+from deepcovid_edge.validation.verify import EquivalenceRules, verify
 
 FEW_VALUES = arrays.arrays(np.float32, (2, 40), elements=st.integers(-3, 3).map(float))
 MANY_VALUES = arrays.arrays(
@@ -90,17 +90,17 @@ def test_the_summary_has_medians_and_the_worse_end() -> None:
     maps = [np.random.default_rng(seed).normal(size=(12, 12)) for seed in range(11)]
     found = [compare_maps(maps[0], values) for values in maps]
     figures = summarise(found)
-    ranks = sorted(film.rank_correlation for film in found)
-    shifts = sorted(film.peak_shift for film in found)
+    ranks = sorted(image.rank_correlation for image in found)
+    shifts = sorted(image.peak_shift for image in found)
     assert figures["rank_correlation"] == {"median": ranks[5], "quantile_10": ranks[1]}
     assert figures["peak_shift"] == {"median": shifts[5], "quantile_90": shifts[9]}
 
 
 @given(st.lists(st.booleans(), min_size=1), st.integers(1, 60))
-def test_films_are_chosen_of_both_classes_alike(labels: list[bool], most: int) -> None:
+def test_images_are_chosen_of_both_classes_alike(labels: list[bool], most: int) -> None:
     positive = np.array(labels)
-    chosen = choose_films(positive, most)
-    assert chosen == sorted(set(chosen)) == choose_films(positive, most)
+    chosen = choose_images(positive, most)
+    assert chosen == sorted(set(chosen)) == choose_images(positive, most)
     assert len(chosen) == min(most, len(labels))
     counts = [int(group[chosen].sum()) for group in (positive, ~positive)]
     if abs(counts[0] - counts[1]) > 1:
@@ -108,22 +108,22 @@ def test_films_are_chosen_of_both_classes_alike(labels: list[bool], most: int) -
         assert counts[fewer] == (positive, ~positive)[fewer].sum()
 
 
-def test_films_are_spread_over_their_order() -> None:
-    assert choose_films(np.repeat([True, False], 50), 10) == [*range(0, 100, 10)]
+def test_images_are_spread_over_their_order() -> None:
+    assert choose_images(np.repeat([True, False], 50), 10) == [*range(0, 100, 10)]
 
 
 def test_settings_that_compare_nothing_are_refused() -> None:
-    with pytest.raises(UsageError, match="--heatmap-films: got 0"):
-        MapComparison(films=0)
+    with pytest.raises(UsageError, match="--heatmap-images: got 0"):
+        MapComparison(images=0)
     with pytest.raises(UsageError, match="--budget: got 5"):
         MapComparison(occlusion=OcclusionSettings(budget_ms=5))
 
 
 class Weighing:
-    """Weighs the pixels of a film: its map is known beforehand."""
+    """Weighs the pixels of an image: its map is known beforehand."""
 
     name, sha256, on_cpu = "weighing", "00", True
-    cautions: tuple[Caution, ...] = ()
+    warnings: tuple[WarningCode, ...] = ()
     manifest = ModelManifest(
         name="weighing",
         architecture="none",
@@ -150,13 +150,13 @@ class Weighing:
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory, pictures: Any) -> list[LabelledFilm]:
-    folder = tmp_path_factory.mktemp("films")
+def images(tmp_path_factory: pytest.TempPathFactory, pictures: Any) -> list[LabelledImage]:
+    folder = tmp_path_factory.mktemp("images")
     found = []
     for number in range(6):
         path = folder / f"{number}.png"
-        cv2.imwrite(str(path), pictures.film(seed=number))
-        found.append(LabelledFilm(path, ("covid", "normal")[number % 2]))
+        cv2.imwrite(str(path), pictures.image(seed=number))
+        found.append(LabelledImage(path, ("covid", "normal")[number % 2]))
     return found
 
 
@@ -167,30 +167,32 @@ def weights() -> np.ndarray:
 
 
 def test_maps_alike_pass_and_their_figures_stand_in_the_report(
-    films: list[LabelledFilm], weights: np.ndarray
+    images: list[LabelledImage], weights: np.ndarray
 ) -> None:
     sides = Weighing(weights), Weighing(weights)
-    rules = GateRules(smallest_change=0.4)
-    report = verify(*sides, films, rules=rules, heatmaps=MapComparison(4, WINDOWS))
+    rules = EquivalenceRules(smallest_change=0.4)
+    report = verify(*sides, images, rules=rules, heatmaps=MapComparison(4, WINDOWS))
     assert json.loads(json.dumps(report)) == report
     assert report["verdict"] == "unchanged"
     maps = report["heatmap"]
-    assert (maps["films"], maps["window"], maps["stride"]) == (4, 8, 4)
-    assert [film["label"] for film in maps["by_film"]].count("covid") == 2
+    assert (maps["images"], maps["window"], maps["stride"]) == (4, 8, 4)
+    assert [image["label"] for image in maps["by_image"]].count("covid") == 2
     assert maps["rank_correlation"]["median"] == pytest.approx(1.0)
     assert maps["peak_shift"]["quantile_90"] == 0.0
     assert "median rank correlation 1.000" in summary(report)
 
 
 def test_a_candidate_that_looks_elsewhere_fails_only_when_maps_are_compared(
-    films: list[LabelledFilm], weights: np.ndarray
+    images: list[LabelledImage], weights: np.ndarray
 ) -> None:
     sides = Weighing(weights), Weighing(weights[::-1].copy())
-    rules = GateRules(max_flips=1, max_auc_change=1, smallest_change=0.4, paired_interval=False)
-    unasked = verify(*sides, films, rules=rules)
+    rules = EquivalenceRules(
+        max_flips=1, max_auc_change=1, smallest_change=0.4, paired_interval=False
+    )
+    unasked = verify(*sides, images, rules=rules)
     assert unasked["heatmap"] is None
     assert unasked["verdict"] == "unchanged"
-    report = verify(*sides, films, rules=rules, heatmaps=MapComparison(6, WINDOWS))
+    report = verify(*sides, images, rules=rules, heatmaps=MapComparison(6, WINDOWS))
     assert report["verdict"] == "changed"
     assert "expected at least 0.95" in report["failed"][-1]
     assert report["heatmap"]["rank_correlation"]["median"] < 0.5
@@ -201,8 +203,8 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("phantoms")
     for label, opacities in (("normal", 0), ("covid", 5)):
         (folder / label).mkdir()
-        film = cv2.resize(draw_phantom(0, opacities=opacities), (300, 300))
-        save_phantom(film, folder / label / "film.png")
+        image = cv2.resize(draw_phantom(0, opacities=opacities), (300, 300))
+        save_phantom(image, folder / label / "image.png")
     return folder
 
 
@@ -211,17 +213,17 @@ def test_the_command_compares_maps_of_the_shipped_forms(
 ) -> None:
     int8 = find_model("squeezenet1_1-int8-cpu")
     output = tmp_path / "report.json"
-    options = ["--heatmap", "--heatmap-films", "1", "--smallest-change", "1"]
+    options = ["--heatmap", "--heatmap-images", "1", "--smallest-change", "1"]
     asked = ["verify", "squeezenet1_1", str(int8), str(phantoms), *options, "-o", str(output)]
     code = run(asked)
     report = json.loads(output.read_text("utf-8"))
-    assert report["heatmap"]["films"] == 1
+    assert report["heatmap"]["images"] == 1
     assert report["heatmap"]["rank_correlation"]["median"] > 0.8
     assert code == (0 if report["verdict"] == "unchanged" else 3)
-    assert "heat maps   of 1 films" in capsys.readouterr().out
+    assert "heat maps   of 1 images" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("option", ["--heatmap-films", "--min-heatmap-correlation"])
+@pytest.mark.parametrize("option", ["--heatmap-images", "--min-heatmap-correlation"])
 def test_options_of_maps_without_maps_are_a_usage_error(
     option: str, phantoms: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

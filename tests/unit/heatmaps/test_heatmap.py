@@ -1,4 +1,4 @@
-"""Heat maps: class activation is Grad-CAM, and regions are where the map says on the film."""
+"""Heat maps: class activation is Grad-CAM, and regions are where the map says on the image."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def test_class_activation_is_grad_cam(architecture: str) -> None:
 
     torch.manual_seed(0)
     network = build_network(architecture, 3).eval()
-    films = torch.randint(0, 256, (2, 224, 224), dtype=torch.uint8)
+    images = torch.randint(0, 256, (2, 224, 224), dtype=torch.uint8)
     weigh: Any = attr.LayerGradCam(lambda x: network(x)[0], network.features)
-    theirs = weigh.attribute(films, target=1).detach().numpy()[:, 0]
+    theirs = weigh.attribute(images, target=1).detach().numpy()[:, 0]
     with torch.inference_mode():
-        ours = network(films)[1][:, 1].numpy()
+        ours = network(images)[1][:, 1].numpy()
     bias = network.maps[-1].bias[1].item()
     for own, other in zip(ours, theirs, strict=True):
         assert stats.spearmanr(own.ravel(), other.ravel()).statistic >= 0.999
@@ -53,12 +53,12 @@ def test_an_activation_map_is_brought_to_the_size_of_the_input() -> None:
     assert (np.diff(found.values, axis=1) >= 0).all()
 
 
-def test_regions_are_boxes_on_the_film_strongest_first() -> None:
+def test_regions_are_boxes_on_the_image_strongest_first() -> None:
     values = np.maximum(bump(60, 50), bump(150, 170, height=0.8))
     first, second = regions(HeatMap(ACTIVATION, values, values), (448, 896), SPEC)
     assert first.peak == pytest.approx(1.0, abs=1e-3)
     assert second.peak == pytest.approx(0.8, abs=1e-3)
-    # The film is twice as large as the input, and the crop begins at column 224.
+    # The image is twice as large as the input, and the crop begins at column 224.
     assert first.x <= 224 + 2 * 50 < first.x + first.width
     assert first.y <= 2 * 60 < first.y + first.height
     half = 20 * np.sqrt(2 * np.log(2))  # where a bump falls to one half

@@ -14,13 +14,13 @@ import onnx
 from exported_networks import SIZE, exported_network
 from numpy.typing import NDArray
 
-from deepcovid_edge.backends import Divisible, load_backend
+from deepcovid_edge.backends import Partitionable, load_backend
 from deepcovid_edge.errors import ModelFileError
 from deepcovid_edge.graph.reader import cut, nodes_between, read_graph, varying
 from deepcovid_edge.graph.receptive_field import Box, NotSpatialError
-from deepcovid_edge.heatmaps.incremental import DividedNetwork
+from deepcovid_edge.heatmaps.incremental import PartitionedNetwork
 from deepcovid_edge.heatmaps.partition import divide
-from deepcovid_edge.heatmaps.windows import Lattice, OcclusionSettings
+from deepcovid_edge.heatmaps.windows import OcclusionSettings, WindowGrid
 from deepcovid_edge.models import find_model
 from deepcovid_export.networks import ARCHITECTURES
 
@@ -28,21 +28,21 @@ RESNET18 = Path(__file__).parents[3] / "benchmarks" / "models" / "resnet18.onnx"
 SHIPPED = sorted(find_model("squeezenet1_1").parent.glob("*.onnx"))
 
 
-def film(size: int = SIZE, seed: int = 0) -> NDArray[np.uint8]:
+def image(size: int = SIZE, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (size, size), dtype=np.uint8)
 
 
 def both_ways(path: Path, windows: list[Box], shown: int) -> tuple[NDArray[Any], NDArray[Any], int]:
     """Logits for every window by the whole network and by its parts, and the number of parts."""
     with load_backend(path) as backend:
-        assert isinstance(backend, Divisible)
+        assert isinstance(backend, Partitionable)
         spec = backend.manifest.input
-        whole = film(spec.height)
-        divided = DividedNetwork(
+        whole = image(spec.height)
+        divided = PartitionedNetwork(
             backend.content(), (spec.height, spec.width), windows, backend.run_part
         )
         opened = divided.begin(whole)
-        parts = opened.judge(
+        parts = opened.classify(
             [np.full(_shape(box), shown, np.uint8) for box in windows], divided.routes
         )
         plain = []
@@ -60,7 +60,7 @@ def _shape(box: Box) -> tuple[int, int]:
 
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
 def test_parts_of_every_network_say_what_the_whole_says(architecture: str) -> None:
-    windows = Lattice.over(SIZE, SIZE, OcclusionSettings(window=21, stride=15)).boxes
+    windows = WindowGrid.over(SIZE, SIZE, OcclusionSettings(window=21, stride=15)).boxes
     windows += [((0, 1), (0, 1)), ((40, 43), (0, SIZE)), ((SIZE - 1, SIZE), (SIZE - 1, SIZE))]
     plain, parts, count = both_ways(exported_network(architecture).path, windows, 0)
     assert count >= 2
@@ -170,4 +170,4 @@ def test_a_network_with_a_flattening_layer_is_not_divided(tmp_path: Path) -> Non
     )
     content = memoryview(helper.make_model(graph).SerializeToString())
     with pytest.raises(NotSpatialError, match="Flatten"):
-        DividedNetwork(content, (8, 8), [((0, 2), (0, 2))], lambda part: np.asarray)
+        PartitionedNetwork(content, (8, 8), [((0, 2), (0, 2))], lambda part: np.asarray)

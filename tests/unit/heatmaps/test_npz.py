@@ -17,7 +17,7 @@ ARRAYS: dict[str, NDArray[Any]] = {
     "values": np.random.default_rng(1).normal(size=(224, 224)).astype(np.float32),
     "turned": np.arange(12).reshape(3, 4) % 2 == 0,
     "facts": np.array(b'{"method": "activation"}'),
-    "text": np.array(["é", "film"]),
+    "text": np.array(["é", "image"]),
     "one": np.arange(3, dtype=np.int64),
     "scalar": np.array(2.5),
     "none": np.zeros((0, 5), np.uint8),

@@ -16,7 +16,7 @@ from deepcovid_edge.backends import Backend, Inference, load_backend
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.heatmaps.coarse_to_fine import Refinement
 from deepcovid_edge.heatmaps.occlusion import BudgetError, Occluder, Occlusion
-from deepcovid_edge.heatmaps.windows import BASELINES, Lattice, OcclusionSettings, hidden_film
+from deepcovid_edge.heatmaps.windows import BASELINES, OcclusionSettings, WindowGrid, occluded
 from deepcovid_edge.imaging.phantom import draw_phantom
 from deepcovid_edge.manifest import InputSpec, ModelManifest
 from deepcovid_edge.models import find_model
@@ -39,23 +39,23 @@ def model() -> Iterator[Backend]:
         yield backend
 
 
-def explain(backend: Backend, film: NDArray[np.uint8], **chosen: Any) -> Occlusion:
+def explain(backend: Backend, image: NDArray[np.uint8], **chosen: Any) -> Occlusion:
     with Occluder(backend, OcclusionSettings(**chosen)) as occluder:
-        return occluder.explain(film)
+        return occluder.explain(image)
 
 
 class Counting:
-    """A model whose positive logit is the sum of grey levels, and which counts what it judges."""
+    """A model whose positive logit is the sum of grey levels; it counts what it classifies."""
 
-    name, sha256, cautions, on_cpu = "counting", "0" * 64, (), True
+    name, sha256, warnings, on_cpu = "counting", "0" * 64, (), True
 
     def __init__(self, size: int = 32, *, seconds: float = 0.0) -> None:
         spec = InputSpec(height=size, width=size)
         self.manifest = ModelManifest("net", "none", ("non", "covid"), "covid", 0.5, input=spec)
-        self.judged: list[int] = []
+        self.classified: list[int] = []
 
     def infer(self, batch: NDArray[np.uint8], *, activation_maps: bool = False) -> Inference:
-        self.judged.append(len(batch))
+        self.classified.append(len(batch))
         total = batch.reshape(len(batch), -1).sum(axis=1).astype(np.float32) / 255
         return Inference(np.stack([np.zeros_like(total), total], axis=1))
 
@@ -69,18 +69,18 @@ def test_every_pixel_is_hidden_and_a_constant_drop_stays_what_it_is(
 ) -> None:
     width = data.draw(st.integers(4, 60))
     assume(stride <= window <= min(length, width))
-    lattice = Lattice.over(length, width, OcclusionSettings(window=window, stride=stride))
+    grid = WindowGrid.over(length, width, OcclusionSettings(window=window, stride=stride))
     covered = np.zeros((length, width), int)
     total = np.zeros((length, width))
-    values = np.random.default_rng(0).normal(size=lattice.shape)
-    for ((top, bottom), (left, right)), value in zip(lattice.boxes, values.ravel(), strict=True):
+    values = np.random.default_rng(0).normal(size=grid.shape)
+    for ((top, bottom), (left, right)), value in zip(grid.boxes, values.ravel(), strict=True):
         covered[top:bottom, left:right] += 1
         total[top:bottom, left:right] += value
     assert covered.min() >= 1
-    np.testing.assert_allclose(lattice.spread(values), total / covered, atol=1e-6)
+    np.testing.assert_allclose(grid.spread(values), total / covered, atol=1e-6)
     chosen = values > 0
-    inside = lattice.union(chosen)
-    for index, ((top, bottom), (left, right)) in enumerate(lattice.boxes):
+    inside = grid.union(chosen)
+    for index, ((top, bottom), (left, right)) in enumerate(grid.boxes):
         if chosen.ravel()[index]:
             assert inside[top:bottom, left:right].all()
     assert inside.any() == chosen.any()
@@ -98,7 +98,7 @@ def test_occlusion_equals_captum(
     shown = 0 if baseline == "black" else round(float(phantom.mean()))
     with torch.inference_mode():
         theirs = (
-            attr.Occlusion(lambda films: network(films)[0])
+            attr.Occlusion(lambda images: network(images)[0])
             .attribute(
                 torch.from_numpy(phantom)[None].float(),
                 sliding_window_shapes=(window, window),
@@ -112,13 +112,13 @@ def test_occlusion_equals_captum(
     for incremental in (True, False):
         chosen = {"window": window, "stride": stride, "baseline": baseline}
         found = explain(model, phantom, **chosen, incremental=incremental)
-        ours = found.lattice.spread(found.logit_drop)
+        ours = found.grid.spread(found.logit_drop)
         assert stats.spearmanr(ours.ravel(), theirs.ravel()).statistic >= 0.999
         assert np.abs(ours - theirs).max() <= 1e-3 * np.ptp(theirs)
 
 
 def shipped_in_torch() -> Any:
-    """The shipped SqueezeNet with its own weights, in torch; films may be floating point."""
+    """The shipped SqueezeNet with its own weights, in torch; images may be floating point."""
     import onnx
     import torch
 
@@ -144,7 +144,7 @@ def test_all_ways_to_hide_are_alike_with_and_without_parts(
 
 def test_baselines_show_what_they_say(phantom: NDArray[np.uint8]) -> None:
     black, mean, blurred = (
-        hidden_film(phantom, OcclusionSettings(baseline=name)) for name in BASELINES
+        occluded(phantom, OcclusionSettings(baseline=name)) for name in BASELINES
     )
     assert not black.any()
     assert set(mean.ravel()) == {round(float(phantom.mean()))}
@@ -153,30 +153,30 @@ def test_baselines_show_what_they_say(phantom: NDArray[np.uint8]) -> None:
 
 
 def test_drops_are_those_of_the_hidden_pixels() -> None:
-    film = np.random.default_rng(0).integers(0, 9, (32, 32), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 9, (32, 32), dtype=np.uint8)
     counting = Counting()
-    found = explain(counting, film, window=8, stride=8)  # type: ignore[arg-type]
-    hidden = film.reshape(4, 8, 4, 8).sum(axis=(1, 3)) / 255
+    found = explain(counting, image, window=8, stride=8)  # type: ignore[arg-type]
+    hidden = image.reshape(4, 8, 4, 8).sum(axis=(1, 3)) / 255
     np.testing.assert_allclose(found.logit_drop, hidden, atol=1e-4)
     whole = probabilities(found.logits[None])[0, 1]
     without = probabilities(np.stack([np.zeros(16), found.logits[1] - hidden.ravel()], axis=1))
     expected = whole - without[:, 1].reshape(4, 4)
     np.testing.assert_allclose(found.probability_drop, expected, atol=1e-5)
     assert not found.turned.any()
-    assert sum(counting.judged) == 17, "each window once, and the film itself"
-    assert max(counting.judged) == 8
+    assert sum(counting.classified) == 17, "each window once, and the image itself"
+    assert max(counting.classified) == 8
 
 
 def test_windows_that_turn_the_decision_are_told() -> None:
-    film = np.zeros((32, 32), np.uint8)
-    film[8:16, 16:24] = 255
+    image = np.zeros((32, 32), np.uint8)
+    image[8:16, 16:24] = 255
     counting = Counting()
     with Occluder(counting, OcclusionSettings(8, 8), threshold=0.9) as occluder:  # type: ignore[arg-type]
-        turned = occluder.explain(film).turned
+        turned = occluder.explain(image).turned
     assert list(zip(*np.nonzero(turned), strict=True)) == [(1, 2)]
 
 
-def test_a_budget_gives_the_whole_film_roughly_and_what_matters_exactly(
+def test_a_budget_gives_the_whole_image_roughly_and_what_matters_exactly(
     model: Backend, phantom: NDArray[np.uint8]
 ) -> None:
     full = explain(model, phantom, window=32, stride=16)
@@ -198,19 +198,19 @@ def test_a_budget_that_holds_no_first_pass_is_said_with_the_time_it_takes(
 def test_refinement_ends_with_every_window_judged_once(
     rows: int, columns: int, halvings: int
 ) -> None:
-    """A plane is interpolated without error, whatever was judged so far."""
+    """A plane is interpolated without error, whatever was classified so far."""
     y, x = np.mgrid[0:rows, 0:columns]
     plane = np.stack([0.5 * x - 0.25 * y, 3.0 - x], axis=-1).astype(np.float32)
     refinement = Refinement((rows, columns), 1 << halvings, np.zeros(2, np.float32), 0)
-    windows, judged = refinement.first_pass(), []
+    windows, classified = refinement.first_pass(), []
     while windows:
-        judged += windows[:7]
+        classified += windows[:7]
         values = plane.reshape(-1, 2)[windows[:7]]
         refinement.add(windows[:7], values)
-        windows = windows[7:] if windows[7:] and not judged[7:] else refinement.next()
+        windows = windows[7:] if windows[7:] and not classified[7:] else refinement.next()
         if refinement.evaluated.ravel()[refinement.first_pass()].all():
             np.testing.assert_allclose(refinement.estimate(), plane, atol=1e-4)
-    assert sorted(judged) == list(range(rows * columns))
+    assert sorted(classified) == list(range(rows * columns))
 
 
 def test_refinement_goes_where_the_drop_is_largest_first() -> None:
@@ -229,7 +229,7 @@ def test_refinement_goes_where_the_drop_is_largest_first() -> None:
     [
         ({"window": 0}, "--window: got 0"),
         ({"stride": 0}, "--stride: got 0"),
-        ({"window": 8, "stride": 9}, "parts of the film would never be hidden"),
+        ({"window": 8, "stride": 9}, "parts of the image would never be hidden"),
         ({"baseline": "white"}, "--baseline: got 'white', expected one of black, mean, blurred"),
         ({"budget_ms": 0.0}, "--budget: got 0.0 ms"),
         ({"budget_ms": float("nan")}, "--budget: got nan ms"),
@@ -240,8 +240,8 @@ def test_settings_that_make_no_sense_are_refused(chosen: dict[str, Any], said: s
         OcclusionSettings(**chosen)
 
 
-def test_a_window_larger_than_the_film_is_refused(model: Backend) -> None:
-    with pytest.raises(UsageError, match="--window: got 300, the network sees films of 224 x 224"):
+def test_a_window_larger_than_the_image_is_refused(model: Backend) -> None:
+    with pytest.raises(UsageError, match="--window: got 300, the network sees images of 224 x 224"):
         Occluder(model, OcclusionSettings(window=300, stride=8))
 
 
@@ -254,27 +254,27 @@ def test_parts_are_used_on_the_cpu_and_left_where_they_cannot_be(
         assert not occluder.is_incremental
 
 
-def test_windows_of_several_films_share_calls() -> None:
-    films = np.random.default_rng(1).integers(0, 9, (3, 32, 32), dtype=np.uint8)
+def test_windows_of_several_images_share_calls() -> None:
+    images = np.random.default_rng(1).integers(0, 9, (3, 32, 32), dtype=np.uint8)
     counting = Counting()
     with Occluder(counting, OcclusionSettings(12, 12)) as occluder:  # type: ignore[arg-type]
-        together = occluder.explain_all(films)
-        films_first, *windows = counting.judged
-        assert films_first == 3
-        assert sorted(windows) == [3, 8, 8, 8], "27 windows of three films in batches of 8"
-        for film, found in zip(films, together, strict=True):
-            alone = occluder.explain(film)
+        together = occluder.explain_all(images)
+        images_first, *windows = counting.classified
+        assert images_first == 3
+        assert sorted(windows) == [3, 8, 8, 8], "27 windows of three images in batches of 8"
+        for image, found in zip(images, together, strict=True):
+            alone = occluder.explain(image)
             np.testing.assert_array_equal(found.logit_drop, alone.logit_drop)
             np.testing.assert_array_equal(found.logits, alone.logits)
 
 
-def test_several_films_in_parts_are_as_one_by_one(
+def test_several_images_in_parts_are_as_one_by_one(
     model: Backend, phantom: NDArray[np.uint8]
 ) -> None:
-    films = np.stack([phantom, phantom[:, ::-1]])
+    images = np.stack([phantom, phantom[:, ::-1]])
     with Occluder(model, OcclusionSettings(64, 40)) as occluder:
-        together = occluder.explain_all(films)
-        for film, found in zip(films, together, strict=True):
+        together = occluder.explain_all(images)
+        for image, found in zip(images, together, strict=True):
             np.testing.assert_allclose(
-                found.logit_drop, occluder.explain(film).logit_drop, atol=1e-4
+                found.logit_drop, occluder.explain(image).logit_drop, atol=1e-4
             )

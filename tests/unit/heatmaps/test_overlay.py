@@ -16,7 +16,7 @@ from PIL import Image
 
 from deepcovid_edge import NOTICE
 from deepcovid_edge.decision.record import Prediction, RunFacts
-from deepcovid_edge.errors import ImageRefusedError, UsageError
+from deepcovid_edge.errors import NotAssessedError, UsageError
 from deepcovid_edge.heatmaps.heatmap import ACTIVATION, OCCLUSION, HeatMap, Region, regions
 from deepcovid_edge.heatmaps.overlay import (
     PANEL_HEIGHT,
@@ -27,7 +27,7 @@ from deepcovid_edge.heatmaps.overlay import (
     encode_overlay,
 )
 from deepcovid_edge.imaging.pictures import Radiograph
-from deepcovid_edge.manifest import Band, InputSpec, ResizeRule
+from deepcovid_edge.manifest import IndeterminateRange, InputSpec, ResizeRule
 from deepcovid_edge.reasons import Reason
 
 SPEC = InputSpec()
@@ -36,12 +36,12 @@ GREY = 16
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
 
-def record(probability: float = 0.75, path: str = "films/lung.png", **more: Any) -> Prediction:
+def record(probability: float = 0.75, path: str = "images/lung.png", **more: Any) -> Prediction:
     chances = {"non": 1 - probability, "covid": probability}
     return Prediction(path, RUN, probabilities=chances, **more)
 
 
-def film(
+def image(
     rows: int = 448, columns: int = 448, *, white: int = 255, level: float = 0.5
 ) -> Radiograph:
     kind = np.uint8 if white == 255 else np.uint16
@@ -84,7 +84,7 @@ def lightness(colours: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def test_lightness_of_the_scale_rises_evenly_from_against_to_for() -> None:
-    picture, layout, _ = drawn(film(), spot())
+    picture, layout, _ = drawn(image(), spot())
     column = picture[layout.bar[0], layout.bar[1].start + 5][::-1]
     light = lightness(column)
     assert np.diff(light).min() > -0.05  # one grey level of a colour is more
@@ -96,7 +96,7 @@ def test_lightness_of_the_scale_rises_evenly_from_against_to_for() -> None:
 
 
 def test_zero_is_a_grey_without_colour_in_the_middle_of_the_scale() -> None:
-    picture, layout, panels = drawn(film(), spot(peak=7.0, low=-0.5))
+    picture, layout, panels = drawn(image(), spot(peak=7.0, low=-0.5))
     middle = picture[layout.bar[0].start + PANEL_HEIGHT // 2, layout.bar[1].start].astype(int)
     assert np.ptp(middle) <= 6
     zero = panels[1][PANEL_HEIGHT // 2, 5].astype(int)
@@ -104,7 +104,7 @@ def test_zero_is_a_grey_without_colour_in_the_middle_of_the_scale() -> None:
 
 
 def test_what_spoke_for_is_bright_and_yellow_and_what_spoke_against_dark_and_blue() -> None:
-    _, _, panels = drawn(film(), spot(peak=2.0, low=-2.0))
+    _, _, panels = drawn(image(), spot(peak=2.0, low=-2.0))
     bright = panels[1][round(60 / 224 * 512), round(90 / 224 * 512)].astype(int)
     dark = panels[1][round(180 / 224 * 512), round(40 / 224 * 512)].astype(int)
     assert bright[0] > bright[2] + 100
@@ -114,7 +114,7 @@ def test_what_spoke_for_is_bright_and_yellow_and_what_spoke_against_dark_and_blu
 
 
 def test_ends_of_the_scale_are_the_farthest_value_on_both_sides() -> None:
-    picture, layout, panels = drawn(film(), spot(peak=2.0, low=-1.0))
+    picture, layout, panels = drawn(image(), spot(peak=2.0, low=-1.0))
     rows, columns = layout.bar
     highest = panels[1][round(60 / 224 * 512), round(90 / 224 * 512)]
     assert np.array_equal(picture[rows.start, columns.start], highest)
@@ -123,7 +123,7 @@ def test_ends_of_the_scale_are_the_farthest_value_on_both_sides() -> None:
 
 
 def test_scale_has_five_ticks_with_numbers_beside_them() -> None:
-    picture, layout, _ = drawn(film(), spot())
+    picture, layout, _ = drawn(image(), spot())
     rows, columns = layout.bar
     for y in (0, 128, 256, 383, 511):
         line = rows.start + y
@@ -135,15 +135,15 @@ def test_scale_has_five_ticks_with_numbers_beside_them() -> None:
 @pytest.mark.parametrize("method", [OCCLUSION, ACTIVATION])
 def test_unit_of_the_scale_differs_by_method(method: str) -> None:
     assert UNITS == {OCCLUSION: "drop of the logit when hidden", ACTIVATION: "class activation"}
-    mine, layout, _ = drawn(film(), heat(1.0, method))
-    other, _, _ = drawn(film(), heat(1.0, ACTIVATION if method == OCCLUSION else OCCLUSION))
+    mine, layout, _ = drawn(image(), heat(1.0, method))
+    other, _, _ = drawn(image(), heat(1.0, ACTIVATION if method == OCCLUSION else OCCLUSION))
     beside = layout.bar[0], slice(layout.bar[1].stop + 70, layout.bar[1].stop + 100)
     assert (mine[beside] > 200).any()
     assert not np.array_equal(mine[beside], other[beside])
 
 
 def test_map_of_zeros_is_grey_and_has_a_scale() -> None:
-    _, _, panels = drawn(film(), heat(0.0))
+    _, _, panels = drawn(image(), heat(0.0))
     assert np.ptp(panels[1].reshape(-1, 3), axis=0).max() == 0
     assert np.array_equal(panels[2], panels[0])
 
@@ -152,8 +152,8 @@ def test_map_that_holds_what_is_no_number_is_refused() -> None:
     for broken in (np.nan, np.inf):
         found = heat()
         found.values[3, 4] = broken
-        with pytest.raises(ImageRefusedError) as refused:
-            drawn(film(), found)
+        with pytest.raises(NotAssessedError) as refused:
+            drawn(image(), found)
         assert refused.value.reason is Reason.RESULT
 
 
@@ -161,39 +161,39 @@ def test_map_that_holds_what_is_no_number_is_refused() -> None:
 
 
 @pytest.mark.parametrize("white", [255, 4095, 65535])
-def test_film_is_shown_in_its_own_grey_at_any_depth(white: int) -> None:
-    _, _, panels = drawn(film(white=white, level=0.6), spot())
+def test_image_is_shown_in_its_own_grey_at_any_depth(white: int) -> None:
+    _, _, panels = drawn(image(white=white, level=0.6), spot())
     assert np.abs(panels[0].astype(int) - 153).max() <= 1
 
 
-def test_overlay_is_the_film_where_the_map_is_zero_and_follows_the_map_elsewhere() -> None:
+def test_overlay_is_the_image_where_the_map_is_zero_and_follows_the_map_elsewhere() -> None:
     found = heat()
     found.values[:] = np.linspace(0, 1, 224, dtype=np.float32)
-    _, _, panels = drawn(film(level=0.2), found)
+    _, _, panels = drawn(image(level=0.2), found)
     assert np.array_equal(panels[2][:, 0], panels[0][:, 0])
     away = np.abs(panels[2].astype(int) - panels[0]).sum(axis=2)[256]
     assert (np.diff(away) >= -2).all()
     assert away[-1] > 200
-    assert np.abs(panels[1][256, -1].astype(int) - panels[2][256, -1]).max() > 20  # film is left
+    assert np.abs(panels[1][256, -1].astype(int) - panels[2][256, -1]).max() > 20  # image is left
 
 
 @pytest.mark.parametrize(
     ("rows", "columns"), [(600, 600), (800, 400), (400, 800), (100, 130), (3000, 2500)]
 )
 @pytest.mark.parametrize("rule", list(ResizeRule))
-def test_panels_have_one_height_and_the_film_keeps_its_aspect(
+def test_panels_have_one_height_and_the_image_keeps_its_aspect(
     rows: int, columns: int, rule: ResizeRule
 ) -> None:
-    picture, layout, panels = drawn(film(rows, columns), spot(), spec=InputSpec(resize=rule))
+    picture, layout, panels = drawn(image(rows, columns), spot(), spec=InputSpec(resize=rule))
     assert picture.dtype == np.uint8
     assert picture.shape == (*layout.size, 3)
     assert {panel.shape[:2] for panel in panels} == {(PANEL_HEIGHT, layout.width)}
-    height, width = (part.stop - part.start for part in layout.film)
+    height, width = (part.stop - part.start for part in layout.image)
     assert width / height == pytest.approx(columns / rows, rel=0.01)
     assert height == PANEL_HEIGHT or width == layout.width
     lit = panels[0].max(axis=2) > 20
     assert lit[layout.seen].all()
-    lit[layout.film] = False
+    lit[layout.image] = False
     assert not lit.any()
 
 
@@ -202,16 +202,16 @@ def test_what_a_centre_crop_cuts_off_is_dimmed_and_hatched_on_every_panel(
     rows: int, columns: int
 ) -> None:
     found = heat(1.0)
-    _, layout, panels = drawn(film(rows, columns, level=0.8), found)
+    _, layout, panels = drawn(image(rows, columns, level=0.8), found)
     inside = np.zeros(panels[0].shape[:2], bool)
-    inside[layout.film] = True
+    inside[layout.image] = True
     inside[layout.seen] = False
     assert inside.sum() > 0.3 * inside.size * 0.5
     for panel in panels:
         cut = panel[inside].astype(int)
         assert np.ptp(cut, axis=1).max() == 0  # no colour of the map
         assert cut.max() < 0.5 * 0.8 * 255
-        assert len(np.unique(cut)) == 2  # dimmed film, and lines over it
+        assert len(np.unique(cut)) == 2  # dimmed image, and lines over it
     assert (panels[0][layout.seen] == 204).all()
     assert any("Hatched" in line for line in caption((rows, columns), SPEC, found, (), record()))
 
@@ -219,18 +219,18 @@ def test_what_a_centre_crop_cuts_off_is_dimmed_and_hatched_on_every_panel(
 @pytest.mark.parametrize("rule", [ResizeRule.SQUASH, ResizeRule.LETTERBOX])
 def test_nothing_is_dimmed_where_the_network_sees_all(rule: ResizeRule) -> None:
     spec = InputSpec(resize=rule)
-    _, layout, panels = drawn(film(400, 700), heat(1.0), spec=spec)
-    assert layout.seen == layout.film
-    assert (panels[0][layout.film] == 128).all()
+    _, layout, panels = drawn(image(400, 700), heat(1.0), spec=spec)
+    assert layout.seen == layout.image
+    assert (panels[0][layout.image] == 128).all()
     assert not any("Hatched" in line for line in caption((400, 700), spec, heat(), (), record()))
 
 
-def test_border_that_a_letterbox_adds_is_not_shown_on_the_film() -> None:
+def test_border_that_a_letterbox_adds_is_not_shown_on_the_image() -> None:
     found = heat(0.5)
-    found.values[:56] = found.values[-56:] = 9.0  # a wide film fills the middle half
+    found.values[:56] = found.values[-56:] = 9.0  # a wide image fills the middle half
     spec = InputSpec(resize=ResizeRule.LETTERBOX)
-    picture, layout, panels = drawn(film(400, 800), found, spec=spec)
-    shown = panels[1][layout.film].reshape(-1, 3)
+    picture, layout, panels = drawn(image(400, 800), found, spec=spec)
+    shown = panels[1][layout.image].reshape(-1, 3)
     assert (shown == picture[layout.bar[0].start, layout.bar[1].start]).all()  # 0.5 is its farthest
 
 
@@ -248,19 +248,19 @@ def framed(panel: NDArray[np.uint8], box: tuple[int, int, int, int]) -> bool:
 
 
 @pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
-def test_boxes_are_seen_on_black_grey_and_white_films(level: float) -> None:
+def test_boxes_are_seen_on_black_grey_and_white_images(level: float) -> None:
     place = Region(100, 120, 200, 150, 2.0, None)
-    _, layout, panels = drawn(film(level=level), spot(), (place,))
+    _, layout, panels = drawn(image(level=level), spot(), (place,))
     assert layout.box(place) == (114, 137, 342, 308)
     assert framed(panels[1], layout.box(place))
     assert framed(panels[2], layout.box(place))
-    assert not framed(panels[0], layout.box(place))  # the film stays as it is
+    assert not framed(panels[0], layout.box(place))  # the image stays as it is
 
 
-def test_box_lies_where_the_map_says_on_the_film() -> None:
+def test_box_lies_where_the_map_says_on_the_image() -> None:
     found = spot()
     (place,) = regions(found, (448, 448), SPEC)
-    _, layout, panels = drawn(film(), found, (place,))
+    _, layout, panels = drawn(image(), found, (place,))
     left, top, right, bottom = layout.box(place)
     yellow = (panels[1][..., 0].astype(int) - panels[1][..., 2]) > 150
     y, x = np.nonzero(yellow)
@@ -270,7 +270,7 @@ def test_box_lies_where_the_map_says_on_the_film() -> None:
 
 def test_each_box_has_its_own_number() -> None:
     places = tuple(Region(60 * n, 200, 40, 90, 1.0, None) for n in range(5))
-    _, layout, panels = drawn(film(), spot(), places)
+    _, layout, panels = drawn(image(), spot(), places)
     tags = []
     for place in places:
         left, top, *_ = layout.box(place)
@@ -285,22 +285,22 @@ def test_each_box_has_its_own_number() -> None:
     "place", [(0, 0, 448, 448), (0, 0, 12, 12), (440, 440, 8, 8), (0, 400, 448, 48)]
 )
 def test_boxes_at_the_border_stay_in_their_panels(place: tuple[int, int, int, int]) -> None:
-    plain, layout, _ = drawn(film(), spot())
-    marked, _, panels = drawn(film(), spot(), (Region(*place, 1.0, None),))
+    plain, layout, _ = drawn(image(), spot())
+    marked, _, panels = drawn(image(), spot(), (Region(*place, 1.0, None),))
     rows = layout.bar[0]
     beside = np.ones(plain.shape[1], bool)
     for left in layout.panels[1:]:
         beside[left - 1 : left + layout.width + 1] = False
     assert np.array_equal(plain[rows][:, beside], marked[rows][:, beside])
-    assert not np.array_equal(drawn(film(), spot())[2][2], panels[2])
+    assert not np.array_equal(drawn(image(), spot())[2][2], panels[2])
 
 
 def test_windows_that_turn_the_decision_are_outlined_with_dashes() -> None:
     turned = np.zeros((224, 224), bool)
     turned[56:112, 56:168] = True
     found = heat(1.0, turned=turned)
-    plain = drawn(film(), heat(1.0, turned=np.zeros((224, 224), bool)))[2]
-    panels = drawn(film(), found)[2]
+    plain = drawn(image(), heat(1.0, turned=np.zeros((224, 224), bool)))[2]
+    panels = drawn(image(), found)[2]
     assert np.array_equal(plain[0], panels[0])
     for panel, before in zip(panels[1:], plain[1:], strict=True):
         changed = (panel != before).any(axis=2)
@@ -328,7 +328,7 @@ def test_caption_says_what_the_record_says() -> None:
         "positive: covid 0.750, positive from 0.200",
         "lung.png",
         "squeezenet1_1, int8, onnxruntime-cpu; occlusion, window 32, stride 8, hidden: black, "
-        "60 of 625 windows judged",
+        "60 of 625 windows classified",
         "Boxes: from half of the map's highest value on; highest in 1: +2, 2: +1.25.",
         "Warnings: W_UNVERIFIED, W_DEPTH",
         NOTICE,
@@ -358,7 +358,7 @@ def test_rounding_never_contradicts_the_decision(probability: float, said: str) 
 def test_the_limit_that_decided_stands_beside_the_probability(
     probability: float, said: str
 ) -> None:
-    run = replace(RUN, band=Band(0.1, 0.2999))
+    run = replace(RUN, indeterminate_range=IndeterminateRange(0.1, 0.2999))
     found = replace(record(probability), run=run)
     assert caption((448, 448), SPEC, heat(), (), found)[0] == said
     turned = heat(1.0, turned=np.ones((224, 224), bool))
@@ -384,7 +384,7 @@ def test_turned_decision_is_named(probability: float, other: str) -> None:
 
 
 def test_every_line_of_the_caption_is_drawn_below_the_panels() -> None:
-    picture, layout, _ = drawn(film(), spot())
+    picture, layout, _ = drawn(image(), spot())
     lines = caption((448, 448), SPEC, spot(), (), record())
     below = picture[layout.bar[0].stop + 10 :]
     for number, line in enumerate(lines):
@@ -397,8 +397,8 @@ def test_every_line_of_the_caption_is_drawn_below_the_panels() -> None:
 
 
 def test_other_words_give_other_pixels_below_the_panels_and_nowhere_else() -> None:
-    one, layout, _ = drawn(film(), spot())
-    other, _, _ = drawn(film(), spot(), said=record(path="films/lunge.png"))
+    one, layout, _ = drawn(image(), spot())
+    other, _, _ = drawn(image(), spot(), said=record(path="images/lunge.png"))
     differ = np.nonzero((one != other).any(axis=(1, 2)))[0]
     first = layout.bar[0].stop + 10 + 22
     assert first <= differ.min() <= differ.max() < first + 22
@@ -407,11 +407,11 @@ def test_other_words_give_other_pixels_below_the_panels_and_nowhere_else() -> No
 @pytest.mark.parametrize(
     "path",
     [
-        "films/" + "very_" * 100 + "long_001.png",
-        "films/\u80ba\u90e8 \u0436.png",
-        "films/torn\udcff.png",
-        "films/two\nlines\x1b[31m.png",
-        "folder\\film.png",
+        "images/" + "very_" * 100 + "long_001.png",
+        "images/\u80ba\u90e8 \u0436.png",
+        "images/torn\udcff.png",
+        "images/two\nlines\x1b[31m.png",
+        "folder\\image.png",
     ],
 )
 def test_any_file_name_is_drawn_in_one_line(path: str) -> None:
@@ -420,21 +420,21 @@ def test_any_file_name_is_drawn_in_one_line(path: str) -> None:
     assert name.isascii()
     assert name.isprintable()
     assert "folder" not in name
-    picture, layout, _ = drawn(film(), spot(), said=said)
+    picture, layout, _ = drawn(image(), spot(), said=said)
     assert (picture[layout.bar[0].stop + 10 :, -9:] == GREY).all()
 
 
-def test_film_that_was_not_assessed_gets_no_picture() -> None:
+def test_image_that_was_not_assessed_gets_no_picture() -> None:
     refused = replace(record(), probabilities=None, reason="E_BLANK")
-    with pytest.raises(UsageError, match=r"films/lung\.png: was not assessed"):
-        draw_overlay(film(), SPEC, spot(), (), refused)
+    with pytest.raises(UsageError, match=r"images/lung\.png: was not assessed"):
+        draw_overlay(image(), SPEC, spot(), (), refused)
 
 
 # --- file --------------------------------------------------------------------------------------
 
 
 def test_file_is_a_png_of_the_same_pixels_that_says_what_it_is_not() -> None:
-    picture, _, _ = drawn(film(), spot())
+    picture, _, _ = drawn(image(), spot())
     data = encode_overlay(picture)
     with Image.open(io.BytesIO(data)) as opened:
         assert opened.format == "PNG"
@@ -443,7 +443,7 @@ def test_file_is_a_png_of_the_same_pixels_that_says_what_it_is_not() -> None:
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(200, 100), (600, 500), (500, 500), (100, 200)])
-def test_picture_is_never_taken_for_a_film(
+def test_picture_is_never_taken_for_a_image(
     rows: int, columns: int, decode: Callable[..., Radiograph]
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (rows, columns)).astype(np.uint8)
@@ -451,13 +451,13 @@ def test_picture_is_never_taken_for_a_film(
     found = heat(1.0, turned=np.ones((224, 224), bool))
     said = record(warnings=("W_DEPTH",))
     picture = draw_overlay(radiograph, SPEC, found, (), said)
-    with pytest.raises(ImageRefusedError) as refused:
+    with pytest.raises(NotAssessedError) as refused:
         decode(encode_overlay(picture))
     assert refused.value.reason is Reason.SHAPE
 
 
 def test_threads_draw_what_one_draws() -> None:
-    alone = drawn(film(), spot())[0]
+    alone = drawn(image(), spot())[0]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda _: drawn(film(), spot())[0], range(8)))
+        together = list(pool.map(lambda _: drawn(image(), spot())[0], range(8)))
     assert all(np.array_equal(picture, alone) for picture in together)

@@ -72,7 +72,7 @@ def test_a_pixel_is_the_mean_of_what_it_covers(side: int, small: int) -> None:
 @pytest.mark.parametrize(
     "shape", [(768, 768), (649, 768), (1023, 997), (2140, 1760), (3000, 2500), (6001, 5003)]
 )
-def test_a_prepared_film_is_opencvs_but_for_means_between_two_levels(
+def test_a_prepared_image_is_opencvs_but_for_means_between_two_levels(
     shape: tuple[int, int],
 ) -> None:
     pixels = cv2.GaussianBlur(drawn(*shape), (0, 0), 2)
@@ -88,14 +88,14 @@ def test_a_prepared_film_is_opencvs_but_for_means_between_two_levels(
     assert np.abs(between - np.floor(between) - 0.5) == pytest.approx(0, abs=1e-3)
 
 
-def test_a_part_of_a_film_is_reduced_as_its_copy() -> None:
-    film = drawn(900, 800)
-    part = film[50:750, 30:790]
+def test_a_part_of_a_image_is_reduced_as_its_copy() -> None:
+    image = drawn(900, 800)
+    part = image[50:750, 30:790]
     assert not part.flags.c_contiguous
     assert np.array_equal(reduce_area(part, (224, 224)), reduce_area(part.copy(), (224, 224)))
 
 
 @pytest.mark.parametrize("level", [0, 1, 200, 4095, 65535])
-def test_level_of_an_even_film_is_kept(level: int) -> None:
+def test_level_of_an_even_image_is_kept(level: int) -> None:
     even = np.full((1111, 777), level, np.uint16)
     assert reduce_area(even, (224, 224)) == pytest.approx(np.full((224, 224), level), rel=1e-6)

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepcovid_edge.errors import ImageRefusedError
+from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.pictures import Radiograph
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.signatures import (
-    foreign_format,
     is_cut_off,
     is_damaged,
     is_dicom,
     known_kind,
+    unread_format,
 )
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.reasons import Reason
@@ -68,7 +68,7 @@ def test_dicom_is_told_by_its_prefix_behind_the_preamble(data: bytes, dicom: boo
     ],
 )
 def test_foreign_format_is_named(data: bytes, name: str | None) -> None:
-    assert foreign_format(data) == name
+    assert unread_format(data) == name
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_foreign_format_is_named(data: bytes, name: str | None) -> None:
     [("JPEG", "JPEG"), ("PNG", "PNG"), ("WEBP", "WebP"), ("TIFF", "TIFF"), ("BMP", "BMP")],
 )
 def test_own_formats_are_known_by_their_beginning(format: str, name: str, pictures: Any) -> None:
-    assert known_kind(pictures.encode(pictures.film(), format)[:64]) == name
+    assert known_kind(pictures.encode(pictures.image(), format)[:64]) == name
 
 
 @pytest.mark.parametrize(
@@ -111,13 +111,13 @@ def test_jpeg_ends_at_its_end_marker(data: bytes, cut_off: bool) -> None:
 
 
 def test_png_ends_with_its_last_chunk(pictures: Any) -> None:
-    whole = pictures.encode(pictures.film(), "PNG")
+    whole = pictures.encode(pictures.image(), "PNG")
     assert not is_cut_off(whole)
     assert not is_cut_off(whole + b"IEND" * 50_000)
     assert is_cut_off(whole[:-1])
     # The name of the last chunk in a text is not the last chunk.
     text = (b"tEXt", b"a\0IEND\xaeB`\x82")
-    commented = pictures.png(pictures.film(), 0, before=[text])
+    commented = pictures.png(pictures.image(), 0, before=[text])
     assert not is_cut_off(commented)
     assert is_cut_off(commented[:500])
 
@@ -126,12 +126,12 @@ def test_png_ends_with_its_last_chunk(pictures: Any) -> None:
 def test_png_whose_last_chunk_states_more_than_there_is_is_cut_off(
     length: bytes, pictures: Any
 ) -> None:
-    whole = pictures.encode(pictures.film(), "PNG")
+    whole = pictures.encode(pictures.image(), "PNG")
     assert is_cut_off(whole[:-12] + length + whole[-8:])
 
 
 def test_webp_is_as_long_as_its_header_says(pictures: Any) -> None:
-    whole = pictures.encode(pictures.film(), "WEBP")
+    whole = pictures.encode(pictures.image(), "WEBP")
     assert not is_cut_off(whole)
     assert not is_cut_off(whole + b"more")
     assert is_cut_off(whole[:-1])
@@ -140,8 +140,8 @@ def test_webp_is_as_long_as_its_header_says(pictures: Any) -> None:
 
 
 def test_bmp_is_as_long_as_its_rows_whatever_size_it_states(pictures: Any) -> None:
-    film = pictures.film(100, 101)
-    rows = b"".join(row.tobytes() + bytes(3) for row in film)
+    image = pictures.image(100, 101)
+    rows = b"".join(row.tobytes() + bytes(3) for row in image)
     ramp = bytes(4 * 256)
     for stated in (None, 0, 10**6):
         whole = pictures.bmp(rows, (101, 100), 8, palette=ramp, stated=stated)
@@ -160,9 +160,9 @@ def test_bmp_is_as_long_as_its_rows_whatever_size_it_states(pictures: Any) -> No
 def test_tiff_holds_its_directory_its_values_and_its_strips(
     order: str, channels: int, pictures: Any
 ) -> None:
-    film = pictures.film()
+    image = pictures.image()
     whole = pictures.tiff(
-        film if channels == 1 else pictures.rgb(film), channels // 2 + 1, order=order
+        image if channels == 1 else pictures.rgb(image), channels // 2 + 1, order=order
     )
     assert not is_cut_off(whole)
     assert is_cut_off(whole[:-1])
@@ -180,7 +180,7 @@ def test_tiff_holds_its_directory_its_values_and_its_strips(
 def test_tiff_directory_that_counts_more_than_memory_holds_is_refused_at_once(
     pictures: Any,
 ) -> None:
-    whole = pictures.tiff(pictures.film(), 1)
+    whole = pictures.tiff(pictures.image(), 1)
     at = whole.index(struct.pack("<HHI", 279, 4, 1))
     many = struct.pack("<HHII", 279, 4, 0xFFFFFFFF, 8)
     assert is_cut_off(whole[:at] + many + whole[at + 12 :])
@@ -193,7 +193,7 @@ def test_other_files_are_never_cut_off_or_damaged(data: bytes) -> None:
 
 
 def test_changed_pixel_byte_of_a_png_fails_its_checksum(pictures: Any) -> None:
-    whole = pictures.encode(pictures.film(), "PNG")
+    whole = pictures.encode(pictures.image(), "PNG")
     assert not is_damaged(whole)
     assert not is_damaged(whole + b"more")
     start = whole.index(b"IDAT") + 4
@@ -204,13 +204,13 @@ def test_changed_pixel_byte_of_a_png_fails_its_checksum(pictures: Any) -> None:
 
 
 def test_only_the_pixels_checksum_counts(pictures: Any) -> None:
-    whole = pictures.png(pictures.film(), 0, before=[(b"tEXt", b"Comment\0from the ward")])
+    whole = pictures.png(pictures.image(), 0, before=[(b"tEXt", b"Comment\0from the ward")])
     assert not is_damaged(whole.replace(b"ward", b"yard"))
 
 
 def series(pictures: Any, format: str) -> bytes:
-    film = pictures.film()
-    pages = [Image.fromarray(pictures.rgb(pixels)) for pixels in (film, 255 - film)]
+    image = pictures.image()
+    pages = [Image.fromarray(pictures.rgb(pixels)) for pixels in (image, 255 - image)]
     written = io.BytesIO()
     pages[0].save(written, format, save_all=True, append_images=pages[1:])
     return written.getvalue()
@@ -219,33 +219,33 @@ def series(pictures: Any, format: str) -> bytes:
 # --- files that end early ----------------------------------------------------------------------
 
 CUT: dict[str, Callable[[Any], bytes]] = {
-    "jpeg": lambda p: p.encode(p.film(), "JPEG"),
-    "jpeg-fine": lambda p: p.encode(p.film(), "JPEG", quality=100),
-    "jpeg-rgb": lambda p: p.encode(p.rgb(p.film()), "JPEG"),
-    "jpeg-progressive": lambda p: p.encode(p.film(), "JPEG", progressive=True),
+    "jpeg": lambda p: p.encode(p.image(), "JPEG"),
+    "jpeg-fine": lambda p: p.encode(p.image(), "JPEG", quality=100),
+    "jpeg-rgb": lambda p: p.encode(p.rgb(p.image()), "JPEG"),
+    "jpeg-progressive": lambda p: p.encode(p.image(), "JPEG", progressive=True),
     "jpeg-thumbnail": lambda p: p.encode(
-        p.film(), "JPEG", comment=p.encode(p.film(100, 100), "JPEG")
+        p.image(), "JPEG", comment=p.encode(p.image(100, 100), "JPEG")
     ),
-    "png": lambda p: p.encode(p.film(), "PNG"),
-    "png-rgba": lambda p: p.encode(p.rgb(p.film(), p.film()), "PNG"),
-    "png-16-bit": lambda p: p.encode(p.film(bits=16), "PNG"),
-    "png-16-bit-rgb": lambda p: p.png(p.rgb(p.film(bits=16)), 2),
-    "png-palette": lambda p: p.encode(Image.fromarray(p.film()).convert("P"), "PNG"),
-    "webp": lambda p: p.encode(p.film(), "WEBP"),
-    "webp-lossless": lambda p: p.encode(p.film(), "WEBP", lossless=True),
-    "webp-exif": lambda p: p.encode(p.film(), "WEBP", exif=p.exif(6)),
-    "tiff": lambda p: p.encode(p.film(), "TIFF"),
-    "tiff-directory-last": lambda p: p.tiff(p.film(bits=16), 1),
-    "tiff-big-endian": lambda p: p.tiff(p.rgb(p.film()), 2, order=">"),
-    "tiff-lzw": lambda p: p.encode(p.film(), "TIFF", compression="tiff_lzw"),
-    "tiff-lzw-rgb": lambda p: p.encode(p.rgb(p.film()), "TIFF", compression="tiff_lzw"),
-    "tiff-deflate": lambda p: p.encode(p.film(), "TIFF", compression="tiff_adobe_deflate"),
-    "tiff-packbits": lambda p: p.encode(p.film(), "TIFF", compression="packbits"),
-    "tiff-jpeg": lambda p: p.encode(p.film(), "TIFF", compression="jpeg"),
-    "tiff-opencv": lambda p: p.opencv(p.rgb(p.film(bits=16)), ".tiff"),
-    "bmp": lambda p: p.encode(p.film(), "BMP"),
-    "bmp-padded": lambda p: p.encode(p.film(128, 161), "BMP"),
-    "bmp-rgb": lambda p: p.encode(p.rgb(p.film()), "BMP"),
+    "png": lambda p: p.encode(p.image(), "PNG"),
+    "png-rgba": lambda p: p.encode(p.rgb(p.image(), p.image()), "PNG"),
+    "png-16-bit": lambda p: p.encode(p.image(bits=16), "PNG"),
+    "png-16-bit-rgb": lambda p: p.png(p.rgb(p.image(bits=16)), 2),
+    "png-palette": lambda p: p.encode(Image.fromarray(p.image()).convert("P"), "PNG"),
+    "webp": lambda p: p.encode(p.image(), "WEBP"),
+    "webp-lossless": lambda p: p.encode(p.image(), "WEBP", lossless=True),
+    "webp-exif": lambda p: p.encode(p.image(), "WEBP", exif=p.exif(6)),
+    "tiff": lambda p: p.encode(p.image(), "TIFF"),
+    "tiff-directory-last": lambda p: p.tiff(p.image(bits=16), 1),
+    "tiff-big-endian": lambda p: p.tiff(p.rgb(p.image()), 2, order=">"),
+    "tiff-lzw": lambda p: p.encode(p.image(), "TIFF", compression="tiff_lzw"),
+    "tiff-lzw-rgb": lambda p: p.encode(p.rgb(p.image()), "TIFF", compression="tiff_lzw"),
+    "tiff-deflate": lambda p: p.encode(p.image(), "TIFF", compression="tiff_adobe_deflate"),
+    "tiff-packbits": lambda p: p.encode(p.image(), "TIFF", compression="packbits"),
+    "tiff-jpeg": lambda p: p.encode(p.image(), "TIFF", compression="jpeg"),
+    "tiff-opencv": lambda p: p.opencv(p.rgb(p.image(bits=16)), ".tiff"),
+    "bmp": lambda p: p.encode(p.image(), "BMP"),
+    "bmp-padded": lambda p: p.encode(p.image(128, 161), "BMP"),
+    "bmp-rgb": lambda p: p.encode(p.rgb(p.image()), "BMP"),
 }
 SIGNATURE = 18
 """Bytes from which a head can be told from a text, in BMP."""
@@ -261,7 +261,7 @@ def test_file_that_ends_early_is_cut_off_wherever_it_ends(
     spread = {int(end) for end in np.linspace(1, len(whole) - 1, 150)}
     last = {len(whole) - cut for cut in range(1, 33)}
     for end in sorted(shares | spread | last):
-        with pytest.raises(ImageRefusedError) as caught:
+        with pytest.raises(NotAssessedError) as caught:
             decode(whole[:end])
         allowed = {Reason.TRUNCATED} | ({Reason.NOT_IMAGE} if end < SIGNATURE else set())
         assert caught.value.reason in allowed, f"{end} of {len(whole)} bytes: {caught.value}"
@@ -274,7 +274,7 @@ def test_jpeg_cut_behind_its_thumbnail_is_not_taken_for_whole(
     inner_end = whole.index(b"\xff\xd9") + 2
     assert inner_end < len(whole) - 1000
     for end in (inner_end + 1, inner_end + 200, len(whole) - 2):
-        with pytest.raises(ImageRefusedError) as caught:
+        with pytest.raises(NotAssessedError) as caught:
             decode(whole[:end])
         assert caught.value.reason is Reason.TRUNCATED
 
@@ -323,7 +323,7 @@ def mutated(data: bytes, draw: np.random.Generator) -> bytes:
 
 
 def mutated_chunk(data: bytes, draw: np.random.Generator, pictures: Any) -> bytes:
-    """A PNG with one chunk damaged and its checksum mended: the decoder itself is reached."""
+    """A PNG with one chunk damaged and its checksum fixed: the decoder itself is reached."""
     chunks, at = [], 8
     while at < len(data):
         (length,) = struct.unpack_from(">I", data, at)
@@ -332,17 +332,17 @@ def mutated_chunk(data: bytes, draw: np.random.Generator, pictures: Any) -> byte
     number = int(draw.integers(len(chunks) - 1))
     kind, content = chunks[number]
     chunks[number] = (kind, mutated(content, draw) if content else b"?")
-    mended: bytes = pictures.png_of_chunks(chunks)
-    return mended
+    fixed: bytes = pictures.png_of_chunks(chunks)
+    return fixed
 
 
 FUZZED: dict[str, Callable[[Any], bytes]] = {
     **{kind: make for kind, make in CUT.items() if not kind.startswith("tiff-lzw-")},
-    "tiff-white-is-zero": lambda p: p.tiff(p.film(bits=16), 0, tags={274: 6}),
+    "tiff-white-is-zero": lambda p: p.tiff(p.image(bits=16), 0, tags={274: 6}),
     "tiff-pages": lambda p: series(p, "TIFF"),
-    "jpeg-exif": lambda p: p.encode(p.film(), "JPEG", exif=p.exif(5)),
+    "jpeg-exif": lambda p: p.encode(p.image(), "JPEG", exif=p.exif(5)),
     "mpo": lambda p: series(p, "MPO"),
-    "gif": lambda p: p.encode(p.film(), "GIF"),
+    "gif": lambda p: p.encode(p.image(), "GIF"),
     "dicom": lambda p: bytes(128) + b"DICM" + bytes(500),
 }
 ROUNDS = 200
@@ -350,7 +350,7 @@ ROUNDS = 200
 
 @pytest.mark.filterwarnings("ignore")  # as in a run, where Pillow's warnings are no errors
 @pytest.mark.parametrize("kind", FUZZED)
-def test_damaged_file_is_a_film_or_refused_and_nothing_else(
+def test_damaged_file_is_a_image_or_refused_and_nothing_else(
     kind: str, pictures: Any, decode: Decode
 ) -> None:
     whole = FUZZED[kind](pictures)
@@ -363,13 +363,13 @@ def test_damaged_file_is_a_film_or_refused_and_nothing_else(
         else:
             damaged = mutated(whole, draw)
         try:
-            film = decode(damaged)
-        except ImageRefusedError:
+            image = decode(damaged)
+        except NotAssessedError:
             refused += 1
             continue
-        assert film.pixels.dtype in (np.uint8, np.uint16)
-        assert film.pixels.ndim == 2
-        assert min(film.pixels.shape) >= pictures.MIN_SIDE
-        assert film.pixels.max() <= film.white
-        assert prepare(film, spec).shape == (224, 224)
+        assert image.pixels.dtype in (np.uint8, np.uint16)
+        assert image.pixels.ndim == 2
+        assert min(image.pixels.shape) >= pictures.MIN_SIDE
+        assert image.pixels.max() <= image.white
+        assert prepare(image, spec).shape == (224, 224)
     assert refused > ROUNDS // 20

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from deepcovid_edge.errors import ImageRefusedError
+from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.pictures import Radiograph
-from deepcovid_edge.reasons import Caution
+from deepcovid_edge.reasons import WarningCode
 
 pytest.importorskip("pydicom", reason="needs extra dicom")
 pytest.importorskip("imagecodecs", reason="needs extra dicom")
@@ -33,13 +33,13 @@ from dicom_files import (
     fragments,
     written,
 )
-from test_dicom_refusals import film, lut, plain
+from test_dicom_refusals import image, lut, plain
 
 Decode = Callable[..., Radiograph]
 
 
 def read_as(read: Radiograph, shares: NDArray[Any]) -> bool:
-    """Whether a film has these shares of full white, to half a grey level."""
+    """Whether an image has these shares of full white, to half a grey level."""
     return bool(np.abs(read.pixels / read.white - shares).max() <= 0.5 / read.white + 1e-9)
 
 
@@ -52,12 +52,12 @@ def test_without_a_window_stored_bits_are_grey_levels_as_they_are(
 ) -> None:
     read = decode(plain(bits))
     assert read.white == (1 << bits) - 1
-    assert np.array_equal(read.pixels, film(bits))
-    assert read.cautions == ()
+    assert np.array_equal(read.pixels, image(bits))
+    assert read.warnings == ()
 
 
 def test_window_is_applied_and_then_monochrome1_is_inverted(decode: Decode) -> None:
-    words = film(12)
+    words = image(12)
     shown = np.clip((words - 999.5) / 1999.0 + 0.5, 0, 1)
     window = {"WindowCenter": 1000, "WindowWidth": 2000}
     assert read_as(decode(plain(**window)), shown)
@@ -76,12 +76,12 @@ def test_presentation_lut_shape_inverts_nothing_a_second_time(
 
 def test_first_of_several_windows_is_taken(decode: Decode) -> None:
     several = decode(plain(WindowCenter=["1000", "3000"], WindowWidth=["2000", "50"]))
-    assert several.cautions == ()
+    assert several.warnings == ()
     assert np.array_equal(several.pixels, decode(plain(WindowCenter=1000, WindowWidth=2000)).pixels)
 
 
 def test_rescale_comes_before_the_window(decode: Decode) -> None:
-    words = film(12)
+    words = image(12)
     read = decode(
         plain(RescaleSlope="0.5", RescaleIntercept="-1000", WindowCenter=0, WindowWidth=2001)
     )
@@ -90,7 +90,7 @@ def test_rescale_comes_before_the_window(decode: Decode) -> None:
 
 def test_negative_slope_turns_black_and_white(decode: Decode) -> None:
     read = decode(plain(RescaleSlope="-1", RescaleIntercept="4095"))
-    assert np.array_equal(read.pixels, 4095 - film(12))
+    assert np.array_equal(read.pixels, 4095 - image(12))
 
 
 def test_modality_lut_and_voi_lut_are_looked_up_in_turn(decode: Decode) -> None:
@@ -104,22 +104,22 @@ def test_modality_lut_and_voi_lut_are_looked_up_in_turn(decode: Decode) -> None:
             WindowWidth=10,
         )
     )
-    assert read_as(read, roots[squares[film(12)].astype(int)] / 255)
+    assert read_as(read, roots[squares[image(12)].astype(int)] / 255)
 
 
 def test_voi_lut_of_fewer_entries_holds_its_ends(decode: Decode) -> None:
     table = np.linspace(0, 4095, 2000)
     read = decode(plain(VOILUTSequence=lut(np.rint(table), first=1000)))
-    index = np.clip(film(12).astype(int) - 1000, 0, 1999)
+    index = np.clip(image(12).astype(int) - 1000, 0, 1999)
     assert read_as(read, np.rint(table)[index] / 4095)
 
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 def test_padding_is_black_and_no_part_of_the_exposure(photometric: str, decode: Decode) -> None:
-    words = np.maximum(film(12), 8)
-    words[:, :100] = 3  # 62 % of the film: more than may be black
+    words = np.maximum(image(12), 8)
+    words[:, :100] = 3  # 62 % of the image: more than may be black
     data = {"PhotometricInterpretation": photometric, "stored": 12}
-    with pytest.raises(ImageRefusedError):
+    with pytest.raises(NotAssessedError):
         decode(written(dataset(words, **data)))
     read = decode(written(dataset(words, **data, PixelPaddingValue=3)))
     assert read.pixels[:, :100].max() == 0
@@ -129,7 +129,7 @@ def test_padding_is_black_and_no_part_of_the_exposure(photometric: str, decode: 
 
 
 def test_range_of_padding_is_black(decode: Decode) -> None:
-    words = np.minimum(film(12), 4000)
+    words = np.minimum(image(12), 4000)
     words[:20] = 4090
     words[20:30] = 4095
     padded = dataset(words, stored=12, PixelPaddingValue=4090, PixelPaddingRangeLimit=4095)
@@ -140,7 +140,7 @@ def test_range_of_padding_is_black(decode: Decode) -> None:
 
 @pytest.mark.parametrize("syntax", [IMPLICIT, BIG_ENDIAN, JPEG_LS])
 def test_signed_pixels_are_read_with_their_sign(syntax: str, decode: Decode) -> None:
-    words = film(12).astype(np.int16) - 2048
+    words = image(12).astype(np.int16) - 2048
     window = {"WindowCenter": 0, "WindowWidth": 4096}
     if syntax == JPEG_LS:  # knows no sign: words as they stand
         frame = compressed(words.view(np.uint16) & 0x0FFF, 12, syntax)
@@ -151,21 +151,21 @@ def test_signed_pixels_are_read_with_their_sign(syntax: str, decode: Decode) -> 
 
 
 def test_signed_pixels_that_are_never_negative_use_the_upper_half(decode: Decode) -> None:
-    words = film(12).astype(np.int16)
+    words = image(12).astype(np.int16)
     read = decode(written(dataset(words, stored=13)))
     assert read_as(read, words / 4095)
 
 
 @pytest.mark.parametrize("share", [0.0005, 0.0])
 def test_a_few_stray_bits_are_masked(share: float, decode: Decode) -> None:
-    words = film(12)
+    words = image(12)
     clean = words.copy()
     words.ravel()[: round(share * words.size)] |= 0x8000
     assert np.array_equal(decode(written(dataset(words, stored=12))).pixels, clean)
 
 
 def test_overshoot_of_lossy_coding_is_clipped_and_not_wrapped_to_black(decode: Decode) -> None:
-    words = film(12)
+    words = image(12)
     words[50:60] = 4095
     above = words.copy()
     above[50:60] = 4099
@@ -175,22 +175,22 @@ def test_overshoot_of_lossy_coding_is_clipped_and_not_wrapped_to_black(decode: D
     assert np.array_equal(read.pixels, words)
 
 
-def test_film_in_the_lower_bits_is_stretched_with_a_caution(decode: Decode) -> None:
+def test_image_in_the_lower_bits_is_stretched_with_a_caution(decode: Decode) -> None:
     read = decode(plain(12, BitsStored=16, HighBit=15))
     assert read.white == 4095
-    assert np.array_equal(read.pixels, film(12))
-    assert read.cautions == (Caution.DEPTH,)
+    assert np.array_equal(read.pixels, image(12))
+    assert read.warnings == (WarningCode.DEPTH,)
 
 
-def test_monochrome1_film_in_the_lower_bits_is_inverted_within_them(decode: Decode) -> None:
+def test_monochrome1_image_in_the_lower_bits_is_inverted_within_them(decode: Decode) -> None:
     read = decode(plain(12, BitsStored=16, HighBit=15, PhotometricInterpretation="MONOCHROME1"))
-    assert np.array_equal(read.pixels, 4095 - film(12))
+    assert np.array_equal(read.pixels, 4095 - image(12))
 
 
 @pytest.mark.parametrize("kind", ["OB", "OW"])
 @pytest.mark.parametrize("width", [160, 161])
 def test_8_bits_in_big_endian_bytes_or_words(kind: str, width: int, decode: Decode) -> None:
-    words = film(height=127, width=width)
+    words = image(height=127, width=width)
     stored = np.frombuffer(words.tobytes() + b"\0" * (words.size % 2), np.uint8)
     if kind == "OW":
         stored = stored.reshape(-1, 2)[:, ::-1]
@@ -203,20 +203,20 @@ def test_8_bits_in_big_endian_bytes_or_words(kind: str, width: int, decode: Deco
 
 @pytest.mark.parametrize("syntax", [IMPLICIT, RLE, JPEG, J2K])
 def test_grey_copy_of_a_screen_in_rgb_is_read(syntax: str, decode: Decode) -> None:
-    grey = film()
+    grey = image()
     copy = dataset(np.dstack([grey] * 3), SOPClassUID=SECONDARY_CAPTURE, Modality="OT")
     if syntax == JPEG:
         copy.PhotometricInterpretation = "YBR_FULL_422"
     read = decode(written(copy, syntax))
     assert np.abs(read.pixels.astype(int) - grey).max() <= (4 if syntax == JPEG else 1)
-    assert read.cautions == (Caution.SECONDARY,)
+    assert read.warnings == (WarningCode.SECONDARY,)
 
 
 def test_colours_in_planes_are_read(decode: Decode) -> None:
-    planes = np.stack([film()] * 3)
+    planes = np.stack([image()] * 3)
     copy = dataset(np.dstack(list(planes)), PlanarConfiguration=1)
     copy.add_new(0x7FE00010, "OW", planes.tobytes())
-    assert np.array_equal(decode(written(copy)).pixels, film())
+    assert np.array_equal(decode(written(copy)).pixels, image())
 
 
 @pytest.mark.parametrize(
@@ -230,12 +230,12 @@ def test_colours_in_planes_are_read(decode: Decode) -> None:
     ],
     ids=["L-H", "R-H", "F-R", "H-L", "R-F"],
 )
-def test_film_is_turned_until_its_feet_are_below(
+def test_image_is_turned_until_its_feet_are_below(
     stated: list[str], expected: Callable[[NDArray[Any]], NDArray[Any]], decode: Decode
 ) -> None:
     read = decode(plain(PatientOrientation=stated))
-    assert np.array_equal(read.pixels, expected(film(12)))
-    assert read.cautions == (Caution.ORIENTATION,)
+    assert np.array_equal(read.pixels, expected(image(12)))
+    assert read.warnings == (WarningCode.ORIENTATION,)
 
 
 # --- what is kept ------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ def test_age_is_counted_from_birth_where_it_is_not_stated(decode: Decode) -> Non
 
 
 def test_pictures_have_no_dicom_facts(pictures: Any, decode: Decode) -> None:
-    assert decode(pictures.encode(pictures.film(), "PNG")).dicom is None
+    assert decode(pictures.encode(pictures.image(), "PNG")).dicom is None
 
 
 def test_infer_takes_dicom_from_folders_and_writes_no_name(tmp_path: Path) -> None:
@@ -274,7 +274,9 @@ def test_infer_takes_dicom_from_folders_and_writes_no_name(tmp_path: Path) -> No
     (tmp_path / "DICOM" / "0001").mkdir(parents=True)
     (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM" + bytes(500))
     (tmp_path / "DICOM/0001/IM0001").write_bytes(plain())
-    (tmp_path / "DICOM/0001/1.2.840.99").write_bytes(written(dataset(film(12), stored=12), JPEG_LS))
+    (tmp_path / "DICOM/0001/1.2.840.99").write_bytes(
+        written(dataset(image(12), stored=12), JPEG_LS)
+    )
     (tmp_path / "hand.dcm").write_bytes(plain(BodyPartExamined="HAND"))
     done = subprocess.run(
         [sys.executable, "-m", "deepcovid_edge", "infer", str(tmp_path), "--ood", "warn", "--json"],

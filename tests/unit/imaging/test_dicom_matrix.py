@@ -1,4 +1,4 @@
-"""Every syntax, depth, photometric interpretation and window: the same film, the same decision."""
+"""Every syntax, depth, photometric interpretation and window: the same image, the same decision."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from deepcovid_edge.imaging.pictures import Radiograph
 pytest.importorskip("pydicom", reason="needs extra dicom")
 pytest.importorskip("imagecodecs", reason="needs extra dicom")
 import dicom_files
-from dicom_files import DCMTK, MOST_BITS, WRITABLE, by_dcmtk, dataset, stored_film, written
+from dicom_files import DCMTK, MOST_BITS, WRITABLE, by_dcmtk, dataset, stored_image, written
 
 from deepcovid_edge.backends import Backend, load_backend
 from deepcovid_edge.decision.record import Prediction
@@ -51,47 +51,47 @@ def name(cell: tuple[str, int, str, bool]) -> str:
     return "-".join(parts).replace(" ", "_")
 
 
-def file_of(film: NDArray[np.uint8], cell: tuple[str, int, str, bool]) -> bytes:
+def file_of(image: NDArray[np.uint8], cell: tuple[str, int, str, bool]) -> bytes:
     syntax, bits, photometric, window = cell
-    pixels, elements = stored_film(film, bits, photometric, window=window)
+    pixels, elements = stored_image(image, bits, photometric, window=window)
     return written(dataset(pixels, **elements), syntax)
 
 
-def difference(read: Radiograph, film: NDArray[np.uint8]) -> NDArray[np.float64]:
-    assert read.pixels.shape == film.shape
-    return np.abs(read.pixels * (255.0 / read.white) - film)
+def difference(read: Radiograph, image: NDArray[np.uint8]) -> NDArray[np.float64]:
+    assert read.pixels.shape == image.shape
+    return np.abs(read.pixels * (255.0 / read.white) - image)
 
 
-def check(read: Radiograph, film: NDArray[np.uint8], syntax: str) -> None:
-    found = difference(read, film)
+def check(read: Radiograph, image: NDArray[np.uint8], syntax: str) -> None:
+    found = difference(read, image)
     if SYNTAXES[syntax].lossy:
         assert found.mean() <= LOSSY_TOLERANCE
     else:
         assert found.max() <= LOSSLESS_TOLERANCE
     assert read.format == "DICOM"
-    assert read.cautions == ()
+    assert read.warnings == ()
 
 
 @pytest.fixture(scope="module")
-def film() -> NDArray[np.uint8]:
+def image() -> NDArray[np.uint8]:
     return np.ascontiguousarray(draw_phantom(2, opacities=3)[:900:3, :1080:3])
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=name)
-def test_file_reads_to_the_grey_levels_of_its_film(
-    cell: tuple[str, int, str, bool], film: NDArray[np.uint8], decode: Decode
+def test_file_reads_to_the_grey_levels_of_its_image(
+    cell: tuple[str, int, str, bool], image: NDArray[np.uint8], decode: Decode
 ) -> None:
-    check(decode(file_of(film, cell)), film, cell[0])
+    check(decode(file_of(image, cell)), image, cell[0])
 
 
 @pytest.mark.skipif(bool(dicom_files.dcmtk()), reason=str(dicom_files.dcmtk()))
 @pytest.mark.parametrize("cell", [cell for cell in CELLS if cell[0] in DCMTK], ids=name)
-def test_file_that_dcmtk_wrote_reads_to_the_grey_levels_of_its_film(
-    cell: tuple[str, int, str, bool], film: NDArray[np.uint8], decode: Decode
+def test_file_that_dcmtk_wrote_reads_to_the_grey_levels_of_its_image(
+    cell: tuple[str, int, str, bool], image: NDArray[np.uint8], decode: Decode
 ) -> None:
     syntax, bits, photometric, window = cell
-    plain = file_of(film, (dicom_files.EXPLICIT, bits, photometric, window))
-    check(decode(by_dcmtk(plain, syntax)), film, syntax)
+    plain = file_of(image, (dicom_files.EXPLICIT, bits, photometric, window))
+    check(decode(by_dcmtk(plain, syntax)), image, syntax)
 
 
 @pytest.fixture(scope="module")
@@ -101,20 +101,20 @@ def network() -> Iterator[Backend]:
         yield loaded
 
 
-def judged(folder: Path, network: Backend) -> list[Prediction]:
+def classified(folder: Path, network: Backend) -> list[Prediction]:
     settings = PredictSettings(workers=2)
     facts = run_facts(network, settings)
     return list(predict(sorted(folder.iterdir()), network, facts, settings))
 
 
 def same_decision(
-    film: NDArray[np.uint8], cells: list[tuple[str, int, str, bool]], place: Path, network: Backend
+    image: NDArray[np.uint8], cells: list[tuple[str, int, str, bool]], place: Path, network: Backend
 ) -> None:
-    Image.fromarray(film).save(place / "film.png")
+    Image.fromarray(image).save(place / "image.png")
     for number, cell in enumerate(cells):
-        (place / f"{number:03d}").write_bytes(file_of(film, cell))
-    *files, picture = judged(place, network)
-    assert picture.path.endswith("film.png")
+        (place / f"{number:03d}").write_bytes(file_of(image, cell))
+    *files, picture = classified(place, network)
+    assert picture.path.endswith("image.png")
     for cell, record in zip(cells, files, strict=True):
         assert record.decision == picture.decision, name(cell)
         if not SYNTAXES[cell[0]].lossy:
@@ -124,24 +124,24 @@ def same_decision(
 
 
 def test_every_file_of_a_phantom_gets_the_decision_of_its_png(
-    film: NDArray[np.uint8], tmp_path: Path, network: Backend
+    image: NDArray[np.uint8], tmp_path: Path, network: Backend
 ) -> None:
-    same_decision(film, CELLS, tmp_path, network)
+    same_decision(image, CELLS, tmp_path, network)
 
 
 @pytest.mark.skipif(not XRAY.is_dir(), reason=f"no X-rays at {XRAY}")
 @pytest.mark.parametrize(("label", "every"), [("covid", 1), ("normal", 11), ("pneumonia", 11)])
-def test_every_file_of_a_real_film_gets_the_decision_of_its_png(
+def test_every_file_of_a_real_image_gets_the_decision_of_its_png(
     label: str, every: int, tmp_path: Path, network: Backend
 ) -> None:
     path = sorted((XRAY / "test" / label).iterdir())[0]
-    film = np.asarray(Image.open(path).convert("L").reduce(2))
-    same_decision(film, CELLS[::every], tmp_path, network)
+    image = np.asarray(Image.open(path).convert("L").reduce(2))
+    same_decision(image, CELLS[::every], tmp_path, network)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_grey_levels_are_those_of_pydicoms_own_functions(seed: int, decode: Any) -> None:
-    """Rescale, then window, by pydicom, on the whole film in floats."""
+    """Rescale, then window, by pydicom, on the whole image in floats."""
     from pydicom.pixels import apply_modality_lut, apply_windowing
 
     draw = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""What the DICOM reader refuses, each with its reason, and what it tells of films that it takes."""
+"""What the DICOM reader does not assess, each with its reason, and its warnings."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from deepcovid_edge.errors import ImageRefusedError
+from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging import pictures
 from deepcovid_edge.imaging.pictures import Radiograph, read_radiograph
-from deepcovid_edge.reasons import Caution, Reason
+from deepcovid_edge.reasons import Reason, WarningCode
 
 pytest.importorskip("pydicom", reason="needs extra dicom")
 pytest.importorskip("imagecodecs", reason="needs extra dicom")
@@ -54,7 +54,7 @@ STORAGE = "1.2.840.10008.5.1.4.1.1."
 PIXELS = 0x7FE00010
 
 
-def film(bits: int = 8, *, height: int = 128, width: int = 160) -> NDArray[Any]:
+def image(bits: int = 8, *, height: int = 128, width: int = 160) -> NDArray[Any]:
     """A ramp with waves that uses every value of so many bits."""
     y, x = np.mgrid[0:height, 0:width]
     waves = np.sin(x / width * 9) + np.cos(y / height * 7) + x / width + 2 * y / height
@@ -63,11 +63,11 @@ def film(bits: int = 8, *, height: int = 128, width: int = 160) -> NDArray[Any]:
 
 
 def plain(bits: int = 12, **elements: Any) -> bytes:
-    return written(dataset(film(bits), stored=bits, **elements))
+    return written(dataset(image(bits), stored=bits, **elements))
 
 
 def without_pixels(**elements: Any) -> bytes:
-    header = dataset(film(), **elements)
+    header = dataset(image(), **elements)
     del header[PIXELS]
     return written(header)
 
@@ -77,11 +77,11 @@ def of_kind(number: str, modality: str) -> bytes:
 
 
 def codestream(syntax: str, bits: int = 12) -> bytes:
-    return compressed(film(bits), bits, syntax)
+    return compressed(image(bits), bits, syntax)
 
 
 def with_codestream(frame: bytes, syntax: str, bits: int = 12, **elements: Any) -> bytes:
-    return written(fragments(dataset(film(bits), stored=bits, **elements), frame), syntax)
+    return written(fragments(dataset(image(bits), stored=bits, **elements), frame), syntax)
 
 
 def cut_codestream(syntax: str, bits: int = 12) -> bytes:
@@ -97,14 +97,14 @@ def damaged(syntax: str, bits: int = 12) -> bytes:
 
 
 def pixels_of_other_length(change: int) -> bytes:
-    short = dataset(film(12), stored=12)
+    short = dataset(image(12), stored=12)
     value = short.PixelData
     short.add_new(PIXELS, "OW", value[:change] if change < 0 else value + bytes(change))
     return written(short)
 
 
 def stray(share: float, *, signed: bool = False) -> bytes:
-    words = film(12)
+    words = image(12)
     words.ravel()[: round(share * words.size)] |= 0x4000
     return written(dataset(words.astype(np.int16) if signed else words, stored=12))
 
@@ -143,7 +143,7 @@ ITEM = b"\xfe\xff\x00\xe0"
 
 
 def in_two_frames() -> bytes:
-    two = np.concatenate([film(12), film(12)])
+    two = np.concatenate([image(12), image(12)])
     return written(dataset(two, stored=12, Rows=128, NumberOfFrames=2))
 
 
@@ -211,8 +211,8 @@ REFUSALS: dict[str, Refusal] = {
     ),
     "frames": Refusal(Reason.FRAMES, in_two_frames, "2 pictures"),
     "too-big": Refusal(Reason.TOO_BIG, lambda: plain(Rows=20_000, Columns=20_000), "100 mega"),
-    "too-small": Refusal(Reason.SHAPE, lambda: written(dataset(film(height=99))), "160 x 99"),
-    "strip": Refusal(Reason.SHAPE, lambda: written(dataset(film(width=400))), "400 x 128"),
+    "too-small": Refusal(Reason.SHAPE, lambda: written(dataset(image(height=99))), "160 x 99"),
+    "strip": Refusal(Reason.SHAPE, lambda: written(dataset(image(width=400))), "400 x 128"),
     "no-size": Refusal(Reason.SHAPE, lambda: plain(Rows=None), "160 x 0"),
     "32-bit": Refusal(Reason.MODE, lambda: plain(BitsAllocated=32), "of 32 bits"),
     "1-bit": Refusal(Reason.MODE, lambda: plain(BitsAllocated=1), "of 1 bits"),
@@ -246,13 +246,13 @@ REFUSALS: dict[str, Refusal] = {
     "cut-in-the-pixels": Refusal(Reason.TRUNCATED, lambda: plain()[:-100], "of 40960 bytes"),
     "cut-before-the-pixels": Refusal(Reason.TRUNCATED, lambda: plain()[: -40960 - 12], "no pixels"),
     "cut-in-a-fragment": Refusal(
-        Reason.TRUNCATED, lambda: written(dataset(film(12), stored=12), JPEG_LS)[:-100]
+        Reason.TRUNCATED, lambda: written(dataset(image(12), stored=12), JPEG_LS)[:-100]
     ),
     "cut-before-the-last-delimiter": Refusal(
-        Reason.TRUNCATED, lambda: written(dataset(film(12), stored=12), RLE)[:-8]
+        Reason.TRUNCATED, lambda: written(dataset(image(12), stored=12), RLE)[:-8]
     ),
     "cut-deflated": Refusal(
-        Reason.TRUNCATED, lambda: written(dataset(film(12), stored=12), DEFLATED)[:-100]
+        Reason.TRUNCATED, lambda: written(dataset(image(12), stored=12), DEFLATED)[:-100]
     ),
     **{
         f"codestream-cut-{syntax[-2:]}": Refusal(
@@ -320,7 +320,7 @@ REFUSALS: dict[str, Refusal] = {
         lambda: plain().replace(b"\x02\x00\x10\x00UI", b"\x02\x00\x11\x00UI", 1),
         "none stated",
     ),
-    "black": Refusal(Reason.BLANK, lambda: written(dataset(film(12) * 0, stored=12)), "contrast"),
+    "black": Refusal(Reason.BLANK, lambda: written(dataset(image(12) * 0, stored=12)), "contrast"),
     "constant-by-its-window": Refusal(
         Reason.BLANK, lambda: plain(WindowCenter=9000, WindowWidth=100), "contrast"
     ),
@@ -357,9 +357,9 @@ def lut(values: Any, *, first: int = 0, bits: int = 12, entries: int | None = No
 @pytest.mark.parametrize("name", REFUSALS)
 def test_refused_with_the_reason_a_sentence_and_a_detail(name: str, tmp_path: Path) -> None:
     case = REFUSALS[name]
-    path = tmp_path / "film.dcm"
+    path = tmp_path / "image.dcm"
     path.write_bytes(case.make())
-    with pytest.raises(ImageRefusedError) as caught:
+    with pytest.raises(NotAssessedError) as caught:
         read_radiograph(path)
     error = caught.value
     assert error.reason is case.reason, error
@@ -375,7 +375,7 @@ def test_dicom_without_pydicom_gets_a_reason_that_names_the_extra(
 ) -> None:
     data = plain()
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(ImageRefusedError, match=r"pip install 'deepcovid-edge\[dicom\]'") as caught:
+    with pytest.raises(NotAssessedError, match=r"pip install 'deepcovid-edge\[dicom\]'") as caught:
         decode(data)
     assert caught.value.reason is Reason.DICOM
 
@@ -383,101 +383,103 @@ def test_dicom_without_pydicom_gets_a_reason_that_names_the_extra(
 def compressed_hard() -> bytes:
     import imagecodecs
 
-    return bytes(imagecodecs.jpeg8_encode(film(), level=3))
+    return bytes(imagecodecs.jpeg8_encode(image(), level=3))
 
 
 def plain_colour_marks() -> bytes:
-    marked = np.dstack([film()] * 3)
+    marked = np.dstack([image()] * 3)
     marked[10:30, 10:30] = (255, 255, 0)
     return written(dataset(marked))
 
 
-CAUTIONED: dict[str, tuple[Caution, Callable[[], bytes], str]] = {
-    "suffix": (Caution.SUFFIX, plain, "film.png"),
-    "no-view": (Caution.NO_VIEW, lambda: plain(ViewPosition=""), "film"),
-    "no-view-element": (Caution.NO_VIEW, lambda: plain(ViewPosition=None), "film"),
-    "no-body-part": (Caution.NO_VIEW, lambda: plain(BodyPartExamined=""), "film"),
-    "unknown-view": (Caution.NO_VIEW, lambda: plain(ViewPosition="UPRIGHT"), "film"),
-    "ap": (Caution.AP, lambda: plain(ViewPosition="AP"), "film"),
-    "ap-in-words": (Caution.AP, lambda: plain(ViewPosition="AP PLATE"), "film"),
+WARNINGED: dict[str, tuple[WarningCode, Callable[[], bytes], str]] = {
+    "suffix": (WarningCode.SUFFIX, plain, "image.png"),
+    "no-view": (WarningCode.NO_VIEW, lambda: plain(ViewPosition=""), "image"),
+    "no-view-element": (WarningCode.NO_VIEW, lambda: plain(ViewPosition=None), "image"),
+    "no-body-part": (WarningCode.NO_VIEW, lambda: plain(BodyPartExamined=""), "image"),
+    "unknown-view": (WarningCode.NO_VIEW, lambda: plain(ViewPosition="UPRIGHT"), "image"),
+    "ap": (WarningCode.AP, lambda: plain(ViewPosition="AP"), "image"),
+    "ap-in-words": (WarningCode.AP, lambda: plain(ViewPosition="AP PLATE"), "image"),
     "ap-by-code": (
-        Caution.AP,
+        WarningCode.AP,
         lambda: plain(ViewPosition="", ViewCodeSequence=view_code("399348003", "antero-posterior")),
-        "film",
+        "image",
     ),
-    "no-age": (Caution.AGE, lambda: plain(PatientAge="", PatientBirthDate=""), "film"),
+    "no-age": (WarningCode.AGE, lambda: plain(PatientAge="", PatientBirthDate=""), "image"),
     "age-that-is-none": (
-        Caution.AGE,
+        WarningCode.AGE,
         lambda: plain(PatientAge="999Y", PatientBirthDate="0000"),
-        "film",
+        "image",
     ),
     "secondary-capture": (
-        Caution.SECONDARY,
+        WarningCode.SECONDARY,
         lambda: plain(8, SOPClassUID=SECONDARY_CAPTURE, Modality="OT"),
-        "film",
+        "image",
     ),
-    "burned-in": (Caution.SECONDARY, lambda: plain(BurnedInAnnotation="YES"), "film"),
+    "burned-in": (WarningCode.SECONDARY, lambda: plain(BurnedInAnnotation="YES"), "image"),
     "lossy-by-header": (
-        Caution.LOSSY,
+        WarningCode.LOSSY,
         lambda: plain(LossyImageCompressionRatio=["12", "33.5"]),
-        "film",
+        "image",
     ),
     "lossy-by-size": (
-        Caution.LOSSY,
+        WarningCode.LOSSY,
         lambda: with_codestream(compressed_hard(), JPEG, 8),
-        "film",
+        "image",
     ),
     "window-without-width": (
-        Caution.WINDOW,
+        WarningCode.WINDOW,
         lambda: plain(WindowCenter=2000, WindowWidth=0),
-        "film",
+        "image",
     ),
     "window-of-half-a-value": (
-        Caution.WINDOW,
+        WarningCode.WINDOW,
         lambda: plain(WindowCenter=2000, WindowWidth=0.5),
-        "film",
+        "image",
     ),
     "window-of-negative-width": (
-        Caution.WINDOW,
+        WarningCode.WINDOW,
         lambda: plain(WindowCenter=2000, WindowWidth=-4000),
-        "film",
+        "image",
     ),
-    "window-without-centre": (Caution.WINDOW, lambda: plain(WindowWidth=4000), "film"),
+    "window-without-centre": (WarningCode.WINDOW, lambda: plain(WindowWidth=4000), "image"),
     "window-of-unknown-kind": (
-        Caution.WINDOW,
+        WarningCode.WINDOW,
         lambda: plain(WindowCenter=2048, WindowWidth=4096, VOILUTFunction="BENT"),
-        "film",
+        "image",
     ),
-    "12-of-16-bits": (Caution.DEPTH, lambda: plain(12, BitsStored=16, HighBit=15), "film"),
-    "mirrored": (Caution.ORIENTATION, lambda: plain(PatientOrientation=["R", "F"]), "film"),
-    "turned": (Caution.ORIENTATION, lambda: plain(PatientOrientation=["R", "H"]), "film"),
-    "slanted": (Caution.ORIENTATION, lambda: plain(PatientOrientation=["LF", "FR"]), "film"),
-    "coloured-marks": (Caution.COLOUR, plain_colour_marks, "film"),
+    "12-of-16-bits": (WarningCode.DEPTH, lambda: plain(12, BitsStored=16, HighBit=15), "image"),
+    "mirrored": (WarningCode.ORIENTATION, lambda: plain(PatientOrientation=["R", "F"]), "image"),
+    "turned": (WarningCode.ORIENTATION, lambda: plain(PatientOrientation=["R", "H"]), "image"),
+    "slanted": (WarningCode.ORIENTATION, lambda: plain(PatientOrientation=["LF", "FR"]), "image"),
+    "coloured-marks": (WarningCode.COLOUR, plain_colour_marks, "image"),
     "synthetic": (
-        Caution.SYNTHETIC,
+        WarningCode.SYNTHETIC,
         lambda: plain(ImageComments=pictures.SYNTHETIC_MARK.decode()),
-        "film",
+        "image",
     ),
 }
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("name", CAUTIONED)
+@pytest.mark.parametrize("name", WARNINGED)
 def test_assessed_with_this_caution_alone(name: str, decode: Decode) -> None:
-    caution, make, file_name = CAUTIONED[name]
-    assert decode(make(), file_name).cautions == (caution,)
+    warning, make, file_name = WARNINGED[name]
+    assert decode(make(), file_name).warnings == (warning,)
 
 
-@pytest.mark.parametrize("file_name", ["film", "film.dcm", "1.2.840.113619.17", "IM0001", "a.IMA"])
+@pytest.mark.parametrize(
+    "file_name", ["image", "image.dcm", "1.2.840.113619.17", "IM0001", "a.IMA"]
+)
 def test_usual_names_of_dicom_files_are_no_reason_for_a_warning(
     file_name: str, decode: Decode
 ) -> None:
-    assert decode(plain(), file_name).cautions == ()
+    assert decode(plain(), file_name).warnings == ()
 
 
 def test_every_reason_and_caution_of_dicom_files_is_brought_about_by_one() -> None:
     brought_about = {case.reason for case in REFUSALS.values()} | {Reason.DICOM}
-    brought_about |= {caution for caution, _, _ in CAUTIONED.values()}
+    brought_about |= {warning for warning, _, _ in WARNINGED.values()}
     expected = {member for member, where in ELSEWHERE.items() if Path(__file__).name in where}
     assert expected <= brought_about
 
@@ -485,11 +487,11 @@ def test_every_reason_and_caution_of_dicom_files_is_brought_about_by_one() -> No
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG_ENDIAN, DEFLATED, RLE, JPEG_LS])
 def test_file_is_told_by_the_header_before_its_pixels_are_read(syntax: str, decode: Decode) -> None:
     """Refusals of the header come first, though the pixels are broken too."""
-    data = written(dataset(film(12), stored=12, BodyPartExamined="HAND"), syntax)
-    with pytest.raises(ImageRefusedError) as caught:
+    data = written(dataset(image(12), stored=12, BodyPartExamined="HAND"), syntax)
+    with pytest.raises(NotAssessedError) as caught:
         decode(data if syntax == DEFLATED else data[:-100])
     assert caught.value.reason is Reason.BODY
 
 
-def test_older_class_of_films_is_read(decode: Decode) -> None:
+def test_older_class_of_images_is_read(decode: Decode) -> None:
     assert decode(plain(SOPClassUID=CR, Modality="CR")).format == "DICOM"

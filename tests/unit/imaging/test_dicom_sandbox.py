@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepcovid_edge.errors import ImageRefusedError
+from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.pictures import Radiograph
 from deepcovid_edge.reasons import Reason
 
@@ -34,7 +34,7 @@ from dicom_files import (
     dataset,
     written,
 )
-from test_dicom_refusals import film
+from test_dicom_refusals import image
 
 from deepcovid_edge.imaging.dicom.sandbox import Limits, Request, Sandbox
 from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES
@@ -76,18 +76,18 @@ def children() -> list[int]:
 def test_a_child_is_used_again(pool: Sandbox) -> None:
     before = set(children())
     for _ in range(5):
-        assert np.array_equal(pool.decode(request(), compressed(film(12), 12, JPEG_LS)), film(12))
+        assert np.array_equal(pool.decode(request(), compressed(image(12), 12, JPEG_LS)), image(12))
     assert len(set(children()) - before) == 1
     pool.close()
     assert not set(children()) - before
 
 
 def test_there_are_as_many_children_as_threads(pool: Sandbox) -> None:
-    frame = compressed(film(12), 12, JPEG_LS)
+    frame = compressed(image(12), 12, JPEG_LS)
     before = set(children())
     with ThreadPoolExecutor(3) as threads:
         decoded = list(threads.map(lambda _: pool.decode(request(), frame), range(30)))
-    assert all(np.array_equal(words, film(12)) for words in decoded)
+    assert all(np.array_equal(words, image(12)) for words in decoded)
     assert len(set(children()) - before) <= 3
 
 
@@ -95,58 +95,58 @@ def test_decoding_that_takes_too_long_costs_one_reason(pool: Sandbox) -> None:
     large = np.random.default_rng(0).integers(0, 4096, (2000, 2000), np.uint16)
     frame = compressed(large, 12, J2K)
     hurried = Sandbox(Limits(seconds=0.4))
-    warm = compressed(film(12), 12, JPEG_LS)
+    warm = compressed(image(12), 12, JPEG_LS)
     pool.decode(request(), warm)
     started = time.perf_counter()
-    with pytest.raises(ImageRefusedError, match=r"longer than 0\.4 s") as caught:
+    with pytest.raises(NotAssessedError, match=r"longer than 0\.4 s") as caught:
         hurried.decode(request(J2K, rows=2000, columns=2000), frame)
     assert caught.value.reason is Reason.DECODE
     assert time.perf_counter() - started < 2
     hurried.limits = Limits()
-    assert np.array_equal(hurried.decode(request(), warm), film(12))
+    assert np.array_equal(hurried.decode(request(), warm), image(12))
     hurried.close()
 
 
 def test_codestream_that_wants_more_memory_than_its_header_says_costs_one_reason() -> None:
-    frame = bytearray(compressed(film(12), 12, J2K))
+    frame = bytearray(compressed(image(12), 12, J2K))
     at = frame.index(b"\xff\x51") + 6  # ITU-T T.800, A.5.1: SIZ, then Xsiz and Ysiz
     for offset in (0, 4, 16, 20):  # image and tile
         frame[at + offset : at + offset + 4] = (60_000).to_bytes(4, "big")
     sandbox = Sandbox(Limits())
     before = time.perf_counter()
-    with pytest.raises(ImageRefusedError) as caught:
+    with pytest.raises(NotAssessedError) as caught:
         sandbox.decode(request(J2K), bytes(frame))
     assert caught.value.reason is Reason.DECODE
     assert time.perf_counter() - before < 10
-    assert np.array_equal(sandbox.decode(request(), compressed(film(12), 12, JPEG_LS)), film(12))
+    assert np.array_equal(sandbox.decode(request(), compressed(image(12), 12, JPEG_LS)), image(12))
     sandbox.close()
 
 
-def test_decoder_that_dies_costs_one_reason_and_the_next_film_a_new_one(pool: Sandbox) -> None:
+def test_decoder_that_dies_costs_one_reason_and_the_next_image_a_new_one(pool: Sandbox) -> None:
     large = np.random.default_rng(0).integers(0, 4096, (2000, 2000), np.uint16)
     frame = compressed(large, 12, J2K)
-    warm = compressed(film(12), 12, JPEG_LS)
+    warm = compressed(image(12), 12, JPEG_LS)
     before = set(children())
     pool.decode(request(), warm)
     (child,) = set(children()) - before
     killer = threading.Timer(0.2, os.kill, (child, signal.SIGKILL))
     killer.start()
-    with pytest.raises(ImageRefusedError, match="decoder died") as caught:
+    with pytest.raises(NotAssessedError, match="decoder died") as caught:
         pool.decode(request(J2K, rows=2000, columns=2000), frame)
     killer.join()
     assert caught.value.reason is Reason.DECODE
-    assert np.array_equal(pool.decode(request(), warm), film(12))
+    assert np.array_equal(pool.decode(request(), warm), image(12))
 
 
-def test_child_that_died_between_films_costs_nothing(pool: Sandbox) -> None:
-    warm = compressed(film(12), 12, JPEG_LS)
+def test_child_that_died_between_images_costs_nothing(pool: Sandbox) -> None:
+    warm = compressed(image(12), 12, JPEG_LS)
     before = set(children())
     pool.decode(request(), warm)
     (child,) = set(children()) - before
     os.kill(child, signal.SIGKILL)
     while Path(f"/proc/{child}/stat").read_text().split()[2] != "Z":
         time.sleep(0.01)
-    assert np.array_equal(pool.decode(request(), warm), film(12))
+    assert np.array_equal(pool.decode(request(), warm), image(12))
 
 
 def test_children_end_with_their_parent(tmp_path: Path) -> None:
@@ -159,8 +159,8 @@ def test_children_end_with_their_parent(tmp_path: Path) -> None:
         "sys.stdout.flush()\n"
         "os._exit(0)\n"  # as if it had been killed
     )
-    place = tmp_path / "film.dcm"
-    place.write_bytes(written(dataset(film(12), stored=12), JPEG_LS))
+    place = tmp_path / "image.dcm"
+    place.write_bytes(written(dataset(image(12), stored=12), JPEG_LS))
     done = subprocess.run(
         [sys.executable, "-c", program, str(place)], capture_output=True, text=True
     )
@@ -186,8 +186,8 @@ def test_process_that_is_forked_off_has_children_of_its_own(tmp_path: Path) -> N
         "    assert pool.map(digest, paths) == [one] * 8\n"
         "assert digest(paths[0]) == one\n"
     )
-    place = tmp_path / "film.dcm"
-    place.write_bytes(written(dataset(film(12), stored=12), JPEG_LS))
+    place = tmp_path / "image.dcm"
+    place.write_bytes(written(dataset(image(12), stored=12), JPEG_LS))
     done = subprocess.run(
         [sys.executable, "-c", program, str(place)], capture_output=True, text=True, timeout=60
     )
@@ -219,9 +219,9 @@ def test_other_decoders_take_over_where_imagecodecs_is_missing(
     if plugin:
         pytest.importorskip(plugin, reason=f"needs pylibjpeg-{plugin}")
     words = without_imagecodecs.decode(
-        request(syntax, bits=bits), compressed(film(bits), bits, syntax)
+        request(syntax, bits=bits), compressed(image(bits), bits, syntax)
     )
-    assert np.abs(words.astype(int) - film(bits)).max() <= (3 if syntax == JPEG else 0)
+    assert np.abs(words.astype(int) - image(bits)).max() <= (3 if syntax == JPEG else 0)
 
 
 def test_syntax_whose_decoder_is_missing_gets_a_reason_that_names_the_extra(
@@ -230,8 +230,8 @@ def test_syntax_whose_decoder_is_missing_gets_a_reason_that_names_the_extra(
     for module in ("gdcm", "jpeg_ls"):
         if module in sys.modules:
             pytest.skip(f"{module} is installed")
-    with pytest.raises(ImageRefusedError, match=r"pip install 'deepcovid-edge\[dicom\]'") as caught:
-        without_imagecodecs.decode(request(LOSSLESS_SV1), compressed(film(12), 12, LOSSLESS_SV1))
+    with pytest.raises(NotAssessedError, match=r"pip install 'deepcovid-edge\[dicom\]'") as caught:
+        without_imagecodecs.decode(request(LOSSLESS_SV1), compressed(image(12), 12, LOSSLESS_SV1))
     assert caught.value.reason is Reason.SYNTAX
     assert SYNTAXES[LOSSLESS_SV1].name in caught.value.detail
     assert LOSSLESS_SV1 in caught.value.detail

@@ -13,19 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from deepcovid_edge.errors import ImageRefusedError
+from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging import pictures
 from deepcovid_edge.imaging.files import FileBytes
 from deepcovid_edge.imaging.phantom import draw_phantom
 from deepcovid_edge.imaging.pictures import PlainJpeg, Radiograph, decode_radiograph
 from deepcovid_edge.imaging.signatures import is_plain_jpeg
 
-FILM = draw_phantom(0)[:300, :260]
+IMAGE = draw_phantom(0)[:300, :260]
 
 
 def jpeg(**options: Any) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(FILM).save(stream, "JPEG", quality=90, **options)
+    Image.fromarray(IMAGE).save(stream, "JPEG", quality=90, **options)
     return stream.getvalue()
 
 
@@ -43,8 +43,8 @@ def with_segment(data: bytes, marker: int, content: bytes, *, times: int = 1) ->
 
 def decoded(data: bytes) -> Radiograph | str:
     try:
-        return decode_radiograph(FileBytes(Path("film.jpg"), data, "0" * 64))
-    except ImageRefusedError as error:
+        return decode_radiograph(FileBytes(Path("image.jpg"), data, "0" * 64))
+    except NotAssessedError as error:
         return error.reason.code
 
 
@@ -52,7 +52,7 @@ def outcome(data: bytes) -> tuple[Any, ...]:
     found = decoded(data)
     if isinstance(found, str):
         return (found,)
-    return found.pixels.tobytes(), found.pixels.shape, found.format, found.cautions
+    return found.pixels.tobytes(), found.pixels.shape, found.format, found.warnings
 
 
 PLAIN: dict[str, Callable[[], bytes]] = {
@@ -98,22 +98,22 @@ def test_what_is_not_plain_is_left_to_pillow(kind: str, monkeypatch: pytest.Monk
 
 def test_two_pictures_in_a_file_are_still_seen() -> None:
     stream = io.BytesIO()
-    film = Image.fromarray(FILM)
-    film.save(stream, "MPO", save_all=True, append_images=[film])
+    image = Image.fromarray(IMAGE)
+    image.save(stream, "MPO", save_all=True, append_images=[image])
     assert not is_plain_jpeg(stream.getvalue())
     assert decoded(stream.getvalue()) == "E_FRAMES"
 
 
 def test_colours_are_left_to_pillow() -> None:
     stream = io.BytesIO()
-    Image.fromarray(np.dstack([FILM] * 3)).save(stream, "JPEG")
+    Image.fromarray(np.dstack([IMAGE] * 3)).save(stream, "JPEG")
     assert is_plain_jpeg(stream.getvalue())
     assert not isinstance(pictures._open(stream.getvalue()), PlainJpeg)
 
 
 @given(at=st.integers(0, 700), value=st.integers(0, 255))
 def test_a_damaged_header_is_taken_as_pillow_takes_it(at: int, value: int) -> None:
-    """The same film comes out, or it is refused for the same reason."""
+    """The same image comes out, or it is refused for the same reason."""
     data = bytearray(jpeg())
     data[at] = value
     quick = outcome(bytes(data))

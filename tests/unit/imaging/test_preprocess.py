@@ -1,4 +1,4 @@
-"""Film to network input: geometry of the three rules, depth, and the published order of steps."""
+"""Image to network input: geometry of the three rules, depth, and the published order of steps."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from deepcovid_edge.imaging.pictures import Radiograph
-from deepcovid_edge.imaging.prepare import filled_field, on_film, prepare, visible_field
+from deepcovid_edge.imaging.prepare import filled_field, on_image, prepare, visible_field
 from deepcovid_edge.manifest import InputSpec, ResizeRule
 
 RULES = list(ResizeRule)
 quick = settings(max_examples=60)
 
 
-def film_of(pixels: NDArray[Any], white: int | None = None) -> Radiograph:
+def image_of(pixels: NDArray[Any], white: int | None = None) -> Radiograph:
     full = int(np.iinfo(pixels.dtype).max) if white is None else white
     return Radiograph(pixels, full, "0" * 64, "PNG")
 
 
 def waves(height: int, width: int) -> NDArray[np.uint8]:
-    """A film whose finest detail outlives the reduction: half a period is 1/12 of the side."""
+    """An image whose finest detail outlives the reduction: half a period is 1/12 of the side."""
     y, x = np.mgrid[0:height, 0:width]
     bright = np.sin(12 * np.pi * x / width + 1) + np.cos(10 * np.pi * y / height) + x / width
     return np.rint((bright - bright.min()) / np.ptp(bright) * 255).astype(np.uint8)
@@ -45,13 +45,13 @@ def waves(height: int, width: int) -> NDArray[np.uint8]:
     deep=st.booleans(),
     seed=st.integers(0, 9),
 )
-def test_any_film_becomes_the_networks_shape_within_its_own_range(
+def test_any_image_becomes_the_networks_shape_within_its_own_range(
     rows: int, columns: int, height: int, width: int, rule: ResizeRule, deep: bool, seed: int
 ) -> None:
     draw = np.random.default_rng(seed)
     low, high = (40, 200) if not deep else (40 * 257, 200 * 257)
     pixels = draw.integers(low, high, (rows, columns)).astype(np.uint16 if deep else np.uint8)
-    prepared = prepare(film_of(pixels), InputSpec(height, width, rule))
+    prepared = prepare(image_of(pixels), InputSpec(height, width, rule))
     assert prepared.shape == (height, width)
     assert prepared.dtype == np.uint8
     assert prepared.flags.c_contiguous
@@ -67,25 +67,25 @@ def test_any_film_becomes_the_networks_shape_within_its_own_range(
     level=st.integers(0, 255),
     rule=st.sampled_from([ResizeRule.CENTRE_CROP, ResizeRule.SQUASH]),
 )
-def test_level_of_an_even_film_is_kept(
+def test_level_of_an_even_image_is_kept(
     rows: int, columns: int, level: int, rule: ResizeRule
 ) -> None:
-    prepared = prepare(film_of(np.full((rows, columns), level, np.uint8)), InputSpec(resize=rule))
+    prepared = prepare(image_of(np.full((rows, columns), level, np.uint8)), InputSpec(resize=rule))
     assert (prepared == level).all()
 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("side", [100, 101, 223])
-def test_small_film_is_enlarged_and_shows_the_same(rule: ResizeRule, side: int) -> None:
+def test_small_image_is_enlarged_and_shows_the_same(rule: ResizeRule, side: int) -> None:
     pixels = waves(side, side)
-    prepared = prepare(film_of(pixels), InputSpec(resize=rule))
+    prepared = prepare(image_of(pixels), InputSpec(resize=rule))
     assert prepared.shape == (224, 224)
     y, x = (np.indices((224, 224)) + 0.5) * side / 224 - 0.5
     where = (x.astype(np.float32), y.astype(np.float32))
     even: NDArray[Any] = cv2.remap(
         pixels, *where, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
-    # INTER_AREA enlarges by areas, at most half a pixel of the film from linear interpolation.
+    # INTER_AREA enlarges by areas, at most half a pixel of the image from linear interpolation.
     steepest = max(np.abs(np.diff(pixels.astype(int), axis=axis)).max() for axis in (0, 1))
     difference = np.abs(prepared - even.astype(int))
     assert difference.max() <= steepest
@@ -93,17 +93,17 @@ def test_small_film_is_enlarged_and_shows_the_same(rule: ResizeRule, side: int) 
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_film_of_the_networks_shape_is_passed_on_unchanged(rule: ResizeRule) -> None:
+def test_image_of_the_networks_shape_is_passed_on_unchanged(rule: ResizeRule) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (224, 224)).astype(np.uint8)
-    assert np.array_equal(prepare(film_of(pixels), InputSpec(resize=rule)), pixels)
+    assert np.array_equal(prepare(image_of(pixels), InputSpec(resize=rule)), pixels)
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_film_itself_is_left_as_it_was(rule: ResizeRule) -> None:
+def test_image_itself_is_left_as_it_was(rule: ResizeRule) -> None:
     for pixels in (waves(300, 240), waves(300, 240).astype(np.uint16) * 257):
         kept = pixels.copy()
         pixels.flags.writeable = False  # as Pillow's pixels are
-        prepare(film_of(pixels), InputSpec(resize=rule))
+        prepare(image_of(pixels), InputSpec(resize=rule))
         assert np.array_equal(pixels, kept)
 
 
@@ -126,7 +126,7 @@ def resized_then_cropped(pixels: NDArray[Any], height: int, width: int) -> NDArr
 )
 def test_centre_crop_is_the_published_resize_then_crop(rows: int, columns: int) -> None:
     pixels = waves(rows, columns)
-    prepared = prepare(film_of(pixels), InputSpec()).astype(int)
+    prepared = prepare(image_of(pixels), InputSpec()).astype(int)
     reference = resized_then_cropped(pixels, 224, 224).astype(int)
     difference = np.abs(prepared - reference)
     # Up to half a network pixel of shift, where the crop's edge is rounded.
@@ -142,7 +142,7 @@ def test_centre_crop_keeps_the_centre_and_the_aspect(
 ) -> None:
     pixels = np.zeros((rows, columns), np.uint8)
     cv2.circle(pixels, (columns // 2, rows // 2), 100, 255, thickness=-1)
-    prepared = prepare(film_of(pixels), InputSpec(height, width, ResizeRule.CENTRE_CROP))
+    prepared = prepare(image_of(pixels), InputSpec(height, width, ResizeRule.CENTRE_CROP))
     y, x = np.nonzero(prepared > 127)
     assert abs((y.min() + y.max()) / 2 - (height - 1) / 2) <= 1
     assert abs((x.min() + x.max()) / 2 - (width - 1) / 2) <= 1
@@ -158,22 +158,22 @@ def test_centre_crop_cuts_equal_margins_off_the_longer_side(rows: int, columns: 
     edges = [(slice(None), slice(0, 149)), (slice(None), slice(651, 800))]
     for edge in edges:  # 150 pixels a side fall away: no trace of them remains
         pixels[edge if longer else edge[::-1]] = 255
-    prepared = prepare(film_of(pixels), InputSpec())
+    prepared = prepare(image_of(pixels), InputSpec())
     assert (prepared == 100).all()
 
 
 # --- squash and letterbox ----------------------------------------------------------------------
 
 
-def test_squash_takes_the_whole_film_to_the_shape() -> None:
+def test_squash_takes_the_whole_image_to_the_shape() -> None:
     pixels = waves(700, 430)
-    prepared = prepare(film_of(pixels), InputSpec(224, 160, ResizeRule.SQUASH))
+    prepared = prepare(image_of(pixels), InputSpec(224, 160, ResizeRule.SQUASH))
     assert np.array_equal(prepared, cv2.resize(pixels, (160, 224), interpolation=cv2.INTER_AREA))
     blocks = waves(448, 672)
     means = blocks.reshape(224, 2, 224, 3).mean(
         axis=(1, 3)
     )  # area: the mean of what a pixel covers
-    squashed = prepare(film_of(blocks), InputSpec(resize=ResizeRule.SQUASH))
+    squashed = prepare(image_of(blocks), InputSpec(resize=ResizeRule.SQUASH))
     assert np.abs(squashed - means).max() <= 0.51
 
 
@@ -185,7 +185,7 @@ def test_letterbox_keeps_the_aspect_between_equal_black_bars(
     rows: int, columns: int, height: int, width: int
 ) -> None:
     pixels = np.maximum(waves(rows, columns), 60)
-    prepared = prepare(film_of(pixels), InputSpec(height, width, ResizeRule.LETTERBOX))
+    prepared = prepare(image_of(pixels), InputSpec(height, width, ResizeRule.LETTERBOX))
     y, x = np.nonzero(prepared)
     inner_height, inner_width = int(np.ptp(y)) + 1, int(np.ptp(x)) + 1
     scale = min(height / rows, width / columns)
@@ -207,7 +207,7 @@ def test_letterbox_keeps_the_aspect_between_equal_black_bars(
 def test_deep_levels_are_scaled_to_8_bits_and_rounded(bits: int) -> None:
     white = (1 << bits) - 1
     levels = np.linspace(0, white, 224 * 224).round().astype(np.uint16).reshape(224, 224)
-    prepared = prepare(film_of(levels, white), InputSpec())
+    prepared = prepare(image_of(levels, white), InputSpec())
     assert np.abs(prepared - levels * (255.0 / white)).max() <= 0.501
     assert (prepared.min(), prepared.max()) == (0, 255)
 
@@ -216,21 +216,21 @@ def test_levels_above_white_saturate_and_do_not_wrap() -> None:
     pixels = np.full((224, 224), 4096, np.uint16)
     pixels[:100] = 65535
     pixels[100:120] = 4095
-    assert (prepare(film_of(pixels, 4095), InputSpec()) == 255).all()
+    assert (prepare(image_of(pixels, 4095), InputSpec()) == 255).all()
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_film_gives_the_same_input_at_8_12_and_16_bits(rule: ResizeRule) -> None:
+def test_a_image_gives_the_same_input_at_8_12_and_16_bits(rule: ResizeRule) -> None:
     shallow = waves(601, 433)
     spec = InputSpec(resize=rule)
-    expected = prepare(film_of(shallow), spec).astype(int)
-    deep = prepare(film_of(shallow.astype(np.uint16) * 257), spec)
-    twelve = prepare(film_of((shallow * (4095 / 255)).round().astype(np.uint16), 4095), spec)
+    expected = prepare(image_of(shallow), spec).astype(int)
+    deep = prepare(image_of(shallow.astype(np.uint16) * 257), spec)
+    twelve = prepare(image_of((shallow * (4095 / 255)).round().astype(np.uint16), 4095), spec)
     assert np.abs(deep - expected).max() <= 1
     assert np.abs(twelve - expected).max() <= 1
 
 
-# --- back on the film --------------------------------------------------------------------------
+# --- back on the image --------------------------------------------------------------------------
 
 
 def lit_span(lit: NDArray[np.bool_]) -> tuple[int, int]:
@@ -247,7 +247,7 @@ def lit_span(lit: NDArray[np.bool_]) -> tuple[int, int]:
     rule=st.sampled_from(RULES),
     place=st.tuples(*(st.floats(0, 0.75) for _ in range(2)), *(st.floats(0.1, 0.5) for _ in "ab")),
 )
-def test_bright_block_is_found_back_where_it_was_marked_on_the_film(
+def test_bright_block_is_found_back_where_it_was_marked_on_the_image(
     rows: int,
     columns: int,
     height: int,
@@ -264,10 +264,10 @@ def test_bright_block_is_found_back_where_it_was_marked_on_the_film(
         marked.append(slice(first, min(first + max(1, int(length * size)), field.stop)))
     pixels = np.zeros((rows, columns), np.uint8)
     pixels[tuple(marked)] = 255
-    lit = prepare(film_of(pixels), spec) > 0
+    lit = prepare(image_of(pixels), spec) > 0
     assume(lit.any())  # else the block is thinner than what one grey level shows
     box = lit_span(lit.any(axis=1)), lit_span(lit.any(axis=0))
-    for axis, found in enumerate(on_film(box, (rows, columns), spec)):
+    for axis, found in enumerate(on_image(box, (rows, columns), spec)):
         size = filled[axis].stop - filled[axis].start
         pixel = (seen[axis].stop - seen[axis].start) / size
         # A pixel of the network's input that shows any of the block is in the box: it reaches up
@@ -293,20 +293,20 @@ def test_whole_input_lies_on_all_that_the_network_sees(
     spec = InputSpec(height, width, rule)
     seen, filled = visible_field((rows, columns), spec), filled_field((rows, columns), spec)
     expected = tuple((part.start, part.stop) for part in seen)
-    assert on_film(tuple((p.start, p.stop) for p in filled), (rows, columns), spec) == expected
-    assert on_film(((0, height), (0, width)), (rows, columns), spec) == expected
+    assert on_image(tuple((p.start, p.stop) for p in filled), (rows, columns), spec) == expected
+    assert on_image(((0, height), (0, width)), (rows, columns), spec) == expected
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_boxes_side_by_side_leave_no_gap_on_the_film(rule: ResizeRule) -> None:
+def test_boxes_side_by_side_leave_no_gap_on_the_image(rule: ResizeRule) -> None:
     shape, spec = (613, 694), InputSpec(resize=rule)
-    spans = [on_film(((n, n + 1), (n, n + 1)), shape, spec) for n in range(224)]
+    spans = [on_image(((n, n + 1), (n, n + 1)), shape, spec) for n in range(224)]
     for axis in (0, 1):
         for before, after in pairwise(span[axis] for span in spans):
             assert before[0] <= after[0] <= before[1] <= after[1]
 
 
-def test_box_in_a_letterbox_border_lies_on_the_films_edge() -> None:
-    spec = InputSpec(resize=ResizeRule.LETTERBOX)  # a wide film fills rows 56 to 168
-    assert on_film(((0, 40), (0, 224)), (400, 800), spec) == ((0, 1), (0, 800))
-    assert on_film(((180, 224), (0, 112)), (400, 800), spec) == ((399, 400), (0, 400))
+def test_box_in_a_letterbox_border_lies_on_the_images_edge() -> None:
+    spec = InputSpec(resize=ResizeRule.LETTERBOX)  # a wide image fills rows 56 to 168
+    assert on_image(((0, 40), (0, 224)), (400, 800), spec) == ((0, 1), (0, 800))
+    assert on_image(((180, 224), (0, 112)), (400, 800), spec) == ((399, 400), (0, 400))

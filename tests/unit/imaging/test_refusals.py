@@ -1,4 +1,4 @@
-"""What the reader refuses, each with its reason, and what it tells of films that it takes."""
+"""What the reader refuses, each with its reason, and what it tells of images that it takes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from deepcovid_edge.errors import ImageRefusedError
+from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging import files, pictures
 from deepcovid_edge.imaging.pictures import Radiograph, read_radiograph
-from deepcovid_edge.reasons import Caution, Reason
+from deepcovid_edge.reasons import Reason, WarningCode
 
 Decode = Callable[..., Radiograph]
 
@@ -62,9 +62,9 @@ def photograph(size: int = 160) -> NDArray[Any]:
 
 
 def share(white: float, level: int) -> NDArray[Any]:
-    film = np.full((200, 200), 128, np.uint8)
-    film[: round(200 * white)] = level
-    return film
+    image = np.full((200, 200), 128, np.uint8)
+    image[: round(200 * white)] = level
+    return image
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -81,7 +81,7 @@ def bomb(width: int, height: int) -> bytes:
 
 
 def jpeg_with(pictures: Any, *, process: int = 0xC0, bits: int = 8) -> bytes:
-    data = bytearray(pictures.encode(pictures.film(), "JPEG"))
+    data = bytearray(pictures.encode(pictures.image(), "JPEG"))
     at = data.index(b"\xff\xc0")
     data[at + 1], data[at + 4] = process, bits
     return bytes(data)
@@ -89,26 +89,26 @@ def jpeg_with(pictures: Any, *, process: int = 0xC0, bits: int = 8) -> bytes:
 
 def damaged_jpeg(pictures: Any) -> bytes:
     """A few bytes in the middle were overwritten; its end is there."""
-    data = pictures.encode(pictures.film(), "JPEG")
+    data = pictures.encode(pictures.image(), "JPEG")
     middle = len(data) // 2
     return bytes(data[:middle] + bytes(40) + data[middle + 40 :])
 
 
 def series(pictures: Any, format: str, **options: Any) -> bytes:
-    film = pictures.film()
-    pages = [Image.fromarray(pictures.rgb(pixels)) for pixels in (film, 255 - film)]
+    image = pictures.image()
+    pages = [Image.fromarray(pictures.rgb(pixels)) for pixels in (image, 255 - image)]
     written = io.BytesIO()
     pages[0].save(written, format, save_all=True, append_images=pages[1:], **options)
     return written.getvalue()
 
 
 def planar_16_bit(pictures: Any) -> bytes:
-    data: bytes = pictures.tiff(pictures.rgb(pictures.film(bits=16)), 2, tags={284: 2})
+    data: bytes = pictures.tiff(pictures.rgb(pictures.image(bits=16)), 2, tags={284: 2})
     return data
 
 
 def damaged_png(pictures: Any) -> bytes:
-    data = bytearray(pictures.encode(pictures.film(), "PNG"))
+    data = bytearray(pictures.encode(pictures.image(), "PNG"))
     data[len(data) // 2] ^= 1
     return bytes(data)
 
@@ -118,20 +118,20 @@ def half_zero(data: bytes) -> bytes:
 
 
 def fifo(folder: Path) -> Path:
-    os.mkfifo(folder / "film.png")
-    return folder / "film.png"
+    os.mkfifo(folder / "image.png")
+    return folder / "image.png"
 
 
 def sparse(folder: Path) -> Path:
-    path = folder / "film.png"
+    path = folder / "image.png"
     with path.open("wb") as file:
         file.truncate(files.MAX_FILE_BYTES + 1)
     return path
 
 
 def unfinished(pictures: Any, folder: Path) -> Path:
-    path = folder / "film.png.part"
-    path.write_bytes(pictures.encode(pictures.film(), "PNG"))
+    path = folder / "image.png.part"
+    path.write_bytes(pictures.encode(pictures.image(), "PNG"))
     return path
 
 
@@ -144,7 +144,7 @@ REFUSALS: dict[str, Refusal] = {
     "name-with-nul": Refusal(Reason.UNREADABLE, lambda p, t: t / "a\0b.png", "null"),
     "part": Refusal(Reason.INCOMPLETE, unfinished),
     "empty": Refusal(Reason.NOT_IMAGE, lambda p, t: b"", "empty file"),
-    "text": Refusal(Reason.NOT_IMAGE, lambda p, t: b"No film was exported.\n" * 20),
+    "text": Refusal(Reason.NOT_IMAGE, lambda p, t: b"No image was exported.\n" * 20),
     "web-page": Refusal(Reason.NOT_IMAGE, lambda p, t: b"<!DOCTYPE html><html>Log in</html>"),
     "bm-text": Refusal(Reason.NOT_IMAGE, lambda p, t: b"BMI of the patients of ward 7: 27"),
     "bm-short": Refusal(Reason.NOT_IMAGE, lambda p, t: b"BMI 27\n"),
@@ -154,25 +154,25 @@ REFUSALS: dict[str, Refusal] = {
     "noise": Refusal(Reason.NOT_IMAGE, lambda p, t: b"\x17" + np.random.default_rng(0).bytes(9999)),
     "zeros": Refusal(Reason.NOT_IMAGE, lambda p, t: bytes(100_000)),
     "line-ends-changed": Refusal(
-        Reason.NOT_IMAGE, lambda p, t: p.encode(p.film(), "PNG").replace(b"\n", b"\r\n")
+        Reason.NOT_IMAGE, lambda p, t: p.encode(p.image(), "PNG").replace(b"\n", b"\r\n")
     ),
     "half-zero-jpeg": Refusal(
-        Reason.TRUNCATED, lambda p, t: half_zero(p.encode(p.film(), "JPEG", quality=100))
+        Reason.TRUNCATED, lambda p, t: half_zero(p.encode(p.image(), "JPEG", quality=100))
     ),
     "half-zero-progressive": Refusal(
-        Reason.TRUNCATED, lambda p, t: half_zero(p.encode(p.film(), "JPEG", progressive=True))
+        Reason.TRUNCATED, lambda p, t: half_zero(p.encode(p.image(), "JPEG", progressive=True))
     ),
-    "half-zero-png": Refusal(Reason.TRUNCATED, lambda p, t: half_zero(p.encode(p.film(), "PNG"))),
-    "half-zero-tiff": Refusal(Reason.TRUNCATED, lambda p, t: half_zero(p.tiff(p.film(), 1))),
+    "half-zero-png": Refusal(Reason.TRUNCATED, lambda p, t: half_zero(p.encode(p.image(), "PNG"))),
+    "half-zero-tiff": Refusal(Reason.TRUNCATED, lambda p, t: half_zero(p.tiff(p.image(), 1))),
     "pdf": Refusal(Reason.FORMAT, lambda p, t: b"%PDF-1.7\n%...", "PDF"),
     "zip": Refusal(Reason.FORMAT, lambda p, t: b"PK\x03\x04" + bytes(40), "ZIP"),
     "gzip": Refusal(Reason.FORMAT, lambda p, t: b"\x1f\x8b\x08" + bytes(40), "gzip"),
     "heic": Refusal(Reason.FORMAT, lambda p, t: b"\0\0\0\x18ftypheic" + bytes(99), "HEIC"),
     "avif": Refusal(Reason.FORMAT, lambda p, t: b"\0\0\0\x18ftypavif" + bytes(99), "AVIF"),
     "video": Refusal(Reason.FORMAT, lambda p, t: b"\0\0\0\x18ftypqt  " + bytes(99), "video"),
-    "jpeg-2000": Refusal(Reason.FORMAT, lambda p, t: p.encode(p.film(), "JPEG2000"), "JPEG 2000"),
+    "jpeg-2000": Refusal(Reason.FORMAT, lambda p, t: p.encode(p.image(), "JPEG2000"), "JPEG 2000"),
     "jpeg-xl": Refusal(Reason.FORMAT, lambda p, t: b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
-    "gif": Refusal(Reason.FORMAT, lambda p, t: p.encode(p.film(), "GIF"), "GIF"),
+    "gif": Refusal(Reason.FORMAT, lambda p, t: p.encode(p.image(), "GIF"), "GIF"),
     "gif-series": Refusal(Reason.FRAMES, lambda p, t: series(p, "GIF"), "2 pictures"),
     "png-series": Refusal(Reason.FRAMES, lambda p, t: series(p, "PNG"), "2 pictures"),
     "webp-series": Refusal(Reason.FRAMES, lambda p, t: series(p, "WEBP"), "2 pictures"),
@@ -180,39 +180,39 @@ REFUSALS: dict[str, Refusal] = {
     "mpo": Refusal(Reason.FRAMES, lambda p, t: series(p, "MPO"), "2 pictures"),
     "file-too-big": Refusal(Reason.TOO_BIG, lambda p, t: sparse(t), "1073741825 bytes"),
     "bomb": Refusal(Reason.TOO_BIG, lambda p, t: bomb(20_000, 20_000), "by its header"),
-    "99-pixels": Refusal(Reason.SHAPE, lambda p, t: p.encode(p.film(99, 150), "PNG"), "150 x 99"),
-    "strip": Refusal(Reason.SHAPE, lambda p, t: p.encode(p.film(120, 241), "PNG"), "241 x 120"),
-    "tall": Refusal(Reason.SHAPE, lambda p, t: p.encode(p.film(241, 120), "JPEG"), "120 x 241"),
+    "99-pixels": Refusal(Reason.SHAPE, lambda p, t: p.encode(p.image(99, 150), "PNG"), "150 x 99"),
+    "strip": Refusal(Reason.SHAPE, lambda p, t: p.encode(p.image(120, 241), "PNG"), "241 x 120"),
+    "tall": Refusal(Reason.SHAPE, lambda p, t: p.encode(p.image(241, 120), "JPEG"), "120 x 241"),
     "1-bit-png": Refusal(
-        Reason.MODE, lambda p, t: p.encode(Image.fromarray(p.film() > 99), "PNG"), "1-bit"
+        Reason.MODE, lambda p, t: p.encode(Image.fromarray(p.image() > 99), "PNG"), "1-bit"
     ),
     "1-bit-tiff": Refusal(
-        Reason.MODE, lambda p, t: p.encode(Image.fromarray(p.film() > 99), "TIFF"), "1-bit"
+        Reason.MODE, lambda p, t: p.encode(Image.fromarray(p.image() > 99), "TIFF"), "1-bit"
     ),
     "1-bit-palette": Refusal(
         Reason.MODE,
-        lambda p, t: p.encode(Image.fromarray(p.film()).quantize(2), "PNG", bits=1),
+        lambda p, t: p.encode(Image.fromarray(p.image()).quantize(2), "PNG", bits=1),
         "1-bit",
     ),
     "float-tiff": Refusal(
-        Reason.MODE, lambda p, t: p.encode(p.film().astype(np.float32), "TIFF"), "floating"
+        Reason.MODE, lambda p, t: p.encode(p.image().astype(np.float32), "TIFF"), "floating"
     ),
     "32-bit-tiff": Refusal(
-        Reason.MODE, lambda p, t: p.encode(p.film().astype(np.int32), "TIFF"), "32-bit"
+        Reason.MODE, lambda p, t: p.encode(p.image().astype(np.int32), "TIFF"), "32-bit"
     ),
     "signed-16-bit-tiff": Refusal(
-        Reason.MODE, lambda p, t: p.tiff(p.film().astype(np.int16), 1, tags={339: 2}), "integers"
+        Reason.MODE, lambda p, t: p.tiff(p.image().astype(np.int16), 1, tags={339: 2}), "integers"
     ),
     "signed-8-bit-tiff": Refusal(
-        Reason.MODE, lambda p, t: p.tiff(p.film(), 1, tags={339: 2}), "signed"
+        Reason.MODE, lambda p, t: p.tiff(p.image(), 1, tags={339: 2}), "signed"
     ),
     "cmyk-jpeg": Refusal(
         Reason.MODE,
-        lambda p, t: p.encode(Image.fromarray(p.film()).convert("CMYK"), "JPEG"),
+        lambda p, t: p.encode(Image.fromarray(p.image()).convert("CMYK"), "JPEG"),
         "CMYK",
     ),
-    "cmyk-tiff": Refusal(Reason.MODE, lambda p, t: p.tiff(p.rgb(p.film(), p.film()), 5), "CMYK"),
-    "lab-tiff": Refusal(Reason.MODE, lambda p, t: p.tiff(p.rgb(p.film()), 8), "LAB"),
+    "cmyk-tiff": Refusal(Reason.MODE, lambda p, t: p.tiff(p.rgb(p.image(), p.image()), 5), "CMYK"),
+    "lab-tiff": Refusal(Reason.MODE, lambda p, t: p.tiff(p.rgb(p.image()), 8), "LAB"),
     "planar-16-bit": Refusal(Reason.MODE, lambda p, t: planar_16_bit(p), "planes"),
     "photograph-png": Refusal(Reason.COLOUR, lambda p, t: p.encode(photograph(), "PNG"), "chroma"),
     "photograph-jpeg": Refusal(
@@ -229,7 +229,7 @@ REFUSALS: dict[str, Refusal] = {
     ),
     "dark-photograph": Refusal(Reason.COLOUR, lambda p, t: p.encode(photograph() // 4, "PNG")),
     "tinted": Refusal(
-        Reason.COLOUR, lambda p, t: p.encode((p.rgb(p.film()) * (1, 0.9, 0.7)).astype("u1"), "PNG")
+        Reason.COLOUR, lambda p, t: p.encode((p.rgb(p.image()) * (1, 0.9, 0.7)).astype("u1"), "PNG")
     ),
     "black": Refusal(Reason.BLANK, lambda p, t: p.encode(share(1, 0), "PNG"), "contrast 0.0"),
     "grey": Refusal(Reason.BLANK, lambda p, t: p.encode(share(1, 128), "JPEG"), "contrast 0.0"),
@@ -243,15 +243,15 @@ REFUSALS: dict[str, Refusal] = {
         "contrast",
     ),
     "transparent": Refusal(
-        Reason.BLANK, lambda p, t: p.encode(p.rgb(p.film(), p.film() * 0), "PNG"), "contrast 0.0"
+        Reason.BLANK, lambda p, t: p.encode(p.rgb(p.image(), p.image() * 0), "PNG"), "contrast 0.0"
     ),
     "nearly-constant": Refusal(
-        Reason.BLANK, lambda p, t: p.encode(120 + p.film() // 32, "PNG"), "contrast"
+        Reason.BLANK, lambda p, t: p.encode(120 + p.image() // 32, "PNG"), "contrast"
     ),
     "mostly-black": Refusal(Reason.BLANK, lambda p, t: p.encode(share(0.7, 0), "PNG"), "70%"),
     "mostly-white": Refusal(Reason.BLANK, lambda p, t: p.encode(share(0.7, 255), "PNG"), "70%"),
     "two-levels": Refusal(
-        Reason.BLANK, lambda p, t: p.encode((p.film() > 120) * np.uint8(255), "PNG"), "white"
+        Reason.BLANK, lambda p, t: p.encode((p.image() > 120) * np.uint8(255), "PNG"), "white"
     ),
     "checksum": Refusal(Reason.DECODE, lambda p, t: damaged_png(p), "checksum"),
     "damaged-jpeg": Refusal(Reason.DECODE, lambda p, t: damaged_jpeg(p), "premature end of data"),
@@ -260,31 +260,37 @@ REFUSALS: dict[str, Refusal] = {
     "jpeg-ls": Refusal(Reason.DECODE, lambda p, t: jpeg_with(p, process=0xF7), "JPEG of a kind"),
     "half-float-tiff": Refusal(
         Reason.DECODE,
-        lambda p, t: p.tiff(p.film().astype(np.float16), 1, tags={339: 3}),
+        lambda p, t: p.tiff(p.image().astype(np.float16), 1, tags={339: 3}),
         "TIFF of a kind",
     ),
     "white-is-zero-big-endian": Refusal(
-        Reason.DECODE, lambda p, t: p.tiff(p.film(bits=16), 0, order=">"), "TIFF of a kind"
+        Reason.DECODE, lambda p, t: p.tiff(p.image(bits=16), 0, order=">"), "TIFF of a kind"
     ),
 }
 
-ELSEWHERE: dict[Reason | Caution, str] = {
+ELSEWHERE: dict[Reason | WarningCode, str] = {
     Reason.RESULT: "said of the network's answer: tests/unit/pipeline/test_predict.py",
-    Reason.MODEL: "said of a site file, not of a film: tests/integration/test_calibrate.py",
-    Reason.OOD: "said by the network's gate: tests/integration/test_ood_gate.py",
-    Reason.TURNED: "said by the network's gate: tests/integration/test_ood_gate.py",
-    Reason.DISK: "said of the disk, not of a film: tests/integration/test_disk.py",
-    Caution.SITE: "said of a site file, not of a film: tests/integration/test_calibrate.py",
-    Caution.DUPLICATE_UID: "said of a film after another: tests/unit/pipeline/test_repeats.py",
-    Caution.OOD: "said by the network's gate: tests/integration/test_ood_gate.py",
-    Caution.UNVERIFIED: "said of an engine, not of a film: tests/unit/pipeline/test_predict.py",
-    Caution.NO_HEATMAP: "said of a heat map, not of a film: tests/integration/test_heatmap.py",
+    Reason.MODEL: "said of a site file, not of an image: tests/integration/test_site_check.py",
+    Reason.OOD: "said by the network's limits: tests/integration/test_ood.py",
+    Reason.TURNED: "said by the network's limits: tests/integration/test_ood.py",
+    Reason.DISK: "said of the disk, not of an image: tests/integration/test_disk.py",
+    WarningCode.SITE: "said of a site file, not of an image: tests/integration/test_site_check.py",
+    WarningCode.DUPLICATE_UID: "said of a second image: tests/unit/pipeline/test_duplicates.py",
+    WarningCode.OOD: "said by the network's limits: tests/integration/test_ood.py",
+    WarningCode.UNVERIFIED: "said of an engine: tests/unit/pipeline/test_predict.py",
+    WarningCode.NO_HEATMAP: "said of a heat map: tests/integration/test_heatmap.py",
     **dict.fromkeys(
         (
             *(Reason.DICOM, Reason.SYNTAX, Reason.MODALITY, Reason.RAW, Reason.BODY, Reason.VIEW),
             *(Reason.AGE, Reason.BITS, Reason.LENGTH),
-            *(Caution.NO_VIEW, Caution.AP, Caution.AGE, Caution.SECONDARY, Caution.WINDOW),
-            Caution.ORIENTATION,
+            *(
+                WarningCode.NO_VIEW,
+                WarningCode.AP,
+                WarningCode.AGE,
+                WarningCode.SECONDARY,
+                WarningCode.WINDOW,
+            ),
+            WarningCode.ORIENTATION,
         ),
         "said of DICOM files: tests/unit/imaging/test_dicom_refusals.py",
     ),
@@ -296,7 +302,7 @@ def placed(case: Refusal, pictures: Any, folder: Path) -> Path:
     made = case.make(pictures, folder)
     if isinstance(made, Path):
         return made
-    path = folder / "film.png"
+    path = folder / "image.png"
     path.write_bytes(made)
     return path
 
@@ -308,7 +314,7 @@ def test_refused_with_the_reason_a_sentence_and_a_detail(
 ) -> None:
     case = REFUSALS[name]
     path = placed(case, pictures, tmp_path)
-    with pytest.raises(ImageRefusedError) as caught:
+    with pytest.raises(NotAssessedError) as caught:
         read_radiograph(path)
     error = caught.value
     assert error.reason is case.reason, error
@@ -326,43 +332,45 @@ def test_every_reason_is_brought_about_by_a_file() -> None:
     )
 
 
-CAUTIONED: dict[Caution, Callable[[Any], tuple[bytes, str]]] = {
-    Caution.SUFFIX: lambda p: (p.encode(p.film(), "PNG"), "film.jpg"),
-    Caution.EXIF: lambda p: (p.encode(p.film(), "PNG", exif=p.exif(3)), "film.png"),
-    Caution.ALPHA: lambda p: (p.encode(p.rgb(p.film(), p.film()), "PNG"), "film.png"),
-    Caution.PALETTE: lambda p: (
-        p.encode(Image.fromarray(p.film()).convert("P"), "PNG"),
-        "film.png",
+WARNINGED: dict[WarningCode, Callable[[Any], tuple[bytes, str]]] = {
+    WarningCode.SUFFIX: lambda p: (p.encode(p.image(), "PNG"), "image.jpg"),
+    WarningCode.EXIF: lambda p: (p.encode(p.image(), "PNG", exif=p.exif(3)), "image.png"),
+    WarningCode.ALPHA: lambda p: (p.encode(p.rgb(p.image(), p.image()), "PNG"), "image.png"),
+    WarningCode.PALETTE: lambda p: (
+        p.encode(Image.fromarray(p.image()).convert("P"), "PNG"),
+        "image.png",
     ),
-    Caution.DEPTH: lambda p: (p.encode(p.film(bits=12), "PNG"), "film.png"),
-    Caution.COLOUR: lambda p: (p.encode(marked_film(p), "PNG"), "film.png"),
-    Caution.LOSSY: lambda p: (p.encode(p.film(512, 512), "JPEG", quality=5), "film.jpg"),
-    Caution.SYNTHETIC: lambda p: (
-        p.png(p.film(), 0, before=[(b"tEXt", b"Description\0" + pictures.SYNTHETIC_MARK)]),
-        "film.png",
+    WarningCode.DEPTH: lambda p: (p.encode(p.image(bits=12), "PNG"), "image.png"),
+    WarningCode.COLOUR: lambda p: (p.encode(marked_image(p), "PNG"), "image.png"),
+    WarningCode.LOSSY: lambda p: (p.encode(p.image(512, 512), "JPEG", quality=5), "image.jpg"),
+    WarningCode.SYNTHETIC: lambda p: (
+        p.png(p.image(), 0, before=[(b"tEXt", b"Description\0" + pictures.SYNTHETIC_MARK)]),
+        "image.png",
     ),
 }
 
 
-def marked_film(pictures: Any) -> NDArray[Any]:
-    marked: NDArray[Any] = pictures.rgb(pictures.film())
+def marked_image(pictures: Any) -> NDArray[Any]:
+    marked: NDArray[Any] = pictures.rgb(pictures.image())
     marked[10:30, 10:30] = (255, 255, 0)
     return marked
 
 
-@pytest.mark.parametrize("caution", CAUTIONED)
-def test_assessed_with_this_caution_alone(caution: Caution, pictures: Any, decode: Decode) -> None:
-    data, name = CAUTIONED[caution](pictures)
-    assert decode(data, name).cautions == (caution,)
+@pytest.mark.parametrize("warning", WARNINGED)
+def test_assessed_with_this_caution_alone(
+    warning: WarningCode, pictures: Any, decode: Decode
+) -> None:
+    data, name = WARNINGED[warning](pictures)
+    assert decode(data, name).warnings == (warning,)
 
 
 def test_every_caution_is_brought_about_by_a_file() -> None:
-    elsewhere = {member for member in ELSEWHERE if isinstance(member, Caution)}
-    assert set(CAUTIONED) | elsewhere == set(Caution)
+    elsewhere = {member for member in ELSEWHERE if isinstance(member, WarningCode)}
+    assert set(WARNINGED) | elsewhere == set(WarningCode)
 
 
 def test_codes_are_unique_and_sentences_are_sentences() -> None:
-    for coded, prefix in ((Reason, "E_"), (Caution, "W_")):
+    for coded, prefix in ((Reason, "E_"), (WarningCode, "W_")):
         codes = [member.code for member in coded]
         assert len(set(codes)) == len(codes)
         assert all(code.startswith(prefix) for code in codes)
@@ -374,10 +382,10 @@ def test_codes_are_unique_and_sentences_are_sentences() -> None:
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
 def test_file_that_may_not_be_read_is_refused(tmp_path: Path, pictures: Any) -> None:
-    path = tmp_path / "film.png"
-    path.write_bytes(pictures.encode(pictures.film(), "PNG"))
+    path = tmp_path / "image.png"
+    path.write_bytes(pictures.encode(pictures.image(), "PNG"))
     path.chmod(0)
-    with pytest.raises(ImageRefusedError, match="Permission denied") as caught:
+    with pytest.raises(NotAssessedError, match="Permission denied") as caught:
         read_radiograph(path)
     assert caught.value.reason is Reason.UNREADABLE
 
@@ -395,7 +403,7 @@ def test_bomb_is_refused_before_a_pixel_is_decoded(decode: Decode) -> None:
     data = bomb(20_000, 20_000)
     assert len(data) < 1_000_000
     before, started = resident_bytes(), time.perf_counter()
-    with pytest.raises(ImageRefusedError) as caught:
+    with pytest.raises(NotAssessedError) as caught:
         decode(data)
     assert caught.value.reason is Reason.TOO_BIG
     assert time.perf_counter() - started < 1.0
@@ -406,7 +414,7 @@ def test_picture_above_the_limit_is_refused_though_pillow_would_only_warn(decode
     # In a run, Pillow's warning between 89 and 179 megapixels is none of our errors.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(ImageRefusedError, match=r"12000 x 9000 pixels; at most 100 mega"):
+        with pytest.raises(NotAssessedError, match=r"12000 x 9000 pixels; at most 100 mega"):
             decode(bomb(12_000, 9_000))
 
 
@@ -420,8 +428,8 @@ def test_growing_file_is_waited_for_once(
     """The file grows by a byte after each of its first `growths` readings."""
     waits: list[float] = []
     monkeypatch.setattr("deepcovid_edge.imaging.files.time.sleep", waits.append)
-    path = tmp_path / "film.jpg"
-    path.write_bytes(pictures.encode(pictures.film(), "JPEG"))
+    path = tmp_path / "image.jpg"
+    path.write_bytes(pictures.encode(pictures.image(), "JPEG"))
     read, still = os.pread, iter(range(growths))
 
     def pread(handle: int, size: int, at: int) -> bytes:
@@ -433,7 +441,7 @@ def test_growing_file_is_waited_for_once(
 
     monkeypatch.setattr(os, "pread", pread)
     if refused:
-        with pytest.raises(ImageRefusedError) as caught:
+        with pytest.raises(NotAssessedError) as caught:
             read_radiograph(path)
         assert caught.value.reason is Reason.INCOMPLETE
     else:
@@ -442,8 +450,8 @@ def test_growing_file_is_waited_for_once(
 
 
 def test_file_that_another_thread_writes_is_never_a_picture(tmp_path: Path, pictures: Any) -> None:
-    whole = pictures.encode(pictures.film(900, 900, bits=16), "PNG")
-    path = tmp_path / "film.png"
+    whole = pictures.encode(pictures.image(900, 900, bits=16), "PNG")
+    path = tmp_path / "image.png"
     path.write_bytes(whole[:1000])
     stop = threading.Event()
 
@@ -457,7 +465,7 @@ def test_file_that_another_thread_writes_is_never_a_picture(tmp_path: Path, pict
     writer = threading.Thread(target=append)
     writer.start()
     try:
-        with pytest.raises(ImageRefusedError) as caught:
+        with pytest.raises(NotAssessedError) as caught:
             read_radiograph(path)
     finally:
         stop.set()

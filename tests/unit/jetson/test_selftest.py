@@ -61,32 +61,32 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 def test_golden_values_are_those_of_the_shipped_model() -> None:
     golden = json.loads((GOLDEN / "golden.json").read_text())
-    mend = f"make the golden values anew: {golden['made_by']}"
+    fix = f"make the golden values anew: {golden['made_by']}"
     path = find_model(golden["model"]["name"])
-    assert golden["model"]["sha256"] == file_sha256(path), mend
+    assert golden["model"]["sha256"] == file_sha256(path), fix
     with load_backend(path, backend="onnxruntime") as backend:
-        for film in golden["films"]:
-            batch = prepare(read_radiograph(GOLDEN / film["file"]), backend.manifest.input)[None]
+        for image in golden["images"]:
+            batch = prepare(read_radiograph(GOLDEN / image["file"]), backend.manifest.input)[None]
             logits = backend.infer(batch).logits
-            assert logits[0].tolist() == pytest.approx(film["logits"], abs=2e-3), mend
+            assert logits[0].tolist() == pytest.approx(image["logits"], abs=2e-3), fix
             shares = dict(
                 zip(backend.manifest.classes, probabilities(logits)[0].tolist(), strict=True)
             )
-            assert shares == pytest.approx(film["probabilities"], abs=2e-3), mend
+            assert shares == pytest.approx(image["probabilities"], abs=2e-3), fix
 
 
-def test_golden_films_are_small_marked_and_tell_logits_apart() -> None:
+def test_golden_images_are_small_marked_and_tell_logits_apart() -> None:
     golden = json.loads((GOLDEN / "golden.json").read_text())
     files = {path.name for path in GOLDEN.glob("*.png")}
-    assert files == {film["file"] for film in golden["films"]}
-    assert {film["decision"] for film in golden["films"]} == {"positive", "negative"}
-    for film in golden["films"]:
-        content = (GOLDEN / film["file"]).read_bytes()
+    assert files == {image["file"] for image in golden["images"]}
+    assert {image["decision"] for image in golden["images"]} == {"positive", "negative"}
+    for image in golden["images"]:
+        content = (GOLDEN / image["file"]).read_bytes()
         assert len(content) <= 40_000
         assert SYNTHETIC_MARK in content
-        assert hashlib.sha256(content).hexdigest() == film["sha256"]
+        assert hashlib.sha256(content).hexdigest() == image["sha256"]
         # A saturated probability has few decimals left that a wrong logit could change.
-        assert abs(film["logit_margin"]) < 5
+        assert abs(image["logit_margin"]) < 5
 
 
 def test_selftest_passes_here_and_writes_one_file_to_send(selftest: Selftest) -> None:
@@ -100,15 +100,15 @@ def test_selftest_passes_here_and_writes_one_file_to_send(selftest: Selftest) ->
         assert abs(check["got"] - check["expected"]) <= check["tolerance"]
     timing = cpu["timing"]
     assert sum(timing["runs_s"]) >= 1
-    assert timing["films_per_second"] == pytest.approx(
-        timing["films_a_run"] * len(timing["runs_s"]) / sum(timing["runs_s"]), abs=0.1
+    assert timing["images_per_second"] == pytest.approx(
+        timing["images_a_run"] * len(timing["runs_s"]) / sum(timing["runs_s"]), abs=0.1
     )
     assert "starts included" in done.stdout
 
 
 def test_selftest_finds_a_golden_value_that_differs(selftest: Selftest, copied: Path) -> None:
     def tamper(golden: dict[str, Any]) -> None:
-        golden["films"][1]["logit_margin"] += 0.1
+        golden["images"][1]["logit_margin"] += 0.1
 
     edit(copied, tamper)
     done, report = selftest("--seconds", "1", "--golden", str(copied))
@@ -119,7 +119,7 @@ def test_selftest_finds_a_golden_value_that_differs(selftest: Selftest, copied: 
     assert cpu["timing"] is None  # what answers wrongly is not timed
 
 
-def test_selftest_refuses_another_model_and_other_films(selftest: Selftest, copied: Path) -> None:
+def test_selftest_refuses_another_model_and_other_images(selftest: Selftest, copied: Path) -> None:
     edit(copied, lambda golden: golden["model"].update(sha256="0" * 64))
     done, report = selftest("--golden", str(copied))
     assert done.returncode == 6
@@ -128,7 +128,7 @@ def test_selftest_refuses_another_model_and_other_films(selftest: Selftest, copi
     (copied / "above.png").write_bytes((copied / "below.png").read_bytes())
     done, report = selftest("--golden", str(copied))
     assert done.returncode == 6
-    assert "above.png: it is not the golden film" in report["message"]
+    assert "above.png: it is not the golden image" in report["message"]
 
 
 def test_selftest_says_what_is_missing(selftest: Selftest, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ STAND_IN = """#!{python}
 import json, os, sys
 from pathlib import Path
 golden = json.loads(Path({golden!r}).read_text())
-films = {{film["file"]: film for film in golden["films"]}}
+images = {{image["file"]: image for image in golden["images"]}}
 arguments = sys.argv[1:]
 if arguments[0] == "info":
     model = golden["model"]
@@ -159,7 +159,7 @@ elif arguments[0] == "build":
     folder = Path(arguments[arguments.index("-o") + 1])
     folder.mkdir(parents=True)
     (folder / "model.engine").write_bytes(b"plan")
-    verdict = {{"verdict": {verdict!r}, "films": 3}}
+    verdict = {{"verdict": {verdict!r}, "images": 3}}
     facts = {{"engine": {{"verification": verdict, "builder": {{"seconds": 1.0}}}}}}
     (folder / "model.json").write_text(json.dumps(facts))
     print("built")
@@ -172,11 +172,11 @@ else:
     named = [Path(text) for text in arguments[1 : arguments.index("--model")]]
     paths = [path for name in named for path in (name.iterdir() if name.is_dir() else [name])]
     for path in paths:
-        film = films[path.name.split("-")[-1]]
-        probability = film["probabilities"]["covid"] * {factor}
+        image = images[path.name.split("-")[-1]]
+        probability = image["probabilities"]["covid"] * {factor}
         print(json.dumps({{
             "path": str(path), "backend": "tensorrt-fp32", "probability": probability,
-            "decision": film["decision"], "warnings": [], "timings_ms": {{"infer": 0.5}},
+            "decision": image["decision"], "warnings": [], "timings_ms": {{"infer": 0.5}},
         }}))
 """
 
@@ -217,7 +217,7 @@ def test_selftest_builds_verifies_and_compares_an_engine(
     if status == "passed":
         assert engine["build"]["verdict"] == verdict
         assert engine["build"]["facts"]["builder"] == {"seconds": 1.0}
-        assert engine["timing"]["films_a_run"] == 300
-        assert engine["timing"]["infer_ms_a_film_median"] == 0.5
+        assert engine["timing"]["images_a_run"] == 300
+        assert engine["timing"]["infer_ms_a_image_median"] == 0.5
     if not available:
         assert "info" in engine["message"]

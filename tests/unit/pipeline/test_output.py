@@ -12,7 +12,7 @@ import pytest
 
 from deepcovid_edge.decision.record import Prediction, RunFacts, SiteName
 from deepcovid_edge.errors import OutputError, UsageError
-from deepcovid_edge.manifest import Band
+from deepcovid_edge.manifest import IndeterminateRange
 from deepcovid_edge.pipeline.writers import RecordFile, make_writer
 
 RUN = RunFacts("m", "ab" * 32, "onnxruntime-cpu", "fp32", ("non", "covid"), "covid", 0.123456789)
@@ -90,7 +90,7 @@ def test_refusals_of_the_earlier_part_are_counted(tmp_path: Path) -> None:
     [
         {"threshold": 0.5},
         {"model_sha256": "cd" * 32},
-        {"band": Band(0.1, 0.2)},
+        {"indeterminate_range": IndeterminateRange(0.1, 0.2)},
         {"site": SiteName("cart 1", "ef" * 32)},
     ],
 )
@@ -154,7 +154,9 @@ def test_without_resume_an_old_file_is_replaced(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
 def test_a_run_with_band_and_site_is_gone_on_with(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"r.{kind}"
-    run = replace(RUN, band=Band(0.1, 0.25), site=SiteName("cart, 1", "ef" * 32))
+    run = replace(
+        RUN, indeterminate_range=IndeterminateRange(0.1, 0.25), site=SiteName("cart, 1", "ef" * 32)
+    )
     for resume in (False, True):
         file = RecordFile(path, run, kind=kind, resume=resume)
         for record in RECORDS:
@@ -175,7 +177,7 @@ def test_a_csv_of_another_version_is_not_gone_on_with(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
-def test_films_refused_for_want_of_room_are_judged_when_it_goes_on(
+def test_images_refused_for_want_of_room_are_judged_when_it_goes_on(
     tmp_path: Path, kind: str
 ) -> None:
     path = tmp_path / f"r.{kind}"
@@ -210,7 +212,7 @@ def test_the_table_shows_word_sign_probability_and_reason() -> None:
         writer.write(record)
     writer.close()
     lines = stream.getvalue().splitlines()
-    assert lines[0].split() == ["film", "result", "covid"]
+    assert lines[0].split() == ["image", "result", "covid"]
     assert lines[1].split() == ["a.png", "○", "negative", "0.100"]
     assert "▲ positive       0.800" in lines[2]
     assert "line?break.png" in lines[4]
@@ -219,8 +221,8 @@ def test_the_table_shows_word_sign_probability_and_reason() -> None:
     assert lines[-1] == "Research use only. Not a medical device."
 
 
-def test_a_film_too_close_to_call_has_its_own_word_and_sign() -> None:
-    run = replace(RUN, band=Band(0.1, 0.2))
+def test_a_image_too_close_to_call_has_its_own_word_and_sign() -> None:
+    run = replace(RUN, indeterminate_range=IndeterminateRange(0.1, 0.2))
     stream = io.StringIO()
     writer = make_writer("table", stream)
     for record in RECORDS[:2]:

@@ -1,4 +1,4 @@
-"""The pipeline around a backend: order, batches, bounds, and that one bad film stops nothing.
+"""The pipeline around a backend: order, batches, bounds, and that one bad image stops nothing.
 
 A fake backend stands in here because only what is around a backend is tested; real models run in
 tests/integration.
@@ -21,7 +21,7 @@ from deepcovid_edge.backends import Inference
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.imaging.phantom import write_samples
-from deepcovid_edge.manifest import Band, InputSpec, ModelManifest
+from deepcovid_edge.manifest import IndeterminateRange, InputSpec, ModelManifest
 from deepcovid_edge.pipeline import reader as module
 from deepcovid_edge.pipeline.classifier import probabilities
 from deepcovid_edge.pipeline.pipeline import (
@@ -32,7 +32,7 @@ from deepcovid_edge.pipeline.pipeline import (
     predict,
     run_facts,
 )
-from deepcovid_edge.reasons import Caution
+from deepcovid_edge.reasons import WarningCode
 
 MANIFEST = ModelManifest(
     name="fake",
@@ -45,11 +45,11 @@ MANIFEST = ModelManifest(
 
 
 class MeanBackend:
-    """The logit of `covid` is the film's mean grey level; remembers the sizes of its batches."""
+    """The logit of `covid` is the image's mean grey level; remembers the sizes of its batches."""
 
     name = "fake-cpu"
     sha256 = "0" * 64
-    cautions: tuple[Caution, ...] = ()
+    warnings: tuple[WarningCode, ...] = ()
     manifest = MANIFEST
 
     def __init__(self, *, on_cpu: bool = True) -> None:
@@ -72,11 +72,11 @@ class MeanBackend:
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return write_samples(tmp_path_factory.mktemp("films"), count=5)
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_samples(tmp_path_factory.mktemp("images"), count=5)
 
 
-def judge(paths: Any, backend: MeanBackend, **settings: Any) -> list[Prediction]:
+def classify(paths: Any, backend: MeanBackend, **settings: Any) -> list[Prediction]:
     chosen = PredictSettings(**settings)
     return list(predict(paths, backend, run_facts(backend, chosen), chosen))
 
@@ -85,44 +85,44 @@ def without_timings(records: list[Prediction]) -> list[dict[str, Any]]:
     return [{**record.as_dict(), "timings_ms": None} for record in records]
 
 
-def test_records_come_in_the_order_of_the_paths(films: list[Path]) -> None:
-    paths = [films[number % 5] for number in range(37)]
-    records = judge(paths, MeanBackend(), batch_size=4, workers=3)
+def test_records_come_in_the_order_of_the_paths(images: list[Path]) -> None:
+    paths = [images[number % 5] for number in range(37)]
+    records = classify(paths, MeanBackend(), batch_size=4, workers=3)
     assert [record.path for record in records] == [str(path) for path in paths]
 
 
-def test_batch_size_device_and_workers_change_no_record(films: list[Path]) -> None:
-    paths = films * 3
-    one = without_timings(judge(paths, MeanBackend(), batch_size=1, workers=1))
+def test_batch_size_device_and_workers_change_no_record(images: list[Path]) -> None:
+    paths = images * 3
+    one = without_timings(classify(paths, MeanBackend(), batch_size=1, workers=1))
     for batch_size, on_cpu, workers in ((4, True, 2), (7, False, 5), (64, True, 1), (3, False, 1)):
-        other = judge(paths, MeanBackend(on_cpu=on_cpu), batch_size=batch_size, workers=workers)
+        other = classify(paths, MeanBackend(on_cpu=on_cpu), batch_size=batch_size, workers=workers)
         assert without_timings(other) == one
 
 
-def test_batches_are_filled_across_refused_films(films: list[Path], tmp_path: Path) -> None:
+def test_batches_are_filled_across_refused_images(images: list[Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
-    broken.write_text("no film")
-    paths = [film for good in films * 2 for film in (good, broken)]
+    broken.write_text("no image")
+    paths = [image for good in images * 2 for image in (good, broken)]
     backend = MeanBackend(on_cpu=False)
-    records = judge(paths, backend, batch_size=4, workers=2)
+    records = classify(paths, backend, batch_size=4, workers=2)
     assert sorted(backend.batches) == [2, 4, 4]
     assert [record.status for record in records] == ["assessed", "not_assessed"] * 10
 
 
-def test_refused_films_carry_a_reason_and_no_number(tmp_path: Path) -> None:
+def test_refused_images_carry_a_reason_and_no_number(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
-    (record,) = judge([tmp_path / "a.png"], MeanBackend())
+    (record,) = classify([tmp_path / "a.png"], MeanBackend())
     values = record.as_dict()
     assert (values["status"], values["reason"]) == ("not_assessed", "E_NOT_IMAGE")
     assert values["probability"] is values["probabilities"] is values["decision"] is None
 
 
 MOST_UNDER_WAY = 2 * _GROUPS_A_THREAD * _MOST_IN_GROUP
-"""Films in the hands of two threads; as many paths are taken ahead of them."""
+"""Images in the hands of two threads; as many paths are taken ahead of them."""
 
 
-def test_many_refused_films_do_not_pile_up(tmp_path: Path) -> None:
-    """Records of refused films come out although no batch ever fills."""
+def test_many_refused_images_do_not_pile_up(tmp_path: Path) -> None:
+    """Records of refused images come out although no batch ever fills."""
     (tmp_path / "a.png").write_bytes(b"")
     taken = 0
 
@@ -141,8 +141,8 @@ def test_many_refused_films_do_not_pile_up(tmp_path: Path) -> None:
     assert taken <= 2 * MOST_UNDER_WAY + 50
 
 
-def test_no_more_films_are_read_than_the_queues_hold(
-    films: list[Path], monkeypatch: pytest.MonkeyPatch
+def test_no_more_images_are_read_than_the_queues_hold(
+    images: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = count()
     real = module.decode_radiograph
@@ -154,7 +154,7 @@ def test_no_more_films_are_read_than_the_queues_hold(
     monkeypatch.setattr(module, "decode_radiograph", counted)
     backend = MeanBackend()
     settings = PredictSettings(batch_size=4, workers=2)
-    records = predict(films * 200, backend, run_facts(backend, settings), settings)
+    records = predict(images * 200, backend, run_facts(backend, settings), settings)
     next(records)
     time.sleep(0.5)
     in_hand = next(read)
@@ -162,13 +162,13 @@ def test_no_more_films_are_read_than_the_queues_hold(
     assert in_hand <= MOST_UNDER_WAY
 
 
-def test_a_few_films_are_shared_by_all_threads(films: list[Path]) -> None:
-    groups = Groups(films[:4], 1, 2, paced=True)
+def test_a_few_images_are_shared_by_all_threads(images: list[Path]) -> None:
+    groups = Groups(images[:4], 1, 2, paced=True)
     assert [len(group) for group in groups] == [2, 1, 1]
 
 
 def test_groups_grow_with_the_pace_and_shrink_towards_the_end() -> None:
-    groups = Groups([Path("film")] * 200, 1, 2, paced=True)
+    groups = Groups([Path("image")] * 200, 1, 2, paced=True)
     sizes = []
     for group in groups:
         sizes.append(len(group))
@@ -182,10 +182,10 @@ def test_groups_grow_with_the_pace_and_shrink_towards_the_end() -> None:
 @pytest.mark.parametrize(
     ("batch_size", "paced", "seconds", "expected"),
     [(1, True, 1.0, 4), (8, True, 1.0, 8), (1, False, 1e-6, 4)],
-    ids=["slow films", "slow films in batches", "films kept for pictures"],
+    ids=["slow images", "slow images in batches", "images kept for pictures"],
 )
 def test_groups_stay_small_for(batch_size: int, paced: bool, seconds: float, expected: int) -> None:
-    groups = Groups([Path("film")] * 200, batch_size, 2, paced=paced)
+    groups = Groups([Path("image")] * 200, batch_size, 2, paced=paced)
     for _ in range(3):
         group = next(groups)
         assert len(group) == expected
@@ -193,21 +193,21 @@ def test_groups_stay_small_for(batch_size: int, paced: bool, seconds: float, exp
 
 
 def test_a_group_that_turns_out_to_be_slow_is_judged_in_parts(
-    films: list[Path], monkeypatch: pytest.MonkeyPatch
+    images: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths = films * 4
-    expected = without_timings(judge(paths, MeanBackend()))
+    paths = images * 4
+    expected = without_timings(classify(paths, MeanBackend()))
     monkeypatch.setattr("deepcovid_edge.pipeline.pipeline._PATIENCE_SECONDS", 0.0)
     backend = MeanBackend()
-    records = judge(paths, backend, batch_size=8, workers=2)
+    records = classify(paths, backend, batch_size=8, workers=2)
     assert backend.batches == [1] * len(paths)
     assert without_timings(records) == expected
 
 
-def test_closing_the_generator_ends_its_threads(films: list[Path]) -> None:
+def test_closing_the_generator_ends_its_threads(images: list[Path]) -> None:
     backend = MeanBackend()
     settings = PredictSettings()
-    records = predict(films * 100, backend, run_facts(backend, settings), settings)
+    records = predict(images * 100, backend, run_facts(backend, settings), settings)
     next(records)
     records.close()  # type: ignore[attr-defined]
     names = [thread.name for thread in threading.enumerate()]
@@ -215,88 +215,95 @@ def test_closing_the_generator_ends_its_threads(films: list[Path]) -> None:
 
 
 def test_whatever_one_file_does_the_run_goes_on(
-    films: list[Path], monkeypatch: pytest.MonkeyPatch
+    images: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = module.decode_radiograph
 
     def poisoned(file: Any) -> Any:
-        if file.path == films[1]:
+        if file.path == images[1]:
             raise MemoryError("half a terabyte")
         return real(file)
 
     monkeypatch.setattr(module, "decode_radiograph", poisoned)
-    records = judge(films, MeanBackend(), batch_size=2)
+    records = classify(images, MeanBackend(), batch_size=2)
     assert [record.reason for record in records] == [None, "E_DECODE", None, None, None]
     assert "MemoryError" in (records[1].message or "")
 
 
-def test_a_network_that_gives_no_number_is_a_reason_and_not_negative(films: list[Path]) -> None:
+def test_a_network_that_gives_no_number_is_a_reason_and_not_negative(images: list[Path]) -> None:
     class Broken(MeanBackend):
         def infer(self, batch: np.ndarray, *, activation_maps: bool = False) -> Inference:
             logits = super().infer(batch).logits
             logits[::2] = [np.nan, np.inf]
             return Inference(logits)
 
-    records = judge(films, Broken(), batch_size=8)
+    records = classify(images, Broken(), batch_size=8)
     assert [record.reason for record in records] == ["E_RESULT", None] * 2 + ["E_RESULT"]
     assert records[0].decision is records[0].probability is None
     assert "NaN" not in records[0].as_json()
 
 
-def test_an_error_of_the_backend_ends_the_run(films: list[Path]) -> None:
+def test_an_error_of_the_backend_ends_the_run(images: list[Path]) -> None:
     class Broken(MeanBackend):
         def infer(self, batch: np.ndarray, *, activation_maps: bool = False) -> Inference:
             raise RuntimeError("device lost")
 
     with pytest.raises(RuntimeError, match="device lost"):
-        judge(films, Broken())
+        classify(images, Broken())
 
 
-def test_threshold_decides_on_the_rounded_probability(films: list[Path]) -> None:
-    (record,) = judge(films[:1], MeanBackend())
+def test_threshold_decides_on_the_rounded_probability(images: list[Path]) -> None:
+    (record,) = classify(images[:1], MeanBackend())
     assert record.probability is not None
-    at = judge(films[:1], MeanBackend(), threshold=record.probability)[0]
-    above = judge(films[:1], MeanBackend(), threshold=record.probability + 1e-6)[0]
+    at = classify(images[:1], MeanBackend(), threshold=record.probability)[0]
+    above = classify(images[:1], MeanBackend(), threshold=record.probability + 1e-6)[0]
     assert (at.decision, above.decision) == ("positive", "negative")
 
 
-def test_a_film_in_the_band_is_indeterminate_and_keeps_its_probability(films: list[Path]) -> None:
-    (plain,) = judge(films[:1], MeanBackend())
+def test_a_image_in_the_band_is_indeterminate_and_keeps_its_probability(images: list[Path]) -> None:
+    (plain,) = classify(images[:1], MeanBackend())
     assert plain.probability is not None
     backend = MeanBackend()
-    band = Band(plain.probability, plain.probability + 1e-6)
-    backend.manifest = replace(MANIFEST, threshold=plain.probability, band=band)
-    (record,) = judge(films[:1], backend)
+    indeterminate_range = IndeterminateRange(plain.probability, plain.probability + 1e-6)
+    backend.manifest = replace(
+        MANIFEST, threshold=plain.probability, indeterminate_range=indeterminate_range
+    )
+    (record,) = classify(images[:1], backend)
     assert (record.decision, record.probability) == ("indeterminate", plain.probability)
-    assert record.as_dict()["band"] == {"low": band.low, "high": band.high}
-    assert record.as_row()["band.low"] == band.low
-    for settings in ({"band": False}, {"threshold": plain.probability}):
-        (decided,) = judge(films[:1], backend, **settings)
-        assert (decided.decision, decided.as_dict()["band"]) == ("positive", None)
+    assert record.as_dict()["indeterminate_range"] == {
+        "low": indeterminate_range.low,
+        "high": indeterminate_range.high,
+    }
+    assert record.as_row()["indeterminate_range.low"] == indeterminate_range.low
+    for settings in ({"indeterminate_range": False}, {"threshold": plain.probability}):
+        (decided,) = classify(images[:1], backend, **settings)
+        assert (decided.decision, decided.as_dict()["indeterminate_range"]) == ("positive", None)
 
 
-def test_just_outside_the_band_a_film_is_called(films: list[Path]) -> None:
-    (plain,) = judge(films[:1], MeanBackend())
+def test_just_outside_the_band_a_image_is_called(images: list[Path]) -> None:
+    (plain,) = classify(images[:1], MeanBackend())
     assert plain.probability is not None
     for low, high, decision in ((1e-6, 2e-6, "negative"), (-2e-6, 0.0, "positive")):
         backend = MeanBackend()
-        band = Band(plain.probability + low, plain.probability + high)
-        backend.manifest = replace(MANIFEST, threshold=band.high, band=band)
-        assert judge(films[:1], backend)[0].decision == decision
+        indeterminate_range = IndeterminateRange(plain.probability + low, plain.probability + high)
+        backend.manifest = replace(
+            MANIFEST, threshold=indeterminate_range.high, indeterminate_range=indeterminate_range
+        )
+        assert classify(images[:1], backend)[0].decision == decision
 
 
 def test_what_is_to_know_of_a_backend_stands_in_every_assessed_record(
-    films: list[Path], tmp_path: Path
+    images: list[Path], tmp_path: Path
 ) -> None:
     backend = MeanBackend()
-    backend.cautions = (Caution.UNVERIFIED,)
-    (tmp_path / "broken.png").write_text("no film")
-    records = judge([films[0], tmp_path / "broken.png"], backend)
+    backend.warnings = (WarningCode.UNVERIFIED,)
+    (tmp_path / "broken.png").write_text("no image")
+    records = classify([images[0], tmp_path / "broken.png"], backend)
     assert [record.warnings for record in records] == [("W_SYNTHETIC", "W_UNVERIFIED"), ()]
 
 
-def test_record_says_how_long_each_part_took(films: list[Path]) -> None:
-    (record,) = judge(films[:1], MeanBackend())
+def test_record_says_how_long_each_part_took(images: list[Path]) -> None:
+    (record,) = classify(images[:1], MeanBackend())
     timings = record.as_dict()["timings_ms"]
     assert set(timings) == {"read", "preprocess", "infer", "heatmap", "total"}
     assert timings["heatmap"] is None

@@ -7,54 +7,54 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deepcovid_edge.decision.thresholds import threshold_for_new_films, threshold_for_new_negatives
+from deepcovid_edge.decision.thresholds import threshold_for_new_images, threshold_for_new_negatives
 from deepcovid_edge.validation.acceptance import (
     NOT_ENOUGH,
     NOT_USABLE,
     USABLE,
     AcceptanceRules,
     Assessment,
-    SiteFilms,
+    SiteImages,
     assess,
 )
 
 RULES = AcceptanceRules()
 
 
-def films(
+def images(
     positives: list[float],
     negatives: list[float],
     *,
     patients: list[str] | None = None,
     **more: int,
-) -> SiteFilms:
+) -> SiteImages:
     scores = np.array([*positives, *negatives])
     truth = np.arange(len(scores)) < len(positives)
-    return SiteFilms(scores, truth, patients or [""] * len(scores), **more)
+    return SiteImages(scores, truth, patients or [""] * len(scores), **more)
 
 
 def spread(low: float, high: float, count: int) -> list[float]:
     return np.linspace(low, high, count).tolist()
 
 
-def judged(site: SiteFilms, threshold: float = 0.5) -> Assessment:
+def classified(site: SiteImages, threshold: float = 0.5) -> Assessment:
     return assess(site, threshold, "covid")
 
 
-GOOD = films(spread(0.6, 0.99, 40), spread(0.01, 0.4, 40))
-SHIFTED = films(spread(0.90, 0.99, 40), spread(0.60, 0.85, 40))
-"""Normals of this site score high, but below the positives: another threshold mends it."""
-MIXED_UP = films(spread(0.60, 0.99, 40), spread(0.60, 0.99, 40))
+GOOD = images(spread(0.6, 0.99, 40), spread(0.01, 0.4, 40))
+SHIFTED = images(spread(0.90, 0.99, 40), spread(0.60, 0.85, 40))
+"""Normals of this site score high, but below the positives: another threshold fixes it."""
+MIXED_UP = images(spread(0.60, 0.99, 40), spread(0.60, 0.99, 40))
 
 
 def test_the_own_threshold_is_kept_where_it_passes() -> None:
-    found = judged(GOOD)
+    found = classified(GOOD)
     assert (found.verdict, found.threshold, found.site) == (USABLE, 0.5, None)
     assert "passed" in found.reasons[0]
 
 
 def test_a_site_threshold_is_chosen_where_the_own_fails() -> None:
-    found = judged(SHIFTED)
+    found = classified(SHIFTED)
     assert found.own["specificity"]["value"] == 0
     assert found.site is not None
     assert found.verdict == USABLE
@@ -62,42 +62,44 @@ def test_a_site_threshold_is_chosen_where_the_own_fails() -> None:
     assert found.site["specificity"]["value"] == 1
 
 
-def test_figures_of_a_site_threshold_are_those_of_films_that_had_no_part_in_it() -> None:
-    """The lowest positive film is below every threshold that the others choose."""
-    found = judged(films(spread(0.7, 0.99, 20), spread(0.55, 0.695, 30)))
+def test_figures_of_a_site_threshold_are_those_of_images_that_had_no_part_in_it() -> None:
+    """The lowest positive image is below every threshold that the others choose."""
+    found = classified(images(spread(0.7, 0.99, 20), spread(0.55, 0.695, 30)))
     assert found.site is not None
     assert found.site["sensitivity"]["successes"] == 19
     scores, truth = SHIFTED.scores, SHIFTED.positive
     by_hand = [
-        scores[k] >= threshold_for_new_films(np.delete(scores, k), np.delete(truth, k), 0.95)[0]
+        scores[k] >= threshold_for_new_images(np.delete(scores, k), np.delete(truth, k), 0.95)[0]
         for k in range(len(scores))
     ]
-    again = judged(SHIFTED).site
+    again = classified(SHIFTED).site
     assert again is not None
     assert again["sensitivity"]["successes"] == sum(np.array(by_hand)[truth])
 
 
-def test_a_patient_is_left_out_with_all_films() -> None:
+def test_a_patient_is_left_out_with_all_images() -> None:
     """The lowest two positives are one patient's: left out together, both fall below."""
     positives = [0.61, 0.62, *spread(0.8, 0.99, 24)]
     together = ["", "", *[""] * 24, *[""] * 30]
-    apart = films(positives, spread(0.55, 0.605, 30), patients=together)
-    same = films(positives, spread(0.55, 0.605, 30), patients=["p", "p", *together[2:]])
+    apart = images(positives, spread(0.55, 0.605, 30), patients=together)
+    same = images(positives, spread(0.55, 0.605, 30), patients=["p", "p", *together[2:]])
     counts = [
-        found.site["sensitivity"]["successes"] for found in map(judged, (apart, same)) if found.site
+        found.site["sensitivity"]["successes"]
+        for found in map(classified, (apart, same))
+        if found.site
     ]
     assert counts == [25, 24]
 
 
-def test_figures_by_leaving_out_agree_with_new_films_of_the_same_kind() -> None:
-    """Choosing and measuring on the same films promises more than new films keep; this does not."""
+def test_figures_by_leaving_out_agree_with_new_images_of_the_same_kind() -> None:
+    """Choosing and measuring on the same images would promise more than new images keep."""
     draw = np.random.default_rng(0)
     told, kept, naive = [], [], []
     for _ in range(60):
-        site = films(
+        site = images(
             draw.beta(6, 2, 40).tolist(), draw.beta(2, 3, 60).tolist()
         )  # overlapping: the own threshold fails
-        found = judged(site, 0.01).site
+        found = classified(site, 0.01).site
         assert found is not None
         told.append(found["specificity"]["value"])
         new = draw.beta(2, 3, 4000)
@@ -109,41 +111,41 @@ def test_figures_by_leaving_out_agree_with_new_films_of_the_same_kind() -> None:
     assert np.mean(naive) == pytest.approx(0, abs=0.02)
 
 
-def test_where_films_cannot_be_told_apart_nothing_mends_it() -> None:
-    found = judged(MIXED_UP)
+def test_where_images_cannot_be_told_apart_nothing_mends_it() -> None:
+    found = classified(MIXED_UP)
     assert found.verdict == NOT_USABLE
     assert any("no threshold can reach" in reason for reason in found.reasons)
 
 
-def test_few_films_with_a_plain_failure_are_enough_to_say_no() -> None:
-    """Actualmed: 13 films with and 9 without covid, nearly all called positive."""
-    found = judged(films(spread(0.6, 0.9, 13), spread(0.45, 0.9, 9)))
+def test_few_images_with_a_plain_failure_are_enough_to_say_no() -> None:
+    """Actualmed: 13 images with and 9 without covid, nearly all called positive."""
+    found = classified(images(spread(0.6, 0.9, 13), spread(0.45, 0.9, 9)))
     assert found.verdict == NOT_USABLE
     assert found.site is None
-    assert "8 of 9 films without covid are called positive" in found.reasons[0]
+    assert "8 of 9 images without covid are called positive" in found.reasons[0]
     assert "13 patients with and 9 without covid: 20 of each are needed" in found.reasons[-1]
 
 
-def test_few_films_without_failure_are_not_enough() -> None:
-    found = judged(films(spread(0.6, 0.9, 8), spread(0.1, 0.4, 8)))
+def test_few_images_without_failure_are_not_enough() -> None:
+    found = classified(images(spread(0.6, 0.9, 8), spread(0.1, 0.4, 8)))
     assert (found.verdict, found.threshold) == (NOT_ENOUGH, 0.5)
 
 
-def test_few_films_that_are_all_right_are_not_enough() -> None:
-    found = judged(films(spread(0.6, 0.9, 19), spread(0.1, 0.4, 60)))
+def test_few_images_that_are_all_right_are_not_enough() -> None:
+    found = classified(images(spread(0.6, 0.9, 19), spread(0.1, 0.4, 60)))
     assert (found.verdict, found.threshold, found.site) == (NOT_ENOUGH, 0.5, None)
     assert "19 patients with and 60 without covid" in found.reasons[-1]
-    assert judged(films(spread(0.6, 0.9, 20), spread(0.1, 0.4, 60))).verdict == USABLE
+    assert classified(images(spread(0.6, 0.9, 20), spread(0.1, 0.4, 60))).verdict == USABLE
 
 
 def test_normals_alone_never_prove_it() -> None:
-    found = judged(films([], spread(0.01, 0.45, 60)))
+    found = classified(images([], spread(0.01, 0.45, 60)))
     assert (found.verdict, found.threshold, found.auc) == (NOT_ENOUGH, 0.5, None)
     assert any("how many it finds here is not known" in reason for reason in found.reasons)
 
 
 def test_normals_alone_that_are_called_positive_rule_it_out() -> None:
-    found = judged(films([], spread(0.55, 0.99, 40)))
+    found = classified(images([], spread(0.55, 0.99, 40)))
     assert found.verdict == NOT_USABLE
     assert found.site is not None
     assert found.site["sensitivity"]["value"] is None
@@ -152,26 +154,27 @@ def test_normals_alone_that_are_called_positive_rule_it_out() -> None:
 def test_normals_alone_raise_the_threshold_to_what_is_asked_for() -> None:
     """15 of 40 are called positive: too many, but perhaps by chance."""
     scores = [*spread(0.05, 0.45, 25), *spread(0.55, 0.9, 15)]
-    found = judged(films([], scores))
+    found = classified(images([], scores))
     assert found.verdict == NOT_ENOUGH
     assert found.threshold > 0.5
     alarms = (np.array(scores) >= found.threshold).sum()
     assert alarms / 41 <= 1 - RULES.specificity < (alarms + 2) / 41
 
 
-def test_more_patients_are_asked_for_not_more_films() -> None:
+def test_more_patients_are_asked_for_not_more_images() -> None:
     again = ["one"] * 40 + ["other"] * 40
     assert (
-        judged(films([*spread(0.90, 0.99, 40)], spread(0.6, 0.85, 40), patients=again)).site is None
+        classified(images([*spread(0.90, 0.99, 40)], spread(0.6, 0.85, 40), patients=again)).site
+        is None
     )
 
 
-def test_too_many_refused_files_or_drawn_films_are_no_proof() -> None:
-    for more in ({"refused": 20}, {"synthetic": 1}):
-        site = films(spread(0.6, 0.99, 40), spread(0.01, 0.4, 40), **more)
-        assert judged(site).verdict == NOT_ENOUGH
-    few = films(spread(0.6, 0.99, 40), spread(0.01, 0.4, 40), refused=8)
-    assert judged(few).verdict == USABLE
+def test_too_many_refused_files_or_drawn_images_are_no_proof() -> None:
+    for more in ({"not_assessed": 20}, {"synthetic": 1}):
+        site = images(spread(0.6, 0.99, 40), spread(0.01, 0.4, 40), **more)
+        assert classified(site).verdict == NOT_ENOUGH
+    few = images(spread(0.6, 0.99, 40), spread(0.01, 0.4, 40), not_assessed=8)
+    assert classified(few).verdict == USABLE
 
 
 @pytest.mark.parametrize("count", [5, 20, 21, 99])

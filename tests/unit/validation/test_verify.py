@@ -1,7 +1,8 @@
-"""The gate: what it counts, when it fails, and when it says that the films are too few.
+"""The equivalence check: what it counts, when it fails, and when it says that the images are too
+few.
 
-Backends with known answers stand in: the gate is what is tested. Real models are compared in
-tests/integration.
+Backends with known answers stand in: the equivalence check is what is tested. Real models are
+compared in tests/integration.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import pytest
 
 from deepcovid_edge.backends import Backend, Inference
 from deepcovid_edge.cli.verify import summary
-from deepcovid_edge.datasets.dataset import LabelledFilm
+from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.errors import DataError, ModelFileError, UsageError
 from deepcovid_edge.manifest import InputSpec, ModelManifest
-from deepcovid_edge.reasons import Caution
-from deepcovid_edge.validation.verify import GateRules, verify
+from deepcovid_edge.reasons import WarningCode
+from deepcovid_edge.validation.verify import EquivalenceRules, verify
 
 MANIFEST = ModelManifest(
     name="parent",
@@ -35,11 +36,11 @@ MANIFEST = ModelManifest(
 
 
 class Answering:
-    """Answers each film by the grey level of its middle, after `change`."""
+    """Answers each image by the grey level of its middle, after `change`."""
 
     on_cpu = True
     sha256 = "00"
-    cautions: tuple[Caution, ...] = ()
+    warnings: tuple[WarningCode, ...] = ()
 
     def __init__(self, name: str, manifest: ModelManifest = MANIFEST, **turned: float) -> None:
         self.name, self.manifest, self.turned = name, manifest, turned
@@ -59,7 +60,7 @@ class Answering:
     def __exit__(self, *_: object) -> None: ...
 
 
-def film_of(path: Path, grey: int) -> Path:
+def image_of(path: Path, grey: int) -> Path:
     pixels = np.full((128, 128), grey, np.uint8)
     pixels[:32] = np.linspace(20, 230, 128).astype(np.uint8)  # contrast, away from the middle
     pixels[-32:] = np.linspace(230, 20, 128).astype(np.uint8)
@@ -68,26 +69,26 @@ def film_of(path: Path, grey: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> list[LabelledFilm]:
-    """110 positives (grey 135 to 189) and 110 negatives (66 to 120), two films a grey level."""
-    folder = tmp_path_factory.mktemp("films")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[LabelledImage]:
+    """110 positives (grey 135 to 189) and 110 negatives (66 to 120), two images a grey level."""
+    folder = tmp_path_factory.mktemp("images")
     found = []
     for number in range(110):
         for label, first, source in (("covid-19", 135, "here"), ("normal", 66, "there")):
-            path = film_of(folder / f"{label}{number}.png", first + number // 2)
-            found.append(LabelledFilm(path, label, source=source))
+            path = image_of(folder / f"{label}{number}.png", first + number // 2)
+            found.append(LabelledImage(path, label, source=source))
     return found
 
 
-def report_of(films: list[LabelledFilm], candidate: Answering, **rules: Any) -> dict[str, Any]:
-    chosen = GateRules(**rules) if rules else None
-    report = verify(Answering("reference"), candidate, films, rules=chosen)
+def report_of(images: list[LabelledImage], candidate: Answering, **rules: Any) -> dict[str, Any]:
+    chosen = EquivalenceRules(**rules) if rules else None
+    report = verify(Answering("reference"), candidate, images, rules=chosen)
     assert json.loads(json.dumps(report)) == report
     return report
 
 
-def test_an_equal_candidate_is_unchanged(films: list[LabelledFilm]) -> None:
-    report = report_of(films, Answering("same"))
+def test_an_equal_candidate_is_unchanged(images: list[LabelledImage]) -> None:
+    report = report_of(images, Answering("same"))
     assert report["verdict"] == "unchanged"
     assert report["flips"]["count"] == 0
     assert report["sensitivity"]["reference"]["value"] == 1.0
@@ -100,13 +101,13 @@ def test_an_equal_candidate_is_unchanged(films: list[LabelledFilm]) -> None:
     assert "verdict: unchanged" in summary(report)
 
 
-def test_flips_are_counted_listed_and_named_in_the_verdict(films: list[LabelledFilm]) -> None:
-    report = report_of(films, Answering("worse", g140=-1.0, g150=-1.0))
+def test_flips_are_counted_listed_and_named_in_the_verdict(images: list[LabelledImage]) -> None:
+    report = report_of(images, Answering("worse", g140=-1.0, g150=-1.0))
     assert report["verdict"] == "changed"
     assert report["flips"]["count"] == 4
     assert report["mcnemar"]["lost"] == 4
     assert report["sensitivity"]["change"] == pytest.approx(-4 / 110)
-    assert sorted(Path(film["path"]).name for film in report["flipped"]) == [
+    assert sorted(Path(image["path"]).name for image in report["flipped"]) == [
         "covid-1910.png",
         "covid-1911.png",
         "covid-1930.png",
@@ -119,50 +120,52 @@ def test_flips_are_counted_listed_and_named_in_the_verdict(films: list[LabelledF
     assert "turned: " in summary(report)
 
 
-def test_small_differences_that_turn_nothing_pass(films: list[LabelledFilm]) -> None:
-    report = report_of(films, Answering("near", g140=0.6))
+def test_small_differences_that_turn_nothing_pass(images: list[LabelledImage]) -> None:
+    report = report_of(images, Answering("near", g140=0.6))
     assert report["verdict"] == "unchanged"
     assert report["probability"]["max"] > 0
 
 
-def test_a_shift_of_the_ranking_fails_by_the_auc_alone(films: list[LabelledFilm]) -> None:
+def test_a_shift_of_the_ranking_fails_by_the_auc_alone(images: list[LabelledImage]) -> None:
     moved = {f"g{grey}": 0.01 for grey in range(135, 190)} | {"g120": -0.01, "g119": 0.0099999}
-    report = report_of(films, Answering("flat", **{**moved, "g118": -0.001}))
+    report = report_of(images, Answering("flat", **{**moved, "g118": -0.001}))
     assert report["flips"]["count"] == 2
     lenient = report_of(
-        films, Answering("odd", **{**moved, "g119": 0.5}), max_flips=0.05, max_auc_change=0.001
+        images, Answering("odd", **{**moved, "g119": 0.5}), max_flips=0.05, max_auc_change=0.001
     )
     assert lenient["verdict"] == "changed"
     assert any(sentence.startswith("AUC") for sentence in lenient["failed"])
 
 
-def test_too_few_films_cannot_be_unchanged(films: list[LabelledFilm]) -> None:
-    report = report_of(films[:40], Answering("same"))
+def test_too_few_images_cannot_be_unchanged(images: list[LabelledImage]) -> None:
+    report = report_of(images[:40], Answering("same"))
     assert report["verdict"] == "insufficient"
     assert report["missing"] == {
-        "positive": {"films": 20, "needed": 100},
-        "negative": {"films": 20, "needed": 100},
+        "positive": {"images": 20, "needed": 100},
+        "negative": {"images": 20, "needed": 100},
     }
     assert "100 are needed to tell a change of 1%" in summary(report)
-    assert report_of(films[:40], Answering("same"), smallest_change=0.05)["verdict"] == "unchanged"
+    assert report_of(images[:40], Answering("same"), smallest_change=0.05)["verdict"] == "unchanged"
 
 
-def test_too_few_films_do_not_hide_a_change(films: list[LabelledFilm]) -> None:
+def test_too_few_images_do_not_hide_a_change(images: list[LabelledImage]) -> None:
     worse = Answering("worse", g140=-1.0)
-    assert report_of(films[:40], worse)["verdict"] == "changed"
+    assert report_of(images[:40], worse)["verdict"] == "changed"
 
 
-def test_another_threshold_is_a_change(films: list[LabelledFilm]) -> None:
+def test_another_threshold_is_a_change(images: list[LabelledImage]) -> None:
     moved = Answering("moved", replace(MANIFEST, threshold=0.4))
-    assert "threshold: candidate has 0.4" in report_of(films, moved)["failed"][0]
+    assert "threshold: candidate has 0.4" in report_of(images, moved)["failed"][0]
 
 
-def test_rules_come_from_the_manifest_and_can_be_given(films: list[LabelledFilm]) -> None:
-    strict = replace(MANIFEST, gate={"max_flips": 0.0, "unknown": 1})
-    assert GateRules.of(strict).max_flips == 0.0
-    assert GateRules.of(strict, max_flips=0.5, max_auc_change=None) == GateRules(max_flips=0.5)
-    with pytest.raises(UsageError, match=r"gate\.max_flips: got 7"):
-        GateRules(max_flips=7)
+def test_rules_come_from_the_manifest_and_can_be_given(images: list[LabelledImage]) -> None:
+    strict = replace(MANIFEST, equivalence={"max_flips": 0.0, "unknown": 1})
+    assert EquivalenceRules.of(strict).max_flips == 0.0
+    assert EquivalenceRules.of(strict, max_flips=0.5, max_auc_change=None) == EquivalenceRules(
+        max_flips=0.5
+    )
+    with pytest.raises(UsageError, match=r"equivalence\.max_flips: got 7"):
+        EquivalenceRules(max_flips=7)
 
 
 @pytest.mark.parametrize(
@@ -174,25 +177,25 @@ def test_rules_come_from_the_manifest_and_can_be_given(films: list[LabelledFilm]
     ],
 )
 def test_models_of_another_task_are_not_compared(
-    films: list[LabelledFilm], change: dict[str, Any]
+    images: list[LabelledImage], change: dict[str, Any]
 ) -> None:
     with pytest.raises(ModelFileError, match=next(iter(change))):
-        report_of(films, Answering("other", replace(MANIFEST, **change)))
+        report_of(images, Answering("other", replace(MANIFEST, **change)))
 
 
-def test_films_that_cannot_be_read_are_left_out_and_named(
-    films: list[LabelledFilm], tmp_path: Path
+def test_images_that_cannot_be_read_are_left_out_and_named(
+    images: list[LabelledImage], tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken.png"
-    broken.write_text("no film")
-    report = report_of([*films, LabelledFilm(broken, "normal")], Answering("same"))
-    assert report["films"] == 220
+    broken.write_text("no image")
+    report = report_of([*images, LabelledImage(broken, "normal")], Answering("same"))
+    assert report["images"] == 220
     assert report["not_assessed"] == {str(broken): "E_NOT_IMAGE"}
-    with pytest.raises(DataError, match="none of 1 films"):
-        report_of([LabelledFilm(broken, "normal")], Answering("same"))
+    with pytest.raises(DataError, match="none of 1 images"):
+        report_of([LabelledImage(broken, "normal")], Answering("same"))
 
 
-def test_one_class_alone_gives_no_auc_and_no_verdict(films: list[LabelledFilm]) -> None:
-    report = report_of([film for film in films if film.label == "normal"], Answering("same"))
+def test_one_class_alone_gives_no_auc_and_no_verdict(images: list[LabelledImage]) -> None:
+    report = report_of([image for image in images if image.label == "normal"], Answering("same"))
     assert report["auc"] is report["sensitivity"] is None
     assert report["verdict"] == "insufficient"

@@ -3,7 +3,7 @@
 `torch.save(model)` then put every class of a module into the pickle as a persistent object of four
 parts: the word `module`, the class, its source file, its source text (torch/serialization.py,
 `_legacy_save`). torch's restricted unpickler takes persistent objects for storages alone and
-refuses these. So the class is left where the four stood, and is judged there like any other.
+refuses these. So the class is left where the four stood, and is classified there like any other.
 The pickle is edited as a list of operations; nothing of it is run.
 """
 

@@ -2,7 +2,7 @@
 
 github.com/shervinmin/DeepCovid saves whole modules of torchvision with a changed last layer, whose
 classes are `covid` and `non` (folders in alphabetical order, as torchvision.datasets.ImageFolder
-numbers them), for films of 224 pixels under ImageNet's normalisation.
+numbers them), for images of 224 pixels under ImageNet's normalisation.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from deepcovid_export.networks.weights import fold_kernel, fold_to_grey
 DEFAULT_THRESHOLD = 0.5
 TOLERANCE = 1e-4
 """Largest difference of a logit between torchvision's network and the folded one."""
-_FILMS = 2
+_IMAGES = 2
 _COUNTER = "num_batches_tracked"
 _HEAD = ("weight", "bias")
 
@@ -44,7 +44,7 @@ class PublishedTerms:
     Attributes:
         classes: Names of the classes, in the order of the logits.
         positive: The class that is looked for.
-        threshold: Probability from which a film is called positive; None if nobody chose one.
+        threshold: Probability from which an image is called positive; None if nobody chose one.
     """
 
     classes: tuple[str, ...] = ("covid", "non")
@@ -65,12 +65,12 @@ class PublishedTerms:
 
 
 def load_published(path: Path, terms: PublishedTerms) -> tuple[Classifier, ModelManifest]:
-    """Rebuild a published network as one on grey films.
+    """Rebuild a published network as one on grey images.
 
     The architecture is recognised by names and shapes of the weights. A SqueezeNet keeps the ReLU
     behind its last convolution: the published network was trained with it, and its logits are means
     of maps without negative values. ResNet and DenseNet, whose first convolution is padded, get a
-    second channel that says where the film is, so that folding is exact up to the border.
+    second channel that says where the image is, so that folding is exact up to the border.
 
     Args:
         path: A whole-module pickle or a state dict.
@@ -102,7 +102,7 @@ def load_published(path: Path, terms: PublishedTerms) -> tuple[Classifier, Model
     difference = _largest_difference(network, reference)
     if not difference <= TOLERANCE:
         raise ModelFileError(
-            f"{path}: on grey films logits are off by {difference:.2g} from the published "
+            f"{path}: on grey images logits are off by {difference:.2g} from the published "
             f"network's, expected at most {TOLERANCE:.0e}: not used"
         )
     return network, _manifest(path, name, terms, found, difference)
@@ -145,7 +145,7 @@ def _torchvision_weights(name: str) -> dict[str, Tensor]:
 
 
 def _fold(name: str, reference: nn.Module, classes: int) -> Classifier:
-    """The network of torchvision as a classifier of grey films with activation maps."""
+    """The network of torchvision as a classifier of grey images with activation maps."""
     architecture = ARCHITECTURES[name]
     network = build_network(name, classes)
     head = {part: reference.state_dict()[f"{architecture.head}.{part}"] for part in _HEAD}
@@ -171,13 +171,13 @@ def _fold(name: str, reference: nn.Module, classes: int) -> Classifier:
 
 
 def _largest_difference(network: Classifier, reference: nn.Module) -> float:
-    """Largest difference of a logit on random films, fed the published way: as RGB."""
+    """Largest difference of a logit on random images, fed the published way: as RGB."""
     generator = torch.Generator().manual_seed(0)
-    films = torch.randint(0, 256, (_FILMS, 224, 224), generator=generator, dtype=torch.uint8)
+    images = torch.randint(0, 256, (_IMAGES, 224, 224), generator=generator, dtype=torch.uint8)
     mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (IMAGENET_MEAN, IMAGENET_STD))
-    rgb = films.unsqueeze(1).expand(-1, 3, -1, -1) / 255
+    rgb = images.unsqueeze(1).expand(-1, 3, -1, -1) / 255
     with torch.inference_mode():
-        return float((network(films)[0] - reference((rgb - mean) / std)).abs().max())
+        return float((network(images)[0] - reference((rgb - mean) / std)).abs().max())
 
 
 def _manifest(
@@ -198,7 +198,7 @@ def _manifest(
         },
         training={
             "start": f"{kind} {path.name}, trained elsewhere",
-            "published": {"films": _FILMS, "max_logit_difference": difference},
+            "published": {"images": _IMAGES, "max_logit_difference": difference},
         },
         license="unknown: as the source of the weights says",
         parent_sha256=file_sha256(path),

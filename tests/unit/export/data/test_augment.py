@@ -14,30 +14,30 @@ from deepcovid_edge.imaging.pictures import Radiograph
 from deepcovid_export.data.augment import augment, hide_centre, hides_lungs
 from deepcovid_export.recipe import AugmentSettings
 
-FILM = np.ascontiguousarray(draw_phantom(3)[:224, :224])
+IMAGE = np.ascontiguousarray(draw_phantom(3)[:224, :224])
 
 
 def test_the_centre_is_one_grey_and_the_frame_is_untouched() -> None:
     for seed in range(50):
-        hidden = hide_centre(FILM, np.random.default_rng(seed))
+        hidden = hide_centre(IMAGE, np.random.default_rng(seed))
         middle = hidden[39:185, 39:185]
         assert middle.min() == middle.max()
-        frame = np.ones_like(FILM, bool)
+        frame = np.ones_like(IMAGE, bool)
         frame[11:213, 11:213] = False
-        assert np.array_equal(hidden[frame], FILM[frame])
+        assert np.array_equal(hidden[frame], IMAGE[frame])
 
 
 def test_the_grey_is_mostly_that_of_what_is_left_to_see() -> None:
-    film = np.full((200, 200), 180, np.uint8)
-    film[50:150, 50:150] = 20  # never tells how dark the lungs were
-    greys = [int(hide_centre(film, np.random.default_rng(seed))[100, 100]) for seed in range(200)]
+    image = np.full((200, 200), 180, np.uint8)
+    image[50:150, 50:150] = 20  # never tells how dark the lungs were
+    greys = [int(hide_centre(image, np.random.default_rng(seed))[100, 100]) for seed in range(200)]
     assert 0.6 < np.mean(np.array(greys) == 180) < 0.8
 
 
-def test_the_film_that_is_handed_in_is_not_changed() -> None:
-    before = FILM.copy()
-    hide_centre(FILM, np.random.default_rng(0))
-    assert np.array_equal(FILM, before)
+def test_the_image_that_is_handed_in_is_not_changed() -> None:
+    before = IMAGE.copy()
+    hide_centre(IMAGE, np.random.default_rng(0))
+    assert np.array_equal(IMAGE, before)
 
 
 def test_one_in_four_is_hidden_and_none_where_the_recipe_says_so() -> None:
@@ -50,18 +50,18 @@ def test_one_in_four_is_hidden_and_none_where_the_recipe_says_so() -> None:
 
 
 def test_resolution_varies_with_the_network_and_only_where_the_recipe_says_so() -> None:
-    film = Radiograph(draw_phantom(3), 255, "", "PNG")
+    image = Radiograph(draw_phantom(3), 255, "", "PNG")
     still = AugmentSettings(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
     for side in (128, 224):
         sides = {
-            min(augment(film, still, side, np.random.default_rng(seed)).pixels.shape)
+            min(augment(image, still, side, np.random.default_rng(seed)).pixels.shape)
             for seed in range(40)
         }
         assert len(sides) > 10
         assert 8 / 7 * side - 1 <= min(sides) < max(sides) <= 2 * side
         fixed = replace(still, resolution=False)
         shapes = {
-            augment(film, fixed, side, np.random.default_rng(seed)).pixels.shape
+            augment(image, fixed, side, np.random.default_rng(seed)).pixels.shape
             for seed in range(5)
         }
         assert {min(shape) for shape in shapes} == {2 * side}

@@ -1,4 +1,4 @@
-"""The films of a run: what is left out and why, how splits are drawn, and what stops a run."""
+"""The images of a run: what is left out and why, how splits are drawn, and what stops a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytest.importorskip("torch", reason="the workstation side needs extra export")
 
 from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.errors import DataError, OutputError
-from deepcovid_export.data.films import TrainingData, training_data, write_splits
+from deepcovid_export.data.images import TrainingData, training_data, write_splits
 from deepcovid_export.recipe import DataSettings, Recipe
 
 THREE = {"train": 0.7, "val": 0.15, "test": 0.15}
@@ -36,8 +36,8 @@ def picture(seed: int) -> NDArray[np.uint8]:
     return np.clip(128 + 40 * field, 0, 255).astype(np.uint8)
 
 
-def film(path: Path, seed: int | None = None) -> Path:
-    """A film with content of its own, told by its path unless a seed is given."""
+def image(path: Path, seed: int | None = None) -> Path:
+    """An image with content of its own, told by its path unless a seed is given."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if seed is None:
         seed = int.from_bytes(
@@ -53,21 +53,21 @@ def split_data(tmp_path: Path) -> Path:
     for split, count in (("train", 3), ("val", 2)):
         for label in ("non", "covid"):
             for number in range(count):
-                film(data / split / label / f"{number}.png")
+                image(data / split / label / f"{number}.png")
     return data
 
 
 def placed(found: TrainingData) -> dict[str, str]:
-    films = (*found.train, *found.val, *found.aside)
-    return {"/".join(one.path.parts[-2:]): one.split for one in films}
+    images = (*found.train, *found.val, *found.aside)
+    return {"/".join(one.path.parts[-2:]): one.split for one in images}
 
 
 def test_what_is_left_out_is_named_and_counted(split_data: Path) -> None:
     broken = split_data / "train/covid/broken.png"
-    broken.write_text("no film")
-    film(split_data / "train/fracture/1.png")
-    film(split_data / "val/fracture/2.png")
-    film(split_data / "test/covid/3.png")
+    broken.write_text("no image")
+    image(split_data / "train/fracture/1.png")
+    image(split_data / "val/fracture/2.png")
+    image(split_data / "test/covid/3.png")
     found = training_data(split_data, recipe())
     assert len(found.train) == 6
     assert len(found.val) == 4
@@ -78,12 +78,12 @@ def test_what_is_left_out_is_named_and_counted(split_data: Path) -> None:
     assert [one.path.name for one in found.aside] == ["3.png"]
 
 
-def test_a_class_without_a_film_is_named_with_split_and_folder(split_data: Path) -> None:
+def test_a_class_without_a_image_is_named_with_split_and_folder(split_data: Path) -> None:
     for path in (split_data / "val/covid").iterdir():
         path.write_bytes(b"")
     expected = (
-        r"data: class 'covid' has no film in split 'val'; expected films labelled covid, "
-        r"such as in .*data/val/covid; left out: 1 film: E_\w+ .*data/val/covid/"
+        r"data: class 'covid' has no image in split 'val'; expected images labelled covid, "
+        r"such as in .*data/val/covid; left out: 1 image: E_\w+ .*data/val/covid/"
     )
     with pytest.raises(DataError, match=expected):
         training_data(split_data, recipe())
@@ -91,20 +91,20 @@ def test_a_class_without_a_film_is_named_with_split_and_folder(split_data: Path)
 
 def test_a_class_that_no_row_of_a_table_has_is_named_with_the_table(tmp_path: Path) -> None:
     for number in (1, 2):
-        film(tmp_path / f"{number}.png", seed=number)
+        image(tmp_path / f"{number}.png", seed=number)
     (tmp_path / "manifest.csv").write_text("path,label,split\n1.png,non,train\n2.png,non,val\n")
-    expected = r"class 'covid' has no film in split 'train'; .*manifest\.csv$"
+    expected = r"class 'covid' has no image in split 'train'; .*manifest\.csv$"
     with pytest.raises(DataError, match=expected):
         training_data(tmp_path, recipe())
 
 
 def test_data_in_which_nothing_fits_says_what_it_has(split_data: Path) -> None:
     other = recipe({"clear": ["clear"], "covid": ["hazy"]})
-    with pytest.raises(DataError, match=r"left out: 5 films: label (non|covid) is in no class"):
+    with pytest.raises(DataError, match=r"left out: 5 images: label (non|covid) is in no class"):
         training_data(split_data, other)
 
 
-def test_one_patient_in_two_splits_is_named_with_both_films(split_data: Path) -> None:
+def test_one_patient_in_two_splits_is_named_with_both_images(split_data: Path) -> None:
     rows = ["path,label,split,patient"]
     for number, path in enumerate(sorted(split_data.rglob("*.png"))):
         split, label, name = path.parts[-3:]
@@ -113,15 +113,15 @@ def test_one_patient_in_two_splits_is_named_with_both_films(split_data: Path) ->
     (split_data / "manifest.csv").write_text("\n".join(rows) + "\n")
     expected = (
         r"patient p7 is in train and in val "
-        r"\(.*train/covid/1\.png, .*val/covid/1\.png\): give all films of a patient"
+        r"\(.*train/covid/1\.png, .*val/covid/1\.png\): give all images of a patient"
     )
     with pytest.raises(DataError, match=expected):
         training_data(split_data, recipe())
 
 
-def test_a_test_film_in_training_stops_the_run_unless_allowed(split_data: Path) -> None:
-    film(split_data / "test/covid/copy.png", seed=4)
-    original = film(split_data / "train/covid/first.png", seed=4)
+def test_a_test_image_in_training_stops_the_run_unless_allowed(split_data: Path) -> None:
+    image(split_data / "test/covid/copy.png", seed=4)
+    original = image(split_data / "train/covid/first.png", seed=4)
     smaller = cv2.resize(cv2.imread(str(original), cv2.IMREAD_GRAYSCALE), (110, 104))
     cv2.imwrite(str(split_data / "val/covid/small.jpg"), smaller)
     report = split_data.parent / "leaks.json"
@@ -136,11 +136,11 @@ def test_a_test_film_in_training_stops_the_run_unless_allowed(split_data: Path) 
 
 def test_many_leaks_are_counted_and_three_are_named(split_data: Path) -> None:
     for number in range(5):
-        film(split_data / f"train/covid/x{number}.png", seed=number)
-        film(split_data / f"val/covid/x{number}.png", seed=number)
-    with pytest.raises(DataError, match="and 2 more: give all films") as caught:
+        image(split_data / f"train/covid/x{number}.png", seed=number)
+        image(split_data / f"val/covid/x{number}.png", seed=number)
+    with pytest.raises(DataError, match="and 2 more: give all images") as caught:
         training_data(split_data, recipe())
-    assert str(caught.value).count("are one film") == 3
+    assert str(caught.value).count("are one image") == 3
 
 
 METADATA = "patientid,finding,view,modality,folder,filename,url\n"
@@ -152,7 +152,7 @@ def chestxray(folder: Path, patients: int = 12) -> Path:
         finding = ("Pneumonia/Viral/COVID-19", "No Finding")[number % 2]
         for view in ("PA", "AP", "AP Supine", "L"):
             name = f"{number}-{view}.png"
-            film(folder / "images" / name)
+            image(folder / "images" / name)
             rows.append(f"{number},{finding},{view},X-ray,images,{name},https://example.org\n")
     rows.append("99,Pneumonia/Viral/COVID-19,Axial,CT,volumes,99.nii.gz,https://example.org\n")
     (folder / "metadata.csv").write_text(METADATA + "".join(rows))
@@ -171,7 +171,7 @@ def test_views_are_chosen_by_the_recipe(tmp_path: Path) -> None:
 
 
 def test_views_where_none_is_known_are_told(split_data: Path) -> None:
-    with pytest.raises(DataError, match="left out: 10 films: unknown view; the recipe takes PA"):
+    with pytest.raises(DataError, match="left out: 10 images: unknown view; the recipe takes PA"):
         training_data(split_data, recipe(views=("PA",)))
 
 
@@ -192,11 +192,11 @@ def test_drawn_splits_keep_patients_together(tmp_path: Path) -> None:
 def plain(folder: Path, count: int) -> Path:
     for label in ("non", "covid"):
         for number in range(count):
-            film(folder / label / f"{number:03d}.png")
+            image(folder / label / f"{number:03d}.png")
     return folder
 
 
-def test_drawn_shares_come_out_and_hold_when_films_are_added(tmp_path: Path) -> None:
+def test_drawn_shares_come_out_and_hold_when_images_are_added(tmp_path: Path) -> None:
     shares = recipe(shares=THREE)
     before = placed(training_data(plain(tmp_path, 100), shares))
     counts = Counter(before.values())
@@ -223,8 +223,8 @@ def test_renamed_and_reduced_copies_are_drawn_into_one_split(tmp_path: Path) -> 
         cv2.imwrite(str(tmp_path / f"covid/mirrored{number}.jpg"), grey[:, ::-1])
     names = placed(training_data(tmp_path, recipe(shares=THREE)))
     for number in range(12):
-        copies = (f"{number:03d}.png", f"renamed{number}.png", f"mirrored{number}.jpg")
-        assert len({names[f"covid/{name}"] for name in copies}) == 1
+        near_duplicates = (f"{number:03d}.png", f"renamed{number}.png", f"mirrored{number}.jpg")
+        assert len({names[f"covid/{name}"] for name in near_duplicates}) == 1
     assert set(names.values()) == {"train", "val", "test"}
 
 
@@ -236,8 +236,8 @@ def test_a_small_folder_gets_every_class_in_every_split(tmp_path: Path, count: i
     }
 
 
-def test_one_film_of_a_class_is_too_few_to_draw(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="class 'non' has no film in split 'val'"):
+def test_one_image_of_a_class_is_too_few_to_draw(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="class 'non' has no image in split 'val'"):
         training_data(plain(tmp_path, 1), recipe())
 
 
@@ -245,7 +245,7 @@ def test_covid_xray_5k_gets_its_validation_from_train_and_keeps_its_test(tmp_pat
     for split, count in (("train", 24), ("test", 10)):
         for label in ("covid", "non"):
             for number in range(count):
-                film(tmp_path / "data_upload_v3" / split / label / f"{number}.jpg")
+                image(tmp_path / "data_upload_v3" / split / label / f"{number}.jpg")
     found = training_data(tmp_path, recipe(shares=THREE))
     assert len(found.train) + len(found.val) == 48
     assert 2 <= len(found.val) <= 20
@@ -257,16 +257,16 @@ def test_radiography_database_in_four_classes(tmp_path: Path) -> None:
     classes = {name: [name] for name in ("COVID", "Normal", "Viral Pneumonia", "Lung_Opacity")}
     for name in classes:
         for number in range(8):
-            film(tmp_path / name / "images" / f"{name}-{number}.png")
-            film(tmp_path / name / "masks" / f"{name}-{number}.png")
+            image(tmp_path / name / "images" / f"{name}-{number}.png")
+            image(tmp_path / name / "masks" / f"{name}-{number}.png")
     four = Recipe("r", "resnet18", "COVID", classes, data=DataSettings(shares=THREE))
     found = training_data(tmp_path, four)
-    films = (*found.train, *found.val, *found.aside)
-    assert len(films) == 32
-    assert {one.path.parent.name for one in films} == {"images"}
+    images = (*found.train, *found.val, *found.aside)
+    assert len(images) == 32
+    assert {one.path.parent.name for one in images} == {"images"}
 
 
-def test_splits_are_written_as_a_manifest_that_gives_the_same_films(tmp_path: Path) -> None:
+def test_splits_are_written_as_a_manifest_that_gives_the_same_images(tmp_path: Path) -> None:
     found = training_data(chestxray(tmp_path / "data"), recipe(
         {"non": ["normal"], "covid": ["covid"]}, shares=THREE))  # fmt: skip
     place = tmp_path / "runs/first"
@@ -283,9 +283,9 @@ def test_splits_are_written_as_a_manifest_that_gives_the_same_films(tmp_path: Pa
 
 
 def test_check_data_reports_and_stops(split_data: Path, tmp_path: Path) -> None:
-    (split_data / "train/covid/broken.png").write_text("no film")
-    film(split_data / "train/covid/same.png", seed=8)
-    film(split_data / "val/non/other.png", seed=8)
+    (split_data / "train/covid/broken.png").write_text("no image")
+    image(split_data / "train/covid/same.png", seed=8)
+    image(split_data / "val/non/other.png", seed=8)
     toml = tmp_path / "r.toml"
     toml.write_text(
         'name = "r"\narchitecture = "squeezenet1_1"\npositive_class = "covid"\n'
@@ -300,13 +300,13 @@ def test_check_data_reports_and_stops(split_data: Path, tmp_path: Path) -> None:
 
     refused = train("--leaks", report)
     assert refused.returncode == 1
-    assert "are one film (same bytes)" in refused.stderr
+    assert "are one image (same bytes)" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert len(report.read_text().splitlines()) == 2
     allowed = train("--allow-leaks")
     assert allowed.returncode == 0, allowed.stderr
-    assert "7 films to fit on, 5 to choose on" in allowed.stderr
-    assert "left out: 1 film: E_NOT_IMAGE" in allowed.stderr
+    assert "7 images to fit on, 5 to choose on" in allowed.stderr
+    assert "left out: 1 image: E_NOT_IMAGE" in allowed.stderr
     assert "allowed: " in allowed.stderr
     assert not run.exists()
 
@@ -318,6 +318,6 @@ def test_splits_are_read_where_the_run_lies_behind_a_link(tmp_path: Path) -> Non
     (tmp_path / "runs").symlink_to(tmp_path / "far/away/runs")
     write_splits(found, tmp_path / "runs/splits.csv")
     again = load_dataset(tmp_path / "runs/splits.csv")
-    assert {film.path.resolve() for film in again} == {
-        film.path.resolve() for film in (*found.train, *found.val, *found.aside)
+    assert {image.path.resolve() for image in again} == {
+        image.path.resolve() for image in (*found.train, *found.val, *found.aside)
     }

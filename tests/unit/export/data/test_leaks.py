@@ -1,4 +1,4 @@
-"""Films in two splits: copies are found however they were changed, and other films are none."""
+"""Near-duplicates in two splits are found however they were changed; other images are none."""
 
 from __future__ import annotations
 
@@ -21,17 +21,22 @@ pytest.importorskip("imagehash", reason="the workstation side needs extra export
 import imagehash
 from PIL import Image
 
-from deepcovid_edge.datasets.dataset import LabelledFilm, load_dataset
+from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
 from deepcovid_edge.errors import OutputError
 from deepcovid_edge.imaging.phantom import draw_phantom
 from deepcovid_edge.imaging.pictures import Radiograph, read_radiograph
-from deepcovid_edge.reasons import Caution
+from deepcovid_edge.reasons import WarningCode
 from deepcovid_export.data.leaks import Leak, find_leaks, write_leaks
-from deepcovid_export.data.near_duplicates import Copy, Fingerprint, find_copies, fingerprint
+from deepcovid_export.data.near_duplicates import (
+    Fingerprint,
+    NearDuplicate,
+    find_near_duplicates,
+    fingerprint,
+)
 
 ROOT = Path(__file__).parents[4]
 XRAY = Path(os.environ.get("DEEPCOVID_XRAY", ROOT.parent / "shared" / "xray"))
-needs_films = pytest.mark.skipif(
+needs_images = pytest.mark.skipif(
     not (XRAY / "manifest.csv").is_file(),
     reason="no real X-rays: ../shared/xray is missing (DEEPCOVID_XRAY overrides)",
 )
@@ -88,13 +93,13 @@ CHANGES: dict[str, tuple[Callable[[Pixels], Pixels], float]] = {
     "noisy": (noisy, 0.97),
     "turned by 2 degrees": (lambda grey: turned(grey, 2), 0.95),
 }
-"""Changes with the least share of real films that are found after them."""
+"""Changes with the least share of real images that are found after them."""
 
 
-def print_of(grey: Pixels, name: str = "", *cautions: Caution) -> Fingerprint:
+def print_of(grey: Pixels, name: str = "", *warnings: WarningCode) -> Fingerprint:
     grey = np.ascontiguousarray(grey)
     sha256 = name or hashlib.sha256(grey).hexdigest()
-    return fingerprint(Radiograph(grey, 255, sha256, "PNG", cautions))
+    return fingerprint(Radiograph(grey, 255, sha256, "PNG", warnings))
 
 
 def texture(seed: int) -> Pixels:
@@ -108,34 +113,34 @@ def texture(seed: int) -> Pixels:
 
 
 @pytest.fixture(scope="module")
-def real() -> tuple[list[LabelledFilm], list[Radiograph]]:
-    films = load_dataset(XRAY)
+def real() -> tuple[list[LabelledImage], list[Radiograph]]:
+    images = load_dataset(XRAY)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return films, list(pool.map(lambda film: read_radiograph(film.path), films))
+        return images, list(pool.map(lambda image: read_radiograph(image.path), images))
 
 
-@needs_films
+@needs_images
 def test_real_splits_that_were_cleared_of_copies_have_none(
-    real: tuple[list[LabelledFilm], list[Radiograph]],
+    real: tuple[list[LabelledImage], list[Radiograph]],
 ) -> None:
-    """658 688 pairs of films in different splits, and not one false alarm."""
-    films, radiographs = real
-    assert find_leaks(films, [fingerprint(one) for one in radiographs]) == []
+    """658 688 pairs of images in different splits, and not one false alarm."""
+    images, radiographs = real
+    assert find_leaks(images, [fingerprint(one) for one in radiographs]) == []
 
 
-@needs_films
+@needs_images
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_copy_of_a_real_film_is_found(
-    real: tuple[list[LabelledFilm], list[Radiograph]], change: str
+def test_a_changed_copy_of_a_real_image_is_found(
+    real: tuple[list[LabelledImage], list[Radiograph]], change: str
 ) -> None:
     function, least = CHANGES[change]
     chosen = real[1][::20]
     prints = [print_of(one.pixels) for one in chosen]
     prints += [print_of(function(one.pixels), f"changed {at}") for at, one in enumerate(chosen)]
     count = len(chosen)
-    copies = find_copies(prints, [0] * count + [1] * count)
-    right = [copy for copy in copies if copy.second - copy.first == count]
-    assert len(copies) == len(right)
+    near_duplicates = find_near_duplicates(prints, [0] * count + [1] * count)
+    right = [copy for copy in near_duplicates if copy.second - copy.first == count]
+    assert len(near_duplicates) == len(right)
     assert len(right) >= least * count
     mirrored = sum(copy.mirrored for copy in right)
     assert mirrored >= 0.97 * len(right) if change == "mirrored" else mirrored == 0
@@ -145,29 +150,29 @@ def test_a_changed_copy_of_a_real_film_is_found(
 def test_changed_copies_are_found_among_other_pictures(change: str) -> None:
     pictures = [texture(seed) for seed in range(12)]
     prints = [print_of(one) for one in (*pictures, CHANGES[change][0](pictures[5]))]
-    (copy,) = find_copies(prints, range(13))
+    (copy,) = find_near_duplicates(prints, range(13))
     assert (copy.first, copy.second) == (5, 12)
 
 
-def test_films_of_one_part_are_not_compared() -> None:
+def test_images_of_one_part_are_not_compared() -> None:
     prints = [print_of(texture(1)), print_of(recoded(texture(1), 50))]
-    assert len(find_copies(prints, ["train", "val"])) == 1
-    assert find_copies(prints, ["train", "train"]) == []
+    assert len(find_near_duplicates(prints, ["train", "val"])) == 1
+    assert find_near_duplicates(prints, ["train", "train"]) == []
 
 
-def test_more_films_than_a_block_and_pairs_in_every_place() -> None:
+def test_more_images_than_a_block_and_pairs_in_every_place() -> None:
     """The search goes in blocks of 512 rows: a pair may lie within one or across two."""
     draw = np.random.default_rng(0)
     noise = [cv2.resize(draw.integers(0, 256, (16, 16), np.uint8), (64, 64)) for _ in range(1030)]
     for first, second in ((0, 511), (3, 512), (600, 1029)):
         noise[second] = np.clip(noise[first] * 0.9 + 5, 0, 255).astype(np.uint8)
-    found = find_copies([print_of(one) for one in noise], range(1030))
+    found = find_near_duplicates([print_of(one) for one in noise], range(1030))
     assert [(copy.first, copy.second) for copy in found] == [(0, 511), (3, 512), (600, 1029)]
 
 
 def test_hash_distance_is_that_of_imagehash() -> None:
     first, second = texture(2), toned(recoded(texture(2), 20), 1.4)
-    (copy,) = find_copies([print_of(first), print_of(second)], range(2))
+    (copy,) = find_near_duplicates([print_of(first), print_of(second)], range(2))
     small = [
         Image.fromarray(cv2.resize(one, (64, 64), interpolation=cv2.INTER_AREA))
         for one in (first, second)
@@ -176,51 +181,51 @@ def test_hash_distance_is_that_of_imagehash() -> None:
     assert copy.distance == expected
 
 
-def test_a_sixteen_bit_film_and_its_eight_bit_copy_are_one() -> None:
+def test_a_sixteen_bit_image_and_its_eight_bit_copy_are_one() -> None:
     grey = texture(3)
     deep = fingerprint(Radiograph(grey.astype(np.uint16) * 16, 4095, "deep", "TIFF"))
-    (copy,) = find_copies([print_of(grey), deep], range(2))
+    (copy,) = find_near_duplicates([print_of(grey), deep], range(2))
     assert copy.likeness > 0.99
 
 
 def test_phantoms_are_all_one_drawing_and_no_copies() -> None:
-    films = [cv2.resize(draw_phantom(seed), (160, 160)) for seed in range(4)]
-    marked = [print_of(film, "", Caution.SYNTHETIC) for film in films]
-    assert find_copies(marked, range(4)) == []
-    assert len(find_copies([print_of(film) for film in films], range(4))) > 0
+    images = [cv2.resize(draw_phantom(seed), (160, 160)) for seed in range(4)]
+    marked = [print_of(image, "", WarningCode.SYNTHETIC) for image in images]
+    assert find_near_duplicates(marked, range(4)) == []
+    assert len(find_near_duplicates([print_of(image) for image in images], range(4))) > 0
 
 
-def film_in(split: str, name: str, patient: str = "") -> LabelledFilm:
-    return LabelledFilm(Path(split, name), "covid", split, patient)
+def image_in(split: str, name: str, patient: str = "") -> LabelledImage:
+    return LabelledImage(Path(split, name), "covid", split, patient)
 
 
 def test_patients_come_first_then_equal_files_then_copies() -> None:
-    films = [
-        film_in("train", "a.png", "p7"),
-        film_in("train", "b.png"),
-        film_in("train", "c.png"),
-        film_in("val", "d.png", "p7"),
-        film_in("test", "e.png"),
-        film_in("test", "f.png"),
-        film_in("", "g.png", "p7"),
+    images = [
+        image_in("train", "a.png", "p7"),
+        image_in("train", "b.png"),
+        image_in("train", "c.png"),
+        image_in("val", "d.png", "p7"),
+        image_in("test", "e.png"),
+        image_in("test", "f.png"),
+        image_in("", "g.png", "p7"),
     ]
     pictures = [texture(seed) for seed in (0, 1, 2, 3, 1, 9)] + [texture(0)]
     pictures[5] = recoded(texture(2), 60)
-    leaks = find_leaks(films, [print_of(one) for one in pictures])
+    leaks = find_leaks(images, [print_of(one) for one in pictures])
     assert [(leak.first, leak.second, leak.why) for leak in leaks] == [
         ("train/a.png", "val/d.png", "same patient"),
         ("train/b.png", "test/e.png", "same bytes"),
         ("train/c.png", "test/f.png", "near-duplicate"),
     ]
     assert str(leaks[0]) == "patient p7 is in train and in val (train/a.png, val/d.png)"
-    assert str(leaks[1]).endswith("are one film (same bytes)")
+    assert str(leaks[1]).endswith("are one image (same bytes)")
     assert leaks[2].distance is not None
     assert leaks[2].distance <= 10
 
 
 def test_a_patient_in_three_splits_is_named_for_each_two() -> None:
-    films = [film_in(split, f"{n}.png", "p1") for split in ("train", "val", "test") for n in "ab"]
-    leaks = find_leaks(films, [print_of(texture(seed)) for seed in range(6)])
+    images = [image_in(split, f"{n}.png", "p1") for split in ("train", "val", "test") for n in "ab"]
+    leaks = find_leaks(images, [print_of(texture(seed)) for seed in range(6)])
     assert [(leak.first_split, leak.second_split) for leak in leaks] == [
         ("train", "val"),
         ("train", "test"),
@@ -229,8 +234,8 @@ def test_a_patient_in_three_splits_is_named_for_each_two() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_too_few_films_for_a_pair(count: int) -> None:
-    assert find_copies([print_of(texture(0))] * count, range(count)) == []
+def test_too_few_images_for_a_pair(count: int) -> None:
+    assert find_near_duplicates([print_of(texture(0))] * count, range(count)) == []
 
 
 LEAKS: Sequence[Leak] = (
@@ -259,5 +264,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_copies_say_how_alike_they_are() -> None:
-    (copy,) = find_copies([print_of(texture(4)), print_of(texture(4)[:, ::-1])], range(2))
-    assert copy == Copy(0, 1, distance=0, likeness=pytest.approx(1, abs=1e-3), mirrored=True)
+    (copy,) = find_near_duplicates([print_of(texture(4)), print_of(texture(4)[:, ::-1])], range(2))
+    assert copy == NearDuplicate(
+        0, 1, distance=0, likeness=pytest.approx(1, abs=1e-3), mirrored=True
+    )

@@ -1,4 +1,4 @@
-"""The patient bootstrap: against scikit-learn on the films drawn, and that patients count."""
+"""The patient bootstrap: against scikit-learn on the images drawn, and that patients count."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from deepcovid_edge.errors import UsageError
 from deepcovid_export.evaluation.bootstrap import BootstrapSettings, bootstrap
 
 
-def films(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def images(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     draw = np.random.default_rng(seed)
     positive = np.arange(count) % 3 == 0
     scores = np.round(1 / (1 + np.exp(-draw.normal(size=count) - 1.2 * positive)), 2)
     return scores, positive
 
 
-def test_figures_are_scikit_learns_on_the_films_that_were_drawn() -> None:
-    """The same draws, one by one, with every film repeated as often as its patient was drawn."""
-    scores, positive = films(60)
+def test_figures_are_scikit_learns_on_the_images_that_were_drawn() -> None:
+    """The same draws, one by one, with every image repeated as often as its patient was drawn."""
+    scores, positive = images(60)
     patients = [f"p{index // 2}" for index in range(60)]
     owner = np.unique(patients, return_inverse=True)[1]
     draw = np.random.default_rng(3)
@@ -37,8 +37,8 @@ def test_figures_are_scikit_learns_on_the_films_that_were_drawn() -> None:
         assert found[name] == pytest.approx(np.quantile(values, [0.025, 0.975]))
 
 
-def test_films_of_one_patient_add_no_certainty() -> None:
-    scores, positive = films(60)
+def test_images_of_one_patient_add_no_certainty() -> None:
+    scores, positive = images(60)
     alone = bootstrap(scores, positive, [f"p{i}" for i in range(60)], 0.5)
     often, truth = np.repeat(scores, 8), np.repeat(positive, 8)
     same = bootstrap(often, truth, [f"p{i // 8}" for i in range(480)], 0.5)
@@ -57,25 +57,25 @@ def test_films_of_one_patient_add_no_certainty() -> None:
 def test_interval_over_patients_without_repeats_is_near_delongs() -> None:
     from deepcovid_edge.decision.statistics import auc_interval
 
-    scores, positive = films(300)
+    scores, positive = images(300)
     found = bootstrap(scores, positive, [f"p{i}" for i in range(300)], 0.5)
     assert found is not None
     assert found["auc"] == pytest.approx(auc_interval(scores, positive), abs=0.02)
 
 
 def test_the_same_seed_gives_the_same_interval() -> None:
-    scores, positive = films(40)
+    scores, positive = images(40)
     patients = [f"p{i}" for i in range(40)]
     assert bootstrap(scores, positive, patients, 0.5) == bootstrap(scores, positive, patients, 0.5)
 
 
 def test_unknown_patients_are_patients_of_their_own_and_are_counted() -> None:
-    scores, positive = films(40)
+    scores, positive = images(40)
     assert bootstrap(scores, positive, [""] * 40, 0.5) is None
     found = bootstrap(scores, positive, ["p1"] * 10 + [""] * 30, 0.5)
     assert found is not None
     assert found["patients"] == 31
-    assert found["films_without_patient"] == 30
+    assert found["images_without_patient"] == 30
 
 
 def test_one_class_alone_has_a_rate_and_no_area() -> None:

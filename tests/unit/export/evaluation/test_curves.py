@@ -12,35 +12,35 @@ from hypothesis import strategies as st
 metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn (extra export) draws curves")
 
 from deepcovid_export.evaluation.curves import (
-    CALIBRATION_BINS,
     MOST_POINTS,
+    RELIABILITY_BINS,
     THRESHOLDS,
     average_precision,
-    calibration,
     confusion,
     curves,
     histograms,
     operating_points,
+    reliability,
     threshold_table,
 )
 
-FILMS = st.lists(
+IMAGES = st.lists(
     st.tuples(st.integers(0, 40).map(lambda step: step / 40), st.booleans()),
     min_size=2,
     max_size=80,
-).filter(lambda films: len({positive for _, positive in films}) == 2)
+).filter(lambda images: len({positive for _, positive in images}) == 2)
 
 
-def arrays(films: list[tuple[float, bool]]) -> tuple[np.ndarray, np.ndarray]:
-    scores, positive = zip(*films, strict=True)
+def arrays(images: list[tuple[float, bool]]) -> tuple[np.ndarray, np.ndarray]:
+    scores, positive = zip(*images, strict=True)
     return np.array(scores), np.array(positive)
 
 
-@given(FILMS)
+@given(IMAGES)
 def test_areas_under_the_stored_curves_are_those_of_the_scores(
-    films: list[tuple[float, bool]],
+    images: list[tuple[float, bool]],
 ) -> None:
-    scores, positive = arrays(films)
+    scores, positive = arrays(images)
     found = curves(scores, positive)
     assert found is not None
     roc, recall = found["roc"], found["precision_recall"]
@@ -50,11 +50,11 @@ def test_areas_under_the_stored_curves_are_those_of_the_scores(
     assert steps.sum() == pytest.approx(average_precision(scores, positive), abs=1e-4)
 
 
-@given(FILMS)
+@given(IMAGES)
 def test_curve_over_the_threshold_is_what_the_threshold_does(
-    films: list[tuple[float, bool]],
+    images: list[tuple[float, bool]],
 ) -> None:
-    scores, positive = arrays(films)
+    scores, positive = arrays(images)
     found = curves(scores, positive)
     assert found is not None
     over = found["over_threshold"]
@@ -82,34 +82,34 @@ def test_a_long_curve_is_thinned_and_keeps_its_ends() -> None:
     assert found["roc"]["sensitivity"][-1] == 1
 
 
-@given(FILMS)
+@given(IMAGES)
 def test_calibration_error_is_the_mean_gap_of_share_and_probability(
-    films: list[tuple[float, bool]],
+    images: list[tuple[float, bool]],
 ) -> None:
     """Binned one by one: bins are open below and closed above, the first closed on both sides."""
-    scores, positive = arrays(films)
-    edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
+    scores, positive = arrays(images)
+    edges = np.linspace(0, 1, RELIABILITY_BINS + 1)
     gaps = 0.0
     for low, high in pairwise(edges):
         inside = (scores <= high) & ((scores > low) | (low == 0))
         if inside.any():
             gaps += abs(positive[inside].mean() - scores[inside].mean()) * inside.sum()
-    found = calibration(scores, positive)
+    found = reliability(scores, positive)
     assert found["expected_calibration_error"] == pytest.approx(gaps / len(scores), abs=1e-9)
-    assert sum(found["bins"]["films"]) == len(scores)
+    assert sum(found["bins"]["images"]) == len(scores)
     assert len({len(values) for values in found["bins"].values()}) == 1
     assert found["brier"] == pytest.approx(np.mean((scores - positive) ** 2))
 
 
-@given(FILMS)
-def test_histograms_lose_no_film(films: list[tuple[float, bool]]) -> None:
-    scores, positive = arrays(films)
+@given(IMAGES)
+def test_histograms_lose_no_image(images: list[tuple[float, bool]]) -> None:
+    scores, positive = arrays(images)
     found = histograms(scores, ["covid" if truth else "normal" for truth in positive])
-    assert sum(found["films"]["covid"]) == positive.sum()
-    assert sum(found["films"]["normal"]) == (~positive).sum()
+    assert sum(found["images"]["covid"]) == positive.sum()
+    assert sum(found["images"]["normal"]) == (~positive).sum()
 
 
-def test_confusion_has_every_class_even_one_without_films() -> None:
+def test_confusion_has_every_class_even_one_without_images() -> None:
     found = confusion(np.array([0, 0, 2]), np.array([0, 2, 2]), ("a", "b", "c"))
     assert found == {"classes": ["a", "b", "c"], "counts": [[1, 0, 1], [0, 0, 0], [0, 0, 1]]}
 
@@ -122,9 +122,9 @@ def test_threshold_table_holds_the_models_own_threshold_in_its_place() -> None:
     assert rows[-1]["sensitivity"]["successes"] == 0
 
 
-@given(FILMS)
-def test_operating_points_reach_what_they_are_named_after(films: list[tuple[float, bool]]) -> None:
-    scores, positive = arrays(films)
+@given(IMAGES)
+def test_operating_points_reach_what_they_are_named_after(images: list[tuple[float, bool]]) -> None:
+    scores, positive = arrays(images)
     own, sensitive, *specific = operating_points(scores, positive, 0.5, "chosen elsewhere")
     assert own["threshold"] == 0.5
     assert own["origin"] == "chosen elsewhere"

@@ -1,4 +1,4 @@
-"""What `evaluate` says: every form of a model, more than two classes, and models side by side."""
+"""`evaluate`: every kind of model, more than two classes, and models side by side."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ for needed in ("sklearn", "torch", "onnx"):
 
 import torch
 
-from deepcovid_edge.datasets.dataset import LabelledFilm
+from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.errors import DataError, OutputError, UsageError
 from deepcovid_edge.imaging.phantom import draw_phantom
 from deepcovid_edge.manifest import InputSpec, ModelManifest
@@ -30,14 +30,14 @@ LABELS = ("covid", "normal", "pneumonia", "tuberculosis")
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> list[LabelledFilm]:
-    folder = tmp_path_factory.mktemp("films")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[LabelledImage]:
+    folder = tmp_path_factory.mktemp("images")
     made = []
     for number in range(16):
         path = folder / f"{number:02d}.png"
-        film = draw_phantom(number, opacities=2 * (number % 4))
-        cv2.imwrite(str(path), cv2.resize(film, None, fx=0.15, fy=0.15))
-        made.append(LabelledFilm(path, LABELS[number % 4], patient=f"p{number // 2}", view="PA"))
+        image = draw_phantom(number, opacities=2 * (number % 4))
+        cv2.imwrite(str(path), cv2.resize(image, None, fx=0.15, fy=0.15))
+        made.append(LabelledImage(path, LABELS[number % 4], patient=f"p{number // 2}", view="PA"))
     return made
 
 
@@ -60,12 +60,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_checkpoint_and_its_onnx_file_have_the_same_figures(
-    films: list[LabelledFilm], checkpoint: Path
+    images: list[LabelledImage], checkpoint: Path
 ) -> None:
     model = checkpoint.with_name("three.onnx")
     noise = np.random.default_rng(0).integers(0, 256, (2, 96, 96), dtype=np.uint8)
     export_checkpoint(checkpoint, model, noise)
-    report = evaluate_side_by_side([checkpoint, model], films, description="phantoms")
+    report = evaluate_side_by_side([checkpoint, model], images, description="phantoms")
     first, second = report["evaluations"]
     assert [it["backend"].partition("-")[0] for it in (first, second)] == ["torch", "onnxruntime"]
     assert first["by_label"] == second["by_label"]
@@ -76,10 +76,10 @@ def test_a_checkpoint_and_its_onnx_file_have_the_same_figures(
 
 
 def test_three_classes_have_all_their_confusions(
-    films: list[LabelledFilm], checkpoint: Path
+    images: list[LabelledImage], checkpoint: Path
 ) -> None:
     """Two labels of the data set belong to one class; the positive class is one of three."""
-    figures = evaluate(checkpoint, films, description="phantoms")
+    figures = evaluate(checkpoint, images, description="phantoms")
     counts = np.array(figures["confusion"]["counts"])
     assert figures["confusion"]["classes"] == ["healthy", "covid", "other"]
     assert counts.sum(axis=1).tolist() == [4, 4, 8]
@@ -92,21 +92,21 @@ def test_three_classes_have_all_their_confusions(
     assert set(figures["by_view"]) == {"PA"}
 
 
-def test_a_label_of_no_class_is_named(films: list[LabelledFilm], checkpoint: Path) -> None:
-    foreign = [*films, replace(films[0], label="fracture")]
+def test_a_label_of_no_class_is_named(images: list[LabelledImage], checkpoint: Path) -> None:
+    foreign = [*images, replace(images[0], label="fracture")]
     with pytest.raises(DataError, match="label 'fracture' belongs to no class"):
         evaluate(checkpoint, foreign, description="phantoms")
 
 
-def test_films_of_which_none_can_be_read_are_no_zero(checkpoint: Path, tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_text("no film")
-    with pytest.raises(DataError, match="test: none of 1 films was assessed"):
-        evaluate(checkpoint, [LabelledFilm(tmp_path / "broken.png", "covid")], description="test")
+def test_images_of_which_none_can_be_read_are_no_zero(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_text("no image")
+    with pytest.raises(DataError, match="test: none of 1 images was assessed"):
+        evaluate(checkpoint, [LabelledImage(tmp_path / "broken.png", "covid")], description="test")
 
 
-def test_one_model_is_not_compared(films: list[LabelledFilm], checkpoint: Path) -> None:
+def test_one_model_is_not_compared(images: list[LabelledImage], checkpoint: Path) -> None:
     with pytest.raises(UsageError, match="expected two or more"):
-        evaluate_side_by_side([checkpoint], films, description="phantoms")
+        evaluate_side_by_side([checkpoint], images, description="phantoms")
 
 
 @pytest.mark.parametrize(

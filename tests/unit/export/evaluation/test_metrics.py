@@ -21,7 +21,7 @@ from deepcovid_export.evaluation.metrics import (
     normal_interval,
     operating_point,
     rate,
-    threshold_for_new_films,
+    threshold_for_new_images,
 )
 
 TRUTH = st.lists(st.booleans(), min_size=2, max_size=60).filter(lambda t: any(t) and not all(t))
@@ -53,22 +53,22 @@ def test_operating_point_keeps_the_sensitivity_and_is_the_highest_that_does(
     assert without >= sensitivity - 1e-9
 
 
-def test_operating_point_lies_between_two_films() -> None:
+def test_operating_point_lies_between_two_images() -> None:
     scores = np.array([0.9, 0.8, 0.3, 0.6, 0.1])
     truth = np.array([True, True, True, False, False])
     assert operating_point(scores, truth, 0.98) == pytest.approx(0.2)
     assert operating_point(scores, truth, 0.6) == pytest.approx(0.7)
 
 
-def test_the_threshold_keeps_on_new_films_what_it_promises() -> None:
-    """Drawn again and again, 52 films set it and 52 others judge it."""
+def test_the_threshold_keeps_on_new_images_what_it_promises() -> None:
+    """Drawn again and again, 52 images set it and 52 others classify it."""
     draw = np.random.default_rng(11)
     positive = np.ones(53, bool)
     found, plain = [], []
     for _ in range(4000):
         scores = np.append(draw.normal(0, 1, 52), -9.0)  # a negative far below
         positive[52] = False
-        threshold, expected = threshold_for_new_films(scores, positive, 0.98)
+        threshold, expected = threshold_for_new_images(scores, positive, 0.98)
         new = draw.normal(0, 1, 52)
         found.append((new >= threshold).mean())
         plain.append((new >= operating_point(scores, positive, 0.98)).mean())
@@ -79,14 +79,14 @@ def test_the_threshold_keeps_on_new_films_what_it_promises() -> None:
 
 def test_too_few_positives_promise_less_and_say_so() -> None:
     scores = np.array([0.9, 0.8, 0.3, 0.1])
-    threshold, expected = threshold_for_new_films(scores, scores > 0.2, 0.98)
+    threshold, expected = threshold_for_new_images(scores, scores > 0.2, 0.98)
     assert (threshold, expected) == (pytest.approx(0.2), 0.75)
-    threshold, expected = threshold_for_new_films(scores, scores > 0.2, 0.5)
+    threshold, expected = threshold_for_new_images(scores, scores > 0.2, 0.5)
     assert (threshold, expected) == (pytest.approx(0.55), 0.5)
 
 
 def test_operating_point_needs_a_positive() -> None:
-    with pytest.raises(ValueError, match="no positive film"):
+    with pytest.raises(ValueError, match="no positive image"):
         operating_point(np.array([0.1]), np.array([False]), 0.98)
 
 
@@ -106,7 +106,7 @@ def test_rates_have_the_intervals_of_statsmodels(trials: int, data: st.DataObjec
     ("successes", "trials", "half"), [(98, 100, 2.7), (2787, 3000, 0.9)], ids=["98 %", "92.9 %"]
 )
 def test_the_papers_own_intervals_come_out(successes: int, trials: int, half: float) -> None:
-    """Minaee et al. 2020: sensitivity 98 % of 100 films, specificity 92.9 % of 3,000."""
+    """Minaee et al. 2020: sensitivity 98 % of 100 images, specificity 92.9 % of 3,000."""
     assert round(100 * normal_half_width(successes, trials), 1) == half
 
 
@@ -142,8 +142,8 @@ def test_area_needs_both_classes() -> None:
     assert auc(np.array([0.1, 0.9]), np.array([False, True])) == 1.0
 
 
-def test_a_perfect_ranking_of_few_films_is_no_certainty() -> None:
-    """DeLong's interval has no width there; one film against eleven proves little."""
+def test_a_perfect_ranking_of_few_images_is_no_certainty() -> None:
+    """DeLong's interval has no width there; one image against eleven proves little."""
     scores = np.arange(12) / 12
     low, high = auc_interval(scores, scores == scores.max()) or (1, 1)
     assert 0.2 < low < 0.7
@@ -166,6 +166,6 @@ def test_interval_of_the_area_holds_the_truth_as_often_as_it_says(counts: tuple[
         held += low <= 0.9401 <= high
         low, high = statistics.auc_interval(scores, positive)
         delongs += low <= 0.9401 <= high
-    assert held / 400 >= (0.92 if min(counts) < statistics.FEW_FILMS else 0.85)
-    if min(counts) < statistics.FEW_FILMS:
+    assert held / 400 >= (0.92 if min(counts) < statistics.FEW_IMAGES else 0.85)
+    if min(counts) < statistics.FEW_IMAGES:
         assert delongs / 400 < 0.80

@@ -1,6 +1,6 @@
 """The shortcut report: what is hidden is gone, and who reads the frame is found out.
 
-Stand-in networks of one line each are judged here, since what they go by must be known.
+Stand-in networks of one line each are classified here, since what they go by must be known.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 pytest.importorskip("sklearn", reason="scikit-learn (extra export) computes the figures")
 
 from deepcovid_edge.backends import Inference
-from deepcovid_edge.datasets.dataset import LabelledFilm
+from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.imaging.pictures import Radiograph
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.manifest import InputSpec, ModelManifest, ResizeRule
-from deepcovid_edge.reasons import Caution
-from deepcovid_export.evaluation.predictions import judge
+from deepcovid_edge.reasons import WarningCode
+from deepcovid_export.evaluation.predictions import classify
 from deepcovid_export.evaluation.shortcuts import (
     ShortcutSettings,
     hide_lungs,
@@ -40,7 +40,7 @@ RULES = st.sampled_from(list(ResizeRule))
 SIDES = st.floats(0.5, 0.95)
 
 
-def film_of(pixels: NDArray[np.generic]) -> Radiograph:
+def image_of(pixels: NDArray[np.generic]) -> Radiograph:
     white = 255 if pixels.dtype == np.uint8 else 65535
     return Radiograph(pixels, white, "", "PNG")  # type: ignore[arg-type]
 
@@ -62,12 +62,12 @@ def centre(spec: InputSpec, side: float, *, slack: int) -> NDArray[np.bool_]:
 def test_nothing_of_the_lungs_is_left_when_they_are_hidden(
     shape: tuple[int, int], rule: ResizeRule, side: float, kind: type
 ) -> None:
-    """Two films that differ in the rectangle alone become one and the same."""
+    """Two images that differ in the rectangle alone become one and the same."""
     spec = InputSpec(64, 64, rule)
     first, other = noise(shape, 1, kind), noise(shape, 2, kind)
-    hidden = hide_lungs(film_of(first), spec, side).pixels
+    hidden = hide_lungs(image_of(first), spec, side).pixels
     other[hidden == first] = first[hidden == first]
-    assert np.array_equal(hidden, hide_lungs(film_of(other), spec, side).pixels)
+    assert np.array_equal(hidden, hide_lungs(image_of(other), spec, side).pixels)
 
 
 @given(SHAPES, RULES, SIDES)
@@ -76,9 +76,9 @@ def test_nothing_of_the_frame_is_left_when_only_the_lungs_are_kept(
 ) -> None:
     spec = InputSpec(64, 64, rule)
     first, other = noise(shape, 1), noise(shape, 2)
-    kept = keep_lungs(film_of(first), spec, side).pixels
+    kept = keep_lungs(image_of(first), spec, side).pixels
     other[kept == first] = first[kept == first]
-    assert np.array_equal(kept, keep_lungs(film_of(other), spec, side).pixels)
+    assert np.array_equal(kept, keep_lungs(image_of(other), spec, side).pixels)
 
 
 @given(SHAPES, st.sampled_from([ResizeRule.CENTRE_CROP, ResizeRule.SQUASH]), SIDES)
@@ -86,10 +86,10 @@ def test_the_rectangle_is_the_centre_of_what_the_network_sees(
     shape: tuple[int, int], rule: ResizeRule, side: float
 ) -> None:
     spec = InputSpec(64, 64, rule)
-    film = film_of(noise(shape, 3))
+    image = image_of(noise(shape, 3))
     whole, hidden, only = (
         prepare(it, spec).astype(int)
-        for it in (film, hide_lungs(film, spec, side), keep_lungs(film, spec, side))
+        for it in (image, hide_lungs(image, spec, side), keep_lungs(image, spec, side))
     )
     inner, outer = centre(spec, side, slack=-1), ~centre(spec, side, slack=1)
     assert np.ptp(hidden[inner]) <= 1
@@ -98,12 +98,12 @@ def test_the_rectangle_is_the_centre_of_what_the_network_sees(
     assert np.ptp(only[outer]) <= 1
 
 
-def test_the_film_itself_is_not_changed() -> None:
+def test_the_image_itself_is_not_changed() -> None:
     pixels = noise((120, 140), 5)
-    film = film_of(pixels.copy())
-    hide_lungs(film, InputSpec(64, 64), 0.8)
-    keep_lungs(film, InputSpec(64, 64), 0.8)
-    assert np.array_equal(film.pixels, pixels)
+    image = image_of(pixels.copy())
+    hide_lungs(image, InputSpec(64, 64), 0.8)
+    keep_lungs(image, InputSpec(64, 64), 0.8)
+    assert np.array_equal(image.pixels, pixels)
 
 
 @pytest.mark.parametrize("settings", [{"side": 1.0}, {"other_sides": (0.0,)}, {"limit": 0.3}])
@@ -113,11 +113,11 @@ def test_settings_out_of_range_are_refused(settings: dict[str, float]) -> None:
 
 
 class MeanReader:
-    """Its logit is the mean grey of a part of the film: of the frame, or of the lungs."""
+    """Its logit is the mean grey of a part of the image: of the frame, or of the lungs."""
 
     sha256 = "0" * 64
     name = "stand-in-cpu"
-    cautions: tuple[Caution, ...] = ()
+    warnings: tuple[WarningCode, ...] = ()
     on_cpu = True
     manifest = ModelManifest(
         "reader", "reader", ("non", "covid"), "covid", 0.5, input=InputSpec(64, 64)
@@ -139,8 +139,8 @@ class MeanReader:
     def __exit__(self, *_: object) -> None: ...
 
 
-def write_films(folder: Path, *, frame: int, lungs: int) -> list[LabelledFilm]:
-    """Sixty films of two shapes; with covid, frame and lungs are so many grey levels brighter."""
+def write_images(folder: Path, *, frame: int, lungs: int) -> list[LabelledImage]:
+    """Sixty images of two shapes; with covid, frame and lungs are so many grey levels brighter."""
     draw = np.random.default_rng(0)
     written = []
     for number in range(60):
@@ -153,51 +153,51 @@ def write_films(folder: Path, *, frame: int, lungs: int) -> list[LabelledFilm]:
         cv2.imwrite(str(path), np.clip(pixels, 0, 255).astype(np.uint8))
         site = ("ieee8023 (a.org) via web", "ieee8023 (b.org) via web", "", "Hospital")[number % 4]
         label = "covid" if positive else "non"
-        written.append(LabelledFilm(path, label, patient=f"p{number // 2}", source=site))
+        written.append(LabelledImage(path, label, patient=f"p{number // 2}", source=site))
     return written
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> list[LabelledFilm]:
-    """Films whose frame tells the class as well as their lungs do."""
-    return write_films(tmp_path_factory.mktemp("films"), frame=25, lungs=25)
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[LabelledImage]:
+    """Images whose frame tells the class as well as their lungs do."""
+    return write_images(tmp_path_factory.mktemp("images"), frame=25, lungs=25)
 
 
 @pytest.fixture(scope="module")
-def fair_films(tmp_path_factory: pytest.TempPathFactory) -> list[LabelledFilm]:
-    """Films of one source: their lungs alone tell the class."""
-    return write_films(tmp_path_factory.mktemp("fair"), frame=0, lungs=25)
+def fair_images(tmp_path_factory: pytest.TempPathFactory) -> list[LabelledImage]:
+    """Images of one source: their lungs alone tell the class."""
+    return write_images(tmp_path_factory.mktemp("fair"), frame=0, lungs=25)
 
 
-def test_a_network_that_reads_the_frame_is_found_out(films: list[LabelledFilm]) -> None:
-    found = measure_shortcuts(MeanReader(frame=True), films)
+def test_a_network_that_reads_the_frame_is_found_out(images: list[LabelledImage]) -> None:
+    found = measure_shortcuts(MeanReader(frame=True), images)
     assert found["lungs_hidden"]["auc"] == found["whole"]["auc"] > 0.95
     assert found["reads_the_source"] is True
     assert found["verdict"].startswith("Reads the source")
 
 
-def test_a_network_that_reads_the_lungs_is_not_accused(fair_films: list[LabelledFilm]) -> None:
-    found = measure_shortcuts(MeanReader(frame=False), fair_films)
+def test_a_network_that_reads_the_lungs_is_not_accused(fair_images: list[LabelledImage]) -> None:
+    found = measure_shortcuts(MeanReader(frame=False), fair_images)
     assert found["whole"]["auc"] == found["lungs_only"]["auc"] == 1
     assert found["lungs_hidden"]["auc"] < 0.7
     assert found["reads_the_source"] is False
 
 
-def test_areas_are_told_apart_by_shape_and_by_source(films: list[LabelledFilm]) -> None:
-    found = measure_shortcuts(MeanReader(frame=True), films)
-    assert {name: group["films"] for name, group in found["by_shape"].items()} == {
+def test_areas_are_told_apart_by_shape_and_by_source(images: list[LabelledImage]) -> None:
+    found = measure_shortcuts(MeanReader(frame=True), images)
+    assert {name: group["images"] for name, group in found["by_shape"].items()} == {
         "square": 40,
         "landscape": 20,
     }
     assert set(found["within_source"]) == {"ieee8023 (all sites)"}
 
 
-def test_sites_of_a_collection_are_judged_together(films: list[LabelledFilm]) -> None:
+def test_sites_of_a_collection_are_judged_together(images: list[LabelledImage]) -> None:
     """One site has covid alone, the other none: together they have both."""
-    judged = judge(MeanReader(frame=True), films)
-    groups = within_source(judged)
+    classified = classify(MeanReader(frame=True), images)
+    groups = within_source(classified)
     assert set(groups) == {"ieee8023 (all sites)"}
-    assert groups["ieee8023 (all sites)"]["films"] == 30
+    assert groups["ieee8023 (all sites)"]["images"] == 30
     assert groups["ieee8023 (all sites)"]["positives"] == 15
 
 
@@ -214,8 +214,8 @@ def test_the_verdict_says_yes_no_or_too_few() -> None:
     assert verdict(wider, 0.7)[0] is None
 
 
-def test_the_summary_travels_in_a_manifest(films: list[LabelledFilm]) -> None:
-    found = measure_shortcuts(MeanReader(frame=True), films)
+def test_the_summary_travels_in_a_manifest(images: list[LabelledImage]) -> None:
+    found = measure_shortcuts(MeanReader(frame=True), images)
     summary = shortcut_summary(found, "val", "f" * 64)
     manifest = ModelManifest(
         "net", "net", ("non", "covid"), "covid", 0.5, training={"shortcuts": summary}

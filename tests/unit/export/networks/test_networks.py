@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the workstation side needs extra export")
 
 import onnx
-from exported_networks import exported_network, films, settled
+from exported_networks import exported_network, images, settled
 from torch import Tensor, nn
 
 from deepcovid_edge.errors import DataError, ModelFileError, UsageError
@@ -61,7 +61,7 @@ def test_mean_of_the_activation_maps_is_the_logit_at_every_size(architecture: st
     sizes = (32, 512) if architecture in ("small_cnn", "squeezenet1_1") else (32, 128)
     for size in sizes:  # and 224 below, through ONNX Runtime
         with torch.inference_mode():
-            logits, maps = network(films(1, size))
+            logits, maps = network(images(1, size))
         assert logits.shape == (1, 4)
         assert maps.shape[:2] == (1, 4)
         torch.testing.assert_close(maps.mean(dim=(2, 3)), logits)
@@ -79,12 +79,12 @@ def test_the_table_of_networks_is_what_the_networks_are() -> None:
         assert row in text
 
 
-def row_of(architecture: str, unit: float, letter: str, form: str) -> str:
+def row_of(architecture: str, unit: float, letter: str, variant: str) -> str:
     with torch.device("meta"):
         network = build_network(architecture, 2).eval()
         side = network(torch.zeros(1, 224, 224, dtype=torch.uint8))[1].shape[2]
     count = sum(parameter.numel() for parameter in network.parameters())
-    return f"| `{architecture}` | {count / unit:{form}} {letter} | {side} x {side} |"
+    return f"| `{architecture}` | {count / unit:{variant}} {letter} | {side} x {side} |"
 
 
 def test_an_unknown_architecture_is_answered_with_the_known_ones() -> None:
@@ -100,8 +100,8 @@ def test_small_cnn_says_at_each_position_what_the_original_says_of_its_window() 
         convolution.padding = (0, 0)
     dense = [layers["dense1"], layers["dense2"], network.maps[0]]
 
-    def original(film: Tensor) -> Tensor:
-        seen = nn.functional.max_pool2d(first(film).relu(), 8)
+    def original(image: Tensor) -> Tensor:
+        seen = nn.functional.max_pool2d(first(image).relu(), 8)
         seen = nn.functional.max_pool2d(second(seen).relu(), 8).flatten(1)
         assert seen.shape == (1, 16)
         for layer in dense:
@@ -109,11 +109,11 @@ def test_small_cnn_says_at_each_position_what_the_original_says_of_its_window() 
             seen = seen.relu() if layer is not dense[-1] else seen
         return seen
 
-    film = films(1, 224)
-    normalised = (film[:, None].float() / 255 - GREY_MEAN) / GREY_STD
+    image = images(1, 224)
+    normalised = (image[:, None].float() / 255 - GREY_MEAN) / GREY_STD
     with torch.inference_mode():
         assert original(normalised[:, :, :128, :128]).shape == (1, 3)
-        maps = network(film)[1]
+        maps = network(image)[1]
         for row, column in ((8, 8), (12, 15)):
             top, left = (8 * (place - 6) - 2 for place in (row, column))
             window = normalised[:, :, top : top + 100, left : left + 100]
@@ -129,10 +129,10 @@ def test_folded_imagenet_weights_see_grey_as_torchvision_sees_rgb(
     network = build_network(architecture, 2).eval()
     path = save_weights(reference, tmp_path / "weights.pth")
     assert load_imagenet(network, architecture, path) == "weights.pth"
-    film = films(1, 96)
+    image = images(1, 96)
     mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (IMAGENET_MEAN, IMAGENET_STD))
-    rgb = (film[:, None].expand(-1, 3, -1, -1) / 255 - mean) / std
-    grey = network.normalise(film[:, None].float())
+    rgb = (image[:, None].expand(-1, 3, -1, -1) / 255 - mean) / std
+    grey = network.normalise(image[:, None].float())
     with torch.inference_mode():
         if architecture.startswith("squeezenet"):
             expected, got = reference.features(rgb), network.features(grey)
@@ -196,7 +196,7 @@ def changed_by_a_step(network: Classifier) -> set[str]:
     optimiser = torch.optim.AdamW(network.parameters(), lr=0.01, weight_decay=0.1)
     network.eval()
     network.train()
-    logits, _ = network(films(4, 32))
+    logits, _ = network(images(4, 32))
     optimiser.zero_grad()
     nn.functional.cross_entropy(logits, torch.tensor([0, 1, 0, 1])).backward()
     optimiser.step()
@@ -253,7 +253,7 @@ def test_layers_that_there_are_not_are_refused() -> None:
 
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
 def test_onnx_runtime_computes_what_torch_computes(architecture: str) -> None:
-    """Every network, in the opset and the form that TensorRT takes, with a dynamic batch."""
+    """Every network, in the opset and the variant that TensorRT takes, with a dynamic batch."""
     network = exported_network(architecture)
     assert network.parity.max_logit_difference <= TOLERANCE
     assert network.parity.max_map_difference <= 1e-3

@@ -30,16 +30,16 @@ from deepcovid_export.onnx_export.to_onnx import export_network
 SHIPPED = find_model("squeezenet1_1")
 
 
-def logits(model: onnx.ModelProto, films: np.ndarray) -> np.ndarray:
+def logits(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    (answer,) = session.run(["logits"], {"images": films})
+    (answer,) = session.run(["logits"], {"images": images})
     return np.asarray(answer)
 
 
 @pytest.fixture(scope="module")
-def films() -> np.ndarray:
+def images() -> np.ndarray:
     return np.random.default_rng(7).integers(0, 256, (4, 224, 224), dtype=np.uint8)
 
 
@@ -49,7 +49,7 @@ def network() -> onnx.ModelProto:
 
 
 def test_file_is_half_the_size_and_computes_with_the_rounded_weights(
-    network: onnx.ModelProto, films: np.ndarray
+    network: onnx.ModelProto, images: np.ndarray
 ) -> None:
     halved = store_half(network)
     assert halved.ByteSize() < 0.52 * network.ByteSize()
@@ -59,16 +59,16 @@ def test_file_is_half_the_size_and_computes_with_the_rounded_weights(
         if item.data_type == TensorProto.FLOAT and np.prod(item.dims) >= 256:
             weights = numpy_helper.to_array(item).astype(np.float16).astype(np.float32)
             item.CopyFrom(numpy_helper.from_array(weights, item.name))
-    assert np.array_equal(logits(halved, films), logits(rounded, films))
-    assert np.abs(logits(halved, films) - logits(network, films)).max() < 0.02
+    assert np.array_equal(logits(halved, images), logits(rounded, images))
+    assert np.abs(logits(halved, images) - logits(network, images)).max() < 0.02
 
 
-def test_folding_gives_one_fp32_network_again(network: onnx.ModelProto, films: np.ndarray) -> None:
+def test_folding_gives_one_fp32_network_again(network: onnx.ModelProto, images: np.ndarray) -> None:
     halved = store_half(network)
     full = restore_float(halved)
     assert not any(item.data_type == TensorProto.FLOAT16 for item in full.graph.initializer)
     assert len(full.graph.node) == len(network.graph.node)
-    assert np.array_equal(logits(full, films), logits(halved, films))
+    assert np.array_equal(logits(full, images), logits(halved, images))
 
 
 def test_it_can_be_quantised_and_built_like_any_fp32_file(
@@ -106,9 +106,9 @@ def small() -> tuple[Classifier, ModelManifest]:
 
 def test_export_says_what_rounding_changed(tmp_path: Path) -> None:
     network, manifest = small()
-    films = np.random.default_rng(2).integers(0, 256, (6, 128, 128), dtype=np.uint8)
+    images = np.random.default_rng(2).integers(0, 256, (6, 128, 128), dtype=np.uint8)
     output = tmp_path / "small.onnx"
-    written, parity = export_network(network, manifest, output, films, half_weights=True)
+    written, parity = export_network(network, manifest, output, images, half_weights=True)
     assert parity.max_logit_difference <= 1e-4
     rounding = written.training["export"]["half_weights"]
     assert rounding["decisions_turned"] == 0
@@ -121,15 +121,15 @@ def test_export_says_what_rounding_changed(tmp_path: Path) -> None:
 
 def test_export_is_not_written_where_rounding_turns_a_decision(tmp_path: Path) -> None:
     network, manifest = small()
-    films = np.random.default_rng(2).integers(0, 256, (6, 128, 128), dtype=np.uint8)
+    images = np.random.default_rng(2).integers(0, 256, (6, 128, 128), dtype=np.uint8)
     whole, rounded = tmp_path / "whole.onnx", tmp_path / "rounded.onnx"
-    export_network(network, manifest, whole, films)
-    export_network(network, manifest, rounded, films, half_weights=True)
+    export_network(network, manifest, whole, images)
+    export_network(network, manifest, rounded, images, half_weights=True)
     scores = []
     for path in (whole, rounded):
         with load_backend(path) as backend:
-            scores.append(probabilities(backend.infer(films).logits)[0, 1])
+            scores.append(probabilities(backend.infer(images).logits)[0, 1])
     between = replace(manifest, threshold=float(np.mean(scores)))
     with pytest.raises(ModelFileError, match=r"turn [1-6] of 6 decisions"):
-        export_network(network, between, tmp_path / "no.onnx", films, half_weights=True)
+        export_network(network, between, tmp_path / "no.onnx", images, half_weights=True)
     assert not (tmp_path / "no.onnx").exists()

@@ -1,4 +1,4 @@
-"""What the tests of the quantiser share: a tiny network, its films and its forms, made once.
+"""What the tests of the quantiser share: a tiny network, its images and its variants, made once.
 
 Imported when they are asked for: without extra `export` these tests are skipped.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Films to calibrate and to judge on, as folders of splits."""
+    """Images to calibrate and to classify on, as folders of splits."""
     from tiny_network import draw_data
 
     return draw_data(tmp_path_factory.mktemp("data"))
@@ -33,11 +33,11 @@ def parent(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def made(parent: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
-    """The network in each flavour."""
-    from tiny_network import FLAVOURS, make
+    """The network in each variant."""
+    from tiny_network import VARIANTS, make
 
     folder = tmp_path_factory.mktemp("made")
     return {
-        name: make(parent, data, lowered, folder / f"tiny-{name}.onnx")
-        for name, lowered in FLAVOURS.items()
+        name: make(parent, data, variant, folder / f"tiny-{name}.onnx")
+        for name, variant in VARIANTS.items()
     }

@@ -1,4 +1,4 @@
-"""Which films calibrate, and what ranges they give."""
+"""Which images calibrate, and what ranges they give."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.errors import DataError, UsageError
 from deepcovid_export.quantization.calibration import (
     BINS,
-    FilmBatches,
     Histogram,
+    ImageBatches,
     channel_peaks,
-    choose_films,
+    choose_images,
 )
 from deepcovid_export.quantization.equalise import equalise, find_pairs
 from deepcovid_export.quantization.quantize import quantize
 
-# Which films calibrate -----------------------------------------------------------------------
+# Which images calibrate -----------------------------------------------------------------------
 
 
-def test_films_are_balanced_over_classes_and_labels_and_always_the_same(
+def test_images_are_balanced_over_classes_and_labels_and_always_the_same(
     data: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "data"
@@ -47,29 +47,29 @@ def test_films_are_balanced_over_classes_and_labels_and_always_the_same(
         path.rename(copy / "train/hazier" / path.name)
     for path in sorted((copy / "train/clear").iterdir()):
         shutil.copy(path, path.with_stem(path.stem + "_again"))
-    chosen = choose_films(copy, MANIFEST, 18)
+    chosen = choose_images(copy, MANIFEST, 18)
     assert chosen.by_class == {"clear": 9, "hazy": 9}
     assert chosen.split == "train"
-    labels = [film.label for film in chosen.films]
+    labels = [image.label for image in chosen.images]
     assert (labels.count("clear"), labels.count("hazy"), labels.count("hazier")) == (9, 5, 4)
     assert labels[::2] == ["clear"] * 9  # any first few are balanced, too
-    again = choose_films(copy, MANIFEST, 18)
-    assert [film.path for film in again.films] == [film.path for film in chosen.films]
-    assert not any("/val/" in str(film.path) for film in chosen.films)
+    again = choose_images(copy, MANIFEST, 18)
+    assert [image.path for image in again.images] == [image.path for image in chosen.images]
+    assert not any("/val/" in str(image.path) for image in chosen.images)
 
 
-def test_a_broken_film_is_passed_over(data: Path, tmp_path: Path) -> None:
+def test_a_broken_image_is_passed_over(data: Path, tmp_path: Path) -> None:
     copy = tmp_path / "data"
     shutil.copytree(data, copy)
     for seed in range(3):
-        (copy / f"train/clear/clear{seed:02d}.png").write_bytes(b"no film")
-    chosen = choose_films(copy, MANIFEST, 128)
+        (copy / f"train/clear/clear{seed:02d}.png").write_bytes(b"no image")
+    chosen = choose_images(copy, MANIFEST, 128)
     assert chosen.by_class == {"clear": 9, "hazy": 9}
-    assert set(chosen.refused.values()) == {"E_NOT_IMAGE"}
-    assert len(chosen.refused) == 3
+    assert set(chosen.not_assessed.values()) == {"E_NOT_IMAGE"}
+    assert len(chosen.not_assessed) == 3
 
 
-def test_three_films_are_too_few_and_the_error_says_how_many_are_needed(
+def test_three_images_are_too_few_and_the_error_says_how_many_are_needed(
     parent: Path, data: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "few"
@@ -78,49 +78,49 @@ def test_three_films_are_too_few_and_the_error_says_how_many_are_needed(
     for name in ("clear/clear00.png", "clear/clear01.png", "hazy/hazy00.png"):
         shutil.copy(data / "train" / name, copy / name)
     with pytest.raises(DataError) as error:
-        choose_films(copy, MANIFEST, 128)
+        choose_images(copy, MANIFEST, 128)
     assert str(error.value) == (
-        f"{copy}: got 3 calibration films (clear 2, hazy 1), expected at least 16, that is 8 of "
-        "each class: add labelled films of these classes"
+        f"{copy}: got 3 calibration images (clear 2, hazy 1), expected at least 16, that is 8 of "
+        "each class: add labelled images of these classes"
     )
-    options = ["--precision", "int8", "--calibration", copy, "--gate", data]
+    options = ["--precision", "int8", "--calibration", copy, "--equivalence", data]
     done = quantize_command(parent, *options, cwd=tmp_path)
     assert done.returncode == 1
-    assert "got 3 calibration films (clear 2, hazy 1), expected at least 16" in done.stderr
+    assert "got 3 calibration images (clear 2, hazy 1), expected at least 16" in done.stderr
     assert not list(tmp_path.glob("*.onnx"))
 
 
-def test_a_class_without_films_is_an_error(data: Path, tmp_path: Path) -> None:
+def test_a_class_without_images_is_an_error(data: Path, tmp_path: Path) -> None:
     shutil.copytree(data / "train/clear", tmp_path / "data/clear")
     with pytest.raises(DataError, match=r"\(clear 12, hazy 0\), expected at least 16"):
-        choose_films(tmp_path / "data", MANIFEST, 128)
+        choose_images(tmp_path / "data", MANIFEST, 128)
 
 
-def test_films_to_judge_on_never_calibrate(parent: Path, data: Path, tmp_path: Path) -> None:
+def test_images_to_judge_on_never_calibrate(parent: Path, data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is the split 'val'"):
-        choose_films(data / "val", MANIFEST, 128)
+        choose_images(data / "val", MANIFEST, 128)
     shutil.copytree(data / "val", tmp_path / "data/val")
     shutil.copytree(data / "val", tmp_path / "data/test")
     with pytest.raises(
-        DataError, match="has the splits test, val; films to calibrate on come from"
+        DataError, match="has the splits test, val; images to calibrate on come from"
     ):
-        choose_films(tmp_path / "data", MANIFEST, 128)
+        choose_images(tmp_path / "data", MANIFEST, 128)
     with pytest.raises(DataError, match="has a part in making the file"):
-        quantize(parent, data, gate=data / "train")
-    with pytest.raises(UsageError, match="has no splits, expected 'val' to judge on"):
+        quantize(parent, data, equivalence=data / "train")
+    with pytest.raises(UsageError, match="has no splits, expected 'val' to classify on"):
         quantize(parent, data / "train")
 
 
-def test_films_are_read_batch_by_batch_and_let_go(data: Path) -> None:
-    films = load_dataset(data, split="train")
-    batches = iter(FilmBatches(films, SPEC))
+def test_images_are_read_batch_by_batch_and_let_go(data: Path) -> None:
+    images = load_dataset(data, split="train")
+    batches = iter(ImageBatches(images, SPEC))
     first = next(batches)
     assert first.shape == (8, 64, 64)
     seen = weakref.ref(first)
     del first
     gc.collect()
     assert seen() is None
-    assert sum(len(batch) for batch in batches) == len(films) - 8
+    assert sum(len(batch) for batch in batches) == len(images) - 8
 
 
 # What decides the ranges ---------------------------------------------------------------------
@@ -156,7 +156,7 @@ def test_equalising_changes_no_bit_of_what_the_network_says(parent: Path, data: 
     values = numpy_helper.to_array(loud).copy()
     values[3] = 50
     loud.CopyFrom(numpy_helper.from_array(values, loud.name))
-    films = load_dataset(data, split="train")
+    images = load_dataset(data, split="train")
     pairs = find_pairs(model)
     assert [pair.producer.output[0] for pair in pairs] == [
         "first",
@@ -166,10 +166,10 @@ def test_equalising_changes_no_bit_of_what_the_network_says(parent: Path, data: 
         "main1",
     ]
     tensors = [pair.activation for pair in pairs]
-    batches = FilmBatches(films, SPEC)
+    batches = ImageBatches(images, SPEC)
     peaks = channel_peaks(model, tensors, batches)
     even = equalise(model, peaks)
     after = channel_peaks(even, tensors, batches)
     assert np.ptp(after["squeeze_relu"]) < np.ptp(peaks["squeeze_relu"]) / 4
-    seen = pixels(films)
+    seen = pixels(images)
     assert np.array_equal(run(even, seen), run(model, seen))

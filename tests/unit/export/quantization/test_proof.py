@@ -1,4 +1,4 @@
-"""A form verified on films of its own, and what `infer --backend auto` makes of it."""
+"""A variant verified on images of its own, and what `infer --backend auto` makes of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 pytest.importorskip("onnx", reason="the workstation side needs extra export")
 pytest.importorskip("onnxruntime", reason="the workstation side needs extra export")
 
-from tiny_network import FLAVOURS, Made, graph, quantize_command, saved, weights
+from tiny_network import VARIANTS, Made, graph, quantize_command, saved, weights
 
 from deepcovid_edge import backends
 from deepcovid_edge.backends import fastest_verified, load_backend
@@ -23,19 +23,21 @@ from deepcovid_export.quantization.quantize import QuantizeSettings, quantize
 
 @pytest.fixture
 def proved(parent: Path, data: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """The network, and beside it its INT8 form for CPUs, verified on 400 films of its own."""
+    """The network, and beside it its INT8 variant for CPUs, verified on 400 images of its own."""
     model = tmp_path / "tiny.onnx"
     shutil.copy(parent, model)
     beside = tmp_path / "tiny-int8-cpu.onnx"
-    films = load_dataset(other_films(tmp_path / "other", data))
-    done = quantize(model, data, QuantizeSettings(FLAVOURS["int8-cpu"]), proof=films, output=beside)
+    images = load_dataset(other_images(tmp_path / "other", data))
+    done = quantize(
+        model, data, QuantizeSettings(VARIANTS["int8-cpu"]), proof=images, output=beside
+    )
     assert done.proof is not None
     assert done.proof["verdict"] == "unchanged", done.proof
     return model, beside
 
 
-def other_films(folder: Path, data: Path) -> Path:
-    """Films unlike those of `data` by their noise alone: 200 of a class."""
+def other_images(folder: Path, data: Path) -> Path:
+    """Images unlike those of `data` by their noise alone: 200 of a class."""
     draw = np.random.default_rng(99)
     for path in sorted((data / "val").rglob("*.png")):
         pixel = np.asarray(Image.open(path), np.int16)
@@ -52,12 +54,12 @@ def test_proof_stands_in_the_file_and_auto_takes_it(
 ) -> None:
     model, beside = proved
     verified = read_manifest(beside).quantization["verified"]
-    assert verified["films"] == 400
+    assert verified["images"] == 400
     assert verified["verdict"] == "unchanged"
     monkeypatch.setattr(backends, "computes_int8_exactly", lambda: True)
     assert fastest_verified(model) == beside
     with load_backend(beside) as loaded:
-        assert loaded.cautions == ()
+        assert loaded.warnings == ()
     monkeypatch.setattr(backends, "computes_int8_exactly", lambda: False)
     assert fastest_verified(model) == model
 
@@ -70,29 +72,29 @@ def test_auto_passes_over_a_form_of_another_model_or_without_proof(
     other = saved(model.with_name("other.onnx"), graph(weights()))
     shutil.copy(beside, other.with_name("other-int8-cpu.onnx"))
     assert fastest_verified(other) == other
-    shutil.copy(made["int8-cpu"].path, beside)  # passed the gate, was never verified
+    shutil.copy(made["int8-cpu"].path, beside)  # passed the equivalence check, was never verified
     assert fastest_verified(model) == model
     with load_backend(beside) as loaded:
-        assert [caution.code for caution in loaded.cautions] == ["W_UNVERIFIED"]
+        assert [warning.code for warning in loaded.warnings] == ["W_UNVERIFIED"]
     beside.write_bytes(b"torn")
     assert fastest_verified(model) == model
 
 
-def test_films_that_made_the_file_prove_nothing(parent: Path, data: Path, tmp_path: Path) -> None:
+def test_images_that_made_the_file_prove_nothing(parent: Path, data: Path, tmp_path: Path) -> None:
     options = ["--precision", "int8", "--for", "cpu", "--calibration", data]
     done = quantize_command(parent, *options, "--verify", data, "--split", "val", cwd=tmp_path)
     assert done.returncode == 1
-    assert "has a part in making the file: judge on other films with --verify" in done.stderr
+    assert "has a part in making the file: classify on other images with --verify" in done.stderr
 
 
-def test_too_few_films_to_prove_it_are_said_to_be_so(
+def test_too_few_images_to_prove_it_are_said_to_be_so(
     parent: Path, data: Path, tmp_path: Path
 ) -> None:
-    other = other_films(tmp_path / "other", data)
+    other = other_images(tmp_path / "other", data)
     for path in sorted(other.rglob("*-[1-9]*.png")):
         path.unlink()
     options = ["--precision", "int8", "--for", "cpu", "--calibration", data, "--verify", other]
     done = quantize_command(parent, *options, "-o", "out.onnx", cwd=tmp_path)
     assert done.returncode == 3
-    assert "verified on other films: insufficient, 0 of 16 decisions turned" in done.stderr
+    assert "verified on other images: insufficient, 0 of 16 decisions turned" in done.stderr
     assert not read_manifest(tmp_path / "out.onnx").is_verified

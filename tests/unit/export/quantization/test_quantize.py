@@ -1,6 +1,6 @@
-"""FP32 to FP16 and INT8: what the files hold, which films calibrate, and when nothing is written.
+"""FP32 to FP16 and INT8: what the files hold, which images calibrate, and when nothing is written.
 
-The network is made here: a fire block and a residual block, its head fitted to synthetic films.
+The network is made here: a fire block and a residual block, its head fitted to synthetic images.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 from tiny_network import (
-    FLAVOURS,
+    VARIANTS,
     Made,
     fitted,
     graph,
@@ -46,19 +46,19 @@ from deepcovid_edge.manifest import (
     read_manifest,
 )
 from deepcovid_edge.validation.verify import CHANGED
-from deepcovid_export.quantization.calibration import choose_films
+from deepcovid_export.quantization.calibration import choose_images
 from deepcovid_export.quantization.int8_graph import residual_adds
-from deepcovid_export.quantization.mixed_precision import Lowered
+from deepcovid_export.quantization.mixed_precision import Variant
 from deepcovid_export.quantization.quantize import MAX_ERROR, QuantizeSettings, quantize
 
 # What the files hold -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
-def test_file_keeps_the_contract(flavour: str, made: dict[str, Made], parent: Path) -> None:
-    model, path = made[flavour].model, made[flavour].path
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_file_keeps_the_contract(variant: str, made: dict[str, Made], parent: Path) -> None:
+    model, path = made[variant].model, made[variant].path
     assert model.ir_version <= 10
-    expected = 18 if flavour == "fp16" else 19
+    expected = 18 if variant == "fp16" else 19
     assert [(item.domain, item.version) for item in model.opset_import] == [("", expected)]
     tensors = [
         (item.name, item.type.tensor_type.elem_type)
@@ -80,48 +80,55 @@ def test_file_keeps_the_contract(flavour: str, made: dict[str, Made], parent: Pa
     onnx.checker.check_model(model, full_check=True)
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_manifest_says_what_was_done(
-    flavour: str, made: dict[str, Made], parent: Path, data: Path
+    variant: str, made: dict[str, Made], parent: Path, data: Path
 ) -> None:
-    manifest, before = made[flavour].manifest, read_manifest(parent)
-    assert manifest.name == f"tiny-{flavour}"
-    assert manifest.precision == flavour.partition("-")[0]
+    manifest, before = made[variant].manifest, read_manifest(parent)
+    assert manifest.name == f"tiny-{variant}"
+    assert manifest.precision == variant.partition("-")[0]
     assert manifest.parent_sha256 == file_sha256(parent)
-    for name in ("classes", "positive_class", "threshold", "band", "input", "training"):
+    for name in (
+        "classes",
+        "positive_class",
+        "threshold",
+        "indeterminate_range",
+        "input",
+        "training",
+    ):
         assert getattr(manifest, name) == getattr(before, name)
     facts = manifest.quantization
-    assert facts["left_out"] == []
-    assert facts["gate"]["films"] == 16
-    assert facts["gate"]["verdict"] == "insufficient"  # 8 of a class show no change of 1 %
-    if flavour == "fp16":
-        assert manifest.gate["max_flips"] == 0
-        assert manifest.gate["max_auc_change"] == 0.001
+    assert facts["excluded"] == []
+    assert facts["equivalence"]["images"] == 16
+    assert facts["equivalence"]["verdict"] == "insufficient"  # 8 of a class show no change of 1 %
+    if variant == "fp16":
+        assert manifest.equivalence["max_flips"] == 0
+        assert manifest.equivalence["max_auc_change"] == 0.001
         assert "calibration" not in facts
         return
-    assert manifest.gate["max_flips"] == 0.01
-    chosen = choose_films(data, before, 128)
+    assert manifest.equivalence["max_flips"] == 0.01
+    chosen = choose_images(data, before, 128)
     assert facts["calibration"] == {
-        "films": 24,
+        "images": 24,
         "by_class": {"clear": 12, "hazy": 12},
         "split": "train",
-        "data_sha256": dataset_sha256(chosen.films),
-        "refused": 0,
+        "data_sha256": dataset_sha256(chosen.images),
+        "not_assessed": 0,
     }
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_logits_stay_near_those_of_the_parent(
-    flavour: str, made: dict[str, Made], parent: Path, data: Path
+    variant: str, made: dict[str, Made], parent: Path, data: Path
 ) -> None:
-    films = pixels(load_dataset(data, split="val"))
+    images = pixels(load_dataset(data, split="val"))
     with load_backend(parent, backend="onnxruntime") as before:
-        expected = before.infer(films, activation_maps=True)
-    with load_backend(made[flavour].path, backend="onnxruntime") as now:
-        seen = now.infer(films, activation_maps=True)
+        expected = before.infer(images, activation_maps=True)
+    with load_backend(made[variant].path, backend="onnxruntime") as now:
+        seen = now.infer(images, activation_maps=True)
     spread = np.std(expected.logits)
     error = np.sqrt(np.mean((seen.logits - expected.logits) ** 2)) / spread
-    assert error <= (0.002 if flavour == "fp16" else 2 * MAX_ERROR)
+    assert error <= (0.002 if variant == "fp16" else 2 * MAX_ERROR)
     assert error > 0  # it is another precision
     assert seen.activation_maps is not None
     assert np.allclose(seen.activation_maps.mean(axis=(2, 3)), seen.logits, atol=1e-4)
@@ -167,7 +174,7 @@ def test_int8_for_cpus_has_uint8_activations_and_integer_biases(made: dict[str, 
     assert len(biases) == 6
     assert {value.dtype.name for value in biases} == {"int32"}
     assert stored["maps.weight"].dtype == np.float32
-    assert made["int8-cpu"].manifest.quantization["never_lowered"] == ["first", "maps"]
+    assert made["int8-cpu"].manifest.quantization["never_quantised"] == ["first", "maps"]
     scales = {name: stored[f"{name}_scale"] for name in ("cat", "expand1_relu", "expand3_relu")}
     assert len({float(value) for value in scales.values()}) == 1  # Concat only moves bytes
 
@@ -175,29 +182,29 @@ def test_int8_for_cpus_has_uint8_activations_and_integer_biases(made: dict[str, 
 def test_same_inputs_give_the_same_bytes(
     made: dict[str, Made], parent: Path, data: Path, tmp_path: Path
 ) -> None:
-    for seed, flavour in enumerate(("int8-tensorrt", "int8-cpu"), start=1):
-        _, target = flavour.split("-")
-        output = tmp_path / f"{flavour}.onnx"
+    for seed, variant in enumerate(("int8-tensorrt", "int8-cpu"), start=1):
+        _, target = variant.split("-")
+        output = tmp_path / f"{variant}.onnx"
         options = ["--precision", "int8", "--for", target, "--calibration", data, "-o", output]
         done = quantize_command(parent, *options, seed=str(seed))
         assert done.returncode == 0, done.stderr
-        assert output.read_bytes() == made[flavour].path.read_bytes()
+        assert output.read_bytes() == made[variant].path.read_bytes()
 
 
 # What TensorRT takes -------------------------------------------------------------------------
 
 
-class Films(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, films: NDArray[np.uint8]) -> None:
-        self._batches = iter([{"images": films}])
+class Images(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, images: NDArray[np.uint8]) -> None:
+        self._batches = iter([{"images": images}])
 
     def get_next(self) -> Any:
         return next(self._batches, None)
 
 
-@pytest.mark.parametrize("flavour", ["fp16", "int8-tensorrt"])
-def test_what_is_made_for_tensorrt_is_taken(flavour: str, made: dict[str, Made]) -> None:
-    check_typed(made[flavour].path)
+@pytest.mark.parametrize("variant", ["fp16", "int8-tensorrt"])
+def test_what_is_made_for_tensorrt_is_taken(variant: str, made: dict[str, Made]) -> None:
+    check_typed(made[variant].path)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +231,7 @@ def test_onnxruntimes_own_defaults_are_refused_with_the_mend(
     quantize_static(
         str(parent),
         str(path),
-        Films(pixels(load_dataset(data, split="train")[:8])),
+        Images(pixels(load_dataset(data, split="train")[:8])),
         quant_format=options.get("format", QuantFormat.QDQ),
         activation_type=options.get("activation_type", QuantType.QUInt8),
         weight_type=QuantType.QInt8,
@@ -268,22 +275,22 @@ def test_residual_additions_are_fused_or_left_in_float(
 # When a layer costs too much, and when nothing is written ------------------------------------
 
 
-@pytest.mark.parametrize("flavour", ["int8-tensorrt", "int8-cpu"])
+@pytest.mark.parametrize("variant", ["int8-tensorrt", "int8-cpu"])
 def test_costly_layers_are_found_left_out_and_listed(
-    flavour: str, data: Path, tmp_path: Path
+    variant: str, data: Path, tmp_path: Path
 ) -> None:
     spoilt = saved(tmp_path / "spoilt.onnx", graph(fitted(weights(spoilt=("squeeze",)), data)))
-    settings = QuantizeSettings(FLAVOURS[flavour])
+    settings = QuantizeSettings(VARIANTS[variant])
     done = quantize(spoilt, data, settings, output=tmp_path / "done.onnx")
     assert done.output is not None
     assert next(iter(done.sensitivity)) == "squeeze"
     assert done.sensitivity["squeeze"] > 10 * MAX_ERROR
     facts = done.manifest.quantization
-    assert facts["left_out"][-1] == "squeeze"
+    assert facts["excluded"][-1] == "squeeze"
     assert facts["relative_rmse"] <= MAX_ERROR
     model = onnx.load(done.output)
     kinds = {item.name: item.data_type for item in model.graph.initializer}
-    rest = TensorProto.FLOAT16 if flavour == "int8-tensorrt" else TensorProto.FLOAT
+    rest = TensorProto.FLOAT16 if variant == "int8-tensorrt" else TensorProto.FLOAT
     assert kinds["squeeze.weight"] == rest
     assert kinds["main1.weight_quantized"] == TensorProto.INT8
 
@@ -292,9 +299,9 @@ def test_a_layer_left_out_for_a_cpu_is_not_quantised_by_onnxruntime_behind_our_b
     data: Path, tmp_path: Path
 ) -> None:
     spoilt = saved(tmp_path / "spoilt.onnx", graph(fitted(weights(spoilt=("main1",)), data)))
-    settings = QuantizeSettings(FLAVOURS["int8-cpu"])
+    settings = QuantizeSettings(VARIANTS["int8-cpu"])
     done = quantize(spoilt, data, settings, output=tmp_path / "done.onnx")
-    assert done.manifest.quantization["left_out"] == ["main1"]
+    assert done.manifest.quantization["excluded"] == ["main1"]
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3
@@ -308,7 +315,7 @@ def test_a_layer_left_out_for_a_cpu_is_not_quantised_by_onnxruntime_behind_our_b
 
 def test_rest_in_fp32_keeps_left_out_layers_in_fp32(data: Path, tmp_path: Path) -> None:
     spoilt = saved(tmp_path / "spoilt.onnx", graph(fitted(weights(spoilt=("squeeze",)), data)))
-    settings = QuantizeSettings(Lowered("int8", "tensorrt", "fp32"))
+    settings = QuantizeSettings(Variant("int8", "tensorrt", "fp32"))
     done = quantize(spoilt, data, settings, output=tmp_path / "done.onnx")
     kinds = {item.data_type for item in onnx.load(done.output).graph.initializer}
     assert TensorProto.FLOAT16 not in kinds
@@ -318,10 +325,10 @@ def test_rest_in_fp32_keeps_left_out_layers_in_fp32(data: Path, tmp_path: Path) 
 def test_exit_code_3_and_no_file_if_the_gate_cannot_be_passed(data: Path, tmp_path: Path) -> None:
     arrays = fitted(weights(spoilt=("squeeze", "main1")), data)
     spoilt = saved(tmp_path / "spoilt.onnx", graph(arrays))
-    options = ["--precision", "int8", "--calibration", data, "--max-left-out", 0]
+    options = ["--precision", "int8", "--calibration", data, "--max-excluded", 0]
     done = quantize_command(spoilt, *options, "--sensitivity", "--json", cwd=tmp_path)
     assert done.returncode == 3, done.stderr
-    assert "not written: the gate does not let it pass" in done.stderr
+    assert "not written: the equivalence check fails" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["spoilt.onnx"]
     outcome = json.loads(done.stdout)
     assert outcome["output"] is None
@@ -331,23 +338,23 @@ def test_exit_code_3_and_no_file_if_the_gate_cannot_be_passed(data: Path, tmp_pa
 
 
 def test_one_flip_is_too_many_for_fp16(data: Path, parent: Path, tmp_path: Path) -> None:
-    """The threshold is put where FP16 moves a film across it, and no layer may be left out."""
-    films = pixels(load_dataset(data, split="val"))
-    half = quantize(parent, data, QuantizeSettings(Lowered("fp16")), output=tmp_path / "h.onnx")
+    """The threshold is put where FP16 moves an image across it, and no layer may be left out."""
+    images = pixels(load_dataset(data, split="val"))
+    half = quantize(parent, data, QuantizeSettings(Variant("fp16")), output=tmp_path / "h.onnx")
     scores = [
-        one[:, 1] - one[:, 0] for one in (run(onnx.load(p), films) for p in (parent, half.output))
+        one[:, 1] - one[:, 0] for one in (run(onnx.load(p), images) for p in (parent, half.output))
     ]
     place = int(np.argmax(np.abs(scores[1] - scores[0])))
     between = 1 / (1 + np.exp(-(scores[0][place] + scores[1][place]) / 2))
-    manifest = replace(read_manifest(parent), threshold=float(between), band=None)
+    manifest = replace(read_manifest(parent), threshold=float(between), indeterminate_range=None)
     edge = saved(tmp_path / "edge.onnx", onnx.load(parent), manifest)
-    settings = QuantizeSettings(Lowered("fp16"), max_left_out=0)
+    settings = QuantizeSettings(Variant("fp16"), max_excluded=0)
     done = quantize(edge, data, settings, output=tmp_path / "no.onnx")
     assert done.output is None
     assert done.report["flips"]["count"] >= 1
     assert not (tmp_path / "no.onnx").exists()
-    tried = quantize(edge, data, QuantizeSettings(Lowered("fp16")), output=tmp_path / "yes.onnx")
-    assert tried.manifest.quantization["left_out"]  # the gate alone asked for it
+    tried = quantize(edge, data, QuantizeSettings(Variant("fp16")), output=tmp_path / "yes.onnx")
+    assert tried.manifest.quantization["excluded"]  # the equivalence check alone asked for it
     assert (tried.output is not None) == (tried.report["flips"]["count"] == 0)
 
 
@@ -359,8 +366,8 @@ def test_models_that_are_not_fp32_are_refused(
 ) -> None:
     with pytest.raises(ModelFileError, match="is int8 already, expected fp32"):
         quantize(made["int8-cpu"].path, data)
-    for flavour, what in (("fp16", "FP16"), ("int8-cpu", "Q/DQ")):
-        posing = saved(tmp_path / "posing.onnx", made[flavour].model, read_manifest(parent))
+    for variant, what in (("fp16", "FP16"), ("int8-cpu", "Q/DQ")):
+        posing = saved(tmp_path / "posing.onnx", made[variant].model, read_manifest(parent))
         with pytest.raises(ModelFileError, match=f"has {what} in it already"):
             quantize(posing, data)
     with pytest.raises(ModelFileError, match=r"got a \.pt file, expected \.onnx"):
@@ -370,12 +377,12 @@ def test_models_that_are_not_fp32_are_refused(
 @pytest.mark.parametrize(
     ("make", "flag"),
     [
-        (lambda: Lowered("fp8"), "--precision: got 'fp8'"),
-        (lambda: Lowered("fp16", "cpu"), "--for cpu: got --precision fp16"),
-        (lambda: Lowered(rest="bf16"), "--rest: got 'bf16'"),
-        (lambda: QuantizeSettings(films=8), "--films: got 8, expected 16"),
+        (lambda: Variant("fp8"), "--precision: got 'fp8'"),
+        (lambda: Variant("fp16", "cpu"), "--for cpu: got --precision fp16"),
+        (lambda: Variant(rest="bf16"), "--rest: got 'bf16'"),
+        (lambda: QuantizeSettings(images=8), "--images: got 8, expected 16"),
         (lambda: QuantizeSettings(adds="none"), "--adds: got 'none'"),
-        (lambda: QuantizeSettings(max_left_out=-1), "--max-left-out: got -1"),
+        (lambda: QuantizeSettings(max_excluded=-1), "--max-excluded: got -1"),
     ],
 )
 def test_settings_that_make_no_sense_name_their_option(make: Any, flag: str) -> None:
@@ -388,4 +395,4 @@ def test_weights_that_fp16_cannot_hold_are_refused(data: Path, tmp_path: Path) -
     arrays["first.weight"][0, 0, 0, 0] = 1e5
     large = saved(tmp_path / "large.onnx", graph(arrays))
     with pytest.raises(ModelFileError, match=r"first\.weight: weights above 65504"):
-        quantize(large, data, QuantizeSettings(Lowered("fp16")))
+        quantize(large, data, QuantizeSettings(Variant("fp16")))

@@ -16,7 +16,7 @@ from tiny_network import SPEC, Made, fitted, graph, run, weights
 
 from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_export.quantization import stepwise
-from deepcovid_export.quantization.calibration import FilmBatches
+from deepcovid_export.quantization.calibration import ImageBatches
 from deepcovid_export.quantization.stepwise import Stepwise
 
 LAYERS = ("node_first", "node_squeeze", "node_expand1", "node_expand3", "node_main1", "node_main2")
@@ -24,8 +24,8 @@ LAST = ("node_shortcut", "node_activation_maps")
 
 
 @pytest.fixture
-def films(data: Path) -> list[Any]:
-    return list(FilmBatches(load_dataset(data, split="train"), SPEC))
+def images(data: Path) -> list[Any]:
+    return list(ImageBatches(load_dataset(data, split="train"), SPEC))
 
 
 def read_by(model: onnx.ModelProto, layer: str) -> str:
@@ -33,21 +33,21 @@ def read_by(model: onnx.ModelProto, layer: str) -> str:
     return str(tensor)
 
 
-@pytest.mark.parametrize("flavour", ["fp32", "int8-tensorrt", "int8-cpu"])
+@pytest.mark.parametrize("variant", ["fp32", "int8-tensorrt", "int8-cpu"])
 def test_values_are_those_of_a_whole_run(
-    flavour: str, data: Path, made: dict[str, Made], films: list[Any]
+    variant: str, data: Path, made: dict[str, Made], images: list[Any]
 ) -> None:
-    model = graph(fitted(weights(), data)) if flavour == "fp32" else made[flavour].model
-    walk = Stepwise(films)
+    model = graph(fitted(weights(), data)) if variant == "fp32" else made[variant].model
+    walk = Stepwise(images)
     for tensor in (*(read_by(model, layer) for layer in LAYERS + LAST), "logits"):
         reached = list(walk.reach(model, tensor))
-        assert len(reached) == len(films) == 3
-        for values, batch in zip(reached, films, strict=True):
+        assert len(reached) == len(images) == 3
+        for values, batch in zip(reached, images, strict=True):
             np.testing.assert_allclose(values, run(model, batch, tensor), rtol=1e-5, atol=1e-5)
 
 
 def test_no_layer_runs_twice_and_no_more_is_kept_than_is_read_later(
-    made: dict[str, Made], films: list[Any], monkeypatch: pytest.MonkeyPatch
+    made: dict[str, Made], images: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: Counter[str] = Counter()
     sizes: list[int] = []
@@ -58,20 +58,20 @@ def test_no_layer_runs_twice_and_no_more_is_kept_than_is_read_later(
         return opened(part)
 
     monkeypatch.setattr(stepwise, "open_session", counted)
-    model, walk = made["int8-cpu"].model, Stepwise(films)
+    model, walk = made["int8-cpu"].model, Stepwise(images)
     for layer in LAYERS + LAST:
         list(walk.reach(model, read_by(model, layer)))
         sizes.append(sum(values.nbytes for values in walk._kept[0].values()))
     assert set(ran.values()) == {1}
-    one_map = films[0].shape[0] * 16 * 16  # of 16 x 16 places, as integers of one byte
+    one_map = images[0].shape[0] * 16 * 16  # of 16 x 16 places, as integers of one byte
     assert sizes[2:6] == [8 * one_map, 8 * one_map, 16 * one_map, 32 * one_map]
 
 
-def test_what_lies_ahead_may_change(data: Path, films: list[Any]) -> None:
+def test_what_lies_ahead_may_change(data: Path, images: list[Any]) -> None:
     arrays = fitted(weights(), data)
-    walk = Stepwise(films)
+    walk = Stepwise(images)
     list(walk.reach(graph(arrays), "cat"))
     arrays["main1.weight"] = -arrays["main1.weight"]
     changed = graph(arrays)
-    for values, batch in zip(walk.reach(changed, "features"), films, strict=True):
+    for values, batch in zip(walk.reach(changed, "features"), images, strict=True):
         np.testing.assert_allclose(values, run(changed, batch, "features"), rtol=1e-5, atol=1e-5)

@@ -16,9 +16,9 @@ from onnx import helper, numpy_helper
 from tiny_network import SPEC, fitted, graph, pixels, run, weights
 
 from deepcovid_edge.datasets.dataset import load_dataset
-from deepcovid_export.quantization.calibration import FilmBatches
+from deepcovid_export.quantization.calibration import ImageBatches
 from deepcovid_export.quantization.int8_graph import set_weights
-from deepcovid_export.quantization.mixed_precision import Lowered, Lowering
+from deepcovid_export.quantization.mixed_precision import Variant, VariantWriter
 from deepcovid_export.quantization.weight_fit import fit_weights, on_grid
 
 Array = NDArray[np.float64]
@@ -77,24 +77,26 @@ def test_logits_come_nearer_to_the_networks_own(
     target: str, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = graph(fitted(weights(), data))
-    calibrated = Lowering(
-        model, Lowered("int8", target, "fp32"), FilmBatches(load_dataset(data, split="train"), SPEC)
+    calibrated = VariantWriter(
+        model,
+        Variant("int8", target, "fp32"),
+        ImageBatches(load_dataset(data, split="train"), SPEC),
     )
-    films = pixels(load_dataset(data, split="val"))  # none that the weights were fitted on
-    expected = run(model, films)
-    with_fit = np.abs(run(calibrated.write(calibrated.layers), films) - expected).mean()
+    images = pixels(load_dataset(data, split="val"))  # none that the weights were fitted on
+    expected = run(model, images)
+    with_fit = np.abs(run(calibrated.write(calibrated.layers), images) - expected).mean()
     monkeypatch.setattr(
         "deepcovid_export.quantization.mixed_precision.fit_weights", lambda model, *_: model
     )
-    without = np.abs(run(calibrated.write(calibrated.layers), films) - expected).mean()
+    without = np.abs(run(calibrated.write(calibrated.layers), images) - expected).mean()
     assert with_fit < 0.7 * without
 
 
 class Watched:
-    """The constants that `Lowering.write` fits: as they were, and as they are."""
+    """The constants that `VariantWriter.write` fits: as they were, and as they are."""
 
     def __init__(self, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.films = FilmBatches(load_dataset(data, split="train"), SPEC)
+        self.images = ImageBatches(load_dataset(data, split="train"), SPEC)
         self.before: dict[str, NDArray[Any]] = {}
         self.after: dict[str, NDArray[Any]] = {}
         monkeypatch.setattr(
@@ -106,8 +108,8 @@ class Watched:
         self.before, self.after = constants_of(model), constants_of(fit)
         return fit
 
-    def lowering(self, model: onnx.ModelProto, target: str) -> Lowering:
-        return Lowering(model, Lowered("int8", target, "fp32"), self.films)
+    def lowering(self, model: onnx.ModelProto, target: str) -> VariantWriter:
+        return VariantWriter(model, Variant("int8", target, "fp32"), self.images)
 
 
 @pytest.fixture

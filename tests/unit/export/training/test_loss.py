@@ -1,4 +1,4 @@
-"""The loss: torch's own where films have a class, the uniform distribution where they have none."""
+"""The loss: torch's own where images have a class, uniform where they have none."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs extra export")
 
-from deepcovid_export.data.films import NO_CLASS
+from deepcovid_export.data.images import NO_CLASS
 from deepcovid_export.training.loss import summed_loss
 
 WEIGHTS = torch.tensor([0.5, 2.0, 1.0])
 
 
-def test_it_is_torch_s_weighted_mean_where_every_film_has_a_class() -> None:
+def test_it_is_torch_s_weighted_mean_where_every_image_has_a_class() -> None:
     logits, targets = torch.randn(8, 3, generator=torch.manual_seed(1)), torch.arange(8) % 3
     for smoothing in (0.0, 0.1):
         expected = torch.nn.functional.cross_entropy(
@@ -22,7 +22,7 @@ def test_it_is_torch_s_weighted_mean_where_every_film_has_a_class() -> None:
         torch.testing.assert_close(loss / weight, expected)
 
 
-def test_a_film_without_class_is_best_answered_evenly() -> None:
+def test_a_image_without_class_is_best_answered_evenly() -> None:
     nothing = torch.tensor([NO_CLASS])
     even, weight = summed_loss(torch.zeros(1, 3), nothing, WEIGHTS)
     torch.testing.assert_close(even, torch.tensor(3.0).log())
@@ -31,7 +31,7 @@ def test_a_film_without_class_is_best_answered_evenly() -> None:
     assert sure > even
 
 
-def test_films_with_and_without_class_add_up() -> None:
+def test_images_with_and_without_class_add_up() -> None:
     logits = torch.randn(4, 3, generator=torch.manual_seed(2))
     targets = torch.tensor([2, NO_CLASS, 0, NO_CLASS])
     parts = [

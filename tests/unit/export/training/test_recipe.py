@@ -61,7 +61,7 @@ def test_four_class_recipes_differ_in_what_their_names_say() -> None:
     assert recipes["small_cnn"].augment.rotate > 0 == recipes["small_cnn_plain"].augment.rotate
 
 
-def test_the_one_cycle_recipe_finds_its_rate_on_large_pa_films() -> None:
+def test_the_one_cycle_recipe_finds_its_rate_on_large_pa_images() -> None:
     recipe = load_recipe("one_cycle_resnet50")
     assert (recipe.architecture, recipe.input.height) == ("resnet50", 512)
     assert recipe.data.views == ("PA",)

@@ -17,12 +17,12 @@ torch = pytest.importorskip("torch", reason="the workstation side needs extra ex
 
 from torch import nn
 
-from deepcovid_edge.datasets.dataset import LabelledFilm
+from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.errors import DataError, UsageError
 from deepcovid_edge.imaging.phantom import draw_phantom, save_phantom
 from deepcovid_edge.manifest import InputSpec
-from deepcovid_export.data.balance import films_of_an_epoch, loss_weights, unknown_sources
-from deepcovid_export.data.films import FilmDataset, TrainingData
+from deepcovid_export.data.balance import images_of_an_epoch, loss_weights, unknown_sources
+from deepcovid_export.data.images import ImageDataset, TrainingData
 from deepcovid_export.recipe import FindSettings, FitSettings, Recipe, load_recipe
 from deepcovid_export.training.lr_finder import CURVE_NAME, RangeTest, find_learning_rate, suggest
 from deepcovid_export.training.optimisers import build_optimiser, build_schedule
@@ -32,9 +32,9 @@ from deepcovid_export.training.train import RunSettings, Training
 PAPER = load_recipe("paper_squeezenet1_1")
 
 
-def named_films(counts: dict[str, int]) -> list[LabelledFilm]:
+def named_images(counts: dict[str, int]) -> list[LabelledImage]:
     return [
-        LabelledFilm(Path(f"{label}{number}.png"), label)
+        LabelledImage(Path(f"{label}{number}.png"), label)
         for label, count in counts.items()
         for number in range(count)
     ]
@@ -62,9 +62,9 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
-    """Eight films to fit on and four to choose on; positives are brighter."""
-    folder = tmp_path_factory.mktemp("films")
+def images(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
+    """Eight images to fit on and four to choose on; positives are brighter."""
+    folder = tmp_path_factory.mktemp("images")
     drawn = []
     for seed in range(12):
         label = ("normal", "covid")[seed % 2]
@@ -72,54 +72,54 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
         tone = 1.0 if seed % 2 else 0.4
         path = folder / f"{seed}.png"
         save_phantom((pixels * tone).astype(np.uint8), path)
-        drawn.append(LabelledFilm(path, label))
+        drawn.append(LabelledImage(path, label))
     return TrainingData(drawn[:8], drawn[8:], {})
 
 
-def started(recipe: Recipe, films: TrainingData, folder: Path) -> Training:
-    return Training(recipe, films, RunSettings(folder, workers=0))
+def started(recipe: Recipe, images: TrainingData, folder: Path) -> Training:
+    return Training(recipe, images, RunSettings(folder, workers=0))
 
 
-def test_the_papers_84_positive_films_become_420() -> None:
-    films = named_films({"non": 2000, "covid": 84})
-    epoch = films_of_an_epoch(films, PAPER)
-    assert Counter(film.label for film in epoch) == {"non": 2000, "covid": 420}
+def test_the_papers_84_positive_images_become_420() -> None:
+    images = named_images({"non": 2000, "covid": 84})
+    epoch = images_of_an_epoch(images, PAPER)
+    assert Counter(image.label for image in epoch) == {"non": 2000, "covid": 420}
     assert Counter(Counter(epoch).values()) == {1: 2000, 5: 84}
-    assert epoch[: len(films)] == films
+    assert epoch[: len(images)] == images
 
 
 def test_upsampling_without_numbers_makes_all_classes_equally_frequent() -> None:
     recipe = replace(PAPER, fit=FitSettings(balance="upsample", seed=4))
-    films = named_films({"non": 25, "covid": 10})
-    epoch = films_of_an_epoch(films, recipe)
-    assert Counter(film.label for film in epoch) == {"non": 25, "covid": 25}
+    images = named_images({"non": 25, "covid": 10})
+    epoch = images_of_an_epoch(images, recipe)
+    assert Counter(image.label for image in epoch) == {"non": 25, "covid": 25}
     times = Counter(epoch)
-    assert {times[film] for film in films if film.label == "covid"} == {2, 3}
-    assert films_of_an_epoch(films, recipe) == epoch
+    assert {times[image] for image in images if image.label == "covid"} == {2, 3}
+    assert images_of_an_epoch(images, recipe) == epoch
 
 
-def test_films_of_a_rare_source_are_drawn_again_and_count_in_the_weights() -> None:
-    films = [
-        *named_films({"non": 6}),
+def test_images_of_a_rare_source_are_drawn_again_and_count_in_the_weights() -> None:
+    images = [
+        *named_images({"non": 6}),
         *(
-            replace(film, source="ours (web.org) of all")
-            for film in named_films({"non": 2, "covid": 4})
+            replace(image, source="ours (web.org) of all")
+            for image in named_images({"non": 2, "covid": 4})
         ),
     ]
     recipe = replace(PAPER, fit=FitSettings(repeat_sources={"web.org": 3, "nowhere": 9}))
-    assert unknown_sources(films, recipe) == ["nowhere"]
-    epoch = films_of_an_epoch(films, recipe)
-    assert epoch[: len(films)] == films
-    assert Counter(film.source for film in epoch) == {"": 6, films[-1].source: 18}
-    fit, _ = loss_weights(films, recipe)
+    assert unknown_sources(images, recipe) == ["nowhere"]
+    epoch = images_of_an_epoch(images, recipe)
+    assert epoch[: len(images)] == images
+    assert Counter(image.source for image in epoch) == {"": 6, images[-1].source: 18}
+    fit, _ = loss_weights(images, recipe)
     assert fit.tolist() == [1.0, 1.0]  # 12 of each class are drawn
 
 
-def test_a_film_that_is_drawn_again_is_changed_anew(films: TrainingData) -> None:
+def test_a_image_that_is_drawn_again_is_changed_anew(images: TrainingData) -> None:
     recipe = small_recipe(balance="upsample", repeat={"covid": 2})
-    epoch = films_of_an_epoch(films.train, recipe)
+    epoch = images_of_an_epoch(images.train, recipe)
     assert len(epoch) == 12
-    again = FilmDataset(epoch, recipe, training=True)
+    again = ImageDataset(epoch, recipe, training=True)
     assert epoch[8] == epoch[1]
     assert not torch.equal(again[8][0], again[1][0])
 
@@ -136,7 +136,7 @@ def test_weights_are_inverse_frequencies_where_nothing_else_evens_classes_out(
     balance: Any, fitted: list[float], chosen: list[float]
 ) -> None:
     recipe = replace(PAPER, fit=FitSettings(balance=balance))
-    fit, val = loss_weights(named_films({"non": 8, "covid": 2}), recipe)
+    fit, val = loss_weights(named_images({"non": 8, "covid": 2}), recipe)
     assert (fit.tolist(), val.tolist()) == (fitted, chosen)
 
 
@@ -178,13 +178,13 @@ def test_schedules_stay_or_rise_to_the_peak_and_fall() -> None:
 
 
 def test_a_step_moves_the_weights_no_further_than_clip_allows(
-    films: TrainingData, tmp_path: Path
+    images: TrainingData, tmp_path: Path
 ) -> None:
     recipe = small_recipe(
         optimiser="sgd", momentum=0.0, weight_decay=0.0, learning_rate=1.0, clip=1e-3,
         schedule="constant",
     )  # fmt: skip
-    training = started(recipe, films, tmp_path)
+    training = started(recipe, images, tmp_path)
     before = [weight.detach().clone() for weight in training.network.parameters()]
     training.fit_batch(*next(iter(training.batches())))
     after = [weight.detach() for weight in training.network.parameters()]
@@ -195,15 +195,15 @@ def test_a_step_moves_the_weights_no_further_than_clip_allows(
 
 @pytest.mark.parametrize("layers", ["last", "all"])
 def test_an_epoch_changes_the_layers_that_the_recipe_names(
-    layers: Any, films: TrainingData, tmp_path: Path
+    layers: Any, images: TrainingData, tmp_path: Path
 ) -> None:
     recipe = replace(small_recipe(layers=layers, average=0.5), architecture="resnet18")
-    training = started(recipe, films, tmp_path)
-    before = {name: value.clone() for name, value in training.judged.state_dict().items()}
+    training = started(recipe, images, tmp_path)
+    before = {name: value.clone() for name, value in training.classified.state_dict().items()}
     training.run_epoch()
     changed = {
         name
-        for name, value in training.judged.state_dict().items()
+        for name, value in training.classified.state_dict().items()
         if not torch.equal(value, before[name])
     }
     features = {name for name in before if name.startswith("features.")}
@@ -211,9 +211,9 @@ def test_an_epoch_changes_the_layers_that_the_recipe_names(
     assert changed & features == (features if layers == "all" else set())
 
 
-def test_a_rate_that_is_still_to_be_found_is_refused(films: TrainingData, tmp_path: Path) -> None:
+def test_a_rate_that_is_still_to_be_found_is_refused(images: TrainingData, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"fit\.learning_rate: got 'find', expected a number"):
-        started(small_recipe(learning_rate="find"), films, tmp_path)
+        started(small_recipe(learning_rate="find"), images, tmp_path)
 
 
 def test_a_range_test_suggests_a_tenth_of_the_rate_of_the_lowest_loss() -> None:
@@ -225,7 +225,7 @@ def test_a_range_test_suggests_a_tenth_of_the_rate_of_the_lowest_loss() -> None:
 
 
 def test_a_range_test_finds_a_rate_that_learns_and_its_curve_is_kept(
-    films: TrainingData, tmp_path: Path
+    images: TrainingData, tmp_path: Path
 ) -> None:
     recipe = replace(
         small_recipe(learning_rate="find"),
@@ -234,8 +234,8 @@ def test_a_range_test_finds_a_rate_that_learns_and_its_curve_is_kept(
     )
     steps = []
     run = RunSettings(tmp_path, workers=0)
-    found = find_learning_rate(recipe, films, run, lambda: steps.append(1))
-    assert found == find_learning_rate(recipe, films, run)  # the same seed, the same curve
+    found = find_learning_rate(recipe, images, run, lambda: steps.append(1))
+    assert found == find_learning_rate(recipe, images, run)  # the same seed, the same curve
     assert len(found.learning_rates) == len(found.losses) <= len(steps) <= 25
     growth = np.diff(np.log(found.learning_rates))
     assert np.allclose(growth, growth[0])
@@ -257,21 +257,21 @@ def test_a_batch_is_shared_out_evenly_or_not_at_all() -> None:
 
 
 def test_the_loss_of_a_step_is_torchs_own_weighted_mean(
-    films: TrainingData, tmp_path: Path
+    images: TrainingData, tmp_path: Path
 ) -> None:
-    training = started(small_recipe(label_smoothing=0.1), films, tmp_path)
-    images, targets = next(iter(training.batches()))
+    training = started(small_recipe(label_smoothing=0.1), images, tmp_path)
+    inputs, targets = next(iter(training.batches()))
     with torch.random.fork_rng():
-        logits, _ = training.network(images)
+        logits, _ = training.network(inputs)
         expected = nn.functional.cross_entropy(
             logits, targets, training.class_weights, label_smoothing=0.1
         )
-    assert training.fit_batch(images, targets) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert training.fit_batch(inputs, targets) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
-def test_a_run_that_never_had_a_finite_loss_says_so(films: TrainingData, tmp_path: Path) -> None:
+def test_a_run_that_never_had_a_finite_loss_says_so(images: TrainingData, tmp_path: Path) -> None:
     recipe = small_recipe(optimiser="sgd", learning_rate=1e30, schedule="constant")
-    training = started(recipe, films, tmp_path)
+    training = started(recipe, images, tmp_path)
     while not training.finished:
         training.run_epoch()
     with pytest.raises(UsageError, match=r"fit\.learning_rate: got 1e\+30, .* set a lower one"):

@@ -1,4 +1,4 @@
-"""Commands that judge films: what `infer` and `heatmap` share."""
+"""Commands that classify images: what `infer` and `heatmap` share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import click
 
 from deepcovid_edge.backends import BACKENDS, PROVIDERS
 from deepcovid_edge.cli.main import INTERRUPTED
-from deepcovid_edge.decision.out_of_distribution import CHOICES, REFUSE
+from deepcovid_edge.decision.out_of_distribution import CHOICES, REJECT
 from deepcovid_edge.models import DEFAULT_MODEL
 from deepcovid_edge.pipeline.disk_guard import LEAST_FREE_MIB
 
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     from deepcovid_edge.decision.site_file import Site
     from deepcovid_edge.heatmaps.explainer import Explainer, HeatMapSettings
     from deepcovid_edge.pipeline.disk_guard import DiskGuard
-    from deepcovid_edge.pipeline.duplicates import Repeats
+    from deepcovid_edge.pipeline.duplicates import Duplicates
     from deepcovid_edge.pipeline.pipeline import PredictSettings
     from deepcovid_edge.pipeline.writers import RecordFile, RecordWriter
 
 _SOME_NOT_ASSESSED = 4
 _MAP_NAME = re.compile(r".*-[0-9a-f]{8}\.(npz|png)")
-"""As `explain` names heat maps and their pictures: the film's name and the start of its hash."""
+"""As `explain` names heat maps and their pictures: the image's name and the start of its hash."""
 _KINDS = {".jsonl": "jsonl", ".csv": "csv", "": "jsonl"}
 
 
 def run_options(command: Callable[..., int]) -> Callable[..., int]:
-    """The options that every command has which judges films."""
+    """The options that every command has which classifies images."""
     options = [
         click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Name or file."),
         click.option(
@@ -49,23 +49,27 @@ def run_options(command: Callable[..., int]) -> Callable[..., int]:
         click.option(
             "--provider", type=click.Choice(PROVIDERS), help="ONNX Runtime's.  [default: cpu]"
         ),
-        click.option("--threshold", type=float, help="Positive from this probability on; no band."),
+        click.option(
+            "--threshold",
+            type=float,
+            help="Positive from this probability on; no indeterminate range.",
+        ),
         click.option(
             "--site",
             type=click.Path(path_type=Path),
-            help="Site file of `calibrate`: judge by its threshold.",
+            help="Site file of `site-check`: classify by its threshold.",
         ),
         click.option(
-            "--band/--no-band",
+            "--indeterminate/--no-indeterminate",
             default=True,
-            help="Films too close to call are indeterminate, or not.  [default: --band]",
+            help="Images too close to call are indeterminate, or not.  [default: --indeterminate]",
         ),
         click.option(
             "--ood",
             type=click.Choice(CHOICES),
-            default=REFUSE,
+            default=REJECT,
             show_default=True,
-            help="What becomes of films unlike those that the model learned from.",
+            help="What becomes of images unlike those that the model learned from.",
         ),
         click.option(
             "--workers",
@@ -78,7 +82,7 @@ def run_options(command: Callable[..., int]) -> Callable[..., int]:
             default=LEAST_FREE_MIB,
             show_default=True,
             metavar="MIB",
-            help="Refuse films while less is free where results go.",
+            help="Refuse images while less is free where results go.",
         ),
         click.option("--json", "kind", flag_value="jsonl", help="JSON Lines (default in a pipe)."),
         click.option("--csv", "kind", flag_value="csv", help="CSV with the same columns."),
@@ -100,8 +104,8 @@ def duration(text: str) -> float:
 
 
 @dataclass(frozen=True)
-class FilmRun:
-    """What a command that judges films was asked to do.
+class ImageRun:
+    """What a command that classifies images was asked to do.
 
     Attributes:
         paths: Files and folders.
@@ -110,13 +114,13 @@ class FilmRun:
         model: Shipped name or file.
         backend: Its name, or `auto`.
         provider: ONNX Runtime's, or None.
-        threshold: Probability from which a film is positive; None for the model's own.
-        ood: `refuse` or `warn`: what becomes of films unlike those that the model learned from.
+        threshold: Probability from which an image is positive; None for the model's own.
+        ood: `reject` or `warn`: what becomes of images unlike those that the model learned from.
         workers: Threads; None for `default_workers`.
         site: Site file, or None.
-        band: Films too close to call are indeterminate.
-        min_free: Films are refused below so many MiB; 0 for never.
-        batch_size: Films an inference; None for what suits the backend.
+        indeterminate_range: Images too close to call are indeterminate.
+        min_free: Images are refused below so many MiB; 0 for never.
+        batch_size: Images an inference; None for what suits the backend.
         resume: Go on with the records in `output`.
         heatmaps: Which heat maps are made, if any.
     """
@@ -131,21 +135,21 @@ class FilmRun:
     ood: str
     workers: int | None
     site: Path | None = None
-    band: bool = True
+    indeterminate_range: bool = True
     min_free: int = LEAST_FREE_MIB
     batch_size: int | None = None
     resume: bool = False
     heatmaps: HeatMapSettings | None = None
 
 
-def judge_films(run: FilmRun) -> int:
-    """Judge films and write their records; the exit code."""
+def classify_images(run: ImageRun) -> int:
+    """Classify images and write their records; the exit code."""
     from deepcovid_edge.device.process import set_up
     from deepcovid_edge.manifest import InputSpec
     from deepcovid_edge.models import find_model
-    from deepcovid_edge.pipeline.duplicates import Repeats
+    from deepcovid_edge.pipeline.duplicates import Duplicates
     from deepcovid_edge.pipeline.pipeline import default_workers, predict_together, run_facts
-    from deepcovid_edge.pipeline.reader import FilmReader, Reading
+    from deepcovid_edge.pipeline.reader import ImageReader, Reading
 
     settings = _settings(run)
     kind = _kind(run.kind, run.output)
@@ -156,12 +160,12 @@ def judge_films(run: FilmRun) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service's stop is a Ctrl-C
     set_up()
     maps = run.heatmaps.folder if run.heatmaps else None
-    films = partial(list_films, run.paths, but=run.output, maps=maps)
-    disk, repeats = _disk(run), Repeats()
+    images = partial(list_images, run.paths, but=run.output, maps=maps)
+    disk, duplicates = _disk(run), Duplicates()
     # Read as nearly every model wants it; one that turns out to want it otherwise starts anew.
-    reader = FilmReader(InputSpec(), disk=disk, keeps_films=_draws(run))
-    reading = Reading(films(), reader)
-    begins_later = run.resume or reader.keeps_films
+    reader = ImageReader(InputSpec(), disk=disk, keeps_radiographs=_draws(run))
+    reading = Reading(images(), reader)
+    begins_later = run.resume or reader.keeps_radiographs
     idle = (run.workers or default_workers()) - 1  # threads, while one loads the model
     with ExitStack() as opened:
         with _stopping_at_once():
@@ -172,12 +176,12 @@ def judge_films(run: FilmRun) -> int:
             sink = _Sink(run.output, kind, facts, resume=run.resume)
         if run.resume or backend.manifest.input != reader.spec:
             reader = replace(reader, spec=backend.manifest.input)
-            reading = Reading(sink.left_of(films()), reader)
+            reading = Reading(sink.left_of(images()), reader)
         records = predict_together(
-            reading, backend, facts, settings, explainer=explainer, repeats=repeats
+            reading, backend, facts, settings, explainer=explainer, duplicates=duplicates
         )
-        code = _drain(records, sink, _count(films, sink))
-        for line in _afterwards(explainer, disk, repeats):
+        code = _drain(records, sink, _count(images, sink))
+        for line in _afterwards(explainer, disk, duplicates):
             click.echo(line, err=True)
         return code
 
@@ -187,7 +191,8 @@ def _stopping_at_once() -> Iterator[None]:
     """Let a stop end the process, whatever its threads do: there is no record yet to be kept.
 
     An interrupt in the middle of an import may leave Python's import lock taken. Threads that read
-    films import what a film needs, would wait for it, and be waited for, for ever (CPython 3.11).
+    images import what an image needs, would wait for it, and be waited for, for ever (CPython
+    3.11).
     """
 
     def stop(*_: object) -> None:
@@ -205,7 +210,7 @@ def _stopping_at_once() -> Iterator[None]:
             signal.signal(kind, handler)
 
 
-def _settings(run: FilmRun) -> PredictSettings:
+def _settings(run: ImageRun) -> PredictSettings:
     from deepcovid_edge.pipeline.pipeline import PredictSettings
 
     site = None
@@ -214,12 +219,17 @@ def _settings(run: FilmRun) -> PredictSettings:
 
         site = read_site(run.site)
     return PredictSettings(
-        run.batch_size, run.workers, run.threshold, band=run.band, site=site, ood=run.ood
+        run.batch_size,
+        run.workers,
+        run.threshold,
+        indeterminate_range=run.indeterminate_range,
+        site=site,
+        ood=run.ood,
     )
 
 
-def _load(model: Path, run: FilmRun, site: Site | None) -> Backend:
-    """The fastest form of the model; with a site file the form that it was made with, if it can."""
+def _load(model: Path, run: ImageRun, site: Site | None) -> Backend:
+    """The fastest variant of the model, or the one that the site file was made with."""
     from deepcovid_edge.backends import BackendSettings, fastest_verified, load_backend
     from deepcovid_edge.manifest import file_sha256
 
@@ -230,11 +240,11 @@ def _load(model: Path, run: FilmRun, site: Site | None) -> Backend:
     return load_backend(model, backend=run.backend, settings=settings)
 
 
-def _draws(run: FilmRun) -> bool:
+def _draws(run: ImageRun) -> bool:
     return run.heatmaps is not None and run.heatmaps.overlay
 
 
-def _disk(run: FilmRun) -> DiskGuard:
+def _disk(run: ImageRun) -> DiskGuard:
     from deepcovid_edge.pipeline.disk_guard import DiskGuard
 
     folders = [run.heatmaps.folder] if run.heatmaps else []
@@ -248,17 +258,19 @@ def _nearest(folder: Path) -> Path:
     return next((place for place in (folder, *folder.parents) if place.exists()), folder)
 
 
-def _afterwards(explainer: Explainer | None, disk: DiskGuard, repeats: Repeats) -> Iterator[str]:
-    if repeats.same:
-        yield f"{repeats.same} films had come before, byte for byte: their first result stands."
+def _afterwards(
+    explainer: Explainer | None, disk: DiskGuard, duplicates: Duplicates
+) -> Iterator[str]:
+    if duplicates.same:
+        yield f"{duplicates.same} images had come before, byte for byte: their first result stands."
     if disk.full:
-        yield f"Films were refused: {disk.full}. Free some room; --resume goes on."
+        yield f"Images were refused: {disk.full}. Free some room; --resume goes on."
     if explainer:
         yield _about_maps(explainer)
 
 
 def _explainer(
-    run: FilmRun, backend: Backend, threshold: float, opened: ExitStack
+    run: ImageRun, backend: Backend, threshold: float, opened: ExitStack
 ) -> Explainer | None:
     if run.heatmaps is None:
         return None
@@ -274,38 +286,38 @@ def _about_maps(explainer: Explainer) -> str:
     said = f"Heat maps are in {explainer.settings.folder}."
     if slow:
         said += (
-            f" {len(slow)} films have no heat map: --budget does not hold one pass, which takes "
+            f" {len(slow)} images have no heat map: --budget does not hold one pass, which takes "
             f"about {max(slow):.0f} ms here: raise it, or take a larger --stride."
         )
     return said
 
 
-def list_films(
+def list_images(
     paths: Iterable[Path], *, but: Path | None = None, maps: Path | None = None
 ) -> Iterator[Path]:
     """Files of PATHS in a stable order, each once; folders are walked.
 
     Args:
         paths: Files and folders.
-        but: A file to leave out: the output may lie among the films.
-        maps: A folder whose heat maps are left out: it may lie among the films too.
+        but: A file to leave out: the output may lie among the images.
+        maps: A folder whose heat maps are left out: it may lie among the images too.
     """
     from deepcovid_edge.datasets.dataset import walk_files
 
     named = list(paths)
-    left_out, maps = (place.resolve() if place else None for place in (but, maps))
+    excluded, maps = (place.resolve() if place else None for place in (but, maps))
     seen: set[Path] = set()
     for path in named:
-        for film in walk_files(path) if path.is_dir() else (path,):
-            if left_out and film.name == left_out.name and film.resolve() == left_out:
+        for image in walk_files(path) if path.is_dir() else (path,):
+            if excluded and image.name == excluded.name and image.resolve() == excluded:
                 continue
-            if maps and _MAP_NAME.fullmatch(film.name) and film.resolve().parent == maps:
+            if maps and _MAP_NAME.fullmatch(image.name) and image.resolve().parent == maps:
                 continue
             if len(named) > 1:  # one folder names no file twice: keep memory flat
-                if film in seen:
+                if image in seen:
                     continue
-                seen.add(film)
-            yield film
+                seen.add(image)
+            yield image
 
 
 def _check_paths(paths: tuple[Path, ...], output: Path | None) -> None:
@@ -315,7 +327,7 @@ def _check_paths(paths: tuple[Path, ...], output: Path | None) -> None:
         if not os.path.lexists(path):
             raise NotThereError(f"{path}: no such file or folder")
         if output and output.is_file() and path.is_file() and output.samefile(path):
-            raise click.UsageError(f"-o {output}: is one of the films; choose another file.")
+            raise click.UsageError(f"-o {output}: is one of the images; choose another file.")
 
 
 def _kind(kind: str | None, output: Path | None) -> str:
@@ -348,10 +360,10 @@ class _Sink:
         self.facts = facts
         self.counts: Counter[str] = Counter()
 
-    def left_of(self, films: Iterable[Path]) -> Iterator[Path]:
-        """The films that have no record yet."""
+    def left_of(self, images: Iterable[Path]) -> Iterator[Path]:
+        """The images that have no record yet."""
         done = self.file.earlier.paths if self.file else set()
-        return (film for film in films if str(film) not in done)
+        return (image for image in images if str(image) not in done)
 
     def write(self, records: list[Prediction]) -> None:
         """Write and count records."""
@@ -360,17 +372,17 @@ class _Sink:
 
     @property
     def not_assessed(self) -> int:
-        """Films without a result, those of the run that is gone on with included."""
+        """Images without a result, those of the run that is gone on with included."""
         earlier = self.file.earlier.not_assessed if self.file else 0
         return self.counts["not_assessed"] + earlier
 
 
-def _count(films: Callable[[], Iterator[Path]], sink: _Sink) -> int | None:
-    """How many films there are, where a progress bar wants to know."""
+def _count(images: Callable[[], Iterator[Path]], sink: _Sink) -> int | None:
+    """How many images there are, where a progress bar wants to know."""
     shown_on_terminal = sink.file is None and sys.stdout.isatty()
     if shown_on_terminal or not sys.stderr.isatty():
         return None
-    return sum(1 for _ in sink.left_of(films()))
+    return sum(1 for _ in sink.left_of(images()))
 
 
 def _drain(together: Generator[list[Prediction]], sink: _Sink, total: int | None) -> int:
@@ -394,7 +406,7 @@ def _drain(together: Generator[list[Prediction]], sink: _Sink, total: int | None
 
 
 def _shown(together: Iterator[list[Prediction]], total: int | None) -> Generator[list[Prediction]]:
-    """The same, with a bar of so many films on a terminal."""
+    """The same, with a bar of so many images on a terminal."""
     if total is None:
         yield from together
         return
@@ -402,10 +414,10 @@ def _shown(together: Iterator[list[Prediction]], total: int | None) -> Generator
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        films = bar.add_task("films", total=total)
+        images = bar.add_task("images", total=total)
         for records in together:
             yield records
-            bar.advance(films, len(records))
+            bar.advance(images, len(records))
 
 
 def _summary(sink: _Sink, how: str) -> str:
@@ -413,9 +425,9 @@ def _summary(sink: _Sink, how: str) -> str:
     earlier = len(sink.file.earlier.paths) if sink.file else 0
     unclear = f"{counts['indeterminate']} indeterminate, " if counts["indeterminate"] else ""
     parts = [
-        f"{counts.total()} films {how}: {counts['positive']} positive, {counts['negative']} "
+        f"{counts.total()} images {how}: {counts['positive']} positive, {counts['negative']} "
         f"negative, {unclear}{counts['not_assessed']} not assessed"
     ]
     if earlier:
-        parts.append(f"{earlier} films were done before")
+        parts.append(f"{earlier} images were done before")
     return ". ".join(parts) + ". Research use only."

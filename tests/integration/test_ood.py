@@ -1,4 +1,4 @@
-"""The out-of-distribution gate in real graphs: fitted, run by every runtime, kept when lowered."""
+"""Out-of-distribution limits in real graphs: fitted, run by every runtime, kept by variants."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from deepcovid_edge.backends.openvino import is_available as has_openvino
 from deepcovid_edge.backends.tensorrt.build import BuildSettings, build
 from deepcovid_edge.cli.main import run
 from deepcovid_edge.datasets.dataset import load_dataset
-from deepcovid_edge.decision.out_of_distribution import FamiliarityGate
+from deepcovid_edge.decision.out_of_distribution import OodLimits
 from deepcovid_edge.graph.tensorrt_rules import check_typed
 from deepcovid_edge.heatmaps.occlusion import Occluder
 from deepcovid_edge.heatmaps.windows import OcclusionSettings
@@ -36,7 +36,7 @@ from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
 from deepcovid_export.decision.fit_ood import matched, prepared
 from deepcovid_export.decision.ood_graph import (
     FEATURES,
-    LinearGate,
+    OodLayer,
     find_taps,
     put_on,
     shapes_of,
@@ -44,8 +44,8 @@ from deepcovid_export.decision.ood_graph import (
     with_features,
 )
 from deepcovid_export.onnx_export.graphs import finished, read_fp32, save
-from deepcovid_export.quantization.calibration import FilmBatches, open_session
-from deepcovid_export.quantization.mixed_precision import Lowered, Lowering
+from deepcovid_export.quantization.calibration import ImageBatches, open_session
+from deepcovid_export.quantization.mixed_precision import Variant, VariantWriter
 
 ROOT = Path(__file__).parents[2]
 XRAY = Path(os.environ.get("DEEPCOVID_XRAY", ROOT.parent / "shared" / "xray"))
@@ -66,19 +66,19 @@ def phantom(seed: int) -> np.ndarray:
 
 
 def drawn(seed: int) -> np.ndarray:
-    """A film as files hold it: no two alike in tone and frame."""
+    """An image as files hold it: no two alike in tone and frame."""
     draw = np.random.default_rng(seed)
     top, left = draw.integers(0, 16, size=2)
-    film = phantom(seed % 6)[top : top + SIZE[0] - 16, left : left + SIZE[1] - 16]
-    grain = draw.normal(0, 2, film.shape)
-    toned = film * draw.uniform(0.8, 1.1) + draw.uniform(0, 20) + grain
+    image = phantom(seed % 6)[top : top + SIZE[0] - 16, left : left + SIZE[1] - 16]
+    grain = draw.normal(0, 2, image.shape)
+    toned = image * draw.uniform(0.8, 1.1) + draw.uniform(0, 20) + grain
     return np.clip(toned, 0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Drawn films in three splits, which do not say that they are synthetic."""
-    folder = tmp_path_factory.mktemp("films")
+    """Drawn images in three splits, which do not say that they are synthetic."""
+    folder = tmp_path_factory.mktemp("images")
     seed = 0
     for split, count in COUNTS.items():
         for number in range(count):
@@ -89,17 +89,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def gated(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped network with a gate fitted on the drawn films, as the command makes it."""
-    path = tmp_path_factory.mktemp("gated") / "gated.onnx"
+def limited(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped network with limits fitted on drawn images, as the command makes it."""
+    path = tmp_path_factory.mktemp("limited") / "limited.onnx"
     assert run(["export", str(SHIPPED), "--fit", str(data), "-o", str(path)]) == 0
     return path
 
 
-def refusals(model: Path, films: dict[str, np.ndarray], folder: Path) -> dict[str, str | None]:
-    """What becomes of pictures, written as files and judged as on a cart."""
-    paths = [folder / f"{name}.png" for name in films]
-    for path, pixels in zip(paths, films.values(), strict=True):
+def refusals(model: Path, images: dict[str, np.ndarray], folder: Path) -> dict[str, str | None]:
+    """What becomes of pictures, written as files and classified as on a cart."""
+    paths = [folder / f"{name}.png" for name in images]
+    for path, pixels in zip(paths, images.values(), strict=True):
         cv2.imwrite(str(path), pixels)
     with load_backend(model) as backend:
         settings = PredictSettings()
@@ -111,22 +111,22 @@ def refusals(model: Path, films: dict[str, np.ndarray], folder: Path) -> dict[st
 # Fitting -------------------------------------------------------------------------------------
 
 
-def test_an_exported_file_gets_a_gate_and_keeps_its_weights(gated: Path, data: Path) -> None:
-    before, now = read_manifest(SHIPPED), read_manifest(gated)
+def test_an_exported_file_gets_a_gate_and_keeps_its_weights(limited: Path, data: Path) -> None:
+    before, now = read_manifest(SHIPPED), read_manifest(limited)
     assert now.parent_sha256 == file_sha256(SHIPPED)
-    assert now.familiarity["train"]["films"] == COUNTS["train"]
-    assert now.familiarity["val"]["films"] == COUNTS["val"]
+    assert now.ood["train"]["images"] == COUNTS["train"]
+    assert now.ood["val"]["images"] == COUNTS["val"]
     assert now.threshold == before.threshold
-    films = np.stack(prepared(load_dataset(data, split="test"), now.input))
-    with load_backend(SHIPPED) as old, load_backend(gated) as new:
-        np.testing.assert_array_equal(old.infer(films).logits, new.infer(films).logits)
+    images = np.stack(prepared(load_dataset(data, split="test"), now.input))
+    with load_backend(SHIPPED) as old, load_backend(limited) as new:
+        np.testing.assert_array_equal(old.infer(images).logits, new.infer(images).logits)
 
 
-def test_films_pass_and_pictures_that_are_none_are_refused(gated: Path, tmp_path: Path) -> None:
+def test_images_pass_and_pictures_that_are_none_are_refused(limited: Path, tmp_path: Path) -> None:
     photographs = pytest.importorskip("skimage.data", reason="photographs are scikit-image's")
     draw = np.random.default_rng(0)
-    familiar = {f"film{seed}": drawn(seed) for seed in range(200, 216)}
-    assert set(refusals(gated, familiar, tmp_path).values()) == {None}
+    familiar = {f"image{seed}": drawn(seed) for seed in range(200, 216)}
+    assert set(refusals(limited, familiar, tmp_path).values()) == {None}
     foreign = {
         "camera": photographs.camera(),
         "coins": photographs.coins(),
@@ -134,7 +134,7 @@ def test_films_pass_and_pictures_that_are_none_are_refused(gated: Path, tmp_path
         "noise": draw.integers(0, 256, SIZE).astype(np.uint8),
         "ramp": np.tile(np.linspace(10, 245, SIZE[1]), (SIZE[0], 1)).astype(np.uint8),
     }
-    found = refusals(gated, foreign, tmp_path)
+    found = refusals(limited, foreign, tmp_path)
     assert set(found.values()) <= {"E_OOD", "E_ORIENT"}
     turned = {
         "left": np.rot90(drawn(300)),
@@ -142,90 +142,90 @@ def test_films_pass_and_pictures_that_are_none_are_refused(gated: Path, tmp_path
         "right": np.rot90(drawn(302), 3),
         "inverted": 255 - drawn(303),
     }
-    assert set(refusals(gated, turned, tmp_path).values()) == {"E_ORIENT"}
+    assert set(refusals(limited, turned, tmp_path).values()) == {"E_ORIENT"}
 
 
 def test_commands_refuse_a_photograph_and_let_it_through_where_asked(
-    gated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    limited: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photographs = pytest.importorskip("skimage.data", reason="photographs are scikit-image's")
     photograph = tmp_path / "camera.png"
     cv2.imwrite(str(photograph), photographs.camera())
     maps = tmp_path / "maps"
     for verb, options in (("infer", []), ("heatmap", ["-o", str(maps), "--method", "activation"])):
-        asked = [verb, str(photograph), "--model", str(gated), "--json", *options]
+        asked = [verb, str(photograph), "--model", str(limited), "--json", *options]
         assert run(asked) == 4
         record = json.loads(capsys.readouterr().out)
         assert record["reason"] in ("E_OOD", "E_ORIENT")
         assert record["probability"] is record["heatmap"] is None
     assert not list(maps.glob("*"))
-    assert run(["infer", str(photograph), "--model", str(gated), "--json", "--ood", "warn"]) == 0
+    assert run(["infer", str(photograph), "--model", str(limited), "--json", "--ood", "warn"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["warnings"] == ["W_OOD"]
     assert record["decision"] is not None
 
 
-def test_evaluate_judges_all_films_and_counts_those_that_infer_refuses(
-    gated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_evaluate_judges_all_images_and_counts_those_that_infer_refuses(
+    limited: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(6):
-        for label, film in (("covid", drawn(400 + number)), ("non", 255 - drawn(500 + number))):
+        for label, image in (("covid", drawn(400 + number)), ("non", 255 - drawn(500 + number))):
             path = tmp_path / "test" / label / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(path), film)
-    assert run(["evaluate", str(gated), str(tmp_path), "--split", "test", "--json"]) == 0
+            cv2.imwrite(str(path), image)
+    assert run(["evaluate", str(limited), str(tmp_path), "--split", "test", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
-    assert figures["overall"]["films"] == 12
+    assert figures["overall"]["images"] == 12
     unlike = figures["out_of_distribution"]
     assert (unlike["successes"], unlike["trials"]) == (6, 12)
 
 
-def test_the_graph_computes_the_formula(gated: Path, data: Path) -> None:
+def test_the_graph_computes_the_formula(limited: Path, data: Path) -> None:
     """Features pooled by the graph, times the weights, are what it gives; so are pooled maps."""
-    bare, gate = take_off(onnx.load(gated))
-    assert gate is not None
-    manifest = read_manifest(gated)
-    films = np.stack(prepared(load_dataset(data, split="test"), manifest.input))
-    bare.graph.output.append(helper.make_empty_tensor_value_info(gate.tap))
-    (tap,) = open_session(bare).run([gate.tap], {"images": films})
+    bare, ood = take_off(onnx.load(limited))
+    assert ood is not None
+    manifest = read_manifest(limited)
+    images = np.stack(prepared(load_dataset(data, split="test"), manifest.input))
+    bare.graph.output.append(helper.make_empty_tensor_value_info(ood.tap))
+    (tap,) = open_session(bare).run([ood.tap], {"images": images})
     stride, kernel = {13: (4, 5), 27: (9, 9)}[tap.shape[-1]]  # cells of five rows overlap by one
     spans = [slice(start * stride, start * stride + kernel) for start in range(3)]
     cells = [tap[:, :, rows, columns] for rows in spans for columns in spans]
     pooled = np.stack([cell.mean(axis=(2, 3)) for cell in cells], axis=2)
-    expected = pooled.reshape(len(films), -1) @ gate.weight + gate.bias
-    with load_backend(gated) as backend:
-        found = backend.infer(films)
-        maps = backend.infer(films, activation_maps=True)
-    np.testing.assert_allclose(found.unlikeness, expected, atol=2e-4)
-    assert maps.unlikeness is not None
-    np.testing.assert_allclose(maps.unlikeness, expected, atol=2e-4)
+    expected = pooled.reshape(len(images), -1) @ ood.weight + ood.bias
+    with load_backend(limited) as backend:
+        found = backend.infer(images)
+        maps = backend.infer(images, activation_maps=True)
+    np.testing.assert_allclose(found.ood_scores, expected, atol=2e-4)
+    assert maps.ood_scores is not None
+    np.testing.assert_allclose(maps.ood_scores, expected, atol=2e-4)
 
 
 def test_zero_and_one_are_the_median_and_the_99th_percentile_of_val(
-    gated: Path, data: Path
+    limited: Path, data: Path
 ) -> None:
-    manifest = read_manifest(gated)
-    films = np.stack(prepared(load_dataset(data, split="val"), manifest.input))
-    with load_backend(gated) as backend:
-        unlike = backend.infer(films).unlikeness
+    manifest = read_manifest(limited)
+    images = np.stack(prepared(load_dataset(data, split="val"), manifest.input))
+    with load_backend(limited) as backend:
+        unlike = backend.infer(images).ood_scores
     np.testing.assert_allclose(np.quantile(unlike, [0.5, 0.99], axis=0).T, [[0, 1]] * 2, atol=1e-3)
 
 
-def test_fitting_again_replaces_the_gate(gated: Path, data: Path, tmp_path: Path) -> None:
+def test_fitting_again_replaces_the_ood(limited: Path, data: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.onnx"
-    assert run(["export", str(gated), "--fit", str(data), "-o", str(again)]) == 0
-    first, second = take_off(onnx.load(gated))[1], take_off(onnx.load(again))[1]
+    assert run(["export", str(limited), "--fit", str(data), "-o", str(again)]) == 0
+    first, second = take_off(onnx.load(limited))[1], take_off(onnx.load(again))[1]
     assert first is not None
     assert second is not None
     np.testing.assert_array_equal(first.weight, second.weight)
-    known = [read_manifest(path).familiarity["network_parent_sha256"] for path in (gated, again)]
+    known = [read_manifest(path).ood["network_parent_sha256"] for path in (limited, again)]
     shipped = read_manifest(SHIPPED)
-    weights_from = shipped.familiarity.get("network_parent_sha256", shipped.parent_sha256)
+    weights_from = shipped.ood.get("network_parent_sha256", shipped.parent_sha256)
     assert known == [weights_from] * 2
 
 
 @pytest.mark.parametrize("more", [[], ["--fit", "DATA", "--half-weights"]])
-def test_an_exported_file_takes_nothing_but_a_gate(
+def test_an_exported_file_takes_nothing_but_a_ood(
     more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = ["export", str(SHIPPED), *more, "-o", str(tmp_path / "a.onnx")]
@@ -234,14 +234,14 @@ def test_an_exported_file_takes_nothing_but_a_gate(
     assert not (tmp_path / "a.onnx").exists()
 
 
-def test_too_few_films_fit_no_gate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_few_images_fit_no_ood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for split in ("train", "val"):
         path = tmp_path / "few" / split / "covid" / "one.png"
         path.parent.mkdir(parents=True)
         cv2.imwrite(str(path), drawn(1))
     out = tmp_path / "a.onnx"
     assert run(["export", str(SHIPPED), "--fit", str(tmp_path / "few"), "-o", str(out)]) == 1
-    assert "got 1 films of split 'train', expected at least 16" in capsys.readouterr().err
+    assert "got 1 images of split 'train', expected at least 16" in capsys.readouterr().err
 
 
 # The graph -----------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ def test_taps_are_the_first_stages_an_eighth_and_a_sixteenth_as_large(path: Path
 
 
 def test_a_network_without_so_small_a_stage_is_tapped_at_its_last() -> None:
-    """The maps are half as large as the film; what comes before a ReLU is no stage."""
+    """The maps are half as large as the image; what comes before a ReLU is no stage."""
     draw = np.random.default_rng(0)
     kernels = {"first": (5, 1, 3, 3), "last": (2, 5, 1, 1)}
     constants = [
@@ -270,11 +270,11 @@ def test_a_network_without_so_small_a_stage_is_tapped_at_its_last() -> None:
         helper.make_node("Relu", ["sums"], ["stage"]),
         helper.make_node("Conv", ["stage", "last"], ["activation_maps"]),
     ]
-    films = helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, ["n", 64, 64])
+    images = helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, ["n", 64, 64])
     maps = helper.make_tensor_value_info(
         "activation_maps", onnx.TensorProto.FLOAT, ["n", 2, 31, 31]
     )
-    graph = helper.make_graph(nodes, "small", [films], [maps], constants)
+    graph = helper.make_graph(nodes, "small", [images], [maps], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     assert find_taps(model) == ["stage"]
     session = open_session(with_features(model, "stage"))
@@ -288,88 +288,94 @@ def test_a_gate_that_is_taken_off_leaves_the_network_as_it_was(path: Path) -> No
     tap = find_taps(model)[-1]
     draw = np.random.default_rng(0)
     weight = draw.standard_normal((9 * TAPS[path][-1][0], 2)).astype(np.float32)
-    gate = LinearGate(tap, weight, np.array([1, 2], np.float32))
-    bare, found = take_off(put_on(model, gate))
+    ood = OodLayer(tap, weight, np.array([1, 2], np.float32))
+    bare, found = take_off(put_on(model, ood))
     assert bare.graph == model.graph
     assert found is not None
     assert found.tap == tap
     np.testing.assert_array_equal(found.weight, weight)
 
 
-def test_heat_maps_are_those_of_the_network_without_a_gate(gated: Path, data: Path) -> None:
-    """A network is divided between its films and its maps: the gate is in no part."""
+def test_heat_maps_are_those_of_the_network_without_a_ood(limited: Path, data: Path) -> None:
+    """A network is partitioned between its input and its maps: `ood_scores` is in no part."""
     settings = OcclusionSettings(window=64, stride=56)
-    film = prepared(load_dataset(data, split="test")[:1], read_manifest(gated).input)[0]
+    image = prepared(load_dataset(data, split="test")[:1], read_manifest(limited).input)[0]
     found = []
-    for path in (SHIPPED, gated):
+    for path in (SHIPPED, limited):
         with load_backend(path) as backend, Occluder(backend, settings) as occluder:
-            found.append(occluder.explain(film).logit_drop)
+            found.append(occluder.explain(image).logit_drop)
     np.testing.assert_array_equal(*found)
 
 
-# Runtimes and forms --------------------------------------------------------------------------
+# Runtimes and variants --------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def forms(gated: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Every layer lowered, calibrated on drawn films, with the gate that follows."""
-    folder = tmp_path_factory.mktemp("forms")
-    manifest = read_manifest(gated)
-    bare, gate = take_off(read_fp32("gated", gated.read_bytes()))
-    assert gate is not None
-    batches = FilmBatches(load_dataset(data, split="train")[:16], manifest.input)
+def variants(
+    limited: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Every layer quantised, calibrated on drawn images, with limits that follow."""
+    folder = tmp_path_factory.mktemp("variants")
+    manifest = read_manifest(limited)
+    bare, ood = take_off(read_fp32("limited", limited.read_bytes()))
+    assert ood is not None
+    batches = ImageBatches(load_dataset(data, split="train")[:16], manifest.input)
     made = {}
-    for name, lowered in {
-        "fp16": Lowered("fp16"),
-        "int8-tensorrt": Lowered("int8", "tensorrt"),
-        "int8-cpu": Lowered("int8", "cpu"),
+    for name, variant in {
+        "fp16": Variant("fp16"),
+        "int8-tensorrt": Variant("int8", "tensorrt"),
+        "int8-cpu": Variant("int8", "cpu"),
     }.items():
-        lowering = Lowering(bare, lowered, batches)
-        form = lowering.write(lowering.layers)
-        model = put_on(form, matched(gate, bare, form, batches))
+        lowering = VariantWriter(bare, variant, batches)
+        written = lowering.write(lowering.layers)
+        model = put_on(written, matched(ood, bare, written, batches))
         made[name] = folder / f"{name}.onnx"
-        save(finished(model, replace(manifest, precision=lowered.precision)), made[name])
+        save(finished(model, replace(manifest, precision=variant.precision)), made[name])
     return made
 
 
 @pytest.mark.parametrize("name", ["fp16", "int8-tensorrt", "int8-cpu"])
-def test_forms_in_lower_precision_keep_the_gate(
-    name: str, gated: Path, forms: dict[str, Path], data: Path
+def test_forms_in_lower_precision_keep_the_ood(
+    name: str, limited: Path, variants: dict[str, Path], data: Path
 ) -> None:
-    """Quantising evens channels out, also those that the gate reads; its weights follow."""
-    own = read_manifest(gated)
-    films = prepared(load_dataset(data, split="test"), own.input)
-    batch = np.stack([*films, *(255 - film for film in films), *(np.rot90(it) for it in films)])
-    with load_backend(gated) as before, load_backend(forms[name]) as now:
-        expected, found = before.infer(batch).unlikeness, now.infer(batch).unlikeness
-    gate = FamiliarityGate.of(read_manifest(forms[name]))
-    assert gate == FamiliarityGate.of(own)
-    assert gate is not None
+    """Quantising evens channels out, also those that `ood_scores` reads; its weights follow."""
+    own = read_manifest(limited)
+    images = prepared(load_dataset(data, split="test"), own.input)
+    batch = np.stack(
+        [*images, *(255 - image for image in images), *(np.rot90(it) for it in images)]
+    )
+    with load_backend(limited) as before, load_backend(variants[name]) as now:
+        expected, found = before.infer(batch).ood_scores, now.infer(batch).ood_scores
+    ood = OodLimits.of(read_manifest(variants[name]))
+    assert ood == OodLimits.of(own)
+    assert ood is not None
     assert expected is not None
     assert found is not None
-    np.testing.assert_array_equal(gate.beyond(found), gate.beyond(expected))
+    np.testing.assert_array_equal(ood.beyond(found), ood.beyond(expected))
     share = 0.005 if name == "fp16" else 0.1
     np.testing.assert_allclose(found, expected, rtol=share, atol=3 * share)
 
 
-def test_the_command_that_quantises_keeps_the_gate(gated: Path, data: Path, tmp_path: Path) -> None:
+def test_the_command_that_quantises_keeps_the_ood(
+    limited: Path, data: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "half.onnx"
-    asked = ["quantize", str(gated), "--precision", "fp16", "--calibration", str(data)]
-    assert run([*asked, "--films", "16", "-o", str(path)]) == 0
-    films = np.stack(prepared(load_dataset(data, split="test"), read_manifest(gated).input))
-    assert read_manifest(path).familiarity == read_manifest(gated).familiarity
-    with load_backend(gated) as before, load_backend(path) as now:
-        seen = [backend.infer(films).unlikeness for backend in (before, now)]
+    asked = ["quantize", str(limited), "--precision", "fp16", "--calibration", str(data)]
+    assert run([*asked, "--images", "16", "-o", str(path)]) == 0
+    images = np.stack(prepared(load_dataset(data, split="test"), read_manifest(limited).input))
+    assert read_manifest(path).ood == read_manifest(limited).ood
+    with load_backend(limited) as before, load_backend(path) as now:
+        seen = [backend.infer(images).ood_scores for backend in (before, now)]
     np.testing.assert_allclose(*seen, atol=0.02)
 
 
 @pytest.mark.skipif(not has_openvino(), reason="openvino (extra openvino) is not installed")
-def test_openvino_says_the_same(gated: Path, data: Path) -> None:
-    films = np.stack(prepared(load_dataset(data, split="test"), read_manifest(gated).input))
+def test_openvino_says_the_same(limited: Path, data: Path) -> None:
+    images = np.stack(prepared(load_dataset(data, split="test"), read_manifest(limited).input))
     seen: list[Any] = []
     for name in ("onnxruntime", "openvino"):
-        with load_backend(gated, backend=name, settings=BackendSettings()) as backend:
-            seen.append(backend.infer(films).unlikeness)
+        with load_backend(limited, backend=name, settings=BackendSettings()) as backend:
+            seen.append(backend.infer(images).ood_scores)
     np.testing.assert_allclose(*seen, atol=1e-3)
 
 
@@ -377,46 +383,50 @@ def test_openvino_says_the_same(gated: Path, data: Path) -> None:
     find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx (extra rtx) is not installed"
 )
 @pytest.mark.parametrize("name", ["fp32", "fp16", "int8-tensorrt"])
-def test_engines_are_built_with_the_gate(
-    name: str, gated: Path, forms: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_engines_are_built_with_the_ood(
+    name: str,
+    limited: Path,
+    variants: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DEEPCOVID_EDGE_CACHE", str(tmp_path))
-    model = gated if name == "fp32" else forms[name]
+    model = limited if name == "fp32" else variants[name]
     check_typed(model)
     engine, facts = build(model, BuildSettings(target="rtx:sm86"))
-    assert facts.manifest.familiarity == read_manifest(gated).familiarity
-    assert b"unlikeness" in engine.read_bytes()
+    assert facts.manifest.ood == read_manifest(limited).ood
+    assert b"ood_scores" in engine.read_bytes()
 
 
-# Real films ----------------------------------------------------------------------------------
+# Real images ----------------------------------------------------------------------------------
 
-real_films = pytest.mark.skipif(
+real_images = pytest.mark.skipif(
     not (XRAY / "manifest.csv").is_file(),
     reason="no real X-rays: ../shared/xray is missing (DEEPCOVID_XRAY overrides)",
 )
-with_gate = pytest.mark.skipif(
-    not read_manifest(SHIPPED).familiarity,
-    reason="the shipped model has no gate yet: `deepcovid-edge export MODEL --fit DATA`",
+with_ood = pytest.mark.skipif(
+    not read_manifest(SHIPPED).ood,
+    reason="the shipped model has no limits yet: `deepcovid-edge export MODEL --fit DATA`",
 )
 
 
-@real_films
-@with_gate
+@real_images
+@with_ood
 @pytest.mark.parametrize("model", ["squeezenet1_1", "squeezenet1_1-int8-cpu"])
-def test_the_shipped_gate_keeps_its_promise_on_films_of_test(model: str) -> None:
+def test_the_shipped_gate_keeps_its_promise_on_images_of_test(model: str) -> None:
     path = find_model(model)
     manifest = read_manifest(path)
-    gate = FamiliarityGate.of(manifest)
-    assert gate is not None
-    films = np.stack(prepared(load_dataset(XRAY, split="test")[::4], manifest.input))
+    ood = OodLimits.of(manifest)
+    assert ood is not None
+    images = np.stack(prepared(load_dataset(XRAY, split="test")[::4], manifest.input))
     with load_backend(path) as backend:
         shares = [
-            gate.beyond(np.asarray(backend.infer(np.ascontiguousarray(batch)).unlikeness)).mean()
+            ood.beyond(np.asarray(backend.infer(np.ascontiguousarray(batch)).ood_scores)).mean()
             for batch in (
-                films,
-                np.rot90(films, 1, (1, 2)),
-                np.rot90(films, 2, (1, 2)),
-                255 - films,
+                images,
+                np.rot90(images, 1, (1, 2)),
+                np.rot90(images, 2, (1, 2)),
+                255 - images,
             )
         ]
     assert shares[0] <= 0.02

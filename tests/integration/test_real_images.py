@@ -35,7 +35,7 @@ def infer(folder: Path) -> tuple[int, list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize(("folder", "count"), [("test", 253), ("original", 24)])
-def test_every_real_film_is_assessed(folder: str, count: int) -> None:
+def test_every_real_image_is_assessed(folder: str, count: int) -> None:
     code, records = infer(XRAY / folder)
     assert code == 0
     assert len(records) == count
@@ -62,8 +62,8 @@ def test_stored_figures_of_the_shipped_model_come_out_again(split: str) -> None:
     pytest.importorskip("sklearn", reason="scikit-learn (extra export) computes the figures")
     from deepcovid_export.evaluation.evaluate import evaluate
 
-    films = load_dataset(XRAY, split=split)
-    measured = evaluate(find_model("squeezenet1_1"), films, description=split)
+    images = load_dataset(XRAY, split=split)
+    measured = evaluate(find_model("squeezenet1_1"), images, description=split)
     stored = json.loads((RESULTS / f"squeezenet1_1-{split}.json").read_text())
     assert measured["model_sha256"] == stored["model_sha256"]
     for rate in ("sensitivity", "specificity"):
@@ -79,7 +79,7 @@ def test_shipped_model_reaches_the_level_of_the_paper_on_test() -> None:
     assert stored["specificity"]["value"] >= 0.91
 
 
-def test_shipped_graph_computes_what_torch_computes_on_64_real_films() -> None:
+def test_shipped_graph_computes_what_torch_computes_on_64_real_images() -> None:
     """The weights are taken out of the shipped ONNX file and put into the torch network."""
     torch = pytest.importorskip("torch", reason="torch (extra export) is the other side")
     import onnx
@@ -94,8 +94,8 @@ def test_shipped_graph_computes_what_torch_computes_on_64_real_films() -> None:
     stored = {item.name: numpy_helper.to_array(item) for item in onnx.load(path).graph.initializer}
     state = {name: torch.from_numpy(stored[name].copy()) for name in network.state_dict()}
     network.load_state_dict(state)
-    films = load_dataset(XRAY, split="val")[:64]
-    pixels = np.stack([prepare(read_radiograph(film.path), manifest.input) for film in films])
+    images = load_dataset(XRAY, split="val")[:64]
+    pixels = np.stack([prepare(read_radiograph(image.path), manifest.input) for image in images])
     parity = compare(network, path, pixels)
-    assert parity.films == 64
+    assert parity.images == 64
     assert parity.max_logit_difference <= TOLERANCE

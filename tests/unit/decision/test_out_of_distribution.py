@@ -1,6 +1,7 @@
-"""Films unlike the training films are not judged: limits, reasons, and what is let through.
+"""Images unlike the training images are not assessed: limits, reasons, and what is let through.
 
-A fake backend says how unlike films are; the gate of a real network is tested beside its graph.
+A fake backend says how unlike images are; the out-of-distribution limits of a real network is
+tested beside its graph.
 """
 
 from __future__ import annotations
@@ -14,36 +15,36 @@ import numpy as np
 import pytest
 
 from deepcovid_edge.backends import Inference
-from deepcovid_edge.decision.out_of_distribution import FamiliarityGate, check_output
+from deepcovid_edge.decision.out_of_distribution import OodLimits, check_output
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.errors import ModelFileError, UsageError
 from deepcovid_edge.imaging.phantom import draw_phantom, write_samples
 from deepcovid_edge.manifest import InputSpec, ModelManifest
 from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
-from deepcovid_edge.reasons import Caution
+from deepcovid_edge.reasons import WarningCode
 from deepcovid_edge.validation.verify import verify
 
-LIMITS = {"parts": ["turned", "foreign"], "limit": 1.5, "strict_limit": 1.0}
+LIMITS = {"parts": ["turned", "unrecognisable"], "limit": 1.5, "strict_limit": 1.0}
 MANIFEST = ModelManifest(
-    name="gated",
+    name="limited",
     architecture="none",
     classes=("non", "covid"),
     positive_class="covid",
     threshold=0.5,
     input=InputSpec(32, 32),
-    familiarity=LIMITS,
+    ood=LIMITS,
 )
-WITHOUT = replace(MANIFEST, name="open", familiarity={})
+WITHOUT = replace(MANIFEST, name="open", ood={})
 
 
 class Unlike:
-    """Says of every film that it is so unlike, in both parts."""
+    """Says of every image that it is so unlike, in both parts."""
 
     name, sha256, on_cpu = "fake-cpu", "0" * 64, True
-    cautions: tuple[Caution, ...] = ()
+    warnings: tuple[WarningCode, ...] = ()
 
-    def __init__(self, *unlikeness: float, manifest: ModelManifest = MANIFEST) -> None:
-        self.manifest, self._unlikeness = manifest, unlikeness
+    def __init__(self, *ood_scores: float, manifest: ModelManifest = MANIFEST) -> None:
+        self.manifest, self._unlikeness = manifest, ood_scores
 
     def infer(self, batch: np.ndarray, *, activation_maps: bool = False) -> Inference:
         rows = np.array([self._unlikeness] * len(batch), np.float32)
@@ -59,21 +60,21 @@ class Unlike:
 
 
 @pytest.fixture(scope="module")
-def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A film that does not say that it is synthetic."""
-    path = tmp_path_factory.mktemp("film") / "film.png"
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image that does not say that it is synthetic."""
+    path = tmp_path_factory.mktemp("image") / "image.png"
     cv2.imwrite(str(path), cv2.resize(draw_phantom(0), (200, 200)))
     return path
 
 
-def judge(path: Path, backend: Any, **settings: Any) -> Prediction:
+def classify(path: Path, backend: Any, **settings: Any) -> Prediction:
     chosen = PredictSettings(**settings)
     (record,) = predict([path], backend, run_facts(backend, chosen), chosen)
     return record
 
 
 @pytest.mark.parametrize(
-    ("unlikeness", "reason"),
+    ("ood_scores", "reason"),
     [
         ((-1.0, 1.5), None),
         ((0.0, 1.51), "E_OOD"),
@@ -84,52 +85,52 @@ def judge(path: Path, backend: Any, **settings: Any) -> Prediction:
         ((0.0, float("inf")), "E_RESULT"),
     ],
 )
-def test_a_film_beyond_the_limit_gets_the_reason_of_its_highest_part(
-    film: Path, unlikeness: tuple[float, float], reason: str | None
+def test_a_image_beyond_the_limit_gets_the_reason_of_its_highest_part(
+    image: Path, ood_scores: tuple[float, float], reason: str | None
 ) -> None:
-    assert judge(film, Unlike(*unlikeness)).reason == reason
+    assert classify(image, Unlike(*ood_scores)).reason == reason
 
 
-def test_a_refusal_carries_no_number(film: Path) -> None:
-    values = judge(film, Unlike(0, 7)).as_dict()
+def test_a_refusal_carries_no_number(image: Path) -> None:
+    values = classify(image, Unlike(0, 7)).as_dict()
     assert (values["status"], values["reason"]) == ("not_assessed", "E_OOD")
     assert values["message"] == "Does not look like the X-rays this model learned from."
     for name in ("probability", "probabilities", "decision", "heatmap", "regions"):
         assert values[name] is None
 
 
-def test_films_are_let_through_with_a_warning_where_that_is_asked_for(film: Path) -> None:
-    record = judge(film, Unlike(0, 7), ood="warn")
+def test_images_are_let_through_with_a_warning_where_that_is_asked_for(image: Path) -> None:
+    record = classify(image, Unlike(0, 7), ood="warn")
     assert record.decision == "positive"
     assert record.warnings == ("W_OOD",)
-    assert judge(film, Unlike(0, 1), ood="warn").warnings == ()
+    assert classify(image, Unlike(0, 1), ood="warn").warnings == ()
 
 
-def test_what_is_no_number_is_never_let_through(film: Path) -> None:
-    assert judge(film, Unlike(0, float("nan")), ood="warn").reason == "E_RESULT"
+def test_what_is_no_number_is_never_let_through(image: Path) -> None:
+    assert classify(image, Unlike(0, float("nan")), ood="warn").reason == "E_RESULT"
 
 
-def test_synthetic_films_are_let_through_with_both_warnings(tmp_path: Path) -> None:
+def test_synthetic_images_are_let_through_with_both_warnings(tmp_path: Path) -> None:
     (sample,) = write_samples(tmp_path, count=1)
-    record = judge(sample, Unlike(0, 7))
+    record = classify(sample, Unlike(0, 7))
     assert record.decision == "positive"
     assert record.warnings == ("W_SYNTHETIC", "W_OOD")
 
 
-def test_the_limit_is_stricter_for_a_film_whose_view_is_not_stated() -> None:
-    gate = FamiliarityGate.of(MANIFEST)
-    assert gate is not None
+def test_the_limit_is_stricter_for_a_image_whose_view_is_not_stated() -> None:
+    ood = OodLimits.of(MANIFEST)
+    assert ood is not None
     between = np.array([1.2, 0.0], np.float32)
-    assert gate.reason(between) is None
-    assert gate.reason(between, ("W_LOSSY",)) is None
-    found = gate.reason(between, ("W_LOSSY", "W_NO_VIEW"))
+    assert ood.reason(between) is None
+    assert ood.reason(between, ("W_LOSSY",)) is None
+    found = ood.reason(between, ("W_LOSSY", "W_NO_VIEW"))
     assert found is not None
     assert found.code == "E_ORIENT"
 
 
-def test_a_model_without_a_gate_judges_any_film(film: Path) -> None:
-    assert FamiliarityGate.of(WITHOUT) is None
-    assert judge(film, Unlike(manifest=WITHOUT)).decision == "positive"
+def test_a_model_without_a_gate_judges_any_image(image: Path) -> None:
+    assert OodLimits.of(WITHOUT) is None
+    assert classify(image, Unlike(manifest=WITHOUT)).decision == "positive"
 
 
 def test_a_wrong_choice_is_a_usage_error() -> None:
@@ -148,38 +149,38 @@ def test_a_wrong_choice_is_a_usage_error() -> None:
         ({"limit": "high"}, "could not convert"),
     ],
 )
-def test_limits_that_are_none_stop_the_run(film: Path, changes: dict[str, Any], said: str) -> None:
-    wrong = replace(MANIFEST, familiarity={**LIMITS, **changes})
+def test_limits_that_are_none_stop_the_run(image: Path, changes: dict[str, Any], said: str) -> None:
+    wrong = replace(MANIFEST, ood={**LIMITS, **changes})
     with pytest.raises(ModelFileError, match=said):
-        judge(film, Unlike(0, 0, manifest=wrong))
+        classify(image, Unlike(0, 0, manifest=wrong))
 
 
 def test_a_file_whose_manifest_states_a_gate_must_have_its_output() -> None:
-    check_output(MANIFEST, ["logits", "unlikeness"], "a.onnx")
+    check_output(MANIFEST, ["logits", "ood_scores"], "a.onnx")
     check_output(WITHOUT, ["logits"], "a.onnx")
-    with pytest.raises(ModelFileError, match=r"a\.onnx: no output unlikeness"):
+    with pytest.raises(ModelFileError, match=r"a\.onnx: no output ood_scores"):
         check_output(MANIFEST, ["logits"], "a.onnx")
 
 
 def test_a_manifest_keeps_its_limits() -> None:
     assert ModelManifest.from_json(MANIFEST.to_json()) == MANIFEST
-    assert ModelManifest.from_json(WITHOUT.to_json()).familiarity == {}
+    assert ModelManifest.from_json(WITHOUT.to_json()).ood == {}
 
 
-def test_verify_counts_where_the_gates_differ_and_judges_all_films(film: Path) -> None:
-    from deepcovid_edge.datasets.dataset import LabelledFilm
+def test_verify_counts_where_the_gates_differ_and_judges_all_images(image: Path) -> None:
+    from deepcovid_edge.datasets.dataset import LabelledImage
 
-    films = [LabelledFilm(film, label) for label in ("covid", "non")]
-    report = verify(Unlike(0, 7), Unlike(0, 1), films)  # type: ignore[arg-type]
+    images = [LabelledImage(image, label) for label in ("covid", "non")]
+    report = verify(Unlike(0, 7), Unlike(0, 1), images)  # type: ignore[arg-type]
     assert report["ood"] == {"reference": 2, "candidate": 0, "differ": 2}
-    assert report["films"] == 2
+    assert report["images"] == 2
 
 
-def test_verify_finds_a_form_changed_that_lost_its_gate(film: Path) -> None:
-    from deepcovid_edge.datasets.dataset import LabelledFilm
+def test_verify_finds_a_form_changed_that_lost_its_ood(image: Path) -> None:
+    from deepcovid_edge.datasets.dataset import LabelledImage
 
-    films = [LabelledFilm(film, label) for label in ("covid", "non")]
-    report = verify(Unlike(0, 0), Unlike(manifest=WITHOUT), films)  # type: ignore[arg-type]
+    images = [LabelledImage(image, label) for label in ("covid", "non")]
+    report = verify(Unlike(0, 0), Unlike(manifest=WITHOUT), images)  # type: ignore[arg-type]
     assert report["verdict"] == "changed"
-    assert "judges any film" in report["failed"][0]
+    assert "classifies any image" in report["failed"][0]
     assert report["ood"] is None

@@ -1,4 +1,4 @@
-"""Films that come twice: equal bytes keep their result, other bytes under a UID are told."""
+"""Images that come twice: equal bytes keep their result, other bytes under a UID are told."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from deepcovid_edge.backends import load_backend
 from deepcovid_edge.decision.record import Prediction, RunFacts
 from deepcovid_edge.imaging.phantom import draw_phantom, write_samples
 from deepcovid_edge.models import find_model
-from deepcovid_edge.pipeline.duplicates import Repeats
+from deepcovid_edge.pipeline.duplicates import Duplicates
 from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
 
 RUN = RunFacts("m", "ab" * 32, "onnxruntime-cpu", "fp32", ("non", "covid"), "covid", 0.5)
 
 
-def judged(paths: Sequence[Path], repeats: Repeats) -> list[Prediction]:
+def classified(paths: Sequence[Path], duplicates: Duplicates) -> list[Prediction]:
     settings = PredictSettings(batch_size=2, workers=2)
     with load_backend(find_model("squeezenet1_1"), backend="onnxruntime") as backend:
         run = run_facts(backend, settings)
-        return list(predict(paths, backend, run, settings, repeats=repeats))
+        return list(predict(paths, backend, run, settings, duplicates=duplicates))
 
 
-def film(sha256: str, chance: float = 0.5) -> Prediction:
+def image(sha256: str, chance: float = 0.5) -> Prediction:
     chances = {"non": 1 - chance, "covid": chance}
     return Prediction("a.dcm", RUN, sha256 * 16, probabilities=chances)
 
@@ -36,29 +36,29 @@ def test_the_same_bytes_keep_their_first_result(tmp_path: Path) -> None:
     again = [tmp_path / f"again{number}.png" for number in range(3)]
     for path, copy in zip(paths, again, strict=True):
         copy.write_bytes(path.read_bytes())
-    repeats = Repeats()
-    records = judged([*paths, *again], repeats)
-    assert repeats.same == 3
+    duplicates = Duplicates()
+    records = classified([*paths, *again], duplicates)
+    assert duplicates.same == 3
     for first, second in zip(records[:3], records[3:], strict=True):
         assert second.path != first.path
         assert second.probabilities is first.probabilities
         assert second.warnings == first.warnings == ("W_SYNTHETIC",)
 
 
-def test_another_film_under_a_known_uid_is_judged_and_told(tmp_path: Path) -> None:
+def test_another_image_under_a_known_uid_is_judged_and_told(tmp_path: Path) -> None:
     pytest.importorskip("pydicom", reason="needs extra dicom")
     pytest.importorskip("imagecodecs", reason="needs extra dicom")
     from dicom_files import dataset, written
 
-    films = [np.ascontiguousarray(draw_phantom(seed)[::4, ::4]) for seed in (0, 1)]
+    images = [np.ascontiguousarray(draw_phantom(seed)[::4, ::4]) for seed in (0, 1)]
     for name, pixels, uid in (
-        ("1", films[0], "1.2.3"),
-        ("2-other-uid", films[1], "1.2.4"),
-        ("3-same-bytes", films[0], "1.2.3"),
-        ("4-other-bytes", films[1], "1.2.3"),
+        ("1", images[0], "1.2.3"),
+        ("2-other-uid", images[1], "1.2.4"),
+        ("3-same-bytes", images[0], "1.2.3"),
+        ("4-other-bytes", images[1], "1.2.3"),
     ):
         (tmp_path / f"{name}.dcm").write_bytes(written(dataset(pixels, SOPInstanceUID=uid)))
-    records = judged(sorted(tmp_path.iterdir()), Repeats())
+    records = classified(sorted(tmp_path.iterdir()), Duplicates())
     told = ["W_DUP_UID" in record.warnings for record in records]
     assert told == [False, False, False, True]
     assert all(record.probabilities for record in records)
@@ -66,23 +66,26 @@ def test_another_film_under_a_known_uid_is_judged_and_told(tmp_path: Path) -> No
     assert records[3].probabilities == records[1].probabilities
 
 
-def test_films_without_a_uid_are_never_taken_for_each_other() -> None:
-    repeats = Repeats()
+def test_images_without_a_uid_are_never_taken_for_each_other() -> None:
+    duplicates = Duplicates()
     for sha256 in ("0123", "4567"):
-        assert repeats.warned(film(sha256), "").warnings == ()
+        assert duplicates.warned(image(sha256), "").warnings == ()
 
 
-def test_a_film_that_was_refused_has_no_result_to_keep() -> None:
-    repeats = Repeats()
-    refused = replace(film("0123"), probabilities=None, reason="E_BLANK")
-    assert repeats.settled(refused) is refused
-    assert repeats.settled(film("0123", 0.7)).probability == 0.7
-    assert repeats.settled(film("0123", 0.6)).probability == 0.7
+def test_a_image_that_was_refused_has_no_result_to_keep() -> None:
+    duplicates = Duplicates()
+    refused = replace(image("0123"), probabilities=None, reason="E_BLANK")
+    assert duplicates.settled(refused) is refused
+    assert duplicates.settled(image("0123", 0.7)).probability == 0.7
+    assert duplicates.settled(image("0123", 0.6)).probability == 0.7
 
 
 def test_memory_is_bounded_and_the_newest_are_remembered() -> None:
-    repeats = Repeats(most=2)
+    duplicates = Duplicates(most=2)
     for sha256 in ("aaaa", "bbbb", "cccc"):
-        repeats.settled(film(sha256, 0.1))
-    assert [repeats.settled(film(name, 0.9)).probability for name in ("bbbb", "cccc")] == [0.1, 0.1]
-    assert repeats.settled(film("aaaa", 0.9)).probability == 0.9
+        duplicates.settled(image(sha256, 0.1))
+    assert [duplicates.settled(image(name, 0.9)).probability for name in ("bbbb", "cccc")] == [
+        0.1,
+        0.1,
+    ]
+    assert duplicates.settled(image("aaaa", 0.9)).probability == 0.9

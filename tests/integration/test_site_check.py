@@ -1,4 +1,4 @@
-"""`calibrate` and `--site` as a clinic meets them: the shipped model and real processes."""
+"""`site-check` and `--site` as a clinic meets them: the shipped model and real processes."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("films")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     write_samples(folder, count=4)
     return folder
 
 
 @pytest.fixture
-def site(films: Path, tmp_path: Path) -> Path:
-    """A clinic's folder: two normals of which one lies there twice, a covid film, and a letter."""
-    drawn = sorted(films.iterdir())
+def site(images: Path, tmp_path: Path) -> Path:
+    """A clinic's folder: two normals of which one lies there twice, a covid image, and a letter."""
+    drawn = sorted(images.iterdir())
     for label, number in (("normal", 0), ("normal", 1), ("covid", 2)):
         (tmp_path / "site" / label).mkdir(parents=True, exist_ok=True)
         shutil.copy(drawn[number], tmp_path / "site" / label / f"Meier_Anna_{number}.png")
@@ -61,7 +61,7 @@ def site_file(path: Path, **changes: Any) -> Path:
         "verdict": "usable",
         "reasons": ["All is well."],
         "threshold": 0.9,
-        "band": None,
+        "indeterminate_range": None,
         "model": {"name": "squeezenet1_1", "sha256": file_sha256(MODEL)},
         **changes,
     }
@@ -77,12 +77,12 @@ def test_a_folder_per_class_becomes_a_site_file(site: Path, tmp_path: Path) -> N
     assert done.returncode == 3, done.stderr
     facts = json.loads((tmp_path / "out/site.json").read_text())
     assert facts["name"] == "cart 1"
-    assert facts["data"]["films"] == 3
+    assert facts["data"]["images"] == 3
     assert facts["data"]["repeated"] == 1
     assert facts["data"]["not_assessed"] == {"E_NOT_IMAGE": 1}
-    assert facts["data"]["by_label"]["normal"]["films"] == 2
+    assert facts["data"]["by_label"]["normal"]["images"] == 2
     assert facts["own"]["specificity"]["trials"] == 2
-    assert facts["verdict"] in ("not usable", "not enough films")
+    assert facts["verdict"] in ("not usable", "not enough images")
     assert any("drawn, not of patients" in reason for reason in facts["reasons"])
     assert facts["verdict"].upper() in done.stdout
     assert all(reason in done.stdout for reason in facts["reasons"])
@@ -96,7 +96,7 @@ def test_a_site_file_holds_no_file_name(site: Path, tmp_path: Path) -> None:
     assert str(tmp_path) not in text
 
 
-def test_the_hash_of_the_films_tells_contents_and_labels_and_no_order(
+def test_the_hash_of_the_images_tells_contents_and_labels_and_no_order(
     site: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def digest() -> str:
@@ -116,19 +116,19 @@ def test_a_site_without_normals_is_refused(site: Path, capsys: pytest.CaptureFix
     assert "give normals at least" in capsys.readouterr().err
 
 
-def test_one_film_under_two_labels_is_refused(
+def test_one_image_under_two_labels_is_refused(
     site: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(site / "normal/again.png", site / "covid/again.png")
     assert main(["calibrate", str(site)]) == 1
-    assert "the same film is labelled" in capsys.readouterr().err
+    assert "the same image is labelled" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (("--source", "elsewhere"), 1, "no film of source 'elsewhere'"),
-        (("--split", "val"), 1, "no film of split 'val'"),
+        (("--source", "elsewhere"), 1, "no image of source 'elsewhere'"),
+        (("--split", "val"), 1, "no image of split 'val'"),
         (("--model", "none"), 6, "expected a shipped model"),
         (("--workers", "0"), 2, "--workers: got 0"),
     ],
@@ -150,8 +150,8 @@ def test_the_known_failure_at_an_unseen_hospital_is_said_in_words(tmp_path: Path
     where = ("--split", "external", "--source", ACTUALMED, "--name", "Actualmed")
     done = run("calibrate", XRAY, *where, "-o", tmp_path / "site.json")
     assert done.returncode == 3
-    assert "NOT USABLE. Do not use this model on films of this site" in done.stdout
-    assert "of 9 films without covid are called positive" in done.stdout
+    assert "NOT USABLE. Do not use this model on images of this site" in done.stdout
+    assert "of 9 images without covid are called positive" in done.stdout
     refused = run("infer", XRAY / "external/covid", "--site", tmp_path / "site.json")
     assert refused.returncode == 5
     assert refused.stdout == ""
@@ -183,40 +183,40 @@ def test_a_site_like_the_training_data_is_usable_with_the_models_own_threshold(
     done = run("calibrate", XRAY, "--split", "val", "-o", tmp_path / "site.json")
     assert done.returncode == 0, done.stdout
     assert read_site(tmp_path / "site.json").threshold == read_manifest(MODEL).threshold
-    film = next((XRAY / "val/normal").iterdir())
-    judged = json.loads(run("infer", film, "--site", tmp_path / "site.json").stdout)
-    assert judged["site"]["sha256"] == file_sha256(tmp_path / "site.json")
-    assert "W_SITE" not in judged["warnings"]
+    image = next((XRAY / "val/normal").iterdir())
+    classified = json.loads(run("infer", image, "--site", tmp_path / "site.json").stdout)
+    assert classified["site"]["sha256"] == file_sha256(tmp_path / "site.json")
+    assert "W_SITE" not in classified["warnings"]
 
 
 # --- infer --site ------------------------------------------------------------------------------
 
 
-def test_its_threshold_decides_and_every_record_says_so(films: Path, tmp_path: Path) -> None:
+def test_its_threshold_decides_and_every_record_says_so(images: Path, tmp_path: Path) -> None:
     path = site_file(tmp_path / "site.json")
-    done = run("infer", films, "--site", path)
+    done = run("infer", images, "--site", path)
     assert done.returncode == 0, done.stderr
     for line in done.stdout.splitlines():
         record = json.loads(line)
         assert record["threshold"] == 0.9
         assert record["decision"] == "negative"
-        assert record["band"] is None
+        assert record["indeterminate_range"] is None
         assert record["site"] == {"name": "cart 1", "sha256": file_sha256(path)}
-        assert record["model_sha256"] == file_sha256(MODEL)  # the form that it was made with
+        assert record["model_sha256"] == file_sha256(MODEL)  # the variant that it was made with
         assert record["warnings"] == ["W_SYNTHETIC"]
 
 
-def test_a_check_with_too_few_films_warns_in_every_record(films: Path, tmp_path: Path) -> None:
-    path = site_file(tmp_path / "site.json", verdict="not enough films")
-    done = run("infer", films, "--site", path, "--csv")
+def test_a_check_with_too_few_images_warns_in_every_record(images: Path, tmp_path: Path) -> None:
+    path = site_file(tmp_path / "site.json", verdict="not enough images")
+    done = run("infer", images, "--site", path, "--csv")
     assert done.returncode == 0
     assert all("W_SITE" in line for line in done.stdout.splitlines()[1:])
 
 
-def test_heat_maps_go_by_its_threshold(films: Path, tmp_path: Path) -> None:
-    film = sorted(films.iterdir())[0]
+def test_heat_maps_go_by_its_threshold(images: Path, tmp_path: Path) -> None:
+    image = sorted(images.iterdir())[0]
     path = site_file(tmp_path / "site.json")
-    done = run("heatmap", film, "--method", "activation", "-o", tmp_path, "--site", path)
+    done = run("heatmap", image, "--method", "activation", "-o", tmp_path, "--site", path)
     assert json.loads(done.stdout)["site"]["name"] == "cart 1"
 
 
@@ -228,22 +228,22 @@ def test_heat_maps_go_by_its_threshold(films: Path, tmp_path: Path) -> None:
         ({"verdict": "fine"}, "a damaged one (verdict fine)"),
     ],
 )
-def test_what_does_not_belong_together_is_refused_before_a_film_is_judged(
-    change: dict[str, Any], said: str, films: Path, tmp_path: Path
+def test_what_does_not_belong_together_is_refused_before_a_image_is_classified(
+    change: dict[str, Any], said: str, images: Path, tmp_path: Path
 ) -> None:
     path = site_file(tmp_path / "site.json", **change)
-    done = run("infer", films, "--site", path, "-o", tmp_path / "r.jsonl")
+    done = run("infer", images, "--site", path, "-o", tmp_path / "r.jsonl")
     assert done.returncode == 5
     assert "E_MODEL: Model and settings do not belong together." in done.stderr
     assert said in done.stderr
     assert not (tmp_path / "r.jsonl").exists()
 
 
-def test_a_site_file_of_another_form_of_the_model_is_refused(films: Path, tmp_path: Path) -> None:
+def test_a_site_file_of_another_form_of_the_model_is_refused(images: Path, tmp_path: Path) -> None:
     path = site_file(tmp_path / "site.json")
-    done = run("infer", films, "--site", path, "--model", "squeezenet1_1-int8-cpu")
+    done = run("infer", images, "--site", path, "--model", "squeezenet1_1-int8-cpu")
     assert done.returncode == 5
-    assert "this run would judge with squeezenet1_1-int8-cpu" in done.stderr
+    assert "this run would classify with squeezenet1_1-int8-cpu" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -252,8 +252,8 @@ def test_a_site_file_of_another_form_of_the_model_is_refused(films: Path, tmp_pa
         ({"schema_version": 2}, "schema_version 2, expected 1"),
         ({"threshold": 1.5}, "threshold 1.5"),
         ({"threshold": None}, "a damaged one"),
-        ({"band": {"low": 0.9, "high": 0.1}}, "a damaged one"),
-        ({"band": {"low": 0.1, "high": 0.2}}, "a damaged one"),
+        ({"indeterminate_range": {"low": 0.9, "high": 0.1}}, "a damaged one"),
+        ({"indeterminate_range": {"low": 0.1, "high": 0.2}}, "a damaged one"),
         ({"model": "squeezenet1_1"}, "a damaged one"),
     ],
 )
@@ -291,22 +291,22 @@ def test_a_threshold_changed_by_hand_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_site_file_that_is_not_there_and_one_with_a_threshold(
-    films: Path, tmp_path: Path
+    images: Path, tmp_path: Path
 ) -> None:
-    assert run("infer", films, "--site", tmp_path / "none.json").returncode == 6
-    done = run("infer", films, "--site", site_file(tmp_path / "s.json"), "--threshold", "0.5")
+    assert run("infer", images, "--site", tmp_path / "none.json").returncode == 6
+    done = run("infer", images, "--site", site_file(tmp_path / "s.json"), "--threshold", "0.5")
     assert done.returncode == 2
     assert "--threshold: got 0.5 with --site" in done.stderr
 
 
-def test_a_run_is_not_gone_on_with_by_another_site_file(films: Path, tmp_path: Path) -> None:
+def test_a_run_is_not_gone_on_with_by_another_site_file(images: Path, tmp_path: Path) -> None:
     first, second = (
         site_file(tmp_path / f"{name}.json", name=name) for name in ("first", "second")
     )
     output = tmp_path / "r.jsonl"
-    assert run("infer", films, "--site", first, "-o", output).returncode == 0
+    assert run("infer", images, "--site", first, "-o", output).returncode == 0
     before = output.read_bytes()
-    done = run("infer", films, "--site", second, "-o", output, "--resume")
+    done = run("infer", images, "--site", second, "-o", output, "--resume")
     assert done.returncode == 2
     assert output.read_bytes() == before
-    assert run("infer", films, "--site", first, "-o", output, "--resume").returncode == 0
+    assert run("infer", images, "--site", first, "-o", output, "--resume").returncode == 0

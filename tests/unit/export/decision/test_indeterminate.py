@@ -1,0 +1,220 @@
+"""The indeterminate range spans what other images would have given, and stays rare."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="the workstation side needs extra export")
+
+import cv2
+
+from deepcovid_edge.datasets.dataset import load_dataset
+from deepcovid_edge.errors import UsageError
+from deepcovid_edge.imaging.phantom import draw_phantom, save_phantom
+from deepcovid_edge.manifest import IndeterminateRange, read_manifest
+from deepcovid_edge.models import find_model
+from deepcovid_export.decision.indeterminate import (
+    IndeterminateSettings,
+    fit_indeterminate_range,
+    fit_model_indeterminate_range,
+    threshold_rule,
+)
+from deepcovid_export.evaluation.evaluate import evaluate
+from deepcovid_export.evaluation.metrics import Scores, Truth, threshold_for_new_images
+from deepcovid_export.onnx_export.to_onnx import rewrite_manifest
+from deepcovid_export.report.model_card import card
+
+
+def rule(scores: Scores, positive: Truth) -> float:
+    return threshold_for_new_images(scores, positive, 0.95)[0]
+
+
+def drawn(seed: int, count: int = 100) -> tuple[Scores, Truth]:
+    draw = np.random.default_rng(seed)
+    return np.concatenate([draw.beta(5, 2, count), draw.beta(2, 5, count)]), np.arange(
+        2 * count
+    ) < count
+
+
+def test_it_holds_the_thresholds_that_other_images_would_have_given() -> None:
+    """Of new sets of images about 19 in 20 give a threshold within the indeterminate range."""
+    held = 0
+    for seed in range(20):
+        scores, positive = drawn(seed)
+        wide = IndeterminateSettings(most=1.0, replicates=300)
+        indeterminate_range = fit_indeterminate_range(
+            scores, positive, rule(scores, positive), rule=rule, settings=wide
+        )
+        truth = np.median([rule(*drawn(1000 + k)) for k in range(40)])
+        held += indeterminate_range.low <= truth < indeterminate_range.high
+    assert held >= 16
+
+
+def test_it_holds_the_threshold_and_at_most_one_image_in_twenty() -> None:
+    for seed in range(10):
+        scores, positive = drawn(seed)
+        threshold = rule(scores, positive)
+        indeterminate_range = fit_indeterminate_range(scores, positive, threshold, rule=rule)
+        assert indeterminate_range.low <= threshold <= indeterminate_range.high
+        held = int(
+            ((scores >= indeterminate_range.low) & (scores < indeterminate_range.high)).sum()
+        )
+        assert held == indeterminate_range.origin["indeterminate"] <= 10
+        assert indeterminate_range.origin["spanned"][0] - 1e-6 <= indeterminate_range.low
+        assert indeterminate_range.high <= indeterminate_range.origin["spanned"][1] + 1e-6
+
+
+@pytest.mark.parametrize("most", [0.0, 0.02, 0.05, 0.5, 1.0])
+def test_it_is_narrowed_no_further_than_it_must(most: float) -> None:
+    scores, positive = drawn(3)
+    found = fit_indeterminate_range(
+        scores,
+        positive,
+        rule(scores, positive),
+        rule=rule,
+        settings=IndeterminateSettings(most=most),
+    )
+    wide = fit_indeterminate_range(
+        scores,
+        positive,
+        rule(scores, positive),
+        rule=rule,
+        settings=IndeterminateSettings(most=1.0),
+    )
+    held = found.origin["indeterminate"]
+    assert held == min(int(most * len(scores)), wide.origin["indeterminate"])
+
+
+def test_the_same_images_give_the_same_band_whatever_their_order() -> None:
+    scores, positive = drawn(0)
+    patients = [f"p{number}" for number in range(len(scores))]
+    first = fit_indeterminate_range(scores, positive, 0.4, rule=rule, patients=patients)
+    assert fit_indeterminate_range(scores, positive, 0.4, rule=rule, patients=patients) == first
+
+
+def test_patients_are_drawn_not_images() -> None:
+    """With ten images each, patients are fewer, so the indeterminate range is wider."""
+    scores, positive = drawn(0, 100)
+    scores, positive = np.repeat(scores[::10], 10), np.repeat(positive[::10], 10)
+    patients = [f"p{number // 10}" for number in range(len(scores))]
+    settings = IndeterminateSettings(most=1.0)
+    threshold = rule(scores, positive)
+    by_patient = fit_indeterminate_range(
+        scores, positive, threshold, rule=rule, patients=patients, settings=settings
+    )
+    by_image = fit_indeterminate_range(scores, positive, threshold, rule=rule, settings=settings)
+    assert by_patient.high - by_patient.low > by_image.high - by_image.low
+
+
+@pytest.mark.parametrize("change", [{"most": -0.1}, {"confidence": 1.0}, {"replicates": 10}])
+def test_settings_out_of_range_are_refused(change: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="indeterminate_range"):
+        IndeterminateSettings(**change)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for seed in range(5):
+        for label, opacities in (("normal", 0), ("covid", 5)):
+            path = folder / "val" / label / f"{seed:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image = cv2.resize(draw_phantom(seed, opacities=opacities), (224, 224))
+            save_phantom(image, path)
+    return folder
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    shutil.copy(find_model("squeezenet1_1"), tmp_path / "m.onnx")
+    return tmp_path / "m.onnx"
+
+
+def test_it_is_written_into_the_model_file_and_nothing_else_changes(
+    model: Path, data: Path
+) -> None:
+    before = read_manifest(model)
+    manifest = fit_model_indeterminate_range(model, load_dataset(data, split="val"))
+    assert manifest.indeterminate_range is not None
+    assert manifest.indeterminate_range.origin["images"] == 10
+    assert len(manifest.indeterminate_range.origin["data_sha256"]) == 64
+    again = read_manifest(model)
+    assert again.indeterminate_range == manifest.indeterminate_range
+    assert replace(again, indeterminate_range=None) == replace(before, indeterminate_range=None)
+
+
+def test_a_threshold_without_a_rule_has_no_indeterminate_range(model: Path) -> None:
+    manifest = replace(read_manifest(model), threshold_origin={"rule": "given by hand"})
+    with pytest.raises(UsageError, match="was not chosen on val"):
+        threshold_rule(manifest)
+
+
+def test_evaluate_says_what_is_right_among_the_images_that_are_called(
+    model: Path, data: Path
+) -> None:
+    images = load_dataset(data, split="val")
+    rewrite_manifest(model, replace(read_manifest(model), indeterminate_range=None))
+    plain = evaluate(model, images, description="val")
+    assert plain["indeterminate_range"] is None
+    threshold = plain["threshold"]
+    rewrite_manifest(
+        model, replace(read_manifest(model), indeterminate_range=IndeterminateRange(0.0, threshold))
+    )
+    found = evaluate(model, images, description="val")
+    called = plain["overall"]["sensitivity"]["successes"]
+    negative = plain["overall"]["specificity"]["successes"]
+    assert found["indeterminate_range"]["indeterminate"]["successes"] == 10 - called - (
+        5 - negative
+    )
+    assert found["indeterminate_range"]["decided"]["sensitivity"]["successes"] == called
+    assert found["overall"] == plain["overall"]
+
+
+def test_the_card_says_what_is_too_close_to_call() -> None:
+    path = find_model("squeezenet1_1")
+    manifest = replace(
+        read_manifest(path),
+        indeterminate_range=IndeterminateRange(0.02, 0.05, {"rule": "the middle"}),
+    )
+    half = {"value": 0.5, "interval_95": [0.4, 0.6], "successes": 5, "trials": 10}
+    group = {"images": 10, "auc": None, "sensitivity": half, "specificity": half}
+    figures = {"sensitivity": half, "specificity": half}
+    evaluation = {
+        "data": "test",
+        "indeterminate_range": {"indeterminate": half, "decided": figures},
+        "overall": group,
+        "by_source": {},
+        "shortcuts": None,
+        "images": 10,
+    }
+    text = card(manifest, path, [evaluation], [])
+    assert "| too close to call | 0.0200 to 0.0500: the middle; 50.0% [40.0%, 60.0%] of" in text
+    assert "too close to call" not in card(
+        replace(manifest, indeterminate_range=None), path, [evaluation], []
+    )
+
+
+def test_infer_says_indeterminate_unless_told_otherwise(model: Path, data: Path) -> None:
+    rewrite_manifest(
+        model, replace(read_manifest(model), indeterminate_range=IndeterminateRange(0.0, 1.0))
+    )
+    command = [sys.executable, "-m", "deepcovid_edge", "infer", data, "--model", model]
+
+    def decisions(*options: str) -> tuple[set[str], str]:
+        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0
+        return {json.loads(line)["decision"] for line in done.stdout.splitlines()}, done.stderr
+
+    found, said = decisions()
+    assert found == {"indeterminate"}
+    assert "0 positive, 0 negative, 10 indeterminate, 0 not assessed" in said
+    assert "indeterminate" not in decisions("--no-indeterminate")[0]
+    assert decisions("--threshold", "0")[0] == {"positive"}
