@@ -29,7 +29,8 @@ from dicom_files import MOST_BITS, WRITABLE, compressed, dataset, fragments, sto
 from pydicom.dataset import Dataset
 from test_containers import FUZZED, mutated, mutated_chunk
 
-from deepcovid_edge.backends import Backend, load_backend
+from deepcovid_edge.backends import load_backend
+from deepcovid_edge.backends.base import Backend
 from deepcovid_edge.decision.out_of_distribution import WARN
 from deepcovid_edge.decision.record import ASSESSED, NOT_ASSESSED, Prediction
 from deepcovid_edge.imaging.dicom.sandbox import sandbox

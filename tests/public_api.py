@@ -14,11 +14,11 @@ from deepcovid_edge.bench.results import read_result
 from deepcovid_edge.bench.settings import BenchSettings
 from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.decision.site_file import read_site, write_site
-from deepcovid_edge.heatmaps.heatmap import of_occlusion, regions
-from deepcovid_edge.heatmaps.occlusion import Occluder
+from deepcovid_edge.heatmaps.heatmap import regions
+from deepcovid_edge.heatmaps.occlusion import Occluder, of_occlusion
 from deepcovid_edge.heatmaps.windows import OcclusionSettings
-from deepcovid_edge.imaging.pictures import read_radiograph
 from deepcovid_edge.imaging.prepare import prepare
+from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.models import find_model
 from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
 from deepcovid_edge.validation.site_check import site_check

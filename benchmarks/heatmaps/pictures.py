@@ -19,16 +19,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.measure.measurement import RESULTS
-from deepcovid_edge import NOTICE
-from deepcovid_edge.backends import Backend, load_backend
-from deepcovid_edge.heatmaps.heatmap import of_activation, of_occlusion, regions
-from deepcovid_edge.heatmaps.occlusion import Occluder, OcclusionSettings
+from deepcovid_edge.backends import load_backend
+from deepcovid_edge.backends.base import Backend
+from deepcovid_edge.heatmaps.heatmap import of_activation, regions
+from deepcovid_edge.heatmaps.occlusion import Occluder, OcclusionSettings, of_occlusion
 from deepcovid_edge.heatmaps.overlay import draw_overlay
 from deepcovid_edge.imaging.phantom import write_samples
-from deepcovid_edge.imaging.pictures import read_radiograph
 from deepcovid_edge.imaging.prepare import prepare
+from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.models import find_model
 from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
+from deepcovid_edge.reasons import NOTICE
 
 SAMPLES = 6
 WIDTH = 1400

@@ -33,13 +33,14 @@ import onnx
 import onnxruntime
 
 from benchmarks.measure.measurement import prepared, store, summary
-from deepcovid_edge.backends import Backend, load_backend
+from deepcovid_edge.backends import load_backend
+from deepcovid_edge.backends.base import Backend
 from deepcovid_edge.datasets.dataset import load_dataset, walk_files
 from deepcovid_edge.decision.out_of_distribution import OUTPUT, OodLimits
 from deepcovid_edge.decision.statistics import wilson
 from deepcovid_edge.errors import DeepCovidEdgeError
-from deepcovid_edge.imaging.pictures import Radiograph
 from deepcovid_edge.imaging.prepare import prepare
+from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.models import find_model
 from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
 from deepcovid_export.decision.ood_graph import take_off

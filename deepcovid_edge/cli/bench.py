@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deepcovid_edge.backends import BACKENDS, PROVIDERS
+from deepcovid_edge.backends import BACKENDS
+from deepcovid_edge.backends.base import PROVIDERS
 from deepcovid_edge.bench.settings import SCENARIOS, SCOPES, BenchSettings
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ def command(
     what `infer` would run. Raw samples are kept; a percentile that they cannot support is left out.
     With `--append` at other times, `compare` knows how much the machine differs from itself.
     """
-    from deepcovid_edge.backends import BackendSettings, fastest_verified, load_backend
+    from deepcovid_edge.backends import fastest_verified, load_backend
+    from deepcovid_edge.backends.base import BackendSettings
     from deepcovid_edge.bench.invocations import join
     from deepcovid_edge.bench.measure import bench, bench_images
     from deepcovid_edge.bench.results import read_result

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from deepcovid_edge.backends import BACKENDS, PROVIDERS
+from deepcovid_edge.backends import BACKENDS
+from deepcovid_edge.backends.base import PROVIDERS
 from deepcovid_edge.models import DEFAULT_MODEL
 
 _GATE_FAILED = 3
@@ -49,7 +50,8 @@ def command(
     3). The site file holds it with figures and threshold, no file name and nothing of a patient;
     `infer --site` and `heatmap --site` classify by it, and by no file that says `not usable`.
     """
-    from deepcovid_edge.backends import BackendSettings, fastest_verified, load_backend
+    from deepcovid_edge.backends import fastest_verified, load_backend
+    from deepcovid_edge.backends.base import BackendSettings
     from deepcovid_edge.datasets.dataset import load_site
     from deepcovid_edge.decision.site_file import write_site
     from deepcovid_edge.device.process import set_up

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deepcovid_edge.backends import BACKENDS, PROVIDERS
+from deepcovid_edge.backends import BACKENDS
+from deepcovid_edge.backends.base import PROVIDERS
 from deepcovid_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def command(
     another --backend is a candidate too. The verdict is `unchanged`, `changed` (exit code 3), or
     `insufficient`: too few images to tell (exit code 3).
     """
-    from deepcovid_edge.backends import BackendSettings, load_backend
+    from deepcovid_edge.backends import load_backend
+    from deepcovid_edge.backends.base import BackendSettings
     from deepcovid_edge.datasets.dataset import load_dataset
     from deepcovid_edge.models import find_model
     from deepcovid_edge.validation.verify import UNCHANGED, EquivalenceRules, verify

@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from deepcovid_edge import NOTICE, __version__
-from deepcovid_edge.backends import Backend, identity
+from deepcovid_edge.backends.base import Backend, identity
 from deepcovid_edge.datasets.dataset import LabelledImage, check_labels
 from deepcovid_edge.decision.record import INDETERMINATE, Prediction
 from deepcovid_edge.decision.site_file import SCHEMA_VERSION
 from deepcovid_edge.errors import DataError
-from deepcovid_edge.manifest import ModelManifest
+from deepcovid_edge.manifest import VERSION, ModelManifest
 from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
-from deepcovid_edge.reasons import WarningCode
+from deepcovid_edge.reasons import NOTICE, WarningCode
 from deepcovid_edge.validation.acceptance import (
     AcceptanceRules,
     SiteImages,
@@ -83,7 +82,7 @@ def site_check(
         "site": found.site,
         "auc": found.auc,
         "rules": described(rules),
-        "created_with": {"deepcovid-edge": __version__},
+        "created_with": {"deepcovid-edge": VERSION},
     }
 
 

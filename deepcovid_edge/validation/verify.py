@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge import __version__
-from deepcovid_edge.backends import Backend, Inference, identity
+from deepcovid_edge.backends.base import Backend, Inference, identity, softmax
 from deepcovid_edge.datasets.dataset import LabelledImage, check_labels, dataset_sha256
 from deepcovid_edge.decision.out_of_distribution import OodLimits
+from deepcovid_edge.decision.record import DECIMALS
 from deepcovid_edge.decision.statistics import (
     Scores,
     Truth,
@@ -39,10 +39,9 @@ from deepcovid_edge.heatmaps.agreement import (
     summarise,
 )
 from deepcovid_edge.heatmaps.heatmap import OCCLUSION
-from deepcovid_edge.imaging.pictures import read_radiograph
 from deepcovid_edge.imaging.prepare import prepare
-from deepcovid_edge.manifest import InputSpec, ModelManifest
-from deepcovid_edge.pipeline.classifier import DECIMALS, probabilities
+from deepcovid_edge.imaging.reading import read_radiograph
+from deepcovid_edge.manifest import VERSION, InputSpec, ModelManifest
 
 SCHEMA_VERSION = 1
 UNCHANGED, CHANGED, INSUFFICIENT = "unchanged", "changed", "insufficient"
@@ -171,7 +170,7 @@ def verify(
     check_labels(images, manifest.known_labels)
     classified = classify(reference, candidate, images)
     scores = tuple(
-        np.round(probabilities(logits)[:, manifest.positive_index], DECIMALS)
+        np.round(softmax(logits)[:, manifest.positive_index], DECIMALS)
         for logits in (classified.reference, classified.candidate)
     )
     positive = np.array([image.label in manifest.positive_labels for image in classified.images])
@@ -199,7 +198,7 @@ def verify(
         **figures,
         "flipped": _flipped(classified.images, scores, manifest.threshold),
         **_by_group(classified.images, scores, manifest.threshold),
-        "created_with": {"deepcovid-edge": __version__},
+        "created_with": {"deepcovid-edge": VERSION},
     }
 
 

@@ -15,8 +15,9 @@ import pytest
 from deepcovid_edge.cli.main import run as main
 from deepcovid_edge.decision.site_file import read_site, write_site
 from deepcovid_edge.errors import SettingsMismatchError
+from deepcovid_edge.files import file_sha256
 from deepcovid_edge.imaging.phantom import write_samples
-from deepcovid_edge.manifest import file_sha256, read_manifest
+from deepcovid_edge.manifest import read_manifest
 from deepcovid_edge.models import find_model
 
 ROOT = Path(__file__).parents[2]

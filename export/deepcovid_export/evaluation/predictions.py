@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.backends import Backend
+from deepcovid_edge.backends.base import Backend
 from deepcovid_edge.datasets.dataset import LabelledImage, check_labels
 from deepcovid_edge.decision.out_of_distribution import WARN
 from deepcovid_edge.decision.record import Prediction, RunFacts
 from deepcovid_edge.errors import DataError
-from deepcovid_edge.imaging.pictures import Radiograph
+from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.manifest import ModelManifest
 from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
 from deepcovid_edge.reasons import WarningCode

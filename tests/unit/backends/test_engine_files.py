@@ -14,16 +14,15 @@ from deepcovid_edge.backends.tensorrt.files import (
     EngineFacts,
     Fit,
     Profile,
-    cache_folder,
     check_engine,
     engine_name,
     facts_path,
-    locked,
     read_facts,
     record_verification,
     write_engine,
 )
 from deepcovid_edge.errors import EngineMismatchError, ModelFileError, NotThereError, OutputError
+from deepcovid_edge.files import cache_folder, locked
 from deepcovid_edge.manifest import ModelManifest
 
 MANIFEST = ModelManifest("net-int8", "resnet18", ("non", "covid"), "covid", 0.25, precision="int8")

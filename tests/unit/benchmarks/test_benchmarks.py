@@ -22,8 +22,8 @@ import numpy as np
 
 from deepcovid_edge.backends import load_backend, openvino
 from deepcovid_edge.imaging.phantom import draw_phantom, save_phantom, write_samples
-from deepcovid_edge.imaging.pictures import read_radiograph
 from deepcovid_edge.imaging.prepare import prepare
+from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.manifest import InputSpec, read_manifest
 from deepcovid_edge.models import find_model
 from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
-from deepcovid_edge.backends import Inference
+from deepcovid_edge.backends.base import Inference
 from deepcovid_edge.decision.out_of_distribution import OodLimits, check_output
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.errors import ModelFileError, UsageError

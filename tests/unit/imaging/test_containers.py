@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from deepcovid_edge.errors import NotAssessedError
-from deepcovid_edge.imaging.pictures import Radiograph
 from deepcovid_edge.imaging.prepare import prepare
+from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.imaging.signatures import (
     is_cut_off,
     is_damaged,

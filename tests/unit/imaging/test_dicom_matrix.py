@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deepcovid_edge.imaging.phantom import draw_phantom
-from deepcovid_edge.imaging.pictures import Radiograph
+from deepcovid_edge.imaging.radiograph import Radiograph
 
 pytest.importorskip("pydicom", reason="needs extra dicom")
 pytest.importorskip("imagecodecs", reason="needs extra dicom")
 import dicom_files
 from dicom_files import DCMTK, MOST_BITS, WRITABLE, by_dcmtk, dataset, stored_image, written
 
-from deepcovid_edge.backends import Backend, load_backend
+from deepcovid_edge.backends import load_backend
+from deepcovid_edge.backends.base import Backend
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES
 from deepcovid_edge.models import find_model

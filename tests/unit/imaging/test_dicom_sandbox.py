@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from deepcovid_edge.errors import NotAssessedError
-from deepcovid_edge.imaging.pictures import Radiograph
+from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.reasons import Reason
 
 pytest.importorskip("pydicom", reason="needs extra dicom")

@@ -20,7 +20,8 @@ from PIL import Image, ImageOps
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging import pictures
 from deepcovid_edge.imaging.phantom import write_samples
-from deepcovid_edge.imaging.pictures import Radiograph, read_radiograph
+from deepcovid_edge.imaging.radiograph import Radiograph
+from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.reasons import WarningCode
 
 Decode = Callable[..., Radiograph]

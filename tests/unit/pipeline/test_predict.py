@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepcovid_edge.backends import Inference
+from deepcovid_edge.backends.base import Inference, softmax
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.imaging.phantom import write_samples
 from deepcovid_edge.manifest import IndeterminateRange, InputSpec, ModelManifest
 from deepcovid_edge.pipeline import reader as module
-from deepcovid_edge.pipeline.classifier import probabilities
 from deepcovid_edge.pipeline.pipeline import (
     _GROUPS_A_THREAD,
     _MOST_IN_GROUP,
@@ -313,7 +312,7 @@ def test_record_says_how_long_each_part_took(images: list[Path]) -> None:
 def test_probabilities_are_the_softmax_also_of_large_logits() -> None:
     logits = np.array([[0, np.log(3)], [1000, 1000], [-1000, 1000]], np.float32)
     expected = [[0.25, 0.75], [0.5, 0.5], [0, 1]]
-    np.testing.assert_allclose(probabilities(logits), expected, atol=1e-7)
+    np.testing.assert_allclose(softmax(logits), expected, atol=1e-7)
 
 
 @pytest.mark.parametrize(

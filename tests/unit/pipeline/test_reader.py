@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from deepcovid_edge.imaging.phantom import write_samples
-from deepcovid_edge.imaging.pictures import read_radiograph
+from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.pipeline import reader as module
 from deepcovid_edge.pipeline.reader import ImageReader, PreparedImage, Reading
