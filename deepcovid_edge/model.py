@@ -117,10 +117,10 @@ class Model(Closing):
         workers: int | None = None,
     ) -> None:
         known = read_site(Path(site)) if isinstance(site, str | Path) else site
-        self.settings = PredictSettings(
+        settings = PredictSettings(
             batch_size, workers, threshold, indeterminate=indeterminate, site=known, ood=ood
         )
-        self.backend: Backend = load_model(
+        loaded = load_model(
             model,
             variant=variant,
             backend=backend,
@@ -128,10 +128,25 @@ class Model(Closing):
             site_model_sha256=known.model_sha256 if known else None,
         )
         try:
-            self.facts: RunFacts = run_facts(self.backend, self.settings)
+            self._set(loaded, settings)
         except BaseException:
-            self.close()
+            loaded.close()
             raise
+
+    @classmethod
+    def of(cls, backend: Backend, settings: PredictSettings | None = None) -> Model:
+        """A model whose backend is loaded already; closing the model closes the backend.
+
+        Raises:
+            SettingsMismatchError: The site file is of another model, or found it not usable.
+        """
+        model = cls.__new__(cls)
+        model._set(backend, settings or PredictSettings())
+        return model
+
+    def _set(self, backend: Backend, settings: PredictSettings) -> None:
+        self.backend, self.settings = backend, settings
+        self.facts: RunFacts = run_facts(backend, settings)
 
     @property
     def manifest(self) -> ModelManifest:

@@ -28,7 +28,8 @@ from deepcovid_edge.imaging.phantom import write_samples
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.models import find_model
-from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
+from deepcovid_edge.model import Model
+from deepcovid_edge.pipeline.pipeline import PredictSettings
 from deepcovid_edge.reasons import NOTICE
 
 SAMPLES = 6
@@ -55,7 +56,7 @@ def main() -> None:
 def pictures(path: Path, backend: Backend) -> list[NDArray[np.uint8]]:
     """The image's overlay by occlusion, and by activation."""
     settings, spec = PredictSettings(), backend.manifest.input
-    (record,) = predict([path], backend, run_facts(backend, settings), settings)
+    (record,) = Model.of(backend, settings).predict([path])
     image = read_radiograph(path)
     prepared = prepare(image, spec)
     hidden = OcclusionSettings()

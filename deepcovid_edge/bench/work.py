@@ -17,7 +17,7 @@ from deepcovid_edge.bench.scenarios import Done, Parts, Shared, in_threads
 from deepcovid_edge.bench.settings import NETWORK
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.errors import BenchError
-from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, predict_together, run_facts
+from deepcovid_edge.pipeline.pipeline import PredictSettings
 from deepcovid_edge.pipeline.reader import ImageReader, Reading
 
 _GPU_LANES = 2
@@ -109,7 +109,7 @@ class EndToEndWork:
         workers = 1 if len(payload) == 1 else self._workers
         at_once = None if self._backend.on_cpu else len(payload)
         settings = PredictSettings(batch_size=at_once, workers=workers)
-        records = predict(payload, self._backend, run_facts(self._backend, settings), settings)
+        records = Model.of(self._backend, settings).predict(payload)
         return [self._parts(record) for record in records]
 
     def offline(self, batches: Iterator[tuple[int, int]], done: Done) -> None:

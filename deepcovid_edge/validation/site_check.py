@@ -17,7 +17,7 @@ from deepcovid_edge.decision.record import INDETERMINATE, Prediction
 from deepcovid_edge.decision.site_file import SCHEMA_VERSION
 from deepcovid_edge.errors import DataError
 from deepcovid_edge.manifest import VERSION, ModelManifest
-from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
+from deepcovid_edge.pipeline.pipeline import PredictSettings
 from deepcovid_edge.reasons import NOTICE, WarningCode
 from deepcovid_edge.validation.acceptance import (
     AcceptanceRules,

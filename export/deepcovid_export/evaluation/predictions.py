@@ -18,7 +18,8 @@ from deepcovid_edge.decision.record import Prediction, RunFacts
 from deepcovid_edge.errors import DataError
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.manifest import ModelManifest
-from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
+from deepcovid_edge.model import Model
+from deepcovid_edge.pipeline.pipeline import PredictSettings
 from deepcovid_edge.reasons import WarningCode
 from deepcovid_export.evaluation.metrics import Scores, Truth
 
@@ -99,14 +100,13 @@ def classify(
     """
     check_labels(images, backend.manifest.known_labels)
     settings = PredictSettings(ood=WARN)  # figures are of all images; refusals are counted
-    run = run_facts(backend, settings)
     shapes: dict[str, tuple[int, ...]] = {}
 
     def noted(image: Radiograph) -> Radiograph:
         shapes[image.sha256] = image.pixels.shape
         return change(image) if change else image
 
-    records = list(predict((image.path for image in images), backend, run, settings, change=noted))
+    records = list(model.predict((image.path for image in images), change=noted))
     kept = [(image, it) for image, it in zip(images, records, strict=True) if it.probabilities]
     if not kept:
         raise DataError(f"none of {len(images)} images was assessed")

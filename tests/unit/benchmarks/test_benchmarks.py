@@ -26,7 +26,8 @@ from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.manifest import InputSpec, read_manifest
 from deepcovid_edge.models import find_model
-from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
+from deepcovid_edge.model import Model
+from deepcovid_edge.pipeline.pipeline import PredictSettings
 
 ROOT = Path(__file__).parents[3]
 MODEL = find_model("squeezenet1_1")
@@ -54,7 +55,7 @@ def expected(whole_areas: list[Path]) -> list[float]:
     settings = PredictSettings()
     with load_backend(MODEL, backend="onnxruntime") as backend:
         first = backend.manifest.classes[0]
-        records = list(predict(whole_areas, backend, run_facts(backend, settings), settings))
+        records = list(Model.of(backend, settings).predict(whole_areas))
     return [record.probabilities[first] for record in records if record.probabilities]
 
 

@@ -20,7 +20,8 @@ from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.errors import ModelFileError, UsageError
 from deepcovid_edge.imaging.phantom import draw_phantom, write_samples
 from deepcovid_edge.manifest import InputSpec, ModelManifest
-from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
+from deepcovid_edge.model import Model
+from deepcovid_edge.pipeline.pipeline import PredictSettings
 from deepcovid_edge.reasons import WarningCode
 from deepcovid_edge.validation.verify import verify
 
@@ -69,7 +70,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def classify(path: Path, backend: Any, **settings: Any) -> Prediction:
     chosen = PredictSettings(**settings)
-    (record,) = predict([path], backend, run_facts(backend, chosen), chosen)
+    (record,) = Model.of(backend, chosen).predict([path])
     return record
 
 

@@ -25,7 +25,8 @@ from deepcovid_edge.backends.base import Backend
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES
 from deepcovid_edge.models import find_model
-from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
+from deepcovid_edge.model import Model
+from deepcovid_edge.pipeline.pipeline import PredictSettings
 
 Decode = Callable[..., Radiograph]
 
@@ -104,8 +105,7 @@ def network() -> Iterator[Backend]:
 
 def classified(folder: Path, network: Backend) -> list[Prediction]:
     settings = PredictSettings(workers=2)
-    facts = run_facts(network, settings)
-    return list(predict(sorted(folder.iterdir()), network, facts, settings))
+    return list(Model.of(network, settings).predict(sorted(folder.iterdir())))
 
 
 def same_decision(

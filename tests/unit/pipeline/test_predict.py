@@ -23,13 +23,12 @@ from deepcovid_edge.errors import UsageError
 from deepcovid_edge.imaging.phantom import write_samples
 from deepcovid_edge.manifest import IndeterminateRange, InputSpec, ModelManifest
 from deepcovid_edge.pipeline import reader as module
+from deepcovid_edge.model import Model
 from deepcovid_edge.pipeline.pipeline import (
     _GROUPS_A_THREAD,
     _MOST_IN_GROUP,
     Groups,
     PredictSettings,
-    predict,
-    run_facts,
 )
 from deepcovid_edge.reasons import WarningCode
 
@@ -77,7 +76,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def classify(paths: Any, backend: MeanBackend, **settings: Any) -> list[Prediction]:
     chosen = PredictSettings(**settings)
-    return list(predict(paths, backend, run_facts(backend, chosen), chosen))
+    return list(Model.of(backend, chosen).predict(paths))
 
 
 def without_timings(records: list[Prediction]) -> list[dict[str, Any]]:
@@ -133,7 +132,7 @@ def test_many_refused_images_do_not_pile_up(tmp_path: Path) -> None:
 
     backend = MeanBackend()
     settings = PredictSettings(batch_size=2, workers=2)
-    records = predict(endless(), backend, run_facts(backend, settings), settings)
+    records = Model.of(backend, settings).predict(endless())
     for _ in range(50):
         next(records)
     records.close()  # type: ignore[attr-defined]
@@ -153,7 +152,7 @@ def test_no_more_images_are_read_than_the_queues_hold(
     monkeypatch.setattr(module, "decode_radiograph", counted)
     backend = MeanBackend()
     settings = PredictSettings(batch_size=4, workers=2)
-    records = predict(images * 200, backend, run_facts(backend, settings), settings)
+    records = Model.of(backend, settings).predict(images * 200)
     next(records)
     time.sleep(0.5)
     in_hand = next(read)
@@ -206,7 +205,7 @@ def test_a_group_that_turns_out_to_be_slow_is_judged_in_parts(
 def test_closing_the_generator_ends_its_threads(images: list[Path]) -> None:
     backend = MeanBackend()
     settings = PredictSettings()
-    records = predict(images * 100, backend, run_facts(backend, settings), settings)
+    records = Model.of(backend, settings).predict(images * 100)
     next(records)
     records.close()  # type: ignore[attr-defined]
     names = [thread.name for thread in threading.enumerate()]
