@@ -35,8 +35,8 @@ from deepcovid_edge.decision.out_of_distribution import WARN
 from deepcovid_edge.decision.record import ASSESSED, NOT_ASSESSED, Prediction
 from deepcovid_edge.imaging.dicom.sandbox import sandbox
 from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, SYNTAXES, Family
-from deepcovid_edge.models import DEFAULT_MODEL, find_model
 from deepcovid_edge.model import Model
+from deepcovid_edge.models import DEFAULT_MODEL, find_model
 from deepcovid_edge.pipeline.pipeline import PredictSettings
 
 MOST_SECONDS = 25.0

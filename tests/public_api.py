@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from deepcovid_edge import ImageBytes, Model, read_radiograph, site_check, verify
-from deepcovid_edge.bench.results import read_result
-from deepcovid_edge.datasets.dataset import load_dataset
+from deepcovid_edge import ImageBytes, Model, read_radiograph
 from deepcovid_edge.imaging.prepare import prepare
 
 

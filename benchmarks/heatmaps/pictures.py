@@ -27,8 +27,8 @@ from deepcovid_edge.heatmaps.overlay import draw_overlay
 from deepcovid_edge.imaging.phantom import write_samples
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph
-from deepcovid_edge.models import find_model
 from deepcovid_edge.model import Model
+from deepcovid_edge.models import find_model
 from deepcovid_edge.pipeline.pipeline import PredictSettings
 from deepcovid_edge.reasons import NOTICE
 

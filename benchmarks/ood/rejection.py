@@ -41,8 +41,8 @@ from deepcovid_edge.decision.statistics import wilson
 from deepcovid_edge.errors import DeepCovidEdgeError
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.radiograph import Radiograph
-from deepcovid_edge.models import find_model
 from deepcovid_edge.model import Model
+from deepcovid_edge.models import find_model
 from deepcovid_edge.pipeline.pipeline import PredictSettings
 from deepcovid_export.decision.ood_graph import take_off
 

@@ -17,6 +17,7 @@ from deepcovid_edge.bench.scenarios import Done, Parts, Shared, in_threads
 from deepcovid_edge.bench.settings import NETWORK
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.errors import BenchError
+from deepcovid_edge.model import Model
 from deepcovid_edge.pipeline.pipeline import PredictSettings
 from deepcovid_edge.pipeline.reader import ImageReader, Reading
 
@@ -123,9 +124,8 @@ class EndToEndWork:
                     yield self._paths[number % self.images]
 
         settings = PredictSettings(batch_size=self._batch_size, workers=self._workers)
-        facts = run_facts(self._backend, settings)
         reading = Reading(paths(), ImageReader(self._backend.manifest.input))
-        for records in predict_together(reading, self._backend, facts, settings):
+        for records in Model.of(self._backend, settings).predict_groups(reading):
             first, *_ = [under_way.popleft() for _ in records]
             done(None, first, len(records), [*map(self._parts, records)])
 

@@ -17,6 +17,7 @@ from deepcovid_edge.decision.record import INDETERMINATE, Prediction
 from deepcovid_edge.decision.site_file import SCHEMA_VERSION
 from deepcovid_edge.errors import DataError
 from deepcovid_edge.manifest import VERSION, ModelManifest
+from deepcovid_edge.model import Model
 from deepcovid_edge.pipeline.pipeline import PredictSettings
 from deepcovid_edge.reasons import NOTICE, WarningCode
 from deepcovid_edge.validation.acceptance import (
@@ -146,9 +147,8 @@ class _Judged:
 
 
 def _classified(backend: Backend, images: Sequence[LabelledImage], workers: int | None) -> _Judged:
-    settings = PredictSettings(workers=workers)
-    run = run_facts(backend, settings)
-    records = predict((image.path for image in images), backend, run, settings)
+    model = Model.of(backend, PredictSettings(workers=workers))
+    records = model.predict(image.path for image in images)
     found = _Judged()
     labels: dict[str, str] = {}
     for image, record in zip(images, records, strict=True):

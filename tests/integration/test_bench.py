@@ -148,7 +148,7 @@ def test_a_user_s_error_is_one_sentence_and_its_code(
     assert said in capsys.readouterr().err
 
 
-def test_a_folder_without_a_image_is_an_error(
+def test_a_folder_without_an_image_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "notes.txt").write_text("no image")

@@ -75,7 +75,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_folder_becomes_one_record_a_image(images: Path) -> None:
+def test_a_folder_becomes_one_record_an_image(images: Path) -> None:
     done = infer(images)
     assert done.returncode == 0, done.stderr
     records = records_of(done.stdout)
@@ -158,7 +158,7 @@ def test_threshold_of_the_command_line_decides(images: Path) -> None:
         assert {record["threshold"] for record in records} == {threshold}
 
 
-def test_a_image_named_twice_is_judged_once(images: Path) -> None:
+def test_an_image_named_twice_is_judged_once(images: Path) -> None:
     image = sorted(images.iterdir())[0]
     assert len(records_of(infer(images, image, image).stdout)) == 6
 

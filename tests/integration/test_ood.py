@@ -33,8 +33,8 @@ from deepcovid_edge.heatmaps.occlusion import Occluder
 from deepcovid_edge.heatmaps.windows import OcclusionSettings
 from deepcovid_edge.imaging.phantom import draw_phantom
 from deepcovid_edge.manifest import read_manifest
-from deepcovid_edge.models import find_model
 from deepcovid_edge.model import Model
+from deepcovid_edge.models import find_model
 from deepcovid_edge.pipeline.pipeline import PredictSettings
 from deepcovid_export.decision.fit_ood import matched, prepared
 from deepcovid_export.decision.ood_graph import (

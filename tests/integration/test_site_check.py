@@ -229,7 +229,7 @@ def test_heat_maps_go_by_its_threshold(images: Path, tmp_path: Path) -> None:
         ({"verdict": "fine"}, "a damaged one (verdict fine)"),
     ],
 )
-def test_what_does_not_belong_together_is_refused_before_a_image_is_classified(
+def test_what_does_not_belong_together_is_refused_before_an_image_is_classified(
     change: dict[str, Any], said: str, images: Path, tmp_path: Path
 ) -> None:
     path = site_file(tmp_path / "site.json", **change)

@@ -18,7 +18,6 @@ from deepcovid_edge.decision.record import Prediction, RunFacts
 from deepcovid_edge.errors import DataError
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.manifest import ModelManifest
-from deepcovid_edge.model import Model
 from deepcovid_edge.pipeline.pipeline import PredictSettings
 from deepcovid_edge.reasons import WarningCode
 from deepcovid_export.evaluation.metrics import Scores, Truth
@@ -99,7 +98,8 @@ def classify(
         DataError: No image was assessed, or a label belongs to no class.
     """
     check_labels(images, backend.manifest.known_labels)
-    settings = PredictSettings(ood=WARN)  # figures are of all images; refusals are counted
+    # Figures are of all images; those out of distribution are counted.
+    model = Model.of(backend, PredictSettings(ood=WARN))
     shapes: dict[str, tuple[int, ...]] = {}
 
     def noted(image: Radiograph) -> Radiograph:
@@ -116,7 +116,7 @@ def classify(
         shapes=np.array([shapes[record.sha256 or ""] for _, record in kept]),
         not_assessed=tuple(record.reason for record in records if record.reason),
         manifest=backend.manifest,
-        run=run,
+        run=model.facts,
         unlike=_unlike(records) if backend.manifest.ood else None,
     )
 

@@ -25,8 +25,8 @@ from deepcovid_edge.imaging.phantom import draw_phantom, save_phantom, write_sam
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.manifest import InputSpec, read_manifest
-from deepcovid_edge.models import find_model
 from deepcovid_edge.model import Model
+from deepcovid_edge.models import find_model
 from deepcovid_edge.pipeline.pipeline import PredictSettings
 
 ROOT = Path(__file__).parents[3]
@@ -103,7 +103,7 @@ def test_cost_grows_one_thing_at_a_time_and_draws_each(
     assert {growth for growth, *_ in steps} == set(cost.GROWTHS)
     assert [value for growth, value, *_ in steps if growth == "windows"] == [49, 169, 625, 2401]
     run = {"median": 1.0, "samples": [1.0, 1.1], "min": 1.0, "max": 1.1}
-    grown = {"images": 3, "seconds": run, "peak_mib": run, "ms_a_image": 1.0}
+    grown = {"images": 3, "seconds": run, "peak_mib": run, "ms_an_image": 1.0}
     figures = {"start": grown, **{growth: {"1": grown, "2": grown} for growth in cost.GROWTHS}}
     cost.draw(json.loads(json.dumps(figures)), tmp_path)
     drawn = sorted(path.name for path in tmp_path.glob("cost-*.svg"))

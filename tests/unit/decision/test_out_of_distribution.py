@@ -86,7 +86,7 @@ def classify(path: Path, backend: Any, **settings: Any) -> Prediction:
         ((0.0, float("inf")), "E_RESULT"),
     ],
 )
-def test_a_image_beyond_the_limit_gets_the_reason_of_its_highest_part(
+def test_an_image_beyond_the_limit_gets_the_reason_of_its_highest_part(
     image: Path, ood_scores: tuple[float, float], reason: str | None
 ) -> None:
     assert classify(image, Unlike(*ood_scores)).reason == reason
@@ -118,7 +118,7 @@ def test_synthetic_images_are_let_through_with_both_warnings(tmp_path: Path) -> 
     assert record.warnings == ("W_SYNTHETIC", "W_OOD")
 
 
-def test_the_limit_is_stricter_for_a_image_whose_view_is_not_stated() -> None:
+def test_the_limit_is_stricter_for_an_image_whose_view_is_not_stated() -> None:
     ood = OodLimits.of(MANIFEST)
     assert ood is not None
     between = np.array([1.2, 0.0], np.float32)

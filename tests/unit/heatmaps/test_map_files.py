@@ -184,7 +184,7 @@ def test_a_full_disk_leaves_no_half_a_file(tmp_path: Path, monkeypatch: pytest.M
     def full(handle: int, data: memoryview) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("deepcovid_edge.heatmaps.files.os.write", full)
+    monkeypatch.setattr("deepcovid_edge.files.os.write", full)
     for write in (write_new, write_atomically):
         with pytest.raises(OutputError, match=r"map\.npz: cannot be written: No space left"):
             write(tmp_path / "map.npz", b"content")

@@ -442,7 +442,7 @@ def test_file_is_a_png_of_the_same_pixels_that_says_what_it_is_not() -> None:
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(200, 100), (600, 500), (500, 500), (100, 200)])
-def test_picture_is_never_taken_for_a_image(
+def test_picture_is_never_taken_for_an_image(
     rows: int, columns: int, decode: Callable[..., Radiograph]
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (rows, columns)).astype(np.uint8)

@@ -24,8 +24,8 @@ from deepcovid_edge.backends import load_backend
 from deepcovid_edge.backends.base import Backend
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES
-from deepcovid_edge.models import find_model
 from deepcovid_edge.model import Model
+from deepcovid_edge.models import find_model
 from deepcovid_edge.pipeline.pipeline import PredictSettings
 
 Decode = Callable[..., Radiograph]

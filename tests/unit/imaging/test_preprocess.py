@@ -220,7 +220,7 @@ def test_levels_above_white_saturate_and_do_not_wrap() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_image_gives_the_same_input_at_8_12_and_16_bits(rule: ResizeRule) -> None:
+def test_an_image_gives_the_same_input_at_8_12_and_16_bits(rule: ResizeRule) -> None:
     shallow = waves(601, 433)
     spec = InputSpec(resize=rule)
     expected = prepare(image_of(shallow), spec).astype(int)

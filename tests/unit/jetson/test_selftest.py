@@ -217,6 +217,6 @@ def test_selftest_builds_verifies_and_compares_an_engine(
         assert engine["build"]["verdict"] == verdict
         assert engine["build"]["facts"]["builder"] == {"seconds": 1.0}
         assert engine["timing"]["images_a_run"] == 300
-        assert engine["timing"]["infer_ms_a_image_median"] == 0.5
+        assert engine["timing"]["infer_ms_an_image_median"] == 0.5
     if not available:
         assert "info" in engine["message"]

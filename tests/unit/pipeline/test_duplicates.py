@@ -13,9 +13,9 @@ import pytest
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.decision.record import Prediction, RunFacts
 from deepcovid_edge.imaging.phantom import draw_phantom, write_samples
+from deepcovid_edge.model import Model
 from deepcovid_edge.models import find_model
 from deepcovid_edge.pipeline.duplicates import Duplicates
-from deepcovid_edge.model import Model
 from deepcovid_edge.pipeline.pipeline import PredictSettings
 from deepcovid_edge.pipeline.reader import ImageReader, Reading
 
@@ -76,7 +76,7 @@ def test_images_without_a_uid_are_never_taken_for_each_other() -> None:
         assert duplicates.warned(image(sha256), "").warnings == ()
 
 
-def test_a_image_that_was_refused_has_no_result_to_keep() -> None:
+def test_an_image_that_was_refused_has_no_result_to_keep() -> None:
     duplicates = Duplicates()
     refused = replace(image("0123"), probabilities=None, reason="E_BLANK")
     assert duplicates.settled(refused) is refused

@@ -22,8 +22,8 @@ from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.imaging.phantom import write_samples
 from deepcovid_edge.manifest import IndeterminateRange, InputSpec, ModelManifest
-from deepcovid_edge.pipeline import reader as module
 from deepcovid_edge.model import Model
+from deepcovid_edge.pipeline import reader as module
 from deepcovid_edge.pipeline.pipeline import (
     _GROUPS_A_THREAD,
     _MOST_IN_GROUP,
@@ -258,7 +258,9 @@ def test_threshold_decides_on_the_rounded_probability(images: list[Path]) -> Non
     assert (at.decision, above.decision) == ("positive", "negative")
 
 
-def test_a_image_in_the_band_is_indeterminate_and_keeps_its_probability(images: list[Path]) -> None:
+def test_an_image_in_the_band_is_indeterminate_and_keeps_its_probability(
+    images: list[Path],
+) -> None:
     (plain,) = classify(images[:1], MeanBackend())
     assert plain.probability is not None
     backend = MeanBackend()
@@ -278,7 +280,7 @@ def test_a_image_in_the_band_is_indeterminate_and_keeps_its_probability(images: 
         assert (decided.decision, decided.as_dict()["indeterminate_range"]) == ("positive", None)
 
 
-def test_just_outside_the_band_a_image_is_called(images: list[Path]) -> None:
+def test_just_outside_the_band_an_image_is_called(images: list[Path]) -> None:
     (plain,) = classify(images[:1], MeanBackend())
     assert plain.probability is not None
     for low, high, decision in ((1e-6, 2e-6, "negative"), (-2e-6, 0.0, "positive")):
