@@ -71,7 +71,7 @@ class RunFacts:
         return {"low": span.low, "high": span.high} if span else {"threshold": self.threshold}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """One image's result. An image that was not assessed has a reason and no probability.
 
@@ -129,6 +129,15 @@ class Prediction:
         if self.run.indeterminate_range and self.run.indeterminate_range.holds(probability):
             return INDETERMINATE
         return POSITIVE if probability >= self.run.threshold else NEGATIVE
+
+    def __repr__(self) -> str:
+        """One line: file, result or reason, warnings."""
+        found = (
+            f"not assessed, {self.reason}"
+            if self.probability is None
+            else f"{self.decision}, {self.run.positive_class} {self.probability:.3f}"
+        )
+        return f"Prediction({', '.join([repr(self.path), found, *self.warnings])})"
 
     def as_dict(self) -> dict[str, Any]:
         """The record as plain values, in the order in which it is written."""

@@ -66,7 +66,7 @@ def image_sources(sources: ImageSource | Iterable[ImageSource]) -> Iterator[Imag
         return iter([sources])
     if hasattr(sources, "read"):  # an open file is iterable too
         return iter([cast("BinaryIO", sources)])
-    return _walked(cast("Iterable[ImageSource]", sources))
+    return _walked(sources)
 
 
 def _walked(sources: Iterable[ImageSource]) -> Iterator[ImageSource]:

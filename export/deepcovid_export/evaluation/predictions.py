@@ -18,6 +18,7 @@ from deepcovid_edge.decision.record import Prediction, RunFacts
 from deepcovid_edge.errors import DataError
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.manifest import ModelManifest
+from deepcovid_edge.model import Model
 from deepcovid_edge.pipeline.pipeline import PredictSettings
 from deepcovid_edge.reasons import WarningCode
 from deepcovid_export.evaluation.metrics import Scores, Truth

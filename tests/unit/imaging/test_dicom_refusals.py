@@ -393,7 +393,7 @@ def plain_colour_marks() -> bytes:
     return written(dataset(marked))
 
 
-WARNINGED: dict[str, tuple[WarningCode, Callable[[], bytes], str]] = {
+WARNED: dict[str, tuple[WarningCode, Callable[[], bytes], str]] = {
     "suffix": (WarningCode.SUFFIX, plain, "image.png"),
     "no-view": (WarningCode.NO_VIEW, lambda: plain(ViewPosition=""), "image"),
     "no-view-element": (WarningCode.NO_VIEW, lambda: plain(ViewPosition=None), "image"),
@@ -463,9 +463,9 @@ WARNINGED: dict[str, tuple[WarningCode, Callable[[], bytes], str]] = {
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("name", WARNINGED)
-def test_assessed_with_this_caution_alone(name: str, decode: Decode) -> None:
-    warning, make, file_name = WARNINGED[name]
+@pytest.mark.parametrize("name", WARNED)
+def test_assessed_with_this_warning_alone(name: str, decode: Decode) -> None:
+    warning, make, file_name = WARNED[name]
     assert decode(make(), file_name).warnings == (warning,)
 
 
@@ -478,9 +478,9 @@ def test_usual_names_of_dicom_files_are_no_reason_for_a_warning(
     assert decode(plain(), file_name).warnings == ()
 
 
-def test_every_reason_and_caution_of_dicom_files_is_brought_about_by_one() -> None:
+def test_every_reason_and_warning_of_dicom_files_is_brought_about_by_one() -> None:
     brought_about = {case.reason for case in REFUSALS.values()} | {Reason.DICOM}
-    brought_about |= {warning for warning, _, _ in WARNINGED.values()}
+    brought_about |= {warning for warning, _, _ in WARNED.values()}
     expected = {member for member, where in ELSEWHERE.items() if Path(__file__).name in where}
     assert expected <= brought_about
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deepcovid_edge.errors import NotAssessedError
-from deepcovid_edge.imaging import files, pictures
+from deepcovid_edge.imaging import files, radiograph
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.reasons import Reason, WarningCode
@@ -333,7 +333,7 @@ def test_every_reason_is_brought_about_by_a_file() -> None:
     )
 
 
-WARNINGED: dict[WarningCode, Callable[[Any], tuple[bytes, str]]] = {
+WARNED: dict[WarningCode, Callable[[Any], tuple[bytes, str]]] = {
     WarningCode.SUFFIX: lambda p: (p.encode(p.image(), "PNG"), "image.jpg"),
     WarningCode.EXIF: lambda p: (p.encode(p.image(), "PNG", exif=p.exif(3)), "image.png"),
     WarningCode.ALPHA: lambda p: (p.encode(p.rgb(p.image(), p.image()), "PNG"), "image.png"),
@@ -345,7 +345,7 @@ WARNINGED: dict[WarningCode, Callable[[Any], tuple[bytes, str]]] = {
     WarningCode.COLOUR: lambda p: (p.encode(marked_image(p), "PNG"), "image.png"),
     WarningCode.LOSSY: lambda p: (p.encode(p.image(512, 512), "JPEG", quality=5), "image.jpg"),
     WarningCode.SYNTHETIC: lambda p: (
-        p.png(p.image(), 0, before=[(b"tEXt", b"Description\0" + pictures.SYNTHETIC_MARK)]),
+        p.png(p.image(), 0, before=[(b"tEXt", b"Description\0" + radiograph.SYNTHETIC_MARK)]),
         "image.png",
     ),
 }
@@ -357,17 +357,17 @@ def marked_image(pictures: Any) -> NDArray[Any]:
     return marked
 
 
-@pytest.mark.parametrize("warning", WARNINGED)
-def test_assessed_with_this_caution_alone(
+@pytest.mark.parametrize("warning", WARNED)
+def test_assessed_with_this_warning_alone(
     warning: WarningCode, pictures: Any, decode: Decode
 ) -> None:
-    data, name = WARNINGED[warning](pictures)
+    data, name = WARNED[warning](pictures)
     assert decode(data, name).warnings == (warning,)
 
 
-def test_every_caution_is_brought_about_by_a_file() -> None:
+def test_every_warning_is_brought_about_by_a_file() -> None:
     elsewhere = {member for member in ELSEWHERE if isinstance(member, WarningCode)}
-    assert set(WARNINGED) | elsewhere == set(WarningCode)
+    assert set(WARNED) | elsewhere == set(WarningCode)
 
 
 def test_codes_are_unique_and_sentences_are_sentences() -> None:

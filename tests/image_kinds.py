@@ -1,0 +1,53 @@
+"""A folder with a file for every reason, every warning and every decision, of every format."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+from conftest import Pictures
+from test_dicom_refusals import REFUSALS as DICOM_REFUSALS
+from test_dicom_refusals import WARNED as DICOM_WARNED
+from test_refusals import ELSEWHERE as NO_FILE
+from test_refusals import REFUSALS, WARNED, placed
+
+from deepcovid_edge.imaging.phantom import draw_phantom, write_samples
+from deepcovid_edge.reasons import Reason
+
+ELSEWHERE = {Reason.RESULT, Reason.MODEL, Reason.DISK} & set(NO_FILE)
+"""Reasons that no file brings about by itself."""
+
+
+def folder_of_every_kind(folder: Path) -> Path:
+    """Fill a folder; whatever a maker needs beside its file lies in folders of their own."""
+    for name, case in REFUSALS.items():
+        own = folder / f"picture-{name}"
+        own.mkdir()
+        placed(case, Pictures, own)
+    for number, make in enumerate(WARNED.values()):
+        data, name = make(Pictures)
+        (folder / f"warned-{number}-{name}").write_bytes(data)
+    with warnings.catch_warnings():  # of pydicom, about what is written wrong here
+        warnings.simplefilter("ignore", UserWarning)
+        _write_dicom(folder)
+    write_samples(folder / "synthetic", count=4)
+    _turned(folder)
+    return folder
+
+
+def _write_dicom(folder: Path) -> None:
+    for name, refusal in DICOM_REFUSALS.items():
+        (folder / f"dicom-{name.replace('/', '-')}.dcm").write_bytes(refusal.make())
+    for number, (_, make_dicom, _) in enumerate(DICOM_WARNED.values()):
+        (folder / f"dicom-warned-{number}.dcm").write_bytes(make_dicom())
+
+
+def _turned(folder: Path) -> None:
+    """A turned image and one that is no radiograph, without the mark of a synthetic one."""
+    phantom = draw_phantom(0)
+    cv2.imwrite(str(folder / "upright.jpg"), phantom)
+    cv2.imwrite(str(folder / "turned.jpg"), np.ascontiguousarray(np.rot90(phantom)))
+    noise = np.random.default_rng(0).integers(0, 255, (400, 400), dtype=np.uint8)
+    cv2.imwrite(str(folder / "noise.jpg"), noise)
