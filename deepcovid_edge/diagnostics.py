@@ -12,7 +12,7 @@ from deepcovid_edge.backends import onnxruntime, openvino
 from deepcovid_edge.backends.tensorrt import build
 from deepcovid_edge.device import jetpack
 from deepcovid_edge.device.gpu import find_gpu
-from deepcovid_edge.device.processor import processor_name
+from deepcovid_edge.device.processor import INT8_SWITCH, int8_is_switched_off, processor_name
 from deepcovid_edge.errors import DeepCovidEdgeError
 from deepcovid_edge.files import file_sha256
 from deepcovid_edge.manifest import VERSION, read_manifest
@@ -27,10 +27,11 @@ _COMPUTING = (
 
 
 def describe() -> dict[str, Any]:
-    """Version, device, backends, models and problems, as `info --json` prints them."""
+    """Version, device, settings, backends, models, problems, as `info --json` prints them."""
     return {
         "version": VERSION,
         "device": device_facts(),
+        "settings": setting_facts(),
         "backends": backend_facts(),
         "models": model_facts(),
         "problems": problems(),
@@ -51,6 +52,11 @@ def device_facts() -> dict[str, Any]:
         "jetpack": jetpack.find_release(),
         "power_mode": jetpack.power_mode(),
     }
+
+
+def setting_facts() -> dict[str, str]:
+    """What environment variables change here, by their names; of those that are set."""
+    return {INT8_SWITCH: "off"} if int8_is_switched_off() else {}
 
 
 def backend_facts() -> list[dict[str, Any]]:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
+import stat
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO, BinaryIO
 
 from deepcovid_edge.errors import NotThereError, OutputError
 
 CACHE_VARIABLE = "DEEPCOVID_EDGE_CACHE"
+_NOT_REGULAR = "not a regular file (write it to a file first)"
+_LOCK_SECONDS = 1800.0
+"""Longest wait for another process: a large network takes minutes to build."""
+_LOCK_LOOK_SECONDS = 0.1
 
 
 def cache_folder() -> Path:
@@ -31,12 +39,38 @@ def file_sha256(path: Path) -> str:
     """
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
     except OSError as error:
         raise NotThereError(f"{path}: {error.strerror or error}") from error
     return digest.hexdigest()
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file.
+
+    Raises:
+        OSError: It cannot be opened, or is a folder, a pipe or a device.
+    """
+    # Without O_NONBLOCK a pipe is waited for already while it is opened (open(2)).
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, _NOT_REGULAR, str(path))
+    except OSError:
+        os.close(handle)
+        raise
+    return os.fdopen(handle, "rb")
+
+
+def read_regular(path: Path) -> bytes:
+    """The content of a regular file; raises as `open_regular` does."""
+    with open_regular(path) as stream:
+        return stream.read()
 
 
 def write_atomically(path: Path, data: bytes | memoryview, *, sync: bool = False) -> None:
@@ -96,9 +130,47 @@ def _not_written(path: Path, error: OSError) -> OutputError:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, name: str) -> Iterator[None]:
-    """Hold the lock of a name in a folder, waiting for another process that holds it."""
+def locked(
+    folder: Path, name: str, waiting: Callable[[str], None] = lambda _: None
+) -> Iterator[None]:
+    """Hold the lock of a name in a folder, waiting for another process that holds it.
+
+    Args:
+        folder: Where the named file lies, or will.
+        name: Name of the file.
+        waiting: Called once with a sentence on who is waited for, if anyone is.
+
+    Raises:
+        OutputError: The other process still holds the lock after `_LOCK_SECONDS`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f".{name}.lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    path = folder / f".{name}.lock"
+    with path.open("a+") as stream:
+        if not _takes_lock(stream):
+            holder = f"process {_holder(path) or 'unknown'}, which holds {path}"
+            waiting(f"waiting up to {_LOCK_SECONDS / 60:g} min for {holder}")
+            _wait_for_lock(stream, holder)
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
         yield
+
+
+def _takes_lock(stream: IO[str]) -> bool:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _wait_for_lock(stream: IO[str], holder: str) -> None:
+    ends = time.monotonic() + _LOCK_SECONDS
+    while not _takes_lock(stream):
+        if time.monotonic() > ends:
+            raise OutputError(f"{holder}, did not end in {_LOCK_SECONDS:g} s: end it, or try later")
+        time.sleep(_LOCK_LOOK_SECONDS)
+
+
+def _holder(path: Path) -> str:
+    return path.read_text(encoding="ascii", errors="replace").strip()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcovid_edge.errors import ModelFileError, NotThereError
+from deepcovid_edge.files import read_regular
 from deepcovid_edge.graph.protobuf import blocks, text
 
 VERSION = "0.1.0"
@@ -217,7 +218,7 @@ def read_manifest(path: Path) -> ModelManifest:
         ModelFileError: The file is no ONNX model, or carries no valid manifest.
     """
     try:
-        data = memoryview(path.read_bytes())
+        data = memoryview(read_regular(path))
     except OSError as error:
         raise NotThereError(f"{path}: {error.strerror or error}") from error
     try:

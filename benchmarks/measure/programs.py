@@ -6,13 +6,18 @@ program is loaded once and then run in turn with the others, see `measuring.in_t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
 
+from deepcovid_edge.device.child_process import end_with
+
 _PATIENCE = 10.0
+_RUN_SECONDS = 1800.0
+"""Longest run of a program, or its loading: thousands of images on a slow board take minutes."""
 
 
 class Program:
@@ -29,7 +34,9 @@ class Program:
     def __init__(self, make: str, *given: Any, **named: Any) -> None:
         processes = get_context("spawn")
         self._connection, theirs = processes.Pipe()
-        self._process = processes.Process(target=_serve, args=(theirs, make, given, named))
+        self._process = processes.Process(
+            target=_serve, args=(os.getpid(), theirs, make, given, named)
+        )
         self._process.start()
         theirs.close()
         try:
@@ -44,6 +51,9 @@ class Program:
         self._answer()
 
     def _answer(self) -> None:
+        if not self._connection.poll(_RUN_SECONDS):
+            self._process.kill()
+            raise RuntimeError(f"no end after {_RUN_SECONDS:g} s")
         try:
             failure = self._connection.recv()
         except EOFError:
@@ -58,12 +68,13 @@ class Program:
         self._process.join(_PATIENCE)
         if self._process.is_alive():
             self._process.kill()
-            self._process.join()
+            self._process.join(_PATIENCE)
 
 
 def _serve(
-    connection: Connection, make: str, given: tuple[Any, ...], named: dict[str, Any]
+    parent: int, connection: Connection, make: str, given: tuple[Any, ...], named: dict[str, Any]
 ) -> None:
+    end_with(parent)
     program: Callable[[], object] | None = None
     while True:
         failure = None

@@ -16,10 +16,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from deepcovid_edge.device.child_process import ending_with_this
+
 PLACES = ("/usr/src/tensorrt/bin/trtexec",)
 """Where JetPack and the Debian packages put it, beside what PATH names."""
 PARTS = {"h2dMs": "host_to_device", "computeMs": "compute", "d2hMs": "device_to_host"}
 SECONDS = 3
+_LIMIT_SECONDS = 600
+"""Longest run: it builds an engine first."""
 
 
 def find() -> str | None:
@@ -74,4 +78,10 @@ def last_error(said: str) -> str:
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        ending_with_this(command),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_LIMIT_SECONDS,
+    )

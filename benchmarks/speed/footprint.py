@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from itertools import cycle, islice
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 from benchmarks.measure.measurement import store, summary
 from deepcovid_edge.datasets.dataset import walk_files
 
+_LIMIT_SECONDS = 1200
 COMMAND = [str(Path(sys.executable).with_name("deepcovid-edge"))]
 
 
@@ -67,7 +69,10 @@ def process(arguments: list[str]) -> tuple[float, float]:
     child = subprocess.Popen(
         [*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
+    watchdog = threading.Timer(_LIMIT_SECONDS, child.kill)
+    watchdog.start()
     _, status, usage = os.wait4(child.pid, 0)
+    watchdog.cancel()
     seconds = time.perf_counter() - started
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:

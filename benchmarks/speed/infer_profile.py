@@ -38,8 +38,10 @@ from deepcovid_edge import backends
 from deepcovid_edge.bench.watch import Watch
 from deepcovid_edge.cli.main import run
 from deepcovid_edge.datasets.dataset import walk_files
+from deepcovid_edge.device.child_process import ending_with_this
 from deepcovid_edge.models import DEFAULT_MODEL
 
+_LIMIT_SECONDS = 1800
 MAIN = "submit, order, count"
 DECODE = "decode"
 SECTIONS = {
@@ -161,6 +163,7 @@ def on_cores(cores: int) -> dict[str, Any]:
     """The result of a child that has the first so many cores."""
     listed = ",".join(map(str, sorted(os.sched_getaffinity(0))[:cores]))
     command = [
+        "/usr/bin/env",
         "taskset",
         "-c",
         listed,
@@ -170,7 +173,13 @@ def on_cores(cores: int) -> dict[str, Any]:
         *sys.argv[1:],
         "--child",
     ]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        ending_with_this(command),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=_LIMIT_SECONDS,
+    )
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures
 

@@ -36,6 +36,7 @@ from benchmarks.variants import VARIANTS, VariantError, engine_of, missing, name
 from deepcovid_edge.backends.tensorrt.files import Profile
 from deepcovid_edge.bench.results import Result, read_result
 from deepcovid_edge.bench.settings import MULTI, OFFLINE, SCENARIOS, SCOPES, SERVER, SINGLE
+from deepcovid_edge.device.child_process import ending_with_this
 from deepcovid_edge.diagnostics import device_facts
 from deepcovid_edge.errors import DeepCovidEdgeError, NotThereError
 from deepcovid_export.settings import build_settings, read_table
@@ -46,6 +47,8 @@ UNSTABLE_CODE, DIFFERENT_CODE = 7, 3
 _NOT_HERE = (5, 6)
 """Exit codes of `bench` where a device, a package or a fitting engine is missing."""
 _SMALLEST_ENGINE = 32
+_STEP_SECONDS = 3600
+"""Longest step: its runs take seconds each, an engine that must be built first minutes."""
 
 
 @dataclass(frozen=True)
@@ -294,7 +297,16 @@ def bench_command(step: Step, data: Path | None) -> list[str]:
 def bench(command: list[str], output: Path) -> tuple[int, str]:
     """Run the command in a process of its own: its exit code, and the last line it said."""
     whole = [sys.executable, "-m", "deepcovid_edge", *command, "-o", str(output), "--append"]
-    done = subprocess.run(whole, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            ending_with_this(whole),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_STEP_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return 1, f"no end after {_STEP_SECONDS} s"
     return done.returncode, next(iter(done.stderr.strip().splitlines()[-1:]), "")
 
 

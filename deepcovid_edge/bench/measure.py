@@ -32,6 +32,7 @@ from deepcovid_edge.bench.watch import GpuGauge, Watch, gpu_gauge, peak_rss_mib
 from deepcovid_edge.bench.work import EndToEndWork, NetworkWork, TellsParts, lanes_of
 from deepcovid_edge.diagnostics import device_facts, versions
 from deepcovid_edge.errors import BenchError, NotAssessedError
+from deepcovid_edge.files import read_regular
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.manifest import InputSpec
@@ -80,7 +81,7 @@ class BenchImages:
         """How many, how large, and a digest of what they hold."""
         digest = sha256()
         for path in self.paths:
-            digest.update(sha256(path.read_bytes()).digest())
+            digest.update(sha256(read_regular(path)).digest())
         return {
             "name": self.name,
             "images": len(self.paths),

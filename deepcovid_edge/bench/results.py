@@ -20,6 +20,7 @@ from deepcovid_edge.bench.settings import OFFLINE, SERVER
 from deepcovid_edge.bench.stability import Verdict, assess_stability
 from deepcovid_edge.decision.statistics import wilson
 from deepcovid_edge.errors import DataError, NotThereError
+from deepcovid_edge.files import read_regular
 
 KIND = "deepcovid-edge bench"
 SCHEMA_VERSION = 2
@@ -248,7 +249,7 @@ def read_result(path: Path) -> Result:
         DataError: It is no result of `bench`, or of a newer version.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_regular(path).decode("utf-8"))
     except OSError as error:
         raise NotThereError(f"{path}: {error.strerror or error}") from error
     except ValueError as error:

@@ -6,10 +6,15 @@ lines of that guide's variant in the tests; no board has run it yet.
 
 from __future__ import annotations
 
+import os
 import re
+import select
 import shutil
+import signal
 import subprocess
 import threading
+
+from deepcovid_edge.device import child_process
 
 _EVERY_MS = 100
 _END_SECONDS = 1.0
@@ -43,7 +48,10 @@ def parse_line(line: str) -> dict[str, float | str | None]:
 
 
 class Tegrastats:
-    """The tool running beside the measurement; `reading` is its newest line."""
+    """The tool running beside the measurement; `reading` is its newest line.
+
+    Should this process be killed, the tool ends with its next line, which nobody reads (SIGPIPE).
+    """
 
     def __init__(self) -> None:
         """Start it.
@@ -58,10 +66,14 @@ class Tegrastats:
             [tool, "--interval", str(_EVERY_MS)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            text=True,
+            start_new_session=True,  # what it starts itself ends with it
         )
+        assert self._process.stdout
+        self._pipe = self._process.stdout
         self._line = ""
-        threading.Thread(target=self._follow, daemon=True).start()
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread.start()
 
     def versions(self) -> dict[str, str | None]:
         """None of its own: `jetpack` stands among the device's facts."""
@@ -73,15 +85,25 @@ class Tegrastats:
 
     def close(self) -> None:
         """End the tool."""
-        self._process.terminate()
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGTERM)
         try:
             self._process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:  # it inherited that SIGTERM is ignored
-            self._process.kill()
-            self._process.wait()
-        if self._process.stdout:
-            self._process.stdout.close()
+            child_process.end(self._process)
+        self._left.set()
+        self._thread.join(_END_SECONDS)
+        self._pipe.close()
 
     def _follow(self) -> None:
-        for line in self._process.stdout or ():
-            self._line = line
+        """Keep the newest line, until `close`: somebody else may hold the pipe open."""
+        waiting, rest = select.poll(), b""
+        waiting.register(self._pipe, select.POLLIN)
+        while not self._left.is_set():
+            if not waiting.poll(_EVERY_MS):
+                continue
+            block = os.read(self._pipe.fileno(), select.PIPE_BUF)
+            if not block:
+                return
+            *whole, rest = (rest + block).split(b"\n")
+            self._line = whole[-1].decode(errors="replace") if whole else self._line

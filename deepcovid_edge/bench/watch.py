@@ -21,6 +21,8 @@ from deepcovid_edge.bench.nvml import Nvml, NvmlError
 from deepcovid_edge.bench.tegrastats import Tegrastats
 
 _EVERY_SECONDS = 0.5
+_END_SECONDS = 10.0
+"""Longest wait for a last reading: a driver may be slow, or never answer."""
 _MOST_CORES = 16
 """Asking for a core's clock interrupts it, so no more are asked."""
 _HEAT = re.compile(r"cpu|pkg|soc|tj", re.IGNORECASE)
@@ -86,8 +88,9 @@ class Watch:
         trace: TracebackType | None,
     ) -> None:
         self._left.set()
-        self._thread.join()
-        self._read()
+        self._thread.join(_END_SECONDS)
+        if not self._thread.is_alive():  # else its last reading has no answer, and none follows
+            self._read()
         self._used = _shares(self._cores)
 
     def facts(self) -> dict[str, Any]:

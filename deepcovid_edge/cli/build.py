@@ -95,6 +95,8 @@ def _with_progress(file: Path, settings: BuildSettings, build: Any) -> tuple[Pat
         def show(event: Mapping[str, Any]) -> None:
             if event.get("event") == "phase":
                 status.update(f"building {file.name}: {event['name']}")
+            elif event.get("event") == "waiting":
+                console.print(event["why"])
 
         result: tuple[Path, EngineFacts] = build(file, settings, progress=show)
     return result

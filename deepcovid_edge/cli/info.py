@@ -7,6 +7,11 @@ from typing import Any
 
 import click
 
+_SETTINGS = {
+    "DEEPCOVID_EDGE_INT8": "models run as they are, not in the INT8 variant that ships beside them",
+}
+"""What a setting does; without it nothing is told."""
+
 
 @click.command(epilog="Example: deepcovid-edge info --json")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
@@ -31,21 +36,27 @@ def command(as_json: bool) -> None:
     if device["jetpack"]:
         mode = device["power_mode"] or "unknown"
         click.echo(f"JetPack   {device['jetpack']}, power mode {mode}")
+    for name, value in facts["settings"].items():
+        click.echo(f"setting   {name}={value}: {_SETTINGS[name]}")
     for backend in facts["backends"]:
         click.echo(f"backend   {backend['name']}: {_backend(backend)}")
     for model in facts["models"]:
-        click.echo(
-            f"model     {model['name']}: {model['precision']}, threshold "
-            f"{model['threshold']:.4f}, sha256 {model['sha256'][:16]}, {model['license']}"
-        )
-        if not model["ood"]:
-            click.echo("          no out-of-distribution limits: it classifies any image")
-        if model["verdict"]:
-            click.echo(f"          {model['verdict']}")
+        _tell_model(model)
     for problem in facts["problems"]:
         click.echo(f"problem   {problem['what']}\n  fix    {problem['fix']}")
     if not facts["problems"]:
         click.echo("problems  none")
+
+
+def _tell_model(model: dict[str, Any]) -> None:
+    click.echo(
+        f"model     {model['name']}: {model['precision']}, threshold "
+        f"{model['threshold']:.4f}, sha256 {model['sha256'][:16]}, {model['license']}"
+    )
+    if not model["ood"]:
+        click.echo("          no out-of-distribution limits: it classifies any image")
+    if model["verdict"]:
+        click.echo(f"          {model['verdict']}")
 
 
 def _backend(facts: dict[str, Any]) -> str:

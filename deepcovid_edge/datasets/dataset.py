@@ -25,6 +25,7 @@ from deepcovid_edge.datasets.layouts import (
     walk_files,
 )
 from deepcovid_edge.errors import DataError, UsageError
+from deepcovid_edge.files import read_regular
 
 __all__ = [
     "MANIFEST_NAME",
@@ -110,5 +111,5 @@ def dataset_sha256(images: Iterable[LabelledImage]) -> str:
     digest = hashlib.sha256()
     for image in images:
         digest.update(f"{image.path.name}\0{image.label}\0".encode())
-        digest.update(hashlib.sha256(image.path.read_bytes()).digest())
+        digest.update(hashlib.sha256(read_regular(image.path)).digest())
     return digest.hexdigest()

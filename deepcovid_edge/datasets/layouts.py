@@ -18,6 +18,7 @@ class has nothing to be known by, so its wrapper is not.
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 from collections import Counter
@@ -29,6 +30,7 @@ from typing import IO
 from urllib.parse import urlsplit
 
 from deepcovid_edge.errors import DataError
+from deepcovid_edge.files import open_regular
 
 MANIFEST_NAME = "manifest.csv"
 METADATA_NAME = "metadata.csv"
@@ -197,7 +199,7 @@ def _images_in(folder: Path) -> Iterator[Path]:
 @contextmanager
 def _opened(table: Path) -> Iterator[IO[str]]:
     try:
-        with table.open(newline="", encoding="utf-8-sig") as stream:
+        with io.TextIOWrapper(open_regular(table), "utf-8-sig", newline="") as stream:
             yield stream
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{table}: is no CSV in UTF-8: {error}") from error

@@ -15,7 +15,7 @@ from typing import Any
 
 from deepcovid_edge.decision.record import SiteName
 from deepcovid_edge.errors import NotThereError, SettingsMismatchError
-from deepcovid_edge.files import write_atomically
+from deepcovid_edge.files import read_regular, write_atomically
 from deepcovid_edge.manifest import IndeterminateRange
 from deepcovid_edge.validation.acceptance import NOT_ENOUGH, NOT_USABLE, USABLE
 
@@ -88,7 +88,7 @@ def read_site(path: Path) -> Site:
         SettingsMismatchError: It is damaged, was changed by hand, or is of another version.
     """
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except OSError as error:
         raise NotThereError(f"{path}: {error.strerror or error}") from error
     try:

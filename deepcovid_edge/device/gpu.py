@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from deepcovid_edge.device.child_process import output_of
+
 _JETSON_CAPABILITIES = {"orin": "sm87", "thor": "sm110", "xavier": "sm72"}
+_TOOL_SECONDS = 20.0
+"""The driver may take seconds to wake up; of a GPU that has failed its tool never answers."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,12 @@ def _by_tool() -> GpuFacts | None:
         return None
     asked = "name,compute_cap,driver_version,memory.free"
     command = [tool, f"--query-gpu={asked}", "--format=csv,noheader,nounits"]
+    said = output_of(command, seconds=_TOOL_SECONDS)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
         name, capability, driver, free = (
-            part.strip() for part in done.stdout.splitlines()[0].split(",")
+            part.strip() for part in (said or "").splitlines()[0].split(",")
         )
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+    except (ValueError, IndexError):
         return None
     if not re.fullmatch(r"\d+\.\d+", capability):
         return None

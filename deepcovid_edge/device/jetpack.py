@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from importlib.util import find_spec
 from pathlib import Path
+
+from deepcovid_edge.device.child_process import output_of
 
 # L4T release -> JetPack (NVIDIA's JetPack archive). The longest beginning that fits counts.
 _JETPACK = {
@@ -57,11 +58,7 @@ def power_mode() -> str | None:
     tool = shutil.which("nvpmodel")
     if tool is None:
         return None
-    try:
-        done = subprocess.run([tool, "-q"], capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    match = re.search(r"NV Power Mode: (\S+)", done.stdout)
+    match = re.search(r"NV Power Mode: (\S+)", output_of([tool, "-q"], seconds=10) or "")
     return match[1] if match else None
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
+
+from deepcovid_edge.errors import UsageError
 
 _CPUINFO = Path("/proc/cpuinfo")
 _DEVICE_TREE = Path("/proc/device-tree/model")
 _VNNI = {"avx_vnni", "avx512_vnni"}
+INT8_SWITCH = "DEEPCOVID_EDGE_INT8"
+"""Environment variable: `off` has any processor count as one that does not compute INT8 exactly."""
 
 
 def processor_name() -> str:
@@ -22,10 +27,26 @@ def computes_int8_exactly(cpuinfo: Path = _CPUINFO, machine: str = "") -> bool:
     x86 without VNNI adds two products of uint8 and int8 in 16 bits (VPMADDUBSW), which may clip;
     what `verify` proved elsewhere then does not hold here. ARM multiplies into 16 bits and adds in
     32 (ONNX Runtime, Quantize ONNX models, "When and why do I need to try U8U8?").
+
+    With $DEEPCOVID_EDGE_INT8 set to `off` no processor does, so that a machine can be made to
+    decide as another one without VNNI. It cannot be made to count as one that does.
+
+    Raises:
+        UsageError: The variable is neither `auto`, which is as if it were not set, nor `off`.
     """
+    if int8_is_switched_off():
+        return False
     if (machine or platform.machine()) not in ("x86_64", "AMD64"):
         return True
     return not _VNNI.isdisjoint(_entry(cpuinfo, "flags").split())
+
+
+def int8_is_switched_off() -> bool:
+    """Whether $DEEPCOVID_EDGE_INT8 says so; raises as `computes_int8_exactly` does."""
+    said = os.environ.get(INT8_SWITCH) or "auto"
+    if said not in ("auto", "off"):
+        raise UsageError(f"{INT8_SWITCH}: got {said!r}, expected auto or off")
+    return said == "off"
 
 
 def _entry(cpuinfo: Path, key: str) -> str:

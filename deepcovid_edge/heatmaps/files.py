@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.errors import DataError, NotThereError
-from deepcovid_edge.files import write_new
+from deepcovid_edge.files import open_regular, write_new
 from deepcovid_edge.heatmaps.heatmap import ACTIVATION, METHODS, HeatMap, Region, of_activation
 from deepcovid_edge.heatmaps.npz import npz
 from deepcovid_edge.manifest import InputSpec
@@ -86,7 +86,7 @@ def read_map(path: Path) -> MapFile:
         DataError: It is no such map, or was cut off or changed.
     """
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+        with open_regular(path) as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         described = json.loads(arrays.pop("facts").item())
         return MapFile(

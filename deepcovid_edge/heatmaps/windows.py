@@ -42,18 +42,18 @@ class OcclusionSettings:
 
     def __post_init__(self) -> None:
         if self.window < 1:
-            raise UsageError(f"--window: got {self.window}, expected 1 pixel or more")
+            raise UsageError(f"window: got {self.window}, expected 1 pixel or more")
         if not 1 <= self.stride <= self.window:
             raise UsageError(
-                f"--stride: got {self.stride}, expected 1 to the window's {self.window} pixels, or "
+                f"stride: got {self.stride}, expected 1 to the window's {self.window} pixels, or "
                 "parts of the image would never be hidden"
             )
         if self.baseline not in BASELINES:
             raise UsageError(
-                f"--baseline: got {self.baseline!r}, expected one of {', '.join(BASELINES)}"
+                f"baseline: got {self.baseline!r}, expected one of {', '.join(BASELINES)}"
             )
         if self.budget_ms is not None and not self.budget_ms > 0:
-            raise UsageError(f"--budget: got {self.budget_ms} ms, expected more than 0")
+            raise UsageError(f"budget: got {self.budget_ms} ms, expected more than 0")
 
     @property
     def first_spacing(self) -> int:
@@ -82,7 +82,7 @@ class WindowGrid:
         """
         if settings.window > min(height, width):
             raise UsageError(
-                f"--window: got {settings.window}, the network sees images of {height} x {width} "
+                f"window: got {settings.window}, the network sees images of {height} x {width} "
                 "pixels: choose a smaller one"
             )
         rows, columns = (_spans(length, settings) for length in (height, width))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import fcntl
 import io
 import json
@@ -19,6 +20,9 @@ from deepcovid_edge.errors import OutputError, UsageError
 from deepcovid_edge.reasons import Reason
 
 _SYNC_SECONDS = 1.0
+_READER_SECONDS = 60.0
+"""Longest wait for the reader of a pipe that results go to."""
+_READER_LOOK_SECONDS = 0.05
 _RUN_COLUMNS = ("model_sha256", "limits", "site")
 
 
@@ -106,7 +110,7 @@ class RecordFile:
         """
         self._special = path.exists() and not path.is_file()
         if resume and (self._special or kind == "table"):
-            raise UsageError("--resume: needs an output file of JSON Lines or CSV: -o FILE.jsonl")
+            raise UsageError("resume: needs an output file of JSON Lines or CSV: -o FILE.jsonl")
         self.earlier = Earlier()
         stream = _open_locked(path)
         try:
@@ -189,7 +193,7 @@ def make_writer(kind: str, stream: IO[str], *, header: bool = True) -> RecordWri
 def _open_locked(path: Path) -> IO[bytes]:
     try:
         if path.exists() and not path.is_file():
-            return path.open("wb")  # /dev/null, a pipe
+            return _open_special(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
     except OSError as error:
@@ -202,6 +206,27 @@ def _open_locked(path: Path) -> IO[bytes]:
     except OSError:  # a file system without locks
         return stream
     return stream
+
+
+def _open_special(path: Path) -> IO[bytes]:
+    """/dev/null, or a pipe once somebody reads it; how fast it is read then is the reader's."""
+    ends = time.monotonic() + _READER_SECONDS
+    while (handle := _writable(path)) is None:
+        if time.monotonic() > ends:
+            raise OutputError(f"{path}: nobody reads this pipe: start its reader first")
+        time.sleep(_READER_LOOK_SECONDS)
+    os.set_blocking(handle, True)
+    return os.fdopen(handle, "wb")
+
+
+def _writable(path: Path) -> int | None:
+    """The open file; None for a pipe without a reader, which is not waited for (fifo(7))."""
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ENXIO and path.is_fifo():
+            return None
+        raise
 
 
 def _read_earlier(path: Path, kind: str, run: RunFacts) -> Earlier:
@@ -249,7 +274,7 @@ def _csv_rows(data: bytes, path: Path, columns: list[str]) -> Iterable[tuple[dic
         if not {"path", "status", "model_sha256"} <= set(header):
             raise OutputError(f"{path}: line 1: not a record of deepcovid-edge infer")
         raise UsageError(
-            f"--resume: {path} has the columns of another model or version: use the same, or "
+            f"resume: {path} has the columns of another model or version: use the same, or "
             "another output file"
         )
     for values in reader:
@@ -281,7 +306,7 @@ def _check_same_run(row: dict[str, Any], expected: dict[str, str], path: Path) -
         got = _as_text(row.get(name))
         if got != value:
             raise UsageError(
-                f"--resume: {path} has records with {name} {got or 'none'}, this run has "
+                f"resume: {path} has records with {name} {got or 'none'}, this run has "
                 f"{value or 'none'}: use the same model and threshold, or another output file"
             )
 

@@ -42,6 +42,7 @@ def test_readme_shows_the_whole_way() -> None:
         assert f"deepcovid-edge {verb}" in commands
 
 
+@pytest.mark.int8
 @pytest.mark.parametrize(("command", "expected"), STEPS, ids=[command for command, _ in STEPS])
 def test_readme_command_does_what_it_says(place: Path, command: str, expected: str) -> None:
     """The commands run in their order, in one folder."""

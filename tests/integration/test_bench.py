@@ -18,6 +18,8 @@ from deepcovid_edge.files import file_sha256
 from deepcovid_edge.imaging.phantom import write_samples
 from deepcovid_edge.models import find_model
 
+pytestmark = pytest.mark.int8
+
 SHORT = ["--seconds", "0.2", "--queries", "4", "--warm-up", "0", "--streams", "2", "--images", "2"]
 MODEL = "squeezenet1_1"
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import resource
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -132,21 +135,102 @@ def test_levels_are_lowered_until_one_builds(monkeypatch: pytest.MonkeyPatch) ->
     assert len(facts.builder["failures"]) == 2
 
 
-def test_a_builder_that_runs_out_of_memory_is_explained(capfd: pytest.CaptureFixture[str]) -> None:
-    """The process gets so little address space that the real builder cannot allocate."""
+def let_the_builder_be(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    """Another program in its place, which gets the real builder's command line."""
+    real = build._builder_command
+    monkeypatch.setattr(build, "_builder_command", lambda request: [*words, *real(request)])
 
-    def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (345_000_000, 345_000_000))
 
-    command = [*COMMAND, "squeezenet1_1", "--target", "rtx:sm86", "--level", "0"]
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, preexec_fn=limited, env=environment
+@pytest.mark.parametrize("mib", [150, 200, 250, 280, 300, 310, 315, 318, 321, 324, 330, 400, 600])
+def test_with_little_address_space_a_build_ends_and_is_explained(
+    mib: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The real builder fails otherwise at each limit; with some it waits for a thread for ever."""
+    limited = f'ulimit -v {mib << 10}; exec "$@"'
+    let_the_builder_be(monkeypatch, "/bin/sh", "-c", limited, "sh")
+    monkeypatch.setattr(build, "_STALLED_SECONDS", 5.0)
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")  # whatever the number of cores
+    code = run(["build", "squeezenet1_1", "--target", "rtx:sm86", "--level", "0"])
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    if code == 0:
+        return
+    assert code == 1
+    if "cannot be loaded" in said:  # its library is not found, or has no room
+        assert "ulimit -v unlimited" in said
+        return
+    assert "ran out of memory" in said or "out of memory is the likely cause" in said
+    assert "smaller --workspace" in said
+
+
+def test_a_builder_that_waits_for_ever_is_ended_and_explained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    let_the_builder_be(monkeypatch, "/bin/sh", "-c", "sleep 1000000")
+    monkeypatch.setattr(build, "_STALLED_SECONDS", 0.5)
+    assert run(["build", "squeezenet1_1", "--target", "rtx:sm86", "--workspace", "100"]) == 1
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "the builder made no progress for 0.5 s and was ended" in said
+    assert "out of memory is the likely cause (workspace 100 MiB, level 3): close other" in said
+    assert "smaller --workspace" in said
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "terminate called after throwing an instance of 'std::bad_alloc'",
+        "Myelin: Unexpected exception Resource temporarily unavailable In compileGraph",
+        "tensorrt_rtx.so: failed to map segment from shared object",
+        "cannot allocate memory for thread-local data: ABORT",
+    ],
+)
+@pytest.mark.parametrize("as_event", [False, True])
+def test_each_way_to_run_out_of_memory_gets_the_same_sentence(
+    said: str, as_event: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = json.dumps({"event": "failed", "why": said, "final": False}) if as_event else said
+    let_the_builder_be(monkeypatch, "/bin/sh", "-c", 'echo "$0"; exit 1', line)
+    monkeypatch.setattr(
+        build.resource, "getrlimit", lambda _: (300 << 20, build.resource.RLIM_INFINITY)
     )
-    assert done.returncode == 1
-    assert "ran out of memory" in done.stderr
-    assert "smaller --workspace" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert run(["build", "squeezenet1_1", "--target", "rtx:sm86", "--level", "0"]) == 1
+    told = capsys.readouterr().err
+    assert "the builder ran out of memory (workspace" in told
+    assert "a process may have 300 MiB here: ulimit -v unlimited" in told
+
+
+def test_a_build_that_is_killed_takes_its_builder_along() -> None:
+    """The builder is stopped first, so that it cannot have ended by itself."""
+    command = [*COMMAND, "squeezenet1_1", "--target", "rtx:sm86"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        (builder,) = eventually(lambda: builders_of(process.pid))
+        os.kill(builder, signal.SIGSTOP)
+        process.kill()
+    eventually(lambda: not Path(f"/proc/{builder}").exists() or state_of(builder) in "ZX")
+
+
+def builders_of(parent: int) -> list[int]:
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    arguments = {
+        child: Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0") for child in children
+    }
+    return [
+        int(child)
+        for child, words in arguments.items()
+        if b"deepcovid_edge.backends.tensorrt.build" in words[:3]
+    ]
+
+
+def state_of(process: int) -> str:
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def eventually(what: Callable[[], Any]) -> Any:
+    ends = time.monotonic() + 60
+    while not (found := what()):
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+    return found
 
 
 @pytest.mark.parametrize(

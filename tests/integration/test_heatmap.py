@@ -17,6 +17,8 @@ import pytest
 from deepcovid_edge.heatmaps.files import read_map
 from deepcovid_edge.imaging.phantom import write_samples
 
+pytestmark = pytest.mark.int8
+
 QUICK = ("--stride", "32")
 
 

@@ -22,6 +22,8 @@ import pytest
 
 from deepcovid_edge.imaging.phantom import draw_phantom, write_samples
 
+pytestmark = pytest.mark.int8
+
 COMMAND = [sys.executable, "-m", "deepcovid_edge"]
 
 

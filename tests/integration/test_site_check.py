@@ -20,6 +20,8 @@ from deepcovid_edge.imaging.phantom import write_samples
 from deepcovid_edge.manifest import read_manifest
 from deepcovid_edge.models import find_model
 
+pytestmark = pytest.mark.int8
+
 ROOT = Path(__file__).parents[2]
 XRAY = Path(os.environ.get("DEEPCOVID_XRAY", ROOT.parent / "shared" / "xray"))
 ACTUALMED = "agchung/Actualmed-COVID-chestxray-dataset"

@@ -3,7 +3,8 @@
 Precision is in the graph (FP16 casts, Q/DQ), so the network is strongly typed and none of the
 precision flags that TensorRT 11 removed is touched; other features are looked for by name. The
 build runs in a process of its own (`python -m deepcovid_edge.backends.tensorrt.build`), so that a
-builder that is killed for memory is an explained error and not the end of the caller.
+builder that is killed for memory, or that waits for ever because it could not start a thread, is an
+explained error and not the end of the caller.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +33,7 @@ from deepcovid_edge.backends.tensorrt.files import (
     engine_name,
     write_engine,
 )
+from deepcovid_edge.device.child_process import Child, StalledError
 from deepcovid_edge.device.gpu import GpuFacts, find_gpu
 from deepcovid_edge.errors import (
     BuildError,
@@ -50,7 +52,13 @@ _INPUT = "images"
 _MIB = 1 << 20
 _WORKSPACE_SHARE = 0.5
 """Share of the free memory that a build may use: a Jetson's GPU shares it with everything."""
-_OUT_OF_MEMORY = ("bad_alloc", "MemoryError", "OutOfMemory", "out of memory", "Cannot allocate")
+_OUT_OF_MEMORY = (
+    *("bad_alloc", "MemoryError", "OutOfMemory", "out of memory", "annot allocate"),
+    "Resource temporarily unavailable",  # a thread that had no memory for its stack
+    *("failed to map segment", "can't start new thread"),
+)
+_STALLED_SECONDS = 60.0
+"""A builder that neither speaks nor computes for so long never will: it reports each step."""
 _TIMING_CACHE_NAME = "{library}-{version}-{capability}.timing"
 
 Progress = Callable[[Mapping[str, Any]], None]
@@ -80,9 +88,9 @@ class BuildSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.level <= HIGHEST_LEVEL:
-            raise UsageError(f"--level: got {self.level}, expected 0 to {HIGHEST_LEVEL}")
+            raise UsageError(f"level: got {self.level}, expected 0 to {HIGHEST_LEVEL}")
         if self.workspace_mib is not None and self.workspace_mib < 1:
-            raise UsageError(f"--workspace: got {self.workspace_mib}, expected auto or MiB from 1")
+            raise UsageError(f"workspace: got {self.workspace_mib}, expected auto or MiB from 1")
         if self.target != "local":
             rtx_capabilities(self.target)
 
@@ -98,7 +106,7 @@ def rtx_capabilities(target: str) -> tuple[str, ...]:
     unknown = sorted(set(capabilities) - set(RTX_TARGETS))
     if kind != "rtx" or not capabilities or unknown:
         raise UsageError(
-            f"--target: got {target!r}, expected local or rtx: with some of "
+            f"target: got {target!r}, expected local or rtx: with some of "
             f"{', '.join(RTX_TARGETS)}, such as rtx:sm86,sm89"
         )
     return capabilities
@@ -161,7 +169,8 @@ def build(
     Raises:
         ModelFileError: The file carries no manifest, or a graph that TensorRT does not take.
         NotThereError: TensorRT, or a GPU to build for, is not there.
-        BuildError: TensorRT failed, or the process that built was killed.
+        BuildError: TensorRT failed, the process that built was killed or stalled, or another one
+            builds this engine and does not end.
     """
     settings = settings or BuildSettings()
     manifest = read_manifest(model)
@@ -170,7 +179,8 @@ def build(
     digest = file_sha256(model)
     folder = settings.folder or cache_folder()
     name = engine_name(manifest, digest, fit, settings.profile)
-    with locked(folder, name):
+    report = progress or (lambda _: None)
+    with locked(folder, name, lambda said: report({"event": "waiting", "why": said})):
         if not settings.rebuild and (known := _known(folder / name, fit, digest)):
             return folder / name, known
         plan, builder = _build_apart(model, manifest, fit, settings, folder, progress)
@@ -276,42 +286,43 @@ def _available_memory_mib() -> int:
 
 def _run_builder(request: _Request, progress: Progress | None) -> dict[str, Any]:
     """Run one build; its last event, or why there is none."""
-    command = [
+    last: dict[str, Any] = {}
+    noise: list[str] = []
+    try:
+        with Child(_builder_command(request), patience=_STALLED_SECONDS) as child:
+            for line in child.lines():
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    noise.append(line.strip())
+                    continue
+                last = event
+                if progress:
+                    progress(event)
+    except StalledError as error:
+        why = f"the builder {error} and was ended: out of memory is the likely cause"
+        return {"event": "failed", "why": f"{why} {_memory_mend(request)}", "final": True}
+    if child.code == 0 and last.get("event") == "done":
+        return last
+    return _explained(child.code, request, [str(last.get("why", "")), *noise], last)
+
+
+def _builder_command(request: _Request) -> list[str]:
+    return [
         sys.executable,
         "-m",
         "deepcovid_edge.backends.tensorrt.build",
         json.dumps(asdict(request)),
     ]
-    last: dict[str, Any] = {}
-    noise: list[str] = []
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    ) as process:
-        for line in process.stdout or ():
-            try:
-                event = json.loads(line)
-            except ValueError:
-                noise.append(line.strip())
-                continue
-            last = event
-            if progress:
-                progress(event)
-    if process.returncode == 0 and last.get("event") == "done":
-        return last
-    return _explained(process.returncode, request, [str(last.get("why", "")), *noise], last)
 
 
 def _explained(
-    code: int, request: _Request, said: list[str], last: Mapping[str, Any]
+    code: int | None, request: _Request, said: list[str], last: Mapping[str, Any]
 ) -> dict[str, Any]:
     """A failure in our words: what ran out, what was said, and whether a lower level may help."""
     killed = code in (-signal.SIGKILL, -signal.SIGABRT)
     if killed or any(word in line for line in said for word in _OUT_OF_MEMORY):
-        workspace = request.workspace // _MIB
-        why = (
-            f"the builder ran out of memory (workspace {workspace} MiB, level {request.level}): "
-            "close other programs, or give a smaller --workspace or --batch"
-        )
+        why = f"the builder ran out of memory {_memory_mend(request)}"
         return {"event": "failed", "why": why, "final": False}
     if last.get("event") == "failed":
         return dict(last)
@@ -320,11 +331,30 @@ def _explained(
     return {"event": "failed", "why": why, "final": True}
 
 
+def _memory_mend(request: _Request) -> str:
+    """What was asked for, and what may be done where it was too much."""
+    return (
+        f"(workspace {request.workspace // _MIB} MiB, level {request.level}): "
+        f"close other programs, or give a smaller --workspace or --batch{_limit_told()}"
+    )
+
+
+def _limit_told() -> str:
+    """That this shell limits the memory of a process, where it does."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return ""
+    return f"; a process may have {limit // _MIB} MiB here: ulimit -v unlimited"
+
+
 def main() -> None:
     """Build what the request on the command line says, and report on standard output."""
     request = _Request(**json.loads(sys.argv[1]))
     try:
         _build_here(request)
+    except ImportError as error:
+        why = f"{request.library} cannot be loaded: {error}{_limit_told()}"
+        _report(event="failed", why=why, final=True)
     except _ParseError as error:
         _report(event="failed", why=str(error), final=True)
     except BuildError as error:

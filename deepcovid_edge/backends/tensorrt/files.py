@@ -41,7 +41,7 @@ class Profile:
     def __post_init__(self) -> None:
         if not 1 <= self.min <= self.opt <= self.max <= 4096:
             raise ValueError(
-                f"--batch: got {self.min},{self.opt},{self.max}, expected three rising numbers "
+                f"batch: got {self.min},{self.opt},{self.max}, expected three rising numbers "
                 "from 1 on, such as 1,8,32"
             )
 
@@ -57,7 +57,7 @@ class Profile:
         except ValueError:
             numbers = []
         if len(numbers) not in (1, 3):
-            raise ValueError(f"--batch: got {text!r}, expected MIN,OPT,MAX such as 1,8,32")
+            raise ValueError(f"batch: got {text!r}, expected MIN,OPT,MAX such as 1,8,32")
         return cls(*numbers) if len(numbers) == 3 else cls(*(numbers * 3))
 
 

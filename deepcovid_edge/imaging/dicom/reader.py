@@ -36,6 +36,8 @@ def decode_dicom(file: FileBytes) -> Radiograph:
         return _decode(file)
     except NotAssessedError:
         raise
+    except RecursionError as error:  # what Python says of it depends on who calls
+        raise NotAssessedError(Reason.DECODE, "sequences are nested too deeply") from error
     except Exception as error:  # pydicom raises nearly anything on a broken header
         raise NotAssessedError(Reason.DECODE, one_line(error)) from error
 

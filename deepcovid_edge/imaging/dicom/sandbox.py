@@ -6,7 +6,8 @@ or make it eat the memory of the cart. Here that costs one child and one reason.
 A child is started when the first compressed image is met and used again for the next one; there are
 never more than there are threads that decode. Requests and replies are lines of JSON on pipes;
 codestream and words stand in memory that both processes see, so nothing large is piped. A child
-ends when its parent does, and by itself when a decoder outlasts its parent.
+ends when its parent does, and by itself when a decoder outlasts its parent. Nothing is waited for
+without an end, whatever a child does with its pipes.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ import select
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deepcovid_edge.device import child_process
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.reasons import Reason
 
@@ -35,6 +38,8 @@ _PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from deepcovid_edge.imaging.dicom.worker import main; main(sys.argv[2:])"
 )
+_EXIT_SECONDS = 1.0
+"""A child that closed its pipe is on its way out, unless its decoder closed it."""
 # NumPy's BLAS would reserve memory for a thread a core, of which no decoder needs one.
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
@@ -167,7 +172,7 @@ class _Child:
 
     def __init__(self) -> None:
         self._memory = os.memfd_create("deepcovid-edge-image")
-        reply, reply_end = os.pipe()
+        self._reply, reply_end = os.pipe()
         path = json.dumps([os.path.abspath(place or ".") for place in sys.path])  # noqa: PTH100
         try:
             self._process = subprocess.Popen(
@@ -181,7 +186,6 @@ class _Child:
             )
         finally:
             os.close(reply_end)
-        self._reply = open(reply, "rb")  # noqa: SIM115, PTH123
         self.is_ready = True
 
     @property
@@ -219,23 +223,34 @@ class _Child:
             self._process.stdin.write(json.dumps(question).encode() + b"\n")  # type: ignore[union-attr]
             self._process.stdin.flush()  # type: ignore[union-attr]
         except BrokenPipeError:
-            return self._gone()
-        waiting = select.poll()  # not select(): a cart's process may have more than 1024 files
-        waiting.register(self._reply, select.POLLIN)
-        if not waiting.poll(seconds * 1000):
-            raise NotAssessedError(Reason.DECODE, f"took longer than {seconds:g} s")
-        line = self._reply.readline()
-        if not line.endswith(b"\n"):
-            return self._gone()
-        reply: dict[str, Any] = json.loads(line)
+            self._gone()
+        reply: dict[str, Any] = json.loads(self._line(seconds))
         return reply
 
-    def _gone(self) -> dict[str, Any]:
-        raise NotAssessedError(Reason.DECODE, f"the decoder died ({self._process.wait()})")
+    def _line(self, seconds: float) -> bytes:
+        """The child's next line, which may come in pieces, or never whole."""
+        ends = time.monotonic() + seconds
+        waiting = select.poll()  # not select(): a cart's process may have more than 1024 files
+        waiting.register(self._reply, select.POLLIN)
+        line = b""
+        while not line.endswith(b"\n") and len(line) <= select.PIPE_BUF:
+            if not waiting.poll(max(0.0, ends - time.monotonic()) * 1000):
+                raise NotAssessedError(Reason.DECODE, f"took longer than {seconds:g} s")
+            block = os.read(self._reply, select.PIPE_BUF)
+            if not block:
+                self._gone()
+            line += block
+        return line
+
+    def _gone(self) -> NoReturn:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_EXIT_SECONDS)
+        raise NotAssessedError(Reason.DECODE, f"the decoder died ({self._process.returncode})")
 
     def end(self) -> None:
         """Kill the process, whatever it does, and let go of what is shared."""
-        self._process.kill()
-        self._process.communicate()
-        self._reply.close()
+        child_process.end(self._process)
+        with contextlib.suppress(OSError):  # a request that it did not take
+            self._process.stdin.close()  # type: ignore[union-attr]
+        os.close(self._reply)
         os.close(self._memory)

@@ -9,6 +9,7 @@ import json
 import mmap
 import os
 import resource
+import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -21,16 +22,33 @@ from deepcovid_edge.imaging.dicom.decoders import decode
 from deepcovid_edge.imaging.dicom.sandbox import Request
 
 _GRACE = 5
+_LOOK_MS = 5_000
+"""How often an idle child looks whether its parent is still there."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Serve requests until the pipe closes."""
+    """Serve requests until the pipe closes or the parent is gone.
+
+    The pipe alone does not tell: a process that the parent forked off may hold the other end. Nor
+    may the kernel be asked to watch the parent (PR_SET_PDEATHSIG): it would watch one thread of it.
+    """
+    parent = os.getppid()
     memory, reply = (int(argument) for argument in arguments)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's to classify
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for line in sys.stdin.buffer:
+    while _is_asked(parent) and (line := sys.stdin.buffer.readline()):
         answer = _served(json.loads(line), memory)
         os.write(reply, json.dumps(answer).encode() + b"\n")
+
+
+def _is_asked(parent: int) -> bool:
+    """Wait for a request, of which there is never more than one, or for the parent's end."""
+    waiting = select.poll()
+    waiting.register(sys.stdin, select.POLLIN)
+    while not waiting.poll(_LOOK_MS):
+        if os.getppid() != parent:
+            return False
+    return True
 
 
 def _served(question: dict[str, Any], memory: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from inspect import signature
 from typing import Any, TypeVar
 
@@ -21,6 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 from deepcovid_edge.errors import UsageError
 
 Value = TypeVar("Value")
+_PATIENCE = timedelta(minutes=30)
+"""Longest wait of a process for what another has to add; it fails then, and torchrun ends all."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def joined(device: str) -> Iterator[tuple[Processes, str]]:
             )
         backend, device = "nccl", f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    dist.init_process_group(backend)
+    dist.init_process_group(backend, timeout=_PATIENCE)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size()), device
     finally:

@@ -38,6 +38,8 @@ from deepcovid_export.training.processes import Processes, check_device
 STATE_NAME = "state.pt"
 CHECKPOINT_NAME = "checkpoint.pt"
 HISTORY_NAME = "history.json"
+_BATCH_SECONDS = 600.0
+"""Longest wait for a batch: each compressed image may take its decoder's 20 seconds."""
 
 
 @dataclass(frozen=True)
@@ -278,6 +280,7 @@ class Training:
             "batch_size": self.share,
             "num_workers": self.run.workers,
             "worker_init_fn": one_thread_each,
+            "timeout": _BATCH_SECONDS if self.run.workers else 0,  # torch takes none without them
         }
 
     def _autocast(self) -> AbstractContextManager[None]:

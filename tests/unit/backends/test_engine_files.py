@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from deepcovid_edge import files
 from deepcovid_edge.backends.tensorrt.files import (
     EngineFacts,
     Fit,
@@ -156,6 +158,25 @@ def test_two_processes_do_not_build_one_engine_at_once(tmp_path: Path) -> None:
     assert order in (["ain", "aout", "bin", "bout"], ["bin", "bout", "ain", "aout"])
 
 
+def test_a_lock_that_is_never_given_back_is_an_error_that_names_its_holder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_LOCK_SECONDS", 0.3)
+    told: list[str] = []
+    lock = tmp_path / ".net.engine.lock"
+    holder = f"process {os.getpid()}, which holds {lock}"
+    with (
+        locked(tmp_path, "net.engine", told.append),
+        pytest.raises(OutputError, match=f"{holder}, did not end in 0.3 s: end it, or try later"),
+        locked(tmp_path, "net.engine", told.append),
+    ):
+        raise AssertionError("two held the lock")
+    assert told == [f"waiting up to 0.005 min for {holder}"]
+    with locked(tmp_path, "net.engine", told.append):
+        assert lock.read_text() == str(os.getpid())
+    assert len(told) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "profile"), [("1,8,32", Profile(1, 8, 32)), ("4", Profile(4, 4, 4))]
 )
@@ -165,7 +186,7 @@ def test_batch_sizes_are_read_from_the_command_line(text: str, profile: Profile)
 
 @pytest.mark.parametrize("text", ["", "1,2", "8,4,2", "0,1,2", "a", "1,2,3,4", "1,8,99999"])
 def test_wrong_batch_sizes_name_the_flag(text: str) -> None:
-    with pytest.raises(ValueError, match="--batch: got"):
+    with pytest.raises(ValueError, match="batch: got"):
         Profile.parse(text)
 
 

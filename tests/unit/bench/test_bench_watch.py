@@ -201,6 +201,28 @@ def test_tegrastats_is_ended_also_where_it_ignores_the_polite_way(
     assert gauge._process.poll() is not None
 
 
+def test_what_tegrastats_leaves_behind_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child of the tool holds its pipe, in a session of its own where no signal reaches it."""
+    tool = tmp_path / "tegrastats"
+    tool.write_text(
+        f"#!{sys.executable}\nimport subprocess, time\n"
+        "subprocess.Popen(['/bin/sleep', '20'], start_new_session=True)\n"
+        f"print({ORIN_NANO!r}, flush=True)\ntime.sleep(1000)\n"
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    from deepcovid_edge.bench.tegrastats import Tegrastats
+
+    gauge = Tegrastats()
+    while gauge.reading()["watts"] is None:
+        assert gauge._process.poll() is None
+    started = time.monotonic()
+    gauge.close()
+    assert time.monotonic() - started < 15
+
+
 def test_a_machine_without_an_nvidia_gpu_has_no_gauge() -> None:
     gauge = gpu_gauge()
     if gauge is not None:

@@ -8,9 +8,12 @@ import pytest
 
 from deepcovid_edge import diagnostics
 from deepcovid_edge.cli.main import run
+from deepcovid_edge.device.processor import INT8_SWITCH
 from deepcovid_edge.files import file_sha256
 from deepcovid_edge.manifest import read_manifest
 from deepcovid_edge.models import DEFAULT_MODEL, shipped_models
+
+pytestmark = pytest.mark.int8
 
 
 def test_the_default_model_stands_first_and_each_with_its_own_facts(
@@ -23,6 +26,20 @@ def test_the_default_model_stands_first_and_each_with_its_own_facts(
     for model, path in zip(models, shipped_models().values(), strict=True):
         assert model["sha256"] == file_sha256(path)
         assert model["precision"] == read_manifest(path).precision
+
+
+@pytest.mark.parametrize(("value", "told"), [("off", {INT8_SWITCH: "off"}), ("auto", {})])
+def test_int8_that_is_switched_off_is_told(
+    value: str,
+    told: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(INT8_SWITCH, value)
+    assert run(["info", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["settings"] == told
+    assert run(["info"]) == 0
+    assert ("setting   DEEPCOVID_EDGE_INT8=off: " in capsys.readouterr().out) is bool(told)
 
 
 def test_what_a_model_reads_when_the_lungs_are_hidden_is_told_to_people(

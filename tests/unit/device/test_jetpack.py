@@ -80,3 +80,6 @@ def test_gpu_is_read_from_the_drivers_tool(tmp_path: Path, monkeypatch: pytest.M
     assert gpu._by_tool() == gpu.GpuFacts("NVIDIA H200", "sm90", "580.95.05", 142771)
     tool.write_text("#!/bin/sh\necho 'No devices were found'\n")
     assert gpu._by_tool() is None
+    monkeypatch.setattr(gpu, "_TOOL_SECONDS", 0.5)
+    tool.write_text("#!/bin/sh\nwhile :; do :; done\n")
+    assert gpu._by_tool() is None

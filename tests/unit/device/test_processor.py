@@ -6,7 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from deepcovid_edge.device.processor import computes_int8_exactly, processor_name
+from deepcovid_edge.device.processor import (
+    INT8_SWITCH,
+    computes_int8_exactly,
+    int8_is_switched_off,
+    processor_name,
+)
+from deepcovid_edge.errors import UsageError
+
+pytestmark = pytest.mark.int8
+
+
+@pytest.fixture(autouse=True)
+def switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the processor's description says is not switched off."""
+    monkeypatch.delenv(INT8_SWITCH, raising=False)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +44,22 @@ def test_arm_sums_in_32_bits(tmp_path: Path) -> None:
 
 def test_an_x86_that_tells_nothing_is_not_trusted(tmp_path: Path) -> None:
     assert not computes_int8_exactly(tmp_path / "missing", "x86_64")
+
+
+def test_int8_may_be_switched_off_but_not_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(INT8_SWITCH, "off")
+    assert int8_is_switched_off()
+    assert not computes_int8_exactly(tmp_path / "missing", "aarch64")
+    monkeypatch.setenv(INT8_SWITCH, "auto")
+    assert computes_int8_exactly(tmp_path / "missing", "aarch64")
+    assert not computes_int8_exactly(tmp_path / "missing", "x86_64")
+    monkeypatch.setenv(INT8_SWITCH, "")
+    assert not int8_is_switched_off()
+    monkeypatch.setenv(INT8_SWITCH, "on")
+    with pytest.raises(UsageError, match="DEEPCOVID_EDGE_INT8: got 'on', expected auto or off"):
+        computes_int8_exactly()
 
 
 def test_this_processor_has_a_name() -> None:

@@ -227,12 +227,12 @@ def test_refinement_goes_where_the_drop_is_largest_first() -> None:
 @pytest.mark.parametrize(
     ("chosen", "said"),
     [
-        ({"window": 0}, "--window: got 0"),
-        ({"stride": 0}, "--stride: got 0"),
+        ({"window": 0}, "window: got 0"),
+        ({"stride": 0}, "stride: got 0"),
         ({"window": 8, "stride": 9}, "parts of the image would never be hidden"),
-        ({"baseline": "white"}, "--baseline: got 'white', expected one of black, mean, blurred"),
-        ({"budget_ms": 0.0}, "--budget: got 0.0 ms"),
-        ({"budget_ms": float("nan")}, "--budget: got nan ms"),
+        ({"baseline": "white"}, "baseline: got 'white', expected one of black, mean, blurred"),
+        ({"budget_ms": 0.0}, "budget: got 0.0 ms"),
+        ({"budget_ms": float("nan")}, "budget: got nan ms"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(chosen: dict[str, Any], said: str) -> None:
@@ -241,7 +241,7 @@ def test_settings_that_make_no_sense_are_refused(chosen: dict[str, Any], said: s
 
 
 def test_a_window_larger_than_the_image_is_refused(model: Backend) -> None:
-    with pytest.raises(UsageError, match="--window: got 300, the network sees images of 224 x 224"):
+    with pytest.raises(UsageError, match="window: got 300, the network sees images of 224 x 224"):
         Occluder(model, OcclusionSettings(window=300, stride=8))
 
 

@@ -36,6 +36,7 @@ from dicom_files import (
 )
 from test_dicom_refusals import image
 
+from deepcovid_edge.imaging.dicom import sandbox
 from deepcovid_edge.imaging.dicom.sandbox import Limits, Request, Sandbox
 from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES
 
@@ -149,24 +150,45 @@ def test_child_that_died_between_images_costs_nothing(pool: Sandbox) -> None:
     assert np.array_equal(pool.decode(request(), warm), image(12))
 
 
-def test_children_end_with_their_parent(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("does", "said"),
+    [
+        ("os.write(reply, b'{')", "took longer than 1 s"),
+        ("os.close(reply)", "the decoder died"),
+    ],
+)
+def test_a_decoder_that_spoils_its_pipe_is_not_waited_for(
+    does: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = f"import os, sys, time; reply = int(sys.argv[3]); {does}; time.sleep(1000)"
+    monkeypatch.setattr(sandbox, "_PROGRAM", program)
+    pool = Sandbox(Limits(seconds=1))
+    with pytest.raises(NotAssessedError, match=said):
+        pool.decode(request(), compressed(image(12), 12, JPEG_LS))
+    pool.close()
+
+
+@pytest.mark.parametrize("fork", ["", "os.fork() or (os.close(1), time.sleep(20))"])
+def test_children_end_with_their_parent(tmp_path: Path, fork: str) -> None:
+    """Also where a process that was forked off still holds their pipe."""
     program = (
-        "import sys, os, json, deepcovid_edge\n"
+        "import sys, os, time, deepcovid_edge\n"
         "from pathlib import Path\n"
         "from deepcovid_edge.imaging.reading import read_radiograph\n"
         "read_radiograph(Path(sys.argv[1]))\n"
         "print(Path('/proc/self/task', str(os.getpid()), 'children').read_text())\n"
         "sys.stdout.flush()\n"
+        f"{fork}\n"
         "os._exit(0)\n"  # as if it had been killed
     )
     place = tmp_path / "image.dcm"
     place.write_bytes(written(dataset(image(12), stored=12), JPEG_LS))
     done = subprocess.run(
-        [sys.executable, "-c", program, str(place)], capture_output=True, text=True
+        [sys.executable, "-c", program, str(place)], stdout=subprocess.PIPE, text=True
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0
     (child,) = done.stdout.split()
-    for _ in range(200):
+    for _ in range(1500):
         if not Path(f"/proc/{child}").exists():
             return
         time.sleep(0.02)

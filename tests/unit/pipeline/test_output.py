@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from deepcovid_edge.decision.record import Prediction, RunFacts, SiteName
 from deepcovid_edge.errors import OutputError, UsageError
 from deepcovid_edge.manifest import IndeterminateRange
+from deepcovid_edge.pipeline import writers
 from deepcovid_edge.pipeline.writers import RecordFile, make_writer
 
 RUN = RunFacts("m", "ab" * 32, "onnxruntime-cpu", "fp32", ("non", "covid"), "covid", 0.123456789)
@@ -197,6 +200,23 @@ def test_dev_null_and_a_full_disk(tmp_path: Path) -> None:
     full = RecordFile(Path("/dev/full"), RUN, kind="jsonl", resume=False)
     with pytest.raises(OutputError, match="No space left"):
         full.write(RECORDS[0])
+
+
+def test_a_pipe_waits_for_its_reader_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    monkeypatch.setattr(writers, "_READER_SECONDS", 0.2)
+    with pytest.raises(OutputError, match="pipe: nobody reads this pipe"):
+        RecordFile(pipe, RUN, kind="jsonl", resume=False)
+    monkeypatch.setattr(writers, "_READER_SECONDS", 60.0)
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(pipe.read_bytes)
+        file = RecordFile(pipe, RUN, kind="jsonl", resume=False)
+        file.write(RECORDS[0])
+        file.close()
+        assert json.loads(read.result())["path"] == "a.png"
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:

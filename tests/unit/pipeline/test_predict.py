@@ -258,7 +258,7 @@ def test_threshold_decides_on_the_rounded_probability(images: list[Path]) -> Non
     assert (at.decision, above.decision) == ("positive", "negative")
 
 
-def test_an_image_in_the_band_is_indeterminate_and_keeps_its_probability(
+def test_an_image_in_the_indeterminate_range_is_indeterminate_and_keeps_its_probability(
     images: list[Path],
 ) -> None:
     (plain,) = classify(images[:1], MeanBackend())
@@ -270,17 +270,19 @@ def test_an_image_in_the_band_is_indeterminate_and_keeps_its_probability(
     )
     (record,) = classify(images[:1], backend)
     assert (record.decision, record.probability) == ("indeterminate", plain.probability)
-    assert record.as_dict()["indeterminate_range"] == {
+    assert record.as_dict()["limits"] == {
         "low": indeterminate_range.low,
         "high": indeterminate_range.high,
     }
-    assert record.as_row()["indeterminate_range.low"] == indeterminate_range.low
-    for settings in ({"indeterminate_range": False}, {"threshold": plain.probability}):
+    assert record.as_row()["limits.low"] == indeterminate_range.low
+    assert record.as_row()["limits.threshold"] is None
+    for settings in ({"indeterminate": False}, {"threshold": plain.probability}):
         (decided,) = classify(images[:1], backend, **settings)
-        assert (decided.decision, decided.as_dict()["indeterminate_range"]) == ("positive", None)
+        assert decided.decision == "positive"
+        assert decided.as_dict()["limits"] == {"threshold": plain.probability}
 
 
-def test_just_outside_the_band_an_image_is_called(images: list[Path]) -> None:
+def test_just_outside_the_indeterminate_range_an_image_is_called(images: list[Path]) -> None:
     (plain,) = classify(images[:1], MeanBackend())
     assert plain.probability is not None
     for low, high, decision in ((1e-6, 2e-6, "negative"), (-2e-6, 0.0, "positive")):
@@ -319,11 +321,11 @@ def test_probabilities_are_the_softmax_also_of_large_logits() -> None:
 @pytest.mark.parametrize(
     ("settings", "flag"),
     [
-        ({"batch_size": 0}, "--batch-size: got 0"),
-        ({"batch_size": 5000}, "--batch-size: got 5000"),
-        ({"workers": 0}, "--workers: got 0"),
-        ({"threshold": 1.2}, "--threshold: got 1.2"),
-        ({"threshold": float("nan")}, "--threshold: got nan"),
+        ({"batch_size": 0}, "batch_size: got 0"),
+        ({"batch_size": 5000}, "batch_size: got 5000"),
+        ({"workers": 0}, "workers: got 0"),
+        ({"threshold": 1.2}, "threshold: got 1.2"),
+        ({"threshold": float("nan")}, "threshold: got nan"),
     ],
 )
 def test_wrong_settings_name_the_flag(settings: dict[str, Any], flag: str) -> None:

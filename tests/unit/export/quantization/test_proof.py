@@ -20,6 +20,8 @@ from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.manifest import read_manifest
 from deepcovid_export.quantization.quantize import QuantizeSettings, quantize
 
+pytestmark = pytest.mark.int8
+
 
 @pytest.fixture
 def proved(parent: Path, data: Path, tmp_path: Path) -> tuple[Path, Path]:

@@ -1,0 +1,74 @@
+"""Nothing that is read as a file is waited for: a pipe is refused, whoever reads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from deepcovid_edge.cli.main import run
+from deepcovid_edge.datasets.dataset import load_dataset
+from deepcovid_edge.decision.site_file import read_site
+from deepcovid_edge.errors import DataError
+from deepcovid_edge.files import file_sha256, open_regular, read_regular
+from deepcovid_edge.graph.tensorrt_rules import check_typed
+from deepcovid_edge.heatmaps.files import read_map
+from deepcovid_edge.manifest import read_manifest
+
+REFUSED = "not a regular file"
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Path:
+    os.mkfifo(tmp_path / "pipe")
+    return tmp_path / "pipe"
+
+
+def test_regular_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    assert read_regular(tmp_path / "file") == b"content"
+
+
+def test_pipe_and_terminal_and_folder_are_refused(pipe: Path) -> None:
+    for path in (pipe, Path("/dev/null")):
+        with pytest.raises(OSError, match=REFUSED):
+            open_regular(path)
+    with pytest.raises(IsADirectoryError):
+        open_regular(pipe.parent)
+
+
+def test_refused_file_is_closed(pipe: Path) -> None:
+    before = [*map(str, Path("/proc/self/fd").iterdir())]
+    with pytest.raises(OSError, match=REFUSED):
+        open_regular(pipe)
+    assert [*map(str, Path("/proc/self/fd").iterdir())] == before
+
+
+@pytest.mark.parametrize("read", [file_sha256, read_manifest, read_map, read_site, check_typed])
+def test_who_reads_a_file_refuses_a_pipe(read: object, pipe: Path) -> None:
+    with pytest.raises(Exception, match=f"pipe: {REFUSED}"):
+        read(pipe)  # type: ignore[operator]
+
+
+def test_data_set_that_is_a_pipe_is_refused(pipe: Path) -> None:
+    with pytest.raises(DataError, match=REFUSED):
+        load_dataset(pipe)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["compare", "PIPE", "PIPE"],
+        ["infer", "PIPE", "--site", "PIPE"],
+        ["infer", "PIPE", "--model", "PIPE"],
+        ["verify", "squeezenet1_1", "squeezenet1_1-int8-cpu", "PIPE"],
+        ["calibrate", "PIPE"],
+        ["bench", "squeezenet1_1", "--data", "PIPE"],
+    ],
+)
+def test_no_command_waits_for_a_pipe(
+    arguments: list[str], pipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([str(pipe) if word == "PIPE" else word for word in arguments]) in (1, 2, 6)
+    assert "pipe" in capsys.readouterr().err
