@@ -63,7 +63,7 @@ def test_data_set_that_is_a_pipe_is_refused(pipe: Path) -> None:
         ["infer", "PIPE", "--site", "PIPE"],
         ["infer", "PIPE", "--model", "PIPE"],
         ["verify", "squeezenet1_1", "squeezenet1_1-int8-cpu", "PIPE"],
-        ["calibrate", "PIPE"],
+        ["site-check", "PIPE"],
         ["bench", "squeezenet1_1", "--data", "PIPE"],
     ],
 )
