@@ -1,4 +1,4 @@
-"""Statistics of paired decisions, in NumPy alone, so that a cart can classify an engine.
+"""Statistics of decisions, in NumPy alone, so that a cart can check an engine.
 
 Each formula names its source; tests compare them with SciPy, statsmodels and scikit-learn.
 """
@@ -6,16 +6,61 @@ Each formula names its source; tests compare them with SciPy, statsmodels and sc
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deepcovid_edge.plain import PlainResult
+
 Truth = NDArray[np.bool_]
 Scores = NDArray[np.float64]
 Z_95 = 1.959963984540054
 FEW_IMAGES = 20
-"""With fewer of a class DeLong's interval is not to be trusted."""
+"""With fewer images of a class DeLong's interval is too narrow."""
+
+
+@dataclass(frozen=True)
+class Rate(PlainResult):
+    """A proportion: how many of how many, with its 95 % interval (Wilson's).
+
+    Attributes:
+        successes: Such as the positive images that were called positive.
+        trials: Such as all positive images.
+    """
+
+    successes: int
+    trials: int
+
+    @classmethod
+    def of(cls, right: Truth) -> Rate:
+        """The share of True in an array."""
+        return cls(int(right.sum()), right.size)
+
+    @property
+    def value(self) -> float | None:
+        """The proportion, 0 to 1; None without trials."""
+        return self.successes / self.trials if self.trials else None
+
+    @property
+    def interval_95(self) -> tuple[float, float]:
+        """Wilson's interval; 0 to 1 without trials."""
+        return wilson(self.successes, self.trials)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values; value and interval are None without trials."""
+        return {
+            "value": self.value,
+            "successes": self.successes,
+            "trials": self.trials,
+            "interval_95": list(self.interval_95) if self.trials else None,
+        }
+
+    def text(self) -> str:
+        """Such as `98.0% [93.1%, 99.5%]`; `-` without trials."""
+        low, high = self.interval_95
+        return "-" if self.value is None else f"{self.value:.1%} [{low:.1%}, {high:.1%}]"
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:

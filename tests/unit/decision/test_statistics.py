@@ -8,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from deepcovid_edge.decision.statistics import (
+    Rate,
     auc,
     auc_change,
     mcnemar_exact,
@@ -134,3 +135,19 @@ def test_equal_scores_change_nothing() -> None:
     scores = np.array([0.1, 0.5, 0.5, 0.9])
     positive = np.array([False, True, False, True])
     assert auc_change(scores, scores, positive) == (0.0, (0.0, 0.0))
+
+
+def test_a_rate_has_wilsons_interval_and_none_without_trials() -> None:
+    rate = Rate.of(np.array([True] * 98 + [False] * 2))
+    assert rate == Rate(98, 100)
+    assert rate.interval_95 == wilson(98, 100)
+    assert rate.text() == "98.0% [93.0%, 99.4%]"
+    assert rate.as_dict() == {
+        "value": 0.98,
+        "successes": 98,
+        "trials": 100,
+        "interval_95": list(wilson(98, 100)),
+    }
+    nothing = {"value": None, "successes": 0, "trials": 0, "interval_95": None}
+    assert Rate(0, 0).as_dict() == nothing
+    assert Rate(0, 0).text() == "-"
