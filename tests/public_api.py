@@ -45,9 +45,9 @@ def classify_folder(folder: Path) -> Iterator[tuple[str, float | None]]:
 
 def may_be_used_here(images: Path, site_file: Path) -> bool:
     with load_backend(find_model("squeezenet1_1")) as backend:
-        facts = site_check(backend, load_dataset(images), name="ward 3")
-    write_site(site_file, facts)
-    return bool(facts["verdict"] == "usable")
+        report = site_check(backend, load_dataset(images), name="ward 3")
+    write_site(site_file, report.as_dict())
+    return report.verdict == "usable"
 
 
 def classify_as_the_site_does(image: Path, site_file: Path) -> str | None:

@@ -63,6 +63,19 @@ class Rate(PlainResult):
         return "-" if self.value is None else f"{self.value:.1%} [{low:.1%}, {high:.1%}]"
 
 
+@dataclass(frozen=True)
+class Estimate(PlainResult):
+    """A figure with its 95 % interval.
+
+    Attributes:
+        value: Such as an area under the curve.
+        interval_95: Its lower and upper end.
+    """
+
+    value: float
+    interval_95: tuple[float, float]
+
+
 def wilson(successes: int, trials: int) -> tuple[float, float]:
     """95 % interval of a proportion (Wilson 1927, without continuity correction)."""
     if trials == 0:
