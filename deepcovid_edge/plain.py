@@ -21,11 +21,13 @@ def plain_fields(value: Any) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Results and dataclasses as dictionaries and sequences as lists, at every depth."""
+    """Results and dataclasses as dictionaries, sequences and arrays as lists, at every depth."""
     if isinstance(value, PlainResult):
         return value.as_dict()
     if is_dataclass(value):
         return plain_fields(value)
     if isinstance(value, Mapping):
         return {name: plain(item) for name, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value.tolist() if hasattr(value, "tolist") else value  # NumPy's arrays and numbers

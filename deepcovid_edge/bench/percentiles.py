@@ -2,17 +2,16 @@
 
 The rule is that of MLPerf Inference's early stopping (inference_rules.adoc, "Early Stopping";
 loadgen/early_stopping.cc): of n independent samples, the number that lie above the true
-percentile p is binomial. The percentile is stated only where at least one sample may be left out
-above it and the next still lies above the true percentile with 99 % certainty:
+percentile p is binomial. The percentile is stated only where, with the largest sample removed, the
+next still lies above the true percentile with 99 % certainty:
 
     P(Binomial(n, 1 - p) <= 1) <= 0.01
 
 so that a 50th percentile needs 11 samples, a 90th 64, a 95th 130, a 99th 662 and a 99.9th 6,636.
-Beside the value of the samples stands the upper limit that the true percentile keeps with that
-certainty: an order statistic, whatever the distribution (Wilks 1941).
+The upper limit of the true percentile, with that certainty, is an order statistic, whatever the
+distribution (Wilks 1941).
 
-Samples that follow one another are not quite independent; `stability` says when they are far from
-it.
+Successive samples are not quite independent; `stability` says when they are far from it.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ CERTAINTY = 0.99
 
 
 def is_supported(percentile: float, count: int) -> bool:
-    """Whether so many samples support a percentile, by the rule above."""
+    """Whether this number of samples supports a percentile, by the rule above."""
     return _most_above(percentile, count) >= 1
 
 

@@ -1,4 +1,4 @@
-"""What is done for a query: the network alone, or the whole way from file to record."""
+"""The work of a query: the network alone, or the whole way from file to record."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.backends import Backend
-from deepcovid_edge.bench.clock import Clock
-from deepcovid_edge.bench.scenarios import Done, Parts, Shared, in_threads
+from deepcovid_edge.bench.scenarios import Clock, Done, Parts, Shared, in_threads
 from deepcovid_edge.bench.settings import NETWORK
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.errors import BenchError
@@ -32,7 +31,7 @@ class TellsParts(Protocol):
 
 
 def lanes_of(backend: Backend, scope: str, workers: int | None) -> int:
-    """How many queries are under way at once, as `predict` has it: one a core; two on a GPU."""
+    """How many queries are in progress at once, as in `predict`: one per core, on a GPU two."""
     if scope == NETWORK and not backend.on_cpu:
         return workers or _GPU_LANES
     return workers or len(os.sched_getaffinity(0))
@@ -44,7 +43,7 @@ class NetworkWork:
     def __init__(
         self, backend: Backend, pixels: NDArray[np.uint8], clock: Clock, *, lanes: int
     ) -> None:
-        """Take over what is measured.
+        """Take what is measured.
 
         Args:
             backend: The loaded model.
@@ -64,12 +63,12 @@ class NetworkWork:
         return self._round[first : first + size]
 
     def run(self, payload: NDArray[np.uint8]) -> Sequence[Parts]:
-        """See `Work.run`; the one part there is, is the query itself."""
+        """See `Work.run`; the query has no parts."""
         self._backend.infer(payload)
         return ()
 
     def offline(self, batches: Iterator[tuple[int, int]], done: Done) -> None:
-        """See `Work.offline`: lanes draw batches."""
+        """See `Work.offline`: each lane takes the next batch."""
         drawn = Shared(batches)
 
         def lane() -> None:
@@ -88,13 +87,13 @@ class EndToEndWork:
     def __init__(
         self, backend: Backend, paths: Sequence[Path], *, workers: int | None, batch_size: int
     ) -> None:
-        """Take over what is measured.
+        """Take what is measured.
 
         Args:
             backend: The loaded model.
             paths: Images that the model assesses.
             workers: As in `PredictSettings`.
-            batch_size: Images an inference in `offline`.
+            batch_size: Images per inference in `offline`.
         """
         self._backend, self._workers, self._batch_size = backend, workers, batch_size
         self._paths = list(paths)
@@ -132,8 +131,8 @@ class EndToEndWork:
     def _parts(self, record: Prediction) -> Parts:
         if record.probabilities is None:
             raise BenchError(
-                f"{record.path}: not assessed any more ({record.reason}): do not change images "
-                "while they are measured"
+                f"{record.path}: no longer assessed ({record.reason}): do not change images "
+                "during a measurement"
             )
         timings: dict[str, Any] = dict(record.timings_ms or {})
         network = "compute" if self._backend.on_cpu else "infer"

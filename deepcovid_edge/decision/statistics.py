@@ -1,4 +1,6 @@
-"""Statistics of decisions, in NumPy alone, so that a cart can check an engine.
+"""Statistics of decisions and of repeated measurements.
+
+All but `student_quantile` need NumPy alone, so that a cart can check an engine.
 
 Each formula names its source; tests compare them with SciPy, statsmodels and scikit-learn.
 """
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deepcovid_edge.errors import require
 from deepcovid_edge.plain import PlainResult
 
 Truth = NDArray[np.bool_]
@@ -89,26 +92,18 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     return low, high
 
 
-def student(freedom: float, share: float = 0.95) -> float:
-    """Half of the width of a central share of Student's t, of 1 or more degrees of freedom.
-
-    With t = sqrt(freedom) / tan(angle) the density of both tails is sin(angle) ** (freedom - 1).
-    It is integrated from the tails' end by the trapezoid rule, over the fourth root of the angle:
-    near zero, where wide shares end, the integrand is then smooth and the steps are short.
+def student_quantile(freedom: float, share: float) -> float:
+    """The quantile of Student's t distribution.
 
     Args:
-        freedom: Degrees of freedom, 1 or more.
-        share: Of the distribution, between 0 and 1.
+        freedom: Degrees of freedom, above 0.
+        share: Share of the distribution below the quantile, between 0 and 1.
 
-    Returns:
-        The quantile of (1 + share) / 2, to four digits for shares up to 0.99999.
+    Raises:
+        MissingDependencyError: SciPy is not installed.
     """
-    freedom = min(freedom, 1000.0)
-    roots = np.linspace(0, (math.pi / 2) ** 0.25, 20_001)
-    density = np.sin(roots**4) ** (freedom - 1) * roots**3
-    mass = np.cumsum(density[1:] + density[:-1])
-    root = float(np.interp(1 - share, mass / mass[-1], roots[1:]))
-    return math.sqrt(freedom) / math.tan(root**4)
+    scipy = require("scipy", extra="export")
+    return float(scipy.special.stdtrit(freedom, share))
 
 
 def paired_difference(reference: Truth, candidate: Truth) -> tuple[float, tuple[float, float]]:

@@ -198,9 +198,8 @@ def test_its_threshold_decides_and_every_record_says_so(images: Path, tmp_path: 
     assert done.returncode == 0, done.stderr
     for line in done.stdout.splitlines():
         record = json.loads(line)
-        assert record["threshold"] == 0.9
+        assert record["limits"] == {"threshold": 0.9}
         assert record["decision"] == "negative"
-        assert record["indeterminate_range"] is None
         assert record["site"] == {"name": "cart 1", "sha256": file_sha256(path)}
         assert record["model_sha256"] == file_sha256(MODEL)  # the variant that it was made with
         assert record["warnings"] == ["W_SYNTHETIC"]
