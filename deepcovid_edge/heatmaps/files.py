@@ -1,15 +1,16 @@
 """Heat maps as files: arrays and plain facts in one .npz that `numpy.load` reads without pickles.
 
     values, probability_drop, turned    on the network's input; occlusion only
-    cells                               what they were made of: windows, or the network's own map
+    cells                               what they are made from: windows, or the network's own map
     facts                               JSON: method, shape, how it was made, regions, the record's
 
-An activation map is kept as the network gave it, of which `values` follow.
+An activation map is stored as the network's own map, from which `values` are computed again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import threading
@@ -24,7 +25,6 @@ from numpy.typing import NDArray
 
 from deepcovid_edge.errors import DataError, NotThereError, OutputError
 from deepcovid_edge.heatmaps.heatmap import ACTIVATION, METHODS, HeatMap, Region, of_activation
-from deepcovid_edge.heatmaps.npz import npz
 from deepcovid_edge.manifest import InputSpec
 
 SCHEMA_VERSION = 1
@@ -33,7 +33,7 @@ _ENCODER = json.JSONEncoder(allow_nan=False)
 
 @dataclass(frozen=True)
 class MapFile:
-    """What a file holds.
+    """The content of a file.
 
     Attributes:
         heatmap: The map.
@@ -69,15 +69,13 @@ def write_map(
         "facts": dict(facts),
     }
     text = _ENCODER.encode(described).encode("ascii")
-    arrays: dict[str, NDArray[Any] | None] = {"cells": heatmap.cells, "facts": np.array(text)}
+    arrays: dict[str, Any] = {"cells": heatmap.cells, "facts": np.array(text)}
     if heatmap.method != ACTIVATION:
-        arrays |= {
-            "values": heatmap.values,
-            "probability_drop": heatmap.probability_drop,
-            "turned": heatmap.turned,
-        }
-    present = {name: array for name, array in arrays.items() if array is not None}
-    write_new(path, npz(present))
+        names = ("values", "probability_drop", "turned")
+        arrays |= {name: getattr(heatmap, name) for name in names}
+    stream = io.BytesIO()
+    np.savez(stream, **{name: array for name, array in arrays.items() if array is not None})
+    write_new(path, stream.getbuffer())
 
 
 def read_map(path: Path) -> MapFile:
@@ -85,7 +83,7 @@ def read_map(path: Path) -> MapFile:
 
     Raises:
         NotThereError: The file cannot be opened.
-        DataError: It is no such map, or was cut off or changed.
+        DataError: It is not such a map, or was cut off or changed.
     """
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
@@ -123,11 +121,11 @@ def _heatmap(described: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Heat
     )
 
 
-def write_new(path: Path, data: bytes) -> None:
-    """Write a file that nothing names before it is whole; one that is there is replaced.
+def write_new(path: Path, data: bytes | memoryview) -> None:
+    """Write a file that no record names before it is whole; an existing file is replaced.
 
-    A name more costs as much as a small file itself, so it gets its own at once. A process that is
-    killed here leaves a file that no record names.
+    A temporary name would cost as much time as a small file, so the file has its own name from the
+    start. A process that is killed here leaves a file that no record names.
 
     Raises:
         OutputError: The disk is full or the folder cannot be written.
