@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from deepcovid_edge.bench.gauges import GpuGauge
@@ -39,7 +38,7 @@ def peak_rss_mib() -> float:
 
 
 class Watch:
-    """Readings from entering to leaving a `with`."""
+    """Readings from the start to the end of a `with`."""
 
     def __init__(self, gauge: GpuGauge | None, *, every: float = _EVERY_SECONDS) -> None:
         self._gauge, self._every = gauge, every
@@ -53,12 +52,7 @@ class Watch:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._left.set()
         self._thread.join()
         self._read()
