@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from importlib import metadata
 from typing import Any
@@ -56,31 +57,31 @@ def device_facts() -> dict[str, Any]:
 
 def backend_facts() -> list[dict[str, Any]]:
     """Each backend with whether it is installed, its version and its providers."""
+    return [_onnxruntime_facts(), _openvino_facts(), _tensorrt_facts()]
+
+
+def _onnxruntime_facts() -> dict[str, Any]:
     distribution = next((name for name in _RUNTIMES if _version(name)), None)
-    return [
-        {
-            "name": onnxruntime.REQUIRES,
-            "available": onnxruntime.is_available(),
-            "distribution": distribution,
-            "version": _version(distribution) if distribution else None,
-            "providers": _providers(),
-        },
-        {
-            "name": openvino.REQUIRES,
-            "available": openvino.is_available(),
-            "distribution": openvino.REQUIRES,
-            "version": _version(openvino.REQUIRES),
-            "providers": [],
-        },
-        _tensorrt_facts(),
-    ]
+    providers: list[str] = []
+    with suppress(DeepCovidEdgeError):
+        providers = onnxruntime.compiled_providers()
+    return {
+        "name": onnxruntime.REQUIRES,
+        "available": onnxruntime.is_available(),
+        "distribution": distribution,
+        "version": distribution and _version(distribution),
+        "providers": providers,
+    }
 
 
-def _providers() -> list[str]:
-    try:
-        return onnxruntime.compiled_providers()
-    except DeepCovidEdgeError:
-        return []
+def _openvino_facts() -> dict[str, Any]:
+    return {
+        "name": openvino.REQUIRES,
+        "available": openvino.is_available(),
+        "distribution": openvino.REQUIRES,
+        "version": _version(openvino.REQUIRES),
+        "providers": [],
+    }
 
 
 def _tensorrt_facts() -> dict[str, Any]:

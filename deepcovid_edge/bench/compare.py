@@ -35,12 +35,17 @@ _CHUNK = 4_000_000
 """Samples that are drawn at once."""
 _CLOCKS_APART = 0.05
 _SHOWN = 0.95
-_DEVICE = (
-    *("machine", "processor", "cores", "memory_mib", "gpus", "jetpack", "power_mode"),
-    *("gpu_driver", "gpu_cuda"),
-)
-"""Facts that must be equal on the same device."""
 _SETTINGS = ("seconds", "warm_up")
+_EQUAL = {
+    "device": (
+        *("machine", "processor", "cores", "memory_mib", "gpus", "jetpack", "power_mode"),
+        *("gpu_driver", "gpu_cuda"),
+    ),
+    "model": ("input",),
+    "data": ("sha256",),
+    "settings": _SETTINGS,
+}
+"""Facts of a header that must be equal in measurements that are compared."""
 _TAIL = (90.0, 99.0)
 Statistic = Callable[[Values], Values]
 
@@ -184,21 +189,11 @@ def _listed(keys: Iterable[Key]) -> list[str]:
 
 
 def _differing_headers(reference: Result, candidate: Result) -> Iterator[str]:
-    before, now = reference.header["device"], candidate.header["device"]
-    for name in _DEVICE:
-        if before.get(name) != now.get(name):
-            yield f"device: {name} {before.get(name)} and {now.get(name)}"
-    shapes = [result.header["model"]["input"] for result in (reference, candidate)]
-    if shapes[0] != shapes[1]:
-        yield f"input: {shapes[0]} and {shapes[1]}"
-    images = [result.header["data"] for result in (reference, candidate)]
-    if images[0]["sha256"] != images[1]["sha256"]:
-        first, second = (f"{data['images']} images of {data['name']}" for data in images)
-        yield f"data: {first} and, with different content, {second}"
-    for name in _SETTINGS:
-        settings = [result.header["settings"].get(name) for result in (reference, candidate)]
-        if settings[0] != settings[1]:
-            yield f"settings: {name} {settings[0]} and {settings[1]}"
+    for part, names in _EQUAL.items():
+        before, now = reference.header[part], candidate.header[part]
+        for name in names:
+            if before.get(name) != now.get(name):
+                yield f"{part}: {name} {before.get(name)} and {now.get(name)}"
 
 
 def _differing_clocks(

@@ -36,9 +36,12 @@ def join(before: Result, now: Result) -> Result:
             f"not measured like the earlier invocations: other {', '.join(differing)}: measure "
             "alike, or write another file"
         )
+    earlier, later = before.header["memory"], now.header["memory"]
     memory = {
-        name: _largest(before.header["memory"].get(name), now.header["memory"].get(name))
-        for name in now.header["memory"]
+        name: max(
+            (one[name] for one in (earlier, later) if one.get(name) is not None), default=None
+        )
+        for name in later
     }
     runs = tuple(
         _joined(first, second) for first, second in zip(before.runs, now.runs, strict=True)
@@ -106,8 +109,3 @@ def _watched(
         else:
             facts[name] = mean(first, second)
     return facts
-
-
-def _largest(first: float | None, second: float | None) -> float | None:
-    known = [value for value in (first, second) if value is not None]
-    return max(known, default=None)

@@ -65,20 +65,9 @@ class Work(Protocol):
         """Answer batches (first image, images) as fast as possible; call `done` for each result."""
 
 
-class Done(Protocol):
-    """Called when results are there, from any thread."""
-
-    def __call__(
-        self, started: int | None, image: int, images: int, parts: Sequence[Parts]
-    ) -> None:
-        """Record a result that is there now.
-
-        Args:
-            started: When work on it began, None where that is now.
-            image: Number of the first image.
-            images: How many.
-            parts: For each image.
-        """
+Done = Callable[[int | None, int, int, Sequence[Parts]], None]
+"""Called when a result is there, from any thread: start of the work (None for now), index of the
+first image, number of images, parts of each."""
 
 
 @dataclass(frozen=True)

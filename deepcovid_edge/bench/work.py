@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,14 +43,7 @@ class NetworkWork:
     def __init__(
         self, backend: Backend, pixels: NDArray[np.uint8], clock: Clock, *, lanes: int
     ) -> None:
-        """Take what is measured.
-
-        Args:
-            backend: The loaded model.
-            pixels: Prepared images, of shape (N, H, W).
-            clock: Tells when a batch of `offline` began.
-            lanes: Calls at once in `offline`.
-        """
+        """Take prepared images of shape (N, H, W), and the calls at once in `offline`."""
         self._backend, self._clock, self._lanes = backend, clock, lanes
         self._round = pixels
         self.images = len(pixels)
@@ -87,14 +80,7 @@ class EndToEndWork:
     def __init__(
         self, backend: Backend, paths: Sequence[Path], *, workers: int | None, batch_size: int
     ) -> None:
-        """Take what is measured.
-
-        Args:
-            backend: The loaded model.
-            paths: Images that the model assesses.
-            workers: As in `PredictSettings`.
-            batch_size: Images per inference in `offline`.
-        """
+        """Take image files, and the batch size of `offline`."""
         self._backend, self._workers, self._batch_size = backend, workers, batch_size
         self._paths = list(paths)
         self.images = len(self._paths)
@@ -134,10 +120,7 @@ class EndToEndWork:
                 f"{record.path}: no longer assessed ({record.reason}): do not change images "
                 "during a measurement"
             )
-        timings: dict[str, Any] = dict(record.timings_ms or {})
+        timings = record.timings_ms or {}
         network = "compute" if self._backend.on_cpu else "infer"
-        return {
-            "read": timings["read"],
-            "preprocess": timings["preprocess"],
-            network: timings["infer"],
-        }
+        read, prepare, infer = (timings[name] for name in ("read", "preprocess", "infer"))
+        return {"read": read, "preprocess": prepare, network: infer}

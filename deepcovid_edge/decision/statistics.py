@@ -8,6 +8,7 @@ Each formula names its source; tests compare them with SciPy, statsmodels and sc
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,10 +183,7 @@ def auc(scores: Scores, positive: Truth) -> float:
 def auc_interval(scores: Scores, positive: Truth) -> tuple[float, float]:
     """95 % interval of the area under the curve (DeLong et al. 1988), within 0 to 1."""
     parts = _placements(scores, positive)
-    variance = sum(
-        float(np.var(part, ddof=1)) / len(part) if len(part) > 1 else 0 for part in parts
-    )
-    centre, half = float(parts[0].mean()), Z_95 * math.sqrt(variance)
+    centre, half = float(parts[0].mean()), Z_95 * _standard_error(parts)
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
@@ -236,19 +234,15 @@ def auc_change(
         candidate: Scores now, of shape (N,).
         positive: Whether each image is positive, of shape (N,); both kinds occur.
     """
-    of_positive, of_negative = (
-        np.stack(parts)
-        for parts in zip(
-            _placements(reference, positive), _placements(candidate, positive), strict=True
-        )
-    )
-    change = float(of_positive[1].mean() - of_positive[0].mean())
-    variance = sum(
-        float(np.var(parts[1] - parts[0], ddof=1)) / parts.shape[1] if parts.shape[1] > 1 else 0.0
-        for parts in (of_positive, of_negative)
-    )
-    half = Z_95 * math.sqrt(variance)
+    before, now = _placements(reference, positive), _placements(candidate, positive)
+    changes = [second - first for first, second in zip(before, now, strict=True)]
+    change, half = float(now[0].mean() - before[0].mean()), Z_95 * _standard_error(changes)
     return change, (change - half, change + half)
+
+
+def _standard_error(parts: Sequence[Scores]) -> float:
+    """Of the area, from the placements of positives and of negatives (DeLong)."""
+    return math.sqrt(sum(np.var(part, ddof=1) / len(part) for part in parts if len(part) > 1))
 
 
 def _placements(scores: Scores, positive: Truth) -> tuple[Scores, Scores]:
