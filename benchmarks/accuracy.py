@@ -33,7 +33,8 @@ from benchmarks.variants import (
     named,
     variant_of,
 )
-from deepcovid_edge.backends import BackendSettings, load_backend
+from deepcovid_edge.backends import load_backend
+from deepcovid_edge.backends.base import BackendSettings
 from deepcovid_edge.backends.tensorrt.files import Profile
 from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
 from deepcovid_edge.diagnostics import versions

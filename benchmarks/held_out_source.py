@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from deepcovid_edge.backends import BackendSettings, load_backend
+from deepcovid_edge.backends import load_backend
+from deepcovid_edge.backends.base import BackendSettings
 from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_export.data.images import TrainingData, training_data
 from deepcovid_export.evaluation.metrics import area

@@ -18,7 +18,8 @@ from deepcovid_edge.backends.tensorrt.build import BuildSettings, build, install
 from deepcovid_edge.backends.tensorrt.files import Profile, read_facts, record_verification
 from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.errors import DeepCovidEdgeError, ModelFileError, NotThereError
-from deepcovid_edge.manifest import file_sha256, read_manifest
+from deepcovid_edge.files import file_sha256
+from deepcovid_edge.manifest import read_manifest
 from deepcovid_edge.models import find_model, shipped_models
 from deepcovid_edge.validation.verify import verify
 

@@ -10,14 +10,14 @@ from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
-from deepcovid_edge import __version__
 from deepcovid_edge.backends import onnxruntime, openvino
 from deepcovid_edge.backends.tensorrt import build
 from deepcovid_edge.device import jetpack
 from deepcovid_edge.device.gpu import find_gpu
 from deepcovid_edge.device.processor import processor_name
 from deepcovid_edge.errors import DeepCovidEdgeError
-from deepcovid_edge.manifest import file_sha256, read_manifest
+from deepcovid_edge.files import file_sha256
+from deepcovid_edge.manifest import VERSION, read_manifest
 from deepcovid_edge.models import shipped_models
 
 _RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
@@ -31,7 +31,7 @@ _COMPUTING = (
 def describe() -> dict[str, Any]:
     """Version, device, backends, models and problems, as `info --json` prints them."""
     return {
-        "version": __version__,
+        "version": VERSION,
         "device": device_facts(),
         "backends": backend_facts(),
         "models": model_facts(),
@@ -188,7 +188,7 @@ def versions() -> dict[str, str]:
     """Versions of this package, of Python, and of the installed distributions that compute."""
     installed = {name: version for name in _COMPUTING if (version := _version(name))}
     return {
-        "deepcovid-edge": __version__,
+        "deepcovid-edge": VERSION,
         "python": platform.python_version(),
         "kernel": platform.release(),
         **installed,

@@ -1,28 +1,29 @@
 """Every error that deepcovid-edge raises on purpose.
 
-    DeepCovidEdgeError                 exit 1
-    ├── UsageError                     exit 2
-    ├── ModelFileError                 exit 1
-    ├── DataError                      exit 1
-    ├── OutputError                    exit 1
-    ├── BuildError                     exit 1
-    ├── BenchError                     exit 1
-    ├── IncomparableRunsError                exit 2
-    ├── EngineMismatchError            exit 5
-    ├── SettingsMismatchError          exit 5
-    ├── NotAssessedError              (becomes a record; a run with one exits 4)
-    └── NotThereError                  exit 6
-        ├── MissingDependencyError     exit 6
-        └── BackendUnavailableError    exit 6
+    DeepCovidEdgeError
+    ├── UsageError
+    ├── ModelFileError
+    ├── DataError
+    ├── OutputError
+    ├── BuildError
+    ├── BenchError
+    ├── IncomparableRunsError
+    ├── EngineMismatchError
+    ├── SettingsMismatchError
+    ├── NotAssessedError              (becomes a record)
+    └── NotThereError
+        ├── MissingDependencyError
+        └── BackendUnavailableError
 
-Messages name the subject, what was received, what was expected, and the fix.
-`deepcovid_edge.cli.main` alone turns an error into its exit code.
+Messages name the subject, what was received, what was expected, and the fix. Subjects are Python
+names; the command line writes them as options and gives each error its exit code
+(`cli.exit_codes`).
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from deepcovid_edge.reasons import Reason
 
@@ -33,13 +34,9 @@ if TYPE_CHECKING:
 class DeepCovidEdgeError(Exception):
     """Base of every error that deepcovid-edge raises on purpose."""
 
-    exit_code: ClassVar[int] = 1
-
 
 class UsageError(DeepCovidEdgeError):
     """Raised when options or arguments contradict each other or are out of range."""
-
-    exit_code = 2
 
 
 class ModelFileError(DeepCovidEdgeError):
@@ -65,19 +62,13 @@ class BenchError(DeepCovidEdgeError):
 class IncomparableRunsError(DeepCovidEdgeError):
     """Raised when measurements are to be compared that were not taken alike."""
 
-    exit_code = 2
-
 
 class EngineMismatchError(DeepCovidEdgeError):
     """Raised when an engine does not fit this GPU, this TensorRT or its parent, or was changed."""
 
-    exit_code = 5
-
 
 class SettingsMismatchError(DeepCovidEdgeError):
     """Raised when a site file is damaged, is of another model, or found its model not usable."""
-
-    exit_code = 5
 
     def __init__(self, detail: str) -> None:
         super().__init__(f"{Reason.MODEL.code}: {Reason.MODEL.sentence} {detail}")
@@ -94,8 +85,6 @@ class NotAssessedError(DeepCovidEdgeError):
 
 class NotThereError(DeepCovidEdgeError):
     """Raised when a file, model, device or package that was asked for is not there."""
-
-    exit_code = 6
 
 
 class MissingDependencyError(NotThereError):

@@ -5,7 +5,6 @@ The manifest is JSON in `metadata_props["deepcovid_edge"]` of the ONNX file.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -16,6 +15,8 @@ from typing import Any
 from deepcovid_edge.errors import ModelFileError, NotThereError
 from deepcovid_edge.graph.protobuf import blocks, text
 
+VERSION = "0.1.0"
+"""Of this software; models and results name it (`created_with`)."""
 METADATA_KEY = "deepcovid_edge"
 SCHEMA_VERSION = 1
 
@@ -206,22 +207,6 @@ class ModelManifest:
             return cls(**values)
         except (TypeError, ValueError, AttributeError) as error:
             raise ModelFileError(f"manifest: {error}") from error
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file as a hexadecimal string.
-
-    Raises:
-        NotThereError: The file cannot be opened.
-    """
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise NotThereError(f"{path}: {error.strerror or error}") from error
-    return digest.hexdigest()
 
 
 def read_manifest(path: Path) -> ModelManifest:

@@ -8,6 +8,10 @@ An error never looks like a result: a record with a `Reason` carries no probabil
 from __future__ import annotations
 
 from enum import Enum
+from typing import TypeVar
+
+Coded = TypeVar("Coded", bound="_Coded")
+NOTICE = "Research use only. Not a medical device."
 
 
 class _Coded(Enum):
@@ -20,6 +24,11 @@ class _Coded(Enum):
         """One sentence for the person at the cart."""
         self.cause = cause
         """What brings it about."""
+
+    @classmethod
+    def of(cls: type[Coded], code: str) -> Coded:
+        """The member with a code."""
+        return next(member for member in cls if member.code == code)
 
 
 class Reason(_Coded):

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deepcovid_edge.imaging.files import FileBytes
-from deepcovid_edge.imaging.pictures import Radiograph, decode_radiograph
+from deepcovid_edge.imaging.radiograph import Radiograph
+from deepcovid_edge.imaging.reading import decode_radiograph
 
 Chunks = Iterable[tuple[bytes, bytes]]
 

@@ -29,13 +29,15 @@ from dicom_files import MOST_BITS, WRITABLE, compressed, dataset, fragments, sto
 from pydicom.dataset import Dataset
 from test_containers import FUZZED, mutated, mutated_chunk
 
-from deepcovid_edge.backends import Backend, load_backend
+from deepcovid_edge.backends import load_backend
+from deepcovid_edge.backends.base import Backend
 from deepcovid_edge.decision.out_of_distribution import WARN
 from deepcovid_edge.decision.record import ASSESSED, NOT_ASSESSED, Prediction
 from deepcovid_edge.imaging.dicom.sandbox import sandbox
 from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, SYNTAXES, Family
+from deepcovid_edge.model import Model
 from deepcovid_edge.models import DEFAULT_MODEL, find_model
-from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
+from deepcovid_edge.pipeline.pipeline import PredictSettings
 
 MOST_SECONDS = 25.0
 """Longest time for one input: the decoders' limit and what stands around it."""
@@ -185,7 +187,7 @@ def fuzz(inputs: int, seed: int, network: Backend, findings: Path) -> Findings:
     names = list(kinds)
     found = Findings(findings)
     settings = PredictSettings(ood=WARN)  # so that what is read is classified, whatever it shows
-    facts = run_facts(network, settings)
+    model = Model.of(network, settings)
     for start in range(0, inputs, BATCH):
         with tempfile.TemporaryDirectory() as place:
             paths = []
@@ -195,7 +197,7 @@ def fuzz(inputs: int, seed: int, network: Backend, findings: Path) -> Findings:
                 paths.append(Path(place, f"{number:06d}-{kind.replace(' ', '_')}"))
                 paths[-1].write_bytes(kinds[kind](draw))
             faulthandler.dump_traceback_later(BATCH * MOST_SECONDS, exit=True)
-            for path, record in zip(paths, predict(paths, network, facts, settings), strict=True):
+            for path, record in zip(paths, model.predict(paths), strict=True):
                 found.classify(record, path.name.partition("-")[2])
             faulthandler.cancel_dump_traceback_later()
     return found

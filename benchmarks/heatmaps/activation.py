@@ -32,7 +32,8 @@ from benchmarks.measure.measurement import (
 from benchmarks.peers import captum_grad_cam, grad_cam
 from benchmarks.peers.captum_occlusion import torch_network
 from benchmarks.variants import named, variant_of
-from deepcovid_edge.backends import BackendSettings, load_backend
+from deepcovid_edge.backends import load_backend
+from deepcovid_edge.backends.base import BackendSettings
 from deepcovid_edge.heatmaps.agreement import rank_correlation
 from deepcovid_edge.heatmaps.heatmap import of_activation
 from deepcovid_edge.manifest import read_manifest

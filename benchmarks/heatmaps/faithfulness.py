@@ -34,15 +34,15 @@ import onnx
 from onnx import numpy_helper
 
 from benchmarks.measure.measurement import prepared, store
-from deepcovid_edge.backends import Backend, load_backend
+from deepcovid_edge.backends import load_backend
+from deepcovid_edge.backends.base import Backend, softmax
 from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
 from deepcovid_edge.graph.receptive_field import Box
 from deepcovid_edge.heatmaps.agreement import rank_correlation
-from deepcovid_edge.heatmaps.heatmap import METHODS, of_activation, of_occlusion
-from deepcovid_edge.heatmaps.occlusion import Occluder
+from deepcovid_edge.heatmaps.heatmap import METHODS, of_activation
+from deepcovid_edge.heatmaps.occlusion import Occluder, of_occlusion
 from deepcovid_edge.heatmaps.windows import OcclusionSettings, WindowGrid, occluded
 from deepcovid_edge.models import DEFAULT_MODEL, find_model
-from deepcovid_edge.pipeline.classifier import probabilities
 
 CORES = len(os.sched_getaffinity(0))
 SETTINGS = OcclusionSettings()
@@ -180,7 +180,7 @@ class Curves:
         changed = np.repeat(image[None], len(boxes) + 1, axis=0)
         for step, box in enumerate(boxes, start=1):
             at(changed[step:], box)[...] = at(shown, box)
-        scores = probabilities(self.backend.infer(changed).logits)
+        scores = softmax(self.backend.infer(changed).logits)
         return scores[:, self.backend.manifest.positive_index]
 
 

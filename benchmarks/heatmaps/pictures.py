@@ -19,16 +19,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.measure.measurement import RESULTS
-from deepcovid_edge import NOTICE
-from deepcovid_edge.backends import Backend, load_backend
-from deepcovid_edge.heatmaps.heatmap import of_activation, of_occlusion, regions
-from deepcovid_edge.heatmaps.occlusion import Occluder, OcclusionSettings
+from deepcovid_edge.backends import load_backend
+from deepcovid_edge.backends.base import Backend
+from deepcovid_edge.heatmaps.heatmap import of_activation, regions
+from deepcovid_edge.heatmaps.occlusion import Occluder, OcclusionSettings, of_occlusion
 from deepcovid_edge.heatmaps.overlay import draw_overlay
 from deepcovid_edge.imaging.phantom import write_samples
-from deepcovid_edge.imaging.pictures import read_radiograph
 from deepcovid_edge.imaging.prepare import prepare
+from deepcovid_edge.imaging.reading import read_radiograph
+from deepcovid_edge.model import Model
 from deepcovid_edge.models import find_model
-from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
+from deepcovid_edge.pipeline.pipeline import PredictSettings
+from deepcovid_edge.reasons import NOTICE
 
 SAMPLES = 6
 WIDTH = 1400
@@ -54,7 +56,7 @@ def main() -> None:
 def pictures(path: Path, backend: Backend) -> list[NDArray[np.uint8]]:
     """The image's overlay by occlusion, and by activation."""
     settings, spec = PredictSettings(), backend.manifest.input
-    (record,) = predict([path], backend, run_facts(backend, settings), settings)
+    (record,) = Model.of(backend, settings).predict([path])
     image = read_radiograph(path)
     prepared = prepare(image, spec)
     hidden = OcclusionSettings()

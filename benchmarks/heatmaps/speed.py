@@ -47,11 +47,11 @@ from benchmarks.peers import captum_occlusion
 from benchmarks.variants import named, variant_of
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.cli.main import run
+from deepcovid_edge.files import file_sha256
 from deepcovid_edge.heatmaps.agreement import rank_correlation
-from deepcovid_edge.heatmaps.heatmap import of_occlusion
-from deepcovid_edge.heatmaps.occlusion import BudgetError, Occluder
+from deepcovid_edge.heatmaps.occlusion import BudgetError, Occluder, of_occlusion
 from deepcovid_edge.heatmaps.windows import OcclusionSettings, WindowGrid
-from deepcovid_edge.manifest import InputSpec, file_sha256, read_manifest
+from deepcovid_edge.manifest import InputSpec, read_manifest
 from deepcovid_edge.models import DEFAULT_MODEL, find_model
 
 CORES = len(os.sched_getaffinity(0))

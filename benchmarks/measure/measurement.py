@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from deepcovid_edge import __version__
 from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
 from deepcovid_edge.diagnostics import backend_facts, device_facts
 from deepcovid_edge.heatmaps.agreement import choose_images
-from deepcovid_edge.imaging.pictures import read_radiograph
 from deepcovid_edge.imaging.prepare import prepare
-from deepcovid_edge.manifest import InputSpec, ModelManifest
+from deepcovid_edge.imaging.reading import read_radiograph
+from deepcovid_edge.manifest import VERSION, InputSpec, ModelManifest
 
 PAUSE = 0.05
 """Seconds in which the threads of a runtime fall asleep: after a call they spin for some more."""
@@ -101,7 +100,7 @@ def store(
         "schema_version": SCHEMA_VERSION,
         "benchmark": name,
         "measured_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "versions": {"deepcovid-edge": __version__, "python": sys.version.split()[0]},
+        "versions": {"deepcovid-edge": VERSION, "python": sys.version.split()[0]},
         "device": device,
         "backends": backend_facts(),
         **figures,

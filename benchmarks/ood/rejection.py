@@ -33,15 +33,17 @@ import onnx
 import onnxruntime
 
 from benchmarks.measure.measurement import prepared, store, summary
-from deepcovid_edge.backends import Backend, load_backend
+from deepcovid_edge.backends import load_backend
+from deepcovid_edge.backends.base import Backend
 from deepcovid_edge.datasets.dataset import load_dataset, walk_files
 from deepcovid_edge.decision.out_of_distribution import OUTPUT, OodLimits
 from deepcovid_edge.decision.statistics import wilson
 from deepcovid_edge.errors import DeepCovidEdgeError
-from deepcovid_edge.imaging.pictures import Radiograph
 from deepcovid_edge.imaging.prepare import prepare
+from deepcovid_edge.imaging.radiograph import Radiograph
+from deepcovid_edge.model import Model
 from deepcovid_edge.models import find_model
-from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
+from deepcovid_edge.pipeline.pipeline import PredictSettings
 from deepcovid_export.decision.ood_graph import take_off
 
 MODELS = ("squeezenet1_1", "squeezenet1_1-int8-cpu")
@@ -106,7 +108,7 @@ def by_source(backend: Backend, data: Path, split: str) -> dict[str, Any]:
 
 def refusals(backend: Backend, paths: list[Path], change: Change | None = None) -> dict[str, Any]:
     settings = PredictSettings()
-    records = predict(paths, backend, run_facts(backend, settings), settings, change=change)
+    records = Model.of(backend, settings).predict(paths, change=change)
     return counted([record.reason or "assessed" for record in records])
 
 

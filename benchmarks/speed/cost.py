@@ -75,7 +75,7 @@ def measure(options: argparse.Namespace) -> Path:
         for growth, value, count, command in steps(images, options.most_images, Path(place)):
             run = repeated(command, count, options.rounds, start["seconds"]["median"])
             figures.setdefault(growth, {})[f"{value:g}"] = run
-            print(f"{growth} {value:g}: {run['ms_a_image']:.2f} ms an image", flush=True)
+            print(f"{growth} {value:g}: {run['ms_an_image']:.2f} ms an image", flush=True)
     for growth in GROWTHS:
         peaks = [run["peak_mib"]["median"] for run in figures[growth].values()]
         figures[f"memory_ratio_{growth}"] = max(peaks) / min(peaks)
@@ -140,7 +140,7 @@ def repeated(arguments: list[str], count: int, rounds: int, start: float) -> dic
         "images": count,
         "seconds": summary(seconds),
         "peak_mib": summary([peak for _, peak in samples]),
-        "ms_a_image": (statistics.median(seconds) - start) * 1000 / count,
+        "ms_an_image": (statistics.median(seconds) - start) * 1000 / count,
     }
 
 

@@ -39,7 +39,8 @@ from benchmarks.variants import (
     models,
     variant_of,
 )
-from deepcovid_edge.backends import BackendSettings, load_backend
+from deepcovid_edge.backends import load_backend
+from deepcovid_edge.backends.base import BackendSettings
 from deepcovid_edge.backends.tensorrt.files import Profile
 from deepcovid_edge.bench.work import TellsParts
 from deepcovid_edge.errors import DeepCovidEdgeError, NotThereError

@@ -208,8 +208,8 @@ def profiled(options: argparse.Namespace) -> dict[str, Any]:
         "images": images,
         "missing": missing,
         "taken": {name: watch.facts()[name] for name in ("others_share", "stolen_share")},
-        "ms_a_image": statistics.median(plain) / images * 1e3,
-        "ms_a_image_wrapped": statistics.median(with_probes) / images * 1e3,
+        "ms_an_image": statistics.median(plain) / images * 1e3,
+        "ms_an_image_wrapped": statistics.median(with_probes) / images * 1e3,
         **shared_out(probes.sections, images * options.rounds, sum(with_probes), cpu),
     }
 
@@ -253,9 +253,9 @@ def text(figures: dict[str, Any]) -> str:
     for cores, found in figures["cores"].items():
         lines += [
             "",
-            f"{cores} core{'s' if cores != '1' else ''}: {found['ms_a_image']:.3f} ms an image "
-            f"({found['ms_a_image_wrapped']:.3f} while it is taken apart), "
-            f"{1e3 / found['ms_a_image']:.0f} images/s",
+            f"{cores} core{'s' if cores != '1' else ''}: {found['ms_an_image']:.3f} ms an image "
+            f"({found['ms_an_image_wrapped']:.3f} while it is taken apart), "
+            f"{1e3 / found['ms_an_image']:.0f} images/s",
             f"{'':28}{'CPU ms an image':>14}{'share':>8}{'waits ms':>10}{'calls an image':>14}",
         ]
         for name, row in found["sections"].items():

@@ -22,11 +22,13 @@ import numpy as np
 
 from benchmarks.measure.measurement import PAUSE, in_turn, ratio, store, summary
 from benchmarks.variants import named, variant_of
-from deepcovid_edge.backends import Backend, BackendSettings, load_backend
+from deepcovid_edge.backends import load_backend
+from deepcovid_edge.backends.base import Backend, BackendSettings
 from deepcovid_edge.datasets.dataset import load_dataset
-from deepcovid_edge.imaging.pictures import read_radiograph
+from deepcovid_edge.files import file_sha256
 from deepcovid_edge.imaging.prepare import prepare
-from deepcovid_edge.manifest import InputSpec, file_sha256, read_manifest
+from deepcovid_edge.imaging.reading import read_radiograph
+from deepcovid_edge.manifest import InputSpec, read_manifest
 from deepcovid_edge.models import DEFAULT_MODEL
 
 CORES = len(os.sched_getaffinity(0))

@@ -3,7 +3,7 @@
 All sides take turns over the same images, one image at a time; ratios are taken image by image over
 the medians of its rounds, and their median is quoted. Ours also checks the file, hashes it and
 classifies its exposure. `opencv` has our decoder and rule, and OpenCV's INTER_AREA. `moved` is what
-another preparation does to the same network: how far pixels and probabilities are apart, and how
+another preparation does to the same network: how far pixels and softmax are apart, and how
 many decisions turn.
 """
 
@@ -23,13 +23,13 @@ import numpy as np
 from benchmarks.measure.measurement import ratio, store, summary
 from benchmarks.peers import onnxruntime_loop, torchvision_prepare
 from benchmarks.variants import named
-from deepcovid_edge.backends import Backend, load_backend
+from deepcovid_edge.backends import load_backend
+from deepcovid_edge.backends.base import Backend, softmax
 from deepcovid_edge.datasets.dataset import walk_files
-from deepcovid_edge.imaging.pictures import read_radiograph
 from deepcovid_edge.imaging.prepare import prepare
+from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.models import DEFAULT_MODEL
-from deepcovid_edge.pipeline.classifier import probabilities
 
 Prepare = Callable[[Path], np.ndarray]
 
@@ -90,12 +90,12 @@ def measure(sides: dict[str, Prepare], images: list[Path], rounds: int) -> dict[
 
 
 def moved(backend: Backend, images: list[Path], ours: Prepare, other: Prepare) -> dict[str, Any]:
-    """How far another preparation moves pixels, probabilities and decisions."""
+    """How far another preparation moves pixels, softmax and decisions."""
     apart, scores = [], []
     for image in images:
         pair = np.stack([ours(image), other(image)])
         apart.append(np.abs(pair[0].astype(int) - pair[1]).mean())
-        scores.append(probabilities(backend.infer(pair).logits)[:, backend.manifest.positive_index])
+        scores.append(softmax(backend.infer(pair).logits)[:, backend.manifest.positive_index])
     before, now = np.array(scores).T
     threshold = backend.manifest.threshold
     return {

@@ -20,8 +20,8 @@ import simplejpeg
 
 from benchmarks.peers import onnxruntime_loop
 from deepcovid_edge.device.process import set_up
-from deepcovid_edge.imaging.pictures import Radiograph
 from deepcovid_edge.imaging.prepare import prepare
+from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.manifest import InputSpec
 
 _GROUP = 32

@@ -145,7 +145,7 @@ def profile(document: Path) -> list[str]:
             told = link(path.with_suffix(".txt"), document).replace("JSON", "text")
             lines.append(
                 f"| {device(figures)} | {figures['model']} on {figures['backend']} | "
-                f"{figures['folder']} ({figures['images']}) | {cores} | {run['ms_a_image']:.2f} | "
+                f"{figures['folder']} ({figures['images']}) | {cores} | {run['ms_an_image']:.2f} | "
                 f"{' | '.join(f'{share:.0%}' for share in shares)} | {told} |"
             )
     return lines

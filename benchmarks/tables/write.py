@@ -188,7 +188,7 @@ def cost(document: Path) -> list[str]:
             plot = link(path.with_name(f"cost-{growth}.svg"), document).replace("JSON", "SVG")
             lines.append(
                 f"| {device(figures)} | {growth} | {first} | {last} | "
-                f"{before['ms_a_image']:.2f} to {after['ms_a_image']:.2f} | "
+                f"{before['ms_an_image']:.2f} to {after['ms_an_image']:.2f} | "
                 f"{before['peak_mib']['median']:.0f} to {after['peak_mib']['median']:.0f} | "
                 f"{plot} | {link(path, document)} |"
             )

@@ -7,17 +7,16 @@ from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.backends import BackendSettings, Inference, check_batch
-from deepcovid_edge.backends.tensorrt.files import cache_folder
+from deepcovid_edge.backends.base import BackendSettings, Closing, Inference, check_batch
 from deepcovid_edge.decision import out_of_distribution
 from deepcovid_edge.errors import BackendUnavailableError, ModelFileError, require
-from deepcovid_edge.manifest import ModelManifest, file_sha256, read_manifest
+from deepcovid_edge.files import cache_folder, file_sha256
+from deepcovid_edge.manifest import ModelManifest, read_manifest
 from deepcovid_edge.reasons import WarningCode
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def load(path: Path, settings: BackendSettings) -> OnnxRuntimeBackend:
     return kind(session, manifest, path, settings)
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(Closing):
     """A model in an ONNX Runtime session."""
 
     def __init__(
@@ -113,17 +112,6 @@ class OnnxRuntimeBackend:
     def close(self) -> None:
         """Free the session."""
         self._session = None
-
-    def __enter__(self) -> OnnxRuntimeBackend:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class CpuBackend(OnnxRuntimeBackend):
@@ -189,7 +177,7 @@ def _register_rtx(runtime: Any) -> None:
     try:
         runtime.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
     except Exception as error:  # without a driver its library does not load
-        raise BackendUnavailableError(f"--provider rtx: {error}") from error
+        raise BackendUnavailableError(f"provider rtx: {error}") from error
 
 
 def _session(
@@ -201,7 +189,7 @@ def _session(
         _register_rtx(runtime)
     if provider not in runtime.get_available_providers():
         raise BackendUnavailableError(
-            f"--provider {asked}: this onnxruntime has no {provider}: "
+            f"provider {asked}: this onnxruntime has no {provider}: "
             f"pip install 'deepcovid-edge[{_EXTRAS[asked]}]'"
         )
     options = runtime.SessionOptions()
@@ -219,7 +207,7 @@ def _session(
     used = session.get_providers()
     if not used or used[0] != provider:
         raise BackendUnavailableError(
-            f"--provider {asked}: ONNX Runtime fell back to {used}; "
+            f"provider {asked}: ONNX Runtime fell back to {used}; "
             "its libraries or the driver are missing, see `deepcovid-edge info`"
         )
     return session

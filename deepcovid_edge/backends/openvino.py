@@ -12,16 +12,17 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.backends import BackendSettings, Inference, check_batch
+from deepcovid_edge.backends.base import BackendSettings, Closing, Inference, check_batch
 from deepcovid_edge.decision import out_of_distribution
 from deepcovid_edge.errors import BackendUnavailableError, ModelFileError, require
-from deepcovid_edge.manifest import ModelManifest, file_sha256, read_manifest
+from deepcovid_edge.files import file_sha256
+from deepcovid_edge.manifest import ModelManifest, read_manifest
 from deepcovid_edge.reasons import WarningCode
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def load(path: Path, settings: BackendSettings) -> OpenVinoBackend:
     return OpenVinoBackend(compiled, manifest, file_sha256(path))
 
 
-class OpenVinoBackend:
+class OpenVinoBackend(Closing):
     """A model that OpenVINO compiled for this CPU."""
 
     name = "openvino-cpu"
@@ -110,17 +111,6 @@ class OpenVinoBackend:
         self._compiled = None
         self._idle = SimpleQueue()
 
-    def __enter__(self) -> OpenVinoBackend:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def _request(self, compiled: openvino.CompiledModel) -> openvino.InferRequest:
         """One that nobody uses: a request holds the buffers of one call at a time."""
         try:
@@ -139,7 +129,7 @@ def _compiled(runtime: Any, path: Path, threads: int) -> openvino.CompiledModel:
     core = runtime.Core()
     if _DEVICE not in core.available_devices:
         raise BackendUnavailableError(
-            "--backend openvino: this openvino has no CPU plugin: pip install --force-reinstall "
+            "backend openvino: this openvino has no CPU plugin: pip install --force-reinstall "
             "openvino"
         )
     calls = max(1, len(os.sched_getaffinity(0)) // threads)
@@ -156,7 +146,7 @@ def _compiled(runtime: Any, path: Path, threads: int) -> openvino.CompiledModel:
     used = compiled.get_property("INFERENCE_PRECISION_HINT")
     if used != runtime.Type.f32:
         raise BackendUnavailableError(
-            f"--backend openvino: it computes in {used}, the graph says FP32: use --backend "
+            f"backend openvino: it computes in {used}, the graph says FP32: use --backend "
             "onnxruntime"
         )
     return compiled

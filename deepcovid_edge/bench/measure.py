@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge import NOTICE
-from deepcovid_edge.backends import Backend
+from deepcovid_edge.backends.base import Backend
 from deepcovid_edge.bench.gauges import GpuGauge, gpu_gauge
 from deepcovid_edge.bench.results import EVENTS, HOST, Part, Result, Run
 from deepcovid_edge.bench.samples import Samples
@@ -36,11 +35,11 @@ from deepcovid_edge.bench.watch import Watch, peak_rss_mib
 from deepcovid_edge.bench.work import EndToEndWork, NetworkWork, TellsParts, lanes_of
 from deepcovid_edge.diagnostics import device_facts, versions
 from deepcovid_edge.errors import BenchError, NotAssessedError
-from deepcovid_edge.imaging.pictures import read_radiograph
 from deepcovid_edge.imaging.prepare import prepare
+from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.pipeline.pipeline import default_batch_size
-from deepcovid_edge.reasons import WarningCode
+from deepcovid_edge.reasons import NOTICE, WarningCode
 
 _PARTS_CALLS = 100
 _ENVIRONMENT = (

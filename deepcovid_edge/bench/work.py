@@ -11,12 +11,13 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.backends import Backend
+from deepcovid_edge.backends.base import Backend
 from deepcovid_edge.bench.scenarios import Clock, Done, Parts, Shared, in_threads
 from deepcovid_edge.bench.settings import NETWORK
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.errors import BenchError
-from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, predict_together, run_facts
+from deepcovid_edge.model import Model
+from deepcovid_edge.pipeline.pipeline import PredictSettings
 from deepcovid_edge.pipeline.reader import ImageReader, Reading
 
 _GPU_LANES = 2
@@ -94,7 +95,7 @@ class EndToEndWork:
         workers = 1 if len(payload) == 1 else self._workers
         at_once = None if self._backend.on_cpu else len(payload)
         settings = PredictSettings(batch_size=at_once, workers=workers)
-        records = predict(payload, self._backend, run_facts(self._backend, settings), settings)
+        records = Model.of(self._backend, settings).predict(payload)
         return [self._parts(record) for record in records]
 
     def offline(self, batches: Iterator[tuple[int, int]], done: Done) -> None:
@@ -108,9 +109,8 @@ class EndToEndWork:
                     yield self._paths[number % self.images]
 
         settings = PredictSettings(batch_size=self._batch_size, workers=self._workers)
-        facts = run_facts(self._backend, settings)
         reading = Reading(paths(), ImageReader(self._backend.manifest.input))
-        for records in predict_together(reading, self._backend, facts, settings):
+        for records in Model.of(self._backend, settings).predict_groups(reading):
             first, *_ = [under_way.popleft() for _ in records]
             done(None, first, len(records), [*map(self._parts, records)])
 

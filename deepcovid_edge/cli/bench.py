@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deepcovid_edge.backends import BACKENDS, PROVIDERS
 from deepcovid_edge.bench.settings import SCENARIOS, SCOPES, BenchSettings
+from deepcovid_edge.cli.exit_codes import ExitCode
+from deepcovid_edge.cli.options import backend_option, provider_option
 
 if TYPE_CHECKING:
     from deepcovid_edge.bench.results import Result, Run
 
-_UNSTABLE = 7
 _PHANTOMS = 8
 
 
@@ -34,10 +34,8 @@ _PHANTOMS = 8
     "--scenario", "scenarios", multiple=True, type=click.Choice(SCENARIOS), help="Repeatable."
 )
 @click.option("--scope", "scopes", multiple=True, type=click.Choice(SCOPES), help="Repeatable.")
-@click.option(
-    "--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", show_default=True
-)
-@click.option("--provider", type=click.Choice(PROVIDERS), help="ONNX Runtime's.  [default: cpu]")
+@backend_option
+@provider_option
 @click.option("--seconds", type=float, default=5.0, show_default=True, help="Minimum of each run.")
 @click.option("--queries", type=int, default=64, show_default=True, help="Minimum of each run.")
 @click.option("--warm-up", type=float, default=1.0, show_default=True, help="Seconds.")
@@ -76,7 +74,8 @@ def command(
     where there are enough of them. Use `--append` at other times to let `compare` know how much the
     machine varies.
     """
-    from deepcovid_edge.backends import BackendSettings, fastest_verified, load_backend
+    from deepcovid_edge.backends import fastest_verified, load_backend
+    from deepcovid_edge.backends.base import BackendSettings
     from deepcovid_edge.bench.invocations import join
     from deepcovid_edge.bench.measure import bench, bench_images
     from deepcovid_edge.bench.results import read_result
@@ -122,7 +121,7 @@ def _print(result: Result, *, as_json: bool) -> int:
     unstable = result.unstable()
     for reason in unstable:
         click.echo(f"unstable: {reason}", err=True)
-    return _UNSTABLE if unstable else 0
+    return ExitCode.UNSTABLE if unstable else 0
 
 
 def _scenarios(asked: tuple[str, ...], rate: float | None) -> tuple[str, ...]:

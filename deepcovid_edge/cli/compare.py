@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from deepcovid_edge.cli.exit_codes import ExitCode
+
 if TYPE_CHECKING:
     from deepcovid_edge.bench.compare import Comparison, Ratio
-
-_SLOWER, _UNSTABLE = 3, 7
 
 
 @click.command(epilog="Example: deepcovid-edge compare before.json after.json --max-slowdown 0.05")
@@ -75,8 +75,8 @@ def _slowdown_code(comparisons: Sequence[Comparison], slowdown: float) -> int:
         )
     if any(comparison.unstable for comparison in comparisons):
         click.echo("unstable runs can neither pass nor fail: measure again", err=True)
-        return _UNSTABLE
-    return _SLOWER if slower else 0
+        return ExitCode.UNSTABLE
+    return ExitCode.NOT_EQUIVALENT if slower else 0
 
 
 def markdown(comparisons: Sequence[Comparison], show_all: bool) -> str:

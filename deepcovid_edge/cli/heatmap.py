@@ -7,18 +7,25 @@ from typing import Any
 
 import click
 
-from deepcovid_edge.cli.images import ImageRun, classify_images, duration, run_options
+from deepcovid_edge.cli.classify import classify_images
+from deepcovid_edge.cli.options import (
+    duration,
+    path_option,
+    paths_argument,
+    run_options,
+    split_options,
+)
 
 
 @click.command(
     epilog="Example: deepcovid-edge heatmap images/ -o heatmaps --budget 500ms. Research use only.",
 )
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
+@paths_argument
+@path_option(
     "-o",
     "--output",
     "folder",
-    type=click.Path(path_type=Path, file_okay=False),
+    folder=True,
     default=Path("heatmaps"),
     show_default=True,
     help="Write pictures and maps into this folder.",
@@ -65,4 +72,7 @@ def command(
 
     windows = OcclusionSettings(window, stride, baseline, budget)
     maps = HeatMapSettings(method, folder, overlay=True, occlusion=windows)
-    return classify_images(ImageRun(paths, None, heatmaps=maps, **options))
+    from deepcovid_edge.run import RunSettings
+
+    run, model = split_options(options)
+    return classify_images(RunSettings(paths, heatmaps=maps, **run), **model)

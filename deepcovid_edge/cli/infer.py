@@ -7,21 +7,28 @@ from typing import Any
 
 import click
 
-from deepcovid_edge.cli.images import ImageRun, classify_images, duration, run_options
+from deepcovid_edge.cli.classify import classify_images
+from deepcovid_edge.cli.options import (
+    duration,
+    path_option,
+    paths_argument,
+    run_options,
+    split_options,
+)
 
 
 @click.command(
     epilog="Example: deepcovid-edge infer images/ -o results.jsonl. Research use only.",
 )
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write here: .jsonl or .csv.")
+@paths_argument
+@path_option("-o", "--output", help="Write here: .jsonl or .csv.")
 @run_options
-@click.option("--batch-size", type=int, help="Images an inference.  [default: 1, on a GPU 8]")
+@click.option("--batch-size", type=int, help="Images per inference call.  [default: 1, on a GPU 8]")
 @click.option("--resume", is_flag=True, help="Go on with the records already in --output.")
 @click.option("--heatmap", type=click.Choice(["occlusion", "activation"]), help="Make heat maps.")
-@click.option(
+@path_option(
     "--heatmap-dir",
-    type=click.Path(path_type=Path, file_okay=False),
+    folder=True,
     default=Path("heatmaps"),
     show_default=True,
     help="Write them into this folder.",
@@ -36,6 +43,7 @@ def command(
     heatmap: str | None,
     heatmap_dir: Path,
     overlay: bool,
+    resume: bool,
     budget: float | None,
     **options: Any,
 ) -> int:
@@ -61,4 +69,8 @@ def command(
 
         windows = OcclusionSettings(budget_ms=budget)
         maps = HeatMapSettings(heatmap, heatmap_dir, overlay=overlay, occlusion=windows)
-    return classify_images(ImageRun(paths, output, heatmaps=maps, **options))
+    from deepcovid_edge.run import RunSettings
+
+    run, model = split_options(options)
+    settings = RunSettings(paths, output, resume=resume, heatmaps=maps, **run)
+    return classify_images(settings, **model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 from dataclasses import dataclass
@@ -12,10 +13,9 @@ from typing import Any
 
 import click
 
-from deepcovid_edge import NOTICE, __version__
+from deepcovid_edge.cli.exit_codes import ExitCode, exit_code
 from deepcovid_edge.errors import DeepCovidEdgeError
-
-INTERRUPTED = 130
+from deepcovid_edge.reasons import NOTICE
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Entry:
 COMMANDS = {
     "infer": Entry("deepcovid_edge.cli.infer", "Classify images: files and folders to records."),
     "heatmap": Entry("deepcovid_edge.cli.heatmap", "Show where the network looked."),
-    "calibrate": Entry("deepcovid_edge.cli.site_check", "May the model be used at this site?"),
+    "site-check": Entry("deepcovid_edge.cli.site_check", "May the model be used at this site?"),
     "build": Entry("deepcovid_edge.cli.build", "Typed ONNX to a TensorRT engine."),
     "verify": Entry("deepcovid_edge.cli.verify", "Is a candidate as accurate as its reference?"),
     "bench": Entry("deepcovid_edge.cli.bench", "Measure latency and throughput."),
@@ -58,28 +58,44 @@ class CommandTable(click.Group):
         command: click.Command = import_module(entry.module).command
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; errors of the library speak of its options as a user types them."""
+        try:
+            return super().invoke(ctx)
+        except DeepCovidEdgeError as error:
+            command = self.get_command(ctx, ctx.invoked_subcommand or "")
+            error.args = (_with_dashes(str(error), command),)
+            raise
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands from the table, without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
 
 
+def _with_dashes(message: str, command: click.Command | None) -> str:
+    """The message with its subject written as an option: `batch_size:` as `--batch-size:`."""
+    subject = re.match(r"\w+(?=[: ])", message)
+    for option in command.params if command and subject else ():
+        if isinstance(option, click.Option) and subject and option.name == subject[0]:
+            return f"{max(option.opts, key=len)}{message[subject.end() :]}"
+    return message
+
+
 @click.group(cls=CommandTable, epilog=f"{NOTICE} [export]: pip install 'deepcovid-edge[export]'.")
-@click.version_option(__version__, prog_name="deepcovid-edge")
+@click.version_option(package_name="deepcovid-edge", prog_name="deepcovid-edge")
 def cli() -> None:
     """Find COVID-19 pneumonia in chest radiographs, on a cart or a workstation.
 
-    Exit codes: 0 done, 1 error, 2 usage, 3 equivalence failed, 4 some inputs were not assessed, 5
-    engine or site file does not fit, 6 something is not there, 7 measurement unstable.
+    Exit codes: 0 done, 1 error, 2 usage, 3 equivalence or site check failed, 4 some inputs were not
+    assessed, 5 engine or site file does not fit, 6 something is not there, 7 measurement unstable.
     """
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
     code = run(sys.argv[1:])
-    if (
-        code == INTERRUPTED
-    ):  # threads may end with an image first: a second stop has nothing to stop
+    if code == ExitCode.INTERRUPTED:  # threads end with an image first: nothing is left to stop
         for kind in (signal.SIGINT, signal.SIGTERM):
             signal.signal(kind, signal.SIG_IGN)
     sys.exit(code)
@@ -94,7 +110,7 @@ def run(arguments: list[str]) -> int:
         return request.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("Stopped.", err=True)
-        return INTERRUPTED
+        return ExitCode.INTERRUPTED
     except (click.ClickException, DeepCovidEdgeError, OSError) as error:
         return _explained(error)
     return result if isinstance(result, int) else 0
@@ -107,7 +123,7 @@ def _explained(error: click.ClickException | DeepCovidEdgeError | OSError) -> in
         return error.exit_code
     if isinstance(error, DeepCovidEdgeError):
         click.echo(f"Error: {error}", err=True)
-        return error.exit_code
+        return exit_code(error)
     if isinstance(error, BrokenPipeError):
         _leave_closed_pipe()
         return 0

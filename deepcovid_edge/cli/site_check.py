@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deepcovid_edge.backends import BACKENDS, PROVIDERS
+from deepcovid_edge.cli.exit_codes import ExitCode
+from deepcovid_edge.cli.options import backend_option, provider_option
 from deepcovid_edge.models import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from deepcovid_edge.validation.site_check import SiteReport
-
-_CHECK_FAILED = 3
 
 
 @click.command(
@@ -24,10 +23,8 @@ _CHECK_FAILED = 3
 )
 @click.argument("data", metavar="SITE_DATA", type=click.Path(path_type=Path))
 @click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Name or file.")
-@click.option(
-    "--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", show_default=True
-)
-@click.option("--provider", type=click.Choice(PROVIDERS), help="ONNX Runtime's.  [default: cpu]")
+@backend_option
+@provider_option
 @click.option("--split", help="Only the images of this split.")
 @click.option("--source", help="Only the images of this source, as a manifest CSV names it.")
 @click.option("--name", help="What the site is called in records.  [default: SITE_DATA's name]")
@@ -54,7 +51,8 @@ def command(
     about a patient. `infer --site` and `heatmap --site` use its threshold; a file with the verdict
     `not usable` is an error.
     """
-    from deepcovid_edge.backends import BackendSettings, fastest_verified, load_backend
+    from deepcovid_edge.backends import fastest_verified, load_backend
+    from deepcovid_edge.backends.base import BackendSettings
     from deepcovid_edge.datasets.dataset import load_site
     from deepcovid_edge.decision.site_file import USABLE, write_site
     from deepcovid_edge.device.process import set_up
@@ -71,7 +69,7 @@ def command(
     if output:
         write_site(output, report.as_dict())
     click.echo(json.dumps(report.as_dict(), indent=2) if as_json else summary(report))
-    return 0 if report.verdict == USABLE else _CHECK_FAILED
+    return 0 if report.verdict == USABLE else ExitCode.NOT_EQUIVALENT
 
 
 def summary(report: SiteReport) -> str:

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deepcovid_edge.backends import BACKENDS, PROVIDERS
+from deepcovid_edge.cli.exit_codes import ExitCode
+from deepcovid_edge.cli.options import backend_option, provider_option
 from deepcovid_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from deepcovid_edge.heatmaps.agreement import MapComparison
     from deepcovid_edge.validation.verify import AucChange, RateChange, Verification
-
-_CHECK_FAILED = 3
 
 
 @click.command(
@@ -26,18 +25,8 @@ _CHECK_FAILED = 3
 @click.argument("candidate")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--split", help="Only the images of this split.")
-@click.option(
-    "--backend",
-    type=click.Choice(["auto", *BACKENDS]),
-    default="auto",
-    show_default=True,
-    help="Of CANDIDATE.",
-)
-@click.option(
-    "--provider",
-    type=click.Choice(PROVIDERS),
-    help="Of CANDIDATE.  [default: cpu]",
-)
+@backend_option
+@provider_option
 @click.option("--max-flips", type=float, help="Largest share of decisions that may turn.")
 @click.option("--max-auc-change", type=float, help="Largest change of the AUC, either way.")
 @click.option("--smallest-change", type=float, help="Change that the images must be able to show.")
@@ -64,11 +53,12 @@ def command(
 ) -> int:
     """Classify the labelled images of DATA with REFERENCE and CANDIDATE and compare the decisions.
 
-    Each is a shipped model's name, an .onnx file, an engine or a checkpoint; the same file on
-    another --backend is a candidate too. The verdict is `unchanged`, `changed` (exit code 3), or
+    Each is a shipped model's name, an .onnx file, an engine or a checkpoint. --backend and
+    --provider are CANDIDATE's, so the same file may be compared on two backends. The verdict is `unchanged`, `changed` (exit code 3), or
     `insufficient`: too few images to tell (exit code 3).
     """
-    from deepcovid_edge.backends import BackendSettings, load_backend
+    from deepcovid_edge.backends import load_backend
+    from deepcovid_edge.backends.base import BackendSettings
     from deepcovid_edge.datasets.dataset import load_dataset
     from deepcovid_edge.models import find_model
     from deepcovid_edge.validation.verify import UNCHANGED, EquivalenceRules, verify
@@ -93,7 +83,7 @@ def command(
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(text + "\n", encoding="utf-8")
     click.echo(text if as_json else summary(report))
-    return 0 if report.verdict == UNCHANGED else _CHECK_FAILED
+    return 0 if report.verdict == UNCHANGED else ExitCode.NOT_EQUIVALENT
 
 
 def _maps(asked: bool, images: int | None, correlation: float | None) -> MapComparison | None:

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deepcovid_edge import NOTICE
 from deepcovid_edge.manifest import IndeterminateRange
+from deepcovid_edge.reasons import NOTICE
 
 SCHEMA_VERSION = 1
+DECIMALS = 6
+"""Probabilities are rounded before they are compared, so that a record proves its decision."""
 ASSESSED, NOT_ASSESSED = "assessed", "not_assessed"
 POSITIVE, NEGATIVE, INDETERMINATE = "positive", "negative", "indeterminate"
 _LIMITS = ("low", "high", "threshold")

@@ -15,7 +15,7 @@ from typing import Any
 
 from deepcovid_edge.decision.record import SiteName
 from deepcovid_edge.errors import NotThereError, SettingsMismatchError
-from deepcovid_edge.heatmaps.files import write_file
+from deepcovid_edge.files import write_atomically
 from deepcovid_edge.manifest import IndeterminateRange
 
 SCHEMA_VERSION = 1
@@ -78,7 +78,7 @@ def write_site(path: Path, facts: Mapping[str, Any]) -> None:
     """
     whole = {**facts, _CHECKSUM: _checksum(facts)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, (json.dumps(whole, indent=2, allow_nan=False) + "\n").encode("ascii"))
+    write_atomically(path, (json.dumps(whole, indent=2, allow_nan=False) + "\n").encode("ascii"))
 
 
 def read_site(path: Path) -> Site:

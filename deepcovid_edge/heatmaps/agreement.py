@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.backends import Backend
+from deepcovid_edge.backends.base import Backend
 from deepcovid_edge.decision.statistics import Truth
 from deepcovid_edge.errors import UsageError
-from deepcovid_edge.heatmaps.heatmap import of_occlusion
-from deepcovid_edge.heatmaps.occlusion import Occluder
+from deepcovid_edge.heatmaps.occlusion import Occluder, of_occlusion
 from deepcovid_edge.heatmaps.windows import OcclusionSettings
 
 TOP_SHARE = 0.1

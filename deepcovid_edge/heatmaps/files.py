@@ -9,11 +9,8 @@ An activation map is stored as the network's own map, from which `values` are co
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import os
-import threading
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.errors import DataError, NotThereError, OutputError
+from deepcovid_edge.errors import DataError, NotThereError
+from deepcovid_edge.files import write_new
 from deepcovid_edge.heatmaps.heatmap import ACTIVATION, METHODS, HeatMap, Region, of_activation
 from deepcovid_edge.manifest import InputSpec
 
@@ -119,56 +117,3 @@ def _heatmap(described: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Heat
         arrays.get("turned"),
         described["made"],
     )
-
-
-def write_new(path: Path, data: bytes | memoryview) -> None:
-    """Write a file that no record names before it is whole; an existing file is replaced.
-
-    A temporary name would cost as much time as a small file, so the file has its own name from the
-    start. A process that is killed here leaves a file that no record names.
-
-    Raises:
-        OutputError: The disk is full or the folder cannot be written.
-    """
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    except FileExistsError:
-        write_file(path, data)
-        return
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
-    try:
-        try:
-            _write_all(handle, data)
-        finally:
-            os.close(handle)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
-
-
-def _write_all(handle: int, data: bytes | memoryview) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[os.write(handle, left) :]
-
-
-def write_file(path: Path, data: bytes | memoryview) -> None:
-    """Write a file under a temporary name, then give it its own.
-
-    Raises:
-        OutputError: The disk is full or the folder cannot be written.
-    """
-    own = f"{path}.{os.getpid()}-{threading.get_native_id()}.part"
-    try:
-        handle = os.open(own, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        try:
-            _write_all(handle, data)
-        finally:
-            os.close(handle)
-        os.replace(own, path)  # noqa: PTH105 - a Path's costs more than the call
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(own)  # noqa: PTH108
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error

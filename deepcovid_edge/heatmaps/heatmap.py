@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,9 +23,6 @@ from numpy.typing import NDArray
 from deepcovid_edge.graph.receptive_field import Box
 from deepcovid_edge.imaging.prepare import on_image
 from deepcovid_edge.manifest import InputSpec
-
-if TYPE_CHECKING:
-    from deepcovid_edge.heatmaps.occlusion import Occlusion
 
 OCCLUSION, ACTIVATION = "occlusion", "activation"
 METHODS = (OCCLUSION, ACTIVATION)
@@ -92,20 +89,6 @@ class Region:
             "peak": round(self.peak, 4),
             "turns": self.turns,
         }
-
-
-def of_occlusion(found: Occlusion, facts: dict[str, Any]) -> HeatMap:
-    """The heat map of an occlusion; `facts` are added to its own."""
-    grid = found.grid
-    counts = {"windows": found.evaluated.size, "evaluated": int(found.evaluated.sum())}
-    return HeatMap(
-        method=OCCLUSION,
-        values=grid.spread(found.logit_drop),
-        cells=found.logit_drop,
-        probability_drop=grid.spread(found.probability_drop),
-        turned=grid.union(found.turned),
-        facts={**facts, **counts, "milliseconds": round(found.milliseconds, 1)},
-    )
 
 
 def of_activation(class_map: NDArray[np.float32], spec: InputSpec) -> HeatMap:

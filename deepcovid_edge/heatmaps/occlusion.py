@@ -14,19 +14,18 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.backends import Backend, Partitionable
+from deepcovid_edge.backends.base import GPU_LANES, Backend, Closing, Partitionable, softmax
+from deepcovid_edge.decision.record import DECIMALS
 from deepcovid_edge.graph.receptive_field import Box, NotSpatialError
 from deepcovid_edge.heatmaps.coarse_to_fine import Refinement
+from deepcovid_edge.heatmaps.heatmap import OCCLUSION, HeatMap
 from deepcovid_edge.heatmaps.incremental import PartitionedNetwork
 from deepcovid_edge.heatmaps.windows import OcclusionSettings, WindowGrid, occluded
-from deepcovid_edge.pipeline.classifier import DECIMALS, probabilities
-from deepcovid_edge.pipeline.pipeline import GPU_LANES
 
 _CPU_BATCH, _GPU_BATCH, _PARTS_BATCH = 8, 32, 32
 """Windows in a call: to a whole network on a CPU and on a GPU, and to a divided one."""
@@ -67,7 +66,7 @@ class BudgetError(Exception):
         super().__init__(f"the first pass takes about {needed_ms:.0f} ms")
 
 
-class Occluder:
+class Occluder(Closing):
     """Occludes images for one model; ends with `close` or `with`.
 
     Args:
@@ -176,8 +175,8 @@ class Occluder:
     def _result(self, classified: Refinement, milliseconds: float) -> Occlusion:
         logits = classified.estimate().astype(np.float32)
         shape, before = self.grid.shape, classified.before
-        whole = probabilities(before[None])[0, self._positive]
-        hidden = probabilities(logits.reshape(-1, len(before)))[:, self._positive].reshape(shape)
+        whole = softmax(before[None])[0, self._positive]
+        hidden = softmax(logits.reshape(-1, len(before)))[:, self._positive].reshape(shape)
         positive = np.round(hidden, DECIMALS) >= self.threshold
         turned = positive != (round(float(whole), DECIMALS) >= self.threshold)
         return Occlusion(
@@ -193,17 +192,6 @@ class Occluder:
     def close(self) -> None:
         """End the threads; the backend stays loaded."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def __enter__(self) -> Occluder:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class _Opened(Protocol):
@@ -316,3 +304,17 @@ class _PartsImages:
 
 def _chunks(jobs: Sequence[int], size: int) -> list[list[int]]:
     return [list(jobs[first : first + size]) for first in range(0, len(jobs), size)]
+
+
+def of_occlusion(found: Occlusion, facts: dict[str, Any]) -> HeatMap:
+    """The heat map of an occlusion; `facts` are added to its own."""
+    grid = found.grid
+    counts = {"windows": found.evaluated.size, "evaluated": int(found.evaluated.sum())}
+    return HeatMap(
+        method=OCCLUSION,
+        values=grid.spread(found.logit_drop),
+        cells=found.logit_drop,
+        probability_drop=grid.spread(found.probability_drop),
+        turned=grid.union(found.turned),
+        facts={**facts, **counts, "milliseconds": round(found.milliseconds, 1)},
+    )

@@ -21,14 +21,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from deepcovid_edge import NOTICE
 from deepcovid_edge.decision.record import INDETERMINATE, NEGATIVE, POSITIVE, Prediction, RunFacts
 from deepcovid_edge.errors import NotAssessedError, UsageError
 from deepcovid_edge.heatmaps.heatmap import ACTIVATION, OCCLUSION, HeatMap, Region
-from deepcovid_edge.imaging.pictures import Radiograph
 from deepcovid_edge.imaging.prepare import filled_field, visible_field
+from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.manifest import InputSpec
-from deepcovid_edge.reasons import Reason
+from deepcovid_edge.reasons import NOTICE, Reason
 
 UNITS = {OCCLUSION: "drop of the logit when hidden", ACTIVATION: "class activation"}
 """What the numbers of the scale are, by the map's method."""

@@ -1,4 +1,4 @@
-"""Read an image's file once: classified, hashed and decoded from the same bytes."""
+"""Image files read once: format, hash and pixels come from the same bytes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, TypeAlias
 
 from deepcovid_edge.errors import NotAssessedError, one_line
 from deepcovid_edge.imaging.signatures import is_dicom, known_kind, unread_format
@@ -21,11 +22,61 @@ _UNFINISHED = {".part", ".partial", ".tmp", ".crdownload", ".filepart"}
 
 @dataclass(frozen=True)
 class FileBytes:
-    """A file's content as it was read once: classified, hashed and decoded from the same bytes."""
+    """An image file as it was read once."""
 
     path: Path
     data: bytes
     sha256: str
+
+
+@dataclass(frozen=True)
+class ImageBytes:
+    """An image file that has no path: from an object store, a network peer or a web form.
+
+    Attributes:
+        name: What its record calls it; the suffix counts as a file's would.
+        data: The bytes of the file.
+    """
+
+    name: str
+    data: bytes
+
+
+ImageSource: TypeAlias = str | os.PathLike[str] | BinaryIO | ImageBytes
+"""Where an image file comes from: its path, an open binary file, or its bytes with a name."""
+
+
+def source_name(source: ImageSource) -> str:
+    """What records call a source: its path, or its name; an open file may have none."""
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)
+    return str(getattr(source, "name", ""))
+
+
+def read_source(source: ImageSource) -> FileBytes:
+    """Read an image file from wherever it comes.
+
+    Raises:
+        NotAssessedError: It cannot be read, is too large, or did not finish arriving.
+    """
+    if isinstance(source, Path):
+        return read_bytes(source)
+    if isinstance(source, str | os.PathLike):
+        return read_bytes(Path(source))
+    data = source.data if isinstance(source, ImageBytes) else _read_open(source)
+    if len(data) > MAX_FILE_BYTES:
+        raise NotAssessedError(Reason.TOO_BIG, f"more than {MAX_FILE_BYTES} bytes")
+    return FileBytes(Path(source_name(source)), data, hashlib.sha256(data).hexdigest())
+
+
+def _read_open(stream: BinaryIO) -> bytes:
+    try:
+        data = stream.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise NotAssessedError(Reason.UNREADABLE, _cause(error)) from error
+    if not isinstance(data, bytes):
+        raise NotAssessedError(Reason.UNREADABLE, "opened as text, expected a binary file")
+    return data
 
 
 def read_bytes(path: Path) -> FileBytes:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from deepcovid_edge.imaging.pictures import SYNTHETIC_MARK
+from deepcovid_edge.imaging.radiograph import SYNTHETIC_MARK
 
 _SIZES = ((1024, 1024), (1140, 960), (900, 1080))
 """Rows and columns of the phantoms, in turn."""

@@ -1,7 +1,6 @@
-"""Read a picture file into a `Radiograph`, or refuse it with a reason.
+"""Picture files (JPEG, PNG, WebP, TIFF, BMP) to a `Radiograph`, or the reason why not.
 
-Formats are told by content, never by suffix: JPEG, PNG, WebP, TIFF, BMP, and DICOM, which
-`deepcovid_edge.imaging.dicom` reads. Pillow opens every other file (format, pixel type, size,
+Pillow opens every file (format, pixel type, size,
 frames and EXIF are known before a pixel is decoded) and decodes all but JPEG. That is simplejpeg's:
 the same library's pixels to the last grey level, faster, and it tells of what the library only
 warns of, such as an image that is damaged in its middle.
@@ -23,11 +22,9 @@ Grey pixels are made by these rules:
 from __future__ import annotations
 
 import io
-import math
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
 import cv2
@@ -36,11 +33,22 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from deepcovid_edge.errors import NotAssessedError, one_line
-from deepcovid_edge.imaging.files import FileBytes, read_bytes
+from deepcovid_edge.imaging.files import FileBytes
+from deepcovid_edge.imaging.radiograph import (
+    LOSSY_RATIO,
+    SYNTHETIC_MARK,
+    Grey,
+    Radiograph,
+    check_area,
+    check_exposure,
+    check_size,
+    grid,
+    sampling_step,
+    to_grey,
+)
 from deepcovid_edge.imaging.signatures import (
     is_cut_off,
     is_damaged,
-    is_dicom,
     is_plain_jpeg,
     known_kind,
     unread_format,
@@ -51,26 +59,6 @@ if TYPE_CHECKING:
     from PIL import Image
     from PIL.TiffImagePlugin import TiffImageFile
 
-    from deepcovid_edge.imaging.dicom.header import DicomFacts
-
-Grey: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
-"""Grey pixels of shape (height, width)."""
-
-MAX_PIXELS = 100_000_000
-MIN_SIDE = 100
-ASPECT_RANGE = (0.5, 2.0)
-MAX_MEAN_CHROMA = 10.0
-"""Mean of max(R, G, B) - min(R, G, B), grey levels of 255. Photographs lie above 20."""
-MARK_CHROMA = 40.0
-MIN_CONTRAST = 4.0
-"""Smallest standard deviation of an image, grey levels of 255."""
-MAX_SATURATED = 0.6
-"""Largest share of pixels at full black or at full white."""
-SATURATED = 2.5
-"""Pixels closer than that to an end of the range are at it, grey levels of 255."""
-LOSSY_RATIO = 20.0
-SAMPLES = 128
-"""Exposure and colour are assessed on a grid of at least this many pixels a side."""
 
 _AFTER_THE_PICTURE = "extraneous bytes before marker 0xd9"
 """What libjpeg says of stray bytes between the last pixel and the end of a JPEG: no harm."""
@@ -86,49 +74,14 @@ _SUFFIXES = {
 PICTURE_SUFFIXES = frozenset[str]().union(*_SUFFIXES.values())
 _OPENED = (*_SUFFIXES, "GIF")
 _MODES = {"L", "RGB", "RGBA", "LA", "P", "PA", "I;16", "I;16B", "I;16L"}
-SYNTHETIC_MARK = b"deepcovid-edge synthetic phantom"
 
 
-@dataclass(frozen=True)
-class Radiograph:
-    """An image as grey pixels, with what was learned while reading it.
-
-    Attributes:
-        pixels: Grey values of shape (height, width), uint8 or uint16, 0 black.
-        white: The grey value of full white, such as 255 or 4095.
-        sha256: SHA-256 of the file's bytes.
-        format: Format by content, such as `JPEG`.
-        warnings: What to know about the image.
-        dicom: What is kept of a DICOM file's header, None for other formats.
-    """
-
-    pixels: Grey
-    white: int
-    sha256: str
-    format: str
-    warnings: tuple[WarningCode, ...] = ()
-    dicom: DicomFacts | None = None
-
-
-def read_radiograph(path: Path) -> Radiograph:
-    """Read a picture file as an image.
-
-    Raises:
-        NotAssessedError: The file cannot be assessed; `reason` and `detail` say why.
-    """
-    return decode_radiograph(read_bytes(path))
-
-
-def decode_radiograph(file: FileBytes) -> Radiograph:
-    """Decode the bytes of a picture file as an image.
+def decode_picture(file: FileBytes) -> Radiograph:
+    """Decode the bytes of a picture file.
 
     Raises:
         NotAssessedError: The bytes cannot be assessed; `reason` and `detail` say why.
     """
-    if is_dicom(file.data):
-        from deepcovid_edge.imaging.dicom.reader import decode_dicom
-
-        return decode_dicom(file)
     _check_container(file.data)
     picture = _open(file.data)
     _check_header(picture)
@@ -207,7 +160,7 @@ def _pillow() -> Any:
 
 def _check_header(picture: Picture) -> None:
     width, height = picture.size
-    _check_area(width, height)
+    check_area(width, height)
     frames = _frames(picture)
     if frames > 1:
         raise NotAssessedError(Reason.FRAMES, f"{frames} pictures")
@@ -216,25 +169,6 @@ def _check_header(picture: Picture) -> None:
     if name := _refused_mode(picture):
         raise NotAssessedError(Reason.MODE, name)
     check_size(width, height)
-
-
-def _check_area(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        limit = f"at most {MAX_PIXELS // 1_000_000} megapixels"
-        raise NotAssessedError(Reason.TOO_BIG, f"{width} x {height} pixels; {limit}")
-
-
-def check_size(width: int, height: int) -> None:
-    """Refuse an image by the size that its header states, pixels.
-
-    Raises:
-        NotAssessedError: It is too large, too small or of another shape than a chest radiograph.
-    """
-    _check_area(width, height)
-    low, high = ASPECT_RANGE
-    if min(width, height) < MIN_SIDE or not low <= width / height <= high:
-        expected = f"at least {MIN_SIDE} pixels a side, width to height {low} to {high}"
-        raise NotAssessedError(Reason.SHAPE, f"{width} x {height} pixels; {expected}")
 
 
 def _refused_mode(picture: Picture) -> str | None:
@@ -381,24 +315,6 @@ def _on_black(pixels: NDArray[Any]) -> tuple[NDArray[Any], list[WarningCode]]:
     return (colour[..., 0] if colour.shape[2] == 1 else colour), warnings
 
 
-def to_grey(pixels: NDArray[Any]) -> tuple[Grey, list[WarningCode]]:
-    """Grey pixels of grey or RGB ones.
-
-    Raises:
-        NotAssessedError: The picture is coloured.
-    """
-    if pixels.ndim == 2:
-        return pixels.astype(pixels.dtype.newbyteorder("="), copy=False), []
-    step = _step(pixels)
-    sample = pixels[::step, ::step]
-    chroma = (sample.max(axis=2) - sample.min(axis=2)) * (255.0 / max(1, int(sample.max())))
-    if chroma.mean() > MAX_MEAN_CHROMA:
-        raise NotAssessedError(Reason.COLOUR, f"mean chroma {chroma.mean():.0f} of 255")
-    marked = float(np.percentile(chroma, 99.9)) > MARK_CHROMA
-    grey: NDArray[Any] = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)
-    return grey, [WarningCode.COLOUR] if marked else []
-
-
 def _orientation(picture: Picture) -> int:
     """EXIF orientation (CIPA DC-008, tag 0x0112; TIFF 6.0, tag 274), 1 where none is stated."""
     if isinstance(picture, PlainJpeg):
@@ -440,7 +356,7 @@ def _full_scale(grey: Grey, picture: Picture) -> tuple[Grey, int, list[WarningCo
     """
     if grey.dtype == np.uint8:
         return grey, 255, []
-    step = _step(grey)
+    step = sampling_step(grey)
     level = int(np.percentile(grey[::step, ::step], 99.9))
     white = (1 << max(8, level.bit_length())) - 1
     warnings = []
@@ -450,41 +366,3 @@ def _full_scale(grey: Grey, picture: Picture) -> tuple[Grey, int, list[WarningCo
     if _tiff_tag(picture, 262) == 0:
         grey = np.uint16(white) - grey  # WhiteIsZero, TIFF 6.0 section 8; Pillow turns 8 bit
     return grey, white, warnings
-
-
-def check_exposure(sample: NDArray[Any], white: int) -> None:
-    """Refuse an image that is blank, or nearly all of it black or white.
-
-    Args:
-        sample: Grey values of a part of its pixels, in any shape.
-        white: The grey value of full white.
-
-    Raises:
-        NotAssessedError: It is.
-    """
-    sample = sample.reshape(-1, sample.shape[-1])
-    mean, deviation = (float(found[0, 0]) * 255.0 / white for found in cv2.meanStdDev(sample))
-    if deviation < MIN_CONTRAST:
-        raise NotAssessedError(Reason.BLANK, f"contrast {deviation:.1f} of 255 grey levels")
-    # Where too much is black or white, the pixels lie far from the middle together. Those of most
-    # images do not, and need not be counted.
-    if deviation**2 + (mean - 127.5) ** 2 <= MAX_SATURATED * (127.5 - SATURATED) ** 2:
-        return
-    darkest = math.ceil(SATURATED * white / 255.0)
-    brightest = int((255.0 - SATURATED) * white / 255.0)
-    between = cv2.countNonZero(cv2.inRange(sample, darkest, brightest))
-    if sample.size - between > MAX_SATURATED * sample.size:
-        black = np.count_nonzero(sample < darkest) / sample.size
-        bright = np.count_nonzero(sample > brightest) / sample.size
-        raise NotAssessedError(Reason.BLANK, f"{black:.0%} of it is black, {bright:.0%} white")
-
-
-def grid(pixels: NDArray[Any]) -> NDArray[Any]:
-    """A grid of pixels, at least `SAMPLES` a side, by which an image is classified."""
-    step = _step(pixels)
-    return np.ascontiguousarray(pixels[::step, ::step])
-
-
-def _step(pixels: NDArray[Any]) -> int:
-    height, width = pixels.shape[:2]
-    return max(1, int(min(height, width)) // SAMPLES)

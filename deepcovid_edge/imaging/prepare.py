@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.imaging.pictures import Grey, Radiograph
+from deepcovid_edge.imaging.radiograph import Grey, Radiograph
 from deepcovid_edge.imaging.resize import reduce_area
 from deepcovid_edge.manifest import InputSpec, ResizeRule
 

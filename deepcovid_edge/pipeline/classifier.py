@@ -1,4 +1,4 @@
-"""Images that were read become records: classified, let in or refused, explained.
+"""Prepared images become records: inferred, checked, decided, explained.
 
 `predict` runs these steps for many images at once; nothing here knows of threads or order.
 """
@@ -6,32 +6,58 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
 from math import isfinite
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.backends import Backend, Inference
+from deepcovid_edge.backends.base import Backend, Inference, softmax
 from deepcovid_edge.decision.out_of_distribution import OodLimits
-from deepcovid_edge.decision.record import Prediction, RunFacts, milliseconds
+from deepcovid_edge.decision.record import DECIMALS, Prediction, RunFacts, milliseconds
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.pipeline.disk_guard import DiskGuard
 from deepcovid_edge.pipeline.reader import PreparedImage
 from deepcovid_edge.reasons import Reason, WarningCode
 
-if TYPE_CHECKING:
-    from deepcovid_edge.heatmaps.explainer import Explainer
-
-DECIMALS = 6
-"""Probabilities are rounded before they are compared, so that a record proves its decision."""
 _Outcome: TypeAlias = tuple[list[float], list[float] | None, tuple[float, float]]
-"""Of an image: its probabilities, its ood_scores, its share of its batch's milliseconds and the
-moment when that ended."""
+"""Of an image: probabilities, out-of-distribution scores, its share of the batch's milliseconds and
+the moment when that ended."""
+
+
+@dataclass(frozen=True)
+class Explained:
+    """An assessed image whose heat map is wanted.
+
+    Attributes:
+        record: The image's result.
+        image: The image with its model input, and its radiograph where `Explainer.draws`.
+        activation_maps: What the network gave beside its logits, of shape (classes, h, w), where
+            `Explainer.reads_activation_maps`.
+    """
+
+    record: Prediction
+    image: PreparedImage
+    activation_maps: NDArray[np.float32] | None = None
+
+
+class Explainer(Protocol):
+    """Makes the heat maps of a run. Called from several threads."""
+
+    @property
+    def reads_activation_maps(self) -> bool:
+        """Whether the network's activation maps are needed."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether radiographs are needed: pictures are drawn on them."""
+
+    def explain(self, assessed: Sequence[Explained]) -> list[Prediction]:
+        """The records of assessed images with their heat maps."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +67,9 @@ class Classifier:
     Attributes:
         backend: The loaded model.
         run: What the run's records have in common.
-        rejects_ood: Whether images unlike those that the model learned from are refused; else
-            they get a warning.
+        rejects_ood: Whether out-of-distribution images are not assessed; else they get a warning.
         explainer: Makes the heat maps, or None.
-        disk: Refuses images when there is too little room for their results, or None.
+        disk: Stops the run when there is too little room for its results, or None.
     """
 
     backend: Backend
@@ -59,28 +84,51 @@ class Classifier:
 
     def classify(self, images: list[PreparedImage], batch_size: int) -> list[Prediction]:
         """The records of images, in their order; `batch_size` of them share an inference call."""
-        prepared = [image.pixels for image in images if image.pixels is not None]
-        outcomes, maps = self._inferred(prepared, batch_size) if prepared else (iter(()), None)
-        records = [
-            self._not_assessed(image, image.refusal)
-            if image.refusal
-            else self._classified(image, next(outcomes))
-            for image in images
-        ]
+        with_maps = self.explainer is not None and self.explainer.reads_activation_maps
+        records, maps = self._records(images, batch_size, with_maps=with_maps)
         if self.explainer is None:
             return records
         try:
             if self.disk:
                 self.disk.check()
         except NotAssessedError as error:  # a result without its heat map would never get one
-            return [self._not_assessed(image, image.refusal or error) for image in images]
+            return [self._not_assessed(image, image.error or error) for image in images]
         return _explained(records, images, maps, self.explainer)
 
+    def assess(self, image: PreparedImage, *, with_maps: bool) -> Explained:
+        """One image's result, for its heat map.
+
+        Args:
+            image: The image.
+            with_maps: Whether its activation maps are needed.
+
+        Raises:
+            NotAssessedError: It has no result.
+        """
+        (record,), maps = self._records([image], 1, with_maps=with_maps)
+        if record.reason is not None:
+            raise image.error or NotAssessedError(Reason.of(record.reason))
+        return Explained(record, image, None if maps is None else maps[0])
+
+    def _records(
+        self, images: list[PreparedImage], batch_size: int, *, with_maps: bool
+    ) -> tuple[list[Prediction], NDArray[np.float32] | None]:
+        prepared = [image.pixels for image in images if image.pixels is not None]
+        outcomes, maps = (
+            self._inferred(prepared, batch_size, with_maps) if prepared else (iter(()), None)
+        )
+        records = [
+            self._not_assessed(image, image.error)
+            if image.error
+            else self._classified(image, next(outcomes))
+            for image in images
+        ]
+        return records, maps
+
     def _inferred(
-        self, images: list[NDArray[np.uint8]], batch_size: int
+        self, images: list[NDArray[np.uint8]], batch_size: int, with_maps: bool
     ) -> tuple[Iterator[_Outcome], NDArray[np.float32] | None]:
-        """What the network says of each image, and the activation maps that the explainer reads."""
-        with_maps = self.explainer is not None and self.explainer.reads_activation_maps
+        """What the network gives for each image, and the activation maps where asked for."""
         parts, times = [], []
         for first in range(0, len(images), batch_size):
             batch = images[first : first + batch_size]
@@ -90,22 +138,22 @@ class Classifier:
             ended = time.perf_counter()
             times += [(milliseconds(started, ended) / len(batch), ended)] * len(batch)
         found = Inference.joined(parts)
-        shares = probabilities(found.logits).tolist()
-        unlike = repeat(None) if found.ood_scores is None else found.ood_scores.tolist()
-        return zip(shares, unlike, times, strict=False), found.activation_maps
+        shares = softmax(found.logits).tolist()
+        scores = repeat(None) if found.ood_scores is None else found.ood_scores.tolist()
+        return zip(shares, scores, times, strict=False), found.activation_maps
 
     def _classified(self, image: PreparedImage, outcome: _Outcome) -> Prediction:
         row, ood_scores, (share, ended) = outcome
         try:
             if not all(map(isfinite, row)):  # an overflow in FP16 or INT8, or a broken model
                 raise NotAssessedError(Reason.RESULT)
-            warnings = self._let_in(image, ood_scores)
+            warnings = self._ood_warnings(image, ood_scores)
         except NotAssessedError as error:
             return self._not_assessed(image, error)
         rounded = [round(value, DECIMALS) for value in row]
         total = milliseconds(image.started, ended)
         return Prediction(
-            str(image.path),
+            image.name,
             self.run,
             image.sha256,
             warnings=warnings,
@@ -113,8 +161,10 @@ class Classifier:
             timings_ms={**image.timings_ms, "infer": round(share, 3), "total": total},
         )
 
-    def _let_in(self, image: PreparedImage, ood_scores: list[float] | None) -> tuple[str, ...]:
-        """The image's warnings, with one more where it is unlike the model's and let through.
+    def _ood_warnings(
+        self, image: PreparedImage, ood_scores: list[float] | None
+    ) -> tuple[str, ...]:
+        """The image's warnings, with `W_OOD` where it is out of distribution and assessed.
 
         Raises:
             NotAssessedError: The image is not assessed.
@@ -135,10 +185,10 @@ class Classifier:
         return (*image.warnings, *self.run.warnings)
 
     def _not_assessed(self, image: PreparedImage, error: NotAssessedError) -> Prediction:
-        warnings = () if image.refusal else self._warnings(image)
+        warnings = () if image.error else self._warnings(image)
         total = milliseconds(image.started, time.perf_counter())
         return Prediction(
-            str(image.path),
+            image.name,
             self.run,
             image.sha256,
             error.reason.code,
@@ -155,8 +205,6 @@ def _explained(
     explainer: Explainer,
 ) -> list[Prediction]:
     """The records with heat maps, where there is a result to explain."""
-    from deepcovid_edge.heatmaps.explainer import Explained
-
     maps = repeat(None) if activation_maps is None else iter(activation_maps)
     wanted: dict[int, Explained] = {}
     for place, (image, record) in enumerate(zip(images, records, strict=True)):
@@ -164,19 +212,8 @@ def _explained(
             continue
         own = next(maps)
         if record.probabilities is not None:
-            wanted[place] = Explained(
-                record, image.shape, image.radiograph, image.pixels, image.started, own
-            )
+            wanted[place] = Explained(record, image, own)
     made = explainer.explain([*wanted.values()])
     for place, record in zip(wanted, made, strict=True):
         records[place] = record
     return records
-
-
-def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Softmax over classes; logits and result are of shape (N, classes)."""
-    with np.errstate(invalid="ignore"):  # what is not finite stays so, and is refused later
-        shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-        weights = np.exp(shifted)
-    share: NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
-    return share

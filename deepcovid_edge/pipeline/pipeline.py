@@ -1,6 +1,6 @@
-"""Paths in, one record per image out: decoding runs beside inference, in order, in flat memory.
+"""Images in, one record per image out: decoding runs beside inference, in order, in flat memory.
 
-    paths -> decode and prepare (worker threads) -> batches -> infer -> records
+    sources -> decode and prepare (worker threads) -> batches -> infer -> records
 
 Every arrow holds a bounded number of items, so memory does not grow with the number of images.
 The decoders and the runtimes release Python's lock, so threads use every core. On a CPU each worker
@@ -16,36 +16,30 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from deepcovid_edge.backends import Backend
+from deepcovid_edge.backends.base import GPU_LANES, Backend
 from deepcovid_edge.decision.out_of_distribution import CHOICES, REJECT
 from deepcovid_edge.decision.record import Prediction, RunFacts
 from deepcovid_edge.errors import UsageError
-from deepcovid_edge.imaging.pictures import Radiograph
-from deepcovid_edge.pipeline.classifier import Classifier
+from deepcovid_edge.pipeline.classifier import Classifier, Explainer
 from deepcovid_edge.pipeline.duplicates import Duplicates
-from deepcovid_edge.pipeline.reader import ImageReader, PreparedImage, Read, Reading
+from deepcovid_edge.pipeline.reader import PreparedImage, Read, Reading
 from deepcovid_edge.reasons import WarningCode
 
 if TYPE_CHECKING:
     from deepcovid_edge.decision.site_file import Site
-    from deepcovid_edge.heatmaps.explainer import Explainer
-    from deepcovid_edge.pipeline.disk_guard import DiskGuard
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Predictions: TypeAlias = list[tuple[Prediction, str]]
+_Classified: TypeAlias = list[tuple[Prediction, str]]
 """Records of images in their order, each with its SOP instance UID."""
 _CPU_BATCH, _GPU_BATCH = 1, 8
 """Images an inference. A core gains nothing from more: what lies between the layers of one image
 fits into its cache, of several it does not."""
-GPU_LANES = 2
-"""Calls to a GPU at once: while one computes, the other copies."""
 _LEAST_IN_GROUP, _MOST_IN_GROUP = 4, 32
 _GROUP_SECONDS = 0.07
 """Images that a thread of a CPU takes at once: as many as take it about so long. More gain little,
@@ -64,47 +58,48 @@ class PredictSettings:
     """How a run over images is done.
 
     Attributes:
-        batch_size: Most images in one inference; None for what suits the backend.
+        batch_size: Most images in one inference call; None for what suits the backend.
         workers: Threads that decode (and, on a CPU, infer); None for `default_workers`.
         threshold: Probability from which an image is positive; None for the model's own. One that
             is given has no indeterminate range: nobody chose one for it.
-        indeterminate_range: Images too close to the threshold are indeterminate, where the model
-            (or the site) says
-            which these are.
+        indeterminate: Whether images within the model's (or the site's) indeterminate range are
+            indeterminate; else the threshold decides.
         site: Site file whose threshold decides; None for none.
-        ood: `reject` or `warn`: what becomes of images unlike those that the model learned from.
+        ood: `reject` or `warn`: what becomes of out-of-distribution images.
     """
 
     batch_size: int | None = None
     workers: int | None = None
     threshold: float | None = None
-    indeterminate_range: bool = True
+    indeterminate: bool = True
     site: Site | None = None
     ood: str = REJECT
 
     def __post_init__(self) -> None:
-        if self.batch_size is not None and not 1 <= self.batch_size <= 1024:
-            raise UsageError(f"--batch-size: got {self.batch_size}, expected 1 to 1024")
-        if self.workers is not None and not 1 <= self.workers <= 256:
-            raise UsageError(f"--workers: got {self.workers}, expected 1 to 256")
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise UsageError(f"--threshold: got {self.threshold}, expected 0 to 1")
+        _check_range("batch_size", self.batch_size, 1, 1024)
+        _check_range("workers", self.workers, 1, 256)
+        _check_range("threshold", self.threshold, 0, 1)
         if self.threshold is not None and self.site is not None:
             raise UsageError(
-                f"--threshold: got {self.threshold} with --site, which has its own "
+                f"threshold: got {self.threshold} with a site file, which has its own "
                 f"({self.site.threshold}): leave one of them out"
             )
         if self.ood not in CHOICES:
-            raise UsageError(f"--ood: got {self.ood!r}, expected {' or '.join(CHOICES)}")
+            raise UsageError(f"ood: got {self.ood!r}, expected {' or '.join(CHOICES)}")
+
+
+def _check_range(name: str, value: float | None, low: int, high: int) -> None:
+    if value is not None and not low <= value <= high:  # NaN is outside too
+        raise UsageError(f"{name}: got {value}, expected {low} to {high}")
 
 
 def default_batch_size(backend: Backend) -> int:
-    """Images an inference where nothing else is asked for."""
+    """Images per inference call where nothing else is asked for."""
     return _CPU_BATCH if backend.on_cpu else _GPU_BATCH
 
 
 def default_workers() -> int:
-    """Threads that take images all the way where nothing else is asked for: one a core."""
+    """Threads where nothing else is asked for: one a core."""
     return len(os.sched_getaffinity(0))
 
 
@@ -132,55 +127,12 @@ def run_facts(backend: Backend, settings: PredictSettings) -> RunFacts:
         positive_class=manifest.positive_class,
         threshold=threshold,
         warnings=tuple(warning.code for warning in warnings),
-        indeterminate_range=indeterminate_range if settings.indeterminate_range else None,
+        indeterminate_range=indeterminate_range if settings.indeterminate else None,
         site=site.name if site else None,
     )
 
 
-def predict(
-    paths: Iterable[Path],
-    backend: Backend,
-    run: RunFacts,
-    settings: PredictSettings,
-    *,
-    change: Callable[[Radiograph], Radiograph] | None = None,
-    explainer: Explainer | None = None,
-    disk: DiskGuard | None = None,
-    duplicates: Duplicates | None = None,
-) -> Iterator[Prediction]:
-    """Classify images in order.
-
-    Args:
-        paths: Files; each becomes one record, whatever it holds.
-        backend: The loaded model.
-        run: From `run_facts`.
-        settings: Batch size and threads.
-        change: What is done to every image between reading and preparing it, such as hiding a part
-            of it to see what the network goes by; called from several threads.
-        explainer: Makes the heat maps; called from several threads.
-        disk: Refuses images when there is too little room for their results.
-        duplicates: Knows the images of this run; None for a new one.
-
-    Yields:
-        One record per path, in the order of the paths, as soon as it and those before it are
-        ready. Closing the generator ends the threads.
-    """
-    keeps_radiographs = explainer is not None and explainer.draws
-    reader = ImageReader(backend.manifest.input, change, disk, keeps_radiographs)
-    together = predict_together(
-        Reading(paths, reader),
-        backend,
-        run,
-        settings,
-        explainer=explainer,
-        duplicates=duplicates,
-    )
-    with closing(together):
-        for records in together:
-            yield from records
-
-
-def predict_together(
+def predict_groups(
     reading: Reading,
     backend: Backend,
     run: RunFacts,
@@ -189,14 +141,27 @@ def predict_together(
     explainer: Explainer | None = None,
     duplicates: Duplicates | None = None,
 ) -> Generator[list[Prediction]]:
-    """Classify images in order, as `predict` does; the records that are ready come together."""
+    """Classify images in order, in groups of records that are ready together.
+
+    Args:
+        reading: The images; each becomes one record, whatever it holds.
+        backend: The loaded model.
+        run: From `run_facts`.
+        settings: Batch size and threads.
+        explainer: Makes the heat maps; called from several threads.
+        duplicates: Knows the images of this run; None for a new one.
+
+    Yields:
+        Records in the order of the images, as soon as they and those before them are ready.
+        Closing the generator ends the threads.
+    """
     workers = settings.workers or default_workers()
     batch_size = settings.batch_size or default_batch_size(backend)
     duplicates = duplicates or Duplicates()
     reader = reading.reader
     classifier = Classifier(backend, run, settings.ood == REJECT, explainer, reader.disk)
 
-    def classify(images: list[PreparedImage]) -> tuple[Predictions, None]:
+    def classify(images: list[PreparedImage]) -> tuple[_Classified, None]:
         records = classifier.classify(images, batch_size)
         return [(record, image.uid) for record, image in zip(records, images, strict=True)], None
 
@@ -205,7 +170,7 @@ def predict_together(
         if backend.on_cpu:
             groups = Groups(reading, batch_size, workers, paced=not reader.keeps_radiographs)
 
-            def classify_group(group: list[Read]) -> tuple[Predictions, list[Read] | None]:
+            def classify_group(group: list[Read]) -> tuple[_Classified, list[Read] | None]:
                 started = time.perf_counter()
                 images = [read() for read in _in_time(group)]
                 records, _ = classify(images)

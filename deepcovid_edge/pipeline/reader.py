@@ -1,4 +1,4 @@
-"""Images as they come from their files: read, decoded and prepared, before any network sees them.
+"""Images read, decoded and prepared as model input, before any network sees them.
 
 Nothing here needs a loaded model, so the first images of a run are read while it loads.
 """
@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -21,9 +20,10 @@ from numpy.typing import NDArray
 
 from deepcovid_edge.decision.record import milliseconds
 from deepcovid_edge.errors import NotAssessedError
-from deepcovid_edge.imaging.files import read_bytes
-from deepcovid_edge.imaging.pictures import Radiograph, decode_radiograph
+from deepcovid_edge.imaging.files import ImageSource, read_source, source_name
 from deepcovid_edge.imaging.prepare import prepare
+from deepcovid_edge.imaging.radiograph import Radiograph
+from deepcovid_edge.imaging.reading import decode_radiograph
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.reasons import Reason
 
@@ -36,26 +36,26 @@ _MOST_AHEAD = 64
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """An image on its way.
+    """An image as the pipeline carries it: model input, or the reason why there is none.
 
     Attributes:
-        path: Its file.
+        name: Its path, or the name of a source that has none.
         started: When it was opened, seconds of the performance counter.
-        pixels: As `preprocess.prepare` makes them; None where the image was refused.
-        refusal: Why it was refused, or None.
+        pixels: The model input, of shape (height, width), uint8; None where there is none.
+        error: Why it cannot be assessed, or None.
         sha256: SHA-256 of the file, or None where it could not be read.
         warnings: Codes of what to know about the image.
-        timings_ms: `read` and `preprocess`, of a refused image `read` alone, milliseconds.
-        shape: Rows and columns of the file's picture; empty where the image was refused.
-        radiograph: The image as it was read, kept for those who draw on it alone: it may be large,
-            and a place in memory that is free again at once is still in the processor's cache.
+        timings_ms: `read` and `preprocess`; without model input `read` alone, milliseconds.
+        shape: Rows and columns of the radiograph; empty without model input.
+        radiograph: Kept only to be drawn on: it may be large, and memory that is freed at once
+            is still in the processor's cache.
         uid: SOP instance UID of a DICOM image, else empty.
     """
 
-    path: Path
+    name: str
     started: float
     pixels: NDArray[np.uint8] | None = None
-    refusal: NotAssessedError | None = None
+    error: NotAssessedError | None = None
     sha256: str | None = None
     warnings: tuple[str, ...] = ()
     timings_ms: dict[str, float] = field(default_factory=dict)
@@ -71,8 +71,8 @@ class ImageReader:
     Attributes:
         spec: The input that images are prepared for.
         change: What is done to every image between reading and preparing it, or None.
-        disk: Refuses images when there is too little room for their results, or None.
-        keeps_radiographs: Whether images are kept as they were read, to be drawn on.
+        disk: Stops the run when there is too little room for its results, or None.
+        keeps_radiographs: Whether `PreparedImage.radiograph` is kept.
     """
 
     spec: InputSpec
@@ -80,27 +80,27 @@ class ImageReader:
     disk: DiskGuard | None = None
     keeps_radiographs: bool = False
 
-    def read(self, path: Path) -> PreparedImage:
-        """Read and prepare an image, or refuse it; raises nothing, whatever the file holds."""
+    def read(self, source: ImageSource) -> PreparedImage:
+        """Read and prepare an image; raises nothing, whatever the file holds."""
         started = time.perf_counter()
         sha256: str | None = None
         try:
             if self.disk:
                 self.disk.check()
-            file = read_bytes(path)
+            file = read_source(source)
             sha256 = file.sha256
             radiograph = decode_radiograph(file)
             decoded = time.perf_counter()
             shown = self.change(radiograph) if self.change else radiograph
             pixels = prepare(shown, self.spec)
         except NotAssessedError as error:
-            return _refused(path, started, error, sha256)
+            return _not_assessed(source, started, error, sha256)
         except Exception as error:  # whatever one file does, the run goes on and the record says so
-            refusal = NotAssessedError(Reason.DECODE, f"{type(error).__name__}: {error}")
-            return _refused(path, started, refusal, sha256)
+            reason = NotAssessedError(Reason.DECODE, f"{type(error).__name__}: {error}")
+            return _not_assessed(source, started, reason, sha256)
         prepared = time.perf_counter()
         return PreparedImage(
-            path,
+            source_name(source),
             started,
             pixels,
             sha256=sha256,
@@ -115,11 +115,13 @@ class ImageReader:
         )
 
 
-def _refused(
-    path: Path, started: float, refusal: NotAssessedError, sha256: str | None
+def _not_assessed(
+    source: ImageSource, started: float, error: NotAssessedError, sha256: str | None
 ) -> PreparedImage:
     timings = {"read": milliseconds(started, time.perf_counter())}
-    return PreparedImage(path, started, refusal=refusal, sha256=sha256, timings_ms=timings)
+    return PreparedImage(
+        source_name(source), started, error=error, sha256=sha256, timings_ms=timings
+    )
 
 
 Read: TypeAlias = Callable[[], PreparedImage]
@@ -130,20 +132,20 @@ class Reading(Iterator[Read]):
     """The images of a run in their order, each as a call that gives it, once and from any thread.
 
     Args:
-        paths: Files; each becomes one image, whatever it holds.
+        sources: Each becomes one image, whatever it holds.
         reader: How they are read.
     """
 
-    def __init__(self, paths: Iterable[Path], reader: ImageReader) -> None:
+    def __init__(self, sources: Iterable[ImageSource], reader: ImageReader) -> None:
         self.reader = reader
-        self._paths = iter(paths)
+        self._sources = iter(sources)
         self._ahead: deque[Read] = deque()
 
     def __next__(self) -> Read:
         """The next image."""
         if self._ahead:
             return self._ahead.popleft()
-        return partial(self.reader.read, next(self._paths))
+        return partial(self.reader.read, next(self._sources))
 
     @contextmanager
     def ahead(self, threads: int) -> Iterator[None]:
@@ -159,15 +161,15 @@ class Reading(Iterator[Read]):
             yield
             return
         pool = ThreadPoolExecutor(threads, thread_name_prefix="ahead")
-        begun: list[tuple[Path, Future[PreparedImage]]] = []
+        begun: list[tuple[ImageSource, Future[PreparedImage]]] = []
         try:
-            for path in islice(self._paths, _MOST_AHEAD):
-                begun.append((path, pool.submit(self.reader.read, path)))
+            for source in islice(self._sources, _MOST_AHEAD):
+                begun.append((source, pool.submit(self.reader.read, source)))
             yield
         finally:
             # While what waits is cancelled, the threads go on: any of them may have begun by then.
             pool.shutdown(wait=False, cancel_futures=True)
             self._ahead.extend(
-                partial(self.reader.read, path) if image.cancelled() else image.result
-                for path, image in begun
+                partial(self.reader.read, source) if image.cancelled() else image.result
+                for source, image in begun
             )

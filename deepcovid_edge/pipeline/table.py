@@ -7,8 +7,8 @@ from typing import IO
 from rich.console import Console
 from rich.text import Text
 
-from deepcovid_edge import NOTICE
 from deepcovid_edge.decision.record import INDETERMINATE, NEGATIVE, POSITIVE, Prediction
+from deepcovid_edge.reasons import NOTICE
 
 _SIGNS = {
     POSITIVE: ("▲ positive", "bold red"),

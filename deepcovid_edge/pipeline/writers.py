@@ -19,7 +19,7 @@ from deepcovid_edge.errors import OutputError, UsageError
 from deepcovid_edge.reasons import Reason
 
 _SYNC_SECONDS = 1.0
-_RUN_COLUMNS = ("model_sha256", "threshold", "indeterminate_range", "site")
+_RUN_COLUMNS = ("model_sha256", "limits", "site")
 
 
 @dataclass

@@ -11,18 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from deepcovid_edge import NOTICE, __version__
-from deepcovid_edge.backends import Backend, identity
+from deepcovid_edge.backends.base import Backend, identity
 from deepcovid_edge.datasets.dataset import LabelledImage, check_labels
 from deepcovid_edge.decision.record import INDETERMINATE, Prediction
 from deepcovid_edge.decision.site_file import SCHEMA_VERSION
 from deepcovid_edge.decision.statistics import Estimate, Rate
 from deepcovid_edge.decision.thresholds import OperatingPoint
 from deepcovid_edge.errors import DataError
-from deepcovid_edge.manifest import ModelManifest
-from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
+from deepcovid_edge.manifest import VERSION, ModelManifest
+from deepcovid_edge.model import Model
+from deepcovid_edge.pipeline.pipeline import PredictSettings
 from deepcovid_edge.plain import PlainResult
-from deepcovid_edge.reasons import WarningCode
+from deepcovid_edge.reasons import NOTICE, WarningCode
 from deepcovid_edge.validation.acceptance import AcceptanceRules, SiteImages, assess
 
 
@@ -101,7 +101,7 @@ class SiteReport(PlainResult):
     site: OperatingPoint | None
     auc: Estimate | None
     rules: AcceptanceRules
-    created_with: Mapping[str, str] = field(default_factory=lambda: {"deepcovid-edge": __version__})
+    created_with: Mapping[str, str] = field(default_factory=lambda: {"deepcovid-edge": VERSION})
 
 
 def site_check(
@@ -202,9 +202,8 @@ class _Classified:
 def _classify(
     backend: Backend, images: Sequence[LabelledImage], workers: int | None
 ) -> _Classified:
-    settings = PredictSettings(workers=workers)
-    run = run_facts(backend, settings)
-    records = predict((image.path for image in images), backend, run, settings)
+    model = Model.of(backend, PredictSettings(workers=workers))
+    records = model.predict(image.path for image in images)
     found = _Classified()
     labels: dict[str, str] = {}
     for image, record in zip(images, records, strict=True):

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge import __version__
-from deepcovid_edge.backends import Backend, Inference, identity
+from deepcovid_edge.backends.base import Backend, Inference, identity, softmax
 from deepcovid_edge.datasets.dataset import LabelledImage, check_labels, dataset_sha256
 from deepcovid_edge.decision.out_of_distribution import OodLimits
+from deepcovid_edge.decision.record import DECIMALS
 from deepcovid_edge.decision.statistics import (
     Rate,
     Scores,
@@ -40,10 +40,9 @@ from deepcovid_edge.heatmaps.agreement import (
     summarise,
 )
 from deepcovid_edge.heatmaps.heatmap import OCCLUSION
-from deepcovid_edge.imaging.pictures import read_radiograph
 from deepcovid_edge.imaging.prepare import prepare
-from deepcovid_edge.manifest import InputSpec, ModelManifest
-from deepcovid_edge.pipeline.classifier import DECIMALS, probabilities
+from deepcovid_edge.imaging.reading import read_radiograph
+from deepcovid_edge.manifest import VERSION, InputSpec, ModelManifest
 from deepcovid_edge.plain import PlainResult, plain_fields
 
 UNCHANGED, CHANGED, INSUFFICIENT = "unchanged", "changed", "insufficient"
@@ -221,7 +220,7 @@ class Verification(PlainResult):
     flipped: tuple[FlippedImage, ...]
     by_label: Mapping[str, GroupChange]
     by_source: Mapping[str, GroupChange]
-    created_with: Mapping[str, str] = field(default_factory=lambda: {"deepcovid-edge": __version__})
+    created_with: Mapping[str, str] = field(default_factory=lambda: {"deepcovid-edge": VERSION})
 
 
 def verify(
@@ -308,7 +307,7 @@ class _Pair:
     def scores(self) -> tuple[Scores, ...]:
         """Probabilities of the positive class as records have them."""
         place = self.manifest.positive_index
-        return tuple(np.round(probabilities(logits)[:, place], DECIMALS) for logits in self.logits)
+        return tuple(np.round(softmax(logits)[:, place], DECIMALS) for logits in self.logits)
 
     @cached_property
     def called(self) -> tuple[Truth, ...]:

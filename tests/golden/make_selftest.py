@@ -25,13 +25,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from deepcovid_edge import __version__
-from deepcovid_edge.backends import Backend, load_backend
+from deepcovid_edge.backends import load_backend
+from deepcovid_edge.backends.base import Backend, softmax
 from deepcovid_edge.imaging.phantom import draw_phantom
-from deepcovid_edge.imaging.pictures import SYNTHETIC_MARK, Radiograph, read_radiograph
 from deepcovid_edge.imaging.prepare import prepare
+from deepcovid_edge.imaging.radiograph import SYNTHETIC_MARK, Radiograph
+from deepcovid_edge.imaging.reading import read_radiograph
+from deepcovid_edge.manifest import VERSION
 from deepcovid_edge.models import DEFAULT_MODEL, find_model
-from deepcovid_edge.pipeline.classifier import probabilities
 
 PLACE = Path(__file__).parents[2] / "jetson" / "golden"
 MAX_BYTES = 40_000
@@ -79,7 +80,7 @@ def main() -> None:
             "schema_version": 1,
             "notice": "Synthetic phantoms. Research use only. Not a medical device.",
             "made_by": "python tests/golden/make_selftest.py",
-            "made_with": {"deepcovid-edge": __version__, "opencv": cv2.__version__},
+            "made_with": {"deepcovid-edge": VERSION, "opencv": cv2.__version__},
             "model": {
                 "name": DEFAULT_MODEL,
                 "sha256": backend.sha256,
@@ -124,7 +125,7 @@ def golden_image(wanted: Wanted, backend: Backend) -> dict[str, Any]:
     path.write_bytes(as_png(pixels))
     batch = prepare(read_radiograph(path), backend.manifest.input)[None]
     logits = backend.infer(batch).logits
-    shares = dict(zip(backend.manifest.classes, probabilities(logits)[0].tolist(), strict=True))
+    shares = dict(zip(backend.manifest.classes, softmax(logits)[0].tolist(), strict=True))
     probability = shares[backend.manifest.positive_class]
     positive = probability >= backend.manifest.threshold
     return {
@@ -173,7 +174,7 @@ def classify(pixels: NDArray[np.uint8], backend: Backend) -> float:
     """Probability of the positive class, of pixels that were not written yet."""
     image = prepare(Radiograph(pixels, 255, "", "PNG"), backend.manifest.input)
     logits = backend.infer(image[None]).logits
-    return float(probabilities(logits)[0, backend.manifest.positive_index])
+    return float(softmax(logits)[0, backend.manifest.positive_index])
 
 
 def margin_of(probability: float) -> float:

@@ -14,8 +14,8 @@ from deepcovid_edge.bench import results
 from deepcovid_edge.bench.results import read_result
 from deepcovid_edge.bench.stability import Verdict
 from deepcovid_edge.cli.main import run
+from deepcovid_edge.files import file_sha256
 from deepcovid_edge.imaging.phantom import write_samples
-from deepcovid_edge.manifest import file_sha256
 from deepcovid_edge.models import find_model
 
 SHORT = ["--seconds", "0.2", "--queries", "4", "--warm-up", "0", "--streams", "2", "--images", "2"]
@@ -148,7 +148,7 @@ def test_a_user_s_error_is_one_sentence_and_its_code(
     assert said in capsys.readouterr().err
 
 
-def test_a_folder_without_a_image_is_an_error(
+def test_a_folder_without_an_image_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "notes.txt").write_text("no image")

@@ -170,7 +170,7 @@ def test_a_folder_that_cannot_be_made_is_said(images: Path, tmp_path: Path) -> N
     assert "Traceback" not in done.stderr
 
 
-def test_a_image_with_a_long_name_in_any_script_gets_its_map(images: Path, tmp_path: Path) -> None:
+def test_an_image_with_a_long_name_in_any_script_gets_its_map(images: Path, tmp_path: Path) -> None:
     named = tmp_path / f"{'肺' * 80}.png"
     named.write_bytes((images / "phantom_000.png").read_bytes())
     done = run("infer", named, "--json", "--heatmap", "activation", cwd=tmp_path)

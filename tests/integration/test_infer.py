@@ -75,7 +75,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_folder_becomes_one_record_a_image(images: Path) -> None:
+def test_a_folder_becomes_one_record_an_image(images: Path) -> None:
     done = infer(images)
     assert done.returncode == 0, done.stderr
     records = records_of(done.stdout)
@@ -158,7 +158,7 @@ def test_threshold_of_the_command_line_decides(images: Path) -> None:
         assert {record["threshold"] for record in records} == {threshold}
 
 
-def test_a_image_named_twice_is_judged_once(images: Path) -> None:
+def test_an_image_named_twice_is_judged_once(images: Path) -> None:
     image = sorted(images.iterdir())[0]
     assert len(records_of(infer(images, image, image).stdout)) == 6
 
@@ -385,10 +385,9 @@ def test_images_read_while_the_model_loads_are_read_as_it_wants_them(
 ) -> None:
     """They are read as most models want them, before it is known what this one wants."""
     pytest.importorskip("onnx", reason="onnx writes the model that letterboxes")
-    from deepcovid_edge.backends import load_backend
+    from deepcovid_edge import Model
     from deepcovid_edge.manifest import ResizeRule, read_manifest
     from deepcovid_edge.models import find_model
-    from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
     from deepcovid_export.onnx_export.to_onnx import rewrite_manifest
 
     model = tmp_path / "letterbox.onnx"
@@ -396,13 +395,8 @@ def test_images_read_while_the_model_loads_are_read_as_it_wants_them(
     manifest = read_manifest(model)
     spec = replace(manifest.input, resize=ResizeRule.LETTERBOX)
     rewrite_manifest(model, replace(manifest, input=spec))
-    settings = PredictSettings(workers=1)
-    with load_backend(model) as backend:
-        facts = run_facts(backend, settings)
-        expected = [
-            record.probability
-            for record in predict(sorted(images.iterdir()), backend, facts, settings)
-        ]
+    with Model(model, workers=1) as loaded:
+        expected = [record.probability for record in loaded.predict(sorted(images.iterdir()))]
     for chosen in (model, find_model("squeezenet1_1")):
         done = infer(images, "--model", chosen, "--workers", "3", "--backend", "onnxruntime")
         assert done.returncode == 0, done.stderr

@@ -20,19 +20,22 @@ pytest.importorskip("sklearn", reason="the workstation side needs extra export")
 import onnx
 from onnx import helper, numpy_helper
 
-from deepcovid_edge.backends import BackendSettings, load_backend
+from deepcovid_edge.backends import load_backend
+from deepcovid_edge.backends.base import BackendSettings
 from deepcovid_edge.backends.openvino import is_available as has_openvino
 from deepcovid_edge.backends.tensorrt.build import BuildSettings, build
 from deepcovid_edge.cli.main import run
 from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.decision.out_of_distribution import OodLimits
+from deepcovid_edge.files import file_sha256
 from deepcovid_edge.graph.tensorrt_rules import check_typed
 from deepcovid_edge.heatmaps.occlusion import Occluder
 from deepcovid_edge.heatmaps.windows import OcclusionSettings
 from deepcovid_edge.imaging.phantom import draw_phantom
-from deepcovid_edge.manifest import file_sha256, read_manifest
+from deepcovid_edge.manifest import read_manifest
+from deepcovid_edge.model import Model
 from deepcovid_edge.models import find_model
-from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
+from deepcovid_edge.pipeline.pipeline import PredictSettings
 from deepcovid_export.decision.fit_ood import matched, prepared
 from deepcovid_export.decision.ood_graph import (
     FEATURES,
@@ -103,7 +106,7 @@ def refusals(model: Path, images: dict[str, np.ndarray], folder: Path) -> dict[s
         cv2.imwrite(str(path), pixels)
     with load_backend(model) as backend:
         settings = PredictSettings()
-        records = list(predict(paths, backend, run_facts(backend, settings), settings))
+        records = list(Model.of(backend, settings).predict(paths))
     assert all((record.probability is None) == (record.reason is not None) for record in records)
     return {path.stem: record.reason for path, record in zip(paths, records, strict=True)}
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from deepcovid_edge.datasets.dataset import load_dataset
-from deepcovid_edge.imaging.pictures import read_radiograph
 from deepcovid_edge.imaging.prepare import prepare
+from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.manifest import read_manifest
 from deepcovid_edge.models import find_model
 

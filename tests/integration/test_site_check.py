@@ -15,8 +15,9 @@ import pytest
 from deepcovid_edge.cli.main import run as main
 from deepcovid_edge.decision.site_file import read_site, write_site
 from deepcovid_edge.errors import SettingsMismatchError
+from deepcovid_edge.files import file_sha256
 from deepcovid_edge.imaging.phantom import write_samples
-from deepcovid_edge.manifest import file_sha256, read_manifest
+from deepcovid_edge.manifest import read_manifest
 from deepcovid_edge.models import find_model
 
 ROOT = Path(__file__).parents[2]
@@ -227,7 +228,7 @@ def test_heat_maps_go_by_its_threshold(images: Path, tmp_path: Path) -> None:
         ({"verdict": "fine"}, "a damaged one (verdict fine)"),
     ],
 )
-def test_what_does_not_belong_together_is_refused_before_a_image_is_classified(
+def test_what_does_not_belong_together_is_refused_before_an_image_is_classified(
     change: dict[str, Any], said: str, images: Path, tmp_path: Path
 ) -> None:
     path = site_file(tmp_path / "site.json", **change)

@@ -79,7 +79,7 @@ def test_help_imports_neither_opencv_nor_a_runtime() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_image_s_record_needs_no_table_no_builder_and_no_pillow(tmp_path: Path) -> None:
+def test_an_image_s_record_needs_no_table_no_builder_and_no_pillow(tmp_path: Path) -> None:
     """Each of them would make a cold start longer by some hundredths."""
     image, output = tmp_path / "image.jpg", tmp_path / "out.jsonl"
     cv2.imwrite(str(image), draw_phantom(0))

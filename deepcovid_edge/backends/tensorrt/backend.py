@@ -5,18 +5,16 @@ from __future__ import annotations
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.backends import BackendSettings, Inference, check_batch
+from deepcovid_edge.backends.base import BackendSettings, Closing, Inference, check_batch
 from deepcovid_edge.backends.tensorrt.files import (
     LIBRARIES,
     SUFFIX,
     EngineFacts,
-    cache_folder,
     check_engine,
     read_facts,
     rebuild_command,
@@ -28,7 +26,7 @@ from deepcovid_edge.errors import (
     ModelFileError,
     NotThereError,
 )
-from deepcovid_edge.manifest import file_sha256
+from deepcovid_edge.files import cache_folder, file_sha256
 from deepcovid_edge.reasons import WarningCode
 
 if TYPE_CHECKING:
@@ -94,7 +92,7 @@ def load(path: Path, settings: BackendSettings) -> TensorRtBackend:
     return TensorRtBackend(runner, facts)
 
 
-class TensorRtBackend:
+class TensorRtBackend(Closing):
     """An engine on a GPU."""
 
     def __init__(self, runner: EngineRunner, facts: EngineFacts) -> None:
@@ -132,17 +130,6 @@ class TensorRtBackend:
     def close(self) -> None:
         """Free the engine and all that was made of it."""
         self._runner.close()
-
-    def __enter__(self) -> TensorRtBackend:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class DeserialisedEngine:

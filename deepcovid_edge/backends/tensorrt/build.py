@@ -28,10 +28,8 @@ from deepcovid_edge.backends.tensorrt.files import (
     EngineFacts,
     Fit,
     Profile,
-    cache_folder,
     check_engine,
     engine_name,
-    locked,
     write_engine,
 )
 from deepcovid_edge.device.gpu import GpuFacts, find_gpu
@@ -42,8 +40,9 @@ from deepcovid_edge.errors import (
     NotThereError,
     UsageError,
 )
+from deepcovid_edge.files import cache_folder, file_sha256, locked
 from deepcovid_edge.graph.tensorrt_rules import check_typed
-from deepcovid_edge.manifest import ModelManifest, file_sha256, read_manifest
+from deepcovid_edge.manifest import ModelManifest, read_manifest
 
 RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 HIGHEST_LEVEL = 5

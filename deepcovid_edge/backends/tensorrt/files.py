@@ -7,18 +7,16 @@ deserialised. It is a cache of the ONNX file and may be deleted at any time.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from deepcovid_edge.errors import EngineMismatchError, ModelFileError, NotThereError, OutputError
-from deepcovid_edge.manifest import ModelManifest, file_sha256
+from deepcovid_edge.files import file_sha256, write_atomically
+from deepcovid_edge.manifest import ModelManifest
 
 SCHEMA_VERSION = 1
 SUFFIX = ".engine"
@@ -153,14 +151,6 @@ class EngineFacts:
             raise ModelFileError(f"engine facts: {error}") from error
 
 
-def cache_folder() -> Path:
-    """Where engines lie: $DEEPCOVID_EDGE_CACHE, $XDG_CACHE_HOME/deepcovid-edge, or ~/.cache's."""
-    if own := os.environ.get("DEEPCOVID_EDGE_CACHE"):
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "deepcovid-edge"
-
-
 def engine_name(manifest: ModelManifest, onnx_sha256: str, fit: Fit, profile: Profile) -> str:
     """File name of an engine: everything that it depends on."""
     capabilities = "-".join(fit.capabilities)
@@ -243,8 +233,8 @@ def write_engine(folder: Path, name: str, plan: bytes, facts: EngineFacts) -> Pa
     try:
         folder.mkdir(parents=True, exist_ok=True)
         facts_path(engine).unlink(missing_ok=True)  # an engine without facts is not loaded
-        _write_atomically(engine, plan)
-        _write_atomically(facts_path(engine), facts.to_json().encode())
+        write_atomically(engine, plan, sync=True)
+        write_atomically(facts_path(engine), facts.to_json().encode(), sync=True)
     except OSError as error:
         raise OutputError(f"{engine}: cannot be written: {error.strerror or error}") from error
     return engine
@@ -255,23 +245,5 @@ def record_verification(engine: Path, report: Mapping[str, Any]) -> EngineFacts:
     kept = ("verdict", "failed", "missing", "images", "data_sha256", "flips", "auc", "rules")
     facts = read_facts(engine)
     facts = replace(facts, verification={name: report[name] for name in kept})
-    _write_atomically(facts_path(engine), facts.to_json().encode())
+    write_atomically(facts_path(engine), facts.to_json().encode(), sync=True)
     return facts
-
-
-@contextlib.contextmanager
-def locked(folder: Path, name: str) -> Iterator[None]:
-    """Hold the lock of one engine name, waiting for another process that builds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f".{name}.lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{os.getpid()}-{path.name}.part")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)

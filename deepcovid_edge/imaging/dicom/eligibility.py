@@ -8,7 +8,8 @@ from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.dicom.header import DicomHeader, PixelLayout
 from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES
 from deepcovid_edge.imaging.files import FileBytes
-from deepcovid_edge.imaging.pictures import LOSSY_RATIO, PICTURE_SUFFIXES, SYNTHETIC_MARK
+from deepcovid_edge.imaging.pictures import PICTURE_SUFFIXES
+from deepcovid_edge.imaging.radiograph import LOSSY_RATIO, SYNTHETIC_MARK
 from deepcovid_edge.reasons import Reason, WarningCode
 
 ADULT_YEARS = 18

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.dicom.elements import Elements
 from deepcovid_edge.imaging.dicom.header import DicomHeader, PixelLayout
-from deepcovid_edge.imaging.pictures import Grey, grid
+from deepcovid_edge.imaging.radiograph import Grey, grid
 from deepcovid_edge.reasons import Reason, WarningCode
 
 Values: TypeAlias = NDArray[np.float64]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from deepcovid_edge.errors import MissingDependencyError, NotAssessedError, require
 from deepcovid_edge.imaging.dicom.elements import BoundedStream, Elements, read_elements
 from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, DEFLATED, IMPLICIT
+from deepcovid_edge.imaging.radiograph import DicomFacts
 from deepcovid_edge.reasons import Reason
 
 MAX_INFLATED = 1 << 28
@@ -42,35 +43,6 @@ _TAGS = (
 )
 _YEARS = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
 _OLDEST = 130
-
-
-@dataclass(frozen=True)
-class DicomFacts:
-    """What is kept of a DICOM header: identifiers and what was said of the image, no name or date.
-
-    Attributes:
-        sop_class_uid: Kind of object.
-        sop_instance_uid: Identifier of this image.
-        study_instance_uid: Identifier of the examination.
-        series_instance_uid: Identifier of the series.
-        transfer_syntax_uid: How the pixels stood in the file.
-        modality: Such as `DX`.
-        body_part: As stated, in capitals, or empty.
-        view: As stated, in capitals, such as `PA`, or empty.
-        laterality: `L`, `R`, `B`, `U` or empty.
-        age_years: Age of the patient at the examination, or None where it is not stated.
-    """
-
-    sop_class_uid: str
-    sop_instance_uid: str
-    study_instance_uid: str
-    series_instance_uid: str
-    transfer_syntax_uid: str
-    modality: str
-    body_part: str
-    view: str
-    laterality: str
-    age_years: float | None
 
 
 @dataclass(frozen=True)

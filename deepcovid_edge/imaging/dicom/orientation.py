@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.imaging.pictures import Grey
+from deepcovid_edge.imaging.radiograph import Grey
 from deepcovid_edge.reasons import WarningCode
 
 # Where rows run to (their first letter), where columns run to -> quarter turns counter-clockwise

@@ -11,7 +11,7 @@ from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.dicom.header import DicomHeader, PixelLayout, PixelPlace
 from deepcovid_edge.imaging.dicom.sandbox import Request, sandbox
 from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES, Family
-from deepcovid_edge.imaging.pictures import LOSSY_RATIO
+from deepcovid_edge.imaging.radiograph import LOSSY_RATIO
 from deepcovid_edge.reasons import Reason, WarningCode
 
 MAX_STRAY = 0.001

@@ -15,7 +15,7 @@ from deepcovid_edge.imaging.dicom.header import DicomHeader, read_header
 from deepcovid_edge.imaging.dicom.orientation import upright
 from deepcovid_edge.imaging.dicom.pixels import read_words
 from deepcovid_edge.imaging.files import FileBytes
-from deepcovid_edge.imaging.pictures import (
+from deepcovid_edge.imaging.radiograph import (
     Grey,
     Radiograph,
     check_exposure,

@@ -177,7 +177,7 @@ def _load(
 ) -> tuple[Classifier, ModelManifest]:
     from dataclasses import replace
 
-    from deepcovid_edge.manifest import file_sha256
+    from deepcovid_edge.files import file_sha256
     from deepcovid_export.networks.checkpoint import is_checkpoint, load_checkpoint
 
     if is_checkpoint(path):
@@ -218,8 +218,9 @@ def _images(data: Path | None, count: int, spec: InputSpec) -> NDArray[np.uint8]
 
     from deepcovid_edge.datasets.dataset import load_dataset
     from deepcovid_edge.imaging.phantom import draw_phantom
-    from deepcovid_edge.imaging.pictures import Radiograph, read_radiograph
     from deepcovid_edge.imaging.prepare import prepare
+    from deepcovid_edge.imaging.radiograph import Radiograph
+    from deepcovid_edge.imaging.reading import read_radiograph
 
     if data is None:
         phantoms = (draw_phantom(seed, opacities=seed % 4) for seed in range(min(count, 8)))

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from deepcovid_edge.imaging.pictures import Radiograph
+from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.reasons import WarningCode
 
 HASH_DISTANCE = 10

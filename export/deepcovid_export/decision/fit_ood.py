@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from deepcovid_edge.datasets.dataset import LabelledImage, dataset_sha256, load_dataset
 from deepcovid_edge.decision.out_of_distribution import PARTS, OodLimits
 from deepcovid_edge.errors import DataError, NotAssessedError
-from deepcovid_edge.imaging.pictures import read_radiograph
+from deepcovid_edge.files import file_sha256
 from deepcovid_edge.imaging.prepare import prepare
-from deepcovid_edge.manifest import InputSpec, ModelManifest, file_sha256, read_manifest
+from deepcovid_edge.imaging.reading import read_radiograph
+from deepcovid_edge.manifest import InputSpec, ModelManifest, read_manifest
 from deepcovid_export.decision.ood_graph import (
     FEATURES,
     OodLayer,

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from deepcovid_edge import NOTICE, __version__
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.datasets.dataset import LabelledImage, dataset_sha256
 from deepcovid_edge.decision.statistics import auc_change, mcnemar_exact, paired_difference
 from deepcovid_edge.errors import DataError, UsageError
-from deepcovid_edge.manifest import ModelManifest
+from deepcovid_edge.manifest import VERSION, ModelManifest
+from deepcovid_edge.reasons import NOTICE
 from deepcovid_export.evaluation.bootstrap import bootstrap
 from deepcovid_export.evaluation.curves import (
     average_precision,
@@ -88,7 +88,7 @@ def evaluate_side_by_side(
         "data_sha256": measured[0][0]["data_sha256"],
         "evaluations": [figures for figures, _ in measured],
         "comparisons": [_comparison(first, classified) for _, classified in measured[1:]],
-        "created_with": {"deepcovid-edge": __version__},
+        "created_with": {"deepcovid-edge": VERSION},
     }
 
 
@@ -103,7 +103,7 @@ def _measured(
         found = measure_shortcuts(backend, images, classified) if shortcuts else None
     figures = {**_identity(classified, description), **_figures(classified)}
     figures["shortcuts"] = found
-    figures["created_with"] = {"deepcovid-edge": __version__}
+    figures["created_with"] = {"deepcovid-edge": VERSION}
     return figures, classified
 
 

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.backends import Backend
+from deepcovid_edge.backends.base import Backend
 from deepcovid_edge.datasets.dataset import LabelledImage, check_labels
 from deepcovid_edge.decision.out_of_distribution import WARN
 from deepcovid_edge.decision.record import Prediction, RunFacts
 from deepcovid_edge.errors import DataError
-from deepcovid_edge.imaging.pictures import Radiograph
+from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.manifest import ModelManifest
-from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
+from deepcovid_edge.pipeline.pipeline import PredictSettings
 from deepcovid_edge.reasons import WarningCode
 from deepcovid_export.evaluation.metrics import Scores, Truth
 
@@ -98,15 +98,15 @@ def classify(
         DataError: No image was assessed, or a label belongs to no class.
     """
     check_labels(images, backend.manifest.known_labels)
-    settings = PredictSettings(ood=WARN)  # figures are of all images; refusals are counted
-    run = run_facts(backend, settings)
+    # Figures are of all images; those out of distribution are counted.
+    model = Model.of(backend, PredictSettings(ood=WARN))
     shapes: dict[str, tuple[int, ...]] = {}
 
     def noted(image: Radiograph) -> Radiograph:
         shapes[image.sha256] = image.pixels.shape
         return change(image) if change else image
 
-    records = list(predict((image.path for image in images), backend, run, settings, change=noted))
+    records = list(model.predict((image.path for image in images), change=noted))
     kept = [(image, it) for image, it in zip(images, records, strict=True) if it.probabilities]
     if not kept:
         raise DataError(f"none of {len(images)} images was assessed")
@@ -116,7 +116,7 @@ def classify(
         shapes=np.array([shapes[record.sha256 or ""] for _, record in kept]),
         not_assessed=tuple(record.reason for record in records if record.reason),
         manifest=backend.manifest,
-        run=run,
+        run=model.facts,
         unlike=_unlike(records) if backend.manifest.ood else None,
     )
 

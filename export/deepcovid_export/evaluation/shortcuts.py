@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.backends import Backend
+from deepcovid_edge.backends.base import Backend
 from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.errors import UsageError
-from deepcovid_edge.imaging.pictures import Radiograph
 from deepcovid_edge.imaging.prepare import visible_field
+from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_export.evaluation.bootstrap import bootstrap
 from deepcovid_export.evaluation.metrics import area

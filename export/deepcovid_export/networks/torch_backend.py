@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.backends import BackendSettings, Inference, check_batch
+from deepcovid_edge.backends.base import BackendSettings, Inference, check_batch
 from deepcovid_edge.errors import require
-from deepcovid_edge.manifest import ModelManifest, file_sha256
+from deepcovid_edge.files import file_sha256
+from deepcovid_edge.manifest import ModelManifest
 from deepcovid_edge.reasons import WarningCode
 
 if TYPE_CHECKING:

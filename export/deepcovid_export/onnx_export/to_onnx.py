@@ -15,10 +15,11 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from deepcovid_edge.backends import Inference, load_backend
+from deepcovid_edge.backends import load_backend
+from deepcovid_edge.backends.base import Inference, softmax
 from deepcovid_edge.errors import ModelFileError
-from deepcovid_edge.manifest import METADATA_KEY, ModelManifest, file_sha256
-from deepcovid_edge.pipeline.classifier import probabilities
+from deepcovid_edge.files import file_sha256
+from deepcovid_edge.manifest import METADATA_KEY, ModelManifest
 from deepcovid_export.networks import Classifier
 from deepcovid_export.networks.checkpoint import load_checkpoint
 from deepcovid_export.onnx_export.half_weights import store_half
@@ -182,8 +183,7 @@ def _compare_rounded(
         with load_backend(place) as backend:
             answers.append(backend.infer(images).logits)
     before, now = (
-        probabilities(logits)[:, manifest.positive_index] >= manifest.threshold
-        for logits in answers
+        softmax(logits)[:, manifest.positive_index] >= manifest.threshold for logits in answers
     )
     rounding = Rounding(float(np.abs(answers[1] - answers[0]).max()), int((before != now).sum()))
     if rounding.decisions_turned:

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from deepcovid_edge.datasets.dataset import SPLITS, LabelledImage, load_dataset
 from deepcovid_edge.errors import DataError, NotAssessedError
-from deepcovid_edge.imaging.pictures import read_radiograph
 from deepcovid_edge.imaging.prepare import prepare
+from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.manifest import InputSpec, ModelManifest
 
 SPLIT = "train"

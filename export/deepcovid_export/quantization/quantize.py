@@ -14,10 +14,12 @@ from typing import Any
 import onnx
 import onnxruntime
 
-from deepcovid_edge.backends import Backend, BackendSettings, load_backend
+from deepcovid_edge.backends import load_backend
+from deepcovid_edge.backends.base import Backend, BackendSettings
 from deepcovid_edge.datasets.dataset import LabelledImage, dataset_sha256, load_dataset
 from deepcovid_edge.errors import DataError, ModelFileError, UsageError
-from deepcovid_edge.manifest import ModelManifest, file_sha256, read_manifest
+from deepcovid_edge.files import file_sha256
+from deepcovid_edge.manifest import ModelManifest, read_manifest
 from deepcovid_edge.validation.verify import CHANGED, EquivalenceRules, verify
 from deepcovid_export.decision.fit_ood import matched
 from deepcovid_export.decision.ood_graph import OodLayer, put_on, take_off

@@ -15,7 +15,8 @@ from typing import Any
 import click
 
 from deepcovid_edge.backends import INT8_CPU_SUFFIX
-from deepcovid_edge.manifest import ModelManifest, file_sha256, read_manifest
+from deepcovid_edge.files import file_sha256
+from deepcovid_edge.manifest import ModelManifest, read_manifest
 from deepcovid_edge.models import find_model
 from deepcovid_export.report.wording import area_text, counted_text, rate_text
 

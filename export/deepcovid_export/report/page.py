@@ -16,11 +16,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from deepcovid_edge import NOTICE, __version__
 from deepcovid_edge.imaging.phantom import draw_phantom
-from deepcovid_edge.imaging.pictures import Radiograph
 from deepcovid_edge.imaging.prepare import prepare
-from deepcovid_edge.manifest import InputSpec
+from deepcovid_edge.imaging.radiograph import Radiograph
+from deepcovid_edge.manifest import VERSION, InputSpec
+from deepcovid_edge.reasons import NOTICE
 from deepcovid_export.evaluation.metrics import normal_half_width
 from deepcovid_export.evaluation.shortcuts import hide_lungs, keep_lungs
 from deepcovid_export.report import plots
@@ -50,7 +50,7 @@ def as_html(report: Mapping[str, Any]) -> str:
     drawn = [(name, it) for name, it in named if it["curves"]]
     return environment.get_template("report.html.j2").render(
         notice=NOTICE,
-        version=__version__,
+        version=VERSION,
         named=named,
         first=named[0][1],
         comparisons=report.get("comparisons", []),

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, DistributedSampler
 
-from deepcovid_edge import __version__
 from deepcovid_edge.datasets.dataset import dataset_sha256
 from deepcovid_edge.errors import ModelFileError, UsageError
-from deepcovid_edge.manifest import ModelManifest
+from deepcovid_edge.manifest import VERSION, ModelManifest
 from deepcovid_export.data.balance import images_of_an_epoch, loss_weights
 from deepcovid_export.data.images import ImageDataset, TrainingData, one_thread_each
 from deepcovid_export.evaluation.metrics import (
@@ -342,5 +341,5 @@ def _manifest(training: Training, scores: Scores, positive: Truth) -> ModelManif
             "val": {"auc": auc(scores, positive), **at_threshold(scores, positive, threshold)},
         },
         license=recipe.license,
-        created_with={"deepcovid-edge": __version__, "torch": torch.__version__},
+        created_with={"deepcovid-edge": VERSION, "torch": torch.__version__},
     )

@@ -14,16 +14,16 @@ from deepcovid_edge.backends.tensorrt.files import (
     EngineFacts,
     Fit,
     Profile,
-    cache_folder,
     check_engine,
     engine_name,
     facts_path,
-    locked,
     read_facts,
     record_verification,
     write_engine,
 )
+from deepcovid_edge.cli.exit_codes import ExitCode, exit_code
 from deepcovid_edge.errors import EngineMismatchError, ModelFileError, NotThereError, OutputError
+from deepcovid_edge.files import cache_folder, locked
 from deepcovid_edge.manifest import ModelManifest
 
 MANIFEST = ModelManifest("net-int8", "resnet18", ("non", "covid"), "covid", 0.25, precision="int8")
@@ -86,7 +86,7 @@ def test_an_engine_of_another_device_is_refused_with_the_command_that_mends_it(
         check_engine(engine, device)
     assert said in str(caught.value)
     assert "deepcovid-edge build net-int8.onnx --batch 1,8,32" in str(caught.value)
-    assert caught.value.exit_code == 5
+    assert exit_code(caught.value) is ExitCode.MISMATCH
 
 
 def test_an_engine_for_several_gpus_fits_each_of_them() -> None:

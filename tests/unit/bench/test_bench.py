@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepcovid_edge.backends import Inference
+from deepcovid_edge.backends.base import Inference
 from deepcovid_edge.bench.measure import BenchImages, bench, bench_images
 from deepcovid_edge.bench.percentiles import PERCENTILES, percentiles, smallest_count
 from deepcovid_edge.bench.results import EVENTS, Result, Run

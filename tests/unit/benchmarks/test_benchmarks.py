@@ -22,11 +22,12 @@ import numpy as np
 
 from deepcovid_edge.backends import load_backend, openvino
 from deepcovid_edge.imaging.phantom import draw_phantom, save_phantom, write_samples
-from deepcovid_edge.imaging.pictures import read_radiograph
 from deepcovid_edge.imaging.prepare import prepare
+from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.manifest import InputSpec, read_manifest
+from deepcovid_edge.model import Model
 from deepcovid_edge.models import find_model
-from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
+from deepcovid_edge.pipeline.pipeline import PredictSettings
 
 ROOT = Path(__file__).parents[3]
 MODEL = find_model("squeezenet1_1")
@@ -54,7 +55,7 @@ def expected(whole_areas: list[Path]) -> list[float]:
     settings = PredictSettings()
     with load_backend(MODEL, backend="onnxruntime") as backend:
         first = backend.manifest.classes[0]
-        records = list(predict(whole_areas, backend, run_facts(backend, settings), settings))
+        records = list(Model.of(backend, settings).predict(whole_areas))
     return [record.probabilities[first] for record in records if record.probabilities]
 
 
@@ -102,7 +103,7 @@ def test_cost_grows_one_thing_at_a_time_and_draws_each(
     assert {growth for growth, *_ in steps} == set(cost.GROWTHS)
     assert [value for growth, value, *_ in steps if growth == "windows"] == [49, 169, 625, 2401]
     run = {"median": 1.0, "samples": [1.0, 1.1], "min": 1.0, "max": 1.1}
-    grown = {"images": 3, "seconds": run, "peak_mib": run, "ms_a_image": 1.0}
+    grown = {"images": 3, "seconds": run, "peak_mib": run, "ms_an_image": 1.0}
     figures = {"start": grown, **{growth: {"1": grown, "2": grown} for growth in cost.GROWTHS}}
     cost.draw(json.loads(json.dumps(figures)), tmp_path)
     drawn = sorted(path.name for path in tmp_path.glob("cost-*.svg"))

@@ -192,7 +192,7 @@ def test_covid_chestxray_metadata_of_an_early_version(tmp_path: Path) -> None:
     ]
 
 
-def test_a_image_that_metadata_lists_and_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_an_image_that_metadata_lists_and_that_is_not_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text(METADATA)
     with pytest.raises(DataError, match=r"metadata\.csv, line 2: no such file: .*a\.jpeg"):
         load_dataset(tmp_path)

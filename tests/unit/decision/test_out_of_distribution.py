@@ -14,13 +14,14 @@ import cv2
 import numpy as np
 import pytest
 
-from deepcovid_edge.backends import Inference
+from deepcovid_edge.backends.base import Inference
 from deepcovid_edge.decision.out_of_distribution import OodLimits, check_output
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.errors import ModelFileError, UsageError
 from deepcovid_edge.imaging.phantom import draw_phantom, write_samples
 from deepcovid_edge.manifest import InputSpec, ModelManifest
-from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
+from deepcovid_edge.model import Model
+from deepcovid_edge.pipeline.pipeline import PredictSettings
 from deepcovid_edge.reasons import WarningCode
 from deepcovid_edge.validation.verify import verify
 
@@ -69,7 +70,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def classify(path: Path, backend: Any, **settings: Any) -> Prediction:
     chosen = PredictSettings(**settings)
-    (record,) = predict([path], backend, run_facts(backend, chosen), chosen)
+    (record,) = Model.of(backend, chosen).predict([path])
     return record
 
 
@@ -85,7 +86,7 @@ def classify(path: Path, backend: Any, **settings: Any) -> Prediction:
         ((0.0, float("inf")), "E_RESULT"),
     ],
 )
-def test_a_image_beyond_the_limit_gets_the_reason_of_its_highest_part(
+def test_an_image_beyond_the_limit_gets_the_reason_of_its_highest_part(
     image: Path, ood_scores: tuple[float, float], reason: str | None
 ) -> None:
     assert classify(image, Unlike(*ood_scores)).reason == reason
@@ -117,7 +118,7 @@ def test_synthetic_images_are_let_through_with_both_warnings(tmp_path: Path) -> 
     assert record.warnings == ("W_SYNTHETIC", "W_OOD")
 
 
-def test_the_limit_is_stricter_for_a_image_whose_view_is_not_stated() -> None:
+def test_the_limit_is_stricter_for_an_image_whose_view_is_not_stated() -> None:
     ood = OodLimits.of(MANIFEST)
     assert ood is not None
     between = np.array([1.2, 0.0], np.float32)

@@ -8,7 +8,8 @@ import pytest
 
 from deepcovid_edge import diagnostics
 from deepcovid_edge.cli.main import run
-from deepcovid_edge.manifest import file_sha256, read_manifest
+from deepcovid_edge.files import file_sha256
+from deepcovid_edge.manifest import read_manifest
 from deepcovid_edge.models import DEFAULT_MODEL, shipped_models
 
 

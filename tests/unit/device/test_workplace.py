@@ -38,17 +38,17 @@ worker.join()
 """
 
 
-def faults_a_image(*, kept: bool) -> float:
+def faults_an_image(*, kept: bool) -> float:
     code = FAULTS_A_IMAGE.format(kept=kept)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return float(done.stdout)
 
 
 @pytest.mark.skipif(not keep_freed_memory(), reason="the C library is not glibc")
-def test_pages_of_a_image_are_not_asked_for_again() -> None:
-    by_default = faults_a_image(kept=False)
+def test_pages_of_an_image_are_not_asked_for_again() -> None:
+    by_default = faults_an_image(kept=False)
     if by_default < 50:
         pytest.skip(
             f"memory is kept here by default ({by_default:.0f} pages an image): huge pages?"
         )
-    assert faults_a_image(kept=True) < 5
+    assert faults_an_image(kept=True) < 5

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from deepcovid_edge.backends import Backend, Inference
+from deepcovid_edge.backends.base import Backend, Inference
 from deepcovid_edge.cli.main import run
 from deepcovid_edge.cli.verify import summary
 from deepcovid_edge.datasets.dataset import LabelledImage

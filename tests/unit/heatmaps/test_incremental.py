@@ -14,7 +14,8 @@ import onnx
 from exported_networks import SIZE, exported_network
 from numpy.typing import NDArray
 
-from deepcovid_edge.backends import Partitionable, load_backend
+from deepcovid_edge.backends import load_backend
+from deepcovid_edge.backends.base import Partitionable
 from deepcovid_edge.errors import ModelFileError
 from deepcovid_edge.graph.reader import cut, nodes_between, read_graph, varying
 from deepcovid_edge.graph.receptive_field import Box, NotSpatialError

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from deepcovid_edge.errors import DataError, NotThereError, OutputError
-from deepcovid_edge.heatmaps.files import MapFile, read_map, write_file, write_map, write_new
+from deepcovid_edge.files import write_atomically, write_new
+from deepcovid_edge.heatmaps.files import MapFile, read_map, write_map
 from deepcovid_edge.heatmaps.heatmap import ACTIVATION, OCCLUSION, HeatMap, Region, of_activation
 from deepcovid_edge.manifest import InputSpec
 
@@ -183,8 +184,8 @@ def test_a_full_disk_leaves_no_half_a_file(tmp_path: Path, monkeypatch: pytest.M
     def full(handle: int, data: memoryview) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("deepcovid_edge.heatmaps.files.os.write", full)
-    for write in (write_new, write_file):
+    monkeypatch.setattr("deepcovid_edge.files.os.write", full)
+    for write in (write_new, write_atomically):
         with pytest.raises(OutputError, match=r"map\.npz: cannot be written: No space left"):
             write(tmp_path / "map.npz", b"content")
         assert not [*tmp_path.iterdir()]

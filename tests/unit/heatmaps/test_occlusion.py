@@ -12,7 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from deepcovid_edge.backends import Backend, Inference, load_backend
+from deepcovid_edge.backends import load_backend
+from deepcovid_edge.backends.base import Backend, Inference, softmax
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.heatmaps.coarse_to_fine import Refinement
 from deepcovid_edge.heatmaps.occlusion import BudgetError, Occluder, Occlusion
@@ -20,7 +21,6 @@ from deepcovid_edge.heatmaps.windows import BASELINES, OcclusionSettings, Window
 from deepcovid_edge.imaging.phantom import draw_phantom
 from deepcovid_edge.manifest import InputSpec, ModelManifest
 from deepcovid_edge.models import find_model
-from deepcovid_edge.pipeline.classifier import probabilities
 
 quick = settings(max_examples=60)
 
@@ -158,8 +158,8 @@ def test_drops_are_those_of_the_hidden_pixels() -> None:
     found = explain(counting, image, window=8, stride=8)  # type: ignore[arg-type]
     hidden = image.reshape(4, 8, 4, 8).sum(axis=(1, 3)) / 255
     np.testing.assert_allclose(found.logit_drop, hidden, atol=1e-4)
-    whole = probabilities(found.logits[None])[0, 1]
-    without = probabilities(np.stack([np.zeros(16), found.logits[1] - hidden.ravel()], axis=1))
+    whole = softmax(found.logits[None])[0, 1]
+    without = softmax(np.stack([np.zeros(16), found.logits[1] - hidden.ravel()], axis=1))
     expected = whole - without[:, 1].reshape(4, 4)
     np.testing.assert_allclose(found.probability_drop, expected, atol=1e-5)
     assert not found.turned.any()

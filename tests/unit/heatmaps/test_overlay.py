@@ -14,7 +14,6 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from deepcovid_edge import NOTICE
 from deepcovid_edge.decision.record import Prediction, RunFacts
 from deepcovid_edge.errors import NotAssessedError, UsageError
 from deepcovid_edge.heatmaps.heatmap import ACTIVATION, OCCLUSION, HeatMap, Region, regions
@@ -26,9 +25,9 @@ from deepcovid_edge.heatmaps.overlay import (
     draw_overlay,
     encode_overlay,
 )
-from deepcovid_edge.imaging.pictures import Radiograph
+from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.manifest import IndeterminateRange, InputSpec, ResizeRule
-from deepcovid_edge.reasons import Reason
+from deepcovid_edge.reasons import NOTICE, Reason
 
 SPEC = InputSpec()
 RUN = RunFacts("squeezenet1_1", "0" * 64, "onnxruntime-cpu", "int8", ("non", "covid"), "covid", 0.2)
@@ -443,7 +442,7 @@ def test_file_is_a_png_of_the_same_pixels_that_says_what_it_is_not() -> None:
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(200, 100), (600, 500), (500, 500), (100, 200)])
-def test_picture_is_never_taken_for_a_image(
+def test_picture_is_never_taken_for_an_image(
     rows: int, columns: int, decode: Callable[..., Radiograph]
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (rows, columns)).astype(np.uint8)

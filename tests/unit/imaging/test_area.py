@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from deepcovid_edge.imaging.pictures import Radiograph
 from deepcovid_edge.imaging.prepare import prepare
+from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.imaging.resize import reduce_area
 from deepcovid_edge.manifest import InputSpec
 
@@ -88,7 +88,7 @@ def test_a_prepared_image_is_opencvs_but_for_means_between_two_levels(
     assert np.abs(between - np.floor(between) - 0.5) == pytest.approx(0, abs=1e-3)
 
 
-def test_a_part_of_a_image_is_reduced_as_its_copy() -> None:
+def test_a_part_of_an_image_is_reduced_as_its_copy() -> None:
     image = drawn(900, 800)
     part = image[50:750, 30:790]
     assert not part.flags.c_contiguous

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from deepcovid_edge.errors import NotAssessedError
-from deepcovid_edge.imaging.pictures import Radiograph
 from deepcovid_edge.imaging.prepare import prepare
+from deepcovid_edge.imaging.radiograph import MIN_SIDE, Radiograph
 from deepcovid_edge.imaging.signatures import (
     is_cut_off,
     is_damaged,
@@ -350,7 +350,7 @@ ROUNDS = 200
 
 @pytest.mark.filterwarnings("ignore")  # as in a run, where Pillow's warnings are no errors
 @pytest.mark.parametrize("kind", FUZZED)
-def test_damaged_file_is_a_image_or_refused_and_nothing_else(
+def test_damaged_file_is_an_image_or_refused_and_nothing_else(
     kind: str, pictures: Any, decode: Decode
 ) -> None:
     whole = FUZZED[kind](pictures)
@@ -369,7 +369,7 @@ def test_damaged_file_is_a_image_or_refused_and_nothing_else(
             continue
         assert image.pixels.dtype in (np.uint8, np.uint16)
         assert image.pixels.ndim == 2
-        assert min(image.pixels.shape) >= 100  # the smallest side that is assessed
+        assert min(image.pixels.shape) >= MIN_SIDE
         assert image.pixels.max() <= image.white
         assert prepare(image, spec).shape == (224, 224)
     assert refused > ROUNDS // 20

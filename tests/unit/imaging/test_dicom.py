@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from deepcovid_edge.errors import NotAssessedError
-from deepcovid_edge.imaging.pictures import Radiograph
+from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.reasons import WarningCode
 
 pytest.importorskip("pydicom", reason="needs extra dicom")

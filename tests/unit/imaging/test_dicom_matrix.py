@@ -13,18 +13,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deepcovid_edge.imaging.phantom import draw_phantom
-from deepcovid_edge.imaging.pictures import Radiograph
+from deepcovid_edge.imaging.radiograph import Radiograph
 
 pytest.importorskip("pydicom", reason="needs extra dicom")
 pytest.importorskip("imagecodecs", reason="needs extra dicom")
 import dicom_files
 from dicom_files import DCMTK, MOST_BITS, WRITABLE, by_dcmtk, dataset, stored_image, written
 
-from deepcovid_edge.backends import Backend, load_backend
+from deepcovid_edge.backends import load_backend
+from deepcovid_edge.backends.base import Backend
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES
+from deepcovid_edge.model import Model
 from deepcovid_edge.models import find_model
-from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
+from deepcovid_edge.pipeline.pipeline import PredictSettings
 
 Decode = Callable[..., Radiograph]
 
@@ -103,8 +105,7 @@ def network() -> Iterator[Backend]:
 
 def classified(folder: Path, network: Backend) -> list[Prediction]:
     settings = PredictSettings(workers=2)
-    facts = run_facts(network, settings)
-    return list(predict(sorted(folder.iterdir()), network, facts, settings))
+    return list(Model.of(network, settings).predict(sorted(folder.iterdir())))
 
 
 def same_decision(

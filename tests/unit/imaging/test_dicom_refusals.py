@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging import pictures
-from deepcovid_edge.imaging.pictures import Radiograph, read_radiograph
+from deepcovid_edge.imaging.radiograph import Radiograph
+from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.reasons import Reason, WarningCode
 
 pytest.importorskip("pydicom", reason="needs extra dicom")

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from deepcovid_edge.errors import NotAssessedError
-from deepcovid_edge.imaging.pictures import Radiograph
+from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.reasons import Reason
 
 pytest.importorskip("pydicom", reason="needs extra dicom")
@@ -153,7 +153,7 @@ def test_children_end_with_their_parent(tmp_path: Path) -> None:
     program = (
         "import sys, os, json, deepcovid_edge\n"
         "from pathlib import Path\n"
-        "from deepcovid_edge.imaging.pictures import read_radiograph\n"
+        "from deepcovid_edge.imaging.reading import read_radiograph\n"
         "read_radiograph(Path(sys.argv[1]))\n"
         "print(Path('/proc/self/task', str(os.getpid()), 'children').read_text())\n"
         "sys.stdout.flush()\n"
@@ -178,7 +178,7 @@ def test_process_that_is_forked_off_has_children_of_its_own(tmp_path: Path) -> N
     program = (
         "import sys, multiprocessing\n"
         "from pathlib import Path\n"
-        "from deepcovid_edge.imaging.pictures import read_radiograph\n"
+        "from deepcovid_edge.imaging.reading import read_radiograph\n"
         "def digest(path): return int(read_radiograph(Path(path)).pixels.sum())\n"
         "paths = [sys.argv[1]] * 8\n"
         "one = digest(paths[0])\n"

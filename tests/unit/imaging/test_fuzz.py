@@ -20,7 +20,7 @@ from deepcovid_edge.backends import load_backend
 from deepcovid_edge.decision.record import ASSESSED
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.dicom.sandbox import Limits, sandbox
-from deepcovid_edge.imaging.pictures import Radiograph
+from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.models import DEFAULT_MODEL, find_model
 
 INPUTS = 400

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from test_images import equal
 
-from deepcovid_edge.imaging.pictures import Radiograph
+from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.reasons import WarningCode
 
 Decode = Callable[..., Radiograph]

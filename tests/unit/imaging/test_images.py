@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from deepcovid_edge.errors import NotAssessedError
-from deepcovid_edge.imaging import pictures
+from deepcovid_edge.imaging import radiograph
 from deepcovid_edge.imaging.phantom import write_samples
-from deepcovid_edge.imaging.pictures import Radiograph, read_radiograph
+from deepcovid_edge.imaging.radiograph import Radiograph
+from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.reasons import WarningCode
 
 Decode = Callable[..., Radiograph]
@@ -372,7 +373,7 @@ def test_only_heavy_lossy_compression_is_told(
     read = decode(data)
     assert (WarningCode.LOSSY in read.warnings) == lossy
     if kind == "PNG":
-        assert smooth.size > pictures.LOSSY_RATIO * len(data)
+        assert smooth.size > radiograph.LOSSY_RATIO * len(data)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -467,8 +468,10 @@ def test_exposure_is_judged_by_the_pixels_at_both_ends(white: int) -> None:
         at_an_end = random.random(400) < random.uniform(0.4, 0.8)
         sample = np.where(at_an_end, random.choice(ends, 400), random.integers(low, high + 1, 400))
         saturated = ((sample < 2.5 * level) | (sample > 252.5 * level)).mean()
-        blank = sample.std() < pictures.MIN_CONTRAST * level or saturated > pictures.MAX_SATURATED
+        blank = (
+            sample.std() < radiograph.MIN_CONTRAST * level or saturated > radiograph.MAX_SATURATED
+        )
         with pytest.raises(NotAssessedError) if blank else nullcontext():
-            pictures.check_exposure(sample.astype(np.uint8 if white == 255 else np.uint16), white)
+            radiograph.check_exposure(sample.astype(np.uint8 if white == 255 else np.uint16), white)
         refused += blank
     assert 500 < refused < 1900

@@ -12,8 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from deepcovid_edge.imaging.pictures import Radiograph
 from deepcovid_edge.imaging.prepare import filled_field, on_image, prepare, visible_field
+from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.manifest import InputSpec, ResizeRule
 
 RULES = list(ResizeRule)
@@ -220,7 +220,7 @@ def test_levels_above_white_saturate_and_do_not_wrap() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_image_gives_the_same_input_at_8_12_and_16_bits(rule: ResizeRule) -> None:
+def test_an_image_gives_the_same_input_at_8_12_and_16_bits(rule: ResizeRule) -> None:
     shallow = waves(601, 433)
     spec = InputSpec(resize=rule)
     expected = prepare(image_of(shallow), spec).astype(int)

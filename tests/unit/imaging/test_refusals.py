@@ -22,7 +22,8 @@ from PIL import Image
 
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging import files, pictures
-from deepcovid_edge.imaging.pictures import Radiograph, read_radiograph
+from deepcovid_edge.imaging.radiograph import Radiograph
+from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.reasons import Reason, WarningCode
 
 Decode = Callable[..., Radiograph]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ import pytest
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.decision.record import Prediction, RunFacts
 from deepcovid_edge.imaging.phantom import draw_phantom, write_samples
+from deepcovid_edge.model import Model
 from deepcovid_edge.models import find_model
 from deepcovid_edge.pipeline.duplicates import Duplicates
-from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
+from deepcovid_edge.pipeline.pipeline import PredictSettings
+from deepcovid_edge.pipeline.reader import ImageReader, Reading
 
 RUN = RunFacts("m", "ab" * 32, "onnxruntime-cpu", "fp32", ("non", "covid"), "covid", 0.5)
 
@@ -22,8 +25,9 @@ RUN = RunFacts("m", "ab" * 32, "onnxruntime-cpu", "fp32", ("non", "covid"), "cov
 def classified(paths: Sequence[Path], duplicates: Duplicates) -> list[Prediction]:
     settings = PredictSettings(batch_size=2, workers=2)
     with load_backend(find_model("squeezenet1_1"), backend="onnxruntime") as backend:
-        run = run_facts(backend, settings)
-        return list(predict(paths, backend, run, settings, duplicates=duplicates))
+        model = Model.of(backend, settings)
+        reading = Reading(paths, ImageReader(backend.manifest.input))
+        return [*chain.from_iterable(model.predict_groups(reading, duplicates=duplicates))]
 
 
 def image(sha256: str, chance: float = 0.5) -> Prediction:
@@ -72,7 +76,7 @@ def test_images_without_a_uid_are_never_taken_for_each_other() -> None:
         assert duplicates.warned(image(sha256), "").warnings == ()
 
 
-def test_a_image_that_was_refused_has_no_result_to_keep() -> None:
+def test_an_image_that_was_refused_has_no_result_to_keep() -> None:
     duplicates = Duplicates()
     refused = replace(image("0123"), probabilities=None, reason="E_BLANK")
     assert duplicates.settled(refused) is refused

@@ -221,7 +221,7 @@ def test_the_table_shows_word_sign_probability_and_reason() -> None:
     assert lines[-1] == "Research use only. Not a medical device."
 
 
-def test_a_image_too_close_to_call_has_its_own_word_and_sign() -> None:
+def test_an_image_too_close_to_call_has_its_own_word_and_sign() -> None:
     run = replace(RUN, indeterminate_range=IndeterminateRange(0.1, 0.2))
     stream = io.StringIO()
     writer = make_writer("table", stream)

@@ -17,20 +17,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepcovid_edge.backends import Inference
+from deepcovid_edge.backends.base import Inference, softmax
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.imaging.phantom import write_samples
 from deepcovid_edge.manifest import IndeterminateRange, InputSpec, ModelManifest
+from deepcovid_edge.model import Model
 from deepcovid_edge.pipeline import reader as module
-from deepcovid_edge.pipeline.classifier import probabilities
 from deepcovid_edge.pipeline.pipeline import (
     _GROUPS_A_THREAD,
     _MOST_IN_GROUP,
     Groups,
     PredictSettings,
-    predict,
-    run_facts,
 )
 from deepcovid_edge.reasons import WarningCode
 
@@ -78,7 +76,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def classify(paths: Any, backend: MeanBackend, **settings: Any) -> list[Prediction]:
     chosen = PredictSettings(**settings)
-    return list(predict(paths, backend, run_facts(backend, chosen), chosen))
+    return list(Model.of(backend, chosen).predict(paths))
 
 
 def without_timings(records: list[Prediction]) -> list[dict[str, Any]]:
@@ -134,7 +132,7 @@ def test_many_refused_images_do_not_pile_up(tmp_path: Path) -> None:
 
     backend = MeanBackend()
     settings = PredictSettings(batch_size=2, workers=2)
-    records = predict(endless(), backend, run_facts(backend, settings), settings)
+    records = Model.of(backend, settings).predict(endless())
     for _ in range(50):
         next(records)
     records.close()  # type: ignore[attr-defined]
@@ -154,7 +152,7 @@ def test_no_more_images_are_read_than_the_queues_hold(
     monkeypatch.setattr(module, "decode_radiograph", counted)
     backend = MeanBackend()
     settings = PredictSettings(batch_size=4, workers=2)
-    records = predict(images * 200, backend, run_facts(backend, settings), settings)
+    records = Model.of(backend, settings).predict(images * 200)
     next(records)
     time.sleep(0.5)
     in_hand = next(read)
@@ -207,7 +205,7 @@ def test_a_group_that_turns_out_to_be_slow_is_judged_in_parts(
 def test_closing_the_generator_ends_its_threads(images: list[Path]) -> None:
     backend = MeanBackend()
     settings = PredictSettings()
-    records = predict(images * 100, backend, run_facts(backend, settings), settings)
+    records = Model.of(backend, settings).predict(images * 100)
     next(records)
     records.close()  # type: ignore[attr-defined]
     names = [thread.name for thread in threading.enumerate()]
@@ -260,7 +258,9 @@ def test_threshold_decides_on_the_rounded_probability(images: list[Path]) -> Non
     assert (at.decision, above.decision) == ("positive", "negative")
 
 
-def test_a_image_in_the_band_is_indeterminate_and_keeps_its_probability(images: list[Path]) -> None:
+def test_an_image_in_the_band_is_indeterminate_and_keeps_its_probability(
+    images: list[Path],
+) -> None:
     (plain,) = classify(images[:1], MeanBackend())
     assert plain.probability is not None
     backend = MeanBackend()
@@ -280,7 +280,7 @@ def test_a_image_in_the_band_is_indeterminate_and_keeps_its_probability(images: 
         assert (decided.decision, decided.as_dict()["indeterminate_range"]) == ("positive", None)
 
 
-def test_just_outside_the_band_a_image_is_called(images: list[Path]) -> None:
+def test_just_outside_the_band_an_image_is_called(images: list[Path]) -> None:
     (plain,) = classify(images[:1], MeanBackend())
     assert plain.probability is not None
     for low, high, decision in ((1e-6, 2e-6, "negative"), (-2e-6, 0.0, "positive")):
@@ -313,7 +313,7 @@ def test_record_says_how_long_each_part_took(images: list[Path]) -> None:
 def test_probabilities_are_the_softmax_also_of_large_logits() -> None:
     logits = np.array([[0, np.log(3)], [1000, 1000], [-1000, 1000]], np.float32)
     expected = [[0.25, 0.75], [0.5, 0.5], [0, 1]]
-    np.testing.assert_allclose(probabilities(logits), expected, atol=1e-7)
+    np.testing.assert_allclose(softmax(logits), expected, atol=1e-7)
 
 
 @pytest.mark.parametrize(

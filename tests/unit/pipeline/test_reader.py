@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from deepcovid_edge.imaging.phantom import write_samples
-from deepcovid_edge.imaging.pictures import read_radiograph
+from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.pipeline import reader as module
 from deepcovid_edge.pipeline.reader import ImageReader, PreparedImage, Reading
@@ -29,18 +29,18 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def read(monkeypatch: pytest.MonkeyPatch) -> Counter[Path]:
     """How often each file was read."""
     seen: Counter[Path] = Counter()
-    real = module.read_bytes
+    real = module.read_source
 
     def counted(path: Path) -> Any:
         seen[path] += 1
         return real(path)
 
-    monkeypatch.setattr(module, "read_bytes", counted)
+    monkeypatch.setattr(module, "read_source", counted)
     return seen
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_a_image_s_own_pixels_are_kept_where_they_are_asked_for(
+def test_an_image_s_own_pixels_are_kept_where_they_are_asked_for(
     kept: bool, images: list[Path]
 ) -> None:
     image = ImageReader(SPEC, keeps_radiographs=kept).read(images[0])
@@ -49,7 +49,7 @@ def test_a_image_s_own_pixels_are_kept_where_they_are_asked_for(
 
 
 def paths_of(reading: Reading) -> list[Path]:
-    return [call().path for call in reading]
+    return [Path(call().name) for call in reading]
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
@@ -92,7 +92,7 @@ def test_what_lies_ahead_is_read_and_the_rest_is_left(
     assert paths_of(reading) == [*images[:3], images[4]]
 
 
-def test_a_image_that_takes_long_is_not_waited_for(
+def test_an_image_that_takes_long_is_not_waited_for(
     images: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, goes_on = threading.Event(), threading.Event()
@@ -109,9 +109,9 @@ def test_a_image_that_takes_long_is_not_waited_for(
     with reading.ahead(1):
         assert begun.wait(30)
     first, *others = reading  # here already, while the image is still being read
-    assert [call().path for call in others] == images[1:]
+    assert paths_of(others) == images[1:]
     goes_on.set()
-    assert first().path == images[0]
+    assert first().name == str(images[0])
 
 
 def test_a_model_that_does_not_load_ends_the_reading(

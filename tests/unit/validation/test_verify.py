@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
-from deepcovid_edge.backends import Backend, Inference
+from deepcovid_edge.backends.base import Backend, Inference
 from deepcovid_edge.cli.verify import summary
 from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.errors import DataError, ModelFileError, UsageError

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from deepcovid_edge import __version__
 from deepcovid_edge.errors import ModelFileError, UsageError
-from deepcovid_edge.manifest import ModelManifest, file_sha256
+from deepcovid_edge.files import file_sha256
+from deepcovid_edge.manifest import VERSION, ModelManifest
 from deepcovid_export.networks import (
     ARCHITECTURES,
     IMAGENET_MEAN,
@@ -202,5 +202,5 @@ def _manifest(
         },
         license="unknown: as the source of the weights says",
         parent_sha256=file_sha256(path),
-        created_with={"deepcovid-edge": __version__, "torch": torch.__version__},
+        created_with={"deepcovid-edge": VERSION, "torch": torch.__version__},
     )

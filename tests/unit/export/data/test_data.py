@@ -78,7 +78,7 @@ def test_what_is_left_out_is_named_and_counted(split_data: Path) -> None:
     assert [one.path.name for one in found.aside] == ["3.png"]
 
 
-def test_a_class_without_a_image_is_named_with_split_and_folder(split_data: Path) -> None:
+def test_a_class_without_an_image_is_named_with_split_and_folder(split_data: Path) -> None:
     for path in (split_data / "val/covid").iterdir():
         path.write_bytes(b"")
     expected = (

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 pytest.importorskip("sklearn", reason="scikit-learn (extra export) computes the figures")
 
-from deepcovid_edge.backends import Inference
+from deepcovid_edge.backends.base import Inference
 from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.errors import UsageError
-from deepcovid_edge.imaging.pictures import Radiograph
 from deepcovid_edge.imaging.prepare import prepare
+from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.manifest import InputSpec, ModelManifest, ResizeRule
 from deepcovid_edge.reasons import WarningCode
 from deepcovid_export.evaluation.predictions import classify

@@ -17,11 +17,11 @@ import onnxruntime
 from onnx import TensorProto, numpy_helper
 
 from deepcovid_edge.backends import load_backend
+from deepcovid_edge.backends.base import softmax
 from deepcovid_edge.errors import ModelFileError
 from deepcovid_edge.graph.tensorrt_rules import check_typed
 from deepcovid_edge.manifest import InputSpec, ModelManifest, read_manifest
 from deepcovid_edge.models import find_model
-from deepcovid_edge.pipeline.classifier import probabilities
 from deepcovid_export.networks import Classifier, build_network
 from deepcovid_export.onnx_export.graphs import read_fp32
 from deepcovid_export.onnx_export.half_weights import restore_float, store_half
@@ -128,7 +128,7 @@ def test_export_is_not_written_where_rounding_turns_a_decision(tmp_path: Path) -
     scores = []
     for path in (whole, rounded):
         with load_backend(path) as backend:
-            scores.append(probabilities(backend.infer(images).logits)[0, 1])
+            scores.append(softmax(backend.infer(images).logits)[0, 1])
     between = replace(manifest, threshold=float(np.mean(scores)))
     with pytest.raises(ModelFileError, match=r"turn [1-6] of 6 decisions"):
         export_network(network, between, tmp_path / "no.onnx", images, half_weights=True)

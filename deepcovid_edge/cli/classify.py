@@ -1,0 +1,110 @@
+"""What `infer` and `heatmap` share: a run on the terminal, and how a person stops it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from deepcovid_edge.cli.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from deepcovid_edge.decision.record import Prediction
+    from deepcovid_edge.run import Run, RunSettings
+
+_STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
+def classify_images(settings: RunSettings, **model: Any) -> ExitCode:
+    """Classify images and write their records.
+
+    Args:
+        settings: The images and the records.
+        model: Keywords of `Model`.
+    """
+    from deepcovid_edge.device.process import set_up
+    from deepcovid_edge.run import Run
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service's stop is a Ctrl-C
+    set_up()
+    with _stopping_at_once():
+        run = Run(settings, **model)
+    with closing(run.model):
+        code = _drain(run)
+        for line in run.notes():
+            click.echo(line, err=True)
+        return code
+
+
+@contextmanager
+def _stopping_at_once() -> Iterator[None]:
+    """Let a stop end the process, whatever its threads do: there is no record yet to be kept.
+
+    An interrupt in the middle of an import may leave Python's import lock taken. Threads that read
+    images import what an image needs, would wait for it, and be waited for, for ever (CPython
+    3.11).
+    """
+
+    def stop(*_: object) -> None:
+        os.write(2, b"Stopped.\n")
+        os._exit(ExitCode.INTERRUPTED)
+
+    before = {kind: signal.getsignal(kind) for kind in _STOPS}
+    for kind, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as in a shell's background job
+            signal.signal(kind, stop)
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+def _drain(run: Run) -> ExitCode:
+    records = run.records()
+    try:
+        with closing(_shown(records, _total(run))) as shown:
+            for ready in shown:
+                run.write(ready)
+    except KeyboardInterrupt:
+        _tell(run, "written; --resume goes on" if run.file else "written")
+        raise
+    finally:
+        for kind in _STOPS:  # what is done is written, whoever hurries
+            signal.signal(kind, signal.SIG_IGN)
+        records.close()
+        run.close()
+        for kind in _STOPS:
+            signal.signal(kind, signal.default_int_handler)
+    _tell(run, f"done on {run.model.backend.name}")
+    return ExitCode.NOT_ASSESSED if run.not_assessed else ExitCode.DONE
+
+
+def _tell(run: Run, how: str) -> None:
+    click.echo(f"{run.summary(how)}. Research use only.", err=True)
+
+
+def _total(run: Run) -> int | None:
+    """How many images there are, where a progress bar wants to know."""
+    shown_on_terminal = run.file is None and sys.stdout.isatty()
+    return None if shown_on_terminal or not sys.stderr.isatty() else run.count()
+
+
+def _shown(records: Generator[list[Prediction]], total: int | None) -> Generator[list[Prediction]]:
+    """The same, with a bar of so many images on a terminal."""
+    if total is None:
+        yield from records
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        images = bar.add_task("images", total=total)
+        for ready in records:
+            yield ready
+            bar.advance(images, len(ready))

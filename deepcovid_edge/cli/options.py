@@ -1,0 +1,102 @@
+"""Options that several commands have, defined once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from deepcovid_edge.backends import AUTO, BACKENDS
+from deepcovid_edge.backends.base import PROVIDERS
+from deepcovid_edge.decision.out_of_distribution import CHOICES, REJECT
+from deepcovid_edge.models import DEFAULT_MODEL
+from deepcovid_edge.pipeline.disk_guard import LEAST_FREE_MIB
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator, in the order of `--help`."""
+
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+def path_option(*names: str, folder: bool = False, **settings: Any) -> Callable[[Command], Command]:
+    """An option whose value is a `Path`; with `folder` it may not be a file."""
+    return click.option(*names, type=click.Path(path_type=Path, file_okay=not folder), **settings)
+
+
+paths_argument = click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+"""Files and folders."""
+backend_option = click.option(
+    "--backend", type=click.Choice([AUTO, *BACKENDS]), default=AUTO, show_default=True
+)
+provider_option = click.option(
+    "--provider", type=click.Choice(PROVIDERS), help="ONNX Runtime's.  [default: cpu]"
+)
+run_options = options(
+    click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Name or file."),
+    click.option(
+        "--variant",
+        default=AUTO,
+        show_default=True,
+        help="Which variant of the model: fp32, int8-cpu, ...",
+    ),
+    backend_option,
+    provider_option,
+    click.option(
+        "--threshold", type=float, help="Positive from this probability on; no indeterminate range."
+    ),
+    path_option("--site", help="Site file of `site-check`: its threshold decides."),
+    click.option(
+        "--indeterminate/--no-indeterminate",
+        default=True,
+        help="Images too close to call are indeterminate, or not.  [default: --indeterminate]",
+    ),
+    click.option(
+        "--ood",
+        type=click.Choice(CHOICES),
+        default=REJECT,
+        show_default=True,
+        help="What becomes of out-of-distribution images.",
+    ),
+    click.option("--workers", type=int, help="Threads that work.  [default: one a core]"),
+    click.option(
+        "--min-free",
+        type=click.IntRange(0),
+        default=LEAST_FREE_MIB,
+        show_default=True,
+        metavar="MIB",
+        help="Assess no image while less is free where results go.",
+    ),
+    click.option("--json", "format", flag_value="jsonl", help="JSON Lines (default in a pipe)."),
+    click.option("--csv", "format", flag_value="csv", help="CSV with the same columns."),
+    click.option("--table", "format", flag_value="table", help="A table (default on a terminal)."),
+)
+"""The options that every command has which classifies images."""
+RUN_SETTINGS = ("format", "min_free")
+"""Those of them that are no keyword of `Model`."""
+
+
+def split_options(
+    given: dict[str, Any], names: Sequence[str] = RUN_SETTINGS
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options that are settings of the run, and those that are keywords of `Model`."""
+    run = {name: given.pop(name) for name in names}
+    return run, given
+
+
+def duration(text: str) -> float:
+    """A time with its unit, such as `200ms` or `1.5s`, in milliseconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d*)?) *(ms|s)", text.strip())
+    if not found:
+        raise click.BadParameter(f"got {text!r}, expected a time with its unit: 200ms or 1.5s")
+    return float(found[1]) * (1000.0 if found[2] == "s" else 1.0)

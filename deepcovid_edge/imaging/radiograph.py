@@ -1,0 +1,165 @@
+"""The radiograph: grey pixels as a file of any format gives them, and the limits they keep."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcovid_edge.errors import NotAssessedError
+from deepcovid_edge.reasons import Reason, WarningCode
+
+Grey: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
+"""Grey pixels of shape (height, width)."""
+
+MAX_PIXELS = 100_000_000
+MIN_SIDE = 100
+ASPECT_RANGE = (0.5, 2.0)
+MAX_MEAN_CHROMA = 10.0
+"""Mean of max(R, G, B) - min(R, G, B), grey levels of 255. Photographs lie above 20."""
+MARK_CHROMA = 40.0
+MIN_CONTRAST = 4.0
+"""Smallest standard deviation of an image, grey levels of 255."""
+MAX_SATURATED = 0.6
+"""Largest share of pixels at full black or at full white."""
+SATURATED = 2.5
+"""Pixels closer than that to an end of the range are at it, grey levels of 255."""
+LOSSY_RATIO = 20.0
+SAMPLES = 128
+"""Exposure and colour are assessed on a grid of at least this many pixels a side."""
+SYNTHETIC_MARK = b"deepcovid-edge synthetic phantom"
+
+
+@dataclass(frozen=True)
+class DicomFacts:
+    """What is kept of a DICOM header: identifiers and what was said of the image, no name or date.
+
+    Attributes:
+        sop_class_uid: Kind of object.
+        sop_instance_uid: Identifier of this image.
+        study_instance_uid: Identifier of the examination.
+        series_instance_uid: Identifier of the series.
+        transfer_syntax_uid: How the pixels stood in the file.
+        modality: Such as `DX`.
+        body_part: As stated, in capitals, or empty.
+        view: As stated, in capitals, such as `PA`, or empty.
+        laterality: `L`, `R`, `B`, `U` or empty.
+        age_years: Age of the patient at the examination, or None where it is not stated.
+    """
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    study_instance_uid: str
+    series_instance_uid: str
+    transfer_syntax_uid: str
+    modality: str
+    body_part: str
+    view: str
+    laterality: str
+    age_years: float | None
+
+
+@dataclass(frozen=True)
+class Radiograph:
+    """An image as grey pixels, with what was learned while reading it.
+
+    Attributes:
+        pixels: Grey values of shape (height, width), uint8 or uint16, 0 black.
+        white: The grey value of full white, such as 255 or 4095.
+        sha256: SHA-256 of the file's bytes.
+        format: Format by content, such as `JPEG`.
+        warnings: What to know about the image.
+        dicom: What is kept of a DICOM file's header, None for other formats.
+    """
+
+    pixels: Grey
+    white: int
+    sha256: str
+    format: str
+    warnings: tuple[WarningCode, ...] = ()
+    dicom: DicomFacts | None = None
+
+
+def check_area(width: int, height: int) -> None:
+    """Check the number of pixels that a header states.
+
+    Raises:
+        NotAssessedError: There are more than `MAX_PIXELS`.
+    """
+    if width * height > MAX_PIXELS:
+        limit = f"at most {MAX_PIXELS // 1_000_000} megapixels"
+        raise NotAssessedError(Reason.TOO_BIG, f"{width} x {height} pixels; {limit}")
+
+
+def check_size(width: int, height: int) -> None:
+    """Refuse an image by the size that its header states, pixels.
+
+    Raises:
+        NotAssessedError: It is too large, too small or of another shape than a chest radiograph.
+    """
+    check_area(width, height)
+    low, high = ASPECT_RANGE
+    if min(width, height) < MIN_SIDE or not low <= width / height <= high:
+        expected = f"at least {MIN_SIDE} pixels a side, width to height {low} to {high}"
+        raise NotAssessedError(Reason.SHAPE, f"{width} x {height} pixels; {expected}")
+
+
+def to_grey(pixels: NDArray[Any]) -> tuple[Grey, list[WarningCode]]:
+    """Grey pixels of grey or RGB ones.
+
+    Raises:
+        NotAssessedError: The picture is coloured.
+    """
+    if pixels.ndim == 2:
+        return pixels.astype(pixels.dtype.newbyteorder("="), copy=False), []
+    step = sampling_step(pixels)
+    sample = pixels[::step, ::step]
+    chroma = (sample.max(axis=2) - sample.min(axis=2)) * (255.0 / max(1, int(sample.max())))
+    if chroma.mean() > MAX_MEAN_CHROMA:
+        raise NotAssessedError(Reason.COLOUR, f"mean chroma {chroma.mean():.0f} of 255")
+    marked = float(np.percentile(chroma, 99.9)) > MARK_CHROMA
+    grey: NDArray[Any] = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)
+    return grey, [WarningCode.COLOUR] if marked else []
+
+
+def check_exposure(sample: NDArray[Any], white: int) -> None:
+    """Refuse an image that is blank, or nearly all of it black or white.
+
+    Args:
+        sample: Grey values of a part of its pixels, in any shape.
+        white: The grey value of full white.
+
+    Raises:
+        NotAssessedError: It is.
+    """
+    sample = sample.reshape(-1, sample.shape[-1])
+    mean, deviation = (float(found[0, 0]) * 255.0 / white for found in cv2.meanStdDev(sample))
+    if deviation < MIN_CONTRAST:
+        raise NotAssessedError(Reason.BLANK, f"contrast {deviation:.1f} of 255 grey levels")
+    # Where too much is black or white, the pixels lie far from the middle together. Those of most
+    # images do not, and need not be counted.
+    if deviation**2 + (mean - 127.5) ** 2 <= MAX_SATURATED * (127.5 - SATURATED) ** 2:
+        return
+    darkest = math.ceil(SATURATED * white / 255.0)
+    brightest = int((255.0 - SATURATED) * white / 255.0)
+    between = cv2.countNonZero(cv2.inRange(sample, darkest, brightest))
+    if sample.size - between > MAX_SATURATED * sample.size:
+        black = np.count_nonzero(sample < darkest) / sample.size
+        bright = np.count_nonzero(sample > brightest) / sample.size
+        raise NotAssessedError(Reason.BLANK, f"{black:.0%} of it is black, {bright:.0%} white")
+
+
+def grid(pixels: NDArray[Any]) -> NDArray[Any]:
+    """A grid of pixels, at least `SAMPLES` a side, by which an image is classified."""
+    step = sampling_step(pixels)
+    return np.ascontiguousarray(pixels[::step, ::step])
+
+
+def sampling_step(pixels: NDArray[Any]) -> int:
+    """Every so many pixels make a grid of at least `SAMPLES` a side."""
+    height, width = pixels.shape[:2]
+    return max(1, int(min(height, width)) // SAMPLES)

@@ -1,0 +1,32 @@
+"""A file's bytes to a `Radiograph`: the format is told by content, never by suffix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deepcovid_edge.imaging.files import FileBytes, read_bytes
+from deepcovid_edge.imaging.pictures import decode_picture
+from deepcovid_edge.imaging.radiograph import Radiograph
+from deepcovid_edge.imaging.signatures import is_dicom
+
+
+def read_radiograph(path: Path) -> Radiograph:
+    """Read an image file.
+
+    Raises:
+        NotAssessedError: The file cannot be assessed; `reason` and `detail` say why.
+    """
+    return decode_radiograph(read_bytes(path))
+
+
+def decode_radiograph(file: FileBytes) -> Radiograph:
+    """Decode the bytes of an image file.
+
+    Raises:
+        NotAssessedError: The bytes cannot be assessed; `reason` and `detail` say why.
+    """
+    if is_dicom(file.data):
+        from deepcovid_edge.imaging.dicom.reader import decode_dicom  # pydicom is an extra
+
+        return decode_dicom(file)
+    return decode_picture(file)

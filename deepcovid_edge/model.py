@@ -1,0 +1,280 @@
+"""A loaded model in Python: images in, predictions and heat maps out.
+
+    with Model("squeezenet1_1") as model:
+        for prediction in model.predict("images/"):
+            print(prediction)
+
+The command line runs through this class, so that both give the same records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcovid_edge.backends import AUTO, load_model
+from deepcovid_edge.backends.base import Backend, BackendSettings, Closing
+from deepcovid_edge.decision.out_of_distribution import REJECT
+from deepcovid_edge.decision.record import Prediction, RunFacts
+from deepcovid_edge.decision.site_file import Site, read_site
+from deepcovid_edge.errors import UsageError
+from deepcovid_edge.heatmaps.explainer import HeatMapMaker, map_facts, write_overlay
+from deepcovid_edge.heatmaps.files import write_map
+from deepcovid_edge.heatmaps.heatmap import OCCLUSION, HeatMap, Region, regions
+from deepcovid_edge.heatmaps.windows import OcclusionSettings
+from deepcovid_edge.imaging.files import ImageSource
+from deepcovid_edge.imaging.radiograph import Radiograph
+from deepcovid_edge.manifest import InputSpec, ModelManifest
+from deepcovid_edge.models import DEFAULT_MODEL
+from deepcovid_edge.pipeline.classifier import Classifier, Explainer
+from deepcovid_edge.pipeline.duplicates import Duplicates
+from deepcovid_edge.pipeline.pipeline import PredictSettings, predict_groups, run_facts
+from deepcovid_edge.pipeline.reader import ImageReader, Reading
+from deepcovid_edge.pipeline.sources import image_sources
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Where a model looked on one image.
+
+    Attributes:
+        heatmap: The map on the model input.
+        regions: The places that spoke most for the positive class, as boxes on the image.
+        prediction: The image's result.
+        radiograph: The image as it was read.
+        input: The model input, which says where on the image the map lies.
+    """
+
+    heatmap: HeatMap
+    regions: tuple[Region, ...]
+    prediction: Prediction
+    radiograph: Radiograph
+    input: InputSpec
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """The map, of shape (height, width) of the model input; see `HeatMap.values`."""
+        return self.heatmap.values
+
+    def save(self, path: str | Path) -> None:
+        """Write the map: `.npz` holds its values, `.png` is a picture of it over the image.
+
+        Raises:
+            UsageError: The path has another suffix.
+            OutputError: The disk is full or the folder cannot be written.
+        """
+        path = Path(path)
+        if path.suffix == ".npz":
+            write_map(path, self.heatmap, self.regions, map_facts(self.prediction))
+        elif path.suffix == ".png":
+            record = self.prediction
+            write_overlay(path, self.radiograph, self.input, self.heatmap, self.regions, record)
+        else:
+            raise UsageError(f"path: got {path}, expected a name that ends with .png or .npz")
+
+
+class Model(Closing):
+    """A loaded model. Safe to use from several threads; ends with `close` or `with`.
+
+    Args:
+        model: Shipped name, or a .onnx, .engine or .pt file.
+        variant: `fp32`, `int8-cpu`, ...; `auto` takes the fastest one that was proved to decide as
+            the model does, or the file itself where a backend or provider is named.
+        backend: `onnxruntime`, `openvino`, `tensorrt`, `torch`, or `auto`.
+        provider: What ONNX Runtime runs on: `cpu`, `cuda`, `tensorrt` or `rtx`.
+        site: Site file of `site_check`: its threshold decides.
+        threshold: Probability from which an image is positive; None for the model's own.
+        indeterminate: Whether images too close to the threshold are indeterminate.
+        ood: `reject` or `warn`: what becomes of out-of-distribution images.
+        batch_size: Most images in one inference call; None for what suits the backend.
+        workers: Threads; None for one a core.
+
+    Raises:
+        NotThereError: The model, the variant, the backend's package or its device is not there.
+        ModelFileError: The file is not a model that the backend runs.
+        SettingsMismatchError: The site file is of another model, or found it not usable.
+        UsageError: A setting is out of range, or two contradict each other.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = DEFAULT_MODEL,
+        *,
+        variant: str = AUTO,
+        backend: str = AUTO,
+        provider: str | None = None,
+        site: str | Path | Site | None = None,
+        threshold: float | None = None,
+        indeterminate: bool = True,
+        ood: str = REJECT,
+        batch_size: int | None = None,
+        workers: int | None = None,
+    ) -> None:
+        known = read_site(Path(site)) if isinstance(site, str | Path) else site
+        settings = PredictSettings(
+            batch_size, workers, threshold, indeterminate=indeterminate, site=known, ood=ood
+        )
+        loaded = load_model(
+            model,
+            variant=variant,
+            backend=backend,
+            settings=BackendSettings(provider=provider),
+            site_model_sha256=known.model_sha256 if known else None,
+        )
+        try:
+            self._set(loaded, settings)
+        except BaseException:
+            loaded.close()
+            raise
+
+    @classmethod
+    def of(cls, backend: Backend, settings: PredictSettings | None = None) -> Model:
+        """A model whose backend is loaded already; closing the model closes the backend.
+
+        Raises:
+            SettingsMismatchError: The site file is of another model, or found it not usable.
+        """
+        model = cls.__new__(cls)
+        model._set(backend, settings or PredictSettings())
+        return model
+
+    def _set(self, backend: Backend, settings: PredictSettings) -> None:
+        self.backend, self.settings = backend, settings
+        self.facts: RunFacts = run_facts(backend, settings)
+
+    @property
+    def manifest(self) -> ModelManifest:
+        """What the model file says of itself: classes, threshold, input, training."""
+        return self.backend.manifest
+
+    def predict(
+        self,
+        sources: ImageSource | Iterable[ImageSource],
+        *,
+        change: Callable[[Radiograph], Radiograph] | None = None,
+    ) -> Iterator[Prediction]:
+        """Classify images: lazily, in their order, in flat memory.
+
+        Args:
+            sources: A file or a folder, or several: paths, open binary files, `ImageBytes`.
+            change: What is done to every radiograph before it is prepared, such as hiding a part
+                of it; called from several threads.
+
+        Yields:
+            One prediction for each image; one that cannot be assessed has a reason and no
+            probability. Closing the generator ends the threads.
+
+        Raises:
+            NotThereError: The only source is a path where nothing is.
+        """
+        reading = Reading(image_sources(sources), ImageReader(self.manifest.input, change))
+        return self._predict(self.predict_groups(reading))
+
+    @staticmethod
+    def _predict(groups: Generator[list[Prediction]]) -> Iterator[Prediction]:
+        with closing(groups):
+            for predictions in groups:
+                yield from predictions
+
+    def predict_one(self, source: ImageSource) -> Prediction:
+        """Classify one image."""
+        return self._classifier.classify([self._reader.read(source)], 1)[0]
+
+    def predict_groups(
+        self,
+        reading: Reading,
+        *,
+        explainer: Explainer | None = None,
+        duplicates: Duplicates | None = None,
+    ) -> Generator[list[Prediction]]:
+        """Classify images that are being read; see `pipeline.predict_groups`."""
+        return predict_groups(
+            reading,
+            self.backend,
+            self.facts,
+            self.settings,
+            explainer=explainer,
+            duplicates=duplicates,
+        )
+
+    def explain(
+        self,
+        source: ImageSource,
+        *,
+        method: str = OCCLUSION,
+        budget: float | None = None,
+        window: int = 32,
+        stride: int = 8,
+        baseline: str = "black",
+    ) -> Explanation:
+        """Show where the model looked on one image.
+
+        Args:
+            source: The image.
+            method: `occlusion` hides windows and classifies again; `activation` is the class
+                activation map.
+            budget: Most seconds for an occlusion; None for all windows.
+            window: Side of a window, pixels of the model input.
+            stride: From window to window, pixels of the model input.
+            baseline: What a hidden window shows: `black`, `mean` or `blurred`.
+
+        Raises:
+            NotAssessedError: The image cannot be assessed; `reason` says why.
+            UsageError: A setting is out of range, or the budget does not hold one pass.
+        """
+        occlusion = OcclusionSettings(window, stride, baseline, budget and budget * 1000.0)
+        with self.heatmap_maker(method, occlusion) as maker:
+            image = ImageReader(self.manifest.input, keeps_radiographs=True).read(source)
+            assessed = self._classifier.assess(image, with_maps=maker.reads_activation_maps)
+            (heatmap, _) = next(maker.maps([assessed]))
+            radiograph = image.radiograph
+        if heatmap is None or radiograph is None:
+            needed = max(maker.too_slow, default=0.0) / 1000.0
+            raise UsageError(f"budget: got {budget} s, one pass takes about {needed:.2f} s here")
+        places = tuple(regions(heatmap, image.shape, self.manifest.input))
+        return Explanation(heatmap, places, assessed.record, radiograph, self.manifest.input)
+
+    def heatmap_maker(self, method: str, occlusion: OcclusionSettings) -> HeatMapMaker:
+        """What makes heat maps with this model; to be closed."""
+        return HeatMapMaker(
+            self.backend,
+            method,
+            occlusion,
+            threshold=self.facts.threshold,
+            workers=self.settings.workers,
+        )
+
+    def infer(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Run the network alone.
+
+        Args:
+            batch: Model inputs of shape (N, height, width), uint8, from `imaging.prepare.prepare`.
+
+        Returns:
+            Logits of shape (N, classes), float32, before softmax.
+
+        Raises:
+            UsageError: The batch has another shape or type.
+        """
+        return self.backend.infer(batch).logits
+
+    def close(self) -> None:
+        """Free what the model holds."""
+        self.backend.close()
+
+    @cached_property
+    def _reader(self) -> ImageReader:
+        return ImageReader(self.manifest.input)
+
+    @cached_property
+    def _classifier(self) -> Classifier:
+        return Classifier(self.backend, self.facts, self.settings.ood == REJECT)
+
+    def __repr__(self) -> str:
+        return f"Model({self.facts.model!r}, backend={self.backend.name!r})"

@@ -1,0 +1,77 @@
+"""Which images a run is over: files, folders, open files and bytes, in a stable order."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from deepcovid_edge.datasets.dataset import walk_files
+from deepcovid_edge.errors import NotThereError
+from deepcovid_edge.imaging.files import ImageBytes, ImageSource
+
+_MAP_NAME = re.compile(r".*-[0-9a-f]{8}\.(npz|png)")
+"""As heat maps and their pictures are named: the image's name and the start of its hash."""
+
+
+def check_paths(paths: Iterable[Path]) -> None:
+    """Check that files and folders are there, before a run begins.
+
+    Raises:
+        NotThereError: One is not.
+    """
+    for path in paths:
+        if not os.path.lexists(path):
+            raise NotThereError(f"{path}: no such file or folder")
+
+
+def list_images(
+    paths: Iterable[Path], *, but: Path | None = None, maps: Path | None = None
+) -> Iterator[Path]:
+    """Files in a stable order, each once; folders are walked.
+
+    Args:
+        paths: Files and folders.
+        but: A file to pass over: the output may lie among the images.
+        maps: A folder whose heat maps are passed over: it may lie among the images too.
+    """
+    named = list(paths)
+    output, maps = (place.resolve() if place else None for place in (but, maps))
+    seen: set[Path] = set()
+    for path in named:
+        for image in walk_files(path) if path.is_dir() else (path,):
+            if output and image.name == output.name and image.resolve() == output:
+                continue
+            if maps and _MAP_NAME.fullmatch(image.name) and image.resolve().parent == maps:
+                continue
+            if len(named) > 1:  # one folder names no file twice: keep memory flat
+                if image in seen:
+                    continue
+                seen.add(image)
+            yield image
+
+
+def image_sources(sources: ImageSource | Iterable[ImageSource]) -> Iterator[ImageSource]:
+    """The images of one source or of several, lazily; folders are walked.
+
+    Raises:
+        NotThereError: A file or folder that is the only source is not there.
+    """
+    if isinstance(sources, str | os.PathLike):
+        check_paths([Path(sources)])
+        return list_images([Path(sources)])
+    if isinstance(sources, ImageBytes):
+        return iter([sources])
+    if hasattr(sources, "read"):  # an open file is iterable too
+        return iter([cast("BinaryIO", sources)])
+    return _walked(cast("Iterable[ImageSource]", sources))
+
+
+def _walked(sources: Iterable[ImageSource]) -> Iterator[ImageSource]:
+    for source in sources:
+        if isinstance(source, str | os.PathLike) and Path(source).is_dir():
+            yield from list_images([Path(source)])
+        else:
+            yield source

@@ -1,0 +1,247 @@
+"""One run over many files: images are read ahead, classified, explained and written as records.
+
+A run goes on after a kill, does not fill the disk, and keeps its memory flat. What a terminal
+shows of it, and how a person stops it, is the command line's.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deepcovid_edge.errors import UsageError
+from deepcovid_edge.pipeline.disk_guard import LEAST_FREE_MIB, DiskGuard
+from deepcovid_edge.pipeline.sources import check_paths, list_images
+
+if TYPE_CHECKING:
+    from deepcovid_edge.decision.record import Prediction, RunFacts
+    from deepcovid_edge.heatmaps.explainer import HeatMapSettings, HeatMapWriter
+    from deepcovid_edge.model import Model
+    from deepcovid_edge.pipeline.writers import RecordFile, RecordWriter
+
+_FORMATS = {".jsonl": "jsonl", ".csv": "csv", "": "jsonl"}
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a run does with which images.
+
+    Attributes:
+        paths: Files and folders.
+        output: File for the records; None for stdout.
+        format: `jsonl`, `csv` or `table`; None for what the output says.
+        resume: Go on with the records in `output`.
+        min_free: No image is assessed while less is free where results go, MiB; 0 for always.
+        heatmaps: Which heat maps are made, if any.
+    """
+
+    paths: tuple[Path, ...]
+    output: Path | None = None
+    format: str | None = None
+    resume: bool = False
+    min_free: int = LEAST_FREE_MIB
+    heatmaps: HeatMapSettings | None = None
+
+    def __post_init__(self) -> None:
+        if self.resume and self.output is None:
+            raise UsageError("resume: needs an output file of JSON Lines or CSV to go on with")
+        check_paths(self.paths)
+        output = self.output
+        if (
+            output
+            and output.is_file()
+            and any(map(output.samefile, filter(Path.is_file, self.paths)))
+        ):
+            raise UsageError(f"output: {output} is one of the images: choose another file")
+
+    @property
+    def record_format(self) -> str:
+        """What was asked for, else what the output's suffix says, else what stdout is for.
+
+        Raises:
+            UsageError: Records are not written into files of that suffix.
+        """
+        if self.format:
+            return self.format
+        if self.output is None:
+            return "table" if sys.stdout.isatty() else "jsonl"
+        suffix = self.output.suffix.lower()
+        if suffix not in _FORMATS and not (self.output.exists() and not self.output.is_file()):
+            raise UsageError(
+                f"output: {self.output}: {suffix} is not written: expected .jsonl or .csv"
+            )
+        return _FORMATS.get(suffix, "jsonl")
+
+    @property
+    def draws(self) -> bool:
+        """Whether pictures are drawn on the radiographs."""
+        return self.heatmaps is not None and self.heatmaps.overlay
+
+    def images(self) -> Iterator[Path]:
+        """The image files, in their order."""
+        maps = self.heatmaps.folder if self.heatmaps else None
+        return list_images(self.paths, but=self.output, maps=maps)
+
+
+class Run:
+    """A run that has begun: the model is loaded, the file of records is open.
+
+    Images are read while the model loads, by threads that would be idle else.
+
+    Args:
+        settings: The images and the records.
+        model: Keywords of `Model`.
+
+    Raises:
+        DeepCovidEdgeError: See `Model`, `RunSettings` and `pipeline.writers.RecordFile`.
+    """
+
+    def __init__(self, settings: RunSettings, **model: Any) -> None:
+        from deepcovid_edge.manifest import InputSpec
+        from deepcovid_edge.pipeline.duplicates import Duplicates
+        from deepcovid_edge.pipeline.pipeline import default_workers
+        from deepcovid_edge.pipeline.reader import ImageReader, Reading
+
+        self.settings, self.format = settings, settings.record_format
+        self.counts: Counter[str] = Counter()
+        self._duplicates = Duplicates()
+        self._disk = _disk_guard(settings)
+        # Start reading for the default input size; start again if the model needs another.
+        reader = ImageReader(InputSpec(), disk=self._disk, keeps_radiographs=settings.draws)
+        reading = Reading(settings.images(), reader)
+        begins_later = settings.resume or settings.draws
+        idle = (model.get("workers") or default_workers()) - 1  # threads, while one loads the model
+        with ExitStack() as opened:
+            with reading.ahead(0 if begins_later else idle):
+                self.model: Model = opened.enter_context(_load(model))
+            self._explainer = _explainer(settings, self.model, opened)
+            self._open_output(self.model.facts)
+            opened.callback(self._writer.close)
+            if settings.resume or self.model.manifest.input != reader.spec:
+                reader = replace(reader, spec=self.model.manifest.input)
+                reading = Reading(self._left_of(settings.images()), reader)
+            self._reading = reading
+            self._opened = opened.pop_all()
+
+    def _open_output(self, facts: RunFacts) -> None:
+        from deepcovid_edge.pipeline.writers import RecordFile, make_writer
+
+        self.file: RecordFile | None = None
+        self._writer: RecordFile | RecordWriter
+        if self.settings.output is None:
+            if isinstance(sys.stdout, io.TextIOWrapper):  # file names may be no Unicode
+                errors = "replace" if self.format == "table" else "surrogateescape"
+                sys.stdout.reconfigure(errors=errors)
+            self._writer = make_writer(self.format, sys.stdout)
+        else:
+            self._writer = self.file = RecordFile(
+                self.settings.output, facts, kind=self.format, resume=self.settings.resume
+            )
+
+    def _left_of(self, images: Iterable[Path]) -> Iterator[Path]:
+        done = self.file.earlier.paths if self.file else set()
+        return (image for image in images if str(image) not in done)
+
+    def records(self) -> Generator[list[Prediction]]:
+        """Classify the images, in groups of records that are ready. Closing ends the threads."""
+        return self.model.predict_groups(
+            self._reading, explainer=self._explainer, duplicates=self._duplicates
+        )
+
+    def write(self, records: list[Prediction]) -> None:
+        """Write and count records.
+
+        Raises:
+            OutputError: The disk is full or gone.
+        """
+        self._writer.write(*records)
+        self.counts.update(record.decision or record.status for record in records)
+
+    def count(self) -> int:
+        """How many images there are to classify; it walks the folders once more."""
+        return sum(1 for _ in self._left_of(self.settings.images()))
+
+    @property
+    def not_assessed(self) -> int:
+        """Images without a result, those of the run that is gone on with included."""
+        earlier = self.file.earlier.not_assessed if self.file else 0
+        return self.counts["not_assessed"] + earlier
+
+    def summary(self, how: str) -> str:
+        """How many images came to which decision, in one sentence."""
+        counts = self.counts
+        earlier = len(self.file.earlier.paths) if self.file else 0
+        unclear = f"{counts['indeterminate']} indeterminate, " if counts["indeterminate"] else ""
+        found = (
+            f"{counts.total()} images {how}: {counts['positive']} positive, {counts['negative']} "
+            f"negative, {unclear}{counts['not_assessed']} not assessed"
+        )
+        return f"{found}. {earlier} images were done before" if earlier else found
+
+    def notes(self) -> Iterator[str]:
+        """What to know of the run beside its records: duplicates, a full disk, the heat maps."""
+        if self._duplicates.same:
+            yield (
+                f"{self._duplicates.same} images are identical to earlier ones and keep their "
+                "first result."
+            )
+        if self._disk.full:
+            yield f"The disk is full: {self._disk.full}. Free some room; --resume goes on."
+        if self._explainer:
+            yield _about_maps(self._explainer)
+
+    def close(self) -> None:
+        """Close the file of records, and free the model.
+
+        Raises:
+            OutputError: The disk is full or gone.
+        """
+        self._opened.close()
+
+
+def _load(model: dict[str, Any]) -> Model:
+    from deepcovid_edge.model import Model
+
+    return Model(**model)
+
+
+def _disk_guard(settings: RunSettings) -> DiskGuard:
+    output = settings.output
+    folders = [settings.heatmaps.folder] if settings.heatmaps else []
+    if output and (output.is_file() or not output.exists()):  # no /dev/null, no pipe
+        folders.append(output.parent)
+    return DiskGuard(map(_nearest, folders), settings.min_free)
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the parent in which it will be made."""
+    return next((place for place in (folder, *folder.parents) if place.exists()), folder)
+
+
+def _explainer(settings: RunSettings, model: Model, opened: ExitStack) -> HeatMapWriter | None:
+    if settings.heatmaps is None:
+        return None
+    from deepcovid_edge.heatmaps.explainer import HeatMapWriter
+
+    maker = opened.enter_context(
+        model.heatmap_maker(settings.heatmaps.method, settings.heatmaps.occlusion)
+    )
+    return HeatMapWriter(maker, settings.heatmaps)
+
+
+def _about_maps(explainer: HeatMapWriter) -> str:
+    """Where the heat maps are, and why some are not."""
+    slow = explainer.maker.too_slow
+    found = f"Heat maps are in {explainer.settings.folder}."
+    if slow:
+        found += (
+            f" {len(slow)} images have no heat map: --budget does not hold one pass, which takes "
+            f"about {max(slow):.0f} ms here: raise it, or take a larger --stride."
+        )
+    return found
