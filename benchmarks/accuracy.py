@@ -146,7 +146,7 @@ def compared(
         load_backend(file, backend=library, settings=own) as now,
     ):
         return {
-            split: verify(reference, now, chosen(images, reference.manifest, most))
+            split: verify(reference, now, chosen(images, reference.manifest, most)).as_dict()
             for split, images in splits.items()
         }
 

@@ -127,7 +127,7 @@ def engine_of(model: Path, variant: str, data: Path | None, profile: Profile) ->
     if data is not None and not read_facts(engine).is_verified:
         images = load_dataset(data, split=PROOF_SPLIT)
         with load_backend(model) as reference, load_backend(engine) as candidate:
-            record_verification(engine, verify(reference, candidate, images))
+            record_verification(engine, verify(reference, candidate, images).as_dict())
     return engine
 
 

@@ -1,9 +1,11 @@
-"""What machine this is, and what is wrong with the installation."""
+"""This machine, its backends and models, and what is wrong with the installation."""
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from importlib import metadata
 from typing import Any
@@ -61,31 +63,31 @@ def setting_facts() -> dict[str, str]:
 
 def backend_facts() -> list[dict[str, Any]]:
     """Each backend with whether it is installed, its version and its providers."""
+    return [_onnxruntime_facts(), _openvino_facts(), _tensorrt_facts()]
+
+
+def _onnxruntime_facts() -> dict[str, Any]:
     distribution = next((name for name in _RUNTIMES if _version(name)), None)
-    return [
-        {
-            "name": onnxruntime.REQUIRES,
-            "available": onnxruntime.is_available(),
-            "distribution": distribution,
-            "version": _version(distribution) if distribution else None,
-            "providers": _providers(),
-        },
-        {
-            "name": openvino.REQUIRES,
-            "available": openvino.is_available(),
-            "distribution": openvino.REQUIRES,
-            "version": _version(openvino.REQUIRES),
-            "providers": [],
-        },
-        _tensorrt_facts(),
-    ]
+    providers: list[str] = []
+    with suppress(DeepCovidEdgeError):
+        providers = onnxruntime.compiled_providers()
+    return {
+        "name": onnxruntime.REQUIRES,
+        "available": onnxruntime.is_available(),
+        "distribution": distribution,
+        "version": distribution and _version(distribution),
+        "providers": providers,
+    }
 
 
-def _providers() -> list[str]:
-    try:
-        return onnxruntime.compiled_providers()
-    except DeepCovidEdgeError:
-        return []
+def _openvino_facts() -> dict[str, Any]:
+    return {
+        "name": openvino.REQUIRES,
+        "available": openvino.is_available(),
+        "distribution": openvino.REQUIRES,
+        "version": _version(openvino.REQUIRES),
+        "providers": [],
+    }
 
 
 def _tensorrt_facts() -> dict[str, Any]:
@@ -104,13 +106,14 @@ def _tensorrt_facts() -> dict[str, Any]:
 
 
 def model_facts() -> list[dict[str, Any]]:
-    """What each shipped model's file says of it, with its path and SHA-256."""
+    """Each shipped model's path, SHA-256 and facts from its manifest."""
     facts = []
     for name, path in shipped_models().items():
         try:
             manifest = read_manifest(path)
         except DeepCovidEdgeError:
-            continue  # it stands under the problems
+            continue  # `problems` lists it
+        shortcuts = manifest.training.get("shortcuts", {})
         facts.append(
             {
                 "name": name,
@@ -121,10 +124,8 @@ def model_facts() -> list[dict[str, Any]]:
                 "threshold": manifest.threshold,
                 "license": manifest.license,
                 "ood": bool(manifest.ood),
-                **{
-                    name: manifest.training.get("shortcuts", {}).get(name)
-                    for name in ("reads_the_source", "verdict")
-                },
+                "reads_the_source": shortcuts.get("reads_the_source"),
+                "verdict": shortcuts.get("verdict"),
             }
         )
     return facts
@@ -132,73 +133,65 @@ def model_facts() -> list[dict[str, Any]]:
 
 def problems() -> list[dict[str, str]]:
     """What keeps this installation from working well, each with its fix."""
-    found = []
+    groups = (_runtime_problems(), _tensorrt_problems(), _dicom_problems(), _model_problems())
+    return [{"what": what, "fix": fix} for group in groups for what, fix in group]
+
+
+def _runtime_problems() -> Iterator[tuple[str, str]]:
     installed = [name for name in _RUNTIMES if _version(name)]
     if not installed:
-        found.append(
-            {
-                "what": "no runtime for .onnx models is installed",
-                "fix": "pip install 'deepcovid-edge[cpu]' (or [gpu] beside an NVIDIA GPU)",
-            }
+        yield (
+            "no runtime for .onnx models is installed",
+            "pip install 'deepcovid-edge[cpu]' (or [gpu] beside an NVIDIA GPU)",
         )
     try:
         onnxruntime.compiled_providers()
     except DeepCovidEdgeError as error:
-        found.append({"what": str(error), "fix": "pip install --force-reinstall onnxruntime"})
+        yield str(error), "pip install --force-reinstall onnxruntime"
     if len(installed) > 1:
-        found.append(
-            {
-                "what": "onnxruntime and onnxruntime-gpu are both installed and overwrite each "
-                "other's files",
-                "fix": "pip uninstall -y onnxruntime onnxruntime-gpu, then install one of "
-                "'deepcovid-edge[cpu]' and 'deepcovid-edge[gpu]'",
-            }
+        yield (
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files",
+            "pip uninstall -y onnxruntime onnxruntime-gpu, then install one of "
+            "'deepcovid-edge[cpu]' and 'deepcovid-edge[gpu]'",
         )
-    found += _tensorrt_problems()
-    found += _dicom_problems()
+
+
+def _tensorrt_problems() -> Iterator[tuple[str, str]]:
+    """What keeps engines from running on a machine that could run them."""
+    libraries = build.installed_libraries()
+    if not libraries and jetpack.hidden_tensorrt():
+        yield (
+            "this environment does not see the tensorrt that JetPack installed",
+            "make it with python3 -m venv --system-site-packages (jetson/install.sh)",
+        )
+    elif "tensorrt" in libraries and _version("pycuda") is None:
+        yield (
+            "TensorRT is installed without pycuda, so engines cannot run",
+            "pip install 'deepcovid-edge[tensorrt]' (on a Jetson: jetson/install.sh)",
+        )
+
+
+def _dicom_problems() -> Iterator[tuple[str, str]]:
+    """What keeps images from being read as modalities send them."""
+    fix = "pip install 'deepcovid-edge[dicom]'"
+    if _version("pydicom") is None:
+        yield "DICOM images cannot be read: pydicom is not installed", fix
+    elif _version("imagecodecs") is None:
+        yield "compressed DICOM images may not be readable: imagecodecs is not installed", fix
+
+
+def _model_problems() -> Iterator[tuple[str, str]]:
     if not shipped_models():
-        found.append({"what": "no model ships with this installation", "fix": "make model"})
+        yield "no model ships with this installation", "make model"
     for path in shipped_models().values():
         try:
             read_manifest(path)
         except DeepCovidEdgeError as error:
-            found.append({"what": str(error), "fix": "reinstall deepcovid-edge"})
-    return found
-
-
-def _tensorrt_problems() -> list[dict[str, str]]:
-    """What keeps engines from running on a machine that could run them."""
-    libraries = build.installed_libraries()
-    if not libraries and jetpack.hidden_tensorrt():
-        return [
-            {
-                "what": "this environment does not see the tensorrt that JetPack installed",
-                "fix": "make it with python3 -m venv --system-site-packages (jetson/install.sh)",
-            }
-        ]
-    if "tensorrt" in libraries and _version("pycuda") is None:
-        return [
-            {
-                "what": "TensorRT is installed without pycuda, so engines cannot run",
-                "fix": "pip install 'deepcovid-edge[tensorrt]' (on a Jetson: jetson/install.sh)",
-            }
-        ]
-    return []
-
-
-def _dicom_problems() -> list[dict[str, str]]:
-    """What keeps images from being read as modalities send them."""
-    fix = "pip install 'deepcovid-edge[dicom]'"
-    if _version("pydicom") is None:
-        return [{"what": "DICOM images are refused: pydicom is not installed", "fix": fix}]
-    if _version("imagecodecs") is None:
-        what = "compressed DICOM images may be refused: imagecodecs is not installed"
-        return [{"what": what, "fix": fix}]
-    return []
+            yield str(error), "reinstall deepcovid-edge"
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package, of Python, and of what is installed and computes."""
+    """Versions of this package, of Python, and of the installed distributions that compute."""
     installed = {name: version for name in _COMPUTING if (version := _version(name))}
     return {
         "deepcovid-edge": VERSION,

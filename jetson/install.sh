@@ -37,7 +37,7 @@ die() { # CODE SENTENCE
     exit "$1"
 }
 
-progress() { printf '%s\n' "$*"; }
+say() { printf '%s\n' "$*"; }
 warn() { printf 'Warning: %s\n' "$*" >&2; }
 
 run() { # COMMAND... printed, and run unless this is a dry run

@@ -33,7 +33,8 @@ def main() -> None:
     candidate = find_model(options.candidate or beside)
     images = load_dataset(options.data, split="val")
     with load_backend(model) as before, load_backend(candidate) as now:
-        report = verify(before, now, images, heatmaps=MapComparison(options.images))
+        compared = verify(before, now, images, heatmaps=MapComparison(options.images))
+    report = compared.as_dict()
     maps = report["heatmap"]
     print({name: maps[name] for name in ("rank_correlation", "top_overlap", "peak_shift")})
     figures = {"split": "val", **{name: report[name] for name in KEPT}, "heatmap": maps}

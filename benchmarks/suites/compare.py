@@ -37,7 +37,7 @@ def against(stored: Path, again: Path, smallest_change: float) -> int:
         except IncomparableRunsError as error:  # no run in common
             refused.append(str(error))
             continue
-        unlike = [text for text in one.unlike if not text.startswith(CLOCKS)]
+        unlike = [text for text in one.not_comparable if not text.startswith(CLOCKS)]
         refused += [f"{name}: not measured alike: {text}" for text in unlike]
         alike += [] if unlike else [(pair, titles, len(one.ratios))]
     figures = sum(count for _, _, count in alike)
@@ -73,7 +73,8 @@ def found(folder: Path) -> Iterator[Path]:
 def stable_differences(comparisons: list[Comparison]) -> Iterator[str]:
     """Significant ratios of runs that neither side calls unstable, on the same clocks."""
     for one in comparisons:
-        reasons = (*one.unstable, *(f": {text.removeprefix(CLOCKS)}" for text in one.unlike))
+        clocks = (f": {text.removeprefix(CLOCKS)}" for text in one.not_comparable)
+        reasons = (*one.unstable, *clocks)
         for ratio in one.ratios:
             unstable = any(f": {ratio.run}:" in reason for reason in reasons)
             if ratio.significant and not unstable:

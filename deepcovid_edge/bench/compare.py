@@ -1,24 +1,24 @@
-"""Is one measurement faster than another? Ratios with intervals, of runs that were taken alike.
+"""Is one measurement faster than another? Ratios with intervals, of runs that were measured alike.
 
 A ratio is the candidate's time over the reference's: 1.10 is 10 % slower. Its 95 % interval is a
-percentile bootstrap (Efron and Tibshirani 1993, chapter 13) over blocks of samples that followed
-one another, in a circle (Politis and Romano 1992), each as long as the root of their number, so
-that samples which resemble their neighbours do not make it too narrow. Over simulated pairs it
-holds the truth some 9 times in 10, whether neighbours resemble each other or not.
+percentile bootstrap (Efron and Tibshirani 1993, chapter 13) over circular blocks of successive
+samples (Politis and Romano 1992). A block is as long as the root of the number of samples, so that
+samples which resemble their neighbours do not make the interval too narrow. Over simulated pairs it
+holds the truth about 9 times in 10, whether neighbours resemble each other or not.
 
-An interval from within two runs knows nothing of what differs between any two processes (where
-memory lies, which core, how warm, who else is on the host), so a change smaller than
-`smallest_change` is not called one, whatever its interval. Where both runs were measured by several
-processes, these tell: the interval is then Welch's (1947) over the logarithms of what each of them
-found, and is as wide as they differ (Kalibera and Jones, ISMM 2013).
+Such an interval does not cover what differs between any two processes (placement in memory, core,
+temperature, other load), so a change smaller than `smallest_change` never counts as a difference.
+Where several processes measured both runs, the interval is Welch's (1947) over the logarithms of
+each process's figure: as wide as the processes differ (Kalibera and Jones, ISMM 2013).
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,19 +27,25 @@ from deepcovid_edge.bench.percentiles import is_supported
 from deepcovid_edge.bench.results import Result, Run
 from deepcovid_edge.bench.samples import Samples, Values
 from deepcovid_edge.bench.settings import OFFLINE
-from deepcovid_edge.decision.statistics import student
+from deepcovid_edge.decision.results import PlainResult
+from deepcovid_edge.decision.statistics import student_quantile
 from deepcovid_edge.errors import IncomparableRunsError, UsageError
 
 _CHUNK = 4_000_000
-"""Numbers that are drawn at once."""
+"""Samples that are drawn at once."""
 _CLOCKS_APART = 0.05
 _SHOWN = 0.95
-_DEVICE = (
-    *("machine", "processor", "cores", "memory_mib", "gpus", "jetpack", "power_mode"),
-    *("gpu_driver", "gpu_cuda"),
-)
-"""Facts of a device that make it another one."""
 _SETTINGS = ("seconds", "warm_up")
+_EQUAL = {
+    "device": (
+        *("machine", "processor", "cores", "memory_mib", "gpus", "jetpack", "power_mode"),
+        *("gpu_driver", "gpu_cuda"),
+    ),
+    "model": ("input",),
+    "data": ("sha256",),
+    "settings": _SETTINGS,
+}
+"""Facts of a header that must be equal in measurements that are compared."""
 _TAIL = (90.0, 99.0)
 Statistic = Callable[[Values], Values]
 
@@ -50,10 +56,10 @@ class CompareRules:
 
     Attributes:
         smallest_change: Ratios nearer to 1 than this are no difference.
-        replicates: Draws of the bootstrap.
-        confidence: Of the interval that must leave 1 out; nearer to 1 where many are looked at.
-        seed: Of the draws.
-        force: Compare runs that were not taken alike.
+        replicates: Replicates of the bootstrap.
+        confidence: Level of the interval that must exclude 1; higher where many are looked at.
+        seed: Seed of the bootstrap.
+        force: Compare runs that were not measured alike.
     """
 
     smallest_change: float = 0.02
@@ -64,9 +70,7 @@ class CompareRules:
 
     def __post_init__(self) -> None:
         if not 0 <= self.smallest_change < 1:
-            raise UsageError(
-                f"--smallest-change: got {self.smallest_change}, expected 0 to below 1"
-            )
+            raise UsageError(f"smallest_change: got {self.smallest_change}, expected 0 to below 1")
         if not 0 < self.confidence < 1:
             raise UsageError(f"confidence: got {self.confidence}, expected between 0 and 1")
         if self.replicates < 100:
@@ -79,12 +83,12 @@ class Ratio:
 
     Attributes:
         run: Such as `network, single-stream`.
-        figure: Such as `median`, or `time an image`.
+        figure: Such as `median`, or `time per image`.
         reference: Milliseconds.
         candidate: Milliseconds.
         ratio: Candidate over reference; above 1 is slower.
-        interval_95: Of the ratio.
-        significant: Whether the interval leaves 1 out and the change is large enough.
+        interval_95: Interval of the ratio.
+        significant: Whether the interval excludes 1 and the change is large enough.
     """
 
     run: str
@@ -97,30 +101,26 @@ class Ratio:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(PlainResult):
     """A candidate against the reference.
 
     Attributes:
         reference: Name of the reference.
         candidate: Name of the candidate.
-        ratios: Of all figures that both can support.
-        unlike: What differs that should not; not empty only where forced.
-        changed: What differs and may be the reason: model, versions, settings.
+        ratios: Ratios of all figures that both have enough samples for.
+        not_comparable: Differences that make a comparison invalid; empty unless it was forced.
+        changed: Differences that may explain a ratio: model, versions, settings.
         unstable: Runs of either that were unstable, with the reasons.
-        only_one: Runs that but one of the two has.
+        only_one: Runs that only one of the two has.
     """
 
     reference: str
     candidate: str
     ratios: tuple[Ratio, ...]
-    unlike: tuple[str, ...]
+    not_comparable: tuple[str, ...]
     changed: tuple[str, ...]
     unstable: tuple[str, ...]
     only_one: tuple[str, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """As plain values."""
-        return asdict(self)
 
     def slower_than(self, slowdown: float) -> list[Ratio]:
         """Significant ratios above 1 + slowdown."""
@@ -130,33 +130,35 @@ class Comparison:
 def compare(
     reference: Result,
     candidate: Result,
-    names: tuple[str, str],
+    names: tuple[str, str] = ("reference", "candidate"),
     rules: CompareRules | None = None,
 ) -> Comparison:
     """Compare the runs that two measurements have in common.
 
     Args:
-        reference: What the candidate is set against.
+        reference: The measurement that the candidate is compared with.
         candidate: The other.
-        names: Of both, for people.
+        names: Names of both, for people.
         rules: What counts as a difference.
 
     Raises:
-        IncomparableRunsError: They were not taken alike, or have no run in common.
+        IncomparableRunsError: They were not measured alike, or have no run in common.
+        MissingDependencyError: Several processes measured both, and SciPy is not installed.
     """
     rules = rules or CompareRules()
-    before, now = _by_key(reference), _by_key(candidate)
+    before, now = ({run.key: run for run in result.runs} for result in (reference, candidate))
     common = [key for key in before if key in now]
-    unlike = [*_unlike_headers(reference, candidate), *_unlike_clocks(before, now, common)]
-    if unlike and not rules.force:
+    differing = [*_differing_headers(reference, candidate), *_differing_clocks(before, now, common)]
+    if differing and not rules.force:
         raise IncomparableRunsError(
-            f"{names[1]}: not measured like {names[0]}: {'; '.join(unlike)}: measure both alike, "
-            "or --force"
+            f"{names[1]}: not measured like {names[0]}: {'; '.join(differing)}: measure both "
+            "alike, or set `force`"
         )
     if not common:
         raise IncomparableRunsError(
-            f"{names[1]}: no run in common with {names[0]}: got {_listed(now)}, expected "
-            f"{_listed(before)}: bench both with the same --scope, --scenario and batch"
+            f"{names[1]}: no run in common with {names[0]}: got {'; '.join(_listed(now))}, "
+            f"expected {'; '.join(_listed(before))}: measure both with the same scope, scenario "
+            "and batch"
         )
     draw = np.random.default_rng(rules.seed)
     return Comparison(
@@ -165,58 +167,36 @@ def compare(
         ratios=tuple(
             ratio for key in common for ratio in _ratios(before[key], now[key], rules, draw)
         ),
-        unlike=tuple(unlike),
+        not_comparable=tuple(differing),
         changed=tuple(_changed(reference.header, candidate.header)),
         unstable=tuple(
             f"{name}: {reason}"
             for name, result in zip(names, (reference, candidate), strict=True)
             for reason in result.unstable()
         ),
-        only_one=tuple(sorted(_listed_keys(before.keys() ^ now.keys()))),
+        only_one=tuple(sorted(_listed(before.keys() ^ now.keys()))),
     )
 
 
 Key = tuple[str, str, int, int, float | None, float | None]
 
 
-def _by_key(result: Result) -> dict[Key, Run]:
-    """Runs by all that must be alike in them: batch, lanes, rate and deadline too."""
-    return {
-        (run.scope, run.scenario, run.batch, run.lanes, run.rate, run.deadline_ms): run
-        for run in result.runs
-    }
-
-
-def _listed_keys(keys: Any) -> list[str]:
+def _listed(keys: Iterable[Key]) -> list[str]:
     return [
         f"{scope}, {scenario}, batch {batch}, lanes {lanes}" + (f", {rate:g}/s" if rate else "")
         for scope, scenario, batch, lanes, rate, _ in keys
     ]
 
 
-def _listed(runs: Mapping[Key, Run]) -> str:
-    return "; ".join(_listed_keys(runs)) or "none"
+def _differing_headers(reference: Result, candidate: Result) -> Iterator[str]:
+    for part, names in _EQUAL.items():
+        before, now = reference.header[part], candidate.header[part]
+        for name in names:
+            if before.get(name) != now.get(name):
+                yield f"{part}: {name} {before.get(name)} and {now.get(name)}"
 
 
-def _unlike_headers(reference: Result, candidate: Result) -> Iterator[str]:
-    before, now = reference.header["device"], candidate.header["device"]
-    for name in _DEVICE:
-        if before.get(name) != now.get(name):
-            yield f"device: {name} {before.get(name)} and {now.get(name)}"
-    shapes = [result.header["model"]["input"] for result in (reference, candidate)]
-    if shapes[0] != shapes[1]:
-        yield f"input: {shapes[0]} and {shapes[1]}"
-    images = [result.header["data"] for result in (reference, candidate)]
-    if images[0]["sha256"] != images[1]["sha256"]:
-        told = [f"{data['images']} images of {data['name']}" for data in images]
-        yield f"data: {told[0]} and, with another content, {told[1]}"
-    for name in _SETTINGS:
-        settings = [result.header["settings"].get(name) for result in (reference, candidate)]
-        if settings[0] != settings[1]:
-            yield f"settings: {name} {settings[0]} and {settings[1]}"
-
-
-def _unlike_clocks(
+def _differing_clocks(
     before: Mapping[Key, Run], now: Mapping[Key, Run], common: list[Key]
 ) -> Iterator[str]:
     for key in common:
@@ -224,10 +204,10 @@ def _unlike_clocks(
             first, second = (run.watched.get(name) for run in (before[key], now[key]))
             if first and second:
                 if abs(second["median"] / first["median"] - 1) > _CLOCKS_APART:
-                    told = f"{first['median']:.0f} and {second['median']:.0f}"
-                    yield f"clocks: {before[key].name}: {name} {told}"
+                    medians = f"{first['median']:.0f} and {second['median']:.0f}"
+                    yield f"clocks: {before[key].name}: {name} {medians}"
             elif first or second:
-                yield f"clocks: {before[key].name}: only one tells {name}"
+                yield f"clocks: {before[key].name}: only one has {name}"
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
@@ -246,7 +226,7 @@ def _ratios(
             float(statistic(_values(run, run.samples)[None])[0]) for run in (before, now)
         )
         levels = (_SHOWN, rules.confidence)
-        shown, classified = _intervals(before, now, statistic, rules, draw, levels)
+        shown, decisive = _intervals(before, now, statistic, rules, draw, levels)
         ratio = second / first
         yield Ratio(
             run=before.name,
@@ -255,7 +235,7 @@ def _ratios(
             candidate=second,
             ratio=ratio,
             interval_95=shown,
-            significant=not classified[0] <= 1 <= classified[1]
+            significant=not decisive[0] <= 1 <= decisive[1]
             and abs(ratio - 1) >= rules.smallest_change,
         )
 
@@ -268,7 +248,7 @@ def _intervals(
     draw: np.random.Generator,
     levels: Sequence[float],
 ) -> list[tuple[float, float]]:
-    """Intervals of the ratio of a statistic, one of each level."""
+    """Intervals of the ratio of a statistic, one for each level."""
     invocations = [
         [_values(run, part)[None] for part in run.by_invocation() if len(part)]
         for run in (before, now)
@@ -284,7 +264,7 @@ def _intervals(
 
 
 def _welch(before: Sequence[float], now: Sequence[float], level: float) -> tuple[float, float]:
-    """Interval of the ratio of two levels, given as the logarithms of repeated figures."""
+    """Interval of the ratio of a figure, given as the logarithms of its repeated measurements."""
     spreads = [statistics.variance(side) / len(side) for side in (before, now)]
     change = statistics.fmean(now) - statistics.fmean(before)
     error = sum(spreads)
@@ -293,7 +273,7 @@ def _welch(before: Sequence[float], now: Sequence[float], level: float) -> tuple
     freedom = error**2 / sum(
         spread**2 / (len(side) - 1) for spread, side in zip(spreads, (before, now), strict=True)
     )
-    half = student(freedom, level) * math.sqrt(error)
+    half = student_quantile(freedom, (1 + level) / 2) * math.sqrt(error)
     return math.exp(change - half), math.exp(change + half)
 
 
@@ -307,27 +287,23 @@ def _figures(before: Run, now: Run) -> Iterator[tuple[str, Statistic]]:
     if fewest < 2:
         return
     if before.scenario == OFFLINE:
-        yield "time an image", lambda values: np.asarray(np.mean(values, axis=1))
+        yield "time per image", lambda values: np.asarray(np.mean(values, axis=1))
         return
     yield "median", lambda values: np.asarray(np.median(values, axis=1))
     for percentile in _TAIL:
         if is_supported(percentile, fewest):
-            yield f"{percentile:g}th percentile", _Percentile(percentile)
+            yield f"{percentile:g}th percentile", partial(_percentile, percentile)
 
 
-@dataclass(frozen=True)
-class _Percentile:
-    percentile: float
-
-    def __call__(self, values: Values) -> Values:
-        """Nearest rank of each row."""
-        return np.asarray(np.percentile(values, self.percentile, axis=1, method="inverted_cdf"))
+def _percentile(percentile: float, values: Values) -> Values:
+    """Nearest rank of each row."""
+    return np.asarray(np.percentile(values, percentile, axis=1, method="inverted_cdf"))
 
 
 def _replicates(
     values: Values, statistic: Statistic, replicates: int, draw: np.random.Generator
 ) -> Values:
-    """The statistic of so many draws of blocks, of shape (replicates,)."""
+    """The statistic of each replicate of blocks, of shape (replicates,)."""
     count = len(values)
     length = max(1, round(count**0.5))
     blocks = -(-count // length)

@@ -1,8 +1,8 @@
-"""One measurement of several processes: what differs between them belongs to it.
+"""One measurement by several processes, so that the differences between processes are part of it.
 
-Where memory lies, which core, how warm, who else is on the host: a process keeps what it was dealt
-from beginning to end, however many samples it takes (Kalibera and Jones, ISMM 2013). Invocations
-that lie minutes apart show how far that goes.
+Placement in memory, core, temperature and other load stay much the same within a process, however
+many samples it takes (Kalibera and Jones, ISMM 2013). Invocations minutes apart show how much they
+matter.
 """
 
 from __future__ import annotations
@@ -23,22 +23,25 @@ _SAME = ("device", "versions", "environment", "model", "data", "settings")
 
 
 def join(before: Result, now: Result) -> Result:
-    """The invocations of both as one measurement, the later one behind.
+    """The invocations of both as one measurement, in this order.
 
     Raises:
-        IncomparableRunsError: They were not taken alike.
+        IncomparableRunsError: They were not measured alike.
     """
     differing = [*_differing(before, now)]
-    if list(map(_key, before.runs)) != list(map(_key, now.runs)):
+    if [run.key for run in before.runs] != [run.key for run in now.runs]:
         differing.append("runs")
     if differing:
         raise IncomparableRunsError(
-            f"not measured like what is there: other {', '.join(differing)}: measure alike, or "
-            "write another file"
+            f"not measured like the earlier invocations: other {', '.join(differing)}: measure "
+            "alike, or write another file"
         )
+    earlier, later = before.header["memory"], now.header["memory"]
     memory = {
-        name: _largest(before.header["memory"].get(name), now.header["memory"].get(name))
-        for name in now.header["memory"]
+        name: max(
+            (one[name] for one in (earlier, later) if one.get(name) is not None), default=None
+        )
+        for name in later
     }
     runs = tuple(
         _joined(first, second) for first, second in zip(before.runs, now.runs, strict=True)
@@ -52,10 +55,6 @@ def _differing(before: Result, now: Result) -> Iterator[str]:
         for name in dict.fromkeys((*first, *second)):
             if first.get(name) != second.get(name):
                 yield f"{part}.{name}"
-
-
-def _key(run: Run) -> tuple[Any, ...]:
-    return run.scope, run.scenario, run.batch, run.lanes, run.rate, run.deadline_ms
 
 
 def _joined(before: Run, now: Run) -> Run:
@@ -79,13 +78,13 @@ def _joined(before: Run, now: Run) -> Run:
 def _watched(
     before: Mapping[str, Any], now: Mapping[str, Any], count: int, more: int
 ) -> dict[str, Any]:
-    """What `Watch.facts` would say of both: ranges over both, shares and medians as their mean.
+    """`Watch.facts` over both: ranges over both, shares and medians as their mean.
 
     Args:
         before: Facts of some invocations.
         now: Facts of later ones.
-        count: How many `before` is of.
-        more: How many `now` is of.
+        count: Number of invocations of `before`.
+        more: Number of invocations of `now`.
     """
 
     def mean(first: float, second: float) -> float:
@@ -110,8 +109,3 @@ def _watched(
         else:
             facts[name] = mean(first, second)
     return facts
-
-
-def _largest(first: float | None, second: float | None) -> float | None:
-    known = [value for value in (first, second) if value is not None]
-    return max(known, default=None)

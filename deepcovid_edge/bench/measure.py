@@ -6,8 +6,8 @@ import datetime
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from hashlib import sha256
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.backends.base import Backend
-from deepcovid_edge.bench.clock import MILLISECOND, Clock, HostClock
+from deepcovid_edge.bench.gauges import GpuGauge, gpu_gauge
 from deepcovid_edge.bench.results import EVENTS, HOST, Part, Result, Run
 from deepcovid_edge.bench.samples import Samples
 from deepcovid_edge.bench.scenarios import (
+    MILLISECOND,
+    Clock,
+    HostClock,
     Outcome,
     Until,
     Work,
@@ -28,7 +31,7 @@ from deepcovid_edge.bench.scenarios import (
     server,
 )
 from deepcovid_edge.bench.settings import MULTI, NETWORK, OFFLINE, SERVER, SINGLE, BenchSettings
-from deepcovid_edge.bench.watch import GpuGauge, Watch, gpu_gauge, peak_rss_mib
+from deepcovid_edge.bench.watch import Watch, peak_rss_mib
 from deepcovid_edge.bench.work import EndToEndWork, NetworkWork, TellsParts, lanes_of
 from deepcovid_edge.diagnostics import device_facts, versions
 from deepcovid_edge.errors import BenchError, NotAssessedError
@@ -51,25 +54,23 @@ _ENVIRONMENT = (
 _TIMING = {
     "host_clock": f"time.{HOST}",
     "network": "prepared batch in host memory to logits in host memory; on a GPU both transfers "
-    "are in",
-    "end-to-end": "opening the file to its record, through deepcovid_edge.pipeline; writing the "
-    "record is not in",
-    "parts": "host_to_device, compute and device_to_host are of CUDA events, in calls of their "
-    "own without a CUDA graph; all else is of the host's clock, each image's share of its batch",
+    "are included",
+    "end-to-end": "from opening the file to its record, through deepcovid_edge.pipeline; writing "
+    "the record is not included",
+    "parts": "host_to_device, compute and device_to_host by CUDA events, in separate calls without "
+    "a CUDA graph; all else by the host's clock, each image's share of its batch",
 }
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class BenchImages:
-    """The images that are measured with.
+    """The images of a measurement.
 
     Attributes:
         paths: Files that the model assesses.
         pixels: The same, prepared, of shape (N, H, W), uint8.
-        name: What they are, such as a folder's name.
-        excluded: Files that are refused: name -> code.
+        name: Name of the set, such as a folder's.
+        excluded: Files that cannot be assessed: name -> reason code.
     """
 
     paths: tuple[Path, ...]
@@ -92,10 +93,10 @@ class BenchImages:
 
 
 def bench_images(paths: Sequence[Path], spec: InputSpec, *, name: str) -> BenchImages:
-    """Prepare images once; those that are refused are left out, and it is told.
+    """Prepare images once; files that cannot be assessed are excluded.
 
     Raises:
-        BenchError: No file is left.
+        BenchError: No file can be assessed.
     """
     kept, pixels, excluded = [], [], {}
     for path in paths:
@@ -118,20 +119,20 @@ def bench(
     *,
     clock: Clock | None = None,
     gauge: GpuGauge | None = None,
-    progress: Say = lambda _: None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Result:
     """Measure a model.
 
     Args:
-        load: Loads it; the time that takes is measured.
-        images: Makes the images for its input.
+        load: Loads the model; the time this takes is measured.
+        images: Prepares the images for the model's input.
         settings: What is measured, and for how long.
-        clock: Tells the time; the host's where None.
-        gauge: Tells of the GPU; looked for where None.
+        clock: None for the host's.
+        gauge: Reads the GPU; None for the one that is found.
         progress: Called with the name of each run as it begins.
 
     Raises:
-        BenchError: There is no image to measure with, or one changed under way.
+        BenchError: There is no image to measure with, or one changed during the measurement.
     """
     settings, clock = settings or BenchSettings(), clock or HostClock()
     found = gauge is None
@@ -144,18 +145,18 @@ def bench(
             ready = clock.now()
             backend.infer(chosen.pixels[:1])
             answered = clock.now()
-            runs = tuple(
-                _measure(backend, chosen, settings, scope, scenario, clock, gauge, progress)
-                for scope in settings.scopes
-                for scenario in settings.scenarios
-            )
+            bench = _Bench(backend, chosen, settings, clock, gauge)
+            runs = []
+            for scope, scenario in product(settings.scopes, settings.scenarios):
+                progress(f"{scope}, {scenario}")
+                runs.append(bench.run(scope, scenario))
             header = {
                 **_header(backend, chosen, settings),
                 "start": {
                     "load_ms": (loaded - began) / MILLISECOND,
                     "first_result_ms": (loaded - began + answered - ready) / MILLISECOND,
-                    "means": "from loading the model to the first logits; Python's start and "
-                    "reading the image are not in",
+                    "means": "from loading the model to the first logits, without the start of "
+                    "Python and reading the image",
                 },
                 "memory": _memory(runs, idle),
             }
@@ -164,74 +165,69 @@ def bench(
     finally:
         if gauge and found:
             gauge.close()
-    return Result(header, runs)
+    return Result(header, tuple(runs))
 
 
-def _measure(
-    backend: Backend,
-    images: BenchImages,
-    settings: BenchSettings,
-    scope: str,
-    scenario: str,
-    clock: Clock,
-    gauge: GpuGauge | None,
-    progress: Say,
-) -> Run:
-    progress(f"{scope}, {scenario}")
-    batch = batch_of(backend, settings, scenario)
-    lanes = lanes_of(backend, scope, settings.workers) if scenario in (OFFLINE, SERVER) else 1
-    work: Work
-    if scope == NETWORK:
-        work = NetworkWork(backend, images.pixels, clock, lanes=lanes)
-    else:
-        work = EndToEndWork(backend, images.paths, workers=settings.workers, batch_size=batch)
-    go = partial(_go, work, scenario, batch, lanes, settings, clock)
-    warm_up = go(Until(settings.warm_up, 1))
-    with Watch(gauge) as watch:
-        outcome = go(Until(settings.seconds, settings.queries))
-    parts = {name: Part(HOST, np.array(values)) for name, values in outcome.parts.items()}
-    if isinstance(work, NetworkWork):
-        parts |= _device_parts(backend, work.payload(0, batch))
-    is_server = scenario == SERVER
-    return Run(
-        scope=scope,
-        scenario=scenario,
-        batch=batch,
-        lanes=lanes,
-        samples=Samples.of(outcome.queries, zero=outcome.zero),
-        warm_up=Samples.of(warm_up.queries, zero=warm_up.zero),
-        parts=parts,
-        watched=watch.facts(),
-        rate=settings.rate if is_server else None,
-        deadline_ms=settings.deadline_ms if is_server else None,
-        unserved=outcome.unserved,
-    )
+@dataclass(frozen=True)
+class _Bench:
+    """A loaded model with the images, the settings and the instruments of a measurement."""
 
+    backend: Backend
+    images: BenchImages
+    settings: BenchSettings
+    clock: Clock
+    gauge: GpuGauge | None
 
-def batch_of(backend: Backend, settings: BenchSettings, scenario: str) -> int:
-    """Images a query, or in `offline` an inference."""
-    if scenario == MULTI:
-        return settings.streams
-    if scenario == OFFLINE:
-        return settings.batch_size or default_batch_size(backend)
-    return 1
+    def run(self, scope: str, scenario: str) -> Run:
+        """Measure one scenario in one scope."""
+        settings = self.settings
+        batch = self._batch(scenario)
+        parallel = scenario in (OFFLINE, SERVER)
+        lanes = lanes_of(self.backend, scope, settings.workers) if parallel else 1
+        work = self._work(scope, batch, lanes)
+        warm_up = self._go(work, scenario, batch, lanes, Until(settings.warm_up, 1))
+        with Watch(self.gauge) as watch:
+            until = Until(settings.seconds, settings.queries)
+            outcome = self._go(work, scenario, batch, lanes, until)
+        parts = {name: Part(HOST, np.array(values)) for name, values in outcome.parts.items()}
+        if isinstance(work, NetworkWork):
+            parts |= _device_parts(self.backend, work.payload(0, batch))
+        return Run(
+            scope=scope,
+            scenario=scenario,
+            batch=batch,
+            lanes=lanes,
+            samples=Samples.of(outcome.queries, zero=outcome.zero),
+            warm_up=Samples.of(warm_up.queries, zero=warm_up.zero),
+            parts=parts,
+            watched=watch.facts(),
+            rate=settings.rate if scenario == SERVER else None,
+            deadline_ms=settings.deadline_ms if scenario == SERVER else None,
+            unserved=outcome.unserved,
+        )
 
+    def _batch(self, scenario: str) -> int:
+        """Images per query, or in `offline` per inference."""
+        if scenario == MULTI:
+            return self.settings.streams
+        if scenario == OFFLINE:
+            return self.settings.batch_size or default_batch_size(self.backend)
+        return 1
 
-def _go(
-    work: Work,
-    scenario: str,
-    batch: int,
-    lanes: int,
-    settings: BenchSettings,
-    clock: Clock,
-    until: Until,
-) -> Outcome:
-    if scenario in (SINGLE, MULTI):
-        return one_after_another(work, batch, until, clock)
-    if scenario == OFFLINE:
-        return offline(work, batch, until, clock)
-    arrivals = poisson_arrivals(settings.rate or 1.0, until, settings.seed)
-    return server(work, arrivals, int(settings.deadline_ms * MILLISECOND), lanes, clock)
+    def _work(self, scope: str, batch: int, lanes: int) -> NetworkWork | EndToEndWork:
+        if scope == NETWORK:
+            return NetworkWork(self.backend, self.images.pixels, self.clock, lanes=lanes)
+        workers = self.settings.workers
+        return EndToEndWork(self.backend, self.images.paths, workers=workers, batch_size=batch)
+
+    def _go(self, work: Work, scenario: str, batch: int, lanes: int, until: Until) -> Outcome:
+        if scenario in (SINGLE, MULTI):
+            return one_after_another(work, batch, until, self.clock)
+        if scenario == OFFLINE:
+            return offline(work, batch, until, self.clock)
+        arrivals = poisson_arrivals(self.settings.rate or 1.0, until, self.settings.seed)
+        deadline = int(self.settings.deadline_ms * MILLISECOND)
+        return server(work, arrivals, deadline, lanes, self.clock)
 
 
 def _device_parts(backend: Backend, payload: NDArray[np.uint8]) -> dict[str, Part]:
@@ -258,7 +254,7 @@ def _header(backend: Backend, images: BenchImages, settings: BenchSettings) -> d
 
 
 def model_facts(backend: Backend) -> dict[str, Any]:
-    """What ran, and what the equivalence check said of it."""
+    """What ran, and the verdict of its equivalence check."""
     manifest = backend.manifest
     engine = getattr(backend, "facts", None)
     derived = manifest.precision != "fp32" and manifest.parent_sha256 is not None
@@ -281,7 +277,7 @@ def model_facts(backend: Backend) -> dict[str, Any]:
 
 
 def _memory(runs: Sequence[Run], idle: Mapping[str, Any]) -> dict[str, Any]:
-    """Peaks: resident memory of this process; the GPU's, above what was in use before loading."""
+    """Peaks of this process's resident memory and of the GPU's, with its use before loading."""
     before = idle.get("gpu_memory_mib")
     peaks = [
         run.watched["gpu_memory_mib"]["max"] for run in runs if "gpu_memory_mib" in run.watched

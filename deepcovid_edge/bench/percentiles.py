@@ -2,23 +2,23 @@
 
 The rule is that of MLPerf Inference's early stopping (inference_rules.adoc, "Early Stopping";
 loadgen/early_stopping.cc): of n independent samples, the number that lie above the true
-percentile p is binomial. The percentile is stated only where at least one sample may be left out
-above it and the next still lies above the true percentile with 99 % certainty:
+percentile p is binomial. The percentile is stated only where, with the largest sample removed, the
+next still lies above the true percentile with 99 % certainty:
 
     P(Binomial(n, 1 - p) <= 1) <= 0.01
 
 so that a 50th percentile needs 11 samples, a 90th 64, a 95th 130, a 99th 662 and a 99.9th 6,636.
-Beside the value of the samples stands the upper limit that the true percentile keeps with that
-certainty: an order statistic, whatever the distribution (Wilks 1941).
+The upper limit of the true percentile, with that certainty, is an order statistic, whatever the
+distribution (Wilks 1941).
 
-Samples that follow one another are not quite independent; `stability` says when they are far from
-it.
+Successive samples are not quite independent; `stability` says when they are far from it.
 """
 
 from __future__ import annotations
 
 import math
 from functools import cache
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -29,22 +29,15 @@ PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 CERTAINTY = 0.99
 
 
-def is_supported(percentile: float, count: int) -> bool:
-    """Whether so many samples support a percentile, by the rule above."""
-    return _most_above(percentile, count) >= 1
+def is_supported(percentile: float, samples: int) -> bool:
+    """Whether this number of samples supports a percentile, by the rule above."""
+    return _most_above(percentile, samples) >= 1
 
 
 @cache
 def smallest_count(percentile: float) -> int:
     """The smallest number of samples that supports a percentile."""
-    high = 1
-    while not is_supported(percentile, high):
-        high *= 2
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if is_supported(percentile, middle) else (middle, high)
-    return high
+    return next(number for number in count(1) if is_supported(percentile, number))
 
 
 def percentiles(values: Values) -> dict[str, dict[str, Any]]:
@@ -62,31 +55,26 @@ def percentiles(values: Values) -> dict[str, dict[str, Any]]:
 
 
 def _percentile(ordered: Values, percentile: float) -> dict[str, Any]:
-    count = len(ordered)
-    above = _most_above(percentile, count)
-    needs = smallest_count(percentile)
-    if above < 1:
-        return {"value": None, "upper_99": None, "needs": needs}
-    rank = math.ceil(round(percentile * count / 100, 9))
-    return {
-        "value": float(ordered[rank - 1]),
-        "upper_99": float(ordered[count - above - 1]),
-        "needs": needs,
-    }
+    size, value, upper = len(ordered), None, None
+    above = _most_above(percentile, size)
+    if above >= 1:
+        rank = math.ceil(round(percentile * size / 100, 9))
+        value, upper = float(ordered[rank - 1]), float(ordered[size - above - 1])
+    return {"value": value, "upper_99": upper, "needs": smallest_count(percentile)}
 
 
-def _most_above(percentile: float, count: int) -> int:
+def _most_above(percentile: float, samples: int) -> int:
     """The largest t with P(Binomial(n, 1 - p) <= t) <= 1 - certainty; -1 where there is none.
 
     Summed in logarithms: the first term is e to the power of -2,600 for a 90th of 25,000 samples.
     """
     share = 1 - percentile / 100
     odds = math.log(share / (1 - share))
-    term = total = count * math.log1p(-share)
+    term = total = samples * math.log1p(-share)
     limit = math.log(1 - CERTAINTY)
     most = -1
-    while total <= limit and most < count:
+    while total <= limit and most < samples:
         most += 1
-        term += math.log((count - most) / (most + 1)) + odds if most < count else -math.inf
+        term += math.log((samples - most) / (most + 1)) + odds if most < samples else -math.inf
         total = max(total, term) + math.log1p(math.exp(-abs(total - term)))
     return most

@@ -1,4 +1,4 @@
-"""A measurement as a file: versioned JSON that holds the raw samples and all that surrounds them.
+"""A measurement as a file: versioned JSON with the raw samples, the machine and the settings.
 
 Figures in the file are for people; reading computes them again from the samples.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,13 @@ from deepcovid_edge.bench.percentiles import percentiles
 from deepcovid_edge.bench.samples import Samples, Values
 from deepcovid_edge.bench.settings import OFFLINE, SERVER
 from deepcovid_edge.bench.stability import Verdict, assess_stability
-from deepcovid_edge.decision.statistics import wilson
+from deepcovid_edge.decision.results import plain
+from deepcovid_edge.decision.statistics import Rate
 from deepcovid_edge.errors import DataError, NotThereError
 from deepcovid_edge.files import read_regular
 
 KIND = "deepcovid-edge bench"
 SCHEMA_VERSION = 2
-HISTORY = {
-    1: "The first: header, runs with raw samples, warm-ups, parts and what was watched.",
-    2: "Invocations: how many samples of a run each process gave that measured it.",
-}
-"""What each version of the file brought. `read_result` reads them all; tests keep one of each."""
 _NUMBERS = re.compile(r"\[\s*(-?[\d.e+-]+(?:,\s*-?[\d.e+-]+)*)\s*\]")
 
 HOST, EVENTS = "perf_counter_ns", "CUDA events"
@@ -40,7 +36,7 @@ class Part:
 
     Attributes:
         clock: `perf_counter_ns` or `CUDA events`.
-        ms: Milliseconds, an image or (by CUDA events) a call each, of shape (N,).
+        ms: Milliseconds of each image, or by CUDA events of each call, of shape (N,).
     """
 
     clock: str
@@ -52,21 +48,21 @@ class Run:
     """One scenario in one scope.
 
     Attributes:
-        scope: Of `settings.SCOPES`.
-        scenario: Of `settings.SCENARIOS`.
-        batch: Images a query; in `offline`, an inference.
-        lanes: Queries under way at once.
-        samples: Those that count.
-        warm_up: Those before them.
+        scope: One of `settings.SCOPES`.
+        scenario: One of `settings.SCENARIOS`.
+        batch: Images per query; in `offline`, per inference.
+        lanes: Queries in progress at once.
+        samples: The samples that count.
+        warm_up: The samples before them.
         parts: Part -> its times.
         watched: From `watch.Watch.facts`.
-        rate: Images that arrived a second, in `server`.
-        deadline_ms: Of `server`.
-        unserved: Images of `server` that were given up.
-        invocations: Samples of each process that measured it; all of one where none are given.
+        rate: Images per second that arrived, in `server`.
+        deadline_ms: Longest time from arrival to result, in `server`.
+        unserved: Images of `server` that got no answer.
+        invocations: Number of samples of each process; empty for a single process.
 
     Raises:
-        ValueError: There are more or fewer samples than that.
+        ValueError: Their sum is not the number of samples.
     """
 
     scope: str
@@ -83,8 +79,8 @@ class Run:
     invocations: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.invocations:
-            object.__setattr__(self, "invocations", (len(self.samples),))
+        invocations = tuple(self.invocations) or (len(self.samples),)
+        object.__setattr__(self, "invocations", invocations)
         if sum(self.invocations) != len(self.samples):
             raise ValueError(f"invocations {self.invocations} of {len(self.samples)} samples")
 
@@ -92,6 +88,11 @@ class Run:
     def name(self) -> str:
         """Such as `network, single-stream`."""
         return f"{self.scope}, {self.scenario}"
+
+    @property
+    def key(self) -> tuple[str, str, int, int, float | None, float | None]:
+        """What must be equal in runs that are compared."""
+        return (self.scope, self.scenario, self.batch, self.lanes, self.rate, self.deadline_ms)
 
     def by_invocation(self) -> list[Samples]:
         """The samples of each process that measured it."""
@@ -103,7 +104,7 @@ class Run:
         return assess_stability(self.samples, self.scenario, events, self.watched)
 
     def figures(self) -> dict[str, Any]:
-        """What the samples say: latency (not of `offline`), throughput, parts, deadline, energy."""
+        """Latency (not in `offline`), throughput, parts, deadline and energy."""
         images = int(self.samples.images.sum())
         seconds = self.samples.seconds
         used = self.watched.get("energy")
@@ -125,34 +126,25 @@ class Run:
         if self.scenario != SERVER or self.deadline_ms is None:
             return None
         met = int((self.samples.latency_ms <= self.deadline_ms).sum())
-        arrived = len(self.samples) + self.unserved
+        rate = Rate(met, len(self.samples) + self.unserved)
         return {
             "ms": self.deadline_ms,
-            "arrived": arrived,
+            "arrived": rate.trials,
             "met": met,
-            "share": met / arrived if arrived else None,
-            "interval_95": list(wilson(met, arrived)),
+            "share": rate.value,
+            "interval_95": list(rate.interval_95),
             "unserved": self.unserved,
         }
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values, with figures and verdict."""
+        kept = {name: plain(getattr(self, name)) for name in _STORED}
         return {
-            "scope": self.scope,
-            "scenario": self.scenario,
-            "batch": self.batch,
-            "lanes": self.lanes,
-            "rate": self.rate,
-            "deadline_ms": self.deadline_ms,
-            "unserved": self.unserved,
-            "invocations": list(self.invocations),
+            **kept,
             "figures": self.figures(),
             "stability": self.stability().as_dict(),
             "watched": dict(self.watched),
-            "parts": {
-                name: {"clock": part.clock, "ms": part.ms.tolist()}
-                for name, part in self.parts.items()
-            },
+            "parts": plain(self.parts),
             "warm_up_ns": self.warm_up.as_dict(),
             "samples_ns": self.samples.as_dict(),
         }
@@ -165,19 +157,16 @@ class Run:
             for name, part in values["parts"].items()
         }
         return cls(
-            scope=values["scope"],
-            scenario=values["scenario"],
-            batch=values["batch"],
-            lanes=values["lanes"],
+            **{name: values[name] for name in _STORED},
             samples=Samples.from_dict(values["samples_ns"]),
             warm_up=Samples.from_dict(values["warm_up_ns"]),
             parts=parts,
             watched=values["watched"],
-            rate=values["rate"],
-            deadline_ms=values["deadline_ms"],
-            unserved=values["unserved"],
-            invocations=tuple(values["invocations"]),
         )
+
+
+_STORED = ["scope", "scenario", "batch", "lanes", "rate", "deadline_ms", "unserved", "invocations"]
+"""Fields of a run that its file holds as they are."""
 
 
 @dataclass(frozen=True)
@@ -201,26 +190,15 @@ class Result:
             if not (verdict := run.stability()).stable
         ]
 
+    def as_dict(self) -> dict[str, Any]:
+        """As plain values: what the file holds."""
+        runs = [run.as_dict() for run in self.runs]
+        return {"kind": KIND, "schema_version": SCHEMA_VERSION, **plain(self.header), "runs": runs}
+
     def to_json(self) -> str:
-        """The file's text: readable, with columns of numbers on a line each."""
-        content = {
-            "kind": KIND,
-            "schema_version": SCHEMA_VERSION,
-            **self.header,
-            "runs": [run.as_dict() for run in self.runs],
-        }
-        text = json.dumps(content, indent=1, allow_nan=False)
+        """The file's text: readable, with each column of numbers on one line."""
+        text = json.dumps(self.as_dict(), indent=1, allow_nan=False)
         return _NUMBERS.sub(lambda found: "[" + "".join(found[1].split()) + "]", text) + "\n"
-
-
-def _with_invocations(content: dict[str, Any]) -> dict[str, Any]:
-    for run in content["runs"]:
-        run["invocations"] = [len(run["samples_ns"]["ended"])]
-    return content
-
-
-_UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _with_invocations}
-"""Version -> what makes the next one of it."""
 
 
 def latency(samples: Samples) -> dict[str, Any]:
@@ -242,11 +220,11 @@ def spread(values: Values) -> dict[str, float | None]:
 
 
 def read_result(path: Path) -> Result:
-    """Read a stored result of any schema version.
+    """Read a stored result.
 
     Raises:
         NotThereError: The file cannot be opened.
-        DataError: It is no result of `bench`, or of a newer version.
+        DataError: It is not a result of `bench`, or of another schema version.
     """
     try:
         content = json.loads(read_regular(path).decode("utf-8"))
@@ -257,14 +235,12 @@ def read_result(path: Path) -> Result:
     if not isinstance(content, dict) or content.get("kind") != KIND:
         raise DataError(f"{path}: not a result of deepcovid-edge bench -o")
     version = content.get("schema_version")
-    if version not in HISTORY:
+    if version != SCHEMA_VERSION:
         raise DataError(
-            f"{path}: schema version {version!r}, this deepcovid-edge reads 1 to "
-            f"{SCHEMA_VERSION}: install the one that wrote it, or newer"
+            f"{path}: got schema version {version!r}, expected {SCHEMA_VERSION}: install the "
+            "deepcovid-edge that wrote it, or measure again"
         )
     try:
-        for step in range(version, SCHEMA_VERSION):
-            content = _UPGRADES[step](content)
         runs = tuple(Run.from_dict(run) for run in content.pop("runs"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: damaged ({error!r}): measure again") from error

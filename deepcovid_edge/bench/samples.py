@@ -1,4 +1,4 @@
-"""Raw samples: one row for each query, in nanoseconds since the run began."""
+"""Raw samples: one row per query, in nanoseconds since the run began."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from deepcovid_edge.decision.results import PlainResult
+
 Numbers = NDArray[np.int64]
 Values = NDArray[np.float64]
 
@@ -17,10 +19,10 @@ class Query(NamedTuple):
     """One query as it was answered.
 
     Attributes:
-        arrived: When it came; before `started` where it had to wait (`server`).
+        arrived: When it arrived; before `started` where it had to wait (`server`).
         started: When work on it began.
         ended: When its last result was there.
-        image: Number of its first image in the data.
+        image: Index of its first image in the data.
         images: How many images it has.
     """
 
@@ -32,7 +34,7 @@ class Query(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Samples:
+class Samples(PlainResult):
     """Queries as columns, each of shape (N,), int64; see `Query`."""
 
     arrived: Numbers
@@ -64,7 +66,7 @@ class Samples:
         return cls(*map(np.concatenate, zip(*moved, strict=True)))
 
     def cut(self, counts: Sequence[int]) -> list[Samples]:
-        """The opposite of `joined`: parts of so many samples, each counted from its own zero."""
+        """The opposite of `joined`: parts of these sizes, each counted from its own zero."""
         ends = np.cumsum(counts)
         found = []
         for start, stop in zip(ends - counts, ends, strict=True):
@@ -86,22 +88,18 @@ class Samples:
 
     @property
     def service_ms(self) -> Values:
-        """From the beginning of the work to the result, milliseconds."""
+        """From the start of the work to the result, milliseconds."""
         return (self.ended - self.started) / 1e6
 
     @property
     def gaps_ms(self) -> Values:
-        """Milliseconds an image between one result and the next; the first counts from zero."""
+        """Milliseconds per image between one result and the next; the first counts from zero."""
         return np.diff(self.ended, prepend=0) / 1e6 / self.images
 
     @property
     def seconds(self) -> float:
         """From the first arrival to the last result."""
         return float(self.ended.max() - self.arrived.min()) / 1e9 if len(self) else 0.0
-
-    def as_dict(self) -> dict[str, list[int]]:
-        """Columns as plain lists."""
-        return {name: getattr(self, name).tolist() for name in Query._fields}
 
     @classmethod
     def from_dict(cls, columns: Mapping[str, Any]) -> Samples:

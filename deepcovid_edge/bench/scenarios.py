@@ -1,11 +1,12 @@
 """The four ways in which images come, after MLPerf Inference (inference_rules.adoc, "Scenarios").
 
-Each takes the work as `Work` and the time from a `Clock`, so that tests decide both.
+Each takes the work as `Work` and the time from a `Clock`, so that tests can bring their own.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,14 +14,38 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from deepcovid_edge.bench.clock import SECOND, Clock
 from deepcovid_edge.bench.samples import Numbers, Query
 
+SECOND, MILLISECOND = 1_000_000_000, 1_000_000
+"""Nanoseconds."""
 Item = TypeVar("Item")
 Parts = Mapping[str, float]
-"""Part of a query -> milliseconds, for each image of it the same share."""
+"""Part of a query -> milliseconds; each image of a batch has the same share."""
 _GIVES_UP_AFTER = 2
 """A server that falls behind is stopped after this many times the planned duration."""
+
+
+class Clock(Protocol):
+    """Tells the time and waits."""
+
+    def now(self) -> int:
+        """Nanoseconds since a fixed moment; never goes back."""
+
+    def wait_until(self, moment: int) -> None:
+        """Return at that moment, or at once where it has passed."""
+
+
+class HostClock:
+    """The host's monotonic clock (CLOCK_MONOTONIC on Linux)."""
+
+    def now(self) -> int:
+        """See `Clock.now`."""
+        return time.perf_counter_ns()
+
+    def wait_until(self, moment: int) -> None:
+        """See `Clock.wait_until`; the system wakes a sleeper about 0.1 ms late."""
+        while (left := moment - time.perf_counter_ns()) > 0:
+            time.sleep(left / SECOND)
 
 
 class Work(Protocol):
@@ -34,26 +59,15 @@ class Work(Protocol):
         """What `run` needs for `size` images from number `first` on, made before the clock runs."""
 
     def run(self, payload: Any) -> Sequence[Parts]:
-        """Answer a query and return when its last result is there: parts, an image each."""
+        """Answer a query and return when its last result is there: the parts of each image."""
 
     def offline(self, batches: Iterator[tuple[int, int]], done: Done) -> None:
-        """Answer batches (first image, images) as fast as it goes, telling of each result."""
+        """Answer batches (first image, images) as fast as possible; call `done` for each result."""
 
 
-class Done(Protocol):
-    """Called when results are there, from any thread."""
-
-    def __call__(
-        self, started: int | None, image: int, images: int, parts: Sequence[Parts]
-    ) -> None:
-        """Take down a result that is there now.
-
-        Args:
-            started: When work on it began, None where that is now.
-            image: Number of the first image.
-            images: How many.
-            parts: For each image.
-        """
+Done = Callable[[int | None, int, int, Sequence[Parts]], None]
+"""Called when a result is there, from any thread: start of the work (None for now), index of the
+first image, number of images, parts of each."""
 
 
 @dataclass(frozen=True)
@@ -61,27 +75,27 @@ class Until:
     """When a run has lasted long enough: both must be reached.
 
     Attributes:
-        seconds: Of the run.
-        queries: Answered.
+        seconds: Shortest duration of the run.
+        queries: Fewest queries that are answered.
     """
 
     seconds: float
     queries: int
 
     def reached(self, elapsed: int, answered: int) -> bool:
-        """Whether nanoseconds and queries are enough."""
+        """Whether the elapsed nanoseconds and the answered queries are enough."""
         return elapsed >= self.seconds * SECOND and answered >= self.queries
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a scenario leaves.
+    """The result of a scenario.
 
     Attributes:
         queries: As they were answered.
         zero: The moment at which the run began.
         parts: Part -> milliseconds of each image, in the order of the answers.
-        unserved: Images of `server` that arrived and were given up.
+        unserved: Images of `server` that arrived and got no answer.
     """
 
     queries: list[Query]
@@ -128,15 +142,15 @@ def offline(work: Work, size: int, until: Until, clock: Clock) -> Outcome:
 def server(work: Work, arrivals: Numbers, deadline: int, lanes: int, clock: Clock) -> Outcome:
     """Images arrive one by one at moments that do not wait for results.
 
-    Lanes take them in the order of arrival. Latency counts from the arrival, so an image that had
-    to wait, or was woken for late, says so.
+    Lanes take them in the order of arrival. Latency counts from the arrival, so it includes the
+    time that an image waits.
 
     Args:
         work: What is done for an image.
         arrivals: Moments after the beginning, nanoseconds, ascending, of shape (N,).
-        deadline: Nanoseconds after its arrival until when an image must have its result.
-        lanes: How many images are worked on at once.
-        clock: What waits for the arrivals.
+        deadline: Time from an image's arrival to its result, at most, nanoseconds.
+        lanes: How many images are processed at once.
+        clock: Waits for the arrivals.
     """
     log = _Log()
     zero = clock.now()
@@ -165,7 +179,7 @@ def poisson_arrivals(rate: float, until: Until, seed: int) -> Numbers:
     Args:
         rate: Images a second.
         until: Enough images for this many seconds, and for the queries.
-        seed: Of the gaps.
+        seed: Seed of the gaps.
 
     Returns:
         Nanoseconds, ascending, of shape (N,), int64.
@@ -176,7 +190,7 @@ def poisson_arrivals(rate: float, until: Until, seed: int) -> Numbers:
 
 
 def in_threads(work: Callable[[], None], count: int) -> None:
-    """Run the same function in so many threads, in this one where one is enough."""
+    """Run the same function in several threads at once; a single one runs in this thread."""
     if count == 1:
         work()
         return

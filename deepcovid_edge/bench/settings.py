@@ -8,13 +8,22 @@ from deepcovid_edge.errors import UsageError
 
 SINGLE, MULTI, OFFLINE, SERVER = "single-stream", "multi-stream", "offline", "server"
 SCENARIOS = (SINGLE, MULTI, OFFLINE, SERVER)
-"""After MLPerf Inference: one image at a time; several at a time; as fast as it goes; arrivals at
-random moments (Poisson) at a rate."""
+"""After MLPerf Inference: one image at a time; several at a time; as fast as possible; arrivals at
+random moments (Poisson) at a given rate."""
 NETWORK, END_TO_END = "network", "end-to-end"
 SCOPES = (NETWORK, END_TO_END)
-"""Prepared batch to logits, in host memory; file to record, as `infer` does it."""
-_MOST_IMAGES = 1024
-_HIGHEST_RATE = 100_000.0
+"""From prepared batch to logits, in host memory; from file to record, as `infer` does it."""
+_RANGES = {
+    "seconds": (0, 86_400),
+    "queries": (1, 10_000_000),
+    "warm_up": (0, 3600),
+    "streams": (1, 1024),
+    "batch_size": (1, 1024),
+    "workers": (1, 256),
+    "threads": (1, 1024),
+    "rate": (1e-3, 100_000),
+    "deadline_ms": (1e-3, 3.6e6),
+}
 
 
 @dataclass(frozen=True)
@@ -22,18 +31,18 @@ class BenchSettings:
     """What is measured, and for how long.
 
     Attributes:
-        scenarios: Of `SCENARIOS`, in the order in which they run.
-        scopes: Of `SCOPES`.
-        seconds: A run lasts at least so long.
-        queries: And has at least so many samples.
-        warm_up: Seconds before the samples that count; they are kept apart.
-        streams: Images that come at once in `multi-stream` (MLPerf: 8).
-        batch_size: Images an inference in `offline`; None for what `infer` takes.
-        workers: Threads that work in `offline` and `server`; None for what `infer` takes.
+        scenarios: Some of `SCENARIOS`, in the order in which they run.
+        scopes: Some of `SCOPES`.
+        seconds: Minimum duration of each run.
+        queries: Minimum number of samples of each run.
+        warm_up: Seconds before the samples that count; warm-up samples are stored separately.
+        streams: Images per query of `multi-stream` (MLPerf: 8).
+        batch_size: Images per inference in `offline`; None for the choice of `infer`.
+        workers: Threads in `offline` and `server`; None for the choice of `infer`.
         threads: Threads inside one inference.
-        rate: Images that arrive a second in `server`.
-        deadline_ms: Until when an image of `server` must have its result, milliseconds.
-        seed: Of the moments of arrival.
+        rate: Images per second that arrive in `server`.
+        deadline_ms: Longest time from arrival to result in `server`, milliseconds.
+        seed: Seed of the moments of arrival.
     """
 
     scenarios: tuple[str, ...] = (SINGLE, MULTI, OFFLINE)
@@ -50,29 +59,17 @@ class BenchSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_names("--scenario", self.scenarios, SCENARIOS)
-        _check_names("--scope", self.scopes, SCOPES)
-        _check("--seconds", self.seconds, 0, 86_400)
-        _check("--queries", self.queries, 1, 10_000_000)
-        _check("--warm-up", self.warm_up, 0, 3600)
-        _check("--streams", self.streams, 1, _MOST_IMAGES)
-        _check("--batch-size", self.batch_size, 1, _MOST_IMAGES)
-        _check("--workers", self.workers, 1, 256)
-        _check("--threads", self.threads, 1, 1024)
-        _check("--rate", self.rate, 1e-3, _HIGHEST_RATE)
-        _check("--deadline", self.deadline_ms, 1e-3, 3.6e6)
+        for name, known in (("scenarios", SCENARIOS), ("scopes", SCOPES)):
+            names = getattr(self, name)
+            if not names or not set(names) <= set(known) or len(set(names)) != len(names):
+                got, expected = ", ".join(names), ", ".join(known)
+                raise UsageError(f"{name}: got {got!r}, expected some of {expected}")
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise UsageError(f"{name}: got {value}, expected {low:g} to {high:g}")
         if (SERVER in self.scenarios) != (self.rate is not None):
             raise UsageError(
-                "--rate: the server scenario needs the images that arrive a second, and no other "
-                "scenario has them: give both --scenario server and --rate 20, or neither"
+                f"rate: got {self.rate} with scenarios {', '.join(self.scenarios)}: the server "
+                "scenario needs a rate, the others have none: give both or neither"
             )
-
-
-def _check_names(flag: str, got: tuple[str, ...], known: tuple[str, ...]) -> None:
-    if not got or not set(got) <= set(known) or len(set(got)) != len(got):
-        raise UsageError(f"{flag}: got {', '.join(got)!r}, expected some of {', '.join(known)}")
-
-
-def _check(flag: str, value: float | None, low: float, high: float) -> None:
-    if value is not None and not low <= value <= high:
-        raise UsageError(f"{flag}: got {value}, expected {low:g} to {high:g}")

@@ -1,8 +1,8 @@
 """Did the machine hold its speed while it was measured? If not, why not.
 
-The samples of a run are cut, in their order, into ten windows of equal number. Windows rather than
-single samples are assessed, because a single late answer belongs into the tail of the percentiles
-and is no reason to distrust the rest; nothing is left out anywhere.
+The samples of a run are cut, in their order, into ten windows of equal size. Windows are assessed
+rather than single samples, because a single late answer belongs to the tail of the percentiles and
+is no reason to distrust the rest. No sample is discarded.
 
 | assessed | limit | after |
 | --- | --- | --- |
@@ -14,20 +14,20 @@ and is no reason to distrust the rest; nothing is left out anywhere.
 | the GPU lowered its clock for heat or power | never | |
 | share of the cores used by others, or stolen by the host | 10 % | |
 
-Images differ, so a sample of the scope `end-to-end` is first set against the median of its own
-image.
+Images differ, so each sample is first divided by the median of its own image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from deepcovid_edge.bench.samples import Samples, Values
 from deepcovid_edge.bench.settings import OFFLINE
+from deepcovid_edge.decision.results import PlainResult
 
 WINDOWS = 10
 SMALLEST_COUNT = 3 * WINDOWS
@@ -35,16 +35,16 @@ SMALLEST_COUNT = 3 * WINDOWS
 
 @dataclass(frozen=True)
 class Limits:
-    """From where on a run is unstable; see the module's table.
+    """Above which values a run is unstable; see the module's table. Shares are 0 to 1.
 
     Attributes:
-        drift: Of the level, share.
-        variation: Of the windows, share.
-        device_variation: Of `compute` by CUDA events, share.
-        clock: Change, share.
+        drift: Share of the level.
+        variation: Coefficient of variation of the windows.
+        device_variation: Coefficient of variation of `compute` by CUDA events.
+        clock: Share by which a clock changes.
         kelvin: Rise of a temperature.
-        others: Share of the cores.
-        smallest_seconds: From what length on `others` is assessed: the kernel counts in ticks.
+        others: Share of the cores that others use.
+        smallest_seconds: Shortest run in which `others` is assessed: the kernel counts in ticks.
     """
 
     drift: float = 0.05
@@ -57,14 +57,14 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(PlainResult):
     """Whether a run was stable.
 
     Attributes:
-        stable: False where one of the limits was passed, or the samples are too few to tell.
+        stable: False where a limit was exceeded, or the samples are too few to tell.
         reasons: Why not; empty where stable.
         windows: Level of each window over the level of all.
-        drift: Of the level over the run, share; None where the samples are too few.
+        drift: Change of the level over the run, share; None where the samples are too few.
         variation: Coefficient of variation of the windows, or None.
         sample_variation: Coefficient of variation of the samples, or None; reported, not assessed.
     """
@@ -75,10 +75,6 @@ class Verdict:
     drift: float | None = None
     variation: float | None = None
     sample_variation: float | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """As plain values."""
-        return {**asdict(self), "reasons": list(self.reasons), "windows": list(self.windows)}
 
 
 def assess_stability(
@@ -92,15 +88,15 @@ def assess_stability(
 
     Args:
         samples: In the order of their results.
-        scenario: `offline` is assessed by the time between results, the others by the time of work.
+        scenario: `offline` is assessed by the time between results, others by the time of work.
         parts: Parts of a call by CUDA events, milliseconds; empty where there are none.
         watched: From `watch.Watch.facts`.
-        limits: From where on it is unstable.
+        limits: Above which values it is unstable.
     """
     limits = limits or Limits()
     machine = _machine_reasons(samples.seconds, watched, limits)
     if len(samples) < SMALLEST_COUNT:
-        few = f"{len(samples)} samples are too few to classify: {SMALLEST_COUNT} are needed"
+        few = f"{len(samples)} samples are too few: {SMALLEST_COUNT} are needed"
         return Verdict(False, (few, *machine))
     levels = window_levels(samples, scenario)
     drift, variation = _drift(levels), float(np.std(levels) / np.mean(levels))
@@ -174,16 +170,13 @@ def _device_reasons(parts: Mapping[str, Values], limits: Limits) -> list[str]:
 
 
 def _machine_reasons(seconds: float, watched: Mapping[str, Any], limits: Limits) -> list[str]:
-    reasons = []
-    for name in ("cpu_mhz", "gpu_mhz"):
-        clock = watched.get(name)
+    reasons: list[str] = []
+    for kind in ("CPU", "GPU"):
+        clock = watched.get(f"{kind.lower()}_mhz")
         if clock and clock["max"] > 0 and clock["min"] < clock["max"] * (1 - limits.clock):
-            kind = name.partition("_")[0].upper()
             reasons.append(f"clock of the {kind}: {clock['min']:.0f} to {clock['max']:.0f} MHz")
-    for name in ("cpu_celsius", "gpu_celsius"):
-        heat = watched.get(name)
+        heat = watched.get(f"{kind.lower()}_celsius")
         if heat and heat["last"] - heat["first"] > limits.kelvin:
-            kind = name.partition("_")[0].upper()
             reasons.append(
                 f"temperature of the {kind}: {heat['first']:.0f} to {heat['last']:.0f} Celsius"
             )

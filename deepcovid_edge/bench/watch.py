@@ -1,6 +1,6 @@
 """The machine beside a run: clocks, temperatures, memory, power, and who else used the cores.
 
-A thread takes a reading every half second; NVML and tegrastats where there are any.
+A thread takes a reading every half second, of the GPU too where it can be read (`gauges`).
 """
 
 from __future__ import annotations
@@ -14,43 +14,18 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
-from deepcovid_edge.bench.nvml import Nvml, NvmlError
-from deepcovid_edge.bench.tegrastats import Tegrastats
+from deepcovid_edge.bench.gauges import GpuGauge
 
 _EVERY_SECONDS = 0.5
 _END_SECONDS = 10.0
 """Longest wait for a last reading: a driver may be slow, or never answer."""
 _MOST_CORES = 16
-"""Asking for a core's clock interrupts it, so no more are asked."""
+"""Reading a core's clock interrupts it, so at most so many are read."""
 _HEAT = re.compile(r"cpu|pkg|soc|tj", re.IGNORECASE)
 
 Reading = dict[str, Any]
-
-
-class GpuGauge(Protocol):
-    """Readings of a GPU; see `nvml.Nvml.reading`."""
-
-    def versions(self) -> dict[str, str | None]:
-        """Driver and CUDA."""
-
-    def reading(self) -> dict[str, float | str | None]:
-        """What it says now."""
-
-    def close(self) -> None:
-        """Let go of it."""
-
-
-def gpu_gauge() -> GpuGauge | None:
-    """NVML, else tegrastats, else None: this machine has no NVIDIA GPU that tells anything."""
-    for kind in (Nvml, Tegrastats):
-        try:
-            return kind()
-        except (OSError, NvmlError):
-            continue
-    return None
 
 
 def cpu_reading(root: Path = Path("/")) -> Reading:
@@ -61,13 +36,11 @@ def cpu_reading(root: Path = Path("/")) -> Reading:
 def peak_rss_mib() -> float:
     """Largest resident memory of this process until now, MiB (VmHWM of proc_pid_status(5))."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return (
-        int(found[1]) / 1024 if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    )
+    return (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1024
 
 
 class Watch:
-    """Readings from entering to leaving a `with`."""
+    """Readings from the start to the end of a `with`."""
 
     def __init__(self, gauge: GpuGauge | None, *, every: float = _EVERY_SECONDS) -> None:
         self._gauge, self._every = gauge, every
@@ -81,12 +54,7 @@ class Watch:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._left.set()
         self._thread.join(_END_SECONDS)
         if not self._thread.is_alive():  # else its last reading has no answer, and none follows
@@ -95,23 +63,18 @@ class Watch:
 
     def facts(self) -> dict[str, Any]:
         """Each reading as first, last, lowest, highest; energy; who else used the cores."""
-        names = dict.fromkeys(itertools.chain.from_iterable(values for _, values in self._readings))
-        told = {
-            name: [
-                (when, values[name])
-                for when, values in self._readings
-                if values.get(name) is not None
-            ]
-            for name in names
+        columns: dict[str, list[Any]] = {}
+        for _, reading in self._readings:
+            for name, value in reading.items():
+                if value is not None:
+                    columns.setdefault(name, []).append(value)
+        slowed = sorted(set(columns.pop("slowed", ())))
+        ranges = {
+            name: _range(values)
+            for name, values in columns.items()
+            if name not in ("joules", "rails")
         }
-        facts: dict[str, Any] = {
-            name: _range([float(value) for _, value in values])
-            for name, values in told.items()
-            if name not in ("joules", "slowed", "rails") and values
-        }
-        facts["slowed"] = sorted({str(why) for _, why in told.get("slowed", [])})
-        facts["energy"] = energy(self._readings)
-        return {**facts, **self._used}
+        return {**ranges, "slowed": slowed, "energy": energy(self._readings), **self._used}
 
     def _follow(self) -> None:
         while not self._left.wait(self._every):
@@ -125,7 +88,7 @@ class Watch:
 def energy(readings: list[tuple[float, Reading]]) -> dict[str, Any] | None:
     """Joules between the first and the last reading, and by what they were measured.
 
-    By the GPU's own counter, else by the trapezoid rule over its power; None where neither is told.
+    By the GPU's own counter, else by the trapezoid rule over its power; None without either.
     """
     counted = [values["joules"] for _, values in readings if values.get("joules") is not None]
     if len(counted) >= 2:

@@ -1,4 +1,4 @@
-"""What is done for a query: the network alone, or the whole way from file to record."""
+"""The work of a query: the network alone, or the whole way from file to record."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.backends.base import Backend
-from deepcovid_edge.bench.clock import Clock
-from deepcovid_edge.bench.scenarios import Done, Parts, Shared, in_threads
+from deepcovid_edge.bench.scenarios import Clock, Done, Parts, Shared, in_threads
 from deepcovid_edge.bench.settings import NETWORK
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.errors import BenchError
@@ -33,7 +32,7 @@ class TellsParts(Protocol):
 
 
 def lanes_of(backend: Backend, scope: str, workers: int | None) -> int:
-    """How many queries are under way at once, as `predict` has it: one a core; two on a GPU."""
+    """How many queries are in progress at once, as in `predict`: one per core, on a GPU two."""
     if scope == NETWORK and not backend.on_cpu:
         return workers or _GPU_LANES
     return workers or len(os.sched_getaffinity(0))
@@ -45,14 +44,7 @@ class NetworkWork:
     def __init__(
         self, backend: Backend, pixels: NDArray[np.uint8], clock: Clock, *, lanes: int
     ) -> None:
-        """Take over what is measured.
-
-        Args:
-            backend: The loaded model.
-            pixels: Prepared images, of shape (N, H, W).
-            clock: Tells when a batch of `offline` began.
-            lanes: Calls at once in `offline`.
-        """
+        """Take prepared images of shape (N, H, W), and the calls at once in `offline`."""
         self._backend, self._clock, self._lanes = backend, clock, lanes
         self._round = pixels
         self.images = len(pixels)
@@ -65,12 +57,12 @@ class NetworkWork:
         return self._round[first : first + size]
 
     def run(self, payload: NDArray[np.uint8]) -> Sequence[Parts]:
-        """See `Work.run`; the one part there is, is the query itself."""
+        """See `Work.run`; the query has no parts."""
         self._backend.infer(payload)
         return ()
 
     def offline(self, batches: Iterator[tuple[int, int]], done: Done) -> None:
-        """See `Work.offline`: lanes draw batches."""
+        """See `Work.offline`: each lane takes the next batch."""
         drawn = Shared(batches)
 
         def lane() -> None:
@@ -89,14 +81,7 @@ class EndToEndWork:
     def __init__(
         self, backend: Backend, paths: Sequence[Path], *, workers: int | None, batch_size: int
     ) -> None:
-        """Take over what is measured.
-
-        Args:
-            backend: The loaded model.
-            paths: Images that the model assesses.
-            workers: As in `PredictSettings`.
-            batch_size: Images an inference in `offline`.
-        """
+        """Take image files, and the batch size of `offline`."""
         self._backend, self._workers, self._batch_size = backend, workers, batch_size
         self._paths = list(paths)
         self.images = len(self._paths)
@@ -132,13 +117,10 @@ class EndToEndWork:
     def _parts(self, record: Prediction) -> Parts:
         if record.probabilities is None:
             raise BenchError(
-                f"{record.path}: not assessed any more ({record.reason}): do not change images "
-                "while they are measured"
+                f"{record.path}: no longer assessed ({record.reason}): do not change images "
+                "during a measurement"
             )
-        timings: dict[str, Any] = dict(record.timings_ms or {})
+        timings = record.timings_ms or {}
         network = "compute" if self._backend.on_cpu else "infer"
-        return {
-            "read": timings["read"],
-            "preprocess": timings["preprocess"],
-            network: timings["infer"],
-        }
+        read, prepare, infer = (timings[name] for name in ("read", "preprocess", "infer"))
+        return {"read": read, "preprocess": prepare, network: infer}

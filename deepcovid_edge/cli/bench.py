@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deepcovid_edge.backends import BACKENDS
-from deepcovid_edge.backends.base import PROVIDERS
 from deepcovid_edge.bench.settings import SCENARIOS, SCOPES, BenchSettings
+from deepcovid_edge.cli.exit_codes import ExitCode
+from deepcovid_edge.cli.options import backend_option, provider_option
 
 if TYPE_CHECKING:
     from deepcovid_edge.bench.results import Result, Run
 
-_UNSTABLE = 7
 _PHANTOMS = 8
 
 
@@ -27,28 +26,32 @@ _PHANTOMS = 8
     "7. No GPU has run it yet.",
 )
 @click.argument("model")
-@click.option("--data", type=click.Path(path_type=Path), help="Images.  [default: drawn phantoms]")
-@click.option("--images", type=click.IntRange(1, 10_000), default=64, show_default=True)
+@click.option("--data", type=click.Path(path_type=Path), help="Images.  [default: synthetic]")
+@click.option(
+    "--images", type=click.IntRange(1, 10_000), default=64, show_default=True, help="At most."
+)
 @click.option(
     "--scenario", "scenarios", multiple=True, type=click.Choice(SCENARIOS), help="Repeatable."
 )
 @click.option("--scope", "scopes", multiple=True, type=click.Choice(SCOPES), help="Repeatable.")
-@click.option(
-    "--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", show_default=True
-)
-@click.option("--provider", type=click.Choice(PROVIDERS), help="ONNX Runtime's.  [default: cpu]")
-@click.option("--seconds", type=float, default=5.0, show_default=True, help="Of each run, or more.")
-@click.option("--queries", type=int, default=64, show_default=True, help="In each run, or more.")
+@backend_option
+@provider_option
+@click.option("--seconds", type=float, default=5.0, show_default=True, help="Minimum of each run.")
+@click.option("--queries", type=int, default=64, show_default=True, help="Minimum of each run.")
 @click.option("--warm-up", type=float, default=1.0, show_default=True, help="Seconds.")
-@click.option("--streams", type=int, default=8, show_default=True, help="Images of multi-stream.")
-@click.option("--batch-size", type=int, help="Of offline.  [default: 1, on a GPU 8]")
-@click.option("--workers", type=int, help="Threads that work.  [default: one a core]")
+@click.option("--streams", type=int, default=8, show_default=True, help="Images per query.")
+@click.option(
+    "--batch-size", type=int, help="Images per offline inference.  [default: 1, on a GPU 8]"
+)
+@click.option("--workers", type=int, help="Threads.  [default: one per core]")
 @click.option("--threads", type=int, default=1, show_default=True, help="Inside one inference.")
-@click.option("--rate", type=float, help="Images a second; adds the server scenario.")
-@click.option("--deadline", type=float, default=500.0, show_default=True, help="Milliseconds.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the arrivals.")
+@click.option("--rate", type=float, help="Images per second; adds the server scenario.")
+@click.option(
+    "--deadline", "deadline_ms", type=float, default=500.0, show_default=True, help="Milliseconds."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the arrivals.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the result as JSON.")
-@click.option("--append", is_flag=True, help="Join with what the file of -o holds already.")
+@click.option("--append", is_flag=True, help="Add to the result that the file of -o holds.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout instead of a table.")
 def command(
     model: str,
@@ -59,17 +62,17 @@ def command(
     backend: str,
     provider: str | None,
     rate: float | None,
-    deadline: float,
     output: Path | None,
     append: bool,
     as_json: bool,
     **durations: Any,
 ) -> int:
-    """Measure MODEL: one image at a time, several at a time, and as fast as it goes.
+    """Measure MODEL: one image at a time, several at a time, and as fast as possible.
 
-    `network` is prepared batch to logits, `end-to-end` is file to record. `--backend auto` measures
-    what `infer` would run. Raw samples are kept; a percentile that they cannot support is left out.
-    With `--append` at other times, `compare` knows how much the machine differs from itself.
+    `network` is from prepared batch to logits, `end-to-end` from file to record. `--backend auto`
+    measures what `infer` would run. The result holds the raw samples; a percentile is given only
+    where there are enough of them. Use `--append` at other times to let `compare` know how much the
+    machine varies.
     """
     from deepcovid_edge.backends import fastest_verified, load_backend
     from deepcovid_edge.backends.base import BackendSettings
@@ -86,7 +89,6 @@ def command(
         scenarios=_scenarios(scenarios, rate),
         scopes=scopes or SCOPES,
         rate=rate,
-        deadline_ms=deadline,
         **durations,
     )
     set_up()
@@ -107,11 +109,11 @@ def command(
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(result.to_json(), encoding="utf-8")
-    return _told(result, as_json=as_json)
+    return _print(result, as_json=as_json)
 
 
-def _told(result: Result, *, as_json: bool) -> int:
-    """Print a result, and why it is unstable; the exit code."""
+def _print(result: Result, *, as_json: bool) -> int:
+    """Print a result, and why it is unstable; return the exit code."""
     if as_json:
         click.echo(result.to_json(), nl=False)
     else:
@@ -119,7 +121,7 @@ def _told(result: Result, *, as_json: bool) -> int:
     unstable = result.unstable()
     for reason in unstable:
         click.echo(f"unstable: {reason}", err=True)
-    return _UNSTABLE if unstable else 0
+    return ExitCode.UNSTABLE if unstable else 0
 
 
 def _scenarios(asked: tuple[str, ...], rate: float | None) -> tuple[str, ...]:
@@ -129,14 +131,14 @@ def _scenarios(asked: tuple[str, ...], rate: float | None) -> tuple[str, ...]:
 
 
 def _paths(data: Path | None, count: int, stack: ExitStack) -> tuple[Sequence[Path], str]:
-    """Files to measure with, evenly from all that there are; phantoms where none are named."""
+    """Files to measure with, evenly chosen from DATA; synthetic ones where none is given."""
     from deepcovid_edge.datasets.dataset import walk_files
     from deepcovid_edge.errors import NotThereError
     from deepcovid_edge.imaging.phantom import write_samples
 
     if data is None:
         place = stack.enter_context(tempfile.TemporaryDirectory())
-        return write_samples(Path(place), count=min(count, _PHANTOMS)), "drawn phantoms"
+        return write_samples(Path(place), count=min(count, _PHANTOMS)), "synthetic images"
     if not data.exists():
         raise NotThereError(f"{data}: no such file or folder; expected images")
     found = list(walk_files(data)) if data.is_dir() else [data]
@@ -159,7 +161,7 @@ def show(result: Result) -> None:
         f"({header['data']['name']})"
     )
     table = Table(box=None, pad_edge=False)
-    for name in ("scope", "scenario", "images a query"):
+    for name in ("scope", "scenario", "images per query"):
         table.add_column(name)
     for name in ("median ms", "p90", "p99", "images/s", "stable"):
         table.add_column(name, justify="right")
@@ -192,7 +194,7 @@ def _row(run: Run) -> list[str]:
 
 
 def _more(run: Run) -> list[str]:
-    """What a run has beyond its row: deadline, parts, energy."""
+    """The deadline, parts and energy of a run."""
     figures = run.figures()
     lines = []
     if met := figures["deadline"]:
@@ -203,10 +205,10 @@ def _more(run: Run) -> list[str]:
         )
     if figures["parts_ms"]:
         parts = figures["parts_ms"].items()
-        told = ", ".join(f"{name} {part['median']:.3g}" for name, part in parts)
-        lines.append(f"medians of the parts, ms: {told}")
+        medians = ", ".join(f"{name} {part['median']:.3g}" for name, part in parts)
+        lines.append(f"medians of the parts, ms: {medians}")
     if joules := figures["joules_per_image"]:
-        lines.append(f"{joules * 1000:.3g} mJ an image, {run.watched['energy']['by']}")
+        lines.append(f"{joules * 1000:.3g} mJ per image, {run.watched['energy']['by']}")
     return lines
 
 

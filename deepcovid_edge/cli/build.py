@@ -117,7 +117,7 @@ def _verify(file: Path, engine: Path, data: Path, split: str | None) -> EngineFa
     ):
         report = verify(reference, candidate, images)
     click.echo(verify_command.summary(report), err=True)
-    return record_verification(engine, report)
+    return record_verification(engine, report.as_dict())
 
 
 def summary(engine: Path, facts: EngineFacts) -> str:

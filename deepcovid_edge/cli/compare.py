@@ -6,33 +6,32 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from deepcovid_edge.cli.exit_codes import ExitCode
+
 if TYPE_CHECKING:
     from deepcovid_edge.bench.compare import Comparison, Ratio
-
-_SLOWER, _UNSTABLE = 3, 7
 
 
 @click.command(epilog="Example: deepcovid-edge compare before.json after.json --max-slowdown 0.05")
 @click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Compare runs that were not measured alike.")
-@click.option("--all", "show_all", is_flag=True, help="Show what is no difference, too.")
+@click.option("--all", "show_all", is_flag=True, help="Also show what does not differ.")
 @click.option(
     "--smallest-change",
     type=float,
     default=0.02,
     show_default=True,
-    help="Smaller ones are none: two runs of the same thing differ as much.",
+    help="Smaller changes do not count: two equal runs differ as much.",
 )
-@click.option("--max-slowdown", type=float, help="Exit with 3 above it, such as 0.05.")
+@click.option("--max-slowdown", type=float, help="Exit with 3 above this, such as 0.05.")
 @click.option("--markdown", "kind", flag_value="markdown", default="markdown", help="[default]")
 @click.option("--csv", "kind", flag_value="csv", help="All ratios as CSV.")
-@click.option("--json", "kind", flag_value="json", help="All there is, as JSON.")
+@click.option("--json", "kind", flag_value="json", help="Everything, as JSON.")
 def command(
     results: tuple[Path, ...],
     force: bool,
@@ -43,9 +42,9 @@ def command(
 ) -> int:
     """Compare each of RESULTS, files of `bench -o`, with the first of them.
 
-    A ratio is time over the first file's time: 1.10 is 10 % slower. Runs on another device, of
-    another scope, scenario, batch, rate or clock are refused. With `--max-slowdown`, unstable runs
-    exit with 7: they can neither pass nor fail.
+    A ratio is time over the first file's time: 1.10 is 10 % slower. Runs on another device, or of
+    another scope, scenario, batch, rate or clock, cannot be compared. With `--max-slowdown`,
+    unstable runs exit with 7: they can neither pass nor fail.
     """
     from deepcovid_edge.bench.compare import CompareRules, compare
     from deepcovid_edge.bench.results import read_result
@@ -59,10 +58,10 @@ def command(
     first, *others = [(str(path), read_result(path)) for path in results]
     comparisons = [compare(first[1], result, (first[0], name), rules) for name, result in others]
     click.echo(_WRITERS[kind](comparisons, show_all), nl=False)
-    return 0 if max_slowdown is None else _equivalence(comparisons, max_slowdown)
+    return 0 if max_slowdown is None else _slowdown_code(comparisons, max_slowdown)
 
 
-def _equivalence(comparisons: Sequence[Comparison], slowdown: float) -> int:
+def _slowdown_code(comparisons: Sequence[Comparison], slowdown: float) -> int:
     slower = [
         (comparison, ratio)
         for comparison in comparisons
@@ -76,12 +75,12 @@ def _equivalence(comparisons: Sequence[Comparison], slowdown: float) -> int:
         )
     if any(comparison.unstable for comparison in comparisons):
         click.echo("unstable runs can neither pass nor fail: measure again", err=True)
-        return _UNSTABLE
-    return _SLOWER if slower else 0
+        return ExitCode.UNSTABLE
+    return ExitCode.NOT_EQUIVALENT if slower else 0
 
 
 def markdown(comparisons: Sequence[Comparison], show_all: bool) -> str:
-    """Tables for people; what is no difference is hidden, and counted."""
+    """Tables for people; figures that do not differ are counted, and shown on request."""
     return "\n".join(_table(comparison, show_all) for comparison in comparisons)
 
 
@@ -97,7 +96,7 @@ def _table(comparison: Comparison, show_all: bool) -> str:
         ]
     if hidden:
         lines.append(f"\n{hidden} of {len(comparison.ratios)} figures do not differ significantly.")
-    for name in ("unlike", "changed", "unstable", "only_one"):
+    for name in ("not_comparable", "changed", "unstable", "only_one"):
         title = name.replace("_", " ")
         lines += [f"{title}: {text}" for text in getattr(comparison, name)]
     return "\n".join(lines) + "\n"
@@ -105,11 +104,10 @@ def _table(comparison: Comparison, show_all: bool) -> str:
 
 def _line(ratio: Ratio) -> str:
     low, high = ratio.interval_95
-    said = "slower" if ratio.ratio > 1 else "faster"
+    change = ("slower" if ratio.ratio > 1 else "faster") if ratio.significant else "not significant"
     return (
         f"| {ratio.run} | {ratio.figure} | {ratio.reference:.3g} | {ratio.candidate:.3g} | "
-        f"{ratio.ratio:.3f} [{low:.3f}, {high:.3f}] | "
-        f"{said if ratio.significant else 'not significant'} |"
+        f"{ratio.ratio:.3f} [{low:.3f}, {high:.3f}] | {change} |"
     )
 
 
@@ -122,16 +120,10 @@ def as_csv(comparisons: Sequence[Comparison], _: bool) -> str:
         ("reference_file", "candidate_file", *names, "low_95", "high_95", "significant")
     )
     for comparison in comparisons:
+        files = (comparison.reference, comparison.candidate)
         for ratio in comparison.ratios:
-            row = asdict(ratio)
-            writer.writerow(
-                (
-                    *(comparison.reference, comparison.candidate),
-                    *(row[name] for name in names),
-                    *ratio.interval_95,
-                    ratio.significant,
-                )
-            )
+            figures = (getattr(ratio, name) for name in names)
+            writer.writerow((*files, *figures, *ratio.interval_95, ratio.significant))
     return written.getvalue()
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
-from deepcovid_edge.backends import BACKENDS
-from deepcovid_edge.backends.base import PROVIDERS
+from deepcovid_edge.cli.exit_codes import ExitCode
+from deepcovid_edge.cli.options import backend_option, provider_option
 from deepcovid_edge.models import DEFAULT_MODEL
 
-_GATE_FAILED = 3
+if TYPE_CHECKING:
+    from deepcovid_edge.validation.site_check import SiteReport
 
 
 @click.command(
@@ -21,14 +23,12 @@ _GATE_FAILED = 3
 )
 @click.argument("data", metavar="SITE_DATA", type=click.Path(path_type=Path))
 @click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Name or file.")
-@click.option(
-    "--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", show_default=True
-)
-@click.option("--provider", type=click.Choice(PROVIDERS), help="ONNX Runtime's.  [default: cpu]")
+@backend_option
+@provider_option
 @click.option("--split", help="Only the images of this split.")
 @click.option("--source", help="Only the images of this source, as a manifest CSV names it.")
 @click.option("--name", help="What the site is called in records.  [default: SITE_DATA's name]")
-@click.option("--workers", type=int, help="Threads that work.  [default: one a core]")
+@click.option("--workers", type=int, help="Threads.  [default: one per core]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the site file here.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout instead of text.")
 def command(
@@ -45,18 +45,18 @@ def command(
 ) -> int:
     """Classify a clinic's own images and say whether the model should be used there.
 
-    SITE_DATA has one folder per class, normals at least (`normal/`, `covid/`, ...), or is a
+    SITE_DATA has one folder per class, at least one of normals (`normal/`, `covid/`, ...), or is a
     manifest CSV. The verdict is `usable` (exit code 0), `not usable` or `not enough images` (both
-    3). The site file holds it with figures and threshold, no file name and nothing of a patient;
-    `infer --site` and `heatmap --site` classify by it, and by no file that says `not usable`.
+    3). The site file holds the verdict with figures and threshold, but no file name and nothing
+    about a patient. `infer --site` and `heatmap --site` use its threshold; a file with the verdict
+    `not usable` is an error.
     """
     from deepcovid_edge.backends import fastest_verified, load_backend
     from deepcovid_edge.backends.base import BackendSettings
     from deepcovid_edge.datasets.dataset import load_site
-    from deepcovid_edge.decision.site_file import write_site
+    from deepcovid_edge.decision.site_file import USABLE, write_site
     from deepcovid_edge.device.process import set_up
     from deepcovid_edge.models import find_model
-    from deepcovid_edge.validation.acceptance import USABLE
     from deepcovid_edge.validation.site_check import site_check
 
     set_up()
@@ -65,29 +65,28 @@ def command(
     if backend == "auto" and provider is None:
         file = fastest_verified(file)
     with load_backend(file, backend=backend, settings=BackendSettings(provider)) as loaded:
-        facts = site_check(loaded, images, name=name or data.resolve().name, workers=workers)
+        report = site_check(loaded, images, name=name or data.resolve().name, workers=workers)
     if output:
-        write_site(output, facts)
-    click.echo(json.dumps(facts, indent=2) if as_json else summary(facts))
-    return 0 if facts["verdict"] == USABLE else _GATE_FAILED
+        write_site(output, report.as_dict())
+    click.echo(json.dumps(report.as_dict(), indent=2) if as_json else summary(report))
+    return 0 if report.verdict == USABLE else ExitCode.NOT_EQUIVALENT
 
 
-def summary(facts: dict[str, Any]) -> str:
+def summary(report: SiteReport) -> str:
     """The verdict with its figures as lines for people."""
-    model, data = facts["model"], facts["data"]
-    patients = f" of {data['patients']} patients" if data["patients"] else ""
-    lines = [
-        f"{model['name']} ({model['precision']}) on {model['backend']} at {facts['name']}: "
-        f"{data['images']} images{patients}. {facts['notice']}",
-        *_table(facts),
-    ]
-    for code, count in data["not_assessed"].items():
-        lines.append(f"not assessed: {count} files: {code}")
-    if data["repeated"]:
-        lines.append(f"{data['repeated']} files hold an image that came before: counted once")
-    lines.append(f"\n{facts['verdict'].upper()}. {_ADVICE[facts['verdict']].format(**facts)}")
-    lines += [f"- {reason}" for reason in facts["reasons"]]
-    return "\n".join(lines)
+    model, data = report.model, report.data
+    patients = f" of {data.patients} patients" if data.patients else ""
+    advice = _ADVICE[report.verdict].format(**vars(report))
+    return "\n".join(
+        [
+            f"{model['name']} ({model['precision']}) on {model['backend']} at {report.name}: "
+            f"{data.images} images{patients}. {report.notice}",
+            *_table(report),
+            *_remarks(report),
+            f"\n{report.verdict.upper()}. {advice}",
+            *(f"- {reason}" for reason in report.reasons),
+        ]
+    )
 
 
 _ADVICE = {
@@ -100,26 +99,28 @@ _ADVICE = {
 }
 
 
-def _table(facts: dict[str, Any]) -> list[str]:
-    """Labels with what they are called, then thresholds with what they do."""
-    from deepcovid_edge.validation.acceptance import figure_text
-
-    data, site = facts["data"], facts["site"]
-    width = max(map(len, (*data["by_label"], "site's threshold")))
-    lines = [f"{'':<{width}}  {'images':>9}  called positive"]
-    for label, group in data["by_label"].items():
-        called = group["called_positive"]
-        told = f"{called['successes']:>3}  {figure_text(called)}"
-        lines.append(f"{label:<{width}}  {group['images']:>9}  {told}")
-    lines.append(f"{'':<{width}}  {'threshold':>9}  {'sensitivity':<23}  specificity")
-    for name, point in (("model's own", facts["own"]), ("site's threshold", site)):
+def _table(report: SiteReport) -> Iterator[str]:
+    """What images of each label are called, then what each threshold achieves."""
+    by_label = report.data.by_label
+    width = max(map(len, (*by_label, "site's threshold")))
+    yield f"{'':<{width}}  {'images':>9}  called positive"
+    for label, group in by_label.items():
+        called = group.called_positive
+        yield f"{label:<{width}}  {group.images:>9}  {called.successes:>3}  {called.text()}"
+    yield f"{'':<{width}}  {'threshold':>9}  {'sensitivity':<23}  specificity"
+    for name, point in (("model's own", report.own), ("site's threshold", report.site)):
         if point:
-            lines.append(
-                f"{name:<{width}}  {point['threshold']:>9.4f}  "
-                f"{figure_text(point['sensitivity']):<23}  {figure_text(point['specificity'])}"
+            yield (
+                f"{name:<{width}}  {point.threshold:>9.4f}  {point.sensitivity.text():<23}  "
+                f"{point.specificity.text()}"
             )
-    if data["indeterminate"]:
-        lines.append(
-            f"{data['indeterminate']} images are too close to the model's threshold to call"
-        )
-    return lines
+
+
+def _remarks(report: SiteReport) -> Iterator[str]:
+    data = report.data
+    if data.indeterminate:
+        yield f"{data.indeterminate} images are too close to the model's threshold to call"
+    for code, count in data.not_assessed.items():
+        yield f"not assessed: {count} files: {code}"
+    if data.repeated:
+        yield f"{data.repeated} files have the content of an earlier file: counted once"

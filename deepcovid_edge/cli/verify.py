@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from deepcovid_edge.backends import BACKENDS
-from deepcovid_edge.backends.base import PROVIDERS
+from deepcovid_edge.cli.exit_codes import ExitCode
+from deepcovid_edge.cli.options import backend_option, provider_option
 from deepcovid_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from deepcovid_edge.heatmaps.agreement import MapComparison
-
-_GATE_FAILED = 3
+    from deepcovid_edge.validation.verify import AucChange, RateChange, Verification
 
 
 @click.command(
@@ -25,21 +25,13 @@ _GATE_FAILED = 3
 @click.argument("candidate")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--split", help="Only the images of this split.")
-@click.option(
-    "--backend",
-    type=click.Choice(["auto", *BACKENDS]),
-    default="auto",
-    show_default=True,
-    help="Of CANDIDATE.",
-)
-@click.option("--provider", type=click.Choice(PROVIDERS), help="Of CANDIDATE.  [default: cpu]")
+@backend_option
+@provider_option
 @click.option("--max-flips", type=float, help="Largest share of decisions that may turn.")
 @click.option("--max-auc-change", type=float, help="Largest change of the AUC, either way.")
-@click.option("--smallest-change", type=float, help="Change the images must be able to show.")
+@click.option("--smallest-change", type=float, help="Change that the images must be able to show.")
 @click.option("--heatmap", is_flag=True, help="Compare the occlusion maps of some images too.")
-@click.option(
-    "--heatmap-images", type=int, help="How many at most, of both classes.  [default: 50]"
-)
+@click.option("--heatmap-images", type=int, help="At most so many, of both classes.  [default: 50]")
 @click.option("--min-heatmap-correlation", type=float, help="Smallest median rank correlation.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the report as JSON.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout instead of text.")
@@ -59,10 +51,10 @@ def command(
     output: Path | None,
     as_json: bool,
 ) -> int:
-    """Let REFERENCE and CANDIDATE classify the labelled images of DATA and compare their decisions.
+    """Classify the labelled images of DATA with REFERENCE and CANDIDATE and compare the decisions.
 
-    Both may be a shipped model's name, an .onnx file, an engine or a checkpoint; the same file on
-    another --backend is a candidate too. The verdict is `unchanged`, `changed` (exit code 3), or
+    Each is a shipped model's name, an .onnx file, an engine or a checkpoint. --backend and
+    --provider are CANDIDATE's, so the same file may be compared on two backends. The verdict is `unchanged`, `changed` (exit code 3), or
     `insufficient`: too few images to tell (exit code 3).
     """
     from deepcovid_edge.backends import load_backend
@@ -86,12 +78,12 @@ def command(
             min_heatmap_correlation=min_heatmap_correlation,
         )
         report = verify(before, now, images, rules=rules, heatmaps=maps)
-    text = json.dumps(report, indent=2)
+    text = json.dumps(report.as_dict(), indent=2)
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(text + "\n", encoding="utf-8")
     click.echo(text if as_json else summary(report))
-    return 0 if report["verdict"] == UNCHANGED else _GATE_FAILED
+    return 0 if report.verdict == UNCHANGED else ExitCode.NOT_EQUIVALENT
 
 
 def _maps(asked: bool, images: int | None, correlation: float | None) -> MapComparison | None:
@@ -105,53 +97,47 @@ def _maps(asked: bool, images: int | None, correlation: float | None) -> MapComp
     return None
 
 
-def summary(report: dict[str, Any]) -> str:
+def summary(report: Verification) -> str:
     """The report as lines for people."""
-    before, now = report["reference"], report["candidate"]
-    lines = [
+    verdict = f"verdict: {report.verdict}. Research use only."
+    return "\n".join([*_figures(report), *_remarks(report), verdict])
+
+
+def _figures(report: Verification) -> Iterator[str]:
+    before, now, flips = report.reference, report.candidate, report.flips
+    yield (
         f"{now['name']} {now['precision']} on {now['backend']} against {before['name']} "
-        f"{before['precision']} on {before['backend']}, {report['images']} images",
-        f"decisions   {report['flips']['count']} turned ({report['flips']['share']:.2%}; at most "
-        f"{report['flips']['upper_95']:.2%} with 95 % certainty); McNemar p "
-        f"{report['mcnemar']['p']:.3g}",
-    ]
-    for name in ("sensitivity", "specificity"):
-        if change := report[name]:
-            old, new = (change[side]["value"] for side in ("reference", "candidate"))
-            lines.append(f"{name} {old:.2%} -> {new:.2%}, {_interval(change, '%')}")
-    if moved := report["auc"]:
-        lines.append(
-            f"AUC         {moved['reference']:.4f} -> {moved['candidate']:.4f}, "
-            f"{_interval(moved, '')}"
-        )
-    lines.append(
-        f"probability differs by at most {report['probability']['max']:.2g}, logits by "
-        f"{report['logits']['max']:.2g}"
+        f"{before['precision']} on {before['backend']}, {report.images} images"
     )
-    if unlike := report["ood"]:
-        lines.append(
-            f"ood         {unlike['reference']} -> {unlike['candidate']} images out of "
-            f"distribution; differs on {unlike['differ']}"
+    yield (
+        f"decisions   {flips.count} turned ({flips.share:.2%}; at most {flips.upper_95:.2%} with "
+        f"95 % certainty); McNemar p {report.mcnemar.p:.3g}"
+    )
+    for name, change in (("sensitivity", report.sensitivity), ("specificity", report.specificity)):
+        if change:
+            old, new = (rate.value or 0.0 for rate in (change.reference, change.candidate))
+            yield f"{name} {old:.2%} -> {new:.2%}, {_interval(change, '.2%')}"
+    if auc := report.auc:
+        yield f"AUC         {auc.reference:.4f} -> {auc.candidate:.4f}, {_interval(auc, '.4f')}"
+    yield (
+        f"probability differs by at most {report.probability.max:.2g}, logits by "
+        f"{report.logits.max:.2g}"
+    )
+    if ood := report.ood:
+        yield (
+            f"ood         {ood['reference']} -> {ood['candidate']} images out of distribution; "
+            f"differs on {ood['differ']}"
         )
-    if maps := report["heatmap"]:
-        lines.append(_maps_line(maps))
-    lines += [
-        f"turned: {image['path']} ({image['label']}): {image['reference']:.3f} -> "
-        f"{image['candidate']:.3f}"
-        for image in report["flipped"]
-    ]
-    lines += [f"not assessed: {path}: {code}" for path, code in report["not_assessed"].items()]
-    lines += [f"failed: {sentence}" for sentence in report["failed"]]
-    for name, count in report["missing"].items():
-        share = report["rules"]["smallest_change"]
-        lines.append(
-            f"too few: {count['images']} {name} images; {count['needed']} are needed to tell a "
-            f"change of {share:.0%}"
-        )
-    return "\n".join([*lines, f"verdict: {report['verdict']}. Research use only."])
+    if report.heatmap:
+        yield _heatmap_line(report.heatmap)
 
 
-def _maps_line(maps: dict[str, Any]) -> str:
+def _interval(change: AucChange | RateChange, style: str) -> str:
+    figures = (f"{value:+{style}}" for value in (change.change, *change.interval_95))
+    return "change {} [{}, {}]".format(*figures)
+
+
+def _heatmap_line(maps: Mapping[str, Any]) -> str:
     alike, top, shift = (maps[name] for name in ("rank_correlation", "top_overlap", "peak_shift"))
     return (
         f"heat maps   of {maps['images']} images: median rank correlation {alike['median']:.3f} "
@@ -160,8 +146,16 @@ def _maps_line(maps: dict[str, Any]) -> str:
     )
 
 
-def _interval(change: dict[str, Any], unit: str) -> str:
-    low, high = change["interval_95"]
-    if unit:
-        return f"change {change['change']:+.2%} [{low:+.2%}, {high:+.2%}]"
-    return f"change {change['change']:+.4f} [{low:+.4f}, {high:+.4f}]"
+def _remarks(report: Verification) -> Iterator[str]:
+    for image in report.flipped:
+        probabilities = f"{image.reference:.3f} -> {image.candidate:.3f}"
+        yield f"turned: {image.path} ({image.label}): {probabilities}"
+    for path, code in report.not_assessed.items():
+        yield f"not assessed: {path}: {code}"
+    for sentence in report.failed:
+        yield f"failed: {sentence}"
+    for name, count in report.missing.items():
+        yield (
+            f"too few: {count['images']} {name} images; {count['needed']} are needed to tell a "
+            f"change of {report.rules.smallest_change:.0%}"
+        )

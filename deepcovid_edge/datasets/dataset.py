@@ -1,4 +1,4 @@
-"""DATA on the command line: labelled images from a folder or from a manifest CSV.
+"""DATA of the command line: labelled images from a folder or from a manifest CSV.
 
 Accepted layouts (`layouts` says how each is recognised):
 
@@ -47,7 +47,7 @@ def load_dataset(
     Args:
         data: A CSV or a folder, see the module's description.
         split: Keep only the images of this split.
-        excluded: Gets what a table lists and is no image: why -> how many.
+        excluded: Receives what a table lists and is not an image: why -> how many.
 
     Raises:
         DataError: DATA is not there, has no labelled image, or its manifest lacks a column.
@@ -55,14 +55,20 @@ def load_dataset(
     if not data.exists():
         raise DataError(f"{data}: no such file or folder; expected a data set")
     images = list(images_of(data, excluded))
-    if split is not None:
-        present = sorted({image.split for image in images if image.split})
-        images = [image for image in images if image.split == split]
-        if not images:
-            raise DataError(f"{data}: no image of split {split!r}; it has {present or 'no splits'}")
     if not images:
         raise DataError(f"{data}: no labelled image found; expected one folder per class")
-    return images
+    return _chosen(images, data, "split", split)
+
+
+def _chosen(
+    images: list[LabelledImage], data: Path, field: str, value: str | None
+) -> list[LabelledImage]:
+    """The images with this split or source; all where None."""
+    chosen = [image for image in images if value in (None, getattr(image, field))]
+    if not chosen:
+        known = ", ".join(sorted({getattr(image, field) for image in images} - {""}))
+        raise DataError(f"{data}: no image of {field} {value!r}; it has {known or f'no {field}s'}")
+    return chosen
 
 
 def load_site(
@@ -71,7 +77,7 @@ def load_site(
     """List the labelled images of one site.
 
     Args:
-        data: As of `load_dataset`.
+        data: See `load_dataset`.
         split: Keep only the images of this split.
         source: Keep only the images of this source.
 
@@ -81,22 +87,15 @@ def load_site(
     """
     images = load_dataset(data, split=split)
     if splits := sorted({image.split for image in images if image.split} - {split}):
-        raise UsageError(f"--split: {data} has {', '.join(splits)}, which do not pool: give one")
-    if source is None:
-        return images
-    present = sorted({image.source for image in images if image.source})
-    images = [image for image in images if image.source == source]
-    if not images:
-        known = ", ".join(present) or "no sources"
-        raise DataError(f"{data}: no image of source {source!r}; it has {known}")
-    return images
+        raise UsageError(f"split: got {split}, {data} has {', '.join(splits)}: name one of them")
+    return _chosen(images, data, "source", source)
 
 
 def check_labels(images: Iterable[LabelledImage], known: Collection[str]) -> None:
-    """Check that every image's label means something to a model.
+    """Check that every image's label belongs to a class of a model.
 
     Raises:
-        DataError: A label belongs to no class of the model; it is neither positive nor negative.
+        DataError: A label is neither positive nor negative.
     """
     unknown = sorted({image.label for image in images} - set(known))
     if unknown:

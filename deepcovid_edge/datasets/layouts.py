@@ -1,4 +1,4 @@
-"""How data sets lie on a disk: each layout is recognised by what is there, never by a flag.
+"""How data sets are stored: each layout is recognised by its files, never by a flag.
 
 | layout | recognised by |
 | --- | --- |
@@ -8,11 +8,11 @@
 | folder per split and class, such as COVID-Xray-5k: `train/covid`, `test/non` | a folder named \
 after a split |
 | COVID-19 Radiography Database: `COVID/images` beside `COVID/masks` | a class folder with both: \
-masks are no images; older versions have `COVID.metadata.xlsx` and no masks |
+masks are not images; older versions have `COVID.metadata.xlsx` and no masks |
 | folder per class | anything else |
 
-A folder that only wraps one of these, as an unpacked archive does, is looked through; a folder per
-class has nothing to be known by, so its wrapper is not.
+A folder that only wraps one of these, as an unpacked archive does, is skipped. A folder per class
+cannot be recognised, so a wrapper around one is not skipped.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _MOST_WRAPPERS = 3
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """One image of a data set, with what is known of it.
+    """One image of a data set, with what is known about it.
 
     Attributes:
         path: The file.
@@ -68,7 +68,7 @@ def images_of(data: Path, excluded: Counter[str] | None = None) -> Iterator[Labe
 
     Args:
         data: A CSV or a folder in one of the layouts above.
-        excluded: Gets what a table lists and is no image: why -> how many.
+        excluded: Receives what a table lists and is not an image: why -> how many.
 
     Raises:
         DataError: A folder or CSV cannot be read, a CSV lacks a column or names a file that is
@@ -98,9 +98,9 @@ def place_of(data: Path) -> Path:
 def walk_files(folder: Path) -> Iterator[Path]:
     """Files below a folder in a stable order (folders and names sorted together).
 
-    Hidden files and what accompanies images by name (`manifest.csv`, `Thumbs.db`, `DICOMDIR`) are
-    left out; everything else is an image until its content says otherwise. Links are followed, but
-    not in a circle. A folder that cannot be listed is itself yielded, so that it is not lost.
+    Hidden files and known companions of images (`manifest.csv`, `Thumbs.db`, `DICOMDIR`) are
+    excluded; any other file counts as an image until it is read. Links are followed, but not in a
+    circle. A folder that cannot be listed is itself yielded, so that it is not lost.
     """
     return _walk(folder, frozenset())
 
@@ -109,7 +109,7 @@ def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
     here = os.path.realpath(folder)
     if here in above:
         return
-    names: list[str] = []  # of a folder with many images nothing more is kept
+    names: list[str] = []  # nothing more is kept: a folder may have many images
     folders: set[str] = set()
     try:
         with os.scandir(folder) as entries:
@@ -132,7 +132,7 @@ def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
 def _is_folder(entry: os.DirEntry[str] | Path) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, or into a folder that may not be entered: a file, refused
+    except OSError:  # a link to itself, or into a folder without permission: counts as a file
         return False
 
 
@@ -149,13 +149,13 @@ def _unwrapped(data: Path) -> Path:
     folder = data
     for _ in range(_MOST_WRAPPERS):
         inner = _folders_in(folder)
-        if _says_what_it_is(folder) or len(inner) != 1:
+        if _is_recognised(folder) or len(inner) != 1:
             break
         folder = inner[0]
-    return folder if _says_what_it_is(folder) else data
+    return folder if _is_recognised(folder) else data
 
 
-def _says_what_it_is(folder: Path) -> bool:
+def _is_recognised(folder: Path) -> bool:
     if not os.access(folder, os.R_OK | os.X_OK):
         return False
     if _table_in(folder) is not None or any(folder.glob(f"*{_SPREADSHEET}")):
@@ -202,11 +202,11 @@ def _opened(table: Path) -> Iterator[IO[str]]:
         with io.TextIOWrapper(open_regular(table), "utf-8-sig", newline="") as stream:
             yield stream
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table}: is no CSV in UTF-8: {error}") from error
+        raise DataError(f"{table}: not a CSV in UTF-8: {error}") from error
 
 
 def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line numbers and rows of a CSV, column names in lower case: older files differ in that."""
+    """Line numbers and rows of a CSV; column names in lower case, as older files differ in case."""
     with _opened(table) as stream:
         rows = csv.DictReader(stream)
         rows.fieldnames = _names(rows.fieldnames)
@@ -245,14 +245,14 @@ def _from_manifest(manifest: Path) -> Iterator[LabelledImage]:
 def _from_metadata(metadata: Path, excluded: Counter[str]) -> Iterator[LabelledImage]:
     """Images of the covid-chestxray-dataset; its SCHEMA.md explains the columns.
 
-    CT slices and volumes are no images. Early versions have no columns `folder` and `modality`;
-    they name CT in `view`.
+    CT slices and volumes are excluded. Early versions have no columns `folder` and `modality`; they
+    name CT in `view`.
     """
     for line, row in _rows(metadata):
         view = row.get("view", "")
         modality = row.get("modality", "CT" if view in _CT_VIEWS else "X-ray")
         if modality != "X-ray":
-            excluded[f"modality {modality or 'unknown'} is no X-ray"] += 1
+            excluded[f"modality {modality or 'unknown'} is not X-ray"] += 1
             continue
         path = metadata.parent / row.get("folder", "images") / row["filename"]
         yield LabelledImage(
@@ -267,7 +267,7 @@ def _from_metadata(metadata: Path, excluded: Counter[str]) -> Iterator[LabelledI
 def _host(address: str) -> str:
     try:
         return (urlsplit(address).hostname or "").removeprefix("www.")
-    except ValueError:  # an address that is none
+    except ValueError:  # not an address
         return ""
 
 

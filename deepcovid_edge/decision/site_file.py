@@ -1,7 +1,7 @@
-"""Site files: what a model did on a clinic's own images, and the threshold to use it with there.
+"""Site files: what a model did on a clinic's own images, and which threshold to use there.
 
-A site file names the model by its SHA-256, so that a threshold never meets another model, and its
-images by one hash over theirs. It holds no file name and nothing of a patient.
+A site file names the model by its SHA-256, so that its threshold is never used with another model,
+and its images by one hash over all of them. It holds no file name and nothing about a patient.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from deepcovid_edge.decision.record import SiteName
 from deepcovid_edge.errors import NotThereError, SettingsMismatchError
 from deepcovid_edge.files import read_regular, write_atomically
 from deepcovid_edge.manifest import IndeterminateRange
-from deepcovid_edge.validation.acceptance import NOT_ENOUGH, NOT_USABLE, USABLE
 
 SCHEMA_VERSION = 1
+USABLE, NOT_USABLE, NOT_ENOUGH = "usable", "not usable", "not enough images"
+"""The verdicts of a site check."""
 _CHECKSUM = "checksum"
 
 
@@ -29,8 +30,8 @@ class Site:
 
     Attributes:
         path: The file.
-        name: What the clinic called it, with the file's SHA-256.
-        model: Name of the model that classified.
+        name: The site's name, with the file's SHA-256.
+        model: Name of the model that was checked.
         model_sha256: SHA-256 of its file.
         threshold: Probability from which an image is positive there.
         indeterminate_range: Probabilities too close to call there; None for none.
@@ -49,20 +50,20 @@ class Site:
 
     @property
     def is_unproved(self) -> bool:
-        """Whether its images were too few to say how well the model does there."""
+        """Whether its images were too few to prove that the model may be used there."""
         return self.verdict != USABLE
 
     def check(self, model: str, model_sha256: str) -> None:
-        """Refuse another model, or one that is not usable there.
+        """Reject another model, or one that is not usable there.
 
         Raises:
             SettingsMismatchError: The file does not let this model classify.
         """
         if model_sha256 != self.model_sha256:
             raise SettingsMismatchError(
-                f"{self.path}: is of {self.model} ({self.model_sha256[:16]}), this run would use "
-                f"with {model} ({model_sha256[:16]}): calibrate that one, or name the other with "
-                "--model and --backend"
+                f"{self.path}: is for {self.model} ({self.model_sha256[:16]}), this run would use "
+                f"{model} ({model_sha256[:16]}): check that one at the site, or name the other "
+                "with --model and --backend"
             )
         if self.verdict == NOT_USABLE:
             why = self.reasons[0] if self.reasons else ""
@@ -111,10 +112,9 @@ def _site(path: Path, content: bytes) -> Site:
     threshold = float(facts["threshold"])
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold {threshold}")
-    indeterminate_range = (
-        IndeterminateRange(**facts["indeterminate_range"]) if facts["indeterminate_range"] else None
-    )
-    if indeterminate_range and not indeterminate_range.low <= threshold <= indeterminate_range.high:
+    stated = facts["indeterminate_range"]
+    limits = IndeterminateRange(**stated) if stated else None
+    if limits and not limits.low <= threshold <= limits.high:
         raise ValueError(f"threshold {threshold} outside the indeterminate range")
     return Site(
         path=path,
@@ -122,7 +122,7 @@ def _site(path: Path, content: bytes) -> Site:
         model=str(facts["model"]["name"]),
         model_sha256=str(facts["model"]["sha256"]),
         threshold=threshold,
-        indeterminate_range=indeterminate_range,
+        indeterminate_range=limits,
         verdict=facts["verdict"],
         reasons=tuple(map(str, facts["reasons"])),
     )

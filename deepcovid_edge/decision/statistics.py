@@ -1,4 +1,6 @@
-"""Statistics of paired decisions, in NumPy alone, so that a cart can classify an engine.
+"""Statistics of decisions and of repeated measurements.
+
+All but `student_quantile` need NumPy alone, so that a cart can check an engine.
 
 Each formula names its source; tests compare them with SciPy, statsmodels and scikit-learn.
 """
@@ -6,16 +8,76 @@ Each formula names its source; tests compare them with SciPy, statsmodels and sc
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deepcovid_edge.decision.results import PlainResult
+from deepcovid_edge.errors import require
+
 Truth = NDArray[np.bool_]
 Scores = NDArray[np.float64]
 Z_95 = 1.959963984540054
 FEW_IMAGES = 20
-"""With fewer of a class DeLong's interval is not to be trusted."""
+"""With fewer images of a class DeLong's interval is too narrow."""
+
+
+@dataclass(frozen=True)
+class Rate(PlainResult):
+    """A proportion: how many of how many, with its 95 % interval (Wilson's).
+
+    Attributes:
+        successes: Such as the positive images that were called positive.
+        trials: Such as all positive images.
+    """
+
+    successes: int
+    trials: int
+
+    @classmethod
+    def of(cls, right: Truth) -> Rate:
+        """The share of True in an array."""
+        return cls(int(right.sum()), right.size)
+
+    @property
+    def value(self) -> float | None:
+        """The proportion, 0 to 1; None without trials."""
+        return self.successes / self.trials if self.trials else None
+
+    @property
+    def interval_95(self) -> tuple[float, float]:
+        """Wilson's interval; 0 to 1 without trials."""
+        return wilson(self.successes, self.trials)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values; value and interval are None without trials."""
+        return {
+            "value": self.value,
+            "successes": self.successes,
+            "trials": self.trials,
+            "interval_95": list(self.interval_95) if self.trials else None,
+        }
+
+    def text(self) -> str:
+        """Such as `98.0% [93.1%, 99.5%]`; `-` without trials."""
+        low, high = self.interval_95
+        return "-" if self.value is None else f"{self.value:.1%} [{low:.1%}, {high:.1%}]"
+
+
+@dataclass(frozen=True)
+class Estimate(PlainResult):
+    """A figure with its 95 % interval.
+
+    Attributes:
+        value: Such as an area under the curve.
+        interval_95: Its lower and upper end.
+    """
+
+    value: float
+    interval_95: tuple[float, float]
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
@@ -31,26 +93,18 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     return low, high
 
 
-def student(freedom: float, share: float = 0.95) -> float:
-    """Half of the width of a central share of Student's t, of 1 or more degrees of freedom.
-
-    With t = sqrt(freedom) / tan(angle) the density of both tails is sin(angle) ** (freedom - 1).
-    It is integrated from the tails' end by the trapezoid rule, over the fourth root of the angle:
-    near zero, where wide shares end, the integrand is then smooth and the steps are short.
+def student_quantile(freedom: float, share: float) -> float:
+    """The quantile of Student's t distribution.
 
     Args:
-        freedom: Degrees of freedom, 1 or more.
-        share: Of the distribution, between 0 and 1.
+        freedom: Degrees of freedom, above 0.
+        share: Share of the distribution below the quantile, between 0 and 1.
 
-    Returns:
-        The quantile of (1 + share) / 2, to four digits for shares up to 0.99999.
+    Raises:
+        MissingDependencyError: SciPy is not installed.
     """
-    freedom = min(freedom, 1000.0)
-    roots = np.linspace(0, (math.pi / 2) ** 0.25, 20_001)
-    density = np.sin(roots**4) ** (freedom - 1) * roots**3
-    mass = np.cumsum(density[1:] + density[:-1])
-    root = float(np.interp(1 - share, mass / mass[-1], roots[1:]))
-    return math.sqrt(freedom) / math.tan(root**4)
+    scipy = require("scipy", extra="export")
+    return float(scipy.special.stdtrit(freedom, share))
 
 
 def paired_difference(reference: Truth, candidate: Truth) -> tuple[float, tuple[float, float]]:
@@ -129,10 +183,7 @@ def auc(scores: Scores, positive: Truth) -> float:
 def auc_interval(scores: Scores, positive: Truth) -> tuple[float, float]:
     """95 % interval of the area under the curve (DeLong et al. 1988), within 0 to 1."""
     parts = _placements(scores, positive)
-    variance = sum(
-        float(np.var(part, ddof=1)) / len(part) if len(part) > 1 else 0 for part in parts
-    )
-    centre, half = float(parts[0].mean()), Z_95 * math.sqrt(variance)
+    centre, half = float(parts[0].mean()), Z_95 * _standard_error(parts)
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
@@ -183,19 +234,15 @@ def auc_change(
         candidate: Scores now, of shape (N,).
         positive: Whether each image is positive, of shape (N,); both kinds occur.
     """
-    of_positive, of_negative = (
-        np.stack(parts)
-        for parts in zip(
-            _placements(reference, positive), _placements(candidate, positive), strict=True
-        )
-    )
-    change = float(of_positive[1].mean() - of_positive[0].mean())
-    variance = sum(
-        float(np.var(parts[1] - parts[0], ddof=1)) / parts.shape[1] if parts.shape[1] > 1 else 0.0
-        for parts in (of_positive, of_negative)
-    )
-    half = Z_95 * math.sqrt(variance)
+    before, now = _placements(reference, positive), _placements(candidate, positive)
+    changes = [second - first for first, second in zip(before, now, strict=True)]
+    change, half = float(now[0].mean() - before[0].mean()), Z_95 * _standard_error(changes)
     return change, (change - half, change + half)
+
+
+def _standard_error(parts: Sequence[Scores]) -> float:
+    """Of the area, from the placements of positives and of negatives (DeLong)."""
+    return math.sqrt(sum(np.var(part, ddof=1) / len(part) for part in parts if len(part) > 1))
 
 
 def _placements(scores: Scores, positive: Truth) -> tuple[Scores, Scores]:

@@ -1,16 +1,58 @@
-"""Thresholds, chosen on labelled images for images to come."""
+"""Thresholds, chosen on labelled images for images to come, and what they achieve."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.decision.statistics import Truth
+from deepcovid_edge.decision.results import PlainResult, plain_fields
+from deepcovid_edge.decision.statistics import Rate, Truth
 
 Scores = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class OperatingPoint(PlainResult):
+    """A threshold with its sensitivity and specificity.
+
+    Attributes:
+        threshold: Probability from which an image is called positive.
+        rule: How it was chosen; None for the model's own.
+        expected_sensitivity: Share of new positives it is expected to find; None where unknown.
+        sensitivity: Share of the positive images that are called positive.
+        specificity: Share of the negative images that are called negative.
+    """
+
+    threshold: float
+    rule: str | None
+    expected_sensitivity: float | None
+    sensitivity: Rate
+    specificity: Rate
+
+    @classmethod
+    def of(
+        cls,
+        threshold: float,
+        called: Truth,
+        positive: Truth,
+        *,
+        rule: str | None = None,
+        expected: float | None = None,
+    ) -> OperatingPoint:
+        """Count what was called positive against the labels, each of shape (images,)."""
+        found, spared = Rate.of(called[positive]), Rate.of(~called[~positive])
+        return cls(threshold, rule, expected, found, spared)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values; without `rule` and `expected_sensitivity` for the model's own."""
+        values = plain_fields(self)
+        if self.rule is None:
+            del values["rule"], values["expected_sensitivity"]
+        return values
 
 
 def operating_point(scores: Scores, positive: Truth, sensitivity: float) -> float:

@@ -1,6 +1,6 @@
 """The NVIDIA GPU of this machine: from pycuda where it is installed, else from the driver's tool.
 
-On a Jetson the release files say what the driver's tool does not.
+On a Jetson, which has no such tool, the device tree names the board.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class GpuFacts:
     Attributes:
         name: Its name, such as `Orin` or `NVIDIA H200`.
         capability: Compute capability, such as `sm87`.
-        driver: Version of the driver, or of CUDA where the driver's is not told.
-        free_mib: Free memory, MiB, or None where it is not told.
+        driver: Version of the driver, or of CUDA where the driver's is unknown.
+        free_mib: Free memory, MiB; None where unknown.
     """
 
     name: str
@@ -37,7 +37,7 @@ class GpuFacts:
 
 
 def find_gpu() -> GpuFacts | None:
-    """The first GPU, or None where none answers."""
+    """The first GPU, or None where none is found."""
     return _by_pycuda() or _by_tool() or _by_device_tree()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from deepcovid_edge.device.child_process import output_of
 
-# L4T release -> JetPack (NVIDIA's JetPack archive). The longest beginning that fits counts.
+# L4T release -> JetPack (NVIDIA's JetPack archive); the longest matching prefix counts.
 _JETPACK = {
     "36.4.0": "6.1",
     "36.4.2": "6.1",
@@ -26,7 +26,7 @@ _PACKAGE = re.compile(r"^Package: nvidia-l4t-core$.*?^Version: (\d+\.\d+(?:\.\d+
 
 
 def find_release(root: Path = Path("/")) -> str | None:
-    """Such as `JetPack 6.2 (L4T 36.4.3)`, or None where this is no Jetson.
+    """Such as `JetPack 6.2 (L4T 36.4.3)`, or None where this is not a Jetson.
 
     Args:
         root: Root of the file system, for tests.
@@ -63,7 +63,7 @@ def power_mode() -> str | None:
 
 
 def hidden_tensorrt(root: Path = Path("/")) -> bool:
-    """Whether JetPack's tensorrt is on the machine, but not seen by this environment."""
+    """Whether JetPack's tensorrt is on the machine but not visible in this environment."""
     if find_spec("tensorrt") is not None:
         return False
     return any(root.glob("usr/lib/python3*/dist-packages/tensorrt/__init__.py"))

@@ -1,4 +1,4 @@
-"""Set a process up for classifying images side by side, one thread a core."""
+"""Set a process up for classifying images in parallel, one thread per core."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def set_up() -> None:
     """Call once in a program that classifies images, before its threads start."""
     import cv2
 
-    cv2.setNumThreads(1)  # images are decoded side by side; threads inside one would only wait
+    cv2.setNumThreads(1)  # images are decoded in parallel; threads inside one would only wait
     # Broken files get a reason instead.
     warnings.filterwarnings("ignore", module=r"(PIL|pydicom)\.")
     keep_freed_memory()
@@ -25,12 +25,12 @@ def set_up() -> None:
 def keep_freed_memory() -> bool:
     """Keep freed memory for the next image instead of returning it to the system.
 
-    By default glibc gives blocks of an image's size back when they are freed: each image then waits
-    for hundreds of pages to be taken out and put in again, which may cost as much as its decoding.
-    Blocks above 32 MiB, of very large images, still go back. See mallopt(3).
+    By default glibc returns blocks of an image's size when they are freed: hundreds of pages are
+    then unmapped and mapped again for each image, which may take as long as its decoding. Blocks
+    above 32 MiB, of very large images, are still returned. See mallopt(3).
 
     Returns:
-        Whether the C library took the settings; others than glibc have none.
+        Whether the C library accepted the settings; only glibc has them.
     """
     try:
         set_option = ctypes.CDLL(None).mallopt

@@ -1,4 +1,4 @@
-"""The processor of this machine: its name, and what it computes exactly."""
+"""The processor of this machine: its name, and whether it computes INT8 exactly."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ def processor_name() -> str:
 
 
 def computes_int8_exactly(cpuinfo: Path = _CPUINFO, machine: str = "") -> bool:
-    """Whether INT8 products are summed without saturating between two of them.
+    """Whether sums of INT8 products cannot saturate.
 
-    x86 without VNNI adds two products of uint8 and int8 in 16 bits (VPMADDUBSW), which may clip;
-    what `verify` proved elsewhere then does not hold here. ARM multiplies into 16 bits and adds in
-    32 (ONNX Runtime, Quantize ONNX models, "When and why do I need to try U8U8?").
+    x86 without VNNI adds two products of uint8 and int8 in 16 bits (VPMADDUBSW), which may
+    saturate; the result of `verify` on another processor then does not hold here. ARM multiplies
+    into 16 bits and adds in 32 (ONNX Runtime, Quantize ONNX models, "When and why do I need to try
+    U8U8?").
 
-    With $DEEPCOVID_EDGE_INT8 set to `off` no processor does, so that a machine can be made to
-    decide as another one without VNNI. It cannot be made to count as one that does.
+    With `$DEEPCOVID_EDGE_INT8` set to `off` no processor does, so that a machine can be made to
+    decide as one without VNNI. It cannot be made to count as one that has it.
 
     Raises:
-        UsageError: The variable is neither `auto`, which is as if it were not set, nor `off`.
+        UsageError: The variable is neither `off` nor `auto`, which is as if it were not set.
     """
     if int8_is_switched_off():
         return False

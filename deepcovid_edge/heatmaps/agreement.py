@@ -1,7 +1,7 @@
 """Do two models look at the same places? Their occlusion maps of the same images, compared.
 
-A model in lower precision may keep its decisions and yet look elsewhere. Three figures tell: the
-rank correlation of the maps, whether their strongest tenths overlap, and how far the peak moved.
+A model in lower precision may keep its decisions and yet look elsewhere. Three figures show it: the
+rank correlation of the maps, the overlap of their strongest tenths, and how far the peak moved.
 NumPy alone, so that a cart can compare an engine with its parent.
 """
 
@@ -24,7 +24,7 @@ from deepcovid_edge.heatmaps.windows import OcclusionSettings
 TOP_SHARE = 0.1
 """The share of a map's pixels that counts as its top."""
 _FEW = 0.1
-"""What the worst images reach: this quantile, or for a shift the one as far from the other end."""
+"""The quantile that describes the worst images; for a shift 1 less this."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class MapComparison:
     """Which maps are compared.
 
     Attributes:
-        images: Images at most, of both classes alike: a map takes hundreds of inferences.
+        images: Images at most, half of each class: a map takes hundreds of inferences.
         occlusion: Which windows are hidden.
     """
 
@@ -41,11 +41,11 @@ class MapComparison:
 
     def __post_init__(self) -> None:
         if self.images < 1:
-            raise UsageError(f"--heatmap-images: got {self.images}, expected 1 or more")
+            raise UsageError(f"images: got {self.images}, expected 1 or more")
         if self.occlusion.budget_ms is not None:
             raise UsageError(
-                f"--budget: got {self.occlusion.budget_ms} ms, expected none: maps that are "
-                "estimated in part would be compared by their estimates"
+                f"budget_ms: got {self.occlusion.budget_ms}, expected none: values that are "
+                "estimated cannot be compared"
             )
 
 
@@ -56,7 +56,7 @@ class MapAgreement:
     Attributes:
         rank_correlation: Spearman's, over pixels, -1 to 1.
         top_overlap: Intersection over union of the top tenths, 0 to 1.
-        peak_shift: From one map's highest pixel to the other's, pixels of the network's input.
+        peak_shift: Distance between the highest pixels, in pixels of the network's input.
         peak_shift_share: The same as a share of the input's longer side.
     """
 
@@ -88,7 +88,7 @@ def compare_models(
     Args:
         reference: The model whose maps are known.
         candidate: The model that shall replace it; both take the same input.
-        images: As `preprocess.prepare` makes them, of shape (height, width).
+        images: As `imaging.prepare.prepare` makes them, of shape (height, width).
         settings: Which windows are hidden.
 
     Raises:
@@ -103,25 +103,21 @@ def compare_models(
 
 def summarise(found: Sequence[MapAgreement]) -> dict[str, Any]:
     """Medians, and what the worst tenth of the images reaches, as plain values for JSON."""
-    columns = {name: [asdict(image)[name] for image in found] for name in asdict(found[0])}
-    worst = {name: _FEW for name in ("rank_correlation", "top_overlap")}
-    return {
-        name: {
-            "median": float(np.median(values)),
-            f"quantile_{100 * worst.get(name, 1 - _FEW):.0f}": float(
-                np.quantile(values, worst.get(name, 1 - _FEW))
-            ),
-        }
-        for name, values in columns.items()
-    }
+    summary = {}
+    for name in asdict(found[0]):
+        values = [getattr(image, name) for image in found]
+        worst = 1 - _FEW if name.startswith("peak_shift") else _FEW
+        quantile = {f"quantile_{100 * worst:.0f}": float(np.quantile(values, worst))}
+        summary[name] = {"median": float(np.median(values)), **quantile}
+    return summary
 
 
 def choose_images(positive: Truth, most: int) -> list[int]:
-    """Choose images of both classes alike, evenly over their order; always the same ones.
+    """Choose images, half of each class, evenly over their order; always the same ones.
 
     Args:
         positive: Whether each image is positive, of shape (N,).
-        most: Images at most; where one class has too few, the other fills up.
+        most: Images at most; where one class has too few, more of the other are chosen.
 
     Returns:
         Positions of the chosen images, ascending.
@@ -141,8 +137,8 @@ def _evenly(places: NDArray[np.int_], count: int) -> list[int]:
 def rank_correlation(first: NDArray[Any], second: NDArray[Any]) -> float:
     """Spearman's rank correlation (1904): Pearson's of the ranks, equal values sharing theirs.
 
-    A map without any difference ranks nothing, and the formula divides zero by zero. Two such maps
-    agree: 1. One such map says nothing of the other: 0.
+    For a constant map the formula divides zero by zero. Two such maps agree: 1; one such map and
+    another do not: 0.
 
     Args:
         first: Values of any shape.
@@ -170,7 +166,7 @@ def top_overlap(first: NDArray[Any], second: NDArray[Any], share: float = TOP_SH
     Args:
         first: A map.
         second: Another, of the same shape.
-        share: Of the pixels that is meant; pixels equal to the lowest of these are of them too.
+        share: Share of the pixels that counts; pixels equal to the lowest of these count too.
     """
     tops = [_top(values, share) for values in (first, second)]
     return float((tops[0] & tops[1]).sum() / (tops[0] | tops[1]).sum())
@@ -184,6 +180,6 @@ def _top(values: NDArray[Any], share: float) -> NDArray[np.bool_]:
 
 
 def _peak_shift(first: NDArray[Any], second: NDArray[Any]) -> float:
-    """Between the highest pixels of two maps; of equal ones the first counts."""
+    """Distance between the highest pixels of two maps; of equal pixels the first counts."""
     peaks = [np.unravel_index(int(values.argmax()), values.shape) for values in (first, second)]
     return math.dist(*peaks)

@@ -1,14 +1,15 @@
 """Heat maps as files: arrays and plain facts in one .npz that `numpy.load` reads without pickles.
 
     values, probability_drop, turned    on the network's input; occlusion only
-    cells                               what they were made of: windows, or the network's own map
+    cells                               what they are made from: windows, or the network's own map
     facts                               JSON: method, shape, how it was made, regions, the record's
 
-An activation map is kept as the network gave it, of which `values` follow.
+An activation map is stored as the network's own map, from which `values` are computed again.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,6 @@ from numpy.typing import NDArray
 from deepcovid_edge.errors import DataError, NotThereError
 from deepcovid_edge.files import open_regular, write_new
 from deepcovid_edge.heatmaps.heatmap import ACTIVATION, METHODS, HeatMap, Region, of_activation
-from deepcovid_edge.heatmaps.npz import npz
 from deepcovid_edge.manifest import InputSpec
 
 SCHEMA_VERSION = 1
@@ -31,7 +31,7 @@ _ENCODER = json.JSONEncoder(allow_nan=False)
 
 @dataclass(frozen=True)
 class MapFile:
-    """What a file holds.
+    """The content of a file.
 
     Attributes:
         heatmap: The map.
@@ -67,15 +67,13 @@ def write_map(
         "facts": dict(facts),
     }
     text = _ENCODER.encode(described).encode("ascii")
-    arrays: dict[str, NDArray[Any] | None] = {"cells": heatmap.cells, "facts": np.array(text)}
+    arrays: dict[str, Any] = {"cells": heatmap.cells, "facts": np.array(text)}
     if heatmap.method != ACTIVATION:
-        arrays |= {
-            "values": heatmap.values,
-            "probability_drop": heatmap.probability_drop,
-            "turned": heatmap.turned,
-        }
-    present = {name: array for name, array in arrays.items() if array is not None}
-    write_new(path, npz(present))
+        names = ("values", "probability_drop", "turned")
+        arrays |= {name: getattr(heatmap, name) for name in names}
+    stream = io.BytesIO()
+    np.savez(stream, **{name: array for name, array in arrays.items() if array is not None})
+    write_new(path, stream.getbuffer())
 
 
 def read_map(path: Path) -> MapFile:
@@ -83,7 +81,7 @@ def read_map(path: Path) -> MapFile:
 
     Raises:
         NotThereError: The file cannot be opened.
-        DataError: It is no such map, or was cut off or changed.
+        DataError: It is not such a map, or was cut off or changed.
     """
     try:
         with open_regular(path) as stream, np.load(stream, allow_pickle=False) as archive:

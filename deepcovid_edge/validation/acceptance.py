@@ -19,15 +19,18 @@ images as independent.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from deepcovid_edge.decision.statistics import Scores, Truth, area_interval, auc, wilson
-from deepcovid_edge.decision.thresholds import threshold_for_new_images, threshold_for_new_negatives
+from deepcovid_edge.decision.site_file import NOT_ENOUGH, NOT_USABLE, USABLE
+from deepcovid_edge.decision.statistics import Estimate, Rate, Scores, Truth, area_interval, auc
+from deepcovid_edge.decision.thresholds import (
+    OperatingPoint,
+    threshold_for_new_images,
+    threshold_for_new_negatives,
+)
 
-USABLE, NOT_USABLE, NOT_ENOUGH = "usable", "not usable", "not enough images"
 _PASSED, _FAILED, _OPEN = "passed", "failed", "open"
 
 
@@ -42,14 +45,14 @@ class AcceptanceRules:
             Consolidated guidelines on tuberculosis, module 2: screening, 2021, section 3). For
             COVID-19 on chest radiographs there is no such profile.
         specificity: Smallest.
-        margin: How far below them the lower end of the 95 % interval may lie. Without it some 150
-            images of a class would be needed to accept a model that is five points better.
+        margin: How far below these the lower end of the 95 % interval may lie. Without it about
+            150 images of a class would be needed to accept a model that is five points better.
         aim: Share of new positive images that a site threshold is chosen to find.
-        fewest: Patients of each class without which nothing is proved and no site threshold is
-            chosen: of fewer than 19 positives none promises to find 95 % of new ones
+        fewest: Patients of each class that are needed for a proof and for a site threshold: no
+            threshold chosen on fewer than 19 positives promises to find 95 % of new ones
             (`threshold_for_new_images`).
-        max_not_assessed: Largest share of the site's files that may be refused: what is measured on
-            the others would else say little of the site.
+        max_not_assessed: Largest share of the site's files that may not be assessed: figures of the
+            others would otherwise say little about the site.
     """
 
     sensitivity: float = 0.90
@@ -62,7 +65,7 @@ class AcceptanceRules:
 
 @dataclass(frozen=True)
 class SiteImages:
-    """What a model says of a site's images.
+    """What a model makes of a site's images.
 
     Attributes:
         scores: Probability of the positive class, of shape (images,).
@@ -80,7 +83,7 @@ class SiteImages:
 
     @property
     def owners(self) -> list[str]:
-        """A name for each image's patient; none has the same by not being known."""
+        """A name for each image's patient; images of unknown patients get one each."""
         return [name or f"\0image {number}" for number, name in enumerate(self.patients)]
 
     def count(self, positive: bool) -> int:
@@ -91,110 +94,88 @@ class SiteImages:
 
 @dataclass(frozen=True)
 class Assessment:
-    """What came of it.
+    """The verdict on a model at a site, with its figures.
 
     Attributes:
         verdict: `usable`, `not usable` or `not enough images`.
         reasons: Sentences that say why.
-        threshold: What images of the site would be classified by.
-        own: Sensitivity and specificity at the model's own threshold.
-        site: Threshold of the site with its cross-fitted sensitivity and specificity; None where
-            none was tried, or could be chosen.
-        auc: Area under the curve with its interval; None without positive images.
+        threshold: The threshold to use at the site.
+        own: What the model's own threshold achieves.
+        site: The site's threshold with cross-fitted figures; None where none was tried, or could be
+            chosen.
+        auc: Area under the curve; None without positive images.
     """
 
     verdict: str
     reasons: tuple[str, ...]
     threshold: float
-    own: dict[str, Any]
-    site: dict[str, Any] | None
-    auc: dict[str, Any] | None
+    own: OperatingPoint
+    site: OperatingPoint | None
+    auc: Estimate | None
 
 
 def assess(
     images: SiteImages, own_threshold: float, name: str, rules: AcceptanceRules | None = None
 ) -> Assessment:
-    """Classify a model by a site's images.
+    """Assess a model by a site's images.
 
     Args:
         images: At least one of them negative.
         own_threshold: The model's own threshold.
         name: Name of the positive class, for the sentences.
-        rules: What is asked for.
+        rules: What is asked of the model.
     """
     rules = rules or AcceptanceRules()
-    own = {"threshold": own_threshold, **_rates(images.scores >= own_threshold, images.positive)}
+    own = OperatingPoint.of(own_threshold, images.scores >= own_threshold, images.positive)
     site = None if _state(own, rules) == _PASSED else _site_point(images, rules)
     area = _area(images)
     states = _state(own, rules), _state(site, rules) if site else None
-    verdict = _verdict(states, area, images, rules)
-    reasons = _reasons(own, site, area, images, rules, name)
     return Assessment(
-        verdict, tuple(reasons), _threshold(own, site, states, rules), own, site, area
+        _verdict(states, area, images, rules),
+        tuple(_reasons(own, site, area, images, rules, name)),
+        _threshold(own, site, states, rules),
+        own,
+        site,
+        area,
     )
 
 
-def described(rules: AcceptanceRules | None = None) -> dict[str, Any]:
-    """The rules as plain values."""
-    return asdict(rules or AcceptanceRules())
-
-
-def rate(successes: int, trials: int) -> dict[str, Any]:
-    """A proportion with Wilson's 95 % interval; None without trials."""
-    known = trials > 0
-    return {
-        "value": successes / trials if known else None,
-        "successes": successes,
-        "trials": trials,
-        "interval_95": list(wilson(successes, trials)) if known else None,
-    }
-
-
-def _rates(called: Truth, positive: Truth) -> dict[str, Any]:
-    return {
-        "sensitivity": rate(int((called & positive).sum()), int(positive.sum())),
-        "specificity": rate(int((~called & ~positive).sum()), int((~positive).sum())),
-    }
-
-
-def _area(images: SiteImages) -> dict[str, Any] | None:
+def _area(images: SiteImages) -> Estimate | None:
     if images.positive.all() or not images.positive.any():
         return None
-    interval = area_interval(images.scores, images.positive)
-    return {"value": auc(images.scores, images.positive), "interval_95": list(interval)}
+    both = images.scores, images.positive
+    return Estimate(auc(*both), area_interval(*both))
 
 
-def _site_point(images: SiteImages, rules: AcceptanceRules) -> dict[str, Any] | None:
+def _site_point(images: SiteImages, rules: AcceptanceRules) -> OperatingPoint | None:
     """A threshold of the site, or None where its images are too few."""
     if not images.positive.any() and images.count(positive=False) >= rules.fewest:
         return _by_normals(images, rules)
     if _too_few(images, rules):
         return None
     threshold, expected = threshold_for_new_images(images.scores, images.positive, rules.aim)
-    return {
-        "threshold": threshold,
-        "rule": f"the highest threshold that finds {rules.aim:.0%} of new positive images, as is "
-        "to "
-        "be expected (split conformal); figures by leaving out one patient at a time",
-        "expected_sensitivity": expected,
-        **_rates(_cross_fitted(images, rules), images.positive),
-    }
+    return OperatingPoint.of(
+        threshold,
+        _cross_fitted(images, rules),
+        images.positive,
+        rule=f"the highest threshold that is expected to find {rules.aim:.0%} of new positive "
+        "images (split conformal); figures by leaving out one patient at a time",
+        expected=expected,
+    )
 
 
-def _by_normals(images: SiteImages, rules: AcceptanceRules) -> dict[str, Any] | None:
+def _by_normals(images: SiteImages, rules: AcceptanceRules) -> OperatingPoint | None:
     alarms = 1 - rules.specificity
     threshold = threshold_for_new_negatives(images.scores, alarms)
     if threshold is None:
         return None
-    return {
-        "threshold": threshold,
-        "rule": f"the lowest threshold that calls at most {alarms:.0%} of new negative images "
-        "positive, as is to be expected (split conformal); how many positive images it finds is "
-        "not "
-        "known",
-        "expected_sensitivity": None,
-        **_rates(images.scores >= threshold, images.positive),
-    }
+    return OperatingPoint.of(
+        threshold,
+        images.scores >= threshold,
+        images.positive,
+        rule=f"the lowest threshold that is expected to call at most {alarms:.0%} of new negative "
+        "images positive (split conformal); how many positive images it finds is not known",
+    )
 
 
 def _cross_fitted(images: SiteImages, rules: AcceptanceRules) -> Truth:
@@ -208,151 +189,139 @@ def _cross_fitted(images: SiteImages, rules: AcceptanceRules) -> Truth:
     return called
 
 
-def _state(point: dict[str, Any], rules: AcceptanceRules) -> str:
+def _state(point: OperatingPoint, rules: AcceptanceRules) -> str:
     states = [
-        _compared(point[name], getattr(rules, name), rules.margin)
-        for name in ("sensitivity", "specificity")
+        _compared(point.sensitivity, rules.sensitivity, rules.margin),
+        _compared(point.specificity, rules.specificity, rules.margin),
     ]
     if _FAILED in states:
         return _FAILED
     return _PASSED if states == [_PASSED] * 2 else _OPEN
 
 
-def _compared(figure: dict[str, Any], least: float, margin: float) -> str:
-    if figure["value"] is None:
+def _compared(rate: Rate, least: float, margin: float) -> str:
+    low, high = rate.interval_95
+    if rate.value is None:
         return _OPEN
-    low, high = figure["interval_95"]
     if high < least:
         return _FAILED
-    return _PASSED if figure["value"] >= least and low >= least - margin else _OPEN
+    return _PASSED if rate.value >= least and low >= least - margin else _OPEN
 
 
 def _verdict(
     states: tuple[str, str | None],
-    area: dict[str, Any] | None,
+    area: Estimate | None,
     images: SiteImages,
     rules: AcceptanceRules,
 ) -> str:
     own, site = states
     if _PASSED in states:
-        doubts = images.synthetic, _too_many_refused(images, rules), _too_few(images, rules)
+        doubts = images.synthetic, _too_many_not_assessed(images, rules), _too_few(images, rules)
         return NOT_ENOUGH if any(doubts) else USABLE
-    nothing_mends = site in (None, _FAILED) or area is None  # None: positives are missing
-    if own == _FAILED and (nothing_mends or _cannot_tell_apart(area, rules)):
+    no_other = site in (None, _FAILED) or area is None  # None: positives are missing
+    if own == _FAILED and (no_other or _no_threshold_can_pass(area, rules)):
         return NOT_USABLE
     return NOT_ENOUGH
 
 
 def _threshold(
-    own: dict[str, Any],
-    site: dict[str, Any] | None,
+    own: OperatingPoint,
+    site: OperatingPoint | None,
     states: tuple[str, str | None],
     rules: AcceptanceRules,
 ) -> float:
-    """The model's own, unless it failed or the site's passed; of normals alone never a lower."""
-    threshold: float = own["threshold"]
+    """The model's own, unless it failed or the site's passed; never lower by normals alone."""
     if site is None or states[0] == _PASSED or states[1] == _FAILED:
-        return threshold
-    if site["sensitivity"]["value"] is None:
-        alarms = _compared(own["specificity"], rules.specificity, rules.margin)
-        return threshold if alarms == _PASSED else max(threshold, float(site["threshold"]))
+        return own.threshold
+    if site.sensitivity.value is None:
+        alarms = _compared(own.specificity, rules.specificity, rules.margin)
+        return own.threshold if alarms == _PASSED else max(own.threshold, site.threshold)
     chosen = states[0] == _FAILED or states[1] == _PASSED
-    return float(site["threshold"]) if chosen else threshold
+    return site.threshold if chosen else own.threshold
 
 
 def _too_few(images: SiteImages, rules: AcceptanceRules) -> bool:
     return min(images.count(positive=True), images.count(positive=False)) < rules.fewest
 
 
-def _too_many_refused(images: SiteImages, rules: AcceptanceRules) -> bool:
+def _too_many_not_assessed(images: SiteImages, rules: AcceptanceRules) -> bool:
     return images.not_assessed > rules.max_not_assessed * (images.not_assessed + len(images.scores))
 
 
-def _cannot_tell_apart(area: dict[str, Any] | None, rules: AcceptanceRules) -> bool:
-    """Whether no threshold can pass: a curve through a point covers the rectangle below it."""
-    return bool(area and area["interval_95"][1] < rules.sensitivity * rules.specificity)
+def _no_threshold_can_pass(area: Estimate | None, rules: AcceptanceRules) -> bool:
+    """Whether the curve is too low: one through a point covers the rectangle below it."""
+    return area is not None and area.interval_95[1] < rules.sensitivity * rules.specificity
 
 
 def _reasons(
-    own: dict[str, Any],
-    site: dict[str, Any] | None,
-    area: dict[str, Any] | None,
+    own: OperatingPoint,
+    site: OperatingPoint | None,
+    area: Estimate | None,
     images: SiteImages,
     rules: AcceptanceRules,
     name: str,
 ) -> list[str]:
     """What was found, one sentence each."""
-    place = f"at the model's own threshold ({own['threshold']:.4f})"
-    said = _about_point(own, place, rules, name)
+    place = f"at the model's own threshold ({own.threshold:.4f})"
+    found = _about_point(own, place, rules, name)
     if area:
-        said.append(_about_area(area, rules, name))
+        found.append(_about_area(area, rules, name))
     if site:
-        said += _about_site(site, rules, name)
+        found += _about_site(site, rules, name)
     if _too_few(images, rules):
         counts = images.count(positive=True), images.count(positive=False)
-        said.append(
+        found.append(
             f"there are {counts[0]} patients with and {counts[1]} without {name}: {rules.fewest} "
             "of each are needed for a proof, or for a threshold of the site"
         )
     if images.not_assessed:
         whole = images.not_assessed + len(images.scores)
-        said.append(f"{images.not_assessed} of {whole} files were not assessed")
-        if _too_many_refused(images, rules):
-            said[-1] += f": more than {rules.max_not_assessed:.0%}, look at the reasons"
+        found.append(f"{images.not_assessed} of {whole} files were not assessed")
+        if _too_many_not_assessed(images, rules):
+            found[-1] += f": more than {rules.max_not_assessed:.0%}, look at the reasons"
     if images.synthetic:
-        said.append(f"{images.synthetic} images are drawn, not of patients: they prove nothing")
-    return [f"{sentence[0].upper()}{sentence[1:]}." for sentence in said]
+        found.append(
+            f"{images.synthetic} images are synthetic, not of patients: they prove nothing"
+        )
+    return [f"{sentence[0].upper()}{sentence[1:]}." for sentence in found]
 
 
-def _about_point(point: dict[str, Any], place: str, rules: AcceptanceRules, name: str) -> list[str]:
-    alarms, found = point["specificity"], point["sensitivity"]
-    positive = alarms["trials"] - alarms["successes"]
-    said = [
-        f"{place}, {positive} of {alarms['trials']} images without {name} are called positive: "
-        f"specificity {figure_text(alarms)}, {_asked(alarms, rules.specificity, rules.margin)}"
-    ]
-    if found["value"] is None:
-        return [*said, f"there are no images with {name}: how many it finds here is not known"]
+def _about_point(point: OperatingPoint, place: str, rules: AcceptanceRules, name: str) -> list[str]:
+    spared, found = point.specificity, point.sensitivity
+    alarms = (
+        f"{place}, {spared.trials - spared.successes} of {spared.trials} images without {name} are "
+        f"called positive: specificity {spared.text()}, "
+        f"{_asked(spared, rules.specificity, rules.margin)}"
+    )
+    if not found.trials:
+        return [alarms, f"there are no images with {name}: how many it finds here is not known"]
     return [
-        *said,
-        f"{place}, {found['successes']} of {found['trials']} images with {name} are found: "
-        f"sensitivity {figure_text(found)}, {_asked(found, rules.sensitivity, rules.margin)}",
+        alarms,
+        f"{place}, {found.successes} of {found.trials} images with {name} are found: "
+        f"sensitivity {found.text()}, {_asked(found, rules.sensitivity, rules.margin)}",
     ]
 
 
-def _asked(figure: dict[str, Any], least: float, margin: float) -> str:
-    wanted = f"at least {least:.0%} is asked for"
-    state = _compared(figure, least, margin)
-    if state == _PASSED:
-        return f"{wanted}: passed"
-    if state == _FAILED:
-        return f"{wanted}: failed"
-    return f"{wanted}, with an interval from {least - margin:.0%} on: open"
+def _asked(rate: Rate, least: float, margin: float) -> str:
+    state = _compared(rate, least, margin)
+    margin_text = f", with an interval from {least - margin:.0%} on" if state == _OPEN else ""
+    return f"at least {least:.0%} is asked for{margin_text}: {state}"
 
 
-def _about_area(area: dict[str, Any], rules: AcceptanceRules, name: str) -> str:
-    low, high = area["interval_95"]
-    said = f"images with and without {name} are told apart with AUC {area['value']:.3f} "
-    said += f"[{low:.3f}, {high:.3f}]"
-    if _cannot_tell_apart(area, rules):
-        return f"{said}: no threshold can reach what is asked for"
-    return f"{said}, which may be chance" if low <= 0.5 else said
+def _about_area(area: Estimate, rules: AcceptanceRules, name: str) -> str:
+    low, high = area.interval_95
+    found = f"images with and without {name} are told apart with AUC {area.value:.3f} "
+    found += f"[{low:.3f}, {high:.3f}]"
+    if _no_threshold_can_pass(area, rules):
+        return f"{found}: no threshold can reach what is asked for"
+    return f"{found}, which may be chance" if low <= 0.5 else found
 
 
-def _about_site(site: dict[str, Any], rules: AcceptanceRules, name: str) -> list[str]:
-    if site["sensitivity"]["value"] is None:
-        share = rules.specificity
+def _about_site(site: OperatingPoint, rules: AcceptanceRules, name: str) -> list[str]:
+    if not site.sensitivity.trials:
         return [
-            f"a threshold of {site['threshold']:.4f} would leave some {share:.0%} of the images "
-            f"without {name} negative, but nobody could say how many with {name} it misses"
+            f"a threshold of {site.threshold:.4f} would leave about {rules.specificity:.0%} of the "
+            f"images without {name} negative, but how many images with {name} it misses is unknown"
         ]
-    place = f"at the threshold chosen on these images ({site['threshold']:.4f})"
+    place = f"at the threshold chosen on these images ({site.threshold:.4f})"
     return _about_point(site, place, rules, name)
-
-
-def figure_text(figure: dict[str, Any]) -> str:
-    """Such as `98.0% [93.1%, 99.5%]`; `-` where there is none."""
-    if figure["value"] is None:
-        return "-"
-    low, high = figure["interval_95"]
-    return f"{figure['value']:.1%} [{low:.1%}, {high:.1%}]"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,19 +14,94 @@ import numpy as np
 from deepcovid_edge.backends.base import Backend, identity
 from deepcovid_edge.datasets.dataset import LabelledImage, check_labels
 from deepcovid_edge.decision.record import INDETERMINATE, Prediction
+from deepcovid_edge.decision.results import PlainResult
 from deepcovid_edge.decision.site_file import SCHEMA_VERSION
+from deepcovid_edge.decision.statistics import Estimate, Rate
+from deepcovid_edge.decision.thresholds import OperatingPoint
 from deepcovid_edge.errors import DataError
 from deepcovid_edge.manifest import VERSION, ModelManifest
 from deepcovid_edge.model import Model
 from deepcovid_edge.pipeline.pipeline import PredictSettings
 from deepcovid_edge.reasons import NOTICE, WarningCode
-from deepcovid_edge.validation.acceptance import (
-    AcceptanceRules,
-    SiteImages,
-    assess,
-    described,
-    rate,
-)
+from deepcovid_edge.validation.acceptance import AcceptanceRules, SiteImages, assess
+
+
+@dataclass(frozen=True)
+class LabelFacts:
+    """What the model called the images of one label.
+
+    Attributes:
+        images: How many.
+        positive: Whether the label belongs to the positive class.
+        called_positive: Share at the model's own threshold.
+    """
+
+    images: int
+    positive: bool
+    called_positive: Rate
+
+
+@dataclass(frozen=True)
+class SiteData:
+    """A site's images in numbers, without names.
+
+    Attributes:
+        sha256: Over the images' hashes and labels.
+        images: Assessed images, each content once.
+        patients: Known patients among them; None where none is known.
+        repeated: Files with the content of an earlier file.
+        not_assessed: Reason code to number of files.
+        warnings: Warning code to number of images.
+        indeterminate: Images in the model's indeterminate range.
+        by_label: What the images of each label were called.
+    """
+
+    sha256: str
+    images: int
+    patients: int | None
+    repeated: int
+    not_assessed: Mapping[str, int]
+    warnings: Mapping[str, int]
+    indeterminate: int
+    by_label: Mapping[str, LabelFacts]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteReport(PlainResult):
+    """Whether a model may be used at a site; `as_dict` is what a site file holds.
+
+    Attributes:
+        name: What the site is called.
+        created: Time in UTC, ISO 8601.
+        verdict: `usable`, `not usable` or `not enough images`.
+        reasons: Sentences that say why.
+        threshold: The threshold to use there.
+        threshold_is: `the model's own` or `the site's`.
+        indeterminate_range: `low` and `high` of the model's, which go with its own threshold alone.
+        model: Which model classified, and on what.
+        data: The images in numbers.
+        own: What the model's own threshold achieves.
+        site: The site's threshold with cross-fitted figures; None where none was chosen.
+        auc: Area under the curve; None without positive images.
+        rules: What was asked of the model.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    notice: str = NOTICE
+    name: str
+    created: str
+    verdict: str
+    reasons: tuple[str, ...]
+    threshold: float
+    threshold_is: str
+    indeterminate_range: Mapping[str, float] | None
+    model: Mapping[str, Any]
+    data: SiteData
+    own: OperatingPoint
+    site: OperatingPoint | None
+    auc: Estimate | None
+    rules: AcceptanceRules
+    created_with: Mapping[str, str] = field(default_factory=lambda: {"deepcovid-edge": VERSION})
 
 
 def site_check(
@@ -36,7 +111,7 @@ def site_check(
     name: str,
     rules: AcceptanceRules | None = None,
     workers: int | None = None,
-) -> dict[str, Any]:
+) -> SiteReport:
     """Measure a model on a site's images.
 
     Args:
@@ -44,57 +119,44 @@ def site_check(
         images: Labelled images of the site, some of them negative.
         name: What the site is called.
         rules: What is asked of the model.
-        workers: Threads; None for one a core.
-
-    Returns:
-        Figures, threshold, verdict and reasons, as plain values: what a site file holds.
+        workers: Threads; None for one per core.
 
     Raises:
         DataError: No negative image was assessed, a label belongs to no class, or one image has
-            two.
+            two labels.
     """
-    manifest = backend.manifest
+    rules, manifest = rules or AcceptanceRules(), backend.manifest
     check_labels(images, manifest.known_labels)
-    classified = _classified(backend, images, workers)
+    classified = _classify(backend, images, workers)
     if not any(image.label not in manifest.positive_labels for image, _ in classified.assessed):
+        why = ", ".join(f"{code} {count}" for code, count in classified.not_assessed.items())
         raise DataError(
             f"{name}: no image without {manifest.positive_class} could be assessed "
-            f"({_counted(classified.not_assessed) or 'there is none'}): give normals at least"
+            f"({why or 'there is none'}): give at least normal images"
         )
-    found = assess(classified.of(manifest), manifest.threshold, manifest.positive_class, rules)
-    is_own = found.threshold == manifest.threshold
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "notice": NOTICE,
-        "name": name,
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "verdict": found.verdict,
-        "reasons": list(found.reasons),
-        "threshold": found.threshold,
-        "threshold_is": "the model's own" if is_own else "the site's",
-        "indeterminate_range": _indeterminate_range(manifest) if is_own else None,
-        "model": {
-            **identity(backend),
-            "positive_class": manifest.positive_class,
-            "threshold": manifest.threshold,
-        },
-        "data": classified.facts(manifest),
-        "own": found.own,
-        "site": found.site,
-        "auc": found.auc,
-        "rules": described(rules),
-        "created_with": {"deepcovid-edge": VERSION},
-    }
+    found = assess(classified.arrays(manifest), manifest.threshold, manifest.positive_class, rules)
+    is_own, limits = found.threshold == manifest.threshold, manifest.indeterminate_range
+    threshold = {"positive_class": manifest.positive_class, "threshold": manifest.threshold}
+    return SiteReport(
+        name=name,
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **vars(found),
+        threshold_is="the model's own" if is_own else "the site's",
+        indeterminate_range={"low": limits.low, "high": limits.high} if is_own and limits else None,
+        model={**identity(backend), **threshold},
+        data=classified.data(manifest),
+        rules=rules,
+    )
 
 
 @dataclass
-class _Judged:
-    """What became of a site's files.
+class _Classified:
+    """The results of a site's files.
 
     Attributes:
         assessed: Images with their records; each content once.
         not_assessed: Reason code to number of files.
-        repeated: Files whose content had come before.
+        repeated: Files with the content of an earlier file.
         digest: Over the images' hashes and labels.
     """
 
@@ -103,7 +165,7 @@ class _Judged:
     repeated: int = 0
     digest: str = ""
 
-    def of(self, manifest: ModelManifest) -> SiteImages:
+    def arrays(self, manifest: ModelManifest) -> SiteImages:
         """The images as arrays."""
         images = [image for image, _ in self.assessed]
         records = [record for _, record in self.assessed]
@@ -115,41 +177,34 @@ class _Judged:
             synthetic=sum(WarningCode.SYNTHETIC.code in record.warnings for record in records),
         )
 
-    def facts(self, manifest: ModelManifest) -> dict[str, Any]:
+    def data(self, manifest: ModelManifest) -> SiteData:
         """Counts, without names."""
         warned = Counter(code for _, record in self.assessed for code in record.warnings)
-        decided = [record.decision for _, record in self.assessed]
-        return {
-            "sha256": self.digest,
-            "images": len(self.assessed),
-            "patients": len({image.patient for image, _ in self.assessed if image.patient}) or None,
-            "repeated": self.repeated,
-            "not_assessed": dict(sorted(self.not_assessed.items())),
-            "warnings": dict(sorted(warned.items())),
-            "indeterminate": decided.count(INDETERMINATE),
-            "by_label": dict(self._by_label(manifest)),
-        }
+        labels = sorted({image.label for image, _ in self.assessed})
+        return SiteData(
+            sha256=self.digest,
+            images=len(self.assessed),
+            patients=len({image.patient for image, _ in self.assessed if image.patient}) or None,
+            repeated=self.repeated,
+            not_assessed=dict(sorted(self.not_assessed.items())),
+            warnings=dict(sorted(warned.items())),
+            indeterminate=sum(record.decision == INDETERMINATE for _, record in self.assessed),
+            by_label={label: self._label(label, manifest) for label in labels},
+        )
 
-    def _by_label(self, manifest: ModelManifest) -> Iterator[tuple[str, dict[str, Any]]]:
-        for label in sorted({image.label for image, _ in self.assessed}):
-            scores = [
-                record.probability or 0.0 for image, record in self.assessed if image.label == label
-            ]
-            called = sum(score >= manifest.threshold for score in scores)
-            yield (
-                label,
-                {
-                    "images": len(scores),
-                    "positive": label in manifest.positive_labels,
-                    "called_positive": rate(called, len(scores)),
-                },
-            )
+    def _label(self, label: str, manifest: ModelManifest) -> LabelFacts:
+        records = [record for image, record in self.assessed if image.label == label]
+        called = sum((record.probability or 0.0) >= manifest.threshold for record in records)
+        rate = Rate(called, len(records))
+        return LabelFacts(len(records), label in manifest.positive_labels, rate)
 
 
-def _classified(backend: Backend, images: Sequence[LabelledImage], workers: int | None) -> _Judged:
+def _classify(
+    backend: Backend, images: Sequence[LabelledImage], workers: int | None
+) -> _Classified:
     model = Model.of(backend, PredictSettings(workers=workers))
     records = model.predict(image.path for image in images)
-    found = _Judged()
+    found = _Classified()
     labels: dict[str, str] = {}
     for image, record in zip(images, records, strict=True):
         known = labels.get(record.sha256 or "")
@@ -167,17 +222,3 @@ def _classified(backend: Backend, images: Sequence[LabelledImage], workers: int 
     lines = sorted(f"{sha256} {label}\n" for sha256, label in labels.items())
     found.digest = hashlib.sha256("".join(lines).encode()).hexdigest()
     return found
-
-
-def _indeterminate_range(manifest: ModelManifest) -> dict[str, Any] | None:
-    """The model's indeterminate_range, which goes with its own threshold alone."""
-    indeterminate_range = manifest.indeterminate_range
-    return (
-        {"low": indeterminate_range.low, "high": indeterminate_range.high}
-        if indeterminate_range
-        else None
-    )
-
-
-def _counted(refused: Mapping[str, int]) -> str:
-    return ", ".join(f"{code} {count}" for code, count in refused.items())

@@ -1,16 +1,17 @@
 """Is a candidate as accurate as its reference? The equivalence check.
 
-Two models classify the same images; what is compared is what a clinic would notice: decisions that
-turned, sensitivity, specificity and area under the curve at the operating point; and, when asked,
+Two models classify the same images. What is compared is what a clinic would notice: decisions that
+turned; sensitivity, specificity and area under the curve at the operating point; and, on request,
 whether both look at the same places.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from deepcovid_edge.backends.base import Backend, Inference, identity, softmax
 from deepcovid_edge.datasets.dataset import LabelledImage, check_labels, dataset_sha256
 from deepcovid_edge.decision.out_of_distribution import OodLimits
 from deepcovid_edge.decision.record import DECIMALS
+from deepcovid_edge.decision.results import PlainResult, plain_fields
 from deepcovid_edge.decision.statistics import (
+    Rate,
     Scores,
     Truth,
     auc,
@@ -29,7 +32,6 @@ from deepcovid_edge.decision.statistics import (
     mcnemar_exact,
     paired_difference,
     upper_bound,
-    wilson,
 )
 from deepcovid_edge.errors import DataError, ModelFileError, NotAssessedError, UsageError
 from deepcovid_edge.heatmaps.agreement import (
@@ -43,7 +45,6 @@ from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.manifest import VERSION, InputSpec, ModelManifest
 
-SCHEMA_VERSION = 1
 UNCHANGED, CHANGED, INSUFFICIENT = "unchanged", "changed", "insufficient"
 _CHUNK = 32
 
@@ -86,58 +87,140 @@ class EquivalenceRules:
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """What two models say of the same images.
+class Flips:
+    """Decisions that turned: how many, their share, and its upper limit with 95 % certainty."""
+
+    count: int
+    share: float
+    upper_95: float
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Right answers that were lost and gained, and the p-value of McNemar's exact test."""
+
+    lost: int
+    gained: int
+    p: float
+
+
+@dataclass(frozen=True)
+class RateChange(PlainResult):
+    """A proportion of both models on the same images; the interval is a paired one."""
+
+    reference: Rate
+    candidate: Rate
+    change: float
+    interval_95: tuple[float, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values; the number of images stands once."""
+        values = {"images": self.reference.trials, **plain_fields(self)}
+        for rate in (values["reference"], values["candidate"]):
+            del rate["successes"], rate["trials"]
+        return values
+
+
+@dataclass(frozen=True)
+class AucChange:
+    """The area under the curve of both models on the same images, with DeLong's interval."""
+
+    reference: float
+    candidate: float
+    change: float
+    interval_95: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Absolute differences of the same numbers from both models.
+
+    `relative_rmse` is the root of their mean square over the standard deviation of the reference's
+    numbers.
+    """
+
+    max: float
+    median: float
+    rmse: float
+    relative_rmse: float
+
+    @classmethod
+    def of(cls, before: NDArray[Any], now: NDArray[Any]) -> Differences:
+        """Compare two arrays of one shape."""
+        apart = np.abs(now.astype(np.float64) - before)
+        spread, rmse = float(np.std(before)), float(np.sqrt(np.mean(apart**2)))
+        relative = rmse / spread if spread else 0.0
+        return cls(float(apart.max()), float(np.median(apart)), rmse, relative)
+
+
+@dataclass(frozen=True)
+class FlippedImage:
+    """An image whose decision turned, with the probabilities of both models."""
+
+    path: str
+    label: str
+    source: str
+    reference: float
+    candidate: float
+
+
+@dataclass(frozen=True)
+class GroupChange:
+    """The images of one label or source: called positive by each model, and what changed."""
+
+    images: int
+    called_positive: Mapping[str, int]
+    flips: int
+    max_probability_difference: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification(PlainResult):
+    """Whether a candidate is as accurate as its reference.
 
     Attributes:
-        images: The images that were assessed.
-        reference: The reference's logits, of shape (N, classes), float32.
-        candidate: The candidate's logits, likewise.
-        not_assessed: Files that could not be assessed, with their reason.
-        unlike: Whether each model's out-of-distribution limits refuses each image; None for a model
-            without one. The images are classified all the same.
+        verdict: `unchanged`, `changed` or `insufficient` (too few images to tell).
+        failed: Sentences that say which rules were broken.
+        missing: Class with too few images -> how many `images` there are and are `needed`.
+        reference: Name, hash, precision and backend of the model whose accuracy is known.
+        candidate: Likewise, of the model that shall replace it.
+        threshold: The reference's.
+        images: How many were assessed.
+        not_assessed: File -> reason code.
+        data_sha256: Over the images.
+        probability: Of the positive class.
+        sensitivity: None without positive images.
+        specificity: None without negative images.
+        auc: None without images of both classes.
+        heatmap: How alike the heat maps are; None where they were not compared.
+        ood: Images that each model's limits reject, and on which they `differ`; None without
+            limits on both sides.
     """
 
-    images: list[LabelledImage]
-    reference: NDArray[np.float32]
-    candidate: NDArray[np.float32]
-    not_assessed: dict[str, str]
-    unlike: tuple[Truth | None, ...]
-
-
-def classify(
-    reference: Backend, candidate: Backend, images: Sequence[LabelledImage]
-) -> Predictions:
-    """Let two models classify the same images, each read once.
-
-    Raises:
-        ModelFileError: The models differ in classes, input or positive class.
-        DataError: No image could be assessed.
-    """
-    _check_comparable(reference.manifest, candidate.manifest)
-    kept: list[LabelledImage] = []
-    not_assessed: dict[str, str] = {}
-    said: tuple[list[Inference], list[Inference]] = ([], [])
-    for chunk in _prepared(images, reference.manifest.input):
-        good = [(image, pixels) for image, pixels in chunk if isinstance(pixels, np.ndarray)]
-        not_assessed |= {str(image.path): code for image, code in chunk if isinstance(code, str)}
-        if good:
-            batch = np.stack([pixels for _, pixels in good])
-            kept += [image for image, _ in good]
-            said[0].append(reference.infer(batch))
-            said[1].append(candidate.infer(batch))
-    if not kept:
-        raise DataError(f"none of {len(images)} images could be assessed")
-    logits = [np.concatenate([one.logits for one in side]) for side in said]
-    models = (reference.manifest, candidate.manifest)
-    unlike = tuple(_unlike(*pair) for pair in zip(models, said, strict=True))
-    return Predictions(kept, logits[0], logits[1], not_assessed, unlike)
-
-
-def _unlike(manifest: ModelManifest, said: Sequence[Inference]) -> Truth | None:
-    equivalence = OodLimits.of(manifest)
-    rows = [one.ood_scores for one in said if one.ood_scores is not None]
-    return equivalence.beyond(np.concatenate(rows)) if equivalence and rows else None
+    schema_version: int = 1
+    verdict: str
+    failed: tuple[str, ...]
+    missing: Mapping[str, Mapping[str, int]]
+    rules: EquivalenceRules
+    reference: Mapping[str, Any]
+    candidate: Mapping[str, Any]
+    threshold: float
+    images: int
+    not_assessed: Mapping[str, str]
+    data_sha256: str
+    logits: Differences
+    probability: Differences
+    flips: Flips
+    mcnemar: McNemar
+    sensitivity: RateChange | None
+    specificity: RateChange | None
+    auc: AucChange | None
+    heatmap: Mapping[str, Any] | None
+    ood: Mapping[str, int] | None
+    flipped: tuple[FlippedImage, ...]
+    by_label: Mapping[str, GroupChange]
+    by_source: Mapping[str, GroupChange]
+    created_with: Mapping[str, str] = field(default_factory=lambda: {"deepcovid-edge": VERSION})
 
 
 def verify(
@@ -147,7 +230,7 @@ def verify(
     *,
     rules: EquivalenceRules | None = None,
     heatmaps: MapComparison | None = None,
-) -> dict[str, Any]:
+) -> Verification:
     """Compare a candidate with its reference on labelled images.
 
     Args:
@@ -157,9 +240,6 @@ def verify(
         rules: When the candidate counts as unchanged; None for the reference's own.
         heatmaps: Which heat maps are compared too; None for none.
 
-    Returns:
-        Differences, flips, paired statistics and the verdict, as plain values for JSON.
-
     Raises:
         ModelFileError: The models cannot be compared.
         DataError: No image could be assessed.
@@ -168,38 +248,162 @@ def verify(
     manifest = reference.manifest
     rules = rules or EquivalenceRules.of(manifest)
     check_labels(images, manifest.known_labels)
-    classified = classify(reference, candidate, images)
-    scores = tuple(
-        np.round(softmax(logits)[:, manifest.positive_index], DECIMALS)
-        for logits in (classified.reference, classified.candidate)
-    )
-    positive = np.array([image.label in manifest.positive_labels for image in classified.images])
-    figures = _figures(scores[0], scores[1], positive, manifest.threshold)
-    models = (reference, candidate)
-    figures["heatmap"] = heatmaps and _heatmaps(models, classified.images, positive, heatmaps)
-    figures["ood"] = _ood(classified)
-    failed = _failures(figures, rules, manifest, candidate.manifest)
-    missing = _missing(positive, rules)
-    verdict = CHANGED if failed else INSUFFICIENT if missing else UNCHANGED
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "verdict": verdict,
-        "failed": failed,
-        "missing": missing,
-        "rules": asdict(rules),
-        "reference": identity(reference),
-        "candidate": identity(candidate),
-        "threshold": manifest.threshold,
-        "images": len(classified.images),
-        "not_assessed": classified.not_assessed,
-        "data_sha256": dataset_sha256(classified.images),
-        "logits": _differences(classified.reference, classified.candidate),
-        "probability": _differences(scores[0], scores[1]),
-        **figures,
-        "flipped": _flipped(classified.images, scores, manifest.threshold),
-        **_by_group(classified.images, scores, manifest.threshold),
-        "created_with": {"deepcovid-edge": VERSION},
+    pair = _classify(reference, candidate, images)
+    found: dict[str, Any] = {
+        "flips": pair.flips(),
+        "sensitivity": pair.rate_change(pair.positive),
+        "specificity": pair.rate_change(~pair.positive),
+        "auc": pair.auc_change(),
+        "heatmap": heatmaps and _compare_heatmaps((reference, candidate), pair, heatmaps),
     }
+    failed = [*_manifest_failures(manifest, candidate.manifest), *_failures(rules, **found)]
+    missing = _missing(pair.positive, rules)
+    return Verification(
+        verdict=CHANGED if failed else INSUFFICIENT if missing else UNCHANGED,
+        failed=tuple(failed),
+        missing=missing,
+        rules=rules,
+        reference=identity(reference),
+        candidate=identity(candidate),
+        threshold=manifest.threshold,
+        images=len(pair.images),
+        not_assessed=pair.not_assessed,
+        data_sha256=dataset_sha256(pair.images),
+        logits=Differences.of(*pair.logits),
+        probability=Differences.of(*pair.scores),
+        mcnemar=pair.mcnemar(),
+        ood=pair.ood(),
+        flipped=pair.flipped(),
+        by_label=pair.groups([image.label for image in pair.images]),
+        by_source=pair.groups([image.source for image in pair.images]),
+        **found,
+    )
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The answers of two models on the same images, the reference's first.
+
+    Attributes:
+        images: The images that were assessed.
+        not_assessed: File -> reason code.
+        manifest: The reference's.
+        logits: Of each model, of shape (images, classes), float32.
+        rejected: Whether each model's out-of-distribution limits reject each image, which is
+            classified all the same; None for a model without limits.
+    """
+
+    images: list[LabelledImage]
+    not_assessed: dict[str, str]
+    manifest: ModelManifest
+    logits: tuple[NDArray[np.float32], ...]
+    rejected: tuple[Truth | None, ...]
+
+    @cached_property
+    def positive(self) -> Truth:
+        return np.array([image.label in self.manifest.positive_labels for image in self.images])
+
+    @cached_property
+    def scores(self) -> tuple[Scores, ...]:
+        """Probabilities of the positive class as records have them."""
+        place = self.manifest.positive_index
+        return tuple(np.round(softmax(logits)[:, place], DECIMALS) for logits in self.logits)
+
+    @cached_property
+    def called(self) -> tuple[Truth, ...]:
+        """Whether each model calls each image positive."""
+        return tuple(scores >= self.manifest.threshold for scores in self.scores)
+
+    @cached_property
+    def turned(self) -> Truth:
+        turned: Truth = self.called[0] != self.called[1]
+        return turned
+
+    @cached_property
+    def right(self) -> tuple[Truth, ...]:
+        return tuple(called == self.positive for called in self.called)
+
+    def flips(self) -> Flips:
+        count, images = int(self.turned.sum()), len(self.images)
+        return Flips(count, count / images, upper_bound(count, images))
+
+    def mcnemar(self) -> McNemar:
+        before, now = self.right
+        lost, gained = int((before & ~now).sum()), int((now & ~before).sum())
+        return McNemar(lost, gained, mcnemar_exact(lost, gained))
+
+    def rate_change(self, group: Truth) -> RateChange | None:
+        """Change of the share of right answers among some images."""
+        before, now = (right[group] for right in self.right)
+        if not len(before):
+            return None
+        return RateChange(Rate.of(before), Rate.of(now), *paired_difference(before, now))
+
+    def auc_change(self) -> AucChange | None:
+        positive, (before, now) = self.positive, self.scores
+        if positive.all() or not positive.any():
+            return None
+        change = auc_change(before, now, positive)
+        return AucChange(auc(before, positive), auc(now, positive), *change)
+
+    def ood(self) -> dict[str, int] | None:
+        """How many images the limits of each model reject, and on how many they differ."""
+        before, now = self.rejected
+        if before is None or now is None:
+            return None
+        counts = {"reference": before, "candidate": now, "differ": before != now}
+        return {name: int(count.sum()) for name, count in counts.items()}
+
+    def flipped(self) -> tuple[FlippedImage, ...]:
+        rows = zip(self.images, *self.scores, strict=True)
+        return tuple(
+            FlippedImage(_short(image.path), image.label, image.source, float(before), float(now))
+            for (image, before, now), turned in zip(rows, self.turned, strict=True)
+            if turned
+        )
+
+    def groups(self, names: Sequence[str]) -> dict[str, GroupChange]:
+        """The changes by a name of each image, such as its source."""
+        keys, apart = np.array([name or "not stated" for name in names]), np.subtract(*self.scores)
+        groups = {key: keys == key for key in sorted(set(keys.tolist()))}
+        sides = dict(zip(("reference", "candidate"), self.called, strict=True))
+        return {
+            key: GroupChange(
+                images=int(group.sum()),
+                called_positive={name: int(called[group].sum()) for name, called in sides.items()},
+                flips=int(self.turned[group].sum()),
+                max_probability_difference=float(np.abs(apart[group]).max()),
+            )
+            for key, group in groups.items()
+        }
+
+
+def _classify(reference: Backend, candidate: Backend, images: Sequence[LabelledImage]) -> _Pair:
+    """Let two models classify the same images, each read once."""
+    manifests = (reference.manifest, candidate.manifest)
+    _check_comparable(*manifests)
+    kept: list[LabelledImage] = []
+    not_assessed: dict[str, str] = {}
+    answers: tuple[list[Inference], list[Inference]] = ([], [])
+    for chunk in _prepared(images, reference.manifest.input):
+        good = [(image, pixels) for image, pixels in chunk if isinstance(pixels, np.ndarray)]
+        not_assessed |= {str(image.path): code for image, code in chunk if isinstance(code, str)}
+        if good:
+            batch = np.stack([pixels for _, pixels in good])
+            kept += [image for image, _ in good]
+            for model, found in zip((reference, candidate), answers, strict=True):
+                found.append(model.infer(batch))
+    if not kept:
+        raise DataError(f"none of {len(images)} images could be assessed")
+    logits = tuple(np.concatenate([one.logits for one in found]) for found in answers)
+    rejected = tuple(_rejected(*side) for side in zip(manifests, answers, strict=True))
+    return _Pair(kept, not_assessed, reference.manifest, logits, rejected)
+
+
+def _rejected(manifest: ModelManifest, answers: Sequence[Inference]) -> Truth | None:
+    limits = OodLimits.of(manifest)
+    rows = [one.ood_scores for one in answers if one.ood_scores is not None]
+    return limits.beyond(np.concatenate(rows)) if limits and rows else None
 
 
 def _check_comparable(reference: ModelManifest, candidate: ModelManifest) -> None:
@@ -227,70 +431,12 @@ def _prepared(
             yield list(zip(chunk, pool.map(read, chunk), strict=True))
 
 
-def _figures(before: Scores, now: Scores, positive: Truth, threshold: float) -> dict[str, Any]:
-    """Flips and the changes of sensitivity, specificity and area under the curve."""
-    called = (before >= threshold, now >= threshold)
-    right = (called[0] == positive, called[1] == positive)
-    lost, gained = int((right[0] & ~right[1]).sum()), int((~right[0] & right[1]).sum())
-    flips = int((called[0] != called[1]).sum())
-    figures: dict[str, Any] = {
-        "flips": {
-            "count": flips,
-            "share": flips / len(before),
-            "upper_95": upper_bound(flips, len(before)),
-        },
-        "mcnemar": {"lost": lost, "gained": gained, "p": mcnemar_exact(lost, gained)},
-        "sensitivity": _change(right, positive),
-        "specificity": _change(right, ~positive),
-        "auc": None,
-    }
-    if positive.any() and not positive.all():
-        change, interval = auc_change(before, now, positive)
-        values = {"reference": auc(before, positive), "candidate": auc(now, positive)}
-        figures["auc"] = {**values, "change": change, "interval_95": list(interval)}
-    return figures
-
-
-def _change(right: tuple[Truth, Truth], group: Truth) -> dict[str, Any] | None:
-    before, now = right[0][group], right[1][group]
-    if not len(before):
-        return None
-    change, interval = paired_difference(before, now)
-    return {
-        "images": len(before),
-        "reference": _rate(before),
-        "candidate": _rate(now),
-        "change": change,
-        "interval_95": list(interval),
-    }
-
-
-def _ood(classified: Predictions) -> dict[str, int] | None:
-    """How many images the out-of-distribution limits refuse, and on how many they differ."""
-    before, now = classified.unlike
-    if before is None or now is None:
-        return None
-    counts = (before, now, before != now)
-    return {
-        name: int(count.sum())
-        for name, count in zip(("reference", "candidate", "differ"), counts, strict=True)
-    }
-
-
-def _rate(right: Truth) -> dict[str, Any]:
-    successes, trials = int(right.sum()), len(right)
-    return {"value": successes / trials, "interval_95": list(wilson(successes, trials))}
-
-
-def _heatmaps(
-    models: tuple[Backend, Backend],
-    images: Sequence[LabelledImage],
-    positive: Truth,
-    asked: MapComparison,
+def _compare_heatmaps(
+    models: tuple[Backend, Backend], pair: _Pair, asked: MapComparison
 ) -> dict[str, Any]:
     """How alike the occlusion maps of some images are, on the whole and each."""
-    spec, windows = models[0].manifest.input, asked.occlusion
-    chosen = [images[place] for place in choose_images(positive, asked.images)]
+    spec, windows = pair.manifest.input, asked.occlusion
+    chosen = [pair.images[place] for place in choose_images(pair.positive, asked.images)]
     pixels = (prepare(read_radiograph(image.path), spec) for image in chosen)
     found = compare_models(*models, pixels, windows)
     return {
@@ -307,116 +453,46 @@ def _heatmaps(
     }
 
 
-def _failures(
-    figures: dict[str, Any],
-    rules: EquivalenceRules,
-    reference: ModelManifest,
-    candidate: ModelManifest,
-) -> list[str]:
-    failed = []
+def _manifest_failures(reference: ModelManifest, candidate: ModelManifest) -> Iterator[str]:
     if candidate.threshold != reference.threshold:
-        failed.append(
-            f"threshold: candidate has {candidate.threshold}, reference {reference.threshold}"
-        )
+        yield f"threshold: candidate has {candidate.threshold}, reference {reference.threshold}"
     if reference.ood and not candidate.ood:
-        failed.append(
-            "out-of-distribution limits: reference has one, candidate classifies any image"
-        )
-    share = figures["flips"]["share"]
-    if share > rules.max_flips:
-        failed.append(f"flips: {share:.2%} of the decisions turned, allowed {rules.max_flips:.2%}")
-    for name in ("sensitivity", "specificity"):
-        change = figures[name]
-        if change and rules.paired_interval:
-            low, high = change["interval_95"]
-            if not low <= 0 <= high:
-                failed.append(
-                    f"{name}: changed by {change['change']:+.2%} [{low:+.2%}, {high:+.2%}]"
-                )
-    moved = figures["auc"]
-    if moved and abs(moved["change"]) > rules.max_auc_change:
-        failed.append(f"AUC: changed by {moved['change']:+.4f}, allowed {rules.max_auc_change}")
-    return [*failed, *_unlike_maps(figures["heatmap"], rules)]
+        yield "out-of-distribution limits: reference has some, candidate classifies any image"
 
 
-def _unlike_maps(maps: dict[str, Any] | None, rules: EquivalenceRules) -> list[str]:
-    alike = maps["rank_correlation"]["median"] if maps else 1.0
-    if alike >= rules.min_heatmap_correlation:
-        return []
-    return [
-        f"heat maps: median rank correlation {alike:.3f}, expected at least "
-        f"{rules.min_heatmap_correlation}"
-    ]
+def _failures(
+    rules: EquivalenceRules,
+    *,
+    flips: Flips,
+    sensitivity: RateChange | None,
+    specificity: RateChange | None,
+    auc: AucChange | None,
+    heatmap: Mapping[str, Any] | None,
+) -> Iterator[str]:
+    """Sentences about the rules that are broken."""
+    if flips.share > rules.max_flips:
+        yield f"flips: {flips.share:.2%} of the decisions turned, allowed {rules.max_flips:.2%}"
+    for name, change in (("sensitivity", sensitivity), ("specificity", specificity)):
+        low, high = change.interval_95 if change and rules.paired_interval else (0.0, 0.0)
+        if change and not low <= 0 <= high:
+            yield f"{name}: changed by {change.change:+.2%} [{low:+.2%}, {high:+.2%}]"
+    if auc and abs(auc.change) > rules.max_auc_change:
+        yield f"AUC: changed by {auc.change:+.4f}, allowed {rules.max_auc_change}"
+    alike = heatmap["rank_correlation"]["median"] if heatmap else 1.0
+    least = rules.min_heatmap_correlation
+    if not alike >= least:  # NaN fails too
+        yield f"heat maps: median rank correlation {alike:.3f}, expected at least {least}"
 
 
-def _missing(positive: Truth, rules: EquivalenceRules) -> dict[str, Any]:
-    """How many images of which class are too few to show the smallest change, if any."""
+def _missing(positive: Truth, rules: EquivalenceRules) -> dict[str, dict[str, int]]:
+    """Classes with too few images to show the smallest change, if any."""
     if not rules.smallest_change:
         return {}
     needed = int(np.ceil(1 / rules.smallest_change - 1e-9))
-    present = {"positive": int(positive.sum()), "negative": int((~positive).sum())}
-    return {
-        name: {"images": count, "needed": needed}
-        for name, count in present.items()
-        if count < needed
-    }
-
-
-def _differences(before: NDArray[Any], now: NDArray[Any]) -> dict[str, float]:
-    apart = np.abs(now.astype(np.float64) - before)
-    spread = float(np.std(before))
-    rmse = float(np.sqrt(np.mean(apart**2)))
-    return {
-        "max": float(apart.max()),
-        "median": float(np.median(apart)),
-        "rmse": rmse,
-        "relative_rmse": rmse / spread if spread else 0.0,
-    }
-
-
-def _flipped(
-    images: Sequence[LabelledImage], scores: tuple[Scores, ...], threshold: float
-) -> list[dict[str, Any]]:
-    return [
-        {
-            "path": _short(image.path),
-            "label": image.label,
-            "source": image.source,
-            "reference": float(before),
-            "candidate": float(now),
-        }
-        for image, before, now in zip(images, *scores, strict=True)
-        if (before >= threshold) != (now >= threshold)
-    ]
+    counts = {"positive": int(positive.sum()), "negative": int((~positive).sum())}
+    few = {name: count for name, count in counts.items() if count < needed}
+    return {name: {"images": count, "needed": needed} for name, count in few.items()}
 
 
 def _short(path: Path) -> str:
     return "/".join(path.parts[-3:])
-
-
-def _by_group(
-    images: Sequence[LabelledImage], scores: tuple[Scores, ...], threshold: float
-) -> dict[str, Any]:
-    return {
-        f"by_{kind}": _groups([getattr(image, kind) for image in images], scores, threshold)
-        for kind in ("label", "source")
-    }
-
-
-def _groups(
-    names: Sequence[str], scores: tuple[Scores, ...], threshold: float
-) -> dict[str, dict[str, Any]]:
-    keys = np.array([name or "not stated" for name in names])
-    groups = {}
-    for key in sorted(set(keys.tolist())):
-        before, now = (part[keys == key] for part in scores)
-        groups[key] = {
-            "images": len(before),
-            "called_positive": {
-                "reference": int((before >= threshold).sum()),
-                "candidate": int((now >= threshold).sum()),
-            },
-            "flips": int(((before >= threshold) != (now >= threshold)).sum()),
-            "max_probability_difference": float(np.abs(now - before).max()),
-        }
-    return groups

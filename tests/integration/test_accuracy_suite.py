@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import cv2
 import pytest
@@ -104,15 +104,16 @@ def test_the_gate_fails_with_3_and_names_what_changed(
     assert json.loads(path.read_text("utf-8"))["asked"]["split"] == "test"
 
 
-def turned(*_: object) -> dict[str, object]:
+def turned(*_: object) -> SimpleNamespace:
     """A report of a variant that decides otherwise."""
-    return {
+    report = {
         "verdict": CHANGED,
         "images": 8,
         "flips": {"count": 3},
         "probability": {"max": 0.9},
         "failed": ["flips: 37.50% of the decisions turned, allowed 1.00%"],
     }
+    return SimpleNamespace(as_dict=lambda: report)
 
 
 def test_verify_takes_another_backend_of_the_same_file(

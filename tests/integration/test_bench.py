@@ -67,7 +67,7 @@ def test_header_says_what_ran(measured: Any) -> None:
     header = read_result(measured[0]).header
     assert header["model"]["sha256"] == file_sha256(find_model(MODEL))
     assert header["model"]["backend"] == "onnxruntime-cpu"
-    assert header["data"]["name"] == "drawn phantoms"
+    assert header["data"]["name"] == "synthetic images"
     assert header["start"]["first_result_ms"] > header["start"]["load_ms"] > 0
     assert header["memory"]["peak_rss_mib"] > 50
 
@@ -118,7 +118,7 @@ def test_a_run_exits_by_its_verdict(
     tmp_path: Path,
 ) -> None:
     classified = Verdict(verdict, () if verdict else ("drift: +9.0%",))
-    monkeypatch.setattr(results, "classify", lambda *_: classified)
+    monkeypatch.setattr(results, "assess_stability", lambda *_: classified)
     write_samples(tmp_path, count=3)
     only = ["--data", str(tmp_path), "--scenario", "single-stream", "--scope", "network", "--json"]
     assert run(["bench", MODEL, *SHORT, *only]) == code

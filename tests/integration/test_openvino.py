@@ -167,7 +167,7 @@ def test_int8_decides_on_real_images_as_onnx_runtime_does() -> None:
         load_backend(INT8, backend="onnxruntime") as reference,
         load_backend(INT8, backend="openvino") as candidate,
     ):
-        report = verify(reference, candidate, images)
+        report = verify(reference, candidate, images).as_dict()
     assert report["flips"]["count"] == 0
     assert report["logits"]["relative_rmse"] < 0.02
 
@@ -179,7 +179,7 @@ def test_fp32_decides_on_real_images_as_onnx_runtime_does() -> None:
         load_backend(SQUEEZENET, backend="onnxruntime") as reference,
         load_backend(SQUEEZENET, backend="openvino") as candidate,
     ):
-        report = verify(reference, candidate, images)
+        report = verify(reference, candidate, images).as_dict()
     assert report["flips"]["count"] == 0
     assert report["probability"]["max"] < 1e-4
 

@@ -95,7 +95,7 @@ def test_decisions_on_test_are_those_of_the_parent(
 ) -> None:
     images = load_dataset(XRAY, split="test")
     with load_backend(variants[name]) as candidate:
-        report = verify(reference, candidate, images)
+        report = verify(reference, candidate, images).as_dict()
     assert report["images"] == 253
     assert report["flips"]["share"] <= (0 if name == "fp16" else 0.01)
     assert abs(report["auc"]["change"]) <= (0.001 if name == "fp16" else 0.003)

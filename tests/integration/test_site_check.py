@@ -72,11 +72,11 @@ def site_file(path: Path, **changes: Any) -> Path:
     return path
 
 
-# --- calibrate ---------------------------------------------------------------------------------
+# --- site-check --------------------------------------------------------------------------------
 
 
 def test_a_folder_per_class_becomes_a_site_file(site: Path, tmp_path: Path) -> None:
-    done = run("calibrate", site, "--name", "cart 1", "-o", tmp_path / "out/site.json")
+    done = run("site-check", site, "--name", "cart 1", "-o", tmp_path / "out/site.json")
     assert done.returncode == 3, done.stderr
     facts = json.loads((tmp_path / "out/site.json").read_text())
     assert facts["name"] == "cart 1"
@@ -86,14 +86,14 @@ def test_a_folder_per_class_becomes_a_site_file(site: Path, tmp_path: Path) -> N
     assert facts["data"]["by_label"]["normal"]["images"] == 2
     assert facts["own"]["specificity"]["trials"] == 2
     assert facts["verdict"] in ("not usable", "not enough images")
-    assert any("drawn, not of patients" in reason for reason in facts["reasons"])
+    assert any("synthetic, not of patients" in reason for reason in facts["reasons"])
     assert facts["verdict"].upper() in done.stdout
     assert all(reason in done.stdout for reason in facts["reasons"])
     assert read_site(tmp_path / "out/site.json").name.name == "cart 1"
 
 
 def test_a_site_file_holds_no_file_name(site: Path, tmp_path: Path) -> None:
-    run("calibrate", site, "-o", tmp_path / "site.json")
+    run("site-check", site, "-o", tmp_path / "site.json")
     text = (tmp_path / "site.json").read_text()
     assert "Meier" not in text
     assert str(tmp_path) not in text
@@ -103,7 +103,7 @@ def test_the_hash_of_the_images_tells_contents_and_labels_and_no_order(
     site: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def digest() -> str:
-        assert main(["calibrate", str(site), "--json"]) == 3
+        assert main(["site-check", str(site), "--json"]) == 3
         return str(json.loads(capsys.readouterr().out)["data"]["sha256"])
 
     before = digest()
@@ -115,15 +115,15 @@ def test_the_hash_of_the_images_tells_contents_and_labels_and_no_order(
 
 def test_a_site_without_normals_is_refused(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(site / "normal")
-    assert main(["calibrate", str(site)]) == 1
-    assert "give normals at least" in capsys.readouterr().err
+    assert main(["site-check", str(site)]) == 1
+    assert "give at least normal images" in capsys.readouterr().err
 
 
 def test_one_image_under_two_labels_is_refused(
     site: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(site / "normal/again.png", site / "covid/again.png")
-    assert main(["calibrate", str(site)]) == 1
+    assert main(["site-check", str(site)]) == 1
     assert "the same image is labelled" in capsys.readouterr().err
 
 
@@ -143,7 +143,7 @@ def test_what_cannot_be_done_is_said(
     said: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["calibrate", str(site), *options]) == code
+    assert main(["site-check", str(site), *options]) == code
     assert said in capsys.readouterr().err
 
 
@@ -151,7 +151,7 @@ def test_what_cannot_be_done_is_said(
 def test_the_known_failure_at_an_unseen_hospital_is_said_in_words(tmp_path: Path) -> None:
     """The models that ship call nearly every normal of Actualmed positive."""
     where = ("--split", "external", "--source", ACTUALMED, "--name", "Actualmed")
-    done = run("calibrate", XRAY, *where, "-o", tmp_path / "site.json")
+    done = run("site-check", XRAY, *where, "-o", tmp_path / "site.json")
     assert done.returncode == 3
     assert "NOT USABLE. Do not use this model on images of this site" in done.stdout
     assert "of 9 images without covid are called positive" in done.stdout
@@ -173,7 +173,7 @@ def test_stored_results_are_those_of_the_shipped_model(stored: str, where: tuple
     """Where this fails after a change of the model: `make site`."""
     expected = json.loads((ROOT / f"benchmarks/results/site/{stored}.json").read_text())
     options = ("--backend", "onnxruntime", "--name", expected["name"], "--json")
-    found = json.loads(run("calibrate", XRAY, *where, *options).stdout)
+    found = json.loads(run("site-check", XRAY, *where, *options).stdout)
     assert found["model"]["sha256"] == expected["model"]["sha256"]
     for name in ("verdict", "own", "data", "rules"):
         assert found[name] == expected[name], name
@@ -183,7 +183,7 @@ def test_stored_results_are_those_of_the_shipped_model(stored: str, where: tuple
 def test_a_site_like_the_training_data_is_usable_with_the_models_own_threshold(
     tmp_path: Path,
 ) -> None:
-    done = run("calibrate", XRAY, "--split", "val", "-o", tmp_path / "site.json")
+    done = run("site-check", XRAY, "--split", "val", "-o", tmp_path / "site.json")
     assert done.returncode == 0, done.stdout
     assert read_site(tmp_path / "site.json").threshold == read_manifest(MODEL).threshold
     image = next((XRAY / "val/normal").iterdir())
@@ -201,9 +201,8 @@ def test_its_threshold_decides_and_every_record_says_so(images: Path, tmp_path: 
     assert done.returncode == 0, done.stderr
     for line in done.stdout.splitlines():
         record = json.loads(line)
-        assert record["threshold"] == 0.9
+        assert record["limits"] == {"threshold": 0.9}
         assert record["decision"] == "negative"
-        assert record["indeterminate_range"] is None
         assert record["site"] == {"name": "cart 1", "sha256": file_sha256(path)}
         assert record["model_sha256"] == file_sha256(MODEL)  # the variant that it was made with
         assert record["warnings"] == ["W_SYNTHETIC"]
@@ -226,7 +225,7 @@ def test_heat_maps_go_by_its_threshold(images: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model": {"name": "resnet18", "sha256": "0" * 64}}, "is of resnet18 (0000000000000000)"),
+        ({"model": {"name": "resnet18", "sha256": "0" * 64}}, "is for resnet18 (0000000000000000)"),
         ({"verdict": "not usable"}, "the verdict is `not usable`. All is well."),
         ({"verdict": "fine"}, "a damaged one (verdict fine)"),
     ],
@@ -246,7 +245,7 @@ def test_a_site_file_of_another_form_of_the_model_is_refused(images: Path, tmp_p
     path = site_file(tmp_path / "site.json")
     done = run("infer", images, "--site", path, "--model", "squeezenet1_1-int8-cpu")
     assert done.returncode == 5
-    assert "this run would classify with squeezenet1_1-int8-cpu" in done.stderr
+    assert "this run would use squeezenet1_1-int8-cpu" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -347,7 +347,7 @@ def _classify(
     onnx.save(finished(work.limited(), manifest), place)
     rules = EquivalenceRules(**manifest.equivalence)
     with load_backend(place, backend="onnxruntime", settings=_all_cores()) as candidate:
-        return verify(reference, candidate, images, rules=rules)
+        return verify(reference, candidate, images, rules=rules).as_dict()
 
 
 def _harm(report: dict[str, Any]) -> tuple[bool, int]:

@@ -16,12 +16,11 @@ import numpy as np
 import pytest
 
 from deepcovid_edge.backends.base import Inference
-from deepcovid_edge.bench.clock import MILLISECOND, SECOND
 from deepcovid_edge.bench.measure import BenchImages, bench, bench_images
 from deepcovid_edge.bench.percentiles import PERCENTILES, percentiles, smallest_count
 from deepcovid_edge.bench.results import EVENTS, Result, Run
 from deepcovid_edge.bench.samples import Query, Samples
-from deepcovid_edge.bench.scenarios import Until, poisson_arrivals
+from deepcovid_edge.bench.scenarios import MILLISECOND, SECOND, Until, poisson_arrivals
 from deepcovid_edge.bench.settings import MULTI, NETWORK, OFFLINE, SERVER, SINGLE, BenchSettings
 from deepcovid_edge.bench.stability import assess_stability
 from deepcovid_edge.errors import BenchError, UsageError
@@ -223,7 +222,7 @@ def test_images_that_differ_are_no_instability() -> None:
 
 def test_too_few_samples_to_judge_are_not_called_stable() -> None:
     run, _, _ = measured(repeat(2.0), queries=29)
-    assert alone(run).reasons == ("29 samples are too few to classify: 30 are needed",)
+    assert alone(run).reasons == ("29 samples are too few: 30 are needed",)
     assert not alone(run).stable
 
 
@@ -359,7 +358,7 @@ def test_header_names_machine_versions_model_data_and_equivalence() -> None:
     assert header["model"]["equivalence"] == "the reference itself"
     assert header["memory"]["peak_rss_mib"] > 10
     assert header["settings"]["queries"] == 30
-    assert "transfers are in" in header["timing"]["network"]
+    assert "transfers are included" in header["timing"]["network"]
 
 
 def test_a_form_that_was_not_verified_says_so() -> None:
@@ -392,15 +391,15 @@ def test_samples_stand_in_the_order_of_their_results() -> None:
 
 
 def bad_settings() -> Iterator[tuple[dict[str, Any], str]]:
-    yield {"scenarios": ("burst",)}, "--scenario: got 'burst'"
-    yield {"scopes": ()}, "--scope: got ''"
-    yield {"seconds": -1}, "--seconds: got -1"
-    yield {"queries": 0}, "--queries: got 0"
-    yield {"streams": 0}, "--streams: got 0"
-    yield {"batch_size": 5000}, "--batch-size: got 5000"
-    yield {"rate": 20.0}, "--rate: the server scenario"
-    yield {"scenarios": (SERVER,)}, "--rate: the server scenario"
-    yield {"seconds": float("nan")}, "--seconds: got nan"
+    yield {"scenarios": ("burst",)}, "scenarios: got 'burst'"
+    yield {"scopes": ()}, "scopes: got ''"
+    yield {"seconds": -1}, "seconds: got -1"
+    yield {"queries": 0}, "queries: got 0"
+    yield {"streams": 0}, "streams: got 0"
+    yield {"batch_size": 5000}, "batch_size: got 5000"
+    yield {"rate": 20.0}, "rate: got .* the server scenario"
+    yield {"scenarios": (SERVER,)}, "rate: got .* the server scenario"
+    yield {"seconds": float("nan")}, "seconds: got nan"
 
 
 @pytest.mark.parametrize(("settings", "message"), list(bad_settings()))

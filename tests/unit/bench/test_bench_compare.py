@@ -16,7 +16,7 @@ import pytest
 
 from deepcovid_edge.bench.compare import CompareRules, compare
 from deepcovid_edge.bench.invocations import join
-from deepcovid_edge.bench.results import HISTORY, SCHEMA_VERSION, Result, Run, read_result
+from deepcovid_edge.bench.results import SCHEMA_VERSION, Result, Run, read_result
 from deepcovid_edge.bench.samples import Samples
 from deepcovid_edge.cli.main import run
 from deepcovid_edge.errors import DataError, IncomparableRunsError, NotThereError, UsageError
@@ -55,24 +55,20 @@ def written(result: Result, path: Path) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("version", HISTORY)
-def test_a_stored_result_of_each_schema_version_still_reads(version: int) -> None:
-    result = read_result(GOLDEN / f"bench-v{version}.json")
+def test_a_stored_result_still_reads() -> None:
+    path = GOLDEN / f"bench-v{SCHEMA_VERSION}.json"
+    result = read_result(path)
     assert [item.scenario for item in result.runs] == [
         *("single-stream", "multi-stream", "offline", "server")
     ]
     assert [len(item.samples) for item in result.runs] == [70] * 4
     assert [len(item.warm_up) for item in result.runs] == [2] * 4
     assert result.header["model"]["name"] == "golden"
-    assert result.runs[0].invocations == {1: (70,), 2: (40, 30)}[version]
-    stored = json.loads((GOLDEN / f"bench-v{version}.json").read_text("utf-8"))
+    assert result.runs[0].invocations == (40, 30)
+    stored = json.loads(path.read_text("utf-8"))
     for item, raw in zip(result.runs, stored["runs"], strict=True):
         assert item.figures()["images_per_second"] == raw["figures"]["images_per_second"]
     assert result.runs[3].figures()["deadline"]["arrived"] == 75
-
-
-def test_history_ends_with_the_version_that_is_written() -> None:
-    assert [*HISTORY] == [*range(1, SCHEMA_VERSION + 1)]
 
 
 def test_a_result_reads_back_as_it_was_written(golden: Result, tmp_path: Path) -> None:
@@ -86,8 +82,11 @@ def test_a_result_reads_back_as_it_was_written(golden: Result, tmp_path: Path) -
     [
         ("no json", "not JSON"),
         ("[]", "not a result of"),
-        ('{"kind": "deepcovid-edge bench", "schema_version": 99}', "version 99, .* reads 1 to"),
-        ('{"kind": "deepcovid-edge bench", "schema_version": 1, "runs": [{}]}', "damaged"),
+        (
+            '{"kind": "deepcovid-edge bench", "schema_version": 99}',
+            "version 99, expected 2",
+        ),
+        ('{"kind": "deepcovid-edge bench", "schema_version": 1}', "measure again"),
         ('{"kind": "deepcovid-edge bench", "schema_version": 2, "runs": [{}]}', "damaged"),
     ],
 )
@@ -106,11 +105,11 @@ def test_a_missing_file_is_not_there(tmp_path: Path) -> None:
 def test_two_devices_are_refused_and_forced_they_are_named(golden: Result) -> None:
     other = changed_header(golden, "device", processor="Another CPU")
     with pytest.raises(
-        IncomparableRunsError, match=r"processor Golden CPU and Another CPU.*--force"
+        IncomparableRunsError, match=r"processor Golden CPU and Another CPU.*`force`"
     ):
         compare(golden, other, NAMES)
     forced = compare(golden, other, NAMES, CompareRules(force=True))
-    assert forced.unlike == ("device: processor Golden CPU and Another CPU",)
+    assert forced.not_comparable == ("device: processor Golden CPU and Another CPU",)
 
 
 Change = Callable[[Run], Run]
@@ -126,7 +125,7 @@ CLOCK = {"first": 2000.0, "last": 2000.0, "min": 2000.0, "max": 2000.0, "median"
         (lambda item: replace(item, lanes=4), "no run in common"),
         (lambda item: replace(item, rate=9.0), "no run in common"),
         (lambda item: replace(item, watched={**item.watched, "cpu_mhz": CLOCK}), "clocks: .* 3000"),
-        (lambda item: replace(item, watched={}), "only one tells cpu_mhz"),
+        (lambda item: replace(item, watched={}), "only one has cpu_mhz"),
     ],
     ids=["scope", "scenario", "batch", "lanes", "rate", "clock", "untold clock"],
 )
@@ -323,7 +322,7 @@ def test_offline_is_compared_by_the_time_between_results(golden: Result) -> None
     before = only(golden, drawn(0), scenario="offline")
     after = only(golden, drawn(1, scale=1.5), scenario="offline")
     (ratio,) = compare(before, after, NAMES).ratios
-    assert ratio.figure == "time an image"
+    assert ratio.figure == "time per image"
     assert ratio.ratio == pytest.approx(1.5, rel=0.02)
 
 
@@ -349,7 +348,7 @@ def test_unstable_runs_neither_pass_nor_fail(
 ) -> None:
     few = written(only(golden, drawn(0, count=20)), tmp_path / "few.json")
     assert run(["compare", few, few]) == 0
-    assert "20 samples are too few to classify" in capsys.readouterr().out
+    assert "20 samples are too few" in capsys.readouterr().out
     assert run(["compare", few, few, "--max-slowdown", "0.05"]) == 7
 
 
@@ -396,5 +395,5 @@ def test_one_result_is_not_enough(slower: tuple[str, str]) -> None:
     "rules", [{"smallest_change": 1.0}, {"replicates": 5}, {"confidence": 1.0}]
 )
 def test_wrong_rules_name_the_flag(rules: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=next(iter(rules)).split("_", maxsplit=1)[0]):
+    with pytest.raises(UsageError, match=f"^{next(iter(rules))}: got"):
         CompareRules(**rules)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from deepcovid_edge.bench.nvml import Nvml, NvmlError
-from deepcovid_edge.bench.tegrastats import parse_line
-from deepcovid_edge.bench.watch import Watch, cpu_reading, energy, gpu_gauge, peak_rss_mib
+from deepcovid_edge.bench.gauges import Nvml, Tegrastats, gpu_gauge, parse_line
+from deepcovid_edge.bench.watch import Watch, cpu_reading, energy, peak_rss_mib
+from deepcovid_edge.device.gpu import find_gpu
+from deepcovid_edge.errors import MissingDependencyError, NotThereError
 
 # Of the variant in NVIDIA's Jetson Linux Developer Guide; the values are made up.
 ORIN_NANO = (
@@ -87,43 +90,42 @@ def test_a_machine_that_tells_no_clock_gives_none(tmp_path: Path) -> None:
     assert cpu_reading(tmp_path) == {"cpu_mhz": None, "cpu_celsius": None}
 
 
-class FakeNvml:
-    """Answers as the driver's library does: a code, the value behind the last pointer."""
+class FakeDriver:
+    """Answers for the driver's library in place of the functions of nvidia-ml-py."""
 
-    def __init__(self, **numbers: int | None) -> None:
-        self.numbers, self.closed, self.asked = numbers, False, []  # type: ignore[var-annotated]
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **answers: Any) -> None:
+        self.pynvml = pytest.importorskip("pynvml", reason="nvidia-ml-py (extra gpu) is missing")
+        self.asked: list[tuple[str, tuple[Any, ...]]] = []
+        defaults = {"nvmlInit": None, "nvmlShutdown": None, **answers}
+        for name in dir(self.pynvml):
+            if re.match("nvml(Device|System|Init|Shutdown)", name):
+                monkeypatch.setattr(self.pynvml, name, self._function(name, defaults))
 
-    def __getattr__(self, name: str) -> Any:
-        def call(*arguments: Any) -> int:
+    def _function(self, name: str, answers: dict[str, Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
             self.asked.append((name, arguments))
-            if name == "nvmlSystemGetDriverVersion":
-                arguments[0].value = b"580.65"
-            elif name == "nvmlDeviceGetMemoryInfo":
-                arguments[-1]._obj.used = 3 << 30
-            elif name == "nvmlShutdown":
-                self.closed = True
-            elif name in self.numbers:
-                value = self.numbers[name]
-                if value is None:
-                    return 3  # NVML_ERROR_NOT_SUPPORTED
-                if isinstance(arguments[-1]._obj, ctypes.c_void_p):
-                    return value
-                arguments[-1]._obj.value = value
-            return 0
+            if name in answers:
+                return answers[name]
+            if "GetHandle" in name:
+                return "handle"
+            raise self.pynvml.NVMLError(self.pynvml.NVML_ERROR_NOT_SUPPORTED)
 
         return call
 
 
-def test_readings_of_a_gpu_are_scaled_to_their_units() -> None:
-    library = FakeNvml(
+def test_readings_of_a_gpu_are_scaled_to_their_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = FakeDriver(
+        monkeypatch,
         nvmlDeviceGetClockInfo=1980,
         nvmlDeviceGetTemperature=41,
+        nvmlDeviceGetMemoryInfo=SimpleNamespace(used=3 << 30),
         nvmlDeviceGetPowerUsage=123_400,
         nvmlDeviceGetTotalEnergyConsumption=5_000_250,
         nvmlDeviceGetCurrentClocksThrottleReasons=0x4 | 0x40 | 0x1,
+        nvmlSystemGetDriverVersion="580.65",
         nvmlSystemGetCudaDriverVersion_v2=13010,
     )
-    gauge = Nvml(library)
+    gauge = Nvml()
     assert gauge.reading() == {
         "gpu_mhz": 1980.0,
         "gpu_celsius": 41.0,
@@ -134,35 +136,40 @@ def test_readings_of_a_gpu_are_scaled_to_their_units() -> None:
     }
     assert gauge.versions() == {"driver": "580.65", "cuda": "13.1"}
     gauge.close()
-    assert library.closed
+    assert driver.asked[-1] == ("nvmlShutdown", ())
+    assert ("nvmlDeviceGetClockInfo", ("handle", driver.pynvml.NVML_CLOCK_SM)) in driver.asked
 
 
-def test_what_a_gpu_does_not_tell_is_none() -> None:
-    library = FakeNvml(
-        nvmlDeviceGetPowerUsage=None,
-        nvmlDeviceGetTotalEnergyConsumption=None,
-        nvmlDeviceGetCurrentClocksThrottleReasons=None,
-    )
-    reading = Nvml(library).reading()
-    assert reading["watts"] is reading["joules"] is reading["slowed"] is None
+def test_what_a_gpu_does_not_tell_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeDriver(monkeypatch)
+    gauge = Nvml()
+    assert set(gauge.reading().values()) == {None}
+    assert gauge.versions() == {"driver": None, "cuda": None}
 
 
 def test_the_visible_gpu_is_the_one_that_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    for visible, expected in (("3,1", 3), ("GPU-8a2b,GPU-1", b"GPU-8a2b"), ("", 0)):
+    for visible, expected in (("3,1", 3), ("GPU-8a2b,GPU-1", "GPU-8a2b"), ("", 0)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        library = FakeNvml()
-        Nvml(library)
-        (asked,) = [arguments for name, arguments in library.asked if "GetHandle" in name]
+        driver = FakeDriver(monkeypatch)
+        Nvml()
+        (asked,) = [arguments for name, arguments in driver.asked if "GetHandle" in name]
         assert asked[0] == expected
 
 
-def test_a_driver_that_does_not_answer_is_no_gauge() -> None:
-    class Broken(FakeNvml):
-        def nvmlInit_v2(self) -> int:
-            return 9
+def test_a_machine_without_the_driver_has_no_nvml() -> None:
+    pytest.importorskip("pynvml", reason="nvidia-ml-py (extra gpu) is missing")
+    if find_gpu() is not None:
+        pytest.skip("this machine has an NVIDIA GPU")
+    with pytest.raises(NotThereError, match="NVML: "):
+        Nvml()
 
-    with pytest.raises(NvmlError):
-        Nvml(Broken())
+
+def test_without_nvidia_ml_py_there_is_no_gauge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(MissingDependencyError, match=r"pip install 'deepcovid-edge\[gpu\]'"):
+        Nvml()
+    assert gpu_gauge() is None
 
 
 def test_tegrastats_is_followed_and_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,8 +179,6 @@ def test_tegrastats_is_followed_and_ended(tmp_path: Path, monkeypatch: pytest.Mo
     )
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    from deepcovid_edge.bench.tegrastats import Tegrastats
-
     gauge = Tegrastats()
     while gauge.reading()["watts"] is None:
         assert gauge._process.poll() is None
@@ -192,8 +197,6 @@ def test_tegrastats_is_ended_also_where_it_ignores_the_polite_way(
     )
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    from deepcovid_edge.bench.tegrastats import Tegrastats
-
     gauge = Tegrastats()
     while gauge.reading()["watts"] is None:
         assert gauge._process.poll() is None

@@ -172,7 +172,7 @@ def test_verify_counts_where_the_gates_differ_and_judges_all_images(image: Path)
     from deepcovid_edge.datasets.dataset import LabelledImage
 
     images = [LabelledImage(image, label) for label in ("covid", "non")]
-    report = verify(Unlike(0, 7), Unlike(0, 1), images)  # type: ignore[arg-type]
+    report = verify(Unlike(0, 7), Unlike(0, 1), images).as_dict()  # type: ignore[arg-type]
     assert report["ood"] == {"reference": 2, "candidate": 0, "differ": 2}
     assert report["images"] == 2
 
@@ -181,7 +181,7 @@ def test_verify_finds_a_form_changed_that_lost_its_ood(image: Path) -> None:
     from deepcovid_edge.datasets.dataset import LabelledImage
 
     images = [LabelledImage(image, label) for label in ("covid", "non")]
-    report = verify(Unlike(0, 0), Unlike(manifest=WITHOUT), images)  # type: ignore[arg-type]
+    report = verify(Unlike(0, 0), Unlike(manifest=WITHOUT), images).as_dict()  # type: ignore[arg-type]
     assert report["verdict"] == "changed"
     assert "classifies any image" in report["failed"][0]
     assert report["ood"] is None

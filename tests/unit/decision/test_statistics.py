@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepcovid_edge.decision.statistics import (
+    Rate,
     auc,
     auc_change,
     mcnemar_exact,
     paired_difference,
-    student,
+    student_quantile,
     upper_bound,
     wilson,
 )
+from deepcovid_edge.errors import MissingDependencyError
 
 stats = pytest.importorskip("scipy.stats", reason="SciPy (extra export) is the reference")
 
@@ -36,11 +40,19 @@ def test_upper_bound_is_scipys_exact_one_sided_limit(trials: int, data: st.DataO
     assert upper_bound(events, trials) == pytest.approx(expected, abs=1e-6)
 
 
-@given(st.floats(1, 900), st.floats(0.5, 0.99999))
-@example(1.25, 0.9995)  # far out in a heavy tail
-def test_student_is_scipys(freedom: float, share: float) -> None:
-    expected = stats.t.ppf((1 + share) / 2, freedom)
-    assert student(freedom, share) == pytest.approx(expected, rel=1e-4)
+@pytest.mark.parametrize(
+    ("freedom", "expected"), [(1, 12.706), (2, 4.303), (10, 2.228), (120, 1.980)]
+)
+def test_student_s_quantiles_are_those_of_the_printed_tables(freedom: int, expected: float) -> None:
+    assert student_quantile(freedom, 0.975) == pytest.approx(expected, abs=5e-4)
+
+
+def test_student_s_quantile_without_scipy_names_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'deepcovid-edge\[export\]'"):
+        student_quantile(4, 0.975)
 
 
 def test_no_event_in_300_excludes_one_in_a_hundred() -> None:
@@ -134,3 +146,19 @@ def test_equal_scores_change_nothing() -> None:
     scores = np.array([0.1, 0.5, 0.5, 0.9])
     positive = np.array([False, True, False, True])
     assert auc_change(scores, scores, positive) == (0.0, (0.0, 0.0))
+
+
+def test_a_rate_has_wilsons_interval_and_none_without_trials() -> None:
+    rate = Rate.of(np.array([True] * 98 + [False] * 2))
+    assert rate == Rate(98, 100)
+    assert rate.interval_95 == wilson(98, 100)
+    assert rate.text() == "98.0% [93.0%, 99.4%]"
+    assert rate.as_dict() == {
+        "value": 0.98,
+        "successes": 98,
+        "trials": 100,
+        "interval_95": list(wilson(98, 100)),
+    }
+    nothing = {"value": None, "successes": 0, "trials": 0, "interval_95": None}
+    assert Rate(0, 0).as_dict() == nothing
+    assert Rate(0, 0).text() == "-"

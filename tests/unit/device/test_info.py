@@ -54,8 +54,8 @@ def test_what_a_model_reads_when_the_lungs_are_hidden_is_told_to_people(
 @pytest.mark.parametrize(
     ("missing", "said"),
     [
-        ("pydicom", "DICOM images are refused: pydicom is not installed"),
-        ("imagecodecs", "compressed DICOM images may be refused"),
+        ("pydicom", "DICOM images cannot be read: pydicom is not installed"),
+        ("imagecodecs", "compressed DICOM images may not be readable"),
     ],
 )
 def test_without_the_extra_dicom_a_cart_is_told(

@@ -171,7 +171,8 @@ def test_maps_alike_pass_and_their_figures_stand_in_the_report(
 ) -> None:
     sides = Weighing(weights), Weighing(weights)
     rules = EquivalenceRules(smallest_change=0.4)
-    report = verify(*sides, images, rules=rules, heatmaps=MapComparison(4, WINDOWS))
+    found = verify(*sides, images, rules=rules, heatmaps=MapComparison(4, WINDOWS))
+    report = found.as_dict()
     assert json.loads(json.dumps(report)) == report
     assert report["verdict"] == "unchanged"
     maps = report["heatmap"]
@@ -179,7 +180,7 @@ def test_maps_alike_pass_and_their_figures_stand_in_the_report(
     assert [image["label"] for image in maps["by_image"]].count("covid") == 2
     assert maps["rank_correlation"]["median"] == pytest.approx(1.0)
     assert maps["peak_shift"]["quantile_90"] == 0.0
-    assert "median rank correlation 1.000" in summary(report)
+    assert "median rank correlation 1.000" in summary(found)
 
 
 def test_a_candidate_that_looks_elsewhere_fails_only_when_maps_are_compared(
@@ -189,10 +190,10 @@ def test_a_candidate_that_looks_elsewhere_fails_only_when_maps_are_compared(
     rules = EquivalenceRules(
         max_flips=1, max_auc_change=1, smallest_change=0.4, paired_interval=False
     )
-    unasked = verify(*sides, images, rules=rules)
+    unasked = verify(*sides, images, rules=rules).as_dict()
     assert unasked["heatmap"] is None
     assert unasked["verdict"] == "unchanged"
-    report = verify(*sides, images, rules=rules, heatmaps=MapComparison(6, WINDOWS))
+    report = verify(*sides, images, rules=rules, heatmaps=MapComparison(6, WINDOWS)).as_dict()
     assert report["verdict"] == "changed"
     assert "expected at least 0.95" in report["failed"][-1]
     assert report["heatmap"]["rank_correlation"]["median"] < 0.5

@@ -7,16 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deepcovid_edge.decision.site_file import NOT_ENOUGH, NOT_USABLE, USABLE
 from deepcovid_edge.decision.thresholds import threshold_for_new_images, threshold_for_new_negatives
-from deepcovid_edge.validation.acceptance import (
-    NOT_ENOUGH,
-    NOT_USABLE,
-    USABLE,
-    AcceptanceRules,
-    Assessment,
-    SiteImages,
-    assess,
-)
+from deepcovid_edge.validation.acceptance import AcceptanceRules, Assessment, SiteImages, assess
 
 RULES = AcceptanceRules()
 
@@ -55,18 +48,18 @@ def test_the_own_threshold_is_kept_where_it_passes() -> None:
 
 def test_a_site_threshold_is_chosen_where_the_own_fails() -> None:
     found = classified(SHIFTED)
-    assert found.own["specificity"]["value"] == 0
+    assert found.own.specificity.value == 0
     assert found.site is not None
     assert found.verdict == USABLE
-    assert found.threshold == found.site["threshold"] == pytest.approx(0.90, abs=0.04)
-    assert found.site["specificity"]["value"] == 1
+    assert found.threshold == found.site.threshold == pytest.approx(0.90, abs=0.04)
+    assert found.site.specificity.value == 1
 
 
 def test_figures_of_a_site_threshold_are_those_of_images_that_had_no_part_in_it() -> None:
     """The lowest positive image is below every threshold that the others choose."""
     found = classified(images(spread(0.7, 0.99, 20), spread(0.55, 0.695, 30)))
     assert found.site is not None
-    assert found.site["sensitivity"]["successes"] == 19
+    assert found.site.sensitivity.successes == 19
     scores, truth = SHIFTED.scores, SHIFTED.positive
     by_hand = [
         scores[k] >= threshold_for_new_images(np.delete(scores, k), np.delete(truth, k), 0.95)[0]
@@ -74,7 +67,7 @@ def test_figures_of_a_site_threshold_are_those_of_images_that_had_no_part_in_it(
     ]
     again = classified(SHIFTED).site
     assert again is not None
-    assert again["sensitivity"]["successes"] == sum(np.array(by_hand)[truth])
+    assert again.sensitivity.successes == sum(np.array(by_hand)[truth])
 
 
 def test_a_patient_is_left_out_with_all_images() -> None:
@@ -84,9 +77,7 @@ def test_a_patient_is_left_out_with_all_images() -> None:
     apart = images(positives, spread(0.55, 0.605, 30), patients=together)
     same = images(positives, spread(0.55, 0.605, 30), patients=["p", "p", *together[2:]])
     counts = [
-        found.site["sensitivity"]["successes"]
-        for found in map(classified, (apart, same))
-        if found.site
+        found.site.sensitivity.successes for found in map(classified, (apart, same)) if found.site
     ]
     assert counts == [25, 24]
 
@@ -101,12 +92,10 @@ def test_figures_by_leaving_out_agree_with_new_images_of_the_same_kind() -> None
         )  # overlapping: the own threshold fails
         found = classified(site, 0.01).site
         assert found is not None
-        told.append(found["specificity"]["value"])
+        told.append(found.specificity.value)
         new = draw.beta(2, 3, 4000)
-        kept.append((new < found["threshold"]).mean())
-        naive.append(
-            found["sensitivity"]["value"] - (draw.beta(6, 2, 4000) >= found["threshold"]).mean()
-        )
+        kept.append((new < found.threshold).mean())
+        naive.append(found.sensitivity.value - (draw.beta(6, 2, 4000) >= found.threshold).mean())
     assert np.mean(told) == pytest.approx(np.mean(kept), abs=0.02)
     assert np.mean(naive) == pytest.approx(0, abs=0.02)
 
@@ -148,7 +137,7 @@ def test_normals_alone_that_are_called_positive_rule_it_out() -> None:
     found = classified(images([], spread(0.55, 0.99, 40)))
     assert found.verdict == NOT_USABLE
     assert found.site is not None
-    assert found.site["sensitivity"]["value"] is None
+    assert found.site.sensitivity.value is None
 
 
 def test_normals_alone_raise_the_threshold_to_what_is_asked_for() -> None:

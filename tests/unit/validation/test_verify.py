@@ -22,7 +22,7 @@ from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.errors import DataError, ModelFileError, UsageError
 from deepcovid_edge.manifest import InputSpec, ModelManifest
 from deepcovid_edge.reasons import WarningCode
-from deepcovid_edge.validation.verify import EquivalenceRules, verify
+from deepcovid_edge.validation.verify import EquivalenceRules, Verification, verify
 
 MANIFEST = ModelManifest(
     name="parent",
@@ -80,15 +80,20 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[LabelledImage]:
     return found
 
 
-def report_of(images: list[LabelledImage], candidate: Answering, **rules: Any) -> dict[str, Any]:
+def verified(images: list[LabelledImage], candidate: Answering, **rules: Any) -> Verification:
     chosen = EquivalenceRules(**rules) if rules else None
-    report = verify(Answering("reference"), candidate, images, rules=chosen)
-    assert json.loads(json.dumps(report)) == report
-    return report
+    found = verify(Answering("reference"), candidate, images, rules=chosen)
+    assert json.loads(json.dumps(found.as_dict())) == found.as_dict()
+    return found
+
+
+def report_of(images: list[LabelledImage], candidate: Answering, **rules: Any) -> dict[str, Any]:
+    return verified(images, candidate, **rules).as_dict()
 
 
 def test_an_equal_candidate_is_unchanged(images: list[LabelledImage]) -> None:
-    report = report_of(images, Answering("same"))
+    found = verified(images, Answering("same"))
+    report = found.as_dict()
     assert report["verdict"] == "unchanged"
     assert report["flips"]["count"] == 0
     assert report["sensitivity"]["reference"]["value"] == 1.0
@@ -98,11 +103,12 @@ def test_an_equal_candidate_is_unchanged(images: list[LabelledImage]) -> None:
         "change": 0.0,
         "interval_95": [0.0, 0.0],
     }
-    assert "verdict: unchanged" in summary(report)
+    assert "verdict: unchanged" in summary(found)
 
 
 def test_flips_are_counted_listed_and_named_in_the_verdict(images: list[LabelledImage]) -> None:
-    report = report_of(images, Answering("worse", g140=-1.0, g150=-1.0))
+    found = verified(images, Answering("worse", g140=-1.0, g150=-1.0))
+    report = found.as_dict()
     assert report["verdict"] == "changed"
     assert report["flips"]["count"] == 4
     assert report["mcnemar"]["lost"] == 4
@@ -117,7 +123,7 @@ def test_flips_are_counted_listed_and_named_in_the_verdict(images: list[Labelled
     assert report["by_source"]["here"]["flips"] == 4
     assert report["by_source"]["there"]["flips"] == 0
     assert report["by_label"]["covid-19"]["called_positive"] == {"reference": 110, "candidate": 106}
-    assert "turned: " in summary(report)
+    assert "turned: " in summary(found)
 
 
 def test_small_differences_that_turn_nothing_pass(images: list[LabelledImage]) -> None:
@@ -138,13 +144,14 @@ def test_a_shift_of_the_ranking_fails_by_the_auc_alone(images: list[LabelledImag
 
 
 def test_too_few_images_cannot_be_unchanged(images: list[LabelledImage]) -> None:
-    report = report_of(images[:40], Answering("same"))
+    found = verified(images[:40], Answering("same"))
+    report = found.as_dict()
     assert report["verdict"] == "insufficient"
     assert report["missing"] == {
         "positive": {"images": 20, "needed": 100},
         "negative": {"images": 20, "needed": 100},
     }
-    assert "100 are needed to tell a change of 1%" in summary(report)
+    assert "100 are needed to tell a change of 1%" in summary(found)
     assert report_of(images[:40], Answering("same"), smallest_change=0.05)["verdict"] == "unchanged"
 
 

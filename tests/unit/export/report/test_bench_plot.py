@@ -13,7 +13,7 @@ from deepcovid_edge.bench.results import read_result
 from deepcovid_edge.errors import DataError
 from deepcovid_export.report.bench_plot import draw
 
-GOLDEN = Path(__file__).parents[3] / "golden/bench-v1.json"
+GOLDEN = Path(__file__).parents[3] / "golden/bench-v2.json"
 
 
 def test_each_common_run_has_its_panels_and_each_result_its_name(tmp_path: Path) -> None:
