@@ -54,8 +54,8 @@ def command(
     """Classify the labelled images of DATA with REFERENCE and CANDIDATE and compare the decisions.
 
     Each is a shipped model's name, an .onnx file, an engine or a checkpoint. --backend and
-    --provider are CANDIDATE's, so the same file may be compared on two backends. The verdict is `unchanged`, `changed` (exit code 3), or
-    `insufficient`: too few images to tell (exit code 3).
+    --provider are CANDIDATE's, so the same file may be compared on two backends. The verdict is
+    `unchanged`, `changed` (exit code 3), or `insufficient`: too few images to tell (exit code 3).
     """
     from deepcovid_edge.backends import load_backend
     from deepcovid_edge.backends.base import BackendSettings
