@@ -144,12 +144,3 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     )
     assert done.returncode == 0
     assert f"Example: deepcovid-edge {command}" in done.stdout
-
-
-def test_no_function_is_longer_than_sixty_lines() -> None:
-    long = []
-    for path in [*RUNTIME, *sorted((ROOT / "export").rglob("*.py"))]:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 60:
-                long.append(f"{path.name}: {node.name}")
-    assert not long
