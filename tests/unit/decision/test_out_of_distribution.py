@@ -135,7 +135,7 @@ def test_a_model_without_a_gate_judges_any_image(image: Path) -> None:
 
 
 def test_a_wrong_choice_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match=r"--ood: got 'off', expected reject or warn"):
+    with pytest.raises(UsageError, match=r"ood: got 'off', expected reject or warn"):
         PredictSettings(ood="off")
 
 
