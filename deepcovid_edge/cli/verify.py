@@ -31,7 +31,11 @@ if TYPE_CHECKING:
 @click.option("--max-auc-change", type=float, help="Largest change of the AUC, either way.")
 @click.option("--smallest-change", type=float, help="Change that the images must be able to show.")
 @click.option("--heatmap", is_flag=True, help="Compare the occlusion maps of some images too.")
-@click.option("--heatmap-images", type=int, help="At most so many, of both classes.  [default: 50]")
+@click.option(
+    "--heatmap-images",
+    type=click.IntRange(1),
+    help="At most so many, of both classes.  [default: 50]",
+)
 @click.option("--min-heatmap-correlation", type=float, help="Smallest median rank correlation.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the report as JSON.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout instead of text.")

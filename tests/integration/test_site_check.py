@@ -298,7 +298,7 @@ def test_a_site_file_that_is_not_there_and_one_with_a_threshold(
     assert run("infer", images, "--site", tmp_path / "none.json").returncode == 6
     done = run("infer", images, "--site", site_file(tmp_path / "s.json"), "--threshold", "0.5")
     assert done.returncode == 2
-    assert "--threshold: got 0.5 with --site" in done.stderr
+    assert "--threshold: got 0.5 with a site file" in done.stderr
 
 
 def test_a_run_is_not_gone_on_with_by_another_site_file(images: Path, tmp_path: Path) -> None:

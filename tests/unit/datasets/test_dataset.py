@@ -91,7 +91,7 @@ def test_wrong_manifest_is_named(tmp_path: Path, text: str, message: str) -> Non
 
 def test_missing_split_lists_those_present(tmp_path: Path) -> None:
     touch(tmp_path / "train/covid/1.png")
-    with pytest.raises(DataError, match=r"no image of split 'test'; it has \['train'\]"):
+    with pytest.raises(DataError, match=r"no image of split 'test'; it has train$"):
         load_dataset(tmp_path, split="test")
 
 
@@ -168,7 +168,7 @@ def test_covid_chestxray_metadata(tmp_path: Path) -> None:
         ("e.png", "normal", "9", "", "PA"),
         ("f.png", "tuberculosis", "10", "radiopaedia.org", "AP"),
     ]
-    assert excluded == {"modality CT is no X-ray": 1}
+    assert excluded == {"modality CT is not X-ray": 1}
     assert load_dataset(tmp_path / "metadata.csv") == images
 
 
@@ -224,5 +224,5 @@ def test_one_class_with_folders_inside_stays_one_class(tmp_path: Path) -> None:
 
 def test_a_table_in_another_encoding_is_named(tmp_path: Path) -> None:
     (tmp_path / "manifest.csv").write_bytes(b"path,label\nM\xfcller.png,covid\n")
-    with pytest.raises(DataError, match=r"manifest\.csv: is no CSV in UTF-8"):
+    with pytest.raises(DataError, match=r"manifest\.csv: not a CSV in UTF-8"):
         load_dataset(tmp_path)

@@ -113,9 +113,9 @@ def test_images_are_spread_over_their_order() -> None:
 
 
 def test_settings_that_compare_nothing_are_refused() -> None:
-    with pytest.raises(UsageError, match="--heatmap-images: got 0"):
+    with pytest.raises(UsageError, match="images: got 0"):
         MapComparison(images=0)
-    with pytest.raises(UsageError, match="budget: got 5"):
+    with pytest.raises(UsageError, match="budget_ms: got 5"):
         MapComparison(occlusion=OcclusionSettings(budget_ms=5))
 
 
