@@ -144,8 +144,8 @@ def compare(
             }
             if excluded is not None:
                 good = score(pick(rows["images"], excluded))
-                shares[str(limit)]["left out"] = float((good > beyond).mean())
-                shares[str(limit)]["images left out"] = len(good)
+                shares[str(limit)]["held out"] = float((good > beyond).mean())
+                shares[str(limit)]["images held out"] = len(good)
         found[name] = shares
         print(name, shares, flush=True)
     return found
