@@ -13,9 +13,9 @@ optimisations are off there: Q/DQ pairs then compute in float, exactly. On x86 w
 Runtime's INT8 kernels saturate, which would be counted as an error of the quantiser. Speed is
 measured with the normal settings, one image a call on one thread, all candidates in turn.
 
-`excluded` is the number of layers that stay in FP32 before the error of the logits on calibration
-images is at most `MAX_ERROR`, the rule of `deepcovid-edge quantize`; the costliest layer goes
-first. It is measured for our candidates, and so is the speed of the network that results.
+`deepcovid-edge quantize` leaves the costliest layers in FP32 until the error of the logits on
+calibration images is at most `MAX_ERROR`, a third of the layers at most. Where ours is less
+accurate than that, the candidate is measured again with these layers excluded.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from unittest import mock
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
 from benchmarks.measure.measurement import in_turn, store, summary
 from benchmarks.measure.options import parser_of
+from benchmarks.measure.sessions import open_session
 from benchmarks.variants import named
 from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.manifest import ModelManifest, read_manifest
@@ -47,7 +47,7 @@ from deepcovid_export.onnx_export.graphs import INT8_OPSET, find_layers, read_fp
 from deepcovid_export.quantization import calibration, mixed_precision, sensitivity, stepwise
 from deepcovid_export.quantization.calibration import BATCH, ImageBatches, choose_images
 from deepcovid_export.quantization.mixed_precision import Variant, VariantWriter
-from deepcovid_export.quantization.quantize import MAX_ERROR, QuantizeSettings
+from deepcovid_export.quantization.quantize import MAX_ERROR
 from deepcovid_export.quantization.sensitivity import Probe, layer_errors
 
 MODELS = ("squeezenet1_1", "resnet18")
@@ -66,11 +66,13 @@ IMAGES = 16
 """Images of a round of the speed measurement."""
 
 Batches = list[NDArray[np.uint8]]
+Logits = NDArray[np.float32]
 
 
 def main() -> None:
+    """Compare the candidates of each model, and store the results."""
     parser = parser_of(__doc__, data="images with train and val", model="several", rounds=15)
-    parser.add_argument("--images", type=int, default=QuantizeSettings().images, help="to calibrate")
+    parser.add_argument("--images", type=int, default=128, help="to calibrate on")
     options = parser.parse_args()
     for model in options.model or MODELS:
         figures = compare(named(model), options.data, options.images, options.rounds)
@@ -82,63 +84,56 @@ def compare(path: Path, data: Path, count: int, rounds: int) -> dict[str, Any]:
     manifest = read_manifest(path)
     parent = with_opset(take_off(read_fp32(str(path), path.read_bytes()))[0], INT8_OPSET)
     chosen = choose_images(data, manifest, count).images
-    batches = ImageBatches(chosen, manifest.input)
     images = load_dataset(data, split="val")
     seen = list(ImageBatches(images, manifest.input))
     positive = np.array([image.label in manifest.positive_labels for image in images])
+    reference, models, rows = logits(parent, seen), {"FP32": parent}, {}
     with exactly():
-        models, excluded = candidates(parent, batches)
-        reference = logits(parent, seen)
-        rows = {
-            name: accuracy(logits(model, seen), reference, positive, manifest)
-            for name, model in models.items()
-        }
-    seconds = speed({"FP32": parent, **models, **excluded.pop("models")}, seen, rounds)
+        for name, model, excluded in candidates(parent, ImageBatches(chosen, manifest.input)):
+            found = accuracy(logits(model, seen), reference, positive, manifest)
+            models[name], rows[name] = model, {**found, "excluded": excluded}
+            print(manifest.name, name, rows[name], flush=True)
+    rows["FP32"] = {**accuracy(reference, reference, positive, manifest), "excluded": None}
+    seconds = speed(models, seen, rounds)
+    for name, values in seconds.items():
+        rows[name]["ms"] = summary([1e3 * one / IMAGES for one in values])
     return {
         "model": manifest.name,
         "calibration_images": len(chosen),
         "val_images": len(images),
         "max_error": MAX_ERROR,
         "accuracy_computed": "graph optimisations off, so that no INT8 kernel can saturate",
-        "candidates": rows,
-        "excluded": excluded,
-        "ms": {name: summary([1e3 * one / IMAGES for one in s]) for name, s in seconds.items()},
+        "candidates": {name: rows[name] for name in models},
     }
 
 
 def candidates(
     parent: onnx.ModelProto, batches: ImageBatches
-) -> tuple[dict[str, onnx.ModelProto], dict[str, Any]]:
-    """The network quantised in each way, and what ours has to exclude to be accurate."""
-    probe, models = Probe(parent, batches), {}
-    excluded: dict[str, Any] = {"models": {}}
-    writers = {}
+) -> Iterator[tuple[str, onnx.ModelProto, list[str]]]:
+    """Name, network and excluded layers of each candidate."""
+    probe, layers = Probe(parent, batches), tuple[str, ...]()
     for name, off in OURS.items():
         with without(off):
-            writer = writers[name] = VariantWriter(parent, Variant("int8", "cpu"), batches)
-            models[f"ours: {name}"] = writer.write(writer.layers)
-            model, left = few_excluded(writer, probe)
-        excluded[f"ours: {name}"] = left
-        excluded["models"] |= {f"ours: {name}, {len(left)} excluded": model} if left else {}
-        print(f"{name}: {probe.error(models[f'ours: {name}']):.2%}, excluded {left}", flush=True)
-    layers = writers["ranges alone"].layers
+            writer = VariantWriter(parent, Variant("int8", "cpu"), batches)
+            layers = writer.layers
+            model = writer.write(layers)
+            yield f"ours: {name}", model, []
+            if probe.error(model) > MAX_ERROR:
+                yield f"ours: {name}, layers excluded", *few_excluded(writer, probe)
     for method in METHODS:
-        models[f"quantize_static, {method}"] = by_runtime(parent, layers, list(batches), method)
-        print(f"{method}: {probe.error(models[f'quantize_static, {method}']):.2%}", flush=True)
-    return models, excluded
+        model = by_runtime(parent, layers, list(batches), method)
+        yield f"quantize_static, {method}", model, []
 
 
 def few_excluded(writer: VariantWriter, probe: Probe) -> tuple[onnx.ModelProto, list[str]]:
     """Exclude the costliest layers until the logits are accurate, as `quantize` does."""
-    kept, excluded = list(writer.layers), list[str]()
-    model = writer.write(kept)
-    costly: list[str] = []
-    while probe.error(model) > MAX_ERROR and len(excluded) < len(writer.layers) // 3:
-        write = partial(writer.write, alone=True)
-        costly = costly or list(layer_errors(kept, lambda name: write([name]), probe))
-        excluded.append(costly[len(excluded)])
-        kept.remove(excluded[-1])
-        model = writer.write(kept)
+    costly = layer_errors(writer.layers, lambda name: writer.write([name], alone=True), probe)
+    excluded: list[str] = []
+    for layer in list(costly)[: len(writer.layers) // 3]:
+        excluded.append(layer)
+        model = writer.write([name for name in writer.layers if name not in excluded])
+        if probe.error(model) <= MAX_ERROR:
+            break
     return model, excluded
 
 
@@ -155,21 +150,11 @@ def without(parts: Sequence[str]) -> Iterator[None]:
 @contextmanager
 def exactly() -> Iterator[None]:
     """Our quantiser with sessions that compute Q/DQ pairs in float."""
+    exact = partial(open_session, exact=True)
     with ExitStack() as opened:
         for module in (calibration, sensitivity, stepwise):
-            opened.enter_context(mock.patch.object(module, "open_session", exact_session))
+            opened.enter_context(mock.patch.object(module, "open_session", exact))
         yield
-
-
-def exact_session(model: onnx.ModelProto, *, threads: int = 0, exact: bool = True) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if exact:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
 
 
 class Reader:
@@ -183,9 +168,11 @@ class Reader:
         return len(self.batches)
 
     def set_range(self, start_index: int, end_index: int) -> None:
+        """Give these batches next."""
         self.left = iter(self.batches[start_index:end_index])
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+        """The next batch."""
         batch = next(self.left, None)
         return None if batch is None else {"images": batch}
 
@@ -214,15 +201,16 @@ def by_runtime(
         return onnx.load(places[1])
 
 
-def logits(model: onnx.ModelProto, batches: Batches) -> NDArray[np.float64]:
-    session = exact_session(model)
+def logits(model: onnx.ModelProto, batches: Batches) -> Logits:
+    """Logits of all images, computed exactly."""
+    session = open_session(model, exact=True)
     found = [session.run(["logits"], {"images": batch})[0] for batch in batches]
-    return np.concatenate(found).astype(np.float64)
+    return np.concatenate(found)
 
 
 def accuracy(
-    own: NDArray[np.float64],
-    reference: NDArray[np.float64],
+    own: Logits,
+    reference: Logits,
     positive: NDArray[np.bool_],
     manifest: ModelManifest,
 ) -> dict[str, Any]:
@@ -240,15 +228,14 @@ def accuracy(
 def speed(
     models: dict[str, onnx.ModelProto], batches: Batches, rounds: int
 ) -> dict[str, list[float]]:
+    """Seconds of each candidate for the same images, one a call, in turn."""
     images = np.concatenate(list(islice(batches, IMAGES // BATCH)))
 
     def run(session: Any) -> None:
         for image in images:
             session.run(["logits"], {"images": image[None]})
 
-    sessions = {
-        name: exact_session(model, threads=1, exact=False) for name, model in models.items()
-    }
+    sessions = {name: open_session(model, threads=1) for name, model in models.items()}
     sides = {name: partial(run, session) for name, session in sessions.items()}
     return in_turn(sides, ((),) * (rounds + 1))
 

@@ -16,6 +16,8 @@ import numpy as np
 import onnxruntime
 import simplejpeg
 
+from benchmarks.measure.measurement import Pixels
+
 
 def make(model: Path, *, threads: int | None = None) -> Callable[[Sequence[Path]], list[float]]:
     """The loop over an exported model."""
@@ -37,7 +39,7 @@ def make(model: Path, *, threads: int | None = None) -> Callable[[Sequence[Path]
     return classify
 
 
-def prepared(path: Path) -> np.ndarray:
+def prepared(path: Path) -> Pixels:
     """The centre of an image, 224 x 224, as the published code crops it."""
     if simplejpeg.is_jpeg(data := path.read_bytes()):
         image = simplejpeg.decode_jpeg(data, "GRAY")[..., 0]
@@ -47,9 +49,10 @@ def prepared(path: Path) -> np.ndarray:
     side = min(rows, columns)
     top, left = (rows - side) // 2, (columns - side) // 2
     square = image[top : top + side, left : left + side]
-    return cv2.resize(square, (224, 224), interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.resize(square, (224, 224), interpolation=cv2.INTER_AREA))
 
 
-def first_probability(logits: np.ndarray) -> float:
+def first_probability(logits: Pixels) -> float:
+    """Softmax of the first class."""
     weights = np.exp(logits[0] - logits[0].max())
     return float(weights[0] / weights.sum())

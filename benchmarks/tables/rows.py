@@ -24,6 +24,11 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
+def one(it: Figures) -> Rows:
+    """One row, of the result's own values."""
+    yield {}
+
+
 def sites(it: Figures) -> Rows:
     """Images without COVID-19 that were called positive."""
     right = it["own"]["specificity"]
@@ -42,12 +47,10 @@ def choice(it: Figures) -> Rows:
 
 
 def quantizer(it: Figures) -> Rows:
-    """FP32, then each candidate, and ours again without the layers that had to be excluded."""
+    """FP32, then each candidate."""
     for name, found in it["candidates"].items():
-        excluded = it["excluded"].get(name)
-        after = it["ms"].get(f"{name}, {len(excluded)} excluded") if excluded else None
-        number = None if excluded is None else len(excluded)
-        yield {"name": name, "ms": it["ms"][name], **found, "excluded": number, "after": after}
+        excluded = None if found["excluded"] is None else len(found["excluded"])
+        yield {"name": name, **found, "excluded": excluded}
 
 
 def not_verified(it: Figures) -> Rows:
@@ -86,7 +89,7 @@ def speeds(runs: dict[tuple[str, str], Any], scope: str) -> dict[str, Any]:
     return {"ms": queries.get("latency_ms"), "rate": offline.get("images_per_second")}
 
 
-def unmeasured(it: Figures) -> Rows:
+def suite_unmeasured(it: Figures) -> Rows:
     """What was not measured, or not stably, by reason."""
     reasons: dict[tuple[str, str], list[str]] = defaultdict(list)
     for step in it["steps"]:
@@ -95,8 +98,8 @@ def unmeasured(it: Figures) -> Rows:
             what = f"{step['model']} {step['variant']} b{step['batch']}"
             reasons[step["backend"], prefix + reason].append(what)
     own = {"where": it["path"].parent.name, "name": it["path"].stem.removeprefix("suite-")}
-    for (backend, why), what in reasons.items():
-        yield {**own, "backend": backend, "why": why, "what": ", ".join(what)}
+    for (backend, why), steps in reasons.items():
+        yield {**own, "backend": backend, "why": why, "what": ", ".join(steps)}
 
 
 def gpu(it: Figures) -> Rows:

@@ -85,28 +85,31 @@ class ResultsTable:
         files: Pattern of the results, within results/.
         columns: Names of the columns, with ` | ` between them.
         cells: The template of a row, with ` | ` between the cells.
-        rows: What one result shows in each of its rows, beside its own values; None for one row.
-        empty: What takes the place of the table where there is no row.
-        missing: What takes its place without a stored result; None for `empty`.
+        empty: What takes the place of the table where the results give no row.
+        missing: What takes its place without a stored result.
     """
 
     files: str
     columns: str
     cells: str
-    rows: Callable[[Figures], Iterable[Figures]] | None = None
     empty: str = Table.empty
-    missing: str | None = Table.empty
+    missing: str = Table.empty
 
-    def table(self, document: Path) -> Table:
-        """The table for a document, to whose folder links are relative."""
+    def table(self, rows: Callable[[Figures], Iterable[Figures]], document: Path) -> Table:
+        """The table for a document, to whose folder links are relative.
+
+        Args:
+            rows: What a result shows in each of its rows, beside its own values.
+            document: The file that the table stands in.
+        """
         fill, cells = Cells(document).vformat, self.cells.split(" | ")
         results = [load(path) for path in sorted(RESULTS.glob(self.files))]
         found = [
             [fill(cell, (), {**result, **row}) for cell in cells]
             for result in results
-            for row in (self.rows(result) if self.rows else [{}])
+            for row in rows(result)
         ]
-        empty = self.empty if results else self.missing or self.empty
+        empty = self.empty if results else self.missing
         return Table(self.columns.split(" | "), found, empty)
 
 
