@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure.measurement import CORES, RESULTS, of_both_classes, store, write_json
+from benchmarks.measure import CORES, RESULTS, of_both_classes, store, write_json
 from benchmarks.measure.options import parser_of
 from benchmarks.variants import (
     VARIANTS,

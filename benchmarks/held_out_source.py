@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure.measurement import CORES, RESULTS, write_json
+from benchmarks import measure
 from benchmarks.measure.options import parser_of
 from deepcovid_edge.backends import BackendSettings, load_backend
 from deepcovid_edge.datasets.dataset import LabelledImage
@@ -47,10 +47,10 @@ def main() -> None:
     kept = replace(data, train=[image for image in data.train if image not in set(held)])
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = fit(kept, recipe, RunSettings(Path(folder), weights=options.weights))
-        figures = measure(checkpoint, kept, held)
+        figures = evaluate(checkpoint, kept, held)
     facts = {"source": options.source, "share": options.share, "changes": options.changes}
-    content = {**facts, **figures, "recipe": recipe.as_dict()}
-    write_json(RESULTS / "choice" / f"{options.name}.json", dict(sorted(content.items())))
+    content = dict(sorted({**facts, **figures, "recipe": recipe.as_dict()}.items()))
+    measure.write_json(measure.RESULTS / "choice" / f"{options.name}.json", content)
     for name in ("val", "lungs_hidden", "lungs_only", "held_out"):
         print(f"{name}: {figures[name]['auc']:.3f} {figures[name]['auc_interval_95']}")
 
@@ -70,9 +70,9 @@ def fit(data: TrainingData, recipe: Recipe, run: RunSettings) -> Path:
     return training.finish()
 
 
-def measure(checkpoint: Path, data: TrainingData, held: list[LabelledImage]) -> dict[str, Any]:
+def evaluate(checkpoint: Path, data: TrainingData, held: list[LabelledImage]) -> dict[str, Any]:
     """Areas under the curve on `val`, with and without lungs, and on the held-out images."""
-    with load_backend(checkpoint, settings=BackendSettings(threads=CORES)) as backend:
+    with load_backend(checkpoint, settings=BackendSettings(threads=measure.CORES)) as backend:
         seen, unseen = classify(backend, data.val), classify(backend, held)
         shortcuts = measure_shortcuts(backend, data.val, seen)
     positives = seen.scores[seen.positive]

@@ -34,7 +34,7 @@ import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-from benchmarks.measure.measurement import in_turn, store, summary
+from benchmarks import measure
 from benchmarks.measure.options import parser_of
 from benchmarks.measure.sessions import open_session
 from benchmarks.variants import named
@@ -76,7 +76,7 @@ def main() -> None:
     options = parser.parse_args()
     for model in options.model or MODELS:
         figures = compare(named(model), options.data, options.images, options.rounds)
-        store(figures["model"], figures, folder="quantizer")
+        measure.store(figures["model"], figures, folder="quantizer")
 
 
 def compare(path: Path, data: Path, count: int, rounds: int) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def compare(path: Path, data: Path, count: int, rounds: int) -> dict[str, Any]:
     rows["FP32"] = {**accuracy(reference, reference, positive, manifest), "excluded": None}
     seconds = speed(models, seen, rounds)
     for name, values in seconds.items():
-        rows[name]["ms"] = summary([1e3 * one / IMAGES for one in values])
+        rows[name]["ms"] = measure.summary([1e3 * one / IMAGES for one in values])
     return {
         "model": manifest.name,
         "calibration_images": len(chosen),
@@ -237,7 +237,7 @@ def speed(
 
     sessions = {name: open_session(model, threads=1) for name, model in models.items()}
     sides = {name: partial(run, session) for name, session in sessions.items()}
-    return in_turn(sides, ((),) * (rounds + 1))
+    return measure.in_turn(sides, ((),) * (rounds + 1))
 
 
 if __name__ == "__main__":

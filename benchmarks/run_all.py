@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure.measurement import store
+from benchmarks.measure import store
 from benchmarks.variants import MODELS
 
 RESNET18_ONLY = ("--model", str(MODELS / "resnet18.onnx"))

@@ -20,17 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure.measurement import (
-    CORES,
-    PAUSE,
-    Pixels,
-    in_turn,
-    prepared_val,
-    print_medians,
-    ratios_to,
-    store,
-    summaries,
-)
+from benchmarks import measure
+from benchmarks.measure import Pixels
 from benchmarks.measure.options import parser_of
 from benchmarks.peers.captum_occlusion import torch_network
 from benchmarks.peers.grad_cam import PEERS
@@ -54,10 +45,10 @@ def main() -> None:
     for name in options.model or [DEFAULT_MODEL]:
         model = named(name)
         files = {"fp32": model, "int8": variant_of(model, "int8-cpu", options.data)}
-        _, images = prepared_val(options.data, read_manifest(model), IMAGES)
+        _, images = measure.prepared_val(options.data, read_manifest(model), IMAGES)
         figures = compare(files, images, options.rounds)
-        print_medians(figures["model"], figures["ratios"])
-        store(f"activation-speed-{figures['model']}", figures)
+        measure.print_medians(figures["model"], figures["ratios"])
+        measure.store(f"activation-speed-{figures['model']}", figures)
 
 
 def compare(files: dict[str, Path], images: Sequence[Pixels], rounds: int) -> dict[str, Any]:
@@ -68,28 +59,28 @@ def compare(files: dict[str, Path], images: Sequence[Pixels], rounds: int) -> di
     missing = {}
     for name, make in PEERS.items():
         try:
-            sides[name] = make(network, manifest.positive_index, threads=CORES)
+            sides[name] = make(network, manifest.positive_index, threads=measure.CORES)
         except ImportError as error:
             missing[name] = str(error)
     peers = list(sides)
     with ExitStack() as opened:
         sides |= {f"activation_{variant}": ours(path, opened) for variant, path in files.items()}
         given = ((image,) for image in islice(cycle(images), rounds + 1))
-        seconds = in_turn(sides, given, pause=PAUSE)
+        seconds = measure.in_turn(sides, given, pause=measure.PAUSE)
         cut = ours(files["fp32"], opened, cut=True)
         agreement = {name: agree(cut, sides[name], images) for name in peers}
     return {
         "model": manifest.name,
         "missing": missing,
-        "seconds": summaries(seconds),
-        "ratios": ratios_to(seconds, [f"activation_{variant}" for variant in files], peers),
+        "seconds": measure.summaries(seconds),
+        "ratios": measure.ratios_to(seconds, [f"activation_{variant}" for variant in files], peers),
         "agreement": agreement,
     }
 
 
 def ours(path: Path, opened: ExitStack, *, cut: bool = False) -> Side:
     """Our maps; `cut` removes what speaks against the class."""
-    settings = BackendSettings(threads=CORES)
+    settings = BackendSettings(threads=measure.CORES)
     backend = opened.enter_context(load_backend(path, backend="onnxruntime", settings=settings))
     manifest = backend.manifest
 

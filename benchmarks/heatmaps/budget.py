@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure.measurement import prepared_val, quantiles, store
+from benchmarks import measure
 from benchmarks.measure.options import parser_of
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.heatmaps.agreement import rank_correlation
@@ -39,7 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     with load_backend(find_model(options.model)) as backend:
         manifest = backend.manifest
-        images, pixels = prepared_val(options.data, manifest, options.images)
+        images, pixels = measure.prepared_val(options.data, manifest, options.images)
         curves: dict[str, Any] = {}
         for baseline in options.baseline or BASELINES:
             settings = OcclusionSettings(baseline=baseline)
@@ -59,7 +59,7 @@ def main() -> None:
             "at_once": AT_ONCE,
             "baselines": curves,
         }
-    store(f"budget-{manifest.name}", figures, folder="heatmap")
+    measure.store(f"budget-{manifest.name}", figures, folder="heatmap")
 
 
 def agreement(found: Occlusion, spacing: int, positive: int) -> dict[int, float]:
@@ -84,7 +84,7 @@ def summarise(images: list[dict[int, float]]) -> list[dict[str, float]]:
     """Agreement over images, for each number of windows."""
     windows, rows = max(images[0]), []
     for count in images[0]:
-        found = quantiles([image[count] for image in images])
+        found = measure.quantiles([image[count] for image in images])
         rounded = {name: round(value, 4) for name, value in found.items()}
         rows.append({"windows": count, "share": round(count / windows, 4), **rounded})
     return rows

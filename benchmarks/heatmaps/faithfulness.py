@@ -31,7 +31,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from benchmarks.measure.measurement import CORES, Pixels, prepared, store
+from benchmarks import measure
+from benchmarks.measure import Pixels
 from benchmarks.measure.options import parser_of
 from deepcovid_edge.backends import Backend, load_backend
 from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
@@ -74,7 +75,7 @@ def main() -> None:
         every = load_dataset(options.data, split="val")
         images = [image for image in every if image.label in manifest.positive_labels]
         images = images[: options.images]
-        pixels = [prepared(image.path, manifest.input) for image in images]
+        pixels = [measure.prepared(image.path, manifest.input) for image in images]
         maps = [explain(image) for image in pixels]
         print(f"{len(maps)} images", flush=True)
         curves = {name: Curves(backend, name) for name in ("image", "lungs")}
@@ -96,7 +97,7 @@ def main() -> None:
         "deletion_and_insertion": figures,
         "random_weights": {"images": len(chosen), "stride": SPARSE.stride, **sanity},
     }
-    store(f"sense-{manifest.name}", content, folder="heatmap")
+    measure.store(f"sense-{manifest.name}", content, folder="heatmap")
 
 
 @contextmanager
@@ -153,7 +154,7 @@ class Curves:
 
     def all_of(self, pixels: Sequence[Pixels], orders: Sequence[Pixels]) -> Pixels:
         """Curves of all images, of shape (images, 2, steps)."""
-        with ThreadPoolExecutor(CORES) as pool:
+        with ThreadPoolExecutor(measure.CORES) as pool:
             return np.array(list(pool.map(self.both, pixels, orders)))
 
     def order(self, values: Pixels) -> Pixels:

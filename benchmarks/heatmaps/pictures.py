@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.measure.measurement import RESULTS
+from benchmarks.measure import RESULTS
 from benchmarks.measure.options import parser_of
 from deepcovid_edge import NOTICE
 from deepcovid_edge.backends import Backend, load_backend

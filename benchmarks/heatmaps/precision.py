@@ -8,7 +8,7 @@ No time is measured. The variant is the one beside the model (`NAME-int8-cpu.onn
 
 from __future__ import annotations
 
-from benchmarks.measure.measurement import store
+from benchmarks.measure import store
 from benchmarks.measure.options import parser_of
 from deepcovid_edge.backends import INT8_CPU_SUFFIX, load_backend
 from deepcovid_edge.datasets.dataset import load_dataset

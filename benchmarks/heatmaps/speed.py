@@ -35,21 +35,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import measure
 from benchmarks.heatmaps.activation import Side
-from benchmarks.measure.measurement import (
-    CORES,
-    Pixels,
-    Seconds,
-    in_turn,
-    prepared_val,
-    print_medians,
-    quantiles,
-    ratio,
-    seconds_of,
-    store,
-    summaries,
-    summary,
-)
+from benchmarks.measure import Pixels, Seconds
 from benchmarks.measure.options import parser_of
 from benchmarks.peers import captum_occlusion
 from benchmarks.peers.infer_command import infer
@@ -82,20 +70,20 @@ def main() -> None:
     options = parser.parse_args()
     if options.activation:
         images, model = options.data / "test", find_model(DEFAULT_MODEL)
-        store("activation-cost", activation_cost(images, model, options.activation))
+        measure.store("activation-cost", activation_cost(images, model, options.activation))
         return
     for name in options.model or [DEFAULT_MODEL]:
         model = named(name)
         variants = {"fp32": model, "int8": variant_of(model, "int8-cpu", options.data)}
         figures = compare(variants, options)
-        print_medians(f"{figures['model']}, times as fast as captum:", figures["ratios"])
-        store(f"heatmap-speed-{figures['model']}", figures)
+        measure.print_medians(f"{figures['model']}, times as fast as captum:", figures["ratios"])
+        measure.store(f"heatmap-speed-{figures['model']}", figures)
 
 
 def compare(variants: dict[str, Path], options: argparse.Namespace) -> dict[str, Any]:
     """Seconds, ratios and agreement of all sides."""
     manifest = read_manifest(variants["fp32"])
-    _, pixels = prepared_val(options.data, manifest, options.images)
+    _, pixels = measure.prepared_val(options.data, manifest, options.images)
     rounds = list(islice(cycle(pixels), options.rounds + 1))
     with ExitStack() as opened:
         captum, last = captum_sides(variants["fp32"], pixels), dict[str, float]()
@@ -104,31 +92,31 @@ def compare(variants: dict[str, Path], options: argparse.Namespace) -> dict[str,
             for way, incremental in (("plain", False), ("incremental", True))
             for variant, path in variants.items()
         }
-        first, _ = measure(captum, rounds[: BEFORE + 1], last)
+        first, _ = time_sides(captum, rounds[: BEFORE + 1], last)
         peer = min(first, key=lambda name: float(np.median(first[name])))
         peer_seconds = partial(last.__getitem__, peer)
         budget = {
             f"budget_{variant}": our_side(opened, path, SETTINGS, peer_seconds)
             for variant, path in variants.items()
         }
-        seconds, too_small = measure({peer: captum[peer], **ours, **budget}, rounds, last)
+        seconds, too_small = time_sides({peer: captum[peer], **ours, **budget}, rounds, last)
         return {
             "model": manifest.name,
             "variants": {variant: file_sha256(path) for variant, path in variants.items()},
             "windows": len(
                 WindowGrid.over(manifest.input.height, manifest.input.width, SETTINGS).boxes
             ),
-            "seconds": summaries(seconds),
+            "seconds": measure.summaries(seconds),
             "peer": peer,
-            "seconds_before": summaries(first),
+            "seconds_before": measure.summaries(first),
             "ratios": {
-                name: ratio(seconds[peer], values)
+                name: measure.ratio(seconds[peer], values)
                 for name, values in seconds.items()
                 if name != peer
             },
             "agreement_with_captum": agreement(captum[peer], ours["incremental_fp32"], pixels[0]),
             "budget": {
-                "milliseconds": summary([own / TIMES * 1000 for own in seconds[peer]]),
+                "milliseconds": measure.summary([own / TIMES * 1000 for own in seconds[peer]]),
                 "too_small_for": too_small,
                 **{
                     variant: reached(budget[f"budget_{variant}"], ours, variant, pixels)
@@ -143,7 +131,7 @@ def captum_sides(model: Path, images: Sequence[Pixels]) -> dict[str, Side]:
     """Captum's occlusion with few and with many windows in an evaluation."""
     network = captum_occlusion.torch_network(model, np.stack(images))
     make = partial(captum_occlusion.make, network, read_manifest(model).positive_index, SETTINGS)
-    return {name: make(windows=windows, threads=CORES) for name, windows in CAPTUM.items()}
+    return {name: make(windows=windows, threads=measure.CORES) for name, windows in CAPTUM.items()}
 
 
 def our_side(
@@ -164,7 +152,7 @@ def our_side(
     return side
 
 
-def measure(
+def time_sides(
     sides: dict[str, Side], images: Sequence[Pixels], last: dict[str, float]
 ) -> tuple[Seconds, dict[str, float]]:
     """Seconds of each side, and the sides whose budget was too small, with what they need, ms.
@@ -179,7 +167,7 @@ def measure(
     for number, image in enumerate(images):
         for name in list(seconds):
             try:
-                last[name] = seconds_of(sides[name], image)
+                last[name] = measure.seconds_of(sides[name], image)
             except BudgetError as error:
                 too_small[name] = error.needed_ms
                 del seconds[name]
@@ -209,7 +197,7 @@ def reached(
     for other in sorted({variant, "fp32"}) if found else ():
         whole = ours[f"incremental_{other}"]
         alike = [rank_correlation(whole(image), part) for image, part in found]
-        figures[f"with_whole_{other}"] = quantiles(alike)
+        figures[f"with_whole_{other}"] = measure.quantiles(alike)
     return figures
 
 
@@ -239,11 +227,11 @@ def cost_on_disk(folder: Path, model: Path, place: Path, rounds: int) -> dict[st
         infer(folder, model, place / f"{number}.jsonl")
 
     sides = {"infer": plain, "with_activation": with_activation}
-    seconds = in_turn(sides, ((number,) for number in range(rounds + 1)))
+    seconds = measure.in_turn(sides, ((number,) for number in range(rounds + 1)))
     return {
-        "seconds": summaries(seconds),
-        "cost": ratio(seconds["with_activation"], seconds["infer"]),
-        "file_us": seconds_of(write_files, place) / FILES * 1e6,
+        "seconds": measure.summaries(seconds),
+        "cost": measure.ratio(seconds["with_activation"], seconds["infer"]),
+        "file_us": measure.seconds_of(write_files, place) / FILES * 1e6,
     }
 
 

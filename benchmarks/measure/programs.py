@@ -1,7 +1,7 @@
 """Programs that are compared in one run, each in a process of its own.
 
 None has another's threads, caches or settings of the allocator: each runs as a user runs it. A
-program is loaded once and then run in turn with the others, see `measurement.in_turn`.
+program is loaded once and then run in turn with the others, see `measure.in_turn`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure.measurement import summary
+from benchmarks.measure import summary
 
 COMMAND = str(Path(sys.executable).with_name("deepcovid-edge"))
 _PATIENCE = 10.0

@@ -24,7 +24,8 @@ import numpy as np
 import onnx
 from sklearn.covariance import LedoitWolf
 
-from benchmarks.measure.measurement import Pixels, prepared, store
+from benchmarks import measure
+from benchmarks.measure import Pixels
 from benchmarks.measure.options import parser_of
 from benchmarks.measure.sessions import open_session
 from deepcovid_edge.backends import load_backend
@@ -57,7 +58,7 @@ def main() -> None:
     images = [image for image in load_dataset(options.data) if image.split in ("train", "val")]
     with load_backend(path) as backend:
         name, spec = backend.manifest.name, backend.manifest.input
-    pixels = [prepared(image.path, spec) for image in images]
+    pixels = [measure.prepared(image.path, spec) for image in images]
     bare = take_off(onnx.load(path))[0]
     taps = find_taps(bare)
     rows = see(bare, pixels, taps)
@@ -69,7 +70,7 @@ def main() -> None:
         if out.sum() >= FEWEST:
             sides = (~out & (splits == "train"), ~out & (splits == "val"))
             figures[f"without {group}"] = compare(rows, taps, *sides, excluded=out)
-    store(name, {"model": name, "limits": LIMITS, "compared": figures}, folder="ood-choice")
+    measure.store(name, {"model": name, "limits": LIMITS, "compared": figures}, folder="ood-choice")
 
 
 def collection(image: LabelledImage) -> str:

@@ -29,7 +29,8 @@ import cv2
 import numpy as np
 import onnx
 
-from benchmarks.measure.measurement import Pixels, in_turn, prepared, store, summaries
+from benchmarks import measure
+from benchmarks.measure import Pixels
 from benchmarks.measure.options import parser_of
 from benchmarks.measure.sessions import open_session
 from deepcovid_edge.backends import Backend, load_backend
@@ -64,11 +65,11 @@ def main() -> None:
                 raise SystemExit(f"{path}: has no limits: deepcovid-edge export {path} --fit DATA")
             facts = {"model": backend.manifest.name, "model_sha256": backend.sha256}
             if options.cost:
-                store(f"ood-cost-{facts['model']}", {**facts, **cost(path, options.data)})
+                measure.store(f"ood-cost-{facts['model']}", {**facts, **cost(path, options.data)})
                 continue
             limits = {"limit": ood.limit, "strict_limit": ood.strict_limit}
             found = {"images": images(backend, options.data), **pictures(backend, ood)}
-        store(facts["model"], {**facts, **limits, **found}, folder="ood")
+        measure.store(facts["model"], {**facts, **limits, **found}, folder="ood")
 
 
 # Images ---------------------------------------------------------------------------------------
@@ -298,16 +299,18 @@ def cost(path: Path, data: Path) -> dict[str, Any]:
     """Milliseconds a call with the output `ood_scores` and without, and their ratios."""
     with load_backend(path) as backend:
         spec = backend.manifest.input
-    batch = np.stack([prepared(image.path, spec) for image in load_dataset(data, split="val")[:8]])
+    batch = np.stack(
+        [measure.prepared(image.path, spec) for image in load_dataset(data, split="val")[:8]]
+    )
     model = onnx.load(path)
     with_scores, without = caller(model, ["logits", OUTPUT]), caller(take_off(model)[0], ["logits"])
     found = {}
     for size in (1, 8):
         given = ((batch[:size],) for _ in range(CALLS // size + WARM_UP))
-        seconds = in_turn({"without": without, "with": with_scores}, given, warm_up=WARM_UP)
+        seconds = measure.in_turn({"without": without, "with": with_scores}, given, warm_up=WARM_UP)
         ms = {name: [1e3 * one for one in values] for name, values in seconds.items()}
         share = statistics.median(ms["with"]) / statistics.median(ms["without"]) - 1
-        found[f"batch_{size}"] = {"ms": summaries(ms), "share": share}
+        found[f"batch_{size}"] = {"ms": measure.summaries(ms), "share": share}
         print(f"batch {size}: {share:+.2%}")
     return {"threads": 1, **found}
 

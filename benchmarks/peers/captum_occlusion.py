@@ -14,7 +14,7 @@ import torch
 from captum.attr import Occlusion
 from onnx import numpy_helper
 
-from benchmarks.measure.measurement import Pixels
+from benchmarks.measure import Pixels
 from deepcovid_edge.heatmaps.windows import OcclusionSettings
 from deepcovid_edge.manifest import read_manifest
 from deepcovid_export.networks import Classifier, build_network

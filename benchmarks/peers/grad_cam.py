@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from benchmarks.measure.measurement import Pixels
+from benchmarks.measure import Pixels
 from deepcovid_export.networks import Classifier, torchvision_models
 
 Explain = Callable[[Pixels], Pixels]

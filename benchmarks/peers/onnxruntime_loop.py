@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 import simplejpeg
 
-from benchmarks.measure.measurement import Pixels
+from benchmarks.measure import Pixels
 
 
 def make(model: Path, *, threads: int | None = None) -> Callable[[Sequence[Path]], list[float]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measure.measurement import Pixels
+from benchmarks.measure import Pixels
 from benchmarks.peers.onnxruntime_loop import first_probability, prepared
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.measure.measurement import Pixels
+from benchmarks.measure import Pixels
 from deepcovid_export.networks import torchvision_models
 
 WAYS = ("published", "present")

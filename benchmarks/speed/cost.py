@@ -24,7 +24,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.measure.measurement import store
+from benchmarks.measure import store
 from benchmarks.measure.options import parser_of
 from benchmarks.measure.programs import links, run_command, run_repeatedly
 from deepcovid_edge.datasets.dataset import walk_files

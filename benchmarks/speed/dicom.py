@@ -25,14 +25,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
-from benchmarks.measure.measurement import (
-    Summary,
-    in_turn,
-    prepared,
-    print_medians,
-    store,
-    summary,
-)
+from benchmarks import measure
+from benchmarks.measure import Summary
 from benchmarks.measure.options import parser_of
 from deepcovid_edge.imaging.dicom.eligibility import check_header
 from deepcovid_edge.imaging.dicom.header import read_header
@@ -73,7 +67,7 @@ def main() -> None:
             "bits": BITS,
             "file_bytes": path.stat().st_size,
             "goals_ms": GOALS_MS,
-            "ms": measure(path, options.rounds),
+            "ms": time_steps(path, options.rounds),
             "compressed_ms": {
                 SYNTAXES[uid].name: milliseconds(
                     partial(read_radiograph, file), options.rounds // 3
@@ -81,9 +75,9 @@ def main() -> None:
                 for uid, file in compressed.items()
             },
         }
-    print_medians("", {**figures["ms"], **figures["compressed_ms"]}, " ms")
+    measure.print_medians("", {**figures["ms"], **figures["compressed_ms"]}, " ms")
     os.sched_setaffinity(0, cores)
-    store("dicom-speed", figures)
+    measure.store("dicom-speed", figures)
 
 
 def image() -> NDArray[np.uint16]:
@@ -116,13 +110,13 @@ def write(
     dcmwrite(path, header, enforce_file_format=True)
 
 
-def measure(path: Path, rounds: int) -> dict[str, Summary]:
+def time_steps(path: Path, rounds: int) -> dict[str, Summary]:
     """Milliseconds of the whole way, and of its steps."""
     spec = InputSpec()
     file = read_bytes(path)
     radiograph = decode_radiograph(file)
     steps: dict[str, Callable[[], object]] = {
-        "image": partial(prepared, path, spec),
+        "image": partial(measure.prepared, path, spec),
         "eligibility": lambda: check_header(read_header(file.data)),
         "read": partial(read_bytes, path),
         "decode": partial(decode_radiograph, file),
@@ -133,8 +127,8 @@ def measure(path: Path, rounds: int) -> dict[str, Summary]:
 
 def milliseconds(step: Callable[[], object], rounds: int) -> Summary:
     """Milliseconds of a step, after two rounds that warm up."""
-    (seconds,) = in_turn({"": step}, repeat((), rounds + 2), warm_up=2).values()
-    return summary([1e3 * one for one in seconds])
+    (seconds,) = measure.in_turn({"": step}, repeat((), rounds + 2), warm_up=2).values()
+    return measure.summary([1e3 * one for one in seconds])
 
 
 if __name__ == "__main__":

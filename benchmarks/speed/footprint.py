@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure.measurement import print_medians, store
+from benchmarks.measure import print_medians, store
 from benchmarks.measure.options import parser_of
 from benchmarks.measure.programs import links, run_command, run_repeatedly
 from deepcovid_edge.datasets.dataset import walk_files

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.measure.measurement import Pixels, seconds_of, store, summary
+from benchmarks import measure
+from benchmarks.measure import Pixels
 from benchmarks.measure.options import parser_of
 from benchmarks.peers import polygraphy_loop, trtexec
 from benchmarks.speed.gpu_roof import BYTES, SIDE, ceilings, events, layers, roof_ms
@@ -72,7 +73,7 @@ def main() -> None:
         runs = {
             str(batch): batch_of(name, batch, found, options) for batch in options.batch or BATCHES
         }
-        store(f"gpu-{name}", {"model": name, "ceilings": found, "batches": runs})
+        measure.store(f"gpu-{name}", {"model": name, "ceilings": found, "batches": runs})
 
 
 def batch_of(
@@ -88,7 +89,7 @@ def batch_of(
                 sides[variant] = side
             else:
                 absent[variant] = side
-        rows = measure(sides, images, options.rounds)
+        rows = time_sides(sides, images, options.rounds)
     try:
         rows["trtexec_fp32"] = trtexec.measure(models()[name], batch)
     except (FileNotFoundError, RuntimeError, KeyError) as error:
@@ -197,23 +198,23 @@ def our_side(model: Path, variant: str, batch: int, data: Path | None, opened: E
     return Side(loaded.infer)
 
 
-def measure(sides: dict[str, Side], images: Pixels, rounds: int) -> dict[str, Any]:
+def time_sides(sides: dict[str, Side], images: Pixels, rounds: int) -> dict[str, Any]:
     """Samples of all sides, in turn; a tenth of the rounds, and three at least, warm up."""
     host: dict[str, list[float]] = {name: [] for name in sides}
     device: dict[str, list[float]] = {name: [] for name in sides}
     before = max(3, rounds // 10)
     for number in range(rounds + before):
         for name, side in sides.items():
-            spent = seconds_of(side.run, images) * 1e3
+            spent = measure.seconds_of(side.run, images) * 1e3
             own = side.device_ms(images) if side.device_ms else None
             if number >= before:
                 host[name].append(spent)
                 device[name] += [] if own is None else [own]
     return {
         name: {
-            "host_ms": summary(host[name]),
+            "host_ms": measure.summary(host[name]),
             "images_per_second": len(images) / statistics.median(host[name]) * 1e3,
-            **({"device_ms": summary(device[name])} if device[name] else {}),
+            **({"device_ms": measure.summary(device[name])} if device[name] else {}),
         }
         for name in sides
     }

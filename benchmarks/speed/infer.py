@@ -21,16 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure.measurement import (
-    CORES,
-    PAUSE,
-    in_turn,
-    print_medians,
-    ratios_to,
-    store,
-    summaries,
-    summary,
-)
+from benchmarks import measure
 from benchmarks.measure.options import parser_of
 from benchmarks.measure.programs import Programs
 from benchmarks.speed import roof
@@ -40,6 +31,7 @@ from deepcovid_edge.manifest import read_manifest
 from deepcovid_edge.models import find_model
 
 LOOPS = ("published_loop", "published_loop_without_gradients")
+OTHERS = (*LOOPS, "roof", "roof_of_libraries", "infer_fp32")
 ROOF = "benchmarks.speed.roof:make"
 
 
@@ -58,26 +50,26 @@ def main() -> None:
         sides.add("roof", ROOF, variant, images)
         sides.add("roof_of_libraries", ROOF, variant, images, libraries=True)
         sides.add("roof_fp32", ROOF, model, images)
-        seconds = in_turn(sides, repeat((), options.rounds + 1), pause=PAUSE)
+        seconds = measure.in_turn(sides, repeat((), options.rounds + 1), pause=measure.PAUSE)
     decode, network = roof.parts(variant, images)
-    arithmetic = CORES / (decode + network)
+    arithmetic = measure.CORES / (decode + network)
     ours = [len(images) / value / arithmetic for value in seconds["infer"]]
     figures: dict[str, Any] = {
         "model": manifest.name,
         "variant": read_manifest(variant).name,
         "images": len(images),
-        "seconds": summaries(seconds),
+        "seconds": measure.summaries(seconds),
         "images_per_second": {
             name: len(images) / float(np.median(values)) for name, values in seconds.items()
         },
         "one_thread_ms": {"decode_and_resize": decode * 1e3, "network": network * 1e3},
         "roof_arithmetic_images_per_second": arithmetic,
-        "ratios": ratios_to(seconds, ["infer"], (*LOOPS, "roof", "roof_of_libraries", "infer_fp32"))
-        | ratios_to(seconds, ["infer_fp32"], (*LOOPS, "roof_fp32"))
-        | {"infer_to_roof_arithmetic": summary(ours)},
+        "ratios": measure.ratios_to(seconds, ["infer"], OTHERS)
+        | measure.ratios_to(seconds, ["infer_fp32"], (*LOOPS, "roof_fp32"))
+        | {"infer_to_roof_arithmetic": measure.summary(ours)},
     }
-    print_medians(manifest.name, figures["ratios"])
-    store(f"infer-speed-{manifest.name}", figures)
+    measure.print_medians(manifest.name, figures["ratios"])
+    measure.store(f"infer-speed-{manifest.name}", figures)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure.measurement import CORES, store
+from benchmarks.measure import CORES, store
 from benchmarks.measure.options import parser_of
 from deepcovid_edge import backends
 from deepcovid_edge.bench.watch import Watch

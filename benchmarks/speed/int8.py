@@ -18,17 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure.measurement import (
-    CORES,
-    PAUSE,
-    Pixels,
-    in_turn,
-    prepared,
-    print_medians,
-    ratio,
-    store,
-    summaries,
-)
+from benchmarks import measure
+from benchmarks.measure import Pixels
 from benchmarks.measure.options import parser_of
 from benchmarks.variants import named, variant_of
 from deepcovid_edge.backends import BackendSettings, load_backend
@@ -36,7 +27,7 @@ from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.manifest import file_sha256, read_manifest
 from deepcovid_edge.models import DEFAULT_MODEL
 
-MODES = {"threads_1": (1, 1), "threads_all": (CORES, 1), "cores_busy": (1, CORES)}
+MODES = {"threads_1": (1, 1), "threads_all": (measure.CORES, 1), "cores_busy": (1, measure.CORES)}
 """Mode -> threads inside a call, and calls at once."""
 BATCHES = (1, 8)
 IMAGES = 32
@@ -51,15 +42,15 @@ def main() -> None:
         files = {"fp32": model, "int8": variant_of(model, "int8-cpu", options.data)}
         figures = compare(files, options.data, options.rounds)
         ratios = {run: found["ratio"] for run, found in figures["runs"].items()}
-        print_medians(figures["model"], ratios)
-        store(f"quantized-speed-{figures['model']}", figures)
+        measure.print_medians(figures["model"], ratios)
+        measure.store(f"quantized-speed-{figures['model']}", figures)
 
 
 def compare(files: dict[str, Path], data: Path, rounds: int) -> dict[str, Any]:
     """Both files in each mode, at each batch."""
     manifest = read_manifest(files["int8"])
     images = load_dataset(data, split="test")[:IMAGES]
-    pixels = np.stack([prepared(image.path, manifest.input) for image in images])
+    pixels = np.stack([measure.prepared(image.path, manifest.input) for image in images])
     runs = {
         f"{mode}_batch_{batch}": run(files, pixels, batch, *MODES[mode], rounds=rounds)
         for mode in MODES
@@ -95,13 +86,13 @@ def run(
         for name, path in files.items():
             loaded = load_backend(path, backend="onnxruntime", settings=settings)
             sides[name] = partial(classify, opened.enter_context(loaded).infer)
-        seconds = in_turn(sides, repeat((), rounds + 1), pause=PAUSE)
+        seconds = measure.in_turn(sides, repeat((), rounds + 1), pause=measure.PAUSE)
     return {
-        "seconds": summaries(seconds),
+        "seconds": measure.summaries(seconds),
         "images_per_second": {
             name: IMAGES / float(np.median(values)) for name, values in seconds.items()
         },
-        "ratio": ratio(seconds["fp32"], seconds["int8"]),
+        "ratio": measure.ratio(seconds["fp32"], seconds["int8"]),
     }
 
 

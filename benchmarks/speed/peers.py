@@ -15,15 +15,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure.measurement import (
-    CORES,
-    PAUSE,
-    in_turn,
-    print_medians,
-    ratios_to,
-    store,
-    summaries,
-)
+from benchmarks import measure
 from benchmarks.measure.options import parser_of
 from benchmarks.measure.programs import Programs, links
 from benchmarks.suites.run import Peers, read_suite
@@ -42,7 +34,7 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "torch_compile": (TORCH, COMPILED),
     "torchvision_onnxruntime": ("torchvision_loop", {}),
     "onnxruntime": ("onnxruntime_loop", {}),
-    "onnxruntime_a_call_a_core": ("onnxruntime_loop", {"threads": CORES}),
+    "onnxruntime_a_call_a_core": ("onnxruntime_loop", {"threads": measure.CORES}),
     "openvino": ("openvino_loop", {}),
     "openvino_any_precision": ("openvino_loop", {"precision": None}),
     "published_loop_cuda": (TORCH, {**CAREFUL, "device": "cuda"}),
@@ -62,10 +54,10 @@ def main() -> None:
     options = parser.parse_args()
     own = Peers(options.model or "", tuple(options.peer or ()), options.rounds, options.images)
     for asked in (own,) if options.model else read_suite(options.suite).peers:
-        measure(asked, options.data)
+        run_peers(asked, options.data)
 
 
-def measure(asked: Peers, data: Path) -> None:
+def run_peers(asked: Peers, data: Path) -> None:
     """Run the peers of a model and store the result."""
     if unknown := set(asked.programs) - set(PEERS):
         raise ValueError(f"programs: got {sorted(unknown)}, expected some of {', '.join(PEERS)}")
@@ -73,8 +65,8 @@ def measure(asked: Peers, data: Path) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = links(found, len(found), Path(place))
         figures = compare(file_of(asked.model), folder, asked.rounds, asked.programs or (*PEERS,))
-    print_medians(figures["model"], figures["ratios"])
-    store(f"peer-speed-{figures['model']}", figures)
+    measure.print_medians(figures["model"], figures["ratios"])
+    measure.store(f"peer-speed-{figures['model']}", figures)
 
 
 def compare(model: Path, folder: Path, rounds: int, programs: Sequence[str]) -> dict[str, Any]:
@@ -91,14 +83,14 @@ def compare(model: Path, folder: Path, rounds: int, programs: Sequence[str]) -> 
             except RuntimeError as error:
                 missing[name] = str(error)
                 print(f"{name}: {error}")
-        seconds = in_turn(sides, repeat((), rounds + 1), pause=PAUSE)
+        seconds = measure.in_turn(sides, repeat((), rounds + 1), pause=measure.PAUSE)
     return {
         "model": read_manifest(model).name,
         "variant": read_manifest(variant).name,
         "images": len(images),
         "missing": missing,
-        "seconds": summaries(seconds),
-        "ratios": ratios_to(seconds, ("infer", "infer_fp32"), seconds),
+        "seconds": measure.summaries(seconds),
+        "ratios": measure.ratios_to(seconds, ("infer", "infer_fp32"), seconds),
     }
 
 

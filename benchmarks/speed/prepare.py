@@ -18,16 +18,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from benchmarks.measure.measurement import (
-    Pixels,
-    Seconds,
-    in_turn,
-    prepared,
-    print_medians,
-    ratio,
-    store,
-    summaries,
-)
+from benchmarks import measure
+from benchmarks.measure import Pixels, Seconds
 from benchmarks.measure.options import parser_of
 from benchmarks.peers import onnxruntime_loop, torchvision_prepare
 from benchmarks.variants import named
@@ -49,33 +41,33 @@ def main() -> None:
     with load_backend(named(options.model), backend="onnxruntime") as backend:
         figures = compare(backend, images, options.rounds)
     os.sched_setaffinity(0, cores)
-    print_medians("times as slow as ours:", figures["ratios"])
-    store("prepare-speed", figures)
+    measure.print_medians("times as slow as ours:", figures["ratios"])
+    measure.store("prepare-speed", figures)
 
 
 def compare(backend: Backend, images: list[Path], rounds: int) -> dict[str, Any]:
     """Times of all sides, and what the others change."""
     sides: dict[str, Prepare] = {
-        "ours": partial(prepared, spec=backend.manifest.input),
+        "ours": partial(measure.prepared, spec=backend.manifest.input),
         "opencv": onnxruntime_loop.prepared,
     }
     for way in torchvision_prepare.WAYS:
         sides[f"torchvision_{way}"] = torchvision_prepare.make(way)
-    ms = measure(sides, images, rounds)
+    ms = medians(sides, images, rounds)
     peers = [name for name in sides if name != "ours"]
     return {
         "model": backend.manifest.name,
         "images": len(images),
-        "ms": summaries(ms),
-        "ratios": {name: ratio(ms[name], ms["ours"]) for name in peers},
+        "ms": measure.summaries(ms),
+        "ratios": {name: measure.ratio(ms[name], ms["ours"]) for name in peers},
         "moved": {name: moved(backend, images, sides["ours"], sides[name]) for name in peers},
     }
 
 
-def measure(sides: dict[str, Prepare], images: list[Path], rounds: int) -> Seconds:
+def medians(sides: dict[str, Prepare], images: list[Path], rounds: int) -> Seconds:
     """Each image's median over the rounds, milliseconds."""
     given = ((image,) for _ in range(rounds + 1) for image in images)
-    seconds = in_turn(sides, given, warm_up=len(images))
+    seconds = measure.in_turn(sides, given, warm_up=len(images))
     return {
         name: np.median(np.reshape(values, (rounds, -1)) * 1e3, axis=0).tolist()
         for name, values in seconds.items()

@@ -16,7 +16,7 @@ from pathlib import Path
 import onnxruntime
 import simplejpeg
 
-from benchmarks.measure.measurement import CORES, Pixels
+from benchmarks.measure import CORES, Pixels
 from benchmarks.peers import onnxruntime_loop
 from deepcovid_edge.device.process import set_up
 from deepcovid_edge.imaging.pictures import Radiograph

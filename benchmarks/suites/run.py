@@ -30,7 +30,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure.measurement import RESULTS, device_name, store
+from benchmarks.measure import RESULTS, device_name, store
 from benchmarks.measure.options import parser_of
 from benchmarks.suites.compare import against
 from benchmarks.variants import VARIANTS, VariantError, engine_of, missing, named, stack, variant_of

@@ -240,7 +240,7 @@ def test_torch_beside_ours_is_timed_host_to_host_also_without_cuda() -> None:
 
     name, side = next(gpu.torch_sides("squeezenet1_1", 2, "cpu"))
     images = np.zeros((2, 224, 224), np.uint8)
-    rows = gpu.measure({name: side}, images, 3)
+    rows = gpu.time_sides({name: side}, images, 3)
     assert name == "torch_eager_fp32"
     assert len(rows[name]["host_ms"]["samples"]) == 3
     assert side.run(images).shape == (2, 2)
@@ -286,7 +286,7 @@ def test_trtexec_of_each_version_gets_the_options_that_it_knows(
 
 
 def test_sides_take_turns_and_neither_warm_up_nor_pause_is_counted() -> None:
-    from benchmarks.measure.measurement import in_turn
+    from benchmarks.measure import in_turn
 
     called = []
 
