@@ -116,7 +116,7 @@ def compare(
         candidate: What is held against it.
         splits: Name -> images.
         data: Images to make its variant of, where that is not there.
-        most: At most so many images of a split, of both classes alike; None for all.
+        most: Maximum images of a split, of both classes alike; None for all.
 
     Raises:
         VariantError: The variant cannot be made.

@@ -72,7 +72,7 @@ Logits = NDArray[np.float32]
 def main() -> None:
     """Compare the candidates of each model, and store the results."""
     parser = parser_of(__doc__, data="images with train and val", model="several", rounds=15)
-    parser.add_argument("--images", type=int, default=128, help="to calibrate on")
+    parser.add_argument("--images", type=int, default=128, help="to calibrate on, a multiple of 16")
     options = parser.parse_args()
     for model in options.model or MODELS:
         figures = compare(named(model), options.data, options.images, options.rounds)

@@ -37,7 +37,7 @@ PROOF_SPLIT = "test"
 
 
 class VariantError(Exception):
-    """Raised when a variant cannot be made here; the text says why."""
+    """Raised when a variant cannot be made here; the text gives the reason."""
 
 
 def models() -> dict[str, Path]:

@@ -124,7 +124,7 @@ def device_name(facts: dict[str, Any]) -> str:
 def of_both_classes(
     images: list[LabelledImage], manifest: ModelManifest, most: int | None
 ) -> list[LabelledImage]:
-    """At most so many images, of both classes alike, always the same ones; all for None."""
+    """The first images of both classes alike, always the same ones; all of them for None."""
     if most is None:
         return images
     positive = np.array([image.label in manifest.positive_labels for image in images])

@@ -33,7 +33,7 @@ class Program:
         given: What `make` is called with.
 
     Raises:
-        RuntimeError: It could not be made; what its process said.
+        RuntimeError: It could not be made; the error in its process.
     """
 
     def __init__(self, make: str, *given: Any, **named: Any) -> None:
@@ -93,7 +93,7 @@ class Programs(UserDict[str, Program]):
 
 
 def links(images: Sequence[Path], count: int, place: Path) -> Path:
-    """A new folder in a place, with so many links to images."""
+    """A new folder in a place, with links to the images, repeated where they are too few."""
     folder = place / str(count)
     folder.mkdir()
     for number, image in enumerate(islice(cycle(images), count)):

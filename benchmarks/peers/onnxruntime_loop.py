@@ -1,8 +1,8 @@
 """What a user writes with ONNX Runtime, simplejpeg and OpenCV: read, resize, run, softmax.
 
-`threads=None`: one image at a time, ONNX Runtime's own threads (its default). A number: so many
-threads, each with an image of its own and one thread inside ONNX Runtime, which is the fastest way
-with the same decoder that takes no more than a thread pool. Nothing is checked, hashed or written.
+`threads=None` takes one image at a time, with ONNX Runtime's own threads (its default). A number is
+a thread pool of that size, each thread with an image of its own and one thread inside ONNX Runtime:
+the fastest way with the same decoder and a pool alone. Nothing is checked, hashed or written.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python -m benchmarks.speed.gpu                     all models, batches 1, 8, 32 and 128
     python -m benchmarks.speed.gpu --model resnet18 --batch 8
 
-Where there is no GPU it says so, stores nothing and exits with 0: **not executed: no GPU**.
+Without a GPU it prints `not executed: no GPU`, stores nothing and exits with 0.
 
 All sides take turns in one process. `host_ms` is prepared images in host memory to logits in host
 memory, `device_ms` the network alone by CUDA events. `of_the_roof` is the least time that the card

@@ -3,7 +3,7 @@
     python -m benchmarks.speed.infer_profile --data DATA                       the images of test
     python -m benchmarks.speed.infer_profile --data DATA --folder original     other formats
 
-The command itself runs in a child process on so many cores, several times over the same files. The
+The command itself runs in a child process on some cores, several times over the same files. The
 functions named in `SECTIONS` are wrapped: each call's wall time and the CPU time of its thread are
 taken, less those of wrapped functions within it, so that the sections add up. What they leave of
 the process's CPU time (thread pools, threads of a runtime, Python between) is `elsewhere`; what the
@@ -160,7 +160,7 @@ def main() -> None:
 
 
 def on_cores(cores: int) -> dict[str, Any]:
-    """The result of a child that has the first so many cores."""
+    """The result of a child that has the first of the cores."""
     listed = ",".join(map(str, sorted(os.sched_getaffinity(0))[:cores]))
     command = ["taskset", "-c", listed, sys.executable, "-m", "benchmarks.speed.infer_profile"]
     command += [*sys.argv[1:], "--child"]

@@ -69,7 +69,7 @@ def compare(files: dict[str, Path], data: Path, rounds: int) -> dict[str, Any]:
 def run(
     files: dict[str, Path], pixels: Pixels, batch: int, threads: int, calls: int, *, rounds: int
 ) -> dict[str, Any]:
-    """All images in batches, with so many threads inside a call and so many calls at once."""
+    """All images in batches, with some threads inside a call and some calls at once."""
     batches = [pixels[start : start + batch] for start in range(0, IMAGES, batch)]
     settings = BackendSettings(threads=threads)
 

@@ -41,7 +41,7 @@ def against(stored: Path, again: Path, smallest_change: float) -> int:
         unmatched += [f"{name}: not measured alike: {text}" for text in unlike]
         alike += [] if unlike else [(pair, titles, len(one.ratios))]
     figures = sum(count for _, _, count in alike)
-    # One in twenty figures leaves its interval by chance: with so many, one in twenty suites may.
+    # One figure in twenty leaves its interval by chance; here one suite in twenty may.
     rules = replace(rules, confidence=1 - (1 - rules.confidence) / max(1, figures))
     comparisons = [compare(*pair, titles, rules) for pair, titles, _ in alike]
     differing = [one for one in comparisons if any(ratio.significant for ratio in one.ratios)]

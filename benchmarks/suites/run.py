@@ -9,8 +9,8 @@ Each model, variant, backend and batch is one process of the command, and one fi
 its scenarios: results/DEVICE/MODEL/STACK-VARIANT-bBATCH.json. Batch 1 is measured in
 `single-stream`, `offline` and `server`, a larger one in `multi-stream` and `offline`.
 
-All files are measured once, then all of them again, as often as the suite says. The invocations of
-a file lie minutes apart and are joined, so that a comparison knows how much the machine differs
+All files are measured once, then again, as often as the suite asks for. The invocations of a file
+lie minutes apart and are joined, so that a comparison knows how much the machine differs
 from itself. What cannot run here is skipped, with the reason. An unstable run is stored with its
 reasons. suite-NAME.json lists everything. Exit code 7: a run was unstable; 3: a comparison found a
 difference; 1: a measurement failed.
@@ -63,7 +63,7 @@ class Measure:
         seconds: Minimum seconds per run.
         queries: Minimum queries per run.
         warm_up: Seconds.
-        images: At most so many images of `test`.
+        images: Maximum images of `test`.
         rate: Images a second of `server`; without one it is not measured.
         deadline_ms: Of `server`.
     """
@@ -103,7 +103,7 @@ class Peers:
         model: As of `Measure`.
         programs: Of `speed.peers.PEERS`; empty for all.
         rounds: Of all sides in turn.
-        images: At most so many images of `test`.
+        images: Maximum images of `test`.
     """
 
     model: str
@@ -184,7 +184,9 @@ def main() -> None:
         "--against", type=Path, nargs="?", const=own, help="folder  [without one: results/DEVICE]"
     )
     parser.add_argument("--compare", type=Path, help="measure nothing: compare this folder")
-    parser.add_argument("--smallest-change", type=float, default=0.05, help="less is none")
+    parser.add_argument(
+        "--smallest-change", type=float, default=0.05, help="smaller changes are ignored"
+    )
     options = parser.parse_args()
     code = 0
     if options.compare is None:
