@@ -118,7 +118,7 @@ figures: $(FIGURES:%=figures-%)
 	for split in test external; do \
 		$(DEV)/deepcovid-edge evaluate squeezenet1_1 $(PLACE_resnet18)/resnet18.onnx \
 			$(FIGURES:%=$(RUNS)/%.onnx) $(DATA) --split $$split \
-			-o $(RESULTS)/report/$$split || exit 1; \
+			-o $(RUNS)/report/$$split || exit 1; \
 	done
 
 figures-%: .venv/ready

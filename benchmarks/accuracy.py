@@ -4,26 +4,21 @@
     python -m benchmarks.accuracy --data DATA --images 48 --no-store     a quick look
 
 The reference is the FP32 file in ONNX Runtime on the CPU. Variants that are not there are made
-first (see variants.py); what cannot run here is skipped, with the reason. Each comparison is one
-file, results/verify/MODEL-FORM-BACKEND-SPLIT.json; verify.json beside them, written where all of
-them were asked for, lists what was skipped. Exit code 3: a verdict is `changed`. `insufficient` is
-no failure here: it says that the images of a split are too few to show a change of one in a
-hundred.
+first (see variants.py). What cannot run here is skipped, with the reason. Each comparison is one
+file, results/verify/MODEL-VARIANT-BACKEND-SPLIT.json. A whole run also writes verify.json, which
+lists what was skipped. Exit code 3: a verdict is `changed`. `insufficient` is no failure here: the
+images of a split are too few to show a change of one in a hundred.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from benchmarks.measure.measurement import RESULTS, store
+from benchmarks.measure import CORES, RESULTS, of_both_classes, store, write_json
+from benchmarks.measure.options import parser_of
 from benchmarks.variants import (
     VARIANTS,
     VariantError,
@@ -39,8 +34,6 @@ from deepcovid_edge.backends.tensorrt.files import Profile
 from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
 from deepcovid_edge.diagnostics import versions
 from deepcovid_edge.errors import NotThereError
-from deepcovid_edge.heatmaps.agreement import choose_images
-from deepcovid_edge.manifest import ModelManifest
 from deepcovid_edge.validation.verify import CHANGED, verify
 
 SPLITS = ("test", "external")
@@ -64,35 +57,35 @@ class Candidate:
 
     @property
     def name(self) -> str:
+        """As its result is named."""
         return f"{self.model}-{self.variant}-{self.backend.replace(':', '-')}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="images with train, val, test ...")
-    parser.add_argument("--model", action="append", help="repeatable  [default: all]")
+    """Compare all candidates, and store the reports."""
+    parser = parser_of(__doc__, data="images with train, val, test and external", model="several")
     parser.add_argument("--variant", action="append", choices=VARIANTS, help="repeatable")
     parser.add_argument("--backend", action="append", choices=BACKENDS, help="repeatable")
     parser.add_argument("--split", action="append", help="repeatable  [default: test, external]")
-    parser.add_argument("--images", type=int, help="of both classes alike, so many of a split")
-    parser.add_argument("--no-store", action="store_true", help="only say it")
+    parser.add_argument("--images", type=int, help="at most of a split, of both classes alike")
+    parser.add_argument("--no-store", action="store_true", help="only print")
     options = parser.parse_args()
     splits = {name: load_dataset(options.data, split=name) for name in options.split or SPLITS}
     skipped, changed = {}, []
     for candidate in candidates(options.model, options.variant, options.backend):
         try:
-            reports = compared(candidate, splits, options.data, options.images)
+            reports = compare(candidate, splits, options.data, options.images)
         except (VariantError, NotThereError) as error:
             skipped[candidate.name] = str(error)
             print(f"{candidate.name}: skipped: {error}")
             continue
         for split, report in reports.items():
-            print(f"{candidate.name} {split}: {told(report)}", flush=True)
+            print(f"{candidate.name} {split}: {line(report)}", flush=True)
             changed += [f"{candidate.name} {split}"] * (report["verdict"] == CHANGED)
             if not options.no_store:
                 asked = {**asdict(candidate), "split": split}
                 found = {"asked": asked, "versions": versions(), **report}
-                write(RESULTS / "verify" / f"{candidate.name}-{split}.json", found)
+                write_json(RESULTS / "verify" / f"{candidate.name}-{split}.json", found)
     if not (options.no_store or options.model or options.variant or options.backend):
         figures = {"splits": [*splits], "skipped": skipped, "changed": changed}
         store("verify", figures, folder="verify")
@@ -112,7 +105,7 @@ def candidates(
                     yield Candidate(Path(model).stem if names else model, variant, backend)
 
 
-def compared(
+def compare(
     candidate: Candidate,
     splits: dict[str, list[LabelledImage]],
     data: Path | None,
@@ -124,7 +117,7 @@ def compared(
         candidate: What is held against it.
         splits: Name -> images.
         data: Images to make its variant of, where that is not there.
-        most: So many of a split's images, of both classes alike; None for all.
+        most: Maximum images of a split, of both classes alike; None for all.
 
     Raises:
         VariantError: The variant cannot be made.
@@ -138,42 +131,28 @@ def compared(
         file = engine_of(model, candidate.variant, data, Profile())
     else:
         file = variant_of(model, candidate.variant, data)
-    threads = len(os.sched_getaffinity(0))
-    own = BackendSettings(provider=provider or None, threads=threads)
-    plain = BackendSettings(threads=threads)
+    own = BackendSettings(provider=provider or None, threads=CORES)
+    plain = BackendSettings(threads=CORES)
     with (
         load_backend(model, backend="onnxruntime", settings=plain) as reference,
         load_backend(file, backend=library, settings=own) as now,
     ):
         return {
-            split: verify(reference, now, chosen(images, reference.manifest, most)).as_dict()
+            split: verify(
+                reference, now, of_both_classes(images, reference.manifest, most)
+            ).as_dict()
             for split, images in splits.items()
         }
 
 
-def chosen(
-    images: list[LabelledImage], manifest: ModelManifest, most: int | None
-) -> list[LabelledImage]:
-    """Images of both classes alike, always the same ones."""
-    if most is None:
-        return images
-    positive = np.array([image.label in manifest.positive_labels for image in images])
-    return [images[place] for place in choose_images(positive, most)]
-
-
-def told(report: dict[str, Any]) -> str:
-    """What counts, on one line."""
+def line(report: dict[str, Any]) -> str:
+    """The verdict and its figures."""
     flips, apart = report["flips"]["count"], report["probability"]["max"]
     failed = "".join(f"; {sentence}" for sentence in report["failed"])
     return (
         f"{report['verdict']}, {flips} of {report['images']} turned, probability at most "
         f"{apart:.2g} apart{failed}"
     )
-
-
-def write(path: Path, report: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

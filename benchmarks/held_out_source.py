@@ -11,10 +11,7 @@ their own. One JSON file a run, in results/choice/.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
-import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import measure
+from benchmarks.measure.options import parser_of
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.backends.base import BackendSettings
 from deepcovid_edge.datasets.dataset import LabelledImage
@@ -29,19 +28,17 @@ from deepcovid_export.data.images import TrainingData, training_data
 from deepcovid_export.evaluation.metrics import area
 from deepcovid_export.evaluation.predictions import classify
 from deepcovid_export.evaluation.shortcuts import measure_shortcuts
-from deepcovid_export.recipe import load_recipe
+from deepcovid_export.recipe import Recipe, load_recipe
 from deepcovid_export.training.train import RunSettings, Training
-
-RESULTS = Path(__file__).parent / "results/choice"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
+    """Train without the held-out images, measure, and store the result."""
+    parser = parser_of(__doc__, data="images with train and val")
     parser.add_argument("--recipe", default="squeezenet1_1")
     parser.add_argument("--set", action="append", default=[], dest="changes")
     parser.add_argument("--source", required=True, help="part of the source's name")
-    parser.add_argument("--share", type=float, default=1.0, help="of its patients, held out")
+    parser.add_argument("--share", type=float, default=1.0, help="of its patients")
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--name", required=True, help="of the result")
     options = parser.parse_args()
@@ -51,12 +48,10 @@ def main() -> None:
     kept = replace(data, train=[image for image in data.train if image not in set(held)])
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = fit(kept, recipe, RunSettings(Path(folder), weights=options.weights))
-        figures = classified(checkpoint, kept, held)
+        figures = evaluate(checkpoint, kept, held)
     facts = {"source": options.source, "share": options.share, "changes": options.changes}
-    content = {**facts, **figures, "recipe": recipe.as_dict()}
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content, indent=1, sort_keys=True) + "\n"
-    (RESULTS / f"{options.name}.json").write_text(text, encoding="utf-8")
+    content = dict(sorted({**facts, **figures, "recipe": recipe.as_dict()}.items()))
+    measure.write_json(measure.RESULTS / "choice" / f"{options.name}.json", content)
     for name in ("val", "lungs_hidden", "lungs_only", "held_out"):
         print(f"{name}: {figures[name]['auc']:.3f} {figures[name]['auc_interval_95']}")
 
@@ -67,7 +62,8 @@ def is_held(image: LabelledImage, source: str, share: float) -> bool:
     return source in image.source and digest[0] < 256 * share
 
 
-def fit(data: TrainingData, recipe: Any, run: RunSettings) -> Path:
+def fit(data: TrainingData, recipe: Recipe, run: RunSettings) -> Path:
+    """Train, and give the checkpoint."""
     training = Training(recipe, data, run)
     while not training.finished:
         figures = training.run_epoch()
@@ -75,9 +71,9 @@ def fit(data: TrainingData, recipe: Any, run: RunSettings) -> Path:
     return training.finish()
 
 
-def classified(checkpoint: Path, data: TrainingData, held: list[LabelledImage]) -> dict[str, Any]:
-    settings = BackendSettings(threads=len(os.sched_getaffinity(0)))
-    with load_backend(checkpoint, settings=settings) as backend:
+def evaluate(checkpoint: Path, data: TrainingData, held: list[LabelledImage]) -> dict[str, Any]:
+    """Areas under the curve on `val`, with and without lungs, and on the held-out images."""
+    with load_backend(checkpoint, settings=BackendSettings(threads=measure.CORES)) as backend:
         seen, unseen = classify(backend, data.val), classify(backend, held)
         shortcuts = measure_shortcuts(backend, data.val, seen)
     positives = seen.scores[seen.positive]

@@ -5,7 +5,7 @@
     python -m benchmarks.run_all --list
 
 A part that fails does not keep the others from running. Exit code: 1 where a part failed, else 3
-where the accuracy equivalence did, else 7 where only runs were unstable. parts.json has the seconds
+where an equivalence check did, else 7 where only runs were unstable. parts.json has the seconds
 of each part; rounds are chosen here so that two cores need about half an hour for all of them.
 """
 
@@ -15,15 +15,15 @@ import argparse
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure.measurement import store
+from benchmarks.measure import store
+from benchmarks.variants import MODELS
 from deepcovid_edge.device.child_process import ending_with_this
 
-HERE = Path(__file__).parent
-RESNET18 = str(HERE / "models/resnet18.onnx")
-RESNET18_ONLY = ("--model", RESNET18)
+RESNET18_ONLY = ("--model", str(MODELS / "resnet18.onnx"))
 BOTH = ("--model", "squeezenet1_1", *RESNET18_ONLY)
 PARTS: dict[str, tuple[str, ...]] = {
     "accuracy": ("accuracy", "DATA"),
@@ -36,7 +36,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "footprint": ("speed.footprint", "DATA", "--rounds", "2"),
     "cost": ("speed.cost", "DATA", "--rounds", "1"),
     "dicom": ("speed.dicom",),
-    "ood equivalence": ("ood.rejection", "DATA", "--cost"),
+    "ood layer": ("ood.rejection", "DATA", "--cost"),
     "int8": ("speed.int8", "DATA", "--rounds", "5", *BOTH),
     "activation": ("heatmaps.activation", "DATA", "--rounds", "31", *BOTH),
     "activation, infer": ("heatmaps.speed", "DATA", "--activation", "24"),
@@ -47,15 +47,16 @@ PARTS: dict[str, tuple[str, ...]] = {
     ),
     "gpu": ("speed.gpu",),
 }
-"""Part -> script and options; `DATA` stands for `--data DATA`. Accuracy first: it makes the
-variants that the others run."""
+"""Part -> module and options; `DATA` stands for `--data DATA`. Accuracy first: it makes the
+variants that the others run. `quantizer` takes half an hour by itself and is not among them."""
 FAILED, EQUIVALENCE, UNSTABLE = 1, 3, 7
 TOO_LONG = 124
-"""As timeout(1) exits: a part that hangs is stopped, and the others run."""
+"""The exit code of timeout(1): a part that hangs is stopped, and the others run."""
 _LIMIT = 1800.0
 
 
 def main() -> None:
+    """Run the parts, write the tables, and exit with the code of the worst part."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="images with train, val, test and external")
     parser.add_argument("--only", action="append", choices=PARTS, help="repeatable")
@@ -80,12 +81,9 @@ def main() -> None:
 
 def part(name: str, data: Path) -> dict[str, Any]:
     """Run a part: its seconds and its exit code."""
-    script, *options = PARTS[name]
-    given = [
-        word for one in options for word in (("--data", str(data)) if one == "DATA" else (one,))
-    ]
+    module, *options = (f"--data={data}" if one == "DATA" else one for one in PARTS[name])
     started = time.perf_counter()
-    command = [sys.executable, "-m", f"benchmarks.{script}", *given]
+    command = [sys.executable, "-m", f"benchmarks.{module}", *options]
     try:
         code = subprocess.run(ending_with_this(command), check=False, timeout=_LIMIT).returncode
     except subprocess.TimeoutExpired:
@@ -93,8 +91,8 @@ def part(name: str, data: Path) -> dict[str, Any]:
     return {"seconds": round(time.perf_counter() - started, 1), "code": code}
 
 
-def code_of(codes: Any) -> int:
-    """What the whole exits with."""
+def code_of(codes: Iterable[int]) -> int:
+    """The exit code of the whole."""
     found = set(codes) - {0}
     if found - {EQUIVALENCE, UNSTABLE}:
         return FAILED

@@ -23,9 +23,9 @@ from deepcovid_edge.manifest import read_manifest
 from deepcovid_edge.models import find_model, shipped_models
 from deepcovid_edge.validation.verify import verify
 
-ROOT = Path(__file__).parent.parent
 MODELS = Path(__file__).parent / "models"
-MADE = Path(os.environ.get("RUNS", ROOT / "runs")) / "variants"
+RUNS = Path(os.environ.get("RUNS", MODELS.parents[1] / "runs"))
+MADE = RUNS / "variants"
 VARIANTS = {
     "fp32": None,
     "fp16": ("fp16", "tensorrt"),
@@ -38,7 +38,7 @@ PROOF_SPLIT = "test"
 
 
 class VariantError(Exception):
-    """Raised when a variant cannot be made here; the text says why."""
+    """Raised when a variant cannot be made here; the text gives the reason."""
 
 
 def models() -> dict[str, Path]:
@@ -54,6 +54,7 @@ def named(model: str) -> Path:
 
 
 def is_derived(path: Path) -> bool:
+    """Whether a file is the INT8 variant of another."""
     return path.stem.endswith(INT8_CPU_SUFFIX)
 
 
@@ -80,17 +81,18 @@ def variant_of(model: Path, variant: str, data: Path | None) -> Path:
     if data is None:
         raise VariantError(f"{name} is not there, and no images to calibrate it on: --data")
     is_ours = model.parent == MODELS and variant == "int8-cpu"
-    return made(model, variant, data, (MODELS if is_ours else MADE) / name)
+    return make(model, variant, data, (MODELS if is_ours else MADE) / name)
 
 
 def is_of(path: Path, digest: str) -> bool:
+    """Whether a file was made of the one with this SHA-256."""
     try:
         return read_manifest(path).parent_sha256 == digest
     except ModelFileError:
         return False
 
 
-def made(model: Path, variant: str, data: Path, output: Path) -> Path:
+def make(model: Path, variant: str, data: Path, output: Path) -> Path:
     """The variant, quantised now; INT8 for CPUs is proved on `test`, so that `infer` takes it."""
     try:
         from deepcovid_export.quantization.mixed_precision import Variant

@@ -1,17 +1,17 @@
 """Speed of class activation maps beside pytorch-grad-cam and captum's LayerGradCam.
 
-One prepared image to its judgement and its map on the network's input, all sides in turn in one
+    python -m benchmarks.heatmaps.activation --data DATA
+
+One prepared image to its decision and its map on the network's input. All sides take turns in one
 process on all cores, one image a round, with a pause before each side, as threads of the one before
-spin for some milliseconds; ratios are taken round by round and their median is quoted.
-Ours comes with the logits of the same call, in FP32 and in INT8 for CPUs. `agreement` is the rank
-correlation of the maps: both peers cut off what speaks against the class before they lay the map on
-the input, so ours is cut for it too.
+spin for some milliseconds. Ratios are taken round by round and their median is quoted. Ours comes
+with the logits of the same call, in FP32 and in INT8 for CPUs. `agreement` is the rank correlation
+of the maps: both peers cut off what speaks against the class before they lay the map on the input,
+so ours is cut for it too.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from itertools import cycle, islice
@@ -20,17 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure.measurement import (
-    PAUSE,
-    images_of_both_classes,
-    in_turn,
-    prepared,
-    ratio,
-    store,
-    summary,
-)
-from benchmarks.peers import captum_grad_cam, grad_cam
+from benchmarks import measure
+from benchmarks.measure import Pixels
+from benchmarks.measure.options import parser_of
 from benchmarks.peers.captum_occlusion import torch_network
+from benchmarks.peers.grad_cam import PEERS
 from benchmarks.variants import named, variant_of
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.backends.base import BackendSettings
@@ -39,69 +33,59 @@ from deepcovid_edge.heatmaps.heatmap import of_activation
 from deepcovid_edge.manifest import read_manifest
 from deepcovid_edge.models import DEFAULT_MODEL
 
-CORES = len(os.sched_getaffinity(0))
-PEERS = {"pytorch_grad_cam": grad_cam, "captum_layer_grad_cam": captum_grad_cam}
 IMAGES = 16
 
-Side = Callable[[np.ndarray], np.ndarray]
+Side = Callable[[Pixels], Pixels]
+"""Image -> heat map, both of the network's input shape."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="images with train and val")
-    parser.add_argument("--model", action="append", help="name or FP32 .onnx; repeatable")
-    parser.add_argument("--rounds", type=int, default=101)
+    """Measure each model, and store the results."""
+    parser = parser_of(__doc__, data="images with train and val", model="several", rounds=101)
     options = parser.parse_args()
     for name in options.model or [DEFAULT_MODEL]:
         model = named(name)
-        manifest = read_manifest(model)
-        images = images_of_both_classes(options.data, manifest, IMAGES)
-        pixels = [prepared(image, manifest.input) for image in images]
-        figures = compare(
-            model, variant_of(model, "int8-cpu", options.data), pixels, options.rounds
-        )
-        store(f"activation-speed-{manifest.name}", figures)
+        files = {"fp32": model, "int8": variant_of(model, "int8-cpu", options.data)}
+        _, images = measure.prepared_val(options.data, read_manifest(model), IMAGES)
+        figures = compare(files, images, options.rounds)
+        measure.print_medians(figures["model"], figures["ratios"])
+        measure.store(f"activation-speed-{figures['model']}", figures)
 
 
-def compare(model: Path, int8: Path, images: Sequence[np.ndarray], rounds: int) -> dict[str, Any]:
-    manifest = read_manifest(model)
-    network = torch_network(model, np.stack(images))
-    sides, missing = {}, {}
-    for name, module in PEERS.items():
+def compare(files: dict[str, Path], images: Sequence[Pixels], rounds: int) -> dict[str, Any]:
+    """Seconds, ratios and agreement of all sides; why a peer is missing."""
+    manifest = read_manifest(files["fp32"])
+    network = torch_network(files["fp32"], np.stack(images))
+    sides: dict[str, Side] = {}
+    missing = {}
+    for name, make in PEERS.items():
         try:
-            sides[name] = module.make(network, manifest.positive_index, threads=CORES)
+            sides[name] = make(network, manifest.positive_index, threads=measure.CORES)
         except ImportError as error:
             missing[name] = str(error)
+    peers = list(sides)
     with ExitStack() as opened:
-        for variant, path in {"fp32": model, "int8": int8}.items():
-            sides[f"activation_{variant}"] = ours(path, opened)
+        sides |= {f"activation_{variant}": ours(path, opened) for variant, path in files.items()}
         given = ((image,) for image in islice(cycle(images), rounds + 1))
-        seconds = in_turn(sides, given, pause=PAUSE)
-        cut = ours(model, opened, cut=True)
-        agreement = {name: agree(cut, sides[name], images) for name in PEERS if name in sides}
-    ratios = {
-        f"{side}_to_{peer}": ratio(seconds[peer], seconds[side])
-        for side in ("activation_fp32", "activation_int8")
-        for peer in PEERS
-        if peer in seconds
-    }
-    for name, value in ratios.items():
-        print(f"{manifest.name} {name}: {value['median']:.1f}")
+        seconds = measure.in_turn(sides, given, pause=measure.PAUSE)
+        cut = ours(files["fp32"], opened, cut=True)
+        agreement = {name: agree(cut, sides[name], images) for name in peers}
     return {
         "model": manifest.name,
         "missing": missing,
-        "seconds": {name: summary(values) for name, values in seconds.items()},
-        "ratios": ratios,
+        "seconds": measure.summaries(seconds),
+        "ratios": measure.ratios_to(seconds, [f"activation_{variant}" for variant in files], peers),
         "agreement": agreement,
     }
 
 
 def ours(path: Path, opened: ExitStack, *, cut: bool = False) -> Side:
-    settings = BackendSettings(threads=CORES)
+    """Our maps; `cut` removes what speaks against the class."""
+    settings = BackendSettings(threads=measure.CORES)
     backend = opened.enter_context(load_backend(path, backend="onnxruntime", settings=settings))
     manifest = backend.manifest
 
-    def explain(image: np.ndarray) -> np.ndarray:
+    def explain(image: Pixels) -> Pixels:
         found = backend.infer(image[None], activation_maps=True)
         assert found.activation_maps is not None
         own = found.activation_maps[0, manifest.positive_index]
@@ -110,8 +94,8 @@ def ours(path: Path, opened: ExitStack, *, cut: bool = False) -> Side:
     return explain
 
 
-def agree(ours: Side, other: Side, images: Sequence[np.ndarray]) -> float:
-    """Median rank correlation of the maps, of images on which anything speaks for the class."""
+def agree(ours: Side, other: Side, images: Sequence[Pixels]) -> float:
+    """Median rank correlation of the maps, over images where anything speaks for the class."""
     pairs = [(ours(image), other(image)) for image in images]
     return float(np.median([rank_correlation(*pair) for pair in pairs if np.ptp(pair[0])]))
 

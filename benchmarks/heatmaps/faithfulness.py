@@ -1,4 +1,4 @@
-"""Do heat maps show what the network goes by? Two proofs on covid images of val.
+"""Do heat maps show what the network decides by? Two tests on covid images of val.
 
     python -m benchmarks.heatmaps.faithfulness --data DATA
 
@@ -12,15 +12,13 @@ Differences are taken image by image; their 95 % intervals are percentiles over 
 merely finding the chest.
 
 **Random weights** (Adebayo et al., Sanity Checks for Saliency Maps, NeurIPS 2018). The network's
-weights are drawn anew (He normal), in all layers or in the last one, and its maps are compared with
-those of the trained network. A method whose maps do not change shows edges, not what was learned.
-These maps have windows twice as far apart: there are many of them.
+weights are drawn at random (He normal), in all layers or in the last one, and its maps are compared
+with those of the trained network. A method whose maps do not change shows edges, not what was
+learned. These maps have windows twice as far apart: there are many of them.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +31,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from benchmarks.measure.measurement import prepared, store
+from benchmarks import measure
+from benchmarks.measure import Pixels
+from benchmarks.measure.options import parser_of
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.backends.base import Backend, softmax
 from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
@@ -42,9 +42,8 @@ from deepcovid_edge.heatmaps.agreement import rank_correlation
 from deepcovid_edge.heatmaps.heatmap import METHODS, of_activation
 from deepcovid_edge.heatmaps.occlusion import Occluder, of_occlusion
 from deepcovid_edge.heatmaps.windows import OcclusionSettings, WindowGrid, occluded
-from deepcovid_edge.models import DEFAULT_MODEL, find_model
+from deepcovid_edge.models import find_model
 
-CORES = len(os.sched_getaffinity(0))
 SETTINGS = OcclusionSettings()
 TILES = OcclusionSettings(stride=SETTINGS.window)
 BLURRED = OcclusionSettings(baseline="blurred")
@@ -57,14 +56,13 @@ DRAWS = 2000
 EARLY = 0.1
 """The share of the windows after which curves are quoted, beside the areas under them."""
 
-Maps = dict[str, np.ndarray]
+Maps = dict[str, Pixels]
 """Method -> heat map."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="images with val")
-    parser.add_argument("--model", default=DEFAULT_MODEL)
+    """Measure, and store the result."""
+    parser = parser_of(__doc__, data="images with val", model="one")
     parser.add_argument("--images", type=int, help="positives of val at most  [default: all]")
     parser.add_argument("--sanity-images", type=int, default=20)
     options = parser.parse_args()
@@ -74,11 +72,10 @@ def main() -> None:
         maps_of(backend, SETTINGS) as explain,
     ):
         manifest = backend.manifest
-        images = load_dataset(options.data, split="val")
-        images = [image for image in images if image.label in manifest.positive_labels][
-            : options.images
-        ]
-        pixels = [prepared(image, manifest.input) for image in images]
+        every = load_dataset(options.data, split="val")
+        images = [image for image in every if image.label in manifest.positive_labels]
+        images = images[: options.images]
+        pixels = [measure.prepared(image.path, manifest.input) for image in images]
         maps = [explain(image) for image in pixels]
         print(f"{len(maps)} images", flush=True)
         curves = {name: Curves(backend, name) for name in ("image", "lungs")}
@@ -100,18 +97,16 @@ def main() -> None:
         "deletion_and_insertion": figures,
         "random_weights": {"images": len(chosen), "stride": SPARSE.stride, **sanity},
     }
-    store(f"sense-{manifest.name}", content, folder="heatmap")
+    measure.store(f"sense-{manifest.name}", content, folder="heatmap")
 
 
 @contextmanager
-def maps_of(
-    backend: Backend, settings: OcclusionSettings
-) -> Iterator[Callable[[np.ndarray], Maps]]:
+def maps_of(backend: Backend, settings: OcclusionSettings) -> Iterator[Callable[[Pixels], Maps]]:
     """Both heat maps of an image."""
     spec, positive = backend.manifest.input, backend.manifest.positive_index
     with Occluder(backend, settings) as occluder:
 
-        def explain(image: np.ndarray) -> Maps:
+        def explain(image: Pixels) -> Maps:
             occlusion = of_occlusion(occluder.explain(image), {})
             seen = backend.infer(image[None], activation_maps=True).activation_maps
             assert seen is not None
@@ -138,7 +133,7 @@ class Curves:
         ]
 
     def measure(
-        self, images: Sequence[LabelledImage], pixels: Sequence[np.ndarray], maps: Sequence[Maps]
+        self, images: Sequence[LabelledImage], pixels: Sequence[Pixels], maps: Sequence[Maps]
     ) -> dict[str, Any]:
         """Curves and paired differences of both methods."""
         shuffled = [
@@ -157,16 +152,16 @@ class Curves:
             }
         return figures
 
-    def all_of(self, pixels: Sequence[np.ndarray], orders: Sequence[np.ndarray]) -> np.ndarray:
+    def all_of(self, pixels: Sequence[Pixels], orders: Sequence[Pixels]) -> Pixels:
         """Curves of all images, of shape (images, 2, steps)."""
-        with ThreadPoolExecutor(CORES) as pool:
+        with ThreadPoolExecutor(measure.CORES) as pool:
             return np.array(list(pool.map(self.both, pixels, orders)))
 
-    def order(self, values: np.ndarray) -> np.ndarray:
+    def order(self, values: Pixels) -> Pixels:
         """The windows, the one with the highest mean of the map first."""
         return np.argsort([-at(values, box).mean() for box in self.boxes], kind="stable")
 
-    def both(self, image: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def both(self, image: Pixels, order: Pixels) -> tuple[Pixels, Pixels]:
         """Probability while windows are hidden, and while they are revealed."""
         boxes = [self.boxes[window] for window in order]
         covered = image.copy()
@@ -175,7 +170,7 @@ class Curves:
         deletion = self.follow(image, occluded(image, SETTINGS), boxes)
         return deletion, self.follow(covered, image, boxes)
 
-    def follow(self, image: np.ndarray, shown: np.ndarray, boxes: Sequence[Box]) -> np.ndarray:
+    def follow(self, image: Pixels, shown: Pixels, boxes: Sequence[Box]) -> Pixels:
         """Probability as more and more windows of an image show what another image has there."""
         changed = np.repeat(image[None], len(boxes) + 1, axis=0)
         for step, box in enumerate(boxes, start=1):
@@ -184,24 +179,25 @@ class Curves:
         return scores[:, self.backend.manifest.positive_index]
 
 
-def at(pixels: np.ndarray, box: Box) -> np.ndarray:
+def at(pixels: Pixels, box: Box) -> Pixels:
+    """The part of images that lies in a box."""
     (top, bottom), (left, right) = box
     return pixels[..., top:bottom, left:right]
 
 
-def compared(ours: np.ndarray, by_chance: np.ndarray, owners: np.ndarray) -> dict[str, Any]:
+def compared(ours: Pixels, by_chance: Pixels, owners: Pixels) -> dict[str, Any]:
     """The mean curves of shape (images, steps), and how their areas and early values differ."""
     early = round(EARLY * (ours.shape[1] - 1))
-    areas = [(curves[:, 1:] + curves[:, :-1]).mean(axis=1) / 2 for curves in (ours, by_chance)]
+    area, chance = ((each[:, 1:] + each[:, :-1]).mean(axis=1) / 2 for each in (ours, by_chance))
     return {
-        "area": paired(*areas, owners),
+        "area": paired(area, chance, owners),
         "early": {"windows": early, **paired(ours[:, early], by_chance[:, early], owners)},
         "mean_curve": rounded(ours.mean(axis=0)),
         "mean_curve_at_random": rounded(by_chance.mean(axis=0)),
     }
 
 
-def paired(ours: np.ndarray, by_chance: np.ndarray, owners: np.ndarray) -> dict[str, Any]:
+def paired(ours: Pixels, by_chance: Pixels, owners: Pixels) -> dict[str, Any]:
     """Means over images, and their difference with its interval over draws of patients."""
     apart, patients = ours - by_chance, owners.max() + 1
     draw = np.random.default_rng(0)
@@ -218,6 +214,7 @@ def paired(ours: np.ndarray, by_chance: np.ndarray, owners: np.ndarray) -> dict[
 
 
 def print_differences(figures: dict[str, Any]) -> None:
+    """Print the differences of the areas."""
     for region, sides in figures.items():
         for method in METHODS:
             for kind, found in sides[method].items():
@@ -225,7 +222,7 @@ def print_differences(figures: dict[str, Any]) -> None:
                 print(region, method, kind, area["difference"], area["interval_95"], flush=True)
 
 
-def random_weights(path: Path, pixels: Sequence[np.ndarray]) -> dict[str, Any]:
+def random_weights(path: Path, pixels: Sequence[Pixels]) -> dict[str, Any]:
     """Rank correlation of the trained network's maps with those of random ones."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "network.onnx"
@@ -248,7 +245,8 @@ def random_weights(path: Path, pixels: Sequence[np.ndarray]) -> dict[str, Any]:
     return figures
 
 
-def sparse_maps(path: Path, pixels: Sequence[np.ndarray]) -> list[Maps]:
+def sparse_maps(path: Path, pixels: Sequence[Pixels]) -> list[Maps]:
+    """Maps of a network with windows far apart."""
     with load_backend(path, backend="onnxruntime") as backend, maps_of(backend, SPARSE) as explain:
         return [explain(image) for image in pixels]
 
@@ -268,7 +266,7 @@ def redrawn(model: onnx.ModelProto, seed: int, *, last_only: bool) -> onnx.Model
     return model
 
 
-def spread(values: np.ndarray) -> dict[str, Any]:
+def spread(values: Pixels) -> dict[str, Any]:
     """Of rank correlations of shape (networks, images)."""
     return {
         "median": round(float(np.median(values)), 4),
@@ -278,7 +276,8 @@ def spread(values: np.ndarray) -> dict[str, Any]:
     }
 
 
-def rounded(values: np.ndarray) -> list[float]:
+def rounded(values: Pixels) -> list[float]:
+    """Values for JSON."""
     return [round(float(value), 4) for value in values]
 
 

@@ -2,14 +2,12 @@
 
     python -m benchmarks.heatmaps.pictures
 
-writes `results/heatmap/synthetic.jpg` again. The image is `phantom_005.png` of `deepcovid-edge
-sample`: drawn, so that what the network sees in it means nothing. No patient's image may stand
-here.
+This writes `results/heatmap/synthetic.jpg`. The image is `phantom_005.png` of `deepcovid-edge
+sample`. It is synthetic, so the map carries no meaning. No patient's image may stand here.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -18,12 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.measure.measurement import RESULTS
+from benchmarks.measure import RESULTS
+from benchmarks.measure.options import parser_of
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.backends.base import Backend
 from deepcovid_edge.heatmaps.heatmap import of_activation, regions
-from deepcovid_edge.heatmaps.occlusion import Occluder, OcclusionSettings, of_occlusion
+from deepcovid_edge.heatmaps.occlusion import Occluder, of_occlusion
 from deepcovid_edge.heatmaps.overlay import draw_overlay
+from deepcovid_edge.heatmaps.windows import OcclusionSettings
 from deepcovid_edge.imaging.phantom import write_samples
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph
@@ -38,8 +38,8 @@ QUALITY = 72
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="squeezenet1_1")
+    """Draw, and write the picture."""
+    parser = parser_of(__doc__, model="one")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "heatmap/synthetic.jpg")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place, load_backend(find_model(options.model)) as backend:
@@ -56,7 +56,7 @@ def main() -> None:
 def pictures(path: Path, backend: Backend) -> list[NDArray[np.uint8]]:
     """The image's overlay by occlusion, and by activation."""
     settings, spec = PredictSettings(), backend.manifest.input
-    (record,) = Model.of(backend, settings).predict([path])
+    record = Model.of(backend, settings).predict_one(path)
     image = read_radiograph(path)
     prepared = prepare(image, spec)
     hidden = OcclusionSettings()

@@ -1,22 +1,30 @@
 """Programs that are compared in one run, each in a process of its own.
 
 None has another's threads, caches or settings of the allocator: each runs as a user runs it. A
-program is loaded once and then run in turn with the others, see `measuring.in_turn`.
+program is loaded once and then run in turn with the others, see `measure.in_turn`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+import threading
+import time
+from collections import UserDict
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from itertools import cycle, islice
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
-from deepcovid_edge.device.child_process import end_with
+from benchmarks.measure import summary
 
+COMMAND = str(Path(sys.executable).with_name("deepcovid-edge"))
 _PATIENCE = 10.0
-_RUN_SECONDS = 1800.0
+RUN_SECONDS = 1800.0
 """Longest run of a program, or its loading: thousands of images on a slow board take minutes."""
 
 
@@ -28,7 +36,7 @@ class Program:
         given: What `make` is called with.
 
     Raises:
-        RuntimeError: It could not be made; what its process said.
+        RuntimeError: It could not be made; the error in its process.
     """
 
     def __init__(self, make: str, *given: Any, **named: Any) -> None:
@@ -51,9 +59,9 @@ class Program:
         self._answer()
 
     def _answer(self) -> None:
-        if not self._connection.poll(_RUN_SECONDS):
+        if not self._connection.poll(RUN_SECONDS):
             self._process.kill()
-            raise RuntimeError(f"no end after {_RUN_SECONDS:g} s")
+            raise RuntimeError(f"no end after {RUN_SECONDS:g} s")
         try:
             failure = self._connection.recv()
         except EOFError:
@@ -71,10 +79,62 @@ class Program:
             self._process.join(_PATIENCE)
 
 
+class Programs(UserDict[str, Program]):
+    """Sides of a comparison, each a program; a context that ends them all."""
+
+    def __enter__(self) -> Programs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for program in self.values():
+            program.close()
+
+    def add(self, name: str, make: str, *given: Any, **named: Any) -> None:
+        """Load a program, see `Program`."""
+        self[name] = Program(make, *given, **named)
+
+    def add_infer(self, folder: Path, model: Path) -> None:
+        """The command as a user types it, and the same on the model's FP32 file."""
+        command = ("benchmarks.peers.infer_command:make", folder, model)
+        self.add("infer", *command)
+        self.add("infer_fp32", *command, "--backend", "onnxruntime")
+
+
+def links(images: Sequence[Path], count: int, place: Path) -> Path:
+    """A new folder in a place, with links to the images, repeated where they are too few."""
+    folder = place / str(count)
+    folder.mkdir()
+    for number, image in enumerate(islice(cycle(images), count)):
+        (folder / f"{number:05d}{image.suffix}").symlink_to(image)
+    return folder
+
+
+def run_repeatedly(arguments: Sequence[str], rounds: int) -> dict[str, Any]:
+    """Seconds and peak memory of `deepcovid-edge` with these arguments."""
+    samples = [run_command(arguments) for _ in range(rounds)]
+    seconds, peaks = zip(*samples, strict=True)
+    return {"seconds": summary(seconds), "peak_mib": summary(peaks)}
+
+
+def run_command(arguments: Sequence[str]) -> tuple[float, float]:
+    """Seconds and peak memory (MiB) of one process of `deepcovid-edge`."""
+    started = time.perf_counter()
+    command = [COMMAND, *arguments]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    watchdog = threading.Timer(RUN_SECONDS, child.kill)
+    watchdog.start()
+    _, status, usage = os.wait4(child.pid, 0)
+    watchdog.cancel()
+    seconds = time.perf_counter() - started
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise SystemExit(f"{arguments} exited with {child.returncode}")
+    return seconds, usage.ru_maxrss / 1024
+
+
 def _serve(
     parent: int, connection: Connection, make: str, given: tuple[Any, ...], named: dict[str, Any]
 ) -> None:
-    end_with(parent)
     program: Callable[[], object] | None = None
     while True:
         failure = None

@@ -3,22 +3,20 @@
     python -m benchmarks.ood.rejection --data DATA [--model MODEL]... [--cost]
 
 Images go the way of `infer`, from file to record; changes are made to the image as it was read.
-`pictures` are grey and cut like images before the out-of-distribution limits sees them, so that its
-own answer is known: scikit-image's, scikit-learn's and matplotlib's photographs, slices and other
-images of pydicom's test files, noise, and blank pictures. `as_files` says what becomes of the same
-files as they are: many have a reason before any network runs. Nothing here chose the method or a
-limit: `ood_choice`.
+`pictures` are made grey and cropped like radiographs before the network sees them, so that the
+out-of-distribution layer alone decides: photographs of scikit-image, scikit-learn and matplotlib,
+slices and other images of pydicom's test files, noise, and blank pictures. `as_files` counts the
+outcomes of the same files as they are: many have a reason before any network runs. Nothing here
+chose the method or a limit, see choice.py.
 
-`--cost` times the network with its out-of-distribution limits against the same network without, in
-turns, one thread.
+`--cost` times the network with its out-of-distribution layer against the same network without, in
+turn, one thread.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -30,9 +28,11 @@ from typing import Any
 import cv2
 import numpy as np
 import onnx
-import onnxruntime
 
-from benchmarks.measure.measurement import prepared, store, summary
+from benchmarks import measure
+from benchmarks.measure import Pixels
+from benchmarks.measure.options import parser_of
+from benchmarks.measure.sessions import open_session
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.backends.base import Backend
 from deepcovid_edge.datasets.dataset import load_dataset, walk_files
@@ -49,17 +49,13 @@ from deepcovid_export.decision.ood_graph import take_off
 MODELS = ("squeezenet1_1", "squeezenet1_1-int8-cpu")
 SPLITS = ("val", "test", "external", "paediatric")
 REASONS = ("E_OOD", "E_ORIENT")
-CALLS = 400
-Pixels = np.ndarray
+CALLS, WARM_UP = 400, 10
 Change = Callable[[Radiograph], Radiograph]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument(
-        "--model", action="append", help="name or file, with out-of-distribution limits"
-    )
+    """Measure each model, and store the results."""
+    parser = parser_of(__doc__, data="images with all splits", model="several")
     parser.add_argument("--cost", action="store_true", help="time it, and nothing else")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", module=r"(PIL|pydicom)\.")
@@ -71,56 +67,50 @@ def main() -> None:
                 raise SystemExit(f"{path}: has no limits: deepcovid-edge export {path} --fit DATA")
             facts = {"model": backend.manifest.name, "model_sha256": backend.sha256}
             if options.cost:
-                store(f"ood-cost-{facts['model']}", {**facts, **cost(path, options.data)})
+                measure.store(f"ood-cost-{facts['model']}", {**facts, **cost(path, options.data)})
                 continue
-            found = {"limit": ood.limit, "strict_limit": ood.strict_limit}
-            found |= {"images": images(backend, options.data)}
-            found |= pictures(backend, ood)
-        store(facts["model"], {**facts, **found}, folder="ood")
+            limits = {"limit": ood.limit, "strict_limit": ood.strict_limit}
+            found = {"images": images(backend, options.data), **pictures(backend, ood)}
+        measure.store(facts["model"], {**facts, **limits, **found}, folder="ood")
 
 
 # Images ---------------------------------------------------------------------------------------
 
 
 def images(backend: Backend, data: Path) -> dict[str, Any]:
-    """Shares of images that are refused, by split, and of changed images of test."""
-    found = {}
+    """Shares of images that are rejected, by split, and of changed images of test."""
+    found: dict[str, Any] = {}
     for split in SPLITS:
-        paths = [image.path for image in load_dataset(data, split=split)]
-        found[split] = refusals(backend, paths)
-        for name, share in by_source(backend, data, split).items():
-            found[f"{split}: {name}"] = share
+        paths: dict[str, list[Path]] = {split: []}
+        for image in load_dataset(data, split=split):
+            paths[split].append(image.path)
+            paths.setdefault(f"{split}: {image.source}", []).append(image.path)
+        found |= {name: outcomes(backend, part) for name, part in paths.items()}
     if (data / "original").is_dir():
         originals = [path for path in walk_files(data / "original") if path.suffix != ".csv"]
-        found["original"] = refusals(backend, originals)
-    paths = [image.path for image in load_dataset(data, split="test")]
+        found["original"] = outcomes(backend, originals)
+    test = [image.path for image in load_dataset(data, split="test")]
     for name, change in changes().items():
-        found[f"test, {name}"] = refusals(backend, paths, change)
+        found[f"test, {name}"] = outcomes(backend, test, change)
     return found
 
 
-def by_source(backend: Backend, data: Path, split: str) -> dict[str, Any]:
-    groups: dict[str, list[Path]] = {}
-    for image in load_dataset(data, split=split):
-        groups.setdefault(image.source, []).append(image.path)
-    return {name: refusals(backend, paths) for name, paths in groups.items()}
-
-
-def refusals(backend: Backend, paths: list[Path], change: Change | None = None) -> dict[str, Any]:
+def outcomes(backend: Backend, paths: list[Path], change: Change | None = None) -> dict[str, Any]:
+    """What `infer` decides on files, changed after they were read."""
     settings = PredictSettings()
     records = Model.of(backend, settings).predict(paths, change=change)
-    return counted([record.reason or "assessed" for record in records])
+    return count([record.reason or "assessed" for record in records])
 
 
-def counted(outcomes: list[str]) -> dict[str, Any]:
+def count(codes: list[str]) -> dict[str, Any]:
     """How many of the images are out of distribution, and all outcomes."""
-    reasons = Counter(outcomes)
-    refused = sum(reasons[code] for code in REASONS)
-    trials = refused + reasons["assessed"]
-    low, high = wilson(refused, trials) if trials else (0.0, 1.0)
+    reasons = Counter(codes)
+    rejected = sum(reasons[code] for code in REASONS)
+    trials = rejected + reasons["assessed"]
+    low, high = wilson(rejected, trials) if trials else (0.0, 1.0)
     return {
-        "value": refused / trials if trials else None,
-        "successes": refused,
+        "value": rejected / trials if trials else None,
+        "successes": rejected,
         "trials": trials,
         "interval_95": [low, high],
         "outcomes": dict(sorted(reasons.items())),
@@ -150,7 +140,7 @@ def on_pixels(change: Callable[[Pixels], Pixels]) -> Change:
     """A change of grey levels as one of images: every image here has 8 bits."""
 
     def changed(image: Radiograph) -> Radiograph:
-        pixels = image.pixels
+        pixels: Pixels = image.pixels
         if image.white != 255:
             pixels = cv2.convertScaleAbs(pixels, alpha=255.0 / image.white)
         return replace(image, pixels=np.ascontiguousarray(change(pixels)), white=255)
@@ -159,22 +149,26 @@ def on_pixels(change: Callable[[Pixels], Pixels]) -> Change:
 
 
 def half_black(image: Pixels) -> Pixels:
-    half = image.copy()
+    """An image whose right half is black."""
+    half: Pixels = image.copy()
     half[:, image.shape[1] // 2 :] = 0
     return half
 
 
 def blurred(image: Pixels, share: float) -> Pixels:
-    return cv2.GaussianBlur(image, (0, 0), share * min(image.shape))
+    """An image blurred by a share of its shorter side."""
+    return np.asarray(cv2.GaussianBlur(image, (0, 0), share * min(image.shape)))
 
 
 def compressed(image: Pixels, quality: int) -> Pixels:
+    """An image after JPEG."""
     encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     decoded = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)
     return image if decoded is None else decoded
 
 
 def noisy(image: Pixels) -> Pixels:
+    """An image that is half noise."""
     noise = np.random.default_rng(image.size).integers(0, 256, image.shape)
     return ((image.astype(np.uint16) + noise) // 2).astype(np.uint8)
 
@@ -183,6 +177,7 @@ def noisy(image: Pixels) -> Pixels:
 
 
 def pictures(backend: Backend, ood: OodLimits) -> dict[str, Any]:
+    """Decisions on pictures that are no radiographs, prepared and as files."""
     groups = {
         "photographs": dict(photographs()),
         "slices and other DICOM images": dict(dicom_images()),
@@ -193,7 +188,7 @@ def pictures(backend: Backend, ood: OodLimits) -> dict[str, Any]:
     for name, group in groups.items():
         unlike = np.concatenate([ood_scores(backend, grey(image)) for image in group.values()])
         reasons = [ood.reason(row) for row in unlike]
-        found[name] = counted([reason.code if reason else "assessed" for reason in reasons])
+        found[name] = count([reason.code if reason else "assessed" for reason in reasons])
         found[name]["pictures"] = {
             title: round(float(row.max()), 3) for title, row in zip(group, unlike, strict=True)
         }
@@ -201,27 +196,30 @@ def pictures(backend: Backend, ood: OodLimits) -> dict[str, Any]:
             paths = [Path(folder) / f"{number}.png" for number in range(len(group))]
             for path, image in zip(paths, group.values(), strict=True):
                 cv2.imwrite(str(path), image[..., ::-1] if image.ndim == 3 else image)
-            whole[name] = refusals(backend, paths)["outcomes"]
-    whole["DICOM files as they are"] = refusals(backend, list(dicom_files()))["outcomes"]
+            whole[name] = outcomes(backend, paths)["outcomes"]
+    whole["DICOM files as they are"] = outcomes(backend, list(dicom_files()))["outcomes"]
     return {"pictures": found, "as_files": whole}
 
 
-def ood_scores(backend: Backend, image: Pixels) -> np.ndarray:
+def ood_scores(backend: Backend, image: Pixels) -> Pixels:
+    """Scores of one picture, of shape (1, parts)."""
     pixels = prepare(Radiograph(image, 255, "", "PNG"), backend.manifest.input)
     return np.asarray(backend.infer(pixels[None]).ood_scores)
 
 
 def grey(image: Pixels) -> Pixels:
+    """A picture without colour."""
     return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.ndim == 3 else image
 
 
 def photographs() -> Iterator[tuple[str, Pixels]]:
     """Photographs and other pictures that come with libraries; nothing is fetched."""
-    import matplotlib
+    import matplotlib as mpl
     from PIL import Image
-    from skimage import data
+    from skimage import data as skimage_data
     from sklearn.datasets import load_sample_images
 
+    data: Any = skimage_data
     names = "astronaut brick camera cell chelsea clock coffee coins grass gravel horse "
     names += "hubble_deep_field immunohistochemistry logo moon page retina rocket text colorwheel"
     for name in names.split():
@@ -232,7 +230,7 @@ def photographs() -> Iterator[tuple[str, Pixels]]:
         yield f"face or cut {number}", levels(cv2.resize(face, (200, 200)))
     for number, image in enumerate(load_sample_images().images):
         yield f"scikit-learn {number}", levels(image)
-    folder = Path(matplotlib.get_data_path()) / "sample_data"
+    folder = Path(mpl.get_data_path()) / "sample_data"
     for name in ("grace_hopper.jpg", "Minduka_Present_Blue_Pack.png"):
         with Image.open(folder / name) as image:
             yield name, levels(np.asarray(image.convert("RGB")))
@@ -245,7 +243,7 @@ def levels(image: Pixels) -> Pixels:
         return image
     low, high = np.percentile(image.astype(np.float64), (0.5, 99.5))
     scaled = (image - low) / max(high - low, 1e-9) * 255
-    return np.clip(scaled, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(scaled, 0, 255), np.uint8)
 
 
 def dicom_files() -> Iterator[Path]:
@@ -275,6 +273,7 @@ def dicom_images() -> Iterator[tuple[str, Pixels]]:
 
 
 def noise() -> Iterator[tuple[str, Pixels]]:
+    """Uniform, normal and smooth noise."""
     draw = np.random.default_rng(0)
     for number in range(10):
         yield f"even {number}", draw.integers(0, 256, (300, 300)).astype(np.uint8)
@@ -285,6 +284,7 @@ def noise() -> Iterator[tuple[str, Pixels]]:
 
 
 def blank() -> Iterator[tuple[str, Pixels]]:
+    """Constant and nearly constant pictures, and ramps."""
     draw = np.random.default_rng(1)
     for value in (0, 16, 64, 128, 192, 255):
         yield f"constant {value}", np.full((300, 300), value, np.uint8)
@@ -299,37 +299,28 @@ def blank() -> Iterator[tuple[str, Pixels]]:
 
 def cost(path: Path, data: Path) -> dict[str, Any]:
     """Milliseconds a call with the output `ood_scores` and without, and their ratios."""
-    model = onnx.load(path)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    sides = {
-        name: onnxruntime.InferenceSession(
-            variant.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        for name, variant in (("without", take_off(model)[0]), ("with", model))
-    }
     with load_backend(path) as backend:
         spec = backend.manifest.input
-    batch = np.stack([prepared(image, spec) for image in load_dataset(data, split="val")[:8]])
+    batch = np.stack(
+        [measure.prepared(image.path, spec) for image in load_dataset(data, split="val")[:8]]
+    )
+    model = onnx.load(path)
+    with_scores, without = caller(model, ["logits", OUTPUT]), caller(take_off(model)[0], ["logits"])
     found = {}
     for size in (1, 8):
-        times: dict[str, list[float]] = {name: [] for name in sides}
-        for call in range(CALLS // size + 10):
-            order = list(sides.items())[:: 1 if call % 2 else -1]
-            for name, session in order:
-                wanted = ["logits", OUTPUT] if name == "with" else ["logits"]
-                started = time.perf_counter()
-                session.run(wanted, {"images": batch[:size]})
-                if call >= 10:
-                    times[name].append((time.perf_counter() - started) * 1e3)
-        medians = {name: statistics.median(values) for name, values in times.items()}
-        found[f"batch_{size}"] = {
-            "ms": {name: summary(values) for name, values in times.items()},
-            "share": medians["with"] / medians["without"] - 1,
-        }
-        print(f"batch {size}: {found[f'batch_{size}']['share']:+.2%}")
+        given = ((batch[:size],) for _ in range(CALLS // size + WARM_UP))
+        seconds = measure.in_turn({"without": without, "with": with_scores}, given, warm_up=WARM_UP)
+        ms = {name: [1e3 * one for one in values] for name, values in seconds.items()}
+        share = statistics.median(ms["with"]) / statistics.median(ms["without"]) - 1
+        found[f"batch_{size}"] = {"ms": measure.summaries(ms), "share": share}
+        print(f"batch {size}: {share:+.2%}")
     return {"threads": 1, **found}
+
+
+def caller(model: onnx.ModelProto, outputs: list[str]) -> Callable[[Pixels], object]:
+    """A call of a network on one thread."""
+    session = open_session(model, threads=1)
+    return lambda images: session.run(outputs, {"images": images})
 
 
 if __name__ == "__main__":

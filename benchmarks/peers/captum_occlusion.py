@@ -14,6 +14,7 @@ import torch
 from captum.attr import Occlusion
 from onnx import numpy_helper
 
+from benchmarks.measure import Pixels
 from deepcovid_edge.heatmaps.windows import OcclusionSettings
 from deepcovid_edge.manifest import read_manifest
 from deepcovid_export.networks import Classifier, build_network
@@ -26,11 +27,11 @@ _FOLDED = "_bias"
 
 def make(
     network: Classifier, positive: int, settings: OcclusionSettings, *, windows: int, threads: int
-) -> Callable[[np.ndarray], np.ndarray]:
-    """The positive logit's map of an image, with so many windows in an evaluation."""
+) -> Callable[[Pixels], Pixels]:
+    """The positive logit's map of an image, with that many windows in an evaluation."""
     occlusion = Occlusion(lambda images: network(images)[0])
 
-    def explain(image: np.ndarray) -> np.ndarray:
+    def explain(image: Pixels) -> Pixels:
         torch.set_num_threads(threads)
         values = occlusion.attribute(
             torch.from_numpy(image[None].astype(np.float32)),
@@ -40,12 +41,12 @@ def make(
             target=positive,
             perturbations_per_eval=windows,
         )
-        return values[0].numpy()
+        return np.asarray(values[0])
 
     return explain
 
 
-def torch_network(path: Path, images: np.ndarray) -> Classifier:
+def torch_network(path: Path, images: Pixels) -> Classifier:
     """The torch network of an FP32 file, proved equal to it on these prepared images."""
     manifest = read_manifest(path)
     network = build_network(manifest.architecture, len(manifest.classes)).eval()

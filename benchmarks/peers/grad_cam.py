@@ -1,8 +1,8 @@
-"""Class activation as a user of torch would get it: pytorch-grad-cam's `GradCAM` (jacobgil, 1.5).
+"""Class activation as a user of torch would get it, on the network's input.
 
-Grad-CAM at the layer that makes the class maps: the gradients there are the same everywhere on the
-positive class's map and zero on the others, so what is left is that map, without its negative part,
-laid between 0 and 1, on the network's input.
+`pytorch_grad_cam` is jacobgil's `GradCAM` (1.5), `captum_layer_grad_cam` is captum's `LayerGradCam`
+(0.9). Both work at the layer that makes the class maps. The gradients there are constant on the
+positive class's map and zero on the others, so what is left is that map without its negative part.
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from benchmarks.measure import Pixels
 from deepcovid_export.networks import Classifier, torchvision_models
+
+Explain = Callable[[Pixels], Pixels]
+"""From a prepared image to the positive class's map, both of the network's input shape."""
 
 
 class _LogitsAlone(torch.nn.Module):
@@ -23,21 +27,46 @@ class _LogitsAlone(torch.nn.Module):
         self.network = network
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.network(images[:, 0])[0]
+        logits: torch.Tensor = self.network(images[:, 0])[0]
+        return logits
 
 
-def make(network: Classifier, positive: int, *, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """The positive class's map of an image, of the network's input shape, 0 to 1."""
+def pytorch_grad_cam(network: Classifier, positive: int, *, threads: int) -> Explain:
+    """Maps between 0 and 1."""
     torchvision_models()  # pytorch-grad-cam imports torchvision, see there
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     explain_with = GradCAM(_LogitsAlone(network), [network.maps])
 
-    def explain(image: np.ndarray) -> np.ndarray:
+    def explain(image: Pixels) -> Pixels:
         torch.set_num_threads(threads)
         images = torch.from_numpy(image[None, None].astype(np.float32))
         with torch.enable_grad():
-            return explain_with(images, [ClassifierOutputTarget(positive)])[0]
+            found: Pixels = explain_with(images, [ClassifierOutputTarget(positive)])[0]
+        return found
 
     return explain
+
+
+def captum_layer_grad_cam(network: Classifier, positive: int, *, threads: int) -> Explain:
+    """Maps in units of the logit."""
+    from captum.attr import LayerAttribution, LayerGradCam
+
+    layer = LayerGradCam(lambda images: network(images)[0], network.maps)
+
+    def explain(image: Pixels) -> Pixels:
+        torch.set_num_threads(threads)
+        inputs = torch.from_numpy(image[None].astype(np.float32)).requires_grad_()
+        found = layer.attribute(inputs, target=positive, relu_attributions=True)
+        shown = LayerAttribution.interpolate(found, image.shape, interpolate_mode="bilinear")
+        values: Pixels = shown[0, 0].detach().numpy()
+        return values
+
+    return explain
+
+
+PEERS: dict[str, Callable[..., Explain]] = {
+    "pytorch_grad_cam": pytorch_grad_cam,
+    "captum_layer_grad_cam": captum_layer_grad_cam,
+}

@@ -12,11 +12,19 @@ from deepcovid_edge.cli.main import run
 def make(folder: Path, model: Path, *options: str) -> Callable[[], None]:
     """The command over a folder, from listing it to the written file of records."""
 
-    def infer() -> None:
+    def classify() -> None:
         with tempfile.TemporaryDirectory() as place:
-            output = ["-o", f"{place}/out.jsonl"]
-            code = run(["infer", str(folder), "--model", str(model), *output, *options])
-            if code:
-                raise RuntimeError(f"infer exited with {code}")
+            infer(folder, model, Path(place, "out.jsonl"), *options)
 
-    return infer
+    return classify
+
+
+def infer(folder: Path, model: Path, output: Path, *options: str) -> None:
+    """Run the command once.
+
+    Raises:
+        RuntimeError: It did not exit with 0.
+    """
+    code = run(["infer", str(folder), "--model", str(model), "-o", str(output), *options])
+    if code:
+        raise RuntimeError(f"infer exited with {code}")

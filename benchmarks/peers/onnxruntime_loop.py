@@ -1,8 +1,8 @@
 """What a user writes with ONNX Runtime, simplejpeg and OpenCV: read, resize, run, softmax.
 
-`threads=None`: one image at a time, ONNX Runtime's own threads (its default). A number: so many
-threads, each with an image of its own and one thread inside ONNX Runtime, which is the fastest way
-with the same decoder that takes no more than a thread pool. Nothing is checked, hashed or written.
+`threads=None` takes one image at a time, with ONNX Runtime's own threads (its default). A number is
+a thread pool of that size, each thread with an image of its own and one thread inside ONNX Runtime:
+the fastest way with the same decoder and a pool alone. Nothing is checked, hashed or written.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import cv2
 import numpy as np
 import onnxruntime
 import simplejpeg
+
+from benchmarks.measure import Pixels
 
 
 def make(model: Path, *, threads: int | None = None) -> Callable[[Sequence[Path]], list[float]]:
@@ -37,7 +39,7 @@ def make(model: Path, *, threads: int | None = None) -> Callable[[Sequence[Path]
     return classify
 
 
-def prepared(path: Path) -> np.ndarray:
+def prepared(path: Path) -> Pixels:
     """The centre of an image, 224 x 224, as the published code crops it."""
     if simplejpeg.is_jpeg(data := path.read_bytes()):
         image = simplejpeg.decode_jpeg(data, "GRAY")[..., 0]
@@ -47,9 +49,10 @@ def prepared(path: Path) -> np.ndarray:
     side = min(rows, columns)
     top, left = (rows - side) // 2, (columns - side) // 2
     square = image[top : top + side, left : left + side]
-    return cv2.resize(square, (224, 224), interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.resize(square, (224, 224), interpolation=cv2.INTER_AREA))
 
 
-def first_probability(logits: np.ndarray) -> float:
+def first_probability(logits: Pixels) -> float:
+    """Softmax of the first class."""
     weights = np.exp(logits[0] - logits[0].max())
     return float(weights[0] / weights.sum())

@@ -2,7 +2,7 @@
 
 The way of OpenVINO's own "Image Classification Async" sample. `precision="f32"` computes FP32
 files in FP32; None leaves it to OpenVINO, which takes BF16 where the processor has it: faster, and
-another computation than the file says. Imported without its telemetry, which would be timed too.
+another computation than the file asks for. Telemetry is off, because it would be timed too.
 """
 
 from __future__ import annotations

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.measure import Pixels
 from benchmarks.peers.onnxruntime_loop import first_probability, prepared
 
 
-def runner(model: Path, batch: int = 1) -> Callable[[np.ndarray], np.ndarray]:
+def runner(model: Path, batch: int = 1) -> Callable[[Pixels], Pixels]:
     """Prepared images of shape (batch, H, W) to logits, host to host."""
     from polygraphy.backend.trt import (
         CreateConfig,
@@ -30,8 +31,8 @@ def runner(model: Path, batch: int = 1) -> Callable[[np.ndarray], np.ndarray]:
     active = TrtRunner(EngineFromNetwork(network, config=config))
     active.activate()  # for the life of the process, as such a script does it
 
-    def infer(images: np.ndarray) -> np.ndarray:
-        return active.infer({"images": images})["logits"]
+    def infer(images: Pixels) -> Pixels:
+        return np.asarray(active.infer({"images": images})["logits"])
 
     return infer
 

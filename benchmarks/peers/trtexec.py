@@ -1,8 +1,8 @@
 """trtexec, where it is: the network alone, host to host, by its own --exportTimes.
 
 trtexec 11 changed its defaults (CUDA graph and spin-wait on, transfers off), and no longer knows
-the flags that said so. So what is asked for is told with the figures, and only the times of the
-copies and of the network, which every version exports for each query, are compared.
+the flags for them. So the options stand with the figures, and only the times of the copies and of
+the network, which every version exports for each query, are compared.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from typing import Any
 
 from deepcovid_edge.device.child_process import ending_with_this
 
+_LIMIT_SECONDS = 600
+"""Longest run: it builds an engine first."""
+
 PLACES = ("/usr/src/tensorrt/bin/trtexec",)
 """Where JetPack and the Debian packages put it, beside what PATH names."""
 PARTS = {"h2dMs": "host_to_device", "computeMs": "compute", "d2hMs": "device_to_host"}
 SECONDS = 3
-_LIMIT_SECONDS = 600
-"""Longest run: it builds an engine first."""
 
 
 def find() -> str | None:
@@ -32,7 +33,7 @@ def find() -> str | None:
 
 
 def measure(model: Path, batch: int) -> dict[str, Any]:
-    """Medians of the parts of a query, milliseconds, and how they were asked for.
+    """Medians of the parts of a query, milliseconds, and the options that were used.
 
     Raises:
         FileNotFoundError: There is no trtexec.
@@ -72,12 +73,14 @@ def asked(model: Path, batch: int, times: Path, help_text: str) -> list[str]:
     return [*options, *(flag for flag in wanted if flag in help_text)]
 
 
-def last_error(said: str) -> str:
-    lines = [line for line in said.splitlines() if "[E]" in line] or said.splitlines()
-    return lines[-1] if lines else "said nothing"
+def last_error(output: str) -> str:
+    """The last line that names an error, or the last line."""
+    lines = [line for line in output.splitlines() if "[E]" in line] or output.splitlines()
+    return lines[-1] if lines else "no output"
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command and keep its output."""
     return subprocess.run(
         ending_with_this(command),
         capture_output=True,

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,10 +24,12 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.measure.measurement import store, summary
-from benchmarks.speed.footprint import links, process
+from benchmarks.measure import store
+from benchmarks.measure.options import parser_of
+from benchmarks.measure.programs import links, run_command, run_repeatedly
 from deepcovid_edge.datasets.dataset import walk_files
 from deepcovid_edge.heatmaps.windows import OcclusionSettings, WindowGrid
+from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.manifest import InputSpec
 
 IMAGES = (100, 1000, 10_000)
@@ -52,12 +53,16 @@ GROWTHS = {
 _STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "deepcovid-edge", "font.size": 9}
 
 
+Step = tuple[str, float, int, list[str]]
+"""What grows, its value, the number of images, and the command."""
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure or take a stored result, and draw it."""
+    parser = parser_of(__doc__, rounds=3)
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--data", type=Path, help="folder that holds test/")
     given.add_argument("--draw", type=Path, help="stored cost.json")
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--most-images", type=int, default=IMAGES[-1])
     options = parser.parse_args()
     path = options.draw or measure(options)
@@ -65,11 +70,12 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> Path:
+    """Run all commands and store their times and peaks."""
     images = list(walk_files((options.data / "test").resolve()))
     with tempfile.TemporaryDirectory() as place:
         warmed = Path(place, "warmed")
         warmed.mkdir()
-        process(infer(links(images, len(images), warmed)))  # the page cache
+        run_command(infer(links(images, len(images), warmed)))  # the page cache
         start = repeated(infer(images[0]), 1, options.rounds, 0.0)
         figures: dict[str, Any] = {"start": start, "share": SHARE}
         for growth, value, count, command in steps(images, options.most_images, Path(place)):
@@ -82,49 +88,44 @@ def measure(options: argparse.Namespace) -> Path:
     return store("cost", figures)
 
 
-Step = tuple[str, float, int, list[str]]
-
-
 def steps(images: list[Path], most: int, place: Path) -> Iterator[Step]:
-    """Growth, its value, how many images, and the command, one thing grown at a time."""
+    """All commands, one thing grown at a time."""
     for count in IMAGES:
         if count <= most:
             yield "images", count, count, infer(links(images, count, place))
     for size in MEGAPIXELS:
         folder = place / f"size-{size:g}"
         folder.mkdir()
-        large = links([resized(images[0], size, folder)], SHARE, folder)
+        large = links([resize(images[0], size, folder)], SHARE, folder)
         yield "megapixels", size, SHARE, infer(large)
-    common = linked(images, SHARE, place)
+    common, explained = (place / name for name in ("common", "explained"))
+    common.mkdir()
+    explained.mkdir()
+    common, explained = links(images, SHARE, common), links(images, EXPLAINED, explained)
     for batch in BATCHES:
         yield "batch", batch, SHARE, infer(common, "--batch-size", str(batch))
     for workers in WORKERS:
         yield "workers", workers, SHARE, infer(common, "--workers", str(workers))
-    explained = linked(images, EXPLAINED, place)
     for stride in STRIDES:
         command = ["heatmap", str(explained), "--stride", str(stride), "-o", str(place / "maps")]
         yield "windows", windows(stride), EXPLAINED, command
 
 
 def infer(folder: Path, *options: str) -> list[str]:
+    """Arguments of `infer` over a folder."""
     return ["infer", str(folder), *options, "-o", os.devnull]
 
 
-def linked(images: list[Path], count: int, place: Path) -> Path:
-    folder = place / f"common-{count}"
-    folder.mkdir()
-    return links(images, count, folder)
-
-
 def windows(stride: int) -> int:
+    """Occlusion windows of an image."""
     spec = InputSpec()
     settings = OcclusionSettings(stride=stride)
     return len(WindowGrid.over(spec.height, spec.width, settings).boxes)
 
 
-def resized(image: Path, megapixels: float, folder: Path) -> Path:
+def resize(image: Path, megapixels: float, folder: Path) -> Path:
     """An image of that many pixels, as JPEG of quality 90."""
-    pixels = cv2.imread(str(image), cv2.IMREAD_GRAYSCALE)
+    pixels = read_radiograph(image).pixels
     scale = (megapixels * 1e6 / pixels.size) ** 0.5
     rows, columns = (round(side * scale) for side in pixels.shape)
     larger = cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_CUBIC)
@@ -134,17 +135,14 @@ def resized(image: Path, megapixels: float, folder: Path) -> Path:
 
 
 def repeated(arguments: list[str], count: int, rounds: int, start: float) -> dict[str, Any]:
-    samples = [process(arguments) for _ in range(rounds)]
-    seconds = [sample for sample, _ in samples]
-    return {
-        "images": count,
-        "seconds": summary(seconds),
-        "peak_mib": summary([peak for _, peak in samples]),
-        "ms_an_image": (statistics.median(seconds) - start) * 1000 / count,
-    }
+    """Seconds and peak memory of a command, and milliseconds an image after the start."""
+    found = run_repeatedly(arguments, rounds)
+    spent = (found["seconds"]["median"] - start) * 1000 / count
+    return {"images": count, **found, "ms_an_image": spent}
 
 
 def draw(figures: dict[str, Any], folder: Path) -> None:
+    """Draw one plot for each growth."""
     for growth, (label, scale) in GROWTHS.items():
         values = [float(value) for value in figures[growth]]
         runs = list(figures[growth].values())

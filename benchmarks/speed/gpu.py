@@ -3,7 +3,7 @@
     python -m benchmarks.speed.gpu                     all models, batches 1, 8, 32 and 128
     python -m benchmarks.speed.gpu --model resnet18 --batch 8
 
-Where there is no GPU it says so, stores nothing and exits with 0: **not executed: no GPU**.
+Without a GPU it prints `not executed: no GPU`, stores nothing and exits with 0.
 
 All sides take turns in one process. `host_ms` is prepared images in host memory to logits in host
 memory, `device_ms` the network alone by CUDA events. `of_the_roof` is the least time that the card
@@ -15,9 +15,7 @@ they are named as missing.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,12 +25,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.measure.measurement import store, summary
+from benchmarks import measure
+from benchmarks.measure import Pixels
+from benchmarks.measure.options import parser_of
 from benchmarks.peers import polygraphy_loop, trtexec
 from benchmarks.speed.gpu_roof import BYTES, SIDE, ceilings, events, layers, roof_ms
 from benchmarks.variants import (
     ENGINE_VARIANTS,
-    ROOT,
+    RUNS,
     VariantError,
     engine_of,
     missing,
@@ -53,18 +53,18 @@ NOT_EXECUTED = "not executed: no GPU"
 
 @dataclass(frozen=True)
 class Side:
-    """A way to run the network: host to host, and its milliseconds by CUDA events where told."""
+    """A way to run the network: host to host, and its milliseconds by CUDA events or None."""
 
-    run: Callable[[np.ndarray], Any]
-    device_ms: Callable[[np.ndarray], float] | None = None
+    run: Callable[[Pixels], Any]
+    device_ms: Callable[[Pixels], float] | None = None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure each model, and store the results."""
+    parser = parser_of(__doc__, rounds=200)
     parser.add_argument("--data", type=Path, help="images, to make variants of that are not there")
     parser.add_argument("--model", action="append", choices=MODELS, help="repeatable")
     parser.add_argument("--batch", action="append", type=int, help="repeatable")
-    parser.add_argument("--rounds", type=int, default=200)
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print(NOT_EXECUTED)
@@ -74,7 +74,7 @@ def main() -> None:
         runs = {
             str(batch): batch_of(name, batch, found, options) for batch in options.batch or BATCHES
         }
-        store(f"gpu-{name}", {"model": name, "ceilings": found, "batches": runs})
+        measure.store(f"gpu-{name}", {"model": name, "ceilings": found, "batches": runs})
 
 
 def batch_of(
@@ -90,7 +90,7 @@ def batch_of(
                 sides[variant] = side
             else:
                 absent[variant] = side
-        rows = measure(sides, images, options.rounds)
+        rows = time_sides(sides, images, options.rounds)
     try:
         rows["trtexec_fp32"] = trtexec.measure(models()[name], batch)
     except (FileNotFoundError, RuntimeError, KeyError) as error:
@@ -105,13 +105,15 @@ def batch_of(
 
 
 def precision_of(side: str) -> str:
+    """The precision in the name of a side."""
     return next(name for name in BYTES if name in side)
 
 
 def torch_sides(name: str, batch: int, device: str = "cuda") -> Iterator[tuple[str, Side]]:
     """Eager, compiled and captured as a CUDA graph, in FP32 and FP16, channels last."""
     for precision, kind in (("fp32", torch.float32), ("fp16", torch.float16)):
-        network = build_network(name, 2).eval().to(device, kind, memory_format=torch.channels_last)
+        network = build_network(name, 2).eval().to(device, kind)
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
         def forward(inputs: Any, network: Any = network, kind: Any = kind) -> Any:
             with torch.inference_mode():
@@ -125,10 +127,12 @@ def torch_sides(name: str, batch: int, device: str = "cuda") -> Iterator[tuple[s
 
 
 def on_device(forward: Callable[[Any], Any], device: str) -> Side:
-    def run(images: np.ndarray) -> np.ndarray:
+    """A call from host to host, and its milliseconds on the device."""
+
+    def run(images: Pixels) -> Any:
         return forward(torch.from_numpy(images).to(device)).cpu().numpy()
 
-    def device_ms(images: np.ndarray) -> float:
+    def device_ms(images: Pixels) -> float:
         inputs = torch.from_numpy(images).to(device)
         return events(lambda: forward(inputs))
 
@@ -138,7 +142,7 @@ def on_device(forward: Callable[[Any], Any], device: str) -> Side:
 def captured(forward: Callable[[Any], Any], batch: int) -> Side:
     """The graph that torch.cuda.graph takes of a call, after the calls that it asks for before."""
     inputs = torch.zeros((batch, SIDE, SIDE), dtype=torch.uint8, device="cuda")
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
@@ -148,7 +152,7 @@ def captured(forward: Callable[[Any], Any], batch: int) -> Side:
     with torch.cuda.graph(graph):
         logits = forward(inputs)
 
-    def run(images: np.ndarray) -> np.ndarray:
+    def run(images: Pixels) -> Any:
         inputs.copy_(torch.from_numpy(images))
         graph.replay()
         return logits.cpu().numpy()
@@ -160,7 +164,7 @@ def our_sides(
     name: str, batch: int, data: Path | None, opened: ExitStack
 ) -> Iterator[tuple[str, Side | str]]:
     """Engines of each precision, ONNX Runtime on CUDA, and Polygraphy's; or why one is missing."""
-    trained = Path(os.environ.get("RUNS", ROOT / "runs")) / f"{name}.onnx"
+    trained = RUNS / f"{name}.onnx"
     model = models().get(name, trained)
     for variant in (*ENGINE_VARIANTS, "onnxruntime_cuda_fp32", "polygraphy_fp32"):
         side = f"tensorrt_{variant}" if variant in ENGINE_VARIANTS else variant
@@ -173,6 +177,11 @@ def our_sides(
 
 
 def our_side(model: Path, variant: str, batch: int, data: Path | None, opened: ExitStack) -> Side:
+    """One side of ours, loaded.
+
+    Raises:
+        NotThereError: What it needs is not here.
+    """
     if variant == "polygraphy_fp32":
         return Side(polygraphy_loop.runner(model, batch))
     if variant == "onnxruntime_cuda_fp32":
@@ -185,31 +194,28 @@ def our_side(model: Path, variant: str, batch: int, data: Path | None, opened: E
             raise NotThereError(why)
         backend = load_backend(engine_of(model, variant, data, Profile(batch, batch, batch)))
     loaded = opened.enter_context(backend)
-    told = isinstance(loaded, TellsParts)
-    return Side(
-        loaded.infer, (lambda images: loaded.infer_in_parts(images)["compute"]) if told else None
-    )
+    if isinstance(loaded, TellsParts):
+        return Side(loaded.infer, lambda images: loaded.infer_in_parts(images)["compute"])
+    return Side(loaded.infer)
 
 
-def measure(sides: dict[str, Side], images: np.ndarray, rounds: int) -> dict[str, Any]:
+def time_sides(sides: dict[str, Side], images: Pixels, rounds: int) -> dict[str, Any]:
     """Samples of all sides, in turn; a tenth of the rounds, and three at least, warm up."""
     host: dict[str, list[float]] = {name: [] for name in sides}
     device: dict[str, list[float]] = {name: [] for name in sides}
     before = max(3, rounds // 10)
     for number in range(rounds + before):
         for name, side in sides.items():
-            started = time.perf_counter()
-            side.run(images)
-            spent = (time.perf_counter() - started) * 1e3
+            spent = measure.seconds_of(side.run, images) * 1e3
             own = side.device_ms(images) if side.device_ms else None
             if number >= before:
                 host[name].append(spent)
                 device[name] += [] if own is None else [own]
     return {
         name: {
-            "host_ms": summary(host[name]),
+            "host_ms": measure.summary(host[name]),
             "images_per_second": len(images) / statistics.median(host[name]) * 1e3,
-            **({"device_ms": summary(device[name])} if device[name] else {}),
+            **({"device_ms": measure.summary(device[name])} if device[name] else {}),
         }
         for name in sides
     }

@@ -3,7 +3,7 @@
     python -m benchmarks.speed.infer_profile --data DATA                       the images of test
     python -m benchmarks.speed.infer_profile --data DATA --folder original     other formats
 
-The command itself runs in a child process on so many cores, several times over the same files. The
+The command itself runs in a child process on some cores, several times over the same files. The
 functions named in `SECTIONS` are wrapped: each call's wall time and the CPU time of its thread are
 taken, less those of wrapped functions within it, so that the sections add up. What they leave of
 the process's CPU time (thread pools, threads of a runtime, Python between) is `elsewhere`; what the
@@ -33,15 +33,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure.measurement import store
+from benchmarks.measure import CORES, store
+from benchmarks.measure.options import parser_of
+from benchmarks.measure.programs import RUN_SECONDS
 from deepcovid_edge import backends
 from deepcovid_edge.bench.watch import Watch
 from deepcovid_edge.cli.main import run
 from deepcovid_edge.datasets.dataset import walk_files
 from deepcovid_edge.device.child_process import ending_with_this
-from deepcovid_edge.models import DEFAULT_MODEL
 
-_LIMIT_SECONDS = 1800
 MAIN = "submit, order, count"
 DECODE = "decode"
 SECTIONS = {
@@ -62,6 +62,8 @@ SECTIONS = {
 }
 """Function -> what it does. One that the code no longer has is named in the result."""
 NETWORK = "network"
+COMMON = ("model", "backend", "images", "missing")
+"""Facts that are the same on any number of cores."""
 
 
 class Probes:
@@ -73,6 +75,8 @@ class Probes:
         self.sections: dict[str, dict[str, float]] = {}
 
     def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that is timed under a name."""
+
         def wrapped(*arguments: Any, **named: Any) -> Any:
             stack = self._own.__dict__.setdefault("stack", [])
             stack.append([0, 0])
@@ -94,7 +98,7 @@ class Probes:
 
     def _add(self, name: str, wall: int, cpu: int) -> None:
         with self._lock:
-            zero = {"calls": 0, "wall_ns": 0, "cpu_ns": 0}
+            zero: dict[str, float] = {"calls": 0, "wall_ns": 0, "cpu_ns": 0}
             section = self.sections.setdefault(name, zero)
             for key, value in (("calls", 1), ("wall_ns", wall), ("cpu_ns", cpu)):
                 section[key] += value
@@ -137,62 +141,43 @@ def owner_of(place: str) -> tuple[Any, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds the images'")
+    """Measure in a child process for each number of cores, and store the result."""
+    parser = parser_of(__doc__, data="folder that holds --folder", model="one", rounds=5)
     parser.add_argument("--folder", default="test", help="of --data")
-    parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--backend", default="auto", help="as of infer")
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cores", type=int, nargs="*", help="how many  [default: 1 and all]")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(profiled(options)), file=sys.__stdout__)
+        print(json.dumps(profile_rounds(options)), file=sys.__stdout__)
         return
-    every = len(os.sched_getaffinity(0))
-    runs = {str(cores): on_cores(cores) for cores in options.cores or sorted({1, every})}
-    figures = {"folder": options.folder, **common(runs), "cores": runs}
+    runs = {str(cores): on_cores(cores) for cores in options.cores or sorted({1, CORES})}
+    same = {name: [run.pop(name) for run in runs.values()][-1] for name in COMMON}
+    figures = {"folder": options.folder, **same, "cores": runs}
     name = "-".join(["profile-infer", figures["model"], figures["backend"], options.folder])
     path = store(name, figures)
-    told = text(figures)
-    path.with_suffix(".txt").write_text(told, encoding="utf-8")
-    print(told, end="")
+    profile = text(figures)
+    path.with_suffix(".txt").write_text(profile, encoding="utf-8")
+    print(profile, end="")
 
 
 def on_cores(cores: int) -> dict[str, Any]:
-    """The result of a child that has the first so many cores."""
+    """The result of a child that has the first of the cores."""
     listed = ",".join(map(str, sorted(os.sched_getaffinity(0))[:cores]))
-    command = [
-        "/usr/bin/env",
-        "taskset",
-        "-c",
-        listed,
-        sys.executable,
-        "-m",
-        "benchmarks.speed.infer_profile",
-        *sys.argv[1:],
-        "--child",
-    ]
+    command = ["taskset", "-c", listed, sys.executable, "-m", "benchmarks.speed.infer_profile"]
+    command += [*sys.argv[1:], "--child"]
     done = subprocess.run(
-        ending_with_this(command),
+        ending_with_this(["/usr/bin/env", *command]),
         stdout=subprocess.PIPE,
         text=True,
         check=True,
-        timeout=_LIMIT_SECONDS,
+        timeout=RUN_SECONDS,
     )
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
 
-def common(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What is the same on any number of cores, taken out of each."""
-    found = {}
-    for run_figures in runs.values():
-        found = {name: run_figures.pop(name) for name in ("model", "backend", "images", "missing")}
-    return found
-
-
-def profiled(options: argparse.Namespace) -> dict[str, Any]:
+def profile_rounds(options: argparse.Namespace) -> dict[str, Any]:
     """Rounds with and without the wrapping, in turn, after one that warms up."""
     folder = options.data / options.folder
     images = sum(1 for _ in walk_files(folder))
@@ -202,12 +187,12 @@ def profiled(options: argparse.Namespace) -> dict[str, Any]:
         output = Path(place, "out.jsonl")
         asked = ["infer", str(folder), "-o", str(output), "--model", options.model]
         asked += ["--backend", options.backend]
-        classified(asked)
+        timed(asked)
         with Watch(None) as watch:
             for _ in range(options.rounds):
-                plain.append(classified(asked)[0])
+                plain.append(timed(asked)[0])
                 with probes.installed() as missing:
-                    wall, used = classified(asked)
+                    wall, used = timed(asked)
                 with_probes.append(wall)
                 cpu += used
         record = json.loads(output.read_text("utf-8").splitlines()[0])
@@ -219,11 +204,11 @@ def profiled(options: argparse.Namespace) -> dict[str, Any]:
         "taken": {name: watch.facts()[name] for name in ("others_share", "stolen_share")},
         "ms_an_image": statistics.median(plain) / images * 1e3,
         "ms_an_image_wrapped": statistics.median(with_probes) / images * 1e3,
-        **shared_out(probes.sections, images * options.rounds, sum(with_probes), cpu),
+        **by_section(probes.sections, images * options.rounds, sum(with_probes), cpu),
     }
 
 
-def classified(arguments: list[str]) -> tuple[float, float]:
+def timed(arguments: list[str]) -> tuple[float, float]:
     """Wall and CPU seconds of the command."""
     wall, cpu = time.perf_counter(), time.process_time()
     if (code := run(arguments)) not in (0, 4):  # 4: files of the folder that are no images
@@ -231,11 +216,10 @@ def classified(arguments: list[str]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def shared_out(
+def by_section(
     sections: dict[str, dict[str, float]], images: int, wall: float, cpu: float
 ) -> dict[str, Any]:
     """Milliseconds an image of each section; of what is left of the process, and of the cores."""
-    cores = len(os.sched_getaffinity(0))
     rows: dict[str, dict[str, float]] = defaultdict(dict)
     for name, section in sections.items():
         computed = section["cpu_ns"] / 1e6 / images
@@ -244,7 +228,7 @@ def shared_out(
         rows[name] = {"calls": section["calls"] / images, "cpu_ms": computed, "waits_ms": waits}
     known = sum(row["cpu_ms"] for row in rows.values())
     rows["elsewhere"] = {"cpu_ms": cpu * 1e3 / images - known}
-    whole = wall * 1e3 / images * cores
+    whole = wall * 1e3 / images * len(os.sched_getaffinity(0))
     return {
         "sections": dict(sorted(rows.items(), key=lambda item: -item[1]["cpu_ms"])),
         "cpu_ms": cpu * 1e3 / images,
@@ -275,7 +259,7 @@ def text(figures: dict[str, Any]) -> str:
         lines.append(f"{'idle':28}{found['idle_ms']:>14.3f}{share:>8.1%}")
         others, host = (f"{found['taken'][f'{who}_share']:.0%}" for who in ("others", "stolen"))
         lines.append(f"meanwhile other processes used {others} of the cores, the host {host}")
-    lines += [f"not there any more: {place}" for place in figures["missing"]]
+    lines += [f"no longer there: {place}" for place in figures["missing"]]
     return "\n".join(lines) + "\n"
 
 

@@ -1,16 +1,14 @@
 """Speed of INT8 for CPUs beside FP32: the network alone, through our own backend.
 
-An INT8 file that is not there is made first (variants.py); the equivalence check's verdict is
+An INT8 file that is not there is made first (variants.py); the verdict of its equivalence check is
 stored beside the speed. Both networks then take turns in one process, round after round, on the
-same prepared images, with a pause before each; ratios are taken round by round and their median is
+same prepared images, with a pause before each. Ratios are taken round by round and their median is
 quoted. `threads_1` is one `infer` call on one core, `threads_all` one call on all of them;
 `cores_busy` is what `deepcovid-edge infer` does: one call on each core at once.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -20,86 +18,83 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure.measurement import PAUSE, in_turn, ratio, store, summary
+from benchmarks import measure
+from benchmarks.measure import Pixels
+from benchmarks.measure.options import parser_of
 from benchmarks.variants import named, variant_of
 from deepcovid_edge.backends import load_backend
-from deepcovid_edge.backends.base import Backend, BackendSettings
+from deepcovid_edge.backends.base import BackendSettings
 from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.files import file_sha256
-from deepcovid_edge.imaging.prepare import prepare
-from deepcovid_edge.imaging.reading import read_radiograph
-from deepcovid_edge.manifest import InputSpec, read_manifest
+from deepcovid_edge.manifest import read_manifest
 from deepcovid_edge.models import DEFAULT_MODEL
 
-CORES = len(os.sched_getaffinity(0))
+MODES = {"threads_1": (1, 1), "threads_all": (measure.CORES, 1), "cores_busy": (1, measure.CORES)}
+"""Mode -> threads inside a call, and calls at once."""
 BATCHES = (1, 8)
 IMAGES = 32
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="images with train, val and test")
-    parser.add_argument("--model", action="append", help="shipped name or FP32 .onnx; repeatable")
-    parser.add_argument("--rounds", type=int, default=15)
+    """Measure each model, and store the results."""
+    parser = parser_of(__doc__, data="images with train, val and test", model="several", rounds=15)
     options = parser.parse_args()
     for name in options.model or [DEFAULT_MODEL]:
         model = named(name)
-        compare(model, variant_of(model, "int8-cpu", options.data), options)
+        files = {"fp32": model, "int8": variant_of(model, "int8-cpu", options.data)}
+        figures = compare(files, options.data, options.rounds)
+        ratios = {run: found["ratio"] for run, found in figures["runs"].items()}
+        measure.print_medians(figures["model"], ratios)
+        measure.store(f"quantized-speed-{figures['model']}", figures)
 
 
-def compare(model: Path, int8: Path, options: argparse.Namespace) -> None:
-    manifest = read_manifest(int8)
-    images = prepared(options.data, manifest.input)
-    figures: dict[str, Any] = {
-        "model": read_manifest(model).name,
-        "model_sha256": file_sha256(model),
+def compare(files: dict[str, Path], data: Path, rounds: int) -> dict[str, Any]:
+    """Both files in each mode, at each batch."""
+    manifest = read_manifest(files["int8"])
+    images = load_dataset(data, split="test")[:IMAGES]
+    pixels = np.stack([measure.prepared(image.path, manifest.input) for image in images])
+    runs = {
+        f"{mode}_batch_{batch}": run(files, pixels, batch, *MODES[mode], rounds=rounds)
+        for mode in MODES
+        for batch in BATCHES
+    }
+    return {
+        "model": read_manifest(files["fp32"]).name,
+        "model_sha256": file_sha256(files["fp32"]),
         "excluded": manifest.quantization["excluded"],
         "equivalence": manifest.quantization["equivalence"],
         "images": IMAGES,
-        "runs": {},
+        "runs": runs,
     }
-    for mode, threads in (("threads_1", 1), ("threads_all", CORES), ("cores_busy", 1)):
-        settings = BackendSettings(threads=threads)
-        for batch in BATCHES:
-            with ExitStack() as loaded:
-                sides = {
-                    name: loaded.enter_context(
-                        load_backend(path, backend="onnxruntime", settings=settings)
-                    )
-                    for name, path in (("fp32", model), ("int8", int8))
-                }
-                run = busy if mode == "cores_busy" else one_after_another
-                batches = [images[start : start + batch] for start in range(0, IMAGES, batch)]
-                timed = {name: partial(run, backend) for name, backend in sides.items()}
-                seconds = in_turn(timed, repeat((batches,), options.rounds + 1), pause=PAUSE)
-            name = f"{mode}_batch_{batch}"
-            figures["runs"][name] = result(seconds)
-            print(f"{figures['model']} {name}: {figures['runs'][name]['ratio']['median']:.2f}")
-    store(f"quantized-speed-{figures['model']}", figures)
 
 
-def prepared(data: Path, spec: InputSpec) -> np.ndarray:
-    images = load_dataset(data, split="test")[:IMAGES]
-    return np.stack([prepare(read_radiograph(image.path), spec) for image in images])
+def run(
+    files: dict[str, Path], pixels: Pixels, batch: int, threads: int, calls: int, *, rounds: int
+) -> dict[str, Any]:
+    """All images in batches, with some threads inside a call and some calls at once."""
+    batches = [pixels[start : start + batch] for start in range(0, IMAGES, batch)]
+    settings = BackendSettings(threads=threads)
 
+    def classify(infer: Any) -> None:
+        if calls == 1:
+            for images in batches:
+                infer(images)
+            return
+        with ThreadPoolExecutor(calls) as pool:
+            list(pool.map(infer, batches))
 
-def one_after_another(backend: Backend, batches: list[np.ndarray]) -> None:
-    for batch in batches:
-        backend.infer(batch)
-
-
-def busy(backend: Backend, batches: list[np.ndarray]) -> None:
-    with ThreadPoolExecutor(CORES) as pool:
-        list(pool.map(backend.infer, batches))
-
-
-def result(seconds: dict[str, list[float]]) -> dict[str, Any]:
+    with ExitStack() as opened:
+        sides = {}
+        for name, path in files.items():
+            loaded = load_backend(path, backend="onnxruntime", settings=settings)
+            sides[name] = partial(classify, opened.enter_context(loaded).infer)
+        seconds = measure.in_turn(sides, repeat((), rounds + 1), pause=measure.PAUSE)
     return {
-        "seconds": {name: summary(values) for name, values in seconds.items()},
+        "seconds": measure.summaries(seconds),
         "images_per_second": {
             name: IMAGES / float(np.median(values)) for name, values in seconds.items()
         },
-        "ratio": ratio(seconds["fp32"], seconds["int8"]),
+        "ratio": measure.ratio(seconds["fp32"], seconds["int8"]),
     }
 
 

@@ -7,17 +7,16 @@ hashed, put in order or written.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import onnxruntime
 import simplejpeg
 
+from benchmarks.measure import CORES, Pixels
 from benchmarks.peers import onnxruntime_loop
 from deepcovid_edge.device.process import set_up
 from deepcovid_edge.imaging.prepare import prepare
@@ -36,29 +35,29 @@ def make(model: Path, images: Sequence[Path], *, libraries: bool = False) -> Cal
 
 
 def run(
-    network: Callable[[np.ndarray], object],
+    network: Callable[[Pixels], object],
     images: Sequence[Path],
-    decode: Callable[[Path], np.ndarray],
+    decode: Callable[[Path], Pixels],
 ) -> None:
-    cores = len(os.sched_getaffinity(0))
+    """Prepare and classify all images, a thread for each core."""
 
     def share(first: int) -> None:
-        own = images[first::cores]
+        own = images[first::CORES]
         for start in range(0, len(own), _GROUP):
             for pixels in [*map(decode, own[start : start + _GROUP])]:
                 network(pixels)
 
-    with ThreadPoolExecutor(cores) as pool:
-        list(pool.map(share, range(cores)))
+    with ThreadPoolExecutor(CORES) as pool:
+        list(pool.map(share, range(CORES)))
 
 
-def prepared(image: Path) -> np.ndarray:
+def prepared(image: Path) -> Pixels:
     """An image as `infer` decodes and resizes it, unchecked."""
     pixels = simplejpeg.decode_jpeg(image.read_bytes(), "GRAY")[..., 0]
     return prepare(Radiograph(pixels, 255, "", "JPEG"), InputSpec())
 
 
-def network_of(model: Path) -> Callable[[np.ndarray], object]:
+def network_of(model: Path) -> Callable[[Pixels], object]:
     """From a prepared image to logits, on one thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1

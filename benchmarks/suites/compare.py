@@ -14,7 +14,7 @@ from deepcovid_edge.errors import IncomparableRunsError
 
 DIFFERENT, UNSTABLE = 3, 7
 CLOCKS = "clocks: "
-"""As `compare` begins to tell of processors that ran at another speed."""
+"""How `compare` begins its note on processors that ran at another speed."""
 
 
 def against(stored: Path, again: Path, smallest_change: float) -> int:
@@ -27,7 +27,7 @@ def against(stored: Path, again: Path, smallest_change: float) -> int:
     """
     rules = CompareRules(smallest_change=smallest_change, force=True)
     names, others = (set(found(folder)) for folder in (stored, again))
-    refused = [f"only in one: {name}" for name in sorted(map(str, names ^ others))]
+    unmatched = [f"only in one: {name}" for name in sorted(map(str, names ^ others))]
     alike = []
     for name in sorted(names & others):
         pair = (read_result(stored / name), read_result(again / name))
@@ -35,26 +35,27 @@ def against(stored: Path, again: Path, smallest_change: float) -> int:
         try:
             one = compare(*pair, titles, rules)
         except IncomparableRunsError as error:  # no run in common
-            refused.append(str(error))
+            unmatched.append(str(error))
             continue
         unlike = [text for text in one.not_comparable if not text.startswith(CLOCKS)]
-        refused += [f"{name}: not measured alike: {text}" for text in unlike]
+        unmatched += [f"{name}: not measured alike: {text}" for text in unlike]
         alike += [] if unlike else [(pair, titles, len(one.ratios))]
     figures = sum(count for _, _, count in alike)
-    # One in twenty figures leaves its interval by chance: with so many, one in twenty suites may.
+    # One figure in twenty leaves its interval by chance; here one suite in twenty may.
     rules = replace(rules, confidence=1 - (1 - rules.confidence) / max(1, figures))
     comparisons = [compare(*pair, titles, rules) for pair, titles, _ in alike]
     differing = [one for one in comparisons if any(ratio.significant for ratio in one.ratios)]
     steady = list(stable_differences(differing))
     if differing:
         print(markdown(differing, show_all=False))
-    print("\n".join([*refused, summary(comparisons, len(steady), smallest_change)]))
-    if refused or steady:
+    print("\n".join([*unmatched, summary(comparisons, len(steady), smallest_change)]))
+    if unmatched or steady:
         return DIFFERENT
     return UNSTABLE if differing else 0
 
 
 def summary(comparisons: list[Comparison], steady: int, smallest_change: float) -> str:
+    """How many figures differ, on one line."""
     ratios = [ratio for one in comparisons for ratio in one.ratios]
     return (
         f"{len(comparisons)} files, {len(ratios)} figures: "
@@ -73,8 +74,10 @@ def found(folder: Path) -> Iterator[Path]:
 def stable_differences(comparisons: list[Comparison]) -> Iterator[str]:
     """Significant ratios of runs that neither side calls unstable, on the same clocks."""
     for one in comparisons:
-        clocks = (f": {text.removeprefix(CLOCKS)}" for text in one.not_comparable)
-        reasons = (*one.unstable, *clocks)
+        reasons = (
+            *one.unstable,
+            *(f": {text.removeprefix(CLOCKS)}" for text in one.not_comparable),
+        )
         for ratio in one.ratios:
             unstable = any(f": {ratio.run}:" in reason for reason in reasons)
             if ratio.significant and not unstable:

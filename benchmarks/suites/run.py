@@ -6,31 +6,32 @@
     python -m benchmarks.suites.run --compare PLACE --against         the comparison alone
 
 Each model, variant, backend and batch is one process of the command, and one file that holds all
-its
-scenarios: results/DEVICE/MODEL/STACK-FORM-bBATCH.json. Batch 1 is measured in `single-stream`,
-`offline` and `server`, a larger one in `multi-stream` (so many images at once) and `offline`.
+its scenarios: results/DEVICE/MODEL/STACK-VARIANT-bBATCH.json. Batch 1 is measured in
+`single-stream`, `offline` and `server`, a larger one in `multi-stream` and `offline`.
 
-All files are measured once, then all of them again, as often as the suite says: the invocations of
-a file lie minutes apart and are joined, so that a comparison knows how much the machine differs
-from itself. What cannot run here is skipped, with the reason; an unstable run is stored with its
-reasons. suite-NAME.json lists all of it. Exit code 7: something was unstable; 3: a comparison found
-a difference; 1: a measurement failed.
+All files are measured once, then again, as often as the suite asks for. The invocations of a file
+lie minutes apart and are joined, so that a comparison knows how much the machine differs
+from itself. What cannot run here is skipped, with the reason. An unstable run is stored with its
+reasons. suite-NAME.json lists everything. Exit code 7: a run was unstable; 3: a comparison found a
+difference; 1: a measurement failed.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure.measurement import RESULTS, device_name, store
+from benchmarks.measure import RESULTS, device_name, store
+from benchmarks.measure.options import parser_of
 from benchmarks.suites.compare import against
 from benchmarks.variants import VARIANTS, VariantError, engine_of, missing, named, stack, variant_of
 from deepcovid_edge.backends.tensorrt.files import Profile
@@ -62,10 +63,10 @@ class Measure:
         batches: Images at once.
         scenarios: Of `SCENARIOS`; each is measured with the batches that it can have.
         scopes: Of `SCOPES`.
-        seconds: Of each run, or more.
-        queries: In each run, or more.
+        seconds: Minimum seconds per run.
+        queries: Minimum queries per run.
         warm_up: Seconds.
-        images: Most images of `test`.
+        images: Maximum images of `test`.
         rate: Images a second of `server`; without one it is not measured.
         deadline_ms: Of `server`.
     """
@@ -99,13 +100,13 @@ class Measure:
 
 @dataclass(frozen=True)
 class Peers:
-    """Programs that run beside `infer`, see peer_speed.py.
+    """Programs that run beside `infer`, see speed/peers.py.
 
     Attributes:
         model: As of `Measure`.
-        programs: Of `peer_speed.PEERS`; empty for all.
+        programs: Of `speed.peers.PEERS`; empty for all.
         rounds: Of all sides in turn.
-        images: Only so many of `test`.
+        images: Maximum images of `test`.
     """
 
     model: str
@@ -116,7 +117,7 @@ class Peers:
 
 @dataclass(frozen=True)
 class Suite:
-    """A suite's TOML file; each of its files is measured by so many processes."""
+    """A suite's TOML file; each result is measured by that many invocations."""
 
     name: str
     measure: tuple[Measure, ...]
@@ -126,7 +127,7 @@ class Suite:
 
 @dataclass(frozen=True)
 class Step:
-    """One file to come."""
+    """One result to measure."""
 
     measure: Measure
     variant: str
@@ -135,6 +136,7 @@ class Step:
 
     @property
     def name(self) -> str:
+        """As a line of the log names it."""
         return f"{self.measure.model} {self.variant} {self.backend} b{self.batch}"
 
 
@@ -142,46 +144,41 @@ def read_suite(name: str) -> Suite:
     """A suite of suites/ by its name, or a TOML file.
 
     Raises:
-        ValueError: The file is not there, is no TOML, or says something that is unknown.
+        ValueError: The file is not there, is no TOML, or has an unknown setting.
     """
     path = Path(name) if name.endswith(".toml") else SUITES / f"{name}.toml"
     if not path.is_file():
         known = ", ".join(sorted(one.stem for one in SUITES.glob("*.toml")))
         raise ValueError(f"--suite: got {name!r}, expected {known} or a .toml file")
     table = read_table(path)
-    return Suite(
-        path.stem,
-        tuple(tables(Measure, table.pop("measure", []), "measure")),
-        tuple(tables(Peers, table.pop("peers", []), "peers")),
-        **build_settings_of(table),
-    )
+    lists: dict[str, Any] = {
+        name: tuple(build_list(kind, table.pop(name, []), name))
+        for name, kind in (("measure", Measure), ("peers", Peers))
+    }
+    if unknown := sorted(set(table) - {"invocations"}):
+        expected = "invocations, measure or peers"
+        raise ValueError(f"{unknown[0]}: no such setting; expected {expected}")
+    return Suite(path.stem, **lists, **table)
 
 
-def tables(kind: type[Any], values: list[Mapping[str, Any]], name: str) -> Iterator[Any]:
+def build_list(kind: type[Any], values: list[Mapping[str, Any]], name: str) -> Iterator[Any]:
+    """The settings in a list of tables."""
     for number, value in enumerate(values):
         lists = {key: tuple(v) if isinstance(v, list) else v for key, v in value.items()}
         yield build_settings(kind, lists, f"{name}[{number}].")
 
 
-def build_settings_of(rest: dict[str, Any]) -> dict[str, int]:
-    if unknown := sorted(set(rest) - {"invocations"}):
-        expected = "invocations, measure or peers"
-        raise ValueError(f"{unknown[0]}: no such setting; expected {expected}")
-    return rest
-
-
 def steps(suite: Suite) -> Iterator[Step]:
     """All files of a suite, in their order."""
     for measure in suite.measure:
-        for variant in measure.variants:
-            for backend in measure.backends:
-                for batch in measure.batches:
-                    if measure.scenarios_of(batch):
-                        yield Step(measure, variant, backend, batch)
+        for step in product(measure.variants, measure.backends, measure.batches):
+            if measure.scenarios_of(step[-1]):
+                yield Step(measure, *step)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure a suite, compare it, or both."""
+    parser = parser_of(__doc__)
     parser.add_argument("--data", type=Path, help="folder that holds test/, and train/ and val/")
     parser.add_argument("--suite", default="default", help="name in suites/, or a .toml file")
     parser.add_argument("-o", "--output", type=Path, help="folder  [default: results/DEVICE]")
@@ -190,20 +187,22 @@ def main() -> None:
         "--against", type=Path, nargs="?", const=own, help="folder  [without one: results/DEVICE]"
     )
     parser.add_argument("--compare", type=Path, help="measure nothing: compare this folder")
-    parser.add_argument("--smallest-change", type=float, default=0.05, help="less is none")
+    parser.add_argument(
+        "--smallest-change", type=float, default=0.05, help="smaller changes are ignored"
+    )
     options = parser.parse_args()
     code = 0
     if options.compare is None:
         suite = read_suite(options.suite)
         options.compare = options.output or own
-        code = measured(suite, options.data, options.compare)
+        code = measure_suite(suite, options.data, options.compare)
     if options.against is not None:
         code = against(options.against, options.compare, options.smallest_change) or code
     raise SystemExit(code)
 
 
-def measured(suite: Suite, data: Path | None, place: Path) -> int:
-    """Measure a suite, store its files and its list, and say how it went; the exit code."""
+def measure_suite(suite: Suite, data: Path | None, place: Path) -> int:
+    """Measure a suite, store its results and its list; the exit code."""
     every = [*steps(suite)]
     rows: list[dict[str, Any]] = [{} for _ in every]
     with tempfile.TemporaryDirectory() as folder:
@@ -218,9 +217,8 @@ def measured(suite: Suite, data: Path | None, place: Path) -> int:
     for step, row in zip(every, rows, strict=True):
         print(f"{step.name}: {row['status']} {'; '.join(row['reasons'])}", flush=True)
     store(f"suite-{suite.name}", {"suite": asdict(suite), "steps": rows}, place=place)
-    counts = {kind: sum(row["status"] == kind for row in rows) for kind in (STABLE, UNSTABLE)}
-    counts |= {kind: sum(row["status"] == kind for row in rows) for kind in (SKIPPED, FAILED)}
-    print(", ".join(f"{count} {kind}" for kind, count in counts.items()))
+    counts = Counter(row["status"] for row in rows)
+    print(", ".join(f"{counts[kind]} {kind}" for kind in (STABLE, UNSTABLE, SKIPPED, FAILED)))
     return 1 if counts[FAILED] else UNSTABLE_CODE if counts[UNSTABLE] else 0
 
 
@@ -233,18 +231,17 @@ def attempt(step: Step, data: Path | None, place: Path, written: Path) -> dict[s
         "batch": step.batch,
         "file": None,
     }
-    if why := missing(step.backend):
-        return {**row, "status": SKIPPED, "reasons": [why]}
     try:
-        command = bench_command(step, data)
+        if why := missing(step.backend):
+            raise NotThereError(why)
+        code, message = bench(bench_command(step, data), written)
     except (VariantError, NotThereError) as error:
         return {**row, "status": SKIPPED, "reasons": [str(error)]}
     except DeepCovidEdgeError as error:
         return {**row, "status": FAILED, "reasons": [str(error)]}
-    code, said = bench(command, written)
     if code not in (0, UNSTABLE_CODE):
         status = SKIPPED if code in _NOT_HERE else FAILED
-        return {**row, "status": status, "reasons": [said]}
+        return {**row, "status": status, "reasons": [message]}
     result = read_result(written)
     reasons = result.unstable()
     path = place / file_of(step, result)
@@ -257,10 +254,7 @@ def attempt(step: Step, data: Path | None, place: Path, written: Path) -> dict[s
 
 
 def other_versions(path: Path) -> list[Path]:
-    """Files of the same variant and batch that another version of the same stack ran.
-
-    The newest takes the place of the others: a device's folder says what it is like now.
-    """
+    """Files of the same variant and batch from other versions of the stack; the newest is kept."""
     ((stack, rest),) = re.findall(r"^(.*?)-(?:\d[\d.]*|unknown)-(.*)$", path.name)
     alike = re.compile(rf"{re.escape(stack)}-\d[\d.]*-{re.escape(rest)}")
     return [one for one in path.parent.iterdir() if one != path and alike.fullmatch(one.name)]
@@ -295,7 +289,7 @@ def bench_command(step: Step, data: Path | None) -> list[str]:
 
 
 def bench(command: list[str], output: Path) -> tuple[int, str]:
-    """Run the command in a process of its own: its exit code, and the last line it said."""
+    """Run the command in a process of its own: its exit code, and its last line."""
     whole = [sys.executable, "-m", "deepcovid_edge", *command, "-o", str(output), "--append"]
     try:
         done = subprocess.run(

@@ -1,8 +1,7 @@
-"""The small variant of the accuracy suite: shipped variants decide alike on every backend that is
-here.
+"""A small accuracy suite: shipped variants decide alike on every backend that is here.
 
-On drawn phantoms, and on real images where there are any: some of each label and source of `test`.
-The whole of it is `benchmarks/accuracy.py`.
+On phantoms, and on real images where there are any: some of each label and source of `test`. The
+whole suite is `benchmarks/accuracy.py`.
 """
 
 from __future__ import annotations
@@ -67,13 +66,13 @@ def splits(phantoms: Path) -> dict[str, list[LabelledImage]]:
     ("variant", "backend"),
     [("int8-cpu", "onnxruntime"), ("fp32", "openvino"), ("int8-cpu", "openvino")],
 )
-def test_a_shipped_form_decides_as_the_fp32_file_does(
+def test_a_shipped_variant_decides_as_the_fp32_file_does(
     variant: str, backend: str, accuracy: ModuleType, splits: dict[str, list[LabelledImage]]
 ) -> None:
     if backend == "openvino" and not openvino.is_available():
         pytest.skip("openvino (extra openvino) is not installed")
     candidate = accuracy.Candidate("squeezenet1_1", variant, backend)
-    for split, report in accuracy.compared(candidate, splits, None).items():
+    for split, report in accuracy.compare(candidate, splits, None).items():
         assert report["images"] == len(splits[split])
         assert report["verdict"] != CHANGED, report["failed"]
         assert report["candidate"]["backend"] == f"{backend}-cpu"
@@ -81,7 +80,7 @@ def test_a_shipped_form_decides_as_the_fp32_file_does(
         assert report["logits"]["max"] > 0  # it was not the reference that ran
 
 
-def test_the_gate_fails_with_3_and_names_what_changed(
+def test_the_suite_fails_with_3_and_names_what_changed(
     accuracy: ModuleType, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored: dict[str, object] = {}
@@ -92,7 +91,7 @@ def test_the_gate_fails_with_3_and_names_what_changed(
     known = {"onnxruntime": ("int8-cpu",), "tensorrt": ("fp32",)}
     monkeypatch.setattr(accuracy, "BACKENDS", known)
     monkeypatch.setattr(accuracy, "missing", lambda name: "no GPU" if name == "tensorrt" else None)
-    monkeypatch.setattr("sys.argv", ["accuracy.py", "--data", str(phantoms), "--split", "test"])
+    monkeypatch.setattr("sys.argv", ["accuracy", "--data", str(phantoms), "--split", "test"])
     monkeypatch.setattr(accuracy, "verify", turned)
     with pytest.raises(SystemExit) as stopped:
         accuracy.main()
@@ -123,6 +122,6 @@ def test_verify_takes_another_backend_of_the_same_file(
         pytest.skip("openvino (extra openvino) is not installed")
     asked = ["verify", "squeezenet1_1", "squeezenet1_1", str(phantoms), "--backend", "openvino"]
     assert run([*asked, "--smallest-change", "1"]) == 0
-    said = capsys.readouterr().out
-    assert "fp32 on openvino-cpu against squeezenet1_1 fp32 on onnxruntime-cpu" in said
+    out = capsys.readouterr().out
+    assert "fp32 on openvino-cpu against squeezenet1_1 fp32 on onnxruntime-cpu" in out
     assert run([*asked, "--provider", "cuda"]) == 2

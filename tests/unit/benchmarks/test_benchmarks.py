@@ -1,4 +1,4 @@
-"""The benchmarks do what they progress: peers do the same work, cost grows what it names."""
+"""The benchmarks do what they say: peers do the same work, cost grows what it names."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def expected(whole_areas: list[Path]) -> list[float]:
         ("torchvision_loop", {}, 0.1),  # another filter makes other pixels
     ],
 )
-def test_a_peer_judges_the_images_that_infer_judges(
+def test_a_peer_classifies_the_images_that_infer_classifies(
     peer: str,
     settings: dict[str, Any],
     tolerance: float,
@@ -115,20 +115,19 @@ def pixels(images: list[Path]) -> list[np.ndarray]:
     return [prepare(read_radiograph(path), InputSpec()) for path in images]
 
 
-@pytest.mark.parametrize("peer", ["grad_cam", "captum_grad_cam"])
+@pytest.mark.parametrize("peer", ["pytorch_grad_cam", "captum_layer_grad_cam"])
 def test_a_peer_of_class_activation_draws_the_map_that_the_network_gives(
     peer: str, pixels: list[np.ndarray]
 ) -> None:
-    from importlib import import_module
-
-    package = "pytorch_grad_cam" if peer == "grad_cam" else "captum"
+    package = "captum" if peer.startswith("captum") else peer
     if find_spec(package) is None:
         pytest.skip(f"{package} (extra dev) is not installed")
     from benchmarks.heatmaps.activation import agree, ours
     from benchmarks.peers.captum_occlusion import torch_network
+    from benchmarks.peers.grad_cam import PEERS
 
     network = torch_network(MODEL, np.stack(pixels))
-    other = import_module(f"benchmarks.peers.{peer}").make(network, POSITIVE, threads=1)
+    other = PEERS[peer](network, POSITIVE, threads=1)
     with ExitStack() as opened:
         own = ours(MODEL, opened, cut=True)
         assert agree(own, other, pixels) > 0.999
@@ -162,19 +161,19 @@ def test_preparing_is_compared_in_time_pixels_and_decisions(images: list[Path]) 
 def test_sections_of_a_profile_add_up_and_are_all_still_there(
     images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Should this fail for a function that was renamed: name it in profile_infer.SECTIONS."""
-    from benchmarks.speed import infer_profile as profile_infer
+    """If this fails for a function that was renamed: name it in infer_profile.SECTIONS."""
+    from benchmarks.speed import infer_profile
 
     (tmp_path / "images").mkdir()
     for path in images:
         (tmp_path / "images" / path.name).symlink_to(path)
     asked = ["--data", str(tmp_path), "--folder", "images", "--rounds", "2", "--cores", "1"]
-    monkeypatch.setattr(profile_infer, "store", lambda name, _: tmp_path / f"{name}.json")
-    monkeypatch.setattr("sys.argv", ["profile_infer.py", *asked])
-    profile_infer.main()
-    (told,) = tmp_path.glob("profile-infer-squeezenet1_1*-images.txt")
-    text = told.read_text("utf-8")
-    assert "not there any more" not in text
+    monkeypatch.setattr(infer_profile, "store", lambda name, _: tmp_path / f"{name}.json")
+    monkeypatch.setattr("sys.argv", ["infer_profile", *asked])
+    infer_profile.main()
+    (written,) = tmp_path.glob("profile-infer-squeezenet1_1*-images.txt")
+    text = written.read_text("utf-8")
+    assert "no longer there" not in text
     for section in ("network", "resize", "decode PNG L", "write the record", "SHA-256", "idle"):
         assert f"\n{section} " in text
     shares = [float(value) for value in re.findall(r"(-?\d+\.\d)%", text)]
@@ -231,7 +230,7 @@ def test_the_roof_is_the_longer_of_computing_and_moving_layer_by_layer() -> None
 @pytest.mark.skipif(
     torch.cuda.is_available(), reason="there is a GPU: benchmarks/speed/gpu.py measures"
 )
-def test_without_a_gpu_it_is_said_and_nothing_is_stored() -> None:
+def test_without_a_gpu_nothing_is_executed_or_stored() -> None:
     command = [sys.executable, "-m", "benchmarks.speed.gpu"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "not executed: no GPU\n"
@@ -242,7 +241,7 @@ def test_torch_beside_ours_is_timed_host_to_host_also_without_cuda() -> None:
 
     name, side = next(gpu.torch_sides("squeezenet1_1", 2, "cpu"))
     images = np.zeros((2, 224, 224), np.uint8)
-    rows = gpu.measure({name: side}, images, 3)
+    rows = gpu.time_sides({name: side}, images, 3)
     assert name == "torch_eager_fp32"
     assert len(rows[name]["host_ms"]["samples"]) == 3
     assert side.run(images).shape == (2, 2)
@@ -256,7 +255,7 @@ for option in "$@"; do case $option in --exportTimes=*) place=${option#*=};; esa
 echo '[{"h2dMs": 0.1, "computeMs": 1.0, "d2hMs": 0.05}, {"h2dMs": 0.3, "computeMs": 3.0,
 "d2hMs": 0.05}, {"h2dMs": 0.2, "computeMs": 2.0, "d2hMs": 0.05}]' > "$place"
 """
-"""Stands in for trtexec: what it exports, in the variant of its samples' `exportTimes`."""
+"""Stands in for trtexec: what it exports, in the format of its samples' `exportTimes`."""
 
 
 @pytest.mark.parametrize(
@@ -267,7 +266,7 @@ echo '[{"h2dMs": 0.1, "computeMs": 1.0, "d2hMs": 0.05}, {"h2dMs": 0.3, "computeM
     ],
     ids=["10", "11"],
 )
-def test_trtexec_of_each_kind_is_asked_for_the_same_and_told_apart(
+def test_trtexec_of_each_version_gets_the_options_that_it_knows(
     help_text: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from benchmarks.peers import trtexec
@@ -288,7 +287,7 @@ def test_trtexec_of_each_kind_is_asked_for_the_same_and_told_apart(
 
 
 def test_sides_take_turns_and_neither_warm_up_nor_pause_is_counted() -> None:
-    from benchmarks.measure.measurement import in_turn
+    from benchmarks.measure import in_turn
 
     called = []
 

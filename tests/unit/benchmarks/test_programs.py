@@ -50,7 +50,7 @@ def alive(process: int) -> bool:
 def test_a_program_is_made_once_and_run_again_in_a_process_of_its_own(tmp_path: Path) -> None:
     from benchmarks.measure.programs import Program
 
-    place = tmp_path / "said"
+    place = tmp_path / "log"
     with closing(Program("some_programs:make", str(place))) as program:
         program()
         program()
@@ -61,11 +61,11 @@ def test_a_program_is_made_once_and_run_again_in_a_process_of_its_own(tmp_path: 
     assert not alive(process)
 
 
-def test_what_a_program_lacks_is_said_when_it_is_made(tmp_path: Path) -> None:
+def test_what_a_program_lacks_is_raised_when_it_is_made(tmp_path: Path) -> None:
     from benchmarks.measure.programs import Program
 
     with pytest.raises(RuntimeError, match=r"^ValueError: no such device$"):
-        Program("some_programs:make", str(tmp_path / "said"), fails=True)
+        Program("some_programs:make", str(tmp_path / "log"), fails=True)
     with pytest.raises(RuntimeError, match="ModuleNotFoundError"):
         Program("no_such_module:make")
 
@@ -85,7 +85,7 @@ def test_a_program_that_fails_or_dies_is_no_measurement() -> None:
         dying()
 
 
-def test_the_roof_judges_every_image_once_and_as_infer_prepares_it(
+def test_the_roof_classifies_every_image_once_and_as_infer_prepares_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import cv2

@@ -1,0 +1,252 @@
+"""What the results of a benchmark show in each row of their table, where one has several rows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.tables.table import Figures, load
+
+READING = (
+    *("open, read", "read: rest", "SHA-256", "check the container", "open the picture"),
+    *("decode", "to grey", "check the exposure"),
+)
+"""Sections of a profile, by their beginnings, that make a file into grey pixels."""
+QUOTED_SHARES = (0.2, 0.4)
+"""Shares of the windows that are quoted, beside the first pass alone."""
+
+Rows = Iterator[dict[str, Any]]
+
+
+def words(name: str) -> str:
+    """The name of a side as words."""
+    return name.replace("_", " ")
+
+
+def one(it: Figures) -> Rows:
+    """One row, of the result's own values."""
+    yield {}
+
+
+def sites(it: Figures) -> Rows:
+    """Images without COVID-19 that were called positive."""
+    right = it["own"]["specificity"]
+    yield {"alarms": f"{right['trials'] - right['successes']} of {right['trials']}"}
+
+
+def choice(it: Figures) -> Rows:
+    """Areas under the curve with their intervals."""
+    sides = ("held_out", "val", "lungs_hidden", "lungs_only")
+    areas = {
+        side: {"value": it[side]["auc"], "interval_95": it[side]["auc_interval_95"]}
+        for side in sides
+    }
+    changes = ", ".join(f"`{change}`" for change in it["changes"])
+    yield {**areas, "recipe": f"{it['path'].stem}: {changes}"}
+
+
+def quantizer(it: Figures) -> Rows:
+    """FP32, then each candidate."""
+    for name, found in it["candidates"].items():
+        excluded = None if found["excluded"] is None else len(found["excluded"])
+        yield {"name": name, **found, "excluded": excluded}
+
+
+def not_verified(it: Figures) -> Rows:
+    """What was not compared."""
+    return ({"name": name, "why": why} for name, why in it["skipped"].items())
+
+
+def parts(it: Figures) -> Rows:
+    """Each part, then the sum, with the file."""
+    for name, part in it["parts"].items():
+        yield {"part": name, "minutes": part["seconds"] / 60, "code": part["code"], "link": ""}
+    yield {"part": "all", "minutes": it["seconds"] / 60, "code": "", "link": it["path"]}
+
+
+def suite(it: Figures) -> Rows:
+    """Latency and throughput in both scopes, and the share of records in time."""
+    for step in it["steps"]:
+        if step["file"]:
+            result = load(it["path"].parent / step["file"])
+            runs = {(run["scope"], run["scenario"]): run["figures"] for run in result["runs"]}
+            served = runs.get(("end-to-end", "server"), {}).get("deadline")
+            ending = f"-{step['variant']}-b{step['batch']}"
+            yield {**step, "path": result["path"], "on": result["on"]} | {
+                "model": result["path"].parent.name,
+                "stack": result["path"].stem.removesuffix(ending),
+                **{name: speeds(runs, name) for name in ("network", "end-to-end")},
+                "in_time": f"{served['share']:.0%} in {served['ms']:g} ms" if served else None,
+                "stable": "yes" if step["status"] == "stable" else "no",
+            }
+
+
+def speeds(runs: dict[tuple[str, str], Any], scope: str) -> dict[str, Any]:
+    """Latency of a query and images a second offline, None where they were not measured."""
+    queries = runs.get((scope, "single-stream")) or runs.get((scope, "multi-stream")) or {}
+    offline = runs.get((scope, "offline"), {})
+    return {"ms": queries.get("latency_ms"), "rate": offline.get("images_per_second")}
+
+
+def suite_unmeasured(it: Figures) -> Rows:
+    """What was not measured, or not stably, by reason."""
+    reasons: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for step in it["steps"]:
+        prefix = "unstable: " if step["status"] == "unstable" else ""
+        for reason in step["reasons"]:
+            what = f"{step['model']} {step['variant']} b{step['batch']}"
+            reasons[step["backend"], prefix + reason].append(what)
+    own = {"where": it["path"].parent.name, "name": it["path"].stem.removeprefix("suite-")}
+    for (backend, why), steps in reasons.items():
+        yield {**own, "backend": backend, "why": why, "what": ", ".join(steps)}
+
+
+def gpu(it: Figures) -> Rows:
+    """Each side at each batch."""
+    nothing = {"device_ms": None, "of_the_roof": None}
+    for batch, run in it["batches"].items():
+        for side, row in run["sides"].items():
+            if "host_ms" in row:
+                yield {"batch": batch, "side": words(side), **nothing, **row}
+
+
+def speed(it: Figures) -> Rows:
+    """The variant that `infer` takes, then the FP32 file."""
+    for side, roof, variant in (
+        ("infer", "roof", it["variant"]),
+        ("infer_fp32", "roof_fp32", it["model"]),
+    ):
+        loop = it["ratios"][f"{side}_to_published_loop"]
+        yield {
+            "variant": variant,
+            "rate": it["images_per_second"][side],
+            "loop": loop,
+            "no_gradients": it["ratios"][f"{side}_to_published_loop_without_gradients"],
+            "roof": it["ratios"][f"{side}_to_{roof}"],
+            "libraries": it["ratios"].get(f"{side}_to_roof_of_libraries"),
+        }
+
+
+def peers(it: Figures) -> Rows:
+    """Each peer with its speed and the ratios of `infer` to it."""
+    for name, seconds in it["seconds"].items():
+        if not name.startswith("infer"):
+            ratios = {side: it["ratios"][f"{side}_to_{name}"] for side in ("infer", "infer_fp32")}
+            yield {"peer": words(name), "rate": it["images"] / seconds["median"], **ratios}
+
+
+def profile(it: Figures) -> Rows:
+    """Shares of the cores' time: reading, resizing, network, writing, everything else, idle."""
+    for cores, run in it["cores"].items():
+        cpu = {name: row["cpu_ms"] for name, row in run["sections"].items()}
+        spent = [sum(ms for name, ms in cpu.items() if name.startswith(READING))]
+        spent += [cpu.get(name, 0.0) for name in ("resize", "network", "write the record")]
+        spent += [run["cpu_ms"] - sum(spent), run["idle_ms"]]
+        names = ("read", "resize", "network", "write", "rest", "idle")
+        shares = {name: ms / run["cores_ms"] for name, ms in zip(names, spent, strict=True)}
+        text = it["path"].with_suffix(".txt")
+        yield {"core_count": cores, "ms": run["ms_an_image"], "text": text, **shares}
+
+
+def prepare(it: Figures) -> Rows:
+    """Our preparation, then the others with what they change."""
+    nothing = dict.fromkeys(("grey_levels_median", "probability_max", "turned"))
+    for side, spent in it["ms"].items():
+        moved = it["moved"].get(side, nothing)
+        yield {"side": words(side), "ms": spent, "ratio": it["ratios"].get(side, "1"), **moved}
+
+
+def cost(it: Figures) -> Rows:
+    """Both ends of each growth."""
+    for growth in ("images", "megapixels", "batch", "workers", "windows"):
+        (first, before), *_, (last, after) = it[growth].items()
+        plot = it["path"].with_name(f"cost-{growth}.svg")
+        ends = {"first": first, "last": last, "before": before, "after": after}
+        yield {"growth": growth, "plot": plot, **ends}
+
+
+def int8(it: Figures) -> Rows:
+    """Ratios at each batch."""
+    for batch in (1, 8):
+        modes = ("threads_1", "threads_all", "cores_busy")
+        ratios = {mode: it["runs"][f"{mode}_batch_{batch}"]["ratio"] for mode in modes}
+        yield {"batch": batch, **ratios}
+
+
+def dicom(it: Figures) -> Rows:
+    """Uncompressed pixels with all steps, then each compression."""
+    spent = {name: value["median"] for name, value in it["ms"].items()}
+    steps = ", ".join(f"{spent[name]:.1f}" for name in ("read", "decode", "prepare"))
+    yield {
+        "kind": "uncompressed",
+        "check": f"{spent['eligibility']:.2f} ms",
+        "whole": f"{spent['image']:.1f} ms",
+        "steps": f"{steps} ms",
+    }
+    for name, value in it["compressed_ms"].items():
+        whole = f"{value['median']:.0f} ms to grey levels"
+        yield {"kind": name, "check": "", "whole": whole, "steps": ""}
+
+
+def activation(it: Figures) -> Rows:
+    """Each peer with our ratios to it."""
+    for peer, alike in it["agreement"].items():
+        ratios = {kind: it["ratios"][f"activation_{kind}_to_{peer}"] for kind in ("fp32", "int8")}
+        own = it["seconds"][peer]["median"] * 1e3
+        yield {"peer": words(peer), "ms": own, **ratios, "alike": alike}
+
+
+def heat_speed(it: Figures) -> Rows:
+    """Ratios to captum, and what the INT8 variant reaches within its budget."""
+    within = it["budget"].get("int8", {})
+    reached = {"within": it["ratios"]["budget_int8"], "alike": within.get("with_whole_int8")}
+    nothing = {"within": None, "alike": None}
+    captum = it["seconds"][it["peer"]]
+    yield {"captum": captum, **(reached if within.get("images") else nothing)}
+
+
+def heat_activation(it: Figures) -> Rows:
+    """Each disk."""
+    for disk in (name for name in ("disk", "memory") if name in it):
+        costs = {name: it[disk]["cost"][name] - 1 for name in ("median", "min", "max")}
+        yield {"disk": disk, **it[disk], "cost": costs["median"], **costs}
+
+
+def heat_budget(it: Figures) -> Rows:
+    """The first pass, and the quoted shares, of each baseline."""
+    for baseline, rows in it["baselines"].items():
+        for row in rows:
+            if row["share"] in QUOTED_SHARES or row is rows[0]:
+                yield {"baseline": baseline, **row}
+
+
+def heat_curves(it: Figures) -> Rows:
+    """Differences of the areas in each region, for each kind of map."""
+    for region, sides in it["deletion_and_insertion"].items():
+        for method in ("occlusion", "activation"):
+            yield {"region": region, "windows": sides["windows"], "map": method, **sides[method]}
+
+
+def heat_random(it: Figures) -> Rows:
+    """Rank correlations with the maps of redrawn networks."""
+    for layers in ("all_layers", "last_layer"):
+        for method, found in it["random_weights"][layers].items():
+            each = ", ".join(format(value, ".2f") for value in found["median_by_network"])
+            yield {"redrawn": words(layers), "map": method, "each": each, **found}
+
+
+def ood(it: Figures) -> Rows:
+    """Shares that are rejected; those of single sources are in the file alone."""
+    for name, share in {**it["images"], **it["pictures"]}.items():
+        if ": " not in name:
+            yield {"name": name, "share": share}
+
+
+def ood_choice(it: Figures) -> Rows:
+    """Each method with each limit."""
+    compared = it["compared"]
+    for method, limits in compared["all sources"].items():
+        for limit, found in limits.items():
+            worst = max(one[method][limit].get("held out", 0.0) for one in compared.values())
+            yield {"method": method, "limit": limit, **found, "worst": worst}
