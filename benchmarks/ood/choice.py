@@ -100,7 +100,7 @@ def see(model: onnx.ModelProto, images: list[np.ndarray], taps: list[str]) -> Ro
 
 
 def onnx_logits(model: onnx.ModelProto) -> Callable[[list[np.ndarray]], dict[str, np.ndarray]]:
-    from deepcovid_export.quantization.calibration import open_session
+    from deepcovid_export.onnx_export.session import open_session
 
     session = open_session(model)
 
@@ -202,7 +202,7 @@ def mahalanobis(known: np.ndarray, view: Callable[[dict[str, np.ndarray]], np.nd
 def exposure(rows: Rows, tap: str, train: np.ndarray) -> Score:
     """As `ood.fit` has it, with copies of each image that take turns."""
     turns = np.arange(int(train.sum()))[:, None]
-    samples = {"familiar": np.concatenate([pick(rows[kind], train)[tap] for kind in KINDS[:2]])}
+    samples = {"training": np.concatenate([pick(rows[kind], train)[tap] for kind in KINDS[:2]])}
     for kind, each in (("turned", TURNED_EACH), ("unrecognisable", UNRECOGNISABLE_EACH)):
         values = rows[kind][tap][train]
         chosen = (turns * each + np.arange(each)) % values.shape[1]

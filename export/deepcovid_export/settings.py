@@ -1,10 +1,13 @@
-"""Settings from plain values: TOML tables and `name=value` options become checked dataclasses."""
+"""Settings from plain values: TOML tables and `name=value` options become checked dataclasses.
+
+A wrong setting is named with its value and what was expected, and an unknown one is an error.
+"""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -17,16 +20,18 @@ else:
     import tomli as tomllib
 
 Settings = TypeVar("Settings")
+Rule = tuple[str, Callable[[Any], bool], str]
+"""Names of settings, what each must fulfil, and that in words."""
 _WORDS = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
 
 
 def build_settings(kind: type[Settings], values: Mapping[str, Any], prefix: str = "") -> Settings:
-    """Make a settings dataclass, and those within it, of plain values.
+    """Make a settings dataclass, and those within it, from plain values.
 
     Args:
         kind: The dataclass.
-        values: Field name -> value; a mapping where the field is itself a dataclass.
-        prefix: Where the values stand, such as `fit.`, for messages.
+        values: Field name to value; a mapping where the field is itself a dataclass.
+        prefix: Put before names in messages, such as `fit.`.
 
     Raises:
         ValueError: A setting is unknown, missing, of another type or out of range.
@@ -41,6 +46,18 @@ def build_settings(kind: type[Settings], values: Mapping[str, Any], prefix: str 
         if name not in values and item.default is MISSING and item.default_factory is MISSING:
             raise ValueError(f"{prefix}{name}: is missing")
     return kind(**{name: _built(hints[name], values[name], prefix + name) for name in values})
+
+
+def check(settings: object, prefix: str, *rules: Rule) -> None:
+    """Check the ranges of settings.
+
+    Raises:
+        ValueError: A setting does not fulfil its rule.
+    """
+    for names, holds, expected in rules:
+        for name in names.split():
+            if not holds(value := getattr(settings, name)):
+                raise ValueError(f"{prefix}{name}: got {value}, expected {expected}")
 
 
 def _built(hint: Any, value: Any, name: str) -> Any:
@@ -90,14 +107,14 @@ def read_table(path: Path) -> dict[str, Any]:
     """A TOML file as plain values.
 
     Raises:
-        ValueError: The file is no TOML.
+        ValueError: The file is not TOML.
     """
     table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     return table
 
 
 def merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Values with others laid over them, table by table."""
+    """Values updated by others, table by table."""
     result = dict(values)
     for name, value in over.items():
         both = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
@@ -108,7 +125,7 @@ def merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
 def parse_assignment(text: str) -> dict[str, Any]:
     """`fit.epochs=1` as nested tables: {"fit": {"epochs": 1}}.
 
-    The value is read as TOML; what is no TOML is a text, so that a shell needs no quotes.
+    A value that is not TOML is taken as text, so that a shell needs no quotes.
 
     Raises:
         ValueError: The text has no name or no equals sign.

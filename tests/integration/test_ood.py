@@ -33,7 +33,7 @@ from deepcovid_edge.imaging.phantom import draw_phantom
 from deepcovid_edge.manifest import file_sha256, read_manifest
 from deepcovid_edge.models import find_model
 from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
-from deepcovid_export.decision.fit_ood import matched, prepared
+from deepcovid_export.decision.fit_ood import match_variant, prepare_images
 from deepcovid_export.decision.ood_graph import (
     FEATURES,
     OodLayer,
@@ -43,8 +43,10 @@ from deepcovid_export.decision.ood_graph import (
     take_off,
     with_features,
 )
-from deepcovid_export.onnx_export.graphs import finished, read_fp32, save
-from deepcovid_export.quantization.calibration import ImageBatches, open_session
+from deepcovid_export.onnx_export.graphs import finished, save
+from deepcovid_export.onnx_export.half_weights import read_fp32
+from deepcovid_export.onnx_export.session import open_session
+from deepcovid_export.quantization.calibration import ImageBatches
 from deepcovid_export.quantization.mixed_precision import Variant, VariantWriter
 
 ROOT = Path(__file__).parents[2]
@@ -117,7 +119,7 @@ def test_an_exported_file_gets_a_gate_and_keeps_its_weights(limited: Path, data:
     assert now.ood["train"]["images"] == COUNTS["train"]
     assert now.ood["val"]["images"] == COUNTS["val"]
     assert now.threshold == before.threshold
-    images = np.stack(prepared(load_dataset(data, split="test"), now.input))
+    images = np.stack(prepare_images(load_dataset(data, split="test"), now.input))
     with load_backend(SHIPPED) as old, load_backend(limited) as new:
         np.testing.assert_array_equal(old.infer(images).logits, new.infer(images).logits)
 
@@ -185,7 +187,7 @@ def test_the_graph_computes_the_formula(limited: Path, data: Path) -> None:
     bare, ood = take_off(onnx.load(limited))
     assert ood is not None
     manifest = read_manifest(limited)
-    images = np.stack(prepared(load_dataset(data, split="test"), manifest.input))
+    images = np.stack(prepare_images(load_dataset(data, split="test"), manifest.input))
     bare.graph.output.append(helper.make_empty_tensor_value_info(ood.tap))
     (tap,) = open_session(bare).run([ood.tap], {"images": images})
     stride, kernel = {13: (4, 5), 27: (9, 9)}[tap.shape[-1]]  # cells of five rows overlap by one
@@ -205,7 +207,7 @@ def test_zero_and_one_are_the_median_and_the_99th_percentile_of_val(
     limited: Path, data: Path
 ) -> None:
     manifest = read_manifest(limited)
-    images = np.stack(prepared(load_dataset(data, split="val"), manifest.input))
+    images = np.stack(prepare_images(load_dataset(data, split="val"), manifest.input))
     with load_backend(limited) as backend:
         unlike = backend.infer(images).ood_scores
     np.testing.assert_allclose(np.quantile(unlike, [0.5, 0.99], axis=0).T, [[0, 1]] * 2, atol=1e-3)
@@ -299,7 +301,7 @@ def test_a_gate_that_is_taken_off_leaves_the_network_as_it_was(path: Path) -> No
 def test_heat_maps_are_those_of_the_network_without_a_ood(limited: Path, data: Path) -> None:
     """A network is partitioned between its input and its maps: `ood_scores` is in no part."""
     settings = OcclusionSettings(window=64, stride=56)
-    image = prepared(load_dataset(data, split="test")[:1], read_manifest(limited).input)[0]
+    image = prepare_images(load_dataset(data, split="test")[:1], read_manifest(limited).input)[0]
     found = []
     for path in (SHIPPED, limited):
         with load_backend(path) as backend, Occluder(backend, settings) as occluder:
@@ -328,7 +330,7 @@ def variants(
     }.items():
         lowering = VariantWriter(bare, variant, batches)
         written = lowering.write(lowering.layers)
-        model = put_on(written, matched(ood, bare, written, batches))
+        model = put_on(written, match_variant(ood, bare, written, batches))
         made[name] = folder / f"{name}.onnx"
         save(finished(model, replace(manifest, precision=variant.precision)), made[name])
     return made
@@ -340,7 +342,7 @@ def test_forms_in_lower_precision_keep_the_ood(
 ) -> None:
     """Quantising evens channels out, also those that `ood_scores` reads; its weights follow."""
     own = read_manifest(limited)
-    images = prepared(load_dataset(data, split="test"), own.input)
+    images = prepare_images(load_dataset(data, split="test"), own.input)
     batch = np.stack(
         [*images, *(255 - image for image in images), *(np.rot90(it) for it in images)]
     )
@@ -362,7 +364,8 @@ def test_the_command_that_quantises_keeps_the_ood(
     path = tmp_path / "half.onnx"
     asked = ["quantize", str(limited), "--precision", "fp16", "--calibration", str(data)]
     assert run([*asked, "--images", "16", "-o", str(path)]) == 0
-    images = np.stack(prepared(load_dataset(data, split="test"), read_manifest(limited).input))
+    spec = read_manifest(limited).input
+    images = np.stack(prepare_images(load_dataset(data, split="test"), spec))
     assert read_manifest(path).ood == read_manifest(limited).ood
     with load_backend(limited) as before, load_backend(path) as now:
         seen = [backend.infer(images).ood_scores for backend in (before, now)]
@@ -371,7 +374,8 @@ def test_the_command_that_quantises_keeps_the_ood(
 
 @pytest.mark.skipif(not has_openvino(), reason="openvino (extra openvino) is not installed")
 def test_openvino_says_the_same(limited: Path, data: Path) -> None:
-    images = np.stack(prepared(load_dataset(data, split="test"), read_manifest(limited).input))
+    spec = read_manifest(limited).input
+    images = np.stack(prepare_images(load_dataset(data, split="test"), spec))
     seen: list[Any] = []
     for name in ("onnxruntime", "openvino"):
         with load_backend(limited, backend=name, settings=BackendSettings()) as backend:
@@ -418,7 +422,7 @@ def test_the_shipped_gate_keeps_its_promise_on_images_of_test(model: str) -> Non
     manifest = read_manifest(path)
     ood = OodLimits.of(manifest)
     assert ood is not None
-    images = np.stack(prepared(load_dataset(XRAY, split="test")[::4], manifest.input))
+    images = np.stack(prepare_images(load_dataset(XRAY, split="test")[::4], manifest.input))
     with load_backend(path) as backend:
         shares = [
             ood.beyond(np.asarray(backend.infer(np.ascontiguousarray(batch)).ood_scores)).mean()

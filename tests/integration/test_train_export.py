@@ -28,7 +28,8 @@ from deepcovid_edge.manifest import ModelManifest, read_manifest
 from deepcovid_export.data.images import ImageDataset, training_data
 from deepcovid_export.networks import build_network, load_imagenet
 from deepcovid_export.networks.checkpoint import load_checkpoint, save_checkpoint
-from deepcovid_export.onnx_export.to_onnx import MAX_IR_VERSION, OPSET, export_checkpoint
+from deepcovid_export.onnx_export.graphs import MAX_IR_VERSION
+from deepcovid_export.onnx_export.to_onnx import OPSET, export_checkpoint
 from deepcovid_export.recipe import Recipe, load_recipe
 from deepcovid_export.training.train import RunSettings
 
@@ -301,7 +302,7 @@ def test_broken_images_and_foreign_labels_are_left_out_and_named(
     save_phantom(cv2.resize(draw_phantom(20), (160, 160)), copy / "test/clear/20.png")
     images = training_data(copy, load_recipe(str(small_recipe(tmp_path))))
     assert len(images.train) == 24
-    reasons = sorted(images.dropped)
+    reasons = sorted(images.excluded)
     assert reasons[0].startswith("E_NOT_IMAGE")
     assert "broken.png" in reasons[0]
     assert reasons[1:] == ["label fracture is in no class of the recipe", "split test"]

@@ -107,7 +107,7 @@ def test_images_to_judge_on_never_calibrate(parent: Path, data: Path, tmp_path: 
         choose_images(tmp_path / "data", MANIFEST, 128)
     with pytest.raises(DataError, match="has a part in making the file"):
         quantize(parent, data, equivalence=data / "train")
-    with pytest.raises(UsageError, match="has no splits, expected 'val' to classify on"):
+    with pytest.raises(UsageError, match="has no splits, expected 'val' to compare on"):
         quantize(parent, data / "train")
 
 

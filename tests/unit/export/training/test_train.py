@@ -199,11 +199,11 @@ def test_an_epoch_changes_the_layers_that_the_recipe_names(
 ) -> None:
     recipe = replace(small_recipe(layers=layers, average=0.5), architecture="resnet18")
     training = started(recipe, images, tmp_path)
-    before = {name: value.clone() for name, value in training.classified.state_dict().items()}
+    before = {name: value.clone() for name, value in training.kept_network.state_dict().items()}
     training.run_epoch()
     changed = {
         name
-        for name, value in training.classified.state_dict().items()
+        for name, value in training.kept_network.state_dict().items()
         if not torch.equal(value, before[name])
     }
     features = {name for name in before if name.startswith("features.")}
