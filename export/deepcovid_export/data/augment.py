@@ -27,14 +27,7 @@ _MARGINS = (0.05, 0.17)
 def augment(
     image: Radiograph, how: AugmentSettings, side: int, draw: np.random.Generator
 ) -> Radiograph:
-    """A changed copy of an image; it must still be prepared like any other.
-
-    Args:
-        image: The image.
-        how: How far it is changed.
-        side: Shorter side of the network's input, pixels.
-        draw: Random generator.
-    """
+    """A changed copy of an image, still to be prepared for a network of this shorter side."""
     low, high = (round(times * side) for times in _WORKING_SIDES)
     pixels = _reduced(image, int(draw.integers(low, high)) if how.resolution else high)
     pixels = _moved(pixels, how, draw)
@@ -128,10 +121,6 @@ def hide_centre(pixels: NDArray[np.uint8], draw: np.random.Generator) -> NDArray
     A network that must answer such images with equal probabilities learns to ignore the frame, its
     letters and borders. The rectangle covers 66 % to 90 % of each side. Its grey is the mean of
     what stays visible, or in three of ten images a random one.
-
-    Args:
-        pixels: A prepared image of shape (H, W).
-        draw: Random generator.
     """
     height, width = pixels.shape
     top, bottom, left, right = draw.uniform(*_MARGINS, size=4)

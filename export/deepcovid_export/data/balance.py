@@ -62,10 +62,6 @@ def loss_weights(images: Sequence[LabelledImage], recipe: Recipe) -> tuple[Tenso
 
     Upsampled training images need no weights; validation images are never upsampled.
 
-    Args:
-        images: The training images, each once.
-        recipe: The recipe.
-
     Returns:
         Two tensors of shape (classes,), float32, whose mean over the images is 1.
     """

@@ -32,11 +32,6 @@ def with_splits(
 
     If the data has no splits, all are drawn. If it has `train` and no `val`, as the published
     COVID-Xray-5k, `val` is drawn from `train`. Other data stays as it is.
-
-    Args:
-        images: Images with or without splits.
-        prints: Their fingerprints.
-        recipe: Names the shares and the classes, of which each split gets at least one image.
     """
     named = {image.split for image in images if image.split}
     shares = dict(recipe.data.shares)

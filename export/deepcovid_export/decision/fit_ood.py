@@ -102,12 +102,6 @@ def fit(
 ) -> tuple[OodLayer, dict[str, Any]]:
     """Fit the layer at each tap, and keep the one that rejects most altered copies of `val`.
 
-    Args:
-        model: The network without out-of-distribution limits.
-        train: Images to fit on.
-        val: Images for the limits.
-        spec: The network's input.
-
     Returns:
         The layer, and the facts about it for the manifest.
     """
@@ -152,12 +146,7 @@ def _copies_rejected(figures: dict[str, Any]) -> float:
 
 
 class FeatureReader:
-    """The features at several taps, of prepared images and of altered copies of them.
-
-    Args:
-        model: The network without out-of-distribution limits.
-        taps: Where features are pooled.
-    """
+    """The features at several taps, of prepared images and of altered copies of them."""
 
     def __init__(self, model: onnx.ModelProto, taps: Sequence[str]) -> None:
         self.taps = tuple(taps)

@@ -77,8 +77,8 @@ def fit_indeterminate_range(
     """Choose the indeterminate range of a threshold.
 
     Args:
-        scores: Probability of the positive class, of shape (images,).
-        positive: Whether each image is positive, of shape (images,); both kinds occur.
+        scores: Scores of images of both classes.
+        positive: Their truth.
         threshold: The model's threshold.
         rule: How the threshold was chosen from scores and truth.
         patients: Patient of each image; empty where every image has its own.

@@ -43,12 +43,8 @@ def bootstrap(
 ) -> PatientIntervals | None:
     """95 % percentile intervals over draws of patients (Efron and Tibshirani 1993, chapter 13).
 
-    Args:
-        scores: Probabilities of the positive class, of shape (images,).
-        positive: Whether each image is positive, of shape (images,).
-        patients: Patient of each image; an image without one counts as a patient of its own.
-        threshold: Where sensitivity and specificity are taken.
-        settings: Replicates and seed.
+    An image without a patient counts as a patient of its own. Sensitivity and specificity are taken
+    at the threshold.
 
     Returns:
         The intervals; None where no patient is known.

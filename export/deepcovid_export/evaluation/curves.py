@@ -41,10 +41,6 @@ _ABOVE_ALL = 1 + 10**-_DECIMALS
 def curves(scores: Scores, positive: Truth) -> dict[str, Columns] | None:
     """ROC, precision over recall, and sensitivity and specificity over the threshold.
 
-    Args:
-        scores: Probabilities of the positive class, of shape (images,).
-        positive: Whether each image is positive, of shape (images,).
-
     Returns:
         Lists of equal length for each curve; None where a class is missing.
     """
@@ -85,11 +81,7 @@ def operating_points(
 
     A point that no threshold reaches (a negative image with a probability of 1) is missing.
 
-    Args:
-        scores: Probabilities of the positive class, of shape (images,).
-        positive: Whether each image is positive, of shape (images,).
-        own: The model's threshold.
-        origin: Where the model's threshold comes from.
+    `own` is the model's threshold and `origin` says how it was chosen.
     """
     points = [("own", own, origin)]
     if positive.any() and not positive.all():
@@ -108,13 +100,7 @@ def operating_points(
 def confusion(
     truth: NDArray[np.intp], called: NDArray[np.intp], classes: Sequence[str]
 ) -> Confusion:
-    """Images of each class (rows) by the class that they are called (columns).
-
-    Args:
-        truth: Index of each image's class, of shape (images,).
-        called: Index of the class that it is called, of shape (images,).
-        classes: Class names.
-    """
+    """Images of each class (rows) by the class that they are called (columns)."""
     counts = confusion_matrix(truth, called, labels=range(len(classes)))
     return Confusion(list(classes), counts.tolist())
 

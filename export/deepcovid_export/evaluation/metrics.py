@@ -16,7 +16,9 @@ from deepcovid_edge.decision import statistics
 from deepcovid_export.evaluation.results import Accuracy, Area, Rate
 
 Scores = NDArray[np.floating[Any]]
+"""Probability of the positive class, of shape (images,)."""
 Truth = NDArray[np.bool_]
+"""Whether each image is positive, of shape (images,)."""
 
 
 def auc(scores: Scores, positive: Truth) -> float | None:

@@ -16,7 +16,7 @@ Columns = Mapping[str, list[Any]]
 """Columns of one length by name."""
 
 
-class Result:
+class PlainResult:
     """A frozen dataclass whose fields are the keys of its JSON."""
 
     def as_dict(self) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-class PartialResult(Result):
+class PartialResult(PlainResult):
     """A result whose JSON leaves out what was not measured."""
 
     def as_dict(self) -> dict[str, Any]:
@@ -41,7 +41,7 @@ class PartialResult(Result):
 
 
 @dataclass(frozen=True)
-class Rate(Result):
+class Rate(PlainResult):
     """A proportion with its 95 % intervals; all None without trials.
 
     Attributes:
@@ -60,7 +60,7 @@ class Rate(Result):
 
 
 @dataclass(frozen=True)
-class Accuracy(Result):
+class Accuracy(PlainResult):
     """Sensitivity and specificity at one threshold."""
 
     sensitivity: Rate
@@ -68,7 +68,7 @@ class Accuracy(Result):
 
 
 @dataclass(frozen=True)
-class Area(Result):
+class Area(PlainResult):
     """The area under the ROC curve of a group of images; None where a class is missing.
 
     Attributes:
@@ -114,7 +114,7 @@ class Overall(Group):
 
 
 @dataclass(frozen=True)
-class PatientIntervals(Result):
+class PatientIntervals(PlainResult):
     """95 % intervals over draws of patients; None where a class is missing.
 
     An image without a known patient counts as a patient of its own.
@@ -131,7 +131,7 @@ class PatientIntervals(Result):
 
 
 @dataclass(frozen=True)
-class Indeterminate(Result):
+class Indeterminate(PlainResult):
     """The indeterminate range, the images in it, and the accuracy on those outside it."""
 
     low: float
@@ -143,7 +143,7 @@ class Indeterminate(Result):
 
 
 @dataclass(frozen=True)
-class OperatingPoint(Result):
+class OperatingPoint(PlainResult):
     """A threshold, where it comes from, and its accuracy."""
 
     name: str
@@ -154,7 +154,7 @@ class OperatingPoint(Result):
 
 
 @dataclass(frozen=True)
-class ThresholdRow(Result):
+class ThresholdRow(PlainResult):
     """A row of the table of thresholds; `own` marks the model's threshold."""
 
     threshold: float
@@ -164,7 +164,7 @@ class ThresholdRow(Result):
 
 
 @dataclass(frozen=True)
-class LabelFigures(Result):
+class LabelFigures(PlainResult):
     """How many images of a label of the data set are called positive."""
 
     images: int
@@ -173,7 +173,7 @@ class LabelFigures(Result):
 
 
 @dataclass(frozen=True)
-class Confusion(Result):
+class Confusion(PlainResult):
     """Images of each class (rows) by the class that they are called (columns)."""
 
     classes: list[str]
@@ -181,7 +181,7 @@ class Confusion(Result):
 
 
 @dataclass(frozen=True)
-class Histograms(Result):
+class Histograms(PlainResult):
     """Images by probability of the positive class: bin edges, and counts for each label."""
 
     edges: list[float]
@@ -189,7 +189,7 @@ class Histograms(Result):
 
 
 @dataclass(frozen=True)
-class Reliability(Result):
+class Reliability(PlainResult):
     """Share of positives by probability in bins, expected calibration error and Brier score."""
 
     bins: Columns
@@ -198,7 +198,7 @@ class Reliability(Result):
 
 
 @dataclass(frozen=True)
-class Shortcuts(Result):
+class Shortcuts(PlainResult):
     """Whether the model reads the source of an image; see `shortcuts`.
 
     Attributes:
@@ -220,7 +220,7 @@ class Shortcuts(Result):
 
 
 @dataclass(frozen=True)
-class Evaluation(Result):
+class Evaluation(PlainResult):
     """One model on labelled images.
 
     Attributes:
@@ -300,7 +300,7 @@ class Comparison(PartialResult):
 
 
 @dataclass(frozen=True)
-class SideBySide(Result):
+class SideBySide(PlainResult):
     """Several models on the same images, and how each differs from the first."""
 
     schema_version: int

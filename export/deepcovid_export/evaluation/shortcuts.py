@@ -108,13 +108,9 @@ def measure_shortcuts(
     whole: Predictions | None = None,
     settings: ShortcutSettings | None = None,
 ) -> Shortcuts:
-    """Classify the images with the lungs hidden and with the lungs alone, and within groups.
+    """Classify the images with the lungs hidden and with the lungs only, and within groups.
 
-    Args:
-        backend: The loaded model.
-        images: Labelled images.
-        whole: The model's predictions for the unchanged images, if there are any yet.
-        settings: Size of the rectangle and limit.
+    `whole` are the predictions for the unchanged images, if there are any yet.
 
     Raises:
         DataError: No image was assessed, or a label belongs to no class.
@@ -150,10 +146,6 @@ def verdict(hidden: AreaOfPatients, limit: float) -> tuple[bool | None, str]:
     the limit. No where the area itself does not. Between them there are too few images to tell,
     and where a class is missing nothing can be told.
 
-    Args:
-        hidden: The area with the lungs hidden.
-        limit: The area above which a model reads the source.
-
     Returns:
         The verdict (None: cannot be told) and a sentence.
     """
@@ -188,13 +180,7 @@ def within_source(classified: Predictions) -> dict[str, Area]:
 
 
 def shortcut_summary(shortcuts: Shortcuts, data: str, sha256: str) -> dict[str, Any]:
-    """The figures that a model's manifest may carry, in `training["shortcuts"]`.
-
-    Args:
-        shortcuts: From `measure_shortcuts`.
-        data: What the images are, such as `val`.
-        sha256: From `dataset_sha256`.
-    """
+    """The figures that a model's manifest may carry, in `training["shortcuts"]`."""
 
     def short(group: Area) -> dict[str, Any]:
         interval = group.auc_interval_95

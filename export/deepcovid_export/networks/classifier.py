@@ -48,14 +48,7 @@ class Classifier(nn.Module):
         return activation_maps.mean(dim=(2, 3)), activation_maps
 
     def normalise(self, grey: Tensor) -> Tensor:
-        """ImageNet's normalisation of a grey image.
-
-        Args:
-            grey: Images of shape (N, 1, H, W), float32, 0 to 255.
-
-        Returns:
-            The input of `features`, of shape (N, 1, H, W).
-        """
+        """ImageNet's normalisation of grey images, 0 to 255, of shape (N, 1, H, W)."""
         return grey * (1 / (255 * GREY_STD)) - GREY_MEAN / GREY_STD
 
     def train(self, mode: bool = True) -> Self:

@@ -70,10 +70,6 @@ def fold_to_grey(state: dict[str, Tensor], architecture: Architecture) -> None:
 
     The constant part goes into the bias, or is taken from the mean of the following batch
     normalisation. This is exact except at the border of a padded convolution.
-
-    Args:
-        state: Weights of the features by name; changed in place.
-        architecture: Names the first layers.
     """
     kernel = state[f"{architecture.first}.weight"]
     if kernel.ndim != 4 or kernel.shape[1] != 3:  # grey already, or an error of load_state_dict

@@ -119,11 +119,7 @@ def temporary_beside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def quiet(logger: str | None) -> Iterator[None]:
-    """Silence the warnings of an exporter or quantiser about its own internals.
-
-    Args:
-        logger: Name of its logger; None for the root logger.
-    """
+    """Silence warnings of an exporter or quantiser, whose logger is named (None: the root)."""
     chatty = logging.getLogger(logger)
     level = chatty.level
     chatty.setLevel(logging.ERROR)

@@ -128,12 +128,6 @@ def compare(
 ) -> Parity:
     """Run images through torch and through ONNX Runtime.
 
-    Args:
-        network: The torch side, in evaluation mode.
-        path: The exported file.
-        images: Prepared images of shape (N, height, width), uint8.
-        kind: What the images are.
-
     Raises:
         ModelFileError: A logit differs by more than `TOLERANCE`.
     """

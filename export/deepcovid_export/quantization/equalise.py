@@ -106,12 +106,7 @@ def _is_whole(node: onnx.NodeProto) -> bool:
 
 
 def equalise(model: onnx.ModelProto, peaks: Mapping[str, NDArray[np.float64]]) -> onnx.ModelProto:
-    """A copy of a network with equalised channels that computes the same.
-
-    Args:
-        model: The FP32 network.
-        peaks: The largest magnitude in each channel of each pair's activation.
-    """
+    """A copy of a network with equalised channels that computes the same."""
     changed = copied(model)
     stored = constants_of(changed.graph)
     arrays: dict[str, NDArray[np.float32]] = {}

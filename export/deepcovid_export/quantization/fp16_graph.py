@@ -45,10 +45,6 @@ def rest_to_fp16(model: onnx.ModelProto, layers: Collection[str]) -> onnx.ModelP
 
     Q/DQ keep FP32 scales: with FP16 ones, ONNX Runtime (seen in 1.31) turns a convolution's bias
     into integers by a division that overflows FP16, whatever runs the graph afterwards.
-
-    Args:
-        model: The network with Q/DQ.
-        layers: The layers that are not INT8, by name.
     """
     halves = {node.name for name, node in find_layers(model).items() if name in layers}
     half = {node.output[0] for node in model.graph.node if node.name in halves}

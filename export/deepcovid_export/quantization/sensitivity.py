@@ -44,12 +44,6 @@ class Probe:
 def layer_errors(
     layers: Sequence[str], quantised_alone: Callable[[str], onnx.ModelProto], probe: Probe
 ) -> dict[str, float]:
-    """The error when each layer alone is quantised, the largest first.
-
-    Args:
-        layers: Names of layers.
-        quantised_alone: Makes the network with one layer quantised.
-        probe: Measures the error.
-    """
+    """The error when each layer alone is quantised, the largest first."""
     errors = {name: probe.error(quantised_alone(name)) for name in layers}
     return dict(sorted(errors.items(), key=lambda item: -item[1]))

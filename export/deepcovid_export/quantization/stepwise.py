@@ -25,11 +25,7 @@ class Stepwise:
     """
 
     def __init__(self, images: Sequence[NDArray[np.uint8]]) -> None:
-        """Start at the input.
-
-        Args:
-            images: Batches of prepared images, of shape (N, h, w).
-        """
+        """Start at the input, with batches of prepared images of shape (N, h, w)."""
         self._kept: list[dict[str, Tensor]] = [{"images": batch} for batch in images]
 
     def reach(self, model: onnx.ModelProto, tensor: str) -> Iterator[Tensor]:

@@ -28,11 +28,7 @@ _PICTURE = 168
 
 
 def as_html(report: Mapping[str, Any]) -> str:
-    """The page as HTML.
-
-    Args:
-        report: JSON of `evaluate` or `evaluate_side_by_side`.
-    """
+    """The page of the JSON of `evaluate` or `evaluate_side_by_side`."""
     named = _named(report.get("evaluations") or [report])
     drawn = [(name, it) for name, it in named if it["curves"]]
     return render(

@@ -49,10 +49,6 @@ class Targets:
 def write_report(report: Mapping[str, Any], targets: Targets) -> None:
     """Write figures and page.
 
-    Args:
-        report: JSON of `evaluate` or `evaluate_side_by_side`.
-        targets: The files to write.
-
     Raises:
         OutputError: A file or its folder cannot be written.
     """

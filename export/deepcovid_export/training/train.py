@@ -112,11 +112,7 @@ class Training:
     def run_epoch(self, progress: Callable[[], object] = lambda: None) -> dict[str, Any]:
         """Fit on every training image once, classify the validation images, save the state.
 
-        Args:
-            progress: Called after every step.
-
-        Returns:
-            The epoch's figures.
+        `progress` is called after every step. Returns the figures of the epoch.
         """
         started = time.monotonic()
         train_loss = self._fit_epoch(progress)

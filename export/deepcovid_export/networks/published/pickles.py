@@ -84,11 +84,6 @@ def check_layers(path: Path, module: nn.Module, reference: nn.Module) -> None:
 
     Weights do not show the stride of a convolution, or whether a ReLU follows it.
 
-    Args:
-        path: Where the module came from, for messages.
-        module: The module, from a pickle.
-        reference: torchvision's own network.
-
     Raises:
         ModelFileError: A layer has another class or other settings.
     """
