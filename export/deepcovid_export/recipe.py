@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.manifest import InputSpec
-from deepcovid_export.settings import build_settings, check, merged, parse_assignment, read_table
+from deepcovid_export.settings import build_settings, check, merge, parse_assignment, read_table
 
 SHIPPED = Path(__file__).parent / "recipes"
 
@@ -270,7 +270,7 @@ def load_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
         raise UsageError(f"{path}: {error}") from error
     try:
         for change in changes:
-            values = merged(values, parse_assignment(change))
+            values = merge(values, parse_assignment(change))
         return Recipe.from_dict(values) if changes else recipe
     except ValueError as error:
         raise UsageError(f"--set: {error}") from error
@@ -301,4 +301,4 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"base: {base.stem} has itself a base; expected a recipe without one")
     if "classes" in values:
         below.pop("classes", None)  # the classes of two recipes are never mixed
-    return merged(below, values)
+    return merge(below, values)

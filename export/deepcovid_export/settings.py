@@ -45,7 +45,7 @@ def build_settings(kind: type[Settings], values: Mapping[str, Any], prefix: str 
     for name, item in known.items():
         if name not in values and item.default is MISSING and item.default_factory is MISSING:
             raise ValueError(f"{prefix}{name}: is missing")
-    return kind(**{name: _built(hints[name], values[name], prefix + name) for name in values})
+    return kind(**{name: _build(hints[name], values[name], prefix + name) for name in values})
 
 
 def check(settings: object, prefix: str, *rules: Rule) -> None:
@@ -60,11 +60,11 @@ def check(settings: object, prefix: str, *rules: Rule) -> None:
                 raise ValueError(f"{prefix}{name}: got {value}, expected {expected}")
 
 
-def _built(hint: Any, value: Any, name: str) -> Any:
+def _build(hint: Any, value: Any, name: str) -> Any:
     if is_dataclass(hint) and isinstance(value, Mapping):
         return build_settings(hint, value, f"{name}.")  # type: ignore[arg-type]
     if not _fits(value, hint):
-        raise ValueError(f"{name}: got {value!r}, expected {_described(hint)}")
+        raise ValueError(f"{name}: got {value!r}, expected {_describe(hint)}")
     return value
 
 
@@ -84,16 +84,16 @@ def _fits(value: Any, hint: Any) -> bool:
     return right_kind and isinstance(value, bool) == (hint is bool)  # True is an int to Python
 
 
-def _described(hint: Any) -> str:
+def _describe(hint: Any) -> str:
     origin, arguments = get_origin(hint), get_args(hint)
     if choices := _choices(hint):
         return " or ".join(map(repr, choices))
     if origin in (Union, UnionType):
-        return " or ".join(_described(choice) for choice in arguments)
+        return " or ".join(_describe(choice) for choice in arguments)
     if origin in (list, tuple):
-        return f"a list, each {_described(arguments[0])}"
+        return f"a list, each {_describe(arguments[0])}"
     if origin is not None:
-        return f"a table, each value {_described(arguments[1])}"
+        return f"a table, each value {_describe(arguments[1])}"
     return _WORDS.get(hint, "a table")
 
 
@@ -113,12 +113,12 @@ def read_table(path: Path) -> dict[str, Any]:
     return table
 
 
-def merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Values updated by others, table by table."""
     result = dict(values)
     for name, value in over.items():
         both = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
-        result[name] = merged(result[name], value) if both else value
+        result[name] = merge(result[name], value) if both else value
     return result
 
 

@@ -43,7 +43,7 @@ from deepcovid_export.decision.ood_graph import (
     take_off,
     with_features,
 )
-from deepcovid_export.onnx_export.graphs import finished, save
+from deepcovid_export.onnx_export.graphs import finish, save
 from deepcovid_export.onnx_export.half_weights import read_fp32
 from deepcovid_export.onnx_export.session import open_session
 from deepcovid_export.quantization.calibration import ImageBatches
@@ -98,7 +98,7 @@ def limited(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def refusals(model: Path, images: dict[str, np.ndarray], folder: Path) -> dict[str, str | None]:
+def reasons(model: Path, images: dict[str, np.ndarray], folder: Path) -> dict[str, str | None]:
     """What becomes of pictures, written as files and classified as on a cart."""
     paths = [folder / f"{name}.png" for name in images]
     for path, pixels in zip(paths, images.values(), strict=True):
@@ -113,7 +113,7 @@ def refusals(model: Path, images: dict[str, np.ndarray], folder: Path) -> dict[s
 # Fitting -------------------------------------------------------------------------------------
 
 
-def test_an_exported_file_gets_a_gate_and_keeps_its_weights(limited: Path, data: Path) -> None:
+def test_an_exported_file_gets_limits_and_keeps_its_weights(limited: Path, data: Path) -> None:
     before, now = read_manifest(SHIPPED), read_manifest(limited)
     assert now.parent_sha256 == file_sha256(SHIPPED)
     assert now.ood["train"]["images"] == COUNTS["train"]
@@ -124,19 +124,19 @@ def test_an_exported_file_gets_a_gate_and_keeps_its_weights(limited: Path, data:
         np.testing.assert_array_equal(old.infer(images).logits, new.infer(images).logits)
 
 
-def test_images_pass_and_pictures_that_are_none_are_refused(limited: Path, tmp_path: Path) -> None:
+def test_radiographs_pass_and_other_pictures_are_rejected(limited: Path, tmp_path: Path) -> None:
     photographs = pytest.importorskip("skimage.data", reason="photographs are scikit-image's")
     draw = np.random.default_rng(0)
-    familiar = {f"image{seed}": drawn(seed) for seed in range(200, 216)}
-    assert set(refusals(limited, familiar, tmp_path).values()) == {None}
-    foreign = {
+    radiographs = {f"image{seed}": drawn(seed) for seed in range(200, 216)}
+    assert set(reasons(limited, radiographs, tmp_path).values()) == {None}
+    others = {
         "camera": photographs.camera(),
         "coins": photographs.coins(),
         "cat": cv2.cvtColor(photographs.chelsea(), cv2.COLOR_RGB2GRAY),
         "noise": draw.integers(0, 256, SIZE).astype(np.uint8),
         "ramp": np.tile(np.linspace(10, 245, SIZE[1]), (SIZE[0], 1)).astype(np.uint8),
     }
-    found = refusals(limited, foreign, tmp_path)
+    found = reasons(limited, others, tmp_path)
     assert set(found.values()) <= {"E_OOD", "E_ORIENT"}
     turned = {
         "left": np.rot90(drawn(300)),
@@ -144,10 +144,10 @@ def test_images_pass_and_pictures_that_are_none_are_refused(limited: Path, tmp_p
         "right": np.rot90(drawn(302), 3),
         "inverted": 255 - drawn(303),
     }
-    assert set(refusals(limited, turned, tmp_path).values()) == {"E_ORIENT"}
+    assert set(reasons(limited, turned, tmp_path).values()) == {"E_ORIENT"}
 
 
-def test_commands_refuse_a_photograph_and_let_it_through_where_asked(
+def test_commands_reject_a_photograph_and_let_it_through_where_asked(
     limited: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photographs = pytest.importorskip("skimage.data", reason="photographs are scikit-image's")
@@ -167,7 +167,7 @@ def test_commands_refuse_a_photograph_and_let_it_through_where_asked(
     assert record["decision"] is not None
 
 
-def test_evaluate_judges_all_images_and_counts_those_that_infer_refuses(
+def test_evaluate_measures_all_images_and_counts_those_that_infer_rejects(
     limited: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(6):
@@ -213,7 +213,7 @@ def test_zero_and_one_are_the_median_and_the_99th_percentile_of_val(
     np.testing.assert_allclose(np.quantile(unlike, [0.5, 0.99], axis=0).T, [[0, 1]] * 2, atol=1e-3)
 
 
-def test_fitting_again_replaces_the_ood(limited: Path, data: Path, tmp_path: Path) -> None:
+def test_fitting_again_replaces_the_limits(limited: Path, data: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.onnx"
     assert run(["export", str(limited), "--fit", str(data), "-o", str(again)]) == 0
     first, second = take_off(onnx.load(limited))[1], take_off(onnx.load(again))[1]
@@ -227,7 +227,7 @@ def test_fitting_again_replaces_the_ood(limited: Path, data: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("more", [[], ["--fit", "DATA", "--half-weights"]])
-def test_an_exported_file_takes_nothing_but_a_ood(
+def test_an_exported_file_takes_nothing_but_fit(
     more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = ["export", str(SHIPPED), *more, "-o", str(tmp_path / "a.onnx")]
@@ -236,7 +236,7 @@ def test_an_exported_file_takes_nothing_but_a_ood(
     assert not (tmp_path / "a.onnx").exists()
 
 
-def test_too_few_images_fit_no_ood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_few_images_fit_no_limits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for split in ("train", "val"):
         path = tmp_path / "few" / split / "covid" / "one.png"
         path.parent.mkdir(parents=True)
@@ -285,7 +285,7 @@ def test_a_network_without_so_small_a_stage_is_tapped_at_its_last() -> None:
 
 
 @pytest.mark.parametrize("path", TAPS, ids=lambda path: path.stem)
-def test_a_gate_that_is_taken_off_leaves_the_network_as_it_was(path: Path) -> None:
+def test_limits_that_are_taken_off_leave_the_network_as_it_was(path: Path) -> None:
     model, _ = take_off(onnx.load(path))
     tap = find_taps(model)[-1]
     draw = np.random.default_rng(0)
@@ -298,7 +298,7 @@ def test_a_gate_that_is_taken_off_leaves_the_network_as_it_was(path: Path) -> No
     np.testing.assert_array_equal(found.weight, weight)
 
 
-def test_heat_maps_are_those_of_the_network_without_a_ood(limited: Path, data: Path) -> None:
+def test_heat_maps_are_those_of_the_network_without_limits(limited: Path, data: Path) -> None:
     """A network is partitioned between its input and its maps: `ood_scores` is in no part."""
     settings = OcclusionSettings(window=64, stride=56)
     image = prepare_images(load_dataset(data, split="test")[:1], read_manifest(limited).input)[0]
@@ -332,12 +332,12 @@ def variants(
         written = lowering.write(lowering.layers)
         model = put_on(written, match_variant(ood, bare, written, batches))
         made[name] = folder / f"{name}.onnx"
-        save(finished(model, replace(manifest, precision=variant.precision)), made[name])
+        save(finish(model, replace(manifest, precision=variant.precision)), made[name])
     return made
 
 
 @pytest.mark.parametrize("name", ["fp16", "int8-tensorrt", "int8-cpu"])
-def test_forms_in_lower_precision_keep_the_ood(
+def test_variants_in_lower_precision_keep_the_limits(
     name: str, limited: Path, variants: dict[str, Path], data: Path
 ) -> None:
     """Quantising evens channels out, also those that `ood_scores` reads; its weights follow."""
@@ -358,7 +358,7 @@ def test_forms_in_lower_precision_keep_the_ood(
     np.testing.assert_allclose(found, expected, rtol=share, atol=3 * share)
 
 
-def test_the_command_that_quantises_keeps_the_ood(
+def test_the_command_that_quantises_keeps_the_limits(
     limited: Path, data: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "half.onnx"
@@ -387,7 +387,7 @@ def test_openvino_says_the_same(limited: Path, data: Path) -> None:
     find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx (extra rtx) is not installed"
 )
 @pytest.mark.parametrize("name", ["fp32", "fp16", "int8-tensorrt"])
-def test_engines_are_built_with_the_ood(
+def test_engines_are_built_with_the_limits(
     name: str,
     limited: Path,
     variants: dict[str, Path],
@@ -417,7 +417,7 @@ with_ood = pytest.mark.skipif(
 @real_images
 @with_ood
 @pytest.mark.parametrize("model", ["squeezenet1_1", "squeezenet1_1-int8-cpu"])
-def test_the_shipped_gate_keeps_its_promise_on_images_of_test(model: str) -> None:
+def test_the_shipped_limits_keep_their_promise_on_images_of_test(model: str) -> None:
     path = find_model(model)
     manifest = read_manifest(path)
     ood = OodLimits.of(manifest)

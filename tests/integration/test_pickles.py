@@ -235,7 +235,7 @@ def test_a_pickle_with_a_trap_is_refused_and_does_not_spring(
     assert (tmp_path / "sprung").exists()
 
 
-def test_foreign_classes_are_named(tmp_path: Path) -> None:
+def test_other_classes_are_named(tmp_path: Path) -> None:
     torch.save(torchvision_models().mobilenet_v2(num_classes=2), tmp_path / "mobile.pth")
     with pytest.raises(ModelFileError, match=r"torchvision\.models\.mobilenetv2\.MobileNetV2"):
         load_published(tmp_path / "mobile.pth", PublishedTerms())

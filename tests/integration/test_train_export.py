@@ -125,7 +125,7 @@ def test_a_refused_run_leaves_the_other_one_s_splits_alone(data: Path, tmp_path:
     assert (run / "splits.csv").read_bytes() == splits
 
 
-def test_export_judges_only_images_that_the_network_knows(data: Path, tmp_path: Path) -> None:
+def test_export_classifies_only_images_that_the_network_knows(data: Path, tmp_path: Path) -> None:
     recipe, run = small_recipe(tmp_path), tmp_path / "run"
     options = ("--recipe", recipe, "-o", run, "--from-scratch", "--workers", 0)
     done = train(data, *options, "--set", "fit.epochs=1")
@@ -290,7 +290,7 @@ def test_training_images_differ_by_epoch_and_validation_images_do_not(
     assert np.array_equal(plain[0][0].numpy(), expected)
 
 
-def test_broken_images_and_foreign_labels_are_left_out_and_named(
+def test_broken_images_and_unknown_labels_are_excluded_and_named(
     data: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "data"

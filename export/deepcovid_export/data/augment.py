@@ -29,14 +29,14 @@ def augment(
 ) -> Radiograph:
     """A changed copy of an image, still to be prepared for a network of this shorter side."""
     low, high = (round(times * side) for times in _WORKING_SIDES)
-    pixels = _reduced(image, int(draw.integers(low, high)) if how.resolution else high)
-    pixels = _moved(pixels, how, draw)
-    pixels = _toned(pixels, how, draw)
-    pixels = _degraded(pixels, how, draw)
+    pixels = _reduce(image, int(draw.integers(low, high)) if how.resolution else high)
+    pixels = _move(pixels, how, draw)
+    pixels = _tone(pixels, how, draw)
+    pixels = _degrade(pixels, how, draw)
     return replace(image, pixels=pixels, white=255)
 
 
-def _reduced(image: Radiograph, side: int) -> NDArray[np.uint8]:
+def _reduce(image: Radiograph, side: int) -> NDArray[np.uint8]:
     scale = min(1.0, side / min(image.pixels.shape))
     pixels: NDArray[Any] = cv2.resize(
         image.pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA
@@ -46,7 +46,7 @@ def _reduced(image: Radiograph, side: int) -> NDArray[np.uint8]:
     return pixels
 
 
-def _moved(
+def _move(
     pixels: NDArray[np.uint8], how: AugmentSettings, draw: np.random.Generator
 ) -> NDArray[np.uint8]:
     """Flip, crop, stretch, rotate and distort smoothly, in one resampling."""
@@ -78,7 +78,7 @@ def _moved(
     return moved
 
 
-def _toned(
+def _tone(
     pixels: NDArray[np.uint8], how: AugmentSettings, draw: np.random.Generator
 ) -> NDArray[np.uint8]:
     """Gamma, contrast and brightness, as one table of 256 grey levels."""
@@ -91,7 +91,7 @@ def _toned(
     return toned
 
 
-def _degraded(
+def _degrade(
     pixels: NDArray[np.uint8], how: AugmentSettings, draw: np.random.Generator
 ) -> NDArray[np.uint8]:
     """Blur, noise and a JPEG round trip, each on half of the images."""

@@ -92,7 +92,7 @@ def fingerprint(image: Radiograph) -> Fingerprint:
     grey = image.pixels
     if grey.dtype != np.uint8:
         grey = (grey * np.float32(255 / image.white)).astype(np.uint8)
-    grey = _unframed(grey)
+    grey = _crop_frame(grey)
     thumbnail = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.uint8)
     hashes = []
     for turned in (thumbnail, thumbnail[:, ::-1]):
@@ -103,7 +103,7 @@ def fingerprint(image: Radiograph) -> Fingerprint:
     return Fingerprint(image.sha256, thumbnail, np.array(hashes, np.bool_), synthetic)
 
 
-def _unframed(grey: NDArray[Any]) -> NDArray[Any]:
+def _crop_frame(grey: NDArray[Any]) -> NDArray[Any]:
     """An image without a frame or padding of one grey level, up to half of each side."""
     reduced = cv2.resize(grey, (_GRID, _GRID), interpolation=cv2.INTER_AREA).astype(np.float32)
     kept = []
@@ -152,8 +152,8 @@ class _Index:
         self.thumbnails = [one.thumbnail.astype(np.float32) for one in prints]
         size = (_COARSE_SIDE, _COARSE_SIDE)
         reduced = [cv2.resize(one, size, interpolation=cv2.INTER_AREA) for one in self.thumbnails]
-        self.coarse = _standardised(np.array(reduced))
-        self.fine = np.array([_standardised(_high_passed(one)[None])[0] for one in self.thumbnails])
+        self.coarse = _standardise(np.array(reduced))
+        self.fine = np.array([_standardise(_high_pass(one)[None])[0] for one in self.thumbnails])
 
     def near_duplicates(self, *, mirrored: bool) -> Iterator[NearDuplicate]:
         """Pairs by the steps in the module's description."""
@@ -173,7 +173,7 @@ class _Index:
         """Indices of pairs with near hashes, their hash distance and coarse correlation."""
         hashes = self.hashes[:, int(mirrored)]
         pictures, others = (
-            _turned(self.coarse, turn).reshape(len(self.parts), -1) for turn in (False, mirrored)
+            _mirror(self.coarse, turn).reshape(len(self.parts), -1) for turn in (False, mirrored)
         )
         found: list[tuple[NDArray[Any], ...]] = []
         for top in range(0, len(self.parts), _BLOCK):
@@ -193,13 +193,13 @@ class _Index:
         likeness = np.empty(len(first), np.float32)
         for start in range(0, len(first), _BLOCK):
             part = slice(start, start + _BLOCK)
-            other = _turned(self.fine[second[part]], mirrored)
+            other = _mirror(self.fine[second[part]], mirrored)
             likeness[part] = np.einsum("nhw,nhw->n", self.fine[first[part]], other)
         return likeness
 
     def _aligned_likeness(self, first: Any, second: Any, mirrored: bool) -> float:
         """Correlation with the second image aligned with the first; -1 if that is impossible."""
-        fixed, moved = self.thumbnails[first], _turned(self.thumbnails[second], mirrored)
+        fixed, moved = self.thumbnails[first], _mirror(self.thumbnails[second], mirrored)
         start, everywhere = np.eye(2, 3, dtype=np.float32), np.ones((SIDE, SIDE), np.uint8)
         try:
             _, affine = cv2.findTransformECC(
@@ -214,19 +214,19 @@ class _Index:
         if shared.mean() < _FEWEST_SHARED:
             return -1.0
         where = shared > 0
-        pair = [_standardised(_high_passed(one)[where][None]) for one in (fixed, laid)]
+        pair = [_standardise(_high_pass(one)[where][None]) for one in (fixed, laid)]
         return float(np.vdot(*pair))
 
 
-def _turned(pictures: Any, mirrored: bool) -> Any:
+def _mirror(pictures: Any, mirrored: bool) -> Any:
     return np.ascontiguousarray(pictures[..., ::-1]) if mirrored else pictures
 
 
-def _high_passed(thumbnail: Any) -> Any:
+def _high_pass(thumbnail: Any) -> Any:
     return thumbnail - cv2.GaussianBlur(thumbnail, (0, 0), _HIGH_PASS)
 
 
-def _standardised(pictures: Any) -> Floats:
+def _standardise(pictures: Any) -> Floats:
     """Pictures with mean 0 and norm 1 each, so that products are correlations."""
     axes = tuple(range(1, pictures.ndim))
     centred = pictures - pictures.mean(axis=axes, keepdims=True)

@@ -39,7 +39,7 @@ from deepcovid_export.decision.ood_graph import (
 )
 from deepcovid_export.decision.outliers import TURNED, UNRECOGNISABLE, Change, Pixels, vary
 from deepcovid_export.evaluation.predictions import images_of_model
-from deepcovid_export.onnx_export.graphs import finished, save
+from deepcovid_export.onnx_export.graphs import finish, save
 from deepcovid_export.onnx_export.session import open_session
 
 LIMIT, STRICT_LIMIT = 1.5, 1.0
@@ -90,7 +90,7 @@ def fit_model(path: Path, data: Path, output: Path | None = None) -> ModelManife
         facts["network_parent_sha256"] = known
         manifest = replace(manifest, parent_sha256=file_sha256(path))
     manifest = replace(manifest, ood=facts)
-    save(finished(put_on(bare, layer), manifest), output or path)
+    save(finish(put_on(bare, layer), manifest), output or path)
     return manifest
 
 

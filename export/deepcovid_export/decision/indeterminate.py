@@ -88,11 +88,11 @@ def fit_indeterminate_range(
         A range that holds the threshold, and how it was chosen.
     """
     settings = settings or IndeterminateSettings()
-    drawn = _drawn_thresholds(scores, positive, rule, patients, settings)
+    drawn = _draw_thresholds(scores, positive, rule, patients, settings)
     ends = (1 - settings.confidence) / 2
     low, high = (float(end) for end in np.quantile(drawn, [ends, 1 - ends]))
     spanned = min(low, threshold), max(high, threshold)
-    low, high = _narrowed(scores, threshold, spanned, settings.most)
+    low, high = _narrow(scores, threshold, spanned, settings.most)
     held = (scores >= low) & (scores < high)
     origin = {
         "rule": f"middle {settings.confidence:.0%} of the thresholds of {len(drawn)} draws of "
@@ -156,7 +156,7 @@ def threshold_rule(manifest: ModelManifest) -> Rule:
     return lambda scores, positive: threshold_for_new_images(scores, positive, sensitivity)[0]
 
 
-def _drawn_thresholds(
+def _draw_thresholds(
     scores: Scores,
     positive: Truth,
     rule: Rule,
@@ -174,7 +174,7 @@ def _drawn_thresholds(
     return np.array(found)
 
 
-def _narrowed(
+def _narrow(
     scores: Scores, threshold: float, ends: tuple[float, float], most: float
 ) -> tuple[float, float]:
     """Cut a range at one distance from the threshold, in logits, so that it holds few enough."""

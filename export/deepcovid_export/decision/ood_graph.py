@@ -23,7 +23,7 @@ from deepcovid_edge.errors import ModelFileError
 from deepcovid_edge.graph.reader import Graph, alive_behind, nodes_between, read_graph, varying
 from deepcovid_export.onnx_export.graphs import (
     constants_of,
-    copied,
+    copy_model,
     nodes_of,
     set_nodes,
     sorted_nodes,
@@ -110,7 +110,7 @@ def with_features(model: onnx.ModelProto, tap: str) -> onnx.ModelProto:
         model: A network without the layer, in any precision.
         tap: One of `find_taps` of the FP32 network.
     """
-    changed = copied(model)
+    changed = copy_model(model)
     inferred = onnx.shape_inference.infer_shapes(changed)
     source, pooled = _in_float(changed, inferred, tap), f"{_PREFIX}pooled"
     sides = [_window(length, min(GRID, length)) for length in shapes_of(inferred)[tap][2:]]
@@ -129,7 +129,7 @@ def with_features(model: onnx.ModelProto, tap: str) -> onnx.ModelProto:
 
 def features_alone(model: onnx.ModelProto, taps: Sequence[str]) -> onnx.ModelProto:
     """The part of a network that makes the features at some taps; outputs in their order."""
-    part = copied(model)
+    part = copy_model(model)
     del part.graph.output[:]
     for number, tap in enumerate(taps):
         part = with_features(part, tap)
@@ -192,7 +192,7 @@ def put_on(model: onnx.ModelProto, layer: OodLayer) -> onnx.ModelProto:
 
 def take_off(model: onnx.ModelProto) -> tuple[onnx.ModelProto, OodLayer | None]:
     """A copy of a network without its out-of-distribution layer, and that layer if it has one."""
-    bare = copied(model)
+    bare = copy_model(model)
     graph = bare.graph
     own = [node for node in graph.node if node.name.startswith(_PREFIX)]
     if not own:

@@ -26,7 +26,7 @@ def quarter_turns(count: int) -> Change:
     """Turn an image to the left by `count` times 90 degrees."""
 
     def turn(image: Pixels, _: np.random.Generator) -> Pixels:
-        return _sized(np.rot90(image, count), image.shape)
+        return _resize(np.rot90(image, count), image.shape)
 
     return turn
 
@@ -51,7 +51,7 @@ def shuffle(image: Pixels, draw: np.random.Generator) -> Pixels:
         order = draw.permutation(len(boxes))
     shuffled = np.empty_like(image)
     for place, source in zip(boxes, order, strict=True):
-        shuffled[place] = _sized(image[boxes[source]], shuffled[place].shape)
+        shuffled[place] = _resize(image[boxes[source]], shuffled[place].shape)
     return shuffled
 
 
@@ -62,7 +62,7 @@ def enlarge(image: Pixels, draw: np.random.Generator) -> Pixels:
     top, left = (
         int(draw.integers(0, whole - part)) for whole, part in zip(image.shape, sides, strict=True)
     )
-    return _sized(image[top : top + sides[0], left : left + sides[1]], image.shape)
+    return _resize(image[top : top + sides[0], left : left + sides[1]], image.shape)
 
 
 def scramble(image: Pixels, draw: np.random.Generator) -> Pixels:
@@ -121,7 +121,7 @@ TURNED: tuple[Change, ...] = (quarter_turns(1), quarter_turns(2), quarter_turns(
 UNRECOGNISABLE: tuple[Change, ...] = (shuffle, enlarge, scramble, drown, draw_shapes)
 
 
-def _sized(pixels: NDArray[Any], shape: tuple[int, ...]) -> Pixels:
+def _resize(pixels: NDArray[Any], shape: tuple[int, ...]) -> Pixels:
     if pixels.shape == shape:
         return np.ascontiguousarray(pixels, dtype=np.uint8)
     rows, columns = shape

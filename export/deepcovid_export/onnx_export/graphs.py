@@ -46,7 +46,7 @@ def constants_of(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     return {item.name: item for item in graph.initializer}
 
 
-def copied(model: onnx.ModelProto) -> onnx.ModelProto:
+def copy_model(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of a network that may be changed."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -66,13 +66,13 @@ def set_manifest(model: onnx.ModelProto, manifest: ModelManifest) -> None:
     model.metadata_props.add(key=METADATA_KEY, value=manifest.to_json())
 
 
-def finished(model: onnx.ModelProto, manifest: ModelManifest) -> onnx.ModelProto:
+def finish(model: onnx.ModelProto, manifest: ModelManifest) -> onnx.ModelProto:
     """A copy of a network as a model file: sorted, checked, with the manifest as only metadata.
 
     Raises:
         ModelFileError: The graph is not valid ONNX.
     """
-    done = copied(model)
+    done = copy_model(model)
     done.ir_version = min(done.ir_version, MAX_IR_VERSION)
     done.producer_name, done.producer_version, done.doc_string = "deepcovid-edge", "", ""
     domains = [item for item in done.opset_import if item.domain in ("", "ai.onnx")]

@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from deepcovid_edge.errors import ModelFileError
-from deepcovid_export.onnx_export.graphs import QDQ, constants_of, copied, nodes_of, set_nodes
+from deepcovid_export.onnx_export.graphs import QDQ, constants_of, copy_model, nodes_of, set_nodes
 
 FEWEST = 256
 """Smaller tensors (biases, constants) are kept: they save nothing and are added, not averaged."""
@@ -24,7 +24,7 @@ def store_half(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         ModelFileError: A weight is beyond FP16's range, 65504.
     """
-    halved = copied(model)
+    halved = copy_model(model)
     casts = []
     for item in halved.graph.initializer:
         if item.data_type != TensorProto.FLOAT or np.prod(item.dims) < FEWEST:
@@ -42,7 +42,7 @@ def store_half(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def restore_float(model: onnx.ModelProto) -> onnx.ModelProto:
     """The network with those casts folded: the same numbers, all stored in FP32."""
-    full = copied(model)
+    full = copy_model(model)
     stored = constants_of(full.graph)
     nodes = []
     for node in full.graph.node:

@@ -17,7 +17,7 @@ from deepcovid_edge.pipeline.classifier import probabilities
 from deepcovid_export.networks import Classifier
 from deepcovid_export.networks.checkpoint import load_checkpoint
 from deepcovid_export.onnx_export.graphs import (
-    finished,
+    finish,
     quiet,
     save,
     set_manifest,
@@ -101,7 +101,7 @@ def export_network(
     """
     created = {**manifest.created_with, "onnx": onnx.__version__}
     manifest = replace(manifest, created_with=created)
-    model = finished(_traced(network, manifest.input), manifest)
+    model = finish(_traced(network, manifest.input), manifest)
     with temporary_beside(output) as temporary:
         onnx.save(model, temporary)
         parity = compare(network, temporary, images, kind=kind)

@@ -22,7 +22,7 @@ from deepcovid_edge.errors import DataError, NotAssessedError
 from deepcovid_edge.imaging.pictures import read_radiograph
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.manifest import InputSpec, ModelManifest
-from deepcovid_export.onnx_export.graphs import copied
+from deepcovid_export.onnx_export.graphs import copy_model
 from deepcovid_export.onnx_export.session import open_session
 
 SPLIT = "train"
@@ -189,7 +189,7 @@ class Histogram:
         values, weights = centres[used], self._counts[used].astype(np.float64)
         candidates = [self._range(float(share), symmetric=symmetric) for share in _CLIPPING]
         errors = [
-            float(weights @ (values - _quantised(values, *ends, symmetric=symmetric)) ** 2)
+            float(weights @ (values - _quantise(values, *ends, symmetric=symmetric)) ** 2)
             for ends in candidates
         ]
         return candidates[int(np.argmin(errors))]
@@ -200,7 +200,7 @@ class Histogram:
         return (-reach, reach) if symmetric else (low, high)
 
 
-def _quantised(
+def _quantise(
     values: NDArray[np.float64], low: float, high: float, *, symmetric: bool
 ) -> NDArray[np.float64]:
     """Values as they come out of QuantizeLinear and DequantizeLinear (ONNX operators)."""
@@ -242,7 +242,7 @@ def _watch(
     note: Callable[[str, NDArray[np.float32]], None],
 ) -> None:
     """Run images through a network and pass some of its tensors to `note`, batch by batch."""
-    watched = copied(model)
+    watched = copy_model(model)
     present = {output.name for output in watched.graph.output}
     for name in tensors:
         if name not in present:

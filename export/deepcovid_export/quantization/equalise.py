@@ -18,7 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from deepcovid_export.onnx_export.graphs import constants_of, copied, makers_of
+from deepcovid_export.onnx_export.graphs import constants_of, copy_model, makers_of
 
 _BALANCE = 0.7
 """SmoothQuant's alpha: 1 equalises activations alone, 0 weights alone."""
@@ -107,7 +107,7 @@ def _is_whole(node: onnx.NodeProto) -> bool:
 
 def equalise(model: onnx.ModelProto, peaks: Mapping[str, NDArray[np.float64]]) -> onnx.ModelProto:
     """A copy of a network with equalised channels that computes the same."""
-    changed = copied(model)
+    changed = copy_model(model)
     stored = constants_of(changed.graph)
     arrays: dict[str, NDArray[np.float32]] = {}
 

@@ -52,7 +52,7 @@ def to_int8_tensorrt(
         "QuantizeBias": False,
         "OpTypesToExcludeOutputQuantization": ["Conv"],
     }
-    changed = _quantised(model, ranges, chosen, ["Conv"], QuantType.QInt8, options)
+    changed = _quantise(model, ranges, chosen, ["Conv"], QuantType.QInt8, options)
     _read_floats(changed, chosen)
     if fused_adds:
         _quantise_skips(changed, ranges, chosen, residual_adds(model))
@@ -151,7 +151,7 @@ def to_int8_cpu(
             names.append(node.name)
     options = {"ActivationSymmetric": False, "WeightSymmetric": True}
     joined = _one_range_a_concat(model, ranges)
-    changed = _quantised(model, joined, names, _CPU_OPERATORS, QuantType.QUInt8, options)
+    changed = _quantise(model, joined, names, _CPU_OPERATORS, QuantType.QUInt8, options)
     _keep_in_float(changed, joined, {node.name for node in every.values()} - chosen)
     return changed
 
@@ -162,7 +162,7 @@ def set_weights(
     weights: NDArray[np.float32],
     bias: NDArray[np.float32] | None = None,
 ) -> None:
-    """Give a layer that is quantised already other weights, as quantising it anew would.
+    """Give a quantised layer other weights, as if it were quantised again.
 
     Args:
         model: A network of `to_int8_cpu` or `to_int8_tensorrt`.
@@ -238,7 +238,7 @@ def _keep_in_float(model: onnx.ModelProto, ranges: Ranges, layers: Collection[st
                 node.input[0] = clipped(node.input[0], low, high)
 
 
-def _quantised(
+def _quantise(
     model: onnx.ModelProto,
     ranges: Ranges,
     nodes: list[str],

@@ -84,7 +84,7 @@ class VariantWriter:
             equal = equalise(model, peaks)
             self._model = onnx.version_converter.convert_version(equal, INT8_OPSET)
             symmetric = variant.target == "tensorrt"
-            shown = list(_shown(self._model, variant))
+            shown = list(_tensors_to_calibrate(self._model, variant))
             self._ranges = best_ranges(self._model, shown, batches, symmetric=symmetric)
             # Images that the probe does not use, if there are enough: it measures the fit.
             few = (islice(batches, first, first + FIT_BATCHES) for first in (PROBE_BATCHES, 0))
@@ -137,7 +137,7 @@ def _quantisable(model: onnx.ModelProto, variant: Variant) -> Iterator[str]:
             yield name
 
 
-def _shown(model: onnx.ModelProto, variant: Variant) -> Iterator[str]:
+def _tensors_to_calibrate(model: onnx.ModelProto, variant: Variant) -> Iterator[str]:
     """The activations whose ranges the Q/DQ of a variant need."""
     constants = {item.name for item in model.graph.initializer}
     outputs = {output.name for output in model.graph.output}

@@ -21,7 +21,7 @@ from deepcovid_edge.manifest import ModelManifest, file_sha256, read_manifest
 from deepcovid_edge.validation.verify import CHANGED, EquivalenceRules, verify
 from deepcovid_export.decision.fit_ood import match_variant
 from deepcovid_export.decision.ood_graph import OodLayer, put_on, take_off
-from deepcovid_export.onnx_export.graphs import finished, save
+from deepcovid_export.onnx_export.graphs import finish, save
 from deepcovid_export.onnx_export.half_weights import read_fp32
 from deepcovid_export.quantization.calibration import (
     BINS,
@@ -135,7 +135,7 @@ def quantize(
     progress(f"{len(chosen.images)} images to calibrate on, {len(compared)} to compare on")
     with tempfile.TemporaryDirectory() as folder, _load(model) as reference:
         place = Path(folder) / "candidate.onnx"
-        named = _named(manifest, model, settings)
+        named = _variant_manifest(manifest, model, settings)
         work = _Work(parent, named, settings, chosen, progress, ood=layer)
         report = work.search(lambda: _verify(work, reference, place, compared))
         result = _with_verdict(work.manifest, "equivalence", report)
@@ -145,7 +145,7 @@ def quantize(
     if proved:
         result = _with_verdict(result, "verified", proved)
     path = output or Path(f"{result.name}.onnx")
-    save(finished(work.with_limits(), result), path)
+    save(finish(work.with_limits(), result), path)
     return Quantized(path, result, report, work.sensitivity, proved)
 
 
@@ -290,7 +290,7 @@ def _fp32_manifest(model: Path) -> ModelManifest:
     return manifest
 
 
-def _named(manifest: ModelManifest, model: Path, settings: QuantizeSettings) -> ModelManifest:
+def _variant_manifest(manifest: ModelManifest, model: Path, settings: QuantizeSettings) -> ModelManifest:
     variant = settings.variant
     rules = EquivalenceRules.of(manifest, **RULES[variant.precision])
     versions = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
@@ -343,7 +343,7 @@ def _verify(
 ) -> dict[str, Any]:
     """The report of `verify` on the present candidate."""
     manifest = work.manifest
-    onnx.save(finished(work.with_limits(), manifest), place)
+    onnx.save(finish(work.with_limits(), manifest), place)
     rules = EquivalenceRules(**manifest.equivalence)
     with _load(place) as candidate:
         return verify(reference, candidate, images, rules=rules)

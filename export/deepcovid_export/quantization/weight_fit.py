@@ -25,7 +25,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from deepcovid_export.onnx_export.graphs import constants_of, copied, find_layers
+from deepcovid_export.onnx_export.graphs import constants_of, copy_model, find_layers
 from deepcovid_export.quantization.int8_graph import STEPS, set_weights
 from deepcovid_export.quantization.stepwise import Stepwise, Tensor
 
@@ -115,7 +115,7 @@ def fit_weights(
         lower: Writes a network of the same nodes in INT8.
         images: Batches of prepared images, of shape (N, h, w).
     """
-    fitted = copied(model)
+    fitted = copy_model(model)
     constants = constants_of(fitted.graph)
     variant = lower(model)
     reads = {node.name: node.input[0] for node in variant.graph.node}
@@ -165,9 +165,9 @@ def _fit(
     has_bias = len(layer.node.input) > 2
     least = _LEAST_VARIANCE * float(np.mean(np.diag(yy)))
     if has_bias:  # it corrects the means
-        moved = _moved(was, yy - np.outer(y, y), xy - np.outer(x, y), least)
+        moved = _solve_ridge(was, yy - np.outer(y, y), xy - np.outer(x, y), least)
     else:
-        moved = _moved(was, yy, xy, least)
+        moved = _solve_ridge(was, yy, xy, least)
     kept = on_grid(moved, yy)
     changed = [kept.reshape(weights.shape)]
     if has_bias:
@@ -179,7 +179,7 @@ def _fit(
     return stored
 
 
-def _moved(weights: Array, yy: Array, xy: Array, least: float) -> Array:
+def _solve_ridge(weights: Array, yy: Array, xy: Array, least: float) -> Array:
     """The W that makes |weights x - W y|^2 + ridge |W - weights|^2 smallest.
 
     Args:
@@ -193,11 +193,11 @@ def _moved(weights: Array, yy: Array, xy: Array, least: float) -> Array:
         return weights
     wanted = weights @ xy + ridge * weights
     # yy + ridge is symmetric: the transposed equation has it on the left.
-    found: Array = scipy.linalg.solve(_raised(yy, ridge), wanted.T, assume_a="pos").T
+    found: Array = scipy.linalg.solve(_add_to_diagonal(yy, ridge), wanted.T, assume_a="pos").T
     return found
 
 
-def _raised(matrix: Array, by: float) -> Array:
+def _add_to_diagonal(matrix: Array, by: float) -> Array:
     """A matrix with something added to its diagonal."""
     raised: Array = matrix.copy()
     raised.flat[:: len(raised) + 1] += by
@@ -234,7 +234,7 @@ def on_grid(weights: Array, gram: Array) -> Array:
     scaled = weights / steps
     energy = np.diag(gram)
     order = np.argsort(-energy, kind="stable")
-    damped = _raised(gram[np.ix_(order, order)], _DAMPING * float(np.mean(energy) or 1.0))
+    damped = _add_to_diagonal(gram[np.ix_(order, order)], _DAMPING * float(np.mean(energy) or 1.0))
     spread = np.ascontiguousarray(_upper_of_inverse(damped))
     # Columns lie in rows here: each is read and written at one place of the memory.
     left = np.ascontiguousarray(scaled.T[order])

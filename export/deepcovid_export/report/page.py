@@ -29,7 +29,7 @@ _PICTURE = 168
 
 def as_html(report: Mapping[str, Any]) -> str:
     """The page of the JSON of `evaluate` or `evaluate_side_by_side`."""
-    named = _named(report.get("evaluations") or [report])
+    named = _name_models(report.get("evaluations") or [report])
     drawn = [(name, it) for name, it in named if it["curves"]]
     return render(
         "report.html.j2",
@@ -39,13 +39,13 @@ def as_html(report: Mapping[str, Any]) -> str:
         first=named[0][1],
         comparisons=report.get("comparisons", []),
         name_of={it["model_sha256"]: name for name, it in named},
-        curves=[(name, Markup(svg)) for name, svg in _shared_plots(drawn)],
-        plots={name: _own_plots(it, f"m{number}") for number, (name, it) in enumerate(named)},
+        curves=[(name, Markup(svg)) for name, svg in _draw_shared(drawn)],
+        plots={name: _draw_own(it, f"m{number}") for number, (name, it) in enumerate(named)},
         pictures=_pictures(named[0][1]),
     )
 
 
-def _named(evaluations: list[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
+def _name_models(evaluations: list[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
     """Evaluations with names that tell them apart: model, then precision, then digest."""
     for fields in (("model",), ("model", "precision"), ("model", "precision", "model_sha256")):
         names = [" ".join(it[field][:16] for field in fields) for it in evaluations]
@@ -54,13 +54,13 @@ def _named(evaluations: list[Mapping[str, Any]]) -> list[tuple[str, Mapping[str,
     return list(zip(names, evaluations, strict=True))
 
 
-def _shared_plots(drawn: plots.Named) -> list[tuple[str, str]]:
+def _draw_shared(drawn: plots.Named) -> list[tuple[str, str]]:
     if not drawn:
         return []
     return [("roc", plots.roc(drawn)), ("precision_recall", plots.precision_recall(drawn))]
 
 
-def _own_plots(figures: Mapping[str, Any], place: str) -> dict[str, Markup]:
+def _draw_own(figures: Mapping[str, Any], place: str) -> dict[str, Markup]:
     found = {
         "histogram": plots.score_histograms(figures, place),
         "reliability": plots.reliability(figures, place),

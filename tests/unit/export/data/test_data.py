@@ -1,4 +1,4 @@
-"""The images of a run: what is left out and why, how splits are drawn, and what stops a run."""
+"""The images of a run: what is excluded and why, how splits are drawn, and what stops a run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def picture(seed: int) -> NDArray[np.uint8]:
 
 
 def image(path: Path, seed: int | None = None) -> Path:
-    """An image with content of its own, told by its path unless a seed is given."""
+    """An image with content of its own, seeded by its path unless a seed is given."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if seed is None:
         seed = int.from_bytes(
@@ -62,7 +62,7 @@ def placed(found: TrainingData) -> dict[str, str]:
     return {"/".join(one.path.parts[-2:]): one.split for one in images}
 
 
-def test_what_is_left_out_is_named_and_counted(split_data: Path) -> None:
+def test_what_is_excluded_is_named_and_counted(split_data: Path) -> None:
     broken = split_data / "train/covid/broken.png"
     broken.write_text("no image")
     image(split_data / "train/fracture/1.png")
@@ -78,7 +78,7 @@ def test_what_is_left_out_is_named_and_counted(split_data: Path) -> None:
     assert [one.path.name for one in found.aside] == ["3.png"]
 
 
-def test_a_class_without_a_image_is_named_with_split_and_folder(split_data: Path) -> None:
+def test_a_class_without_an_image_is_named_with_split_and_folder(split_data: Path) -> None:
     for path in (split_data / "val/covid").iterdir():
         path.write_bytes(b"")
     expected = (

@@ -121,9 +121,9 @@ def test_the_json_of_an_evaluation_has_the_keys_of_the_stored_results(
 
 
 def test_a_label_of_no_class_is_named(images: list[LabelledImage], checkpoint: Path) -> None:
-    foreign = [*images, replace(images[0], label="fracture")]
+    unknown = [*images, replace(images[0], label="fracture")]
     with pytest.raises(DataError, match="label 'fracture' belongs to no class"):
-        evaluate(checkpoint, foreign, description="phantoms")
+        evaluate(checkpoint, unknown, description="phantoms")
 
 
 def test_images_of_which_none_can_be_read_are_no_zero(checkpoint: Path, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_a_class_without_images_is_an_error(data: Path, tmp_path: Path) -> None:
         choose_images(tmp_path / "data", MANIFEST, 128)
 
 
-def test_images_to_judge_on_never_calibrate(parent: Path, data: Path, tmp_path: Path) -> None:
+def test_images_to_compare_on_never_calibrate(parent: Path, data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is the split 'val'"):
         choose_images(data / "val", MANIFEST, 128)
     shutil.copytree(data / "val", tmp_path / "data/val")

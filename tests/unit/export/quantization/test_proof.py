@@ -64,7 +64,7 @@ def test_proof_stands_in_the_file_and_auto_takes_it(
     assert fastest_verified(model) == model
 
 
-def test_auto_passes_over_a_form_of_another_model_or_without_proof(
+def test_auto_passes_over_a_variant_of_another_model_or_without_proof(
     proved: tuple[Path, Path], made: dict[str, Made], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backends, "computes_int8_exactly", lambda: True)

@@ -22,7 +22,7 @@ def test_it_is_torch_s_weighted_mean_where_every_image_has_a_class() -> None:
         torch.testing.assert_close(loss / weight, expected)
 
 
-def test_a_image_without_class_is_best_answered_evenly() -> None:
+def test_an_image_without_class_is_best_answered_evenly() -> None:
     nothing = torch.tensor([NO_CLASS])
     even, weight = summed_loss(torch.zeros(1, 3), nothing, WEIGHTS)
     torch.testing.assert_close(even, torch.tensor(3.0).log())

@@ -115,7 +115,7 @@ def test_images_of_a_rare_source_are_drawn_again_and_count_in_the_weights() -> N
     assert fit.tolist() == [1.0, 1.0]  # 12 of each class are drawn
 
 
-def test_a_image_that_is_drawn_again_is_changed_anew(images: TrainingData) -> None:
+def test_an_image_that_is_drawn_again_is_changed_differently(images: TrainingData) -> None:
     recipe = small_recipe(balance="upsample", repeat={"covid": 2})
     epoch = images_of_an_epoch(images.train, recipe)
     assert len(epoch) == 12
