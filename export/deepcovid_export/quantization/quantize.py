@@ -290,7 +290,9 @@ def _fp32_manifest(model: Path) -> ModelManifest:
     return manifest
 
 
-def _variant_manifest(manifest: ModelManifest, model: Path, settings: QuantizeSettings) -> ModelManifest:
+def _variant_manifest(
+    manifest: ModelManifest, model: Path, settings: QuantizeSettings
+) -> ModelManifest:
     variant = settings.variant
     rules = EquivalenceRules.of(manifest, **RULES[variant.precision])
     versions = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}

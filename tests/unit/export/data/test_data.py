@@ -278,8 +278,9 @@ def test_splits_are_written_as_a_manifest_that_gives_the_same_images(tmp_path: P
         (one.path.resolve(), one.label, one.split, one.patient, one.view)
         for one in (*found.train, *found.val, *found.aside)
     ]
+    (tmp_path / "taken").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
-        write_splits(found, tmp_path / "no/splits.csv")
+        write_splits(found, tmp_path / "taken/splits.csv")
 
 
 def test_check_data_reports_and_stops(split_data: Path, tmp_path: Path) -> None:

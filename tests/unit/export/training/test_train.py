@@ -274,7 +274,7 @@ def test_a_run_that_never_had_a_finite_loss_says_so(images: TrainingData, tmp_pa
     training = started(recipe, images, tmp_path)
     while not training.finished:
         training.run_epoch()
-    with pytest.raises(UsageError, match=r"fit\.learning_rate: got 1e\+30, .* set a lower one"):
+    with pytest.raises(UsageError, match=r"fit\.learning_rate: got 1e\+30, .* set a lower rate"):
         training.finish()
     assert not (tmp_path / "checkpoint.pt").exists()
 
