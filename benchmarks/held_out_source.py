@@ -80,10 +80,10 @@ def evaluate(checkpoint: Path, data: TrainingData, held: list[LabelledImage]) ->
     scores = np.concatenate([positives, unseen.scores])
     truth = np.concatenate([np.ones(len(positives), bool), unseen.positive])
     return {
-        "val": shortcuts["whole"],
-        "lungs_hidden": shortcuts["lungs_hidden"],
-        "lungs_only": shortcuts["lungs_only"],
-        "held_out": {"held_images": len(held), **area(scores, truth)},
+        "val": shortcuts.whole.as_dict(),
+        "lungs_hidden": shortcuts.lungs_hidden.as_dict(),
+        "lungs_only": shortcuts.lungs_only.as_dict(),
+        "held_out": {"held_images": len(held), **area(scores, truth).as_dict()},
     }
 
 

@@ -43,7 +43,8 @@ from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.manifest import ModelManifest, read_manifest
 from deepcovid_export.decision.ood_graph import take_off
 from deepcovid_export.evaluation.metrics import auc
-from deepcovid_export.onnx_export.graphs import INT8_OPSET, find_layers, read_fp32, with_opset
+from deepcovid_export.onnx_export.graphs import INT8_OPSET, find_layers
+from deepcovid_export.onnx_export.half_weights import read_fp32
 from deepcovid_export.quantization import calibration, mixed_precision, sensitivity, stepwise
 from deepcovid_export.quantization.calibration import BATCH, ImageBatches, choose_images
 from deepcovid_export.quantization.mixed_precision import Variant, VariantWriter
@@ -82,7 +83,8 @@ def main() -> None:
 def compare(path: Path, data: Path, count: int, rounds: int) -> dict[str, Any]:
     """Accuracy and speed of all candidates of a model."""
     manifest = read_manifest(path)
-    parent = with_opset(take_off(read_fp32(str(path), path.read_bytes()))[0], INT8_OPSET)
+    bare = take_off(read_fp32(str(path), path.read_bytes()))[0]
+    parent = onnx.version_converter.convert_version(bare, INT8_OPSET)
     chosen = choose_images(data, manifest, count).images
     images = load_dataset(data, split="val")
     seen = list(ImageBatches(images, manifest.input))

@@ -25,7 +25,7 @@ from deepcovid_edge.imaging.phantom import draw_phantom
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.manifest import IndeterminateRange, InputSpec, ModelManifest, read_manifest
-from deepcovid_export.onnx_export.graphs import finished
+from deepcovid_export.onnx_export.graphs import finish
 from deepcovid_export.quantization.mixed_precision import Variant
 from deepcovid_export.quantization.quantize import QuantizeSettings, quantize
 
@@ -169,7 +169,7 @@ def pixels(images: Any) -> NDArray[np.uint8]:
 
 
 def saved(path: Path, model: Any, manifest: ModelManifest = MANIFEST) -> Path:
-    onnx.save(finished(model, manifest), path)
+    onnx.save(finish(model, manifest), path)
     return path
 
 

@@ -205,7 +205,7 @@ def mahalanobis(known: Pixels, view: Score) -> Score:
 def exposure(rows: Rows, tap: str, train: Pixels) -> Score:
     """As `fit_ood` fits it, with copies of each image that take turns."""
     turns = np.arange(int(train.sum()))[:, None]
-    samples = {"familiar": np.concatenate([pick(rows[kind], train)[tap] for kind in KINDS[:2]])}
+    samples = {"training": np.concatenate([pick(rows[kind], train)[tap] for kind in KINDS[:2]])}
     for kind, each in (("turned", TURNED_EACH), ("unrecognisable", UNRECOGNISABLE_EACH)):
         values = rows[kind][tap][train]
         chosen = (turns * each + np.arange(each)) % values.shape[1]

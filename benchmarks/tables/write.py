@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-from benchmarks.tables import rows
+from benchmarks.tables import contents
 from benchmarks.tables.table import ROOT, ResultsTable, Table
 from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES
 from deepcovid_edge.reasons import Reason, WarningCode
@@ -43,7 +43,7 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     "syntaxes": lambda _: syntaxes(),
 }
 for name, table in read_table(Path(__file__).with_name("results.toml")).items():
-    of_result = getattr(rows, name.replace("-", "_"), rows.one)
+    of_result = getattr(contents, name.replace("-", "_"), contents.one)
     TABLES[name] = partial(ResultsTable(**table).table, of_result)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.manifest import InputSpec
-from deepcovid_export.settings import build_settings, merged, parse_assignment, read_table
+from deepcovid_export.settings import build_settings, check, merge, parse_assignment, read_table
 
 SHIPPED = Path(__file__).parent / "recipes"
 
@@ -29,10 +29,9 @@ class AugmentSettings:
         blur: Largest standard deviation of a Gaussian blur, pixels.
         noise: Largest standard deviation of added noise, grey levels.
         jpeg: Lowest quality of a JPEG round trip, 1 to 95; 0 for none.
-        resolution: Whether images are first reduced to resolutions drawn at random, between 1.14
-            and
-            2 times the network's; else all to twice the network's.
-        hide: Probability that the lungs are hidden and every class is equally right.
+        resolution: Reduce each image first to a random size, 1.14 to 2 times the network's input;
+            else to twice the network's input.
+        hide: Probability that the lungs are hidden and all classes are the right answer alike.
     """
 
     flip: float = 0.5
@@ -49,18 +48,14 @@ class AugmentSettings:
     hide: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("flip", "hide"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"augment.{name}: got {getattr(self, name)}, expected a probability, 0 to 1"
-                )
-        if not 0 <= self.crop <= 0.5:
-            raise ValueError(f"augment.crop: got {self.crop}, expected 0 to 0.5")
-        if not 0 <= self.jpeg <= 95:
-            raise ValueError(f"augment.jpeg: got {self.jpeg}, expected a quality, 0 to 95")
-        for name in ("rotate", "stretch", "distort", "contrast", "gamma", "blur", "noise"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"augment.{name}: got {getattr(self, name)}, expected 0 or more")
+        check(
+            self,
+            "augment.",
+            ("flip hide", lambda it: 0 <= it <= 1, "a probability, 0 to 1"),
+            ("crop", lambda it: 0 <= it <= 0.5, "0 to 0.5"),
+            ("jpeg", lambda it: 0 <= it <= 95, "a quality, 0 to 95"),
+            ("rotate stretch distort contrast gamma blur noise", lambda it: it >= 0, "0 or more"),
+        )
 
 
 @dataclass(frozen=True)
@@ -68,8 +63,8 @@ class DataSettings:
     """Which images of a data set are used, and how a data set without splits is split.
 
     Attributes:
-        views: Keep images of these views alone, such as `PA`; empty for every view.
-        shares: Split -> share of the patients, where the data set names no splits; they sum to 1.
+        views: Use only images of these views, such as `PA`; empty for every view.
+        shares: Split to share of the patients, where the data set names no splits; they sum to 1.
     """
 
     views: tuple[str, ...] = ()
@@ -93,8 +88,8 @@ class FindSettings:
 
     Attributes:
         lowest: Learning rate of the first step.
-        highest: Learning rate of the last step; between them it grows by a constant factor.
-        steps: Steps at most; the test ends early where the loss has grown fourfold.
+        highest: Learning rate of the last step; it grows by a constant factor.
+        steps: Most steps; the test ends early where the loss has grown fourfold.
     """
 
     lowest: float = 1e-6
@@ -102,12 +97,12 @@ class FindSettings:
     steps: int = 100
 
     def __post_init__(self) -> None:
-        if not 0 < self.lowest < self.highest:
-            raise ValueError(
-                f"find.lowest: got {self.lowest}, expected above 0, below find.highest"
-            )
-        if self.steps < 2:
-            raise ValueError(f"find.steps: got {self.steps}, expected 2 or more")
+        check(
+            self,
+            "find.",
+            ("lowest", lambda it: 0 < it < self.highest, "above 0, below find.highest"),
+            ("steps", lambda it: it >= 2, "2 or more"),
+        )
 
 
 @dataclass(frozen=True)
@@ -116,26 +111,25 @@ class FitSettings:
 
     Attributes:
         epochs: Passes over the training images.
-        batch_size: Images a step, over all processes.
-        start: Weights to start from, class maps excepted: `imagenet`, or `scratch` for random ones.
-        layers: Layers that are fitted: `last` (the class maps alone), `last_stage` or `all`.
+        batch_size: Images in a step, over all processes.
+        start: Weights to start from, except the class maps: `imagenet`, or `scratch` for random.
+        layers: Layers that are fitted: `last` (only the class maps), `last_stage` or `all`.
         optimiser: `adamw`, `adam` or `sgd`.
         learning_rate: Constant, or the peak of the one-cycle schedule (Smith and Topin 2018, arXiv
             1708.07120); `find` for the suggestion of the range test.
         schedule: `one_cycle` or `constant`.
         warm_up: Share of the steps in which the one-cycle schedule rises.
-        momentum: Of `sgd`.
+        momentum: Momentum of `sgd`.
         weight_decay: Decoupled with `adamw`; added to the gradient with the others.
         clip: Largest norm of a step's gradient; 0 for any.
         label_smoothing: As in torch's cross-entropy.
         balance: Against rare classes: `weights` weighs images by the inverse of their class's
-            frequency, `upsample` draws images of rare classes more often, each time changed anew.
-        repeat: With `upsample`: class -> times an epoch that each of its images is drawn; once
-            where
-            a class is not named. Empty for as often as makes all classes equally frequent.
-        repeat_sources: Part of a source's name -> times an epoch that each of its images is drawn,
-            whatever `balance` says: for a rare source of a class that else comes from elsewhere.
-        average: Decay of the exponential moving average of the weights, a step; 0 for none.
+            frequency, `upsample` draws images of rare classes more often, each changed differently.
+        repeat: With `upsample`: class to times an epoch that each of its images is drawn; once for
+            a class that is not named. Empty makes all classes equally frequent.
+        repeat_sources: Part of a source's name to times an epoch that each of its images is drawn,
+            whatever `balance` is: for a rare source of a class that comes mostly from elsewhere.
+        average: Decay of the exponential moving average of the weights, per step; 0 for none.
         patience: Epochs without a better validation loss before training stops.
         precision: `fp32`, or `bf16` for mixed precision.
         seed: Seed of weights, order and augmentation.
@@ -162,26 +156,20 @@ class FitSettings:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "patience"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"fit.{name}: got {getattr(self, name)}, expected 1 or more")
-        for name in ("momentum", "label_smoothing", "average"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"fit.{name}: got {getattr(self, name)}, expected 0 to below 1")
-        for name in ("weight_decay", "clip", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"fit.{name}: got {getattr(self, name)}, expected 0 or more")
-        if not 0 < self.warm_up < 1:
-            raise ValueError(f"fit.warm_up: got {self.warm_up}, expected between 0 and 1")
-        if self.learning_rate != "find" and self.learning_rate <= 0:
-            raise ValueError(f"fit.learning_rate: got {self.learning_rate}, expected above 0")
-        self._check_repeats()
-
-    def _check_repeats(self) -> None:
-        for name in ("repeat", "repeat_sources"):
-            times = getattr(self, name)
-            if times and min(times.values()) < 1:
-                raise ValueError(f"fit.{name}: got {dict(times)}, expected 1 or more for each")
+        check(
+            self,
+            "fit.",
+            ("epochs batch_size patience", lambda it: it >= 1, "1 or more"),
+            ("momentum label_smoothing average", lambda it: 0 <= it < 1, "0 to below 1"),
+            ("weight_decay clip seed", lambda it: it >= 0, "0 or more"),
+            ("warm_up", lambda it: 0 < it < 1, "between 0 and 1"),
+            ("learning_rate", lambda it: it == "find" or it > 0, "above 0"),
+            (
+                "repeat repeat_sources",
+                lambda it: all(times >= 1 for times in it.values()),
+                "1 or more for each",
+            ),
+        )
         if self.repeat and self.balance != "upsample":
             raise ValueError(
                 f"fit.repeat: got {dict(self.repeat)} with balance = {self.balance!r}, expected "
@@ -191,16 +179,16 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what a training run makes, apart from the images.
+    """Everything that determines a training run, except the images.
 
     Attributes:
         name: Name of the model that it makes.
         architecture: Name of the network.
         positive_class: The class that is looked for.
-        classes: Class name -> labels of the data set that belong to it.
-        sensitivity: Share of new positive images that the threshold, set on the validation images,
-            is expected to find.
-        license: Terms of use that the trained weights carry.
+        classes: Class name to labels of the data set that belong to it.
+        sensitivity: Share of new positive images that the threshold, chosen on the validation
+            images, is expected to find.
+        license: Terms of use of the trained weights.
         data: Which images are used.
         input: Shape and resize rule.
         find: How a learning rate is found, where `fit.learning_rate` is `find`.
@@ -226,8 +214,7 @@ class Recipe:
             raise ValueError(
                 f"positive_class: got {self.positive_class!r}, expected one of {[*self.classes]}"
             )
-        if not 0 < self.sensitivity <= 1:
-            raise ValueError(f"sensitivity: got {self.sensitivity}, expected 0 to 1")
+        check(self, "", ("sensitivity", lambda it: 0 < it <= 1, "0 to 1"))
         if unknown := sorted(set(self.fit.repeat) - set(self.classes)):
             raise ValueError(f"fit.repeat: got {unknown[0]!r}, expected one of {[*self.classes]}")
 
@@ -246,10 +233,8 @@ class Recipe:
 
     def class_of(self, label: str) -> int | None:
         """Index of the class that a data set's label belongs to, or None."""
-        for index, labels in enumerate(self.classes.values()):
-            if label in labels:
-                return index
-        return None
+        owners = (at for at, labels in enumerate(self.classes.values()) if label in labels)
+        return next(owners, None)
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain values for JSON and checkpoints."""
@@ -264,10 +249,6 @@ class Recipe:
         Raises:
             ValueError: A setting is unknown, missing, of another type or out of range.
         """
-        fit = values.get("fit", {})
-        if isinstance(fit, Mapping) and isinstance(fit.get("balance"), bool):  # version 0.1
-            balance = "weights" if fit["balance"] else "none"
-            values = {**values, "fit": {**fit, "balance": balance}}
         return build_settings(cls, values)
 
 
@@ -289,7 +270,7 @@ def load_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
         raise UsageError(f"{path}: {error}") from error
     try:
         for change in changes:
-            values = merged(values, parse_assignment(change))
+            values = merge(values, parse_assignment(change))
         return Recipe.from_dict(values) if changes else recipe
     except ValueError as error:
         raise UsageError(f"--set: {error}") from error
@@ -304,7 +285,7 @@ def _recipe_file(name: str) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A recipe's values, laid over those of the recipe that it names as `base`: one level."""
+    """A recipe's values on top of those of its `base`, which has no base itself."""
     values = read_table(path)
     if "base" not in values:
         return values
@@ -319,5 +300,5 @@ def _read(path: Path) -> dict[str, Any]:
     if "base" in below:
         raise ValueError(f"base: {base.stem} has itself a base; expected a recipe without one")
     if "classes" in values:
-        below.pop("classes", None)  # classes are one decision, never half another recipe's
-    return merged(below, values)
+        below.pop("classes", None)  # the classes of two recipes are never mixed
+    return merge(below, values)

@@ -1,10 +1,13 @@
-"""Settings from plain values: TOML tables and `name=value` options become checked dataclasses."""
+"""Settings from plain values: TOML tables and `name=value` options become checked dataclasses.
+
+A wrong setting is named with its value and what was expected, and an unknown one is an error.
+"""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -17,16 +20,18 @@ else:
     import tomli as tomllib
 
 Settings = TypeVar("Settings")
+Rule = tuple[str, Callable[[Any], bool], str]
+"""Names of settings, what each must fulfil, and that in words."""
 _WORDS = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
 
 
 def build_settings(kind: type[Settings], values: Mapping[str, Any], prefix: str = "") -> Settings:
-    """Make a settings dataclass, and those within it, of plain values.
+    """Make a settings dataclass, and those within it, from plain values.
 
     Args:
         kind: The dataclass.
-        values: Field name -> value; a mapping where the field is itself a dataclass.
-        prefix: Where the values stand, such as `fit.`, for messages.
+        values: Field name to value; a mapping where the field is itself a dataclass.
+        prefix: Put before names in messages, such as `fit.`.
 
     Raises:
         ValueError: A setting is unknown, missing, of another type or out of range.
@@ -40,14 +45,26 @@ def build_settings(kind: type[Settings], values: Mapping[str, Any], prefix: str 
     for name, item in known.items():
         if name not in values and item.default is MISSING and item.default_factory is MISSING:
             raise ValueError(f"{prefix}{name}: is missing")
-    return kind(**{name: _built(hints[name], values[name], prefix + name) for name in values})
+    return kind(**{name: _build(hints[name], values[name], prefix + name) for name in values})
 
 
-def _built(hint: Any, value: Any, name: str) -> Any:
+def check(settings: object, prefix: str, *rules: Rule) -> None:
+    """Check the ranges of settings.
+
+    Raises:
+        ValueError: A setting does not fulfil its rule.
+    """
+    for names, holds, expected in rules:
+        for name in names.split():
+            if not holds(value := getattr(settings, name)):
+                raise ValueError(f"{prefix}{name}: got {value}, expected {expected}")
+
+
+def _build(hint: Any, value: Any, name: str) -> Any:
     if is_dataclass(hint) and isinstance(value, Mapping):
         return build_settings(hint, value, f"{name}.")  # type: ignore[arg-type]
     if not _fits(value, hint):
-        raise ValueError(f"{name}: got {value!r}, expected {_described(hint)}")
+        raise ValueError(f"{name}: got {value!r}, expected {_describe(hint)}")
     return value
 
 
@@ -67,16 +84,16 @@ def _fits(value: Any, hint: Any) -> bool:
     return right_kind and isinstance(value, bool) == (hint is bool)  # True is an int to Python
 
 
-def _described(hint: Any) -> str:
+def _describe(hint: Any) -> str:
     origin, arguments = get_origin(hint), get_args(hint)
     if choices := _choices(hint):
         return " or ".join(map(repr, choices))
     if origin in (Union, UnionType):
-        return " or ".join(_described(choice) for choice in arguments)
+        return " or ".join(_describe(choice) for choice in arguments)
     if origin in (list, tuple):
-        return f"a list, each {_described(arguments[0])}"
+        return f"a list, each {_describe(arguments[0])}"
     if origin is not None:
-        return f"a table, each value {_described(arguments[1])}"
+        return f"a table, each value {_describe(arguments[1])}"
     return _WORDS.get(hint, "a table")
 
 
@@ -90,25 +107,25 @@ def read_table(path: Path) -> dict[str, Any]:
     """A TOML file as plain values.
 
     Raises:
-        ValueError: The file is no TOML.
+        ValueError: The file is not TOML.
     """
     table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     return table
 
 
-def merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Values with others laid over them, table by table."""
+def merge(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Values updated by others, table by table."""
     result = dict(values)
     for name, value in over.items():
         both = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
-        result[name] = merged(result[name], value) if both else value
+        result[name] = merge(result[name], value) if both else value
     return result
 
 
 def parse_assignment(text: str) -> dict[str, Any]:
     """`fit.epochs=1` as nested tables: {"fit": {"epochs": 1}}.
 
-    The value is read as TOML; what is no TOML is a text, so that a shell needs no quotes.
+    A value that is not TOML is taken as text, so that a shell needs no quotes.
 
     Raises:
         ValueError: The text has no name or no equals sign.

@@ -24,7 +24,7 @@ def finish_and_tell(training: Training) -> Path:
     path = finish(training)
     end = {
         "network": training.network.state_dict(),
-        "classified": training.classified.state_dict(),
+        "classified": training.kept_network.state_dict(),
         "best": training.best,
         "losses": [[epoch["train_loss"], epoch["val_loss"]] for epoch in training.history],
     }

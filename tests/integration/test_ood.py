@@ -33,10 +33,9 @@ from deepcovid_edge.heatmaps.occlusion import Occluder
 from deepcovid_edge.heatmaps.windows import OcclusionSettings
 from deepcovid_edge.imaging.phantom import draw_phantom
 from deepcovid_edge.manifest import read_manifest
-from deepcovid_edge.model import Model
 from deepcovid_edge.models import find_model
-from deepcovid_edge.pipeline.pipeline import PredictSettings
-from deepcovid_export.decision.fit_ood import matched, prepared
+from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
+from deepcovid_export.decision.fit_ood import match_variant, prepare_images
 from deepcovid_export.decision.ood_graph import (
     FEATURES,
     OodLayer,
@@ -46,8 +45,10 @@ from deepcovid_export.decision.ood_graph import (
     take_off,
     with_features,
 )
-from deepcovid_export.onnx_export.graphs import finished, read_fp32, save
-from deepcovid_export.quantization.calibration import ImageBatches, open_session
+from deepcovid_export.onnx_export.graphs import finish, save
+from deepcovid_export.onnx_export.half_weights import read_fp32
+from deepcovid_export.onnx_export.session import open_session
+from deepcovid_export.quantization.calibration import ImageBatches
 from deepcovid_export.quantization.mixed_precision import Variant, VariantWriter
 
 ROOT = Path(__file__).parents[2]
@@ -99,14 +100,14 @@ def limited(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def refusals(model: Path, images: dict[str, np.ndarray], folder: Path) -> dict[str, str | None]:
+def reasons(model: Path, images: dict[str, np.ndarray], folder: Path) -> dict[str, str | None]:
     """What becomes of pictures, written as files and classified as on a cart."""
     paths = [folder / f"{name}.png" for name in images]
     for path, pixels in zip(paths, images.values(), strict=True):
         cv2.imwrite(str(path), pixels)
     with load_backend(model) as backend:
         settings = PredictSettings()
-        records = list(Model.of(backend, settings).predict(paths))
+        records = list(predict(paths, backend, run_facts(backend, settings), settings))
     assert all((record.probability is None) == (record.reason is not None) for record in records)
     return {path.stem: record.reason for path, record in zip(paths, records, strict=True)}
 
@@ -114,30 +115,30 @@ def refusals(model: Path, images: dict[str, np.ndarray], folder: Path) -> dict[s
 # Fitting -------------------------------------------------------------------------------------
 
 
-def test_an_exported_file_gets_a_gate_and_keeps_its_weights(limited: Path, data: Path) -> None:
+def test_an_exported_file_gets_limits_and_keeps_its_weights(limited: Path, data: Path) -> None:
     before, now = read_manifest(SHIPPED), read_manifest(limited)
     assert now.parent_sha256 == file_sha256(SHIPPED)
     assert now.ood["train"]["images"] == COUNTS["train"]
     assert now.ood["val"]["images"] == COUNTS["val"]
     assert now.threshold == before.threshold
-    images = np.stack(prepared(load_dataset(data, split="test"), now.input))
+    images = np.stack(prepare_images(load_dataset(data, split="test"), now.input))
     with load_backend(SHIPPED) as old, load_backend(limited) as new:
         np.testing.assert_array_equal(old.infer(images).logits, new.infer(images).logits)
 
 
-def test_images_pass_and_pictures_that_are_none_are_refused(limited: Path, tmp_path: Path) -> None:
+def test_radiographs_pass_and_other_pictures_are_rejected(limited: Path, tmp_path: Path) -> None:
     photographs = pytest.importorskip("skimage.data", reason="photographs are scikit-image's")
     draw = np.random.default_rng(0)
-    familiar = {f"image{seed}": drawn(seed) for seed in range(200, 216)}
-    assert set(refusals(limited, familiar, tmp_path).values()) == {None}
-    foreign = {
+    radiographs = {f"image{seed}": drawn(seed) for seed in range(200, 216)}
+    assert set(reasons(limited, radiographs, tmp_path).values()) == {None}
+    others = {
         "camera": photographs.camera(),
         "coins": photographs.coins(),
         "cat": cv2.cvtColor(photographs.chelsea(), cv2.COLOR_RGB2GRAY),
         "noise": draw.integers(0, 256, SIZE).astype(np.uint8),
         "ramp": np.tile(np.linspace(10, 245, SIZE[1]), (SIZE[0], 1)).astype(np.uint8),
     }
-    found = refusals(limited, foreign, tmp_path)
+    found = reasons(limited, others, tmp_path)
     assert set(found.values()) <= {"E_OOD", "E_ORIENT"}
     turned = {
         "left": np.rot90(drawn(300)),
@@ -145,10 +146,10 @@ def test_images_pass_and_pictures_that_are_none_are_refused(limited: Path, tmp_p
         "right": np.rot90(drawn(302), 3),
         "inverted": 255 - drawn(303),
     }
-    assert set(refusals(limited, turned, tmp_path).values()) == {"E_ORIENT"}
+    assert set(reasons(limited, turned, tmp_path).values()) == {"E_ORIENT"}
 
 
-def test_commands_refuse_a_photograph_and_let_it_through_where_asked(
+def test_commands_reject_a_photograph_and_let_it_through_where_asked(
     limited: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photographs = pytest.importorskip("skimage.data", reason="photographs are scikit-image's")
@@ -168,7 +169,7 @@ def test_commands_refuse_a_photograph_and_let_it_through_where_asked(
     assert record["decision"] is not None
 
 
-def test_evaluate_judges_all_images_and_counts_those_that_infer_refuses(
+def test_evaluate_measures_all_images_and_counts_those_that_infer_rejects(
     limited: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(6):
@@ -188,7 +189,7 @@ def test_the_graph_computes_the_formula(limited: Path, data: Path) -> None:
     bare, ood = take_off(onnx.load(limited))
     assert ood is not None
     manifest = read_manifest(limited)
-    images = np.stack(prepared(load_dataset(data, split="test"), manifest.input))
+    images = np.stack(prepare_images(load_dataset(data, split="test"), manifest.input))
     bare.graph.output.append(helper.make_empty_tensor_value_info(ood.tap))
     (tap,) = open_session(bare).run([ood.tap], {"images": images})
     stride, kernel = {13: (4, 5), 27: (9, 9)}[tap.shape[-1]]  # cells of five rows overlap by one
@@ -208,13 +209,13 @@ def test_zero_and_one_are_the_median_and_the_99th_percentile_of_val(
     limited: Path, data: Path
 ) -> None:
     manifest = read_manifest(limited)
-    images = np.stack(prepared(load_dataset(data, split="val"), manifest.input))
+    images = np.stack(prepare_images(load_dataset(data, split="val"), manifest.input))
     with load_backend(limited) as backend:
         unlike = backend.infer(images).ood_scores
     np.testing.assert_allclose(np.quantile(unlike, [0.5, 0.99], axis=0).T, [[0, 1]] * 2, atol=1e-3)
 
 
-def test_fitting_again_replaces_the_ood(limited: Path, data: Path, tmp_path: Path) -> None:
+def test_fitting_again_replaces_the_limits(limited: Path, data: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.onnx"
     assert run(["export", str(limited), "--fit", str(data), "-o", str(again)]) == 0
     first, second = take_off(onnx.load(limited))[1], take_off(onnx.load(again))[1]
@@ -228,7 +229,7 @@ def test_fitting_again_replaces_the_ood(limited: Path, data: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("more", [[], ["--fit", "DATA", "--half-weights"]])
-def test_an_exported_file_takes_nothing_but_a_ood(
+def test_an_exported_file_takes_nothing_but_fit(
     more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = ["export", str(SHIPPED), *more, "-o", str(tmp_path / "a.onnx")]
@@ -237,7 +238,7 @@ def test_an_exported_file_takes_nothing_but_a_ood(
     assert not (tmp_path / "a.onnx").exists()
 
 
-def test_too_few_images_fit_no_ood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_few_images_fit_no_limits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for split in ("train", "val"):
         path = tmp_path / "few" / split / "covid" / "one.png"
         path.parent.mkdir(parents=True)
@@ -286,7 +287,7 @@ def test_a_network_without_so_small_a_stage_is_tapped_at_its_last() -> None:
 
 
 @pytest.mark.parametrize("path", TAPS, ids=lambda path: path.stem)
-def test_a_gate_that_is_taken_off_leaves_the_network_as_it_was(path: Path) -> None:
+def test_limits_that_are_taken_off_leave_the_network_as_it_was(path: Path) -> None:
     model, _ = take_off(onnx.load(path))
     tap = find_taps(model)[-1]
     draw = np.random.default_rng(0)
@@ -299,10 +300,10 @@ def test_a_gate_that_is_taken_off_leaves_the_network_as_it_was(path: Path) -> No
     np.testing.assert_array_equal(found.weight, weight)
 
 
-def test_heat_maps_are_those_of_the_network_without_a_ood(limited: Path, data: Path) -> None:
+def test_heat_maps_are_those_of_the_network_without_limits(limited: Path, data: Path) -> None:
     """A network is partitioned between its input and its maps: `ood_scores` is in no part."""
     settings = OcclusionSettings(window=64, stride=56)
-    image = prepared(load_dataset(data, split="test")[:1], read_manifest(limited).input)[0]
+    image = prepare_images(load_dataset(data, split="test")[:1], read_manifest(limited).input)[0]
     found = []
     for path in (SHIPPED, limited):
         with load_backend(path) as backend, Occluder(backend, settings) as occluder:
@@ -331,19 +332,19 @@ def variants(
     }.items():
         lowering = VariantWriter(bare, variant, batches)
         written = lowering.write(lowering.layers)
-        model = put_on(written, matched(ood, bare, written, batches))
+        model = put_on(written, match_variant(ood, bare, written, batches))
         made[name] = folder / f"{name}.onnx"
-        save(finished(model, replace(manifest, precision=variant.precision)), made[name])
+        save(finish(model, replace(manifest, precision=variant.precision)), made[name])
     return made
 
 
 @pytest.mark.parametrize("name", ["fp16", "int8-tensorrt", "int8-cpu"])
-def test_forms_in_lower_precision_keep_the_ood(
+def test_variants_in_lower_precision_keep_the_limits(
     name: str, limited: Path, variants: dict[str, Path], data: Path
 ) -> None:
     """Quantising evens channels out, also those that `ood_scores` reads; its weights follow."""
     own = read_manifest(limited)
-    images = prepared(load_dataset(data, split="test"), own.input)
+    images = prepare_images(load_dataset(data, split="test"), own.input)
     batch = np.stack(
         [*images, *(255 - image for image in images), *(np.rot90(it) for it in images)]
     )
@@ -359,13 +360,14 @@ def test_forms_in_lower_precision_keep_the_ood(
     np.testing.assert_allclose(found, expected, rtol=share, atol=3 * share)
 
 
-def test_the_command_that_quantises_keeps_the_ood(
+def test_the_command_that_quantises_keeps_the_limits(
     limited: Path, data: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "half.onnx"
     asked = ["quantize", str(limited), "--precision", "fp16", "--calibration", str(data)]
     assert run([*asked, "--images", "16", "-o", str(path)]) == 0
-    images = np.stack(prepared(load_dataset(data, split="test"), read_manifest(limited).input))
+    spec = read_manifest(limited).input
+    images = np.stack(prepare_images(load_dataset(data, split="test"), spec))
     assert read_manifest(path).ood == read_manifest(limited).ood
     with load_backend(limited) as before, load_backend(path) as now:
         seen = [backend.infer(images).ood_scores for backend in (before, now)]
@@ -374,7 +376,8 @@ def test_the_command_that_quantises_keeps_the_ood(
 
 @pytest.mark.skipif(not has_openvino(), reason="openvino (extra openvino) is not installed")
 def test_openvino_says_the_same(limited: Path, data: Path) -> None:
-    images = np.stack(prepared(load_dataset(data, split="test"), read_manifest(limited).input))
+    spec = read_manifest(limited).input
+    images = np.stack(prepare_images(load_dataset(data, split="test"), spec))
     seen: list[Any] = []
     for name in ("onnxruntime", "openvino"):
         with load_backend(limited, backend=name, settings=BackendSettings()) as backend:
@@ -386,7 +389,7 @@ def test_openvino_says_the_same(limited: Path, data: Path) -> None:
     find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx (extra rtx) is not installed"
 )
 @pytest.mark.parametrize("name", ["fp32", "fp16", "int8-tensorrt"])
-def test_engines_are_built_with_the_ood(
+def test_engines_are_built_with_the_limits(
     name: str,
     limited: Path,
     variants: dict[str, Path],
@@ -416,12 +419,12 @@ with_ood = pytest.mark.skipif(
 @real_images
 @with_ood
 @pytest.mark.parametrize("model", ["squeezenet1_1", "squeezenet1_1-int8-cpu"])
-def test_the_shipped_gate_keeps_its_promise_on_images_of_test(model: str) -> None:
+def test_the_shipped_limits_keep_their_promise_on_images_of_test(model: str) -> None:
     path = find_model(model)
     manifest = read_manifest(path)
     ood = OodLimits.of(manifest)
     assert ood is not None
-    images = np.stack(prepared(load_dataset(XRAY, split="test")[::4], manifest.input))
+    images = np.stack(prepare_images(load_dataset(XRAY, split="test")[::4], manifest.input))
     with load_backend(path) as backend:
         shares = [
             ood.beyond(np.asarray(backend.infer(np.ascontiguousarray(batch)).ood_scores)).mean()

@@ -236,7 +236,7 @@ def test_a_pickle_with_a_trap_is_refused_and_does_not_spring(
     assert (tmp_path / "sprung").exists()
 
 
-def test_foreign_classes_are_named(tmp_path: Path) -> None:
+def test_other_classes_are_named(tmp_path: Path) -> None:
     torch.save(torchvision_models().mobilenet_v2(num_classes=2), tmp_path / "mobile.pth")
     with pytest.raises(ModelFileError, match=r"torchvision\.models\.mobilenetv2\.MobileNetV2"):
         load_published(tmp_path / "mobile.pth", PublishedTerms())
@@ -283,7 +283,7 @@ def test_files_that_are_no_network_are_refused_with_their_content(tmp_path: Path
         ([1, 2], "holds a list, expected a network or its weights by name"),
         ({"fc.weight": 3}, "holds a dict"),
         ({"fc.weight": torch.zeros(2, 512)}, "weights of none of squeezenet1_0, "),
-        (torchvision_models().resnet34().state_dict(), "nearest is resnet18, but for layer1.2."),
+        (torchvision_models().resnet34().state_dict(), "nearest is resnet18, except for layer1.2."),
         (nn.Linear(2, 2), "weights of none of"),
     ):
         torch.save(content, path)
@@ -339,4 +339,4 @@ def test_a_checkpoint_of_its_own_takes_no_terms(tmp_path: Path) -> None:
     save_checkpoint(build_network("small_cnn", 2), manifest, tmp_path / "checkpoint.pt")
     done = export(tmp_path / "checkpoint.pt", "--threshold", 0.3)
     assert done.returncode == 2
-    assert "is a checkpoint that says it itself: leave it out" in done.stderr
+    assert "contains it: leave the option out" in done.stderr

@@ -63,7 +63,7 @@ def test_stored_figures_of_the_shipped_model_come_out_again(split: str) -> None:
     from deepcovid_export.evaluation.evaluate import evaluate
 
     images = load_dataset(XRAY, split=split)
-    measured = evaluate(find_model("squeezenet1_1"), images, description=split)
+    measured = evaluate(find_model("squeezenet1_1"), images, description=split).as_dict()
     stored = json.loads((RESULTS / f"squeezenet1_1-{split}.json").read_text())
     assert measured["model_sha256"] == stored["model_sha256"]
     for rate in ("sensitivity", "specificity"):

@@ -95,7 +95,7 @@ def test_a_shipped_recipe_runs_from_images_to_a_model(
         assert (folder / CURVE_NAME).stat() == curve  # a resumed run goes on with what it found
     assert (folder / CURVE_NAME).exists() == (recipe.fit.learning_rate == "find")
     if recipe.data.views:
-        assert "left out: 1 image: view AP Supine" in capfd.readouterr().err
+        assert "excluded: 1 image: view AP Supine" in capfd.readouterr().err
     if recipe.architecture in SLOW_TO_EXPORT:
         logits, _ = network(torch.zeros(1, 64, 64, dtype=torch.uint8))
         assert logits.shape == (1, len(recipe.classes))

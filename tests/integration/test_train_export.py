@@ -28,7 +28,8 @@ from deepcovid_edge.manifest import ModelManifest, read_manifest
 from deepcovid_export.data.images import ImageDataset, training_data
 from deepcovid_export.networks import build_network, load_imagenet
 from deepcovid_export.networks.checkpoint import load_checkpoint, save_checkpoint
-from deepcovid_export.onnx_export.to_onnx import MAX_IR_VERSION, OPSET, export_checkpoint
+from deepcovid_export.onnx_export.graphs import MAX_IR_VERSION
+from deepcovid_export.onnx_export.to_onnx import OPSET, export_checkpoint
 from deepcovid_export.recipe import Recipe, load_recipe
 from deepcovid_export.training.train import RunSettings
 
@@ -124,7 +125,7 @@ def test_a_refused_run_leaves_the_other_one_s_splits_alone(data: Path, tmp_path:
     assert (run / "splits.csv").read_bytes() == splits
 
 
-def test_export_judges_only_images_that_the_network_knows(data: Path, tmp_path: Path) -> None:
+def test_export_classifies_only_images_that_the_network_knows(data: Path, tmp_path: Path) -> None:
     recipe, run = small_recipe(tmp_path), tmp_path / "run"
     options = ("--recipe", recipe, "-o", run, "--from-scratch", "--workers", 0)
     done = train(data, *options, "--set", "fit.epochs=1")
@@ -289,7 +290,7 @@ def test_training_images_differ_by_epoch_and_validation_images_do_not(
     assert np.array_equal(plain[0][0].numpy(), expected)
 
 
-def test_broken_images_and_foreign_labels_are_left_out_and_named(
+def test_broken_images_and_unknown_labels_are_excluded_and_named(
     data: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "data"
@@ -301,7 +302,7 @@ def test_broken_images_and_foreign_labels_are_left_out_and_named(
     save_phantom(cv2.resize(draw_phantom(20), (160, 160)), copy / "test/clear/20.png")
     images = training_data(copy, load_recipe(str(small_recipe(tmp_path))))
     assert len(images.train) == 24
-    reasons = sorted(images.dropped)
+    reasons = sorted(images.excluded)
     assert reasons[0].startswith("E_NOT_IMAGE")
     assert "broken.png" in reasons[0]
     assert reasons[1:] == ["label fracture is in no class of the recipe", "split test"]

@@ -1,4 +1,4 @@
-"""`deepcovid-edge evaluate`: how often are models right, and by what do they tell."""
+"""`deepcovid-edge evaluate`: how often models are right, and whether they read the source."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from deepcovid_edge.errors import UsageError, require
-from deepcovid_export.report.wording import area_text, counted_text
+from deepcovid_export.cli.options import PATH, path_option
 
 _SOME_NOT_ASSESSED = 4
 
@@ -17,20 +17,16 @@ _SOME_NOT_ASSESSED = 4
     epilog="Example: deepcovid-edge evaluate squeezenet1_1 images/ --split test -o report/",
 )
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", type=PATH)
 @click.option("--split", help="Only the images of this split.")
 @click.option(
     "--shortcuts/--no-shortcuts",
     default=None,
-    help="Also classify the images with the lungs hidden and alone: does the model read "
-    "the source? "
-    "On where a page is written; four more passes over the images.",
+    help="Also classify the images with the lungs hidden and with the lungs only: does the model "
+    "read the source? Four more passes over the images.  [default: if a page is written]",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    help="A folder for report.json and report.html, or FILE.json or FILE.html alone.",
+@path_option(
+    "-o", "--output", help="A folder for report.json and report.html, or FILE.json or FILE.html."
 )
 @click.option("--json", "json_out", is_flag=True, help="JSON on stdout instead of text.")
 def command(
@@ -43,8 +39,8 @@ def command(
 ) -> int:
     """Measure each MODEL on the labelled images of DATA at its own threshold.
 
-    A model is a shipped one's name, an .onnx file, an engine or a checkpoint; several are compared
-    with the first. Sensitivity and specificity carry 95 % intervals, over all images and by source.
+    A MODEL is a shipped name, an .onnx file, an engine or a checkpoint; several are compared with
+    the first. Sensitivity and specificity have 95 % intervals, over all images and by source.
     """
     require("sklearn", extra="export")
     from deepcovid_edge.datasets.dataset import load_dataset
@@ -58,55 +54,51 @@ def command(
             require(module, extra="export")
     images = load_dataset(data, split=split)
     if splits := sorted({image.split for image in images if image.split} - {split}):
-        raise UsageError(f"--split: {data} has {', '.join(splits)}, which do not pool: give one")
+        raise UsageError(
+            f"--split: {data} has {', '.join(splits)}, which are not measured together: give one"
+        )
     hiding = targets.html is not None if shortcuts is None else shortcuts
     paths, description = [find_model(model) for model in models], split or data.name
+    settings: Any = {"description": description, "shortcuts": hiding}
     if len(paths) == 1:
-        report = evaluate(paths[0], images, description=description, shortcuts=hiding)
+        report = evaluate(paths[0], images, **settings).as_dict()
     else:
-        report = evaluate_side_by_side(paths, images, description=description, shortcuts=hiding)
+        report = evaluate_side_by_side(paths, images, **settings).as_dict()
     write_report(report, targets)
     evaluations = report.get("evaluations") or [report]
-    text = as_json(report) if json_out else "\n\n".join(map(summary, evaluations))
-    click.echo(text)
+    click.echo(as_json(report) if json_out else "\n\n".join(map(summary, evaluations)))
     return _SOME_NOT_ASSESSED if any(it["not_assessed"] for it in evaluations) else 0
-
-
-def _refusals(share: dict[str, Any] | None) -> str:
-    if share is None:
-        return "no out-of-distribution limits: `infer` classifies any image"
-    return (
-        f"unlike the training images: {counted_text(share)}, which `infer` refuses; they are in "
-        "these figures"
-    )
 
 
 def summary(figures: dict[str, Any]) -> str:
     """The figures of one model as lines for people."""
+    from deepcovid_export.report.rendering import area_text, counted_text
+
+    def accuracy(group: dict[str, Any]) -> str:
+        return "  ".join(
+            f"{name} {counted_text(group[name])}" for name in ("sensitivity", "specificity")
+        )
+
     head = f"{figures['model']} ({figures['precision']}) on {figures['data']}, threshold "
     lines = [head + f"{figures['threshold']:.4f}. {figures['notice']}"]
-    groups = {"all images": figures["overall"], **figures["by_source"]}
-    for name, group in groups.items():
-        lines.append(
-            f"{name:<58} {group['images']:>4} images  AUC {area_text(group)}  "
-            f"sensitivity {counted_text(group['sensitivity'])}  "
-            f"specificity {counted_text(group['specificity'])}"
-        )
-    if indeterminate_range := figures["indeterminate_range"]:
-        lines.append(
-            f"{'but those too close to call':<58} "
-            f"{indeterminate_range['decided_images']:>4} images  "
-            f"sensitivity {counted_text(indeterminate_range['decided']['sensitivity'])}  "
-            f"specificity {counted_text(indeterminate_range['decided']['specificity'])}"
-        )
-        lines.append(
-            f"too close to call, from {indeterminate_range['low']:.4f} "
-            f"to {indeterminate_range['high']:.4f}: "
-            f"{counted_text(indeterminate_range['indeterminate'])}"
-        )
+    for name, group in {"all images": figures["overall"], **figures["by_source"]}.items():
+        counts = f"{name:<58} {group['images']:>4} images"
+        lines.append(f"{counts}  AUC {area_text(group)}  {accuracy(group)}")
+    if span := figures["indeterminate_range"]:
+        counts = f"{'without those too close to call':<58} {span['decided_images']:>4} images"
+        lines.append(f"{counts}  {accuracy(span['decided'])}")
+        ends = f"from {span['low']:.4f} to {span['high']:.4f}"
+        lines.append(f"too close to call, {ends}: {counted_text(span['indeterminate'])}")
     if shortcuts := figures["shortcuts"]:
         lines.append(shortcuts["verdict"])
-    lines.append(_refusals(figures["out_of_distribution"]))
+    if unlike := figures["out_of_distribution"]:
+        share = counted_text(unlike)
+        lines.append(
+            f"unlike the training images: {share}, which `infer` does not assess; these figures "
+            "include them"
+        )
+    else:
+        lines.append("no out-of-distribution limits: `infer` classifies any image")
     for reason, count in figures["not_assessed"].items():
         lines.append(f"not assessed: {count} images: {reason}")
     return "\n".join(lines)

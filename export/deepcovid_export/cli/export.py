@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from deepcovid_edge.errors import DataError, NotAssessedError, UsageError, require
+from deepcovid_export.cli.options import PATH, path_option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,19 +22,17 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog="Example: deepcovid-edge export runs/first/checkpoint.pt -o first.onnx")
-@click.argument("source", metavar="CHECKPOINT", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="[default: NAME.onnx]")
-@click.option(
+@click.argument("source", metavar="CHECKPOINT", type=PATH)
+@path_option("-o", "--output", help="[default: NAME.onnx]")
+@path_option(
     "--check",
     "data",
-    type=click.Path(path_type=Path),
     help="Images to compare torch and ONNX Runtime on.  [default: synthetic ones]  Those of a "
-    "split `val` also tell whether the network reads the source.",
+    "split `val` also show whether the network reads the source.",
 )
-@click.option(
+@path_option(
     "--fit",
     "ood",
-    type=click.Path(path_type=Path),
     help="Images with the splits `train` and `val`, to fit the out-of-distribution limits and the "
     "indeterminate range.  [default: neither]",
 )
@@ -58,28 +58,47 @@ def command(
 
     CHECKPOINT is one of `deepcovid-edge train`, or a network of the published Deep-COVID project: a
     whole module saved by torch (SqueezeNet 1.0 and 1.1, ResNet18 and 50, DenseNet-121 of
-    torchvision with another last layer) or its state dict. Such a file is read without running
-    anything that it names, and says nothing of classes and threshold: give them with the last three
-    options. The file is written only if ONNX Runtime and torch agree within 1e-4 on every logit.
+    torchvision with another last layer) or its state dict. Nothing that such a file names is run.
+    It does not contain classes and threshold: give them with the last three options. The ONNX file
+    is written only if ONNX Runtime and torch agree within 1e-4 on every logit.
 
-    An exported FP32 .onnx in the place of CHECKPOINT keeps its weights; with --fit it is written
-    with out-of-distribution limits and an indeterminate range, or with others.
+    CHECKPOINT may also be an exported FP32 .onnx. With --fit it is written again with new
+    out-of-distribution limits and a new indeterminate range; its weights stay as they are.
     """
+    terms = {"--classes": classes, "--positive": positive, "--threshold": threshold}
+    given = [flag for flag, value in terms.items() if value is not None]
     if source.suffix == ".onnx":
-        given = {
-            **{"--check": data, "--half-weights": half_weights or None},
-            **{"--classes": classes, "--positive": positive, "--threshold": threshold},
-        }
-        _refit(source, ood, output, given)
-        return
-    require("torch", extra="export")
+        given += ["--check"] * bool(data) + ["--half-weights"] * half_weights
+        if ood is None or given:
+            raise UsageError(
+                f"{source}: is exported already: got {', '.join(given) or 'no --fit'}, expected "
+                "--fit DATA alone: give the checkpoint to export it again"
+            )
+        output = output or Path(f"{source.stem}.onnx")
+        _fit(source, ood, output)
+    else:
+        require("torch", extra="export")
+        network, manifest = _load(source, terms, given)
+        output = output or Path(f"{manifest.name}.onnx")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        _export(network, manifest, output, data, images, half_weights)
+        if ood is not None:
+            _fit(output, ood)
+    click.echo(output)
+
+
+def _export(
+    network: Classifier,
+    manifest: ModelManifest,
+    output: Path,
+    data: Path | None,
+    images: int,
+    half_weights: bool,
+) -> None:
     from deepcovid_export.onnx_export.to_onnx import export_network
 
-    network, manifest = _load(source, classes, positive, threshold)
-    output = output or Path(f"{manifest.name}.onnx")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    pixels = _images(data, images, manifest.input)
     kind = "real" if data else "synthetic"
+    pixels = _images(data, images, manifest.input)
     written, parity = export_network(
         network, manifest, output, pixels, kind=kind, half_weights=half_weights
     )
@@ -90,65 +109,46 @@ def command(
     )
     if data is not None:
         _measure_shortcuts(output, written, data)
-    if ood is not None:
-        _fit(output, ood)
-    click.echo(output)
 
 
-def _refit(source: Path, ood: Path | None, output: Path | None, given: dict[str, Any]) -> None:
-    """Write an exported model with out-of-distribution limits fitted anew."""
-    wrong = [flag for flag, value in given.items() if value is not None]
-    if ood is None or wrong:
-        raise UsageError(
-            f"{source}: is exported already: got {', '.join(wrong) or 'no --fit'}, expected --fit "
-            "DATA alone: give the checkpoint to export it anew"
-        )
-    output = output or Path(f"{source.stem}.onnx")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    _fit(source, ood, output)
-    click.echo(output)
-
-
-def _fit(source: Path, data: Path, output: Path | None = None) -> None:
+def _fit(path: Path, data: Path, output: Path | None = None) -> None:
+    """Fit limits and indeterminate range of an exported file, and write it or a new file."""
     require("sklearn", extra="export")
     from deepcovid_export.decision.fit_ood import fit_model
+    from deepcovid_export.evaluation.predictions import images_of_model
 
-    manifest = fit_model(source, data, output)
+    manifest = fit_model(path, data, output)
     val = manifest.ood["val"]
     click.echo(
         f"ood: rejects {val['rejected']} of {val['images']} images of val, "
-        f"{val['turned_copies_rejected']:.1%} of them turned or inverted and "
-        f"{val['unrecognisable_copies_rejected']:.1%} made unrecognisable",
+        f"{val['turned_copies_rejected']:.1%} of their turned or inverted copies and "
+        f"{val['unrecognisable_copies_rejected']:.1%} of their unrecognisable copies",
         err=True,
     )
     if manifest.threshold_origin.get("split") == "val":
-        _fit_indeterminate_range(output or source, _val_images(manifest, data))
+        _fit_indeterminate_range(output or path, images_of_model(data, manifest, "val"))
 
 
 def _fit_indeterminate_range(path: Path, images: Sequence[LabelledImage]) -> None:
-    """Write into the file which images are too close to call, by those its threshold is from."""
     from deepcovid_export.decision.indeterminate import fit_model_indeterminate_range
 
-    indeterminate_range = fit_model_indeterminate_range(path, images).indeterminate_range
-    if indeterminate_range:
+    if span := fit_model_indeterminate_range(path, images).indeterminate_range:
         click.echo(
-            f"indeterminate: from {indeterminate_range.low:.4f} to {indeterminate_range.high:.4f}, "
-            f"{indeterminate_range.origin['indeterminate']} of "
-            f"{indeterminate_range.origin['images']} images of val",
+            f"indeterminate: from {span.low:.4f} to {span.high:.4f}, "
+            f"{span.origin['indeterminate']} of {span.origin['images']} images of val",
             err=True,
         )
 
 
 def _measure_shortcuts(path: Path, manifest: ModelManifest, data: Path) -> None:
-    """Write into the file whether it reads the source, where there are images of val to tell."""
-    from dataclasses import replace
-
+    """Write into the file whether it reads the source, if `val` has positive images to tell."""
     from deepcovid_edge.backends import load_backend
     from deepcovid_edge.datasets.dataset import dataset_sha256
+    from deepcovid_export.evaluation.predictions import images_of_model
     from deepcovid_export.evaluation.shortcuts import measure_shortcuts, shortcut_summary
     from deepcovid_export.onnx_export.to_onnx import rewrite_manifest
 
-    images = _val_images(manifest, data)
+    images = images_of_model(data, manifest, "val")
     if not {image.label for image in images} & manifest.positive_labels:
         return
     with load_backend(path) as backend:
@@ -158,53 +158,28 @@ def _measure_shortcuts(path: Path, manifest: ModelManifest, data: Path) -> None:
     click.echo(summary["verdict"], err=True)
 
 
-def _val_images(manifest: ModelManifest, data: Path) -> list[LabelledImage]:
-    """The images of val that the model's recipe asks for."""
-    from deepcovid_edge.datasets.dataset import load_dataset
-
-    views = manifest.training.get("recipe", {}).get("data", {}).get("views", ())
-    return [
-        image
-        for image in load_dataset(data)
-        if image.split == "val"
-        and image.label in manifest.known_labels
-        and (not views or image.view in views)
-    ]
-
-
-def _load(
-    path: Path, classes: str | None, positive: str | None, threshold: float | None
-) -> tuple[Classifier, ModelManifest]:
-    from dataclasses import replace
-
+def _load(path: Path, terms: dict[str, Any], given: list[str]) -> tuple[Classifier, ModelManifest]:
+    """A checkpoint of `train`, or a published network with the terms of the command line."""
     from deepcovid_edge.files import file_sha256
     from deepcovid_export.networks.checkpoint import is_checkpoint, load_checkpoint
-
-    if is_checkpoint(path):
-        given = {"--classes": classes, "--positive": positive, "--threshold": threshold}
-        for flag, value in given.items():
-            if value is not None:
-                raise UsageError(
-                    f"{flag}: got {value}, but {path} is a checkpoint that says it itself: "
-                    "leave it out"
-                )
-        network, manifest = load_checkpoint(path)
-        return network, replace(manifest, parent_sha256=file_sha256(path))
-    return _load_published(path, classes, positive, threshold)
-
-
-def _load_published(
-    path: Path, classes: str | None, positive: str | None, threshold: float | None
-) -> tuple[Classifier, ModelManifest]:
     from deepcovid_export.networks.published.load import PublishedTerms, load_published
 
-    defaults = PublishedTerms()
-    given = classes.split(",") if classes is not None else defaults.classes
-    names = tuple(name.strip() for name in given)
-    terms = PublishedTerms(names, positive or defaults.positive, threshold)
-    network, manifest = load_published(path, terms)
+    if is_checkpoint(path):
+        if given:
+            raise UsageError(
+                f"{given[0]}: got {terms[given[0]]}, but the checkpoint {path} contains it: "
+                "leave the option out"
+            )
+        network, manifest = load_checkpoint(path)
+        return network, replace(manifest, parent_sha256=file_sha256(path))
+    own = PublishedTerms()
+    names = own.classes if terms["--classes"] is None else terms["--classes"].split(",")
+    classes, positive = tuple(name.strip() for name in names), terms["--positive"] or own.positive
+    network, manifest = load_published(
+        path, PublishedTerms(classes, positive, terms["--threshold"])
+    )
     click.echo(f"{path}: {manifest.training['start']}: taken for {manifest.architecture}", err=True)
-    if threshold is None:
+    if "--threshold" not in given:
         click.echo(
             f"the threshold is {manifest.threshold}, which was not chosen on any image: "
             "give the one you decide by with --threshold",
@@ -226,9 +201,8 @@ def _images(data: Path | None, count: int, spec: InputSpec) -> NDArray[np.uint8]
         phantoms = (draw_phantom(seed, opacities=seed % 4) for seed in range(min(count, 8)))
         return np.stack([prepare(Radiograph(image, 255, "", "PNG"), spec) for image in phantoms])
     labelled = load_dataset(data)
-    chosen = labelled[:: max(1, len(labelled) // count)][:count]
     prepared = []
-    for image in chosen:
+    for image in labelled[:: max(1, len(labelled) // count)][:count]:
         try:
             prepared.append(prepare(read_radiograph(image.path), spec))
         except NotAssessedError as error:

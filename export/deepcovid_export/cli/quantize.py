@@ -1,20 +1,21 @@
-"""`deepcovid-edge quantize`: FP32 model to FP16 or INT8, with proof."""
+"""`deepcovid-edge quantize`: FP32 model to FP16 or INT8, with an equivalence check."""
 
 from __future__ import annotations
 
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from deepcovid_edge.errors import require
+from deepcovid_export.cli.options import choice_option, path_option
 
 if TYPE_CHECKING:
     from deepcovid_export.quantization.quantize import Quantized
 
-_GATE_FAILED = 3
+_CHECK_FAILED = 3
 
 
 @click.command(
@@ -23,49 +24,39 @@ _GATE_FAILED = 3
 )
 @click.argument("model")
 @click.option("--precision", type=click.Choice(["fp16", "int8"]), required=True)
-@click.option(
-    "--for",
-    "target",
-    type=click.Choice(["tensorrt", "cpu"]),
-    default="tensorrt",
-    show_default=True,
-    help="What will run it: the two need different graphs.",
+@choice_option(
+    "--for", "target", choices=("tensorrt", "cpu"), help="What will run it: the graphs differ."
 )
-@click.option(
+@path_option(
     "--calibration",
-    type=click.Path(path_type=Path),
     required=True,
     help="Labelled images; those of the split `train` are used, balanced over the classes.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="[default: NAME-int8-cpu...]")
+@path_option("-o", "--output", help="[default: NAME-int8-cpu...]")
 @click.option("--images", type=int, default=128, show_default=True, help="Most calibration images.")
-@click.option(
+@path_option(
     "--equivalence",
-    type=click.Path(path_type=Path),
-    help="Labelled images to classify on.  [default: split val of the calibration data]",
+    help="Labelled images to compare decisions on.  [default: split val of the calibration data]",
 )
-@click.option(
+@path_option(
     "--verify",
     "proof",
-    type=click.Path(path_type=Path),
     help="Images with no part in making the file; the verdict on them goes into its manifest.",
 )
 @click.option("--split", help="Only the images of this split of --verify.")
-@click.option(
+@choice_option(
     "--rest",
-    type=click.Choice(["fp16", "fp32"]),
-    default="fp16",
-    show_default=True,
+    choices=("fp16", "fp32"),
     help="Precision of the layers that TensorRT does not run in INT8.",
 )
-@click.option(
+@choice_option(
     "--adds",
-    type=click.Choice(["measured", "fused", "float"]),
-    default="measured",
-    show_default=True,
+    choices=("measured", "fused", "float"),
     help="Residual additions: in INT8 with their convolution, or in float.",
 )
-@click.option("--max-excluded", type=int, help="Most layers left out.  [default: a third]")
+@click.option(
+    "--max-excluded", type=int, help="Most layers left in higher precision.  [default: a third]"
+)
 @click.option("--sensitivity", is_flag=True, help="Show what each layer costs.")
 @click.option("--json", "as_json", is_flag=True, help="The outcome as JSON on stdout.")
 def command(
@@ -86,11 +77,10 @@ def command(
 ) -> int:
     """Write MODEL, a shipped name or an FP32 .onnx of `export`, in lower precision.
 
-    The file is written only if its decisions on the equivalence check's images are those of MODEL:
-    for fp16 not one may turn, for int8 one in a hundred. Layers that cost too much are left in
-    higher precision and listed in the manifest. Exit code 3: the equivalence check fails and
-    nothing is written, or the verdict of --verify is not `unchanged`, which the written file then
-    says.
+    The file is written only if it passes the equivalence check: of the decisions of MODEL, none
+    may turn for fp16 and one in a hundred for int8. Layers that cost too much are left in higher
+    precision and listed in the manifest. Exit code 3: the check fails and nothing is written, or
+    the verdict of --verify, which is written into the file, is not `unchanged`.
     """
     require("onnx", extra="export")
     require("onnxruntime", extra="export")
@@ -121,40 +111,39 @@ def command(
     elif done.output:
         click.echo(done.output)
     proved = done.proof is None or done.proof["verdict"] == UNCHANGED
-    return 0 if done.output and proved else _GATE_FAILED
+    return 0 if done.output and proved else _CHECK_FAILED
 
 
 def _summary(done: Quantized) -> str:
-    report, facts = done.report, done.manifest.quantization
+    report, excluded = done.report, done.manifest.quantization["excluded"]
     lines = [f"failed: {sentence}" for sentence in report["failed"]]
-    if facts["excluded"]:
-        lines.append(f"left in higher precision: {', '.join(facts['excluded'])}")
+    if excluded:
+        lines.append(f"left in higher precision: {', '.join(excluded)}")
     for name, count in report["missing"].items():
         lines.append(
             f"too few to tell a change of {report['rules']['smallest_change']:.0%}: "
             f"{count['images']} {name} images, {count['needed']} are needed"
         )
-    counts = f"{report['flips']['count']} of {report['images']} decisions turned"
-    lines.append(f"verdict: {report['verdict']}, {counts}. Research use only.")
-    if proof := done.proof:
-        counts = f"{proof['flips']['count']} of {proof['images']} decisions turned"
-        lines.append(f"verified on other images: {proof['verdict']}, {counts}")
+    lines.append(f"verdict: {_verdict(report)}. Research use only.")
+    if done.proof:
+        lines.append(f"verified on other images: {_verdict(done.proof)}")
     if not done.output:
         lines.append("not written: the equivalence check fails")
     return "\n".join(lines)
 
 
+def _verdict(report: dict[str, Any]) -> str:
+    turned = f"{report['flips']['count']} of {report['images']} decisions turned"
+    return f"{report['verdict']}, {turned}"
+
+
 def _json(done: Quantized) -> str:
-    return json.dumps(
-        {
-            "output": str(done.output) if done.output else None,
-            "manifest": json.loads(done.manifest.to_json()),
-            "sensitivity": {
-                name: error if math.isfinite(error) else None
-                for name, error in done.sensitivity.items()
-            },
-            "report": done.report,
-            "verified": done.proof,
-        },
-        indent=2,
-    )
+    errors = done.sensitivity.items()
+    outcome = {
+        "output": str(done.output) if done.output else None,
+        "manifest": json.loads(done.manifest.to_json()),
+        "sensitivity": {name: error if math.isfinite(error) else None for name, error in errors},
+        "report": done.report,
+        "verified": done.proof,
+    }
+    return json.dumps(outcome, indent=2)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deepcovid_edge.errors import UsageError, require
+from deepcovid_export.cli.options import PATH, path_option
 
 if TYPE_CHECKING:
     from deepcovid_export.data.images import TrainingData
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 @click.command(
     epilog="Example: deepcovid-edge train --recipe squeezenet1_1 images/ -o runs/first",
 )
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", type=PATH)
 @click.option("--recipe", "name", default="squeezenet1_1", show_default=True, help="Name or TOML.")
 @click.option(
     "--set",
@@ -35,15 +36,15 @@ if TYPE_CHECKING:
 )
 @click.option("--epochs", type=click.IntRange(1), help="Short for --set fit.epochs=.")
 @click.option("--seed", type=int, help="Short for --set fit.seed=.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the run.")
+@path_option("-o", "--output", help="Folder of the run.")
 @click.option("--weights", type=click.Path(path_type=Path, exists=True), help="ImageNet weights.")
 @click.option("--from-scratch", is_flag=True, help="Start from random weights.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--workers", type=click.IntRange(0, 64), default=2, show_default=True)
-@click.option("--check-data", is_flag=True, help="Only read DATA and look for leaks.")
-@click.option("--leaks", type=click.Path(path_type=Path), help="File for what splits share.")
-@click.option("--allow-leaks", is_flag=True, help="Go on where splits share a patient or an image.")
-@click.option("--resume", is_flag=True, help="Go on after the last epoch in the folder.")
+@click.option("--check-data", is_flag=True, help="Only read DATA and search for leaks.")
+@path_option("--leaks", help="File that lists what splits share, .json or .csv.")
+@click.option("--allow-leaks", is_flag=True, help="Continue if splits share a patient or an image.")
+@click.option("--resume", is_flag=True, help="Continue after the last epoch in the folder.")
 @click.option("--find-lr", is_flag=True, help="Only suggest a learning rate, by a range test.")
 def command(
     data: Path,
@@ -65,9 +66,9 @@ def command(
     """Fine-tune a network on DATA and write a checkpoint with its threshold.
 
     DATA is a manifest CSV with splits `train` and `val`, a folder of such folders, or a folder
-    with one folder per class, of which a share of the patients is kept for validation. Nothing is
-    trained while two splits share a patient or an image. The epoch with the lowest
-    validation loss is kept, and the threshold is chosen on the validation images.
+    with one folder per class, of which a share of the patients is kept for validation. If two
+    splits share a patient or an image, nothing is trained. The epoch with the lowest validation
+    loss is kept, and the threshold is chosen on the validation images.
 
     On several GPUs: torchrun --nproc-per-node 2 -m deepcovid_edge train --device cuda ...
     """
@@ -106,8 +107,8 @@ def _report(images: TrainingData, recipe: Recipe) -> None:
     from deepcovid_export.data.balance import unknown_sources
 
     click.echo(f"{len(images.train)} images to fit on, {len(images.val)} to choose on", err=True)
-    for reason, count in images.dropped.items():
-        click.echo(f"left out: {count} image{'s' * (count > 1)}: {reason}", err=True)
+    for reason, count in images.excluded.items():
+        click.echo(f"excluded: {count} image{'s' * (count > 1)}: {reason}", err=True)
     for name in unknown_sources(images.train, recipe):
         click.echo(f"fit.repeat_sources: no image to fit on is of a source {name!r}", err=True)
     for leak in images.leaks:
@@ -118,7 +119,7 @@ def _prepare_folder(folder: Path, images: TrainingData, run: RunSettings) -> Non
     from deepcovid_export.data.images import SPLITS_NAME, write_splits
 
     folder.mkdir(parents=True, exist_ok=True)
-    if run.processes.is_first and not run.resume:  # a run that goes on may be refused yet
+    if run.processes.is_first and not run.resume:  # resuming may still fail
         write_splits(images, folder / SPLITS_NAME)
 
 
@@ -169,7 +170,7 @@ def _run(training: Training) -> None:
 
 @contextmanager
 def _progress(run: RunSettings) -> Iterator[Bar]:
-    """A bar on the first process's terminal; a call of what is yielded starts it anew."""
+    """A bar on the first process's terminal; each call of the result starts it again."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 

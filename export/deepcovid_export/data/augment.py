@@ -1,7 +1,7 @@
-"""Changes to training images that make images of one source look unlike each other.
+"""Random changes to training images, so that images of one source look less alike.
 
-Every change is drawn from a generator that the caller seeds with (seed, epoch, image), so a run
-that was killed and resumed sees the same images as one that was not.
+The caller seeds the generator with (seed, epoch, image), so a run that was killed and resumed sees
+the same images as one that was not.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_export.recipe import AugmentSettings
 
 _WORKING_SIDES = (8 / 7, 2.0)
-"""The shorter side is first reduced to a length between these, in sides of the network's input:
-images of one source share their resolution, and the network must not learn it."""
+"""Range of the shorter side after a first reduction, in sides of the network's input. Images of one
+source share their resolution, and the network must not learn it."""
 _GRID = 4
 _MARGINS = (0.05, 0.17)
 """Least and largest share of a side between the image's edge and the hidden rectangle."""
@@ -27,23 +27,16 @@ _MARGINS = (0.05, 0.17)
 def augment(
     image: Radiograph, how: AugmentSettings, side: int, draw: np.random.Generator
 ) -> Radiograph:
-    """A changed copy of an image; the result goes through `preprocess.prepare` like any other.
-
-    Args:
-        image: The image.
-        how: How far it is changed.
-        side: Shorter side of the network's input, pixels.
-        draw: Where chance comes from.
-    """
+    """A changed copy of an image, still to be prepared for a network of this shorter side."""
     low, high = (round(times * side) for times in _WORKING_SIDES)
-    pixels = _reduced(image, int(draw.integers(low, high)) if how.resolution else high)
-    pixels = _moved(pixels, how, draw)
-    pixels = _toned(pixels, how, draw)
-    pixels = _degraded(pixels, how, draw)
+    pixels = _reduce(image, int(draw.integers(low, high)) if how.resolution else high)
+    pixels = _move(pixels, how, draw)
+    pixels = _tone(pixels, how, draw)
+    pixels = _degrade(pixels, how, draw)
     return replace(image, pixels=pixels, white=255)
 
 
-def _reduced(image: Radiograph, side: int) -> NDArray[np.uint8]:
+def _reduce(image: Radiograph, side: int) -> NDArray[np.uint8]:
     scale = min(1.0, side / min(image.pixels.shape))
     pixels: NDArray[Any] = cv2.resize(
         image.pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA
@@ -53,7 +46,7 @@ def _reduced(image: Radiograph, side: int) -> NDArray[np.uint8]:
     return pixels
 
 
-def _moved(
+def _move(
     pixels: NDArray[np.uint8], how: AugmentSettings, draw: np.random.Generator
 ) -> NDArray[np.uint8]:
     """Flip, crop, stretch, rotate and distort smoothly, in one resampling."""
@@ -85,7 +78,7 @@ def _moved(
     return moved
 
 
-def _toned(
+def _tone(
     pixels: NDArray[np.uint8], how: AugmentSettings, draw: np.random.Generator
 ) -> NDArray[np.uint8]:
     """Gamma, contrast and brightness, as one table of 256 grey levels."""
@@ -98,7 +91,7 @@ def _toned(
     return toned
 
 
-def _degraded(
+def _degrade(
     pixels: NDArray[np.uint8], how: AugmentSettings, draw: np.random.Generator
 ) -> NDArray[np.uint8]:
     """Blur, noise and a JPEG round trip, each on half of the images."""
@@ -118,20 +111,16 @@ def _degraded(
 
 
 def hides_lungs(how: AugmentSettings, draw: np.random.Generator) -> bool:
-    """Whether this time the lungs are hidden, so that the image says nothing of its class."""
+    """Draw whether the lungs are hidden this time."""
     return how.hide > 0 and draw.random() < how.hide
 
 
 def hide_centre(pixels: NDArray[np.uint8], draw: np.random.Generator) -> NDArray[np.uint8]:
-    """A prepared image whose lungs are covered by a grey rectangle: an image that tells no class.
+    """A prepared image whose lungs are covered by a grey rectangle.
 
-    A network that has to answer such images with equal probabilities learns that the frame, its
-    letters and borders say nothing. The rectangle covers 66 % to 90 % of each side and has the
-    mean grey of what is left to see, or now and then any grey.
-
-    Args:
-        pixels: Of shape (H, W), as `preprocess.prepare` makes them.
-        draw: Where chance comes from.
+    A network that must answer such images with equal probabilities learns to ignore the frame, its
+    letters and borders. The rectangle covers 66 % to 90 % of each side. Its grey is the mean of
+    what stays visible, or in three of ten images a random one.
     """
     height, width = pixels.shape
     top, bottom, left, right = draw.uniform(*_MARGINS, size=4)

@@ -1,4 +1,4 @@
-"""Against rare classes: images drawn more often, or weighed more."""
+"""Balance rare classes: draw their images more often, or give them more weight."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from deepcovid_export.recipe import Recipe
 
 
 def images_of_an_epoch(images: Sequence[LabelledImage], recipe: Recipe) -> list[LabelledImage]:
-    """Each image once; then again those of sources and, with `upsample`, classes to be repeated.
+    """Each image once, then repeats of sources and, with `upsample`, of classes.
 
-    An image's place decides how it is changed, so each of its copies is changed differently.
+    The position in the list seeds the changes, so each repeat of an image is changed differently.
     """
     images = [*images, *_of_repeated_sources(images, recipe)]
     if recipe.fit.balance != "upsample":
@@ -33,13 +33,13 @@ def images_of_an_epoch(images: Sequence[LabelledImage], recipe: Recipe) -> list[
 
 
 def repeats_of(source: str, recipe: Recipe) -> int:
-    """Times an epoch that an image of a source is drawn: the most that any name in it asks for."""
+    """Times an epoch that an image of a source is drawn: the largest of all matching names."""
     asked = recipe.fit.repeat_sources
     return max((times for name, times in asked.items() if name in source), default=1)
 
 
 def unknown_sources(images: Sequence[LabelledImage], recipe: Recipe) -> list[str]:
-    """Names in `repeat_sources` that no image's source has in it."""
+    """Names in `repeat_sources` that match no image's source."""
     present = {image.source for image in images}
     return [
         name for name in recipe.fit.repeat_sources if not any(name in source for source in present)
@@ -51,20 +51,16 @@ def _of_repeated_sources(images: Sequence[LabelledImage], recipe: Recipe) -> lis
 
 
 def _more(group: Sequence[LabelledImage], count: int, seed: int) -> list[LabelledImage]:
-    """The whole group as often as it fits, then images of it drawn at random."""
+    """`count` images of a group: the whole group as often as it fits, then a random part of it."""
     whole, rest = divmod(count, len(group))
     drawn = np.random.default_rng(seed).permutation(len(group))[:rest]
     return [*group] * whole + [group[place] for place in sorted(drawn)]
 
 
 def loss_weights(images: Sequence[LabelledImage], recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """Weights of the classes in the loss that is fitted, and in the one that chooses the epoch.
+    """Weights of the classes in the training loss, and in the loss that chooses the epoch.
 
     Upsampled training images need no weights; validation images are never upsampled.
-
-    Args:
-        images: The training images, each once.
-        recipe: The recipe.
 
     Returns:
         Two tensors of shape (classes,), float32, whose mean over the images is 1.

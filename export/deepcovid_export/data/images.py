@@ -1,8 +1,9 @@
-"""Images for torch: read and prepared by the runtime's own `images` and `preprocess`."""
+"""Images for torch, read and prepared by the runtime's own functions."""
 
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -18,13 +19,14 @@ from torch.utils.data import Dataset
 
 from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
 from deepcovid_edge.datasets.layouts import place_of
-from deepcovid_edge.errors import DataError, NotAssessedError, OutputError
+from deepcovid_edge.errors import DataError, NotAssessedError
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_export.data.augment import augment, hide_centre, hides_lungs
 from deepcovid_export.data.leaks import Leak, find_leaks, write_leaks
 from deepcovid_export.data.near_duplicates import Fingerprint, fingerprint
 from deepcovid_export.data.splits import with_splits
+from deepcovid_export.files import write_text
 from deepcovid_export.recipe import Recipe
 
 SPLITS_NAME = "splits.csv"
@@ -39,14 +41,14 @@ class TrainingData:
     Attributes:
         train: Images to fit on.
         val: Images to choose on.
-        dropped: Why images were left out -> how many.
-        aside: Images of other splits, such as `test`: none is looked at.
-        leaks: What splits have in common, where that is allowed.
+        excluded: Reason to number of images that are not used.
+        aside: Images of other splits, such as `test`; the run does not use them.
+        leaks: Leaks between splits, if they are allowed.
     """
 
     train: list[LabelledImage]
     val: list[LabelledImage]
-    dropped: dict[str, int]
+    excluded: dict[str, int]
     aside: tuple[LabelledImage, ...] = ()
     leaks: tuple[Leak, ...] = ()
 
@@ -54,79 +56,75 @@ class TrainingData:
 def training_data(
     data: Path, recipe: Recipe, *, allow_leaks: bool = False, leaks_file: Path | None = None
 ) -> TrainingData:
-    """Choose the images of a run: splits `train` and `val`, drawn where the data has none.
+    """Choose the images of a run: splits `train` and `val`, drawn if the data has none.
 
     Every file is opened once, so that a run does not stop on a broken image after an hour.
 
     Args:
         data: A data set, see `deepcovid_edge.datasets.dataset`.
         recipe: Names classes, views and shares.
-        allow_leaks: Go on where splits share a patient or an image.
-        leaks_file: Gets all that splits share, as JSON or CSV.
+        allow_leaks: Continue if splits share a patient or an image.
+        leaks_file: File for all leaks, JSON or CSV.
 
     Raises:
         DataError: A class has no image in a split, or splits share a patient or an image.
-        OutputError: The file of leaks cannot be written.
+        OutputError: `leaks_file` cannot be written.
     """
-    dropped: Counter[str] = Counter()
-    images = _wanted(load_dataset(data, excluded=dropped), recipe, dropped)
-    images, prints = _readable(images, dropped)
+    excluded: Counter[str] = Counter()
+    images = _wanted(load_dataset(data, excluded=excluded), recipe, excluded)
+    images, prints = _readable(images, excluded)
     images = with_splits(images, prints, recipe)
     kept: dict[str, list[LabelledImage]] = {"train": [], "val": []}
     for image in images:
         kept.setdefault(image.split, []).append(image)
-    _check_classes(kept, recipe, data, dropped)
+    _check_classes(kept, recipe, data, excluded)
     leaks = find_leaks(images, prints)
     if leaks_file:
         write_leaks(leaks, leaks_file)
     if leaks and not allow_leaks:
         raise DataError(_leak_message(data, leaks))
     aside = [image for image in images if image.split not in ("train", "val")]
-    dropped.update(f"split {image.split}" if image.split else "no split" for image in aside)
-    return TrainingData(kept["train"], kept["val"], dict(dropped), tuple(aside), tuple(leaks))
+    excluded.update(f"split {image.split}" if image.split else "no split" for image in aside)
+    return TrainingData(kept["train"], kept["val"], dict(excluded), tuple(aside), tuple(leaks))
 
 
 def write_splits(images: TrainingData, path: Path) -> None:
-    """Write which image is in which split, as a manifest CSV that every command takes as DATA.
+    """Write the splits as a manifest CSV that every command takes as DATA.
 
     Raises:
         OutputError: The file cannot be written.
     """
-    try:
-        with path.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(("path", *_COLUMNS))
-            for image in (*images.train, *images.val, *images.aside):
-                place = os.path.relpath(image.path.absolute(), path.parent.resolve())
-                writer.writerow((place, *(getattr(image, name) for name in _COLUMNS)))
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
-    except UnicodeEncodeError as error:
-        raise OutputError(f"{path}: an image's name is not UTF-8: rename it ({error})") from error
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(("path", *_COLUMNS))
+    for image in (*images.train, *images.val, *images.aside):
+        place = os.path.relpath(image.path.absolute(), path.parent.resolve())
+        writer.writerow((place, *(getattr(image, name) for name in _COLUMNS)))
+    write_text(path, stream.getvalue())
 
 
 def _wanted(
-    images: Sequence[LabelledImage], recipe: Recipe, dropped: Counter[str]
+    images: Sequence[LabelledImage], recipe: Recipe, excluded: Counter[str]
 ) -> list[LabelledImage]:
     """Images that the recipe has a class and a view for."""
     views = {view.casefold() for view in recipe.data.views}
     wanted = []
     for image in images:
         if recipe.class_of(image.label) is None:
-            dropped[f"label {image.label} is in no class of the recipe"] += 1
+            excluded[f"label {image.label} is in no class of the recipe"] += 1
         elif views and image.view.casefold() not in views:
             known = f"view {image.view}" if image.view else "unknown view"
-            dropped[f"{known}; the recipe takes {', '.join(recipe.data.views)}"] += 1
+            excluded[f"{known}; the recipe takes {', '.join(recipe.data.views)}"] += 1
         else:
             wanted.append(image)
     return wanted
 
 
 def _readable(
-    images: Sequence[LabelledImage], dropped: Counter[str]
+    images: Sequence[LabelledImage], excluded: Counter[str]
 ) -> tuple[list[LabelledImage], list[Fingerprint]]:
     """Images that can be assessed, with their fingerprints."""
-    cv2.setNumThreads(1)  # its threads would not live on in forked data workers, which then hang
+    cv2.setNumThreads(1)  # forked data workers would lose its threads and hang
 
     def read(image: LabelledImage) -> Fingerprint | str:
         try:
@@ -138,7 +136,7 @@ def _readable(
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for image, found in zip(images, pool.map(read, images), strict=True):
             if isinstance(found, str):
-                dropped[found] += 1
+                excluded[found] += 1
             else:
                 kept.append(image)
                 prints.append(found)
@@ -146,7 +144,7 @@ def _readable(
 
 
 def _check_classes(
-    kept: dict[str, list[LabelledImage]], recipe: Recipe, data: Path, dropped: Counter[str]
+    kept: dict[str, list[LabelledImage]], recipe: Recipe, data: Path, excluded: Counter[str]
 ) -> None:
     for split in ("train", "val"):
         present = {recipe.class_of(image.label) for image in kept[split]}
@@ -155,7 +153,7 @@ def _check_classes(
                 raise DataError(
                     f"{data}: class {name!r} has no image in split {split!r}; expected images "
                     f"labelled {' or '.join(labels)}, such as in {_where(data, split, labels[0])}"
-                    f"{_chief_reason(dropped)}"
+                    f"{_chief_reason(excluded)}"
                 )
 
 
@@ -166,11 +164,11 @@ def _where(data: Path, split: str, label: str) -> Path:
     return (place / split if (place / split).is_dir() else place) / label
 
 
-def _chief_reason(dropped: Counter[str]) -> str:
-    if not dropped:
+def _chief_reason(excluded: Counter[str]) -> str:
+    if not excluded:
         return ""
-    reason, count = dropped.most_common(1)[0]
-    return f"; left out: {count} image{'s' * (count > 1)}: {reason}"
+    reason, count = excluded.most_common(1)[0]
+    return f"; excluded: {count} image{'s' * (count > 1)}: {reason}"
 
 
 def _leak_message(data: Path, leaks: Sequence[Leak]) -> str:

@@ -1,4 +1,4 @@
-"""Images in two splits that belong in one: of one patient, of equal bytes, or of one exposure."""
+"""Leaks: images in different splits with the same patient, bytes or exposure."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from deepcovid_edge.datasets.dataset import LabelledImage
-from deepcovid_edge.errors import OutputError
 from deepcovid_export.data.near_duplicates import Fingerprint, find_near_duplicates
+from deepcovid_export.files import write_text
 
 
 @dataclass(frozen=True)
 class Leak:
-    """Two images in two splits that should be in one.
+    """Two images in different splits that belong in one.
 
     Attributes:
         first: Path of an image.
@@ -26,7 +26,7 @@ class Leak:
         second: Path of the other image.
         second_split: Its split.
         why: `same patient`, `same bytes`, `near-duplicate` or `mirrored near-duplicate`.
-        patient: The patient of both, where that is why.
+        patient: The patient of both; of `same patient`.
         distance: Bits in which the nearer of pHash and dHash differs, of 64.
         likeness: Correlation of the high-passed thumbnails.
     """
@@ -54,15 +54,15 @@ class Leak:
 
 
 def find_leaks(images: Sequence[LabelledImage], prints: Sequence[Fingerprint]) -> list[Leak]:
-    """Find what splits have in common: patients, files and exposures.
+    """Find patients, files and exposures that are in several splits.
 
     Args:
-        images: Images; those without a split are in none and are passed over.
+        images: Images; those without a split are ignored.
         prints: Their fingerprints.
 
     Returns:
-        Patients first, then equal files, one pair for any two splits; then every pair of
-        near_duplicates.
+        Patients, then equal files, each with one pair for any two splits; then every pair of
+        near-duplicates.
     """
     leaks = []
     placed = [index for index, image in enumerate(images) if image.split]
@@ -71,10 +71,10 @@ def find_leaks(images: Sequence[LabelledImage], prints: Sequence[Fingerprint]) -
         leaks.append(_leak(one, other, "same patient", patient=patient))
     for _, one, other in _shared(images, [one.sha256 for one in prints]):
         leaks.append(_leak(one, other, "same bytes"))
-    for copy in find_near_duplicates(prints, [image.split for image in images]):
-        why = "mirrored near-duplicate" if copy.mirrored else "near-duplicate"
-        one, other = images[copy.first], images[copy.second]
-        leaks.append(_leak(one, other, why, distance=copy.distance, likeness=copy.likeness))
+    for pair in find_near_duplicates(prints, [image.split for image in images]):
+        why = "mirrored near-duplicate" if pair.mirrored else "near-duplicate"
+        one, other = images[pair.first], images[pair.second]
+        leaks.append(_leak(one, other, why, distance=pair.distance, likeness=pair.likeness))
     return leaks
 
 
@@ -85,7 +85,7 @@ def _leak(one: LabelledImage, other: LabelledImage, why: str, **known: Any) -> L
 def _shared(
     images: Sequence[LabelledImage], keys: Iterable[str]
 ) -> Iterator[tuple[str, LabelledImage, LabelledImage]]:
-    """The first image of each split for keys that several splits have."""
+    """For keys in several splits: the key and the first images of any two splits."""
     holders: dict[str, dict[str, LabelledImage]] = {}
     for image, key in zip(images, keys, strict=True):
         if key:
@@ -96,7 +96,7 @@ def _shared(
 
 
 def write_leaks(leaks: Sequence[Leak], path: Path) -> None:
-    """Write all leaks, as CSV where the name says so, else as JSON.
+    """Write all leaks, as CSV if the name ends with `.csv`, else as JSON.
 
     Raises:
         OutputError: The file cannot be written.
@@ -109,10 +109,4 @@ def write_leaks(leaks: Sequence[Leak], path: Path) -> None:
         writer.writeheader()
         writer.writerows(rows)
         text = stream.getvalue()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
-    except UnicodeEncodeError as error:
-        raise OutputError(f"{path}: an image's name is not UTF-8: rename it ({error})") from error
+    write_text(path, text)

@@ -1,13 +1,13 @@
-"""Images that show one exposure: reduced, re-toned, cropped, turned or mirrored near_duplicates.
+"""Near-duplicates: images of one exposure, reduced, re-toned, cropped, turned or mirrored.
 
-Copies are looked for in three steps, each for fewer pairs. All pairs: perceptual hashes (pHash and
-dHash of 64 bits, library imagehash) at most `HASH_DISTANCE` bits apart, and pictures of 16 x 16
-pixels alike. Then thumbnails of 64 x 64 without their low frequencies, in which chests are all
-alike; then the same after an affine alignment (Evangelidis and Psarakis 2008, OpenCV's
-findTransformECC), which finds crops and small turns. Mirrored near_duplicates are looked for
-likewise.
+They are found in three steps, each on fewer pairs. First all pairs whose perceptual hashes (pHash
+and dHash of 64 bits, library imagehash) differ in at most `HASH_DISTANCE` bits and whose
+reductions to 16 x 16 pixels correlate. Then those whose 64 x 64 thumbnails correlate without the
+low frequencies, in which all chests are alike. Then the same after an affine alignment (Evangelidis
+and Psarakis 2008, OpenCV's findTransformECC), which finds crops and small turns. Mirrored images
+are compared in the same way.
 
-How the limits were chosen stands in export/README.md, "Images in two splits".
+export/README.md, "Images in two splits", explains the limits.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.reasons import WarningCode
 
 HASH_DISTANCE = 10
-"""Bits of 64 in which pHash or dHash of two near_duplicates may differ."""
+"""Bits of 64 in which pHash or dHash of two near-duplicates may differ."""
 COARSE_LIKENESS = 0.85
-"""Correlation of the 16 x 16 pictures from which a pair is looked at."""
+"""Least correlation of the 16 x 16 reductions of a pair that is compared further."""
 ALIGNED_FROM = 0.92
-"""Correlation of the 16 x 16 pictures from which a pair is aligned, which costs a millisecond."""
+"""Least correlation of the 16 x 16 reductions of a pair that is aligned: it takes 1 ms."""
 LIKENESS = 0.75
-"""Correlation of high-passed thumbnails from which two images show the same exposure."""
+"""Least correlation of high-passed thumbnails of one exposure."""
 
 SIDE = 64
 _COARSE_SIDE = 16
@@ -43,7 +43,7 @@ _HIGH_PASS = 2.0
 _FRAME_NOISE = 4.0
 """Standard deviation, grey levels, up to which a row or column is taken for a frame."""
 _GRID = 256
-"""Frames are looked for at this size, in which noise is averaged out."""
+"""Frames are searched at this size, where noise is averaged out."""
 _BLOCK = 512
 _FEWEST_SHARED = 0.6
 _ALIGNMENT = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 30, 1e-3)
@@ -53,13 +53,13 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What is kept of an image to find its near_duplicates.
+    """What is kept of an image to find its near-duplicates.
 
     Attributes:
         sha256: SHA-256 of the file's bytes.
         thumbnail: The image at 64 x 64 pixels, uint8.
         hashes: pHash and dHash of the image, then of its mirror image; bool of shape (2, 2, 64).
-        synthetic: A phantom of `deepcovid-edge sample`. All are one drawing: none is a copy.
+        synthetic: A phantom of `deepcovid-edge sample`; all look alike, so they are not compared.
     """
 
     sha256: str
@@ -88,11 +88,11 @@ class NearDuplicate:
 
 
 def fingerprint(image: Radiograph) -> Fingerprint:
-    """Reduce an image to what its near_duplicates have in common."""
+    """Reduce an image to what its near-duplicates have in common."""
     grey = image.pixels
     if grey.dtype != np.uint8:
         grey = (grey * np.float32(255 / image.white)).astype(np.uint8)
-    grey = _unframed(grey)
+    grey = _crop_frame(grey)
     thumbnail = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.uint8)
     hashes = []
     for turned in (thumbnail, thumbnail[:, ::-1]):
@@ -103,7 +103,7 @@ def fingerprint(image: Radiograph) -> Fingerprint:
     return Fingerprint(image.sha256, thumbnail, np.array(hashes, np.bool_), synthetic)
 
 
-def _unframed(grey: NDArray[Any]) -> NDArray[Any]:
+def _crop_frame(grey: NDArray[Any]) -> NDArray[Any]:
     """An image without a frame or padding of one grey level, up to half of each side."""
     reduced = cv2.resize(grey, (_GRID, _GRID), interpolation=cv2.INTER_AREA).astype(np.float32)
     kept = []
@@ -117,11 +117,11 @@ def _unframed(grey: NDArray[Any]) -> NDArray[Any]:
 def find_near_duplicates(
     prints: Sequence[Fingerprint], parts: Sequence[Hashable]
 ) -> list[NearDuplicate]:
-    """Find pairs of images that show one exposure; equal files are left to their SHA-256.
+    """Find pairs of images of one exposure; pairs of equal files are not among them.
 
     Args:
         prints: Fingerprints.
-        parts: One for each image: only images of different parts are compared.
+        parts: The part of each image; only images of different parts are compared.
 
     Returns:
         Pairs in the order of the images.
@@ -135,15 +135,15 @@ def find_near_duplicates(
     )
     found: dict[tuple[int, int], NearDuplicate] = {}
     for mirrored in (False, True):
-        for copy in index.near_duplicates(mirrored=mirrored):
-            pair = (real[copy.first], real[copy.second])
-            if pair not in found or found[pair].likeness < copy.likeness:
-                found[pair] = replace(copy, first=pair[0], second=pair[1])
+        for one in index.near_duplicates(mirrored=mirrored):
+            pair = (real[one.first], real[one.second])
+            if pair not in found or found[pair].likeness < one.likeness:
+                found[pair] = replace(one, first=pair[0], second=pair[1])
     return [found[pair] for pair in sorted(found)]
 
 
 class _Index:
-    """Fingerprints as arrays, so that all pairs are compared by a few matrix products."""
+    """Fingerprints as arrays, to compare all pairs by a few matrix products."""
 
     def __init__(self, prints: Sequence[Fingerprint], parts: NDArray[np.int64]) -> None:
         self.parts = parts
@@ -152,11 +152,11 @@ class _Index:
         self.thumbnails = [one.thumbnail.astype(np.float32) for one in prints]
         size = (_COARSE_SIDE, _COARSE_SIDE)
         reduced = [cv2.resize(one, size, interpolation=cv2.INTER_AREA) for one in self.thumbnails]
-        self.coarse = _standardised(np.array(reduced))
-        self.fine = np.array([_standardised(_high_passed(one)[None])[0] for one in self.thumbnails])
+        self.coarse = _standardise(np.array(reduced))
+        self.fine = np.array([_standardise(_high_pass(one)[None])[0] for one in self.thumbnails])
 
     def near_duplicates(self, *, mirrored: bool) -> Iterator[NearDuplicate]:
-        """Copies, by the steps that the module's description names."""
+        """Pairs by the steps in the module's description."""
         first, second, distance, coarse = self._candidates(mirrored)
         likeness = self._likeness(first, second, mirrored)
         unsure = np.flatnonzero((likeness < LIKENESS) & (coarse >= ALIGNED_FROM))
@@ -173,7 +173,7 @@ class _Index:
         """Indices of pairs with near hashes, their hash distance and coarse correlation."""
         hashes = self.hashes[:, int(mirrored)]
         pictures, others = (
-            _turned(self.coarse, turn).reshape(len(self.parts), -1) for turn in (False, mirrored)
+            _mirror(self.coarse, turn).reshape(len(self.parts), -1) for turn in (False, mirrored)
         )
         found: list[tuple[NDArray[Any], ...]] = []
         for top in range(0, len(self.parts), _BLOCK):
@@ -193,19 +193,19 @@ class _Index:
         likeness = np.empty(len(first), np.float32)
         for start in range(0, len(first), _BLOCK):
             part = slice(start, start + _BLOCK)
-            other = _turned(self.fine[second[part]], mirrored)
+            other = _mirror(self.fine[second[part]], mirrored)
             likeness[part] = np.einsum("nhw,nhw->n", self.fine[first[part]], other)
         return likeness
 
     def _aligned_likeness(self, first: Any, second: Any, mirrored: bool) -> float:
-        """Correlation after the second image is laid on the first; -1 where that cannot be done."""
-        fixed, moved = self.thumbnails[first], _turned(self.thumbnails[second], mirrored)
+        """Correlation with the second image aligned with the first; -1 if that is impossible."""
+        fixed, moved = self.thumbnails[first], _mirror(self.thumbnails[second], mirrored)
         start, everywhere = np.eye(2, 3, dtype=np.float32), np.ones((SIDE, SIDE), np.uint8)
         try:
             _, affine = cv2.findTransformECC(
                 fixed, moved, start, cv2.MOTION_AFFINE, _ALIGNMENT, everywhere, 5
             )
-        except cv2.error:  # it did not converge: the images have nothing in common
+        except cv2.error:  # no convergence: the images have nothing in common
             return -1.0
         size, inverse = (SIDE, SIDE), cv2.WARP_INVERSE_MAP
         laid = cv2.warpAffine(moved, affine, size, flags=cv2.INTER_LINEAR | inverse)
@@ -214,19 +214,19 @@ class _Index:
         if shared.mean() < _FEWEST_SHARED:
             return -1.0
         where = shared > 0
-        pair = [_standardised(_high_passed(one)[where][None]) for one in (fixed, laid)]
+        pair = [_standardise(_high_pass(one)[where][None]) for one in (fixed, laid)]
         return float(np.vdot(*pair))
 
 
-def _turned(pictures: Any, mirrored: bool) -> Any:
+def _mirror(pictures: Any, mirrored: bool) -> Any:
     return np.ascontiguousarray(pictures[..., ::-1]) if mirrored else pictures
 
 
-def _high_passed(thumbnail: Any) -> Any:
+def _high_pass(thumbnail: Any) -> Any:
     return thumbnail - cv2.GaussianBlur(thumbnail, (0, 0), _HIGH_PASS)
 
 
-def _standardised(pictures: Any) -> Floats:
+def _standardise(pictures: Any) -> Floats:
     """Pictures with mean 0 and norm 1 each, so that products are correlations."""
     axes = tuple(range(1, pictures.ndim))
     centred = pictures - pictures.mean(axis=axes, keepdims=True)

@@ -1,8 +1,8 @@
-"""Splits for data that names none: drawn by patient, so that they hold when images are added.
+"""Draw splits by patient for data without splits; they stay the same when images are added.
 
-Images that belong together stay together: those of one patient, equal files, and near_duplicates of
-one exposure. A group's place depends on its patient, else on the files' content, and on nothing
-else.
+Images of one patient, equal files and near-duplicates of one exposure form a group and stay
+together. The split of a group depends only on its patient, or on the files' content if no patient
+is known.
 """
 
 from __future__ import annotations
@@ -22,21 +22,16 @@ from deepcovid_export.data.near_duplicates import Fingerprint, find_near_duplica
 from deepcovid_export.recipe import Recipe
 
 _ORDER = ("val", "test", "train")
-"""The order in which splits take their share: a new `test` share takes nothing from `val`."""
+"""The order in which splits take their share, so that a `test` share takes nothing from `val`."""
 
 
 def with_splits(
     images: Sequence[LabelledImage], prints: Sequence[Fingerprint], recipe: Recipe
 ) -> list[LabelledImage]:
-    """Images with a split each, as far as the data or the recipe's shares give one.
+    """Give each image a split, from the data or by the recipe's shares.
 
-    Data without splits is shared out; where it has `train` and no `val`, as the published
+    If the data has no splits, all are drawn. If it has `train` and no `val`, as the published
     COVID-Xray-5k, `val` is drawn from `train`. Other data stays as it is.
-
-    Args:
-        images: Images with or without splits.
-        prints: Their fingerprints.
-        recipe: Names the shares and the classes, of which each split gets at least one image.
     """
     named = {image.split for image in images if image.split}
     shares = dict(recipe.data.shares)
@@ -45,15 +40,15 @@ def with_splits(
     if "val" in named or (named and "train" not in named):
         return list(images)
     chosen = [index for index, image in enumerate(images) if image.split == "train" or not named]
-    drawn = _drawn([images[index] for index in chosen], [prints[index] for index in chosen],
-                   shares, recipe)  # fmt: skip
+    own = [images[index] for index in chosen], [prints[index] for index in chosen]
+    drawn = _draw(*own, shares, recipe)
     found = list(images)
     for index, split in zip(chosen, drawn, strict=True):
         found[index] = replace(images[index], split=split)
     return found
 
 
-def _drawn(
+def _draw(
     images: Sequence[LabelledImage],
     prints: Sequence[Fingerprint],
     shares: Mapping[str, float],
@@ -77,8 +72,8 @@ def _drawn(
 
 
 def _groups(images: Sequence[LabelledImage], prints: Sequence[Fingerprint]) -> list[int]:
-    """A number for each image that it shares with the images it belongs to."""
-    pairs = [(copy.first, copy.second) for copy in find_near_duplicates(prints, range(len(prints)))]
+    """The number of each image's group."""
+    pairs = [(it.first, it.second) for it in find_near_duplicates(prints, range(len(prints)))]
     for keys in ([image.patient for image in images], [one.sha256 for one in prints]):
         first: dict[str, int] = {}
         pairs += [(first.setdefault(key, at), at) for at, key in enumerate(keys) if key]
@@ -89,12 +84,12 @@ def _groups(images: Sequence[LabelledImage], prints: Sequence[Fingerprint]) -> l
 
 
 def _lot(key: str) -> float:
-    """A number of [0, 1) that depends on the key alone."""
+    """A number in [0, 1) that depends only on the key."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big") / 2**48
 
 
 def _ends(shares: Mapping[str, float]) -> dict[str, float]:
-    """Upper ends of the intervals of lots that the splits take; the last is open."""
+    """Upper end of each split's interval of lots; the last is open."""
     splits = [split for split in _ORDER if split in shares]
     ends = np.cumsum([shares[split] for split in splits]) / sum(shares.values())
     return {**dict(zip(splits, ends, strict=True)), splits[-1]: float("inf")}
@@ -106,7 +101,7 @@ def _fill(
     lots: Mapping[int, float],
     ends: dict[str, float],
 ) -> None:
-    """Give a split that a class is missing from the group whose lot is nearest to its share."""
+    """Give each split without a group of a class the group whose lot is nearest to its share."""
     for split, end in ends.items():
         if any(placed[group] == split for group in holders):
             continue

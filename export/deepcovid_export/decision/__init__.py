@@ -1,1 +1,1 @@
-"""Fitted on data, kept in the model file: out-of-distribution limits, indeterminate range."""
+"""Fitted on data and kept in the model file: out-of-distribution and indeterminate limits."""

@@ -1,14 +1,14 @@
 """The indeterminate range: probabilities too close to the threshold to call, chosen on `val`.
 
-A threshold is read off a few images; other images of the same kind would have given another. The
-indeterminate range is what that chance is worth: draw patients of `val` anew, choose the threshold
-by the model's own rule on each draw, and take the middle 95 % of the thresholds (percentile
-bootstrap over patients: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13).
-An image between them is positive by one choice of images and negative by another. Such an image is
-a matter for a person (a reject option, Chow 1970, IEEE Transactions on Information Theory 16:41).
+A threshold is chosen on a few images; other images of the same kind would have given another one.
+The indeterminate range measures that chance: draw patients of `val` again, choose the threshold by
+the model's own rule on each draw, and take the middle 95 % of the thresholds (percentile bootstrap
+over patients: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13). An image in
+the range is positive by one choice of images and negative by another. A person decides such an
+image (a reject option, Chow 1970, IEEE Transactions on Information Theory 16:41).
 
-What is asked of a person must stay rare: an indeterminate range that holds more than one image of
-`val` in twenty is made narrower, evenly in the logit, until it does not.
+Persons should rarely be asked: a range that holds more than one image of `val` in twenty is
+narrowed, evenly in the logit, until it does not.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.datasets.dataset import LabelledImage, dataset_sha256
+from deepcovid_edge.decision.thresholds import threshold_for_new_images
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.manifest import IndeterminateRange, ModelManifest
-from deepcovid_export.evaluation.metrics import Scores, Truth, threshold_for_new_images
+from deepcovid_export.evaluation.bootstrap import number_patients
+from deepcovid_export.evaluation.metrics import Scores, Truth
 from deepcovid_export.evaluation.predictions import classify
 from deepcovid_export.onnx_export.to_onnx import rewrite_manifest
 
@@ -40,10 +42,10 @@ class IndeterminateSettings:
     """How an indeterminate range is chosen.
 
     Attributes:
-        confidence: Share of the drawn thresholds that it spans.
+        confidence: Share of the drawn thresholds that the range spans.
         most: Largest share of the images that it may hold.
-        replicates: Draws.
-        seed: Of the draws.
+        replicates: Number of draws.
+        seed: Seed of the draws.
     """
 
     confidence: float = 0.95
@@ -75,22 +77,22 @@ def fit_indeterminate_range(
     """Choose the indeterminate range of a threshold.
 
     Args:
-        scores: Probability of the positive class, of shape (images,).
-        positive: Whether each image is positive, of shape (images,); both kinds occur.
-        threshold: The model's.
-        rule: How the threshold was chosen, of scores and truth.
-        patients: Patient of each image, who are drawn; empty for images that stand alone.
+        scores: Scores of images of both classes.
+        positive: Their truth.
+        threshold: The model's threshold.
+        rule: How the threshold was chosen from scores and truth.
+        patients: Patient of each image; empty where every image has its own.
         settings: Confidence, largest share, draws.
 
     Returns:
-        A indeterminate range that holds the threshold, with what it was chosen by.
+        A range that holds the threshold, and how it was chosen.
     """
     settings = settings or IndeterminateSettings()
-    drawn = _drawn_thresholds(scores, positive, rule, patients, settings)
+    drawn = _draw_thresholds(scores, positive, rule, patients, settings)
     ends = (1 - settings.confidence) / 2
     low, high = (float(end) for end in np.quantile(drawn, [ends, 1 - ends]))
     spanned = min(low, threshold), max(high, threshold)
-    low, high = _narrowed(scores, threshold, spanned, settings.most)
+    low, high = _narrow(scores, threshold, spanned, settings.most)
     held = (scores >= low) & (scores < high)
     origin = {
         "rule": f"middle {settings.confidence:.0%} of the thresholds of {len(drawn)} draws of "
@@ -110,30 +112,30 @@ def fit_model_indeterminate_range(
     """Choose the indeterminate range of an exported file on `val` and write it into the file.
 
     Args:
-        path: The .onnx file, whose threshold was chosen on these images by `train`.
+        path: The .onnx file, whose threshold `train` chose on these images.
         images: Labelled images of `val`.
         settings: Confidence, largest share, draws.
 
     Returns:
-        The manifest that the file has now.
+        The new manifest of the file.
 
     Raises:
-        UsageError: The model does not say by which sensitivity its threshold was chosen.
+        UsageError: The manifest does not state the sensitivity that the threshold was chosen for.
         DataError: No image was assessed.
     """
     with load_backend(path) as backend:
         classified = classify(backend, images)
         manifest = backend.manifest
-    indeterminate_range = fit_indeterminate_range(
+    span = fit_indeterminate_range(
         classified.scores,
         classified.positive,
         manifest.threshold,
         rule=threshold_rule(manifest),
-        patients=[image.patient for image in classified.images],
+        patients=classified.patients,
         settings=settings,
     )
-    origin = {**indeterminate_range.origin, "data_sha256": dataset_sha256(classified.images)}
-    manifest = replace(manifest, indeterminate_range=replace(indeterminate_range, origin=origin))
+    origin = {**span.origin, "data_sha256": dataset_sha256(classified.images)}
+    manifest = replace(manifest, indeterminate_range=replace(span, origin=origin))
     rewrite_manifest(path, manifest)
     return manifest
 
@@ -142,39 +144,37 @@ def threshold_rule(manifest: ModelManifest) -> Rule:
     """How a model's threshold was chosen.
 
     Raises:
-        UsageError: The model does not say by which sensitivity.
+        UsageError: The manifest does not state the sensitivity that the threshold was chosen for.
     """
     recipe = manifest.training.get("recipe", {})
     sensitivity = recipe.get("sensitivity")
     if sensitivity is None or manifest.threshold_origin.get("split") != SPLIT:
         raise UsageError(
-            f"{manifest.name}: its threshold was not chosen on {SPLIT} by a sensitivity, so a "
-            "indeterminate_range around it cannot be: train the model with `deepcovid-edge train`"
+            f"{manifest.name}: its threshold was not chosen on {SPLIT} for a sensitivity, so no "
+            "indeterminate range can be fitted: train the model with `deepcovid-edge train`"
         )
     return lambda scores, positive: threshold_for_new_images(scores, positive, sensitivity)[0]
 
 
-def _drawn_thresholds(
+def _draw_thresholds(
     scores: Scores,
     positive: Truth,
     rule: Rule,
     patients: Sequence[str],
     settings: IndeterminateSettings,
 ) -> NDArray[np.float64]:
-    names = [*patients] or [""] * len(scores)
-    owners = [name or f"\0image {number}" for number, name in enumerate(names)]
-    unique, owner = np.unique(owners, return_inverse=True)
+    count, owner = number_patients([*patients] or [""] * len(scores))
     draw = np.random.default_rng(settings.seed)
     found = []
     for _ in range(settings.replicates):
-        times = np.bincount(draw.integers(len(unique), size=len(unique)), minlength=len(unique))
+        times = np.bincount(draw.integers(count, size=count), minlength=count)
         chosen = np.repeat(np.arange(len(scores)), times[owner])
         if positive[chosen].any():
             found.append(rule(scores[chosen], positive[chosen]))
     return np.array(found)
 
 
-def _narrowed(
+def _narrow(
     scores: Scores, threshold: float, ends: tuple[float, float], most: float
 ) -> tuple[float, float]:
     """Cut a range at one distance from the threshold, in logits, so that it holds few enough."""

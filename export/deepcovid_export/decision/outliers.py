@@ -1,10 +1,11 @@
-"""Altered copies of training images: the negatives that out-of-distribution limits are fitted on.
+"""Altered copies of training images, on which the out-of-distribution limits are fitted.
 
-No other pictures are needed: images that are turned or inverted, and images of which little is left
-(Hendrycks, Mazeika and Dietterich 2019, Deep Anomaly Detection with Outlier Exposure, take pictures
-of another collection). Beside them, images as another hospital might send them, which are to pass.
+Copies to reject are turned or inverted, or so changed that little of the image is left; no other
+pictures are needed (Hendrycks, Mazeika and Dietterich 2019, Deep Anomaly Detection with Outlier
+Exposure, take pictures of another collection). Copies to accept look as another hospital might send
+them.
 
-All take prepared images of shape (height, width), uint8, and return the same.
+All functions take a prepared image of shape (height, width), uint8, and return one like it.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ _MOST_SHAPES = 12
 
 
 def quarter_turns(count: int) -> Change:
-    """Turns an image by so many times 90 degrees, to the left."""
+    """Turn an image to the left by `count` times 90 degrees."""
 
     def turn(image: Pixels, _: np.random.Generator) -> Pixels:
-        return _sized(np.rot90(image, count), image.shape)
+        return _resize(np.rot90(image, count), image.shape)
 
     return turn
 
@@ -37,7 +38,7 @@ def invert(image: Pixels, _: np.random.Generator) -> Pixels:
 
 
 def shuffle(image: Pixels, draw: np.random.Generator) -> Pixels:
-    """Cut into 2 x 2 to 5 x 5 pieces that are put together in another order."""
+    """Cut into 2 x 2 to 5 x 5 pieces and put together in another order."""
     pieces = int(draw.integers(2, 6))
     rows, columns = (np.linspace(0, side, pieces + 1).astype(int) for side in image.shape)
     boxes = [
@@ -50,18 +51,18 @@ def shuffle(image: Pixels, draw: np.random.Generator) -> Pixels:
         order = draw.permutation(len(boxes))
     shuffled = np.empty_like(image)
     for place, source in zip(boxes, order, strict=True):
-        shuffled[place] = _sized(image[boxes[source]], shuffled[place].shape)
+        shuffled[place] = _resize(image[boxes[source]], shuffled[place].shape)
     return shuffled
 
 
 def enlarge(image: Pixels, draw: np.random.Generator) -> Pixels:
-    """A detail, 15 to 40 % of each side, that fills the picture."""
+    """Enlarge a detail, 15 to 40 % of each side, to the full size."""
     share = draw.uniform(0.15, 0.4)
     sides = [max(2, round(share * side)) for side in image.shape]
     top, left = (
         int(draw.integers(0, whole - part)) for whole, part in zip(image.shape, sides, strict=True)
     )
-    return _sized(image[top : top + sides[0], left : left + sides[1]], image.shape)
+    return _resize(image[top : top + sides[0], left : left + sides[1]], image.shape)
 
 
 def scramble(image: Pixels, draw: np.random.Generator) -> Pixels:
@@ -73,7 +74,7 @@ def scramble(image: Pixels, draw: np.random.Generator) -> Pixels:
 
 
 def drown(image: Pixels, draw: np.random.Generator) -> Pixels:
-    """Half or more of it noise, fine to coarse."""
+    """Replace half or more of the signal by noise, fine to coarse."""
     grain: NDArray[Any] = draw.standard_normal(image.shape, dtype=np.float32)
     grain = cv2.GaussianBlur(grain, (0, 0), float(2 ** draw.uniform(-2, 5)))
     grain = (grain - grain.mean()) / grain.std() * draw.uniform(20, 80) + 128
@@ -82,7 +83,7 @@ def drown(image: Pixels, draw: np.random.Generator) -> Pixels:
 
 
 def draw_shapes(image: Pixels, draw: np.random.Generator) -> Pixels:
-    """No image at all: a few discs, rectangles and lines, or nothing, on one grey."""
+    """Replace the image by a few discs, rectangles and lines, or nothing, on one grey."""
     height, width = image.shape
     picture: NDArray[Any] = np.full(image.shape, draw.integers(0, 256), np.uint8)
     for _ in range(int(draw.integers(0, _MOST_SHAPES))):
@@ -100,7 +101,7 @@ def draw_shapes(image: Pixels, draw: np.random.Generator) -> Pixels:
 
 
 def vary(image: Pixels, draw: np.random.Generator) -> Pixels:
-    """The image as another hospital might send it: other frame, contrast and sharpness."""
+    """Change frame, contrast and sharpness, as another hospital might send the image."""
     height, width = image.shape
     middle = ((width - 1) / 2, (height - 1) / 2)
     move: NDArray[Any] = cv2.getRotationMatrix2D(
@@ -120,7 +121,7 @@ TURNED: tuple[Change, ...] = (quarter_turns(1), quarter_turns(2), quarter_turns(
 UNRECOGNISABLE: tuple[Change, ...] = (shuffle, enlarge, scramble, drown, draw_shapes)
 
 
-def _sized(pixels: NDArray[Any], shape: tuple[int, ...]) -> Pixels:
+def _resize(pixels: NDArray[Any], shape: tuple[int, ...]) -> Pixels:
     if pixels.shape == shape:
         return np.ascontiguousarray(pixels, dtype=np.uint8)
     rows, columns = shape

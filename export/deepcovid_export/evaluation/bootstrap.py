@@ -1,16 +1,16 @@
-"""Patient-level bootstrap: images of one patient are drawn together."""
+"""Bootstrap over patients: images of one patient are drawn together."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.errors import UsageError
 from deepcovid_export.evaluation.metrics import Scores, Truth
+from deepcovid_export.evaluation.results import Interval, PatientIntervals
 
 Weights = NDArray[np.float64]
 _CHUNK = 250
@@ -19,11 +19,11 @@ _CHUNK = 250
 
 @dataclass(frozen=True)
 class BootstrapSettings:
-    """How often and from what seed patients are drawn.
+    """How often patients are drawn.
 
     Attributes:
         replicates: Draws of as many patients as there are, with replacement.
-        seed: Of the draws.
+        seed: Seed of the draws.
     """
 
     replicates: int = 2000
@@ -40,36 +40,40 @@ def bootstrap(
     patients: Sequence[str],
     threshold: float,
     settings: BootstrapSettings | None = None,
-) -> dict[str, Any] | None:
+) -> PatientIntervals | None:
     """95 % percentile intervals over draws of patients (Efron and Tibshirani 1993, chapter 13).
 
-    Args:
-        scores: Probabilities of the positive class, of shape (images,).
-        positive: Whether each image is positive, of shape (images,).
-        patients: Patient of each image; an image without one counts as a patient of its own.
-        threshold: Where sensitivity and specificity are taken.
-        settings: Replicates and seed.
+    An image without a patient counts as a patient of its own. Sensitivity and specificity are taken
+    at the threshold.
 
     Returns:
-        Intervals of sensitivity, specificity, AUC and average precision (None where a class is
-        missing) with what they were drawn from; None where no patient is known.
+        The intervals; None where no patient is known.
     """
     settings = settings or BootstrapSettings()
     if not any(patients):
         return None
-    names = [patient or f"\0image {number}" for number, patient in enumerate(patients)]
-    unique, owner = np.unique(names, return_inverse=True)
+    count, owner = number_patients(patients)
     draws: dict[str, list[Weights]] = {}
-    for weights in _weights(len(unique), owner, settings):
+    for weights in _weights(count, owner, settings):
         for name, values in _figures(weights, scores, positive, threshold).items():
             draws.setdefault(name, []).append(values)
-    return {
-        "patients": len(unique),
-        "images_without_patient": sum(not patient for patient in patients),
-        "replicates": settings.replicates,
-        "seed": settings.seed,
+    return PatientIntervals(
+        patients=count,
+        images_without_patient=sum(not patient for patient in patients),
+        replicates=settings.replicates,
+        seed=settings.seed,
         **{name: _interval(np.concatenate(parts)) for name, parts in draws.items()},
-    }
+    )
+
+
+def number_patients(patients: Sequence[str]) -> tuple[int, NDArray[np.intp]]:
+    """How many patients there are, and the number of each image's, of shape (images,).
+
+    An image without a patient counts as a patient of its own.
+    """
+    names = [patient or f"\0image {number}" for number, patient in enumerate(patients)]
+    unique, owner = np.unique(names, return_inverse=True)
+    return len(unique), owner
 
 
 def _weights(
@@ -110,6 +114,9 @@ def _figures(
         }
 
 
-def _interval(values: Weights) -> list[float] | None:
+def _interval(values: Weights) -> Interval | None:
     known = values[np.isfinite(values)]
-    return np.quantile(known, [0.025, 0.975]).tolist() if known.size else None
+    if not known.size:
+        return None
+    low, high = np.quantile(known, [0.025, 0.975]).tolist()
+    return low, high

@@ -1,4 +1,4 @@
-"""What a report draws and tabulates: scikit-learn's curves, as plain values for JSON."""
+"""What a report draws and tabulates: curves of scikit-learn, tables and histograms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,16 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-from deepcovid_export.evaluation.metrics import Scores, Truth, at_threshold, operating_point
+from deepcovid_edge.decision.thresholds import operating_point
+from deepcovid_export.evaluation.metrics import Scores, Truth, at_threshold
+from deepcovid_export.evaluation.results import (
+    Columns,
+    Confusion,
+    Histograms,
+    OperatingPoint,
+    Reliability,
+    ThresholdRow,
+)
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """Thresholds of the table; the model's own is added."""
@@ -29,12 +38,8 @@ _ABOVE_ALL = 1 + 10**-_DECIMALS
 """A threshold that no probability reaches."""
 
 
-def curves(scores: Scores, positive: Truth) -> dict[str, Any] | None:
+def curves(scores: Scores, positive: Truth) -> dict[str, Columns] | None:
     """ROC, precision over recall, and sensitivity and specificity over the threshold.
-
-    Args:
-        scores: Probabilities of the positive class, of shape (images,).
-        positive: Whether each image is positive, of shape (images,).
 
     Returns:
         Lists of equal length for each curve; None where a class is missing.
@@ -61,26 +66,22 @@ def average_precision(scores: Scores, positive: Truth) -> float | None:
     return float(average_precision_score(positive, scores)) if positive.any() else None
 
 
-def threshold_table(scores: Scores, positive: Truth, own: float) -> list[dict[str, Any]]:
+def threshold_table(scores: Scores, positive: Truth, own: float) -> list[ThresholdRow]:
     """Sensitivity and specificity at chosen thresholds and at the model's own, ascending."""
     return [
-        {"threshold": value, "own": value == own, **at_threshold(scores, positive, value)}
+        ThresholdRow(value, value == own, **vars(at_threshold(scores, positive, value)))
         for value in sorted({*THRESHOLDS, own})
     ]
 
 
 def operating_points(
     scores: Scores, positive: Truth, own: float, origin: str
-) -> list[dict[str, Any]]:
+) -> list[OperatingPoint]:
     """The model's own operating point, then two that are read off the images themselves.
 
-    One that no threshold reaches (a negative image with a probability of 1) is left out.
+    A point that no threshold reaches (a negative image with a probability of 1) is missing.
 
-    Args:
-        scores: Probabilities of the positive class, of shape (images,).
-        positive: Whether each image is positive, of shape (images,).
-        own: The model's threshold.
-        origin: Where that comes from.
+    `own` is the model's threshold and `origin` says how it was chosen.
     """
     points = [("own", own, origin)]
     if positive.any() and not positive.all():
@@ -91,42 +92,30 @@ def operating_points(
         if (scores[~positive] < mirrored).mean() >= 0.95:
             points.append(("specificity 95 %", mirrored, read_off))
     return [
-        {
-            "name": name,
-            "threshold": threshold,
-            "origin": text,
-            **at_threshold(scores, positive, threshold),
-        }
-        for name, threshold, text in points
+        OperatingPoint(name, value, text, **vars(at_threshold(scores, positive, value)))
+        for name, value, text in points
     ]
 
 
-def confusion(truth: NDArray[np.intp], called: NDArray[np.intp], classes: Sequence[str]) -> Any:
-    """Images of each class (rows) by the class that they are called (columns).
-
-    Args:
-        truth: Index of each image's class, of shape (images,).
-        called: Index of the class that it is called, of shape (images,).
-        classes: Class names.
-    """
+def confusion(
+    truth: NDArray[np.intp], called: NDArray[np.intp], classes: Sequence[str]
+) -> Confusion:
+    """Images of each class (rows) by the class that they are called (columns)."""
     counts = confusion_matrix(truth, called, labels=range(len(classes)))
-    return {"classes": list(classes), "counts": counts.tolist()}
+    return Confusion(list(classes), counts.tolist())
 
 
-def histograms(scores: Scores, labels: Sequence[str]) -> dict[str, Any]:
+def histograms(scores: Scores, labels: Sequence[str]) -> Histograms:
     """Number of images by probability of the positive class, for each label of the data set."""
     edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
     names = np.array(labels)
-    return {
-        "edges": edges.round(_DECIMALS).tolist(),
-        "images": {
-            name: np.histogram(scores[names == name], edges)[0].tolist()
-            for name in sorted(set(labels))
-        },
+    counts = {
+        name: np.histogram(scores[names == name], edges)[0].tolist() for name in sorted(set(labels))
     }
+    return Histograms(edges.round(_DECIMALS).tolist(), counts)
 
 
-def reliability(scores: Scores, positive: Truth) -> dict[str, Any]:
+def reliability(scores: Scores, positive: Truth) -> Reliability:
     """Reliability in ten bins of equal width, expected calibration error and Brier score.
 
     The expected calibration error is the mean distance of share and probability over the images
@@ -136,17 +125,15 @@ def reliability(scores: Scores, positive: Truth) -> dict[str, Any]:
     inner = np.linspace(0, 1, RELIABILITY_BINS + 1)[1:-1]
     counts = np.bincount(np.searchsorted(inner, scores), minlength=RELIABILITY_BINS)
     weights = counts[counts > 0] / len(scores)
-    return {
-        "bins": {
-            "images": counts[counts > 0].tolist(),
-            **_lists(probability=probability, share_positive=share),
-        },
-        "expected_calibration_error": float(weights @ np.abs(share - probability)),
-        "brier": float(brier_score_loss(positive, scores, pos_label=True)),
-    }
+    columns = _lists(probability=probability, share_positive=share)
+    return Reliability(
+        bins={"images": counts[counts > 0].tolist(), **columns},
+        expected_calibration_error=float(weights @ np.abs(share - probability)),
+        brier=float(brier_score_loss(positive, scores, pos_label=True)),
+    )
 
 
-def _lists(**columns: NDArray[Any]) -> dict[str, list[float]]:
+def _lists(**columns: NDArray[Any]) -> Columns:
     """Columns of one length as rounded lists, thinned."""
     count = len(next(iter(columns.values())))
     kept = np.unique(np.linspace(0, count - 1, min(count, MOST_POINTS)).round().astype(int))

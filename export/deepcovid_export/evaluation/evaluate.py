@@ -1,7 +1,6 @@
-"""Measure models on labelled images: how often right, how sure, and by what they tell.
+"""Measure models on labelled images: how often they are right, and whether they read the source.
 
-The figures are plain values for JSON; `report` makes a page of them. Their keys stay what they are
-within a `schema_version`.
+`report` makes a page of the figures.
 """
 
 from __future__ import annotations
@@ -31,33 +30,43 @@ from deepcovid_export.evaluation.curves import (
 )
 from deepcovid_export.evaluation.metrics import area, at_threshold, rate
 from deepcovid_export.evaluation.predictions import Predictions, classify
+from deepcovid_export.evaluation.results import (
+    SCHEMA_VERSION,
+    Change,
+    Comparison,
+    Evaluation,
+    Group,
+    Indeterminate,
+    LabelFigures,
+    Overall,
+    Shortcuts,
+    SideBySide,
+)
 from deepcovid_export.evaluation.shortcuts import measure_shortcuts
 
-SCHEMA_VERSION = 2
 NOT_STATED = "not stated"
+_CREATED_WITH = {"deepcovid-edge": VERSION}
 
 
 def evaluate(
     model: Path, images: Sequence[LabelledImage], *, description: str, shortcuts: bool = False
-) -> dict[str, Any]:
+) -> Evaluation:
     """Measure a model on labelled images.
 
     Args:
         model: An .onnx file, an engine or a checkpoint.
-        images: Images with their labels; a label belongs to the class into which the model's recipe
-            puts it.
+        images: Images with their labels; the model's recipe says to which class a label belongs.
         description: What the images are, for the report.
-        shortcuts: Also measure what the model tells from the source (`shortcuts`); images are read
-            four more times.
+        shortcuts: Also measure whether the model reads the source, in four more passes.
 
     Returns:
-        Figures over all images and by label, source and view, as plain values for JSON. Intervals
-        take images as independent, but for those of `bootstrap`, which draw patients.
+        Figures over all images and by label, source and view. Intervals take images as
+        independent, except those of `bootstrap`, which draw patients.
 
     Raises:
         DataError: No image was assessed, or a label belongs to no class.
     """
-    return _measured(model, images, description, shortcuts)[0]
+    return _measure(model, images, description, shortcuts)[0]
 
 
 def evaluate_side_by_side(
@@ -66,12 +75,8 @@ def evaluate_side_by_side(
     *,
     description: str,
     shortcuts: bool = False,
-) -> dict[str, Any]:
+) -> SideBySide:
     """Measure several models on the same images, and how each differs from the first.
-
-    Returns:
-        `evaluations`: what `evaluate` says of each; `comparisons`: of each but the first, the
-        paired differences from the first.
 
     Raises:
         UsageError: There are fewer than two models.
@@ -79,87 +84,71 @@ def evaluate_side_by_side(
     """
     if len(models) < 2:
         raise UsageError(f"models: got {len(models)}, expected two or more to compare")
-    measured = [_measured(model, images, description, shortcuts) for model in models]
-    first = measured[0][1]
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "notice": NOTICE,
-        "data": description,
-        "data_sha256": measured[0][0]["data_sha256"],
-        "evaluations": [figures for figures, _ in measured],
-        "comparisons": [_comparison(first, classified) for _, classified in measured[1:]],
-        "created_with": {"deepcovid-edge": VERSION},
-    }
+    measured = [_measure(model, images, description, shortcuts) for model in models]
+    evaluations, predictions = (list(side) for side in zip(*measured, strict=True))
+    return SideBySide(
+        SCHEMA_VERSION,
+        NOTICE,
+        description,
+        evaluations[0].data_sha256,
+        evaluations,
+        [_compare(predictions[0], other) for other in predictions[1:]],
+        _CREATED_WITH,
+    )
 
 
-def _measured(
+def _measure(
     model: Path, images: Sequence[LabelledImage], description: str, shortcuts: bool
-) -> tuple[dict[str, Any], Predictions]:
+) -> tuple[Evaluation, Predictions]:
     with load_backend(model) as backend:
         try:
             classified = classify(backend, images)
         except DataError as error:
             raise DataError(f"{description}: {error}") from error
         found = measure_shortcuts(backend, images, classified) if shortcuts else None
-    figures = {**_identity(classified, description), **_figures(classified)}
-    figures["shortcuts"] = found
-    figures["created_with"] = {"deepcovid-edge": VERSION}
-    return figures, classified
+    return _evaluation(classified, description, found), classified
 
 
-def _identity(classified: Predictions, description: str) -> dict[str, Any]:
-    manifest, run = classified.manifest, classified.run
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "notice": NOTICE,
-        "data": description,
-        "data_sha256": dataset_sha256(classified.images),
-        "model": manifest.name,
-        "model_sha256": run.model_sha256,
-        "architecture": manifest.architecture,
-        "precision": manifest.precision,
-        "backend": run.backend,
-        "input": {**asdict(manifest.input), "resize": manifest.input.resize.value},
-        "classes": list(manifest.classes),
-        "positive_class": manifest.positive_class,
-        "threshold": manifest.threshold,
-        "threshold_origin": dict(manifest.threshold_origin),
-        "export": manifest.training.get("export"),
-    }
-
-
-def _figures(classified: Predictions) -> dict[str, Any]:
-    scores, positive = classified.scores, classified.positive
-    threshold, labels = classified.manifest.threshold, [image.label for image in classified.images]
-    not_assessed = classified.not_assessed
-    return {
-        "images": len(classified.images) + len(not_assessed),
-        "not_assessed": {
-            reason: not_assessed.count(reason) for reason in sorted(set(not_assessed))
-        },
-        "out_of_distribution": None
-        if classified.unlike is None
-        else rate(classified.unlike, len(classified.images)),
-        "overall": {
-            **_group(classified),
-            "average_precision": average_precision(scores, positive),
-        },
-        "bootstrap": bootstrap(
-            scores, positive, [image.patient for image in classified.images], threshold
-        ),
-        "indeterminate_range": _indeterminate_range(classified),
-        "operating_points": operating_points(
-            scores, positive, threshold, threshold_origin(classified.manifest)
-        ),
-        "thresholds": threshold_table(scores, positive, threshold),
-        "by_label": _by_label(classified),
-        "by_source": _by_group(classified, [image.source for image in classified.images]),
-        "by_view": _by_group(classified, [image.view for image in classified.images]),
-        "confusion": confusion(classified.truth, classified.called, classified.manifest.classes),
-        "curves": curves(scores, positive),
-        "histograms": histograms(scores, labels),
-        "reliability": reliability(scores, positive),
-    }
+def _evaluation(
+    classified: Predictions, description: str, shortcuts: Shortcuts | None
+) -> Evaluation:
+    manifest, run, reasons = classified.manifest, classified.run, classified.not_assessed
+    scores, positive, threshold = classified.scores, classified.positive, manifest.threshold
+    labels, unlike = [image.label for image in classified.images], classified.unlike
+    return Evaluation(
+        schema_version=SCHEMA_VERSION,
+        notice=NOTICE,
+        data=description,
+        data_sha256=dataset_sha256(classified.images),
+        model=manifest.name,
+        model_sha256=run.model_sha256,
+        architecture=manifest.architecture,
+        precision=manifest.precision,
+        backend=run.backend,
+        input={**asdict(manifest.input), "resize": manifest.input.resize.value},
+        classes=list(manifest.classes),
+        positive_class=manifest.positive_class,
+        threshold=threshold,
+        threshold_origin=dict(manifest.threshold_origin),
+        export=manifest.training.get("export"),
+        images=len(labels) + len(reasons),
+        not_assessed={reason: reasons.count(reason) for reason in sorted(set(reasons))},
+        out_of_distribution=None if unlike is None else rate(unlike, len(labels)),
+        overall=_overall(classified),
+        bootstrap=bootstrap(scores, positive, classified.patients, threshold),
+        indeterminate_range=_indeterminate(classified),
+        operating_points=operating_points(scores, positive, threshold, threshold_origin(manifest)),
+        thresholds=threshold_table(scores, positive, threshold),
+        by_label=_by_label(classified),
+        by_source=_by_group(classified, [image.source for image in classified.images]),
+        by_view=_by_group(classified, [image.view for image in classified.images]),
+        confusion=confusion(classified.truth, classified.called, manifest.classes),
+        curves=curves(scores, positive),
+        histograms=histograms(scores, labels),
+        reliability=reliability(scores, positive),
+        shortcuts=shortcuts,
+        created_with=_CREATED_WITH,
+    )
 
 
 def threshold_origin(manifest: ModelManifest) -> str:
@@ -171,55 +160,51 @@ def threshold_origin(manifest: ModelManifest) -> str:
     return f"{origin['rule']}, on {images}{origin.get('split', 'other data')}"
 
 
-def _group(classified: Predictions, among: Any = slice(None)) -> dict[str, Any]:
+def _group(classified: Predictions, among: Any = slice(None)) -> Group:
     scores, positive = classified.scores[among], classified.positive[among]
-    return {
-        **area(scores, positive),
-        **at_threshold(scores, positive, classified.manifest.threshold),
-    }
+    accuracy = at_threshold(scores, positive, classified.manifest.threshold)
+    return Group(**vars(area(scores, positive)), **vars(accuracy))
 
 
-def _by_group(classified: Predictions, names: Sequence[str]) -> dict[str, Any]:
+def _overall(classified: Predictions) -> Overall:
+    precision = average_precision(classified.scores, classified.positive)
+    return Overall(**vars(_group(classified)), average_precision=precision)
+
+
+def _by_group(classified: Predictions, names: Sequence[str]) -> dict[str, Group]:
     groups = np.array([name or NOT_STATED for name in names])
     return {name: _group(classified, groups == name) for name in sorted(set(groups.tolist()))}
 
 
-def _by_label(classified: Predictions) -> dict[str, Any]:
-    """How many images of each label of the data set are called positive."""
+def _by_label(classified: Predictions) -> dict[str, LabelFigures]:
     called = classified.scores >= classified.manifest.threshold
     labels = np.array([image.label for image in classified.images])
-    return {
-        label: {
-            "images": int((labels == label).sum()),
-            "positive": label in classified.manifest.positive_labels,
-            "called_positive": rate(
-                int(called[labels == label].sum()), int((labels == label).sum())
-            ),
-        }
-        for label in sorted(set(labels.tolist()))
-    }
+    found = {}
+    for label in sorted(set(labels.tolist())):
+        own = called[labels == label]
+        is_positive = label in classified.manifest.positive_labels
+        found[label] = LabelFigures(len(own), is_positive, rate(int(own.sum()), len(own)))
+    return found
 
 
-def _indeterminate_range(classified: Predictions) -> dict[str, Any] | None:
+def _indeterminate(classified: Predictions) -> Indeterminate | None:
     """How many images the indeterminate range holds, and how often the others are right."""
-    indeterminate_range = classified.manifest.indeterminate_range
-    if indeterminate_range is None:
+    span = classified.manifest.indeterminate_range
+    if span is None:
         return None
-    positive, called = classified.positive, classified.scores >= indeterminate_range.high
-    held = ~called & (classified.scores >= indeterminate_range.low)
-    return {
-        "low": indeterminate_range.low,
-        "high": indeterminate_range.high,
-        "indeterminate": rate(int(held.sum()), len(held)),
-        "indeterminate_positives": rate(int((held & positive).sum()), int(positive.sum())),
-        "decided_images": int((~held).sum()),
-        "decided": at_threshold(
-            classified.scores[~held], positive[~held], classified.manifest.threshold
-        ),
-    }
+    scores, positive = classified.scores, classified.positive
+    held = (scores >= span.low) & (scores < span.high)
+    return Indeterminate(
+        low=span.low,
+        high=span.high,
+        indeterminate=rate(int(held.sum()), len(held)),
+        indeterminate_positives=rate(int((held & positive).sum()), int(positive.sum())),
+        decided_images=int((~held).sum()),
+        decided=at_threshold(scores[~held], positive[~held], classified.manifest.threshold),
+    )
 
 
-def _comparison(first: Predictions, other: Predictions) -> dict[str, Any]:
+def _compare(first: Predictions, other: Predictions) -> Comparison:
     """Paired differences of two models on the images that both assessed, other less first."""
     places = {image.path: index for index, image in enumerate(first.images)}
     pairs = [
@@ -227,36 +212,28 @@ def _comparison(first: Predictions, other: Predictions) -> dict[str, Any]:
     ]
     left, right = (list(side) for side in zip(*pairs, strict=True)) if pairs else ([], [])
     positive = first.positive[left]
-    figures: dict[str, Any] = {
-        "reference": _name(first),
-        "candidate": _name(other),
-        "images": len(pairs),
-    }
+    models = _identity(first), _identity(other), len(pairs)
     if not np.array_equal(positive, other.positive[right]):
-        return {**figures, "not_compared": "the models' positive classes hold different images"}
+        reason = "the models' positive classes hold different images"
+        return Comparison(*models, not_compared=reason)
     before, now = first.scores[left].astype(np.float64), other.scores[right].astype(np.float64)
     was = (before >= first.manifest.threshold) == positive
     is_now = (now >= other.manifest.threshold) == positive
+    changes: dict[str, Any] = {}
     if positive.any() and not positive.all():
-        figures["auc"] = _change(*auc_change(before, now, positive))
+        changes["auc"] = Change(*auc_change(before, now, positive))
     for name, group in (("sensitivity", positive), ("specificity", ~positive)):
         if group.any():
-            lost = int((was & ~is_now & group).sum())
-            gained = int((~was & is_now & group).sum())
-            figures[name] = {
-                **_change(*paired_difference(was[group], is_now[group])),
-                "lost": lost,
-                "gained": gained,
-                "mcnemar_p": mcnemar_exact(lost, gained),
-            }
-    return figures
+            changes[name] = _rate_change(was[group], is_now[group])
+    return Comparison(*models, **changes)
 
 
-def _change(change: float, interval: tuple[float, float]) -> dict[str, Any]:
-    return {"change": change, "interval_95": list(interval)}
+def _rate_change(was: Any, is_now: Any) -> Change:
+    lost, gained = int((was & ~is_now).sum()), int((~was & is_now).sum())
+    return Change(*paired_difference(was, is_now), lost, gained, mcnemar_exact(lost, gained))
 
 
-def _name(classified: Predictions) -> dict[str, str]:
+def _identity(classified: Predictions) -> dict[str, str]:
     manifest = classified.manifest
     return {
         "model": manifest.name,

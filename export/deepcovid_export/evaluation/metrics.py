@@ -1,7 +1,7 @@
-"""Figures of a binary decision: rates and areas with their intervals, and operating points.
+"""Figures of a binary decision: rates and areas with their intervals.
 
-Intervals, the area under the ROC curve and the rules of thresholds are the runtime's own
-(`deepcovid_edge.decision`), so that a cart and `evaluate` cannot differ.
+Wilson's interval and the area under the ROC curve come from `deepcovid_edge.decision`, so that a
+cart and `evaluate` cannot differ.
 """
 
 from __future__ import annotations
@@ -13,24 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.decision import statistics
-from deepcovid_edge.decision.thresholds import operating_point, threshold_for_new_images
+from deepcovid_export.evaluation.results import Accuracy, Area, Rate
 
 Scores = NDArray[np.floating[Any]]
+"""Probability of the positive class, of shape (images,)."""
 Truth = NDArray[np.bool_]
-
-__all__ = [
-    "Scores",
-    "Truth",
-    "area",
-    "at_threshold",
-    "auc",
-    "auc_interval",
-    "normal_half_width",
-    "normal_interval",
-    "operating_point",
-    "rate",
-    "threshold_for_new_images",
-]
+"""Whether each image is positive, of shape (images,)."""
 
 
 def auc(scores: Scores, positive: Truth) -> float | None:
@@ -41,31 +29,23 @@ def auc(scores: Scores, positive: Truth) -> float | None:
 
 
 def auc_interval(scores: Scores, positive: Truth) -> tuple[float, float] | None:
-    """95 % interval of the area under the curve, or None where a class is missing.
-
-    `statistics.area_interval`.
-    """
+    """95 % interval of the area (`statistics.area_interval`), or None where a class is missing."""
     if positive.all() or not positive.any():
         return None
     return statistics.area_interval(scores.astype(np.float64), positive)
 
 
-def area(scores: Scores, positive: Truth) -> dict[str, Any]:
-    """Counts, area under the curve and its interval, as plain values for JSON."""
-    interval = auc_interval(scores, positive)
-    return {
-        "images": len(scores),
-        "positives": int(positive.sum()),
-        "auc": auc(scores, positive),
-        "auc_interval_95": None if interval is None else list(interval),
-    }
+def area(scores: Scores, positive: Truth) -> Area:
+    """Counts, area under the curve and its interval."""
+    count, interval = int(positive.sum()), auc_interval(scores, positive)
+    return Area(len(scores), count, auc(scores, positive), interval)
 
 
 def normal_half_width(successes: int, trials: int) -> float:
-    """Half of the 95 % interval of a proportion by the normal approximation, as the paper has it.
+    """Half of the 95 % interval of a proportion by the normal approximation.
 
-    1.96 sqrt(r (1 - r) / n), Minaee et al. 2020 (arXiv 2004.09363).
-    It is zero at rates of 0 and 1, which is why Wilson's interval stands beside it.
+    1.96 sqrt(r (1 - r) / n), as in Minaee et al. 2020 (arXiv 2004.09363). It is zero at rates of 0
+    and 1, so reports show Wilson's interval beside it.
 
     Raises:
         ValueError: There are no trials.
@@ -83,29 +63,18 @@ def normal_interval(successes: int, trials: int) -> tuple[float, float]:
     return max(0.0, share - half), min(1.0, share + half)
 
 
-def rate(successes: int, trials: int) -> dict[str, Any]:
-    """A proportion with its 95 % intervals (Wilson's, and the normal one); None without trials."""
+def rate(successes: int, trials: int) -> Rate:
+    """A proportion with its 95 % intervals, Wilson's and the normal one."""
     if trials == 0:
-        return {
-            "value": None,
-            "successes": 0,
-            "trials": 0,
-            "interval_95": None,
-            "interval_95_normal": None,
-        }
-    return {
-        "value": successes / trials,
-        "successes": successes,
-        "trials": trials,
-        "interval_95": list(statistics.wilson(successes, trials)),
-        "interval_95_normal": list(normal_interval(successes, trials)),
-    }
+        return Rate(None, 0, 0, None, None)
+    intervals = statistics.wilson(successes, trials), normal_interval(successes, trials)
+    return Rate(successes / trials, successes, trials, *intervals)
 
 
-def at_threshold(scores: Scores, positive: Truth, threshold: float) -> dict[str, Any]:
+def at_threshold(scores: Scores, positive: Truth, threshold: float) -> Accuracy:
     """Sensitivity and specificity of `score >= threshold`, each with its intervals."""
     called = scores >= threshold
-    return {
-        "sensitivity": rate(int((called & positive).sum()), int(positive.sum())),
-        "specificity": rate(int((~called & ~positive).sum()), int((~positive).sum())),
-    }
+    return Accuracy(
+        rate(int((called & positive).sum()), int(positive.sum())),
+        rate(int((~called & ~positive).sum()), int((~positive).sum())),
+    )

@@ -1,20 +1,21 @@
 """Labelled images through the runtime's own pipeline, as arrays for the figures.
 
-Images go the way of `deepcovid-edge infer`, so what is measured is what runs on a cart.
+Images go through the code of `deepcovid-edge infer`, so what is measured is what runs on a cart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.backends.base import Backend
-from deepcovid_edge.datasets.dataset import LabelledImage, check_labels
+from deepcovid_edge.datasets.dataset import LabelledImage, check_labels, load_dataset
 from deepcovid_edge.decision.out_of_distribution import WARN
-from deepcovid_edge.decision.record import Prediction, RunFacts
+from deepcovid_edge.decision.record import RunFacts
 from deepcovid_edge.errors import DataError
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.manifest import ModelManifest
@@ -28,17 +29,17 @@ Change = Callable[[Radiograph], Radiograph]
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says of labelled images.
+    """A model's predictions for labelled images.
 
     Attributes:
         images: The images that were assessed.
-        probabilities: Of shape (images, classes), as the records have them.
+        probabilities: Of shape (images, classes), as in the records.
         shapes: Rows and columns of each image, of shape (images, 2).
-        not_assessed: Why the others were not assessed, as codes, one for each image.
+        not_assessed: The reason code of every other image.
         manifest: The model's manifest.
         run: What the records have in common.
-        unlike: How many of the assessed images the model's out-of-distribution limits refuses; None
-            for a model without one.
+        unlike: How many of the assessed images are beyond the model's out-of-distribution limits;
+            None for a model without limits.
     """
 
     images: tuple[LabelledImage, ...]
@@ -53,6 +54,11 @@ class Predictions:
     def scores(self) -> Scores:
         """Probability of the positive class, of shape (images,)."""
         return self.probabilities[:, self.manifest.positive_index]
+
+    @property
+    def patients(self) -> list[str]:
+        """Patient of each image; empty where unknown."""
+        return [image.patient for image in self.images]
 
     @property
     def positive(self) -> Truth:
@@ -85,6 +91,19 @@ class Predictions:
         return np.where(self.scores >= manifest.threshold, positive, 1 - positive)
 
 
+def images_of_model(data: Path, manifest: ModelManifest, split: str) -> list[LabelledImage]:
+    """The images of a split whose label and view the model's recipe asks for."""
+    asked = manifest.training.get("recipe", {}).get("data", {}).get("views", ())
+    views = {view.casefold() for view in asked}
+    return [
+        image
+        for image in load_dataset(data)
+        if image.split == split
+        and image.label in manifest.known_labels
+        and (not views or image.view.casefold() in views)
+    ]
+
+
 def classify(
     backend: Backend, images: Sequence[LabelledImage], *, change: Change | None = None
 ) -> Predictions:
@@ -93,7 +112,7 @@ def classify(
     Args:
         backend: The loaded model.
         images: Images whose labels belong to the model's classes, as its recipe groups them.
-        change: What is done to every image before it is prepared.
+        change: Applied to every image before it is prepared.
 
     Raises:
         DataError: No image was assessed, or a label belongs to no class.
@@ -111,23 +130,17 @@ def classify(
     kept = [(image, it) for image, it in zip(images, records, strict=True) if it.probabilities]
     if not kept:
         raise DataError(f"none of {len(images)} images was assessed")
+    assessed = [record for _, record in kept]
+    unlike = sum(WarningCode.OOD.code in record.warnings for record in assessed)
+    rows = [
+        [(record.probabilities or {})[name] for name in model.facts.classes] for record in assessed
+    ]
     return Predictions(
         images=tuple(image for image, _ in kept),
-        probabilities=np.array([_row(record) for _, record in kept]),
-        shapes=np.array([shapes[record.sha256 or ""] for _, record in kept]),
+        probabilities=np.array(rows),
+        shapes=np.array([shapes[record.sha256 or ""] for record in assessed]),
         not_assessed=tuple(record.reason for record in records if record.reason),
         manifest=backend.manifest,
         run=model.facts,
-        unlike=_unlike(records) if backend.manifest.ood else None,
+        unlike=unlike if backend.manifest.ood else None,
     )
-
-
-def _unlike(records: Sequence[Prediction]) -> int:
-    return sum(
-        WarningCode.OOD.code in record.warnings for record in records if record.probabilities
-    )
-
-
-def _row(record: Prediction) -> list[float]:
-    known = record.probabilities or {}
-    return [known[name] for name in record.run.classes]

@@ -1,7 +1,7 @@
 """Did a model learn the disease, or the source of an image? The shortcut report.
 
 Images of one class often come from other places than images of another: then borders, letters,
-tone and shape tell the class as well as the lungs do (DeGrave, Janizek and Lee 2021, Nature
+tone and shape predict the class as well as the lungs do (DeGrave, Janizek and Lee 2021, Nature
 Machine Intelligence 3:610). What is measured:
 
 - **lungs hidden**: a central rectangle is set to the mean grey of what stays visible around it.
@@ -10,16 +10,16 @@ Machine Intelligence 3:610). What is measured:
   and markers are gone. A model of the disease loses little.
 - the area under the curve by shape of the image, and within each source that has both classes.
 
-The rectangle's sides are 80 % of the field that the network sees: on frontal chest radiographs of
+The rectangle's sides are 80 % of the field that the network sees. On frontal chest radiographs of
 six collections the lungs end 5 % to 12 % from the field's edge, and letters and markers lie in the
-outer 10 %. A larger rectangle hides the markers too, a smaller one leaves lung to see; both are
-measured beside it. The grey is the mean of what stays visible, since the image's own mean would
+outer 10 %. A larger rectangle hides the markers too, a smaller one leaves lung visible; both are
+measured as well. The grey is the mean of what stays visible, because the image's own mean would
 tell how white the hidden lungs are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,6 +35,7 @@ from deepcovid_edge.manifest import InputSpec
 from deepcovid_export.evaluation.bootstrap import bootstrap
 from deepcovid_export.evaluation.metrics import area
 from deepcovid_export.evaluation.predictions import Predictions, classify
+from deepcovid_export.evaluation.results import Area, AreaOfPatients, Shortcuts
 
 _Rectangle = tuple[slice, slice]
 
@@ -68,7 +69,7 @@ def hide_lungs(image: Radiograph, spec: InputSpec, side: float) -> Radiograph:
 
     Args:
         image: The image, of any shape.
-        spec: The network's input, which decides what of the image is seen.
+        spec: The network's input, which decides which part of the image is seen.
         side: Sides of the hidden rectangle as a share of the seen field's.
     """
     field = visible_field(image.pixels.shape, spec)
@@ -81,13 +82,7 @@ def hide_lungs(image: Radiograph, spec: InputSpec, side: float) -> Radiograph:
 
 
 def keep_lungs(image: Radiograph, spec: InputSpec, side: float) -> Radiograph:
-    """Set everything but the centre of what the network sees to the mean grey of that centre.
-
-    Args:
-        image: The image, of any shape.
-        spec: The network's input, which decides what of the image is seen.
-        side: Sides of the kept rectangle as a share of the seen field's.
-    """
+    """Set everything but that centre to its mean grey; arguments as for `hide_lungs`."""
     inner = _centre(visible_field(image.pixels.shape, spec), side)
     kept = image.pixels[inner]
     pixels = np.full_like(image.pixels, round(float(kept.mean())))
@@ -112,18 +107,10 @@ def measure_shortcuts(
     images: Sequence[LabelledImage],
     whole: Predictions | None = None,
     settings: ShortcutSettings | None = None,
-) -> dict[str, Any]:
-    """Classify the images with the lungs hidden and with the lungs alone, and within groups.
+) -> Shortcuts:
+    """Classify the images with the lungs hidden and with the lungs only, and within groups.
 
-    Args:
-        backend: The loaded model.
-        images: Labelled images.
-        whole: What the model says of the images as they are, if that was measured already.
-        settings: Size of the rectangle and limit.
-
-    Returns:
-        Areas with intervals, and the verdict, as plain values for JSON. `reads_the_source` is
-        None where the images cannot tell.
+    `whole` are the predictions for the unchanged images, if there are any yet.
 
     Raises:
         DataError: No image was assessed, or a label belongs to no class.
@@ -132,46 +119,39 @@ def measure_shortcuts(
     spec = backend.manifest.input
     whole = whole or classify(backend, images)
 
-    def hidden(side: float) -> Predictions:
-        return classify(backend, images, change=lambda image: hide_lungs(image, spec, side))
+    def hidden(side: float) -> AreaOfPatients:
+        return _area(classify(backend, images, change=lambda image: hide_lungs(image, spec, side)))
 
     only = classify(backend, images, change=lambda image: keep_lungs(image, spec, settings.side))
-    areas = {
-        side: _area_of(hidden(side)) for side in sorted({settings.side, *settings.other_sides})
-    }
+    areas = {side: hidden(side) for side in sorted({settings.side, *settings.other_sides})}
     reads, sentence = verdict(areas[settings.side], settings.limit)
-    return {
-        "side": settings.side,
-        "limit": settings.limit,
-        "whole": _area_of(whole),
-        "lungs_only": _area_of(only),
-        "lungs_hidden": areas[settings.side],
-        "lungs_hidden_by_side": {str(side): value for side, value in areas.items()},
-        "by_shape": _by_shape(whole, settings.square),
-        "within_source": within_source(whole),
-        "reads_the_source": reads,
-        "verdict": sentence,
-    }
+    return Shortcuts(
+        side=settings.side,
+        limit=settings.limit,
+        whole=_area(whole),
+        lungs_only=_area(only),
+        lungs_hidden=areas[settings.side],
+        lungs_hidden_by_side={str(side): value for side, value in areas.items()},
+        by_shape=_by_shape(whole, settings.square),
+        within_source=within_source(whole),
+        reads_the_source=reads,
+        verdict=sentence,
+    )
 
 
-def verdict(hidden: Mapping[str, Any], limit: float) -> tuple[bool | None, str]:
+def verdict(hidden: AreaOfPatients, limit: float) -> tuple[bool | None, str]:
     """Whether a model reads the source, by its area under the curve with the lungs hidden.
 
     Yes where the whole 95 % interval (the wider of DeLong's and the one over patients) lies above
-    the limit, no where the area itself does not; between them the images are too few to tell, and
-    where a class is missing they cannot tell.
-
-    Args:
-        hidden: From `metrics.area`.
-        limit: The area from which on a model reads the source.
+    the limit. No where the area itself does not. Between them there are too few images to tell,
+    and where a class is missing nothing can be told.
 
     Returns:
         The verdict (None: cannot be told) and a sentence.
     """
-    value = hidden["auc"]
+    value, known = hidden.auc, [hidden.auc_interval_95, hidden.auc_interval_95_patients]
     if value is None:
         return None, "Cannot be told: these images are all of one class."
-    known = [hidden["auc_interval_95"], hidden.get("auc_interval_95_patients")]
     low = min(interval[0] for interval in known if interval)
     high = max(interval[1] for interval in known if interval)
     found = f"with the lungs hidden the AUC is {value:.3f} [{low:.3f}, {high:.3f}]"
@@ -182,11 +162,10 @@ def verdict(hidden: Mapping[str, Any], limit: float) -> tuple[bool | None, str]:
     return False, f"Not shown to read the source: {found}, not above {limit:.2f}."
 
 
-def within_source(classified: Predictions) -> dict[str, dict[str, Any]]:
+def within_source(classified: Predictions) -> dict[str, Area]:
     """Areas within each source, and each collection of sources, that has both classes.
 
-    A source `COLLECTION (site) ...` is a site of a collection; the sites are classified together
-    too.
+    A source `COLLECTION (site) ...` is a site of a collection; all its sites also make one group.
     """
     sources = np.array([image.source for image in classified.images])
     groups: dict[str, NDArray[np.bool_]] = {}
@@ -196,54 +175,46 @@ def within_source(classified: Predictions) -> dict[str, dict[str, Any]]:
         together = np.char.startswith(sources, f"{collection} (")
         if (together > groups[source]).any():
             groups[f"{collection} (all sites)"] = together
-    found = {}
-    for name, chosen in groups.items():
-        figures = _area_of(classified, chosen)
-        if figures["auc"] is not None:
-            found[name] = figures
-    return found
+    found = {name: _area_among(classified, chosen) for name, chosen in groups.items()}
+    return {name: group for name, group in found.items() if group.auc is not None}
 
 
-def shortcut_summary(shortcuts: Mapping[str, Any], data: str, sha256: str) -> dict[str, Any]:
-    """The figures that a model's manifest may carry, in `training["shortcuts"]`.
+def shortcut_summary(shortcuts: Shortcuts, data: str, sha256: str) -> dict[str, Any]:
+    """The figures that a model's manifest may carry, in `training["shortcuts"]`."""
 
-    Args:
-        shortcuts: From `measure_shortcuts`.
-        data: What the images are, such as `val`.
-        sha256: From `dataset_sha256`.
-    """
-
-    def short(figures: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: figures[name] for name in ("auc", "auc_interval_95")}
+    def short(group: Area) -> dict[str, Any]:
+        interval = group.auc_interval_95
+        return {"auc": group.auc, "auc_interval_95": interval and list(interval)}
 
     return {
         "data": data,
         "data_sha256": sha256,
-        "images": shortcuts["whole"]["images"],
-        "side": shortcuts["side"],
-        "limit": shortcuts["limit"],
-        **{name: short(shortcuts[name]) for name in ("whole", "lungs_only", "lungs_hidden")},
-        "within_source": {
-            name: short(figures) for name, figures in shortcuts["within_source"].items()
-        },
-        "reads_the_source": shortcuts["reads_the_source"],
-        "verdict": shortcuts["verdict"],
+        "images": shortcuts.whole.images,
+        "side": shortcuts.side,
+        "limit": shortcuts.limit,
+        "whole": short(shortcuts.whole),
+        "lungs_only": short(shortcuts.lungs_only),
+        "lungs_hidden": short(shortcuts.lungs_hidden),
+        "within_source": {name: short(group) for name, group in shortcuts.within_source.items()},
+        "reads_the_source": shortcuts.reads_the_source,
+        "verdict": shortcuts.verdict,
     }
 
 
-def _area_of(classified: Predictions, among: NDArray[np.bool_] | None = None) -> dict[str, Any]:
-    """The area over some of the images, with the interval over patients where they are known."""
-    chosen = np.ones(len(classified.images), bool) if among is None else among
-    scores, positive = classified.scores[chosen], classified.positive[chosen]
-    figures = area(scores, positive)
-    if among is None and figures["auc"] is not None:
-        patients = [image.patient for image in classified.images]
-        drawn = bootstrap(scores, positive, patients, classified.manifest.threshold)
-        figures["auc_interval_95_patients"] = drawn and drawn["auc"]
-    return figures
+def _area_among(classified: Predictions, among: NDArray[np.bool_]) -> Area:
+    return area(classified.scores[among], classified.positive[among])
 
 
-def _by_shape(classified: Predictions, square: float) -> dict[str, dict[str, Any]]:
+def _area(classified: Predictions) -> AreaOfPatients:
+    """The area over all images, with the interval over patients where they are known."""
+    scores, positive = classified.scores, classified.positive
+    drawn = bootstrap(scores, positive, classified.patients, classified.manifest.threshold)
+    return AreaOfPatients(
+        **vars(area(scores, positive)), auc_interval_95_patients=drawn.auc if drawn else None
+    )
+
+
+def _by_shape(classified: Predictions, square: float) -> dict[str, Area]:
     rows, columns = classified.shapes.T
     wide = columns / rows
     groups = {
@@ -251,4 +222,4 @@ def _by_shape(classified: Predictions, square: float) -> dict[str, dict[str, Any
         "landscape": wide > square,
         "portrait": wide < 1 / square,
     }
-    return {name: _area_of(classified, group) for name, group in groups.items() if group.any()}
+    return {name: _area_among(classified, it) for name, it in groups.items() if it.any()}

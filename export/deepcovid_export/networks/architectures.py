@@ -1,10 +1,9 @@
-"""The architectures by name: how each is built, and what its parts are called."""
+"""The architectures by name: how each is built, and the names of its parts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -18,13 +17,13 @@ class Architecture:
     """A network by name.
 
     Attributes:
-        build: Makes it with random weights, for a number of classes.
+        build: Makes it by name with random weights, for a number of classes.
         first: Name of the first convolution in the features.
         first_norm: Name of the batch normalisation behind it; empty where it has a bias instead.
         head: Name of the last layer in torchvision; empty where torchvision has no such network.
     """
 
-    build: Callable[[int], Classifier]
+    build: Callable[[str, int], Classifier]
     first: str
     first_norm: str = ""
     head: str = ""
@@ -36,7 +35,7 @@ def build_network(architecture: str, classes: int) -> Classifier:
     Raises:
         UsageError: There is no such architecture.
     """
-    return find_architecture(architecture).build(classes)
+    return find_architecture(architecture).build(architecture, classes)
 
 
 def find_architecture(name: str) -> Architecture:
@@ -51,59 +50,44 @@ def find_architecture(name: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def _squeezenet1_0(classes: int) -> Classifier:
-    return _squeezenet(torchvision_models().squeezenet1_0(), classes)
-
-
-def _squeezenet1_1(classes: int) -> Classifier:
-    return _squeezenet(torchvision_models().squeezenet1_1(), classes)
-
-
-def _squeezenet(network: Any, classes: int) -> Classifier:
-    features: nn.Sequential = network.features
+def _squeezenet(name: str, classes: int) -> Classifier:
+    features: nn.Sequential = torchvision_models().get_model(name).features
     features[0] = on_grey(features[0])
     # Without torchvision's final ReLU, which ties the logits at zero.
     head = nn.Sequential(nn.Dropout(0.5), class_maps(512, classes))
     return Classifier(features, head, last_stage=("12",))  # fire9
 
 
-def _resnet18(classes: int) -> Classifier:
-    return _resnet(torchvision_models().resnet18(), classes, channels=512)
-
-
-def _resnet50(classes: int) -> Classifier:
-    return _resnet(torchvision_models().resnet50(), classes, channels=2048)
-
-
-def _resnet(network: Any, classes: int, channels: int) -> Classifier:
+def _resnet(name: str, classes: int) -> Classifier:
+    network = torchvision_models().get_model(name)
     network.conv1 = on_grey(network.conv1)
     features = nn.Sequential()
-    for name, child in [*network.named_children()][:-2]:  # not the average pool, not the last layer
-        features.add_module(name, child)
+    for part, child in [*network.named_children()][:-2]:  # without average pool and last layer
+        features.add_module(part, child)
     # A linear layer on the mean equals the mean of a 1 x 1 convolution.
-    head = nn.Sequential(class_maps(channels, classes))
+    head = nn.Sequential(class_maps(network.fc.in_features, classes))
     return Classifier(features, head, last_stage=("layer4",))
 
 
-def _densenet121(classes: int) -> Classifier:
-    features: nn.Sequential = torchvision_models().densenet121().features
+def _densenet(name: str, classes: int) -> Classifier:
+    features: nn.Sequential = torchvision_models().get_model(name).features
     features.conv0 = on_grey(features.get_submodule("conv0"))
     features.add_module("relu5", nn.ReLU(inplace=True))  # torchvision has it in `forward`
     head = nn.Sequential(class_maps(1024, classes))
     return Classifier(features, head, last_stage=("denseblock4", "norm5"))
 
 
-def _small_cnn(classes: int) -> Classifier:
+def _small_cnn(_: str, classes: int) -> Classifier:
     """The small reference network: two convolutions and three dense layers.
 
     The original is convolution 3 -> 6 of 5 x 5, max-pool 8, convolution 6 -> 16 of 5 x 5,
-    max-pool 8, dense 16 -> 100 -> 50 -> classes; at 128 x 128 the second pool leaves one position,
-    which the 16 inputs of the first dense layer need. What did not fit here, and how it was fixed:
+    max-pool 8, dense 16 -> 100 -> 50 -> classes. At 128 x 128 the second pool leaves one position,
+    as the 16 inputs of the first dense layer need. What is different here:
 
-    - Three equal channels are one: the first convolution is 1 -> 6, of the same variance.
+    - Images are grey: the first convolution is 1 -> 6, of the same variance.
     - A single position has no map. So the second pool slides by 1 instead of 8, the dense
       layers (1 x 1 convolutions, ReLU between them) classify every position, and the logit is the
-      mean of what they say. Away from the border each says what the original would of its window.
+      mean of their outputs. Away from the border each equals the original's for its window.
     - Convolutions and the second pool are padded, so that any size from 32 pixels works.
     """
     features = nn.Sequential()
@@ -149,10 +133,10 @@ def on_grey(convolution: nn.Module, channels: int = 1) -> nn.Conv2d:
 
 
 ARCHITECTURES = {
-    "squeezenet1_0": Architecture(_squeezenet1_0, first="0", head="classifier.1"),
-    "squeezenet1_1": Architecture(_squeezenet1_1, first="0", head="classifier.1"),
-    "resnet18": Architecture(_resnet18, first="conv1", first_norm="bn1", head="fc"),
-    "resnet50": Architecture(_resnet50, first="conv1", first_norm="bn1", head="fc"),
-    "densenet121": Architecture(_densenet121, first="conv0", first_norm="norm0", head="classifier"),
+    "squeezenet1_0": Architecture(_squeezenet, first="0", head="classifier.1"),
+    "squeezenet1_1": Architecture(_squeezenet, first="0", head="classifier.1"),
+    "resnet18": Architecture(_resnet, first="conv1", first_norm="bn1", head="fc"),
+    "resnet50": Architecture(_resnet, first="conv1", first_norm="bn1", head="fc"),
+    "densenet121": Architecture(_densenet, first="conv0", first_norm="norm0", head="classifier"),
     "small_cnn": Architecture(_small_cnn, first="conv1"),
 }

@@ -1,4 +1,4 @@
-"""Checkpoints: a network's weights and its manifest, read without running foreign code."""
+"""Checkpoints: a network's weights and its manifest, read without running code from the file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NOT_OURS = (
 
 
 def save_atomically(content: dict[str, Any], path: Path) -> None:
-    """Write with torch.save so that a kill leaves the old file or the new one, never a torn one."""
+    """Write with torch.save; a kill leaves the old file or the new one, never half of one."""
     temporary = path.with_name(path.name + ".part")
     torch.save(content, temporary)
     with temporary.open("rb") as stream:
@@ -43,15 +43,12 @@ def load_checkpoint(path: Path) -> tuple[Classifier, ModelManifest]:
 
     Raises:
         NotThereError: There is no such file.
-        ModelFileError: The file is no checkpoint of this project, or its weights do not fit.
+        ModelFileError: The file is not a checkpoint of this project, or its weights do not fit.
     """
     if not path.is_file():
         raise NotThereError(f"{path}: no such checkpoint: make one with `deepcovid-edge train`")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickles of any kind end here, unread
-        raise ModelFileError(f"{path}: {_NOT_OURS}") from error
-    if not _is_ours(content):
+    content = _read(path)
+    if content is None:
         raise ModelFileError(f"{path}: {_NOT_OURS}")
     manifest = ModelManifest.from_json(content["manifest"])
     network = build_network(manifest.architecture, len(manifest.classes))
@@ -66,11 +63,13 @@ def load_checkpoint(path: Path) -> tuple[Classifier, ModelManifest]:
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a file is a checkpoint of this project; nothing that it names is run."""
+    return _read(path) is not None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
     try:
-        return _is_ours(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception:  # no file, no pickle, or a pickle of foreign classes
-        return False
-
-
-def _is_ours(content: object) -> bool:
-    return isinstance(content, dict) and content.get("format") == _FORMAT
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # no file, no pickle, or a pickle that names other classes
+        return None
+    ours = isinstance(content, dict) and content.get("format") == _FORMAT
+    return content if ours else None

@@ -1,4 +1,4 @@
-"""What all networks have in common: normalisation, features, class activation maps, their mean."""
+"""The parts of every network: normalisation, features, class activation maps and their mean."""
 
 from __future__ import annotations
 
@@ -48,20 +48,13 @@ class Classifier(nn.Module):
         return activation_maps.mean(dim=(2, 3)), activation_maps
 
     def normalise(self, grey: Tensor) -> Tensor:
-        """ImageNet's normalisation of a grey image.
-
-        Args:
-            grey: Images of shape (N, 1, H, W), float32, 0 to 255.
-
-        Returns:
-            The input of `features`, of shape (N, 1, H, W).
-        """
+        """ImageNet's normalisation of grey images, 0 to 255, of shape (N, 1, H, W)."""
         return grey * (1 / (255 * GREY_STD)) - GREY_MEAN / GREY_STD
 
     def train(self, mode: bool = True) -> Self:
-        """Switch to training, but for the modules whose parameters are all frozen.
+        """Switch to training, except modules whose parameters are all frozen.
 
-        A frozen batch normalisation in training mode would go on changing its running statistics
+        A frozen batch normalisation in training mode would still change its running statistics
         and normalise by the batch, so it stays in evaluation mode.
         """
         super().train(mode)
@@ -76,8 +69,8 @@ class PaddedClassifier(Classifier):
     """A network with three-channel weights and a padded first convolution, folded without error.
 
     The published networks normalise red, green and blue each by its own mean, then pad with zeros:
-    outside the image each channel holds another grey, which one channel cannot say. So `features`
-    take two: the normalised image, and ones where the image is.
+    outside the image each channel holds another grey, which one channel cannot express. So
+    `features` take two channels: the normalised image, and ones where the image is.
     """
 
     scale: Tensor

@@ -12,11 +12,11 @@ LAYERS = ("last", "last_stage", "all")
 def train_only(network: Classifier, layers: str) -> None:
     """Freeze what is not to be trained.
 
-    A frozen parameter gets no gradient, so no optimiser moves it. Frozen batch normalisation
+    A frozen parameter gets no gradient, so no optimiser changes it. Frozen batch normalisation
     stays in evaluation mode through every later `network.train()`.
 
     Args:
-        network: The network; what an earlier call froze is set free first.
+        network: The network; an earlier call has no effect on this one.
         layers: `last` trains the class activation maps; `last_stage` also the last stage of
             the features (SqueezeNet fire9, ResNet layer4, DenseNet denseblock4 and norm5, the small
             CNN's dense layers); `all` trains everything.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -75,15 +74,10 @@ class TorchBackend:
         return Inference(logits.cpu().numpy(), maps.cpu().numpy() if activation_maps else None)
 
     def close(self) -> None:
-        """Nothing is held outside the network."""
+        """Do nothing: the network holds no other resources."""
 
     def __enter__(self) -> TorchBackend:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -1,4 +1,4 @@
-"""torchvision's models, also where its compiled operators do not load."""
+"""Import torchvision's models, also where its compiled operators do not load."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deepcovid_edge.errors import MissingDependencyError
 
 
 def torchvision_models() -> Any:
-    """torchvision.models, also where torchvision's compiled operators do not load.
+    """The module `torchvision.models`.
 
     PyPI's torchvision is built for CUDA. Beside a CPU build of torch its operators are missing,
     and `import torchvision` fails where it registers shapes for two of them
@@ -25,7 +25,7 @@ def torchvision_models() -> Any:
         for operator in ("nms", "qnms"):
             schema = f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
             library.define(schema)  # type: ignore[no-untyped-call]
-        _KEPT_LIBRARIES.append(library)  # declarations end with the object
+        _KEPT_LIBRARIES.append(library)  # the declarations live as long as the object
     from torchvision import models
 
     return models

@@ -1,4 +1,4 @@
-"""Weights to start from: ImageNet's, or those of a file, folded from three channels to one."""
+"""Weights to start from: ImageNet's or those of a file, folded from three channels to one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _HEADS = ("classifier.", "fc.", "maps.")
 
 
 def load_imagenet(network: Classifier, architecture: str, weights: Path | None) -> str:
-    """Start a network from ImageNet weights or those of a file, its class maps excepted.
+    """Start a network, except its class maps, from ImageNet weights or those of a file.
 
     Args:
         network: The network from `build_network`.
@@ -43,7 +43,7 @@ def load_imagenet(network: Classifier, architecture: str, weights: Path | None) 
         Where the weights came from, for the manifest.
 
     Raises:
-        DataError: The weights cannot be had or do not fit.
+        DataError: The weights cannot be read or downloaded, or do not fit.
     """
     known = find_architecture(architecture)
     state = _torchvision_state(architecture, known) if weights is None else _state_file(weights)
@@ -55,7 +55,7 @@ def load_imagenet(network: Classifier, architecture: str, weights: Path | None) 
     wanted = network.features.state_dict()
     features |= {name: wanted[name] for name in wanted if name.endswith(_COUNTER)}
     for name in sorted(set(wanted) ^ set(features)):
-        reason = "no weights for" if name in wanted else "foreign weights"
+        reason = "no weights for" if name in wanted else "unknown weights"
         raise DataError(f"{weights}: {reason} {name}; expected {architecture} weights")
     fold_to_grey(features, known)
     try:
@@ -68,15 +68,11 @@ def load_imagenet(network: Classifier, architecture: str, weights: Path | None) 
 def fold_to_grey(state: dict[str, Tensor], architecture: Architecture) -> None:
     """Fold the first convolution to one channel.
 
-    The constant part goes into the bias, or out of the mean of the batch normalisation behind:
-    exact, but for the border of a padded convolution.
-
-    Args:
-        state: Weights of the features by name; changed in place.
-        architecture: Which of them come first.
+    The constant part goes into the bias, or is taken from the mean of the following batch
+    normalisation. This is exact except at the border of a padded convolution.
     """
     kernel = state[f"{architecture.first}.weight"]
-    if kernel.ndim != 4 or kernel.shape[1] != 3:  # grey already, or refused by load_state_dict
+    if kernel.ndim != 4 or kernel.shape[1] != 3:  # grey already, or an error of load_state_dict
         return
     grey, ones = fold_kernel(kernel)
     constant = ones.sum(dim=(1, 2, 3))
@@ -107,17 +103,13 @@ def fold_kernel(kernel: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights under today's names, whatever wrapped them or wrote them years ago."""
+    """The weights under today's names, without those of wrappers and of old versions."""
     bare = {name.removeprefix("module."): value for name, value in state.items()}
     return {_DOTTED.sub(r"\1\2", name): value for name, value in bare.items()}
 
 
 def state_of(content: Any) -> dict[str, Tensor] | None:
-    """The weights in what a file held: a state dict, bare or under a name; None if there is none.
-
-    Args:
-        content: What `torch.load` gave.
-    """
+    """The state dict in the content of a file, bare or under a name; None if there is none."""
     for name in ("state_dict", "model_state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
@@ -135,7 +127,7 @@ def _state_file(path: Path) -> dict[str, Tensor]:
 
             return plain_names(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a weights file is foreign input; both readers raise many types
+    except Exception as error:  # both readers raise many types
         raise DataError(f"{path}: not a weights file ({error})") from error
     state = state_of(content)
     if state is None:

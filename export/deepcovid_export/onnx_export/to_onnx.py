@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -16,17 +11,23 @@ import torch
 from numpy.typing import NDArray
 
 from deepcovid_edge.backends import load_backend
-from deepcovid_edge.backends.base import Inference, softmax
+from deepcovid_edge.backends.base import softmax
 from deepcovid_edge.errors import ModelFileError
 from deepcovid_edge.files import file_sha256
-from deepcovid_edge.manifest import METADATA_KEY, ModelManifest
+from deepcovid_edge.manifest import InputSpec, ModelManifest
 from deepcovid_export.networks import Classifier
 from deepcovid_export.networks.checkpoint import load_checkpoint
+from deepcovid_export.onnx_export.graphs import (
+    finish,
+    quiet,
+    save,
+    set_manifest,
+    temporary_beside,
+)
 from deepcovid_export.onnx_export.half_weights import store_half
 
 OPSET = 18
 """The newest opset that TensorRT 10.3 (JetPack 6) reads without a rewrite."""
-MAX_IR_VERSION = 10
 TOLERANCE = 1e-4
 """Largest difference of a logit between torch and ONNX Runtime, both FP32."""
 
@@ -64,19 +65,10 @@ class Rounding:
 def export_checkpoint(
     checkpoint: Path, output: Path, images: NDArray[np.uint8], *, kind: str = "synthetic"
 ) -> tuple[ModelManifest, Parity]:
-    """Export a checkpoint and prove that the file computes what torch computes.
-
-    Args:
-        checkpoint: A checkpoint of `deepcovid-edge train`.
-        output: The .onnx file to write.
-        images: Prepared images of shape (N, height, width), uint8, to compare on.
-        kind: What the images are, `real` or `synthetic`, for the manifest.
-
-    Returns:
-        The manifest inside the file, and how far the two are apart.
+    """`export_network` for a checkpoint of `deepcovid-edge train`.
 
     Raises:
-        ModelFileError: The checkpoint is none, or the exported file differs from it.
+        ModelFileError: The file is not a checkpoint, or the exported file differs from it.
     """
     network, manifest = load_checkpoint(checkpoint)
     manifest = replace(manifest, parent_sha256=file_sha256(checkpoint))
@@ -92,50 +84,44 @@ def export_network(
     kind: str = "synthetic",
     half_weights: bool = False,
 ) -> tuple[ModelManifest, Parity]:
-    """Export a network and prove that the file computes what torch computes.
+    """Export a network and check that the file computes what torch computes.
 
     Args:
         network: The network.
-        manifest: What its file shall say of it, with the file it was made from.
+        manifest: Its manifest, with the SHA-256 of the file that the network comes from.
         output: The .onnx file to write.
         images: Prepared images of shape (N, height, width), uint8, to compare on.
         kind: What the images are, `real` or `synthetic`, for the manifest.
         half_weights: Store the weights rounded to FP16, at half the size; arithmetic stays FP32.
 
     Returns:
-        The manifest inside the file, and how far the two are apart, before any rounding.
+        The manifest inside the file, and how far the two are apart before any rounding.
 
     Raises:
         ModelFileError: The exported file differs from the network, or rounding turns a decision.
     """
     created = {**manifest.created_with, "onnx": onnx.__version__}
     manifest = replace(manifest, created_with=created)
-    model = _to_onnx(network, manifest)
-    temporary = output.with_name(f".{os.getpid()}-{output.stem}.onnx")
-    try:
-        onnx.save(_with_manifest(model, manifest), temporary)
+    model = finish(_traced(network, manifest.input), manifest)
+    with temporary_beside(output) as temporary:
+        onnx.save(model, temporary)
         parity = compare(network, temporary, images, kind=kind)
         facts = asdict(parity)
         if half_weights:
             halved = store_half(model)
-            rounding = _compare_rounded(model, halved, manifest, temporary, images)
+            rounding = _compare_rounded((model, halved), manifest, temporary, images)
             model, facts = halved, {**facts, "half_weights": asdict(rounding)}
-        manifest = replace(manifest, training={**manifest.training, "export": facts})
-        onnx.save(_with_manifest(model, manifest), temporary)
-        temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)
+    manifest = replace(manifest, training={**manifest.training, "export": facts})
+    set_manifest(model, manifest)
+    save(model, output)
     return manifest, parity
 
 
 def rewrite_manifest(path: Path, manifest: ModelManifest) -> None:
     """Give an exported file another manifest, in one step."""
-    temporary = path.with_name(f".{os.getpid()}-{path.stem}.onnx")
-    try:
-        onnx.save(_with_manifest(onnx.load(path), manifest), temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    model = onnx.load(path)
+    set_manifest(model, manifest)
+    save(model, path)
 
 
 def compare(
@@ -143,19 +129,13 @@ def compare(
 ) -> Parity:
     """Run images through torch and through ONNX Runtime.
 
-    Args:
-        network: The torch side, in evaluation mode.
-        path: The exported file.
-        images: Prepared images of shape (N, height, width), uint8.
-        kind: What the images are.
-
     Raises:
         ModelFileError: A logit differs by more than `TOLERANCE`.
     """
     with torch.inference_mode():
         logits, maps = (output.numpy() for output in network(torch.from_numpy(images)))
     with load_backend(path) as backend:
-        seen: Inference = backend.infer(images, activation_maps=True)
+        seen = backend.infer(images, activation_maps=True)
     parity = Parity(
         images=len(images),
         kind=kind,
@@ -171,15 +151,15 @@ def compare(
 
 
 def _compare_rounded(
-    model: onnx.ModelProto,
-    halved: onnx.ModelProto,
+    models: tuple[onnx.ModelProto, onnx.ModelProto],
     manifest: ModelManifest,
     place: Path,
     images: NDArray[np.uint8],
 ) -> Rounding:
+    """What changes from the first model to the second, whose weights are rounded."""
     answers = []
-    for variant in (model, halved):
-        onnx.save(_with_manifest(variant, manifest), place)
+    for model in models:
+        onnx.save(model, place)
         with load_backend(place) as backend:
             answers.append(backend.infer(images).logits)
     before, now = (
@@ -194,9 +174,10 @@ def _compare_rounded(
     return rounding
 
 
-def _to_onnx(network: Classifier, manifest: ModelManifest) -> onnx.ModelProto:
-    example = torch.zeros(2, manifest.input.height, manifest.input.width, dtype=torch.uint8)
-    with _quiet():
+def _traced(network: Classifier, spec: InputSpec) -> onnx.ModelProto:
+    """The network as torch exports it, with a dynamic batch."""
+    example = torch.zeros(2, spec.height, spec.width, dtype=torch.uint8)
+    with quiet("torch.onnx"):
         program = torch.onnx.export(
             network.eval(),
             (example,),
@@ -210,42 +191,4 @@ def _to_onnx(network: Classifier, manifest: ModelManifest) -> onnx.ModelProto:
         )
     if program is None:
         raise ModelFileError("torch.onnx.export returned nothing")
-    model = program.model_proto
-    _strip(model)
-    model.ir_version = min(model.ir_version, MAX_IR_VERSION)
-    onnx.checker.check_model(model, full_check=True)
-    return model
-
-
-def _strip(model: onnx.ModelProto) -> None:
-    """Remove what the exporter leaves of the machine: stack traces, file names, type notes."""
-    model.ClearField("metadata_props")
-    model.doc_string = ""
-    model.producer_name, model.producer_version = "deepcovid-edge", ""
-    graph = model.graph
-    graph.ClearField("metadata_props")
-    graph.ClearField("doc_string")
-    graph.name = "deepcovid"
-    for part in (*graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")
-
-
-def _with_manifest(model: onnx.ModelProto, manifest: ModelManifest) -> onnx.ModelProto:
-    model.ClearField("metadata_props")
-    model.metadata_props.add(key=METADATA_KEY, value=manifest.to_json())
-    return model
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Torch's exporter warns of its own internals and logs missing optional passes."""
-    exporter = logging.getLogger("torch.onnx")
-    level = exporter.level
-    exporter.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        exporter.setLevel(level)
+    return program.model_proto

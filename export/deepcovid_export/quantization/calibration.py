@@ -1,23 +1,20 @@
-"""Calibration: which images show a network its ranges, and which ranges lose least.
+"""Calibration: which images measure the ranges of activations, and which ranges lose least.
 
-Images come from the `train` split alone and are balanced over the model's classes. What an
-activation looks like is kept as a histogram, so memory does not grow with the number of images.
+Images come only from the `train` split and are balanced over the model's classes. Activations are
+kept as histograms, so memory does not grow with the number of images.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 
 from deepcovid_edge.datasets.dataset import SPLITS, LabelledImage, load_dataset
@@ -25,6 +22,8 @@ from deepcovid_edge.errors import DataError, NotAssessedError
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.manifest import InputSpec, ModelManifest
+from deepcovid_export.onnx_export.graphs import copy_model
+from deepcovid_export.onnx_export.session import open_session
 
 SPLIT = "train"
 FEWEST_IMAGES = 16
@@ -32,7 +31,6 @@ BATCH = 8
 BINS = 8192
 _CLIPPING = np.linspace(0.2, 1.0, 81)
 """Shares of the largest value that are tried as the end of a range."""
-_ERRORS_ONLY = 3
 
 Ranges = dict[str, tuple[float, float]]
 
@@ -57,13 +55,13 @@ class CalibrationImages:
 def choose_images(data: Path, manifest: ModelManifest, count: int) -> CalibrationImages:
     """Choose calibration images: from `train`, balanced over classes, the same ones every time.
 
-    Within a class the labels take turns, each in the order of its file names' SHA-256: a spread
-    over sources that depends on no folder's order and on no chance.
+    Within a class the labels take turns, each in the order of the SHA-256 of its file names. This
+    spreads the choice over sources and depends neither on the order of folders nor on chance.
 
     Args:
-        data: A data set; where it has splits, `train` is used and nothing else.
-        manifest: The model's; its training recipe says which labels belong to which class.
-        count: Most images, all classes together.
+        data: A data set; where it has splits, only `train` is used.
+        manifest: The model's manifest; its recipe says which labels belong to which class.
+        count: Largest number of images, all classes together.
 
     Raises:
         DataError: There is no `train` split, a class has no image, or there are too few.
@@ -113,13 +111,13 @@ def _labels(manifest: ModelManifest) -> dict[str, tuple[str, ...]]:
 
 
 def _in_turn(images: Sequence[LabelledImage], labels: Sequence[str]) -> Iterator[LabelledImage]:
-    """Images of some labels: one of each in turn."""
+    """Images of some labels, one of each label in turn."""
     rows = [
         sorted((image for image in images if image.label == label), key=_name_digest)
         for label in dict.fromkeys(labels)
     ]
     for turn in zip_longest(*rows):
-        yield from (image for image in turn if image is not None)
+        yield from filter(None, turn)
 
 
 def _name_digest(image: LabelledImage) -> bytes:
@@ -139,7 +137,7 @@ def _readable(
 
 
 class ImageBatches:
-    """Prepared images, read batch by batch whenever they are iterated over; none is kept."""
+    """Batches of prepared images, read from the files in every iteration; none is kept."""
 
     def __init__(self, images: Sequence[LabelledImage], spec: InputSpec) -> None:
         self.images = list(images)
@@ -191,7 +189,7 @@ class Histogram:
         values, weights = centres[used], self._counts[used].astype(np.float64)
         candidates = [self._range(float(share), symmetric=symmetric) for share in _CLIPPING]
         errors = [
-            float(weights @ (values - _quantised(values, *ends, symmetric=symmetric)) ** 2)
+            float(weights @ (values - _quantise(values, *ends, symmetric=symmetric)) ** 2)
             for ends in candidates
         ]
         return candidates[int(np.argmin(errors))]
@@ -202,7 +200,7 @@ class Histogram:
         return (-reach, reach) if symmetric else (low, high)
 
 
-def _quantised(
+def _quantise(
     values: NDArray[np.float64], low: float, high: float, *, symmetric: bool
 ) -> NDArray[np.float64]:
     """Values as they come out of QuantizeLinear and DequantizeLinear (ONNX operators)."""
@@ -243,29 +241,14 @@ def _watch(
     batches: ImageBatches,
     note: Callable[[str, NDArray[np.float32]], None],
 ) -> None:
-    """Run images through a network and show some of its tensors, batch by batch."""
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
+    """Run images through a network and pass some of its tensors to `note`, batch by batch."""
+    watched = copy_model(model)
     present = {output.name for output in watched.graph.output}
     for name in tensors:
         if name not in present:
             watched.graph.output.append(onnx.ValueInfoProto(name=name))
     session = open_session(watched)
     for batch in batches:
-        for name, values in zip(
-            tensors, session.run(list(tensors), {"images": batch}), strict=True
-        ):
+        seen = session.run(list(tensors), {"images": batch})
+        for name, values in zip(tensors, seen, strict=True):
             note(name, values)
-
-
-def open_session(model: onnx.ModelProto) -> Any:
-    """An ONNX Runtime session on the CPU, on all of its cores."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    options.inter_op_num_threads = 1
-    # Threads that wait for the next run would take the cores from what is computed in between.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = _ERRORS_ONLY
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )

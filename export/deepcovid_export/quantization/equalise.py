@@ -1,8 +1,8 @@
-"""Even channels out before INT8, without changing what the network computes.
+"""Equalise channels before INT8, without changing what the network computes.
 
-An activation has one INT8 scale for all its channels, so one loud channel takes the steps of the
-quiet ones. Where a convolution, a ReLU and the next convolutions follow each other, a channel may
-be divided by a factor on its way out and multiplied on its way in (Nagel et al. 2019, Data-Free
+An activation has one INT8 scale for all its channels, so a channel of large values leaves few steps
+to the others. Where a convolution, a ReLU and the next convolutions follow each other, a channel
+may be divided by a factor on its way out and multiplied on its way in (Nagel et al. 2019, Data-Free
 Quantization Through Weight Equalization and Bias Correction, section 4.1; the balance between
 activations and weights is that of Xiao et al. 2023, SmoothQuant, equation 4). The factors are
 powers of two, so the FP32 network computes the same bits as before.
@@ -18,8 +18,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from deepcovid_export.onnx_export.graphs import constants_of, copy_model, makers_of
+
 _BALANCE = 0.7
-"""SmoothQuant's alpha: 1 evens out activations alone, 0 weights alone."""
+"""SmoothQuant's alpha: 1 equalises activations alone, 0 weights alone."""
 _SILENT = 1e-6
 """A channel below this share of the loudest is left as it is."""
 _PASSING = ("Relu", "MaxPool")
@@ -41,11 +43,11 @@ class Pair:
 
 
 class _Graph:
-    """Who makes and who reads a tensor."""
+    """The makers and readers of tensors."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.outputs = {output.name for output in graph.output}
-        self.makers = {name: node for node in graph.node for name in node.output}
+        self.makers = makers_of(graph)
         self.readers: dict[str, list[onnx.NodeProto]] = {}
         self.channels = {item.name: int(item.dims[0]) for item in graph.initializer if item.dims}
         for node in graph.node:
@@ -104,15 +106,9 @@ def _is_whole(node: onnx.NodeProto) -> bool:
 
 
 def equalise(model: onnx.ModelProto, peaks: Mapping[str, NDArray[np.float64]]) -> onnx.ModelProto:
-    """A copy of a network with evened-out channels that computes the same.
-
-    Args:
-        model: The FP32 network.
-        peaks: The largest magnitude in each channel of each pair's activation.
-    """
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
-    stored = {item.name: item for item in changed.graph.initializer}
+    """A copy of a network with equalised channels that computes the same."""
+    changed = copy_model(model)
+    stored = constants_of(changed.graph)
     arrays: dict[str, NDArray[np.float32]] = {}
 
     def array(name: str) -> NDArray[np.float32]:
@@ -136,7 +132,7 @@ def equalise(model: onnx.ModelProto, peaks: Mapping[str, NDArray[np.float64]]) -
 
 
 def _factors(loud: NDArray[np.float64], heavy: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Powers of two by which channels are divided; 1 for a channel that says nothing."""
+    """Powers of two by which channels are divided; 1 for a silent channel."""
     factors = np.ones_like(loud)
     heard = (loud > _SILENT * loud.max()) & (heavy > 0)
     if heard.any():

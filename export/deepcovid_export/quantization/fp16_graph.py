@@ -1,4 +1,4 @@
-"""FP16 written into a graph: weights, and one cast for each tensor that changes sides."""
+"""FP16 written into a graph: weights, and one cast for each tensor that changes precision."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from deepcovid_edge.errors import ModelFileError
-from deepcovid_export.onnx_export.graphs import find_layers, nodes_of, sorted_nodes
+from deepcovid_export.onnx_export.graphs import (
+    constants_of,
+    find_layers,
+    nodes_of,
+    set_nodes,
+    sorted_nodes,
+)
 
 _NEUTRAL = {"Relu", "MaxPool", "Concat", "Add"}
 """Operators that compute in whatever precision they are given."""
@@ -17,7 +23,7 @@ _LARGEST_FP16 = float(np.finfo(np.float16).max)
 
 
 def to_fp16(model: onnx.ModelProto, layers: Collection[str]) -> onnx.ModelProto:
-    """A copy of a network in FP16; its ends, inputs and outputs stay as they are.
+    """A copy of a network in FP16; inputs, outputs and what lies next to them stay FP32.
 
     Args:
         model: The FP32 network.
@@ -39,10 +45,6 @@ def rest_to_fp16(model: onnx.ModelProto, layers: Collection[str]) -> onnx.ModelP
 
     Q/DQ keep FP32 scales: with FP16 ones, ONNX Runtime (seen in 1.31) turns a convolution's bias
     into integers by a division that overflows FP16, whatever runs the graph afterwards.
-
-    Args:
-        model: The network with Q/DQ.
-        layers: The layers that are not INT8, by name.
     """
     halves = {node.name for name, node in find_layers(model).items() if name in layers}
     half = {node.output[0] for node in model.graph.node if node.name in halves}
@@ -54,12 +56,12 @@ def rest_to_fp16(model: onnx.ModelProto, layers: Collection[str]) -> onnx.ModelP
 
 
 class _Halving:
-    """Makes nodes compute in FP16, with one cast for each tensor that changes sides."""
+    """Makes nodes compute in FP16, with one cast for each tensor that changes precision."""
 
     def __init__(self, model: onnx.ModelProto, names: Collection[str]) -> None:
         self.model = model
         graph = model.graph
-        self._constants = {item.name: item for item in graph.initializer}
+        self._constants = constants_of(graph)
         known = (*graph.value_info, *graph.input, *graph.output)
         self._floats = {
             item.name for item in known if item.type.tensor_type.elem_type == TensorProto.FLOAT
@@ -73,9 +75,8 @@ class _Halving:
         self._cast: dict[str, str] = {}
         for node in list(sorted_nodes(graph)):
             self._take(node, half=node.name in names)
-        del graph.node[:]
-        graph.node.extend(self._nodes)
-        del graph.value_info[:]  # the types it states are no longer true
+        set_nodes(graph, self._nodes)
+        del graph.value_info[:]  # the types in it are no longer true
 
     def _take(self, node: onnx.NodeProto, *, half: bool) -> None:
         for place, name in enumerate(node.input):
@@ -127,7 +128,7 @@ class _Halving:
 def _ends(model: onnx.ModelProto) -> set[str]:
     """Names of the nodes before the first and after the last convolution.
 
-    Normalisation and the mean of the activation maps: they stay FP32, which costs nothing.
+    These are normalisation and the mean of the activation maps. FP32 costs nothing there.
     """
     before = {node.name for node in model.graph.node}
     after = set(before)

@@ -1,10 +1,8 @@
-"""INT8 written into a graph as Q/DQ: once as TensorRT takes them, once as CPUs are fast with."""
+"""INT8 written into a graph as Q/DQ: for TensorRT, and for CPUs."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,30 +12,38 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import QDQQuantizer, QuantType
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
 
-from deepcovid_export.onnx_export.graphs import QDQ, find_layers, nodes_of
+from deepcovid_export.onnx_export.graphs import (
+    QDQ,
+    constants_of,
+    find_layers,
+    makers_of,
+    nodes_of,
+    quiet,
+)
 from deepcovid_export.quantization.calibration import Ranges
 
 _CPU_OPERATORS = ["Conv", "Relu", "MaxPool", "Concat", "Add"]
 _BEYOND = 1e30
 """The ends of a Clip that clips nothing."""
 STEPS = 127
-"""Of an INT8 grid, to each side of zero."""
+"""Steps of the INT8 grid on each side of zero."""
 _ALMOST = 0.999
-"""Just below the end of a uint8 range: it still rounds to the last step."""
+"""Share of a uint8 range whose end still rounds to the last step."""
 
 
 def to_int8_tensorrt(
     model: onnx.ModelProto, ranges: Ranges, layers: Collection[str], *, fused_adds: bool
 ) -> onnx.ModelProto:
-    """A copy of a network with Q/DQ as TensorRT takes them: int8, symmetric, bias in float.
+    """A copy of a network with Q/DQ for TensorRT: int8, symmetric, bias in float.
 
     Args:
         model: The FP32 network.
         ranges: Ranges of the convolutions' inputs, and of what residual additions read.
         layers: Layers to quantise, by name.
-        fused_adds: Quantise what a residual addition gets past its convolution, so that TensorRT
-            computes both in one INT8 kernel (TensorRT guide, Working with Quantized Types, Q/DQ
-            Layer-Placement Recommendations: "Quantize the residual input in skip connections").
+        fused_adds: Quantise the skip input of residual additions, so that TensorRT computes
+            convolution and addition in one INT8 kernel (TensorRT guide, Working with Quantized
+            Types, Q/DQ Layer-Placement Recommendations: "Quantize the residual input in skip
+            connections").
     """
     chosen = [node.name for name, node in find_layers(model).items() if name in layers]
     options: dict[str, bool | list[str]] = {
@@ -46,7 +52,7 @@ def to_int8_tensorrt(
         "QuantizeBias": False,
         "OpTypesToExcludeOutputQuantization": ["Conv"],
     }
-    changed = _quantised(model, ranges, chosen, ["Conv"], QuantType.QInt8, options)
+    changed = _quantise(model, ranges, chosen, ["Conv"], QuantType.QInt8, options)
     _read_floats(changed, chosen)
     if fused_adds:
         _quantise_skips(changed, ranges, chosen, residual_adds(model))
@@ -59,7 +65,7 @@ def residual_adds(model: onnx.ModelProto) -> dict[str, tuple[str, int]]:
     The main path ends in a convolution; of two, the larger kernel is the main path (ResNet's
     shortcut is 1 x 1).
     """
-    makers = {name: node for node in model.graph.node for name in node.output}
+    makers = makers_of(model.graph)
     kernels = {item.name: item.dims for item in model.graph.initializer}
     found = {}
     for node in model.graph.node:
@@ -77,7 +83,7 @@ def residual_adds(model: onnx.ModelProto) -> dict[str, tuple[str, int]]:
 
 
 def _read_floats(model: onnx.ModelProto, chosen: Collection[str]) -> None:
-    """Give the unrounded tensor to what is not quantised: the quantiser redirects every reader."""
+    """Let layers that stay in float read the unrounded tensor; the quantiser redirects them too."""
     quantised = {node.output[0]: node.input[0] for node in nodes_of(model, "QuantizeLinear")}
     plain = {
         node.output[0]: quantised[node.input[0]]
@@ -106,14 +112,10 @@ def _quantise_skips(
         if name not in by_tensor:
             by_tensor[name], after = f"{name}_QuantizeLinear_Output", f"{name}_skip"
             restored[by_tensor[name]] = after
-            scale = max(abs(end) for end in ranges[name]) / STEPS
+            scale = np.float32(max(abs(end) for end in ranges[name]) / STEPS)
             names = (f"{name}_scale", f"{name}_zero_point")
-            model.graph.initializer.extend(
-                [
-                    numpy_helper.from_array(np.array(scale, np.float32), names[0]),
-                    numpy_helper.from_array(np.array(0, np.int8), names[1]),
-                ]
-            )
+            for title, value in zip(names, (scale, np.int8(0)), strict=True):
+                model.graph.initializer.append(numpy_helper.from_array(np.array(value), title))
             for kind, source, result in zip(
                 QDQ, (name, by_tensor[name]), (by_tensor[name], after), strict=True
             ):
@@ -125,13 +127,13 @@ def _quantise_skips(
 def to_int8_cpu(
     model: onnx.ModelProto, ranges: Ranges, layers: Collection[str], *, alone: bool = False
 ) -> onnx.ModelProto:
-    """A copy of a network with Q/DQ as CPUs are fast with: uint8 activations, int32 bias.
+    """A copy of a network with Q/DQ for CPUs: uint8 activations, int32 bias.
 
     Args:
         model: The FP32 network.
         ranges: Ranges of every activation between the convolutions.
         layers: Layers to quantise, by name.
-        alone: Leave what lies between the layers as it is, to see what these layers cost.
+        alone: Quantise nothing between the layers, to measure what the layers cost.
     """
     every = find_layers(model)
     chosen = {node.name for name, node in every.items() if name in layers}
@@ -149,7 +151,7 @@ def to_int8_cpu(
             names.append(node.name)
     options = {"ActivationSymmetric": False, "WeightSymmetric": True}
     joined = _one_range_a_concat(model, ranges)
-    changed = _quantised(model, joined, names, _CPU_OPERATORS, QuantType.QUInt8, options)
+    changed = _quantise(model, joined, names, _CPU_OPERATORS, QuantType.QUInt8, options)
     _keep_in_float(changed, joined, {node.name for node in every.values()} - chosen)
     return changed
 
@@ -160,7 +162,7 @@ def set_weights(
     weights: NDArray[np.float32],
     bias: NDArray[np.float32] | None = None,
 ) -> None:
-    """Give a layer that is quantised already other weights, as quantising it anew would.
+    """Give a quantised layer other weights, as if it were quantised again.
 
     Args:
         model: A network of `to_int8_cpu` or `to_int8_tensorrt`.
@@ -168,8 +170,8 @@ def set_weights(
         weights: Of its shape; in each channel whole multiples of a 127th of the largest magnitude.
         bias: One for each channel; None where it has none.
     """
-    constants = {item.name: item for item in model.graph.initializer}
-    makers = {name: node for node in model.graph.node for name in node.output}
+    constants = constants_of(model.graph)
+    makers = makers_of(model.graph)
 
     def store(name: str, values: NDArray[Any]) -> None:
         kind = helper.tensor_dtype_to_np_dtype(constants[name].data_type)
@@ -202,13 +204,13 @@ def _one_range_a_concat(model: onnx.ModelProto, ranges: Ranges) -> Ranges:
 
 
 def _keep_in_float(model: onnx.ModelProto, ranges: Ranges, layers: Collection[str]) -> None:
-    """Put a Clip that clips nothing where ONNX Runtime would undo that a layer is left in float.
+    """Put a Clip that clips nothing where ONNX Runtime would quantise a float layer.
 
     It quantises the weights of a float convolution itself, one scale for all channels, if it reads
     a DequantizeLinear and is read by a QuantizeLinear (seen in 1.31: WeightBiasQuantization). And
     it moves a QuantizeLinear up past a float MaxPool (QDQPropagation), which is slow in uint8.
     """
-    makers = {name: node for node in model.graph.node for name in node.output}
+    makers = makers_of(model.graph)
     clips: dict[str, str] = {}
 
     def clipped(name: str, low: float, high: float) -> str:
@@ -236,7 +238,7 @@ def _keep_in_float(model: onnx.ModelProto, ranges: Ranges, layers: Collection[st
                 node.input[0] = clipped(node.input[0], low, high)
 
 
-def _quantised(
+def _quantise(
     model: onnx.ModelProto,
     ranges: Ranges,
     nodes: list[str],
@@ -248,7 +250,7 @@ def _quantised(
         name: TensorData(lowest=np.float32(low), highest=np.float32(high))
         for name, (low, high) in ranges.items()
     }
-    with _quiet():
+    with quiet(None):  # it logs what it does not know about outputs
         quantizer = QDQQuantizer(
             onnx.shape_inference.infer_shapes(model),
             True,  # weights per channel
@@ -263,15 +265,3 @@ def _quantised(
         )
         changed: onnx.ModelProto = quantizer.quantize_model()
     return changed
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantiser logs what it does not know of outputs that nothing is asked of."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(level)

@@ -1,4 +1,4 @@
-"""A network whose layers are quantised one by one: calibrated once, written many times."""
+"""A network, calibrated once, whose chosen layers are written in lower precision."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import islice
 import onnx
 
 from deepcovid_edge.errors import UsageError
-from deepcovid_export.onnx_export.graphs import INT8_OPSET, find_layers, with_opset
+from deepcovid_export.onnx_export.graphs import INT8_OPSET, find_layers
 from deepcovid_export.quantization.calibration import ImageBatches, best_ranges, channel_peaks
 from deepcovid_export.quantization.equalise import equalise, find_pairs
 from deepcovid_export.quantization.fp16_graph import rest_to_fp16, to_fp16
@@ -27,7 +27,7 @@ SCHEMES = {
 _MULTIPLIED_AT_ONCE = 4
 """Products that one lane of VPDPBUSD (x86) or SDOT (Arm) sums."""
 FIT_BATCHES = 16
-"""Weights are fitted on at most so many batches of calibration images."""
+"""Weights are fitted on at most this many batches of calibration images."""
 _SHOWN_TO_CPU = ("Conv", "Relu", "MaxPool", "Concat", "Add")
 
 
@@ -61,7 +61,7 @@ class Variant:
 
     @property
     def suffix(self) -> str:
-        """What the name of a model gets, such as `-int8-cpu`."""
+        """Appended to the name of the model, such as `-int8-cpu`."""
         return "-fp16" if self.precision == "fp16" else f"-{self.precision}-{self.target}"
 
     @property
@@ -71,7 +71,7 @@ class Variant:
 
 
 class VariantWriter:
-    """An FP32 network, calibrated, and the ways to write its layers in lower precision."""
+    """An FP32 network, calibrated, that can be written with any of its layers quantised."""
 
     def __init__(self, model: onnx.ModelProto, variant: Variant, batches: ImageBatches) -> None:
         self.variant = variant
@@ -81,11 +81,12 @@ class VariantWriter:
         self._model = model
         if variant.precision == "int8":
             peaks = channel_peaks(model, [pair.activation for pair in find_pairs(model)], batches)
-            self._model = with_opset(equalise(model, peaks), INT8_OPSET)
+            equal = equalise(model, peaks)
+            self._model = onnx.version_converter.convert_version(equal, INT8_OPSET)
             symmetric = variant.target == "tensorrt"
-            shown = list(_shown(self._model, variant))
+            shown = list(_tensors_to_calibrate(self._model, variant))
             self._ranges = best_ranges(self._model, shown, batches, symmetric=symmetric)
-            # Images that no probe sees, where there are as many: it measures what the fit is worth.
+            # Images that the probe does not use, if there are enough: it measures the fit.
             few = (islice(batches, first, first + FIT_BATCHES) for first in (PROBE_BATCHES, 0))
             self._images = next(filter(None, map(list, few)), [])
 
@@ -97,7 +98,7 @@ class VariantWriter:
         Args:
             layers: Names of layers, of `VariantWriter.layers`.
             fused_adds: Quantise the residual additions as TensorRT fuses them.
-            alone: Lower nothing between the layers and fit no weights, to see what these cost.
+            alone: Quantise nothing between the layers and fit no weights, to measure the layers.
         """
         if self.variant.precision == "fp16":
             return to_fp16(self._model, layers)
@@ -124,9 +125,9 @@ class VariantWriter:
 def _quantisable(model: onnx.ModelProto, variant: Variant) -> Iterator[str]:
     """Layers that may be quantised.
 
-    On a CPU not the last, whose output leaves the graph in float, and none of fewer channels than
-    its INT8 instructions multiply at once: it would gain no time, and a grey image's first layer is
-    among the costliest in accuracy.
+    On a CPU the last layer is not, because its output leaves the graph in float. Nor is a layer
+    with fewer channels than the INT8 instructions multiply at once: it would save no time, and the
+    first layer of a grey image is among the costliest in accuracy.
     """
     outputs = {output.name for output in model.graph.output}
     channels = {item.name: item.dims[1] for item in model.graph.initializer if len(item.dims) == 4}
@@ -136,7 +137,7 @@ def _quantisable(model: onnx.ModelProto, variant: Variant) -> Iterator[str]:
             yield name
 
 
-def _shown(model: onnx.ModelProto, variant: Variant) -> Iterator[str]:
+def _tensors_to_calibrate(model: onnx.ModelProto, variant: Variant) -> Iterator[str]:
     """The activations whose ranges the Q/DQ of a variant need."""
     constants = {item.name for item in model.graph.initializer}
     outputs = {output.name for output in model.graph.output}

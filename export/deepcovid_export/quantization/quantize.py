@@ -21,9 +21,10 @@ from deepcovid_edge.errors import DataError, ModelFileError, UsageError
 from deepcovid_edge.files import file_sha256
 from deepcovid_edge.manifest import ModelManifest, read_manifest
 from deepcovid_edge.validation.verify import CHANGED, EquivalenceRules, verify
-from deepcovid_export.decision.fit_ood import matched
+from deepcovid_export.decision.fit_ood import match_variant
 from deepcovid_export.decision.ood_graph import OodLayer, put_on, take_off
-from deepcovid_export.onnx_export.graphs import finished, read_fp32, save
+from deepcovid_export.onnx_export.graphs import finish, save
+from deepcovid_export.onnx_export.half_weights import read_fp32
 from deepcovid_export.quantization.calibration import (
     BINS,
     FEWEST_IMAGES,
@@ -40,15 +41,15 @@ RULES: dict[str, dict[str, Any]] = {
     "int8": {"max_flips": 0.01, "max_auc_change": 0.003, "paired_interval": True},
 }
 MAX_ERROR = 0.02
-"""Error of the logits over their spread, on calibration images, from which layers are left out.
+"""Largest error of the logits over their spread, on calibration images.
 
-The few images of an equivalence check hide changes smaller than their number; this does not. On the
-same network it came out between 2.1 and 2.8 % for fits that differ by their images alone, and
-images of other hospitals lie further from the ranges: so it is asked to be well below what would
-pass.
+The equivalence check has few images and cannot show small changes; this error can. On one network
+it was between 2.1 and 2.8 % for fits that differ only by their images. Images of other hospitals
+lie further from the ranges, so the limit is well below what would pass the check.
 """
 ADDS = ("measured", "fused", "float")
 Progress = Callable[[str], None]
+Check = Callable[[], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class QuantizeSettings:
         images: Most calibration images.
         adds: Residual additions for TensorRT: `fused`, `float`, or the better by measurement.
         max_excluded: Most layers left in higher precision; None for a third of them.
-        sensitivity: Measure what each layer costs, even if nothing asks for it.
+        sensitivity: Measure what each layer costs, even where it is not needed.
     """
 
     variant: Variant = field(default_factory=Variant)
@@ -80,15 +81,15 @@ class QuantizeSettings:
 
 @dataclass(frozen=True)
 class Quantized:
-    """What came of it.
+    """The outcome of `quantize`.
 
     Attributes:
-        output: The file, or None where the equivalence check did not let it pass.
+        output: The file, or None where the equivalence check failed.
         manifest: The manifest inside the file, or of the last attempt.
-        report: Of `verify`, on the equivalence check's images.
-        sensitivity: Layer to the error it causes alone, the costliest first; empty where not
+        report: Report of `verify` on the images of the equivalence check.
+        sensitivity: Layer to the error that it causes alone, the largest first; empty where not
             measured.
-        proof: Report of `verify` on images that had no part in making it, or None.
+        proof: Report of `verify` on images that had no part in making the file, or None.
     """
 
     output: Path | None
@@ -114,9 +115,10 @@ def quantize(
         model: An FP32 .onnx file of `export`.
         calibration: Labelled images; those of its `train` split are used.
         settings: What to make.
-        equivalence: Labelled images to classify on; None for the `val` split of `calibration`.
-        proof: Images that have no part in making it; the finished file is verified on them, and the
-            verdict stands in its manifest.
+        equivalence: Labelled images to compare decisions on; None for the `val` split of
+            `calibration`.
+        proof: Images that have no part in making the file. It is verified on them, and the verdict
+            is written into its manifest.
         output: The file to write; None for NAME-fp16.onnx and so on in this folder.
         progress: Called with a line about each step.
 
@@ -127,30 +129,30 @@ def quantize(
     """
     settings = settings or QuantizeSettings()
     manifest = _fp32_manifest(model)
-    parent, ood_of_parent = take_off(read_fp32(str(model), model.read_bytes()))
-    classified = _equivalence_images(equivalence, calibration)
+    parent, layer = take_off(read_fp32(str(model), model.read_bytes()))
+    compared = _equivalence_images(equivalence, calibration)
     chosen = choose_images(calibration, manifest, settings.images)
-    _check_apart(chosen.images, classified, "--equivalence")
-    _check_apart([*chosen.images, *classified], proof, "--verify")
-    progress(f"{len(chosen.images)} images to calibrate on, {len(classified)} to classify on")
-    with tempfile.TemporaryDirectory() as folder, _fp32(model) as reference:
+    _check_disjoint(chosen.images, compared, "--equivalence")
+    _check_disjoint([*chosen.images, *compared], proof, "--verify")
+    progress(f"{len(chosen.images)} images to calibrate on, {len(compared)} to compare on")
+    with tempfile.TemporaryDirectory() as folder, _load(model) as reference:
         place = Path(folder) / "candidate.onnx"
-        named = _named(manifest, model, settings)
-        work = _Work(parent, named, settings, chosen, progress, equivalence=ood_of_parent)
-        report = work.search(lambda: _classify(work, reference, place, classified))
+        named = _variant_manifest(manifest, model, settings)
+        work = _Work(parent, named, settings, chosen, progress, ood=layer)
+        report = work.search(lambda: _verify(work, reference, place, compared))
         result = _with_verdict(work.manifest, "equivalence", report)
         if not _passed(report):
             return Quantized(None, result, report, work.sensitivity)
-        proved = _classify(work, reference, place, proof) if proof else None
+        proved = _verify(work, reference, place, proof) if proof else None
     if proved:
         result = _with_verdict(result, "verified", proved)
     path = output or Path(f"{result.name}.onnx")
-    save(finished(work.limited(), result), path)
+    save(finish(work.with_limits(), result), path)
     return Quantized(path, result, report, work.sensitivity, proved)
 
 
 class _Work:
-    """The candidate that is being made: which layers are variant, and the graph that follows."""
+    """The candidate that is being made: which layers are quantised, and its graph."""
 
     def __init__(
         self,
@@ -160,10 +162,10 @@ class _Work:
         chosen: CalibrationImages,
         progress: Progress,
         *,
-        equivalence: OodLayer | None,
+        ood: OodLayer | None,
     ) -> None:
         batches = ImageBatches(chosen.images, manifest.input)
-        self._parent, self._equivalence, self._batches = parent, equivalence, batches
+        self._parent, self._ood, self._batches = parent, ood, batches
         self.settings = settings
         self.sensitivity: dict[str, float] = {}
         self.excluded: list[str] = []
@@ -181,48 +183,48 @@ class _Work:
             self._measure_layers()
 
     def refresh(self) -> None:
-        """Write the graph anew."""
+        """Write the graph again after a change."""
         quantised = [name for name in self._writer.layers if name not in self.excluded]
         self.model = self._writer.write(quantised, fused_adds=self.fused_adds)
         self.error = self._probe.error(self.model)
 
-    def limited(self) -> onnx.ModelProto:
-        """The candidate with the parent's out-of-distribution limits, where that has one."""
-        if self._equivalence is None:
+    def with_limits(self) -> onnx.ModelProto:
+        """The candidate with the parent's out-of-distribution layer, if there is one."""
+        if self._ood is None:
             return self.model
         few = islice(self._batches, PROBE_BATCHES)
-        return put_on(self.model, matched(self._equivalence, self._parent, self.model, few))
+        return put_on(self.model, match_variant(self._ood, self._parent, self.model, few))
 
-    def search(self, classify: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def search(self, check: Check) -> dict[str, Any]:
         """Choose how additions are done, then exclude layers until the equivalence check passes."""
         if self._writer.adds and self.settings.adds == "measured":
-            self._choose_adds(classify)
+            self._choose_adds(check)
         else:
             self.refresh()
-        while self.error > MAX_ERROR and self._leave_one_out():
+        while self.error > MAX_ERROR and self._exclude_one():
             pass
-        report = classify()
-        while not _passed(report) and self._leave_one_out():
-            report = classify()
+        report = check()
+        while not _passed(report) and self._exclude_one():
+            report = check()
         return report
 
-    def _choose_adds(self, classify: Callable[[], dict[str, Any]]) -> None:
+    def _choose_adds(self, check: Check) -> None:
         """Fused, which TensorRT runs faster, unless it turns more decisions."""
         reports, made = {}, {}
         for name in ADDS[1:]:
             self.fused_adds = name == "fused"
             self.refresh()
-            reports[name], made[name] = classify(), (self.model, self.error)
+            reports[name], made[name] = check(), (self.model, self.error)
             self.measured[name] = _figures(reports[name])
             self._progress(f"residual additions {name}: {_line(reports[name])}")
             if not any(_harm(reports[name])):
-                break  # none is better
+                break  # the other cannot be better
         best = min(reports, key=lambda name: _harm(reports[name]))
         self.fused_adds = best == "fused"
         self.model, self.error = made[best]
 
-    def _leave_one_out(self) -> bool:
-        """Leave the costliest layer that is quantised in higher precision, if one more may be."""
+    def _exclude_one(self) -> bool:
+        """Leave the costliest layer in higher precision, if one more layer may be left."""
         if len(self.excluded) >= self._most:
             return False
         if not self.sensitivity:
@@ -238,15 +240,15 @@ class _Work:
 
     def _measure_layers(self) -> None:
         self._progress(f"measuring {len(self._writer.layers)} layers one by one")
-        self.sensitivity = layer_errors(
-            self._writer.layers,
-            lambda name: self._writer.write([name], alone=True),
-            self._probe,
-        )
+
+        def alone(name: str) -> onnx.ModelProto:
+            return self._writer.write([name], alone=True)
+
+        self.sensitivity = layer_errors(self._writer.layers, alone, self._probe)
 
     @property
     def manifest(self) -> ModelManifest:
-        """The candidate's manifest, without the equivalence check's verdict."""
+        """The candidate's manifest, without the verdict of the equivalence check."""
         variant = self.settings.variant
         facts: dict[str, Any] = {
             "for": variant.target,
@@ -290,7 +292,9 @@ def _fp32_manifest(model: Path) -> ModelManifest:
     return manifest
 
 
-def _named(manifest: ModelManifest, model: Path, settings: QuantizeSettings) -> ModelManifest:
+def _variant_manifest(
+    manifest: ModelManifest, model: Path, settings: QuantizeSettings
+) -> ModelManifest:
     variant = settings.variant
     rules = EquivalenceRules.of(manifest, **RULES[variant.precision])
     versions = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
@@ -315,38 +319,37 @@ def _equivalence_images(equivalence: Path | None, calibration: Path) -> list[Lab
         raise UsageError(
             f"{data}: has {', '.join(splits) or 'no'} splits, "
             f"expected {EQUIVALENCE_SPLIT!r} to compare on: "
-            "give labelled images that are not calibrated on with --equivalence"
+            "give labelled images that are not used for calibration with --equivalence"
         )
     return images
 
 
-def _check_apart(
-    used: Sequence[LabelledImage], classified: Sequence[LabelledImage], option: str
+def _check_disjoint(
+    used: Sequence[LabelledImage], compared: Sequence[LabelledImage], option: str
 ) -> None:
     known = {file_sha256(image.path) for image in used}
-    for image in classified:
+    for image in compared:
         if file_sha256(image.path) in known:
             raise DataError(
-                f"{image.path}: has a part in making the file: compare on others with {option}"
+                f"{image.path}: has a part in making the file: "
+                f"compare on other images with {option}"
             )
 
 
-def _fp32(model: Path) -> Backend:
-    return load_backend(model, backend="onnxruntime", settings=_all_cores())
+def _load(model: Path) -> Backend:
+    """A model on ONNX Runtime, on all cores."""
+    settings = BackendSettings(threads=len(os.sched_getaffinity(0)))
+    return load_backend(model, backend="onnxruntime", settings=settings)
 
 
-def _all_cores() -> BackendSettings:
-    return BackendSettings(threads=len(os.sched_getaffinity(0)))
-
-
-def _classify(
+def _verify(
     work: _Work, reference: Backend, place: Path, images: Sequence[LabelledImage]
 ) -> dict[str, Any]:
-    """The equivalence check's report on the candidate as it is now."""
+    """The report of `verify` on the present candidate."""
     manifest = work.manifest
-    onnx.save(finished(work.limited(), manifest), place)
+    onnx.save(finish(work.with_limits(), manifest), place)
     rules = EquivalenceRules(**manifest.equivalence)
-    with load_backend(place, backend="onnxruntime", settings=_all_cores()) as candidate:
+    with _load(place) as candidate:
         return verify(reference, candidate, images, rules=rules).as_dict()
 
 

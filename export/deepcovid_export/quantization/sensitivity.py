@@ -1,4 +1,4 @@
-"""Which layers cost accuracy when they are variant, and by how much."""
+"""Which layers cost accuracy when they are quantised, and how much."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from deepcovid_export.quantization.calibration import ImageBatches, open_session
+from deepcovid_export.onnx_export.session import open_session
+from deepcovid_export.quantization.calibration import ImageBatches
 
 PROBE_BATCHES = 8
 """A probe holds this many batches of prepared images: 64 of 224 x 224 are 3.2 MB."""
 
 
 class Probe:
-    """A few calibration images, and what the FP32 network says of them."""
+    """A few calibration images and their logits in the FP32 network."""
 
     def __init__(self, model: onnx.ModelProto, batches: ImageBatches) -> None:
         self._batches = list(islice(batches, PROBE_BATCHES))
@@ -26,7 +27,7 @@ class Probe:
     def error(self, candidate: onnx.ModelProto) -> float:
         """RMSE of a candidate's logits over the spread (standard deviation) of the network's own.
 
-        Infinite where the candidate gives no number.
+        Infinite where a logit is not finite.
         """
         apart = self._logits(candidate) - self._reference
         if not np.isfinite(apart).all():
@@ -43,12 +44,6 @@ class Probe:
 def layer_errors(
     layers: Sequence[str], quantised_alone: Callable[[str], onnx.ModelProto], probe: Probe
 ) -> dict[str, float]:
-    """What each layer costs when it alone is variant, the costliest first.
-
-    Args:
-        layers: Names of layers.
-        quantised_alone: Makes the network with one layer variant.
-        probe: Measures it.
-    """
+    """The error when each layer alone is quantised, the largest first."""
     errors = {name: probe.error(quantised_alone(name)) for name in layers}
     return dict(sorted(errors.items(), key=lambda item: -item[1]))

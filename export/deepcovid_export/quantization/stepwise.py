@@ -1,4 +1,4 @@
-"""A network computed on a few images as far as asked, and from there on the next time."""
+"""Compute a network on a few images up to a tensor, and continue from there the next time."""
 
 from __future__ import annotations
 
@@ -11,37 +11,33 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from deepcovid_export.onnx_export.graphs import QDQ, sorted_nodes
-from deepcovid_export.quantization.calibration import open_session
+from deepcovid_export.onnx_export.session import open_session
 
 Tensor = NDArray[Any]
 """Values of any type, as the tensors of a network have them."""
 
 
 class Stepwise:
-    """Some images on their way through a network, which may change where they have not been yet.
+    """Some images on their way through a network, whose later layers may still change.
 
-    What later layers read is kept of each batch, so a walk through all layers costs one run of the
-    network and not half a run for each.
+    For each batch it keeps the tensors that later layers read. So visiting all layers costs one run
+    of the network, not half a run for each layer.
     """
 
     def __init__(self, images: Sequence[NDArray[np.uint8]]) -> None:
-        """Stand at the input.
-
-        Args:
-            images: Batches of prepared images, of shape (N, h, w).
-        """
+        """Start at the input, with batches of prepared images of shape (N, h, w)."""
         self._kept: list[dict[str, Tensor]] = [{"images": batch} for batch in images]
 
     def reach(self, model: onnx.ModelProto, tensor: str) -> Iterator[Tensor]:
-        """A tensor's values, batch by batch; the images have come so far when all are taken.
+        """A tensor's values, batch by batch; take all of them before the next call.
 
         Args:
-            model: The network; up to the tensors that were reached before it is as it was then.
-            tensor: What lies behind them is made of it or of what they were made of.
+            model: The network, unchanged up to the tensors that were reached before.
+            tensor: A tensor behind those.
         """
         kept = set(self._kept[0])
         nodes = _nodes_between(model.graph, kept, [tensor])
-        # Kept as integers, what is quantised is smaller, and layers still run as they will.
+        # Quantised tensors are kept as integers: that is smaller, and layers run as in the network.
         made = {name for node in nodes if node.op_type != QDQ[1] for name in node.output}
         ends = [output.name for output in model.graph.output]
         later = _nodes_between(model.graph, kept | made, ends)
@@ -60,7 +56,7 @@ class Stepwise:
 def _nodes_between(
     graph: onnx.GraphProto, starts: Collection[str], stops: Collection[str]
 ) -> list[onnx.NodeProto]:
-    """The nodes that make some tensors of others and of constants, in their order."""
+    """The nodes that compute some tensors from others and from constants, in their order."""
     wanted, found = set(stops) - set(starts), []
     for node in reversed(list(sorted_nodes(graph))):
         if wanted & set(node.output):

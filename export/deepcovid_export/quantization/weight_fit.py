@@ -1,14 +1,14 @@
-"""INT8 weights fitted to what the layer is to give, not rounded one by one.
+"""INT8 weights fitted to the output of each layer instead of rounded one by one.
 
 Layer by layer, in the graph's order, on calibration images:
 
-1. The weights move so that the layer gives, from what the quantised network hands it, what the FP32
-   layer gives from its own input: the errors made before it are partly undone. This is a ridge
-   regression towards the weights as they were (the asymmetric calibration of Li et al. 2025,
-   GPTAQ, in closed variant).
-2. They are rounded column by column, and the columns that are still to be rounded make good what
-   each rounding spoilt (Frantar et al. 2023, GPTQ, algorithm 1; columns by falling energy).
-3. The bias takes the mean that is left (Nagel et al. 2019, Data-Free Quantization Through Weight
+1. The weights are fitted so that the layer, on its input in the quantised network, gives the output
+   of the FP32 layer on its own input. This undoes part of the error of earlier layers. It is a
+   ridge regression towards the old weights (the asymmetric calibration of Li et al. 2025, GPTAQ,
+   in closed form).
+2. They are rounded column by column, and the columns that are not yet rounded compensate the error
+   of each rounding (Frantar et al. 2023, GPTQ, algorithm 1; columns by falling energy).
+3. The bias takes the remaining mean error (Nagel et al. 2019, Data-Free Quantization Through Weight
    Equalization and Bias Correction, section 4.2).
 """
 
@@ -25,21 +25,21 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from deepcovid_export.onnx_export.graphs import find_layers
+from deepcovid_export.onnx_export.graphs import constants_of, copy_model, find_layers
 from deepcovid_export.quantization.int8_graph import STEPS, set_weights
 from deepcovid_export.quantization.stepwise import Stepwise, Tensor
 
 Array = NDArray[np.float64]
 RIDGE = 1.0
-"""How strongly weights hold to where they were, over the mean energy of the inputs."""
+"""Strength of the pull towards the old weights, over the mean energy of the inputs."""
 _LEAST_VARIANCE = 0.01
-"""Of the inputs, over their mean energy: a smaller one drowns in the rounding of float32 sums."""
+"""Of the inputs, over their mean energy: less is lost in the rounding of float32 sums."""
 _DAMPING = 0.01
-"""GPTQ's: what is added to the diagonal, over its mean."""
+"""GPTQ's damping: added to the diagonal, over its mean."""
 _BLOCK = 128
-"""Columns whose errors are passed on together, as GPTQ does: one product instead of many."""
+"""Columns whose errors are passed on in one product, as in GPTQ."""
 _SAMPLES, _SAMPLES_AN_INPUT = 8192, 4
-"""Places of the images that a layer is fitted on: so many, or so many for each of its inputs."""
+"""Places of the images that a layer is fitted on: the first, or the second for each input."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class _Layer:
 
 
 class _Moments:
-    """What a layer saw: x in the FP32 network, y in the quantised one."""
+    """Inputs of a layer: x in the FP32 network, y in the quantised one."""
 
     def __init__(self) -> None:
         self._x: list[Tensor] = []
@@ -94,7 +94,7 @@ class _Moments:
         self._y.append(y)
 
     def means(self) -> tuple[Array, Array, Array, Array]:
-        """Over the places, of y with itself, of x with y, of x and of y."""
+        """Means over the places: of y y^T, x y^T, x and y."""
         x, y = np.concatenate(self._x), np.concatenate(self._y)
         products = (part.T @ y / np.float32(len(y)) for part in (y, x))
         yy, xy = (product.astype(np.float64) for product in products)
@@ -107,17 +107,16 @@ def fit_weights(
     lower: Callable[[onnx.ModelProto], onnx.ModelProto],
     images: Sequence[NDArray[np.uint8]],
 ) -> onnx.ModelProto:
-    """A copy of a network whose weights, once variant, give what the network gave.
+    """A copy of a network with weights that keep its output when they are quantised.
 
     Args:
         model: The FP32 network.
-        layers: Layers that `lower` writes in INT8, by name; their weights lie on its grid after.
+        layers: Layers that `lower` writes in INT8, by name; their new weights lie on its grid.
         lower: Writes a network of the same nodes in INT8.
         images: Batches of prepared images, of shape (N, h, w).
     """
-    fitted = onnx.ModelProto()
-    fitted.CopyFrom(model)
-    constants = {item.name: item for item in fitted.graph.initializer}
+    fitted = copy_model(model)
+    constants = constants_of(fitted.graph)
     variant = lower(model)
     reads = {node.name: node.input[0] for node in variant.graph.node}
     before, after = Stepwise(images), Stepwise(images)
@@ -146,7 +145,7 @@ def _by_input(
 def _moments(
     group: Sequence[_Layer], pairs: Iterable[tuple[Tensor, Tensor]], batches: int
 ) -> list[_Moments]:
-    """What layers of one input saw, from that input in the FP32 and in the quantised network."""
+    """Inputs of the layers that read one tensor, in the FP32 and in the quantised network."""
     totals = [_Moments() for _ in group]
     for seed, (x, y) in enumerate(pairs):
         for layer, total in zip(group, totals, strict=True):
@@ -159,16 +158,16 @@ def _moments(
 def _fit(
     layer: _Layer, seen: _Moments, constants: dict[str, onnx.TensorProto]
 ) -> list[NDArray[np.float32]]:
-    """Change a layer's constants; what they are now."""
+    """Fit a layer's constants in place, and return them."""
     weights = numpy_helper.to_array(constants[layer.node.input[1]])
     was = weights.reshape(len(weights), -1).astype(np.float64)
     yy, xy, x, y = seen.means()
     has_bias = len(layer.node.input) > 2
     least = _LEAST_VARIANCE * float(np.mean(np.diag(yy)))
-    if has_bias:  # it takes care of the means
-        moved = _moved(was, yy - np.outer(y, y), xy - np.outer(x, y), least)
+    if has_bias:  # it corrects the means
+        moved = _solve_ridge(was, yy - np.outer(y, y), xy - np.outer(x, y), least)
     else:
-        moved = _moved(was, yy, xy, least)
+        moved = _solve_ridge(was, yy, xy, least)
     kept = on_grid(moved, yy)
     changed = [kept.reshape(weights.shape)]
     if has_bias:
@@ -180,25 +179,25 @@ def _fit(
     return stored
 
 
-def _moved(weights: Array, yy: Array, xy: Array, least: float) -> Array:
+def _solve_ridge(weights: Array, yy: Array, xy: Array, least: float) -> Array:
     """The W that makes |weights x - W y|^2 + ridge |W - weights|^2 smallest.
 
     Args:
         weights: Of shape (outputs, inputs).
         yy: Mean products of y with itself.
         xy: Mean products of x with y.
-        least: The smallest mean of the diagonal of `yy` that is told from rounding.
+        least: The smallest mean of the diagonal of `yy` that exceeds rounding.
     """
     ridge = RIDGE * max(float(np.mean(np.diag(yy))), least)
-    if not ridge:  # the layer sees nothing
+    if not ridge:  # the layer's inputs are zero
         return weights
     wanted = weights @ xy + ridge * weights
     # yy + ridge is symmetric: the transposed equation has it on the left.
-    found: Array = scipy.linalg.solve(_raised(yy, ridge), wanted.T, assume_a="pos").T
+    found: Array = scipy.linalg.solve(_add_to_diagonal(yy, ridge), wanted.T, assume_a="pos").T
     return found
 
 
-def _raised(matrix: Array, by: float) -> Array:
+def _add_to_diagonal(matrix: Array, by: float) -> Array:
     """A matrix with something added to its diagonal."""
     raised: Array = matrix.copy()
     raised.flat[:: len(raised) + 1] += by
@@ -220,7 +219,7 @@ def _upper_of_inverse(matrix: Array) -> Array:
 
 
 def on_grid(weights: Array, gram: Array) -> Array:
-    """Round weights to INT8 so that a layer's output suffers least.
+    """Round weights to INT8 with the least error of the layer's output.
 
     Args:
         weights: Of shape (outputs, inputs).
@@ -235,7 +234,7 @@ def on_grid(weights: Array, gram: Array) -> Array:
     scaled = weights / steps
     energy = np.diag(gram)
     order = np.argsort(-energy, kind="stable")
-    damped = _raised(gram[np.ix_(order, order)], _DAMPING * float(np.mean(energy) or 1.0))
+    damped = _add_to_diagonal(gram[np.ix_(order, order)], _DAMPING * float(np.mean(energy) or 1.0))
     spread = np.ascontiguousarray(_upper_of_inverse(damped))
     # Columns lie in rows here: each is read and written at one place of the memory.
     left = np.ascontiguousarray(scaled.T[order])

@@ -41,10 +41,6 @@ def main() -> None:
 def draw(named: Sequence[tuple[str, Result]], output: Path) -> None:
     """Draw results into a file.
 
-    Args:
-        named: Results with the name that each bears in the plot.
-        output: The file; its suffix says which format.
-
     Raises:
         DataError: The results have no run in common.
     """

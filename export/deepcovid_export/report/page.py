@@ -1,18 +1,16 @@
 """The page of a report: one self-contained HTML file.
 
-It asks for nothing beyond itself: styles and drawings are in it, scripts it has none, and a
-content security policy forbids the rest.
+Styles and drawings are inside. It has no scripts, and a content security policy forbids any
+request.
 """
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import cv2
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
@@ -21,47 +19,33 @@ from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.manifest import VERSION, InputSpec
 from deepcovid_edge.reasons import NOTICE
-from deepcovid_export.evaluation.metrics import normal_half_width
 from deepcovid_export.evaluation.shortcuts import hide_lungs, keep_lungs
 from deepcovid_export.report import plots
-from deepcovid_export.report.wording import MISSING, area_text, rate_text
+from deepcovid_export.report.rendering import render
 
-_TEMPLATES = Path(__file__).parent / "templates"
 _PICTURE = 168
 """Sides of the example pictures, pixels."""
 
 
 def as_html(report: Mapping[str, Any]) -> str:
-    """The page as HTML."""
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "rate": rate_text,
-        "normal": _normal,
-        "area": area_text,
-        "change": _change,
-    }
-    named = _named(report.get("evaluations") or [report])
+    """The page of the JSON of `evaluate` or `evaluate_side_by_side`."""
+    named = _name_models(report.get("evaluations") or [report])
     drawn = [(name, it) for name, it in named if it["curves"]]
-    return environment.get_template("report.html.j2").render(
+    return render(
+        "report.html.j2",
         notice=NOTICE,
         version=VERSION,
         named=named,
         first=named[0][1],
         comparisons=report.get("comparisons", []),
         name_of={it["model_sha256"]: name for name, it in named},
-        curves=[(name, Markup(svg)) for name, svg in _shared_plots(drawn)],
-        plots={name: _own_plots(it, f"m{number}") for number, (name, it) in enumerate(named)},
+        curves=[(name, Markup(svg)) for name, svg in _draw_shared(drawn)],
+        plots={name: _draw_own(it, f"m{number}") for number, (name, it) in enumerate(named)},
         pictures=_pictures(named[0][1]),
     )
 
 
-def _named(evaluations: list[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
+def _name_models(evaluations: list[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
     """Evaluations with names that tell them apart: model, then precision, then digest."""
     for fields in (("model",), ("model", "precision"), ("model", "precision", "model_sha256")):
         names = [" ".join(it[field][:16] for field in fields) for it in evaluations]
@@ -70,13 +54,13 @@ def _named(evaluations: list[Mapping[str, Any]]) -> list[tuple[str, Mapping[str,
     return list(zip(names, evaluations, strict=True))
 
 
-def _shared_plots(drawn: plots.Named) -> list[tuple[str, str]]:
+def _draw_shared(drawn: plots.Named) -> list[tuple[str, str]]:
     if not drawn:
         return []
     return [("roc", plots.roc(drawn)), ("precision_recall", plots.precision_recall(drawn))]
 
 
-def _own_plots(figures: Mapping[str, Any], place: str) -> dict[str, Markup]:
+def _draw_own(figures: Mapping[str, Any], place: str) -> dict[str, Markup]:
     found = {
         "histogram": plots.score_histograms(figures, place),
         "reliability": plots.reliability(figures, place),
@@ -89,7 +73,7 @@ def _own_plots(figures: Mapping[str, Any], place: str) -> dict[str, Markup]:
 
 
 def _pictures(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """A drawn phantom as the network sees it whole, with the lungs hidden and with them alone."""
+    """A drawn phantom as the network sees it: whole, with the lungs hidden and the lungs only."""
     if not figures["shortcuts"]:
         return []
     side = figures["shortcuts"]["side"]
@@ -107,14 +91,3 @@ def _pictures(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _data_uri(pixels: NDArray[Any]) -> str:
     encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 80])[1]
     return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()
-
-
-def _normal(rate: Mapping[str, Any]) -> str:
-    if rate["value"] is None:
-        return MISSING
-    return f"\u00b1\u00a0{normal_half_width(rate['successes'], rate['trials']):.1%}"
-
-
-def _change(change: Mapping[str, Any]) -> str:
-    low, high = change["interval_95"]
-    return f"{change['change']:+.3f} [{low:+.3f}, {high:+.3f}]"

@@ -1,4 +1,4 @@
-"""What `evaluate` measured, written as JSON and as a page."""
+"""Write an evaluation as JSON and as a page."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepcovid_edge.errors import OutputError, UsageError
+from deepcovid_edge.errors import UsageError
+from deepcovid_export.files import write_text
 
-_NUMBERS = re.compile(r"\[\n\s*([-+\d.e,\s]+?)\n\s*\]")  # no string holds a raw line end
+_NUMBERS = re.compile(r"\[\n\s*([-+\d.e,\s]+?)\n\s*\]")  # a string in JSON has no line end
 _NO_REPORTS = {".csv", ".jsonl", ".pdf", ".txt", ".md"}
 
 
@@ -46,32 +47,20 @@ class Targets:
 
 
 def write_report(report: Mapping[str, Any], targets: Targets) -> None:
-    """Write figures and page where they are wanted.
-
-    Args:
-        report: From `evaluate` or `evaluate_side_by_side`.
-        targets: The files.
+    """Write figures and page.
 
     Raises:
         OutputError: A file or its folder cannot be written.
     """
     if targets.json is not None:
-        _write(targets.json, as_json(report))
+        write_text(targets.json, as_json(report) + "\n")
     if targets.html is not None:
         from deepcovid_export.report.page import as_html
 
-        _write(targets.html, as_html(report))
+        write_text(targets.html, as_html(report) + "\n")
 
 
 def as_json(report: Mapping[str, Any]) -> str:
     """The figures as JSON, with lists of numbers on one line."""
     text = json.dumps(report, indent=2, allow_nan=False)
     return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error

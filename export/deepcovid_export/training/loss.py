@@ -1,6 +1,8 @@
-"""The loss of a batch in which some images say nothing of their class."""
+"""The loss of a batch in which some images have hidden lungs."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,8 +14,8 @@ def summed_loss(
 ) -> tuple[Tensor, Tensor]:
     """Weighted cross-entropy, and the weight by which to divide it.
 
-    An image of `NO_CLASS` (its lungs were hidden) asks for equal probabilities of all classes: its
-    loss is the cross-entropy with the uniform distribution, and its weight is 1.
+    The target of an image with hidden lungs (`NO_CLASS`) is the uniform distribution over the
+    classes; its weight is 1.
 
     Args:
         logits: Of shape (N, classes).
@@ -24,14 +26,8 @@ def summed_loss(
     Returns:
         Sum of the losses and sum of the weights, scalars.
     """
-    told = targets != NO_CLASS
-    loss = nn.functional.cross_entropy(
-        logits,
-        targets,
-        weights,
-        reduction="sum",
-        ignore_index=NO_CLASS,
-        label_smoothing=smoothing,
-    )
-    evenly = -logits[~told].log_softmax(dim=1).mean(dim=1).sum()
-    return loss + evenly, weights[targets[told]].sum() + (~told).sum()
+    known = targets != NO_CLASS
+    options: Any = {"reduction": "sum", "ignore_index": NO_CLASS, "label_smoothing": smoothing}
+    loss = nn.functional.cross_entropy(logits, targets, weights, **options)
+    uniform = -logits[~known].log_softmax(dim=1).mean(dim=1).sum()
+    return loss + uniform, weights[targets[known]].sum() + (~known).sum()

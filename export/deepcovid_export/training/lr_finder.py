@@ -1,4 +1,4 @@
-"""The learning-rate range test: at which rate does the loss fall, and at which does it grow?
+"""The learning-rate range test: at which rates does the loss fall, and at which does it grow?
 
 Smith 2017, Cyclical Learning Rates for Training Neural Networks, arXiv 1506.01186, section 3.3; the
 rate grows by a constant factor a step, as in fastai (Howard and Gugger 2020, arXiv 2002.04688).
@@ -24,20 +24,20 @@ RULE = "a tenth of the learning rate at which the smoothed loss is lowest"
 SMOOTHING = 0.9
 """Decay of the moving average of the loss, a step."""
 FALLEN = 0.98
-"""The lowest smoothed loss is at most this share of the first, or it did not fall but waver."""
+"""The loss has fallen if the lowest smoothed loss is at most this share of the first."""
 GROWN = 4.0
 """The test ends where the smoothed loss is this many times the lowest."""
 
 
 @dataclass(frozen=True)
 class RangeTest:
-    """What a range test found.
+    """The result of a range test.
 
     Attributes:
         learning_rates: Rate of each step.
         losses: Smoothed training loss of each step.
         suggestion: Learning rate to train with.
-        rule: How it follows from the curve.
+        rule: How the suggestion follows from the curve.
     """
 
     learning_rates: list[float]
@@ -56,7 +56,7 @@ class RangeTest:
         """Read the curve of a run.
 
         Raises:
-            DataError: There is none, or it cannot be read.
+            DataError: There is no curve, or it cannot be read.
         """
         path = folder / CURVE_NAME
         try:
@@ -69,15 +69,15 @@ def find_learning_rate(
     recipe: Recipe,
     data: TrainingData,
     run: RunSettings,
-    advance: Callable[[], object] = lambda: None,
+    progress: Callable[[], object] = lambda: None,
 ) -> RangeTest:
-    """Train for a few steps at a growing learning rate; nothing of it is kept.
+    """Train for a few steps at a growing learning rate; the weights are not kept.
 
     Args:
-        recipe: The recipe; its `find` says from where to where and in how many steps.
+        recipe: The recipe; its `find` has first and last rate and the number of steps.
         data: The images.
         run: Device and first weights.
-        advance: Called after every step.
+        progress: Called after every step.
 
     Raises:
         DataError: The loss did not fall at any rate.
@@ -93,7 +93,7 @@ def find_learning_rate(
             group["lr"] = rate
         average = SMOOTHING * average + (1 - SMOOTHING) * training.fit_batch(*batch)
         smoothed = average / (1 - SMOOTHING**step)
-        advance()
+        progress()
         if not math.isfinite(smoothed) or smoothed > GROWN * min(losses, default=smoothed):
             break
         tried.append(rate)
@@ -110,7 +110,7 @@ def suggest(learning_rates: list[float], losses: list[float]) -> float:
     lowest = losses.index(min(losses)) if losses else 0
     if lowest == 0 or losses[lowest] > FALLEN * losses[0]:
         raise DataError(
-            f"fit.learning_rate: the loss fell at none of {len(losses)} rates: state a number with "
+            f"fit.learning_rate: the loss fell at none of {len(losses)} rates: set a number with "
             "--set fit.learning_rate=, or try other rates with --set find.lowest="
         )
     return float(f"{learning_rates[lowest] / 10:.2g}")

@@ -1,4 +1,4 @@
-"""What moves the weights: the optimiser, and the schedule of its learning rate."""
+"""The optimiser and the schedule of its learning rate."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def learning_rate(fit: FitSettings) -> float:
     """The learning rate as a number.
 
     Raises:
-        UsageError: It is still to be found.
+        UsageError: It is `find`, which was not replaced by a number.
     """
     if fit.learning_rate == "find":
         raise UsageError("fit.learning_rate: got 'find', expected a number: find it first")

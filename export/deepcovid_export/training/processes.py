@@ -1,7 +1,7 @@
-"""The processes of one training run: one alone, or as many as `torchrun` started.
+"""The processes of one training run: one, or as many as `torchrun` started.
 
-Every process holds the whole network and reads its share of each batch; gradients are averaged
-(torch's DistributedDataParallel), so all make the same step. The first alone writes and prints.
+Every process holds the whole network and reads its share of each batch. Gradients are averaged
+(torch's DistributedDataParallel), so all make the same step. Only the first writes and prints.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Processes:
         """Images of a batch that this process reads.
 
         Raises:
-            UsageError: The batch cannot be shared out evenly.
+            UsageError: The batch cannot be divided evenly.
         """
         if batch_size % self.count:
             raise UsageError(
@@ -60,7 +60,7 @@ class Processes:
         """The network with gradients averaged over all processes."""
         if self.count == 1:
             return network
-        # Buffers stay each process's own within an epoch: `average_buffers` joins them after it.
+        # Within an epoch each process has its own buffers; `average_buffers` joins them after it.
         known = signature(DistributedDataParallel).parameters
         renamed = "forward_sync_buffers"  # in torch 2.13
         option = renamed if renamed in known else "broadcast_buffers"
@@ -84,7 +84,7 @@ class Processes:
     def average_buffers(self, network: nn.Module | None) -> None:
         """Give all processes the mean of their running statistics.
 
-        These are moving averages of what each saw, so their mean is the moving average over all.
+        The mean of the processes' moving averages is the moving average over all images.
         """
         if network is None or self.count == 1:
             return
@@ -105,7 +105,7 @@ def check_device(device: str) -> None:
 
 @contextmanager
 def joined(device: str) -> Iterator[tuple[Processes, str]]:
-    """Join the processes that torchrun started, until the block ends; alone without torchrun.
+    """Join the processes that torchrun started until the block ends; without torchrun, one process.
 
     Args:
         device: `cpu`, `cuda` or `cuda:N`.

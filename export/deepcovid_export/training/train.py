@@ -17,17 +17,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from deepcovid_edge.datasets.dataset import dataset_sha256
+from deepcovid_edge.decision.thresholds import threshold_for_new_images
 from deepcovid_edge.errors import ModelFileError, UsageError
 from deepcovid_edge.manifest import VERSION, ModelManifest
 from deepcovid_export.data.balance import images_of_an_epoch, loss_weights
 from deepcovid_export.data.images import ImageDataset, TrainingData, one_thread_each
-from deepcovid_export.evaluation.metrics import (
-    Scores,
-    Truth,
-    at_threshold,
-    auc,
-    threshold_for_new_images,
-)
+from deepcovid_export.evaluation.metrics import Scores, Truth, at_threshold, auc
 from deepcovid_export.networks import Classifier, build_network, load_imagenet, train_only
 from deepcovid_export.networks.checkpoint import save_atomically, save_checkpoint
 from deepcovid_export.recipe import Recipe
@@ -44,7 +39,7 @@ _BATCH_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Where and on what a run happens, and from which weights it starts.
+    """Folder and device of a run, and the weights that it starts from.
 
     Attributes:
         folder: Folder of the run: its state, its history and its checkpoint.
@@ -52,7 +47,7 @@ class RunSettings:
         workers: Processes that read and change images, beside each training process.
         weights: File of ImageNet weights, or None for torchvision's own.
         from_scratch: Start from random weights, whatever the recipe says.
-        resume: Weights come from the folder's state; none are loaded to start from.
+        resume: Weights come from the state in the folder; no others are loaded.
         processes: This process among those of the run.
     """
 
@@ -103,29 +98,25 @@ class Training:
         return -(-len(self.order) // self.share)
 
     @property
-    def classified(self) -> Classifier:
-        """The network whose weights are classified and kept."""
+    def kept_network(self) -> Classifier:
+        """The network that is validated and kept."""
         return cast(Classifier, self.averaged.module) if self.averaged else self.network
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done, or no better one came for long enough."""
+        """Whether all epochs are done, or the loss has not improved for `patience` epochs."""
         waited = self.epoch - 1 - int(self.best["epoch"])
         return self.epoch >= self.recipe.fit.epochs or (
             self.best["epoch"] >= 0 and waited >= self.recipe.fit.patience
         )
 
-    def run_epoch(self, advance: Callable[[], object] = lambda: None) -> dict[str, Any]:
+    def run_epoch(self, progress: Callable[[], object] = lambda: None) -> dict[str, Any]:
         """Fit on every training image once, classify the validation images, save the state.
 
-        Args:
-            advance: Called after every step.
-
-        Returns:
-            The epoch's figures.
+        `progress` is called after every step. Returns the figures of the epoch.
         """
         started = time.monotonic()
-        train_loss = self._fit_epoch(advance)
+        train_loss = self._fit_epoch(progress)
         scores, positive, loss = self.classify_validation()
         figures = {
             "epoch": self.epoch,
@@ -136,7 +127,7 @@ class Training:
         }
         self.history.append(figures)
         if loss < self.best["loss"]:
-            state = {name: value.clone() for name, value in self.classified.state_dict().items()}
+            state = {name: value.clone() for name, value in self.kept_network.state_dict().items()}
             self.best = {"epoch": self.epoch, "loss": loss, "state": state}
         self.epoch += 1
         self.save()
@@ -150,7 +141,7 @@ class Training:
         mine = self.data.val[self.run.processes.rank :: self.run.processes.count]
         images = ImageDataset(mine, self.recipe, training=False)
         logits = [torch.empty(0, len(self.recipe.classes))]
-        network = self.classified.eval()
+        network = self.kept_network.eval()
         with torch.inference_mode():
             for inputs, _ in DataLoader(images, **self._reading()):
                 logits.append(network(inputs.to(self.device))[0].float().cpu())
@@ -163,7 +154,7 @@ class Training:
         return scores, (targets == positive_index).numpy(), loss
 
     def save(self) -> None:
-        """Write the state from which `restore` goes on; the first process does."""
+        """Write the state for `restore`; only the first process does."""
         if not self.run.processes.is_first:
             return
         state = {
@@ -181,11 +172,11 @@ class Training:
         save_atomically(state, self.run.folder / STATE_NAME)
 
     def restore(self) -> None:
-        """Go on from the state in the run's folder.
+        """Continue from the state in the run's folder.
 
         Raises:
             ModelFileError: The state cannot be read.
-            UsageError: The state was made by another recipe or of other images.
+            UsageError: The state is from another recipe or from other images.
         """
         path = self.run.folder / STATE_NAME
         try:
@@ -207,7 +198,7 @@ class Training:
     def finish(self) -> Path:
         """Take the best epoch's weights, choose the threshold on val, write the checkpoint.
 
-        All processes classify, the first writes.
+        All processes classify; the first writes.
 
         Raises:
             UsageError: No epoch had a finite validation loss.
@@ -215,14 +206,14 @@ class Training:
         if "state" not in self.best:
             raise UsageError(
                 f"fit.learning_rate: got {self.recipe.fit.learning_rate}, and the validation loss "
-                "was finite in no epoch: set a lower one"
+                "was finite in no epoch: set a lower rate"
             )
-        self.classified.load_state_dict(self.best["state"])
+        self.kept_network.load_state_dict(self.best["state"])
         scores, positive, _ = self.classify_validation()
         path = self.run.folder / CHECKPOINT_NAME
         if not self.run.processes.is_first:
             return path
-        save_checkpoint(self.classified, _manifest(self, scores, positive), path)
+        save_checkpoint(self.kept_network, _manifest(self, scores, positive), path)
         history = json.dumps(self.history, indent=1) + "\n"
         (self.run.folder / HISTORY_NAME).write_text(history, encoding="utf-8")
         return path
@@ -231,7 +222,7 @@ class Training:
         """This process's share of each batch of the current epoch, in training mode."""
         self.train_set.epoch = self.epoch
         self.order.set_epoch(self.epoch)
-        # Dropout: other units in each epoch, and in each process.
+        # So that dropout differs between epochs and between processes.
         torch.manual_seed(
             (self.run.processes.rank << 40) + self.recipe.fit.seed * 100_003 + self.epoch
         )
@@ -266,11 +257,11 @@ class Training:
             self.averaged.update_parameters(self.network)
         return float(processes.total(loss.detach().clone())) / processes.count
 
-    def _fit_epoch(self, advance: Callable[[], object]) -> float:
+    def _fit_epoch(self, progress: Callable[[], object]) -> float:
         losses = []
         for inputs, targets in self.batches():
             losses.append(self.fit_batch(inputs, targets))
-            advance()
+            progress()
         for network in (self.network, self.averaged):
             self.run.processes.average_buffers(network)
         return float(np.mean(losses))
@@ -291,7 +282,7 @@ class Training:
         return context
 
     def _first_network(self) -> tuple[Classifier, str]:
-        """The network that the run starts with, and where its weights came from."""
+        """The network that the run starts with, and the origin of its weights."""
         recipe, run, start = self.recipe, self.run, "random"
         torch.manual_seed(recipe.fit.seed)
         network = build_network(recipe.architecture, len(recipe.classes))
@@ -299,7 +290,7 @@ class Training:
         if not (scratch or run.resume):
             start = load_imagenet(network, recipe.architecture, run.weights)
         if run.processes.count > 1 and self.device.type == "cuda":
-            # Torch has it for CUDA alone; on CPUs each process normalises by its own share.
+            # torch has it only for CUDA; on CPUs each process normalises by its own share.
             convert = nn.SyncBatchNorm.convert_sync_batchnorm
             network = convert(network)  # type: ignore[no-untyped-call]
         network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -317,6 +308,7 @@ class Training:
 def _manifest(training: Training, scores: Scores, positive: Truth) -> ModelManifest:
     recipe = training.recipe
     threshold, expected = threshold_for_new_images(scores, positive, recipe.sensitivity)
+    accuracy = at_threshold(scores, positive, threshold)
     return ModelManifest(
         name=recipe.name,
         architecture=recipe.architecture,
@@ -341,7 +333,7 @@ def _manifest(training: Training, scores: Scores, positive: Truth) -> ModelManif
             "train_images": len(training.data.train),
             "leaks_allowed": len(training.data.leaks),
             **training.images,
-            "val": {"auc": auc(scores, positive), **at_threshold(scores, positive, threshold)},
+            "val": {"auc": auc(scores, positive), **accuracy.as_dict()},
         },
         license=recipe.license,
         created_with={"deepcovid-edge": VERSION, "torch": torch.__version__},

@@ -16,7 +16,7 @@ from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.manifest import read_manifest
 from deepcovid_edge.models import find_model
 from deepcovid_export.decision.ood_graph import take_off
-from deepcovid_export.onnx_export.graphs import INT8_OPSET, find_layers, with_opset
+from deepcovid_export.onnx_export.graphs import INT8_OPSET, find_layers
 from deepcovid_export.quantization import mixed_precision
 
 MODEL = find_model("squeezenet1_1")
@@ -35,7 +35,7 @@ class Phantoms:
 
 @pytest.fixture(scope="module")
 def parent() -> onnx.ModelProto:
-    return with_opset(take_off(onnx.load(MODEL))[0], INT8_OPSET)
+    return onnx.version_converter.convert_version(take_off(onnx.load(MODEL))[0], INT8_OPSET)
 
 
 def in_float(model: onnx.ModelProto) -> set[str]:

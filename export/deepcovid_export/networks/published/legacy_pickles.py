@@ -1,10 +1,10 @@
-"""Files that torch wrote before 1.6: their source snippets are cut out, so that they can be read.
+"""Files that torch wrote before 1.6: cut out their source snippets, so that they can be read.
 
 `torch.save(model)` then put every class of a module into the pickle as a persistent object of four
 parts: the word `module`, the class, its source file, its source text (torch/serialization.py,
-`_legacy_save`). torch's restricted unpickler takes persistent objects for storages alone and
-refuses these. So the class is left where the four stood, and is classified there like any other.
-The pickle is edited as a list of operations; nothing of it is run.
+`_legacy_save`). torch's restricted unpickler accepts only storages as persistent objects. So the
+four parts are replaced by the class, which the unpickler checks like any other. The pickle is
+edited as a list of operations; none of them is run.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class _Operation:
 
 @dataclass
 class _Editor:
-    """Copies operations, all but what stands around the classes of modules.
+    """Copies operations, except those around the classes of modules.
 
     Attributes:
         kept: Operations of the new pickle.
-        memo: Place in the unpickler's memo -> the string that was put there.
-        cut: Those places whose strings are no longer put there.
+        memo: Place in the unpickler's memo to the string that was put there.
+        cut: Places whose strings are no longer put there.
     """
 
     kept: list[_Operation] = field(default_factory=list)
@@ -73,7 +73,7 @@ class _Editor:
                 self.cut.add(part.argument)
 
     def written(self) -> bytes:
-        """The new pickle; strings whose first mention was cut are spelt out where they are used."""
+        """The new pickle; strings whose first mention was cut are written where they are used."""
         return b"".join(
             self.memo[item.argument].content
             if item.name in _GET and item.argument in self.cut and item.argument in self.memo
@@ -83,10 +83,10 @@ class _Editor:
 
 
 def without_sources(data: bytes) -> bytes:
-    """The same file without source snippets; files of today's format are given back unchanged.
+    """The same file without source snippets; files of today's format stay unchanged.
 
     Raises:
-        ValueError: The bytes are no sequence of pickles.
+        ValueError: The bytes are not a sequence of pickles.
     """
     if data.startswith(_ZIP):
         return data

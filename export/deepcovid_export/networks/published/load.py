@@ -1,4 +1,4 @@
-"""Networks of the published Deep-COVID project, taken over as models of this one.
+"""Networks of the published Deep-COVID project as models of this one.
 
 github.com/shervinmin/DeepCovid saves whole modules of torchvision with a changed last layer, whose
 classes are `covid` and `non` (folders in alphabetical order, as torchvision.datasets.ImageFolder
@@ -39,12 +39,12 @@ _HEAD = ("weight", "bias")
 
 @dataclass(frozen=True)
 class PublishedTerms:
-    """What a published network does not say of itself.
+    """What the file of a published network does not contain.
 
     Attributes:
         classes: Names of the classes, in the order of the logits.
         positive: The class that is looked for.
-        threshold: Probability from which an image is called positive; None if nobody chose one.
+        threshold: Probability from which an image is called positive; None if none was chosen.
     """
 
     classes: tuple[str, ...] = ("covid", "non")
@@ -70,18 +70,18 @@ def load_published(path: Path, terms: PublishedTerms) -> tuple[Classifier, Model
     The architecture is recognised by names and shapes of the weights. A SqueezeNet keeps the ReLU
     behind its last convolution: the published network was trained with it, and its logits are means
     of maps without negative values. ResNet and DenseNet, whose first convolution is padded, get a
-    second channel that says where the image is, so that folding is exact up to the border.
+    second channel that marks the image, so that folding is exact up to the border.
 
     Args:
         path: A whole-module pickle or a state dict.
-        terms: What the file does not say.
+        terms: What the file does not contain.
 
     Returns:
         The network in evaluation mode, and its manifest.
 
     Raises:
         NotThereError: There is no such file.
-        ModelFileError: The file is no such network, or names foreign classes.
+        ModelFileError: The file is not such a network, or names other classes.
         UsageError: The network has another number of classes.
     """
     found = read_pickle(path)
@@ -114,23 +114,23 @@ def _recognise(path: Path, state: dict[str, Tensor]) -> str:
     Raises:
         ModelFileError: There is none.
     """
-    apart: dict[str, list[str]] = {}
+    unlike: dict[str, list[str]] = {}
     for name, architecture in ARCHITECTURES.items():
         if architecture.head:
             wanted = _shapes(_torchvision_weights(name), architecture.head)
             differing = {item for item, _ in wanted ^ _shapes(state, architecture.head)}
             if not differing:
                 return name
-            apart[name] = sorted(differing)
-    nearest = min(apart, key=lambda name: len(apart[name]))
+            unlike[name] = sorted(differing)
+    nearest = min(unlike, key=lambda name: len(unlike[name]))
     raise ModelFileError(
-        f"{path}: weights of none of {', '.join(apart)}; nearest is {nearest}, but for "
-        f"{apart[nearest][0]} and {len(apart[nearest]) - 1} more"
+        f"{path}: weights of none of {', '.join(unlike)}; nearest is {nearest}, except for "
+        f"{unlike[nearest][0]} and {len(unlike[nearest]) - 1} more"
     )
 
 
 def _shapes(state: dict[str, Tensor], head: str) -> set[tuple[str, tuple[int, ...]]]:
-    """Names and shapes, without the number of classes, and without what old files lack."""
+    """Names and shapes without the number of classes and without what old files lack."""
     return {
         (name, tuple(value.shape[1:] if name.startswith(f"{head}.") else value.shape))
         for name, value in state.items()

@@ -1,11 +1,10 @@
-"""Pickles of other people's networks, read without running anything that they name.
+"""Pickles of other people's networks, read without running what they name.
 
-`torch.save(model)` writes a program that rebuilds the module from its classes. It is run here by
-torch's restricted unpickler (`weights_only=True`) with the classes of the networks that this
-project knows and no others; what it builds is then taken as data: weights by name, and settings of
-layers to compare. None of the module's methods is called by this project; torch's unpickler calls
-the constructors and `__setstate__` of those classes, so a hostile file can ask for much memory, and
-for no more than that.
+`torch.save(model)` writes a program that rebuilds the module from its classes. torch's restricted
+unpickler (`weights_only=True`) runs it with an allow-list: the classes of the networks that this
+project knows. The result is then read as data: weights by name, and settings of layers to compare.
+This project calls none of the module's methods. torch's unpickler calls the constructors and
+`__setstate__` of the allowed classes, so a hostile file can ask for much memory but nothing else.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ _WHOLE_MAP = {7, 13}
 
 @dataclass(frozen=True)
 class Pickle:
-    """What a file held.
+    """The content of a file.
 
     Attributes:
         state: Weights by name, on the CPU.
-        module: The whole network, to be looked at and never called; None for a bare state dict.
+        module: The whole network, to be read and never called; None for a bare state dict.
     """
 
     state: dict[str, Tensor]
@@ -63,14 +62,13 @@ def read_pickle(path: Path) -> Pickle:
         raise NotThereError(f"{path}: no such checkpoint: make one with `deepcovid-edge train`")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # torch's reader of old files uses what torch deprecates
+            # torch's reader of old files uses functions that torch deprecates.
+            warnings.simplefilter("ignore")
             with torch.serialization.safe_globals(_allowed()):
                 file = io.BytesIO(without_sources(path.read_bytes()))
                 content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # foreign input: the unpickler passes on whatever went wrong
-        raise ModelFileError(f"{path}: {_refusal(str(error))}") from error
+    except Exception as error:  # the unpickler passes on errors of any type
+        raise ModelFileError(f"{path}: {_explain(str(error))}") from error
     if isinstance(content, nn.Module):
         return Pickle(plain_names(dict(_weights(path, content))), content)
     state = state_of(content)
@@ -82,17 +80,12 @@ def read_pickle(path: Path) -> Pickle:
 
 
 def check_layers(path: Path, module: nn.Module, reference: nn.Module) -> None:
-    """Compare a module's layers with those of the network that it is taken for.
+    """Compare a module's layers with those of the recognised network.
 
-    Weights alone do not say how far a convolution strides or whether a ReLU follows it.
-
-    Args:
-        path: Where the module came from, for messages.
-        module: The module, from a pickle.
-        reference: torchvision's own network.
+    Weights do not show the stride of a convolution, or whether a ReLU follows it.
 
     Raises:
-        ModelFileError: A layer is another, or computes otherwise.
+        ModelFileError: A layer has another class or other settings.
     """
     got, expected = dict(_layers(path, module)), dict(_layers(path, reference))
     for name in [*expected, *(set(got) - set(expected))]:
@@ -100,13 +93,13 @@ def check_layers(path: Path, module: nn.Module, reference: nn.Module) -> None:
         shared = [key for key in wanted if key in seen]  # old pickles lack what came later
         if not shared or any(seen[key] != wanted[key] for key in shared):
             raise ModelFileError(
-                f"{path}: layer {name or '(the network)'}: got {_said(seen)}, expected "
-                f"{_said(wanted)}: a network that was changed cannot be taken over by its weights"
+                f"{path}: layer {name or '(the network)'}: got {_text(seen)}, expected "
+                f"{_text(wanted)}: a network that was changed cannot be taken over by its weights"
             )
 
 
 def _allowed() -> list[Any]:
-    """The classes that these networks are made of, and nothing else."""
+    """The classes that these networks are made of."""
     models = torchvision_models()
     squeezenet, resnet, densenet = (
         getattr(models, name) for name in ("squeezenet", "resnet", "densenet")
@@ -126,10 +119,10 @@ def _no_backend() -> None:
     """Stands in for the function backend of old modules."""
 
 
-def _refusal(said: str) -> str:
-    named = _NAMED.search(said)
+def _explain(message: str) -> str:
+    named = _NAMED.search(message)
     if named is None:
-        reason = _UNPICKLER.search(said) or re.search(r"\S.*", said)
+        reason = _UNPICKLER.search(message) or re.search(r"\S.*", message)
         brief = f" ({reason[reason.re.groups][:120]})" if reason else ""
         return f"not a checkpoint of deepcovid-edge, nor a pickle of a network{brief}"
     return (
@@ -169,7 +162,7 @@ def _layers(
 def _dictionary(path: Path, module: nn.Module, name: str) -> dict[str, Any]:
     values = vars(module).get(name)
     if not isinstance(values, dict):
-        raise ModelFileError(f"{path}: a {type(module).__name__} without {name}: a torn pickle")
+        raise ModelFileError(f"{path}: a {type(module).__name__} without {name}: a damaged pickle")
     return values
 
 
@@ -185,7 +178,7 @@ def _description(layer: nn.Module | None) -> dict[str, object]:
     return {"class": type(layer).__name__, **known}
 
 
-def _said(description: dict[str, object]) -> str:
+def _text(description: dict[str, object]) -> str:
     name, *settings = (f"{key}={value}" for key, value in description.items())
     return f"{name.removeprefix('class=')}({', '.join(settings)})" if settings else name[6:]
 

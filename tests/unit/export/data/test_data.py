@@ -1,4 +1,4 @@
-"""The images of a run: what is left out and why, how splits are drawn, and what stops a run."""
+"""The images of a run: what is excluded and why, how splits are drawn, and what stops a run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def picture(seed: int) -> NDArray[np.uint8]:
 
 
 def image(path: Path, seed: int | None = None) -> Path:
-    """An image with content of its own, told by its path unless a seed is given."""
+    """An image with content of its own, seeded by its path unless a seed is given."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if seed is None:
         seed = int.from_bytes(
@@ -62,7 +62,7 @@ def placed(found: TrainingData) -> dict[str, str]:
     return {"/".join(one.path.parts[-2:]): one.split for one in images}
 
 
-def test_what_is_left_out_is_named_and_counted(split_data: Path) -> None:
+def test_what_is_excluded_is_named_and_counted(split_data: Path) -> None:
     broken = split_data / "train/covid/broken.png"
     broken.write_text("no image")
     image(split_data / "train/fracture/1.png")
@@ -71,9 +71,9 @@ def test_what_is_left_out_is_named_and_counted(split_data: Path) -> None:
     found = training_data(split_data, recipe())
     assert len(found.train) == 6
     assert len(found.val) == 4
-    reasons = {key: count for key, count in found.dropped.items() if "broken" not in key}
+    reasons = {key: count for key, count in found.excluded.items() if "broken" not in key}
     assert reasons == {"label fracture is in no class of the recipe": 2, "split test": 1}
-    (named,) = (key for key in found.dropped if "broken" in key)
+    (named,) = (key for key in found.excluded if "broken" in key)
     assert named.startswith(f"E_NOT_IMAGE {broken}: ")
     assert [one.path.name for one in found.aside] == ["3.png"]
 
@@ -83,7 +83,7 @@ def test_a_class_without_an_image_is_named_with_split_and_folder(split_data: Pat
         path.write_bytes(b"")
     expected = (
         r"data: class 'covid' has no image in split 'val'; expected images labelled covid, "
-        r"such as in .*data/val/covid; left out: 1 image: E_\w+ .*data/val/covid/"
+        r"such as in .*data/val/covid; excluded: 1 image: E_\w+ .*data/val/covid/"
     )
     with pytest.raises(DataError, match=expected):
         training_data(split_data, recipe())
@@ -100,7 +100,7 @@ def test_a_class_that_no_row_of_a_table_has_is_named_with_the_table(tmp_path: Pa
 
 def test_data_in_which_nothing_fits_says_what_it_has(split_data: Path) -> None:
     other = recipe({"clear": ["clear"], "covid": ["hazy"]})
-    with pytest.raises(DataError, match=r"left out: 5 images: label (non|covid) is in no class"):
+    with pytest.raises(DataError, match=r"excluded: 5 images: label (non|covid) is in no class"):
         training_data(split_data, other)
 
 
@@ -163,7 +163,7 @@ def test_views_are_chosen_by_the_recipe(tmp_path: Path) -> None:
     views = recipe({"non": ["normal"], "covid": ["covid"]}, views=("pa", "AP"))
     found = training_data(chestxray(tmp_path), views)
     assert Counter(one.view for one in (*found.train, *found.val)) == {"PA": 12, "AP": 12}
-    assert found.dropped == {
+    assert found.excluded == {
         "modality CT is no X-ray": 1,
         "view AP Supine; the recipe takes pa, AP": 12,
         "view L; the recipe takes pa, AP": 12,
@@ -171,7 +171,7 @@ def test_views_are_chosen_by_the_recipe(tmp_path: Path) -> None:
 
 
 def test_views_where_none_is_known_are_told(split_data: Path) -> None:
-    with pytest.raises(DataError, match="left out: 10 images: unknown view; the recipe takes PA"):
+    with pytest.raises(DataError, match="excluded: 10 images: unknown view; the recipe takes PA"):
         training_data(split_data, recipe(views=("PA",)))
 
 
@@ -186,7 +186,7 @@ def test_drawn_splits_keep_patients_together(tmp_path: Path) -> None:
     counts = Counter(name for names in splits.values() for name in names)
     assert counts["train"] > counts["val"] + counts["test"]
     assert min(counts.values()) >= 2
-    assert found.dropped["split test"] == 4 * counts["test"]
+    assert found.excluded["split test"] == 4 * counts["test"]
 
 
 def plain(folder: Path, count: int) -> Path:
@@ -278,8 +278,9 @@ def test_splits_are_written_as_a_manifest_that_gives_the_same_images(tmp_path: P
         (one.path.resolve(), one.label, one.split, one.patient, one.view)
         for one in (*found.train, *found.val, *found.aside)
     ]
+    (tmp_path / "taken").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
-        write_splits(found, tmp_path / "no/splits.csv")
+        write_splits(found, tmp_path / "taken/splits.csv")
 
 
 def test_check_data_reports_and_stops(split_data: Path, tmp_path: Path) -> None:
@@ -306,7 +307,7 @@ def test_check_data_reports_and_stops(split_data: Path, tmp_path: Path) -> None:
     allowed = train("--allow-leaks")
     assert allowed.returncode == 0, allowed.stderr
     assert "7 images to fit on, 5 to choose on" in allowed.stderr
-    assert "left out: 1 image: E_NOT_IMAGE" in allowed.stderr
+    assert "excluded: 1 image: E_NOT_IMAGE" in allowed.stderr
     assert "allowed: " in allowed.stderr
     assert not run.exists()
 

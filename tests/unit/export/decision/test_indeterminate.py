@@ -17,6 +17,7 @@ pytest.importorskip("torch", reason="the workstation side needs extra export")
 import cv2
 
 from deepcovid_edge.datasets.dataset import load_dataset
+from deepcovid_edge.decision.thresholds import threshold_for_new_images
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.imaging.phantom import draw_phantom, save_phantom
 from deepcovid_edge.manifest import IndeterminateRange, read_manifest
@@ -28,7 +29,7 @@ from deepcovid_export.decision.indeterminate import (
     threshold_rule,
 )
 from deepcovid_export.evaluation.evaluate import evaluate
-from deepcovid_export.evaluation.metrics import Scores, Truth, threshold_for_new_images
+from deepcovid_export.evaluation.metrics import Scores, Truth
 from deepcovid_export.onnx_export.to_onnx import rewrite_manifest
 from deepcovid_export.report.model_card import card
 
@@ -163,19 +164,19 @@ def test_evaluate_says_what_is_right_among_the_images_that_are_called(
     images = load_dataset(data, split="val")
     rewrite_manifest(model, replace(read_manifest(model), indeterminate_range=None))
     plain = evaluate(model, images, description="val")
-    assert plain["indeterminate_range"] is None
-    threshold = plain["threshold"]
+    assert plain.indeterminate_range is None
+    threshold = plain.threshold
     rewrite_manifest(
         model, replace(read_manifest(model), indeterminate_range=IndeterminateRange(0.0, threshold))
     )
     found = evaluate(model, images, description="val")
-    called = plain["overall"]["sensitivity"]["successes"]
-    negative = plain["overall"]["specificity"]["successes"]
-    assert found["indeterminate_range"]["indeterminate"]["successes"] == 10 - called - (
-        5 - negative
-    )
-    assert found["indeterminate_range"]["decided"]["sensitivity"]["successes"] == called
-    assert found["overall"] == plain["overall"]
+    called = plain.overall.sensitivity.successes
+    negative = plain.overall.specificity.successes
+    span = found.indeterminate_range
+    assert span is not None
+    assert span.indeterminate.successes == 10 - called - (5 - negative)
+    assert span.decided.sensitivity.successes == called
+    assert found.overall == plain.overall
 
 
 def test_the_card_says_what_is_too_close_to_call() -> None:

@@ -9,6 +9,7 @@ metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn (extra exp
 
 from deepcovid_edge.errors import UsageError
 from deepcovid_export.evaluation.bootstrap import BootstrapSettings, bootstrap
+from deepcovid_export.evaluation.results import PatientIntervals
 
 
 def images(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -32,9 +33,9 @@ def test_figures_are_scikit_learns_on_the_images_that_were_drawn() -> None:
         expected["sensitivity"].append((drawn[truth] >= 0.5).mean())
     found = bootstrap(scores, positive, patients, 0.5, BootstrapSettings(200, seed=3))
     assert found is not None
-    assert found["patients"] == 30
+    assert found.patients == 30
     for name, values in expected.items():
-        assert found[name] == pytest.approx(np.quantile(values, [0.025, 0.975]))
+        assert getattr(found, name) == pytest.approx(np.quantile(values, [0.025, 0.975]))
 
 
 def test_images_of_one_patient_add_no_certainty() -> None:
@@ -47,8 +48,9 @@ def test_images_of_one_patient_add_no_certainty() -> None:
     assert same is not None
     assert others is not None
 
-    def width(found: dict[str, list[float]]) -> float:
-        return found["auc"][1] - found["auc"][0]
+    def width(found: PatientIntervals) -> float:
+        assert found.auc is not None
+        return found.auc[1] - found.auc[0]
 
     assert width(same) == pytest.approx(width(alone), rel=0.15)
     assert width(others) < 0.5 * width(same)
@@ -60,7 +62,7 @@ def test_interval_over_patients_without_repeats_is_near_delongs() -> None:
     scores, positive = images(300)
     found = bootstrap(scores, positive, [f"p{i}" for i in range(300)], 0.5)
     assert found is not None
-    assert found["auc"] == pytest.approx(auc_interval(scores, positive), abs=0.02)
+    assert found.auc == pytest.approx(auc_interval(scores, positive), abs=0.02)
 
 
 def test_the_same_seed_gives_the_same_interval() -> None:
@@ -74,15 +76,15 @@ def test_unknown_patients_are_patients_of_their_own_and_are_counted() -> None:
     assert bootstrap(scores, positive, [""] * 40, 0.5) is None
     found = bootstrap(scores, positive, ["p1"] * 10 + [""] * 30, 0.5)
     assert found is not None
-    assert found["patients"] == 31
-    assert found["images_without_patient"] == 30
+    assert found.patients == 31
+    assert found.images_without_patient == 30
 
 
 def test_one_class_alone_has_a_rate_and_no_area() -> None:
     found = bootstrap(np.array([0.1, 0.7, 0.2]), np.zeros(3, bool), ["a", "b", "c"], 0.5)
     assert found is not None
-    assert found["auc"] is found["sensitivity"] is found["average_precision"] is None
-    assert found["specificity"] is not None
+    assert found.auc is found.sensitivity is found.average_precision is None
+    assert found.specificity is not None
 
 
 def test_too_few_replicates_are_refused() -> None:

@@ -23,6 +23,7 @@ from deepcovid_export.evaluation.curves import (
     reliability,
     threshold_table,
 )
+from deepcovid_export.evaluation.results import Confusion
 
 IMAGES = st.lists(
     st.tuples(st.integers(0, 40).map(lambda step: step / 40), st.booleans()),
@@ -95,40 +96,42 @@ def test_calibration_error_is_the_mean_gap_of_share_and_probability(
         if inside.any():
             gaps += abs(positive[inside].mean() - scores[inside].mean()) * inside.sum()
     found = reliability(scores, positive)
-    assert found["expected_calibration_error"] == pytest.approx(gaps / len(scores), abs=1e-9)
-    assert sum(found["bins"]["images"]) == len(scores)
-    assert len({len(values) for values in found["bins"].values()}) == 1
-    assert found["brier"] == pytest.approx(np.mean((scores - positive) ** 2))
+    assert found.expected_calibration_error == pytest.approx(gaps / len(scores), abs=1e-9)
+    assert sum(found.bins["images"]) == len(scores)
+    assert len({len(values) for values in found.bins.values()}) == 1
+    assert found.brier == pytest.approx(np.mean((scores - positive) ** 2))
 
 
 @given(IMAGES)
 def test_histograms_lose_no_image(images: list[tuple[float, bool]]) -> None:
     scores, positive = arrays(images)
     found = histograms(scores, ["covid" if truth else "normal" for truth in positive])
-    assert sum(found["images"]["covid"]) == positive.sum()
-    assert sum(found["images"]["normal"]) == (~positive).sum()
+    assert sum(found.images["covid"]) == positive.sum()
+    assert sum(found.images["normal"]) == (~positive).sum()
 
 
 def test_confusion_has_every_class_even_one_without_images() -> None:
     found = confusion(np.array([0, 0, 2]), np.array([0, 2, 2]), ("a", "b", "c"))
-    assert found == {"classes": ["a", "b", "c"], "counts": [[1, 0, 1], [0, 0, 0], [0, 0, 1]]}
+    assert found == Confusion(["a", "b", "c"], [[1, 0, 1], [0, 0, 0], [0, 0, 1]])
 
 
 def test_threshold_table_holds_the_models_own_threshold_in_its_place() -> None:
     scores, positive = np.array([0.02, 0.6, 0.9]), np.array([False, True, True])
     rows = threshold_table(scores, positive, 0.07)
-    assert [row["threshold"] for row in rows] == sorted({*THRESHOLDS, 0.07})
-    assert [row["threshold"] for row in rows if row["own"]] == [0.07]
-    assert rows[-1]["sensitivity"]["successes"] == 0
+    assert [row.threshold for row in rows] == sorted({*THRESHOLDS, 0.07})
+    assert [row.threshold for row in rows if row.own] == [0.07]
+    assert rows[-1].sensitivity.successes == 0
 
 
 @given(IMAGES)
 def test_operating_points_reach_what_they_are_named_after(images: list[tuple[float, bool]]) -> None:
     scores, positive = arrays(images)
     own, sensitive, *specific = operating_points(scores, positive, 0.5, "chosen elsewhere")
-    assert own["threshold"] == 0.5
-    assert own["origin"] == "chosen elsewhere"
-    assert sensitive["sensitivity"]["value"] >= 0.98
+    assert own.threshold == 0.5
+    assert own.origin == "chosen elsewhere"
+    assert sensitive.sensitivity.value is not None
+    assert sensitive.sensitivity.value >= 0.98
     for point in specific:
-        assert point["specificity"]["value"] >= 0.95
+        assert point.specificity.value is not None
+        assert point.specificity.value >= 0.95
     assert specific or (scores[~positive] == 1).mean() > 0.05

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -66,13 +67,15 @@ def test_a_checkpoint_and_its_onnx_file_have_the_same_figures(
     noise = np.random.default_rng(0).integers(0, 256, (2, 96, 96), dtype=np.uint8)
     export_checkpoint(checkpoint, model, noise)
     report = evaluate_side_by_side([checkpoint, model], images, description="phantoms")
-    first, second = report["evaluations"]
-    assert [it["backend"].partition("-")[0] for it in (first, second)] == ["torch", "onnxruntime"]
-    assert first["by_label"] == second["by_label"]
-    (comparison,) = report["comparisons"]
-    assert comparison["auc"]["change"] == pytest.approx(0, abs=1e-6)
-    for rate in ("sensitivity", "specificity"):
-        assert (comparison[rate]["lost"], comparison[rate]["gained"]) == (0, 0)
+    first, second = report.evaluations
+    assert [it.backend.partition("-")[0] for it in (first, second)] == ["torch", "onnxruntime"]
+    assert first.by_label == second.by_label
+    (comparison,) = report.comparisons
+    assert comparison.auc is not None
+    assert comparison.auc.change == pytest.approx(0, abs=1e-6)
+    for rate in (comparison.sensitivity, comparison.specificity):
+        assert rate is not None
+        assert (rate.lost, rate.gained) == (0, 0)
 
 
 def test_three_classes_have_all_their_confusions(
@@ -80,22 +83,47 @@ def test_three_classes_have_all_their_confusions(
 ) -> None:
     """Two labels of the data set belong to one class; the positive class is one of three."""
     figures = evaluate(checkpoint, images, description="phantoms")
-    counts = np.array(figures["confusion"]["counts"])
-    assert figures["confusion"]["classes"] == ["healthy", "covid", "other"]
+    counts = np.array(figures.confusion.counts)
+    assert figures.confusion.classes == ["healthy", "covid", "other"]
     assert counts.sum(axis=1).tolist() == [4, 4, 8]
-    assert figures["overall"]["positives"] == 4
-    assert figures["overall"]["specificity"]["trials"] == 12
-    assert {name: it["positive"] for name, it in figures["by_label"].items()} == {
+    assert figures.overall.positives == 4
+    assert figures.overall.specificity.trials == 12
+    assert {name: it.positive for name, it in figures.by_label.items()} == {
         label: label == "covid" for label in LABELS
     }
-    assert figures["bootstrap"]["patients"] == 8
-    assert set(figures["by_view"]) == {"PA"}
+    assert figures.bootstrap is not None
+    assert figures.bootstrap.patients == 8
+    assert set(figures.by_view) == {"PA"}
+
+
+def test_the_json_of_an_evaluation_has_the_keys_of_the_stored_results(
+    images: list[LabelledImage], checkpoint: Path
+) -> None:
+    """Names and order, at every level; what is None in one of the two has no keys."""
+
+    def keys(found: Any, stored: Any) -> None:
+        if isinstance(found, dict) and isinstance(stored, dict):
+            if set(found) & set(stored):
+                assert list(found) == list(stored)
+                for name in found:
+                    keys(found[name], stored[name])
+        elif isinstance(found, list) and isinstance(stored, list) and found and stored:
+            keys(found[0], stored[0])
+
+    results = Path(__file__).parents[4] / "benchmarks/results/accuracy"
+    stored = json.loads((results / "squeezenet1_1-test.json").read_text("utf-8"))
+    found = evaluate(checkpoint, images, description="phantoms", shortcuts=True).as_dict()
+    unlike = {"threshold_origin", "not_assessed", "histograms", "by_label", "by_source", "by_view"}
+    assert list(found) == list(stored)
+    for name in set(stored) - unlike:
+        keys(found[name], stored[name])
+    assert json.loads(as_json(found)) == found
 
 
 def test_a_label_of_no_class_is_named(images: list[LabelledImage], checkpoint: Path) -> None:
-    foreign = [*images, replace(images[0], label="fracture")]
+    unknown = [*images, replace(images[0], label="fracture")]
     with pytest.raises(DataError, match="label 'fracture' belongs to no class"):
-        evaluate(checkpoint, foreign, description="phantoms")
+        evaluate(checkpoint, unknown, description="phantoms")
 
 
 def test_images_of_which_none_can_be_read_are_no_zero(checkpoint: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ pytest.importorskip("sklearn", reason="scikit-learn (extra export) is the refere
 from sklearn.metrics import roc_auc_score
 
 from deepcovid_edge.decision import statistics
+from deepcovid_edge.decision.thresholds import operating_point, threshold_for_new_images
 from deepcovid_export.evaluation.metrics import (
     area,
     at_threshold,
@@ -19,9 +20,7 @@ from deepcovid_export.evaluation.metrics import (
     auc_interval,
     normal_half_width,
     normal_interval,
-    operating_point,
     rate,
-    threshold_for_new_images,
 )
 
 TRUTH = st.lists(st.booleans(), min_size=2, max_size=60).filter(lambda t: any(t) and not all(t))
@@ -49,7 +48,8 @@ def test_operating_point_keeps_the_sensitivity_and_is_the_highest_that_does(
     for higher in sorted({score for score in positives if score > threshold}):
         kept = (scores[truth] > higher).sum()
         assert kept < needed or (scores[truth] >= higher).sum() >= needed
-    without = at_threshold(scores, truth, threshold)["sensitivity"]["value"]
+    without = at_threshold(scores, truth, threshold).sensitivity.value
+    assert without is not None
     assert without >= sensitivity - 1e-9
 
 
@@ -99,7 +99,7 @@ def test_rates_have_the_intervals_of_statsmodels(trials: int, data: st.DataObjec
     figures = rate(successes, trials)
     for name, method in (("interval_95", "wilson"), ("interval_95_normal", "normal")):
         expected = proportion.proportion_confint(successes, trials, 0.05, method=method)
-        assert figures[name] == pytest.approx(expected, abs=1e-9)
+        assert getattr(figures, name) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -113,12 +113,12 @@ def test_the_papers_own_intervals_come_out(successes: int, trials: int, half: fl
 def test_wilson_interval_of_98_of_100() -> None:
     """Newcombe 1998, method 3 (Wilson without continuity correction)."""
     figures = rate(98, 100)
-    assert figures["value"] == 0.98
-    assert figures["interval_95"] == pytest.approx([0.9300, 0.9945], abs=1e-4)
+    assert figures.value == 0.98
+    assert figures.interval_95 == pytest.approx([0.9300, 0.9945], abs=1e-4)
 
 
 def test_rate_without_trials_is_no_number() -> None:
-    assert rate(0, 0)["value"] is rate(0, 0)["interval_95"] is None
+    assert rate(0, 0).value is rate(0, 0).interval_95 is None
     with pytest.raises(ValueError, match="no trials"):
         normal_interval(0, 0)
 
@@ -129,10 +129,10 @@ def test_area_is_scikit_learns_and_lies_in_its_interval(
 ) -> None:
     scores, positive = scores_of(data, truth), np.array(truth)
     figures = area(scores, positive)
-    assert figures["auc"] == pytest.approx(roc_auc_score(positive, scores))
-    low, high = figures["auc_interval_95"]
-    assert 0 <= low <= figures["auc"] + 1e-9
-    assert figures["auc"] - 1e-9 <= high <= 1
+    assert figures.auc == pytest.approx(roc_auc_score(positive, scores))
+    low, high = figures.auc_interval_95
+    assert 0 <= low <= figures.auc + 1e-9
+    assert figures.auc - 1e-9 <= high <= 1
 
 
 def test_area_needs_both_classes() -> None:

@@ -5,7 +5,6 @@ Stand-in networks of one line each are classified here, since what they go by mu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -25,6 +24,7 @@ from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.manifest import InputSpec, ModelManifest, ResizeRule
 from deepcovid_edge.reasons import WarningCode
 from deepcovid_export.evaluation.predictions import classify
+from deepcovid_export.evaluation.results import AreaOfPatients
 from deepcovid_export.evaluation.shortcuts import (
     ShortcutSettings,
     hide_lungs,
@@ -171,47 +171,53 @@ def fair_images(tmp_path_factory: pytest.TempPathFactory) -> list[LabelledImage]
 
 def test_a_network_that_reads_the_frame_is_found_out(images: list[LabelledImage]) -> None:
     found = measure_shortcuts(MeanReader(frame=True), images)
-    assert found["lungs_hidden"]["auc"] == found["whole"]["auc"] > 0.95
-    assert found["reads_the_source"] is True
-    assert found["verdict"].startswith("Reads the source")
+    assert found.lungs_hidden.auc == found.whole.auc
+    assert found.whole.auc is not None
+    assert found.whole.auc > 0.95
+    assert found.reads_the_source is True
+    assert found.verdict.startswith("Reads the source")
 
 
 def test_a_network_that_reads_the_lungs_is_not_accused(fair_images: list[LabelledImage]) -> None:
     found = measure_shortcuts(MeanReader(frame=False), fair_images)
-    assert found["whole"]["auc"] == found["lungs_only"]["auc"] == 1
-    assert found["lungs_hidden"]["auc"] < 0.7
-    assert found["reads_the_source"] is False
+    assert found.whole.auc == found.lungs_only.auc == 1
+    assert found.lungs_hidden.auc is not None
+    assert found.lungs_hidden.auc < 0.7
+    assert found.reads_the_source is False
 
 
 def test_areas_are_told_apart_by_shape_and_by_source(images: list[LabelledImage]) -> None:
     found = measure_shortcuts(MeanReader(frame=True), images)
-    assert {name: group["images"] for name, group in found["by_shape"].items()} == {
+    assert {name: group.images for name, group in found.by_shape.items()} == {
         "square": 40,
         "landscape": 20,
     }
-    assert set(found["within_source"]) == {"ieee8023 (all sites)"}
+    assert set(found.within_source) == {"ieee8023 (all sites)"}
 
 
-def test_sites_of_a_collection_are_judged_together(images: list[LabelledImage]) -> None:
+def test_sites_of_a_collection_are_classified_together(images: list[LabelledImage]) -> None:
     """One site has covid alone, the other none: together they have both."""
     classified = classify(MeanReader(frame=True), images)
     groups = within_source(classified)
     assert set(groups) == {"ieee8023 (all sites)"}
-    assert groups["ieee8023 (all sites)"]["images"] == 30
-    assert groups["ieee8023 (all sites)"]["positives"] == 15
+    assert groups["ieee8023 (all sites)"].images == 30
+    assert groups["ieee8023 (all sites)"].positives == 15
 
 
-def areas(value: float | None, interval: Sequence[float] | None) -> dict[str, object]:
-    return {"auc": value, "auc_interval_95": interval}
+def areas(
+    value: float | None,
+    interval: tuple[float, float] | None,
+    patients: tuple[float, float] | None = None,
+) -> AreaOfPatients:
+    return AreaOfPatients(60, 30, value, interval, patients)
 
 
 def test_the_verdict_says_yes_no_or_too_few() -> None:
-    assert verdict(areas(0.8, [0.72, 0.88]), 0.7)[0] is True
-    assert verdict(areas(0.8, [0.6, 0.95]), 0.7)[0] is None
-    assert verdict(areas(0.65, [0.55, 0.75]), 0.7)[0] is False
+    assert verdict(areas(0.8, (0.72, 0.88)), 0.7)[0] is True
+    assert verdict(areas(0.8, (0.6, 0.95)), 0.7)[0] is None
+    assert verdict(areas(0.65, (0.55, 0.75)), 0.7)[0] is False
     assert verdict(areas(None, None), 0.7)[0] is None
-    wider = {**areas(0.8, [0.72, 0.88]), "auc_interval_95_patients": [0.65, 0.9]}
-    assert verdict(wider, 0.7)[0] is None
+    assert verdict(areas(0.8, (0.72, 0.88), (0.65, 0.9)), 0.7)[0] is None
 
 
 def test_the_summary_travels_in_a_manifest(images: list[LabelledImage]) -> None:

@@ -167,7 +167,7 @@ def test_densenet_weights_under_their_old_names_are_the_same_weights(tmp_path: P
 def test_weights_of_a_deeper_network_are_refused(tmp_path: Path) -> None:
     """ResNet34 has every name of ResNet18, in the same shapes, and more."""
     path = save_weights(torchvision_models().resnet34(), tmp_path / "weights.pth")
-    with pytest.raises(DataError, match=r"foreign weights layer1\.2\..*expected resnet18 weights"):
+    with pytest.raises(DataError, match=r"unknown weights layer1\.2\..*expected resnet18 weights"):
         load_imagenet(build_network("resnet18", 2), "resnet18", path)
 
 

@@ -96,7 +96,7 @@ def test_a_class_without_images_is_an_error(data: Path, tmp_path: Path) -> None:
         choose_images(tmp_path / "data", MANIFEST, 128)
 
 
-def test_images_to_judge_on_never_calibrate(parent: Path, data: Path, tmp_path: Path) -> None:
+def test_images_to_compare_on_never_calibrate(parent: Path, data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is the split 'val'"):
         choose_images(data / "val", MANIFEST, 128)
     shutil.copytree(data / "val", tmp_path / "data/val")
@@ -107,7 +107,7 @@ def test_images_to_judge_on_never_calibrate(parent: Path, data: Path, tmp_path: 
         choose_images(tmp_path / "data", MANIFEST, 128)
     with pytest.raises(DataError, match="has a part in making the file"):
         quantize(parent, data, equivalence=data / "train")
-    with pytest.raises(UsageError, match="has no splits, expected 'val' to classify on"):
+    with pytest.raises(UsageError, match="has no splits, expected 'val' to compare on"):
         quantize(parent, data / "train")
 
 

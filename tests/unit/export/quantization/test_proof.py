@@ -66,7 +66,7 @@ def test_proof_stands_in_the_file_and_auto_takes_it(
     assert fastest_verified(model) == model
 
 
-def test_auto_passes_over_a_form_of_another_model_or_without_proof(
+def test_auto_passes_over_a_variant_of_another_model_or_without_proof(
     proved: tuple[Path, Path], made: dict[str, Made], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backends, "computes_int8_exactly", lambda: True)
@@ -86,7 +86,7 @@ def test_images_that_made_the_file_prove_nothing(parent: Path, data: Path, tmp_p
     options = ["--precision", "int8", "--for", "cpu", "--calibration", data]
     done = quantize_command(parent, *options, "--verify", data, "--split", "val", cwd=tmp_path)
     assert done.returncode == 1
-    assert "has a part in making the file: classify on other images with --verify" in done.stderr
+    assert "has a part in making the file: compare on other images with --verify" in done.stderr
 
 
 def test_too_few_images_to_prove_it_are_said_to_be_so(

@@ -221,7 +221,7 @@ def test_what_is_made_for_tensorrt_is_taken(variant: str, made: dict[str, Made])
         ),
     ],
 )
-def test_onnxruntimes_own_defaults_are_refused_with_the_mend(
+def test_onnxruntimes_own_defaults_are_refused_with_the_fix(
     options: dict[str, Any], why: str, parent: Path, data: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "default.onnx"
@@ -243,7 +243,7 @@ def test_onnxruntimes_own_defaults_are_refused_with_the_mend(
     assert "deepcovid-edge quantize --for tensorrt" in str(refusal.value)
 
 
-def test_the_cpu_flavour_is_not_for_tensorrt(made: dict[str, Made]) -> None:
+def test_the_cpu_variant_is_not_for_tensorrt(made: dict[str, Made]) -> None:
     with pytest.raises(ModelFileError, match=r"zero point|INT32"):
         check_typed(made["int8-cpu"].path)
 
@@ -273,7 +273,7 @@ def test_residual_additions_are_fused_or_left_in_float(
 
 
 @pytest.mark.parametrize("variant", ["int8-tensorrt", "int8-cpu"])
-def test_costly_layers_are_found_left_out_and_listed(
+def test_costly_layers_are_found_excluded_and_listed(
     variant: str, data: Path, tmp_path: Path
 ) -> None:
     spoilt = saved(tmp_path / "spoilt.onnx", graph(fitted(weights(spoilt=("squeeze",)), data)))
@@ -292,7 +292,7 @@ def test_costly_layers_are_found_left_out_and_listed(
     assert kinds["main1.weight_quantized"] == TensorProto.INT8
 
 
-def test_a_layer_left_out_for_a_cpu_is_not_quantised_by_onnxruntime_behind_our_back(
+def test_a_layer_excluded_for_a_cpu_is_not_quantised_by_onnxruntime_behind_our_back(
     data: Path, tmp_path: Path
 ) -> None:
     spoilt = saved(tmp_path / "spoilt.onnx", graph(fitted(weights(spoilt=("main1",)), data)))
@@ -310,7 +310,7 @@ def test_a_layer_left_out_for_a_cpu_is_not_quantised_by_onnxruntime_behind_our_b
     assert sum(node.op_type == "QLinearConv" for node in nodes) == 5
 
 
-def test_rest_in_fp32_keeps_left_out_layers_in_fp32(data: Path, tmp_path: Path) -> None:
+def test_rest_in_fp32_keeps_excluded_layers_in_fp32(data: Path, tmp_path: Path) -> None:
     spoilt = saved(tmp_path / "spoilt.onnx", graph(fitted(weights(spoilt=("squeeze",)), data)))
     settings = QuantizeSettings(Variant("int8", "tensorrt", "fp32"))
     done = quantize(spoilt, data, settings, output=tmp_path / "done.onnx")
@@ -319,7 +319,7 @@ def test_rest_in_fp32_keeps_left_out_layers_in_fp32(data: Path, tmp_path: Path) 
     assert done.manifest.quantization["rest"] == "fp32"
 
 
-def test_exit_code_3_and_no_file_if_the_gate_cannot_be_passed(data: Path, tmp_path: Path) -> None:
+def test_exit_code_3_and_no_file_if_the_equivalence_check_fails(data: Path, tmp_path: Path) -> None:
     arrays = fitted(weights(spoilt=("squeeze", "main1")), data)
     spoilt = saved(tmp_path / "spoilt.onnx", graph(arrays))
     options = ["--precision", "int8", "--calibration", data, "--max-excluded", 0]
@@ -335,7 +335,7 @@ def test_exit_code_3_and_no_file_if_the_gate_cannot_be_passed(data: Path, tmp_pa
 
 
 def test_one_flip_is_too_many_for_fp16(data: Path, parent: Path, tmp_path: Path) -> None:
-    """The threshold is put where FP16 moves an image across it, and no layer may be left out."""
+    """The threshold is put where FP16 moves an image across it, and no layer may be excluded."""
     images = pixels(load_dataset(data, split="val"))
     half = quantize(parent, data, QuantizeSettings(Variant("fp16")), output=tmp_path / "h.onnx")
     scores = [

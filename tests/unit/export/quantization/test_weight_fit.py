@@ -123,22 +123,22 @@ def test_files_hold_the_fitted_weights_to_the_last_step(
 ) -> None:
     lowering = watched.lowering(graph(fitted(weights(), data)), target)
     layers = [name for name in lowering.layers if name != "squeeze"]
-    lowered = lowering.write(layers)
-    expected, stored = watched.after, constants_of(lowered)
+    quantised = lowering.write(layers)
+    expected, stored = watched.after, constants_of(quantised)
     for name in layers:
         kept, steps = (stored[f"{name}.weight_{part}"] for part in ("quantized", "scale"))
         assert (np.abs(kept).max(axis=(1, 2, 3)) == 127).all()
         restored = kept.astype(np.float32) * steps[:, None, None, None]
         np.testing.assert_allclose(restored, expected[f"{name}.weight"], rtol=1e-5)
     assert not np.array_equal(expected["main1.weight"], watched.before["main1.weight"])
-    assert lowering.write(layers).SerializeToString() == lowered.SerializeToString()
+    assert lowering.write(layers).SerializeToString() == quantised.SerializeToString()
 
 
 @pytest.mark.parametrize("target", ["cpu", "tensorrt"])
 def test_weights_that_are_set_are_those_that_quantising_gives(
     target: str, data: Path, watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The walk through the layers sets weights in the graph; the file is quantised anew."""
+    """The walk through the layers sets weights in the graph; the file is quantised again."""
     walked: list[onnx.ModelProto] = []
 
     def noted(model: onnx.ModelProto, *arguments: Any) -> None:
@@ -147,9 +147,9 @@ def test_weights_that_are_set_are_those_that_quantising_gives(
 
     monkeypatch.setattr("deepcovid_export.quantization.weight_fit.set_weights", noted)
     lowering = watched.lowering(graph(fitted(weights(), data)), target)
-    anew, walk = constants_of(lowering.write(lowering.layers)), constants_of(walked[-1])
-    assert walk.keys() == anew.keys()
-    for name, values in anew.items():
+    again, walk = constants_of(lowering.write(lowering.layers)), constants_of(walked[-1])
+    assert walk.keys() == again.keys()
+    for name, values in again.items():
         exactly = values.dtype.kind == "i"
         np.testing.assert_allclose(walk[name], values, rtol=0 if exactly else 1e-6, err_msg=name)
 

@@ -193,13 +193,6 @@ def test_a_wrong_change_is_named(change: str, message: str) -> None:
         load_recipe("squeezenet1_1", [change])
 
 
-def test_recipes_of_earlier_versions_are_still_read() -> None:
-    values = load_recipe("squeezenet1_1").as_dict()
-    for old, new in ((True, "weights"), (False, "none")):
-        values["fit"]["balance"] = old
-        assert Recipe.from_dict(values).fit.balance == new
-
-
 def test_every_setting_has_its_line_in_the_docstring() -> None:
     for kind in (Recipe, FitSettings, DataSettings):
         for name in kind.__dataclass_fields__:

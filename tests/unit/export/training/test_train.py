@@ -115,7 +115,7 @@ def test_images_of_a_rare_source_are_drawn_again_and_count_in_the_weights() -> N
     assert fit.tolist() == [1.0, 1.0]  # 12 of each class are drawn
 
 
-def test_an_image_that_is_drawn_again_is_changed_anew(images: TrainingData) -> None:
+def test_an_image_that_is_drawn_again_is_changed_differently(images: TrainingData) -> None:
     recipe = small_recipe(balance="upsample", repeat={"covid": 2})
     epoch = images_of_an_epoch(images.train, recipe)
     assert len(epoch) == 12
@@ -199,11 +199,11 @@ def test_an_epoch_changes_the_layers_that_the_recipe_names(
 ) -> None:
     recipe = replace(small_recipe(layers=layers, average=0.5), architecture="resnet18")
     training = started(recipe, images, tmp_path)
-    before = {name: value.clone() for name, value in training.classified.state_dict().items()}
+    before = {name: value.clone() for name, value in training.kept_network.state_dict().items()}
     training.run_epoch()
     changed = {
         name
-        for name, value in training.classified.state_dict().items()
+        for name, value in training.kept_network.state_dict().items()
         if not torch.equal(value, before[name])
     }
     features = {name for name in before if name.startswith("features.")}
@@ -274,7 +274,7 @@ def test_a_run_that_never_had_a_finite_loss_says_so(images: TrainingData, tmp_pa
     training = started(recipe, images, tmp_path)
     while not training.finished:
         training.run_epoch()
-    with pytest.raises(UsageError, match=r"fit\.learning_rate: got 1e\+30, .* set a lower one"):
+    with pytest.raises(UsageError, match=r"fit\.learning_rate: got 1e\+30, .* set a lower rate"):
         training.finish()
     assert not (tmp_path / "checkpoint.pt").exists()
 

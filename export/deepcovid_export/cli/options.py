@@ -1,0 +1,22 @@
+"""Options that the workstation's commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+PATH: Any = click.Path(path_type=Path)
+
+
+def path_option(*names: str, **settings: Any) -> Callable[[Any], Any]:
+    """An option whose value is a file or folder."""
+    return click.option(*names, type=PATH, **settings)
+
+
+def choice_option(*names: str, choices: tuple[str, ...], **settings: Any) -> Callable[[Any], Any]:
+    """An option with a closed list of values, of which the first is the default."""
+    kind = click.Choice(choices)
+    return click.option(*names, type=kind, default=choices[0], show_default=True, **settings)

@@ -1,0 +1,312 @@
+"""What an evaluation measured, as types; `as_dict` gives the JSON of a report.
+
+Keys and their order stay the same within a `SCHEMA_VERSION`: stored results and the model card
+depend on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+SCHEMA_VERSION = 2
+Interval = tuple[float, float]
+Columns = Mapping[str, list[Any]]
+"""Columns of one length by name."""
+
+
+class PlainResult:
+    """A frozen dataclass whose fields are the keys of its JSON."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as plain values for JSON."""
+        return {item.name: _plain(getattr(self, item.name)) for item in fields(self)}  # type: ignore[arg-type]
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "as_dict"):
+        return value.as_dict()
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+class PartialResult(PlainResult):
+    """A result whose JSON leaves out what was not measured."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields that are not None as plain values for JSON."""
+        return {name: value for name, value in super().as_dict().items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Rate(PlainResult):
+    """A proportion with its 95 % intervals; all None without trials.
+
+    Attributes:
+        value: Successes over trials.
+        successes: Count.
+        trials: Count.
+        interval_95: Wilson's interval.
+        interval_95_normal: The normal approximation's, cut to 0 to 1.
+    """
+
+    value: float | None
+    successes: int
+    trials: int
+    interval_95: Interval | None
+    interval_95_normal: Interval | None
+
+
+@dataclass(frozen=True)
+class Accuracy(PlainResult):
+    """Sensitivity and specificity at one threshold."""
+
+    sensitivity: Rate
+    specificity: Rate
+
+
+@dataclass(frozen=True)
+class Area(PlainResult):
+    """The area under the ROC curve of a group of images; None where a class is missing.
+
+    Attributes:
+        images: Images of the group.
+        positives: Positive images among them.
+        auc: Area under the curve.
+        auc_interval_95: Its interval, DeLong's or Newcombe's.
+    """
+
+    images: int
+    positives: int
+    auc: float | None
+    auc_interval_95: Interval | None
+
+
+@dataclass(frozen=True)
+class AreaOfPatients(Area):
+    """The same with the interval over draws of patients; None where no patient is known."""
+
+    auc_interval_95_patients: Interval | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Without that interval where there is no area."""
+        values = super().as_dict()
+        if self.auc is None:
+            del values["auc_interval_95_patients"]
+        return values
+
+
+@dataclass(frozen=True)
+class Group(Area):
+    """Area and accuracy of a group of images, at the model's threshold."""
+
+    sensitivity: Rate
+    specificity: Rate
+
+
+@dataclass(frozen=True)
+class Overall(Group):
+    """The same of all images, with the average precision (None without a positive image)."""
+
+    average_precision: float | None
+
+
+@dataclass(frozen=True)
+class PatientIntervals(PlainResult):
+    """95 % intervals over draws of patients; None where a class is missing.
+
+    An image without a known patient counts as a patient of its own.
+    """
+
+    patients: int
+    images_without_patient: int
+    replicates: int
+    seed: int
+    sensitivity: Interval | None
+    specificity: Interval | None
+    auc: Interval | None
+    average_precision: Interval | None
+
+
+@dataclass(frozen=True)
+class Indeterminate(PlainResult):
+    """The indeterminate range, the images in it, and the accuracy on those outside it."""
+
+    low: float
+    high: float
+    indeterminate: Rate
+    indeterminate_positives: Rate
+    decided_images: int
+    decided: Accuracy
+
+
+@dataclass(frozen=True)
+class OperatingPoint(PlainResult):
+    """A threshold, where it comes from, and its accuracy."""
+
+    name: str
+    threshold: float
+    origin: str
+    sensitivity: Rate
+    specificity: Rate
+
+
+@dataclass(frozen=True)
+class ThresholdRow(PlainResult):
+    """A row of the table of thresholds; `own` marks the model's threshold."""
+
+    threshold: float
+    own: bool
+    sensitivity: Rate
+    specificity: Rate
+
+
+@dataclass(frozen=True)
+class LabelFigures(PlainResult):
+    """How many images of a label of the data set are called positive."""
+
+    images: int
+    positive: bool
+    called_positive: Rate
+
+
+@dataclass(frozen=True)
+class Confusion(PlainResult):
+    """Images of each class (rows) by the class that they are called (columns)."""
+
+    classes: list[str]
+    counts: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Histograms(PlainResult):
+    """Images by probability of the positive class: bin edges, and counts for each label."""
+
+    edges: list[float]
+    images: Columns
+
+
+@dataclass(frozen=True)
+class Reliability(PlainResult):
+    """Share of positives by probability in bins, expected calibration error and Brier score."""
+
+    bins: Columns
+    expected_calibration_error: float
+    brier: float
+
+
+@dataclass(frozen=True)
+class Shortcuts(PlainResult):
+    """Whether the model reads the source of an image; see `shortcuts`.
+
+    Attributes:
+        side: Sides of the hidden rectangle as a share of the field's.
+        limit: Area with the lungs hidden above which a model reads the source.
+        reads_the_source: The verdict; None where the images cannot tell.
+    """
+
+    side: float
+    limit: float
+    whole: Area
+    lungs_only: Area
+    lungs_hidden: Area
+    lungs_hidden_by_side: Mapping[str, Area]
+    by_shape: Mapping[str, Area]
+    within_source: Mapping[str, Area]
+    reads_the_source: bool | None
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Evaluation(PlainResult):
+    """One model on labelled images.
+
+    Attributes:
+        export: How far the exported file is from torch; None for a checkpoint.
+        images: All images, assessed or not.
+        not_assessed: Reason to number of images.
+        out_of_distribution: Images that `infer` would reject; None without such limits.
+        bootstrap: None where no patient is known.
+        operating_points: The model's own threshold first.
+        curves: None where a class is missing.
+        shortcuts: None where not measured.
+    """
+
+    schema_version: int
+    notice: str
+    data: str
+    data_sha256: str
+    model: str
+    model_sha256: str
+    architecture: str
+    precision: str
+    backend: str
+    input: Mapping[str, Any]
+    classes: list[str]
+    positive_class: str
+    threshold: float
+    threshold_origin: Mapping[str, Any]
+    export: Mapping[str, Any] | None
+    images: int
+    not_assessed: Mapping[str, int]
+    out_of_distribution: Rate | None
+    overall: Overall
+    bootstrap: PatientIntervals | None
+    indeterminate_range: Indeterminate | None
+    operating_points: list[OperatingPoint]
+    thresholds: list[ThresholdRow]
+    by_label: Mapping[str, LabelFigures]
+    by_source: Mapping[str, Group]
+    by_view: Mapping[str, Group]
+    confusion: Confusion
+    curves: Mapping[str, Columns] | None
+    histograms: Histograms
+    reliability: Reliability
+    shortcuts: Shortcuts | None
+    created_with: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Change(PartialResult):
+    """A paired difference, other model less first.
+
+    Of rates also the images that the other model alone gets wrong (lost) or right (gained), and the
+    p-value of McNemar's exact test.
+    """
+
+    change: float
+    interval_95: Interval
+    lost: int | None = None
+    gained: int | None = None
+    mcnemar_p: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison(PartialResult):
+    """How another model differs from the first on the images that both assessed.
+
+    `not_compared` says why there are no differences.
+    """
+
+    reference: Mapping[str, str]
+    candidate: Mapping[str, str]
+    images: int
+    not_compared: str | None = None
+    auc: Change | None = None
+    sensitivity: Change | None = None
+    specificity: Change | None = None
+
+
+@dataclass(frozen=True)
+class SideBySide(PlainResult):
+    """Several models on the same images, and how each differs from the first."""
+
+    schema_version: int
+    notice: str
+    data: str
+    data_sha256: str
+    evaluations: list[Evaluation]
+    comparisons: list[Comparison]
+    created_with: Mapping[str, str]
