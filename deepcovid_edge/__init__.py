@@ -14,8 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deepcovid_edge.bench.compare import compare
-    from deepcovid_edge.bench.measure import bench
+    from deepcovid_edge.benchmarking.compare import compare
+    from deepcovid_edge.benchmarking.measure import bench
     from deepcovid_edge.decision.record import Prediction
     from deepcovid_edge.errors import DeepCovidEdgeError, NotAssessedError
     from deepcovid_edge.heatmaps.heatmap import HeatMap, Region
@@ -41,8 +41,8 @@ _HOMES = {
     "Reason": "reasons",
     "Region": "heatmaps.heatmap",
     "WarningCode": "reasons",
-    "bench": "bench.measure",
-    "compare": "bench.compare",
+    "bench": "benchmarking.measure",
+    "compare": "benchmarking.compare",
     "read_radiograph": "imaging.reading",
     "site_check": "validation.site_check",
     "verify": "validation.verify",

@@ -42,7 +42,7 @@ from benchmarks.variants import (
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.backends.base import BackendSettings
 from deepcovid_edge.backends.tensorrt.files import Profile
-from deepcovid_edge.bench.work import TellsParts
+from deepcovid_edge.benchmarking.work import TellsParts
 from deepcovid_edge.errors import DeepCovidEdgeError, NotThereError
 from deepcovid_export.networks import build_network
 

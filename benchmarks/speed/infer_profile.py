@@ -37,7 +37,7 @@ from benchmarks.measure import CORES, store
 from benchmarks.measure.options import parser_of
 from benchmarks.measure.programs import RUN_SECONDS
 from deepcovid_edge import backends
-from deepcovid_edge.bench.watch import Watch
+from deepcovid_edge.benchmarking.watch import Watch
 from deepcovid_edge.cli.main import run
 from deepcovid_edge.datasets.dataset import walk_files
 from deepcovid_edge.device.child_process import ending_with_this

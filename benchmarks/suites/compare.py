@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from deepcovid_edge.bench.compare import CompareRules, Comparison, compare
-from deepcovid_edge.bench.results import KIND, read_result
+from deepcovid_edge.benchmarking.compare import CompareRules, Comparison, compare
+from deepcovid_edge.benchmarking.results import KIND, read_result
 from deepcovid_edge.cli.compare import markdown
 from deepcovid_edge.errors import IncomparableRunsError
 

@@ -35,8 +35,8 @@ from benchmarks.measure.options import parser_of
 from benchmarks.suites.compare import against
 from benchmarks.variants import VARIANTS, VariantError, engine_of, missing, named, stack, variant_of
 from deepcovid_edge.backends.tensorrt.files import Profile
-from deepcovid_edge.bench.results import Result, read_result
-from deepcovid_edge.bench.settings import MULTI, OFFLINE, SCENARIOS, SCOPES, SERVER, SINGLE
+from deepcovid_edge.benchmarking.results import Result, read_result
+from deepcovid_edge.benchmarking.settings import MULTI, OFFLINE, SCENARIOS, SCOPES, SERVER, SINGLE
 from deepcovid_edge.device.child_process import ending_with_this
 from deepcovid_edge.diagnostics import device_facts
 from deepcovid_edge.errors import DeepCovidEdgeError, NotThereError

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deepcovid_edge.bench.settings import SCENARIOS, SCOPES, BenchSettings
+from deepcovid_edge.benchmarking.settings import SCENARIOS, SCOPES, BenchSettings
 from deepcovid_edge.cli.exit_codes import ExitCode
 from deepcovid_edge.cli.options import backend_option, provider_option
 
 if TYPE_CHECKING:
-    from deepcovid_edge.bench.results import Result, Run
+    from deepcovid_edge.benchmarking.results import Result, Run
 
 _PHANTOMS = 8
 
@@ -76,9 +76,9 @@ def command(
     """
     from deepcovid_edge.backends import fastest_verified, load_backend
     from deepcovid_edge.backends.base import BackendSettings
-    from deepcovid_edge.bench.invocations import join
-    from deepcovid_edge.bench.measure import bench, bench_images
-    from deepcovid_edge.bench.results import read_result
+    from deepcovid_edge.benchmarking.invocations import join
+    from deepcovid_edge.benchmarking.measure import bench, bench_images
+    from deepcovid_edge.benchmarking.results import read_result
     from deepcovid_edge.device.process import set_up
     from deepcovid_edge.models import find_model
 

@@ -14,7 +14,7 @@ import click
 from deepcovid_edge.cli.exit_codes import ExitCode
 
 if TYPE_CHECKING:
-    from deepcovid_edge.bench.compare import Comparison, Ratio
+    from deepcovid_edge.benchmarking.compare import Comparison, Ratio
 
 
 @click.command(epilog="Example: deepcovid-edge compare before.json after.json --max-slowdown 0.05")
@@ -46,8 +46,8 @@ def command(
     another scope, scenario, batch, rate or clock, cannot be compared. With `--max-slowdown`,
     unstable runs exit with 7: they can neither pass nor fail.
     """
-    from deepcovid_edge.bench.compare import CompareRules, compare
-    from deepcovid_edge.bench.results import read_result
+    from deepcovid_edge.benchmarking.compare import CompareRules, compare
+    from deepcovid_edge.benchmarking.results import read_result
     from deepcovid_edge.errors import UsageError
 
     if len(results) < 2:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from deepcovid_edge.bench.results import EVENTS, HOST, SCHEMA_VERSION, Part, Result, Run
-from deepcovid_edge.bench.samples import Query, Samples
+from deepcovid_edge.benchmarking.results import EVENTS, HOST, SCHEMA_VERSION, Part, Result, Run
+from deepcovid_edge.benchmarking.samples import Query, Samples
 
 HEADER = {
     "measured_at": "2026-01-01T00:00:00+00:00",

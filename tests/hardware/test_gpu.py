@@ -121,7 +121,7 @@ def test_parts_by_events_fit_into_the_host_s_time(images: np.ndarray, tmp_path: 
 
 
 def test_the_driver_s_library_tells_clock_heat_memory_and_power() -> None:
-    from deepcovid_edge.bench.gauges import gpu_gauge
+    from deepcovid_edge.benchmarking.gauges import gpu_gauge
 
     gauge = gpu_gauge()
     assert gauge is not None

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from deepcovid_edge.bench import results
-from deepcovid_edge.bench.results import read_result
-from deepcovid_edge.bench.stability import Verdict
+from deepcovid_edge.benchmarking import results
+from deepcovid_edge.benchmarking.results import read_result
+from deepcovid_edge.benchmarking.stability import Verdict
 from deepcovid_edge.cli.main import run
 from deepcovid_edge.files import file_sha256
 from deepcovid_edge.imaging.phantom import write_samples

@@ -28,7 +28,7 @@ FLOORS = {
         ("heatmaps",),
         ("model",),
         ("validation", "run", "diagnostics"),
-        ("bench",),
+        ("benchmarking",),
         ("cli",),
         ("__main__", "__init__"),
     ),

@@ -19,9 +19,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from deepcovid_edge.bench.results import Result, Run, read_result
-from deepcovid_edge.bench.samples import Samples, Values
-from deepcovid_edge.bench.settings import OFFLINE
+from deepcovid_edge.benchmarking.results import Result, Run, read_result
+from deepcovid_edge.benchmarking.samples import Samples, Values
+from deepcovid_edge.benchmarking.settings import OFFLINE
 from deepcovid_edge.errors import DataError
 
 _STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "deepcovid-edge", "font.size": 9}

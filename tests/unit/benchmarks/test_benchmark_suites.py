@@ -16,9 +16,9 @@ import pytest
 
 pytest.importorskip("torch", reason="the peers that suites name need extra export")
 
-from deepcovid_edge.bench.invocations import join
-from deepcovid_edge.bench.results import Result, read_result
-from deepcovid_edge.bench.samples import Samples
+from deepcovid_edge.benchmarking.invocations import join
+from deepcovid_edge.benchmarking.results import Result, read_result
+from deepcovid_edge.benchmarking.samples import Samples
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests/golden/bench-v1.json"

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="the workstation side needs extra export")
 
-from deepcovid_edge.bench.results import read_result
+from deepcovid_edge.benchmarking.results import read_result
 from deepcovid_edge.errors import DataError
 from deepcovid_export.report.bench_plot import draw
 

@@ -16,13 +16,20 @@ import numpy as np
 import pytest
 
 from deepcovid_edge.backends.base import Inference
-from deepcovid_edge.bench.measure import BenchImages, bench, bench_images
-from deepcovid_edge.bench.percentiles import PERCENTILES, percentiles, smallest_count
-from deepcovid_edge.bench.results import EVENTS, Result, Run
-from deepcovid_edge.bench.samples import Query, Samples
-from deepcovid_edge.bench.scenarios import MILLISECOND, SECOND, Until, poisson_arrivals
-from deepcovid_edge.bench.settings import MULTI, NETWORK, OFFLINE, SERVER, SINGLE, BenchSettings
-from deepcovid_edge.bench.stability import assess_stability
+from deepcovid_edge.benchmarking.measure import BenchImages, bench, bench_images
+from deepcovid_edge.benchmarking.percentiles import PERCENTILES, percentiles, smallest_count
+from deepcovid_edge.benchmarking.results import EVENTS, Result, Run
+from deepcovid_edge.benchmarking.samples import Query, Samples
+from deepcovid_edge.benchmarking.scenarios import MILLISECOND, SECOND, Until, poisson_arrivals
+from deepcovid_edge.benchmarking.settings import (
+    MULTI,
+    NETWORK,
+    OFFLINE,
+    SERVER,
+    SINGLE,
+    BenchSettings,
+)
+from deepcovid_edge.benchmarking.stability import assess_stability
 from deepcovid_edge.errors import BenchError, UsageError
 from deepcovid_edge.imaging.phantom import write_samples
 from deepcovid_edge.manifest import InputSpec, ModelManifest

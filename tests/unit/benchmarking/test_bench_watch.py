@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from deepcovid_edge.bench.gauges import Nvml, Tegrastats, gpu_gauge, parse_line
-from deepcovid_edge.bench.watch import Watch, cpu_reading, energy, peak_rss_mib
+from deepcovid_edge.benchmarking.gauges import Nvml, Tegrastats, gpu_gauge, parse_line
+from deepcovid_edge.benchmarking.watch import Watch, cpu_reading, energy, peak_rss_mib
 from deepcovid_edge.device.gpu import find_gpu
 from deepcovid_edge.errors import MissingDependencyError, NotThereError
 
@@ -216,7 +216,7 @@ def test_what_tegrastats_leaves_behind_is_not_waited_for(
     )
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    from deepcovid_edge.bench.tegrastats import Tegrastats
+    from deepcovid_edge.benchmarking.tegrastats import Tegrastats
 
     gauge = Tegrastats()
     while gauge.reading()["watts"] is None:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from deepcovid_edge.bench.samples import Values
+from deepcovid_edge.benchmarking.samples import Values
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 CERTAINTY = 0.99

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from deepcovid_edge.bench.samples import Numbers, Query
+from deepcovid_edge.benchmarking.samples import Numbers, Query
 
 SECOND, MILLISECOND = 1_000_000_000, 1_000_000
 """Nanoseconds."""

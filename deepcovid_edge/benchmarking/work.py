@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.backends.base import Backend
-from deepcovid_edge.bench.scenarios import Clock, Done, Parts, Shared, in_threads
-from deepcovid_edge.bench.settings import NETWORK
+from deepcovid_edge.benchmarking.scenarios import Clock, Done, Parts, Shared, in_threads
+from deepcovid_edge.benchmarking.settings import NETWORK
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.errors import BenchError
 from deepcovid_edge.model import Model

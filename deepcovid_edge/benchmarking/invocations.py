@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from deepcovid_edge.bench.results import Part, Result, Run
-from deepcovid_edge.bench.samples import Samples
+from deepcovid_edge.benchmarking.results import Part, Result, Run
+from deepcovid_edge.benchmarking.samples import Samples
 from deepcovid_edge.errors import IncomparableRunsError
 
 _SAME = ("device", "versions", "environment", "model", "data", "settings")

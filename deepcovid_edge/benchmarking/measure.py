@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.backends.base import Backend
-from deepcovid_edge.bench.gauges import GpuGauge, gpu_gauge
-from deepcovid_edge.bench.results import EVENTS, HOST, Part, Result, Run
-from deepcovid_edge.bench.samples import Samples
-from deepcovid_edge.bench.scenarios import (
+from deepcovid_edge.benchmarking.gauges import GpuGauge, gpu_gauge
+from deepcovid_edge.benchmarking.results import EVENTS, HOST, Part, Result, Run
+from deepcovid_edge.benchmarking.samples import Samples
+from deepcovid_edge.benchmarking.scenarios import (
     MILLISECOND,
     Clock,
     HostClock,
@@ -30,9 +30,16 @@ from deepcovid_edge.bench.scenarios import (
     poisson_arrivals,
     server,
 )
-from deepcovid_edge.bench.settings import MULTI, NETWORK, OFFLINE, SERVER, SINGLE, BenchSettings
-from deepcovid_edge.bench.watch import Watch, peak_rss_mib
-from deepcovid_edge.bench.work import EndToEndWork, NetworkWork, TellsParts, lanes_of
+from deepcovid_edge.benchmarking.settings import (
+    MULTI,
+    NETWORK,
+    OFFLINE,
+    SERVER,
+    SINGLE,
+    BenchSettings,
+)
+from deepcovid_edge.benchmarking.watch import Watch, peak_rss_mib
+from deepcovid_edge.benchmarking.work import EndToEndWork, NetworkWork, TellsParts, lanes_of
 from deepcovid_edge.diagnostics import device_facts, versions
 from deepcovid_edge.errors import BenchError, NotAssessedError
 from deepcovid_edge.files import read_regular

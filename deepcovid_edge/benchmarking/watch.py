@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deepcovid_edge.bench.gauges import GpuGauge
+from deepcovid_edge.benchmarking.gauges import GpuGauge
 
 _EVERY_SECONDS = 0.5
 _END_SECONDS = 10.0

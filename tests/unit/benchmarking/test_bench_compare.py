@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepcovid_edge.bench.compare import CompareRules, compare
-from deepcovid_edge.bench.invocations import join
-from deepcovid_edge.bench.results import SCHEMA_VERSION, Result, Run, read_result
-from deepcovid_edge.bench.samples import Samples
+from deepcovid_edge.benchmarking.compare import CompareRules, compare
+from deepcovid_edge.benchmarking.invocations import join
+from deepcovid_edge.benchmarking.results import SCHEMA_VERSION, Result, Run, read_result
+from deepcovid_edge.benchmarking.samples import Samples
 from deepcovid_edge.cli.main import run
 from deepcovid_edge.errors import DataError, IncomparableRunsError, NotThereError, UsageError
 

@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from deepcovid_edge.bench.samples import Samples, Values
-from deepcovid_edge.bench.settings import OFFLINE
+from deepcovid_edge.benchmarking.samples import Samples, Values
+from deepcovid_edge.benchmarking.settings import OFFLINE
 from deepcovid_edge.decision.results import PlainResult
 
 WINDOWS = 10

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from deepcovid_edge.bench.percentiles import percentiles
-from deepcovid_edge.bench.samples import Samples, Values
-from deepcovid_edge.bench.settings import OFFLINE, SERVER
-from deepcovid_edge.bench.stability import Verdict, assess_stability
+from deepcovid_edge.benchmarking.percentiles import percentiles
+from deepcovid_edge.benchmarking.samples import Samples, Values
+from deepcovid_edge.benchmarking.settings import OFFLINE, SERVER
+from deepcovid_edge.benchmarking.stability import Verdict, assess_stability
 from deepcovid_edge.decision.results import plain
 from deepcovid_edge.decision.statistics import Rate
 from deepcovid_edge.errors import DataError, NotThereError

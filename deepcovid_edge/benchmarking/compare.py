@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from deepcovid_edge.bench.percentiles import is_supported
-from deepcovid_edge.bench.results import Result, Run
-from deepcovid_edge.bench.samples import Samples, Values
-from deepcovid_edge.bench.settings import OFFLINE
+from deepcovid_edge.benchmarking.percentiles import is_supported
+from deepcovid_edge.benchmarking.results import Result, Run
+from deepcovid_edge.benchmarking.samples import Samples, Values
+from deepcovid_edge.benchmarking.settings import OFFLINE
 from deepcovid_edge.decision.results import PlainResult
 from deepcovid_edge.decision.statistics import student_quantile
 from deepcovid_edge.errors import IncomparableRunsError, UsageError
