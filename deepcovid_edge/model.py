@@ -278,3 +278,8 @@ class Model(Closing):
 
     def __repr__(self) -> str:
         return f"Model({self.facts.model!r}, backend={self.backend.name!r})"
+
+
+def backend_of(model: Model | Backend) -> Backend:
+    """The backend of a model, or the backend itself."""
+    return model.backend if isinstance(model, Model) else model

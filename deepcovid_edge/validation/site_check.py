@@ -20,7 +20,7 @@ from deepcovid_edge.decision.statistics import Estimate, Rate
 from deepcovid_edge.decision.thresholds import OperatingPoint
 from deepcovid_edge.errors import DataError
 from deepcovid_edge.manifest import VERSION, ModelManifest
-from deepcovid_edge.model import Model
+from deepcovid_edge.model import Model, backend_of
 from deepcovid_edge.pipeline.pipeline import PredictSettings
 from deepcovid_edge.reasons import NOTICE, WarningCode
 from deepcovid_edge.validation.acceptance import AcceptanceRules, SiteImages, assess
@@ -105,7 +105,7 @@ class SiteReport(PlainResult):
 
 
 def site_check(
-    backend: Backend,
+    model: Model | Backend,
     images: Sequence[LabelledImage],
     *,
     name: str,
@@ -115,7 +115,7 @@ def site_check(
     """Measure a model on a site's images.
 
     Args:
-        backend: The model as it would be used there.
+        model: The model as it would be used there.
         images: Labelled images of the site, some of them negative.
         name: What the site is called.
         rules: What is asked of the model.
@@ -125,6 +125,7 @@ def site_check(
         DataError: No negative image was assessed, a label belongs to no class, or one image has
             two labels.
     """
+    backend = backend_of(model)
     rules, manifest = rules or AcceptanceRules(), backend.manifest
     check_labels(images, manifest.known_labels)
     classified = _classify(backend, images, workers)

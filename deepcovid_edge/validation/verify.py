@@ -44,6 +44,7 @@ from deepcovid_edge.heatmaps.heatmap import OCCLUSION
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.manifest import VERSION, InputSpec, ModelManifest
+from deepcovid_edge.model import Model, backend_of
 
 UNCHANGED, CHANGED, INSUFFICIENT = "unchanged", "changed", "insufficient"
 _CHUNK = 32
@@ -224,8 +225,8 @@ class Verification(PlainResult):
 
 
 def verify(
-    reference: Backend,
-    candidate: Backend,
+    reference: Model | Backend,
+    candidate: Model | Backend,
     images: Sequence[LabelledImage],
     *,
     rules: EquivalenceRules | None = None,
@@ -245,6 +246,7 @@ def verify(
         DataError: No image could be assessed.
         UsageError: A window of the heat maps is larger than the models' input.
     """
+    reference, candidate = backend_of(reference), backend_of(candidate)
     manifest = reference.manifest
     rules = rules or EquivalenceRules.of(manifest)
     check_labels(images, manifest.known_labels)
