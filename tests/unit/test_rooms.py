@@ -32,6 +32,13 @@ FLOORS = {
         ("cli",),
         ("__main__", "__init__"),
     ),
+    "deepcovid_export": (
+        ("__init__", "settings", "networks", "evaluation"),
+        ("recipe", "onnx_export", "report"),
+        ("data", "decision"),
+        ("training", "quantization"),
+        ("cli",),
+    ),
 }
 """Package -> its rooms, floor by floor from the ground. A room imports from floors below it."""
 

@@ -20,13 +20,13 @@ from torch.utils.data import Dataset
 from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
 from deepcovid_edge.datasets.layouts import place_of
 from deepcovid_edge.errors import DataError, NotAssessedError
+from deepcovid_edge.files import write_text
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_export.data.augment import augment, hide_centre, hides_lungs
 from deepcovid_export.data.leaks import Leak, find_leaks, write_leaks
 from deepcovid_export.data.near_duplicates import Fingerprint, fingerprint
 from deepcovid_export.data.splits import with_splits
-from deepcovid_export.files import write_text
 from deepcovid_export.recipe import Recipe
 
 SPLITS_NAME = "splits.csv"

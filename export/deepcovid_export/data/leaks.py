@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from deepcovid_edge.datasets.dataset import LabelledImage
+from deepcovid_edge.files import write_text
 from deepcovid_export.data.near_duplicates import Fingerprint, find_near_duplicates
-from deepcovid_export.files import write_text
 
 
 @dataclass(frozen=True)

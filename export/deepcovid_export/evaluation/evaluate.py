@@ -28,7 +28,7 @@ from deepcovid_export.evaluation.curves import (
     reliability,
     threshold_table,
 )
-from deepcovid_export.evaluation.metrics import area, at_threshold, rate
+from deepcovid_export.evaluation.metrics import area, at_threshold
 from deepcovid_export.evaluation.predictions import Predictions, classify
 from deepcovid_export.evaluation.results import (
     SCHEMA_VERSION,
@@ -39,6 +39,7 @@ from deepcovid_export.evaluation.results import (
     Indeterminate,
     LabelFigures,
     Overall,
+    Rate,
     Shortcuts,
     SideBySide,
 )
@@ -114,7 +115,7 @@ def _evaluation(
 ) -> Evaluation:
     manifest, run, reasons = classified.manifest, classified.run, classified.not_assessed
     scores, positive, threshold = classified.scores, classified.positive, manifest.threshold
-    labels, unlike = [image.label for image in classified.images], classified.unlike
+    labels, rejected = [image.label for image in classified.images], classified.rejected
     return Evaluation(
         schema_version=SCHEMA_VERSION,
         notice=NOTICE,
@@ -133,7 +134,7 @@ def _evaluation(
         export=manifest.training.get("export"),
         images=len(labels) + len(reasons),
         not_assessed={reason: reasons.count(reason) for reason in sorted(set(reasons))},
-        out_of_distribution=None if unlike is None else rate(unlike, len(labels)),
+        out_of_distribution=None if rejected is None else Rate(rejected, len(labels)),
         overall=_overall(classified),
         bootstrap=bootstrap(scores, positive, classified.patients, threshold),
         indeterminate_range=_indeterminate(classified),
@@ -183,7 +184,7 @@ def _by_label(classified: Predictions) -> dict[str, LabelFigures]:
     for label in sorted(set(labels.tolist())):
         own = called[labels == label]
         is_positive = label in classified.manifest.positive_labels
-        found[label] = LabelFigures(len(own), is_positive, rate(int(own.sum()), len(own)))
+        found[label] = LabelFigures(len(own), is_positive, Rate(int(own.sum()), len(own)))
     return found
 
 
@@ -197,8 +198,8 @@ def _indeterminate(classified: Predictions) -> Indeterminate | None:
     return Indeterminate(
         low=span.low,
         high=span.high,
-        indeterminate=rate(int(held.sum()), len(held)),
-        indeterminate_positives=rate(int((held & positive).sum()), int(positive.sum())),
+        indeterminate=Rate(int(held.sum()), len(held)),
+        indeterminate_positives=Rate(int((held & positive).sum()), int(positive.sum())),
         decided_images=int((~held).sum()),
         decided=at_threshold(scores[~held], positive[~held], classified.manifest.threshold),
     )

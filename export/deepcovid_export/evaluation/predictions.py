@@ -38,7 +38,7 @@ class Predictions:
         not_assessed: The reason code of every other image.
         manifest: The model's manifest.
         run: What the records have in common.
-        unlike: How many of the assessed images are beyond the model's out-of-distribution limits;
+        rejected: How many of the assessed images are beyond the model's out-of-distribution limits;
             None for a model without limits.
     """
 
@@ -48,7 +48,7 @@ class Predictions:
     not_assessed: tuple[str, ...]
     manifest: ModelManifest
     run: RunFacts
-    unlike: int | None = None
+    rejected: int | None = None
 
     @property
     def scores(self) -> Scores:
@@ -131,7 +131,7 @@ def classify(
     if not kept:
         raise DataError(f"none of {len(images)} images was assessed")
     assessed = [record for _, record in kept]
-    unlike = sum(WarningCode.OOD.code in record.warnings for record in assessed)
+    rejected = sum(WarningCode.OOD.code in record.warnings for record in assessed)
     rows = [
         [(record.probabilities or {})[name] for name in model.facts.classes] for record in assessed
     ]
@@ -142,5 +142,5 @@ def classify(
         not_assessed=tuple(record.reason for record in records if record.reason),
         manifest=backend.manifest,
         run=model.facts,
-        unlike=unlike if backend.manifest.ood else None,
+        rejected=rejected if backend.manifest.ood else None,
     )

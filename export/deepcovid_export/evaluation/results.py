@@ -6,30 +6,18 @@ depend on them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
+
+from deepcovid_edge.decision import statistics
+from deepcovid_edge.decision.results import PlainResult
 
 SCHEMA_VERSION = 2
 Interval = tuple[float, float]
 Columns = Mapping[str, list[Any]]
 """Columns of one length by name."""
-
-
-class PlainResult:
-    """A frozen dataclass whose fields are the keys of its JSON."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON."""
-        return {item.name: _plain(getattr(self, item.name)) for item in fields(self)}  # type: ignore[arg-type]
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "as_dict"):
-        return value.as_dict()
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 class PartialResult(PlainResult):
@@ -40,23 +28,35 @@ class PartialResult(PlainResult):
         return {name: value for name, value in super().as_dict().items() if value is not None}
 
 
-@dataclass(frozen=True)
-class Rate(PlainResult):
-    """A proportion with its 95 % intervals; all None without trials.
+def normal_half_width(successes: int, trials: int) -> float:
+    """Half of the 95 % interval of a proportion by the normal approximation.
 
-    Attributes:
-        value: Successes over trials.
-        successes: Count.
-        trials: Count.
-        interval_95: Wilson's interval.
-        interval_95_normal: The normal approximation's, cut to 0 to 1.
+    1.96 sqrt(r (1 - r) / n), as in Minaee et al. 2020 (arXiv 2004.09363). It is zero at rates of 0
+    and 1, so reports show Wilson's interval beside it.
+
+    Raises:
+        ValueError: There are no trials.
     """
+    if trials < 1:
+        raise ValueError("no trials: a proportion has no interval")
+    share = successes / trials
+    return statistics.Z_95 * math.sqrt(share * (1 - share) / trials)
 
-    value: float | None
-    successes: int
-    trials: int
-    interval_95: Interval | None
-    interval_95_normal: Interval | None
+
+def normal_interval(successes: int, trials: int) -> tuple[float, float]:
+    """95 % interval of a proportion by the normal approximation, cut to 0 to 1."""
+    half = normal_half_width(successes, trials)
+    share = successes / trials
+    return max(0.0, share - half), min(1.0, share + half)
+
+
+class Rate(statistics.Rate):
+    """A proportion with the interval of the paper beside Wilson's."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values; value and intervals are None without trials."""
+        normal = list(normal_interval(self.successes, self.trials)) if self.trials else None
+        return {**super().as_dict(), "interval_95_normal": normal}
 
 
 @dataclass(frozen=True)

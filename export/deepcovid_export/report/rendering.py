@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deepcovid_export.evaluation.metrics import normal_half_width
+from deepcovid_export.evaluation.results import normal_half_width
 
 _FOLDER = Path(__file__).parent / "templates"
 MISSING = "-"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcovid_edge.errors import UsageError
-from deepcovid_export.files import write_text
+from deepcovid_edge.files import write_text
 
 _NUMBERS = re.compile(r"\[\n\s*([-+\d.e,\s]+?)\n\s*\]")  # a string in JSON has no line end
 _NO_REPORTS = {".csv", ".jsonl", ".pdf", ".txt", ".md"}

@@ -18,10 +18,8 @@ from deepcovid_export.evaluation.metrics import (
     at_threshold,
     auc,
     auc_interval,
-    normal_half_width,
-    normal_interval,
-    rate,
 )
+from deepcovid_export.evaluation.results import Rate, normal_half_width, normal_interval
 
 TRUTH = st.lists(st.booleans(), min_size=2, max_size=60).filter(lambda t: any(t) and not all(t))
 
@@ -96,10 +94,10 @@ def test_rates_have_the_intervals_of_statsmodels(trials: int, data: st.DataObjec
         "statsmodels.stats.proportion", reason="statsmodels (extra dev) is the reference"
     )
     successes = data.draw(st.integers(0, trials))
-    figures = rate(successes, trials)
+    figures = Rate(successes, trials)
     for name, method in (("interval_95", "wilson"), ("interval_95_normal", "normal")):
         expected = proportion.proportion_confint(successes, trials, 0.05, method=method)
-        assert getattr(figures, name) == pytest.approx(expected, abs=1e-9)
+        assert figures.as_dict()[name] == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -112,13 +110,13 @@ def test_the_papers_own_intervals_come_out(successes: int, trials: int, half: fl
 
 def test_wilson_interval_of_98_of_100() -> None:
     """Newcombe 1998, method 3 (Wilson without continuity correction)."""
-    figures = rate(98, 100)
+    figures = Rate(98, 100)
     assert figures.value == 0.98
     assert figures.interval_95 == pytest.approx([0.9300, 0.9945], abs=1e-4)
 
 
 def test_rate_without_trials_is_no_number() -> None:
-    assert rate(0, 0).value is rate(0, 0).interval_95 is None
+    assert Rate(0, 0).as_dict()["value"] is Rate(0, 0).as_dict()["interval_95_normal"] is None
     with pytest.raises(ValueError, match="no trials"):
         normal_interval(0, 0)
 
