@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from deepcovid_edge.backends.tensorrt import build as module
+from deepcovid_edge.backends.tensorrt import build_process
 from deepcovid_edge.backends.tensorrt.build import BuildSettings, build
 from deepcovid_edge.backends.tensorrt.files import (
     EngineFacts,
@@ -120,15 +121,15 @@ def test_a_graph_that_tensorrt_refuses_is_one_sentence_with_the_node(
 
 
 def test_levels_are_lowered_until_one_builds(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, asked = module._run_builder, []
+    real, asked = module.run_builder, []
 
-    def weak(request: module._Request, progress: object) -> dict[str, object]:
+    def weak(request: build_process.BuildRequest, progress: object) -> dict[str, object]:
         asked.append(request.level)
         if request.level > 1:
-            return module._explained(-9, request, [], {})
+            return build_process._explained(-9, request, [], {})
         return real(request, None)
 
-    monkeypatch.setattr(module, "_run_builder", weak)
+    monkeypatch.setattr(module, "run_builder", weak)
     _, facts = build(find_model("squeezenet1_1"), AHEAD)
     assert asked == [3, 2, 1]
     assert facts.builder["level"] == 1
@@ -137,8 +138,8 @@ def test_levels_are_lowered_until_one_builds(monkeypatch: pytest.MonkeyPatch) ->
 
 def let_the_builder_be(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     """Another program in its place, which gets the real builder's command line."""
-    real = build._builder_command
-    monkeypatch.setattr(build, "_builder_command", lambda request: [*words, *real(request)])
+    real = build_process._builder_command
+    monkeypatch.setattr(build_process, "_builder_command", lambda request: [*words, *real(request)])
 
 
 @pytest.mark.parametrize("mib", [150, 200, 250, 280, 300, 310, 315, 318, 321, 324, 330, 400, 600])
@@ -148,7 +149,7 @@ def test_with_little_address_space_a_build_ends_and_is_explained(
     """The real builder fails otherwise at each limit; with some it waits for a thread for ever."""
     limited = f'ulimit -v {mib << 10}; exec "$@"'
     let_the_builder_be(monkeypatch, "/bin/sh", "-c", limited, "sh")
-    monkeypatch.setattr(build, "_STALLED_SECONDS", 5.0)
+    monkeypatch.setattr(build_process, "_STALLED_SECONDS", 5.0)
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")  # whatever the number of cores
     code = run(["build", "squeezenet1_1", "--target", "rtx:sm86", "--level", "0"])
     said = capsys.readouterr().err
@@ -167,7 +168,7 @@ def test_a_builder_that_waits_for_ever_is_ended_and_explained(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     let_the_builder_be(monkeypatch, "/bin/sh", "-c", "sleep 1000000")
-    monkeypatch.setattr(build, "_STALLED_SECONDS", 0.5)
+    monkeypatch.setattr(build_process, "_STALLED_SECONDS", 0.5)
     assert run(["build", "squeezenet1_1", "--target", "rtx:sm86", "--workspace", "100"]) == 1
     said = capsys.readouterr().err.replace("\n", " ")
     assert "the builder made no progress for 0.5 s and was ended" in said
@@ -191,7 +192,9 @@ def test_each_way_to_run_out_of_memory_gets_the_same_sentence(
     line = json.dumps({"event": "failed", "why": said, "final": False}) if as_event else said
     let_the_builder_be(monkeypatch, "/bin/sh", "-c", 'echo "$0"; exit 1', line)
     monkeypatch.setattr(
-        build.resource, "getrlimit", lambda _: (300 << 20, build.resource.RLIM_INFINITY)
+        build_process.resource,
+        "getrlimit",
+        lambda _: (300 << 20, build_process.resource.RLIM_INFINITY),
     )
     assert run(["build", "squeezenet1_1", "--target", "rtx:sm86", "--level", "0"]) == 1
     told = capsys.readouterr().err
@@ -217,7 +220,7 @@ def builders_of(parent: int) -> list[int]:
     return [
         int(child)
         for child, words in arguments.items()
-        if b"deepcovid_edge.backends.tensorrt.build" in words[:3]
+        if b"deepcovid_edge.backends.tensorrt.build_process" in words[:3]
     ]
 
 

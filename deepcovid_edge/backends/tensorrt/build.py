@@ -2,28 +2,21 @@
 
 Precision is in the graph (FP16 casts, Q/DQ), so the network is strongly typed and none of the
 precision flags that TensorRT 11 removed is touched; other features are looked for by name. The
-build runs in a process of its own (`python -m deepcovid_edge.backends.tensorrt.build`), so that a
-builder that is killed for memory, or that waits for ever because it could not start a thread, is an
-explained error and not the end of the caller.
+build runs in a process of its own (`build_process`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import resource
-import signal
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from deepcovid_edge.backends.tensorrt.build_process import BuildRequest, Progress, run_builder
 from deepcovid_edge.backends.tensorrt.files import (
     LIBRARIES,
     EngineFacts,
@@ -33,7 +26,6 @@ from deepcovid_edge.backends.tensorrt.files import (
     engine_name,
     write_engine,
 )
-from deepcovid_edge.device.child_process import Child, StalledError
 from deepcovid_edge.device.gpu import GpuFacts, find_gpu
 from deepcovid_edge.errors import (
     BuildError,
@@ -48,20 +40,10 @@ from deepcovid_edge.manifest import ModelManifest, read_manifest
 
 RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 HIGHEST_LEVEL = 5
-_INPUT = "images"
 _MIB = 1 << 20
 _WORKSPACE_SHARE = 0.5
 """Share of the free memory that a build may use: a Jetson's GPU shares it with everything."""
-_OUT_OF_MEMORY = (
-    *("bad_alloc", "MemoryError", "OutOfMemory", "out of memory", "annot allocate"),
-    "Resource temporarily unavailable",  # a thread that had no memory for its stack
-    *("failed to map segment", "can't start new thread"),
-)
-_STALLED_SECONDS = 60.0
-"""A builder that neither speaks nor computes for so long never will: it reports each step."""
 _TIMING_CACHE_NAME = "{library}-{version}-{capability}.timing"
-
-Progress = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -209,22 +191,6 @@ def _known(engine: Path, fit: Fit, parent_sha256: str) -> EngineFacts | None:
         return None  # it is built again
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What the building process is told, as JSON on its command line."""
-
-    model: str
-    plan: str
-    library: str
-    capabilities: list[str]
-    profile: dict[str, int]
-    height: int
-    width: int
-    workspace: int
-    level: int
-    timing_cache: str
-
-
 def _build_apart(
     model: Path,
     manifest: ModelManifest,
@@ -243,7 +209,7 @@ def _build_apart(
     failures: list[str] = []
     for level in range(settings.level, -1, -1):
         with tempfile.TemporaryDirectory() as place:
-            request = _Request(
+            request = BuildRequest(
                 model=str(model.resolve()),
                 plan=f"{place}/plan",
                 library=fit.library,
@@ -255,7 +221,7 @@ def _build_apart(
                 level=level,
                 timing_cache=timing_cache,
             )
-            outcome = _run_builder(request, progress)
+            outcome = run_builder(request, progress)
             if outcome.get("event") == "done":
                 builder = {
                     "level": level,
@@ -282,205 +248,3 @@ def _available_memory_mib() -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) // 1024
     return 1024
-
-
-def _run_builder(request: _Request, progress: Progress | None) -> dict[str, Any]:
-    """Run one build; its last event, or why there is none."""
-    last: dict[str, Any] = {}
-    noise: list[str] = []
-    try:
-        with Child(_builder_command(request), patience=_STALLED_SECONDS) as child:
-            for line in child.lines():
-                try:
-                    event = json.loads(line)
-                except ValueError:
-                    noise.append(line.strip())
-                    continue
-                last = event
-                if progress:
-                    progress(event)
-    except StalledError as error:
-        why = f"the builder {error} and was ended: out of memory is the likely cause"
-        return {"event": "failed", "why": f"{why} {_memory_mend(request)}", "final": True}
-    if child.code == 0 and last.get("event") == "done":
-        return last
-    return _explained(child.code, request, [str(last.get("why", "")), *noise], last)
-
-
-def _builder_command(request: _Request) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "deepcovid_edge.backends.tensorrt.build",
-        json.dumps(asdict(request)),
-    ]
-
-
-def _explained(
-    code: int | None, request: _Request, said: list[str], last: Mapping[str, Any]
-) -> dict[str, Any]:
-    """A failure in our words: what ran out, what was said, and whether a lower level may help."""
-    killed = code in (-signal.SIGKILL, -signal.SIGABRT)
-    if killed or any(word in line for line in said for word in _OUT_OF_MEMORY):
-        why = f"the builder ran out of memory {_memory_mend(request)}"
-        return {"event": "failed", "why": why, "final": False}
-    if last.get("event") == "failed":
-        return dict(last)
-    tail = " | ".join(line for line in said[-3:] if line)
-    why = f"the builder ended with {code}: {tail or 'no message'}"
-    return {"event": "failed", "why": why, "final": True}
-
-
-def _memory_mend(request: _Request) -> str:
-    """What was asked for, and what may be done where it was too much."""
-    return (
-        f"(workspace {request.workspace // _MIB} MiB, level {request.level}): "
-        f"close other programs, or give a smaller --workspace or --batch{_limit_told()}"
-    )
-
-
-def _limit_told() -> str:
-    """That this shell limits the memory of a process, where it does."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit == resource.RLIM_INFINITY:
-        return ""
-    return f"; a process may have {limit // _MIB} MiB here: ulimit -v unlimited"
-
-
-def main() -> None:
-    """Build what the request on the command line says, and report on standard output."""
-    request = _Request(**json.loads(sys.argv[1]))
-    try:
-        _build_here(request)
-    except ImportError as error:
-        why = f"{request.library} cannot be loaded: {error}{_limit_told()}"
-        _report(event="failed", why=why, final=True)
-    except _ParseError as error:
-        _report(event="failed", why=str(error), final=True)
-    except BuildError as error:
-        _report(event="failed", why=str(error), final=False)
-
-
-def _report(**event: Any) -> None:
-    print(json.dumps(event), flush=True)
-
-
-class _ParseError(BuildError):
-    """Raised where no lower level would help."""
-
-
-def _build_here(request: _Request) -> None:
-    """The build itself, in the process that was made for it."""
-    trt = import_module(request.library)
-    logger = _logger(trt)
-    builder = trt.Builder(logger)
-    typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = builder.create_network(typed)
-    _parse(trt, network, logger, Path(request.model))
-    config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace)
-    config.builder_optimization_level = request.level
-    _add_profile(builder, config, request)
-    _set_capabilities(trt, config, request.capabilities)
-    _load_timing_cache(config, request.timing_cache)
-    config.progress_monitor = _monitor(trt)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        why = "; ".join(logger.errors[-3:]) or "TensorRT gave no reason"
-        raise BuildError(f"TensorRT could not build the engine: {why}")
-    Path(request.plan).write_bytes(plan)
-    _save_timing_cache(config, request.timing_cache)
-    _report(event="done", messages=logger.warnings[:20])
-
-
-def _logger(trt: Any) -> Any:
-    class Collector(trt.ILogger):  # type: ignore[misc]
-        """Keeps the messages of errors and warnings instead of printing them."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.warnings: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            levels = trt.ILogger.Severity
-            if severity in (levels.INTERNAL_ERROR, levels.ERROR):
-                self.errors.append(message)
-            elif severity == levels.WARNING:
-                self.warnings.append(message)
-
-    return Collector()
-
-
-def _parse(trt: Any, network: Any, logger: Any, model: Path) -> None:
-    parser = trt.OnnxParser(network, logger)
-    if parser.parse(model.read_bytes()):
-        return
-    errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    said = "; ".join(f"{_node(error)}: {error.desc()}" for error in errors[:3])
-    raise _ParseError(f"TensorRT does not take the graph: {said or '; '.join(logger.errors[-3:])}")
-
-
-def _node(error: Any) -> str:
-    operator = getattr(error, "node_operator", lambda: "")()
-    return f"{operator} {error.node_name()}".strip() or "model"
-
-
-def _add_profile(builder: Any, config: Any, request: _Request) -> None:
-    profile = builder.create_optimization_profile()
-    shapes = [
-        (request.profile[size], request.height, request.width) for size in ("min", "opt", "max")
-    ]
-    profile.set_shape(_INPUT, *shapes)
-    config.add_optimization_profile(profile)
-
-
-def _set_capabilities(trt: Any, config: Any, capabilities: list[str]) -> None:
-    """Name the GPUs to build for, where no GPU is asked (TensorRT-RTX, ahead of time)."""
-    if not capabilities:
-        return
-    config.num_compute_capabilities = len(capabilities)
-    for index, name in enumerate(capabilities):
-        capability = getattr(trt.ComputeCapability, name.upper())
-        if not config.set_compute_capability(capability, index):
-            raise _ParseError(f"TensorRT-RTX does not build for {name}")
-
-
-def _load_timing_cache(config: Any, path: str) -> None:
-    if path:
-        content = Path(path).read_bytes() if Path(path).is_file() else b""
-        config.set_timing_cache(config.create_timing_cache(content), ignore_mismatch=False)
-
-
-def _save_timing_cache(config: Any, path: str) -> None:
-    cache = config.get_timing_cache() if path else None
-    if cache is not None:
-        temporary = Path(f"{path}.{os.getpid()}.part")
-        temporary.write_bytes(cache.serialize())
-        temporary.replace(path)
-
-
-def _monitor(trt: Any) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """Reports the builder's phases; never asks it to stop."""
-
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self.steps: dict[str, int] = {}
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self.steps[phase_name] = num_steps
-            _report(event="phase", name=phase_name, parent=parent_phase, steps=num_steps)
-
-        def phase_finish(self, phase_name: str) -> None:
-            _report(event="finished", name=phase_name)
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            _report(event="step", name=phase_name, step=step, steps=self.steps.get(phase_name))
-            return True
-
-    return Monitor()
-
-
-if __name__ == "__main__":
-    main()

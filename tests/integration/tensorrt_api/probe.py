@@ -160,13 +160,13 @@ def run(module: Any, library: str) -> None:
 
 
 def request(place: Path, library: str) -> Any:
-    from deepcovid_edge.backends.tensorrt import build
+    from deepcovid_edge.backends.tensorrt import build_process
 
     model = place / "model.onnx"
     model.write_bytes(b"onnx")
     timing = place / "timing"
     timing.write_bytes(b"cache")
-    return build._Request(
+    return build_process.BuildRequest(
         model=str(model),
         plan=str(place / "plan"),
         library=library,
@@ -181,18 +181,18 @@ def request(place: Path, library: str) -> Any:
 
 
 def build(place: Path, library: str) -> None:
-    from deepcovid_edge.backends.tensorrt import build
+    from deepcovid_edge.backends.tensorrt import build_process
 
     asked = request(place, library)
-    build._report = lambda **event: None  # type: ignore[assignment]
-    build._build_here(asked)
+    build_process._report = lambda **event: None  # type: ignore[assignment]
+    build_process._build_here(asked)
     assert Path(asked.plan).read_bytes() == b"plan"
     trt = sys.modules[library]
-    monitor = build._monitor(trt)
+    monitor = build_process._monitor(trt)
     monitor.phase_start("phase", None, 3)
     assert monitor.step_complete("phase", 1) is True
     monitor.phase_finish("phase")
-    logger = build._logger(trt)
+    logger = build_process._logger(trt)
     logger.log(trt.ILogger.Severity.ERROR, "broken")
     logger.log(trt.ILogger.Severity.WARNING, "odd")
     assert (logger.errors, logger.warnings) == (["broken"], ["odd"])
@@ -200,14 +200,14 @@ def build(place: Path, library: str) -> None:
 
 def refuse(place: Path, library: str) -> None:
     """The way on which the parser refuses the graph."""
-    from deepcovid_edge.backends.tensorrt import build
+    from deepcovid_edge.backends.tensorrt import build_process
 
     trt = sys.modules[library]
     trt._answers["parse"] = False
     said = ""
     try:
-        build._build_here(request(place, library))
-    except build._ParseError as error:
+        build_process._build_here(request(place, library))
+    except build_process._ParseError as error:
         said = str(error)
     assert "does not take the graph" in said
 
