@@ -90,12 +90,9 @@ def test_a_folder_becomes_one_record_an_image(images: Path) -> None:
         assert record["warnings"] == ["W_SYNTHETIC"]
         assert sum(record["probabilities"].values()) == pytest.approx(1, abs=2e-6)
         assert record["probability"] == record["probabilities"][record["positive_class"]]
-        called = "positive" if record["probability"] >= record["threshold"] else "negative"
-        if (indeterminate_range := record["indeterminate_range"]) and indeterminate_range[
-            "low"
-        ] <= record["probability"] < indeterminate_range["high"]:
-            called = "indeterminate"
-        assert record["decision"] == called
+        low, high = record["limits"]["low"], record["limits"]["high"]
+        expected = "positive" if record["probability"] >= high else "indeterminate"
+        assert record["decision"] == ("negative" if record["probability"] < low else expected)
         assert record["notice"] == "Research use only. Not a medical device."
     assert "6 images done" in done.stderr
 
@@ -157,7 +154,7 @@ def test_threshold_of_the_command_line_decides(images: Path) -> None:
     for threshold, decision in ((0, "positive"), (1, "negative")):
         records = records_of(infer(images, "--threshold", threshold).stdout)
         assert {record["decision"] for record in records} == {decision}
-        assert {record["threshold"] for record in records} == {threshold}
+        assert {record["limits"]["threshold"] for record in records} == {threshold}
 
 
 def test_an_image_named_twice_is_judged_once(images: Path) -> None:
@@ -278,7 +275,7 @@ def test_a_closed_pipe_ends_quietly(images: Path) -> None:
         (["{images}", "--batch-size", "0"], 2, "--batch-size: got 0"),
         (["{images}", "--threshold", "2"], 2, "--threshold: got 2.0"),
         (["{images}", "--backend", "abacus"], 2, "'abacus' is not one of"),
-        (["{images}", "--resume"], 2, "--resume needs -o"),
+        (["{images}", "--resume"], 2, "--resume: needs an output file"),
         (["{images}", "-o", "x.html"], 2, ".html is not written"),
         (["{images}", "-o", "x.tif"], 2, ".tif is not written"),
         (["{images}", "-o", "x.jsonl.gz"], 2, ".gz is not written"),
