@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -48,9 +49,12 @@ def choice(it: Figures) -> Rows:
 
 def quantizer(it: Figures) -> Rows:
     """FP32, then each candidate."""
+    reference = it["candidates"]["FP32"]["ms"]["samples"]
     for name, found in it["candidates"].items():
+        pairs = zip(reference, found["ms"]["samples"], strict=True)
+        faster = statistics.median(fp32 / own for fp32, own in pairs)
         excluded = None if found["excluded"] is None else len(found["excluded"])
-        yield {"name": name, **found, "excluded": excluded}
+        yield {"name": name, **found, "excluded": excluded, "faster": faster}
 
 
 def not_verified(it: Figures) -> Rows:
