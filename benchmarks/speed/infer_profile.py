@@ -49,7 +49,7 @@ SECTIONS = {
     "deepcovid_edge.backends:load_backend": "load the model",
     "deepcovid_edge.pipeline.writers:RecordFile.write": "write the record",
     "deepcovid_edge.pipeline.reader:ImageReader.read": "read: rest",
-    "deepcovid_edge.pipeline.reader:read_bytes": "open, read",
+    "deepcovid_edge.pipeline.reader:read_source": "open, read",
     "hashlib:sha256": "SHA-256",
     "deepcovid_edge.pipeline.reader:decode_radiograph": "decode: rest",
     "deepcovid_edge.imaging.pictures:_check_container": "check the container",

@@ -216,7 +216,7 @@ def test_what_tegrastats_leaves_behind_is_not_waited_for(
     )
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    from deepcovid_edge.benchmarking.tegrastats import Tegrastats
+    from deepcovid_edge.benchmarking.gauges import Tegrastats
 
     gauge = Tegrastats()
     while gauge.reading()["watts"] is None:
