@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 
 from deepcovid_edge.imaging.phantom import draw_phantom, save_phantom
@@ -53,7 +54,8 @@ def data(place: Path) -> None:
             path = place / "data" / label / f"{label}{seed:02d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             image = draw_phantom(seed, opacities=opacities)
-            save_phantom(cv2.resize(image, (300, 300), interpolation=cv2.INTER_CUBIC), path)
+            small = cv2.resize(image, (300, 300), interpolation=cv2.INTER_CUBIC)
+            save_phantom(small.astype(np.uint8), path)
 
 
 def test_readme_shows_the_whole_way() -> None:
@@ -164,3 +166,18 @@ def test_every_link_in_the_documents_leads_somewhere() -> None:
 
 def test_readme_has_at_most_three_badges() -> None:
     assert README.count("![") <= 3
+
+
+def test_rooms_import_only_what_stands_above_them_in_contributing() -> None:
+    text = (ROOT / ".github/CONTRIBUTING.md").read_text("utf-8")
+    rows = [
+        re.findall(r"`(\w+)(?:/|\.py)`", cell) for cell in re.findall(r"^\| (`.*?) \|", text, re.M)
+    ]
+    level = {room: number for number, row in enumerate(rows) for room in row}
+    assert level["errors"] < level["cli"]
+    for path in (ROOT / "deepcovid_edge").rglob("*.py"):
+        room = path.relative_to(ROOT / "deepcovid_edge").parts[0].removesuffix(".py")
+        if not room.startswith("__"):
+            imported = re.findall(r"^ *from deepcovid_edge\.(\w+)", path.read_text("utf-8"), re.M)
+            above = {name for name, place in level.items() if place <= level[room]}
+            assert set(imported) <= above, path
