@@ -23,12 +23,16 @@ _PHANTOMS = 8
 
 @click.command(
     epilog="Example: deepcovid-edge bench squeezenet1_1 -o cart.json. An unstable run exits with "
-    "7. No GPU has run it yet.",
+    "7. No GPU has been measured yet.",
 )
 @click.argument("model")
-@click.option("--data", type=click.Path(path_type=Path), help="Images.  [default: synthetic]")
 @click.option(
-    "--images", type=click.IntRange(1, 10_000), default=64, show_default=True, help="At most."
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Images to measure with.  [default: synthetic ones]",
+)
+@click.option(
+    "--images", type=click.IntRange(1, 10_000), default=64, show_default=True, help="Most images."
 )
 @click.option(
     "--scenario", "scenarios", multiple=True, type=click.Choice(SCENARIOS), help="Repeatable."
@@ -36,22 +40,35 @@ _PHANTOMS = 8
 @click.option("--scope", "scopes", multiple=True, type=click.Choice(SCOPES), help="Repeatable.")
 @backend_option
 @provider_option
-@click.option("--seconds", type=float, default=5.0, show_default=True, help="Minimum of each run.")
-@click.option("--queries", type=int, default=64, show_default=True, help="Minimum of each run.")
-@click.option("--warm-up", type=float, default=1.0, show_default=True, help="Seconds.")
-@click.option("--streams", type=int, default=8, show_default=True, help="Images per query.")
 @click.option(
-    "--batch-size", type=int, help="Images per offline inference.  [default: 1, on a GPU 8]"
+    "--seconds", type=float, default=5.0, show_default=True, help="Minimum seconds per run."
+)
+@click.option("--queries", type=int, default=64, show_default=True, help="Minimum queries per run.")
+@click.option(
+    "--warm-up", type=float, default=1.0, show_default=True, help="Seconds before each run."
+)
+@click.option(
+    "--streams", type=int, default=8, show_default=True, help="Images per multi-stream query."
+)
+@click.option(
+    "--batch-size", type=int, help="Images per offline inference call.  [default: 1, on a GPU 8]"
 )
 @click.option("--workers", type=int, help="Threads.  [default: one per core]")
-@click.option("--threads", type=int, default=1, show_default=True, help="Inside one inference.")
-@click.option("--rate", type=float, help="Images per second; adds the server scenario.")
 @click.option(
-    "--deadline", "deadline_ms", type=float, default=500.0, show_default=True, help="Milliseconds."
+    "--threads", type=int, default=1, show_default=True, help="Threads inside one inference call."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the arrivals.")
+@click.option("--rate", type=float, help="Images per second that arrive; adds the server scenario.")
+@click.option(
+    "--deadline",
+    "deadline_ms",
+    type=float,
+    default=500.0,
+    show_default=True,
+    help="Milliseconds from arrival to result in the server scenario.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the arrival times.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the result as JSON.")
-@click.option("--append", is_flag=True, help="Add to the result that the file of -o holds.")
+@click.option("--append", is_flag=True, help="Add to the result in the file of -o.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout instead of a table.")
 def command(
     model: str,
@@ -69,10 +86,10 @@ def command(
 ) -> int:
     """Measure MODEL: one image at a time, several at a time, and as fast as possible.
 
-    `network` is from prepared batch to logits, `end-to-end` from file to record. `--backend auto`
-    measures what `infer` would run. The result holds the raw samples; a percentile is given only
-    where there are enough of them. Use `--append` at other times to let `compare` know how much the
-    machine varies.
+    Scope `network` goes from prepared batch to logits, `end-to-end` from file to record. `--backend
+    auto` measures what `infer` would run. The result holds the raw samples. A percentile is given
+    only if there are enough samples. Measure again later with `--append`: then `compare` knows how
+    much the machine varies.
     """
     from deepcovid_edge.backends import fastest_verified, load_backend
     from deepcovid_edge.backends.base import BackendSettings

@@ -21,15 +21,27 @@ _GATE_FAILED = 3
     epilog="Example: deepcovid-edge build squeezenet1_1 --batch 1,8,32 --verify images/",
 )
 @click.argument("model")
-@click.option("--batch", default="1,8,32", show_default=True, help="MIN,OPT,MAX images.")
-@click.option("--target", default="local", show_default=True, help="local, or rtx:sm86,sm89,...")
-@click.option("--workspace", default="auto", show_default=True, help="auto, or MiB.")
-@click.option("--level", type=int, default=3, show_default=True, help="Optimisation, 0 to 5.")
-@click.option("--timing-cache/--no-timing-cache", default=True, show_default=True)
-@click.option("--verify", "data", type=click.Path(path_type=Path), help="Labelled images.")
+@click.option("--batch", default="1,8,32", show_default=True, help="Batch sizes: MIN,OPT,MAX.")
+@click.option(
+    "--target",
+    default="local",
+    show_default=True,
+    help="This GPU (local), or others: rtx:sm86,sm89,...",
+)
+@click.option(
+    "--workspace", default="auto", show_default=True, help="Memory of the builder: auto, or MiB."
+)
+@click.option("--level", type=int, default=3, show_default=True, help="Optimisation level, 0 to 5.")
+@click.option(
+    "--timing-cache/--no-timing-cache",
+    default=True,
+    show_default=True,
+    help="Use the kernel timings of earlier builds.",
+)
+@click.option("--verify", "data", type=click.Path(path_type=Path), help="Images to verify on.")
 @click.option("--split", help="Verify on the images of this split only.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder.  [default: cache]")
-@click.option("--rebuild", is_flag=True, help="Build although a fitting engine is there.")
+@click.option("--rebuild", is_flag=True, help="Build even if a fitting engine exists.")
 @click.option("--json", "as_json", is_flag=True, help="The engine's facts on stdout.")
 def command(
     model: str,
@@ -46,8 +58,9 @@ def command(
 ) -> int:
     """Build the TensorRT engine of MODEL, a shipped name or a typed .onnx file.
 
-    Precision is in the graph: make FP16 or INT8 files with `quantize`. The engine lies in the
-    cache with its facts beside it; an engine that was not verified says so in every record.
+    The graph holds the precision: make FP16 or INT8 files with `quantize`. The engine goes to the
+    cache, with its facts beside it. Records of an engine that was not verified have the warning
+    W_UNVERIFIED. If --verify does not find the decisions unchanged, the exit code is 3.
     """
     from deepcovid_edge.backends.tensorrt.build import BuildSettings, build
     from deepcovid_edge.backends.tensorrt.files import Profile

@@ -1,4 +1,4 @@
-"""What `infer` and `heatmap` share: a run on the terminal, and how a person stops it."""
+"""What `infer` and `heatmap` share: one run in the terminal, and how to stop it."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def classify_images(settings: RunSettings, **model: Any) -> ExitCode:
 
 @contextmanager
 def _stopping_at_once() -> Iterator[None]:
-    """Let a stop end the process, whatever its threads do: there is no record yet to be kept.
+    """End the process at once on a stop: there is no record to keep yet.
 
-    An interrupt in the middle of an import may leave Python's import lock taken. Threads that read
-    images import what an image needs, would wait for it, and be waited for, for ever (CPython
-    3.11).
+    An interrupt in the middle of an import may leave Python's import lock taken (CPython 3.11).
+    Threads that read images also import modules; they would wait for the lock for ever, and the
+    process for them.
     """
 
     def stop(*_: object) -> None:
@@ -90,13 +90,13 @@ def _tell(run: Run, how: str) -> None:
 
 
 def _total(run: Run) -> int | None:
-    """How many images there are, where a progress bar wants to know."""
+    """Number of images, or None if no progress bar is shown."""
     shown_on_terminal = run.file is None and sys.stdout.isatty()
     return None if shown_on_terminal or not sys.stderr.isatty() else run.count()
 
 
 def _shown(records: Generator[list[Prediction]], total: int | None) -> Generator[list[Prediction]]:
-    """The same, with a bar of so many images on a terminal."""
+    """Pass the groups on and show a progress bar, if a total is given."""
     if total is None:
         yield from records
         return

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 @click.command(epilog="Example: deepcovid-edge compare before.json after.json --max-slowdown 0.05")
 @click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Compare runs that were not measured alike.")
-@click.option("--all", "show_all", is_flag=True, help="Also show what does not differ.")
+@click.option("--all", "show_all", is_flag=True, help="Also show figures that do not differ.")
 @click.option(
     "--smallest-change",
     type=float,
     default=0.02,
     show_default=True,
-    help="Smaller changes do not count: two equal runs differ as much.",
+    help="Smaller changes do not count; equal runs differ that much.",
 )
-@click.option("--max-slowdown", type=float, help="Exit with 3 above this, such as 0.05.")
-@click.option("--markdown", "kind", flag_value="markdown", default="markdown", help="[default]")
+@click.option("--max-slowdown", type=float, help="Exit with 3 if slower by more, such as 0.05.")
+@click.option("--markdown", "kind", flag_value="markdown", default="markdown", help="Default.")
 @click.option("--csv", "kind", flag_value="csv", help="All ratios as CSV.")
 @click.option("--json", "kind", flag_value="json", help="Everything, as JSON.")
 def command(
@@ -42,9 +42,9 @@ def command(
 ) -> int:
     """Compare each of RESULTS, files of `bench -o`, with the first of them.
 
-    A ratio is time over the first file's time: 1.10 is 10 % slower. Runs on another device, or of
-    another scope, scenario, batch, rate or clock, cannot be compared. With `--max-slowdown`,
-    unstable runs exit with 7: they can neither pass nor fail.
+    A ratio is a time divided by the first file's time: 1.10 is 10 % slower. Runs are compared only
+    if device, scope, scenario, batch, rate and clock are the same. With `--max-slowdown`, unstable
+    runs can neither pass nor fail; the exit code is then 7.
     """
     from deepcovid_edge.benchmarking.compare import CompareRules, compare
     from deepcovid_edge.benchmarking.results import read_result

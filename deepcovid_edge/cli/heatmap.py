@@ -28,26 +28,26 @@ from deepcovid_edge.cli.options import (
     folder=True,
     default=Path("heatmaps"),
     show_default=True,
-    help="Write pictures and maps into this folder.",
+    help="Folder for pictures and maps.",
 )
 @click.option(
     "--method",
     type=click.Choice(["occlusion", "activation"]),
     default="occlusion",
     show_default=True,
-    help="Hide windows, or what the network gives beside its logits.",
+    help="Hide windows and classify again, or read the class activation map.",
 )
-@click.option("--window", default=32, show_default=True, help="Side of a window, pixels.")
-@click.option("--stride", default=8, show_default=True, help="From window to window, pixels.")
+@click.option("--window", default=32, show_default=True, help="Side of a window, in pixels.")
+@click.option("--stride", default=8, show_default=True, help="Step between windows, in pixels.")
 @click.option(
     "--baseline",
     type=click.Choice(["black", "mean", "blurred"]),
     default="black",
     show_default=True,
-    help="What a hidden window shows.",
+    help="What stands in a hidden window.",
 )
 @click.option(
-    "--budget", type=duration, metavar="TIME", help="Most time for an image, such as 200ms."
+    "--budget", type=duration, metavar="TIME", help="Longest time for one image, such as 200ms."
 )
 @run_options
 def command(
@@ -62,10 +62,10 @@ def command(
 ) -> int:
     """Show where the network looked on each image of PATHS.
 
-    Writes a picture (image, map and both laid over each other) and the map itself (.npz) for each
-    image, and its record to stdout; the record has the regions as boxes on the image. Windows and
-    strides are pixels of the network's input. With --budget the image is classified with few
-    windows first, then with more where they matter, until the time is spent.
+    For each image it writes a picture (the image, the map, and the map over the image) and the map
+    itself (.npz). The record goes to stdout and has the regions as boxes on the image. Window and
+    stride count pixels of the model input. With --budget, a few windows come first; more are added
+    where they matter until the time is spent.
     """
     from deepcovid_edge.heatmaps.explainer import HeatMapSettings
     from deepcovid_edge.heatmaps.windows import OcclusionSettings

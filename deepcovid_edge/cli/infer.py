@@ -21,21 +21,24 @@ from deepcovid_edge.cli.options import (
     epilog="Example: deepcovid-edge infer images/ -o results.jsonl. Research use only.",
 )
 @paths_argument
-@path_option("-o", "--output", help="Write here: .jsonl or .csv.")
+@path_option("-o", "--output", help="File for the records: .jsonl or .csv.  [default: stdout]")
 @run_options
 @click.option("--batch-size", type=int, help="Images per inference call.  [default: 1, on a GPU 8]")
-@click.option("--resume", is_flag=True, help="Go on with the records already in --output.")
+@click.option("--resume", is_flag=True, help="Continue the records in --output.")
 @click.option("--heatmap", type=click.Choice(["occlusion", "activation"]), help="Make heat maps.")
 @path_option(
     "--heatmap-dir",
     folder=True,
     default=Path("heatmaps"),
     show_default=True,
-    help="Write them into this folder.",
+    help="Folder for the heat maps.",
 )
-@click.option("--overlay", is_flag=True, help="With --heatmap: draw a picture of each image too.")
+@click.option("--overlay", is_flag=True, help="With --heatmap: also draw a picture of each image.")
 @click.option(
-    "--budget", type=duration, metavar="TIME", help="Most time for an occlusion, such as 200ms."
+    "--budget",
+    type=duration,
+    metavar="TIME",
+    help="Longest time for one occlusion map, such as 200ms.",
 )
 def command(
     paths: tuple[Path, ...],
@@ -49,14 +52,15 @@ def command(
 ) -> int:
     """Classify chest radiographs: one record for each file of PATHS, in a stable order.
 
-    Folders are walked. A file that cannot be assessed gets a record with the reason and no
-    probability; the run goes on and exits with 4.
+    Folders are searched for images. A file that cannot be assessed gets a record with the reason
+    and no probability. The run continues, and its exit code is 4.
 
-    `--backend auto` runs the fastest variant of the model that was proved to decide alike: a
-    verified engine, else INT8 for CPUs. Every record names what ran. Name a backend to run the file
-    itself.
+    `--variant auto` runs the fastest variant of the model that was verified to decide as the model
+    does: a TensorRT engine, else INT8 for CPUs where the processor computes it exactly.
+    DEEPCOVID_EDGE_INT8=off in the environment turns INT8 off. Every record names the variant that
+    ran. With --backend or --provider the named file itself runs.
 
-    `--heatmap activation` needs no second run; `deepcovid-edge heatmap` has more to choose from.
+    `--heatmap activation` needs no second run. `deepcovid-edge heatmap` has more options.
     """
     if heatmap is None and overlay:
         raise click.UsageError("--overlay needs --heatmap occlusion or --heatmap activation.")

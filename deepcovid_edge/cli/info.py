@@ -10,13 +10,13 @@ import click
 _SETTINGS = {
     "DEEPCOVID_EDGE_INT8": "models run as they are, not in the INT8 variant that ships beside them",
 }
-"""What a setting does; without it nothing is told."""
+"""Environment variables that change results, and what each does."""
 
 
 @click.command(epilog="Example: deepcovid-edge info --json")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout instead of text.")
 def command(as_json: bool) -> None:
-    """Show this machine, what can run here, the shipped models, and problems with their fixes."""
+    """Show this machine, its backends, the shipped models, and problems with their fixes."""
     from deepcovid_edge.diagnostics import describe
 
     facts = describe()

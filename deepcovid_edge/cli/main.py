@@ -27,19 +27,19 @@ class Entry:
 
 
 COMMANDS = {
-    "infer": Entry("deepcovid_edge.cli.infer", "Classify images: files and folders to records."),
+    "infer": Entry("deepcovid_edge.cli.infer", "Classify images: one record for each file."),
     "heatmap": Entry("deepcovid_edge.cli.heatmap", "Show where the network looked."),
-    "site-check": Entry("deepcovid_edge.cli.site_check", "May the model be used at this site?"),
-    "build": Entry("deepcovid_edge.cli.build", "Typed ONNX to a TensorRT engine."),
-    "verify": Entry("deepcovid_edge.cli.verify", "Is a candidate as accurate as its reference?"),
+    "site-check": Entry("deepcovid_edge.cli.site_check", "Check a model on a site's own images."),
+    "build": Entry("deepcovid_edge.cli.build", "Build a TensorRT engine from typed ONNX."),
+    "verify": Entry("deepcovid_edge.cli.verify", "Compare two models' decisions on images."),
     "bench": Entry("deepcovid_edge.cli.bench", "Measure latency and throughput."),
-    "compare": Entry("deepcovid_edge.cli.compare", "Ratios of two measurements or more."),
+    "compare": Entry("deepcovid_edge.cli.compare", "Compare measurements."),
     "info": Entry("deepcovid_edge.cli.info", "Show device, backends, models and problems."),
-    "sample": Entry("deepcovid_edge.cli.sample", "Write synthetic radiographs to try things on."),
+    "sample": Entry("deepcovid_edge.cli.sample", "Write synthetic radiographs for a first try."),
     "train": Entry("deepcovid_export.cli.train", "Fine-tune a network on images. [export]"),
     "evaluate": Entry("deepcovid_export.cli.evaluate", "Measure a model's accuracy. [export]"),
-    "export": Entry("deepcovid_export.cli.export", "Checkpoint to one ONNX file. [export]"),
-    "quantize": Entry("deepcovid_export.cli.quantize", "FP32 model to FP16 or INT8. [export]"),
+    "export": Entry("deepcovid_export.cli.export", "Write a checkpoint as one ONNX file. [export]"),
+    "quantize": Entry("deepcovid_export.cli.quantize", "Write a model in FP16 or INT8. [export]"),
 }
 
 
@@ -85,7 +85,7 @@ def _with_dashes(message: str, command: click.Command | None) -> str:
 @click.group(cls=CommandTable, epilog=f"{NOTICE} [export]: pip install 'deepcovid-edge[export]'.")
 @click.version_option(package_name="deepcovid-edge", prog_name="deepcovid-edge")
 def cli() -> None:
-    """Find COVID-19 pneumonia in chest radiographs, on a cart or a workstation.
+    """Look for COVID-19 pneumonia in chest radiographs, on a cart or a workstation.
 
     Exit codes: 0 done, 1 error, 2 usage, 3 equivalence or site check failed, 4 some inputs were not
     assessed, 5 engine or site file does not fit, 6 something is not there, 7 measurement unstable.
@@ -117,7 +117,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _explained(error: click.ClickException | DeepCovidEdgeError | OSError) -> int:
-    """Say an error in one sentence and return its exit code."""
+    """Print an error as one sentence and return its exit code."""
     if isinstance(error, click.ClickException):
         error.show()
         return error.exit_code

@@ -37,10 +37,16 @@ def path_option(*names: str, folder: bool = False, **settings: Any) -> Callable[
 paths_argument = click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 """Files and folders."""
 backend_option = click.option(
-    "--backend", type=click.Choice([AUTO, *BACKENDS]), default=AUTO, show_default=True
+    "--backend",
+    type=click.Choice([AUTO, *BACKENDS]),
+    default=AUTO,
+    show_default=True,
+    help="Library that runs the model.",
 )
 provider_option = click.option(
-    "--provider", type=click.Choice(PROVIDERS), help="ONNX Runtime's.  [default: cpu]"
+    "--provider",
+    type=click.Choice(PROVIDERS),
+    help="Execution provider of ONNX Runtime.  [default: cpu]",
 )
 run_options = options(
     click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Name or file."),
@@ -48,54 +54,56 @@ run_options = options(
         "--variant",
         default=AUTO,
         show_default=True,
-        help="Which variant of the model: fp32, int8-cpu, ...",
+        help="Variant of the model: fp32, int8-cpu, ...; auto: the fastest verified one.",
     ),
     backend_option,
     provider_option,
     click.option(
-        "--threshold", type=float, help="Positive from this probability on; no indeterminate range."
+        "--threshold",
+        type=float,
+        help="An image is positive from this probability on; there is no indeterminate range then.",
     ),
-    path_option("--site", help="Site file of `site-check`: its threshold decides."),
+    path_option("--site", help="Site file of `site-check`; its threshold decides."),
     click.option(
         "--indeterminate/--no-indeterminate",
         default=True,
-        help="Images too close to call are indeterminate, or not.  [default: --indeterminate]",
+        help="Whether images too close to the threshold are indeterminate.  [default: yes]",
     ),
     click.option(
         "--ood",
         type=click.Choice(CHOICES),
         default=REJECT,
         show_default=True,
-        help="What becomes of out-of-distribution images.",
+        help="Out-of-distribution images are not assessed, or get the warning W_OOD.",
     ),
-    click.option("--workers", type=int, help="Threads that work.  [default: one a core]"),
+    click.option("--workers", type=int, help="Threads.  [default: one per core]"),
     click.option(
         "--min-free",
         type=click.IntRange(0),
         default=LEAST_FREE_MIB,
         show_default=True,
         metavar="MIB",
-        help="Assess no image while less is free where results go.",
+        help="Assess no image while the disk that holds the results has less free space.",
     ),
     click.option("--json", "format", flag_value="jsonl", help="JSON Lines (default in a pipe)."),
     click.option("--csv", "format", flag_value="csv", help="CSV with the same columns."),
     click.option("--table", "format", flag_value="table", help="A table (default on a terminal)."),
 )
-"""The options that every command has which classifies images."""
+"""The options of every command that classifies images."""
 RUN_SETTINGS = ("format", "min_free")
-"""Those of them that are no keyword of `Model`."""
+"""Those that are not keywords of `Model`."""
 
 
 def split_options(
     given: dict[str, Any], names: Sequence[str] = RUN_SETTINGS
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options that are settings of the run, and those that are keywords of `Model`."""
+    """Split options into settings of the run and keywords of `Model`."""
     run = {name: given.pop(name) for name in names}
     return run, given
 
 
 def duration(text: str) -> float:
-    """A time with its unit, such as `200ms` or `1.5s`, in milliseconds."""
+    """Parse a time with its unit, such as `200ms` or `1.5s`, into milliseconds."""
     found = re.fullmatch(r"(\d+(?:\.\d*)?) *(ms|s)", text.strip())
     if not found:
         raise click.BadParameter(f"got {text!r}, expected a time with its unit: 200ms or 1.5s")

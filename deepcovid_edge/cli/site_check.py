@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 @backend_option
 @provider_option
 @click.option("--split", help="Only the images of this split.")
-@click.option("--source", help="Only the images of this source, as a manifest CSV names it.")
-@click.option("--name", help="What the site is called in records.  [default: SITE_DATA's name]")
+@click.option("--source", help="Only the images of this source of the manifest CSV.")
+@click.option("--name", help="Name of the site in records.  [default: SITE_DATA's name]")
 @click.option("--workers", type=int, help="Threads.  [default: one per core]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the site file here.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout instead of text.")
@@ -43,13 +43,13 @@ def command(
     output: Path | None,
     as_json: bool,
 ) -> int:
-    """Classify a clinic's own images and say whether the model should be used there.
+    """Classify a clinic's own images and tell whether the model may be used there.
 
     SITE_DATA has one folder per class, at least one of normals (`normal/`, `covid/`, ...), or is a
     manifest CSV. The verdict is `usable` (exit code 0), `not usable` or `not enough images` (both
-    3). The site file holds the verdict with figures and threshold, but no file name and nothing
-    about a patient. `infer --site` and `heatmap --site` use its threshold; a file with the verdict
-    `not usable` is an error.
+    3). The site file holds the verdict, the figures and the threshold, but no file name and nothing
+    about a patient. `infer --site` and `heatmap --site` use its threshold. They do not run with a
+    site file that says `not usable` (exit code 5).
     """
     from deepcovid_edge.backends import fastest_verified, load_backend
     from deepcovid_edge.backends.base import BackendSettings
@@ -100,7 +100,7 @@ _ADVICE = {
 
 
 def _table(report: SiteReport) -> Iterator[str]:
-    """What images of each label are called, then what each threshold achieves."""
+    """Positive results by label, then what each threshold achieves."""
     by_label = report.data.by_label
     width = max(map(len, (*by_label, "site's threshold")))
     yield f"{'':<{width}}  {'images':>9}  called positive"

@@ -27,15 +27,11 @@ if TYPE_CHECKING:
 @click.option("--split", help="Only the images of this split.")
 @backend_option
 @provider_option
-@click.option("--max-flips", type=float, help="Largest share of decisions that may turn.")
+@click.option("--max-flips", type=float, help="Largest share of decisions that may differ.")
 @click.option("--max-auc-change", type=float, help="Largest change of the AUC, either way.")
 @click.option("--smallest-change", type=float, help="Change that the images must be able to show.")
-@click.option("--heatmap", is_flag=True, help="Compare the occlusion maps of some images too.")
-@click.option(
-    "--heatmap-images",
-    type=click.IntRange(1),
-    help="At most so many, of both classes.  [default: 50]",
-)
+@click.option("--heatmap", is_flag=True, help="Also compare the occlusion maps of some images.")
+@click.option("--heatmap-images", type=int, help="Most images for --heatmap.  [default: 50]")
 @click.option("--min-heatmap-correlation", type=float, help="Smallest median rank correlation.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the report as JSON.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout instead of text.")
@@ -58,8 +54,8 @@ def command(
     """Classify the labelled images of DATA with REFERENCE and CANDIDATE and compare the decisions.
 
     Each is a shipped model's name, an .onnx file, an engine or a checkpoint. --backend and
-    --provider are CANDIDATE's, so the same file may be compared on two backends. The verdict is
-    `unchanged`, `changed` (exit code 3), or `insufficient`: too few images to tell (exit code 3).
+    --provider apply to CANDIDATE, so one file can be compared on two backends. The verdict is
+    `unchanged`, `changed` (exit code 3) or `insufficient`, too few images to tell (exit code 3).
     """
     from deepcovid_edge.backends import load_backend
     from deepcovid_edge.backends.base import BackendSettings
