@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deepcovid_edge.cli.exit_codes import ExitCode
 from deepcovid_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from deepcovid_edge.backends.tensorrt.build import BuildSettings
     from deepcovid_edge.backends.tensorrt.files import EngineFacts
-
-_GATE_FAILED = 3
 
 
 @click.command(
@@ -87,7 +86,7 @@ def command(
         facts = _verify(file, engine, data, split)
     click.echo(facts.to_json() if as_json else summary(engine, facts))
     failed = data is not None and not facts.is_verified
-    return _GATE_FAILED if failed else 0
+    return ExitCode.NOT_EQUIVALENT if failed else ExitCode.DONE
 
 
 def _workspace(text: str) -> int | None:

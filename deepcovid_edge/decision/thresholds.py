@@ -37,14 +37,14 @@ class OperatingPoint(PlainResult):
     def of(
         cls,
         threshold: float,
-        called: Truth,
+        predicted: Truth,
         positive: Truth,
         *,
         rule: str | None = None,
         expected: float | None = None,
     ) -> OperatingPoint:
-        """Count what was called positive against the labels, each of shape (images,)."""
-        found, spared = Rate.of(called[positive]), Rate.of(~called[~positive])
+        """Count what is predicted positive against the labels, each of shape (images,)."""
+        found, spared = Rate.of(predicted[positive]), Rate.of(~predicted[~positive])
         return cls(threshold, rule, expected, found, spared)
 
     def as_dict(self) -> dict[str, Any]:

@@ -312,18 +312,18 @@ class _Pair:
         return tuple(np.round(softmax(logits)[:, place], DECIMALS) for logits in self.logits)
 
     @cached_property
-    def called(self) -> tuple[Truth, ...]:
+    def predicted(self) -> tuple[Truth, ...]:
         """Whether each model calls each image positive."""
         return tuple(scores >= self.manifest.threshold for scores in self.scores)
 
     @cached_property
     def turned(self) -> Truth:
-        turned: Truth = self.called[0] != self.called[1]
+        turned: Truth = self.predicted[0] != self.predicted[1]
         return turned
 
     @cached_property
     def right(self) -> tuple[Truth, ...]:
-        return tuple(called == self.positive for called in self.called)
+        return tuple(predicted == self.positive for predicted in self.predicted)
 
     def flips(self) -> Flips:
         count, images = int(self.turned.sum()), len(self.images)
@@ -368,11 +368,13 @@ class _Pair:
         """The changes by a name of each image, such as its source."""
         keys, apart = np.array([name or "not stated" for name in names]), np.subtract(*self.scores)
         groups = {key: keys == key for key in sorted(set(keys.tolist()))}
-        sides = dict(zip(("reference", "candidate"), self.called, strict=True))
+        sides = dict(zip(("reference", "candidate"), self.predicted, strict=True))
         return {
             key: GroupChange(
                 images=int(group.sum()),
-                called_positive={name: int(called[group].sum()) for name, called in sides.items()},
+                called_positive={
+                    name: int(predicted[group].sum()) for name, predicted in sides.items()
+                },
                 flips=int(self.turned[group].sum()),
                 max_probability_difference=float(np.abs(apart[group]).max()),
             )

@@ -98,10 +98,10 @@ def operating_points(
 
 
 def confusion(
-    truth: NDArray[np.intp], called: NDArray[np.intp], classes: Sequence[str]
+    truth: NDArray[np.intp], predicted: NDArray[np.intp], classes: Sequence[str]
 ) -> Confusion:
     """Images of each class (rows) by the class that they are called (columns)."""
-    counts = confusion_matrix(truth, called, labels=range(len(classes)))
+    counts = confusion_matrix(truth, predicted, labels=range(len(classes)))
     return Confusion(list(classes), counts.tolist())
 
 

@@ -143,7 +143,7 @@ def _evaluation(
         by_label=_by_label(classified),
         by_source=_by_group(classified, [image.source for image in classified.images]),
         by_view=_by_group(classified, [image.view for image in classified.images]),
-        confusion=confusion(classified.truth, classified.called, manifest.classes),
+        confusion=confusion(classified.truth, classified.predicted, manifest.classes),
         curves=curves(scores, positive),
         histograms=histograms(scores, labels),
         reliability=reliability(scores, positive),

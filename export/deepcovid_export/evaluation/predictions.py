@@ -78,7 +78,7 @@ class Predictions:
         return np.array([of_label[image.label] for image in self.images], dtype=np.intp)
 
     @property
-    def called(self) -> NDArray[np.intp]:
+    def predicted(self) -> NDArray[np.intp]:
         """Index of the class that each image is called, of shape (images,).
 
         Of two classes the threshold decides, of more the largest probability.

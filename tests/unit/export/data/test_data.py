@@ -164,7 +164,7 @@ def test_views_are_chosen_by_the_recipe(tmp_path: Path) -> None:
     found = training_data(chestxray(tmp_path), views)
     assert Counter(one.view for one in (*found.train, *found.val)) == {"PA": 12, "AP": 12}
     assert found.excluded == {
-        "modality CT is no X-ray": 1,
+        "modality CT is not X-ray": 1,
         "view AP Supine; the recipe takes pa, AP": 12,
         "view L; the recipe takes pa, AP": 12,
     }
