@@ -1,6 +1,7 @@
 # make demo    set up, write synthetic images, classify them, print the table (no torch)
 # make test    set up, run the tests
 # make test-without-int8  those that let the processor decide on INT8, as on one without VNNI
+# make quick   set up, run the unit tests that are not slow (90 seconds)
 # make lint    set up, run ruff, mypy, shellcheck, codespell and validate-pyproject
 # make figures train the paper's way and the larger networks, for their figures (needs DATA; hours)
 # make model   train, export, quantise and measure what ships (needs DATA; ten minutes)
@@ -22,7 +23,7 @@ BROWSERS = chromium chromium-browser google-chrome google-chrome-stable
 DEV = .venv/bin
 DEMO = .venv-demo/bin
 
-.PHONY: demo test test-without-int8 lint browser dcmtk model site figures fuzz bench bench-compare wheel clean
+.PHONY: demo test quick test-without-int8 lint browser dcmtk model site figures fuzz bench bench-compare wheel clean
 
 demo: .venv-demo/ready
 	$(DEMO)/deepcovid-edge sample demo-images
@@ -32,7 +33,12 @@ demo: .venv-demo/ready
 # A process a core, each with one thread for its products.
 test: .venv/ready
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
-		$(DEV)/python -m pytest -n $$(nproc) --dist loadscope --no-loadscope-reorder
+		$(DEV)/python -m pytest -n $$(nproc) --dist loadscope --no-loadscope-reorder --durations=20
+
+# The unit tests that a change needs at once: no slow one, no integration.
+quick: .venv/ready
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+		$(DEV)/python -m pytest tests/unit -m "not slow" -n $$(nproc) --durations=20
 
 # The processor of whoever develops hides what another without VNNI decides.
 test-without-int8: .venv/ready

@@ -44,24 +44,45 @@ def load_model(
 
     Args:
         name: A shipped name, or a model file.
-        variant: `fp32`, `int8-cpu`, ...: that one, which lies beside the model; `auto` takes the
-            fastest one that was proved to decide as the model does. Where a backend or provider is
-            named, `auto` is the file itself.
+        variant: See `choose_file`.
         backend: Its name, or `auto`.
         settings: How it is run.
-        site_model_sha256: The model file that a site file belongs to: `auto` keeps to it.
+        site_model_sha256: See `choose_file`.
 
     Raises:
         NotThereError: The model, the variant, the backend's package or its device is not there.
         ModelFileError: The file is not a model that the backend runs.
     """
-    path = find_model(str(name))
     named = backend != AUTO or (settings is not None and settings.provider is not None)
-    if variant != AUTO:
-        path = find_variant(path, variant)
-    elif not named and not (site_model_sha256 and file_sha256(path) == site_model_sha256):
-        path = fastest_verified(path)
+    path = choose_file(name, variant=variant, named=named, site_model_sha256=site_model_sha256)
     return load_backend(path, backend=backend, settings=settings)
+
+
+def choose_file(
+    name: str | Path,
+    *,
+    variant: str = AUTO,
+    named: bool = False,
+    site_model_sha256: str | None = None,
+) -> Path:
+    """The file that runs for a model's name.
+
+    Args:
+        name: A shipped name, or a model file.
+        variant: `fp32`, `int8-cpu`, ...: that one, which lies beside the model; `auto` takes the
+            fastest one that was proved to decide as the model does.
+        named: Whether a backend or provider was named: then `auto` is the model's own file.
+        site_model_sha256: The model file that a site file belongs to: `auto` keeps to it.
+
+    Raises:
+        NotThereError: The model or the variant is not there.
+    """
+    path = find_model(str(name))
+    if variant != AUTO:
+        return find_variant(path, variant)
+    if named or (site_model_sha256 and file_sha256(path) == site_model_sha256):
+        return path
+    return fastest_verified(path)
 
 
 def find_variant(model: Path, variant: str) -> Path:

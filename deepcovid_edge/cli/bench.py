@@ -91,13 +91,12 @@ def command(
     only if there are enough samples. Measure again later with `--append`: then `compare` knows how
     much the machine varies.
     """
-    from deepcovid_edge.backends import fastest_verified, load_backend
+    from deepcovid_edge.backends import choose_file, load_backend
     from deepcovid_edge.backends.base import BackendSettings
     from deepcovid_edge.benchmarking.invocations import join
     from deepcovid_edge.benchmarking.measure import bench, bench_images
     from deepcovid_edge.benchmarking.results import read_result
     from deepcovid_edge.device.process import set_up
-    from deepcovid_edge.models import find_model
 
     if append and output is None:
         raise click.UsageError("--append: needs the file to join with: -o FILE.json")
@@ -109,9 +108,7 @@ def command(
         **durations,
     )
     set_up()
-    file = find_model(model)
-    if backend == "auto" and provider is None:
-        file = fastest_verified(file)
+    file = choose_file(model, named=backend != "auto" or provider is not None)
     loaded_settings = BackendSettings(provider=provider, threads=settings.threads)
     with ExitStack() as stack:
         paths, name = _paths(data, images, stack)

@@ -51,20 +51,16 @@ def command(
     about a patient. `infer --site` and `heatmap --site` use its threshold. They do not run with a
     site file that says `not usable` (exit code 5).
     """
-    from deepcovid_edge.backends import fastest_verified, load_backend
+    from deepcovid_edge.backends import load_model
     from deepcovid_edge.backends.base import BackendSettings
     from deepcovid_edge.datasets.dataset import load_site
     from deepcovid_edge.decision.site_file import USABLE, write_site
     from deepcovid_edge.device.process import set_up
-    from deepcovid_edge.models import find_model
     from deepcovid_edge.validation.site_check import site_check
 
     set_up()
     images = load_site(data, split=split, source=source)
-    file = find_model(model)
-    if backend == "auto" and provider is None:
-        file = fastest_verified(file)
-    with load_backend(file, backend=backend, settings=BackendSettings(provider)) as loaded:
+    with load_model(model, backend=backend, settings=BackendSettings(provider)) as loaded:
         report = site_check(loaded, images, name=name or data.resolve().name, workers=workers)
     if output:
         write_site(output, report.as_dict())
