@@ -85,7 +85,7 @@ class OpenVinoBackend(Closing):
         self._idle: SimpleQueue[openvino.InferRequest] = SimpleQueue()
         self.manifest = manifest
         self.sha256 = sha256
-        # `quantize` proved a lowered variant in ONNX Runtime; other kernels round otherwise.
+        # `quantize` proved the variant in ONNX Runtime; other kernels round differently.
         derived = manifest.precision != "fp32" and manifest.parent_sha256 is not None
         self.warnings: tuple[WarningCode, ...] = (WarningCode.UNVERIFIED,) if derived else ()
 

@@ -57,7 +57,7 @@ class Constant:
     Attributes:
         data_type: Of TensorProto.DataType.
         shape: Its dimensions.
-        is_zero: Whether it holds zeros alone; told of integers.
+        is_zero: Whether it holds zeros alone; known of integers.
         content: The tensor as it stands in the file.
     """
 

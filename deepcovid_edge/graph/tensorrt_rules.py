@@ -41,8 +41,8 @@ def check_typed(path: Path) -> None:
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}") from error
     for node in graph.nodes:
-        if said := _refusal(graph, node):
-            raise ModelFileError(f"{path}: {node.operator} {node.name}: {said}")
+        if why := _refusal(graph, node):
+            raise ModelFileError(f"{path}: {node.operator} {node.name}: {why}")
 
 
 def _refusal(graph: Graph, node: Node) -> str | None:

@@ -1,7 +1,7 @@
-"""Coarse to fine: classify few windows first, then more where the network looked.
+"""Coarse to fine: evaluate few windows first, then more where the network looked.
 
-A first pass classifies every window of a coarse grid, wide enough apart to cover the image once.
-What lies between is interpolated; the halves between neighbours are classified next, the strongest
+A first pass evaluates every window of a coarse grid, wide enough apart to cover the image once.
+What lies between is interpolated; the halves between neighbours are evaluated next, the strongest
 first, and so on down to the finest grid. It asks nothing of the network but logits.
 """
 
@@ -39,7 +39,7 @@ EXPECTED: dict[str, _Rows] = {
         (0.8, 0.998, 0.996),
     ),
 }
-"""Baseline -> share of the windows classified, rank correlation with the whole map: median over
+"""Baseline -> share of the windows evaluated, rank correlation with the whole map: median over
 images, and what a tenth of them falls below; rounded down. Measured by
 benchmarks/heatmaps/budget.py with SqueezeNet on images of val."""
 _MEASURED = OcclusionSettings()
@@ -47,10 +47,10 @@ _ROUNDING = 1e-4
 
 
 def expected_agreement(share: float, settings: OcclusionSettings) -> tuple[float, float] | None:
-    """How far a map is likely to agree with the whole one when only a part was classified.
+    """How far a map is likely to agree with the whole one when only a part was evaluated.
 
     Args:
-        share: Of the windows that were classified, 0 to 1.
+        share: Share of evaluated windows, 0 to 1.
         settings: The windows.
 
     Returns:
@@ -64,11 +64,11 @@ def expected_agreement(share: float, settings: OcclusionSettings) -> tuple[float
 
 
 class Refinement:
-    """The windows of one image that were classified so far, and an estimate of all others.
+    """The windows of one image that were evaluated so far, and an estimate of all others.
 
     Attributes:
         before: Logits of the whole image.
-        evaluated: Which windows were classified, of `shape`.
+        evaluated: Which windows were evaluated, of `shape`.
 
     Args:
         shape: Rows and columns of windows.
@@ -104,7 +104,7 @@ class Refinement:
         return windows
 
     def add(self, windows: Sequence[int], logits: NDArray[np.float32]) -> None:
-        """Take the logits of classified windows, of shape (windows, classes)."""
+        """Take the logits of evaluated windows, of shape (windows, classes)."""
         places = np.unravel_index(np.asarray(windows, int), self.evaluated.shape)
         self._logits[places] = logits
         self.evaluated[places] = True

@@ -1,4 +1,4 @@
-"""Occlusion: hide a window of the image, classify again, see what the network went by.
+"""Occlusion: hide a window of the image, classify again, see what the network relied on.
 
 As in Deep-COVID, section 4.7 (arXiv 2004.09363), after Zeiler and Fergus (ECCV 2014): a window is
 blanked and moved over the image; where hiding it lowers the score of the positive class, the
@@ -40,8 +40,8 @@ class Occlusion:
         logits: Of the whole image, of shape (classes,).
         logit_drop: How far the positive class's logit fell, float32; below 0 where it rose.
         probability_drop: How far its probability fell, float32.
-        turned: The windows whose hiding turns the decision, among those that were classified.
-        evaluated: The windows that were classified; the values of all others are interpolated.
+        turned: The evaluated windows whose hiding turns the decision.
+        evaluated: The windows that were evaluated; the values of all others are interpolated.
         milliseconds: What the image took.
     """
 
@@ -142,39 +142,39 @@ class Occluder(Closing):
         return Refinement(self.grid.shape, spacing, logits, self._positive)
 
     def _classify(
-        self, opened: _Opened, jobs: Sequence[int], classified: Sequence[Refinement]
+        self, opened: _Opened, jobs: Sequence[int], refinement: Sequence[Refinement]
     ) -> None:
         count = len(self._boxes)
         batches = opened.batches(jobs, self._workers)
         for batch, logits in zip(batches, self._pool.map(opened.classify, batches), strict=True):
-            for image, one in enumerate(classified):
+            for image, one in enumerate(refinement):
                 own = [place for place, job in enumerate(batch) if job // count == image]
                 if own:
                     one.add([batch[place] % count for place in own], logits[own])
 
     def _refine(
-        self, opened: _Opened, classified: Refinement, started: float, budget: float
+        self, opened: _Opened, refinement: Refinement, started: float, budget: float
     ) -> None:
         """Classify as many windows as there is time for: the first pass, then what matters most."""
-        first = classified.first_pass()
+        first = refinement.first_pass()
         some = self._workers * opened.batch
         began = time.perf_counter()
-        self._classify(opened, first[:some], [classified])
+        self._classify(opened, first[:some], [refinement])
         each = (time.perf_counter() - began) / len(first[:some])
         needed = time.perf_counter() - started + each * len(first[some:])
         if needed > budget:
             raise BudgetError(needed * 1000)
-        self._classify(opened, first[some:], [classified])
-        while windows := classified.next():
+        self._classify(opened, first[some:], [refinement])
+        while windows := refinement.next():
             left = started + budget - time.perf_counter()
             affordable = windows[: min(some, int(left / each))]
             if left < each or not affordable:
                 break
-            self._classify(opened, affordable, [classified])
+            self._classify(opened, affordable, [refinement])
 
-    def _result(self, classified: Refinement, milliseconds: float) -> Occlusion:
-        logits = classified.estimate().astype(np.float32)
-        shape, before = self.grid.shape, classified.before
+    def _result(self, refinement: Refinement, milliseconds: float) -> Occlusion:
+        logits = refinement.estimate().astype(np.float32)
+        shape, before = self.grid.shape, refinement.before
         whole = softmax(before[None])[0, self._positive]
         hidden = softmax(logits.reshape(-1, len(before)))[:, self._positive].reshape(shape)
         positive = np.round(hidden, DECIMALS) >= self.threshold
@@ -184,8 +184,8 @@ class Occluder(Closing):
             logits=before,
             logit_drop=before[self._positive] - logits[..., self._positive],
             probability_drop=(whole - hidden).astype(np.float32),
-            turned=turned & classified.evaluated,
-            evaluated=classified.evaluated,
+            turned=turned & refinement.evaluated,
+            evaluated=refinement.evaluated,
             milliseconds=milliseconds,
         )
 
@@ -195,7 +195,7 @@ class Occluder(Closing):
 
 
 class _Opened(Protocol):
-    """Images ready to be classified with windows hidden.
+    """Images ready for inference with windows hidden.
 
     A job is a window of an image: the image's number times the number of windows, plus the
     window's.

@@ -186,7 +186,7 @@ def caption(
     if "baseline" in found.facts:
         made.append(f"hidden: {found.facts['baseline']}")
     if "windows" in found.facts:
-        made.append(f"{found.facts['evaluated']} of {found.facts['windows']} windows classified")
+        made.append(f"{found.facts['evaluated']} of {found.facts['windows']} windows evaluated")
     if "expected_agreement" in found.facts:
         expected = found.facts["expected_agreement"]["quantile_10"]
         made.append(f"agreement with all of them expected above {expected:.2f} in 9 of 10 images")
@@ -217,8 +217,8 @@ def _decided(record: Prediction, probability: float) -> str:
         words, limit = "negative below", indeterminate_range.low
     elif indeterminate_range:
         limit = indeterminate_range.high
-    chance, told = _apart(probability, limit)
-    return f"{record.decision}: {run.positive_class} {chance}, {words} {told}"
+    chance, shown = _apart(probability, limit)
+    return f"{record.decision}: {run.positive_class} {chance}, {words} {shown}"
 
 
 def _apart(probability: float, threshold: float) -> tuple[str, str]:
@@ -235,13 +235,13 @@ def _about_regions(found: HeatMap, places: Sequence[Region], run: RunFacts, posi
     if run.indeterminate_range:  # between its ends it is neither
         other = f"takes it {'below' if positive else 'above'} {run.threshold:.3f}"
     marked = f"Dashed, dotted{', boxed' if places else ''}: hiding a window in there {other}"
-    said = marked if turns else "Boxes: from half of the map's highest value on"
+    text = marked if turns else "Boxes: from half of the map's highest value on"
     if not places:
         return f"{marked}. No region stands out." if turns else "No region stands out."
     if turns and not positive:  # what was hidden there spoke against: its highest says nothing
-        return f"{said}."
+        return f"{text}."
     peaks = ", ".join(f"{number}: {_signed(r.peak)}" for number, r in enumerate(places, start=1))
-    return f"{said}; highest in {peaks}."
+    return f"{text}; highest in {peaks}."
 
 
 def _ascii(name: str) -> str:

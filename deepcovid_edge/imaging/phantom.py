@@ -1,7 +1,7 @@
 """Synthetic radiographs: drawn phantoms to try everything without a patient's image.
 
 They are marked as synthetic in the picture and in the file's metadata. They show no anatomy that
-a network should be classified by.
+a network should be measured by.
 """
 
 from __future__ import annotations

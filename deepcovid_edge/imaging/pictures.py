@@ -11,12 +11,12 @@ Grey pixels are made by these rules:
 | --- | --- |
 | 8-bit grey | as they are |
 | 16-bit grey | as they are; `white` is the smallest power of two, less one, that holds them |
-| RGB, 8 or 16 bit | refused if coloured, else luma (ITU-R BT.601, OpenCV's RGB2GRAY) |
+| RGB, 8 or 16 bit | not assessed if coloured, else luma (ITU-R BT.601, OpenCV's RGB2GRAY) |
 | alpha | laid on black |
 | palette | looked up, then as RGB |
 | EXIF or TIFF orientation | applied |
 | TIFF WhiteIsZero | inverted |
-| 1 bit, 32 bit, floating point, CMYK, Lab | refused |
+| 1 bit, 32 bit, floating point, CMYK, Lab | not assessed |
 """
 
 from __future__ import annotations
@@ -166,12 +166,12 @@ def _check_header(picture: Picture) -> None:
         raise NotAssessedError(Reason.FRAMES, f"{frames} pictures")
     if picture.format not in _SUFFIXES:
         raise NotAssessedError(Reason.FORMAT, f"this is {picture.format}")
-    if name := _refused_mode(picture):
+    if name := _unread_mode(picture):
         raise NotAssessedError(Reason.MODE, name)
     check_size(width, height)
 
 
-def _refused_mode(picture: Picture) -> str | None:
+def _unread_mode(picture: Picture) -> str | None:
     if picture.mode not in _MODES:
         return _MODE_NAMES.get(picture.mode, picture.mode)
     if "P;1" in _raw_mode(picture):

@@ -36,7 +36,7 @@ SYNTHETIC_MARK = b"deepcovid-edge synthetic phantom"
 
 @dataclass(frozen=True)
 class DicomFacts:
-    """What is kept of a DICOM header: identifiers and what was said of the image, no name or date.
+    """What is kept of a DICOM header: identifiers and facts of the image, no name or date.
 
     Attributes:
         sop_class_uid: Kind of object.
@@ -154,7 +154,7 @@ def check_exposure(sample: NDArray[Any], white: int) -> None:
 
 
 def grid(pixels: NDArray[Any]) -> NDArray[Any]:
-    """A grid of pixels, at least `SAMPLES` a side, by which an image is classified."""
+    """A grid of pixels, at least `SAMPLES` a side, on which exposure is assessed."""
     step = sampling_step(pixels)
     return np.ascontiguousarray(pixels[::step, ::step])
 

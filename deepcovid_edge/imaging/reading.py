@@ -1,4 +1,4 @@
-"""A file's bytes to a `Radiograph`: the format is told by content, never by suffix."""
+"""A file's bytes to a `Radiograph`: content decides the format, never the suffix."""
 
 from __future__ import annotations
 

@@ -11,21 +11,21 @@ from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.reasons import Reason
 
 LEAST_FREE_MIB = 64
-"""Holds the records of 50,000 refused images, or the heat maps of all images under way."""
+"""Room for 50,000 records without a result, or for the heat maps of all images under way."""
 _SECONDS = 0.05
 """The disk is asked at most this often: far from enough for its last free MiB to be written."""
 _MIB = 1 << 20
 
 
 class DiskGuard:
-    """Refuses images from the moment on when a disk that results go to is nearly full.
+    """Ends assessment from the moment when a disk that results go to is nearly full.
 
-    It does not let go again when some room comes back: images after the first refused one are all
-    refused, so that `--resume` goes on where the room ended.
+    It stays so when some room comes back: no later image is assessed, so that `--resume` goes on
+    where the room ended.
 
     Args:
         folders: Where records and heat maps are written.
-        least_mib: Refuse below so many MiB; 0 never refuses.
+        least_mib: The disk is full with less free than this, MiB; 0 for never.
     """
 
     def __init__(self, folders: Iterable[Path], least_mib: int = LEAST_FREE_MIB) -> None:

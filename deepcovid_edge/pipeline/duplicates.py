@@ -1,4 +1,4 @@
-"""Images that come again in a run: the same bytes keep their result, other bytes are told.
+"""Duplicates in a run: identical files keep their first result, changed ones get a warning.
 
 A cart gets images twice: a modality that sends again after a broken connection, a folder that was
 copied. Whatever thread or batch an image fell into the second time, its result is the first one's.
@@ -49,7 +49,7 @@ class Duplicates:
         return replace(record, warnings=(*record.warnings, WarningCode.DUPLICATE_UID.code))
 
     def settled(self, record: Prediction) -> Prediction:
-        """The record of an image that was classified, with the result that its bytes got first."""
+        """The record of an assessed image, with the result that its bytes got first."""
         if record.sha256 is None or record.probabilities is None:
             return record
         first = self._kept(self._results, _number(record.sha256), record.probabilities)

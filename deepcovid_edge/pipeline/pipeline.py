@@ -5,8 +5,8 @@
 Every arrow holds a bounded number of items, so memory does not grow with the number of images.
 The decoders and the runtimes release Python's lock, so threads use every core. On a CPU each worker
 thread takes a group of images all the way, so that there is one busy thread a core and nothing is
-handed over: it prepares all of them, then classifies all of them, as the code and the weights of
-one step push those of the other out of a core's cache. A GPU is fed by threads of its own.
+handed over. It prepares the whole group before it classifies it, because the code and the weights
+of one step push those of the other out of a core's cache. A GPU is fed by threads of its own.
 """
 
 from __future__ import annotations
@@ -38,19 +38,18 @@ Result = TypeVar("Result")
 _Classified: TypeAlias = list[tuple[Prediction, str]]
 """Records of images in their order, each with its SOP instance UID."""
 _CPU_BATCH, _GPU_BATCH = 1, 8
-"""Images an inference. A core gains nothing from more: what lies between the layers of one image
-fits into its cache, of several it does not."""
+"""Images per inference call. A core gains nothing from more: the activations of one image fit into
+its cache, those of several do not."""
 _LEAST_IN_GROUP, _MOST_IN_GROUP = 4, 32
 _GROUP_SECONDS = 0.07
-"""Images that a thread of a CPU takes at once: as many as take it about so long. More gain little,
-and keep their records waiting."""
+"""A thread of a CPU takes as many images at once as last about this long. More gain little and
+keep their records waiting."""
 _PATIENCE_SECONDS = 0.5
-"""A group of images that are slower than those before it is classified in parts: no image is read
-after so long."""
+"""A group that turns out to be slow is classified in parts: no image is read after so long."""
 _GROUPS_A_THREAD = 2
 """Groups under way for each thread of a CPU: the one it has, and the next."""
 _MOST_ITEMS = 4
-"""A batch is sent off with this many times its size of items, refused ones included."""
+"""A batch is sent off with this many times its size of items, those without pixels included."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +188,7 @@ def predict_groups(
 
 @contextmanager
 def _threads(count: int, name: str) -> Iterator[ThreadPoolExecutor]:
-    """Threads that end with the block: what has not begun then is dropped."""
+    """Threads that end with the block; what has not begun by then is cancelled."""
     pool = ThreadPoolExecutor(count, thread_name_prefix=name)
     try:
         yield pool
@@ -198,7 +197,7 @@ def _threads(count: int, name: str) -> Iterator[ThreadPoolExecutor]:
 
 
 class Groups(Iterator[list[Item]]):
-    """Images in groups for the threads of a CPU, each as large as suits the pace so far.
+    """Images in groups for the threads of a CPU, each as large as the pace so far allows.
 
     Towards the end each is a thread's share of what is left, so that no core is left with many
     images when the others have none; to see the end come, a group for each thread is taken ahead.
@@ -251,7 +250,7 @@ def _batches(images: Iterable[PreparedImage], size: int) -> Iterator[list[Prepar
 
 
 def _in_time(items: Iterable[Item]) -> Iterator[Item]:
-    """The items up to the moment when patience ends; one at least."""
+    """The items until `_PATIENCE_SECONDS` have passed; at least one."""
     ends = time.perf_counter() + _PATIENCE_SECONDS
     for item in items:
         yield item

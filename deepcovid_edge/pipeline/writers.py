@@ -34,7 +34,7 @@ class Earlier:
         paths: Paths that have a record.
         not_assessed: How many of those records carry a reason.
         length: Length of the records that stay, bytes; what follows is a torn line, or images that
-            were refused for want of room on the disk, which are classified now.
+            had no room on the disk and are assessed now.
     """
 
     paths: set[str] = field(default_factory=set)

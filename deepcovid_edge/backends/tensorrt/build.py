@@ -81,7 +81,7 @@ def rtx_capabilities(target: str) -> tuple[str, ...]:
     """Compute capabilities of a target such as `rtx:sm86,sm89`.
 
     Raises:
-        UsageError: The text is no such target.
+        UsageError: The text is not a target.
     """
     kind, _, listed = target.partition(":")
     capabilities = tuple(part for part in listed.split(",") if part)
@@ -162,7 +162,7 @@ def build(
     folder = settings.folder or cache_folder()
     name = engine_name(manifest, digest, fit, settings.profile)
     report = progress or (lambda _: None)
-    with locked(folder, name, lambda said: report({"event": "waiting", "why": said})):
+    with locked(folder, name, lambda why: report({"event": "waiting", "why": why})):
         if not settings.rebuild and (known := _known(folder / name, fit, digest)):
             return folder / name, known
         plan, builder = _build_apart(model, manifest, fit, settings, folder, progress)

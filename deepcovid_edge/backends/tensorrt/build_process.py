@@ -35,7 +35,7 @@ Progress = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What the building process is told, as JSON on its command line."""
+    """What the building process builds, as JSON on its command line."""
 
     model: str
     plan: str
@@ -82,16 +82,16 @@ def _builder_command(request: BuildRequest) -> list[str]:
 
 
 def _explained(
-    code: int | None, request: BuildRequest, said: list[str], last: Mapping[str, Any]
+    code: int | None, request: BuildRequest, output: list[str], last: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A failure in our words: what ran out, what was said, and whether a lower level may help."""
+    """A failure in plain words: what ran out, the output, and whether a lower level may help."""
     killed = code in (-signal.SIGKILL, -signal.SIGABRT)
-    if killed or any(word in line for line in said for word in _OUT_OF_MEMORY):
+    if killed or any(word in line for line in output for word in _OUT_OF_MEMORY):
         why = f"the builder ran out of memory {_memory_fix(request)}"
         return {"event": "failed", "why": why, "final": False}
     if last.get("event") == "failed":
         return dict(last)
-    tail = " | ".join(line for line in said[-3:] if line)
+    tail = " | ".join(line for line in output[-3:] if line)
     why = f"the builder ended with {code}: {tail or 'no message'}"
     return {"event": "failed", "why": why, "final": True}
 
@@ -182,8 +182,8 @@ def _parse(trt: Any, network: Any, logger: Any, model: Path) -> None:
     if parser.parse(model.read_bytes()):
         return
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    said = "; ".join(f"{_node(error)}: {error.desc()}" for error in errors[:3])
-    raise _ParseError(f"TensorRT does not take the graph: {said or '; '.join(logger.errors[-3:])}")
+    found = "; ".join(f"{_node(error)}: {error.desc()}" for error in errors[:3])
+    raise _ParseError(f"TensorRT does not take the graph: {found or '; '.join(logger.errors[-3:])}")
 
 
 def _node(error: Any) -> str:

@@ -106,7 +106,7 @@ class EngineFacts:
         parent_sha256: SHA-256 of the .onnx file it was made of.
         sha256: SHA-256 of the engine.
         builder: How it was built: level, workspace, seconds, messages.
-        verification: What `verify` said of it against its parent; None if it was not asked.
+        verification: The verdict of `verify` against its parent; None without one.
         schema_version: Version of this structure.
     """
 
@@ -241,7 +241,7 @@ def write_engine(folder: Path, name: str, plan: bytes, facts: EngineFacts) -> Pa
 
 
 def record_verification(engine: Path, report: Mapping[str, Any]) -> EngineFacts:
-    """Write what `verify` said of an engine into its facts; the heart of it, without file lists."""
+    """Write the verdict and chief figures of `verify` into an engine's facts."""
     kept = ("verdict", "failed", "missing", "images", "data_sha256", "flips", "auc", "rules")
     facts = read_facts(engine)
     facts = replace(facts, verification={name: report[name] for name in kept})

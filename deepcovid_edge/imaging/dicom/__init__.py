@@ -1,4 +1,4 @@
-"""Read a DICOM radiograph, or refuse it with a reason.
+"""DICOM radiographs to a `Radiograph`, or the reason why not.
 
 The order of operations (DICOM PS3.4, annex N.2; PS3.3, C.7.6.3, C.11.1 and C.11.2):
 

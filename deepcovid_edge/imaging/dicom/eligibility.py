@@ -1,4 +1,4 @@
-"""Eligibility: only frontal chest radiographs of adults are decoded, told by the header alone."""
+"""Eligibility: only frontal chest radiographs of adults are decoded; the header decides."""
 
 from __future__ import annotations
 

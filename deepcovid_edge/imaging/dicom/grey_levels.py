@@ -46,7 +46,7 @@ class GreyLevels:
     Attributes:
         pixels: Of shape (rows, columns), uint8 or uint16, 0 black.
         white: The grey level of full white.
-        sample: Grey levels by which the exposure is classified: a grid of them, without padding.
+        sample: A grid of grey levels, without padding, on which exposure is assessed.
         warnings: What to know.
     """
 

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> None:
     """
     parent = os.getppid()
     memory, reply = (int(argument) for argument in arguments)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's to classify
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what a Ctrl-C does
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     while _is_asked(parent) and (line := sys.stdin.buffer.readline()):
         answer = _served(json.loads(line), memory)

@@ -327,7 +327,7 @@ def test_caption_says_what_the_record_says() -> None:
         "positive: covid 0.750, positive from 0.200",
         "lung.png",
         "squeezenet1_1, int8, onnxruntime-cpu; occlusion, window 32, stride 8, hidden: black, "
-        "60 of 625 windows classified",
+        "60 of 625 windows evaluated",
         "Boxes: from half of the map's highest value on; highest in 1: +2, 2: +1.25.",
         "Warnings: W_UNVERIFIED, W_DEPTH",
         NOTICE,
