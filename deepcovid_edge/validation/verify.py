@@ -72,9 +72,7 @@ class EquivalenceRules:
     min_heatmap_correlation: float = 0.95
 
     def __post_init__(self) -> None:
-        shares = ("max_flips", "max_auc_change", "smallest_change", "min_heatmap_correlation")
-        for name in shares:
-            value = getattr(self, name)
+        for name, value in vars(self).items():
             if not 0 <= value <= 1:
                 raise UsageError(f"equivalence.{name}: got {value}, expected 0 to 1")
 

@@ -33,8 +33,9 @@ from deepcovid_edge.heatmaps.occlusion import Occluder
 from deepcovid_edge.heatmaps.windows import OcclusionSettings
 from deepcovid_edge.imaging.phantom import draw_phantom
 from deepcovid_edge.manifest import read_manifest
+from deepcovid_edge.model import Model
 from deepcovid_edge.models import find_model
-from deepcovid_edge.pipeline.pipeline import PredictSettings, predict, run_facts
+from deepcovid_edge.pipeline.pipeline import PredictSettings
 from deepcovid_export.decision.fit_ood import match_variant, prepare_images
 from deepcovid_export.decision.ood_graph import (
     FEATURES,
@@ -107,7 +108,7 @@ def reasons(model: Path, images: dict[str, np.ndarray], folder: Path) -> dict[st
         cv2.imwrite(str(path), pixels)
     with load_backend(model) as backend:
         settings = PredictSettings()
-        records = list(predict(paths, backend, run_facts(backend, settings), settings))
+        records = list(Model.of(backend, settings).predict(paths))
     assert all((record.probability is None) == (record.reason is not None) for record in records)
     return {path.stem: record.reason for path, record in zip(paths, records, strict=True)}
 
