@@ -2,6 +2,7 @@
 # make test    set up, run the tests
 # make test-without-int8  those that let the processor decide on INT8, as on one without VNNI
 # make quick   set up, run the unit tests that are not slow (90 seconds)
+# make nightly  the slow tests, and 20,000 damaged files
 # make lint    set up, run ruff, mypy, shellcheck, codespell and validate-pyproject
 # make figures train the paper's way and the larger networks, for their figures (needs DATA; hours)
 # make model   train, export, quantise and measure what ships (needs DATA; ten minutes)
@@ -23,7 +24,7 @@ BROWSERS = chromium chromium-browser google-chrome google-chrome-stable
 DEV = .venv/bin
 DEMO = .venv-demo/bin
 
-.PHONY: demo test quick test-without-int8 lint browser dcmtk model site figures fuzz bench bench-compare wheel clean
+.PHONY: demo test quick nightly test-without-int8 lint browser dcmtk model site figures fuzz bench bench-compare wheel clean
 
 demo: .venv-demo/ready
 	$(DEMO)/deepcovid-edge sample demo-images
@@ -33,7 +34,14 @@ demo: .venv-demo/ready
 # A process a core, each with one thread for its products.
 test: .venv/ready
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
-		$(DEV)/python -m pytest -n $$(nproc) --dist loadscope --no-loadscope-reorder --durations=20
+		$(DEV)/python -m pytest -m "not slow" -n $$(nproc) --dist loadscope --no-loadscope-reorder \
+		--durations=20
+
+# What is not for every change: training, large networks, quantising real networks.
+nightly: .venv/ready
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+		$(DEV)/python -m pytest -m slow -n $$(nproc) --dist loadscope --durations=20
+	$(MAKE) fuzz
 
 # The unit tests that a change needs at once: no slow one, no integration.
 quick: .venv/ready
@@ -43,7 +51,7 @@ quick: .venv/ready
 # The processor of whoever develops hides what another without VNNI decides.
 test-without-int8: .venv/ready
 	DEEPCOVID_EDGE_INT8=off OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
-		$(DEV)/python -m pytest -m int8 -n $$(nproc) --dist loadscope --no-loadscope-reorder
+		$(DEV)/python -m pytest -m "int8 and not slow" -n $$(nproc) --dist loadscope --no-loadscope-reorder
 
 lint: .venv/ready
 	$(DEV)/ruff check .

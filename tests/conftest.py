@@ -20,6 +20,18 @@ from deepcovid_edge.imaging.files import FileBytes
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.imaging.reading import decode_radiograph
 
+LARGE_NETWORKS = {"densenet121", "resnet50"}
+"""A test of one of these takes half a minute; the others show the same code at work."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what runs on a large network."""
+    for item in items:
+        call = getattr(item, "callspec", None)
+        if call and LARGE_NETWORKS & set(map(str, call.params.values())):
+            item.add_marker(pytest.mark.slow)
+
+
 Chunks = Iterable[tuple[bytes, bytes]]
 
 # The same examples each time: a change fails for what it does. No deadline: a core may be busy.

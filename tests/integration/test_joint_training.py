@@ -22,6 +22,8 @@ from deepcovid_export.networks.checkpoint import load_checkpoint
 from deepcovid_export.recipe import load_recipe
 from deepcovid_export.training.train import RunSettings, Training
 
+pytestmark = pytest.mark.slow  # several processes train several times
+
 # Uneven classes and smoothing, so that a mean over each process's share would be another loss; 14
 # images in batches of 8, so that the last is smaller.
 PLAIN = """

@@ -73,10 +73,11 @@ def by_python(folder: Path, **settings: Any) -> list[str]:
             {"variant": "int8-cpu", "threshold": 0.3},
             {"positive", "negative"},
         ),
-        (
+        pytest.param(
             ("--variant", "fp32", "--batch-size", "3", "--workers", "1"),
             {"variant": "fp32", "batch_size": 3, "workers": 1},
             {"indeterminate"},
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -33,6 +33,8 @@ from deepcovid_edge.models import find_model
 from deepcovid_edge.validation.verify import verify
 from deepcovid_export.onnx_export.half_weights import restore_float
 
+pytestmark = pytest.mark.slow  # quantising two real networks three ways takes minutes
+
 ROOT = Path(__file__).parents[2]
 XRAY = Path(os.environ.get("DEEPCOVID_XRAY", ROOT.parent / "shared" / "xray"))
 VARIANTS = {

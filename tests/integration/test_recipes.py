@@ -24,6 +24,8 @@ from deepcovid_export.recipe import SHIPPED, load_recipe
 from deepcovid_export.training.lr_finder import CURVE_NAME, RangeTest
 
 NAMES = sorted(path.stem for path in SHIPPED.glob("*.toml"))
+QUICK = {"squeezenet1_1", "four_class_small_cnn"}
+"""The recipe that ships, and one of four classes."""
 SLOW_TO_EXPORT = {"resnet50", "densenet121"}
 IMAGES_A_CLASS = 6
 TINY = [
@@ -70,7 +72,10 @@ def write_images(recipe_name: str, pixels: list[np.ndarray], folder: Path) -> Pa
     return folder / "manifest.csv"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
+)
 def test_a_shipped_recipe_runs_from_images_to_a_model(
     name: str, pixels: list[np.ndarray], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -140,6 +140,7 @@ def test_export_classifies_only_images_that_the_network_knows(data: Path, tmp_pa
     assert read_manifest(model).training["shortcuts"]["images"] == 8
 
 
+@pytest.mark.slow
 def test_a_killed_and_resumed_run_ends_bit_for_bit_as_an_unkilled_one(
     data: Path, tmp_path: Path
 ) -> None:
@@ -189,7 +190,9 @@ def test_resume_refuses_the_state_of_another_recipe(data: Path, tmp_path: Path) 
     assert "made by another recipe" in other.stderr
 
 
-@pytest.mark.parametrize("architecture", ["squeezenet1_1", "resnet18"])
+@pytest.mark.parametrize(
+    "architecture", ["squeezenet1_1", pytest.param("resnet18", marks=pytest.mark.slow)]
+)
 def test_exported_file_keeps_the_contract_and_agrees_with_torch(
     architecture: str, tmp_path: Path
 ) -> None:
