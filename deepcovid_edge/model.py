@@ -14,6 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +23,7 @@ from deepcovid_edge.backends import AUTO, load_model
 from deepcovid_edge.backends.base import Backend, BackendSettings, Closing
 from deepcovid_edge.decision.out_of_distribution import REJECT
 from deepcovid_edge.decision.record import Prediction, RunFacts
-from deepcovid_edge.decision.site_file import Site, read_site
 from deepcovid_edge.errors import UsageError
-from deepcovid_edge.heatmaps.explainer import HeatMapMaker, map_facts, write_overlay
-from deepcovid_edge.heatmaps.files import write_map
-from deepcovid_edge.heatmaps.heatmap import OCCLUSION, HeatMap, Region, regions
-from deepcovid_edge.heatmaps.windows import OcclusionSettings
 from deepcovid_edge.imaging.files import ImageSource
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.manifest import InputSpec, ModelManifest
@@ -37,6 +33,12 @@ from deepcovid_edge.pipeline.duplicates import Duplicates
 from deepcovid_edge.pipeline.pipeline import PredictSettings, predict_groups, run_facts
 from deepcovid_edge.pipeline.reader import ImageReader, Reading
 from deepcovid_edge.pipeline.sources import image_sources
+
+if TYPE_CHECKING:  # a cold start needs neither site files nor heat maps
+    from deepcovid_edge.decision.site_file import Site
+    from deepcovid_edge.heatmaps.explainer import HeatMapMaker
+    from deepcovid_edge.heatmaps.heatmap import HeatMap, Region
+    from deepcovid_edge.heatmaps.windows import OcclusionSettings
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,9 @@ class Explanation:
             UsageError: The path has another suffix.
             OutputError: The disk is full or the folder cannot be written.
         """
+        from deepcovid_edge.heatmaps.explainer import map_facts, write_overlay
+        from deepcovid_edge.heatmaps.files import write_map
+
         path = Path(path)
         if path.suffix == ".npz":
             write_map(path, self.heatmap, self.regions, map_facts(self.prediction))
@@ -116,7 +121,7 @@ class Model(Closing):
         batch_size: int | None = None,
         workers: int | None = None,
     ) -> None:
-        known = read_site(Path(site)) if isinstance(site, str | Path) else site
+        known = _site(Path(site)) if isinstance(site, str | Path) else site
         settings = PredictSettings(
             batch_size, workers, threshold, indeterminate=indeterminate, site=known, ood=ood
         )
@@ -207,7 +212,7 @@ class Model(Closing):
         self,
         source: ImageSource,
         *,
-        method: str = OCCLUSION,
+        method: str = "occlusion",
         budget: float | None = None,
         window: int = 32,
         stride: int = 8,
@@ -228,6 +233,9 @@ class Model(Closing):
             NotAssessedError: The image cannot be assessed; `reason` says why.
             UsageError: A setting is out of range, or the budget does not hold one pass.
         """
+        from deepcovid_edge.heatmaps.heatmap import regions
+        from deepcovid_edge.heatmaps.windows import OcclusionSettings
+
         occlusion = OcclusionSettings(window, stride, baseline, budget and budget * 1000.0)
         with self.heatmap_maker(method, occlusion) as maker:
             image = ImageReader(self.manifest.input, keeps_radiographs=True).read(source)
@@ -242,6 +250,8 @@ class Model(Closing):
 
     def heatmap_maker(self, method: str, occlusion: OcclusionSettings) -> HeatMapMaker:
         """What makes heat maps with this model; to be closed."""
+        from deepcovid_edge.heatmaps.explainer import HeatMapMaker
+
         return HeatMapMaker(
             self.backend,
             method,
@@ -278,6 +288,12 @@ class Model(Closing):
 
     def __repr__(self) -> str:
         return f"Model({self.facts.model!r}, backend={self.backend.name!r})"
+
+
+def _site(path: Path) -> Site:
+    from deepcovid_edge.decision.site_file import read_site
+
+    return read_site(path)
 
 
 def backend_of(model: Model | Backend) -> Backend:
