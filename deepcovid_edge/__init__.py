@@ -18,19 +18,20 @@ if TYPE_CHECKING:
     from deepcovid_edge.benchmarking.measure import bench
     from deepcovid_edge.decision.record import Prediction
     from deepcovid_edge.errors import DeepCovidEdgeError, NotAssessedError
+    from deepcovid_edge.heatmaps.explainer import Explanation
     from deepcovid_edge.heatmaps.heatmap import HeatMap, Region
     from deepcovid_edge.imaging.files import ImageBytes
     from deepcovid_edge.imaging.radiograph import Radiograph
     from deepcovid_edge.imaging.reading import read_radiograph
     from deepcovid_edge.manifest import VERSION as __version__
-    from deepcovid_edge.model import Explanation, Model
+    from deepcovid_edge.model import Model
     from deepcovid_edge.reasons import NOTICE, Reason, WarningCode
     from deepcovid_edge.validation.site_check import site_check
     from deepcovid_edge.validation.verify import verify
 
 _HOMES = {
     "DeepCovidEdgeError": "errors",
-    "Explanation": "model",
+    "Explanation": "heatmaps.explainer",
     "HeatMap": "heatmaps.heatmap",
     "ImageBytes": "imaging.files",
     "Model": "model",

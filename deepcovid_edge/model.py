@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +25,7 @@ from deepcovid_edge.decision.record import Prediction, RunFacts
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.imaging.files import ImageSource
 from deepcovid_edge.imaging.radiograph import Radiograph
-from deepcovid_edge.manifest import InputSpec, ModelManifest
+from deepcovid_edge.manifest import ModelManifest
 from deepcovid_edge.models import DEFAULT_MODEL
 from deepcovid_edge.pipeline.classifier import Classifier, Explainer
 from deepcovid_edge.pipeline.duplicates import Duplicates
@@ -36,52 +35,8 @@ from deepcovid_edge.pipeline.sources import image_sources
 
 if TYPE_CHECKING:  # a cold start needs neither site files nor heat maps
     from deepcovid_edge.decision.site_file import Site
-    from deepcovid_edge.heatmaps.explainer import HeatMapMaker
-    from deepcovid_edge.heatmaps.heatmap import HeatMap, Region
+    from deepcovid_edge.heatmaps.explainer import Explanation, HeatMapMaker
     from deepcovid_edge.heatmaps.windows import OcclusionSettings
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Where a model looked on one image.
-
-    Attributes:
-        heatmap: The map on the model input.
-        regions: The places that spoke most for the positive class, as boxes on the image.
-        prediction: The image's result.
-        radiograph: The image as it was read.
-        input: The model input, which says where on the image the map lies.
-    """
-
-    heatmap: HeatMap
-    regions: tuple[Region, ...]
-    prediction: Prediction
-    radiograph: Radiograph
-    input: InputSpec
-
-    @property
-    def values(self) -> NDArray[np.float32]:
-        """The map, of shape (height, width) of the model input; see `HeatMap.values`."""
-        return self.heatmap.values
-
-    def save(self, path: str | Path) -> None:
-        """Write the map: `.npz` holds its values, `.png` is a picture of it over the image.
-
-        Raises:
-            UsageError: The path has another suffix.
-            OutputError: The disk is full or the folder cannot be written.
-        """
-        from deepcovid_edge.heatmaps.explainer import map_facts, write_overlay
-        from deepcovid_edge.heatmaps.files import write_map
-
-        path = Path(path)
-        if path.suffix == ".npz":
-            write_map(path, self.heatmap, self.regions, map_facts(self.prediction))
-        elif path.suffix == ".png":
-            record = self.prediction
-            write_overlay(path, self.radiograph, self.input, self.heatmap, self.regions, record)
-        else:
-            raise UsageError(f"path: got {path}, expected a name that ends with .png or .npz")
 
 
 class Model(Closing):
@@ -233,6 +188,7 @@ class Model(Closing):
             NotAssessedError: The image cannot be assessed; `reason` says why.
             UsageError: A setting is out of range, or the budget does not hold one pass.
         """
+        from deepcovid_edge.heatmaps.explainer import Explanation
         from deepcovid_edge.heatmaps.heatmap import regions
         from deepcovid_edge.heatmaps.windows import OcclusionSettings
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deepcovid_edge.backends.base import Backend, Closing
 from deepcovid_edge.decision.record import Prediction, milliseconds
@@ -57,6 +58,46 @@ class HeatMapSettings:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise UsageError(f"heatmap: got {self.method!r}, expected one of {', '.join(METHODS)}")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Where a model looked on one image.
+
+    Attributes:
+        heatmap: The map on the model input.
+        regions: The places that spoke most for the positive class, as boxes on the image.
+        prediction: The image's result.
+        radiograph: The image as it was read.
+        input: The model input, which says where on the image the map lies.
+    """
+
+    heatmap: HeatMap
+    regions: tuple[Region, ...]
+    prediction: Prediction
+    radiograph: Radiograph
+    input: InputSpec
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """The map, of shape (height, width) of the model input; see `HeatMap.values`."""
+        return self.heatmap.values
+
+    def save(self, path: str | Path) -> None:
+        """Write the map: `.npz` holds its values, `.png` is a picture of it over the image.
+
+        Raises:
+            UsageError: The path has another suffix.
+            OutputError: The disk is full or the folder cannot be written.
+        """
+        path = Path(path)
+        if path.suffix == ".npz":
+            write_map(path, self.heatmap, self.regions, map_facts(self.prediction))
+        elif path.suffix == ".png":
+            record = self.prediction
+            write_overlay(path, self.radiograph, self.input, self.heatmap, self.regions, record)
+        else:
+            raise UsageError(f"path: got {path}, expected a name that ends with .png or .npz")
 
 
 class HeatMapMaker(Closing):
