@@ -63,10 +63,11 @@ def by_python(folder: Path, **settings: Any) -> list[str]:
     ("options", "settings", "decisions"),
     [
         ((), {}, {"indeterminate"}),
-        (
+        pytest.param(
             ("--ood", "warn", "--no-indeterminate"),
             {"ood": "warn", "indeterminate": False},
             {"positive"},
+            marks=pytest.mark.slow,
         ),
         (
             ("--variant", "int8-cpu", "--threshold", "0.3"),

@@ -91,7 +91,8 @@ def test_a_pickled_network_gives_the_published_logits(architecture: str, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("architecture", "threshold"), [("squeezenet1_0", 0.2), ("resnet18", None)]
+    ("architecture", "threshold"),
+    [("squeezenet1_0", 0.2), pytest.param("resnet18", None, marks=pytest.mark.slow)],
 )
 def test_exported_pickle_gives_the_published_logits_and_says_where_it_came_from(
     architecture: str, threshold: float | None, tmp_path: Path

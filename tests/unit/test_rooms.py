@@ -160,7 +160,8 @@ def test_every_public_name_is_annotated_and_documented(package: str) -> None:
     bare = []
     for path in PLACES[package].rglob("*.py"):
         tree = ast.parse(path.read_text("utf-8"))
-        owners = [tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))]
+        owners: list[ast.Module | ast.ClassDef] = [tree]
+        owners += (node for node in tree.body if isinstance(node, ast.ClassDef))
         for owner in owners:
             for node in owner.body:
                 if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name[0] == "_":

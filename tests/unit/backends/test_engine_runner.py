@@ -169,7 +169,7 @@ class FakeDevice:
 
 class FakeContext:
     def __init__(self, engine: FakeEngine) -> None:
-        self.engine, self.size, self.bound, self.destroyed = engine, 0, {}, False
+        self.engine, self.size, self.destroyed = engine, 0, False
         self.bound: dict[str, int] = {}
 
     def set_batch(self, size: int) -> None:

@@ -201,7 +201,8 @@ def test_interval_holds_the_truth_about_as_often_as_it_says(
             ones = np.ones(300, np.int64)
             sides.append(only(golden, Samples(started, started, ended, ones, ones)))
         rules = CompareRules(replicates=200, seed=seed)
-        low, high = compare(*sides, NAMES, rules).ratios[0].interval_95
+        reference, candidate = sides
+        low, high = compare(reference, candidate, NAMES, rules).ratios[0].interval_95
         held += low <= 1 <= high
     assert 86 <= held <= 100
 
@@ -220,12 +221,13 @@ def test_processes_that_differ_make_no_difference_between_two_measurements(golde
     """A bootstrap over samples calls a third of these pairs different."""
     held = called = 0
     for seed in range(100):
-        sides = [in_processes(golden, 2 * seed + side, apart=0.05) for side in (0, 1)]
-        median = compare(*sides, NAMES).ratios[0]
+        one, other = (in_processes(golden, 2 * seed + side, apart=0.05) for side in (0, 1))
+        median = compare(one, other, NAMES).ratios[0]
         held += median.interval_95[0] <= 1 <= median.interval_95[1]
         called += (
             compare(
-                *(replace(one, runs=(replace(one.runs[0], invocations=()),)) for one in sides),
+                replace(one, runs=(replace(one.runs[0], invocations=()),)),
+                replace(other, runs=(replace(other.runs[0], invocations=()),)),
                 NAMES,
                 CompareRules(replicates=200),
             )

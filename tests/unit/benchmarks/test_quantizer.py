@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
-onnx = pytest.importorskip("onnx", reason="quantising needs extra export")
+pytest.importorskip("onnx", reason="quantising needs extra export")
+
+import onnx
 
 from benchmarks import quantizer
 from deepcovid_edge.imaging.phantom import draw_phantom
@@ -18,6 +21,7 @@ from deepcovid_edge.models import find_model
 from deepcovid_export.decision.ood_graph import take_off
 from deepcovid_export.onnx_export.graphs import INT8_OPSET, find_layers
 from deepcovid_export.quantization import mixed_precision
+from deepcovid_export.quantization.calibration import ImageBatches
 
 MODEL = find_model("squeezenet1_1")
 MANIFEST = read_manifest(MODEL)
@@ -49,7 +53,7 @@ def test_quantize_static_leaves_the_layers_in_float_that_ours_leaves(
 ) -> None:
     variant = mixed_precision.Variant("int8", "cpu")
     with quantizer.without(("equalise", "fit_weights")):
-        writer = mixed_precision.VariantWriter(parent, variant, Phantoms())
+        writer = mixed_precision.VariantWriter(parent, variant, cast("ImageBatches", Phantoms()))
         ours = writer.write(writer.layers)
     theirs = quantizer.by_runtime(parent, writer.layers, list(Phantoms()), "MinMax")
     assert in_float(theirs) == in_float(ours) == writer.never
@@ -60,10 +64,11 @@ def test_quantize_static_leaves_the_layers_in_float_that_ours_leaves(
 
 
 def test_parts_are_off_within_the_block_alone(parent: onnx.ModelProto) -> None:
-    equalise = mixed_precision.equalise
+    module: Any = mixed_precision
+    equalise = module.equalise
     with quantizer.without(("equalise",)):
-        assert mixed_precision.equalise(parent, {}) is parent
-    assert mixed_precision.equalise is equalise
+        assert module.equalise(parent, {}) is parent
+    assert module.equalise is equalise
 
 
 def test_accuracy_counts_decisions_and_errors() -> None:

@@ -13,11 +13,12 @@ from deepcovid_edge.errors import ModelFileError, NotThereError
 from deepcovid_edge.graph.tensorrt_rules import check_typed
 from deepcovid_edge.models import find_model
 
-onnx = pytest.importorskip("onnx", reason="onnx makes the graphs that are refused")
+pytest.importorskip("onnx", reason="onnx makes the graphs that are refused")
+import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 
-def saved(path: Path, nodes: list[object], constants: dict[str, np.ndarray]) -> Path:
+def saved(path: Path, nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray]) -> Path:
     images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 8, 8])
     out = helper.make_tensor_value_info("out", TensorProto.FLOAT, None)
     initialisers = [numpy_helper.from_array(value, name) for name, value in constants.items()]

@@ -204,7 +204,7 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("phantoms")
     for label, opacities in (("normal", 0), ("covid", 5)):
         (folder / label).mkdir()
-        image = cv2.resize(draw_phantom(0, opacities=opacities), (300, 300))
+        image = cv2.resize(draw_phantom(0, opacities=opacities), (300, 300)).astype(np.uint8)
         save_phantom(image, folder / label / "image.png")
     return folder
 

@@ -18,7 +18,8 @@ SPEC = InputSpec(height=224, width=224, resize=ResizeRule.CENTRE_CROP)
 def bump(y: float, x: float, *, height: float = 1.0, width: float = 20.0) -> NDArray[np.float32]:
     rows, columns = np.mgrid[0:224, 0:224]
     value = height * np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / (2 * width**2))
-    return value.astype(np.float32)
+    single: NDArray[np.float32] = value.astype(np.float32)
+    return single
 
 
 @pytest.mark.parametrize("architecture", ["squeezenet1_1", "resnet18"])
@@ -30,7 +31,7 @@ def test_class_activation_is_grad_cam(architecture: str) -> None:
     from deepcovid_export.networks import build_network
 
     torch.manual_seed(0)
-    network = build_network(architecture, 3).eval()
+    network: Any = build_network(architecture, 3).eval()
     images = torch.randint(0, 256, (2, 224, 224), dtype=torch.uint8)
     weigh: Any = attr.LayerGradCam(lambda x: network(x)[0], network.features)
     theirs = weigh.attribute(images, target=1).detach().numpy()[:, 0]
@@ -89,6 +90,6 @@ def test_specks_are_left_out_and_at_most_five_regions_told() -> None:
     values = np.zeros((224, 224), np.float32)
     values[3, 3] = 1.0
     for index in range(7):
-        cv2.circle(values, (20 + 30 * index, 100), 8, 0.6 + 0.05 * index, -1)  # type: ignore[call-overload]
+        cv2.circle(values, (20 + 30 * index, 100), 8, 0.6 + 0.05 * index, -1)
     found = regions(HeatMap(ACTIVATION, values, values), (224, 224), SPEC)
     assert [round(place.peak, 2) for place in found] == [0.9, 0.85, 0.8, 0.75, 0.7]

@@ -437,7 +437,7 @@ def test_file_is_a_png_of_the_same_pixels_that_says_what_it_is_not() -> None:
     data = encode_overlay(picture)
     with Image.open(io.BytesIO(data)) as opened:
         assert opened.format == "PNG"
-        assert NOTICE in opened.info["Description"]  # type: ignore[operator]
+        assert NOTICE in opened.info["Description"]
         assert np.array_equal(np.asarray(opened), picture)
 
 

@@ -50,7 +50,11 @@ def test_a_pixel_is_the_mean_of_what_it_covers(side: int, small: int) -> None:
     pixels = drawn(side, side, seed=small)
     scale = Fraction(side, small)
     shares = [
-        [max(0, min((i + 1) * scale, j + 1) - max(i * scale, j)) / scale for j in range(side)]
+        [
+            max(Fraction(0), min((i + 1) * scale, Fraction(j + 1)) - max(i * scale, Fraction(j)))
+            / scale
+            for j in range(side)
+        ]
         for i in range(small)
     ]
     expected = [
@@ -75,7 +79,7 @@ def test_a_pixel_is_the_mean_of_what_it_covers(side: int, small: int) -> None:
 def test_a_prepared_image_is_opencvs_but_for_means_between_two_levels(
     shape: tuple[int, int],
 ) -> None:
-    pixels = cv2.GaussianBlur(drawn(*shape), (0, 0), 2)
+    pixels = cv2.GaussianBlur(drawn(*shape), (0, 0), 2).astype(np.uint8)
     side = min(shape)
     top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
     crop = pixels[top : top + side, left : left + side]

@@ -21,8 +21,6 @@ from deepcovid_edge.reasons import WarningCode
 pytest.importorskip("pydicom", reason="needs extra dicom")
 pytest.importorskip("imagecodecs", reason="needs extra dicom")
 from dicom_files import (
-    BIG_ENDIAN,
-    IMPLICIT,
     J2K,
     JPEG,
     JPEG_LS,
@@ -34,6 +32,8 @@ from dicom_files import (
     written,
 )
 from test_dicom_refusals import image, lut, plain
+
+from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, IMPLICIT
 
 Decode = Callable[..., Radiograph]
 
@@ -118,7 +118,7 @@ def test_voi_lut_of_fewer_entries_holds_its_ends(decode: Decode) -> None:
 def test_padding_is_black_and_no_part_of_the_exposure(photometric: str, decode: Decode) -> None:
     words = np.maximum(image(12), 8)
     words[:, :100] = 3  # 62 % of the image: more than may be black
-    data = {"PhotometricInterpretation": photometric, "stored": 12}
+    data: dict[str, Any] = {"PhotometricInterpretation": photometric, "stored": 12}
     with pytest.raises(NotAssessedError):
         decode(written(dataset(words, **data)))
     read = decode(written(dataset(words, **data, PixelPaddingValue=3)))

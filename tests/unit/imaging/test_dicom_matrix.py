@@ -61,7 +61,8 @@ def file_of(image: NDArray[np.uint8], cell: tuple[str, int, str, bool]) -> bytes
 
 def difference(read: Radiograph, image: NDArray[np.uint8]) -> NDArray[np.float64]:
     assert read.pixels.shape == image.shape
-    return np.abs(read.pixels * (255.0 / read.white) - image)
+    apart: NDArray[np.float64] = np.abs(read.pixels * (255.0 / read.white) - image)
+    return apart
 
 
 def check(read: Radiograph, image: NDArray[np.uint8], syntax: str) -> None:
@@ -143,7 +144,7 @@ def test_every_file_of_a_real_image_gets_the_decision_of_its_png(
 @pytest.mark.parametrize("seed", range(3))
 def test_grey_levels_are_those_of_pydicoms_own_functions(seed: int, decode: Any) -> None:
     """Rescale, then window, by pydicom, on the whole image in floats."""
-    from pydicom.pixels import apply_modality_lut, apply_windowing
+    from pydicom.pixels.processing import apply_modality_lut, apply_windowing
 
     draw = np.random.default_rng(seed)
     words = draw.integers(0, 1 << 12, (200, 180), np.uint16)

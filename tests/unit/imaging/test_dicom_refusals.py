@@ -7,6 +7,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,16 @@ import pytest
 from numpy.typing import NDArray
 
 from deepcovid_edge.errors import NotAssessedError
-from deepcovid_edge.imaging import pictures
-from deepcovid_edge.imaging.radiograph import Radiograph
+from deepcovid_edge.imaging.radiograph import SYNTHETIC_MARK, Radiograph
 from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.reasons import Reason, WarningCode
 
 pytest.importorskip("pydicom", reason="needs extra dicom")
 pytest.importorskip("imagecodecs", reason="needs extra dicom")
 from dicom_files import (
-    BIG_ENDIAN,
     CR,
-    DEFLATED,
     EXPLICIT,
     HTJ2K,
-    IMPLICIT,
     J2K,
     JPEG,
     JPEG_12,
@@ -48,6 +45,7 @@ from pydicom.sequence import Sequence
 from test_refusals import ELSEWHERE, photograph
 
 from deepcovid_edge.imaging.dicom.header import MAX_INFLATED
+from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, DEFLATED, IMPLICIT
 
 Decode = Callable[..., Radiograph]
 
@@ -60,7 +58,8 @@ def image(bits: int = 8, *, height: int = 128, width: int = 160) -> NDArray[Any]
     y, x = np.mgrid[0:height, 0:width]
     waves = np.sin(x / width * 9) + np.cos(y / height * 7) + x / width + 2 * y / height
     scaled = (waves - waves.min()) / np.ptp(waves) * ((1 << bits) - 1)
-    return np.rint(scaled).astype(np.uint8 if bits == 8 else np.uint16)
+    values: NDArray[Any] = np.rint(scaled).astype(np.uint8 if bits == 8 else np.uint16)
+    return values
 
 
 def plain(bits: int = 12, **elements: Any) -> bytes:
@@ -257,7 +256,7 @@ REFUSALS: dict[str, Refusal] = {
     ),
     **{
         f"codestream-cut-{syntax[-2:]}": Refusal(
-            Reason.TRUNCATED, lambda syntax=syntax, bits=bits: cut_codestream(syntax, bits), "end"
+            Reason.TRUNCATED, partial(cut_codestream, syntax, bits), "end"
         )
         for syntax, bits in (
             *((JPEG, 8), (JPEG_12, 12), (LOSSLESS, 12), (LOSSLESS_SV1, 16), (JPEG_LS, 12)),
@@ -266,9 +265,7 @@ REFUSALS: dict[str, Refusal] = {
         if syntax in WRITABLE
     },
     **{
-        f"codestream-damaged-{syntax[-2:]}": Refusal(
-            Reason.DECODE, lambda syntax=syntax, bits=bits: damaged(syntax, bits)
-        )
+        f"codestream-damaged-{syntax[-2:]}": Refusal(Reason.DECODE, partial(damaged, syntax, bits))
         for syntax, bits in ((JPEG, 8), (LOSSLESS_SV1, 12), (JPEG_LS, 12), (J2K, 12), (HTJ2K, 12))
         if syntax in WRITABLE
     },
@@ -456,7 +453,7 @@ WARNED: dict[str, tuple[WarningCode, Callable[[], bytes], str]] = {
     "coloured-marks": (WarningCode.COLOUR, plain_colour_marks, "image"),
     "synthetic": (
         WarningCode.SYNTHETIC,
-        lambda: plain(ImageComments=pictures.SYNTHETIC_MARK.decode()),
+        lambda: plain(ImageComments=SYNTHETIC_MARK.decode()),
         "image",
     ),
 }
@@ -479,7 +476,8 @@ def test_usual_names_of_dicom_files_are_no_reason_for_a_warning(
 
 
 def test_every_reason_and_warning_of_dicom_files_is_brought_about_by_one() -> None:
-    brought_about = {case.reason for case in REFUSALS.values()} | {Reason.DICOM}
+    brought_about: set[Reason | WarningCode] = {case.reason for case in REFUSALS.values()}
+    brought_about |= {Reason.DICOM}
     brought_about |= {warning for warning, _, _ in WARNED.values()}
     expected = {member for member, where in ELSEWHERE.items() if Path(__file__).name in where}
     assert expected <= brought_about

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from deepcovid_edge.imaging.prepare import filled_field, on_image, prepare, visible_field
 from deepcovid_edge.imaging.radiograph import Radiograph
@@ -29,7 +29,10 @@ def waves(height: int, width: int) -> NDArray[np.uint8]:
     """An image whose finest detail outlives the reduction: half a period is 1/12 of the side."""
     y, x = np.mgrid[0:height, 0:width]
     bright = np.sin(12 * np.pi * x / width + 1) + np.cos(10 * np.pi * y / height) + x / width
-    return np.rint((bright - bright.min()) / np.ptp(bright) * 255).astype(np.uint8)
+    grey: NDArray[np.uint8] = np.rint((bright - bright.min()) / np.ptp(bright) * 255).astype(
+        np.uint8
+    )
+    return grey
 
 
 # --- shape and range ---------------------------------------------------------------------------
@@ -233,7 +236,7 @@ def test_an_image_gives_the_same_input_at_8_12_and_16_bits(rule: ResizeRule) -> 
 # --- back on the image --------------------------------------------------------------------------
 
 
-def lit_span(lit: NDArray[np.bool_]) -> tuple[int, int]:
+def lit_span(lit: ArrayLike) -> tuple[int, int]:
     where = np.flatnonzero(lit)
     return int(where[0]), int(where[-1]) + 1
 
@@ -293,7 +296,8 @@ def test_whole_input_lies_on_all_that_the_network_sees(
     spec = InputSpec(height, width, rule)
     seen, filled = visible_field((rows, columns), spec), filled_field((rows, columns), spec)
     expected = tuple((part.start, part.stop) for part in seen)
-    assert on_image(tuple((p.start, p.stop) for p in filled), (rows, columns), spec) == expected
+    down, across = ((part.start, part.stop) for part in filled)
+    assert on_image((down, across), (rows, columns), spec) == expected
     assert on_image(((0, height), (0, width)), (rows, columns), spec) == expected
 
 

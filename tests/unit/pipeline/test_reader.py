@@ -6,11 +6,13 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from deepcovid_edge.imaging.files import read_source
 from deepcovid_edge.imaging.phantom import write_samples
 from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.manifest import InputSpec
@@ -29,7 +31,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def read(monkeypatch: pytest.MonkeyPatch) -> Counter[Path]:
     """How often each file was read."""
     seen: Counter[Path] = Counter()
-    real = module.read_source
+    real = read_source
 
     def counted(path: Path) -> Any:
         seen[path] += 1
@@ -48,7 +50,7 @@ def test_an_image_s_own_pixels_are_kept_where_they_are_asked_for(
     assert (image.radiograph is not None) == kept
 
 
-def paths_of(reading: Reading) -> list[Path]:
+def paths_of(reading: Iterable[Callable[[], PreparedImage]]) -> list[Path]:
     return [Path(call().name) for call in reading]
 
 
@@ -149,7 +151,7 @@ def test_no_image_is_lost_or_read_twice_whenever_the_model_is_there(
 
     def quick(self: ImageReader, path: Path) -> PreparedImage:
         seen.append(path)
-        return PreparedImage(path, 0.0)
+        return PreparedImage(str(path), 0.0)
 
     monkeypatch.setattr(ImageReader, "read", quick)
     paths = [Path(f"{number}.png") for number in range(100)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,8 @@ def images(
 
 
 def spread(low: float, high: float, count: int) -> list[float]:
-    return np.linspace(low, high, count).tolist()
+    scores: list[float] = np.linspace(low, high, count).tolist()
+    return scores
 
 
 def classified(site: SiteImages, threshold: float = 0.5) -> Assessment:
@@ -92,6 +94,7 @@ def test_figures_by_leaving_out_agree_with_new_images_of_the_same_kind() -> None
         )  # overlapping: the own threshold fails
         found = classified(site, 0.01).site
         assert found is not None
+        assert found.specificity.value is not None
         told.append(found.specificity.value)
         new = draw.beta(2, 3, 4000)
         kept.append((new < found.threshold).mean())
@@ -159,7 +162,8 @@ def test_more_patients_are_asked_for_not_more_images() -> None:
 
 
 def test_too_many_refused_files_or_drawn_images_are_no_proof() -> None:
-    for more in ({"not_assessed": 20}, {"synthetic": 1}):
+    cases: tuple[dict[str, Any], ...] = ({"not_assessed": 20}, {"synthetic": 1})
+    for more in cases:
         site = images(spread(0.6, 0.99, 40), spread(0.01, 0.4, 40), **more)
         assert classified(site).verdict == NOT_ENOUGH
     few = images(spread(0.6, 0.99, 40), spread(0.01, 0.4, 40), not_assessed=8)

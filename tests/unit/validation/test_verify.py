@@ -133,7 +133,10 @@ def test_small_differences_that_turn_nothing_pass(images: list[LabelledImage]) -
 
 
 def test_a_shift_of_the_ranking_fails_by_the_auc_alone(images: list[LabelledImage]) -> None:
-    moved = {f"g{grey}": 0.01 for grey in range(135, 190)} | {"g120": -0.01, "g119": 0.0099999}
+    moved: dict[str, Any] = {f"g{grey}": 0.01 for grey in range(135, 190)} | {
+        "g120": -0.01,
+        "g119": 0.0099999,
+    }
     report = report_of(images, Answering("flat", **{**moved, "g118": -0.001}))
     assert report["flips"]["count"] == 2
     lenient = report_of(

@@ -122,7 +122,9 @@ def test_one_patient_in_two_splits_is_named_with_both_images(split_data: Path) -
 def test_a_test_image_in_training_stops_the_run_unless_allowed(split_data: Path) -> None:
     image(split_data / "test/covid/copy.png", seed=4)
     original = image(split_data / "train/covid/first.png", seed=4)
-    smaller = cv2.resize(cv2.imread(str(original), cv2.IMREAD_GRAYSCALE), (110, 104))
+    grey = cv2.imread(str(original), cv2.IMREAD_GRAYSCALE)
+    assert grey is not None
+    smaller = cv2.resize(grey, (110, 104))
     cv2.imwrite(str(split_data / "val/covid/small.jpg"), smaller)
     report = split_data.parent / "leaks.json"
     with pytest.raises(DataError, match=r"copy\.png in test and .*first\.png in train are one"):
@@ -219,6 +221,7 @@ def test_renamed_and_reduced_copies_are_drawn_into_one_split(tmp_path: Path) -> 
     for number in range(12):
         original = tmp_path / f"covid/{number:03d}.png"
         grey = cv2.imread(str(original), cv2.IMREAD_GRAYSCALE)
+        assert grey is not None
         (tmp_path / f"covid/renamed{number}.png").write_bytes(original.read_bytes())
         cv2.imwrite(str(tmp_path / f"covid/mirrored{number}.jpg"), grey[:, ::-1])
     names = placed(training_data(tmp_path, recipe(shares=THREE)))

@@ -128,7 +128,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for label, opacities in (("normal", 0), ("covid", 5)):
             path = folder / "val" / label / f"{seed:02}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            image = cv2.resize(draw_phantom(seed, opacities=opacities), (224, 224))
+            image = cv2.resize(draw_phantom(seed, opacities=opacities), (224, 224)).astype(np.uint8)
             save_phantom(image, path)
     return folder
 
@@ -207,7 +207,15 @@ def test_infer_says_indeterminate_unless_told_otherwise(model: Path, data: Path)
     rewrite_manifest(
         model, replace(read_manifest(model), indeterminate_range=IndeterminateRange(0.0, 1.0))
     )
-    command = [sys.executable, "-m", "deepcovid_edge", "infer", data, "--model", model]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "deepcovid_edge",
+        "infer",
+        data,
+        "--model",
+        model,
+    ]
 
     def decisions(*options: str) -> tuple[set[str], str]:
         done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=60)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,8 +94,8 @@ def test_an_unknown_architecture_is_answered_with_the_known_ones() -> None:
 
 
 def test_small_cnn_says_at_each_position_what_the_original_says_of_its_window() -> None:
-    network = build_network("small_cnn", 3).eval()
-    layers = dict(network.features.named_children())
+    network: Any = build_network("small_cnn", 3).eval()
+    layers: dict[str, Any] = dict(network.features.named_children())
     first, second = copy.deepcopy(layers["conv1"]), copy.deepcopy(layers["conv2"])
     for convolution in (first, second):
         convolution.padding = (0, 0)
@@ -125,8 +126,8 @@ def test_folded_imagenet_weights_see_grey_as_torchvision_sees_rgb(
     architecture: str, tmp_path: Path
 ) -> None:
     """Exactly for SqueezeNet; away from the border where the first convolution is padded."""
-    reference = torchvision_network(architecture)
-    network = build_network(architecture, 2).eval()
+    reference: Any = torchvision_network(architecture)
+    network: Any = build_network(architecture, 2).eval()
     path = save_weights(reference, tmp_path / "weights.pth")
     assert load_imagenet(network, architecture, path) == "weights.pth"
     image = images(1, 96)
@@ -198,7 +199,8 @@ def changed_by_a_step(network: Classifier) -> set[str]:
     network.train()
     logits, _ = network(images(4, 32))
     optimiser.zero_grad()
-    nn.functional.cross_entropy(logits, torch.tensor([0, 1, 0, 1])).backward()
+    loss: Any = nn.functional.cross_entropy(logits, torch.tensor([0, 1, 0, 1]))
+    loss.backward()
     optimiser.step()
     after = network.state_dict()
     return {name for name, value in before.items() if not torch.equal(value, after[name])}
@@ -235,14 +237,16 @@ def test_frozen_layers_stay_frozen_in_a_copy_whose_weights_are_averaged() -> Non
 
     network = build_network("resnet18", 2)
     train_only(network, "last")
-    averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    average: Any = get_ema_multi_avg_fn
+    averaged = AveragedModel(network, multi_avg_fn=average(0.9), use_buffers=True)
     averaged.update_parameters(network)  # the first one copies
     before = copy.deepcopy(network.features.state_dict())
     changed_by_a_step(network)
     averaged.update_parameters(network)
     averaged.train()
-    assert not averaged.module.features.bn1.training
-    for name, value in averaged.module.features.state_dict().items():
+    copied: Any = averaged.module
+    assert not copied.features.bn1.training
+    for name, value in copied.features.state_dict().items():
         assert torch.equal(value, before[name]), name
 
 

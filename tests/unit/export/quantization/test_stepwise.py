@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-onnx = pytest.importorskip("onnx", reason="the workstation side needs extra export")
+pytest.importorskip("onnx", reason="the workstation side needs extra export")
 pytest.importorskip("onnxruntime", reason="the workstation side needs extra export")
 
+import onnx
 from tiny_network import SPEC, Made, fitted, graph, run, weights
 
 from deepcovid_edge.datasets.dataset import load_dataset
+from deepcovid_export.onnx_export.session import open_session
 from deepcovid_export.quantization import stepwise
 from deepcovid_export.quantization.calibration import ImageBatches
 from deepcovid_export.quantization.stepwise import Stepwise
@@ -51,7 +53,7 @@ def test_no_layer_runs_twice_and_no_more_is_kept_than_is_read_later(
 ) -> None:
     ran: Counter[str] = Counter()
     sizes: list[int] = []
-    opened = stepwise.open_session
+    opened = open_session
 
     def counted(part: onnx.ModelProto) -> Any:
         ran.update(node.name for node in part.graph.node if node.op_type != "DequantizeLinear")

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-onnx = pytest.importorskip("onnx", reason="the workstation side needs extra export")
+pytest.importorskip("onnx", reason="the workstation side needs extra export")
 pytest.importorskip("onnxruntime", reason="the workstation side needs extra export")
 
+import onnx
 from onnx import helper, numpy_helper
 from tiny_network import SPEC, fitted, graph, pixels, run, weights
 
@@ -33,7 +34,8 @@ def gram_of(inputs: int, seed: int) -> Array:
     draw = np.random.default_rng(seed)
     hidden = draw.normal(0, 1, (4 * inputs, inputs // 4)) @ draw.normal(0, 1, (inputs // 4, inputs))
     seen = np.maximum(hidden + draw.normal(0, 0.3, hidden.shape), 0)
-    return seen.T @ seen / len(seen)
+    gram: Array = seen.T @ seen / len(seen)
+    return gram
 
 
 def harm(change: Array, gram: Array) -> float:
@@ -43,7 +45,8 @@ def harm(change: Array, gram: Array) -> float:
 
 def nearest(values: Array) -> Array:
     steps = np.abs(values).max(axis=1, keepdims=True) / 127
-    return np.rint(values / steps) * steps
+    rounded: Array = np.rint(values / steps) * steps
+    return rounded
 
 
 @pytest.mark.parametrize("inputs", [16, 144, 300])  # below, over and twice over a block
