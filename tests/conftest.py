@@ -49,7 +49,8 @@ class Pictures:
         waves = np.sin(x / width * 9) + np.cos(y / height * 7) + x / width + 2 * y / height
         noisy = waves + np.random.default_rng(seed).normal(0, 0.05, (height, width))
         scaled = (noisy - noisy.min()) / np.ptp(noisy) * ((1 << bits) - 1)
-        return np.rint(scaled).astype(np.uint8 if bits == 8 else np.uint16)
+        image: NDArray[Any] = np.rint(scaled).astype(np.uint8 if bits == 8 else np.uint16)
+        return image
 
     @staticmethod
     def rgb(grey: NDArray[Any], *more: NDArray[Any]) -> NDArray[Any]:
@@ -112,7 +113,7 @@ class Pictures:
         """
         height, width = pixels.shape[:2]
         channels = pixels.shape[2] if pixels.ndim == 3 else 1
-        strip = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
+        strip = pixels.astype(np.dtype(f"{order}{pixels.dtype.str[1:]}")).tobytes()
         strip = zlib.compress(strip) if tags.get(259) == 8 else strip
         strip += b"\0" * (len(strip) % 2)
         entries: dict[int, tuple[str, tuple[int, ...]]] = {

@@ -103,10 +103,11 @@ def dataset(pixels: NDArray[Any], *, stored: int | None = None, **elements: Any)
 
 def written(image: Dataset, syntax: str = EXPLICIT) -> bytes:
     """The bytes of a file, its pixels compressed as the syntax says."""
-    image.file_meta = FileMetaDataset()
-    image.file_meta.TransferSyntaxUID = syntax
-    image.file_meta.MediaStorageSOPClassUID = image.get("SOPClassUID") or DX
-    image.file_meta.MediaStorageSOPInstanceUID = image.get("SOPInstanceUID") or "1.2.3.4.5"
+    meta: Any = FileMetaDataset()  # which makes a UID of a string
+    image.file_meta = meta
+    meta.TransferSyntaxUID = syntax
+    meta.MediaStorageSOPClassUID = image.get("SOPClassUID") or DX
+    meta.MediaStorageSOPInstanceUID = image.get("SOPInstanceUID") or "1.2.3.4.5"
     if syntax in SYNTAXES and SYNTAXES[syntax].family is not Family.NATIVE:
         frame = image["PixelData"].value
         if not image["PixelData"].is_undefined_length:
@@ -148,7 +149,7 @@ def compressed(pixels: NDArray[Any], bits: int, syntax: str) -> bytes:
         from pydicom.pixels.encoders.base import EncodeRunner
         from pydicom.pixels.encoders.native import _encode_frame  # has no public name
 
-        runner = EncodeRunner(syntax)
+        runner: Any = EncodeRunner(RLELossless)  # whose options are annotated wrongly
         runner.set_options(
             rows=pixels.shape[0],
             columns=pixels.shape[1],
@@ -166,7 +167,9 @@ def compressed(pixels: NDArray[Any], bits: int, syntax: str) -> bytes:
     if family is Family.JPEG_LS:
         return bytes(imagecodecs.jpegls_encode(pixels, level=int(syntax == NEAR_LOSSLESS)))
     if family is Family.JPEG_2000:
-        lossy = {"level": 60} if syntax == J2K_LOSSY else {"level": 0, "reversible": True}
+        lossy: dict[str, Any] = (
+            {"level": 60} if syntax == J2K_LOSSY else {"level": 0, "reversible": True}
+        )
         return bytes(
             imagecodecs.jpeg2k_encode(pixels, codecformat="j2k", bitspersample=bits, **lossy)
         )

@@ -123,7 +123,7 @@ def graph(arrays: Arrays) -> Any:
     tensor = add("Add", [main, convolve("shortcut", tensor, relu=False)], "sum")
     maps = convolve("maps", add("Relu", [tensor], "features"), relu=False)
     add("ReduceMean", [maps, "space"], "logits", keepdims=0)
-    constants = {
+    constants: Arrays = {
         **arrays,
         "axis": np.array([1], np.int64),
         "space": np.array([2, 3], np.int64),

@@ -33,10 +33,10 @@ def finish_and_tell(training: Training) -> Path:
 
 
 def main(data: str, *recipes: str) -> None:
-    Training.finish = finish_and_tell  # type: ignore[method-assign]
+    Training.finish = finish_and_tell  # type: ignore[assignment, method-assign]
     with processes.joined("cpu") as joined:
         # One group for all runs: torchrun's store does not serve a second.
-        processes.joined = lambda device: nullcontext(joined)
+        processes.joined = lambda device: nullcontext(joined)  # type: ignore[assignment, return-value]
         for recipe in recipes:
             folder = recipe.removesuffix(".toml")
             if code := run(["train", data, "--recipe", recipe, "-o", folder, "--workers", "0"]):

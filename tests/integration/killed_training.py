@@ -43,7 +43,7 @@ def die_in_saving(death: str) -> None:
         die()
 
     if death == "torn":
-        torch.save = tear
+        torch.save = tear  # type: ignore[assignment]
     else:
         Path.replace = die if death == "unrenamed" else rename_and_die  # type: ignore[assignment]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import cv2
+import numpy as np
 import pytest
 
 from deepcovid_edge.backends import openvino
@@ -44,7 +45,8 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = folder / label / f"{seed}.png"
         path.parent.mkdir(exist_ok=True)
         image = draw_phantom(seed, opacities=opacities)
-        save_phantom(cv2.resize(image, (300, 300), interpolation=cv2.INTER_CUBIC), path)
+        large = cv2.resize(image, (300, 300), interpolation=cv2.INTER_CUBIC)
+        save_phantom(np.asarray(large, np.uint8), path)
     return folder
 
 

@@ -25,7 +25,9 @@ MODEL = "squeezenet1_1"
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
+def measured(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """Every scenario in both scopes, in a process of its own."""
     path = tmp_path_factory.mktemp("bench") / "new/cart.json"
     command = [sys.executable, "-m", "deepcovid_edge", "bench", MODEL, *SHORT, "--rate", "40"]

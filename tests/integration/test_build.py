@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -121,7 +122,7 @@ def test_a_graph_that_tensorrt_refuses_is_one_sentence_with_the_node(
 
 
 def test_levels_are_lowered_until_one_builds(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, asked = module.run_builder, []
+    real, asked = build_process.run_builder, []
 
     def weak(request: build_process.BuildRequest, progress: object) -> dict[str, object]:
         asked.append(request.level)
@@ -192,9 +193,9 @@ def test_each_way_to_run_out_of_memory_gets_the_same_sentence(
     line = json.dumps({"event": "failed", "why": said, "final": False}) if as_event else said
     let_the_builder_be(monkeypatch, "/bin/sh", "-c", 'echo "$0"; exit 1', line)
     monkeypatch.setattr(
-        build_process.resource,
+        resource,
         "getrlimit",
-        lambda _: (300 << 20, build_process.resource.RLIM_INFINITY),
+        lambda _: (300 << 20, resource.RLIM_INFINITY),
     )
     assert run(["build", "squeezenet1_1", "--target", "rtx:sm86", "--level", "0"]) == 1
     told = capsys.readouterr().err

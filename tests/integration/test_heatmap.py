@@ -57,7 +57,9 @@ def test_heatmap_writes_picture_and_map_and_names_them_in_the_record(
         assert stored.heatmap.cells.shape == (7, 7)
         assert stored.facts["sha256"] == record["sha256"]
         assert [place.as_dict() for place in stored.regions] == record["regions"]
-        height, width = cv2.imread(record["path"], cv2.IMREAD_GRAYSCALE).shape
+        radiograph = cv2.imread(record["path"], cv2.IMREAD_GRAYSCALE)
+        assert radiograph is not None
+        height, width = radiograph.shape
         for place in record["regions"]:
             assert 0 <= place["x"] < place["x"] + place["width"] <= width
             assert 0 <= place["y"] < place["y"] + place["height"] <= height

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the workstation side needs extra export")
@@ -73,7 +74,8 @@ def joint(tmp_path_factory: pytest.TempPathFactory) -> Joint:
         place = folder / "data" / split / label
         place.mkdir(parents=True, exist_ok=True)
         image = draw_phantom(seed, opacities=6 if label == "hazy" else 0)
-        save_phantom(cv2.resize(image, (128, 128)), place / f"{seed:02d}.png")
+        small = np.asarray(cv2.resize(image, (128, 128)), np.uint8)
+        save_phantom(small, place / f"{seed:02d}.png")
     for name, text in (("plain", PLAIN), ("normalised", NORMALISED)):
         (folder / f"{name}.toml").write_text(text)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

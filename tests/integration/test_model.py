@@ -23,6 +23,7 @@ from deepcovid_edge import ImageBytes, Model, NotAssessedError, Prediction, Reas
 from deepcovid_edge.cli.main import run
 from deepcovid_edge.errors import NotThereError, UsageError
 from deepcovid_edge.heatmaps.files import read_map
+from deepcovid_edge.imaging.files import ImageSource
 from deepcovid_edge.imaging.phantom import write_samples
 
 TIMINGS = {"timings_ms"}
@@ -102,7 +103,7 @@ def test_a_source_without_a_path_gives_the_record_of_its_file(kinds: Path, model
         data = path.read_bytes()
         named = model.predict_one(ImageBytes(str(path), data))
         stream = io.BytesIO(data)
-        stream.name = str(path)  # type: ignore[attr-defined]
+        stream.name = str(path)
         with path.open("rb") as opened:
             sources = (str(path), named, opened, stream)
             predictions = [
@@ -118,7 +119,8 @@ def test_sources_of_several_kinds_come_in_their_order(
 ) -> None:
     write_samples(tmp_path, count=2)
     with phantom.open("rb") as opened:
-        sources = [ImageBytes("bytes.png", phantom.read_bytes()), tmp_path, opened, str(phantom)]
+        data = ImageBytes("bytes.png", phantom.read_bytes())
+        sources: list[ImageSource] = [data, tmp_path, opened, str(phantom)]
         names = [Path(one.path).name for one in model.predict(sources)]
     assert names == ["bytes.png", "phantom_000.png", "phantom_001.png", *[phantom.name] * 2]
 

@@ -201,6 +201,7 @@ def test_the_graph_computes_the_formula(limited: Path, data: Path) -> None:
     with load_backend(limited) as backend:
         found = backend.infer(images)
         maps = backend.infer(images, activation_maps=True)
+    assert found.ood_scores is not None
     np.testing.assert_allclose(found.ood_scores, expected, atol=2e-4)
     assert maps.ood_scores is not None
     np.testing.assert_allclose(maps.ood_scores, expected, atol=2e-4)
@@ -213,6 +214,7 @@ def test_zero_and_one_are_the_median_and_the_99th_percentile_of_val(
     images = np.stack(prepare_images(load_dataset(data, split="val"), manifest.input))
     with load_backend(limited) as backend:
         unlike = backend.infer(images).ood_scores
+    assert unlike is not None
     np.testing.assert_allclose(np.quantile(unlike, [0.5, 0.99], axis=0).T, [[0, 1]] * 2, atol=1e-3)
 
 
@@ -309,7 +311,8 @@ def test_heat_maps_are_those_of_the_network_without_limits(limited: Path, data: 
     for path in (SHIPPED, limited):
         with load_backend(path) as backend, Occluder(backend, settings) as occluder:
             found.append(occluder.explain(image).logit_drop)
-    np.testing.assert_array_equal(*found)
+    shipped, with_limits = found
+    np.testing.assert_array_equal(shipped, with_limits)
 
 
 # Runtimes and variants --------------------------------------------------------------------------
@@ -371,8 +374,10 @@ def test_the_command_that_quantises_keeps_the_limits(
     images = np.stack(prepare_images(load_dataset(data, split="test"), spec))
     assert read_manifest(path).ood == read_manifest(limited).ood
     with load_backend(limited) as before, load_backend(path) as now:
-        seen = [backend.infer(images).ood_scores for backend in (before, now)]
-    np.testing.assert_allclose(*seen, atol=0.02)
+        expected, found = before.infer(images).ood_scores, now.infer(images).ood_scores
+    assert expected is not None
+    assert found is not None
+    np.testing.assert_allclose(expected, found, atol=0.02)
 
 
 @pytest.mark.skipif(not has_openvino(), reason="openvino (extra openvino) is not installed")
@@ -383,7 +388,8 @@ def test_openvino_says_the_same(limited: Path, data: Path) -> None:
     for name in ("onnxruntime", "openvino"):
         with load_backend(limited, backend=name, settings=BackendSettings()) as backend:
             seen.append(backend.infer(images).ood_scores)
-    np.testing.assert_allclose(*seen, atol=1e-3)
+    by_onnxruntime, by_openvino = seen
+    np.testing.assert_allclose(by_onnxruntime, by_openvino, atol=1e-3)
 
 
 @pytest.mark.skipif(

@@ -139,7 +139,11 @@ def test_a_state_dict_is_taken_like_a_pickle(
 
 def age(network: nn.Module) -> None:
     """Take away what torch and torchvision added to modules since 2018 and 2020."""
-    newer = ("_non_persistent_buffers_set", "_backward_pre_hooks", "_is_full_backward_hook")
+    newer: tuple[str, ...] = (
+        "_non_persistent_buffers_set",
+        "_backward_pre_hooks",
+        "_is_full_backward_hook",
+    )
     newer += ("_forward_hooks_with_kwargs", "_state_dict_pre_hooks", "padding_mode", "groups")
     newer += ("_reversed_padding_repeated_twice", "_norm_layer", "base_width", "dilation")
     for module in network.modules():

@@ -77,10 +77,11 @@ class Remembering:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
-    def infer(self, images: NDArray[np.uint8]) -> Inference:
-        key = images.tobytes()
+    def infer(self, batch: NDArray[np.uint8], *, activation_maps: bool = False) -> Inference:
+        assert not activation_maps
+        key = batch.tobytes()
         if key not in self._known:
-            self._known[key] = self._backend.infer(images)
+            self._known[key] = self._backend.infer(batch)
         return self._known[key]
 
 

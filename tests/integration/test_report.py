@@ -123,8 +123,9 @@ class Browser:
         self.call("Emulation.setDeviceMetricsOverride", **shape)
         taken = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
         data = np.frombuffer(base64.b64decode(taken["data"]), np.uint8)
-        picture: Picture = cv2.imdecode(data, cv2.IMREAD_COLOR)
-        return picture
+        picture = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        assert picture is not None
+        return np.asarray(picture, np.uint8)
 
     def close(self) -> None:
         """End the browser and the pipe."""

@@ -8,14 +8,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="the workstation side needs extra export")
+pytest.importorskip("torch", reason="the workstation side needs extra export")
 
 import onnx
+import torch
 from commands import Done, command
 from PIL import Image
 
@@ -247,10 +249,11 @@ def test_resnet18_is_torchvisions_own_on_grey_images(tmp_path: Path) -> None:
         image = torch.randint(0, 256, (1, 224, 224), dtype=torch.uint8)
         rgb = image.repeat(3, 1, 1).float()[None] / 255
         mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
+        features: Any = network.features
         if architecture == "squeezenet1_1":
-            first, ours = reference.features[0], network.features[0]
+            first, ours = reference.features[0], features[0]
         else:
-            first, ours = reference.conv1, network.features.conv1
+            first, ours = reference.conv1, features.conv1
         normalised = (image.float()[None] / 255 - sum(IMAGENET_MEAN) / 3) / (sum(IMAGENET_STD) / 3)
         expected, got = first((rgb - mean) / std), ours(normalised)
         inner = (slice(None), slice(None), slice(4, -4), slice(4, -4))
@@ -302,7 +305,8 @@ def test_broken_images_and_unknown_labels_are_excluded_and_named(
     (copy / "train/fracture").mkdir()
     shutil.copy(copy / "train/clear/00.png", copy / "train/fracture/00.png")
     (copy / "test/clear").mkdir(parents=True)
-    save_phantom(cv2.resize(draw_phantom(20), (160, 160)), copy / "test/clear/20.png")
+    small = np.asarray(cv2.resize(draw_phantom(20), (160, 160)), np.uint8)
+    save_phantom(small, copy / "test/clear/20.png")
     images = training_data(copy, load_recipe(str(small_recipe(tmp_path))))
     assert len(images.train) == 24
     reasons = sorted(images.excluded)

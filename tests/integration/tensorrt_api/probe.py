@@ -184,7 +184,7 @@ def build(place: Path, library: str) -> None:
     from deepcovid_edge.backends.tensorrt import build_process
 
     asked = request(place, library)
-    build_process._report = lambda **event: None  # type: ignore[assignment]
+    build_process._report = lambda **event: None
     build_process._build_here(asked)
     assert Path(asked.plan).read_bytes() == b"plan"
     trt = sys.modules[library]
