@@ -43,10 +43,14 @@ nightly: .venv/ready
 		$(DEV)/python -m pytest -m slow -n $$(nproc) --dist loadscope --durations=20
 	$(MAKE) fuzz
 
-# The unit tests that a change needs at once: no slow one, no integration.
+# The unit tests of the runtime: no slow one, no integration.
+QUICK_IGNORES = export benchmarks jetson imaging/test_dicom_matrix.py imaging/test_dicom_sandbox.py \
+	imaging/test_fuzz.py device/test_child_process.py \
+	heatmaps/test_incremental.py heatmaps/test_heatmap.py heatmaps/test_agreement.py
 quick: .venv/ready
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
-		$(DEV)/python -m pytest tests/unit -m "not slow" -n $$(nproc) --durations=20
+		$(DEV)/python -m pytest tests/unit -m "not slow" -n $$(nproc) --durations=20 \
+		$(QUICK_IGNORES:%=--ignore=tests/unit/%)
 
 # The processor of whoever develops hides what another without VNNI decides.
 test-without-int8: .venv/ready
