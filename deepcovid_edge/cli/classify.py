@@ -34,11 +34,10 @@ def classify_images(settings: RunSettings, **model: Any) -> ExitCode:
     set_up()
     with _stopping_at_once():
         run = Run(settings, **model)
-    with closing(run.model):
-        code = _drain(run)
-        for line in run.notes():
-            click.echo(line, err=True)
-        return code
+    code = _drain(run)  # closes the run, its model too
+    for line in run.notes():
+        click.echo(line, err=True)
+    return code
 
 
 @contextmanager
