@@ -22,6 +22,8 @@ END = b"\xff\xd9"
 """EOI of ITU-T T.81 and T.87, EOC of T.800 and T.814."""
 FILL = b"\0\xff"
 """Bytes that stand behind an end: padding, or what was reserved on a disk."""
+MOST_FILL = 4
+"""Bytes like padding that may belong to a codestream whose end is missing."""
 
 _JPEG, _J2K, _JP2 = b"\xff\xd8", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  "
 _SEGMENT = re.compile(rb"\xff+([\x4f-\xcf\xda-\xfe])(..)", re.DOTALL)
@@ -157,7 +159,9 @@ def with_end(data: bytes) -> bytes | None:
         return data
     if data.startswith(_J2K):
         end = _tiles_end(data)
-        return None if end is None else data[:end] + END
+        if end is None or end > len(data.rstrip(FILL)) + MOST_FILL:
+            return None
+        return data[:end] + END
     scan = next((start for marker, start, _ in _segments(data) if marker == _SOS), len(data))
     end = data.find(END, scan)  # T.81, F.1.2.3, and T.87, A.1: never within the pixels
     return None if end < 0 else data[: end + 2]

@@ -17,6 +17,7 @@ from deepcovid_edge.errors import NotAssessedError, require
 from deepcovid_edge.imaging.dicom.codestreams import (
     END,
     FILL,
+    MOST_FILL,
     is_padding,
     rle_offsets,
     unpacked,
@@ -35,8 +36,6 @@ _CODECS = {
     Family.HTJ2K: "htj2k",
 }
 _ONE_LIBJPEG = {Family.JPEG, Family.JPEG_LOSSLESS}
-_MOST_FILL = 4
-"""Bytes of padding that may belong to a codestream whose end is missing."""
 _ELSE = bytes([0x5A, 0xA5, 0x33]) * 40
 """What a whole codestream could be followed by, and nothing would change."""
 _PLUGINS = {
@@ -115,15 +114,14 @@ def _without_end(request: Request, codestream: bytes) -> NDArray[Any]:
     """
     family = SYNTAXES[request.syntax].family
     bare = codestream.rstrip(FILL)
-    tails = [codestream[len(bare) :][:size] + END for size in range(_MOST_FILL + 1)]
+    tails = [codestream[len(bare) :][:size].rstrip(b"\xff") for size in range(MOST_FILL + 1)]
     if family in _ONE_LIBJPEG:
-        one = _if_decoded(request, bare + tails[-1])
-        other = _if_decoded(request, bare + tails[-1][: -len(END)] + _ELSE + END)
+        one, other = (_if_decoded(request, bare + tails[-1] + more) for more in (END, _ELSE + END))
         if one is not None and other is not None and np.array_equal(one, other):
             return one
     elif family is Family.JPEG_LS:
         for tail in dict.fromkeys(tails):
-            if (one := _if_decoded(request, bare + tail)) is not None:
+            if (one := _if_decoded(request, bare + tail + END)) is not None:
                 return one
     raise NotAssessedError(Reason.TRUNCATED, f"{family.value} without its end")
 

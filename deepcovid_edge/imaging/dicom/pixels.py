@@ -115,7 +115,7 @@ def _native(header: DicomHeader, place: PixelPlace, joined: bytes) -> NDArray[An
     layout, data = header.layout, header.data
     if joined:
         data, place = joined, replace(place, start=0, length=len(joined))
-    count = _count(layout)
+    count = _count(layout, place.length or 0)
     size = count * layout.allocated // 8
     if place.length is None or place.length < size:
         stated = "undefined" if place.length is None else str(place.length)
@@ -123,9 +123,8 @@ def _native(header: DicomHeader, place: PixelPlace, joined: bytes) -> NDArray[An
     held = min(place.length, len(data) - place.start)
     if held < size:
         raise NotAssessedError(Reason.TRUNCATED, f"{len(data) - place.start} of {size} bytes")
-    words = _unsigned(
-        data, place, layout, held * 8 // layout.allocated, little=header.elements.little
-    )
+    little = header.elements.little or bool(joined)  # PS3.5, A.4
+    words = _unsigned(data, place, layout, held * 8 // layout.allocated, little=little)
     planes = layout.samples if layout.planar else 1
     rows = layout.rows * planes
     if held > size + size % 2 and not is_padding(words, rows, count // rows):
@@ -134,11 +133,26 @@ def _native(header: DicomHeader, place: PixelPlace, joined: bytes) -> NDArray[An
     words = words[:count]
     if layout.samples == 1:
         return words.reshape(layout.rows, layout.columns)
-    if layout.photometric == _HALVED:
+    if count == 2 * layout.rows * layout.columns:
         return _without_halving(words, layout)
-    if layout.planar:
-        return np.moveaxis(words.reshape(layout.samples, layout.rows, layout.columns), 0, -1)
-    return words.reshape(layout.rows, layout.columns, layout.samples)
+    return _channels(words, layout)
+
+
+def _channels(words: NDArray[Any], layout: PixelLayout) -> NDArray[Any]:
+    """Channels as the header says that they stand, unless a grey picture shows the other way."""
+    ways = [
+        words.reshape(layout.rows, layout.columns, 3),
+        np.moveaxis(words.reshape(3, layout.rows, layout.columns), 0, -1),
+    ]
+    stated, other = ways[:: -1 if layout.planar else 1]
+    return other if _is_grey(other) and not _is_grey(stated) else stated
+
+
+def _is_grey(channels: NDArray[Any]) -> bool:
+    """Whether channels are equal all over, or two of them 128, wherever it is looked."""
+    step = sampling_step(channels)
+    sample = channels[::step, ::step]
+    return not np.ptp(sample, axis=2).any() or bool((sample[..., 1:] == 128).all())
 
 
 def _without_halving(words: NDArray[Any], layout: PixelLayout) -> NDArray[Any]:
@@ -167,15 +181,20 @@ def _unsigned(
     return pairs.astype("<u2").view(np.uint8)[:count]
 
 
-def _count(layout: PixelLayout) -> int:
-    """Words of an uncompressed image (PS3.3, C.7.6.3.1.2: one of Cb and Cr for two of Y)."""
-    samples = 2 if layout.photometric == _HALVED else layout.samples
-    return layout.rows * layout.columns * samples
+def _count(layout: PixelLayout, size: int) -> int:
+    """Words of an uncompressed image that takes so many bytes.
+
+    YBR_FULL_422 has one Cb and Cr for two of Y (PS3.3, C.7.6.3.1.2). The label outlives a
+    conversion in some files, which then hold three samples for each pixel.
+    """
+    pixels = layout.rows * layout.columns
+    halved = layout.photometric == _HALVED and size < 3 * pixels
+    return pixels * (2 if halved else layout.samples)
 
 
 def _is_whole(layout: PixelLayout, size: int) -> bool:
     """Whether so many bytes are an uncompressed image, padded to an even length or not."""
-    return 0 <= size - _count(layout) * layout.allocated // 8 <= 1
+    return 0 <= size - _count(layout, size) * layout.allocated // 8 <= 1
 
 
 def _stream(header: DicomHeader, place: PixelPlace) -> bytes:

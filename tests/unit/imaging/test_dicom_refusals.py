@@ -44,8 +44,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from test_refusals import ELSEWHERE, photograph
 
-from deepcovid_edge.imaging.dicom.syntaxes import MAX_INFLATED
-from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, DEFLATED, IMPLICIT
+from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, DEFLATED, IMPLICIT, MAX_INFLATED
 
 Decode = Callable[..., Radiograph]
 
