@@ -151,7 +151,7 @@ def read_header(data: bytes) -> DicomHeader:
         orientation=tuple(part.upper() for part in elements.texts(_ORIENTATION) if part),
         burned_in=elements.word(_BURNED_IN) == "YES",
         lossy_ratio=max(_ratios(elements), default=0.0),
-        native_syntax=found.encoding.syntax,
+        native_syntax=found.native,
     )
 
 

@@ -34,6 +34,7 @@ _CHAIN_OF_BARE_FILE = 3
 _UNDEFINED = 0xFFFFFFFF
 _PIXELS, _LAST = 0x7FE00000, 0x7FE0FFFF
 """Group of the pixels, behind which an image has no more than padding."""
+_LONGEST = 128
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _KINDS = re.compile(
     b"A[EST]|C[S]|D[AST]|F[DL]|I[S]|L[OT]|O[BDFLVW]|P[N]|S[HLQSTV]|T[M]|U[CILNRSTV]"
@@ -136,6 +137,7 @@ class DataSet:
         start: Offset of the first element behind the file meta information.
         encoding: How its elements stand.
         syntax: UID of its transfer syntax: as stated where that can be, else what it is.
+        native: UID of what it is if its pixels are not compressed.
         media_class: SOP class by the file meta information, or empty.
     """
 
@@ -143,6 +145,7 @@ class DataSet:
     start: int
     encoding: Encoding
     syntax: str
+    native: str
     media_class: str
 
 
@@ -153,16 +156,16 @@ def find_data_set(data: bytes) -> DataSet:
         NotAssessedError: It is deflated, and damaged or too large.
     """
     start, meta = _file_meta(data, _start(data))
-    stated = meta.get(_TRANSFER_SYNTAX, "")
+    stated = _text(data, meta, _TRANSFER_SYNTAX)
     encoding, known = _encoding(data, start, stated)
     is_deflated = (stated == DEFLATED or not known) and _inflates(data, start)
+    media_class = _text(data, meta, _MEDIA_CLASS)
     if is_deflated or (stated == DEFLATED and known < _CHAIN_OF_BARE_FILE):
         data, start, is_deflated = _inflated(data, start), 0, True
         encoding, _ = _encoding(data, start, EXPLICIT)
-    syntax = DEFLATED if is_deflated else encoding.syntax
-    if _UID.fullmatch(stated) and not is_native(stated):
-        syntax = stated
-    return DataSet(data, start, encoding, syntax, meta.get(_MEDIA_CLASS, ""))
+    native = DEFLATED if is_deflated else encoding.syntax
+    is_other = _UID.fullmatch(stated) and not is_native(stated)
+    return DataSet(data, start, encoding, stated if is_other else native, native, media_class)
 
 
 def is_bare_data_set(data: bytes) -> bool:
@@ -170,7 +173,8 @@ def is_bare_data_set(data: bytes) -> bool:
     start = _start(data)
     if data[start : start + 2] not in (b"\2\0", b"\0\2", b"\x08\0", b"\0\x08"):
         return False
-    return _encoding(data, start, "")[1] >= _CHAIN_OF_BARE_FILE
+    start, meta = _file_meta(data, start)
+    return len(meta) + _encoding(data, start, "")[1] >= _CHAIN_OF_BARE_FILE
 
 
 def is_native(syntax: str) -> bool:
@@ -204,9 +208,9 @@ def _element(data: bytes, at: int, encoding: Encoding) -> tuple[int, int, int] |
     return group << 16 | number, start, int.from_bytes(field, order)
 
 
-def _file_meta(data: bytes, at: int) -> tuple[int, dict[int, str]]:
-    """The end of the elements of group 2, in whichever encoding, and their texts."""
-    texts: dict[int, str] = {}
+def _file_meta(data: bytes, at: int) -> tuple[int, dict[int, tuple[int, int]]]:
+    """The end of the elements of group 2, each in its own encoding, and where values stand."""
+    places: dict[int, tuple[int, int]] = {}
     for _ in range(_META_ELEMENTS):
         found = (_element(data, at, encoding) for encoding in _ENCODINGS)
         element = next((one for one in found if one and one[0] >> 16 == _META), None)
@@ -214,9 +218,13 @@ def _file_meta(data: bytes, at: int) -> tuple[int, dict[int, str]]:
             break
         tag, start, length = element
         at = start + length
-        if tag in (_MEDIA_CLASS, _TRANSFER_SYNTAX):
-            texts[tag] = data[start:at][:64].decode("latin-1").strip(" \0\t\r\n")
-    return at, texts
+        places[tag] = start, at
+    return at, places
+
+
+def _text(data: bytes, places: dict[int, tuple[int, int]], tag: int) -> str:
+    start, end = places.get(tag, (0, 0))
+    return data[start:end][:_LONGEST].decode("latin-1").strip(" \0\t\r\n")
 
 
 def _chain(data: bytes, at: int, encoding: Encoding) -> int:
@@ -226,10 +234,10 @@ def _chain(data: bytes, at: int, encoding: Encoding) -> int:
         if count and at == len(data):
             return _CHAIN
         element = _element(data, at, encoding)
-        if element is None or element[0] <= last:
+        if element is None or (element[0] <= last and element[0] >> 16 != _META):
             return count
-        last, start, length = element
-        at = start + length
+        tag, start, length = element
+        last, at = max(last, tag), start + length
         if last > _LAST:
             return count
         if last >= _PIXELS or (length == _UNDEFINED and (count or not encoding.implicit)):

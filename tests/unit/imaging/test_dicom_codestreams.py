@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from conftest import spread
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -255,8 +256,7 @@ def test_kinds_of_stream_are_all_families_and_all_colours() -> None:
     assert families == set(Family) - missing
 
 
-@pytest.mark.parametrize("label", LABELS)
-@pytest.mark.parametrize("kind", STREAMS)
+@pytest.mark.parametrize(("kind", "label"), spread(STREAMS, LABELS, of=3))
 def test_grey_copy_is_grey_whatever_its_header_says(kind: str, label: str, decode: Decode) -> None:
     syntax, encode = STREAMS[kind]
     grey = image()
@@ -267,8 +267,7 @@ def test_grey_copy_is_grey_whatever_its_header_says(kind: str, label: str, decod
     assert read.warnings == (WarningCode.SECONDARY,)
 
 
-@pytest.mark.parametrize("label", LABELS)
-@pytest.mark.parametrize("kind", STREAMS)
+@pytest.mark.parametrize(("kind", "label"), spread(STREAMS, LABELS, of=6))
 def test_coloured_picture_is_refused_whatever_its_header_says(
     kind: str, label: str, decode: Decode
 ) -> None:
@@ -284,8 +283,7 @@ SAYS_ITSELF = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("label", LABELS)
-@pytest.mark.parametrize("kind", SAYS_ITSELF)
+@pytest.mark.parametrize(("kind", "label"), spread(SAYS_ITSELF, LABELS, of=3))
 def test_coloured_marks_have_the_colours_of_the_stream(
     kind: str, label: str, decode: Decode
 ) -> None:
@@ -306,10 +304,10 @@ NATIVE_COLOURS = {
 }
 
 
-@pytest.mark.parametrize("planar_by_label", [0, 1])
-@pytest.mark.parametrize("planar", [0, 1])
-@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, DEFLATED, BIG_ENDIAN])
-@pytest.mark.parametrize("kind", NATIVE_COLOURS)
+@pytest.mark.parametrize(
+    ("kind", "planar", "planar_by_label", "syntax"),
+    spread(NATIVE_COLOURS, (0, 1), (0, 1), (EXPLICIT, IMPLICIT, DEFLATED, BIG_ENDIAN), of=4),
+)
 def test_uncompressed_grey_copy_is_grey_in_every_order_of_its_samples(
     kind: str, syntax: str, planar: int, planar_by_label: int, decode: Decode
 ) -> None:
@@ -351,9 +349,9 @@ def with_value(value: bytes, bits: int, syntax: str = EXPLICIT) -> bytes:
     return written(longer, syntax)
 
 
-@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, DEFLATED])
-@pytest.mark.parametrize("bits", [8, 12])
-@pytest.mark.parametrize("kind", SURPLUS)
+@pytest.mark.parametrize(
+    ("kind", "bits", "syntax"), spread(SURPLUS, (8, 12), (EXPLICIT, IMPLICIT, DEFLATED), of=3)
+)
 def test_bytes_behind_uncompressed_pixels_are_cut(
     kind: str, bits: int, syntax: str, decode: Decode
 ) -> None:
@@ -442,16 +440,24 @@ BEHIND = {
 }
 
 
+PADDINGS = {
+    "nothing": b"",
+    "2 zeros": bytes(2),
+    "5000 zeros": bytes(5000),
+    "5000 times FF": b"\xff" * 5000,
+}
+
+
 def same(decode: Decode, data: bytes, bits: int, syntax: str) -> bool:
     whole = decode(written(dataset(image(bits), stored=bits), syntax))
     return np.array_equal(decode(data).pixels, whole.pixels)
 
 
-@pytest.mark.parametrize("kind", BEHIND)
-@pytest.mark.parametrize(("syntax", "bits"), ENDED)
+@pytest.mark.parametrize(("ended", "kind"), spread(ENDED, BEHIND, of=3))
 def test_what_stands_behind_a_whole_codestream_does_not_matter(
-    syntax: str, bits: int, kind: str, decode: Decode
+    ended: tuple[str, int], kind: str, decode: Decode
 ) -> None:
+    syntax, bits = ended
     stream = compressed(image(bits), bits, syntax)
     assert same(decode, with_codestream(stream + BEHIND[kind], syntax, bits), bits, syntax)
 
@@ -474,50 +480,55 @@ def longer_item(data: bytes, size: int, more: int) -> bytes:
     return data[:at] + (even + more).to_bytes(4, "little") + data[at + 4 : -8]
 
 
-@pytest.mark.parametrize("kind", CONTAINERS)
-@pytest.mark.parametrize(("syntax", "bits"), [*ENDED, (RLE, 12), (RLE, 8)])
+@pytest.mark.parametrize(("ended", "kind"), spread([*ENDED, (RLE, 12), (RLE, 8)], CONTAINERS, of=3))
 def test_whole_codestream_in_a_broken_container_is_read(
-    syntax: str, bits: int, kind: str, decode: Decode
+    ended: tuple[str, int], kind: str, decode: Decode
 ) -> None:
+    syntax, bits = ended
     stream = compressed(image(bits), bits, syntax)
     data = CONTAINERS[kind](with_codestream(stream, syntax, bits), len(stream))
     assert same(decode, data, bits, syntax)
 
 
-@pytest.mark.parametrize("padding", [b"", bytes(2), bytes(5000), b"\xff" * 5000], ids=len)
-@pytest.mark.parametrize(("syntax", "bits"), ENDED)
+@pytest.mark.parametrize(("ended", "padding"), spread(ENDED, PADDINGS, of=2))
 def test_codestream_that_lacks_its_end_and_nothing_else_is_read(
-    syntax: str, bits: int, padding: bytes, decode: Decode
+    ended: tuple[str, int], padding: str, decode: Decode
 ) -> None:
+    syntax, bits = ended
     stream = compressed(image(bits), bits, syntax)
     assert stream.endswith(EOI)
     assert with_end(stream) is stream
-    assert same(decode, with_codestream(stream[:-2] + padding, syntax, bits), bits, syntax)
+    assert same(
+        decode, with_codestream(stream[:-2] + PADDINGS[padding], syntax, bits), bits, syntax
+    )
 
 
-@pytest.mark.parametrize("share", [0.01, 0.5, 0.9, 0.98])
-@pytest.mark.parametrize("padding", [b"", bytes(2), bytes(5000), b"\xff" * 5000], ids=len)
-@pytest.mark.parametrize(("syntax", "bits"), [*ENDED, (RLE, 12)])
+@pytest.mark.parametrize(
+    ("ended", "padding", "share"),
+    spread([*ENDED, (RLE, 12)], PADDINGS, (0.01, 0.5, 0.9, 0.98), of=4),
+)
 def test_codestream_that_is_cut_off_is_said_to_be(
-    syntax: str, bits: int, padding: bytes, share: float, decode: Decode
+    ended: tuple[str, int], padding: str, share: float, decode: Decode
 ) -> None:
+    syntax, bits = ended
     stream = compressed(image(bits), bits, syntax)
-    if syntax == RLE and padding:
+    if syntax == RLE and PADDINGS[padding]:
         pytest.skip("zeros are runs of RLE too")
-    cut = stream[: round(share * len(stream))] + padding
+    cut = stream[: round(share * len(stream))] + PADDINGS[padding]
     assert reason(decode, with_codestream(cut, syntax, bits)) is Reason.TRUNCATED
 
 
 # --- labels ----------------------------------------------------------------------------------
 
+LABELLED = (RLE, JPEG, JPEG_12, LOSSLESS, JPEG_LS, J2K, HTJ2K, EXPLICIT)
 ALL_KINDS = [*ENDED, (RLE, 12), (EXPLICIT, 12)]
 
 
-@pytest.mark.parametrize("label", [RLE, JPEG, JPEG_12, LOSSLESS, JPEG_LS, J2K, HTJ2K, EXPLICIT])
-@pytest.mark.parametrize(("syntax", "bits"), ALL_KINDS)
+@pytest.mark.parametrize(("label", "stored"), spread(LABELLED, ALL_KINDS, of=3))
 def test_pixels_are_read_as_what_they_are_under_every_label(
-    label: str, syntax: str, bits: int, decode: Decode
+    label: str, stored: tuple[str, int], decode: Decode
 ) -> None:
+    syntax, bits = stored
     whole = written(dataset(image(bits), stored=bits), syntax)
     read = decode(relabelled(whole, syntax, label))
     assert np.array_equal(read.pixels, decode(whole).pixels)
