@@ -256,7 +256,7 @@ def test_kinds_of_stream_are_all_families_and_all_colours() -> None:
     assert families == set(Family) - missing
 
 
-@pytest.mark.parametrize(("kind", "label"), spread(STREAMS, LABELS, of=3))
+@pytest.mark.parametrize(("kind", "label"), spread(STREAMS, LABELS, of=6))
 def test_grey_copy_is_grey_whatever_its_header_says(kind: str, label: str, decode: Decode) -> None:
     syntax, encode = STREAMS[kind]
     grey = image()
@@ -267,7 +267,7 @@ def test_grey_copy_is_grey_whatever_its_header_says(kind: str, label: str, decod
     assert read.warnings == (WarningCode.SECONDARY,)
 
 
-@pytest.mark.parametrize(("kind", "label"), spread(STREAMS, LABELS, of=6))
+@pytest.mark.parametrize(("kind", "label"), spread(STREAMS, LABELS, of=12))
 def test_coloured_picture_is_refused_whatever_its_header_says(
     kind: str, label: str, decode: Decode
 ) -> None:
@@ -283,7 +283,7 @@ SAYS_ITSELF = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "label"), spread(SAYS_ITSELF, LABELS, of=3))
+@pytest.mark.parametrize(("kind", "label"), spread(SAYS_ITSELF, LABELS, of=6))
 def test_coloured_marks_have_the_colours_of_the_stream(
     kind: str, label: str, decode: Decode
 ) -> None:
@@ -306,7 +306,7 @@ NATIVE_COLOURS = {
 
 @pytest.mark.parametrize(
     ("kind", "planar", "planar_by_label", "syntax"),
-    spread(NATIVE_COLOURS, (0, 1), (0, 1), (EXPLICIT, IMPLICIT, DEFLATED, BIG_ENDIAN), of=4),
+    spread(NATIVE_COLOURS, (0, 1), (0, 1), (EXPLICIT, IMPLICIT, DEFLATED, BIG_ENDIAN), of=5),
 )
 def test_uncompressed_grey_copy_is_grey_in_every_order_of_its_samples(
     kind: str, syntax: str, planar: int, planar_by_label: int, decode: Decode
@@ -341,6 +341,8 @@ SURPLUS = {
     "something short": bytes(range(100, 200)),
 }
 
+SURPLUS_OF_RLE = [kind for kind in SURPLUS if kind != "something short"]
+
 
 def with_value(value: bytes, bits: int, syntax: str = EXPLICIT) -> bytes:
     """A file of an image whose pixel data are these bytes."""
@@ -350,7 +352,7 @@ def with_value(value: bytes, bits: int, syntax: str = EXPLICIT) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("kind", "bits", "syntax"), spread(SURPLUS, (8, 12), (EXPLICIT, IMPLICIT, DEFLATED), of=3)
+    ("kind", "bits", "syntax"), spread(SURPLUS, (8, 12), (EXPLICIT, IMPLICIT, DEFLATED), of=6)
 )
 def test_bytes_behind_uncompressed_pixels_are_cut(
     kind: str, bits: int, syntax: str, decode: Decode
@@ -377,8 +379,7 @@ def test_pixels_that_the_header_leaves_out_are_no_padding(
         assert reason(decode, written(other)) is Reason.LENGTH
 
 
-@pytest.mark.parametrize("bits", [8, 12])
-@pytest.mark.parametrize("kind", [kind for kind in SURPLUS if "short" not in kind])
+@pytest.mark.parametrize(("kind", "bits"), spread(SURPLUS_OF_RLE, (8, 12), of=2))
 def test_bytes_behind_the_pixels_of_a_segment_of_rle_are_cut(
     kind: str, bits: int, decode: Decode
 ) -> None:
@@ -453,7 +454,7 @@ def same(decode: Decode, data: bytes, bits: int, syntax: str) -> bool:
     return np.array_equal(decode(data).pixels, whole.pixels)
 
 
-@pytest.mark.parametrize(("ended", "kind"), spread(ENDED, BEHIND, of=3))
+@pytest.mark.parametrize(("ended", "kind"), spread(ENDED, BEHIND, of=6))
 def test_what_stands_behind_a_whole_codestream_does_not_matter(
     ended: tuple[str, int], kind: str, decode: Decode
 ) -> None:
@@ -480,7 +481,7 @@ def longer_item(data: bytes, size: int, more: int) -> bytes:
     return data[:at] + (even + more).to_bytes(4, "little") + data[at + 4 : -8]
 
 
-@pytest.mark.parametrize(("ended", "kind"), spread([*ENDED, (RLE, 12), (RLE, 8)], CONTAINERS, of=3))
+@pytest.mark.parametrize(("ended", "kind"), spread([*ENDED, (RLE, 12), (RLE, 8)], CONTAINERS, of=6))
 def test_whole_codestream_in_a_broken_container_is_read(
     ended: tuple[str, int], kind: str, decode: Decode
 ) -> None:
@@ -490,7 +491,7 @@ def test_whole_codestream_in_a_broken_container_is_read(
     assert same(decode, data, bits, syntax)
 
 
-@pytest.mark.parametrize(("ended", "padding"), spread(ENDED, PADDINGS, of=2))
+@pytest.mark.parametrize(("ended", "padding"), spread(ENDED, PADDINGS, of=4))
 def test_codestream_that_lacks_its_end_and_nothing_else_is_read(
     ended: tuple[str, int], padding: str, decode: Decode
 ) -> None:
@@ -505,7 +506,7 @@ def test_codestream_that_lacks_its_end_and_nothing_else_is_read(
 
 @pytest.mark.parametrize(
     ("ended", "padding", "share"),
-    spread([*ENDED, (RLE, 12)], PADDINGS, (0.01, 0.5, 0.9, 0.98), of=4),
+    spread([*ENDED, (RLE, 12)], PADDINGS, (0.01, 0.5, 0.9, 0.98), of=8),
 )
 def test_codestream_that_is_cut_off_is_said_to_be(
     ended: tuple[str, int], padding: str, share: float, decode: Decode
@@ -524,7 +525,7 @@ LABELLED = (RLE, JPEG, JPEG_12, LOSSLESS, JPEG_LS, J2K, HTJ2K, EXPLICIT)
 ALL_KINDS = [*ENDED, (RLE, 12), (EXPLICIT, 12)]
 
 
-@pytest.mark.parametrize(("label", "stored"), spread(LABELLED, ALL_KINDS, of=3))
+@pytest.mark.parametrize(("label", "stored"), spread(LABELLED, ALL_KINDS, of=6))
 def test_pixels_are_read_as_what_they_are_under_every_label(
     label: str, stored: tuple[str, int], decode: Decode
 ) -> None:

@@ -99,7 +99,7 @@ def check(read: Radiograph, syntax: str) -> None:
     assert read.warnings == ()
 
 
-@pytest.mark.parametrize(("encoding", "stated"), spread(ENCODINGS, STATED, of=2))
+@pytest.mark.parametrize(("encoding", "stated"), spread(ENCODINGS, STATED, of=4))
 def test_data_set_is_read_under_every_syntax_that_may_be_stated(
     encoding: str, stated: str, decode: Decode
 ) -> None:
@@ -107,7 +107,7 @@ def test_data_set_is_read_under_every_syntax_that_may_be_stated(
     check(decode(data), ENCODINGS[encoding][2])
 
 
-@pytest.mark.parametrize(("packing", "stated"), spread(PACKED, STATED, of=2))
+@pytest.mark.parametrize(("packing", "stated"), spread(PACKED, STATED, of=3))
 def test_deflated_data_set_is_read_under_every_syntax_that_may_be_stated(
     packing: str, stated: str, decode: Decode
 ) -> None:
@@ -134,7 +134,7 @@ METAS: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize(
-    ("prefix", "information", "encoding"), spread(PREFIXES, METAS, ENCODINGS, of=4)
+    ("prefix", "information", "encoding"), spread(PREFIXES, METAS, ENCODINGS, of=8)
 )
 def test_file_is_read_without_preamble_or_with_file_meta_information_of_any_kind(
     prefix: str, information: str, encoding: str, decode: Decode
