@@ -155,35 +155,53 @@ def _jpeg_2000(data: bytes, *, ycc: bool | None) -> Codestream | None:
 
 def with_end(data: bytes) -> bytes | None:
     """A whole codestream up to its end and maybe padding, or None where no end is found."""
-    if data[-4096:].rstrip(FILL).endswith(END) or data.rstrip(FILL).endswith(END):
-        return data
     if data.startswith(_J2K):
-        end = _tiles_end(data)
-        if end is None or end > len(data.rstrip(FILL)) + MOST_FILL:
-            return None
-        return data[:end] + END
+        return _jpeg_2000_with_end(data)
+    if _is_closed(data):
+        return data
     scan = next((start for marker, start, _ in _segments(data) if marker == _SOS), len(data))
     end = data.find(END, scan)  # T.81, F.1.2.3, and T.87, A.1: never within the pixels
     return None if end < 0 else data[: end + 2]
 
 
-def _tiles_end(data: bytes) -> int | None:
-    """The end of the last tile-part where all tiles are whole (T.800, A.4.2)."""
+def _is_closed(data: bytes) -> bool:
+    return data[-4096:].rstrip(FILL).endswith(END) or data.rstrip(FILL).endswith(END)
+
+
+def _jpeg_2000_with_end(data: bytes) -> bytes | None:
+    """The codestream up to the end of its tiles: not all decoders notice what is missing."""
+    end, is_whole = _tiles_end(data)
+    if end is None:  # the last tile goes as far as the codestream does
+        return data if is_whole and _is_closed(data) else None
+    if data[end : end + 2] == END:
+        return data if is_whole else None
+    if end <= len(data) and _is_closed(data):  # lengths that are wrong: the decoder may know better
+        return data
+    padded = end > len(data.rstrip(FILL)) + MOST_FILL
+    return data[:end] + END if is_whole and end <= len(data) and not padded else None
+
+
+def _tiles_end(data: bytes) -> tuple[int | None, bool]:
+    """Where the last tile-part ends, None where it does not say; and whether all tiles are there.
+
+    ITU-T T.800, A.4.2: a tile-part states its tile, its length and the number of its tile's parts.
+    """
     headers = {marker: (start, content) for marker, start, content in _segments(data)}
     if _SOT not in headers or len(headers[_SIZ][1]) < 36:
-        return None
+        return 0, False
     right, bottom, _, _, wide, high, left, top = struct.unpack_from(">8I", headers[_SIZ][1], 2)
-    at, parts = headers[_SOT][0] - 4, dict[int, list[int]]()
-    while data[at : at + 2] == b"\xff\x90" and at + 12 <= len(data):
-        tile, length, _, stated = struct.unpack_from(">HIBB", data, at + 4)
-        at += length
-        if not length or at > len(data):
-            return None
+    if not wide or not high:
+        return 0, False
+    end: int | None = headers[_SOT][0] - 4
+    parts: dict[int, list[int]] = {}
+    while end is not None and data[end : end + 2] == b"\xff\x90" and end + 12 <= len(data):
+        tile, length, _, stated = struct.unpack_from(">HIBB", data, end + 4)
+        end = end + length if length else None
         seen = parts.setdefault(tile, [0, 0])
         parts[tile] = [seen[0] + 1, max(seen[1], stated)]
-    if not wide or not high or any(found < stated for found, stated in parts.values()):
-        return None
-    return at if len(parts) == -(-(right - left) // wide) * -(-(bottom - top) // high) else None
+    tiles = -(-(right - left) // wide) * -(-(bottom - top) // high)
+    is_whole = len(parts) == tiles and all(found >= stated for found, stated in parts.values())
+    return end, is_whole
 
 
 def rle_offsets(data: bytes) -> list[int]:

@@ -115,20 +115,20 @@ def _native(header: DicomHeader, place: PixelPlace, joined: bytes) -> NDArray[An
     layout, data = header.layout, header.data
     if joined:
         data, place = joined, replace(place, start=0, length=len(joined))
-    count = _count(layout, place.length or 0)
+    stated = len(data) - place.start if place.length is None else place.length
+    count = _count(layout, stated)
     size = count * layout.allocated // 8
-    if place.length is None or place.length < size:
-        stated = "undefined" if place.length is None else str(place.length)
+    if place.length is not None and stated < size:
         raise NotAssessedError(Reason.LENGTH, f"{stated} bytes of pixels, {size} by the header")
-    held = min(place.length, len(data) - place.start)
+    held = min(stated, len(data) - place.start)
     if held < size:
-        raise NotAssessedError(Reason.TRUNCATED, f"{len(data) - place.start} of {size} bytes")
+        raise NotAssessedError(Reason.TRUNCATED, f"{held} of {size} bytes")
     little = header.elements.little or bool(joined)  # PS3.5, A.4
     words = _unsigned(data, place, layout, held * 8 // layout.allocated, little=little)
     planes = layout.samples if layout.planar else 1
     rows = layout.rows * planes
     if held > size + size % 2 and not is_padding(words, rows, count // rows):
-        detail = f"{place.length} bytes of pixels, {size} by the header"
+        detail = f"{stated} bytes of pixels, {size} by the header"
         raise NotAssessedError(Reason.LENGTH, detail)
     words = words[:count]
     if layout.samples == 1:
@@ -200,12 +200,13 @@ def _is_whole(layout: PixelLayout, size: int) -> bool:
 def _stream(header: DicomHeader, place: PixelPlace) -> bytes:
     """What stands in fragments, or a codestream that stands there as it is; else nothing."""
     data, length = header.data, place.length
-    if length is None:
-        return _joined(data, place.start, len(data))
-    end = min(place.start + length, len(data))
-    if _is_whole(header.layout, length):
+    end = len(data) if length is None else min(place.start + length, len(data))
+    in_items = data[place.start : place.start + 4] == _ITEM
+    if length is None and (in_items or not is_native(header.facts.transfer_syntax_uid)):
+        return _joined(data, place.start, end)
+    if length is None or _is_whole(header.layout, length):
         return b""
-    if data[place.start : place.start + 4] == _ITEM:
+    if in_items:
         return _joined(data, place.start, end)
     head = data[place.start : min(end, place.start + _HEAD)]
     if read_codestream(head, header.layout.allocated // 8) is None:

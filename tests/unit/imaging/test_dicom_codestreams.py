@@ -276,6 +276,15 @@ def test_coloured_picture_is_refused_whatever_its_header_says(
     assert reason(decode, screen_copy(encode(picture), syntax, label)) is Reason.COLOUR
 
 
+@pytest.mark.parametrize("label", [label for label in LABELS if label != "MONOCHROME2"])
+@pytest.mark.parametrize("syntax", [LOSSLESS, JPEG_LS, J2K, RLE])
+def test_one_channel_under_a_label_of_three_is_read(
+    syntax: str, label: str, decode: Decode
+) -> None:
+    stream = compressed(image(), 8, syntax)
+    assert np.array_equal(decode(screen_copy(stream, syntax, label)).pixels, image())
+
+
 SAYS_ITSELF = [
     kind for kind in STREAMS if "unmarked" not in kind and "wrongly" not in kind
     and any(word in kind for word in ("JFIF", "Adobe", "R G B", "transformed", "sYCC"))
@@ -498,7 +507,7 @@ def test_codestream_that_lacks_its_end_and_nothing_else_is_read(
     syntax, bits = ended
     stream = compressed(image(bits), bits, syntax)
     assert stream.endswith(EOI)
-    assert with_end(stream) is stream
+    assert with_end(stream) == stream
     assert same(
         decode, with_codestream(stream[:-2] + PADDINGS[padding], syntax, bits), bits, syntax
     )
@@ -561,6 +570,34 @@ def test_uncompressed_pixels_in_a_fragment_are_read(decode: Decode) -> None:
     """PS3.5, A.4.11, and files that say something else of themselves."""
     for label in (EXPLICIT, RLE, JPEG_LS):
         assert np.array_equal(decode(with_codestream(image(12).tobytes(), label)).pixels, image(12))
+
+
+def test_uncompressed_pixels_of_an_undefined_length_are_read(decode: Decode) -> None:
+    data = written(dataset(image(12), stored=12))
+    value = image(12).tobytes()
+    head = data[: -len(value) - 4]
+    assert data == head + len(value).to_bytes(4, "little") + value
+    for end in (b"", b"\xfe\xff\xdd\xe0\0\0\0\0"):
+        assert np.array_equal(decode(head + b"\xff" * 4 + value + end).pixels, image(12))
+    assert reason(decode, head + b"\xff" * 4 + value[:-2]) is Reason.TRUNCATED
+
+
+@pytest.mark.parametrize("syntax", [J2K, *([HTJ2K] if HTJ2K in WRITABLE else [])])
+def test_jpeg_2000_that_was_cut_and_closed_again_is_cut_off(syntax: str, decode: Decode) -> None:
+    stream = compressed(image(12), 12, syntax)[:-900] + EOI
+    assert reason(decode, with_codestream(stream, syntax)) is Reason.TRUNCATED
+
+
+@pytest.mark.parametrize("tile", [(64, 64), (128, 160), (50, 70)])
+def test_all_tiles_of_jpeg_2000_are_looked_for(tile: tuple[int, int], decode: Decode) -> None:
+    file = io.BytesIO()
+    Image.fromarray(image()).save(file, "JPEG2000", no_jp2=True, tile_size=tile[::-1])
+    stream = file.getvalue()
+    for whole in (stream, stream[:-2], stream[:-2] + bytes(5000)):
+        assert np.array_equal(decode(with_codestream(whole, J2K, 8)).pixels, image())
+    last = stream.rindex(b"\xff\x90\0\x0a")
+    if last > stream.index(b"\xff\x90\0\x0a"):
+        assert reason(decode, with_codestream(stream[:last] + EOI, J2K, 8)) is Reason.TRUNCATED
 
 
 def test_what_is_no_codestream_could_not_be_decoded(decode: Decode) -> None:
