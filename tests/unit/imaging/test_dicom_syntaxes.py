@@ -38,11 +38,6 @@ ENCODINGS = {  # little, implicit, and the syntax that such a data set is of
     "big-endian": (False, False, BIG_ENDIAN),
     "implicit big-endian": (False, True, BIG_ENDIAN),
 }
-PACKED: dict[str, Callable[[bytes], bytes]] = {
-    "deflated": lambda data: zlib.compress(data, wbits=-zlib.MAX_WBITS),
-    "deflated, zlib": zlib.compress,
-    "deflated, gzip": gzip.compress,
-}
 STATED = {
     "explicit": EXPLICIT,
     "implicit": IMPLICIT,
@@ -55,6 +50,18 @@ STATED = {
     "garbled": "UI\x1a\x001.2\n",
     "a name": "ImplicitVRLittleEndian",
     "absent": None,
+}
+
+
+def _raw_deflated(data: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return packer.compress(data) + packer.flush()
+
+
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    "deflated": _raw_deflated,
+    "deflated, zlib": zlib.compress,
+    "deflated, gzip": gzip.compress,
 }
 
 
