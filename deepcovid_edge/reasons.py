@@ -97,7 +97,7 @@ class Reason(_Coded):
     LENGTH = (
         "E_LENGTH",
         "Header and pixels disagree about the image size.",
-        "rows x columns x bytes is not the length of the pixel data",
+        "fewer bytes of pixels than rows x columns x bytes, or more than padding behind them",
     )
     FORMAT = (
         "E_FORMAT",

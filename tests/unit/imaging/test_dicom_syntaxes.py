@@ -162,6 +162,20 @@ def test_elements_of_group_2_within_a_data_set_do_not_matter(encoding: str, deco
     check(decode(PREAMBLE + whole.replace(second, second + stray)), syntax)
 
 
+@pytest.mark.parametrize("garbled", [b"1.2.840\0UI\n\x001.2.3", b"\xac\x14\xaabW\x9d", b"DX"])
+def test_class_by_file_meta_information_is_a_uid_or_nothing(  # found by fuzz.py
+    garbled: bytes, decode: Decode
+) -> None:
+    data = PREAMBLE + element(0x00020002, garbled) + body("explicit")
+    check(decode(data), EXPLICIT)
+    with pytest.raises(NotAssessedError, match="not stated"):
+        decode(
+            PREAMBLE
+            + element(0x00020002, garbled)
+            + body("explicit", SOPClassUID=None, Modality="")
+        )
+
+
 @pytest.mark.parametrize("stated", [EXPLICIT, IMPLICIT, JPEG_LS, None])
 @pytest.mark.parametrize("implicit", [False, True])
 @pytest.mark.parametrize("syntax", [JPEG_LS, J2K, RLE])
