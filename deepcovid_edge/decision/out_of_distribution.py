@@ -21,6 +21,7 @@ from deepcovid_edge.manifest import ModelManifest
 from deepcovid_edge.reasons import Reason, WarningCode
 
 OUTPUT = "ood_scores"
+_VIEW_IN_DOUBT = frozenset({WarningCode.NO_VIEW.code, WarningCode.NOT_UNDERSTOOD.code})
 PARTS = {"turned": Reason.TURNED, "unrecognisable": Reason.OOD}
 """Ways of being unlike, and the reason that each one gives."""
 REJECT, WARN = "reject", "warn"
@@ -79,7 +80,7 @@ class OodLimits:
         """
         if not all(map(math.isfinite, ood_scores)):
             return Reason.RESULT
-        limit = self.strict_limit if WarningCode.NO_VIEW.code in warnings else self.limit
+        limit = self.limit if _VIEW_IN_DOUBT.isdisjoint(warnings) else self.strict_limit
         highest, part = max(zip(ood_scores, self.parts, strict=True), key=itemgetter(0))
         return PARTS[part] if highest > limit else None
 
