@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("pydicom", reason="needs extra dicom")
 pytest.importorskip("imagecodecs", reason="needs extra dicom")
-from dicom_files import CR, EXPLICIT, IMPLICIT, SECONDARY_CAPTURE, dataset, written
+from dicom_files import CR, EXPLICIT, SECONDARY_CAPTURE, dataset, written
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.sr._cid_dict import cid_concepts
@@ -18,6 +18,7 @@ from pydicom.sr._concepts_dict import concepts
 from pydicom.sr._snomed_dict import mapping
 
 from deepcovid_edge.errors import NotAssessedError
+from deepcovid_edge.imaging.dicom.syntaxes import IMPLICIT
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.reasons import Reason, WarningCode
 
@@ -83,7 +84,8 @@ def context(group: int) -> Iterator[tuple[str, str]]:
     retired = {new: old for old, new in mapping["SRT"].items()}
     for scheme, names in cid_concepts[group].items():
         for name in names:
-            for value, (_, groups) in concepts[scheme][name].items():
+            coded: Any = concepts[scheme][name]
+            for value, (_, groups) in coded.items():
                 if group in groups:
                     yield value, name
                     if value in retired:
