@@ -52,6 +52,15 @@ WAYS = (
 )
 
 
+_NUMBERS = (0x00281050, 0x00281051, 0x00281052, 0x00281053)
+_TABLES = (0x00283000, 0x00283010)
+_VALID_TOO = {
+    *((tag, way) for tag in _NUMBERS for way in ("cut", "repeated")),
+    *((tag, way) for tag in _TABLES for way in ("deleted", "emptied")),
+}
+"""Window and rescale of other digits, and no LUT, make another valid image, and are no damage."""
+
+
 class Element(NamedTuple):
     """Where an element stands in a file."""
 
@@ -175,8 +184,8 @@ def mutated_header(whole: bytes, syntax: str, draw: Draw) -> tuple[bytes, int, s
     """A file with one element changed, its tag and how it was changed."""
     order = {"implicit": syntax == IMPLICIT, "little": syntax != BIG_ENDIAN}
     found = list(_elements(whole, **order))
-    one = found[int(draw.integers(len(found)))]
-    way = WAYS[int(draw.integers(len(WAYS)))]
+    choices = [(one, way) for one in found for way in WAYS if (one.tag, way) not in _VALID_TOO]
+    one, way = choices[int(draw.integers(len(choices)))]
     kind, value = _changed(one, way, draw)
     element = b"" if way == "deleted" else _written(one.tag, kind, value, **order)
     return whole[: one.start] + element + whole[one.end :], one.tag, way

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.dicom.elements import Elements
 from deepcovid_edge.imaging.dicom.header import DicomHeader, PixelLayout
@@ -38,6 +40,8 @@ _OTHER_CLASSES = {
 _MODALITIES = {"CR", "DX", "RG", "OT", "SC", ""}
 """OT and SC stand in copies; RG in images that were digitised."""
 _IMAGE_TYPE, _QUALITY_CONTROL = 0x00080008, 0x00280300
+_WINDOW_CENTRE, _INTERCEPT, _SLOPE = 0x00281050, 0x00281052, 0x00281053
+_MODALITY_LUT, _VOI_LUT = 0x00283000, 0x00283010
 _SPECIES, _SPECIES_CODES, _CODE_VALUE = 0x00102201, 0x00102202, 0x00080100
 # Image type, from its third value on, names what a device made of the exposure (PS3.3, C.8.11.3.1.4
 # and what vendors add).
@@ -61,6 +65,7 @@ def check_header(header: DicomHeader) -> None:
     if header.place is None:
         raise NotAssessedError(Reason.TRUNCATED, "no pixels in the file")
     _check_layout(header.layout)
+    _check_rescale(header.elements)
     _check_patient(header)
 
 
@@ -107,6 +112,22 @@ def _check_layout(layout: PixelLayout) -> None:
     if layout.samples != 3 or layout.photometric not in _COLOURS or layout.stored != 8:
         kind = f"{layout.samples} channels, {layout.photometric or 'no photometric interpretation'}"
         raise NotAssessedError(Reason.MODE, f"{kind}, {bits}")
+
+
+def _check_rescale(elements: Elements) -> None:
+    """Reject half a rescale under a window: what the window means is not known.
+
+    PS3.3, C.11.1: slope and intercept are both there, or a modality LUT, or none of them.
+    """
+    stated = {tag: elements.text(tag) for tag in (_SLOPE, _INTERCEPT)}
+    numbers = [elements.decimal(tag) for tag in stated]
+    is_whole = all(number is not None and math.isfinite(number) for number in numbers)
+    if is_whole or not any(stated.values()) or elements.items(_MODALITY_LUT):
+        return
+    if elements.raw(_WINDOW_CENTRE) or elements.items(_VOI_LUT):
+        values = (value or "none" for value in stated.values())
+        detail = "rescale slope {}, intercept {}".format(*values)
+        raise NotAssessedError(Reason.DECODE, detail)
 
 
 def _check_patient(header: DicomHeader) -> None:

@@ -23,7 +23,7 @@ from deepcovid_edge.imaging.dicom.sandbox import Limits, sandbox
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.models import DEFAULT_MODEL, find_model
 
-INPUTS = 400
+INPUTS = 1000
 
 
 @pytest.mark.filterwarnings("ignore")  # as in a run
@@ -32,13 +32,14 @@ def test_damaged_files_get_a_number_or_a_reason_and_never_both(tmp_path: Path) -
         found = fuzz.fuzz(INPUTS, 20240607, network, tmp_path / "findings")
     assert found.broken == []
     assert found.slowest[0] < fuzz.MOST_SECONDS
+    assert {kind.partition(" ")[0] for kind in found.counts} >= {"header", "site", "records"}
     outcomes = [outcome for counts in found.counts.values() for outcome in counts.elements()]
     assert len(outcomes) == INPUTS
     assert INPUTS // 10 < outcomes.count(ASSESSED) < INPUTS * 9 // 10
 
 
 def test_an_input_is_the_same_bytes_every_time() -> None:
-    for kind, make in list(fuzz.makers().items())[::7]:
+    for kind, make in list((fuzz.makers() | fuzz.header_makers()).items())[::7]:
         assert make(np.random.default_rng((3, 14))) == make(np.random.default_rng((3, 14))), kind
 
 
