@@ -138,7 +138,8 @@ class Reason(_Coded):
     DECODE = (
         "E_DECODE",
         "Image could not be decoded.",
-        "damaged, or the decoder crashed, took longer than 20 s or needed too much memory",
+        "damaged, a header that leaves its grey levels open, or the decoder crashed, took longer "
+        "than 20 s or needed too much memory",
     )
     MODEL = (
         "E_MODEL",

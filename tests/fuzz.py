@@ -1,6 +1,6 @@
 """Damaged files of every format through `predict`: no crash, no hang, no number on a refusal.
 
-    python tests/fuzz.py --inputs 20000 --seed 1
+    PYTHONPATH=tests/unit/imaging python tests/fuzz.py --inputs 20000 --seed 1
 
 Valid files are damaged at random: bytes of the file, elements of a DICOM header, codestreams inside
 containers that stay whole, so that every decoder is reached. Input N of a seed is always the same

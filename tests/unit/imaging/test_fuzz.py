@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +28,7 @@ from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.models import DEFAULT_MODEL, find_model
 
 INPUTS = 1000
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.filterwarnings("ignore")  # as in a run
@@ -36,6 +41,18 @@ def test_damaged_files_get_a_number_or_a_reason_and_never_both(tmp_path: Path) -
     outcomes = [outcome for counts in found.counts.values() for outcome in counts.elements()]
     assert len(outcomes) == INPUTS
     assert INPUTS // 10 < outcomes.count(ASSESSED) < INPUTS * 9 // 10
+
+
+def test_command_of_the_long_run_starts() -> None:
+    command = re.search(r"\t(.*tests/fuzz\.py) ", (ROOT / "Makefile").read_text())
+    assert command
+    whole = command[1].replace("$(DEV)/python", sys.executable) + " --help"
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        whole, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--findings" in done.stdout
 
 
 def test_an_input_is_the_same_bytes_every_time() -> None:
