@@ -148,7 +148,7 @@ figures-%: .venv/ready
 	done
 
 fuzz: .venv/ready
-	$(DEV)/python tests/fuzz.py --inputs 20000
+	PYTHONPATH=tests/unit/imaging $(DEV)/python tests/fuzz.py --inputs 20000
 
 export RUNS
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TypeGuard
 
 from deepcovid_edge.decision.record import NOT_ASSESSED, Prediction, RunFacts
 from deepcovid_edge.errors import OutputError, UsageError
@@ -240,13 +240,16 @@ def _read_earlier(path: Path, kind: str, run: RunFacts) -> Earlier:
         if name.partition(".")[0] in _RUN_COLUMNS
     }
     earlier = Earlier()
-    for row, end in found:
-        _check_same_run(row, expected, path)
-        if row.get("reason") == Reason.DISK.code:
-            break
-        earlier.paths.add(row["path"])
-        earlier.not_assessed += row["status"] == NOT_ASSESSED
-        earlier.length = end
+    try:
+        for row, end in found:
+            _check_same_run(row, expected, path)
+            if row.get("reason") == Reason.DISK.code:
+                break
+            earlier.paths.add(row["path"])
+            earlier.not_assessed += row["status"] == NOT_ASSESSED
+            earlier.length = end
+    except (csv.Error, RecursionError) as error:
+        raise OutputError(f"{path}: no file of records, or a damaged one ({error})") from error
     return earlier
 
 
@@ -257,12 +260,17 @@ def _json_rows(data: bytes, path: Path) -> Iterable[tuple[dict[str, Any], int]]:
             row = json.loads(line) if line.endswith(b"\n") else None
         except ValueError:
             row = None
-        if not isinstance(row, dict) or "path" not in row:
+        if not _is_record(row):
             if end + len(line) < len(data):
                 raise OutputError(f"{path}: byte {end}: not a record of deepcovid-edge infer")
             return  # the last line was torn by the kill
         end += len(line)
         yield row, end
+
+
+def _is_record(row: Any) -> TypeGuard[dict[str, Any]]:
+    kept = (row.get("path"), row.get("status")) if isinstance(row, dict) else (None,)
+    return all(isinstance(value, str) for value in kept)
 
 
 def _csv_rows(data: bytes, path: Path, columns: list[str]) -> Iterable[tuple[dict[str, Any], int]]:
@@ -312,5 +320,5 @@ def _check_same_run(row: dict[str, Any], expected: dict[str, str], path: Path) -
 
 
 def _as_text(value: Any) -> str:
-    """As a CSV holds it."""
-    return "" if value is None else str(value)
+    """As a CSV holds it, in one line."""
+    return "" if value is None else " ".join(str(value).split())

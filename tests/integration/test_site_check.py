@@ -236,7 +236,7 @@ def test_what_does_not_belong_together_is_refused_before_an_image_is_classified(
     path = site_file(tmp_path / "site.json", **change)
     done = run("infer", images, "--site", path, "-o", tmp_path / "r.jsonl")
     assert done.returncode == 5
-    assert "E_MODEL: Model and settings do not belong together." in done.stderr
+    assert "E_MODEL: Model and site file cannot be used together." in done.stderr
     assert said in done.stderr
     assert not (tmp_path / "r.jsonl").exists()
 

@@ -147,7 +147,7 @@ def test_a_wrong_choice_is_a_usage_error() -> None:
         ({"limit": float("inf")}, "0 < strict <= limit"),
         ({"parts": []}, "expected some of"),
         ({"parts": ["sideways"]}, "expected some of"),
-        ({"limit": "high"}, "could not convert"),
+        ({"limit": "high"}, "expected int or float"),
     ],
 )
 def test_limits_that_are_none_stop_the_run(image: Path, changes: dict[str, Any], said: str) -> None:
