@@ -1,0 +1,99 @@
+"""How many of its bits an image uses, where no window and no header says which.
+
+A file of 16 bits often holds 10, 12 or 14: they begin at 0, lie around 0 in a signed image, or
+begin at an offset. A burnt-in letter or marker at the file's own white does not count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEAST_BITS = 8
+STRAY = 0.001
+"""Share of pixels above the white level, or below the black one, that does not count."""
+MARKS = 0.03
+"""Largest share of pixels that burnt-in letters and markers take."""
+_APART, _ALIKE, _MOST = 1.9, 0.1, 0.5
+"""Marks lie so many times as high as the rest of the image reaches; most of them are alike up to a
+tenth. The bright end of an image thins out above its white level and does neither: half of an
+exponential tail is never within a tenth of its median."""
+_NO_BLACK = 0.1
+"""An image whose darkest pixel lies that far up its bits has no black: they begin at an offset."""
+
+
+@dataclass(frozen=True)
+class UsedBits:
+    """The values that an image uses.
+
+    Attributes:
+        black: The value of black.
+        bits: White is black + 2^bits - 1.
+    """
+
+    black: int
+    bits: int
+
+
+def used_bits(values: NDArray[Any]) -> int:
+    """Bits of an image that begins at 0.
+
+    Args:
+        values: A sample of its pixels, at least one, none negative.
+
+    Returns:
+        The fewest, at least `LEAST_BITS`, that hold all values but stray ones and marks.
+    """
+    most = max(LEAST_BITS, int(np.percentile(values, 100 * (1 - STRAY))).bit_length())
+    for bits in range(LEAST_BITS, most):
+        above = values[values >= 1 << bits]
+        if above.size <= MARKS * values.size:
+            return bits if _are_marks(above, (1 << bits) - 1) else most
+    return most
+
+
+def _are_marks(above: NDArray[Any], white: int) -> bool:
+    middle = float(np.median(above))
+    alike = np.abs(above - middle) <= _ALIKE * middle
+    return bool(middle >= _APART * white and np.count_nonzero(alike) >= _MOST * above.size)
+
+
+def used_range(values: NDArray[np.int64]) -> UsedBits:
+    """Where an image begins, and its bits.
+
+    It begins at 0 where it can, else around 0, else at the roundest number that holds its values.
+
+    Args:
+        values: A sample of its stored values, at least one; they may be negative.
+    """
+    values = _without_low_marks(values)
+    low, high = (int(np.percentile(values, 100 * share)) for share in (STRAY, 1 - STRAY))
+    span = used_bits(np.maximum(values - low, 0))
+    if low >= 0:
+        bits = used_bits(values.clip(0))
+        if span >= bits or low < _NO_BLACK * (1 << bits):
+            return UsedBits(0, bits)
+    elif high > -_NO_BLACK * low:
+        # Around zero; or from a quarter below it, as the black of CT's 12 bits is -1024.
+        for bits in (span, span + 1):
+            for black in (-(1 << bits - 1), -(1 << bits - 2)):
+                if _holds(values, black, low, bits):
+                    return UsedBits(black, bits)
+    steps = (1 << places for places in range(span, -1, -1))
+    rounded = (low // step * step for step in steps)
+    return UsedBits(next(black for black in rounded if _holds(values, black, low, span)), span)
+
+
+def _holds(values: NDArray[np.int64], black: int, low: int, bits: int) -> bool:
+    return black <= low and used_bits(np.maximum(values - black, 0)) <= bits
+
+
+def _without_low_marks(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Values without marks at the low end, where those of an inverted image stand."""
+    top = int(np.percentile(values, 100 * (1 - STRAY)))
+    below = np.maximum(top - values, 0)
+    bits = used_bits(below)
+    return values[below < 1 << bits]
