@@ -17,12 +17,16 @@ STRAY = 0.001
 """Share of pixels above the white level, or below the black one, that does not count."""
 MARKS = 0.03
 """Largest share of pixels that burnt-in letters and markers take."""
-_APART, _ALIKE, _MOST = 1.9, 0.1, 0.5
-"""Marks lie so many times as high as the rest of the image reaches; most of them are alike up to a
-tenth. The bright end of an image thins out above its white level and does neither: half of an
-exponential tail is never within a tenth of its median."""
+_APART, _ALIKE, _MOST, _FEW = 2, 0.1, 0.5, 0.25
+"""Marks take at least that many bits more than the rest of the image. Most of them are alike up to
+a tenth; or, where their edges are soft, few take less than that many bits more. The bright end of
+an image does neither, as it thins out above its white level: half of an exponential tail is never
+within a tenth of its median."""
 _NO_BLACK = 0.1
 """An image whose darkest pixel lies that far up its bits has no black: they begin at an offset."""
+_NEAR = 4
+"""An image whose darkest pixel lies within a quarter of its range above a round number begins at
+that number."""
 
 
 @dataclass(frozen=True)
@@ -51,20 +55,23 @@ def used_bits(values: NDArray[Any]) -> int:
     for bits in range(LEAST_BITS, most):
         above = values[values >= 1 << bits]
         if above.size <= MARKS * values.size:
-            return bits if _are_marks(above, (1 << bits) - 1) else most
+            return bits if _are_marks(above, bits) else most
     return most
 
 
-def _are_marks(above: NDArray[Any], white: int) -> bool:
+def _are_marks(above: NDArray[Any], bits: int) -> bool:
     middle = float(np.median(above))
     alike = np.abs(above - middle) <= _ALIKE * middle
-    return bool(middle >= _APART * white and np.count_nonzero(alike) >= _MOST * above.size)
+    if int(middle).bit_length() < bits + _APART:
+        return False
+    near = np.count_nonzero(above < 1 << bits + _APART)
+    return np.count_nonzero(alike) >= _MOST * above.size or near <= _FEW * above.size
 
 
 def used_range(values: NDArray[np.int64]) -> UsedBits:
     """Where an image begins, and its bits.
 
-    It begins at 0 where it can, else around 0, else at the roundest number that holds its values.
+    It begins at 0 where it can, else around 0, else at a round number or at its darkest pixel.
 
     Args:
         values: A sample of its stored values, at least one; they may be negative.
@@ -82,9 +89,11 @@ def used_range(values: NDArray[np.int64]) -> UsedBits:
             for black in (-(1 << bits - 1), -(1 << bits - 2)):
                 if _holds(values, black, low, bits):
                     return UsedBits(black, bits)
-    steps = (1 << places for places in range(span, -1, -1))
-    rounded = (low // step * step for step in steps)
-    return UsedBits(next(black for black in rounded if _holds(values, black, low, span)), span)
+    for step in (1 << span, 1 << span - 1):
+        black = low // step * step
+        if low - black < (1 << span) // _NEAR and _holds(values, black, low, span):
+            return UsedBits(black, span)
+    return UsedBits(low, span)
 
 
 def _holds(values: NDArray[np.int64], black: int, low: int, bits: int) -> bool:

@@ -96,15 +96,14 @@ def decode_picture(file: FileBytes) -> Radiograph:
     _check_container(file.data)
     picture = _open(file.data)
     _check_header(picture)
-    _check_square_size(picture, file.data)
+    shape = _upright_shape(picture, file.data)
     warnings = _header_warnings(picture, file)
     raw, decoded_warnings = _decode(picture, file.data)
     grey, colour_warnings = to_grey(raw)
     grey, white, depth_warnings = _full_scale(grey, picture)
     check_exposure(grid(grey), white)
-    shape = _check_square_size(picture, file.data)  # again: EXIF may stand behind the pixels
-    if _orientation(picture) in _SIDEWAYS:
-        shape = shape.turned()
+    if picture.format == "PNG":  # its EXIF may stand behind the pixels
+        shape = _upright_shape(picture, file.data)
     found = (*warnings, *decoded_warnings, *colour_warnings, *depth_warnings, *shape.warnings)
     name = picture.format or ""
     return in_square_pixels(Radiograph(grey, white, file.sha256, name, found), shape)
@@ -185,18 +184,19 @@ def _check_header(picture: Picture) -> None:
         raise NotAssessedError(Reason.MODE, name)
 
 
-def _check_square_size(picture: Picture, data: bytes) -> PixelShape:
-    """The shape of the pixels, the image's size with square ones checked.
+def _upright_shape(picture: Picture, data: bytes) -> PixelShape:
+    """The shape of the pixels once the image is upright, its size with square ones checked.
 
     Raises:
         NotAssessedError: See `check_size`.
     """
     shape = pixel_shape([*stated_by_container(picture.format or "", data), *_resolution(picture)])
     width, height = picture.size
-    if picture.format == "TIFF" and _orientation(picture) in _SIDEWAYS:  # Pillow's size is upright
-        height, width = shape.square((width, height))[::-1]
-    else:
-        height, width = shape.square((height, width))
+    if _orientation(picture) in _SIDEWAYS:
+        shape = shape.turned()
+        if picture.format != "TIFF":  # Pillow gives the size of a TIFF upright
+            width, height = height, width
+    height, width = shape.square((height, width))
     check_size(width, height)
     return shape
 
