@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deepcovid_edge.errors import MissingDependencyError, NotAssessedError, require
+from deepcovid_edge.imaging.aspect import PixelShape
+from deepcovid_edge.imaging.dicom import geometry
 from deepcovid_edge.imaging.dicom.elements import BoundedStream, Elements, read_elements
 from deepcovid_edge.imaging.dicom.statements import (
     TAGS,
@@ -37,7 +39,7 @@ _TAGS = (
     *(_SOP_CLASS, _SOP_INSTANCE, _MODALITY, _INTENT, *_KIND_TAGS, *TAGS),
     *(_STUDY, _SERIES, _ORIENTATION, _LATERALITY, _IMAGE_LATERALITY),
     *(_SAMPLES, _PHOTOMETRIC, _PLANAR, _FRAMES, _ROWS, _COLUMNS, _ALLOCATED, _STORED, _HIGH_BIT),
-    *(_SIGN, _BURNED_IN, _LOSSY_RATIO, *_TONES),
+    *(_SIGN, _BURNED_IN, _LOSSY_RATIO, *_TONES, *geometry.TAGS),
 )
 
 
@@ -98,7 +100,8 @@ class DicomHeader:
         view: What is stated of the view.
         layout: How the pixels stand.
         place: Where they stand; None where the file ends before them.
-        elements: For the grey levels.
+        elements: For the grey levels and the shutter.
+        pixel_shape: How high the pixels are.
         intent: Presentation intent type, or empty.
         orientation: Patient orientation of rows and columns, or empty.
         burned_in: Whether it is stated that text stands in the pixels.
@@ -113,6 +116,7 @@ class DicomHeader:
     layout: PixelLayout
     place: PixelPlace | None
     elements: Elements
+    pixel_shape: PixelShape
     intent: str
     orientation: tuple[str, ...]
     burned_in: bool
@@ -156,6 +160,7 @@ def read_header(data: bytes) -> DicomHeader:
         layout=_layout(elements),
         place=place[0] if place else None,
         elements=elements,
+        pixel_shape=geometry.stated_shape(elements),
         intent=elements.word(_INTENT),
         orientation=tuple(part.upper() for part in elements.texts(_ORIENTATION) if part),
         burned_in=elements.word(_BURNED_IN) not in ("", "NO"),
