@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepcovid_edge.datasets.folders import FolderWalk
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.pipeline.disk_guard import LEAST_FREE_MIB, DiskGuard
 from deepcovid_edge.pipeline.sources import check_paths, list_images
@@ -83,10 +84,10 @@ class RunSettings:
         """Whether pictures are drawn on the radiographs."""
         return self.heatmaps is not None and self.heatmaps.overlay
 
-    def images(self) -> Iterator[Path]:
-        """The image files, in their order."""
+    def images(self, walk: FolderWalk | None = None) -> Iterator[Path]:
+        """The image files, in their order; the walk counts what is passed over."""
         maps = self.heatmaps.folder if self.heatmaps else None
-        return list_images(self.paths, but=self.output, maps=maps)
+        return list_images(self.paths, but=self.output, maps=maps, walk=walk)
 
 
 class Run:
@@ -114,7 +115,8 @@ class Run:
         self._disk = _disk_guard(settings)
         # Start reading for the default input size; start again if the model needs another.
         reader = ImageReader(InputSpec(), disk=self._disk, keeps_radiographs=settings.draws)
-        reading = Reading(settings.images(), reader)
+        self._walk = FolderWalk()
+        reading = Reading(settings.images(self._walk), reader)
         begins_later = settings.resume or settings.draws
         idle = (model.get("workers") or default_workers()) - 1  # threads, while one loads the model
         with ExitStack() as opened:
@@ -125,7 +127,8 @@ class Run:
             opened.callback(self._writer.close)
             if settings.resume or self.model.manifest.input != reader.spec:
                 reader = replace(reader, spec=self.model.manifest.input)
-                reading = Reading(self._left_of(settings.images()), reader)
+                self._walk = FolderWalk()
+                reading = Reading(self._left_of(settings.images(self._walk)), reader)
             self._reading = reading
             self._opened = opened.pop_all()
 
@@ -135,9 +138,7 @@ class Run:
         self.file: RecordFile | None = None
         self._writer: RecordFile | RecordWriter
         if self.settings.output is None:
-            if isinstance(sys.stdout, io.TextIOWrapper):  # file names may be no Unicode
-                errors = "replace" if self.format == "table" else "surrogateescape"
-                sys.stdout.reconfigure(errors=errors)
+            _reconfigure_stdout(self.format)
             self._writer = make_writer(self.format, sys.stdout)
         else:
             self._writer = self.file = RecordFile(
@@ -186,6 +187,7 @@ class Run:
 
     def notes(self) -> Iterator[str]:
         """What to know of the run beside its records: duplicates, a full disk, the heat maps."""
+        yield from self._walk.notes()
         if self._duplicates.same:
             yield (
                 f"{self._duplicates.same} images are identical to earlier ones and keep their "
@@ -203,6 +205,16 @@ class Run:
             OutputError: The disk is full or gone.
         """
         self._opened.close()
+
+
+def _reconfigure_stdout(record_format: str) -> None:
+    """Records on stdout are the bytes that a file holds; a table is written as people read it."""
+    if not isinstance(sys.stdout, io.TextIOWrapper):
+        return
+    if record_format == "table":
+        sys.stdout.reconfigure(errors="replace")
+    else:  # names of files may hold any letter, or any byte
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
 
 
 def _load(model: dict[str, Any]) -> Model:
