@@ -85,7 +85,7 @@ def is_damaged(data: bytes) -> bool:
     if not data.startswith(_PNG):
         return False
     content = memoryview(data)
-    for kind, at, length in _png_chunks(data):  # PNG, section 5.3: the CRC covers kind and data
+    for kind, at, length in png_chunks(data):  # PNG, section 5.3: the CRC covers kind and data
         end = at + 8 + length
         (stated,) = struct.unpack_from(">I", data, end)
         if kind == b"IDAT" and zlib.crc32(content[at + 4 : end]) != stated:
@@ -127,10 +127,10 @@ def is_plain_jpeg(data: bytes) -> bool:
 
 
 def _png_is_cut_off(data: bytes) -> bool:
-    return all(kind != b"IEND" for kind, _, _ in _png_chunks(data))
+    return all(kind != b"IEND" for kind, _, _ in png_chunks(data))
 
 
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Kind, start and length of data of each whole chunk up to the last."""
     at, kind = 8, b""
     while kind != b"IEND" and at + 12 <= len(data):
