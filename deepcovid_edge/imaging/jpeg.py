@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
 _STRAY_BYTES = re.compile("([0-9]+) extraneous bytes before marker 0x([0-9a-f]{2})")
 """What libjpeg says of bytes behind the last pixel of a scan (jerror.h, JWRN_EXTRANEOUS_DATA)."""
+_HIT_MARKER = "premature end of data segment"
 _MOST_TRIALS = 16
 _READ_AHEAD = 8
 """Bytes that libjpeg has taken from a scan and does not count as left over (jdhuff.h, 64 bits)."""
@@ -27,6 +27,8 @@ _ALONE = {0x01, *range(0xD0, 0xD9)}
 """Markers without a segment (ITU-T T.81, table B.1)."""
 _EOI, _SOS, _APP0, _APP2, _APP14 = 0xD9, 0xDA, 0xE0, 0xE2, 0xEE
 _SEQUENTIAL = {0xC0, 0xC1, 0xC9}
+_LEAST = {(_APP0, b"JFIF\0"): 18, (_APP14, b"Adobe"): 16}
+"""Length of a segment with its marker (JFIF 1.02, page 5; Adobe Technical Note 5116, page 23)."""
 _WHOLE_SPECTRUM = bytes((0, 63, 0))
 """Ss, Se, Ah and Al of a sequential scan (T.81, table B.3); decoders ignore others there."""
 
@@ -56,7 +58,7 @@ def _decode_odd(data: bytes, colours: str) -> NDArray[Any]:
             pixels: NDArray[Any] = simplejpeg.decode_jpeg(data, colours)
         except ValueError as error:
             if stray := _STRAY_BYTES.search(str(error)):
-                trials = _without_stray_bytes(data, int(stray[1]), int(stray[2], 16))
+                trials = _without_stray_bytes(data, int(stray[1]), int(stray[2], 16), colours)
             trial = next(trials, None)
             if trial is None:
                 raise
@@ -84,7 +86,7 @@ def jpeg_without_oddities(data: bytes) -> bytes:
     return b"".join(kept)
 
 
-def _without_stray_bytes(data: bytes, count: int, marker: int) -> Iterator[bytes]:
+def _without_stray_bytes(data: bytes, count: int, marker: int, colours: str) -> Iterator[bytes]:
     """A JPEG without the last bytes of a scan; each scan that this marker follows in turn.
 
     Where a damaged scan lost its place, and found it again, bytes are left over too. These do not
@@ -94,47 +96,55 @@ def _without_stray_bytes(data: bytes, count: int, marker: int) -> Iterator[bytes
         data: From `jpeg_without_oddities`.
         count: How many bytes libjpeg did not need.
         marker: The one they stand before.
+        colours: As for `decode_jpeg`.
     """
     for part, following in pairwise(_segments(data)):
         if following.marker == marker and part.scan_end - part.end > count:
             head, rest = data[: part.scan_end - count], data[part.scan_end :]
-            if _ends_as_a_scan(head, rest):
+            if _ends_as_a_scan(head, rest, colours):
                 yield head + rest
 
 
-def _ends_as_a_scan(head: bytes, rest: bytes) -> bool:
+def _ends_as_a_scan(head: bytes, rest: bytes, colours: str) -> bool:
     """Whether all bits are 1 that stand behind the last one that a pixel needs (T.81, F.1.2.3)."""
-    pixels = _pixels(head + rest)
     for _ in range(_READ_AHEAD):
-        if not np.array_equal(_pixels(head[:-1] + rest), pixels):
+        if _HIT_MARKER in _outcome(head[:-1] + rest, colours)[0]:
             break
         head = head[:-1]
     if head.endswith(b"\xff\0"):  # a stuffed byte, whose bits are all 1
         return True
+    whole = _outcome(head + rest, colours)
     for bit in range(8):
         changed = bytes([head[-1] ^ 1 << bit])
-        if not np.array_equal(_pixels(head[:-1] + changed + rest), pixels):
+        if _outcome(head[:-1] + changed + rest, colours) != whole:
             return True  # a pixel needs this bit, and those before it are 1
         if not head[-1] >> bit & 1:
             return False
     return True
 
 
-def _pixels(data: bytes) -> NDArray[Any]:
-    """Pixels, whatever libjpeg warns of."""
-    pixels: NDArray[Any] = simplejpeg.decode_jpeg(data, "GRAY", strict=False)
-    return pixels
+def _outcome(data: bytes, colours: str) -> tuple[str, bytes]:
+    """The first warning, and the pixels."""
+    warning = ""
+    try:
+        pixels: NDArray[Any] = simplejpeg.decode_jpeg(data, colours)
+    except ValueError as error:
+        warning = str(error)
+        pixels = simplejpeg.decode_jpeg(data, colours, strict=False)
+    return warning, pixels.tobytes()
 
 
 def _usual(marker: int, segment: bytes, *, sequential: bool) -> bytes:
-    """A segment as libjpeg knows it."""
+    """A segment as libjpeg knows it; empty for one that is too short to count."""
     if marker == _APP0 and segment[4:9] == b"JFIF\0" and segment[9:10] != b"\1":
-        return segment[:9] + b"\1\1" + segment[11:]
-    if marker == _APP14 and segment[4:9] == b"Adobe" and segment[15:16] not in (b"\0", b"\1"):
-        return segment[:15] + b"\1" + segment[16:]  # YCbCr, as libjpeg takes it
-    if marker == _SOS and sequential:
-        return segment[:-3] + _WHOLE_SPECTRUM
-    return segment
+        segment = segment[:9] + b"\1\1" + segment[11:]
+    elif marker == _APP14 and segment[4:9] == b"Adobe" and segment[15:16] not in (b"\0", b"\1"):
+        segment = segment[:15] + b"\1" + segment[16:]  # YCbCr, as libjpeg takes it
+    elif marker == _SOS and sequential:
+        segment = segment[:-3] + _WHOLE_SPECTRUM
+    length = int.from_bytes(segment[2:4], "big") + 2
+    is_short = length < _LEAST.get((marker, segment[4:9]), 0)
+    return b"" if is_short else segment
 
 
 class _Segment(NamedTuple):
