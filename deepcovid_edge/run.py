@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import sys
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from deepcovid_edge.decision.record import Prediction, RunFacts
     from deepcovid_edge.heatmaps.explainer import HeatMapSettings, HeatMapWriter
     from deepcovid_edge.model import Model
-    from deepcovid_edge.pipeline.writers import RecordFile, RecordWriter
+    from deepcovid_edge.pipeline.writers import Earlier, RecordFile, RecordWriter
 
 _FORMATS = {".jsonl": "jsonl", ".csv": "csv", "": "jsonl"}
 
@@ -128,7 +128,8 @@ class Run:
             if settings.resume or self.model.manifest.input != reader.spec:
                 reader = replace(reader, spec=self.model.manifest.input)
                 self._walk = FolderWalk()
-                reading = Reading(self._left_of(settings.images(self._walk)), reader)
+                images = settings.images(self._walk)
+                reading = Reading(self._earlier.left_of(images), reader)
             self._reading = reading
             self._opened = opened.pop_all()
 
@@ -145,9 +146,11 @@ class Run:
                 self.settings.output, facts, kind=self.format, resume=self.settings.resume
             )
 
-    def _left_of(self, images: Iterable[Path]) -> Iterator[Path]:
-        done = self.file.earlier.paths if self.file else set()
-        return (image for image in images if str(image) not in done)
+    @property
+    def _earlier(self) -> Earlier:
+        from deepcovid_edge.pipeline.writers import Earlier
+
+        return self.file.earlier if self.file else Earlier()
 
     def records(self) -> Generator[list[Prediction]]:
         """Classify the images, in groups of records that are ready. Closing ends the threads."""
@@ -165,19 +168,19 @@ class Run:
         self.counts.update(record.decision or record.status for record in records)
 
     def count(self) -> int:
-        """How many images there are to classify; it walks the folders once more."""
-        return sum(1 for _ in self._left_of(self.settings.images()))
+        """How many images have no record yet; it walks the folders once more."""
+        done = self._earlier.paths
+        return sum(str(image) not in done for image in self.settings.images())
 
     @property
     def not_assessed(self) -> int:
         """Images without a result, those of the run that is gone on with included."""
-        earlier = self.file.earlier.not_assessed if self.file else 0
-        return self.counts["not_assessed"] + earlier
+        return self.counts["not_assessed"] + self._earlier.not_assessed
 
     def summary(self, how: str) -> str:
         """How many images came to which decision, in one sentence."""
         counts = self.counts
-        earlier = len(self.file.earlier.paths) if self.file else 0
+        earlier = len(self._earlier.paths)
         unclear = f"{counts['indeterminate']} indeterminate, " if counts["indeterminate"] else ""
         found = (
             f"{counts.total()} images {how}: {counts['positive']} positive, {counts['negative']} "
@@ -188,6 +191,10 @@ class Run:
     def notes(self) -> Iterator[str]:
         """What to know of the run beside its records: duplicates, a full disk, the heat maps."""
         yield from self._walk.notes()
+        if again := self._earlier.again:
+            yield f"{again} files have changed since their record: they have a second one now."
+        if same := self._earlier.not_assessed:
+            yield f"{same} images without a result have not changed: not classified again."
         if self._duplicates.same:
             yield (
                 f"{self._duplicates.same} images are identical to earlier ones and keep their "

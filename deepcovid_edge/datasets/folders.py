@@ -22,9 +22,12 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TypeAlias
+
+from deepcovid_edge.device import shares
 
 COMPANIONS = frozenset(
     {"manifest.csv", "dicomdir", "thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store"}
@@ -81,7 +84,7 @@ class FolderWalk:
     def images(self, paths: Iterable[Path]) -> Iterator[Path]:
         """The images that files and folders mean, each once."""
         for path in paths:
-            if path.is_dir():
+            if is_folder(path):
                 yield from self.under(path)
             elif self._is_new(path):
                 yield path
@@ -172,12 +175,17 @@ class _Listing:
 
     def read(self, folder: Path) -> None:
         """List a folder as far as the system does."""
-        with suppress(OSError), os.scandir(folder) as entries:
+        with suppress(OSError):
+            shares.call(folder, partial(self._read, folder))
+
+    def _read(self, folder: Path, progress: shares.Progress) -> None:
+        with os.scandir(folder) as entries:
             for entry in entries:
                 self.names.append(entry.name)
                 if _is_folder(entry):
                     self.folders[entry.name] = entry.is_symlink()
-            self.is_whole = True
+                progress()
+        self.is_whole = True
 
 
 def _is_companion(name: str) -> bool:
@@ -187,10 +195,18 @@ def _is_companion(name: str) -> bool:
 def _identity(folder: Path) -> _Identity:
     """Device and inode; the path where there are none, as on some network shares."""
     try:
-        found = os.stat(folder)  # noqa: PTH116 - as os.scandir
+        found = shares.call(folder, lambda _: folder.stat())
     except OSError:
         return os.path.abspath(folder)  # noqa: PTH100 - links stay as they are
     return (found.st_dev, found.st_ino) if found.st_ino else os.path.realpath(folder)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path is a folder; not if its network share does not answer."""
+    try:
+        return shares.call(path, lambda _: path.is_dir())
+    except OSError:
+        return False
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from deepcovid_edge.datasets.folders import FolderWalk
+from deepcovid_edge.datasets.folders import FolderWalk, is_folder
+from deepcovid_edge.device import shares
 from deepcovid_edge.errors import NotThereError
 from deepcovid_edge.imaging.files import ImageBytes, ImageSource
 
@@ -23,8 +24,15 @@ def check_paths(paths: Iterable[Path]) -> None:
         NotThereError: One is not.
     """
     for path in paths:
-        if not os.path.lexists(path):
+        if not _is_there(path):
             raise NotThereError(f"{path}: no such file or folder")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return shares.call(path, lambda _: os.path.lexists(path))
+    except OSError:  # a network share that does not answer: its files have records that say so
+        return True
 
 
 def list_images(
@@ -70,7 +78,7 @@ def image_sources(sources: ImageSource | Iterable[ImageSource]) -> Iterator[Imag
 def _walked(sources: Iterable[ImageSource]) -> Iterator[ImageSource]:
     walk = FolderWalk()
     for source in sources:
-        if isinstance(source, str | os.PathLike) and Path(source).is_dir():
+        if isinstance(source, str | os.PathLike) and is_folder(Path(source)):
             yield from walk.under(Path(source))
         else:
             yield source
