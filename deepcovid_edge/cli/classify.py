@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -50,7 +50,8 @@ def _stopping_at_once() -> Iterator[None]:
     """
 
     def stop(*_: object) -> None:
-        os.write(2, b"Stopped.\n")
+        with suppress(OSError):  # a full or closed stderr
+            os.write(2, b"Stopped.\n")
         os._exit(ExitCode.INTERRUPTED)
 
     before = {kind: signal.getsignal(kind) for kind in _STOPS}

@@ -15,6 +15,7 @@ from deepcovid_edge.cli.options import (
     run_options,
     split_options,
 )
+from deepcovid_edge.device.streams import is_stdout_closed
 
 
 @click.command(
@@ -66,6 +67,8 @@ def command(
         raise click.UsageError("--overlay needs --heatmap occlusion or --heatmap activation.")
     if heatmap != "occlusion" and budget is not None:
         raise click.UsageError("--budget needs --heatmap occlusion.")
+    if output is None and is_stdout_closed():
+        raise click.UsageError("stdout is closed: name a file for the records with --output.")
     maps = None
     if heatmap:
         from deepcovid_edge.heatmaps.explainer import HeatMapSettings

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from deepcovid_edge.cli.exit_codes import ExitCode, exit_code
+from deepcovid_edge.device.streams import open_streams
 from deepcovid_edge.errors import DeepCovidEdgeError
 from deepcovid_edge.reasons import NOTICE
 
@@ -94,6 +95,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    open_streams()
     code = run(sys.argv[1:])
     if code == ExitCode.INTERRUPTED:  # threads end with an image first: nothing is left to stop
         for kind in (signal.SIGINT, signal.SIGTERM):
