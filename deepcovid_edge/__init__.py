@@ -5,11 +5,13 @@
     with Model("squeezenet1_1") as model:
         print(model.predict_one("chest.dcm"))
 
-Names are imported when they are first used, so that `import deepcovid_edge` costs nothing.
+Names are imported when they are first used, so that `import deepcovid_edge` costs nothing. It
+turns off the telemetry of ONNX Runtime, which must happen before that is imported.
 """
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
     from deepcovid_edge.reasons import NOTICE, Reason, WarningCode
     from deepcovid_edge.validation.site_check import site_check
     from deepcovid_edge.validation.verify import verify
+
+# From 1.29 on, ONNX Runtime writes a device id below ~/.cache/Microsoft and reports models and runs
+# over HTTPS (onnxruntime, docs/Privacy.md). A person who sets the variable decides otherwise.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "DeepCovidEdgeError": "errors",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import signal
@@ -92,9 +93,15 @@ def cli() -> None:
     """
 
 
+_COLLECTED_AFTER = 20_000
+"""New objects between two searches for cycles: a start makes many objects and hardly a cycle."""
+
+
 def main() -> None:
     """Run the command line and exit with its code."""
+    gc.set_threshold(_COLLECTED_AFTER)
     code = run(sys.argv[1:])
+    gc.freeze()  # the process ends: Python need not search all modules for cycles once more
     if code == ExitCode.INTERRUPTED:  # threads end with an image first: nothing is left to stop
         for kind in (signal.SIGINT, signal.SIGTERM):
             signal.signal(kind, signal.SIG_IGN)
