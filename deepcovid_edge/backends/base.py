@@ -1,11 +1,11 @@
-"""What every backend is: its settings, what it returns, its one verb, and how it closes."""
+"""What every backend is: its settings, what it returns, and its one verb."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,26 +18,6 @@ PROVIDERS = ("cpu", "cuda", "tensorrt", "rtx")
 """What ONNX Runtime runs a model on."""
 GPU_LANES = 2
 """Calls to a GPU at once: while one computes, the other copies."""
-Self = TypeVar("Self", bound="Closing")
-
-
-class Closing:
-    """Something with `close`, which `with` calls at the end of its block."""
-
-    def close(self) -> None:
-        """Free what is held."""
-        raise NotImplementedError
-
-    def __enter__(self: Self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 @dataclass(frozen=True)

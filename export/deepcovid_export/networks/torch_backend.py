@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from deepcovid_edge.backends.base import BackendSettings, Inference, check_batch
 from deepcovid_edge.errors import require
-from deepcovid_edge.files import file_sha256
+from deepcovid_edge.files import Closing, file_sha256
 from deepcovid_edge.manifest import ModelManifest
 from deepcovid_edge.reasons import WarningCode
 
@@ -42,7 +42,7 @@ def load(path: Path, settings: BackendSettings) -> TorchBackend:
     return TorchBackend(network.to(device), manifest, file_sha256(path), device)
 
 
-class TorchBackend:
+class TorchBackend(Closing):
     """A network in torch, eager, FP32."""
 
     def __init__(
@@ -75,9 +75,3 @@ class TorchBackend:
 
     def close(self) -> None:
         """Do nothing: the network holds no other resources."""
-
-    def __enter__(self) -> TorchBackend:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
