@@ -32,19 +32,19 @@ from typing import Any
 
 from benchmarks.measure import RESULTS, device_name, store
 from benchmarks.measure.options import parser_of
+from benchmarks.measure.programs import run_child
 from benchmarks.suites.compare import against
 from benchmarks.variants import VARIANTS, VariantError, engine_of, missing, named, stack, variant_of
 from deepcovid_edge.backends.tensorrt.files import Profile
 from deepcovid_edge.benchmarking.results import Result, read_result
 from deepcovid_edge.benchmarking.settings import MULTI, OFFLINE, SCENARIOS, SCOPES, SERVER, SINGLE
-from deepcovid_edge.device.child_process import ending_with_this
 from deepcovid_edge.diagnostics import device_facts
 from deepcovid_edge.errors import DeepCovidEdgeError, NotThereError
 from deepcovid_export.settings import build_settings, read_table
 
 SUITES = Path(__file__).parent
 STABLE, UNSTABLE, SKIPPED, FAILED = "stable", "unstable", "skipped", "failed"
-UNSTABLE_CODE, DIFFERENT_CODE = 7, 3
+UNSTABLE_CODE = 7
 _NOT_HERE = (5, 6)
 """Exit codes of `bench` where a device, a package or a fitting engine is missing."""
 _SMALLEST_ENGINE = 32
@@ -292,13 +292,7 @@ def bench(command: list[str], output: Path) -> tuple[int, str]:
     """Run the command in a process of its own: its exit code, and its last line."""
     whole = [sys.executable, "-m", "deepcovid_edge", *command, "-o", str(output), "--append"]
     try:
-        done = subprocess.run(
-            ending_with_this(whole),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_STEP_SECONDS,
-        )
+        done = run_child(whole, seconds=_STEP_SECONDS)
     except subprocess.TimeoutExpired:
         return 1, f"no end after {_STEP_SECONDS} s"
     return done.returncode, next(iter(done.stderr.strip().splitlines()[-1:]), "")
