@@ -141,6 +141,30 @@ def engine_of(model: Path, variant: str, data: Path | None, profile: Profile) ->
     return engine
 
 
+def file_for(
+    model: Path, variant: str, backend: str, data: Path | None, profile: Profile
+) -> tuple[Path, str, str | None]:
+    """What runs a variant on a backend: its file, the library, and the provider or None.
+
+    Args:
+        model: FP32 .onnx file.
+        variant: Of `VARIANTS`.
+        backend: Such as `openvino`, `tensorrt`, `onnxruntime:cuda`.
+        data: See `variant_of`.
+        profile: Of an engine that must be built.
+
+    Raises:
+        VariantError: The variant cannot be made.
+        NotThereError: The backend does not run here.
+    """
+    if why := missing(backend):
+        raise NotThereError(why)
+    library, _, provider = backend.partition(":")
+    if library == "tensorrt":
+        return engine_of(model, variant, data, profile), library, None
+    return variant_of(model, variant, data), library, provider or None
+
+
 def stack(backend: str, versions: dict[str, str]) -> str:
     """Backend and version as files are named, such as `onnxruntime-1.31` or `tensorrt-10.13`.
 

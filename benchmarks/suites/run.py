@@ -34,7 +34,7 @@ from benchmarks.measure import RESULTS, device_name, store
 from benchmarks.measure.options import parser_of
 from benchmarks.measure.programs import run_child
 from benchmarks.suites.compare import against
-from benchmarks.variants import VARIANTS, VariantError, engine_of, missing, named, stack, variant_of
+from benchmarks.variants import VARIANTS, VariantError, file_for, named, stack
 from deepcovid_edge.backends.tensorrt.files import Profile
 from deepcovid_edge.benchmarking.results import Result, read_result
 from deepcovid_edge.benchmarking.settings import MULTI, OFFLINE, SCENARIOS, SCOPES, SERVER, SINGLE
@@ -232,8 +232,6 @@ def attempt(step: Step, data: Path | None, place: Path, written: Path) -> dict[s
         "file": None,
     }
     try:
-        if why := missing(step.backend):
-            raise NotThereError(why)
         code, message = bench(bench_command(step, data), written)
     except (VariantError, NotThereError) as error:
         return {**row, "status": SKIPPED, "reasons": [str(error)]}
@@ -265,15 +263,11 @@ def bench_command(step: Step, data: Path | None) -> list[str]:
 
     Raises:
         VariantError: The variant cannot be made here.
-        NotThereError: There is no GPU.
+        NotThereError: The backend does not run here.
     """
     measure, model = step.measure, named(step.measure.model)
-    library, _, provider = step.backend.partition(":")
-    if library == "tensorrt":
-        profile = Profile(1, step.batch, max(step.batch, _SMALLEST_ENGINE))
-        file = engine_of(model, step.variant, data, profile)
-    else:
-        file = variant_of(model, step.variant, data)
+    profile = Profile(1, step.batch, max(step.batch, _SMALLEST_ENGINE))
+    file, library, provider = file_for(model, step.variant, step.backend, data, profile)
     scenarios = measure.scenarios_of(step.batch)
     command = ["bench", str(file), "--backend", library, "--batch-size", str(step.batch)]
     command += ["--provider", provider] if provider else []
