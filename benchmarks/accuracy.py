@@ -21,7 +21,7 @@ from benchmarks.measure import CORES, RESULTS, of_both_classes, store, write_jso
 from benchmarks.measure.options import parser_of
 from benchmarks.variants import VARIANTS, VariantError, file_for, models, named
 from deepcovid_edge.backends import load_backend
-from deepcovid_edge.backends.base import BackendSettings
+from deepcovid_edge.backends.settings import BackendSettings
 from deepcovid_edge.backends.tensorrt.files import Profile
 from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
 from deepcovid_edge.diagnostics import versions

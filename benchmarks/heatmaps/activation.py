@@ -27,7 +27,7 @@ from benchmarks.peers.captum_occlusion import torch_network
 from benchmarks.peers.grad_cam import PEERS
 from benchmarks.variants import pairs
 from deepcovid_edge.backends import load_backend
-from deepcovid_edge.backends.base import BackendSettings
+from deepcovid_edge.backends.settings import BackendSettings
 from deepcovid_edge.heatmaps.agreement import rank_correlation
 from deepcovid_edge.heatmaps.heatmap import of_activation
 from deepcovid_edge.manifest import read_manifest

@@ -32,7 +32,7 @@ from benchmarks.peers import polygraphy_loop, trtexec
 from benchmarks.speed.gpu_roof import BYTES, SIDE, ceilings, events, layers, roof_ms
 from benchmarks.variants import ENGINE_VARIANTS, RUNS, VariantError, file_for, models
 from deepcovid_edge.backends import load_backend
-from deepcovid_edge.backends.base import BackendSettings
+from deepcovid_edge.backends.settings import BackendSettings
 from deepcovid_edge.backends.tensorrt.files import Profile
 from deepcovid_edge.benchmarking.work import TellsParts
 from deepcovid_edge.errors import DeepCovidEdgeError, NotThereError

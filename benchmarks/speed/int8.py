@@ -23,7 +23,7 @@ from benchmarks.measure import Pixels
 from benchmarks.measure.options import parser_of
 from benchmarks.variants import pairs
 from deepcovid_edge.backends import load_backend
-from deepcovid_edge.backends.base import BackendSettings
+from deepcovid_edge.backends.settings import BackendSettings
 from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.files import file_sha256
 from deepcovid_edge.manifest import read_manifest

@@ -92,7 +92,7 @@ def command(
     much the machine varies.
     """
     from deepcovid_edge.backends import choose_file, load_backend
-    from deepcovid_edge.backends.base import BackendSettings
+    from deepcovid_edge.backends.settings import BackendSettings
     from deepcovid_edge.benchmarking.invocations import join
     from deepcovid_edge.benchmarking.measure import bench, bench_images
     from deepcovid_edge.benchmarking.results import read_result

@@ -58,7 +58,7 @@ def command(
     `unchanged`, `changed` (exit code 3) or `insufficient`, too few images to tell (exit code 3).
     """
     from deepcovid_edge.backends import load_backend
-    from deepcovid_edge.backends.base import BackendSettings
+    from deepcovid_edge.backends.settings import BackendSettings
     from deepcovid_edge.datasets.dataset import load_dataset
     from deepcovid_edge.files import write_text
     from deepcovid_edge.models import find_model

@@ -12,13 +12,15 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from deepcovid_edge.errors import ModelFileError
 from deepcovid_edge.manifest import ModelManifest
 from deepcovid_edge.reasons import Reason, WarningCode
+
+if TYPE_CHECKING:  # the command line reads the choices of `--ood` here, without numpy
+    import numpy as np
+    from numpy.typing import NDArray
 
 OUTPUT = "ood_scores"
 PARTS = {"turned": Reason.TURNED, "unrecognisable": Reason.OOD}

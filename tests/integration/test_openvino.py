@@ -17,7 +17,7 @@ import pytest
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.backends import onnxruntime as onnxruntime_module
 from deepcovid_edge.backends import openvino as module
-from deepcovid_edge.backends.base import BackendSettings
+from deepcovid_edge.backends.settings import BackendSettings
 from deepcovid_edge.cli.main import run
 from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.errors import (

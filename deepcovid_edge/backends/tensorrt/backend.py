@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.backends.base import BackendSettings, Inference, check_batch
+from deepcovid_edge.backends.base import Inference, check_batch
+from deepcovid_edge.backends.settings import BackendSettings
 from deepcovid_edge.backends.tensorrt.files import (
     LIBRARIES,
     SUFFIX,
