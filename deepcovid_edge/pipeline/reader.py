@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.decision.record import milliseconds
-from deepcovid_edge.errors import NotAssessedError, lacks_memory
+from deepcovid_edge.errors import NotAssessedError, lacks_memory, one_line
 from deepcovid_edge.imaging.files import ImageSource, read_source, source_name
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.radiograph import Radiograph
@@ -124,8 +124,8 @@ def _not_assessed(
 def _reason_of(error: Exception) -> NotAssessedError:
     """The reason that a record states; memory comes first, whatever a decoder makes of its lack."""
     if lacks_memory(error):
-        detail = "too little memory: end other programs, or use fewer workers"
-        return NotAssessedError(Reason.DECODE, detail)
+        what = f"too little memory ({one_line(error)})"
+        return NotAssessedError(Reason.DECODE, f"{what}: end other programs, or use fewer workers")
     if isinstance(error, NotAssessedError):
         return error
     return NotAssessedError(Reason.DECODE, f"{type(error).__name__}: {error}")
