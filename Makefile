@@ -114,7 +114,7 @@ variants-%: .venv/ready
 	done
 	$(DEV)/python -m deepcovid_export.report.model_card $(PLACE_$*)/$*.onnx \
 		--results $(RESULTS)/accuracy -o $(PLACE_$*)/$*.md
-	$(DEV)/python -m benchmarks.ood.rejection --data $(DATA) --model $(PLACE_$*)/$*.onnx \
+	$(DEV)/python -m benchmarks.ood --data $(DATA) --model $(PLACE_$*)/$*.onnx \
 		--model $(PLACE_$*)/$*-int8-cpu.onnx
 
 # The verdict is expected to be `not usable`, which is exit code 3.

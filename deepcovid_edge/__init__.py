@@ -5,7 +5,8 @@
     with Model("squeezenet1_1") as model:
         print(model.predict_one("chest.dcm"))
 
-Names are imported when they are first used, so that `import deepcovid_edge` costs nothing.
+Names are imported when they are first used, so that `import deepcovid_edge` costs nothing. It
+turns off the telemetry of ONNX Runtime, which must happen before that is imported.
 """
 
 from __future__ import annotations

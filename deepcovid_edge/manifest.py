@@ -87,6 +87,11 @@ class IndeterminateRange:
         return self.low <= probability < self.high
 
 
+def limits_of(threshold: float, span: IndeterminateRange | None) -> dict[str, float]:
+    """What decides: an indeterminate range as `low` and `high`, or else the `threshold`."""
+    return {"low": span.low, "high": span.high} if span else {"threshold": threshold}
+
+
 @dataclass(frozen=True)
 class ModelManifest:
     """Everything a runtime must know of a model beyond its graph.

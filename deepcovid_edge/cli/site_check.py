@@ -52,7 +52,7 @@ def command(
     site file that says `not usable` (exit code 5).
     """
     from deepcovid_edge.backends import load_model
-    from deepcovid_edge.backends.base import BackendSettings
+    from deepcovid_edge.backends.settings import BackendSettings
     from deepcovid_edge.datasets.dataset import load_site
     from deepcovid_edge.decision.site_file import USABLE, write_site
     from deepcovid_edge.device.process import set_up

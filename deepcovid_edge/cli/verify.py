@@ -58,8 +58,9 @@ def command(
     `unchanged`, `changed` (exit code 3) or `insufficient`, too few images to tell (exit code 3).
     """
     from deepcovid_edge.backends import load_backend
-    from deepcovid_edge.backends.base import BackendSettings
+    from deepcovid_edge.backends.settings import BackendSettings
     from deepcovid_edge.datasets.dataset import load_dataset
+    from deepcovid_edge.files import write_text
     from deepcovid_edge.models import find_model
     from deepcovid_edge.validation.verify import UNCHANGED, EquivalenceRules, verify
 
@@ -80,8 +81,7 @@ def command(
         report = verify(before, now, images, rules=rules, heatmaps=maps)
     text = json.dumps(report.as_dict(), indent=2)
     if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text + "\n", encoding="utf-8")
+        write_text(output, text + "\n")
     click.echo(text if as_json else summary(report))
     return 0 if report.verdict == UNCHANGED else ExitCode.NOT_EQUIVALENT
 

@@ -12,13 +12,15 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from deepcovid_edge.errors import ModelFileError
 from deepcovid_edge.manifest import NUMBER, ModelManifest, check_kind
 from deepcovid_edge.reasons import Reason, WarningCode
+
+if TYPE_CHECKING:  # the command line reads the choices of `--ood` here, without numpy
+    import numpy as np
+    from numpy.typing import NDArray
 
 OUTPUT = "ood_scores"
 _VIEW_IN_DOUBT = frozenset({WarningCode.NO_VIEW.code, WarningCode.NOT_UNDERSTOOD.code})
