@@ -3,6 +3,7 @@
 # make test-without-int8  those that let the processor decide on INT8, as on one without VNNI
 # make quick   set up, run the unit tests that are not slow (90 seconds)
 # make nightly  the slow tests, and 20,000 damaged files
+# make docs    build the pages of docs/ into build/docs
 # make lint    set up, run ruff, mypy, shellcheck, codespell and validate-pyproject
 # make figures train the paper's way and the larger networks, for their figures (needs DATA; hours)
 # make model   train, export, quantise and measure what ships (needs DATA; ten minutes)
@@ -24,7 +25,7 @@ BROWSERS = chromium chromium-browser google-chrome google-chrome-stable
 DEV = .venv/bin
 DEMO = .venv-demo/bin
 
-.PHONY: demo test quick nightly test-without-int8 lint browser dcmtk model site figures fuzz bench bench-compare wheel clean
+.PHONY: demo test quick nightly test-without-int8 lint docs browser dcmtk model site figures fuzz bench bench-compare wheel clean
 
 demo: .venv-demo/ready
 	$(DEMO)/deepcovid-edge sample demo-images
@@ -66,6 +67,10 @@ lint: .venv/ready
 	$(DEV)/shellcheck jetson/install.sh
 	$(DEV)/codespell $$(git ls-files '*.md' '*.py' '*.toml' '*.sh' '*.yml')
 	$(DEV)/validate-pyproject pyproject.toml
+
+# A warning is an error. Open build/docs/docs/index.html.
+docs: .venv/ready
+	$(DEV)/python -m sphinx -W --keep-going -q -c docs . build/docs
 
 # Asks for nothing: without root or a password-free sudo the report's browser test skips.
 browser:
@@ -165,7 +170,7 @@ wheel: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(DEV)/python -m pip install -q --upgrade pip
-	$(DEV)/python -m pip install -q -e '.[cpu,dicom,openvino,rtx,export,dev]' -c constraints.txt
+	$(DEV)/python -m pip install -q -e '.[cpu,dicom,openvino,rtx,export,docs,dev]' -c constraints.txt
 	touch $@
 
 # Installed as a user installs it, from a wheel; made again when the package changes.
