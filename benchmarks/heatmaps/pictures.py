@@ -24,7 +24,7 @@ from deepcovid_edge.heatmaps.heatmap import of_activation, regions
 from deepcovid_edge.heatmaps.occlusion import Occluder, of_occlusion
 from deepcovid_edge.heatmaps.overlay import draw_overlay
 from deepcovid_edge.heatmaps.windows import OcclusionSettings
-from deepcovid_edge.imaging.phantom import write_samples
+from deepcovid_edge.imaging.samples import write_phantoms
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.model import Model
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "heatmap/synthetic.jpg")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place, load_backend(find_model(options.model)) as backend:
-        image = write_samples(Path(place), count=SAMPLES)[-1]
+        image = write_phantoms(Path(place), count=SAMPLES)[-1]
         picture = Image.fromarray(np.vstack(pictures(image, backend)))
     options.output.parent.mkdir(parents=True, exist_ok=True)
     size = (WIDTH, round(picture.height * WIDTH / picture.width))

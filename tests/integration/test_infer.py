@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import pytest
 
-from deepcovid_edge.imaging.phantom import draw_phantom, write_samples
+from deepcovid_edge.imaging.phantom import draw_phantom, write_phantoms
 
 pytestmark = pytest.mark.int8
 
@@ -39,7 +39,7 @@ def records_of(text: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
-    write_samples(folder, count=6)
+    write_phantoms(folder, count=6)
     return folder
 
 
@@ -47,7 +47,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Good images among ten kinds of broken files, each named after the reason it should get."""
     folder = tmp_path_factory.mktemp("mixed")
-    write_samples(folder, count=4)
+    write_phantoms(folder, count=4)
     image = draw_phantom(0)
     _, jpeg = cv2.imencode(".jpg", image)
     _, png = cv2.imencode(".png", image)

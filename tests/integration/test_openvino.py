@@ -27,7 +27,7 @@ from deepcovid_edge.errors import (
     ModelFileError,
     UsageError,
 )
-from deepcovid_edge.imaging.phantom import draw_phantom, write_samples
+from deepcovid_edge.imaging.phantom import draw_phantom, write_phantoms
 from deepcovid_edge.models import find_model
 from deepcovid_edge.reasons import WarningCode
 from deepcovid_edge.validation.verify import verify
@@ -185,7 +185,7 @@ def test_fp32_decides_on_real_images_as_onnx_runtime_does() -> None:
 
 
 def test_infer_runs_on_it_and_says_so(tmp_path: Path) -> None:
-    write_samples(tmp_path / "images", count=3)
+    write_phantoms(tmp_path / "images", count=3)
 
     def records(backend: str) -> list[dict[str, Any]]:
         output = tmp_path / f"{backend}.jsonl"
@@ -252,7 +252,7 @@ def test_nothing_is_sent_anywhere_and_nothing_is_left_at_home(tmp_path: Path) ->
         "import multiprocessing\n"
         "assert code == 0 and not multiprocessing.active_children()\n"
     )
-    write_samples(tmp_path / "images", count=1)
+    write_phantoms(tmp_path / "images", count=1)
     home = tmp_path / "home"
     home.mkdir()
     done = subprocess.run(

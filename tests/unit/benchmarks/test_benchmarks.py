@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from deepcovid_edge.backends import load_backend, openvino
-from deepcovid_edge.imaging.phantom import draw_phantom, save_phantom, write_samples
+from deepcovid_edge.imaging.phantom import draw_phantom, save_phantom, write_phantoms
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.manifest import InputSpec, read_manifest
@@ -36,7 +36,7 @@ POSITIVE = read_manifest(MODEL).positive_index
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return write_samples(tmp_path_factory.mktemp("images"), count=4)
+    return write_phantoms(tmp_path_factory.mktemp("images"), count=4)
 
 
 @pytest.fixture(scope="module")
