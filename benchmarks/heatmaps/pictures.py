@@ -24,9 +24,9 @@ from deepcovid_edge.heatmaps.heatmap import of_activation, regions
 from deepcovid_edge.heatmaps.occlusion import Occluder, of_occlusion
 from deepcovid_edge.heatmaps.overlay import draw_overlay
 from deepcovid_edge.heatmaps.windows import OcclusionSettings
-from deepcovid_edge.imaging.samples import write_phantoms
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph
+from deepcovid_edge.imaging.samples import write_phantoms
 from deepcovid_edge.model import Model
 from deepcovid_edge.models import find_model
 from deepcovid_edge.pipeline.pipeline import PredictSettings

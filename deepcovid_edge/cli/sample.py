@@ -26,8 +26,9 @@ def command(folder: Path, count: int, others: bool) -> None:
     """Write a synthetic clinic folder.
 
     It holds drawn radiographs, clear lungs and lungs with opacities in turn, marked as synthetic in
-    picture and metadata. Beside them stand files that a clinic also sends and that cannot be
-    assessed: a cut-off JPEG, a lateral view, a CT slice, a photograph, a blank plate, a turned image.
+    picture and metadata. Beside them are files that a clinic also sends and that cannot be
+    assessed: a cut-off JPEG, a lateral view, a CT slice, a photograph, a blank plate, an image that
+    is upside down. These need pydicom (extra `dicom`).
     """
     from deepcovid_edge.imaging.samples import write_clinic_folder, write_phantoms
 

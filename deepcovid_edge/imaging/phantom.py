@@ -120,9 +120,7 @@ def _filled(frame: _Frame, points: NDArray[np.float64]) -> _Layer:
     return mask
 
 
-def _line(
-    layer: _Layer, points: NDArray[np.float64], thickness: float, value: float = 1.0
-) -> None:
+def _line(layer: _Layer, points: NDArray[np.float64], thickness: float, value: float = 1.0) -> None:
     whole = np.rint(points * 16).astype(np.int32)
     cv2.polylines(layer, [whole], False, value, max(1, round(thickness)), cv2.LINE_AA, 4)
 
@@ -170,7 +168,9 @@ def _heart(frame: _Frame, draw: np.random.Generator) -> _Layer:
     x = np.array([-0.18, -0.24, -0.22, -0.10, 0.20, 0.46, 0.52, 0.38, 0.22, 0.16, 0.0])
     y = np.array([0.50, 0.64, 0.80, 0.90, 0.92, 0.88, 0.76, 0.60, 0.46, 0.34, 0.36])
     heart = _filled(frame, _smooth_outline(frame.pixel(grown * x, y)))
-    knob = _filled(frame, _smooth_outline(frame.pixel([0.05, 0.2, 0.24, 0.05], [0.2, 0.2, 0.3, 0.36])))
+    knob = _filled(
+        frame, _smooth_outline(frame.pixel([0.05, 0.2, 0.24, 0.05], [0.2, 0.2, 0.3, 0.36]))
+    )
     airway = _blank(frame)
     _line(airway, frame.pixel([0, 0.01, 0.01], [-0.3, 0.0, 0.26]), 3.4 * frame.unit)
     layer: _Layer = 0.26 * _soft(heart, 1.1 * frame.unit) + 0.12 * _soft(knob, frame.unit)
@@ -202,7 +202,12 @@ def _branch(
     side, angle = way
     length = draw.uniform(0.10, 0.17)
     end = (start[0] + side * length * np.cos(angle), start[1] + 0.75 * length * np.sin(angle))
-    _line(layer, frame.pixel(*zip(start, end, strict=True)), thickness * 0.8 * frame.unit, 0.35 + 0.3 * thickness)
+    _line(
+        layer,
+        frame.pixel(*zip(start, end, strict=True)),
+        thickness * 0.8 * frame.unit,
+        0.35 + 0.3 * thickness,
+    )
     if depth:
         for turn in (-0.35, 0.32):
             after = (side, angle + turn + draw.normal(0, 0.10))
