@@ -304,7 +304,7 @@ def _coloured(levels: NDArray[np.float32]) -> _RGB:
 
 
 def _overlaid(grey: _RGB, levels: NDArray[np.float32], layout: Layout) -> _RGB:
-    overlay = grey.copy()
+    overlay: _RGB = grey.copy()
     under = grey[layout.seen].astype(np.float32)
     opacity = (_OPACITY * np.minimum(1, np.abs(levels)))[..., None]
     overlay[layout.seen] = np.rint(under + opacity * (_coloured(levels) - under))

@@ -16,7 +16,6 @@ from deepcovid_edge.imaging.phantom import draw_phantom, save_phantom
 _SEED = 1000
 """Of the phantoms behind the files that cannot be assessed."""
 _DX, _CT = "1.2.840.10008.5.1.4.1.1.1.1", "1.2.840.10008.5.1.4.1.1.2"
-_EXPLICIT = "1.2.840.10008.1.2.1"
 
 
 def write_phantoms(folder: Path, count: int = 6) -> list[Path]:
@@ -97,7 +96,7 @@ def _lateral(path: Path) -> None:
 def _ct_slice(path: Path) -> None:
     """A slice of a CT that was sent to the wrong place."""
     rows, columns = np.ogrid[-1:1:512j, -1:1:512j]
-    disc = (rows**2 + columns**2 < 0.7).astype(np.uint16) * 1000
+    disc = np.where(rows**2 + columns**2 < 0.7, np.uint16(1000), np.uint16(0))
     _write_dicom(path, disc, _CT, Modality="CT", BodyPartExamined="CHEST")
 
 
@@ -106,10 +105,10 @@ def _write_dicom(path: Path, pixels: NDArray[np.uint16], kind: str, **elements: 
 
     require("pydicom", extra="dicom")
     from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import generate_uid
+    from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
     data = Dataset()
-    data.SOPClassUID, data.SOPInstanceUID = kind, generate_uid(entropy_srcs=[path.name])
+    data.SOPClassUID, data.SOPInstanceUID = UID(kind), generate_uid(entropy_srcs=[path.name])
     data.PatientName, data.PatientID, data.PatientAge = "Synthetic^Phantom", "SYNTHETIC", "050Y"
     data.StudyDate = "20200101"
     data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
@@ -119,7 +118,7 @@ def _write_dicom(path: Path, pixels: NDArray[np.uint16], kind: str, **elements: 
     for keyword, value in elements.items():
         setattr(data, keyword, value)
     data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = _EXPLICIT
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data.save_as(path, enforce_file_format=True)
 
 
