@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -100,7 +101,7 @@ def _ct_slice(path: Path) -> None:
     _write_dicom(path, disc, _CT, Modality="CT", BodyPartExamined="CHEST")
 
 
-def _write_dicom(path: Path, pixels: NDArray[np.uint16], kind: str, **elements: str) -> None:
+def _write_dicom(path: Path, pixels: NDArray[Any], kind: str, **elements: str) -> None:
     from deepcovid_edge.errors import require
 
     require("pydicom", extra="dicom")
