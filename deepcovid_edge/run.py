@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from deepcovid_edge.decision.record import Prediction, RunFacts
     from deepcovid_edge.heatmaps.explainer import HeatMapSettings, HeatMapWriter
     from deepcovid_edge.model import Model
+    from deepcovid_edge.pipeline.html_page import HtmlPage
     from deepcovid_edge.pipeline.writers import Earlier, RecordFile, RecordWriter
 
 _FORMATS = {".jsonl": "jsonl", ".csv": "csv", "": "jsonl"}
@@ -40,6 +41,7 @@ class RunSettings:
         resume: Go on with the records in `output`.
         min_free: No image is assessed while less is free where results go, MiB; 0 for always.
         heatmaps: Which heat maps are made, if any.
+        html: Folder for a page of the records, with the pictures of `heatmaps`; None for none.
     """
 
     paths: tuple[Path, ...]
@@ -48,8 +50,11 @@ class RunSettings:
     resume: bool = False
     min_free: int = LEAST_FREE_MIB
     heatmaps: HeatMapSettings | None = None
+    html: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.resume and self.html:
+            raise UsageError("html: got resume too, expected one of them: a page has whole runs")
         if self.resume and self.output is None:
             raise UsageError("resume: needs an output file of JSON Lines or CSV to go on with")
         check_paths(self.paths)
@@ -125,6 +130,7 @@ class Run:
             self._explainer = _explainer(settings, self.model, opened)
             self._open_output(self.model.facts)
             opened.callback(self._writer.close)
+            self._page = _page(settings, self.model.facts, opened)
             if settings.resume or self.model.manifest.input != reader.spec:
                 reader = replace(reader, spec=self.model.manifest.input)
                 self._walk = FolderWalk()
@@ -165,6 +171,8 @@ class Run:
             OutputError: The disk is full or gone.
         """
         self._writer.write(*records)
+        if self._page:
+            self._page.write(*records)
         self.counts.update(record.decision or record.status for record in records)
 
     def count(self) -> int:
@@ -204,6 +212,8 @@ class Run:
             yield f"The disk is full: {self._disk.full}. Free some room; --resume goes on."
         if self._explainer:
             yield _about_maps(self._explainer)
+        if self._page:
+            yield f"The page is {self._page.path}."
 
     def close(self) -> None:
         """Close the file of records, and free the model.
@@ -252,6 +262,16 @@ def _explainer(settings: RunSettings, model: Model, opened: ExitStack) -> HeatMa
         model.heatmap_maker(settings.heatmaps.method, settings.heatmaps.occlusion)
     )
     return HeatMapWriter(maker, settings.heatmaps)
+
+
+def _page(settings: RunSettings, facts: RunFacts, opened: ExitStack) -> HtmlPage | None:
+    if settings.html is None:
+        return None
+    from deepcovid_edge.pipeline.html_page import HtmlPage
+
+    page = HtmlPage(settings.html, facts)
+    opened.callback(page.close)
+    return page
 
 
 def _about_maps(explainer: HeatMapWriter) -> str:

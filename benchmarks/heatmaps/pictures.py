@@ -19,7 +19,7 @@ from benchmarks.measure import RESULTS
 from benchmarks.measure.options import parser_of
 from deepcovid_edge.heatmaps.heatmap import METHODS
 from deepcovid_edge.heatmaps.overlay import draw_overlay
-from deepcovid_edge.imaging.phantom import write_samples
+from deepcovid_edge.imaging.samples import write_phantoms
 from deepcovid_edge.model import Model
 from deepcovid_edge.reasons import NOTICE
 
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "heatmap/synthetic.jpg")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place, Model(options.model, variant="fp32") as model:
-        image = write_samples(Path(place), count=SAMPLES)[-1]
+        image = write_phantoms(Path(place), count=SAMPLES)[-1]
         picture = Image.fromarray(np.vstack([overlay(model, image, one) for one in METHODS]))
     options.output.parent.mkdir(parents=True, exist_ok=True)
     size = (WIDTH, round(picture.height * WIDTH / picture.width))

@@ -148,11 +148,11 @@ def _paths(data: Path | None, count: int, stack: ExitStack) -> tuple[Sequence[Pa
     """Files to measure with, evenly chosen from DATA; synthetic ones where none is given."""
     from deepcovid_edge.datasets.dataset import walk_files
     from deepcovid_edge.errors import NotThereError
-    from deepcovid_edge.imaging.phantom import write_samples
+    from deepcovid_edge.imaging.samples import write_phantoms
 
     if data is None:
         place = stack.enter_context(tempfile.TemporaryDirectory())
-        return write_samples(Path(place), count=min(count, _PHANTOMS)), "synthetic images"
+        return write_phantoms(Path(place), count=min(count, _PHANTOMS)), "synthetic images"
     if not data.exists():
         raise NotThereError(f"{data}: no such file or folder; expected images")
     found = list(walk_files(data)) if data.is_dir() else [data]

@@ -100,11 +100,9 @@ def _shown(records: Generator[list[Prediction]], total: int | None) -> Generator
     if total is None:
         yield from records
         return
-    from rich.console import Console
-    from rich.progress import Progress
+    from deepcovid_edge.cli.progress import progress_bar
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        images = bar.add_task("images", total=total)
+    with progress_bar(total) as progress:
         for ready in records:
             yield ready
-            bar.advance(images, len(ready))
+            progress(len(ready))

@@ -11,6 +11,7 @@ import click
 
 from deepcovid_edge.cli.exit_codes import ExitCode
 from deepcovid_edge.cli.options import backend_option, provider_option
+from deepcovid_edge.cli.progress import progress_bar
 from deepcovid_edge.models import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -60,8 +61,12 @@ def command(
 
     set_up()
     images = load_site(data, split=split, source=source)
-    with load_model(model, backend=backend, settings=BackendSettings(provider)) as loaded:
-        report = site_check(loaded, images, name=name or data.resolve().name, workers=workers)
+    named = name or data.resolve().name
+    with (
+        load_model(model, backend=backend, settings=BackendSettings(provider)) as loaded,
+        progress_bar(len(images)) as progress,
+    ):
+        report = site_check(loaded, images, name=named, workers=workers, progress=progress)
     if output:
         write_site(output, report.as_dict())
     click.echo(json.dumps(report.as_dict(), indent=2) if as_json else summary(report))

@@ -11,6 +11,7 @@ import click
 
 from deepcovid_edge.cli.exit_codes import ExitCode
 from deepcovid_edge.cli.options import backend_option, provider_option
+from deepcovid_edge.cli.progress import progress_bar
 from deepcovid_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ def command(
             smallest_change=smallest_change,
             min_heatmap_correlation=min_heatmap_correlation,
         )
-        report = verify(before, now, images, rules=rules, heatmaps=maps)
+        with progress_bar(len(images)) as progress:
+            report = verify(before, now, images, rules=rules, heatmaps=maps, progress=progress)
     text = json.dumps(report.as_dict(), indent=2)
     if output:
         write_text(output, text + "\n")

@@ -21,7 +21,8 @@ import cv2
 import numpy as np
 import pytest
 
-from deepcovid_edge.imaging.phantom import draw_phantom, write_samples
+from deepcovid_edge.imaging.phantom import draw_phantom
+from deepcovid_edge.imaging.samples import write_phantoms
 
 pytestmark = pytest.mark.int8
 
@@ -40,7 +41,7 @@ def records_of(text: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
-    write_samples(folder, count=6)
+    write_phantoms(folder, count=6)
     return folder
 
 
@@ -48,7 +49,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Good images among ten kinds of broken files, each named after the reason it should get."""
     folder = tmp_path_factory.mktemp("mixed")
-    write_samples(folder, count=4)
+    write_phantoms(folder, count=4)
     image = draw_phantom(0)
     _, jpeg = cv2.imencode(".jpg", image)
     _, png = cv2.imencode(".png", image)
@@ -417,7 +418,7 @@ def test_nothing_is_sent_anywhere_and_nothing_is_left_at_home(backend: str, tmp_
         "import multiprocessing\n"
         "assert code == 0 and not multiprocessing.active_children()\n"
     )
-    write_samples(tmp_path / "images", count=1)
+    write_phantoms(tmp_path / "images", count=1)
     home = tmp_path / "home"
     home.mkdir()
     # What turns the telemetry off by chance: a service of tests, and a caller that asked for it.

@@ -26,7 +26,8 @@ from deepcovid_edge.errors import (
     ModelFileError,
     UsageError,
 )
-from deepcovid_edge.imaging.phantom import draw_phantom, write_samples
+from deepcovid_edge.imaging.phantom import draw_phantom
+from deepcovid_edge.imaging.samples import write_phantoms
 from deepcovid_edge.models import find_model
 from deepcovid_edge.reasons import WarningCode
 from deepcovid_edge.validation.verify import verify
@@ -184,7 +185,7 @@ def test_fp32_decides_on_real_images_as_onnx_runtime_does() -> None:
 
 
 def test_infer_runs_on_it_and_says_so(tmp_path: Path) -> None:
-    write_samples(tmp_path / "images", count=3)
+    write_phantoms(tmp_path / "images", count=3)
 
     def records(backend: str) -> list[dict[str, Any]]:
         output = tmp_path / f"{backend}.jsonl"

@@ -16,7 +16,7 @@ from deepcovid_edge.cli.main import run as main
 from deepcovid_edge.decision.site_file import read_site, write_site
 from deepcovid_edge.errors import SettingsMismatchError
 from deepcovid_edge.files import file_sha256
-from deepcovid_edge.imaging.phantom import write_samples
+from deepcovid_edge.imaging.samples import write_phantoms
 from deepcovid_edge.manifest import read_manifest
 from deepcovid_edge.models import find_model
 
@@ -40,7 +40,7 @@ def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
-    write_samples(folder, count=4)
+    write_phantoms(folder, count=4)
     return folder
 
 

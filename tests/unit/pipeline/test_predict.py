@@ -21,8 +21,8 @@ import pytest
 from deepcovid_edge.backends.base import Inference, softmax
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.errors import UsageError
-from deepcovid_edge.imaging.phantom import write_samples
 from deepcovid_edge.imaging.reading import decode_radiograph
+from deepcovid_edge.imaging.samples import write_phantoms
 from deepcovid_edge.manifest import IndeterminateRange, InputSpec, ModelManifest
 from deepcovid_edge.model import Model
 from deepcovid_edge.pipeline import reader as module
@@ -73,7 +73,7 @@ class MeanBackend:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return write_samples(tmp_path_factory.mktemp("images"), count=5)
+    return write_phantoms(tmp_path_factory.mktemp("images"), count=5)
 
 
 def classify(paths: Any, backend: MeanBackend, **settings: Any) -> list[Prediction]:
