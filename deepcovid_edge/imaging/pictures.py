@@ -65,6 +65,7 @@ from deepcovid_edge.imaging.signatures import (
     is_plain_jpeg,
     known_kind,
     unread_format,
+    webp_ends_in_zeros,
 )
 from deepcovid_edge.reasons import Reason, WarningCode
 
@@ -74,6 +75,8 @@ if TYPE_CHECKING:
 
 
 _STRIP = 256
+_ONE_GREY = 8
+"""Range of a row of a lossy image that was of one grey level."""
 
 _SUFFIXES = {
     "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
@@ -103,6 +106,8 @@ def decode_picture(file: FileBytes) -> Radiograph:
     grey, colour_warnings = to_grey(raw)
     grey, white, depth_warnings = _full_scale(grey, picture)
     check_exposure(grid(grey), white)
+    if picture.format == "WEBP" and webp_ends_in_zeros(file.data) and np.ptp(raw[-1]) > _ONE_GREY:
+        raise NotAssessedError(Reason.TRUNCATED, "its data end in zeros")
     if picture.format == "PNG":  # its EXIF may stand behind the pixels
         shape = _upright_shape(picture, file.data)
     found = (*warnings, *decoded_warnings, *colour_warnings, *depth_warnings, *shape.warnings)
