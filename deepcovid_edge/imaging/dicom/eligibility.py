@@ -46,7 +46,7 @@ _SPECIES, _SPECIES_CODES, _CODE_VALUE = 0x00102201, 0x00102202, 0x00080100
 # Image type, from its third value on, names what a device made of the exposure (PS3.3, C.8.11.3.1.4
 # and what vendors add).
 _OTHER_TYPES = ("LOCALIZER", "TOMO", "SUBTRACT", "ENERGY", "BONE", "SOFT_TISSUE")
-_PEOPLE = {"HUMAN", "HOMO SAPIENS", "337915000", "L-85003", "L-85B00"}
+_PEOPLE = {"HUMAN", "HOMO SAPIENS", "337915000", "L-85003"}
 """Species: words, and codes of PS3.16, CID 7454."""
 _GREY = {"MONOCHROME1", "MONOCHROME2"}
 _COLOURS = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}

@@ -355,9 +355,11 @@ def read_age(elements: Elements) -> float | None:
     """
     ages = [age for text in _decoded(elements, _AGE) for age in _stated_ages(text)]
     by_birth = (_age_by(elements, tag) for tag in _EXAMINED)
-    ages += [age for age in by_birth if age is not None][:1] or [
-        age for tag in _COPIED if (age := _age_by(elements, tag)) is not None and age < ADULT_YEARS
-    ]
+    if (age := next((age for age in by_birth if age is not None), None)) is not None:
+        ages.append(age)
+    else:
+        by_copy = (_age_by(elements, tag) for tag in _COPIED)
+        ages += [age for age in by_copy if age is not None and age < ADULT_YEARS]
     return round(min(ages), 2) if ages else None
 
 
@@ -382,8 +384,15 @@ def _age_by(elements: Elements, tag: int) -> float | None:
     )
     if born is None or taken is None or taken[1] < born[0]:
         return None
-    age = max(0, (taken[0] - born[1]).days) / 365.25
+    age = _years(born[1], max(born[1], taken[0]))
     return age if age <= OLDEST else None
+
+
+def _years(born: datetime.date, taken: datetime.date) -> float:
+    """Whole years up to the last birthday, and the share of a year since, always below 1."""
+    years = taken.year - born.year - ((taken.month, taken.day) < (born.month, born.day))
+    days = (taken - born).days - years * 365.25
+    return years + min(max(days, 0.0) / 365.25, 0.99)
 
 
 def _span(text: str) -> tuple[datetime.date, datetime.date] | None:

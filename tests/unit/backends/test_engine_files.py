@@ -111,9 +111,10 @@ def test_a_tampered_engine_is_refused_before_it_is_run(engine: Path) -> None:
 
 
 def test_an_engine_without_facts_or_with_foreign_ones_is_refused(engine: Path) -> None:
-    facts_path(engine).write_text('{"engine": {}}')
-    with pytest.raises(ModelFileError, match="engine facts"):
-        read_facts(engine)
+    for content in (b'{"engine": {}}', b"\xff\xfe{", b"[" * 100_000, b"", b"null"):
+        facts_path(engine).write_bytes(content)
+        with pytest.raises(ModelFileError, match=r"\.json: .*deepcovid-edge build"):
+            read_facts(engine)
     facts_path(engine).unlink()
     with pytest.raises(EngineMismatchError, match="deepcovid-edge build"):
         read_facts(engine)

@@ -319,7 +319,7 @@ REFUSALS: dict[str, Refusal] = {
     **{
         f"half-a-rescale-{number}": Refusal(  # found by fuzz.py
             Reason.DECODE,
-            partial(plain, WindowCenter=2048, WindowWidth=4096, **half),
+            partial(plain, 12, WindowCenter=2048, WindowWidth=4096, **half),
             "rescale slope",
         )
         for number, half in enumerate(

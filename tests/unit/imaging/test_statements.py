@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -595,6 +596,16 @@ def test_date_of_a_copy_shows_a_child_but_no_adult(decode: Decode) -> None:
     for keyword in ("InstanceCreationDate", "DateOfSecondaryCapture"):
         for born, expected in (("20120101", Reason.AGE), ("20020101", (WarningCode.AGE,))):
             assert outcome(decode, dated(born, StudyDate="", **{keyword: "20210315"})) == expected
+
+
+def test_eighteenth_birthday_makes_an_adult_and_the_day_before_does_not(decode: Decode) -> None:
+    template = raw("PatientBirthDate", PLACE.encode(), PatientAge=None, StudyDate=STUDY)
+    for year in range(1990, 2002):
+        for day in ("0101", "0228", "0301", "0326", "1231"):
+            before = datetime.date(year + 18, int(day[:2]), int(day[2:])) - datetime.timedelta(1)
+            for taken, expected in ((f"{year + 18}{day}", ()), (f"{before:%Y%m%d}", Reason.AGE)):
+                data = placed(template, f"{year}{day}").replace(STUDY.encode(), taken.encode())
+                assert outcome(decode, data) == expected, (year, day, taken)
 
 
 def test_of_two_ages_the_younger_counts(decode: Decode) -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -109,7 +110,14 @@ def test_another_model_or_threshold_is_not_mixed_in(
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("content", ["not records\nat all\n", '{"a": 1}\n{"b": 2}\n'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("not records\nat all\n", '{"a": 1}\n{"b": 2}\n'),
+        # Found by fuzz.py: each was a traceback.
+        *('{"path": {}, "status": "assessed"}\n{}\n', '{"path": "a.png"}\n{}\n'),
+    ],
+)
 def test_a_file_of_something_else_is_not_destroyed_by_resume(tmp_path: Path, content: str) -> None:
     path = tmp_path / "r.jsonl"
     path.write_text(content)
@@ -124,6 +132,26 @@ def test_a_csv_of_something_else_is_not_destroyed_by_resume(tmp_path: Path) -> N
     with pytest.raises(OutputError, match="not a record"):
         RecordFile(path, RUN, kind="csv", resume=True)
     assert path.read_text() == "name,age\nx,1\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage", "message"),
+    [
+        ("csv", lambda data: data.replace(b"a.png", b"a" * 200_000), "no file of records"),
+        ("csv", lambda data: data.replace(b"abab", b"ab\nab", 1), "use the same model"),
+        ("jsonl", lambda data: b"[" * 100_000 + b"\n" + data, "no file of records"),
+    ],
+)
+def test_damaged_file_of_records_gives_one_sentence(
+    tmp_path: Path, kind: str, damage: Callable[[bytes], bytes], message: str
+) -> None:
+    """Found by fuzz.py."""
+    path = tmp_path / f"r.{kind}"
+    write(path, RECORDS, kind)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises((OutputError, UsageError), match=message) as caught:
+        RecordFile(path, RUN, kind=kind, resume=True)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
