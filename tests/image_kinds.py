@@ -12,8 +12,8 @@ from test_dicom_refusals import REFUSALS as DICOM_REFUSALS
 from test_dicom_refusals import WARNED as DICOM_WARNED
 from test_refusals import REFUSALS, WARNED, placed
 
-from deepcovid_edge.imaging.phantom import draw_phantom
-from deepcovid_edge.imaging.samples import write_phantoms
+from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.reasons import Reason
 
 ELSEWHERE = {Reason.RESULT, Reason.MODEL, Reason.DISK, Reason.DICOM, Reason.TURNED}

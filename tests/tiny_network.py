@@ -21,9 +21,9 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from deepcovid_edge.datasets.dataset import load_dataset
-from deepcovid_edge.imaging.phantom import draw_phantom
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.manifest import IndeterminateRange, InputSpec, ModelManifest, read_manifest
 from deepcovid_export.onnx_export.graphs import finish
 from deepcovid_export.quantization.mixed_precision import Variant

@@ -19,7 +19,7 @@ from benchmarks.measure import RESULTS
 from benchmarks.measure.options import parser_of
 from deepcovid_edge.heatmaps.heatmap import METHODS
 from deepcovid_edge.heatmaps.overlay import draw_overlay
-from deepcovid_edge.imaging.samples import write_phantoms
+from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
 from deepcovid_edge.model import Model
 from deepcovid_edge.reasons import NOTICE
 

@@ -31,9 +31,9 @@ from deepcovid_edge.imaging.dicom.eligibility import check_header
 from deepcovid_edge.imaging.dicom.header import read_header
 from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES
 from deepcovid_edge.imaging.files import read_bytes
-from deepcovid_edge.imaging.phantom import draw_phantom
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import decode_radiograph, read_radiograph
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.manifest import InputSpec
 
 ROWS, COLUMNS, BITS = 3000, 2500, 16

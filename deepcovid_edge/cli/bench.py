@@ -148,7 +148,7 @@ def _paths(data: Path | None, count: int, stack: ExitStack) -> tuple[Sequence[Pa
     """Files to measure with, evenly chosen from DATA; synthetic ones where none is given."""
     from deepcovid_edge.datasets.dataset import walk_files
     from deepcovid_edge.errors import NotThereError
-    from deepcovid_edge.imaging.samples import write_phantoms
+    from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
 
     if data is None:
         place = stack.enter_context(tempfile.TemporaryDirectory())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deepcovid_edge.cli.exit_codes import ExitCode
-from deepcovid_edge.cli.progress import progress_bar
+from deepcovid_edge.device.progress import progress_bar
 from deepcovid_edge.errors import UsageError
 
 if TYPE_CHECKING:

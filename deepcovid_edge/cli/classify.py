@@ -100,7 +100,7 @@ def _shown(records: Generator[list[Prediction]], total: int | None) -> Generator
     if total is None:
         yield from records
         return
-    from deepcovid_edge.cli.progress import progress_bar
+    from deepcovid_edge.device.progress import progress_bar
 
     with progress_bar(total) as progress:
         for ready in records:

@@ -30,7 +30,7 @@ def command(folder: Path, count: int, others: bool) -> None:
     assessed: a cut-off JPEG, a lateral view, a CT slice, a photograph, a blank plate, an image that
     is upside down. These need pydicom (extra `dicom`).
     """
-    from deepcovid_edge.imaging.samples import write_clinic_folder, write_phantoms
+    from deepcovid_edge.imaging.synthetic.clinic_folder import write_clinic_folder, write_phantoms
 
     for path in (write_clinic_folder if others else write_phantoms)(folder, count):
         click.echo(path)

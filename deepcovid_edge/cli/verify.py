@@ -11,7 +11,7 @@ import click
 
 from deepcovid_edge.cli.exit_codes import ExitCode
 from deepcovid_edge.cli.options import backend_option, provider_option
-from deepcovid_edge.cli.progress import progress_bar
+from deepcovid_edge.device.progress import progress_bar
 from deepcovid_edge.errors import UsageError
 
 if TYPE_CHECKING:

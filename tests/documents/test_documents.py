@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from deepcovid_edge.imaging.phantom import draw_phantom, save_phantom
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")

@@ -27,10 +27,10 @@ from PIL.PngImagePlugin import PngInfo
 
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.backends.base import Backend, softmax
-from deepcovid_edge.imaging.phantom import draw_phantom
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.radiograph import SYNTHETIC_MARK, Radiograph
 from deepcovid_edge.imaging.reading import read_radiograph
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.manifest import VERSION
 from deepcovid_edge.models import DEFAULT_MODEL, find_model
 

@@ -15,7 +15,7 @@ from deepcovid_edge.backends.settings import BackendSettings
 from deepcovid_edge.backends.tensorrt.build import BuildSettings, build, installed_libraries
 from deepcovid_edge.backends.tensorrt.files import Profile
 from deepcovid_edge.device.gpu import find_gpu
-from deepcovid_edge.imaging.phantom import draw_phantom
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.models import find_model
 
 pytestmark = [

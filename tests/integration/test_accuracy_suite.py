@@ -18,7 +18,7 @@ import pytest
 from deepcovid_edge.backends import openvino
 from deepcovid_edge.cli.main import run
 from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
-from deepcovid_edge.imaging.phantom import draw_phantom, save_phantom
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
 from deepcovid_edge.validation.verify import CHANGED
 
 ROOT = Path(__file__).parents[2]

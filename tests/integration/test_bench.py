@@ -15,7 +15,7 @@ from deepcovid_edge.benchmarking.results import read_result
 from deepcovid_edge.benchmarking.stability import Verdict
 from deepcovid_edge.cli.main import run
 from deepcovid_edge.files import file_sha256
-from deepcovid_edge.imaging.samples import write_phantoms
+from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
 from deepcovid_edge.models import find_model
 
 pytestmark = pytest.mark.int8

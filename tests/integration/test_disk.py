@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from deepcovid_edge.errors import NotAssessedError
-from deepcovid_edge.imaging.samples import write_phantoms
+from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
 from deepcovid_edge.pipeline.disk_guard import DiskGuard
 from deepcovid_edge.reasons import Reason
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from deepcovid_edge.heatmaps.files import read_map
-from deepcovid_edge.imaging.samples import write_phantoms
+from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
 
 pytestmark = pytest.mark.int8
 

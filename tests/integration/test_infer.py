@@ -21,8 +21,8 @@ import cv2
 import numpy as np
 import pytest
 
-from deepcovid_edge.imaging.phantom import draw_phantom
-from deepcovid_edge.imaging.samples import write_phantoms
+from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 
 pytestmark = pytest.mark.int8
 

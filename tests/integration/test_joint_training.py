@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch", reason="the workstation side needs extra ex
 if not torch.distributed.is_available():
     pytest.skip("this torch was built without torch.distributed", allow_module_level=True)
 
-from deepcovid_edge.imaging.phantom import draw_phantom, save_phantom
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
 from deepcovid_export.data.images import training_data
 from deepcovid_export.networks.checkpoint import load_checkpoint
 from deepcovid_export.recipe import load_recipe

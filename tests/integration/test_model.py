@@ -24,7 +24,7 @@ from deepcovid_edge.cli.main import run
 from deepcovid_edge.errors import NotThereError, UsageError
 from deepcovid_edge.heatmaps.files import read_map
 from deepcovid_edge.imaging.files import ImageSource
-from deepcovid_edge.imaging.samples import write_phantoms
+from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
 
 TIMINGS = {"timings_ms"}
 

@@ -31,7 +31,7 @@ from deepcovid_edge.files import file_sha256
 from deepcovid_edge.graph.tensorrt_rules import check_typed
 from deepcovid_edge.heatmaps.occlusion import Occluder
 from deepcovid_edge.heatmaps.windows import OcclusionSettings
-from deepcovid_edge.imaging.phantom import draw_phantom
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.manifest import read_manifest
 from deepcovid_edge.model import Model
 from deepcovid_edge.models import find_model

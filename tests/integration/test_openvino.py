@@ -26,8 +26,8 @@ from deepcovid_edge.errors import (
     ModelFileError,
     UsageError,
 )
-from deepcovid_edge.imaging.phantom import draw_phantom
-from deepcovid_edge.imaging.samples import write_phantoms
+from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.models import find_model
 from deepcovid_edge.reasons import WarningCode
 from deepcovid_edge.validation.verify import verify

@@ -17,7 +17,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the workstation side needs extra export")
 
 from deepcovid_edge.cli.main import run
-from deepcovid_edge.imaging.phantom import draw_phantom, save_phantom
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
 from deepcovid_edge.manifest import read_manifest
 from deepcovid_export.networks.checkpoint import load_checkpoint
 from deepcovid_export.recipe import SHIPPED, load_recipe

@@ -28,7 +28,7 @@ for needed in ("sklearn", "matplotlib", "jinja2", "onnx"):
 import onnx
 from commands import Done, command
 
-from deepcovid_edge.imaging.phantom import draw_phantom
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.manifest import METADATA_KEY
 from deepcovid_edge.models import find_model
 

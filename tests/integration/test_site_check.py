@@ -16,7 +16,7 @@ from deepcovid_edge.cli.main import run as main
 from deepcovid_edge.decision.site_file import read_site, write_site
 from deepcovid_edge.errors import SettingsMismatchError
 from deepcovid_edge.files import file_sha256
-from deepcovid_edge.imaging.samples import write_phantoms
+from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
 from deepcovid_edge.manifest import read_manifest
 from deepcovid_edge.models import find_model
 

@@ -23,9 +23,9 @@ from PIL import Image
 
 from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.errors import DataError, ModelFileError, UsageError
-from deepcovid_edge.imaging.phantom import draw_phantom, save_phantom
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
 from deepcovid_edge.manifest import ModelManifest, read_manifest
 from deepcovid_export.data.images import ImageDataset, training_data
 from deepcovid_export.networks import build_network, load_imagenet

@@ -14,7 +14,7 @@ import cv2
 import pytest
 
 from deepcovid_edge.cli.main import COMMANDS
-from deepcovid_edge.imaging.phantom import draw_phantom
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 
 ROOT = Path(__file__).parents[2]
 RUNTIME = sorted((ROOT / "deepcovid_edge").rglob("*.py"))

@@ -192,10 +192,10 @@ def _images(data: Path | None, count: int, spec: InputSpec) -> NDArray[np.uint8]
     import numpy as np
 
     from deepcovid_edge.datasets.dataset import load_dataset
-    from deepcovid_edge.imaging.phantom import draw_phantom
     from deepcovid_edge.imaging.prepare import prepare
     from deepcovid_edge.imaging.radiograph import Radiograph
     from deepcovid_edge.imaging.reading import read_radiograph
+    from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 
     if data is None:
         phantoms = (draw_phantom(seed, opacities=seed % 4) for seed in range(min(count, 8)))

@@ -14,9 +14,9 @@ import cv2
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from deepcovid_edge.imaging.phantom import draw_phantom
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.radiograph import Radiograph
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.manifest import VERSION, InputSpec
 from deepcovid_edge.reasons import NOTICE
 from deepcovid_export.evaluation.shortcuts import hide_lungs, keep_lungs

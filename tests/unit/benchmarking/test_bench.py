@@ -31,7 +31,7 @@ from deepcovid_edge.benchmarking.settings import (
 )
 from deepcovid_edge.benchmarking.stability import assess_stability
 from deepcovid_edge.errors import BenchError, UsageError
-from deepcovid_edge.imaging.samples import write_phantoms
+from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
 from deepcovid_edge.manifest import InputSpec, ModelManifest
 from deepcovid_edge.reasons import WarningCode
 

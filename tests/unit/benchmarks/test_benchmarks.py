@@ -21,10 +21,10 @@ import cv2
 import numpy as np
 
 from deepcovid_edge.backends import load_backend, openvino
-from deepcovid_edge.imaging.phantom import draw_phantom, save_phantom
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph
-from deepcovid_edge.imaging.samples import write_phantoms
+from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
 from deepcovid_edge.manifest import InputSpec, read_manifest
 from deepcovid_edge.model import Model
 from deepcovid_edge.models import find_model

@@ -92,9 +92,9 @@ def test_the_roof_classifies_every_image_once_and_as_infer_prepares_it(
     import numpy as np
 
     from benchmarks.speed import roof
-    from deepcovid_edge.imaging.phantom import draw_phantom
     from deepcovid_edge.imaging.prepare import prepare
     from deepcovid_edge.imaging.reading import read_radiograph
+    from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
     from deepcovid_edge.manifest import InputSpec
 
     images = []

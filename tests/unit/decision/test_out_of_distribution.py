@@ -18,8 +18,8 @@ from deepcovid_edge.backends.base import Inference
 from deepcovid_edge.decision.out_of_distribution import OodLimits, check_output
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.errors import ModelFileError, UsageError
-from deepcovid_edge.imaging.phantom import draw_phantom
-from deepcovid_edge.imaging.samples import write_phantoms
+from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.manifest import InputSpec, ModelManifest
 from deepcovid_edge.model import Model
 from deepcovid_edge.pipeline.pipeline import PredictSettings

@@ -27,7 +27,7 @@ from deepcovid_edge.heatmaps.agreement import (
     top_overlap,
 )
 from deepcovid_edge.heatmaps.windows import OcclusionSettings
-from deepcovid_edge.imaging.phantom import draw_phantom, save_phantom
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
 from deepcovid_edge.manifest import InputSpec, ModelManifest
 from deepcovid_edge.models import find_model
 from deepcovid_edge.reasons import WarningCode

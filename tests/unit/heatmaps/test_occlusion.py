@@ -18,7 +18,7 @@ from deepcovid_edge.errors import UsageError
 from deepcovid_edge.heatmaps.coarse_to_fine import Refinement
 from deepcovid_edge.heatmaps.occlusion import BudgetError, Occluder, Occlusion
 from deepcovid_edge.heatmaps.windows import BASELINES, OcclusionSettings, WindowGrid, occluded
-from deepcovid_edge.imaging.phantom import draw_phantom
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.manifest import InputSpec, ModelManifest
 from deepcovid_edge.models import find_model
 

@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from deepcovid_edge.imaging.phantom import draw_phantom
 from deepcovid_edge.imaging.radiograph import Radiograph
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 
 pytest.importorskip("pydicom", reason="needs extra dicom")
 pytest.importorskip("imagecodecs", reason="needs extra dicom")

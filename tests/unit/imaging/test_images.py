@@ -21,7 +21,7 @@ from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging import radiograph
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.imaging.reading import read_radiograph
-from deepcovid_edge.imaging.samples import write_phantoms
+from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
 from deepcovid_edge.reasons import WarningCode
 
 Decode = Callable[..., Radiograph]

@@ -16,11 +16,11 @@ from PIL import Image
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging import pictures
 from deepcovid_edge.imaging.files import FileBytes
-from deepcovid_edge.imaging.phantom import draw_phantom
 from deepcovid_edge.imaging.pictures import PlainJpeg
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.imaging.reading import decode_radiograph
 from deepcovid_edge.imaging.signatures import is_plain_jpeg
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 
 IMAGE = draw_phantom(0)[:300, :260]
 

@@ -12,8 +12,8 @@ import pytest
 
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.decision.record import Prediction, RunFacts
-from deepcovid_edge.imaging.phantom import draw_phantom
-from deepcovid_edge.imaging.samples import write_phantoms
+from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.model import Model
 from deepcovid_edge.models import find_model
 from deepcovid_edge.pipeline.duplicates import Duplicates

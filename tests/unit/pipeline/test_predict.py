@@ -22,7 +22,7 @@ from deepcovid_edge.backends.base import Inference, softmax
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.imaging.reading import decode_radiograph
-from deepcovid_edge.imaging.samples import write_phantoms
+from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
 from deepcovid_edge.manifest import IndeterminateRange, InputSpec, ModelManifest
 from deepcovid_edge.model import Model
 from deepcovid_edge.pipeline import reader as module

@@ -14,7 +14,7 @@ import pytest
 
 from deepcovid_edge.imaging.files import read_source
 from deepcovid_edge.imaging.reading import read_radiograph
-from deepcovid_edge.imaging.samples import write_phantoms
+from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.pipeline import reader as module
 from deepcovid_edge.pipeline.reader import ImageReader, PreparedImage, Reading

@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("torch", reason="training needs extra export")
 
-from deepcovid_edge.imaging.phantom import draw_phantom
 from deepcovid_edge.imaging.radiograph import Radiograph
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_export.data.augment import augment, hide_centre, hides_lungs
 from deepcovid_export.recipe import AugmentSettings
 

@@ -23,9 +23,9 @@ from PIL import Image
 
 from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
 from deepcovid_edge.errors import OutputError
-from deepcovid_edge.imaging.phantom import draw_phantom
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.imaging.reading import read_radiograph
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.reasons import WarningCode
 from deepcovid_export.data.leaks import Leak, find_leaks, write_leaks
 from deepcovid_export.data.near_duplicates import (

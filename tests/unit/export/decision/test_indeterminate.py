@@ -19,7 +19,7 @@ import cv2
 from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.decision.thresholds import threshold_for_new_images
 from deepcovid_edge.errors import UsageError
-from deepcovid_edge.imaging.phantom import draw_phantom, save_phantom
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
 from deepcovid_edge.manifest import IndeterminateRange, read_manifest
 from deepcovid_edge.models import find_model
 from deepcovid_export.decision.indeterminate import (

@@ -18,7 +18,7 @@ import torch
 
 from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.errors import DataError, OutputError, UsageError
-from deepcovid_edge.imaging.phantom import draw_phantom
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.manifest import InputSpec, ModelManifest
 from deepcovid_export.evaluation.evaluate import evaluate, evaluate_side_by_side
 from deepcovid_export.networks import build_network

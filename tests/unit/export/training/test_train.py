@@ -19,7 +19,7 @@ from torch import nn
 
 from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.errors import DataError, UsageError
-from deepcovid_edge.imaging.phantom import draw_phantom, save_phantom
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_export.data.balance import images_of_an_epoch, loss_weights, unknown_sources
 from deepcovid_export.data.images import ImageDataset, TrainingData

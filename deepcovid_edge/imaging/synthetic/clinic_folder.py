@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from deepcovid_edge.imaging.phantom import draw_phantom, save_phantom
+from deepcovid_edge.imaging.dicom.writing import write_dicom
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
 
 _SEED = 1000
 """Of the phantoms behind the files that cannot be assessed."""
@@ -91,36 +90,14 @@ def _turned(path: Path) -> None:
 def _lateral(path: Path) -> None:
     """A lateral view; its header says so, its pixels are not looked at."""
     pixels = draw_phantom(_SEED).astype(np.uint16) << 4
-    _write_dicom(path, pixels, _DX, Modality="DX", ViewPosition="LL", BodyPartExamined="CHEST")
+    write_dicom(path, pixels, _DX, Modality="DX", ViewPosition="LL", BodyPartExamined="CHEST")
 
 
 def _ct_slice(path: Path) -> None:
     """A slice of a CT that was sent to the wrong place."""
     rows, columns = np.ogrid[-1:1:512j, -1:1:512j]
     disc = np.where(rows**2 + columns**2 < 0.7, np.uint16(1000), np.uint16(0))
-    _write_dicom(path, disc, _CT, Modality="CT", BodyPartExamined="CHEST")
-
-
-def _write_dicom(path: Path, pixels: NDArray[Any], kind: str, **elements: str) -> None:
-    from deepcovid_edge.errors import require
-
-    require("pydicom", extra="dicom")
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
-
-    data = Dataset()
-    data.SOPClassUID, data.SOPInstanceUID = UID(kind), generate_uid(entropy_srcs=[path.name])
-    data.PatientName, data.PatientID, data.PatientAge = "Synthetic^Phantom", "SYNTHETIC", "050Y"
-    data.StudyDate = "20200101"
-    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
-    data.Rows, data.Columns = pixels.shape
-    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 12, 11, 0
-    data.PixelData = pixels.tobytes()
-    for keyword, value in elements.items():
-        setattr(data, keyword, value)
-    data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.save_as(path, enforce_file_format=True)
+    write_dicom(path, disc, _CT, Modality="CT", BodyPartExamined="CHEST")
 
 
 OTHERS: dict[str, Callable[[Path], None]] = {
