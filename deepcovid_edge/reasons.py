@@ -37,7 +37,7 @@ class Reason(_Coded):
     UNREADABLE = (
         "E_UNREADABLE",
         "File could not be opened.",
-        "missing, no permission, or not a regular file",
+        "missing, no permission, not a regular file, or on a network share that does not answer",
     )
     NOT_IMAGE = (
         "E_NOT_IMAGE",
