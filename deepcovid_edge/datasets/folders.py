@@ -44,11 +44,8 @@ SYSTEM_FOLDERS = {
     "NetApp": (".snapshot", "~snapshot"),
     "ZFS, Btrfs": (".zfs", ".snapshots"),
     "Windows": ("$RECYCLE.BIN", "$Recycle.Bin", "RECYCLER", "System Volume Information"),
-    "macOS": (
-        *("__MACOSX", ".AppleDouble", ".AppleDB", ".AppleDesktop", ".Trashes", ".fseventsd"),
-        *(".Spotlight-V100", ".TemporaryItems", ".DocumentRevisions-V100"),
-        *("Network Trash Folder", "Temporary Items"),
-    ),
+    "macOS": ("__MACOSX", ".Trashes", ".Spotlight-V100", ".TemporaryItems", ".fseventsd"),
+    "AFP": (".AppleDouble", ".AppleDB", ".AppleDesktop", "Network Trash Folder", "Temporary Items"),
     "Linux": ("lost+found", ".Trash", ".Trash-*", ".thumbnails"),
     "synchronisation": (".stversions", ".sync", ".dropbox.cache", ".rsync-partial", ".~tmp~"),
     "version control": (".git", ".hg", ".svn", ".dvc"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -279,3 +280,57 @@ def test_an_image_too_close_to_call_has_its_own_word_and_sign() -> None:
         ["◆", "indeterminate"],
         ["▲", "positive"],  # 0.2 is the first that is called
     ]
+
+
+def judged(place: Path, content: bytes | None, reason: str | None) -> tuple[Path, Prediction]:
+    """An image file and its record; its content then is what the record saw."""
+    path = place / f"{reason or 'good'}.png"
+    path.write_bytes(content or b"")
+    sha256 = None if content is None else hashlib.sha256(content).hexdigest()
+    shares = None if reason else {"non": 0.1, "covid": 0.9}
+    return path, Prediction(str(path), RUN, sha256, reason, probabilities=shares)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_resume_takes_up_files_that_were_sent_again(tmp_path: Path, kind: str) -> None:
+    output = tmp_path / f"r.{kind}"
+    made = [
+        judged(tmp_path, b"good", None),
+        judged(tmp_path, b"cut", "E_TRUNCATED"),
+        judged(tmp_path, None, "E_UNREADABLE"),
+        judged(tmp_path, b"blank", "E_BLANK"),
+    ]
+    write(output, [record for _, record in made], kind)
+    good, cut, unreadable, blank = (path for path, _ in made)
+    earlier = RecordFile(output, RUN, kind=kind, resume=True)
+    assert [*earlier.earlier.left_of([good, cut, blank])] == []  # nothing has changed
+    earlier.close()
+    cut.write_bytes(b"whole")
+    good.write_bytes(b"another")
+    file = RecordFile(output, RUN, kind=kind, resume=True)
+    new = tmp_path / "new.png"
+    assert [*file.earlier.left_of([good, cut, unreadable, blank, new])] == [
+        good,
+        cut,
+        unreadable,  # it can be read now
+        new,
+    ]
+    assert (file.earlier.again, file.earlier.not_assessed) == (3, 1)
+    file.write(replace(made[1][1], sha256=hashlib.sha256(b"whole").hexdigest(), reason=None))
+    file.close()
+    again = RecordFile(output, RUN, kind=kind, resume=True)
+    assert [*again.earlier.left_of([cut])] == []  # its last record counts
+    again.close()
+
+
+def test_resume_does_not_read_what_has_not_changed_for_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, record = judged(tmp_path, b"good", None)
+    write(tmp_path / "r.jsonl", [record], "jsonl")
+    later = path.stat().st_ctime + 2 * 86_400
+    os.utime(tmp_path / "r.jsonl", (later, later))
+    file = RecordFile(tmp_path / "r.jsonl", RUN, kind="jsonl", resume=True)
+    monkeypatch.setattr(writers, "read_source", None)  # to read it would be an error
+    assert [*file.earlier.left_of([path])] == []
+    file.close()
