@@ -37,7 +37,7 @@ class Reason(_Coded):
     UNREADABLE = (
         "E_UNREADABLE",
         "File could not be opened or read.",
-        "missing, no permission, a broken disk, not a regular file, or on a network share that does "
+        "missing, no permission, a broken disk, not a regular file, or on a share that does "
         "not answer",
     )
     NOT_IMAGE = (
