@@ -8,6 +8,7 @@ from deepcovid_edge.imaging.files import FileBytes, read_bytes
 from deepcovid_edge.imaging.pictures import decode_picture
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.imaging.signatures import is_dicom
+from deepcovid_edge.manifest import InputSpec
 
 
 def read_radiograph(path: Path) -> Radiograph:
@@ -19,8 +20,13 @@ def read_radiograph(path: Path) -> Radiograph:
     return decode_radiograph(read_bytes(path))
 
 
-def decode_radiograph(file: FileBytes) -> Radiograph:
+def decode_radiograph(file: FileBytes, spec: InputSpec | None = None) -> Radiograph:
     """Decode the bytes of an image file.
+
+    Args:
+        file: The file.
+        spec: The only model input that is made of it: a picture that holds smaller versions of
+            itself is then not decoded to its full size. None for all pixels.
 
     Raises:
         NotAssessedError: The bytes cannot be assessed; `reason` and `detail` say why.
@@ -28,5 +34,5 @@ def decode_radiograph(file: FileBytes) -> Radiograph:
     if is_dicom(file.data):
         from deepcovid_edge.imaging.dicom.reader import decode_dicom  # pydicom is an extra
 
-        return decode_dicom(file)
+        return decode_dicom(file, spec)
     return decode_picture(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,11 @@ from numpy.typing import NDArray
 
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.dicom.header import DicomHeader, PixelLayout, PixelPlace
+from deepcovid_edge.imaging.dicom.resolution import safe_halvings
 from deepcovid_edge.imaging.dicom.sandbox import Request, sandbox
 from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES, Family
 from deepcovid_edge.imaging.radiograph import LOSSY_RATIO
+from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.reasons import Reason, WarningCode
 
 MAX_STRAY = 0.001
@@ -24,12 +27,18 @@ _PADDING = 4096
 """Zeros behind the end of a codestream that are looked through for it."""
 
 
-def read_words(header: DicomHeader) -> tuple[NDArray[Any], list[WarningCode]]:
+def read_words(
+    header: DicomHeader, spec: InputSpec | None = None
+) -> tuple[NDArray[Any], list[WarningCode]]:
     """The pixels as unsigned words, and what their compression gives to know.
+
+    Args:
+        header: The image's header.
+        spec: The only model input that is made of them; None for all pixels.
 
     Returns:
         Of shape (rows, columns) or (rows, columns, 3), uint8 or uint16, native byte order; bits
-        above the stored ones may be set in a few.
+        above the stored ones may be set in a few. Both sides may be halved, see `resolution`.
 
     Raises:
         NotAssessedError: The pixels are cut off, do not fit the header or cannot be decoded.
@@ -45,7 +54,8 @@ def read_words(header: DicomHeader) -> tuple[NDArray[Any], list[WarningCode]]:
         codestream = _codestream(header.data, place, syntax.family)
         if syntax.lossy and _ratio(layout, len(codestream)) > LOSSY_RATIO >= header.lossy_ratio:
             warnings.append(WarningCode.LOSSY)
-        words = sandbox().decode(_request(header), codestream)
+        halvings = safe_halvings(header, codestream, spec) if spec else 0
+        words = sandbox().decode(replace(_request(header), halvings=halvings), codestream)
         if syntax.lossy and not layout.signed:
             words = _without_overshoot(words, layout.stored)
     _check_stray_bits(words, layout)

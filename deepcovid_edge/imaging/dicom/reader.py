@@ -14,6 +14,7 @@ from deepcovid_edge.imaging.dicom.grey_levels import grey_levels
 from deepcovid_edge.imaging.dicom.header import DicomHeader, read_header
 from deepcovid_edge.imaging.dicom.orientation import upright
 from deepcovid_edge.imaging.dicom.pixels import read_words
+from deepcovid_edge.imaging.dicom.resolution import halvings_of, shows_the_whole
 from deepcovid_edge.imaging.files import FileBytes
 from deepcovid_edge.imaging.radiograph import (
     Grey,
@@ -23,17 +24,22 @@ from deepcovid_edge.imaging.radiograph import (
     grid,
     to_grey,
 )
+from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.reasons import Reason, WarningCode
 
 
-def decode_dicom(file: FileBytes) -> Radiograph:
+def decode_dicom(file: FileBytes, spec: InputSpec | None = None) -> Radiograph:
     """Decode the bytes of a DICOM file as an image.
+
+    Args:
+        file: The file.
+        spec: The only model input that is made of it; None for all pixels, see `resolution`.
 
     Raises:
         NotAssessedError: The file cannot be assessed; `reason` and `detail` say why.
     """
     try:
-        return _decode(file)
+        return _decode(file, spec)
     except NotAssessedError:
         raise
     except RecursionError as error:  # what Python says of it depends on who calls
@@ -42,17 +48,21 @@ def decode_dicom(file: FileBytes) -> Radiograph:
         raise NotAssessedError(Reason.DECODE, one_line(error)) from error
 
 
-def _decode(file: FileBytes) -> Radiograph:
+def _decode(file: FileBytes, spec: InputSpec | None) -> Radiograph:
     header = read_header(file.data)
     check_header(header)
     layout = header.layout
     check_size(layout.columns, layout.rows)
     warnings = header_warnings(header, file)
-    words, lossy_warnings = read_words(header)
+    words, lossy_warnings = read_words(header, spec)
+    halvings = halvings_of(words, header)
+    if halvings and not shows_the_whole(words, header):
+        halvings, (words, lossy_warnings) = 0, read_words(header)
     grey, white, tone_warnings = _grey(words, header)
     grey, turn_warnings = upright(grey, header.orientation)
     found = (*warnings, *lossy_warnings, *tone_warnings, *turn_warnings)
-    return Radiograph(grey, white, file.sha256, "DICOM", found, header.facts)
+    file_shape = (layout.rows, layout.columns) if halvings else None
+    return Radiograph(grey, white, file.sha256, "DICOM", found, header.facts, file_shape, halvings)
 
 
 def _grey(words: NDArray[Any], header: DicomHeader) -> tuple[Grey, int, list[WarningCode]]:
