@@ -135,14 +135,15 @@ def draw_overlay(
         UsageError: The image was not assessed.
         NotAssessedError: The map holds what is no number.
     """
-    text = caption(image.pixels.shape, spec, found, places, record)
-    layout = Layout.of(image.pixels.shape, spec, len(text))
-    values = found.values[filled_field(image.pixels.shape, spec)]
+    shape = image.whole_shape
+    text = caption(shape, spec, found, places, record)
+    layout = Layout.of(shape, spec, len(text))
+    values = found.values[filled_field(shape, spec)]
     limit = _limit(values)
     grey = _grey(image, layout)
     panels = (grey, *_panels(grey, _to_seen(values / limit, layout), layout))
     if found.turned is not None:
-        turned = found.turned[filled_field(image.pixels.shape, spec)]
+        turned = found.turned[filled_field(shape, spec)]
         for panel in panels[1:]:
             _outline(panel, turned, layout)
     canvas = np.full((*layout.size, 3), _BACKGROUND, np.uint8)

@@ -33,8 +33,8 @@ def prepare(image: Radiograph, spec: InputSpec) -> NDArray[np.uint8]:
     """
     # A centre crop is taken first: the same picture as resizing first (Deep-COVID's Resize, then
     # CenterCrop) up to the rounding of the crop's edge, at the cost of the crop alone.
-    whole = image.box_shape if image.halvings else image.pixels.shape
-    seen, (rows, columns) = visible_field(whole, spec), filled_field(whole, spec)
+    seen = visible_field(image.whole_shape, spec)
+    rows, columns = filled_field(image.whole_shape, spec)
     shape = (rows.stop - rows.start, columns.stop - columns.start)
     if image.halvings:
         shown = _levels(_reduced_more(image.pixels, seen, shape, image.halvings), image.white)

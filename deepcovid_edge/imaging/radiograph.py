@@ -93,6 +93,11 @@ class Radiograph:
         """Rows and columns of the grid that boxes on the image are given on: the file's own."""
         return self.file_shape or self.pixels.shape
 
+    @property
+    def whole_shape(self) -> tuple[int, ...]:
+        """Rows and columns of the picture before it was halved."""
+        return self.box_shape if self.halvings else self.pixels.shape
+
 
 def check_area(width: int, height: int) -> None:
     """Check the number of pixels that a header states.

@@ -11,13 +11,17 @@ from deepcovid_edge.imaging.signatures import is_dicom
 from deepcovid_edge.manifest import InputSpec
 
 
-def read_radiograph(path: Path) -> Radiograph:
+def read_radiograph(path: Path, spec: InputSpec | None = None) -> Radiograph:
     """Read an image file.
+
+    Args:
+        path: The file.
+        spec: See `decode_radiograph`.
 
     Raises:
         NotAssessedError: The file cannot be assessed; `reason` and `detail` say why.
     """
-    return decode_radiograph(read_bytes(path))
+    return decode_radiograph(read_bytes(path), spec)
 
 
 def decode_radiograph(file: FileBytes, spec: InputSpec | None = None) -> Radiograph:

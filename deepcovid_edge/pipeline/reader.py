@@ -89,8 +89,7 @@ class ImageReader:
                 self.disk.check()
             file = read_source(source)
             sha256 = file.sha256
-            whole = self.keeps_radiographs or self.change is not None
-            radiograph = decode_radiograph(file, None if whole else self.spec)
+            radiograph = decode_radiograph(file, None if self.change else self.spec)
             decoded = time.perf_counter()
             shown = self.change(radiograph) if self.change else radiograph
             pixels = prepare(shown, self.spec)
