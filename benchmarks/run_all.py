@@ -36,6 +36,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     "footprint": ("speed.footprint", "DATA", "--rounds", "2"),
     "cost": ("speed.cost", "DATA", "--rounds", "1"),
     "dicom": ("speed.dicom",),
+    "dicom, peers": ("speed.dicom_peers", "DATA"),
+    "dicom, halved": ("halved", "DATA", "--every", "4"),
     "ood layer": ("ood", "DATA", "--cost"),
     "int8": ("speed.int8", "DATA", "--rounds", "5", *BOTH),
     "activation": ("heatmaps.activation", "DATA", "--rounds", "31", *BOTH),

@@ -155,7 +155,7 @@ def prepared_val(
 
 def prepared(path: Path, spec: InputSpec) -> Pixels:
     """An image as the network sees it."""
-    return prepare(read_radiograph(path), spec)
+    return prepare(read_radiograph(path, spec), spec)
 
 
 def store(

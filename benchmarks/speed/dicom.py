@@ -2,8 +2,9 @@
 
 `image` is what `infer` does with a file before the network: read and hash it (`read`), eligibility
 check, grey levels and exposure (`decode`), resize (`prepare`). `eligibility` is that check alone.
-The file lies in the page cache. `compressed` are files of the same pixels, decoded in the child
-process, which an image before the first one has started.
+The file lies in the page cache. `compressed` are files of the same pixels, decoded whole in the
+child process, which an image before the first one has started; `compressed_input` are the same
+files as `infer` reads them, to the model's input, for which some need not be decoded whole.
 """
 
 from __future__ import annotations
@@ -67,6 +68,12 @@ def main() -> None:
             "compressed_ms": {
                 SYNTAXES[uid].name: milliseconds(
                     partial(read_radiograph, file), options.rounds // 3
+                )
+                for uid, file in compressed.items()
+            },
+            "compressed_input_ms": {
+                SYNTAXES[uid].name: milliseconds(
+                    partial(measure.prepared, file, InputSpec()), options.rounds // 3
                 )
                 for uid, file in compressed.items()
             },

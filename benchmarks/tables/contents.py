@@ -190,7 +190,37 @@ def dicom(it: Figures) -> Rows:
     }
     for name, value in it["compressed_ms"].items():
         whole = f"{value['median']:.0f} ms to grey levels"
+        if spent := it.get("compressed_input_ms", {}).get(name):
+            whole = f"{spent['median']:.0f} ms; all pixels: {whole}"
         yield {"kind": name, "check": "", "whole": whole, "steps": ""}
+
+
+def dicom_peers(it: Figures) -> Rows:
+    """Each kind of compression with the ratios to each reader."""
+    for kind, found in it["kinds"].items():
+        load = "{before:.1f} to {after:.1f}".format(**it["load_average"])
+        ratios = {
+            reader: found["ratios"].get(f"infer_to_{reader}") for reader in ("pydicom", "monai")
+        }
+        yield {
+            "kind": kind,
+            "ms": found["ms"]["infer"],
+            "goal": found["goal"],
+            "load": load,
+            **ratios,
+        }
+
+
+def halved(it: Figures) -> Rows:
+    """Each variant."""
+    grey = it["grey_levels"]
+    for variant, found in it["variants"].items():
+        yield {
+            "variant": variant,
+            "mean": max(grey["grey_mean"]["samples"]),
+            "most": max(grey["grey_999"]["samples"]),
+            **found,
+        }
 
 
 def activation(it: Figures) -> Rows:

@@ -108,7 +108,7 @@ def bench_images(paths: Sequence[Path], spec: InputSpec, *, name: str) -> BenchI
     kept, pixels, excluded = [], [], {}
     for path in paths:
         try:
-            pixels.append(prepare(read_radiograph(path), spec))
+            pixels.append(prepare(read_radiograph(path, spec), spec))
         except NotAssessedError as error:
             excluded[path.name] = error.reason.code
         else:

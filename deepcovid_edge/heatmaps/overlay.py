@@ -134,9 +134,10 @@ def draw_overlay(
         UsageError: The image was not assessed.
         NotAssessedError: The map holds what is no number.
     """
-    text = caption(image.pixels.shape, spec, found, places, record)
-    layout = Layout.of(image.pixels.shape, spec, image.box_shape)
-    field = filled_field(image.pixels.shape, spec)
+    shape = image.whole_shape
+    text = caption(shape, spec, found, places, record)
+    layout = Layout.of(shape, spec, image.box_shape)
+    field = filled_field(shape, spec)
     limit = _limit(found.values[field])
     grey = _grey(image, layout)
     levels = _smoothed(found.values, found)[field] / limit

@@ -75,7 +75,8 @@ class Radiograph:
         warnings: What to know about the image.
         dicom: What is kept of a DICOM file's header, None for other formats.
         file_shape: Rows and columns by the file, turned upright, where `pixels` has others because
-            those of the file are not square; else None.
+            those of the file are not square or were halved; else None.
+        halvings: How often both sides were halved while decoding, see `prepare`.
     """
 
     pixels: Grey
@@ -85,11 +86,17 @@ class Radiograph:
     warnings: tuple[WarningCode, ...] = ()
     dicom: DicomFacts | None = None
     file_shape: tuple[int, int] | None = None
+    halvings: int = 0
 
     @property
     def box_shape(self) -> tuple[int, ...]:
         """Rows and columns of the grid that boxes on the image are given on: the file's own."""
         return self.file_shape or self.pixels.shape
+
+    @property
+    def whole_shape(self) -> tuple[int, ...]:
+        """Rows and columns of the picture before it was halved."""
+        return self.box_shape if self.halvings else self.pixels.shape
 
 
 def check_area(width: int, height: int) -> None:
@@ -144,26 +151,29 @@ def _chroma(sample: NDArray[Any]) -> NDArray[np.float64]:
     return span
 
 
-def check_exposure(sample: NDArray[Any], white: int) -> None:
+def check_exposure(sample: NDArray[Any], white: int, *, slack: float = 0.0) -> None:
     """Refuse an image that is blank, or nearly all of it black or white.
 
     Args:
         sample: Grey values of a part of its pixels, in any shape.
         white: The grey value of full white.
+        slack: How far the values may be off, grey levels of 255: what is no farther from a limit
+            is refused too.
 
     Raises:
         NotAssessedError: It is.
     """
     sample = sample.reshape(-1, sample.shape[-1])
     mean, deviation = (float(found[0, 0]) * 255.0 / white for found in cv2.meanStdDev(sample))
-    if deviation < MIN_CONTRAST:
+    if deviation < MIN_CONTRAST + slack:
         raise NotAssessedError(Reason.BLANK, f"contrast {deviation:.1f} of 255 grey levels")
     # Where too much is black or white, the pixels lie far from the middle together. Those of most
     # images do not, and need not be counted.
-    if deviation**2 + (mean - 127.5) ** 2 <= MAX_SATURATED * (127.5 - SATURATED) ** 2:
+    end = SATURATED + slack
+    if deviation**2 + (mean - 127.5) ** 2 <= MAX_SATURATED * (127.5 - end) ** 2:
         return
-    darkest = math.ceil(SATURATED * white / 255.0)
-    brightest = int((255.0 - SATURATED) * white / 255.0)
+    darkest = math.ceil(end * white / 255.0)
+    brightest = int((255.0 - end) * white / 255.0)
     between = cv2.countNonZero(cv2.inRange(sample, darkest, brightest))
     if sample.size - between > MAX_SATURATED * sample.size:
         black = np.count_nonzero(sample < darkest) / sample.size

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+Span: TypeAlias = tuple[float, float]
+"""The first and the last edge of something in a line; pixel i reaches from i to i + 1."""
 
 _PLACES, _LARGE, _PLACES_OF_LARGE = 4, 8.0, 2
 """Places of the result that a product makes, and how many where each is made of many pixels: more
@@ -48,20 +51,24 @@ class _Bands:
 
 
 def reduce_area(
-    pixels: NDArray[np.uint8] | NDArray[np.uint16], shape: tuple[int, int]
+    pixels: NDArray[np.uint8] | NDArray[np.uint16],
+    shape: tuple[int, int],
+    field: tuple[Span, Span] | None = None,
 ) -> NDArray[np.float32]:
     """The means of the areas that the pixels of a smaller picture cover.
 
     Args:
         pixels: Of shape (H, W), uint8 or uint16.
         shape: Height and width of the result, at most H and W.
+        field: Rows and columns that become the result, from edge to edge; all where not given.
 
     Returns:
         Grey levels of that shape, not rounded.
     """
     rows, columns = pixels.shape
     height, width = shape
-    down, across = _bands(rows, height), _bands(columns, width)
+    of_rows, of_columns = field or ((0.0, float(rows)), (0.0, float(columns)))
+    down, across = _bands(rows, height, of_rows), _bands(columns, width, of_columns)
     upright = np.empty((*down.places.shape, columns), np.float32)
     step = max(1, _AT_ONCE // (down.pixels.shape[1] * columns))
     for first in range(0, len(upright), step):
@@ -76,16 +83,17 @@ def reduce_area(
 
 
 @lru_cache(maxsize=64)
-def _bands(length: int, count: int) -> _Bands:
-    """How `length` pixels become `count`."""
-    scale = length / count
-    edges = np.linspace(0, length, count + 1)
+def _bands(length: int, count: int, span_of_all: Span) -> _Bands:
+    """How a span of `length` pixels becomes `count`."""
+    low, high = span_of_all
+    scale = (high - low) / count
+    edges = np.linspace(low, high, count + 1)
     size = min(count, _PLACES if scale < _LARGE else _PLACES_OF_LARGE)
     first = np.minimum(np.arange(0, count, size), count - size)
     start = edges[first].astype(np.int64)
     span = int((np.ceil(edges[first + size]) - start).max())
     start = np.minimum(start, length - span)
     places, pixels = first[:, None] + np.arange(size), start[:, None] + np.arange(span)
-    low, high = edges[places, None], edges[places + 1, None]
-    shared = np.minimum(high, pixels[:, None] + 1) - np.maximum(low, pixels[:, None])
+    starts, ends = edges[places, None], edges[places + 1, None]
+    shared = np.minimum(ends, pixels[:, None] + 1) - np.maximum(starts, pixels[:, None])
     return _Bands(places, pixels, (np.maximum(shared, 0) / scale).astype(np.float32))

@@ -46,7 +46,7 @@ class PreparedImage:
         sha256: SHA-256 of the file, or None where it could not be read.
         warnings: Codes of what to know about the image.
         timings_ms: `read` and `preprocess`; without model input `read` alone, milliseconds.
-        shape: Rows and columns of the radiograph; empty without model input.
+        shape: Rows and columns of the whole picture; empty without model input.
         box_shape: Rows and columns that regions count, see `Radiograph.box_shape`.
         radiograph: Kept only to be drawn on: it may be large, and memory that is freed at once
             is still in the processor's cache.
@@ -91,7 +91,7 @@ class ImageReader:
                 self.disk.check()
             file = read_source(source)
             sha256 = file.sha256
-            radiograph = decode_radiograph(file)
+            radiograph = decode_radiograph(file, None if self.change else self.spec)
             decoded = time.perf_counter()
             shown = self.change(radiograph) if self.change else radiograph
             pixels = prepare(shown, self.spec)
@@ -108,7 +108,7 @@ class ImageReader:
                 "read": milliseconds(started, decoded),
                 "preprocess": milliseconds(decoded, prepared),
             },
-            shape=radiograph.pixels.shape,
+            shape=radiograph.whole_shape,
             box_shape=radiograph.box_shape,
             radiograph=radiograph if self.keeps_radiographs else None,
             uid=radiograph.dicom.sop_instance_uid if radiograph.dicom else "",

@@ -431,7 +431,7 @@ def _prepared(
 ) -> Iterator[list[tuple[LabelledImage, NDArray[np.uint8] | str]]]:
     def read(image: LabelledImage) -> NDArray[np.uint8] | str:
         try:
-            return prepare(read_radiograph(image.path), spec)
+            return prepare(read_radiograph(image.path, spec), spec)
         except NotAssessedError as error:
             return error.reason.code
 
@@ -447,7 +447,7 @@ def _compare_heatmaps(
     """How alike the occlusion maps of some images are, on the whole and each."""
     spec, windows = pair.manifest.input, asked.occlusion
     chosen = [pair.images[place] for place in choose_images(pair.positive, asked.images)]
-    pixels = (prepare(read_radiograph(image.path), spec) for image in chosen)
+    pixels = (prepare(read_radiograph(image.path, spec), spec) for image in chosen)
     found = compare_models(*models, pixels, windows)
     return {
         "method": OCCLUSION,

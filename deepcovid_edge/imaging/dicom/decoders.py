@@ -8,6 +8,8 @@ markers and leaves the point transform out.
 
 from __future__ import annotations
 
+import contextlib
+import io
 from typing import Any
 
 import numpy as np
@@ -52,12 +54,17 @@ def decode(request: Request, codestream: bytes) -> NDArray[Any]:
     """Decode a frame.
 
     Returns:
-        Of shape (rows, columns) or (rows, columns, 3), uint8 or uint16.
+        Of shape (rows, columns) or (rows, columns, 3), uint8 or uint16; the whole picture where a
+        lower resolution of it cannot be decoded.
 
     Raises:
         NotAssessedError: No decoder is installed, or the frame is not what the header says.
         Exception: Whatever a decoder raises on a broken codestream.
     """
+    if request.halvings:
+        with contextlib.suppress(Exception):  # the whole picture then decides, and says why
+            return _checked(_halved(request, codestream), request)
+        request = request.whole
     family = SYNTAXES[request.syntax].family
     if family is Family.RLE:
         pixels = _rle(request, codestream)
@@ -65,6 +72,10 @@ def decode(request: Request, codestream: bytes) -> NDArray[Any]:
         pixels = _decoded(request, whole)
     else:
         pixels = _without_end(request, codestream)
+    return _checked(pixels, request)
+
+
+def _checked(pixels: NDArray[Any], request: Request) -> NDArray[Any]:
     words = _as_words(pixels, request.allocated)
     if words.shape != request.shape:
         detail = f"{words.shape} pixels decoded, {request.shape} by the header"
@@ -82,6 +93,27 @@ def _as_words(pixels: NDArray[Any], allocated: int) -> NDArray[Any]:
     if pixels.dtype.kind == "i":  # first to 16 bits, so that the sign is kept
         pixels = pixels.astype(np.int16)
     return pixels.astype(np.uint8 if allocated == 8 else np.uint16)
+
+
+def _halved(request: Request, codestream: bytes) -> NDArray[Any]:
+    """A lower resolution of one channel in JPEG 2000 or HTJ2K.
+
+    By Pillow's OpenJPEG. imagecodecs has no such option for JPEG 2000, and its HTJ2K decoder lets
+    values wrap around that the filters moved beyond the end of the range; OpenJPEG moves them back.
+    """
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(codestream), formats=["JPEG2000"])
+    rows, columns = request.shape
+    # What `image.reduce` does, but that it rounds the sides down where they end on a small half.
+    tile: Any = image.tile[0]
+    codec, _, *others = tile.args
+    tile = tile._replace(extents=(0, 0, columns, rows), args=(codec, request.halvings, *others))
+    image.tile = [tile]
+    image._size = (columns, rows)
+    pixels = np.asarray(image)
+    words: NDArray[Any] = pixels >> (8 * pixels.itemsize - request.stored)  # it stores them high
+    return words
 
 
 def _decoded(request: Request, codestream: bytes) -> NDArray[Any]:

@@ -21,6 +21,8 @@ _ASPECT_RATIO = 0x00280034
 _SHAPE, _CENTRE, _RADIUS, _VERTICES = 0x00181600, 0x00181610, 0x00181612, 0x00181620
 _LEFT, _RIGHT, _UPPER, _LOWER = 0x00181602, 0x00181604, 0x00181606, 0x00181608
 _VALUE, _CIELAB = 0x00181622, 0x00181624
+SHUTTER_TAGS = (_SHAPE, _LEFT, _RADIUS, _VERTICES)
+"""Where none of them stands, there is no shutter."""
 TAGS = (
     *(*_SPACINGS, _ASPECT_RATIO, _SHAPE, _CENTRE, _RADIUS, _VERTICES),
     *(_LEFT, _RIGHT, _UPPER, _LOWER, _VALUE, _CIELAB),
@@ -82,7 +84,7 @@ def display_shutter(elements: Elements, shape: tuple[int, int], pixels: PixelSha
         pixels: Their shape: a circle is round on the patient, and an ellipse of other pixels.
     """
     names = [name.upper() for name in elements.texts(_SHAPE) if name]
-    if not any(elements.raw(tag) for tag in (_SHAPE, _LEFT, _RADIUS, _VERTICES)):
+    if not any(elements.raw(tag) for tag in SHUTTER_TAGS):
         return Shutter()
     visible = np.ones(shape, bool)
     ignored = not names

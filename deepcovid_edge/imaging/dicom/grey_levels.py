@@ -92,6 +92,14 @@ def grey_levels(
     return GreyLevels(_looked_up(whole, words), white, sample, list(dict.fromkeys(warnings)))
 
 
+def is_stated(elements: Elements) -> bool:
+    """Whether a header says by itself which values are shown, whatever the pixels are."""
+    if elements.items(_VOI_LUT):
+        return True
+    window = _window(elements)
+    return window is not None and _windowed(np.zeros(1), *window) is not None
+
+
 def _stored_values(layout: PixelLayout) -> NDArray[np.int64]:
     """The value of each word of the stored bits."""
     count = 1 << layout.stored

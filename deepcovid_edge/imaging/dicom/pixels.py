@@ -18,9 +18,11 @@ from deepcovid_edge.imaging.dicom.codestreams import (
     with_end,
 )
 from deepcovid_edge.imaging.dicom.header import DicomHeader, PixelLayout, PixelPlace
+from deepcovid_edge.imaging.dicom.resolution import safe_halvings
 from deepcovid_edge.imaging.dicom.sandbox import Request, sandbox
 from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES, is_native
 from deepcovid_edge.imaging.radiograph import LOSSY_RATIO, is_coloured, sampling_step
+from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.reasons import Reason, WarningCode
 
 MAX_STRAY = 0.001
@@ -49,8 +51,13 @@ class Pixels:
     warnings: tuple[WarningCode, ...] = ()
 
 
-def read_words(header: DicomHeader) -> Pixels:
+def read_words(header: DicomHeader, spec: InputSpec | None = None) -> Pixels:
     """The pixels as unsigned words, and what their compression gives to know.
+
+    Args:
+        header: The image's header.
+        spec: The only model input that is made of them; None for all pixels. With it both sides may
+            be halved, see `resolution`.
 
     Raises:
         NotAssessedError: The pixels are cut off, do not fit the header or cannot be decoded.
@@ -70,20 +77,23 @@ def read_words(header: DicomHeader) -> Pixels:
     else:
         if SYNTAXES[found.syntax].family is not SYNTAXES[syntax].family:
             syntax = found.syntax
-        words, warnings = _decoded(header, replace(found, syntax=syntax))
+        words, warnings = _decoded(header, replace(found, syntax=syntax), spec)
         ycc = ycc if found.ycc is None else found.ycc
     _check_stray_bits(words, layout)
     return Pixels(words if words.ndim == 2 else _rgb(words, ycc=ycc), syntax, warnings)
 
 
 def _decoded(
-    header: DicomHeader, codestream: Codestream
+    header: DicomHeader, codestream: Codestream, spec: InputSpec | None
 ) -> tuple[NDArray[Any], tuple[WarningCode, ...]]:
     layout = replace(header.layout, samples=codestream.samples)
     if layout.samples not in (1, 3) or (layout.samples == 3 and layout.stored != 8):
         detail = f"{layout.samples} channels of {layout.stored} bits"
         raise NotAssessedError(Reason.MODE, detail)
-    words = sandbox().decode(_request(layout, codestream.syntax), codestream.data)
+    request = _request(layout, codestream.syntax)
+    if spec:
+        request = replace(request, halvings=safe_halvings(header, codestream, spec))
+    words = sandbox().decode(request, codestream.data)
     if not SYNTAXES[codestream.syntax].lossy:
         return words, ()
     heavy = _ratio(layout, len(codestream.data)) > LOSSY_RATIO >= header.lossy_ratio

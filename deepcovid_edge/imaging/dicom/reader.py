@@ -15,6 +15,7 @@ from deepcovid_edge.imaging.dicom.grey_levels import grey_levels, pads_with_zero
 from deepcovid_edge.imaging.dicom.header import DicomHeader, PixelLayout, read_header
 from deepcovid_edge.imaging.dicom.orientation import lies_on_its_side, upright
 from deepcovid_edge.imaging.dicom.pixels import read_words
+from deepcovid_edge.imaging.dicom.resolution import halvings_of, shows_the_whole
 from deepcovid_edge.imaging.dicom.syntaxes import is_native
 from deepcovid_edge.imaging.empty_end import PixelBlock, check_end
 from deepcovid_edge.imaging.files import FileBytes
@@ -27,17 +28,22 @@ from deepcovid_edge.imaging.radiograph import (
     grid,
     to_grey,
 )
+from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.reasons import Reason, WarningCode
 
 
-def decode_dicom(file: FileBytes) -> Radiograph:
+def decode_dicom(file: FileBytes, spec: InputSpec | None = None) -> Radiograph:
     """Decode the bytes of a DICOM file as an image.
+
+    Args:
+        file: The file.
+        spec: The only model input that is made of it; None for all pixels, see `resolution`.
 
     Raises:
         NotAssessedError: The file cannot be assessed; `reason` and `detail` say why.
     """
     try:
-        return _decode(file)
+        return _decode(file, spec)
     except NotAssessedError:
         raise
     except RecursionError as error:  # what Python says of it depends on who calls
@@ -46,13 +52,16 @@ def decode_dicom(file: FileBytes) -> Radiograph:
         raise NotAssessedError(Reason.DECODE, one_line(error)) from error
 
 
-def _decode(file: FileBytes) -> Radiograph:
+def _decode(file: FileBytes, spec: InputSpec | None) -> Radiograph:
     header = read_header(file.data)
     check_header(header)
     layout, shape = header.layout, header.pixel_shape
     _check_size(layout, shape)
     warnings = header_warnings(header, file)
-    pixels = read_words(header)
+    pixels = read_words(header, spec)
+    halvings = halvings_of(pixels.words, header)
+    if halvings and not shows_the_whole(pixels.words, header):
+        halvings, pixels = 0, read_words(header)
     end_warnings = _check_end(header, pixels.syntax)
     shutter = display_shutter(header.elements, (layout.rows, layout.columns), shape)
     grey, white, tone_warnings = _grey(pixels.words, header, shutter)
@@ -62,7 +71,11 @@ def _decode(file: FileBytes) -> Radiograph:
     found = (*warnings, *pixels.warnings, *end_warnings, *shutter.warnings, *tone_warnings)
     found = (*found, *turn_warnings, *shape.warnings)
     facts = replace(header.facts, transfer_syntax_uid=pixels.syntax)
-    return in_square_pixels(Radiograph(grey, white, file.sha256, "DICOM", found, facts), shape)
+    file_shape = (layout.rows, layout.columns) if halvings else None
+    image = Radiograph(
+        grey, white, file.sha256, "DICOM", found, facts, file_shape=file_shape, halvings=halvings
+    )
+    return in_square_pixels(image, shape)
 
 
 def _check_size(layout: PixelLayout, shape: PixelShape) -> None:

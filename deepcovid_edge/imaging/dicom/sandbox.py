@@ -15,6 +15,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import math
 import mmap
 import os
 import select
@@ -23,7 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any, NoReturn
 
@@ -73,6 +74,7 @@ class Request:
         stored: Bits of it that mean something.
         signed: Whether samples are in two's complement.
         photometric: Photometric interpretation.
+        halvings: How often both sides are to be halved, where the codestream has that resolution.
     """
 
     syntax: str
@@ -83,17 +85,24 @@ class Request:
     stored: int
     signed: bool
     photometric: str
+    halvings: int = 0
+
+    @property
+    def whole(self) -> Request:
+        """The same without halving."""
+        return replace(self, halvings=0)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the decoded words."""
-        plane = (self.rows, self.columns)
+        rows, columns = (-(-side >> self.halvings) for side in (self.rows, self.columns))
+        plane = (rows, columns)
         return plane if self.samples == 1 else (*plane, self.samples)
 
     @property
     def size(self) -> int:
         """Size of the decoded words, bytes."""
-        return self.rows * self.columns * self.samples * self.allocated // 8
+        return math.prod(self.shape) * self.allocated // 8
 
 
 class Sandbox:
@@ -109,7 +118,8 @@ class Sandbox:
         """Decode a frame.
 
         Returns:
-            Words of `request.shape`, uint8 or uint16.
+            Words of `request.shape`, uint8 or uint16; of `request.whole.shape` where the
+            resolution that is asked for cannot be decoded.
 
         Raises:
             NotAssessedError: The codestream is broken, took too long or too much memory, killed
@@ -195,7 +205,7 @@ class _Child:
     def decode(self, request: Request, codestream: bytes, limits: Limits) -> NDArray[Any]:
         """See `Sandbox.decode`."""
         self.is_ready = False
-        size = max(len(codestream), request.size)
+        size = max(len(codestream), request.whole.size)
         os.ftruncate(self._memory, size)
         with mmap.mmap(self._memory, size) as shared:
             shared[: len(codestream)] = codestream
@@ -212,6 +222,7 @@ class _Child:
             self.is_ready = True
             if reason := reply.get("reason"):
                 raise NotAssessedError(Reason[reason], reply["detail"])
+            request = replace(request, halvings=reply["halvings"])
             kind = np.uint8 if request.allocated == 8 else np.uint16
             words: NDArray[Any] = np.empty(request.shape, kind)
             words.reshape(-1).view(np.uint8)[:] = np.frombuffer(shared, np.uint8, request.size)

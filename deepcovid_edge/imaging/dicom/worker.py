@@ -57,7 +57,7 @@ def _served(question: dict[str, Any], memory: int) -> dict[str, Any]:
     resource.setrlimit(resource.RLIMIT_AS, (question.pop("memory"), hard))
     signal.alarm(int(seconds) + _GRACE)  # ends this process, should its parent be gone
     try:
-        _decode_in_place(Request(**question), memory, length)
+        return {"halvings": _decode_in_place(Request(**question), memory, length)}
     except NotAssessedError as error:
         return {"reason": error.reason.name, "detail": error.detail}
     except MemoryError:
@@ -67,13 +67,13 @@ def _served(question: dict[str, Any], memory: int) -> dict[str, Any]:
         return {"reason": "DECODE", "detail": detail}
     finally:
         signal.alarm(0)
-    return {}
 
 
-def _decode_in_place(request: Request, memory: int, length: int) -> None:
-    """Put the words where the codestream stood."""
-    with mmap.mmap(memory, max(length, request.size)) as shared:
+def _decode_in_place(request: Request, memory: int, length: int) -> int:
+    """Put the words where the codestream stood; how often their picture was halved."""
+    with mmap.mmap(memory, max(length, request.whole.size)) as shared:
         words = decode(request, shared[:length])
         place = np.frombuffer(shared, words.dtype, words.size).reshape(words.shape)
         place[...] = words
         del place  # lets the mapping close
+    return request.halvings if words.shape == request.shape else 0

@@ -199,11 +199,12 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = read_radiograph(self.images[index].path)
+        path, spec = self.images[index].path, self.recipe.input
         if not self.training:
-            return torch.from_numpy(prepare(image, self.recipe.input)), self.targets[index]
+            image = read_radiograph(path, spec)
+            return torch.from_numpy(prepare(image, spec)), self.targets[index]
+        image = read_radiograph(path)
         draw = np.random.default_rng([self.recipe.fit.seed, self.epoch, index])
-        spec = self.recipe.input
         changed = augment(image, self.recipe.augment, min(spec.height, spec.width), draw)
         pixels = prepare(changed, spec)
         if hides_lungs(self.recipe.augment, draw):

@@ -225,7 +225,7 @@ def prepare_images(images: Sequence[LabelledImage], spec: InputSpec) -> list[Pix
 
     def read(image: LabelledImage) -> Pixels | None:
         try:
-            return prepare(read_radiograph(image.path), spec)
+            return prepare(read_radiograph(image.path, spec), spec)
         except NotAssessedError:
             return None
 

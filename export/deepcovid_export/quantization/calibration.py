@@ -146,7 +146,8 @@ class ImageBatches:
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         for start in range(0, len(self.images), BATCH):
             part = self.images[start : start + BATCH]
-            yield np.stack([prepare(read_radiograph(image.path), self.spec) for image in part])
+            read = (read_radiograph(image.path, self.spec) for image in part)
+            yield np.stack([prepare(image, self.spec) for image in read])
 
 
 class Histogram:

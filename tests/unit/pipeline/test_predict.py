@@ -147,9 +147,9 @@ def test_no_more_images_are_read_than_the_queues_hold(
     read = count()
     real = decode_radiograph
 
-    def counted(file: Any) -> Any:
+    def counted(file: Any, spec: Any) -> Any:
         next(read)
-        return real(file)
+        return real(file, spec)
 
     monkeypatch.setattr(module, "decode_radiograph", counted)
     backend = MeanBackend()
@@ -228,10 +228,10 @@ def test_whatever_one_file_does_the_run_goes_on(
 ) -> None:
     real = decode_radiograph
 
-    def poisoned(file: Any) -> Any:
+    def poisoned(file: Any, spec: Any) -> Any:
         if file.path == images[1]:
             raise error
-        return real(file)
+        return real(file, spec)
 
     monkeypatch.setattr(module, "decode_radiograph", poisoned)
     records = classify(images, MeanBackend(), batch_size=2)
