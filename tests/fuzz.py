@@ -48,7 +48,7 @@ from deepcovid_edge.backends import load_backend
 from deepcovid_edge.backends.base import Backend
 from deepcovid_edge.decision.out_of_distribution import WARN
 from deepcovid_edge.decision.record import ASSESSED, NOT_ASSESSED, Prediction
-from deepcovid_edge.imaging.dicom.sandbox import sandbox
+from deepcovid_edge.imaging.dicom.decoding.sandbox import sandbox
 from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, IMPLICIT, SYNTAXES, Family
 from deepcovid_edge.model import Model
 from deepcovid_edge.models import DEFAULT_MODEL, find_model

@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.errors import NotAssessedError
-from deepcovid_edge.imaging.dicom.codestreams import (
+from deepcovid_edge.imaging.dicom.decoding.codestreams import (
     Codestream,
     is_begun,
     is_padding,
     read_codestream,
     with_end,
 )
+from deepcovid_edge.imaging.dicom.decoding.sandbox import Request, sandbox
 from deepcovid_edge.imaging.dicom.header import DicomHeader, PixelLayout, PixelPlace
 from deepcovid_edge.imaging.dicom.resolution import safe_halvings
-from deepcovid_edge.imaging.dicom.sandbox import Request, sandbox
 from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES, is_native
 from deepcovid_edge.imaging.radiograph import LOSSY_RATIO, is_coloured, sampling_step
 from deepcovid_edge.manifest import InputSpec

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.errors import NotAssessedError
-from deepcovid_edge.imaging.dicom.codestreams import Codestream
+from deepcovid_edge.imaging.dicom.decoding.codestreams import Codestream
 from deepcovid_edge.imaging.dicom.geometry import SHUTTER_TAGS
 from deepcovid_edge.imaging.dicom.grey_levels import grey_levels, is_stated
 from deepcovid_edge.imaging.dicom.header import DicomHeader

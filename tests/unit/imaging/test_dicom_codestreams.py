@@ -51,8 +51,8 @@ from test_dicom_refusals import image, with_codestream
 from test_dicom_sandbox import request
 from test_refusals import photograph
 
-from deepcovid_edge.imaging.dicom import decoders
-from deepcovid_edge.imaging.dicom.codestreams import read_codestream, with_end
+from deepcovid_edge.imaging.dicom.decoding import decoders
+from deepcovid_edge.imaging.dicom.decoding.codestreams import read_codestream, with_end
 from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, DEFLATED, IMPLICIT, SYNTAXES, Family
 
 Decode = Callable[..., Radiograph]

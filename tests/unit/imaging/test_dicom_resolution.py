@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from deepcovid_edge.imaging.phantom import draw_phantom
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from numpy.typing import NDArray
 
 from deepcovid_edge.errors import NotAssessedError
@@ -37,7 +37,7 @@ from dicom_files import (
 )
 from test_dicom_refusals import lut
 
-from deepcovid_edge.imaging.dicom.sandbox import Limits, Request, Sandbox
+from deepcovid_edge.imaging.dicom.decoding.sandbox import Limits, Request, Sandbox
 
 SPEC = InputSpec(40, 40)
 BITS = 12

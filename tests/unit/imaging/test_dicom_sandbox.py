@@ -36,8 +36,8 @@ from dicom_files import (
 )
 from test_dicom_refusals import image
 
-from deepcovid_edge.imaging.dicom import sandbox
-from deepcovid_edge.imaging.dicom.sandbox import Limits, Request, Sandbox
+from deepcovid_edge.imaging.dicom.decoding import sandbox
+from deepcovid_edge.imaging.dicom.decoding.sandbox import Limits, Request, Sandbox
 from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES
 
 Decode = Callable[..., Radiograph]

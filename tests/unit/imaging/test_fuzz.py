@@ -23,7 +23,7 @@ from dicom_files import HTJ2K_RPCL, WRITABLE
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.decision.record import ASSESSED
 from deepcovid_edge.errors import NotAssessedError
-from deepcovid_edge.imaging.dicom.sandbox import Limits, sandbox
+from deepcovid_edge.imaging.dicom.decoding.sandbox import Limits, sandbox
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.models import DEFAULT_MODEL, find_model
 

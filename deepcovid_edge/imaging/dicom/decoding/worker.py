@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from deepcovid_edge.errors import NotAssessedError
-from deepcovid_edge.imaging.dicom.decoders import decode
-from deepcovid_edge.imaging.dicom.sandbox import Request
+from deepcovid_edge.imaging.dicom.decoding.decoders import decode
+from deepcovid_edge.imaging.dicom.decoding.sandbox import Request
 
 _GRACE = 5
 _LOOK_MS = 5_000

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.errors import NotAssessedError, require
-from deepcovid_edge.imaging.dicom.codestreams import (
+from deepcovid_edge.imaging.dicom.decoding.codestreams import (
     END,
     FILL,
     MOST_FILL,
@@ -25,7 +25,7 @@ from deepcovid_edge.imaging.dicom.codestreams import (
     unpacked,
     with_end,
 )
-from deepcovid_edge.imaging.dicom.sandbox import Request
+from deepcovid_edge.imaging.dicom.decoding.sandbox import Request
 from deepcovid_edge.imaging.dicom.syntaxes import JPEG_SYNTAX, SYNTAXES, Family
 from deepcovid_edge.reasons import Reason
 

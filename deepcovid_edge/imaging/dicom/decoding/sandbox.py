@@ -37,7 +37,7 @@ from deepcovid_edge.reasons import Reason
 
 _PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from deepcovid_edge.imaging.dicom.worker import main; main(sys.argv[2:])"
+    "from deepcovid_edge.imaging.dicom.decoding.worker import main; main(sys.argv[2:])"
 )
 _EXIT_SECONDS = 1.0
 """A child that closed its pipe is on its way out, unless its decoder closed it."""

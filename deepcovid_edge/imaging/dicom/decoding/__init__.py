@@ -1,0 +1,1 @@
+"""Codestreams of compressed pixels to words, in child processes of limited time and memory."""
