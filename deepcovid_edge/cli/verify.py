@@ -63,7 +63,8 @@ def command(
     from deepcovid_edge.datasets.dataset import load_dataset
     from deepcovid_edge.files import write_text
     from deepcovid_edge.models import find_model
-    from deepcovid_edge.validation.verify import UNCHANGED, EquivalenceRules, verify
+    from deepcovid_edge.validation.equivalence import EquivalenceRules
+    from deepcovid_edge.validation.verify import UNCHANGED, verify
 
     maps = _maps(heatmap, heatmap_images, min_heatmap_correlation)
     images = load_dataset(data, split=split)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from deepcovid_edge.decision.statistics import (
     paired_difference,
     upper_bound,
 )
-from deepcovid_edge.errors import DataError, ModelFileError, NotAssessedError, UsageError
+from deepcovid_edge.errors import DataError, ModelFileError, NotAssessedError
 from deepcovid_edge.heatmaps.agreement import (
     MapComparison,
     choose_images,
@@ -45,44 +45,10 @@ from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.manifest import VERSION, InputSpec, ModelManifest
 from deepcovid_edge.model import Model, backend_of
+from deepcovid_edge.validation.equivalence import EquivalenceRules
 
 UNCHANGED, CHANGED, INSUFFICIENT = "unchanged", "changed", "insufficient"
 _CHUNK = 32
-
-
-@dataclass(frozen=True)
-class EquivalenceRules:
-    """When a candidate counts as unchanged. A manifest's `equivalence` may set other values.
-
-    Attributes:
-        max_flips: Largest share of images whose decision turns.
-        max_auc_change: Largest change of the area under the curve, either way.
-        smallest_change: Smallest change of sensitivity or specificity that the images must be able
-            to show: one image of the class may weigh no more.
-        paired_interval: Whether the paired 95 % intervals of the changes of sensitivity and
-            specificity must hold zero.
-        min_heatmap_correlation: Smallest median of the rank correlations of heat maps, where maps
-            were compared.
-    """
-
-    max_flips: float = 0.01
-    max_auc_change: float = 0.003
-    smallest_change: float = 0.01
-    paired_interval: bool = True
-    min_heatmap_correlation: float = 0.95
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not 0 <= value <= 1:
-                raise UsageError(f"equivalence.{name}: got {value}, expected 0 to 1")
-
-    @classmethod
-    def of(cls, manifest: ModelManifest, **changes: Any) -> EquivalenceRules:
-        """The rules of a model's manifest, with changes; None changes nothing."""
-        known = {item.name for item in fields(cls)}
-        stated = {name: value for name, value in manifest.equivalence.items() if name in known}
-        given = {name: value for name, value in changes.items() if value is not None}
-        return cls(**{**stated, **given})
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from deepcovid_edge.datasets.dataset import LabelledImage, dataset_sha256, load_
 from deepcovid_edge.errors import DataError, ModelFileError, UsageError
 from deepcovid_edge.files import file_sha256
 from deepcovid_edge.manifest import ModelManifest, read_manifest
-from deepcovid_edge.validation.verify import CHANGED, EquivalenceRules, verify
+from deepcovid_edge.validation.equivalence import EquivalenceRules
+from deepcovid_edge.validation.verify import CHANGED, verify
 from deepcovid_export.decision.fit_ood import match_variant
 from deepcovid_export.decision.ood_graph import OodLayer, put_on, take_off
 from deepcovid_export.onnx_export.graphs import finish, save

@@ -31,7 +31,8 @@ from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
 from deepcovid_edge.manifest import InputSpec, ModelManifest
 from deepcovid_edge.models import find_model
 from deepcovid_edge.reasons import WarningCode
-from deepcovid_edge.validation.verify import EquivalenceRules, verify
+from deepcovid_edge.validation.equivalence import EquivalenceRules
+from deepcovid_edge.validation.verify import verify
 
 FEW_VALUES = arrays.arrays(np.float32, (2, 40), elements=st.integers(-3, 3).map(float))
 MANY_VALUES = arrays.arrays(

@@ -9,7 +9,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from numpy.typing import NDArray
 
 from deepcovid_edge.errors import NotAssessedError
@@ -17,6 +16,7 @@ from deepcovid_edge.imaging.files import FileBytes, ImageBytes
 from deepcovid_edge.imaging.prepare import enough_halvings, prepare
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.imaging.reading import decode_radiograph
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.manifest import InputSpec, ResizeRule
 from deepcovid_edge.pipeline.reader import ImageReader
 from deepcovid_edge.reasons import Reason

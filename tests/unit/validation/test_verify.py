@@ -22,7 +22,8 @@ from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.errors import DataError, ModelFileError, UsageError
 from deepcovid_edge.manifest import InputSpec, ModelManifest
 from deepcovid_edge.reasons import WarningCode
-from deepcovid_edge.validation.verify import EquivalenceRules, Verification, verify
+from deepcovid_edge.validation.equivalence import EquivalenceRules
+from deepcovid_edge.validation.verify import Verification, verify
 
 MANIFEST = ModelManifest(
     name="parent",

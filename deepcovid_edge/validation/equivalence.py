@@ -1,0 +1,44 @@
+"""The rules of the equivalence check: when a candidate counts as unchanged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from deepcovid_edge.errors import UsageError
+from deepcovid_edge.manifest import ModelManifest
+
+
+@dataclass(frozen=True)
+class EquivalenceRules:
+    """When a candidate counts as unchanged. A manifest's `equivalence` may set other values.
+
+    Attributes:
+        max_flips: Largest share of images whose decision turns.
+        max_auc_change: Largest change of the area under the curve, either way.
+        smallest_change: Smallest change of sensitivity or specificity that the images must be able
+            to show: one image of the class may weigh no more.
+        paired_interval: Whether the paired 95 % intervals of the changes of sensitivity and
+            specificity must hold zero.
+        min_heatmap_correlation: Smallest median of the rank correlations of heat maps, where maps
+            were compared.
+    """
+
+    max_flips: float = 0.01
+    max_auc_change: float = 0.003
+    smallest_change: float = 0.01
+    paired_interval: bool = True
+    min_heatmap_correlation: float = 0.95
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 <= value <= 1:
+                raise UsageError(f"equivalence.{name}: got {value}, expected 0 to 1")
+
+    @classmethod
+    def of(cls, manifest: ModelManifest, **changes: Any) -> EquivalenceRules:
+        """The rules of a model's manifest, with changes; None changes nothing."""
+        known = {item.name for item in fields(cls)}
+        stated = {name: value for name, value in manifest.equivalence.items() if name in known}
+        given = {name: value for name, value in changes.items() if value is not None}
+        return cls(**{**stated, **given})
