@@ -1,0 +1,182 @@
+"""One film, three readings, one outcome."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from witnesses.explained import DCMTK, PYDICOM, Shown, excuses
+from witnesses.film_files import film_file
+from witnesses.film_readers import (
+    Grey,
+    Reading,
+    by_dcmtk,
+    by_pydicom,
+    header_of,
+    ours,
+    padding_of,
+    steepest,
+)
+from witnesses.films import Film, drawn
+
+from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES
+from deepcovid_edge.imaging.radiograph import MAX_SATURATED, MIN_CONTRAST, SATURATED
+from deepcovid_edge.reasons import Reason, WarningCode
+
+TOLERANCE = 1.0
+"""Largest difference of any pixel, grey levels of 255. Ours rounds by at most half a level at 8
+bits. Decoders of lossy codestreams may round differently (ITU-T T.83, T.803): there it is one
+level of the stored values more, as the film's VOI shows it, and `TOLERANCE` on average."""
+
+PADDING = "padding, which we alone show black (PS3.3, C.7.5.1.1.2)"
+STRETCHED = "few of the stored levels used: stretched by us, with W_DEPTH"
+AGREED, REASON, EXPLAINED, DISAGREED, UNWRITTEN = (
+    *("agreed", "reason", "explained", "disagreed", "not written"),
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the readings of a file compare.
+
+    Attributes:
+        kind: `agreed`, `reason`, `explained`, `disagreed` or `not written`.
+        details: Reason codes, names of explained entries, or what differs.
+        largest: Largest difference to each reader that gave a picture, grey levels of 255.
+        writer: Whose encoder wrote the file.
+    """
+
+    kind: str
+    details: tuple[str, ...] = ()
+    largest: dict[str, float] = field(default_factory=dict)
+    writer: str = ""
+
+
+def compared(seed: int, number: int) -> Outcome:
+    """Draw a film, write it, read it three times."""
+    film = drawn(seed, number)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        data = film_file(film, place)
+        image = header_of(data)
+        readings = {
+            DCMTK: by_dcmtk(data, image, place),
+            PYDICOM: by_pydicom(data, image, place),
+        }
+    return judged(film, image, ours(data), readings)
+
+
+def judged(film: Film, image: Dataset, own: Reading, others: dict[str, Reading]) -> Outcome:
+    """The outcome of a film that was read."""
+    writer = film.packing.writer
+    if own.grey is None:
+        return _of_reason(film, own, others)
+    largest: dict[str, float] = {}
+    doubts: list[str] = []
+    notes: list[str] = []
+    stored = others[PYDICOM].stored
+    for reader, reading in others.items():
+        shown = None
+        if reading.grey is not None:
+            shown = Shown(own.grey, reading.grey, stored, image)
+        found = _compared_to(shown, reading, own, image, reader)
+        notes += found.notes
+        doubts += found.doubts
+        if found.largest is not None:
+            largest[reader] = round(found.largest, 2)
+    if doubts:
+        return Outcome(DISAGREED, tuple(doubts), largest, writer)
+    kind = EXPLAINED if notes else AGREED
+    return Outcome(kind, tuple(dict.fromkeys(notes)), largest, writer)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """How one reading differs from ours: what explains it, or what does not."""
+
+    notes: list[str]
+    doubts: list[str]
+    largest: float | None = None
+
+
+def _compared_to(shown: Shown | None, reading: Reading, own: Reading, image: Dataset, reader: str) -> _Found:
+    possible = excuses(reader, image)
+    if shown is None:
+        if possible:
+            return _Found([possible[0].name], [])
+        return _Found([], [f"{reader}: {reading.refused}"])
+    if shown.ours.shape != shown.other.shape:
+        return _Found([], [f"{reader}: {shown.other.shape} pixels for {shown.ours.shape}"])
+    shown, notes = _set_aside(shown, own)
+    largest, mean = _apart(shown)
+    limit = _limit(image)
+    if _is_within(shown, limit):
+        return _Found(notes, [], largest)
+    for used in (*([one] for one in possible), possible):
+        corrected = shown
+        for one in used:
+            corrected = replace(corrected, other=one.undone(corrected))
+        if used and _is_within(corrected, limit + sum(one.most(image) for one in used)):
+            return _Found([*notes, *(one.name for one in used)], [], largest)
+    return _Found([], [f"{reader}: {largest:.1f} at most, {mean:.1f} on average"], largest)
+
+
+def _apart(shown: Shown) -> tuple[float, float]:
+    """Largest and mean difference, grey levels of 255."""
+    apart = np.abs(shown.ours - shown.other)
+    return float(apart.max()), float(apart.mean())
+
+
+def _is_within(shown: Shown, limit: float) -> bool:
+    largest, mean = _apart(shown)
+    return largest <= limit and mean <= max(TOLERANCE, limit / 2)
+
+
+def _limit(image: Dataset) -> float:
+    lossy = SYNTAXES[str(image.file_meta.TransferSyntaxUID)].lossy
+    return TOLERANCE + (steepest(image) if lossy else 0.0)
+
+
+def _set_aside(shown: Shown, own: Reading) -> tuple[Shown, list[str]]:
+    """The pictures without what we show in another way on purpose, and what that is."""
+    notes = []
+    if WarningCode.DEPTH.code in own.warnings:
+        notes.append(STRETCHED)
+        shown = replace(shown, other=_stretched(shown.ours, shown.other))
+    if shown.stored is not None:
+        hidden = padding_of(shown.image, shown.stored)
+        if not shown.ours[hidden].any() and shown.other[hidden].any():
+            notes.append(PADDING)
+            shown = replace(shown, other=np.where(hidden, shown.ours, shown.other))
+    return shown, notes
+
+
+def _stretched(grey: Grey, other: Grey) -> Grey:
+    """The other picture with the contrast that the stretched one has."""
+    inside = (grey > 0) & (grey < 255)
+    slope, level = np.polyfit(other[inside], grey[inside], 1)
+    return np.asarray(np.clip(other * slope + level, 0, 255)) if slope >= 1 else other
+
+
+def _of_reason(film: Film, own: Reading, others: dict[str, Reading]) -> Outcome:
+    """A reason of ours holds where the others' pictures, or the film's parameters, show it."""
+    code = own.refused.partition(":")[0]
+    shown = [reading.grey for reading in others.values() if reading.grey is not None]
+    holds = {
+        Reason.BLANK.code: bool(shown) and any(map(_is_blank, shown)),
+        Reason.BITS.code: film.greys.overlay == "high bits",
+        Reason.NOT_IMAGE.code: film.packing.meta == "none",
+    }
+    kind = REASON if holds.get(code, False) else DISAGREED
+    detail = code if kind == REASON else own.refused
+    return Outcome(kind, (detail,), {}, film.packing.writer)
+
+
+def _is_blank(grey: NDArray[np.float64]) -> bool:
+    """Whether a picture is blank by our limits, a little widened for what readers round."""
+    dark, bright = np.mean(grey < SATURATED + 1), np.mean(grey > 254 - SATURATED)
+    return bool(grey.std() < MIN_CONTRAST + 0.5 or dark + bright > MAX_SATURATED - 0.03)

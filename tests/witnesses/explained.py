@@ -1,0 +1,188 @@
+"""The disagreements that are explained: which reader is wrong, and by which rule.
+
+An entry excuses the reader that it names, on the films that it applies to, by no more than it
+explains. Where it does not apply, or another reader disagrees as well, the film counts as a
+disagreement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from witnesses.film_readers import Grey, modality_ends, steepest, stored_ends, syntax_of
+
+from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES
+
+DCMTK, PYDICOM = "DCMTK", "pydicom"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A film as it was read.
+
+    Attributes:
+        ours: Our grey levels.
+        other: The other reader's.
+        stored: Stored values, or None where pydicom did not decode them.
+        image: The header as it stands in the file.
+    """
+
+    ours: Grey
+    other: Grey
+    stored: NDArray[Any] | None
+    image: Dataset
+
+
+@dataclass(frozen=True)
+class Explained:
+    """An explained disagreement.
+
+    Attributes:
+        name: What the film has.
+        reader: Who is wrong about it.
+        why: What the reader does, what is right, and where that is written.
+        applies: Whether a film has it.
+        most: Largest difference that it explains, grey levels of 255.
+        undone: The reader's picture without the fault, where that can be had.
+    """
+
+    name: str
+    reader: str
+    why: str
+    applies: Callable[[Dataset], bool]
+    most: Callable[[Dataset], float] = lambda _: 0.0
+    undone: Callable[[Shown], Grey] = lambda shown: shown.other
+
+
+def _contradicts(image: Dataset) -> bool:
+    stated = image.get("PresentationLUTShape", "")
+    agreeing = {"MONOCHROME1": "INVERSE", "MONOCHROME2": "IDENTITY"}
+    return bool(stated) and agreeing.get(image.PhotometricInterpretation, stated) != stated
+
+
+def _lut(image: Dataset, keyword: str) -> Dataset | None:
+    items = image.get(keyword)
+    return items[0] if items else None
+
+
+def _bits(image: Dataset, keyword: str) -> int:
+    item = _lut(image, keyword)
+    return int(item.LUTDescriptor[2]) if item else 0
+
+
+def _is_fractional(image: Dataset) -> bool:
+    parts = (image.get("RescaleSlope", 1), image.get("RescaleIntercept", 0))
+    return any(float(part) != int(float(part)) for part in parts)
+
+
+def _at_an_end(shown: Shown) -> Grey:
+    """Ours where a pixel holds the lowest or highest value that can be stored."""
+    return _ours_where(shown, lambda stored, low, high: (stored == low) | (stored == high))
+
+
+def _overshot(shown: Shown) -> Grey:
+    """Ours where a pixel lies outside the stored bits."""
+    return _ours_where(shown, lambda stored, low, high: (stored < low) | (stored > high))
+
+
+def _ours_where(
+    shown: Shown, where: Callable[[NDArray[Any], int, int], NDArray[np.bool_]]
+) -> Grey:
+    if shown.stored is None:
+        return shown.other
+    return np.where(where(shown.stored, *stored_ends(shown.image)), shown.ours, shown.other)
+
+
+def _indices_overflow(image: Dataset) -> bool:
+    item = _lut(image, "VOILUTSequence")
+    if item is None:
+        return False
+    low, high = modality_ends(image)
+    most = 255 if item.LUTDescriptor[2] <= 8 else 65535
+    return high - min(low, float(item.LUTDescriptor[1])) > most
+
+
+_ANYTHING: Callable[[Dataset], float] = lambda _: 255.0  # noqa: E731
+EXPLAINED = (
+    Explained(
+        "presentation LUT shape that contradicts the photometric interpretation",
+        DCMTK,
+        "DCMTK follows the shape. PS3.3, C.8.11.3: IDENTITY belongs to MONOCHROME2 and INVERSE to "
+        "MONOCHROME1; C.7.6.3.1.2 says what the photometric interpretation means.",
+        _contradicts,
+        undone=lambda shown: 255.0 - shown.other,
+    ),
+    Explained(
+        "VOI LUT function LINEAR_EXACT",
+        DCMTK,
+        "DCMTK 3.6.7 knows LINEAR and SIGMOID alone. PS3.3, C.11.2.1.3.2.",
+        lambda image: image.get("VOILUTFunction") == "LINEAR_EXACT",
+        most=lambda image: 2.0 * steepest(image),
+    ),
+    Explained(
+        "rescale with a fraction",
+        DCMTK,
+        "DCMTK rounds the rescaled values to whole numbers. PS3.3, C.11.1.1.2 gives a formula "
+        "without rounding.",
+        _is_fractional,
+        most=lambda image: steepest(image) / abs(float(image.get("RescaleSlope", 1))),
+    ),
+    Explained(
+        "lowest or highest stored value under a rescale with a fraction",
+        DCMTK,
+        "DCMTK rounds the end of the range outwards and shows it at the other end. PS3.3, "
+        "C.11.1.1.2.",
+        _is_fractional,
+        most=lambda image: steepest(image) / abs(float(image.get("RescaleSlope", 1))),
+        undone=_at_an_end,
+    ),
+    Explained(
+        "lossy codestream that decodes to more than the stored bits hold",
+        DCMTK,
+        "DCMTK drops the highest bit, so that white becomes black. ITU-T T.87, A.4.4 and T.800, "
+        "annex G bound what is decoded by the codestream's precision, which is 16 bits here.",
+        lambda image: SYNTAXES[syntax_of(image)].lossy,
+        undone=_overshot,
+    ),
+    Explained(
+        "file meta information that contradicts the data set",
+        DCMTK,
+        "DCMTK 3.6.7 gives up where the file says explicit and the data set is implicit. PS3.5, "
+        "7.1.2: an element with a value representation is told from one without by its letters.",
+        lambda image: syntax_of(image) == "1.2.840.10008.1.2.1",
+    ),
+    Explained(
+        "modality LUT of 9 to 15 bits",
+        PYDICOM,
+        "pydicom 3.0.2 asks NumPy for a type such as uint12. PS3.3, C.11.1.1: 8 or 16 bits, and "
+        "C.11.2.1.1 has 10 to 16, which consoles write in both.",
+        lambda image: 8 < _bits(image, "ModalityLUTSequence") < 16,
+    ),
+    Explained(
+        "LUT of signed pixels",
+        PYDICOM,
+        "pydicom 3.0.2 subtracts the first value mapped in the type of the pixels, which "
+        "overflows. PS3.3, C.11.1.1 and C.11.2.1.1: it is a signed number.",
+        lambda image: bool(image.PixelRepresentation)
+        and ("ModalityLUTSequence" in image or "VOILUTSequence" in image),
+        most=_ANYTHING,
+    ),
+    Explained(
+        "VOI LUT with more input values than its output has levels",
+        PYDICOM,
+        "pydicom 3.0.2 counts a LUT's entries in the type of its output, and begins again at 256 "
+        "or 65,536. PS3.3, C.11.2.1.1: the descriptor's first value alone is their number.",
+        _indices_overflow,
+        most=_ANYTHING,
+    ),
+)
+
+
+def excuses(reader: str, image: Dataset) -> list[Explained]:
+    """The entries that may explain why a reader differs on a film."""
+    return [one for one in EXPLAINED if reader == one.reader and one.applies(image)]
