@@ -5,9 +5,9 @@ package, by OpenCV, Pillow and GraphicsMagick. `run` is where it begins.
 
 | module | what it does |
 | --- | --- |
-| `films` | draws the parameters of a DICOM file from a seed |
-| `film_files` | writes the file, by this package's libraries or by other programs |
-| `film_readers` | the three grey pictures of a file |
+| `specs` | draws the parameters of a DICOM file from a seed |
+| `encoding` | writes the file, by this package's libraries or by other programs |
+| `readers` | the three grey pictures of a file |
 | `explained` | the disagreements that are explained: which reader is wrong, by which rule |
 | `comparison` | one file's outcome |
 | `pictures`, `picture_readers` | the same for picture files |

@@ -1,4 +1,4 @@
-"""One film, three readings, one outcome."""
+"""One image, three readings, one outcome."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+
+from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES
+from deepcovid_edge.imaging.radiograph import MAX_SATURATED, MIN_CONTRAST, SATURATED
+from deepcovid_edge.reasons import Reason, WarningCode
+from witnesses.encoding import image_file
 from witnesses.explained import DCMTK, PYDICOM, Shown, excuses
-from witnesses.film_files import film_file
-from witnesses.film_readers import (
+from witnesses.readers import (
     Grey,
     Reading,
     by_dcmtk,
@@ -21,16 +25,13 @@ from witnesses.film_readers import (
     padding_of,
     steepest,
 )
-from witnesses.films import Film, drawn
-
-from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES
-from deepcovid_edge.imaging.radiograph import MAX_SATURATED, MIN_CONTRAST, SATURATED
-from deepcovid_edge.reasons import Reason, WarningCode
+from witnesses.specs import ImageSpec, drawn
+from witnesses.tools import ToolError
 
 TOLERANCE = 1.0
 """Largest difference of any pixel, grey levels of 255. Ours rounds by at most half a level at 8
 bits. Decoders of lossy codestreams may round differently (ITU-T T.83, T.803): there it is one
-level of the stored values more, as the film's VOI shows it, and `TOLERANCE` on average."""
+level of the stored values more, as the image's VOI shows it, and `TOLERANCE` on average."""
 
 PADDING = "padding, which we alone show black (PS3.3, C.7.5.1.1.2)"
 STRETCHED = "few of the stored levels used: stretched by us, with W_DEPTH"
@@ -57,24 +58,29 @@ class Outcome:
 
 
 def compared(seed: int, number: int) -> Outcome:
-    """Draw a film, write it, read it three times."""
-    film = drawn(seed, number)
+    """Draw an image, write it, read it three times."""
+    spec = drawn(seed, number)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        data = film_file(film, place)
+        try:
+            data = image_file(spec, place)
+        except ToolError as error:
+            return Outcome(UNWRITTEN, (str(error),), {}, spec.packing.writer)
         image = header_of(data)
         readings = {
             DCMTK: by_dcmtk(data, image, place),
             PYDICOM: by_pydicom(data, image, place),
         }
-    return judged(film, image, ours(data), readings)
+    return outcome_of(spec, image, ours(data), readings)
 
 
-def judged(film: Film, image: Dataset, own: Reading, others: dict[str, Reading]) -> Outcome:
-    """The outcome of a film that was read."""
-    writer = film.packing.writer
+def outcome_of(
+    spec: ImageSpec, image: Dataset, own: Reading, others: dict[str, Reading]
+) -> Outcome:
+    """The outcome of an image that was read."""
+    writer = spec.packing.writer
     if own.grey is None:
-        return _of_reason(film, own, others)
+        return _of_reason(spec, own, others)
     largest: dict[str, float] = {}
     doubts: list[str] = []
     notes: list[str] = []
@@ -103,7 +109,9 @@ class _Found:
     largest: float | None = None
 
 
-def _compared_to(shown: Shown | None, reading: Reading, own: Reading, image: Dataset, reader: str) -> _Found:
+def _compared_to(
+    shown: Shown | None, reading: Reading, own: Reading, image: Dataset, reader: str
+) -> _Found:
     possible = excuses(reader, image)
     if shown is None:
         if possible:
@@ -133,7 +141,7 @@ def _apart(shown: Shown) -> tuple[float, float]:
 
 def _is_within(shown: Shown, limit: float) -> bool:
     largest, mean = _apart(shown)
-    return largest <= limit and mean <= max(TOLERANCE, limit / 2)
+    return limit >= 255 or (largest <= limit and mean <= max(TOLERANCE, limit / 2))
 
 
 def _limit(image: Dataset) -> float:
@@ -146,7 +154,7 @@ def _set_aside(shown: Shown, own: Reading) -> tuple[Shown, list[str]]:
     notes = []
     if WarningCode.DEPTH.code in own.warnings:
         notes.append(STRETCHED)
-        shown = replace(shown, other=_stretched(shown.ours, shown.other))
+        shown = replace(shown, other=stretched(shown.ours, shown.other))
     if shown.stored is not None:
         hidden = padding_of(shown.image, shown.stored)
         if not shown.ours[hidden].any() and shown.other[hidden].any():
@@ -155,28 +163,28 @@ def _set_aside(shown: Shown, own: Reading) -> tuple[Shown, list[str]]:
     return shown, notes
 
 
-def _stretched(grey: Grey, other: Grey) -> Grey:
+def stretched(grey: Grey, other: Grey) -> Grey:
     """The other picture with the contrast that the stretched one has."""
     inside = (grey > 0) & (grey < 255)
     slope, level = np.polyfit(other[inside], grey[inside], 1)
     return np.asarray(np.clip(other * slope + level, 0, 255)) if slope >= 1 else other
 
 
-def _of_reason(film: Film, own: Reading, others: dict[str, Reading]) -> Outcome:
-    """A reason of ours holds where the others' pictures, or the film's parameters, show it."""
+def _of_reason(spec: ImageSpec, own: Reading, others: dict[str, Reading]) -> Outcome:
+    """A reason of ours holds where the others' pictures, or the image's parameters, show it."""
     code = own.refused.partition(":")[0]
     shown = [reading.grey for reading in others.values() if reading.grey is not None]
     holds = {
-        Reason.BLANK.code: bool(shown) and any(map(_is_blank, shown)),
-        Reason.BITS.code: film.greys.overlay == "high bits",
-        Reason.NOT_IMAGE.code: film.packing.meta == "none",
+        Reason.BLANK.code: bool(shown) and any(map(is_blank, shown)),
+        Reason.BITS.code: spec.greys.overlay == "high bits",
+        Reason.NOT_IMAGE.code: spec.packing.meta == "none",
     }
     kind = REASON if holds.get(code, False) else DISAGREED
     detail = code if kind == REASON else own.refused
-    return Outcome(kind, (detail,), {}, film.packing.writer)
+    return Outcome(kind, (detail,), {}, spec.packing.writer)
 
 
-def _is_blank(grey: NDArray[np.float64]) -> bool:
+def is_blank(grey: NDArray[np.float64]) -> bool:
     """Whether a picture is blank by our limits, a little widened for what readers round."""
     dark, bright = np.mean(grey < SATURATED + 1), np.mean(grey > 254 - SATURATED)
     return bool(grey.std() < MIN_CONTRAST + 0.5 or dark + bright > MAX_SATURATED - 0.03)

@@ -1,7 +1,7 @@
 """The disagreements that are explained: which reader is wrong, and by which rule.
 
-An entry excuses the reader that it names, on the films that it applies to, by no more than it
-explains. Where it does not apply, or another reader disagrees as well, the film counts as a
+An entry excuses the reader that it names, on the images that it applies to, by no more than it
+explains. Where it does not apply, or another reader disagrees as well, the image counts as a
 disagreement.
 """
 
@@ -14,16 +14,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from witnesses.film_readers import Grey, modality_ends, steepest, stored_ends, syntax_of
 
 from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES
+from witnesses.readers import (
+    Grey,
+    coded_bits,
+    modality_ends,
+    steepest,
+    stored_ends,
+    syntax_of,
+)
 
 DCMTK, PYDICOM = "DCMTK", "pydicom"
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A film as it was read.
+    """A image as it was read.
 
     Attributes:
         ours: Our grey levels.
@@ -39,21 +46,30 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Explained:
-    """An explained disagreement.
+class Explanation:
+    """Why a reader disagrees.
 
     Attributes:
-        name: What the film has.
-        reader: Who is wrong about it.
-        why: What the reader does, what is right, and where that is written.
-        applies: Whether a film has it.
+        name: What the file has.
+        readers: Who is wrong about it.
+        why: What they do, what is right, and where that is written.
+    """
+
+    name: str
+    readers: tuple[str, ...]
+    why: str
+
+
+@dataclass(frozen=True)
+class ExplainedImage(Explanation):
+    """An explained disagreement about DICOM images.
+
+    Attributes:
+        applies: Whether an image has it.
         most: Largest difference that it explains, grey levels of 255.
         undone: The reader's picture without the fault, where that can be had.
     """
 
-    name: str
-    reader: str
-    why: str
     applies: Callable[[Dataset], bool]
     most: Callable[[Dataset], float] = lambda _: 0.0
     undone: Callable[[Shown], Grey] = lambda shown: shown.other
@@ -82,20 +98,21 @@ def _is_fractional(image: Dataset) -> bool:
 
 def _at_an_end(shown: Shown) -> Grey:
     """Ours where a pixel holds the lowest or highest value that can be stored."""
-    return _ours_where(shown, lambda stored, low, high: (stored == low) | (stored == high))
+    if shown.stored is None:
+        return shown.other
+    low, high = stored_ends(shown.image)
+    ends = (shown.stored == low) | (shown.stored == high)
+    return np.where(ends, shown.ours, shown.other)
 
 
 def _overshot(shown: Shown) -> Grey:
-    """Ours where a pixel lies outside the stored bits."""
-    return _ours_where(shown, lambda stored, low, high: (stored < low) | (stored > high))
+    """Ours where it shows an end of the range and the other reader something far from it."""
+    ends = (shown.ours == shown.ours.max()) | (shown.ours == shown.ours.min())
+    return np.where(ends & (np.abs(shown.ours - shown.other) > 100), shown.ours, shown.other)
 
 
-def _ours_where(
-    shown: Shown, where: Callable[[NDArray[Any], int, int], NDArray[np.bool_]]
-) -> Grey:
-    if shown.stored is None:
-        return shown.other
-    return np.where(where(shown.stored, *stored_ends(shown.image)), shown.ours, shown.other)
+def _overshoots(image: Dataset) -> bool:
+    return SYNTAXES[syntax_of(image)].lossy and coded_bits(image) > image.BitsStored
 
 
 def _indices_overflow(image: Dataset) -> bool:
@@ -108,73 +125,79 @@ def _indices_overflow(image: Dataset) -> bool:
 
 
 _ANYTHING: Callable[[Dataset], float] = lambda _: 255.0  # noqa: E731
-EXPLAINED = (
-    Explained(
+EXPLAINED_IMAGES = (
+    ExplainedImage(
         "presentation LUT shape that contradicts the photometric interpretation",
-        DCMTK,
+        (DCMTK,),
         "DCMTK follows the shape. PS3.3, C.8.11.3: IDENTITY belongs to MONOCHROME2 and INVERSE to "
         "MONOCHROME1; C.7.6.3.1.2 says what the photometric interpretation means.",
         _contradicts,
         undone=lambda shown: 255.0 - shown.other,
     ),
-    Explained(
+    ExplainedImage(
         "VOI LUT function LINEAR_EXACT",
-        DCMTK,
+        (DCMTK,),
         "DCMTK 3.6.7 knows LINEAR and SIGMOID alone. PS3.3, C.11.2.1.3.2.",
         lambda image: image.get("VOILUTFunction") == "LINEAR_EXACT",
         most=lambda image: 2.0 * steepest(image),
     ),
-    Explained(
+    ExplainedImage(
         "rescale with a fraction",
-        DCMTK,
+        (DCMTK,),
         "DCMTK rounds the rescaled values to whole numbers. PS3.3, C.11.1.1.2 gives a formula "
         "without rounding.",
         _is_fractional,
         most=lambda image: steepest(image) / abs(float(image.get("RescaleSlope", 1))),
     ),
-    Explained(
+    ExplainedImage(
         "lowest or highest stored value under a rescale with a fraction",
-        DCMTK,
+        (DCMTK,),
         "DCMTK rounds the end of the range outwards and shows it at the other end. PS3.3, "
         "C.11.1.1.2.",
         _is_fractional,
         most=lambda image: steepest(image) / abs(float(image.get("RescaleSlope", 1))),
         undone=_at_an_end,
     ),
-    Explained(
-        "lossy codestream that decodes to more than the stored bits hold",
-        DCMTK,
-        "DCMTK drops the highest bit, so that white becomes black. ITU-T T.87, A.4.4 and T.800, "
-        "annex G bound what is decoded by the codestream's precision, which is 16 bits here.",
-        lambda image: SYNTAXES[syntax_of(image)].lossy,
-        undone=_overshot,
+    *(
+        ExplainedImage(
+            "lossy codestream that decodes to more than the stored bits hold",
+            (reader,),
+            f"{by} drops the highest bit, so that white becomes black. What is decoded is bounded "
+            "by the codestream's precision (ITU-T T.87, A.4.4; T.800, annex G), which is more "
+            "than the stored bits here; the nearest value that they hold is the end of the range.",
+            _overshoots,
+            undone=_overshot,
+        )
+        for reader, by in ((DCMTK, "DCMTK"), (PYDICOM, "GDCM, which decodes for pydicom,"))
     ),
-    Explained(
+    ExplainedImage(
         "file meta information that contradicts the data set",
-        DCMTK,
+        (DCMTK,),
         "DCMTK 3.6.7 gives up where the file says explicit and the data set is implicit. PS3.5, "
         "7.1.2: an element with a value representation is told from one without by its letters.",
         lambda image: syntax_of(image) == "1.2.840.10008.1.2.1",
     ),
-    Explained(
+    ExplainedImage(
         "modality LUT of 9 to 15 bits",
-        PYDICOM,
+        (PYDICOM,),
         "pydicom 3.0.2 asks NumPy for a type such as uint12. PS3.3, C.11.1.1: 8 or 16 bits, and "
         "C.11.2.1.1 has 10 to 16, which consoles write in both.",
         lambda image: 8 < _bits(image, "ModalityLUTSequence") < 16,
     ),
-    Explained(
+    ExplainedImage(
         "LUT of signed pixels",
-        PYDICOM,
+        (PYDICOM,),
         "pydicom 3.0.2 subtracts the first value mapped in the type of the pixels, which "
         "overflows. PS3.3, C.11.1.1 and C.11.2.1.1: it is a signed number.",
-        lambda image: bool(image.PixelRepresentation)
-        and ("ModalityLUTSequence" in image or "VOILUTSequence" in image),
+        lambda image: (
+            bool(image.PixelRepresentation)
+            and ("ModalityLUTSequence" in image or "VOILUTSequence" in image)
+        ),
         most=_ANYTHING,
     ),
-    Explained(
+    ExplainedImage(
         "VOI LUT with more input values than its output has levels",
-        PYDICOM,
+        (PYDICOM,),
         "pydicom 3.0.2 counts a LUT's entries in the type of its output, and begins again at 256 "
         "or 65,536. PS3.3, C.11.2.1.1: the descriptor's first value alone is their number.",
         _indices_overflow,
@@ -183,6 +206,6 @@ EXPLAINED = (
 )
 
 
-def excuses(reader: str, image: Dataset) -> list[Explained]:
-    """The entries that may explain why a reader differs on a film."""
-    return [one for one in EXPLAINED if reader == one.reader and one.applies(image)]
+def excuses(reader: str, image: Dataset) -> list[ExplainedImage]:
+    """The entries that may explain why a reader differs on an image."""
+    return [one for one in EXPLAINED_IMAGES if reader in one.readers and one.applies(image)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from witnesses.film_readers import Grey, Reading
-from witnesses.tools import ToolError, run
+
+from witnesses.readers import Grey, Reading
+from witnesses.tools import run
 
 
-def by_opencv(data: bytes, place: Path) -> Reading:
+def by_opencv(data: bytes) -> Reading:
     """OpenCV's picture: turned by OpenCV itself, except where it has an alpha."""
     buffer = np.frombuffer(data, np.uint8)
     try:
@@ -27,18 +29,16 @@ def by_opencv(data: bytes, place: Path) -> Reading:
         if raw is None:
             return Reading(None, "OpenCV found no picture")
         if raw.ndim == 3 and raw.shape[2] == 4:
-            raw = np.asarray(raw)[..., [2, 1, 0, 3]]
-            return Reading(grey_of(_turned(raw, _orientation(data))))
+            return Reading(grey_of(_turned(_rgb(np.asarray(raw)), _orientation(data))))
         shown = cv2.imdecode(buffer, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
         if shown is None:
             return Reading(None, "OpenCV found no picture")
     except cv2.error as error:
         return Reading(None, str(error))
-    pixels = np.asarray(shown)
-    return Reading(grey_of(pixels[..., ::-1] if pixels.ndim == 3 else pixels))
+    return Reading(grey_of(_rgb(np.asarray(shown))))
 
 
-def by_pillow(data: bytes, place: Path) -> Reading:
+def by_pillow(data: bytes) -> Reading:
     """Pillow's picture, turned by `ImageOps.exif_transpose`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -54,22 +54,31 @@ def by_pillow(data: bytes, place: Path) -> Reading:
     return Reading(grey_of(np.asarray(turned)))
 
 
-def by_magick(data: bytes, place: Path) -> Reading:
-    """GraphicsMagick's picture, turned by `-auto-orient`."""
-    source, target = place / "picture", place / "picture.png"
-    source.write_bytes(data)
-    try:
-        run(["gm", "convert", source, "-auto-orient", "-depth", "16", f"PNG64:{target}"])
-    except ToolError as error:
-        return Reading(None, str(error))
-    pixels = cv2.imread(str(target), cv2.IMREAD_UNCHANGED)
+def by_magick(files: Sequence[bytes], place: Path) -> list[Reading]:
+    """GraphicsMagick's pictures of files, by one process; turned by `-auto-orient`."""
+    lines = []
+    for number, data in enumerate(files):
+        (place / f"{number}.picture").write_bytes(data)
+        source, target = place / f"{number}.picture", place / f"{number}.png"
+        lines.append(f"convert {source} -auto-orient -depth 16 {target}\n")
+    script = place / "script"
+    script.write_text("".join(lines))
+    run(["gm", "batch", "-stop-on-error", "off", script])
+    return [_of_png(place / f"{number}.png") for number in range(len(files))]
+
+
+def _of_png(path: Path) -> Reading:
+    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if path.exists() else None
     if pixels is None:
         return Reading(None, "no picture")
-    shown = np.asarray(pixels)
-    return Reading(grey_of(shown[..., [2, 1, 0, *range(3, shown.shape[2])]] if shown.ndim == 3 else shown))
+    return Reading(grey_of(_rgb(np.asarray(pixels))))
 
 
-READERS = {"OpenCV": by_opencv, "Pillow": by_pillow, "GraphicsMagick": by_magick}
+def _rgb(pixels: NDArray[Any]) -> NDArray[Any]:
+    """OpenCV's pixels with red first, and alpha last where there is one."""
+    if pixels.ndim == 2:
+        return pixels
+    return pixels[..., [2, 1, 0, *range(3, pixels.shape[2])]]
 
 
 def grey_of(pixels: NDArray[Any]) -> Grey:
@@ -78,11 +87,11 @@ def grey_of(pixels: NDArray[Any]) -> Grey:
     levels = pixels * (255.0 / full)
     if levels.ndim == 2:
         return np.asarray(levels)
-    colours, alpha = levels, 1.0
-    if levels.shape[2] in (2, 4):
-        colours, alpha = levels[..., :-1], levels[..., -1] / 255.0
+    has_alpha = levels.shape[2] in (2, 4)
+    colours = levels[..., :-1] if has_alpha else levels
     weights = np.array([0.299, 0.587, 0.114]) if colours.shape[2] == 3 else np.ones(1)
-    return np.asarray((colours @ weights) * alpha)
+    grey = colours @ weights
+    return np.asarray(grey * levels[..., -1] / 255.0 if has_alpha else grey)
 
 
 def _orientation(data: bytes) -> int:

@@ -15,11 +15,11 @@ from conftest import Pictures
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from witnesses.films import Draw, one, seldom
-from witnesses.tools import run
 
 from deepcovid_edge.imaging.phantom import draw_phantom
 from deepcovid_edge.reasons import Reason
+from witnesses.specs import Draw, one, seldom
+from witnesses.tools import run
 
 PILLOW, OPENCV, BY_HAND = "Pillow", "OpenCV", "by hand"
 TURBO, MAGICK, LIBTIFF, LIBWEBP = "libjpeg-turbo", "GraphicsMagick", "libtiff", "libwebp"
@@ -74,7 +74,8 @@ class Kind:
         name: What it is.
         writer: Whose encoder writes it.
         make: Writes one.
-        reason: The code of the reason that we give it, or empty.
+        reason: The code of the reason that we give it, or empty. `E_DECODE` is given to some:
+            Pillow opens no big-endian WhiteIsZero of 16 bits.
         lossy: Whether decoders may round differently.
     """
 
@@ -178,7 +179,8 @@ def _bilevel(format: str) -> Callable[[Drawn], bytes]:
 
 def _magick_png(drawn: Drawn) -> bytes:
     draw = drawn.draw
-    pixels = one(draw, drawn.grey, drawn.deep(), Pictures.rgb(drawn.grey), Pictures.rgb(drawn.deep()))
+    grey, deep = drawn.grey, drawn.deep()
+    pixels: NDArray[Any] = one(draw, grey, deep, Pictures.rgb(grey), Pictures.rgb(deep))
     options = seldom(draw, 0.5, ["-interlace", "Line"], [])
     options += seldom(draw, 0.3, ["-type", one(draw, "Palette", "TrueColorMatte", "Grayscale")], [])
     return _magick(drawn, drawn.pnm(pixels), options, "png")
@@ -196,7 +198,8 @@ def _few_bits_png(drawn: Drawn) -> bytes:
 
 
 def _opencv_png(drawn: Drawn) -> bytes:
-    pixels = one(drawn.draw, drawn.grey, drawn.deep(), Pictures.rgb(drawn.deep()))
+    deep = drawn.deep()
+    pixels: NDArray[Any] = one(drawn.draw, drawn.grey, deep, Pictures.rgb(deep))
     return Pictures.opencv(pixels, ".png")
 
 
@@ -238,10 +241,12 @@ def _tiff_by_hand(drawn: Drawn) -> bytes:
     """WhiteIsZero or BlackIsZero, of 8 or 16 bits, either byte order (TIFF 6.0, section 8)."""
     draw = drawn.draw
     photometric = one(draw, 0, 0, 1)
-    pixels = one(draw, drawn.grey, drawn.deep(), drawn.grey.astype(np.uint16) * 16)
+    kinds: list[tuple[int, NDArray[Any]]] = [
+        *((255, drawn.grey), (65535, drawn.deep()), (4095, drawn.grey.astype(np.uint16) * 16)),
+    ]
+    white, pixels = kinds[int(draw.integers(3))]
     if photometric == 0:
-        top = 4095 if pixels.max() < 4096 and pixels.dtype == np.uint16 else np.iinfo(pixels.dtype).max
-        pixels = (top - pixels).astype(pixels.dtype)
+        pixels = (white - pixels).astype(pixels.dtype)
     packing = seldom(draw, 0.4, {259: 8}, {})
     return Pictures.tiff(pixels, photometric, order=one(draw, "<", ">"), tags=packing)
 
@@ -256,7 +261,8 @@ def _float_tiff(drawn: Drawn) -> bytes:
 
 def _magick_tiff(drawn: Drawn) -> bytes:
     draw = drawn.draw
-    pixels = one(draw, drawn.grey, drawn.deep(), Pictures.rgb(drawn.grey))
+    grey = drawn.grey
+    pixels: NDArray[Any] = one(draw, grey, drawn.deep(), Pictures.rgb(grey))
     options = ["-compress", one(draw, "None", "LZW", "Zip", "RLE")]
     options += seldom(draw, 0.3, ["-interlace", "Plane"], []) if pixels.dtype == np.uint8 else []
     return _magick(drawn, drawn.pnm(pixels), options, "tif")
@@ -268,7 +274,9 @@ def _magick_tiff(drawn: Drawn) -> bytes:
 def _cwebp(drawn: Drawn) -> bytes:
     draw = drawn.draw
     pixels = Pictures.rgb(drawn.grey, *([drawn.alpha()] if draw.random() < 0.4 else []))
-    options = one(draw, ["-lossless"], ["-q", "90"], ["-q", "70", "-m", "2"], ["-near_lossless", "60"])
+    options = one(
+        draw, ["-lossless"], ["-q", "90"], ["-q", "70", "-m", "2"], ["-near_lossless", "60"]
+    )
     options += seldom(draw, 0.3, ["-exact"], [])
     target = drawn.place / "written.webp"
     run(["cwebp", "-quiet", *options, drawn.source(pixels), "-o", target])
@@ -290,7 +298,11 @@ def _magick_bmp(drawn: Drawn) -> bytes:
 
 
 def _pillow_bmp(drawn: Drawn) -> bytes:
-    kinds = (Image.fromarray(drawn.grey), Image.fromarray(Pictures.rgb(drawn.grey)), _palette(drawn))
+    kinds = (
+        Image.fromarray(drawn.grey),
+        Image.fromarray(Pictures.rgb(drawn.grey)),
+        _palette(drawn),
+    )
     return Pictures.encode(one(drawn.draw, *kinds), "BMP")
 
 
@@ -328,6 +340,7 @@ def _magick(drawn: Drawn, source: Path, options: list[str], suffix: str) -> byte
 
 
 _MODE = Reason.MODE.code
+_DECODE = Reason.DECODE.code
 KINDS = (
     Kind("JPEG", TURBO, _cjpeg, lossy=True),
     Kind("JPEG, coded again", TURBO, _jpegtran, lossy=True),
@@ -344,7 +357,7 @@ KINDS = (
     Kind("TIFF in strips or tiles", LIBTIFF, _libtiff),
     Kind("TIFF with JPEG", LIBTIFF, _jpeg_tiff, lossy=True),
     Kind("TIFF", PILLOW, _pillow_tiff),
-    Kind("TIFF, WhiteIsZero or BlackIsZero", BY_HAND, _tiff_by_hand),
+    Kind("TIFF, WhiteIsZero or BlackIsZero", BY_HAND, _tiff_by_hand, _DECODE),
     Kind("TIFF of 16-bit colours", BY_HAND, _deep_colour_tiff),
     Kind("TIFF of floats", PILLOW, _float_tiff, _MODE),
     Kind("CMYK TIFF", PILLOW, _cmyk("TIFF"), _MODE),

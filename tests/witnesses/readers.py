@@ -1,4 +1,4 @@
-"""Reads a DICOM film three ways, each to grey levels of 0 to 255 in floats.
+"""Reads a DICOM image three ways, each to grey levels of 0 to 255 in floats.
 
 Ours is `decode_radiograph`. DCMTK renders by itself (`dcmj2pnm`, `dcml2pnm`): we only name the VOI
 that the file states first. pydicom's pipeline is its documented one: pixels, `apply_modality_lut`,
@@ -11,6 +11,7 @@ as OpenJPEG decoded it; what pydicom has no plug-in for, as GDCM did.
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from copy import deepcopy
 from dataclasses import dataclass
@@ -19,20 +20,21 @@ from typing import Any
 
 import cv2
 import numpy as np
-from dicom_files import DEFLATED, EXPLICIT, RLE
+from dicom_files import EXPLICIT
 from numpy.typing import NDArray
-from pydicom import dcmread, dcmwrite
+from pydicom import DataElement, dcmread, dcmwrite
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from pydicom.pixels.utils import pixel_array
-from witnesses.tools import ToolError, run
+from pydicom.uid import UID
 
 from deepcovid_edge.errors import NotAssessedError
-from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES, Family
+from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, SYNTAXES, Family
 from deepcovid_edge.imaging.files import FileBytes
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.imaging.reading import decode_radiograph
+from witnesses.tools import ToolError, run
 
 Grey = NDArray[np.float64]
 """Grey levels, 0 black to 255 white, of shape (rows, columns)."""
@@ -55,14 +57,14 @@ class Reading:
     stored: NDArray[Any] | None = None
 
 
-def ours(data: bytes, name: str = "film") -> Reading:
+def ours(data: bytes, name: str = "image") -> Reading:
     """This package's picture."""
     try:
         image: Radiograph = decode_radiograph(FileBytes(Path(name), data, "0" * 64))
     except NotAssessedError as error:
         return Reading(None, f"{error.reason.code}: {error.detail}")
     codes = tuple(warning.code for warning in image.warnings)
-    return Reading(image.pixels * (255.0 / image.white), "", codes)
+    return Reading(np.asarray(image.pixels * (255.0 / image.white), np.float64), "", codes)
 
 
 def header_of(data: bytes) -> Dataset:
@@ -71,7 +73,7 @@ def header_of(data: bytes) -> Dataset:
         warnings.simplefilter("ignore")
         image = dcmread(io.BytesIO(data), force=True)
         if "TransferSyntaxUID" not in image.file_meta:
-            image.file_meta.TransferSyntaxUID = EXPLICIT
+            image.file_meta.TransferSyntaxUID = UID(EXPLICIT)
     return image
 
 
@@ -86,19 +88,21 @@ def syntax_of(image: Dataset) -> str:
 def by_dcmtk(data: bytes, image: Dataset, place: Path) -> Reading:
     """DCMTK's picture of 16 bits."""
     family = SYNTAXES[syntax_of(image)].family
-    film, picture = place / "film.dcm", place / "picture.png"
+    spec, picture = place / "image.dcm", place / "picture.png"
     try:
         if family in (Family.JPEG_2000, Family.HTJ2K):
             data = _with_words(image, _by_openjpeg(image, place))
-        film.write_bytes(data)
+        spec.write_bytes(data)
         tool = "dcml2pnm" if family is Family.JPEG_LS else "dcmj2pnm"
-        run([tool, "-O", *_voi_options(image), "+on2", film, picture])
+        run([tool, "-O", *_voi_options(image), "+on2", spec, picture])
     except ToolError as error:
         return Reading(None, str(error))
     pixels = cv2.imread(str(picture), cv2.IMREAD_UNCHANGED)
     if pixels is None:
         return Reading(None, "no picture")
-    return Reading(_luma(np.asarray(pixels[..., ::-1])) if pixels.ndim == 3 else pixels / 257.0)
+    if pixels.ndim == 3:
+        return Reading(_luma(np.asarray(pixels[..., ::-1])))
+    return Reading(np.asarray(pixels / 257.0, np.float64))
 
 
 def _voi_options(image: Dataset) -> list[str]:
@@ -113,21 +117,21 @@ def _by_openjpeg(image: Dataset, place: Path) -> NDArray[Any]:
     codestream, decoded = place / "frame.j2k", place / "frame.rawl"
     codestream.write_bytes(next(generate_frames(image.PixelData, number_of_frames=1)))
     run(["opj_decompress", "-i", codestream, "-o", decoded])
-    kind = f"<{'i' if image.PixelRepresentation else 'u'}{1 if image.BitsStored <= 8 else 2}"
-    words = np.frombuffer(decoded.read_bytes(), kind)
-    words = words.astype(f"{kind[1]}{image.BitsAllocated // 8}")
     shape = (image.SamplesPerPixel, image.Rows, image.Columns)
+    data, sign = decoded.read_bytes(), "i" if image.PixelRepresentation else "u"
+    words = np.frombuffer(data, f"<{sign}{len(data) // math.prod(shape)}")
+    words = words.astype(f"{sign}{image.BitsAllocated // 8}")
     return np.ascontiguousarray(np.moveaxis(words.reshape(shape), 0, -1))
 
 
 def _with_words(image: Dataset, words: NDArray[Any]) -> bytes:
-    """The film with these words, uncompressed."""
+    """The image with these words, uncompressed."""
     plain = Dataset()
     plain.update(image)
     for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
         plain.pop(keyword, None)
     plain.file_meta = deepcopy(image.file_meta)
-    plain.file_meta.TransferSyntaxUID = EXPLICIT
+    plain.file_meta.TransferSyntaxUID = UID(EXPLICIT)
     pixels = words.tobytes()
     plain.add_new(0x7FE00010, "OW", pixels + b"\0" * (len(pixels) % 2))
     if image.SamplesPerPixel == 3:
@@ -162,10 +166,9 @@ def by_pydicom(data: bytes, image: Dataset, place: Path) -> Reading:
 
 
 def _decoded(data: bytes, image: Dataset, place: Path) -> Dataset:
-    """The film in a syntax that pydicom decodes here: natively, RLE, or JPEG 2000 by Pillow."""
-    syntax = syntax_of(image)
-    family = SYNTAXES[syntax].family
-    if family is Family.NATIVE or syntax in (RLE, DEFLATED):
+    """The image in a syntax that pydicom decodes here: natively, RLE, or JPEG 2000 by Pillow."""
+    family = SYNTAXES[syntax_of(image)].family
+    if family in (Family.NATIVE, Family.RLE):
         return image
     if family is Family.HTJ2K:
         return header_of(_with_words(image, _by_openjpeg(image, place)))
@@ -223,7 +226,36 @@ def steepest(image: Dataset) -> float:
     if image.SamplesPerPixel == 3:
         return 1.0
     low, high = stored_ends(image)
-    ramp = np.arange(low, high + 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return float(np.abs(np.diff(displayed(ramp, image))).max())
+        ramp = displayed(np.arange(low, high + 1), _with_wide_luts(image))
+    return float(np.abs(np.diff(ramp)).max())
+
+
+def _with_wide_luts(image: Dataset) -> Dataset:
+    """The header with its LUTs in 16 bits, which is what pydicom's functions do well."""
+    wide = Dataset()
+    wide.update({element.tag: element for element in image if element.tag.group < 0x7FE0})
+    wide.file_meta = image.file_meta
+    order = ">" if syntax_of(image) == BIG_ENDIAN else "<"
+    for keyword in ("ModalityLUTSequence", "VOILUTSequence"):
+        if keyword in image:
+            item = deepcopy(image[keyword].value[0])
+            bits = item.LUTDescriptor[2]
+            entries = np.frombuffer(item.LUTData, f"{order}u2").astype(np.float64)
+            entries = np.rint(entries * 65535 / ((1 << bits) - 1))
+            item.LUTData = np.minimum(entries, 65535).astype(f"{order}u2").tobytes()
+            item.LUTDescriptor = [*item.LUTDescriptor[:2], 16]
+            wide[keyword] = DataElement(image[keyword].tag, "SQ", [item])
+    return wide
+
+
+def coded_bits(image: Dataset) -> int:
+    """Bits of a sample by a JPEG-LS or JPEG 2000 codestream itself; those stored for others."""
+    family = SYNTAXES[syntax_of(image)].family
+    if family not in (Family.JPEG_LS, Family.JPEG_2000, Family.HTJ2K):
+        return int(image.BitsStored)
+    frame = next(generate_frames(image.PixelData, number_of_frames=1))
+    if family is Family.JPEG_LS:  # ITU-T T.87, C.2.2: SOF55, its length, then the precision
+        return frame[frame.index(b"\xff\xf7") + 4]
+    return (frame[frame.index(b"\xff\x51") + 40] & 0x7F) + 1  # ITU-T T.800, A.5.1: SIZ

@@ -1,4 +1,4 @@
-"""Writes a drawn film: its words, its header, and its pixels by the encoder that was drawn."""
+"""Writes a drawn image: its words, its header, and its pixels by the encoder that was drawn."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ import imagecodecs
 import numpy as np
 from dicom_files import (
     EXPLICIT,
-    IMPLICIT,
-    NEAR_LOSSLESS,
     SECONDARY_CAPTURE,
     compressed,
     dataset,
@@ -24,28 +22,28 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, encapsulate_extended
 from pydicom.pixels.processing import convert_color_space
-from witnesses.films import DCMTK, GDCM, OPENJPEG, OPENJPH, OURS, TURBO, Film, Layout
-from witnesses.tools import run
 
-from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, SYNTAXES, Family
+from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, IMPLICIT, SYNTAXES, Family
 from deepcovid_edge.imaging.phantom import draw_phantom
+from witnesses.specs import DCMTK, GDCM, OPENJPEG, OPENJPH, OURS, TURBO, ImageSpec, Layout
+from witnesses.tools import run
 
 Words = NDArray[Any]
 
 
-def film_file(film: Film, place: Path) -> bytes:
-    """The bytes of a film's file.
+def image_file(spec: ImageSpec, place: Path) -> bytes:
+    """The bytes of an image's file.
 
     Args:
-        film: What was drawn.
+        image: What was drawn.
         place: An empty folder for what programs read and write.
     """
-    image = film_dataset(film)
-    packing = film.packing
+    image = dataset_of(spec)
+    packing = spec.packing
     if packing.writer in (DCMTK, GDCM):
-        data = _converted(written(image), film, place)
+        data = _converted(written(image), spec, place)
     else:
-        data = _packed(image, film, place)
+        data = _packed(image, spec, place)
     return _with_meta(data, packing.meta)
 
 
@@ -57,11 +55,11 @@ def _phantom(seed: int) -> NDArray[np.uint8]:
     return draw_phantom(seed, opacities=3 * (seed % 2))
 
 
-def words_of(film: Film) -> Words:
+def words_of(spec: ImageSpec) -> Words:
     """Stored values, of shape (rows, columns) or (rows, columns, 3)."""
-    layout, greys = film.layout, film.greys
+    layout, greys = spec.layout, spec.greys
     shape = (layout.columns, layout.rows)
-    picture: Words = cv2.resize(_phantom(film.phantom), shape, interpolation=cv2.INTER_AREA)
+    picture: Words = cv2.resize(_phantom(spec.phantom), shape, interpolation=cv2.INTER_AREA)
     if layout.photometric == "MONOCHROME1":
         picture = 255 - picture
     kind = np.dtype(f"{'i' if layout.signed else 'u'}{layout.allocated // 8}")
@@ -70,7 +68,7 @@ def words_of(film: Film) -> Words:
     share = picture / 255.0
     words = np.rint(greys.black + share * (greys.white - greys.black)).astype(kind)
     if greys.padding != "none":
-        words[:, : layout.columns // 9] = _padding(film)[0]
+        words[:, : layout.columns // 9] = _padding(spec)[0]
     if greys.shutter:
         words[: layout.rows // 10] = greys.white
     return words
@@ -84,50 +82,57 @@ def _colours(picture: Words, layout: Layout) -> Words:
     return np.asarray(convert_color_space(rgb, "RGB", "YBR_FULL"))
 
 
-def _padding(film: Film) -> tuple[int, int]:
+def _padding(spec: ImageSpec) -> tuple[int, int]:
     """A value that the picture seldom has, and the limit of a range that begins there."""
-    low, high = film.layout.ends
-    at = low if film.phantom % 2 else high
+    low, high = spec.layout.ends
+    at = low if spec.phantom % 2 else high
     return at, at + (3 if at == low else -3)
 
 
 # ---------------------------------------------------------------- header
 
 
-def film_dataset(film: Film) -> Dataset:
+def dataset_of(spec: ImageSpec) -> Dataset:
     """The header with the words, uncompressed."""
-    layout, greys = film.layout, film.greys
-    words = words_of(film)
+    layout, greys = spec.layout, spec.greys
+    words = words_of(spec)
     image = dataset(words, stored=layout.stored, PhotometricInterpretation=layout.photometric)
     if greys.overlay == "high bits":
         _hide_overlay(image, words, layout)
     if not layout.is_grey:
-        image.SOPClassUID, image.Modality = SECONDARY_CAPTURE, "OT"
-        image.PresentationIntentType = None
-        del image.PresentationIntentType
-    if layout.planar:
-        image.PlanarConfiguration = 1
-        image.PixelData = np.moveaxis(words, -1, 0).tobytes()
+        _make_screen_copy(image, words, layout)
     if len(image.PixelData) % 2:
         image.PixelData += b"\0"
     _state_aspect(image, layout)
     if layout.is_grey:
-        _state_modality(image, film)
-        _state_voi(image, film)
+        _state_modality(image, spec)
+        _state_voi(image, spec)
     if greys.presentation:
         image.PresentationLUTShape = greys.presentation
-    if greys.padding != "none" and layout.is_grey:
-        kind = "SS" if layout.signed else "US"
-        value, limit = _padding(film)
-        image.add_new(0x00280120, kind, value)
-        if greys.padding == "range":
-            image.add_new(0x00280121, kind, limit)
-    _state_shutter(image, film)
-    if film.packing.syntax == BIG_ENDIAN and film.packing.writer == OURS:
+    _state_padding(image, spec)
+    _state_shutter(image, spec)
+    if spec.packing.syntax == BIG_ENDIAN and spec.packing.writer == OURS:
         _swap_luts(image)
     if greys.overlay == "plane":
         _add_overlay(image, layout)
     return image
+
+
+def _make_screen_copy(image: Dataset, words: Words, layout: Layout) -> None:
+    image.SOPClassUID, image.Modality = SECONDARY_CAPTURE, "OT"
+    del image.PresentationIntentType
+    if layout.planar:
+        image.PlanarConfiguration = 1
+        image.PixelData = np.moveaxis(words, -1, 0).tobytes()
+
+
+def _state_padding(image: Dataset, spec: ImageSpec) -> None:
+    if spec.greys.padding != "none":
+        kind = "SS" if spec.layout.signed else "US"
+        value, limit = _padding(spec)
+        image.add_new(0x00280120, kind, value)
+        if spec.greys.padding == "range":
+            image.add_new(0x00280121, kind, limit)
 
 
 def _state_aspect(image: Dataset, layout: Layout) -> None:
@@ -137,36 +142,36 @@ def _state_aspect(image: Dataset, layout: Layout) -> None:
         setattr(image, layout.aspect_by, [f"{0.01 * side:g}" for side in layout.aspect])
 
 
-def modality(film: Film, values: Words) -> Words:
-    """Values behind the modality LUT or rescale, by the film's parameters."""
-    greys = film.greys
+def modality(spec: ImageSpec, values: Words) -> Words:
+    """Values behind the modality LUT or rescale, by the image's parameters."""
+    greys = spec.greys
     if greys.modality == "rescale":
         return values * greys.slope + greys.intercept
     if greys.modality == "lut":
-        low, high = film.layout.ends
+        low, high = spec.layout.ends
         share = (values - low) / (high - low)
         return np.rint(share**0.8 * ((1 << greys.modality_bits) - 1))
     return values
 
 
-def _state_modality(image: Dataset, film: Film) -> None:
-    greys, (low, high) = film.greys, film.layout.ends
+def _state_modality(image: Dataset, spec: ImageSpec) -> None:
+    greys, (low, high) = spec.greys, spec.layout.ends
     if greys.modality == "rescale":
         image.RescaleSlope, image.RescaleIntercept = f"{greys.slope:g}", f"{greys.intercept:g}"
         image.RescaleType = "US"
     elif greys.modality == "lut":
-        entries = modality(film, np.arange(low, high + 1))
+        entries = modality(spec, np.arange(low, high + 1))
         image.ModalityLUTSequence = [
-            _lut(low, entries, greys.modality_bits, signed=film.layout.signed)
+            _lut(low, entries, greys.modality_bits, signed=spec.layout.signed)
         ]
         image.ModalityLUTSequence[0].ModalityLUTType = "US"
 
 
-def _state_voi(image: Dataset, film: Film) -> None:
-    greys = film.greys
+def _state_voi(image: Dataset, spec: ImageSpec) -> None:
+    greys = spec.greys
     if greys.voi == "none":
         return
-    black, white = (float(modality(film, np.float64(end))) for end in (greys.black, greys.white))
+    black, white = (float(modality(spec, np.float64(end))) for end in (greys.black, greys.white))
     first, last = (black + share * (white - black) for share in greys.window)
     if "window" in greys.voi:
         centres, widths = [(first + last) / 2], [max(last - first, 2.0)]
@@ -177,7 +182,7 @@ def _state_voi(image: Dataset, film: Film) -> None:
         if greys.function:
             image.VOILUTFunction = greys.function
     if "lut" in greys.voi:
-        lowest = float(modality(film, np.float64(film.layout.ends[0])))
+        lowest = float(modality(spec, np.float64(spec.layout.ends[0])))
         start, end = max(round(first), round(lowest)), round(last)
         count = min(max(end - start, 2), 1 << 16)
         share = np.linspace(0, 1, count) ** 1.2
@@ -201,9 +206,9 @@ def _swap_luts(image: Dataset) -> None:
             item.LUTData = np.frombuffer(item.LUTData, "<u2").astype(">u2").tobytes()
 
 
-def _state_shutter(image: Dataset, film: Film) -> None:
+def _state_shutter(image: Dataset, spec: ImageSpec) -> None:
     """Shutters that hide the white strip at the top, and no more than edges (PS3.3, C.7.6.11)."""
-    shapes, (rows, columns) = film.greys.shutter, (film.layout.rows, film.layout.columns)
+    shapes, (rows, columns) = spec.greys.shutter, (spec.layout.rows, spec.layout.columns)
     if not shapes:
         return
     image.ShutterShape = list(shapes)
@@ -252,25 +257,25 @@ def _state_overlay(image: Dataset, layout: Layout, *, allocated: int, position: 
 # ---------------------------------------------------------------- encoders
 
 
-def _converted(plain: bytes, film: Film, place: Path) -> bytes:
+def _converted(plain: bytes, spec: ImageSpec, place: Path) -> bytes:
     """The file as DCMTK or GDCM writes it."""
     before, after = place / "plain.dcm", place / "written.dcm"
     before.write_bytes(plain)
-    options = film.packing.options
-    if film.packing.writer == DCMTK:
+    options = spec.packing.options
+    if spec.packing.writer == DCMTK:
         run([*options, before, after])
     else:
         run(["gdcmconv", *options, before, after])
     return after.read_bytes()
 
 
-def _packed(image: Dataset, film: Film, place: Path) -> bytes:
-    packing = film.packing
+def _packed(image: Dataset, spec: ImageSpec, place: Path) -> bytes:
+    packing = spec.packing
     if packing.family is Family.NATIVE:
         if packing.surplus:
             image.PixelData += b"\0" * packing.surplus
         return written(image, packing.syntax)
-    codestream = _codestream(film, place) + b"\0" * packing.surplus
+    codestream = _codestream(spec, place) + b"\0" * packing.surplus
     count = min(packing.fragments, max(1, len(codestream) // 100))
     if packing.offsets == "extended":
         frame, offsets, lengths = encapsulate_extended([codestream])
@@ -286,30 +291,31 @@ def _packed(image: Dataset, film: Film, place: Path) -> bytes:
     return written(image, packing.syntax)
 
 
-def _codestream(film: Film, place: Path) -> bytes:
-    words, packing = words_of(film), film.packing
+def _codestream(spec: ImageSpec, place: Path) -> bytes:
+    words, packing = words_of(spec), spec.packing
     if packing.writer in (OPENJPEG, OPENJPH, TURBO):
-        return _by_program(film, np.ascontiguousarray(words), place)
-    if not film.layout.is_grey:
-        return _colour_codestream(words, film)
+        return _by_program(spec, np.ascontiguousarray(words), place)
+    if not spec.layout.is_grey:
+        return _colour_codestream(words, spec)
     if packing.family in (Family.JPEG_2000, Family.HTJ2K):
-        return compressed(words, film.layout.stored, packing.syntax)
-    return compressed(_unsigned(words, film.layout), film.layout.stored, packing.syntax)
+        return compressed(words, spec.layout.stored, packing.syntax)
+    return compressed(_unsigned(words, spec.layout), spec.layout.stored, packing.syntax)
 
 
 def _unsigned(words: Words, layout: Layout) -> Words:
     """The stored bits alone; codecs without a sign take them so."""
     kind = np.dtype(f"u{layout.allocated // 8}")
-    if SYNTAXES and layout.signed:
-        return words.view(kind) & kind.type((1 << layout.stored) - 1)
+    if layout.signed:
+        stored: Words = words.view(kind) & kind.type((1 << layout.stored) - 1)
+        return stored
     return words
 
 
-def _colour_codestream(words: Words, film: Film) -> bytes:
-    family, photometric = film.packing.family, film.layout.photometric
+def _colour_codestream(words: Words, spec: ImageSpec) -> bytes:
+    family, photometric = spec.packing.family, spec.layout.photometric
     if family is Family.JPEG:
         colours = "RGB" if photometric == "RGB" else "YCBCR"
-        rgb = words_of(film) if photometric != "YBR_FULL" else np.dstack([words[..., 0]] * 3)
+        rgb = words_of(spec) if photometric != "YBR_FULL" else np.dstack([words[..., 0]] * 3)
         sampling = "422" if photometric == "YBR_FULL_422" else "444"
         return bytes(
             imagecodecs.jpeg8_encode(
@@ -317,17 +323,17 @@ def _colour_codestream(words: Words, film: Film) -> bytes:
             )
         )
     if family is Family.JPEG_2000:
-        exact = not SYNTAXES[film.packing.syntax].lossy
+        exact = not SYNTAXES[spec.packing.syntax].lossy
         return bytes(
             imagecodecs.jpeg2k_encode(
                 words, codecformat="j2k", mct=True, reversible=exact, level=0 if exact else 60
             )
         )
-    return compressed(words, 8, film.packing.syntax)
+    return compressed(words, 8, spec.packing.syntax)
 
 
-def _by_program(film: Film, words: Words, place: Path) -> bytes:
-    layout, packing = film.layout, film.packing
+def _by_program(spec: ImageSpec, words: Words, place: Path) -> bytes:
+    layout, packing = spec.layout, spec.packing
     rows, columns = words.shape[:2]
     samples = 1 if layout.is_grey else 3
     raw, out = place / "raw.raw", place / "out.j2k"
@@ -341,21 +347,23 @@ def _by_program(film: Film, words: Words, place: Path) -> bytes:
         raw.write_bytes(_little(words))
         signed = "true" if layout.signed else "false"
         out = place / "out.j2c"
-        run([
-            *("ojph_compress", "-i", raw, "-o", out, "-dims", f"{{{columns},{rows}}}"),
-            *("-num_comps", "1", "-signed", signed, "-bit_depth", str(layout.stored)),
-            *("-downsamp", "{1,1}", *packing.options),
-        ])
+        run(
+            [
+                *("ojph_compress", "-i", raw, "-o", out, "-dims", f"{{{columns},{rows}}}"),
+                *("-num_comps", "1", "-signed", signed, "-bit_depth", str(layout.stored)),
+                *("-downsamp", "{1,1}", *packing.options),
+            ]
+        )
     else:
         header = b"P5" if samples == 1 else b"P6"
-        raw.write_bytes(header + f" {columns} {rows} 255\n".encode() + _rgb(words, film).tobytes())
+        raw.write_bytes(header + f" {columns} {rows} 255\n".encode() + _rgb(words, spec).tobytes())
         colours = [] if samples == 1 or layout.photometric != "RGB" else ["-rgb"]
         run(["cjpeg", *packing.options, *colours, "-outfile", out, raw])
     return out.read_bytes()
 
 
-def _rgb(words: Words, film: Film) -> Words:
-    return np.dstack([words[..., 0]] * 3) if film.layout.photometric == "YBR_FULL" else words
+def _rgb(words: Words, spec: ImageSpec) -> Words:
+    return np.dstack([words[..., 0]] * 3) if spec.layout.photometric == "YBR_FULL" else words
 
 
 def _big(words: Words) -> bytes:

@@ -1,4 +1,4 @@
-"""Draws the parameters of a DICOM film: one seed and number give one `Film`, always the same."""
+"""Draws what a DICOM image is to be: one seed and number give one `ImageSpec`, the same always."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 from dicom_files import (
-    DEFLATED,
+    EXPLICIT,
     HTJ2K,
     HTJ2K_LOSSY,
     HTJ2K_RPCL,
-    IMPLICIT,
     J2K,
     J2K_LOSSY,
     JPEG,
@@ -22,11 +21,16 @@ from dicom_files import (
     NATIVE,
     NEAR_LOSSLESS,
     RLE,
-    EXPLICIT,
     WRITABLE,
 )
 
-from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, SYNTAXES, Family
+from deepcovid_edge.imaging.dicom.syntaxes import (
+    BIG_ENDIAN,
+    DEFLATED,
+    IMPLICIT,
+    SYNTAXES,
+    Family,
+)
 
 Draw = np.random.Generator
 Choice = TypeVar("Choice")
@@ -160,7 +164,7 @@ class Packing:
 
 
 @dataclass(frozen=True)
-class Film:
+class ImageSpec:
     """A DICOM file to be: what is drawn from a seed.
 
     Attributes:
@@ -178,14 +182,14 @@ class Film:
     packing: Packing
 
 
-def drawn(seed: int, number: int) -> Film:
-    """The film of that number."""
+def drawn(seed: int, number: int) -> ImageSpec:
+    """The image of that number."""
     draw = np.random.default_rng((seed, number))
     syntax = WRITABLE[number % len(WRITABLE)]
     writer = one(draw, *_WRITERS[syntax])
     layout = _layout(draw, syntax, writer)
     greys = _greys(draw, layout, syntax)
-    return Film(
+    return ImageSpec(
         seed=(seed, number),
         phantom=int(draw.integers(6)),
         layout=layout,
@@ -209,14 +213,14 @@ def _layout(draw: Draw, syntax: str, writer: str) -> Layout:
     colour = draw.random() < 0.12 and syntax != JPEG_12 and writer not in (OPENJPH, GDCM)
     stored = 8 if colour else one(draw, 8, 8, 10, 12, 12, 14, 15, 16)
     if syntax == JPEG_12:
-        stored = one(draw, 10, 12, 12)
+        stored = 12 if writer == OURS else one(draw, 10, 12)
     if syntax == JPEG:
         stored = 8
     allocated = 8 if stored == 8 and (colour or draw.random() < 0.8 or syntax == JPEG) else 16
     if writer == OPENJPEG and stored == 15:  # which its command line does not take
         stored = 14
-    unsigned = family is Family.JPEG or writer == OPENJPH or (
-        writer == DCMTK and syntax == NEAR_LOSSLESS
+    unsigned = (
+        family is Family.JPEG or writer == OPENJPH or (writer == DCMTK and syntax == NEAR_LOSSLESS)
     )
     signed = not colour and not unsigned and draw.random() < 0.25
     aspect = seldom(draw, 0.08, one(draw, (3, 2), (2, 3), (5, 4), (20, 19)), (1, 1))
@@ -228,9 +232,9 @@ def _layout(draw: Draw, syntax: str, writer: str) -> Layout:
         allocated=allocated,
         stored=stored,
         signed=signed,
-        photometric=_photometric(draw, syntax, writer) if colour else seldom(
-            draw, 0.4, "MONOCHROME1", "MONOCHROME2"
-        ),
+        photometric=_photometric(draw, syntax, writer)
+        if colour
+        else seldom(draw, 0.4, "MONOCHROME1", "MONOCHROME2"),
         planar=colour and family in (Family.NATIVE, Family.RLE) and draw.random() < 0.4,
         aspect=aspect,
         aspect_by=one(draw, *keywords) if stated else "",
@@ -265,7 +269,8 @@ def _greys(draw: Draw, layout: Layout, syntax: str) -> Greys:
         white=round(black + span),
         modality=modality if layout.is_grey else "none",
         slope=one(draw, 1.0, 2.0) if exact else one(draw, 1.0, 1.0, 0.5, 0.25, 4.0, 1.37),
-        intercept=float(one(draw, 0, -1024, low, -low, 100)) + (0.0 if exact else one(draw, 0, 0.5)),
+        intercept=float(one(draw, 0, -1024, low, -low, 100))
+        + (0.0 if exact else one(draw, 0, 0.5)),
         modality_bits=one(draw, 8, 12, 16),
         voi=voi,
         function=one(draw, "", "LINEAR", "LINEAR_EXACT", "SIGMOID") if voi != "none" else "",
@@ -273,7 +278,8 @@ def _greys(draw: Draw, layout: Layout, syntax: str) -> Greys:
         voi_bits=voi_bits,
         used_bits=voi_bits - seldom(draw, 0.1, 2, 0),
         presentation=_presentation(draw, layout),
-        padding="none" if SYNTAXES[syntax].lossy or not layout.is_grey
+        padding="none"
+        if SYNTAXES[syntax].lossy or not layout.is_grey
         else seldom(draw, 0.12, one(draw, "value", "range"), "none"),
         shutter=_shutter(draw, layout),
         overlay=_overlay(draw, layout, syntax),
@@ -355,9 +361,7 @@ _GDCM = {
 }
 
 
-def _dcmtk_options(
-    draw: Draw, layout: Layout, syntax: str, *, exact: bool
-) -> tuple[str, ...]:
+def _dcmtk_options(draw: Draw, layout: Layout, syntax: str, *, exact: bool) -> tuple[str, ...]:
     tool: dict[str, tuple[str, ...]] = {
         IMPLICIT: ("dcmconv", "+ti"),
         EXPLICIT: ("dcmconv", "+te"),
@@ -404,7 +408,12 @@ def _openjpeg_options(draw: Draw, syntax: str) -> tuple[str, ...]:
 
 
 def _openjph_options(draw: Draw, syntax: str) -> tuple[str, ...]:
-    options = ["-num_decomps", one(draw, "0", "3", "5"), "-block_size", one(draw, "{64,64}", "{32,128}")]
+    options = [
+        "-num_decomps",
+        one(draw, "0", "3", "5"),
+        "-block_size",
+        one(draw, "{64,64}", "{32,128}"),
+    ]
     options += ["-prog_order"]
     options += ["RPCL" if syntax == HTJ2K_RPCL else one(draw, "LRCP", "RLCP", "PCRL", "CPRL")]
     options += ["-precincts", "{128,128},{256,256}"] if draw.random() < 0.3 else []
