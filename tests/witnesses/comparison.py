@@ -11,16 +11,33 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES
-from deepcovid_edge.imaging.radiograph import MAX_SATURATED, MIN_CONTRAST, SATURATED
+from deepcovid_edge.imaging.radiograph import (
+    ASPECT_RANGE,
+    MAX_SATURATED,
+    MIN_CONTRAST,
+    SATURATED,
+)
 from deepcovid_edge.reasons import Reason, WarningCode
 from witnesses.encoding import image_file
-from witnesses.explained import DCMTK, PYDICOM, Shown, excuses
+from witnesses.explained import (
+    DCMTK,
+    PADDING,
+    PYDICOM,
+    SHUTTER,
+    SQUARED,
+    STRETCHED,
+    Shown,
+    excuses,
+)
 from witnesses.readers import (
     Grey,
     Reading,
     by_dcmtk,
     by_pydicom,
     header_of,
+    height_of_pixels,
+    hidden_by_shutter,
+    in_square_pixels,
     ours,
     padding_of,
     steepest,
@@ -33,8 +50,8 @@ TOLERANCE = 1.0
 bits. Decoders of lossy codestreams may round differently (ITU-T T.83, T.803): there it is one
 level of the stored values more, as the image's VOI shows it, and `TOLERANCE` on average."""
 
-PADDING = "padding, which we alone show black (PS3.3, C.7.5.1.1.2)"
-STRETCHED = "few of the stored levels used: stretched by us, with W_DEPTH"
+ROUNDING = 0.5
+"""Grey levels of 255 that an image of 8 bits loses once more where its pixels are made square."""
 AGREED, REASON, EXPLAINED, DISAGREED, UNWRITTEN = (
     *("agreed", "reason", "explained", "disagreed", "not written"),
 )
@@ -114,17 +131,17 @@ def _compared_to(
 ) -> _Found:
     possible = excuses(reader, image)
     if shown is None:
-        if possible:
-            return _Found([possible[0].name], [])
-        return _Found([], [f"{reader}: {reading.refused}"])
+        names = [one.name for one in possible if one.refuses][:1]
+        return _Found(names, [] if names else [f"{reader}: {reading.refused}"])
+    shown, notes = _set_aside(shown, own)
     if shown.ours.shape != shown.other.shape:
         return _Found([], [f"{reader}: {shown.other.shape} pixels for {shown.ours.shape}"])
-    shown, notes = _set_aside(shown, own)
     largest, mean = _apart(shown)
-    limit = _limit(image)
+    limit = _limit(image) + (ROUNDING if SQUARED.name in notes else 0.0)
     if _is_within(shown, limit):
         return _Found(notes, [], largest)
-    for used in (*([one] for one in possible), possible):
+    faults = [one for one in possible if not one.refuses]
+    for used in (*([one] for one in faults), faults):
         corrected = shown
         for one in used:
             corrected = replace(corrected, other=one.undone(corrected))
@@ -152,15 +169,33 @@ def _limit(image: Dataset) -> float:
 def _set_aside(shown: Shown, own: Reading) -> tuple[Shown, list[str]]:
     """The pictures without what we show in another way on purpose, and what that is."""
     notes = []
+    ratio = height_of_pixels(shown.image)
+    is_squared = shown.ours.shape != shown.other.shape
+    if is_squared:
+        notes.append(SQUARED.name)
+        shown = replace(shown, other=in_square_pixels(shown.other, ratio))
     if WarningCode.DEPTH.code in own.warnings:
-        notes.append(STRETCHED)
+        notes.append(STRETCHED.name)
         shown = replace(shown, other=stretched(shown.ours, shown.other))
-    if shown.stored is not None:
-        hidden = padding_of(shown.image, shown.stored)
-        if not shown.ours[hidden].any() and shown.other[hidden].any():
-            notes.append(PADDING)
-            shown = replace(shown, other=np.where(hidden, shown.ours, shown.other))
+    stored = shown.stored
+    hidden = {SHUTTER.name: hidden_by_shutter(shown.image)}
+    if stored is not None:
+        hidden[PADDING.name] = padding_of(shown.image, stored)
+    for name, mask in hidden.items():
+        if not mask.any():
+            continue
+        apart = in_square_pixels(mask, ratio) if is_squared else mask
+        if not _are_black(shown.ours[apart], name):
+            return replace(shown, other=255.0 - shown.ours), []  # neither shown nor hidden
+        if shown.other[apart].any():
+            notes.append(name)
+            shown = replace(shown, other=np.where(apart, shown.ours, shown.other))
     return shown, notes
+
+
+def _are_black(hidden: Grey, name: str) -> bool:
+    """Whether hidden pixels are black, those near the edge of a shutter apart."""
+    return bool(hidden.size and np.mean(hidden == 0) >= (0.6 if name == SHUTTER.name else 1.0))
 
 
 def stretched(grey: Grey, other: Grey) -> Grey:
@@ -178,10 +213,18 @@ def _of_reason(spec: ImageSpec, own: Reading, others: dict[str, Reading]) -> Out
         Reason.BLANK.code: bool(shown) and any(map(is_blank, shown)),
         Reason.BITS.code: spec.greys.overlay == "high bits",
         Reason.NOT_IMAGE.code: spec.packing.meta == "none",
+        Reason.SHAPE.code: _has_another_shape(spec),
     }
     kind = REASON if holds.get(code, False) else DISAGREED
     detail = code if kind == REASON else own.refused
     return Outcome(kind, (detail,), {}, spec.packing.writer)
+
+
+def _has_another_shape(spec: ImageSpec) -> bool:
+    """Whether an image is not of a radiograph's shape once its pixels are square."""
+    high, wide = spec.layout.aspect
+    low, most = ASPECT_RANGE
+    return not low <= spec.layout.columns * wide / (spec.layout.rows * high) <= most
 
 
 def is_blank(grey: NDArray[np.float64]) -> bool:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from dicom_files import EXPLICIT
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES
+from deepcovid_edge.imaging.dicom.syntaxes import IMPLICIT, SYNTAXES
 from witnesses.readers import (
     Grey,
     coded_bits,
@@ -68,11 +69,13 @@ class ExplainedImage(Explanation):
         applies: Whether an image has it.
         most: Largest difference that it explains, grey levels of 255.
         undone: The reader's picture without the fault, where that can be had.
+        refuses: Whether the reader gives no picture at all.
     """
 
     applies: Callable[[Dataset], bool]
     most: Callable[[Dataset], float] = lambda _: 0.0
     undone: Callable[[Shown], Grey] = lambda shown: shown.other
+    refuses: bool = False
 
 
 def _contradicts(image: Dataset) -> bool:
@@ -94,6 +97,11 @@ def _bits(image: Dataset, keyword: str) -> int:
 def _is_fractional(image: Dataset) -> bool:
     parts = (image.get("RescaleSlope", 1), image.get("RescaleIntercept", 0))
     return any(float(part) != int(float(part)) for part in parts)
+
+
+def _of_a_unit(image: Dataset) -> float:
+    """Grey levels between neighbouring whole numbers behind the rescale."""
+    return steepest(image) / abs(float(image.get("RescaleSlope", 1)))
 
 
 def _at_an_end(shown: Shown) -> Grey:
@@ -139,7 +147,7 @@ EXPLAINED_IMAGES = (
         (DCMTK,),
         "DCMTK 3.6.7 knows LINEAR and SIGMOID alone. PS3.3, C.11.2.1.3.2.",
         lambda image: image.get("VOILUTFunction") == "LINEAR_EXACT",
-        most=lambda image: 2.0 * steepest(image),
+        most=_of_a_unit,
     ),
     ExplainedImage(
         "rescale with a fraction",
@@ -147,7 +155,7 @@ EXPLAINED_IMAGES = (
         "DCMTK rounds the rescaled values to whole numbers. PS3.3, C.11.1.1.2 gives a formula "
         "without rounding.",
         _is_fractional,
-        most=lambda image: steepest(image) / abs(float(image.get("RescaleSlope", 1))),
+        most=_of_a_unit,
     ),
     ExplainedImage(
         "lowest or highest stored value under a rescale with a fraction",
@@ -155,7 +163,7 @@ EXPLAINED_IMAGES = (
         "DCMTK rounds the end of the range outwards and shows it at the other end. PS3.3, "
         "C.11.1.1.2.",
         _is_fractional,
-        most=lambda image: steepest(image) / abs(float(image.get("RescaleSlope", 1))),
+        most=_of_a_unit,
         undone=_at_an_end,
     ),
     *(
@@ -173,9 +181,10 @@ EXPLAINED_IMAGES = (
     ExplainedImage(
         "file meta information that contradicts the data set",
         (DCMTK,),
-        "DCMTK 3.6.7 gives up where the file says explicit and the data set is implicit. PS3.5, "
-        "7.1.2: an element with a value representation is told from one without by its letters.",
-        lambda image: syntax_of(image) == "1.2.840.10008.1.2.1",
+        "DCMTK 3.6.7 takes the transfer syntax at its word and gives up. PS3.5, 7.1.2: an element "
+        "with a value representation is told from one without by its letters.",
+        lambda image: syntax_of(image) in (IMPLICIT, EXPLICIT),
+        refuses=True,
     ),
     ExplainedImage(
         "modality LUT of 9 to 15 bits",
@@ -183,6 +192,7 @@ EXPLAINED_IMAGES = (
         "pydicom 3.0.2 asks NumPy for a type such as uint12. PS3.3, C.11.1.1: 8 or 16 bits, and "
         "C.11.2.1.1 has 10 to 16, which consoles write in both.",
         lambda image: 8 < _bits(image, "ModalityLUTSequence") < 16,
+        refuses=True,
     ),
     ExplainedImage(
         "LUT of signed pixels",
@@ -204,6 +214,31 @@ EXPLAINED_IMAGES = (
         most=_ANYTHING,
     ),
 )
+
+
+SQUARED, SHUTTER, PADDING, STRETCHED = ON_PURPOSE = (
+    Explanation(
+        "pixels that are not square",
+        (),
+        "We alone make them square, with W_ASPECT. PS3.3, C.7.6.3.1.7.",
+    ),
+    Explanation(
+        "display shutter",
+        (),
+        "We alone hide what lies outside. PS3.3, C.7.6.11.",
+    ),
+    Explanation(
+        "padding",
+        (),
+        "We alone show it black. PS3.3, C.7.5.1.1.2.",
+    ),
+    Explanation(
+        "few of the stored levels used",
+        (),
+        "We stretch them, with W_DEPTH; the pictures are alike up to that.",
+    ),
+)
+"""What we do on purpose, and others do not. The rest of such an image is compared as any other."""
 
 
 def excuses(reader: str, image: Dataset) -> list[ExplainedImage]:

@@ -20,14 +20,13 @@ from witnesses.comparison import (
     DISAGREED,
     EXPLAINED,
     REASON,
-    STRETCHED,
     TOLERANCE,
     UNWRITTEN,
     Outcome,
     is_blank,
     stretched,
 )
-from witnesses.explained import Explanation
+from witnesses.explained import STRETCHED, Explanation
 from witnesses.picture_readers import by_magick, by_opencv, by_pillow
 from witnesses.pictures import KINDS, Kind, picture
 from witnesses.readers import Reading, ours
@@ -158,7 +157,7 @@ def _apart(own: Reading, reading: Reading) -> tuple[float | None, list[str]]:
         return None, []
     other, notes = reading.grey, []
     if WarningCode.DEPTH.code in own.warnings:
-        other, notes = stretched(own.grey, other), [STRETCHED]
+        other, notes = stretched(own.grey, other), [STRETCHED.name]
     return float(np.abs(own.grey - other).max()), notes
 
 

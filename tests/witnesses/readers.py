@@ -40,6 +40,10 @@ Grey = NDArray[np.float64]
 """Grey levels, 0 black to 255 white, of shape (rows, columns)."""
 
 
+EDGE = 2
+"""Pixels on either side of a shutter's edge that count as hidden: it says not where they end."""
+
+
 @dataclass(frozen=True)
 class Reading:
     """What a reader made of a file: a picture, or why there is none.
@@ -202,6 +206,50 @@ def padding_of(image: Dataset, stored: NDArray[Any]) -> NDArray[np.bool_]:
         return np.zeros(stored.shape[:2], bool)
     ends = (image.PixelPaddingValue, image.get("PixelPaddingRangeLimit", image.PixelPaddingValue))
     return np.asarray((stored >= min(ends)) & (stored <= max(ends)))
+
+
+def hidden_by_shutter(image: Dataset) -> NDArray[np.bool_]:
+    """Which pixels lie outside of a shutter's shapes, those near an edge too (PS3.3, C.7.6.11)."""
+    rows, columns = np.mgrid[1 : image.Rows + 1, 1 : image.Columns + 1]
+    seen = np.ones(rows.shape, bool)
+    shapes = image.get("ShutterShape", [])
+    if "RECTANGULAR" in shapes:
+        seen &= (rows > image.ShutterUpperHorizontalEdge + EDGE) & (
+            rows < image.ShutterLowerHorizontalEdge - EDGE
+        )
+        seen &= (columns > image.ShutterLeftVerticalEdge + EDGE) & (
+            columns < image.ShutterRightVerticalEdge - EDGE
+        )
+    if "CIRCULAR" in shapes:
+        row, column = image.CenterOfCircularShutter
+        distance = np.hypot((rows - row) * height_of_pixels(image), columns - column)
+        seen &= distance < image.RadiusOfCircularShutter - EDGE
+    if "POLYGONAL" in shapes:
+        places = np.array(image.VerticesOfThePolygonalShutter, np.int32).reshape(-1, 2)
+        inside = np.zeros(rows.shape, np.uint8)
+        cv2.fillPoly(inside, [places[:, ::-1] - 1], 1)
+        cv2.polylines(inside, [places[:, ::-1] - 1], isClosed=True, color=0, thickness=2 * EDGE)
+        seen &= inside.view(bool)
+    return np.asarray(~seen)
+
+
+def height_of_pixels(image: Dataset) -> float:
+    """Height of a pixel divided by its width (PS3.3, C.7.6.3.1.7)."""
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"):
+        if keyword in image:
+            height, width = image[keyword].value
+            return float(height) / float(width)
+    return 1.0
+
+
+def in_square_pixels(levels: NDArray[Any], ratio: float) -> NDArray[Any]:
+    """Grey levels, or a mask, with the longer side of the pixels filled."""
+    rows, columns = levels.shape
+    wanted = (round(columns * max(1.0, 1.0 / ratio)), round(rows * max(1.0, ratio)))
+    how = cv2.INTER_NEAREST if levels.dtype == bool else cv2.INTER_LINEAR
+    kind = np.uint8 if levels.dtype == bool else np.float64
+    resized = cv2.resize(levels.astype(kind), wanted, interpolation=how)
+    return np.asarray(resized).astype(levels.dtype)
 
 
 def stored_ends(image: Dataset) -> tuple[int, int]:

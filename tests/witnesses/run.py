@@ -34,7 +34,7 @@ from witnesses.comparison import (
     compared,
 )
 from witnesses.encoding import image_file
-from witnesses.explained import EXPLAINED_IMAGES, Explanation
+from witnesses.explained import EXPLAINED_IMAGES, ON_PURPOSE, Explanation
 from witnesses.picture_comparison import EXPLAINED_PICTURES, compared_pictures
 from witnesses.pictures import picture
 from witnesses.specs import drawn
@@ -66,7 +66,7 @@ def figures(found: Found, seed: int, explanations: Sequence[Explanation]) -> dic
     kinds = Counter(outcome.kind for _, outcome in found)
     written = [(number, outcome) for number, outcome in found if outcome.kind != UNWRITTEN]
     named = _details(found, EXPLAINED)
-    why = {one.name: one.why for one in explanations}
+    known = {one.name: one for one in (*explanations, *ON_PURPOSE)}
     foreign = sum(outcome.writer not in OWN_WRITERS for _, outcome in written)
     return {
         "seed": seed,
@@ -77,7 +77,12 @@ def figures(found: Found, seed: int, explanations: Sequence[Explanation]) -> dic
         **{kind: kinds[kind] for kind in (AGREED, REASON, EXPLAINED, DISAGREED)},
         "reasons": dict(_details(found, REASON).most_common()),
         "explanations": [
-            {"name": name, "count": count, "why": why.get(name, "")}
+            {
+                "name": name,
+                "count": count,
+                "readers": known[name].readers,
+                "why": known[name].why,
+            }
             for name, count in named.most_common()
         ],
         "disagreements": [f"{n}: {'; '.join(o.details)}" for n, o in found if o.kind == DISAGREED],
@@ -99,32 +104,23 @@ def _largest(agreed: Iterable[Outcome]) -> dict[str, float]:
     return largest
 
 
-def dicom_readers() -> dict[str, str]:
-    """The readers of DICOM images, and the other programs that write them."""
+def versions() -> dict[str, dict[str, str]]:
+    """Versions of the readers that ours are compared with, and of the programs beside them."""
     return {
-        "DCMTK": version(["dcmj2pnm", "--version"]),
-        "pydicom": installed("pydicom"),
-        "GDCM": version(["gdcmconv", "--version"]),
-        "OpenJPEG": _debian("libopenjp2-tools"),
-        "OpenJPH": _debian("openjph-tools"),
-        "libjpeg-turbo": version(["cjpeg", "-version"]),
+        "dicom": {"DCMTK": version(["dcmj2pnm", "--version"]), "pydicom": installed("pydicom")},
+        "pictures": {
+            "OpenCV": installed("opencv-python-headless"),
+            "Pillow": installed("pillow"),
+            "GraphicsMagick": version(["gm", "version"]),
+        },
+        "programs": {
+            "GDCM": version(["gdcmconv", "--version"]),
+            "libjpeg-turbo": version(["cjpeg", "-version"]),
+            "libtiff": version(["tiffcp", "-h"], r"LIBTIFF, Version ([\d.]+)"),
+            "libwebp": version(["cwebp", "-version"]),
+            "OpenJPEG": version(["opj_compress", "-h"], r"library v([\d.]+)"),
+        },
     }
-
-
-def picture_readers() -> dict[str, str]:
-    """The readers of pictures, and the other programs that write them."""
-    return {
-        "OpenCV": installed("opencv-python-headless"),
-        "Pillow": installed("pillow"),
-        "GraphicsMagick": version(["gm", "version"]),
-        "libtiff": _debian("libtiff-tools"),
-        "libwebp": version(["cwebp", "-version"]),
-        "libjpeg-turbo": version(["cjpeg", "-version"]),
-    }
-
-
-def _debian(package: str) -> str:
-    return version(["dpkg-query", "--showformat", "${Version}", "--show", package])
 
 
 def _keep(found: Found, seed: int, folder: Path, *, dicom: bool) -> None:
@@ -172,10 +168,10 @@ def main() -> None:
             raise SystemExit(lacking)
     disagreed = 0
     runs = (
-        ("dicom", images, options.images, EXPLAINED_IMAGES, dicom_readers),
-        ("pictures", pictures, options.pictures, EXPLAINED_PICTURES, picture_readers),
+        ("dicom", images, options.images, EXPLAINED_IMAGES),
+        ("pictures", pictures, options.pictures, EXPLAINED_PICTURES),
     )
-    for name, compare, count, explanations, readers in runs:
+    for name, compare, count, explanations in runs:
         started = time.perf_counter()
         found = compare(options.seed, count, options.workers)
         it = figures(found, options.seed, explanations)
@@ -183,7 +179,9 @@ def main() -> None:
         print(f"  {time.perf_counter() - started:.0f} s")
         disagreed += it[DISAGREED]
         if options.store:
-            store(name, {**it, "readers": readers()}, "reading")
+            found_versions = versions()
+            others = {"compared": found_versions[name], "programs": found_versions["programs"]}
+            store(name, {**others, **it}, "reading")
         if options.keep:
             _keep(found, options.seed, options.keep, dicom=name == "dicom")
     sys.exit(bool(disagreed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -56,8 +57,8 @@ def run(command: Sequence[str | Path]) -> str:
     return said
 
 
-def version(command: Sequence[str]) -> str:
-    """The first line that a program writes about itself."""
+def version(command: Sequence[str], pattern: str = r"v?(\d+\.\d[\w.]*)") -> str:
+    """The version that a program writes about itself, or `unknown`."""
     done = subprocess.run(command, capture_output=True, timeout=MOST_SECONDS)
-    lines = (done.stdout + done.stderr).decode("latin-1").strip().splitlines()
-    return lines[0].strip(" $") if lines else ""
+    found = re.search(pattern, (done.stdout + done.stderr).decode("latin-1"))
+    return found[1] if found else "unknown"
