@@ -138,14 +138,15 @@ def _compared_to(
         return _Found([], [f"{reader}: {shown.other.shape} pixels for {shown.ours.shape}"])
     largest, mean = _apart(shown)
     limit = _limit(image) + (ROUNDING if SQUARED.name in notes else 0.0)
-    if _is_within(shown, limit):
+    if largest <= limit and mean <= max(TOLERANCE, limit / 2):
         return _Found(notes, [], largest)
     faults = [one for one in possible if not one.refuses]
     for used in (*([one] for one in faults), faults):
         corrected = shown
         for one in used:
             corrected = replace(corrected, other=one.undone(corrected))
-        if used and _is_within(corrected, limit + sum(one.most(image) for one in used)):
+        most = limit + sum(one.most(image) for one in used)
+        if used and _apart(corrected)[0] <= most:
             return _Found([*notes, *(one.name for one in used)], [], largest)
     return _Found([], [f"{reader}: {largest:.1f} at most, {mean:.1f} on average"], largest)
 
@@ -154,11 +155,6 @@ def _apart(shown: Shown) -> tuple[float, float]:
     """Largest and mean difference, grey levels of 255."""
     apart = np.abs(shown.ours - shown.other)
     return float(apart.max()), float(apart.mean())
-
-
-def _is_within(shown: Shown, limit: float) -> bool:
-    largest, mean = _apart(shown)
-    return limit >= 255 or (largest <= limit and mean <= max(TOLERANCE, limit / 2))
 
 
 def _limit(image: Dataset) -> float:
@@ -211,7 +207,7 @@ def _of_reason(spec: ImageSpec, own: Reading, others: dict[str, Reading]) -> Out
     shown = [reading.grey for reading in others.values() if reading.grey is not None]
     holds = {
         Reason.BLANK.code: bool(shown) and any(map(is_blank, shown)),
-        Reason.BITS.code: spec.greys.overlay == "high bits",
+        Reason.BITS.code: spec.greys.overlay in ("high bits", "moved up"),
         Reason.NOT_IMAGE.code: spec.packing.meta == "none",
         Reason.SHAPE.code: _has_another_shape(spec),
     }

@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import imagecodecs
 import numpy as np
+from codestreams import LosslessJpeg
 from dicom_files import (
     EXPLICIT,
     SECONDARY_CAPTURE,
@@ -25,7 +26,7 @@ from pydicom.pixels.processing import convert_color_space
 
 from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, IMPLICIT, SYNTAXES, Family
 from deepcovid_edge.imaging.phantom import draw_phantom
-from witnesses.specs import DCMTK, GDCM, OPENJPEG, OPENJPH, OURS, TURBO, ImageSpec, Layout
+from witnesses.specs import BY_HAND, DCMTK, GDCM, OPENJPEG, OPENJPH, OURS, TURBO, ImageSpec, Layout
 from witnesses.tools import run
 
 Words = NDArray[Any]
@@ -99,6 +100,9 @@ def dataset_of(spec: ImageSpec) -> Dataset:
     image = dataset(words, stored=layout.stored, PhotometricInterpretation=layout.photometric)
     if greys.overlay == "high bits":
         _hide_overlay(image, words, layout)
+    if greys.overlay == "moved up":  # as PS3.5, 8.1.1 allowed until 2014
+        image.PixelData = (words << (layout.allocated - layout.stored)).tobytes()
+        image.HighBit = layout.allocated - 1
     if not layout.is_grey:
         _make_screen_copy(image, words, layout)
     if len(image.PixelData) % 2:
@@ -295,11 +299,18 @@ def _codestream(spec: ImageSpec, place: Path) -> bytes:
     words, packing = words_of(spec), spec.packing
     if packing.writer in (OPENJPEG, OPENJPH, TURBO):
         return _by_program(spec, np.ascontiguousarray(words), place)
+    if packing.writer == BY_HAND:
+        predictor, point, rows = map(int, packing.options)
+        writer = LosslessJpeg(spec.layout.stored, predictor, point, restart_rows=rows)
+        return writer.encode(_unsigned(words, spec.layout))
     if not spec.layout.is_grey:
         return _colour_codestream(words, spec)
     if packing.family in (Family.JPEG_2000, Family.HTJ2K):
         return compressed(words, spec.layout.stored, packing.syntax)
-    return compressed(_unsigned(words, spec.layout), spec.layout.stored, packing.syntax)
+    unsigned = _unsigned(words, spec.layout)
+    if packing.family is Family.JPEG_LOSSLESS and spec.layout.stored == 8:
+        unsigned = unsigned.astype(np.uint8)
+    return compressed(unsigned, spec.layout.stored, packing.syntax)
 
 
 def _unsigned(words: Words, layout: Layout) -> Words:

@@ -105,11 +105,12 @@ def _of_a_unit(image: Dataset) -> float:
 
 
 def _at_an_end(shown: Shown) -> Grey:
-    """Ours where a pixel holds the lowest or highest value that can be stored."""
+    """Ours where the rescaled value is within one of the lowest or highest that there can be."""
     if shown.stored is None:
         return shown.other
     low, high = stored_ends(shown.image)
-    ends = (shown.stored == low) | (shown.stored == high)
+    near = 1 / abs(float(shown.image.get("RescaleSlope", 1)))
+    ends = (shown.stored < low + near) | (shown.stored > high - near)
     return np.where(ends, shown.ours, shown.other)
 
 

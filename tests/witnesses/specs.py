@@ -35,8 +35,8 @@ from deepcovid_edge.imaging.dicom.syntaxes import (
 Draw = np.random.Generator
 Choice = TypeVar("Choice")
 
-OURS, DCMTK, GDCM, OPENJPEG, OPENJPH, TURBO = (
-    *("pydicom", "DCMTK", "GDCM", "OpenJPEG", "OpenJPH", "libjpeg-turbo"),
+OURS, DCMTK, GDCM, OPENJPEG, OPENJPH, TURBO, BY_HAND = (
+    *("pydicom", "DCMTK", "GDCM", "OpenJPEG", "OpenJPH", "libjpeg-turbo", "by hand"),
 )
 _WRITERS: dict[str, tuple[str, ...]] = {
     IMPLICIT: (OURS, DCMTK, GDCM),
@@ -46,8 +46,8 @@ _WRITERS: dict[str, tuple[str, ...]] = {
     RLE: (OURS, DCMTK, GDCM),
     JPEG: (OURS, DCMTK, GDCM, TURBO),
     JPEG_12: (OURS, DCMTK),
-    LOSSLESS: (OURS, DCMTK, DCMTK),
-    LOSSLESS_SV1: (OURS, DCMTK, GDCM),
+    LOSSLESS: (OURS, DCMTK, DCMTK, BY_HAND),
+    LOSSLESS_SV1: (OURS, DCMTK, GDCM, BY_HAND),
     JPEG_LS: (OURS, DCMTK, GDCM),
     NEAR_LOSSLESS: (OURS, DCMTK, GDCM),
     J2K: (OURS, GDCM, OPENJPEG, OPENJPEG),
@@ -115,7 +115,8 @@ class Greys:
         presentation: Presentation LUT shape, or empty.
         padding: `none`, `value` or `range`.
         shutter: Shutter shapes, or empty.
-        overlay: `none`, `plane` or `high bits`.
+        overlay: `none`, `plane` or `high bits`; `moved up` where there is none, but the stored
+            bits are the highest ones.
     """
 
     black: int
@@ -142,7 +143,8 @@ class Packing:
     Attributes:
         syntax: Transfer syntax UID.
         writer: Whose encoder writes them.
-        options: What the encoder is asked for.
+        options: What the encoder is asked for: of its command line; by hand it is predictor,
+            point transform and rows of a restart interval.
         fragments: Fragments of a codestream.
         offsets: `none`, `basic` or `extended`.
         surplus: Bytes behind the pixels that belong to nothing.
@@ -224,6 +226,8 @@ def _layout(draw: Draw, syntax: str, writer: str) -> Layout:
     )
     signed = not colour and not unsigned and draw.random() < 0.25
     aspect = seldom(draw, 0.08, one(draw, (3, 2), (2, 3), (5, 4), (20, 19)), (1, 1))
+    if writer == GDCM and SYNTAXES[syntax].lossy:
+        aspect = (1, 1)  # faults of single pixels are explained one by one, not between two
     keywords = ("PixelAspectRatio", "PixelSpacing", "ImagerPixelSpacing")
     stated = aspect != (1, 1) or draw.random() < 0.2
     return Layout(
@@ -262,7 +266,8 @@ def _greys(draw: Draw, layout: Layout, syntax: str) -> Greys:
     span = (high - low) * occupied
     black = round(low + draw.uniform(0, 1) * (high - low - span))
     modality = seldom(draw, 0.4, one(draw, "rescale", "rescale", "lut"), "none")
-    exact = "lut" in voi  # a LUT has no entry between two values
+    square = layout.aspect == (1, 1)  # faults of single pixels are explained one by one
+    exact = "lut" in voi or not square  # and a LUT has no entry between two values
     voi_bits = one(draw, 8, 10, 12, 16)
     return Greys(
         black=black,
@@ -279,7 +284,7 @@ def _greys(draw: Draw, layout: Layout, syntax: str) -> Greys:
         used_bits=voi_bits - seldom(draw, 0.1, 2, 0),
         presentation=_presentation(draw, layout),
         padding="none"
-        if SYNTAXES[syntax].lossy or not layout.is_grey
+        if SYNTAXES[syntax].lossy or not layout.is_grey or not square
         else seldom(draw, 0.12, one(draw, "value", "range"), "none"),
         shutter=_shutter(draw, layout),
         overlay=_overlay(draw, layout, syntax),
@@ -305,7 +310,7 @@ def _shutter(draw: Draw, layout: Layout) -> tuple[str, ...]:
 def _overlay(draw: Draw, layout: Layout, syntax: str) -> str:
     spare = layout.allocated - layout.stored
     if spare and not layout.signed and syntax in NATIVE and draw.random() < 0.1:
-        return "high bits"
+        return one(draw, "high bits", "moved up")
     return seldom(draw, 0.06, "plane", "none")
 
 
@@ -328,24 +333,35 @@ def _packing(draw: Draw, layout: Layout, syntax: str, writer: str, *, exact: boo
 def _options(
     draw: Draw, layout: Layout, syntax: str, writer: str, *, exact: bool
 ) -> tuple[str, ...]:
-    """Options of the encoder's command line."""
+    """What the encoder is asked for."""
     if writer == DCMTK:
         return _dcmtk_options(draw, layout, syntax, exact=exact)
-    if writer == GDCM:
-        return _GDCM[syntax] + (
-            ("-q", str(one(draw, 80, 92, 98))) if SYNTAXES[syntax].family is Family.JPEG else ()
-        )
-    if writer == OPENJPEG:
-        return _openjpeg_options(draw, syntax)
-    if writer == OPENJPH:
-        return _openjph_options(draw, syntax)
-    if writer == TURBO:
-        return (
-            *("-quality", str(one(draw, 75, 90, 98)), "-sample", one(draw, "1x1", "2x1", "2x2")),
-            *(("-restart", one(draw, "1", "4", "3B")) if draw.random() < 0.5 else ()),
-            *(("-optimize",) if draw.random() < 0.5 else ()),
-        )
+    makers = {
+        GDCM: _gdcm_options,
+        OPENJPEG: _openjpeg_options,
+        OPENJPH: _openjph_options,
+        TURBO: _turbo_options,
+    }
+    if writer in makers:
+        return makers[writer](draw, syntax)
+    if writer == BY_HAND:
+        predictor = 1 if syntax == LOSSLESS_SV1 else int(draw.integers(1, 8))
+        point = 0 if exact else seldom(draw, 0.4, int(draw.integers(1, 4)), 0)
+        return str(predictor), str(point), one(draw, "0", "1", "7", "32")
     return ()
+
+
+def _gdcm_options(draw: Draw, syntax: str) -> tuple[str, ...]:
+    quality = ("-q", one(draw, "80", "92", "98"))
+    return _GDCM[syntax] + (quality if SYNTAXES[syntax].family is Family.JPEG else ())
+
+
+def _turbo_options(draw: Draw, _syntax: str) -> tuple[str, ...]:
+    return (
+        *("-quality", one(draw, "75", "90", "98"), "-sample", one(draw, "1x1", "2x1", "2x2")),
+        *(("-restart", one(draw, "1", "4", "3B")) if draw.random() < 0.5 else ()),
+        *(("-optimize",) if draw.random() < 0.5 else ()),
+    )
 
 
 _GDCM = {
