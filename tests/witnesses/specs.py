@@ -269,6 +269,10 @@ def _greys(draw: Draw, layout: Layout, syntax: str) -> Greys:
     square = layout.aspect == (1, 1)  # faults of single pixels are explained one by one
     exact = "lut" in voi or not square  # and a LUT has no entry between two values
     voi_bits = one(draw, 8, 10, 12, 16)
+    padding = seldom(draw, 0.12, one(draw, "value", "range"), "none")
+    if SYNTAXES[syntax].lossy or not layout.is_grey or not square:
+        padding = "none"
+    shutter = _shutter(draw, layout)
     return Greys(
         black=black,
         white=round(black + span),
@@ -282,27 +286,25 @@ def _greys(draw: Draw, layout: Layout, syntax: str) -> Greys:
         window=(draw.uniform(-0.2, 0.2), draw.uniform(0.75, 1.3)),
         voi_bits=voi_bits,
         used_bits=voi_bits - seldom(draw, 0.1, 2, 0),
-        presentation=_presentation(draw, layout),
-        padding="none"
-        if SYNTAXES[syntax].lossy or not layout.is_grey or not square
-        else seldom(draw, 0.12, one(draw, "value", "range"), "none"),
-        shutter=_shutter(draw, layout),
+        presentation=_presentation(draw, layout, may_contradict=padding == "none" and not shutter),
+        padding=padding,
+        shutter=shutter,
         overlay=_overlay(draw, layout, syntax),
     )
 
 
-def _presentation(draw: Draw, layout: Layout) -> str:
+def _presentation(draw: Draw, layout: Layout, *, may_contradict: bool) -> str:
     """The shape that belongs to the photometric interpretation, seldom the other one."""
     shapes = ("INVERSE", "IDENTITY")
     if draw.random() < 0.5 or not layout.is_grey:
         return ""
     agreeing = shapes[layout.photometric == "MONOCHROME2"]
-    return seldom(draw, 0.05, one(draw, *shapes), agreeing)
+    return seldom(draw, 0.1 * may_contradict, one(draw, *shapes), agreeing)
 
 
 def _shutter(draw: Draw, layout: Layout) -> tuple[str, ...]:
     shapes = ("RECTANGULAR", "CIRCULAR", "POLYGONAL")
-    if draw.random() > 0.08 or not layout.is_grey:
+    if draw.random() > 0.08 or not layout.is_grey or layout.aspect != (1, 1):
         return ()
     return seldom(draw, 0.2, ("RECTANGULAR", "CIRCULAR"), (one(draw, *shapes),))
 
