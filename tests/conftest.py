@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +180,18 @@ def decode() -> Callable[..., Radiograph]:
         return decode_radiograph(FileBytes(Path(name), data, "0" * 64))
 
     return decoded
+
+
+def spread(*axes: Iterable[Any], of: int) -> list[Any]:
+    """All combinations for `parametrize`, one of so many in the default run, the others slow.
+
+    Each value of each axis is among the default ones, with other partners from value to value.
+    """
+    numbered = product(*(enumerate(axis) for axis in axes))
+    return [
+        pytest.param(
+            *(value for _, value in chosen),
+            marks=[pytest.mark.slow] if sum(number for number, _ in chosen) % of else [],
+        )
+        for chosen in numbered
+    ]

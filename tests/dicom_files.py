@@ -16,9 +16,9 @@ from typing import Any
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import dcmwrite
+from pydicom import dcmread, dcmwrite
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -136,6 +136,11 @@ def fragments(image: Dataset, *frames: bytes) -> Dataset:
     return image
 
 
+def frame_of(data: bytes) -> bytes:
+    """The codestream of a file."""
+    return bytes(get_frame(dcmread(io.BytesIO(data)).PixelData, 0, number_of_frames=1))
+
+
 def _pixels(image: Dataset) -> NDArray[Any]:
     kind = f"<{'i' if image.PixelRepresentation else 'u'}{image.BitsAllocated // 8}"
     shape = (image.Rows, image.Columns, image.SamplesPerPixel)[: 2 + (image.SamplesPerPixel > 1)]
@@ -199,9 +204,10 @@ def dcmtk() -> str | None:
     return f"{', '.join(missing)} not found: apt-get install dcmtk" if missing else None
 
 
-def by_dcmtk(data: bytes, syntax: str) -> bytes:
-    """A file that DCMTK made of an uncompressed one."""
+def by_dcmtk(data: bytes, syntax: str, *more: str) -> bytes:
+    """A file that DCMTK made of an uncompressed one, maybe with more of its tool's options."""
     tool, *options = _TO_SYNTAX[syntax]
+    options += more
     with tempfile.TemporaryDirectory() as place:
         before, after = Path(place, "before.dcm"), Path(place, "after.dcm")
         before.write_bytes(data)

@@ -117,13 +117,23 @@ def to_grey(pixels: NDArray[Any]) -> tuple[Grey, list[WarningCode]]:
     if pixels.ndim == 2:
         return pixels.astype(pixels.dtype.newbyteorder("="), copy=False), []
     step = sampling_step(pixels)
-    sample = pixels[::step, ::step]
-    chroma = (sample.max(axis=2) - sample.min(axis=2)) * (255.0 / max(1, int(sample.max())))
+    chroma = _chroma(pixels[::step, ::step])
     if chroma.mean() > MAX_MEAN_CHROMA:
         raise NotAssessedError(Reason.COLOUR, f"mean chroma {chroma.mean():.0f} of 255")
     marked = float(np.percentile(chroma, 99.9)) > MARK_CHROMA
     grey: NDArray[Any] = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)
     return grey, [WarningCode.COLOUR] if marked else []
+
+
+def is_coloured(sample: NDArray[Any]) -> bool:
+    """Whether a sample of pixels, of shape (height, width, 3), has more colour than a tint."""
+    return float(_chroma(sample).mean()) > MAX_MEAN_CHROMA
+
+
+def _chroma(sample: NDArray[Any]) -> NDArray[np.float64]:
+    """Largest less smallest of R, G and B, in 255ths of the brightest sample."""
+    span: NDArray[np.float64] = np.ptp(sample, axis=2) * (255.0 / max(1, int(sample.max())))
+    return span
 
 
 def check_exposure(sample: NDArray[Any], white: int) -> None:

@@ -12,6 +12,8 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 
+from deepcovid_edge.imaging.dicom.syntaxes import is_bare_data_set
+
 _PNG = b"\x89PNG\r\n\x1a\n"
 _KNOWN = {
     b"\xff\xd8\xff": "JPEG",
@@ -50,8 +52,12 @@ _TIFF_PRIVATE = 32768
 
 
 def is_dicom(data: bytes) -> bool:
-    """Whether the bytes are a DICOM file (DICOM PS3.10, section 7.1: preamble and prefix)."""
-    return data[128:132] == b"DICM"
+    """Whether the bytes are a DICOM file.
+
+    DICOM PS3.10, section 7.1: a preamble and a prefix. Files without them are known by their
+    elements.
+    """
+    return data[128:132] == b"DICM" or is_bare_data_set(data)
 
 
 def unread_format(data: bytes) -> str | None:

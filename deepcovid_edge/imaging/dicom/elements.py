@@ -18,6 +18,7 @@ MAX_READS = 200_000
 MAX_VALUE = 1 << 22
 """Longest value of a header that is looked at, bytes. A LUT of 65,536 entries takes 131,072."""
 
+_UNDEFINED = 0xFFFFFFFF
 _LONGEST_TEXT = 64
 """Longest value that is read of a text (PS3.5, 6.2: UI and LO), characters."""
 
@@ -144,13 +145,19 @@ def read_elements(
     wanted: list[BaseTag | int] = [BaseTag(tag) for tag in tags]
 
     def stop(tag: int, kind: str | None, length: int) -> bool:
-        if length > MAX_VALUE and length != 0xFFFFFFFF and tag in wanted:
+        if length > MAX_VALUE and length != _UNDEFINED and tag in wanted:
             raise NotAssessedError(Reason.DECODE, f"header value of {length} bytes")
         return stop_when(tag, kind, length)
 
     found: Iterator[Any] = data_element_generator(
         stream, implicit, little, stop_when=stop, specific_tags=wanted
     )
-    return Elements(
-        {int(element.tag): element for element in found}, little=little, implicit=implicit
-    )
+    whole = {int(element.tag): element for element in found if not _is_cut_off(element)}
+    return Elements(whole, little=little, implicit=implicit)
+
+
+def _is_cut_off(element: Any) -> bool:
+    """Whether a file ends within a value."""
+    value = element.value
+    stated = getattr(element, "length", 0)
+    return isinstance(value, bytes) and stated != _UNDEFINED and len(value) < stated

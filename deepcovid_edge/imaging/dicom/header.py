@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import datetime
 import re
-import zlib
 from dataclasses import dataclass
 
 from deepcovid_edge.errors import MissingDependencyError, NotAssessedError, require
 from deepcovid_edge.imaging.dicom.elements import BoundedStream, Elements, read_elements
-from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, DEFLATED, IMPLICIT
+from deepcovid_edge.imaging.dicom.syntaxes import find_data_set
 from deepcovid_edge.imaging.radiograph import DicomFacts
 from deepcovid_edge.reasons import Reason
 
-MAX_INFLATED = 1 << 28
-"""Most bytes that a deflated file may become: 100 megapixels of 16 bits, and a header."""
-
-_PREAMBLE = 132
 _PIXEL_DATA = {0x7FE00008, 0x7FE00009, 0x7FE00010}
 """Float, double and whole pixels (PS3.3, C.7.6.3 and C.7.6.24)."""
-_MEDIA_CLASS, _TRANSFER_SYNTAX = 0x00020002, 0x00020010
 _SOP_CLASS, _SOP_INSTANCE = 0x00080016, 0x00080018
 _STUDY_DATE, _BIRTH_DATE, _AGE = 0x00080020, 0x00100030, 0x00101010
 _MODALITY, _INTENT = 0x00080060, 0x00080068
@@ -105,6 +99,7 @@ class DicomHeader:
         orientation: Patient orientation of rows and columns, or empty.
         burned_in: Whether it is stated that text stands in the pixels.
         lossy_ratio: Highest compression ratio that is stated, or 0.
+        native_syntax: UID of the transfer syntax of its elements, were pixels not compressed.
     """
 
     data: bytes
@@ -116,6 +111,7 @@ class DicomHeader:
     orientation: tuple[str, ...]
     burned_in: bool
     lossy_ratio: float
+    native_syntax: str
 
 
 def read_header(data: bytes) -> DicomHeader:
@@ -128,15 +124,9 @@ def read_header(data: bytes) -> DicomHeader:
         require("pydicom", extra="dicom")
     except MissingDependencyError as error:
         raise NotAssessedError(Reason.DICOM, str(error)) from error
-    stream = BoundedStream(data)
-    stream.seek(_PREAMBLE)
-    meta = read_elements(
-        stream, lambda tag, _kind, _length: tag >> 16 != 2, (_MEDIA_CLASS, _TRANSFER_SYNTAX)
-    )
-    syntax = meta.text(_TRANSFER_SYNTAX)
-    if syntax == DEFLATED:
-        data = _inflated(data, stream.tell())
-        stream = BoundedStream(data)
+    found = find_data_set(data)
+    stream = BoundedStream(found.data)
+    stream.seek(found.start)
     place: list[PixelPlace] = []
 
     def at_pixels(tag: int, kind: str | None, length: int) -> bool:
@@ -147,11 +137,13 @@ def read_header(data: bytes) -> DicomHeader:
         return True
 
     elements = read_elements(
-        stream, at_pixels, _TAGS, little=syntax != BIG_ENDIAN, implicit=syntax == IMPLICIT
+        *(stream, at_pixels, _TAGS),
+        little=found.encoding.little,
+        implicit=found.encoding.implicit,
     )
     return DicomHeader(
-        data=data,
-        facts=_facts(elements, meta.text(_MEDIA_CLASS), syntax),
+        data=found.data,
+        facts=_facts(elements, found.media_class, found.syntax),
         layout=_layout(elements),
         place=place[0] if place else None,
         elements=elements,
@@ -159,21 +151,8 @@ def read_header(data: bytes) -> DicomHeader:
         orientation=tuple(part.upper() for part in elements.texts(_ORIENTATION) if part),
         burned_in=elements.word(_BURNED_IN) == "YES",
         lossy_ratio=max(_ratios(elements), default=0.0),
+        native_syntax=found.native,
     )
-
-
-def _inflated(data: bytes, start: int) -> bytes:
-    """The data set of a deflated file (PS3.5, A.5: RFC 1951, no zlib header)."""
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    try:
-        inflated = inflater.decompress(memoryview(data)[start:], MAX_INFLATED)
-    except zlib.error as error:
-        raise NotAssessedError(Reason.DECODE, f"deflated data: {error}") from error
-    if len(inflated) >= MAX_INFLATED:
-        raise NotAssessedError(Reason.TOO_BIG, f"more than {MAX_INFLATED} bytes once inflated")
-    if not inflater.eof:
-        raise NotAssessedError(Reason.TRUNCATED, "deflated data without their end")
-    return inflated
 
 
 def _ratios(elements: Elements) -> list[float]:

@@ -2,34 +2,55 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.errors import NotAssessedError
+from deepcovid_edge.imaging.dicom.codestreams import (
+    Codestream,
+    is_begun,
+    is_padding,
+    read_codestream,
+    with_end,
+)
 from deepcovid_edge.imaging.dicom.header import DicomHeader, PixelLayout, PixelPlace
 from deepcovid_edge.imaging.dicom.sandbox import Request, sandbox
-from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES, Family
-from deepcovid_edge.imaging.radiograph import LOSSY_RATIO
+from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES, is_native
+from deepcovid_edge.imaging.radiograph import LOSSY_RATIO, is_coloured, sampling_step
 from deepcovid_edge.reasons import Reason, WarningCode
 
 MAX_STRAY = 0.001
 """Largest share of pixels with bits above the stored ones."""
 
 _PIXEL_DATA = 0x7FE00010
-_ITEM, _DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
+_ITEM = b"\xfe\xff\x00\xe0"
 _OVERSHOOT = 1.0625
-_PADDING = 4096
-"""Zeros behind the end of a codestream that are looked through for it."""
+_HEAD = 1 << 16
+_HALVED = "YBR_FULL_422"
 
 
-def read_words(header: DicomHeader) -> tuple[NDArray[Any], list[WarningCode]]:
+@dataclass(frozen=True)
+class Pixels:
+    """Pixels as they stand in a file.
+
+    Attributes:
+        words: Of shape (rows, columns), or (rows, columns, 3) for R, G and B, uint8 or uint16,
+            native byte order; bits above the stored ones may be set in a few.
+        syntax: UID of the transfer syntax that they stood in.
+        warnings: What their compression gives to know.
+    """
+
+    words: NDArray[Any]
+    syntax: str
+    warnings: tuple[WarningCode, ...] = ()
+
+
+def read_words(header: DicomHeader) -> Pixels:
     """The pixels as unsigned words, and what their compression gives to know.
-
-    Returns:
-        Of shape (rows, columns) or (rows, columns, 3), uint8 or uint16, native byte order; bits
-        above the stored ones may be set in a few.
 
     Raises:
         NotAssessedError: The pixels are cut off, do not fit the header or cannot be decoded.
@@ -37,32 +58,50 @@ def read_words(header: DicomHeader) -> tuple[NDArray[Any], list[WarningCode]]:
     place, layout = header.place, header.layout
     if place is None or place.tag != _PIXEL_DATA:
         raise NotAssessedError(Reason.MODE, "floating point")
-    warnings: list[WarningCode] = []
-    syntax = SYNTAXES[header.facts.transfer_syntax_uid]
-    if syntax.family is Family.NATIVE:
-        words = _native(header, place)
+    syntax = header.facts.transfer_syntax_uid
+    ycc = layout.photometric.startswith("YBR_FULL")
+    stream = _stream(header, place)
+    found = read_codestream(stream, layout.allocated // 8)
+    if found is None and stream and not (is_native(syntax) or _is_whole(layout, len(stream))):
+        raise _unknown(stream)
+    if found is None:
+        words, warnings = _native(header, place, stream), tuple[WarningCode, ...]()
+        syntax = syntax if is_native(syntax) else header.native_syntax
     else:
-        codestream = _codestream(header.data, place, syntax.family)
-        if syntax.lossy and _ratio(layout, len(codestream)) > LOSSY_RATIO >= header.lossy_ratio:
-            warnings.append(WarningCode.LOSSY)
-        words = sandbox().decode(_request(header), codestream)
-        if syntax.lossy and not layout.signed:
-            words = _without_overshoot(words, layout.stored)
+        if SYNTAXES[found.syntax].family is not SYNTAXES[syntax].family:
+            syntax = found.syntax
+        words, warnings = _decoded(header, replace(found, syntax=syntax))
+        ycc = ycc if found.ycc is None else found.ycc
     _check_stray_bits(words, layout)
-    return words, warnings
+    return Pixels(words if words.ndim == 2 else _rgb(words, ycc=ycc), syntax, warnings)
 
 
-def _request(header: DicomHeader) -> Request:
-    layout = header.layout
+def _decoded(
+    header: DicomHeader, codestream: Codestream
+) -> tuple[NDArray[Any], tuple[WarningCode, ...]]:
+    layout = replace(header.layout, samples=codestream.samples)
+    if layout.samples not in (1, 3) or (layout.samples == 3 and layout.stored != 8):
+        detail = f"{layout.samples} channels of {layout.stored} bits"
+        raise NotAssessedError(Reason.MODE, detail)
+    words = sandbox().decode(_request(layout, codestream.syntax), codestream.data)
+    if not SYNTAXES[codestream.syntax].lossy:
+        return words, ()
+    heavy = _ratio(layout, len(codestream.data)) > LOSSY_RATIO >= header.lossy_ratio
+    if not layout.signed:
+        words = _without_overshoot(words, layout.stored)
+    return words, (WarningCode.LOSSY,) if heavy else ()
+
+
+def _request(layout: PixelLayout, syntax: str) -> Request:
     return Request(
-        syntax=header.facts.transfer_syntax_uid,
+        syntax=syntax,
         rows=layout.rows,
         columns=layout.columns,
         samples=layout.samples,
         allocated=layout.allocated,
         stored=layout.stored,
         signed=layout.signed,
-        photometric=layout.photometric,
+        photometric="RGB" if layout.samples == 3 else "MONOCHROME2",
     )
 
 
@@ -71,23 +110,60 @@ def _ratio(layout: PixelLayout, compressed: int) -> float:
     return size / max(1, compressed)
 
 
-def _native(header: DicomHeader, place: PixelPlace) -> NDArray[Any]:
+def _native(header: DicomHeader, place: PixelPlace, joined: bytes) -> NDArray[Any]:
+    """Uncompressed pixels, maybe in fragments that were joined."""
     layout, data = header.layout, header.data
-    if layout.photometric == "YBR_FULL_422":
-        raise NotAssessedError(Reason.MODE, "YBR_FULL_422, uncompressed")
-    count = layout.rows * layout.columns * layout.samples
+    if joined:
+        data, place = joined, replace(place, start=0, length=len(joined))
+    stated = len(data) - place.start if place.length is None else place.length
+    count = _count(layout, stated)
     size = count * layout.allocated // 8
-    if place.length is None or place.length not in (size, size + size % 2):
-        stated = "undefined" if place.length is None else str(place.length)
+    if place.length is not None and stated < size:
         raise NotAssessedError(Reason.LENGTH, f"{stated} bytes of pixels, {size} by the header")
-    if place.start + size > len(data):
-        raise NotAssessedError(Reason.TRUNCATED, f"{len(data) - place.start} of {size} bytes")
-    words = _unsigned(data, place, layout, count, little=header.elements.little)
+    held = min(stated, len(data) - place.start)
+    if held < size:
+        raise NotAssessedError(Reason.TRUNCATED, f"{held} of {size} bytes")
+    little = header.elements.little or bool(joined)  # PS3.5, A.4
+    words = _unsigned(data, place, layout, held * 8 // layout.allocated, little=little)
+    planes = layout.samples if layout.planar else 1
+    rows = layout.rows * planes
+    if held > size + size % 2 and not is_padding(words, rows, count // rows):
+        detail = f"{stated} bytes of pixels, {size} by the header"
+        raise NotAssessedError(Reason.LENGTH, detail)
+    words = words[:count]
     if layout.samples == 1:
         return words.reshape(layout.rows, layout.columns)
-    if layout.planar:
-        return np.moveaxis(words.reshape(layout.samples, layout.rows, layout.columns), 0, -1)
-    return words.reshape(layout.rows, layout.columns, layout.samples)
+    if count == 2 * layout.rows * layout.columns:
+        return _without_halving(words, layout)
+    return _channels(words, layout)
+
+
+def _channels(words: NDArray[Any], layout: PixelLayout) -> NDArray[Any]:
+    """Channels as the header says that they stand, unless a grey picture shows the other way."""
+    ways = [
+        words.reshape(layout.rows, layout.columns, 3),
+        np.moveaxis(words.reshape(3, layout.rows, layout.columns), 0, -1),
+    ]
+    stated, other = ways[:: -1 if layout.planar else 1]
+    return other if _is_grey(other) and not _is_grey(stated) else stated
+
+
+def _is_grey(channels: NDArray[Any]) -> bool:
+    """Whether channels are equal all over, or two of them 128, wherever it is looked."""
+    step = sampling_step(channels)
+    sample = channels[::step, ::step]
+    return not np.ptp(sample, axis=2).any() or bool((sample[..., 1:] == 128).all())
+
+
+def _without_halving(words: NDArray[Any], layout: PixelLayout) -> NDArray[Any]:
+    """Y, Cb and Cr of each pixel (PS3.3, C.7.6.3.1.2: Y, Y, Cb, Cr of two pixels in turn)."""
+    if layout.columns % 2:
+        raise NotAssessedError(Reason.MODE, "YBR_FULL_422 of an odd width")
+    pairs = words.reshape(layout.rows, layout.columns // 2, 4)
+    pixels = np.empty((layout.rows, layout.columns, 3), words.dtype)
+    pixels[..., 0] = pairs[..., :2].reshape(layout.rows, layout.columns)
+    pixels[..., 1:] = np.repeat(pairs[..., 2:], 2, axis=1)
+    return pixels
 
 
 def _unsigned(
@@ -105,28 +181,86 @@ def _unsigned(
     return pairs.astype("<u2").view(np.uint8)[:count]
 
 
-def _codestream(data: bytes, place: PixelPlace, family: Family) -> bytes:
-    """The only frame's codestream (PS3.5, A.4: a table of offsets, then its fragments)."""
-    if place.length is not None:
-        raise NotAssessedError(Reason.LENGTH, "compressed pixels of a stated length")
+def _count(layout: PixelLayout, size: int) -> int:
+    """Words of an uncompressed image that takes so many bytes.
+
+    YBR_FULL_422 has one Cb and Cr for two of Y (PS3.3, C.7.6.3.1.2). The label outlives a
+    conversion in some files, which then hold three samples for each pixel.
+    """
+    pixels = layout.rows * layout.columns
+    halved = layout.photometric == _HALVED and size < 3 * pixels
+    return pixels * (2 if halved else layout.samples)
+
+
+def _is_whole(layout: PixelLayout, size: int) -> bool:
+    """Whether so many bytes are an uncompressed image, padded to an even length or not."""
+    return 0 <= size - _count(layout, size) * layout.allocated // 8 <= 1
+
+
+def _stream(header: DicomHeader, place: PixelPlace) -> bytes:
+    """What stands in fragments, or a codestream that stands there as it is; else nothing."""
+    data, length = header.data, place.length
+    end = len(data) if length is None else min(place.start + length, len(data))
+    in_items = data[place.start : place.start + 4] == _ITEM
+    if length is None and (in_items or not is_native(header.facts.transfer_syntax_uid)):
+        return _joined(data, place.start, end)
+    if length is None or _is_whole(header.layout, length):
+        return b""
+    if in_items:
+        return _joined(data, place.start, end)
+    head = data[place.start : min(end, place.start + _HEAD)]
+    if read_codestream(head, header.layout.allocated // 8) is None:
+        return b""
+    return data[place.start : end]
+
+
+def _unknown(stream: bytes) -> NotAssessedError:
+    """Why what stands in fragments is no codestream."""
+    if len(stream) < 64 or (is_begun(stream) and with_end(stream) is None):
+        return NotAssessedError(Reason.TRUNCATED, f"{len(stream)} bytes of compressed pixels")
+    return NotAssessedError(Reason.DECODE, "compressed pixels of no known kind")
+
+
+def _joined(data: bytes, at: int, end: int) -> bytes:
+    """The only frame's codestream (PS3.5, A.4: a table of offsets, then its fragments).
+
+    What follows is not looked at: whether the codestream is whole, it says itself.
+    """
     fragments: list[bytes] = []
-    at = place.start
-    while (tag := data[at : at + 4]) == _ITEM:
+    while at + 8 <= end and data[at : at + 4] == _ITEM:
         length = int.from_bytes(data[at + 4 : at + 8], "little")
         at += 8 + length
-        if at > len(data):
-            break
-        fragments.append(data[at - length : at])
-    if at + 8 > len(data):
-        raise NotAssessedError(Reason.TRUNCATED, "compressed pixels without their end")
-    if tag != _DELIMITER or len(fragments) < 2:
-        raise NotAssessedError(Reason.DECODE, "compressed pixels are not in fragments")
-    codestream = b"".join(fragments[1:])
-    # ITU-T T.81, T.87, T.800, T.814: each of them ends in FFD9, and none of their decoders that
-    # were tried notices all ends that are missing. Fragments are padded to an even length.
-    if family is not Family.RLE and not codestream[-_PADDING:].rstrip(b"\0").endswith(b"\xff\xd9"):
-        raise NotAssessedError(Reason.TRUNCATED, f"{family.value} without its end")
-    return codestream
+        fragments.append(data[at - length : min(at, end)])
+    # Some leave the table out.
+    first = 0 if fragments and read_codestream(fragments[0], 1) else 1
+    if not any(fragments[first:]):
+        reason = Reason.TRUNCATED if at + 8 > len(data) else Reason.DECODE
+        raise NotAssessedError(reason, "compressed pixels without a codestream")
+    return b"".join(fragments[first:])
+
+
+def _rgb(words: NDArray[Any], *, ycc: bool) -> NDArray[Any]:
+    """R, G and B of the three channels that stand in a file.
+
+    A grey picture shows what they are: they are equal, or two of them are 128 all over. Where it is
+    not grey as it is labelled, but would be the other way, the label is wrong.
+    """
+    step = sampling_step(words)
+    sample = words[::step, ::step]
+    if is_coloured(_converted(sample, ycc=ycc)) and not is_coloured(
+        _converted(sample, ycc=not ycc)
+    ):
+        ycc = not ycc
+    return _converted(words, ycc=ycc)
+
+
+def _converted(words: NDArray[Any], *, ycc: bool) -> NDArray[Any]:
+    if not ycc:
+        return words
+    # PS3.3, C.7.6.3.1.2: the YCbCr of JPEG; OpenCV takes Cr before Cb.
+    ordered = np.ascontiguousarray(words[..., [0, 2, 1]])
+    pixels: NDArray[Any] = cv2.cvtColor(ordered, cv2.COLOR_YCrCb2RGB)
+    return pixels
 
 
 def _without_overshoot(words: NDArray[Any], stored: int) -> NDArray[Any]:

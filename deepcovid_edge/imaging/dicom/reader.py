@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-import cv2
-import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.errors import NotAssessedError, one_line
@@ -48,27 +47,19 @@ def _decode(file: FileBytes) -> Radiograph:
     layout = header.layout
     check_size(layout.columns, layout.rows)
     warnings = header_warnings(header, file)
-    words, lossy_warnings = read_words(header)
-    grey, white, tone_warnings = _grey(words, header)
+    pixels = read_words(header)
+    grey, white, tone_warnings = _grey(pixels.words, header)
     grey, turn_warnings = upright(grey, header.orientation)
-    found = (*warnings, *lossy_warnings, *tone_warnings, *turn_warnings)
-    return Radiograph(grey, white, file.sha256, "DICOM", found, header.facts)
+    found = (*warnings, *pixels.warnings, *tone_warnings, *turn_warnings)
+    facts = replace(header.facts, transfer_syntax_uid=pixels.syntax)
+    return Radiograph(grey, white, file.sha256, "DICOM", found, facts)
 
 
 def _grey(words: NDArray[Any], header: DicomHeader) -> tuple[Grey, int, list[WarningCode]]:
     if words.ndim == 3:
-        grey, warnings = to_grey(_rgb(words, header.layout.photometric))
+        grey, warnings = to_grey(words)
         check_exposure(grid(grey), 255)
         return grey, 255, warnings
     image = grey_levels(words, header)
     check_exposure(image.sample, image.white)
     return image.pixels, image.white, image.warnings
-
-
-def _rgb(words: NDArray[Any], photometric: str) -> NDArray[Any]:
-    if photometric != "YBR_FULL":
-        return words
-    # PS3.3, C.7.6.3.1.2: the YCbCr of JPEG; OpenCV takes Cr before Cb.
-    ordered = np.ascontiguousarray(words[..., [0, 2, 1]])
-    pixels: NDArray[Any] = cv2.cvtColor(ordered, cv2.COLOR_YCrCb2RGB)
-    return pixels

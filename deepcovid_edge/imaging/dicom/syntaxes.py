@@ -1,13 +1,47 @@
-"""Transfer syntaxes: what is read, by which kind of decoder (DICOM PS3.5, annex A; PS3.6, A-1)."""
+"""Transfer syntaxes: what is read, by which kind of decoder (DICOM PS3.5, annex A; PS3.6, A-1).
+
+The syntax that a file states is a promise. Elements say by themselves in which encoding they stand,
+so a data set is read in its own, whatever is stated or left out.
+"""
 
 from __future__ import annotations
 
+import re
+import zlib
 from dataclasses import dataclass
 from enum import Enum
+from typing import Literal
+
+from deepcovid_edge.errors import NotAssessedError
+from deepcovid_edge.reasons import Reason
 
 IMPLICIT = "1.2.840.10008.1.2"
+EXPLICIT = "1.2.840.10008.1.2.1"
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
 DEFLATED = "1.2.840.10008.1.2.1.99"
+RLE = "1.2.840.10008.1.2.5"
+MAX_INFLATED = 1 << 28
+"""Most bytes that a deflated file may become: 100 megapixels of 16 bits, and a header."""
+
+_PREFIX, _PREAMBLE = b"DICM", 128
+_MEDIA_CLASS, _TRANSFER_SYNTAX = 0x00020002, 0x00020010
+_META = 2
+_META_ELEMENTS = 1000
+"""Most elements of file meta information; the standard has 16."""
+_CHAIN = 8
+"""Elements in a row by which an encoding is known."""
+_CHAIN_OF_BARE_FILE = 3
+_UNDEFINED = 0xFFFFFFFF
+_PIXELS, _LAST = 0x7FE00000, 0x7FE0FFFF
+"""Group of the pixels, behind which an image has no more than padding."""
+_LONGEST = 128
+_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
+_KINDS = re.compile(
+    b"A[EST]|C[S]|D[AST]|F[DL]|I[S]|L[OT]|O[BDFLVW]|P[N]|S[HLQSTV]|T[M]|U[CILNRSTV]"
+)
+"""Value representations (PS3.5, 6.2)."""
+_LONG_KINDS = re.compile(b"O.|S[QV]|U[CNRTV]")
+"""Those whose length takes 4 bytes behind 2 that are reserved (PS3.5, 7.1.2)."""
 
 
 class Family(Enum):
@@ -39,10 +73,10 @@ class Syntax:
 
 SYNTAXES = {
     IMPLICIT: Syntax("Implicit VR Little Endian", Family.NATIVE),
-    "1.2.840.10008.1.2.1": Syntax("Explicit VR Little Endian", Family.NATIVE),
+    EXPLICIT: Syntax("Explicit VR Little Endian", Family.NATIVE),
     BIG_ENDIAN: Syntax("Explicit VR Big Endian", Family.NATIVE),
     DEFLATED: Syntax("Deflated Explicit VR Little Endian", Family.NATIVE),
-    "1.2.840.10008.1.2.5": Syntax("RLE Lossless", Family.RLE),
+    RLE: Syntax("RLE Lossless", Family.RLE),
     "1.2.840.10008.1.2.4.50": Syntax("JPEG Baseline", Family.JPEG, lossy=True),
     "1.2.840.10008.1.2.4.51": Syntax("JPEG Extended", Family.JPEG, lossy=True),
     "1.2.840.10008.1.2.4.57": Syntax("JPEG Lossless", Family.JPEG_LOSSLESS),
@@ -55,3 +89,201 @@ SYNTAXES = {
     "1.2.840.10008.1.2.4.202": Syntax("HTJ2K Lossless RPCL", Family.HTJ2K),
     "1.2.840.10008.1.2.4.203": Syntax("HTJ2K", Family.HTJ2K, lossy=True),
 }
+
+JPEG_SYNTAX = {
+    "baseline": "1.2.840.10008.1.2.4.50",
+    "extended": "1.2.840.10008.1.2.4.51",
+    "lossless": "1.2.840.10008.1.2.4.57",
+    "sv1": "1.2.840.10008.1.2.4.70",
+    "ls": "1.2.840.10008.1.2.4.80",
+    "near": "1.2.840.10008.1.2.4.81",
+    "2000": "1.2.840.10008.1.2.4.90",
+    "2000-lossy": "1.2.840.10008.1.2.4.91",
+    "ht": "1.2.840.10008.1.2.4.201",
+    "ht-lossy": "1.2.840.10008.1.2.4.203",
+}
+"""The transfer syntax of each kind of codestream."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How the elements of a data set stand (PS3.5, section 7).
+
+    Attributes:
+        syntax: UID of the native transfer syntax of this encoding.
+        little: Whether the lowest byte comes first.
+        implicit: Whether value representations are left out.
+    """
+
+    syntax: str
+    little: bool
+    implicit: bool
+
+
+_ENCODINGS = (
+    Encoding(EXPLICIT, little=True, implicit=False),
+    Encoding(IMPLICIT, little=True, implicit=True),
+    Encoding(BIG_ENDIAN, little=False, implicit=False),
+    Encoding(BIG_ENDIAN, little=False, implicit=True),  # no syntax has it, but files do
+)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Where a data set stands, and how.
+
+    Attributes:
+        data: The file's bytes, inflated where they were deflated.
+        start: Offset of the first element behind the file meta information.
+        encoding: How its elements stand.
+        syntax: UID of its transfer syntax: as stated where that can be, else what it is.
+        native: UID of what it is if its pixels are not compressed.
+        media_class: SOP class by the file meta information, or empty.
+    """
+
+    data: bytes
+    start: int
+    encoding: Encoding
+    syntax: str
+    native: str
+    media_class: str
+
+
+def find_data_set(data: bytes) -> DataSet:
+    """Find the data set of a DICOM file and its encoding.
+
+    Raises:
+        NotAssessedError: It is deflated, and damaged or too large.
+    """
+    start, meta = _file_meta(data, _start(data))
+    stated = _text(data, meta, _TRANSFER_SYNTAX)
+    encoding, known = _encoding(data, start, stated)
+    is_deflated = (stated == DEFLATED or not known) and _inflates(data, start)
+    media_class = _text(data, meta, _MEDIA_CLASS)
+    if is_deflated or (stated == DEFLATED and known < _CHAIN_OF_BARE_FILE):
+        data, start, is_deflated = _inflated(data, start), 0, True
+        encoding, _ = _encoding(data, start, EXPLICIT)
+    native = DEFLATED if is_deflated else encoding.syntax
+    is_other = _UID.fullmatch(stated) and not is_native(stated)
+    return DataSet(data, start, encoding, stated if is_other else native, native, media_class)
+
+
+def is_bare_data_set(data: bytes) -> bool:
+    """Whether bytes without DICOM's prefix are elements of a file or of an image."""
+    start = _start(data)
+    if data[start : start + 2] not in (b"\2\0", b"\0\2", b"\x08\0", b"\0\x08"):
+        return False
+    start, meta = _file_meta(data, start)
+    return len(meta) + _encoding(data, start, "")[1] >= _CHAIN_OF_BARE_FILE
+
+
+def is_native(syntax: str) -> bool:
+    """Whether a syntax is known and its pixels are not compressed."""
+    return syntax in SYNTAXES and SYNTAXES[syntax].family is Family.NATIVE
+
+
+def _start(data: bytes) -> int:
+    """Offset of the first element (PS3.10, 7.1: a preamble and a prefix, which some leave out)."""
+    if data[_PREAMBLE : _PREAMBLE + 4] == _PREFIX:
+        return _PREAMBLE + 4
+    if data.startswith(_PREFIX):
+        return len(_PREFIX)
+    return 0 if data[:_PREAMBLE].strip(b"\0") else _PREAMBLE
+
+
+def _element(data: bytes, at: int, encoding: Encoding) -> tuple[int, int, int] | None:
+    """Tag of an element, where its value starts, and its length; None where there is none."""
+    head = data[at : at + 12]
+    order: Literal["little", "big"] = "little" if encoding.little else "big"
+    if len(head) < 8:
+        return None
+    group, number = (int.from_bytes(head[i : i + 2], order) for i in (0, 2))
+    start, field = at + 8, head[4:8]
+    if not encoding.implicit:
+        kind, field = head[4:6], head[6:8]
+        if not _KINDS.fullmatch(kind):
+            return None
+        if _LONG_KINDS.fullmatch(kind):
+            start, field = at + 12, head[8:12]
+    return group << 16 | number, start, int.from_bytes(field, order)
+
+
+def _file_meta(data: bytes, at: int) -> tuple[int, dict[int, tuple[int, int]]]:
+    """The end of the elements of group 2, each in its own encoding, and where values stand."""
+    places: dict[int, tuple[int, int]] = {}
+    for _ in range(_META_ELEMENTS):
+        found = (_element(data, at, encoding) for encoding in _ENCODINGS)
+        element = next((one for one in found if one and one[0] >> 16 == _META), None)
+        if element is None:
+            break
+        tag, start, length = element
+        at = start + length
+        places[tag] = start, at
+    return at, places
+
+
+def _text(data: bytes, places: dict[int, tuple[int, int]], tag: int) -> str:
+    start, end = places.get(tag, (0, 0))
+    return data[start:end][:_LONGEST].decode("latin-1").strip(" \0\t\r\n")
+
+
+def _chain(data: bytes, at: int, encoding: Encoding) -> int:
+    """Elements in a row from an offset, at most `_CHAIN`, that can stand so."""
+    last = 0
+    for count in range(_CHAIN):
+        if count and at == len(data):
+            return _CHAIN
+        element = _element(data, at, encoding)
+        if element is None or (element[0] <= last and element[0] >> 16 != _META):
+            return count
+        tag, start, length = element
+        last, at = max(last, tag), start + length
+        if last > _LAST:
+            return count
+        if last >= _PIXELS or (length == _UNDEFINED and (count or not encoding.implicit)):
+            return _CHAIN  # far enough
+        if at > len(data):
+            return count
+    return _CHAIN
+
+
+def _encoding(data: bytes, at: int, stated: str) -> tuple[Encoding, int]:
+    """The encoding in which most elements follow on one another, and how many; see `_chain`."""
+    native = stated if stated in (IMPLICIT, BIG_ENDIAN) else EXPLICIT
+    best, most = _ENCODINGS[0], -1
+    for encoding in sorted(_ENCODINGS, key=lambda one: one.syntax != native):
+        known = _chain(data, at, encoding)
+        if known > most:
+            best, most = encoding, known
+        if known == _CHAIN:
+            break
+    return best, most
+
+
+def _inflates(data: bytes, start: int) -> bool:
+    """Whether what stands there is a deflated data set."""
+    try:
+        head = _inflater(data, start).decompress(memoryview(data)[start:], 1 << 12)
+    except zlib.error:
+        return False
+    return _encoding(head, 0, EXPLICIT)[1] > 0
+
+
+def _inflater(data: bytes, start: int) -> zlib._Decompress:
+    # PS3.5, A.5: RFC 1951. Some write the header of zlib (RFC 1950) or of gzip before it.
+    try:
+        zlib.decompressobj(wbits=-zlib.MAX_WBITS).decompress(memoryview(data)[start:], 64)
+    except zlib.error:
+        return zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)
+    return zlib.decompressobj(wbits=-zlib.MAX_WBITS)
+
+
+def _inflated(data: bytes, start: int) -> bytes:
+    """The data set of a deflated file, as far as it goes."""
+    try:
+        inflated = _inflater(data, start).decompress(memoryview(data)[start:], MAX_INFLATED)
+    except zlib.error as error:
+        raise NotAssessedError(Reason.DECODE, f"deflated data: {error}") from error
+    if len(inflated) >= MAX_INFLATED:
+        raise NotAssessedError(Reason.TOO_BIG, f"more than {MAX_INFLATED} bytes once inflated")
+    return inflated
