@@ -201,7 +201,7 @@ class Model(Closing):
         if heatmap is None or radiograph is None:
             needed = max(maker.too_slow, default=0.0) / 1000.0
             raise UsageError(f"budget: got {budget} s, one pass takes about {needed:.2f} s here")
-        places = tuple(regions(heatmap, image.shape, self.manifest.input))
+        places = tuple(regions(heatmap, image.shape, self.manifest.input, image.box_shape))
         return Explanation(heatmap, places, assessed.record, radiograph, self.manifest.input)
 
     def heatmap_maker(self, method: str, occlusion: OcclusionSettings) -> HeatMapMaker:

@@ -52,7 +52,7 @@ class Reason(_Coded):
     TRUNCATED = (
         "E_TRUNCATED",
         "Image is cut off; send it again.",
-        "the data end too early, the codestream has no end, or there are no pixels",
+        "the data end too early or in zeros, the codestream has no end, or there are no pixels",
     )
     DICOM = (
         "E_DICOM",
@@ -180,7 +180,28 @@ class WarningCode(_Coded):
     DEPTH = (
         "W_DEPTH",
         "16-bit file that uses fewer bits; scaled by those it uses.",
-        "16-bit PNG or TIFF; DICOM without a window that uses less than a quarter of its range",
+        "16-bit PNG or TIFF; DICOM without a window that uses no more than a quarter of its range; "
+        "a LUT whose entries do not use the bits it states",
+    )
+    ASPECT = (
+        "W_ASPECT",
+        "Pixels are not square; the image was stretched as the file states.",
+        "pixel spacing or aspect ratio, resolution, density; differences below 1 % are ignored",
+    )
+    SPACING = (
+        "W_SPACING",
+        "File does not state clearly how high and wide its pixels are; check the image's shape.",
+        "zeros, no number, beyond 1 to 4, or statements that contradict each other",
+    )
+    SHUTTER = (
+        "W_SHUTTER",
+        "Display shutter cannot be used; what it would hide is shown.",
+        "a bitmap or an unknown shape, edges that are missing or crossed, or that leave too little",
+    )
+    EMPTY_END = (
+        "W_EMPTY_END",
+        "Last part of the image is empty; it may be cut off.",
+        "the last rows of the file are zeros, and hardly a pixel before them is",
     )
     COLOUR = ("W_COLOUR", "Coloured marks were converted to grey.", "a few coloured pixels")
     LOSSY = ("W_LOSSY", "Heavily compressed.", "more than 20 to 1, by the header or the file size")

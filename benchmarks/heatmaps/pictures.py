@@ -67,7 +67,9 @@ def pictures(path: Path, backend: Backend) -> list[NDArray[np.uint8]]:
         raise SystemExit(f"{backend.manifest.name}: has no activation maps")
     activation = of_activation(maps[0, backend.manifest.positive_index], spec)
     return [
-        draw_overlay(image, spec, found, regions(found, image.pixels.shape, spec), record)
+        draw_overlay(
+            image, spec, found, regions(found, image.pixels.shape, spec, image.box_shape), record
+        )
         for found in (occlusion, activation)
     ]
 

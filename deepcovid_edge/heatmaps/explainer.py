@@ -238,7 +238,7 @@ class HeatMapWriter(Closing):
             warnings = (*one.record.warnings, WarningCode.NO_HEATMAP.code)
             return replace(one.record, warnings=warnings, timings_ms=timings)
         started = time.perf_counter()
-        places = regions(found, one.image.shape, self.maker.input)
+        places = regions(found, one.image.shape, self.maker.input, one.image.box_shape)
         data, overlay = self._write(one.record, one.image.radiograph, found, places)
         ended = time.perf_counter()
         timings["heatmap"] = milliseconds(started - seconds, ended)

@@ -63,7 +63,7 @@ class Region:
     """A place where the network looked, as a box on the image.
 
     Attributes:
-        x: First column, pixels of the image as it was read.
+        x: First column, pixels of the image by its file, turned upright.
         y: First row.
         width: Columns.
         height: Rows.
@@ -103,7 +103,12 @@ def of_activation(class_map: NDArray[np.float32], spec: InputSpec) -> HeatMap:
     return HeatMap(ACTIVATION, smooth, class_map)
 
 
-def regions(found: HeatMap, shape: tuple[int, ...], spec: InputSpec) -> list[Region]:
+def regions(
+    found: HeatMap,
+    shape: tuple[int, ...],
+    spec: InputSpec,
+    box_shape: tuple[int, ...] | None = None,
+) -> list[Region]:
     """The places that spoke most for the positive class, the strongest first, at most five.
 
     Where hiding some windows turned the decision, these windows; else where the map reaches half
@@ -114,13 +119,15 @@ def regions(found: HeatMap, shape: tuple[int, ...], spec: InputSpec) -> list[Reg
         found: The heat map.
         shape: Rows and columns of the image.
         spec: The network's input, which says where on the image the map lies.
+        box_shape: Rows and columns that regions count, see `Radiograph.box_shape`; the image's own
+            where not given.
     """
     turned = found.turned
     turns = None if turned is None else bool(turned.any())
     mask = turned if turned is not None and turns else _upper_half(found.values)
     places = []
     for box, peak in _pieces(mask, found.values):
-        (top, bottom), (left, right) = on_image(box, shape, spec)
+        (top, bottom), (left, right) = on_image(box, shape, spec, box_shape)
         places.append(Region(left, top, right - left, bottom - top, peak, turns))
     return sorted(places, key=lambda region: -region.peak)[:_MOST_REGIONS]
 

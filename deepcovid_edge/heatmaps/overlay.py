@@ -53,6 +53,7 @@ class Layout:
 
     Attributes:
         scale: Pixels of the picture for one of the image.
+        box_scales: The same, down and across, for one that regions count.
         panels: First column of image, map and overlay.
         width: Columns of a panel.
         image: Rows and columns of a panel that show the image.
@@ -62,6 +63,7 @@ class Layout:
     """
 
     scale: float
+    box_scales: tuple[float, float]
     panels: tuple[int, int, int]
     width: int
     image: tuple[slice, slice]
@@ -70,9 +72,16 @@ class Layout:
     size: tuple[int, int]
 
     @classmethod
-    def of(cls, shape: tuple[int, ...], spec: InputSpec, lines: int) -> Layout:
-        """The layout for an image of `shape` and a caption of so many lines."""
+    def of(
+        cls,
+        shape: tuple[int, ...],
+        spec: InputSpec,
+        lines: int,
+        box_shape: tuple[int, ...] | None = None,
+    ) -> Layout:
+        """The layout for an image of `shape` and a caption of so many lines; see `regions`."""
         rows, columns = shape
+        counted = box_shape or shape
         least, most = _PANEL_WIDTH
         scale = min(PANEL_HEIGHT / rows, most / columns)
         width = max(least, round(columns * scale))
@@ -83,6 +92,7 @@ class Layout:
         bar = panels[2] + width + _MARGIN
         return cls(
             scale=scale,
+            box_scales=(scale * rows / counted[0], scale * columns / counted[1]),
             panels=panels,  # type: ignore[arg-type]
             width=width,
             image=_placed(whole, scale, top, left),
@@ -94,9 +104,10 @@ class Layout:
     def box(self, place: Region) -> tuple[int, int, int, int]:
         """Left, top, right and bottom of a region's box in a panel, all included."""
         top, left = self.image[0].start, self.image[1].start
-        low = left + math.floor(place.x * self.scale), top + math.floor(place.y * self.scale)
-        right = left + math.ceil((place.x + place.width) * self.scale) - 1
-        bottom = top + math.ceil((place.y + place.height) * self.scale) - 1
+        down, across = self.box_scales
+        low = left + math.floor(place.x * across), top + math.floor(place.y * down)
+        right = left + math.ceil((place.x + place.width) * across) - 1
+        bottom = top + math.ceil((place.y + place.height) * down) - 1
         return (
             *low,
             max(low[0], min(right, self.image[1].stop - 1)),
@@ -136,7 +147,7 @@ def draw_overlay(
         NotAssessedError: The map holds what is no number.
     """
     text = caption(image.pixels.shape, spec, found, places, record)
-    layout = Layout.of(image.pixels.shape, spec, len(text))
+    layout = Layout.of(image.pixels.shape, spec, len(text), image.box_shape)
     values = found.values[filled_field(image.pixels.shape, spec)]
     limit = _limit(values)
     grey = _grey(image, layout)

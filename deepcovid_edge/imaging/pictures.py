@@ -10,12 +10,15 @@ Grey pixels are made by these rules:
 | pixels in the file | rule |
 | --- | --- |
 | 8-bit grey | as they are |
-| 16-bit grey | as they are; `white` is the smallest power of two, less one, that holds them |
+| 16-bit grey | as they are; `white` is the smallest power of two, less one, that holds all but \
+marks |
 | RGB, 8 or 16 bit | not assessed if coloured, else luma (ITU-R BT.601, OpenCV's RGB2GRAY) |
 | alpha | laid on black |
 | palette | looked up, then as RGB |
 | EXIF or TIFF orientation | applied |
 | TIFF WhiteIsZero | inverted |
+| pixels that are not square | stretched, see `aspect.py` |
+| uncompressed, ends in zeros | see `empty_end.py` |
 | 1 bit, 32 bit, floating point, CMYK, Lab | not assessed |
 """
 
@@ -33,6 +36,14 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from deepcovid_edge.errors import NotAssessedError, one_line
+from deepcovid_edge.imaging.aspect import (
+    PixelShape,
+    in_square_pixels,
+    pixel_shape,
+    stated_by_container,
+)
+from deepcovid_edge.imaging.depth import used_bits
+from deepcovid_edge.imaging.empty_end import check_end, of_bmp, of_tiff
 from deepcovid_edge.imaging.files import FileBytes
 from deepcovid_edge.imaging.radiograph import (
     LOSSY_RATIO,
@@ -85,14 +96,17 @@ def decode_picture(file: FileBytes) -> Radiograph:
     _check_container(file.data)
     picture = _open(file.data)
     _check_header(picture)
+    shape = _upright_shape(picture, file.data)
     warnings = _header_warnings(picture, file)
     raw, decoded_warnings = _decode(picture, file.data)
     grey, colour_warnings = to_grey(raw)
     grey, white, depth_warnings = _full_scale(grey, picture)
     check_exposure(grid(grey), white)
-    found = (*warnings, *decoded_warnings, *colour_warnings, *depth_warnings)
+    if picture.format == "PNG":  # its EXIF may stand behind the pixels
+        shape = _upright_shape(picture, file.data)
+    found = (*warnings, *decoded_warnings, *colour_warnings, *depth_warnings, *shape.warnings)
     name = picture.format or ""
-    return Radiograph(grey, white, file.sha256, name, found)
+    return in_square_pixels(Radiograph(grey, white, file.sha256, name, found), shape)
 
 
 def _check_container(data: bytes) -> None:
@@ -168,7 +182,32 @@ def _check_header(picture: Picture) -> None:
         raise NotAssessedError(Reason.FORMAT, f"this is {picture.format}")
     if name := _unread_mode(picture):
         raise NotAssessedError(Reason.MODE, name)
+
+
+def _upright_shape(picture: Picture, data: bytes) -> PixelShape:
+    """The shape of the pixels once the image is upright, its size with square ones checked.
+
+    Raises:
+        NotAssessedError: See `check_size`.
+    """
+    shape = pixel_shape([*stated_by_container(picture.format or "", data), *_resolution(picture)])
+    width, height = picture.size
+    if _orientation(picture) in _SIDEWAYS:
+        shape = shape.turned()
+        if picture.format != "TIFF":  # Pillow gives the size of a TIFF upright
+            width, height = height, width
+    height, width = shape.square((height, width))
     check_size(width, height)
+    return shape
+
+
+def _resolution(picture: Picture) -> list[tuple[Any, Any]]:
+    """Resolution across and down of TIFF (6.0, section 8) or EXIF (CIPA DC-008, 4.6.4).
+
+    Where they are given to a density's pixels, see `aspect.stated_by_container`.
+    """
+    across, down = (_exif(picture, number, None) for number in (282, 283))
+    return [] if across is None and down is None else [(across, down)]
 
 
 def _unread_mode(picture: Picture) -> str | None:
@@ -232,6 +271,7 @@ def _is_lossy(picture: Picture, data: bytes) -> bool:
 def _decode(picture: Picture, data: bytes) -> tuple[NDArray[Any], list[WarningCode]]:
     """Upright pixels of shape (H, W) or (H, W, 3), RGB, uint8 or uint16, alpha laid on black."""
     orientation = _orientation(picture)
+    end_warnings = _check_end(picture, data)
     try:
         if isinstance(picture, PlainJpeg) or picture.format == "JPEG":
             pixels = _jpeg(data, "GRAY" if picture.mode == "L" else "RGB")
@@ -247,11 +287,22 @@ def _decode(picture: Picture, data: bytes) -> tuple[NDArray[Any], list[WarningCo
     if picture.format == "PNG":  # its EXIF may stand behind the pixels
         orientation = _orientation(picture)
     pixels, warnings = _on_black(pixels)
+    warnings = [*end_warnings, *warnings]
     if orientation not in _TURNS:
         return pixels, warnings
     if picture.format != "TIFF":  # both decoders turn a TIFF themselves
         pixels = _turned(pixels, orientation)
     return pixels, [*warnings, WarningCode.EXIF]
+
+
+def _check_end(picture: Picture, data: bytes) -> list[WarningCode]:
+    """What uncompressed pixels that end in zeros give to know."""
+    block = None
+    if picture.format == "TIFF":
+        block = of_tiff(cast("TiffImageFile", picture).tag_v2)
+    elif picture.format == "BMP":
+        block = of_bmp(data, picture.size)
+    return check_end(data, block) if block else []
 
 
 def _jpeg(data: bytes, colours: str) -> NDArray[Any]:
@@ -317,14 +368,22 @@ def _on_black(pixels: NDArray[Any]) -> tuple[NDArray[Any], list[WarningCode]]:
 
 def _orientation(picture: Picture) -> int:
     """EXIF orientation (CIPA DC-008, tag 0x0112; TIFF 6.0, tag 274), 1 where none is stated."""
-    if isinstance(picture, PlainJpeg):
-        return 1
-    if picture.format != "TIFF" and not _EXIF_KEYS & picture.info.keys():
-        return 1
     try:
-        return int(picture.getexif().get(0x0112, 1))
-    except Exception:  # a damaged EXIF block says nothing
+        return int(_exif(picture, 274, 1))
+    except (TypeError, ValueError):
         return 1
+
+
+def _exif(picture: Picture, number: int, absent: Any) -> Any:
+    """A tag of EXIF or of TIFF, which share their numbers."""
+    if isinstance(picture, PlainJpeg):
+        return absent
+    if picture.format != "TIFF" and not _EXIF_KEYS & picture.info.keys():
+        return absent
+    try:
+        return picture.getexif().get(number, absent)
+    except Exception:  # a damaged EXIF block says nothing
+        return absent
 
 
 _EXIF_KEYS = {"exif", "Raw profile type exif"}
@@ -348,17 +407,20 @@ _TURNS = {
 }
 
 
+_SIDEWAYS = {5, 6, 7, 8}
+"""Orientations that make columns of the rows."""
+
+
 def _full_scale(grey: Grey, picture: Picture) -> tuple[Grey, int, list[WarningCode]]:
     """The image with the value of its full white.
 
-    A 16-bit file often holds 10, 12 or 14 bits. The 99.9th percentile decides, so that a burnt-in
-    marker at full white does not make the image black; what lies above is clipped.
+    A 16-bit file often holds 10, 12 or 14 bits. Burnt-in marks at full white do not count, or they
+    would make the image black; what lies above is clipped.
     """
     if grey.dtype == np.uint8:
         return grey, 255, []
     step = sampling_step(grey)
-    level = int(np.percentile(grey[::step, ::step], 99.9))
-    white = (1 << max(8, level.bit_length())) - 1
+    white = (1 << used_bits(grey[::step, ::step])) - 1
     warnings = []
     if white < np.iinfo(np.uint16).max:
         grey = np.minimum(grey, np.uint16(white))

@@ -39,7 +39,10 @@ def prepare(image: Radiograph, spec: InputSpec) -> NDArray[np.uint8]:
 
 
 def on_image(
-    box: tuple[tuple[int, int], tuple[int, int]], shape: tuple[int, ...], spec: InputSpec
+    box: tuple[tuple[int, int], tuple[int, int]],
+    shape: tuple[int, ...],
+    spec: InputSpec,
+    box_shape: tuple[int, ...] | None = None,
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Where on an image rows and columns of the network's input lie.
 
@@ -47,22 +50,26 @@ def on_image(
         box: First and last (not included) row, and column, of the network's input.
         shape: Rows and columns of the image.
         spec: The network's input.
+        box_shape: Rows and columns that the result counts, see `Radiograph.box_shape`; the image's
+            own where not given.
 
     Returns:
         The same on the image, widened to whole pixels; a letterbox's border lies on its edge.
     """
+    counted = box_shape or shape
     filled = filled_field(shape, spec)
     seen = visible_field(shape, spec)
     spans = []
     for axis, span in enumerate(box):
         first, length = filled[axis].start, filled[axis].stop - filled[axis].start
         scale = (seen[axis].stop - seen[axis].start) / length
-        low, high = (seen[axis].start + (edge - first) * scale for edge in span)
+        grown = counted[axis] / shape[axis]
+        low, high = ((seen[axis].start + (edge - first) * scale) * grown for edge in span)
         inside = (
             max(math.floor(low + _ROUNDING), 0),
-            min(math.ceil(high - _ROUNDING), shape[axis]),
+            min(math.ceil(high - _ROUNDING), counted[axis]),
         )
-        spans.append((min(inside[0], shape[axis] - 1), max(inside[1], 1)))
+        spans.append((min(inside[0], counted[axis] - 1), max(inside[1], 1)))
     return spans[0], spans[1]
 
 

@@ -74,6 +74,8 @@ class Radiograph:
         format: Format by content, such as `JPEG`.
         warnings: What to know about the image.
         dicom: What is kept of a DICOM file's header, None for other formats.
+        file_shape: Rows and columns by the file, turned upright, where `pixels` has others because
+            those of the file are not square; else None.
     """
 
     pixels: Grey
@@ -82,6 +84,12 @@ class Radiograph:
     format: str
     warnings: tuple[WarningCode, ...] = ()
     dicom: DicomFacts | None = None
+    file_shape: tuple[int, int] | None = None
+
+    @property
+    def box_shape(self) -> tuple[int, ...]:
+        """Rows and columns of the grid that boxes on the image are given on: the file's own."""
+        return self.file_shape or self.pixels.shape
 
 
 def check_area(width: int, height: int) -> None:

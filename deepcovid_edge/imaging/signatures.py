@@ -42,13 +42,19 @@ _JPEG_SEGMENT = re.compile(rb"\xff([\xc0-\xcf\xda-\xfe])(..)(.{4})", re.DOTALL)
 """A marker of the header, the length that follows it, and what it holds begins with (ITU-T T.81,
 B.1.1.4 and table B.1)."""
 _JPEG_FRAMES, _JPEG_SCAN = (b"\xc0", b"\xc1", b"\xc2"), b"\xda"
+_NO_SEGMENT = {0x00, 0x01, 0xFF, *range(0xD0, 0xDB)}
+"""What follows a marker's FF: fill, markers without a length, and the scan, where pixels begin."""
 _NOT_PLAIN = (b"Exif", b"MPF\0")
 _BI_RGB, _BI_BITFIELDS = 0, 3
 # Kind of a TIFF value -> struct's letter of the same size (TIFF 6.0, section 2, "Types").
 _TIFF_KINDS = dict(enumerate("BBHIQBBHIQIQI", start=1))
 _TIFF_PIECES = {273, 279, 324, 325}
 """Offsets and lengths of strips and tiles, bytes."""
+_TIFF_COMPRESSION, _UNCOMPRESSED = 259, (1,)
 _TIFF_PRIVATE = 32768
+_TIFF_ZEROS, _WEBP_ZEROS = 64, 256
+"""Zeros that no compressed piece ends in: a checksum (Deflate), an end code (LZW, JPEG) or counts
+(PackBits) stand there; the arithmetic coder of WebP may put some for a black end."""
 
 
 def is_dicom(data: bytes) -> bool:
@@ -91,7 +97,7 @@ def is_damaged(data: bytes) -> bool:
     if not data.startswith(_PNG):
         return False
     content = memoryview(data)
-    for kind, at, length in _png_chunks(data):  # PNG, section 5.3: the CRC covers kind and data
+    for kind, at, length in png_chunks(data):  # PNG, section 5.3: the CRC covers kind and data
         end = at + 8 + length
         (stated,) = struct.unpack_from(">I", data, end)
         if kind == b"IDAT" and zlib.crc32(content[at + 4 : end]) != stated:
@@ -132,11 +138,20 @@ def is_plain_jpeg(data: bytes) -> bool:
     return False
 
 
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, start and length of what each segment of a JPEG's header holds, up to its pixels."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] not in _NO_SEGMENT:
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        yield data[at + 1], at + 4, length - 2
+        at += 2 + length
+
+
 def _png_is_cut_off(data: bytes) -> bool:
-    return all(kind != b"IEND" for kind, _, _ in _png_chunks(data))
+    return all(kind != b"IEND" for kind, _, _ in png_chunks(data))
 
 
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Kind, start and length of data of each whole chunk up to the last."""
     at, kind = 8, b""
     while kind != b"IEND" and at + 12 <= len(data):
@@ -151,7 +166,13 @@ def _webp_is_cut_off(data: bytes) -> bool:
     if data[8:12] != b"WEBP":
         return False
     (size,) = struct.unpack_from("<I", data, 4)  # WebP Container Specification, "RIFF file format"
-    return bool(len(data) < 8 + size)
+    return bool(len(data) < 8 + size) or _ends_in_zeros(data, 8 + size, _WEBP_ZEROS)
+
+
+def _ends_in_zeros(data: bytes, end: int, most: int) -> bool:
+    """Whether a piece of compressed data ends in zeros: a copy that reserved its length stopped."""
+    piece = data[max(0, end - most) : end]
+    return len(piece) == most and not piece.strip(b"\0")
 
 
 def _is_bmp(data: bytes) -> bool:
@@ -195,18 +216,14 @@ def _tiff_is_cut_off(data: bytes) -> bool:
             (where,) = struct.unpack_from(order + "I", data, where)
         if tag < _TIFF_PRIVATE and where + struct.calcsize(layout) > len(data):
             return True
-        if tag in _TIFF_PIECES:
+        if tag in _TIFF_PIECES or tag == _TIFF_COMPRESSION:
             found[tag] = struct.unpack_from(layout, data, where)
-    pieces = zip(
-        found.get(273, ()) + found.get(324, ()),
-        found.get(279, ()) + found.get(325, ()),
-        strict=False,
-    )
-    return (
-        not entries
-        or end + 4 > len(data)
-        or any(start + size > len(data) for start, size in pieces)
-    )
+    starts, sizes = (found.get(a, ()) + found.get(b, ()) for a, b in ((273, 324), (279, 325)))
+    ends = [start + size for start, size in zip(starts, sizes, strict=False)]
+    if not entries or end + 4 > len(data) or max(ends, default=0) > len(data):
+        return True
+    compressed = found.get(_TIFF_COMPRESSION, _UNCOMPRESSED) != _UNCOMPRESSED
+    return compressed and _ends_in_zeros(data, max(ends, default=0), _TIFF_ZEROS)
 
 
 _ENDS: dict[bytes, Callable[[bytes], bool]] = {

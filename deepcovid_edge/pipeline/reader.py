@@ -47,6 +47,7 @@ class PreparedImage:
         warnings: Codes of what to know about the image.
         timings_ms: `read` and `preprocess`; without model input `read` alone, milliseconds.
         shape: Rows and columns of the radiograph; empty without model input.
+        box_shape: Rows and columns that regions count, see `Radiograph.box_shape`.
         radiograph: Kept only to be drawn on: it may be large, and memory that is freed at once
             is still in the processor's cache.
         uid: SOP instance UID of a DICOM image, else empty.
@@ -60,6 +61,7 @@ class PreparedImage:
     warnings: tuple[str, ...] = ()
     timings_ms: dict[str, float] = field(default_factory=dict)
     shape: tuple[int, ...] = ()
+    box_shape: tuple[int, ...] = ()
     radiograph: Radiograph | None = None
     uid: str = ""
 
@@ -110,6 +112,7 @@ class ImageReader:
                 "preprocess": milliseconds(decoded, prepared),
             },
             shape=radiograph.pixels.shape,
+            box_shape=radiograph.box_shape,
             radiograph=radiograph if self.keeps_radiographs else None,
             uid=radiograph.dicom.sop_instance_uid if radiograph.dicom else "",
         )

@@ -5,10 +5,10 @@ C.7.5.1.1.2 (padding). An image is never widened to floats: the table is.
 
 | VOI of the file | grey levels |
 | --- | --- |
-| LUT | the first LUT |
+| LUT | the first LUT; where its entries use fewer bits than it states, those, with a warning |
 | window | the first window; `LINEAR`, `LINEAR_EXACT` or `SIGMOID` |
-| none | all that the stored bits can hold; where an image uses less than a quarter of that, the \
-smallest power of two that holds it, with a warning |
+| none | all that the stored bits can hold; where an image uses a quarter of that or less, the \
+smallest power of two that holds it, around zero or at an offset too, with a warning |
 | window that is none (width too small) | as without, with a warning |
 
 `PresentationLUTShape` is not looked at: it is INVERSE wherever a DX image is MONOCHROME1.
@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.errors import NotAssessedError
+from deepcovid_edge.imaging.depth import used_range
 from deepcovid_edge.imaging.dicom.elements import Elements
 from deepcovid_edge.imaging.dicom.header import DicomHeader, PixelLayout
 from deepcovid_edge.imaging.radiograph import Grey, grid
@@ -35,6 +36,8 @@ _CENTRE, _WIDTH, _FUNCTION = 0x00281050, 0x00281051, 0x00281056
 _INTERCEPT, _SLOPE = 0x00281052, 0x00281053
 _MODALITY_LUT, _VOI_LUT = 0x00283000, 0x00283010
 _DESCRIPTOR, _DATA = 0x00283002, 0x00283006
+_FAR = 1 << 31
+"""Values farther from zero than this lie outside every LUT."""
 _STRIP = 64
 """Rows that are looked up at once: what NumPy widens stays in the cache."""
 
@@ -46,7 +49,8 @@ class GreyLevels:
     Attributes:
         pixels: Of shape (rows, columns), uint8 or uint16, 0 black.
         white: The grey level of full white.
-        sample: A grid of grey levels, without padding, on which exposure is assessed.
+        sample: A grid of grey levels, without padding and what is hidden, on which exposure
+            is assessed.
         warnings: What to know.
     """
 
@@ -56,23 +60,25 @@ class GreyLevels:
     warnings: list[WarningCode]
 
 
-def grey_levels(words: NDArray[Any], header: DicomHeader) -> GreyLevels:
+def grey_levels(
+    words: NDArray[Any], header: DicomHeader, hidden: NDArray[np.bool_] | None = None
+) -> GreyLevels:
     """Grey levels of an image of one channel.
 
     Args:
         words: Of shape (rows, columns), uint8 or uint16.
         header: The image's header.
+        hidden: Of the same shape, True where a shutter hides a pixel: it says nothing of the range
+            that the image uses, nor of its exposure.
 
     Raises:
         NotAssessedError: A LUT of the header is broken.
     """
     layout, elements = header.layout, header.elements
     stored = _stored_values(layout)
-    padding = _padding(elements, layout)
-    is_padding = np.zeros(len(stored), bool)
-    if padding is not None:
-        is_padding = (stored >= padding[0]) & (stored <= padding[1])
-    seen = grid(words).ravel() & (len(stored) - 1)
+    is_padding = _is_padding(stored, elements, layout)
+    seen = grid(words) & (len(stored) - 1)
+    seen = seen.ravel() if hidden is None else seen[~grid(hidden)]
     seen = seen[~is_padding[seen]]
     warnings: list[WarningCode] = []
     shares, white = _displayed(stored, seen, elements, layout, warnings)
@@ -83,7 +89,7 @@ def grey_levels(words: NDArray[Any], header: DicomHeader) -> GreyLevels:
     table = np.rint(shares * white).astype(kind)
     sample = table[seen] if seen.size else np.zeros(1, kind)
     whole = np.tile(table, (1 << layout.allocated) // len(table))
-    return GreyLevels(_looked_up(whole, words), white, sample, warnings)
+    return GreyLevels(_looked_up(whole, words), white, sample, list(dict.fromkeys(warnings)))
 
 
 def _stored_values(layout: PixelLayout) -> NDArray[np.int64]:
@@ -100,15 +106,23 @@ def _signed(value: int, bits: int) -> int:
     return value - (1 << bits) if value >> (bits - 1) else value
 
 
-def _padding(elements: Elements, layout: PixelLayout) -> tuple[int, int] | None:
+def _is_padding(
+    stored: NDArray[np.int64], elements: Elements, layout: PixelLayout
+) -> NDArray[np.bool_]:
+    """Which of the stored values are padding (PS3.3, C.7.5.1.1.2)."""
     value = elements.number(_PADDING)
     if value is None:
-        return None
+        return np.zeros(len(stored), bool)
     limit = elements.number(_PADDING_LIMIT)
     ends = [value, value if limit is None else limit]
     if layout.signed:
         ends = [_signed(end, layout.allocated) for end in ends]
-    return min(ends), max(ends)
+    return (stored >= min(ends)) & (stored <= max(ends))
+
+
+def pads_with_zero(header: DicomHeader) -> bool:
+    """Whether a stored zero is padding."""
+    return bool(_is_padding(np.zeros(1, np.int64), header.elements, header.layout)[0])
 
 
 def _displayed(
@@ -119,59 +133,107 @@ def _displayed(
     warnings: list[WarningCode],
 ) -> tuple[Values, int]:
     """Shares of full white, 0 to 1, of every stored word, and the number of grey levels."""
-    values, low, high = _modality(stored, seen, elements, layout)
-    bits = layout.stored
+    modality = _modality(stored, seen, elements, layout, warnings)
     if luts := elements.items(_VOI_LUT):
-        entries, first, lut_bits = _lut(luts[0], layout)
-        voi = entries[np.clip(np.rint(values).astype(np.int64) - first, 0, len(entries) - 1)]
-        return voi / ((1 << lut_bits) - 1), _white(max(bits, lut_bits))
+        entries, lut_bits = _through(luts[0], modality.values, seen, warnings)
+        return entries / ((1 << lut_bits) - 1), _white(max(layout.stored, lut_bits))
     window = _window(elements)
     if window is not None:
-        shares = _windowed(values, *window)
+        shares = _windowed(modality.values, *window)
         if shares is not None:
-            return shares, _white(bits)
+            return shares, _white(layout.stored)
     if elements.raw(_WIDTH).strip(b" \0") or elements.raw(_CENTRE).strip(b" \0"):
         warnings.append(WarningCode.WINDOW)
-    shares = np.clip((values - low) / (high - low), 0.0, 1.0)
-    return _in_used_bits(shares, seen, _white(bits), warnings)
+    shares, white = _in_used_bits(modality.levels, seen, modality.bits, warnings)
+    return (1.0 - shares if modality.falls else shares), white
+
+
+@dataclass(frozen=True)
+class _Modality:
+    """What the modality LUT or the rescale makes of every stored word.
+
+    Attributes:
+        values: For a window or a VOI LUT.
+        levels: Whole numbers for the case that there is none: entries of the LUT, or what is
+            stored, as a rescale changes no more than their direction.
+        bits: That levels can have.
+        falls: Whether values fall where levels rise.
+    """
+
+    values: Values
+    levels: NDArray[np.int64]
+    bits: int
+    falls: bool = False
 
 
 def _modality(
-    stored: NDArray[np.int64], seen: NDArray[Any], elements: Elements, layout: PixelLayout
-) -> tuple[Values, float, float]:
-    """Values behind the modality LUT, and the lowest and highest that there can be."""
+    stored: NDArray[np.int64],
+    seen: NDArray[Any],
+    elements: Elements,
+    layout: PixelLayout,
+    warnings: list[WarningCode],
+) -> _Modality:
     if luts := elements.items(_MODALITY_LUT):
-        entries, first, bits = _lut(luts[0], layout)
-        values = entries[np.clip(stored - first, 0, len(entries) - 1)]
-        return values, 0.0, float((1 << bits) - 1)
+        entries, bits = _through(luts[0], stored, seen, warnings)
+        return _Modality(entries.astype(np.float64), entries, bits)
     slope, intercept = elements.decimal(_SLOPE), elements.decimal(_INTERCEPT)
     slope = 1.0 if slope is None or not slope or not np.isfinite(slope) else slope
     intercept = 0.0 if intercept is None or not np.isfinite(intercept) else intercept
-    lowest = int(stored.min())
-    if layout.signed and seen.size and stored[seen].min() >= 0:
-        lowest = 0  # signed by name only: half of what could be stored is not used
-    ends = sorted((lowest * slope + intercept, int(stored.max()) * slope + intercept))
+    ends = sorted(int(end) * slope + intercept for end in (stored.min(), stored.max()))
     if not np.isfinite(ends).all() or ends[0] == ends[1]:
         raise NotAssessedError(Reason.DECODE, f"rescale slope {slope:g}, intercept {intercept:g}")
-    return stored.astype(np.float64) * slope + intercept, ends[0], ends[1]
+    values = stored.astype(np.float64) * slope + intercept
+    return _Modality(values, stored, layout.stored, falls=slope < 0)
 
 
-def _lut(item: Elements, layout: PixelLayout) -> tuple[Values, int, int]:
-    """Entries, the first value that is mapped, and bits of an entry (PS3.3, C.11.1.1)."""
+def _through(
+    item: Elements, values: NDArray[Any], seen: NDArray[Any], warnings: list[WarningCode]
+) -> tuple[NDArray[np.int64], int]:
+    """Entries of a LUT for every stored word, and the bits that all its entries use.
+
+    PS3.3, C.11.1.1 and C.11.2.1.1: values below the first that is mapped take the first entry,
+    values above the last take the last. Entries that are missing, or that are more than the LUT
+    states, are an error only where pixels reach them.
+    """
     described = item.numbers(_DESCRIPTOR)
     if len(described) < 3:
         raise NotAssessedError(Reason.DECODE, "a LUT without its description")
     count = described[0] or 1 << 16
-    first = _signed(described[1], 16) if layout.signed else described[1]
-    data = item.raw(_DATA)
-    if len(data) in (count, count + count % 2) and described[2] <= 8:
-        entries = np.frombuffer(data, np.uint8, count)
-    else:
-        entries = np.frombuffer(data, "<u2" if item.little else ">u2")[:count]
-    if len(entries) != count:
+    entries = _entries(item, count, packed=described[2] <= 8)
+    whole = np.rint(np.clip(values, -_FAR, _FAR)).astype(np.int64)
+    at = np.clip(whole - _first_mapped(described[1], count, whole, seen), 0, None)
+    known = min(count, len(entries))
+    if len(entries) not in (count, count + 1) and (not known or (at[seen] >= known).any()):
         raise NotAssessedError(Reason.DECODE, f"a LUT of {len(entries)} entries, {count} stated")
-    bits = max(1, described[2], int(entries.max()).bit_length())
-    return entries.astype(np.float64), first, min(bits, 16)
+    bits = max(1, int(entries[:known].max()).bit_length())
+    if bits < described[2] <= 16:
+        warnings.append(WarningCode.DEPTH)
+    return entries[np.minimum(at, known - 1)].astype(np.int64), bits
+
+
+def _first_mapped(stated: int, count: int, values: NDArray[np.int64], seen: NDArray[Any]) -> int:
+    """The value that the first entry of a LUT stands for.
+
+    It is signed where values can be negative: those of signed pixels, or of a rescale with a
+    negative result; behind a modality LUT there are none (PS3.3, C.11.1.1.1 and C.11.2.1.1).
+    Writers err, so the other reading is taken where more pixels lie within the LUT by it.
+    """
+    readings = (_signed(stated, 16), stated) if values.min() < 0 else (stated, _signed(stated, 16))
+    of_pixels = values[seen]
+    return max(
+        readings, key=lambda first: np.count_nonzero((of_pixels - first).view(np.uint64) < count)
+    )
+
+
+def _entries(item: Elements, count: int, *, packed: bool) -> NDArray[Any]:
+    """Entries of a LUT: words of 16 bits, or bytes where they may be packed and fit."""
+    data = item.raw(_DATA)
+    words = np.frombuffer(data, "<u2" if item.little else ">u2", len(data) // 2)
+    if not packed or len(data) not in (count, count + count % 2):
+        return words
+    if not item.little:  # PS3.5, 7.3: bytes of a big-endian OW stand in swapped pairs
+        data = words.astype("<u2").tobytes()
+    return np.frombuffer(data, np.uint8, count)
 
 
 def _window(elements: Elements) -> tuple[float, float, str] | None:
@@ -195,17 +257,18 @@ def _windowed(values: Values, centre: float, width: float, function: str) -> Val
 
 
 def _in_used_bits(
-    shares: Values, seen: NDArray[Any], white: int, warnings: list[WarningCode]
+    levels: NDArray[np.int64], seen: NDArray[Any], bits: int, warnings: list[WarningCode]
 ) -> tuple[Values, int]:
-    """Stretch an image that uses less than a quarter of the grey levels, as a 16-bit PNG is."""
-    if white == 255 or not seen.size:
-        return shares, white
-    level = int(np.percentile(shares[seen], 99.9) * white)
-    used = (1 << max(8, level.bit_length())) - 1
-    if used > white // 4:
-        return shares, white
-    warnings.append(WarningCode.DEPTH)
-    return np.minimum(shares * white / used, 1.0), used
+    """Shares of full white without a window: of all levels, or of the few that an image uses."""
+    black, white = min(0, int(levels.min())), _white(bits)
+    top = black + (1 << bits) - 1
+    if white > 255 and seen.size and (used := used_range(levels[seen])).bits <= bits - 2:
+        warnings.append(WarningCode.DEPTH)
+        black, white = used.black, (1 << used.bits) - 1
+        top = black + white
+    elif black < 0 and seen.size and levels[seen].min() >= 0:
+        black = 0  # signed by name only: half of what could be stored is not used
+    return np.clip((levels - black) / (top - black), 0.0, 1.0), white
 
 
 def _white(bits: int) -> int:

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 
 from deepcovid_edge.errors import MissingDependencyError, NotAssessedError, require
+from deepcovid_edge.imaging.aspect import PixelShape
+from deepcovid_edge.imaging.dicom import geometry
 from deepcovid_edge.imaging.dicom.elements import BoundedStream, Elements, read_elements
 from deepcovid_edge.imaging.dicom.syntaxes import find_data_set
 from deepcovid_edge.imaging.radiograph import DicomFacts
@@ -33,7 +35,7 @@ _TAGS = (
     *(_SOP_CLASS, _SOP_INSTANCE, _STUDY_DATE, _BIRTH_DATE, _AGE, _MODALITY, _INTENT, _BODY_PART),
     *(_VIEW, _VIEW_CODES, _STUDY, _SERIES, _ORIENTATION, _LATERALITY, _IMAGE_LATERALITY),
     *(_SAMPLES, _PHOTOMETRIC, _PLANAR, _FRAMES, _ROWS, _COLUMNS, _ALLOCATED, _STORED, _HIGH_BIT),
-    *(_SIGN, _BURNED_IN, _LOSSY_RATIO, *_TONES),
+    *(_SIGN, _BURNED_IN, _LOSSY_RATIO, *_TONES, *geometry.TAGS),
 )
 _YEARS = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
 _OLDEST = 130
@@ -94,7 +96,8 @@ class DicomHeader:
         facts: What is kept.
         layout: How the pixels stand.
         place: Where they stand; None where the file ends before them.
-        elements: For the grey levels.
+        elements: For the grey levels and the shutter.
+        pixel_shape: How high the pixels are.
         intent: Presentation intent type, or empty.
         orientation: Patient orientation of rows and columns, or empty.
         burned_in: Whether it is stated that text stands in the pixels.
@@ -107,6 +110,7 @@ class DicomHeader:
     layout: PixelLayout
     place: PixelPlace | None
     elements: Elements
+    pixel_shape: PixelShape
     intent: str
     orientation: tuple[str, ...]
     burned_in: bool
@@ -147,6 +151,7 @@ def read_header(data: bytes) -> DicomHeader:
         layout=_layout(elements),
         place=place[0] if place else None,
         elements=elements,
+        pixel_shape=geometry.stated_shape(elements),
         intent=elements.word(_INTENT),
         orientation=tuple(part.upper() for part in elements.texts(_ORIENTATION) if part),
         burned_in=elements.word(_BURNED_IN) == "YES",

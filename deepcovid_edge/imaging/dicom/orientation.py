@@ -12,7 +12,7 @@ from deepcovid_edge.reasons import WarningCode
 
 # Where rows run to (their first letter), where columns run to -> quarter turns counter-clockwise
 # that let columns run to the feet (PS3.3, C.7.6.1.1.1).
-_TURNS = {
+_TURNS: dict[tuple[str, ...], int] = {
     ("L", "H"): 2,
     ("R", "H"): 2,
     ("F", "L"): 3,
@@ -20,6 +20,11 @@ _TURNS = {
     ("H", "L"): 1,
     ("H", "R"): 1,
 }
+
+
+def lies_on_its_side(orientation: tuple[str, ...]) -> bool:
+    """Whether `upright` makes columns of the rows."""
+    return _TURNS.get(orientation, 0) % 2 == 1
 
 
 def upright(image: Grey, orientation: tuple[str, ...]) -> tuple[Grey, list[WarningCode]]:
@@ -34,6 +39,6 @@ def upright(image: Grey, orientation: tuple[str, ...]) -> tuple[Grey, list[Warni
     """
     if not orientation or orientation == ("L", "F"):
         return image, []
-    turns = _TURNS.get(orientation, 0) if len(orientation) == 2 else 0
+    turns = _TURNS.get(orientation, 0)
     turned: NDArray[Any] = np.ascontiguousarray(np.rot90(image, turns))
     return turned, [WarningCode.ORIENTATION]

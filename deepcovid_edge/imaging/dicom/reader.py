@@ -8,15 +8,20 @@ from typing import Any
 from numpy.typing import NDArray
 
 from deepcovid_edge.errors import NotAssessedError, one_line
+from deepcovid_edge.imaging.aspect import PixelShape, in_square_pixels
 from deepcovid_edge.imaging.dicom.eligibility import check_header, header_warnings
-from deepcovid_edge.imaging.dicom.grey_levels import grey_levels
-from deepcovid_edge.imaging.dicom.header import DicomHeader, read_header
-from deepcovid_edge.imaging.dicom.orientation import upright
+from deepcovid_edge.imaging.dicom.geometry import Shutter, display_shutter
+from deepcovid_edge.imaging.dicom.grey_levels import grey_levels, pads_with_zero
+from deepcovid_edge.imaging.dicom.header import DicomHeader, PixelLayout, read_header
+from deepcovid_edge.imaging.dicom.orientation import lies_on_its_side, upright
 from deepcovid_edge.imaging.dicom.pixels import read_words
+from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES, Family
+from deepcovid_edge.imaging.empty_end import PixelBlock, check_end
 from deepcovid_edge.imaging.files import FileBytes
 from deepcovid_edge.imaging.radiograph import (
     Grey,
     Radiograph,
+    check_area,
     check_exposure,
     check_size,
     grid,
@@ -44,22 +49,51 @@ def decode_dicom(file: FileBytes) -> Radiograph:
 def _decode(file: FileBytes) -> Radiograph:
     header = read_header(file.data)
     check_header(header)
-    layout = header.layout
-    check_size(layout.columns, layout.rows)
+    layout, shape = header.layout, header.pixel_shape
+    _check_size(layout, shape)
     warnings = header_warnings(header, file)
     pixels = read_words(header)
-    grey, white, tone_warnings = _grey(pixels.words, header)
+    end_warnings = _check_end(header, pixels.syntax)
+    shutter = display_shutter(header.elements, (layout.rows, layout.columns), shape)
+    grey, white, tone_warnings = _grey(pixels.words, header, shutter)
     grey, turn_warnings = upright(grey, header.orientation)
-    found = (*warnings, *pixels.warnings, *tone_warnings, *turn_warnings)
+    if lies_on_its_side(header.orientation):
+        shape = shape.turned()
+    found = (*warnings, *pixels.warnings, *end_warnings, *shutter.warnings, *tone_warnings)
+    found = (*found, *turn_warnings, *shape.warnings)
     facts = replace(header.facts, transfer_syntax_uid=pixels.syntax)
-    return Radiograph(grey, white, file.sha256, "DICOM", found, facts)
+    return in_square_pixels(Radiograph(grey, white, file.sha256, "DICOM", found, facts), shape)
 
 
-def _grey(words: NDArray[Any], header: DicomHeader) -> tuple[Grey, int, list[WarningCode]]:
+def _check_size(layout: PixelLayout, shape: PixelShape) -> None:
+    check_area(layout.columns, layout.rows)
+    rows, columns = shape.square((layout.rows, layout.columns))
+    check_size(columns, rows)
+
+
+def _check_end(header: DicomHeader, syntax: str) -> list[WarningCode]:
+    """What uncompressed pixels that end in zeros give to know."""
+    layout, place = header.layout, header.place
+    if SYNTAXES[syntax].family is not Family.NATIVE or place is None:
+        return []
+    size = layout.allocated // 8
+    if layout.planar and layout.samples > 1:
+        block = PixelBlock(place.start, layout.rows * layout.samples, layout.columns * size, size)
+    else:
+        size *= layout.samples
+        block = PixelBlock(place.start, layout.rows, layout.columns * size, size)
+    return check_end(header.data, block, zero_is_usual=pads_with_zero(header))
+
+
+def _grey(
+    words: NDArray[Any], header: DicomHeader, shutter: Shutter
+) -> tuple[Grey, int, list[WarningCode]]:
+    """Grey levels as they are shown, their full white, and what to know about them."""
     if words.ndim == 3:
         grey, warnings = to_grey(words)
+        grey = shutter.over(grey, 255)
         check_exposure(grid(grey), 255)
         return grey, 255, warnings
-    image = grey_levels(words, header)
+    image = grey_levels(words, header, shutter.hidden)
     check_exposure(image.sample, image.white)
-    return image.pixels, image.white, image.warnings
+    return shutter.over(image.pixels, image.white), image.white, image.warnings

@@ -408,6 +408,11 @@ WARNED: dict[str, tuple[WarningCode, Callable[[], bytes], str]] = {
         lambda: with_codestream(compressed_hard(), JPEG, 8),
         "image",
     ),
+    "shutter-of-an-unknown-shape": (
+        WarningCode.SHUTTER,
+        lambda: plain(ShutterShape="BITMAP"),
+        "image",
+    ),
     "window-without-width": (
         WarningCode.WINDOW,
         lambda: plain(WindowCenter=2000, WindowWidth=0),

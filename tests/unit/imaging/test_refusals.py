@@ -290,6 +290,7 @@ ELSEWHERE: dict[Reason | WarningCode, str] = {
                 WarningCode.AGE,
                 WarningCode.SECONDARY,
                 WarningCode.WINDOW,
+                WarningCode.SHUTTER,
             ),
             WarningCode.ORIENTATION,
         ),
@@ -344,11 +345,25 @@ WARNED: dict[WarningCode, Callable[[Any], tuple[bytes, str]]] = {
     WarningCode.DEPTH: lambda p: (p.encode(p.image(bits=12), "PNG"), "image.png"),
     WarningCode.COLOUR: lambda p: (p.encode(marked_image(p), "PNG"), "image.png"),
     WarningCode.LOSSY: lambda p: (p.encode(p.image(512, 512), "JPEG", quality=5), "image.jpg"),
+    WarningCode.ASPECT: lambda p: (with_density(p, 3000, 2000), "image.png"),
+    WarningCode.SPACING: lambda p: (with_density(p, 3000, 0), "image.png"),
+    WarningCode.EMPTY_END: lambda p: (p.encode(with_empty_rows(p), "TIFF"), "image.tif"),
     WarningCode.SYNTHETIC: lambda p: (
         p.png(p.image(), 0, before=[(b"tEXt", b"Description\0" + radiograph.SYNTHETIC_MARK)]),
         "image.png",
     ),
 }
+
+
+def with_density(pictures: Any, across: int, down: int) -> bytes:
+    density = struct.pack(">IIB", across, down, 1)
+    return bytes(pictures.png(pictures.image(), 0, before=[(b"pHYs", density)]))
+
+
+def with_empty_rows(pictures: Any) -> NDArray[Any]:
+    image: NDArray[Any] = np.maximum(pictures.image(), 1)
+    image[-10:] = 0
+    return image
 
 
 def marked_image(pictures: Any) -> NDArray[Any]:
