@@ -197,7 +197,11 @@ def _are_black(hidden: Grey, name: str) -> bool:
 def stretched(grey: Grey, other: Grey) -> Grey:
     """The other picture with the contrast that the stretched one has."""
     inside = (grey > 0) & (grey < 255)
-    slope, level = np.polyfit(other[inside], grey[inside], 1)
+    ours, theirs = grey[inside], other[inside]
+    if not theirs.size or not np.ptp(theirs):
+        return other
+    slope = np.cov(theirs, ours, bias=True)[0, 1] / theirs.var()
+    level = ours.mean() - slope * theirs.mean()
     return np.asarray(np.clip(other * slope + level, 0, 255)) if slope >= 1 else other
 
 

@@ -203,7 +203,8 @@ EXPLAINED_IMAGES = (
         lambda image: (
             bool(image.PixelRepresentation)
             and ("ModalityLUTSequence" in image or "VOILUTSequence" in image)
-        ),
+            refuses=True,
+    ),
         most=_ANYTHING,
     ),
     ExplainedImage(

@@ -42,12 +42,13 @@ def lines(found: run.Found, kind: str) -> list[str]:
 
 
 @needs_dicom_programs
+@pytest.mark.timeout(900)  # hundreds of processes, on a machine that may be busy
 @pytest.mark.filterwarnings("ignore")  # of pydicom, about headers that are odd on purpose
 def test_dicom_images_are_read_as_dcmtk_and_pydicom_read_them_or_it_is_explained() -> None:
     found = run.images(SEED, IMAGES, workers=2)
     assert lines(found, DISAGREED) == []
     assert lines(found, UNWRITTEN) == []
-    assert kinds(found)[AGREED] > 0.6 * IMAGES
+    assert kinds(found)[AGREED] > 0.5 * IMAGES
     assert kinds(found)[REASON] < 0.05 * IMAGES
     others = sum(outcome.writer not in run.OWN_WRITERS for _, outcome in found)
     assert others > 0.5 * IMAGES
