@@ -140,7 +140,7 @@ def _compared_to(
     limit = _limit(image) + (ROUNDING if SQUARED.name in notes else 0.0)
     if largest <= limit and mean <= max(TOLERANCE, limit / 2):
         return _Found(notes, [], largest)
-    faults = [one for one in possible if not one.refuses]
+    faults = [one for one in possible if not one.refuses or one.most(image)]
     for used in (*([one] for one in faults), faults):
         corrected = shown
         for one in used:

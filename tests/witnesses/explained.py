@@ -203,9 +203,9 @@ EXPLAINED_IMAGES = (
         lambda image: (
             bool(image.PixelRepresentation)
             and ("ModalityLUTSequence" in image or "VOILUTSequence" in image)
-            refuses=True,
-    ),
+        ),
         most=_ANYTHING,
+        refuses=True,
     ),
     ExplainedImage(
         "VOI LUT with more input values than its output has levels",
