@@ -172,6 +172,8 @@ def main() -> None:
         ("pictures", pictures, options.pictures, EXPLAINED_PICTURES),
     )
     for name, compare, count, explanations in runs:
+        if not count:
+            continue
         started = time.perf_counter()
         found = compare(options.seed, count, options.workers)
         it = figures(found, options.seed, explanations)
