@@ -81,7 +81,7 @@ def compared(seed: int, number: int) -> Outcome:
         place = Path(folder)
         try:
             data = image_file(spec, place)
-        except ToolError as error:
+        except (ToolError, OSError) as error:  # OSError is pydicom's, of a value out of range
             return Outcome(UNWRITTEN, (str(error),), {}, spec.packing.writer)
         image = header_of(data)
         readings = {

@@ -187,7 +187,8 @@ def _state_voi(image: Dataset, spec: ImageSpec) -> None:
             image.VOILUTFunction = greys.function
     if "lut" in greys.voi:
         lowest = float(modality(spec, np.float64(spec.layout.ends[0])))
-        start, end = max(round(first), round(lowest), -32768), round(last)
+        most = 32767 if lowest < 0 else 65535
+        start, end = min(max(round(first), round(lowest), -32768), most), round(last)
         count = min(max(end - start, 2), 1 << 16)
         share = np.linspace(0, 1, count) ** 1.2
         entries = np.rint(share * ((1 << greys.used_bits) - 1))
