@@ -3,6 +3,7 @@
 # make test-without-int8  those that let the processor decide on INT8, as on one without VNNI
 # make quick   set up, run the unit tests that are not slow (90 seconds)
 # make nightly  the slow tests, 20,000 damaged files, and the comparison with other readers
+# make docs    build the pages of docs/ into build/docs
 # make lint    set up, run ruff, mypy, shellcheck, codespell and validate-pyproject
 # make figures train the paper's way and the larger networks, for their figures (needs DATA; hours)
 # make model   train, export, quantise and measure what ships (needs DATA; ten minutes)
@@ -11,6 +12,7 @@
 # make peers   install the programs that write and read images beside us in tests, likewise
 # make fuzz    20,000 damaged files; what breaks a rule is kept in runs/fuzz
 # make witnesses  2,000 DICOM images and 2,000 pictures, read by us and by independent readers
+# make release build sdist and wheel, check both, run the demo from the wheel alone
 # make bench   measure speed and accuracy on this machine (needs DATA; half an hour)
 # make bench-compare  measure the suite again and compare with what is stored
 
@@ -25,12 +27,13 @@ BROWSERS = chromium chromium-browser google-chrome google-chrome-stable
 DEV = .venv/bin
 DEMO = .venv-demo/bin
 
-.PHONY: demo test quick nightly test-without-int8 lint browser peers model site figures fuzz witnesses bench bench-compare wheel clean
+.PHONY: demo test quick nightly test-without-int8 lint docs browser peers model site figures fuzz witnesses bench bench-compare wheel release clean
 
+# Some of the images cannot be assessed, which is exit code 4.
 demo: .venv-demo/ready
-	$(DEMO)/deepcovid-edge sample demo-images
-	$(DEMO)/deepcovid-edge infer demo-images -o demo.jsonl
-	$(DEMO)/deepcovid-edge infer demo-images --table
+	$(DEMO)/deepcovid-edge sample demo-images >/dev/null
+	$(DEMO)/deepcovid-edge infer demo-images --table || [ $$? = 4 ]
+	$(DEMO)/deepcovid-edge heatmap demo-images/phantom_005.png -o demo-heatmaps --budget 2s --table
 
 # A process a core, each with one thread for its products.
 test: .venv/ready
@@ -67,6 +70,10 @@ lint: .venv/ready
 	$(DEV)/shellcheck jetson/install.sh
 	$(DEV)/codespell $$(git ls-files '*.md' '*.py' '*.toml' '*.sh' '*.yml')
 	$(DEV)/validate-pyproject pyproject.toml
+
+# A warning is an error. Open build/docs/docs/index.html.
+docs: .venv/ready
+	$(DEV)/python -m sphinx -W --keep-going -q -c docs . build/docs
 
 # Asks for nothing: without root or a password-free sudo the report's browser test skips.
 browser:
@@ -119,7 +126,7 @@ variants-%: .venv/ready
 	done
 	$(DEV)/python -m deepcovid_export.report.model_card $(PLACE_$*)/$*.onnx \
 		--results $(RESULTS)/accuracy -o $(PLACE_$*)/$*.md
-	$(DEV)/python -m benchmarks.ood.rejection --data $(DATA) --model $(PLACE_$*)/$*.onnx \
+	$(DEV)/python -m benchmarks.ood --data $(DATA) --model $(PLACE_$*)/$*.onnx \
 		--model $(PLACE_$*)/$*-int8-cpu.onnx
 
 # The verdict is expected to be `not usable`, which is exit code 3.
@@ -153,7 +160,7 @@ figures-%: .venv/ready
 	done
 
 fuzz: .venv/ready
-	$(DEV)/python tests/fuzz.py --inputs 20000
+	PYTHONPATH=tests/unit/imaging $(DEV)/python tests/fuzz.py --inputs 20000
 
 # What disagrees is kept in runs/witnesses. STORE=--store stores the counts.
 witnesses: .venv/ready
@@ -171,18 +178,34 @@ bench-compare: .venv/ready
 wheel: .venv/ready
 	$(DEV)/python -m pip wheel -q --no-deps -w dist .
 
+# Nothing is published. The demo runs from the wheel alone, in a folder and an environment without
+# the checkout.
+MOST_BYTES = 6000000
+FRESH = build/release
+release: .venv/ready
+	rm -rf dist $(FRESH)
+	$(DEV)/python -m build -o dist .
+	$(DEV)/twine check --strict dist/*
+	[ $$(stat -c %s dist/*.whl) -lt $(MOST_BYTES) ]
+	$(PYTHON) -m venv $(FRESH)/venv
+	$(FRESH)/venv/bin/python -m pip install -q "$$(ls dist/*.whl)[cpu,dicom]"
+	cd $(FRESH) && venv/bin/deepcovid-edge sample images >/dev/null
+	cd $(FRESH) && venv/bin/deepcovid-edge infer images --html report --table || [ $$? = 4 ]
+	cd $(FRESH) && [ -s report/index.html ] && venv/bin/deepcovid-edge info
+	ls -l dist
+
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(DEV)/python -m pip install -q --upgrade pip
-	$(DEV)/python -m pip install -q -e '.[cpu,dicom,openvino,rtx,export,dev]' -c constraints.txt
+	$(DEV)/python -m pip install -q -e '.[cpu,dicom,openvino,rtx,export,docs,dev]' -c constraints.txt
 	touch $@
 
 # Installed as a user installs it, from a wheel; made again when the package changes.
 .venv-demo/ready: pyproject.toml $(shell find deepcovid_edge -type f -not -name '*.pyc')
 	$(PYTHON) -m venv .venv-demo
 	$(DEMO)/python -m pip install -q --upgrade pip
-	$(DEMO)/python -m pip install -q '.[cpu]'
+	$(DEMO)/python -m pip install -q '.[cpu,dicom]'
 	touch $@
 
 clean:
-	rm -rf .venv .venv-demo build dist demo-images demo.jsonl
+	rm -rf .venv .venv-demo build dist demo-images demo-heatmaps

@@ -19,17 +19,9 @@ from typing import Any
 
 from benchmarks.measure import CORES, RESULTS, of_both_classes, store, write_json
 from benchmarks.measure.options import parser_of
-from benchmarks.variants import (
-    VARIANTS,
-    VariantError,
-    engine_of,
-    missing,
-    models,
-    named,
-    variant_of,
-)
+from benchmarks.variants import VARIANTS, VariantError, file_for, models, named
 from deepcovid_edge.backends import load_backend
-from deepcovid_edge.backends.base import BackendSettings
+from deepcovid_edge.backends.settings import BackendSettings
 from deepcovid_edge.backends.tensorrt.files import Profile
 from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
 from deepcovid_edge.diagnostics import versions
@@ -123,15 +115,9 @@ def compare(
         VariantError: The variant cannot be made.
         NotThereError: The backend does not run here.
     """
-    if why := missing(candidate.backend):
-        raise NotThereError(why)
     model = named(candidate.model)
-    library, _, provider = candidate.backend.partition(":")
-    if library == "tensorrt":
-        file = engine_of(model, candidate.variant, data, Profile())
-    else:
-        file = variant_of(model, candidate.variant, data)
-    own = BackendSettings(provider=provider or None, threads=CORES)
+    file, library, provider = file_for(model, candidate.variant, candidate.backend, data, Profile())
+    own = BackendSettings(provider=provider, threads=CORES)
     plain = BackendSettings(threads=CORES)
     with (
         load_backend(model, backend="onnxruntime", settings=plain) as reference,

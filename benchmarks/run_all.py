@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import store
+from benchmarks.measure.programs import run_child
 from benchmarks.variants import MODELS
-from deepcovid_edge.device.child_process import ending_with_this
 
 RESNET18_ONLY = ("--model", str(MODELS / "resnet18.onnx"))
 BOTH = ("--model", "squeezenet1_1", *RESNET18_ONLY)
@@ -36,7 +36,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "footprint": ("speed.footprint", "DATA", "--rounds", "2"),
     "cost": ("speed.cost", "DATA", "--rounds", "1"),
     "dicom": ("speed.dicom",),
-    "ood layer": ("ood.rejection", "DATA", "--cost"),
+    "ood layer": ("ood", "DATA", "--cost"),
     "int8": ("speed.int8", "DATA", "--rounds", "5", *BOTH),
     "activation": ("heatmaps.activation", "DATA", "--rounds", "31", *BOTH),
     "activation, infer": ("heatmaps.speed", "DATA", "--activation", "24"),
@@ -48,7 +48,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "gpu": ("speed.gpu",),
 }
 """Part -> module and options; `DATA` stands for `--data DATA`. Accuracy first: it makes the
-variants that the others run. `quantizer` takes half an hour by itself and is not among them."""
+variants that the others run."""
 FAILED, EQUIVALENCE, UNSTABLE = 1, 3, 7
 TOO_LONG = 124
 """The exit code of timeout(1): a part that hangs is stopped, and the others run."""
@@ -85,7 +85,7 @@ def part(name: str, data: Path) -> dict[str, Any]:
     started = time.perf_counter()
     command = [sys.executable, "-m", f"benchmarks.{module}", *options]
     try:
-        code = subprocess.run(ending_with_this(command), check=False, timeout=_LIMIT).returncode
+        code = run_child(command, seconds=_LIMIT, captured=False).returncode
     except subprocess.TimeoutExpired:
         code = TOO_LONG
     return {"seconds": round(time.perf_counter() - started, 1), "code": code}

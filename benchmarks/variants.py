@@ -8,6 +8,7 @@ made of another file than the present model is made again.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from deepcovid_edge.backends import INT8_CPU_SUFFIX, load_backend
@@ -20,7 +21,7 @@ from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.errors import DeepCovidEdgeError, ModelFileError, NotThereError
 from deepcovid_edge.files import file_sha256
 from deepcovid_edge.manifest import read_manifest
-from deepcovid_edge.models import find_model, shipped_models
+from deepcovid_edge.models import DEFAULT_MODEL, find_model, shipped_models
 from deepcovid_edge.validation.verify import verify
 
 MODELS = Path(__file__).parent / "models"
@@ -51,6 +52,13 @@ def models() -> dict[str, Path]:
 def named(model: str) -> Path:
     """The file of a model by its name, or the path itself."""
     return models().get(model) or find_model(model)
+
+
+def pairs(names: Iterable[str] | None, data: Path) -> Iterator[dict[str, Path]]:
+    """The FP32 file and the INT8 variant for CPUs of each model, or of the one that ships."""
+    for name in names or [DEFAULT_MODEL]:
+        model = named(name)
+        yield {"fp32": model, "int8": variant_of(model, "int8-cpu", data)}
 
 
 def is_derived(path: Path) -> bool:
@@ -131,6 +139,30 @@ def engine_of(model: Path, variant: str, data: Path | None, profile: Profile) ->
         with load_backend(model) as reference, load_backend(engine) as candidate:
             record_verification(engine, verify(reference, candidate, images).as_dict())
     return engine
+
+
+def file_for(
+    model: Path, variant: str, backend: str, data: Path | None, profile: Profile
+) -> tuple[Path, str, str | None]:
+    """What runs a variant on a backend: its file, the library, and the provider or None.
+
+    Args:
+        model: FP32 .onnx file.
+        variant: Of `VARIANTS`.
+        backend: Such as `openvino`, `tensorrt`, `onnxruntime:cuda`.
+        data: See `variant_of`.
+        profile: Of an engine that must be built.
+
+    Raises:
+        VariantError: The variant cannot be made.
+        NotThereError: The backend does not run here.
+    """
+    if why := missing(backend):
+        raise NotThereError(why)
+    library, _, provider = backend.partition(":")
+    if library == "tensorrt":
+        return engine_of(model, variant, data, profile), library, None
+    return variant_of(model, variant, data), library, provider or None
 
 
 def stack(backend: str, versions: dict[str, str]) -> str:

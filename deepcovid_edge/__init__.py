@@ -5,11 +5,13 @@
     with Model("squeezenet1_1") as model:
         print(model.predict_one("chest.dcm"))
 
-Names are imported when they are first used, so that `import deepcovid_edge` costs nothing.
+Names are imported when they are first used, so that `import deepcovid_edge` costs nothing. It
+turns off the telemetry of ONNX Runtime, which must happen before that is imported.
 """
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,11 @@ if TYPE_CHECKING:
     from deepcovid_edge.reasons import NOTICE, Reason, WarningCode
     from deepcovid_edge.validation.site_check import site_check
     from deepcovid_edge.validation.verify import verify
+
+# Nobody is called: runtimes read these when they are imported, and in child processes. From 1.29 on
+# ONNX Runtime else keeps a device identifier and sends events, and a call after its import is too
+# late to stop that (onnxruntime, docs/Privacy.md).
+os.environ.update(ORT_DISABLE_TELEMETRY="1", RAY_USAGE_STATS_ENABLED="0")
 
 _HOMES = {
     "DeepCovidEdgeError": "errors",

@@ -17,7 +17,7 @@ from deepcovid_edge.device.gpu import find_gpu
 from deepcovid_edge.device.processor import INT8_SWITCH, int8_is_switched_off, processor_name
 from deepcovid_edge.errors import DeepCovidEdgeError
 from deepcovid_edge.files import file_sha256
-from deepcovid_edge.manifest import VERSION, read_manifest
+from deepcovid_edge.manifest import VERSION, limits_of, read_manifest
 from deepcovid_edge.models import shipped_models
 
 _RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
@@ -121,7 +121,7 @@ def model_facts() -> list[dict[str, Any]]:
                 "precision": manifest.precision,
                 "sha256": file_sha256(path),
                 "classes": list(manifest.classes),
-                "threshold": manifest.threshold,
+                "limits": limits_of(manifest.threshold, manifest.indeterminate_range),
                 "license": manifest.license,
                 "ood": bool(manifest.ood),
                 "reads_the_source": shortcuts.get("reads_the_source"),

@@ -105,10 +105,13 @@ def require(module: str, *, extra: str) -> ModuleType:
     Raises:
         MissingDependencyError: The module is not installed; the message has the command that
             installs it.
+        MemoryError: There is too little memory for it.
     """
     try:
         return import_module(module)
     except ImportError as error:
+        if lacks_memory(error):
+            raise MemoryError(f"{module} cannot be loaded: {one_line(error)}") from error
         if isinstance(error.__cause__, KeyboardInterrupt):  # pybind11 makes an ImportError of any
             raise error.__cause__ from None
         missing = isinstance(error, ModuleNotFoundError) and error.name == module
@@ -116,6 +119,23 @@ def require(module: str, *, extra: str) -> ModuleType:
         raise MissingDependencyError(
             f"{module} {state}: pip install 'deepcovid-edge[{extra}]'"
         ) from error
+
+
+_NO_MEMORY = (
+    "failed to map segment",  # the dynamic linker, for a library
+    "cannot allocate memory",  # strerror(ENOMEM)
+    "bad_alloc",  # C++, in every runtime
+    "insufficient memory",  # OpenCV
+    "start new thread",  # Python: no room for a thread's stack
+)
+"""What libraries say, in lower letters, when the system gives them no more memory."""
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether too little memory is why an error was raised, or the one that it came from."""
+    if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _NO_MEMORY):
+        return True
+    return error.__cause__ is not None and lacks_memory(error.__cause__)
 
 
 def one_line(error: BaseException) -> str:

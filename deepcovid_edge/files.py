@@ -1,4 +1,7 @@
-"""Files as every room writes and names them: whole or not at all, by hash, under a lock."""
+"""Files as every room writes and names them: whole or not at all, by hash, under a lock.
+
+What holds a file, a process or a model until it is closed is `Closing`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, BinaryIO
+from types import TracebackType
+from typing import IO, BinaryIO, TypeVar
 
 from deepcovid_edge.errors import NotThereError, OutputError
 
@@ -21,6 +25,26 @@ _NOT_REGULAR = "not a regular file (write it to a file first)"
 _LOCK_SECONDS = 1800.0
 """Longest wait for another process: a large network takes minutes to build."""
 _LOCK_LOOK_SECONDS = 0.1
+Self = TypeVar("Self", bound="Closing")
+
+
+class Closing:
+    """Something with `close`, which `with` calls at the end of its block."""
+
+    def close(self) -> None:
+        """Free what is held."""
+        raise NotImplementedError
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 def cache_folder() -> Path:

@@ -87,6 +87,11 @@ class IndeterminateRange:
         return self.low <= probability < self.high
 
 
+def limits_of(threshold: float, span: IndeterminateRange | None) -> dict[str, float]:
+    """What decides: an indeterminate range as `low` and `high`, or else the `threshold`."""
+    return {"low": span.low, "high": span.high} if span else {"threshold": threshold}
+
+
 @dataclass(frozen=True)
 class ModelManifest:
     """Everything a runtime must know of a model beyond its graph.
@@ -199,15 +204,64 @@ class ModelManifest:
             values = json.loads(content)
             known = {item.name for item in fields(cls)}
             values = {name: value for name, value in values.items() if name in known}
-            values["input"] = InputSpec(**values.get("input", {}))
-            values["indeterminate_range"] = (
-                IndeterminateRange(**values["indeterminate_range"])
-                if values.get("indeterminate_range")
-                else None
-            )
+            spec, span = values["input"], values["indeterminate_range"]
+            _check_kinds(values)
+            values["input"] = InputSpec(**spec)
+            values["indeterminate_range"] = None if span is None else IndeterminateRange(**span)
+            _check_stated(spec, InputSpec, "input.")
             return cls(**values)
-        except (TypeError, ValueError, AttributeError) as error:
+        except KeyError as error:
+            raise ModelFileError(f"manifest: no {error}") from error
+        except (TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ModelFileError(f"manifest: {error}") from error
+
+
+def _check_kinds(values: Mapping[str, Any]) -> None:
+    """Reject what would pass as something else: `true` as 1, a word as a list of letters."""
+    for name, value in values.items():
+        check_kind(name, value, _KINDS[name])
+    for name in values["classes"]:
+        check_kind("classes", name, (str,))
+    for name in ("low", "high") if values["indeterminate_range"] else ():
+        check_kind(f"indeterminate_range.{name}", values["indeterminate_range"][name], NUMBER)
+    for name in {"height", "width"} & values["input"].keys():
+        check_kind(f"input.{name}", values["input"][name], (int,))
+    _check_stated(values, ModelManifest, "")
+
+
+def check_kind(name: str, value: object, kinds: tuple[type, ...]) -> None:
+    """Check the type of a value of a JSON document.
+
+    Raises:
+        ValueError: It is of none of these; `true` and `false` are no numbers.
+    """
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"{name}: got {str(value)[:40]!r}, expected {expected}")
+
+
+def _check_stated(values: Mapping[str, Any], kind: type, prefix: str) -> None:
+    """Check that what decides is there: a default would stand for what is missing."""
+    needed = [item.name for item in fields(kind) if item.name not in _OPTIONAL]
+    if missing := [name for name in needed if name not in values]:
+        raise ValueError(f"no {prefix}{missing[0]}")
+
+
+NUMBER = (int, float)
+_TEXT, _FACTS, _NONE = (str,), (dict,), type(None)
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("name", "architecture", "positive_class", "precision"), _TEXT),
+    **dict.fromkeys(("variant", "license"), _TEXT),
+    **dict.fromkeys(("threshold_origin", "input", "training", "quantization"), _FACTS),
+    **dict.fromkeys(("equivalence", "ood", "created_with"), _FACTS),
+    "classes": (list,),
+    "threshold": NUMBER,
+    "indeterminate_range": (dict, _NONE),
+    "parent_sha256": (str, _NONE),
+    "schema_version": (int,),
+}
+_OPTIONAL = {"license", "created_with", "training", "threshold_origin", "parent_sha256"}
+"""Fields that say where a model came from, and decide nothing."""
 
 
 def read_manifest(path: Path) -> ModelManifest:

@@ -19,10 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.backends import AUTO, load_model
-from deepcovid_edge.backends.base import Backend, BackendSettings, Closing
+from deepcovid_edge.backends.base import Backend
+from deepcovid_edge.backends.settings import BackendSettings
 from deepcovid_edge.decision.out_of_distribution import REJECT
 from deepcovid_edge.decision.record import Prediction, RunFacts
 from deepcovid_edge.errors import UsageError
+from deepcovid_edge.files import Closing
 from deepcovid_edge.imaging.files import ImageSource
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.manifest import ModelManifest

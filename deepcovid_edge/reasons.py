@@ -36,12 +36,12 @@ class Reason(_Coded):
 
     UNREADABLE = (
         "E_UNREADABLE",
-        "File could not be opened.",
-        "missing, no permission, or not a regular file",
+        "File could not be opened or read.",
+        "missing, no permission, a broken disk, or not a regular file",
     )
     NOT_IMAGE = (
         "E_NOT_IMAGE",
-        "Not an image or DICOM file.",
+        "Not recognised as an image.",
         "empty, a text file, an unknown type or a DICOMDIR",
     )
     INCOMPLETE = (
@@ -51,23 +51,25 @@ class Reason(_Coded):
     )
     TRUNCATED = (
         "E_TRUNCATED",
-        "Image is cut off; send it again.",
+        "The image, or a part of it, is missing; send it again.",
         "the data end too early or in zeros, the codestream has no end, or there are no pixels",
     )
     DICOM = (
         "E_DICOM",
-        "DICOM files cannot be read; the extra for them is not installed.",
-        "a DICOM file, and pydicom is not installed",
+        "DICOM files cannot be read; the extra for them is not installed, or broken.",
+        "a DICOM file, and pydicom cannot be imported",
     )
     SYNTAX = (
         "E_SYNTAX",
-        "Compression not supported; send it uncompressed.",
-        "a transfer syntax that is not read (private, video), or whose decoder is not installed",
+        "DICOM encoding not supported, or not stated; send it uncompressed.",
+        "a transfer syntax that is not read (private, video) or missing, or whose decoder is not "
+        "installed",
     )
     MODALITY = (
         "E_MODALITY",
-        "Not a chest X-ray, according to its header.",
-        "SOP class or modality of CT, MR, ultrasound, a report, a document, ...",
+        "Not a plain chest X-ray of a person, according to its header.",
+        "SOP class or modality of CT, MR, ultrasound, a report, ...; an image type such as "
+        "tomosynthesis; an animal; quality control",
     )
     RAW = (
         "E_RAW",
@@ -76,28 +78,31 @@ class Reason(_Coded):
     )
     BODY = (
         "E_BODY",
-        "Marked as a body part other than the chest.",
-        "body part examined in the header",
+        "Header names a body part that is not known as the chest.",
+        "body part examined, or a code of anatomic region or structure, that is another part's or "
+        "not understood",
     )
     VIEW = (
         "E_VIEW",
-        "Lateral or oblique view; only frontal views are read.",
-        "view position, view code, or a patient orientation from front to back",
+        "Lateral, oblique, decubitus or other special view; only plain frontal views are read.",
+        "view position, view code with its modifiers, how the patient lies, or a patient "
+        "orientation from front to back",
     )
     AGE = (
         "E_AGE",
-        "Patient is a child; not tested on children.",
-        "younger than 18 years, by age or date of birth",
+        "Patient is, or may be, a child; not tested on children.",
+        "younger than 18 years, by age or by dates of birth and examination; the younger counts",
     )
     BITS = (
         "E_BITS",
-        "Header and pixels disagree about the bits per pixel.",
+        "Header contradicts itself, or the pixels, about the bits per pixel.",
         "more than 0.1 % of the pixels have bits above the stored ones, or a wrong high bit",
     )
     LENGTH = (
         "E_LENGTH",
-        "Header and pixels disagree about the image size.",
-        "rows x columns x bytes is not the length of the pixel data",
+        "Header and pixels disagree about the image size or the compression.",
+        "fewer bytes of pixels than rows x columns x bytes, or more than padding behind them; a "
+        "codestream of another size",
     )
     FORMAT = (
         "E_FORMAT",
@@ -111,7 +116,7 @@ class Reason(_Coded):
     )
     TOO_BIG = (
         "E_TOO_BIG",
-        "Image too large.",
+        "Image or file too large.",
         "more than 100 megapixels or 1 GiB, found before decoding",
     )
     SHAPE = (
@@ -133,11 +138,12 @@ class Reason(_Coded):
     DECODE = (
         "E_DECODE",
         "Image could not be decoded.",
-        "damaged, or the decoder crashed, took longer than 20 s or needed too much memory",
+        "damaged, a header that leaves its grey levels open, or the decoder crashed, took longer "
+        "than 20 s or needed too much memory",
     )
     MODEL = (
         "E_MODEL",
-        "Model and settings do not belong together.",
+        "Model and site file cannot be used together.",
         "the site file is damaged, of another model or says `not usable`; the run does not start",
     )
     DISK = (
@@ -170,7 +176,7 @@ class WarningCode(_Coded):
         "File name and content disagree about the format.",
         "the content decides",
     )
-    EXIF = ("W_EXIF", "Rotated as the file states.", "EXIF or TIFF orientation")
+    EXIF = ("W_EXIF", "Turned or mirrored as the file states.", "EXIF or TIFF orientation")
     ALPHA = ("W_ALPHA", "Transparent parts were placed on black.", "the alpha channel is used")
     PALETTE = (
         "W_PALETTE",
@@ -179,7 +185,7 @@ class WarningCode(_Coded):
     )
     DEPTH = (
         "W_DEPTH",
-        "The file uses fewer bits than it has; scaled by those it uses.",
+        "File that uses fewer bits than it has; scaled by those it uses.",
         "16-bit PNG or TIFF; DICOM without a window that uses no more than a quarter of its range, "
         "or is signed without a negative value; a LUT whose entries do not use the bits it states",
     )
@@ -210,15 +216,21 @@ class WarningCode(_Coded):
         "View or body part not stated; taken as a frontal chest radiograph.",
         "a DICOM header without one of them",
     )
+    NOT_UNDERSTOOD = (
+        "W_NOT_UNDERSTOOD",
+        "View or body part stated in words or codes that are not understood; taken as a frontal "
+        "chest radiograph.",
+        "view position, view code, or something beside the chest in the body part",
+    )
     AP = ("W_AP", "AP view: less well tested.", "view position or view code")
     AGE = (
         "W_AGE",
-        "Age not stated; not tested on children.",
-        "a DICOM header without age and date of birth",
+        "Age not stated, or not understood; not tested on children.",
+        "a DICOM header without a usable age, and without dates of birth and examination",
     )
     SECONDARY = (
         "W_SC",
-        "Screen copy; may hold text or marks.",
+        "Screen copy, or an image with text; may hold text or marks.",
         "secondary capture, or a header that states burned-in text",
     )
     WINDOW = (

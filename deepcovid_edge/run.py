@@ -9,12 +9,13 @@ from __future__ import annotations
 import io
 import sys
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepcovid_edge.datasets.folders import FolderWalk
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.pipeline.disk_guard import LEAST_FREE_MIB, DiskGuard
 from deepcovid_edge.pipeline.sources import check_paths, list_images
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from deepcovid_edge.decision.record import Prediction, RunFacts
     from deepcovid_edge.heatmaps.explainer import HeatMapSettings, HeatMapWriter
     from deepcovid_edge.model import Model
-    from deepcovid_edge.pipeline.writers import RecordFile, RecordWriter
+    from deepcovid_edge.pipeline.html_page import HtmlPage
+    from deepcovid_edge.pipeline.writers import Earlier, RecordFile, RecordWriter
 
 _FORMATS = {".jsonl": "jsonl", ".csv": "csv", "": "jsonl"}
 
@@ -39,6 +41,7 @@ class RunSettings:
         resume: Go on with the records in `output`.
         min_free: No image is assessed while less is free where results go, MiB; 0 for always.
         heatmaps: Which heat maps are made, if any.
+        html: Folder for a page of the records, with the pictures of `heatmaps`; None for none.
     """
 
     paths: tuple[Path, ...]
@@ -47,8 +50,11 @@ class RunSettings:
     resume: bool = False
     min_free: int = LEAST_FREE_MIB
     heatmaps: HeatMapSettings | None = None
+    html: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.resume and self.html:
+            raise UsageError("html: got resume too, expected one of them: a page has whole runs")
         if self.resume and self.output is None:
             raise UsageError("resume: needs an output file of JSON Lines or CSV to go on with")
         check_paths(self.paths)
@@ -83,10 +89,10 @@ class RunSettings:
         """Whether pictures are drawn on the radiographs."""
         return self.heatmaps is not None and self.heatmaps.overlay
 
-    def images(self) -> Iterator[Path]:
-        """The image files, in their order."""
+    def images(self, walk: FolderWalk | None = None) -> Iterator[Path]:
+        """The image files, in their order; the walk counts what is passed over."""
         maps = self.heatmaps.folder if self.heatmaps else None
-        return list_images(self.paths, but=self.output, maps=maps)
+        return list_images(self.paths, but=self.output, maps=maps, walk=walk)
 
 
 class Run:
@@ -114,7 +120,8 @@ class Run:
         self._disk = _disk_guard(settings)
         # Start reading for the default input size; start again if the model needs another.
         reader = ImageReader(InputSpec(), disk=self._disk, keeps_radiographs=settings.draws)
-        reading = Reading(settings.images(), reader)
+        self._walk = FolderWalk()
+        reading = Reading(settings.images(self._walk), reader)
         begins_later = settings.resume or settings.draws
         idle = (model.get("workers") or default_workers()) - 1  # threads, while one loads the model
         with ExitStack() as opened:
@@ -123,9 +130,12 @@ class Run:
             self._explainer = _explainer(settings, self.model, opened)
             self._open_output(self.model.facts)
             opened.callback(self._writer.close)
+            self._page = _page(settings, self.model.facts, opened)
             if settings.resume or self.model.manifest.input != reader.spec:
                 reader = replace(reader, spec=self.model.manifest.input)
-                reading = Reading(self._left_of(settings.images()), reader)
+                self._walk = FolderWalk()
+                images = settings.images(self._walk)
+                reading = Reading(self._earlier.left_of(images), reader)
             self._reading = reading
             self._opened = opened.pop_all()
 
@@ -135,18 +145,18 @@ class Run:
         self.file: RecordFile | None = None
         self._writer: RecordFile | RecordWriter
         if self.settings.output is None:
-            if isinstance(sys.stdout, io.TextIOWrapper):  # file names may be no Unicode
-                errors = "replace" if self.format == "table" else "surrogateescape"
-                sys.stdout.reconfigure(errors=errors)
+            _reconfigure_stdout(self.format)
             self._writer = make_writer(self.format, sys.stdout)
         else:
             self._writer = self.file = RecordFile(
                 self.settings.output, facts, kind=self.format, resume=self.settings.resume
             )
 
-    def _left_of(self, images: Iterable[Path]) -> Iterator[Path]:
-        done = self.file.earlier.paths if self.file else set()
-        return (image for image in images if str(image) not in done)
+    @property
+    def _earlier(self) -> Earlier:
+        from deepcovid_edge.pipeline.writers import Earlier
+
+        return self.file.earlier if self.file else Earlier()
 
     def records(self) -> Generator[list[Prediction]]:
         """Classify the images, in groups of records that are ready. Closing ends the threads."""
@@ -161,22 +171,24 @@ class Run:
             OutputError: The disk is full or gone.
         """
         self._writer.write(*records)
+        if self._page:
+            self._page.write(*records)
         self.counts.update(record.decision or record.status for record in records)
 
     def count(self) -> int:
-        """How many images there are to classify; it walks the folders once more."""
-        return sum(1 for _ in self._left_of(self.settings.images()))
+        """How many images have no record yet; it walks the folders once more."""
+        done = self._earlier.paths
+        return sum(str(image) not in done for image in self.settings.images())
 
     @property
     def not_assessed(self) -> int:
         """Images without a result, those of the run that is gone on with included."""
-        earlier = self.file.earlier.not_assessed if self.file else 0
-        return self.counts["not_assessed"] + earlier
+        return self.counts["not_assessed"] + self._earlier.not_assessed
 
     def summary(self, how: str) -> str:
         """How many images came to which decision, in one sentence."""
         counts = self.counts
-        earlier = len(self.file.earlier.paths) if self.file else 0
+        earlier = len(self._earlier.paths)
         unclear = f"{counts['indeterminate']} indeterminate, " if counts["indeterminate"] else ""
         found = (
             f"{counts.total()} images {how}: {counts['positive']} positive, {counts['negative']} "
@@ -186,6 +198,11 @@ class Run:
 
     def notes(self) -> Iterator[str]:
         """What to know of the run beside its records: duplicates, a full disk, the heat maps."""
+        yield from self._walk.notes()
+        if again := self._earlier.again:
+            yield f"{again} files have changed since their record: they have a second one now."
+        if same := self._earlier.not_assessed:
+            yield f"{same} images without a result have not changed: not classified again."
         if self._duplicates.same:
             yield (
                 f"{self._duplicates.same} images are identical to earlier ones and keep their "
@@ -195,6 +212,8 @@ class Run:
             yield f"The disk is full: {self._disk.full}. Free some room; --resume goes on."
         if self._explainer:
             yield _about_maps(self._explainer)
+        if self._page:
+            yield f"The page is {self._page.path}."
 
     def close(self) -> None:
         """Close the file of records, and free the model.
@@ -203,6 +222,16 @@ class Run:
             OutputError: The disk is full or gone.
         """
         self._opened.close()
+
+
+def _reconfigure_stdout(record_format: str) -> None:
+    """Records on stdout are the bytes that a file holds; a table is written as people read it."""
+    if not isinstance(sys.stdout, io.TextIOWrapper):
+        return
+    if record_format == "table":
+        sys.stdout.reconfigure(errors="replace")
+    else:  # names of files may hold any letter, or any byte
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
 
 
 def _load(model: dict[str, Any]) -> Model:
@@ -233,6 +262,16 @@ def _explainer(settings: RunSettings, model: Model, opened: ExitStack) -> HeatMa
         model.heatmap_maker(settings.heatmaps.method, settings.heatmaps.occlusion)
     )
     return HeatMapWriter(maker, settings.heatmaps)
+
+
+def _page(settings: RunSettings, facts: RunFacts, opened: ExitStack) -> HtmlPage | None:
+    if settings.html is None:
+        return None
+    from deepcovid_edge.pipeline.html_page import HtmlPage
+
+    page = HtmlPage(settings.html, facts)
+    opened.callback(page.close)
+    return page
 
 
 def _about_maps(explainer: HeatMapWriter) -> str:

@@ -5,6 +5,7 @@
 # Exit codes: 0 done, 1 a step failed, 2 usage, 5 this JetPack or machine is not supported,
 # 6 something is not there.
 set -euo pipefail
+export ORT_DISABLE_TELEMETRY=1 # read by onnxruntime while it is imported
 
 readonly UNSUPPORTED=5 NOT_THERE=6 USAGE=2
 readonly KNOWN="JetPack 6.1 or 6.2 on Orin, 7.0 or 7.1 on Thor, 7.2 on both"

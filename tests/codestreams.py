@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 JFIF = b"\xff\xe0\0\x10JFIF\0\1\2\0\0\1\0\1\0\0"
 """Three components behind it are Y, Cb and Cr."""
+JFXX = b"\xff\xe0\0\x09JFXX\0\x10\0"
+"""An extension of it, which says nothing of colours."""
 EOI = b"\xff\xd9"
 _CATEGORIES, _CODE_BITS, _MOST_BITS = 17, 5, 20
 
@@ -107,7 +109,8 @@ class LosslessJpeg:
         predicted[0] = left[0]
         predicted[1:, 0] = above[1:, 0]
         predicted[0, 0] = 1 << (self.precision - self.point - 1)
-        return (planes - predicted + 32767) % 65536 - 32767
+        differences: NDArray[np.int64] = (planes - predicted + 32767) % 65536 - 32767
+        return differences
 
 
 _HUFFMAN = bytes([0, 0, 0, 0, 0, _CATEGORIES, *[0] * 11, *range(_CATEGORIES)])

@@ -1,10 +1,13 @@
 """Damaged files of every format through `predict`: no crash, no hang, no number on a refusal.
 
-    python tests/fuzz.py --inputs 20000 --seed 1
+    PYTHONPATH=tests/unit/imaging python tests/fuzz.py --inputs 20000 --seed 1
 
 Valid files are damaged at random: bytes of the file, elements of a DICOM header, codestreams inside
 containers that stay whole, so that every decoder is reached. Input N of a seed is always the same
 bytes. What breaks a rule is kept in `--findings`, and belongs into a test.
+
+Also valid files with one element of the header changed, which are assessed as before, or get a
+reason or a new warning; and damaged site files, manifests, engine facts and files of records.
 """
 
 from __future__ import annotations
@@ -21,11 +24,23 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from conftest import Pictures
-from dicom_files import MOST_BITS, WRITABLE, compressed, dataset, fragments, stored_image, written
+from damaged_documents import documents, outcome
+from dicom_files import (
+    EXPLICIT,
+    MOST_BITS,
+    WRITABLE,
+    compressed,
+    dataset,
+    fragments,
+    stored_image,
+    written,
+)
+from mutations import mutated_header, twins
 from pydicom.dataset import Dataset
 from test_containers import FUZZED, mutated, mutated_chunk
 
@@ -34,10 +49,11 @@ from deepcovid_edge.backends.base import Backend
 from deepcovid_edge.decision.out_of_distribution import WARN
 from deepcovid_edge.decision.record import ASSESSED, NOT_ASSESSED, Prediction
 from deepcovid_edge.imaging.dicom.sandbox import sandbox
-from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, SYNTAXES, Family
+from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, IMPLICIT, SYNTAXES, Family
 from deepcovid_edge.model import Model
 from deepcovid_edge.models import DEFAULT_MODEL, find_model
 from deepcovid_edge.pipeline.pipeline import PredictSettings
+from deepcovid_edge.reasons import WarningCode
 
 MOST_SECONDS = 25.0
 """Longest time for one input: the decoders' limit and what stands around it."""
@@ -82,6 +98,19 @@ def makers() -> dict[str, Maker]:
             if bits <= MOST_BITS.get(syntax, 16):
                 made[f"dicom-{SYNTAXES[syntax].name}-{bits}"] = _damaged_dicom(syntax, bits)
     return made
+
+
+def header_makers() -> dict[str, Maker]:
+    """What makes a valid file of each kind with one element of its header changed."""
+    syntaxes = {"implicit": IMPLICIT, "big endian": BIG_ENDIAN}
+    return {
+        f"header {name}": partial(_changed_header, whole, syntaxes.get(name, EXPLICIT))
+        for name, whole in twins().items()
+    }
+
+
+def _changed_header(whole: bytes, syntax: str, draw: np.random.Generator) -> bytes:
+    return mutated_header(whole, syntax, draw)[0]
 
 
 def _damaged_picture(kind: str, whole: bytes) -> Maker:
@@ -147,6 +176,7 @@ class Findings:
     """What was seen, and what broke a rule."""
 
     folder: Path
+    twins: dict[str, Prediction]
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
     slowest: tuple[float, str] = (0.0, "")
@@ -156,11 +186,30 @@ class Findings:
         seconds = (record.timings_ms or {}).get("read", 0.0) / 1000
         self.slowest = max(self.slowest, (seconds, Path(record.path).name))
         self.counts.setdefault(kind, Counter())[record.reason or ASSESSED] += 1
-        for rule in broken_rules(record, seconds):
-            self.broken.append(f"{Path(record.path).name}: {rule}")
-            self.folder.mkdir(parents=True, exist_ok=True)
-            kept = self.folder / Path(record.path).name
-            kept.write_bytes(Path(record.path).read_bytes())
+        rules = [*broken_rules(record, seconds)]
+        if kind in self.twins and another_number(record, self.twins[kind]):
+            rules.append(f"{record.probability} for {self.twins[kind].probability}, no word")
+        for rule in rules:
+            self.keep(Path(record.path), rule)
+
+    def classify_document(self, path: Path, kind: str, found: str) -> None:
+        """Count what became of a document."""
+        self.counts.setdefault(kind, Counter())[found.partition(":")[0]] += 1
+        if found.startswith("broken"):
+            self.keep(path, found)
+
+    def keep(self, path: Path, rule: str) -> None:
+        """Note a file that broke a rule, and copy it."""
+        self.broken.append(f"{path.name}: {rule}")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / path.name).write_bytes(path.read_bytes())
+
+
+def another_number(record: Prediction, twin: Prediction) -> bool:
+    """Whether a record has another probability than its twin, and no reason or new warning."""
+    known = {*twin.warnings, WarningCode.DUPLICATE_UID.code}  # the twins share an identifier
+    silent = not record.reason and known.issuperset(record.warnings)
+    return silent and record.probability != twin.probability
 
 
 def broken_rules(record: Prediction, seconds: float) -> Iterator[str]:
@@ -182,25 +231,40 @@ def broken_rules(record: Prediction, seconds: float) -> Iterator[str]:
 
 
 def fuzz(inputs: int, seed: int, network: Backend, findings: Path) -> Findings:
-    """Classify so many damaged files, in batches."""
-    kinds = makers()
-    names = list(kinds)
-    found = Findings(findings)
+    """Classify so many damaged files, in batches, and read damaged documents between them."""
+    kinds, texts = makers() | header_makers(), documents()
+    names = [*kinds, *texts]
     settings = PredictSettings(ood=WARN)  # so that what is read is classified, whatever it shows
     model = Model.of(network, settings)
+    found = Findings(findings, _assessed_twins(model))
     for start in range(0, inputs, BATCH):
         with tempfile.TemporaryDirectory() as place:
             paths = []
             for number in range(start, min(inputs, start + BATCH)):
                 draw = np.random.default_rng((seed, number))
                 kind = names[number % len(names)]
-                paths.append(Path(place, f"{number:06d}-{kind.replace(' ', '_')}"))
-                paths[-1].write_bytes(kinds[kind](draw))
+                path = Path(place, f"{number:06d}-{kind.replace(' ', '_')}")
+                if kind in texts:
+                    path.write_bytes(texts[kind].make(draw))
+                    found.classify_document(path, kind, outcome(texts[kind], path.read_bytes()))
+                    continue
+                path.write_bytes(kinds[kind](draw))
+                paths.append((path, kind))
             faulthandler.dump_traceback_later(BATCH * MOST_SECONDS, exit=True)
-            for path, record in zip(paths, model.predict(paths), strict=True):
-                found.classify(record, path.name.partition("-")[2])
+            records = model.predict([path for path, _ in paths])
+            for (_, kind), record in zip(paths, records, strict=True):
+                found.classify(record, kind)
             faulthandler.cancel_dump_traceback_later()
     return found
+
+
+def _assessed_twins(model: Model) -> dict[str, Prediction]:
+    """The record of each valid file, by the kind of what is made of it."""
+    with tempfile.TemporaryDirectory() as place:
+        paths = {f"header {name}": Path(place, name) for name in twins()}
+        for path, whole in zip(paths.values(), twins().values(), strict=True):
+            path.write_bytes(whole)
+        return dict(zip(paths, model.predict([*paths.values()]), strict=True))
 
 
 def peak_mib() -> tuple[float, float]:

@@ -12,7 +12,8 @@ from test_dicom_refusals import REFUSALS as DICOM_REFUSALS
 from test_dicom_refusals import WARNED as DICOM_WARNED
 from test_refusals import REFUSALS, WARNED, placed
 
-from deepcovid_edge.imaging.phantom import draw_phantom, write_samples
+from deepcovid_edge.imaging.phantom import draw_phantom
+from deepcovid_edge.imaging.samples import write_phantoms
 from deepcovid_edge.reasons import Reason
 
 ELSEWHERE = {Reason.RESULT, Reason.MODEL, Reason.DISK, Reason.DICOM, Reason.TURNED}
@@ -31,7 +32,7 @@ def folder_of_every_kind(folder: Path) -> Path:
     with warnings.catch_warnings():  # of pydicom, about what is written wrong here
         warnings.simplefilter("ignore", UserWarning)
         _write_dicom(folder)
-    write_samples(folder / "synthetic", count=4)
+    write_phantoms(folder / "synthetic", count=4)
     _turned(folder)
     return folder
 

@@ -25,13 +25,12 @@ from benchmarks.measure import Pixels
 from benchmarks.measure.options import parser_of
 from benchmarks.peers.captum_occlusion import torch_network
 from benchmarks.peers.grad_cam import PEERS
-from benchmarks.variants import named, variant_of
+from benchmarks.variants import pairs
 from deepcovid_edge.backends import load_backend
-from deepcovid_edge.backends.base import BackendSettings
+from deepcovid_edge.backends.settings import BackendSettings
 from deepcovid_edge.heatmaps.agreement import rank_correlation
 from deepcovid_edge.heatmaps.heatmap import of_activation
 from deepcovid_edge.manifest import read_manifest
-from deepcovid_edge.models import DEFAULT_MODEL
 
 IMAGES = 16
 
@@ -43,10 +42,8 @@ def main() -> None:
     """Measure each model, and store the results."""
     parser = parser_of(__doc__, data="images with train and val", model="several", rounds=101)
     options = parser.parse_args()
-    for name in options.model or [DEFAULT_MODEL]:
-        model = named(name)
-        files = {"fp32": model, "int8": variant_of(model, "int8-cpu", options.data)}
-        _, images = measure.prepared_val(options.data, read_manifest(model), IMAGES)
+    for files in pairs(options.model, options.data):
+        _, images = measure.prepared_val(options.data, read_manifest(files["fp32"]), IMAGES)
         figures = compare(files, images, options.rounds)
         measure.print_medians(figures["model"], figures["ratios"])
         measure.store(f"activation-speed-{figures['model']}", figures)

@@ -41,7 +41,7 @@ from benchmarks.measure import Pixels, Seconds
 from benchmarks.measure.options import parser_of
 from benchmarks.peers import captum_occlusion
 from benchmarks.peers.infer_command import infer
-from benchmarks.variants import named, variant_of
+from benchmarks.variants import pairs
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.files import file_sha256
 from deepcovid_edge.heatmaps.agreement import rank_correlation
@@ -72,9 +72,7 @@ def main() -> None:
         images, model = options.data / "test", find_model(DEFAULT_MODEL)
         measure.store("activation-cost", activation_cost(images, model, options.activation))
         return
-    for name in options.model or [DEFAULT_MODEL]:
-        model = named(name)
-        variants = {"fp32": model, "int8": variant_of(model, "int8-cpu", options.data)}
+    for variants in pairs(options.model, options.data):
         figures = compare(variants, options)
         measure.print_medians(f"{figures['model']}, times as fast as captum:", figures["ratios"])
         measure.store(f"heatmap-speed-{figures['model']}", figures)

@@ -9,7 +9,8 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,20 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
         "quantile_10": float(np.quantile(values, 0.1)),
         "min": min(values),
     }
+
+
+@contextmanager
+def on_one_core() -> Iterator[None]:
+    """Keep this process, and children that it starts, on one core while the block runs."""
+    import cv2
+
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def seconds_of(step: Callable[..., object], *given: Any) -> float:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import summary
+from deepcovid_edge.device.child_process import ending_with_this
 
 COMMAND = str(Path(sys.executable).with_name("deepcovid-edge"))
 _PATIENCE = 10.0
@@ -98,6 +99,24 @@ class Programs(UserDict[str, Program]):
         command = ("benchmarks.peers.infer_command:make", folder, model)
         self.add("infer", *command)
         self.add("infer_fp32", *command, "--backend", "onnxruntime")
+
+
+def run_child(
+    command: Sequence[str], *, seconds: float, captured: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run a command that ends with this process, whatever its exit code.
+
+    Args:
+        command: Path of the program, and its arguments.
+        seconds: Longest time.
+        captured: Keep its output and its errors; else they are shown.
+
+    Raises:
+        subprocess.TimeoutExpired: It took longer.
+    """
+    return subprocess.run(
+        ending_with_this(command), capture_output=captured, text=True, check=False, timeout=seconds
+    )
 
 
 def links(images: Sequence[Path], count: int, place: Path) -> Path:

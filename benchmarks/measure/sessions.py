@@ -1,29 +1,16 @@
-"""ONNX Runtime sessions outside our backends: what a plain graph takes."""
+"""ONNX Runtime outside our backends, one thread a call: what a plain graph takes."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-import onnx
 import onnxruntime
 
-_ERRORS_ONLY = 3
 
-
-def open_session(model: onnx.ModelProto, *, threads: int = 0, exact: bool = False) -> Any:
-    """A session on the CPU.
-
-    Args:
-        model: The graph.
-        threads: Inside a call; 0 for all cores.
-        exact: Switch graph optimisations off, so that Q/DQ pairs compute in float.
-    """
+def single_threaded(model: Path | bytes) -> Any:
+    """A session on the CPU, of a model file or of its content."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = _ERRORS_ONLY
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if exact:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    source = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

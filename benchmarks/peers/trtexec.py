@@ -11,12 +11,11 @@ import json
 import re
 import shutil
 import statistics
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from deepcovid_edge.device.child_process import ending_with_this
+from benchmarks.measure.programs import run_child
 
 _LIMIT_SECONDS = 600
 """Longest run: it builds an engine first."""
@@ -42,11 +41,11 @@ def measure(model: Path, batch: int) -> dict[str, Any]:
     program = find()
     if program is None:
         raise FileNotFoundError("trtexec is not installed")
-    help_text = run(program, "--help").stdout
+    help_text = run_child([program, "--help"], seconds=_LIMIT_SECONDS).stdout
     with tempfile.TemporaryDirectory() as folder:
         times = Path(folder, "times.json")
         options = asked(model, batch, times, help_text)
-        done = run(program, *options)
+        done = run_child([program, *options], seconds=_LIMIT_SECONDS)
         if done.returncode:
             raise RuntimeError(f"trtexec: {last_error(done.stdout + done.stderr)}")
         queries = json.loads(times.read_text("utf-8"))
@@ -77,14 +76,3 @@ def last_error(output: str) -> str:
     """The last line that names an error, or the last line."""
     lines = [line for line in output.splitlines() if "[E]" in line] or output.splitlines()
     return lines[-1] if lines else "no output"
-
-
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run a command and keep its output."""
-    return subprocess.run(
-        ending_with_this(command),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=_LIMIT_SECONDS,
-    )

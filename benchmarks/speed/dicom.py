@@ -8,7 +8,6 @@ process, which an image before the first one has started.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -52,10 +51,7 @@ ENCODERS: dict[str, Callable[..., bytes | bytearray]] = {
 def main() -> None:
     """Measure on one core, and store the result."""
     options = parser_of(__doc__, rounds=31).parse_args()
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(cores)})  # children that decode stay on it too
-    cv2.setNumThreads(1)
-    with tempfile.TemporaryDirectory() as place:
+    with measure.on_one_core(), tempfile.TemporaryDirectory() as place:
         path = Path(place, "image.dcm")
         write(path, image())
         compressed = {uid: Path(place, uid) for uid in ENCODERS}
@@ -76,7 +72,6 @@ def main() -> None:
             },
         }
     measure.print_medians("", {**figures["ms"], **figures["compressed_ms"]}, " ms")
-    os.sched_setaffinity(0, cores)
     measure.store("dicom-speed", figures)
 
 

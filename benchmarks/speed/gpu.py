@@ -30,17 +30,9 @@ from benchmarks.measure import Pixels
 from benchmarks.measure.options import parser_of
 from benchmarks.peers import polygraphy_loop, trtexec
 from benchmarks.speed.gpu_roof import BYTES, SIDE, ceilings, events, layers, roof_ms
-from benchmarks.variants import (
-    ENGINE_VARIANTS,
-    RUNS,
-    VariantError,
-    engine_of,
-    missing,
-    models,
-    variant_of,
-)
+from benchmarks.variants import ENGINE_VARIANTS, RUNS, VariantError, file_for, models
 from deepcovid_edge.backends import load_backend
-from deepcovid_edge.backends.base import BackendSettings
+from deepcovid_edge.backends.settings import BackendSettings
 from deepcovid_edge.backends.tensorrt.files import Profile
 from deepcovid_edge.benchmarking.work import TellsParts
 from deepcovid_edge.errors import DeepCovidEdgeError, NotThereError
@@ -184,16 +176,11 @@ def our_side(model: Path, variant: str, batch: int, data: Path | None, opened: E
     """
     if variant == "polygraphy_fp32":
         return Side(polygraphy_loop.runner(model, batch))
-    if variant == "onnxruntime_cuda_fp32":
-        if why := missing("onnxruntime:cuda"):
-            raise NotThereError(why)
-        settings = BackendSettings(provider="cuda")
-        backend = load_backend(variant_of(model, "fp32", data), settings=settings)
-    else:
-        if why := missing("tensorrt"):
-            raise NotThereError(why)
-        backend = load_backend(engine_of(model, variant, data, Profile(batch, batch, batch)))
-    loaded = opened.enter_context(backend)
+    on_cuda = variant == "onnxruntime_cuda_fp32"
+    asked = ("fp32", "onnxruntime:cuda") if on_cuda else (variant, "tensorrt")
+    file, library, provider = file_for(model, *asked, data, Profile(batch, batch, batch))
+    settings = BackendSettings(provider=provider)
+    loaded = opened.enter_context(load_backend(file, backend=library, settings=settings))
     if isinstance(loaded, TellsParts):
         return Side(loaded.infer, lambda images: loaded.infer_in_parts(images)["compute"])
     return Side(loaded.infer)

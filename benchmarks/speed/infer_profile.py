@@ -21,7 +21,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -35,12 +34,11 @@ from typing import Any
 
 from benchmarks.measure import CORES, store
 from benchmarks.measure.options import parser_of
-from benchmarks.measure.programs import RUN_SECONDS
+from benchmarks.measure.programs import RUN_SECONDS, run_child
 from deepcovid_edge import backends
 from deepcovid_edge.benchmarking.watch import Watch
 from deepcovid_edge.cli.main import run
 from deepcovid_edge.datasets.dataset import walk_files
-from deepcovid_edge.device.child_process import ending_with_this
 
 MAIN = "submit, order, count"
 DECODE = "decode"
@@ -166,13 +164,9 @@ def on_cores(cores: int) -> dict[str, Any]:
     listed = ",".join(map(str, sorted(os.sched_getaffinity(0))[:cores]))
     command = ["taskset", "-c", listed, sys.executable, "-m", "benchmarks.speed.infer_profile"]
     command += [*sys.argv[1:], "--child"]
-    done = subprocess.run(
-        ending_with_this(["/usr/bin/env", *command]),
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        timeout=RUN_SECONDS,
-    )
+    done = run_child(["/usr/bin/env", *command], seconds=RUN_SECONDS)
+    if done.returncode:
+        raise SystemExit(done.stderr)
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures
 

@@ -21,13 +21,12 @@ import numpy as np
 from benchmarks import measure
 from benchmarks.measure import Pixels
 from benchmarks.measure.options import parser_of
-from benchmarks.variants import named, variant_of
+from benchmarks.variants import pairs
 from deepcovid_edge.backends import load_backend
-from deepcovid_edge.backends.base import BackendSettings
+from deepcovid_edge.backends.settings import BackendSettings
 from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.files import file_sha256
 from deepcovid_edge.manifest import read_manifest
-from deepcovid_edge.models import DEFAULT_MODEL
 
 MODES = {"threads_1": (1, 1), "threads_all": (measure.CORES, 1), "cores_busy": (1, measure.CORES)}
 """Mode -> threads inside a call, and calls at once."""
@@ -39,9 +38,7 @@ def main() -> None:
     """Measure each model, and store the results."""
     parser = parser_of(__doc__, data="images with train, val and test", model="several", rounds=15)
     options = parser.parse_args()
-    for name in options.model or [DEFAULT_MODEL]:
-        model = named(name)
-        files = {"fp32": model, "int8": variant_of(model, "int8-cpu", options.data)}
+    for files in pairs(options.model, options.data):
         figures = compare(files, options.data, options.rounds)
         ratios = {run: found["ratio"] for run, found in figures["runs"].items()}
         measure.print_medians(figures["model"], ratios)

@@ -9,13 +9,11 @@ many decisions differ.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from benchmarks import measure
@@ -34,13 +32,12 @@ def main() -> None:
     """Measure on one core, and store the result."""
     parser = parser_of(__doc__, data="folder that holds test/", model="one", rounds=5)
     options = parser.parse_args()
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(cores)})
-    cv2.setNumThreads(1)
     images = list(walk_files(options.data / "test"))
-    with load_backend(named(options.model), backend="onnxruntime") as backend:
+    with (
+        measure.on_one_core(),
+        load_backend(named(options.model), backend="onnxruntime") as backend,
+    ):
         figures = compare(backend, images, options.rounds)
-    os.sched_setaffinity(0, cores)
     measure.print_medians("times as slow as ours:", figures["ratios"])
     measure.store("prepare-speed", figures)
 

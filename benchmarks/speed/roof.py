@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import onnxruntime
 import simplejpeg
 
 from benchmarks.measure import CORES, Pixels
+from benchmarks.measure.sessions import single_threaded
 from benchmarks.peers import onnxruntime_loop
 from deepcovid_edge.device.process import set_up
 from deepcovid_edge.imaging.prepare import prepare
@@ -59,9 +59,7 @@ def prepared(image: Path) -> Pixels:
 
 def network_of(model: Path) -> Callable[[Pixels], object]:
     """From a prepared image to logits, on one thread."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    session = single_threaded(model)
     return lambda pixels: session.run(["logits"], {"images": pixels[None]})
 
 

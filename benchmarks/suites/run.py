@@ -32,19 +32,19 @@ from typing import Any
 
 from benchmarks.measure import RESULTS, device_name, store
 from benchmarks.measure.options import parser_of
+from benchmarks.measure.programs import run_child
 from benchmarks.suites.compare import against
-from benchmarks.variants import VARIANTS, VariantError, engine_of, missing, named, stack, variant_of
+from benchmarks.variants import VARIANTS, VariantError, file_for, named, stack
 from deepcovid_edge.backends.tensorrt.files import Profile
 from deepcovid_edge.benchmarking.results import Result, read_result
 from deepcovid_edge.benchmarking.settings import MULTI, OFFLINE, SCENARIOS, SCOPES, SERVER, SINGLE
-from deepcovid_edge.device.child_process import ending_with_this
 from deepcovid_edge.diagnostics import device_facts
 from deepcovid_edge.errors import DeepCovidEdgeError, NotThereError
 from deepcovid_export.settings import build_settings, read_table
 
 SUITES = Path(__file__).parent
 STABLE, UNSTABLE, SKIPPED, FAILED = "stable", "unstable", "skipped", "failed"
-UNSTABLE_CODE, DIFFERENT_CODE = 7, 3
+UNSTABLE_CODE = 7
 _NOT_HERE = (5, 6)
 """Exit codes of `bench` where a device, a package or a fitting engine is missing."""
 _SMALLEST_ENGINE = 32
@@ -232,8 +232,6 @@ def attempt(step: Step, data: Path | None, place: Path, written: Path) -> dict[s
         "file": None,
     }
     try:
-        if why := missing(step.backend):
-            raise NotThereError(why)
         code, message = bench(bench_command(step, data), written)
     except (VariantError, NotThereError) as error:
         return {**row, "status": SKIPPED, "reasons": [str(error)]}
@@ -265,15 +263,11 @@ def bench_command(step: Step, data: Path | None) -> list[str]:
 
     Raises:
         VariantError: The variant cannot be made here.
-        NotThereError: There is no GPU.
+        NotThereError: The backend does not run here.
     """
     measure, model = step.measure, named(step.measure.model)
-    library, _, provider = step.backend.partition(":")
-    if library == "tensorrt":
-        profile = Profile(1, step.batch, max(step.batch, _SMALLEST_ENGINE))
-        file = engine_of(model, step.variant, data, profile)
-    else:
-        file = variant_of(model, step.variant, data)
+    profile = Profile(1, step.batch, max(step.batch, _SMALLEST_ENGINE))
+    file, library, provider = file_for(model, step.variant, step.backend, data, profile)
     scenarios = measure.scenarios_of(step.batch)
     command = ["bench", str(file), "--backend", library, "--batch-size", str(step.batch)]
     command += ["--provider", provider] if provider else []
@@ -292,13 +286,7 @@ def bench(command: list[str], output: Path) -> tuple[int, str]:
     """Run the command in a process of its own: its exit code, and its last line."""
     whole = [sys.executable, "-m", "deepcovid_edge", *command, "-o", str(output), "--append"]
     try:
-        done = subprocess.run(
-            ending_with_this(whole),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_STEP_SECONDS,
-        )
+        done = run_child(whole, seconds=_STEP_SECONDS)
     except subprocess.TimeoutExpired:
         return 1, f"no end after {_STEP_SECONDS} s"
     return done.returncode, next(iter(done.stderr.strip().splitlines()[-1:]), "")

@@ -11,36 +11,24 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks.tables import contents
+from benchmarks.tables import contents, from_code
 from benchmarks.tables.table import ROOT, ResultsTable, Table
-from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES
-from deepcovid_edge.reasons import Reason, WarningCode
 from deepcovid_export.settings import read_table
 
-DOCUMENTS = ("README.md", "benchmarks/README.md", "export/README.md", "jetson/REASONS.md")
+DOCUMENTS = (
+    *("README.md", "benchmarks/README.md", "jetson/REASONS.md"),
+    *("docs/training.md", "docs/reference/recipes.md", "docs/reference/commands.md"),
+)
 BLOCK = re.compile(r"(<!-- table: ([a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def codes(members: Iterable[Reason | WarningCode], kind: str) -> Table:
-    """Reasons or warnings with their sentences."""
-    found = [(f"`{one.code}`", one.sentence, one.cause) for one in members]
-    return Table((kind, "sentence", "when"), found)
-
-
-def syntaxes() -> Table:
-    """Transfer syntaxes that are read."""
-    found = [(one.name, uid, one.family.value) for uid, one in SYNTAXES.items()]
-    return Table(("transfer syntax", "UID", "compression"), found)
-
-
 TABLES: dict[str, Callable[[Path], Table]] = {
-    "reasons": lambda _: codes(Reason, "reason"),
-    "warnings": lambda _: codes(WarningCode, "warning"),
-    "syntaxes": lambda _: syntaxes(),
+    name: lambda _, make=make: make()  # type: ignore[misc]
+    for name, make in from_code.TABLES.items()
 }
 for name, table in read_table(Path(__file__).with_name("results.toml")).items():
     of_result = getattr(contents, name.replace("-", "_"), contents.one)

@@ -11,13 +11,17 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-from deepcovid_edge.backends.base import Backend, BackendSettings
+from deepcovid_edge.backends.settings import BackendSettings
 from deepcovid_edge.device.processor import computes_int8_exactly
 from deepcovid_edge.errors import ModelFileError, NotThereError, UsageError
 from deepcovid_edge.files import file_sha256
 from deepcovid_edge.manifest import read_manifest
 from deepcovid_edge.models import find_model
+
+if TYPE_CHECKING:
+    from deepcovid_edge.backends.base import Backend
 
 AUTO = "auto"
 BACKENDS = {

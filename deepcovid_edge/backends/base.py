@@ -1,11 +1,11 @@
-"""What every backend is: its settings, what it returns, its one verb, and how it closes."""
+"""What every backend is: what it returns, and its one verb."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,51 +14,8 @@ from deepcovid_edge.errors import UsageError
 from deepcovid_edge.manifest import ModelManifest
 from deepcovid_edge.reasons import WarningCode
 
-PROVIDERS = ("cpu", "cuda", "tensorrt", "rtx")
-"""What ONNX Runtime runs a model on."""
 GPU_LANES = 2
 """Calls to a GPU at once: while one computes, the other copies."""
-Self = TypeVar("Self", bound="Closing")
-
-
-class Closing:
-    """Something with `close`, which `with` calls at the end of its block."""
-
-    def close(self) -> None:
-        """Free what is held."""
-        raise NotImplementedError
-
-    def __enter__(self: Self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-@dataclass(frozen=True)
-class BackendSettings:
-    """How a model is run.
-
-    Attributes:
-        provider: What ONNX Runtime runs a model on (`cpu` where None); it runs there or `load`
-            raises. The other backends have none of these to choose from.
-        threads: Threads inside one `infer` call; callers may run several calls at once.
-    """
-
-    provider: str | None = None
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        if self.provider not in (None, *PROVIDERS):
-            known = ", ".join(PROVIDERS)
-            raise UsageError(f"provider: got {self.provider!r}, expected one of {known}")
-        if self.threads < 1:
-            raise UsageError(f"threads: got {self.threads}, expected 1 or more")
 
 
 @dataclass(frozen=True)

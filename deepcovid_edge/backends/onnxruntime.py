@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.backends.base import BackendSettings, Closing, Inference, check_batch
+from deepcovid_edge.backends.base import Inference, check_batch
+from deepcovid_edge.backends.settings import BackendSettings
 from deepcovid_edge.decision import out_of_distribution
 from deepcovid_edge.errors import BackendUnavailableError, ModelFileError, require
-from deepcovid_edge.files import cache_folder, file_sha256
+from deepcovid_edge.files import Closing, cache_folder, file_sha256
 from deepcovid_edge.manifest import ModelManifest, read_manifest
 from deepcovid_edge.reasons import WarningCode
 

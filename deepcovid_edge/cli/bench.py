@@ -92,11 +92,12 @@ def command(
     much the machine varies.
     """
     from deepcovid_edge.backends import choose_file, load_backend
-    from deepcovid_edge.backends.base import BackendSettings
+    from deepcovid_edge.backends.settings import BackendSettings
     from deepcovid_edge.benchmarking.invocations import join
     from deepcovid_edge.benchmarking.measure import bench, bench_images
     from deepcovid_edge.benchmarking.results import read_result
     from deepcovid_edge.device.process import set_up
+    from deepcovid_edge.files import write_text
 
     if append and output is None:
         raise click.UsageError("--append: needs the file to join with: -o FILE.json")
@@ -121,8 +122,7 @@ def command(
     if earlier:
         result = join(earlier, result)
     if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(result.to_json(), encoding="utf-8")
+        write_text(output, result.to_json())
     return _print(result, as_json=as_json)
 
 
@@ -148,11 +148,11 @@ def _paths(data: Path | None, count: int, stack: ExitStack) -> tuple[Sequence[Pa
     """Files to measure with, evenly chosen from DATA; synthetic ones where none is given."""
     from deepcovid_edge.datasets.dataset import walk_files
     from deepcovid_edge.errors import NotThereError
-    from deepcovid_edge.imaging.phantom import write_samples
+    from deepcovid_edge.imaging.samples import write_phantoms
 
     if data is None:
         place = stack.enter_context(tempfile.TemporaryDirectory())
-        return write_samples(Path(place), count=min(count, _PHANTOMS)), "synthetic images"
+        return write_phantoms(Path(place), count=min(count, _PHANTOMS)), "synthetic images"
     if not data.exists():
         raise NotThereError(f"{data}: no such file or folder; expected images")
     found = list(walk_files(data)) if data.is_dir() else [data]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deepcovid_edge.cli.exit_codes import ExitCode
+from deepcovid_edge.cli.progress import progress_bar
 from deepcovid_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -126,8 +127,9 @@ def _verify(file: Path, engine: Path, data: Path, split: str | None) -> EngineFa
     with (
         load_backend(file, backend="onnxruntime") as reference,
         load_backend(engine, backend="tensorrt") as candidate,
+        progress_bar(len(images)) as progress,
     ):
-        report = verify(reference, candidate, images)
+        report = verify(reference, candidate, images, progress=progress)
     click.echo(verify_command.summary(report), err=True)
     return record_verification(engine, report.as_dict())
 

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -50,7 +50,8 @@ def _stopping_at_once() -> Iterator[None]:
     """
 
     def stop(*_: object) -> None:
-        os.write(2, b"Stopped.\n")
+        with suppress(OSError):  # a full or closed stderr
+            os.write(2, b"Stopped.\n")
         os._exit(ExitCode.INTERRUPTED)
 
     before = {kind: signal.getsignal(kind) for kind in _STOPS}
@@ -99,11 +100,9 @@ def _shown(records: Generator[list[Prediction]], total: int | None) -> Generator
     if total is None:
         yield from records
         return
-    from rich.console import Console
-    from rich.progress import Progress
+    from deepcovid_edge.cli.progress import progress_bar
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        images = bar.add_task("images", total=total)
+    with progress_bar(total) as progress:
         for ready in records:
             yield ready
-            bar.advance(images, len(ready))
+            progress(len(ready))

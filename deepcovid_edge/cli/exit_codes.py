@@ -17,18 +17,24 @@ from deepcovid_edge.errors import (
 class ExitCode(IntEnum):
     """What a command ends with."""
 
-    DONE = 0
-    ERROR = 1
-    USAGE = 2
-    NOT_EQUIVALENT = 3
-    """`verify`, `compare` or a site check failed."""
-    NOT_ASSESSED = 4
-    """Some inputs have no result."""
-    MISMATCH = 5
-    """An engine or a site file does not fit."""
-    NOT_THERE = 6
-    UNSTABLE = 7
-    INTERRUPTED = 130
+    meaning: str
+
+    DONE = 0, "done"
+    ERROR = 1, "error; the sentence on stderr says which"
+    USAGE = 2, "wrong usage of the command line"
+    NOT_EQUIVALENT = 3, "`verify`, `compare` or a site check failed"
+    NOT_ASSESSED = 4, "some inputs were not assessed"
+    MISMATCH = 5, "an engine or a site file does not fit"
+    NOT_THERE = 6, "a file, a package or a device is not there"
+    UNSTABLE = 7, "the measurement was unstable"
+    INTERRUPTED = 130, "stopped by Ctrl-C"
+
+    def __new__(cls, value: int, meaning: str) -> ExitCode:
+        """A code that knows its meaning."""
+        code = int.__new__(cls, value)
+        code._value_ = value
+        code.meaning = meaning
+        return code
 
 
 _OF_ERRORS = {

@@ -15,6 +15,7 @@ from deepcovid_edge.cli.options import (
     run_options,
     split_options,
 )
+from deepcovid_edge.device.streams import is_stdout_closed
 
 
 @click.command(
@@ -34,6 +35,12 @@ from deepcovid_edge.cli.options import (
     help="Folder for the heat maps.",
 )
 @click.option("--overlay", is_flag=True, help="With --heatmap: also draw a picture of each image.")
+@path_option(
+    "--html",
+    folder=True,
+    help="Folder for a page with pictures, for a browser. Makes activation maps, if --heatmap does "
+    "not say otherwise.",
+)
 @click.option(
     "--budget",
     type=duration,
@@ -46,6 +53,7 @@ def command(
     heatmap: str | None,
     heatmap_dir: Path,
     overlay: bool,
+    html: Path | None,
     resume: bool,
     budget: float | None,
     **options: Any,
@@ -66,6 +74,10 @@ def command(
         raise click.UsageError("--overlay needs --heatmap occlusion or --heatmap activation.")
     if heatmap != "occlusion" and budget is not None:
         raise click.UsageError("--budget needs --heatmap occlusion.")
+    if output is None and is_stdout_closed():
+        raise click.UsageError("stdout is closed: name a file for the records with --output.")
+    if html:
+        heatmap, overlay, heatmap_dir = heatmap or "activation", True, html / "maps"
     maps = None
     if heatmap:
         from deepcovid_edge.heatmaps.explainer import HeatMapSettings
@@ -76,5 +88,5 @@ def command(
     from deepcovid_edge.run import RunSettings
 
     run, model = split_options(options)
-    settings = RunSettings(paths, output, resume=resume, heatmaps=maps, **run)
+    settings = RunSettings(paths, output, resume=resume, heatmaps=maps, html=html, **run)
     return classify_images(settings, **model)

@@ -50,13 +50,19 @@ def command(as_json: bool) -> None:
 
 def _tell_model(model: dict[str, Any]) -> None:
     click.echo(
-        f"model     {model['name']}: {model['precision']}, threshold "
-        f"{model['threshold']:.4f}, sha256 {model['sha256'][:16]}, {model['license']}"
+        f"model     {model['name']}: {model['precision']}, {_limits(model['limits'])}, "
+        f"sha256 {model['sha256'][:16]}, {model['license']}"
     )
     if not model["ood"]:
         click.echo("          no out-of-distribution limits: it classifies any image")
     if model["verdict"]:
         click.echo(f"          {model['verdict']}")
+
+
+def _limits(limits: dict[str, float]) -> str:
+    if "threshold" in limits:
+        return f"threshold {limits['threshold']:.4f}"
+    return f"indeterminate from {limits['low']:.4f} to {limits['high']:.4f}"
 
 
 def _backend(facts: dict[str, Any]) -> str:

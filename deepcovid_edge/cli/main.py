@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import signal
@@ -14,7 +15,8 @@ from typing import Any
 import click
 
 from deepcovid_edge.cli.exit_codes import ExitCode, exit_code
-from deepcovid_edge.errors import DeepCovidEdgeError
+from deepcovid_edge.device.streams import open_streams
+from deepcovid_edge.errors import DeepCovidEdgeError, lacks_memory, one_line
 from deepcovid_edge.reasons import NOTICE
 
 
@@ -92,9 +94,16 @@ def cli() -> None:
     """
 
 
+_COLLECTED_AFTER = 20_000
+"""New objects between two searches for cycles: a start makes many objects and hardly a cycle."""
+
+
 def main() -> None:
     """Run the command line and exit with its code."""
+    open_streams()
+    gc.set_threshold(_COLLECTED_AFTER)
     code = run(sys.argv[1:])
+    gc.freeze()  # the process ends: Python need not search all modules for cycles once more
     if code == ExitCode.INTERRUPTED:  # threads end with an image first: nothing is left to stop
         for kind in (signal.SIGINT, signal.SIGTERM):
             signal.signal(kind, signal.SIG_IGN)
@@ -111,13 +120,20 @@ def run(arguments: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("Stopped.", err=True)
         return ExitCode.INTERRUPTED
-    except (click.ClickException, DeepCovidEdgeError, OSError) as error:
+    except Exception as error:
         return _explained(error)
     return result if isinstance(result, int) else 0
 
 
-def _explained(error: click.ClickException | DeepCovidEdgeError | OSError) -> int:
-    """Print an error as one sentence and return its exit code."""
+def _explained(error: Exception) -> int:
+    """Print an error as one sentence and return its exit code; raise what nobody foresaw."""
+    if lacks_memory(error):
+        click.echo(
+            f"Error: memory: the system gives this process no more ({one_line(error)}), expected "
+            "500 MiB for `infer` with one worker: end other programs or raise `ulimit -v`",
+            err=True,
+        )
+        return ExitCode.ERROR
     if isinstance(error, click.ClickException):
         error.show()
         return error.exit_code
@@ -127,6 +143,8 @@ def _explained(error: click.ClickException | DeepCovidEdgeError | OSError) -> in
     if isinstance(error, BrokenPipeError):
         _leave_closed_pipe()
         return 0
+    if not isinstance(error, OSError):
+        raise error
     place = f"{error.filename}: " if error.filename else ""  # a full disk, no permission, ...
     click.echo(f"Error: {place}{error.strerror or error}", err=True)
     return 1

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from deepcovid_edge.backends import AUTO, BACKENDS
-from deepcovid_edge.backends.base import PROVIDERS
+from deepcovid_edge.backends.settings import PROVIDERS
 from deepcovid_edge.decision.out_of_distribution import CHOICES, REJECT
 from deepcovid_edge.models import DEFAULT_MODEL
 from deepcovid_edge.pipeline.disk_guard import LEAST_FREE_MIB

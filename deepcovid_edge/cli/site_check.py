@@ -11,6 +11,7 @@ import click
 
 from deepcovid_edge.cli.exit_codes import ExitCode
 from deepcovid_edge.cli.options import backend_option, provider_option
+from deepcovid_edge.cli.progress import progress_bar
 from deepcovid_edge.models import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def command(
     site file that says `not usable` (exit code 5).
     """
     from deepcovid_edge.backends import load_model
-    from deepcovid_edge.backends.base import BackendSettings
+    from deepcovid_edge.backends.settings import BackendSettings
     from deepcovid_edge.datasets.dataset import load_site
     from deepcovid_edge.decision.site_file import USABLE, write_site
     from deepcovid_edge.device.process import set_up
@@ -60,8 +61,12 @@ def command(
 
     set_up()
     images = load_site(data, split=split, source=source)
-    with load_model(model, backend=backend, settings=BackendSettings(provider)) as loaded:
-        report = site_check(loaded, images, name=name or data.resolve().name, workers=workers)
+    named = name or data.resolve().name
+    with (
+        load_model(model, backend=backend, settings=BackendSettings(provider)) as loaded,
+        progress_bar(len(images)) as progress,
+    ):
+        report = site_check(loaded, images, name=named, workers=workers, progress=progress)
     if output:
         write_site(output, report.as_dict())
     click.echo(json.dumps(report.as_dict(), indent=2) if as_json else summary(report))

@@ -11,6 +11,7 @@ import click
 
 from deepcovid_edge.cli.exit_codes import ExitCode
 from deepcovid_edge.cli.options import backend_option, provider_option
+from deepcovid_edge.cli.progress import progress_bar
 from deepcovid_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,8 +59,9 @@ def command(
     `unchanged`, `changed` (exit code 3) or `insufficient`, too few images to tell (exit code 3).
     """
     from deepcovid_edge.backends import load_backend
-    from deepcovid_edge.backends.base import BackendSettings
+    from deepcovid_edge.backends.settings import BackendSettings
     from deepcovid_edge.datasets.dataset import load_dataset
+    from deepcovid_edge.files import write_text
     from deepcovid_edge.models import find_model
     from deepcovid_edge.validation.verify import UNCHANGED, EquivalenceRules, verify
 
@@ -77,11 +79,11 @@ def command(
             smallest_change=smallest_change,
             min_heatmap_correlation=min_heatmap_correlation,
         )
-        report = verify(before, now, images, rules=rules, heatmaps=maps)
+        with progress_bar(len(images)) as progress:
+            report = verify(before, now, images, rules=rules, heatmaps=maps, progress=progress)
     text = json.dumps(report.as_dict(), indent=2)
     if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text + "\n", encoding="utf-8")
+        write_text(output, text + "\n")
     click.echo(text if as_json else summary(report))
     return 0 if report.verdict == UNCHANGED else ExitCode.NOT_EQUIVALENT
 

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
+from deepcovid_edge.datasets.folders import FolderWalk, is_system_folder
 from deepcovid_edge.errors import DataError
 from deepcovid_edge.files import open_regular
 
@@ -36,8 +37,6 @@ MANIFEST_NAME = "manifest.csv"
 METADATA_NAME = "metadata.csv"
 SPLITS = ("train", "val", "test", "external")
 _SPLIT_NAMES = {**{name: name for name in SPLITS}, "valid": "val", "validation": "val"}
-_SKIPPED_NAMES = {MANIFEST_NAME, "thumbs.db", "desktop.ini", "dicomdir"}
-_ARCHIVE_LEFTOVER = "__MACOSX"
 _SPREADSHEET = ".metadata.xlsx"
 _MOST_WRAPPERS = 3
 
@@ -96,44 +95,8 @@ def place_of(data: Path) -> Path:
 
 
 def walk_files(folder: Path) -> Iterator[Path]:
-    """Files below a folder in a stable order (folders and names sorted together).
-
-    Hidden files and known companions of images (`manifest.csv`, `Thumbs.db`, `DICOMDIR`) are
-    excluded; any other file counts as an image until it is read. Links are followed, but not in a
-    circle. A folder that cannot be listed is itself yielded, so that it is not lost.
-    """
-    return _walk(folder, frozenset())
-
-
-def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
-    here = os.path.realpath(folder)
-    if here in above:
-        return
-    names: list[str] = []  # nothing more is kept: a folder may have many images
-    folders: set[str] = set()
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                names.append(entry.name)
-                if _is_folder(entry):
-                    folders.add(entry.name)
-    except OSError:
-        yield folder
-        return
-    for name in sorted(names):
-        if name.startswith(".") or name.lower() in _SKIPPED_NAMES:
-            continue
-        if name in folders:
-            yield from _walk(folder / name, above | {here})
-        else:
-            yield folder / name
-
-
-def _is_folder(entry: os.DirEntry[str] | Path) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself, or into a folder without permission: counts as a file
-        return False
+    """Files below a folder that count as images until they are read; see `folders`."""
+    return FolderWalk().images([folder])
 
 
 def _folders_in(folder: Path) -> list[Path]:
@@ -141,8 +104,18 @@ def _folders_in(folder: Path) -> list[Path]:
         inner = sorted(folder.iterdir())
     except OSError as error:
         raise DataError(f"{folder}: cannot be listed: {error.strerror}") from error
-    shown = [path for path in inner if path.name != _ARCHIVE_LEFTOVER and path.name[0] != "."]
-    return [path for path in shown if _is_folder(path)]
+    return [
+        path
+        for path in inner
+        if path.name[0] != "." and not is_system_folder(path.name) and _is_folder(path)
+    ]
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a link to itself, or into a folder without permission
+        return False
 
 
 def _unwrapped(data: Path) -> Path:

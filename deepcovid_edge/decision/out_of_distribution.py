@@ -12,15 +12,18 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from deepcovid_edge.errors import ModelFileError
-from deepcovid_edge.manifest import ModelManifest
+from deepcovid_edge.manifest import NUMBER, ModelManifest, check_kind
 from deepcovid_edge.reasons import Reason, WarningCode
 
+if TYPE_CHECKING:  # the command line reads the choices of `--ood` here, without numpy
+    import numpy as np
+    from numpy.typing import NDArray
+
 OUTPUT = "ood_scores"
+_VIEW_IN_DOUBT = frozenset({WarningCode.NO_VIEW.code, WarningCode.NOT_UNDERSTOOD.code})
 PARTS = {"turned": Reason.TURNED, "unrecognisable": Reason.OOD}
 """Ways of being unlike, and the reason that each one gives."""
 REJECT, WARN = "reject", "warn"
@@ -62,9 +65,12 @@ class OodLimits:
         if not stated:
             return None
         try:
+            check_kind("parts", stated["parts"], (list, tuple))
             parts = tuple(stated["parts"])
+            for name in ("limit", "strict_limit"):
+                check_kind(name, stated[name], NUMBER)
             return cls(parts, float(stated["limit"]), float(stated["strict_limit"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ModelFileError(f"{manifest.name}: ood: {error}") from error
 
     def reason(self, ood_scores: Sequence[float], warnings: Collection[str] = ()) -> Reason | None:
@@ -76,10 +82,18 @@ class OodLimits:
 
         Returns:
             The reason of the part that is highest, if it is above the limit.
+
+        Raises:
+            ModelFileError: The graph gives another number of scores than the manifest names.
         """
+        if len(ood_scores) != len(self.parts):
+            raise ModelFileError(
+                f"ood: the graph gives {len(ood_scores)} scores, its manifest names "
+                f"{', '.join(self.parts)}: export the model again"
+            )
         if not all(map(math.isfinite, ood_scores)):
             return Reason.RESULT
-        limit = self.strict_limit if WarningCode.NO_VIEW.code in warnings else self.limit
+        limit = self.limit if _VIEW_IN_DOUBT.isdisjoint(warnings) else self.strict_limit
         highest, part = max(zip(ood_scores, self.parts, strict=True), key=itemgetter(0))
         return PARTS[part] if highest > limit else None
 

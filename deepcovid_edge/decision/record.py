@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deepcovid_edge.manifest import IndeterminateRange
+from deepcovid_edge.manifest import IndeterminateRange, limits_of
 from deepcovid_edge.reasons import NOTICE
 
 SCHEMA_VERSION = 1
@@ -67,8 +67,7 @@ class RunFacts:
     @property
     def limits(self) -> dict[str, float]:
         """The indeterminate range as `low` and `high`; where there is none, the `threshold`."""
-        span = self.indeterminate_range
-        return {"low": span.low, "high": span.high} if span else {"threshold": self.threshold}
+        return limits_of(self.threshold, self.indeterminate_range)
 
 
 @dataclass(frozen=True, repr=False)

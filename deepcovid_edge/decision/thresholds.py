@@ -55,7 +55,7 @@ class OperatingPoint(PlainResult):
         return values
 
 
-def operating_point(scores: Scores, positive: Truth, sensitivity: float) -> float:
+def find_threshold(scores: Scores, positive: Truth, sensitivity: float) -> float:
     """The highest threshold at which enough positives are called positive.
 
     It lies midway between the last positive image that is needed and the next lower score, so that
@@ -103,7 +103,7 @@ def threshold_for_new_images(
     known = int(positive.sum())
     needed = min(known, math.ceil(sensitivity * (known + 1) - 1e-9))
     share = needed / known if known else sensitivity
-    return operating_point(scores, positive, share), needed / (known + 1)
+    return find_threshold(scores, positive, share), needed / (known + 1)
 
 
 def threshold_for_new_negatives(scores: Scores, alarms: float) -> float | None:

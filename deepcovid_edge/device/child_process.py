@@ -21,8 +21,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
+
+from deepcovid_edge.files import Closing
 
 _PR_SET_PDEATHSIG = 1
 """Of <linux/prctl.h>."""
@@ -95,7 +96,7 @@ def output_of(command: Sequence[str], *, seconds: float) -> str | None:
     return said if child.code == 0 else None
 
 
-class Child:
+class Child(Closing):
     """A child process whose lines are read as they come; to be used in a `with` block.
 
     Args:
@@ -127,15 +128,8 @@ class Child:
         self._is_closed = False
         self._patience = _Patience(self._process.pid, patience, limit)
 
-    def __enter__(self) -> Child:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End it."""
         end(self._process)
         self._pipe.close()
 

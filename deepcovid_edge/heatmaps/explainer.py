@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.backends.base import Backend, Closing
+from deepcovid_edge.backends.base import Backend
 from deepcovid_edge.decision.record import Prediction, milliseconds
 from deepcovid_edge.errors import OutputError, UsageError
-from deepcovid_edge.files import write_atomically
+from deepcovid_edge.files import Closing, write_atomically
 from deepcovid_edge.heatmaps.files import write_map
 from deepcovid_edge.heatmaps.heatmap import (
     METHODS,

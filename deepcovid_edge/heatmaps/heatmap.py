@@ -68,8 +68,8 @@ class Region:
         width: Columns.
         height: Rows.
         peak: The map's highest value inside.
-        turns: Whether hiding a window of it takes the image across the threshold; None where it is
-            not known.
+        turns: Whether hiding a window that meets it takes the image across the threshold; None
+            where it is not known.
     """
 
     x: int
@@ -111,9 +111,8 @@ def regions(
 ) -> list[Region]:
     """The places that spoke most for the positive class, the strongest first, at most five.
 
-    Where hiding some windows turned the decision, these windows; else where the map reaches half
-    of its highest value. A map that reaches not even half as far above zero as below it spoke
-    against the positive class: nothing in it stands out for that class, and it has no regions.
+    They are where the map reaches half of its highest value. A map that does not reach half as far
+    above zero as below it spoke against the positive class. It has no regions.
 
     Args:
         found: The heat map.
@@ -122,17 +121,20 @@ def regions(
         box_shape: Rows and columns that regions count, see `Radiograph.box_shape`; the image's own
             where not given.
     """
-    turned = found.turned
-    turns = None if turned is None else bool(turned.any())
-    mask = turned if turned is not None and turns else _upper_half(found.values)
     places = []
-    for box, peak in _pieces(mask, found.values):
+    for box, peak in _pieces(upper_half(found.values), found.values):
+        turns = (
+            None
+            if found.turned is None
+            else bool(found.turned[slice(*box[0]), slice(*box[1])].any())
+        )
         (top, bottom), (left, right) = on_image(box, shape, spec, box_shape)
         places.append(Region(left, top, right - left, bottom - top, peak, turns))
     return sorted(places, key=lambda region: -region.peak)[:_MOST_REGIONS]
 
 
-def _upper_half(values: NDArray[np.float32]) -> NDArray[np.bool_]:
+def upper_half(values: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Where a map reaches half of its highest value; nowhere if it speaks against on the whole."""
     lowest, highest, _, _ = cv2.minMaxLoc(values)
     if highest <= 0 or highest < -_HALF * lowest:
         return np.zeros(values.shape, bool)

@@ -19,8 +19,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.backends.base import GPU_LANES, Backend, Closing, Partitionable, softmax
+from deepcovid_edge.backends.base import GPU_LANES, Backend, Partitionable, softmax
 from deepcovid_edge.decision.record import DECIMALS
+from deepcovid_edge.files import Closing
 from deepcovid_edge.graph.receptive_field import Box, NotSpatialError
 from deepcovid_edge.heatmaps.coarse_to_fine import Refinement
 from deepcovid_edge.heatmaps.heatmap import OCCLUSION, HeatMap

@@ -1,10 +1,13 @@
-"""The picture of a heat map: image, map and overlay side by side, as in Deep-COVID's figures.
+"""The picture of a heat map: the image, the map over it, and beside them what they say.
 
 The colours are cividis (Nuñez, Anderton and Renslow, PLOS ONE 13(7), 2018, e0199239): perceptually
 uniform, alike for most colour-blind eyes, and even in lightness, so that a greyscale print keeps
 the order of the values. Its middle is a neutral grey. The scale reaches as far below zero as above
 it, so that grey always is zero, yellow (bright) spoke for the positive class and blue (dark)
-against it. Each image has its own scale: colours of two images compare by its numbers alone.
+against it. Each image has its own scale: colours of two images compare by their numbers alone.
+
+The map is drawn smoothly between the places it was measured at; the map file keeps its values. The
+picture is more than twice as wide as high, a shape that is never read as a radiograph.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -21,30 +24,33 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from deepcovid_edge.decision.record import INDETERMINATE, NEGATIVE, POSITIVE, Prediction, RunFacts
+from deepcovid_edge.decision.record import INDETERMINATE, NEGATIVE, POSITIVE, Prediction
 from deepcovid_edge.errors import NotAssessedError, UsageError
-from deepcovid_edge.heatmaps.heatmap import ACTIVATION, OCCLUSION, HeatMap, Region
+from deepcovid_edge.heatmaps.heatmap import ACTIVATION, OCCLUSION, HeatMap, Region, upper_half
 from deepcovid_edge.imaging.prepare import filled_field, visible_field
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.manifest import InputSpec
-from deepcovid_edge.reasons import NOTICE, Reason
+from deepcovid_edge.reasons import NOTICE, Reason, WarningCode
 
 UNITS = {OCCLUSION: "drop of the logit when hidden", ACTIVATION: "class activation"}
 """What the numbers of the scale are, by the map's method."""
-PANEL_HEIGHT = 512
-"""Rows of image, map and overlay, whatever the image's own: legible on the screen of a cart."""
-_PANEL_WIDTH = (440, 640)
-"""With the least of it any picture is more than twice as wide as high: `images` takes no such
-shape for an image, so a folder of images that holds pictures stays a folder of images."""
-_MARGIN, _TITLE, _LINE = 10, 26, 22
-_SCALE_WIDTH, _BAR_WIDTH = 128, 22
-_OPACITY = 0.75
-"""Of the overlay where the map is farthest from zero; none where it is zero, even between."""
+PANEL_HEIGHT = 640
+"""Rows of the image and of the map over it: legible on a cart's screen, and 11 cm in print."""
+_PANEL_WIDTH = (460, 800)
+_MARGIN, _TEXT_WIDTH, _BAR_HEIGHT = 16, 420, 18
+_OPACITY = 0.8
+"""Of the map where it is farthest from zero; none where it is zero, even between."""
 _DIMMED, _HATCH, _HATCH_PERIOD = 0.35, 90, 12
-_BACKGROUND, _WHITE, _BLACK = 16, (255, 255, 255), (0, 0, 0)
-_PINK = (255, 80, 200)
-_DASH, _DOT_PERIOD, _TAG = 7, 18, 20
+_BACKGROUND, _WHITE, _SOFT, _BLACK = 16, (255, 255, 255), (190, 200, 210), (0, 0, 0)
+_VERDICTS = {
+    POSITIVE: (255, 138, 143),
+    NEGATIVE: (127, 212, 146),
+    INDETERMINATE: (211, 164, 240),
+}
+_SENTENCES = {one.code: one.sentence for one in WarningCode}
 _RGB = NDArray[np.uint8]
+Style = Literal["verdict", "strong", "plain", "small", "scale"]
+_SIZES: dict[Style, int] = {"verdict": 34, "strong": 19, "plain": 17, "small": 15, "scale": 15}
 
 
 @dataclass(frozen=True)
@@ -54,32 +60,28 @@ class Layout:
     Attributes:
         scale: Pixels of the picture for one of the image.
         box_scales: The same, down and across, for one that regions count.
-        panels: First column of image, map and overlay.
+        panels: First column of the image and of the map over it.
         width: Columns of a panel.
         image: Rows and columns of a panel that show the image.
         seen: Rows and columns of a panel that show what the network sees.
-        bar: Rows and columns of the picture that show the scale's colours.
+        text: First column of the words.
         size: Rows and columns of the picture.
     """
 
     scale: float
     box_scales: tuple[float, float]
-    panels: tuple[int, int, int]
+    panels: tuple[int, int]
     width: int
     image: tuple[slice, slice]
     seen: tuple[slice, slice]
-    bar: tuple[slice, slice]
+    text: int
     size: tuple[int, int]
 
     @classmethod
     def of(
-        cls,
-        shape: tuple[int, ...],
-        spec: InputSpec,
-        lines: int,
-        box_shape: tuple[int, ...] | None = None,
+        cls, shape: tuple[int, ...], spec: InputSpec, box_shape: tuple[int, ...] | None = None
     ) -> Layout:
-        """The layout for an image of `shape` and a caption of so many lines; see `regions`."""
+        """The layout for an image of `shape`; see `heatmap.regions` for `box_shape`."""
         rows, columns = shape
         counted = box_shape or shape
         least, most = _PANEL_WIDTH
@@ -88,30 +90,16 @@ class Layout:
         top = (PANEL_HEIGHT - round(rows * scale)) // 2
         left = (width - round(columns * scale)) // 2
         whole = slice(0, rows), slice(0, columns)
-        panels = tuple(_MARGIN + number * (width + _MARGIN) for number in range(3))
-        bar = panels[2] + width + _MARGIN
+        text = 2 * (width + _MARGIN) + _MARGIN
         return cls(
             scale=scale,
             box_scales=(scale * rows / counted[0], scale * columns / counted[1]),
-            panels=panels,  # type: ignore[arg-type]
+            panels=(_MARGIN, width + 2 * _MARGIN),
             width=width,
             image=_placed(whole, scale, top, left),
             seen=_placed(visible_field(shape, spec), scale, top, left),
-            bar=(slice(_TITLE, _TITLE + PANEL_HEIGHT), slice(bar, bar + _BAR_WIDTH)),
-            size=(_TITLE + PANEL_HEIGHT + lines * _LINE + 2 * _MARGIN, bar + _SCALE_WIDTH),
-        )
-
-    def box(self, place: Region) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom of a region's box in a panel, all included."""
-        top, left = self.image[0].start, self.image[1].start
-        down, across = self.box_scales
-        low = left + math.floor(place.x * across), top + math.floor(place.y * down)
-        right = left + math.ceil((place.x + place.width) * across) - 1
-        bottom = top + math.ceil((place.y + place.height) * down) - 1
-        return (
-            *low,
-            max(low[0], min(right, self.image[1].stop - 1)),
-            max(low[1], min(bottom, self.image[0].stop - 1)),
+            text=text,
+            size=(PANEL_HEIGHT + 2 * _MARGIN, text + _TEXT_WIDTH + _MARGIN),
         )
 
 
@@ -130,7 +118,7 @@ def draw_overlay(
     places: Sequence[Region],
     record: Prediction,
 ) -> NDArray[np.uint8]:
-    """Draw image, map and overlay side by side, with scale and caption.
+    """Draw the image, the map over it, and what they say.
 
     Args:
         image: The image as it was read.
@@ -147,25 +135,22 @@ def draw_overlay(
         NotAssessedError: The map holds what is no number.
     """
     text = caption(image.pixels.shape, spec, found, places, record)
-    layout = Layout.of(image.pixels.shape, spec, len(text), image.box_shape)
-    values = found.values[filled_field(image.pixels.shape, spec)]
-    limit = _limit(values)
+    layout = Layout.of(image.pixels.shape, spec, image.box_shape)
+    field = filled_field(image.pixels.shape, spec)
+    limit = _limit(found.values[field])
     grey = _grey(image, layout)
-    panels = (grey, *_panels(grey, _to_seen(values / limit, layout), layout))
-    if found.turned is not None:
-        turned = found.turned[filled_field(image.pixels.shape, spec)]
-        for panel in panels[1:]:
-            _outline(panel, turned, layout)
+    levels = _smoothed(found.values, found)[field] / limit
+    over = _overlaid(grey, _to_seen(levels, layout), layout)
     canvas = np.full((*layout.size, 3), _BACKGROUND, np.uint8)
-    for left, panel in zip(layout.panels, panels, strict=True):
-        canvas[_TITLE : _TITLE + PANEL_HEIGHT, left : left + layout.width] = panel
-    canvas[layout.bar] = _coloured(np.linspace(1, -1, PANEL_HEIGHT, dtype=np.float32)[:, None])
+    for left, panel in zip(layout.panels, (grey, over), strict=True):
+        canvas[_MARGIN : _MARGIN + PANEL_HEIGHT, left : left + layout.width] = panel
+    half = _smoothed(upper_half(found.values).astype(np.float32), found)[field]
+    masks = _masks(_to_seen(half, layout) >= 0.5, places, layout)
+    _outline(canvas, masks, layout)
     picture = Image.fromarray(canvas)
     pen = _Pen(picture, layout)
-    pen.titles(f"from {_signed(values.min())} to {_signed(values.max())}")
-    pen.boxes(places)
-    pen.scale(limit, UNITS[found.method], _ascii(record.run.positive_class))
-    pen.caption(text)
+    pen.numbers(masks)
+    pen.write(text, record, limit)
     return np.asarray(picture)
 
 
@@ -184,52 +169,56 @@ def caption(
     found: HeatMap,
     places: Sequence[Region],
     record: Prediction,
-) -> tuple[str, ...]:
-    """What stands under the panels, line by line.
+) -> tuple[tuple[Style, str], ...]:
+    """What stands beside the panels, each with its style, from top to bottom.
 
     Raises:
         UsageError: The image was not assessed.
     """
-    if record.probability is None:
+    if record.probability is None or record.decision is None:
         raise UsageError(f"{record.path}: was not assessed, so there is no heat map to draw")
     run = record.run
-    made = [f"{name} {found.facts[name]}" for name in ("window", "stride") if name in found.facts]
-    if "baseline" in found.facts:
-        made.append(f"hidden: {found.facts['baseline']}")
-    if "windows" in found.facts:
-        made.append(f"{found.facts['evaluated']} of {found.facts['windows']} windows evaluated")
-    if "expected_agreement" in found.facts:
-        expected = found.facts["expected_agreement"]["quantile_10"]
-        made.append(f"agreement with all of them expected above {expected:.2f} in 9 of 10 images")
-    how = ", ".join([found.method, *made])
-    lines = [
-        _decided(record, record.probability),
-        _ascii(record.path.replace("\\", "/").rpartition("/")[2]),
-        f"{run.model}, {run.variant}, {run.backend}; {how}",
-        _about_regions(found, places, run, record.probability >= run.threshold),
+    lines: list[tuple[Style, str]] = [
+        ("verdict", record.decision),
+        ("strong", _decided(record, record.probability)),
+        ("plain", _ascii(record.path.replace("\\", "/").rpartition("/")[2])),
+        ("scale", UNITS[found.method]),
+        ("plain", _about_regions(places, record)),
     ]
     seen = visible_field(shape, spec)
     if (seen[0].stop - seen[0].start, seen[1].stop - seen[1].start) != tuple(shape):
-        lines.append("Hatched: cut off, the network does not see it.")
-    if record.warnings:
-        lines.append(f"Warnings: {', '.join(record.warnings)}")
-    return (*lines, NOTICE)
+        lines.append(("plain", "Hatched: the network does not see this part."))
+    lines += [("plain", _SENTENCES.get(code, code)) for code in record.warnings]
+    lines.append(("small", f"Model {run.model}, {run.variant}, {run.backend}. {_made(found)}"))
+    return (*lines, ("strong", NOTICE))
+
+
+def _made(found: HeatMap) -> str:
+    """How the map was made."""
+    it = found.facts
+    made = [f"{name} {it[name]}" for name in ("window", "stride", "baseline") if name in it]
+    if "windows" in it:
+        made.append(f"{it['evaluated']} of {it['windows']} windows evaluated")
+    text = f"Map: {', '.join([found.method, *made])}."
+    if "expected_agreement" in it:
+        expected = it["expected_agreement"]["quantile_10"]
+        text += f" In 9 of 10 images it agrees with the full map better than {expected:.2f}."
+    return text
 
 
 def _decided(record: Prediction, probability: float) -> str:
-    """Decision and probability, with the limit that made it so."""
-    run, indeterminate_range = record.run, record.run.indeterminate_range
+    """The probability, with the limit that made the decision."""
+    run, span = record.run, record.run.indeterminate_range
     words, limit = "positive from", run.threshold
-    if indeterminate_range and record.decision == INDETERMINATE:
+    if span and record.decision == INDETERMINATE:
         chance = f"{run.positive_class} {probability:.3f}"
-        low, high = indeterminate_range.low, indeterminate_range.high
-        return f"{record.decision}: {chance}, between {low:.3f} and {high:.3f}"
-    if indeterminate_range and record.decision == NEGATIVE:
-        words, limit = "negative below", indeterminate_range.low
-    elif indeterminate_range:
-        limit = indeterminate_range.high
+        return _ascii(f"{chance}, between {span.low:.3f} and {span.high:.3f}")
+    if span and record.decision == NEGATIVE:
+        words, limit = "negative below", span.low
+    elif span:
+        limit = span.high
     chance, shown = _apart(probability, limit)
-    return f"{record.decision}: {run.positive_class} {chance}, {words} {shown}"
+    return _ascii(f"{run.positive_class} {chance}, {words} {shown}")
 
 
 def _apart(probability: float, threshold: float) -> tuple[str, str]:
@@ -240,19 +229,17 @@ def _apart(probability: float, threshold: float) -> tuple[str, str]:
     return f"{probability:.6f}", f"{threshold:.6f}"
 
 
-def _about_regions(found: HeatMap, places: Sequence[Region], run: RunFacts, positive: bool) -> str:
-    turns = found.turned is not None and bool(found.turned.any())
-    other = f"makes it {NEGATIVE if positive else POSITIVE}"
-    if run.indeterminate_range:  # between its ends it is neither
-        other = f"takes it {'below' if positive else 'above'} {run.threshold:.3f}"
-    marked = f"Dashed, dotted{', boxed' if places else ''}: hiding a window in there {other}"
-    text = marked if turns else "Boxes: from half of the map's highest value on"
+def _about_regions(places: Sequence[Region], record: Prediction) -> str:
     if not places:
-        return f"{marked}. No region stands out." if turns else "No region stands out."
-    if turns and not positive:  # what was hidden there spoke against: its highest says nothing
-        return f"{text}."
+        return "No region stands out."
     peaks = ", ".join(f"{number}: {_signed(r.peak)}" for number, r in enumerate(places, start=1))
-    return f"{text}; highest in {peaks}."
+    text = f"Outlined: half of the highest value or more ({peaks})."
+    turning = [str(number) for number, place in enumerate(places, start=1) if place.turns]
+    if turning:
+        run, probability = record.run, record.probability or 0.0
+        side = "below" if probability >= run.threshold else "above"
+        text += f" Hiding part of {', '.join(turning)} takes it {side} {run.threshold:.3f}."
+    return text
 
 
 def _ascii(name: str) -> str:
@@ -271,6 +258,15 @@ def _limit(values: NDArray[np.float32]) -> float:
     if not math.isfinite(farthest):
         raise NotAssessedError(Reason.RESULT, "heat map")
     return farthest or 1.0
+
+
+def _smoothed(values: NDArray[np.float32], found: HeatMap) -> NDArray[np.float32]:
+    """Values on the network's input without the steps from one window or cell to the next."""
+    rows, columns = (a / b for a, b in zip(values.shape, found.cells.shape, strict=True))
+    smooth: NDArray[Any] = cv2.GaussianBlur(
+        values, (0, 0), sigmaX=0.4 * columns, sigmaY=0.4 * rows, borderType=cv2.BORDER_REPLICATE
+    )
+    return smooth
 
 
 def _grey(image: Radiograph, layout: Layout) -> _RGB:
@@ -297,16 +293,12 @@ def _hatch(shape: tuple[int, ...]) -> NDArray[np.bool_]:
     return lines
 
 
-def _dots(shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    rows, columns = np.ogrid[: shape[0], : shape[1]]
-    dots: NDArray[np.bool_] = (rows % _DOT_PERIOD < 2) & (columns % _DOT_PERIOD < 2)
-    return dots
-
-
-def _to_seen(levels: NDArray[np.float32], layout: Layout) -> NDArray[np.float32]:
+def _to_seen(levels: NDArray[Any], layout: Layout) -> NDArray[np.float32]:
     rows, columns = layout.seen
     size = columns.stop - columns.start, rows.stop - rows.start
-    large: NDArray[Any] = cv2.resize(levels, size, interpolation=cv2.INTER_LINEAR)
+    large: NDArray[Any] = cv2.resize(
+        levels.astype(np.float32), size, interpolation=cv2.INTER_LINEAR
+    )
     return large
 
 
@@ -317,102 +309,141 @@ def _coloured(levels: NDArray[np.float32]) -> _RGB:
     return colours
 
 
-def _panels(grey: _RGB, levels: NDArray[np.float32], layout: Layout) -> tuple[_RGB, _RGB]:
-    """Map and overlay."""
-    colours = _coloured(levels)
-    coloured, overlay = grey.copy(), grey.copy()
-    coloured[layout.seen] = colours
+def _overlaid(grey: _RGB, levels: NDArray[np.float32], layout: Layout) -> _RGB:
+    overlay: _RGB = grey.copy()
     under = grey[layout.seen].astype(np.float32)
-    opacity = (_OPACITY * np.abs(levels))[..., None]
-    overlay[layout.seen] = np.rint(under + opacity * (colours - under))
-    return coloured, overlay
+    opacity = (_OPACITY * np.minimum(1, np.abs(levels)))[..., None]
+    overlay[layout.seen] = np.rint(under + opacity * (_coloured(levels) - under))
+    return overlay
 
 
-def _outline(panel: _RGB, turned: NDArray[np.bool_], layout: Layout) -> None:
-    """Draw dashes, cased in black, around the windows that turn the decision, and dots inside."""
-    rows, columns = layout.seen
-    size = columns.stop - columns.start, rows.stop - rows.start
-    mask = cv2.resize(turned.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
-    mask = cv2.copyMakeBorder(mask[1:-1, 1:-1], 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-    outlines, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    seen = np.ascontiguousarray(panel[layout.seen])
-    seen[_dots(mask.shape) & (mask > 0)] = _PINK
-    cv2.drawContours(seen, outlines, -1, _BLACK, 4)
-    for outline in outlines:
-        dashes = [outline[k : k + _DASH] for k in range(0, len(outline), 2 * _DASH)]
-        cv2.polylines(seen, dashes, False, _PINK, 2)
-    panel[layout.seen] = seen
+def _masks(
+    mask: NDArray[np.bool_], places: Sequence[Region], layout: Layout
+) -> list[NDArray[np.uint8]]:
+    """What of a mask on a panel belongs to each region, of the panel's shape."""
+    whole = np.zeros((PANEL_HEIGHT, layout.width), np.uint8)
+    whole[layout.seen] = mask
+    masks = []
+    for place in places:
+        down, across = layout.box_scales
+        top = layout.image[0].start + math.floor(place.y * down)
+        left = layout.image[1].start + math.floor(place.x * across)
+        box = (
+            slice(max(0, top - 2), top + math.ceil(place.height * down) + 3),
+            slice(max(0, left - 2), left + math.ceil(place.width * across) + 3),
+        )
+        masks.append(np.zeros_like(whole))
+        masks[-1][box] = whole[box]
+    return masks
+
+
+def _outline(canvas: _RGB, masks: Sequence[NDArray[np.uint8]], layout: Layout) -> None:
+    """A white line, cased in black, around each region."""
+    over = (
+        slice(_MARGIN, _MARGIN + PANEL_HEIGHT),
+        slice(layout.panels[1], layout.panels[1] + layout.width),
+    )
+    panel = np.ascontiguousarray(canvas[over])
+    for colour, thickness in ((_BLACK, 6), (_WHITE, 2)):
+        for mask in masks:
+            found, _ = cv2.findContours(
+                cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0),
+                cv2.RETR_EXTERNAL,
+                cv2.CHAIN_APPROX_NONE,
+                offset=(-1, -1),
+            )
+            cv2.drawContours(panel, found, -1, colour, thickness, cv2.LINE_AA)
+    canvas[over] = panel
 
 
 class _Pen:
-    """Writes what is no picture: titles, scale, boxes and caption."""
+    """Writes what is no picture: numbers of regions, verdict, scale and words."""
 
     def __init__(self, picture: Image.Image, layout: Layout) -> None:
         self._picture, self._layout = picture, layout
         self._draw = ImageDraw.Draw(picture)
         # One for each picture: FreeType's fonts are not made to be shared by threads.
-        self._large, self._font, self._small = (ImageFont.load_default(n) for n in (20, 16, 14))
+        self._fonts = {style: ImageFont.load_default(size) for style, size in _SIZES.items()}
+        self._y = _MARGIN
 
-    def titles(self, span: str) -> None:
-        titles = ("image", f"map, {span}", "overlay")
-        for left, title in zip(self._layout.panels, titles, strict=True):
-            self._draw.text((left, _TITLE - 4), title, _WHITE, self._font, anchor="ld")
+    def numbers(self, masks: Sequence[NDArray[np.uint8]]) -> None:
+        """A tag with its number above the highest point of each region."""
+        for number, mask in reversed([*enumerate(masks, start=1)]):
+            rows, columns = np.nonzero(mask)
+            if not len(rows):
+                continue
+            middle = int(np.median(columns[rows == rows[0]]))
+            left = self._layout.panels[1] + min(max(0, middle - 10), self._layout.width - 22)
+            top = _MARGIN + max(0, int(rows[0]) - 26)
+            self._draw.rectangle((left, top, left + 20, top + 22), _BLACK, _WHITE)
+            self._draw.text((left + 10, top + 11), str(number), _WHITE, self._fonts["plain"], "mm")
 
-    def boxes(self, places: Sequence[Region]) -> None:
-        for left in self._layout.panels[1:]:
-            for number, place in reversed(list(enumerate(places, start=1))):
-                self._box(left, number, self._layout.box(place))
+    def write(self, text: Sequence[tuple[Style, str]], record: Prediction, limit: float) -> None:
+        """The words, with the limits under the verdict and the scale above its unit."""
+        *above, (_, notice) = text
+        for style, words in above:
+            if style == "verdict":
+                self._lines(words.upper(), style, _VERDICTS[words])
+            elif style == "scale":
+                self._limits(record)
+                self._scale(limit, words, _ascii(record.run.positive_class))
+            else:
+                self._lines(words, style, _SOFT if style == "small" else _WHITE)
+        self._y = PANEL_HEIGHT + _MARGIN - _SIZES["strong"] - 4
+        self._lines(notice, "strong", _WHITE)
 
-    def _box(self, panel: int, number: int, box: tuple[int, int, int, int]) -> None:
-        """White between black lines: seen on black and on white."""
-        left, top, right, bottom = (
-            edge + first for edge, first in zip(box, (panel, _TITLE) * 2, strict=True)
-        )
-        self._draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=_BLACK, width=4)
-        self._draw.rectangle((left, top, right, bottom), outline=_WHITE, width=2)
-        beside = (top - _TAG, bottom, top)  # above the box, else below it, else in it
-        fits = (_TITLE <= y <= _TITLE + PANEL_HEIGHT - _TAG for y in beside)
-        tag = next(y for y, free in zip(beside, fits, strict=True) if free)
-        left = min(left, panel + self._layout.width - _TAG)
-        self._draw.rectangle((left, tag, left + _TAG - 2, tag + _TAG), _BLACK, _WHITE)
-        self._draw.text((left + 9, tag + 10), str(number), _WHITE, self._font, anchor="mm")
+    def _lines(self, words: str, style: Style, colour: tuple[int, int, int]) -> None:
+        lowest = PANEL_HEIGHT + _MARGIN
+        for line in _wrapped(words, self._fonts[style]):
+            if self._y + _SIZES[style] <= lowest:
+                place = (self._layout.text, self._y)
+                self._draw.text(place, line, colour, self._fonts[style], anchor="lt")
+            self._y += round(1.35 * _SIZES[style])
+        self._y += 6
 
-    def scale(self, limit: float, unit: str, positive: str) -> None:
-        rows, columns = self._layout.bar
-        for share in (1.0, 0.5, 0.0, -0.5, -1.0):
-            y = rows.start + round((1 - share) / 2 * (PANEL_HEIGHT - 1))
-            self._draw.line((columns.stop, y, columns.stop + 5, y), _WHITE)
-            at = min(max(y, rows.start + 7), rows.stop - 8)
-            number = _signed(share * limit)
-            self._draw.text((columns.stop + 8, at), number, _WHITE, self._small, anchor="lm")
-        name = self._fitting(positive, self._small, 90)
-        for share, words in ((0.75, f"for {name}"), (0.25, f"against {name}")):
-            y = rows.stop - round(share * PANEL_HEIGHT)
-            self._upwards(words, (columns.stop + 56, y))
-        self._upwards(unit, (columns.stop + 78, rows.stop - PANEL_HEIGHT // 2))
+    def _limits(self, record: Prediction) -> None:
+        """From 0 to 1: where negative ends, where positive begins, and the image."""
+        limits, left, width = record.run.limits, self._layout.text, _TEXT_WIDTH - 1
+        low = limits.get("low", limits.get("threshold", 0.0))
+        high = limits.get("high", limits.get("threshold", 1.0))
+        top, bottom = self._y + 12, self._y + 22
+        edges = (0.0, low, high, 1.0)
+        for kind, first, last in zip(_KINDS, edges[:-1], edges[1:], strict=True):
+            box = (left + round(first * width), top, left + round(last * width), bottom)
+            self._draw.rectangle(box, _VERDICTS[kind])
+        x = left + round((record.probability or 0.0) * width)
+        self._draw.polygon([(x - 7, top - 12), (x + 7, top - 12), (x, top - 1)], _WHITE, _BLACK)
+        self._y = bottom + 20
 
-    def _upwards(self, words: str, middle: tuple[int, int]) -> None:
-        _, _, right, bottom = self._small.getbbox(words)
-        stencil = Image.new("L", (math.ceil(right), math.ceil(bottom)))
-        ImageDraw.Draw(stencil).text((0, 0), words, 255, self._small)
-        turned = stencil.transpose(Image.Transpose.ROTATE_90)
-        at = middle[0], middle[1] - turned.height // 2
-        self._picture.paste(_WHITE, at, turned)
+    def _scale(self, limit: float, unit: str, positive: str) -> None:
+        left, top = self._layout.text, self._y
+        colours = _coloured(np.linspace(-1, 1, _TEXT_WIDTH, dtype=np.float32)[None])
+        bar = Image.fromarray(np.repeat(colours, _BAR_HEIGHT, axis=0))
+        self._picture.paste(bar, (left, top))
+        below, small = top + _BAR_HEIGHT + 5, self._fonts["scale"]
+        ends = (("lt", 0.0, -limit), ("mt", 0.5, 0.0), ("rt", 1.0, limit))
+        for anchor, share, value in ends:
+            x = left + round(share * (_TEXT_WIDTH - 1))
+            self._draw.text((x, below), _signed(value), _WHITE, small, anchor)
+        for anchor, share, words in (("lt", 0.0, "against"), ("mt", 0.5, unit), ("rt", 1.0, "for")):
+            x = left + round(share * (_TEXT_WIDTH - 1))
+            named = words if share == 0.5 else f"{words} {positive}"
+            self._draw.text((x, below + 20), named[:30], _SOFT, small, anchor)
+        self._y = below + 48
 
-    def caption(self, text: Sequence[str]) -> None:
-        first = _TITLE + PANEL_HEIGHT + _MARGIN
-        room = self._layout.size[1] - 2 * _MARGIN
-        for number, line in enumerate(text):
-            font = self._large if number == 0 else self._font
-            middle = first + number * _LINE + (_LINE // 2 if number else 8)
-            words = self._fitting(line, font, room)
-            self._draw.text((_MARGIN, middle), words, _WHITE, font, anchor="lm")
 
-    @staticmethod
-    def _fitting(words: str, font: Any, room: int) -> str:
-        """The end of what does not fit: a file's name says most there."""
-        if font.getlength(words) <= room:
-            return words
-        while words and font.getlength("..." + words) > room:
-            words = words[1:]
-        return "..." + words
+_KINDS = (NEGATIVE, INDETERMINATE, POSITIVE)
+
+
+def _wrapped(words: str, font: Any) -> list[str]:
+    """Words in lines that fit; of a word that is too long the end is kept."""
+    lines, line = [], ""
+    for word in words.split(" "):
+        longer = f"{line} {word}".strip()
+        if line and font.getlength(longer) > _TEXT_WIDTH:
+            lines.append(line)
+            longer = word
+        while font.getlength(longer) > _TEXT_WIDTH:
+            longer = "..." + longer.removeprefix("...")[1:]
+        line = longer
+    return [*lines, line]

@@ -65,7 +65,7 @@ def _are_marks(above: NDArray[Any], bits: int) -> bool:
     if int(middle).bit_length() < bits + _APART:
         return False
     near = np.count_nonzero(above < 1 << bits + _APART)
-    return np.count_nonzero(alike) >= _MOST * above.size or near <= _FEW * above.size
+    return bool(np.count_nonzero(alike) >= _MOST * above.size or near <= _FEW * above.size)
 
 
 def used_range(values: NDArray[np.int64]) -> UsedBits:

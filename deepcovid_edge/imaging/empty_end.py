@@ -1,6 +1,6 @@
 """Uncompressed pixels that end in zeros: a copy that reserved its length and then stopped.
 
-Compressed files need no such check: their decoders or their containers miss what is not there. Real
+Compressed files are checked elsewhere: their decoders or containers miss what is not there. Real
 images end in black rows too, so black is no proof. What tells a copy that stopped is that it does
 so in the midst of a row: up to there the row goes on as those above it, and nothing follows.
 """

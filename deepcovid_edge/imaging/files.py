@@ -7,9 +7,11 @@ import os
 import stat
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
+from deepcovid_edge.device import shares
 from deepcovid_edge.errors import NotAssessedError, one_line
 from deepcovid_edge.imaging.signatures import is_dicom, known_kind, unread_format
 from deepcovid_edge.reasons import Reason
@@ -17,6 +19,8 @@ from deepcovid_edge.reasons import Reason
 MAX_FILE_BYTES = 1 << 30
 _HEAD = 4096
 _LARGE_FILE = 64 << 20
+_PART = 32 << 20
+"""Read at once: nearly every file whole, and a larger one with signs of progress."""
 _UNFINISHED = {".part", ".partial", ".tmp", ".crdownload", ".filepart"}
 
 
@@ -83,21 +87,11 @@ def read_bytes(path: Path) -> FileBytes:
     """Read a whole regular file, waiting briefly for one that still grows.
 
     Raises:
-        NotAssessedError: The file cannot be opened, is too large, or did not finish arriving.
+        NotAssessedError: The file cannot be opened, is too large, or did not finish arriving; or
+            the network share that it is on does not answer.
     """
     try:
-        before = path.stat()  # a pipe is not even opened: that would set its writer off
-        if not stat.S_ISREG(before.st_mode):
-            raise NotAssessedError(Reason.UNREADABLE, "not a regular file")
-        # One handle and few calls: each gives Python's lock away, and waits to have it back.
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            data, grows = _whole(handle, before.st_size)
-            if grows:
-                time.sleep(1.0)
-                data, grows = _whole(handle, os.fstat(handle).st_size)
-        finally:
-            os.close(handle)
+        data, grows = shares.call(path.parent, partial(_read_regular, path))
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise NotAssessedError(Reason.UNREADABLE, _cause(error)) from error
     if grows or path.suffix.lower() in _UNFINISHED:
@@ -105,15 +99,33 @@ def read_bytes(path: Path) -> FileBytes:
     return FileBytes(path, data, hashlib.sha256(data).hexdigest())
 
 
-def _whole(handle: int, size: int) -> tuple[bytes, bool]:
+def _read_regular(path: Path, progress: shares.Progress) -> tuple[bytes, bool]:
+    before = path.stat()  # a pipe is not even opened: that would set its writer off
+    if not stat.S_ISREG(before.st_mode):
+        raise NotAssessedError(Reason.UNREADABLE, "not a regular file")
+    # One handle and few calls: each gives Python's lock away, and waits to have it back.
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data, grows = _whole(handle, before.st_size, progress)
+        if grows:
+            time.sleep(1.0)
+            data, grows = _whole(handle, os.fstat(handle).st_size, progress)
+    finally:
+        os.close(handle)
+    return data, grows
+
+
+def _whole(handle: int, size: int, progress: shares.Progress) -> tuple[bytes, bool]:
     """The content of an open file up to its size, and whether it has another size by now."""
     if size > MAX_FILE_BYTES:
         raise NotAssessedError(Reason.TOO_BIG, f"{size} bytes")
     if size > _LARGE_FILE:
         _check_head(os.pread(handle, _HEAD, 0))
-    data = os.pread(handle, size, 0)
-    while len(data) < size and (more := os.pread(handle, size - len(data), len(data))):
-        data += more  # seldom: a regular file gives all that is asked for
+    parts, length = [os.pread(handle, min(size, _PART), 0)], 0
+    while (length := length + len(parts[-1])) < size and parts[-1]:
+        parts.append(os.pread(handle, min(size - length, _PART), length))
+        progress()
+    data = b"".join(parts)
     return data, len(data) != os.fstat(handle).st_size
 
 

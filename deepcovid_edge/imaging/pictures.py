@@ -3,7 +3,7 @@
 Pillow opens every file (format, pixel type, size,
 frames and EXIF are known before a pixel is decoded) and decodes all but JPEG. That is simplejpeg's:
 the same library's pixels to the last grey level, faster, and it tells of what the library only
-warns of, such as an image that is damaged in its middle.
+warns of, such as an image that is damaged in its middle (see `jpeg`).
 
 Grey pixels are made by these rules:
 
@@ -45,6 +45,8 @@ from deepcovid_edge.imaging.aspect import (
 from deepcovid_edge.imaging.depth import used_bits
 from deepcovid_edge.imaging.empty_end import check_end, of_bmp, of_tiff
 from deepcovid_edge.imaging.files import FileBytes
+from deepcovid_edge.imaging.jpeg import decode_jpeg, jpeg_without_oddities
+from deepcovid_edge.imaging.png import png_without_metadata
 from deepcovid_edge.imaging.radiograph import (
     LOSSY_RATIO,
     SYNTHETIC_MARK,
@@ -63,6 +65,7 @@ from deepcovid_edge.imaging.signatures import (
     is_plain_jpeg,
     known_kind,
     unread_format,
+    webp_ends_in_zeros,
 )
 from deepcovid_edge.reasons import Reason, WarningCode
 
@@ -71,9 +74,9 @@ if TYPE_CHECKING:
     from PIL.TiffImagePlugin import TiffImageFile
 
 
-_AFTER_THE_PICTURE = "extraneous bytes before marker 0xd9"
-"""What libjpeg says of stray bytes between the last pixel and the end of a JPEG: no harm."""
 _STRIP = 256
+_ONE_GREY = 8
+"""Range of a row of a lossy image that was of one grey level."""
 
 _SUFFIXES = {
     "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
@@ -94,14 +97,17 @@ def decode_picture(file: FileBytes) -> Radiograph:
         NotAssessedError: The bytes cannot be assessed; `reason` and `detail` say why.
     """
     _check_container(file.data)
-    picture = _open(file.data)
+    data = png_without_metadata(file.data) if known_kind(file.data) == "PNG" else file.data
+    picture = _open(data)
     _check_header(picture)
     shape = _upright_shape(picture, file.data)
     warnings = _header_warnings(picture, file)
-    raw, decoded_warnings = _decode(picture, file.data)
+    raw, decoded_warnings = _decode(picture, data)
     grey, colour_warnings = to_grey(raw)
     grey, white, depth_warnings = _full_scale(grey, picture)
     check_exposure(grid(grey), white)
+    if picture.format == "WEBP" and webp_ends_in_zeros(file.data) and np.ptp(raw[-1]) > _ONE_GREY:
+        raise NotAssessedError(Reason.TRUNCATED, "its data end in zeros")
     if picture.format == "PNG":  # its EXIF may stand behind the pixels
         shape = _upright_shape(picture, file.data)
     found = (*warnings, *decoded_warnings, *colour_warnings, *depth_warnings, *shape.warnings)
@@ -156,6 +162,8 @@ def _open(data: bytes) -> Picture:
     except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
         raise NotAssessedError(Reason.TOO_BIG, "by its header") from error
     except Exception as error:  # Pillow's plug-ins raise nearly anything on a broken header
+        if known_kind(data) == "JPEG" and (usual := jpeg_without_oddities(data)) != data:
+            return _open(usual)
         if kind := known_kind(data):
             raise NotAssessedError(Reason.DECODE, f"{kind} of a kind not read") from error
         detail = "empty file" if not data else f"{len(data)} bytes"
@@ -274,7 +282,7 @@ def _decode(picture: Picture, data: bytes) -> tuple[NDArray[Any], list[WarningCo
     end_warnings = _check_end(picture, data)
     try:
         if isinstance(picture, PlainJpeg) or picture.format == "JPEG":
-            pixels = _jpeg(data, "GRAY" if picture.mode == "L" else "RGB")
+            pixels = decode_jpeg(data, "GRAY" if picture.mode == "L" else "RGB")
         else:
             pixels = _loaded(picture, data)
     except NotAssessedError:
@@ -303,21 +311,6 @@ def _check_end(picture: Picture, data: bytes) -> list[WarningCode]:
     elif picture.format == "BMP":
         block = of_bmp(data, picture.size)
     return check_end(data, block) if block else []
-
-
-def _jpeg(data: bytes, colours: str) -> NDArray[Any]:
-    """Pixels of a JPEG, of shape (H, W) or (H, W, 3).
-
-    Raises:
-        ValueError: Some of them are damaged or missing.
-    """
-    try:
-        pixels: NDArray[Any] = simplejpeg.decode_jpeg(data, colours)
-    except ValueError as error:
-        if _AFTER_THE_PICTURE not in str(error):
-            raise
-        pixels = simplejpeg.decode_jpeg(data, colours, strict=False)
-    return pixels[..., 0] if colours == "GRAY" else pixels
 
 
 def _opencv(data: bytes, flags: int) -> NDArray[Any]:

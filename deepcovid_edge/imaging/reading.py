@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from deepcovid_edge.imaging.files import FileBytes, read_bytes
+from deepcovid_edge.imaging.files import FileBytes, ImageSource, read_source
 from deepcovid_edge.imaging.pictures import decode_picture
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.imaging.signatures import is_dicom
 
 
-def read_radiograph(path: Path) -> Radiograph:
-    """Read an image file.
+def read_radiograph(source: ImageSource) -> Radiograph:
+    """Read an image file: a path, an open binary file, or `ImageBytes`.
 
     Raises:
         NotAssessedError: The file cannot be assessed; `reason` and `detail` say why.
     """
-    return decode_radiograph(read_bytes(path))
+    return decode_radiograph(read_source(source))
 
 
 def decode_radiograph(file: FileBytes) -> Radiograph:

@@ -52,9 +52,9 @@ _TIFF_PIECES = {273, 279, 324, 325}
 """Offsets and lengths of strips and tiles, bytes."""
 _TIFF_COMPRESSION, _UNCOMPRESSED = 259, (1,)
 _TIFF_PRIVATE = 32768
-_TIFF_ZEROS, _WEBP_ZEROS = 64, 256
-"""Zeros that no compressed piece ends in: a checksum (Deflate), an end code (LZW, JPEG) or counts
-(PackBits) stand there; the arithmetic coder of WebP may put some for a black end."""
+_TIFF_ZEROS, _WEBP_ZEROS = 64, 32
+"""Zeros that no compressed piece of a TIFF ends in: a checksum (Deflate), an end code (LZW, JPEG)
+or counts (PackBits) stand there. A WebP ends in zeros where its last rows are of one grey."""
 
 
 def is_dicom(data: bytes) -> bool:
@@ -166,7 +166,12 @@ def _webp_is_cut_off(data: bytes) -> bool:
     if data[8:12] != b"WEBP":
         return False
     (size,) = struct.unpack_from("<I", data, 4)  # WebP Container Specification, "RIFF file format"
-    return bool(len(data) < 8 + size) or _ends_in_zeros(data, 8 + size, _WEBP_ZEROS)
+    return bool(len(data) < 8 + size)
+
+
+def webp_ends_in_zeros(data: bytes) -> bool:
+    """Whether a WebP ends in zeros, as it does for a black border too."""
+    return _ends_in_zeros(data, 8 + int.from_bytes(data[4:8], "little"), _WEBP_ZEROS)
 
 
 def _ends_in_zeros(data: bytes, end: int, most: int) -> bool:

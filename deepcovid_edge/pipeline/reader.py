@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.decision.record import milliseconds
-from deepcovid_edge.errors import NotAssessedError
+from deepcovid_edge.errors import NotAssessedError, lacks_memory, one_line
 from deepcovid_edge.imaging.files import ImageSource, read_source, source_name
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.radiograph import Radiograph
@@ -95,11 +95,8 @@ class ImageReader:
             decoded = time.perf_counter()
             shown = self.change(radiograph) if self.change else radiograph
             pixels = prepare(shown, self.spec)
-        except NotAssessedError as error:
-            return _not_assessed(source, started, error, sha256)
         except Exception as error:  # whatever one file does, the run goes on and the record says so
-            reason = NotAssessedError(Reason.DECODE, f"{type(error).__name__}: {error}")
-            return _not_assessed(source, started, reason, sha256)
+            return _not_assessed(source, started, error, sha256)
         prepared = time.perf_counter()
         return PreparedImage(
             source_name(source),
@@ -119,12 +116,22 @@ class ImageReader:
 
 
 def _not_assessed(
-    source: ImageSource, started: float, error: NotAssessedError, sha256: str | None
+    source: ImageSource, started: float, error: Exception, sha256: str | None
 ) -> PreparedImage:
     timings = {"read": milliseconds(started, time.perf_counter())}
     return PreparedImage(
-        source_name(source), started, error=error, sha256=sha256, timings_ms=timings
+        source_name(source), started, error=_reason_of(error), sha256=sha256, timings_ms=timings
     )
+
+
+def _reason_of(error: Exception) -> NotAssessedError:
+    """The reason that a record states; memory comes first, whatever a decoder makes of its lack."""
+    if lacks_memory(error):
+        what = f"too little memory ({one_line(error)})"
+        return NotAssessedError(Reason.DECODE, f"{what}: end other programs, or use fewer workers")
+    if isinstance(error, NotAssessedError):
+        return error
+    return NotAssessedError(Reason.DECODE, f"{type(error).__name__}: {error}")
 
 
 Read: TypeAlias = Callable[[], PreparedImage]

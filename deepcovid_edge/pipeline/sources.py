@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from deepcovid_edge.datasets.dataset import walk_files
+from deepcovid_edge.datasets.folders import FolderWalk, is_folder
+from deepcovid_edge.device import shares
 from deepcovid_edge.errors import NotThereError
 from deepcovid_edge.imaging.files import ImageBytes, ImageSource
 
@@ -23,12 +24,23 @@ def check_paths(paths: Iterable[Path]) -> None:
         NotThereError: One is not.
     """
     for path in paths:
-        if not os.path.lexists(path):
+        if not _is_there(path):
             raise NotThereError(f"{path}: no such file or folder")
 
 
+def _is_there(path: Path) -> bool:
+    try:
+        return shares.call(path, lambda _: os.path.lexists(path))
+    except OSError:  # a network share that does not answer: its files have records that say so
+        return True
+
+
 def list_images(
-    paths: Iterable[Path], *, but: Path | None = None, maps: Path | None = None
+    paths: Iterable[Path],
+    *,
+    but: Path | None = None,
+    maps: Path | None = None,
+    walk: FolderWalk | None = None,
 ) -> Iterator[Path]:
     """Files in a stable order, each once; folders are walked.
 
@@ -36,21 +48,15 @@ def list_images(
         paths: Files and folders.
         but: A file to pass over: the output may lie among the images.
         maps: A folder whose heat maps are passed over: it may lie among the images too.
+        walk: Counts what is passed over; None for a new one.
     """
-    named = list(paths)
     output, maps = (place.resolve() if place else None for place in (but, maps))
-    seen: set[Path] = set()
-    for path in named:
-        for image in walk_files(path) if path.is_dir() else (path,):
-            if output and image.name == output.name and image.resolve() == output:
-                continue
-            if maps and _MAP_NAME.fullmatch(image.name) and image.resolve().parent == maps:
-                continue
-            if len(named) > 1:  # one folder names no file twice: keep memory flat
-                if image in seen:
-                    continue
-                seen.add(image)
-            yield image
+    for image in (walk or FolderWalk()).images(paths):
+        if output and image.name == output.name and image.resolve() == output:
+            continue
+        if maps and _MAP_NAME.fullmatch(image.name) and image.resolve().parent == maps:
+            continue
+        yield image
 
 
 def image_sources(sources: ImageSource | Iterable[ImageSource]) -> Iterator[ImageSource]:
@@ -70,8 +76,10 @@ def image_sources(sources: ImageSource | Iterable[ImageSource]) -> Iterator[Imag
 
 
 def _walked(sources: Iterable[ImageSource]) -> Iterator[ImageSource]:
+    walk = FolderWalk()
     for source in sources:
-        if isinstance(source, str | os.PathLike) and Path(source).is_dir():
-            yield from list_images([Path(source)])
+        if isinstance(source, str | os.PathLike) and is_folder(Path(source)):
+            yield from walk.under(Path(source))
         else:
             yield source
+    yield from walk.linked()

@@ -10,20 +10,35 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, KeysView
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TypeGuard
 
 from deepcovid_edge.decision.record import NOT_ASSESSED, Prediction, RunFacts
-from deepcovid_edge.errors import OutputError, UsageError
+from deepcovid_edge.errors import NotAssessedError, OutputError, UsageError
+from deepcovid_edge.imaging.files import read_source
 from deepcovid_edge.reasons import Reason
 
 _SYNC_SECONDS = 1.0
 _READER_SECONDS = 60.0
 """Longest wait for the reader of a pipe that results go to."""
 _READER_LOOK_SECONDS = 0.05
+_CHANGED_SECONDS = 86_400.0
 _RUN_COLUMNS = ("model_sha256", "limits", "site")
+
+
+@dataclass(frozen=True)
+class Done:
+    """What is known of an image that has a record.
+
+    Attributes:
+        sha256: SHA-256 of the file, or None where it could not be read.
+        assessed: Whether it has a result.
+    """
+
+    sha256: str | None
+    assessed: bool
 
 
 @dataclass
@@ -31,15 +46,53 @@ class Earlier:
     """What an interrupted run has already written.
 
     Attributes:
-        paths: Paths that have a record.
-        not_assessed: How many of those records carry a reason.
+        records: Path -> what its last record says.
         length: Length of the records that stay, bytes; what follows is a torn line, or images that
             had no room on the disk and are assessed now.
+        written: When the last of them was written, seconds of the system's clock.
+        again: Images that are classified again so far, as their files have changed.
     """
 
-    paths: set[str] = field(default_factory=set)
-    not_assessed: int = 0
+    records: dict[str, Done] = field(default_factory=dict)
     length: int = 0
+    written: float = 0.0
+    again: int = 0
+
+    @property
+    def paths(self) -> KeysView[str]:
+        """Paths that have a record."""
+        return self.records.keys()
+
+    @property
+    def not_assessed(self) -> int:
+        """How many images have a reason instead of a result."""
+        return sum(not done.assessed for done in self.records.values())
+
+    def left_of(self, images: Iterable[Path]) -> Iterator[Path]:
+        """The images that have no record, and those whose files have changed since.
+
+        The bytes of a file are compared with its record (SHA-256) where the record has a reason,
+        and where the file was changed later than a day before the last record was written. The day
+        is for long runs and for clocks that differ. Other files are taken for unchanged.
+        """
+        for image in images:
+            path = str(image)
+            if path not in self.records:
+                yield image
+            elif self._has_changed(image, self.records[path]):
+                del self.records[path]
+                self.again += 1
+                yield image
+
+    def _has_changed(self, image: Path, done: Done) -> bool:
+        try:
+            found = image.stat()
+            changed = max(found.st_mtime, found.st_ctime)
+            if done.assessed and changed < self.written - _CHANGED_SECONDS:
+                return False
+            return read_source(image).sha256 != done.sha256
+        except (OSError, NotAssessedError):  # cannot be read: as before, or not any more?
+            return done.sha256 is not None
 
 
 class RecordWriter(Protocol):
@@ -239,14 +292,17 @@ def _read_earlier(path: Path, kind: str, run: RunFacts) -> Earlier:
         for name, value in values.items()
         if name.partition(".")[0] in _RUN_COLUMNS
     }
-    earlier = Earlier()
-    for row, end in found:
-        _check_same_run(row, expected, path)
-        if row.get("reason") == Reason.DISK.code:
-            break
-        earlier.paths.add(row["path"])
-        earlier.not_assessed += row["status"] == NOT_ASSESSED
-        earlier.length = end
+    earlier = Earlier(written=path.stat().st_mtime)
+    try:
+        for row, end in found:
+            _check_same_run(row, expected, path)
+            if row.get("reason") == Reason.DISK.code:
+                break
+            done = Done(row["sha256"] or None, row["status"] != NOT_ASSESSED)
+            earlier.records[row["path"]] = done
+            earlier.length = end
+    except (csv.Error, RecursionError) as error:
+        raise OutputError(f"{path}: no file of records, or a damaged one ({error})") from error
     return earlier
 
 
@@ -257,12 +313,17 @@ def _json_rows(data: bytes, path: Path) -> Iterable[tuple[dict[str, Any], int]]:
             row = json.loads(line) if line.endswith(b"\n") else None
         except ValueError:
             row = None
-        if not isinstance(row, dict) or "path" not in row:
+        if not _is_record(row):
             if end + len(line) < len(data):
                 raise OutputError(f"{path}: byte {end}: not a record of deepcovid-edge infer")
             return  # the last line was torn by the kill
         end += len(line)
         yield row, end
+
+
+def _is_record(row: Any) -> TypeGuard[dict[str, Any]]:
+    kept = (row.get("path"), row.get("status")) if isinstance(row, dict) else (None,)
+    return all(isinstance(value, str) for value in kept)
 
 
 def _csv_rows(data: bytes, path: Path, columns: list[str]) -> Iterable[tuple[dict[str, Any], int]]:
@@ -312,5 +373,5 @@ def _check_same_run(row: dict[str, Any], expected: dict[str, str], path: Path) -
 
 
 def _as_text(value: Any) -> str:
-    """As a CSV holds it."""
-    return "" if value is None else str(value)
+    """As a CSV holds it, in one line."""
+    return "" if value is None else " ".join(str(value).split())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,6 +111,7 @@ def site_check(
     name: str,
     rules: AcceptanceRules | None = None,
     workers: int | None = None,
+    progress: Callable[[int], object] = lambda _: None,
 ) -> SiteReport:
     """Measure a model on a site's images.
 
@@ -120,6 +121,7 @@ def site_check(
         name: What the site is called.
         rules: What is asked of the model.
         workers: Threads; None for one per core.
+        progress: Called with the number of images that were classified since its last call.
 
     Raises:
         DataError: No negative image was assessed, a label belongs to no class, or one image has
@@ -128,7 +130,7 @@ def site_check(
     backend = backend_of(model)
     rules, manifest = rules or AcceptanceRules(), backend.manifest
     check_labels(images, manifest.known_labels)
-    classified = _classify(backend, images, workers)
+    classified = _classify(backend, images, workers, progress)
     if not any(image.label not in manifest.positive_labels for image, _ in classified.assessed):
         why = ", ".join(f"{code} {count}" for code, count in classified.not_assessed.items())
         raise DataError(
@@ -201,13 +203,17 @@ class _Classified:
 
 
 def _classify(
-    backend: Backend, images: Sequence[LabelledImage], workers: int | None
+    backend: Backend,
+    images: Sequence[LabelledImage],
+    workers: int | None,
+    progress: Callable[[int], object],
 ) -> _Classified:
     model = Model.of(backend, PredictSettings(workers=workers))
     records = model.predict(image.path for image in images)
     found = _Classified()
     labels: dict[str, str] = {}
     for image, record in zip(images, records, strict=True):
+        progress(1)
         known = labels.get(record.sha256 or "")
         if known not in (None, image.label):
             raise DataError(f"{image.path}: the same image is labelled {known} and {image.label}")

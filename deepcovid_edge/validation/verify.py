@@ -8,7 +8,7 @@ whether both look at the same places.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -229,6 +229,7 @@ def verify(
     *,
     rules: EquivalenceRules | None = None,
     heatmaps: MapComparison | None = None,
+    progress: Callable[[int], object] = lambda _: None,
 ) -> Verification:
     """Compare a candidate with its reference on labelled images.
 
@@ -238,6 +239,7 @@ def verify(
         images: Labelled images; both classes must occur for a verdict.
         rules: When the candidate counts as unchanged; None for the reference's own.
         heatmaps: Which heat maps are compared too; None for none.
+        progress: Called with the number of images that were classified since its last call.
 
     Raises:
         ModelFileError: The models cannot be compared.
@@ -248,7 +250,7 @@ def verify(
     manifest = reference.manifest
     rules = rules or EquivalenceRules.of(manifest)
     check_labels(images, manifest.known_labels)
-    pair = _classify(reference, candidate, images)
+    pair = _classify(reference, candidate, images, progress)
     found: dict[str, Any] = {
         "flips": pair.flips(),
         "sensitivity": pair.rate_change(pair.positive),
@@ -380,7 +382,12 @@ class _Pair:
         }
 
 
-def _classify(reference: Backend, candidate: Backend, images: Sequence[LabelledImage]) -> _Pair:
+def _classify(
+    reference: Backend,
+    candidate: Backend,
+    images: Sequence[LabelledImage],
+    progress: Callable[[int], object],
+) -> _Pair:
     """Let two models classify the same images, each read once."""
     manifests = (reference.manifest, candidate.manifest)
     _check_comparable(*manifests)
@@ -395,6 +402,7 @@ def _classify(reference: Backend, candidate: Backend, images: Sequence[LabelledI
             kept += [image for image, _ in good]
             for model, found in zip((reference, candidate), answers, strict=True):
                 found.append(model.infer(batch))
+        progress(len(chunk))
     if not kept:
         raise DataError(f"none of {len(images)} images could be assessed")
     logits = tuple(np.concatenate([one.logits for one in found]) for found in answers)

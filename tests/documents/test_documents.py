@@ -17,9 +17,11 @@ from deepcovid_edge.imaging.phantom import draw_phantom, save_phantom
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
+PAGES = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
 # Without a network there are no ImageNet weights, and one epoch shows the way as well as 24.
 SHORTER = {"deepcovid-edge train": " --from-scratch --epochs 1"}
-NOT_RUN = "pip install"  # the environment that runs this test is already the result of it
+# The environment that runs this test is already the result of these.
+NOT_RUN = ("pip install", "python3 -m venv")
 WORKSTATION = ("deepcovid-edge train", "deepcovid-edge export", "runs/", "first.onnx")
 NUMBER = re.compile(r"(?<![\w.])\d+\.\d+(?:e-\d+)?(?![\w.])")
 TIMING = re.compile(r'("(?:read|preprocess|infer|total)": )\d+(?:\.\d+)?')
@@ -28,13 +30,14 @@ TOLERANCE = 0.003
 """Of a number in an output: processors differ in the last bits, records have six decimals."""
 
 
-def blocks(language: str) -> str:
-    return "\n".join(re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL))
+def blocks(page: str, language: str) -> str:
+    text = (ROOT / page).read_text("utf-8")
+    return "\n".join(re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL))
 
 
-def steps() -> list[tuple[str, str]]:
-    """Commands of the console blocks and what they print."""
-    return re.findall(r"^\$ (.*)\n((?:(?!\$ ).+\n)*)", blocks("console"), re.MULTILINE)
+def steps(page: str) -> list[tuple[str, str]]:
+    """Commands of the console blocks of a page and what they print."""
+    return re.findall(r"^\$ (.*)\n((?:(?!\$ ).+\n)*)", blocks(page, "console"), re.MULTILINE)
 
 
 def is_workstation(command: str) -> bool:
@@ -42,16 +45,17 @@ def is_workstation(command: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("readme")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder for each page, in which its commands run in their order."""
+    return {page: tmp_path_factory.mktemp("page") for page in PAGES}
 
 
 @pytest.fixture(scope="module")
-def data(place: Path) -> None:
+def data(places: dict[str, Path]) -> None:
     """The folder `data` to train on: 24 phantoms of each class."""
     for seed in range(24):
         for label, opacities in (("normal", 0), ("covid", 5)):
-            path = place / "data" / label / f"{label}{seed:02d}.png"
+            path = places["README.md"] / "data" / label / f"{label}{seed:02d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             image = draw_phantom(seed, opacities=opacities)
             small = cv2.resize(image, (300, 300), interpolation=cv2.INTER_CUBIC)
@@ -59,23 +63,29 @@ def data(place: Path) -> None:
 
 
 def test_readme_shows_the_whole_way() -> None:
-    commands = " ".join(command for command, _ in steps())
+    commands = " ".join(command for command, _ in steps("README.md"))
     for verb in ("sample", "infer", "train", "export"):
         assert f"deepcovid-edge {verb}" in commands
 
 
 @pytest.mark.parametrize(
-    ("command", "expected"),
+    ("page", "command", "expected"),
     [
-        pytest.param(*step, id=step[0], marks=[pytest.mark.slow] * is_workstation(step[0]))
-        for step in steps()
+        pytest.param(
+            page,
+            *step,
+            id=f"{page}: {step[0]}",
+            marks=[pytest.mark.slow] * is_workstation(step[0]),
+        )
+        for page in PAGES
+        for step in steps(page)
         if not step[0].startswith(NOT_RUN)
     ],
 )
-def test_readme_command_does_what_it_says(
-    place: Path, request: pytest.FixtureRequest, command: str, expected: str
+def test_a_command_does_what_its_page_says(
+    places: dict[str, Path], request: pytest.FixtureRequest, page: str, command: str, expected: str
 ) -> None:
-    """The commands run in their order, in one folder."""
+    """The commands of a page run in their order, in one folder."""
     if is_workstation(command):
         pytest.importorskip("torch", reason="the workstation side needs extra export")
         request.getfixturevalue("data")
@@ -86,7 +96,7 @@ def test_readme_command_does_what_it_says(
     environment = {**os.environ, "PATH": f"{scripts}:{os.environ['PATH']}", "COLUMNS": "100"}
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", command],
-        cwd=place,
+        cwd=places[page],
         env=environment,
         capture_output=True,
         text=True,
@@ -97,10 +107,13 @@ def test_readme_command_does_what_it_says(
         assert_alike(done.stdout + done.stderr, expected)
 
 
-def test_readme_s_python_does_what_it_says(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the images that the commands before it have written."""
-    monkeypatch.chdir(place)
-    example = doctest.DocTestParser().get_doctest(blocks("pycon"), {}, "README.md", None, 0)
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "pycon")])
+def test_python_does_what_its_page_says(
+    places: dict[str, Path], monkeypatch: pytest.MonkeyPatch, page: str
+) -> None:
+    """On the images that the page's commands have written."""
+    monkeypatch.chdir(places[page])
+    example = doctest.DocTestParser().get_doctest(blocks(page, "pycon"), {}, page, None, 0)
     assert example.examples
     results = doctest.DocTestRunner(checker=Alike()).run(example)
     assert results.failed == 0
@@ -153,6 +166,25 @@ def test_model_cards_are_those_of_the_shipped_models() -> None:
         assert path.with_suffix(".md").read_text("utf-8") == fresh
 
 
+def test_the_pages_build_offline_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("sphinx", reason="the pages need extra docs")
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-c", "docs"]
+    done = subprocess.run(
+        [*command, "-d", str(tmp_path / "trees"), ".", str(tmp_path / "pages")],
+        cwd=ROOT,
+        env={**os.environ, **nowhere},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    pages = [path.read_text("utf-8") for path in (tmp_path / "pages").rglob("*.html")]
+    assert len(pages) > 12
+    loaded = re.compile(r'<(?:script|img|link rel="stylesheet")[^>]+(?:src|href)="https?://')
+    assert not any(loaded.search(page) for page in pages)
+
+
 def test_every_link_in_the_documents_leads_somewhere() -> None:
     listed = subprocess.run(
         ["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=False
@@ -168,8 +200,8 @@ def test_readme_has_at_most_three_badges() -> None:
     assert README.count("![") <= 3
 
 
-def test_rooms_import_only_what_stands_above_them_in_contributing() -> None:
-    text = (ROOT / ".github/CONTRIBUTING.md").read_text("utf-8")
+def test_rooms_import_only_what_stands_above_them_in_the_architecture_page() -> None:
+    text = (ROOT / "docs/architecture.md").read_text("utf-8")
     rows = [
         re.findall(r"`(\w+)(?:/|\.py)`", cell) for cell in re.findall(r"^\| (`.*?) \|", text, re.M)
     ]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from deepcovid_edge.backends import load_backend
-from deepcovid_edge.backends.base import BackendSettings
+from deepcovid_edge.backends.settings import BackendSettings
 from deepcovid_edge.backends.tensorrt.build import BuildSettings, build, installed_libraries
 from deepcovid_edge.backends.tensorrt.files import Profile
 from deepcovid_edge.device.gpu import find_gpu

@@ -85,6 +85,8 @@ def test_a_shipped_variant_decides_as_the_fp32_file_does(
 def test_the_suite_fails_with_3_and_names_what_changed(
     accuracy: ModuleType, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from benchmarks import variants
+
     stored: dict[str, object] = {}
     monkeypatch.setattr(accuracy, "load_dataset", lambda path, split: load_dataset(path))
     monkeypatch.setattr(accuracy, "RESULTS", tmp_path)
@@ -92,7 +94,7 @@ def test_the_suite_fails_with_3_and_names_what_changed(
     monkeypatch.setattr(accuracy, "models", lambda: {"squeezenet1_1": None})
     known = {"onnxruntime": ("int8-cpu",), "tensorrt": ("fp32",)}
     monkeypatch.setattr(accuracy, "BACKENDS", known)
-    monkeypatch.setattr(accuracy, "missing", lambda name: "no GPU" if name == "tensorrt" else None)
+    monkeypatch.setattr(variants, "missing", lambda name: "no GPU" if name == "tensorrt" else None)
     monkeypatch.setattr("sys.argv", ["accuracy", "--data", str(phantoms), "--split", "test"])
     monkeypatch.setattr(accuracy, "verify", turned)
     with pytest.raises(SystemExit) as stopped:

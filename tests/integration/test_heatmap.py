@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from deepcovid_edge.heatmaps.files import read_map
-from deepcovid_edge.imaging.phantom import write_samples
+from deepcovid_edge.imaging.samples import write_phantoms
 
 pytestmark = pytest.mark.int8
 
@@ -25,7 +25,7 @@ QUICK = ("--stride", "32")
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
-    write_samples(folder, count=2)
+    write_phantoms(folder, count=2)
     (folder / "zz_broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     return folder
 

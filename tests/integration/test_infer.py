@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,7 +21,8 @@ import cv2
 import numpy as np
 import pytest
 
-from deepcovid_edge.imaging.phantom import draw_phantom, write_samples
+from deepcovid_edge.imaging.phantom import draw_phantom
+from deepcovid_edge.imaging.samples import write_phantoms
 
 pytestmark = pytest.mark.int8
 
@@ -39,7 +41,7 @@ def records_of(text: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
-    write_samples(folder, count=6)
+    write_phantoms(folder, count=6)
     return folder
 
 
@@ -47,7 +49,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Good images among ten kinds of broken files, each named after the reason it should get."""
     folder = tmp_path_factory.mktemp("mixed")
-    write_samples(folder, count=4)
+    write_phantoms(folder, count=4)
     image = draw_phantom(0)
     _, jpeg = cv2.imencode(".jpg", image)
     _, png = cv2.imencode(".png", image)
@@ -401,3 +403,49 @@ def test_images_read_while_the_model_loads_are_read_as_it_wants_them(
         assert done.returncode == 0, done.stderr
         found = [record["probability"] for record in records_of(done.stdout)]
         assert (found == expected) == (chosen == model)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_nothing_is_sent_anywhere_and_nothing_is_left_at_home(backend: str, tmp_path: Path) -> None:
+    """Both runtimes bring telemetry along; a cart calls nobody. ONNX Runtime writes an id first."""
+    pytest.importorskip(backend)
+    program = (
+        "import socket\n"
+        "def refuse(*arguments, **_): raise SystemExit(f'reached out to {arguments}')\n"
+        "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
+        "from deepcovid_edge.cli.main import run\n"
+        f"code = run(['infer', {str(tmp_path / 'images')!r}, '--backend', {backend!r}])\n"
+        "import multiprocessing\n"
+        "assert code == 0 and not multiprocessing.active_children()\n"
+    )
+    write_phantoms(tmp_path / "images", count=1)
+    home = tmp_path / "home"
+    home.mkdir()
+    # What turns the telemetry off by chance: a service of tests, and a caller that asked for it.
+    hidden = {"CI", "ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED", "XDG_CACHE_HOME"}
+    env = {name: value for name, value in os.environ.items() if name not in hidden}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**env, "HOME": str(home)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(home.rglob("*"))
+
+
+@pytest.mark.parametrize("mebibytes", [230, 330, 360])
+def test_too_little_memory_ends_with_a_sentence_that_names_it(
+    mebibytes: int, images: Path, tmp_path: Path
+) -> None:
+    """Where memory ends is chance: a library, a model, a thread or the image itself may lack it."""
+    output = tmp_path / "records.jsonl"
+    run = shlex.join([*COMMAND, "infer", str(images / "phantom_000.png"), "-o", str(output)])
+    limited = f"ulimit -v {mebibytes << 10}; exec {run}"
+    done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in done.stderr
+    if done.returncode == 4:  # the image's own share was missing
+        assert "memory" in records_of(output.read_text())[0]["message"].lower()
+    else:
+        assert done.returncode == 1
+        assert "memory" in done.stderr.lower()

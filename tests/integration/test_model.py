@@ -24,7 +24,7 @@ from deepcovid_edge.cli.main import run
 from deepcovid_edge.errors import NotThereError, UsageError
 from deepcovid_edge.heatmaps.files import read_map
 from deepcovid_edge.imaging.files import ImageSource
-from deepcovid_edge.imaging.phantom import write_samples
+from deepcovid_edge.imaging.samples import write_phantoms
 
 TIMINGS = {"timings_ms"}
 
@@ -42,7 +42,7 @@ def model() -> Iterator[Model]:
 
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_samples(tmp_path_factory.mktemp("phantom"), count=1)[0]
+    return write_phantoms(tmp_path_factory.mktemp("phantom"), count=1)[0]
 
 
 def without_timings(record: dict[str, Any]) -> str:
@@ -117,7 +117,7 @@ def test_a_source_without_a_path_gives_the_record_of_its_file(kinds: Path, model
 def test_sources_of_several_kinds_come_in_their_order(
     phantom: Path, tmp_path: Path, model: Model
 ) -> None:
-    write_samples(tmp_path, count=2)
+    write_phantoms(tmp_path, count=2)
     with phantom.open("rb") as opened:
         data = ImageBytes("bytes.png", phantom.read_bytes())
         sources: list[ImageSource] = [data, tmp_path, opened, str(phantom)]

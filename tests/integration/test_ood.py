@@ -21,8 +21,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from deepcovid_edge.backends import load_backend
-from deepcovid_edge.backends.base import BackendSettings
 from deepcovid_edge.backends.openvino import is_available as has_openvino
+from deepcovid_edge.backends.settings import BackendSettings
 from deepcovid_edge.backends.tensorrt.build import BuildSettings, build
 from deepcovid_edge.cli.main import run
 from deepcovid_edge.datasets.dataset import load_dataset

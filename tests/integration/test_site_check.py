@@ -16,7 +16,7 @@ from deepcovid_edge.cli.main import run as main
 from deepcovid_edge.decision.site_file import read_site, write_site
 from deepcovid_edge.errors import SettingsMismatchError
 from deepcovid_edge.files import file_sha256
-from deepcovid_edge.imaging.phantom import write_samples
+from deepcovid_edge.imaging.samples import write_phantoms
 from deepcovid_edge.manifest import read_manifest
 from deepcovid_edge.models import find_model
 
@@ -40,7 +40,7 @@ def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
-    write_samples(folder, count=4)
+    write_phantoms(folder, count=4)
     return folder
 
 
@@ -236,7 +236,7 @@ def test_what_does_not_belong_together_is_refused_before_an_image_is_classified(
     path = site_file(tmp_path / "site.json", **change)
     done = run("infer", images, "--site", path, "-o", tmp_path / "r.jsonl")
     assert done.returncode == 5
-    assert "E_MODEL: Model and settings do not belong together." in done.stderr
+    assert "E_MODEL: Model and site file cannot be used together." in done.stderr
     assert said in done.stderr
     assert not (tmp_path / "r.jsonl").exists()
 

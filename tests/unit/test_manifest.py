@@ -78,9 +78,34 @@ def test_wrong_values_are_refused_by_name(change: dict[str, object], message: st
         ModelManifest.from_json(json.dumps(values))
 
 
-def test_older_models_have_no_indeterminate_range() -> None:
+@pytest.mark.parametrize("name", ["indeterminate_range", "threshold", "input", "ood", "classes"])
+def test_what_decides_has_no_default(name: str) -> None:
     values = json.loads(MANIFEST.to_json())
-    del values["indeterminate_range"]
+    del values[name]
+    with pytest.raises(ModelFileError, match=f"manifest: no '?{name}"):
+        ModelManifest.from_json(json.dumps(values))
+
+
+OF_ANOTHER_KIND: dict[str, list[object]] = {
+    "indeterminate_range": [[], {}, "", False, 0],
+    "threshold": [True, "0.25", None, [0.25]],
+    "classes": ["ab", [1, "covid"], {"covid": 1, "non": 2}],
+    "input": [{"height": 96}, {"height": True, "width": 128}, []],
+    **{name: [1] for name in ("name", "ood", "quantization", "training", "parent_sha256")},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, one) for name, found in OF_ANOTHER_KIND.items() for one in found]
+)
+def test_value_of_another_kind_is_not_taken_for_one(name: str, value: object) -> None:
+    values = json.loads(MANIFEST.to_json()) | {name: value}
+    with pytest.raises(ModelFileError, match="manifest: "):
+        ModelManifest.from_json(json.dumps(values))
+
+
+def test_indeterminate_range_can_be_none() -> None:
+    values = json.loads(MANIFEST.to_json()) | {"indeterminate_range": None}
     assert ModelManifest.from_json(json.dumps(values)).indeterminate_range is None
 
 

@@ -19,7 +19,8 @@ FLOORS = {
     "deepcovid_edge": (
         ("reasons",),
         ("errors",),
-        ("files", "models", "device"),
+        ("files", "models"),
+        ("device",),
         ("graph", "datasets"),
         ("manifest",),
         ("imaging", "decision"),

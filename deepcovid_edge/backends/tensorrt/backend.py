@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.backends.base import BackendSettings, Closing, Inference, check_batch
+from deepcovid_edge.backends.base import Inference, check_batch
+from deepcovid_edge.backends.settings import BackendSettings
 from deepcovid_edge.backends.tensorrt.files import (
     LIBRARIES,
     SUFFIX,
@@ -26,7 +27,7 @@ from deepcovid_edge.errors import (
     ModelFileError,
     NotThereError,
 )
-from deepcovid_edge.files import cache_folder, file_sha256
+from deepcovid_edge.files import Closing, cache_folder, file_sha256
 from deepcovid_edge.reasons import WarningCode
 
 if TYPE_CHECKING:

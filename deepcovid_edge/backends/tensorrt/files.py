@@ -14,9 +14,15 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from deepcovid_edge.errors import EngineMismatchError, ModelFileError, NotThereError, OutputError
+from deepcovid_edge.errors import (
+    EngineMismatchError,
+    ModelFileError,
+    NotThereError,
+    OutputError,
+    one_line,
+)
 from deepcovid_edge.files import file_sha256, write_atomically
-from deepcovid_edge.manifest import ModelManifest
+from deepcovid_edge.manifest import ModelManifest, check_kind
 
 SCHEMA_VERSION = 1
 SUFFIX = ".engine"
@@ -143,12 +149,30 @@ class EngineFacts:
             own = values.pop("engine")
             known = {item.name for item in fields(cls)} - {"manifest"}
             own = {name: value for name, value in own.items() if name in known}
+            _check_kinds(own)
             own["fit"], own["profile"] = Fit(**own["fit"]), Profile(**own["profile"])
             if own["schema_version"] != SCHEMA_VERSION:
                 raise ValueError(f"engine.schema_version: got {own['schema_version']}")
             return cls(manifest=ModelManifest.from_json(json.dumps(values)), **own)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except KeyError as error:
+            raise ModelFileError(f"engine facts: no {error}") from error
+        except (TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ModelFileError(f"engine facts: {error}") from error
+
+
+def _check_kinds(own: Mapping[str, Any]) -> None:
+    """Reject what would pass as something else, such as a word as a list of letters."""
+    for name in ("parent_sha256", "sha256"):
+        check_kind(name, own[name], (str,))
+    check_kind("builder", own["builder"], (dict,))
+    check_kind("verification", own["verification"], (dict, type(None)))
+    check_kind("fit.capabilities", own["fit"]["capabilities"], (list,))
+    for name in ("library", "version", "gpu"):
+        check_kind(f"fit.{name}", own["fit"][name], (str,))
+    for one in own["fit"]["capabilities"]:
+        check_kind("fit.capabilities", one, (str,))
+    for name in ("min", "opt", "max"):
+        check_kind(f"profile.{name}", own["profile"][name], (int,))
 
 
 def engine_name(manifest: ModelManifest, onnx_sha256: str, fit: Fit, profile: Profile) -> str:
@@ -182,7 +206,12 @@ def read_facts(engine: Path) -> EngineFacts:
             f"{engine}: no {path.name} beside it, so classes, threshold and origin are unknown: "
             "build it with `deepcovid-edge build MODEL`"
         )
-    return EngineFacts.from_json(path.read_text(encoding="utf-8"))
+    try:
+        return EngineFacts.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ModelFileError) as error:
+        raise ModelFileError(
+            f"{path}: {one_line(error)}: build the engine again with `deepcovid-edge build MODEL`"
+        ) from error
 
 
 def check_engine(engine: Path, device: Fit, *, parent_sha256: str | None = None) -> EngineFacts:

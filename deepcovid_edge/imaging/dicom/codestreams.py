@@ -92,7 +92,8 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 def _jpeg(data: bytes) -> Codestream | None:
     # T.81, B.2.2: precision, height, width, components with identifier and sampling each.
-    seen = {marker: (start, content) for marker, start, content in _segments(data)}
+    segments = list(_segments(data))
+    seen = {marker: (start, content) for marker, start, content in segments}
     frame = next((marker for marker in seen if marker in _SOF or marker == _SOF_LS), None)
     if frame is None or _SOS not in seen or len(seen[frame][1]) < 9:
         return None
@@ -108,18 +109,19 @@ def _jpeg(data: bytes) -> Codestream | None:
         syntax = JPEG_SYNTAX["near" if first else "ls"]
     else:
         syntax = JPEG_SYNTAX["baseline" if frame == 0xC0 else "extended"]
-    return Codestream(data, syntax, content[5], _jpeg_ycc(seen, content))
+    names = [content for marker, _, content in segments if marker in (_JFIF, _ADOBE)]
+    return Codestream(data, syntax, content[5], _jpeg_ycc(names, content))
 
 
-def _jpeg_ycc(seen: dict[int, tuple[int, bytes]], frame: bytes) -> bool | None:
+def _jpeg_ycc(names: list[bytes], frame: bytes) -> bool | None:
     """Colours of three components by libjpeg's rules (jdapimin.c), else by their sampling."""
-    adobe = seen.get(_ADOBE, (0, b""))[1]
     if frame[5] != 3:
         return None
-    if seen.get(_JFIF, (0, b""))[1].startswith(b"JFIF\0"):
+    if any(name.startswith(b"JFIF\0") for name in names):
         return True
-    if adobe.startswith(b"Adobe") and len(adobe) >= 12:
-        return adobe[11] != 0
+    transforms = [name[11] for name in names if name.startswith(b"Adobe") and len(name) >= 12]
+    if transforms:
+        return transforms[0] != 0
     if frame[6::3] == b"RGB":
         return False
     return True if len(set(frame[7::3])) > 1 else None

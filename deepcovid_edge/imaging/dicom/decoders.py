@@ -24,7 +24,7 @@ from deepcovid_edge.imaging.dicom.codestreams import (
     with_end,
 )
 from deepcovid_edge.imaging.dicom.sandbox import Request
-from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES, Family
+from deepcovid_edge.imaging.dicom.syntaxes import JPEG_SYNTAX, SYNTAXES, Family
 from deepcovid_edge.reasons import Reason
 
 _CODECS = {
@@ -225,7 +225,8 @@ def _by_pydicom(request: Request, codestream: bytes) -> NDArray[Any]:
         raise _not_installed(request) from error
     known = set(decoder.available_plugins)
     plugin = next((name for name in _PLUGINS[syntax.family] if name in known), None)
-    if plugin is None:
+    no_depth = request.syntax == JPEG_SYNTAX["extended"] and request.stored > 8
+    if plugin is None or no_depth:  # none of them reads 12 bits
         raise _not_installed(request)
     pixels, _ = decoder.as_array(
         encapsulate([codestream]),

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
+import math
 
 from deepcovid_edge.errors import NotAssessedError
+from deepcovid_edge.imaging.dicom.elements import Elements
 from deepcovid_edge.imaging.dicom.header import DicomHeader, PixelLayout
+from deepcovid_edge.imaging.dicom.statements import ADULT_YEARS, FRONTAL, Statement, Term
 from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES
 from deepcovid_edge.imaging.files import FileBytes
 from deepcovid_edge.imaging.pictures import PICTURE_SUFFIXES
 from deepcovid_edge.imaging.radiograph import LOSSY_RATIO, SYNTHETIC_MARK
 from deepcovid_edge.reasons import Reason, WarningCode
-
-ADULT_YEARS = 18
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
 # PS3.4, B.5: the storage classes that can hold a chest radiograph as it is displayed.
@@ -39,11 +39,15 @@ _OTHER_CLASSES = {
 }
 _MODALITIES = {"CR", "DX", "RG", "OT", "SC", ""}
 """OT and SC stand in copies; RG in images that were digitised."""
-_CHEST = {"CHEST", "THORAX", "LUNG", "LUNGS", "TORAX"}
-_NOT_CHEST = {"ABDOMEN", "PELVIS", "SPINE", "RIB", "RIBS", "STERNUM", "SHOULDER"}
-_FRONTAL = {"AP", "PA", "FRONTAL"}
-_NOT_FRONTAL = re.compile(r"(?<![A-Z])(LAT|OBL|DECUB)")
-_NOT_FRONTAL_TERMS = {"LL", "RL", "LLD", "RLD", "LLO", "RLO", "RAO", "LAO", "RPO", "LPO"}
+_IMAGE_TYPE, _QUALITY_CONTROL = 0x00080008, 0x00280300
+_WINDOW_CENTRE, _INTERCEPT, _SLOPE = 0x00281050, 0x00281052, 0x00281053
+_MODALITY_LUT, _VOI_LUT = 0x00283000, 0x00283010
+_SPECIES, _SPECIES_CODES, _CODE_VALUE = 0x00102201, 0x00102202, 0x00080100
+# Image type, from its third value on, names what a device made of the exposure (PS3.3, C.8.11.3.1.4
+# and what vendors add).
+_OTHER_TYPES = ("LOCALIZER", "TOMO", "SUBTRACT", "ENERGY", "BONE", "SOFT_TISSUE")
+_PEOPLE = {"HUMAN", "HOMO SAPIENS", "337915000", "L-85003", "L-85B00"}
+"""Species: words, and codes of PS3.16, CID 7454."""
 _GREY = {"MONOCHROME1", "MONOCHROME2"}
 _COLOURS = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}
 
@@ -61,6 +65,7 @@ def check_header(header: DicomHeader) -> None:
     if header.place is None:
         raise NotAssessedError(Reason.TRUNCATED, "no pixels in the file")
     _check_layout(header.layout)
+    _check_rescale(header.elements)
     _check_patient(header)
 
 
@@ -68,7 +73,7 @@ def _check_kind(header: DicomHeader) -> None:
     kind, modality = header.facts.sop_class_uid, header.facts.modality
     if kind == _DICOMDIR:
         raise NotAssessedError(Reason.NOT_IMAGE, "this is a DICOMDIR, a list of images")
-    if kind == _DX_RAW or header.intent == "FOR PROCESSING":
+    if kind == _DX_RAW or "PROCESSING" in header.intent:
         raise NotAssessedError(Reason.RAW)
     if not kind and header.place is None:
         raise NotAssessedError(Reason.TRUNCATED, "the header ends early")
@@ -77,6 +82,21 @@ def _check_kind(header: DicomHeader) -> None:
         raise NotAssessedError(Reason.MODALITY, f"this is {name}")
     if modality not in _MODALITIES:
         raise NotAssessedError(Reason.MODALITY, f"this is {modality}")
+    if other := _other_picture(header.elements):
+        raise NotAssessedError(Reason.MODALITY, f"this is {other}")
+
+
+def _other_picture(elements: Elements) -> str:
+    """What an X-ray image shows that is no radiograph of a person, or nothing."""
+    for value in elements.texts(_IMAGE_TYPE)[2:]:
+        if any(kind in value.upper() for kind in _OTHER_TYPES):
+            return f"an image of type {value}"
+    if elements.word(_QUALITY_CONTROL) == "YES":
+        return "an image for quality control"
+    species = {code.word(_CODE_VALUE) for code in elements.items(_SPECIES_CODES)}
+    species |= {elements.word(_SPECIES)}
+    animals = sorted(species - {""}) if species.isdisjoint(_PEOPLE) else []
+    return f"an image of the species {animals[0]}" if animals else ""
 
 
 def _check_layout(layout: PixelLayout) -> None:
@@ -94,13 +114,32 @@ def _check_layout(layout: PixelLayout) -> None:
         raise NotAssessedError(Reason.MODE, f"{kind}, {bits}")
 
 
+def _check_rescale(elements: Elements) -> None:
+    """Reject half a rescale under a window: what the window means is not known.
+
+    PS3.3, C.11.1: slope and intercept are both there, or a modality LUT, or none of them.
+    """
+    stated = {tag: elements.text(tag) for tag in (_SLOPE, _INTERCEPT)}
+    numbers = [elements.decimal(tag) for tag in stated]
+    is_whole = all(number is not None and math.isfinite(number) for number in numbers)
+    if is_whole or not any(stated.values()) or elements.items(_MODALITY_LUT):
+        return
+    if elements.raw(_WINDOW_CENTRE) or elements.items(_VOI_LUT):
+        values = (value or "none" for value in stated.values())
+        detail = "rescale slope {}, intercept {}".format(*values)
+        raise NotAssessedError(Reason.DECODE, detail)
+
+
 def _check_patient(header: DicomHeader) -> None:
-    facts = header.facts
-    part = set(re.split(r"[^A-Z]+", facts.body_part)) - {""}
-    if part and (part & _NOT_CHEST or not part & _CHEST):
-        raise NotAssessedError(Reason.BODY, f"marked as {facts.body_part}")
-    if _is_not_frontal(facts.view):
-        raise NotAssessedError(Reason.VIEW, f"marked as {facts.view}")
+    facts, stated = header.facts, header.part.terms | header.view.terms
+    if Term.OTHER_PART in stated:
+        shown = _worst(header.part, header.view, Term.OTHER_PART)
+        raise NotAssessedError(Reason.BODY, f"marked as {shown}")
+    if Term.UNKNOWN in header.part.terms and Term.CHEST not in stated:
+        raise NotAssessedError(Reason.BODY, f"marked as {facts.body_part}, which is not understood")
+    if Term.NOT_FRONTAL in stated:
+        shown = _worst(header.view, header.part, Term.NOT_FRONTAL)
+        raise NotAssessedError(Reason.VIEW, f"marked as {shown}")
     if any(part[0] in "AP" for part in header.orientation):
         # PS3.3, C.7.6.1.1.1: rows or columns that run from front to back.
         detail = "patient orientation " + "\\".join(header.orientation)
@@ -109,22 +148,19 @@ def _check_patient(header: DicomHeader) -> None:
         raise NotAssessedError(Reason.AGE, f"{facts.age_years:g} years")
 
 
-def _terms(view: str) -> set[str]:
-    return set(re.split(r"[^A-Z]+", view))
-
-
-def _is_not_frontal(view: str) -> bool:
-    return bool(_NOT_FRONTAL.search(view) or _terms(view) & _NOT_FRONTAL_TERMS)
+def _worst(first: Statement, second: Statement, term: Term) -> str:
+    return (first if term in first.terms else second).shown
 
 
 def header_warnings(header: DicomHeader, file: FileBytes) -> list[WarningCode]:
     """What the header of an accepted image gives to know."""
-    facts = header.facts
-    terms = _terms(facts.view)
+    facts, stated = header.facts, header.part.terms | header.view.terms
+    no_view = not stated & FRONTAL and Term.UNKNOWN not in header.view.terms
     noted = {
         WarningCode.SUFFIX: file.path.suffix.lower() in PICTURE_SUFFIXES,
-        WarningCode.NO_VIEW: not terms & _FRONTAL or not facts.body_part,
-        WarningCode.AP: "AP" in terms,
+        WarningCode.NO_VIEW: no_view or Term.CHEST not in stated,
+        WarningCode.NOT_UNDERSTOOD: Term.UNKNOWN in stated,
+        WarningCode.AP: Term.AP in stated,
         WarningCode.AGE: facts.age_years is None,
         WarningCode.SECONDARY: facts.sop_class_uid in _COPIES or header.burned_in,
         WarningCode.LOSSY: header.lossy_ratio > LOSSY_RATIO,

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import datetime
-import re
 from dataclasses import dataclass
 
 from deepcovid_edge.errors import MissingDependencyError, NotAssessedError, require
 from deepcovid_edge.imaging.aspect import PixelShape
 from deepcovid_edge.imaging.dicom import geometry
 from deepcovid_edge.imaging.dicom.elements import BoundedStream, Elements, read_elements
+from deepcovid_edge.imaging.dicom.statements import (
+    TAGS,
+    Statement,
+    read_age,
+    read_part,
+    read_view,
+)
 from deepcovid_edge.imaging.dicom.syntaxes import find_data_set
 from deepcovid_edge.imaging.radiograph import DicomFacts
 from deepcovid_edge.reasons import Reason
@@ -17,10 +22,9 @@ from deepcovid_edge.reasons import Reason
 _PIXEL_DATA = {0x7FE00008, 0x7FE00009, 0x7FE00010}
 """Float, double and whole pixels (PS3.3, C.7.6.3 and C.7.6.24)."""
 _SOP_CLASS, _SOP_INSTANCE = 0x00080016, 0x00080018
-_STUDY_DATE, _BIRTH_DATE, _AGE = 0x00080020, 0x00100030, 0x00101010
 _MODALITY, _INTENT = 0x00080060, 0x00080068
-_BODY_PART, _VIEW, _VIEW_CODES = 0x00180015, 0x00185101, 0x00540220
-_CODE_VALUE, _CODE_MEANING = 0x00080100, 0x00080104
+_KIND_TAGS = (0x00080008, 0x00102201, 0x00102202, 0x00280300)
+"""Image type, species in words and codes, quality control: eligibility reads them."""
 _STUDY, _SERIES = 0x0020000D, 0x0020000E
 _ORIENTATION, _LATERALITY, _IMAGE_LATERALITY = 0x00200020, 0x00200060, 0x00200062
 _SAMPLES, _PHOTOMETRIC, _PLANAR, _FRAMES = 0x00280002, 0x00280004, 0x00280006, 0x00280008
@@ -32,13 +36,11 @@ _TONES = (
     *(0x00283000, 0x00283010),
 )
 _TAGS = (
-    *(_SOP_CLASS, _SOP_INSTANCE, _STUDY_DATE, _BIRTH_DATE, _AGE, _MODALITY, _INTENT, _BODY_PART),
-    *(_VIEW, _VIEW_CODES, _STUDY, _SERIES, _ORIENTATION, _LATERALITY, _IMAGE_LATERALITY),
+    *(_SOP_CLASS, _SOP_INSTANCE, _MODALITY, _INTENT, *_KIND_TAGS, *TAGS),
+    *(_STUDY, _SERIES, _ORIENTATION, _LATERALITY, _IMAGE_LATERALITY),
     *(_SAMPLES, _PHOTOMETRIC, _PLANAR, _FRAMES, _ROWS, _COLUMNS, _ALLOCATED, _STORED, _HIGH_BIT),
     *(_SIGN, _BURNED_IN, _LOSSY_RATIO, *_TONES, *geometry.TAGS),
 )
-_YEARS = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
-_OLDEST = 130
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ class DicomHeader:
     Attributes:
         data: The file's bytes, inflated where they were deflated.
         facts: What is kept.
+        part: What is stated of the body part.
+        view: What is stated of the view.
         layout: How the pixels stand.
         place: Where they stand; None where the file ends before them.
         elements: For the grey levels and the shutter.
@@ -107,6 +111,8 @@ class DicomHeader:
 
     data: bytes
     facts: DicomFacts
+    part: Statement
+    view: Statement
     layout: PixelLayout
     place: PixelPlace | None
     elements: Elements
@@ -145,16 +151,19 @@ def read_header(data: bytes) -> DicomHeader:
         little=found.encoding.little,
         implicit=found.encoding.implicit,
     )
+    part, view = read_part(elements), read_view(elements)
     return DicomHeader(
         data=found.data,
-        facts=_facts(elements, found.media_class, found.syntax),
+        facts=_facts(elements, found.media_class, found.syntax, part.shown, view.shown),
+        part=part,
+        view=view,
         layout=_layout(elements),
         place=place[0] if place else None,
         elements=elements,
         pixel_shape=geometry.stated_shape(elements),
         intent=elements.word(_INTENT),
         orientation=tuple(part.upper() for part in elements.texts(_ORIENTATION) if part),
-        burned_in=elements.word(_BURNED_IN) == "YES",
+        burned_in=elements.word(_BURNED_IN) not in ("", "NO"),
         lossy_ratio=max(_ratios(elements), default=0.0),
         native_syntax=found.native,
     )
@@ -170,68 +179,30 @@ def _ratios(elements: Elements) -> list[float]:
     return ratios
 
 
-def _facts(elements: Elements, media_class: str, syntax: str) -> DicomFacts:
+def _facts(elements: Elements, media_class: str, syntax: str, part: str, view: str) -> DicomFacts:
     return DicomFacts(
         sop_class_uid=elements.text(_SOP_CLASS) or media_class,
         sop_instance_uid=elements.text(_SOP_INSTANCE),
         study_instance_uid=elements.text(_STUDY),
         series_instance_uid=elements.text(_SERIES),
         transfer_syntax_uid=syntax,
-        modality=elements.word(_MODALITY),
-        body_part=elements.word(_BODY_PART),
-        view=elements.word(_VIEW) or _coded_view(elements),
+        modality="\\".join(elements.texts(_MODALITY)).upper(),
+        body_part=part,
+        view=view,
         laterality=elements.word(_IMAGE_LATERALITY) or elements.word(_LATERALITY),
-        age_years=_age(elements),
+        age_years=read_age(elements),
     )
-
-
-def _coded_view(elements: Elements) -> str:
-    """View of the View Code Sequence (PS3.3, C.8.11.5.1.1; PS3.16, CID 4010), in words."""
-    for item in elements.items(_VIEW_CODES):
-        code = item.text(_CODE_VALUE)
-        return _FRONTAL_CODES.get(code) or item.word(_CODE_MEANING)
-    return ""
-
-
-# SNOMED CT, and SNOMED RT as older devices write it.
-_FRONTAL_CODES = {
-    **dict.fromkeys(("399348003", "R-10206"), "AP"),
-    **dict.fromkeys(("272479007", "R-10214", "R-40888"), "PA"),
-    **dict.fromkeys(("399033003", "R-10202"), "FRONTAL"),
-}
-
-
-def _age(elements: Elements) -> float | None:
-    """Years, from the stated age (PS3.5, 6.2: AS), else from birth to examination."""
-    if stated := re.fullmatch(r"(\d{1,3})([DWMY])", elements.word(_AGE)):
-        age = int(stated[1]) * _YEARS[stated[2]]
-    else:
-        born, taken = _date(elements.text(_BIRTH_DATE)), _date(elements.text(_STUDY_DATE))
-        if born is None or taken is None:
-            return None
-        age = (taken - born).days / 365.25
-    return round(age, 2) if 0 <= age <= _OLDEST else None
-
-
-def _date(text: str) -> datetime.date | None:
-    digits = text.replace(".", "")  # ACR-NEMA wrote 2020.03.26
-    if not re.fullmatch(r"\d{8}", digits):
-        return None
-    try:
-        return datetime.date(int(digits[:4]), int(digits[4:6]), int(digits[6:]))
-    except ValueError:
-        return None
 
 
 def _layout(elements: Elements) -> PixelLayout:
     stored = elements.number(_STORED) or 0
     high_bit = elements.number(_HIGH_BIT)
-    frames = elements.text(_FRAMES)
+    frames = [int(text) for text in elements.texts(_FRAMES) if text.lstrip("+").isdecimal()]
     return PixelLayout(
         rows=elements.number(_ROWS) or 0,
         columns=elements.number(_COLUMNS) or 0,
         samples=elements.number(_SAMPLES) or 1,
-        frames=int(frames) if frames.isdecimal() else 1,
+        frames=max(frames, default=1),
         photometric=elements.word(_PHOTOMETRIC),
         allocated=elements.number(_ALLOCATED) or 0,
         stored=stored,

@@ -15,7 +15,7 @@ from deepcovid_edge.imaging.dicom.grey_levels import grey_levels, pads_with_zero
 from deepcovid_edge.imaging.dicom.header import DicomHeader, PixelLayout, read_header
 from deepcovid_edge.imaging.dicom.orientation import lies_on_its_side, upright
 from deepcovid_edge.imaging.dicom.pixels import read_words
-from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES, Family
+from deepcovid_edge.imaging.dicom.syntaxes import is_native
 from deepcovid_edge.imaging.empty_end import PixelBlock, check_end
 from deepcovid_edge.imaging.files import FileBytes
 from deepcovid_edge.imaging.radiograph import (
@@ -74,7 +74,7 @@ def _check_size(layout: PixelLayout, shape: PixelShape) -> None:
 def _check_end(header: DicomHeader, syntax: str) -> list[WarningCode]:
     """What uncompressed pixels that end in zeros give to know."""
     layout, place = header.layout, header.place
-    if SYNTAXES[syntax].family is not Family.NATIVE or place is None:
+    if not is_native(syntax) or place is None:
         return []
     size = layout.allocated // 8
     if layout.planar and layout.samples > 1:

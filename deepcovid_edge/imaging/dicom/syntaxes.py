@@ -156,15 +156,15 @@ def find_data_set(data: bytes) -> DataSet:
         NotAssessedError: It is deflated, and damaged or too large.
     """
     start, meta = _file_meta(data, _start(data))
-    stated = _text(data, meta, _TRANSFER_SYNTAX)
+    stated = _uid(data, meta, _TRANSFER_SYNTAX)
     encoding, known = _encoding(data, start, stated)
     is_deflated = (stated == DEFLATED or not known) and _inflates(data, start)
-    media_class = _text(data, meta, _MEDIA_CLASS)
+    media_class = _uid(data, meta, _MEDIA_CLASS)
     if is_deflated or (stated == DEFLATED and known < _CHAIN_OF_BARE_FILE):
         data, start, is_deflated = _inflated(data, start), 0, True
         encoding, _ = _encoding(data, start, EXPLICIT)
     native = DEFLATED if is_deflated else encoding.syntax
-    is_other = _UID.fullmatch(stated) and not is_native(stated)
+    is_other = stated and not is_native(stated)
     return DataSet(data, start, encoding, stated if is_other else native, native, media_class)
 
 
@@ -222,9 +222,11 @@ def _file_meta(data: bytes, at: int) -> tuple[int, dict[int, tuple[int, int]]]:
     return at, places
 
 
-def _text(data: bytes, places: dict[int, tuple[int, int]], tag: int) -> str:
+def _uid(data: bytes, places: dict[int, tuple[int, int]], tag: int) -> str:
+    """A UID that stands in file meta information, or nothing where that is none."""
     start, end = places.get(tag, (0, 0))
-    return data[start:end][:_LONGEST].decode("latin-1").strip(" \0\t\r\n")
+    text = data[start:end][:_LONGEST].decode("latin-1").strip(" \0\t\r\n")
+    return text if _UID.fullmatch(text) else ""
 
 
 def _chain(data: bytes, at: int, encoding: Encoding) -> int:

@@ -7,7 +7,7 @@ low frequencies, in which all chests are alike. Then the same after an affine al
 and Psarakis 2008, OpenCV's findTransformECC), which finds crops and small turns. Mirrored images
 are compared in the same way.
 
-export/README.md, "Images in two splits", explains the limits.
+docs/training.md, "Images in two splits", explains the limits.
 """
 
 from __future__ import annotations

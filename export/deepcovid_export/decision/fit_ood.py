@@ -3,8 +3,8 @@
 A linear layer on pooled features of the network learns to tell training images from altered copies
 of them: turned or inverted ones, and ones of which little is left (`outliers`). This is outlier
 exposure without other pictures. It was chosen on `val` and by leaving out one source after the
-other (benchmarks/ood/choice.py): energy, nearest neighbours and Mahalanobis distances of pooled
-features let turned images through, or reject many images of a source that was left out.
+other (benchmarks/results/ood-choice): energy, nearest neighbours and Mahalanobis distances of
+pooled features let turned images through, or reject many images of a source that was left out.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-from deepcovid_edge.decision.thresholds import operating_point
+from deepcovid_edge.decision.thresholds import find_threshold
 from deepcovid_export.evaluation.metrics import Scores, Truth, at_threshold
 from deepcovid_export.evaluation.results import (
     Columns,
@@ -86,9 +86,9 @@ def operating_points(
     points = [("own", own, origin)]
     if positive.any() and not positive.all():
         read_off = "read off these images: no promise for others"
-        points.append(("sensitivity 98 %", operating_point(scores, positive, 0.98), read_off))
+        points.append(("sensitivity 98 %", find_threshold(scores, positive, 0.98), read_off))
         # A negative image that is called negative is a "positive found" of the mirrored scores.
-        mirrored = 1 - operating_point(1 - scores, ~positive, 0.95)
+        mirrored = 1 - find_threshold(1 - scores, ~positive, 0.95)
         if (scores[~positive] < mirrored).mean() >= 0.95:
             points.append(("specificity 95 %", mirrored, read_off))
     return [

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.backends.base import BackendSettings, Inference, check_batch
+from deepcovid_edge.backends.base import Inference, check_batch
+from deepcovid_edge.backends.settings import BackendSettings
 from deepcovid_edge.errors import require
-from deepcovid_edge.files import file_sha256
+from deepcovid_edge.files import Closing, file_sha256
 from deepcovid_edge.manifest import ModelManifest
 from deepcovid_edge.reasons import WarningCode
 
@@ -42,7 +43,7 @@ def load(path: Path, settings: BackendSettings) -> TorchBackend:
     return TorchBackend(network.to(device), manifest, file_sha256(path), device)
 
 
-class TorchBackend:
+class TorchBackend(Closing):
     """A network in torch, eager, FP32."""
 
     def __init__(
@@ -75,9 +76,3 @@ class TorchBackend:
 
     def close(self) -> None:
         """Do nothing: the network holds no other resources."""
-
-    def __enter__(self) -> TorchBackend:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -15,7 +15,8 @@ import onnx
 import onnxruntime
 
 from deepcovid_edge.backends import load_backend
-from deepcovid_edge.backends.base import Backend, BackendSettings
+from deepcovid_edge.backends.base import Backend
+from deepcovid_edge.backends.settings import BackendSettings
 from deepcovid_edge.datasets.dataset import LabelledImage, dataset_sha256, load_dataset
 from deepcovid_edge.errors import DataError, ModelFileError, UsageError
 from deepcovid_edge.files import file_sha256

@@ -89,7 +89,10 @@ def test_a_batch_is_measured_in_the_scenarios_that_it_can_have(suite: ModuleType
     assert suite.Measure("squeezenet1_1").scenarios_of(1) == ("single-stream", "offline")
 
 
-def test_the_command_gets_all_settings_of_the_suite(suite: ModuleType) -> None:
+def test_the_command_gets_all_settings_of_the_suite(
+    suite: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.variants.missing", lambda backend: None)
     asked = small(suite, batches=(8,), backends=("onnxruntime:cuda",), seconds=2.5, warm_up=0.25)
     (step,) = suite.steps(asked)
     command = " ".join(suite.bench_command(step, Path("images")))

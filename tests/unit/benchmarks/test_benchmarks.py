@@ -21,9 +21,10 @@ import cv2
 import numpy as np
 
 from deepcovid_edge.backends import load_backend, openvino
-from deepcovid_edge.imaging.phantom import draw_phantom, save_phantom, write_samples
+from deepcovid_edge.imaging.phantom import draw_phantom, save_phantom
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph
+from deepcovid_edge.imaging.samples import write_phantoms
 from deepcovid_edge.manifest import InputSpec, read_manifest
 from deepcovid_edge.model import Model
 from deepcovid_edge.models import find_model
@@ -36,7 +37,7 @@ POSITIVE = read_manifest(MODEL).positive_index
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return write_samples(tmp_path_factory.mktemp("images"), count=4)
+    return write_phantoms(tmp_path_factory.mktemp("images"), count=4)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from deepcovid_edge.backends.base import Inference
 from deepcovid_edge.decision.out_of_distribution import OodLimits, check_output
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.errors import ModelFileError, UsageError
-from deepcovid_edge.imaging.phantom import draw_phantom, write_samples
+from deepcovid_edge.imaging.phantom import draw_phantom
+from deepcovid_edge.imaging.samples import write_phantoms
 from deepcovid_edge.manifest import InputSpec, ModelManifest
 from deepcovid_edge.model import Model
 from deepcovid_edge.pipeline.pipeline import PredictSettings
@@ -112,7 +113,7 @@ def test_what_is_no_number_is_never_let_through(image: Path) -> None:
 
 
 def test_synthetic_images_are_let_through_with_both_warnings(tmp_path: Path) -> None:
-    (sample,) = write_samples(tmp_path, count=1)
+    (sample,) = write_phantoms(tmp_path, count=1)
     record = classify(sample, Unlike(0, 7))
     assert record.decision == "positive"
     assert record.warnings == ("W_SYNTHETIC", "W_OOD")
@@ -147,7 +148,7 @@ def test_a_wrong_choice_is_a_usage_error() -> None:
         ({"limit": float("inf")}, "0 < strict <= limit"),
         ({"parts": []}, "expected some of"),
         ({"parts": ["sideways"]}, "expected some of"),
-        ({"limit": "high"}, "could not convert"),
+        ({"limit": "high"}, "expected int or float"),
     ],
 )
 def test_limits_that_are_none_stop_the_run(image: Path, changes: dict[str, Any], said: str) -> None:

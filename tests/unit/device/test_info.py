@@ -28,6 +28,26 @@ def test_the_default_model_stands_first_and_each_with_its_own_facts(
         assert model["precision"] == read_manifest(path).precision
 
 
+def test_a_model_with_an_indeterminate_range_shows_no_threshold(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    span = read_manifest(shipped_models()[DEFAULT_MODEL]).indeterminate_range
+    assert span
+    assert run(["info"]) == 0
+    text = capsys.readouterr().out
+    assert f"indeterminate from {span.low:.4f} to {span.high:.4f}," in text
+    assert "threshold" not in text
+
+
+def test_a_model_without_an_indeterminate_range_shows_its_threshold(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = [{**facts, "limits": {"threshold": 0.25}} for facts in diagnostics.model_facts()]
+    monkeypatch.setattr(diagnostics, "model_facts", lambda: plain)
+    assert run(["info"]) == 0
+    assert "threshold 0.2500," in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("value", "told"), [("off", {INT8_SWITCH: "off"}), ("auto", {})])
 def test_int8_that_is_switched_off_is_told(
     value: str,

@@ -25,7 +25,7 @@ pytest.importorskip("pydicom", reason="needs extra dicom")
 pytest.importorskip("imagecodecs", reason="needs extra dicom")
 import dicom_files
 import imagecodecs
-from codestreams import EOI, JFIF, LosslessJpeg, adobe, byte_planes, colour_jpeg, rle
+from codestreams import EOI, JFIF, JFXX, LosslessJpeg, adobe, byte_planes, colour_jpeg, rle
 from dicom_files import (
     EXPLICIT,
     HTJ2K,
@@ -51,8 +51,8 @@ from test_dicom_refusals import image, with_codestream
 from test_dicom_sandbox import request
 from test_refusals import photograph
 
+from deepcovid_edge.imaging.dicom import decoders
 from deepcovid_edge.imaging.dicom.codestreams import read_codestream, with_end
-from deepcovid_edge.imaging.dicom.decoders import decode as decode_frame
 from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, DEFLATED, IMPLICIT, SYNTAXES, Family
 
 Decode = Callable[..., Radiograph]
@@ -74,7 +74,7 @@ def lossless(stream: bytes, bits: int, pixels: NDArray[Any]) -> NDArray[Any]:
     facts = {"rows": pixels.shape[0], "columns": pixels.shape[1]}
     found = read_codestream(stream, pixels.itemsize)
     assert found is not None
-    return decode_frame(request(LOSSLESS, bits=bits, **facts), found.data)
+    return decoders.decode(request(LOSSLESS, bits=bits, **facts), found.data)
 
 
 @pytest.mark.parametrize(("bits", "predictor"), [*product((8, 12, 16), range(1, 8))])
@@ -171,6 +171,30 @@ def test_lossy_jpeg_is_read_across_restart_markers(decode: Decode) -> None:
     )
 
 
+@pytest.mark.parametrize(("bits", "predictor"), [(8, 1), (12, 4), (16, 7)])
+def test_gdcm_reads_the_same_where_imagecodecs_is_missing(
+    bits: int, predictor: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gdcm", reason="needs python-gdcm")
+    monkeypatch.setattr(decoders, "_codec", lambda family: None)
+    pixels = image(bits, height=40, width=52)
+    for point, rows in product((0, 1, 5), (0, 8)):
+        stream = LosslessJpeg(bits, predictor, point, restart_rows=rows, se=63).encode(pixels)
+        assert np.array_equal(lossless(stream, bits, pixels), pixels >> point << point)
+
+
+def test_twelve_bits_of_jpeg_name_the_extra_where_imagecodecs_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No plug-in of pydicom's that is used reads them: whole or not is not to be said."""
+    monkeypatch.setattr(decoders, "_codec", lambda family: None)
+    stream = compressed(image(12), 12, JPEG_12)
+    for codestream in (stream, stream[:-2]):
+        with pytest.raises(NotAssessedError, match=r"deepcovid-edge\[dicom\]") as caught:
+            decoders.decode(request(JPEG_12), codestream)
+        assert caught.value.reason is Reason.SYNTAX
+
+
 # --- colour ----------------------------------------------------------------------------------
 
 LABELS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "MONOCHROME2")
@@ -202,6 +226,7 @@ def by_dcmcjpls(rgb: NDArray[np.uint8], interleave: str) -> bytes:
 
 STREAMS: dict[str, tuple[str, Callable[[NDArray[np.uint8]], bytes]]] = {
     "JPEG, JFIF": (JPEG, lambda rgb: colour_jpeg(ycc(rgb), JFIF)),
+    "JPEG, JFIF and JFXX": (JPEG, lambda rgb: colour_jpeg(ycc(rgb), JFIF + JFXX)),
     "JPEG, JFIF and Adobe 0": (JPEG, lambda rgb: colour_jpeg(ycc(rgb), JFIF + adobe(0))),
     "JPEG, Adobe 0": (JPEG, lambda rgb: colour_jpeg(rgb, adobe(0))),
     "JPEG, Adobe 1": (JPEG, lambda rgb: colour_jpeg(ycc(rgb), adobe(1))),
@@ -272,7 +297,7 @@ def test_coloured_picture_is_refused_whatever_its_header_says(
     kind: str, label: str, decode: Decode
 ) -> None:
     syntax, encode = STREAMS[kind]
-    picture = np.ascontiguousarray(cv2.resize(photograph(), (160, 128)))
+    picture = cv2.resize(photograph(), (160, 128)).astype(np.uint8)
     assert reason(decode, screen_copy(encode(picture), syntax, label)) is Reason.COLOUR
 
 
@@ -305,7 +330,7 @@ def test_coloured_marks_have_the_colours_of_the_stream(
     assert WarningCode.COLOUR in read.warnings
 
 
-NATIVE_COLOURS = {
+NATIVE_COLOURS: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
     "RGB": lambda rgb: rgb,
     "YBR_FULL": ycc,
     "YBR_FULL, RGB by label": ycc,

@@ -55,7 +55,7 @@ def lut(
 
 
 def levels(read: Radiograph) -> NDArray[Any]:
-    return np.rint(read.pixels * (4095 / read.white)).astype(int)
+    return np.asarray(np.rint(read.pixels * (4095 / read.white)).astype(int))
 
 
 # name -> words, bits, elements but the LUT, the value that the first entry stands for

@@ -316,6 +316,21 @@ REFUSALS: dict[str, Refusal] = {
     "rescale-beyond-numbers": Refusal(
         Reason.DECODE, lambda: plain(RescaleSlope="1e307"), "slope 1e+307"
     ),
+    **{
+        f"half-a-rescale-{number}": Refusal(  # found by fuzz.py
+            Reason.DECODE,
+            partial(plain, WindowCenter=2048, WindowWidth=4096, **half),
+            "rescale slope",
+        )
+        for number, half in enumerate(
+            (
+                {"RescaleSlope": "2"},
+                {"RescaleIntercept": "-1024"},
+                {"RescaleSlope": "2", "RescaleIntercept": ""},
+                {"RescaleSlope": "", "RescaleIntercept": "-1024"},
+            )
+        )
+    },
     "rescale-to-one-number": Refusal(
         Reason.DECODE, lambda: plain(RescaleIntercept="1e300"), "intercept 1e+300"
     ),
@@ -378,7 +393,8 @@ WARNED: dict[str, tuple[WarningCode, Callable[[], bytes], str]] = {
     "no-view": (WarningCode.NO_VIEW, lambda: plain(ViewPosition=""), "image"),
     "no-view-element": (WarningCode.NO_VIEW, lambda: plain(ViewPosition=None), "image"),
     "no-body-part": (WarningCode.NO_VIEW, lambda: plain(BodyPartExamined=""), "image"),
-    "unknown-view": (WarningCode.NO_VIEW, lambda: plain(ViewPosition="UPRIGHT"), "image"),
+    "upright-and-no-view": (WarningCode.NO_VIEW, lambda: plain(ViewPosition="UPRIGHT"), "image"),
+    "unknown-view": (WarningCode.NOT_UNDERSTOOD, lambda: plain(ViewPosition="ZUMMA"), "image"),
     "ap": (WarningCode.AP, lambda: plain(ViewPosition="AP"), "image"),
     "ap-in-words": (WarningCode.AP, lambda: plain(ViewPosition="AP PLATE"), "image"),
     "ap-by-code": (

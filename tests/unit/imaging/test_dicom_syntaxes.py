@@ -38,11 +38,6 @@ ENCODINGS = {  # little, implicit, and the syntax that such a data set is of
     "big-endian": (False, False, BIG_ENDIAN),
     "implicit big-endian": (False, True, BIG_ENDIAN),
 }
-PACKED: dict[str, Callable[[bytes], bytes]] = {
-    "deflated": lambda data: zlib.compress(data, wbits=-zlib.MAX_WBITS),
-    "deflated, zlib": zlib.compress,
-    "deflated, gzip": gzip.compress,
-}
 STATED = {
     "explicit": EXPLICIT,
     "implicit": IMPLICIT,
@@ -55,6 +50,18 @@ STATED = {
     "garbled": "UI\x1a\x001.2\n",
     "a name": "ImplicitVRLittleEndian",
     "absent": None,
+}
+
+
+def _raw_deflated(data: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return packer.compress(data) + packer.flush()
+
+
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    "deflated": _raw_deflated,
+    "deflated, zlib": zlib.compress,
+    "deflated, gzip": gzip.compress,
 }
 
 
@@ -153,6 +160,20 @@ def test_elements_of_group_2_within_a_data_set_do_not_matter(encoding: str, deco
     assert second in whole
     stray = element(0x00020010, JPEG_LS.encode(), little=little, implicit=implicit)
     check(decode(PREAMBLE + whole.replace(second, second + stray)), syntax)
+
+
+@pytest.mark.parametrize("garbled", [b"1.2.840\0UI\n\x001.2.3", b"\xac\x14\xaabW\x9d", b"DX"])
+def test_class_by_file_meta_information_is_a_uid_or_nothing(  # found by fuzz.py
+    garbled: bytes, decode: Decode
+) -> None:
+    data = PREAMBLE + element(0x00020002, garbled) + body("explicit")
+    check(decode(data), EXPLICIT)
+    with pytest.raises(NotAssessedError, match="not stated"):
+        decode(
+            PREAMBLE
+            + element(0x00020002, garbled)
+            + body("explicit", SOPClassUID=None, Modality="")
+        )
 
 
 @pytest.mark.parametrize("stated", [EXPLICIT, IMPLICIT, JPEG_LS, None])

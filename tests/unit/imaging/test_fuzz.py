@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +27,8 @@ from deepcovid_edge.imaging.dicom.sandbox import Limits, sandbox
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.models import DEFAULT_MODEL, find_model
 
-INPUTS = 400
+INPUTS = 1000
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.filterwarnings("ignore")  # as in a run
@@ -32,13 +37,26 @@ def test_damaged_files_get_a_number_or_a_reason_and_never_both(tmp_path: Path) -
         found = fuzz.fuzz(INPUTS, 20240607, network, tmp_path / "findings")
     assert found.broken == []
     assert found.slowest[0] < fuzz.MOST_SECONDS
+    assert {kind.partition(" ")[0] for kind in found.counts} >= {"header", "site", "records"}
     outcomes = [outcome for counts in found.counts.values() for outcome in counts.elements()]
     assert len(outcomes) == INPUTS
     assert INPUTS // 10 < outcomes.count(ASSESSED) < INPUTS * 9 // 10
 
 
+def test_command_of_the_long_run_starts() -> None:
+    command = re.search(r"\t(.*tests/fuzz\.py) ", (ROOT / "Makefile").read_text())
+    assert command
+    whole = command[1].replace("$(DEV)/python", sys.executable) + " --help"
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        whole, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--findings" in done.stdout
+
+
 def test_an_input_is_the_same_bytes_every_time() -> None:
-    for kind, make in list(fuzz.makers().items())[::7]:
+    for kind, make in list((fuzz.makers() | fuzz.header_makers()).items())[::7]:
         assert make(np.random.default_rng((3, 14))) == make(np.random.default_rng((3, 14))), kind
 
 

@@ -286,6 +286,7 @@ ELSEWHERE: dict[Reason | WarningCode, str] = {
             *(Reason.AGE, Reason.BITS, Reason.LENGTH),
             *(
                 WarningCode.NO_VIEW,
+                WarningCode.NOT_UNDERSTOOD,
                 WarningCode.AP,
                 WarningCode.AGE,
                 WarningCode.SECONDARY,

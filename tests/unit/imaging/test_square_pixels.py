@@ -29,6 +29,7 @@ from deepcovid_edge.reasons import Reason, WarningCode
 pytest.importorskip("pydicom", reason="needs extra dicom")
 pytest.importorskip("imagecodecs", reason="needs extra dicom")
 from dicom_files import J2K, RLE, dataset, written
+from pydicom.dataset import Dataset
 
 Decode = Callable[..., Radiograph]
 
@@ -41,7 +42,7 @@ def film(shape: tuple[int, int] = TRUE) -> NDArray[np.uint8]:
     """A smooth image: squeezed and stretched again it is the same up to a few grey levels."""
     y, x = (np.linspace(0, 1, count, endpoint=False) + 0.5 / count for count in shape)
     waves = np.sin(x * 6)[None, :] + np.cos(y * 4)[:, None] + x[None, :] + 2 * y[:, None]
-    return np.rint((waves - waves.min()) / np.ptp(waves) * 255).astype(np.uint8)
+    return np.asarray(np.rint((waves - waves.min()) / np.ptp(waves) * 255), np.uint8)
 
 
 def squeezed(height: int, width: int) -> NDArray[np.uint8]:
@@ -49,6 +50,10 @@ def squeezed(height: int, width: int) -> NDArray[np.uint8]:
     rows, columns = TRUE
     return film((round(rows * width / height), columns) if height > width else
                 (rows, round(columns * height / width)))  # fmt: skip
+
+
+def spaced(image: NDArray[Any], elements: dict[str, Any]) -> Dataset:
+    return dataset(image, **elements)
 
 
 def is_film(read: Radiograph) -> bool:
@@ -102,7 +107,7 @@ MAKERS: dict[str, Callable[[Any, NDArray[Any], int, int], bytes]] = {
     "bmp": lambda p, i, h, w: bmp(p, i, h * 10, w * 10),
     **{
         keyword: lambda _, i, h, w, keyword=keyword: written(  # type: ignore[misc]
-            dataset(i, **{keyword: [f"{h / 1000}", f"{w / 1000}"]})
+            spaced(i, {keyword: [f"{h / 1000}", f"{w / 1000}"]})
         )
         for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
     },
@@ -169,7 +174,7 @@ def test_unusable_spacing_is_ignored_with_a_warning(
     keyword: str, value: str, decode: Decode
 ) -> None:
     marker = "7" * (len(value) + len(value) % 2)
-    data = written(dataset(film(), **{keyword: marker})).replace(
+    data = written(spaced(film(), {keyword: marker})).replace(
         marker.encode(), value.encode().ljust(len(marker))
     )
     read = decode(data)
@@ -210,11 +215,11 @@ def test_resolution_with_a_zero_denominator_is_ignored_with_a_warning(
 def test_spacing_comes_before_aspect_ratio_and_calibrated_before_detector(decode: Decode) -> None:
     """PS3.3, C.7.6.3.1.7: the aspect ratio counts only where no spacing is given."""
     image = squeezed(300, 200)
-    other = {"ImagerPixelSpacing": ["0.1", "0.1"], "PixelAspectRatio": [1, 2]}
+    other: dict[str, Any] = {"ImagerPixelSpacing": ["0.1", "0.1"], "PixelAspectRatio": [1, 2]}
     read = decode(written(dataset(image, PixelSpacing=["0.3", "0.2"], **other)))
     assert is_film(read)
     assert read.warnings == (ASPECT, SPACING)  # as they contradict each other
-    alike = {"ImagerPixelSpacing": ["0.45", "0.3"], "PixelAspectRatio": [3, 2]}
+    alike: dict[str, Any] = {"ImagerPixelSpacing": ["0.45", "0.3"], "PixelAspectRatio": [3, 2]}
     read = decode(written(dataset(image, PixelSpacing=["0.3", "0.2"], **alike)))
     assert is_film(read)
     assert read.warnings == (ASPECT,)
@@ -262,7 +267,7 @@ def test_resolution_is_of_the_pixels_as_they_lie_in_the_file(
 def test_patient_orientation_turns_pixels_with_their_shape(
     rows: str, columns: str, decode: Decode
 ) -> None:
-    turned = {"PatientOrientation": [rows, columns]}
+    turned: dict[str, Any] = {"PatientOrientation": [rows, columns]}
     expected = decode(written(dataset(film(), **turned))).pixels
     image = squeezed(300, 200)
     read = decode(written(dataset(image, PixelSpacing=["0.3", "0.2"], **turned)))

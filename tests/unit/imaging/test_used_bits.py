@@ -103,8 +103,8 @@ def marked(words: NDArray[Any], share: float, value: int, *, soft: bool = False)
     for number in range(4):
         left = 8 + number * (side + 6)
         drawn[6 : 6 + side, left : left + side] = 1.0
-    drawn = cv2.blur(drawn, (3, 3)) if soft else drawn
-    mixed = words + np.rint(drawn * (value - words.astype(np.float64)))
+    letters: NDArray[Any] = cv2.blur(drawn, (3, 3)) if soft else drawn
+    mixed = words + np.rint(letters * (value - words.astype(np.float64)))
     return np.asarray(mixed.astype(words.dtype))
 
 

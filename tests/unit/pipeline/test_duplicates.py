@@ -12,7 +12,8 @@ import pytest
 
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.decision.record import Prediction, RunFacts
-from deepcovid_edge.imaging.phantom import draw_phantom, write_samples
+from deepcovid_edge.imaging.phantom import draw_phantom
+from deepcovid_edge.imaging.samples import write_phantoms
 from deepcovid_edge.model import Model
 from deepcovid_edge.models import find_model
 from deepcovid_edge.pipeline.duplicates import Duplicates
@@ -36,7 +37,7 @@ def image(sha256: str, chance: float = 0.5) -> Prediction:
 
 
 def test_the_same_bytes_keep_their_first_result(tmp_path: Path) -> None:
-    paths = write_samples(tmp_path, count=3)
+    paths = write_phantoms(tmp_path, count=3)
     again = [tmp_path / f"again{number}.png" for number in range(3)]
     for path, copy in zip(paths, again, strict=True):
         copy.write_bytes(path.read_bytes())

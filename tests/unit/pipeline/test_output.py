@@ -23,7 +23,7 @@ RECORDS = [
     Prediction("a.png", RUN, "00", probabilities={"non": 0.9, "covid": 0.1}),
     Prediction('b,"ü".png', RUN, "01", probabilities={"non": 0.2, "covid": 0.8}),
     Prediction("carriage\rreturn.png", RUN, "04", probabilities={"non": 1.0, "covid": 0.0}),
-    Prediction("line\nbreak.png", RUN, None, "E_NOT_IMAGE", "Not an image or DICOM file."),
+    Prediction("line\nbreak.png", RUN, None, "E_NOT_IMAGE", "Not recognised as an image."),
     Prediction("d\udcff.png", RUN, "03", probabilities={"non": 0.5, "covid": 0.5}),
 ]
 
@@ -237,7 +237,7 @@ def test_the_table_shows_word_sign_probability_and_reason() -> None:
     assert "▲ positive       0.800" in lines[2]
     assert "line?break.png" in lines[4]
     assert "! not assessed" in lines[4]
-    assert "Not an image" in lines[4]
+    assert "Not recognised" in lines[4]
     assert lines[-1] == "Research use only. Not a medical device."
 
 

@@ -14,14 +14,15 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 from deepcovid_edge.backends.base import Inference, softmax
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.errors import UsageError
-from deepcovid_edge.imaging.phantom import write_samples
 from deepcovid_edge.imaging.reading import decode_radiograph
+from deepcovid_edge.imaging.samples import write_phantoms
 from deepcovid_edge.manifest import IndeterminateRange, InputSpec, ModelManifest
 from deepcovid_edge.model import Model
 from deepcovid_edge.pipeline import reader as module
@@ -72,7 +73,7 @@ class MeanBackend:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return write_samples(tmp_path_factory.mktemp("images"), count=5)
+    return write_phantoms(tmp_path_factory.mktemp("images"), count=5)
 
 
 def classify(paths: Any, backend: MeanBackend, **settings: Any) -> list[Prediction]:
@@ -213,20 +214,29 @@ def test_closing_the_generator_ends_its_threads(images: list[Path]) -> None:
     assert not [name for name in names if name.startswith(("decode", "infer"))]
 
 
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ZeroDivisionError("a scale of zero"), "ZeroDivisionError: a scale of zero"),
+        (MemoryError("half a terabyte"), "too little memory (half a terabyte)"),
+        (cv2.error("Insufficient memory"), "too little memory (Insufficient memory)"),
+    ],
+    ids=["own", "memory", "opencv"],
+)
 def test_whatever_one_file_does_the_run_goes_on(
-    images: list[Path], monkeypatch: pytest.MonkeyPatch
+    error: Exception, expected: str, images: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = decode_radiograph
 
     def poisoned(file: Any) -> Any:
         if file.path == images[1]:
-            raise MemoryError("half a terabyte")
+            raise error
         return real(file)
 
     monkeypatch.setattr(module, "decode_radiograph", poisoned)
     records = classify(images, MeanBackend(), batch_size=2)
     assert [record.reason for record in records] == [None, "E_DECODE", None, None, None]
-    assert "MemoryError" in (records[1].message or "")
+    assert expected in (records[1].message or "")
 
 
 def test_a_network_that_gives_no_number_is_a_reason_and_not_negative(images: list[Path]) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from deepcovid_edge.imaging.files import read_source
-from deepcovid_edge.imaging.phantom import write_samples
 from deepcovid_edge.imaging.reading import read_radiograph
+from deepcovid_edge.imaging.samples import write_phantoms
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.pipeline import reader as module
 from deepcovid_edge.pipeline.reader import ImageReader, PreparedImage, Reading
@@ -24,7 +24,7 @@ SPEC = InputSpec(32, 32)
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return write_samples(tmp_path_factory.mktemp("images"), count=5)
+    return write_phantoms(tmp_path_factory.mktemp("images"), count=5)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ pytest.importorskip("sklearn", reason="scikit-learn (extra export) is the refere
 from sklearn.metrics import roc_auc_score
 
 from deepcovid_edge.decision import statistics
-from deepcovid_edge.decision.thresholds import operating_point, threshold_for_new_images
+from deepcovid_edge.decision.thresholds import find_threshold, threshold_for_new_images
 from deepcovid_export.evaluation.metrics import (
     area,
     at_threshold,
@@ -40,7 +40,7 @@ def test_operating_point_keeps_the_sensitivity_and_is_the_highest_that_does(
 ) -> None:
     scores = np.array(positives + negatives)
     truth = np.array([True] * len(positives) + [False] * len(negatives))
-    threshold = operating_point(scores, truth, sensitivity)
+    threshold = find_threshold(scores, truth, sensitivity)
     needed = np.ceil(sensitivity * len(positives) - 1e-9)
     assert (scores[truth] >= threshold).sum() >= needed
     for higher in sorted({score for score in positives if score > threshold}):
@@ -54,8 +54,8 @@ def test_operating_point_keeps_the_sensitivity_and_is_the_highest_that_does(
 def test_operating_point_lies_between_two_images() -> None:
     scores = np.array([0.9, 0.8, 0.3, 0.6, 0.1])
     truth = np.array([True, True, True, False, False])
-    assert operating_point(scores, truth, 0.98) == pytest.approx(0.2)
-    assert operating_point(scores, truth, 0.6) == pytest.approx(0.7)
+    assert find_threshold(scores, truth, 0.98) == pytest.approx(0.2)
+    assert find_threshold(scores, truth, 0.6) == pytest.approx(0.7)
 
 
 def test_the_threshold_keeps_on_new_images_what_it_promises() -> None:
@@ -69,7 +69,7 @@ def test_the_threshold_keeps_on_new_images_what_it_promises() -> None:
         threshold, expected = threshold_for_new_images(scores, positive, 0.98)
         new = draw.normal(0, 1, 52)
         found.append((new >= threshold).mean())
-        plain.append((new >= operating_point(scores, positive, 0.98)).mean())
+        plain.append((new >= find_threshold(scores, positive, 0.98)).mean())
     assert expected == pytest.approx(52 / 53)
     assert np.mean(found) >= 0.98
     assert np.mean(plain) < 0.98  # midway down to the next score, and still too few
@@ -87,7 +87,7 @@ def test_too_few_positives_promise_less_and_say_so() -> None:
 
 def test_operating_point_needs_a_positive() -> None:
     with pytest.raises(ValueError, match="no positive image"):
-        operating_point(np.array([0.1]), np.array([False]), 0.98)
+        find_threshold(np.array([0.1]), np.array([False]), 0.98)
 
 
 @given(st.integers(1, 5000), st.data())

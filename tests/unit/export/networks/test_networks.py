@@ -75,7 +75,7 @@ def test_the_table_of_networks_is_what_the_networks_are() -> None:
         rows.append(row_of(architecture, 1e6, "M", ".1f"))
     rows.append(row_of("small_cnn", 1e3, "k", ".0f"))
     assert {row.split("`")[1] for row in rows} == {*ARCHITECTURES}
-    text = (Path(__file__).parents[4] / "export/README.md").read_text("utf-8")
+    text = (Path(__file__).parents[4] / "docs/training.md").read_text("utf-8")
     for row in rows:
         assert row in text
 

@@ -1,13 +1,13 @@
 """Which inputs are out of distribution? Images, changed images, and other pictures.
 
-    python -m benchmarks.ood.rejection --data DATA [--model MODEL]... [--cost]
+    python -m benchmarks.ood --data DATA [--model MODEL]... [--cost]
 
 Images go the way of `infer`, from file to record; changes are made to the image as it was read.
 `pictures` are made grey and cropped like radiographs before the network sees them, so that the
 out-of-distribution layer alone decides: photographs of scikit-image, scikit-learn and matplotlib,
 slices and other images of pydicom's test files, noise, and blank pictures. `as_files` counts the
 outcomes of the same files as they are: many have a reason before any network runs. Nothing here
-chose the method or a limit, see choice.py.
+chose the method or a limit.
 
 `--cost` times the network with its out-of-distribution layer against the same network without, in
 turn, one thread.
@@ -32,7 +32,7 @@ import onnx
 from benchmarks import measure
 from benchmarks.measure import Pixels
 from benchmarks.measure.options import parser_of
-from benchmarks.measure.sessions import open_session
+from benchmarks.measure.sessions import single_threaded
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.backends.base import Backend
 from deepcovid_edge.datasets.dataset import load_dataset, walk_files
@@ -319,7 +319,7 @@ def cost(path: Path, data: Path) -> dict[str, Any]:
 
 def caller(model: onnx.ModelProto, outputs: list[str]) -> Callable[[Pixels], object]:
     """A call of a network on one thread."""
-    session = open_session(model, threads=1)
+    session = single_threaded(model.SerializeToString())
     return lambda images: session.run(outputs, {"images": images})
 
 

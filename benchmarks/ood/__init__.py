@@ -1,1 +1,0 @@
-"""Images unlike the training data: which are rejected, and how that was chosen."""

@@ -1,0 +1,134 @@
+"""A folder as a clinic sends it, synthetic: phantoms, and files that cannot be assessed."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from deepcovid_edge.imaging.phantom import draw_phantom, save_phantom
+
+_SEED = 1000
+"""Of the phantoms behind the files that cannot be assessed."""
+_DX, _CT = "1.2.840.10008.5.1.4.1.1.1.1", "1.2.840.10008.5.1.4.1.1.2"
+
+
+def write_phantoms(folder: Path, count: int = 6) -> list[Path]:
+    """Write phantoms as PNG files: clear lungs and lungs with opacities in turn.
+
+    Args:
+        folder: Created if need be.
+        count: Number of images.
+
+    Returns:
+        The files, in order.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for seed in range(count):
+        path = folder / f"phantom_{seed:03d}.png"
+        save_phantom(draw_phantom(seed, opacities=(4 + seed) * (seed % 2)), path)
+        written.append(path)
+    return written
+
+
+def write_clinic_folder(folder: Path, count: int = 6) -> list[Path]:
+    """Write phantoms, and beside them what a clinic also sends.
+
+    Args:
+        folder: Created if need be.
+        count: Number of phantoms.
+
+    Returns:
+        The files, in order.
+
+    Raises:
+        NotThereError: pydicom is not installed.
+    """
+    written = write_phantoms(folder, count)
+    for name, write in OTHERS.items():
+        write(folder / name)
+        written.append(folder / name)
+    return written
+
+
+def _blank(path: Path) -> None:
+    """A plate that was not exposed."""
+    noise = np.random.default_rng(_SEED).normal(6, 1, (900, 900))
+    Image.fromarray(np.clip(noise, 0, 255).astype(np.uint8)).save(path)
+
+
+def _cut_off(path: Path) -> None:
+    """A transfer that stopped half-way."""
+    whole = io.BytesIO()
+    Image.fromarray(draw_phantom(_SEED)).save(whole, "JPEG", quality=90)
+    path.write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
+
+
+def _photograph(path: Path) -> None:
+    """A colour picture, of a meadow under the sky."""
+    draw = np.random.default_rng(_SEED)
+    rows = np.linspace(0, 1, 720, dtype=np.float32)[:, None]
+    picture = np.empty((720, 960, 3), np.float32)
+    picture[:] = np.where(rows[..., None] < 0.55, (90, 150, 225), (70, 140, 60))
+    picture += (60 * rows + draw.normal(0, 8, (720, 960)).astype(np.float32))[..., None]
+    pixels = np.clip(picture, 0, 255).astype(np.uint8)
+    cv2.circle(pixels, (740, 140), 60, (250, 220, 80), -1, cv2.LINE_AA)
+    Image.fromarray(pixels).save(path)
+
+
+def _turned(path: Path) -> None:
+    """A cassette that was read upside down."""
+    Image.fromarray(np.ascontiguousarray(np.rot90(draw_phantom(_SEED), 2))).save(path)
+
+
+def _lateral(path: Path) -> None:
+    """A lateral view; its header says so, its pixels are not looked at."""
+    pixels = draw_phantom(_SEED).astype(np.uint16) << 4
+    _write_dicom(path, pixels, _DX, Modality="DX", ViewPosition="LL", BodyPartExamined="CHEST")
+
+
+def _ct_slice(path: Path) -> None:
+    """A slice of a CT that was sent to the wrong place."""
+    rows, columns = np.ogrid[-1:1:512j, -1:1:512j]
+    disc = np.where(rows**2 + columns**2 < 0.7, np.uint16(1000), np.uint16(0))
+    _write_dicom(path, disc, _CT, Modality="CT", BodyPartExamined="CHEST")
+
+
+def _write_dicom(path: Path, pixels: NDArray[Any], kind: str, **elements: str) -> None:
+    from deepcovid_edge.errors import require
+
+    require("pydicom", extra="dicom")
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
+
+    data = Dataset()
+    data.SOPClassUID, data.SOPInstanceUID = UID(kind), generate_uid(entropy_srcs=[path.name])
+    data.PatientName, data.PatientID, data.PatientAge = "Synthetic^Phantom", "SYNTHETIC", "050Y"
+    data.StudyDate = "20200101"
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.Rows, data.Columns = pixels.shape
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 12, 11, 0
+    data.PixelData = pixels.tobytes()
+    for keyword, value in elements.items():
+        setattr(data, keyword, value)
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.save_as(path, enforce_file_format=True)
+
+
+OTHERS: dict[str, Callable[[Path], None]] = {
+    "blank.png": _blank,
+    "ct_slice.dcm": _ct_slice,
+    "cut_off.jpg": _cut_off,
+    "lateral.dcm": _lateral,
+    "photograph.png": _photograph,
+    "turned.png": _turned,
+}
+"""File name -> what writes it: files that a clinic sends, too, and that cannot be assessed."""

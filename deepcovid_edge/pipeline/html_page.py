@@ -1,0 +1,122 @@
+"""Records as a page: one row per image with its picture, for people who would rather look.
+
+The page is one file beside the folder of its pictures. It loads nothing else, works without its
+script, and can be sorted and filtered with it.
+"""
+
+from __future__ import annotations
+
+import os
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import IO
+from urllib.parse import quote
+
+from deepcovid_edge.decision.record import INDETERMINATE, NEGATIVE, POSITIVE, Prediction, RunFacts
+from deepcovid_edge.errors import OutputError
+from deepcovid_edge.reasons import NOTICE, WarningCode
+
+_SIGNS = {
+    POSITIVE: "▲ positive",
+    INDETERMINATE: "◆ indeterminate",
+    NEGATIVE: "○ negative",
+    None: "! not assessed",
+}
+_ORDER = [*_SIGNS]
+_SENTENCES = {one.code: one.sentence for one in WarningCode}
+_LEGEND = (
+    "The pictures show what the network relied on, right or wrong. Yellow spoke for the finding, "
+    "blue against it."
+)
+
+
+class HtmlPage:
+    """A page of records (`pipeline.writers.RecordWriter`); rows are written as they are ready.
+
+    Args:
+        folder: The page is its `index.html`; the pictures of its records lie below it.
+        run: What is the same in every record.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, run: RunFacts) -> None:
+        self.path = folder / "index.html"
+        template = Template(Path(__file__).with_name("page.html").read_text("utf-8"))
+        page = template.substitute(
+            notice=escape(NOTICE),
+            about=escape(_about(run)),
+            positive_class=escape(run.positive_class),
+            legend=escape(_LEGEND),
+        )
+        head, self._tail = page.split("<!-- rows -->\n")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._stream: IO[str] = self.path.open("w", encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise OutputError(f"{self.path}: {error.strerror or error}") from error
+        self._put(head)
+
+    def write(self, *records: Prediction) -> None:
+        """Write a row for each record.
+
+        Raises:
+            OutputError: The disk is full or gone.
+        """
+        self._put("".join(self._row(record) for record in records))
+
+    def close(self) -> None:
+        """Write what follows the last row.
+
+        Raises:
+            OutputError: The disk is full or gone.
+        """
+        if not self._stream.closed:
+            self._put(self._tail)
+            self._stream.close()
+
+    def _put(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError as error:
+            raise OutputError(f"{self.path}: {error.strerror or error}") from error
+
+    def _row(self, record: Prediction) -> str:
+        kind = record.decision or record.status
+        shown = "" if record.probability is None else f"{record.probability:.3f}"
+        cells = (
+            f'<td class="file">{escape(record.path)}</td>',
+            f'<td class="result {kind}" data-key="{_ORDER.index(record.decision)}">'
+            f"{_SIGNS[record.decision]}</td>",
+            f"<td>{shown}</td>",
+            f"<td>{'<br>'.join(map(escape, _notes(record)))}</td>",
+            f"<td>{self._picture(record)}</td>",
+        )
+        return f'<tr data-result="{kind}">{"".join(cells)}</tr>\n'
+
+    def _picture(self, record: Prediction) -> str:
+        if record.overlay is None:
+            return ""
+        place = quote(os.path.relpath(record.overlay, self.path.parent))
+        name = escape(Path(record.path).name)
+        words = f"{name}: where the network looked"
+        return f'<a href="{place}"><img src="{place}" loading="lazy" alt="{words}"></a>'
+
+
+def _notes(record: Prediction) -> list[str]:
+    """The message of an image without a result, and the sentences of its warnings."""
+    message = [record.message] if record.message else []
+    return [*message, *(_SENTENCES.get(code, code) for code in record.warnings)]
+
+
+def _about(run: RunFacts) -> str:
+    limits = run.limits
+    if "threshold" in limits:
+        decides = f"Positive from {limits['threshold']:.3f}"
+    else:
+        decides = f"Negative below {limits['low']:.3f}, positive above {limits['high']:.3f}"
+    site = f", site {run.site.name}" if run.site else ""
+    return f"Model {run.model}, variant {run.variant}, on {run.backend}{site}. {decides}."

@@ -1,0 +1,161 @@
+"""A network share that stalls or vanishes gives a reason, and the run goes on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepcovid_edge.datasets.folders import FolderWalk
+from deepcovid_edge.device import shares
+from deepcovid_edge.errors import NotAssessedError
+from deepcovid_edge.imaging.files import read_bytes
+
+MOUNT_LINE = (
+    "36 35 0:42 / {point} rw,relatime shared:1 - {kind} server:/images rw,vers=4.2,hard\n"
+    "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n"
+)
+
+
+@pytest.fixture
+def share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that counts as a network share; calls into it wait for 0.1 s at most."""
+    folder = tmp_path / "a share"
+    folder.mkdir()
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(MOUNT_LINE.format(point=str(folder).replace(" ", r"\040"), kind="nfs4"))
+    monkeypatch.setattr(shares, "_MOUNTS", mounts)
+    monkeypatch.setattr(shares, "ANSWER_SECONDS", 0.1)
+    forget()
+    yield folder
+    forget()
+
+
+def forget() -> None:
+    for known in (shares._remote_mounts, shares._mount_of, shares._share):
+        known.cache_clear()
+
+
+def stall(monkeypatch: pytest.MonkeyPatch, name: str) -> threading.Event:
+    """Have a call of `os` wait until the event is set, for what is in the share."""
+    answers, before = threading.Event(), getattr(os, name)
+
+    def waits(path: object, *more: object) -> object:
+        if threading.current_thread().name == "share":
+            answers.wait(20)
+        return before(path, *more)
+
+    monkeypatch.setattr(os, name, waits)
+    return answers
+
+
+@pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "fuseblk", "9p"])
+def test_what_is_on_a_network_share_is_known_by_its_mount(
+    kind: str, share: Path, tmp_path: Path
+) -> None:
+    shares._MOUNTS.write_text(MOUNT_LINE.format(point=tmp_path, kind=kind))
+    forget()
+    assert shares._mount_of(str(tmp_path / "b" / "c"), 0) == str(tmp_path)
+    assert shares._mount_of(str(tmp_path.parent), 0) is None
+
+
+def test_a_link_into_a_share_counts_as_the_share(share: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(share.name)
+    (tmp_path / "loop").symlink_to("loop")
+    assert shares._mount_of(str(tmp_path / "link" / "b"), 0) == str(share)
+    assert shares._mount_of(str(tmp_path / "loop"), 0) is None
+
+
+@pytest.mark.parametrize("name", ["open", "pread"])
+def test_a_file_that_does_not_answer_has_a_reason(
+    name: str, share: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (share / "a.png").write_bytes(b"image")
+    answers = stall(monkeypatch, name)
+    with pytest.raises(NotAssessedError, match="does not answer") as caught:
+        read_bytes(share / "a.png")
+    assert caught.value.reason.code == "E_UNREADABLE"
+    started = time.monotonic()
+    with pytest.raises(NotAssessedError, match="does not answer"):  # the next one at once
+        read_bytes(share / "a.png")
+    assert time.monotonic() - started < 0.09
+    answers.set()
+    ends = time.monotonic() + 20
+    while any(thread.name == "share" for thread in threading.enumerate()):
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+    assert read_bytes(share / "a.png").data == b"image"  # it is back
+
+
+def test_a_slow_share_is_waited_for(share: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(progress: shares.Progress) -> str:
+        for _ in range(6):
+            time.sleep(0.05)
+            progress()
+        return "all of it"
+
+    assert shares.call(share, slow) == "all of it"
+
+
+def test_a_folder_that_does_not_answer_is_not_lost(
+    share: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (share / "a.png").write_bytes(b"image")
+    answers = stall(monkeypatch, "scandir")
+    assert list(FolderWalk().images([share])) == [share]
+    answers.set()
+
+
+@pytest.mark.parametrize(
+    "number",
+    [errno.EIO, errno.ESTALE, errno.ENOENT, errno.EACCES, errno.ETIMEDOUT, errno.EHOSTDOWN],
+)
+@pytest.mark.parametrize("name", ["open", "pread"])
+def test_an_error_of_the_system_is_a_reason_with_its_words(
+    number: int, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.png").write_bytes(b"image")
+
+    def fails(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, name, fails)
+    with pytest.raises(NotAssessedError) as caught:
+        read_bytes(tmp_path / "a.png")
+    assert (caught.value.reason.code, caught.value.detail) == ("E_UNREADABLE", os.strerror(number))
+
+
+def test_a_listing_that_breaks_off_keeps_what_it_gave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        (tmp_path / name).write_bytes(b"image")
+    monkeypatch.setattr(os, "scandir", partial(Broken, os.scandir))
+    found = list(FolderWalk().images([tmp_path]))
+    assert len(found) == 3
+    assert found[-1] == tmp_path
+
+
+class Broken:
+    """A listing that gives two names, then an error."""
+
+    def __init__(self, scandir: Any, folder: Path) -> None:
+        self._entries = scandir(folder)
+
+    def __enter__(self) -> Iterator[object]:
+        return self._two()
+
+    def __exit__(self, *_: object) -> None:
+        self._entries.close()
+
+    def _two(self) -> Iterator[object]:
+        yield next(self._entries)
+        yield next(self._entries)
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))

@@ -1,0 +1,197 @@
+"""Files whose end was never written: a copy reserved its length, stopped, and left zeros."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from deepcovid_edge.errors import NotAssessedError
+from deepcovid_edge.imaging.empty_end import PixelBlock, check_end
+from deepcovid_edge.imaging.radiograph import Radiograph
+from deepcovid_edge.imaging.reading import read_radiograph
+from deepcovid_edge.reasons import Reason, WarningCode
+
+pytest.importorskip("pydicom", reason="needs extra dicom")
+pytest.importorskip("imagecodecs", reason="needs extra dicom")
+from dicom_files import EXPLICIT, JPEG, WRITABLE, dataset, stored_image, written
+from test_dicom_refusals import image
+
+from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, DEFLATED, IMPLICIT
+
+Decode = Callable[..., Radiograph]
+
+XRAY = Path(os.environ.get("DEEPCOVID_XRAY", Path(__file__).parents[4] / "shared/xray"))
+SHARES = [0.03, 0.1, 0.25, 0.4]
+
+
+def emptied(data: bytes, share: float, row: int = 0) -> bytes:
+    """The file with that share of it zeros at its end, half a row of so many bytes left behind."""
+    kept = round(len(data) * (1 - share))
+    if row:
+        kept = len(data) - round((len(data) - kept) / row) * row - row // 2
+    return data[:kept] + bytes(len(data) - kept)
+
+
+def framed(grey: NDArray[Any]) -> NDArray[Any]:
+    """The image with black borders, as of a collimator, wherever a real one has them."""
+    grey = grey.copy()
+    grey[:6], grey[:, :12], grey[:, -12:] = 0, 0, 0
+    return grey
+
+
+def reason(decode: Decode, data: bytes) -> Reason:
+    with pytest.raises(NotAssessedError) as caught:
+        decode(data)
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.parametrize("frame", [False, True])
+def test_uncompressed_dicom_that_ends_in_zeros_is_cut_off(
+    frame: bool, bits: int, photometric: str, share: float, decode: Decode
+) -> None:
+    grey = framed(image()) if frame else image()
+    words, elements = stored_image(grey, bits, photometric, window=False)
+    for syntax in (EXPLICIT, IMPLICIT, BIG_ENDIAN):
+        whole = written(dataset(words, **elements), syntax)
+        assert decode(whole).warnings == ()
+        cut = emptied(whole, share, words.itemsize * 160)
+        assert reason(decode, cut) is Reason.TRUNCATED
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_signed_rescaled_and_colour_images_that_end_in_zeros_are_cut_off(
+    share: float, decode: Decode
+) -> None:
+    signed = (image(12).astype(np.int32) - 2048).astype(np.int16)
+    colour = np.dstack([image()] * 3)
+    for data, row in (
+        (written(dataset(signed, stored=12)), 320),
+        (written(dataset(signed, RescaleSlope="-1", RescaleIntercept="5")), 320),
+        (written(dataset(colour)), 480),
+    ):
+        decode(data)
+        assert reason(decode, emptied(data, share, row)) is Reason.TRUNCATED
+
+
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("syntax", [uid for uid in WRITABLE if uid not in (JPEG, BIG_ENDIAN)])
+def test_no_syntax_gives_a_number_for_an_end_of_zeros(
+    syntax: str, share: float, decode: Decode
+) -> None:
+    data = emptied(written(dataset(image(12), stored=12), syntax), share, 320)
+    assert reason(decode, data) in {Reason.TRUNCATED, Reason.DECODE, Reason.LENGTH}
+
+
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [
+        ("TIFF", {}),
+        *(("TIFF", {"compression": name}) for name in ("tiff_lzw", "tiff_deflate", "packbits")),
+        ("TIFF", {"compression": "jpeg"}),
+        ("BMP", {}),
+        ("PNG", {"compress_level": 0}),
+        ("PNG", {}),
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("WEBP", {}),
+        ("WEBP", {"lossless": True}),
+    ],
+)
+@pytest.mark.parametrize("colours", ["L", "RGB"])
+def test_no_picture_that_ends_in_zeros_gives_a_number(
+    colours: str,
+    format: str,
+    options: dict[str, Any],
+    share: float,
+    pictures: Any,
+    decode: Decode,
+) -> None:
+    grey = pictures.image(300, 320)
+    data = pictures.encode(pictures.rgb(grey) if colours == "RGB" else grey, format, **options)
+    decode(data)
+    cut = emptied(data, share, 320 * len(colours))
+    assert reason(decode, cut) in {Reason.TRUNCATED, Reason.DECODE, Reason.BLANK}
+
+
+def test_tiff_of_several_strips_and_16_bits_is_cut_off(pictures: Any, decode: Decode) -> None:
+    for pixels in (image(12), pictures.image(bits=16)):
+        data = pictures.encode(pixels, "TIFF", strip_size=4000)
+        decode(data)
+        assert reason(decode, emptied(data, 0.3, 320)) is Reason.TRUNCATED
+
+
+# --- what is no such end ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, BIG_ENDIAN, DEFLATED])
+@pytest.mark.parametrize("bits", [8, 12])
+def test_black_border_on_several_sides_is_none(bits: int, syntax: str, decode: Decode) -> None:
+    words = np.maximum(image(bits), 1)
+    words[-20:], words[:9], words[:, :7] = 0, 0, 0
+    assert decode(written(dataset(words, stored=bits), syntax)).warnings == ()
+
+
+def test_rows_below_that_alone_are_zero_are_noted(decode: Decode, pictures: Any) -> None:
+    """They may have been cut off at the end of a row; most ends lie in the midst of one."""
+    words = np.maximum(image(12), 1)
+    words[-20:] = 0
+    read = decode(written(dataset(words, stored=12)))
+    assert read.warnings == (WarningCode.EMPTY_END,)
+    assert np.array_equal(read.pixels, words)
+    padded = written(dataset(words, stored=12, PixelPaddingValue=0))
+    assert decode(padded).warnings == ()
+
+
+@pytest.mark.parametrize("drop", [0.02, 0.1, 0.5, 2.0, 10.0])
+@pytest.mark.parametrize("side", ["left", "right", "middle"])
+def test_black_below_an_edge_that_is_not_level_is_none(side: str, drop: float) -> None:
+    """Edges of a mask lie across rows at any angle, or round."""
+    x = np.arange(160)
+    edge = {"left": x * drop, "right": (160 - x) * drop, "middle": (x - 80) ** 2 * drop / 160}[side]
+    filled = np.arange(128)[:, None] < 100 - (edge - edge.min())[None, :]
+    words = np.where(filled, np.maximum(image(), 1), 0).astype(np.uint8)
+    check_end(words.tobytes(), PixelBlock(0, 128, 160, 1))
+
+
+@settings(max_examples=60)
+@given(st.integers(10, 125), st.integers(4, 155), st.integers(0, 3))
+def test_end_in_the_midst_of_a_row_is_found_wherever_it_is(
+    row: int, column: int, border: int
+) -> None:
+    words = np.maximum(image(12), 1)
+    words[:, : 10 * border] = 0
+    words[:border] = 0
+    end = row * 160 + max(column, 10 * border + 4)
+    flat = words.ravel()
+    flat[end:] = 0
+    with pytest.raises(NotAssessedError) as caught:
+        check_end(flat.tobytes(), PixelBlock(0, 128, 320, 2))
+    assert caught.value.reason is Reason.TRUNCATED
+
+
+@pytest.mark.skipif(not XRAY.is_dir(), reason=f"no X-rays at {XRAY}")
+def test_no_real_image_is_taken_for_cut_off() -> None:
+    """Whichever of its sides is the last of the file, and inverted as MONOCHROME1 stores it."""
+    noted = 0
+    paths = sorted((XRAY / "test").rglob("*.jpg"))[::5]
+    for path in paths:
+        pixels = read_radiograph(path).pixels
+        for turned in (
+            np.rot90(grey, turns) for grey in (pixels, 255 - pixels) for turns in range(4)
+        ):
+            data = np.ascontiguousarray(turned)
+            block = PixelBlock(0, len(data), data.shape[1], 1)
+            noted += len(check_end(data.tobytes(), block))
+    assert noted <= 0.01 * 8 * len(paths)
