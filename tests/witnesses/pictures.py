@@ -75,7 +75,7 @@ class Kind:
         writer: Whose encoder writes it.
         make: Writes one.
         reason: The code of the reason that we give it, or empty. `E_DECODE` is given to some:
-            Pillow opens no big-endian WhiteIsZero of 16 bits.
+            Pillow opens no big-endian WhiteIsZero of 16 bits, and not all tiles of 16 bits.
         lossy: Whether decoders may round differently.
     """
 
@@ -354,7 +354,7 @@ KINDS = (
     Kind("PNG, interlaced or not", MAGICK, _magick_png),
     Kind("PNG of 2 or 4 bits", BY_HAND, _few_bits_png),
     Kind("PNG of 8 or 16 bits", OPENCV, _opencv_png),
-    Kind("TIFF in strips or tiles", LIBTIFF, _libtiff),
+    Kind("TIFF in strips or tiles", LIBTIFF, _libtiff, _DECODE),
     Kind("TIFF with JPEG", LIBTIFF, _jpeg_tiff, lossy=True),
     Kind("TIFF", PILLOW, _pillow_tiff),
     Kind("TIFF, WhiteIsZero or BlackIsZero", BY_HAND, _tiff_by_hand, _DECODE),

@@ -26,7 +26,7 @@ PICTURE_PROGRAMS = {
     "webp": ("cwebp",),
 }
 MOST_SECONDS = 120.0
-_GROUPS = re.compile(r"\((0002|0008|0028|2050|60|7fe0|fffe)", re.IGNORECASE)
+_GROUPS = re.compile(r"\((0002|0008|0028|0040|2050|60|7fe0|fffe)", re.IGNORECASE)
 """Groups of the elements that a picture depends on."""
 
 
