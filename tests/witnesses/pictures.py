@@ -75,7 +75,7 @@ class Kind:
         writer: Whose encoder writes it.
         make: Writes one.
         reason: The code of the reason that we give it, or empty. `E_DECODE` is given to some:
-            Pillow opens no big-endian WhiteIsZero of 16 bits, and not all tiles of 16 bits.
+            Pillow opens no big-endian 16 bits that are WhiteIsZero, or in planes.
         lossy: Whether decoders may round differently.
     """
 

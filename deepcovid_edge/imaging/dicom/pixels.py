@@ -274,7 +274,8 @@ def _without_overshoot(words: NDArray[Any], layout: PixelLayout) -> NDArray[Any]
     lowest, highest = int(values.min()), int(values.max())
     if (low <= lowest and highest <= top) or max(highest - low, top - lowest) > most:
         return words
-    return np.clip(values, low, top).view(words.dtype)
+    clipped: NDArray[Any] = np.clip(values, low, top).view(words.dtype)
+    return clipped
 
 
 def _check_stray_bits(words: NDArray[Any], layout: PixelLayout) -> None:
