@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from witnesses.explained import (
     SHUTTER,
     SQUARED,
     STRETCHED,
+    ExplainedImage,
     Shown,
     excuses,
 )
@@ -50,8 +52,9 @@ TOLERANCE = 1.0
 bits. Decoders of lossy codestreams may round differently (ITU-T T.83, T.803): there it is one
 level of the stored values more, as the image's VOI shows it, and `TOLERANCE` on average."""
 
-ROUNDING = 0.5
-"""Grey levels of 255 that an image of 8 bits loses once more where its pixels are made square."""
+ROUNDING = 0.75
+"""Grey levels of 255 that an image of 8 bits loses once more where its pixels are made square: half
+a level, and the weights of OpenCV's interpolation, which are whole numbers."""
 AGREED, REASON, EXPLAINED, DISAGREED, UNWRITTEN = (
     *("agreed", "reason", "explained", "disagreed", "not written"),
 )
@@ -133,19 +136,31 @@ def _compared_to(
     if shown is None:
         names = [one.name for one in possible if one.refuses][:1]
         return _Found(names, [] if names else [f"{reader}: {reading.refused}"])
+    found = _aligned(shown, own, reader, [one for one in possible if not one.is_whole])
+    for one in (one for one in possible if one.is_whole and found.doubts):
+        undone = replace(shown, other=one.undone(shown))
+        others = [other for other in possible if not other.is_whole]
+        again = _aligned(undone, own, reader, others)
+        if not again.doubts:
+            return replace(again, notes=[one.name, *again.notes])
+    return found
+
+
+def _aligned(shown: Shown, own: Reading, reader: str, possible: Sequence[ExplainedImage]) -> _Found:
+    """What differs once we have set aside what we do on purpose."""
     shown, notes = _set_aside(shown, own)
     if shown.ours.shape != shown.other.shape:
         return _Found([], [f"{reader}: {shown.other.shape} pixels for {shown.ours.shape}"])
     largest, mean = _apart(shown)
-    limit = _limit(image) + (ROUNDING if SQUARED.name in notes else 0.0)
+    limit = _limit(shown.image) + (ROUNDING if SQUARED.name in notes else 0.0)
     if largest <= limit and mean <= max(TOLERANCE, limit / 2):
         return _Found(notes, [], largest)
-    faults = [one for one in possible if not one.refuses or one.most(image)]
+    faults = [one for one in possible if not one.refuses or one.most(shown.image)]
     for used in (*([one] for one in faults), faults):
         corrected = shown
         for one in used:
             corrected = replace(corrected, other=one.undone(corrected))
-        most = limit + sum(one.most(image) for one in used)
+        most = limit + sum(one.most(shown.image) for one in used)
         if used and _apart(corrected)[0] <= most:
             return _Found([*notes, *(one.name for one in used)], [], largest)
     return _Found([], [f"{reader}: {largest:.1f} at most, {mean:.1f} on average"], largest)

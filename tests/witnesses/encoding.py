@@ -307,6 +307,8 @@ def _codestream(spec: ImageSpec, place: Path) -> bytes:
     if not spec.layout.is_grey:
         return _colour_codestream(words, spec)
     if packing.family in (Family.JPEG_2000, Family.HTJ2K):
+        if spec.layout.stored == 8:
+            words = words.astype(f"{words.dtype.kind}1")
         return compressed(words, spec.layout.stored, packing.syntax)
     unsigned = _unsigned(words, spec.layout)
     if packing.family is Family.JPEG_LOSSLESS and spec.layout.stored == 8:

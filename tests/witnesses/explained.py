@@ -70,12 +70,14 @@ class ExplainedImage(Explanation):
         most: Largest difference that it explains, grey levels of 255.
         undone: The reader's picture without the fault, where that can be had.
         refuses: Whether the reader gives no picture at all.
+        is_whole: Whether the fault is of the whole picture, and undone before anything else.
     """
 
     applies: Callable[[Dataset], bool]
     most: Callable[[Dataset], float] = lambda _: 0.0
     undone: Callable[[Shown], Grey] = lambda shown: shown.other
     refuses: bool = False
+    is_whole: bool = False
 
 
 def _contradicts(image: Dataset) -> bool:
@@ -142,6 +144,7 @@ EXPLAINED_IMAGES = (
         "MONOCHROME1; C.7.6.3.1.2 says what the photometric interpretation means.",
         _contradicts,
         undone=lambda shown: 255.0 - shown.other,
+        is_whole=True,
     ),
     ExplainedImage(
         "VOI LUT function LINEAR_EXACT",

@@ -222,7 +222,9 @@ def _layout(draw: Draw, syntax: str, writer: str) -> Layout:
     if writer == OPENJPEG and stored == 15:  # which its command line does not take
         stored = 14
     unsigned = (
-        family is Family.JPEG or writer == OPENJPH or (writer == DCMTK and syntax == NEAR_LOSSLESS)
+        family is Family.JPEG
+        or writer == OPENJPH
+        or (writer in (DCMTK, OURS) and syntax == NEAR_LOSSLESS)
     )
     signed = not colour and not unsigned and draw.random() < 0.25
     aspect = seldom(draw, 0.08, one(draw, (3, 2), (2, 3), (5, 4), (20, 19)), (1, 1))
