@@ -2,15 +2,16 @@
 # make test    set up, run the tests
 # make test-without-int8  those that let the processor decide on INT8, as on one without VNNI
 # make quick   set up, run the unit tests that are not slow (90 seconds)
-# make nightly  the slow tests, and 20,000 damaged files
+# make nightly  the slow tests, 20,000 damaged files, and the comparison with other readers
 # make docs    build the pages of docs/ into build/docs
 # make lint    set up, run ruff, mypy, shellcheck, codespell and validate-pyproject
 # make figures train the paper's way and the larger networks, for their figures (needs DATA; hours)
 # make model   train, export, quantise and measure what ships (needs DATA; ten minutes)
 # make site    what a site check says of the shipped model at hospitals it has never seen (needs DATA)
 # make browser install Chromium for the report's test, where that needs no password
-# make dcmtk   install DCMTK for the tests of DICOM files, likewise
+# make peers   install the programs that write and read images beside us in tests, likewise
 # make fuzz    20,000 damaged files; what breaks a rule is kept in runs/fuzz
+# make witnesses  2,000 DICOM images and 2,000 pictures, read by us and by independent readers
 # make release build sdist and wheel, check both, run the demo from the wheel alone
 # make bench   measure speed and accuracy on this machine (needs DATA; half an hour)
 # make bench-compare  measure the suite again and compare with what is stored
@@ -26,7 +27,7 @@ BROWSERS = chromium chromium-browser google-chrome google-chrome-stable
 DEV = .venv/bin
 DEMO = .venv-demo/bin
 
-.PHONY: demo test quick nightly test-without-int8 lint docs browser dcmtk model site figures fuzz bench bench-compare wheel release clean
+.PHONY: demo test quick nightly test-without-int8 lint docs browser peers model site figures fuzz witnesses bench bench-compare wheel release clean
 
 # Some of the images cannot be assessed, which is exit code 4.
 demo: .venv-demo/ready
@@ -44,11 +45,11 @@ test: .venv/ready
 nightly: .venv/ready
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
 		$(DEV)/python -m pytest -m slow -n $$(nproc) --dist loadscope --durations=20
-	$(MAKE) fuzz
+	$(MAKE) fuzz witnesses
 
 # The unit tests of the runtime: no slow one, no integration.
 QUICK_IGNORES = export benchmarks jetson imaging/test_dicom_matrix.py imaging/test_dicom_sandbox.py \
-	imaging/test_fuzz.py device/test_child_process.py \
+	imaging/test_fuzz.py imaging/test_witnesses.py device/test_child_process.py \
 	heatmaps/test_incremental.py heatmaps/test_heatmap.py heatmaps/test_agreement.py
 quick: .venv/ready
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
@@ -82,13 +83,17 @@ browser:
 		$$as apt-get -q install -y --no-install-recommends chromium; } || \
 	echo "no browser: the report's browser test will skip (apt-get install chromium)"
 
-# As for the browser: without it the tests of files that DCMTK wrote skip.
-dcmtk:
-	@command -v dcmcjpls >/dev/null && exit 0; \
+# As for the browser: without them tests of what they write and read skip.
+PEERS = dcmtk libgdcm-tools libopenjp2-tools openjph-tools libjpeg-turbo-progs libtiff-tools webp \
+	graphicsmagick
+PEER_PROGRAMS = dcmcjpls gdcmconv opj_compress ojph_compress jpegtran tiffcp cwebp gm
+peers:
+	@lacks=; for name in $(PEER_PROGRAMS); do command -v $$name >/dev/null || lacks=1; done; \
+	[ -n "$$lacks" ] || exit 0; \
 	as=; [ "$$(id -u)" = 0 ] || as="sudo -n"; \
 	{ command -v apt-get >/dev/null && $$as apt-get -q update && \
-		$$as apt-get -q install -y --no-install-recommends dcmtk; } || \
-	echo "no DCMTK: tests of files that it wrote will skip (apt-get install dcmtk)"
+		$$as apt-get -q install -y --no-install-recommends $(PEERS); } || \
+	echo "tests that need $(PEERS) will skip (apt-get install)"
 
 model: model-squeezenet1_1
 	$(MAKE) site
@@ -156,6 +161,10 @@ figures-%: .venv/ready
 
 fuzz: .venv/ready
 	PYTHONPATH=tests/unit/imaging $(DEV)/python tests/fuzz.py --inputs 20000
+
+# What disagrees is kept in runs/witnesses. STORE=--store stores the counts.
+witnesses: .venv/ready
+	PYTHONPATH=.:tests $(DEV)/python -m witnesses.run --keep $(RUNS)/witnesses $(STORE)
 
 export RUNS
 

@@ -187,8 +187,8 @@ class WarningCode(_Coded):
     DEPTH = (
         "W_DEPTH",
         "File that uses fewer bits than it has; scaled by those it uses.",
-        "16-bit PNG or TIFF; DICOM without a window that uses no more than a quarter of its range; "
-        "a LUT whose entries do not use the bits it states",
+        "16-bit PNG or TIFF; DICOM without a window that uses no more than a quarter of its range, "
+        "or is signed without a negative value; a LUT whose entries do not use the bits it states",
     )
     ASPECT = (
         "W_ASPECT",

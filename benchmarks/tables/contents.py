@@ -223,6 +223,17 @@ def halved(it: Figures) -> Rows:
         }
 
 
+def reading(it: Figures) -> Rows:
+    """Every file that was written, and the versions of the readers."""
+    yield {"others": ", ".join(f"{name} {version}" for name, version in it["compared"].items())}
+
+
+def reading_explained(it: Figures) -> Rows:
+    """Each explained disagreement."""
+    for one in it["explanations"]:
+        yield {**one, "who": ", ".join(one["readers"])}
+
+
 def activation(it: Figures) -> Rows:
     """Each peer with our ratios to it."""
     for peer, alike in it["agreement"].items():

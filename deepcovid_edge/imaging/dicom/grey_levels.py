@@ -275,7 +275,8 @@ def _in_used_bits(
         black, white = used.black, (1 << used.bits) - 1
         top = black + white
     elif black < 0 and seen.size and levels[seen].min() >= 0:
-        black = 0  # signed by name only: half of what could be stored is not used
+        warnings.append(WarningCode.DEPTH)  # signed by name only: half of the levels is not used
+        black = 0
     return np.clip((levels - black) / (top - black), 0.0, 1.0), white
 
 

@@ -97,8 +97,7 @@ def _decoded(
     if not SYNTAXES[codestream.syntax].lossy:
         return words, ()
     heavy = _ratio(layout, len(codestream.data)) > LOSSY_RATIO >= header.lossy_ratio
-    if not layout.signed:
-        words = _without_overshoot(words, layout.stored)
+    words = _without_overshoot(words, layout)
     return words, (WarningCode.LOSSY,) if heavy else ()
 
 
@@ -273,11 +272,20 @@ def _converted(words: NDArray[Any], *, ycc: bool) -> NDArray[Any]:
     return pixels
 
 
-def _without_overshoot(words: NDArray[Any], stored: int) -> NDArray[Any]:
-    """Words that lossy coding moved a little above full white, moved back to it."""
-    highest = int(words.max())
-    top = (1 << stored) - 1
-    return np.minimum(words, words.dtype.type(top)) if top < highest <= top * _OVERSHOOT else words
+def _without_overshoot(words: NDArray[Any], layout: PixelLayout) -> NDArray[Any]:
+    """Words that lossy coding moved a little beyond an end of the range, moved back to it."""
+    low, top, values = 0, (1 << layout.stored) - 1, words
+    if layout.signed:
+        low, top = -(1 << layout.stored - 1), (1 << layout.stored - 1) - 1
+        values = words.view(f"i{words.itemsize}")
+        if values.min() >= 0:  # coded without a sign: what lies above the top is negative
+            return words
+    most = round((top - low) * _OVERSHOOT)
+    lowest, highest = int(values.min()), int(values.max())
+    if (low <= lowest and highest <= top) or max(highest - low, top - lowest) > most:
+        return words
+    clipped: NDArray[Any] = np.clip(values, low, top).view(words.dtype)
+    return clipped
 
 
 def _check_stray_bits(words: NDArray[Any], layout: PixelLayout) -> None:

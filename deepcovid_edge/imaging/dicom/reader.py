@@ -92,8 +92,8 @@ def _check_end(header: DicomHeader, syntax: str) -> list[WarningCode]:
     size = layout.allocated // 8
     if layout.planar and layout.samples > 1:
         block = PixelBlock(place.start, layout.rows * layout.samples, layout.columns * size, size)
-    else:
-        size *= layout.samples
+    else:  # PS3.3, C.7.6.3.1.2: two pixels of YBR_FULL_422 take four bytes
+        size *= 2 if layout.photometric == "YBR_FULL_422" else layout.samples
         block = PixelBlock(place.start, layout.rows, layout.columns * size, size)
     return check_end(header.data, block, zero_is_usual=pads_with_zero(header))
 

@@ -19,13 +19,16 @@ from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.reasons import WarningCode
 
 pytest.importorskip("pydicom", reason="needs extra dicom")
-pytest.importorskip("imagecodecs", reason="needs extra dicom")
+imagecodecs: Any = pytest.importorskip("imagecodecs", reason="needs extra dicom")
 from dicom_files import (
+    HTJ2K_LOSSY,
     J2K,
+    J2K_LOSSY,
     JPEG,
     JPEG_LS,
     RLE,
     SECONDARY_CAPTURE,
+    WRITABLE,
     compressed,
     dataset,
     fragments,
@@ -154,6 +157,7 @@ def test_signed_pixels_that_are_never_negative_use_the_upper_half(decode: Decode
     words = image(12).astype(np.int16)
     read = decode(written(dataset(words, stored=13)))
     assert read_as(read, words / 4095)
+    assert read.warnings == (WarningCode.DEPTH,)
 
 
 @pytest.mark.parametrize("share", [0.0005, 0.0])
@@ -173,6 +177,28 @@ def test_overshoot_of_lossy_coding_is_clipped_and_not_wrapped_to_black(decode: D
     near = "1.2.840.10008.1.2.4.81"
     read = decode(written(fragments(dataset(words, stored=12), frame), near))
     assert np.array_equal(read.pixels, words)
+
+
+def test_overshoot_of_signed_pixels_is_clipped_too(decode: Decode) -> None:
+    words = image(12).astype(np.int16) - np.int16(2048)
+    words[50:60], words[70:80] = 2047, -2048
+    beyond = words.copy()
+    beyond[50:60], beyond[70:80] = 2055, -2060
+    frame = compressed(beyond, 16, J2K)
+    read = decode(written(fragments(dataset(words, stored=12), frame), J2K_LOSSY))
+    assert np.array_equal(read.pixels, words.astype(np.int32) + 2048)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_white_of_lossy_htj2k_stays_white(kind: Any, decode: Decode) -> None:
+    if HTJ2K_LOSSY not in WRITABLE:
+        pytest.skip("imagecodecs has no encoder of HTJ2K here")
+    words = image(8 * np.dtype(kind).itemsize)
+    top = np.iinfo(kind).max
+    words[40:70], words[80:100] = top, 0
+    frame = imagecodecs.htj2k_encode(words, reversible=False)
+    read = decode(written(fragments(dataset(words), frame), HTJ2K_LOSSY))
+    assert np.abs(read.pixels.astype(np.int64) - words).max() < 0.05 * top
 
 
 def test_image_in_the_lower_bits_is_stretched_with_a_caution(decode: Decode) -> None:

@@ -118,12 +118,25 @@ def _halved(request: Request, codestream: bytes) -> NDArray[Any]:
 
 def _decoded(request: Request, codestream: bytes) -> NDArray[Any]:
     family = SYNTAXES[request.syntax].family
-    decoder = _codec(family)
+    decoder = _codec(_decoded_as(request))
     if decoder is None:
         return _by_pydicom(request, codestream)
     if family in _ONE_LIBJPEG and request.samples == 3:  # as they stand, not converted
         return np.asarray(decoder(codestream, colorspace="RGB", outcolorspace="RGB"))
     return np.asarray(decoder(codestream))
+
+
+def _decoded_as(request: Request) -> Family:
+    """The family whose decoder is taken.
+
+    imagecodecs' HTJ2K decoder (2026.3.6) lets values that lossy coding moved beyond white wrap
+    around to black. OpenJPEG reads the same codestreams in twice the time and moves them back, as
+    ITU-T T.800, annex G says.
+    """
+    syntax = SYNTAXES[request.syntax]
+    if syntax.family is Family.HTJ2K and syntax.lossy:
+        return Family.JPEG_2000
+    return syntax.family
 
 
 def _codec(family: Family) -> Any:
