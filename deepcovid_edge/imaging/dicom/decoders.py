@@ -101,12 +101,19 @@ def _halved(request: Request, codestream: bytes) -> NDArray[Any]:
     return words
 
 
+def _codec(request: Request) -> str:
+    """The name of imagecodecs' codec; OpenJPEG's for lossy HTJ2K, see `_halved`."""
+    syntax = SYNTAXES[request.syntax]
+    is_lossy_htj2k = syntax.family is Family.HTJ2K and syntax.lossy
+    return _CODECS[Family.JPEG_2000 if is_lossy_htj2k else syntax.family]
+
+
 def _by_imagecodecs(codecs: Any, request: Request, codestream: bytes) -> NDArray[Any]:
-    family = SYNTAXES[request.syntax].family
-    codec = getattr(codecs, _CODECS[family].upper(), None)
+    family, name = SYNTAXES[request.syntax].family, _codec(request)
+    codec = getattr(codecs, name.upper(), None)
     if codec is None or not codec.available:  # older versions have fewer
         return _by_pydicom(request, codestream)
-    decoder = getattr(codecs, f"{_CODECS[family]}_decode")
+    decoder = getattr(codecs, f"{name}_decode")
     if family is Family.RLE:
         return _rle(decoder, request, codestream)
     if family is Family.JPEG and request.samples == 3:

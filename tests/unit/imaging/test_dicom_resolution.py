@@ -302,3 +302,14 @@ def test_other_compressions_are_decoded_whole() -> None:
     pixels = film()
     frame = bytes(imagecodecs.jpegls_encode(pixels))
     assert_whole(file_of(frame, pixels, JPEG_LS))
+
+
+@pytest.mark.skipif(HTJ2K_LOSSY not in WRITABLE, reason="this imagecodecs has no HTJ2K")
+def test_lossy_words_beyond_the_range_do_not_wrap_around_in_the_whole_picture() -> None:
+    """imagecodecs' decoder of HTJ2K made black of the brightest words."""
+    pixels = film(bits=16)
+    pixels[60:200, 80:200], pixels[:40] = 65535, 0
+    frame = bytes(imagecodecs.htj2k_encode(pixels, level=0.01, reversible=False))
+    window = {"WindowCenter": 32768, "WindowWidth": 65536, "stored": 16}
+    read = decode_radiograph(file_of(frame, pixels, HTJ2K_LOSSY, **window))
+    assert np.abs(read.pixels.astype(np.int64) - pixels).max() < 6553
