@@ -28,7 +28,7 @@ from deepcovid_edge.manifest import InputSpec
 
 NOISE = 1.5
 """Standard deviation of the noise, grey levels of 255."""
-KEYS = ("grey_mean", "grey_999", "halved")
+KEYS = ("grey_mean", "grey_999", "halvings")
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
         "images": len(paths),
         "side": options.side,
         "syntax": name,
-        "halved": sum(one["halved"] for one in found),
+        "halvings": sum(one["halvings"] for one in found),
         "grey_levels": {key: measure.summary([one[key] for one in found]) for key in KEYS[:2]},
         "variants": {
             variant: of_variant(options.model, variant, np.stack(wholes), np.stack(halves))
