@@ -81,17 +81,13 @@ def command(
     from deepcovid_export.data.images import training_data
     from deepcovid_export.recipe import load_recipe
     from deepcovid_export.training.processes import joined
-    from deepcovid_export.training.train import STATE_NAME, RunSettings
+    from deepcovid_export.training.train import RunSettings
 
     short = {"fit.epochs": epochs, "fit.seed": seed}
     given = [f"{field}={value}" for field, value in short.items() if value is not None]
     recipe = load_recipe(name, [*changes, *given])
     folder = output or Path("runs") / recipe.name
-    started = (folder / STATE_NAME).exists()
-    if started and find_lr:
-        raise UsageError(f"--find-lr: {folder} holds a run already: choose another with -o")
-    if started and not (resume or check_data):
-        raise UsageError(f"{folder}: holds a run already: add --resume, or choose another with -o")
+    started = _is_started(folder, may_be=resume or check_data, find_lr=find_lr)
     with joined(device) as (processes, own_device):
         run = RunSettings(
             folder, own_device, workers, weights, from_scratch, started and resume, processes
@@ -108,12 +104,22 @@ def command(
             _report(images, recipe)
         if check_data:
             return
-        _prepare_folder(folder, images, run)
-        if processes.is_first and not run.resume:
-            _measure_confounders(folder, images, recipe)
+        _prepare_folder(folder, recipe, images, run)
         result = _suggest(recipe, images, run) if find_lr else _train(recipe, images, run)
         if processes.is_first:
             click.echo(result)
+
+
+def _is_started(folder: Path, *, may_be: bool, find_lr: bool) -> bool:
+    """Whether a folder holds a run already."""
+    from deepcovid_export.training.train import STATE_NAME
+
+    started = (folder / STATE_NAME).exists()
+    if started and find_lr:
+        raise UsageError(f"--find-lr: {folder} holds a run already: choose another with -o")
+    if started and not may_be:
+        raise UsageError(f"{folder}: holds a run already: add --resume, or choose another with -o")
+    return started
 
 
 def _report(images: TrainingData, recipe: Recipe) -> None:
@@ -130,12 +136,13 @@ def _report(images: TrainingData, recipe: Recipe) -> None:
         click.echo(f"allowed: {leak}", err=True)
 
 
-def _prepare_folder(folder: Path, images: TrainingData, run: RunSettings) -> None:
+def _prepare_folder(folder: Path, recipe: Recipe, images: TrainingData, run: RunSettings) -> None:
     from deepcovid_export.data.images import SPLITS_NAME, write_splits
 
     folder.mkdir(parents=True, exist_ok=True)
     if run.processes.is_first and not run.resume:  # resuming may still fail
         write_splits(images, folder / SPLITS_NAME)
+        _measure_confounders(folder, images, recipe)
 
 
 def _measure_confounders(folder: Path, images: TrainingData, recipe: Recipe) -> None:

@@ -56,8 +56,8 @@ def augment_with_mask(
     beyond = _beyond(how, draw)
     if mask is not None:
         size = (pixels.shape[1], pixels.shape[0])
-        mask = cv2.resize(mask, size, interpolation=cv2.INTER_AREA)
-        mask = _moved(mask, map_x, map_y, cv2.BORDER_CONSTANT)
+        reduced: NDArray[Any] = cv2.resize(mask, size, interpolation=cv2.INTER_AREA)
+        mask = _moved(reduced, map_x, map_y, cv2.BORDER_CONSTANT)
     pixels = _tone(_moved(pixels, map_x, map_y, beyond), how, draw)
     pixels = _degrade(pixels, how, draw)
     return replace(image, pixels=pixels, white=255), mask

@@ -29,6 +29,7 @@ from deepcovid_export.data.balance import (
 from deepcovid_export.data.images import TrainingData
 from deepcovid_export.data.training_set import ImageDataset, Sample, one_thread_each
 from deepcovid_export.evaluation.metrics import Scores, Truth, at_threshold, auc
+from deepcovid_export.evaluation.worst_source import lowest_threshold
 from deepcovid_export.networks import (
     Classifier,
     build_network,
@@ -361,9 +362,36 @@ def _smaller(spec: InputSpec) -> InputSpec:
     return replace(spec, height=round(spec.height * _SMALL), width=round(spec.width * _SMALL))
 
 
+def _operating_point(
+    training: Training, scores: Scores, positive: Truth
+) -> tuple[float, dict[str, Any]]:
+    """The threshold and its origin: of all validation images, or of the worst of their sources.
+
+    A recipe whose groups name sources asks that every source be served.
+    """
+    sensitivity = training.recipe.sensitivity
+    rule = (
+        f"midway between the highest threshold that finds {sensitivity:.0%} of new positive "
+        "images, as is to be expected (split conformal), and the next lower score"
+    )
+    facts = {"split": "val", "images": len(scores), "positives": int(positive.sum())}
+    if not training.recipe.data.groups:
+        threshold, expected = threshold_for_new_images(scores, positive, sensitivity)
+        return threshold, {"rule": rule, **facts, "expected_sensitivity": round(expected, 4)}
+    sources = [image.source for image in training.data.val]
+    found = lowest_threshold(scores, positive, sources, sensitivity)
+    return found.threshold, {
+        "rule": f"{rule}; of each source with enough positive images, and the lowest is taken",
+        **facts,
+        "expected_sensitivity": sensitivity,
+        "source": found.source,
+        "by_source": {name: round(value, 6) for name, value in found.by_source.items()},
+    }
+
+
 def _manifest(training: Training, scores: Scores, positive: Truth) -> ModelManifest:
     recipe = training.recipe
-    threshold, expected = threshold_for_new_images(scores, positive, recipe.sensitivity)
+    threshold, origin = _operating_point(training, scores, positive)
     accuracy = at_threshold(scores, positive, threshold)
     return ModelManifest(
         name=recipe.name,
@@ -371,14 +399,7 @@ def _manifest(training: Training, scores: Scores, positive: Truth) -> ModelManif
         classes=tuple(recipe.classes),
         positive_class=recipe.positive_class,
         threshold=threshold,
-        threshold_origin={
-            "rule": f"midway between the highest threshold that finds {recipe.sensitivity:.0%} of "
-            "new positive images, as is to be expected (split conformal), and the next lower score",
-            "split": "val",
-            "expected_sensitivity": round(expected, 4),
-            "images": len(scores),
-            "positives": int(positive.sum()),
-        },
+        threshold_origin=origin,
         input=recipe.input,
         training={
             "recipe": recipe.as_dict(),
