@@ -28,6 +28,7 @@ _SOME_NOT_ASSESSED = 4
 @click.option(
     "--also", type=PATH, multiple=True, metavar="DATA", help="More data, measured with DATA."
 )
+@click.option("--name", help="What the images are called in the report.  [default: the split]")
 @click.option(
     "--occlusion-images",
     type=click.IntRange(0),
@@ -45,6 +46,7 @@ def command(
     split: str | None,
     shortcuts: bool | None,
     also: tuple[Path, ...],
+    name: str | None,
     occlusion_images: int,
     output: Path | None,
     json_out: bool,
@@ -72,7 +74,7 @@ def command(
             f"--split: {data} has {', '.join(splits)}, which are not measured together: give one"
         )
     hiding = targets.html is not None if shortcuts is None else shortcuts
-    paths, description = [find_model(model) for model in models], split or data.name
+    paths, description = [find_model(model) for model in models], name or split or data.name
     settings: Any = {
         "description": description,
         "shortcuts": hiding,

@@ -150,11 +150,15 @@ def _soft_labels(
     return {
         label: SoftLabelFigures(
             int((labels == label).sum()),
-            Rate.of(called[labels == label]),
-            None if held is None else Rate.of(held[labels == label]),
+            _share(called[labels == label]),
+            None if held is None else _share(held[labels == label]),
         )
         for label in sorted(set(labels.tolist()))
     }
+
+
+def _share(chosen: Truth) -> Rate:
+    return Rate(int(chosen.sum()), chosen.size)
 
 
 def _held(classified: Predictions) -> Truth | None:
@@ -172,7 +176,7 @@ def _indeterminate_by_source(classified: Predictions) -> dict[str, Rate] | None:
     names = sorted(set(sources.tolist()))
     if held is None or len(names) < 2:
         return None
-    return {name: Rate.of(held[sources == name]) for name in names}
+    return {name: _share(held[sources == name]) for name in names}
 
 
 def _evaluation(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -362,6 +363,14 @@ def _smaller(spec: InputSpec) -> InputSpec:
     return replace(spec, height=round(spec.height * _SMALL), width=round(spec.width * _SMALL))
 
 
+def _counts_by_source(data: TrainingData) -> dict[str, dict[str, int]]:
+    """Images of each source in `train` and in `val`."""
+    return {
+        split: dict(sorted(Counter(image.source or "not stated" for image in images).items()))
+        for split, images in (("train", data.train), ("val", data.val))
+    }
+
+
 def _operating_point(
     training: Training, scores: Scores, positive: Truth
 ) -> tuple[float, dict[str, Any]]:
@@ -409,6 +418,7 @@ def _manifest(training: Training, scores: Scores, positive: Truth) -> ModelManif
             "best_epoch": training.best["epoch"],
             "temperature": training.temperature,
             "train_images": len(training.data.train),
+            "sources": _counts_by_source(training.data),
             "leaks_allowed": len(training.data.leaks),
             **training.images,
             "val": {"auc": auc(scores, positive), **accuracy.as_dict()},
