@@ -15,6 +15,8 @@ from deepcovid_edge.decision import statistics
 from deepcovid_edge.decision.results import PlainResult
 
 SCHEMA_VERSION = 2
+IF_MEASURED = ("localisation", "soft_labels", "indeterminate_by_source")
+"""Keys of an evaluation that only some data have: boxes, soft labels, several sources."""
 Interval = tuple[float, float]
 Columns = Mapping[str, list[Any]]
 """Columns of one length by name."""
@@ -315,7 +317,7 @@ class Evaluation(PlainResult):
     def as_dict(self) -> dict[str, Any]:
         """Without what such data cannot have: boxes, soft labels, several sources."""
         values = super().as_dict()
-        for name in ("localisation", "soft_labels", "indeterminate_by_source"):
+        for name in IF_MEASURED:
             if values[name] is None:
                 del values[name]
         return values

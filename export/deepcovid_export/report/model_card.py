@@ -40,6 +40,7 @@ def card(
         evaluations: JSON of `evaluate`, in the order of the rows.
         paper: The same of the network trained by the paper's recipe; empty where it was not.
     """
+    span = manifest.indeterminate_range
     variant = model.with_name(f"{model.stem}{INT8_CPU_SUFFIX}.onnx")
     shortcuts = {it["data"]: it["shortcuts"] for it in evaluations if it.get("shortcuts")}
     spans = [it for it in evaluations if it["data"] == "test" and it.get("indeterminate_range")]
@@ -50,7 +51,10 @@ def card(
         training=manifest.training,
         origin=manifest.threshold_origin,
         variant=variant if variant.is_file() else None,
-        span=manifest.indeterminate_range,
+        span=span,
+        costs=span.origin.get("cost_by_source") if span else None,
+        counts=manifest.training.get("sources"),
+        grouped=bool(manifest.training["recipe"].get("data", {}).get("groups")),
         spanned=spans[0]["indeterminate_range"] if spans else None,
         limited=[it for it in evaluations if it.get("out_of_distribution")],
         rows=[row for figures in evaluations for row in _rows(figures)],
