@@ -6,7 +6,7 @@
 # make docs    build the pages of docs/ into build/docs
 # make lint    set up, run ruff, mypy, shellcheck, codespell and validate-pyproject
 # make figures train the paper's way and the larger networks, for their figures (needs DATA; hours)
-# make model   train, export, quantise and measure what ships (needs DATA; ten minutes)
+# make model   train, export, quantise and measure what ships (needs DATA, SIIM and SITES; an hour)
 # make site    what a site check says of the shipped model at hospitals it has never seen (needs DATA)
 # make browser install Chromium for the report's test, where that needs no password
 # make peers   install the programs that write and read images beside us in tests, likewise
@@ -18,6 +18,8 @@
 
 PYTHON ?= python3
 DATA ?= $(or $(DEEPCOVID_XRAY),../shared/xray)
+SIIM ?= $(DATA)/../siim
+SITES ?= $(DATA)/../sites
 WEIGHTS ?= $(firstword $(wildcard $(DATA)/../weights/squeezenet1_1-imagenet.safetensors))
 RUNS ?= runs
 RESULTS = benchmarks/results
@@ -99,6 +101,11 @@ model: model-squeezenet1_1
 	$(MAKE) site
 
 # SqueezeNet ships. ResNet18 does not: on val it is not as good. Tests and benchmarks need it.
+# What SqueezeNet is fitted on, chosen on and compared on afterwards is what its run's splits say.
+TRAIN_squeezenet1_1 = $(DATA) $(SIIM) $(SITES) --exclude-leaks
+TRAIN_resnet18 = $(DATA)
+FIT_squeezenet1_1 = $(RUNS)/squeezenet1_1/splits.csv
+FIT_resnet18 = $(DATA)
 PLACE_squeezenet1_1 = deepcovid_edge/models
 PLACE_resnet18 = benchmarks/models
 START_squeezenet1_1 = $(if $(WEIGHTS),--weights $(WEIGHTS))
@@ -106,28 +113,38 @@ START_resnet18 = --from-scratch
 EXPORT_resnet18 = --half-weights
 
 model-%: .venv/ready
-	$(DEV)/deepcovid-edge train --recipe $* $(DATA) -o $(RUNS)/$* --resume $(START_$*)
-	$(DEV)/deepcovid-edge export $(RUNS)/$*/checkpoint.pt --check $(DATA) --fit $(DATA) \
+	$(DEV)/deepcovid-edge train --recipe $* $(TRAIN_$*) -o $(RUNS)/$* --resume $(START_$*)
+	$(DEV)/deepcovid-edge export $(RUNS)/$*/checkpoint.pt --check $(FIT_$*) --fit $(FIT_$*) \
 		$(EXPORT_$*) -o $(PLACE_$*)/$*.onnx
 	$(MAKE) variants-$*
 
 # Everything that is made of an exported file. `equivalence-` fits its out-of-distribution limits anew first.
 equivalence-%: .venv/ready
-	$(DEV)/deepcovid-edge export $(PLACE_$*)/$*.onnx --fit $(DATA) -o $(PLACE_$*)/$*.onnx
+	$(DEV)/deepcovid-edge export $(PLACE_$*)/$*.onnx --fit $(FIT_$*) -o $(PLACE_$*)/$*.onnx
 	$(MAKE) variants-$*
 
 variants-%: .venv/ready
 	$(DEV)/deepcovid-edge quantize $(PLACE_$*)/$*.onnx --precision int8 --for cpu \
-		--calibration $(DATA) --verify $(DATA) --split test -o $(PLACE_$*)/$*-int8-cpu.onnx
+		--calibration $(FIT_$*) --verify $(FIT_$*) --split test -o $(PLACE_$*)/$*-int8-cpu.onnx
 	$(DEV)/python -m benchmarks.accuracy --data $(DATA) --model $*
 	for split in test external paediatric; do \
 		$(DEV)/deepcovid-edge evaluate $(PLACE_$*)/$*.onnx $(DATA) --split $$split --shortcuts \
 			-o $(RESULTS)/accuracy/$*-$$split.json || exit 1; \
 	done
+	$(if $(filter squeezenet1_1,$*),$(MAKE) appearance-$*)
 	$(DEV)/python -m deepcovid_export.report.model_card $(PLACE_$*)/$*.onnx \
 		--results $(RESULTS)/accuracy -o $(PLACE_$*)/$*.md
 	$(DEV)/python -m benchmarks.ood --data $(DATA) --model $(PLACE_$*)/$*.onnx \
 		--model $(PLACE_$*)/$*-int8-cpu.onnx
+
+# Both appearances at the same hospitals, with boxes; and the normal images of one never trained on.
+appearance-%: .venv/ready
+	for variant in $* $*-int8-cpu; do \
+		$(DEV)/deepcovid-edge evaluate $(PLACE_$*)/$$variant.onnx $(SIIM) --split test --shortcuts \
+			--name "SIIM test" -o $(RESULTS)/accuracy/$$variant-siim-test.json || exit 1; \
+	done
+	$(DEV)/deepcovid-edge evaluate $(PLACE_$*)/$*.onnx $(SITES) --split external \
+		--name "further sites" -o $(RESULTS)/accuracy/$*-sites-external.json
 
 # The verdict is expected to be `not usable`, which is exit code 3.
 CALIBRATE = $(DEV)/deepcovid-edge site-check $(DATA) --backend onnxruntime

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import re
 from collections import Counter
@@ -39,6 +40,12 @@ SPLITS = ("train", "val", "test", "external")
 _SPLIT_NAMES = {**{name: name for name in SPLITS}, "valid": "val", "validation": "val"}
 _SPREADSHEET = ".metadata.xlsx"
 _MOST_WRAPPERS = 3
+_ROUNDING = 0.01
+"""By how much an edge of a box may pass the image's, as a fraction of its side."""
+
+
+Box = tuple[float, float, float, float]
+"""Left, top, width and height of an opacity, each as a fraction of the image's side."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ class LabelledImage:
         patient: Opaque patient identifier, or empty.
         source: Collection or hospital, or empty.
         view: Projection, such as `PA` or `AP Supine`, or empty.
+        boxes: Opacities as a reader drew them; empty where none was drawn.
     """
 
     path: Path
@@ -60,6 +68,7 @@ class LabelledImage:
     patient: str = ""
     source: str = ""
     view: str = ""
+    boxes: tuple[Box, ...] = ()
 
 
 def images_of(data: Path, excluded: Counter[str] | None = None) -> Iterator[LabelledImage]:
@@ -212,7 +221,33 @@ def _from_manifest(manifest: Path) -> Iterator[LabelledImage]:
         path = _present(manifest.parent / row["path"], manifest, line)
         known = {name: row.get(name, "") for name in ("patient", "source", "view")}
         split = row.get("split", "")
-        yield LabelledImage(path, row["label"], _SPLIT_NAMES.get(split.lower(), split), **known)
+        yield LabelledImage(
+            path,
+            row["label"],
+            _SPLIT_NAMES.get(split.lower(), split),
+            **known,
+            boxes=_boxes(row.get("boxes", ""), manifest, line),
+        )
+
+
+def _boxes(text: str, manifest: Path, line: int) -> tuple[Box, ...]:
+    """The boxes of a row: a JSON list of [x, y, width, height], or nothing."""
+    try:
+        return tuple(_box(numbers) for numbers in json.loads(text or "[]"))
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{manifest}, line {line}: boxes: got {text[:80]!r}, expected a JSON list of "
+            "[x, y, width, height] as fractions of the image, 0 to 1: correct the row"
+        ) from error
+
+
+def _box(numbers: list[float]) -> Box:
+    """Four fractions; an edge may pass the image's by rounding."""
+    left, top, width, height = (float(number) for number in numbers)
+    ends = (left, top, left + width, top + height)
+    if not all(-_ROUNDING <= end <= 1 + _ROUNDING for end in ends) or min(width, height) <= 0:
+        raise ValueError("a box outside the image")  # a comparison with NaN fails too
+    return left, top, width, height
 
 
 def _from_metadata(metadata: Path, excluded: Counter[str]) -> Iterator[LabelledImage]:

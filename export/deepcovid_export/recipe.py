@@ -32,6 +32,14 @@ class AugmentSettings:
         resolution: Reduce each image first to a random size, 1.14 to 2 times the network's input;
             else to twice the network's input.
         hide: Probability that the lungs are hidden and all classes are the right answer alike.
+        square: Bring each image once to the square that a centre crop sees, at 8/7 of the network's
+            input, and keep it in memory. Neither resolution nor shape then tells the source, and no
+            epoch waits for files. Replaces `resolution`.
+        zoom: Largest natural logarithm of the scale, either way, of both sides together.
+        shift: Largest shift either way, as a share of the side.
+        border: Fill what lies beyond the image at random with black, its edge or its mirror image;
+            else with black.
+        soften: Probability of reducing to 50 to 100 % of the side and enlarging again.
     """
 
     flip: float = 0.5
@@ -46,12 +54,18 @@ class AugmentSettings:
     jpeg: int = 40
     resolution: bool = True
     hide: float = 0.0
+    square: bool = False
+    zoom: float = 0.0
+    shift: float = 0.0
+    border: bool = False
+    soften: float = 0.0
 
     def __post_init__(self) -> None:
         check(
             self,
             "augment.",
-            ("flip hide", lambda it: 0 <= it <= 1, "a probability, 0 to 1"),
+            ("flip hide soften", lambda it: 0 <= it <= 1, "a probability, 0 to 1"),
+            ("zoom shift", lambda it: 0 <= it <= 0.5, "0 to 0.5"),
             ("crop", lambda it: 0 <= it <= 0.5, "0 to 0.5"),
             ("jpeg", lambda it: 0 <= it <= 95, "a quality, 0 to 95"),
             ("rotate stretch distort contrast gamma blur noise", lambda it: it >= 0, "0 or more"),
@@ -59,19 +73,54 @@ class AugmentSettings:
 
 
 @dataclass(frozen=True)
+class ImageGroup:
+    """Images that are drawn together: some labels of some sources.
+
+    Attributes:
+        name: Of the group, for tables.
+        labels: Labels of the data set.
+        source: Part of the source's name; empty for every source.
+        share: Share of an epoch. 0 holds the group out: none of its images is fitted on, and its
+            images of `train` help to choose, as those of `val` do.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    source: str = ""
+    share: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", tuple(self.labels))
+        check(self, "data.groups.", ("share", lambda it: 0 <= it <= 1, "0 to 1"))
+
+    def holds(self, label: str, source: str) -> bool:
+        """Whether an image of that label and source belongs to the group."""
+        return label in self.labels and self.source in source
+
+
+@dataclass(frozen=True)
 class DataSettings:
     """Which images of a data set are used, and how a data set without splits is split.
 
     Attributes:
+        groups: Which images an epoch draws how often. An image belongs to the first group that
+            holds it; one that no group holds is excluded. Empty: each image once.
         views: Use only images of these views, such as `PA`; empty for every view.
         shares: Split to share of the patients, where the data set names no splits; they sum to 1.
     """
 
     views: tuple[str, ...] = ()
     shares: Mapping[str, float] = field(default_factory=lambda: {"train": 0.85, "val": 0.15})
+    groups: tuple[ImageGroup, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "views", tuple(self.views))
+        object.__setattr__(self, "groups", tuple(self.groups))
+        total = sum(group.share for group in self.groups)
+        if self.groups and abs(total - 1) > 1e-6:
+            raise ValueError(f"data.groups: got shares that sum to {total:g}, expected 1")
+        if len({group.name for group in self.groups}) < len(self.groups):
+            raise ValueError("data.groups: got a name twice, expected a name for each")
         if not {"train", "val"} <= set(self.shares) <= {"train", "val", "test"}:
             raise ValueError(
                 f"data.shares: got {[*self.shares]}, expected train, val and perhaps test"
@@ -80,6 +129,11 @@ class DataSettings:
             raise ValueError(
                 f"data.shares: got {dict(self.shares)}, expected shares above 0 that sum to 1"
             )
+
+    def group_of(self, label: str, source: str) -> int | None:
+        """Index of the group of an image, or None."""
+        holders = (at for at, group in enumerate(self.groups) if group.holds(label, source))
+        return next(holders, None)
 
 
 @dataclass(frozen=True)
@@ -129,6 +183,14 @@ class FitSettings:
             a class that is not named. Empty makes all classes equally frequent.
         repeat_sources: Part of a source's name to times an epoch that each of its images is drawn,
             whatever `balance` is: for a rare source of a class that comes mostly from elsewhere.
+        images: Images in an epoch, drawn by `data.groups`; without groups each image is drawn once.
+        map_weight: Weight of the loss of the activation map against readers' boxes, beside that of
+            the classes; 0 for none. See `training.loss.map_loss`.
+        map_positive: Weight of what lies in a box in that loss.
+        map_offset: Value of the difference map that stands for a probability of one half. The mean
+            of the map is the logit, and most of a positive image lies outside its boxes: without an
+            offset the two losses pull the map's mean apart.
+        small_epochs: First epochs that are fitted at 5/7 of the input's sides, in half the time.
         average: Decay of the exponential moving average of the weights, per step; 0 for none.
         patience: Epochs without a better validation loss before training stops.
         precision: `fp32`, or `bf16` for mixed precision.
@@ -150,6 +212,11 @@ class FitSettings:
     balance: Literal["weights", "upsample", "none"] = "weights"
     repeat: Mapping[str, int] = field(default_factory=dict)
     repeat_sources: Mapping[str, int] = field(default_factory=dict)
+    images: int = 0
+    map_weight: float = 0.0
+    map_positive: float = 2.0
+    map_offset: float = 0.0
+    small_epochs: int = 0
     average: float = 0.0
     patience: int = 12
     precision: Literal["fp32", "bf16"] = "bf16"
@@ -161,7 +228,12 @@ class FitSettings:
             "fit.",
             ("epochs batch_size patience", lambda it: it >= 1, "1 or more"),
             ("momentum label_smoothing average", lambda it: 0 <= it < 1, "0 to below 1"),
-            ("weight_decay clip seed", lambda it: it >= 0, "0 or more"),
+            (
+                "weight_decay clip seed images map_weight small_epochs",
+                lambda it: it >= 0,
+                "0 or more",
+            ),
+            ("map_positive", lambda it: it > 0, "above 0"),
             ("warm_up", lambda it: 0 < it < 1, "between 0 and 1"),
             ("learning_rate", lambda it: it == "find" or it > 0, "above 0"),
             (
@@ -186,8 +258,13 @@ class Recipe:
         architecture: Name of the network.
         positive_class: The class that is looked for.
         classes: Class name to labels of the data set that belong to it.
+        soft_labels: Label of the data set to the probability of the positive class that a training
+            image of it is fitted to. Such labels are in no class: they are never counted right or
+            wrong, neither in choosing nor in `evaluate`.
         sensitivity: Share of new positive images that the threshold, chosen on the validation
             images, is expected to find.
+        temperature: Divide the logits by the temperature that fits the validation images best, so
+            that probabilities are honest; maps are divided too.
         license: Terms of use of the trained weights.
         data: Which images are used.
         input: Shape and resize rule.
@@ -200,7 +277,9 @@ class Recipe:
     architecture: str
     positive_class: str
     classes: dict[str, list[str]]
+    soft_labels: Mapping[str, float] = field(default_factory=dict)
     sensitivity: float = 0.98
+    temperature: bool = False
     license: str = "research use only"
     data: DataSettings = field(default_factory=DataSettings)
     input: InputSpec = field(default_factory=InputSpec)
@@ -214,7 +293,13 @@ class Recipe:
             raise ValueError(
                 f"positive_class: got {self.positive_class!r}, expected one of {[*self.classes]}"
             )
-        check(self, "", ("sensitivity", lambda it: 0 < it <= 1, "0 to 1"))
+        check(
+            self,
+            "",
+            ("sensitivity", lambda it: 0 < it <= 1, "0 to 1"),
+            ("soft_labels", lambda it: all(0 <= p <= 1 for p in it.values()), "0 to 1 for each"),
+        )
+        self._check_groups()
         if unknown := sorted(set(self.fit.repeat) - set(self.classes)):
             raise ValueError(f"fit.repeat: got {unknown[0]!r}, expected one of {[*self.classes]}")
 
@@ -230,6 +315,26 @@ class Recipe:
                     raise ValueError(
                         f"classes.{name}: {label!r} is a label of {owners[label]!r} already"
                     )
+
+    def _check_groups(self) -> None:
+        owned = {label for labels in self.classes.values() for label in labels}
+        if twice := sorted(owned & set(self.soft_labels)):
+            raise ValueError(f"soft_labels: {twice[0]!r} is a label of a class already")
+        if self.soft_labels and len(self.classes) > 2:
+            raise ValueError(f"soft_labels: got {len(self.classes)} classes, expected two")
+        asked = {label for group in self.data.groups for label in group.labels}
+        if unknown := sorted(asked - owned - set(self.soft_labels)):
+            raise ValueError(f"data.groups: {unknown[0]!r} is in no class and no soft label")
+        if bool(self.data.groups) != bool(self.fit.images):
+            raise ValueError(
+                f"fit.images: got {self.fit.images} with {len(self.data.groups)} groups of "
+                "data.groups, expected both or neither"
+            )
+
+    @property
+    def positive_index(self) -> int:
+        """Index of the positive class."""
+        return [*self.classes].index(self.positive_class)
 
     def class_of(self, label: str) -> int | None:
         """Index of the class that a data set's label belongs to, or None."""

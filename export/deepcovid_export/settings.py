@@ -63,6 +63,9 @@ def check(settings: object, prefix: str, *rules: Rule) -> None:
 def _build(hint: Any, value: Any, name: str) -> Any:
     if is_dataclass(hint) and isinstance(value, Mapping):
         return build_settings(hint, value, f"{name}.")  # type: ignore[arg-type]
+    inner = next(iter(get_args(hint)), None)
+    if is_dataclass(inner) and isinstance(value, (list, tuple)):
+        return tuple(_build(inner, one, f"{name}[{at}]") for at, one in enumerate(value))
     if not _fits(value, hint):
         raise ValueError(f"{name}: got {value!r}, expected {_describe(hint)}")
     return value

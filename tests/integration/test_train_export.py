@@ -27,7 +27,8 @@ from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
 from deepcovid_edge.manifest import ModelManifest, read_manifest
-from deepcovid_export.data.images import ImageDataset, training_data
+from deepcovid_export.data.images import training_data
+from deepcovid_export.data.training_set import ImageDataset
 from deepcovid_export.networks import build_network, load_imagenet
 from deepcovid_export.networks.checkpoint import load_checkpoint, save_checkpoint
 from deepcovid_export.onnx_export.graphs import MAX_IR_VERSION

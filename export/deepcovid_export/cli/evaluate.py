@@ -25,6 +25,17 @@ _SOME_NOT_ASSESSED = 4
     help="Also classify the images with the lungs hidden and with the lungs only: does the model "
     "read the source? Four more passes over the images.  [default: if a page is written]",
 )
+@click.option(
+    "--also", type=PATH, multiple=True, metavar="DATA", help="More data, measured with DATA."
+)
+@click.option("--name", help="What the images are called in the report.  [default: the split]")
+@click.option(
+    "--occlusion-images",
+    type=click.IntRange(0),
+    default=20,
+    show_default=True,
+    help="Where DATA has boxes: images whose occlusion maps are held against them.",
+)
 @path_option(
     "-o", "--output", help="A folder for report.json and report.html, or FILE.json or FILE.html."
 )
@@ -34,6 +45,9 @@ def command(
     data: Path,
     split: str | None,
     shortcuts: bool | None,
+    also: tuple[Path, ...],
+    name: str | None,
+    occlusion_images: int,
     output: Path | None,
     json_out: bool,
 ) -> int:
@@ -41,25 +55,31 @@ def command(
 
     A MODEL is a shipped name, an .onnx file, an engine or a checkpoint; several are compared with
     the first. Sensitivity and specificity have 95 % intervals, over all images and by source.
+    Where images have boxes, heat maps are held against them.
     """
     require("sklearn", extra="export")
     from deepcovid_edge.datasets.dataset import load_dataset
     from deepcovid_edge.models import find_model
     from deepcovid_export.evaluation.evaluate import evaluate, evaluate_side_by_side
+    from deepcovid_export.evaluation.localisation import LocalisationSettings
     from deepcovid_export.report.write import Targets, as_json, write_report
 
     targets = Targets.of(output)
     if targets.html:
         for module in ("matplotlib", "jinja2"):
             require(module, extra="export")
-    images = load_dataset(data, split=split)
+    images = [image for place in (data, *also) for image in load_dataset(place, split=split)]
     if splits := sorted({image.split for image in images if image.split} - {split}):
         raise UsageError(
             f"--split: {data} has {', '.join(splits)}, which are not measured together: give one"
         )
     hiding = targets.html is not None if shortcuts is None else shortcuts
-    paths, description = [find_model(model) for model in models], split or data.name
-    settings: Any = {"description": description, "shortcuts": hiding}
+    paths, description = [find_model(model) for model in models], name or split or data.name
+    settings: Any = {
+        "description": description,
+        "shortcuts": hiding,
+        "localisation": LocalisationSettings(occlusion_images),
+    }
     if len(paths) == 1:
         report = evaluate(paths[0], images, **settings).as_dict()
     else:
@@ -89,6 +109,18 @@ def summary(figures: dict[str, Any]) -> str:
         lines.append(f"{counts}  {accuracy(span['decided'])}")
         ends = f"from {span['low']:.4f} to {span['high']:.4f}"
         lines.append(f"too close to call, {ends}: {counted_text(span['indeterminate'])}")
+    for name, share in figures.get("indeterminate_by_source", {}).items():
+        lines.append(f"too close to call at {name:<41} {counted_text(share)}")
+    for label, own in figures.get("soft_labels", {}).items():
+        lines.append(
+            f"label {label}, no truth: called positive {counted_text(own['called_positive'])}"
+        )
+    for found in figures.get("localisation", ()):
+        lines.append(
+            f"{found['method']} maps of {found['images']} images: peak in a box "
+            f"{counted_text(found['pointing_game'])}, by chance {found['chance']:.1%}; "
+            f"{found['inside']:.1%} of the map in boxes; overlap {found['overlap']:.3f}"
+        )
     if shortcuts := figures["shortcuts"]:
         lines.append(shortcuts["verdict"])
     if unlike := figures["out_of_distribution"]:

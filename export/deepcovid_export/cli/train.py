@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.command(
     epilog="Example: deepcovid-edge train --recipe squeezenet1_1 images/ -o runs/first",
 )
-@click.argument("data", type=PATH)
+@click.argument("data", type=PATH, nargs=-1, required=True)
 @click.option("--recipe", "name", default="squeezenet1_1", show_default=True, help="Name or TOML.")
 @click.option(
     "--set",
@@ -44,10 +44,13 @@ if TYPE_CHECKING:
 @click.option("--check-data", is_flag=True, help="Only read DATA and search for leaks.")
 @path_option("--leaks", help="File that lists what splits share, .json or .csv.")
 @click.option("--allow-leaks", is_flag=True, help="Continue if splits share a patient or an image.")
+@click.option(
+    "--exclude-leaks", is_flag=True, help="Exclude from train and val what another split shares."
+)
 @click.option("--resume", is_flag=True, help="Continue after the last epoch in the folder.")
 @click.option("--find-lr", is_flag=True, help="Only suggest a learning rate, by a range test.")
 def command(
-    data: Path,
+    data: tuple[Path, ...],
     name: str,
     changes: tuple[str, ...],
     epochs: int | None,
@@ -60,13 +63,15 @@ def command(
     check_data: bool,
     leaks: Path | None,
     allow_leaks: bool,
+    exclude_leaks: bool,
     resume: bool,
     find_lr: bool,
 ) -> None:
     """Fine-tune a network on DATA and write a checkpoint with its threshold.
 
     DATA is a manifest CSV with splits `train` and `val`, a folder of such folders, or a folder
-    with one folder per class, of which a share of the patients is kept for validation. If two
+    with one folder per class, of which a share of the patients is kept for validation. Several
+    are used together; the recipe says what a label means and how often a source is drawn. If two
     splits share a patient or an image, nothing is trained. The epoch with the lowest validation
     loss is kept, and the threshold is chosen on the validation images.
 
@@ -76,51 +81,85 @@ def command(
     from deepcovid_export.data.images import training_data
     from deepcovid_export.recipe import load_recipe
     from deepcovid_export.training.processes import joined
-    from deepcovid_export.training.train import STATE_NAME, RunSettings
+    from deepcovid_export.training.train import RunSettings
 
     short = {"fit.epochs": epochs, "fit.seed": seed}
     given = [f"{field}={value}" for field, value in short.items() if value is not None]
     recipe = load_recipe(name, [*changes, *given])
     folder = output or Path("runs") / recipe.name
-    started = (folder / STATE_NAME).exists()
-    if started and find_lr:
-        raise UsageError(f"--find-lr: {folder} holds a run already: choose another with -o")
-    if started and not (resume or check_data):
-        raise UsageError(f"{folder}: holds a run already: add --resume, or choose another with -o")
+    started = _is_started(folder, may_be=resume or check_data, find_lr=find_lr)
     with joined(device) as (processes, own_device):
         run = RunSettings(
             folder, own_device, workers, weights, from_scratch, started and resume, processes
         )
         leaks_file = leaks if processes.is_first else None
-        images = training_data(data, recipe, allow_leaks=allow_leaks, leaks_file=leaks_file)
+        images = training_data(
+            data,
+            recipe,
+            allow_leaks=allow_leaks,
+            exclude_leaks=exclude_leaks,
+            leaks_file=leaks_file,
+        )
         if processes.is_first:
             _report(images, recipe)
         if check_data:
             return
-        _prepare_folder(folder, images, run)
+        _prepare_folder(folder, recipe, images, run)
         result = _suggest(recipe, images, run) if find_lr else _train(recipe, images, run)
         if processes.is_first:
             click.echo(result)
 
 
+def _is_started(folder: Path, *, may_be: bool, find_lr: bool) -> bool:
+    """Whether a folder holds a run already."""
+    from deepcovid_export.training.train import STATE_NAME
+
+    started = (folder / STATE_NAME).exists()
+    if started and find_lr:
+        raise UsageError(f"--find-lr: {folder} holds a run already: choose another with -o")
+    if started and not may_be:
+        raise UsageError(f"{folder}: holds a run already: add --resume, or choose another with -o")
+    return started
+
+
 def _report(images: TrainingData, recipe: Recipe) -> None:
-    from deepcovid_export.data.balance import unknown_sources
+    from deepcovid_export.data.balance import absent_groups, unknown_sources
 
     click.echo(f"{len(images.train)} images to fit on, {len(images.val)} to choose on", err=True)
     for reason, count in images.excluded.items():
         click.echo(f"excluded: {count} image{'s' * (count > 1)}: {reason}", err=True)
+    for name in absent_groups(images.train, recipe):
+        click.echo(f"data.groups: no image to fit on is of group {name!r}", err=True)
     for name in unknown_sources(images.train, recipe):
         click.echo(f"fit.repeat_sources: no image to fit on is of a source {name!r}", err=True)
     for leak in images.leaks:
         click.echo(f"allowed: {leak}", err=True)
 
 
-def _prepare_folder(folder: Path, images: TrainingData, run: RunSettings) -> None:
+def _prepare_folder(folder: Path, recipe: Recipe, images: TrainingData, run: RunSettings) -> None:
     from deepcovid_export.data.images import SPLITS_NAME, write_splits
 
     folder.mkdir(parents=True, exist_ok=True)
     if run.processes.is_first and not run.resume:  # resuming may still fail
         write_splits(images, folder / SPLITS_NAME)
+        _measure_confounders(folder, images, recipe)
+
+
+def _measure_confounders(folder: Path, images: TrainingData, recipe: Recipe) -> None:
+    """Say how well the files alone tell the classes, before anything is trained."""
+    from deepcovid_export.data.confounders import (
+        CONFOUNDERS_NAME,
+        find_confounders,
+        warnings_of,
+        write_confounders,
+    )
+
+    fitted = [image for image in images.train if recipe.class_of(image.label) is not None]
+    positive = [recipe.class_of(image.label) == recipe.positive_index for image in fitted]
+    found = find_confounders(fitted, images.facts, positive)
+    write_confounders(found, folder / CONFOUNDERS_NAME)
+    for warning in warnings_of(found):
+        click.echo(f"warning: {warning}", err=True)
 
 
 def _suggest(recipe: Recipe, images: TrainingData, run: RunSettings) -> str:

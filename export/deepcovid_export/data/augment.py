@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.imaging.radiograph import Radiograph
+from deepcovid_edge.manifest import InputSpec, ResizeRule
 from deepcovid_export.recipe import AugmentSettings
 
 _WORKING_SIDES = (8 / 7, 2.0)
 """Range of the shorter side after a first reduction, in sides of the network's input. Images of one
 source share their resolution, and the network must not learn it."""
 _GRID = 4
+_SOFTEST = 0.5
 _MARGINS = (0.05, 0.17)
 """Least and largest share of a side between the image's edge and the hidden rectangle."""
 
@@ -28,12 +30,43 @@ def augment(
     image: Radiograph, how: AugmentSettings, side: int, draw: np.random.Generator
 ) -> Radiograph:
     """A changed copy of an image, still to be prepared for a network of this shorter side."""
+    return augment_with_mask(image, None, how, side, draw)[0]
+
+
+def augment_with_mask(
+    image: Radiograph,
+    mask: NDArray[np.uint8] | None,
+    how: AugmentSettings,
+    side: int,
+    draw: np.random.Generator,
+) -> tuple[Radiograph, NDArray[np.uint8] | None]:
+    """The same, with a mask of the image moved as the image is.
+
+    Args:
+        image: The image; with `how.square` already the square of that setting.
+        mask: Of the image's shape, or None.
+        how: How far the image is changed.
+        side: Shorter side of the network's input.
+        draw: The generator of this image and epoch.
+    """
     low, high = (round(times * side) for times in _WORKING_SIDES)
-    pixels = _reduce(image, int(draw.integers(low, high)) if how.resolution else high)
-    pixels = _move(pixels, how, draw)
-    pixels = _tone(pixels, how, draw)
+    drawn = not how.square and how.resolution
+    pixels = _reduce(image, int(draw.integers(low, high)) if drawn else high)
+    map_x, map_y = _motion(pixels.shape, how, draw)
+    beyond = _beyond(how, draw)
+    if mask is not None:
+        size = (pixels.shape[1], pixels.shape[0])
+        reduced: NDArray[Any] = cv2.resize(mask, size, interpolation=cv2.INTER_AREA)
+        mask = _moved(reduced, map_x, map_y, cv2.BORDER_CONSTANT)
+    pixels = _tone(_moved(pixels, map_x, map_y, beyond), how, draw)
     pixels = _degrade(pixels, how, draw)
-    return replace(image, pixels=pixels, white=255)
+    return replace(image, pixels=pixels, white=255), mask
+
+
+def square_spec(side: int) -> InputSpec:
+    """The square that `AugmentSettings.square` keeps, for a network of this shorter side."""
+    whole = round(_WORKING_SIDES[0] * side)
+    return InputSpec(whole, whole, ResizeRule.CENTRE_CROP)
 
 
 def _reduce(image: Radiograph, side: int) -> NDArray[np.uint8]:
@@ -46,19 +79,23 @@ def _reduce(image: Radiograph, side: int) -> NDArray[np.uint8]:
     return pixels
 
 
-def _move(
-    pixels: NDArray[np.uint8], how: AugmentSettings, draw: np.random.Generator
-) -> NDArray[np.uint8]:
-    """Flip, crop, stretch, rotate and distort smoothly, in one resampling."""
-    height, width = pixels.shape
-    zoom = 1.0 - draw.uniform(0, how.crop, size=2)
-    room = (1.0 - zoom) / 2
+def _motion(
+    shape: tuple[int, ...], how: AugmentSettings, draw: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Flip, crop, scale, stretch, shift, rotate and distort smoothly, as one map of places."""
+    height, width = shape
+    field = 1.0 - draw.uniform(0, how.crop, size=2)
+    room = (1.0 - field) / 2
     shift = draw.uniform(-1, 1, size=2) * room * (width, height)
     angle = np.deg2rad(draw.uniform(-how.rotate, how.rotate))
     stretch = np.exp(draw.uniform(-how.stretch, how.stretch) / 2)
     mirror = -1.0 if draw.random() < how.flip else 1.0
+    if how.zoom:
+        field *= np.exp(draw.uniform(-how.zoom, how.zoom))
+    if how.shift:
+        shift += draw.uniform(-how.shift, how.shift, size=2) * (width, height)
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    linear = rotation @ np.diag([mirror * zoom[0] * stretch, zoom[1] / stretch])
+    linear = rotation @ np.diag([mirror * field[0] * stretch, field[1] / stretch])
     centre = np.array([width - 1, height - 1]) / 2
     columns, rows = np.meshgrid(
         np.arange(width, dtype=np.float32) - centre[0],
@@ -72,9 +109,22 @@ def _move(
         bends = draw.uniform(-reach, reach, size=(2, _GRID, _GRID)).astype(np.float32)
         map_x += cv2.resize(bends[0], (width, height), interpolation=cv2.INTER_CUBIC)
         map_y += cv2.resize(bends[1], (width, height), interpolation=cv2.INTER_CUBIC)
-    moved: NDArray[Any] = cv2.remap(
-        pixels, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT
-    )
+    return map_x, map_y
+
+
+def _beyond(how: AugmentSettings, draw: np.random.Generator) -> int:
+    """What lies beyond the image's border."""
+    fills = (cv2.BORDER_CONSTANT, cv2.BORDER_REPLICATE, cv2.BORDER_REFLECT_101)
+    return fills[draw.integers(len(fills))] if how.border else cv2.BORDER_CONSTANT
+
+
+def _moved(
+    pixels: NDArray[np.uint8],
+    map_x: NDArray[np.float32],
+    map_y: NDArray[np.float32],
+    beyond: int,
+) -> NDArray[np.uint8]:
+    moved: NDArray[Any] = cv2.remap(pixels, map_x, map_y, cv2.INTER_LINEAR, borderMode=beyond)
     return moved
 
 
@@ -94,8 +144,10 @@ def _tone(
 def _degrade(
     pixels: NDArray[np.uint8], how: AugmentSettings, draw: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """Blur, noise and a JPEG round trip, each on half of the images."""
+    """Softening, blur, noise and a JPEG round trip; the last three on half of the images each."""
     changed: NDArray[Any] = pixels
+    if how.soften and draw.random() < how.soften:
+        changed = _soften(changed, draw.uniform(_SOFTEST, 1.0))
     if how.blur and draw.random() < 0.5:
         changed = cv2.GaussianBlur(changed, (0, 0), draw.uniform(0.2, max(0.21, how.blur)))
     if how.noise and draw.random() < 0.5:
@@ -108,6 +160,14 @@ def _degrade(
         decoded: NDArray[Any] | None = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)
         changed = changed if decoded is None else decoded
     return changed
+
+
+def _soften(pixels: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
+    """Reduce and enlarge again, so that fine detail is lost."""
+    rows, columns = pixels.shape
+    small = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    soft: NDArray[Any] = cv2.resize(small, (columns, rows), interpolation=cv2.INTER_LINEAR)
+    return soft
 
 
 def hides_lungs(how: AugmentSettings, draw: np.random.Generator) -> bool:

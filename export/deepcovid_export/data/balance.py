@@ -32,6 +32,74 @@ def images_of_an_epoch(images: Sequence[LabelledImage], recipe: Recipe) -> list[
     return [*images, *again]
 
 
+def draw_epoch(images: Sequence[LabelledImage], recipe: Recipe, epoch: int) -> list[int]:
+    """Positions of the images of an epoch, by the shares of the recipe's groups.
+
+    A group is drawn in rounds: every image once, in another order each round, so that over the
+    epochs all its images are seen equally often. Groups that are not among the images leave their
+    share to the others.
+
+    Args:
+        images: Images to fit on.
+        recipe: The recipe, with groups.
+        epoch: Number of the epoch, from 0.
+
+    Returns:
+        At most `fit.images` positions, and no more than there are images.
+    """
+    members = group_members(images, recipe)
+    present = {at: group for at, group in members.items() if recipe.data.groups[at].share}
+    total = sum(recipe.data.groups[at].share for at in present)
+    size = min(recipe.fit.images, len(images))
+    drawn: list[int] = []
+    for at, group in present.items():
+        count = max(1, round(size * recipe.data.groups[at].share / total))
+        drawn += _rounds(group, count * epoch, count, [recipe.fit.seed, at])
+    return drawn
+
+
+def absent_groups(images: Sequence[LabelledImage], recipe: Recipe) -> list[str]:
+    """Names of the groups with a share that have no image to fit on."""
+    members = group_members(images, recipe)
+    groups = enumerate(recipe.data.groups)
+    return [group.name for at, group in groups if group.share and at not in members]
+
+
+def group_members(images: Sequence[LabelledImage], recipe: Recipe) -> dict[int, list[int]]:
+    """Index of each group that has images, and the positions of its images."""
+    members: dict[int, list[int]] = {}
+    for place, image in enumerate(images):
+        group = recipe.data.group_of(image.label, image.source)
+        if group is not None:
+            members.setdefault(group, []).append(place)
+    return dict(sorted(members.items()))
+
+
+def _rounds(group: Sequence[int], start: int, count: int, seed: list[int]) -> list[int]:
+    """`count` members from a place in an endless sequence of shuffled rounds."""
+    first, last = start // len(group), (start + count - 1) // len(group)
+    rounds = range(first, last + 1)
+    orders = [np.random.default_rng([*seed, it]).permutation(len(group)) for it in rounds]
+    offset = start - first * len(group)
+    places = np.concatenate(orders)[offset : offset + count]
+    return [group[place] for place in places]
+
+
+def validation_weights(images: Sequence[LabelledImage], recipe: Recipe) -> Tensor:
+    """Weights of the validation images: every group counts alike, of shape (images,).
+
+    Without groups every class counts alike. The mean is 1.
+    """
+    keys: list[int | None] = [recipe.class_of(image.label) for image in images]
+    if recipe.data.groups:
+        keys = [recipe.data.group_of(image.label, image.source) for image in images]
+    _, owner, counts = np.unique(
+        [-1 if key is None else key for key in keys], return_inverse=True, return_counts=True
+    )
+    weights = len(images) / (len(counts) * counts[owner])
+    return torch.from_numpy(weights.astype(np.float32))
+
+
 def repeats_of(source: str, recipe: Recipe) -> int:
     """Times an epoch that an image of a source is drawn: the largest of all matching names."""
     asked = recipe.fit.repeat_sources

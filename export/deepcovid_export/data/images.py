@@ -1,30 +1,26 @@
-"""Images for torch, read and prepared by the runtime's own functions."""
+"""The images of a run: what is fitted on, what is chosen on, and what is excluded and why."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
-import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
 from deepcovid_edge.datasets.layouts import place_of
 from deepcovid_edge.errors import DataError, NotAssessedError
 from deepcovid_edge.files import write_text
-from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph
-from deepcovid_export.data.augment import augment, hide_centre, hides_lungs
-from deepcovid_export.data.leaks import Leak, find_leaks, write_leaks
+from deepcovid_export.data.confounders import ImageFacts, facts_of
+from deepcovid_export.data.leaks import Leak, find_leaks, shared_images, write_leaks
 from deepcovid_export.data.near_duplicates import Fingerprint, fingerprint
 from deepcovid_export.data.splits import with_splits
 from deepcovid_export.recipe import Recipe
@@ -44,6 +40,7 @@ class TrainingData:
         excluded: Reason to number of images that are not used.
         aside: Images of other splits, such as `test`; the run does not use them.
         leaks: Leaks between splits, if they are allowed.
+        facts: Shape and compression of the images by path; empty where unknown.
     """
 
     train: list[LabelledImage]
@@ -51,41 +48,85 @@ class TrainingData:
     excluded: dict[str, int]
     aside: tuple[LabelledImage, ...] = ()
     leaks: tuple[Leak, ...] = ()
+    facts: Mapping[Path, ImageFacts] = field(default_factory=dict)
 
 
 def training_data(
-    data: Path, recipe: Recipe, *, allow_leaks: bool = False, leaks_file: Path | None = None
+    data: Path | Sequence[Path],
+    recipe: Recipe,
+    *,
+    allow_leaks: bool = False,
+    exclude_leaks: bool = False,
+    leaks_file: Path | None = None,
 ) -> TrainingData:
     """Choose the images of a run: splits `train` and `val`, drawn if the data has none.
 
     Every file is opened once, so that a run does not stop on a broken image after an hour.
 
     Args:
-        data: A data set, see `deepcovid_edge.datasets.dataset`.
+        data: A data set, see `deepcovid_edge.datasets.dataset`, or several that make one.
         recipe: Names classes, views and shares.
         allow_leaks: Continue if splits share a patient or an image.
+        exclude_leaks: Exclude the images of `train` that `val` or another split shares, and those
+            of `val` that another split shares.
         leaks_file: File for all leaks, JSON or CSV.
 
     Raises:
         DataError: A class has no image in a split, or splits share a patient or an image.
         OutputError: `leaks_file` cannot be written.
     """
+    places = [data] if isinstance(data, Path) else list(data)
+    first = places[0]
     excluded: Counter[str] = Counter()
-    images = _wanted(load_dataset(data, excluded=excluded), recipe, excluded)
-    images, prints = _readable(images, excluded)
-    images = with_splits(images, prints, recipe)
-    kept: dict[str, list[LabelledImage]] = {"train": [], "val": []}
-    for image in images:
-        kept.setdefault(image.split, []).append(image)
-    _check_classes(kept, recipe, data, excluded)
+    found = [image for place in places for image in load_dataset(place, excluded=excluded)]
+    images, read = _readable(_wanted(found, recipe, excluded), excluded)
+    prints = [it.fingerprint for it in read]
+    images = [_held_out(image, recipe) for image in with_splits(images, prints, recipe)]
     leaks = find_leaks(images, prints)
     if leaks_file:
         write_leaks(leaks, leaks_file)
+    facts = {image.path: it.facts for image, it in zip(images, read, strict=True)}
+    while exclude_leaks and (shared := shared_images(images, leaks)):
+        excluded["shared with another split"] += len(shared)
+        left = [place for place in range(len(images)) if place not in shared]
+        images, prints = [images[place] for place in left], [prints[place] for place in left]
+        leaks = find_leaks(images, prints)
+    kept, aside = _sorted(images, recipe)
+    _check_classes(kept, recipe, first, excluded)
     if leaks and not allow_leaks:
-        raise DataError(_leak_message(data, leaks))
-    aside = [image for image in images if image.split not in ("train", "val")]
-    excluded.update(f"split {image.split}" if image.split else "no split" for image in aside)
-    return TrainingData(kept["train"], kept["val"], dict(excluded), tuple(aside), tuple(leaks))
+        raise DataError(_leak_message(first, leaks))
+    excluded.update(_why_aside(image) for image in aside)
+    return TrainingData(
+        kept["train"], kept["val"], dict(excluded), tuple(aside), tuple(leaks), facts
+    )
+
+
+def _held_out(image: LabelledImage, recipe: Recipe) -> LabelledImage:
+    """An image of a group without a share helps to choose; it is never fitted on."""
+    group = recipe.data.group_of(image.label, image.source)
+    held = group is not None and recipe.data.groups[group].share == 0
+    return replace(image, split="val") if held and image.split == "train" else image
+
+
+def _sorted(
+    images: Sequence[LabelledImage], recipe: Recipe
+) -> tuple[dict[str, list[LabelledImage]], list[LabelledImage]]:
+    """Images of `train` and `val`, and all others: only images with a class are chosen on."""
+    kept: dict[str, list[LabelledImage]] = {"train": [], "val": []}
+    aside = []
+    for image in images:
+        soft = recipe.class_of(image.label) is None
+        if image.split == "train" or (image.split == "val" and not soft):
+            kept[image.split].append(image)
+        else:
+            aside.append(image)
+    return kept, aside
+
+
+def _why_aside(image: LabelledImage) -> str:
+    if image.split == "val":
+        return f"label {image.label} of split val is in no class: nothing is chosen on it"
+    return f"split {image.split}" if image.split else "no split"
 
 
 def write_splits(images: TrainingData, path: Path) -> None:
@@ -96,10 +137,11 @@ def write_splits(images: TrainingData, path: Path) -> None:
     """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(("path", *_COLUMNS))
+    writer.writerow(("path", *_COLUMNS, "boxes"))
     for image in (*images.train, *images.val, *images.aside):
         place = os.path.relpath(image.path.absolute(), path.parent.resolve())
-        writer.writerow((place, *(getattr(image, name) for name in _COLUMNS)))
+        boxes = json.dumps(image.boxes) if image.boxes else ""
+        writer.writerow((place, *(getattr(image, name) for name in _COLUMNS), boxes))
     write_text(path, stream.getvalue())
 
 
@@ -110,8 +152,10 @@ def _wanted(
     views = {view.casefold() for view in recipe.data.views}
     wanted = []
     for image in images:
-        if recipe.class_of(image.label) is None:
+        if recipe.class_of(image.label) is None and image.label not in recipe.soft_labels:
             excluded[f"label {image.label} is in no class of the recipe"] += 1
+        elif recipe.data.groups and recipe.data.group_of(image.label, image.source) is None:
+            excluded[f"label {image.label}: no group of the recipe holds its source"] += 1
         elif views and image.view.casefold() not in views:
             known = f"view {image.view}" if image.view else "unknown view"
             excluded[f"{known}; the recipe takes {', '.join(recipe.data.views)}"] += 1
@@ -120,27 +164,36 @@ def _wanted(
     return wanted
 
 
+@dataclass(frozen=True)
+class _Read:
+    """What one reading of a file tells: its fingerprint and its facts."""
+
+    fingerprint: Fingerprint
+    facts: ImageFacts
+
+
 def _readable(
     images: Sequence[LabelledImage], excluded: Counter[str]
-) -> tuple[list[LabelledImage], list[Fingerprint]]:
-    """Images that can be assessed, with their fingerprints."""
+) -> tuple[list[LabelledImage], list[_Read]]:
+    """Images that can be assessed, and what reading them told."""
     cv2.setNumThreads(1)  # forked data workers would lose its threads and hang
 
-    def read(image: LabelledImage) -> Fingerprint | str:
+    def read(image: LabelledImage) -> _Read | str:
         try:
-            return fingerprint(read_radiograph(image.path))
+            radiograph = read_radiograph(image.path)
         except NotAssessedError as error:
             return f"{error.reason.code} {image.path}: {error}"
+        return _Read(fingerprint(radiograph), facts_of(image.path, radiograph.pixels.shape))
 
-    kept, prints = [], []
+    kept, found = [], []
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for image, found in zip(images, pool.map(read, images), strict=True):
-            if isinstance(found, str):
-                excluded[found] += 1
+        for image, one in zip(images, pool.map(read, images), strict=True):
+            if isinstance(one, str):
+                excluded[one] += 1
             else:
                 kept.append(image)
-                prints.append(found)
-    return kept, prints
+                found.append(one)
+    return kept, found
 
 
 def _check_classes(
@@ -177,41 +230,5 @@ def _leak_message(data: Path, leaks: Sequence[Leak]) -> str:
     return (
         f"{data}: {named}{f'; and {more} more' if more > 0 else ''}: give all images of a patient "
         "and all near-duplicates of an image to one split (--leaks FILE lists them), or add "
-        "--allow-leaks"
+        "--exclude-leaks or --allow-leaks"
     )
-
-
-NO_CLASS = -1
-"""Target of an image that says nothing of its class."""
-
-
-class ImageDataset(Dataset[tuple[Tensor, int]]):
-    """Pairs of a prepared image, uint8 of shape (H, W), and its class index or `NO_CLASS`."""
-
-    def __init__(self, images: Sequence[LabelledImage], recipe: Recipe, *, training: bool) -> None:
-        self.images = list(images)
-        self.recipe = recipe
-        self.training = training
-        self.epoch = 0
-        self.targets = [recipe.class_of(image.label) or 0 for image in images]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path, spec = self.images[index].path, self.recipe.input
-        if not self.training:
-            image = read_radiograph(path, spec)
-            return torch.from_numpy(prepare(image, spec)), self.targets[index]
-        image = read_radiograph(path)
-        draw = np.random.default_rng([self.recipe.fit.seed, self.epoch, index])
-        changed = augment(image, self.recipe.augment, min(spec.height, spec.width), draw)
-        pixels = prepare(changed, spec)
-        if hides_lungs(self.recipe.augment, draw):
-            return torch.from_numpy(hide_centre(pixels, draw)), NO_CLASS
-        return torch.from_numpy(pixels), self.targets[index]
-
-
-def one_thread_each(_worker: int) -> None:
-    """Keep OpenCV's own threads out of data workers."""
-    cv2.setNumThreads(1)

@@ -95,6 +95,35 @@ def _shared(
             yield key, one, other
 
 
+def shared_images(images: Sequence[LabelledImage], leaks: Iterable[Leak]) -> set[int]:
+    """Positions of the images that a run can do without, so that leaks end.
+
+    Of two splits, `train` gives way to `val`, and both give way to any other.
+    """
+    paths: set[str] = set()
+    patients: set[tuple[str, str]] = set()
+    for leak in leaks:
+        ends = ((leak.first_split, leak.first), (leak.second_split, leak.second))
+        split, path = min(ends, key=lambda end: _rank(end[0]))
+        if _rank(split) == len(_YIELDING):
+            continue
+        paths.add(path)
+        if leak.patient:
+            patients.add((split, leak.patient))
+    return {
+        place
+        for place, image in enumerate(images)
+        if str(image.path) in paths or (image.split, image.patient) in patients
+    }
+
+
+_YIELDING = ("train", "val")
+
+
+def _rank(split: str) -> int:
+    return _YIELDING.index(split) if split in _YIELDING else len(_YIELDING)
+
+
 def write_leaks(leaks: Sequence[Leak], path: Path) -> None:
     """Write all leaks, as CSV if the name ends with `.csv`, else as JSON.
 

@@ -9,11 +9,12 @@ pooled features let turned images through, or reject many images of a source tha
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import cycle, islice
+from itertools import chain, cycle, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ rejects less than one in a hundred and still nearly all copies that are turned o
 (benchmarks/results/ood-choice).
 """
 FEWEST_IMAGES = 16
+MOST_TRAIN, MOST_VAL = 1200, 400
+"""Images that are read at most, of every source alike: altered copies make many of each."""
 TURNED_EACH, UNRECOGNISABLE_EACH = 2, 3
 """Copies of each training image that the layer must reject. The image and one varied copy pass."""
 _COPIES = {"turned": (TURNED, TURNED_EACH), "unrecognisable": (UNRECOGNISABLE, UNRECOGNISABLE_EACH)}
@@ -83,7 +86,10 @@ def fit_model(path: Path, data: Path, output: Path | None = None) -> ModelManife
     """
     manifest = read_manifest(path)
     bare, _ = take_off(onnx.load(path))
-    images = {split: _images(data, manifest, split) for split in ("train", "val")}
+    images = {
+        split: over_sources(_images(data, manifest, split), most)
+        for split, most in (("train", MOST_TRAIN), ("val", MOST_VAL))
+    }
     layer, facts = fit(bare, images["train"], images["val"], manifest.input)
     if output is not None:
         # What the weights come from, beside the file that this one is made from.
@@ -218,6 +224,17 @@ def _figures(layer: OodLayer, features: Features, copies: dict[str, Features]) -
         "rejected_strictly": int((own.max(axis=1) > STRICT_LIMIT).sum()),
         **{f"{name}_copies_rejected": round(float(share), 4) for name, share in shares.items()},
     }
+
+
+def over_sources(images: Sequence[LabelledImage], most: int) -> list[LabelledImage]:
+    """At most so many images, one of each source in turn, always the same ones."""
+    if len(images) <= most:
+        return list(images)
+    rows: dict[str, list[LabelledImage]] = {}
+    for image in sorted(images, key=lambda it: hashlib.sha256(it.path.name.encode()).digest()):
+        rows.setdefault(image.source, []).append(image)
+    turns = chain.from_iterable(zip_longest(*(rows[name] for name in sorted(rows))))
+    return list(islice((image for image in turns if image is not None), most))
 
 
 def prepare_images(images: Sequence[LabelledImage], spec: InputSpec) -> list[Pixels]:

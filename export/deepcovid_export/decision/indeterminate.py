@@ -26,9 +26,10 @@ from deepcovid_edge.datasets.dataset import LabelledImage, dataset_sha256
 from deepcovid_edge.decision.thresholds import threshold_for_new_images
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.manifest import IndeterminateRange, ModelManifest
+from deepcovid_export.decision.conformal import conformal_range
 from deepcovid_export.evaluation.bootstrap import number_patients
 from deepcovid_export.evaluation.metrics import Scores, Truth
-from deepcovid_export.evaluation.predictions import classify
+from deepcovid_export.evaluation.predictions import Predictions, classify
 from deepcovid_export.onnx_export.to_onnx import rewrite_manifest
 
 SPLIT = "val"
@@ -126,18 +127,31 @@ def fit_model_indeterminate_range(
     with load_backend(path) as backend:
         classified = classify(backend, images)
         manifest = backend.manifest
-    span = fit_indeterminate_range(
-        classified.scores,
-        classified.positive,
-        manifest.threshold,
-        rule=threshold_rule(manifest),
-        patients=classified.patients,
-        settings=settings,
-    )
+    span = _range_of(classified, settings)
     origin = {**span.origin, "data_sha256": dataset_sha256(classified.images)}
     manifest = replace(manifest, indeterminate_range=replace(span, origin=origin))
     rewrite_manifest(path, manifest)
     return manifest
+
+
+def _range_of(
+    classified: Predictions, settings: IndeterminateSettings | None
+) -> IndeterminateRange:
+    """Conformal where the threshold is that of the worst source, else by draws of patients."""
+    manifest, scores, positive = classified.manifest, classified.scores, classified.positive
+    rule = threshold_rule(manifest)
+    if "by_source" in manifest.threshold_origin:
+        sources = [image.source for image in classified.images]
+        if span := conformal_range(scores, positive, sources, manifest.threshold):
+            return span
+    return fit_indeterminate_range(
+        scores,
+        positive,
+        manifest.threshold,
+        rule=rule,
+        patients=classified.patients,
+        settings=settings,
+    )
 
 
 def threshold_rule(manifest: ModelManifest) -> Rule:

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deepcovid_edge.backends import load_backend
+from deepcovid_edge.backends.base import Backend
 from deepcovid_edge.datasets.dataset import LabelledImage, dataset_sha256
 from deepcovid_edge.decision.statistics import auc_change, mcnemar_exact, paired_difference
 from deepcovid_edge.errors import DataError, UsageError
@@ -28,8 +29,14 @@ from deepcovid_export.evaluation.curves import (
     reliability,
     threshold_table,
 )
-from deepcovid_export.evaluation.metrics import area, at_threshold
-from deepcovid_export.evaluation.predictions import Predictions, classify
+from deepcovid_export.evaluation.localisation import LocalisationSettings, measure_localisation
+from deepcovid_export.evaluation.metrics import Truth, area, at_threshold
+from deepcovid_export.evaluation.predictions import (
+    Predictions,
+    classify,
+    soft_labels,
+    with_truth,
+)
 from deepcovid_export.evaluation.results import (
     SCHEMA_VERSION,
     Change,
@@ -42,6 +49,7 @@ from deepcovid_export.evaluation.results import (
     Rate,
     Shortcuts,
     SideBySide,
+    SoftLabelFigures,
 )
 from deepcovid_export.evaluation.shortcuts import measure_shortcuts
 
@@ -50,7 +58,12 @@ _CREATED_WITH = {"deepcovid-edge": VERSION}
 
 
 def evaluate(
-    model: Path, images: Sequence[LabelledImage], *, description: str, shortcuts: bool = False
+    model: Path,
+    images: Sequence[LabelledImage],
+    *,
+    description: str,
+    shortcuts: bool = False,
+    localisation: LocalisationSettings | None = None,
 ) -> Evaluation:
     """Measure a model on labelled images.
 
@@ -59,6 +72,7 @@ def evaluate(
         images: Images with their labels; the model's recipe says to which class a label belongs.
         description: What the images are, for the report.
         shortcuts: Also measure whether the model reads the source, in four more passes.
+        localisation: Which heat maps are held against boxes, where images have some.
 
     Returns:
         Figures over all images and by label, source and view. Intervals take images as
@@ -67,7 +81,7 @@ def evaluate(
     Raises:
         DataError: No image was assessed, or a label belongs to no class.
     """
-    return _measure(model, images, description, shortcuts)[0]
+    return _measure(model, images, description, shortcuts, localisation)[0]
 
 
 def evaluate_side_by_side(
@@ -76,6 +90,7 @@ def evaluate_side_by_side(
     *,
     description: str,
     shortcuts: bool = False,
+    localisation: LocalisationSettings | None = None,
 ) -> SideBySide:
     """Measure several models on the same images, and how each differs from the first.
 
@@ -85,7 +100,7 @@ def evaluate_side_by_side(
     """
     if len(models) < 2:
         raise UsageError(f"models: got {len(models)}, expected two or more to compare")
-    measured = [_measure(model, images, description, shortcuts) for model in models]
+    measured = [_measure(model, images, description, shortcuts, localisation) for model in models]
     evaluations, predictions = (list(side) for side in zip(*measured, strict=True))
     return SideBySide(
         SCHEMA_VERSION,
@@ -99,15 +114,69 @@ def evaluate_side_by_side(
 
 
 def _measure(
-    model: Path, images: Sequence[LabelledImage], description: str, shortcuts: bool
+    model: Path,
+    images: Sequence[LabelledImage],
+    description: str,
+    shortcuts: bool,
+    localisation: LocalisationSettings | None,
 ) -> tuple[Evaluation, Predictions]:
     with load_backend(model) as backend:
+        true = with_truth(images, backend.manifest)
         try:
-            classified = classify(backend, images)
+            classified = classify(backend, true)
         except DataError as error:
             raise DataError(f"{description}: {error}") from error
-        found = measure_shortcuts(backend, images, classified) if shortcuts else None
-    return _evaluation(classified, description, found), classified
+        found = measure_shortcuts(backend, true, classified) if shortcuts else None
+        evaluation = replace(
+            _evaluation(classified, description, found),
+            localisation=measure_localisation(backend, classified.images, localisation) or None,
+            soft_labels=_soft_labels(backend, images),
+        )
+    return evaluation, classified
+
+
+def _soft_labels(
+    backend: Backend, images: Sequence[LabelledImage]
+) -> dict[str, SoftLabelFigures] | None:
+    """Decisions on the images of labels that are no truth."""
+    soft = soft_labels(backend.manifest)
+    without_truth = [image for image in images if image.label in soft]
+    if not without_truth:
+        return None
+    classified = classify(backend, without_truth, any_label=True)
+    labels = np.array([image.label for image in classified.images])
+    called = classified.scores >= classified.manifest.threshold
+    held = _held(classified)
+    return {
+        label: SoftLabelFigures(
+            int((labels == label).sum()),
+            _share(called[labels == label]),
+            None if held is None else _share(held[labels == label]),
+        )
+        for label in sorted(set(labels.tolist()))
+    }
+
+
+def _share(chosen: Truth) -> Rate:
+    return Rate(int(chosen.sum()), chosen.size)
+
+
+def _held(classified: Predictions) -> Truth | None:
+    """Whether each image lies within the indeterminate range; None without one."""
+    span = classified.manifest.indeterminate_range
+    if span is None:
+        return None
+    held: Truth = (classified.scores >= span.low) & (classified.scores < span.high)
+    return held
+
+
+def _indeterminate_by_source(classified: Predictions) -> dict[str, Rate] | None:
+    held = _held(classified)
+    sources = np.array([image.source or NOT_STATED for image in classified.images])
+    names = sorted(set(sources.tolist()))
+    if held is None or len(names) < 2:
+        return None
+    return {name: _share(held[sources == name]) for name in names}
 
 
 def _evaluation(
@@ -149,6 +218,7 @@ def _evaluation(
         reliability=reliability(scores, positive),
         shortcuts=shortcuts,
         created_with=_CREATED_WITH,
+        indeterminate_by_source=_indeterminate_by_source(classified),
     )
 
 
@@ -194,7 +264,7 @@ def _indeterminate(classified: Predictions) -> Indeterminate | None:
     if span is None:
         return None
     scores, positive = classified.scores, classified.positive
-    held = (scores >= span.low) & (scores < span.high)
+    held = np.array(_held(classified))
     return Indeterminate(
         low=span.low,
         high=span.high,

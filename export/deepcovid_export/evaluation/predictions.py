@@ -104,8 +104,23 @@ def images_of_model(data: Path, manifest: ModelManifest, split: str) -> list[Lab
     ]
 
 
+def soft_labels(manifest: ModelManifest) -> frozenset[str]:
+    """Labels that the model was trained with and that are never counted right or wrong."""
+    return frozenset(manifest.training.get("recipe", {}).get("soft_labels", ()))
+
+
+def with_truth(images: Sequence[LabelledImage], manifest: ModelManifest) -> list[LabelledImage]:
+    """The images whose label is no soft label of the model."""
+    soft = soft_labels(manifest)
+    return [image for image in images if image.label not in soft]
+
+
 def classify(
-    backend: Backend, images: Sequence[LabelledImage], *, change: Change | None = None
+    backend: Backend,
+    images: Sequence[LabelledImage],
+    *,
+    change: Change | None = None,
+    any_label: bool = False,
 ) -> Predictions:
     """Let a model classify labelled images.
 
@@ -113,11 +128,13 @@ def classify(
         backend: The loaded model.
         images: Images whose labels belong to the model's classes, as its recipe groups them.
         change: Applied to every image before it is prepared.
+        any_label: Take labels of no class too; then only scores have a meaning.
 
     Raises:
         DataError: No image was assessed, or a label belongs to no class.
     """
-    check_labels(images, backend.manifest.known_labels)
+    if not any_label:
+        check_labels(images, backend.manifest.known_labels)
     # Figures are of all images; those out of distribution are counted.
     model = Model.of(backend, PredictSettings(ood=WARN))
     shapes: dict[str, tuple[int, ...]] = {}

@@ -15,6 +15,8 @@ from deepcovid_edge.decision import statistics
 from deepcovid_edge.decision.results import PlainResult
 
 SCHEMA_VERSION = 2
+IF_MEASURED = ("localisation", "soft_labels", "indeterminate_by_source")
+"""Keys of an evaluation that only some data have: boxes, soft labels, several sources."""
 Interval = tuple[float, float]
 Columns = Mapping[str, list[Any]]
 """Columns of one length by name."""
@@ -220,6 +222,44 @@ class Shortcuts(PlainResult):
 
 
 @dataclass(frozen=True)
+class Localisation(PlainResult):
+    """Heat maps of one method against readers' boxes; see `localisation`.
+
+    Attributes:
+        method: `activation` or `occlusion`.
+        images: Positive images with boxes.
+        chance: Mean share of the model input in boxes: how often a random place lies in one.
+        pointing_game: Images whose map has its peak in a box.
+        inside: Mean share of the map's positive values that lies in boxes.
+        overlap: Mean intersection over union, at the best share of the peak: read off these images.
+        overlap_peak_share: That share.
+    """
+
+    method: str
+    images: int
+    chance: float
+    pointing_game: Rate
+    inside: float
+    overlap: float
+    overlap_peak_share: float
+
+
+@dataclass(frozen=True)
+class SoftLabelFigures(PlainResult):
+    """Decisions on a label that is never counted right or wrong.
+
+    Attributes:
+        images: Images of the label.
+        called_positive: Those that reach the threshold.
+        indeterminate: Those within the indeterminate range; None without one.
+    """
+
+    images: int
+    called_positive: Rate
+    indeterminate: Rate | None
+
+
+@dataclass(frozen=True)
 class Evaluation(PlainResult):
     """One model on labelled images.
 
@@ -232,6 +272,10 @@ class Evaluation(PlainResult):
         operating_points: The model's own threshold first.
         curves: None where a class is missing.
         shortcuts: None where not measured.
+        localisation: Heat maps against boxes, for each method; None where no image has boxes.
+        soft_labels: Decisions on labels that are no truth; None where there are none.
+        indeterminate_by_source: What the indeterminate range costs each source: its images within;
+            None unless there are several sources.
     """
 
     schema_version: int
@@ -266,6 +310,17 @@ class Evaluation(PlainResult):
     reliability: Reliability
     shortcuts: Shortcuts | None
     created_with: Mapping[str, str]
+    localisation: list[Localisation] | None = None
+    soft_labels: Mapping[str, SoftLabelFigures] | None = None
+    indeterminate_by_source: Mapping[str, Rate] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Without what such data cannot have: boxes, soft labels, several sources."""
+        values = super().as_dict()
+        for name in IF_MEASURED:
+            if values[name] is None:
+                del values[name]
+        return values
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from deepcovid_export.networks.classifier import (
     Classifier,
 )
 from deepcovid_export.networks.fine_tuning import LAYERS, train_only
+from deepcovid_export.networks.head import map_shape, scale_logits
 from deepcovid_export.networks.torchvision_models import torchvision_models
 from deepcovid_export.networks.weights import load_imagenet
 
@@ -30,6 +31,8 @@ __all__ = [
     "Classifier",
     "build_network",
     "load_imagenet",
+    "map_shape",
+    "scale_logits",
     "torchvision_models",
     "train_only",
 ]

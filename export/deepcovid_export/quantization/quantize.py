@@ -25,6 +25,7 @@ from deepcovid_edge.validation.equivalence import EquivalenceRules
 from deepcovid_edge.validation.verify import CHANGED, verify
 from deepcovid_export.decision.fit_ood import match_variant
 from deepcovid_export.decision.ood_graph import OodLayer, put_on, take_off
+from deepcovid_export.evaluation.predictions import with_truth
 from deepcovid_export.onnx_export.graphs import finish, save
 from deepcovid_export.onnx_export.half_weights import read_fp32
 from deepcovid_export.quantization.calibration import (
@@ -132,7 +133,8 @@ def quantize(
     settings = settings or QuantizeSettings()
     manifest = _fp32_manifest(model)
     parent, layer = take_off(read_fp32(str(model), model.read_bytes()))
-    compared = _equivalence_images(equivalence, calibration)
+    compared = with_truth(_equivalence_images(equivalence, calibration), manifest)
+    proof = with_truth(proof, manifest)
     chosen = choose_images(calibration, manifest, settings.images)
     _check_disjoint(chosen.images, compared, "--equivalence")
     _check_disjoint([*chosen.images, *compared], proof, "--verify")

@@ -21,6 +21,8 @@ from deepcovid_edge.manifest import ModelManifest, read_manifest
 from deepcovid_edge.models import find_model
 from deepcovid_export.report.rendering import render
 
+MORE = ("siim-test", "sites-external")
+"""Results beside those of the splits of `../shared/xray`, where there are some."""
 _WITHIN = ("agchung/Actualmed-COVID-chestxray-dataset", "ieee8023 (all sites)")
 
 
@@ -38,6 +40,7 @@ def card(
         evaluations: JSON of `evaluate`, in the order of the rows.
         paper: The same of the network trained by the paper's recipe; empty where it was not.
     """
+    span = manifest.indeterminate_range
     variant = model.with_name(f"{model.stem}{INT8_CPU_SUFFIX}.onnx")
     shortcuts = {it["data"]: it["shortcuts"] for it in evaluations if it.get("shortcuts")}
     spans = [it for it in evaluations if it["data"] == "test" and it.get("indeterminate_range")]
@@ -48,7 +51,10 @@ def card(
         training=manifest.training,
         origin=manifest.threshold_origin,
         variant=variant if variant.is_file() else None,
-        span=manifest.indeterminate_range,
+        span=span,
+        costs=span.origin.get("cost_by_source") if span else None,
+        counts=manifest.training.get("sources"),
+        grouped=bool(manifest.training["recipe"].get("data", {}).get("groups")),
         spanned=spans[0]["indeterminate_range"] if spans else None,
         limited=[it for it in evaluations if it.get("out_of_distribution")],
         rows=[row for figures in evaluations for row in _rows(figures)],
@@ -59,7 +65,13 @@ def card(
             for data, it in shortcuts.items()
             for name, group in it["within_source"].items()
         ],
-        pairs=list(zip(evaluations, paper, strict=True)) if paper else [],
+        pairs=list(zip(evaluations, paper, strict=False)) if paper else [],
+        localised=[(it["data"], row) for it in evaluations for row in it.get("localisation", ())],
+        soft=[
+            (it["data"], label, row)
+            for it in evaluations
+            for label, row in it.get("soft_labels", {}).items()
+        ],
         within=_WITHIN,
         sha256=file_sha256,
         size=lambda path: f"{path.stat().st_size / 1e6:.1f} MB",
@@ -103,10 +115,9 @@ def card_from_results(model: Path, results: Path) -> str:
 
 
 def _evaluations(results: Path, name: str) -> list[dict[str, Any]]:
-    return [
-        json.loads((results / f"{name}-{split}.json").read_text("utf-8"))
-        for split in ("test", "external", "paediatric")
-    ]
+    files = [results / f"{name}-{split}.json" for split in ("test", "external", "paediatric")]
+    more = [results / f"{name}-{part}.json" for part in MORE]
+    return [json.loads(it.read_text("utf-8")) for it in (*files, *filter(Path.is_file, more))]
 
 
 if __name__ == "__main__":

@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from torch import Tensor
-
 from deepcovid_edge.errors import DataError
 from deepcovid_export.data.images import TrainingData
+from deepcovid_export.data.training_set import Sample
 from deepcovid_export.recipe import Recipe
 from deepcovid_export.training.train import RunSettings, Training
 
@@ -91,7 +90,7 @@ def find_learning_rate(
     for step, (rate, batch) in enumerate(zip(rates, _endless(training), strict=False), start=1):
         for group in training.optimiser.param_groups:
             group["lr"] = rate
-        average = SMOOTHING * average + (1 - SMOOTHING) * training.fit_batch(*batch)
+        average = SMOOTHING * average + (1 - SMOOTHING) * training.fit_batch(batch)
         smoothed = average / (1 - SMOOTHING**step)
         progress()
         if not math.isfinite(smoothed) or smoothed > GROWN * min(losses, default=smoothed):
@@ -122,7 +121,7 @@ def _rates(recipe: Recipe) -> list[float]:
     return [find.lowest * growth**step for step in range(find.steps)]
 
 
-def _endless(training: Training) -> Iterator[tuple[Tensor, Tensor]]:
+def _endless(training: Training) -> Iterator[Sample]:
     while True:
         yield from training.batches()
         training.epoch += 1

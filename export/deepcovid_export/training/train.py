@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,20 +20,37 @@ from torch.utils.data import DataLoader, DistributedSampler
 from deepcovid_edge.datasets.dataset import dataset_sha256
 from deepcovid_edge.decision.thresholds import threshold_for_new_images
 from deepcovid_edge.errors import ModelFileError, UsageError
-from deepcovid_edge.manifest import VERSION, ModelManifest
-from deepcovid_export.data.balance import images_of_an_epoch, loss_weights
-from deepcovid_export.data.images import ImageDataset, TrainingData, one_thread_each
+from deepcovid_edge.manifest import VERSION, InputSpec, ModelManifest
+from deepcovid_export.data.balance import (
+    draw_epoch,
+    images_of_an_epoch,
+    loss_weights,
+    validation_weights,
+)
+from deepcovid_export.data.images import TrainingData
+from deepcovid_export.data.training_set import ImageDataset, Sample, one_thread_each
 from deepcovid_export.evaluation.metrics import Scores, Truth, at_threshold, auc
-from deepcovid_export.networks import Classifier, build_network, load_imagenet, train_only
+from deepcovid_export.evaluation.worst_source import lowest_threshold
+from deepcovid_export.networks import (
+    Classifier,
+    build_network,
+    load_imagenet,
+    map_shape,
+    scale_logits,
+    train_only,
+)
 from deepcovid_export.networks.checkpoint import save_atomically, save_checkpoint
 from deepcovid_export.recipe import Recipe
-from deepcovid_export.training.loss import summed_loss
+from deepcovid_export.training.loss import map_loss, summed_loss
 from deepcovid_export.training.optimisers import build_optimiser, build_schedule
 from deepcovid_export.training.processes import Processes, check_device
+from deepcovid_export.training.temperature import fit_temperature
 
 STATE_NAME = "state.pt"
 CHECKPOINT_NAME = "checkpoint.pt"
 HISTORY_NAME = "history.json"
+_SMALL = 5 / 7
+"""Sides of the images of the first epochs, as a share of the network's input."""
 _BATCH_SECONDS = 600.0
 """Longest wait for a batch: each compressed image may take its decoder's 20 seconds."""
 
@@ -79,18 +97,20 @@ class Training:
         self.network, self.start = self._first_network()
         self.averaged = self._averaged()
         self.joint = run.processes.joint(self.network)
-        self.train_set = ImageDataset(images_of_an_epoch(data.train, recipe), recipe, training=True)
+        drawn = data.train if recipe.data.groups else images_of_an_epoch(data.train, recipe)
+        self.train_set = ImageDataset(drawn, recipe, training=True)
+        self._start_epoch(0)
         self.order: DistributedSampler[Any] = DistributedSampler(
             self.train_set, run.processes.count, run.processes.rank, seed=recipe.fit.seed
         )
         self.optimiser = build_optimiser(self.network, recipe.fit)
         steps = recipe.fit.epochs * self.steps_per_epoch
         self.schedule = build_schedule(self.optimiser, recipe.fit, steps)
-        fit_weights, self.val_weights = loss_weights(data.train, recipe)
-        self.class_weights = fit_weights.to(self.device)
+        self.class_weights, self.val_weights = self._weights()
         self.epoch = 0
         self.best: dict[str, Any] = {"epoch": -1, "loss": float("inf")}
         self.history: list[dict[str, Any]] = []
+        self.temperature = 1.0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -138,20 +158,28 @@ class Training:
 
         Each process classifies its share and has all results.
         """
-        mine = self.data.val[self.run.processes.rank :: self.run.processes.count]
-        images = ImageDataset(mine, self.recipe, training=False)
+        logits, targets = self.validation_logits()
+        losses = nn.functional.cross_entropy(logits, targets, reduction="none")
+        loss = float((losses * self.val_weights).sum() / self.val_weights.sum())
+        positive = self.recipe.positive_index
+        scores = logits.softmax(dim=1)[:, positive].numpy()
+        return scores, (targets == positive).numpy(), loss
+
+    def validation_logits(self) -> tuple[Tensor, Tensor]:
+        """Logits of shape (images, classes) and class indices of the validation images."""
+        rank, count = self.run.processes.rank, self.run.processes.count
+        images = ImageDataset(self.data.val[rank::count], self.recipe, training=False)
         logits = [torch.empty(0, len(self.recipe.classes))]
         network = self.kept_network.eval()
         with torch.inference_mode():
-            for inputs, _ in DataLoader(images, **self._reading()):
-                logits.append(network(inputs.to(self.device))[0].float().cpu())
-        gathered = self.run.processes.gathered((torch.cat(logits), images.targets))
-        all_logits = torch.cat([part for part, _ in gathered])
-        targets = torch.tensor([target for _, part in gathered for target in part])
-        loss = float(nn.functional.cross_entropy(all_logits, targets, self.val_weights))
-        positive_index = [*self.recipe.classes].index(self.recipe.positive_class)
-        scores = all_logits.softmax(dim=1)[:, positive_index].numpy()
-        return scores, (targets == positive_index).numpy(), loss
+            for batch in DataLoader(images, **self._reading()):
+                logits.append(network(batch.pixels.to(self.device))[0].float().cpu())
+        gathered = self.run.processes.gathered((torch.cat(logits), torch.tensor(images.targets)))
+        found = torch.empty(len(self.data.val), len(self.recipe.classes))
+        targets = torch.empty(len(self.data.val), dtype=torch.long)
+        for place, (part, truth) in enumerate(gathered):
+            found[place::count], targets[place::count] = part, truth.long()
+        return found, targets
 
     def save(self) -> None:
         """Write the state for `restore`; only the first process does."""
@@ -209,6 +237,10 @@ class Training:
                 "was finite in no epoch: set a lower rate"
             )
         self.kept_network.load_state_dict(self.best["state"])
+        if self.recipe.temperature:
+            found = fit_temperature(*self.validation_logits(), self.val_weights)
+            scale_logits(self.kept_network, found)
+            self.temperature = found
         scores, positive, _ = self.classify_validation()
         path = self.run.folder / CHECKPOINT_NAME
         if not self.run.processes.is_first:
@@ -218,9 +250,9 @@ class Training:
         (self.run.folder / HISTORY_NAME).write_text(history, encoding="utf-8")
         return path
 
-    def batches(self) -> Iterable[tuple[Tensor, Tensor]]:
+    def batches(self) -> Iterable[Sample]:
         """This process's share of each batch of the current epoch, in training mode."""
-        self.train_set.epoch = self.epoch
+        self._start_epoch(self.epoch)
         self.order.set_epoch(self.epoch)
         # So that dropout differs between epochs and between processes.
         torch.manual_seed(
@@ -229,24 +261,25 @@ class Training:
         self.joint.train()
         return DataLoader(self.train_set, sampler=self.order, **self._reading())
 
-    def fit_batch(self, inputs: Tensor, targets: Tensor) -> float:
-        """Make one step.
-
-        Args:
-            inputs: This process's share of the batch, of shape (N, H, W), uint8.
-            targets: Class indices or `NO_CLASS`, of shape (N,).
+    def fit_batch(self, batch: Sample) -> float:
+        """Make one step on this process's share of a batch.
 
         Returns:
             The loss of the whole batch, weighted as the recipe says.
         """
         fit, processes = self.recipe.fit, self.run.processes
-        targets = targets.to(self.device)
+        batch = Sample(*(part.to(self.device) for part in batch))
         with self._autocast():
-            logits, _ = self.joint(inputs.to(self.device))
-            loss, weight = summed_loss(logits, targets, self.class_weights, fit.label_smoothing)
+            logits, maps = self.joint(batch.pixels)
+            loss, weight = summed_loss(
+                logits, batch.target, self.class_weights, fit.label_smoothing, batch.likely
+            )
         # Each share counts by its weight in the whole batch; torch averages over processes.
-        weight = processes.total(weight)
-        loss = loss * (processes.count / weight)
+        loss = loss * (processes.count / processes.total(weight))
+        if fit.map_weight:
+            drawn, images = map_loss(maps, batch.grid, self.recipe.positive_index, fit)
+            whole = processes.total(images).clamp(min=1)
+            loss = loss + fit.map_weight * drawn * (processes.count / whole)
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if fit.clip:
@@ -259,12 +292,32 @@ class Training:
 
     def _fit_epoch(self, progress: Callable[[], object]) -> float:
         losses = []
-        for inputs, targets in self.batches():
-            losses.append(self.fit_batch(inputs, targets))
+        for batch in self.batches():
+            losses.append(self.fit_batch(batch))
             progress()
         for network in (self.network, self.averaged):
             self.run.processes.average_buffers(network)
         return float(np.mean(losses))
+
+    def _start_epoch(self, epoch: int) -> None:
+        """Choose the images of an epoch and their size."""
+        recipe, images = self.recipe, self.train_set
+        images.epoch = epoch
+        if recipe.data.groups:
+            images.order = draw_epoch(images.images, recipe, epoch)
+        small = epoch < recipe.fit.small_epochs
+        images.input = _smaller(recipe.input) if small else recipe.input
+        images.cells = map_shape(self.network, images.input) if recipe.fit.map_weight else (1, 1)
+
+    def _weights(self) -> tuple[Tensor, Tensor]:
+        """Weights of the classes in the training loss, and of the validation images."""
+        recipe, val = self.recipe, self.data.val
+        if recipe.data.groups:
+            even = torch.ones(len(recipe.classes)).to(self.device)
+            return even, validation_weights(val, recipe)
+        fit, of_classes = loss_weights(self.data.train, recipe)
+        classes = [recipe.class_of(image.label) or 0 for image in val]
+        return fit.to(self.device), of_classes[classes]
 
     def _reading(self) -> dict[str, Any]:
         return {
@@ -305,9 +358,49 @@ class Training:
         return AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
 
 
+def _smaller(spec: InputSpec) -> InputSpec:
+    """The input of the first, quicker epochs."""
+    return replace(spec, height=round(spec.height * _SMALL), width=round(spec.width * _SMALL))
+
+
+def _counts_by_source(data: TrainingData) -> dict[str, dict[str, int]]:
+    """Images of each source in `train` and in `val`."""
+    return {
+        split: dict(sorted(Counter(image.source or "not stated" for image in images).items()))
+        for split, images in (("train", data.train), ("val", data.val))
+    }
+
+
+def _operating_point(
+    training: Training, scores: Scores, positive: Truth
+) -> tuple[float, dict[str, Any]]:
+    """The threshold and its origin: of all validation images, or of the worst of their sources.
+
+    A recipe whose groups name sources asks that every source be served.
+    """
+    sensitivity = training.recipe.sensitivity
+    rule = (
+        f"midway between the highest threshold that finds {sensitivity:.0%} of new positive "
+        "images, as is to be expected (split conformal), and the next lower score"
+    )
+    facts = {"split": "val", "images": len(scores), "positives": int(positive.sum())}
+    if not training.recipe.data.groups:
+        threshold, expected = threshold_for_new_images(scores, positive, sensitivity)
+        return threshold, {"rule": rule, **facts, "expected_sensitivity": round(expected, 4)}
+    sources = [image.source for image in training.data.val]
+    found = lowest_threshold(scores, positive, sources, sensitivity)
+    return found.threshold, {
+        "rule": f"{rule}; of each source with enough positive images, and the lowest is taken",
+        **facts,
+        "expected_sensitivity": sensitivity,
+        "source": found.source,
+        "by_source": {name: round(value, 6) for name, value in found.by_source.items()},
+    }
+
+
 def _manifest(training: Training, scores: Scores, positive: Truth) -> ModelManifest:
     recipe = training.recipe
-    threshold, expected = threshold_for_new_images(scores, positive, recipe.sensitivity)
+    threshold, origin = _operating_point(training, scores, positive)
     accuracy = at_threshold(scores, positive, threshold)
     return ModelManifest(
         name=recipe.name,
@@ -315,14 +408,7 @@ def _manifest(training: Training, scores: Scores, positive: Truth) -> ModelManif
         classes=tuple(recipe.classes),
         positive_class=recipe.positive_class,
         threshold=threshold,
-        threshold_origin={
-            "rule": f"midway between the highest threshold that finds {recipe.sensitivity:.0%} of "
-            "new positive images, as is to be expected (split conformal), and the next lower score",
-            "split": "val",
-            "expected_sensitivity": round(expected, 4),
-            "images": len(scores),
-            "positives": int(positive.sum()),
-        },
+        threshold_origin=origin,
         input=recipe.input,
         training={
             "recipe": recipe.as_dict(),
@@ -330,7 +416,9 @@ def _manifest(training: Training, scores: Scores, positive: Truth) -> ModelManif
             "processes": training.run.processes.count,
             "epochs_run": training.epoch,
             "best_epoch": training.best["epoch"],
+            "temperature": training.temperature,
             "train_images": len(training.data.train),
+            "sources": _counts_by_source(training.data),
             "leaks_allowed": len(training.data.leaks),
             **training.images,
             "val": {"auc": auc(scores, positive), **accuracy.as_dict()},

@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs extra export")
 
-from deepcovid_export.data.images import NO_CLASS
+from deepcovid_export.data.training_set import NO_CLASS
 from deepcovid_export.training.loss import summed_loss
 
 WEIGHTS = torch.tensor([0.5, 2.0, 1.0])

@@ -22,7 +22,8 @@ from deepcovid_edge.errors import DataError, UsageError
 from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_export.data.balance import images_of_an_epoch, loss_weights, unknown_sources
-from deepcovid_export.data.images import ImageDataset, TrainingData
+from deepcovid_export.data.images import TrainingData
+from deepcovid_export.data.training_set import ImageDataset
 from deepcovid_export.recipe import FindSettings, FitSettings, Recipe, load_recipe
 from deepcovid_export.training.lr_finder import CURVE_NAME, RangeTest, find_learning_rate, suggest
 from deepcovid_export.training.optimisers import build_optimiser, build_schedule
@@ -186,7 +187,7 @@ def test_a_step_moves_the_weights_no_further_than_clip_allows(
     )  # fmt: skip
     training = started(recipe, images, tmp_path)
     before = [weight.detach().clone() for weight in training.network.parameters()]
-    training.fit_batch(*next(iter(training.batches())))
+    training.fit_batch(next(iter(training.batches())))
     after = [weight.detach() for weight in training.network.parameters()]
     moved = [((now - was) ** 2).sum() for now, was in zip(after, before, strict=True)]
     distance = math.sqrt(float(sum(moved)))
@@ -260,13 +261,13 @@ def test_the_loss_of_a_step_is_torchs_own_weighted_mean(
     images: TrainingData, tmp_path: Path
 ) -> None:
     training = started(small_recipe(label_smoothing=0.1), images, tmp_path)
-    inputs, targets = next(iter(training.batches()))
+    batch = next(iter(training.batches()))
     with torch.random.fork_rng():
-        logits, _ = training.network(inputs)
+        logits, _ = training.network(batch.pixels)
         expected = nn.functional.cross_entropy(
-            logits, targets, training.class_weights, label_smoothing=0.1
+            logits, batch.target, training.class_weights, label_smoothing=0.1
         )
-    assert training.fit_batch(inputs, targets) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert training.fit_batch(batch) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
 def test_a_run_that_never_had_a_finite_loss_says_so(images: TrainingData, tmp_path: Path) -> None:

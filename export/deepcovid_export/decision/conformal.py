@@ -1,0 +1,93 @@
+"""The indeterminate range of a model that was chosen on several sources.
+
+The range is what no source can promise (split conformal prediction for each class: Vovk, Gammerman
+and Shafer 2005, Algorithmic Learning in a Random World, chapter 4). Below it lies at most a small
+share of the new positives of any source, above it at most a small share of the new negatives of
+any source. What lies between is for a person, and how much that is, source by source, is the
+range's cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from deepcovid_edge.errors import UsageError
+from deepcovid_edge.manifest import IndeterminateRange
+from deepcovid_export.evaluation.metrics import Scores, Truth
+from deepcovid_export.evaluation.worst_source import highest_threshold, lowest_threshold
+
+
+@dataclass(frozen=True)
+class ConformalSettings:
+    """What a range promises.
+
+    Attributes:
+        missed: Share of a source's new positives that may lie below the range.
+        alarms: Share of a source's new negatives that may lie above it.
+    """
+
+    missed: float = 0.05
+    alarms: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not (0 < self.missed < 1 and 0 < self.alarms < 1):
+            raise UsageError(
+                f"indeterminate_range: got missed {self.missed} and alarms {self.alarms}, "
+                "expected shares between 0 and 1"
+            )
+
+
+def conformal_range(
+    scores: Scores,
+    positive: Truth,
+    sources: Sequence[str],
+    threshold: float,
+    settings: ConformalSettings | None = None,
+) -> IndeterminateRange | None:
+    """The range that the worst sources ask for, extended to hold the threshold.
+
+    Args:
+        scores: Scores of the images of `val`.
+        positive: Their truth.
+        sources: Their sources.
+        threshold: The model's threshold.
+        settings: What is promised.
+
+    Returns:
+        The range with its cost for each source; None where the negatives are too few to promise
+        anything.
+    """
+    settings = settings or ConformalSettings()
+    low = lowest_threshold(scores, positive, sources, 1 - settings.missed)
+    high = highest_threshold(scores, positive, sources, settings.alarms)
+    if high is None:
+        return None
+    ends = min(low.threshold, threshold), max(high.threshold, threshold)
+    held = (scores >= ends[0]) & (scores < ends[1])
+    origin = {
+        "rule": f"at most {settings.missed:.0%} of new positive images of any source lie below, at "
+        f"most {settings.alarms:.0%} of new negative images of any source above (split conformal)",
+        "split": "val",
+        "images": len(scores),
+        "indeterminate": int(held.sum()),
+        "lowest_for": low.source,
+        "highest_for": high.source,
+        "cost_by_source": _costs(held, sources),
+        **asdict(settings),
+    }
+    return IndeterminateRange(*ends, origin)
+
+
+def _costs(held: Truth, sources: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Images of each source, and those in the range."""
+    names = np.array(sources)
+    return {
+        name: {
+            "images": int((names == name).sum()),
+            "indeterminate": int(held[names == name].sum()),
+        }
+        for name in sorted(set(names.tolist()))
+    }

@@ -1,0 +1,84 @@
+"""Thresholds and ranges of the worst source, and what a range costs each source."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="the workstation side needs extra export")
+
+from deepcovid_edge.decision.thresholds import threshold_for_new_images
+from deepcovid_edge.errors import UsageError
+from deepcovid_export.decision.conformal import ConformalSettings, conformal_range
+from deepcovid_export.evaluation.metrics import Scores, Truth
+from deepcovid_export.evaluation.worst_source import highest_threshold, lowest_threshold
+
+
+def two_sources(few: int = 0) -> tuple[Scores, Truth, list[str]]:
+    """An easy large source, a hard small one, and perhaps a tiny one that is worst of all."""
+    draw = np.random.default_rng(0)
+    parts = [("easy", 400, 0.8, 0.2), ("hard", 60, 0.55, 0.45), ("tiny", few, 0.1, 0.9)]
+    scores, positive, sources = [], [], []
+    for name, count, high, low in parts:
+        scores += [draw.normal(high, 0.1, count), draw.normal(low, 0.1, count)]
+        positive += [np.ones(count, bool), np.zeros(count, bool)]
+        sources += [name] * 2 * count
+    return np.concatenate(scores).clip(0, 1), np.concatenate(positive), sources
+
+
+def test_the_source_that_asks_most_sets_the_threshold() -> None:
+    scores, positive, sources = two_sources()
+    found = lowest_threshold(scores, positive, sources, 0.9)
+    assert (found.source, set(found.by_source)) == ("hard", {"easy", "hard"})
+    names = np.array(sources)
+    for name in ("easy", "hard"):
+        own = (names == name) & positive
+        assert (scores[own] >= found.threshold).mean() >= 0.9
+    pooled, _ = threshold_for_new_images(scores, positive, 0.9)
+    assert (scores[(names == "hard") & positive] >= pooled).mean() < 0.9  # what pooling hides
+
+
+def test_a_source_with_too_few_images_has_no_vote() -> None:
+    plain, with_tiny = two_sources(), two_sources(few=5)
+    for found, again in (
+        (lowest_threshold(*plain, 0.9), lowest_threshold(*with_tiny, 0.9)),
+        (highest_threshold(*plain, 0.1), highest_threshold(*with_tiny, 0.1)),
+    ):
+        assert found is not None
+        assert again is not None
+        assert found.by_source == again.by_source
+
+
+def test_where_no_source_has_a_vote_all_are_pooled() -> None:
+    scores, positive, _ = two_sources()
+    alone = [str(number) for number in range(len(scores))]
+    found = lowest_threshold(scores, positive, alone, 0.9)
+    assert (found.source, found.threshold) == (
+        "",
+        threshold_for_new_images(scores, positive, 0.9)[0],
+    )
+    assert highest_threshold(scores[:3], positive[:3] & False, alone[:3], 0.1) is None
+
+
+def test_a_range_keeps_its_promise_at_every_source_and_states_its_cost() -> None:
+    scores, positive, sources = two_sources()
+    span = conformal_range(scores, positive, sources, 0.5, ConformalSettings(0.05, 0.1))
+    assert span is not None
+    assert span.low <= 0.5 <= span.high
+    names, costs = np.array(sources), span.origin["cost_by_source"]
+    for name in ("easy", "hard"):
+        own = names == name
+        assert (scores[own & positive] < span.low).mean() <= 0.05
+        assert (scores[own & ~positive] >= span.high).mean() <= 0.1
+        held = (scores[own] >= span.low) & (scores[own] < span.high)
+        assert costs[name] == {"images": int(own.sum()), "indeterminate": int(held.sum())}
+    assert costs["hard"]["indeterminate"] / 120 > 3 * costs["easy"]["indeterminate"] / 800
+
+
+def test_a_range_holds_the_threshold_and_promises_shares() -> None:
+    scores, positive, sources = two_sources()
+    span = conformal_range(scores, positive, sources, 0.01)
+    assert span is not None
+    assert span.low == 0.01
+    with pytest.raises(UsageError, match="expected shares between 0 and 1"):
+        ConformalSettings(0.0, 0.1)
