@@ -44,7 +44,7 @@ from deepcovid_edge.cli.options import (
     type=click.Choice(["black", "mean", "blurred"]),
     default="black",
     show_default=True,
-    help="What stands in a hidden window.",
+    help="What a hidden window shows.",
 )
 @click.option(
     "--budget", type=duration, metavar="TIME", help="Longest time for one image, such as 200ms."
