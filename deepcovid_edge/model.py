@@ -47,13 +47,13 @@ class Model(Closing):
     Args:
         model: Shipped name, or a .onnx, .engine or .pt file.
         variant: `fp32`, `int8-cpu`, ...; `auto` takes the fastest one that was proved to decide as
-            the model does, or the file itself where a backend or provider is named.
+            the model does, or the file itself if a backend or provider is named.
         backend: `onnxruntime`, `openvino`, `tensorrt`, `torch`, or `auto`.
         provider: What ONNX Runtime runs on: `cpu`, `cuda`, `tensorrt` or `rtx`.
         site: Site file of `site_check`: its threshold decides.
         threshold: Probability from which an image is positive; None for the model's own.
         indeterminate: Whether images too close to the threshold are indeterminate.
-        ood: `reject` or `warn`: what becomes of out-of-distribution images.
+        ood: `reject`: out-of-distribution images are not assessed; `warn`: they get a warning.
         batch_size: Most images in one inference call; None for what suits the backend.
         workers: Threads; None for one a core.
 
@@ -112,7 +112,7 @@ class Model(Closing):
 
     @property
     def manifest(self) -> ModelManifest:
-        """What the model file says of itself: classes, threshold, input, training."""
+        """What the model file states about itself: classes, threshold, input, training."""
         return self.backend.manifest
 
     def predict(
@@ -121,19 +121,19 @@ class Model(Closing):
         *,
         change: Callable[[Radiograph], Radiograph] | None = None,
     ) -> Iterator[Prediction]:
-        """Classify images: lazily, in their order, in flat memory.
+        """Classify images one after another, in their order, in constant memory.
 
         Args:
             sources: A file or a folder, or several: paths, open binary files, `ImageBytes`.
-            change: What is done to every radiograph before it is prepared, such as hiding a part
-                of it; called from several threads.
+            change: Called with every radiograph before it is prepared, for example to hide a part
+                of it; from several threads.
 
         Yields:
             One prediction for each image; one that cannot be assessed has a reason and no
             probability. Closing the generator ends the threads.
 
         Raises:
-            NotThereError: The only source is a path where nothing is.
+            NotThereError: The only source is a path that does not exist.
         """
         reading = Reading(image_sources(sources), ImageReader(self.manifest.input, change))
         return self._predict(self.predict_groups(reading))
@@ -188,7 +188,7 @@ class Model(Closing):
 
         Raises:
             NotAssessedError: The image cannot be assessed; `reason` says why.
-            UsageError: A setting is out of range, or the budget does not hold one pass.
+            UsageError: A setting is out of range, or the budget is too short for one pass.
         """
         from deepcovid_edge.heatmaps.explainer import Explanation
         from deepcovid_edge.heatmaps.heatmap import regions

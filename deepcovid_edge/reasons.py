@@ -19,7 +19,7 @@ class _Coded(Enum):
 
     def __init__(self, code: str, sentence: str, cause: str) -> None:
         self.code = code
-        """The stable code that stands in records."""
+        """The stable code, as records have it."""
         self.sentence = sentence
         """One sentence for the person at the cart."""
         self.cause = cause
@@ -57,7 +57,7 @@ class Reason(_Coded):
     )
     DICOM = (
         "E_DICOM",
-        "DICOM files cannot be read; the extra for them is not installed, or broken.",
+        "DICOM files cannot be read; the extra `dicom` is not installed, or broken.",
         "a DICOM file, and pydicom cannot be imported",
     )
     SYNTAX = (
@@ -80,8 +80,8 @@ class Reason(_Coded):
     BODY = (
         "E_BODY",
         "Header names a body part that is not known as the chest.",
-        "body part examined, or a code of anatomic region or structure, that is another part's or "
-        "not understood",
+        "the body part examined, or the code of an anatomic region or structure, names another "
+        "part or is not understood",
     )
     VIEW = (
         "E_VIEW",
@@ -102,7 +102,7 @@ class Reason(_Coded):
     LENGTH = (
         "E_LENGTH",
         "Header and pixels disagree about the image size or the compression.",
-        "fewer bytes of pixels than rows x columns x bytes, or more than padding behind them; a "
+        "fewer bytes than rows, columns and bits need, or more behind them than padding; a "
         "codestream of another size",
     )
     FORMAT = (
@@ -130,7 +130,7 @@ class Reason(_Coded):
         "Pixel type not supported; send 8 or 16 bit grey.",
         "1 or 32 bits, floating point, CMYK, Lab, a DICOM palette",
     )
-    COLOUR = ("E_COLOUR", "Colour picture; not an X-ray.", "more colour than a tint")
+    COLOUR = ("E_COLOUR", "Colour picture; not an X-ray.", "more colour than a slight tint")
     BLANK = (
         "E_BLANK",
         "Blank or badly exposed image.",
@@ -139,13 +139,14 @@ class Reason(_Coded):
     DECODE = (
         "E_DECODE",
         "Image could not be decoded.",
-        "damaged, a header that leaves its grey levels open, or the decoder crashed, took longer "
-        "than 20 s or needed too much memory",
+        "the file is damaged, its header does not determine the grey levels, or the decoder "
+        "crashed, took longer than 20 s or needed too much memory",
     )
     MODEL = (
         "E_MODEL",
         "Model and site file cannot be used together.",
-        "the site file is damaged, of another model or says `not usable`; the run does not start",
+        "the site file is damaged, of another model or says `not usable`; the command ends with "
+        "this error and writes no record",
     )
     DISK = (
         "E_DISK",
@@ -186,9 +187,10 @@ class WarningCode(_Coded):
     )
     DEPTH = (
         "W_DEPTH",
-        "File that uses fewer bits than it has; scaled by those it uses.",
-        "16-bit PNG or TIFF; DICOM without a window that uses no more than a quarter of its range, "
-        "or is signed without a negative value; a LUT whose entries do not use the bits it states",
+        "File uses fewer bits than it has; grey levels are scaled by the bits it uses.",
+        "a 16-bit PNG or TIFF; a DICOM image without a window that uses no more than a quarter of "
+        "its range, or is signed without a negative value; a LUT whose entries do not use the bits "
+        "it states",
     )
     ASPECT = (
         "W_ASPECT",
@@ -198,24 +200,25 @@ class WarningCode(_Coded):
     SPACING = (
         "W_SPACING",
         "File does not state clearly how high and wide its pixels are; check the image's shape.",
-        "zeros, no number, beyond 1 to 4, or statements that contradict each other",
+        "a side of zero or no number, a ratio above 4, or statements that contradict each other",
     )
     SHUTTER = (
         "W_SHUTTER",
         "Display shutter cannot be used; what it would hide is shown.",
-        "a bitmap or an unknown shape, edges that are missing or crossed, or that leave too little",
+        "a bitmap or an unknown shape; edges that are missing, cross or leave too little of the "
+        "image",
     )
     EMPTY_END = (
         "W_EMPTY_END",
         "Last part of the image is empty; it may be cut off.",
-        "the last rows of the file are zeros, and hardly a pixel before them is",
+        "the last rows of the file are zeros, and hardly any other pixel is",
     )
     COLOUR = ("W_COLOUR", "Coloured marks were converted to grey.", "a few coloured pixels")
     LOSSY = ("W_LOSSY", "Heavily compressed.", "more than 20 to 1, by the header or the file size")
     NO_VIEW = (
         "W_NO_VIEW",
         "View or body part not stated; taken as a frontal chest radiograph.",
-        "a DICOM header without one of them",
+        "a DICOM header that lacks one of them",
     )
     NOT_UNDERSTOOD = (
         "W_NOT_UNDERSTOOD",
@@ -247,7 +250,7 @@ class WarningCode(_Coded):
     UNVERIFIED = (
         "W_UNVERIFIED",
         "This variant was not verified against its model.",
-        "an engine or INT8 variant without a verdict of `verify`",
+        "an engine, or a file of `quantize`, without the verdict `unchanged`",
     )
     SITE = (
         "W_SITE",
@@ -257,12 +260,12 @@ class WarningCode(_Coded):
     DUPLICATE_UID = (
         "W_DUP_UID",
         "Image was sent twice with different content.",
-        "a DICOM file with the SOP instance UID of an earlier image of the run but other bytes",
+        "a DICOM file has the SOP instance UID of an earlier image of the run, but different bytes",
     )
     NO_HEATMAP = (
         "W_NO_HEATMAP",
         "No heat map: the time budget is too short, or the network gave no usable numbers.",
-        "`--budget` is shorter than the first, coarse pass; or an overflow in FP16",
+        "the first, coarse pass takes longer than `--budget`; or an overflow in FP16",
     )
     OOD = (
         "W_OOD",

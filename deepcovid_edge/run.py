@@ -32,14 +32,14 @@ _FORMATS = {".jsonl": "jsonl", ".csv": "csv", "": "jsonl"}
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What a run does with which images.
+    """The images of a run, and what is done with them.
 
     Attributes:
         paths: Files and folders.
         output: File for the records; None for stdout.
-        format: `jsonl`, `csv` or `table`; None for what the output says.
-        resume: Go on with the records in `output`.
-        min_free: No image is assessed while less is free where results go, MiB; 0 for always.
+        format: `jsonl`, `csv` or `table`; None for what fits the output.
+        resume: Continue the records in `output`.
+        min_free: No image is assessed while the disk of the results has less free, MiB.
         heatmaps: Which heat maps are made, if any.
         html: Folder for a page of the records, with the pictures of `heatmaps`; None for none.
     """
@@ -54,9 +54,9 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         if self.resume and self.html:
-            raise UsageError("html: got resume too, expected one of them: a page has whole runs")
+            raise UsageError("html: got resume too, expected one of them: a page shows a whole run")
         if self.resume and self.output is None:
-            raise UsageError("resume: needs an output file of JSON Lines or CSV to go on with")
+            raise UsageError("resume: needs an output file of JSON Lines or CSV to continue")
         check_paths(self.paths)
         output = self.output
         if (

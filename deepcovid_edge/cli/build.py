@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     "--target",
     default="local",
     show_default=True,
-    help="This GPU (local), or others: rtx:sm86,sm89,...",
+    help="This GPU (local), or other GPUs: rtx:sm86,sm89,...",
 )
 @click.option(
     "--workspace", default="auto", show_default=True, help="Memory of the builder: auto, or MiB."
@@ -38,11 +38,16 @@ if TYPE_CHECKING:
     show_default=True,
     help="Use the kernel timings of earlier builds.",
 )
-@click.option("--verify", "data", type=click.Path(path_type=Path), help="Images to verify on.")
+@click.option(
+    "--verify",
+    "data",
+    type=click.Path(path_type=Path),
+    help="Labelled images to verify the engine on.",
+)
 @click.option("--split", help="Verify on the images of this split only.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder.  [default: cache]")
 @click.option("--rebuild", is_flag=True, help="Build even if a fitting engine exists.")
-@click.option("--json", "as_json", is_flag=True, help="The engine's facts on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="The engine's facts as JSON on stdout.")
 def command(
     model: str,
     batch: str,
@@ -56,11 +61,11 @@ def command(
     rebuild: bool,
     as_json: bool,
 ) -> int:
-    """Build the TensorRT engine of MODEL, a shipped name or a typed .onnx file.
+    """Build the TensorRT engine of MODEL, a shipped name or a file of `export` or `quantize`.
 
-    The graph holds the precision: make FP16 or INT8 files with `quantize`. The engine goes to the
-    cache, with its facts beside it. Records of an engine that was not verified have the warning
-    W_UNVERIFIED. If --verify does not find the decisions unchanged, the exit code is 3.
+    The file determines the precision: for FP16 or INT8, make it with `quantize` first. The engine
+    goes to the cache, with its facts beside it. Records of an engine that was not verified have the
+    warning W_UNVERIFIED. If --verify does not find the decisions unchanged, the exit code is 3.
     """
     from deepcovid_edge.backends.tensorrt.build import BuildSettings, build
     from deepcovid_edge.backends.tensorrt.files import Profile

@@ -20,12 +20,12 @@ class ExitCode(IntEnum):
     meaning: str
 
     DONE = 0, "done"
-    ERROR = 1, "error; the sentence on stderr says which"
+    ERROR = 1, "error; a sentence on stderr says which"
     USAGE = 2, "wrong usage of the command line"
-    NOT_EQUIVALENT = 3, "`verify`, `compare` or a site check failed"
+    NOT_EQUIVALENT = 3, "a check failed: `verify`, `site-check`, `compare`, `build`, `quantize`"
     NOT_ASSESSED = 4, "some inputs were not assessed"
     MISMATCH = 5, "an engine or a site file does not fit"
-    NOT_THERE = 6, "a file, a package or a device is not there"
+    NOT_THERE = 6, "a file, a package or a device is missing"
     UNSTABLE = 7, "the measurement was unstable"
     INTERRUPTED = 130, "stopped by Ctrl-C"
 

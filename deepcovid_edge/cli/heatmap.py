@@ -44,7 +44,7 @@ from deepcovid_edge.cli.options import (
     type=click.Choice(["black", "mean", "blurred"]),
     default="black",
     show_default=True,
-    help="What stands in a hidden window.",
+    help="What a hidden window shows.",
 )
 @click.option(
     "--budget", type=duration, metavar="TIME", help="Longest time for one image, such as 200ms."
@@ -62,10 +62,10 @@ def command(
 ) -> int:
     """Show where the network looked on each image of PATHS.
 
-    For each image it writes a picture (the image, the map, and the map over the image) and the map
-    itself (.npz). The record goes to stdout and has the regions as boxes on the image. Window and
-    stride count pixels of the model input. With --budget, a few windows come first; more are added
-    where they matter until the time is spent.
+    For each image it writes a picture (the image, the map over it, and the result in words) and the
+    map itself (.npz). The record goes to stdout and has the regions as boxes on the image. Window
+    and stride count pixels of the model input. With --budget, a few windows are tried first, then
+    more where they matter, until the time is spent.
     """
     from deepcovid_edge.heatmaps.explainer import HeatMapSettings
     from deepcovid_edge.heatmaps.windows import OcclusionSettings

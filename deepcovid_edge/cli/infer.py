@@ -25,7 +25,7 @@ from deepcovid_edge.device.streams import is_stdout_closed
 @path_option("-o", "--output", help="File for the records: .jsonl or .csv.  [default: stdout]")
 @run_options
 @click.option("--batch-size", type=int, help="Images per inference call.  [default: 1, on a GPU 8]")
-@click.option("--resume", is_flag=True, help="Continue --output; changed files again.")
+@click.option("--resume", is_flag=True, help="Continue the file of --output.")
 @click.option("--heatmap", type=click.Choice(["occlusion", "activation"]), help="Make heat maps.")
 @path_option(
     "--heatmap-dir",
@@ -38,8 +38,8 @@ from deepcovid_edge.device.streams import is_stdout_closed
 @path_option(
     "--html",
     folder=True,
-    help="Folder for a page with pictures, for a browser. Makes activation maps, if --heatmap does "
-    "not say otherwise.",
+    help="Folder for a page with pictures, for a browser. Makes activation maps unless --heatmap "
+    "chooses another method.",
 )
 @click.option(
     "--budget",

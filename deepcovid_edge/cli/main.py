@@ -31,11 +31,11 @@ class Entry:
 COMMANDS = {
     "infer": Entry("deepcovid_edge.cli.infer", "Classify images: one record for each file."),
     "heatmap": Entry("deepcovid_edge.cli.heatmap", "Show where the network looked."),
-    "site-check": Entry("deepcovid_edge.cli.site_check", "Check a model on a site's own images."),
-    "build": Entry("deepcovid_edge.cli.build", "Build a TensorRT engine from typed ONNX."),
-    "verify": Entry("deepcovid_edge.cli.verify", "Compare two models' decisions on images."),
+    "site-check": Entry("deepcovid_edge.cli.site_check", "Check a model on a clinic's own images."),
+    "build": Entry("deepcovid_edge.cli.build", "Build a TensorRT engine from an ONNX file."),
+    "verify": Entry("deepcovid_edge.cli.verify", "Check that a variant decides as its model does."),
     "bench": Entry("deepcovid_edge.cli.bench", "Measure latency and throughput."),
-    "compare": Entry("deepcovid_edge.cli.compare", "Compare measurements."),
+    "compare": Entry("deepcovid_edge.cli.compare", "Compare measurements of `bench`."),
     "info": Entry("deepcovid_edge.cli.info", "Show device, backends, models and problems."),
     "sample": Entry("deepcovid_edge.cli.sample", "Write synthetic radiographs for a first try."),
     "train": Entry("deepcovid_export.cli.train", "Fine-tune a network on images. [export]"),
@@ -84,13 +84,16 @@ def _with_dashes(message: str, command: click.Command | None) -> str:
     return message
 
 
-@click.group(cls=CommandTable, epilog=f"{NOTICE} [export]: pip install 'deepcovid-edge[export]'.")
+@click.group(
+    cls=CommandTable,
+    epilog=f"Commands marked [export] need that extra: pip install '.[export]'. {NOTICE}",
+)
 @click.version_option(package_name="deepcovid-edge", prog_name="deepcovid-edge")
 def cli() -> None:
-    """Look for COVID-19 pneumonia in chest radiographs, on a cart or a workstation.
+    """Look for the appearance of COVID-19 pneumonia in chest radiographs.
 
-    Exit codes: 0 done, 1 error, 2 usage, 3 equivalence or site check failed, 4 some inputs were not
-    assessed, 5 engine or site file does not fit, 6 something is not there, 7 measurement unstable.
+    Exit codes: 0 done, 1 error, 2 wrong usage, 3 a check failed, 4 some inputs were not assessed, 5
+    an engine or a site file does not fit, 6 something is missing, 7 unstable measurement.
     """
 
 

@@ -49,7 +49,9 @@ provider_option = click.option(
     help="Execution provider of ONNX Runtime.  [default: cpu]",
 )
 run_options = options(
-    click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Name or file."),
+    click.option(
+        "--model", default=DEFAULT_MODEL, show_default=True, help="Shipped name or model file."
+    ),
     click.option(
         "--variant",
         default=AUTO,
@@ -61,7 +63,7 @@ run_options = options(
     click.option(
         "--threshold",
         type=float,
-        help="An image is positive from this probability on; there is no indeterminate range then.",
+        help="An image is positive from this probability on; then there is no indeterminate range.",
     ),
     path_option("--site", help="Site file of `site-check`; its threshold decides."),
     click.option(
@@ -83,7 +85,7 @@ run_options = options(
         default=LEAST_FREE_MIB,
         show_default=True,
         metavar="MIB",
-        help="Assess no image while the disk that holds the results has less free space.",
+        help="Do not assess images while the disk of the results has less free space.",
     ),
     click.option("--json", "format", flag_value="jsonl", help="JSON Lines (default in a pipe)."),
     click.option("--csv", "format", flag_value="csv", help="CSV with the same columns."),

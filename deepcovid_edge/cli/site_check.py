@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     "deepcovid-edge infer images/ --site site.json. Research use only.",
 )
 @click.argument("data", metavar="SITE_DATA", type=click.Path(path_type=Path))
-@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Name or file.")
+@click.option(
+    "--model", default=DEFAULT_MODEL, show_default=True, help="Shipped name or model file."
+)
 @backend_option
 @provider_option
 @click.option("--split", help="Only the images of this split.")
@@ -44,7 +46,7 @@ def command(
     output: Path | None,
     as_json: bool,
 ) -> int:
-    """Classify a clinic's own images and tell whether the model may be used there.
+    """Check on a clinic's own images whether the model may be used there.
 
     SITE_DATA has one folder per class, at least one of normals (`normal/`, `covid/`, ...), or is a
     manifest CSV. The verdict is `usable` (exit code 0), `not usable` or `not enough images` (both

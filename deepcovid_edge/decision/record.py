@@ -37,7 +37,7 @@ class SiteName:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What is the same in every record of a run.
+    """Facts that every record of a run has.
 
     Attributes:
         model: Name of the model.
@@ -46,11 +46,11 @@ class RunFacts:
         variant: `fp32`, `fp16`, `int8-cpu`, ...: what `quantize` made of the model.
         classes: Class names in the order of the logits.
         positive_class: The class whose probability is compared with the threshold.
-        threshold: Probability from which an image is called positive.
-        warnings: Codes that stand in the warnings of every assessed image.
-        indeterminate_range: Probabilities that are too close to the threshold to call; None for
-            none.
-        site: The site file that the threshold comes from; None where none was given.
+        threshold: An image is positive from this probability on.
+        warnings: Codes of warnings that every assessed image has.
+        indeterminate_range: Probabilities that are too close to the threshold; None if the run
+            has no such range.
+        site: The site file that the threshold comes from, or None.
     """
 
     model: str
@@ -76,19 +76,19 @@ class Prediction:
 
     Attributes:
         path: The file as it was named.
-        run: What is the same in every record of the run.
-        sha256: SHA-256 of the file, or None where it could not be read.
-        reason: Code of why the image was not assessed, or None.
+        run: Facts that every record of the run has.
+        sha256: SHA-256 of the file, or None if it could not be read.
+        reason: Code that says why the image was not assessed, or None.
         message: Sentence for the person at the cart, or None.
         warnings: Codes of what to know about the image.
         probabilities: Class name -> probability, or None where not assessed.
         timings_ms: `read`, `preprocess`, `infer` (the image's share of its batch), `heatmap` and
-            `total` (from opening the file to the result, waiting included), milliseconds. Those
-            that an image did not come to are left out. The first images are read while the model
-            loads, on the cores that load it: they take longer, and wait for it.
+            `total` (from opening the file to the result, including waiting), milliseconds. A step
+            that was not reached has no entry. The first images take longer, because they are read
+            while the model loads on the same cores.
         heatmap: Path of the heat map's file, or None.
-        overlay: Path of its picture, or None.
-        regions: Where the network looked, the strongest first (see `heatmap.Region`); None
+        overlay: Path of the heat map's picture, or None.
+        regions: Places where the network looked, the strongest first (see `Region`); None
             without a heat map.
     """
 
@@ -120,7 +120,7 @@ class Prediction:
     def decision(self) -> str | None:
         """`positive` from the threshold on, else `negative`; None where not assessed.
 
-        `indeterminate` where the run has an indeterminate range that holds the probability.
+        `indeterminate` if the probability lies in the indeterminate range of the run.
         """
         probability = self.probability
         if probability is None:
@@ -195,5 +195,5 @@ def _plain(
 
 
 def milliseconds(start: float, end: float) -> float:
-    """Between two moments of the performance counter, as `timings_ms` has it."""
+    """Milliseconds between two times of the performance counter, rounded as in `timings_ms`."""
     return round((end - start) * 1000.0, 3)

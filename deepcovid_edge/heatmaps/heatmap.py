@@ -39,15 +39,15 @@ class HeatMap:
 
     Attributes:
         method: `occlusion` or `activation`.
-        values: On the network's input, of shape (height, width), float32; the higher, the more a
-            place spoke for the positive class. Occlusion: mean drop of its logit over the windows
-            that hide a pixel. Activation: the class activation map, interpolated.
+        values: The map on the model input, of shape (height, width), float32. A higher value spoke
+            more for the positive class. Occlusion: mean drop of its logit over the windows that
+            hide a pixel. Activation: the class activation map, interpolated.
         cells: What `values` was made of, float32: the drop for each window, or the map as the
             network gives it.
         probability_drop: As `values`, of the probability; None for activation maps.
-        turned: Pixels in windows whose hiding takes the image across the threshold, whatever range
-            lies around it; None for activation maps.
-        facts: How it was made, as plain values.
+        turned: Pixels in windows whose hiding moves the image across the threshold, whatever the
+            indeterminate range; None for activation maps.
+        facts: The settings of the map, as plain values.
     """
 
     method: str
@@ -63,13 +63,13 @@ class Region:
     """A place where the network looked, as a box on the image.
 
     Attributes:
-        x: First column, pixels of the image by its file, turned upright.
+        x: First column, in pixels of the original image, turned upright.
         y: First row.
         width: Columns.
         height: Rows.
         peak: The map's highest value inside.
-        turns: Whether hiding a window that meets it takes the image across the threshold; None
-            where it is not known.
+        turns: Whether hiding a window that overlaps it moves the image across the threshold; None
+            if that is not known.
     """
 
     x: int

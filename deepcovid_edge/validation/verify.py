@@ -79,7 +79,7 @@ class RateChange(PlainResult):
     interval_95: tuple[float, float]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values; the number of images stands once."""
+        """Plain values, with the number of images once."""
         values = {"images": self.reference.trials, **plain_fields(self)}
         for rate in (values["reference"], values["candidate"]):
             del rate["successes"], rate["trials"]
@@ -201,7 +201,7 @@ def verify(
 
     Args:
         reference: The model whose accuracy is known.
-        candidate: The model that shall replace it.
+        candidate: The model that is to replace it.
         images: Labelled images; both classes must occur for a verdict.
         rules: When the candidate counts as unchanged; None for the reference's own.
         heatmaps: Which heat maps are compared too; None for none.

@@ -13,7 +13,9 @@ import cv2
 import numpy as np
 import pytest
 
+from deepcovid_edge.decision.record import Prediction, RunFacts
 from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
+from deepcovid_edge.reasons import Reason
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -194,6 +196,21 @@ def test_every_link_in_the_documents_leads_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text("utf-8")):
             if "://" not in target:
                 assert (document.parent / target).exists(), f"{name}: {target}"
+
+
+def test_the_radiographers_page_quotes_reasons_as_records_have_them() -> None:
+    text = (ROOT / "docs/radiographers.md").read_text("utf-8")
+    section = text.split("## When an image was not assessed")[1].split("\n## ")[0]
+    quoted = re.findall(r"^\| (?!sentence|---)(.+?) \|", section, re.M)
+    assert quoted
+    assert set(quoted) <= {reason.sentence for reason in Reason}
+
+
+def test_the_records_page_names_every_field() -> None:
+    record = Prediction("a.png", RunFacts("m", "0" * 64, "b", "fp32", ("a", "b"), "a", 0.5))
+    text = (ROOT / "docs/reference/records.md").read_text("utf-8")
+    rows = re.findall(r"^\| (`.+?) \|", text, re.M)
+    assert [name for row in rows for name in re.findall(r"`(\w+)`", row)] == [*record.as_dict()]
 
 
 def test_readme_has_at_most_three_badges() -> None:

@@ -103,7 +103,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """What stands in the JSON file beside an engine.
+    """Facts about an engine, as the JSON file beside it has them.
 
     Attributes:
         manifest: The manifest of the model it was made of.
@@ -131,7 +131,7 @@ class EngineFacts:
         return bool(self.verification) and (self.verification or {}).get("verdict") == "unchanged"
 
     def to_json(self) -> str:
-        """The facts as JSON; the manifest's fields stand at the top, the rest under `engine`."""
+        """The facts as JSON: the manifest's fields at the top, the rest under `engine`."""
         values = asdict(self)
         manifest = json.loads(self.manifest.to_json())
         del values["manifest"]
@@ -245,7 +245,7 @@ def check_engine(engine: Path, device: Fit, *, parent_sha256: str | None = None)
 
 
 def rebuild_command(facts: EngineFacts) -> str:
-    """The command that makes this engine anew on the device where it is run."""
+    """The command that builds this engine again on the device where it is run."""
     profile = facts.profile
     model = f"{facts.manifest.name}.onnx"
     return f"deepcovid-edge build {model} --batch {profile.min},{profile.opt},{profile.max}"

@@ -53,9 +53,9 @@ def command(
 ) -> int:
     """Measure each MODEL on the labelled images of DATA at its own threshold.
 
-    A MODEL is a shipped name, an .onnx file, an engine or a checkpoint; several are compared with
-    the first. Sensitivity and specificity have 95 % intervals, over all images and by source.
-    Where images have boxes, heat maps are held against them.
+    A MODEL is a shipped name, an .onnx file, an engine or a checkpoint. If there are several, each
+    is compared with the first. Sensitivity and specificity have 95 % intervals, over all images
+    and by source. Where images have boxes, heat maps are compared with them.
     """
     require("sklearn", extra="export")
     from deepcovid_edge.datasets.dataset import load_dataset

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 @path_option(
     "--check",
     "data",
-    help="Images to compare torch and ONNX Runtime on.  [default: synthetic ones]  Those of a "
-    "split `val` also show whether the network reads the source.",
+    help="Images to compare torch and ONNX Runtime on. Those of a split `val` also show whether "
+    "the network reads the source.  [default: synthetic ones]",
 )
 @path_option(
     "--fit",
@@ -40,9 +40,16 @@ if TYPE_CHECKING:
 @click.option(
     "--half-weights", is_flag=True, help="Store weights in FP16: half the size, FP32 arithmetic."
 )
-@click.option("--classes", help="Of a published network, in their order.  [default: covid,non]")
-@click.option("--positive", help="The class that it looks for.  [default: covid]")
-@click.option("--threshold", type=float, help="Probability from which an image is positive.")
+@click.option(
+    "--classes",
+    help="Classes of a published network, in the order of its outputs.  [default: covid,non]",
+)
+@click.option("--positive", help="The class that a published network looks for.  [default: covid]")
+@click.option(
+    "--threshold",
+    type=float,
+    help="A published network's image is positive from this probability on.",
+)
 def command(
     source: Path,
     output: Path | None,
@@ -58,8 +65,8 @@ def command(
 
     CHECKPOINT is one of `deepcovid-edge train`, or a network of the published Deep-COVID project: a
     whole module saved by torch (SqueezeNet 1.0 and 1.1, ResNet18 and 50, DenseNet-121 of
-    torchvision with another last layer) or its state dict. Nothing that such a file names is run.
-    It does not contain classes and threshold: give them with the last three options. The ONNX file
+    torchvision with another last layer) or its state dict. No code in such a file is run. It
+    does not contain classes and threshold: give them with the last three options. The ONNX file
     is written only if ONNX Runtime and torch agree within 1e-4 on every logit.
 
     CHECKPOINT may also be an exported FP32 .onnx. With --fit it is written again with new

@@ -25,7 +25,7 @@ _CHECK_FAILED = 3
 @click.argument("model")
 @click.option("--precision", type=click.Choice(["fp16", "int8"]), required=True)
 @choice_option(
-    "--for", "target", choices=("tensorrt", "cpu"), help="What will run it: the graphs differ."
+    "--for", "target", choices=("tensorrt", "cpu"), help="What will run INT8: the files differ."
 )
 @path_option(
     "--calibration",
@@ -57,7 +57,7 @@ _CHECK_FAILED = 3
 @click.option(
     "--max-excluded", type=int, help="Most layers left in higher precision.  [default: a third]"
 )
-@click.option("--sensitivity", is_flag=True, help="Show what each layer costs.")
+@click.option("--sensitivity", is_flag=True, help="Show how much error each layer adds.")
 @click.option("--json", "as_json", is_flag=True, help="The outcome as JSON on stdout.")
 def command(
     model: str,
@@ -77,10 +77,10 @@ def command(
 ) -> int:
     """Write MODEL, a shipped name or an FP32 .onnx of `export`, in lower precision.
 
-    The file is written only if it passes the equivalence check: of the decisions of MODEL, none
-    may turn for fp16 and one in a hundred for int8. Layers that cost too much are left in higher
-    precision and listed in the manifest. Exit code 3: the check fails and nothing is written, or
-    the verdict of --verify, which is written into the file, is not `unchanged`.
+    The file is written only if it passes the equivalence check: with fp16 no decision of MODEL may
+    change, with int8 at most one in a hundred. Layers that would change too much stay in higher
+    precision; the manifest lists them. The exit code is 3 if the check fails (then nothing is
+    written), or if the verdict of --verify is not `unchanged` (the file holds that verdict).
     """
     require("onnx", extra="export")
     require("onnxruntime", extra="export")

@@ -32,12 +32,16 @@ if TYPE_CHECKING:
     "changes",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Instead of the recipe's, such as fit.batch_size=16; may be repeated.",
+    help="Change a setting of the recipe, such as fit.batch_size=16; may be repeated.",
 )
 @click.option("--epochs", type=click.IntRange(1), help="Short for --set fit.epochs=.")
 @click.option("--seed", type=int, help="Short for --set fit.seed=.")
-@path_option("-o", "--output", help="Folder of the run.")
-@click.option("--weights", type=click.Path(path_type=Path, exists=True), help="ImageNet weights.")
+@path_option("-o", "--output", help="Folder of the run.  [default: runs/RECIPE]")
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path, exists=True),
+    help="File of weights to start from.  [default: ImageNet weights, downloaded]",
+)
 @click.option("--from-scratch", is_flag=True, help="Start from random weights.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--workers", type=click.IntRange(0, 64), default=2, show_default=True)
@@ -69,11 +73,11 @@ def command(
 ) -> None:
     """Fine-tune a network on DATA and write a checkpoint with its threshold.
 
-    DATA is a manifest CSV with splits `train` and `val`, a folder of such folders, or a folder
-    with one folder per class, of which a share of the patients is kept for validation. Several
-    are used together; the recipe says what a label means and how often a source is drawn. If two
-    splits share a patient or an image, nothing is trained. The epoch with the lowest validation
-    loss is kept, and the threshold is chosen on the validation images.
+    DATA is a manifest CSV, a folder per split and class (`train/covid`, `val/covid`, ...), or a
+    folder per class. Without splits, a share of the patients is kept for validation. Several data
+    sets are used together; the recipe says what a label means and how often a source is drawn. If
+    two splits share a patient or an image, the run does not start. The epoch with the lowest
+    validation loss is kept, and the threshold is chosen on the validation images.
 
     On several GPUs: torchrun --nproc-per-node 2 -m deepcovid_edge train --device cuda ...
     """
