@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from deepcovid_edge.errors import require
 from deepcovid_edge.imaging.dicom.writing import write_dicom
 from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
 
@@ -48,8 +49,9 @@ def write_clinic_folder(folder: Path, count: int = 6) -> list[Path]:
         The files, in order.
 
     Raises:
-        NotThereError: pydicom is not installed.
+        MissingDependencyError: pydicom is not installed; no file is written.
     """
+    require("pydicom", extra="dicom")
     written = write_phantoms(folder, count)
     for name, write in OTHERS.items():
         write(folder / name)
