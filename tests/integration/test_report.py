@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import cv2
@@ -17,6 +19,7 @@ for needed in ("sklearn", "matplotlib", "jinja2", "onnx"):
 import onnx
 from browser import Browser, needs_browser
 from commands import Done, command
+from terminal import on_terminal
 
 from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.manifest import METADATA_KEY
@@ -209,6 +212,14 @@ def test_one_class_alone_makes_a_page_without_curves(data: Path, tmp_path: Path)
     assert "these images are all of one class" in page
     assert "ROC curve" not in page
     assert not (tmp_path / "report.json").exists()
+
+
+def test_a_terminal_shows_how_many_images_are_done(data: Path) -> None:
+    words = ("evaluate", "squeezenet1_1", data, "--split", "test", "--no-shortcuts")
+    done = on_terminal([sys.executable, "-m", "deepcovid_edge", *map(str, words)])
+    assert done.returncode == 4, done.terminal
+    assert re.findall(r"images .*?(\d+)/19", done.terminal)[-1] == "19"
+    assert "AUC" in done.stdout
 
 
 def test_figures_alone_are_written_as_json_and_read_no_image_twice(
