@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from browser import Browser
 from hypothesis import settings
 from numpy.typing import NDArray
 from PIL import Image
@@ -180,6 +181,17 @@ def decode() -> Callable[..., Radiograph]:
         return decode_radiograph(FileBytes(Path(name), data, "0" * 64))
 
     return decoded
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A headless browser; tests that use it are marked `needs_browser`."""
+    opened = Browser(tmp_path_factory.mktemp("browser"))
+    try:
+        opened.start()
+        yield opened
+    finally:
+        opened.close()
 
 
 def spread(*axes: Iterable[Any], of: int) -> list[Any]:

@@ -30,9 +30,7 @@ from deepcovid_edge.device.streams import is_stdout_closed
 @path_option(
     "--heatmap-dir",
     folder=True,
-    default=Path("heatmaps"),
-    show_default=True,
-    help="Folder for the heat maps.",
+    help="Folder for the heat maps.  [default: heatmaps; with --html maps below its FOLDER]",
 )
 @click.option("--overlay", is_flag=True, help="With --heatmap: also draw a picture of each image.")
 @path_option(
@@ -51,7 +49,7 @@ def command(
     paths: tuple[Path, ...],
     output: Path | None,
     heatmap: str | None,
-    heatmap_dir: Path,
+    heatmap_dir: Path | None,
     overlay: bool,
     html: Path | None,
     resume: bool,
@@ -77,14 +75,15 @@ def command(
     if output is None and is_stdout_closed():
         raise click.UsageError("stdout is closed: name a file for the records with --output.")
     if html:
-        heatmap, overlay, heatmap_dir = heatmap or "activation", True, html / "maps"
+        heatmap, overlay, heatmap_dir = heatmap or "activation", True, heatmap_dir or html / "maps"
     maps = None
     if heatmap:
         from deepcovid_edge.heatmaps.explainer import HeatMapSettings
         from deepcovid_edge.heatmaps.windows import OcclusionSettings
 
         windows = OcclusionSettings(budget_ms=budget)
-        maps = HeatMapSettings(heatmap, heatmap_dir, overlay=overlay, occlusion=windows)
+        folder = heatmap_dir or Path("heatmaps")
+        maps = HeatMapSettings(heatmap, folder, overlay=overlay, occlusion=windows)
     from deepcovid_edge.run import RunSettings
 
     run, model = split_options(options)

@@ -7,13 +7,21 @@ script, and can be sorted and filtered with it.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from string import Template
 from typing import IO
 from urllib.parse import quote
 
-from deepcovid_edge.decision.record import INDETERMINATE, NEGATIVE, POSITIVE, Prediction, RunFacts
+from deepcovid_edge.decision.record import (
+    DECIMALS,
+    INDETERMINATE,
+    NEGATIVE,
+    POSITIVE,
+    Prediction,
+    RunFacts,
+)
 from deepcovid_edge.errors import OutputError
 from deepcovid_edge.reasons import NOTICE, WarningCode
 
@@ -82,25 +90,33 @@ class HtmlPage:
             self._stream.write(text)
             self._stream.flush()
         except OSError as error:
+            with suppress(OSError):
+                self._stream.close()
             raise OutputError(f"{self.path}: {error.strerror or error}") from error
 
     def _row(self, record: Prediction) -> str:
         kind = record.decision or record.status
-        shown = "" if record.probability is None else f"{record.probability:.3f}"
         cells = (
             f'<td class="file">{escape(record.path)}</td>',
             f'<td class="result {kind}" data-key="{_ORDER.index(record.decision)}">'
             f"{_SIGNS[record.decision]}</td>",
-            f"<td>{shown}</td>",
+            self._probability(record),
             f"<td>{'<br>'.join(map(escape, _notes(record)))}</td>",
             f"<td>{self._picture(record)}</td>",
         )
         return f'<tr data-result="{kind}">{"".join(cells)}</tr>\n'
 
+    def _probability(self, record: Prediction) -> str:
+        if record.probability is None:
+            return '<td class="probability" data-key=""></td>'
+        name, value = escape(record.run.positive_class), record.probability
+        cell = f'<td class="probability" data-key="{value:.{DECIMALS}f}">'
+        return f"{cell}<b>{name} </b>{value:.3f}</td>"
+
     def _picture(self, record: Prediction) -> str:
         if record.overlay is None:
             return ""
-        place = quote(os.path.relpath(record.overlay, self.path.parent))
+        place = quote(os.fsencode(os.path.relpath(record.overlay, self.path.parent)))
         name = escape(Path(record.path).name)
         words = f"{name}: where the network looked"
         return f'<a href="{place}"><img src="{place}" loading="lazy" alt="{words}"></a>'
@@ -117,6 +133,6 @@ def _about(run: RunFacts) -> str:
     if "threshold" in limits:
         decides = f"Positive from {limits['threshold']:.3f}"
     else:
-        decides = f"Negative below {limits['low']:.3f}, positive above {limits['high']:.3f}"
+        decides = f"Negative below {limits['low']:.3f}, positive from {limits['high']:.3f}"
     site = f", site {run.site.name}" if run.site else ""
     return f"Model {run.model}, variant {run.variant}, on {run.backend}{site}. {decides}."

@@ -117,6 +117,7 @@ def test_wheel_holds_both_packages_the_model_and_its_card(wheel_names: dict[str,
         "deepcovid_edge/py.typed",
         "deepcovid_edge/models/squeezenet1_1.onnx",
         "deepcovid_edge/models/squeezenet1_1.md",
+        "deepcovid_edge/pipeline/page.html",
         "deepcovid_export/recipes/squeezenet1_1.toml",
         "deepcovid_export/report/templates/report.html.j2",
     }
@@ -131,8 +132,13 @@ def test_wheel_holds_nothing_else(wheel_names: dict[str, int]) -> None:
     }
 
 
-def test_wheel_is_below_40_megabytes(wheel_names: dict[str, int]) -> None:
-    assert wheel_names["(wheel)"] < 40_000_000
+def test_wheel_is_smaller_than_a_release_may_be(wheel_names: dict[str, int]) -> None:
+    """`make release` stops at a larger one, after it was built."""
+    stated = re.search(r"^MOST_BYTES = (\d+)$", (ROOT / "Makefile").read_text("utf-8"), re.M)
+    assert stated is not None
+    most = int(stated[1])
+    assert most <= 6_000_000
+    assert wheel_names["(wheel)"] < most
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -7,22 +7,16 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from deepcovid_edge.errors import require
-
 
 def write_dicom(path: Path, pixels: NDArray[Any], sop_class: str, **elements: str) -> None:
-    """Write pixels as a DICOM file of a patient that does not exist.
+    """Write pixels as a DICOM file of a patient that does not exist. It needs pydicom.
 
     Args:
         path: The file.
         pixels: Of shape (rows, columns), uint16, of which 12 bits are used.
         sop_class: UID of the SOP class.
         elements: Keyword of PS3.6 to value.
-
-    Raises:
-        MissingDependencyError: pydicom is not installed.
     """
-    require("pydicom", extra="dicom")
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 

@@ -10,9 +10,11 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from deepcovid_edge.errors import require
 from deepcovid_edge.imaging.dicom.writing import write_dicom
 from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
 
+_OPACITIES = 14
 _SEED = 1000
 """Of the phantoms behind the files that cannot be assessed."""
 _DX, _CT = "1.2.840.10008.5.1.4.1.1.1.1", "1.2.840.10008.5.1.4.1.1.2"
@@ -32,7 +34,7 @@ def write_phantoms(folder: Path, count: int = 6) -> list[Path]:
     written = []
     for seed in range(count):
         path = folder / f"phantom_{seed:03d}.png"
-        save_phantom(draw_phantom(seed, opacities=(4 + seed) * (seed % 2)), path)
+        save_phantom(draw_phantom(seed, opacities=_OPACITIES * (seed % 2)), path)
         written.append(path)
     return written
 
@@ -48,8 +50,9 @@ def write_clinic_folder(folder: Path, count: int = 6) -> list[Path]:
         The files, in order.
 
     Raises:
-        NotThereError: pydicom is not installed.
+        MissingDependencyError: pydicom is not installed; no file is written.
     """
+    require("pydicom", extra="dicom")
     written = write_phantoms(folder, count)
     for name, write in OTHERS.items():
         write(folder / name)

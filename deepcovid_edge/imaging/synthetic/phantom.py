@@ -86,7 +86,7 @@ def draw_phantom(seed: int, *, opacities: int = 0) -> NDArray[np.uint8]:
     frame = _Frame.of(_SIZES[seed % len(_SIZES)], draw)
     lungs = _lungs(frame, draw)
     tissue = _body(frame) - 0.54 * lungs + _heart(frame, draw)
-    tissue += 0.17 * _vessels(frame, draw, lungs)
+    tissue += 0.06 * _vessels(frame, draw, lungs)
     tissue += _bones(frame, draw)
     tissue += _opacities(frame, draw, lungs, opacities)
     return _exposed(tissue, frame, draw)
@@ -250,14 +250,14 @@ def _opacities(frame: _Frame, draw: np.random.Generator, lungs: _Layer, count: i
     grain /= np.abs(grain).max() or 1.0
     for number in range(count):
         side = 1 if (number + draw.integers(2)) % 2 else -1
-        x, y = side * draw.uniform(0.50, 0.84), draw.uniform(0.40, 0.80)
+        x, y = side * draw.uniform(0.42, 0.86), draw.uniform(0.30, 0.82)
         blob = _blank(frame)
         for _ in range(6):
             spot = frame.pixel(x + draw.normal(0, 0.08), y + draw.normal(0, 0.055))
             radius = draw.uniform(2.5, 6.0) * frame.unit
             cv2.circle(blob, (round(spot[0]), round(spot[1])), round(radius), 1.0, -1)
         patch = _soft(blob, draw.uniform(1.6, 2.8) * frame.unit)
-        layer = np.maximum(layer, draw.uniform(0.22, 0.42) * patch)
+        layer = np.maximum(layer, draw.uniform(0.40, 0.62) * patch)
     opacity: _Layer = layer * (1 + 0.5 * grain) * np.clip(lungs * 1.5, 0, 1)
     return opacity
 

@@ -16,6 +16,7 @@ from deepcovid_edge.backends.base import Backend
 from deepcovid_edge.datasets.dataset import LabelledImage, check_labels, load_dataset
 from deepcovid_edge.decision.out_of_distribution import WARN
 from deepcovid_edge.decision.record import RunFacts
+from deepcovid_edge.device.progress import progress_bar
 from deepcovid_edge.errors import DataError
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.manifest import ModelManifest
@@ -122,7 +123,7 @@ def classify(
     change: Change | None = None,
     any_label: bool = False,
 ) -> Predictions:
-    """Let a model classify labelled images.
+    """Let a model classify labelled images; a terminal shows how many are done.
 
     Args:
         backend: The loaded model.
@@ -143,7 +144,11 @@ def classify(
         shapes[image.sha256] = image.pixels.shape
         return change(image) if change else image
 
-    records = list(model.predict((image.path for image in images), change=noted))
+    records = []
+    with progress_bar(len(images)) as progress:
+        for record in model.predict((image.path for image in images), change=noted):
+            records.append(record)
+            progress(1)
     kept = [(image, it) for image, it in zip(images, records, strict=True) if it.probabilities]
     if not kept:
         raise DataError(f"none of {len(images)} images was assessed")
