@@ -35,7 +35,7 @@ DEMO = .venv-demo/bin
 demo: .venv-demo/ready
 	$(DEMO)/deepcovid-edge sample demo-images >/dev/null
 	$(DEMO)/deepcovid-edge infer demo-images --table || [ $$? = 4 ]
-	$(DEMO)/deepcovid-edge heatmap demo-images/phantom_005.png -o demo-heatmaps --budget 2s --table
+	$(DEMO)/deepcovid-edge heatmap demo-images/phantom_003.png -o demo-heatmaps --budget 2s --table
 
 # A process a core, each with one thread for its products.
 test: .venv/ready

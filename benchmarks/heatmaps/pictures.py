@@ -23,7 +23,7 @@ from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
 from deepcovid_edge.model import Model
 from deepcovid_edge.reasons import NOTICE
 
-SAMPLES = 6
+SAMPLES = 4
 WIDTH = 1400
 QUALITY = 72
 

@@ -66,7 +66,7 @@ def data(places: dict[str, Path]) -> None:
 
 def test_readme_shows_the_whole_way() -> None:
     commands = " ".join(command for command, _ in steps("README.md"))
-    for verb in ("sample", "infer", "train", "export"):
+    for verb in ("sample", "infer", "heatmap"):
         assert f"deepcovid-edge {verb}" in commands
 
 
@@ -104,7 +104,8 @@ def test_a_command_does_what_its_page_says(
         text=True,
         timeout=280,
     )
-    assert done.returncode == 0, done.stderr
+    not_assessed = re.search(r"\b[1-9]\d* not assessed", expected)
+    assert done.returncode == (4 if not_assessed else 0), done.stderr
     if expected:
         assert_alike(done.stdout + done.stderr, expected)
 
