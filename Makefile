@@ -146,7 +146,7 @@ appearance-%: .venv/ready
 	$(DEV)/deepcovid-edge evaluate $(PLACE_$*)/$*.onnx $(SITES) --split external \
 		--name "further sites" -o $(RESULTS)/accuracy/$*-sites-external.json
 
-# The verdict may be `not usable`, which is exit code 3: so it is for children.
+# The verdict is expected to be `not usable`, which is exit code 3.
 CALIBRATE = $(DEV)/deepcovid-edge site-check $(DATA) --backend onnxruntime
 site: .venv/ready
 	$(CALIBRATE) --split external --source agchung/Actualmed-COVID-chestxray-dataset \
