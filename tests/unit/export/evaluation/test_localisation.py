@@ -139,3 +139,15 @@ def test_an_unknown_label_is_still_an_error(images: list[LabelledImage], checkpo
     other = [*images, LabelledImage(images[0].path, "fracture")]
     with pytest.raises(DataError, match="'fracture' belongs to no class"):
         evaluate(checkpoint, other, description="phantoms")
+
+
+def test_a_page_shows_maps_against_boxes_and_labels_that_are_no_truth(
+    images: list[LabelledImage], checkpoint: Path
+) -> None:
+    for needed in ("matplotlib", "jinja2"):
+        pytest.importorskip(needed, reason=f"{needed} (extra export) draws the page")
+    from deepcovid_export.report.page import as_html
+
+    page = as_html(evaluate(checkpoint, images, description="phantoms", localisation=FEW).as_dict())
+    assert page.count("<tr><th>activation</th>") == page.count("<tr><th>occlusion</th>") == 1
+    assert "atypical: 1 images, called positive" in page
