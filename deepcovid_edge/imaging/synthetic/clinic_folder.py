@@ -14,7 +14,7 @@ from deepcovid_edge.errors import require
 from deepcovid_edge.imaging.dicom.writing import write_dicom
 from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
 
-_OPACITIES = 14
+_OPACITIES = 9
 _SEED = 1000
 """Of the phantoms behind the files that cannot be assessed."""
 _DX, _CT = "1.2.840.10008.5.1.4.1.1.1.1", "1.2.840.10008.5.1.4.1.1.2"

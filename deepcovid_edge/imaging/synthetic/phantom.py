@@ -230,7 +230,7 @@ def _bones(frame: _Frame, draw: np.random.Generator) -> _Layer:
         clavicle = np.array([[0.10, 0.5, 0.85, 1.15], [0.1, 0.04, 0.03, -0.05]])
         blade = np.array([[1.0, 1.02, 1.1], [0.1, 0.32, 0.52]])
         others += [frame.pixel(side * x, y + lift) for x, y in (clavicle, blade)]
-    return _tubes(frame, behind, 0.13) + _tubes(frame, front, 0.06) + _tubes(frame, others, 0.10)
+    return _tubes(frame, behind, 0.09) + _tubes(frame, front, 0.06) + _tubes(frame, others, 0.10)
 
 
 def _tubes(frame: _Frame, lines: list[NDArray[np.float64]], value: float) -> _Layer:
