@@ -32,7 +32,7 @@ def folder_of_every_kind(folder: Path) -> Path:
     with warnings.catch_warnings():  # of pydicom, about what is written wrong here
         warnings.simplefilter("ignore", UserWarning)
         _write_dicom(folder)
-    write_phantoms(folder / "synthetic", count=4)
+    write_phantoms(folder / "synthetic", count=6)
     _turned(folder)
     return folder
 

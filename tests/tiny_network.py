@@ -19,11 +19,11 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from plain_chest import draw_chest
 
 from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.manifest import IndeterminateRange, InputSpec, ModelManifest, read_manifest
 from deepcovid_export.onnx_export.graphs import finish
 from deepcovid_export.quantization.mixed_precision import Variant
@@ -175,7 +175,7 @@ def saved(path: Path, model: Any, manifest: ModelManifest = MANIFEST) -> Path:
 
 def draw_data(folder: Path) -> Path:
     """24 images to calibrate on, 16 to classify on, as folders of splits."""
-    phantoms = [cv2.resize(draw_phantom(seed), (160, 160)).astype(float) for seed in range(3)]
+    phantoms = [cv2.resize(draw_chest(seed), (160, 160)).astype(float) for seed in range(3)]
     y, x = np.mgrid[0:160, 0:160] / 160
     for seed in range(20):
         draw = np.random.default_rng(seed)

@@ -28,7 +28,7 @@ def command(folder: Path, count: int, others: bool) -> None:
     It holds drawn radiographs, clear lungs and lungs with opacities in turn, marked as synthetic in
     picture and metadata. Beside them are files that a clinic also sends and that cannot be
     assessed: a cut-off JPEG, a lateral view, a CT slice, a photograph, a blank plate, an image that
-    is upside down. These need pydicom (extra `dicom`); without it add --no-others.
+    lies on its side. These need pydicom (extra `dicom`); without it add --no-others.
     """
     from deepcovid_edge.imaging.synthetic.clinic_folder import write_clinic_folder, write_phantoms
 

@@ -171,7 +171,19 @@ def _webp_is_cut_off(data: bytes) -> bool:
 
 def webp_ends_in_zeros(data: bytes) -> bool:
     """Whether a WebP ends in zeros, as it does for a black border too."""
-    return _ends_in_zeros(data, 8 + int.from_bytes(data[4:8], "little"), _WEBP_ZEROS)
+    return _ends_in_zeros(data, _webp_pixels_end(data), _WEBP_ZEROS)
+
+
+def _webp_pixels_end(data: bytes) -> int:
+    """Where the chunk of the pixels ends; metadata may follow it."""
+    at = 12
+    while at + 8 <= len(data):
+        kind, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        at += 8 + length
+        if kind in (b"VP8 ", b"VP8L"):
+            return at
+        at += length % 2
+    return 8 + int.from_bytes(data[4:8], "little")
 
 
 def _ends_in_zeros(data: bytes, end: int, most: int) -> bool:

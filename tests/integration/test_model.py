@@ -63,7 +63,7 @@ def by_python(folder: Path, **settings: Any) -> list[str]:
 @pytest.mark.parametrize(
     ("options", "settings", "decisions"),
     [
-        ((), {}, {"indeterminate"}),
+        ((), {}, {"positive", "negative", "indeterminate"}),
         pytest.param(
             ("--ood", "warn", "--no-indeterminate"),
             {"ood": "warn", "indeterminate": False},
@@ -142,7 +142,7 @@ def test_one_prediction_is_that_of_a_run(phantom: Path, model: Model) -> None:
     alone = model.predict_one(phantom)
     assert without_timings(alone.as_dict()) == without_timings(of_run.as_dict())
     assert repr(alone) == (
-        f"Prediction({str(phantom)!r}, indeterminate, covid {alone.probability:.3f}, W_SYNTHETIC)"
+        f"Prediction({str(phantom)!r}, negative, covid {alone.probability:.3f}, W_SYNTHETIC)"
     )
 
 
@@ -219,7 +219,7 @@ def test_the_face_of_the_package_is_what_it_says() -> None:
 
 
 def test_the_examples_run(phantom: Path, tmp_path: Path) -> None:
-    assert public_api.classify_one(phantom) == "indeterminate"
+    assert public_api.classify_one(phantom) == "negative"
     ((path, probability),) = public_api.classify_folder(phantom.parent)
     assert path == str(phantom)
     assert probability is not None

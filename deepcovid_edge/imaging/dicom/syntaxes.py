@@ -31,6 +31,7 @@ _META_ELEMENTS = 1000
 _CHAIN = 8
 """Elements in a row by which an encoding is known."""
 _CHAIN_OF_BARE_FILE = 3
+_ZEROS = 64
 _UNDEFINED = 0xFFFFFFFF
 _PIXELS, _LAST = 0x7FE00000, 0x7FE0FFFF
 """Group of the pixels, behind which an image has no more than padding."""
@@ -282,10 +283,13 @@ def _inflater(data: bytes, start: int) -> zlib._Decompress:
 
 def _inflated(data: bytes, start: int) -> bytes:
     """The data set of a deflated file, as far as it goes."""
+    inflater = _inflater(data, start)
     try:
-        inflated = _inflater(data, start).decompress(memoryview(data)[start:], MAX_INFLATED)
+        inflated = inflater.decompress(memoryview(data)[start:], MAX_INFLATED)
     except zlib.error as error:
         raise NotAssessedError(Reason.DECODE, f"deflated data: {error}") from error
     if len(inflated) >= MAX_INFLATED:
         raise NotAssessedError(Reason.TOO_BIG, f"more than {MAX_INFLATED} bytes once inflated")
+    if not inflater.eof and data.endswith(bytes(_ZEROS)):  # zeros inflate to pixels of their own
+        raise NotAssessedError(Reason.TRUNCATED, "its data end in zeros")
     return inflated
