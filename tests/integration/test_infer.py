@@ -358,11 +358,17 @@ def test_names_that_are_no_unicode_are_records_like_others(
         assert b"image" in done.stdout
 
 
+INPUT = {"resize": "centre_crop", "interpolation": "area"}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"classes": ["a", "b", "covid"]}, "no logits for the 3 classes of its manifest"),
-        ({"input": {"height": 128, "width": 128}}, "its manifest says images (batch, 128, 128)"),
+        (
+            {"input": {**INPUT, "height": 128, "width": 128}},
+            "its manifest says images (batch, 128, 128)",
+        ),
     ],
 )
 def test_a_manifest_that_does_not_fit_its_graph_is_refused(

@@ -19,6 +19,7 @@ pytest.importorskip("sklearn", reason="the workstation side needs extra export")
 
 import onnx
 from onnx import helper, numpy_helper
+from plain_chest import draw_chest
 
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.backends.openvino import is_available as has_openvino
@@ -31,7 +32,6 @@ from deepcovid_edge.files import file_sha256
 from deepcovid_edge.graph.tensorrt_rules import check_typed
 from deepcovid_edge.heatmaps.occlusion import Occluder
 from deepcovid_edge.heatmaps.windows import OcclusionSettings
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.manifest import read_manifest
 from deepcovid_edge.model import Model
 from deepcovid_edge.models import find_model
@@ -65,7 +65,7 @@ COUNTS = {"train": 24, "val": 16, "test": 8}
 
 @cache
 def phantom(seed: int) -> np.ndarray:
-    drawn = draw_phantom(seed, opacities=seed % 3)
+    drawn = draw_chest(seed, opacities=seed % 3)
     reduced: np.ndarray = cv2.resize(drawn, SIZE[::-1], interpolation=cv2.INTER_AREA)
     return reduced
 

@@ -80,7 +80,8 @@ def image() -> NDArray[np.uint8]:
     """From black to white: dcmcjpeg stretches what is not."""
     drawn = draw_phantom(2, opacities=3)[:900:3, :1080:3].astype(np.float64)
     low, high = drawn.min(), drawn.max()
-    return np.rint((drawn - low) * (255 / (high - low))).astype(np.uint8)
+    stretched: NDArray[np.uint8] = np.rint((drawn - low) * (255 / (high - low))).astype(np.uint8)
+    return stretched
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=name)
