@@ -277,3 +277,8 @@ class WarningCode(_Coded):
         "Synthetic phantom, not a patient's image.",
         "written by `deepcovid-edge sample`",
     )
+
+
+def warning_sentence(code: str) -> str:
+    """The sentence of a warning's code; a code that is not known stays as it is."""
+    return next((one.sentence for one in WarningCode if one.code == code), code)

@@ -15,6 +15,13 @@ DECIMALS = 6
 """Probabilities are rounded before they are compared, so that a record proves its decision."""
 ASSESSED, NOT_ASSESSED = "assessed", "not_assessed"
 POSITIVE, NEGATIVE, INDETERMINATE = "positive", "negative", "indeterminate"
+SIGNS: Mapping[str | None, str] = {
+    POSITIVE: "▲ positive",
+    INDETERMINATE: "◆ indeterminate",
+    NEGATIVE: "○ negative",
+    None: "! not assessed",
+}
+"""Decision -> its shape and word for people."""
 _LIMITS = ("low", "high", "threshold")
 _SITE = ("name", "sha256")
 _TIMINGS = ("read", "preprocess", "infer", "heatmap", "total")

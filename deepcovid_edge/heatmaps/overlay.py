@@ -30,7 +30,7 @@ from deepcovid_edge.heatmaps.heatmap import ACTIVATION, OCCLUSION, HeatMap, Regi
 from deepcovid_edge.imaging.prepare import filled_field, visible_field
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.manifest import InputSpec
-from deepcovid_edge.reasons import NOTICE, Reason, WarningCode
+from deepcovid_edge.reasons import NOTICE, Reason, warning_sentence
 
 UNITS = {OCCLUSION: "drop of the logit when hidden", ACTIVATION: "class activation"}
 """What the numbers of the scale are, by the map's method."""
@@ -47,7 +47,6 @@ _VERDICTS = {
     NEGATIVE: (127, 212, 146),
     INDETERMINATE: (211, 164, 240),
 }
-_SENTENCES = {one.code: one.sentence for one in WarningCode}
 _RGB = NDArray[np.uint8]
 Style = Literal["verdict", "strong", "plain", "small", "scale"]
 _SIZES: dict[Style, int] = {"verdict": 34, "strong": 19, "plain": 17, "small": 15, "scale": 15}
@@ -189,7 +188,7 @@ def caption(
     seen = visible_field(shape, spec)
     if (seen[0].stop - seen[0].start, seen[1].stop - seen[1].start) != tuple(shape):
         lines.append(("plain", "Hatched: the network does not see this part."))
-    lines += [("plain", _SENTENCES.get(code, code)) for code in record.warnings]
+    lines += [("plain", warning_sentence(code)) for code in record.warnings]
     lines.append(("small", f"Model {run.model}, {run.variant}, {run.backend}. {_made(found)}"))
     return (*lines, ("strong", NOTICE))
 

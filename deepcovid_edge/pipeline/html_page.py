@@ -14,25 +14,11 @@ from string import Template
 from typing import IO
 from urllib.parse import quote
 
-from deepcovid_edge.decision.record import (
-    DECIMALS,
-    INDETERMINATE,
-    NEGATIVE,
-    POSITIVE,
-    Prediction,
-    RunFacts,
-)
+from deepcovid_edge.decision.record import DECIMALS, SIGNS, Prediction, RunFacts
 from deepcovid_edge.errors import OutputError
-from deepcovid_edge.reasons import NOTICE, WarningCode
+from deepcovid_edge.reasons import NOTICE, warning_sentence
 
-_SIGNS = {
-    POSITIVE: "▲ positive",
-    INDETERMINATE: "◆ indeterminate",
-    NEGATIVE: "○ negative",
-    None: "! not assessed",
-}
-_ORDER = [*_SIGNS]
-_SENTENCES = {one.code: one.sentence for one in WarningCode}
+_ORDER = [*SIGNS]
 _LEGEND = (
     "The pictures show what the network relied on, right or wrong. Yellow spoke for the finding, "
     "blue against it."
@@ -99,7 +85,7 @@ class HtmlPage:
         cells = (
             f'<td class="file">{escape(record.path)}</td>',
             f'<td class="result {kind}" data-key="{_ORDER.index(record.decision)}">'
-            f"{_SIGNS[record.decision]}</td>",
+            f"{SIGNS[record.decision]}</td>",
             self._probability(record),
             f"<td>{'<br>'.join(map(escape, _notes(record)))}</td>",
             f"<td>{self._picture(record)}</td>",
@@ -125,7 +111,7 @@ class HtmlPage:
 def _notes(record: Prediction) -> list[str]:
     """The message of an image without a result, and the sentences of its warnings."""
     message = [record.message] if record.message else []
-    return [*message, *(_SENTENCES.get(code, code) for code in record.warnings)]
+    return [*message, *map(warning_sentence, record.warnings)]
 
 
 def _about(run: RunFacts) -> str:

@@ -7,14 +7,14 @@ from typing import IO
 from rich.console import Console
 from rich.text import Text
 
-from deepcovid_edge.decision.record import INDETERMINATE, NEGATIVE, POSITIVE, Prediction
+from deepcovid_edge.decision.record import INDETERMINATE, NEGATIVE, POSITIVE, SIGNS, Prediction
 from deepcovid_edge.reasons import NOTICE
 
-_SIGNS = {
-    POSITIVE: ("▲ positive", "bold red"),
-    NEGATIVE: ("○ negative", "green"),
-    INDETERMINATE: ("◆ indeterminate", "bold magenta"),
-    None: ("! not assessed", "bold yellow"),
+_STYLES = {
+    POSITIVE: "bold red",
+    NEGATIVE: "green",
+    INDETERMINATE: "bold magenta",
+    None: "bold yellow",
 }
 
 
@@ -37,9 +37,8 @@ class TableWriter:
         self._console.file.flush()
 
     def _line(self, record: Prediction) -> Text:
-        sign, style = _SIGNS[record.decision]
         line = Text(_shortened(record.path, self._width).ljust(self._width) + "  ")
-        line.append(f"{sign:<15}", style=style)
+        line.append(f"{SIGNS[record.decision]:<15}", style=_STYLES[record.decision])
         if record.probability is not None:
             line.append(f"  {record.probability:.3f}")
         notes = record.message or ", ".join(record.warnings)

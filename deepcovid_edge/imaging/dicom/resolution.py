@@ -29,7 +29,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.errors import NotAssessedError
-from deepcovid_edge.imaging.dicom.decoding.codestreams import Codestream
+from deepcovid_edge.imaging.dicom.decoding.codestreams import (
+    COC,
+    COD,
+    END,
+    SIZ,
+    SOT,
+    Codestream,
+    segments,
+)
 from deepcovid_edge.imaging.dicom.geometry import SHUTTER_TAGS
 from deepcovid_edge.imaging.dicom.grey_levels import grey_levels, is_stated
 from deepcovid_edge.imaging.dicom.header import DicomHeader
@@ -47,7 +55,6 @@ SLACK = 4.0
 
 _PADDING = 0x00280120
 _STEPS = 64
-_SOC, _SIZ, _COD, _COC, _SOT, _SOD, _EOC = 0xFF4F, 0xFF51, 0xFF52, 0xFF53, 0xFF90, 0xFF93, 0xFFD9
 _EXTENDED = 0x8000
 """Bit of Rsiz: the codestream needs extensions of ITU-T T.801."""
 
@@ -122,51 +129,34 @@ def _needs_all_pixels(header: DicomHeader, codestream: Codestream) -> bool:
 
 def _coding(codestream: bytes) -> _Coding | None:
     """What the headers of a codestream say (ITU-T T.800, annex A), or None for another kind."""
+    found = {marker: (start, content) for marker, start, content in segments(codestream)}
     try:
-        (start,) = struct.unpack_from(">H", codestream)
-        segments, at = _segments(codestream, 2, _SOT)
-        if start != _SOC or not _is_complete(codestream, at):
+        if COC in found or not _is_complete(codestream, found[SOT][0] - 4):
             return None
-        return _of_headers(codestream, segments)
+        return _of_headers(found[SIZ][1], found[COD][1])
     except (struct.error, KeyError):
         return None
 
 
-def _segments(codestream: bytes, at: int, last: int) -> tuple[dict[int, int], int]:
-    """Where the parameters of each marker segment stand, up to a marker, and where that stands."""
-    found: dict[int, int] = {}
-    while True:
-        (marker,) = struct.unpack_from(">H", codestream, at)
-        if marker == last:
-            return found, at
-        (length,) = struct.unpack_from(">H", codestream, at + 2)
-        found[marker] = at + 4
-        at += 2 + max(length, 2)
-
-
 def _is_complete(codestream: bytes, at: int) -> bool:
     """Whether parts of one tile, all coded as the main header says, reach to the end marker."""
-    while codestream[at : at + 2] == _SOT.to_bytes(2, "big"):
+    while codestream[at : at + 2] == bytes((0xFF, SOT)):
         tile, length = struct.unpack_from(">HI", codestream, at + 4)
-        inner, _ = _segments(codestream, at + 12, _SOD)
-        if tile or {_COD, _COC} & set(inner):
+        if tile or any(marker in (COD, COC) for marker, _, _ in segments(codestream, at + 12)):
             return False
         at += length or len(codestream)
     # A frame is padded to an even length (PS3.5, A.4).
-    return codestream[at : at + 2] == _EOC.to_bytes(2, "big") and len(codestream) - at <= 3
+    return codestream[at : at + 2] == END and len(codestream) - at <= 3
 
 
-def _of_headers(codestream: bytes, segments: dict[int, int]) -> _Coding | None:
-    extensions, *grid, channels, depth, across, down = struct.unpack_from(
-        ">H8IH3B", codestream, segments[_SIZ]
-    )
+def _of_headers(size: bytes, coding: bytes) -> _Coding | None:
+    extensions, *grid, channels, depth, across, down = struct.unpack_from(">H8IH3B", size)
     width, height, left, top, tile_width, tile_height, tile_left, tile_top = grid
-    style = struct.unpack_from(">BBHBBBBBB", codestream, segments[_COD])
+    style = struct.unpack_from(">BBHBBBBBB", coding)
     if (
         (channels, across, down) != (1, 1, 1)
         or any((left, top, tile_left, tile_top, extensions & _EXTENDED, depth & 0x80))
         or (tile_width < width or tile_height < height)
-        or _COC in segments
     ):
         return None
     halvings, is_reversible = style[4], style[8] == 1

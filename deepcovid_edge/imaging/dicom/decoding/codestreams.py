@@ -30,7 +30,8 @@ _SEGMENT = re.compile(rb"\xff+([\x4f-\xcf\xda-\xfe])(..)", re.DOTALL)
 """A marker with the length of what follows it (T.81, B.1.1.4; T.800, A.1)."""
 _SOF, _SOF_LOSSLESS, _SOF_LS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, 0xC3, 0xF7
 _SOS, _DNL, _JFIF, _ADOBE = 0xDA, b"\xff\xdc\0\x04", 0xE0, 0xEE
-_SIZ, _CAP, _COD, _SOT = 0x51, 0x50, 0x52, 0x90
+SIZ, COD, COC, SOT = 0x51, 0x52, 0x53, 0x90
+_CAP, _SOD = 0x50, 0x93
 _HT = 1 << 17
 """The bit of CAP that stands for part 15 (T.814, A.3)."""
 _SYCC = b"colr\x01\0\0\0\0\0\x12"
@@ -69,8 +70,8 @@ def read_codestream(data: bytes, bytes_each: int) -> Codestream | None:
         return _jpeg_2000(data, ycc=None)
     if data.startswith(_JP2) and (box := data.find(b"jp2c" + _J2K)) > 0:
         return _jpeg_2000(data[box + 4 :], ycc=True if _SYCC in data[:box] else None)
-    if segments := len(rle_offsets(data)):
-        return Codestream(data, RLE, 3 if segments == 3 * bytes_each else 1)
+    if pieces := len(rle_offsets(data)):
+        return Codestream(data, RLE, 3 if pieces == 3 * bytes_each else 1)
     return None
 
 
@@ -79,21 +80,22 @@ def is_begun(data: bytes) -> bool:
     return data.startswith((_JPEG, _J2K, _JP2))
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Marker, start of content and content of the segments up to the first pixels."""
-    at = 2
+def segments(data: bytes, at: int = 2) -> Iterator[tuple[int, int, bytes]]:
+    """Marker, start of content and content of the segments from an offset to the next pixels."""
     while found := _SEGMENT.match(data, at):
         marker, start = found[1][0], found.end()
+        if marker == _SOD:  # of a tile-part of JPEG 2000; it has no length
+            return
         at = start - 2 + int.from_bytes(found[2], "big")
         yield marker, start, data[start:at]
-        if marker in (_SOS, _SOT):
+        if marker in (_SOS, SOT):
             return
 
 
 def _jpeg(data: bytes) -> Codestream | None:
     # T.81, B.2.2: precision, height, width, components with identifier and sampling each.
-    segments = list(_segments(data))
-    seen = {marker: (start, content) for marker, start, content in segments}
+    known = list(segments(data))
+    seen = {marker: (start, content) for marker, start, content in known}
     frame = next((marker for marker in seen if marker in _SOF or marker == _SOF_LS), None)
     if frame is None or _SOS not in seen or len(seen[frame][1]) < 9:
         return None
@@ -109,7 +111,7 @@ def _jpeg(data: bytes) -> Codestream | None:
         syntax = JPEG_SYNTAX["near" if first else "ls"]
     else:
         syntax = JPEG_SYNTAX["baseline" if frame == 0xC0 else "extended"]
-    names = [content for marker, _, content in segments if marker in (_JFIF, _ADOBE)]
+    names = [content for marker, _, content in known if marker in (_JFIF, _ADOBE)]
     return Codestream(data, syntax, content[5], _jpeg_ycc(names, content))
 
 
@@ -143,8 +145,8 @@ def _with_plain_scan(data: bytes, end: int) -> bytes:
 
 def _jpeg_2000(data: bytes, *, ycc: bool | None) -> Codestream | None:
     # T.800, A.5.1 and A.6.1: components; component transform, wavelet.
-    seen = {marker: content for marker, _, content in _segments(data)}
-    size, coding = seen.get(_SIZ, b""), seen.get(_COD, b"")
+    seen = {marker: content for marker, _, content in segments(data)}
+    size, coding = seen.get(SIZ, b""), seen.get(COD, b"")
     if len(size) < 36 or len(coding) < 10:
         return None
     high_throughput = int.from_bytes(seen.get(_CAP, b"")[:4], "big") & _HT
@@ -161,7 +163,7 @@ def with_end(data: bytes) -> bytes | None:
         return _jpeg_2000_with_end(data)
     if _is_closed(data):
         return data
-    scan = next((start for marker, start, _ in _segments(data) if marker == _SOS), len(data))
+    scan = next((start for marker, start, _ in segments(data) if marker == _SOS), len(data))
     end = data.find(END, scan)  # T.81, F.1.2.3, and T.87, A.1: never within the pixels
     return None if end < 0 else data[: end + 2]
 
@@ -188,13 +190,13 @@ def _tiles_end(data: bytes) -> tuple[int | None, bool]:
 
     ITU-T T.800, A.4.2: a tile-part states its tile, its length and the number of its tile's parts.
     """
-    headers = {marker: (start, content) for marker, start, content in _segments(data)}
-    if _SOT not in headers or len(headers[_SIZ][1]) < 36:
+    headers = {marker: (start, content) for marker, start, content in segments(data)}
+    if SOT not in headers or len(headers[SIZ][1]) < 36:
         return 0, False
-    right, bottom, _, _, wide, high, left, top = struct.unpack_from(">8I", headers[_SIZ][1], 2)
+    right, bottom, _, _, wide, high, left, top = struct.unpack_from(">8I", headers[SIZ][1], 2)
     if not wide or not high:
         return 0, False
-    end: int | None = headers[_SOT][0] - 4
+    end: int | None = headers[SOT][0] - 4
     parts: dict[int, list[int]] = {}
     while end is not None and data[end : end + 2] == b"\xff\x90" and end + 12 <= len(data):
         tile, length, _, stated = struct.unpack_from(">HIBB", data, end + 4)
