@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,6 +25,12 @@ from deepcovid_edge.imaging.reading import decode_radiograph
 
 LARGE_NETWORKS = {"densenet121", "resnet50"}
 """A test of one of these takes half a minute; the others show the same code at work."""
+
+
+def pytest_configure() -> None:
+    """Let programs under test be interrupted: a shell starts background jobs with SIGINT ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
