@@ -28,7 +28,7 @@ LARGE_NETWORKS = {"densenet121", "resnet50"}
 
 
 def pytest_configure() -> None:
-    """Let programs under test be interrupted: a shell starts background jobs with SIGINT ignored."""
+    """Let programs under test be interrupted: a background job starts with SIGINT ignored."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
