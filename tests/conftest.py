@@ -41,6 +41,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread for torch: networks of tests are slower on two."""
+    torch = pytest.importorskip("torch", reason="the workstation side needs extra export")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 Chunks = Iterable[tuple[bytes, bytes]]
 
 # The same examples each time: a change fails for what it does. No deadline: a core may be busy.

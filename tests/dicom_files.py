@@ -10,6 +10,7 @@ import io
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, DEFLATED, IMPLICIT, SYNTAXES, Family
+from deepcovid_edge.reasons import Reason
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
 DX = CR + ".1"
@@ -217,3 +220,12 @@ def by_dcmtk(data: bytes, syntax: str, *more: str) -> bytes:
         if done.returncode:
             raise RuntimeError(f"{tool}: {done.stderr.strip()}")
         return after.read_bytes()
+
+
+def reason_of(decode: Callable[[bytes], object], data: bytes) -> Reason:
+    """Why a file is not assessed; fails where it is."""
+    try:
+        decode(data)
+    except NotAssessedError as error:
+        return error.reason
+    raise AssertionError("the file was decoded")

@@ -7,7 +7,6 @@ runs end with the checkpoint.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -23,6 +22,8 @@ from deepcovid_export.networks.checkpoint import load_checkpoint
 from deepcovid_export.recipe import SHIPPED, load_recipe
 from deepcovid_export.training.lr_finder import CURVE_NAME, RangeTest
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAMES = sorted(path.stem for path in SHIPPED.glob("*.toml"))
 QUICK = {"squeezenet1_1", "appearance_squeezenet1_1"}
 """The recipe that ships, and the one with groups, soft labels and boxes."""
@@ -37,15 +38,6 @@ TINY = [
     "find.steps=12",
     "find.lowest=1e-4",
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small are slower on two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

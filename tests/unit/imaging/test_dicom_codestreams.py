@@ -10,13 +10,11 @@ import pytest
 from conftest import spread
 from PIL import Image
 
-from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.reasons import Reason
 
 pytest.importorskip("pydicom", reason="needs extra dicom")
 pytest.importorskip("imagecodecs", reason="needs extra dicom")
-import dicom_files
 from codestreams import EOI, byte_planes, rle
 from dicom_files import (
     EXPLICIT,
@@ -33,6 +31,7 @@ from dicom_files import (
     compressed,
     dataset,
     fragments,
+    reason_of,
     written,
 )
 from test_dicom_refusals import image, with_codestream
@@ -41,14 +40,6 @@ from deepcovid_edge.imaging.dicom.decoding.codestreams import with_end
 from deepcovid_edge.imaging.dicom.syntaxes import DEFLATED, IMPLICIT, SYNTAXES
 
 Decode = Callable[..., Radiograph]
-
-needs_dcmtk = pytest.mark.skipif(bool(dicom_files.dcmtk()), reason=str(dicom_files.dcmtk()))
-
-
-def reason(decode: Decode, data: bytes) -> Reason:
-    with pytest.raises(NotAssessedError) as caught:
-        decode(data)
-    return caught.value.reason
 
 
 # --- surplus ---------------------------------------------------------------------------------
@@ -95,7 +86,7 @@ def test_pixels_that_the_header_leaves_out_are_no_padding(
         other = dataset(pixels, stored=bits, **change)
         if black and "Rows" in change:
             continue  # the last rows, all black, are padding by any measure
-        assert reason(decode, written(other)) is Reason.LENGTH
+        assert reason_of(decode, written(other)) is Reason.LENGTH
 
 
 @pytest.mark.parametrize(("kind", "bits"), spread(SURPLUS_OF_RLE, (8, 12), of=2))
@@ -138,7 +129,7 @@ RLE_FAULTS: dict[str, tuple[Reason, Callable[[], bytes]]] = {
 @pytest.mark.parametrize("kind", RLE_FAULTS)
 def test_fault_of_rle_gets_the_reason_that_is_true(kind: str, decode: Decode) -> None:
     expected, make = RLE_FAULTS[kind]
-    assert reason(decode, with_codestream(make(), RLE)) is expected
+    assert reason_of(decode, with_codestream(make(), RLE)) is expected
 
 
 # --- ends ------------------------------------------------------------------------------------
@@ -235,7 +226,7 @@ def test_codestream_that_is_cut_off_is_said_to_be(
     if syntax == RLE and PADDINGS[padding]:
         pytest.skip("zeros are runs of RLE too")
     cut = stream[: round(share * len(stream))] + PADDINGS[padding]
-    assert reason(decode, with_codestream(cut, syntax, bits)) is Reason.TRUNCATED
+    assert reason_of(decode, with_codestream(cut, syntax, bits)) is Reason.TRUNCATED
 
 
 # --- labels ----------------------------------------------------------------------------------
@@ -289,13 +280,13 @@ def test_uncompressed_pixels_of_an_undefined_length_are_read(decode: Decode) -> 
     assert data == head + len(value).to_bytes(4, "little") + value
     for end in (b"", b"\xfe\xff\xdd\xe0\0\0\0\0"):
         assert np.array_equal(decode(head + b"\xff" * 4 + value + end).pixels, image(12))
-    assert reason(decode, head + b"\xff" * 4 + value[:-2]) is Reason.TRUNCATED
+    assert reason_of(decode, head + b"\xff" * 4 + value[:-2]) is Reason.TRUNCATED
 
 
 @pytest.mark.parametrize("syntax", [J2K, *([HTJ2K] if HTJ2K in WRITABLE else [])])
 def test_jpeg_2000_that_was_cut_and_closed_again_is_cut_off(syntax: str, decode: Decode) -> None:
     stream = compressed(image(12), 12, syntax)[:-900] + EOI
-    assert reason(decode, with_codestream(stream, syntax)) is Reason.TRUNCATED
+    assert reason_of(decode, with_codestream(stream, syntax)) is Reason.TRUNCATED
 
 
 @pytest.mark.parametrize("tile", [(64, 64), (128, 160), (50, 70)])
@@ -307,8 +298,8 @@ def test_all_tiles_of_jpeg_2000_are_looked_for(tile: tuple[int, int], decode: De
         assert np.array_equal(decode(with_codestream(whole, J2K, 8)).pixels, image())
     last = stream.rindex(b"\xff\x90\0\x0a")
     if last > stream.index(b"\xff\x90\0\x0a"):
-        assert reason(decode, with_codestream(stream[:last] + EOI, J2K, 8)) is Reason.TRUNCATED
+        assert reason_of(decode, with_codestream(stream[:last] + EOI, J2K, 8)) is Reason.TRUNCATED
 
 
 def test_what_is_no_codestream_could_not_be_decoded(decode: Decode) -> None:
-    assert reason(decode, with_codestream(b"no codestream at all" * 99, J2K)) is Reason.DECODE
+    assert reason_of(decode, with_codestream(b"no codestream at all" * 99, J2K)) is Reason.DECODE

@@ -14,13 +14,11 @@ from conftest import spread
 from numpy.typing import NDArray
 from PIL import Image
 
-from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.reasons import Reason, WarningCode
 
 pytest.importorskip("pydicom", reason="needs extra dicom")
 pytest.importorskip("imagecodecs", reason="needs extra dicom")
-import dicom_files
 import imagecodecs
 from codestreams import JFIF, JFXX, LosslessJpeg, adobe, byte_planes, colour_jpeg, rle
 from dicom_files import (
@@ -38,6 +36,7 @@ from dicom_files import (
     dataset,
     fragments,
     frame_of,
+    reason_of,
     written,
 )
 from test_dicom_refusals import image
@@ -46,14 +45,6 @@ from test_refusals import photograph
 from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, DEFLATED, IMPLICIT, SYNTAXES, Family
 
 Decode = Callable[..., Radiograph]
-
-needs_dcmtk = pytest.mark.skipif(bool(dicom_files.dcmtk()), reason=str(dicom_files.dcmtk()))
-
-
-def reason(decode: Decode, data: bytes) -> Reason:
-    with pytest.raises(NotAssessedError) as caught:
-        decode(data)
-    return caught.value.reason
 
 
 # --- colour ----------------------------------------------------------------------------------
@@ -159,7 +150,7 @@ def test_coloured_picture_is_refused_whatever_its_header_says(
 ) -> None:
     syntax, encode = STREAMS[kind]
     picture = cv2.resize(photograph(), (160, 128)).astype(np.uint8)
-    assert reason(decode, screen_copy(encode(picture), syntax, label)) is Reason.COLOUR
+    assert reason_of(decode, screen_copy(encode(picture), syntax, label)) is Reason.COLOUR
 
 
 @pytest.mark.parametrize("label", [label for label in LABELS if label != "MONOCHROME2"])

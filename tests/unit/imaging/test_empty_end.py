@@ -21,7 +21,7 @@ from deepcovid_edge.reasons import Reason, WarningCode
 
 pytest.importorskip("pydicom", reason="needs extra dicom")
 pytest.importorskip("imagecodecs", reason="needs extra dicom")
-from dicom_files import EXPLICIT, JPEG, WRITABLE, dataset, stored_image, written
+from dicom_files import EXPLICIT, JPEG, WRITABLE, dataset, reason_of, stored_image, written
 from test_dicom_refusals import image
 
 from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, DEFLATED, IMPLICIT
@@ -47,12 +47,6 @@ def framed(grey: NDArray[Any]) -> NDArray[Any]:
     return grey
 
 
-def reason(decode: Decode, data: bytes) -> Reason:
-    with pytest.raises(NotAssessedError) as caught:
-        decode(data)
-    return caught.value.reason
-
-
 @pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 @pytest.mark.parametrize("bits", [8, 12, 16])
@@ -66,7 +60,7 @@ def test_uncompressed_dicom_that_ends_in_zeros_is_cut_off(
         whole = written(dataset(words, **elements), syntax)
         assert decode(whole).warnings == ()
         cut = emptied(whole, share, words.itemsize * 160)
-        assert reason(decode, cut) is Reason.TRUNCATED
+        assert reason_of(decode, cut) is Reason.TRUNCATED
 
 
 @pytest.mark.parametrize("share", SHARES)
@@ -81,7 +75,7 @@ def test_signed_rescaled_and_colour_images_that_end_in_zeros_are_cut_off(
         (written(dataset(colour)), 480),
     ):
         decode(data)
-        assert reason(decode, emptied(data, share, row)) is Reason.TRUNCATED
+        assert reason_of(decode, emptied(data, share, row)) is Reason.TRUNCATED
 
 
 @pytest.mark.parametrize("share", SHARES)
@@ -90,7 +84,7 @@ def test_no_syntax_gives_a_number_for_an_end_of_zeros(
     syntax: str, share: float, decode: Decode
 ) -> None:
     data = emptied(written(dataset(image(12), stored=12), syntax), share, 320)
-    assert reason(decode, data) in {Reason.TRUNCATED, Reason.DECODE, Reason.LENGTH}
+    assert reason_of(decode, data) in {Reason.TRUNCATED, Reason.DECODE, Reason.LENGTH}
 
 
 @pytest.mark.parametrize("share", SHARES)
@@ -122,14 +116,14 @@ def test_no_picture_that_ends_in_zeros_gives_a_number(
     data = pictures.encode(pictures.rgb(grey) if colours == "RGB" else grey, format, **options)
     decode(data)
     cut = emptied(data, share, 320 * len(colours))
-    assert reason(decode, cut) in {Reason.TRUNCATED, Reason.DECODE, Reason.BLANK}
+    assert reason_of(decode, cut) in {Reason.TRUNCATED, Reason.DECODE, Reason.BLANK}
 
 
 def test_tiff_of_several_strips_and_16_bits_is_cut_off(pictures: Any, decode: Decode) -> None:
     for pixels in (image(12), pictures.image(bits=16)):
         data = pictures.encode(pixels, "TIFF", strip_size=4000)
         decode(data)
-        assert reason(decode, emptied(data, 0.3, 320)) is Reason.TRUNCATED
+        assert reason_of(decode, emptied(data, 0.3, 320)) is Reason.TRUNCATED
 
 
 # --- what is no such end ------------------------------------------------------------------------

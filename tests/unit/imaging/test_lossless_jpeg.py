@@ -44,12 +44,6 @@ Decode = Callable[..., Radiograph]
 needs_dcmtk = pytest.mark.skipif(bool(dicom_files.dcmtk()), reason=str(dicom_files.dcmtk()))
 
 
-def reason(decode: Decode, data: bytes) -> Reason:
-    with pytest.raises(NotAssessedError) as caught:
-        decode(data)
-    return caught.value.reason
-
-
 # --- JPEG lossless ---------------------------------------------------------------------------
 
 

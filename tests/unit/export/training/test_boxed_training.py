@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +31,8 @@ from deepcovid_export.training.loss import map_loss, summed_loss
 from deepcovid_export.training.temperature import fit_temperature
 from deepcovid_export.training.train import RunSettings, Training
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FIT = FitSettings(
     epochs=2, batch_size=6, images=12, precision="fp32", start="scratch", average=0.5,
     balance="none", map_weight=0.5, map_offset=1.0, small_epochs=1, learning_rate=2e-3,
@@ -52,14 +53,6 @@ RECIPE = Recipe(
     fit=FIT,
     augment=AugmentSettings(square=True, zoom=0.1, shift=0.05, border=True, soften=0.5, hide=0.1),
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,8 @@ from deepcovid_export.training.optimisers import build_optimiser, build_schedule
 from deepcovid_export.training.processes import Processes
 from deepcovid_export.training.train import RunSettings, Training
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PAPER = load_recipe("paper_squeezenet1_1")
 
 
@@ -51,15 +52,6 @@ def small_recipe(**fit: Any) -> Recipe:
         input=InputSpec(64, 64),
         fit=FitSettings(**settings),
     )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small are slower on two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
