@@ -55,9 +55,8 @@ level of the stored values more, as the image's VOI shows it, and `TOLERANCE` on
 ROUNDING = 0.75
 """Grey levels of 255 that an image of 8 bits loses once more where its pixels are made square: half
 a level, and the weights of OpenCV's interpolation, which are whole numbers."""
-AGREED, REASON, EXPLAINED, DISAGREED, UNWRITTEN = (
-    *("agreed", "reason", "explained", "disagreed", "not written"),
-)
+AGREED, REASON, EXPLAINED = "agreed", "reason", "explained"
+DISAGREED, UNWRITTEN = "disagreed", "not written"
 
 
 @dataclass(frozen=True)

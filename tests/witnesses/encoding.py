@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def image_file(spec: ImageSpec, place: Path) -> bytes:
     """The bytes of an image's file.
 
     Args:
-        image: What was drawn.
+        spec: What was drawn.
         place: An empty folder for what programs read and write.
     """
     image = dataset_of(spec)
@@ -226,9 +227,8 @@ def _state_shutter(image: Dataset, spec: ImageSpec) -> None:
         image.CenterOfCircularShutter = [rows // 2, columns // 2]
         image.RadiusOfCircularShutter = max(rows, columns) // 2
     if "POLYGONAL" in shapes:
-        image.VerticesOfThePolygonalShutter = [
-            *(top, 5, top, columns - 5, rows, columns, rows, 1),
-        ]
+        corners = ((top, 5), (top, columns - 5), (rows, columns), (rows, 1))
+        image.VerticesOfThePolygonalShutter = [*chain.from_iterable(corners)]
 
 
 def _marks(layout: Layout) -> NDArray[np.bool_]:
@@ -329,7 +329,7 @@ def _colour_codestream(words: Words, spec: ImageSpec) -> bytes:
     family, photometric = spec.packing.family, spec.layout.photometric
     if family is Family.JPEG:
         colours = "RGB" if photometric == "RGB" else "YCBCR"
-        rgb = words_of(spec) if photometric != "YBR_FULL" else np.dstack([words[..., 0]] * 3)
+        rgb = _rgb(words, spec)
         sampling = "422" if photometric == "YBR_FULL_422" else "444"
         return bytes(
             imagecodecs.jpeg8_encode(
@@ -358,7 +358,7 @@ def _by_program(spec: ImageSpec, words: Words, place: Path) -> bytes:
         run(["opj_compress", "-i", raw, "-o", out, "-F", size, *packing.options])
     elif packing.writer == OPENJPH:
         raw = place / "raw.yuv"
-        raw.write_bytes(_little(words))
+        raw.write_bytes(words.tobytes())
         signed = "true" if layout.signed else "false"
         out = place / "out.j2c"
         run(
@@ -384,10 +384,6 @@ def _big(words: Words) -> bytes:
     return words.astype(words.dtype.newbyteorder(">")).tobytes()
 
 
-def _little(words: Words) -> bytes:
-    return words.tobytes()
-
-
 # ---------------------------------------------------------------- file meta
 
 
@@ -399,11 +395,7 @@ def _with_meta(data: bytes, meta: str) -> bytes:
     if meta == "contradicting":
         # An element of 4 header words: the UID is 17 or 19 letters long, padded to even length.
         other = {EXPLICIT: IMPLICIT, IMPLICIT: EXPLICIT}
-        stated = str(dcmread(io.BytesIO(data), stop_before_pixels=True).file_meta.TransferSyntaxUID)
-        again = written(_bare(data), other[stated])
+        image = dcmread(io.BytesIO(data))
+        again = written(image, other[str(image.file_meta.TransferSyntaxUID)])
         return again[: 144 + int.from_bytes(again[140:144], "little")] + data[start:]
     return data
-
-
-def _bare(data: bytes) -> Dataset:
-    return dcmread(io.BytesIO(data))

@@ -31,7 +31,7 @@ DCMTK, PYDICOM = "DCMTK", "pydicom"
 
 @dataclass(frozen=True)
 class Shown:
-    """A image as it was read.
+    """An image as two readers read it.
 
     Attributes:
         ours: Our grey levels.

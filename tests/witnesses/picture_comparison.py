@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import struct
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -162,7 +161,7 @@ def _apart(own: Reading, reading: Reading) -> tuple[float | None, list[str]]:
 
 
 def _of_reason(kind: Kind, own: Reading, others: dict[str, Reading]) -> Outcome:
-    code = re.split(r":", own.refused)[0]
+    code = own.refused.partition(":")[0]
     shown = [reading.grey for reading in others.values() if reading.grey is not None]
     blank = code == Reason.BLANK.code and any(map(is_blank, shown))
     if code == kind.reason or blank:

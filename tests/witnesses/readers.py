@@ -92,13 +92,13 @@ def syntax_of(image: Dataset) -> str:
 def by_dcmtk(data: bytes, image: Dataset, place: Path) -> Reading:
     """DCMTK's picture of 16 bits."""
     family = SYNTAXES[syntax_of(image)].family
-    spec, picture = place / "image.dcm", place / "picture.png"
+    file, picture = place / "image.dcm", place / "picture.png"
     try:
         if family in (Family.JPEG_2000, Family.HTJ2K):
             data = _with_words(image, _by_openjpeg(image, place))
-        spec.write_bytes(data)
+        file.write_bytes(data)
         tool = "dcml2pnm" if family is Family.JPEG_LS else "dcmj2pnm"
-        run([tool, "-O", *_voi_options(image), "+on2", spec, picture])
+        run([tool, "-O", *_voi_options(image), "+on2", file, picture])
     except ToolError as error:
         return Reading(None, str(error))
     pixels = cv2.imread(str(picture), cv2.IMREAD_UNCHANGED)
@@ -172,12 +172,10 @@ def by_pydicom(data: bytes, image: Dataset, place: Path) -> Reading:
 def _decoded(data: bytes, image: Dataset, place: Path) -> Dataset:
     """The image in a syntax that pydicom decodes here: natively, RLE, or JPEG 2000 by Pillow."""
     family = SYNTAXES[syntax_of(image)].family
-    if family in (Family.NATIVE, Family.RLE):
+    if family in (Family.NATIVE, Family.RLE, Family.JPEG_2000):
         return image
     if family is Family.HTJ2K:
         return header_of(_with_words(image, _by_openjpeg(image, place)))
-    if family is Family.JPEG_2000:
-        return image
     before, after = place / "packed.dcm", place / "raw.dcm"
     before.write_bytes(data)
     run(["gdcmconv", "--raw", before, after])

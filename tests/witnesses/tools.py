@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 DICOM_PROGRAMS = {
-    "dcmtk": (*("dcmj2pnm", "dcml2pnm", "dcmconv", "dcmcrle", "dcmcjpeg", "dcmcjpls"),),
+    "dcmtk": ("dcmj2pnm", "dcml2pnm", "dcmconv", "dcmcrle", "dcmcjpeg", "dcmcjpls"),
     "libgdcm-tools": ("gdcmconv",),
     "libopenjp2-tools": ("opj_compress", "opj_decompress"),
     "openjph-tools": ("ojph_compress",),
