@@ -169,6 +169,11 @@ def find_data_set(data: bytes) -> DataSet:
     return DataSet(data, start, encoding, stated if is_other else native, native, media_class)
 
 
+def file_meta_end(data: bytes) -> int:
+    """Offset of the data set of a DICOM file: what stands behind its file meta information."""
+    return _file_meta(data, _start(data))[0]
+
+
 def is_bare_data_set(data: bytes) -> bool:
     """Whether bytes without DICOM's prefix are elements of a file or of an image."""
     start = _start(data)

@@ -1,0 +1,386 @@
+"""The cart's configuration: one TOML file, read into frozen and checked settings.
+
+    [cart]
+    spool = "spool"
+    model = "squeezenet1_1"
+    [receive]
+    ae_title = "CART"
+    [[peer]]
+    ae_title = "CONSOLE"
+    address = "192.168.1.20"
+    [[destination]]
+    name = "pacs"
+    ae_title = "ORTHANC"
+    host = "192.168.1.30"
+    port = 4242
+
+Paths are relative to the file's folder. An unknown key is an error. No secret stands in it: keys of
+TLS are files.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from deepcovid_edge.errors import NotThereError, UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Settings = TypeVar("Settings")
+_AE_TITLE = re.compile(r"[ -\[\]-~]{1,16}")
+"""DICOM PS3.5, 6.2: AE, without backslash and control letters."""
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+
+
+@dataclass(frozen=True)
+class ReceiveSettings:
+    """How films come in.
+
+    Attributes:
+        ae_title: What the cart calls itself.
+        host: Address that it listens on.
+        port: Port; 104 needs a privilege.
+        folders: Folders that are watched for films.
+        after: What becomes of a watched file once its film is in the ledger: `keep`, `move` (into
+            `done` beside it) or `delete`.
+        max_film_mib: Largest film, MiB.
+        max_associations: Most senders at once.
+        other_films: `refuse`: images of other kinds than CR, DX and SC are refused when a sender
+            asks; `record`: they are taken and answered with a reason.
+        commitment: Answer requests for storage commitment: judged, and sent to every destination.
+        certificate: Certificate of TLS, PEM; with `key` the cart takes nothing without TLS.
+        key: Its private key, PEM.
+        authority: Certificates of which one must have signed a sender's; None for any sender.
+    """
+
+    ae_title: str = "CART"
+    host: str = "127.0.0.1"
+    port: int = 11112
+    folders: tuple[Path, ...] = ()
+    after: Literal["keep", "move", "delete"] = "keep"
+    max_film_mib: int = 64
+    max_associations: int = 8
+    other_films: Literal["refuse", "record"] = "refuse"
+    commitment: bool = False
+    certificate: Path | None = None
+    key: Path | None = None
+    authority: Path | None = None
+
+    def __post_init__(self) -> None:
+        _check_ae_title(self.ae_title)
+        _check_address("host", self.host)
+        _check_port(self.port)
+        _check("max_film_mib", self.max_film_mib, 1, 1024)
+        _check("max_associations", self.max_associations, 1, 64)
+        _check_tls(self.certificate, self.key)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Who may send films.
+
+    Attributes:
+        ae_title: What it calls itself.
+        address: Its IP address, or a network such as `192.168.1.0/24`.
+        port: Port on which it takes answers about storage commitment; None for none.
+    """
+
+    ae_title: str
+    address: str
+    port: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_ae_title(self.ae_title)
+        _check_address("address", self.address, network=True)
+        if self.port is not None:
+            _check_port(self.port)
+
+    def is_at(self, address: str) -> bool:
+        """Whether an address is this peer's."""
+        try:
+            return ipaddress.ip_address(address) in ipaddress.ip_network(self.address, strict=False)
+        except ValueError:
+            return False
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where results go.
+
+    Attributes:
+        name: Of the destination, for the ledger and the page.
+        ae_title: What it calls itself; needed without `url`.
+        host: Its address or name; needed without `url`.
+        port: Its port.
+        objects: What it gets: `sr` (structured report), `sc` (picture).
+        find: Whether it answers C-FIND: after an uncertain end it is asked before sending again.
+        commitment: Ask it for storage commitment, and count a result as done only then.
+        certificate: The cart's certificate of TLS, PEM; with `key`, and with `authority` to know
+            the destination by.
+        key: Its private key.
+        authority: Certificates of which one must have signed the destination's.
+        url: Address of a STOW-RS service (DICOM PS3.18, 10.5) instead of an AE.
+    """
+
+    name: str
+    ae_title: str = ""
+    host: str = ""
+    port: int = 104
+    objects: tuple[Literal["sr", "sc"], ...] = ("sr", "sc")
+    find: bool = False
+    commitment: bool = False
+    certificate: Path | None = None
+    key: Path | None = None
+    authority: Path | None = None
+    url: str | None = None
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"name: got {self.name!r}, expected small letters, digits, - and _")
+        if self.url is None:
+            _check_ae_title(self.ae_title)
+            if not self.host:
+                raise ValueError("host: is missing; expected an address, or url for STOW-RS")
+        elif not re.match(r"https?://", self.url):
+            raise ValueError(f"url: got {self.url!r}, expected http://... or https://...")
+        elif self.find or self.commitment:
+            raise ValueError("find and commitment are of an AE; expected neither with url")
+        _check_port(self.port)
+        if not self.objects:
+            raise ValueError("objects: got none, expected sr, sc or both")
+        _check_tls(self.certificate, self.key)
+
+
+@dataclass(frozen=True)
+class PageSettings:
+    """Where the page is served.
+
+    Attributes:
+        host: Address that it listens on.
+        port: Port.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+
+    def __post_init__(self) -> None:
+        _check_address("host", self.host)
+        _check_port(self.port)
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """The spool, the model, and what is kept: the table `[cart]`.
+
+    Attributes:
+        spool: Folder of films, results and ledger; on a disk of this machine.
+        model: Shipped name, .onnx or .engine file; `cart model use` changes it later.
+        variant: As `infer --variant`.
+        backend: As `infer --backend`.
+        site: Site file of `site-check`, or None.
+        heatmap: `activation`, `occlusion` (within `budget`) or `none`.
+        budget: Most seconds for an occlusion.
+        judge_seconds: Longest time for one film; the judge is ended and started again.
+        report: Kind of structured report: `comprehensive` or `comprehensive3d`.
+        keep_days: Films and results are kept for so long after every destination has them.
+        quota_mib: Most room for films and results, MiB; 0 for no limit.
+        floor_mib: No film is taken while the disk has less free, MiB.
+        floor_share: Nor while less than this share of the disk is free, 0 to 1.
+        ballast_mib: Room kept aside for the last results on a full disk, MiB.
+    """
+
+    spool: Path
+    model: str = "squeezenet1_1"
+    variant: str = "auto"
+    backend: str = "auto"
+    site: Path | None = None
+    heatmap: Literal["activation", "occlusion", "none"] = "activation"
+    budget: float = 1.0
+    judge_seconds: float = 120.0
+    report: Literal["comprehensive", "comprehensive3d"] = "comprehensive"
+    keep_days: int = 30
+    quota_mib: int = 0
+    floor_mib: int = 1024
+    floor_share: float = 0.05
+    ballast_mib: int = 64
+
+    def __post_init__(self) -> None:
+        _check("budget", self.budget, 0.05, 60)
+        _check("judge_seconds", self.judge_seconds, 5, 3600)
+        _check("keep_days", self.keep_days, 0, 36500)
+        _check("quota_mib", self.quota_mib, 0, 1 << 30)
+        _check("floor_mib", self.floor_mib, 0, 1 << 30)
+        _check("floor_share", self.floor_share, 0, 0.9)
+        _check("ballast_mib", self.ballast_mib, 0, 1 << 16)
+
+
+@dataclass(frozen=True)
+class CartConfig:
+    """The whole configuration.
+
+    Attributes:
+        path: The file.
+        cart: Spool, model, what is kept.
+        receive: How films come in.
+        peers: Who may send; nobody else gets in.
+        destinations: Where results go.
+        page: Where the page is served.
+    """
+
+    path: Path
+    cart: JudgeSettings
+    receive: ReceiveSettings = field(default_factory=ReceiveSettings)
+    peers: tuple[Peer, ...] = ()
+    destinations: tuple[Destination, ...] = ()
+    page: PageSettings = field(default_factory=PageSettings)
+
+    def __post_init__(self) -> None:
+        names = [one.name for one in self.destinations]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"destination: got the name {twice[0]!r} twice, expected one each")
+        if not self.peers and not self.receive.folders:
+            raise ValueError(
+                "peer: is missing, and receive.folders too; expected who may send films, or a "
+                "folder to watch: nothing is accepted without one"
+            )
+
+
+_TABLES = {"cart", "receive", "peer", "destination", "page"}
+
+
+def read_config(path: Path) -> CartConfig:
+    """Read a configuration file.
+
+    Raises:
+        NotThereError: It cannot be read.
+        UsageError: It is not TOML, or a value is wrong; the message names the file, the key, what
+            was received and what was expected.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise NotThereError(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UsageError(f"{path}: not TOML: {error}") from error
+    try:
+        return _config(path, values)
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def _config(path: Path, values: Mapping[str, Any]) -> CartConfig:
+    if unknown := sorted(set(values) - _TABLES):
+        raise ValueError(f"{unknown[0]}: no such table; expected {', '.join(sorted(_TABLES))}")
+    base = path.absolute().parent
+    if "cart" not in values:
+        raise ValueError("cart: is missing; expected a table [cart] with spool = FOLDER")
+
+    def one(name: str, kind: type[Settings]) -> Settings:
+        return _build(kind, values.get(name, {}), name, base)
+
+    def several(name: str, kind: type[Settings]) -> tuple[Settings, ...]:
+        tables = values.get(name, [])
+        if not isinstance(tables, list):
+            raise ValueError(f"{name}: got one table, expected [[{name}]] for each")
+        return tuple(_build(kind, each, f"{name} {at}", base) for at, each in enumerate(tables, 1))
+
+    return CartConfig(
+        path,
+        one("cart", JudgeSettings),
+        one("receive", ReceiveSettings),
+        several("peer", Peer),
+        several("destination", Destination),
+        one("page", PageSettings),
+    )
+
+
+def _build(kind: type[Settings], values: Any, where: str, base: Path) -> Settings:
+    """A table as settings; errors name the key with its table."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where}: got {values!r}, expected a table")
+    known: dict[str, Field[Any]] = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
+    hints = get_type_hints(kind)
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(
+            f"{where}.{unknown[0]}: no such key; expected one of {', '.join(sorted(known))}"
+        )
+    needed = [name for name, item in known.items() if item.default is MISSING]
+    if missing := [name for name in needed if name not in values]:
+        raise ValueError(f"{where}.{missing[0]}: is missing")
+    built = {name: _value(hints[name], values[name], f"{where}.{name}", base) for name in values}
+    try:
+        return kind(**built)
+    except ValueError as error:
+        raise ValueError(f"{where}.{error}") from error
+
+
+def _value(hint: Any, value: Any, where: str, base: Path) -> Any:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        hint = next(kind for kind in inner if kind is not type(None))
+        return _value(hint, value, where, base)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{where}: got {value!r}, expected a list")
+        return tuple(_value(inner[0], each, where, base) for each in value)
+    if origin is Literal:
+        if value not in inner:
+            raise ValueError(f"{where}: got {value!r}, expected {' or '.join(map(repr, inner))}")
+        return value
+    check, words, make = _KINDS[hint]
+    if not check(value):
+        raise ValueError(f"{where}: got {value!r}, expected {words}")
+    return base / value if hint is Path else make(value)
+
+
+_KINDS: dict[type, tuple[Callable[[Any], bool], str, Callable[[Any], Any]]] = {
+    str: (lambda it: isinstance(it, str), "a text", str),
+    Path: (lambda it: isinstance(it, str) and bool(it), "a path", Path),
+    bool: (lambda it: isinstance(it, bool), "true or false", bool),
+    int: (lambda it: isinstance(it, int) and not isinstance(it, bool), "a whole number", int),
+    float: (
+        lambda it: isinstance(it, int | float) and not isinstance(it, bool),
+        "a number",
+        float,
+    ),
+}
+
+
+def _check(name: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:
+        raise ValueError(f"{name}: got {value}, expected {least} to {most}")
+
+
+def _check_port(port: int) -> None:
+    _check("port", port, 1, 65535)
+
+
+def _check_ae_title(title: str) -> None:
+    if not _AE_TITLE.fullmatch(title) or not title.strip():
+        raise ValueError(f"ae_title: got {title!r}, expected 1 to 16 letters (ASCII)")
+
+
+def _check_address(name: str, address: str, *, network: bool = False) -> None:
+    try:
+        if network:
+            ipaddress.ip_network(address, strict=False)
+        else:
+            ipaddress.ip_address(address)
+    except ValueError:
+        kind = "an IP address or a network" if network else "an IP address"
+        raise ValueError(f"{name}: got {address!r}, expected {kind}") from None
+
+
+def _check_tls(certificate: Path | None, key: Path | None) -> None:
+    if (certificate is None) != (key is None):
+        raise ValueError("certificate and key: got one of them, expected both or neither")

@@ -1,0 +1,243 @@
+"""The outbox: one row for each object and destination, tried for ever until it is there.
+
+| state | means |
+| --- | --- |
+| `queued` | waits, perhaps until its next try |
+| `sending` | sent now; found at a start, it ended between request and answer |
+| `sent` | the destination answered that it has it |
+| `committed` | the destination took responsibility (storage commitment) |
+| `parked` | the destination refused for good; a person looks, and sends again |
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deepcovid_edge.cart.store.clock import now_seconds, now_utc
+from deepcovid_edge.cart.store.ledger import Ledger
+from deepcovid_edge.cart.store.schema import COMMITTED, PARKED, QUEUED, SENDING, SENT
+from deepcovid_edge.cart.store.spool import Spool
+
+BACKOFF_SECONDS = (10.0, 30.0, 60.0, 120.0, 300.0, 900.0)
+"""Waits after a first, second, ... try that failed; the last is repeated for ever."""
+_JITTER = 0.2
+_LONGEST = BACKOFF_SECONDS[-1] * (1 + _JITTER)
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """An object on its way to a destination.
+
+    Attributes:
+        object_id: Row of the object.
+        film_id: Row of its film.
+        destination: Name of the destination.
+        kind: `sr` or `sc`.
+        sop_class: SOP class UID.
+        sop_uid: SOP instance UID.
+        path: The file: only these bytes are ever sent.
+        sha256: SHA-256 of the file.
+        tries: Tries so far.
+        is_uncertain: Whether an earlier try ended between request and answer.
+    """
+
+    object_id: int
+    film_id: int
+    destination: str
+    kind: str
+    sop_class: str
+    sop_uid: str
+    path: Path
+    sha256: str
+    tries: int
+    is_uncertain: bool
+
+
+class Deliveries:
+    """The outbox of a ledger.
+
+    Args:
+        ledger: The ledger.
+        spool: Its spool folder.
+    """
+
+    def __init__(self, ledger: Ledger, spool: Spool) -> None:
+        self.ledger, self.spool = ledger, spool
+
+    def due(self, destination: str, most: int = 100) -> list[Delivery]:
+        """What may be sent to a destination now: pictures of positive films first, then the oldest.
+
+        A next try that lies further ahead than the longest wait was written before the clock was
+        set back: it is due now. What was being sent when the sender ended is due too.
+        """
+        now = now_seconds()
+        rows = self.ledger.rows(
+            "SELECT outbox.*, object.*, result.film_id FROM outbox"
+            " JOIN object ON object.id = object_id JOIN result ON result.id = result_id"
+            " WHERE destination = ? AND (state = ? OR (state = ? AND"
+            " (next_try <= ? OR next_try > ?)))"
+            " ORDER BY urgent DESC, object_id LIMIT ?",
+            *(destination, SENDING, QUEUED, now, now + _LONGEST, most),
+        )
+        return [
+            Delivery(
+                object_id=row["object_id"],
+                film_id=row["film_id"],
+                destination=row["destination"],
+                kind=row["kind"],
+                sop_class=row["sop_class"],
+                sop_uid=row["sop_uid"],
+                path=self.spool.folder / row["path"],
+                sha256=row["sha256"],
+                tries=row["tries"],
+                is_uncertain=row["state"] == SENDING,
+            )
+            for row in rows
+        ]
+
+    def begin(self, delivery: Delivery) -> None:
+        """Note that an object is being sent, before its first byte leaves."""
+        self._set(delivery, SENDING, tries=delivery.tries + 1)
+
+    def sent(self, delivery: Delivery, status: str) -> None:
+        """The destination answered that it has the object."""
+        with self.ledger.transaction():
+            self._set(delivery, SENT, status=status)
+            self.ledger.event(
+                "sent",
+                delivery.film_id,
+                destination=delivery.destination,
+                object=delivery.kind,
+                status=status,
+            )
+
+    def defer(self, delivery: Delivery, status: str) -> float:
+        """Try again later; the seconds until then.
+
+        Args:
+            delivery: What was tried.
+            status: Why it failed.
+        """
+        wait = BACKOFF_SECONDS[min(delivery.tries, len(BACKOFF_SECONDS) - 1)]
+        # Carts that lost the same PACS do not come back at one moment.
+        wait *= 1 + random.uniform(-_JITTER, _JITTER)
+        self._set(delivery, QUEUED, status=status, next_try=now_seconds() + wait)
+        return wait
+
+    def park(self, delivery: Delivery, status: str) -> None:
+        """The destination refused for good: tell a person, and do not try again by itself."""
+        with self.ledger.transaction():
+            self._set(delivery, PARKED, status=status)
+            self.ledger.event(
+                "parked",
+                delivery.film_id,
+                destination=delivery.destination,
+                object=delivery.kind,
+                status=status,
+            )
+
+    def _set(
+        self,
+        delivery: Delivery,
+        state: str,
+        *,
+        status: str | None = None,
+        next_try: float = 0.0,
+        tries: int | None = None,
+    ) -> None:
+        with self.ledger.transaction() as now:
+            now.execute(
+                "UPDATE outbox SET state = ?, last_status = coalesce(?, last_status), next_try = ?,"
+                " tries = coalesce(?, tries), changed_utc = ?"
+                " WHERE object_id = ? AND destination = ?",
+                (
+                    *(state, status, next_try, tries, now_utc()),
+                    *(delivery.object_id, delivery.destination),
+                ),
+            )
+
+    def ask_commitment(
+        self, destination: str, transaction_uid: str, sop_uids: Sequence[str]
+    ) -> None:
+        """Note which objects a destination is asked to take responsibility for."""
+        with self.ledger.transaction() as now:
+            now.executemany(
+                "UPDATE outbox SET transaction_uid = ? WHERE destination = ? AND state = ? AND"
+                " object_id = (SELECT id FROM object WHERE sop_uid = ?)",
+                [(transaction_uid, destination, SENT, uid) for uid in sop_uids],
+            )
+
+    def uncommitted(self, destination: str, most: int = 100) -> list[tuple[str, str]]:
+        """SOP class and instance UIDs that a destination has and was not asked to commit."""
+        rows = self.ledger.rows(
+            "SELECT sop_class, sop_uid FROM outbox JOIN object ON object.id = object_id"
+            " WHERE destination = ? AND state = ? AND transaction_uid IS NULL"
+            " ORDER BY object_id LIMIT ?",
+            *(destination, SENT, most),
+        )
+        return [(row["sop_class"], row["sop_uid"]) for row in rows]
+
+    def settle_commitment(
+        self, destination: str, transaction_uid: str, kept: Sequence[str], lost: Sequence[str]
+    ) -> None:
+        """Write a destination's answer: what it has lost is sent again.
+
+        Args:
+            destination: Who answered.
+            transaction_uid: What it answers.
+            kept: SOP instance UIDs that it took responsibility for.
+            lost: SOP instance UIDs that it did not.
+        """
+        query = (
+            "UPDATE outbox SET state = ?, transaction_uid = NULL, next_try = 0, changed_utc = ?"
+            " WHERE destination = ? AND transaction_uid = ?"
+            " AND object_id = (SELECT id FROM object WHERE sop_uid = ?)"
+        )
+        with self.ledger.transaction() as now:
+            for state, uids in ((COMMITTED, kept), (QUEUED, lost)):
+                now.executemany(
+                    query, [(state, now_utc(), destination, transaction_uid, uid) for uid in uids]
+                )
+            self.ledger.event("commitment", destination=destination, kept=len(kept), lost=len(lost))
+
+    def resend(self, film_id: int | None = None, destination: str | None = None) -> int:
+        """Send again, the same bytes: all of a film, or what a destination refused.
+
+        Args:
+            film_id: Every object of this film; None for those that are parked.
+            destination: To this destination alone; None for all.
+
+        Returns:
+            How many objects are queued.
+        """
+        where, values = ["state != 'sending'"], []
+        if film_id is None:
+            where.append("state = 'parked'")
+        else:
+            where.append(
+                "object_id IN (SELECT object.id FROM object JOIN result ON result.id = result_id"
+                " WHERE film_id = ?)"
+            )
+            values.append(str(film_id))
+        if destination is not None:
+            where.append("destination = ?")
+            values.append(destination)
+        with self.ledger.transaction() as now:
+            count = now.execute(
+                f"UPDATE outbox SET state = 'queued', next_try = 0, transaction_uid = NULL,"
+                f" changed_utc = ? WHERE {' AND '.join(where)}",
+                (now_utc(), *values),
+            ).rowcount
+            self.ledger.event("send again", film_id, destination=destination, objects=count)
+        return count
+
+    def hasten(self, destination: str) -> None:
+        """A destination answers again: what waits for a later try may be sent now."""
+        with self.ledger.transaction() as now:
+            now.execute(
+                "UPDATE outbox SET next_try = 0 WHERE destination = ? AND state = ?",
+                (destination, QUEUED),
+            )

@@ -1,0 +1,145 @@
+"""What the ledger notes of a DICOM film: which instance it is, of whom, from which device."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+
+from deepcovid_edge.errors import DeepCovidEdgeError, NotAssessedError, require
+from deepcovid_edge.imaging.dicom.elements import BoundedStream, Elements, read_elements
+from deepcovid_edge.imaging.dicom.syntaxes import find_data_set
+
+_CHARACTER_SET = 0x00080005
+_SOP_CLASS, _SOP_UID, _STUDY_UID = 0x00080016, 0x00080018, 0x0020000D
+_ACQUISITION_DATE, _ACQUISITION_TIME = (
+    (0x00080022, 0x00080023, 0x00080020),
+    (0x00080032, 0x00080033),
+)
+_ACCESSION, _NAME, _PATIENT_ID, _BIRTH_DATE = 0x00080050, 0x00100010, 0x00100020, 0x00100030
+_MAKER, _MODEL, _STATION = 0x00080070, 0x00081090, 0x00081010
+_TAGS = (
+    *(_CHARACTER_SET, _SOP_CLASS, _SOP_UID, _STUDY_UID, *_ACQUISITION_DATE, *_ACQUISITION_TIME),
+    *(_ACCESSION, _NAME, _PATIENT_ID, _BIRTH_DATE, _MAKER, _MODEL, _STATION),
+)
+_LAST = 0x0020000D
+_LONGEST = 200
+
+
+class FilmRefusedError(DeepCovidEdgeError):
+    """Raised when what arrived is not a film that can be stored.
+
+    Attributes:
+        kind: `uid`: the SOP instance UID is missing or contradicts the data set; `parse`: it is
+            not DICOM, or not an image file.
+    """
+
+    def __init__(self, kind: str, detail: str) -> None:
+        self.kind = kind
+        super().__init__(detail)
+
+
+@dataclass(frozen=True)
+class Who:
+    """The patient of a film, as its header says; for the table `who` alone.
+
+    Attributes:
+        patient_id: Patient ID.
+        name: Patient's name, decoded by the film's character sets.
+        birth_date: As stated, `YYYYMMDD`.
+        accession: Accession number.
+        acquired: Date and time of the acquisition, as stated.
+    """
+
+    patient_id: str = ""
+    name: str = ""
+    birth_date: str = ""
+    accession: str = ""
+    acquired: str = ""
+
+
+@dataclass(frozen=True)
+class FilmHeader:
+    """What is noted of a film; all is empty for a picture.
+
+    Attributes:
+        sop_class: SOP class UID.
+        sop_uid: SOP instance UID.
+        study_uid: Study instance UID.
+        syntax: Transfer syntax UID.
+        device: Manufacturer, model and station of what took it.
+        who: Its patient.
+    """
+
+    sop_class: str = ""
+    sop_uid: str = ""
+    study_uid: str = ""
+    syntax: str = ""
+    device: str = ""
+    who: Who = field(default_factory=Who)
+
+
+def read_film_header(data: bytes) -> FilmHeader:
+    """Read what is noted of a DICOM file.
+
+    Args:
+        data: The whole file.
+
+    Raises:
+        FilmRefusedError: It cannot be read as DICOM, or has no SOP instance UID.
+    """
+    require("pydicom", extra="cart")
+    try:
+        found = find_data_set(data)
+        stream = BoundedStream(found.data)
+        stream.seek(found.start)
+        elements = read_elements(
+            stream,
+            lambda tag, _kind, _length: tag > _LAST,
+            _TAGS,
+            little=found.encoding.little,
+            implicit=found.encoding.implicit,
+        )
+    except NotAssessedError as error:
+        raise FilmRefusedError("parse", str(error)) from error
+    except Exception as error:  # pydicom raises nearly anything on a broken header
+        raise FilmRefusedError("parse", "the data set cannot be read") from error
+    return _header(elements, found.media_class, found.syntax)
+
+
+def _header(elements: Elements, media_class: str, syntax: str) -> FilmHeader:
+    sop_uid = elements.text(_SOP_UID)
+    if not sop_uid:
+        raise FilmRefusedError("uid", "the data set has no SOP instance UID")
+    return FilmHeader(
+        sop_class=elements.text(_SOP_CLASS) or media_class,
+        sop_uid=sop_uid,
+        study_uid=elements.text(_STUDY_UID),
+        syntax=syntax,
+        device=" ".join(filter(None, (elements.text(tag) for tag in (_MAKER, _MODEL, _STATION)))),
+        who=Who(
+            patient_id=_decoded(elements, _PATIENT_ID),
+            name=_decoded(elements, _NAME),
+            birth_date=elements.text(_BIRTH_DATE),
+            accession=_decoded(elements, _ACCESSION),
+            acquired=" ".join(
+                next(filter(None, map(elements.text, tags)), "")
+                for tags in (_ACQUISITION_DATE, _ACQUISITION_TIME)
+            ).strip(),
+        ),
+    )
+
+
+def _decoded(elements: Elements, tag: int) -> str:
+    """A text in the character sets that the film states (PS3.5, 6.1.2), fit for one line."""
+    from pydicom.charset import convert_encodings, decode_bytes
+    from pydicom.valuerep import PN_DELIMS, TEXT_VR_DELIMS
+
+    raw = elements.raw(tag)
+    delimiters = PN_DELIMS if tag == _NAME else TEXT_VR_DELIMS
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a set that is not known is read as Latin-1
+        try:
+            text = decode_bytes(raw, convert_encodings(elements.texts(_CHARACTER_SET)), delimiters)
+        except (LookupError, ValueError):
+            text = raw.decode("latin-1")
+    return "".join(letter if letter.isprintable() else " " for letter in text).strip()[:_LONGEST]

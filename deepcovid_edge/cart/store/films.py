@@ -1,0 +1,189 @@
+"""The work on films: which is next, what became of it. Each step is one transaction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deepcovid_edge.cart.store.clock import now_utc
+from deepcovid_edge.cart.store.ledger import Ledger
+from deepcovid_edge.cart.store.schema import JUDGED, JUDGING, RECEIVED, REFUSED
+from deepcovid_edge.cart.store.spool import Spool
+
+MOST_TRIES = 3
+
+
+@dataclass(frozen=True)
+class ClaimedFilm:
+    """A film that is judged now.
+
+    Attributes:
+        film_id: Its row.
+        content_sha256: What it is known by.
+        path: The file.
+        is_dicom: Whether it belongs to a study, so that its result is one or more DICOM objects.
+        tries: How often it has been claimed, this time included.
+    """
+
+    film_id: int
+    content_sha256: str
+    path: Path
+    is_dicom: bool
+    tries: int
+
+
+@dataclass(frozen=True)
+class BuiltObject:
+    """A DICOM object of a result, whose file is on the disk already.
+
+    Attributes:
+        kind: `sr` or `sc`.
+        sop_class: SOP class UID.
+        sop_uid: SOP instance UID.
+        path: The file.
+        sha256: SHA-256 of the file.
+    """
+
+    kind: str
+    sop_class: str
+    sop_uid: str
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What became of a film.
+
+    Attributes:
+        record: The record, as `infer` writes it.
+        objects: The DICOM objects that were built of it.
+        destinations: Name of each destination, with the kinds of objects it gets.
+    """
+
+    record: Mapping[str, Any]
+    objects: Sequence[BuiltObject] = ()
+    destinations: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+class Films:
+    """The films of a ledger.
+
+    Args:
+        ledger: The ledger.
+        spool: Its spool folder.
+    """
+
+    def __init__(self, ledger: Ledger, spool: Spool) -> None:
+        self.ledger, self.spool = ledger, spool
+
+    def release(self) -> int:
+        """Give back films that were being judged when the judge ended; how many there were.
+
+        Only the one process that judges calls this, at its start.
+        """
+        with self.ledger.transaction() as now:
+            return now.execute(
+                "UPDATE film SET state = ? WHERE state = ?", (RECEIVED, JUDGING)
+            ).rowcount
+
+    def claim(self) -> ClaimedFilm | None:
+        """Take the oldest film that waits, and count the try; None where none waits."""
+        with self.ledger.transaction() as now:
+            row = now.execute(
+                "UPDATE film SET state = ?, tries = tries + 1 WHERE id ="
+                " (SELECT id FROM film WHERE state = ? ORDER BY id LIMIT 1)"
+                " RETURNING id, content_sha256, suffix, sop_uid, tries",
+                (JUDGING, RECEIVED),
+            ).fetchone()
+        if row is None:
+            return None
+        return ClaimedFilm(
+            film_id=row["id"],
+            content_sha256=row["content_sha256"],
+            path=self.spool.film(row["content_sha256"], row["suffix"]),
+            is_dicom=bool(row["sop_uid"]),
+            tries=row["tries"],
+        )
+
+    def give_back(self, film: ClaimedFilm, why: str, *, counts: bool = True) -> None:
+        """Have a film judged again later.
+
+        Args:
+            film: The film.
+            why: For the events.
+            counts: Whether the try counts; not where the judge was stopped on purpose.
+        """
+        with self.ledger.transaction() as now:
+            now.execute(
+                "UPDATE film SET state = ?, tries = tries - ? WHERE id = ? AND state = ?",
+                (RECEIVED, 0 if counts else 1, film.film_id, JUDGING),
+            )
+            self.ledger.event("given back", film.film_id, why=why)
+
+    def settle(self, film: ClaimedFilm, settled: Settled) -> None:
+        """Write a result, its objects and where they go, in one transaction.
+
+        A result that is there already, by the same model and site file, stays as it is.
+        """
+        record = settled.record
+        reason = record["reason"]
+        with self.ledger.transaction() as now:
+            row = now.execute(
+                "INSERT INTO result (film_id, model_sha256, site_sha256, decision, record,"
+                " made_utc) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING id",
+                (
+                    film.film_id,
+                    record["model_sha256"],
+                    (record["site"] or {}).get("sha256") or "",
+                    record["decision"],
+                    json.dumps(record, allow_nan=False),
+                    now_utc(),
+                ),
+            ).fetchone()
+            if row is not None:
+                self._insert_objects(row["id"], settled)
+            now.execute(
+                "UPDATE film SET state = ?, reason = ?, settled_utc = ? WHERE id = ?",
+                (REFUSED if reason else JUDGED, reason, now_utc(), film.film_id),
+            )
+            self.ledger.event(
+                "refused" if reason else "judged",
+                film.film_id,
+                reason=reason,
+                decision=record["decision"],
+                model_sha256=record["model_sha256"],
+            )
+
+    def _insert_objects(self, result_id: int, settled: Settled) -> None:
+        urgent = settled.record["decision"] == "positive"
+        with self.ledger.transaction() as now:
+            for one in settled.objects:
+                columns = {
+                    "result_id": result_id,
+                    "kind": one.kind,
+                    "sop_class": one.sop_class,
+                    "sop_uid": one.sop_uid,
+                    "path": self.spool.relative(one.path),
+                    "sha256": one.sha256,
+                }
+                object_id = self.ledger.insert("object", columns)
+                now.executemany(
+                    "INSERT INTO outbox (object_id, destination, urgent, changed_utc)"
+                    " VALUES (?, ?, ?, ?)",
+                    [
+                        (object_id, destination, urgent and one.kind == "sc", now_utc())
+                        for destination, kinds in settled.destinations.items()
+                        if one.kind in kinds
+                    ],
+                )
+
+    def waiting(self) -> int:
+        """How many films wait or are being judged."""
+        row = self.ledger.row(
+            "SELECT count(*) AS n FROM film WHERE state IN (?, ?)", RECEIVED, JUDGING
+        )
+        return int(row["n"]) if row else 0

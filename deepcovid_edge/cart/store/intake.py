@@ -1,0 +1,237 @@
+"""How a film is taken: on the disk first, then in the ledger, and only then acknowledged.
+
+A film is known by the SHA-256 of its content. Of a DICOM file that is its transfer syntax and its
+data set, without the file meta information: that part is written by whoever stores the file last,
+so the same film would look new after an update of the sender or of this program.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import PurePath
+
+from deepcovid_edge.cart.store.clock import boot_id, clock_is_plausible, now_utc
+from deepcovid_edge.cart.store.film_header import FilmHeader, FilmRefusedError, read_film_header
+from deepcovid_edge.cart.store.ledger import Ledger
+from deepcovid_edge.cart.store.spool import Spool
+from deepcovid_edge.imaging.dicom.syntaxes import file_meta_end
+from deepcovid_edge.imaging.signatures import is_dicom, known_kind
+
+MOST_UID = 64
+"""Letters of a UID (DICOM PS3.5, section 9.1)."""
+_PREAMBLE = bytes(128) + b"DICM"
+_IMPLEMENTATION = "2.25.137629302146843283741052264863190441473"
+"""Implementation class UID of files that the cart writes; it never changes, nor do their bytes."""
+_SUFFIXES = {"JPEG": ".jpg", "TIFF": ".tif"}
+_HEAD = 4096
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """How a film came.
+
+    Attributes:
+        source: `ae` (DICOM), `folder` or `page`.
+        peer: Address of the sender, or the watched folder.
+        ae_title: What the sender calls itself, or empty.
+    """
+
+    source: str
+    peer: str
+    ae_title: str = ""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What became of a film that came.
+
+    Attributes:
+        film_id: Its row in the ledger.
+        is_new: Whether this content had never come before.
+        same_bytes: False where the same SOP instance UID came before with another content.
+    """
+
+    film_id: int
+    is_new: bool
+    same_bytes: bool
+
+
+@dataclass(frozen=True)
+class _Film:
+    content_sha256: str
+    suffix: str
+    parts: Sequence[bytes]
+    header: FilmHeader
+    name: str = ""
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.parts))
+
+
+class Intake:
+    """Takes films into the spool and the ledger. Safe to call from several threads.
+
+    Args:
+        ledger: The ledger.
+        spool: The spool folder.
+    """
+
+    def __init__(self, ledger: Ledger, spool: Spool) -> None:
+        self.ledger, self.spool = ledger, spool
+
+    def take_dataset(
+        self, data: bytes, *, sop_class: str, sop_uid: str, syntax: str, arrival: Arrival
+    ) -> Taken:
+        """Take a data set as a C-STORE request brings it (DICOM PS3.4, annex B).
+
+        Args:
+            data: The encoded data set, without file meta information.
+            sop_class: Affected SOP class UID of the request.
+            sop_uid: Affected SOP instance UID of the request.
+            syntax: Transfer syntax UID of the presentation context.
+            arrival: How it came.
+
+        Returns:
+            What became of it, once it survives a power cut.
+
+        Raises:
+            FilmRefusedError: The UID is missing, or the data set has another one or none.
+            SpoolFullError: The disk has too little room.
+            LedgerBusyError: The ledger cannot be written.
+            OutputError: The disk cannot be written.
+        """
+        if not sop_uid or len(sop_uid) > MOST_UID:
+            raise FilmRefusedError("uid", f"SOP instance UID of {len(sop_uid)} letters")
+        head = _file_head(sop_class, sop_uid, syntax)
+        header = read_film_header(head + data)
+        if header.sop_uid != sop_uid:
+            raise FilmRefusedError("uid", "request and data set name different SOP instances")
+        film = _Film(content_hash(syntax, data), ".dcm", (head, data), header)
+        return self._take(film, arrival)
+
+    def take_file(self, data: bytes, *, name: str, arrival: Arrival) -> Taken:
+        """Take a whole file: a DICOM file, or a picture.
+
+        Args:
+            data: Its bytes.
+            name: What it is called, for the page.
+            arrival: How it came.
+
+        Returns:
+            What became of it, once it survives a power cut.
+
+        Raises:
+            FilmRefusedError: It is neither.
+            SpoolFullError: The disk has too little room.
+            LedgerBusyError: The ledger cannot be written.
+            OutputError: The disk cannot be written.
+        """
+        return self._take(_film_of_file(data, PurePath(name).name), arrival)
+
+    def _take(self, film: _Film, arrival: Arrival) -> Taken:
+        known = self._known(film)
+        if known is None:
+            self.spool.check_room(film.size)
+            self.spool.store(film.parts, self.spool.film(film.content_sha256, film.suffix))
+        with self.ledger.transaction():
+            taken = self._known(film) or self._insert(film, arrival)
+            self._note_arrival(taken, arrival)
+        return taken
+
+    def _known(self, film: _Film) -> Taken | None:
+        row = self.ledger.row("SELECT id FROM film WHERE content_sha256 = ?", film.content_sha256)
+        return Taken(row["id"], is_new=False, same_bytes=True) if row else None
+
+    def _insert(self, film: _Film, arrival: Arrival) -> Taken:
+        header = film.header
+        other = header.sop_uid and self.ledger.row(
+            "SELECT id FROM film WHERE sop_uid = ?", header.sop_uid
+        )
+        columns = {
+            "content_sha256": film.content_sha256,
+            "suffix": film.suffix,
+            "sop_uid": header.sop_uid,
+            "sop_class": header.sop_class,
+            "study_uid": header.study_uid,
+            "syntax": header.syntax,
+            "device": header.device,
+            "bytes": film.size,
+            "source": arrival.source,
+            "received_utc": now_utc(),
+            "boot_id": boot_id(),
+            "clock_ok": clock_is_plausible(),
+        }
+        film_id = self.ledger.insert("film", columns)
+        who = {"film_id": film_id, **asdict(header.who), "file_name": film.name}
+        self.ledger.insert("who", who)
+        return Taken(film_id, is_new=True, same_bytes=not other)
+
+    def _note_arrival(self, taken: Taken, arrival: Arrival) -> None:
+        columns = {
+            "film_id": taken.film_id,
+            "at_utc": now_utc(),
+            "source": arrival.source,
+            "peer": arrival.peer,
+            "ae_title": arrival.ae_title,
+            "same_bytes": taken.same_bytes,
+        }
+        self.ledger.insert("arrival", columns)
+        kind = "received" if taken.is_new else "received again"
+        self.ledger.event(kind, taken.film_id, source=arrival.source)
+        if not taken.same_bytes:
+            self.ledger.event("same UID, other bytes", taken.film_id)
+
+
+def content_hash(syntax: str, data: bytes | memoryview) -> str:
+    """What a DICOM film is known by.
+
+    Args:
+        syntax: UID of its transfer syntax.
+        data: Its data set, without file meta information.
+    """
+    digest = hashlib.sha256(f"{syntax}\0".encode())
+    digest.update(data)
+    return digest.hexdigest()
+
+
+def _file_head(sop_class: str, sop_uid: str, syntax: str) -> bytes:
+    """Preamble and file meta information (DICOM PS3.10, section 7.1), always the same bytes."""
+    elements = (
+        _element(0x0001, b"OB", b"\0\1", long=True)
+        + _element(0x0002, b"UI", _uid(sop_class))
+        + _element(0x0003, b"UI", _uid(sop_uid))
+        + _element(0x0010, b"UI", _uid(syntax))
+        + _element(0x0012, b"UI", _uid(_IMPLEMENTATION))
+    )
+    return _PREAMBLE + _element(0x0000, b"UL", struct.pack("<I", len(elements))) + elements
+
+
+def _element(number: int, kind: bytes, value: bytes, *, long: bool = False) -> bytes:
+    length = struct.pack("<HI" if long else "<H", *((0, len(value)) if long else (len(value),)))
+    return struct.pack("<HH", 0x0002, number) + kind + length + value
+
+
+def _uid(text: str) -> bytes:
+    value = text.encode("ascii", errors="replace")
+    return value + b"\0" * (len(value) % 2)
+
+
+def _film_of_file(data: bytes, name: str) -> _Film:
+    if is_dicom(data):
+        header = read_film_header(data)
+        return _Film(
+            content_hash(header.syntax, memoryview(data)[file_meta_end(data) :]),
+            ".dcm",
+            (data,),
+            header,
+            name,
+        )
+    kind = known_kind(data[:_HEAD])
+    if kind is None:
+        raise FilmRefusedError("parse", "neither DICOM nor a picture that is read")
+    suffix = _SUFFIXES.get(kind, f".{kind.lower()}")
+    return _Film(hashlib.sha256(data).hexdigest(), suffix, (data,), FilmHeader(), name)

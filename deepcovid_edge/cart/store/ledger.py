@@ -1,0 +1,222 @@
+"""The ledger: one SQLite database that every role of the cart opens.
+
+Write-ahead log with `synchronous=FULL`: a transaction that was committed survives a power cut
+(SQLite, "PRAGMA synchronous"; https://www.sqlite.org/pragma.html#pragma_synchronous). The database
+must lie on a disk of this machine: the log needs shared memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from deepcovid_edge.cart.store.clock import now_utc
+from deepcovid_edge.cart.store.schema import migrate
+from deepcovid_edge.errors import OutputError
+from deepcovid_edge.files import Closing
+
+LEDGER_NAME = "ledger.db"
+BUSY_SECONDS = 5.0
+"""Longest wait for another role's transaction; they take milliseconds."""
+_FIRST_HASH = "0" * 64
+_NOT_WRITTEN = ("locked", "full", "busy", "readonly", "disk I/O", "unable to open")
+"""What SQLite says where a ledger cannot be written now; other errors are faults of the program."""
+
+
+class LedgerBusyError(OutputError):
+    """Raised when the ledger cannot be written: its disk is full, or it is locked for too long."""
+
+
+class LedgerDamagedError(OutputError):
+    """Raised when the database is not one, or fails SQLite's own check."""
+
+
+class Ledger(Closing):
+    """A connection to the ledger, safe to use from several threads.
+
+    Args:
+        spool: The spool folder, in which the database lies.
+        read_only: Never write; the database must be there.
+
+    Raises:
+        LedgerDamagedError: The file is damaged.
+        LedgerBusyError: It cannot be opened.
+        NewerLedgerError: It is of a newer version of this program.
+    """
+
+    def __init__(self, spool: Path, *, read_only: bool = False) -> None:
+        self.path = spool / LEDGER_NAME
+        self._lock = threading.RLock()
+        self._depth = 0
+        with _explained(self.path):
+            self._connection = sqlite3.connect(
+                f"{self.path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}",
+                uri=True,
+                timeout=BUSY_SECONDS,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            try:
+                self._prepare(read_only)
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def _prepare(self, read_only: bool) -> None:
+        run = self._connection.execute
+        self._connection.row_factory = sqlite3.Row
+        run("PRAGMA foreign_keys = ON")
+        run("PRAGMA synchronous = FULL")
+        if read_only:
+            run("PRAGMA query_only = ON")
+            run("SELECT count(*) FROM sqlite_master").fetchone()
+            return
+        run("PRAGMA journal_mode = WAL")
+        migrate(self._connection)
+
+    def check(self) -> None:
+        """Have SQLite check the whole database.
+
+        Raises:
+            LedgerDamagedError: It is damaged.
+        """
+        with self._lock, _explained(self.path):
+            found = [row[0] for row in self._connection.execute("PRAGMA quick_check(3)")]
+        if found != ["ok"]:
+            raise LedgerDamagedError(f"{self.path}: damaged: {found[0]}")
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: all of it is written, or nothing. One within another is part of it.
+
+        Raises:
+            LedgerBusyError: The disk is full, or another role holds the ledger for too long.
+        """
+        with self._lock, _explained(self.path):
+            if self._depth:
+                yield self._connection
+                return
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._depth = 1
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back itself
+                    self._connection.execute("ROLLBACK")
+                raise
+            finally:
+                self._depth = 0
+
+    def rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
+        """All rows of a query."""
+        with self._lock, _explained(self.path):
+            return self._connection.execute(query, values).fetchall()
+
+    def row(self, query: str, *values: Any) -> sqlite3.Row | None:
+        """The first row of a query, or None."""
+        return next(iter(self.rows(query, *values)), None)
+
+    def insert(self, table: str, columns: Mapping[str, Any]) -> int:
+        """Insert a row; its number."""
+        names, marks = ", ".join(columns), ", ".join("?" * len(columns))
+        with self.transaction() as now:
+            found = now.execute(
+                f"INSERT INTO {table} ({names}) VALUES ({marks})", tuple(columns.values())
+            )
+        return int(found.lastrowid or 0)
+
+    def event(self, what: str, film_id: int | None = None, **detail: Any) -> None:
+        """Append what happened; see `verify_events`. No name of a patient belongs into it."""
+        with self.transaction() as now:
+            last = now.execute("SELECT hash FROM event ORDER BY id DESC LIMIT 1").fetchone()
+            previous = last["hash"] if last else _FIRST_HASH
+            at, text = now_utc(), json.dumps(detail, sort_keys=True)
+            columns = {
+                "at_utc": at,
+                "kind": what,
+                "film_id": film_id,
+                "detail": text,
+                "previous": previous,
+                "hash": _hash(previous, at, what, film_id, text),
+            }
+            self.insert("event", columns)
+
+    def broken_event(self) -> int | None:
+        """Number of the first event that was changed or removed after it was written; else None."""
+        previous = None
+        for row in self.rows("SELECT * FROM event ORDER BY id"):
+            whole = _hash(
+                row["previous"], row["at_utc"], row["kind"], row["film_id"], row["detail"]
+            )
+            if whole != row["hash"] or previous not in (None, row["previous"]):
+                return int(row["id"])
+            previous = row["hash"]
+        return None
+
+    def raise_alert(self, key: str, code: str, **detail: Any) -> None:
+        """Tell people something until it is over; the same key is told once.
+
+        Args:
+            key: What tells this alert from others of its code, such as a destination's name.
+            code: See `cart.alerts`.
+            detail: Values for the page and for programs.
+        """
+        with self.transaction() as now:
+            text = json.dumps(detail, sort_keys=True)
+            if now.execute(
+                "INSERT INTO alert (key, code, detail, since_utc) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT (key) DO UPDATE SET detail = excluded.detail"
+                " WHERE detail != excluded.detail RETURNING since_utc",
+                (key, code, text, now_utc()),
+            ).fetchone():
+                self.event("alert", key=key, code=code, **detail)
+
+    def clear_alert(self, key: str) -> None:
+        """What an alert told is over."""
+        if not self.row("SELECT 1 FROM alert WHERE key = ?", key):
+            return  # asked often: no write where there is nothing to clear
+        with self.transaction() as now:
+            if now.execute("DELETE FROM alert WHERE key = ?", (key,)).rowcount:
+                self.event("alert over", key=key)
+
+    def get_meta(self, key: str) -> str | None:
+        """A single value, or None."""
+        row = self.row("SELECT value FROM meta WHERE key = ?", key)
+        return str(row["value"]) if row else None
+
+    def set_meta(self, key: str, value: str) -> None:
+        """Set a single value."""
+        with self.transaction() as now:
+            now.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (key, value))
+
+    def close(self) -> None:
+        """Close the connection."""
+        with self._lock:
+            self._connection.close()
+
+
+def _hash(previous: str, at: str, kind: str, film_id: int | None, detail: str) -> str:
+    text = json.dumps([previous, at, kind, film_id, detail])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Errors of SQLite as errors of the ledger."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if not any(sign in str(error) for sign in _NOT_WRITTEN):
+            raise
+        raise LedgerBusyError(f"{path}: {error}") from error
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.IntegrityError):
+            raise
+        raise LedgerDamagedError(f"{path}: {error}") from error

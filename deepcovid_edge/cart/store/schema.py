@@ -1,0 +1,186 @@
+"""Tables of the ledger and how an older ledger becomes a newer one.
+
+| table | holds |
+| --- | --- |
+| `film` | one row for each content that arrived; its state |
+| `arrival` | every receipt, of duplicates too |
+| `who` | names and dates of the patient, and names of files |
+| `result` | the record of `infer`, once for each film, model and site file |
+| `object` | a DICOM object that was built of a result |
+| `outbox` | one row for each object and destination |
+| `event` | what happened, append-only; each row holds the hash of the one before |
+| `alert` | what a person must know, until it is over |
+| `seen` | files of watched folders that were taken; like `who` it is in no copy |
+| `commitment` | storage commitment asked of the cart, and by the cart |
+| `meta` | single values: the schema's version, the model in use |
+
+States of a film: `received`, `judging`, then `judged` or `refused` (a result without a number),
+then `expired` (its files are deleted, its rows stay). A film whose judge fails three times is
+`refused`, and its file is kept in `quarantine/`.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+
+RECEIVED, JUDGING, JUDGED, REFUSED, EXPIRED = (
+    "received",
+    "judging",
+    "judged",
+    "refused",
+    "expired",
+)
+FILM_STATES = (RECEIVED, JUDGING, JUDGED, REFUSED, EXPIRED)
+QUEUED, SENDING, SENT, COMMITTED, PARKED = "queued", "sending", "sent", "committed", "parked"
+OUTBOX_STATES = (QUEUED, SENDING, SENT, COMMITTED, PARKED)
+
+_FIRST = """
+CREATE TABLE film (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    content_sha256 TEXT NOT NULL UNIQUE,
+    suffix TEXT NOT NULL,
+    sop_uid TEXT NOT NULL DEFAULT '',
+    sop_class TEXT NOT NULL DEFAULT '',
+    study_uid TEXT NOT NULL DEFAULT '',
+    syntax TEXT NOT NULL DEFAULT '',
+    device TEXT NOT NULL DEFAULT '',
+    bytes INTEGER NOT NULL,
+    source TEXT NOT NULL,
+    received_utc TEXT NOT NULL,
+    boot_id TEXT NOT NULL,
+    clock_ok INTEGER NOT NULL,
+    state TEXT NOT NULL DEFAULT 'received',
+    tries INTEGER NOT NULL DEFAULT 0,
+    reason TEXT,
+    settled_utc TEXT,
+    CHECK (state IN ('received', 'judging', 'judged', 'refused', 'expired'))
+);
+CREATE INDEX film_state ON film (state, id);
+CREATE INDEX film_sop ON film (sop_uid) WHERE sop_uid != '';
+CREATE TABLE arrival (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    film_id INTEGER NOT NULL REFERENCES film (id),
+    at_utc TEXT NOT NULL,
+    source TEXT NOT NULL,
+    peer TEXT NOT NULL,
+    ae_title TEXT NOT NULL DEFAULT '',
+    same_bytes INTEGER NOT NULL
+);
+CREATE INDEX arrival_film ON arrival (film_id);
+CREATE TABLE who (
+    film_id INTEGER PRIMARY KEY REFERENCES film (id),
+    patient_id TEXT NOT NULL DEFAULT '',
+    name TEXT NOT NULL DEFAULT '',
+    birth_date TEXT NOT NULL DEFAULT '',
+    accession TEXT NOT NULL DEFAULT '',
+    acquired TEXT NOT NULL DEFAULT '',
+    file_name TEXT NOT NULL DEFAULT ''
+);
+CREATE TABLE result (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    film_id INTEGER NOT NULL REFERENCES film (id),
+    model_sha256 TEXT NOT NULL,
+    site_sha256 TEXT NOT NULL DEFAULT '',
+    decision TEXT,
+    record TEXT NOT NULL,
+    made_utc TEXT NOT NULL,
+    UNIQUE (film_id, model_sha256, site_sha256)
+);
+CREATE TABLE object (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    result_id INTEGER NOT NULL REFERENCES result (id),
+    kind TEXT NOT NULL,
+    sop_class TEXT NOT NULL,
+    sop_uid TEXT NOT NULL UNIQUE,
+    path TEXT NOT NULL,
+    sha256 TEXT NOT NULL
+);
+CREATE INDEX object_result ON object (result_id);
+CREATE TABLE outbox (
+    object_id INTEGER NOT NULL REFERENCES object (id),
+    destination TEXT NOT NULL,
+    urgent INTEGER NOT NULL DEFAULT 0,
+    state TEXT NOT NULL DEFAULT 'queued',
+    tries INTEGER NOT NULL DEFAULT 0,
+    next_try REAL NOT NULL DEFAULT 0,
+    last_status TEXT,
+    transaction_uid TEXT,
+    changed_utc TEXT NOT NULL,
+    PRIMARY KEY (object_id, destination),
+    CHECK (state IN ('queued', 'sending', 'sent', 'committed', 'parked'))
+);
+CREATE INDEX outbox_due ON outbox (destination, state, next_try);
+CREATE TABLE event (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    at_utc TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    film_id INTEGER,
+    detail TEXT NOT NULL,
+    previous TEXT NOT NULL,
+    hash TEXT NOT NULL
+);
+CREATE TABLE alert (
+    key TEXT PRIMARY KEY,
+    code TEXT NOT NULL,
+    detail TEXT NOT NULL,
+    since_utc TEXT NOT NULL,
+    seen_by TEXT
+);
+CREATE TABLE seen (
+    path TEXT PRIMARY KEY,
+    bytes INTEGER NOT NULL,
+    modified_ns INTEGER NOT NULL,
+    inode INTEGER NOT NULL,
+    film_id INTEGER REFERENCES film (id)
+);
+CREATE TABLE commitment (
+    transaction_uid TEXT NOT NULL,
+    side TEXT NOT NULL,
+    peer TEXT NOT NULL,
+    objects TEXT NOT NULL,
+    state TEXT NOT NULL DEFAULT 'asked',
+    tries INTEGER NOT NULL DEFAULT 0,
+    next_try REAL NOT NULL DEFAULT 0,
+    at_utc TEXT NOT NULL,
+    PRIMARY KEY (transaction_uid, side, peer)
+);
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+
+
+def _first(connection: sqlite3.Connection) -> None:
+    for statement in _FIRST.split(";\n"):
+        if statement.strip():
+            connection.execute(statement)
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first,)
+"""Number n of these makes version n + 1 of version n; a released one is never changed."""
+
+
+class NewerLedgerError(Exception):
+    """Raised when a ledger was written by a newer version of this program."""
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring a ledger to this version, in one transaction.
+
+    Raises:
+        NewerLedgerError: It is of a newer version.
+    """
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(MIGRATIONS):
+        raise NewerLedgerError(f"version {version}, this program knows {len(MIGRATIONS)}")
+    if version == len(MIGRATIONS):
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()  # another role's?
+        for step in MIGRATIONS[version:]:
+            step(connection)
+        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
