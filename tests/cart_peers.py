@@ -210,7 +210,7 @@ class Enclosed(Server):
 
         with contextlib.suppress(OSError):
             if place(self.process.pid) != place("self"):
-                return self._inside(_loopback_is_up))
+                return self._inside(_loopback_is_up)
         return False
 
     def _connect_inside(self, port: int) -> socket.socket:
