@@ -1,0 +1,98 @@
+"""What report and capture have in common: the film as highdicom wants it, equipment and times.
+
+highdicom checks patient and study of the film that it copies from. It gets a film without a
+patient here, and the film's own elements are put in place once the object is written: no header
+can then keep a result from its PACS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from typing import Any
+
+from deepcovid_edge.cart.objects.encoding import encode_file
+from deepcovid_edge.cart.objects.facts import Facts, short
+from deepcovid_edge.cart.objects.source import PATIENT_AND_STUDY, SourceFilm
+from deepcovid_edge.cart.objects.uids import IMPLEMENTATION_UID
+from deepcovid_edge.errors import require
+
+_LONGEST_NAME = 16
+"""Longest Implementation Version Name (SH), characters."""
+_PATIENT_AND_STUDY = tuple(tag for tags in PATIENT_AND_STUDY.values() for tag in tags)
+
+
+@contextmanager
+def unchecked_values() -> Iterator[None]:
+    """Let pydicom take values as they are: UIDs of films are not always valid ones."""
+    config = require("pydicom.config", extra="cart")
+    with config.disable_value_validation():
+        yield
+
+
+def stand_in(source: SourceFilm) -> Any:
+    """The film as evidence: its UIDs, and the attributes that highdicom asks for, empty."""
+    film = require("pydicom.dataset", extra="cart").Dataset()
+    film.StudyInstanceUID, film.SeriesInstanceUID = source.study_uid, source.series_uid
+    film.SOPInstanceUID, film.SOPClassUID = source.sop_uid, source.sop_class
+    for keyword in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID"):
+        setattr(film, keyword, "")
+    for keyword in ("AccessionNumber", "StudyDate", "StudyTime", "ReferringPhysicianName"):
+        setattr(film, keyword, "")
+    return film
+
+
+def equipment(facts: Facts) -> dict[str, str]:
+    """The device that made an object, as arguments of highdicom (PS3.3, C.7.5.1)."""
+    named = {
+        "manufacturer": short(facts.manufacturer),
+        "manufacturer_model_name": short(facts.product),
+        "device_serial_number": short(facts.serial),
+        "software_versions": short(facts.version),
+    }
+    if facts.institution:
+        named["institution_name"] = short(facts.institution)
+    return named
+
+
+def finish(made: Any, source: SourceFilm, facts: Facts, further: tuple[int, ...]) -> bytes:
+    """The file of an object.
+
+    Args:
+        made: As highdicom made it, in the present and with its own name in places.
+        source: The film.
+        facts: Of the cart.
+        further: Tags that are copied from the film besides patient and study.
+    """
+    stamp_times(made, local_time(facts.made, source))
+    if "ContributingEquipmentSequence" in made:
+        del made.ContributingEquipmentSequence
+    made.file_meta.ImplementationClassUID = IMPLEMENTATION_UID
+    name = f"DEEPCOVID_{facts.version}"[:_LONGEST_NAME]
+    made.file_meta.ImplementationVersionName = name
+    return encode_file(made, source.copied, (*_PATIENT_AND_STUDY, *further))
+
+
+def local_time(made: datetime, source: SourceFilm) -> datetime:
+    """When an object was made, in the film's offset from UTC, where it states one.
+
+    PS3.3, C.12.1.1: Timezone Offset From UTC counts for all dates and times of an object, and the
+    study's are copied.
+    """
+    if source.offset is not None:
+        return made.astimezone(source.offset)
+    offset = made.utcoffset()
+    whole = offset is not None and not offset.total_seconds() % 60
+    return made if whole else made.astimezone(timezone.utc)
+
+
+def stamp_times(made: Any, at: datetime) -> None:
+    """Write one time into all places of an object that state when it was made."""
+    date, time = at.strftime("%Y%m%d"), at.strftime("%H%M%S.%f")
+    made.InstanceCreationDate, made.InstanceCreationTime = date, time
+    made.SeriesDate, made.SeriesTime = date, time
+    made.ContentDate, made.ContentTime = date, time
+    if "DateOfSecondaryCapture" in made:
+        made.DateOfSecondaryCapture, made.TimeOfSecondaryCapture = date, time
+    made.TimezoneOffsetFromUTC = at.strftime("%z")

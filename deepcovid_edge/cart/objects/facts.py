@@ -1,0 +1,147 @@
+"""What an object states of the cart that made it, and in which words it states a result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from deepcovid_edge.cart.objects.uids import result_uid
+from deepcovid_edge.decision.record import (
+    INDETERMINATE,
+    NEGATIVE,
+    POSITIVE,
+    Prediction,
+)
+from deepcovid_edge.manifest import VERSION
+from deepcovid_edge.reasons import Reason, warning_sentence
+
+BURNED_LINE = "RESEARCH USE ONLY - NOT A DIAGNOSIS"
+RESULT_SERIES, MAP_SERIES, REFUSAL_SERIES = (
+    "AI RESULT - RESEARCH USE ONLY",
+    "AI HEAT MAP - RESEARCH USE ONLY",
+    "AI: NOT ASSESSED",
+)
+"""Series Description of reports, of captures, and of both where there is no result."""
+VERDICTS = {
+    POSITIVE: "FLAG FOR REVIEW",
+    NEGATIVE: "NO FLAG",
+    INDETERMINATE: "TOO CLOSE TO CALL",
+    None: "NOT ASSESSED",
+}
+"""Decision -> the word on the page, in the picture and in the report."""
+_LONGEST = 64
+"""Longest value of LO (PS3.5, 6.2), characters."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What neither the film nor the record states. Model, variant and site are in the record.
+
+    Attributes:
+        made: When the object was made, with its offset from UTC. Same `made`, same bytes.
+        content_sha256: SHA-256 of the film's data set, as the ledger knows it.
+        serial: Serial number of the cart.
+        manufacturer: Who answers for the software.
+        product: Name of the device.
+        institution: Where the cart stands, or empty.
+        version: Of this software.
+    """
+
+    made: datetime
+    content_sha256: str
+    serial: str
+    manufacturer: str = "deepcovid-edge"
+    product: str = "deepcovid-edge cart"
+    institution: str = ""
+    version: str = VERSION
+
+    def __post_init__(self) -> None:
+        if self.made.utcoffset() is None:
+            raise ValueError(f"made: got {self.made}, expected a time with its offset from UTC")
+
+
+def object_uid(sop_uid: str, prediction: Prediction, facts: Facts, kind: str) -> str:
+    """The SOP Instance UID of an object of a result; see `result_uid`."""
+    run = prediction.run
+    site = run.site.sha256 if run.site else ""
+    return result_uid(sop_uid, facts.content_sha256, run.model_sha256, site, kind)
+
+
+def series_description(prediction: Prediction, assessed: str) -> str:
+    """The Series Description: `assessed`, or that there is no result."""
+    return REFUSAL_SERIES if prediction.decision is None else assessed
+
+
+def verdict_text(prediction: Prediction) -> str:
+    """The verdict in words, such as `FLAG FOR REVIEW (positive)`."""
+    word = VERDICTS[prediction.decision]
+    return word if prediction.decision is None else f"{word} ({prediction.decision})"
+
+
+def score_text(prediction: Prediction, *, calibrated: bool = False) -> str:
+    """The score with what decides, such as `model score 0.33, threshold 0.03, ...`.
+
+    Args:
+        prediction: Of an assessed film.
+        calibrated: Whether the scores of its model are probabilities.
+    """
+    score = number_text(prediction.probability or 0.0)
+    if calibrated:
+        return f"calibrated probability {score}, {limits_text(prediction)}"
+    return f"model score {score}, {limits_text(prediction)}, not a probability of disease"
+
+
+def limits_text(prediction: Prediction) -> str:
+    """What decides: `threshold 0.03`, or `limits low 0.02 high 0.05`."""
+    limits = prediction.run.limits
+    values = " ".join(f"{name} {number_text(value)}" for name, value in limits.items())
+    return values if "threshold" in limits else f"limits {values}"
+
+
+def number_text(value: float) -> str:
+    """A number with all the decimals of a record and no zeros behind them."""
+    return f"{value:.6f}".rstrip("0").rstrip(".")
+
+
+def refusal_text(prediction: Prediction) -> str:
+    """Code and sentence of the reason why a film was not assessed."""
+    known = next((one for one in Reason if one.code == prediction.reason), None)
+    sentence = known.sentence if known else prediction.message or "No reason was given."
+    return f"{VERDICTS[None]}: {prediction.reason}: {sentence}"
+
+
+def warning_text(code: str) -> str:
+    """Code and sentence of a warning."""
+    return f"Warning {code}: {warning_sentence(code)}"
+
+
+def parameters(prediction: Prediction, facts: Facts) -> list[str]:
+    """What made a result, as parameters of the algorithm (TID 4019), each `name: value`."""
+    run = prediction.run
+    site = f"{run.site.name}, sha256 {run.site.sha256}" if run.site else "none"
+    named = {
+        "model sha256": run.model_sha256,
+        "variant": run.variant,
+        "backend": run.backend,
+        "positive class": run.positive_class,
+        "limits": limits_text(prediction),
+        "site file": site,
+        "software": f"deepcovid-edge {facts.version}",
+        "film sha256": facts.content_sha256,
+    }
+    return [plain(f"{name}: {value}") for name, value in named.items()]
+
+
+def plain(text: str) -> str:
+    r"""A text in printable ASCII, which every character set holds; others as `\u4e2d`.
+
+    An object keeps the character set of its film (PS3.5, 6.1), so its own words have no other
+    choice.
+    """
+    escaped = text.encode("ascii", "backslashreplace").decode("ascii")
+    return "".join(letter if letter.isprintable() else " " for letter in escaped) or " "
+
+
+def short(text: str) -> str:
+    """A text for a value of LO: as `plain`, without backslashes, at most 64 characters."""
+    return plain(text).replace("\\", "/")[:_LONGEST].strip()

@@ -1,0 +1,238 @@
+"""A result as a structured report: Comprehensive SR by TID 1500 (PS3.16), for machines to read.
+
+One measurement group speaks of the whole film, and one of each region where the network looked.
+The group's texts say the rest in words: verdict, score and limits, warnings, research use. A film
+that was not assessed has a report without a number and without Presence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from deepcovid_edge.cart.objects import codes
+from deepcovid_edge.cart.objects.common import equipment, finish, stand_in, unchecked_values
+from deepcovid_edge.cart.objects.facts import (
+    BURNED_LINE,
+    RESULT_SERIES,
+    Facts,
+    number_text,
+    object_uid,
+    parameters,
+    plain,
+    refusal_text,
+    score_text,
+    series_description,
+    verdict_text,
+    warning_text,
+)
+from deepcovid_edge.cart.objects.source import REQUEST, SourceFilm
+from deepcovid_edge.cart.objects.uids import (
+    REPORT,
+    REPORT_3D,
+    SERIES,
+    TRACKING,
+    belonging_uid,
+    device_uid,
+)
+from deepcovid_edge.decision.record import INDETERMINATE, POSITIVE, Prediction
+from deepcovid_edge.errors import require
+from deepcovid_edge.reasons import NOTICE
+
+SeriesClass = Literal["comprehensive", "comprehensive3d"]
+KINDS: Mapping[str, str] = {"comprehensive": REPORT, "comprehensive3d": REPORT_3D}
+"""`sr_class` -> kind of the object."""
+SERIES_NUMBER = 9001
+_CLASSES = {"comprehensive": "ComprehensiveSR", "comprehensive3d": "Comprehensive3DSR"}
+_PRESENCE = {POSITIVE: codes.PRESENT, INDETERMINATE: codes.INDETERMINATE}
+"""Decision -> Presence. None for negative: `Absent` would be a claim."""
+_PERCENT_DECIMALS = 4
+
+
+def build_report(
+    source: SourceFilm,
+    prediction: Prediction,
+    facts: Facts,
+    *,
+    sr_class: SeriesClass = "comprehensive",
+    calibrated: bool = False,
+) -> bytes:
+    """The structured report of a result or of a refusal.
+
+    Args:
+        source: The film.
+        prediction: Its record.
+        facts: Of the cart.
+        sr_class: `comprehensive3d` for displays that follow IHE AIR; the content is the same.
+        calibrated: Whether the model's scores are probabilities. Only then is there a number,
+            Certainty of Finding in percent.
+
+    Returns:
+        A whole DICOM file in Explicit VR Little Endian, the same for the same arguments.
+
+    Raises:
+        MissingDependencyError: highdicom is not installed.
+    """
+    sr = require("highdicom.sr", extra="cart")
+    uid = object_uid(source.sop_uid, prediction, facts, KINDS[sr_class])
+    with unchecked_values():
+        content = sr.MeasurementReport(
+            observation_context=_observer(sr, facts),
+            procedure_reported=_procedure(prediction).concept(),
+            imaging_measurements=[
+                _film_group(sr, source, prediction, facts, uid, calibrated),
+                *_region_groups(sr, source, prediction, uid),
+            ],
+            title=codes.TITLE.concept(),
+        )
+        made = getattr(sr, _CLASSES[sr_class])(
+            evidence=[stand_in(source)],
+            content=content,
+            series_instance_uid=belonging_uid(uid, SERIES),
+            series_number=SERIES_NUMBER,
+            sop_instance_uid=uid,
+            instance_number=1,
+            series_description=series_description(prediction, RESULT_SERIES),
+            is_complete=True,
+            is_final=False,
+            is_verified=False,
+            **equipment(facts),
+        )
+        return finish(made, source, facts, (REQUEST,))
+
+
+def _procedure(prediction: Prediction) -> codes.CodedWord:
+    """What was reported on: a film that was not assessed may show anything."""
+    return codes.IMAGING if prediction.decision is None else codes.CHEST_FILM
+
+
+def _observer(sr: Any, facts: Facts) -> Any:
+    """The cart as the observer (TID 1001, 1002 and 1004)."""
+    return sr.ObservationContext(
+        observer_device_context=sr.ObserverContext(
+            observer_type=codes.DEVICE.concept(),
+            observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
+                uid=device_uid(facts.serial),
+                name=plain(facts.product),
+                manufacturer_name=plain(facts.manufacturer),
+                model_name=plain(facts.product),
+                serial_number=plain(facts.serial),
+            ),
+        )
+    )
+
+
+def _film_group(
+    sr: Any,
+    source: SourceFilm,
+    prediction: Prediction,
+    facts: Facts,
+    uid: str,
+    calibrated: bool,
+) -> Any:
+    """What is said of the whole film (TID 1501)."""
+    assessed = prediction.decision is not None
+    finding = codes.finding_of(prediction.run.positive_class)
+    group = sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(
+            belonging_uid(uid, TRACKING), f"{finding.meaning} classification"
+        ),
+        finding_type=finding.concept() if prediction.decision in _PRESENCE else None,
+        finding_sites=[sr.FindingSite(codes.LUNG.concept())] if assessed else None,
+        algorithm_id=_algorithm(sr, prediction, facts),
+        source_images=[
+            sr.SourceImageForMeasurementGroup(source.sop_class, source.sop_uid)
+        ],
+        measurements=_numbers(sr, prediction) if calibrated and assessed else None,
+        qualitative_evaluations=_evaluations(sr, prediction),
+    )
+    _comment(sr, group, _film_texts(prediction, calibrated))
+    return group
+
+
+def _algorithm(sr: Any, prediction: Prediction, facts: Facts) -> Any:
+    """TID 4019."""
+    run = prediction.run
+    return sr.AlgorithmIdentification(
+        name=plain(run.model),
+        version=plain(f"{facts.version}+sha256:{run.model_sha256}"),
+        parameters=parameters(prediction, facts),
+        manufacturer=plain(facts.manufacturer),
+    )
+
+
+def _numbers(sr: Any, prediction: Prediction) -> list[Any]:
+    percent = round(100 * (prediction.probability or 0.0), _PERCENT_DECIMALS)
+    return [
+        sr.Measurement(
+            name=codes.CERTAINTY.concept(), value=percent, unit=codes.PERCENT.concept()
+        )
+    ]
+
+
+def _evaluations(sr: Any, prediction: Prediction) -> list[Any] | None:
+    if prediction.decision is None:
+        pair = codes.CAD_SUMMARY, codes.NONE_SUCCEEDED
+    elif prediction.decision in _PRESENCE:
+        pair = codes.PRESENCE, _PRESENCE[prediction.decision]
+    else:
+        return None
+    return [sr.QualitativeEvaluation(*(word.concept() for word in pair))]
+
+
+def _film_texts(prediction: Prediction, calibrated: bool) -> list[str]:
+    """What is said in words; the verdict or the refusal comes first, research use last."""
+    if prediction.decision is None:
+        said = [refusal_text(prediction)]
+    else:
+        named = f"Assessed for {prediction.run.positive_class}."
+        said = [verdict_text(prediction), score_text(prediction, calibrated=calibrated), named]
+    warnings = [warning_text(code) for code in prediction.warnings]
+    return [*said, *warnings, f"{BURNED_LINE}. {NOTICE}"]
+
+
+def _comment(sr: Any, group: Any, texts: Sequence[str]) -> None:
+    """Add texts to a group (TID 1501 is extensible)."""
+    for text in texts:
+        item = sr.TextContentItem(
+            name=codes.COMMENT.concept(),
+            value=plain(text),
+            relationship_type=sr.RelationshipTypeValues.CONTAINS,
+        )
+        group[0].ContentSequence.append(item)
+
+
+def _region_groups(
+    sr: Any, source: SourceFilm, prediction: Prediction, uid: str
+) -> list[Any]:
+    """The regions where the network looked, each outlined on the film (TID 1410)."""
+    if prediction.decision is None:
+        return []
+    groups = []
+    for number, region in enumerate(prediction.regions or (), start=1):
+        box = (region["x"], region["y"], region["width"], region["height"])
+        group = sr.PlanarROIMeasurementsAndQualitativeEvaluations(
+            tracking_identifier=sr.TrackingIdentifier(
+                belonging_uid(uid, TRACKING, number), f"Region {number}"
+            ),
+            referenced_region=sr.ImageRegion(
+                graphic_type="POLYLINE",
+                graphic_data=np.array(source.outline(*box)),
+                source_image=sr.SourceImageForRegion(
+                    source.sop_class, source.sop_uid, source.frame_numbers()
+                ),
+            ),
+        )
+        _comment(sr, group, [_region_text(number, region)])
+        groups.append(group)
+    return groups
+
+
+def _region_text(number: int, region: Mapping[str, Any]) -> str:
+    turns = {True: "yes", False: "no", None: "not known"}[region.get("turns")]
+    return (
+        f"Region {number} of the heat map, where the network looked; not an outline of disease. "
+        f"Peak {number_text(region['peak'])}. Hiding it crosses the threshold: {turns}."
+    )

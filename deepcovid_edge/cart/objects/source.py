@@ -1,0 +1,238 @@
+"""What a result's objects copy from their film: patient, study and request, byte for byte.
+
+Nothing here decodes a name. A value moves from one file to the other as it stands, with the film's
+Specific Character Set beside it, so that a wrong or unknown character set stays as wrong as it was
+and no letter is lost. Only what the encoding demands is changed: values of odd length get their
+padding, numbers of a big-endian film are turned, and items of sequences are written explicitly.
+
+PS3.3: Patient (C.7.1.1), Clinical Trial Subject (C.7.1.3), General Study (C.7.2.1), Patient Study
+(C.7.2.2), Clinical Trial Study (C.7.2.3).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deepcovid_edge.cart.objects.encoding import LONGEST, encode_element
+from deepcovid_edge.cart.objects.uids import stand_in_study_uid
+from deepcovid_edge.errors import DataError, NotAssessedError, require
+from deepcovid_edge.files import read_regular
+from deepcovid_edge.imaging.dicom.elements import BoundedStream, Elements
+from deepcovid_edge.imaging.dicom.orientation import upright
+from deepcovid_edge.imaging.dicom.syntaxes import DataSet, find_data_set
+
+_STUDY_UID, _SERIES_UID, _SOP_CLASS, _SOP_UID = 0x0020000D, 0x0020000E, 0x00080016, 0x00080018
+_OFFSET = 0x00080201
+_ROWS, _COLUMNS, _FRAMES, _ORIENTATION = 0x00280010, 0x00280011, 0x00280008, 0x00200020
+_LOSSY = 0x00282110
+_PIXELS = 0x7FE00000
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+"""Stands in for a SOP class that is not stated."""
+REQUEST, REQUEST_ATTRIBUTES = 0x0040A370, 0x00400275
+"""Referenced Request Sequence of a report, Request Attributes Sequence of an image."""
+LOSSY_TAGS = (_LOSSY, 0x00282112, 0x00282114)
+"""Whether, how much and how a picture was lossily compressed: so it stays (PS3.3, C.7.6.1.1.5)."""
+PATIENT_AND_STUDY: Mapping[str, tuple[int, ...]] = {
+    "CS": (0x00080005, 0x00100022, 0x00100035, 0x00100040, 0x00100200, 0x001021A0, 0x00102203)
+    + (0x00102298, 0x00120062),
+    "SH": (0x00080050, _OFFSET, 0x00200010, 0x00102160, 0x00102180),
+    "LO": (0x00081030, 0x00100020, 0x00100021, 0x00100033, 0x00100034, 0x00101000, 0x001021F0)
+    + (0x00102000, 0x00102110, 0x00102201, 0x00102292, 0x00102299, 0x00120010, 0x00120020)
+    + (0x00120021, 0x00120030, 0x00120031, 0x00120040, 0x00120042, 0x00120050, 0x00120063)
+    + (0x00380010,),
+    "LT": (0x001021B0, 0x00104000),
+    "ST": (0x00120051,),
+    "DA": (0x00080020, 0x00100030, 0x001021D0),
+    "TM": (0x00080030, 0x00100032),
+    "PN": (0x00080090, 0x0008009C, 0x00081048, 0x00081060, 0x00100010, 0x00101001, 0x00102297),
+    "UI": (_STUDY_UID,),
+    "AS": (0x00101010,),
+    "DS": (0x00101020, 0x00101030),
+    "US": (0x001021C0,),
+    "SQ": (0x00080051, 0x00080096, 0x0008009D, 0x00081032, 0x00081049, 0x00081062, 0x00081110)
+    + (0x00100024, 0x00100026, 0x00100027, 0x00101002, 0x00102202, 0x00102293, 0x00120064)
+    + (0x00380014,),
+}
+"""Value representation -> attributes that are copied (PS3.6, table 6-1)."""
+_FURTHER = {
+    REQUEST: "SQ",
+    REQUEST_ATTRIBUTES: "SQ",
+    LOSSY_TAGS[0]: "CS",
+    LOSSY_TAGS[1]: "DS",
+    LOSSY_TAGS[2]: "CS",
+}
+_KINDS = {tag: kind for kind, tags in PATIENT_AND_STUDY.items() for tag in tags} | _FURTHER
+_OWN = (_SOP_CLASS, _SOP_UID, _SERIES_UID, _ROWS, _COLUMNS, _FRAMES, _ORIENTATION)
+_TIME_ZONE = re.compile(r"([+-])(\d\d)([0-5]\d)")
+_FARTHEST = timedelta(hours=14)
+_TURNS = {0: 0, 1: 1, 3: 2, 2: 3}
+"""Corner of the file that lies in the upper left -> quarter turns counter-clockwise."""
+
+
+@dataclass(frozen=True)
+class SourceFilm:
+    """The film that a result is about.
+
+    Attributes:
+        sop_uid: SOP Instance UID, as stated.
+        sop_class: UID of the SOP class; Secondary Capture where none is stated.
+        series_uid: Series Instance UID, or a stand-in.
+        study_uid: Study Instance UID, or a stand-in that follows from `sop_uid`.
+        states_study: Whether the film states its study. A PACS shows the objects of one that does
+            not beside it, as a study of their own.
+        rows: Rows of the pixels as they stand in the file; 0 where not stated.
+        columns: Columns, likewise.
+        frames: Number of frames; None where the film has no such attribute.
+        turns: Quarter turns counter-clockwise that bring the film upright.
+        offset: Offset from UTC of its times; None where it is not stated.
+        is_lossy: Whether it states that it was lossily compressed.
+        copied: Tag -> the element as it stands in an object, in Explicit VR Little Endian.
+    """
+
+    sop_uid: str
+    sop_class: str
+    series_uid: str
+    study_uid: str
+    states_study: bool
+    rows: int
+    columns: int
+    frames: int | None
+    turns: int
+    offset: timezone | None
+    is_lossy: bool
+    copied: Mapping[int, bytes] = field(repr=False)
+
+    @classmethod
+    def read(cls, path: Path) -> SourceFilm:
+        """Read the header of a film, as far as it can be read; the pixels are left alone.
+
+        Raises:
+            DataError: The file cannot be opened, or has no SOP Instance UID: it is no DICOM film.
+            MissingDependencyError: pydicom is not installed.
+        """
+        try:
+            data = read_regular(path)
+            found = find_data_set(bytes(data))
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror or error}") from error
+        except NotAssessedError as error:
+            raise DataError(f"{path}: {error}") from error
+        values = _values(found)
+        elements = Elements(
+            values, little=found.encoding.little, implicit=found.encoding.implicit
+        )
+        sop_uid = elements.text(_SOP_UID)
+        if not sop_uid:
+            raise DataError(f"{path}: no SOP Instance UID, expected a DICOM image")
+        study_uid = elements.text(_STUDY_UID)
+        return cls(
+            sop_uid=sop_uid,
+            sop_class=elements.text(_SOP_CLASS) or found.media_class or SECONDARY_CAPTURE,
+            series_uid=elements.text(_SERIES_UID) or stand_in_study_uid(sop_uid + "series"),
+            study_uid=study_uid or stand_in_study_uid(sop_uid),
+            states_study=bool(study_uid),
+            rows=elements.number(_ROWS) or 0,
+            columns=elements.number(_COLUMNS) or 0,
+            frames=_frames(elements) if _FRAMES in values else None,
+            turns=_turns(elements),
+            offset=_offset(elements),
+            is_lossy=elements.word(_LOSSY) == "01",
+            copied=_copied(values, found),
+        )
+
+    def frame_numbers(self) -> list[int] | None:
+        """The frame that a region lies on; None for a film without frames."""
+        return None if self.frames is None else [1]
+
+    def outline(self, x: int, y: int, width: int, height: int) -> list[tuple[float, float]]:
+        """The outline of a box as it lies in the file.
+
+        Args:
+            x: First column of the box on the upright film, in pixels of the file, as `Region`.
+            y: First row.
+            width: Columns.
+            height: Rows.
+
+        Returns:
+            Five points (column, row), the last as the first. PS3.3, C.18.6.1.2: (0, 0) is the
+            upper left corner of the upper left pixel, so that (columns, rows) is the end.
+        """
+        corners = [(x, y), (x + width, y), (x + width, y + height), (x, y + height), (x, y)]
+        rows, columns = float(self.rows), float(self.columns)
+        back = {
+            0: lambda across, down: (float(across), float(down)),
+            1: lambda across, down: (columns - down, float(across)),
+            2: lambda across, down: (columns - across, rows - down),
+            3: lambda across, down: (float(down), rows - across),
+        }[self.turns]
+        return [back(*corner) for corner in corners]
+
+
+def _values(found: DataSet) -> dict[int, Any]:
+    """The elements that objects need, up to where a header is damaged."""
+    reader = require("pydicom.filereader", extra="cart")
+    stream = BoundedStream(found.data)
+    stream.seek(found.start)
+    values: dict[int, Any] = {}
+    elements = reader.data_element_generator(
+        stream,
+        found.encoding.implicit,
+        found.encoding.little,
+        stop_when=lambda tag, _kind, _length: tag >= _PIXELS,
+        defer_size=LONGEST,  # what is longer has no value
+        specific_tags=[*_KINDS, *_OWN],
+    )
+    try:
+        for element in elements:
+            values.setdefault(int(element.tag), element)
+    except Exception:  # pydicom raises nearly anything on a broken header
+        pass
+    return values
+
+
+def _copied(values: dict[int, Any], found: DataSet) -> dict[int, bytes]:
+    copied = {}
+    for tag, kind in _KINDS.items():
+        if tag in values and (tag != _OFFSET or _has_offset(values[tag])):
+            encoded = encode_element(tag, kind, values[tag], found.encoding)
+            if encoded is not None:
+                copied[tag] = encoded
+    return copied
+
+
+def _has_offset(element: Any) -> bool:
+    value = element.value
+    return isinstance(value, bytes) and _time_zone(value.decode("latin-1")) is not None
+
+
+def _offset(elements: Elements) -> timezone | None:
+    return _time_zone(elements.raw(_OFFSET).decode("latin-1"))
+
+
+def _time_zone(text: str) -> timezone | None:
+    """PS3.3, C.12.1.1: `&ZZXX`, a sign, hours and minutes."""
+    match = _TIME_ZONE.fullmatch(text.strip(" \0"))
+    if match is None:
+        return None
+    sign, hours, minutes = match.groups()
+    offset = timedelta(hours=int(hours), minutes=int(minutes))
+    return timezone(-offset if sign == "-" else offset) if offset <= _FARTHEST else None
+
+
+def _frames(elements: Elements) -> int:
+    text = elements.text(_FRAMES)
+    return max(1, int(text)) if text.isdecimal() and len(text) < 9 else 1
+
+
+def _turns(elements: Elements) -> int:
+    """How `upright` turns a film: by what it makes of four pixels."""
+    orientation = tuple(part.upper() for part in elements.texts(_ORIENTATION) if part)
+    corners, _ = upright(np.arange(4, dtype=np.uint8).reshape(2, 2), orientation)
+    return _TURNS[int(corners[0, 0])]
