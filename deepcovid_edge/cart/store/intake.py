@@ -11,7 +11,7 @@ import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from deepcovid_edge.cart.store.clock import boot_id, clock_is_plausible, now_utc
 from deepcovid_edge.cart.store.film_header import FilmHeader, FilmRefusedError, read_film_header
@@ -131,6 +131,20 @@ class Intake:
             OutputError: The disk cannot be written.
         """
         return self._take(_film_of_file(data, PurePath(name).name), arrival)
+
+    def note_stored(self, path: Path, arrival: Arrival) -> Taken:
+        """Note a film of the spool that the ledger does not have.
+
+        Raises:
+            FilmRefusedError: The file is damaged: its content does not have the hash of its name.
+        """
+        film = _film_of_file(path.read_bytes(), "")
+        if film.content_sha256 != path.stem:
+            raise FilmRefusedError("parse", "the file is damaged")
+        with self.ledger.transaction():
+            taken = self._known(film) or self._insert(film, arrival)
+            self._note_arrival(taken, arrival)
+        return taken
 
     def _take(self, film: _Film, arrival: Arrival) -> Taken:
         known = self._known(film)

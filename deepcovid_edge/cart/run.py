@@ -1,0 +1,87 @@
+"""`cart run`: every role as a process of its own, started again when one ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+
+from deepcovid_edge.cart.config import CartConfig
+from deepcovid_edge.cart.process import log
+from deepcovid_edge.device.child_process import end, ending_with_this
+
+ROLES = ("receive", "work")
+_LOOK_SECONDS = 0.2
+_STOP_SECONDS = 15.0
+_RESTART_SECONDS = (0.5, 2.0, 10.0, 60.0)
+_STEADY_SECONDS = 60.0
+"""A role that ran so long is started again at once."""
+
+
+@dataclass
+class _Role:
+    name: str
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    failures: int = 0
+    next_start: float = field(default_factory=time.monotonic)
+
+
+def run_roles(config: CartConfig, stop: threading.Event, roles: tuple[str, ...] = ROLES) -> None:
+    """Run the roles until the stop; they end with this process, even where it is killed.
+
+    The thread that calls this must stay: the kernel ends the roles with it.
+
+    Args:
+        config: The configuration.
+        stop: Ends all roles when it is set.
+        roles: Names of the roles.
+    """
+    running = [_Role(name) for name in roles]
+    try:
+        while not stop.wait(_LOOK_SECONDS):
+            for role in running:
+                _look(config, role)
+    finally:
+        _end_all(running)
+
+
+def _look(config: CartConfig, role: _Role) -> None:
+    now = time.monotonic()
+    if role.process is None:
+        if now >= role.next_start:
+            _start(config, role)
+        return
+    code = role.process.poll()
+    if code is None:
+        return
+    steady = now - role.started >= _STEADY_SECONDS
+    role.failures = 0 if steady else role.failures + 1
+    wait = _RESTART_SECONDS[min(role.failures, len(_RESTART_SECONDS) - 1)]
+    log("role ended", role=role.name, code=code, again_in=wait)
+    role.process, role.next_start = None, now + wait
+
+
+def _start(config: CartConfig, role: _Role) -> None:
+    command = [sys.executable, "-m", "deepcovid_edge", "cart", role.name, str(config.path)]
+    role.process = subprocess.Popen(
+        ending_with_this(command), stdin=subprocess.DEVNULL, start_new_session=True
+    )
+    role.started = time.monotonic()
+    log("role started", role=role.name, pid=role.process.pid)
+
+
+def _end_all(running: list[_Role]) -> None:
+    """Ask every role to end, and end those that do not."""
+    processes = [role.process for role in running if role.process]
+    for process in processes:
+        process.terminate()
+    ends = time.monotonic() + _STOP_SECONDS
+    for process in processes:
+        try:
+            process.wait(max(0.1, ends - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            log("role killed", pid=process.pid)
+        end(process)

@@ -1,0 +1,93 @@
+"""How the cart does, read from the ledger alone: it works while every role is down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from deepcovid_edge.cart.alerts import Alert, AlertCode
+from deepcovid_edge.cart.config import CartConfig
+from deepcovid_edge.cart.model_pointer import model_in_use
+from deepcovid_edge.cart.store.ledger import Ledger
+from deepcovid_edge.cart.store.schema import FILM_STATES, OUTBOX_STATES
+
+
+@dataclass(frozen=True)
+class CartStatus:
+    """How the cart does.
+
+    Attributes:
+        films: Films by state.
+        decisions: Results by decision; `not_assessed` for those without one.
+        queues: For each destination, objects by state.
+        alerts: What is not over.
+        model: The model that judges.
+        last_film: When the last film came, UTC; None for never.
+    """
+
+    films: Mapping[str, int]
+    decisions: Mapping[str, int]
+    queues: Mapping[str, Mapping[str, int]]
+    alerts: tuple[Alert, ...]
+    model: str
+    last_film: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The status as plain values."""
+        values = asdict(self)
+        values["alerts"] = [
+            {
+                "code": alert.code.code,
+                "key": alert.key,
+                "sentence": alert.code.sentence,
+                "fix": alert.code.fix,
+                "detail": dict(alert.detail),
+                "since": alert.since,
+            }
+            for alert in self.alerts
+        ]
+        return values
+
+
+def read_status(config: CartConfig, ledger: Ledger) -> CartStatus:
+    """Read how the cart does."""
+    films = dict.fromkeys(FILM_STATES, 0)
+    films |= _counts(ledger, "SELECT state AS name, count(*) AS n FROM film GROUP BY state")
+    decisions = dict.fromkeys(("positive", "negative", "indeterminate", "not_assessed"), 0)
+    decisions |= _counts(
+        ledger,
+        "SELECT coalesce(decision, 'not_assessed') AS name, count(*) AS n FROM result"
+        " GROUP BY decision",
+    )
+    last = ledger.row("SELECT at_utc FROM arrival ORDER BY id DESC LIMIT 1")
+    return CartStatus(
+        films,
+        decisions,
+        _queues(config, ledger),
+        tuple(_alerts(ledger)),
+        model_in_use(config, ledger)[0],
+        last["at_utc"] if last else None,
+    )
+
+
+def _counts(ledger: Ledger, query: str) -> dict[str, int]:
+    return {row["name"]: row["n"] for row in ledger.rows(query)}
+
+
+def _queues(config: CartConfig, ledger: Ledger) -> dict[str, dict[str, int]]:
+    empty = dict.fromkeys(OUTBOX_STATES, 0)
+    queues = {one.name: dict(empty) for one in config.destinations}
+    for row in ledger.rows(
+        "SELECT destination, state, count(*) AS n FROM outbox GROUP BY destination, state"
+    ):
+        queues.setdefault(row["destination"], dict(empty))[row["state"]] = row["n"]
+    return queues
+
+
+def _alerts(ledger: Ledger) -> list[Alert]:
+    return [
+        Alert(AlertCode.of(row["code"]), row["key"], json.loads(row["detail"]), row["since_utc"])
+        for row in ledger.rows("SELECT * FROM alert ORDER BY since_utc, key")
+    ]

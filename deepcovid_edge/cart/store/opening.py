@@ -1,0 +1,69 @@
+"""How a role opens the store: folders made, a damaged ledger made again from the files."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from deepcovid_edge.cart.alerts import AlertCode
+from deepcovid_edge.cart.config import JudgeSettings
+from deepcovid_edge.cart.store.clock import now_seconds
+from deepcovid_edge.cart.store.ledger import LEDGER_NAME, Ledger, LedgerDamagedError
+from deepcovid_edge.cart.store.rebuild import rebuild
+from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
+from deepcovid_edge.errors import NotThereError
+from deepcovid_edge.files import locked
+
+
+def open_store(settings: JudgeSettings) -> tuple[Ledger, Spool]:
+    """Open spool and ledger; the first role to find a damaged ledger makes it again.
+
+    Raises:
+        OutputError: The spool cannot be written.
+        NewerLedgerError: The ledger is of a newer version of this program.
+    """
+    spool = Spool(
+        settings.spool,
+        SpoolSettings(settings.floor_mib, settings.floor_share, settings.ballast_mib),
+    )
+    with locked(spool.folder, LEDGER_NAME):
+        return _open(spool), spool
+
+
+def open_ledger(settings: JudgeSettings, *, read_only: bool) -> Ledger:
+    """Open the ledger of a spool that is there.
+
+    Raises:
+        NotThereError: There is no ledger yet: the cart has never run with this configuration.
+        LedgerDamagedError: It is damaged; the next start of the cart makes it again.
+    """
+    if not (settings.spool / LEDGER_NAME).is_file():
+        raise NotThereError(f"{settings.spool / LEDGER_NAME}: is not there: the cart never ran")
+    return Ledger(settings.spool, read_only=read_only)
+
+
+def _open(spool: Spool) -> Ledger:
+    try:
+        ledger = Ledger(spool.folder)
+        try:
+            ledger.check()
+        except BaseException:
+            ledger.close()
+            raise
+    except LedgerDamagedError as error:
+        aside = _move_aside(spool.folder)
+        ledger = Ledger(spool.folder)
+        found = rebuild(ledger, spool)
+        ledger.raise_alert(
+            "ledger", AlertCode.LEDGER_REBUILT.code, why=str(error), films=found, old=aside.name
+        )
+    return ledger
+
+
+def _move_aside(folder: Path) -> Path:
+    """Keep a damaged ledger, with its log, for whoever looks into it."""
+    aside = folder / f"damaged-{now_seconds():.0f}-{LEDGER_NAME}"
+    for ending in ("", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            (folder / f"{LEDGER_NAME}{ending}").rename(f"{aside}{ending}")
+    return aside

@@ -1,0 +1,78 @@
+"""A damaged ledger is made again from the files: names are hashes, objects carry their UIDs.
+
+Each film becomes a row again. One that has objects of a result was judged: its record lies beside
+them, its objects keep their UIDs and bytes, and go to every destination once more, which the fixed
+UIDs make harmless. One without is judged again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from deepcovid_edge.cart.store.film_header import FilmRefusedError, read_film_header
+from deepcovid_edge.cart.store.films import BuiltObject, ClaimedFilm, Films, Settled
+from deepcovid_edge.cart.store.intake import Arrival, Intake
+from deepcovid_edge.cart.store.ledger import Ledger
+from deepcovid_edge.cart.store.spool import Spool
+
+RECORD_NAME = "record.json"
+"""The record of a film, with its objects and where they go, beside them."""
+
+
+def rebuild(ledger: Ledger, spool: Spool) -> int:
+    """Fill an empty ledger from the spool; how many films it has then."""
+    intake, films = Intake(ledger, spool), Films(ledger, spool)
+    count = 0
+    for path in _films(spool):
+        with ledger.transaction():
+            try:
+                taken = intake.note_stored(path, Arrival("rebuild", "spool"))
+            except FilmRefusedError:
+                ledger.event("not rebuilt", file=path.name)
+                continue
+            settled = _settled(spool.results(path.stem))
+            if settled:
+                claimed = ClaimedFilm(taken.film_id, path.stem, path, bool(settled.objects), 1)
+                films.settle(claimed, settled)
+        count += 1
+    ledger.event("rebuilt", films=count)
+    return count
+
+
+def _films(spool: Spool) -> Iterator[Path]:
+    """The films of a spool, those that came first before the others."""
+    found = [path for path in (spool.folder / "films").glob("??/*") if path.is_file()]
+    yield from sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
+
+
+def _settled(folder: Path) -> Settled | None:
+    """The result whose files lie in a folder; None unless all of them are whole."""
+    try:
+        values = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
+        objects = [_object(folder, one) for one in values["objects"]]
+    except (OSError, ValueError, KeyError, FilmRefusedError):
+        return None
+    return Settled(values["record"], objects, values["destinations"])
+
+
+def _object(folder: Path, values: dict[str, str]) -> BuiltObject:
+    path = folder / values["name"]
+    data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != values["sha256"]:
+        raise ValueError(f"{path}: other bytes than were sent")
+    header = read_film_header(data)
+    return BuiltObject(values["kind"], header.sop_class, header.sop_uid, path, digest)
+
+
+def settled_text(settled: Settled) -> str:
+    """What `rebuild` needs of a result, for `RECORD_NAME`."""
+    objects = [
+        {"kind": one.kind, "name": one.path.name, "sha256": one.sha256} for one in settled.objects
+    ]
+    destinations = {name: [*kinds] for name, kinds in settled.destinations.items()}
+    values = {"record": dict(settled.record), "objects": objects, "destinations": destinations}
+    return json.dumps(values, allow_nan=False)

@@ -1,0 +1,1 @@
+"""The role that judges films, builds their results and sends them."""

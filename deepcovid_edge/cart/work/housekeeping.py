@@ -1,0 +1,121 @@
+"""What the worker looks after beside the films: room, clock, certificates, and a backup."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+from deepcovid_edge.cart.alerts import AlertCode
+from deepcovid_edge.cart.config import CartConfig
+from deepcovid_edge.cart.process import log
+from deepcovid_edge.cart.store.clock import clock_is_plausible
+from deepcovid_edge.cart.store.ledger import Ledger
+from deepcovid_edge.cart.store.retention import RetentionSettings, delete_old
+from deepcovid_edge.cart.store.spool import Spool, SpoolFullError
+from deepcovid_edge.errors import DeepCovidEdgeError, one_line
+
+LOOK_SECONDS = 30.0
+_CERTIFICATE_DAYS = 30
+
+
+class Housekeeping:
+    """Looks after a cart now and then, in a thread of its own.
+
+    Args:
+        config: The configuration.
+        ledger: The ledger.
+        spool: The spool folder.
+        stop: Ends it when it is set.
+        further: What else is done each time, such as the watch for films that have changed.
+    """
+
+    def __init__(
+        self,
+        config: CartConfig,
+        ledger: Ledger,
+        spool: Spool,
+        stop: threading.Event,
+        further: Callable[[], None] | None = None,
+    ) -> None:
+        self.config, self.ledger, self.spool, self.stop = config, ledger, spool, stop
+        self._further = further
+        self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def join(self, seconds: float) -> None:
+        """Wait for the end."""
+        self._thread.join(seconds)
+
+    def _run(self) -> None:
+        while not self.stop.is_set():
+            try:
+                self.look()
+            except DeepCovidEdgeError as error:
+                log("housekeeping", error=one_line(error))
+            self.stop.wait(LOOK_SECONDS)
+
+    def look(self) -> None:
+        """Look once."""
+        committing = tuple(one.name for one in self.config.destinations if one.commitment)
+        settings = self.config.cart
+        kept = RetentionSettings(settings.keep_days, settings.quota_mib, committing)
+        if deleted := delete_old(self.ledger, self.spool, kept):
+            log("deleted", films=deleted)
+        self.spool.fill_ballast()
+        self._look_at_disk()
+        self._look_at_clock()
+        for path in _certificates(self.config):
+            self._look_at_certificate(path)
+        if self._further:
+            self._further()
+
+    def _look_at_disk(self) -> None:
+        try:
+            self.spool.check_room(0)
+        except SpoolFullError as error:
+            free = shutil.disk_usage(self.spool.folder).free >> 20
+            self.ledger.raise_alert(
+                "disk", AlertCode.DISK_FLOOR.code, why=one_line(error), free_mib=free // 64 * 64
+            )
+        else:
+            self.ledger.clear_alert("disk")
+
+    def _look_at_clock(self) -> None:
+        if clock_is_plausible():
+            self.ledger.clear_alert("clock")
+        else:
+            self.ledger.raise_alert("clock", AlertCode.CLOCK.code, year=time.gmtime().tm_year)
+
+    def _look_at_certificate(self, path: Path) -> None:
+        key = f"certificate {path.name}"
+        ends = certificate_end(path)
+        if ends and ends - datetime.now(timezone.utc) > timedelta(days=_CERTIFICATE_DAYS):
+            self.ledger.clear_alert(key)
+        else:
+            when = ends.date().isoformat() if ends else "cannot be read"
+            self.ledger.raise_alert(key, AlertCode.CERTIFICATE.code, file=path.name, ends=when)
+
+
+def _certificates(config: CartConfig) -> list[Path]:
+    found = [config.receive.certificate, *(one.certificate for one in config.destinations)]
+    return sorted({path for path in found if path})
+
+
+def certificate_end(path: Path) -> datetime | None:
+    """When a certificate ends; None where the file is not one."""
+    import ssl
+
+    try:
+        decode = ssl._ssl._test_decode_cert  # type: ignore[attr-defined]
+        facts = decode(str(path))
+        seconds = ssl.cert_time_to_seconds(facts["notAfter"])
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+    return datetime.fromtimestamp(seconds, timezone.utc)

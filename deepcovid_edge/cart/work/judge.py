@@ -1,0 +1,149 @@
+"""The judge as the worker sees it: a child process that is asked for one film at a time."""
+
+from __future__ import annotations
+
+import json
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deepcovid_edge.cart.config import CartConfig
+from deepcovid_edge.cart.store.films import BuiltObject, ClaimedFilm, Settled
+from deepcovid_edge.device.child_process import end, ending_with_this
+from deepcovid_edge.errors import DeepCovidEdgeError, one_line
+from deepcovid_edge.files import Closing, file_sha256
+from deepcovid_edge.reasons import Reason
+
+START_SECONDS = 300.0
+"""Longest time to load a model: an engine is built once, a large network takes minutes."""
+_BLOCK = 1 << 16
+_LONGEST_ANSWER = 1 << 26
+
+
+class JudgeCrashedError(DeepCovidEdgeError):
+    """Raised when the judge ended, or gave no answer in time; it is started again."""
+
+
+class JudgeFailedError(DeepCovidEdgeError):
+    """Raised when the model cannot be loaded."""
+
+
+class Judge(Closing):
+    """A judge process. The thread that makes it must stay: the kernel ends the child with it.
+
+    Args:
+        config: The configuration.
+        model: Name or file of the model.
+        site: Site file, or None.
+
+    Raises:
+        JudgeFailedError: The model cannot be loaded.
+        JudgeCrashedError: The process ended before it said anything, or took too long.
+    """
+
+    def __init__(self, config: CartConfig, model: str, site: Path | None) -> None:
+        self.model, self.site, self._config = model, site, config
+        self._seconds = config.cart.judge_seconds
+        self._process = subprocess.Popen(
+            ending_with_this(
+                [
+                    *(sys.executable, "-m", "deepcovid_edge.cart.work.judge_child"),
+                    *(str(config.path), model, str(site or "")),
+                ]
+            ),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self._rest = b""
+        try:
+            first = self._answer(START_SECONDS)
+            if "failed" in first:
+                raise JudgeFailedError(first["why"])
+            self.template: Mapping[str, Any] = first["ready"]
+            self.backend = str(first["backend"])
+        except BaseException:
+            self.close()
+            raise
+
+    def judge(
+        self, film: ClaimedFilm, destinations: Mapping[str, Any], *, refuse: Reason | None = None
+    ) -> Settled:
+        """Judge a film.
+
+        Args:
+            film: The film.
+            destinations: Name of each destination, with the kinds of objects it gets.
+            refuse: Refuse it unread for this reason.
+
+        Raises:
+            JudgeCrashedError: The process ended, or gave no answer in time.
+        """
+        request = {
+            "path": str(film.path),
+            "content_sha256": film.content_sha256,
+            "is_dicom": film.is_dicom,
+            "refuse": refuse and refuse.code,
+        }
+        assert self._process.stdin
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise JudgeCrashedError(self._end_in_words()) from error
+        answer = self._answer(self._seconds)
+        objects = [BuiltObject(**{**one, "path": Path(one["path"])}) for one in answer["objects"]]
+        return Settled(answer["record"], objects, destinations)
+
+    def refusal(self, film: ClaimedFilm, reason: Reason) -> Settled:
+        """A refusal without objects, of a film that ends every judge, even unread."""
+        record = {
+            **self.template,
+            "path": str(film.path),
+            "sha256": file_sha256(film.path),
+            "reason": reason.code,
+            "message": reason.sentence,
+        }
+        return Settled(record)
+
+    def _answer(self, seconds: float) -> dict[str, Any]:
+        assert self._process.stdout
+        handle = self._process.stdout.fileno()
+        ends = time.monotonic() + seconds
+        while b"\n" not in self._rest:
+            left = ends - time.monotonic()
+            if left <= 0:
+                raise JudgeCrashedError(f"no answer in {seconds:g} s")
+            if not select.select([handle], [], [], min(left, 1.0))[0]:
+                continue
+            block = self._process.stdout.read1(_BLOCK)  # type: ignore[attr-defined]
+            if not block or len(self._rest) > _LONGEST_ANSWER:
+                raise JudgeCrashedError(self._end_in_words())
+            self._rest += block
+        line, _, self._rest = self._rest.partition(b"\n")
+        try:
+            answer: dict[str, Any] = json.loads(line)
+        except ValueError as error:
+            raise JudgeCrashedError(f"not an answer: {one_line(error)}") from error
+        return answer
+
+    def _end_in_words(self) -> str:
+        try:
+            code = self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            return "the judge answers no more"
+        return f"the judge ended with code {code}"
+
+    def close(self) -> None:
+        """End the process."""
+        end(self._process)
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream:
+                try:
+                    stream.close()
+                except OSError:  # a request that nobody reads any more
+                    continue

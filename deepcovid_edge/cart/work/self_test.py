@@ -1,0 +1,61 @@
+"""The test at each start of a judge: drawn films go through the whole path.
+
+What comes of them must be a number, a heat map and objects; a judge that does not get so far says
+why, and no film of a patient is given to it. What the first film would wait for is loaded then.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
+from deepcovid_edge.cart.work.judge_child import FilmJudge, FilmRequest
+from deepcovid_edge.errors import ModelFileError
+from deepcovid_edge.imaging.dicom.writing import write_dicom
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
+
+_DX = "1.2.840.10008.5.1.4.1.1.1.1"
+_STUDY, _SERIES = "2.25.1", "2.25.2"
+_OPACITIES = (0, 9)
+
+
+def check_judge(judge: FilmJudge) -> None:
+    """Have a judge judge drawn films, in a folder that is deleted afterwards.
+
+    Raises:
+        ModelFileError: One has no number, or an object is missing.
+        DeepCovidEdgeError: Whatever else the judge raises.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        spool = Spool(Path(folder), SpoolSettings(0, 0.0, 0))
+        own = FilmJudge(judge.model, spool, judge.settings, judge.maker)
+        for opacities in _OPACITIES:
+            path = Path(folder) / f"{opacities}.dcm"
+            pixels = draw_phantom(7, opacities=opacities).astype(np.uint16) << 4
+            write_dicom(
+                path,
+                pixels,
+                _DX,
+                Modality="DX",
+                StudyInstanceUID=_STUDY,
+                SeriesInstanceUID=_SERIES,
+                BodyPartExamined="CHEST",
+                ViewPosition="PA",
+                PresentationIntentType="FOR PRESENTATION",
+            )
+            request = FilmRequest(path, f"{opacities:064d}", is_dicom=True)
+            _check(own.judge(request), judge.settings.heatmap != "none")
+
+
+def _check(answer: Mapping[str, Any], with_map: bool) -> None:
+    record = answer["record"]
+    if record["status"] != "assessed":
+        raise ModelFileError(f"self-test: a drawn film is not assessed: {record['message']}")
+    kinds = [one["kind"] for one in answer["objects"]]
+    if kinds != (["sr", "sc"] if with_map else ["sr"]):
+        raise ModelFileError(f"self-test: objects {kinds}, expected a report and a picture")

@@ -1,0 +1,219 @@
+"""`cart`: the service on the cart. Films in by DICOM or folder, their answers in the PACS."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from deepcovid_edge.cli.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from deepcovid_edge.cart.config import CartConfig
+    from deepcovid_edge.cart.status import CartStatus
+
+_CONFIG = click.argument("config", type=click.Path(path_type=Path))
+
+
+@click.group()
+def command() -> None:
+    r"""Run the cart service: films in by DICOM or folder, answers to the PACS.
+
+    CONFIG is a TOML file; see docs/cart.md. Every role may be run by itself.
+
+    \b
+    deepcovid-edge cart check-config cart.toml
+    deepcovid-edge cart run cart.toml
+    deepcovid-edge cart status cart.toml
+    """
+
+
+@command.command()
+@_CONFIG
+def run(config: Path) -> None:
+    """Run every role, and start again what ends.
+
+    Example: deepcovid-edge cart run cart.toml
+    """
+    from deepcovid_edge.cart.process import stop_event
+    from deepcovid_edge.cart.run import run_roles
+
+    run_roles(_read(config), stop_event())
+
+
+@command.command()
+@_CONFIG
+def receive(config: Path) -> None:
+    """Take films in: DICOM and watched folders.
+
+    Example: deepcovid-edge cart receive cart.toml
+    """
+    from deepcovid_edge.cart.process import stop_event
+    from deepcovid_edge.cart.receive.role import receive as take
+
+    take(_read(config), stop_event())
+
+
+@command.command()
+@_CONFIG
+def work(config: Path) -> None:
+    """Judge films and send the results.
+
+    Example: deepcovid-edge cart work cart.toml
+    """
+    from deepcovid_edge.cart.process import stop_event
+    from deepcovid_edge.cart.work.role import work as judge
+
+    judge(_read(config), stop_event())
+
+
+@command.command()
+@_CONFIG
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(config: Path, as_json: bool) -> None:
+    """Show films, queues and alerts; it works while the cart is down.
+
+    Example: deepcovid-edge cart status cart.toml
+    """
+    from deepcovid_edge.cart.status import read_status
+    from deepcovid_edge.cart.store.opening import open_ledger
+
+    settings = _read(config)
+    with open_ledger(settings.cart, read_only=True) as ledger:
+        found = read_status(settings, ledger)
+    click.echo(json.dumps(found.as_dict(), indent=1) if as_json else _in_words(found))
+
+
+def _in_words(found: CartStatus) -> str:
+    films = ", ".join(f"{count} {name}" for name, count in found.films.items())
+    lines = [f"Model: {found.model}", f"Films: {films}", f"Last film: {found.last_film or 'never'}"]
+    for name, queue in found.queues.items():
+        states = ", ".join(f"{count} {state}" for state, count in queue.items())
+        lines.append(f"To {name}: {states}")
+    for alert in found.alerts:
+        detail = ", ".join(f"{key}: {value}" for key, value in alert.detail.items())
+        lines.append(
+            f"Alert since {alert.since}: {alert.code.sentence} {alert.code.fix} ({detail})"
+        )
+    return "\n".join(lines if found.alerts else [*lines, "No alert."])
+
+
+@command.command()
+@_CONFIG
+@click.argument("film", type=int, required=False)
+@click.option("--to", "destination", help="To this destination alone.")
+def resend(config: Path, film: int | None, destination: str | None) -> None:
+    """Send a FILM's results again, the same bytes; without FILM what was refused.
+
+    Example: deepcovid-edge cart resend cart.toml 17
+    """
+    from deepcovid_edge.cart.store.deliveries import Deliveries
+    from deepcovid_edge.cart.store.opening import open_store
+
+    ledger, spool = open_store(_read(config).cart)
+    with ledger:
+        count = Deliveries(ledger, spool).resend(film, destination)
+    click.echo(f"{count} objects are queued.")
+
+
+@command.command("check-config")
+@_CONFIG
+@click.option("--offline", is_flag=True, help="Do not ask the destinations.")
+def check_config(config: Path, offline: bool) -> int:
+    """Check the configuration, the model and every destination (C-ECHO).
+
+    Example: deepcovid-edge cart check-config cart.toml
+    """
+    from deepcovid_edge.cart.checks import check
+
+    failed = False
+    for found in check(_read(config), asks=not offline):
+        click.echo(f"{'ok  ' if found.is_right else 'FAIL'} {found.what}: {found.detail}")
+        failed |= not found.is_right
+    return ExitCode.NOT_EQUIVALENT if failed else ExitCode.DONE
+
+
+@command.command()
+@_CONFIG
+@click.option("--seconds", default=300.0, show_default=True, help="Longest time.")
+def drain(config: Path, seconds: float) -> int:
+    """Send all that waits, now; before the cart is moved. The cart must not be running.
+
+    Example: deepcovid-edge cart drain cart.toml --seconds 60
+    """
+    from deepcovid_edge.cart.store.opening import open_store
+    from deepcovid_edge.cart.work.outbox import Outbox
+
+    settings = _read(config)
+    ledger, spool = open_store(settings.cart)
+    with ledger:
+        left = Outbox(settings, ledger, spool).drain(seconds)
+    click.echo(f"{left} objects wait." if left else "Nothing waits.")
+    return ExitCode.ERROR if left else ExitCode.DONE
+
+
+@command.command("export-log")
+@_CONFIG
+def export_log(config: Path) -> int:
+    """Print every event as a line of JSON, and check that none was changed.
+
+    Example: deepcovid-edge cart export-log cart.toml > events.jsonl
+    """
+    from deepcovid_edge.cart.store.opening import open_ledger
+
+    with open_ledger(_read(config).cart, read_only=True) as ledger:
+        for row in ledger.each("SELECT * FROM event ORDER BY id"):
+            click.echo(json.dumps({**dict(row), "detail": json.loads(row["detail"])}))
+        broken = ledger.broken_event()
+    if broken is not None:
+        click.echo(f"Event {broken} was changed, or one before it removed.", err=True)
+    return ExitCode.NOT_EQUIVALENT if broken is not None else ExitCode.DONE
+
+
+@command.group()
+def model() -> None:
+    """Change the model that judges."""
+
+
+@model.command()
+@_CONFIG
+@click.argument("name")
+@click.option("--site", type=click.Path(path_type=Path), help="Site file of that model.")
+def use(config: Path, name: str, site: Path | None) -> None:
+    """Have the model NAME judge from the next film on, once it has proved itself.
+
+    Example: deepcovid-edge cart model use cart.toml squeezenet1_1
+    """
+    from deepcovid_edge.cart.model_pointer import use_model
+    from deepcovid_edge.cart.store.opening import open_store
+
+    settings = _read(config)
+    with open_store(settings.cart)[0] as ledger:
+        _echo_model(use_model(settings, ledger, name, site))
+
+
+@model.command()
+@_CONFIG
+def rollback(config: Path) -> None:
+    """Go back to the model before.
+
+    Example: deepcovid-edge cart model rollback cart.toml
+    """
+    from deepcovid_edge.cart.model_pointer import roll_back
+    from deepcovid_edge.cart.store.opening import open_store
+
+    settings = _read(config)
+    with open_store(settings.cart)[0] as ledger:
+        _echo_model(roll_back(settings, ledger))
+
+
+def _echo_model(facts: dict[str, Any]) -> None:
+    click.echo(f"{facts['model']} judges, {facts['backend']}, {facts['variant']}")
+
+
+def _read(config: Path) -> CartConfig:
+    from deepcovid_edge.cart.config import read_config
+
+    return read_config(config)
