@@ -1,0 +1,1 @@
+"""Films come in: by DICOM C-STORE, and out of watched folders."""

@@ -1,0 +1,240 @@
+"""Storage commitment asked of the cart (DICOM PS3.4, annex J).
+
+Committed means: *judged, and the result sent to every destination*. It does not mean archived: the
+cart is no archive, and deletes films after a while. `receive.commitment` is off by default: it is
+for consoles that do not send without.
+
+A request is answered at once and kept in the ledger. The N-EVENT-REPORT goes to the peer's own port
+on a new association, when every film of the request is done, or is not known here; after a restart
+too, and again until the peer takes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from deepcovid_edge.cart.config import CartConfig, Peer
+from deepcovid_edge.cart.process import log
+from deepcovid_edge.cart.receive.guards import plain_address
+from deepcovid_edge.cart.receive.receiver import COMMITMENT
+from deepcovid_edge.cart.store.clock import now_seconds, now_utc
+from deepcovid_edge.cart.store.ledger import Ledger
+from deepcovid_edge.cart.store.schema import COMMITTED, RECEIVED, SENT
+from deepcovid_edge.errors import OutputError, require
+
+INSTANCE = "1.2.840.10008.1.20.1.1"
+"""The well-known SOP instance of the Push Model (PS3.4, J.3.5)."""
+SUCCESS, NO_SUCH_ACTION, INVALID_ARGUMENT, PROCESSING_FAILURE, NO_SUCH_OBJECT, CLASS_CONFLICT = (
+    *(0x0000, 0x0123, 0x0115, 0x0110, 0x0112, 0x0119),
+)
+_SIDE, _ASKED, _TOLD = "scp", "asked", "told"
+_MOST_OBJECTS = 10_000
+_WAITS = (10, 30, 60, 120, 300, 900)
+"""Seconds until the report is tried again."""
+_LOOK_SECONDS = 1.0
+_CONNECT_SECONDS, _ANSWER_SECONDS = 5.0, 15.0
+Reference = tuple[str, str]
+"""SOP class UID and SOP instance UID."""
+
+
+class Commitments:
+    """Requests for storage commitment that the cart answers.
+
+    Args:
+        config: The cart's configuration.
+        ledger: The ledger.
+    """
+
+    def __init__(self, config: CartConfig, ledger: Ledger) -> None:
+        self._config, self._ledger = config, ledger
+
+    def ask(self, event: Any, peer: Peer) -> int:
+        """Note a request; the status of the N-ACTION (PS3.4, J.3.2).
+
+        Args:
+            event: Of pynetdicom, `EVT_N_ACTION`.
+            peer: Who asks.
+        """
+        if event.request.ActionTypeID != 1:
+            return NO_SUCH_ACTION
+        asked = event.action_information
+        transaction = str(asked.get("TransactionUID") or "")
+        wanted = [
+            [str(item.ReferencedSOPClassUID), str(item.ReferencedSOPInstanceUID)]
+            for item in asked.get("ReferencedSOPSequence") or ()
+        ]
+        if not transaction or not 0 < len(wanted) <= _MOST_OBJECTS:
+            return INVALID_ARGUMENT
+        if peer.port is None:
+            log("commitment_refused", why="the peer has no port")
+            return PROCESSING_FAILURE
+        address = plain_address(event.assoc.requestor.address)
+        with self._ledger.transaction() as now:
+            now.execute(
+                "INSERT INTO commitment (transaction_uid, side, peer, objects, at_utc)"
+                " VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET state = ?, next_try = 0",
+                (
+                    *(transaction, _SIDE, f"{peer.ae_title}@{address}"),
+                    *(json.dumps(wanted), now_utc(), _ASKED),
+                ),
+            )
+            self._ledger.event("commitment asked", films=len(wanted))
+        return SUCCESS
+
+    def run(self, stop: threading.Event) -> None:
+        """Send what is due until an event is set."""
+        while not stop.wait(_LOOK_SECONDS):
+            with contextlib.suppress(OutputError):  # the ledger is locked: later
+                self.tell_due()
+
+    def tell_due(self) -> int:
+        """Send the reports that are due; how many were taken."""
+        now, told = now_seconds(), 0
+        for row in self._ledger.rows(
+            "SELECT * FROM commitment WHERE side = ? AND state = ? ORDER BY rowid", _SIDE, _ASKED
+        ):
+            # A clock that went back must not make it wait for years.
+            is_due = row["next_try"] <= now or row["next_try"] > now + 2 * _WAITS[-1]
+            wanted = [(one[0], one[1]) for one in json.loads(row["objects"])]
+            if is_due and (outcome := self._outcome(wanted)):
+                told += self._tell(row, *outcome)
+        return told
+
+    def _outcome(
+        self, wanted: Iterable[Reference]
+    ) -> tuple[list[Reference], list[tuple[Reference, int]]] | None:
+        """Which films are done, and which never will be; None while one is under way."""
+        kept: list[Reference] = []
+        failed: list[tuple[Reference, int]] = []
+        for reference in wanted:
+            sop_class, sop_uid = reference
+            films = self._ledger.rows(
+                "SELECT id, sop_class, state FROM film WHERE sop_uid = ?", sop_uid
+            )
+            if not films:
+                failed.append((reference, NO_SUCH_OBJECT))
+            elif all(film["sop_class"] != sop_class for film in films):
+                failed.append((reference, CLASS_CONFLICT))
+            elif any(self._is_under_way(film["id"]) for film in films):
+                return None
+            else:
+                kept.append(reference)
+        return kept, failed
+
+    def _is_under_way(self, film_id: int) -> bool:
+        """Whether a film has no result yet, or one that a destination does not have."""
+        return (
+            self._ledger.row(
+                "SELECT 1 FROM film WHERE id = ? AND state IN (?, 'judging')", film_id, RECEIVED
+            )
+            or self._ledger.row(
+                "SELECT 1 FROM outbox JOIN object ON object.id = outbox.object_id"
+                " JOIN result ON result.id = object.result_id"
+                " WHERE result.film_id = ? AND outbox.state NOT IN (?, ?)",
+                *(film_id, SENT, COMMITTED),
+            )
+        ) is not None
+
+    def _tell(self, row: Any, kept: list[Reference], failed: list[tuple[Reference, int]]) -> bool:
+        title, _, address = row["peer"].partition("@")
+        named = (peer for peer in self._config.peers if peer.ae_title == title)
+        peer = next((peer for peer in named if peer.is_at(address) and peer.port), None)
+        is_told = peer is not None and self._report(
+            (address, int(peer.port or 0), title), row["transaction_uid"], kept, failed
+        )
+        tries = row["tries"] + 1
+        wait = _WAITS[min(tries, len(_WAITS)) - 1] * random.uniform(0.8, 1.2)
+        with self._ledger.transaction() as now:
+            now.execute(
+                "UPDATE commitment SET state = ?, tries = ?, next_try = ?"
+                " WHERE transaction_uid = ? AND side = ? AND peer = ?",
+                (
+                    *(_TOLD if is_told else _ASKED, tries, now_seconds() + wait),
+                    *(row["transaction_uid"], _SIDE, row["peer"]),
+                ),
+            )
+            if is_told:
+                self._ledger.event("commitment told", kept=len(kept), failed=len(failed))
+        log("commitment", is_told=is_told, kept=len(kept), failed=len(failed), tries=tries)
+        return is_told
+
+    def _report(
+        self,
+        peer: tuple[str, int, str],
+        transaction: str,
+        kept: list[Reference],
+        failed: list[tuple[Reference, int]],
+    ) -> bool:
+        """Send an N-EVENT-REPORT (PS3.4, J.3.3); whether the peer took it."""
+        require("pynetdicom", extra="cart")
+        from pynetdicom import AE, build_role
+
+        address, port, title = peer
+        entity = AE(ae_title=self._config.receive.ae_title)
+        entity.add_requested_context(COMMITMENT)
+        entity.connection_timeout = _CONNECT_SECONDS
+        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = _ANSWER_SECONDS
+        tls = client_tls(self._config)
+        association = entity.associate(
+            address,
+            port,
+            ae_title=title,
+            ext_neg=[build_role(COMMITMENT, scp_role=True)],
+            tls_args=(tls, "") if tls else None,
+        )
+        if not association.is_established:
+            return False
+        try:
+            status, _ = association.send_n_event_report(
+                _information(transaction, kept, failed), 2 if failed else 1, COMMITMENT, INSTANCE
+            )
+            return "Status" in status and int(status.Status) == SUCCESS
+        except (RuntimeError, ValueError):  # the association is over, or has no such context
+            return False
+        finally:
+            association.release()
+
+
+def _information(
+    transaction: str, kept: list[Reference], failed: list[tuple[Reference, int]]
+) -> Any:
+    """Event information (PS3.4, table J.3-2)."""
+    make = require("pydicom.dataset", extra="cart").Dataset
+
+    def item(reference: Reference, reason: int | None = None) -> Any:
+        one = make()
+        one.ReferencedSOPClassUID, one.ReferencedSOPInstanceUID = reference
+        if reason is not None:
+            one.FailureReason = reason
+        return one
+
+    whole = make()
+    whole.TransactionUID = transaction
+    if kept:
+        whole.ReferencedSOPSequence = [item(reference) for reference in kept]
+    if failed:
+        whole.FailedSOPSequence = [item(reference, reason) for reference, reason in failed]
+    return whole
+
+
+def client_tls(config: CartConfig) -> Any:
+    """TLS of a report, by the certificate of the DICOM port; None without one."""
+    settings = config.receive
+    if settings.certificate is None or settings.key is None:
+        return None
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = False  # peers are known by their address and by the authority
+    context.load_cert_chain(settings.certificate, settings.key)
+    if settings.authority:
+        context.load_verify_locations(settings.authority)
+    else:
+        context.verify_mode = ssl.CERT_NONE
+    return context

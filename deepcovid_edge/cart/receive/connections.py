@@ -1,0 +1,200 @@
+"""What one TCP connection of the DICOM port may do: how much, how fast and for how long.
+
+A PDU is read here, by length, before pynetdicom sees any of it. The rules know nothing of
+pynetdicom; `guards` puts them in its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+HEADER_BYTES = 6
+"""Type, reserved byte and length of a PDU (DICOM PS3.8, section 9.3.1)."""
+P_DATA = 0x04
+_KINDS = range(0x01, 0x08)
+_ABORT = bytes.fromhex("07 00 00000004 00 00 02 06")
+"""A-ABORT by the service provider: invalid value of a PDU parameter (PS3.8, section 9.3.8)."""
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a connection may do.
+
+    Attributes:
+        most_pdu_bytes: Longest PDU, bytes; an honest one is at most what was negotiated.
+        most_message_bytes: Longest DIMSE message with all of its PDUs, bytes.
+        set_up_seconds: From the connection to the association.
+        stall_seconds: From one whole PDU to the next, within a PDU or a message.
+        message_seconds: From the first PDU of a message to its last.
+        crowded_seconds: A connection that has kept others waiting for so long in its set-up, or
+            within a PDU or a message, gives way when its address asks for one more than it may.
+        idle_seconds: An association without a message.
+        per_address: Connections of one address at once.
+        associations: Associations at once.
+        waiting: Whole messages that wait for their answer; no more may be sent then.
+    """
+
+    most_pdu_bytes: int = _MIB
+    most_message_bytes: int = 65 * _MIB
+    set_up_seconds: float = 5.0
+    stall_seconds: float = 15.0
+    message_seconds: float = 120.0
+    crowded_seconds: float = 3.0
+    idle_seconds: float = 60.0
+    per_address: int = 4
+    associations: int = 8
+    waiting: int = 16
+
+    @property
+    def connections(self) -> int:
+        """TCP connections at once: some more, so that they get a rejection that says why."""
+        return self.associations + self.per_address
+
+
+class Connection:
+    """A TCP connection with its progress. Times are `time.monotonic`, seconds.
+
+    Args:
+        sock: The connected socket.
+        address: IP address of the peer.
+        limits: What it may do.
+    """
+
+    def __init__(self, sock: socket.socket, address: str, limits: Limits) -> None:
+        self.socket, self.address, self._limits = sock, address, limits
+        self.thread: threading.Thread | None = None
+        self.association: Any = None
+        self.refusal: str | None = None
+        """Why it was ended from this side; None as long as it was not."""
+        self.is_noted = False
+        self._opened = self._last_whole = time.monotonic()
+        self._is_set_up = False
+        self._kind = 0
+        self._in_body = False
+        self._pdu_since: float | None = None
+        self._message_since: float | None = None
+        self._message_bytes = 0
+        self._waiting: deque[int] = deque()
+
+    @property
+    def has_thread(self) -> bool:
+        """Whether a thread still works for it, or will begin to."""
+        if self.thread is None or self.thread.is_alive():
+            return True
+        return self.association is not None and bool(self.association.is_alive())
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it counts: somebody works for it, and it was not ended."""
+        return self.refusal is None and self.has_thread
+
+    def established(self) -> None:
+        """Its association was accepted."""
+        self._is_set_up = True
+        self._last_whole = time.monotonic()
+
+    def read(self, count: int) -> bytearray:
+        """Read the next header or body of a PDU.
+
+        Args:
+            count: Bytes that pynetdicom asks for: those of a header, then of that PDU's body.
+
+        Returns:
+            The bytes; fewer where the connection was closed, or ended for breaking a rule.
+        """
+        is_body, self._in_body = self._in_body, False
+        if is_body and (broken := self._rule_broken(count)):
+            self.end(broken)
+            return bytearray()
+        data = self._receive(count)
+        if len(data) < count:
+            self._pdu_since = None
+        elif is_body:
+            self._pdu_since, self._last_whole = None, time.monotonic()
+        else:
+            self._kind = data[0]
+            self._in_body = self._kind in _KINDS
+        return data
+
+    def _rule_broken(self, count: int) -> str | None:
+        """What a body of that length would break; nothing of it has been read."""
+        if count > self._limits.most_pdu_bytes:
+            return f"PDU of {count} bytes"
+        if self._kind != P_DATA:
+            return None
+        waiting = self._still_waiting()
+        if len(waiting) > self._limits.waiting:
+            return f"{len(waiting)} messages sent without an answer"
+        whole = sum(waiting) + self._message_bytes + count
+        if whole > self._limits.most_message_bytes:
+            return f"message of more than {self._limits.most_message_bytes // _MIB} MiB"
+        if self._message_since is None:
+            self._message_since = time.monotonic()
+        self._message_bytes += count
+        return None
+
+    def _still_waiting(self) -> deque[int]:
+        """Bytes of whole messages that pynetdicom has queued and not begun to answer."""
+        queued = self.association.dimse.msg_queue.qsize() if self.association else 0
+        while len(self._waiting) > queued:
+            self._waiting.popleft()
+        return self._waiting
+
+    def _receive(self, count: int) -> bytearray:
+        data = bytearray(count)
+        view, done = memoryview(data), 0
+        with contextlib.suppress(OSError):  # reset, or timed out: shorter than asked for
+            while done < count:
+                got = self.socket.recv_into(view[done:])
+                if not got:
+                    break
+                if self._pdu_since is None:
+                    self._pdu_since = time.monotonic()
+                done += got
+        view.release()
+        del data[done:]
+        return data
+
+    def message_is_whole(self) -> None:
+        """A message has come to its end."""
+        self._waiting.append(self._message_bytes)
+        self._message_bytes, self._message_since = 0, None
+
+    def stuck_seconds(self, now: float) -> float:
+        """How long it has kept a place without progress; 0 while it waits for this side."""
+        if not self._is_set_up:
+            return now - self._opened
+        if self._pdu_since is not None:
+            return now - self._pdu_since
+        if self._message_since is not None:
+            return now - self._last_whole
+        return 0.0
+
+    def overdue(self, now: float) -> str | None:
+        """Which time it has exceeded, in words; None if none."""
+        limits, stuck = self._limits, self.stuck_seconds(now)
+        if not self._is_set_up:
+            late = stuck > limits.set_up_seconds
+            return f"no association within {limits.set_up_seconds:g} s" if late else None
+        if stuck > limits.stall_seconds:
+            return f"no whole PDU for {limits.stall_seconds:g} s"
+        since = self._message_since
+        if since is not None and now - since > limits.message_seconds:
+            return f"message not whole after {limits.message_seconds:g} s"
+        return None
+
+    def end(self, refusal: str) -> None:
+        """End it from this side; the thread that reads sees the end of the stream."""
+        if self.refusal is None:
+            self.refusal = refusal
+        with contextlib.suppress(OSError, ValueError):  # TLS takes no flags: it goes without
+            self.socket.send(_ABORT, socket.MSG_DONTWAIT)  # a peer may not read
+        with contextlib.suppress(OSError):  # not that of ssl: another thread may be within it
+            socket.socket.shutdown(self.socket, socket.SHUT_RDWR)

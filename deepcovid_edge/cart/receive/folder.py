@@ -1,0 +1,321 @@
+"""Watched folders: files are found by scanning, for a share tells nobody of what others write.
+
+| a file | becomes |
+| --- | --- |
+| whose size and time are alike in two scans, and that is whole | a film |
+| that is not whole, and does not change for ten minutes | a film; its result says why it is none |
+| that is no film at all, likewise | passed over, with an event |
+| under a name of unfinished files, hidden, or in a system's folder | not looked at |
+| that was taken and has not changed since | not looked at |
+
+Taken is: on the disk of the spool and in the ledger. Only then is it moved or deleted, where that
+was asked for, and only if it is still the same file. Names of files may be those of patients: they
+are in the table `seen` alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from deepcovid_edge.cart.config import ReceiveSettings
+from deepcovid_edge.cart.process import log
+from deepcovid_edge.cart.store.film_header import FilmRefusedError
+from deepcovid_edge.cart.store.intake import Arrival, Intake
+from deepcovid_edge.datasets.folders import COMPANIONS, is_system_folder
+from deepcovid_edge.device import shares
+from deepcovid_edge.errors import NotAssessedError, OutputError, require
+from deepcovid_edge.imaging.dicom.elements import BoundedStream, read_elements
+from deepcovid_edge.imaging.dicom.syntaxes import find_data_set
+from deepcovid_edge.imaging.files import read_bytes
+from deepcovid_edge.imaging.signatures import is_cut_off, is_dicom, known_kind
+
+SCAN_SECONDS = 2.0
+STALE_SECONDS = 600.0
+"""How long a file that is not whole may stay as it is."""
+DONE = "done"
+"""Folder that taken files are moved to, beside them."""
+_UNFINISHED = (".part", ".partial", ".tmp", ".temp", ".crdownload", ".filepart", ".download", "~")
+_HIDDEN = (".", "~$")
+_DEEPEST = 16
+_SOP_UID = 0x00080018
+_PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
+"""Pixel data: of floats, of doubles, of whole numbers (DICOM PS3.6)."""
+_MIB = 1 << 20
+
+
+class Signature(NamedTuple):
+    """By what a file is known to be unchanged."""
+
+    size: int
+    modified_ns: int
+    inode: int
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A file that keeps its signature.
+
+    Attributes:
+        signature: As of this scan and the ones before.
+        since: When it was first seen so, seconds of `time.monotonic`.
+    """
+
+    signature: Signature
+    since: float
+
+
+def is_passed_over(name: str) -> bool:
+    """Whether a file of this name is none that somebody finished."""
+    low = name.lower()
+    return low.startswith(_HIDDEN) or low.endswith(_UNFINISHED) or low in COMPANIONS
+
+
+def is_whole(data: bytes) -> bool:
+    """Whether a file ends where its own structure says; nothing is decoded."""
+    if is_dicom(data):
+        return _dicom_is_whole(data)
+    return known_kind(data) is not None and not is_cut_off(data)
+
+
+def _dicom_is_whole(data: bytes) -> bool:
+    """Whether the elements of an image go on to its pixels, and these to their end."""
+    require("pydicom", extra="cart")
+    pixels = False
+
+    def pass_on(tag: int, _kind: str | None, _length: int) -> bool:
+        nonlocal pixels
+        pixels = pixels or tag in _PIXELS
+        return False
+
+    try:
+        found = find_data_set(data)
+        stream = BoundedStream(found.data)
+        stream.seek(found.start)
+        read_elements(
+            stream,
+            pass_on,
+            (_SOP_UID,),  # one, so that values of all others are skipped, beyond the end too
+            little=found.encoding.little,
+            implicit=found.encoding.implicit,
+        )
+    except Exception:  # pydicom raises nearly anything at an early end
+        return False
+    return pixels and stream.tell() <= len(found.data)
+
+
+class FolderWatch:
+    """One watched folder.
+
+    Args:
+        folder: The folder, with those below it.
+        settings: What becomes of taken files, and the largest film.
+        intake: Takes the films.
+        stop: Ends a scan between two files.
+        clock: Seconds that only go forward.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: ReceiveSettings,
+        intake: Intake,
+        stop: threading.Event,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.folder, self._after = folder, settings.after
+        self._most_bytes = settings.max_film_mib * _MIB
+        self._intake, self._ledger = intake, intake.ledger
+        self._stop, self._clock = stop, clock
+        self._files: dict[Path, _Found] = {}
+        self._seen: dict[Path, Signature] | None = None
+
+    def run(self) -> None:
+        """Scan until it is to stop."""
+        while not self._stop.is_set():
+            try:
+                self.scan()
+            except OutputError as error:  # the ledger is locked, the disk is full: later
+                log("folder_waits", why=type(error).__name__)
+            self._stop.wait(SCAN_SECONDS)
+
+    def scan(self) -> int:
+        """Look once; how many films were taken.
+
+        Raises:
+            OutputError: Spool or ledger cannot be written; what was not taken is so later.
+        """
+        if self._seen is None:
+            self._seen = self._seen_before()
+        listed = self._list()
+        if listed is None:
+            return 0
+        self._forget(listed)
+        now, before = self._clock(), self._files
+        self._files = {
+            path: before[path]
+            if path in before and before[path].signature == signature
+            else _Found(signature, now)
+            for path, signature in listed.items()
+        }
+        ready = [
+            (path, found)
+            for path, found in self._files.items()
+            if path in before and found is before[path] and self._seen.get(path) != found.signature
+        ]
+        ready.sort(key=lambda one: (one[1].signature.modified_ns, one[0]))
+        taken = 0
+        for path, found in ready:
+            if self._stop.is_set():
+                break
+            taken += self._look_at(path, found, is_stale=now - found.since >= STALE_SECONDS)
+        return taken
+
+    def _seen_before(self) -> dict[Path, Signature]:
+        inside = f"{self.folder}{os.sep}"
+        return {
+            Path(row["path"]): Signature(row["bytes"], row["modified_ns"], row["inode"])
+            for row in self._ledger.rows("SELECT * FROM seen")
+            if row["path"].startswith(inside)
+        }
+
+    def _list(self) -> dict[Path, Signature] | None:
+        """All files that may be films; None where the folder cannot be read: an alert says so."""
+        key = f"folder_gone:{self.folder}"
+        try:
+            listed = shares.call(self.folder, partial(_list, self.folder, self._after == "move"))
+        except OSError as error:
+            why = error.strerror or type(error).__name__
+            self._ledger.raise_alert(key, "folder_gone", folder=str(self.folder), why=why)
+            return None
+        self._ledger.clear_alert(key)
+        return listed
+
+    def _forget(self, listed: Mapping[Path, Signature]) -> None:
+        """Forget files that are gone, unless all are: a share may not be mounted."""
+        assert self._seen is not None
+        gone = [path for path in self._seen if path not in listed]
+        if not gone or not listed:
+            return
+        with self._ledger.transaction() as now:
+            now.executemany("DELETE FROM seen WHERE path = ?", [(str(path),) for path in gone])
+        for path in gone:
+            del self._seen[path]
+
+    def _look_at(self, path: Path, found: _Found, *, is_stale: bool) -> bool:
+        """Take a file if it can be taken; whether it was."""
+        if found.signature.size > self._most_bytes:
+            self._pass_over(path, found.signature, "larger than max_film_mib")
+            return False
+        try:
+            data = read_bytes(path).data
+            if self._signature(path) != found.signature or len(data) != found.signature.size:
+                return False
+        except (OSError, NotAssessedError):
+            if is_stale:
+                self._pass_over(path, found.signature, "cannot be read")
+            return False
+        whole = is_whole(data)
+        if not whole and not is_stale:
+            return False
+        try:
+            arrival = Arrival("folder", str(self.folder))
+            film = self._intake.take_file(data, name=path.name, arrival=arrival)
+        except FilmRefusedError as error:
+            if is_stale:
+                self._pass_over(path, found.signature, f"no film: {error.kind}")
+            return False
+        self._note(path, found.signature, film.film_id)
+        log("folder", film=film.film_id, is_new=film.is_new, is_whole=whole)
+        if whole:
+            self._put_away(path, found.signature)
+        return True
+
+    def _pass_over(self, path: Path, signature: Signature, why: str) -> None:
+        """Never look at a file again while it stays as it is; say so once."""
+        self._note(path, signature, None)
+        self._ledger.event("file passed over", folder=str(self.folder), why=why)
+        log("file_passed_over", why=why)
+
+    def _note(self, path: Path, signature: Signature, film_id: int | None) -> None:
+        with self._ledger.transaction() as now:
+            now.execute(
+                "INSERT OR REPLACE INTO seen (path, bytes, modified_ns, inode, film_id)"
+                " VALUES (?, ?, ?, ?, ?)",
+                (str(path), *signature, film_id),
+            )
+        assert self._seen is not None
+        self._seen[path] = signature
+
+    def _put_away(self, path: Path, signature: Signature) -> None:
+        """Move or delete a file that the ledger has, if it is still the same."""
+        if self._after == "keep":
+            return
+        try:
+            if self._signature(path) == signature:
+                shares.call(path, lambda _: self._remove(path))
+        except OSError as error:
+            log("file_stays", why=error.strerror or type(error).__name__)
+
+    def _remove(self, path: Path) -> None:
+        if self._after == "delete":
+            path.unlink()
+            return
+        (path.parent / DONE).mkdir(exist_ok=True)
+        path.rename(_free_name(path.parent / DONE / path.name))
+
+    @staticmethod
+    def _signature(path: Path) -> Signature:
+        return shares.call(path, lambda _: _signature(path.stat()))
+
+
+def _signature(status: os.stat_result) -> Signature:
+    return Signature(status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+def _free_name(path: Path) -> Path:
+    """A name that no file has: no taken file ever replaces another."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.stem} ({number}){path.suffix}")
+    return free
+
+
+def _list(folder: Path, skips_done: bool, progress: shares.Progress) -> dict[Path, Signature]:
+    """Files of a folder and of those below it, each with its signature.
+
+    Raises:
+        OSError: The folder itself cannot be listed.
+    """
+    found: dict[Path, Signature] = {}
+    level = [folder]
+    for depth in range(_DEEPEST):
+        below: list[Path] = []
+        for place in level:
+            with contextlib.suppress(*(() if depth == 0 else (OSError,))):
+                for entry in _entries(place, progress):
+                    if entry.is_dir(follow_symlinks=False):
+                        is_done = skips_done and entry.name == DONE
+                        if not is_done and not is_system_folder(entry.name):
+                            below.append(Path(entry.path))
+                    elif entry.is_file() and not is_passed_over(entry.name):
+                        with contextlib.suppress(OSError):  # gone since it was listed
+                            found[Path(entry.path)] = _signature(entry.stat())
+        level = below
+    return found
+
+
+def _entries(folder: Path, progress: shares.Progress) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            progress()
+            yield entry

@@ -1,0 +1,344 @@
+"""The DICOM port: C-STORE and C-ECHO, from named peers alone.
+
+| answer to C-STORE | when |
+| --- | --- |
+| 0x0000 | the film survives a power cut and is in the ledger, or was already |
+| 0x0122 | the request names an SOP class that is not taken |
+| 0xA700 | too little room on the disk, or the ledger is full, or locked for more than 5 s |
+| 0xA900 | no SOP instance UID, or the data set has another one |
+| 0xC000 | the data set cannot be read as DICOM |
+
+Never a warning: consoles differ in what they make of one. A film that can be read but not judged is
+0x0000: its refusal is a result. Statuses are those of DICOM PS3.4, B.2.3.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from deepcovid_edge.cart.config import CartConfig, Peer
+from deepcovid_edge.cart.process import log
+from deepcovid_edge.cart.receive.connections import Limits
+from deepcovid_edge.cart.receive.guards import Guard, guarded_server, plain_address
+from deepcovid_edge.cart.store.film_header import FilmRefusedError
+from deepcovid_edge.cart.store.intake import Arrival, Intake
+from deepcovid_edge.cart.store.spool import SpoolFullError
+from deepcovid_edge.errors import NotThereError, OutputError, require
+from deepcovid_edge.files import Closing
+
+if TYPE_CHECKING:
+    import ssl
+
+SUCCESS, NO_SUCH_CLASS, OUT_OF_RESOURCES, MISMATCH, NOT_UNDERSTOOD = (
+    0x0000,
+    0x0122,
+    0xA700,
+    0xA900,
+    0xC000,
+)
+STATUS_OF_REFUSAL = {"uid": MISMATCH, "parse": NOT_UNDERSTOOD}
+"""Kind of `FilmRefusedError` -> status of C-STORE."""
+VERIFICATION = "1.2.840.10008.1.1"
+COMMITMENT = "1.2.840.10008.1.20.1"
+"""Storage Commitment Push Model (DICOM PS3.4, annex J)."""
+FILMS = {
+    "1.2.840.10008.5.1.4.1.1.1": "Computed Radiography Image Storage",
+    "1.2.840.10008.5.1.4.1.1.1.1": "Digital X-Ray Image Storage - For Presentation",
+    "1.2.840.10008.5.1.4.1.1.7": "Secondary Capture Image Storage",
+}
+"""SOP classes that are taken, by UID (DICOM PS3.4, table B.5-1)."""
+_NO_PIXELS = ("JPIP",)
+"""Syntaxes whose pixels lie on another server."""
+_MOST_PDU_BYTES = 1 << 17
+"""Longest PDU that senders are offered, bytes."""
+_MIB = 1 << 20
+_CALLED, _CALLING = (0x01, 0x01, 0x07), (0x01, 0x01, 0x03)
+"""A-ASSOCIATE-RJ: permanent, by the user: AE title not recognised (PS3.8, table 9-21)."""
+_DISK_ALERT = "disk_floor"
+
+
+def film_classes(other_films: str) -> Mapping[str, str]:
+    """SOP classes that are taken: UID -> name.
+
+    Args:
+        other_films: `refuse` for those of `FILMS`; `record` for every class of images.
+
+    Raises:
+        MissingDependencyError: pynetdicom is not installed.
+    """
+    if other_films == "refuse":
+        return FILMS
+    known = require("pynetdicom.sop_class", extra="cart")
+    classes: dict[str, str] = known._STORAGE_CLASSES
+    images = {str(uid): name for name, uid in classes.items() if "Image" in name}
+    return FILMS | {uid: name for uid, name in images.items() if uid not in FILMS}
+
+
+def transfer_syntaxes() -> list[str]:
+    """Transfer syntaxes that are taken as they come: all that pydicom knows, but references."""
+    require("pynetdicom", extra="cart")
+    from pynetdicom import ALL_TRANSFER_SYNTAXES
+
+    known = require("pydicom.uid", extra="cart").UID
+    return [
+        str(uid)
+        for uid in ALL_TRANSFER_SYNTAXES
+        if not any(word in known(uid).name for word in _NO_PIXELS)
+    ]
+
+
+class Receiver(Closing):
+    """A DICOM storage SCP that keeps every film which it acknowledged.
+
+    Args:
+        config: The cart's configuration.
+        intake: Takes the films.
+        limits: What a connection may do; else what `limits_of` says.
+        commitment: Answers an N-ACTION request with a status; None refuses to negotiate it.
+    """
+
+    def __init__(
+        self,
+        config: CartConfig,
+        intake: Intake,
+        *,
+        limits: Limits | None = None,
+        commitment: Callable[[Any, Peer], int] | None = None,
+    ) -> None:
+        self._config, self._intake, self._ledger = config, intake, intake.ledger
+        self._limits = limits or limits_of(config)
+        self._commitment = commitment
+        self._classes = film_classes(config.receive.other_films)
+        tls = server_tls(config)
+        self._guard = Guard(self._is_named, self._limits, self._report, tls=tls)
+        self._working = 0
+        self._lock = threading.Lock()
+        self._disk_was_full = False
+        self._server: Any = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Listen.
+
+        Raises:
+            NotThereError: The address cannot be listened on.
+            MissingDependencyError: pynetdicom is not installed.
+        """
+        settings = self._config.receive
+        entity = self._entity()
+        try:
+            self._server = entity.make_server(
+                (settings.host, settings.port),
+                evt_handlers=[*self._guard.event_handlers(), *self._handlers()],
+                server_class=guarded_server(),
+                guard=self._guard,
+            )
+        except OSError as error:
+            raise NotThereError(
+                f"receive.port: {settings.host}:{settings.port}: {error.strerror}"
+            ) from error
+        self._guard.start()
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.1,), name="listener", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether connections are taken."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return int(self._server.server_address[1])
+
+    def close(self, seconds: float = 3.0) -> None:
+        """Take no more connections, let films that are being stored get their answer, and end.
+
+        Args:
+            seconds: Longest wait for them.
+        """
+        if self._server is None:
+            return
+        self._server.shutdown()
+        end = time.monotonic() + seconds
+        while self._working and time.monotonic() < end:
+            time.sleep(0.02)
+        time.sleep(0.05)  # the answer of the last one is on its way
+        self._guard.stop()
+        self._server = None
+
+    def _entity(self) -> Any:
+        require("pynetdicom", extra="cart")
+        from pynetdicom import AE
+
+        settings, limits = self._config.receive, self._limits
+        entity = AE(ae_title=settings.ae_title)
+        syntaxes = transfer_syntaxes()
+        for uid in self._classes:
+            entity.add_supported_context(uid, syntaxes)
+        entity.add_supported_context(VERIFICATION)
+        if self._commitment:
+            entity.add_supported_context(COMMITMENT)
+        entity.require_called_aet = True
+        entity.require_calling_aet = sorted({peer.ae_title for peer in self._config.peers})
+        entity.maximum_associations = limits.associations
+        entity.maximum_pdu_size = _MOST_PDU_BYTES
+        entity.acse_timeout = limits.set_up_seconds
+        entity.dimse_timeout = entity.network_timeout = limits.idle_seconds
+        return entity
+
+    def _handlers(self) -> list[Any]:
+        from pynetdicom import evt
+
+        handlers: list[Any] = [
+            (evt.EVT_REQUESTED, self._check_titles),
+            (evt.EVT_C_STORE, self._store),
+            (evt.EVT_C_ECHO, lambda _event: SUCCESS),
+        ]
+        if self._commitment:
+            handlers.append((evt.EVT_N_ACTION, self._commit))
+        return handlers
+
+    def _is_named(self, address: str) -> bool:
+        return any(peer.is_at(address) for peer in self._config.peers)
+
+    def _peer(self, association: Any) -> Peer | None:
+        """The peer that an association is with, by its title and its address."""
+        address = plain_address(association.requestor.address)
+        title = str(association.requestor.primitive.calling_ae_title).strip()
+        named = (one for one in self._config.peers if one.ae_title.strip() == title)
+        return next((one for one in named if one.is_at(address)), None)
+
+    def _check_titles(self, event: Any) -> None:
+        """Reject an association whose titles are not those of the cart and of its address."""
+        association = event.assoc
+        request = association.requestor.primitive
+        called = str(request.called_ae_title).strip()
+        if called != self._config.receive.ae_title.strip():
+            reason, why = _CALLED, f"calls for {called!r}"
+        elif self._peer(association) is None:
+            reason, why = _CALLING, f"calls itself {str(request.calling_ae_title).strip()!r}"
+        else:
+            return
+        self._guard.note("unknown_sender", plain_address(association.requestor.address), why)
+        association.acse.send_reject(*reason)
+        association.kill()
+
+    def _store(self, event: Any) -> int:
+        """Take a film; its status."""
+        with self._counted():
+            try:
+                status, detail = self._take(event)
+            except FilmRefusedError as error:
+                status, detail = STATUS_OF_REFUSAL[error.kind], {"why": error.kind}
+            except SpoolFullError:
+                status, detail = OUT_OF_RESOURCES, {"why": "disk"}
+                self._disk_is_full(True)
+            except (OutputError, MemoryError) as error:
+                status, detail = OUT_OF_RESOURCES, {"why": type(error).__name__}
+            except Exception as error:  # the sender keeps the film, and tries again
+                status, detail = OUT_OF_RESOURCES, {"why": type(error).__name__}
+                log("receive_failed", kind=type(error).__name__)
+            log("store", status=f"0x{status:04X}", **detail)
+            return status
+
+    def _take(self, event: Any) -> tuple[int, dict[str, Any]]:
+        request = event.request
+        sop_class = str(request.AffectedSOPClassUID or "")
+        if sop_class not in self._classes:
+            return NO_SUCH_CLASS, {"why": "class"}
+        taken = self._intake.take_dataset(
+            event.encoded_dataset(include_meta=False),
+            sop_class=sop_class,
+            sop_uid=str(request.AffectedSOPInstanceUID or ""),
+            syntax=str(event.context.transfer_syntax),
+            arrival=Arrival(
+                "ae",
+                plain_address(event.assoc.requestor.address),
+                str(event.assoc.requestor.ae_title).strip(),
+            ),
+        )
+        self._disk_is_full(False)
+        return SUCCESS, {"film": taken.film_id, "is_new": taken.is_new}
+
+    def _commit(self, event: Any) -> tuple[int, None]:
+        with self._counted():
+            peer = self._peer(event.assoc)
+            if self._commitment is None or peer is None:
+                return 0x0124, None  # not authorised
+            try:
+                return self._commitment(event, peer), None
+            except Exception as error:
+                log("commitment_failed", kind=type(error).__name__)
+                return 0x0110, None  # processing failure (PS3.7, annex C)
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count a request that is being answered."""
+        with self._lock:
+            self._working += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._working -= 1
+
+    def _disk_is_full(self, is_full: bool) -> None:
+        """Raise the alert, or clear it with the first film that fits again."""
+        if is_full == self._disk_was_full:
+            return
+        with contextlib.suppress(OutputError):  # as full as the disk
+            if is_full:
+                self._ledger.raise_alert(_DISK_ALERT, _DISK_ALERT)
+            else:
+                self._ledger.clear_alert(_DISK_ALERT)
+            self._disk_was_full = is_full
+
+    def _report(self, kind: str, address: str, count: int, why: str) -> None:
+        """Write what the guard refused into log and ledger."""
+        log(kind, address=address, count=count, why=why)
+        with contextlib.suppress(OutputError):
+            self._ledger.event(kind, address=address, count=count, why=why)
+            if kind == "unknown_sender":
+                self._ledger.raise_alert(f"unknown_sender:{address}", kind, address=address)
+
+
+def limits_of(config: CartConfig) -> Limits:
+    """What a connection may do, by the configuration: a film, and its command set with it."""
+    settings = config.receive
+    return Limits(
+        most_message_bytes=(settings.max_film_mib + 1) * _MIB,
+        associations=settings.max_associations,
+        per_address=min(Limits.per_address, settings.max_associations),
+    )
+
+
+def server_tls(config: CartConfig) -> ssl.SSLContext | None:
+    """TLS of the DICOM port (DICOM PS3.15, B.9), or None where no certificate is configured.
+
+    With `authority` a sender needs a certificate that it has signed.
+
+    Raises:
+        NotThereError: A file cannot be read, or is no certificate or key.
+    """
+    settings = config.receive
+    if settings.certificate is None or settings.key is None:
+        return None
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(settings.certificate, settings.key)
+        if settings.authority:
+            context.load_verify_locations(settings.authority)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except (OSError, ValueError) as error:
+        raise NotThereError(f"receive.certificate: {settings.certificate}: {error}") from error
+    return context

@@ -1,0 +1,77 @@
+"""The process `cart receive`: the DICOM port, the watched folders, storage commitment."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import threading
+import time
+
+from deepcovid_edge.cart.config import CartConfig
+from deepcovid_edge.cart.process import log, notify, stop_event
+from deepcovid_edge.cart.receive.commitment import Commitments
+from deepcovid_edge.cart.receive.folder import FolderWatch
+from deepcovid_edge.cart.receive.guards import set_up_pynetdicom
+from deepcovid_edge.cart.receive.receiver import Receiver
+from deepcovid_edge.cart.store.intake import Intake
+from deepcovid_edge.cart.store.ledger import Ledger
+from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
+from deepcovid_edge.device import process
+
+_LOOP_SECONDS = 1.0
+_JOIN_SECONDS = 1.0
+
+
+def run(config: CartConfig) -> None:
+    """Receive films until SIGTERM or SIGINT; then end within 5 seconds.
+
+    Raises:
+        OutputError: Spool or ledger cannot be opened.
+        NotThereError: The port cannot be listened on, a certificate is not there, or pynetdicom is
+            not installed.
+    """
+    stop = stop_event()
+    process.keep_freed_memory()
+    settings = config.cart
+    spool = Spool(
+        settings.spool,
+        SpoolSettings(settings.floor_mib, settings.floor_share, settings.ballast_mib),
+    )
+    with Ledger(settings.spool) as ledger:
+        spool.empty_incoming()
+        serve(config, Intake(ledger, spool), stop)
+
+
+def serve(config: CartConfig, intake: Intake, stop: threading.Event) -> None:
+    """Receive films until an event is set.
+
+    Raises:
+        NotThereError: As `run`.
+    """
+    set_up_pynetdicom()
+    commitments = Commitments(config, intake.ledger) if config.receive.commitment else None
+    work = [
+        FolderWatch(folder, config.receive, intake, stop).run for folder in config.receive.folders
+    ]
+    if commitments:
+        work.append(lambda: commitments.run(stop))
+    threads = [threading.Thread(target=one, daemon=True, name="receive") for one in work]
+    with contextlib.ExitStack() as open_things:
+        receiver = None
+        if config.peers:
+            receiver = Receiver(config, intake, commitment=commitments.ask if commitments else None)
+            receiver.start()
+            open_things.callback(receiver.close)
+            log("listening", host=config.receive.host, port=receiver.port)
+        for thread in threads:
+            thread.start()
+        gc.freeze()  # what is there now stays: pynetdicom collects garbage as it waits
+        notify("READY=1")
+        while not stop.wait(_LOOP_SECONDS):
+            if receiver is None or receiver.is_listening:
+                notify("WATCHDOG=1")
+        notify("STOPPING=1")
+    end = time.monotonic() + _JOIN_SECONDS
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))  # a share may not answer
+    log("stopped")
