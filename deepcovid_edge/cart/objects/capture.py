@@ -7,6 +7,7 @@ that no viewer can leave it out. The picture above the bar is the overlay, pixel
 from __future__ import annotations
 
 import io
+import re
 from datetime import datetime
 from typing import Any, Literal
 
@@ -173,15 +174,16 @@ def _bar(width: int, lines: list[str]) -> NDArray[np.uint8]:
 
 
 def _wrapped(line: str, font: Any, width: int) -> list[str]:
-    """A line in parts that are no wider than `width` pixels, broken between words or letters."""
-    parts, rest = [], line
-    while font.getlength(rest) > width and len(rest) > 1:
-        end = next(n for n in range(len(rest) - 1, 0, -1) if n == 1 or font.getlength(rest[:n]) <= width)
-        space = rest.rfind(" ", 1, end + 1)
-        end = space if space > 0 else end
-        parts.append(rest[:end])
-        rest = rest[end:].lstrip()
-    return [*parts, rest]
+    """A line in parts that are no wider than `width` pixels, broken between words if it can be."""
+    parts = [""]
+    for word in re.findall(r"\S+ *", line):
+        if parts[-1] and font.getlength(parts[-1] + word.rstrip()) > width:
+            parts.append("")
+        for letter in word:  # a word alone may be wider than the bar
+            if parts[-1] and letter != " " and font.getlength(parts[-1] + letter) > width:
+                parts.append("")
+            parts[-1] += letter
+    return [part.rstrip() for part in parts]
 
 
 def _pixels(png: bytes) -> NDArray[np.uint8]:

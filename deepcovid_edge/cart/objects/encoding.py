@@ -72,9 +72,7 @@ def _sequence(element: Any, encoding: Encoding, depth: int) -> bytes | None:
         implicit, little = unknown or encoding.implicit, unknown or encoding.little
         encoding = Encoding(encoding.syntax, little=little, implicit=implicit)
         reader = require("pydicom.filereader", extra="cart")
-        items = reader.read_sequence(
-            BoundedStream(items), implicit, little, len(items), "iso8859"
-        )
+        items = reader.read_sequence(BoundedStream(items), implicit, little, len(items), "iso8859")
     return b"".join(_item(item, encoding, depth) for item in items or ())
 
 

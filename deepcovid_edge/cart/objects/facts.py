@@ -29,6 +29,7 @@ VERDICTS = {
     None: "NOT ASSESSED",
 }
 """Decision -> the word on the page, in the picture and in the report."""
+_THRESHOLD = "threshold"
 _LONGEST = 64
 """Longest value of LO (PS3.5, 6.2), characters."""
 
@@ -86,16 +87,18 @@ def score_text(prediction: Prediction, *, calibrated: bool = False) -> str:
         calibrated: Whether the scores of its model are probabilities.
     """
     score = number_text(prediction.probability or 0.0)
+    limits = limits_text(prediction)
+    if not limits.startswith(_THRESHOLD):
+        limits = f"limits {limits}"
     if calibrated:
-        return f"calibrated probability {score}, {limits_text(prediction)}"
-    return f"model score {score}, {limits_text(prediction)}, not a probability of disease"
+        return f"calibrated probability {score}, {limits}"
+    return f"model score {score}, {limits}, not a probability of disease"
 
 
 def limits_text(prediction: Prediction) -> str:
-    """What decides: `threshold 0.03`, or `limits low 0.02 high 0.05`."""
-    limits = prediction.run.limits
-    values = " ".join(f"{name} {number_text(value)}" for name, value in limits.items())
-    return values if "threshold" in limits else f"limits {values}"
+    """What decides: `threshold 0.03`, or `low 0.02 high 0.05`."""
+    limits = prediction.run.limits.items()
+    return " ".join(f"{name} {number_text(value)}" for name, value in limits)
 
 
 def number_text(value: float) -> str:

@@ -41,7 +41,7 @@ from deepcovid_edge.decision.record import INDETERMINATE, POSITIVE, Prediction
 from deepcovid_edge.errors import require
 from deepcovid_edge.reasons import NOTICE
 
-SeriesClass = Literal["comprehensive", "comprehensive3d"]
+ReportClass = Literal["comprehensive", "comprehensive3d"]
 KINDS: Mapping[str, str] = {"comprehensive": REPORT, "comprehensive3d": REPORT_3D}
 """`sr_class` -> kind of the object."""
 SERIES_NUMBER = 9001
@@ -56,7 +56,7 @@ def build_report(
     prediction: Prediction,
     facts: Facts,
     *,
-    sr_class: SeriesClass = "comprehensive",
+    sr_class: ReportClass = "comprehensive",
     calibrated: bool = False,
 ) -> bytes:
     """The structured report of a result or of a refusal.
@@ -135,16 +135,13 @@ def _film_group(
     """What is said of the whole film (TID 1501)."""
     assessed = prediction.decision is not None
     finding = codes.finding_of(prediction.run.positive_class)
+    identifier = f"{finding.meaning} classification" if assessed else "Film, not assessed"
     group = sr.MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=sr.TrackingIdentifier(
-            belonging_uid(uid, TRACKING), f"{finding.meaning} classification"
-        ),
+        tracking_identifier=sr.TrackingIdentifier(belonging_uid(uid, TRACKING), identifier),
         finding_type=finding.concept() if prediction.decision in _PRESENCE else None,
         finding_sites=[sr.FindingSite(codes.LUNG.concept())] if assessed else None,
         algorithm_id=_algorithm(sr, prediction, facts),
-        source_images=[
-            sr.SourceImageForMeasurementGroup(source.sop_class, source.sop_uid)
-        ],
+        source_images=[sr.SourceImageForMeasurementGroup(source.sop_class, source.sop_uid)],
         measurements=_numbers(sr, prediction) if calibrated and assessed else None,
         qualitative_evaluations=_evaluations(sr, prediction),
     )
@@ -166,9 +163,7 @@ def _algorithm(sr: Any, prediction: Prediction, facts: Facts) -> Any:
 def _numbers(sr: Any, prediction: Prediction) -> list[Any]:
     percent = round(100 * (prediction.probability or 0.0), _PERCENT_DECIMALS)
     return [
-        sr.Measurement(
-            name=codes.CERTAINTY.concept(), value=percent, unit=codes.PERCENT.concept()
-        )
+        sr.Measurement(name=codes.CERTAINTY.concept(), value=percent, unit=codes.PERCENT.concept())
     ]
 
 
@@ -204,9 +199,7 @@ def _comment(sr: Any, group: Any, texts: Sequence[str]) -> None:
         group[0].ContentSequence.append(item)
 
 
-def _region_groups(
-    sr: Any, source: SourceFilm, prediction: Prediction, uid: str
-) -> list[Any]:
+def _region_groups(sr: Any, source: SourceFilm, prediction: Prediction, uid: str) -> list[Any]:
     """The regions where the network looked, each outlined on the film (TID 1410)."""
     if prediction.decision is None:
         return []

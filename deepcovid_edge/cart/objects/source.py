@@ -40,13 +40,17 @@ REQUEST, REQUEST_ATTRIBUTES = 0x0040A370, 0x00400275
 LOSSY_TAGS = (_LOSSY, 0x00282112, 0x00282114)
 """Whether, how much and how a picture was lossily compressed: so it stays (PS3.3, C.7.6.1.1.5)."""
 PATIENT_AND_STUDY: Mapping[str, tuple[int, ...]] = {
-    "CS": (0x00080005, 0x00100022, 0x00100035, 0x00100040, 0x00100200, 0x001021A0, 0x00102203)
-    + (0x00102298, 0x00120062),
+    "CS": (
+        *(0x00080005, 0x00100022, 0x00100035, 0x00100040, 0x00100200, 0x001021A0, 0x00102203),
+        *(0x00102298, 0x00120062),
+    ),
     "SH": (0x00080050, _OFFSET, 0x00200010, 0x00102160, 0x00102180),
-    "LO": (0x00081030, 0x00100020, 0x00100021, 0x00100033, 0x00100034, 0x00101000, 0x001021F0)
-    + (0x00102000, 0x00102110, 0x00102201, 0x00102292, 0x00102299, 0x00120010, 0x00120020)
-    + (0x00120021, 0x00120030, 0x00120031, 0x00120040, 0x00120042, 0x00120050, 0x00120063)
-    + (0x00380010,),
+    "LO": (
+        *(0x00081030, 0x00100020, 0x00100021, 0x00100033, 0x00100034, 0x00101000, 0x001021F0),
+        *(0x00102000, 0x00102110, 0x00102201, 0x00102292, 0x00102299, 0x00120010, 0x00120020),
+        *(0x00120021, 0x00120030, 0x00120031, 0x00120040, 0x00120042, 0x00120050, 0x00120063),
+        0x00380010,
+    ),
     "LT": (0x001021B0, 0x00104000),
     "ST": (0x00120051,),
     "DA": (0x00080020, 0x00100030, 0x001021D0),
@@ -56,9 +60,11 @@ PATIENT_AND_STUDY: Mapping[str, tuple[int, ...]] = {
     "AS": (0x00101010,),
     "DS": (0x00101020, 0x00101030),
     "US": (0x001021C0,),
-    "SQ": (0x00080051, 0x00080096, 0x0008009D, 0x00081032, 0x00081049, 0x00081062, 0x00081110)
-    + (0x00100024, 0x00100026, 0x00100027, 0x00101002, 0x00102202, 0x00102293, 0x00120064)
-    + (0x00380014,),
+    "SQ": (
+        *(0x00080051, 0x00080096, 0x0008009D, 0x00081032, 0x00081049, 0x00081062, 0x00081110),
+        *(0x00100024, 0x00100026, 0x00100027, 0x00101002, 0x00102202, 0x00102293, 0x00120064),
+        0x00380014,
+    ),
 }
 """Value representation -> attributes that are copied (PS3.6, table 6-1)."""
 _FURTHER = {
@@ -70,6 +76,13 @@ _FURTHER = {
 }
 _KINDS = {tag: kind for kind, tags in PATIENT_AND_STUDY.items() for tag in tags} | _FURTHER
 _OWN = (_SOP_CLASS, _SOP_UID, _SERIES_UID, _ROWS, _COLUMNS, _FRAMES, _ORIENTATION)
+_FORMATS = {
+    "AS": re.compile(rb"\d{3}[DWMY]"),
+    "DS": re.compile(rb" *[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)? *"),
+    "US": re.compile(rb"..", re.DOTALL),
+}
+"""Of age, size, weight and pregnancy (PS3.5, 6.2). They name nobody and may be left out, so a
+malformed one is. Names, numbers and dates are copied whatever they hold."""
 _TIME_ZONE = re.compile(r"([+-])(\d\d)([0-5]\d)")
 _FARTHEST = timedelta(hours=14)
 _TURNS = {0: 0, 1: 1, 3: 2, 2: 3}
@@ -125,9 +138,7 @@ class SourceFilm:
         except NotAssessedError as error:
             raise DataError(f"{path}: {error}") from error
         values = _values(found)
-        elements = Elements(
-            values, little=found.encoding.little, implicit=found.encoding.implicit
-        )
+        elements = Elements(values, little=found.encoding.little, implicit=found.encoding.implicit)
         sop_uid = elements.text(_SOP_UID)
         if not sop_uid:
             raise DataError(f"{path}: no SOP Instance UID, expected a DICOM image")
@@ -165,19 +176,23 @@ class SourceFilm:
             upper left corner of the upper left pixel, so that (columns, rows) is the end.
         """
         corners = [(x, y), (x + width, y), (x + width, y + height), (x, y + height), (x, y)]
+        return [self._in_file(*corner) for corner in corners]
+
+    def _in_file(self, across: float, down: float) -> tuple[float, float]:
+        """Where in the file a point of the upright film lies."""
         rows, columns = float(self.rows), float(self.columns)
-        back = {
-            0: lambda across, down: (float(across), float(down)),
-            1: lambda across, down: (columns - down, float(across)),
-            2: lambda across, down: (columns - across, rows - down),
-            3: lambda across, down: (float(down), rows - across),
-        }[self.turns]
-        return [back(*corner) for corner in corners]
+        if self.turns == 1:
+            return columns - down, float(across)
+        if self.turns == 2:
+            return columns - across, rows - down
+        if self.turns == 3:
+            return float(down), rows - across
+        return float(across), float(down)
 
 
 def _values(found: DataSet) -> dict[int, Any]:
     """The elements that objects need, up to where a header is damaged."""
-    reader = require("pydicom.filereader", extra="cart")
+    reader: Any = require("pydicom.filereader", extra="cart")
     stream = BoundedStream(found.data)
     stream.seek(found.start)
     values: dict[int, Any] = {}
@@ -200,16 +215,20 @@ def _values(found: DataSet) -> dict[int, Any]:
 def _copied(values: dict[int, Any], found: DataSet) -> dict[int, bytes]:
     copied = {}
     for tag, kind in _KINDS.items():
-        if tag in values and (tag != _OFFSET or _has_offset(values[tag])):
+        if tag in values and _is_wanted(tag, kind, values[tag].value):
             encoded = encode_element(tag, kind, values[tag], found.encoding)
             if encoded is not None:
                 copied[tag] = encoded
     return copied
 
 
-def _has_offset(element: Any) -> bool:
-    value = element.value
-    return isinstance(value, bytes) and _time_zone(value.decode("latin-1")) is not None
+def _is_wanted(tag: int, kind: str, value: Any) -> bool:
+    if not isinstance(value, bytes) or not value:
+        return True
+    if tag == _OFFSET:
+        return _time_zone(value.decode("latin-1")) is not None
+    parts = value.strip(b"\0").split(b"\\") if tag in LOSSY_TAGS else [value.strip(b"\0")]
+    return kind not in _FORMATS or all(_FORMATS[kind].fullmatch(part) for part in parts)
 
 
 def _offset(elements: Elements) -> timezone | None:

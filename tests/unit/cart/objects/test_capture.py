@@ -1,0 +1,191 @@
+"""The Secondary Capture of a result: its picture is the overlay, with a bar of words below."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import time
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+
+pytest.importorskip("pydicom", reason="needs extra dicom")
+pytest.importorskip("imagecodecs", reason="needs extra dicom")
+pytest.importorskip("highdicom", reason="needs extra cart")
+from cart_results import (
+    FACTS,
+    POSITIVE,
+    REAL_FILMS,
+    SCORES,
+    errors_of,
+    film,
+    needs_dciodvfy,
+    needs_dcmtk,
+    needs_films,
+    overlay,
+    overlay_png,
+    prediction,
+)
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame
+
+from deepcovid_edge.cart.objects.capture import (
+    Encoding,
+    build_capture,
+    burned,
+    burned_lines,
+    card,
+)
+from deepcovid_edge.cart.objects.source import SourceFilm
+from deepcovid_edge.cart.objects.uids import result_uid
+
+ENCODINGS: list[Encoding] = ["native", "jpeg-ls"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> SourceFilm:
+    return SourceFilm.read(film(tmp_path_factory.mktemp("film")))
+
+
+def read(data: bytes) -> Dataset:
+    return dcmread(io.BytesIO(data))
+
+
+def expected(score: float | None = POSITIVE) -> NDArray[np.uint8]:
+    return burned(overlay(), burned_lines(prediction(score), FACTS.made))
+
+
+def test_the_picture_is_the_overlay_above_a_bar(source: SourceFilm) -> None:
+    made = read(build_capture(source, prediction(POSITIVE), overlay_png(), FACTS))
+    pixels = np.frombuffer(made.PixelData, np.uint8)[: made.Rows * made.Columns * 3]
+    pixels = pixels.reshape(made.Rows, made.Columns, 3)
+    rows = overlay().shape[0]
+    assert np.array_equal(pixels[:rows], overlay())
+    bar = pixels[rows:]
+    assert 60 <= len(bar) <= 200
+    assert bar.max() == 255
+    assert np.median(bar) == 0
+    assert np.array_equal(pixels, expected())
+
+
+def test_jpeg_ls_keeps_each_pixel(source: SourceFilm) -> None:
+    data = build_capture(source, prediction(POSITIVE), overlay_png(), FACTS, encoding="jpeg-ls")
+    made = read(data)
+    assert made.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.4.80"
+    frame = get_frame(made.PixelData, 0, number_of_frames=1)
+    assert np.array_equal(imagecodecs.jpegls_decode(frame), expected())
+    assert len(data) < 0.9 * expected().nbytes
+
+
+@needs_dcmtk
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_dcmtk_shows_the_same_picture(
+    encoding: Encoding, source: SourceFilm, tmp_path: Path
+) -> None:
+    given, plain, shown = (tmp_path / name for name in ("sc.dcm", "plain.dcm", "sc.ppm"))
+    data = build_capture(source, prediction(POSITIVE), overlay_png(), FACTS, encoding=encoding)
+    given.write_bytes(data)
+    subprocess.run(["dcmdjpls", given, plain], check=True, capture_output=True)
+    subprocess.run(["dcm2pnm", "+op", plain, shown], check=True, capture_output=True)
+    with Image.open(shown) as picture:
+        assert np.array_equal(np.asarray(picture.convert("RGB")), expected())
+
+
+def test_the_capture_says_what_it_is_and_of_which_film(source: SourceFilm) -> None:
+    made = read(build_capture(source, prediction(POSITIVE), overlay_png(), FACTS))
+    assert made.SOPInstanceUID == result_uid(
+        source.sop_uid, FACTS.content_sha256, "ab" * 32, "cd" * 32, "sc"
+    )
+    assert made.file_meta.MediaStorageSOPInstanceUID == made.SOPInstanceUID
+    assert (made.StudyInstanceUID, made.SeriesNumber, made.Modality) == ("1.2.3", 9002, "OT")
+    assert list(made.ImageType) == ["DERIVED", "SECONDARY"]
+    assert (made.BurnedInAnnotation, made.BodyPartExamined) == ("YES", "CHEST")
+    assert made.SeriesDescription == "AI HEAT MAP - RESEARCH USE ONLY"
+    image = made.SourceImageSequence[0]
+    assert image.ReferencedSOPInstanceUID == source.sop_uid
+    assert image.ReferencedSOPClassUID == source.sop_class
+    assert made.ImageComments == "RESEARCH USE ONLY - NOT A DIAGNOSIS"
+    assert (made.DateOfSecondaryCapture, made.LossyImageCompression) == ("20260304", "00")
+
+
+def test_the_bar_says_verdict_model_and_time() -> None:
+    lines = burned_lines(prediction(POSITIVE), FACTS.made)
+    assert lines == [
+        "RESEARCH USE ONLY - NOT A DIAGNOSIS",
+        "FLAG FOR REVIEW (positive) | model squeezenet1_1, int8-cpu | 2026-03-04 05:06:07+01:00",
+    ]
+    assert burned_lines(prediction(None), FACTS.made)[1].startswith("NOT ASSESSED | model")
+
+
+def test_a_film_once_lossy_stays_so(tmp_path: Path) -> None:
+    path = film(
+        tmp_path,
+        LossyImageCompression="01",
+        LossyImageCompressionRatio="12.5",
+        LossyImageCompressionMethod="ISO_10918_1",
+    )
+    made = read(build_capture(SourceFilm.read(path), prediction(POSITIVE), overlay_png(), FACTS))
+    assert (made.LossyImageCompression, made.LossyImageCompressionRatio) == ("01", 12.5)
+    assert made.LossyImageCompressionMethod == "ISO_10918_1"
+
+
+def test_words_never_leave_the_bar() -> None:
+    for width in (40, 300, 1404):
+        picture = np.full((10, width, 3), 7, np.uint8)
+        made = burned(picture, ["x" * 400, "a word and " * 40, ""])
+        assert made.shape[1] == width
+        assert made[10:, -8:].max() == 0
+        assert np.array_equal(made[:10], picture)
+
+
+def test_a_card_of_words_stands_where_there_is_no_picture(source: SourceFilm) -> None:
+    refused = read(build_capture(source, prediction(None), None, FACTS))
+    assert refused.SeriesDescription == "AI: NOT ASSESSED"
+    assert (refused.Columns, "BodyPartExamined" in refused) == (1024, False)
+    without_map = read(build_capture(source, prediction(POSITIVE), None, FACTS))
+    assert without_map.SeriesDescription == "AI HEAT MAP - RESEARCH USE ONLY"
+    assert without_map.Rows < 400
+    assert card(["one"]).shape[0] < card(["one", "two"]).shape[0]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_equal_facts_make_equal_bytes(encoding: Encoding, source: SourceFilm) -> None:
+    first, second = (
+        (build_capture(source, prediction(POSITIVE), overlay_png(), FACTS, encoding=encoding))
+        for _ in range(2)
+        if time.sleep(0.6) is None
+    )
+    assert first == second
+    later = replace(FACTS, made=datetime.fromisoformat("2026-03-04T05:06:08+01:00"))
+    assert build_capture(source, prediction(POSITIVE), overlay_png(), later) != first
+
+
+@needs_dciodvfy
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("with_map", [True, False])
+@pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
+def test_dciodvfy_finds_no_error(
+    score: float | None, with_map: bool, encoding: Encoding, source: SourceFilm, tmp_path: Path
+) -> None:
+    png = overlay_png() if with_map else None
+    data = build_capture(source, prediction(score), png, FACTS, encoding=encoding)
+    (tmp_path / "capture.dcm").write_bytes(data)
+    assert errors_of(tmp_path / "capture.dcm") == []
+
+
+@needs_films
+@needs_dciodvfy
+@pytest.mark.parametrize("path", REAL_FILMS, ids=lambda path: path.stem)
+def test_dciodvfy_finds_no_error_with_real_films(path: Path, tmp_path: Path) -> None:
+    source = SourceFilm.read(path)
+    for score in SCORES.values():
+        data = build_capture(source, prediction(score), overlay_png(), FACTS)
+        (tmp_path / "capture.dcm").write_bytes(data)
+        assert errors_of(tmp_path / "capture.dcm") == []

@@ -1,0 +1,314 @@
+"""The structured report of a result, read again by highdicom, pydicom, dciodvfy and dsrdump."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("pydicom", reason="needs extra dicom")
+pytest.importorskip("imagecodecs", reason="needs extra dicom")
+hd = pytest.importorskip("highdicom", reason="needs extra cart")
+from cart_results import (
+    FACTS,
+    NEGATIVE,
+    POSITIVE,
+    REAL_FILMS,
+    REFUSED,
+    REGIONS,
+    SCORES,
+    errors_of,
+    film,
+    needs_dciodvfy,
+    needs_dcmtk,
+    needs_films,
+    prediction,
+)
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+
+from deepcovid_edge.cart.objects.report import ReportClass, build_report
+from deepcovid_edge.cart.objects.source import SourceFilm
+from deepcovid_edge.cart.objects.uids import device_uid, result_uid
+from deepcovid_edge.imaging.dicom.syntaxes import IMPLICIT
+from deepcovid_edge.reasons import Reason, WarningCode
+
+CLASSES: list[ReportClass] = ["comprehensive", "comprehensive3d"]
+MULTI_FRAME = "1.2.840.10008.5.1.4.1.1.7.3"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> SourceFilm:
+    return SourceFilm.read(film(tmp_path_factory.mktemp("film")))
+
+
+def read(data: bytes) -> Dataset:
+    return dcmread(io.BytesIO(data))
+
+
+def items(node: Dataset) -> Iterator[Dataset]:
+    """All content items below a node."""
+    for item in node.get("ContentSequence", ()):
+        yield item
+        yield from items(item)
+
+
+def named(node: Dataset, kind: str, name: str) -> list[Any]:
+    """Values of the content items of a kind and name."""
+    value = {
+        "TEXT": lambda item: item.TextValue,
+        "CODE": lambda item: item.ConceptCodeSequence[0].CodeValue,
+        "NUM": lambda item: float(item.MeasuredValueSequence[0].NumericValue),
+        "UIDREF": lambda item: item.UID,
+        "SCOORD": lambda item: list(item.GraphicData),
+    }[kind]
+    return [
+        value(item)
+        for item in items(node)
+        if item.ValueType == kind and item.ConceptNameCodeSequence[0].CodeMeaning == name
+    ]
+
+
+@pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
+def test_the_report_says_what_the_record_says(score: float | None, source: SourceFilm) -> None:
+    record = prediction(score)
+    report = read(build_report(source, record, FACTS))
+    assert report.SOPInstanceUID == result_uid(
+        source.sop_uid, FACTS.content_sha256, "ab" * 32, "cd" * 32, "sr"
+    )
+    assert (report.StudyInstanceUID, report.SeriesNumber, report.Modality) == ("1.2.3", 9001, "SR")
+    flags = (report.CompletionFlag, report.PreliminaryFlag, report.VerificationFlag)
+    assert flags == ("COMPLETE", "PRELIMINARY", "UNVERIFIED")
+    assert named(report, "TEXT", "Algorithm Name") == ["squeezenet1_1"]
+    assert named(report, "TEXT", "Algorithm Version") == [
+        f"{FACTS.version}+sha256:{record.run.model_sha256}"
+    ]
+    assert named(report, "TEXT", "Algorithm Parameters") == [
+        f"model sha256: {'ab' * 32}",
+        "variant: int8-cpu",
+        "backend: onnxruntime-cpu",
+        "positive class: covid",
+        "limits: low 0.02 high 0.05",
+        f"site file: North clinic, sha256 {'cd' * 32}",
+        f"software: deepcovid-edge {FACTS.version}",
+        f"film sha256: {'11' * 32}",
+    ]
+    assert named(report, "UIDREF", "Device Observer UID") == [device_uid("CART-0001")]
+    assert not named(report, "NUM", "Certainty of Finding")
+    texts = named(report, "TEXT", "Comment")
+    assert f"Warning W_AP: {WarningCode.AP.sentence}" in texts
+    assert any("RESEARCH USE ONLY - NOT A DIAGNOSIS" in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("decision", "presence", "finding", "said"),
+    [
+        ("positive", ["52101004"], ["840539006"], "FLAG FOR REVIEW (positive)"),
+        ("indeterminate", ["82334004"], ["840539006"], "TOO CLOSE TO CALL (indeterminate)"),
+        ("negative", [], [], "NO FLAG (negative)"),
+    ],
+)
+def test_presence_is_stated_by_decision(
+    decision: str, presence: list[str], finding: list[str], said: str, source: SourceFilm
+) -> None:
+    report = read(build_report(source, prediction(SCORES[decision]), FACTS))
+    assert named(report, "CODE", "Presence") == presence
+    assert named(report, "CODE", "Finding") == finding
+    texts = named(report, "TEXT", "Comment")
+    score = f"{SCORES[decision]:.6f}".rstrip("0")
+    assert texts[:2] == [
+        said,
+        f"model score {score}, limits low 0.02 high 0.05, not a probability of disease",
+    ]
+    assert report.SeriesDescription == "AI RESULT - RESEARCH USE ONLY"
+
+
+def test_a_refusal_has_a_reason_and_neither_number_nor_presence(source: SourceFilm) -> None:
+    record = prediction(REFUSED, regions=REGIONS)
+    for calibrated in (False, True):
+        report = read(build_report(source, record, FACTS, calibrated=calibrated))
+        kinds = {item.ValueType for item in items(report)}
+        assert not kinds & {"NUM", "SCOORD"}
+        assert not named(report, "CODE", "Presence")
+        assert not named(report, "CODE", "Finding")
+        assert named(report, "CODE", "CAD Processing and Findings Summary") == ["111245"]
+        first = named(report, "TEXT", "Comment")[0]
+        assert first == f"NOT ASSESSED: E_VIEW: {Reason.VIEW.sentence}"
+        assert report.SeriesDescription == "AI: NOT ASSESSED"
+
+
+def test_each_reason_has_its_sentence(source: SourceFilm) -> None:
+    for reason in Reason:
+        report = read(build_report(source, prediction(None, reason=reason.code), FACTS))
+        text = named(report, "TEXT", "Comment")[0]
+        assert text == f"NOT ASSESSED: {reason.code}: {reason.sentence}"
+
+
+@pytest.mark.parametrize("score", [POSITIVE, NEGATIVE])
+def test_a_calibrated_score_is_a_number_in_percent(score: float, source: SourceFilm) -> None:
+    report = read(build_report(source, prediction(score), FACTS, calibrated=True))
+    assert named(report, "NUM", "Certainty of Finding") == [round(100 * score, 4)]
+    assert not any("not a probability" in text for text in named(report, "TEXT", "Comment"))
+
+
+def test_a_single_threshold_and_no_site_are_stated_as_such(source: SourceFilm) -> None:
+    record = prediction(POSITIVE)
+    run = replace(record.run, indeterminate_range=None, site=None)
+    report = read(build_report(source, replace(record, run=run), FACTS))
+    assert "threshold 0.03, not a" in named(report, "TEXT", "Comment")[1]
+    parameters = named(report, "TEXT", "Algorithm Parameters")
+    assert {"limits: threshold 0.03", "site file: none"} <= set(parameters)
+
+
+def test_regions_are_outlined_on_the_film(source: SourceFilm) -> None:
+    report = read(build_report(source, prediction(POSITIVE), FACTS))
+    outlines = named(report, "SCOORD", "Image Region")
+    assert outlines == [
+        [10, 20, 40, 20, 40, 60, 10, 60, 10, 20],
+        [60, 20, 85, 20, 85, 65, 60, 65, 60, 20],
+    ]
+    regions = [item for item in items(report) if item.ValueType == "SCOORD"]
+    for region in regions:
+        image = region.ContentSequence[0].ReferencedSOPSequence[0]
+        assert image.ReferencedSOPInstanceUID == source.sop_uid
+        assert image.ReferencedSOPClassUID == source.sop_class
+        assert "ReferencedFrameNumber" not in image
+    texts = [text for text in named(report, "TEXT", "Comment") if text.startswith("Region")]
+    assert "Peak 0.5. Hiding it crosses the threshold: yes." in texts[0]
+    assert "Peak 0.25. Hiding it crosses the threshold: not known." in texts[1]
+
+
+def test_regions_of_a_film_with_frames_name_the_frame(tmp_path: Path) -> None:
+    path = film(tmp_path, SOPClassUID=MULTI_FRAME, NumberOfFrames="1")
+    report = read(build_report(SourceFilm.read(path), prediction(POSITIVE), FACTS))
+    for region in (item for item in items(report) if item.ValueType == "SCOORD"):
+        image = region.ContentSequence[0].ReferencedSOPSequence[0]
+        assert image.ReferencedFrameNumber == 1
+
+
+def test_the_film_is_listed_as_evidence(source: SourceFilm) -> None:
+    report = read(build_report(source, prediction(POSITIVE), FACTS))
+    study = report.CurrentRequestedProcedureEvidenceSequence[0]
+    series = study.ReferencedSeriesSequence[0]
+    assert (study.StudyInstanceUID, series.SeriesInstanceUID) == ("1.2.3", "1.2.3.4")
+    assert series.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == source.sop_uid
+
+
+@pytest.mark.parametrize("sr_class", CLASSES)
+def test_highdicom_reads_its_groups_again(sr_class: ReportClass, source: SourceFilm) -> None:
+    report = read(build_report(source, prediction(POSITIVE), FACTS, sr_class=sr_class))
+    kind = {"comprehensive": hd.sr.ComprehensiveSR, "comprehensive3d": hd.sr.Comprehensive3DSR}
+    content = kind[sr_class].from_dataset(report).content
+    (whole,) = content.get_image_measurement_groups()
+    assert whole.finding_type.value == "840539006"
+    assert [one.value.value for one in whole.get_qualitative_evaluations()] == ["52101004"]
+    regions = content.get_planar_roi_measurement_groups()
+    assert [group.tracking_identifier for group in regions] == ["Region 1", "Region 2"]
+    assert regions[0].roi.value.tolist() == [[10, 20], [40, 20], [40, 60], [10, 60], [10, 20]]
+
+
+def test_a_class_without_a_code_gets_a_private_one(source: SourceFilm) -> None:
+    record = prediction(POSITIVE)
+    run = replace(record.run, positive_class="tuberculosis suspected", classes=("a", "b"))
+    record = replace(record, run=run, probabilities={"tuberculosis suspected": 0.9})
+    report = read(build_report(source, record, FACTS))
+    finding = next(
+        item.ConceptCodeSequence[0]
+        for item in items(report)
+        if item.ConceptNameCodeSequence[0].CodeMeaning == "Finding"
+    )
+    assert finding.CodingSchemeDesignator == "99DEEPCOVID"
+    assert finding.CodeMeaning == "tuberculosis suspected"
+
+
+def test_names_of_a_clinic_in_other_letters_become_ascii(source: SourceFilm) -> None:
+    record = prediction(POSITIVE)
+    site = replace(record.run.site, name="中山 clinic\n")  # type: ignore[type-var]
+    record = replace(record, run=replace(record.run, site=site))
+    report = read(build_report(source, record, replace(FACTS, institution="Spital Iași\\B")))
+    assert f"site file: \\u4e2d\\u5c71 clinic , sha256 {'cd' * 32}" in named(
+        report, "TEXT", "Algorithm Parameters"
+    )
+    assert report.InstitutionName == "Spital Ia/u0219i/B"
+
+
+@pytest.mark.parametrize("sr_class", CLASSES)
+@pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
+def test_equal_facts_make_equal_bytes(
+    score: float | None, sr_class: ReportClass, source: SourceFilm
+) -> None:
+    first = build_report(source, prediction(score), FACTS, sr_class=sr_class)
+    time.sleep(1.1)  # the clock's second is another one
+    assert build_report(source, prediction(score), FACTS, sr_class=sr_class) == first
+
+
+def test_both_classes_say_the_same_under_their_own_uids(source: SourceFilm) -> None:
+    plain, spatial = (
+        read(build_report(source, prediction(POSITIVE), FACTS, sr_class=one)) for one in CLASSES
+    )
+    assert plain.SOPInstanceUID != spatial.SOPInstanceUID
+    texts = [named(one, "TEXT", "Comment") for one in (plain, spatial)]
+    assert texts[0] == texts[1]
+
+
+@needs_dciodvfy
+@pytest.mark.parametrize("calibrated", [False, True])
+@pytest.mark.parametrize("sr_class", CLASSES)
+@pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
+def test_dciodvfy_finds_no_error(
+    score: float | None,
+    sr_class: ReportClass,
+    calibrated: bool,
+    source: SourceFilm,
+    tmp_path: Path,
+) -> None:
+    data = build_report(source, prediction(score), FACTS, sr_class=sr_class, calibrated=calibrated)
+    (tmp_path / "report.dcm").write_bytes(data)
+    assert errors_of(tmp_path / "report.dcm") == []
+
+
+@needs_dciodvfy
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {"SOPClassUID": MULTI_FRAME, "NumberOfFrames": "1"},
+        {"PatientOrientation": ["F", "R"], "TimezoneOffsetFromUTC": "-0300"},
+        dict.fromkeys(["PatientName", "PatientID", "StudyDate", "StudyInstanceUID", "Modality"]),
+    ],
+)
+def test_dciodvfy_finds_no_error_with_odd_films(elements: dict[str, Any], tmp_path: Path) -> None:
+    source = SourceFilm.read(film(tmp_path, IMPLICIT, **elements))
+    (tmp_path / "report.dcm").write_bytes(build_report(source, prediction(POSITIVE), FACTS))
+    assert errors_of(tmp_path / "report.dcm") == []
+
+
+@needs_films
+@needs_dciodvfy
+@pytest.mark.parametrize("path", REAL_FILMS, ids=lambda path: path.stem)
+def test_dciodvfy_finds_no_error_with_real_films(path: Path, tmp_path: Path) -> None:
+    source = SourceFilm.read(path)
+    for score in SCORES.values():
+        for sr_class in CLASSES:
+            data = build_report(source, prediction(score), FACTS, sr_class=sr_class)
+            (tmp_path / "report.dcm").write_bytes(data)
+            assert errors_of(tmp_path / "report.dcm") == []
+
+
+@needs_dcmtk
+@pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
+def test_dsrdump_prints_the_tree(score: float | None, source: SourceFilm, tmp_path: Path) -> None:
+    (tmp_path / "report.dcm").write_bytes(build_report(source, prediction(score), FACTS))
+    done = subprocess.run(
+        ["dsrdump", "+Pl", str(tmp_path / "report.dcm")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert '<has concept mod TEXT:(,,"Algorithm Name")="squeezenet1_1">' in done.stdout
+    assert done.stdout.count('(,,"Image Region")=(POLYLINE,') == (0 if score is None else 2)
+    assert ('(,,"Presence")' in done.stdout) == (score in (SCORES["positive"], 0.03))
