@@ -43,6 +43,7 @@ def open_ledger(settings: JudgeSettings, *, read_only: bool) -> Ledger:
 
 
 def _open(spool: Spool) -> Ledger:
+    was_there = (spool.folder / LEDGER_NAME).is_file()
     try:
         ledger = Ledger(spool.folder)
         try:
@@ -51,12 +52,18 @@ def _open(spool: Spool) -> Ledger:
             ledger.close()
             raise
     except LedgerDamagedError as error:
-        aside = _move_aside(spool.folder)
-        ledger = Ledger(spool.folder)
-        found = rebuild(ledger, spool)
-        ledger.raise_alert(
-            "ledger", AlertCode.LEDGER_REBUILT.code, why=str(error), films=found, old=aside.name
-        )
+        old = _move_aside(spool.folder)
+        return _made_again(spool, why=str(error), old=old.name)
+    if not was_there and any((spool.folder / "films").iterdir()):
+        ledger.close()
+        return _made_again(spool, why="the ledger was gone, the films were not")
+    return ledger
+
+
+def _made_again(spool: Spool, **detail: str) -> Ledger:
+    ledger = Ledger(spool.folder)
+    found = rebuild(ledger, spool)
+    ledger.raise_alert("ledger", AlertCode.LEDGER_REBUILT.code, films=found, **detail)
     return ledger
 
 

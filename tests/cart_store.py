@@ -1,0 +1,90 @@
+"""A spool with a ledger for tests, and films and results to put into it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from dicom_files import dataset, written
+
+from deepcovid_edge.cart.store.films import BuiltObject, ClaimedFilm, Films, Settled
+from deepcovid_edge.cart.store.intake import Arrival, Intake, Taken
+from deepcovid_edge.cart.store.ledger import Ledger
+from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
+
+ROOMY = SpoolSettings(floor_mib=0, floor_share=0.0, ballast_mib=0)
+FOLDER = Arrival("folder", "incoming")
+KINDS = ("sr", "sc")
+DESTINATIONS = {"pacs": KINDS}
+
+
+def film(number: int = 0, **elements: Any) -> bytes:
+    """A small DICOM film of its own content."""
+    pixels = np.full((4, 4), number % 4096, np.uint16)
+    named = {"SOPInstanceUID": f"2.25.{1000 + number}", "StudyInstanceUID": "2.25.7", **elements}
+    return written(dataset(pixels, **named))
+
+
+class Store:
+    """A spool and its ledger with what works on them."""
+
+    def __init__(self, folder: Path, settings: SpoolSettings = ROOMY) -> None:
+        self.spool = Spool(folder, settings)
+        self.ledger = Ledger(folder)
+        self.intake = Intake(self.ledger, self.spool)
+        self.films = Films(self.ledger, self.spool)
+
+    def take(self, number: int = 0, **elements: Any) -> Taken:
+        """Take a film as from a watched folder."""
+        return self.intake.take_file(film(number, **elements), name="f.dcm", arrival=FOLDER)
+
+    def judge(
+        self, *, decision: str | None = "negative", kinds: Sequence[str] = KINDS
+    ) -> ClaimedFilm:
+        """Settle the film that has waited longest with a made-up result."""
+        claimed = self.films.claim()
+        assert claimed is not None
+        objects = [self.built(claimed, kind) for kind in kinds]
+        self.films.settle(claimed, Settled(record(decision), objects, DESTINATIONS))
+        return claimed
+
+    def built(self, claimed: ClaimedFilm, kind: str) -> BuiltObject:
+        """A made-up object of a film, on the disk."""
+        uid = (
+            f"2.25.{int(hashlib.sha256(f'{claimed.film_id} {kind}'.encode()).hexdigest()[:16], 16)}"
+        )
+        data = film(0, SOPInstanceUID=uid)
+        place = self.spool.results(claimed.content_sha256) / f"{uid}.dcm"
+        self.spool.store([data], place)
+        digest = hashlib.sha256(data).hexdigest()
+        return BuiltObject(kind, "1.2.840.10008.5.1.4.1.1.7", uid, place, digest)
+
+    def states(self) -> list[str]:
+        """The states of all films, in their order."""
+        return [row["state"] for row in self.ledger.rows("SELECT state FROM film ORDER BY id")]
+
+    def events(self) -> list[str]:
+        """The kinds of all events, in their order."""
+        return [row["kind"] for row in self.ledger.rows("SELECT kind FROM event ORDER BY id")]
+
+
+@contextmanager
+def open_store(folder: Path, settings: SpoolSettings = ROOMY) -> Iterator[Store]:
+    """A store in a folder, closed at the end."""
+    store = Store(folder, settings)
+    with store.ledger:
+        yield store
+
+
+def record(decision: str | None) -> dict[str, Any]:
+    """A made-up record with what the ledger reads of one."""
+    return {
+        "decision": decision,
+        "reason": None if decision else "E_BLANK",
+        "model_sha256": "0" * 64,
+        "site": None,
+    }

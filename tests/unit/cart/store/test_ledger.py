@@ -1,0 +1,251 @@
+"""The ledger: whole transactions, a chain of events, states, the outbox."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cart_store import Store, open_store
+
+from deepcovid_edge.cart.store import deliveries as deliveries_module
+from deepcovid_edge.cart.store import ledger as ledger_module
+from deepcovid_edge.cart.store.deliveries import BACKOFF_SECONDS, Deliveries
+from deepcovid_edge.cart.store.films import Settled
+from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError, LedgerDamagedError
+from deepcovid_edge.cart.store.schema import MIGRATIONS, NewerLedgerError
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with open_store(tmp_path / "spool") as opened:
+        yield opened
+
+
+def test_a_committed_transaction_survives_and_a_broken_one_leaves_nothing(store: Store) -> None:
+    def broken() -> None:
+        with store.ledger.transaction():
+            store.ledger.set_meta("a", "1")
+            with store.ledger.transaction():
+                store.ledger.set_meta("b", "2")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        broken()
+    assert store.ledger.get_meta("b") is None
+    store.ledger.set_meta("a", "3")
+    assert store.ledger.get_meta("a") == "3"
+
+
+def test_it_is_synced_at_every_commit(store: Store) -> None:
+    rows = {
+        name: store.ledger.rows(f"PRAGMA {name}")[0][0] for name in ("synchronous", "journal_mode")
+    }
+    assert rows == {"synchronous": 2, "journal_mode": "wal"}  # 2: FULL
+
+
+def test_a_ledger_that_another_holds_is_busy_after_a_while(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = sqlite3.connect(store.ledger.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    store.ledger._connection.execute("PRAGMA busy_timeout = 50")
+    with pytest.raises(LedgerBusyError, match="locked"):
+        store.ledger.set_meta("a", "1")
+    other.close()
+    store.ledger.set_meta("a", "1")
+
+
+def test_one_that_is_no_database_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / ledger_module.LEDGER_NAME).write_bytes(b"no database " * 500)
+    with pytest.raises(LedgerDamagedError):
+        Ledger(tmp_path)
+
+
+def test_a_newer_ledger_is_left_alone(tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        ledger._connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    with pytest.raises(NewerLedgerError):
+        Ledger(tmp_path)
+
+
+def test_a_reader_writes_nothing(store: Store) -> None:
+    with Ledger(store.spool.folder, read_only=True) as reader, pytest.raises(LedgerBusyError):
+        reader.set_meta("a", "1")
+
+
+def test_a_changed_or_removed_event_is_found(store: Store) -> None:
+    for number in range(5):
+        store.ledger.event("test", number=number)
+    assert store.ledger.broken_event() is None
+    with store.ledger.transaction() as now:
+        now.execute("UPDATE event SET detail = '{\"number\": 9}' WHERE id = 3")
+    assert store.ledger.broken_event() == 3
+    with store.ledger.transaction() as now:
+        now.execute("DELETE FROM event WHERE id = 3")
+    assert store.ledger.broken_event() == 4
+
+
+def test_an_alert_is_told_once_until_it_is_over(store: Store) -> None:
+    for _ in range(3):
+        store.ledger.raise_alert("disk", "disk_floor", free=1)
+    assert store.events().count("alert") == 1
+    store.ledger.clear_alert("disk")
+    store.ledger.clear_alert("disk")
+    assert store.events().count("alert over") == 1
+    assert store.ledger.rows("SELECT * FROM alert") == []
+
+
+def test_films_are_judged_in_their_order_and_once(store: Store) -> None:
+    for number in range(3):
+        store.take(number)
+    claimed = [store.judge().film_id for _ in range(3)]
+    assert claimed == [1, 2, 3]
+    assert store.films.claim() is None
+    assert store.states() == ["judged"] * 3
+
+
+def _claims(folder: Path, found: multiprocessing.Queue[int]) -> None:
+    with open_store(folder) as store:
+        while film := store.films.claim():
+            found.put(film.film_id)
+
+
+def test_two_processes_never_claim_the_same_film(store: Store) -> None:
+    for number in range(40):
+        store.take(number)
+    spawn = multiprocessing.get_context("spawn")
+    found: multiprocessing.Queue[int] = spawn.Queue()
+    both = [spawn.Process(target=_claims, args=(store.spool.folder, found)) for _ in range(2)]
+    for process in both:
+        process.start()
+    claimed = sorted(found.get(timeout=60) for _ in range(40))
+    for process in both:
+        process.join(30)
+    assert claimed == [*range(1, 41)]
+
+
+def test_a_film_whose_judge_was_killed_is_judged_again(store: Store) -> None:
+    store.take()
+    assert store.films.claim()
+    assert store.states() == ["judging"]
+    assert store.films.release() == 1
+    again = store.films.claim()
+    assert again
+    assert again.tries == 2
+
+
+def test_settled_twice_a_film_has_one_result_and_one_set_of_objects(store: Store) -> None:
+    store.take()
+    claimed = store.judge()
+    objects = [store.built(claimed, "sr")]
+    store.films.settle(claimed, Settled({**_record("positive")}, objects, {"pacs": ("sr",)}))
+    (result,) = store.ledger.rows("SELECT * FROM result")
+    assert result["decision"] == "negative"
+    assert len(store.ledger.rows("SELECT * FROM object")) == 2
+
+
+def _record(decision: str) -> dict[str, object]:
+    return {"decision": decision, "reason": None, "model_sha256": "0" * 64, "site": None}
+
+
+def test_a_result_without_all_of_its_objects_is_none(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.take()
+    real, count = store.ledger.insert, iter(range(100))
+
+    def broken(table: str, columns: dict[str, object]) -> int:
+        if table == "object" and next(count) == 1:
+            raise RuntimeError("killed here")
+        return real(table, columns)
+
+    monkeypatch.setattr(store.ledger, "insert", broken)
+    with pytest.raises(RuntimeError):
+        store.judge()
+    assert store.ledger.rows("SELECT * FROM result") == []
+    assert store.ledger.rows("SELECT * FROM outbox") == []
+    assert store.states() == ["judging"]
+
+
+def deliveries_of(store: Store) -> Deliveries:
+    return Deliveries(store.ledger, store.spool)
+
+
+def test_pictures_of_positive_films_go_first_then_the_oldest(store: Store) -> None:
+    for number, decision in enumerate(["negative", "positive", "negative"]):
+        store.take(number)
+        store.judge(decision=decision)
+    due = [(one.film_id, one.kind) for one in deliveries_of(store).due("pacs")]
+    assert due == [(2, "sc"), (1, "sr"), (1, "sc"), (2, "sr"), (3, "sr"), (3, "sc")]
+    assert deliveries_of(store).due("elsewhere") == []
+
+
+def test_what_failed_waits_longer_each_time_and_is_never_given_up(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.take()
+    store.judge(kinds=["sr"])
+    outbox, now = deliveries_of(store), [time.time()]
+    monkeypatch.setattr(deliveries_module, "now_seconds", lambda: now[0])
+    waits = []
+    for _ in range(9):
+        (delivery,) = outbox.due("pacs")
+        outbox.begin(delivery)
+        waits.append(outbox.defer(delivery, "no answer"))
+        assert outbox.due("pacs") == []
+        now[0] += waits[-1] + 0.01
+    expected = [*BACKOFF_SECONDS, *BACKOFF_SECONDS[-1:] * 3]
+    assert all(abs(one / wait - 1) <= 0.2 for one, wait in zip(waits, expected, strict=True))
+
+
+def test_a_clock_that_is_set_back_delays_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.take()
+    store.judge(kinds=["sr"])
+    outbox = deliveries_of(store)
+    (delivery,) = outbox.due("pacs")
+    outbox.defer(delivery, "no answer")
+    monkeypatch.setattr(deliveries_module, "now_seconds", lambda: time.time() - 20 * 365 * 86400)
+    assert outbox.due("pacs")
+
+
+def test_what_was_being_sent_when_the_sender_ended_is_uncertain(store: Store) -> None:
+    store.take()
+    store.judge(kinds=["sr"])
+    outbox = deliveries_of(store)
+    outbox.begin(outbox.due("pacs")[0])
+    (again,) = outbox.due("pacs")
+    assert again.is_uncertain
+    outbox.sent(again, "0x0000")
+    assert outbox.due("pacs") == []
+
+
+def test_what_is_parked_waits_for_a_person(store: Store) -> None:
+    store.take()
+    store.judge()
+    outbox = deliveries_of(store)
+    for delivery in outbox.due("pacs"):
+        outbox.park(delivery, "0x0122")
+    outbox.hasten("pacs")
+    assert outbox.due("pacs") == []
+    assert outbox.resend() == 2
+    assert [one.is_uncertain for one in outbox.due("pacs")] == [False, False]
+
+
+def test_what_a_destination_lost_is_sent_again(store: Store) -> None:
+    store.take()
+    store.judge()
+    outbox = deliveries_of(store)
+    for delivery in outbox.due("pacs"):
+        outbox.sent(delivery, "0x0000")
+    kept, lost = (uid for _, uid in outbox.uncommitted("pacs"))
+    outbox.ask_commitment("pacs", "2.25.5", [kept, lost])
+    assert outbox.uncommitted("pacs") == []
+    outbox.settle_commitment("pacs", "2.25.6", [kept], [])  # an answer to something else
+    outbox.settle_commitment("pacs", "2.25.5", [kept], [lost])
+    assert [one.sop_uid for one in outbox.due("pacs")] == [lost]

@@ -1,0 +1,145 @@
+"""Deletion never takes what a destination lacks; a lost ledger comes back from the files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cart_store import DESTINATIONS, ROOMY, Store, film, open_store
+
+from deepcovid_edge.cart.config import JudgeSettings
+from deepcovid_edge.cart.store import opening
+from deepcovid_edge.cart.store.deliveries import Deliveries
+from deepcovid_edge.cart.store.films import Settled
+from deepcovid_edge.cart.store.ledger import LEDGER_NAME
+from deepcovid_edge.cart.store.rebuild import RECORD_NAME, settled_text
+from deepcovid_edge.cart.store.retention import RetentionSettings, delete_old
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with open_store(tmp_path / "spool") as opened:
+        yield opened
+
+
+def send_all(store: Store, film_id: int) -> None:
+    outbox = Deliveries(store.ledger, store.spool)
+    for delivery in outbox.due("pacs"):
+        if delivery.film_id == film_id:
+            outbox.sent(delivery, "0x0000")
+
+
+def files_of(store: Store, folder: str) -> int:
+    return sum(path.is_file() for path in (store.spool.folder / folder).rglob("*"))
+
+
+def test_nothing_is_deleted_before_every_destination_has_it(store: Store) -> None:
+    for number in range(3):
+        store.take(number)
+    store.judge()
+    store.judge()
+    send_all(store, 1)
+    assert delete_old(store.ledger, store.spool, RetentionSettings(0, 0)) == 1
+    assert store.states() == ["expired", "judged", "received"]
+    assert files_of(store, "films") == 2
+    assert files_of(store, "results") == 2
+    assert [row["film_id"] for row in store.ledger.rows("SELECT film_id FROM who")] == [2, 3]
+
+
+def test_where_commitment_is_asked_for_a_film_waits_for_it(store: Store) -> None:
+    store.take()
+    store.judge()
+    send_all(store, 1)
+    settings = RetentionSettings(0, 0, committing=("pacs",))
+    assert delete_old(store.ledger, store.spool, settings) == 0
+    outbox = Deliveries(store.ledger, store.spool)
+    uids = [uid for _, uid in outbox.uncommitted("pacs")]
+    outbox.ask_commitment("pacs", "2.25.5", uids)
+    outbox.settle_commitment("pacs", "2.25.5", uids, [])
+    assert delete_old(store.ledger, store.spool, settings) == 1
+
+
+def test_films_are_kept_for_their_days(store: Store) -> None:
+    store.take()
+    store.judge()
+    send_all(store, 1)
+    assert delete_old(store.ledger, store.spool, RetentionSettings(1, 0)) == 0
+    with store.ledger.transaction() as now:
+        now.execute("UPDATE film SET settled_utc = '2020-01-01T00:00:00.000+00:00'")
+    assert delete_old(store.ledger, store.spool, RetentionSettings(1, 0)) == 1
+
+
+def test_over_the_quota_the_oldest_done_films_go_first(store: Store) -> None:
+    for number in range(4):
+        store.take(number)
+        store.judge()
+    with store.ledger.transaction() as now:
+        now.execute("UPDATE film SET bytes = 1 << 20")
+    for film_id in (2, 3, 4):  # the first is not sent: it stays, whatever the quota
+        send_all(store, film_id)
+    assert delete_old(store.ledger, store.spool, RetentionSettings(99, 2)) == 2
+    assert store.states() == ["judged", "expired", "expired", "judged"]
+
+
+def test_the_ballast_is_given_up_and_made_again(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    with open_store(tmp_path, replace(ROOMY, ballast_mib=1)) as store:
+        store.spool.fill_ballast()
+        assert (tmp_path / "ballast").stat().st_blocks * 512 >= 1 << 20
+        assert store.spool.drop_ballast()
+        assert not store.spool.drop_ballast()
+
+
+@pytest.mark.parametrize("damage", ["bytes", "gone", "page"])
+def test_a_damaged_ledger_is_made_again_from_the_files(tmp_path: Path, damage: str) -> None:
+    settings = JudgeSettings(tmp_path, floor_mib=0, floor_share=0.0, ballast_mib=0)
+    with open_store(tmp_path) as store:
+        for number in range(3):
+            store.take(number, PatientName="Anna")
+        claimed = store.judge()
+        (first,) = [one for one in store.ledger.rows("SELECT * FROM object WHERE kind = 'sr'")]
+        objects = [store.built(claimed, kind) for kind in ("sr", "sc")]
+        settled = Settled(_record(), objects, DESTINATIONS)
+        place = store.spool.results(claimed.content_sha256) / RECORD_NAME
+        store.spool.store([settled_text(settled).encode()], place)
+    _damage(tmp_path / LEDGER_NAME, damage)
+    ledger, _ = opening.open_store(settings)
+    with ledger:
+        states = [row["state"] for row in ledger.rows("SELECT state FROM film ORDER BY id")]
+        assert states == ["judged", "received", "received"]
+        again = ledger.row("SELECT * FROM object WHERE kind = 'sr'")
+        assert again is not None
+        assert (again["sop_uid"], again["sha256"]) == (first["sop_uid"], first["sha256"])
+        assert {row["state"] for row in ledger.rows("SELECT state FROM outbox")} == {"queued"}
+        assert ledger.row("SELECT 1 FROM alert WHERE code = 'ledger_rebuilt'")
+        assert [*tmp_path.glob("damaged-*")] or damage == "gone"
+
+
+def _record() -> dict[str, object]:
+    return {"decision": "positive", "reason": None, "model_sha256": "0" * 64, "site": None}
+
+
+def _damage(ledger: Path, how: str) -> None:
+    whole = ledger.read_bytes()
+    if how == "gone":
+        ledger.unlink()
+    elif how == "bytes":
+        ledger.write_bytes(b"\xff" * 4096 + whole[4096:])
+    else:  # one page in the middle: SQLite opens it and finds out only when it checks
+        ledger.write_bytes(whole[:8192] + b"\xff" * 4096 + whole[12288:])
+
+
+def test_a_damaged_film_is_left_out_of_a_new_ledger(tmp_path: Path) -> None:
+    settings = JudgeSettings(tmp_path, floor_mib=0, floor_share=0.0, ballast_mib=0)
+    with open_store(tmp_path) as store:
+        store.take(1)
+        store.take(2)
+        damaged = sorted((tmp_path / "films").rglob("*.dcm"))[0]
+        damaged.write_bytes(film(9))
+    (tmp_path / LEDGER_NAME).unlink()
+    ledger, _ = opening.open_store(settings)
+    with ledger:
+        assert len(ledger.rows("SELECT * FROM film")) == 1
+        assert ledger.row("SELECT 1 FROM event WHERE kind = 'not rebuilt'")
