@@ -1,0 +1,390 @@
+"""Takes what waits in the outbox to its destinations, each by a thread of its own, for ever.
+
+| what happens | what follows |
+| --- | --- |
+| the destination takes an object | the next one, over the same association |
+| it cannot be reached, or the end is uncertain | nothing more until the next wait is over |
+| it fails one object for now | that one waits; after three in a row, so does the destination |
+| it refuses one object for good | that one is parked; a person looks, and sends it again |
+| it refuses the cart (AE title not known) | told at once; it is tried again like a silent one |
+| the end of an object is uncertain | its row stays `sending`: C-FIND is asked before a resend |
+
+A refusal of the whole association parks nothing, although the standard calls it permanent: it says
+nothing of an object, and once the destination is set right everything goes out by itself.
+
+While a destination is silent, one object at a time is tried after each wait; the first success
+sends the rest. One process at a time sends to a destination: it holds a lock in the spool, which
+the kernel takes back however the process ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from deepcovid_edge.cart.alerts import AlertCode
+from deepcovid_edge.cart.config import CartConfig, Destination
+from deepcovid_edge.cart.process import log
+from deepcovid_edge.cart.store.clock import now_utc
+from deepcovid_edge.cart.store.deliveries import BACKOFF_SECONDS, Deliveries, Delivery
+from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError
+from deepcovid_edge.cart.store.spool import Spool
+from deepcovid_edge.cart.work.answers import Answer
+from deepcovid_edge.cart.work.association import Timeouts
+from deepcovid_edge.cart.work.commitment import CommitmentUser
+from deepcovid_edge.cart.work.send import DimseSender, Sender
+from deepcovid_edge.cart.work.stow import StowSender
+
+FAILURES_UNTIL_ALERT = 3
+STOP_SECONDS = 5.0
+"""A role ends within this time; what is sent then has an uncertain end."""
+_GRACE_SECONDS = 2.0
+_LOOK_SECONDS = 0.5
+"""How often a sender looks for new work without being woken."""
+_AFTER_FAULT_SECONDS = 5.0
+_JITTER = 0.2
+_SEND_AGAIN, _DRAIN = "send again", "drain"
+"""Events that end every wait."""
+
+
+def make_sender(
+    destination: Destination, ae_title: str, timeouts: Timeouts | None = None
+) -> Sender:
+    """A sender to a destination: STOW-RS where it has a URL, else DIMSE."""
+    kind = DimseSender if destination.url is None else StowSender
+    return kind(destination, ae_title, timeouts)
+
+
+class Outbox:
+    """Sends to every destination of a configuration.
+
+    Args:
+        config: The configuration.
+        ledger: The ledger.
+        spool: Its spool.
+        timeouts: Longest waits for a destination.
+        waits: Waits after a first, second, ... failure of a destination, seconds.
+    """
+
+    def __init__(
+        self,
+        config: CartConfig,
+        ledger: Ledger,
+        spool: Spool,
+        *,
+        timeouts: Timeouts | None = None,
+        waits: tuple[float, ...] = BACKOFF_SECONDS,
+    ) -> None:
+        self._ledger = ledger
+        self._config, self._stopping = config, threading.Event()
+        deliveries = Deliveries(ledger, spool)
+        title = config.receive.ae_title
+        self._couriers = [
+            Courier(one, title, deliveries, timeouts=timeouts, waits=waits)
+            for one in config.destinations
+        ]
+
+    def start(self) -> None:
+        """Start to send."""
+        for courier in self._couriers:
+            courier.start()
+
+    def wake(self) -> None:
+        """There is something new to send."""
+        for courier in self._couriers:
+            courier.wake()
+
+    def stop(self) -> None:
+        """Stop sending, within `STOP_SECONDS`; an object that is being sent may get so long."""
+        ends = time.monotonic() + STOP_SECONDS
+        running = [courier for courier in self._couriers if courier.is_alive()]
+        for courier in running:
+            courier.ask_to_stop()
+        for courier in running:
+            courier.join(max(0.0, ends - STOP_SECONDS + _GRACE_SECONDS - time.monotonic()))
+        for courier in running:
+            courier.cut()
+        for courier in running:
+            courier.join(max(0.0, ends - time.monotonic()))
+
+    def drain(self, seconds: float) -> int:
+        """Send what waits now, without the waits after earlier failures.
+
+        Where another process of the cart sends, it is asked to do so.
+
+        Args:
+            seconds: Longest time.
+
+        Returns:
+            How many objects are not at their destination yet; parked ones do not count.
+        """
+        self._ledger.event(_DRAIN)
+        is_own = not any(courier.is_alive() for courier in self._couriers)
+        if is_own:
+            self.start()
+        self.wake()
+        ends = time.monotonic() + seconds
+        while (left := self._left()) and time.monotonic() < ends:
+            time.sleep(min(0.1, seconds))
+        if is_own:
+            self.stop()
+        return left
+
+    def _left(self) -> int:
+        names = [one.name for one in self._config.destinations]
+        marks = ", ".join("?" * len(names)) or "''"
+        row = self._ledger.row(
+            f"SELECT count(*) AS n FROM outbox WHERE state IN ('queued', 'sending')"
+            f" AND destination IN ({marks})",
+            *names,
+        )
+        return int(row["n"]) if row else 0
+
+
+class Courier(threading.Thread):
+    """The thread that sends to one destination.
+
+    Args:
+        destination: The destination.
+        ae_title: What the cart calls itself.
+        deliveries: The outbox.
+        timeouts: Longest waits for the destination.
+        waits: Waits after a first, second, ... failure, seconds.
+    """
+
+    def __init__(
+        self,
+        destination: Destination,
+        ae_title: str,
+        deliveries: Deliveries,
+        *,
+        timeouts: Timeouts | None = None,
+        waits: tuple[float, ...] = BACKOFF_SECONDS,
+    ) -> None:
+        super().__init__(name=f"send to {destination.name}", daemon=True)
+        self._destination, self._ae_title = destination, ae_title
+        self._deliveries, self._ledger = deliveries, deliveries.ledger
+        self._timeouts, self._waits = timeouts, waits
+        self._sender: Sender | None = None
+        self._commitment: CommitmentUser | None = None
+        self._stopping, self._woken = threading.Event(), threading.Event()
+        self._failures = 0
+        self._silent_since = ""
+        self._held_until = 0.0
+        self._uncertain_until: dict[int, float] = {}
+        self._last_event = 0
+
+    def wake(self) -> None:
+        """There is something new to send."""
+        self._woken.set()
+
+    def ask_to_stop(self) -> None:
+        """Send nothing more behind the object that is sent now."""
+        self._stopping.set()
+        self._woken.set()
+
+    def cut(self) -> None:
+        """End the connection, and open none any more."""
+        for one in (self._sender, self._commitment):
+            if one is not None:
+                one.stop()
+
+    def run(self) -> None:
+        """Send until asked to stop; nothing that fails ends this."""
+        while not self._stopping.is_set():
+            try:
+                with self._lock() as is_held:
+                    if is_held:
+                        self._send_for_ever()
+                self._wait(_LOOK_SECONDS)
+            except Exception as error:  # the ledger is full, a certificate is gone, a fault
+                log("outbox fault", destination=self._destination.name, error=_words(error))
+                self._wait(_AFTER_FAULT_SECONDS)
+
+    def _send_for_ever(self) -> None:
+        self._last_event = self._newest_event()
+        key = f"certificate:{self._destination.name}"
+        try:
+            sender = make_sender(self._destination, self._ae_title, self._timeouts)
+        except OSError:  # ssl.SSLError is one
+            detail = {"destination": self._destination.name}
+            self._ledger.raise_alert(key, AlertCode.CERTIFICATE.code, **detail)
+            raise
+        self._sender = sender
+        if self._destination.commitment:
+            self._commitment = CommitmentUser(
+                self._destination, self._ae_title, self._deliveries, self._timeouts
+            )
+        self._ledger.clear_alert(key)
+        try:
+            while not self._stopping.is_set():
+                self._round(sender)
+                self._wait(_LOOK_SECONDS)
+        finally:
+            sender.close()
+
+    def _wait(self, seconds: float) -> None:
+        self._woken.wait(seconds)
+        if not self._stopping.is_set():
+            self._woken.clear()
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[bool]:
+        """Whether this process alone sends to the destination now."""
+        path = self._deliveries.spool.folder / f".outbox-{self._destination.name}.lock"
+        with path.open("a") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield False
+                return
+            yield True
+
+    def _round(self, sender: Sender) -> None:
+        """Send what is due, until nothing is or the destination fails."""
+        if self._is_asked_for():
+            self._held_until, self._uncertain_until = 0.0, {}
+            self._write(lambda: self._deliveries.hasten(self._destination.name))
+        while not self._stopping.is_set() and time.monotonic() >= self._held_until:
+            due = self._due()
+            if not due:
+                break
+            for delivery in due:
+                if self._stopping.is_set() or time.monotonic() < self._held_until:
+                    break
+                self._deliver(sender, delivery)
+        sender.close()
+        self._clear_refusal()
+        if self._commitment is not None and time.monotonic() >= self._held_until:
+            self._commitment.ask(self._stopping)
+
+    def _due(self) -> list[Delivery]:
+        """What is due, but for what has an uncertain end and waits for its next try."""
+        now, name = time.monotonic(), self._destination.name
+        waiting = {key for key, until in self._uncertain_until.items() if until > now}
+        due = self._deliveries.due(name, 100 + len(waiting))
+        return [one for one in due if one.object_id not in waiting]
+
+    def _deliver(self, sender: Sender, delivery: Delivery) -> None:
+        self._write(lambda: self._deliveries.begin(delivery))
+        try:
+            answer = self._answer(sender, delivery)
+        except Exception as error:  # one object that cannot be sent must not hold up the others
+            log("send fault", destination=self._destination.name, error=_words(error))
+            sender.cut()
+            answer = Answer(f"fault: {type(error).__name__}", "uncertain")
+        self._settle(delivery, answer)
+
+    def _answer(self, sender: Sender, delivery: Delivery) -> Answer:
+        if delivery.is_uncertain and self._destination.find and sender.has(delivery):
+            return Answer("found there by C-FIND", "sent")
+        return sender.send(delivery)
+
+    def _settle(self, delivery: Delivery, answer: Answer) -> None:
+        if answer.kind == "sent":
+            self._write(lambda: self._deliveries.sent(delivery, answer.status))
+            self._uncertain_until.pop(delivery.object_id, None)
+            self._succeeded()
+        elif answer.kind == "permanent":
+            self._write(lambda: self._deliveries.park(delivery, answer.status))
+            self._tell_refusal(answer)
+            if answer.cause == "object":
+                self._answered()
+        else:
+            self._put_off(delivery, answer)
+            self._failed(answer)
+
+    def _put_off(self, delivery: Delivery, answer: Answer) -> None:
+        is_uncertain = answer.kind == "uncertain" or delivery.is_uncertain
+        if not is_uncertain:
+            self._write(lambda: self._deliveries.defer(delivery, answer.status))
+            return
+        # The row stays `sending`: after a restart, too, the end of this object is uncertain.
+        wait = self._waits[min(delivery.tries, len(self._waits) - 1)]
+        self._uncertain_until[delivery.object_id] = time.monotonic() + wait
+        if answer.kind == "uncertain":
+            self._write(
+                lambda: self._ledger.event(
+                    "uncertain",
+                    delivery.film_id,
+                    destination=self._destination.name,
+                    object=delivery.kind,
+                    status=answer.status,
+                )
+            )
+
+    def _failed(self, answer: Answer) -> None:
+        self._failures += 1
+        self._silent_since = self._silent_since or now_utc()
+        name = self._destination.name
+        if answer.cause == "destination" or self._failures >= FAILURES_UNTIL_ALERT:
+            at = min(self._failures, len(self._waits)) - 1
+            # Carts that lost the same destination do not come back at one moment.
+            wait = self._waits[at] * (1 + random.uniform(-_JITTER, _JITTER))
+            self._held_until = time.monotonic() + wait
+        if answer.refuses:
+            self._tell_refusal(answer)
+        if self._failures >= FAILURES_UNTIL_ALERT:
+            detail = {"destination": name, "since": self._silent_since, "status": answer.status}
+            self._write(
+                lambda: self._ledger.raise_alert(
+                    f"silent:{name}", AlertCode.DESTINATION_SILENT.code, **detail
+                )
+            )
+
+    def _succeeded(self) -> None:
+        was_silent = self._failures > 0
+        self._answered()
+        if was_silent:
+            self._write(lambda: self._deliveries.hasten(self._destination.name))
+            self._uncertain_until = {}
+
+    def _answered(self) -> None:
+        """The destination is there: it took an object, or refused one for itself."""
+        self._failures, self._silent_since, self._held_until = 0, "", 0.0
+        self._write(lambda: self._ledger.clear_alert(f"silent:{self._destination.name}"))
+        self._write(lambda: self._ledger.clear_alert(f"refuses cart:{self._destination.name}"))
+
+    def _tell_refusal(self, answer: Answer) -> None:
+        name = self._destination.name
+        key = f"refuses cart:{name}" if answer.refuses else f"refuses:{name}"
+        detail = {"destination": name, "status": answer.status}
+        self._write(
+            lambda: self._ledger.raise_alert(key, AlertCode.DESTINATION_REFUSES.code, **detail)
+        )
+
+    def _clear_refusal(self) -> None:
+        key = f"refuses:{self._destination.name}"
+        if self._ledger.row("SELECT 1 FROM alert WHERE key = ?", key) and not self._ledger.row(
+            "SELECT 1 FROM outbox WHERE state = 'parked' AND destination = ?",
+            self._destination.name,
+        ):
+            self._ledger.clear_alert(key)
+
+    def _newest_event(self) -> int:
+        row = self._ledger.row("SELECT max(id) AS id FROM event")
+        return int(row["id"] or 0) if row else 0
+
+    def _is_asked_for(self) -> bool:
+        """Whether a person, in any process, has asked since to send again or to drain."""
+        rows = self._ledger.rows("SELECT id, kind FROM event WHERE id > ?", self._last_event)
+        self._last_event = max([self._last_event, *(row["id"] for row in rows)])
+        return any(row["kind"] in (_SEND_AGAIN, _DRAIN) for row in rows)
+
+    def _write(self, write: Callable[[], Any]) -> None:
+        """Write into the ledger; on a full disk, into the room that was kept for this."""
+        try:
+            write()
+        except LedgerBusyError:
+            self._deliveries.spool.drop_ballast()
+            write()
+
+
+def _words(error: BaseException) -> str:
+    """An error for the log: its kind alone, since its text may hold what a peer wrote."""
+    return type(error).__name__
