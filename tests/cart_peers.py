@@ -15,10 +15,11 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -483,3 +484,81 @@ def storescp(
     command = ["storescp", "-v", "-aet", ae_title, "-od", folder, *options, port]
     with Enclosed(command, folder.parent / f"storescp-{port}.log", [port]) as server:
         yield server, port
+
+
+class ReceivingCart(Server):
+    """The role `cart receive` in a process of its own, on a free port of 127.0.0.1.
+
+    Args:
+        folder: For configuration, spool and log; the spool is `folder / "spool"`.
+        peers: AE title, address and port for answers of each named peer.
+        cart: Keys of the table `[cart]`, as TOML writes them.
+        receive: Keys of the table `[receive]`, likewise.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        peers: Sequence[tuple[str, str, int | None]] = (("CONSOLE", HOST, None),),
+        cart: Mapping[str, object] | None = None,
+        receive: Mapping[str, object] | None = None,
+    ) -> None:
+        self.port, self.spool = free_port(), folder / "spool"
+        tables = {
+            "cart": {
+                "spool": str(self.spool),
+                "floor_mib": 1,
+                "floor_share": 0.0,
+                "ballast_mib": 0,
+                **(cart or {}),
+            },
+            "receive": {"port": self.port, **(receive or {})},
+        }
+        lines = [line for name, keys in tables.items() for line in (f"[{name}]", *_toml(keys))]
+        for title, address, port in peers:
+            keys = {"ae_title": title, "address": address, **({"port": port} if port else {})}
+            lines += ["[[peer]]", *_toml(keys)]
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config = folder / "cart.toml"
+        self.config.write_text("\n".join(lines) + "\n")
+        super().__init__(
+            [sys.executable, "-c", _RECEIVE, self.config],
+            folder / "receive.log",
+            lambda: '"listening"' in self.said(),
+        )
+
+    def events(self, kind: str = "") -> list[dict[str, Any]]:
+        """Lines of its log so far; those of one kind."""
+        lines = (json.loads(line) for line in self.said().splitlines() if line.startswith("{"))
+        return [line for line in lines if kind in ("", line["event"])]
+
+    def rss_mib(self) -> float:
+        """Its memory now, MiB."""
+        return self._status("VmRSS:") / 1024
+
+    def threads(self) -> int:
+        """Its threads now."""
+        return self._status("Threads:")
+
+    def _status(self, name: str) -> int:
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(next(line for line in text.splitlines() if line.startswith(name)).split()[1])
+
+    def open_files(self) -> int:
+        """Its file descriptors now."""
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
+
+_RECEIVE = (
+    "import sys, pathlib;"
+    "from deepcovid_edge.cart.config import read_config;"
+    "from deepcovid_edge.cart.process import stop_event;"
+    "from deepcovid_edge.cart.receive.role import receive;"
+    "receive(read_config(pathlib.Path(sys.argv[1])), stop_event())"
+)
+
+
+def _toml(keys: Mapping[str, object]) -> list[str]:
+    """Lines of a table; JSON writes texts, numbers, truth values and lists as TOML does."""
+    return [f"{key} = {json.dumps(value, default=str)}" for key, value in keys.items()]

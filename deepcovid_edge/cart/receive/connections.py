@@ -126,12 +126,12 @@ class Connection:
     def _rule_broken(self, count: int) -> str | None:
         """What a body of that length would break; nothing of it has been read."""
         if count > self._limits.most_pdu_bytes:
-            return f"PDU of {count} bytes"
+            return f"PDU of more than {self._limits.most_pdu_bytes // _MIB} MiB"
         if self._kind != P_DATA:
             return None
         waiting = self._still_waiting()
         if len(waiting) > self._limits.waiting:
-            return f"{len(waiting)} messages sent without an answer"
+            return f"more than {self._limits.waiting} messages sent without an answer"
         whole = sum(waiting) + self._message_bytes + count
         if whole > self._limits.most_message_bytes:
             return f"message of more than {self._limits.most_message_bytes // _MIB} MiB"
@@ -198,3 +198,10 @@ class Connection:
             self.socket.send(_ABORT, socket.MSG_DONTWAIT)  # a peer may not read
         with contextlib.suppress(OSError):  # not that of ssl: another thread may be within it
             socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Free what it held, once no thread works for it: it is in a circle of references."""
+        self.socket.close()
+        if self.association is not None:
+            self.association.dimse.message = None
+            self.association = None

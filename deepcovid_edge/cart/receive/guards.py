@@ -22,8 +22,8 @@ import socket
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from socketserver import BaseServer
 from typing import TYPE_CHECKING, Any, cast
@@ -38,16 +38,10 @@ Report = Callable[[str, str, int, str], None]
 """Is told what was refused: `unknown_sender` or `connection_ended`, the address, how often since
 the last time, and why."""
 _LOOK_SECONDS = 0.25
-_MOST_NOTES = 256
+_MOST_NOTES = 64
 _LINGERING = 32
 _MOST_UID = 64
 """Letters of a UID (DICOM PS3.5, 9.1)."""
-
-
-@dataclass
-class _Note:
-    count: int
-    why: str
 
 
 class _Notes:
@@ -55,33 +49,32 @@ class _Notes:
 
     Args:
         report: Is told.
-        every_seconds: Shortest time between two reports of one kind and address.
+        every_seconds: Shortest time between two reports of one kind, address and reason.
     """
 
     def __init__(self, report: Report, every_seconds: float) -> None:
         self._report, self._every = report, every_seconds
         self._lock = threading.Lock()
-        self._open: dict[tuple[str, str], _Note] = {}
-        self._told: dict[tuple[str, str], float] = {}
+        self._open: Counter[tuple[str, str, str]] = Counter()
+        self._told: dict[tuple[str, str, str], float] = {}
 
     def add(self, kind: str, address: str, why: str) -> None:
         """Remember something; never waits."""
+        key = kind, address, why
         with self._lock:
-            if len(self._open) >= _MOST_NOTES and (kind, address) not in self._open:
-                address = "others"
-            note = self._open.setdefault((kind, address), _Note(0, why))
-            note.count += 1
+            is_known = key in self._open or key in self._told
+            is_full = len(self._open) + len(self._told) >= _MOST_NOTES
+            self._open[key if is_known or not is_full else (kind, "others", "")] += 1
 
     def tell(self) -> None:
-        """Report what is due. A report that fails is given up: the next one counts again."""
+        """Report what is due."""
         now = time.monotonic()
         with self._lock:
             self._told = {key: at for key, at in self._told.items() if now - at < self._every}
-            due = [key for key in self._open if key not in self._told]
-            notes = {key: self._open.pop(key) for key in due}
+            due = {key: self._open.pop(key) for key in [*self._open] if key not in self._told}
             self._told |= dict.fromkeys(due, now)
-        for (kind, address), note in notes.items():
-            self._report(kind, address, note.count, note.why)
+        for (kind, address, why), count in due.items():
+            self._report(kind, address, count, why)
 
 
 class Guard:
@@ -92,7 +85,7 @@ class Guard:
         limits: What a connection may do.
         report: Is told what was refused, by a thread of the guard's; raises nothing.
         tls: Of the server's side, or None.
-        report_seconds: Shortest time between two reports of one kind and address.
+        report_seconds: Shortest time between two reports of one kind, address and reason.
     """
 
     def __init__(
@@ -154,7 +147,7 @@ class Guard:
     def _forget_ended(self) -> None:
         over = [sock for sock, one in self._connections.items() if not one.has_thread]
         for sock in over:
-            self._connections.pop(sock).socket.close()
+            self._connections.pop(sock).close()
 
     def _has_room(self, address: str) -> bool:
         """Whether there is room, if need be that of a connection that makes no progress."""
@@ -176,16 +169,19 @@ class Guard:
 
     def _reap(self) -> None:
         while not self._stopping.wait(_LOOK_SECONDS):
-            now = time.monotonic()
-            for connection in self.connections():
-                if connection.refusal is None and (why := connection.overdue(now)):
-                    connection.end(why)
-            with self._lock:
-                for connection in self._connections.values():
-                    if connection.refusal and not connection.is_noted:
-                        connection.is_noted = True
-                        self._notes.add("connection_ended", connection.address, connection.refusal)
-                self._forget_ended()
+            self._look()  # its variables hold no connection until the next look
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        for connection in self.connections():
+            if connection.refusal is None and (why := connection.overdue(now)):
+                connection.end(why)
+        with self._lock:
+            for connection in self._connections.values():
+                if connection.refusal and not connection.is_noted:
+                    connection.is_noted = True
+                    self._notes.add("connection_ended", connection.address, connection.refusal)
+            self._forget_ended()
 
     def _tell(self) -> None:
         """Report in a thread of its own: the ledger may be locked for seconds."""
@@ -314,6 +310,8 @@ def guarded_server() -> Any:
 
     class GuardedServer(ThreadedAssociationServer):
         """Admits whom the guard admits."""
+
+        request_queue_size = 128  # what comes while many are turned away waits, and is not dropped
 
         def __init__(self, *arguments: Any, guard: Guard, **more: Any) -> None:
             self.guard = guard

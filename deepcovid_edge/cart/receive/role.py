@@ -8,7 +8,7 @@ import threading
 import time
 
 from deepcovid_edge.cart.config import CartConfig
-from deepcovid_edge.cart.process import log, notify, stop_event
+from deepcovid_edge.cart.process import log, notify
 from deepcovid_edge.cart.receive.commitment import Commitments
 from deepcovid_edge.cart.receive.folder import FolderWatch
 from deepcovid_edge.cart.receive.guards import set_up_pynetdicom
@@ -16,22 +16,23 @@ from deepcovid_edge.cart.receive.receiver import Receiver
 from deepcovid_edge.cart.store.intake import Intake
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
-from deepcovid_edge.device import process
 
 _LOOP_SECONDS = 1.0
 _JOIN_SECONDS = 1.0
 
 
-def run(config: CartConfig) -> None:
-    """Receive films until SIGTERM or SIGINT; then end within 5 seconds.
+def receive(config: CartConfig, stop: threading.Event) -> None:
+    """Receive films until an event is set; then end within 5 seconds.
+
+    Args:
+        config: The cart's configuration.
+        stop: The event.
 
     Raises:
         OutputError: Spool or ledger cannot be opened.
         NotThereError: The port cannot be listened on, a certificate is not there, or pynetdicom is
             not installed.
     """
-    stop = stop_event()
-    process.keep_freed_memory()
     settings = config.cart
     spool = Spool(
         settings.spool,
@@ -39,15 +40,10 @@ def run(config: CartConfig) -> None:
     )
     with Ledger(settings.spool) as ledger:
         spool.empty_incoming()
-        serve(config, Intake(ledger, spool), stop)
+        _serve(config, Intake(ledger, spool), stop)
 
 
-def serve(config: CartConfig, intake: Intake, stop: threading.Event) -> None:
-    """Receive films until an event is set.
-
-    Raises:
-        NotThereError: As `run`.
-    """
+def _serve(config: CartConfig, intake: Intake, stop: threading.Event) -> None:
     set_up_pynetdicom()
     commitments = Commitments(config, intake.ledger) if config.receive.commitment else None
     work = [
