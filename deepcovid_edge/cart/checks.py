@@ -73,7 +73,7 @@ def _destinations(config: CartConfig) -> Iterator[Check]:
 
     for one in config.destinations:
         try:
-            with make_sender(config, one) as sender:
+            with make_sender(one, config.receive.ae_title) as sender:
                 answer = sender.echo()
         except DeepCovidEdgeError as error:
             yield Check(f"destination {one.name}", False, one_line(error))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 
 from deepcovid_edge.errors import DeepCovidEdgeError, NotAssessedError, require
@@ -136,10 +135,8 @@ def _decoded(elements: Elements, tag: int) -> str:
 
     raw = elements.raw(tag)
     delimiters = PN_DELIMS if tag == _NAME else TEXT_VR_DELIMS
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a set that is not known is read as Latin-1
-        try:
-            text = decode_bytes(raw, convert_encodings(elements.texts(_CHARACTER_SET)), delimiters)
-        except (LookupError, ValueError):
-            text = raw.decode("latin-1")
+    try:
+        text = decode_bytes(raw, convert_encodings(elements.texts(_CHARACTER_SET)), delimiters)
+    except (LookupError, ValueError):
+        text = raw.decode("latin-1")
     return "".join(letter if letter.isprintable() else " " for letter in text).strip()[:_LONGEST]

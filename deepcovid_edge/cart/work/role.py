@@ -28,7 +28,7 @@ def work(config: CartConfig, stop: threading.Event) -> None:
         outbox = Outbox(config, ledger, spool)
         drift = DriftWatch(config, ledger)
         house = Housekeeping(config, ledger, spool, stop, drift.look)
-        worker = Worker(config, ledger, spool, stop)
+        worker = Worker(config, ledger, spool, stop, outbox.wake)
         outbox.start()
         house.start()
         log("work started", destinations=[one.name for one in config.destinations])

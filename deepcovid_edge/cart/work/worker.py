@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from deepcovid_edge.cart.alerts import AlertCode
@@ -41,11 +41,18 @@ class Worker(Closing):
         ledger: The ledger.
         spool: The spool folder.
         stop: Ends `run` when it is set.
+        settled: Called when there is something to send.
     """
 
     def __init__(
-        self, config: CartConfig, ledger: Ledger, spool: Spool, stop: threading.Event
+        self,
+        config: CartConfig,
+        ledger: Ledger,
+        spool: Spool,
+        stop: threading.Event,
+        settled: Callable[[], None] = lambda: None,
     ) -> None:
+        self._settled = settled
         self.config, self.ledger, self.spool, self.stop = config, ledger, spool, stop
         self.films = Films(ledger, spool)
         self.destinations: Mapping[str, Sequence[str]] = {
@@ -148,6 +155,7 @@ class Worker(Closing):
         place = self.spool.results(film.content_sha256) / RECORD_NAME
         self.spool.store([settled_text(settled).encode()], place)
         self.films.settle(film, settled)
+        self._settled()
 
     def _crashed(self, film: ClaimedFilm, why: str) -> None:
         log("judge crashed", film=film.film_id, why=why, tries=film.tries)
