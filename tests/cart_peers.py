@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -562,3 +563,60 @@ _RECEIVE = (
 def _toml(keys: Mapping[str, object]) -> list[str]:
     """Lines of a table; JSON writes texts, numbers, truth values and lists as TOML does."""
     return [f"{key} = {json.dumps(value, default=str)}" for key, value in keys.items()]
+
+
+CR, EXPLICIT = "1.2.840.10008.5.1.4.1.1.1", "1.2.840.10008.1.2.1"
+
+
+def association_request(calling: str = "CONSOLE", called: str = "CART") -> bytes:
+    """A-ASSOCIATE-RQ with one presentation context: CR, explicit VR (DICOM PS3.8, 9.3.2)."""
+    context = bytes([1, 0, 0, 0]) + _item(0x30, CR.encode()) + _item(0x40, EXPLICIT.encode())
+    user = _item(0x51, struct.pack(">I", 16384)) + _item(0x52, b"1.2.3")
+    body = struct.pack(">HH16s16s32x", 1, 0, called.ljust(16).encode(), calling.ljust(16).encode())
+    body += _item(0x10, b"1.2.840.10008.3.1.1.1") + _item(0x20, context) + _item(0x50, user)
+    return struct.pack(">BBI", 1, 0, len(body)) + body
+
+
+def _item(kind: int, body: bytes) -> bytes:
+    return struct.pack(">BBH", kind, 0, len(body)) + body
+
+
+def p_data(fragment: bytes, control: int) -> bytes:
+    """P-DATA-TF with one fragment (PS3.8, 9.3.5 and E.2).
+
+    Args:
+        fragment: Of a command set or a data set.
+        control: 1 for a command set, and 2 for a last fragment.
+    """
+    value = struct.pack(">IBB", len(fragment) + 2, 1, control) + fragment
+    return struct.pack(">BBI", 4, 0, len(value)) + value
+
+
+def store_command(uid: str | None = "1.2.3.4", sop_class: str = CR) -> bytes:
+    """Command set of a C-STORE request (PS3.7, 9.3.1), whatever its UID is."""
+    numbers = {0x0100: 1, 0x0110: 1, 0x0700: 0, 0x0800: 1}
+    values = {tag: struct.pack("<H", number) for tag, number in numbers.items()}
+    values[0x0002] = sop_class.encode()
+    if uid is not None:
+        values[0x1000] = uid.encode()
+    return command_set(values)
+
+
+def command_set(values: Mapping[int, bytes]) -> bytes:
+    """A command set (PS3.7, 6.3): implicit VR, group 0000.
+
+    Args:
+        values: Element number -> value.
+    """
+    elements = b""
+    for tag, value in sorted(values.items()):
+        even = value + b"\0" * (len(value) % 2)
+        elements += struct.pack("<HHI", 0, tag, len(even)) + even
+    return struct.pack("<HHII", 0, 0, 4, len(elements)) + elements
+
+
+def status_in(answer: bytes) -> int:
+    """The status in a P-DATA-TF with a response (PS3.7, E.1: element 0900)."""
+    at = answer.index(struct.pack("<HHI", 0, 0x0900, 2))
+    (status,) = struct.unpack_from("<H", answer, at + 8)
+    return int(status)

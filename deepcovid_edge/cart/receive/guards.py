@@ -40,6 +40,8 @@ the last time, and why."""
 _LOOK_SECONDS = 0.25
 _MOST_NOTES = 64
 _LINGERING = 32
+NO_UID = "2.25.0"
+"""Stands for a UID that a request lacks; nobody makes this one (PS3.5, B.2: it is no UUID)."""
 _MOST_UID = 64
 """Letters of a UID (DICOM PS3.5, 9.1)."""
 
@@ -239,16 +241,17 @@ class Guard:
 
 
 def _complete(command: Any) -> None:
-    """Have a C-STORE request without a usable UID reach the handler, which answers it.
+    """Have a C-STORE request without usable UIDs reach the handler, which answers it.
 
-    pynetdicom answers nothing where the UID is missing, and aborts where it is too long.
+    pynetdicom answers nothing where a UID is missing, and aborts where it is too long.
 
     Args:
         command: The command set (DICOM PS3.7, table 9.3-1); changed.
     """
-    value = command.get("AffectedSOPInstanceUID")
-    if not isinstance(value, str) or len(value) > _MOST_UID:
-        command.AffectedSOPInstanceUID = ""
+    for keyword in ("AffectedSOPClassUID", "AffectedSOPInstanceUID"):
+        value = command.get(keyword)
+        if not isinstance(value, str) or not 0 < len(value) <= _MOST_UID:
+            setattr(command, keyword, NO_UID)
     if command.get("Priority") is None:
         command.Priority = 0
 

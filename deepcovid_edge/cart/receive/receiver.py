@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from deepcovid_edge.cart.config import CartConfig, Peer
 from deepcovid_edge.cart.process import log
 from deepcovid_edge.cart.receive.connections import Limits
-from deepcovid_edge.cart.receive.guards import Guard, guarded_server, plain_address
+from deepcovid_edge.cart.receive.guards import NO_UID, Guard, guarded_server, plain_address
 from deepcovid_edge.cart.store.film_header import FilmRefusedError
 from deepcovid_edge.cart.store.intake import Arrival, Intake
 from deepcovid_edge.cart.store.spool import SpoolFullError
@@ -250,13 +250,15 @@ class Receiver(Closing):
 
     def _take(self, event: Any) -> tuple[int, dict[str, Any]]:
         request = event.request
-        sop_class = str(request.AffectedSOPClassUID or "")
+        sop_class, sop_uid = str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID)
+        if sop_uid == NO_UID:
+            raise FilmRefusedError("uid", "the request has no SOP instance UID")
         if sop_class not in self._classes:
             return NO_SUCH_CLASS, {"why": "class"}
         taken = self._intake.take_dataset(
             event.encoded_dataset(include_meta=False),
             sop_class=sop_class,
-            sop_uid=str(request.AffectedSOPInstanceUID or ""),
+            sop_uid=sop_uid,
             syntax=str(event.context.transfer_syntax),
             arrival=Arrival(
                 "ae",

@@ -15,12 +15,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cart_peers import HOST, ReceivingCart, echoscu, needs_dcmtk, wait_until
+from cart_peers import (
+    HOST,
+    ReceivingCart,
+    association_request,
+    command_set,
+    echoscu,
+    needs_dcmtk,
+    p_data,
+    store_command,
+    wait_until,
+)
 
 pytest.importorskip("pynetdicom", reason="the cart needs extra cart")
 pytestmark = needs_dcmtk
 
-CR, IMPLICIT = "1.2.840.10008.5.1.4.1.1.1", "1.2.840.10008.1.2"
 SERVED_SECONDS = 10.0
 GROWTH_MIB = 12.0
 MIB = 1 << 20
@@ -42,39 +51,6 @@ def _no_traceback_and_nothing_left(cart: ReceivingCart) -> Iterator[None]:
     assert "Traceback" not in cart.said()
     assert "Exception" not in cart.said()
     assert seconds_until_served(cart) < SERVED_SECONDS
-
-
-def item(kind: int, body: bytes) -> bytes:
-    return struct.pack(">BBH", kind, 0, len(body)) + body
-
-
-def association_request(calling: str = "CONSOLE", called: str = "CART") -> bytes:
-    """A-ASSOCIATE-RQ with one presentation context (DICOM PS3.8, 9.3.2)."""
-    context = bytes([1, 0, 0, 0]) + item(0x30, CR.encode()) + item(0x40, IMPLICIT.encode())
-    user = item(0x51, struct.pack(">I", 16384)) + item(0x52, b"1.2.3")
-    body = struct.pack(">HH16s16s32x", 1, 0, called.ljust(16).encode(), calling.ljust(16).encode())
-    body += item(0x10, b"1.2.840.10008.3.1.1.1") + item(0x20, context) + item(0x50, user)
-    return struct.pack(">BBI", 1, 0, len(body)) + body
-
-
-def p_data(fragment: bytes, control: int) -> bytes:
-    """P-DATA-TF with one fragment (PS3.8, 9.3.5 and E.2)."""
-    value = struct.pack(">IBB", len(fragment) + 2, 1, control) + fragment
-    return struct.pack(">BBI", 4, 0, len(value)) + value
-
-
-def store_command(uid: bytes = b"1.2.3.4\0") -> bytes:
-    """Command set of a C-STORE request, implicit VR (PS3.7, 9.3.1)."""
-    values = [
-        (0x0002, CR.encode() + b"\0" * (len(CR) % 2)),
-        (0x0100, struct.pack("<H", 1)),
-        (0x0110, struct.pack("<H", 1)),
-        (0x0700, struct.pack("<H", 0)),
-        (0x0800, struct.pack("<H", 1)),
-        (0x1000, uid),
-    ]
-    elements = b"".join(struct.pack("<HHI", 0, tag, len(value)) + value for tag, value in values)
-    return struct.pack("<HHII", 0, 0, 4, len(elements)) + elements
 
 
 @contextlib.contextmanager
@@ -231,10 +207,9 @@ def test_a_peer_that_is_not_named_gets_nothing(cart: ReceivingCart) -> None:
 
 def test_a_peer_that_reads_no_answers_is_ended(cart: ReceivingCart) -> None:
     """Echo requests without end; the answers fill the buffers, and then nothing moves."""
-    echo = struct.pack("<HHI", 0, 2, 18) + b"1.2.840.10008.1.1\0"
-    for tag, value in ((0x0100, 0x30), (0x0110, 1), (0x0800, 0x0101)):
-        echo += struct.pack("<HHIH", 0, tag, 2, value)
-    echo = struct.pack("<HHII", 0, 0, 4, len(echo)) + echo
+    numbers = {0x0100: 0x30, 0x0110: 1, 0x0800: 0x0101}
+    values = {tag: struct.pack("<H", number) for tag, number in numbers.items()}
+    echo = command_set({0x0002: b"1.2.840.10008.1.1", **values})
     with contextlib.ExitStack() as stack:
         sock = associated(stack, cart)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -261,8 +236,8 @@ def test_mutated_pdus_leave_it_as_it_was(cart: ReceivingCart) -> None:
 def test_paths_as_uids_write_nothing_outside_the_spool(cart: ReceivingCart, tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         sock = associated(stack, cart)
-        uid = f"../../../..{tmp_path}/x"[:64].encode()
-        sock.sendall(p_data(store_command(uid + b"\0" * (len(uid) % 2)), 3) + p_data(bytes(16), 2))
+        uid = f"../../../..{tmp_path}/x"[:64]
+        sock.sendall(p_data(store_command(uid), 3) + p_data(bytes(16), 2))
         answer = sock.recv(4096)
         assert answer[:1] == b"\4"
     wait_until(lambda: cart.events("store"), what="an answer")
