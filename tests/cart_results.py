@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import warnings
 from datetime import datetime, timedelta, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from pydicom.tag import Tag
 from deepcovid_edge.cart.objects.facts import Facts
 from deepcovid_edge.decision.record import Prediction, RunFacts, SiteName
 from deepcovid_edge.heatmaps.overlay import encode_overlay
+from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, IMPLICIT
 from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.manifest import IndeterminateRange
 
@@ -76,14 +79,22 @@ def prediction(score: float | None, **changes: Any) -> Prediction:
     return Prediction(**{**values, **changes})
 
 
+@cache
+def phantom(seed: int) -> NDArray[np.uint8]:
+    """A drawn chest; drawing takes longer than the tests of it."""
+    return draw_phantom(seed)
+
+
+@cache
 def overlay() -> NDArray[np.uint8]:
     """A coloured picture of the overlay's width."""
-    grey = draw_phantom(1)[:600, :960].astype(np.uint16)
+    grey = phantom(1)[:600, :960].astype(np.uint16)
     wide = np.concatenate([grey, grey[:, :444]], axis=1)
     colours = [wide, (wide * 7) % 256, 255 - wide]
     return np.stack(colours, axis=-1).astype(np.uint8)
 
 
+@cache
 def overlay_png() -> bytes:
     return encode_overlay(overlay())
 
@@ -95,13 +106,16 @@ def film(
     **elements: Any,
 ) -> Path:
     """A film of a phantom; `raw` puts bytes into elements, `elements` sets or leaves them out."""
-    pixels = draw_phantom(0)[::4, ::4]
-    image = dataset(pixels, **elements)
-    for tag, (kind, value) in (raw or {}).items():
-        known = RawDataElement(Tag(tag), kind, len(value), value, 0, False, True)
-        image[Tag(tag)] = known
     path = folder / "film.dcm"
-    path.write_bytes(written(image, syntax))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom writes what it finds odd
+        image = dataset(phantom(0)[::4, ::4], **elements)
+        for tag, (kind, value) in (raw or {}).items():
+            image[Tag(tag)] = RawDataElement(Tag(tag), kind, len(value), value, 0, False, True)
+        # With the encoding that it is written in as its own, pydicom keeps raw values as they are.
+        charset = image._character_set
+        image.set_original_encoding(syntax == IMPLICIT, syntax != BIG_ENDIAN, charset)
+        path.write_bytes(written(image, syntax))
     return path
 
 

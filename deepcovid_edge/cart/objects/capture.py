@@ -66,7 +66,7 @@ def build_capture(
         overlay_png: The heat map's picture; None for a card of words alone, as of a result
             without a heat map.
         facts: Of the cart.
-        encoding: How the pixels are written; both keep each of them.
+        encoding: How the pixels are written. Both keep each of them, so the UID is the same.
 
     Returns:
         A whole DICOM file, the same for the same arguments.

@@ -7,6 +7,7 @@ can then keep a result from its PACS.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -18,6 +19,7 @@ from deepcovid_edge.cart.objects.source import PATIENT_AND_STUDY, SourceFilm
 from deepcovid_edge.cart.objects.uids import IMPLEMENTATION_UID
 from deepcovid_edge.errors import require
 
+_ONE_AT_A_TIME = threading.Lock()
 _LONGEST_NAME = 16
 """Longest Implementation Version Name (SH), characters."""
 _PATIENT_AND_STUDY = tuple(tag for tags in PATIENT_AND_STUDY.values() for tag in tags)
@@ -25,9 +27,12 @@ _PATIENT_AND_STUDY = tuple(tag for tags in PATIENT_AND_STUDY.values() for tag in
 
 @contextmanager
 def unchecked_values() -> Iterator[None]:
-    """Let pydicom take values as they are: UIDs of films are not always valid ones."""
+    """Let pydicom take values as they are: UIDs of films are not always valid ones.
+
+    pydicom's setting is one for the process, so objects are made one at a time.
+    """
     config = require("pydicom.config", extra="cart")
-    with config.disable_value_validation():
+    with _ONE_AT_A_TIME, config.disable_value_validation():
         yield
 
 

@@ -12,6 +12,7 @@ PS3.3: Patient (C.7.1.1), Clinical Trial Subject (C.7.1.3), General Study (C.7.2
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta, timezone
@@ -78,7 +79,7 @@ _KINDS = {tag: kind for kind, tags in PATIENT_AND_STUDY.items() for tag in tags}
 _OWN = (_SOP_CLASS, _SOP_UID, _SERIES_UID, _ROWS, _COLUMNS, _FRAMES, _ORIENTATION)
 _FORMATS = {
     "AS": re.compile(rb"\d{3}[DWMY]"),
-    "DS": re.compile(rb" *[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)? *"),
+    "DS": re.compile(rb"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?"),
     "US": re.compile(rb"..", re.DOTALL),
 }
 """Of age, size, weight and pregnancy (PS3.5, 6.2). They name nobody and may be left out, so a
@@ -139,14 +140,14 @@ class SourceFilm:
             raise DataError(f"{path}: {error}") from error
         values = _values(found)
         elements = Elements(values, little=found.encoding.little, implicit=found.encoding.implicit)
-        sop_uid = elements.text(_SOP_UID)
+        sop_uid = _uid(elements, _SOP_UID)
         if not sop_uid:
             raise DataError(f"{path}: no SOP Instance UID, expected a DICOM image")
-        study_uid = elements.text(_STUDY_UID)
+        study_uid = _uid(elements, _STUDY_UID)
         return cls(
             sop_uid=sop_uid,
-            sop_class=elements.text(_SOP_CLASS) or found.media_class or SECONDARY_CAPTURE,
-            series_uid=elements.text(_SERIES_UID) or stand_in_study_uid(sop_uid + "series"),
+            sop_class=_uid(elements, _SOP_CLASS) or found.media_class or SECONDARY_CAPTURE,
+            series_uid=_uid(elements, _SERIES_UID) or stand_in_study_uid(sop_uid + "series"),
             study_uid=study_uid or stand_in_study_uid(sop_uid),
             states_study=bool(study_uid),
             rows=elements.number(_ROWS) or 0,
@@ -204,12 +205,19 @@ def _values(found: DataSet) -> dict[int, Any]:
         defer_size=LONGEST,  # what is longer has no value
         specific_tags=[*_KINDS, *_OWN],
     )
-    try:
-        for element in elements:
-            values.setdefault(int(element.tag), element)
-    except Exception:  # pydicom raises nearly anything on a broken header
-        pass
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of character sets that pydicom does not know
+        try:
+            for element in elements:
+                values.setdefault(int(element.tag), element)
+        except Exception:  # pydicom raises nearly anything on a broken header
+            pass
     return values
+
+
+def _uid(elements: Elements, tag: int) -> str:
+    """A UID as it stands, however long it is."""
+    return elements.raw(tag).decode("latin-1").partition("\\")[0].strip(" \0")
 
 
 def _copied(values: dict[int, Any], found: DataSet) -> dict[int, bytes]:
@@ -227,8 +235,10 @@ def _is_wanted(tag: int, kind: str, value: Any) -> bool:
         return True
     if tag == _OFFSET:
         return _time_zone(value.decode("latin-1")) is not None
-    parts = value.strip(b"\0").split(b"\\") if tag in LOSSY_TAGS else [value.strip(b"\0")]
-    return kind not in _FORMATS or all(_FORMATS[kind].fullmatch(part) for part in parts)
+    if kind not in _FORMATS:
+        return True
+    parts = [value] if kind == "US" else [part.strip(b" \0") for part in value.split(b"\\")]
+    return all(_FORMATS[kind].fullmatch(part) for part in parts)
 
 
 def _offset(elements: Elements) -> timezone | None:
