@@ -116,10 +116,15 @@ class Guard:
             thread.start()
 
     def stop(self) -> None:
-        """End every connection, and stop watching."""
+        """End every connection, wait a second for their threads, and stop watching."""
         self._stopping.set()
         for connection in self.connections():
             connection.end("the receiver stops")
+        end = time.monotonic() + 1
+        while self.connections() and time.monotonic() < end:
+            time.sleep(0.01)
+            with self._lock:
+                self._forget_ended()
         for thread in self._threads:
             thread.join(1)
 
