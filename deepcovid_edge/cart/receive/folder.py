@@ -19,7 +19,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -205,10 +205,14 @@ class FolderWatch:
         gone = [path for path in self._seen if path not in listed]
         if not gone or not listed:
             return
+        self._forget_seen(gone)
+
+    def _forget_seen(self, paths: Sequence[Path]) -> None:
         with self._ledger.transaction() as now:
-            now.executemany("DELETE FROM seen WHERE path = ?", [(str(path),) for path in gone])
-        for path in gone:
-            del self._seen[path]
+            now.executemany("DELETE FROM seen WHERE path = ?", [(str(path),) for path in paths])
+        assert self._seen is not None
+        for path in paths:
+            self._seen.pop(path, None)
 
     def _look_at(self, path: Path, found: _Found, *, is_stale: bool) -> bool:
         """Take a file if it can be taken; whether it was."""
@@ -260,10 +264,13 @@ class FolderWatch:
         if self._after == "keep":
             return
         try:
-            if self._signature(path) == signature:
-                shares.call(path, lambda _: self._remove(path))
+            if self._signature(path) != signature:
+                return
+            shares.call(path, lambda _: self._remove(path))
         except OSError as error:
             log("file_stays", why=error.strerror or type(error).__name__)
+            return
+        self._forget_seen([path])
 
     def _remove(self, path: Path) -> None:
         if self._after == "delete":
