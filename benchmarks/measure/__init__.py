@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
-from deepcovid_edge.diagnostics import backend_facts, device_facts
+from deepcovid_edge.validation.diagnostics import backend_facts, device_facts
 from deepcovid_edge.heatmaps.agreement import choose_images
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph

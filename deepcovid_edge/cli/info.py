@@ -17,7 +17,7 @@ _SETTINGS = {
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout instead of text.")
 def command(as_json: bool) -> None:
     """Show this machine, its backends, the shipped models, and problems with their fixes."""
-    from deepcovid_edge.diagnostics import describe
+    from deepcovid_edge.validation.diagnostics import describe
 
     facts = describe()
     if as_json:

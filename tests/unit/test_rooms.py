@@ -28,9 +28,10 @@ FLOORS = {
         ("pipeline",),
         ("heatmaps",),
         ("model",),
-        ("validation", "run", "diagnostics"),
+        ("validation", "run"),
         ("benchmarking",),
         ("cli",),
+        ("cart",),
         ("__main__", "__init__"),
     ),
     "deepcovid_export": (

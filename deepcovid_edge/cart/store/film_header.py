@@ -21,7 +21,6 @@ _TAGS = (
     *(_ACCESSION, _NAME, _PATIENT_ID, _BIRTH_DATE, _MAKER, _MODEL, _STATION),
 )
 _LAST = 0x0020000D
-_LONGEST = 200
 
 
 class FilmRefusedError(DeepCovidEdgeError):
@@ -116,10 +115,10 @@ def _header(elements: Elements, media_class: str, syntax: str) -> FilmHeader:
         syntax=syntax,
         device=" ".join(filter(None, (elements.text(tag) for tag in (_MAKER, _MODEL, _STATION)))),
         who=Who(
-            patient_id=_decoded(elements, _PATIENT_ID),
-            name=_decoded(elements, _NAME),
+            patient_id=elements.decoded(_PATIENT_ID),
+            name=elements.decoded(_NAME),
             birth_date=elements.text(_BIRTH_DATE),
-            accession=_decoded(elements, _ACCESSION),
+            accession=elements.decoded(_ACCESSION),
             acquired=" ".join(
                 next(filter(None, map(elements.text, tags)), "")
                 for tags in (_ACQUISITION_DATE, _ACQUISITION_TIME)
@@ -127,16 +126,3 @@ def _header(elements: Elements, media_class: str, syntax: str) -> FilmHeader:
         ),
     )
 
-
-def _decoded(elements: Elements, tag: int) -> str:
-    """A text in the character sets that the film states (PS3.5, 6.1.2), fit for one line."""
-    from pydicom.charset import convert_encodings, decode_bytes
-    from pydicom.valuerep import PN_DELIMS, TEXT_VR_DELIMS
-
-    raw = elements.raw(tag)
-    delimiters = PN_DELIMS if tag == _NAME else TEXT_VR_DELIMS
-    try:
-        text = decode_bytes(raw, convert_encodings(elements.texts(_CHARACTER_SET)), delimiters)
-    except (LookupError, ValueError):
-        text = raw.decode("latin-1")
-    return "".join(letter if letter.isprintable() else " " for letter in text).strip()[:_LONGEST]

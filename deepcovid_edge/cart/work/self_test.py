@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
-from deepcovid_edge.cart.work.judge_child import FilmJudge, FilmRequest
+from deepcovid_edge.cart.work.film_judge import FilmJudge, FilmRequest
 from deepcovid_edge.errors import ModelFileError
 from deepcovid_edge.imaging.dicom.writing import write_dicom
 from deepcovid_edge.imaging.synthetic.phantom import draw_phantom

@@ -22,6 +22,10 @@ _UNDEFINED = 0xFFFFFFFF
 _LONGEST_TEXT = 64
 """Longest value that is read of a text (PS3.5, 6.2: UI and LO), characters."""
 
+_LONGEST_NAME = 200
+"""Letters that are read of a name: three groups of 64 characters (PS3.5, 6.2: PN)."""
+_CHARACTER_SET = 0x00080005
+
 
 class Elements:
     """Elements of a data set or of an item of a sequence, by their tags."""
@@ -45,6 +49,21 @@ class Elements:
     def text(self, tag: int) -> str:
         """The first value of a text, without padding, or empty."""
         return self.texts(tag)[0]
+
+    def decoded(self, tag: int) -> str:
+        """A text or a name in the character sets that the data set states (PS3.5, 6.1.2).
+
+        A set that is not known is read as Latin-1. The text is fit for one line.
+        """
+        from pydicom.charset import convert_encodings, decode_bytes
+        from pydicom.valuerep import PN_DELIMS
+
+        raw = self.raw(tag)
+        try:
+            text = decode_bytes(raw, convert_encodings(self.texts(_CHARACTER_SET)), PN_DELIMS)
+        except (LookupError, ValueError):
+            text = raw.decode("latin-1")
+        return _in_one_line(text.strip(" \0")[:_LONGEST_NAME])
 
     def word(self, tag: int) -> str:
         """The first value of a text in capitals: codes are sometimes written small."""

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from deepcovid_edge import diagnostics
+from deepcovid_edge.validation import diagnostics
 from deepcovid_edge.cli.main import run
 from deepcovid_edge.device.processor import INT8_SWITCH
 from deepcovid_edge.files import file_sha256

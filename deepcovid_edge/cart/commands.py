@@ -19,14 +19,11 @@ _CONFIG = click.argument("config", type=click.Path(path_type=Path))
 
 @click.group()
 def command() -> None:
-    r"""Run the cart service: films in by DICOM or folder, answers to the PACS.
+    """Run the cart service: films in by DICOM or folder, answers to the PACS.
 
-    CONFIG is a TOML file; see docs/cart.md. Every role may be run by itself.
+    CONFIG is a TOML file. Every role may be run by itself.
 
-    \b
-    deepcovid-edge cart check-config cart.toml
-    deepcovid-edge cart run cart.toml
-    deepcovid-edge cart status cart.toml
+    Example: deepcovid-edge cart run cart.toml
     """
 
 

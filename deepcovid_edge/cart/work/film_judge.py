@@ -1,0 +1,134 @@
+"""Judging one film: its record, its heat map, and the DICOM objects of its result."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from deepcovid_edge.cart.config import JudgeSettings
+from deepcovid_edge.cart.store.film_header import read_film_header
+from deepcovid_edge.cart.store.spool import Spool, sync_folder
+from deepcovid_edge.decision.record import Prediction
+from deepcovid_edge.files import file_sha256
+from deepcovid_edge.heatmaps.explainer import HeatMapMaker, HeatMapSettings, HeatMapWriter
+from deepcovid_edge.model import Model
+from deepcovid_edge.pipeline.reader import ImageReader, Reading
+from deepcovid_edge.reasons import Reason
+
+
+@dataclass(frozen=True)
+class FilmRequest:
+    """A film that is to be judged.
+
+    Attributes:
+        path: The file.
+        content_sha256: What the ledger knows it by.
+        is_dicom: Whether DICOM objects are built of its result.
+        refuse: Code of the reason with which it is refused unread; None to judge it.
+    """
+
+    path: Path
+    content_sha256: str
+    is_dicom: bool
+    refuse: str | None = None
+
+
+class FilmJudge:
+    """Judges films and builds the objects of their results.
+
+    Args:
+        model: The loaded model.
+        spool: Where films and results lie.
+        settings: Kind of heat map and of report.
+        maker: Makes the heat maps, or None.
+    """
+
+    def __init__(
+        self, model: Model, spool: Spool, settings: JudgeSettings, maker: HeatMapMaker | None
+    ) -> None:
+        self.model, self.spool, self.settings, self.maker = model, spool, settings, maker
+        self._reader = ImageReader(model.manifest.input, keeps_radiographs=maker is not None)
+
+    def judge(self, request: FilmRequest) -> dict[str, Any]:
+        """Judge one film; its files are on the disk when this returns.
+
+        Returns:
+            `record`, and `objects` with `kind`, `sop_class`, `sop_uid`, `path` and `sha256` each.
+        """
+        folder = self.spool.results(request.content_sha256)
+        prediction = self._refused(request) if request.refuse else self._predict(request, folder)
+        _sync(folder)
+        objects = [*self._objects(request, prediction)] if request.is_dicom else []
+        return {"record": prediction.as_dict(), "objects": objects}
+
+    def _predict(self, request: FilmRequest, folder: Path) -> Prediction:
+        explainer = None
+        if self.maker:
+            explainer = HeatMapWriter(
+                self.maker, HeatMapSettings(self.settings.heatmap, folder, overlay=True)
+            )
+        groups = self.model.predict_groups(
+            Reading([request.path], self._reader), explainer=explainer
+        )
+        return next(iter(next(groups)))
+
+    def _refused(self, request: FilmRequest) -> Prediction:
+        reason = Reason.of(str(request.refuse))
+        return Prediction(
+            str(request.path),
+            self.model.facts,
+            sha256=file_sha256(request.path),
+            reason=reason.code,
+            message=reason.sentence,
+        )
+
+    def _objects(self, request: FilmRequest, prediction: Prediction) -> Iterator[dict[str, Any]]:
+        from deepcovid_edge.cart.objects.capture import build_capture
+        from deepcovid_edge.cart.objects.facts import Facts
+        from deepcovid_edge.cart.objects.report import build_report
+        from deepcovid_edge.cart.objects.source import SourceFilm
+
+        source = SourceFilm.read(request.path)
+        facts = Facts(_now(), request.content_sha256, serial=platform.node() or "cart")
+        report = build_report(source, prediction, facts, sr_class=self.settings.report)
+        yield self._stored(request, "sr", report)
+        if prediction.overlay:
+            overlay = Path(prediction.overlay).read_bytes()
+            capture = build_capture(source, prediction, overlay, facts)
+            yield self._stored(request, "sc", capture)
+
+    def _stored(self, request: FilmRequest, kind: str, data: bytes) -> dict[str, Any]:
+        header = read_film_header(data)
+        place = self.spool.results(request.content_sha256) / f"{header.sop_uid}.dcm"
+        self.spool.store([data], place)
+        return {
+            "kind": kind,
+            "sop_class": header.sop_class,
+            "sop_uid": header.sop_uid,
+            "path": str(place),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc).astimezone()
+
+
+def _sync(folder: Path) -> None:
+    """Have the maps and pictures of a film survive a power cut."""
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    for place in (folder, folder.parent, folder.parent.parent):
+        sync_folder(place)
