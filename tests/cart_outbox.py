@@ -62,21 +62,21 @@ def fill(
 ) -> dict[str, bytes]:
     """Put films with their objects into the outbox; UID -> file of each object."""
     made: dict[str, bytes] = {}
-    for _ in range(films):
-        number = len(store.states())
-        store.take(number)
-        claimed = store.films.claim()
-        assert claimed is not None
-        objects = []
-        for kind in kinds:
-            uid = f"2.25.{7000 + 10 * number + (kind == 'sc')}"
-            made[uid] = object_file(kind, uid, side=side, syntax=syntax)
-            place = store.spool.results(claimed.content_sha256) / f"{uid}.dcm"
-            store.spool.store([made[uid]], place)
-            digest = hashlib.sha256(made[uid]).hexdigest()
-            objects.append(BuiltObject(kind, CLASSES[kind], uid, place, digest))
-        goals = {name: tuple(kinds) for name in destinations}
-        store.films.settle(claimed, Settled(record(decision), objects, goals))
+    with store.ledger.transaction():  # one fsync for all
+        for number in range(len(store.states()), len(store.states()) + films):
+            store.take(number)
+            claimed = store.films.claim()
+            assert claimed is not None
+            objects = []
+            for kind in kinds:
+                uid = f"2.25.{7000 + 10 * number + (kind == 'sc')}"
+                made[uid] = object_file(kind, uid, side=side, syntax=syntax)
+                place = store.spool.results(claimed.content_sha256) / f"{uid}.dcm"
+                store.spool.store([made[uid]], place)
+                digest = hashlib.sha256(made[uid]).hexdigest()
+                objects.append(BuiltObject(kind, CLASSES[kind], uid, place, digest))
+            goals = {name: tuple(kinds) for name in destinations}
+            store.films.settle(claimed, Settled(record(decision), objects, goals))
     return made
 
 

@@ -48,6 +48,8 @@ _LOOK_SECONDS = 0.5
 """How often a sender looks for new work without being woken."""
 _AFTER_FAULT_SECONDS = 5.0
 _JITTER = 0.2
+_MOST = 100
+"""Objects that are read from the ledger at once."""
 _SEND_AGAIN, _DRAIN = "send again", "drain"
 """Events that end every wait."""
 
@@ -177,6 +179,7 @@ class Courier(threading.Thread):
         self._silent_since = ""
         self._held_until = 0.0
         self._uncertain_until: dict[int, float] = {}
+        self._failed_tries: dict[int, int] = {}
         self._last_event = 0
 
     def wake(self) -> None:
@@ -264,11 +267,15 @@ class Courier(threading.Thread):
             self._commitment.ask(self._stopping)
 
     def _due(self) -> list[Delivery]:
-        """What is due, but for what has an uncertain end and waits for its next try."""
-        now, name = time.monotonic(), self._destination.name
-        waiting = {key for key, until in self._uncertain_until.items() if until > now}
-        due = self._deliveries.due(name, 100 + len(waiting))
-        return [one for one in due if one.object_id not in waiting]
+        """What is due. What failed before comes last: it must not hold up the others.
+
+        Left out is what has an uncertain end and waits for its next try.
+        """
+        now = time.monotonic()
+        most = _MOST + len(self._failed_tries)
+        due = self._deliveries.due(self._destination.name, most)
+        due = [one for one in due if self._uncertain_until.get(one.object_id, 0.0) <= now]
+        return sorted(due, key=lambda one: self._failed_tries.get(one.object_id, 0))[:_MOST]
 
     def _deliver(self, sender: Sender, delivery: Delivery) -> None:
         self._write(lambda: self._deliveries.begin(delivery))
@@ -288,10 +295,11 @@ class Courier(threading.Thread):
     def _settle(self, delivery: Delivery, answer: Answer) -> None:
         if answer.kind == "sent":
             self._write(lambda: self._deliveries.sent(delivery, answer.status))
-            self._uncertain_until.pop(delivery.object_id, None)
+            self._forget(delivery)
             self._succeeded()
         elif answer.kind == "permanent":
             self._write(lambda: self._deliveries.park(delivery, answer.status))
+            self._forget(delivery)
             self._tell_refusal(answer)
             if answer.cause == "object":
                 self._answered()
@@ -299,7 +307,13 @@ class Courier(threading.Thread):
             self._put_off(delivery, answer)
             self._failed(answer)
 
+    def _forget(self, delivery: Delivery) -> None:
+        self._uncertain_until.pop(delivery.object_id, None)
+        self._failed_tries.pop(delivery.object_id, None)
+
     def _put_off(self, delivery: Delivery, answer: Answer) -> None:
+        tries = self._failed_tries.get(delivery.object_id, 0)
+        self._failed_tries[delivery.object_id] = tries + 1
         is_uncertain = answer.kind == "uncertain" or delivery.is_uncertain
         if not is_uncertain:
             self._write(lambda: self._deliveries.defer(delivery, answer.status))
@@ -342,7 +356,6 @@ class Courier(threading.Thread):
         self._answered()
         if was_silent:
             self._write(lambda: self._deliveries.hasten(self._destination.name))
-            self._uncertain_until = {}
 
     def _answered(self) -> None:
         """The destination is there: it took an object, or refused one for itself."""
