@@ -178,7 +178,7 @@ class Enclosed(Server):
             ready or (lambda: self._answers(ports[0])),
         )
         self._relays: list[Relay] = []
-        self._ports, self._calls = ports, calls
+        self._ports, self.calls = ports, calls
 
     def _answers(self, port: int) -> bool:
         try:
@@ -196,7 +196,7 @@ class Enclosed(Server):
                 self._relays.append(
                     Relay(listener, lambda port=port: self._connect_inside(port))  # type: ignore[misc]
                 )
-            for port in self._calls:
+            for port in self.calls:
                 listener = self._inside(lambda port=port: socket.create_server((HOST, port)))  # type: ignore[misc]
                 self._relays.append(
                     Relay(
@@ -505,7 +505,8 @@ class ReceivingCart(Server):
         cart: Mapping[str, object] | None = None,
         receive: Mapping[str, object] | None = None,
     ) -> None:
-        self.port, self.spool = free_port(), folder / "spool"
+        self.port = int(str((receive or {}).get("port") or free_port()))
+        self.spool = folder / "spool"
         tables = {
             "cart": {
                 "spool": str(self.spool),
