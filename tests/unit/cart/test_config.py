@@ -1,0 +1,129 @@
+"""The configuration: what is written is what is meant, and a mistake is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deepcovid_edge.cart.config import CartConfig, read_config
+from deepcovid_edge.errors import NotThereError, UsageError
+
+FIRST = """
+[cart]
+spool = "spool"
+model = "squeezenet1_1"
+[receive]
+ae_title = "CART"
+host = "127.0.0.1"
+port = 11112
+folders = ["incoming"]
+[[peer]]
+ae_title = "CONSOLE"
+address = "127.0.0.1"
+[[destination]]
+name = "pacs"
+ae_title = "ORTHANC"
+host = "127.0.0.1"
+port = 4242
+objects = ["sr", "sc"]
+[page]
+host = "127.0.0.1"
+port = 8080
+"""
+
+
+def read(folder: Path, text: str) -> CartConfig:
+    path = folder / "cart.toml"
+    path.write_text(text)
+    return read_config(path)
+
+
+def test_the_first_configuration_is_read_and_the_rest_has_defaults(tmp_path: Path) -> None:
+    config = read(tmp_path, FIRST)
+    assert config.cart.spool == tmp_path / "spool"
+    assert config.receive.folders == (tmp_path / "incoming",)
+    assert [peer.ae_title for peer in config.peers] == ["CONSOLE"]
+    assert config.destinations[0].objects == ("sr", "sc")
+    assert (config.cart.heatmap, config.cart.keep_days, config.receive.after) == (
+        "activation",
+        30,
+        "keep",
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("port = 11112", "port = 0"), r"receive\.port: got 0, expected 1 to 65535"),
+        (("port = 11112", 'port = "x"'), r"receive\.port: got 'x', expected a whole number"),
+        (("port = 11112", "port = true"), r"receive\.port: got True, expected a whole number"),
+        (('spool = "spool"', 'spol = "spool"'), r"cart\.spol: no such key; expected one of"),
+        (('spool = "spool"', ""), r"cart\.spool: is missing"),
+        (('ae_title = "CART"', 'ae_title = "A TITLE TOO LONG FOR ONE"'), r"receive\.ae_title: got"),
+        (('objects = ["sr", "sc"]', 'objects = ["pdf"]'), r"destination 1\.objects: got 'pdf'"),
+        (('objects = ["sr", "sc"]', "objects = []"), r"destination 1\.objects: got none"),
+        (('objects = ["sr", "sc"]', 'url = "ftp://x"'), r"destination 1\.url: got 'ftp://x'"),
+        (('name = "pacs"', 'name = "../x"'), r"destination 1\.name: got '\.\./x'"),
+        (("[page]", "[pages]"), r"pages: no such table"),
+        (("[[peer]]", "[peer]"), r"peer: got one table, expected \[\[peer\]\]"),
+        (
+            ('address = "127.0.0.1"', 'address = "console.local"'),
+            r"peer 1\.address: got 'console\.local', expected an IP address or a network",
+        ),
+        (
+            ('folders = ["incoming"]', 'certificate = "a.pem"'),
+            r"receive\.certificate and key: got one of them, expected both or neither",
+        ),
+        (('model = "squeezenet1_1"', 'heatmap = "gradcam"'), r"cart\.heatmap: got 'gradcam'"),
+        (('model = "squeezenet1_1"', "floor_share = nan"), r"cart\.floor_share: got nan"),
+    ],
+)
+def test_a_mistake_names_file_key_value_and_what_was_expected(
+    tmp_path: Path, change: tuple[str, str], message: str
+) -> None:
+    before, after = change
+    assert before in FIRST
+    with pytest.raises(UsageError, match=message) as caught:
+        read(tmp_path, FIRST.replace(before, after, 1))
+    assert str(caught.value).startswith(str(tmp_path / "cart.toml"))
+
+
+def test_without_a_peer_and_a_folder_nothing_could_come_in(tmp_path: Path) -> None:
+    text = FIRST.replace('folders = ["incoming"]\n', "")
+    read(tmp_path, text)
+    alone = text.partition("[[peer]]")[0]
+    with pytest.raises(UsageError, match="peer: is missing"):
+        read(tmp_path, alone)
+
+
+def test_two_destinations_have_two_names(tmp_path: Path) -> None:
+    again = FIRST + '[[destination]]\nname = "pacs"\nurl = "http://127.0.0.1:8042/dicom-web"\n'
+    with pytest.raises(UsageError, match="got the name 'pacs' twice"):
+        read(tmp_path, again)
+
+
+def test_a_file_that_is_no_toml_or_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not TOML"):
+        read(tmp_path, "[cart")
+    with pytest.raises(NotThereError, match="No such file"):
+        read_config(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("address", "at", "is_peer"),
+    [
+        ("192.168.1.20", "192.168.1.20", True),
+        ("192.168.1.20", "192.168.1.21", False),
+        ("192.168.1.0/24", "192.168.1.77", True),
+        ("192.168.1.0/24", "192.168.2.77", False),
+        ("::1", "::1", True),
+        ("127.0.0.1", "::1", False),
+        ("127.0.0.1", "no address", False),
+    ],
+)
+def test_a_peer_is_known_by_its_address(
+    tmp_path: Path, address: str, at: str, is_peer: bool
+) -> None:
+    text = FIRST.replace('address = "127.0.0.1"', f'address = "{address}"', 1)
+    assert read(tmp_path, text).peers[0].is_at(at) is is_peer
