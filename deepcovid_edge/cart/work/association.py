@@ -1,8 +1,10 @@
 """One association at a time with a destination (PS3.8): opened, limited in time, cut, released.
 
-pynetdicom 3.0.4 has two faults that this module works around, and that its tests provoke: its
-thread sends without a limit of time, and `abort` waits for that thread (`cut` ends the connection);
-and without TCP_NODELAY each object waits 40 ms for a delayed acknowledgement.
+pynetdicom 3.0.4 has three faults that this module works around, and that its tests provoke:
+
+- its thread sends without a limit of time, and `abort` waits for it: `cut` ends the connection;
+- without TCP_NODELAY each object waits 40 ms for a delayed acknowledgement;
+- a socket that never connected is not closed, so a silent destination would cost one for each try.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import contextlib
 import socket
 import ssl
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,12 +95,31 @@ class Associator:
         self._destination = destination
         self._tls = tls_context(destination)
         self._entity = self.library.AE(ae_title)
+        self._entity._create_socket = self._socket_that_closes(self._entity._create_socket)
         self._entity.connection_timeout = self.timeouts.connect
         self._entity.acse_timeout = self.timeouts.associate
         self._entity.dimse_timeout = self.timeouts.reply
         self._entity.network_timeout = None  # it is held while there is work, and no longer
         self._socket: socket.socket | None = None
         self._is_stopped = False
+
+    @staticmethod
+    def _socket_that_closes(create: Callable[..., Any]) -> Callable[..., Any]:
+        """As pynetdicom makes its socket, but closed also where it cannot be shut down."""
+
+        def made(*arguments: Any) -> Any:
+            wrapper = create(*arguments)
+
+            def close() -> None:
+                with contextlib.suppress(OSError, AttributeError):
+                    wrapper.socket.shutdown(socket.SHUT_RDWR)
+                with contextlib.suppress(OSError, AttributeError):
+                    wrapper.socket.close()
+
+            wrapper._shutdown_socket = close
+            return wrapper
+
+        return made
 
     @property
     def is_open(self) -> bool:

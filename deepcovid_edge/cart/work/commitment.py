@@ -4,9 +4,9 @@ An answer is an N-EVENT-REPORT, on the same association or on a new one, seconds
 transaction is therefore in the ledger, and `settle_event` serves both: a courier's own association,
 and the cart's receiver.
 
-What a destination kept is `committed`. What it lost goes out again, the same bytes, and each loss
-in a row makes the next question wait longer. What it leaves unanswered for a day is asked again,
-under a new transaction UID as PS3.4, J.3.2 demands; an answer to the old one then counts for
+What a destination kept is `committed`. What it lost goes out again, the same bytes, and each
+failure in a row makes the next question wait longer. What it leaves unanswered for a day is asked
+again, under a new transaction UID as PS3.4, J.3.2 demands; an answer to the old one then counts for
 nothing.
 """
 
@@ -34,7 +34,7 @@ PUSH_MODEL, INSTANCE = "1.2.840.10008.1.20.1", "1.2.840.10008.1.20.1.1"
 """SOP class of the Push Model and its well-known instance (PS3.4, J.3.5)."""
 UNANSWERED_SECONDS = 86400.0
 SUCCESS, INVALID_ARGUMENT, NO_SUCH_EVENT = 0x0000, 0x0115, 0x0113
-LOSSES_UNTIL_ALERT = 3
+FAILURES_UNTIL_ALERT = 3
 _SIDE, _ASKED, _KEPT, _LOST, _GIVEN_UP = "scu", "asked", "kept", "lost", "given up"
 _REQUEST = 1
 _ALL_KEPT, _SOME_LOST = 1, 2
@@ -72,7 +72,7 @@ class CommitmentUser:
             stopping: Set when this is to return soon.
         """
         self._give_up_old()
-        if stopping.is_set() or time.monotonic() < self._wait_until or self._waits_after_losses():
+        if stopping.is_set() or time.monotonic() < self._wait_until or self._waits_after_failures():
             return
         wanted = self._deliveries.uncommitted(self._name)
         if wanted:
@@ -158,29 +158,29 @@ class CommitmentUser:
             self._ledger.event("commitment unanswered", destination=self._name)
             self._tell("no answer to storage commitment for a day")
 
-    def _waits_after_losses(self) -> bool:
-        """Whether the destination lost objects again and again, the last time just now."""
+    def _waits_after_failures(self) -> bool:
+        """Whether the last questions failed, the very last just now."""
         rows = self._ledger.rows(
             "SELECT state, at_utc FROM commitment WHERE side = ? AND peer = ?"
-            " AND state IN (?, ?) ORDER BY rowid DESC LIMIT ?",
-            *(_SIDE, self._name, _KEPT, _LOST, len(BACKOFF_SECONDS)),
+            " AND state != ? ORDER BY rowid DESC LIMIT ?",
+            *(_SIDE, self._name, _ASKED, len(BACKOFF_SECONDS)),
         )
         states = [row["state"] for row in rows]
-        losses = next((at for at, state in enumerate(states) if state == _KEPT), len(states))
-        if losses == 0:
-            self._ledger.clear_alert(f"commitment:{self._name}")
+        failures = next((at for at, state in enumerate(states) if state == _KEPT), len(states))
+        if failures == 0:
+            if rows:
+                self._ledger.clear_alert(f"commitment:{self._name}")
             return False
-        if losses >= LOSSES_UNTIL_ALERT:
+        if failures >= FAILURES_UNTIL_ALERT and _LOST in states[:failures]:
             self._tell("storage commitment: it lost objects that it had taken")
-        passed = _seconds_since(rows[0]["at_utc"])
-        return 0 <= passed < BACKOFF_SECONDS[losses - 1]
+        return 0 <= _seconds_since(rows[0]["at_utc"]) < BACKOFF_SECONDS[failures - 1]
 
     def _failed(self) -> None:
         wait = BACKOFF_SECONDS[min(self._failures, len(BACKOFF_SECONDS) - 1)]
         self._failures += 1
         self._wait_until = time.monotonic() + wait
         log("commitment_failed", destination=self._name, failures=self._failures)
-        if self._failures >= LOSSES_UNTIL_ALERT:
+        if self._failures >= FAILURES_UNTIL_ALERT:
             self._tell("storage commitment cannot be asked for")
 
     def _tell(self, status: str) -> None:

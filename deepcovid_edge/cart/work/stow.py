@@ -26,7 +26,7 @@ from deepcovid_edge.cart.work.send import ObjectDamagedError, read_built
 
 _REFERENCED, _FAILED = "00081199", "00081198"
 _SOP_UID, _REASON = "00081155", "00081197"
-HTTP_CONFLICT = 409
+HTTP_BAD_REQUEST, HTTP_CONFLICT = 400, 409
 _MOST_ANSWER = 1 << 20
 """Longest answer that is read, bytes; one for one object has some hundreds."""
 _REFUSED = {400: "bad request", 401: "not authorised", 403: "forbidden", 404: "no such service"}
@@ -91,18 +91,22 @@ class StowSender:
         return None
 
     def check(self) -> Answer:
-        """Whether something answers HTTP there, whatever it says."""
+        """Whether a service is there: a request to store nothing, which every one declines.
+
+        Orthanc answers 404 to OPTIONS and HEAD, so that these say nothing.
+        """
         if failure := self._open():
             return failure
         try:
-            status, _ = self._ask("OPTIONS", b"", {})
+            status, _ = self._ask("POST", b"", {})
         except (OSError, http.client.HTTPException):
             return Answer("no answer", "transient", "destination")
         finally:
             self.close()
-        if status in _REFUSED and status not in (400, 405):
-            return Answer(f"HTTP {status} {_REFUSED[status]}", "permanent", "destination")
-        return Answer(f"HTTP {status}", "sent")
+        if status in _REFUSED and status != HTTP_BAD_REQUEST:
+            words = f"HTTP {status} {_REFUSED[status]}"
+            return Answer(words, "transient", "destination", refuses=True)
+        return Answer(f"HTTP {status}: it answers", "sent")
 
     def _open(self) -> Answer | None:
         """Have a connection."""
@@ -120,8 +124,10 @@ class StowSender:
         try:
             connection.connect()  # it sets TCP_NODELAY
         except ssl.SSLError:
+            connection.close()
             return Answer("no connection: TLS", "transient", "destination", refuses=True)
         except OSError:
+            connection.close()
             return Answer("no connection", "transient", "destination")
         self._connection, self._socket = connection, connection.sock
         connection.sock.settimeout(self._timeouts.stall)

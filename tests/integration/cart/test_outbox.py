@@ -38,12 +38,6 @@ from deepcovid_edge.cart.store.deliveries import Deliveries
 from deepcovid_edge.cart.work.outbox import STOP_SECONDS, Outbox
 from deepcovid_edge.cart.work.send import DimseSender
 
-pytestmark = [
-    # pynetdicom leaves a socket to the garbage collector where nobody listens.
-    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
-
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
