@@ -115,6 +115,23 @@ def resend(config: Path, film: int | None, destination: str | None) -> None:
     click.echo(f"{count} objects are queued.")
 
 
+@command.command()
+@_CONFIG
+@click.argument("key")
+def acknowledge(config: Path, key: str) -> int:
+    """End the alert KEY, as `status` shows it; one whose cause goes on comes back.
+
+    Example: deepcovid-edge cart acknowledge cart.toml "quarantined 17"
+    """
+    from deepcovid_edge.cart.store.opening import open_ledger
+
+    with open_ledger(_read(config).cart, read_only=False) as ledger:
+        known = ledger.row("SELECT 1 FROM alert WHERE key = ?", key)
+        ledger.clear_alert(key)
+    click.echo("The alert is over." if known else f"There is no alert {key!r}.", err=not known)
+    return ExitCode.DONE if known else ExitCode.ERROR
+
+
 @command.command("check-config")
 @_CONFIG
 @click.option("--offline", is_flag=True, help="Do not ask the destinations.")

@@ -197,6 +197,7 @@ class JudgeSettings:
         floor_mib: No film is taken while the disk has less free, MiB.
         floor_share: Nor while less than this share of the disk is free, 0 to 1.
         ballast_mib: Room kept aside for the last results on a full disk, MiB.
+        no_film_hours: An alert is raised when no film has come for so long; 0 for never.
     """
 
     spool: Path
@@ -213,6 +214,7 @@ class JudgeSettings:
     floor_mib: int = 1024
     floor_share: float = 0.05
     ballast_mib: int = 64
+    no_film_hours: int = 0
 
     def __post_init__(self) -> None:
         _check("budget", self.budget, 0.05, 60)
@@ -222,6 +224,7 @@ class JudgeSettings:
         _check("floor_mib", self.floor_mib, 0, 1 << 30)
         _check("floor_share", self.floor_share, 0, 0.9)
         _check("ballast_mib", self.ballast_mib, 0, 1 << 16)
+        _check("no_film_hours", self.no_film_hours, 0, 24 * 366)
 
 
 @dataclass(frozen=True)

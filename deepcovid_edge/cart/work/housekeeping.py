@@ -71,6 +71,7 @@ class Housekeeping:
         self.spool.fill_ballast()
         self._look_at_disk()
         self._look_at_clock()
+        self._look_for_films()
         for path in _certificates(self.config):
             self._look_at_certificate(path)
         if self._further:
@@ -81,11 +82,23 @@ class Housekeeping:
             self.spool.check_room(0)
         except SpoolFullError as error:
             free = shutil.disk_usage(self.spool.folder).free >> 20
-            self.ledger.raise_alert(
-                "disk", AlertCode.DISK_FLOOR.code, why=one_line(error), free_mib=free // 64 * 64
-            )
+            code = AlertCode.DISK_FLOOR.code  # the receiver's key too: it is one alert
+            self.ledger.raise_alert(code, code, why=one_line(error), free_mib=free // 64 * 64)
         else:
-            self.ledger.clear_alert("disk")
+            self.ledger.clear_alert(AlertCode.DISK_FLOOR.code)
+
+    def _look_for_films(self) -> None:
+        """Whether films still come, where they came before."""
+        hours = self.config.cart.no_film_hours
+        last = self.ledger.row("SELECT at_utc FROM arrival ORDER BY id DESC LIMIT 1")
+        if not hours or last is None:
+            return
+        silent = datetime.now(timezone.utc) - datetime.fromisoformat(last["at_utc"])
+        if silent > timedelta(hours=hours):
+            code = AlertCode.NO_FILM.code
+            self.ledger.raise_alert(code, code, last=last["at_utc"], hours=hours)
+        else:
+            self.ledger.clear_alert(AlertCode.NO_FILM.code)
 
     def _look_at_clock(self) -> None:
         if clock_is_plausible():

@@ -1,0 +1,121 @@
+"""Alerts: a closed list, raised and cleared, shown with their fix."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+from cart_store import open_store
+from click.testing import CliRunner
+
+from deepcovid_edge.cart.alerts import AlertCode
+from deepcovid_edge.cart.commands import command
+from deepcovid_edge.cart.config import CartConfig, JudgeSettings, ReceiveSettings, read_config
+from deepcovid_edge.cart.store.ledger import Ledger
+from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
+from deepcovid_edge.cart.work import housekeeping
+from deepcovid_edge.cart.work.housekeeping import Housekeeping, certificate_end
+
+ROOM = Path(housekeeping.__file__).parents[1]
+
+
+def config_of(folder: Path, **keys: object) -> CartConfig:
+    path = folder / "cart.toml"
+    named = {"spool": "spool", "floor_mib": 0, "floor_share": 0.0, "ballast_mib": 0, **keys}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in named.items()]
+    path.write_text("\n".join(["[cart]", *lines, "[receive]", 'folders = ["incoming"]']))
+    return read_config(path)
+
+
+def codes(ledger: Ledger) -> set[str]:
+    return {row["code"] for row in ledger.rows("SELECT code FROM alert")}
+
+
+def test_every_alert_has_a_sentence_and_a_fix() -> None:
+    assert len({one.code for one in AlertCode}) == len(AlertCode)
+    for one in AlertCode:
+        assert re.fullmatch(r"[A-Z].*\.", one.sentence)
+        assert re.fullmatch(r"[A-Z].*\.", one.fix)
+        assert AlertCode.of(one.code) is one
+
+
+def test_every_alert_that_the_code_raises_is_in_the_list() -> None:
+    known = {one.code for one in AlertCode}
+    for path in ROOM.rglob("*.py"):
+        for call in re.findall(r"raise_alert\(([^()]*)", path.read_text()):
+            for code in re.findall(r'^[^,]+,\s*"([a-z_]+)"', call):
+                assert code in known, f"{path.name}: {code}"
+
+
+def test_the_status_shows_an_alert_with_its_fix_and_a_person_ends_it(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    with open_store(config.cart.spool) as store:
+        store.ledger.raise_alert("quarantined 7", AlertCode.QUARANTINED.code, film=7)
+    shown = CliRunner().invoke(command, ["status", str(config.path)]).output
+    assert AlertCode.QUARANTINED.fix in shown
+    assert "`quarantined 7`" in shown
+    values = json.loads(CliRunner().invoke(command, ["status", "--json", str(config.path)]).output)
+    assert values["alerts"][0]["detail"] == {"film": 7}
+    done = CliRunner().invoke(command, ["acknowledge", str(config.path), "quarantined 7"])
+    assert "over" in done.output
+    assert "No alert." in CliRunner().invoke(command, ["status", str(config.path)]).output
+
+
+def look(config: CartConfig, folder: Path, settings: SpoolSettings) -> set[str]:
+    with open_store(folder, settings) as store:
+        Housekeeping(config, store.ledger, store.spool, threading.Event()).look()
+        return codes(store.ledger)
+
+
+def test_a_disk_below_its_floor_is_told_until_it_has_room(tmp_path: Path) -> None:
+    config, place = config_of(tmp_path), tmp_path / "spool"
+    assert look(config, place, SpoolSettings(1 << 30, 0.0, 0)) == {"disk_floor"}
+    assert look(config, place, SpoolSettings(0, 0.0, 0)) == set()
+
+
+def test_a_clock_before_the_program_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, place, roomy = config_of(tmp_path), tmp_path / "spool", SpoolSettings(0, 0.0, 0)
+    monkeypatch.setattr(housekeeping, "clock_is_plausible", lambda: False)
+    assert look(config, place, roomy) == {"clock"}
+    monkeypatch.setattr(housekeeping, "clock_is_plausible", lambda: True)
+    assert look(config, place, roomy) == set()
+
+
+def test_films_that_stay_away_are_told(tmp_path: Path) -> None:
+    config = config_of(tmp_path, no_film_hours=8)
+    with open_store(config.cart.spool) as store:
+        house = Housekeeping(config, store.ledger, store.spool, threading.Event())
+        house.look()
+        assert codes(store.ledger) == set()  # none has ever come
+        store.take()
+        long_ago = datetime.now(timezone.utc) - timedelta(hours=9)
+        with store.ledger.transaction() as now:
+            now.execute("UPDATE arrival SET at_utc = ?", (long_ago.isoformat(),))
+        house.look()
+        assert codes(store.ledger) == {"no_film"}
+        store.take(1)
+        house.look()
+        assert codes(store.ledger) == set()
+
+
+def test_a_certificate_that_ends_soon_is_told(tmp_path: Path) -> None:
+    settings = JudgeSettings(tmp_path / "spool")
+    file = tmp_path / "no.pem"
+    file.write_text("no certificate")
+    assert certificate_end(file) is None
+    receive = ReceiveSettings(folders=(tmp_path,), certificate=file, key=file)
+    config = CartConfig(tmp_path / "cart.toml", settings, receive)
+    assert look(config, tmp_path / "spool", SpoolSettings(0, 0.0, 0)) == {"certificate"}
+
+
+def test_the_ballast_is_there_after_a_look(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    place = tmp_path / "spool"
+    look(config, place, SpoolSettings(0, 0.0, 1))
+    assert Spool(place, SpoolSettings(0, 0.0, 1)).drop_ballast()
