@@ -91,9 +91,8 @@ def _in_words(found: CartStatus) -> str:
         lines.append(f"To {name}: {states}")
     for alert in found.alerts:
         detail = ", ".join(f"{key}: {value}" for key, value in alert.detail.items())
-        lines.append(
-            f"Alert since {alert.since}: {alert.code.sentence} {alert.code.fix} ({detail})"
-        )
+        said = f"{alert.code.sentence} {alert.code.fix} ({detail})"
+        lines.append(f"Alert `{alert.key}` since {alert.since}: {said}")
     return "\n".join(lines if found.alerts else [*lines, "No alert."])
 
 
