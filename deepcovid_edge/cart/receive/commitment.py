@@ -11,7 +11,6 @@ too, and again until the peer takes it.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
 import threading
@@ -25,7 +24,7 @@ from deepcovid_edge.cart.receive.receiver import COMMITMENT
 from deepcovid_edge.cart.store.clock import now_seconds, now_utc
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.schema import COMMITTED, RECEIVED, SENT
-from deepcovid_edge.errors import OutputError, require
+from deepcovid_edge.errors import require
 
 INSTANCE = "1.2.840.10008.1.20.1.1"
 """The well-known SOP instance of the Push Model (PS3.4, J.3.5)."""
@@ -89,8 +88,10 @@ class Commitments:
     def run(self, stop: threading.Event) -> None:
         """Send what is due until an event is set."""
         while not stop.wait(_LOOK_SECONDS):
-            with contextlib.suppress(OutputError):  # the ledger is locked: later
+            try:
                 self.tell_due()
+            except Exception as error:  # the ledger is locked: later
+                log("commitment_waits", why=type(error).__name__)
 
     def tell_due(self) -> int:
         """Send the reports that are due; how many were taken."""

@@ -31,7 +31,7 @@ from deepcovid_edge.cart.store.film_header import FilmRefusedError
 from deepcovid_edge.cart.store.intake import Arrival, Intake
 from deepcovid_edge.datasets.folders import COMPANIONS, is_system_folder
 from deepcovid_edge.device import shares
-from deepcovid_edge.errors import NotAssessedError, OutputError, require
+from deepcovid_edge.errors import NotAssessedError, require
 from deepcovid_edge.imaging.dicom.elements import BoundedStream, read_elements
 from deepcovid_edge.imaging.dicom.syntaxes import find_data_set
 from deepcovid_edge.imaging.files import read_bytes
@@ -143,7 +143,7 @@ class FolderWatch:
         while not self._stop.is_set():
             try:
                 self.scan()
-            except OutputError as error:  # the ledger is locked, the disk is full: later
+            except Exception as error:  # the ledger is locked, the disk is full: later
                 log("folder_waits", why=type(error).__name__)
             self._stop.wait(SCAN_SECONDS)
 

@@ -38,7 +38,7 @@ Report = Callable[[str, str, int, str], None]
 """Is told what was refused: `unknown_sender` or `connection_ended`, the address, how often since
 the last time, and why."""
 _LOOK_SECONDS = 0.25
-_MOST_NOTES = 64
+_MOST_NOTES = 32
 _LINGERING = 32
 NO_UID = "2.25.0"
 """Stands for a UID that a request lacks; nobody makes this one (PS3.5, B.2: it is no UUID)."""
@@ -97,7 +97,7 @@ class Guard:
         report: Report,
         *,
         tls: ssl.SSLContext | None = None,
-        report_seconds: float = 60.0,
+        report_seconds: float = 300.0,
     ) -> None:
         self.limits, self._tls = limits, tls
         self._is_named = is_named
@@ -176,7 +176,8 @@ class Guard:
 
     def _reap(self) -> None:
         while not self._stopping.wait(_LOOK_SECONDS):
-            self._look()  # its variables hold no connection until the next look
+            with contextlib.suppress(Exception):  # nothing else ends what holds a place
+                self._look()  # its variables hold no connection until the next look
 
     def _look(self) -> None:
         now = time.monotonic()
@@ -193,7 +194,8 @@ class Guard:
     def _tell(self) -> None:
         """Report in a thread of its own: the ledger may be locked for seconds."""
         while not self._stopping.wait(_LOOK_SECONDS):
-            self._notes.tell()
+            with contextlib.suppress(Exception):  # the next report may succeed
+                self._notes.tell()
 
     def connection_of(self, sock: socket.socket) -> Connection:
         """The connection of a socket that was admitted."""

@@ -1,15 +1,8 @@
 """The DICOM port: C-STORE and C-ECHO, from named peers alone.
 
-| answer to C-STORE | when |
-| --- | --- |
-| 0x0000 | the film survives a power cut and is in the ledger, or was already |
-| 0x0122 | the request names an SOP class that is not taken |
-| 0xA700 | too little room on the disk, or the ledger is full, or locked for more than 5 s |
-| 0xA900 | no SOP instance UID, or the data set has another one |
-| 0xC000 | the data set cannot be read as DICOM |
-
-Never a warning: consoles differ in what they make of one. A film that can be read but not judged is
-0x0000: its refusal is a result. Statuses are those of DICOM PS3.4, B.2.3.
+What is answered to C-STORE stands in `STATUSES` (DICOM PS3.4, B.2.3). Never a warning: consoles
+differ in what they make of one. A film that can be read but not judged is 0x0000: its refusal is a
+result.
 """
 
 from __future__ import annotations
@@ -40,6 +33,14 @@ SUCCESS, NO_SUCH_CLASS, OUT_OF_RESOURCES, MISMATCH, NOT_UNDERSTOOD = (
     0xA900,
     0xC000,
 )
+STATUSES = {
+    SUCCESS: "The film survives a power cut and is in the ledger, now or since it came before.",
+    NO_SUCH_CLASS: "The request names an SOP class that is not taken.",
+    OUT_OF_RESOURCES: "The disk has too little room, or the ledger is full or locked for 5 seconds.",
+    MISMATCH: "No SOP instance UID, or the data set has another one.",
+    NOT_UNDERSTOOD: "The data set cannot be read as DICOM.",
+}
+"""Status of C-STORE -> when it is answered."""
 STATUS_OF_REFUSAL = {"uid": MISMATCH, "parse": NOT_UNDERSTOOD}
 """Kind of `FilmRefusedError` -> status of C-STORE."""
 VERIFICATION = "1.2.840.10008.1.1"
@@ -58,7 +59,9 @@ _MOST_PDU_BYTES = 1 << 17
 _MIB = 1 << 20
 _CALLED, _CALLING = (0x01, 0x01, 0x07), (0x01, 0x01, 0x03)
 """A-ASSOCIATE-RJ: permanent, by the user: AE title not recognised (PS3.8, table 9-21)."""
-_DISK_ALERT = "disk_floor"
+_DISK_ALERT, _STRANGER = "disk_floor", "unknown_sender"
+_MOST_STRANGERS = 20
+"""Alerts about senders at once; a person needs no longer list."""
 
 
 def film_classes(other_films: str) -> Mapping[str, str]:
@@ -117,7 +120,7 @@ class Receiver(Closing):
         self._guard = Guard(self._is_named, self._limits, self._report, tls=tls)
         self._working = 0
         self._lock = threading.Lock()
-        self._disk_was_full = False
+        self._disk_was_full: bool | None = None  # not known: an alert may be left of before
         self._server: Any = None
         self._thread: threading.Thread | None = None
 
@@ -141,11 +144,18 @@ class Receiver(Closing):
             raise NotThereError(
                 f"receive.port: {settings.host}:{settings.port}: {error.strerror}"
             ) from error
+        self._forget_strangers()
         self._guard.start()
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.1,), name="listener", daemon=True
         )
         self._thread.start()
+
+    def _forget_strangers(self) -> None:
+        """Clear alerts of senders that the configuration may name by now."""
+        with contextlib.suppress(OutputError):
+            for row in self._ledger.rows("SELECT key FROM alert WHERE code = ?", _STRANGER):
+                self._ledger.clear_alert(row["key"])
 
     @property
     def is_listening(self) -> bool:
@@ -226,7 +236,7 @@ class Receiver(Closing):
             reason, why = _CALLING, f"calls itself {str(request.calling_ae_title).strip()!r}"
         else:
             return
-        self._guard.note("unknown_sender", plain_address(association.requestor.address), why)
+        self._guard.note(_STRANGER, plain_address(association.requestor.address), why)
         association.acse.send_reject(*reason)
         association.kill()
 
@@ -307,8 +317,10 @@ class Receiver(Closing):
         log(kind, address=address, count=count, why=why)
         with contextlib.suppress(OutputError):
             self._ledger.event(kind, address=address, count=count, why=why)
-            if kind == "unknown_sender":
-                self._ledger.raise_alert(f"unknown_sender:{address}", kind, address=address)
+            if kind == _STRANGER:
+                known = self._ledger.rows("SELECT key FROM alert WHERE code = ?", _STRANGER)
+                address = address if len(known) < _MOST_STRANGERS else "others"
+                self._ledger.raise_alert(f"{_STRANGER}:{address}", _STRANGER, address=address)
 
 
 def limits_of(config: CartConfig) -> Limits:

@@ -133,12 +133,10 @@ def test_a_data_set_without_end_is_cut_at_the_largest_film(cart: ReceivingCart) 
         assert 60 * MIB < sent < 75 * MIB
         assert cart.rss_mib() < before + 2.2 * 64
     wait_until(lambda: cart.rss_mib() < before + GROWTH_MIB, what="its memory is freed")
-    assert any("message of more" in one["why"] for one in wait_for(cart, "connection_ended"))
-
-
-def wait_for(cart: ReceivingCart, kind: str) -> list[dict[str, str]]:
-    wait_until(lambda: cart.events(kind), what=kind)
-    return cart.events(kind)
+    wait_until(
+        lambda: any("message of more" in one["why"] for one in cart.events("connection_ended")),
+        what="an event",
+    )
 
 
 def test_messages_that_wait_for_no_answer_do_not_pile_up(cart: ReceivingCart) -> None:
