@@ -201,6 +201,7 @@ def scripted(
         ],
     )
     assert server is not None
+    assert server.socket is not None
     found.port = server.socket.getsockname()[1]
     try:
         yield found

@@ -79,7 +79,9 @@ def _items(data: bytes, at: int, length: int) -> tuple[bytes, int]:
         item, at = _elements(data, at, last)
         if inside == _UNDEFINED:
             at += 8  # the end of the item
+        elif at != last:
+            raise ValueError("an item is not as long as it states")
         parts.append(_ITEM + struct.pack("<I", len(item)) + item)
-    if length == _UNDEFINED:
+    if at != end or length == _UNDEFINED:
         raise ValueError("the data set is cut off")
     return b"".join(parts), at

@@ -233,6 +233,7 @@ def test_orthanc_answers_on_an_association_of_its_own(store: Store, tmp_path: Pa
         ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_N_EVENT_REPORT, taken)]
     )
     assert server is not None
+    assert server.socket is not None
     port = server.socket.getsockname()[1]
     try:
         with (

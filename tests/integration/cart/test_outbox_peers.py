@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cart_outbox import (
@@ -118,7 +119,7 @@ def test_orthanc_has_it_in_the_study_and_finds_what_was_uncertain(
 @needs_orthanc
 def test_a_full_orthanc_leaves_everything_in_the_outbox(store: Store, tmp_path: Path) -> None:
     fill(store, 2, side=300)
-    options = {"MaximumPatientCount": 1, "MaximumStorageSize": 0}
+    options: dict[str, Any] = {"MaximumPatientCount": 1, "MaximumStorageSize": 0}
     options |= {"MaximumStorageMode": "Reject"}  # of Orthanc 1.11; others recycle
     with Orthanc(tmp_path / "orthanc", **options) as orthanc:
         version = tuple(map(int, orthanc.get("/system")["Version"].split(".")[:2]))
@@ -171,7 +172,7 @@ def test_tls_with_certificates_of_both_sides(store: Store, keys: dict[str, Path]
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_cert_chain(keys["pacs.pem"], keys["pacs.key"])
     with scripted(context=context) as pacs:
-        own = {"certificate": keys["cart.pem"], "key": keys["cart.key"]}
+        own: dict[str, Any] = {"certificate": keys["cart.pem"], "key": keys["cart.key"]}
         goal = Destination(
             "pacs", "PACS", "127.0.0.1", pacs.port, authority=keys["pacs.pem"], **own
         )

@@ -115,13 +115,13 @@ def sender_to(port: int) -> StowSender:
     return StowSender(goal, "CART", SHORT)
 
 
-CASES = [
-    (200, {"stored": ["own"]}, "sent", ""),
-    (200, {"stored": ["own"], "failed": []}, "sent", ""),  # as Orthanc answers
-    (202, {"stored": ["own"]}, "sent", ""),
+CASES: list[tuple[int, dict[str, list[tuple[str, int | None]]], str, str]] = [
+    (200, {"stored": [("own", None)]}, "sent", ""),
+    (200, {"stored": [("own", None)], "failed": []}, "sent", ""),  # as Orthanc answers
+    (202, {"stored": [("own", None)]}, "sent", ""),
     (200, {"stored": [], "failed": []}, "uncertain", ""),
-    (200, {"stored": ["2.25.1"]}, "uncertain", ""),
-    (200, {"stored": ["2.25.1"], "failed": [("own", 0xA700)]}, "transient", "0xA700"),
+    (200, {"stored": [("2.25.1", None)]}, "uncertain", ""),
+    (200, {"stored": [("2.25.1", None)], "failed": [("own", 0xA700)]}, "transient", "0xA700"),
     (409, {"failed": [("own", 0xA700)]}, "transient", "0xA700"),
     (409, {"failed": [("own", 0x0122)]}, "permanent", "0x0122"),
     (409, {"failed": [("own", 0xC000)]}, "permanent", "0xC000"),
@@ -146,10 +146,8 @@ def test_what_each_answer_means(delivery: Delivery) -> None:
             web.body = answer(
                 **{
                     name: [
-                        item(*(delivery.sop_uid if part == "own" else part for part in one))
-                        if isinstance(one, tuple)
-                        else item(delivery.sop_uid if one == "own" else one)
-                        for one in items
+                        item(delivery.sop_uid if uid == "own" else uid, reason)
+                        for uid, reason in items
                     ]
                     for name, items in sequences.items()
                 }
@@ -206,7 +204,7 @@ def test_the_outbox_fills_orthanc_over_http_through_a_network_that_breaks(
     store: Store, tmp_path: Path
 ) -> None:
     made = fill(store, 3, side=300)
-    options = {"Plugins": [str(DICOM_WEB)], "DicomWeb": {"Enable": True}}
+    options: dict[str, Any] = {"Plugins": [str(DICOM_WEB)], "DicomWeb": {"Enable": True}}
     with Orthanc(tmp_path / "orthanc", **options) as orthanc, TcpProxy(orthanc.http_port) as proxy:
         proxy.fault = Fault("cut", 50_000)
         goal = Destination("pacs", url=f"http://127.0.0.1:{proxy.port}/dicom-web")
