@@ -80,14 +80,18 @@ class Films:
     def __init__(self, ledger: Ledger, spool: Spool) -> None:
         self.ledger, self.spool = ledger, spool
 
-    def release(self) -> int:
+    def release(self, *, counts: bool = True) -> int:
         """Give back films that were being judged when the judge ended; how many there were.
 
-        Only the one process that judges calls this, at its start.
+        Only the one process that judges calls this, while it judges none.
+
+        Args:
+            counts: Whether the try counts; not where the disk was full.
         """
         with self.ledger.transaction() as now:
             return now.execute(
-                "UPDATE film SET state = ? WHERE state = ?", (RECEIVED, JUDGING)
+                "UPDATE film SET state = ?, tries = tries - ? WHERE state = ?",
+                (RECEIVED, 0 if counts else 1, JUDGING),
             ).rowcount
 
     def claim(self) -> ClaimedFilm | None:

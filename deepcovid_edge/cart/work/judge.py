@@ -13,6 +13,7 @@ from typing import Any
 
 from deepcovid_edge.cart.config import CartConfig
 from deepcovid_edge.cart.store.films import BuiltObject, ClaimedFilm, Settled
+from deepcovid_edge.cart.store.spool import SpoolFullError
 from deepcovid_edge.device.child_process import end, ending_with_this
 from deepcovid_edge.errors import DeepCovidEdgeError, one_line
 from deepcovid_edge.files import Closing, file_sha256
@@ -82,6 +83,7 @@ class Judge(Closing):
 
         Raises:
             JudgeCrashedError: The process ended, or gave no answer in time.
+            SpoolFullError: The disk has no room for the result.
         """
         request = {
             "path": str(film.path),
@@ -96,6 +98,8 @@ class Judge(Closing):
         except OSError as error:
             raise JudgeCrashedError(self._end_in_words()) from error
         answer = self._answer(self._seconds)
+        if "full" in answer:
+            raise SpoolFullError(f"no room for a result: {answer['full']}")
         objects = [BuiltObject(**{**one, "path": Path(one["path"])}) for one in answer["objects"]]
         return Settled(answer["record"], objects, destinations)
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from deepcovid_edge.cart.config import CartConfig, read_config
-from deepcovid_edge.cart.store.spool import Spool
+from deepcovid_edge.cart.store.spool import FULL, Spool
 from deepcovid_edge.cart.work.film_judge import FilmJudge, FilmRequest
 from deepcovid_edge.cart.work.self_test import check_judge
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.device.process import set_up
-from deepcovid_edge.errors import DeepCovidEdgeError, one_line
+from deepcovid_edge.errors import DeepCovidEdgeError, OutputError, one_line
 from deepcovid_edge.heatmaps.heatmap import OCCLUSION
 from deepcovid_edge.heatmaps.windows import OcclusionSettings
 from deepcovid_edge.model import Model
@@ -73,7 +73,18 @@ def main() -> None:
         for line in sys.stdin:
             values = json.loads(line)
             request = FilmRequest(**{**values, "path": Path(values["path"])})
-            _answer(answers, judge.judge(request))
+            _answer(answers, _judged(judge, request))
+
+
+def _judged(judge: FilmJudge, request: FilmRequest) -> dict[str, Any]:
+    """The answer for a film; a full disk is no fault of the film's."""
+    try:
+        return judge.judge(request)
+    except (OutputError, OSError) as error:
+        cause = error.__cause__ if isinstance(error, OutputError) else error
+        if isinstance(cause, OSError) and cause.errno in FULL:
+            return {"full": cause.strerror}
+        raise
 
 
 def _answer(stream: TextIO, values: dict[str, Any]) -> None:

@@ -66,14 +66,19 @@ class Worker(Closing):
         """Judge films until the stop."""
         if found := self.films.release():
             log("films given back", films=found)
+        was_full = False
         while not self.stop.is_set():
-            self._note_alive()
             try:
+                self._note_alive()
+                if was_full:  # a film that could not even be given back
+                    self.films.release(counts=False)
+                    was_full = False
                 if self._ready() is None or not self.judge_next():
                     self.stop.wait(_LOOK_SECONDS)
             except (LedgerBusyError, SpoolFullError) as error:
                 log("disk", error=one_line(error))
                 self.spool.drop_ballast()
+                was_full = True
                 self.stop.wait(1.0)
 
     def _note_alive(self) -> None:
