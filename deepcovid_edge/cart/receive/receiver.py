@@ -36,7 +36,7 @@ SUCCESS, NO_SUCH_CLASS, OUT_OF_RESOURCES, MISMATCH, NOT_UNDERSTOOD = (
 STATUSES = {
     SUCCESS: "The film survives a power cut and is in the ledger, now or since it came before.",
     NO_SUCH_CLASS: "The request names an SOP class that is not taken.",
-    OUT_OF_RESOURCES: "The disk has too little room, or the ledger is full or locked for 5 seconds.",
+    OUT_OF_RESOURCES: "The disk has too little room, or the ledger is full or locked for 5 s.",
     MISMATCH: "No SOP instance UID, or the data set has another one.",
     NOT_UNDERSTOOD: "The data set cannot be read as DICOM.",
 }
