@@ -180,6 +180,13 @@ def test_four_associations_that_trickle_a_pdu_hold_no_place(cart: ReceivingCart)
         assert seconds_until_served(cart, one_byte_more) < SERVED_SECONDS
 
 
+def test_four_associations_that_ask_for_nothing_hold_no_place(cart: ReceivingCart) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            associated(stack, cart)
+        assert seconds_until_served(cart) < SERVED_SECONDS
+
+
 def test_one_address_leaves_places_to_others(cart: ReceivingCart) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(4):
