@@ -35,7 +35,7 @@ from deepcovid_edge.cart.store.deliveries import BACKOFF_SECONDS, Deliveries, De
 from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError
 from deepcovid_edge.cart.store.spool import Spool
 from deepcovid_edge.cart.work.answers import Answer
-from deepcovid_edge.cart.work.association import Timeouts
+from deepcovid_edge.cart.work.association import CertificateError, Timeouts
 from deepcovid_edge.cart.work.commitment import CommitmentUser
 from deepcovid_edge.cart.work.send import DimseSender, Sender
 from deepcovid_edge.cart.work.stow import StowSender
@@ -214,7 +214,7 @@ class Courier(threading.Thread):
         key = f"certificate:{self._destination.name}"
         try:
             sender = make_sender(self._destination, self._ae_title, self._timeouts)
-        except OSError:  # ssl.SSLError is one
+        except CertificateError:
             detail = {"destination": self._destination.name}
             self._ledger.raise_alert(key, AlertCode.CERTIFICATE.code, **detail)
             raise

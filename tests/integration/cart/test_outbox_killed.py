@@ -38,7 +38,7 @@ with Ledger(folder) as ledger:
 """
 
 
-@pytest.mark.parametrize("cycles", [6, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cycles", [3, pytest.param(60, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(tmp_path: Path, cycles: int) -> None:
     chance, found_again = random.Random(cycles), 0
     with open_store(tmp_path / "spool") as store, scripted() as pacs:
