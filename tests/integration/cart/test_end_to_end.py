@@ -19,10 +19,12 @@ from cart_peers import (
     wait_until,
 )
 from cart_results import needs_dciodvfy
-from dicom_files import EXPLICIT, HTJ2K, IMPLICIT, J2K, JPEG_LS, LOSSLESS_SV1, RLE, WRITABLE
+from dicom_files import EXPLICIT, HTJ2K, J2K, JPEG_LS, LOSSLESS_SV1, RLE, WRITABLE
 from PIL import Image
 from pydicom import dcmread
 from whole_cart import KANARI, WholeCart, phantom_film
+
+from deepcovid_edge.imaging.dicom.syntaxes import IMPLICIT
 
 pytestmark = [needs_dcmtk, needs_orthanc]
 SYNTAXES = [EXPLICIT, IMPLICIT, LOSSLESS_SV1, JPEG_LS, J2K, HTJ2K if HTJ2K in WRITABLE else RLE]

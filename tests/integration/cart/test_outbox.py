@@ -33,10 +33,10 @@ from pynetdicom import evt
 from tcp_proxy import Fault, TcpProxy
 
 from deepcovid_edge.cart.config import Destination
+from deepcovid_edge.cart.send.dimse import DimseSender
+from deepcovid_edge.cart.send.outbox import STOP_SECONDS, Outbox
 from deepcovid_edge.cart.store import deliveries as deliveries_module
 from deepcovid_edge.cart.store.deliveries import Deliveries
-from deepcovid_edge.cart.work.outbox import STOP_SECONDS, Outbox
-from deepcovid_edge.cart.work.send import DimseSender
 
 
 @pytest.fixture

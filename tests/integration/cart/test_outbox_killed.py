@@ -23,7 +23,7 @@ from deepcovid_edge.cart.config import (
 )
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
-from deepcovid_edge.cart.work.outbox import Outbox
+from deepcovid_edge.cart.send.outbox import Outbox
 
 folder, port = Path(sys.argv[1]), int(sys.argv[2])
 goal = Destination("pacs", "PACS", "127.0.0.1", port, find=True)

@@ -29,11 +29,11 @@ from cart_store import Store, open_store
 from pydicom import dcmread
 
 from deepcovid_edge.cart.config import Destination
+from deepcovid_edge.cart.send.association import CertificateError, Timeouts
+from deepcovid_edge.cart.send.dimse import DimseSender
+from deepcovid_edge.cart.send.outbox import Outbox
 from deepcovid_edge.cart.store import deliveries as deliveries_module
 from deepcovid_edge.cart.store.deliveries import Deliveries
-from deepcovid_edge.cart.work.association import CertificateError, Timeouts
-from deepcovid_edge.cart.work.outbox import Outbox
-from deepcovid_edge.cart.work.send import DimseSender
 from deepcovid_edge.errors import NotThereError
 from deepcovid_edge.imaging.dicom.syntaxes import file_meta_end
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deepcovid_edge.cart.config import Destination
-from deepcovid_edge.cart.work.answers import Answer
+from deepcovid_edge.cart.send.answers import Answer
 from deepcovid_edge.errors import NotThereError, require
 
 NOT_ACCEPTED = "presentation context not accepted"

@@ -14,10 +14,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from deepcovid_edge.cart.config import Destination
+from deepcovid_edge.cart.send.answers import Answer, answer_of
+from deepcovid_edge.cart.send.association import NOT_ACCEPTED, Associator, Timeouts, reactor_paused
+from deepcovid_edge.cart.send.implicit import to_implicit
 from deepcovid_edge.cart.store.deliveries import Delivery
-from deepcovid_edge.cart.work.answers import Answer, answer_of
-from deepcovid_edge.cart.work.association import NOT_ACCEPTED, Associator, Timeouts, reactor_paused
-from deepcovid_edge.cart.work.implicit import to_implicit
 from deepcovid_edge.errors import DeepCovidEdgeError, NotThereError, require
 from deepcovid_edge.files import Closing
 from deepcovid_edge.imaging.dicom.elements import BoundedStream, read_elements

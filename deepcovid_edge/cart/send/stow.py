@@ -19,10 +19,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from deepcovid_edge.cart.config import Destination
+from deepcovid_edge.cart.send.answers import Answer, answer_of
+from deepcovid_edge.cart.send.association import Timeouts, tls_context
+from deepcovid_edge.cart.send.dimse import ObjectDamagedError, Sender, read_built
 from deepcovid_edge.cart.store.deliveries import Delivery
-from deepcovid_edge.cart.work.answers import Answer, answer_of
-from deepcovid_edge.cart.work.association import Timeouts, tls_context
-from deepcovid_edge.cart.work.send import ObjectDamagedError, Sender, read_built
 
 _REFERENCED, _FAILED = "00081199", "00081198"
 _SOP_UID, _REASON = "00081155", "00081197"
