@@ -21,6 +21,8 @@ _KINDS = range(0x01, 0x08)
 _ABORT = bytes.fromhex("07 00 00000004 00 00 02 06")
 """A-ABORT by the service provider: invalid value of a PDU parameter (PS3.8, section 9.3.8)."""
 _MIB = 1 << 20
+TOO_LARGE = "message of more than"
+"""How the reason begins for which a film is cut off that is larger than any may be."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class Connection:
             return f"more than {self._limits.waiting} messages sent without an answer"
         whole = sum(waiting) + self._message_bytes + count
         if whole > self._limits.most_message_bytes:
-            return f"message of more than {self._limits.most_message_bytes // _MIB} MiB"
+            return f"{TOO_LARGE} {self._limits.most_message_bytes // _MIB} MiB"
         if self._message_since is None:
             self._message_since = time.monotonic()
         self._message_bytes += count

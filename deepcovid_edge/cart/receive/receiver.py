@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from deepcovid_edge.cart.config import CartConfig, Peer
 from deepcovid_edge.cart.process import log
-from deepcovid_edge.cart.receive.connections import Limits
+from deepcovid_edge.cart.receive.connections import TOO_LARGE, Limits
 from deepcovid_edge.cart.receive.guards import NO_UID, Guard, guarded_server, plain_address
 from deepcovid_edge.cart.send.commitment import settle_event
 from deepcovid_edge.cart.store.deliveries import Deliveries
@@ -65,7 +65,7 @@ _MOST_PDU_BYTES = 1 << 17
 _MIB = 1 << 20
 _CALLED, _CALLING = (0x01, 0x01, 0x07), (0x01, 0x01, 0x03)
 """A-ASSOCIATE-RJ: permanent, by the user: AE title not recognised (PS3.8, table 9-21)."""
-_DISK_ALERT, _STRANGER = "disk_floor", "unknown_sender"
+_DISK_ALERT, _STRANGER, _TOO_LARGE = "disk_floor", "unknown_sender", "film_too_large"
 _MOST_STRANGERS = 20
 """Alerts about senders at once; a person needs no longer list."""
 
@@ -359,6 +359,9 @@ class Receiver(Closing):
                 known = self._ledger.rows("SELECT key FROM alert WHERE code = ?", _STRANGER)
                 address = address if len(known) < _MOST_STRANGERS else "others"
                 self._ledger.raise_alert(f"{_STRANGER}:{address}", _STRANGER, address=address)
+            elif why.startswith(TOO_LARGE):
+                most = self._config.receive.max_film_mib
+                self._ledger.raise_alert(_TOO_LARGE, _TOO_LARGE, address=address, max_film_mib=most)
 
 
 def limits_of(config: CartConfig) -> Limits:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 from cart_peers import (
+
+from deepcovid_edge.cart.store.ledger import Ledger
     HOST,
     ReceivingCart,
     association_request,
@@ -137,6 +139,8 @@ def test_a_data_set_without_end_is_cut_at_the_largest_film(cart: ReceivingCart) 
         lambda: any("message of more" in one["why"] for one in cart.events("connection_ended")),
         what="an event",
     )
+    with Ledger(cart.spool, read_only=True) as ledger:
+        wait_until(lambda: ledger.row("SELECT 1 FROM alert WHERE code = 'film_too_large'"))
 
 
 def test_messages_that_wait_for_no_answer_do_not_pile_up(cart: ReceivingCart) -> None:
