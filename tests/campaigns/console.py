@@ -12,7 +12,7 @@ from typing import Any
 from cart_peers import HOST
 from dicom_files import DX, EXPLICIT
 from pydicom.dataset import Dataset
-from pynetdicom import AE
+from pynetdicom import AE, evt
 from pynetdicom.dsutils import encode
 
 from campaigns.films import DrawnFilms
@@ -21,6 +21,7 @@ from deepcovid_edge.cart.store.intake import content_hash
 _MOST_A_LINE = 5
 """Most films over one association."""
 _AGAIN_SECONDS = 0.2
+_STALL_SECONDS = 5.0
 NO_ANSWER = "no answer"
 
 
@@ -82,7 +83,12 @@ class Console(threading.Thread):
         """Whether a film was acknowledged."""
         if self._left == 0 or not self._association.is_established:
             self._close()
-            self._association = self._entity.associate(HOST, self.port, ae_title="CART")
+            self._association = self._entity.associate(
+                HOST,
+                self.port,
+                ae_title="CART",
+                evt_handlers=[(evt.EVT_CONN_OPEN, _have_limits)],
+            )
             self._left = self._draw.randint(1, self._most_a_line)
         if not self._association.is_established:
             self.answers["no association"] += 1
@@ -112,3 +118,8 @@ class Console(threading.Thread):
         self.join(seconds)
         if self.is_alive():
             raise TimeoutError(f"no film is acknowledged any more: {dict(self.answers)}")
+
+
+def _have_limits(event: Any) -> None:
+    """Have a connection on which nothing moves end: pynetdicom would wait for ever."""
+    event.assoc.dul.socket.socket.settimeout(_STALL_SECONDS)

@@ -16,8 +16,6 @@ from pathlib import Path
 
 import pytest
 from cart_peers import (
-
-from deepcovid_edge.cart.store.ledger import Ledger
     HOST,
     ReceivingCart,
     association_request,
@@ -28,6 +26,8 @@ from deepcovid_edge.cart.store.ledger import Ledger
     store_command,
     wait_until,
 )
+
+from deepcovid_edge.cart.store.ledger import Ledger
 
 pytest.importorskip("pynetdicom", reason="the cart needs extra cart")
 pytestmark = needs_dcmtk
