@@ -156,12 +156,18 @@ def _wanted(
             excluded[f"label {image.label} is in no class of the recipe"] += 1
         elif recipe.data.groups and recipe.data.group_of(image.label, image.source) is None:
             excluded[f"label {image.label}: no group of the recipe holds its source"] += 1
+        elif recipe.data.visible and image.clear and _is_positive(image, recipe):
+            excluded[f"label {image.label} without a visible abnormality"] += 1
         elif views and image.view.casefold() not in views:
             known = f"view {image.view}" if image.view else "unknown view"
             excluded[f"{known}; the recipe takes {', '.join(recipe.data.views)}"] += 1
         else:
             wanted.append(image)
     return wanted
+
+
+def _is_positive(image: LabelledImage, recipe: Recipe) -> bool:
+    return recipe.class_of(image.label) == recipe.positive_index
 
 
 @dataclass(frozen=True)
