@@ -2,8 +2,7 @@
 
 Each runs as a user runs it, in a network namespace of its own, with an empty home, under strace,
 and is stopped with all it started if it takes too long. Together they load every runtime of the
-extras that runs without a GPU. `quantize` is not among them: onnx names a file by `uuid.uuid1`, for
-which libuuid asks the system for the network card's address through a socket; nothing is sent.
+extras that runs without a GPU.
 """
 
 from __future__ import annotations
@@ -20,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "deepcovid_edge"]
@@ -90,18 +91,23 @@ ENTRIES = {
         *(*COMMAND, "build", "squeezenet1_1", "--target", "rtx:sm86", "--level", "0"),
         *("--batch", "1,1,1"),
     ],
+    "quantize": [
+        *(*COMMAND, "quantize", "squeezenet1_1", "--precision", "int8", "--for", "cpu"),
+        *("--calibration", "drawn", "-o", "int8.onnx"),
+    ],
     "train": ["sh", "-ec", TORCH.format(python=sys.executable)],
     "evaluate": [*COMMAND, "evaluate", "squeezenet1_1", "data", "--split", "val", "-o", "report"],
 }
-SLOW = {"train", "evaluate", "selftest"}
+SLOW = {"quantize", "train", "evaluate", "selftest"}
 TOO_FEW = {3}
-"""The place has too few images for a verdict."""
-MAY_END_WITH = {"bench": {0, 7}, "verify": TOO_FEW, "site-check": TOO_FEW}
+"""The place has too few images for a verdict; on drawn ones a variant may turn a decision."""
+MAY_END_WITH = {"bench": {0, 7}, "quantize": {0, 3}, "verify": TOO_FEW, "site-check": TOO_FEW}
 NEEDS = {
     "openvino": "openvino",
     "dicom": "imagecodecs",
     "sample": "pydicom",
     "build": "tensorrt_rtx",
+    "quantize": "onnx",
     "train": "torch",
     "evaluate": "matplotlib",
 }
@@ -117,6 +123,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / part).mkdir(parents=True, exist_ok=True)
             shutil.copy(golden / f"{name}.png", folder / part)
     (folder / "recipe.toml").write_text(RECIPE)
+    for seed in range(32):  # a calibration asks for eight images of each class
+        pixels = draw_phantom(seed, opacities=9 * (seed % 2))
+        label, split = ("normal", "covid")[seed % 2], ("train", "val")[seed // 16]
+        (folder / "drawn" / split / label).mkdir(parents=True, exist_ok=True)
+        save_phantom(pixels, folder / "drawn" / split / label / f"{seed}.png")
     if find_spec("pydicom") and find_spec("imagecodecs"):
         write_dicom(folder / "dicom", golden / "below.png")
     return folder
