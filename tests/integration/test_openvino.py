@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -141,6 +142,30 @@ def test_calls_at_once_give_what_calls_in_turn_give(images: np.ndarray) -> None:
             at_once = list(pool.map(lambda batch: backend.infer(batch).logits, batches))
     for one, other in zip(in_turn, at_once, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+FIRST_CALLS = """
+import sys, threading
+from deepcovid_edge.backends.openvino import quiet_runtime
+runtime = quiet_runtime()
+together = threading.Barrier(2)
+def convert():
+    together.wait()
+    runtime.Type.u8.to_dtype()
+sys.setswitchinterval(1e-6)
+threads = [threading.Thread(target=convert) for _ in range(2)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_first_calls_at_once_do_not_wait_for_each_other(attempt: int) -> None:
+    """Not prepared by `quiet_runtime`, four of five of these processes never end."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", FIRST_CALLS], env=environment, timeout=60, check=True)
 
 
 def test_results_belong_to_the_caller(images: np.ndarray) -> None:
