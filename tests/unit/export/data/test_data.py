@@ -177,6 +177,23 @@ def test_views_where_none_is_known_are_told(split_data: Path) -> None:
         training_data(split_data, recipe(views=("PA",)))
 
 
+@pytest.mark.parametrize("visible", [False, True])
+def test_a_recipe_may_exclude_positives_on_which_nothing_is_seen(
+    tmp_path: Path, visible: bool
+) -> None:
+    rows = ["path,label,split,no_visible_abnormality"]
+    for split in ("train", "val"):
+        for label in ("non", "covid"):
+            for number, clear in enumerate(("0", "1", "", "yes")):
+                path = image(tmp_path / split / label / f"{number}.png")
+                rows.append(f"{path.relative_to(tmp_path)},{label},{split},{clear}")
+    (tmp_path / "manifest.csv").write_text("\n".join(rows))
+    found = training_data(tmp_path, recipe(visible=visible))
+    count = Counter(one.label for one in (*found.train, *found.val))
+    assert count == {"non": 8, "covid": 4 if visible else 8}
+    assert found.excluded == ({"label covid without a visible abnormality": 4} if visible else {})
+
+
 def test_drawn_splits_keep_patients_together(tmp_path: Path) -> None:
     both = recipe({"non": ["normal"], "covid": ["covid"]}, shares=THREE)
     found = training_data(chestxray(tmp_path, patients=40), both)
