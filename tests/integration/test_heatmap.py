@@ -198,3 +198,11 @@ def test_maps_among_the_images_are_left_out_and_images_among_the_maps_are_not(
             assert f"Heat maps are in {folder}." in done.stderr
         for left in (tmp_path / folder).glob("*-????????.*"):
             left.unlink()
+
+
+def test_a_single_picture_is_named(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.png").write_bytes((images / "phantom_000.png").read_bytes())
+    done = run("heatmap", "one.png", "-o", "maps", "--json", *QUICK, cwd=tmp_path)
+    (picture,) = (tmp_path / "maps").glob("one-*.png")
+    assert "1 image done" in done.stderr
+    assert f"The heat map is maps/{picture.name}." in done.stderr

@@ -17,7 +17,7 @@ for needed in ("sklearn", "matplotlib", "jinja2", "onnx"):
     pytest.importorskip(needed, reason=f"{needed} (extra export) makes the report")
 
 import onnx
-from browser import Browser, needs_browser
+from browser import Browser, needs_axe, needs_browser
 from commands import Done, command
 from terminal import on_terminal
 
@@ -190,6 +190,18 @@ def test_the_page_fits_a_phone(browser: Browser, report: Path) -> None:
     )
     assert min(widths) > 300
     assert max(widths) <= 390
+
+
+@needs_browser
+@needs_axe
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_nothing_keeps_people_from_reading_the_report(
+    browser: Browser, report: Path, width: int, dark: bool
+) -> None:
+    browser.open(report / "report.html")
+    browser.show(width, dark=dark)
+    assert browser.barriers() == []
 
 
 @needs_browser

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import onnx
 import torch
 from commands import Done, command
 from PIL import Image
+from terminal import on_terminal
 
 from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.errors import DataError, ModelFileError, UsageError
@@ -108,6 +110,17 @@ def test_train_export_evaluate_infer_from_the_command_line(data: Path, tmp_path:
     on_val = manifest.training["val"]
     assert figures["overall"]["specificity"] == on_val["specificity"]
     assert len((tmp_path / "records.jsonl").read_text().splitlines()) == 32
+
+
+def test_a_terminal_shows_reading_and_every_epoch(data: Path, tmp_path: Path) -> None:
+    words = ("train", "--recipe", small_recipe(tmp_path), data, "-o", tmp_path / "run")
+    options = ("--from-scratch", "--workers", "0", "--set", "fit.epochs=2")
+    done = on_terminal([sys.executable, "-m", "deepcovid_edge", *map(str, words), *options])
+    assert done.returncode == 0, done.terminal
+    assert re.search(r"images to read .*?0/32", done.terminal)
+    for epoch in (1, 2):
+        assert re.search(rf"epoch {epoch} .*?6/6", done.terminal)
+    assert re.search(r"epoch [12] .*?/6 +[0-9.]+/s +0:0", done.terminal)
 
 
 def test_a_refused_run_leaves_the_other_one_s_splits_alone(data: Path, tmp_path: Path) -> None:

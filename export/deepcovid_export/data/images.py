@@ -16,6 +16,7 @@ import cv2
 
 from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
 from deepcovid_edge.datasets.layouts import place_of
+from deepcovid_edge.device.progress import counted
 from deepcovid_edge.errors import DataError, NotAssessedError
 from deepcovid_edge.files import write_text
 from deepcovid_edge.imaging.reading import read_radiograph
@@ -193,7 +194,8 @@ def _readable(
 
     kept, found = [], []
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for image, one in zip(images, pool.map(read, images), strict=True):
+        done = counted(pool.map(read, images), len(images), "images to read")
+        for image, one in zip(images, done, strict=True):
             if isinstance(one, str):
                 excluded[one] += 1
             else:

@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 import cv2
 import numpy as np
 import pytest
-from browser import Browser, needs_browser
+from browser import Browser, needs_axe, needs_browser
 from commands import command
 
 from deepcovid_edge.decision.record import Prediction, RunFacts, SiteName
@@ -404,6 +404,35 @@ def test_the_page_is_legible_and_fits(browser: Browser, page: Path, width: int, 
     contrasts = browser.ask(CONTRASTS)
     assert len(contrasts) > 40
     assert [found for found in contrasts if found[1] < 4.5] == []
+
+
+@needs_browser
+@needs_axe
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_nothing_keeps_people_from_reading_the_page(
+    browser: Browser, page: Path, width: int, dark: bool
+) -> None:
+    browser.open(page)
+    browser.show(width, dark=dark)
+    assert browser.barriers() == []
+
+
+@needs_browser
+@needs_axe
+def test_a_page_that_keeps_people_from_reading_would_be_found_out(
+    browser: Browser, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.html"
+    bad.write_text(
+        "<!doctype html><html><title>bad</title><body><main><h1>x</h1>"
+        "<p style='color: #ccc; background: #fff'>pale</p><img src='data:,'><button></button>"
+        "<table><tr><th scope=col>a<td>b</table></main>"
+    )
+    browser.open(bad)
+    browser.show(1280)
+    rules = {rule for _, rule, _ in browser.barriers()}
+    assert {"html-has-lang", "color-contrast", "image-alt", "button-name"} <= rules
 
 
 @needs_browser
