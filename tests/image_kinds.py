@@ -18,10 +18,15 @@ from deepcovid_edge.reasons import Reason
 
 ELSEWHERE = {Reason.RESULT, Reason.MODEL, Reason.DISK, Reason.DICOM, Reason.TURNED}
 """Reasons that no drawn file brings about with the shipped model and the extra `dicom`."""
+COSTLY = {"deflate-bomb", "many-items", "many-elements"}
+"""DICOM files at the limits of what is read: each takes a second or more, the others 20 ms."""
 
 
 def folder_of_every_kind(folder: Path) -> Path:
-    """Fill a folder; whatever a maker needs beside its file lies in folders of their own."""
+    """Fill a folder; whatever a maker needs beside its file lies in folders of their own.
+
+    Without the costly files, whose reasons others bring about as well.
+    """
     for name, case in REFUSALS.items():
         own = folder / f"picture-{name}"
         own.mkdir()
@@ -32,14 +37,25 @@ def folder_of_every_kind(folder: Path) -> Path:
     with warnings.catch_warnings():  # of pydicom, about what is written wrong here
         warnings.simplefilter("ignore", UserWarning)
         _write_dicom(folder)
+        _write_refused(folder, set(DICOM_REFUSALS) - COSTLY)
     write_phantoms(folder / "synthetic", count=6)
     _turned(folder)
     return folder
 
 
+def folder_of_costly_files(folder: Path) -> Path:
+    """Make and fill a folder with the files at the limits of what is read."""
+    folder.mkdir()
+    _write_refused(folder, COSTLY)
+    return folder
+
+
+def _write_refused(folder: Path, names: set[str]) -> None:
+    for name in sorted(names):
+        (folder / f"dicom-{name}.dcm").write_bytes(DICOM_REFUSALS[name].make())
+
+
 def _write_dicom(folder: Path) -> None:
-    for name, refusal in DICOM_REFUSALS.items():
-        (folder / f"dicom-{name.replace('/', '-')}.dcm").write_bytes(refusal.make())
     for number, (_, make_dicom, _) in enumerate(DICOM_WARNED.values()):
         (folder / f"dicom-warned-{number}.dcm").write_bytes(make_dicom())
 

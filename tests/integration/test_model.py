@@ -16,7 +16,7 @@ pytest.importorskip("onnxruntime", reason="needs extra cpu")
 pytest.importorskip("pydicom", reason="needs extra dicom")
 
 import public_api
-from image_kinds import ELSEWHERE, folder_of_every_kind
+from image_kinds import ELSEWHERE, folder_of_costly_files, folder_of_every_kind
 
 import deepcovid_edge
 from deepcovid_edge import ImageBytes, Model, NotAssessedError, Prediction, Reason
@@ -99,7 +99,21 @@ def test_python_and_the_command_line_give_equal_records(
 
 
 def test_a_source_without_a_path_gives_the_record_of_its_file(kinds: Path, model: Model) -> None:
-    for path in (path for path in sorted(kinds.iterdir()) if path.is_file()):
+    assert_every_source_gives_the_record(kinds, model)
+
+
+@pytest.mark.slow  # half a minute for three files; their refusal is in test_dicom_refusals
+def test_files_at_the_limits_of_what_is_read_give_equal_records(
+    tmp_path: Path, model: Model
+) -> None:
+    costly = folder_of_costly_files(tmp_path / "costly")
+    assert by_command(costly, tmp_path / "records.jsonl") == by_python(costly)
+    assert_every_source_gives_the_record(costly, model)
+
+
+def assert_every_source_gives_the_record(folder: Path, model: Model) -> None:
+    """A path, its bytes, its opened file and a stream give one record."""
+    for path in (path for path in sorted(folder.iterdir()) if path.is_file()):
         data = path.read_bytes()
         named = model.predict_one(ImageBytes(str(path), data))
         stream = io.BytesIO(data)
