@@ -1,4 +1,4 @@
-"""The command line in this process: what needs none of its own is spared a start and its imports."""
+"""The command line in this process: what needs none of its own is spared a start and imports."""
 
 from __future__ import annotations
 

@@ -8,12 +8,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 from conftest import Pictures
+from drawn_once import drawn_phantom, phantom_files
 from test_dicom_refusals import REFUSALS as DICOM_REFUSALS
 from test_dicom_refusals import WARNED as DICOM_WARNED
 from test_refusals import REFUSALS, WARNED, placed
 
-from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.reasons import Reason
 
 ELSEWHERE = {Reason.RESULT, Reason.MODEL, Reason.DISK, Reason.DICOM, Reason.TURNED}
@@ -38,7 +37,7 @@ def folder_of_every_kind(folder: Path) -> Path:
         warnings.simplefilter("ignore", UserWarning)
         _write_dicom(folder)
         _write_refused(folder, set(DICOM_REFUSALS) - COSTLY)
-    write_phantoms(folder / "synthetic", count=6)
+    phantom_files(folder / "synthetic", count=6)
     _turned(folder)
     return folder
 
@@ -62,7 +61,7 @@ def _write_dicom(folder: Path) -> None:
 
 def _turned(folder: Path) -> None:
     """A turned image and one that is no radiograph, without the mark of a synthetic one."""
-    phantom = draw_phantom(0)
+    phantom = drawn_phantom(0)
     cv2.imwrite(str(folder / "upright.jpg"), phantom)
     cv2.imwrite(str(folder / "turned.jpg"), np.ascontiguousarray(np.rot90(phantom)))
     noise = np.random.default_rng(0).integers(0, 255, (400, 400), dtype=np.uint8)

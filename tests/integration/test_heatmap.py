@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 import pytest
 from commands import Done, command
+from drawn_once import phantom_files
 
 from deepcovid_edge.heatmaps.files import read_map
-from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
 
 pytestmark = pytest.mark.int8
 
@@ -29,7 +29,7 @@ QUICK = ("--stride", "32")
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
-    write_phantoms(folder, count=2)
+    phantom_files(folder, count=2)
     (folder / "zz_broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     return folder
 

@@ -26,9 +26,7 @@ import numpy as np
 import pytest
 from commands import Done, command
 from conftest import spread
-
-from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
+from drawn_once import drawn_phantom, phantom_files
 
 pytestmark = pytest.mark.int8
 
@@ -51,7 +49,7 @@ def records_of(text: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
-    write_phantoms(folder, count=6)
+    phantom_files(folder, count=6)
     return folder
 
 
@@ -59,8 +57,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Good images among ten kinds of broken files, each named after the reason it should get."""
     folder = tmp_path_factory.mktemp("mixed")
-    write_phantoms(folder, count=4)
-    image = draw_phantom(0)
+    phantom_files(folder, count=4)
+    image = drawn_phantom(0)
     _, jpeg = cv2.imencode(".jpg", image)
     _, png = cv2.imencode(".png", image)
     yellow = np.zeros((300, 300, 3), np.uint8)
@@ -381,7 +379,7 @@ def test_names_that_are_no_unicode_are_records_like_others(
 ) -> None:
     name = os.fsencode(tmp_path) + b"/image\xff.png"
     os.link(os.fsencode(sorted(images.iterdir())[0]), name)
-    line = [*COMMAND, "infer", os.fsencode(tmp_path), option]
+    line: list[str | bytes] = [*COMMAND, "infer", os.fsencode(tmp_path), option]
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     done = subprocess.run(line, capture_output=True, timeout=60, env=environment)
     assert done.returncode == 0, done.stderr
@@ -454,7 +452,7 @@ def test_nothing_is_sent_anywhere_and_nothing_is_left_at_home(backend: str, tmp_
         "import multiprocessing\n"
         "assert code == 0 and not multiprocessing.active_children()\n"
     )
-    write_phantoms(tmp_path / "images", count=1)
+    phantom_files(tmp_path / "images", count=1)
     home = tmp_path / "home"
     home.mkdir()
     # What turns the telemetry off by chance: a service of tests, and a caller that asked for it.

@@ -16,6 +16,7 @@ pytest.importorskip("onnxruntime", reason="needs extra cpu")
 pytest.importorskip("pydicom", reason="needs extra dicom")
 
 import public_api
+from drawn_once import phantom_files
 from image_kinds import ELSEWHERE, folder_of_costly_files, folder_of_every_kind
 
 import deepcovid_edge
@@ -24,7 +25,6 @@ from deepcovid_edge.cli.main import run
 from deepcovid_edge.errors import NotThereError, UsageError
 from deepcovid_edge.heatmaps.files import read_map
 from deepcovid_edge.imaging.files import ImageSource
-from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
 
 TIMINGS = {"timings_ms"}
 
@@ -42,7 +42,7 @@ def model() -> Iterator[Model]:
 
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_phantoms(tmp_path_factory.mktemp("phantom"), count=1)[0]
+    return phantom_files(tmp_path_factory.mktemp("phantom"), count=1)[0]
 
 
 def without_timings(record: dict[str, Any]) -> str:
@@ -131,7 +131,7 @@ def assert_every_source_gives_the_record(folder: Path, model: Model) -> None:
 def test_sources_of_several_kinds_come_in_their_order(
     phantom: Path, tmp_path: Path, model: Model
 ) -> None:
-    write_phantoms(tmp_path, count=2)
+    phantom_files(tmp_path, count=2)
     with phantom.open("rb") as opened:
         data = ImageBytes("bytes.png", phantom.read_bytes())
         sources: list[ImageSource] = [data, tmp_path, opened, str(phantom)]

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 from commands import command as run
+from drawn_once import phantom_files
 
 from deepcovid_edge.cli.main import run as main
 from deepcovid_edge.decision.site_file import read_site, write_site
 from deepcovid_edge.errors import SettingsMismatchError
 from deepcovid_edge.files import file_sha256
-from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
 from deepcovid_edge.manifest import read_manifest
 from deepcovid_edge.models import find_model
 
@@ -44,7 +44,7 @@ def process(*arguments: object) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
-    write_phantoms(folder, count=4)
+    phantom_files(folder, count=4)
     return folder
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from browser import Browser, needs_browser
 from commands import command
+from drawn_once import phantom_files
 
 from deepcovid_edge.decision.record import Prediction, RunFacts, SiteName
 from deepcovid_edge.errors import OutputError
-from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
 from deepcovid_edge.manifest import IndeterminateRange
 from deepcovid_edge.pipeline.html_page import HtmlPage
 from deepcovid_edge.reasons import NOTICE, Reason, WarningCode
@@ -225,7 +225,7 @@ def test_a_full_disk_is_an_error_at_the_row_and_not_again_at_the_end(tmp_path: P
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two phantoms, one under a hostile name, and a letter, in a folder of their own."""
     folder = tmp_path_factory.mktemp("place")
-    write_phantoms(folder / "images", count=2)
+    phantom_files(folder / "images", count=2)
     (folder / "images/phantom_000.png").rename(folder / "images/<i>50% ü.png")
     (folder / "images/letter.jpg").write_text("Dear colleague")
     return folder
