@@ -12,6 +12,7 @@ from pathlib import Path
 
 import cv2
 import pytest
+from commands import command as in_this_process
 from drawn_once import drawn_phantom
 
 from deepcovid_edge.cli.main import COMMANDS
@@ -148,8 +149,6 @@ def test_every_command_stands_in_the_readme(command: str) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example(command: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "deepcovid_edge", command, "--help"], capture_output=True, text=True
-    )
+    done = in_this_process(command, "--help")
     assert done.returncode == 0
     assert f"Example: deepcovid-edge {command}" in done.stdout
