@@ -122,9 +122,10 @@ def read_real(step: int) -> tuple[list[LabelledImage], list[Radiograph]]:
         return images, list(pool.map(lambda image: read_radiograph(image.path), images))
 
 
-@pytest.fixture(scope="module")
-def real() -> list[Radiograph]:
-    return read_real(20)[1]
+@pytest.fixture(scope="module", params=[40, pytest.param(20, marks=pytest.mark.slow)])
+def real(request: pytest.FixtureRequest) -> list[Radiograph]:
+    """One of 40 real images; one of 20 takes twice as long for each change."""
+    return read_real(request.param)[1]
 
 
 @needs_images
