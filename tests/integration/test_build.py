@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import spread
 from terminal import on_terminal
 
 from deepcovid_edge.backends.tensorrt import build as module
@@ -153,7 +154,10 @@ def let_the_builder_be(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     monkeypatch.setattr(build_process, "_builder_command", lambda request: [*words, *real(request)])
 
 
-@pytest.mark.parametrize("mib", [150, 200, 250, 280, 300, 310, 315, 318, 321, 324, 330, 400, 600])
+MIBS = (150, 200, 250, 280, 300, 310, 315, 318, 321, 324, 330, 400, 600)
+
+
+@pytest.mark.parametrize("mib", spread(MIBS, of=3))  # each starts a builder
 def test_with_little_address_space_a_build_ends_and_is_explained(
     mib: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

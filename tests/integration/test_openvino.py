@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from drawn_once import drawn_phantom, phantom_files
 
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.backends import onnxruntime as onnxruntime_module
@@ -27,8 +28,6 @@ from deepcovid_edge.errors import (
     ModelFileError,
     UsageError,
 )
-from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.models import find_model
 from deepcovid_edge.reasons import WarningCode
 from deepcovid_edge.validation.verify import verify
@@ -50,7 +49,7 @@ real_images = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
-    drawn = [cv2.resize(draw_phantom(seed, opacities=seed % 3), (224, 224)) for seed in range(9)]
+    drawn = [cv2.resize(drawn_phantom(seed, opacities=seed % 3), (224, 224)) for seed in range(9)]
     return np.stack(drawn)
 
 
@@ -210,7 +209,7 @@ def test_fp32_decides_on_real_images_as_onnx_runtime_does() -> None:
 
 
 def test_infer_runs_on_it_and_says_so(tmp_path: Path) -> None:
-    write_phantoms(tmp_path / "images", count=3)
+    phantom_files(tmp_path / "images", count=3)
 
     def records(backend: str) -> list[dict[str, Any]]:
         output = tmp_path / f"{backend}.jsonl"

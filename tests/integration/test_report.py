@@ -19,9 +19,9 @@ for needed in ("sklearn", "matplotlib", "jinja2", "onnx"):
 import onnx
 from browser import Browser, needs_axe, needs_browser
 from commands import Done, command
+from drawn_once import drawn_phantom
 from terminal import on_terminal
 
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.manifest import METADATA_KEY
 from deepcovid_edge.models import find_model
 
@@ -33,7 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = ["path,label,split,patient,source,view"]
     for number in range(18):
         path = folder / f"phantom{number:02d}.png"
-        image = draw_phantom(number, opacities=2 * (number % 4))
+        image = drawn_phantom(number, opacities=2 * (number % 4))
         cv2.imwrite(str(path), cv2.resize(image, None, fx=0.25, fy=0.25))
         label = ("covid", "normal", "pneumonia")[number % 3]
         source = ("ieee8023 (a.org)", "ieee8023 (b.org)", "Hospital & Söhne <i>")[number // 6]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from drawn_once import drawn_phantom
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -18,7 +19,6 @@ from deepcovid_edge.errors import UsageError
 from deepcovid_edge.heatmaps.coarse_to_fine import Refinement
 from deepcovid_edge.heatmaps.occlusion import BudgetError, Occluder, Occlusion
 from deepcovid_edge.heatmaps.windows import BASELINES, OcclusionSettings, WindowGrid, occluded
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.manifest import InputSpec, ModelManifest
 from deepcovid_edge.models import find_model
 
@@ -29,7 +29,7 @@ quick = settings(max_examples=60)
 def phantom() -> NDArray[np.uint8]:
     import cv2
 
-    drawn: NDArray[Any] = cv2.resize(draw_phantom(3), (224, 224), interpolation=cv2.INTER_AREA)
+    drawn: NDArray[Any] = cv2.resize(drawn_phantom(3), (224, 224), interpolation=cv2.INTER_AREA)
     return drawn
 
 

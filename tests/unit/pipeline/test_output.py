@@ -61,13 +61,20 @@ def test_json_lines_and_csv_say_the_same(tmp_path: Path) -> None:
         assert row["notice"] == line["notice"]
 
 
+@pytest.mark.parametrize(
+    "every",
+    [9, pytest.param(1, marks=pytest.mark.slow)],  # thousands of files, each of them synchronised
+)
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
-def test_a_run_torn_at_any_byte_is_gone_on_with(tmp_path: Path, kind: str) -> None:
+def test_a_run_torn_at_any_byte_is_gone_on_with(tmp_path: Path, kind: str, every: int) -> None:
+    """By default at every ninth, and at all about the ends of lines."""
     whole = tmp_path / f"whole.{kind}"
     write(whole, RECORDS, kind)
     data = whole.read_bytes()
     torn = tmp_path / f"torn.{kind}"
-    for cut in range(len(data) + 1):
+    ends = [match.end() for match in re.finditer(b"\n", data)]
+    about_ends = {end + more for end in ends for more in range(-3, 4) if end + more <= len(data)}
+    for cut in sorted({0, *range(1, len(data) + 1, every), *about_ends}):
         torn.write_bytes(data[:cut])
         file = RecordFile(torn, RUN, kind=kind, resume=True)
         for record in RECORDS:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from commands import Done, command
 from numpy.typing import NDArray
 
 pytest.importorskip("torch", reason="the workstation side needs extra export")
@@ -314,10 +313,8 @@ def test_check_data_reports_and_stops(split_data: Path, tmp_path: Path) -> None:
     )
     run, report = tmp_path / "run", tmp_path / "leaks.csv"
 
-    def train(*more: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "deepcovid_edge", "train", "--check-data", "--recipe"]
-        command += [*map(str, (toml, split_data, "-o", run, *more))]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    def train(*more: object) -> Done:
+        return command("train", "--check-data", "--recipe", toml, split_data, "-o", run, *more)
 
     refused = train("--leaks", report)
     assert refused.returncode == 1
