@@ -216,6 +216,8 @@ MOST_BYTES = 6000000
 FRESH = build/release
 release: .venv/ready
 	rm -rf dist $(FRESH)
+	grep -q "^## \[$$($(DEV)/python -c 'import deepcovid_edge as it; print(it.__version__)')\] - " \
+		CHANGELOG.md
 	$(DEV)/python -m build -o dist .
 	$(DEV)/twine check --strict dist/*
 	[ $$(stat -c %s dist/*.whl) -lt $(MOST_BYTES) ]
