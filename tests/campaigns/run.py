@@ -9,6 +9,7 @@ code is 1 where a promise was broken, or where a cart without fsync lost nothing
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -110,6 +111,8 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := {*options.names} - {*names}:
         parser.error(f"got {sorted(unknown)[0]}, expected one of {', '.join(names)}")
+    # A run that is stopped ends its processes, and unmounts its disks.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     right = [
         run(name, options.cycles, options.seed, is_stored=options.store)
         if name in CAMPAIGNS

@@ -131,4 +131,4 @@ def slope_kb(looks: Sequence[Look], role: str) -> float:
         for after in places[at + 1 :]
         if after[0] > before[0]
     ]
-    return round(statistics.median(slopes), 3) if slopes else 0.0
+    return round(float(statistics.median(slopes)), 3) if slopes else 0.0
