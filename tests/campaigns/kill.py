@@ -28,7 +28,7 @@ def kill(folder: Path, cycles: int, seed: int) -> Counts:
     draw = random.Random(seed)
     killed: Counter[str] = Counter()
     keys = {"heatmap": "activation"}
-    with Clinic(folder, seed, cart_keys=keys, objects=("sr", "sc")) as clinic:
+    with Clinic(folder, seed, cart_keys=keys, objects=("sr", "sc"), pause=1.0) as clinic:
         clinic.console.start()
         struck: set[str] = set()
         while killed.total() < cycles:

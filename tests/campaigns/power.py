@@ -61,7 +61,7 @@ def _campaign(folder: Path, cycles: int, seed: int, command: tuple[str, ...]) ->
             cart_keys=keys,
             objects=("sr", "sc"),
             spool=disk.place / "spool",
-            pause=0.3,
+            pause=0.5,
             command=command,
         ) as clinic,
     ):

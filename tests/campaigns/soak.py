@@ -22,6 +22,7 @@ _LOOK_SECONDS = 1.0
 _WARM_UP = 0.25
 """Share of the films at the beginning that no slope is fitted to."""
 _SETTLE_SECONDS = 3600.0
+_LOOKS_KEPT = 60
 _PAGE_KIB = 4
 
 
@@ -73,7 +74,10 @@ def soak(folder: Path, films: int, seed: int) -> dict[str, Any]:
             role: {"first": looks[0].files[role], "last": looks[-1].files[role]} for role in ROLES
         },
         "restarted": [role for role in ROLES if looks[-1].rss_kib[role] == 0],
-        "looks": [[one.received, one.settled, *one.rss_kib.values()] for one in looks],
+        "looks": [
+            [one.received, one.settled, *one.rss_kib.values()]
+            for one in looks[:: max(1, len(looks) // _LOOKS_KEPT)]
+        ],
         "seed": seed,
         **{name: getattr(counts, name) for name in ("lost", "judged_twice", "other_bytes")},
         "is_kept": counts.is_kept,

@@ -5,13 +5,14 @@ Each test is a few cycles of what `make campaigns` runs hundreds of.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("pynetdicom", reason="the cart needs extra cart")
 
-from campaigns.audit import Counts
+from campaigns.audit import Audit, Counts
 from campaigns.clock import JUMPS, clock, why_no_clock
 from campaigns.destination import FAULTS, destination
 from campaigns.disks import why_no_disks
@@ -22,11 +23,21 @@ from campaigns.power import power, power_without_fsync
 from campaigns.soak import ROLES, soak
 from campaigns.throughput import throughput
 from cart_peers import needs_dcmtk, needs_enclosure
+from cart_store import open_store
+
+from deepcovid_edge.imaging.dicom.syntaxes import file_meta_end
 
 SEED = 7
 pytestmark = pytest.mark.timeout(600)
-needs_disks = pytest.mark.skipif(bool(why_no_disks()), reason=why_no_disks() or "disks")
+needs_disks = pytest.mark.usefixtures("disks")
 needs_clock = pytest.mark.skipif(bool(why_no_clock()), reason=why_no_clock() or "clock")
+
+
+@pytest.fixture(scope="session")
+def disks() -> None:
+    """Disks can be mounted, and cut off."""
+    if why := why_no_disks():
+        pytest.skip(why)
 
 
 def assert_kept(counts: Counts) -> None:
@@ -34,6 +45,64 @@ def assert_kept(counts: Counts) -> None:
     assert (counts.lost, counts.judged_twice, counts.other_bytes) == (0, 0, 0)
     assert counts.acknowledged == counts.sent
     assert counts.is_kept
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> tuple[Path, dict[str, str], dict[str, list[str]]]:
+    """A spool with a film, what a console knows of it, and what a PACS has."""
+    with open_store(tmp_path / "spool") as store:
+        store.take()
+        digest = store.judge().content_sha256
+        film = store.ledger.row("SELECT sop_uid FROM film")
+        objects = store.ledger.rows("SELECT sop_uid, path FROM object")
+        arrived = {}
+        for row in objects:
+            data = (store.spool.folder / row["path"]).read_bytes()
+            arrived[row["sop_uid"]] = [hashlib.sha256(data[file_meta_end(data) :]).hexdigest()]
+    assert film is not None
+    assert len(arrived) == 2
+    return tmp_path / "spool", {film["sop_uid"]: digest}, arrived
+
+
+Kept = tuple[Path, dict[str, str], dict[str, list[str]]]
+
+
+def faults(spool: Path, acknowledged: dict[str, str], arrived: dict[str, list[str]]) -> list[int]:
+    audit = Audit(spool, acknowledged, arrived)
+    return [len(audit.lost()), len(audit.judged_twice()), len(audit.other_bytes())]
+
+
+def test_the_audit_finds_no_fault_where_none_is(kept: Kept) -> None:
+    assert faults(*kept) == [0, 0, 0]
+
+
+def test_the_audit_sees_films_that_are_lost(kept: Kept) -> None:
+    spool, acknowledged, arrived = kept
+    assert faults(spool, {**acknowledged, "2.25.9": "0" * 64}, arrived) == [1, 0, 0]
+    assert faults(spool, dict.fromkeys(acknowledged, "0" * 64), arrived) == [1, 0, 0]
+    assert faults(spool, acknowledged, {}) == [1, 0, 0]
+    (film,) = (spool / "films").rglob("*.dcm")
+    film.write_bytes(film.read_bytes()[:-1] + b"!")
+    assert faults(*kept) == [1, 0, 0]
+    film.unlink()
+    assert faults(*kept) == [1, 0, 0]
+
+
+def test_the_audit_sees_films_that_are_judged_twice(kept: Kept) -> None:
+    with open_store(kept[0]) as store:
+        store.ledger.event("judged", 1)
+    assert faults(*kept) == [0, 1, 0]
+
+
+def test_the_audit_sees_objects_with_other_bytes(kept: Kept) -> None:
+    spool, acknowledged, arrived = kept
+    uid = min(arrived)
+    for wrong in ([*arrived[uid], "0" * 64], ["0" * 64]):
+        assert faults(spool, acknowledged, {**arrived, uid: wrong}) == [0, 0, 1]
+    assert faults(spool, acknowledged, {**arrived, "2.25.9": ["0" * 64]}) == [0, 0, 1]
+    path = next((spool / "results").rglob("*.dcm"))
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    assert faults(*kept) == [0, 0, 1]
 
 
 def test_nothing_is_lost_by_sigkill(tmp_path: Path) -> None:
