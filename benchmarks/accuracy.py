@@ -24,8 +24,8 @@ from deepcovid_edge.backends import load_backend
 from deepcovid_edge.backends.settings import BackendSettings
 from deepcovid_edge.backends.tensorrt.files import Profile
 from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
-from deepcovid_edge.validation.diagnostics import versions
 from deepcovid_edge.errors import NotThereError
+from deepcovid_edge.validation.diagnostics import versions
 from deepcovid_edge.validation.verify import CHANGED, verify
 
 SPLITS = ("test", "external")

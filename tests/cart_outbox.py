@@ -17,13 +17,13 @@ from pynetdicom import AE, evt
 
 from deepcovid_edge.cart.config import (
     CartConfig,
+    CartSettings,
     Destination,
-    JudgeSettings,
     Peer,
     ReceiveSettings,
 )
-from deepcovid_edge.cart.store.films import BuiltObject, Settled
 from deepcovid_edge.cart.send.association import Timeouts
+from deepcovid_edge.cart.store.images import BuiltObject, Settled
 from deepcovid_edge.imaging.dicom.syntaxes import file_meta_end
 
 CAPTURE, REPORT = "1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.88.33"
@@ -52,7 +52,7 @@ def object_file(kind: str, uid: str, *, side: int = 8, syntax: str = EXPLICIT) -
 
 def fill(
     store: Store,
-    films: int = 1,
+    images: int = 1,
     *,
     kinds: Sequence[str] = ("sr", "sc"),
     destinations: Sequence[str] = ("pacs",),
@@ -60,12 +60,12 @@ def fill(
     side: int = 8,
     syntax: str = EXPLICIT,
 ) -> dict[str, bytes]:
-    """Put films with their objects into the outbox; UID -> file of each object."""
+    """Put images with their objects into the outbox; UID -> file of each object."""
     made: dict[str, bytes] = {}
     with store.ledger.transaction():  # one fsync for all
-        for number in range(len(store.states()), len(store.states()) + films):
+        for number in range(len(store.states()), len(store.states()) + images):
             store.take(number)
-            claimed = store.films.claim()
+            claimed = store.images.claim()
             assert claimed is not None
             objects = []
             for kind in kinds:
@@ -76,7 +76,7 @@ def fill(
                 digest = hashlib.sha256(made[uid]).hexdigest()
                 objects.append(BuiltObject(kind, CLASSES[kind], uid, place, digest))
             goals = {name: tuple(kinds) for name in destinations}
-            store.films.settle(claimed, Settled(record(decision), objects, goals))
+            store.images.settle(claimed, Settled(record(decision), objects, goals))
     return made
 
 
@@ -89,7 +89,7 @@ def config_for(store: Store, *destinations: Destination) -> CartConfig:
     """A configuration with destinations."""
     return CartConfig(
         Path("cart.toml"),
-        JudgeSettings(store.spool.folder),
+        CartSettings(store.spool.folder),
         ReceiveSettings(),
         (Peer("CONSOLE", "127.0.0.1"),),
         destinations,

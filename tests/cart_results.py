@@ -26,21 +26,21 @@ from deepcovid_edge.manifest import IndeterminateRange
 
 _ROOT = Path(__file__).parents[1]
 _FOLDERS = [folder / "shared" / "dicom" for folder in (_ROOT, _ROOT.parent)]
-REAL_FILMS = sorted(film for folder in _FOLDERS for film in folder.glob("*.dcm"))
+REAL_IMAGES = sorted(image for folder in _FOLDERS for image in folder.glob("*.dcm"))
 """Real radiographs, which are no part of the repository."""
-needs_films = pytest.mark.skipif(not REAL_FILMS, reason="no real films in shared/dicom")
+needs_images = pytest.mark.skipif(not REAL_IMAGES, reason="no real images in shared/dicom")
 needs_dciodvfy = pytest.mark.skipif(
     shutil.which("dciodvfy") is None, reason="dciodvfy is missing: apt-get install dicom3tools"
 )
 needs_dcmtk = pytest.mark.skipif(
     shutil.which("dsrdump") is None, reason="DCMTK is not installed: apt-get install dcmtk"
 )
-POSITIVE, INDETERMINATE, NEGATIVE, REFUSED = 0.331234, 0.03, 0.012, None
+POSITIVE, INDETERMINATE, NEGATIVE, NOT_ASSESSED = 0.331234, 0.03, 0.012, None
 SCORES = {
     "positive": POSITIVE,
     "indeterminate": INDETERMINATE,
     "negative": NEGATIVE,
-    "refused": REFUSED,
+    "not_assessed": NOT_ASSESSED,
 }
 REGIONS: tuple[dict[str, Any], ...] = (
     {"x": 10, "y": 20, "width": 30, "height": 40, "peak": 0.5, "turns": True},
@@ -67,7 +67,7 @@ def prediction(score: float | None, **changes: Any) -> Prediction:
         site=SiteName("North clinic", "cd" * 32),
     )
     values: dict[str, Any] = {
-        "path": "film.dcm",
+        "path": "image.dcm",
         "run": run,
         "sha256": "ef" * 32,
         "reason": "E_VIEW" if score is None else None,
@@ -99,14 +99,14 @@ def overlay_png() -> bytes:
     return encode_overlay(overlay())
 
 
-def film(
+def make_image(
     folder: Path,
     syntax: str = EXPLICIT,
     raw: dict[int, tuple[str, bytes]] | None = None,
     **elements: Any,
 ) -> Path:
-    """A film of a phantom; `raw` puts bytes into elements, `elements` sets or leaves them out."""
-    path = folder / "film.dcm"
+    """An image of a phantom; `raw` puts bytes into elements, `elements` sets or leaves them out."""
+    path = folder / "image.dcm"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom writes what it finds odd
         image = dataset(phantom(0)[::4, ::4], **elements)

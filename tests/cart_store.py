@@ -1,4 +1,4 @@
-"""A spool with a ledger for tests, and films and results to put into it."""
+"""A spool with a ledger for tests, and images and results to put into it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from dicom_files import dataset, written
 
-from deepcovid_edge.cart.store.films import BuiltObject, ClaimedFilm, Films, Settled
+from deepcovid_edge.cart.store.images import BuiltObject, ClaimedImage, Images, Settled
 from deepcovid_edge.cart.store.intake import Arrival, Intake, Taken
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
@@ -22,8 +22,8 @@ KINDS = ("sr", "sc")
 DESTINATIONS = {"pacs": KINDS}
 
 
-def film(number: int = 0, **elements: Any) -> bytes:
-    """A small DICOM film of its own content."""
+def make_image(number: int = 0, **elements: Any) -> bytes:
+    """A small DICOM image of its own content."""
     pixels = np.full((4, 4), number % 4096, np.uint16)
     named = {"SOPInstanceUID": f"2.25.{1000 + number}", "StudyInstanceUID": "2.25.7", **elements}
     return written(dataset(pixels, **named))
@@ -36,36 +36,34 @@ class Store:
         self.spool = Spool(folder, settings)
         self.ledger = Ledger(folder)
         self.intake = Intake(self.ledger, self.spool)
-        self.films = Films(self.ledger, self.spool)
+        self.images = Images(self.ledger, self.spool)
 
     def take(self, number: int = 0, **elements: Any) -> Taken:
-        """Take a film as from a watched folder."""
-        return self.intake.take_file(film(number, **elements), name="f.dcm", arrival=FOLDER)
+        """Take an image as from a watched folder."""
+        return self.intake.take_file(make_image(number, **elements), name="f.dcm", arrival=FOLDER)
 
-    def judge(
+    def assess(
         self, *, decision: str | None = "negative", kinds: Sequence[str] = KINDS
-    ) -> ClaimedFilm:
-        """Settle the film that has waited longest with a made-up result."""
-        claimed = self.films.claim()
+    ) -> ClaimedImage:
+        """Settle the image that has waited longest with a made-up result."""
+        claimed = self.images.claim()
         assert claimed is not None
         objects = [self.built(claimed, kind) for kind in kinds]
-        self.films.settle(claimed, Settled(record(decision), objects, DESTINATIONS))
+        self.images.settle(claimed, Settled(record(decision), objects, DESTINATIONS))
         return claimed
 
-    def built(self, claimed: ClaimedFilm, kind: str) -> BuiltObject:
-        """A made-up object of a film, on the disk."""
-        uid = (
-            f"2.25.{int(hashlib.sha256(f'{claimed.film_id} {kind}'.encode()).hexdigest()[:16], 16)}"
-        )
-        data = film(0, SOPInstanceUID=uid)
+    def built(self, claimed: ClaimedImage, kind: str) -> BuiltObject:
+        """A made-up object of an image, on the disk."""
+        uid = f"2.25.{int(hashlib.sha256(f'{claimed.image_id} {kind}'.encode()).hexdigest()[:16], 16)}"
+        data = make_image(0, SOPInstanceUID=uid)
         place = self.spool.results(claimed.content_sha256) / f"{uid}.dcm"
         self.spool.store([data], place)
         digest = hashlib.sha256(data).hexdigest()
         return BuiltObject(kind, "1.2.840.10008.5.1.4.1.1.7", uid, place, digest)
 
     def states(self) -> list[str]:
-        """The states of all films, in their order."""
-        return [row["state"] for row in self.ledger.rows("SELECT state FROM film ORDER BY id")]
+        """The states of all images, in their order."""
+        return [row["state"] for row in self.ledger.rows("SELECT state FROM image ORDER BY id")]
 
     def events(self) -> list[str]:
         """The kinds of all events, in their order."""

@@ -1,4 +1,4 @@
-"""The whole cart in processes of its own, and films as a console sends them."""
+"""The whole cart in processes of its own, and images as a console sends them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from dicom_files import dataset, written
 from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 
 KANARI = "Kanarienvogel^Anna"
-"""The patient of every film: the name must appear nowhere but in spool and table `who`."""
+"""The patient of every image: the name must appear nowhere but in spool and table `who`."""
 
 
-def phantom_film(
+def phantom_image(
     number: int, syntax: str, *, opacities: int = 0, bits: int = 12, **elements: Any
 ) -> bytes:
-    """A drawn film as a console sends it, of a study of its own."""
+    """A drawn image as a console sends it, of a study of its own."""
     grey = draw_phantom(number, opacities=opacities)
     pixels = grey if bits == 8 else grey.astype(np.uint16) << (bits - 8)
     image = dataset(
@@ -84,7 +84,7 @@ class WholeCart(Server):
 
     def _is_up(self) -> bool:
         said = self.said()
-        return '"listening"' in said and '"judge started"' in said
+        return '"listening"' in said and '"assessor started"' in said
 
     def status(self) -> dict[str, Any]:
         """What `cart status --json` says."""

@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
-from deepcovid_edge.validation.diagnostics import backend_facts, device_facts
 from deepcovid_edge.heatmaps.agreement import choose_images
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.manifest import VERSION, InputSpec, ModelManifest
+from deepcovid_edge.validation.diagnostics import backend_facts, device_facts
 
 CORES = len(os.sched_getaffinity(0))
 PAUSE = 0.05

@@ -38,8 +38,8 @@ from benchmarks.variants import VARIANTS, VariantError, file_for, named, stack
 from deepcovid_edge.backends.tensorrt.files import Profile
 from deepcovid_edge.benchmarking.results import Result, read_result
 from deepcovid_edge.benchmarking.settings import MULTI, OFFLINE, SCENARIOS, SCOPES, SERVER, SINGLE
-from deepcovid_edge.validation.diagnostics import device_facts
 from deepcovid_edge.errors import DeepCovidEdgeError, NotThereError
+from deepcovid_edge.validation.diagnostics import device_facts
 from deepcovid_export.settings import build_settings, read_table
 
 SUITES = Path(__file__).parent

@@ -304,21 +304,21 @@ def cart_campaigns(it: Figures) -> Rows:
 
 def cart_latency(it: Figures) -> Rows:
     """The whole, its parts, then the whole of each transfer syntax."""
-    names = {"store": "sending the film", "total": "answer to last object"}
+    names = {"store": "sending the image", "total": "answer to last object"}
     for name, spent in it["ms"].items():
-        yield {"what": names.get(name, f"of it: {name}"), "number": it["films"], "ms": spent}
+        yield {"what": names.get(name, f"of it: {name}"), "number": it["images"], "ms": spent}
     for name, spent in it["by_syntax_ms"].items():
         yield {"what": name, "number": len(spent["samples"]), "ms": spent}
 
 
 def cart_receiver(it: Figures) -> Rows:
-    """Size of a film."""
+    """Size of an image."""
     yield {"megabytes": it["bytes"] / 1e6}
 
 
 def cart_soak(it: Figures) -> Rows:
     """Each process."""
-    for role, slope in it["slope_kb_a_film"].items():
+    for role, slope in it["slope_kb_an_image"].items():
         yield {
             "role": role,
             "slope": slope,

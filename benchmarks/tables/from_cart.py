@@ -6,8 +6,8 @@ from benchmarks.tables.from_code import field_rows
 from benchmarks.tables.table import Table
 from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import (
+    CartSettings,
     Destination,
-    JudgeSettings,
     PageSettings,
     Peer,
     ReceiveSettings,
@@ -15,7 +15,7 @@ from deepcovid_edge.cart.config import (
 from deepcovid_edge.cart.receive.connections import Limits
 from deepcovid_edge.cart.receive.receiver import (
     COMMITMENT,
-    FILMS,
+    IMAGES,
     STATUSES,
     VERIFICATION,
     transfer_syntaxes,
@@ -24,7 +24,7 @@ from deepcovid_edge.cart.send.answers import ANSWERS, GROUPS
 from deepcovid_edge.cart.send.dimse import FIND
 
 _TABLES = {
-    "cart": JudgeSettings,
+    "cart": CartSettings,
     "receive": ReceiveSettings,
     "[peer]": Peer,
     "[destination]": Destination,
@@ -58,7 +58,7 @@ def alerts() -> Table:
 
 def classes() -> Table:
     """SOP classes by role."""
-    rows = [(name, uid, "SCP", "takes films") for uid, name in FILMS.items()]
+    rows = [(name, uid, "SCP", "takes images") for uid, name in IMAGES.items()]
     rows += [
         ("Verification", VERIFICATION, "SCP, SCU", "C-ECHO; `cart check-config` asks"),
         ("Storage Commitment Push Model", COMMITMENT, "SCP, SCU", "`commitment = true`"),
@@ -71,7 +71,7 @@ def classes() -> Table:
 
 
 def syntaxes() -> Table:
-    """Transfer syntaxes in which films are taken, as they come."""
+    """Transfer syntaxes in which images are taken, as they come."""
     from pydicom.uid import UID
 
     return Table(("transfer syntax", "UID"), [(UID(one).name, one) for one in transfer_syntaxes()])

@@ -13,31 +13,31 @@ class AlertCode(Enum):
     UNKNOWN_SENDER = (
         "unknown_sender",
         "A sender that is not named was turned away.",
-        "If it may send films, add it as [[peer]] to the configuration and restart the cart.",
+        "If it may send images, add it as [[peer]] to the configuration and restart the cart.",
     )
-    FILM_TOO_LARGE = (
-        "film_too_large",
-        "A film was larger than the cart takes, and was cut off.",
-        "Raise max_film_mib, or have the console send films compressed.",
+    IMAGE_TOO_LARGE = (
+        "image_too_large",
+        "An image was larger than the cart takes, and was cut off.",
+        "Raise max_image_mib, or have the console send images compressed.",
     )
     DESTINATION_SILENT = (
         "destination_silent",
         "A destination does not answer; results wait here.",
         "Check its power, its network and its AE title; the cart goes on trying by itself.",
     )
-    DESTINATION_REFUSES = (
-        "destination_refuses",
-        "A destination refused a result for good.",
+    DESTINATION_REJECTS = (
+        "destination_rejects",
+        "A destination rejected a result for good.",
         "Have the destination accept it (see the status), then `cart resend`.",
     )
     DISK_FLOOR = (
         "disk_floor",
-        "The disk is nearly full; no film is taken.",
+        "The disk is nearly full; no image is taken.",
         "Free some room on the disk of the spool, or lower keep_days.",
     )
-    JUDGE_STOPPED = (
-        "judge_stopped",
-        "Films are received but not judged.",
+    ASSESSOR_STOPPED = (
+        "assessor_stopped",
+        "Images are received but not assessed.",
         "See the detail: the model, its engine or the memory is the usual cause.",
     )
     MODEL = (
@@ -57,12 +57,12 @@ class AlertCode(Enum):
     )
     QUARANTINED = (
         "quarantined",
-        "A film could not be judged in three tries; it is kept aside.",
-        "Look at the film by eye; keep the file in `quarantine` for whoever mends the cart.",
+        "An image could not be assessed in three tries; it is kept aside.",
+        "Look at the image by eye; keep the file in `quarantine` for whoever repairs the cart.",
     )
-    NO_FILM = (
-        "no_film",
-        "No film has arrived for a long time.",
+    NO_IMAGE = (
+        "no_image",
+        "No image has arrived for a long time.",
         "Check that the X-ray console still sends to the cart.",
     )
     FOLDER_GONE = (
@@ -70,9 +70,9 @@ class AlertCode(Enum):
         "A watched folder cannot be read.",
         "Mount the share again, or correct receive.folders.",
     )
-    FILMS_CHANGED = (
-        "films_changed",
-        "The films of the last week differ from those the model was checked with.",
+    IMAGES_CHANGED = (
+        "images_changed",
+        "The images of the last week differ from those the model was checked with.",
         "Look for a new detector, new processing or other patients; repeat the site check.",
     )
     LEDGER_REBUILT = (
@@ -82,7 +82,7 @@ class AlertCode(Enum):
     )
     SELF_TEST = (
         "self_test",
-        "The self-test at the start failed: films are received but not judged.",
+        "The self-test at the start failed: images are received but not assessed.",
         "See the detail, then restart the cart.",
     )
 

@@ -1,4 +1,4 @@
-"""`cart`: the service on the cart. Films in by DICOM or folder, their answers in the PACS."""
+"""`cart`: the service on the cart. Images in by DICOM or folder, their answers in the PACS."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CONFIG = click.argument("config", type=click.Path(path_type=Path))
 
 @click.group()
 def command() -> None:
-    """Run the cart service: films in by DICOM or folder, answers to the PACS.
+    """Run the cart service: images in by DICOM or folder, answers to the PACS.
 
     CONFIG is a TOML file. Every role may be run by itself.
 
@@ -43,7 +43,7 @@ def run(config: Path) -> None:
 @command.command()
 @_CONFIG
 def receive(config: Path) -> None:
-    """Take films in: DICOM and watched folders.
+    """Take images in: DICOM and watched folders.
 
     Example: deepcovid-edge cart receive cart.toml
     """
@@ -56,21 +56,21 @@ def receive(config: Path) -> None:
 @command.command()
 @_CONFIG
 def work(config: Path) -> None:
-    """Judge films and send the results.
+    """Assess images and send the results.
 
     Example: deepcovid-edge cart work cart.toml
     """
     from deepcovid_edge.cart.process import stop_event
-    from deepcovid_edge.cart.work.role import work as judge
+    from deepcovid_edge.cart.work.role import work as assess
 
-    judge(_read(config), stop_event())
+    assess(_read(config), stop_event())
 
 
 @command.command()
 @_CONFIG
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(config: Path, as_json: bool) -> None:
-    """Show films, queues and alerts; it works while the cart is down.
+    """Show images, queues and alerts; it works while the cart is down.
 
     Example: deepcovid-edge cart status cart.toml
     """
@@ -84,8 +84,12 @@ def status(config: Path, as_json: bool) -> None:
 
 
 def _in_words(found: CartStatus) -> str:
-    films = ", ".join(f"{count} {name}" for name, count in found.films.items())
-    lines = [f"Model: {found.model}", f"Films: {films}", f"Last film: {found.last_film or 'never'}"]
+    images = ", ".join(f"{count} {name}" for name, count in found.images.items())
+    lines = [
+        f"Model: {found.model}",
+        f"Images: {images}",
+        f"Last image: {found.last_image or 'never'}",
+    ]
     for name, queue in found.queues.items():
         states = ", ".join(f"{count} {state}" for state, count in queue.items())
         lines.append(f"To {name}: {states}")
@@ -98,10 +102,10 @@ def _in_words(found: CartStatus) -> str:
 
 @command.command()
 @_CONFIG
-@click.argument("film", type=int, required=False)
+@click.argument("image", type=int, required=False)
 @click.option("--to", "destination", help="To this destination alone.")
-def resend(config: Path, film: int | None, destination: str | None) -> None:
-    """Send a FILM's results again, the same bytes; without FILM what was refused.
+def resend(config: Path, image: int | None, destination: str | None) -> None:
+    """Send an IMAGE's results again, the same bytes; without IMAGE what was rejected.
 
     Example: deepcovid-edge cart resend cart.toml 17
     """
@@ -110,7 +114,7 @@ def resend(config: Path, film: int | None, destination: str | None) -> None:
 
     ledger, spool = open_store(_read(config).cart)
     with ledger:
-        count = Deliveries(ledger, spool).resend(film, destination)
+        count = Deliveries(ledger, spool).resend(image, destination)
     click.echo(f"{count} objects are queued.")
 
 
@@ -187,7 +191,7 @@ def export_log(config: Path) -> int:
 
 @command.group()
 def model() -> None:
-    """Change the model that judges."""
+    """Change the model that assesses."""
 
 
 @model.command()
@@ -195,7 +199,7 @@ def model() -> None:
 @click.argument("name")
 @click.option("--site", type=click.Path(path_type=Path), help="Site file of that model.")
 def use(config: Path, name: str, site: Path | None) -> None:
-    """Have the model NAME judge from the next film on, once it has proved itself.
+    """Have the model NAME assess from the next image on, once it has proved itself.
 
     Example: deepcovid-edge cart model use cart.toml squeezenet1_1
     """
@@ -223,7 +227,7 @@ def rollback(config: Path) -> None:
 
 
 def _echo_model(facts: dict[str, Any]) -> None:
-    click.echo(f"{facts['model']} judges, {facts['backend']}, {facts['variant']}")
+    click.echo(f"{facts['model']} assesses, {facts['backend']}, {facts['variant']}")
 
 
 def _read(config: Path) -> CartConfig:

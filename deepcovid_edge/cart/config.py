@@ -45,20 +45,20 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
 @dataclass(frozen=True)
 class ReceiveSettings:
-    """How films come in.
+    """How images come in.
 
     Attributes:
         ae_title: What the cart calls itself.
         host: Address that it listens on.
         port: Port; 104 needs a privilege.
-        folders: Folders that are watched for films.
-        after: What becomes of a watched file once its film is in the ledger: `keep`, `move` (into
+        folders: Folders that are watched for images.
+        after: What becomes of a watched file once its image is in the ledger: `keep`, `move` (into
             `done` beside it) or `delete`.
-        max_film_mib: Largest film, MiB.
+        max_image_mib: Largest image, MiB.
         max_associations: Most senders at once.
-        other_films: `refuse`: images of other kinds than CR, DX and SC are refused when a sender
+        other_images: `refuse`: images of other kinds than CR, DX and SC are refused when a sender
             asks; `record`: they are taken and answered with a reason.
-        commitment: Answer requests for storage commitment: judged, and sent to every destination.
+        commitment: Answer requests for storage commitment: assessed, and sent to every destination.
         certificate: Certificate of TLS, PEM; with `key` the cart takes nothing without TLS.
         key: Its private key, PEM.
         authority: Certificates of which one must have signed a sender's; None for any sender.
@@ -69,9 +69,9 @@ class ReceiveSettings:
     port: int = 11112
     folders: tuple[Path, ...] = ()
     after: Literal["keep", "move", "delete"] = "keep"
-    max_film_mib: int = 64
+    max_image_mib: int = 64
     max_associations: int = 8
-    other_films: Literal["refuse", "record"] = "refuse"
+    other_images: Literal["refuse", "record"] = "refuse"
     commitment: bool = False
     certificate: Path | None = None
     key: Path | None = None
@@ -81,14 +81,14 @@ class ReceiveSettings:
         _check_ae_title(self.ae_title)
         _check_address("host", self.host)
         _check_port(self.port)
-        _check("max_film_mib", self.max_film_mib, 1, 1024)
+        _check("max_image_mib", self.max_image_mib, 1, 1024)
         _check("max_associations", self.max_associations, 1, 64)
         _check_tls(self.certificate, self.key)
 
 
 @dataclass(frozen=True)
 class Peer:
-    """Who may send films.
+    """Who may send images.
 
     Attributes:
         ae_title: What it calls itself.
@@ -187,25 +187,25 @@ class PageSettings:
 
 
 @dataclass(frozen=True)
-class JudgeSettings:
+class CartSettings:
     """The spool, the model, and what is kept: the table `[cart]`.
 
     Attributes:
-        spool: Folder of films, results and ledger; on a disk of this machine.
+        spool: Folder of images, results and ledger; on a disk of this machine.
         model: Shipped name, .onnx or .engine file; `cart model use` changes it later.
         variant: As `infer --variant`.
         backend: As `infer --backend`.
         site: Site file of `site-check`, or None.
         heatmap: `activation`, `occlusion` (within `budget`) or `none`.
         budget: Most seconds for an occlusion.
-        judge_seconds: Longest time for one film; the judge is ended and started again.
+        assess_seconds: Longest time for one image; the assessor is ended and started again.
         report: Kind of structured report: `comprehensive` or `comprehensive3d`.
-        keep_days: Films and results are kept for so long after every destination has them.
-        quota_mib: Most room for films and results, MiB; 0 for no limit.
-        floor_mib: No film is taken while the disk has less free, MiB.
+        keep_days: Images and results are kept for so long after every destination has them.
+        quota_mib: Most room for images and results, MiB; 0 for no limit.
+        floor_mib: No image is taken while the disk has less free, MiB.
         floor_share: Nor while less than this share of the disk is free, 0 to 1.
         ballast_mib: Room kept aside for the last results on a full disk, MiB.
-        no_film_hours: An alert is raised when no film has come for so long; 0 for never.
+        no_image_hours: An alert is raised when no image has come for so long; 0 for never.
     """
 
     spool: Path
@@ -215,24 +215,24 @@ class JudgeSettings:
     site: Path | None = None
     heatmap: Literal["activation", "occlusion", "none"] = "activation"
     budget: float = 1.0
-    judge_seconds: float = 120.0
+    assess_seconds: float = 120.0
     report: Literal["comprehensive", "comprehensive3d"] = "comprehensive"
     keep_days: int = 30
     quota_mib: int = 0
     floor_mib: int = 1024
     floor_share: float = 0.05
     ballast_mib: int = 64
-    no_film_hours: int = 0
+    no_image_hours: int = 0
 
     def __post_init__(self) -> None:
         _check("budget", self.budget, 0.05, 60)
-        _check("judge_seconds", self.judge_seconds, 5, 3600)
+        _check("assess_seconds", self.assess_seconds, 5, 3600)
         _check("keep_days", self.keep_days, 0, 36500)
         _check("quota_mib", self.quota_mib, 0, 1 << 30)
         _check("floor_mib", self.floor_mib, 0, 1 << 30)
         _check("floor_share", self.floor_share, 0, 0.9)
         _check("ballast_mib", self.ballast_mib, 0, 1 << 16)
-        _check("no_film_hours", self.no_film_hours, 0, 24 * 366)
+        _check("no_image_hours", self.no_image_hours, 0, 24 * 366)
 
 
 @dataclass(frozen=True)
@@ -242,14 +242,14 @@ class CartConfig:
     Attributes:
         path: The file.
         cart: Spool, model, what is kept.
-        receive: How films come in.
+        receive: How images come in.
         peers: Who may send; nobody else gets in.
         destinations: Where results go.
         page: Where the page is served.
     """
 
     path: Path
-    cart: JudgeSettings
+    cart: CartSettings
     receive: ReceiveSettings = field(default_factory=ReceiveSettings)
     peers: tuple[Peer, ...] = ()
     destinations: tuple[Destination, ...] = ()
@@ -261,7 +261,7 @@ class CartConfig:
             raise ValueError(f"destination: got the name {twice[0]!r} twice, expected one each")
         if not self.peers and not self.receive.folders:
             raise ValueError(
-                "peer: is missing, and receive.folders too; expected who may send films, or a "
+                "peer: is missing, and receive.folders too; expected who may send images, or a "
                 "folder to watch: nothing is accepted without one"
             )
 
@@ -307,7 +307,7 @@ def _config(path: Path, values: Mapping[str, Any]) -> CartConfig:
 
     return CartConfig(
         path,
-        one("cart", JudgeSettings),
+        one("cart", CartSettings),
         one("receive", ReceiveSettings),
         several("peer", Peer),
         several("destination", Destination),

@@ -1,8 +1,8 @@
-"""Which model judges: a pointer in the ledger that moves only to a model that has proved itself.
+"""Which model assesses: a pointer in the ledger that moves only to a model that has proved itself.
 
-The configuration names the first model. `cart model use` loads another one, has it judge a drawn
-film whose answer must be a number, and only then moves the pointer. `cart model rollback` moves it
-back. Films in work are finished by the old model, and every result names the SHA-256 of its own.
+The configuration names the first model. `cart model use` loads another one, has it assess a drawn
+image whose answer must be a number, and only then moves the pointer. `cart model rollback` moves it
+back. Images in work are finished by the old model, and every result names the SHA-256 of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _IN_USE, _BEFORE = "model", "model before"
 
 
 def model_in_use(config: CartConfig, ledger: Ledger) -> tuple[str, Path | None]:
-    """Name or file of the model that judges, and its site file or None."""
+    """Name or file of the model that assesses, and its site file or None."""
     text = ledger.get_meta(_IN_USE)
     if text is None:
         return config.cart.model, config.cart.site
@@ -27,7 +27,7 @@ def model_in_use(config: CartConfig, ledger: Ledger) -> tuple[str, Path | None]:
 
 
 def use_model(config: CartConfig, ledger: Ledger, model: str, site: Path | None) -> dict[str, Any]:
-    """Have another model judge from the next film on.
+    """Have another model assess from the next image on.
 
     Args:
         config: The configuration; its backend and variant hold for the new model too.
@@ -40,7 +40,7 @@ def use_model(config: CartConfig, ledger: Ledger, model: str, site: Path | None)
 
     Raises:
         DeepCovidEdgeError: It cannot be loaded, is not verified, does not fit its site file, or
-            gives no number for a drawn film.
+            gives no number for a drawn image.
     """
     facts = _prove(config, model, site)
     before = model_in_use(config, ledger)
@@ -66,17 +66,17 @@ def roll_back(config: CartConfig, ledger: Ledger) -> dict[str, Any]:
 
 
 def _prove(config: CartConfig, model: str, site: Path | None) -> dict[str, Any]:
-    from deepcovid_edge.cart.work.judge_child import loaded_judge
+    from deepcovid_edge.cart.work.assessor_child import loaded_assessor
     from deepcovid_edge.decision.record import Prediction
     from deepcovid_edge.reasons import WarningCode
 
-    with loaded_judge(config, model, site) as judge:
-        if WarningCode.UNVERIFIED.code in judge.model.facts.warnings:
+    with loaded_assessor(config, model, site) as assessor:
+        if WarningCode.UNVERIFIED.code in assessor.model.facts.warnings:
             raise ModelFileError(
                 f"{model}: is not verified; expected a model that decides as its parent: run "
                 "`deepcovid-edge verify` first"
             )
-        return Prediction("", judge.model.facts).as_dict()
+        return Prediction("", assessor.model.facts).as_dict()
 
 
 def _text(model: str, site: Path | None) -> str:

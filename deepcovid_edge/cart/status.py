@@ -11,7 +11,7 @@ from deepcovid_edge.cart.alerts import Alert, AlertCode
 from deepcovid_edge.cart.config import CartConfig
 from deepcovid_edge.cart.model_pointer import model_in_use
 from deepcovid_edge.cart.store.ledger import Ledger
-from deepcovid_edge.cart.store.schema import FILM_STATES, OUTBOX_STATES
+from deepcovid_edge.cart.store.schema import IMAGE_STATES, OUTBOX_STATES
 
 
 @dataclass(frozen=True)
@@ -19,20 +19,20 @@ class CartStatus:
     """How the cart does.
 
     Attributes:
-        films: Films by state.
+        images: Images by state.
         decisions: Results by decision; `not_assessed` for those without one.
         queues: For each destination, objects by state.
         alerts: What is not over.
-        model: The model that judges.
-        last_film: When the last film came, UTC; None for never.
+        model: The model that assesses.
+        last_image: When the last image came, UTC; None for never.
     """
 
-    films: Mapping[str, int]
+    images: Mapping[str, int]
     decisions: Mapping[str, int]
     queues: Mapping[str, Mapping[str, int]]
     alerts: tuple[Alert, ...]
     model: str
-    last_film: str | None
+    last_image: str | None
 
     def as_dict(self) -> dict[str, Any]:
         """The status as plain values."""
@@ -53,8 +53,8 @@ class CartStatus:
 
 def read_status(config: CartConfig, ledger: Ledger) -> CartStatus:
     """Read how the cart does."""
-    films = dict.fromkeys(FILM_STATES, 0)
-    films |= _counts(ledger, "SELECT state AS name, count(*) AS n FROM film GROUP BY state")
+    images = dict.fromkeys(IMAGE_STATES, 0)
+    images |= _counts(ledger, "SELECT state AS name, count(*) AS n FROM image GROUP BY state")
     decisions = dict.fromkeys(("positive", "negative", "indeterminate", "not_assessed"), 0)
     decisions |= _counts(
         ledger,
@@ -63,7 +63,7 @@ def read_status(config: CartConfig, ledger: Ledger) -> CartStatus:
     )
     last = ledger.row("SELECT at_utc FROM arrival ORDER BY id DESC LIMIT 1")
     return CartStatus(
-        films,
+        images,
         decisions,
         _queues(config, ledger),
         tuple(_alerts(ledger)),

@@ -1,4 +1,4 @@
-"""What a cart has lost, judged twice or altered, by the word of the console and of the PACS."""
+"""What a cart has lost, assessed twice or altered, by the word of the console and of the PACS."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deepcovid_edge.cart.store.film_header import read_film_header
+from deepcovid_edge.cart.store.image_header import read_image_header
 from deepcovid_edge.cart.store.intake import content_hash
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.imaging.dicom.syntaxes import file_meta_end
@@ -25,16 +25,16 @@ class Counts:
     Attributes:
         cycles: Faults.
         seed: Of the campaign.
-        sent: Films that the console had.
-        acknowledged: Films that got 0x0000.
+        sent: Images that the console had.
+        acknowledged: Images that got 0x0000.
         answers: What the console was answered, and how often.
-        lost: Acknowledged films without file, row, answer, or with an object that is not there.
-        judged_twice: Films with more than one result.
+        lost: Acknowledged images without file, row, answer, or with an object that is not there.
+        assessed_twice: Images with more than one result.
         other_bytes: Objects that came, or lie in the spool, with other bytes than were built.
         objects: Objects that the PACS has.
         sent_again: Times that an object came which had come before.
-        retried: Films that were claimed more than once.
-        quarantined: Films that were refused because no judge survived them.
+        retried: Images that were claimed more than once.
+        quarantined: Images that were refused because no assessor survived them.
         tracebacks: In the log of the cart.
         is_chained: Whether the events' hashes hold together.
         seconds: How long it took.
@@ -47,7 +47,7 @@ class Counts:
     acknowledged: int
     answers: Mapping[str, int]
     lost: int
-    judged_twice: int
+    assessed_twice: int
     other_bytes: int
     objects: int
     sent_again: int
@@ -61,7 +61,7 @@ class Counts:
     @property
     def is_kept(self) -> bool:
         """Whether the promise of the cart was kept."""
-        return not (self.lost or self.judged_twice or self.other_bytes) and self.is_chained
+        return not (self.lost or self.assessed_twice or self.other_bytes) and self.is_chained
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -73,7 +73,7 @@ class Audit:
 
     Args:
         spool: The spool folder, with its ledger.
-        acknowledged: SOP instance UID -> content hash of each film that got 0x0000.
+        acknowledged: SOP instance UID -> content hash of each image that got 0x0000.
         arrived: SOP instance UID -> SHA-256 of each data set that the PACS took under it.
     """
 
@@ -85,55 +85,57 @@ class Audit:
     ) -> None:
         self._spool, self._acknowledged, self._arrived = spool, acknowledged, arrived
         with Ledger(spool, read_only=True) as ledger:
-            films = ledger.rows("SELECT * FROM film")
-            self.films: list[Row] = [dict(row) for row in films]
+            images = ledger.rows("SELECT * FROM image")
+            self.images: list[Row] = [dict(row) for row in images]
             self._objects: list[Row] = [
                 dict(row)
                 for row in ledger.rows(
-                    "SELECT object.*, film_id, outbox.state FROM object"
+                    "SELECT object.*, image_id, outbox.state FROM object"
                     " JOIN result ON result.id = result_id"
                     " LEFT JOIN outbox ON outbox.object_id = object.id"
                 )
             ]
-            results = ledger.rows("SELECT film_id FROM result")
-            events = ledger.rows("SELECT film_id FROM event WHERE kind IN ('judged', 'refused')")
-            self._results = Counter(row["film_id"] for row in results)
-            self._verdicts = Counter(row["film_id"] for row in events)
+            results = ledger.rows("SELECT image_id FROM result")
+            events = ledger.rows(
+                "SELECT image_id FROM event WHERE kind IN ('assessed', 'not_assessed')"
+            )
+            self._results = Counter(row["image_id"] for row in results)
+            self._verdicts = Counter(row["image_id"] for row in events)
             self.is_chained = ledger.broken_event() is None
 
     def lost(self) -> list[str]:
-        """Acknowledged films that the promise was not kept for: UID and why."""
-        films = {row["sop_uid"]: row for row in self.films}
+        """Acknowledged images that the promise was not kept for: UID and why."""
+        images = {row["sop_uid"]: row for row in self.images}
         return [
             f"{uid}: {why}"
             for uid, digest in self._acknowledged.items()
-            if (why := self._lack(films.get(uid), digest))
+            if (why := self._lack(images.get(uid), digest))
         ]
 
-    def _lack(self, film: Row | None, digest: str) -> str:
-        """Why a film is lost; empty where it is not."""
-        if film is None:
+    def _lack(self, image: Row | None, digest: str) -> str:
+        """Why an image is lost; empty where it is not."""
+        if image is None:
             return "not in the ledger"
-        if film["content_sha256"] != digest:
+        if image["content_sha256"] != digest:
             return "another content"
-        path = self._spool / "films" / digest[:2] / f"{digest}{film['suffix']}"
+        path = self._spool / "images" / digest[:2] / f"{digest}{image['suffix']}"
         if not path.exists():
             return "no file"
         data = path.read_bytes()
-        if content_hash(film["syntax"], data[file_meta_end(data) :]) != digest:
+        if content_hash(image["syntax"], data[file_meta_end(data) :]) != digest:
             return "a damaged file"
-        return self._lack_of_answer(film)
+        return self._lack_of_answer(image)
 
-    def _lack_of_answer(self, film: Row) -> str:
-        if film["state"] not in ("judged", "refused"):
-            return f"state {film['state']}"
-        objects = [row for row in self._objects if row["film_id"] == film["id"] and row["state"]]
+    def _lack_of_answer(self, image: Row) -> str:
+        if image["state"] not in ("assessed", "not_assessed"):
+            return f"state {image['state']}"
+        objects = [row for row in self._objects if row["image_id"] == image["id"] and row["state"]]
         if not objects or any(row["sop_uid"] not in self._arrived for row in objects):
             return "an object is not at the PACS"
         return ""
 
-    def judged_twice(self) -> list[int]:
-        """Films with more than one result, or whose judgement was written twice."""
+    def assessed_twice(self) -> list[int]:
+        """Images with more than one result, or whose assessment was written twice."""
         return sorted(
             number
             for number in self._results.keys() | self._verdicts.keys()
@@ -165,18 +167,18 @@ class Audit:
         sent = hashlib.sha256(data[file_meta_end(data) :]).hexdigest()
         is_built = hashlib.sha256(data).hexdigest() == row["sha256"]
         is_sent = {*self._arrived.get(row["sop_uid"], ())} <= {sent}
-        return is_built and is_sent and read_film_header(data).sop_uid == row["sop_uid"]
+        return is_built and is_sent and read_image_header(data).sop_uid == row["sop_uid"]
 
     def counts(self) -> dict[str, Any]:
         """The counts that come from ledger, spool and PACS alone."""
         return {
             "acknowledged": len(self._acknowledged),
             "lost": len(self.lost()),
-            "judged_twice": len(self.judged_twice()),
+            "assessed_twice": len(self.assessed_twice()),
             "other_bytes": len(self.other_bytes()),
             "objects": len(self._arrived),
             "sent_again": sum(map(len, self._arrived.values())) - len(self._arrived),
-            "retried": sum(row["tries"] > 1 for row in self.films),
-            "quarantined": sum(row["reason"] == Reason.DECODE.code for row in self.films),
+            "retried": sum(row["tries"] > 1 for row in self.images),
+            "quarantined": sum(row["reason"] == Reason.DECODE.code for row in self.images),
             "is_chained": self.is_chained,
         }

@@ -18,7 +18,7 @@ from whole_cart import WholeCart
 
 from campaigns.audit import Audit, Counts
 from campaigns.console import Console
-from campaigns.films import DrawnFilms
+from campaigns.images import DrawnImages
 from campaigns.pacs import Pacs
 from campaigns.paths import python_path
 from deepcovid_edge.cart.store.ledger import Ledger
@@ -62,8 +62,8 @@ class CampaignCart(WholeCart):
         return self.said().count(f'"event": "{event}"')
 
     def pid(self, role: str) -> int | None:
-        """Process of a role, or of the `judge`; None where there is none now."""
-        if role == "judge":
+        """Process of a role, or of the `assessor`; None where there is none now."""
+        if role == "assessor":
             found = _children(self.pid("work"))
             return found[0] if found else None
         begun = f'"event": "role started", "role": "{role}", "pid": '
@@ -80,7 +80,7 @@ class CampaignCart(WholeCart):
         return found
 
     def kill_all(self) -> None:
-        """SIGKILL for `cart run`; its roles and the judge end with it."""
+        """SIGKILL for `cart run`; its roles and the assessor end with it."""
         processes = self.processes()
         self.kill()
         wait_until(lambda: not any(map(_is_alive, processes)), _GONE_SECONDS, what="roles end")
@@ -108,13 +108,13 @@ class Clinic:
 
     Attributes:
         folder: For everything but the spool.
-        seed: Of films and console.
+        seed: Of images and console.
         cart_keys: Keys of the table `[cart]`.
         objects: What the PACS gets.
         spool: Where the spool lies; None for in the folder.
-        pause: Seconds between two films.
+        pause: Seconds between two images.
         command: Words before the cart's command.
-        films: What is sent.
+        images: What is sent.
         pacs_port: The port that the cart sends to; None for the PACS's own.
     """
 
@@ -125,7 +125,7 @@ class Clinic:
     spool: Path | None = None
     pause: float = 0.3
     command: tuple[str, ...] = ()
-    films: DrawnFilms | None = None
+    images: DrawnImages | None = None
     pacs_port: int | None = None
 
     def __post_init__(self) -> None:
@@ -143,8 +143,8 @@ class Clinic:
         except BaseException:
             self._stack.close()
             raise
-        films = self.films or DrawnFilms(self.seed)
-        self.console = Console(films, self.cart.port, seed=self.seed, pause=self.pause)
+        images = self.images or DrawnImages(self.seed)
+        self.console = Console(images, self.cart.port, seed=self.seed, pause=self.pause)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -187,16 +187,16 @@ class Clinic:
         return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
     def left(self) -> int:
-        """Films without a verdict, and objects that are not sent."""
+        """Images without a verdict, and objects that are not sent."""
         with Ledger(self.cart.spool, read_only=True) as ledger:
             row = ledger.row(
-                "SELECT (SELECT count(*) FROM film WHERE state IN ('received', 'judging')) +"
+                "SELECT (SELECT count(*) FROM image WHERE state IN ('received', 'assessing')) +"
                 " (SELECT count(*) FROM outbox WHERE state != 'sent') AS n"
             )
         return int(row["n"]) if row else 0
 
     def settle(self, seconds: float = SETTLE_SECONDS) -> bool:
-        """Wait until every film of the ledger has its verdict at the PACS; whether that came."""
+        """Wait until every image of the ledger has its verdict at the PACS; whether that came."""
         ends = time.monotonic() + seconds
         while left := self.left():
             if time.monotonic() > ends:
@@ -210,7 +210,7 @@ class Clinic:
         self.console.finish()
         is_settled = self.settle()
         audit = Audit(self.cart.spool, self.console.acknowledged, self.pacs.arrived())
-        for why in (*audit.lost()[:5], *audit.judged_twice()[:5], *audit.other_bytes()[:5]):
+        for why in (*audit.lost()[:5], *audit.assessed_twice()[:5], *audit.other_bytes()[:5]):
             print(f"  {why}", flush=True)
         return Counts(
             cycles=cycles,

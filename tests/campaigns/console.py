@@ -1,4 +1,4 @@
-"""A console that sends one film after another, each again and again until it is acknowledged."""
+"""A console that sends one image after another, each again and again until it is acknowledged."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 from pynetdicom.dsutils import encode
 
-from campaigns.films import DrawnFilms
+from campaigns.images import DrawnImages
 from deepcovid_edge.cart.send.association import Associator
 from deepcovid_edge.cart.store.intake import content_hash
 
 _MOST_A_LINE = 5
-"""Most films over one association."""
+"""Most images over one association."""
 _AGAIN_SECONDS = 0.2
 _STALL_SECONDS = 5.0
 NO_ANSWER = "no answer"
 
 
 class Console(threading.Thread):
-    """Sends films by a thread of its own until `finish`.
+    """Sends images by a thread of its own until `finish`.
 
     Args:
-        films: What it sends, from number 0 on.
+        images: What it sends, from number 0 on.
         port: Port of the cart, which may change.
-        seed: Decides how many films go over one association.
-        pause: Seconds between two films.
+        seed: Decides how many images go over one association.
+        pause: Seconds between two images.
 
     Attributes:
         port: Port of the cart.
-        pause: Seconds between two films.
-        acknowledged: SOP instance UID of each film that got 0x0000 -> hash of its content.
+        pause: Seconds between two images.
+        acknowledged: SOP instance UID of each image that got 0x0000 -> hash of its content.
         answers: How often each status came; `no answer` where the connection ended before.
-        sent: Films that were sent at least once.
+        sent: Images that were sent at least once.
     """
 
-    def __init__(self, films: DrawnFilms, port: int, *, seed: int, pause: float) -> None:
+    def __init__(self, images: DrawnImages, port: int, *, seed: int, pause: float) -> None:
         super().__init__(name="console", daemon=True)
         self.port, self.pause = port, pause
         self.acknowledged: dict[str, str] = {}
         self.answers: Counter[str] = Counter()
         self.sent = 0
-        self._films, self._draw = films, random.Random(seed)
+        self._images, self._draw = images, random.Random(seed)
         self._most: int | None = None
         self._most_a_line = _MOST_A_LINE
         self._finishing = threading.Event()
@@ -66,27 +66,27 @@ class Console(threading.Thread):
         self._left = 0
 
     def run(self) -> None:
-        """Send until `finish`; the film that is under way then is sent until acknowledged."""
+        """Send until `finish`; the image that is under way then is sent until acknowledged."""
         while not self._finishing.is_set() and self.sent != self._most:
-            film = self._films.film(self.sent)
+            image = self._images.image(self.sent)
             self.sent += 1
-            while not self._send(film):
+            while not self._send(image):
                 self._close()
                 time.sleep(_AGAIN_SECONDS)
             self._finishing.wait(self.pause)
         self._close()
 
-    def send(self, films: int, most_a_line: int = _MOST_A_LINE) -> None:
-        """Send so many films in all, and then end; to be called before `start`.
+    def send(self, images: int, most_a_line: int = _MOST_A_LINE) -> None:
+        """Send so many images in all, and then end; to be called before `start`.
 
         Args:
-            films: How many.
+            images: How many.
             most_a_line: Most of them over one association.
         """
-        self._most, self._most_a_line = films, most_a_line
+        self._most, self._most_a_line = images, most_a_line
 
-    def _send(self, film: Dataset) -> bool:
-        """Whether a film was acknowledged."""
+    def _send(self, image: Dataset) -> bool:
+        """Whether an image was acknowledged."""
         if self._left == 0 or not self._association.is_established:
             self._close()
             self._association = self._entity.associate(
@@ -102,14 +102,14 @@ class Console(threading.Thread):
             return False
         self._left -= 1
         try:
-            status = self._association.send_c_store(film).get("Status")
+            status = self._association.send_c_store(image).get("Status")
         except (RuntimeError, ValueError):  # the association ended just now
             status = None
         self.answers[NO_ANSWER if status is None else f"0x{status:04X}"] += 1
         if status == 0:
-            data = encode(film, is_implicit_vr=False, is_little_endian=True)
+            data = encode(image, is_implicit_vr=False, is_little_endian=True)
             assert data is not None
-            self.acknowledged[str(film.SOPInstanceUID)] = content_hash(EXPLICIT, data)
+            self.acknowledged[str(image.SOPInstanceUID)] = content_hash(EXPLICIT, data)
         return bool(status == 0)
 
     def _close(self) -> None:
@@ -119,11 +119,11 @@ class Console(threading.Thread):
                 association.release()
 
     def finish(self, seconds: float = 240.0) -> None:
-        """Send no new film, wait until the one under way is acknowledged, and end."""
+        """Send no new image, wait until the one under way is acknowledged, and end."""
         self._finishing.set()
         self.join(seconds)
         if self.is_alive():
-            raise TimeoutError(f"no film is acknowledged any more: {dict(self.answers)}")
+            raise TimeoutError(f"no image is acknowledged any more: {dict(self.answers)}")
 
 
 def _have_limits(event: Any) -> None:

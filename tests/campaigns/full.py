@@ -1,7 +1,7 @@
-"""A small disk that fills: films are refused, what was acknowledged is judged and delivered.
+"""A small disk that fills: images are refused, what was acknowledged is assessed and delivered.
 
 Every other time it is filled to the last byte at a random moment, so that results and the ledger
-have no room either; else to just below the floor, as films fill it.
+have no room either; else to just below the floor, as images fill it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def full(folder: Path, cycles: int, seed: int) -> Counts:
             left = 0 if is_brimful else draw.randrange(3 * _MIB, _FLOOR_MIB * _MIB)
             _fill(disk / "other", left)
             alerts += _refuses(clinic)
-            if not is_brimful:  # what came before is judged and delivered meanwhile
+            if not is_brimful:  # what came before is assessed and delivered meanwhile
                 assert clinic.settle()
             time.sleep(draw.uniform(0.0, _FULL_SECONDS))
             (disk / "other").unlink()
@@ -63,7 +63,7 @@ def _fill(place: Path, left: int) -> None:
 
 
 def _refuses(clinic: Clinic) -> bool:
-    """Wait until a film is refused; whether the cart then tells a person."""
+    """Wait until an image is refused; whether the cart then tells a person."""
     before = clinic.console.answers[_REFUSED]
     wait_until(lambda: clinic.console.answers[_REFUSED] > before, _NOTICE_SECONDS, what="a refusal")
     told = clinic.command_line("status", "--json")
@@ -72,8 +72,8 @@ def _refuses(clinic: Clinic) -> bool:
 
 
 def _takes(clinic: Clinic) -> None:
-    """Wait until films are taken again."""
+    """Wait until images are taken again."""
     before = len(clinic.console.acknowledged)
     wait_until(
-        lambda: len(clinic.console.acknowledged) > before, _NOTICE_SECONDS, what="room for a film"
+        lambda: len(clinic.console.acknowledged) > before, _NOTICE_SECONDS, what="room for an image"
     )

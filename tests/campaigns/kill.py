@@ -1,4 +1,4 @@
-"""SIGKILL at random moments: the receiver, the worker, the judge, or the whole cart."""
+"""SIGKILL at random moments: the receiver, the worker, the assessor, or the whole cart."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from campaigns.clinic import READY_SECONDS, Clinic, strike
 _LONGEST_PAUSE = 2.0
 _AT_ONCE = 0.3
 """Share of the kills that do not wait for what the one before has ended."""
-_BACK = {"receive": "listening", "work": "judge started", "judge": "judge started"}
+_BACK = {"receive": "listening", "work": "assessor started", "assessor": "assessor started"}
 """What the log says when a process is there again."""
 
 
@@ -33,11 +33,11 @@ def kill(folder: Path, cycles: int, seed: int) -> Counts:
         struck: set[str] = set()
         while killed.total() < cycles:
             time.sleep(draw.uniform(0.0, _LONGEST_PAUSE))
-            victims = [name for name in ("receive", "work", "judge") if name not in struck]
+            victims = [name for name in ("receive", "work", "assessor") if name not in struck]
             victim = draw.choice([*victims, "all"])
             if _hit(clinic, victim, is_patient=draw.random() > _AT_ONCE):
                 killed[victim] += 1
-                struck = set() if victim == "all" else struck | ({victim} - {"judge"})
+                struck = set() if victim == "all" else struck | ({victim} - {"assessor"})
         wait_until(lambda: clinic.cart.pid("receive"), READY_SECONDS, what="a receiver")
         return clinic.audited(cycles, killed=dict(killed))
 

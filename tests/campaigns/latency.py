@@ -1,9 +1,9 @@
 """From the answer to the console to the last object in Orthanc, with what it is made of.
 
-Films of a detector's size are sent one at a time. The parts are
+Images of a detector's size are sent one at a time. The parts are
 
-- `wait`: until the judge begins; it may begin before the answer has reached the console,
-- `judge`: what the film's own record says of itself: reading, network, heat map,
+- `wait`: until the assessor begins; it may begin before the answer has reached the console,
+- `assessor`: what the image's own record says of itself: reading, network, heat map,
 - `build`: report and picture, on the disk and in the ledger,
 - `send`: until Orthanc has answered for the last object.
 """
@@ -50,24 +50,24 @@ SYNTAXES = {
     "RLE": RLE,
     "HTJ2K": HTJ2K,
 }
-PARTS = ("wait", "judge", "build", "send")
+PARTS = ("wait", "assessor", "build", "send")
 _PICTURES = 3
 _WARM_UP = 2
-"""Films at the beginning that are not counted."""
+"""Images at the beginning that are not counted."""
 _DELIVERY_SECONDS = 60.0
 
 
-def latency(folder: Path, films: int, seed: int) -> dict[str, Any]:
-    """Send films, the syntaxes in turn; the figures, milliseconds."""
+def latency(folder: Path, images: int, seed: int) -> dict[str, Any]:
+    """Send images, the syntaxes in turn; the figures, milliseconds."""
     syntaxes = [name for name, uid in SYNTAXES.items() if uid in WRITABLE]
     spent: dict[str, list[float]] = defaultdict(list)
     by_syntax: dict[str, list[float]] = defaultdict(list)
     with Orthanc(folder / "orthanc") as pacs:
         destination = {"name": "pacs", "ae_title": "ORTHANC", "host": HOST, "port": pacs.port}
         with WholeCart(folder / "cart", [destination]) as cart:
-            for number in range(-_WARM_UP, films):
+            for number in range(-_WARM_UP, images):
                 syntax = syntaxes[number % len(syntaxes)]
-                found = _one(cart, _film(number + _WARM_UP, seed, SYNTAXES[syntax]))
+                found = _one(cart, _image(number + _WARM_UP, seed, SYNTAXES[syntax]))
                 if number >= 0:
                     by_syntax[syntax].append(found["total"])
                     for name, value in found.items():
@@ -77,7 +77,7 @@ def latency(folder: Path, films: int, seed: int) -> dict[str, Any]:
     if objects != sent:
         raise RuntimeError(f"Orthanc has {objects} objects, the cart sent {sent}")
     return {
-        "films": films,
+        "images": images,
         "rows": _ROWS,
         "columns": _COLUMNS,
         "bits": _BITS,
@@ -92,7 +92,7 @@ def _figures(samples: list[float]) -> dict[str, Any]:
     return {**summary(samples), "quantile_90": float(np.quantile(samples, 0.9))}
 
 
-def _film(number: int, seed: int, syntax: str) -> Any:
+def _image(number: int, seed: int, syntax: str) -> Any:
     grey = draw_phantom(number % _PICTURES, opacities=9 * (number % 2))
     large = cv2.resize(grey, (_COLUMNS, _ROWS), interpolation=cv2.INTER_CUBIC)
     base = f"2.25.{(seed + 1) * 10**6 + number}"
@@ -106,54 +106,56 @@ def _film(number: int, seed: int, syntax: str) -> Any:
     return dcmread(BytesIO(written(image, syntax)))
 
 
-def _one(cart: WholeCart, film: Any) -> dict[str, float]:
-    """Send a film and wait for its objects in the PACS; milliseconds."""
+def _one(cart: WholeCart, image: Any) -> dict[str, float]:
+    """Send an image and wait for its objects in the PACS; milliseconds."""
     entity = AE("CONSOLE")
-    entity.add_requested_context(film.SOPClassUID, film.file_meta.TransferSyntaxUID)
+    entity.add_requested_context(image.SOPClassUID, image.file_meta.TransferSyntaxUID)
     entity.maximum_pdu_size = 0
     association = entity.associate(HOST, cart.port, ae_title="CART")
     started = time.time()
-    status = association.send_c_store(film).Status
+    status = association.send_c_store(image).Status
     answered = time.time()
     association.release()
     if status:
         raise RuntimeError(f"the cart answered 0x{status:04X}")
-    uid = str(film.SOPInstanceUID)
+    uid = str(image.SOPInstanceUID)
     wait_until(lambda: _is_delivered(cart, uid), _DELIVERY_SECONDS, what="objects in the PACS")
     (row,) = cart.rows(
-        "SELECT film.id, record FROM film JOIN result ON film_id = film.id"
-        f" WHERE film.sop_uid = '{uid}'"
+        "SELECT image.id, record FROM image JOIN result ON image_id = image.id"
+        f" WHERE image.sop_uid = '{uid}'"
     )
     number = row["id"]
     times = {
         event["kind"]: datetime.fromisoformat(event["at_utc"]).timestamp()
-        for event in cart.rows(f"SELECT * FROM event WHERE film_id = {number} ORDER BY id")
+        for event in cart.rows(f"SELECT * FROM event WHERE image_id = {number} ORDER BY id")
     }
-    took = 1e3 * _seconds_of_judge(cart, number)
-    judge = float(json.loads(row["record"])["timings_ms"]["total"])
-    judged = 1e3 * (times["judged"] - answered)
+    took = 1e3 * _seconds_of_assessor(cart, number)
+    assessor = float(json.loads(row["record"])["timings_ms"]["total"])
+    assessed = 1e3 * (times["assessed"] - answered)
     return {
         "store": 1e3 * (answered - started),
         "total": 1e3 * (times["sent"] - answered),
-        "wait": judged - took,
-        "judge": judge,
-        "build": took - judge,
-        "send": 1e3 * (times["sent"] - times["judged"]),
+        "wait": assessed - took,
+        "assessor": assessor,
+        "build": took - assessor,
+        "send": 1e3 * (times["sent"] - times["assessed"]),
     }
 
 
 def _is_delivered(cart: WholeCart, uid: str) -> bool:
     rows = cart.rows(
         "SELECT outbox.state FROM outbox JOIN object ON object.id = object_id"
-        " JOIN result ON result.id = result_id JOIN film ON film.id = film_id"
-        f" WHERE film.sop_uid = '{uid}'"
+        " JOIN result ON result.id = result_id JOIN image ON image.id = image_id"
+        f" WHERE image.sop_uid = '{uid}'"
     )
     return len(rows) == 2 and all(row["state"] == "sent" for row in rows)
 
 
-def _seconds_of_judge(cart: WholeCart, film: int) -> float:
-    """What the worker's log says of a film: from claim to ledger."""
+def _seconds_of_assessor(cart: WholeCart, image: int) -> float:
+    """What the worker's log says of an image: from claim to ledger."""
     line = next(
-        line for line in cart.said().splitlines() if f'"event": "judged", "film": {film},' in line
+        line
+        for line in cart.said().splitlines()
+        if f'"event": "assessed", "image": {image},' in line
     )
     return float(json.loads(line)["seconds"])

@@ -21,7 +21,7 @@ from campaigns.clinic import Clinic
 Kind = Literal["cut", "reset", "half-close", "stall", "delay"]
 KINDS: tuple[Kind, ...] = ("cut", "reset", "half-close", "stall", "delay")
 _MOST_BYTES = {True: 150_000, False: 600}
-"""Whether it concerns what the client sends -> most bytes before it: a film, or its answers."""
+"""Whether it concerns what the client sends -> most bytes before it: an image, or its answers."""
 _LONGEST = 2.0
 _SLOW_SECONDS = 0.02
 _COMES_SECONDS = 120.0

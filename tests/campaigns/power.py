@@ -1,6 +1,6 @@
 """Power cuts at random moments, as the shutdown of the file system that the spool lies on.
 
-The same without fsync must lose films: that shows that the campaign can see a loss.
+The same without fsync must lose images: that shows that the campaign can see a loss.
 """
 
 from __future__ import annotations

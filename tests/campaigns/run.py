@@ -46,7 +46,7 @@ MEASUREMENTS: dict[str, tuple[Measurement, int]] = {
     "receiver-throughput": (throughput, 5),
     "soak": (soak, 10_000),
 }
-"""With the usual number of films, or of rounds."""
+"""With the usual number of images, or of rounds."""
 NEEDS: dict[str, Callable[[], str]] = {
     "power": why_no_disks,
     "power-without-fsync": why_no_disks,
@@ -66,8 +66,8 @@ def run(name: str, cycles: int, seed: int, *, is_stored: bool) -> bool:
         counts = CAMPAIGNS[name](Path(folder), cycles, seed)
     is_right = bool(counts.lost) if name in MUST_LOSE else counts.is_kept
     print(
-        f"{name}: {counts.cycles} cycles in {counts.seconds:.0f} s: {counts.acknowledged} films"
-        f" acknowledged, {counts.lost} lost, {counts.judged_twice} judged twice,"
+        f"{name}: {counts.cycles} cycles in {counts.seconds:.0f} s: {counts.acknowledged} images"
+        f" acknowledged, {counts.lost} lost, {counts.assessed_twice} assessed twice,"
         f" {counts.other_bytes} objects with other bytes, {counts.quarantined} quarantined,"
         f" {counts.tracebacks} tracebacks; {counts.detail}",
         flush=True,
@@ -105,7 +105,7 @@ def main() -> None:
     names = [*CAMPAIGNS, *MEASUREMENTS]
     parser.add_argument("names", nargs="*", help=f"of {', '.join(names)} [default: all]")
     parser.add_argument("--cycles", type=int, default=200)
-    parser.add_argument("--size", type=int, help="films or rounds of a measurement")
+    parser.add_argument("--size", type=int, help="images or rounds of a measurement")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--store", action="store_true", help="store the counts")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Thousands of films, each over its own association: memory, file descriptors, films a second."""
+"""Thousands of images, each over its own association: memory, file descriptors, images a second."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from campaigns.clinic import Clinic
-from campaigns.films import DrawnFilms
+from campaigns.images import DrawnImages
 from deepcovid_edge.cart.store.ledger import Ledger
 
 _SIDE = 418
 """Rows and columns: 350 kB of two bytes a pixel."""
-ROLES = ("receive", "work", "judge")
+ROLES = ("receive", "work", "assessor")
 _LOOK_SECONDS = 1.0
 _WARM_UP = 0.25
-"""Share of the films at the beginning that no slope is fitted to."""
+"""Share of the images at the beginning that no slope is fitted to."""
 _SETTLE_SECONDS = 3600.0
 _LOOKS_KEPT = 60
 _PAGE_KIB = 4
@@ -31,8 +31,8 @@ class Look:
     """The cart at one moment.
 
     Attributes:
-        received: Films that were acknowledged.
-        settled: Films that were judged.
+        received: Images that were acknowledged.
+        settled: Images that were assessed.
         rss_kib: Memory of each role, KiB.
         files: Open file descriptors of each role.
     """
@@ -43,11 +43,11 @@ class Look:
     files: dict[str, int]
 
 
-def soak(folder: Path, films: int, seed: int) -> dict[str, Any]:
-    """Send films as fast as they are taken, and judge them all; the figures."""
-    drawn = DrawnFilms(seed, rows=_SIDE, columns=_SIDE)
-    with Clinic(folder, seed, films=drawn, pause=0.0) as clinic:
-        clinic.console.send(films, most_a_line=1)
+def soak(folder: Path, images: int, seed: int) -> dict[str, Any]:
+    """Send images as fast as they are taken, and assess them all; the figures."""
+    drawn = DrawnImages(seed, rows=_SIDE, columns=_SIDE)
+    with Clinic(folder, seed, images=drawn, pause=0.0) as clinic:
+        clinic.console.send(images, most_a_line=1)
         pids = {role: clinic.cart.pid(role) or 0 for role in ROLES}
         looks = [_look(clinic, pids)]
         started = time.monotonic()
@@ -62,11 +62,11 @@ def soak(folder: Path, films: int, seed: int) -> dict[str, Any]:
         whole = time.monotonic() - started
         counts = clinic.audited(0)
     return {
-        "films": films,
+        "images": images,
         "bytes": 2 * _SIDE * _SIDE,
-        "received_a_second": films / sending,
-        "delivered_a_second": films / whole,
-        "slope_kb_a_film": {role: slope_kb(looks, role) for role in ROLES},
+        "received_a_second": images / sending,
+        "delivered_a_second": images / whole,
+        "slope_kb_an_image": {role: slope_kb(looks, role) for role in ROLES},
         "rss_mib": {
             role: {"first": _mib(looks[0], role), "last": _mib(looks[-1], role)} for role in ROLES
         },
@@ -79,7 +79,7 @@ def soak(folder: Path, films: int, seed: int) -> dict[str, Any]:
             for one in looks[:: max(1, len(looks) // _LOOKS_KEPT)]
         ],
         "seed": seed,
-        **{name: getattr(counts, name) for name in ("lost", "judged_twice", "other_bytes")},
+        **{name: getattr(counts, name) for name in ("lost", "assessed_twice", "other_bytes")},
         "is_kept": counts.is_kept,
     }
 
@@ -90,7 +90,9 @@ def _mib(look: Look, role: str) -> float:
 
 def _look(clinic: Clinic, pids: dict[str, int]) -> Look:
     with Ledger(clinic.cart.spool, read_only=True) as ledger:
-        row = ledger.row("SELECT count(*) AS n FROM film WHERE state IN ('judged', 'refused')")
+        row = ledger.row(
+            "SELECT count(*) AS n FROM image WHERE state IN ('assessed', 'not_assessed')"
+        )
     return Look(
         len(clinic.console.acknowledged),
         int(row["n"]) if row else 0,
@@ -114,17 +116,17 @@ def _files(pid: int) -> int:
 
 
 def slope_kb(looks: Sequence[Look], role: str) -> float:
-    """By how much memory grows with each film, kB: median of all slopes between looks (Theil-Sen).
+    """By how much memory grows with each image, kB: median of all slopes between looks (Theil-Sen).
 
     Args:
         looks: The looks.
-        role: A role; the receiver's films are those received, the others' those judged.
+        role: A role; the receiver's images are those received, the others' those assessed.
     """
-    films = [one.received if role == "receive" else one.settled for one in looks]
-    first = _WARM_UP * films[-1]
+    images = [one.received if role == "receive" else one.settled for one in looks]
+    first = _WARM_UP * images[-1]
     later = [
         (count, one.rss_kib[role])
-        for count, one in zip(films, looks, strict=True)
+        for count, one in zip(images, looks, strict=True)
         if count >= first
     ]
     every = max(1, len(later) // 200)

@@ -1,9 +1,9 @@
-"""Films of 15 MB a second: the receiver and DCMTK's `storescp` in turn, from DCMTK's `storescu`.
+"""Images of 15 MB a second: the receiver and DCMTK's `storescp` in turn, from DCMTK's `storescu`.
 
     python -m campaigns.throughput FOLDER ROUNDS SEED
 
 It runs in a network namespace with a loopback alone, since `storescp` listens on every address.
-`storescp` writes a film as it comes (`+B`) and syncs nothing; the cart syncs the film and the
+`storescp` writes an image as it comes (`+B`) and syncs nothing; the cart syncs the image and the
 ledger before it answers.
 """
 
@@ -19,13 +19,13 @@ from typing import Any
 from cart_peers import HOST, ReceivingCart, Server, free_port, is_listening, storescu
 
 from benchmarks.measure import ratio, summary
-from campaigns.films import DrawnFilms
+from campaigns.images import DrawnImages
 from campaigns.paths import environment
 from deepcovid_edge.cart.store.ledger import Ledger
 
 _ROWS, _COLUMNS = 3000, 2500
-FILMS = 8
-"""Films of a round, over one association."""
+IMAGES = 8
+"""Images of a round, over one association."""
 PDU = 131_072
 
 
@@ -44,51 +44,51 @@ def measured(folder: Path, rounds: int, seed: int) -> dict[str, Any]:
     port, place = free_port(), folder / "storescp"
     place.mkdir(parents=True)
     command = ["storescp", "-aet", "CART", "-od", place, "+B", "-pdu", PDU, port]
-    drawn = DrawnFilms(seed, rows=_ROWS, columns=_COLUMNS)
+    drawn = DrawnImages(seed, rows=_ROWS, columns=_COLUMNS)
     seconds: dict[str, list[float]] = {"cart": [], "storescp": []}
     with (
         Server(command, folder / "storescp.log", lambda: is_listening(port)),
         ReceivingCart(folder / "cart") as cart,
     ):
         for number in range(rounds + 1):
-            films = _written(drawn, folder, number)
+            images = _written(drawn, folder, number)
             for side, goal in (("cart", cart.port), ("storescp", port)):
-                spent = _send(goal, films)
+                spent = _send(goal, images)
                 if number:
                     seconds[side].append(spent)
-            for path in (*films, *place.iterdir()):
+            for path in (*images, *place.iterdir()):
                 path.unlink()
         with Ledger(cart.spool, read_only=True) as ledger:
-            kept = len(ledger.rows("SELECT id FROM film"))
-    assert kept == FILMS * (rounds + 1), "every film of the cart is in its ledger"
-    rates = {side: [FILMS / one for one in spent] for side, spent in seconds.items()}
+            kept = len(ledger.rows("SELECT id FROM image"))
+    assert kept == IMAGES * (rounds + 1), "every image of the cart is in its ledger"
+    rates = {side: [IMAGES / one for one in spent] for side, spent in seconds.items()}
     return {
-        "films_a_round": FILMS,
+        "images_a_round": IMAGES,
         "bytes": 2 * _ROWS * _COLUMNS,
         "pdu": PDU,
-        "films_a_second": {side: summary(found) for side, found in rates.items()},
+        "images_a_second": {side: summary(found) for side, found in rates.items()},
         "cart_to_storescp": ratio(seconds["storescp"], seconds["cart"]),
         "seed": seed,
     }
 
 
-def _written(drawn: DrawnFilms, folder: Path, number: int) -> list[Path]:
+def _written(drawn: DrawnImages, folder: Path, number: int) -> list[Path]:
     paths = []
-    for at in range(FILMS):
-        film = drawn.film(7 * (number * FILMS + at))  # none is a lateral view
+    for at in range(IMAGES):
+        image = drawn.image(7 * (number * IMAGES + at))  # none is a lateral view
         paths.append(folder / f"{at}.dcm")
-        film.file_meta.MediaStorageSOPClassUID = film.SOPClassUID
-        film.file_meta.MediaStorageSOPInstanceUID = film.SOPInstanceUID
-        film.save_as(paths[-1], enforce_file_format=True)
+        image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID
+        image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
+        image.save_as(paths[-1], enforce_file_format=True)
     return paths
 
 
-def _send(port: int, films: list[Path]) -> float:
+def _send(port: int, images: list[Path]) -> float:
     options = ["-xe", "--max-send-pdu", PDU, "--max-pdu", PDU]
     started = time.perf_counter()
-    done = storescu(port, *films, options=options, seconds=300)
+    done = storescu(port, *images, options=options, seconds=300)
     spent = time.perf_counter() - started
-    if done.returncode or done.stdout.count("Success") < FILMS:
+    if done.returncode or done.stdout.count("Success") < IMAGES:
         raise RuntimeError(f"{HOST}:{port}: {done.stdout[-2000:]}")
     return spent
 

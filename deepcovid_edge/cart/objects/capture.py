@@ -27,15 +27,15 @@ from deepcovid_edge.cart.objects.facts import (
     BURNED_LINE,
     MAP_SERIES,
     Facts,
+    not_assessed_text,
     object_uid,
     plain,
-    refusal_text,
     score_text,
     series_description,
     verdict_text,
     warning_text,
 )
-from deepcovid_edge.cart.objects.source import LOSSY_TAGS, REQUEST_ATTRIBUTES, SourceFilm
+from deepcovid_edge.cart.objects.source import LOSSY_TAGS, REQUEST_ATTRIBUTES, SourceImage
 from deepcovid_edge.cart.objects.uids import CAPTURE, SERIES, belonging_uid
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.errors import require
@@ -51,7 +51,7 @@ _BACKGROUND, _WHITE = (0, 0, 0), (255, 255, 255)
 
 
 def build_capture(
-    source: SourceFilm,
+    source: SourceImage,
     prediction: Prediction,
     overlay_png: bytes | None,
     facts: Facts,
@@ -61,7 +61,7 @@ def build_capture(
     """The capture of a result.
 
     Args:
-        source: The film.
+        source: The image.
         prediction: Its record.
         overlay_png: The heat map's picture; None for a card of words alone, as of a result
             without a heat map.
@@ -82,7 +82,7 @@ def build_capture(
         picture = card([*lines, *_card_lines(prediction)])
     else:
         picture = burned(_pixels(overlay_png), lines)
-    film = stand_in(source)
+    image = stand_in(source)
     with unchecked_values():
         made = sc.SCImage(
             pixel_array=picture,
@@ -96,7 +96,7 @@ def build_capture(
             sop_instance_uid=uid,
             instance_number=1,
             series_description=series_description(prediction, MAP_SERIES),
-            patient_id=film.PatientID,
+            patient_id=image.PatientID,
             patient_birth_date="",
             transfer_syntax_uid=SYNTAXES[encoding],
             **equipment(facts),
@@ -106,8 +106,8 @@ def build_capture(
         return finish(made, source, facts, (REQUEST_ATTRIBUTES, *lossy))
 
 
-def _describe(made: Any, source: SourceFilm, prediction: Prediction) -> None:
-    """What the picture is, and of which film (PS3.3, C.7.6.1 and C.8.6.2)."""
+def _describe(made: Any, source: SourceImage, prediction: Prediction) -> None:
+    """What the picture is, and of which image (PS3.3, C.7.6.1 and C.8.6.2)."""
     dataset = require("pydicom.dataset", extra="cart").Dataset
     image = dataset()
     image.ReferencedSOPClassUID, image.ReferencedSOPInstanceUID = source.sop_class, source.sop_uid
@@ -116,7 +116,7 @@ def _describe(made: Any, source: SourceFilm, prediction: Prediction) -> None:
     made.ImageType = ["DERIVED", "SECONDARY"]
     made.PatientOrientation = ""  # two panels and words lie in no direction
     made.BurnedInAnnotation = "YES"
-    made.DerivationDescription = "Heat map of a neural network over the film, with its result"
+    made.DerivationDescription = "Heat map of a neural network over the image, with its result"
     made.ImageComments = BURNED_LINE
     made.LossyImageCompression = "00"
     if prediction.decision is None:
@@ -138,7 +138,7 @@ def burned_lines(prediction: Prediction, made: datetime) -> list[str]:
 def _card_lines(prediction: Prediction) -> list[str]:
     """What a card says where there is no picture."""
     if prediction.decision is None:
-        said = [refusal_text(prediction)]
+        said = [not_assessed_text(prediction)]
     else:
         said = [score_text(prediction), "No heat map."]
     return [plain(text) for text in (*said, *(warning_text(one) for one in prediction.warnings))]

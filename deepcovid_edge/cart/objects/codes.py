@@ -30,8 +30,8 @@ class CodedWord:
 
 
 TITLE = CodedWord("126000", "DCM", "Imaging Measurement Report")  # CID 7021
-CHEST_FILM = CodedWord("399208008", "SCT", "Plain chest X-ray")
-IMAGING = CodedWord("363679005", "SCT", "Imaging")  # where a film may show anything
+CHEST_IMAGE = CodedWord("399208008", "SCT", "Plain chest X-ray")
+IMAGING = CodedWord("363679005", "SCT", "Imaging")  # where an image may show anything
 DEVICE = CodedWord("121007", "DCM", "Device")  # CID 270, observer type
 COVID = CodedWord("840539006", "SCT", "COVID-19")
 LUNG = CodedWord("39607008", "SCT", "Lung")

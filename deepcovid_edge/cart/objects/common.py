@@ -1,7 +1,7 @@
-"""What report and capture have in common: the film as highdicom wants it, equipment and times.
+"""What report and capture have in common: the image as highdicom wants it, equipment and times.
 
-highdicom checks patient and study of the film that it copies from. It gets a film without a
-patient here, and the film's own elements are put in place once the object is written: no header
+highdicom checks patient and study of the image that it copies from. It gets an image without a
+patient here, and the image's own elements are put in place once the object is written: no header
 can then keep a result from its PACS.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from deepcovid_edge.cart.objects.encoding import encode_file
 from deepcovid_edge.cart.objects.facts import Facts, short
-from deepcovid_edge.cart.objects.source import PATIENT_AND_STUDY, SourceFilm
+from deepcovid_edge.cart.objects.source import PATIENT_AND_STUDY, SourceImage
 from deepcovid_edge.cart.objects.uids import IMPLEMENTATION_UID
 from deepcovid_edge.errors import require
 
@@ -27,7 +27,7 @@ _PATIENT_AND_STUDY = tuple(tag for tags in PATIENT_AND_STUDY.values() for tag in
 
 @contextmanager
 def unchecked_values() -> Iterator[None]:
-    """Let pydicom take values as they are: UIDs of films are not always valid ones.
+    """Let pydicom take values as they are: UIDs of images are not always valid ones.
 
     pydicom's setting is one for the process, so objects are made one at a time.
     """
@@ -36,16 +36,16 @@ def unchecked_values() -> Iterator[None]:
         yield
 
 
-def stand_in(source: SourceFilm) -> Any:
-    """The film as evidence: its UIDs, and the attributes that highdicom asks for, empty."""
-    film = require("pydicom.dataset", extra="cart").Dataset()
-    film.StudyInstanceUID, film.SeriesInstanceUID = source.study_uid, source.series_uid
-    film.SOPInstanceUID, film.SOPClassUID = source.sop_uid, source.sop_class
+def stand_in(source: SourceImage) -> Any:
+    """The image as evidence: its UIDs, and the attributes that highdicom asks for, empty."""
+    image = require("pydicom.dataset", extra="cart").Dataset()
+    image.StudyInstanceUID, image.SeriesInstanceUID = source.study_uid, source.series_uid
+    image.SOPInstanceUID, image.SOPClassUID = source.sop_uid, source.sop_class
     for keyword in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID"):
-        setattr(film, keyword, "")
+        setattr(image, keyword, "")
     for keyword in ("AccessionNumber", "StudyDate", "StudyTime", "ReferringPhysicianName"):
-        setattr(film, keyword, "")
-    return film
+        setattr(image, keyword, "")
+    return image
 
 
 def equipment(facts: Facts) -> dict[str, str]:
@@ -61,14 +61,14 @@ def equipment(facts: Facts) -> dict[str, str]:
     return named
 
 
-def finish(made: Any, source: SourceFilm, facts: Facts, further: tuple[int, ...]) -> bytes:
+def finish(made: Any, source: SourceImage, facts: Facts, further: tuple[int, ...]) -> bytes:
     """The file of an object.
 
     Args:
         made: As highdicom made it, in the present and with its own name in places.
-        source: The film.
+        source: The image.
         facts: Of the cart.
-        further: Tags that are copied from the film besides patient and study.
+        further: Tags that are copied from the image besides patient and study.
     """
     stamp_times(made, local_time(facts.made, source))
     if "ContributingEquipmentSequence" in made:
@@ -79,8 +79,8 @@ def finish(made: Any, source: SourceFilm, facts: Facts, further: tuple[int, ...]
     return encode_file(made, source.copied, (*_PATIENT_AND_STUDY, *further))
 
 
-def local_time(made: datetime, source: SourceFilm) -> datetime:
-    """When an object was made, in the film's offset from UTC, where it states one.
+def local_time(made: datetime, source: SourceImage) -> datetime:
+    """When an object was made, in the image's offset from UTC, where it states one.
 
     PS3.3, C.12.1.1: Timezone Offset From UTC counts for all dates and times of an object, and the
     study's are copied.

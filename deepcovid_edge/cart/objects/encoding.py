@@ -17,7 +17,7 @@ _LONG = ("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT",
 _NUL_PADDED = ("OB", "UI", "UN")
 _WIDTHS = {"US": 2, "SS": 2, "OW": 2, "AT": 2, "UL": 4, "SL": 4, "FL": 4, "OF": 4, "OL": 4}
 _WIDTHS |= dict.fromkeys(("FD", "OD", "SV", "UV", "OV"), 8)
-"""Bytes of a number, which a big-endian film has the other way round."""
+"""Bytes of a number, which a big-endian image has the other way round."""
 _DEEPEST = 8
 _ITEM = b"\xfe\xff\x00\xe0"
 _PREAMBLE = 132
@@ -117,12 +117,12 @@ def _element(tag: int, kind: str, value: bytes) -> bytes:
 
 
 def encode_file(own: Any, copied: Mapping[int, bytes], tags: Iterable[int]) -> bytes:
-    """A DICOM file (PS3.10) of an object, with elements of its film in place of its own.
+    """A DICOM file (PS3.10) of an object, with elements of its image in place of its own.
 
     Args:
         own: The object, a pydicom data set with file meta information, in Explicit VR Little
             Endian or with compressed pixels.
-        copied: Elements of the film, see `encode_element`.
+        copied: Elements of the image, see `encode_element`.
         tags: Those of them to take.
     """
     stream = io.BytesIO()

@@ -16,7 +16,7 @@ from deepcovid_edge.manifest import VERSION
 from deepcovid_edge.reasons import Reason, warning_sentence
 
 BURNED_LINE = "RESEARCH USE ONLY - NOT A DIAGNOSIS"
-RESULT_SERIES, MAP_SERIES, REFUSAL_SERIES = (
+RESULT_SERIES, MAP_SERIES, NOT_ASSESSED_SERIES = (
     "AI RESULT - RESEARCH USE ONLY",
     "AI HEAT MAP - RESEARCH USE ONLY",
     "AI: NOT ASSESSED",
@@ -36,11 +36,11 @@ _LONGEST = 64
 
 @dataclass(frozen=True)
 class Facts:
-    """What neither the film nor the record states. Model, variant and site are in the record.
+    """What neither the image nor the record states. Model, variant and site are in the record.
 
     Attributes:
         made: When the object was made, with its offset from UTC. Same `made`, same bytes.
-        content_sha256: SHA-256 of the film's data set, as the ledger knows it.
+        content_sha256: SHA-256 of the image's data set, as the ledger knows it.
         serial: Serial number of the cart.
         manufacturer: Who answers for the software.
         product: Name of the device.
@@ -70,7 +70,7 @@ def object_uid(sop_uid: str, prediction: Prediction, facts: Facts, kind: str) ->
 
 def series_description(prediction: Prediction, assessed: str) -> str:
     """The Series Description: `assessed`, or that there is no result."""
-    return REFUSAL_SERIES if prediction.decision is None else assessed
+    return NOT_ASSESSED_SERIES if prediction.decision is None else assessed
 
 
 def verdict_text(prediction: Prediction) -> str:
@@ -83,7 +83,7 @@ def score_text(prediction: Prediction, *, calibrated: bool = False) -> str:
     """The score with what decides, such as `model score 0.33, threshold 0.03, ...`.
 
     Args:
-        prediction: Of an assessed film.
+        prediction: Of an assessed image.
         calibrated: Whether the scores of its model are probabilities.
     """
     score = number_text(prediction.probability or 0.0)
@@ -106,8 +106,8 @@ def number_text(value: float) -> str:
     return f"{value:.6f}".rstrip("0").rstrip(".")
 
 
-def refusal_text(prediction: Prediction) -> str:
-    """Code and sentence of the reason why a film was not assessed."""
+def not_assessed_text(prediction: Prediction) -> str:
+    """Code and sentence of the reason why an image was not assessed."""
     known = next((one for one in Reason if one.code == prediction.reason), None)
     sentence = known.sentence if known else prediction.message or "No reason was given."
     return f"{VERDICTS[None]}: {prediction.reason}: {sentence}"
@@ -130,7 +130,7 @@ def parameters(prediction: Prediction, facts: Facts) -> list[str]:
         "limits": limits_text(prediction),
         "site file": site,
         "software": f"deepcovid-edge {facts.version}",
-        "film sha256": facts.content_sha256,
+        "image sha256": facts.content_sha256,
     }
     return [plain(f"{name}: {value}") for name, value in named.items()]
 
@@ -138,7 +138,7 @@ def parameters(prediction: Prediction, facts: Facts) -> list[str]:
 def plain(text: str) -> str:
     r"""A text in printable ASCII, which every character set holds; others as `\u4e2d`.
 
-    An object keeps the character set of its film (PS3.5, 6.1), so its own words have no other
+    An object keeps the character set of its image (PS3.5, 6.1), so its own words have no other
     choice.
     """
     escaped = text.encode("ascii", "backslashreplace").decode("ascii")

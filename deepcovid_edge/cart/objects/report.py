@@ -1,7 +1,7 @@
 """A result as a structured report: Comprehensive SR by TID 1500 (PS3.16), for machines to read.
 
-One measurement group speaks of the whole film, and one of each region where the network looked.
-The group's texts say the rest in words: verdict, score and limits, warnings, research use. A film
+One measurement group speaks of the whole image, and one of each region where the network looked.
+The group's texts say the rest in words: verdict, score and limits, warnings, research use. An image
 that was not assessed has a report without a number and without Presence.
 """
 
@@ -18,17 +18,17 @@ from deepcovid_edge.cart.objects.facts import (
     BURNED_LINE,
     RESULT_SERIES,
     Facts,
+    not_assessed_text,
     number_text,
     object_uid,
     parameters,
     plain,
-    refusal_text,
     score_text,
     series_description,
     verdict_text,
     warning_text,
 )
-from deepcovid_edge.cart.objects.source import REQUEST, SourceFilm
+from deepcovid_edge.cart.objects.source import REQUEST, SourceImage
 from deepcovid_edge.cart.objects.uids import (
     REPORT,
     REPORT_3D,
@@ -52,17 +52,17 @@ _PERCENT_DECIMALS = 4
 
 
 def build_report(
-    source: SourceFilm,
+    source: SourceImage,
     prediction: Prediction,
     facts: Facts,
     *,
     sr_class: ReportClass = "comprehensive",
     calibrated: bool = False,
 ) -> bytes:
-    """The structured report of a result or of a refusal.
+    """The structured report of an image, assessed or not.
 
     Args:
-        source: The film.
+        source: The image.
         prediction: Its record.
         facts: Of the cart.
         sr_class: `comprehensive3d` for displays that follow IHE AIR; the content is the same.
@@ -82,7 +82,7 @@ def build_report(
             observation_context=_observer(sr, facts),
             procedure_reported=_procedure(prediction).concept(),
             imaging_measurements=[
-                _film_group(sr, source, prediction, facts, uid, calibrated),
+                _image_group(sr, source, prediction, facts, uid, calibrated),
                 *_region_groups(sr, source, prediction, uid),
             ],
             title=codes.TITLE.concept(),
@@ -104,8 +104,8 @@ def build_report(
 
 
 def _procedure(prediction: Prediction) -> codes.CodedWord:
-    """What was reported on: a film that was not assessed may show anything."""
-    return codes.IMAGING if prediction.decision is None else codes.CHEST_FILM
+    """What was reported on: an image that was not assessed may show anything."""
+    return codes.IMAGING if prediction.decision is None else codes.CHEST_IMAGE
 
 
 def _observer(sr: Any, facts: Facts) -> Any:
@@ -124,18 +124,18 @@ def _observer(sr: Any, facts: Facts) -> Any:
     )
 
 
-def _film_group(
+def _image_group(
     sr: Any,
-    source: SourceFilm,
+    source: SourceImage,
     prediction: Prediction,
     facts: Facts,
     uid: str,
     calibrated: bool,
 ) -> Any:
-    """What is said of the whole film (TID 1501)."""
+    """What is said of the whole image (TID 1501)."""
     assessed = prediction.decision is not None
     finding = codes.finding_of(prediction.run.positive_class)
-    identifier = f"{finding.meaning} classification" if assessed else "Film, not assessed"
+    identifier = f"{finding.meaning} classification" if assessed else "Image, not assessed"
     group = sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(belonging_uid(uid, TRACKING), identifier),
         finding_type=finding.concept() if prediction.decision in _PRESENCE else None,
@@ -145,7 +145,7 @@ def _film_group(
         measurements=_numbers(sr, prediction) if calibrated and assessed else None,
         qualitative_evaluations=_evaluations(sr, prediction),
     )
-    _comment(sr, group, _film_texts(prediction, calibrated))
+    _comment(sr, group, _image_texts(prediction, calibrated))
     return group
 
 
@@ -177,10 +177,10 @@ def _evaluations(sr: Any, prediction: Prediction) -> list[Any] | None:
     return [sr.QualitativeEvaluation(*(word.concept() for word in pair))]
 
 
-def _film_texts(prediction: Prediction, calibrated: bool) -> list[str]:
-    """What is said in words; the verdict or the refusal comes first, research use last."""
+def _image_texts(prediction: Prediction, calibrated: bool) -> list[str]:
+    """What is said in words; the verdict or the reason comes first, research use last."""
     if prediction.decision is None:
-        said = [refusal_text(prediction)]
+        said = [not_assessed_text(prediction)]
     else:
         named = f"Assessed for {prediction.run.positive_class}."
         said = [verdict_text(prediction), score_text(prediction, calibrated=calibrated), named]
@@ -199,8 +199,8 @@ def _comment(sr: Any, group: Any, texts: Sequence[str]) -> None:
         group[0].ContentSequence.append(item)
 
 
-def _region_groups(sr: Any, source: SourceFilm, prediction: Prediction, uid: str) -> list[Any]:
-    """The regions where the network looked, each outlined on the film (TID 1410)."""
+def _region_groups(sr: Any, source: SourceImage, prediction: Prediction, uid: str) -> list[Any]:
+    """The regions where the network looked, each outlined on the image (TID 1410)."""
     if prediction.decision is None:
         return []
     groups = []

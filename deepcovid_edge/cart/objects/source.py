@@ -1,9 +1,9 @@
-"""What a result's objects copy from their film: patient, study and request, byte for byte.
+"""What a result's objects copy from their image: patient, study and request, byte for byte.
 
-Nothing here decodes a name. A value moves from one file to the other as it stands, with the film's
+Nothing here decodes a name. A value moves from one file to the other as it stands, with the image's
 Specific Character Set beside it, so that a wrong or unknown character set stays as wrong as it was
 and no letter is lost. Only what the encoding demands is changed: values of odd length get their
-padding, numbers of a big-endian film are turned, and items of sequences are written explicitly.
+padding, numbers of a big-endian image are turned, and items of sequences are written explicitly.
 
 PS3.3: Patient (C.7.1.1), Clinical Trial Subject (C.7.1.3), General Study (C.7.2.1), Patient Study
 (C.7.2.2), Clinical Trial Study (C.7.2.3).
@@ -91,20 +91,20 @@ _TURNS = {0: 0, 1: 1, 3: 2, 2: 3}
 
 
 @dataclass(frozen=True)
-class SourceFilm:
-    """The film that a result is about.
+class SourceImage:
+    """The image that a result is about.
 
     Attributes:
         sop_uid: SOP Instance UID, as stated.
         sop_class: UID of the SOP class; Secondary Capture where none is stated.
         series_uid: Series Instance UID, or a stand-in.
         study_uid: Study Instance UID, or a stand-in that follows from `sop_uid`.
-        states_study: Whether the film states its study. A PACS shows the objects of one that does
+        states_study: Whether the image states its study. A PACS shows the objects of one that does
             not beside it, as a study of their own.
         rows: Rows of the pixels as they stand in the file; 0 where not stated.
         columns: Columns, likewise.
-        frames: Number of frames; None where the film has no such attribute.
-        turns: Quarter turns counter-clockwise that bring the film upright.
+        frames: Number of frames; None where the image has no such attribute.
+        turns: Quarter turns counter-clockwise that bring the image upright.
         offset: Offset from UTC of its times; None where it is not stated.
         is_lossy: Whether it states that it was lossily compressed.
         copied: Tag -> the element as it stands in an object, in Explicit VR Little Endian.
@@ -124,11 +124,11 @@ class SourceFilm:
     copied: Mapping[int, bytes] = field(repr=False)
 
     @classmethod
-    def read(cls, path: Path) -> SourceFilm:
-        """Read the header of a film, as far as it can be read; the pixels are left alone.
+    def read(cls, path: Path) -> SourceImage:
+        """Read the header of an image, as far as it can be read; the pixels are left alone.
 
         Raises:
-            DataError: The file cannot be opened, or has no SOP Instance UID: it is no DICOM film.
+            DataError: The file cannot be opened, or has no SOP Instance UID: it is no DICOM image.
             MissingDependencyError: pydicom is not installed.
         """
         try:
@@ -160,14 +160,14 @@ class SourceFilm:
         )
 
     def frame_numbers(self) -> list[int] | None:
-        """The frame that a region lies on; None for a film without frames."""
+        """The frame that a region lies on; None for an image without frames."""
         return None if self.frames is None else [1]
 
     def outline(self, x: int, y: int, width: int, height: int) -> list[tuple[float, float]]:
         """The outline of a box as it lies in the file.
 
         Args:
-            x: First column of the box on the upright film, in pixels of the file, as `Region`.
+            x: First column of the box on the upright image, in pixels of the file, as `Region`.
             y: First row.
             width: Columns.
             height: Rows.
@@ -180,7 +180,7 @@ class SourceFilm:
         return [self._in_file(*corner) for corner in corners]
 
     def _in_file(self, across: float, down: float) -> tuple[float, float]:
-        """Where in the file a point of the upright film lies."""
+        """Where in the file a point of the upright image lies."""
         rows, columns = float(self.rows), float(self.columns)
         if self.turns == 1:
             return columns - down, float(across)
@@ -261,7 +261,7 @@ def _frames(elements: Elements) -> int:
 
 
 def _turns(elements: Elements) -> int:
-    """How `upright` turns a film: by what it makes of four pixels."""
+    """How `upright` turns an image: by what it makes of four pixels."""
     orientation = tuple(part.upper() for part in elements.texts(_ORIENTATION) if part)
     corners, _ = upright(np.arange(4, dtype=np.uint8).reshape(2, 2), orientation)
     return _TURNS[int(corners[0, 0])]

@@ -12,7 +12,7 @@ import uuid
 REPORT, REPORT_3D, CAPTURE = "sr", "sr3d", "sc"
 """Kinds of objects."""
 SERIES, TRACKING, DEVICE, STUDY = "series", "tracking", "device", "study"
-"""Kinds of UIDs that belong to an object, a region, a cart, and a film that states no study."""
+"""Kinds of UIDs that belong to an object, a region, a cart, and an image that states no study."""
 IMPLEMENTATION_UID = "2.25.302160617795641798962148733338186500924"
 """Implementation Class UID of what this package writes (PS3.7, D.3.3.2)."""
 _PREFIX = "2.25."
@@ -40,8 +40,8 @@ def result_uid(
     """The SOP Instance UID of an object.
 
     Args:
-        sop_uid: SOP Instance UID of the film.
-        content_sha256: SHA-256 of the film's data set.
+        sop_uid: SOP Instance UID of the image.
+        content_sha256: SHA-256 of the image's data set.
         model_sha256: SHA-256 of the model file.
         site_sha256: SHA-256 of the site file, or empty.
         kind: `sr`, `sr3d` or `sc`.
@@ -55,7 +55,7 @@ def belonging_uid(object_uid: str, kind: str, number: int = 0) -> str:
     Args:
         object_uid: SOP Instance UID of the object that it belongs to.
         kind: `series` or `tracking`.
-        number: 0 for the film, from 1 on for its regions.
+        number: 0 for the image, from 1 on for its regions.
     """
     return derived_uid(kind, object_uid, str(number))
 
@@ -66,5 +66,5 @@ def device_uid(serial: str) -> str:
 
 
 def stand_in_study_uid(sop_uid: str) -> str:
-    """The study of a film that states none."""
+    """The study of an image that states none."""
     return derived_uid(STUDY, sop_uid)

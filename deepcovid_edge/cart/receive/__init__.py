@@ -1,1 +1,1 @@
-"""Films come in: by DICOM C-STORE, and out of watched folders."""
+"""Images come in: by DICOM C-STORE, and out of watched folders."""

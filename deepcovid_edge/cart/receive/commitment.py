@@ -1,11 +1,11 @@
 """Storage commitment asked of the cart (DICOM PS3.4, annex J).
 
-Committed means: *judged, and the result sent to every destination*. It does not mean archived: the
-cart is no archive, and deletes films after a while. `receive.commitment` is off by default: it is
+Committed means: *assessed, and the result sent to every destination*. It does not mean archived: the
+cart is no archive, and deletes images after a while. `receive.commitment` is off by default: it is
 for consoles that do not send without.
 
 A request is answered at once and kept in the ledger. The N-EVENT-REPORT goes to the peer's own port
-on a new association, when every film of the request is done, or is not known here; after a restart
+on a new association, when every image of the request is done, or is not known here; after a restart
 too, and again until the peer takes it.
 """
 
@@ -82,7 +82,7 @@ class Commitments:
                     *(json.dumps(wanted), now_utc(), _ASKED),
                 ),
             )
-            self._ledger.event("commitment asked", films=len(wanted))
+            self._ledger.event("commitment asked", images=len(wanted))
         return SUCCESS
 
     def run(self, stop: threading.Event) -> None:
@@ -109,35 +109,35 @@ class Commitments:
     def _outcome(
         self, wanted: Iterable[Reference]
     ) -> tuple[list[Reference], list[tuple[Reference, int]]] | None:
-        """Which films are done, and which never will be; None while one is under way."""
+        """Which images are done, and which never will be; None while one is under way."""
         kept: list[Reference] = []
         failed: list[tuple[Reference, int]] = []
         for reference in wanted:
             sop_class, sop_uid = reference
-            films = self._ledger.rows(
-                "SELECT id, sop_class, state FROM film WHERE sop_uid = ?", sop_uid
+            images = self._ledger.rows(
+                "SELECT id, sop_class, state FROM image WHERE sop_uid = ?", sop_uid
             )
-            if not films:
+            if not images:
                 failed.append((reference, NO_SUCH_OBJECT))
-            elif all(film["sop_class"] != sop_class for film in films):
+            elif all(image["sop_class"] != sop_class for image in images):
                 failed.append((reference, CLASS_CONFLICT))
-            elif any(self._is_under_way(film["id"]) for film in films):
+            elif any(self._is_under_way(image["id"]) for image in images):
                 return None
             else:
                 kept.append(reference)
         return kept, failed
 
-    def _is_under_way(self, film_id: int) -> bool:
-        """Whether a film has no result yet, or one that a destination does not have."""
+    def _is_under_way(self, image_id: int) -> bool:
+        """Whether an image has no result yet, or one that a destination does not have."""
         return (
             self._ledger.row(
-                "SELECT 1 FROM film WHERE id = ? AND state IN (?, 'judging')", film_id, RECEIVED
+                "SELECT 1 FROM image WHERE id = ? AND state IN (?, 'assessing')", image_id, RECEIVED
             )
             or self._ledger.row(
                 "SELECT 1 FROM outbox JOIN object ON object.id = outbox.object_id"
                 " JOIN result ON result.id = object.result_id"
-                " WHERE result.film_id = ? AND outbox.state NOT IN (?, ?)",
-                *(film_id, SENT, COMMITTED),
+                " WHERE result.image_id = ? AND outbox.state NOT IN (?, ?)",
+                *(image_id, SENT, COMMITTED),
             )
         ) is not None
 

@@ -22,7 +22,7 @@ _ABORT = bytes.fromhex("07 00 00000004 00 00 02 06")
 """A-ABORT by the service provider: invalid value of a PDU parameter (PS3.8, section 9.3.8)."""
 _MIB = 1 << 20
 TOO_LARGE = "message of more than"
-"""How the reason begins for which a film is cut off that is larger than any may be."""
+"""How the reason begins for which an image is cut off that is larger than any may be."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Connection:
         self.socket, self.address, self._limits = sock, address, limits
         self.thread: threading.Thread | None = None
         self.association: Any = None
-        self.refusal: str | None = None
+        self.ended_why: str | None = None
         """Why it was ended from this side; None as long as it was not."""
         self.is_noted = False
         self._opened = self._last_whole = time.monotonic()
@@ -98,7 +98,7 @@ class Connection:
     @property
     def is_live(self) -> bool:
         """Whether it counts: somebody works for it, and it was not ended."""
-        return self.refusal is None and self.has_thread
+        return self.ended_why is None and self.has_thread
 
     def established(self) -> None:
         """Its association was accepted."""
@@ -208,10 +208,10 @@ class Connection:
             return f"message not whole after {limits.message_seconds:g} s"
         return None
 
-    def end(self, refusal: str) -> None:
+    def end(self, why: str) -> None:
         """End it from this side; the thread that reads sees the end of the stream."""
-        if self.refusal is None:
-            self.refusal = refusal
+        if self.ended_why is None:
+            self.ended_why = why
         with contextlib.suppress(OSError, ValueError):  # TLS takes no flags: it goes without
             self.socket.send(_ABORT, socket.MSG_DONTWAIT)  # a peer may not read
         with contextlib.suppress(OSError):  # not that of ssl: another thread may be within it

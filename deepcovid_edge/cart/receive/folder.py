@@ -2,9 +2,9 @@
 
 | a file | becomes |
 | --- | --- |
-| whose size and time are alike in two scans, and that is whole | a film |
-| that is not whole, and does not change for ten minutes | a film; its result says why it is none |
-| that is no film at all, likewise | passed over, with an event |
+| whose size and time are alike in two scans, and that is whole | an image |
+| that is not whole, and does not change for ten minutes | an image; its result says why it is none |
+| that is no image at all, likewise | passed over, with an event |
 | under a name of unfinished files, hidden, or in a system's folder | not looked at |
 | that was taken and has not changed since | not looked at |
 
@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from deepcovid_edge.cart.config import ReceiveSettings
 from deepcovid_edge.cart.process import log
-from deepcovid_edge.cart.store.film_header import FilmRefusedError
+from deepcovid_edge.cart.store.image_header import NotTakenError
 from deepcovid_edge.cart.store.intake import Arrival, Intake
 from deepcovid_edge.datasets.folders import COMPANIONS, is_system_folder
 from deepcovid_edge.device import shares
@@ -116,8 +116,8 @@ class FolderWatch:
 
     Args:
         folder: The folder, with those below it.
-        settings: What becomes of taken files, and the largest film.
-        intake: Takes the films.
+        settings: What becomes of taken files, and the largest image.
+        intake: Takes the images.
         stop: Ends a scan between two files.
         clock: Seconds that only go forward.
     """
@@ -132,7 +132,7 @@ class FolderWatch:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.folder, self._after = folder, settings.after
-        self._most_bytes = settings.max_film_mib * _MIB
+        self._most_bytes = settings.max_image_mib * _MIB
         self._intake, self._ledger = intake, intake.ledger
         self._stop, self._clock = stop, clock
         self._files: dict[Path, _Found] = {}
@@ -148,7 +148,7 @@ class FolderWatch:
             self._stop.wait(SCAN_SECONDS)
 
     def scan(self) -> int:
-        """Look once; how many films were taken.
+        """Look once; how many images were taken.
 
         Raises:
             OutputError: Spool or ledger cannot be written; what was not taken is so later.
@@ -188,7 +188,7 @@ class FolderWatch:
         }
 
     def _list(self) -> dict[Path, Signature] | None:
-        """All files that may be films; None where the folder cannot be read: an alert says so."""
+        """All files that may be images; None where the folder cannot be read: an alert says so."""
         key = f"folder_gone:{self.folder}"
         try:
             listed = shares.call(self.folder, partial(_list, self.folder, self._after == "move"))
@@ -217,7 +217,7 @@ class FolderWatch:
     def _look_at(self, path: Path, found: _Found, *, is_stale: bool) -> bool:
         """Take a file if it can be taken; whether it was."""
         if found.signature.size > self._most_bytes:
-            self._pass_over(path, found.signature, "larger than max_film_mib")
+            self._pass_over(path, found.signature, "larger than max_image_mib")
             return False
         try:
             data = read_bytes(path).data
@@ -232,13 +232,13 @@ class FolderWatch:
             return False
         try:
             arrival = Arrival("folder", str(self.folder))
-            film = self._intake.take_file(data, name=path.name, arrival=arrival)
-        except FilmRefusedError as error:
+            image = self._intake.take_file(data, name=path.name, arrival=arrival)
+        except NotTakenError as error:
             if is_stale:
-                self._pass_over(path, found.signature, f"no film: {error.kind}")
+                self._pass_over(path, found.signature, f"no image: {error.kind}")
             return False
-        self._note(path, found.signature, film.film_id)
-        log("folder", film=film.film_id, is_new=film.is_new, is_whole=whole)
+        self._note(path, found.signature, image.image_id)
+        log("folder", image=image.image_id, is_new=image.is_new, is_whole=whole)
         if whole:
             self._put_away(path, found.signature)
         return True
@@ -249,12 +249,12 @@ class FolderWatch:
         self._ledger.event("file passed over", folder=str(self.folder), why=why)
         log("file_passed_over", why=why)
 
-    def _note(self, path: Path, signature: Signature, film_id: int | None) -> None:
+    def _note(self, path: Path, signature: Signature, image_id: int | None) -> None:
         with self._ledger.transaction() as now:
             now.execute(
-                "INSERT OR REPLACE INTO seen (path, bytes, modified_ns, inode, film_id)"
+                "INSERT OR REPLACE INTO seen (path, bytes, modified_ns, inode, image_id)"
                 " VALUES (?, ?, ?, ?, ?)",
-                (str(path), *signature, film_id),
+                (str(path), *signature, image_id),
             )
         assert self._seen is not None
         self._seen[path] = signature

@@ -182,13 +182,13 @@ class Guard:
     def _look(self) -> None:
         now = time.monotonic()
         for connection in self.connections():
-            if connection.refusal is None and (why := connection.overdue(now)):
+            if connection.ended_why is None and (why := connection.overdue(now)):
                 connection.end(why)
         with self._lock:
             for connection in self._connections.values():
-                if connection.refusal and not connection.is_noted:
+                if connection.ended_why and not connection.is_noted:
                     connection.is_noted = True
-                    self._notes.add("connection_ended", connection.address, connection.refusal)
+                    self._notes.add("connection_ended", connection.address, connection.ended_why)
             self._forget_ended()
 
     def _tell(self) -> None:
@@ -240,7 +240,7 @@ class Guard:
                 self._encrypt(connection, self._tls)
             work(connection.socket)
         except Exception as error:  # above all of TLS, or of a socket that was ended meanwhile
-            if connection.refusal is None:
+            if connection.ended_why is None:
                 connection.end(f"no connection: {type(error).__name__}")
             connection.socket.close()
 

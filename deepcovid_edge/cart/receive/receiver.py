@@ -1,7 +1,7 @@
 """The DICOM port: C-STORE and C-ECHO, from named peers alone.
 
 What is answered to C-STORE stands in `STATUSES` (DICOM PS3.4, B.2.3). Never a warning: consoles
-differ in what they make of one. A film that can be read but not judged is 0x0000: its refusal is a
+differ in what they make of one. An image that can be read but not assessed is 0x0000: what it gets is a
 result.
 """
 
@@ -19,7 +19,7 @@ from deepcovid_edge.cart.receive.connections import TOO_LARGE, Limits
 from deepcovid_edge.cart.receive.guards import NO_UID, Guard, guarded_server, plain_address
 from deepcovid_edge.cart.send.commitment import settle_event
 from deepcovid_edge.cart.store.deliveries import Deliveries
-from deepcovid_edge.cart.store.film_header import FilmRefusedError
+from deepcovid_edge.cart.store.image_header import NotTakenError
 from deepcovid_edge.cart.store.intake import Arrival, Intake
 from deepcovid_edge.cart.store.spool import SpoolFullError
 from deepcovid_edge.errors import NotThereError, OutputError, require
@@ -39,7 +39,7 @@ NOT_AUTHORISED = 0x0124
 PROCESSING_FAILURE = 0x0110
 """DICOM PS3.7, annex C."""
 STATUSES = {
-    SUCCESS: "The film survives a power cut and is in the ledger, now or since it came before.",
+    SUCCESS: "The image survives a power cut and is in the ledger, now or since it came before.",
     NO_SUCH_CLASS: "The request names an SOP class that is not taken.",
     OUT_OF_RESOURCES: "The disk has too little room, or the ledger is full or locked for 5 s.",
     MISMATCH: "No SOP instance UID, or the data set has another one.",
@@ -47,12 +47,12 @@ STATUSES = {
     NOT_AUTHORISED: "The sender is a destination of results, not a peer.",
 }
 """Status of C-STORE -> when it is answered."""
-STATUS_OF_REFUSAL = {"uid": MISMATCH, "parse": NOT_UNDERSTOOD}
-"""Kind of `FilmRefusedError` -> status of C-STORE."""
+STATUS_OF_NOT_TAKEN = {"uid": MISMATCH, "parse": NOT_UNDERSTOOD}
+"""Kind of `NotTakenError` -> status of C-STORE."""
 VERIFICATION = "1.2.840.10008.1.1"
 COMMITMENT = "1.2.840.10008.1.20.1"
 """Storage Commitment Push Model (DICOM PS3.4, annex J)."""
-FILMS = {
+IMAGES = {
     "1.2.840.10008.5.1.4.1.1.1": "Computed Radiography Image Storage",
     "1.2.840.10008.5.1.4.1.1.1.1": "Digital X-Ray Image Storage - For Presentation",
     "1.2.840.10008.5.1.4.1.1.7": "Secondary Capture Image Storage",
@@ -65,26 +65,26 @@ _MOST_PDU_BYTES = 1 << 17
 _MIB = 1 << 20
 _CALLED, _CALLING = (0x01, 0x01, 0x07), (0x01, 0x01, 0x03)
 """A-ASSOCIATE-RJ: permanent, by the user: AE title not recognised (PS3.8, table 9-21)."""
-_DISK_ALERT, _STRANGER, _TOO_LARGE = "disk_floor", "unknown_sender", "film_too_large"
+_DISK_ALERT, _STRANGER, _TOO_LARGE = "disk_floor", "unknown_sender", "image_too_large"
 _MOST_STRANGERS = 20
 """Alerts about senders at once; a person needs no longer list."""
 
 
-def film_classes(other_films: str) -> Mapping[str, str]:
+def image_classes(other_images: str) -> Mapping[str, str]:
     """SOP classes that are taken: UID -> name.
 
     Args:
-        other_films: `refuse` for those of `FILMS`; `record` for every class of images.
+        other_images: `refuse` for those of `IMAGES`; `record` for every class of images.
 
     Raises:
         MissingDependencyError: pynetdicom is not installed.
     """
-    if other_films == "refuse":
-        return FILMS
+    if other_images == "refuse":
+        return IMAGES
     known = require("pynetdicom.sop_class", extra="cart")
     classes: dict[str, str] = known._STORAGE_CLASSES
     images = {str(uid): name for name, uid in classes.items() if "Image" in name}
-    return FILMS | {uid: name for uid, name in images.items() if uid not in FILMS}
+    return IMAGES | {uid: name for uid, name in images.items() if uid not in IMAGES}
 
 
 def transfer_syntaxes() -> list[str]:
@@ -101,11 +101,11 @@ def transfer_syntaxes() -> list[str]:
 
 
 class Receiver(Closing):
-    """A DICOM storage SCP that keeps every film which it acknowledged.
+    """A DICOM storage SCP that keeps every image which it acknowledged.
 
     Args:
         config: The cart's configuration.
-        intake: Takes the films.
+        intake: Takes the images.
         limits: What a connection may do; else what `limits_of` says.
         commitment: Answers an N-ACTION request with a status; None refuses to negotiate it.
     """
@@ -121,7 +121,7 @@ class Receiver(Closing):
         self._config, self._intake, self._ledger = config, intake, intake.ledger
         self._limits = limits or limits_of(config)
         self._commitment = commitment
-        self._classes = film_classes(config.receive.other_films)
+        self._classes = image_classes(config.receive.other_images)
         self._committing = {
             one.ae_title.strip(): one.addresses() for one in config.destinations if one.commitment
         }
@@ -177,7 +177,7 @@ class Receiver(Closing):
         return int(self._server.server_address[1])
 
     def close(self, seconds: float = 3.0) -> None:
-        """Take no more connections, let films that are being stored get their answer, and end.
+        """Take no more connections, let images that are being stored get their answer, and end.
 
         Args:
             seconds: Longest wait for them.
@@ -263,18 +263,18 @@ class Receiver(Closing):
         association.kill()
 
     def _store(self, event: Any) -> int:
-        """Take a film; its status."""
+        """Take an image; its status."""
         with self._counted():
             try:
                 status, detail = self._take(event)
-            except FilmRefusedError as error:
-                status, detail = STATUS_OF_REFUSAL[error.kind], {"why": error.kind}
+            except NotTakenError as error:
+                status, detail = STATUS_OF_NOT_TAKEN[error.kind], {"why": error.kind}
             except SpoolFullError:
                 status, detail = OUT_OF_RESOURCES, {"why": "disk"}
                 self._disk_is_full(True)
             except (OutputError, MemoryError) as error:
                 status, detail = OUT_OF_RESOURCES, {"why": type(error).__name__}
-            except Exception as error:  # the sender keeps the film, and tries again
+            except Exception as error:  # the sender keeps the image, and tries again
                 status, detail = OUT_OF_RESOURCES, {"why": type(error).__name__}
                 log("receive_failed", kind=type(error).__name__)
             log("store", status=f"0x{status:04X}", **detail)
@@ -284,9 +284,9 @@ class Receiver(Closing):
         request = event.request
         sop_class, sop_uid = str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID)
         if sop_uid == NO_UID:
-            raise FilmRefusedError("uid", "the request has no SOP instance UID")
+            raise NotTakenError("uid", "the request has no SOP instance UID")
         if self._peer(event.assoc) is None:
-            return NOT_AUTHORISED, {"why": "a destination sends no films"}
+            return NOT_AUTHORISED, {"why": "a destination sends no images"}
         if sop_class not in self._classes:
             return NO_SUCH_CLASS, {"why": "class"}
         taken = self._intake.take_dataset(
@@ -301,7 +301,7 @@ class Receiver(Closing):
             ),
         )
         self._disk_is_full(False)
-        return SUCCESS, {"film": taken.film_id, "is_new": taken.is_new}
+        return SUCCESS, {"image": taken.image_id, "is_new": taken.is_new}
 
     def _commit(self, event: Any) -> tuple[int, None]:
         with self._counted():
@@ -340,7 +340,7 @@ class Receiver(Closing):
                 self._working -= 1
 
     def _disk_is_full(self, is_full: bool) -> None:
-        """Raise the alert, or clear it with the first film that fits again."""
+        """Raise the alert, or clear it with the first image that fits again."""
         if is_full == self._disk_was_full:
             return
         with contextlib.suppress(OutputError):  # as full as the disk
@@ -360,15 +360,17 @@ class Receiver(Closing):
                 address = address if len(known) < _MOST_STRANGERS else "others"
                 self._ledger.raise_alert(f"{_STRANGER}:{address}", _STRANGER, address=address)
             elif why.startswith(TOO_LARGE):
-                most = self._config.receive.max_film_mib
-                self._ledger.raise_alert(_TOO_LARGE, _TOO_LARGE, address=address, max_film_mib=most)
+                most = self._config.receive.max_image_mib
+                self._ledger.raise_alert(
+                    _TOO_LARGE, _TOO_LARGE, address=address, max_image_mib=most
+                )
 
 
 def limits_of(config: CartConfig) -> Limits:
-    """What a connection may do, by the configuration: a film, and its command set with it."""
+    """What a connection may do, by the configuration: an image, and its command set with it."""
     settings = config.receive
     return Limits(
-        most_message_bytes=(settings.max_film_mib + 1) * _MIB,
+        most_message_bytes=(settings.max_image_mib + 1) * _MIB,
         associations=settings.max_associations,
         per_address=min(Limits.per_address, settings.max_associations),
     )

@@ -22,7 +22,7 @@ _JOIN_SECONDS = 1.0
 
 
 def receive(config: CartConfig, stop: threading.Event) -> None:
-    """Receive films until an event is set; then end within 5 seconds.
+    """Receive images until an event is set; then end within 5 seconds.
 
     Args:
         config: The cart's configuration.

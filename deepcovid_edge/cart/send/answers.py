@@ -18,13 +18,13 @@ class Answer:
         kind: `sent`: it is there; `transient`: try again later; `permanent`: it is refused for
             good; `uncertain`: it may be there.
         cause: Of a failure: this object, the destination as a whole, or the object's file.
-        refuses: Whether a destination as a whole refuses by its settings: a person must look.
+        rejects: Whether a destination as a whole refuses by its settings: a person must look.
     """
 
     status: str
     kind: Kind
     cause: Cause = "object"
-    refuses: bool = False
+    rejects: bool = False
 
 
 ANSWERS: dict[int, tuple[Kind, str]] = {

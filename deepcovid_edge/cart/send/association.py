@@ -165,7 +165,7 @@ class Associator:
                 )
         except OSError:  # the name of its host is not known
             return Answer("no connection: host not known", "transient", "destination")
-        return None if self.association.is_established else self._refusal()
+        return None if self.association.is_established else self._not_assessed()
 
     def _connected(self, event: Any) -> None:
         """Called by pynetdicom when the connection stands, before anything is sent."""
@@ -175,7 +175,7 @@ class Associator:
         if self._is_stopped:
             self.cut()
 
-    def _refusal(self) -> Answer:
+    def _not_assessed(self) -> Answer:
         """Why there is no association."""
         association, self.association = self.association, None
         connection, self._socket = self._socket, None
@@ -183,7 +183,7 @@ class Associator:
             answer = association.acceptor.primitive
             for_good = answer.result == _REJECTED_FOR_GOOD
             words = f"association {answer.result_str.lower()}: {answer.reason_str}"
-            return Answer(words, "transient", "destination", refuses=for_good)
+            return Answer(words, "transient", "destination", rejects=for_good)
         if association.rejected_contexts and not association.accepted_contexts:
             return Answer(NOT_ACCEPTED, "permanent")
         words = "no connection" if connection is None else "no answer to the association"

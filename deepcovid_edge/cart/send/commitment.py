@@ -186,7 +186,7 @@ class CommitmentUser:
     def _tell(self, status: str) -> None:
         self._ledger.raise_alert(
             f"commitment:{self._name}",
-            AlertCode.DESTINATION_REFUSES.code,
+            AlertCode.DESTINATION_REJECTS.code,
             destination=self._name,
             status=status,
         )

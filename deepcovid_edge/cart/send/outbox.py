@@ -262,7 +262,7 @@ class Courier(threading.Thread):
                     break
                 self._deliver(sender, delivery)
         sender.close()
-        self._clear_refusal()
+        self._clear_not_assessed()
         if self._commitment is not None and time.monotonic() >= self._held_until:
             self._commitment.ask(self._stopping)
 
@@ -300,7 +300,7 @@ class Courier(threading.Thread):
         elif answer.kind == "permanent":
             self._write(lambda: self._deliveries.park(delivery, answer.status))
             self._forget(delivery)
-            self._tell_refusal(answer)
+            self._tell_not_assessed(answer)
             if answer.cause == "object":
                 self._answered()
         else:
@@ -325,7 +325,7 @@ class Courier(threading.Thread):
             self._write(
                 lambda: self._ledger.event(
                     "uncertain",
-                    delivery.film_id,
+                    delivery.image_id,
                     destination=self._destination.name,
                     object=delivery.kind,
                     status=answer.status,
@@ -341,8 +341,8 @@ class Courier(threading.Thread):
             # Carts that lost the same destination do not come back at one moment.
             wait = self._waits[at] * (1 + random.uniform(-_JITTER, _JITTER))
             self._held_until = time.monotonic() + wait
-        if answer.refuses:
-            self._tell_refusal(answer)
+        if answer.rejects:
+            self._tell_not_assessed(answer)
         if self._failures >= FAILURES_UNTIL_ALERT:
             detail = {"destination": name, "since": self._silent_since, "status": answer.status}
             self._write(
@@ -361,18 +361,18 @@ class Courier(threading.Thread):
         """The destination is there: it took an object, or refused one for itself."""
         self._failures, self._silent_since, self._held_until = 0, "", 0.0
         self._write(lambda: self._ledger.clear_alert(f"silent:{self._destination.name}"))
-        self._write(lambda: self._ledger.clear_alert(f"refuses cart:{self._destination.name}"))
+        self._write(lambda: self._ledger.clear_alert(f"rejects cart:{self._destination.name}"))
 
-    def _tell_refusal(self, answer: Answer) -> None:
+    def _tell_not_assessed(self, answer: Answer) -> None:
         name = self._destination.name
-        key = f"refuses cart:{name}" if answer.refuses else f"refuses:{name}"
+        key = f"rejects cart:{name}" if answer.rejects else f"rejects:{name}"
         detail = {"destination": name, "status": answer.status}
         self._write(
-            lambda: self._ledger.raise_alert(key, AlertCode.DESTINATION_REFUSES.code, **detail)
+            lambda: self._ledger.raise_alert(key, AlertCode.DESTINATION_REJECTS.code, **detail)
         )
 
-    def _clear_refusal(self) -> None:
-        key = f"refuses:{self._destination.name}"
+    def _clear_not_assessed(self) -> None:
+        key = f"rejects:{self._destination.name}"
         if self._ledger.row("SELECT 1 FROM alert WHERE key = ?", key) and not self._ledger.row(
             "SELECT 1 FROM outbox WHERE state = 'parked' AND destination = ?",
             self._destination.name,

@@ -83,7 +83,7 @@ class StowSender(Sender):
             self.close()
             words = "no answer: connection lost, or too slow"
             return Answer(words, "uncertain", "destination")
-        return _judge(delivery, status, answer)
+        return _meaning(delivery, status, answer)
 
     def has(self, delivery: Delivery) -> bool | None:
         """None: the configuration has no QIDO-RS."""
@@ -105,7 +105,7 @@ class StowSender(Sender):
             self.close()
         if status in _REFUSED and status != HTTP_BAD_REQUEST:
             words = f"HTTP {status} {_REFUSED[status]}"
-            return Answer(words, "transient", "destination", refuses=True)
+            return Answer(words, "transient", "destination", rejects=True)
         return Answer(f"HTTP {status}: it answers", "sent")
 
     def _open(self) -> Answer | None:
@@ -125,7 +125,7 @@ class StowSender(Sender):
             connection.connect()  # it sets TCP_NODELAY
         except ssl.SSLError:
             connection.close()
-            return Answer("no connection: TLS", "transient", "destination", refuses=True)
+            return Answer("no connection: TLS", "transient", "destination", rejects=True)
         except OSError:
             connection.close()
             return Answer("no connection", "transient", "destination")
@@ -177,7 +177,7 @@ class StowSender(Sender):
             connection.close()
 
 
-def _judge(delivery: Delivery, status: int, content: bytes) -> Answer:
+def _meaning(delivery: Delivery, status: int, content: bytes) -> Answer:
     """What an answer says of one object (PS3.18, 10.5.3 and table 10.5.3-1)."""
     words, found = f"HTTP {status}", _instances(content)
     for item in found.get(_FAILED, []):
@@ -193,7 +193,7 @@ def _judge(delivery: Delivery, status: int, content: bytes) -> Answer:
     if status in _REFUSED_OBJECT:
         return Answer(f"{words} {_REFUSED_OBJECT[status]}", "permanent")
     if status in _REFUSED:
-        return Answer(f"{words} {_REFUSED[status]}", "transient", "destination", refuses=True)
+        return Answer(f"{words} {_REFUSED[status]}", "transient", "destination", rejects=True)
     # 409 without a reason: the service stored nothing, and does not say why.
     return Answer(words, "transient", "object" if status == HTTP_CONFLICT else "destination")
 

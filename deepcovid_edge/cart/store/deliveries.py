@@ -6,7 +6,7 @@
 | `sending` | sent now; found at a start, it ended between request and answer |
 | `sent` | the destination answered that it has it |
 | `committed` | the destination took responsibility (storage commitment) |
-| `parked` | the destination refused for good; a person looks, and sends again |
+| `parked` | the destination rejected it for good; a person looks, and sends again |
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Delivery:
 
     Attributes:
         object_id: Row of the object.
-        film_id: Row of its film.
+        image_id: Row of its image.
         destination: Name of the destination.
         kind: `sr` or `sc`.
         sop_class: SOP class UID.
@@ -45,7 +45,7 @@ class Delivery:
     """
 
     object_id: int
-    film_id: int
+    image_id: int
     destination: str
     kind: str
     sop_class: str
@@ -68,14 +68,14 @@ class Deliveries:
         self.ledger, self.spool = ledger, spool
 
     def due(self, destination: str, most: int = 100) -> list[Delivery]:
-        """What may be sent to a destination now: pictures of positive films first, then the oldest.
+        """What may be sent to a destination now: pictures of positive images first, then the oldest.
 
         A next try that lies further ahead than the longest wait was written before the clock was
         set back: it is due now. What was being sent when the sender ended is due too.
         """
         now = now_seconds()
         rows = self.ledger.rows(
-            "SELECT outbox.*, object.*, result.film_id FROM outbox"
+            "SELECT outbox.*, object.*, result.image_id FROM outbox"
             " JOIN object ON object.id = object_id JOIN result ON result.id = result_id"
             " WHERE destination = ? AND (state = ? OR (state = ? AND"
             " (next_try <= ? OR next_try > ?)))"
@@ -85,7 +85,7 @@ class Deliveries:
         return [
             Delivery(
                 object_id=row["object_id"],
-                film_id=row["film_id"],
+                image_id=row["image_id"],
                 destination=row["destination"],
                 kind=row["kind"],
                 sop_class=row["sop_class"],
@@ -108,7 +108,7 @@ class Deliveries:
             self._set(delivery, SENT, status=status)
             self.ledger.event(
                 "sent",
-                delivery.film_id,
+                delivery.image_id,
                 destination=delivery.destination,
                 object=delivery.kind,
                 status=status,
@@ -128,12 +128,12 @@ class Deliveries:
         return wait
 
     def park(self, delivery: Delivery, status: str) -> None:
-        """The destination refused for good: tell a person, and do not try again by itself."""
+        """The destination rejected it for good: tell a person, and do not try again by itself."""
         with self.ledger.transaction():
             self._set(delivery, PARKED, status=status)
             self.ledger.event(
                 "parked",
-                delivery.film_id,
+                delivery.image_id,
                 destination=delivery.destination,
                 object=delivery.kind,
                 status=status,
@@ -203,25 +203,25 @@ class Deliveries:
                 )
             self.ledger.event("commitment", destination=destination, kept=len(kept), lost=len(lost))
 
-    def resend(self, film_id: int | None = None, destination: str | None = None) -> int:
-        """Send again, the same bytes: all of a film, or what a destination refused.
+    def resend(self, image_id: int | None = None, destination: str | None = None) -> int:
+        """Send again, the same bytes: all of an image, or what a destination rejected.
 
         Args:
-            film_id: Every object of this film; None for those that are parked.
+            image_id: Every object of this image; None for those that are parked.
             destination: To this destination alone; None for all.
 
         Returns:
             How many objects are queued.
         """
         where, values = ["state != 'sending'"], []
-        if film_id is None:
+        if image_id is None:
             where.append("state = 'parked'")
         else:
             where.append(
                 "object_id IN (SELECT object.id FROM object JOIN result ON result.id = result_id"
-                " WHERE film_id = ?)"
+                " WHERE image_id = ?)"
             )
-            values.append(str(film_id))
+            values.append(str(image_id))
         if destination is not None:
             where.append("destination = ?")
             values.append(destination)
@@ -231,7 +231,7 @@ class Deliveries:
                 f" changed_utc = ? WHERE {' AND '.join(where)}",
                 (now_utc(), *values),
             ).rowcount
-            self.ledger.event("send again", film_id, destination=destination, objects=count)
+            self.ledger.event("send again", image_id, destination=destination, objects=count)
         return count
 
     def hasten(self, destination: str) -> None:

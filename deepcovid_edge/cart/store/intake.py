@@ -1,8 +1,8 @@
-"""How a film is taken: on the disk first, then in the ledger, and only then acknowledged.
+"""How an image is taken: on the disk first, then in the ledger, and only then acknowledged.
 
-A film is known by the SHA-256 of its content. Of a DICOM file that is its transfer syntax and its
+An image is known by the SHA-256 of its content. Of a DICOM file that is its transfer syntax and its
 data set, without the file meta information: that part is written by whoever stores the file last,
-so the same film would look new after an update of the sender or of this program.
+so the same image would look new after an update of the sender or of this program.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 
 from deepcovid_edge.cart.store.clock import boot_id, clock_is_plausible, now_utc
-from deepcovid_edge.cart.store.film_header import FilmHeader, FilmRefusedError, read_film_header
+from deepcovid_edge.cart.store.image_header import ImageHeader, NotTakenError, read_image_header
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.spool import Spool
 from deepcovid_edge.imaging.dicom.syntaxes import file_meta_end
@@ -31,7 +31,7 @@ _HEAD = 4096
 
 @dataclass(frozen=True)
 class Arrival:
-    """How a film came.
+    """How an image came.
 
     Attributes:
         source: `ae` (DICOM), `folder` or `page`.
@@ -46,25 +46,25 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Taken:
-    """What became of a film that came.
+    """What became of an image that came.
 
     Attributes:
-        film_id: Its row in the ledger.
+        image_id: Its row in the ledger.
         is_new: Whether this content had never come before.
         same_bytes: False where the same SOP instance UID came before with another content.
     """
 
-    film_id: int
+    image_id: int
     is_new: bool
     same_bytes: bool
 
 
 @dataclass(frozen=True)
-class _Film:
+class _Image:
     content_sha256: str
     suffix: str
     parts: Sequence[bytes]
-    header: FilmHeader
+    header: ImageHeader
     name: str = ""
 
     @property
@@ -73,7 +73,7 @@ class _Film:
 
 
 class Intake:
-    """Takes films into the spool and the ledger. Safe to call from several threads.
+    """Takes images into the spool and the ledger. Safe to call from several threads.
 
     Args:
         ledger: The ledger.
@@ -99,19 +99,19 @@ class Intake:
             What became of it, once it survives a power cut.
 
         Raises:
-            FilmRefusedError: The UID is missing, or the data set has another one or none.
+            NotTakenError: The UID is missing, or the data set has another one or none.
             SpoolFullError: The disk has too little room.
             LedgerBusyError: The ledger cannot be written.
             OutputError: The disk cannot be written.
         """
         if not sop_uid or len(sop_uid) > MOST_UID:
-            raise FilmRefusedError("uid", f"SOP instance UID of {len(sop_uid)} letters")
+            raise NotTakenError("uid", f"SOP instance UID of {len(sop_uid)} letters")
         head = _file_head(sop_class, sop_uid, syntax)
-        header = read_film_header(head + data)
+        header = read_image_header(head + data)
         if header.sop_uid != sop_uid:
-            raise FilmRefusedError("uid", "request and data set name different SOP instances")
-        film = _Film(content_hash(syntax, data), ".dcm", (head, data), header)
-        return self._take(film, arrival)
+            raise NotTakenError("uid", "request and data set name different SOP instances")
+        image = _Image(content_hash(syntax, data), ".dcm", (head, data), header)
+        return self._take(image, arrival)
 
     def take_file(self, data: bytes, *, name: str, arrival: Arrival) -> Taken:
         """Take a whole file: a DICOM file, or a picture.
@@ -125,68 +125,68 @@ class Intake:
             What became of it, once it survives a power cut.
 
         Raises:
-            FilmRefusedError: It is neither.
+            NotTakenError: It is neither.
             SpoolFullError: The disk has too little room.
             LedgerBusyError: The ledger cannot be written.
             OutputError: The disk cannot be written.
         """
-        return self._take(_film_of_file(data, PurePath(name).name), arrival)
+        return self._take(_image_of_file(data, PurePath(name).name), arrival)
 
     def note_stored(self, path: Path, arrival: Arrival) -> Taken:
-        """Note a film of the spool that the ledger does not have.
+        """Note an image of the spool that the ledger does not have.
 
         Raises:
-            FilmRefusedError: The file is damaged: its content does not have the hash of its name.
+            NotTakenError: The file is damaged: its content does not have the hash of its name.
         """
-        film = _film_of_file(path.read_bytes(), "")
-        if film.content_sha256 != path.stem:
-            raise FilmRefusedError("parse", "the file is damaged")
+        image = _image_of_file(path.read_bytes(), "")
+        if image.content_sha256 != path.stem:
+            raise NotTakenError("parse", "the file is damaged")
         with self.ledger.transaction():
-            taken = self._known(film) or self._insert(film, arrival)
+            taken = self._known(image) or self._insert(image, arrival)
             self._note_arrival(taken, arrival)
         return taken
 
-    def _take(self, film: _Film, arrival: Arrival) -> Taken:
-        known = self._known(film)
+    def _take(self, image: _Image, arrival: Arrival) -> Taken:
+        known = self._known(image)
         if known is None:
-            self.spool.check_room(film.size)
-            self.spool.store(film.parts, self.spool.film(film.content_sha256, film.suffix))
+            self.spool.check_room(image.size)
+            self.spool.store(image.parts, self.spool.image(image.content_sha256, image.suffix))
         with self.ledger.transaction():
-            taken = self._known(film) or self._insert(film, arrival)
+            taken = self._known(image) or self._insert(image, arrival)
             self._note_arrival(taken, arrival)
         return taken
 
-    def _known(self, film: _Film) -> Taken | None:
-        row = self.ledger.row("SELECT id FROM film WHERE content_sha256 = ?", film.content_sha256)
+    def _known(self, image: _Image) -> Taken | None:
+        row = self.ledger.row("SELECT id FROM image WHERE content_sha256 = ?", image.content_sha256)
         return Taken(row["id"], is_new=False, same_bytes=True) if row else None
 
-    def _insert(self, film: _Film, arrival: Arrival) -> Taken:
-        header = film.header
+    def _insert(self, image: _Image, arrival: Arrival) -> Taken:
+        header = image.header
         other = header.sop_uid and self.ledger.row(
-            "SELECT id FROM film WHERE sop_uid = ?", header.sop_uid
+            "SELECT id FROM image WHERE sop_uid = ?", header.sop_uid
         )
         columns = {
-            "content_sha256": film.content_sha256,
-            "suffix": film.suffix,
+            "content_sha256": image.content_sha256,
+            "suffix": image.suffix,
             "sop_uid": header.sop_uid,
             "sop_class": header.sop_class,
             "study_uid": header.study_uid,
             "syntax": header.syntax,
             "device": header.device,
-            "bytes": film.size,
+            "bytes": image.size,
             "source": arrival.source,
             "received_utc": now_utc(),
             "boot_id": boot_id(),
             "clock_ok": clock_is_plausible(),
         }
-        film_id = self.ledger.insert("film", columns)
-        who = {"film_id": film_id, **asdict(header.who), "file_name": film.name}
+        image_id = self.ledger.insert("image", columns)
+        who = {"image_id": image_id, **asdict(header.who), "file_name": image.name}
         self.ledger.insert("who", who)
-        return Taken(film_id, is_new=True, same_bytes=not other)
+        return Taken(image_id, is_new=True, same_bytes=not other)
 
     def _note_arrival(self, taken: Taken, arrival: Arrival) -> None:
         columns = {
-            "film_id": taken.film_id,
+            "image_id": taken.image_id,
             "at_utc": now_utc(),
             "source": arrival.source,
             "peer": arrival.peer,
@@ -195,13 +195,13 @@ class Intake:
         }
         self.ledger.insert("arrival", columns)
         kind = "received" if taken.is_new else "received again"
-        self.ledger.event(kind, taken.film_id, source=arrival.source)
+        self.ledger.event(kind, taken.image_id, source=arrival.source)
         if not taken.same_bytes:
-            self.ledger.event("same UID, other bytes", taken.film_id)
+            self.ledger.event("same UID, other bytes", taken.image_id)
 
 
 def content_hash(syntax: str, data: bytes | memoryview) -> str:
-    """What a DICOM film is known by.
+    """What a DICOM image is known by.
 
     Args:
         syntax: UID of its transfer syntax.
@@ -234,10 +234,10 @@ def _uid(text: str) -> bytes:
     return value + b"\0" * (len(value) % 2)
 
 
-def _film_of_file(data: bytes, name: str) -> _Film:
+def _image_of_file(data: bytes, name: str) -> _Image:
     if is_dicom(data):
-        header = read_film_header(data)
-        return _Film(
+        header = read_image_header(data)
+        return _Image(
             content_hash(header.syntax, memoryview(data)[file_meta_end(data) :]),
             ".dcm",
             (data,),
@@ -246,6 +246,6 @@ def _film_of_file(data: bytes, name: str) -> _Film:
         )
     kind = known_kind(data[:_HEAD])
     if kind is None:
-        raise FilmRefusedError("parse", "neither DICOM nor a picture that is read")
+        raise NotTakenError("parse", "neither DICOM nor a picture that is read")
     suffix = _SUFFIXES.get(kind, f".{kind.lower()}")
-    return _Film(hashlib.sha256(data).hexdigest(), suffix, (data,), FilmHeader(), name)
+    return _Image(hashlib.sha256(data).hexdigest(), suffix, (data,), ImageHeader(), name)

@@ -137,7 +137,7 @@ class Ledger(Closing):
             )
         return int(found.lastrowid or 0)
 
-    def event(self, what: str, film_id: int | None = None, **detail: Any) -> None:
+    def event(self, what: str, image_id: int | None = None, **detail: Any) -> None:
         """Append what happened; see `verify_events`. No name of a patient belongs into it."""
         with self.transaction() as now:
             last = now.execute("SELECT hash FROM event ORDER BY id DESC LIMIT 1").fetchone()
@@ -146,10 +146,10 @@ class Ledger(Closing):
             columns = {
                 "at_utc": at,
                 "kind": what,
-                "film_id": film_id,
+                "image_id": image_id,
                 "detail": text,
                 "previous": previous,
-                "hash": _hash(previous, at, what, film_id, text),
+                "hash": _hash(previous, at, what, image_id, text),
             }
             self.insert("event", columns)
 
@@ -158,7 +158,7 @@ class Ledger(Closing):
         previous = None
         for row in self.each("SELECT * FROM event ORDER BY id"):
             whole = _hash(
-                row["previous"], row["at_utc"], row["kind"], row["film_id"], row["detail"]
+                row["previous"], row["at_utc"], row["kind"], row["image_id"], row["detail"]
             )
             if whole != row["hash"] or previous not in (None, row["previous"]):
                 return int(row["id"])
@@ -207,8 +207,8 @@ class Ledger(Closing):
             self._connection.close()
 
 
-def _hash(previous: str, at: str, kind: str, film_id: int | None, detail: str) -> str:
-    text = json.dumps([previous, at, kind, film_id, detail])
+def _hash(previous: str, at: str, kind: str, image_id: int | None, detail: str) -> str:
+    text = json.dumps([previous, at, kind, image_id, detail])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

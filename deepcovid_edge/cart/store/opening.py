@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 
 from deepcovid_edge.cart.alerts import AlertCode
-from deepcovid_edge.cart.config import JudgeSettings
+from deepcovid_edge.cart.config import CartSettings
 from deepcovid_edge.cart.store.clock import now_seconds
 from deepcovid_edge.cart.store.ledger import LEDGER_NAME, Ledger, LedgerDamagedError
 from deepcovid_edge.cart.store.rebuild import rebuild
@@ -15,7 +15,7 @@ from deepcovid_edge.errors import NotThereError
 from deepcovid_edge.files import locked
 
 
-def open_store(settings: JudgeSettings) -> tuple[Ledger, Spool]:
+def open_store(settings: CartSettings) -> tuple[Ledger, Spool]:
     """Open spool and ledger; the first role to find a damaged ledger makes it again.
 
     Raises:
@@ -30,7 +30,7 @@ def open_store(settings: JudgeSettings) -> tuple[Ledger, Spool]:
         return _open(spool), spool
 
 
-def open_ledger(settings: JudgeSettings, *, read_only: bool) -> Ledger:
+def open_ledger(settings: CartSettings, *, read_only: bool) -> Ledger:
     """Open the ledger of a spool that is there.
 
     Raises:
@@ -54,16 +54,16 @@ def _open(spool: Spool) -> Ledger:
     except LedgerDamagedError as error:
         old = _move_aside(spool.folder)
         return _made_again(spool, why=str(error), old=old.name)
-    if not was_there and any((spool.folder / "films").iterdir()):
+    if not was_there and any((spool.folder / "images").iterdir()):
         ledger.close()
-        return _made_again(spool, why="the ledger was gone, the films were not")
+        return _made_again(spool, why="the ledger was gone, the images were not")
     return ledger
 
 
 def _made_again(spool: Spool, **detail: str) -> Ledger:
     ledger = Ledger(spool.folder)
     found = rebuild(ledger, spool)
-    ledger.raise_alert("ledger", AlertCode.LEDGER_REBUILT.code, films=found, **detail)
+    ledger.raise_alert("ledger", AlertCode.LEDGER_REBUILT.code, images=found, **detail)
     return ledger
 
 

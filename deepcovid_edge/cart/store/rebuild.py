@@ -1,8 +1,8 @@
 """A damaged ledger is made again from the files: names are hashes, objects carry their UIDs.
 
-Each film becomes a row again. One that has objects of a result was judged: its record lies beside
+Each image becomes a row again. One that has objects of a result was assessed: its record lies beside
 them, its objects keep their UIDs and bytes, and go to every destination once more, which the fixed
-UIDs make harmless. One without is judged again.
+UIDs make harmless. One without is assessed again.
 """
 
 from __future__ import annotations
@@ -12,39 +12,39 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from deepcovid_edge.cart.store.film_header import FilmRefusedError, read_film_header
-from deepcovid_edge.cart.store.films import BuiltObject, ClaimedFilm, Films, Settled
+from deepcovid_edge.cart.store.image_header import NotTakenError, read_image_header
+from deepcovid_edge.cart.store.images import BuiltObject, ClaimedImage, Images, Settled
 from deepcovid_edge.cart.store.intake import Arrival, Intake
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.spool import Spool
 
 RECORD_NAME = "record.json"
-"""The record of a film, with its objects and where they go, beside them."""
+"""The record of an image, with its objects and where they go, beside them."""
 
 
 def rebuild(ledger: Ledger, spool: Spool) -> int:
-    """Fill an empty ledger from the spool; how many films it has then."""
-    intake, films = Intake(ledger, spool), Films(ledger, spool)
+    """Fill an empty ledger from the spool; how many images it has then."""
+    intake, images = Intake(ledger, spool), Images(ledger, spool)
     count = 0
-    for path in _films(spool):
+    for path in _images(spool):
         with ledger.transaction():
             try:
                 taken = intake.note_stored(path, Arrival("rebuild", "spool"))
-            except FilmRefusedError:
+            except NotTakenError:
                 ledger.event("not rebuilt", file=path.name)
                 continue
             settled = _settled(spool.results(path.stem))
             if settled:
-                claimed = ClaimedFilm(taken.film_id, path.stem, path, bool(settled.objects), 1)
-                films.settle(claimed, settled)
+                claimed = ClaimedImage(taken.image_id, path.stem, path, bool(settled.objects), 1)
+                images.settle(claimed, settled)
         count += 1
-    ledger.event("rebuilt", films=count)
+    ledger.event("rebuilt", images=count)
     return count
 
 
-def _films(spool: Spool) -> Iterator[Path]:
-    """The films of a spool, those that came first before the others."""
-    found = [path for path in (spool.folder / "films").glob("??/*") if path.is_file()]
+def _images(spool: Spool) -> Iterator[Path]:
+    """The images of a spool, those that came first before the others."""
+    found = [path for path in (spool.folder / "images").glob("??/*") if path.is_file()]
     yield from sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
 
 
@@ -53,7 +53,7 @@ def _settled(folder: Path) -> Settled | None:
     try:
         values = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
         objects = [_object(folder, one) for one in values["objects"]]
-    except (OSError, ValueError, KeyError, FilmRefusedError):
+    except (OSError, ValueError, KeyError, NotTakenError):
         return None
     return Settled(values["record"], objects, values["destinations"])
 
@@ -64,7 +64,7 @@ def _object(folder: Path, values: dict[str, str]) -> BuiltObject:
     digest = hashlib.sha256(data).hexdigest()
     if digest != values["sha256"]:
         raise ValueError(f"{path}: other bytes than were sent")
-    header = read_film_header(data)
+    header = read_image_header(data)
     return BuiltObject(values["kind"], header.sop_class, header.sop_uid, path, digest)
 
 

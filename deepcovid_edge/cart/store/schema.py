@@ -2,10 +2,10 @@
 
 | table | holds |
 | --- | --- |
-| `film` | one row for each content that arrived; its state |
+| `image` | one row for each content that arrived; its state |
 | `arrival` | every receipt, of duplicates too |
 | `who` | names and dates of the patient, and names of files |
-| `result` | the record of `infer`, once for each film, model and site file |
+| `result` | the record of `infer`, once for each image, model and site file |
 | `object` | a DICOM object that was built of a result |
 | `outbox` | one row for each object and destination |
 | `event` | what happened, append-only; each row holds the hash of the one before |
@@ -14,9 +14,9 @@
 | `commitment` | storage commitment asked of the cart, and by the cart |
 | `meta` | single values: the schema's version, the model in use |
 
-States of a film: `received`, `judging`, then `judged` or `refused` (a result without a number),
-then `expired` (its files are deleted, its rows stay). A film whose judge fails three times is
-`refused`, and its file is kept in `quarantine/`.
+States of an image: `received`, `assessing`, then `assessed` or `not_assessed` (a result without a number),
+then `expired` (its files are deleted, its rows stay). An image whose assessor fails three times is
+`not_assessed`, and its file is kept in `quarantine/`.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 
-RECEIVED, JUDGING, JUDGED, REFUSED, EXPIRED = (
+RECEIVED, ASSESSING, ASSESSED, NOT_ASSESSED, EXPIRED = (
     "received",
-    "judging",
-    "judged",
-    "refused",
+    "assessing",
+    "assessed",
+    "not_assessed",
     "expired",
 )
-FILM_STATES = (RECEIVED, JUDGING, JUDGED, REFUSED, EXPIRED)
+IMAGE_STATES = (RECEIVED, ASSESSING, ASSESSED, NOT_ASSESSED, EXPIRED)
 QUEUED, SENDING, SENT, COMMITTED, PARKED = "queued", "sending", "sent", "committed", "parked"
 OUTBOX_STATES = (QUEUED, SENDING, SENT, COMMITTED, PARKED)
 
 _FIRST = """
-CREATE TABLE film (
+CREATE TABLE image (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     content_sha256 TEXT NOT NULL UNIQUE,
     suffix TEXT NOT NULL,
@@ -54,22 +54,22 @@ CREATE TABLE film (
     tries INTEGER NOT NULL DEFAULT 0,
     reason TEXT,
     settled_utc TEXT,
-    CHECK (state IN ('received', 'judging', 'judged', 'refused', 'expired'))
+    CHECK (state IN ('received', 'assessing', 'assessed', 'not_assessed', 'expired'))
 );
-CREATE INDEX film_state ON film (state, id);
-CREATE INDEX film_sop ON film (sop_uid) WHERE sop_uid != '';
+CREATE INDEX image_state ON image (state, id);
+CREATE INDEX image_sop ON image (sop_uid) WHERE sop_uid != '';
 CREATE TABLE arrival (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
-    film_id INTEGER NOT NULL REFERENCES film (id),
+    image_id INTEGER NOT NULL REFERENCES image (id),
     at_utc TEXT NOT NULL,
     source TEXT NOT NULL,
     peer TEXT NOT NULL,
     ae_title TEXT NOT NULL DEFAULT '',
     same_bytes INTEGER NOT NULL
 );
-CREATE INDEX arrival_film ON arrival (film_id);
+CREATE INDEX arrival_image ON arrival (image_id);
 CREATE TABLE who (
-    film_id INTEGER PRIMARY KEY REFERENCES film (id),
+    image_id INTEGER PRIMARY KEY REFERENCES image (id),
     patient_id TEXT NOT NULL DEFAULT '',
     name TEXT NOT NULL DEFAULT '',
     birth_date TEXT NOT NULL DEFAULT '',
@@ -79,13 +79,13 @@ CREATE TABLE who (
 );
 CREATE TABLE result (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
-    film_id INTEGER NOT NULL REFERENCES film (id),
+    image_id INTEGER NOT NULL REFERENCES image (id),
     model_sha256 TEXT NOT NULL,
     site_sha256 TEXT NOT NULL DEFAULT '',
     decision TEXT,
     record TEXT NOT NULL,
     made_utc TEXT NOT NULL,
-    UNIQUE (film_id, model_sha256, site_sha256)
+    UNIQUE (image_id, model_sha256, site_sha256)
 );
 CREATE TABLE object (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -115,7 +115,7 @@ CREATE TABLE event (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     at_utc TEXT NOT NULL,
     kind TEXT NOT NULL,
-    film_id INTEGER,
+    image_id INTEGER,
     detail TEXT NOT NULL,
     previous TEXT NOT NULL,
     hash TEXT NOT NULL
@@ -132,7 +132,7 @@ CREATE TABLE seen (
     bytes INTEGER NOT NULL,
     modified_ns INTEGER NOT NULL,
     inode INTEGER NOT NULL,
-    film_id INTEGER REFERENCES film (id)
+    image_id INTEGER REFERENCES image (id)
 );
 CREATE TABLE commitment (
     transaction_uid TEXT NOT NULL,

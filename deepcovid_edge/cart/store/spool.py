@@ -3,9 +3,9 @@
 | folder | holds |
 | --- | --- |
 | `incoming/` | files that are being written; emptied at every start |
-| `films/ab/abcd....dcm` | films as they came, by the SHA-256 of their content |
-| `results/ab/abcd.../` | heat map, picture and DICOM objects of a film |
-| `quarantine/` | films whose judge failed three times |
+| `images/ab/abcd....dcm` | images as they came, by the SHA-256 of their content |
+| `results/ab/abcd.../` | heat map, picture and DICOM objects of an image |
+| `quarantine/` | images whose assessor failed three times |
 | `ledger.db` | the ledger |
 | `ballast` | room that is given up when the disk is full, so that results still fit |
 """
@@ -23,14 +23,14 @@ from pathlib import Path
 
 from deepcovid_edge.errors import OutputError
 
-_FOLDERS = ("incoming", "films", "results", "quarantine")
+_FOLDERS = ("incoming", "images", "results", "quarantine")
 _MIB = 1 << 20
 BALLAST_MIB = 64
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class SpoolFullError(OutputError):
-    """Raised when the spool's disk has too little room for another film."""
+    """Raised when the spool's disk has too little room for another image."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class SpoolSettings:
     """How much of a disk the spool may take.
 
     Attributes:
-        floor_mib: No film is taken while the disk has less free, MiB.
+        floor_mib: No image is taken while the disk has less free, MiB.
         floor_share: Nor while it has less free than this share of its size, 0 to 1.
         ballast_mib: Size of the ballast, MiB; 0 for none.
     """
@@ -98,10 +98,10 @@ class Spool:
         return max(self.settings.floor_mib * _MIB, int(self.settings.floor_share * total))
 
     def check_room(self, size: int) -> None:
-        """Check that the disk has room for a film beside its floor.
+        """Check that the disk has room for an image beside its floor.
 
         Args:
-            size: Bytes of the film.
+            size: Bytes of the image.
 
         Raises:
             SpoolFullError: It has not.
@@ -112,12 +112,12 @@ class Spool:
                 f"{self.folder}: {free // _MIB} MiB free, floor {self._floor() // _MIB} MiB"
             )
 
-    def film(self, content_sha256: str, suffix: str) -> Path:
-        """Where a film lies."""
-        return self.folder / "films" / content_sha256[:2] / f"{content_sha256}{suffix}"
+    def image(self, content_sha256: str, suffix: str) -> Path:
+        """Where an image lies."""
+        return self.folder / "images" / content_sha256[:2] / f"{content_sha256}{suffix}"
 
     def results(self, content_sha256: str) -> Path:
-        """The folder of a film's results."""
+        """The folder of an image's results."""
         return self.folder / "results" / content_sha256[:2] / content_sha256
 
     def relative(self, path: Path) -> str:
@@ -135,8 +135,8 @@ class Spool:
             SpoolFullError: The disk is full.
             OutputError: It cannot be written.
         """
-        films = self.folder / "films"
-        passing = self.folder / "incoming" if films in place.parents else place.parent
+        images = self.folder / "images"
+        passing = self.folder / "incoming" if images in place.parents else place.parent
         passing /= f".{secrets.token_hex(8)}.part"
         try:
             self._make_folders(place.parent)
@@ -166,15 +166,15 @@ class Spool:
         sync_folder(folder.parent)
 
     def quarantine(self, content_sha256: str, suffix: str) -> None:
-        """Keep a film aside from those that are judged; retention does not delete it."""
+        """Keep an image aside from those that are assessed; retention does not delete it."""
         place = self.folder / "quarantine" / f"{content_sha256}{suffix}"
         with contextlib.suppress(FileExistsError, FileNotFoundError):
-            place.hardlink_to(self.film(content_sha256, suffix))
+            place.hardlink_to(self.image(content_sha256, suffix))
         sync_folder(place.parent)
 
     def delete(self, content_sha256: str, suffix: str) -> None:
-        """Delete a film and its results."""
-        self.film(content_sha256, suffix).unlink(missing_ok=True)
+        """Delete an image and its results."""
+        self.image(content_sha256, suffix).unlink(missing_ok=True)
         shutil.rmtree(self.results(content_sha256), ignore_errors=True)
 
 

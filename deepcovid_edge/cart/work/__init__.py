@@ -1,1 +1,1 @@
-"""The role that judges films, builds their results and sends them."""
+"""The role that assesses images, builds their results and sends them."""

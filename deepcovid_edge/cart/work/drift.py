@@ -1,22 +1,22 @@
-"""Watches whether the films have changed: a new detector, new processing, other patients.
+"""Watches whether the images have changed: a new detector, new processing, other patients.
 
 Once a day the results of the last seven days are compared with the first 200 that the model gave
-here: a site file holds no scores of single films, so these are the reference, and the alert says
+here: a site file holds no scores of single images, so these are the reference, and the alert says
 so. Results of another model or site file are not compared.
 
 | what | test |
 | --- | --- |
 | score | two-sample test of Smirnov, exact (`two_samples.smirnov_p`) |
 | each out-of-distribution score, where the record has one | the same |
-| share of films that were not assessed | Fisher's exact test of two proportions |
+| share of images that were not assessed | Fisher's exact test of two proportions |
 
-The p-values of all tests of a day, of all films and of each device, are corrected together (Holm).
+The p-values of all tests of a day, of all images and of each device, are corrected together (Holm).
 A change is told where its corrected p-value is below 0.01 *and* it is large: a distance of 0.2
-between the distributions, or 5 films in 100 more or fewer not assessed. Of thousands of films a
-week every difference would be significant. Fewer than 50 films a week, or in the reference, prove
+between the distributions, or 5 images in 100 more or fewer not assessed. Of thousands of images a
+week every difference would be significant. Fewer than 50 images a week, or in the reference, prove
 nothing: an alert then stays as it is.
 
-Nothing here reads who a film is of; a device is what the header says: manufacturer, model, station.
+Nothing here reads who an image is of; a device is what the header says: manufacturer, model, station.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ LEVEL = 0.01
 """Chance of a false alarm in one comparison, of all its tests together."""
 LEAST_DISTANCE, LEAST_CHANGE = 0.2, 0.05
 LOOK_SECONDS = 86400.0
-ALERT_KEY = "films changed"
+ALERT_KEY = "images changed"
 _SCORE, _REFUSED = "score", "not assessed"
 _ALL = ""
 
@@ -55,21 +55,21 @@ class Sample:
 
     Attributes:
         values: Name of a score -> its value in each result that has it.
-        refused: How many were not assessed.
-        films: How many there are.
-        devices: Device -> number of films.
+        not_assessed: How many were not assessed.
+        images: How many there are.
+        devices: Device -> number of images.
     """
 
     values: dict[str, list[float]] = field(default_factory=dict)
-    refused: int = 0
-    films: int = 0
+    not_assessed: int = 0
+    images: int = 0
     devices: Counter[str] = field(default_factory=Counter)
 
     def add(self, record: Mapping[str, Any], device: str) -> None:
         """Count a record."""
-        self.films += 1
+        self.images += 1
         self.devices[device] += 1
-        self.refused += record.get("reason") is not None
+        self.not_assessed += record.get("reason") is not None
         scores = {_SCORE: record.get("probability"), **(record.get("ood_scores") or {})}
         for name, value in scores.items():
             if isinstance(value, int | float):
@@ -81,7 +81,7 @@ class Change:
     """How one figure of this week differs from the reference.
 
     Attributes:
-        device: Of this device alone; empty for all films.
+        device: Of this device alone; empty for all images.
         what: Which figure.
         before: Share of the reference that was not assessed; None of a score.
         now: The same of this week.
@@ -107,10 +107,10 @@ class Change:
         if self.before is not None and self.now is not None:
             more = "More" if self.now > self.before else "Fewer"
             found = f"{self.now:.0%} instead of {self.before:.0%}"
-            return f"{more} films {of}are not assessed: {found} (p {_p_text(self.p)})."
+            return f"{more} images {of}are not assessed: {found} (p {_p_text(self.p)})."
         name = "score" if self.what == _SCORE else f"out-of-distribution score `{self.what}`"
         return (
-            f"The {name} of films {of}is distributed in another way: distance {self.effect:.2f} "
+            f"The {name} of images {of}is distributed in another way: distance {self.effect:.2f} "
             f"(p {_p_text(self.p)})."
         )
 
@@ -126,9 +126,9 @@ def compare(reference: Sample, week: Sample, device: str = _ALL) -> list[Change]
     Returns:
         Every comparison with its own p-value, large or not.
     """
-    if min(reference.films, week.films) < LEAST_RESULTS:
+    if min(reference.images, week.images) < LEAST_RESULTS:
         return []
-    counts = (reference.refused, reference.films), (week.refused, week.films)
+    counts = (reference.not_assessed, reference.images), (week.not_assessed, week.images)
     shares = counts[0][0] / counts[0][1], counts[1][0] / counts[1][1]
     effect = abs(shares[1] - shares[0])
     found = [Change(device, _REFUSED, *shares, effect, fisher_p(*counts))]
@@ -152,7 +152,7 @@ def significant(changes: Sequence[Change]) -> list[Change]:
 
 
 class DriftWatch:
-    """Raises and clears the alert `films_changed`.
+    """Raises and clears the alert `images_changed`.
 
     Args:
         config: The configuration; not read today.
@@ -186,7 +186,7 @@ class DriftWatch:
             own, last = self._reference(model, site, device)
             tested += compare(own, self._week(model, site, last, device), device)
         changes = significant(tested)
-        log("drift", films=week.films, tests=len(tested), changes=len(changes))
+        log("drift", images=week.images, tests=len(tested), changes=len(changes))
         if changes:
             self._tell(changes, reference, week, {one.device for one in tested if one.device})
         else:
@@ -202,14 +202,14 @@ class DriftWatch:
             words.append(f"Of {len(tested)} devices `{min(changed)}` alone has changed.")
         elif changed and changed == tested and len(tested) > 1:
             words.append("Every device has changed: it may be the patients, or the processing.")
-        words += [f"The device `{name}` took no film of the reference." for name in new]
+        words += [f"The device `{name}` took no image of the reference." for name in new]
         self._ledger.raise_alert(
             ALERT_KEY,
-            AlertCode.FILMS_CHANGED.code,
+            AlertCode.IMAGES_CHANGED.code,
             words=words,
-            films=week.films,
-            reference=f"the first {reference.films} results of this model; "
-            "a site file holds no scores of films",
+            images=week.images,
+            reference=f"the first {reference.images} results of this model; "
+            "a site file holds no scores of images",
         )
 
     def _reference(self, model: str, site: str, device: str = _ALL) -> tuple[Sample, int]:
@@ -235,7 +235,7 @@ class DriftWatch:
         if device:
             where, values = f"{where} AND device = ?", (*values, device)
         return self._ledger.rows(
-            "SELECT result.id AS id, record, device FROM result JOIN film ON film.id = film_id"
+            "SELECT result.id AS id, record, device FROM result JOIN image ON image.id = image_id"
             f" WHERE model_sha256 = ? AND site_sha256 = ?{where} ORDER BY result.id{limit}",
             *(model, site, *values),
         )

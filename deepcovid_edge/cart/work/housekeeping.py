@@ -1,4 +1,4 @@
-"""What the worker looks after beside the films: room, clock, certificates, and a backup."""
+"""What the worker looks after beside the images: room, clock, certificates, and a backup."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Housekeeping:
         ledger: The ledger.
         spool: The spool folder.
         stop: Ends it when it is set.
-        further: What else is done each time, such as the watch for films that have changed.
+        further: What else is done each time, such as the watch for images that have changed.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class Housekeeping:
         settings = self.config.cart
         kept = RetentionSettings(settings.keep_days, settings.quota_mib, committing)
         if deleted := delete_old(self.ledger, self.spool, kept):
-            log("deleted", films=deleted)
+            log("deleted", images=deleted)
         self.spool.fill_ballast()
         self._look_at_disk()
         self._look_at_clock()
-        self._look_for_films()
+        self._look_for_images()
         for path in _certificates(self.config):
             self._look_at_certificate(path)
         if self._further:
@@ -87,18 +87,18 @@ class Housekeeping:
         else:
             self.ledger.clear_alert(AlertCode.DISK_FLOOR.code)
 
-    def _look_for_films(self) -> None:
-        """Whether films still come, where they came before."""
-        hours = self.config.cart.no_film_hours
+    def _look_for_images(self) -> None:
+        """Whether images still come, where they came before."""
+        hours = self.config.cart.no_image_hours
         last = self.ledger.row("SELECT at_utc FROM arrival ORDER BY id DESC LIMIT 1")
         if not hours or last is None:
             return
         silent = datetime.now(timezone.utc) - datetime.fromisoformat(last["at_utc"])
         if silent > timedelta(hours=hours):
-            code = AlertCode.NO_FILM.code
+            code = AlertCode.NO_IMAGE.code
             self.ledger.raise_alert(code, code, last=last["at_utc"], hours=hours)
         else:
-            self.ledger.clear_alert(AlertCode.NO_FILM.code)
+            self.ledger.clear_alert(AlertCode.NO_IMAGE.code)
 
     def _look_at_clock(self) -> None:
         if clock_is_plausible():

@@ -17,7 +17,7 @@ _STOP_SECONDS = 10.0
 
 
 def work(config: CartConfig, stop: threading.Event) -> None:
-    """Judge and send until the stop. One process does so for a spool; a second one waits.
+    """Assessor and send until the stop. One process does so for a spool; a second one waits.
 
     Raises:
         OutputError: The spool cannot be written, or another process works on it.

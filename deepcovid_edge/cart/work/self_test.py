@@ -1,7 +1,7 @@
-"""The test at each start of a judge: drawn films go through the whole path.
+"""The test at each start of an assessor: drawn images go through the whole path.
 
-What comes of them must be a number, a heat map and objects; a judge that does not get so far says
-why, and no film of a patient is given to it. What the first film would wait for is loaded then.
+What comes of them must be a number, a heat map and objects; an assessor that does not get so far
+says why, and no image of a patient is given to it. What the first image would wait for is loaded then.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
-from deepcovid_edge.cart.work.film_judge import FilmJudge, FilmRequest
+from deepcovid_edge.cart.work.assessment import AssessmentRequest, Assessor
 from deepcovid_edge.errors import ModelFileError
 from deepcovid_edge.imaging.dicom.writing import write_dicom
 from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
@@ -24,16 +24,16 @@ _STUDY, _SERIES = "2.25.1", "2.25.2"
 _OPACITIES = (0, 9)
 
 
-def check_judge(judge: FilmJudge) -> None:
-    """Have a judge judge drawn films, in a folder that is deleted afterwards.
+def check_assessor(assessor: Assessor) -> None:
+    """Have an assessor assess drawn images, in a folder that is deleted afterwards.
 
     Raises:
         ModelFileError: One has no number, or an object is missing.
-        DeepCovidEdgeError: Whatever else the judge raises.
+        DeepCovidEdgeError: Whatever else the assessor raises.
     """
     with tempfile.TemporaryDirectory() as folder:
         spool = Spool(Path(folder), SpoolSettings(0, 0.0, 0))
-        own = FilmJudge(judge.model, spool, judge.settings, judge.maker)
+        own = Assessor(assessor.model, spool, assessor.settings, assessor.maker)
         for opacities in _OPACITIES:
             path = Path(folder) / f"{opacities}.dcm"
             pixels = draw_phantom(7, opacities=opacities).astype(np.uint16) << 4
@@ -48,14 +48,14 @@ def check_judge(judge: FilmJudge) -> None:
                 ViewPosition="PA",
                 PresentationIntentType="FOR PRESENTATION",
             )
-            request = FilmRequest(path, f"{opacities:064d}", is_dicom=True)
-            _check(own.judge(request), judge.settings.heatmap != "none")
+            request = AssessmentRequest(path, f"{opacities:064d}", is_dicom=True)
+            _check(own.assess(request), assessor.settings.heatmap != "none")
 
 
 def _check(answer: Mapping[str, Any], with_map: bool) -> None:
     record = answer["record"]
     if record["status"] != "assessed":
-        raise ModelFileError(f"self-test: a drawn film is not assessed: {record['message']}")
+        raise ModelFileError(f"self-test: a drawn image is not assessed: {record['message']}")
     kinds = [one["kind"] for one in answer["objects"]]
     if kinds != (["sr", "sc"] if with_map else ["sr"]):
         raise ModelFileError(f"self-test: objects {kinds}, expected a report and a picture")

@@ -1,4 +1,4 @@
-"""Faults against a whole cart: nothing is lost, judged twice or altered; without fsync it is.
+"""Faults against a whole cart: nothing is lost, assessed twice or altered; without fsync it is.
 
 Each test is a few cycles of what `make campaigns` runs hundreds of.
 """
@@ -42,26 +42,26 @@ def disks() -> None:
 
 def assert_kept(counts: Counts) -> None:
     assert counts.acknowledged
-    assert (counts.lost, counts.judged_twice, counts.other_bytes) == (0, 0, 0)
+    assert (counts.lost, counts.assessed_twice, counts.other_bytes) == (0, 0, 0)
     assert counts.acknowledged == counts.sent
     assert counts.is_kept
 
 
 @pytest.fixture
 def kept(tmp_path: Path) -> tuple[Path, dict[str, str], dict[str, list[str]]]:
-    """A spool with a film, what a console knows of it, and what a PACS has."""
+    """A spool with an image, what a console knows of it, and what a PACS has."""
     with open_store(tmp_path / "spool") as store:
         store.take()
-        digest = store.judge().content_sha256
-        film = store.ledger.row("SELECT sop_uid FROM film")
+        digest = store.assess().content_sha256
+        image = store.ledger.row("SELECT sop_uid FROM image")
         objects = store.ledger.rows("SELECT sop_uid, path FROM object")
         arrived = {}
         for row in objects:
             data = (store.spool.folder / row["path"]).read_bytes()
             arrived[row["sop_uid"]] = [hashlib.sha256(data[file_meta_end(data) :]).hexdigest()]
-    assert film is not None
+    assert image is not None
     assert len(arrived) == 2
-    return tmp_path / "spool", {film["sop_uid"]: digest}, arrived
+    return tmp_path / "spool", {image["sop_uid"]: digest}, arrived
 
 
 Kept = tuple[Path, dict[str, str], dict[str, list[str]]]
@@ -69,28 +69,28 @@ Kept = tuple[Path, dict[str, str], dict[str, list[str]]]
 
 def faults(spool: Path, acknowledged: dict[str, str], arrived: dict[str, list[str]]) -> list[int]:
     audit = Audit(spool, acknowledged, arrived)
-    return [len(audit.lost()), len(audit.judged_twice()), len(audit.other_bytes())]
+    return [len(audit.lost()), len(audit.assessed_twice()), len(audit.other_bytes())]
 
 
 def test_the_audit_finds_no_fault_where_none_is(kept: Kept) -> None:
     assert faults(*kept) == [0, 0, 0]
 
 
-def test_the_audit_sees_films_that_are_lost(kept: Kept) -> None:
+def test_the_audit_sees_images_that_are_lost(kept: Kept) -> None:
     spool, acknowledged, arrived = kept
     assert faults(spool, {**acknowledged, "2.25.9": "0" * 64}, arrived) == [1, 0, 0]
     assert faults(spool, dict.fromkeys(acknowledged, "0" * 64), arrived) == [1, 0, 0]
     assert faults(spool, acknowledged, {}) == [1, 0, 0]
-    (film,) = (spool / "films").rglob("*.dcm")
-    film.write_bytes(film.read_bytes()[:-1] + b"!")
+    (image,) = (spool / "images").rglob("*.dcm")
+    image.write_bytes(image.read_bytes()[:-1] + b"!")
     assert faults(*kept) == [1, 0, 0]
-    film.unlink()
+    image.unlink()
     assert faults(*kept) == [1, 0, 0]
 
 
-def test_the_audit_sees_films_that_are_judged_twice(kept: Kept) -> None:
+def test_the_audit_sees_images_that_are_assessed_twice(kept: Kept) -> None:
     with open_store(kept[0]) as store:
-        store.ledger.event("judged", 1)
+        store.ledger.event("assessed", 1)
     assert faults(*kept) == [0, 1, 0]
 
 
@@ -119,7 +119,7 @@ def test_nothing_is_lost_by_power_cuts(tmp_path: Path) -> None:
 
 
 @needs_disks
-def test_without_fsync_power_cuts_lose_films(tmp_path: Path) -> None:
+def test_without_fsync_power_cuts_lose_images(tmp_path: Path) -> None:
     counts = power_without_fsync(tmp_path, 1, SEED)
     assert counts.lost > 0
 
@@ -156,13 +156,13 @@ def test_memory_and_files_stay_flat(tmp_path: Path) -> None:
     assert figures["restarted"] == []
     for role in ROLES:
         assert figures["files"][role]["last"] <= figures["files"][role]["first"] + 4
-        assert figures["slope_kb_a_film"][role] < 10
+        assert figures["slope_kb_an_image"][role] < 10
 
 
 @pytest.mark.slow
 @needs_dcmtk
 @needs_enclosure
 def test_the_receiver_is_a_third_as_fast_as_storescp_or_faster(tmp_path: Path) -> None:
-    """The prototype received 4 films a second beside 10.4; four fifths of that are asked for."""
+    """The prototype received 4 images a second beside 10.4; four fifths of that are asked for."""
     figures = throughput(tmp_path, 3, SEED)
     assert figures["cart_to_storescp"]["median"] > 0.8 * 4 / 10.4

@@ -17,7 +17,7 @@ from dicom_files import dataset, written
 from deepcovid_edge.cart.store.ledger import Ledger
 
 
-def film(number: int) -> bytes:
+def make_image(number: int) -> bytes:
     pixels = np.full((16, 16), number, np.uint16)
     return written(dataset(pixels, SOPInstanceUID=f"1.2.3.{number}"))
 
@@ -29,8 +29,8 @@ def count(cart: ReceivingCart, query: str) -> int:
     return int(row[0])
 
 
-def films(cart: ReceivingCart) -> int:
-    return count(cart, "SELECT count(*) FROM film")
+def images(cart: ReceivingCart) -> int:
+    return count(cart, "SELECT count(*) FROM image")
 
 
 def write_slowly(path: Path, data: bytes, parts: int) -> None:
@@ -47,9 +47,9 @@ def test_a_file_that_is_written_slowly_is_taken_whole_and_once(tmp_path: Path) -
     settings = {"folders": [incoming], "after": "delete"}
     with ReceivingCart(tmp_path / "cart", receive=settings) as cart:
         path = incoming / "slow.dcm"
-        write_slowly(path, film(1), 3)
+        write_slowly(path, make_image(1), 3)
         wait_until(lambda: not path.exists(), what="the file is taken")
-        assert films(cart) == 1
+        assert images(cart) == 1
         assert cart.events("folder")[0]["is_whole"]
         assert cart.stop() == 0
 
@@ -64,16 +64,16 @@ def test_a_share_that_goes_away_is_an_alert_and_comes_back(tmp_path: Path) -> No
     subprocess.run(mount, check=True)
     try:
         incoming.mkdir()
-        (incoming / "1.dcm").write_bytes(film(1))
+        (incoming / "1.dcm").write_bytes(make_image(1))
         with ReceivingCart(tmp_path / "cart", receive={"folders": [incoming]}) as cart:
-            wait_until(lambda: films(cart) == 1, what="the first film")
+            wait_until(lambda: images(cart) == 1, what="the first image")
             subprocess.run(["umount", "-l", str(incoming.parent)], check=True)
             gone = "SELECT count(*) FROM alert WHERE code = 'folder_gone'"
             wait_until(lambda: count(cart, gone) == 1, what="an alert")
             subprocess.run(mount, check=True)
             incoming.mkdir()
-            (incoming / "2.dcm").write_bytes(film(2))
-            wait_until(lambda: films(cart) == 2, what="the second film")
+            (incoming / "2.dcm").write_bytes(make_image(2))
+            wait_until(lambda: images(cart) == 2, what="the second image")
             assert count(cart, gone) == 0
             assert "Traceback" not in cart.said()
     finally:
@@ -86,10 +86,10 @@ def test_five_thousand_files_at_the_start(tmp_path: Path) -> None:
     incoming = tmp_path / "incoming"
     incoming.mkdir()
     for number in range(5000):
-        (incoming / f"{number}.dcm").write_bytes(film(number))
+        (incoming / f"{number}.dcm").write_bytes(make_image(number))
     with ReceivingCart(tmp_path / "cart", receive={"folders": [incoming]}) as cart:
         before = cart.rss_mib()
-        wait_until(lambda: films(cart) == 5000, 800, what="all files are taken", step=1)
+        wait_until(lambda: images(cart) == 5000, 800, what="all files are taken", step=1)
         time.sleep(5)
         assert count(cart, "SELECT count(*) FROM arrival") == 5000
         assert cart.rss_mib() < before + 30

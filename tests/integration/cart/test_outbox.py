@@ -95,7 +95,7 @@ def test_everything_arrives_once_in_order_over_few_associations(
         assert len(pacs.uids) == len(made)
         assert has_all(pacs, made)
         assert same_bytes(pacs, made)
-        assert pacs.uids[0] == max(urgent)  # the picture of the positive film
+        assert pacs.uids[0] == max(urgent)  # the picture of the positive image
         assert pacs.uids[1:] == sorted(set(pacs.uids) - {max(urgent)})
         assert pacs.associations <= 2
         assert {status for _, _, status in outbox_rows(store)} == {"0x0000 success"}
@@ -127,7 +127,7 @@ def test_a_refused_object_is_parked_told_and_sent_again_by_a_person(
         start(pacs.port)
         wait_until(lambda: all_states(store) == {"sent", "parked"}, 10)
         assert [state for state, _, _ in outbox_rows(store)].count("parked") == 1
-        assert alerts(store) == {"refuses:pacs": "destination_refuses"}
+        assert alerts(store) == {"rejects:pacs": "destination_rejects"}
         time.sleep(max(WAITS))
         assert pacs.uids.count(bad) == 1
         pacs.status = 0
@@ -220,7 +220,7 @@ def test_one_that_does_not_know_the_cart_is_told_at_once_and_nothing_is_parked(
     fill(store)
     with scripted(title="OTHER", require_called=True) as pacs:
         start(pacs.port)
-        wait_until(lambda: "refuses cart:pacs" in alerts(store), 10)
+        wait_until(lambda: "rejects cart:pacs" in alerts(store), 10)
         assert all_states(store) <= {"queued", "sending"}
         port = pacs.port
     with scripted(port=port):
@@ -267,7 +267,7 @@ def test_a_file_that_is_not_what_was_built_never_leaves(
         start(pacs.port)
         wait_until(lambda: all_states(store) == {"sent", "parked"}, 10)
         assert pacs.uids == [max(made)]
-        assert alerts(store) == {"refuses:pacs": "destination_refuses"}
+        assert alerts(store) == {"rejects:pacs": "destination_rejects"}
     assert any(str(text).startswith("file: ") for _, _, text in outbox_rows(store))
 
 

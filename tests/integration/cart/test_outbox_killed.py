@@ -19,7 +19,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from deepcovid_edge.cart.config import (
-    CartConfig, Destination, JudgeSettings, Peer, ReceiveSettings
+    CartConfig, Destination, CartSettings, Peer, ReceiveSettings
 )
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
@@ -28,7 +28,7 @@ from deepcovid_edge.cart.send.outbox import Outbox
 folder, port = Path(sys.argv[1]), int(sys.argv[2])
 goal = Destination("pacs", "PACS", "127.0.0.1", port, find=True)
 peer = Peer("CONSOLE", "127.0.0.1")
-config = CartConfig(Path("c"), JudgeSettings(folder), ReceiveSettings(), (peer,), (goal,))
+config = CartConfig(Path("c"), CartSettings(folder), ReceiveSettings(), (peer,), (goal,))
 spool = Spool(folder, SpoolSettings(0, 0.0, 0))
 with Ledger(folder) as ledger:
     outbox = Outbox(config, ledger, spool)

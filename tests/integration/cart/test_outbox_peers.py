@@ -125,7 +125,7 @@ def test_a_full_orthanc_leaves_everything_in_the_outbox(store: Store, tmp_path: 
     with Orthanc(tmp_path / "orthanc", **options) as orthanc:
         version = tuple(map(int, orthanc.get("/system")["Version"].split(".")[:2]))
         if version < (1, 11):
-            pytest.skip("this Orthanc deletes old films where it is full: 1.11 can refuse")
+            pytest.skip("this Orthanc deletes old images where it is full: 1.11 can refuse")
         goal = Destination("pacs", "ORTHANC", "127.0.0.1", orthanc.port)
         orthanc.post("/instances", object_file("sc", "2.25.9"))
         assert outbox_to(store, goal).drain(2) == 4
@@ -139,10 +139,10 @@ def test_orthanc_that_does_not_know_the_cart_is_told(store: Store, tmp_path: Pat
         answer = DimseSender(goal, "CART", SHORT).check()
         with DimseSender(goal, "CART", SHORT) as sender, pytest.raises(NotThereError):
             sender.echo()
-        assert answer.refuses
+        assert answer.rejects
         assert answer.status.endswith("Called AE title not recognised")
         assert outbox_to(store, goal).drain(1) == 2
-        assert "refuses cart:pacs" in alerts(store)
+        assert "rejects cart:pacs" in alerts(store)
 
 
 def test_check_names_what_is_wrong(store: Store) -> None:

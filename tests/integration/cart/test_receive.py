@@ -1,4 +1,4 @@
-"""Films by C-STORE from real senders: DCMTK in every syntax that it writes, else pynetdicom."""
+"""Images by C-STORE from real senders: DCMTK in every syntax that it writes, else pynetdicom."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from deepcovid_edge.imaging.dicom.syntaxes import file_meta_end
 pytestmark = needs_dcmtk
 _ROOT = Path(__file__).parents[3]
 REAL = sorted(
-    film for place in (_ROOT, _ROOT.parent) for film in (place / "shared/dicom").glob("*.dcm")
+    image for place in (_ROOT, _ROOT.parent) for image in (place / "shared/dicom").glob("*.dcm")
 )
 CT, MULTIFRAME = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.7.2"
 OPTIONS = {
@@ -68,7 +68,7 @@ def cart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReceivingCart]:
         yield running
 
 
-def film(bits: int = 12, **elements: Any) -> Any:
+def make_image(bits: int = 12, **elements: Any) -> Any:
     number = next(_numbers)
     pixels = np.random.default_rng(number).integers(0, 1 << bits, (64, 48))
     kind = np.uint16 if bits > 8 else np.uint8
@@ -87,14 +87,16 @@ def rows(cart: ReceivingCart, query: str, *values: object) -> list[sqlite3.Row]:
         return ledger.rows(query, *values)
 
 
-def films(cart: ReceivingCart, uid: str) -> list[Path]:
-    """Files of the films with a SOP instance UID."""
-    names = [row[0] for row in rows(cart, "SELECT content_sha256 FROM film WHERE sop_uid = ?", uid)]
-    return [cart.spool / "films" / name[:2] / f"{name}.dcm" for name in names]
+def images(cart: ReceivingCart, uid: str) -> list[Path]:
+    """Files of the images with a SOP instance UID."""
+    names = [
+        row[0] for row in rows(cart, "SELECT content_sha256 FROM image WHERE sop_uid = ?", uid)
+    ]
+    return [cart.spool / "images" / name[:2] / f"{name}.dcm" for name in names]
 
 
 def stored(cart: ReceivingCart, uid: str) -> Path:
-    (path,) = films(cart, uid)
+    (path,) = images(cart, uid)
     return path
 
 
@@ -124,8 +126,8 @@ def test_an_echo_is_answered(cart: ReceivingCart) -> None:
 def test_every_syntax_of_dcmtk_arrives_as_it_was_sent(
     cart: ReceivingCart, tmp_path: Path, syntax: str
 ) -> None:
-    image = film(min(12, MOST_BITS.get(syntax, 12)))
-    path = tmp_path / "film.dcm"
+    image = make_image(min(12, MOST_BITS.get(syntax, 12)))
+    path = tmp_path / "image.dcm"
     path.write_bytes(by_dcmtk(written(image), syntax))
     uid = str(dcmread(path).SOPInstanceUID)  # a lossy copy has another one
     done = storescu(cart.port, path, options=[OPTIONS[syntax]])
@@ -140,19 +142,19 @@ def test_every_syntax_of_dcmtk_arrives_as_it_was_sent(
 )
 def test_jpeg_2000_arrives_bit_for_bit(cart: ReceivingCart, syntax: str) -> None:
     assert {J2K, HTJ2K} & set(dicom_files.WRITABLE)
-    image = film()
+    image = make_image()
     assert sent(cart, image, syntax) == 0x0000
     kept = dcmread(stored(cart, image.SOPInstanceUID))
     assert kept.file_meta.TransferSyntaxUID == syntax
     assert kept.PixelData == image.PixelData
 
 
-@pytest.mark.skipif(not REAL, reason="no real films in ../shared/dicom")
-def test_real_films_arrive(cart: ReceivingCart) -> None:
+@pytest.mark.skipif(not REAL, reason="no real images in ../shared/dicom")
+def test_real_images_arrive(cart: ReceivingCart) -> None:
     for path in REAL:  # two of them have one UID and other pixels
         before = dcmread(path)
         assert sent_file(cart, path) == 0x0000
-        kept = [dcmread(film) for film in films(cart, str(before.SOPInstanceUID))]
+        kept = [dcmread(image) for image in images(cart, str(before.SOPInstanceUID))]
         assert before.PixelData in [one.PixelData for one in kept]
         assert {one.PatientID for one in kept} == {before.PatientID}
 
@@ -169,22 +171,24 @@ def sent_file(cart: ReceivingCart, path: Path) -> int:
 
 
 def test_a_duplicate_is_taken_once_and_noted_twice(cart: ReceivingCart, tmp_path: Path) -> None:
-    image = film()
+    image = make_image()
     path = saved(tmp_path, image)
     assert "(Success)" in storescu(cart.port, path).stdout
     assert "(Success)" in storescu(cart.port, path).stdout
-    (row,) = rows(cart, "SELECT id FROM film WHERE sop_uid = ?", image.SOPInstanceUID)
-    arrivals = rows(cart, "SELECT * FROM arrival WHERE film_id = ?", row["id"])
+    (row,) = rows(cart, "SELECT id FROM image WHERE sop_uid = ?", image.SOPInstanceUID)
+    arrivals = rows(cart, "SELECT * FROM arrival WHERE image_id = ?", row["id"])
     assert [one["same_bytes"] for one in arrivals] == [1, 1]
     assert arrivals[0]["ae_title"] == "CONSOLE"
 
 
-def test_the_same_uid_with_other_bytes_is_another_film(cart: ReceivingCart, tmp_path: Path) -> None:
-    one, other = film(), film()
+def test_the_same_uid_with_other_bytes_is_another_image(
+    cart: ReceivingCart, tmp_path: Path
+) -> None:
+    one, other = make_image(), make_image()
     other.SOPInstanceUID = one.SOPInstanceUID
     assert "(Success)" in storescu(cart.port, saved(tmp_path, one)).stdout
     assert "(Success)" in storescu(cart.port, saved(tmp_path, other)).stdout
-    found = rows(cart, "SELECT id FROM film WHERE sop_uid = ?", one.SOPInstanceUID)
+    found = rows(cart, "SELECT id FROM image WHERE sop_uid = ?", one.SOPInstanceUID)
     assert len(found) == 2
 
 
@@ -204,21 +208,21 @@ def test_wrong_titles_are_rejected_with_the_reason(
 
 
 def test_a_ct_is_refused_when_the_sender_asks(cart: ReceivingCart, tmp_path: Path) -> None:
-    done = storescu(cart.port, saved(tmp_path, film(SOPClassUID=CT)))
+    done = storescu(cart.port, saved(tmp_path, make_image(SOPClassUID=CT)))
     assert done.returncode != 0
     assert "No valid Presentation Context" in done.stdout
 
 
 def test_a_raw_image_is_refused_when_the_sender_asks(cart: ReceivingCart, tmp_path: Path) -> None:
     raw = CR + ".1.1"
-    assert storescu(cart.port, saved(tmp_path, film(SOPClassUID=raw))).returncode != 0
+    assert storescu(cart.port, saved(tmp_path, make_image(SOPClassUID=raw))).returncode != 0
 
 
 def test_other_images_are_taken_where_that_is_asked_for(tmp_path: Path) -> None:
-    with ReceivingCart(tmp_path / "cart", receive={"other_films": "record"}) as cart:
-        done = storescu(cart.port, saved(tmp_path, film(SOPClassUID=CT)))
+    with ReceivingCart(tmp_path / "cart", receive={"other_images": "record"}) as cart:
+        done = storescu(cart.port, saved(tmp_path, make_image(SOPClassUID=CT)))
         assert "(Success)" in done.stdout
-        report = film(SOPClassUID="1.2.840.10008.5.1.4.1.1.88.33")
+        report = make_image(SOPClassUID="1.2.840.10008.5.1.4.1.1.88.33")
         assert storescu(cart.port, saved(tmp_path, report)).returncode != 0
 
 
@@ -227,7 +231,7 @@ def test_a_uid_that_is_missing_or_another_one_is_refused(
     cart: ReceivingCart, uid: str | None
 ) -> None:
     """Without a UID pynetdicom itself answers nothing, and with a long one it aborts."""
-    assert raw_store(cart, data_set(film()), store_command(uid)) == 0xA900
+    assert raw_store(cart, data_set(make_image()), store_command(uid)) == 0xA900
 
 
 def test_what_is_no_data_set_is_refused(cart: ReceivingCart) -> None:
@@ -236,7 +240,7 @@ def test_what_is_no_data_set_is_refused(cart: ReceivingCart) -> None:
 
 
 def test_a_class_that_was_not_negotiated_is_refused(cart: ReceivingCart) -> None:
-    image = film()
+    image = make_image()
     assert raw_store(cart, data_set(image), store_command(image.SOPInstanceUID, CT)) == 0x0122
 
 
@@ -271,7 +275,7 @@ def idle_association(cart: ReceivingCart) -> Iterator[None]:
 
 def test_a_locked_ledger_is_out_of_resources(tmp_path: Path) -> None:
     with ReceivingCart(tmp_path / "cart") as cart:
-        path = saved(tmp_path, film())
+        path = saved(tmp_path, make_image())
         with contextlib.closing(sqlite3.connect(cart.spool / "ledger.db")) as other:
             other.execute("BEGIN IMMEDIATE")
             done = storescu(cart.port, path)
@@ -287,14 +291,14 @@ def test_a_full_disk_is_out_of_resources_until_there_is_room(tmp_path: Path) -> 
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)], check=True)
     try:
         with ReceivingCart(place / "cart") as cart:
-            path = saved(tmp_path, film())
+            path = saved(tmp_path, make_image())
             assert "(Success)" in storescu(cart.port, path).stdout
             filling = place / "filling"
             with contextlib.suppress(OSError), filling.open("wb") as stream:
                 while True:
                     stream.write(bytes(1 << 16))
                     stream.flush()
-            more = saved(tmp_path, film())
+            more = saved(tmp_path, make_image())
             assert "OutOfResources" in storescu(cart.port, more).stdout
             assert statuses(cart, 1) == ["0xA700"]
             filling.unlink()
@@ -320,8 +324,8 @@ def test_a_port_that_is_taken_is_told_in_a_sentence(tmp_path: Path, cart: Receiv
     assert f"receive.port: 127.0.0.1:{cart.port}: Address already in use" in second.said()
 
 
-def test_films_of_two_senders_at_once_all_arrive(cart: ReceivingCart, tmp_path: Path) -> None:
-    images = [film() for _ in range(20)]
+def test_images_of_two_senders_at_once_all_arrive(cart: ReceivingCart, tmp_path: Path) -> None:
+    images = [make_image() for _ in range(20)]
     paths = [saved(tmp_path, image) for image in images]
     said: list[str] = []
 
@@ -339,7 +343,7 @@ def test_films_of_two_senders_at_once_all_arrive(cart: ReceivingCart, tmp_path: 
 
 
 def test_the_log_has_no_name_and_no_uid(cart: ReceivingCart, tmp_path: Path) -> None:
-    image = film(PatientName="CANARY^ZEBRA", PatientID="CANARY17")
+    image = make_image(PatientName="CANARY^ZEBRA", PatientID="CANARY17")
     assert "(Success)" in storescu(cart.port, saved(tmp_path, image)).stdout
     assert "CANARY" not in cart.said()
     assert not re.search(r"\d+(\.\d+){5,}", cart.said())

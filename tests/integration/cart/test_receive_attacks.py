@@ -126,7 +126,7 @@ def test_a_pdu_of_200_mb_within_an_association_is_not_buffered(cart: ReceivingCa
         assert is_ended(sock)
 
 
-def test_a_data_set_without_end_is_cut_at_the_largest_film(cart: ReceivingCart) -> None:
+def test_a_data_set_without_end_is_cut_at_the_largest_image(cart: ReceivingCart) -> None:
     before = cart.rss_mib()
     with contextlib.ExitStack() as stack:
         sock = associated(stack, cart)
@@ -140,7 +140,7 @@ def test_a_data_set_without_end_is_cut_at_the_largest_film(cart: ReceivingCart) 
         what="an event",
     )
     with Ledger(cart.spool, read_only=True) as ledger:
-        wait_until(lambda: ledger.row("SELECT 1 FROM alert WHERE code = 'film_too_large'"))
+        wait_until(lambda: ledger.row("SELECT 1 FROM alert WHERE code = 'image_too_large'"))
 
 
 def test_messages_that_wait_for_no_answer_do_not_pile_up(cart: ReceivingCart) -> None:

@@ -52,9 +52,9 @@ def outcome(console: Orthanc, path: str) -> Any:
 
 
 def settle(cart: ReceivingCart) -> None:
-    """As if the worker had judged every film."""
+    """As if the worker had assessed every image."""
     with Ledger(cart.spool) as ledger, ledger.transaction() as now:
-        now.execute("UPDATE film SET state = 'judged'")
+        now.execute("UPDATE image SET state = 'assessed'")
 
 
 def send(console: Orthanc) -> None:
@@ -63,13 +63,13 @@ def send(console: Orthanc) -> None:
     console.post("/modalities/cart/store", [identifier])
 
 
-def test_orthanc_is_told_when_its_film_is_done_and_of_one_that_never_came(
+def test_orthanc_is_told_when_its_image_is_done_and_of_one_that_never_came(
     console: Orthanc, tmp_path: Path
 ) -> None:
     with cart_of(console, tmp_path / "cart") as cart:
         send(console)
         path, other = ask(console, UID), ask(console, UID, "1.2.3.4.99")
-        wait_until(lambda: cart.events("store"), what="a film")
+        wait_until(lambda: cart.events("store"), what="an image")
         assert outcome(console, path) is None
         settle(cart)
         wait_until(lambda: outcome(console, path) and outcome(console, other), what="reports")

@@ -1,4 +1,4 @@
-"""The real judge in its process: killed, slow, without a model; another model while it works."""
+"""The real assessor in its process: killed, slow, without a model; another model while it works."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from cart_peers import wait_until
 from cart_store import FOLDER, Store, open_store
 from click.testing import CliRunner
 from dicom_files import EXPLICIT
-from whole_cart import phantom_film
+from whole_cart import phantom_image
 
 from deepcovid_edge.cart.commands import command
 from deepcovid_edge.cart.config import CartConfig, read_config
-from deepcovid_edge.cart.work.judge import Judge, JudgeCrashedError, JudgeFailedError
+from deepcovid_edge.cart.work.assessor import (
+    AssessorCrashedError,
+    AssessorFailedError,
+    AssessorProcess,
+)
 from deepcovid_edge.cart.work.worker import Worker
 from deepcovid_edge.errors import ModelFileError
 
@@ -60,50 +64,50 @@ def worker(config: CartConfig, store: Store) -> Iterator[Worker]:
 
 
 def take(store: Store, number: int) -> None:
-    store.intake.take_file(phantom_film(number, EXPLICIT), name="f.dcm", arrival=FOLDER)
+    store.intake.take_file(phantom_image(number, EXPLICIT), name="f.dcm", arrival=FOLDER)
 
 
-def judge_of(worker: Worker) -> Judge:
-    judge = worker._ready()
-    assert judge is not None
-    return judge
+def assessor_of(worker: Worker) -> AssessorProcess:
+    assessor = worker._ready()
+    assert assessor is not None
+    return assessor
 
 
-def test_a_judge_that_is_killed_is_started_again_and_the_film_is_judged(
+def test_a_assessor_that_is_killed_is_started_again_and_the_image_is_assessed(
     worker: Worker, store: Store
 ) -> None:
     take(store, 1)
-    os.killpg(judge_of(worker)._process.pid, signal.SIGKILL)
-    assert worker.judge_next()  # a try, for nothing
+    os.killpg(assessor_of(worker)._process.pid, signal.SIGKILL)
+    assert worker.assess_next()  # a try, for nothing
     assert store.states() == ["received"]
-    judge_of(worker)
-    assert worker.judge_next()
-    assert store.states() == ["judged"]
+    assessor_of(worker)
+    assert worker.assess_next()
+    assert store.states() == ["assessed"]
     assert len(store.ledger.rows("SELECT * FROM outbox")) == 2
 
 
-def test_a_judge_that_hangs_is_ended_in_time(
+def test_a_assessor_that_hangs_is_ended_in_time(
     worker: Worker, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take(store, 2)
-    judge = judge_of(worker)
-    monkeypatch.setattr(judge, "_seconds", 1.0)
-    process = judge._process.pid
+    assessor = assessor_of(worker)
+    monkeypatch.setattr(assessor, "_seconds", 1.0)
+    process = assessor._process.pid
     os.killpg(process, signal.SIGSTOP)
-    assert worker.judge_next()
+    assert worker.assess_next()
     assert not Path(f"/proc/{process}").exists()
-    judge_of(worker)
-    assert worker.judge_next()
-    assert store.states() == ["judged"] * 2
+    assessor_of(worker)
+    assert worker.assess_next()
+    assert store.states() == ["assessed"] * 2
 
 
-def test_a_judge_ends_with_its_worker(config: CartConfig) -> None:
+def test_a_assessor_ends_with_its_worker(config: CartConfig) -> None:
     program = (
         "import os, sys, pathlib\n"
         "from deepcovid_edge.cart.config import read_config\n"
-        "from deepcovid_edge.cart.work.judge import Judge\n"
-        "judge = Judge(read_config(pathlib.Path(sys.argv[1])), 'squeezenet1_1', None)\n"
-        "print(judge._process.pid, flush=True)\n"
+        "from deepcovid_edge.cart.work.assessor import AssessorProcess\n"
+        "assessor = AssessorProcess(read_config(pathlib.Path(sys.argv[1])), 'squeezenet1_1', None)\n"
+        "print(assessor._process.pid, flush=True)\n"
         "os.kill(os.getpid(), 9)\n"
     )
     done = subprocess.run(
@@ -117,18 +121,18 @@ def test_a_judge_ends_with_its_worker(config: CartConfig) -> None:
 def test_a_model_that_is_none_is_named(config: CartConfig, tmp_path: Path) -> None:
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no model")
-    with pytest.raises(JudgeFailedError):
-        Judge(config, str(broken), None)
-    with pytest.raises(JudgeFailedError, match="no_such_model"):
-        Judge(config, "no_such_model", None)
+    with pytest.raises(AssessorFailedError):
+        AssessorProcess(config, str(broken), None)
+    with pytest.raises(AssessorFailedError, match="no_such_model"):
+        AssessorProcess(config, "no_such_model", None)
 
 
 def test_an_answer_that_is_none_counts_as_a_crash(worker: Worker) -> None:
-    judge = judge_of(worker)
-    judge._rest = b"no answer\n"
-    with pytest.raises(JudgeCrashedError, match="not an answer"):
-        judge._answer(1.0)
-    worker._end_judge()
+    assessor = assessor_of(worker)
+    assessor._rest = b"no answer\n"
+    with pytest.raises(AssessorCrashedError, match="not an answer"):
+        assessor._answer(1.0)
+    worker._end_assessor()
 
 
 def test_a_model_is_used_only_when_it_has_proved_itself(config: CartConfig, store: Store) -> None:
@@ -139,20 +143,20 @@ def test_a_model_is_used_only_when_it_has_proved_itself(config: CartConfig, stor
         return done.output
 
     path = str(config.path)
-    assert "squeezenet1_1 judges" in run("use", path, "squeezenet1_1")
+    assert "squeezenet1_1 assesses" in run("use", path, "squeezenet1_1")
     with pytest.raises(Exception, match="no_such_model"):
         run("use", path, "no_such_model")
     assert json.loads(str(store.ledger.get_meta("model")))["model"] == "squeezenet1_1"
-    assert "squeezenet1_1 judges" in run("rollback", path)
+    assert "squeezenet1_1 assesses" in run("rollback", path)
 
 
-def test_a_judge_whose_films_get_no_number_is_told(
+def test_a_assessor_whose_images_get_no_number_is_told(
     config: CartConfig, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
-        raise ModelFileError("self-test: a drawn film is not assessed: too dark")
+        raise ModelFileError("self-test: a drawn image is not assessed: too dark")
 
-    monkeypatch.setattr("deepcovid_edge.cart.work.judge_child.check_judge", refuse)
+    monkeypatch.setattr("deepcovid_edge.cart.work.assessor_child.check_assessor", refuse)
     from deepcovid_edge.cart.model_pointer import use_model
 
     before = store.ledger.get_meta("model")

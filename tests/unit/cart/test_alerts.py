@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.commands import command
-from deepcovid_edge.cart.config import CartConfig, JudgeSettings, ReceiveSettings, read_config
+from deepcovid_edge.cart.config import CartConfig, CartSettings, ReceiveSettings, read_config
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
 from deepcovid_edge.cart.work import housekeeping
@@ -54,12 +54,12 @@ def test_every_alert_that_the_code_raises_is_in_the_list() -> None:
 def test_the_status_shows_an_alert_with_its_fix_and_a_person_ends_it(tmp_path: Path) -> None:
     config = config_of(tmp_path)
     with open_store(config.cart.spool) as store:
-        store.ledger.raise_alert("quarantined 7", AlertCode.QUARANTINED.code, film=7)
+        store.ledger.raise_alert("quarantined 7", AlertCode.QUARANTINED.code, image=7)
     shown = CliRunner().invoke(command, ["status", str(config.path)]).output
     assert AlertCode.QUARANTINED.fix in shown
     assert "`quarantined 7`" in shown
     values = json.loads(CliRunner().invoke(command, ["status", "--json", str(config.path)]).output)
-    assert values["alerts"][0]["detail"] == {"film": 7}
+    assert values["alerts"][0]["detail"] == {"image": 7}
     done = CliRunner().invoke(command, ["acknowledge", str(config.path), "quarantined 7"])
     assert "over" in done.output
     assert "No alert." in CliRunner().invoke(command, ["status", str(config.path)]).output
@@ -87,8 +87,8 @@ def test_a_clock_before_the_program_is_told(
     assert look(config, place, roomy) == set()
 
 
-def test_films_that_stay_away_are_told(tmp_path: Path) -> None:
-    config = config_of(tmp_path, no_film_hours=8)
+def test_images_that_stay_away_are_told(tmp_path: Path) -> None:
+    config = config_of(tmp_path, no_image_hours=8)
     with open_store(config.cart.spool) as store:
         house = Housekeeping(config, store.ledger, store.spool, threading.Event())
         house.look()
@@ -98,14 +98,14 @@ def test_films_that_stay_away_are_told(tmp_path: Path) -> None:
         with store.ledger.transaction() as now:
             now.execute("UPDATE arrival SET at_utc = ?", (long_ago.isoformat(),))
         house.look()
-        assert codes(store.ledger) == {"no_film"}
+        assert codes(store.ledger) == {"no_image"}
         store.take(1)
         house.look()
         assert codes(store.ledger) == set()
 
 
 def test_a_certificate_that_ends_soon_is_told(tmp_path: Path) -> None:
-    settings = JudgeSettings(tmp_path / "spool")
+    settings = CartSettings(tmp_path / "spool")
     file = tmp_path / "no.pem"
     file.write_text("no certificate")
     assert certificate_end(file) is None

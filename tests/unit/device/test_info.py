@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from deepcovid_edge.validation import diagnostics
 from deepcovid_edge.cli.main import run
 from deepcovid_edge.device.processor import INT8_SWITCH
 from deepcovid_edge.files import file_sha256
 from deepcovid_edge.manifest import read_manifest
 from deepcovid_edge.models import DEFAULT_MODEL, shipped_models
+from deepcovid_edge.validation import diagnostics
 
 pytestmark = pytest.mark.int8
 

@@ -18,13 +18,13 @@ pytest.importorskip("highdicom", reason="needs extra cart")
 from cart_results import (
     FACTS,
     POSITIVE,
-    REAL_FILMS,
+    REAL_IMAGES,
     SCORES,
     errors_of,
-    film,
+    make_image,
     needs_dciodvfy,
     needs_dcmtk,
-    needs_films,
+    needs_images,
     overlay,
     overlay_png,
     prediction,
@@ -42,15 +42,15 @@ from deepcovid_edge.cart.objects.capture import (
     burned_lines,
     card,
 )
-from deepcovid_edge.cart.objects.source import SourceFilm
+from deepcovid_edge.cart.objects.source import SourceImage
 from deepcovid_edge.cart.objects.uids import result_uid
 
 ENCODINGS: list[Encoding] = ["native", "jpeg-ls"]
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> SourceFilm:
-    return SourceFilm.read(film(tmp_path_factory.mktemp("film")))
+def source(tmp_path_factory: pytest.TempPathFactory) -> SourceImage:
+    return SourceImage.read(make_image(tmp_path_factory.mktemp("image")))
 
 
 def read(data: bytes) -> Dataset:
@@ -61,7 +61,7 @@ def expected(score: float | None = POSITIVE) -> NDArray[np.uint8]:
     return burned(overlay(), burned_lines(prediction(score), FACTS.made))
 
 
-def test_the_picture_is_the_overlay_above_a_bar(source: SourceFilm) -> None:
+def test_the_picture_is_the_overlay_above_a_bar(source: SourceImage) -> None:
     made = read(build_capture(source, prediction(POSITIVE), overlay_png(), FACTS))
     pixels = np.frombuffer(made.PixelData, np.uint8)[: made.Rows * made.Columns * 3]
     pixels = pixels.reshape(made.Rows, made.Columns, 3)
@@ -74,7 +74,7 @@ def test_the_picture_is_the_overlay_above_a_bar(source: SourceFilm) -> None:
     assert np.array_equal(pixels, expected())
 
 
-def test_jpeg_ls_keeps_each_pixel(source: SourceFilm) -> None:
+def test_jpeg_ls_keeps_each_pixel(source: SourceImage) -> None:
     data = build_capture(source, prediction(POSITIVE), overlay_png(), FACTS, encoding="jpeg-ls")
     made = read(data)
     assert made.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.4.80"
@@ -86,7 +86,7 @@ def test_jpeg_ls_keeps_each_pixel(source: SourceFilm) -> None:
 @needs_dcmtk
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_dcmtk_shows_the_same_picture(
-    encoding: Encoding, source: SourceFilm, tmp_path: Path
+    encoding: Encoding, source: SourceImage, tmp_path: Path
 ) -> None:
     given, plain, shown = (tmp_path / name for name in ("sc.dcm", "plain.dcm", "sc.ppm"))
     data = build_capture(source, prediction(POSITIVE), overlay_png(), FACTS, encoding=encoding)
@@ -97,7 +97,7 @@ def test_dcmtk_shows_the_same_picture(
         assert np.array_equal(np.asarray(picture.convert("RGB")), expected())
 
 
-def test_the_capture_says_what_it_is_and_of_which_film(source: SourceFilm) -> None:
+def test_the_capture_says_what_it_is_and_of_which_image(source: SourceImage) -> None:
     made = read(build_capture(source, prediction(POSITIVE), overlay_png(), FACTS))
     assert made.SOPInstanceUID == result_uid(
         source.sop_uid, FACTS.content_sha256, "ab" * 32, "cd" * 32, "sc"
@@ -123,14 +123,14 @@ def test_the_bar_says_verdict_model_and_time() -> None:
     assert burned_lines(prediction(None), FACTS.made)[1].startswith("NOT ASSESSED | model")
 
 
-def test_a_film_once_lossy_stays_so(tmp_path: Path) -> None:
-    path = film(
+def test_an_image_once_lossy_stays_so(tmp_path: Path) -> None:
+    path = make_image(
         tmp_path,
         LossyImageCompression="01",
         LossyImageCompressionRatio="12.5",
         LossyImageCompressionMethod="ISO_10918_1",
     )
-    made = read(build_capture(SourceFilm.read(path), prediction(POSITIVE), overlay_png(), FACTS))
+    made = read(build_capture(SourceImage.read(path), prediction(POSITIVE), overlay_png(), FACTS))
     assert (made.LossyImageCompression, made.LossyImageCompressionRatio) == ("01", 12.5)
     assert made.LossyImageCompressionMethod == "ISO_10918_1"
 
@@ -144,7 +144,7 @@ def test_words_never_leave_the_bar() -> None:
         assert np.array_equal(made[:10], picture)
 
 
-def test_a_card_of_words_stands_where_there_is_no_picture(source: SourceFilm) -> None:
+def test_a_card_of_words_stands_where_there_is_no_picture(source: SourceImage) -> None:
     refused = read(build_capture(source, prediction(None), None, FACTS))
     assert refused.SeriesDescription == "AI: NOT ASSESSED"
     assert (refused.Columns, "BodyPartExamined" in refused) == (1024, False)
@@ -155,7 +155,7 @@ def test_a_card_of_words_stands_where_there_is_no_picture(source: SourceFilm) ->
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_equal_facts_make_equal_bytes(encoding: Encoding, source: SourceFilm) -> None:
+def test_equal_facts_make_equal_bytes(encoding: Encoding, source: SourceImage) -> None:
     first, second = (
         build_capture(source, prediction(POSITIVE), overlay_png(), FACTS, encoding=encoding)
         for _ in range(2)
@@ -170,7 +170,7 @@ def test_equal_facts_make_equal_bytes(encoding: Encoding, source: SourceFilm) ->
 @pytest.mark.parametrize("with_map", [True, False])
 @pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
 def test_dciodvfy_finds_no_error(
-    score: float | None, with_map: bool, encoding: Encoding, source: SourceFilm, tmp_path: Path
+    score: float | None, with_map: bool, encoding: Encoding, source: SourceImage, tmp_path: Path
 ) -> None:
     png = overlay_png() if with_map else None
     data = build_capture(source, prediction(score), png, FACTS, encoding=encoding)
@@ -178,11 +178,11 @@ def test_dciodvfy_finds_no_error(
     assert errors_of(tmp_path / "capture.dcm") == []
 
 
-@needs_films
+@needs_images
 @needs_dciodvfy
-@pytest.mark.parametrize("path", REAL_FILMS, ids=lambda path: path.stem)
-def test_dciodvfy_finds_no_error_with_real_films(path: Path, tmp_path: Path) -> None:
-    source = SourceFilm.read(path)
+@pytest.mark.parametrize("path", REAL_IMAGES, ids=lambda path: path.stem)
+def test_dciodvfy_finds_no_error_with_real_images(path: Path, tmp_path: Path) -> None:
+    source = SourceImage.read(path)
     for score in SCORES.values():
         data = build_capture(source, prediction(score), overlay_png(), FACTS)
         (tmp_path / "capture.dcm").write_bytes(data)

@@ -17,24 +17,24 @@ hd = pytest.importorskip("highdicom", reason="needs extra cart")
 from cart_results import (
     FACTS,
     NEGATIVE,
+    NOT_ASSESSED,
     POSITIVE,
-    REAL_FILMS,
-    REFUSED,
+    REAL_IMAGES,
     REGIONS,
     SCORES,
     errors_of,
-    film,
+    make_image,
     needs_dciodvfy,
     needs_dcmtk,
-    needs_films,
+    needs_images,
     prediction,
 )
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from deepcovid_edge.cart.objects.facts import refusal_text
+from deepcovid_edge.cart.objects.facts import not_assessed_text
 from deepcovid_edge.cart.objects.report import ReportClass, build_report
-from deepcovid_edge.cart.objects.source import SourceFilm
+from deepcovid_edge.cart.objects.source import SourceImage
 from deepcovid_edge.cart.objects.uids import device_uid, result_uid
 from deepcovid_edge.imaging.dicom.syntaxes import IMPLICIT
 from deepcovid_edge.reasons import Reason, WarningCode
@@ -44,8 +44,8 @@ MULTI_FRAME = "1.2.840.10008.5.1.4.1.1.7.3"
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> SourceFilm:
-    return SourceFilm.read(film(tmp_path_factory.mktemp("film")))
+def source(tmp_path_factory: pytest.TempPathFactory) -> SourceImage:
+    return SourceImage.read(make_image(tmp_path_factory.mktemp("image")))
 
 
 def read(data: bytes) -> Dataset:
@@ -76,7 +76,7 @@ def named(node: Dataset, kind: str, name: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
-def test_the_report_says_what_the_record_says(score: float | None, source: SourceFilm) -> None:
+def test_the_report_says_what_the_record_says(score: float | None, source: SourceImage) -> None:
     record = prediction(score)
     report = read(build_report(source, record, FACTS))
     assert report.SOPInstanceUID == result_uid(
@@ -97,7 +97,7 @@ def test_the_report_says_what_the_record_says(score: float | None, source: Sourc
         "limits: low 0.02 high 0.05",
         f"site file: North clinic, sha256 {'cd' * 32}",
         f"software: deepcovid-edge {FACTS.version}",
-        f"film sha256: {'11' * 32}",
+        f"image sha256: {'11' * 32}",
     ]
     assert named(report, "UIDREF", "Device Observer UID") == [device_uid("CART-0001")]
     assert not named(report, "NUM", "Certainty of Finding")
@@ -115,7 +115,7 @@ def test_the_report_says_what_the_record_says(score: float | None, source: Sourc
     ],
 )
 def test_presence_is_stated_by_decision(
-    decision: str, presence: list[str], finding: list[str], said: str, source: SourceFilm
+    decision: str, presence: list[str], finding: list[str], said: str, source: SourceImage
 ) -> None:
     report = read(build_report(source, prediction(SCORES[decision]), FACTS))
     assert named(report, "CODE", "Presence") == presence
@@ -129,8 +129,8 @@ def test_presence_is_stated_by_decision(
     assert report.SeriesDescription == "AI RESULT - RESEARCH USE ONLY"
 
 
-def test_a_refusal_has_a_reason_and_neither_number_nor_presence(source: SourceFilm) -> None:
-    record = prediction(REFUSED, regions=REGIONS)
+def test_a_refusal_has_a_reason_and_neither_number_nor_presence(source: SourceImage) -> None:
+    record = prediction(NOT_ASSESSED, regions=REGIONS)
     for calibrated in (False, True):
         report = read(build_report(source, record, FACTS, calibrated=calibrated))
         kinds = {item.ValueType for item in items(report)}
@@ -145,20 +145,20 @@ def test_a_refusal_has_a_reason_and_neither_number_nor_presence(source: SourceFi
 
 def test_each_reason_has_its_sentence() -> None:
     for reason in Reason:
-        text = refusal_text(prediction(None, reason=reason.code))
+        text = not_assessed_text(prediction(None, reason=reason.code))
         assert text == f"NOT ASSESSED: {reason.code}: {reason.sentence}"
     own = prediction(None, reason="E_LATER", message="A later version's reason.")
-    assert refusal_text(own) == "NOT ASSESSED: E_LATER: A later version's reason."
+    assert not_assessed_text(own) == "NOT ASSESSED: E_LATER: A later version's reason."
 
 
 @pytest.mark.parametrize("score", [POSITIVE, NEGATIVE])
-def test_a_calibrated_score_is_a_number_in_percent(score: float, source: SourceFilm) -> None:
+def test_a_calibrated_score_is_a_number_in_percent(score: float, source: SourceImage) -> None:
     report = read(build_report(source, prediction(score), FACTS, calibrated=True))
     assert named(report, "NUM", "Certainty of Finding") == [round(100 * score, 4)]
     assert not any("not a probability" in text for text in named(report, "TEXT", "Comment"))
 
 
-def test_a_single_threshold_and_no_site_are_stated_as_such(source: SourceFilm) -> None:
+def test_a_single_threshold_and_no_site_are_stated_as_such(source: SourceImage) -> None:
     record = prediction(POSITIVE)
     run = replace(record.run, indeterminate_range=None, site=None)
     report = read(build_report(source, replace(record, run=run), FACTS))
@@ -167,7 +167,7 @@ def test_a_single_threshold_and_no_site_are_stated_as_such(source: SourceFilm) -
     assert {"limits: threshold 0.03", "site file: none"} <= set(parameters)
 
 
-def test_regions_are_outlined_on_the_film(source: SourceFilm) -> None:
+def test_regions_are_outlined_on_the_image(source: SourceImage) -> None:
     report = read(build_report(source, prediction(POSITIVE), FACTS))
     outlines = named(report, "SCOORD", "Image Region")
     assert outlines == [
@@ -185,15 +185,15 @@ def test_regions_are_outlined_on_the_film(source: SourceFilm) -> None:
     assert "Peak 0.25. Hiding it crosses the threshold: not known." in texts[1]
 
 
-def test_regions_of_a_film_with_frames_name_the_frame(tmp_path: Path) -> None:
-    path = film(tmp_path, SOPClassUID=MULTI_FRAME, NumberOfFrames="1")
-    report = read(build_report(SourceFilm.read(path), prediction(POSITIVE), FACTS))
+def test_regions_of_an_image_with_frames_name_the_frame(tmp_path: Path) -> None:
+    path = make_image(tmp_path, SOPClassUID=MULTI_FRAME, NumberOfFrames="1")
+    report = read(build_report(SourceImage.read(path), prediction(POSITIVE), FACTS))
     for region in (item for item in items(report) if item.ValueType == "SCOORD"):
         image = region.ContentSequence[0].ReferencedSOPSequence[0]
         assert image.ReferencedFrameNumber == 1
 
 
-def test_the_film_is_listed_as_evidence(source: SourceFilm) -> None:
+def test_the_image_is_listed_as_evidence(source: SourceImage) -> None:
     report = read(build_report(source, prediction(POSITIVE), FACTS))
     study = report.CurrentRequestedProcedureEvidenceSequence[0]
     series = study.ReferencedSeriesSequence[0]
@@ -202,7 +202,7 @@ def test_the_film_is_listed_as_evidence(source: SourceFilm) -> None:
 
 
 @pytest.mark.parametrize("sr_class", CLASSES)
-def test_highdicom_reads_its_groups_again(sr_class: ReportClass, source: SourceFilm) -> None:
+def test_highdicom_reads_its_groups_again(sr_class: ReportClass, source: SourceImage) -> None:
     report = read(build_report(source, prediction(POSITIVE), FACTS, sr_class=sr_class))
     kind = {"comprehensive": hd.sr.ComprehensiveSR, "comprehensive3d": hd.sr.Comprehensive3DSR}
     content = kind[sr_class].from_dataset(report).content
@@ -214,7 +214,7 @@ def test_highdicom_reads_its_groups_again(sr_class: ReportClass, source: SourceF
     assert regions[0].roi.value.tolist() == [[10, 20], [40, 20], [40, 60], [10, 60], [10, 20]]
 
 
-def test_a_class_without_a_code_gets_a_private_one(source: SourceFilm) -> None:
+def test_a_class_without_a_code_gets_a_private_one(source: SourceImage) -> None:
     record = prediction(POSITIVE)
     run = replace(record.run, positive_class="tuberculosis suspected", classes=("a", "b"))
     record = replace(record, run=run, probabilities={"tuberculosis suspected": 0.9})
@@ -228,7 +228,7 @@ def test_a_class_without_a_code_gets_a_private_one(source: SourceFilm) -> None:
     assert finding.CodeMeaning == "tuberculosis suspected"
 
 
-def test_names_of_a_clinic_in_other_letters_become_ascii(source: SourceFilm) -> None:
+def test_names_of_a_clinic_in_other_letters_become_ascii(source: SourceImage) -> None:
     record = prediction(POSITIVE)
     site = replace(record.run.site, name="中山 clinic\n")  # type: ignore[type-var]
     record = replace(record, run=replace(record.run, site=site))
@@ -242,7 +242,7 @@ def test_names_of_a_clinic_in_other_letters_become_ascii(source: SourceFilm) -> 
 @pytest.mark.parametrize("sr_class", CLASSES)
 @pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
 def test_equal_facts_make_equal_bytes(
-    score: float | None, sr_class: ReportClass, source: SourceFilm
+    score: float | None, sr_class: ReportClass, source: SourceImage
 ) -> None:
     first, second = (
         build_report(source, prediction(score), FACTS, sr_class=sr_class) for _ in range(2)
@@ -250,7 +250,7 @@ def test_equal_facts_make_equal_bytes(
     assert first == second  # although highdicom writes the microsecond
 
 
-def test_both_classes_say_the_same_under_their_own_uids(source: SourceFilm) -> None:
+def test_both_classes_say_the_same_under_their_own_uids(source: SourceImage) -> None:
     plain, spatial = (
         read(build_report(source, prediction(POSITIVE), FACTS, sr_class=one)) for one in CLASSES
     )
@@ -267,7 +267,7 @@ def test_dciodvfy_finds_no_error(
     score: float | None,
     sr_class: ReportClass,
     calibrated: bool,
-    source: SourceFilm,
+    source: SourceImage,
     tmp_path: Path,
 ) -> None:
     data = build_report(source, prediction(score), FACTS, sr_class=sr_class, calibrated=calibrated)
@@ -284,17 +284,17 @@ def test_dciodvfy_finds_no_error(
         dict.fromkeys(["PatientName", "PatientID", "StudyDate", "StudyInstanceUID", "Modality"]),
     ],
 )
-def test_dciodvfy_finds_no_error_with_odd_films(elements: dict[str, Any], tmp_path: Path) -> None:
-    source = SourceFilm.read(film(tmp_path, IMPLICIT, **elements))
+def test_dciodvfy_finds_no_error_with_odd_images(elements: dict[str, Any], tmp_path: Path) -> None:
+    source = SourceImage.read(make_image(tmp_path, IMPLICIT, **elements))
     (tmp_path / "report.dcm").write_bytes(build_report(source, prediction(POSITIVE), FACTS))
     assert errors_of(tmp_path / "report.dcm") == []
 
 
-@needs_films
+@needs_images
 @needs_dciodvfy
-@pytest.mark.parametrize("path", REAL_FILMS, ids=lambda path: path.stem)
-def test_dciodvfy_finds_no_error_with_real_films(path: Path, tmp_path: Path) -> None:
-    source = SourceFilm.read(path)
+@pytest.mark.parametrize("path", REAL_IMAGES, ids=lambda path: path.stem)
+def test_dciodvfy_finds_no_error_with_real_images(path: Path, tmp_path: Path) -> None:
+    source = SourceImage.read(path)
     for score in SCORES.values():
         for sr_class in CLASSES:
             data = build_report(source, prediction(score), FACTS, sr_class=sr_class)
@@ -304,7 +304,7 @@ def test_dciodvfy_finds_no_error_with_real_films(path: Path, tmp_path: Path) -> 
 
 @needs_dcmtk
 @pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
-def test_dsrdump_prints_the_tree(score: float | None, source: SourceFilm, tmp_path: Path) -> None:
+def test_dsrdump_prints_the_tree(score: float | None, source: SourceImage, tmp_path: Path) -> None:
     (tmp_path / "report.dcm").write_bytes(build_report(source, prediction(score), FACTS))
     done = subprocess.run(
         ["dsrdump", "+Pl", str(tmp_path / "report.dcm")], capture_output=True, text=True

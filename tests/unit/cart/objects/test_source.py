@@ -1,4 +1,4 @@
-"""What objects copy from a film: patient and study byte for byte, whatever its header is like."""
+"""What objects copy from an image: patient and study byte for byte, whatever its header is like."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("pydicom", reason="needs extra dicom")
 pytest.importorskip("imagecodecs", reason="needs extra dicom")
 pytest.importorskip("highdicom", reason="needs extra cart")
-from cart_results import FACTS, POSITIVE, film, overlay_png, prediction
+from cart_results import FACTS, POSITIVE, make_image, overlay_png, prediction
 from dicom_files import EXPLICIT, dataset, written
 from pydicom import dcmread
 from pydicom.dataset import Dataset
@@ -23,7 +23,7 @@ from pydicom.tag import Tag
 from deepcovid_edge.cart.objects.capture import build_capture
 from deepcovid_edge.cart.objects.encoding import LONGEST
 from deepcovid_edge.cart.objects.report import build_report
-from deepcovid_edge.cart.objects.source import SourceFilm
+from deepcovid_edge.cart.objects.source import SourceImage
 from deepcovid_edge.errors import DataError
 from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, DEFLATED, IMPLICIT
 from deepcovid_edge.imaging.files import FileBytes
@@ -60,8 +60,8 @@ NAMES: dict[str, tuple[bytes, bytes]] = {
 
 
 def objects_of(path: Path) -> dict[str, Any]:
-    """The objects of a film as pydicom reads them, their values as bytes."""
-    source, result = SourceFilm.read(path), prediction(POSITIVE)
+    """The objects of an image as pydicom reads them, their values as bytes."""
+    source, result = SourceImage.read(path), prediction(POSITIVE)
     made = {
         "report": build_report(source, result, FACTS),
         "capture": build_capture(source, result, overlay_png(), FACTS),
@@ -86,7 +86,7 @@ def test_names_in_any_character_set_keep_their_bytes(script: str, tmp_path: Path
     charset, name = (padded(value) for value in NAMES[script])
     raw = {CHARSET: ("CS", charset), NAME: ("PN", name)}
     for syntax in (EXPLICIT, IMPLICIT, BIG_ENDIAN, DEFLATED):
-        source = SourceFilm.read(film(tmp_path, syntax, raw))
+        source = SourceImage.read(make_image(tmp_path, syntax, raw))
         assert source.copied[NAME] == b"\x10\0\x10\0PN" + bytes([len(name), 0]) + name
         assert source.copied[CHARSET] == b"\x08\0\x05\0CS" + bytes([len(charset), 0]) + charset
     data = build_report(source, prediction(None), FACTS)
@@ -101,7 +101,7 @@ def test_names_in_any_character_set_keep_their_bytes(script: str, tmp_path: Path
 
 def test_a_name_is_read_as_it_is_written(tmp_path: Path) -> None:
     charset, name = NAMES["japanese"]
-    path = film(tmp_path, raw={CHARSET: ("CS", padded(charset)), NAME: ("PN", padded(name))})
+    path = make_image(tmp_path, raw={CHARSET: ("CS", padded(charset)), NAME: ("PN", padded(name))})
     for read in objects_of(path).values():
         assert read.PatientName == JAPANESE
 
@@ -124,27 +124,27 @@ def test_a_name_is_read_as_it_is_written(tmp_path: Path) -> None:
 def test_malformed_values_keep_their_bytes(
     tag: int, kind: str, value: bytes, tmp_path: Path
 ) -> None:
-    for read in objects_of(film(tmp_path, raw={tag: (kind, value)})).values():
+    for read in objects_of(make_image(tmp_path, raw={tag: (kind, value)})).values():
         assert value_of(read, tag) == value
 
 
-def test_what_the_film_lacks_is_there_and_empty(tmp_path: Path) -> None:
+def test_what_the_image_lacks_is_there_and_empty(tmp_path: Path) -> None:
     bare: dict[str, Any] = dict.fromkeys(
         ["PatientName", "PatientID", "PatientBirthDate", "StudyDate", "PatientAge", "Modality"]
     )
     bare |= dict.fromkeys(["PatientOrientation", "ImageLaterality", "SeriesInstanceUID"])
-    for read in objects_of(film(tmp_path, **bare)).values():
+    for read in objects_of(make_image(tmp_path, **bare)).values():
         for keyword in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate"):
             assert not read[keyword].value, keyword
         assert read.StudyInstanceUID == "1.2.3"
         assert "PatientAge" not in read
 
 
-def test_a_film_without_a_study_gets_one_that_follows_from_its_uid(tmp_path: Path) -> None:
-    source = SourceFilm.read(film(tmp_path, StudyInstanceUID=None))
+def test_an_image_without_a_study_gets_one_that_follows_from_its_uid(tmp_path: Path) -> None:
+    source = SourceImage.read(make_image(tmp_path, StudyInstanceUID=None))
     assert not source.states_study
     assert source.study_uid.startswith("2.25.")
-    assert source.study_uid == SourceFilm.read(tmp_path / "film.dcm").study_uid
+    assert source.study_uid == SourceImage.read(tmp_path / "image.dcm").study_uid
     (tmp_path / "report").write_bytes(build_report(source, prediction(POSITIVE), FACTS))
     assert dcmread(tmp_path / "report").StudyInstanceUID == source.study_uid
 
@@ -152,7 +152,7 @@ def test_a_film_without_a_study_gets_one_that_follows_from_its_uid(tmp_path: Pat
 @pytest.mark.parametrize("uid", ["1.2.840.0001.5", "../../etc/passwd", "1" * 70, "a b"])
 @pytest.mark.filterwarnings("ignore")
 def test_uids_that_are_none_are_referred_to_as_they_stand(uid: str, tmp_path: Path) -> None:
-    path = film(tmp_path)
+    path = make_image(tmp_path)
     image = dataset(np.zeros((8, 8), np.uint8))
     image.SOPInstanceUID = uid
     path.write_bytes(written(image))
@@ -184,7 +184,7 @@ def test_the_request_keeps_its_values(undefined: bool, syntax: str, tmp_path: Pa
     image.RequestAttributesSequence = Sequence([request])
     for keyword in ("ReferencedRequestSequence", "RequestAttributesSequence"):
         image[keyword].is_undefined_length = undefined
-    path = tmp_path / "film.dcm"
+    path = tmp_path / "image.dcm"
     path.write_bytes(written(image, syntax))
     read = objects_of(path)
     del request[0x00091001]
@@ -208,25 +208,25 @@ def test_the_request_keeps_its_values(undefined: bool, syntax: str, tmp_path: Pa
 def test_what_may_be_missing_is_left_out_where_it_is_malformed(
     tag: int, kind: str, value: bytes, tmp_path: Path
 ) -> None:
-    assert tag not in SourceFilm.read(film(tmp_path, IMPLICIT, {tag: (kind, value)})).copied
+    assert tag not in SourceImage.read(make_image(tmp_path, IMPLICIT, {tag: (kind, value)})).copied
 
 
 def test_private_elements_stay_behind(tmp_path: Path) -> None:
     big = {0x00091001: ("UT", b"secret" * 200_000)}
-    source = SourceFilm.read(film(tmp_path, raw=big))
+    source = SourceImage.read(make_image(tmp_path, raw=big))
     assert not any(b"secret" in value for value in source.copied.values())
     assert b"secret" not in build_report(source, prediction(POSITIVE), FACTS)
 
 
 def test_a_header_that_breaks_off_gives_what_it_has(tmp_path: Path) -> None:
-    path = film(tmp_path)
+    path = make_image(tmp_path)
     whole = path.read_bytes()
     counts = []
     for end in range(140, whole.index(b"\xe0\x7f\x10\x00"), 7):
         path.write_bytes(whole[:end])
         with contextlib.suppress(DataError):  # before the UID
-            counts.append(len(SourceFilm.read(path).copied))
-    assert build_report(SourceFilm.read(path), prediction(None), FACTS)
+            counts.append(len(SourceImage.read(path).copied))
+    assert build_report(SourceImage.read(path), prediction(None), FACTS)
     assert counts == sorted(counts)
     assert len(set(counts)) > 4
 
@@ -237,25 +237,25 @@ def test_sequences_that_are_nested_without_end_are_left_out(tmp_path: Path) -> N
         outer = Dataset()
         outer.ReferencedStudySequence = [inner]
         inner = outer
-    source = SourceFilm.read(film(tmp_path, ReferencedRequestSequence=[inner]))
+    source = SourceImage.read(make_image(tmp_path, ReferencedRequestSequence=[inner]))
     assert len(source.copied.get(0x0040A370, b"")) < 200
     assert build_report(source, prediction(POSITIVE), FACTS)
 
 
 @pytest.mark.parametrize("content", [b"", b"DICM" * 50, b"\x89PNG\r\n\x1a\n" + bytes(200)])
-def test_other_files_are_said_to_be_no_films(content: bytes, tmp_path: Path) -> None:
+def test_other_files_are_said_to_be_no_images(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "other").write_bytes(content)
     with pytest.raises(DataError, match="SOP Instance UID"):
-        SourceFilm.read(tmp_path / "other")
+        SourceImage.read(tmp_path / "other")
     with pytest.raises(DataError, match="No such file"):
-        SourceFilm.read(tmp_path / "absent")
+        SourceImage.read(tmp_path / "absent")
 
 
 @pytest.mark.parametrize("offset", ["+0900", "-0330", None])
-def test_times_stand_in_the_films_offset(offset: str | None, tmp_path: Path) -> None:
+def test_times_stand_in_the_images_offset(offset: str | None, tmp_path: Path) -> None:
     stated: dict[str, Any] = {} if offset is None else {"TimezoneOffsetFromUTC": offset}
     expected = {"+0900": "20260304130607", "-0330": "20260304003607", None: "20260304050607"}
-    for read in objects_of(film(tmp_path, **stated)).values():
+    for read in objects_of(make_image(tmp_path, **stated)).values():
         assert read.TimezoneOffsetFromUTC == (offset or "+0100")
         for kind in ("InstanceCreation", "Content", "Series"):
             at = str(read[f"{kind}Date"].value) + str(read[f"{kind}Time"].value)
@@ -267,12 +267,12 @@ ORIENTATIONS = [("L", "F"), ("L", "H"), ("R", "H"), ("F", "L"), ("F", "R"), ("H"
 
 @pytest.mark.parametrize("spacing", [None, ["0.1", "0.2"]])
 @pytest.mark.parametrize("orientation", [*ORIENTATIONS, ("H", "R")])
-def test_a_box_on_the_upright_film_is_outlined_where_it_lies_in_the_file(
+def test_a_box_on_the_upright_image_is_outlined_where_it_lies_in_the_file(
     orientation: tuple[str, str], spacing: list[str] | None, tmp_path: Path
 ) -> None:
     pixels = np.tile(np.arange(120, 200, dtype=np.uint8), (160, 2))[:, :140]
     pixels[30:50, 90:120] = 255  # rows 30 to 49, columns 90 to 119 of the file
-    path = tmp_path / "film.dcm"
+    path = tmp_path / "image.dcm"
     image = dataset(pixels, PatientOrientation=list(orientation))
     if spacing:
         image.ImagerPixelSpacing = spacing
@@ -282,7 +282,7 @@ def test_a_box_on_the_upright_film_is_outlined_where_it_lies_in_the_file(
     down, across = (a / b for a, b in zip(shown.box_shape, shown.pixels.shape, strict=True))
     left, right = round(columns.min() * across), round((columns.max() + 1) * across)
     top, bottom = round(rows.min() * down), round((rows.max() + 1) * down)
-    outline = SourceFilm.read(path).outline(left, top, right - left, bottom - top)
+    outline = SourceImage.read(path).outline(left, top, right - left, bottom - top)
     found = np.array(outline)
     assert outline[0] == outline[-1]
     assert found.min(axis=0) == pytest.approx([90, 30], abs=1 if spacing else 0)

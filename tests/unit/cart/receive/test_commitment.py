@@ -1,4 +1,4 @@
-"""When a film counts as committed, and what becomes of a request."""
+"""When an image counts as committed, and what becomes of a request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("pynetdicom", reason="the cart needs extra cart")
 from pydicom.dataset import Dataset
 
-from deepcovid_edge.cart.config import CartConfig, JudgeSettings, Peer, ReceiveSettings
+from deepcovid_edge.cart.config import CartConfig, CartSettings, Peer, ReceiveSettings
 from deepcovid_edge.cart.receive import commitment
 from deepcovid_edge.cart.receive.commitment import (
     CLASS_CONFLICT,
@@ -51,7 +51,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 @pytest.fixture
 def asked(ledger: Ledger, tmp_path: Path) -> Commitments:
     settings = ReceiveSettings(commitment=True)
-    config = CartConfig(tmp_path / "cart.toml", JudgeSettings(tmp_path), settings, (CONSOLE,))
+    config = CartConfig(tmp_path / "cart.toml", CartSettings(tmp_path), settings, (CONSOLE,))
     return Commitments(config, ledger)
 
 
@@ -72,18 +72,18 @@ def ask(commitments: Commitments, *wanted: tuple[str, str], action: int = 1, **m
     return commitments.ask(event, more.get("peer", CONSOLE))
 
 
-def add_film(ledger: Ledger, uid: str, state: str, *outbox: str) -> None:
+def add_image(ledger: Ledger, uid: str, state: str, *outbox: str) -> None:
     with ledger.transaction() as now:
-        (film,) = now.execute(
-            "INSERT INTO film (content_sha256, suffix, sop_uid, sop_class, bytes, source,"
+        (image,) = now.execute(
+            "INSERT INTO image (content_sha256, suffix, sop_uid, sop_class, bytes, source,"
             " received_utc, boot_id, clock_ok, state) VALUES"
             " (?, '.dcm', ?, ?, 1, 'ae', '', '', 1, ?) RETURNING id",
             (f"{uid} {state}", uid, CR, state),
         ).fetchone()
         (result,) = now.execute(
-            "INSERT INTO result (film_id, model_sha256, record, made_utc)"
+            "INSERT INTO result (image_id, model_sha256, record, made_utc)"
             " VALUES (?, '', '{}', '') RETURNING id",
-            (film,),
+            (image,),
         ).fetchone()
         for number, each in enumerate(outbox):
             (made,) = now.execute(
@@ -102,17 +102,17 @@ def add_film(ledger: Ledger, uid: str, state: str, *outbox: str) -> None:
     ("state", "outbox", "is_committed"),
     [
         ("received", (), False),
-        ("judging", (), False),
-        ("judged", ("queued",), False),
-        ("judged", ("sent", "sending"), False),
-        ("judged", ("sent", "parked"), False),
-        ("judged", ("sent", "committed"), True),
-        ("refused", ("sent",), True),
+        ("assessing", (), False),
+        ("assessed", ("queued",), False),
+        ("assessed", ("sent", "sending"), False),
+        ("assessed", ("sent", "parked"), False),
+        ("assessed", ("sent", "committed"), True),
+        ("not_assessed", ("sent",), True),
         ("expired", ("committed",), True),
-        ("judged", (), True),
+        ("assessed", (), True),
     ],
 )
-def test_committed_is_judged_and_sent_everywhere(
+def test_committed_is_assessed_and_sent_everywhere(
     ledger: Ledger,
     asked: Commitments,
     told: list[tuple[Any, ...]],
@@ -120,7 +120,7 @@ def test_committed_is_judged_and_sent_everywhere(
     outbox: tuple[str, ...],
     is_committed: bool,
 ) -> None:
-    add_film(ledger, "1.2.3", state, *outbox)
+    add_image(ledger, "1.2.3", state, *outbox)
     assert ask(asked, (CR, "1.2.3")) == SUCCESS
     assert asked.tell_due() == is_committed
     if is_committed:
@@ -128,10 +128,10 @@ def test_committed_is_judged_and_sent_everywhere(
         assert asked.tell_due() == 0, "told once"
 
 
-def test_films_that_are_not_known_fail_at_once(
+def test_images_that_are_not_known_fail_at_once(
     ledger: Ledger, asked: Commitments, told: list[tuple[Any, ...]]
 ) -> None:
-    add_film(ledger, "1.2.3", "judged")
+    add_image(ledger, "1.2.3", "assessed")
     ask(asked, (CR, "1.2.3"), (CR, "1.2.4"), (DX, "1.2.3"))
     assert asked.tell_due() == 1
     _, _, kept, failed = told[0]
@@ -139,11 +139,11 @@ def test_films_that_are_not_known_fail_at_once(
     assert failed == [((CR, "1.2.4"), NO_SUCH_OBJECT), ((DX, "1.2.3"), CLASS_CONFLICT)]
 
 
-def test_two_films_with_one_uid_must_both_be_done(
+def test_two_images_with_one_uid_must_both_be_done(
     ledger: Ledger, asked: Commitments, told: list[tuple[Any, ...]]
 ) -> None:
-    add_film(ledger, "1.2.3", "judged")
-    add_film(ledger, "1.2.3", "received")
+    add_image(ledger, "1.2.3", "assessed")
+    add_image(ledger, "1.2.3", "received")
     ask(asked, (CR, "1.2.3"))
     assert asked.tell_due() == 0
     assert not told
@@ -161,7 +161,7 @@ def test_requests_that_cannot_be_kept_are_refused(
     ledger: Ledger, asked: Commitments, request_: dict[str, Any], status: int
 ) -> None:
     assert ask(asked, (CR, "1.2.3"), **request_) == status
-    assert ask(asked) == INVALID_ARGUMENT, "no film at all"
+    assert ask(asked) == INVALID_ARGUMENT, "no image at all"
     assert not ledger.rows("SELECT * FROM commitment")
 
 

@@ -46,14 +46,14 @@ def test_a_whole_pdu_is_read(pair: tuple[socket.socket, Connection]) -> None:
     far, connection = pair
     far.sendall(pdu(1, 900))
     assert read_pdu(connection) == 900
-    assert connection.refusal is None
+    assert connection.ended_why is None
 
 
 def test_nothing_of_a_long_pdu_is_read(pair: tuple[socket.socket, Connection]) -> None:
     far, connection = pair
     far.sendall(struct.pack(">BBI", 4, 0, 1001) + b"abc")
     assert read_pdu(connection) == 0
-    assert connection.refusal
+    assert connection.ended_why
     assert far.recv(100)[:1] == b"\7", "A-ABORT"
 
 
@@ -64,7 +64,7 @@ def test_a_message_is_counted_over_its_pdus(pair: tuple[socket.socket, Connectio
         assert read_pdu(connection) == 1000
     far.sendall(pdu(4, 501))
     assert read_pdu(connection) == 0
-    assert "message" in str(connection.refusal)
+    assert "message" in str(connection.ended_why)
 
 
 def test_a_message_that_ended_counts_while_it_waits(pair: tuple[socket.socket, Connection]) -> None:

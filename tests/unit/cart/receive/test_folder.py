@@ -39,7 +39,7 @@ class Place:
 
     def start(self) -> None:
         """Begin again, as after a restart."""
-        settings = ReceiveSettings(folders=(self.folder,), after=self.after, max_film_mib=1)
+        settings = ReceiveSettings(folders=(self.folder,), after=self.after, max_image_mib=1)
         self.watch = FolderWatch(
             self.folder, settings, self.intake, self.stop, clock=lambda: self.now
         )
@@ -51,8 +51,8 @@ class Place:
             taken += self.watch.scan()
         return taken
 
-    def films(self) -> int:
-        return len(self.ledger.rows("SELECT id FROM film"))
+    def images(self) -> int:
+        return len(self.ledger.rows("SELECT id FROM image"))
 
     def arrivals(self) -> int:
         return len(self.ledger.rows("SELECT id FROM arrival"))
@@ -78,13 +78,13 @@ def place(tmp_path: Path, ledger: Ledger) -> Place:
     return Place(tmp_path, ledger)
 
 
-def film(number: int = 0, syntax: str = EXPLICIT) -> bytes:
+def make_image(number: int = 0, syntax: str = EXPLICIT) -> bytes:
     pixels = np.random.default_rng(number).integers(0, 4096, (40, 30)).astype(np.uint16)
     return written(dataset(pixels, stored=12, SOPInstanceUID=f"1.2.3.{number}"), syntax)
 
 
 def test_a_file_is_taken_at_the_second_scan_that_finds_it_the_same(place: Place) -> None:
-    (place.folder / "a.dcm").write_bytes(film())
+    (place.folder / "a.dcm").write_bytes(make_image())
     assert place.scan() == 0
     assert place.scan() == 1
     assert place.scan(3) == 0
@@ -92,40 +92,40 @@ def test_a_file_is_taken_at_the_second_scan_that_finds_it_the_same(place: Place)
 
 
 def test_a_growing_file_waits_until_it_is_whole(place: Place) -> None:
-    data, path = film(), place.folder / "a.dcm"
+    data, path = make_image(), place.folder / "a.dcm"
     for end in range(200, len(data), 700):
         path.write_bytes(data[:end])
         assert place.scan() == 0
     path.write_bytes(data)
     assert place.scan(2) == 1
-    assert place.films() == 1
+    assert place.images() == 1
 
 
 def test_a_file_that_pauses_half_written_is_not_taken(place: Place) -> None:
-    data, path = film(), place.folder / "a.dcm"
+    data, path = make_image(), place.folder / "a.dcm"
     path.write_bytes(data[:-500])
     assert place.scan(20) == 0
     path.write_bytes(data)
     assert place.scan(2) == 1
 
 
-def test_a_stale_partial_becomes_a_film_once_and_stays_where_it_is(
+def test_a_stale_partial_becomes_an_image_once_and_stays_where_it_is(
     tmp_path: Path, ledger: Ledger
 ) -> None:
     place = Place(tmp_path, ledger, "delete")
     path = place.folder / "a.dcm"
-    path.write_bytes(film()[:-500])
+    path.write_bytes(make_image()[:-500])
     assert place.scan(300) == 0
     assert place.scan(10) == 1
     assert place.scan(300, 10) == 0
     assert path.exists(), "its sender may go on"
-    path.write_bytes(film())
+    path.write_bytes(make_image())
     assert place.scan(2) == 1
-    assert place.films() == 2
+    assert place.images() == 2
     assert not path.exists()
 
 
-def test_what_is_no_film_is_passed_over_once(place: Place) -> None:
+def test_what_is_no_image_is_passed_over_once(place: Place) -> None:
     (place.folder / "letter.txt").write_text("Dear colleague")
     (place.folder / "empty.dcm").write_bytes(b"")
     assert place.scan(400) == 0
@@ -135,11 +135,11 @@ def test_what_is_no_film_is_passed_over_once(place: Place) -> None:
     assert "letter" not in "".join(place.events("file passed over")), "names may be of patients"
 
 
-def test_a_file_larger_than_the_largest_film_is_passed_over(place: Place) -> None:
+def test_a_file_larger_than_the_largest_image_is_passed_over(place: Place) -> None:
     with (place.folder / "large.dcm").open("wb") as stream:
         stream.truncate((1 << 20) + 1)
     assert place.scan(3) == 0
-    assert "max_film_mib" in place.events("file passed over")[0]
+    assert "max_image_mib" in place.events("file passed over")[0]
 
 
 @pytest.mark.parametrize(
@@ -151,13 +151,13 @@ def test_a_file_larger_than_the_largest_film_is_passed_over(place: Place) -> Non
 )
 def test_names_of_unfinished_files_are_not_looked_at(place: Place, name: str) -> None:
     assert is_passed_over(name)
-    (place.folder / name).write_bytes(film())
+    (place.folder / name).write_bytes(make_image())
     assert place.scan(400) == 0
-    assert place.films() == 0
+    assert place.images() == 0
 
 
 def test_a_renamed_file_is_taken_under_its_last_name(place: Place) -> None:
-    (place.folder / "a.part").write_bytes(film())
+    (place.folder / "a.part").write_bytes(make_image())
     place.scan(3)
     (place.folder / "a.part").rename(place.folder / "a.dcm")
     assert place.scan(2) == 1
@@ -166,7 +166,7 @@ def test_a_renamed_file_is_taken_under_its_last_name(place: Place) -> None:
 def test_folders_below_are_looked_into_but_those_of_a_system(place: Place) -> None:
     for number, name in enumerate(("patient/series", "@eaDir", ".Trash-1000", "done")):
         (place.folder / name).mkdir(parents=True)
-        (place.folder / name / "a.dcm").write_bytes(film(number))
+        (place.folder / name / "a.dcm").write_bytes(make_image(number))
     assert place.scan(2) == 2, "one of a patient, one in a folder that is called done"
 
 
@@ -174,7 +174,7 @@ def test_folders_below_are_looked_into_but_those_of_a_system(place: Place) -> No
 def test_a_taken_file_is_put_away(tmp_path: Path, ledger: Ledger, after: str) -> None:
     place = Place(tmp_path, ledger, after)
     for number in (1, 2):
-        (place.folder / "a.dcm").write_bytes(film(number))
+        (place.folder / "a.dcm").write_bytes(make_image(number))
         assert place.scan(2) == 1
         assert not (place.folder / "a.dcm").exists()
     done = sorted(path.name for path in (place.folder / "done").glob("*"))
@@ -187,7 +187,7 @@ def test_nothing_is_put_away_before_the_ledger_has_it(
     tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = Place(tmp_path, ledger, "delete")
-    (place.folder / "a.dcm").write_bytes(film())
+    (place.folder / "a.dcm").write_bytes(make_image())
 
     def full(*_arguments: object) -> None:
         raise SpoolFullError("full")
@@ -207,12 +207,12 @@ def test_a_file_that_changed_while_it_was_taken_stays(
 ) -> None:
     place = Place(tmp_path, ledger, "delete")
     path = place.folder / "a.dcm"
-    path.write_bytes(film(1))
+    path.write_bytes(make_image(1))
     take = place.intake.take_file
 
     def take_slowly(*arguments: Any, **more: Any) -> Any:
         taken = take(*arguments, **more)
-        path.write_bytes(film(2) + bytes(2))
+        path.write_bytes(make_image(2) + bytes(2))
         return taken
 
     monkeypatch.setattr(place.intake, "take_file", take_slowly)
@@ -222,37 +222,37 @@ def test_a_file_that_changed_while_it_was_taken_stays(
 
 def test_a_restart_takes_nothing_twice(place: Place) -> None:
     for number in range(3):
-        (place.folder / f"{number}.dcm").write_bytes(film(number))
+        (place.folder / f"{number}.dcm").write_bytes(make_image(number))
     assert place.scan(2) == 3
     place.start()
     assert place.scan(3) == 0
     assert place.arrivals() == 3
 
 
-def test_a_file_that_was_taken_but_not_noted_is_the_same_film(place: Place) -> None:
+def test_a_file_that_was_taken_but_not_noted_is_the_same_image(place: Place) -> None:
     """As after a power cut between the two."""
-    (place.folder / "a.dcm").write_bytes(film())
+    (place.folder / "a.dcm").write_bytes(make_image())
     place.scan(2)
     with place.ledger.transaction() as now:
         now.execute("DELETE FROM seen")
     place.start()
     assert place.scan(2) == 1
-    assert (place.films(), place.arrivals()) == (1, 2)
+    assert (place.images(), place.arrivals()) == (1, 2)
 
 
 def test_a_file_that_was_written_again_is_taken_again(place: Place) -> None:
     path = place.folder / "a.dcm"
-    path.write_bytes(film(1))
+    path.write_bytes(make_image(1))
     place.scan(2)
-    path.write_bytes(film(2))
+    path.write_bytes(make_image(2))
     os.utime(path, ns=(1, 1))
     assert place.scan(2) == 1
-    assert place.films() == 2
+    assert place.images() == 2
 
 
 def test_files_that_are_gone_are_forgotten_but_not_with_the_whole_share(place: Place) -> None:
     for number in range(2):
-        (place.folder / f"{number}.dcm").write_bytes(film(number))
+        (place.folder / f"{number}.dcm").write_bytes(make_image(number))
     place.scan(2)
     (place.folder / "0.dcm").unlink()
     place.scan()
@@ -268,7 +268,7 @@ def test_a_folder_that_is_gone_is_an_alert_until_it_is_back(place: Place) -> Non
     assert place.scan(3) == 0
     assert place.alerts() == ["folder_gone"]
     away.rename(place.folder)
-    (place.folder / "a.dcm").write_bytes(film())
+    (place.folder / "a.dcm").write_bytes(make_image())
     assert place.scan(2) == 1
     assert place.alerts() == []
 
@@ -290,11 +290,11 @@ def test_a_share_that_does_not_answer_is_an_alert(
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every folder")
 def test_a_folder_below_without_permission_stops_nothing(place: Place) -> None:
     (place.folder / "closed").mkdir(mode=0o000)
-    (place.folder / "a.dcm").write_bytes(film())
+    (place.folder / "a.dcm").write_bytes(make_image())
     assert place.scan(2) == 1
 
 
-def test_pictures_are_films_too(place: Place, pictures: Any) -> None:
+def test_pictures_are_images_too(place: Place, pictures: Any) -> None:
     whole = pictures.encode(pictures.image(), "PNG")
     (place.folder / "a.png").write_bytes(whole[:-4])
     assert place.scan(5) == 0
@@ -304,7 +304,7 @@ def test_pictures_are_films_too(place: Place, pictures: Any) -> None:
 
 def test_a_scan_ends_between_two_files_when_it_is_to_stop(place: Place) -> None:
     for number in range(3):
-        (place.folder / f"{number}.dcm").write_bytes(film(number))
+        (place.folder / f"{number}.dcm").write_bytes(make_image(number))
     place.scan()
     place.stop.set()
     assert place.scan() == 0
@@ -313,16 +313,16 @@ def test_a_scan_ends_between_two_files_when_it_is_to_stop(place: Place) -> None:
 def test_older_files_come_first(place: Place) -> None:
     for number, age in enumerate((3, 1, 2)):
         path = place.folder / f"{number}.dcm"
-        path.write_bytes(film(number))
+        path.write_bytes(make_image(number))
         os.utime(path, (1000 - age, 1000 - age))
     place.scan(2)
-    uids = [row["sop_uid"] for row in place.ledger.rows("SELECT sop_uid FROM film ORDER BY id")]
+    uids = [row["sop_uid"] for row in place.ledger.rows("SELECT sop_uid FROM image ORDER BY id")]
     assert uids == ["1.2.3.0", "1.2.3.2", "1.2.3.1"]
 
 
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, DEFLATED, RLE, JPEG_LS, J2K])
 def test_a_file_is_whole_only_with_its_last_byte(syntax: str) -> None:
-    data = film(syntax=syntax)
+    data = make_image(syntax=syntax)
     assert is_whole(data)
     step = max(1, len(data) // 60)
     last = len(data) - (4 if syntax == DEFLATED else 2)  # behind it all pixels are there
@@ -334,7 +334,7 @@ def test_links_to_files_are_files_and_links_to_folders_are_not_followed(
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    (elsewhere / "a.dcm").write_bytes(film())
+    (elsewhere / "a.dcm").write_bytes(make_image())
     (place.folder / "folder").symlink_to(elsewhere)
     (place.folder / "up").symlink_to(place.folder)
     assert place.scan(3) == 0

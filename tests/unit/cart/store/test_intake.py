@@ -1,4 +1,4 @@
-"""Taking films: durable first, once each, refused in words."""
+"""Taking images: durable first, once each, refused in words."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from cart_store import FOLDER, Store, film, open_store
+from cart_store import FOLDER, Store, make_image, open_store
 
-from deepcovid_edge.cart.store.film_header import FilmRefusedError
+from deepcovid_edge.cart.store.image_header import NotTakenError
 from deepcovid_edge.cart.store.intake import Arrival
 from deepcovid_edge.cart.store.spool import SpoolFullError, SpoolSettings
 from deepcovid_edge.imaging.dicom.syntaxes import file_meta_end
@@ -25,7 +25,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield opened
 
 
-def test_a_film_is_on_the_disk_and_synced_before_its_row_is_there(
+def test_an_image_is_on_the_disk_and_synced_before_its_row_is_there(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[str] = []
@@ -52,19 +52,19 @@ def test_a_film_is_on_the_disk_and_synced_before_its_row_is_there(
     monkeypatch.setattr(store.ledger, "insert", inserted)
     store.take()
     # Two new folders, the file, its name; then the row.
-    assert steps[: steps.index("film") + 1] == [*["fsync"] * 2, "rename", "fsync", "film"]
+    assert steps[: steps.index("image") + 1] == [*["fsync"] * 2, "rename", "fsync", "image"]
 
 
 def test_the_bytes_that_came_are_kept(store: Store) -> None:
-    data = film(5)
+    data = make_image(5)
     store.intake.take_file(data, name="a.dcm", arrival=FOLDER)
-    (kept,) = (store.spool.folder / "films").rglob("*.dcm")
+    (kept,) = (store.spool.folder / "images").rglob("*.dcm")
     assert kept.read_bytes() == data
-    assert kept.stat().st_mode & 0o077 == 0  # nobody else reads a patient's film
+    assert kept.stat().st_mode & 0o077 == 0  # nobody else reads a patient's image
 
 
-def test_the_same_film_by_dicom_and_as_a_file_is_one_film(store: Store) -> None:
-    data = film(5)
+def test_the_same_image_by_dicom_and_as_a_file_is_one_image(store: Store) -> None:
+    data = make_image(5)
     first = store.intake.take_file(data, name="a.dcm", arrival=FOLDER)
     again = store.intake.take_dataset(
         data[file_meta_end(data) :],
@@ -74,26 +74,26 @@ def test_the_same_film_by_dicom_and_as_a_file_is_one_film(store: Store) -> None:
         arrival=AE,
     )
     assert first.is_new
-    assert (again.film_id, again.is_new, again.same_bytes) == (first.film_id, False, True)
+    assert (again.image_id, again.is_new, again.same_bytes) == (first.image_id, False, True)
     assert len(store.ledger.rows("SELECT * FROM arrival")) == 2
-    assert len(store.ledger.rows("SELECT * FROM film")) == 1
+    assert len(store.ledger.rows("SELECT * FROM image")) == 1
 
 
 def test_a_data_set_becomes_the_same_file_every_time(store: Store) -> None:
-    whole = film(6)
+    whole = make_image(6)
     data = whole[file_meta_end(whole) :]
     store.intake.take_dataset(data, sop_class=DX, sop_uid="2.25.1006", syntax=EXPLICIT, arrival=AE)
-    (kept,) = (store.spool.folder / "films").rglob("*.dcm")
+    (kept,) = (store.spool.folder / "images").rglob("*.dcm")
     assert kept.read_bytes().endswith(data)
     head = kept.read_bytes()[: -len(data)]
     assert head[128:132] == b"DICM"
-    # Changed bytes would make known films look new after an update.
+    # Changed bytes would make known images look new after an update.
     assert head[132:].hex().startswith("02000000554c0400")
     assert b"2.25.137629302146843283741052264863190441473" in head
     assert len(head) == 132 + 12 + int.from_bytes(head[140:144], "little")
 
 
-def test_the_same_uid_with_other_bytes_is_another_film_and_is_noted(store: Store) -> None:
+def test_the_same_uid_with_other_bytes_is_another_image_and_is_noted(store: Store) -> None:
     store.take(1, SOPInstanceUID="2.25.9")
     other = store.take(2, SOPInstanceUID="2.25.9")
     assert (other.is_new, other.same_bytes) == (True, False)
@@ -102,18 +102,18 @@ def test_the_same_uid_with_other_bytes_is_another_film_and_is_noted(store: Store
 
 @pytest.mark.parametrize("uid", ["", "2.25.1", "1" * 65, "../../../elsewhere"])
 def test_a_request_that_names_another_instance_is_refused(store: Store, uid: str) -> None:
-    whole = film(3)
-    with pytest.raises(FilmRefusedError) as caught:
+    whole = make_image(3)
+    with pytest.raises(NotTakenError) as caught:
         store.intake.take_dataset(
             whole[file_meta_end(whole) :], sop_class=DX, sop_uid=uid, syntax=EXPLICIT, arrival=AE
         )
     assert caught.value.kind == "uid"
-    assert not [*(store.spool.folder / "films").rglob("*.*")]
+    assert not [*(store.spool.folder / "images").rglob("*.*")]
 
 
 @pytest.mark.parametrize("data", [b"", b"no image at all", b"%PDF-1.4"])
 def test_what_is_no_image_is_refused(store: Store, data: bytes) -> None:
-    with pytest.raises(FilmRefusedError) as caught:
+    with pytest.raises(NotTakenError) as caught:
         store.intake.take_file(data, name="x", arrival=FOLDER)
     assert caught.value.kind == "parse"
 
@@ -121,7 +121,7 @@ def test_what_is_no_image_is_refused(store: Store, data: bytes) -> None:
 @pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
 def test_a_uid_that_is_a_path_names_no_file(store: Store) -> None:
     store.take(3, SOPInstanceUID="../../../../elsewhere/x")
-    (kept,) = (store.spool.folder / "films").rglob("*.dcm")
+    (kept,) = (store.spool.folder / "images").rglob("*.dcm")
     assert len(kept.stem) == 64
     assert not (store.spool.folder.parent / "elsewhere").exists()
 
@@ -133,7 +133,7 @@ def test_names_of_patients_stand_in_one_table(store: Store) -> None:
     row = store.ledger.row("SELECT * FROM who")
     assert row is not None
     assert (row["name"], row["patient_id"]) == ("Kanarienvogel^Anna", "KANARI-1")
-    for table in ("film", "arrival", "event", "meta", "alert"):
+    for table in ("image", "arrival", "event", "meta", "alert"):
         held = " ".join(str([*one]) for one in store.ledger.rows(f"SELECT * FROM {table}"))
         assert "anari" not in held.lower()
 
@@ -148,11 +148,11 @@ def test_names_of_patients_stand_in_one_table(store: Store) -> None:
         ("NO_SUCH", "Müller".encode("latin-1"), "Müller"),
     ],
 )
-def test_names_are_decoded_as_the_film_states(
+def test_names_are_decoded_as_the_image_states(
     store: Store, charset: str, raw: bytes, shown: str
 ) -> None:
     placeholder = "P" * (len(raw) + len(raw) % 2)
-    data = film(1, PatientName=placeholder, SpecificCharacterSet="ISO_IR 192")
+    data = make_image(1, PatientName=placeholder, SpecificCharacterSet="ISO_IR 192")
     data = data.replace(placeholder.encode(), raw.ljust(len(placeholder)))
     data = data.replace(b"ISO_IR 192", charset.encode().ljust(10)[:10])
     store.intake.take_file(data, name="a.dcm", arrival=FOLDER)
@@ -161,10 +161,10 @@ def test_names_are_decoded_as_the_film_states(
     assert row["name"] == shown
 
 
-def test_many_senders_of_the_same_film_make_one(store: Store) -> None:
+def test_many_senders_of_the_same_image_make_one(store: Store) -> None:
     with ThreadPoolExecutor(8) as pool:
         taken = [*pool.map(lambda _: store.take(4), range(24))]
-    assert len({one.film_id for one in taken}) == 1
+    assert len({one.image_id for one in taken}) == 1
     assert sum(one.is_new for one in taken) == 1
     assert len(store.ledger.rows("SELECT * FROM arrival")) == 24
 
@@ -176,7 +176,7 @@ def test_below_the_floor_nothing_is_taken(tmp_path: Path) -> None:
         assert store.states() == []
 
 
-def test_a_disk_that_fills_while_a_film_is_written_leaves_nothing(
+def test_a_disk_that_fills_while_an_image_is_written_leaves_nothing(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_handle: int) -> None:
@@ -184,5 +184,5 @@ def test_a_disk_that_fills_while_a_film_is_written_leaves_nothing(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(SpoolFullError, match="No space left"):
-        store.spool.store([b"x"], store.spool.film("a" * 64, ".dcm"))
+        store.spool.store([b"x"], store.spool.image("a" * 64, ".dcm"))
     assert not [*(store.spool.folder / "incoming").iterdir()]

@@ -14,7 +14,7 @@ from cart_store import Store, open_store
 from deepcovid_edge.cart.store import deliveries as deliveries_module
 from deepcovid_edge.cart.store import ledger as ledger_module
 from deepcovid_edge.cart.store.deliveries import BACKOFF_SECONDS, Deliveries
-from deepcovid_edge.cart.store.films import Settled
+from deepcovid_edge.cart.store.images import Settled
 from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError, LedgerDamagedError
 from deepcovid_edge.cart.store.schema import MIGRATIONS, NewerLedgerError
 
@@ -99,22 +99,22 @@ def test_an_alert_is_told_once_until_it_is_over(store: Store) -> None:
     assert store.ledger.rows("SELECT * FROM alert") == []
 
 
-def test_films_are_judged_in_their_order_and_once(store: Store) -> None:
+def test_images_are_assessed_in_their_order_and_once(store: Store) -> None:
     for number in range(3):
         store.take(number)
-    claimed = [store.judge().film_id for _ in range(3)]
+    claimed = [store.assess().image_id for _ in range(3)]
     assert claimed == [1, 2, 3]
-    assert store.films.claim() is None
-    assert store.states() == ["judged"] * 3
+    assert store.images.claim() is None
+    assert store.states() == ["assessed"] * 3
 
 
 def _claims(folder: Path, found: multiprocessing.Queue[int]) -> None:
     with open_store(folder) as store:
-        while film := store.films.claim():
-            found.put(film.film_id)
+        while image := store.images.claim():
+            found.put(image.image_id)
 
 
-def test_two_processes_never_claim_the_same_film(store: Store) -> None:
+def test_two_processes_never_claim_the_same_image(store: Store) -> None:
     for number in range(40):
         store.take(number)
     spawn = multiprocessing.get_context("spawn")
@@ -128,21 +128,21 @@ def test_two_processes_never_claim_the_same_film(store: Store) -> None:
     assert claimed == [*range(1, 41)]
 
 
-def test_a_film_whose_judge_was_killed_is_judged_again(store: Store) -> None:
+def test_an_image_whose_assessor_was_killed_is_assessed_again(store: Store) -> None:
     store.take()
-    assert store.films.claim()
-    assert store.states() == ["judging"]
-    assert store.films.release() == 1
-    again = store.films.claim()
+    assert store.images.claim()
+    assert store.states() == ["assessing"]
+    assert store.images.release() == 1
+    again = store.images.claim()
     assert again
     assert again.tries == 2
 
 
-def test_settled_twice_a_film_has_one_result_and_one_set_of_objects(store: Store) -> None:
+def test_settled_twice_an_image_has_one_result_and_one_set_of_objects(store: Store) -> None:
     store.take()
-    claimed = store.judge()
+    claimed = store.assess()
     objects = [store.built(claimed, "sr")]
-    store.films.settle(claimed, Settled({**_record("positive")}, objects, {"pacs": ("sr",)}))
+    store.images.settle(claimed, Settled({**_record("positive")}, objects, {"pacs": ("sr",)}))
     (result,) = store.ledger.rows("SELECT * FROM result")
     assert result["decision"] == "negative"
     assert len(store.ledger.rows("SELECT * FROM object")) == 2
@@ -165,21 +165,21 @@ def test_a_result_without_all_of_its_objects_is_none(
 
     monkeypatch.setattr(store.ledger, "insert", broken)
     with pytest.raises(RuntimeError):
-        store.judge()
+        store.assess()
     assert store.ledger.rows("SELECT * FROM result") == []
     assert store.ledger.rows("SELECT * FROM outbox") == []
-    assert store.states() == ["judging"]
+    assert store.states() == ["assessing"]
 
 
 def deliveries_of(store: Store) -> Deliveries:
     return Deliveries(store.ledger, store.spool)
 
 
-def test_pictures_of_positive_films_go_first_then_the_oldest(store: Store) -> None:
+def test_pictures_of_positive_images_go_first_then_the_oldest(store: Store) -> None:
     for number, decision in enumerate(["negative", "positive", "negative"]):
         store.take(number)
-        store.judge(decision=decision)
-    due = [(one.film_id, one.kind) for one in deliveries_of(store).due("pacs")]
+        store.assess(decision=decision)
+    due = [(one.image_id, one.kind) for one in deliveries_of(store).due("pacs")]
     assert due == [(2, "sc"), (1, "sr"), (1, "sc"), (2, "sr"), (3, "sr"), (3, "sc")]
     assert deliveries_of(store).due("elsewhere") == []
 
@@ -188,7 +188,7 @@ def test_what_failed_waits_longer_each_time_and_is_never_given_up(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.take()
-    store.judge(kinds=["sr"])
+    store.assess(kinds=["sr"])
     outbox, now = deliveries_of(store), [time.time()]
     monkeypatch.setattr(deliveries_module, "now_seconds", lambda: now[0])
     waits = []
@@ -206,7 +206,7 @@ def test_a_clock_that_is_set_back_delays_nothing(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.take()
-    store.judge(kinds=["sr"])
+    store.assess(kinds=["sr"])
     outbox = deliveries_of(store)
     (delivery,) = outbox.due("pacs")
     outbox.defer(delivery, "no answer")
@@ -216,7 +216,7 @@ def test_a_clock_that_is_set_back_delays_nothing(
 
 def test_what_was_being_sent_when_the_sender_ended_is_uncertain(store: Store) -> None:
     store.take()
-    store.judge(kinds=["sr"])
+    store.assess(kinds=["sr"])
     outbox = deliveries_of(store)
     outbox.begin(outbox.due("pacs")[0])
     (again,) = outbox.due("pacs")
@@ -227,7 +227,7 @@ def test_what_was_being_sent_when_the_sender_ended_is_uncertain(store: Store) ->
 
 def test_what_is_parked_waits_for_a_person(store: Store) -> None:
     store.take()
-    store.judge()
+    store.assess()
     outbox = deliveries_of(store)
     for delivery in outbox.due("pacs"):
         outbox.park(delivery, "0x0122")
@@ -239,7 +239,7 @@ def test_what_is_parked_waits_for_a_person(store: Store) -> None:
 
 def test_what_a_destination_lost_is_sent_again(store: Store) -> None:
     store.take()
-    store.judge()
+    store.assess()
     outbox = deliveries_of(store)
     for delivery in outbox.due("pacs"):
         outbox.sent(delivery, "0x0000")

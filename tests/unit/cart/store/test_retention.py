@@ -7,13 +7,13 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from cart_store import DESTINATIONS, ROOMY, Store, film, open_store
+from cart_store import DESTINATIONS, ROOMY, Store, make_image, open_store
 
-from deepcovid_edge.cart.config import JudgeSettings
+from deepcovid_edge.cart.config import CartSettings
 from deepcovid_edge.cart.store import opening
 from deepcovid_edge.cart.store.clock import is_plausible
 from deepcovid_edge.cart.store.deliveries import Deliveries
-from deepcovid_edge.cart.store.films import Settled
+from deepcovid_edge.cart.store.images import Settled
 from deepcovid_edge.cart.store.ledger import LEDGER_NAME
 from deepcovid_edge.cart.store.rebuild import RECORD_NAME, settled_text
 from deepcovid_edge.cart.store.retention import RetentionSettings, delete_old
@@ -25,10 +25,10 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield opened
 
 
-def send_all(store: Store, film_id: int) -> None:
+def send_all(store: Store, image_id: int) -> None:
     outbox = Deliveries(store.ledger, store.spool)
     for delivery in outbox.due("pacs"):
-        if delivery.film_id == film_id:
+        if delivery.image_id == image_id:
             outbox.sent(delivery, "0x0000")
 
 
@@ -39,19 +39,19 @@ def files_of(store: Store, folder: str) -> int:
 def test_nothing_is_deleted_before_every_destination_has_it(store: Store) -> None:
     for number in range(3):
         store.take(number)
-    store.judge()
-    store.judge()
+    store.assess()
+    store.assess()
     send_all(store, 1)
     assert delete_old(store.ledger, store.spool, RetentionSettings(0, 0)) == 1
-    assert store.states() == ["expired", "judged", "received"]
-    assert files_of(store, "films") == 2
+    assert store.states() == ["expired", "assessed", "received"]
+    assert files_of(store, "images") == 2
     assert files_of(store, "results") == 2
-    assert [row["film_id"] for row in store.ledger.rows("SELECT film_id FROM who")] == [2, 3]
+    assert [row["image_id"] for row in store.ledger.rows("SELECT image_id FROM who")] == [2, 3]
 
 
-def test_where_commitment_is_asked_for_a_film_waits_for_it(store: Store) -> None:
+def test_where_commitment_is_asked_for_an_image_waits_for_it(store: Store) -> None:
     store.take()
-    store.judge()
+    store.assess()
     send_all(store, 1)
     settings = RetentionSettings(0, 0, committing=("pacs",))
     assert delete_old(store.ledger, store.spool, settings) == 0
@@ -62,9 +62,9 @@ def test_where_commitment_is_asked_for_a_film_waits_for_it(store: Store) -> None
     assert delete_old(store.ledger, store.spool, settings) == 1
 
 
-def test_films_are_kept_for_their_days(store: Store) -> None:
+def test_images_are_kept_for_their_days(store: Store) -> None:
     store.take()
-    store.judge()
+    store.assess()
     send_all(store, 1)
     assert delete_old(store.ledger, store.spool, RetentionSettings(1, 0)) == 0
     settle_at(store, datetime.now(timezone.utc) - timedelta(days=2))
@@ -72,15 +72,15 @@ def test_films_are_kept_for_their_days(store: Store) -> None:
 
 
 @pytest.mark.parametrize("years", [-20, 20])
-def test_a_film_of_a_wrong_clock_does_not_go_when_the_clock_is_set_right(
+def test_an_image_of_a_wrong_clock_does_not_go_when_the_clock_is_set_right(
     store: Store, years: int
 ) -> None:
     store.take()
-    store.judge()
+    store.assess()
     send_all(store, 1)
     settle_at(store, datetime.now(timezone.utc) + timedelta(days=365 * years))
     assert delete_old(store.ledger, store.spool, RetentionSettings(1, 0)) == 0
-    row = store.ledger.row("SELECT settled_utc FROM film")
+    row = store.ledger.row("SELECT settled_utc FROM image")
     assert row is not None
     assert is_plausible(row["settled_utc"])
 
@@ -88,19 +88,19 @@ def test_a_film_of_a_wrong_clock_does_not_go_when_the_clock_is_set_right(
 def settle_at(store: Store, moment: datetime) -> None:
     with store.ledger.transaction() as now:
         text = moment.isoformat(timespec="milliseconds")
-        now.execute("UPDATE film SET settled_utc = ?", (text,))
+        now.execute("UPDATE image SET settled_utc = ?", (text,))
 
 
-def test_over_the_quota_the_oldest_done_films_go_first(store: Store) -> None:
+def test_over_the_quota_the_oldest_done_images_go_first(store: Store) -> None:
     for number in range(4):
         store.take(number)
-        store.judge()
+        store.assess()
     with store.ledger.transaction() as now:
-        now.execute("UPDATE film SET bytes = 1 << 20")
-    for film_id in (2, 3, 4):  # the first is not sent: it stays, whatever the quota
-        send_all(store, film_id)
+        now.execute("UPDATE image SET bytes = 1 << 20")
+    for image_id in (2, 3, 4):  # the first is not sent: it stays, whatever the quota
+        send_all(store, image_id)
     assert delete_old(store.ledger, store.spool, RetentionSettings(99, 2)) == 2
-    assert store.states() == ["judged", "expired", "expired", "judged"]
+    assert store.states() == ["assessed", "expired", "expired", "assessed"]
 
 
 def test_the_ballast_is_given_up_and_made_again(tmp_path: Path) -> None:
@@ -115,11 +115,11 @@ def test_the_ballast_is_given_up_and_made_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["bytes", "gone", "page"])
 def test_a_damaged_ledger_is_made_again_from_the_files(tmp_path: Path, damage: str) -> None:
-    settings = JudgeSettings(tmp_path, floor_mib=0, floor_share=0.0, ballast_mib=0)
+    settings = CartSettings(tmp_path, floor_mib=0, floor_share=0.0, ballast_mib=0)
     with open_store(tmp_path) as store:
         for number in range(3):
             store.take(number, PatientName="Anna")
-        claimed = store.judge()
+        claimed = store.assess()
         (first,) = [one for one in store.ledger.rows("SELECT * FROM object WHERE kind = 'sr'")]
         objects = [store.built(claimed, kind) for kind in ("sr", "sc")]
         settled = Settled(_record(), objects, DESTINATIONS)
@@ -128,8 +128,8 @@ def test_a_damaged_ledger_is_made_again_from_the_files(tmp_path: Path, damage: s
     _damage(tmp_path / LEDGER_NAME, damage)
     ledger, _ = opening.open_store(settings)
     with ledger:
-        states = [row["state"] for row in ledger.rows("SELECT state FROM film ORDER BY id")]
-        assert states == ["judged", "received", "received"]
+        states = [row["state"] for row in ledger.rows("SELECT state FROM image ORDER BY id")]
+        assert states == ["assessed", "received", "received"]
         again = ledger.row("SELECT * FROM object WHERE kind = 'sr'")
         assert again is not None
         assert (again["sop_uid"], again["sha256"]) == (first["sop_uid"], first["sha256"])
@@ -152,15 +152,15 @@ def _damage(ledger: Path, how: str) -> None:
         ledger.write_bytes(whole[:8192] + b"\xff" * 4096 + whole[12288:])
 
 
-def test_a_damaged_film_is_left_out_of_a_new_ledger(tmp_path: Path) -> None:
-    settings = JudgeSettings(tmp_path, floor_mib=0, floor_share=0.0, ballast_mib=0)
+def test_a_damaged_image_is_left_out_of_a_new_ledger(tmp_path: Path) -> None:
+    settings = CartSettings(tmp_path, floor_mib=0, floor_share=0.0, ballast_mib=0)
     with open_store(tmp_path) as store:
         store.take(1)
         store.take(2)
-        damaged = sorted((tmp_path / "films").rglob("*.dcm"))[0]
-        damaged.write_bytes(film(9))
+        damaged = sorted((tmp_path / "images").rglob("*.dcm"))[0]
+        damaged.write_bytes(make_image(9))
     (tmp_path / LEDGER_NAME).unlink()
     ledger, _ = opening.open_store(settings)
     with ledger:
-        assert len(ledger.rows("SELECT * FROM film")) == 1
+        assert len(ledger.rows("SELECT * FROM image")) == 1
         assert ledger.row("SELECT 1 FROM event WHERE kind = 'not rebuilt'")

@@ -1,4 +1,4 @@
-"""The watch for changed films: it stays silent by chance, and says what changed where."""
+"""The watch for changed images: it stays silent by chance, and says what changed where."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield opened
 
 
-class Films:
+class Images:
     """Writes results straight into the ledger."""
 
     def __init__(self, store: Store) -> None:
@@ -52,7 +52,7 @@ class Films:
     ) -> None:
         self.number += 1
         when = (at + timedelta(seconds=self.number)).isoformat(timespec="milliseconds")
-        film = {
+        image = {
             "content_sha256": f"{self.number:064}",
             "suffix": ".dcm",
             "device": device,
@@ -61,7 +61,7 @@ class Films:
             "received_utc": when,
             "boot_id": "",
             "clock_ok": 1,
-            "state": "judged",
+            "state": "assessed",
         }
         is_refused = self.random.uniform() < refused
         record: dict[str, Any] = {
@@ -71,7 +71,7 @@ class Films:
         if ood is not None and not is_refused:
             record["ood_scores"] = {"features": float(self.random.normal(ood))}
         result = {
-            "film_id": self.store.ledger.insert("film", film),
+            "image_id": self.store.ledger.insert("image", image),
             "model_sha256": model,
             "record": json.dumps(record),
             "made_utc": when,
@@ -84,56 +84,56 @@ def told(store: Store) -> list[str]:
     row = store.ledger.row("SELECT * FROM alert WHERE key = ?", ALERT_KEY)
     if row is None:
         return []
-    assert row["code"] == "films_changed"
+    assert row["code"] == "images_changed"
     detail = json.loads(row["detail"])
     assert "first 200 results" in detail["reference"]
     return list(detail["words"])
 
 
-def test_the_same_films_tell_nothing(store: Store) -> None:
-    films = Films(store)
-    films.add(200, at=OLD, refused=0.05, device="A", ood=0.0)
-    films.add(150, at=NEW, refused=0.05, device="A", ood=0.0)
+def test_the_same_images_tell_nothing(store: Store) -> None:
+    images = Images(store)
+    images.add(200, at=OLD, refused=0.05, device="A", ood=0.0)
+    images.add(150, at=NEW, refused=0.05, device="A", ood=0.0)
     assert told(store) == []
 
 
 def test_other_scores_are_told_and_over_when_they_are(store: Store) -> None:
-    films = Films(store)
-    films.add(200, at=OLD)
-    films.add(100, at=NEW, shift=0.15)
+    images = Images(store)
+    images.add(200, at=OLD)
+    images.add(100, at=NEW, shift=0.15)
     (words,) = told(store)
-    assert words.startswith("The score of films is distributed in another way: distance 0.")
+    assert words.startswith("The score of images is distributed in another way: distance 0.")
     store.ledger.rows("UPDATE result SET made_utc = ? WHERE id > 200", OLD.isoformat())
-    assert told(store) == [words]  # no film of this week: nothing proves that it is over
-    films.add(100, at=NEW)
+    assert told(store) == [words]  # no image of this week: nothing proves that it is over
+    images.add(100, at=NEW)
     assert told(store) == []
 
 
-def test_more_films_not_assessed_are_told_in_numbers(store: Store) -> None:
-    films = Films(store)
-    films.add(200, at=OLD, refused=0.02)
-    films.add(120, at=NEW, refused=0.3)
+def test_more_images_not_assessed_are_told_in_numbers(store: Store) -> None:
+    images = Images(store)
+    images.add(200, at=OLD, refused=0.02)
+    images.add(120, at=NEW, refused=0.3)
     (words,) = told(store)
-    assert words.startswith("More films are not assessed: ")
+    assert words.startswith("More images are not assessed: ")
     assert "instead of" in words
 
 
 def test_an_out_of_distribution_score_is_watched_where_the_record_has_one(store: Store) -> None:
-    films = Films(store)
-    films.add(200, at=OLD, ood=0.0)
-    films.add(100, at=NEW, ood=1.5)
+    images = Images(store)
+    images.add(200, at=OLD, ood=0.0)
+    images.add(100, at=NEW, ood=1.5)
     (words,) = told(store)
     assert "out-of-distribution score `features`" in words
 
 
 def test_one_changed_device_of_two_is_named(store: Store) -> None:
-    films = Films(store)
+    images = Images(store)
     for device in ("Maker A", "Maker B"):
-        films.add(100, at=OLD, device=device)
-    films.add(120, at=OLD, device="Maker A")
-    films.add(120, at=OLD, device="Maker B")
-    films.add(80, at=NEW, device="Maker A")
-    films.add(80, at=NEW, device="Maker B", shift=0.2)
+        images.add(100, at=OLD, device=device)
+    images.add(120, at=OLD, device="Maker A")
+    images.add(120, at=OLD, device="Maker B")
+    images.add(80, at=NEW, device="Maker A")
+    images.add(80, at=NEW, device="Maker B", shift=0.2)
     words = told(store)
     assert any("of the device `Maker B`" in line for line in words)
     assert "Of 2 devices `Maker B` alone has changed." in words
@@ -141,42 +141,42 @@ def test_one_changed_device_of_two_is_named(store: Store) -> None:
 
 
 def test_devices_that_all_change_and_a_new_one_are_told(store: Store) -> None:
-    films = Films(store)
+    images = Images(store)
     for device in ("Maker A", "Maker B"):
-        films.add(220, at=OLD, device=device)
+        images.add(220, at=OLD, device=device)
     for device in ("Maker A", "Maker B"):
-        films.add(60, at=NEW, device=device, shift=0.25)
-    films.add(5, at=NEW, device="Maker C", shift=0.25)
+        images.add(60, at=NEW, device=device, shift=0.25)
+    images.add(5, at=NEW, device="Maker C", shift=0.25)
     words = told(store)
     assert "Every device has changed: it may be the patients, or the processing." in words
-    assert "The device `Maker C` took no film of the reference." in words
+    assert "The device `Maker C` took no image of the reference." in words
 
 
 @pytest.mark.parametrize(("before", "week"), [(200, 49), (49, 0)])
-def test_few_films_prove_nothing(store: Store, before: int, week: int) -> None:
-    films = Films(store)
-    films.add(before, at=OLD)
-    films.add(week, at=NEW, shift=0.5)
+def test_few_images_prove_nothing(store: Store, before: int, week: int) -> None:
+    images = Images(store)
+    images.add(before, at=OLD)
+    images.add(week, at=NEW, shift=0.5)
     assert told(store) == []
 
 
 def test_another_model_has_a_reference_of_its_own(store: Store) -> None:
-    films = Films(store)
-    films.add(200, at=OLD)
-    films.add(120, at=NEW, shift=0.4, model="other")
+    images = Images(store)
+    images.add(200, at=OLD)
+    images.add(120, at=NEW, shift=0.4, model="other")
     assert told(store) == []
 
 
 def test_it_looks_once_a_day(store: Store) -> None:
-    films, watch = Films(store), DriftWatch(config_for(store), store.ledger)
-    films.add(200, at=OLD)
+    images, watch = Images(store), DriftWatch(config_for(store), store.ledger)
+    images.add(200, at=OLD)
     watch.look()
-    films.add(100, at=NEW, shift=0.3)
+    images.add(100, at=NEW, shift=0.3)
     watch.look()
     assert not store.ledger.rows("SELECT * FROM alert")
 
 
-def test_false_alarms_are_rare_and_small_changes_of_many_films_are_none() -> None:
+def test_false_alarms_are_rare_and_small_changes_of_many_images_are_none() -> None:
     random = np.random.default_rng(11)
 
     def sample(count: int, centre: float) -> Sample:

@@ -1,4 +1,4 @@
-"""A full disk is no fault of a film: it costs no try, and nothing is left half done."""
+"""A full disk is no fault of an image: it costs no try, and nothing is left half done."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import Any, cast
 import pytest
 from cart_store import open_store
 
-from deepcovid_edge.cart.config import CartConfig, JudgeSettings, ReceiveSettings
+from deepcovid_edge.cart.config import CartConfig, CartSettings, ReceiveSettings
 from deepcovid_edge.cart.store.ledger import LedgerBusyError
 from deepcovid_edge.cart.store.spool import SpoolFullError
-from deepcovid_edge.cart.work import judge_child
-from deepcovid_edge.cart.work.film_judge import FilmJudge, FilmRequest
+from deepcovid_edge.cart.work import assessor_child
+from deepcovid_edge.cart.work.assessment import AssessmentRequest, Assessor
 from deepcovid_edge.cart.work.worker import Worker
 from deepcovid_edge.errors import OutputError
 
-REQUEST = FilmRequest(Path("film.dcm"), "0" * 64, True)
+REQUEST = AssessmentRequest(Path("image.dcm"), "0" * 64, True)
 
 
 class Failing:
-    """A judge whose disk fails, seen in `film_judge` or in what it calls."""
+    """An assessor whose disk fails, seen in `assessment` or in what it calls."""
 
     def __init__(self, number: int, *, is_raw: bool) -> None:
         self.number, self.is_raw = number, is_raw
 
-    def judge(self, _request: FilmRequest) -> dict[str, Any]:
+    def assess(self, _request: AssessmentRequest) -> dict[str, Any]:
         cause = OSError(self.number, os.strerror(self.number))
         if self.is_raw:
             raise cause
@@ -37,38 +37,40 @@ class Failing:
 
 @pytest.mark.parametrize("is_raw", [True, False])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_the_judge_says_that_the_disk_is_full_and_goes_on(number: int, is_raw: bool) -> None:
-    judge = cast(FilmJudge, Failing(number, is_raw=is_raw))
-    assert judge_child._judged(judge, REQUEST) == {"full": os.strerror(number)}
+def test_the_assessor_says_that_the_disk_is_full_and_goes_on(number: int, is_raw: bool) -> None:
+    assessor = cast(Assessor, Failing(number, is_raw=is_raw))
+    assert assessor_child._assessed(assessor, REQUEST) == {"full": os.strerror(number)}
 
 
 @pytest.mark.parametrize(("is_raw", "error"), [(True, OSError), (False, OutputError)])
-def test_another_fault_of_a_disk_ends_the_judge(is_raw: bool, error: type[Exception]) -> None:
+def test_another_fault_of_a_disk_ends_the_assessor(is_raw: bool, error: type[Exception]) -> None:
     with pytest.raises(error):
-        judge_child._judged(cast(FilmJudge, Failing(errno.EIO, is_raw=is_raw)), REQUEST)
+        assessor_child._assessed(cast(Assessor, Failing(errno.EIO, is_raw=is_raw)), REQUEST)
 
 
-def test_a_film_that_the_full_ledger_could_not_give_back_is_judged_later(tmp_path: Path) -> None:
+def test_an_image_that_the_full_ledger_could_not_give_back_is_assessed_later(
+    tmp_path: Path,
+) -> None:
     with open_store(tmp_path / "spool") as store:
         store.take()
-        settings = JudgeSettings(store.spool.folder)
+        settings = CartSettings(store.spool.folder)
         config = CartConfig(Path("c"), settings, ReceiveSettings(folders=(tmp_path,)))
         stop = threading.Event()
         worker = Worker(config, store.ledger, store.spool, stop)
         states: list[tuple[str, int]] = []
 
-        def judge_next() -> bool:
-            row = store.ledger.row("SELECT state, tries FROM film")
+        def assess_next() -> bool:
+            row = store.ledger.row("SELECT state, tries FROM image")
             assert row is not None
             states.append((row["state"], row["tries"]))
             if len(states) == 3:
                 stop.set()
                 return True
-            worker.films.claim()
+            worker.images.claim()
             kind = SpoolFullError if len(states) == 1 else LedgerBusyError
             raise kind("full")
 
-        worker.judge_next = judge_next  # type: ignore[method-assign]
+        worker.assess_next = assess_next  # type: ignore[method-assign]
         worker._ready = object  # type: ignore[method-assign, assignment]
         worker.run()
     assert states == [("received", 0)] * 3

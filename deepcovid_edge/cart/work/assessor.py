@@ -1,4 +1,4 @@
-"""The judge as the worker sees it: a child process that is asked for one film at a time."""
+"""The assessor as the worker sees it: a child process that is asked for one image at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcovid_edge.cart.config import CartConfig
-from deepcovid_edge.cart.store.films import BuiltObject, ClaimedFilm, Settled
+from deepcovid_edge.cart.store.images import BuiltObject, ClaimedImage, Settled
 from deepcovid_edge.cart.store.spool import SpoolFullError
 from deepcovid_edge.device.child_process import end, ending_with_this
 from deepcovid_edge.errors import DeepCovidEdgeError, one_line
@@ -25,16 +25,16 @@ _BLOCK = 1 << 16
 _LONGEST_ANSWER = 1 << 26
 
 
-class JudgeCrashedError(DeepCovidEdgeError):
-    """Raised when the judge ended, or gave no answer in time; it is started again."""
+class AssessorCrashedError(DeepCovidEdgeError):
+    """Raised when the assessor ended, or gave no answer in time; it is started again."""
 
 
-class JudgeFailedError(DeepCovidEdgeError):
+class AssessorFailedError(DeepCovidEdgeError):
     """Raised when the model cannot be loaded."""
 
 
-class Judge(Closing):
-    """A judge process. The thread that makes it must stay: the kernel ends the child with it.
+class AssessorProcess(Closing):
+    """An assessor process. The thread that makes it must stay: the kernel ends the child with it.
 
     Args:
         config: The configuration.
@@ -42,17 +42,17 @@ class Judge(Closing):
         site: Site file, or None.
 
     Raises:
-        JudgeFailedError: The model cannot be loaded.
-        JudgeCrashedError: The process ended before it said anything, or took too long.
+        AssessorFailedError: The model cannot be loaded.
+        AssessorCrashedError: The process ended before it said anything, or took too long.
     """
 
     def __init__(self, config: CartConfig, model: str, site: Path | None) -> None:
         self.model, self.site, self._config = model, site, config
-        self._seconds = config.cart.judge_seconds
+        self._seconds = config.cart.assess_seconds
         self._process = subprocess.Popen(
             ending_with_this(
                 [
-                    *(sys.executable, "-m", "deepcovid_edge.cart.work.judge_child"),
+                    *(sys.executable, "-m", "deepcovid_edge.cart.work.assessor_child"),
                     *(str(config.path), model, str(site or "")),
                 ]
             ),
@@ -64,51 +64,51 @@ class Judge(Closing):
         try:
             first = self._answer(START_SECONDS)
             if "failed" in first:
-                raise JudgeFailedError(first["why"])
+                raise AssessorFailedError(first["why"])
             self.template: Mapping[str, Any] = first["ready"]
             self.backend = str(first["backend"])
         except BaseException:
             self.close()
             raise
 
-    def judge(
-        self, film: ClaimedFilm, destinations: Mapping[str, Any], *, refuse: Reason | None = None
+    def assess(
+        self, image: ClaimedImage, destinations: Mapping[str, Any], *, reason: Reason | None = None
     ) -> Settled:
-        """Judge a film.
+        """Assess an image.
 
         Args:
-            film: The film.
+            image: The image.
             destinations: Name of each destination, with the kinds of objects it gets.
-            refuse: Refuse it unread for this reason.
+            reason: Do not assess it, for this reason.
 
         Raises:
-            JudgeCrashedError: The process ended, or gave no answer in time.
+            AssessorCrashedError: The process ended, or gave no answer in time.
             SpoolFullError: The disk has no room for the result.
         """
         request = {
-            "path": str(film.path),
-            "content_sha256": film.content_sha256,
-            "is_dicom": film.is_dicom,
-            "refuse": refuse and refuse.code,
+            "path": str(image.path),
+            "content_sha256": image.content_sha256,
+            "is_dicom": image.is_dicom,
+            "reason": reason and reason.code,
         }
         assert self._process.stdin
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
         except OSError as error:
-            raise JudgeCrashedError(self._end_in_words()) from error
+            raise AssessorCrashedError(self._end_in_words()) from error
         answer = self._answer(self._seconds)
         if "full" in answer:
             raise SpoolFullError(f"no room for a result: {answer['full']}")
         objects = [BuiltObject(**{**one, "path": Path(one["path"])}) for one in answer["objects"]]
         return Settled(answer["record"], objects, destinations)
 
-    def refusal(self, film: ClaimedFilm, reason: Reason) -> Settled:
-        """A refusal without objects, of a film that ends every judge, even unread."""
+    def not_assessed(self, image: ClaimedImage, reason: Reason) -> Settled:
+        """A record without objects, of an image that ends every assessor, even unread."""
         record = {
             **self.template,
-            "path": str(film.path),
-            "sha256": file_sha256(film.path),
+            "path": str(image.path),
+            "sha256": file_sha256(image.path),
             "reason": reason.code,
             "message": reason.sentence,
         }
@@ -121,26 +121,26 @@ class Judge(Closing):
         while b"\n" not in self._rest:
             left = ends - time.monotonic()
             if left <= 0:
-                raise JudgeCrashedError(f"no answer in {seconds:g} s")
+                raise AssessorCrashedError(f"no answer in {seconds:g} s")
             if not select.select([handle], [], [], min(left, 1.0))[0]:
                 continue
             block = self._process.stdout.read1(_BLOCK)  # type: ignore[attr-defined]
             if not block or len(self._rest) > _LONGEST_ANSWER:
-                raise JudgeCrashedError(self._end_in_words())
+                raise AssessorCrashedError(self._end_in_words())
             self._rest += block
         line, _, self._rest = self._rest.partition(b"\n")
         try:
             answer: dict[str, Any] = json.loads(line)
         except ValueError as error:
-            raise JudgeCrashedError(f"not an answer: {one_line(error)}") from error
+            raise AssessorCrashedError(f"not an answer: {one_line(error)}") from error
         return answer
 
     def _end_in_words(self) -> str:
         try:
             code = self._process.wait(5)
         except subprocess.TimeoutExpired:
-            return "the judge answers no more"
-        return f"the judge ended with code {code}"
+            return "the assessor answers no more"
+        return f"the assessor ended with code {code}"
 
     def close(self) -> None:
         """End the process."""

@@ -1,4 +1,4 @@
-"""The work on films: which is next, what became of it. Each step is one transaction."""
+"""The work on images: which is next, what became of it. Each step is one transaction."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Any
 
 from deepcovid_edge.cart.store.clock import now_utc
 from deepcovid_edge.cart.store.ledger import Ledger
-from deepcovid_edge.cart.store.schema import JUDGED, JUDGING, RECEIVED, REFUSED
+from deepcovid_edge.cart.store.schema import ASSESSED, ASSESSING, NOT_ASSESSED, RECEIVED
 from deepcovid_edge.cart.store.spool import Spool
 
 MOST_TRIES = 3
 
 
 @dataclass(frozen=True)
-class ClaimedFilm:
-    """A film that is judged now.
+class ClaimedImage:
+    """An image that is assessed now.
 
     Attributes:
-        film_id: Its row.
+        image_id: Its row.
         content_sha256: What it is known by.
         path: The file.
         is_dicom: Whether it belongs to a study, so that its result is one or more DICOM objects.
         tries: How often it has been claimed, this time included.
     """
 
-    film_id: int
+    image_id: int
     content_sha256: str
     path: Path
     is_dicom: bool
@@ -56,7 +56,7 @@ class BuiltObject:
 
 @dataclass(frozen=True)
 class Settled:
-    """What became of a film.
+    """What became of an image.
 
     Attributes:
         record: The record, as `infer` writes it.
@@ -69,8 +69,8 @@ class Settled:
     destinations: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
-class Films:
-    """The films of a ledger.
+class Images:
+    """The images of a ledger.
 
     Args:
         ledger: The ledger.
@@ -81,54 +81,54 @@ class Films:
         self.ledger, self.spool = ledger, spool
 
     def release(self, *, counts: bool = True) -> int:
-        """Give back films that were being judged when the judge ended; how many there were.
+        """Give back images that were being assessed when the assessor ended; how many there were.
 
-        Only the one process that judges calls this, while it judges none.
+        Only the one process that assesses calls this, while it assesses none.
 
         Args:
             counts: Whether the try counts; not where the disk was full.
         """
         with self.ledger.transaction() as now:
             return now.execute(
-                "UPDATE film SET state = ?, tries = tries - ? WHERE state = ?",
-                (RECEIVED, 0 if counts else 1, JUDGING),
+                "UPDATE image SET state = ?, tries = tries - ? WHERE state = ?",
+                (RECEIVED, 0 if counts else 1, ASSESSING),
             ).rowcount
 
-    def claim(self) -> ClaimedFilm | None:
-        """Take the oldest film that waits, and count the try; None where none waits."""
+    def claim(self) -> ClaimedImage | None:
+        """Take the oldest image that waits, and count the try; None where none waits."""
         with self.ledger.transaction() as now:
             row = now.execute(
-                "UPDATE film SET state = ?, tries = tries + 1 WHERE id ="
-                " (SELECT id FROM film WHERE state = ? ORDER BY id LIMIT 1)"
+                "UPDATE image SET state = ?, tries = tries + 1 WHERE id ="
+                " (SELECT id FROM image WHERE state = ? ORDER BY id LIMIT 1)"
                 " RETURNING id, content_sha256, suffix, sop_uid, tries",
-                (JUDGING, RECEIVED),
+                (ASSESSING, RECEIVED),
             ).fetchone()
         if row is None:
             return None
-        return ClaimedFilm(
-            film_id=row["id"],
+        return ClaimedImage(
+            image_id=row["id"],
             content_sha256=row["content_sha256"],
-            path=self.spool.film(row["content_sha256"], row["suffix"]),
+            path=self.spool.image(row["content_sha256"], row["suffix"]),
             is_dicom=bool(row["sop_uid"]),
             tries=row["tries"],
         )
 
-    def give_back(self, film: ClaimedFilm, why: str, *, counts: bool = True) -> None:
-        """Have a film judged again later.
+    def give_back(self, image: ClaimedImage, why: str, *, counts: bool = True) -> None:
+        """Have an image assessed again later.
 
         Args:
-            film: The film.
+            image: The image.
             why: For the events.
-            counts: Whether the try counts; not where the judge was stopped on purpose.
+            counts: Whether the try counts; not where the assessor was stopped on purpose.
         """
         with self.ledger.transaction() as now:
             now.execute(
-                "UPDATE film SET state = ?, tries = tries - ? WHERE id = ? AND state = ?",
-                (RECEIVED, 0 if counts else 1, film.film_id, JUDGING),
+                "UPDATE image SET state = ?, tries = tries - ? WHERE id = ? AND state = ?",
+                (RECEIVED, 0 if counts else 1, image.image_id, ASSESSING),
             )
-            self.ledger.event("given back", film.film_id, why=why)
+            self.ledger.event("given back", image.image_id, why=why)
 
-    def settle(self, film: ClaimedFilm, settled: Settled) -> None:
+    def settle(self, image: ClaimedImage, settled: Settled) -> None:
         """Write a result, its objects and where they go, in one transaction.
 
         A result that is there already, by the same model and site file, stays as it is.
@@ -137,10 +137,10 @@ class Films:
         reason = record["reason"]
         with self.ledger.transaction() as now:
             row = now.execute(
-                "INSERT INTO result (film_id, model_sha256, site_sha256, decision, record,"
+                "INSERT INTO result (image_id, model_sha256, site_sha256, decision, record,"
                 " made_utc) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING id",
                 (
-                    film.film_id,
+                    image.image_id,
                     record["model_sha256"],
                     (record["site"] or {}).get("sha256") or "",
                     record["decision"],
@@ -151,12 +151,12 @@ class Films:
             if row is not None:
                 self._insert_objects(row["id"], settled)
             now.execute(
-                "UPDATE film SET state = ?, reason = ?, settled_utc = ? WHERE id = ?",
-                (REFUSED if reason else JUDGED, reason, now_utc(), film.film_id),
+                "UPDATE image SET state = ?, reason = ?, settled_utc = ? WHERE id = ?",
+                (NOT_ASSESSED if reason else ASSESSED, reason, now_utc(), image.image_id),
             )
             self.ledger.event(
-                "refused" if reason else "judged",
-                film.film_id,
+                "not_assessed" if reason else "assessed",
+                image.image_id,
                 reason=reason,
                 decision=record["decision"],
                 model_sha256=record["model_sha256"],
@@ -186,8 +186,8 @@ class Films:
                 )
 
     def waiting(self) -> int:
-        """How many films wait or are being judged."""
+        """How many images wait or are being assessed."""
         row = self.ledger.row(
-            "SELECT count(*) AS n FROM film WHERE state IN (?, ?)", RECEIVED, JUDGING
+            "SELECT count(*) AS n FROM image WHERE state IN (?, ?)", RECEIVED, ASSESSING
         )
         return int(row["n"]) if row else 0

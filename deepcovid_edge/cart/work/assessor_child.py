@@ -1,6 +1,6 @@
-"""The process that judges: a crash of a decoder or of a GPU's driver ends this one alone.
+"""The process that assesses: a crash of a decoder or of a GPU's driver ends this one alone.
 
-It reads one line of JSON for each film from standard input and answers with one line. Its first
+It reads one line of JSON for each image from standard input and answers with one line. Its first
 line says that the model is loaded, with what every record has in common, or why it is not.
 """
 
@@ -16,8 +16,8 @@ from typing import Any, TextIO
 
 from deepcovid_edge.cart.config import CartConfig, read_config
 from deepcovid_edge.cart.store.spool import FULL, Spool
-from deepcovid_edge.cart.work.film_judge import FilmJudge, FilmRequest
-from deepcovid_edge.cart.work.self_test import check_judge
+from deepcovid_edge.cart.work.assessment import AssessmentRequest, Assessor
+from deepcovid_edge.cart.work.self_test import check_assessor
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.device.process import set_up
 from deepcovid_edge.errors import DeepCovidEdgeError, OutputError, one_line
@@ -27,8 +27,8 @@ from deepcovid_edge.model import Model
 
 
 @contextmanager
-def loaded_judge(config: CartConfig, model: str, site: Path | None) -> Iterator[FilmJudge]:
-    """A judge with a model as the configuration says, tested on drawn films.
+def loaded_assessor(config: CartConfig, model: str, site: Path | None) -> Iterator[Assessor]:
+    """An assessor with a model as the configuration says, tested on drawn images.
 
     Args:
         config: The configuration.
@@ -49,9 +49,9 @@ def loaded_judge(config: CartConfig, model: str, site: Path | None) -> Iterator[
             maker = opened.enter_context(
                 loaded.heatmap_maker(settings.heatmap, OcclusionSettings(budget_ms=budget))
             )
-        judge = FilmJudge(loaded, Spool(settings.spool), settings, maker)
-        check_judge(judge)
-        yield judge
+        assessor = Assessor(loaded, Spool(settings.spool), settings, maker)
+        check_assessor(assessor)
+        yield assessor
 
 
 def main() -> None:
@@ -62,24 +62,24 @@ def main() -> None:
     config, model, site = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     with ExitStack() as opened:
         try:
-            judge = opened.enter_context(
-                loaded_judge(read_config(config), model, Path(site) if site else None)
+            assessor = opened.enter_context(
+                loaded_assessor(read_config(config), model, Path(site) if site else None)
             )
         except (DeepCovidEdgeError, OSError, MemoryError) as error:
             _answer(answers, {"failed": type(error).__name__, "why": one_line(error)})
             sys.exit(1)
-        template = Prediction("", judge.model.facts).as_dict()
-        _answer(answers, {"ready": template, "backend": judge.model.backend.name})
+        template = Prediction("", assessor.model.facts).as_dict()
+        _answer(answers, {"ready": template, "backend": assessor.model.backend.name})
         for line in sys.stdin:
             values = json.loads(line)
-            request = FilmRequest(**{**values, "path": Path(values["path"])})
-            _answer(answers, _judged(judge, request))
+            request = AssessmentRequest(**{**values, "path": Path(values["path"])})
+            _answer(answers, _assessed(assessor, request))
 
 
-def _judged(judge: FilmJudge, request: FilmRequest) -> dict[str, Any]:
-    """The answer for a film; a full disk is no fault of the film's."""
+def _assessed(assessor: Assessor, request: AssessmentRequest) -> dict[str, Any]:
+    """The answer for an image; a full disk is no fault of the image's."""
     try:
-        return judge.judge(request)
+        return assessor.assess(request)
     except (OutputError, OSError) as error:
         cause = error.__cause__ if isinstance(error, OutputError) else error
         if isinstance(cause, OSError) and cause.errno in FULL:

@@ -1,4 +1,4 @@
-"""What the ledger notes of a DICOM film: which instance it is, of whom, from which device."""
+"""What the ledger notes of a DICOM image: which instance it is, of whom, from which device."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _TAGS = (
 _LAST = 0x0020000D
 
 
-class FilmRefusedError(DeepCovidEdgeError):
-    """Raised when what arrived is not a film that can be stored.
+class NotTakenError(DeepCovidEdgeError):
+    """Raised when what arrived is not an image that can be stored.
 
     Attributes:
         kind: `uid`: the SOP instance UID is missing or contradicts the data set; `parse`: it is
@@ -38,11 +38,11 @@ class FilmRefusedError(DeepCovidEdgeError):
 
 @dataclass(frozen=True)
 class Who:
-    """The patient of a film, as its header says; for the table `who` alone.
+    """The patient of an image, as its header says; for the table `who` alone.
 
     Attributes:
         patient_id: Patient ID.
-        name: Patient's name, decoded by the film's character sets.
+        name: Patient's name, decoded by the image's character sets.
         birth_date: As stated, `YYYYMMDD`.
         accession: Accession number.
         acquired: Date and time of the acquisition, as stated.
@@ -56,8 +56,8 @@ class Who:
 
 
 @dataclass(frozen=True)
-class FilmHeader:
-    """What is noted of a film; all is empty for a picture.
+class ImageHeader:
+    """What is noted of an image; all is empty for a picture.
 
     Attributes:
         sop_class: SOP class UID.
@@ -76,14 +76,14 @@ class FilmHeader:
     who: Who = field(default_factory=Who)
 
 
-def read_film_header(data: bytes) -> FilmHeader:
+def read_image_header(data: bytes) -> ImageHeader:
     """Read what is noted of a DICOM file.
 
     Args:
         data: The whole file.
 
     Raises:
-        FilmRefusedError: It cannot be read as DICOM, or has no SOP instance UID.
+        NotTakenError: It cannot be read as DICOM, or has no SOP instance UID.
     """
     require("pydicom", extra="cart")
     try:
@@ -98,17 +98,17 @@ def read_film_header(data: bytes) -> FilmHeader:
             implicit=found.encoding.implicit,
         )
     except NotAssessedError as error:
-        raise FilmRefusedError("parse", str(error)) from error
+        raise NotTakenError("parse", str(error)) from error
     except Exception as error:  # pydicom raises nearly anything on a broken header
-        raise FilmRefusedError("parse", "the data set cannot be read") from error
+        raise NotTakenError("parse", "the data set cannot be read") from error
     return _header(elements, found.media_class, found.syntax)
 
 
-def _header(elements: Elements, media_class: str, syntax: str) -> FilmHeader:
+def _header(elements: Elements, media_class: str, syntax: str) -> ImageHeader:
     sop_uid = elements.text(_SOP_UID)
     if not sop_uid:
-        raise FilmRefusedError("uid", "the data set has no SOP instance UID")
-    return FilmHeader(
+        raise NotTakenError("uid", "the data set has no SOP instance UID")
+    return ImageHeader(
         sop_class=elements.text(_SOP_CLASS) or media_class,
         sop_uid=sop_uid,
         study_uid=elements.text(_STUDY_UID),

@@ -1,4 +1,4 @@
-"""Drawn films that are cheap to make and to judge; each has UIDs of its own."""
+"""Drawn images that are cheap to make and to assess; each has UIDs of its own."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 
 _PICTURES = 4
-"""Chests that are drawn; films share them."""
+"""Chests that are drawn; images share them."""
 _EACH_LATERAL = 7
-"""One film in so many is a lateral view, which is refused."""
+"""One image in so many is a lateral view, which is refused."""
 _BITS = 12
 
 
-class DrawnFilms:
-    """Films by number, always the same for a seed.
+class DrawnImages:
+    """Images by number, always the same for a seed.
 
     Args:
         seed: Decides their UIDs.
-        rows: Rows of a film.
-        columns: Columns of a film.
+        rows: Rows of an image.
+        columns: Columns of an image.
     """
 
     def __init__(self, seed: int, *, rows: int = 256, columns: int = 256) -> None:
@@ -37,8 +37,8 @@ class DrawnFilms:
             for number in range(_PICTURES)
         ]
 
-    def film(self, number: int) -> Dataset:
-        """A film as a data set that can be sent."""
+    def image(self, number: int) -> Dataset:
+        """An image as a data set that can be sent."""
         whole: dict[str, Any] = {
             "SOPInstanceUID": f"2.25.{self._base + number}1",
             "StudyInstanceUID": f"2.25.{self._base + number}2",

@@ -1,4 +1,4 @@
-"""Judging one film: its record, its heat map, and the DICOM objects of its result."""
+"""Assessing one image: its record, its heat map, and the DICOM objects of its result."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from deepcovid_edge.cart.config import JudgeSettings
-from deepcovid_edge.cart.store.film_header import read_film_header
+from deepcovid_edge.cart.config import CartSettings
+from deepcovid_edge.cart.store.image_header import read_image_header
 from deepcovid_edge.cart.store.spool import Spool, sync_folder
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.files import file_sha256
@@ -23,51 +23,53 @@ from deepcovid_edge.reasons import Reason
 
 
 @dataclass(frozen=True)
-class FilmRequest:
-    """A film that is to be judged.
+class AssessmentRequest:
+    """An image that is to be assessed.
 
     Attributes:
         path: The file.
         content_sha256: What the ledger knows it by.
         is_dicom: Whether DICOM objects are built of its result.
-        refuse: Code of the reason with which it is refused unread; None to judge it.
+        reason: Code of the reason for which it is not assessed, nor read; None to assess it.
     """
 
     path: Path
     content_sha256: str
     is_dicom: bool
-    refuse: str | None = None
+    reason: str | None = None
 
 
-class FilmJudge:
-    """Judges films and builds the objects of their results.
+class Assessor:
+    """Assesses images and builds the objects of their results.
 
     Args:
         model: The loaded model.
-        spool: Where films and results lie.
+        spool: Where images and results lie.
         settings: Kind of heat map and of report.
         maker: Makes the heat maps, or None.
     """
 
     def __init__(
-        self, model: Model, spool: Spool, settings: JudgeSettings, maker: HeatMapMaker | None
+        self, model: Model, spool: Spool, settings: CartSettings, maker: HeatMapMaker | None
     ) -> None:
         self.model, self.spool, self.settings, self.maker = model, spool, settings, maker
         self._reader = ImageReader(model.manifest.input, keeps_radiographs=maker is not None)
 
-    def judge(self, request: FilmRequest) -> dict[str, Any]:
-        """Judge one film; its files are on the disk when this returns.
+    def assess(self, request: AssessmentRequest) -> dict[str, Any]:
+        """Assess one image; its files are on the disk when this returns.
 
         Returns:
             `record`, and `objects` with `kind`, `sop_class`, `sop_uid`, `path` and `sha256` each.
         """
         folder = self.spool.results(request.content_sha256)
-        prediction = self._refused(request) if request.refuse else self._predict(request, folder)
+        prediction = (
+            self._not_assessed(request) if request.reason else self._predict(request, folder)
+        )
         _sync(folder)
         objects = [*self._objects(request, prediction)] if request.is_dicom else []
         return {"record": prediction.as_dict(), "objects": objects}
 
-    def _predict(self, request: FilmRequest, folder: Path) -> Prediction:
+    def _predict(self, request: AssessmentRequest, folder: Path) -> Prediction:
         explainer = None
         if self.maker:
             explainer = HeatMapWriter(
@@ -78,8 +80,8 @@ class FilmJudge:
         )
         return next(iter(next(groups)))
 
-    def _refused(self, request: FilmRequest) -> Prediction:
-        reason = Reason.of(str(request.refuse))
+    def _not_assessed(self, request: AssessmentRequest) -> Prediction:
+        reason = Reason.of(str(request.reason))
         return Prediction(
             str(request.path),
             self.model.facts,
@@ -88,13 +90,15 @@ class FilmJudge:
             message=reason.sentence,
         )
 
-    def _objects(self, request: FilmRequest, prediction: Prediction) -> Iterator[dict[str, Any]]:
+    def _objects(
+        self, request: AssessmentRequest, prediction: Prediction
+    ) -> Iterator[dict[str, Any]]:
         from deepcovid_edge.cart.objects.capture import build_capture
         from deepcovid_edge.cart.objects.facts import Facts
         from deepcovid_edge.cart.objects.report import build_report
-        from deepcovid_edge.cart.objects.source import SourceFilm
+        from deepcovid_edge.cart.objects.source import SourceImage
 
-        source = SourceFilm.read(request.path)
+        source = SourceImage.read(request.path)
         facts = Facts(_now(), request.content_sha256, serial=platform.node() or "cart")
         report = build_report(source, prediction, facts, sr_class=self.settings.report)
         yield self._stored(request, "sr", report)
@@ -103,8 +107,8 @@ class FilmJudge:
             capture = build_capture(source, prediction, overlay, facts)
             yield self._stored(request, "sc", capture)
 
-    def _stored(self, request: FilmRequest, kind: str, data: bytes) -> dict[str, Any]:
-        header = read_film_header(data)
+    def _stored(self, request: AssessmentRequest, kind: str, data: bytes) -> dict[str, Any]:
+        header = read_image_header(data)
         place = self.spool.results(request.content_sha256) / f"{header.sop_uid}.dcm"
         self.spool.store([data], place)
         return {
@@ -121,7 +125,7 @@ def _now() -> datetime:
 
 
 def _sync(folder: Path) -> None:
-    """Have the maps and pictures of a film survive a power cut."""
+    """Have the maps and pictures of an image survive a power cut."""
     if not folder.is_dir():
         return
     for path in folder.iterdir():
