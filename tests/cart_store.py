@@ -54,7 +54,8 @@ class Store:
 
     def built(self, claimed: ClaimedImage, kind: str) -> BuiltObject:
         """A made-up object of an image, on the disk."""
-        uid = f"2.25.{int(hashlib.sha256(f'{claimed.image_id} {kind}'.encode()).hexdigest()[:16], 16)}"
+        digest = hashlib.sha256(f"{claimed.image_id} {kind}".encode()).hexdigest()
+        uid = f"2.25.{int(digest[:16], 16)}"
         data = make_image(0, SOPInstanceUID=uid)
         place = self.spool.results(claimed.content_sha256) / f"{uid}.dcm"
         self.spool.store([data], place)

@@ -90,9 +90,10 @@ class TcpProxy:
         for one in (source, goal):
             if kind == "reset":
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            else:
-                with contextlib.suppress(OSError):
-                    one.shutdown(socket.SHUT_RDWR)
+            # A thread that reads from it would keep it open behind `close`; reading alone is ended
+            # for a reset, which an end of writing would turn into a proper end.
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RD if kind == "reset" else socket.SHUT_RDWR)
             one.close()
 
     def close(self) -> None:

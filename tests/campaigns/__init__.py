@@ -1,7 +1,7 @@
 """Campaigns of faults against a whole cart, and what it then has lost, assessed twice or altered.
 
-A console sends drawn images until each is acknowledged, a scripted PACS keeps count of what arrives,
-and something fails between them, again and again. `run` is where it begins.
+A console sends drawn images until each is acknowledged, a scripted PACS keeps count of what
+arrives, and something fails between them, again and again. `run` is where it begins.
 
 | module | what it does |
 | --- | --- |

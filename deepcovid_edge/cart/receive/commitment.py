@@ -1,8 +1,8 @@
 """Storage commitment asked of the cart (DICOM PS3.4, annex J).
 
-Committed means: *assessed, and the result sent to every destination*. It does not mean archived: the
-cart is no archive, and deletes images after a while. `receive.commitment` is off by default: it is
-for consoles that do not send without.
+Committed means: *assessed, and the result sent to every destination*. It does not mean archived:
+the cart is no archive, and deletes images after a while. `receive.commitment` is off by default:
+it is for consoles that do not send without.
 
 A request is answered at once and kept in the ledger. The N-EVENT-REPORT goes to the peer's own port
 on a new association, when every image of the request is done, or is not known here; after a restart

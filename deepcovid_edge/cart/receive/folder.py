@@ -3,7 +3,7 @@
 | a file | becomes |
 | --- | --- |
 | whose size and time are alike in two scans, and that is whole | an image |
-| that is not whole, and does not change for ten minutes | an image; its result says why it is none |
+| that is not whole, and does not change for ten minutes | an image; its result says why |
 | that is no image at all, likewise | passed over, with an event |
 | under a name of unfinished files, hidden, or in a system's folder | not looked at |
 | that was taken and has not changed since | not looked at |

@@ -1,8 +1,8 @@
 """The DICOM port: C-STORE and C-ECHO, from named peers alone.
 
 What is answered to C-STORE stands in `STATUSES` (DICOM PS3.4, B.2.3). Never a warning: consoles
-differ in what they make of one. An image that can be read but not assessed is 0x0000: what it gets is a
-result.
+differ in what they make of one. An image that can be read but not assessed is 0x0000: that it was
+not assessed is its result.
 """
 
 from __future__ import annotations

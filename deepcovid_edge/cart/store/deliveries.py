@@ -68,7 +68,7 @@ class Deliveries:
         self.ledger, self.spool = ledger, spool
 
     def due(self, destination: str, most: int = 100) -> list[Delivery]:
-        """What may be sent to a destination now: pictures of positive images first, then the oldest.
+        """What may be sent to a destination now: pictures of positive images, then the oldest.
 
         A next try that lies further ahead than the longest wait was written before the clock was
         set back: it is due now. What was being sent when the sender ended is due too.

@@ -1,8 +1,8 @@
 """A damaged ledger is made again from the files: names are hashes, objects carry their UIDs.
 
-Each image becomes a row again. One that has objects of a result was assessed: its record lies beside
-them, its objects keep their UIDs and bytes, and go to every destination once more, which the fixed
-UIDs make harmless. One without is assessed again.
+Each image becomes a row again. One that has objects of a result was assessed: its record lies
+beside them, its objects keep their UIDs and bytes, and go to every destination once more, which the
+fixed UIDs make harmless. One without is assessed again.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """What is deleted, and when: never what a destination does not have yet.
 
-An image is done when it is settled and every row of its outbox is done: `committed`, or `sent` where
-the destination is not asked for storage commitment. Done images are deleted after `keep_days`, and
-earlier, oldest first, while images and results take more room than the quota. Their rows stay.
-An image that was settled under a wrong clock is as old as the day on which that is noticed: it must
-not go at once when the clock is set right.
+An image is done when it is settled and every row of its outbox is done: `committed`, or `sent`
+where the destination is not asked for storage commitment. Done images are deleted after
+`keep_days`, and earlier, oldest first, while images and results take more room than the quota.
+Their rows stay.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class RetentionSettings:
 def delete_old(ledger: Ledger, spool: Spool, settings: RetentionSettings) -> int:
     """Delete the files of images that are done and old, or too many; how many images.
 
-    The row says `expired` before the files are gone: an image whose row says otherwise has its files.
+    The row says `expired` before the files are gone: one whose row says otherwise has its files.
     """
     if clock_is_plausible():
         _date_anew(ledger)

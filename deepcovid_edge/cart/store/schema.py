@@ -14,9 +14,9 @@
 | `commitment` | storage commitment asked of the cart, and by the cart |
 | `meta` | single values: the schema's version, the model in use |
 
-States of an image: `received`, `assessing`, then `assessed` or `not_assessed` (a result without a number),
-then `expired` (its files are deleted, its rows stay). An image whose assessor fails three times is
-`not_assessed`, and its file is kept in `quarantine/`.
+States of an image: `received`, `assessing`, then `assessed` or `not_assessed` (a result without a
+number), then `expired` (its files are deleted, its rows stay). An image whose assessor fails three
+times is `not_assessed`, and its file is kept in `quarantine/`.
 """
 
 from __future__ import annotations

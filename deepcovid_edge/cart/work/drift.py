@@ -16,7 +16,8 @@ between the distributions, or 5 images in 100 more or fewer not assessed. Of tho
 week every difference would be significant. Fewer than 50 images a week, or in the reference, prove
 nothing: an alert then stays as it is.
 
-Nothing here reads who an image is of; a device is what the header says: manufacturer, model, station.
+Nothing here reads who an image is of; a device is what the header says: manufacturer, model,
+station.
 """
 
 from __future__ import annotations

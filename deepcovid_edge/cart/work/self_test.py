@@ -1,7 +1,8 @@
 """The test at each start of an assessor: drawn images go through the whole path.
 
 What comes of them must be a number, a heat map and objects; an assessor that does not get so far
-says why, and no image of a patient is given to it. What the first image would wait for is loaded then.
+says why, and no image of a patient is given to it. The test also loads what the first image would
+wait for.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`cart work`: assesses images one after another, and sends what came of them.
 
-The assessor is a child process. An image that ends it is tried again, three times in all; then it is
-not assessed, kept aside and told of. Results, their objects and the outbox are one transaction, so a
-image is assessed once whatever happens in between.
+The assessor is a child process. An image that ends it is tried again, three times in all; then it
+is not assessed, kept aside and told of. Results, their objects and the outbox are one transaction,
+so an image is assessed once whatever happens in between.
 """
 
 from __future__ import annotations

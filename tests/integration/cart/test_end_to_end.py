@@ -177,7 +177,7 @@ def test_the_patient_is_named_nowhere_but_in_the_spool(cart: WholeCart) -> None:
         assert KANARI.split("^", maxsplit=1)[0].upper() not in held.upper()
 
 
-def test_the_pacs_commits_itself_on_an_association_of_its_own_and_sends_no_images(
+def test_the_pacs_commits_itself_on_an_association_of_its_own(
     tmp_path: Path,
 ) -> None:
     port = free_port()

@@ -181,9 +181,7 @@ def test_a_duplicate_is_taken_once_and_noted_twice(cart: ReceivingCart, tmp_path
     assert arrivals[0]["ae_title"] == "CONSOLE"
 
 
-def test_the_same_uid_with_other_bytes_is_another_image(
-    cart: ReceivingCart, tmp_path: Path
-) -> None:
+def test_the_same_uid_with_other_bytes_is_another(cart: ReceivingCart, tmp_path: Path) -> None:
     one, other = make_image(), make_image()
     other.SOPInstanceUID = one.SOPInstanceUID
     assert "(Success)" in storescu(cart.port, saved(tmp_path, one)).stdout

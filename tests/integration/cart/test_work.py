@@ -106,7 +106,8 @@ def test_a_assessor_ends_with_its_worker(config: CartConfig) -> None:
         "import os, sys, pathlib\n"
         "from deepcovid_edge.cart.config import read_config\n"
         "from deepcovid_edge.cart.work.assessor import AssessorProcess\n"
-        "assessor = AssessorProcess(read_config(pathlib.Path(sys.argv[1])), 'squeezenet1_1', None)\n"
+        "config = read_config(pathlib.Path(sys.argv[1]))\n"
+        "assessor = AssessorProcess(config, 'squeezenet1_1', None)\n"
         "print(assessor._process.pid, flush=True)\n"
         "os.kill(os.getpid(), 9)\n"
     )

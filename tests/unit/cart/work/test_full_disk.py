@@ -48,7 +48,7 @@ def test_another_fault_of_a_disk_ends_the_assessor(is_raw: bool, error: type[Exc
         assessor_child._assessed(cast(Assessor, Failing(errno.EIO, is_raw=is_raw)), REQUEST)
 
 
-def test_an_image_that_the_full_ledger_could_not_give_back_is_assessed_later(
+def test_an_image_that_the_full_ledger_did_not_give_back_is_assessed_later(
     tmp_path: Path,
 ) -> None:
     with open_store(tmp_path / "spool") as store:
