@@ -40,7 +40,6 @@ from deepcovid_edge.benchmarking.settings import (
 )
 from deepcovid_edge.benchmarking.watch import Watch, peak_rss_mib
 from deepcovid_edge.benchmarking.work import EndToEndWork, NetworkWork, TellsParts, lanes_of
-from deepcovid_edge.validation.diagnostics import device_facts, versions
 from deepcovid_edge.errors import BenchError, NotAssessedError
 from deepcovid_edge.files import read_regular
 from deepcovid_edge.imaging.prepare import prepare
@@ -48,6 +47,7 @@ from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.pipeline.pipeline import default_batch_size
 from deepcovid_edge.reasons import NOTICE, WarningCode
+from deepcovid_edge.validation.diagnostics import device_facts, versions
 
 _PARTS_CALLS = 100
 _ENVIRONMENT = (

@@ -36,7 +36,7 @@ COMMANDS = {
     "verify": Entry("deepcovid_edge.cli.verify", "Check that a variant decides as its model does."),
     "bench": Entry("deepcovid_edge.cli.bench", "Measure latency and throughput."),
     "compare": Entry("deepcovid_edge.cli.compare", "Compare measurements of `bench`."),
-    "cart": Entry("deepcovid_edge.cart.commands", "Run the cart: images in, answers to the PACS. [cart]"),
+    "cart": Entry("deepcovid_edge.cart.commands", "Run the cart: images in, answers out. [cart]"),
     "info": Entry("deepcovid_edge.cli.info", "Show device, backends, models and problems."),
     "sample": Entry("deepcovid_edge.cli.sample", "Write synthetic radiographs for a first try."),
     "train": Entry("deepcovid_export.cli.train", "Fine-tune a network on images. [export]"),
