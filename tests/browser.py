@@ -1,6 +1,7 @@
 """Headless Chromium for tests of pages: every request that a page makes is known.
 
-It is driven through its own debugging pipe.
+It is driven through its own debugging pipe. axe-core looks for what keeps people from reading a
+page (contrast, names for screen readers, the keyboard).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,10 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 PROGRAM = next((found for name in BROWSERS if (found := shutil.which(name))), None)
 needs_browser = pytest.mark.skipif(
     PROGRAM is None, reason="no browser: `make browser`, or apt-get install chromium"
+)
+_AXE = find_spec("axe_playwright_python")
+needs_axe = pytest.mark.skipif(
+    _AXE is None, reason="no axe-core: pip install axe-playwright-python (extra dev)"
 )
 Picture = NDArray[np.uint8]
 _ON_3_AND_4 = """
@@ -104,6 +110,15 @@ class Browser:
         answer = self.call("Runtime.evaluate", expression=expression, **wanted)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
+
+    def barriers(self) -> list[tuple[str, str, str]]:
+        """What axe-core finds on the page as it is shown: impact, rule and the first element."""
+        assert _AXE is not None
+        assert _AXE.origin is not None
+        script = Path(_AXE.origin).with_name("axe.min.js").read_text("utf-8")
+        self.ask(f"{script}\n;void 0")
+        found = self.ask("axe.run(document)")
+        return [(it["impact"], it["id"], it["nodes"][0]["html"]) for it in found["violations"]]
 
     def show(self, width: int, *, dark: bool = False) -> Picture:
         """The whole page at that width, of shape (height, width, 3), BGR."""

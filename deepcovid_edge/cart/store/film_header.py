@@ -125,4 +125,3 @@ def _header(elements: Elements, media_class: str, syntax: str) -> FilmHeader:
             ).strip(),
         ),
     )
-
