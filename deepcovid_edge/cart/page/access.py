@@ -20,6 +20,7 @@ LONGEST_DELAY, LONGEST_TOTAL_DELAY = 900.0, 60.0
 _FREE_TOTAL = 4
 """Wrong PINs of all addresses that delay nobody else."""
 _FORGET_SECONDS = 3600.0
+_MOST_DOUBLINGS = 16
 _MOST_SESSIONS, _MOST_ADDRESSES = 256, 4096
 _LEAST_DIGITS, _MOST_DIGITS = 6, 64
 _N, _R, _P, _BYTES = 1 << 14, 8, 1, 32
@@ -130,7 +131,8 @@ class Delays:
                 tries.wrong = 0
             tries.wrong, tries.last = tries.wrong + 1, now
             if tries.wrong > free:
-                tries.until = now + min(longest, 2.0 ** (tries.wrong - free - 1))
+                doublings = min(tries.wrong - free - 1, _MOST_DOUBLINGS)
+                tries.until = now + min(longest, 2.0**doublings)
 
     def right(self, address: str) -> None:
         """The try that was begun was right."""

@@ -72,7 +72,7 @@ class Handlers:
 
     async def film(self, request: Request) -> Response:
         """One film."""
-        found = films.find_film(self._it.reading, self._it.spool, request.path_params["film"])
+        found = films.find_film(self._it.reading, self._it.spool, _film(request))
         if found is None:
             raise HTTPException(404)
         with_map = found.has_map and request.query_params.get("map") == "1"
@@ -80,7 +80,7 @@ class Handlers:
 
     async def picture(self, request: Request) -> Response:
         """A picture of a film."""
-        number, kind = request.path_params["film"], request.path_params["kind"]
+        number, kind = _film(request), request.path_params["kind"]
         if kind not in ("picture", "thumbnail", "map"):
             raise HTTPException(404)
         data = films.picture_of(self._it.reading, self._it.spool, number, kind)
@@ -173,7 +173,7 @@ class Handlers:
     async def resend(self, request: Request, form: Form) -> Response:
         """Send a film's objects again."""
         del form
-        film = request.path_params["film"]
+        film = _film(request)
         deliveries = Deliveries(self._it.writing, self._it.spool)
         await run_in_threadpool(deliveries.resend, film)
         return RedirectResponse(f"/film/{film}", 303)
@@ -263,6 +263,13 @@ class Handlers:
 
     def _message(self, request: Request, status: int, word: str) -> Response:
         return self._it.render(request, "message", status, word=word)
+
+
+def _film(request: Request) -> int:
+    number: int = request.path_params["film"]
+    if number > _HIGHEST:
+        raise HTTPException(404)
+    return number
 
 
 def _number(text: str | None) -> int | None:
