@@ -1,0 +1,156 @@
+"""Pictures of every page for people to look at: drawn films, the shipped model, a real browser.
+
+    PYTHONPATH=.:tests python tests/page_screenshots.py -o build/page
+
+Those in `docs/page` are some of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+from cart_browser import PageBrowser
+from cart_page import CONSOLE, served, write_config
+from cart_store import Store, open_store
+from whole_cart import phantom_film
+
+from deepcovid_edge.cart.page.access import Pin
+from deepcovid_edge.cart.store.films import BuiltObject, Settled
+from deepcovid_edge.cart.store.clock import now_seconds
+from deepcovid_edge.cart.work.film_judge import FilmRequest
+from deepcovid_edge.cart.work.judge_child import loaded_judge
+
+_EXPLICIT = "1.2.840.10008.1.2.1"
+_FILMS: tuple[dict[str, object], ...] = (
+    {"opacities": 9},
+    {},
+    {"ViewPosition": "LL"},
+    {"opacities": 5},
+    {"ViewPosition": "AP"},
+    {"opacities": 9},
+    {},
+)
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A picture of a page.
+
+    Attributes:
+        name: Of its file.
+        path: The page.
+        size: Of the screen.
+        dark: In a dark room.
+        language: Of the page.
+        key: JavaScript that is run before.
+    """
+
+    name: str
+    path: str
+    size: tuple[int, int] = (1280, 800)
+    dark: bool = True
+    language: str = "en"
+    key: str = ""
+
+
+_TOGGLE = "document.querySelector('#toggle button').click()"
+_PAGES = {
+    "home": "/",
+    "film": "/film/1",
+    "refused": "/film/3",
+    "alerts": "/alerts",
+    "statistics": "/statistics",
+    "audit": "/audit?check=1",
+}
+
+
+def shots() -> Iterator[Shot]:
+    """All pictures."""
+    for name, path in _PAGES.items():
+        yield Shot(f"{name}-dark", path)
+        yield Shot(f"{name}-light", path, dark=False)
+        yield Shot(f"{name}-small", path, (800, 480))
+        for language in ("es", "ro", "fa", "zh", "ko"):
+            yield Shot(f"{name}-{language}", path, language=language)
+    yield Shot("map-dark", "/film/1", key=_TOGGLE)
+    yield Shot("map-light", "/film/1", dark=False, key=_TOGGLE)
+
+
+def fill(store: Store, folder: Path) -> None:
+    """Have drawn films judged by the shipped model."""
+    config = write_config(folder, 8080)
+    with loaded_judge(config, config.cart.model, None) as judge:
+        for number, keys in enumerate(_FILMS):
+            data = phantom_film(number, _EXPLICIT, **keys)  # type: ignore[arg-type]
+            store.intake.take_file(data, name="f.dcm", arrival=CONSOLE)
+            film = store.films.claim()
+            assert film
+            answer = judge.judge(FilmRequest(film.path, film.content_sha256, film.is_dicom))
+            objects = [
+                BuiltObject(**{**one, "path": Path(one["path"])}) for one in answer["objects"]
+            ]
+            store.films.settle(film, Settled(answer["record"], objects, {"pacs": ("sr", "sc")}))
+    store.ledger.rows("UPDATE outbox SET state = 'sent', last_status = '0x0000 success'"
+                      " WHERE object_id < 12")
+    store.ledger.raise_alert("silent:pacs", "destination_silent", destination="pacs")
+    store.ledger.raise_alert("stranger:10.0.0.9", "unknown_sender", address="10.0.0.9")
+    store.intake.take_file(phantom_film(99, _EXPLICIT), name="f.dcm", arrival=CONSOLE)
+    store.ledger.set_meta("work alive", f"{now_seconds():.0f}")
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[PageBrowser]:
+    """A browser that has given the PIN of a page with films."""
+    Pin.of("123456").write(folder / "pin")
+    with open_store(folder / "spool") as store:
+        fill(store, folder)
+    with served(folder, pin_file="pin") as running:
+        browser = PageBrowser(folder, running.reader.origin)
+        browser.start()
+        try:
+            browser.size(1280, 800)
+            browser.visit("/")
+            yield browser
+        finally:
+            browser.close()
+
+
+def take(browser: PageBrowser, shot: Shot, folder: Path) -> None:
+    """Take one picture."""
+    browser.size(*shot.size, dark=shot.dark)
+    if browser.ask("document.documentElement.lang") != shot.language:
+        browser.visit(f"/?language={shot.language}")
+    browser.visit(shot.path)
+    if shot.key:
+        browser.ask(f"{shot.key}; undefined")
+    browser.until("[...document.images].every(one => one.complete)")
+    place = folder / f"{shot.name}.png"
+    cv2.imwrite(str(place), browser.screen(), [cv2.IMWRITE_PNG_COMPRESSION, 9])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Take all pictures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--only", default="", help="Names that begin so.")
+    options = parser.parse_args(arguments)
+    options.output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as place, opened(Path(place)) as browser:
+        if "log-in".startswith(options.only):
+            take(browser, Shot("log-in-dark", "/log-in"), options.output)
+            take(browser, Shot("log-in-light", "/log-in", dark=False), options.output)
+        browser.ask("document.getElementById('pin').value = '123456'; undefined")
+        browser.act("document.querySelector('form.log-in').requestSubmit()")
+        for shot in shots():
+            if shot.name.startswith(options.only):
+                take(browser, shot, options.output)
+
+
+if __name__ == "__main__":
+    main()
