@@ -13,6 +13,7 @@
 # make peers   install the programs that write and read images beside us in tests, likewise
 # make fuzz    20,000 damaged files; what breaks a rule is kept in runs/fuzz
 # make witnesses  2,000 DICOM images and 2,000 pictures, read by us and by independent readers
+# make campaigns  faults against a whole cart, 200 of each kind, and its speed; hours
 # make release build sdist and wheel, check both, run the demo from the wheel alone
 # make bench   measure speed and accuracy on this machine (needs DATA; half an hour)
 # make bench-compare  measure the suite again and compare with what is stored
@@ -30,7 +31,7 @@ BROWSERS = chromium chromium-browser google-chrome google-chrome-stable
 DEV = .venv/bin
 DEMO = .venv-demo/bin
 
-.PHONY: demo test quick nightly test-without-int8 lint docs browser peers model appearance site figures fuzz witnesses bench bench-compare wheel release clean
+.PHONY: demo test quick nightly test-without-int8 lint docs browser peers model appearance site figures fuzz witnesses campaigns bench bench-compare wheel release clean
 
 # Some of the images cannot be assessed, which is exit code 4.
 demo: .venv-demo/ready
@@ -48,7 +49,7 @@ test: .venv/ready
 nightly: .venv/ready
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
 		$(DEV)/python -m pytest -m slow -n $$(nproc) --dist loadscope --durations=20
-	$(MAKE) fuzz witnesses
+	$(MAKE) fuzz witnesses campaigns
 
 # The unit tests of the runtime: no slow one, no integration.
 QUICK_IGNORES = export benchmarks jetson imaging/test_dicom_matrix.py imaging/test_dicom_sandbox.py \
@@ -198,6 +199,11 @@ fuzz: .venv/ready
 witnesses: .venv/ready
 	PYTHONPATH=.:tests $(DEV)/python -m witnesses.run --keep $(RUNS)/witnesses $(STORE)
 
+# CAMPAIGNS="kill power" runs these alone. Power cuts and full disks need root. STORE=--store stores.
+CYCLES ?= 200
+campaigns: .venv/ready
+	PYTHONPATH=.:export:tests $(DEV)/python -m campaigns.run $(CAMPAIGNS) --cycles $(CYCLES) $(STORE)
+
 export RUNS
 
 bench: .venv/ready
@@ -216,6 +222,8 @@ MOST_BYTES = 6000000
 FRESH = build/release
 release: .venv/ready
 	rm -rf dist $(FRESH)
+	grep -q "^## \[$$($(DEV)/python -c 'import deepcovid_edge as it; print(it.__version__)')\] - " \
+		CHANGELOG.md
 	$(DEV)/python -m build -o dist .
 	$(DEV)/twine check --strict dist/*
 	[ $$(stat -c %s dist/*.whl) -lt $(MOST_BYTES) ]

@@ -22,12 +22,16 @@ names; the command line writes them as options and gives each error its exit cod
 
 from __future__ import annotations
 
+import sys
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
+from threading import RLock
 from typing import TYPE_CHECKING
 
 from deepcovid_edge.reasons import Reason
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import ModuleType
 
 
@@ -95,8 +99,27 @@ class BackendUnavailableError(NotThereError):
     """Raised when the backend or provider that was asked for cannot run here."""
 
 
+_CALLERS = {"openvino": "openvino_telemetry", "pydicom": "requests"}
+"""Module -> what it imports only where that is installed, and which opens sockets on import."""
+_HIDING = RLock()
+
+
+@contextmanager
+def _hidden(name: str) -> Iterator[None]:
+    """Let imports behave as if a package were not installed."""
+    with _HIDING:
+        known = sys.modules.get(name)
+        sys.modules[name] = None  # type: ignore[assignment] # importing it raises ImportError
+        try:
+            yield
+        finally:
+            del sys.modules[name]
+            if known is not None:
+                sys.modules[name] = known
+
+
 def require(module: str, *, extra: str) -> ModuleType:
-    """Import an optional third-party module.
+    """Import an optional third-party module; no socket is opened on the way.
 
     Args:
         module: Name of the module, such as `onnxruntime`.
@@ -107,8 +130,10 @@ def require(module: str, *, extra: str) -> ModuleType:
             installs it.
         MemoryError: There is too little memory for it.
     """
+    caller = None if sys.modules.get(module) is not None else _CALLERS.get(module)
     try:
-        return import_module(module)
+        with _hidden(caller) if caller else nullcontext():
+            return import_module(module)
     except ImportError as error:
         if lacks_memory(error):
             raise MemoryError(f"{module} cannot be loaded: {one_line(error)}") from error

@@ -214,7 +214,7 @@ class Model(Closing):
             self.backend,
             method,
             occlusion,
-            threshold=self.facts.threshold,
+            limits=[*self.facts.limits.values()],
             workers=self.settings.workers,
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import sys
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,6 +116,7 @@ class Run:
 
         self.settings, self.format = settings, settings.record_format
         self.counts: Counter[str] = Counter()
+        self._overlays: list[str] = []  # the first two: a single picture is named
         self._duplicates = Duplicates()
         self._disk = _disk_guard(settings)
         # Start reading for the default input size; start again if the model needs another.
@@ -174,6 +175,8 @@ class Run:
         if self._page:
             self._page.write(*records)
         self.counts.update(record.decision or record.status for record in records)
+        drawn = [record.overlay for record in records if record.overlay]
+        self._overlays = [*self._overlays, *drawn][:2]
 
     def count(self) -> int:
         """How many images have no record yet; it walks the folders once more."""
@@ -190,8 +193,9 @@ class Run:
         counts = self.counts
         earlier = len(self._earlier.paths)
         unclear = f"{counts['indeterminate']} indeterminate, " if counts["indeterminate"] else ""
+        images = "image" if counts.total() == 1 else "images"
         found = (
-            f"{counts.total()} images {how}: {counts['positive']} positive, {counts['negative']} "
+            f"{counts.total()} {images} {how}: {counts['positive']} positive, {counts['negative']} "
             f"negative, {unclear}{counts['not_assessed']} not assessed"
         )
         return f"{found}. {earlier} images were done before" if earlier else found
@@ -211,7 +215,7 @@ class Run:
         if self._disk.full:
             yield f"The disk is full: {self._disk.full}. Free some room; --resume goes on."
         if self._explainer:
-            yield _about_maps(self._explainer)
+            yield _about_maps(self._explainer, self._overlays)
         if self._page:
             yield f"The page is {self._page.path}."
 
@@ -274,10 +278,12 @@ def _page(settings: RunSettings, facts: RunFacts, opened: ExitStack) -> HtmlPage
     return page
 
 
-def _about_maps(explainer: HeatMapWriter) -> str:
+def _about_maps(explainer: HeatMapWriter, overlays: Sequence[str]) -> str:
     """Where the heat maps are, and why some are not."""
     slow = explainer.maker.too_slow
     found = f"Heat maps are in {explainer.settings.folder}."
+    if len(overlays) == 1:
+        found = f"The heat map is {overlays[0]}."
     if slow:
         found += (
             f" {len(slow)} images have no heat map: --budget does not hold one pass, which takes "

@@ -93,6 +93,10 @@ class Browser:
         self.call("Page.navigate", url=page.as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self._take(self._message())
+        return self.asked()
+
+    def asked(self) -> list[str]:
+        """The addresses that the page has asked for since it was opened, its own included."""
         return [
             event["params"]["request"]["url"]
             for event in self.events

@@ -23,7 +23,7 @@ from deepcovid_edge.cart.config import (
     ReceiveSettings,
 )
 from deepcovid_edge.cart.store.films import BuiltObject, Settled
-from deepcovid_edge.cart.work.association import Timeouts
+from deepcovid_edge.cart.send.association import Timeouts
 from deepcovid_edge.imaging.dicom.syntaxes import file_meta_end
 
 CAPTURE, REPORT = "1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.88.33"

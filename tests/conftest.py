@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import struct
 import zlib
@@ -18,6 +19,7 @@ from browser import Browser
 from hypothesis import settings
 from numpy.typing import NDArray
 from PIL import Image
+from run_folder import choose_run_folder
 
 from deepcovid_edge.imaging.files import FileBytes
 from deepcovid_edge.imaging.radiograph import Radiograph
@@ -39,6 +41,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         call = getattr(item, "callspec", None)
         if call and LARGE_NETWORKS & set(map(str, call.params.values())):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _run_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A folder of the run, beside those of its workers where it has some, as pytest-xdist says."""
+    own = tmp_path_factory.getbasetemp()
+    choose_run_folder((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared")
 
 
 @pytest.fixture(scope="module")

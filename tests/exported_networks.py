@@ -1,15 +1,16 @@
-"""Networks with random weights, exported once for all tests that look at the files."""
+"""Networks with random weights, exported once a run for all tests that look at the files."""
 
 from __future__ import annotations
 
 import functools
-import tempfile
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from run_folder import made_once
 from torch import Tensor, nn
 
 from deepcovid_edge.manifest import InputSpec, ModelManifest
@@ -54,19 +55,22 @@ def settled(network: nn.Module, batch: Tensor) -> nn.Module:
 
 @functools.cache
 def exported_network(architecture: str) -> ExportedNetwork:
-    """A network of an architecture as `export` writes it; it lies there until Python ends."""
+    """A network of an architecture as `export` writes it."""
+
+    def make(folder: Path) -> None:
+        (folder / "facts.pickle").write_bytes(pickle.dumps(_export(architecture, folder)))
+
+    folder = made_once(f"network-{architecture}", make)
+    manifest, parity = pickle.loads((folder / "facts.pickle").read_bytes())
+    return ExportedNetwork(folder / "net.onnx", manifest, parity)
+
+
+def _export(architecture: str, folder: Path) -> tuple[ModelManifest, Parity]:
     torch.manual_seed(0)
     network = settled(build_network(architecture, len(CLASSES)), images(4, SIZE))
     spec = InputSpec(height=SIZE, width=SIZE)
     manifest = ModelManifest("net", architecture, CLASSES, "covid", 0.5, input=spec)
-    folder = Path(_folder().name) / architecture
-    folder.mkdir()
     save_checkpoint(network, manifest, folder / "net.pt")  # type: ignore[arg-type]
     batch: NDArray[np.uint8] = np.asarray(images(3, SIZE, seed=1))
     _, parity = export_checkpoint(folder / "net.pt", folder / "net.onnx", batch)
-    return ExportedNetwork(folder / "net.onnx", manifest, parity)
-
-
-@functools.cache
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="networks-")
+    return manifest, parity

@@ -8,20 +8,24 @@ from pathlib import Path
 import cv2
 import numpy as np
 from conftest import Pictures
+from drawn_once import drawn_phantom, phantom_files
 from test_dicom_refusals import REFUSALS as DICOM_REFUSALS
 from test_dicom_refusals import WARNED as DICOM_WARNED
 from test_refusals import REFUSALS, WARNED, placed
 
-from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.reasons import Reason
 
 ELSEWHERE = {Reason.RESULT, Reason.MODEL, Reason.DISK, Reason.DICOM, Reason.TURNED}
 """Reasons that no drawn file brings about with the shipped model and the extra `dicom`."""
+COSTLY = {"deflate-bomb", "many-items", "many-elements"}
+"""DICOM files at the limits of what is read: each takes a second or more, the others 20 ms."""
 
 
 def folder_of_every_kind(folder: Path) -> Path:
-    """Fill a folder; whatever a maker needs beside its file lies in folders of their own."""
+    """Fill a folder; whatever a maker needs beside its file lies in folders of their own.
+
+    Without the costly files, whose reasons others bring about as well.
+    """
     for name, case in REFUSALS.items():
         own = folder / f"picture-{name}"
         own.mkdir()
@@ -32,21 +36,32 @@ def folder_of_every_kind(folder: Path) -> Path:
     with warnings.catch_warnings():  # of pydicom, about what is written wrong here
         warnings.simplefilter("ignore", UserWarning)
         _write_dicom(folder)
-    write_phantoms(folder / "synthetic", count=6)
+        _write_refused(folder, set(DICOM_REFUSALS) - COSTLY)
+    phantom_files(folder / "synthetic", count=6)
     _turned(folder)
     return folder
 
 
+def folder_of_costly_files(folder: Path) -> Path:
+    """Make and fill a folder with the files at the limits of what is read."""
+    folder.mkdir()
+    _write_refused(folder, COSTLY)
+    return folder
+
+
+def _write_refused(folder: Path, names: set[str]) -> None:
+    for name in sorted(names):
+        (folder / f"dicom-{name}.dcm").write_bytes(DICOM_REFUSALS[name].make())
+
+
 def _write_dicom(folder: Path) -> None:
-    for name, refusal in DICOM_REFUSALS.items():
-        (folder / f"dicom-{name.replace('/', '-')}.dcm").write_bytes(refusal.make())
     for number, (_, make_dicom, _) in enumerate(DICOM_WARNED.values()):
         (folder / f"dicom-warned-{number}.dcm").write_bytes(make_dicom())
 
 
 def _turned(folder: Path) -> None:
     """A turned image and one that is no radiograph, without the mark of a synthetic one."""
-    phantom = draw_phantom(0)
+    phantom = drawn_phantom(0)
     cv2.imwrite(str(folder / "upright.jpg"), phantom)
     cv2.imwrite(str(folder / "turned.jpg"), np.ascontiguousarray(np.rot90(phantom)))
     noise = np.random.default_rng(0).integers(0, 255, (400, 400), dtype=np.uint8)

@@ -63,9 +63,7 @@ class TcpProxy:
             self._open += [near, far]
             for source, goal, to_server in ((near, far, True), (far, near, False)):
                 fault = self.fault if self.fault and self.fault.to_server is to_server else None
-                threading.Thread(
-                    target=self._pass, args=(source, goal, fault), daemon=True
-                ).start()
+                threading.Thread(target=self._pass, args=(source, goal, fault), daemon=True).start()
 
     def _pass(self, source: socket.socket, goal: socket.socket, fault: Fault | None) -> None:
         passed = 0

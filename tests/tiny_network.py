@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import onnx
 import onnxruntime
+from commands import Done, command
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
@@ -193,8 +194,17 @@ def draw_data(folder: Path) -> Path:
     return folder
 
 
-def quantize_command(*arguments: object, seed: str = "0", cwd: Path | None = None) -> Any:
-    """`deepcovid-edge quantize` with these arguments, as a process of its own."""
+def quantize_command(*arguments: object, seed: str | None = None, cwd: Path | None = None) -> Done:
+    """`deepcovid-edge quantize` with these arguments, in this process.
+
+    Args:
+        arguments: Of the command line.
+        seed: Of Python's hashes: the command is a process of its own that has it.
+        cwd: The folder to work in.
+    """
+    if seed is None:
+        return command("quantize", *arguments, cwd=cwd)
     line = [sys.executable, "-m", "deepcovid_edge", "quantize", *map(str, arguments)]
     environment = {**os.environ, "PYTHONHASHSEED": seed}
-    return subprocess.run(line, capture_output=True, text=True, env=environment, cwd=cwd)
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, cwd=cwd)
+    return Done(done.returncode, done.stdout, done.stderr)

@@ -49,6 +49,7 @@ class WholeCart(Server):
         cart: Keys of the table `[cart]`.
         receive: Keys of the table `[receive]`.
         command: Words before the command, such as of `faketime`.
+        port: Its DICOM port; None for a free one.
     """
 
     def __init__(
@@ -59,9 +60,10 @@ class WholeCart(Server):
         cart: Mapping[str, object] | None = None,
         receive: Mapping[str, object] | None = None,
         command: tuple[str, ...] = (),
+        port: int | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.port = folder, free_port()
+        self.folder, self.port = folder, port or free_port()
         self.spool, self.config = folder / "spool", folder / "cart.toml"
         roomy = {"floor_mib": 1, "floor_share": 0.0, "ballast_mib": 0}
         lines = [

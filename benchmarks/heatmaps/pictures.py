@@ -2,7 +2,7 @@
 
     python -m benchmarks.heatmaps.pictures
 
-This writes `results/heatmap/synthetic.jpg`. The image is `phantom_005.png` of `deepcovid-edge
+This writes `results/heatmap/synthetic.jpg`. The image is `phantom_003.png` of `deepcovid-edge
 sample`. It is synthetic, so the map carries no meaning. No patient's image may stand here.
 """
 

@@ -295,3 +295,34 @@ def ood_choice(it: Figures) -> Rows:
         for limit, found in limits.items():
             worst = max(one[method][limit].get("held out", 0.0) for one in compared.values())
             yield {"method": method, "limit": limit, **found, "worst": worst}
+
+
+def cart_campaigns(it: Figures) -> Rows:
+    """Minutes of the campaign."""
+    yield {"minutes": it["seconds"] / 60}
+
+
+def cart_latency(it: Figures) -> Rows:
+    """The whole, its parts, then the whole of each transfer syntax."""
+    names = {"store": "sending the film", "total": "answer to last object"}
+    for name, spent in it["ms"].items():
+        yield {"what": names.get(name, f"of it: {name}"), "number": it["films"], "ms": spent}
+    for name, spent in it["by_syntax_ms"].items():
+        yield {"what": name, "number": len(spent["samples"]), "ms": spent}
+
+
+def cart_receiver(it: Figures) -> Rows:
+    """Size of a film."""
+    yield {"megabytes": it["bytes"] / 1e6}
+
+
+def cart_soak(it: Figures) -> Rows:
+    """Each process."""
+    for role, slope in it["slope_kb_a_film"].items():
+        yield {
+            "role": role,
+            "slope": slope,
+            "rss": it["rss_mib"][role],
+            "descriptors": it["files"][role],
+            "kilobytes": it["bytes"] / 1e3,
+        }

@@ -52,11 +52,12 @@ def settings() -> Table:
     for field in fields(Recipe):
         inner = field.default_factory
         if isinstance(inner, type) and is_dataclass(inner):
-            rows += _rows(inner, f"{field.name}.")
-    return Table(("setting", "default", "meaning"), [*_rows(Recipe, ""), *rows])
+            rows += field_rows(inner, f"{field.name}.")
+    return Table(("setting", "default", "meaning"), [*field_rows(Recipe, ""), *rows])
 
 
-def _rows(kind: type, prefix: str) -> list[tuple[str, str, str]]:
+def field_rows(kind: type, prefix: str) -> list[tuple[str, str, str]]:
+    """Name, default and meaning of each field of a dataclass, by its docstring."""
     meaning = _attributes(kind)
     return [
         (f"`{prefix}{field.name}`", _default(field), meaning[field.name])

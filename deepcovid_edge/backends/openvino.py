@@ -1,17 +1,17 @@
 """Run .onnx files through OpenVINO on a CPU.
 
 `import openvino` tells its makers of itself over the internet and leaves files in the home folder
-(openvino_telemetry, which it does without where that is not there). A cart does neither, so it is
-imported here as if that package were not installed.
+(openvino_telemetry, which it does without where that is not there). A cart does neither: see
+`errors.require`.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from threading import Lock
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 REQUIRES = "openvino"
 SUFFIXES = {".onnx"}
 _DEVICE = "CPU"
-_TELEMETRY = "openvino_telemetry"
+_FIRST_USE = Lock()
 
 
 def is_available() -> bool:
@@ -41,21 +41,19 @@ def is_available() -> bool:
 
 
 def quiet_runtime() -> ModuleType:
-    """Import openvino without its telemetry.
+    """Import openvino without its telemetry, ready for calls from several threads.
+
+    Its first conversion of a type fills tables, and gives up Python's lock meanwhile. A second
+    thread that comes then waits for the tables while it holds that lock, and both wait for ever
+    (seen with 2026.4). So they are filled here, by one thread.
 
     Raises:
         MissingDependencyError: openvino is not installed.
     """
-    if sys.modules.get(REQUIRES) is not None:
-        return require(REQUIRES, extra="openvino")
-    known = sys.modules.get(_TELEMETRY)
-    sys.modules[_TELEMETRY] = None  # type: ignore[assignment] # importing it raises ImportError
-    try:
-        return require(REQUIRES, extra="openvino")
-    finally:
-        del sys.modules[_TELEMETRY]
-        if known is not None:
-            sys.modules[_TELEMETRY] = known
+    with _FIRST_USE:
+        runtime = require(REQUIRES, extra="openvino")
+        runtime.Type(np.uint8).to_dtype()
+    return runtime
 
 
 def load(path: Path, settings: BackendSettings) -> OpenVinoBackend:

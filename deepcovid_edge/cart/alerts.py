@@ -15,6 +15,11 @@ class AlertCode(Enum):
         "A sender that is not named was turned away.",
         "If it may send films, add it as [[peer]] to the configuration and restart the cart.",
     )
+    FILM_TOO_LARGE = (
+        "film_too_large",
+        "A film was larger than the cart takes, and was cut off.",
+        "Raise max_film_mib, or have the console send films compressed.",
+    )
     DESTINATION_SILENT = (
         "destination_silent",
         "A destination does not answer; results wait here.",

@@ -69,7 +69,7 @@ def _model(config: CartConfig) -> Check:
 
 
 def _destinations(config: CartConfig) -> Iterator[Check]:
-    from deepcovid_edge.cart.work.outbox import make_sender
+    from deepcovid_edge.cart.send.outbox import make_sender
 
     for one in config.destinations:
         try:

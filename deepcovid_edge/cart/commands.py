@@ -194,8 +194,8 @@ def drain(config: Path, seconds: float) -> int:
 
     Example: deepcovid-edge cart drain cart.toml --seconds 60
     """
+    from deepcovid_edge.cart.send.outbox import Outbox
     from deepcovid_edge.cart.store.opening import open_store
-    from deepcovid_edge.cart.work.outbox import Outbox
 
     settings = _read(config)
     ledger, spool = open_store(settings.cart)

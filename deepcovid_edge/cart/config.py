@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -160,6 +161,13 @@ class Destination:
         if not self.objects:
             raise ValueError("objects: got none, expected sr, sc or both")
         _check_tls(self.certificate, self.key)
+
+    def addresses(self) -> frozenset[str]:
+        """Its IP addresses; none where its name is not known now."""
+        try:
+            return frozenset(str(entry[4][0]) for entry in socket.getaddrinfo(self.host, None))
+        except (OSError, UnicodeError):
+            return frozenset()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deepcovid_edge.cli.exit_codes import ExitCode
-from deepcovid_edge.device.progress import progress_bar
+from deepcovid_edge.device.progress import open_bars, progress_bar
 from deepcovid_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -104,17 +104,22 @@ def _workspace(text: str) -> int | None:
 
 
 def _with_progress(file: Path, settings: BuildSettings, build: Any) -> tuple[Path, EngineFacts]:
-    """Build with a line on the terminal that names the builder's phase."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    with console.status(f"building {file.name}") as status:
+    """Build with a bar on the terminal for each phase that the builder is in."""
+    with open_bars() as bars:
+        tasks = {} if bars is None else {"": bars.add_task(f"building {file.name}", total=None)}
 
         def show(event: Mapping[str, Any]) -> None:
-            if event.get("event") == "phase":
-                status.update(f"building {file.name}: {event['name']}")
-            elif event.get("event") == "waiting":
-                console.print(event["why"])
+            kind, name = event.get("event"), str(event.get("name"))
+            if kind == "waiting":
+                click.echo(event["why"], err=True)
+            elif bars is None:
+                return
+            elif kind == "phase":
+                tasks[name] = bars.add_task(name, total=event["steps"])
+            elif kind == "step" and name in tasks:
+                bars.advance(tasks[name])
+            elif kind == "finished" and name in tasks:
+                bars.remove_task(tasks.pop(name))
 
         result: tuple[Path, EngineFacts] = build(file, settings, progress=show)
     return result

@@ -40,6 +40,7 @@ SPLITS = ("train", "val", "test", "external")
 _SPLIT_NAMES = {**{name: name for name in SPLITS}, "valid": "val", "validation": "val"}
 _SPREADSHEET = ".metadata.xlsx"
 _MOST_WRAPPERS = 3
+_YES = ("1", "true", "yes")
 _ROUNDING = 0.01
 """By how much an edge of a box may pass the image's, as a fraction of its side."""
 
@@ -60,6 +61,7 @@ class LabelledImage:
         source: Collection or hospital, or empty.
         view: Projection, such as `PA` or `AP Supine`, or empty.
         boxes: Opacities as a reader drew them; empty where none was drawn.
+        clear: Whether a reader saw no abnormality on it, whatever its label says.
     """
 
     path: Path
@@ -69,6 +71,7 @@ class LabelledImage:
     source: str = ""
     view: str = ""
     boxes: tuple[Box, ...] = ()
+    clear: bool = False
 
 
 def images_of(data: Path, excluded: Counter[str] | None = None) -> Iterator[LabelledImage]:
@@ -227,6 +230,7 @@ def _from_manifest(manifest: Path) -> Iterator[LabelledImage]:
             _SPLIT_NAMES.get(split.lower(), split),
             **known,
             boxes=_boxes(row.get("boxes", ""), manifest, line),
+            clear=row.get("no_visible_abnormality", "").strip().casefold() in _YES,
         )
 
 

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+_Item = TypeVar("_Item")
 
 
 @contextmanager
@@ -18,8 +24,27 @@ def progress_bar(total: int, what: str = "images") -> Iterator[Callable[[int], o
     Yields:
         To be called with the number that was done since the last call.
     """
+    with open_bars() as bars:
+        if bars is None:
+            yield lambda _: None
+            return
+        task = bars.add_task(what, total=total)
+        yield lambda done: bars.advance(task, done)
+
+
+def counted(items: Iterable[_Item], total: int, what: str = "images") -> Iterator[_Item]:
+    """Pass items on under a bar; each counts once the next one is asked for."""
+    with progress_bar(total, what) as progress:
+        for item in items:
+            yield item
+            progress(1)
+
+
+@contextmanager
+def open_bars() -> Iterator[Progress | None]:
+    """Bars on stderr with count, rate and time left; None if stderr is no terminal."""
     if not sys.stderr or not sys.stderr.isatty():
-        yield lambda _: None
+        yield None
         return
     from rich.console import Console
     from rich.progress import (
@@ -39,6 +64,5 @@ def progress_bar(total: int, what: str = "images") -> Iterator[Callable[[int], o
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate())
     console = Console(stderr=True)
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.advance(task, done)
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bars:
+        yield bars

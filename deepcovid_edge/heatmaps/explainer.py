@@ -107,7 +107,7 @@ class HeatMapMaker(Closing):
         backend: The loaded model.
         method: `occlusion` or `activation`.
         occlusion: Which windows are hidden; nothing to `activation`.
-        threshold: Probability from which an image is positive.
+        limits: Probabilities at which the decision changes, the lowest first.
         workers: Calls at once; None for what suits the backend.
 
     Attributes:
@@ -123,7 +123,7 @@ class HeatMapMaker(Closing):
         method: str,
         occlusion: OcclusionSettings,
         *,
-        threshold: float,
+        limits: Sequence[float],
         workers: int | None = None,
     ) -> None:
         self.input = backend.manifest.input
@@ -133,7 +133,7 @@ class HeatMapMaker(Closing):
         if method == OCCLUSION:
             from deepcovid_edge.heatmaps.occlusion import Occluder
 
-            self._occluder = Occluder(backend, occlusion, threshold=threshold, workers=workers)
+            self._occluder = Occluder(backend, occlusion, limits=limits, workers=workers)
         self._one_at_a_time = threading.Lock()  # an occluded image takes every core by itself
         self.too_slow: list[float] = []
 

@@ -45,8 +45,7 @@ class HeatMap:
         cells: What `values` was made of, float32: the drop for each window, or the map as the
             network gives it.
         probability_drop: As `values`, of the probability; None for activation maps.
-        turned: Pixels in windows whose hiding moves the image across the threshold, whatever the
-            indeterminate range; None for activation maps.
+        turned: Pixels in windows whose hiding changes the decision; None for activation maps.
         facts: The settings of the map, as plain values.
     """
 
@@ -68,8 +67,8 @@ class Region:
         width: Columns.
         height: Rows.
         peak: The map's highest value inside.
-        turns: Whether hiding a window that overlaps it moves the image across the threshold; None
-            if that is not known.
+        turns: Whether hiding a window that overlaps it changes the decision; None if that is not
+            known.
     """
 
     x: int

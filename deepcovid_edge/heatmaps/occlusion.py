@@ -27,6 +27,7 @@ from deepcovid_edge.heatmaps.coarse_to_fine import Refinement
 from deepcovid_edge.heatmaps.heatmap import OCCLUSION, HeatMap
 from deepcovid_edge.heatmaps.incremental import PartitionedNetwork
 from deepcovid_edge.heatmaps.windows import OcclusionSettings, WindowGrid, occluded
+from deepcovid_edge.manifest import limits_of
 
 _CPU_BATCH, _GPU_BATCH, _PARTS_BATCH = 8, 32, 32
 """Windows in a call: to a whole network on a CPU and on a GPU, and to a divided one."""
@@ -41,7 +42,7 @@ class Occlusion:
         logits: Of the whole image, of shape (classes,).
         logit_drop: How far the positive class's logit fell, float32; below 0 where it rose.
         probability_drop: How far its probability fell, float32.
-        turned: The evaluated windows whose hiding turns the decision.
+        turned: The evaluated windows whose hiding changes the decision.
         evaluated: The windows that were evaluated; the values of all others are interpolated.
         milliseconds: What the image took.
     """
@@ -73,7 +74,8 @@ class Occluder(Closing):
     Args:
         backend: The loaded model.
         settings: Which windows are hidden.
-        threshold: Probability from which an image is positive; None for the model's own.
+        limits: Probabilities at which the decision changes, the lowest first; None for the model's
+            own.
         workers: Calls at once; None for one a core, or two on a GPU.
 
     Raises:
@@ -85,12 +87,13 @@ class Occluder(Closing):
         backend: Backend,
         settings: OcclusionSettings,
         *,
-        threshold: float | None = None,
+        limits: Sequence[float] | None = None,
         workers: int | None = None,
     ) -> None:
         manifest = backend.manifest
         self.settings = settings
-        self.threshold = manifest.threshold if threshold is None else threshold
+        own = limits_of(manifest.threshold, manifest.indeterminate_range)
+        self.limits = tuple(own.values() if limits is None else limits)
         self.grid = WindowGrid.over(manifest.input.height, manifest.input.width, settings)
         self._positive = manifest.positive_index
         self._workers = workers or (len(os.sched_getaffinity(0)) if backend.on_cpu else GPU_LANES)
@@ -178,8 +181,8 @@ class Occluder(Closing):
         shape, before = self.grid.shape, refinement.before
         whole = softmax(before[None])[0, self._positive]
         hidden = softmax(logits.reshape(-1, len(before)))[:, self._positive].reshape(shape)
-        positive = np.round(hidden, DECIMALS) >= self.threshold
-        turned = positive != (round(float(whole), DECIMALS) >= self.threshold)
+        decided = np.digitize(np.round([whole, *hidden.ravel()], DECIMALS), self.limits)
+        turned = (decided[1:] != decided[0]).reshape(shape)
         return Occlusion(
             grid=self.grid,
             logits=before,

@@ -47,6 +47,7 @@ _VERDICTS = {
     NEGATIVE: (127, 212, 146),
     INDETERMINATE: (211, 164, 240),
 }
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 _RGB = NDArray[np.uint8]
 Style = Literal["verdict", "strong", "plain", "small", "scale"]
 _SIZES: dict[Style, int] = {"verdict": 34, "strong": 19, "plain": 17, "small": 15, "scale": 15}
@@ -183,7 +184,7 @@ def caption(
         ("strong", _decided(record, record.probability)),
         ("plain", _ascii(record.path.replace("\\", "/").rpartition("/")[2])),
         ("scale", UNITS[found.method]),
-        ("plain", _about_regions(places, record)),
+        ("plain", _about_regions(places)),
     ]
     seen = visible_field(shape, spec)
     if (seen[0].stop - seen[0].start, seen[1].stop - seen[1].start) != tuple(shape):
@@ -229,16 +230,17 @@ def _apart(probability: float, threshold: float) -> tuple[str, str]:
     return f"{probability:.6f}", f"{threshold:.6f}"
 
 
-def _about_regions(places: Sequence[Region], record: Prediction) -> str:
+def _about_regions(places: Sequence[Region]) -> str:
     if not places:
         return "No region stands out."
-    peaks = ", ".join(f"{number}: {_signed(r.peak)}" for number, r in enumerate(places, start=1))
-    text = f"Outlined: half of the highest value or more ({peaks})."
+    peaks = ", ".join(
+        f"in {number}:{_NO_BREAK}{_signed(place.peak)}"
+        for number, place in enumerate(places, start=1)
+    )
+    text = f"Outlined: the map has half of its highest value or more. Highest {peaks}."
     turning = [str(number) for number, place in enumerate(places, start=1) if place.turns]
     if turning:
-        run, probability = record.run, record.probability or 0.0
-        side = "below" if probability >= run.threshold else "above"
-        text += f" Hiding part of {', '.join(turning)} takes it {side} {run.threshold:.3f}."
+        text += f" Hiding part of {' or '.join(turning)} changes the result."
     return text
 
 
@@ -367,14 +369,17 @@ class _Pen:
         self._y = _MARGIN
 
     def numbers(self, masks: Sequence[NDArray[np.uint8]]) -> None:
-        """A tag with its number above the highest point of each region."""
+        """A tag with its number above each region; below it where there is no place above."""
         for number, mask in reversed([*enumerate(masks, start=1)]):
             rows, columns = np.nonzero(mask)
             if not len(rows):
                 continue
-            middle = int(np.median(columns[rows == rows[0]]))
+            row, top = int(rows[0]), int(rows[0]) - 26
+            if top < 0 and rows[-1] + 26 < PANEL_HEIGHT:
+                row, top = int(rows[-1]), int(rows[-1]) + 4
+            middle = int(np.median(columns[rows == row]))
             left = self._layout.panels[1] + min(max(0, middle - 10), self._layout.width - 22)
-            top = _MARGIN + max(0, int(rows[0]) - 26)
+            top = _MARGIN + max(0, top)
             self._draw.rectangle((left, top, left + 20, top + 22), _BLACK, _WHITE)
             self._draw.text((left + 10, top + 11), str(number), _WHITE, self._fonts["plain"], "mm")
 
@@ -396,8 +401,8 @@ class _Pen:
         lowest = PANEL_HEIGHT + _MARGIN
         for line in _wrapped(words, self._fonts[style]):
             if self._y + _SIZES[style] <= lowest:
-                place = (self._layout.text, self._y)
-                self._draw.text(place, line, colour, self._fonts[style], anchor="lt")
+                place, shown = (self._layout.text, self._y), line.replace(_NO_BREAK, " ")
+                self._draw.text(place, shown, colour, self._fonts[style], anchor="lt")
             self._y += round(1.35 * _SIZES[style])
         self._y += 6
 
@@ -413,7 +418,14 @@ class _Pen:
             self._draw.rectangle(box, _VERDICTS[kind])
         x = left + round((record.probability or 0.0) * width)
         self._draw.polygon([(x - 7, top - 12), (x + 7, top - 12), (x, top - 1)], _WHITE, _BLACK)
-        self._y = bottom + 20
+        middle = left + min(max(_NAMES_END, round((low + high) / 2 * width)), width - _NAMES_END)
+        places = ((left, "lt"), (middle, "mt"), (left + width, "rt"))
+        for kind, (x, anchor) in zip(_KINDS, places, strict=True):
+            if kind != INDETERMINATE or low < high:
+                self._draw.text(
+                    (x, bottom + 5), kind, _VERDICTS[kind], self._fonts["small"], anchor
+                )
+        self._y = bottom + 32
 
     def _scale(self, limit: float, unit: str, positive: str) -> None:
         left, top = self._layout.text, self._y
@@ -433,6 +445,8 @@ class _Pen:
 
 
 _KINDS = (NEGATIVE, INDETERMINATE, POSITIVE)
+_NAMES_END = 125
+"""Columns that the name of a kind takes at either end of the limits, and half of the middle one."""
 
 
 def _wrapped(words: str, font: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import IO
 
 from rich.console import Console
@@ -24,6 +25,8 @@ class TableWriter:
     def __init__(self, stream: IO[str]) -> None:
         self._console = Console(file=stream, highlight=False, soft_wrap=True)
         self._width = max(24, min(60, self._console.width - 40))
+        if self._console.is_terminal:
+            self._width = max(28, min(60, self._console.width - 52))
         self._titled = False
 
     def write(self, *records: Prediction) -> None:
@@ -42,8 +45,15 @@ class TableWriter:
         if record.probability is not None:
             line.append(f"  {record.probability:.3f}")
         notes = record.message or ", ".join(record.warnings)
-        line.append(f"  {notes}" if notes else "")
+        line.append(f"  {self._wrapped(notes, len(line) + 2)}" if notes else "")
         return line
+
+    def _wrapped(self, notes: str, indent: int) -> str:
+        """Words that stay in their column on a terminal; one line in a file."""
+        if not self._console.is_terminal:
+            return notes
+        width = max(20, self._console.width - indent)
+        return f"\n{' ' * indent}".join(textwrap.wrap(notes, width, break_on_hyphens=False))
 
     def close(self) -> None:
         """State what the table is not."""

@@ -107,9 +107,13 @@ class DataSettings:
             holds it; one that no group holds is excluded. Empty: each image once.
         views: Use only images of these views, such as `PA`; empty for every view.
         shares: Split to share of the patients, where the data set names no splits; they sum to 1.
+        visible: Exclude images of the positive class on which a reader saw no abnormality (column
+            `no_visible_abnormality` of a manifest), from fitting and choosing: for a model that
+            claims an appearance, not the outcome of a test.
     """
 
     views: tuple[str, ...] = ()
+    visible: bool = False
     shares: Mapping[str, float] = field(default_factory=lambda: {"train": 0.85, "val": 0.15})
     groups: tuple[ImageGroup, ...] = ()
 
@@ -134,6 +138,22 @@ class DataSettings:
         """Index of the group of an image, or None."""
         holders = (at for at, group in enumerate(self.groups) if group.holds(label, source))
         return next(holders, None)
+
+
+@dataclass(frozen=True)
+class RangeSettings:
+    """What the indeterminate range of a model that was chosen on several sources promises.
+
+    Attributes:
+        missed: Share of a source's new positives that may lie below the range.
+        alarms: Share of a source's new negatives that may lie above it.
+    """
+
+    missed: float = 0.05
+    alarms: float = 0.1
+
+    def __post_init__(self) -> None:
+        check(self, "range.", ("missed alarms", lambda it: 0 < it < 1, "between 0 and 1"))
 
 
 @dataclass(frozen=True)
@@ -266,6 +286,7 @@ class Recipe:
         temperature: Divide the logits by the temperature that fits the validation images best, so
             that probabilities are honest; maps are divided too.
         license: Terms of use of the trained weights.
+        range: What the indeterminate range promises, where several sources have enough images.
         data: Which images are used.
         input: Shape and resize rule.
         find: How a learning rate is found, where `fit.learning_rate` is `find`.
@@ -281,6 +302,7 @@ class Recipe:
     sensitivity: float = 0.98
     temperature: bool = False
     license: str = "research use only"
+    range: RangeSettings = field(default_factory=RangeSettings)
     data: DataSettings = field(default_factory=DataSettings)
     input: InputSpec = field(default_factory=InputSpec)
     find: FindSettings = field(default_factory=FindSettings)

@@ -12,9 +12,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from drawn_once import drawn_phantom
 
 from deepcovid_edge.decision.record import Prediction, RunFacts
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
+from deepcovid_edge.imaging.synthetic.phantom import save_phantom
 from deepcovid_edge.reasons import Reason
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +60,7 @@ def data(places: dict[str, Path]) -> None:
         for label, opacities in (("normal", 0), ("covid", 5)):
             path = places["README.md"] / "data" / label / f"{label}{seed:02d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            image = draw_phantom(seed, opacities=opacities)
+            image = drawn_phantom(seed, opacities=opacities)
             small = cv2.resize(image, (300, 300), interpolation=cv2.INTER_CUBIC)
             save_phantom(small.astype(np.uint8), path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +71,12 @@ LOST_MODULES = {
 }
 
 
+@functools.cache
+def all_names() -> dict[Path, set[str]]:
+    """Each module and its public names: parsed once for all words."""
+    return {path: set(names_of(path)) for path in MODULES}
+
+
 def names_of(path: Path) -> Iterator[str]:
     """Public names that a module defines: itself, functions, parameters, classes, fields."""
     yield path.stem
@@ -104,8 +111,8 @@ def test_no_public_name_has_a_word_that_lost(concept: str) -> None:
     word, lost, _ = WORDS[concept]
     found = sorted(
         f"{path.relative_to(ROOT)}: {name}"
-        for path in MODULES
-        for name in set(names_of(path))
+        for path, names in all_names().items()
+        for name in names
         if not name.startswith("_") and name not in FIELD_TERMS
         if any(re.fullmatch(lost, part) for part in parts(name))
     )

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from drawn_once import drawn_phantom
 
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.backends.settings import BackendSettings
 from deepcovid_edge.backends.tensorrt.build import BuildSettings, build, installed_libraries
 from deepcovid_edge.backends.tensorrt.files import Profile
 from deepcovid_edge.device.gpu import find_gpu
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.models import find_model
 
 pytestmark = [
@@ -28,7 +28,7 @@ pytestmark = [
 def images() -> np.ndarray:
     import cv2
 
-    drawn = [cv2.resize(draw_phantom(seed, opacities=seed % 3), (224, 224)) for seed in range(9)]
+    drawn = [cv2.resize(drawn_phantom(seed, opacities=seed % 3), (224, 224)) for seed in range(9)]
     return np.stack(drawn)
 
 

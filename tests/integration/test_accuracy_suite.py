@@ -14,11 +14,12 @@ from types import ModuleType, SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+from drawn_once import drawn_phantom
 
 from deepcovid_edge.backends import openvino
 from deepcovid_edge.cli.main import run
 from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
+from deepcovid_edge.imaging.synthetic.phantom import save_phantom
 from deepcovid_edge.validation.verify import CHANGED
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +45,7 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
         label, opacities = ("covid", 5) if seed % 2 else ("normal", 0)
         path = folder / label / f"{seed}.png"
         path.parent.mkdir(exist_ok=True)
-        image = draw_phantom(seed, opacities=opacities)
+        image = drawn_phantom(seed, opacities=opacities)
         large = cv2.resize(image, (300, 300), interpolation=cv2.INTER_CUBIC)
         save_phantom(np.asarray(large, np.uint8), path)
     return folder

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from drawn_once import phantom_files
 
 from deepcovid_edge.benchmarking import results
 from deepcovid_edge.benchmarking.results import read_result
 from deepcovid_edge.benchmarking.stability import Verdict
 from deepcovid_edge.cli.main import run
 from deepcovid_edge.files import file_sha256
-from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
 from deepcovid_edge.models import find_model
 
 pytestmark = pytest.mark.int8
@@ -121,7 +121,7 @@ def test_a_run_exits_by_its_verdict(
 ) -> None:
     classified = Verdict(verdict, () if verdict else ("drift: +9.0%",))
     monkeypatch.setattr(results, "assess_stability", lambda *_: classified)
-    write_phantoms(tmp_path, count=3)
+    phantom_files(tmp_path, count=3)
     only = ["--data", str(tmp_path), "--scenario", "single-stream", "--scope", "network", "--json"]
     assert run(["bench", MODEL, *SHORT, *only]) == code
     captured = capsys.readouterr()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import spread
+from terminal import on_terminal
 
 from deepcovid_edge.backends.tensorrt import build as module
 from deepcovid_edge.backends.tensorrt import build_process
@@ -67,6 +70,14 @@ def test_shipped_model_becomes_an_engine_with_its_facts(cache: Path) -> None:
     assert not facts.is_verified
     assert check_engine(engine, replace(facts.fit, capabilities=("sm89",), gpu="any")) == facts
     assert {"phase", "step", "finished", "done"} <= set(events)
+
+
+def test_a_terminal_shows_the_builders_phases(tmp_path: Path) -> None:
+    words = ("squeezenet1_1", "--target", "rtx:sm89", "-o", str(tmp_path))
+    done = on_terminal([*COMMAND, *words])
+    assert done.returncode == 0, done.terminal
+    assert "building squeezenet1_1" in done.terminal
+    assert re.search(r"[1-9]\d*/[1-9]\d* +[0-9.]+/s +\d:\d\d:\d\d", done.terminal)
 
 
 def test_an_engine_that_is_there_is_not_built_again() -> None:
@@ -143,7 +154,10 @@ def let_the_builder_be(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     monkeypatch.setattr(build_process, "_builder_command", lambda request: [*words, *real(request)])
 
 
-@pytest.mark.parametrize("mib", [150, 200, 250, 280, 300, 310, 315, 318, 321, 324, 330, 400, 600])
+MIBS = (150, 200, 250, 280, 300, 310, 315, 318, 321, 324, 330, 400, 600)
+
+
+@pytest.mark.parametrize("mib", spread(MIBS, of=3))  # each starts a builder
 def test_with_little_address_space_a_build_ends_and_is_explained(
     mib: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

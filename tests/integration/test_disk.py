@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from drawn_once import phantom_files
 
 from deepcovid_edge.errors import NotAssessedError
-from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
 from deepcovid_edge.pipeline.disk_guard import DiskGuard
 from deepcovid_edge.reasons import Reason
 
@@ -25,7 +25,7 @@ _MIB = 1 << 20
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixty images of three contents."""
     folder = tmp_path_factory.mktemp("images")
-    drawn = write_phantoms(folder, count=3)
+    drawn = phantom_files(folder, count=3)
     for number in range(3, 60):
         os.link(drawn[number % 3], folder / f"phantom_{number:03}.png")
     return folder

@@ -1,4 +1,7 @@
-"""Heat maps on the command line: pictures, maps and records that name each other."""
+"""Heat maps on the command line: pictures, maps and records that name each other.
+
+One test starts a process; the others run in this one, which has the runtime loaded.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from commands import Done, command
+from drawn_once import phantom_files
 
 from deepcovid_edge.heatmaps.files import read_map
-from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
 
 pytestmark = pytest.mark.int8
 
@@ -25,24 +29,29 @@ QUICK = ("--stride", "32")
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
-    write_phantoms(folder, count=2)
+    phantom_files(folder, count=2)
     (folder / "zz_broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     return folder
 
 
-def run(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "deepcovid_edge", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd)
+def process(*words: str | Path, cwd: Path) -> Done:
+    line = [sys.executable, "-m", "deepcovid_edge", *map(str, words)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, cwd=cwd)
+    return Done(done.returncode, done.stdout, done.stderr)
 
 
-def records(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+def run(*words: str | Path, cwd: Path) -> Done:
+    return command(*words, cwd=cwd)
+
+
+def records(done: Done) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_heatmap_writes_picture_and_map_and_names_them_in_the_record(
     images: Path, tmp_path: Path
 ) -> None:
-    done = run("heatmap", images, "-o", "maps", "--json", *QUICK, cwd=tmp_path)
+    done = process("heatmap", images, "-o", "maps", "--json", *QUICK, cwd=tmp_path)
     assert done.returncode == 4, done.stderr  # one file is no image
     first, second, broken = records(done)
     assert {path.name for path in (tmp_path / "maps").iterdir()} == {
@@ -126,7 +135,8 @@ def test_a_budget_below_one_pass_costs_the_map_and_not_the_result(
 
 
 def test_a_budget_is_kept_or_said(images: Path, tmp_path: Path) -> None:
-    done = run("heatmap", images, "-o", "maps", "--json", "--budget", "60s", cwd=tmp_path)
+    image = images / "phantom_000.png"
+    done = run("heatmap", image, "-o", "maps", "--json", "--budget", "60s", cwd=tmp_path)
     stored = read_map(tmp_path / records(done)[0]["heatmap"])
     assert stored.heatmap.facts["evaluated"] == stored.heatmap.facts["windows"] == 625
 
@@ -198,3 +208,11 @@ def test_maps_among_the_images_are_left_out_and_images_among_the_maps_are_not(
             assert f"Heat maps are in {folder}." in done.stderr
         for left in (tmp_path / folder).glob("*-????????.*"):
             left.unlink()
+
+
+def test_a_single_picture_is_named(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.png").write_bytes((images / "phantom_000.png").read_bytes())
+    done = run("heatmap", "one.png", "-o", "maps", "--json", *QUICK, cwd=tmp_path)
+    (picture,) = (tmp_path / "maps").glob("one-*.png")
+    assert "1 image done" in done.stderr
+    assert f"The heat map is maps/{picture.name}." in done.stderr

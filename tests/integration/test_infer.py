@@ -1,4 +1,8 @@
-"""`deepcovid-edge infer` as a user meets it: the shipped model, real files, a real process."""
+"""`deepcovid-edge infer` as a user meets it: the shipped model, real files, and a real process.
+
+What is no matter of a process, such as what options do, is asked in this one: a start costs most of
+a second.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +24,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-
-from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
+from commands import Done, command
+from conftest import spread
+from drawn_once import drawn_phantom, phantom_files
 
 pytestmark = pytest.mark.int8
 
@@ -30,8 +34,12 @@ COMMAND = [sys.executable, "-m", "deepcovid_edge"]
 
 
 def infer(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [*COMMAND, "infer", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+    line = [*COMMAND, "infer", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=120, **options)
+
+
+def infer_here(*arguments: object) -> Done:
+    return command("infer", *arguments)
 
 
 def records_of(text: str) -> list[dict[str, Any]]:
@@ -41,7 +49,7 @@ def records_of(text: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
-    write_phantoms(folder, count=6)
+    phantom_files(folder, count=6)
     return folder
 
 
@@ -49,8 +57,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Good images among ten kinds of broken files, each named after the reason it should get."""
     folder = tmp_path_factory.mktemp("mixed")
-    write_phantoms(folder, count=4)
-    image = draw_phantom(0)
+    phantom_files(folder, count=4)
+    image = drawn_phantom(0)
     _, jpeg = cv2.imencode(".jpg", image)
     _, png = cv2.imencode(".png", image)
     yellow = np.zeros((300, 300, 3), np.uint8)
@@ -117,14 +125,14 @@ def test_bad_files_get_their_own_reason_and_stop_nothing(mixed: Path) -> None:
 
 def test_batches_and_threads_change_no_record(mixed: Path) -> None:
     def classified(*options: object) -> list[dict[str, Any]]:
-        records = records_of(infer(mixed, *options).stdout)
+        records = records_of(infer_here(mixed, *options).stdout)
         for record in records:
             del record["timings_ms"]
             record["probability"] = pytest.approx(record["probability"], abs=2e-6)
             record["probabilities"] = pytest.approx(record["probabilities"] or {}, abs=2e-6)
         return records
 
-    plain = records_of(infer(mixed, "--batch-size", 1, "--workers", 1).stdout)
+    plain = records_of(infer_here(mixed, "--batch-size", 1, "--workers", 1).stdout)
     for record in plain:
         del record["timings_ms"]
         record["probabilities"] = record["probabilities"] or {}
@@ -133,10 +141,10 @@ def test_batches_and_threads_change_no_record(mixed: Path) -> None:
 
 
 def test_csv_and_output_file_hold_what_stdout_holds(images: Path, tmp_path: Path) -> None:
-    lines = records_of(infer(images).stdout)
-    rows = list(csv.DictReader(io.StringIO(infer(images, "--csv").stdout)))
-    assert infer(images, "-o", tmp_path / "r.csv").returncode == 0
-    assert infer(images, "-o", tmp_path / "r.jsonl").returncode == 0
+    lines = records_of(infer_here(images).stdout)
+    rows = list(csv.DictReader(io.StringIO(infer_here(images, "--csv").stdout)))
+    assert infer_here(images, "-o", tmp_path / "r.csv").returncode == 0
+    assert infer_here(images, "-o", tmp_path / "r.jsonl").returncode == 0
     stored_rows = list(csv.DictReader((tmp_path / "r.csv").read_text().splitlines()))
     stored_lines = records_of((tmp_path / "r.jsonl").read_text())
     expected = [(line["path"], str(line["probability"])) for line in lines]
@@ -146,7 +154,7 @@ def test_csv_and_output_file_hold_what_stdout_holds(images: Path, tmp_path: Path
 
 
 def test_table_is_for_people(images: Path) -> None:
-    done = infer(images, "--table")
+    done = infer_here(images, "--table")
     assert done.stdout.splitlines()[0].split() == ["image", "result", "covid"]
     assert len(done.stdout.splitlines()) == 8
     assert "Research use only" in done.stdout
@@ -154,24 +162,27 @@ def test_table_is_for_people(images: Path) -> None:
 
 def test_threshold_of_the_command_line_decides(images: Path) -> None:
     for threshold, decision in ((0, "positive"), (1, "negative")):
-        records = records_of(infer(images, "--threshold", threshold).stdout)
+        records = records_of(infer_here(images, "--threshold", threshold).stdout)
         assert {record["decision"] for record in records} == {decision}
         assert {record["limits"]["threshold"] for record in records} == {threshold}
 
 
 def test_an_image_named_twice_is_judged_once(images: Path) -> None:
     image = sorted(images.iterdir())[0]
-    assert len(records_of(infer(images, image, image).stdout)) == 6
+    assert len(records_of(infer_here(images, image, image).stdout)) == 6
 
 
-@pytest.mark.parametrize("times", [10])
+@pytest.mark.parametrize(
+    "times",
+    [4, pytest.param(10, marks=pytest.mark.slow)],  # a start, killed or not, takes a second
+)
 def test_killed_at_random_and_resumed_no_image_is_lost_or_doubled(
     images: Path, tmp_path: Path, times: int
 ) -> None:
-    folder, output = tmp_path / "many", tmp_path / "out.jsonl"
+    folder, output, count = tmp_path / "many", tmp_path / "out.jsonl", 24 * times
     folder.mkdir()
     originals = sorted(images.iterdir())
-    for number in range(240):
+    for number in range(count):
         (folder / f"{number:04d}.png").symlink_to(originals[number % len(originals)])
     draw = random.Random(7)
     command = [*COMMAND, "infer", str(folder), "-o", str(output), "--resume", "--batch-size", "2"]
@@ -192,7 +203,7 @@ def test_killed_at_random_and_resumed_no_image_is_lost_or_doubled(
     assert done.returncode == 0, done.stderr
     counts = Counter(record["path"] for record in records_of(output.read_text()))
     assert killed >= times - 2
-    assert counts == {str(folder / f"{number:04d}.png"): 1 for number in range(240)}
+    assert counts == {str(folder / f"{number:04d}.png"): 1 for number in range(count)}
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
@@ -252,7 +263,7 @@ def test_the_first_images_are_refused_too_where_their_folder_is_still_to_be_made
     images: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "new" / "folder" / "out.jsonl"
-    done = infer(images, "-o", output, "--min-free", 1 << 40, "--workers", 3)
+    done = infer_here(images, "-o", output, "--min-free", 1 << 40, "--workers", 3)
     assert done.returncode == 4
     assert {record["reason"] for record in records_of(output.read_text())} == {"E_DISK"}
 
@@ -267,26 +278,26 @@ def test_a_closed_pipe_ends_quietly(images: Path) -> None:
     assert "Exception ignored" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["no-such-image.png"], 6, "no-such-image.png: no such file or folder"),
-        (["{images}", "--model", "no-such-model"], 6, "expected a shipped model (squeezenet1_1"),
-        (["{images}", "--model", "{images}/phantom_000.png"], 1, "no backend runs .png files"),
-        (["{images}", "--provider", "cuda"], 6, "pip install 'deepcovid-edge[gpu]'"),
-        (["{images}", "--batch-size", "0"], 2, "--batch-size: got 0"),
-        (["{images}", "--threshold", "2"], 2, "--threshold: got 2.0"),
-        (["{images}", "--backend", "abacus"], 2, "'abacus' is not one of"),
-        (["{images}", "--resume"], 2, "--resume: needs an output file"),
-        (["{images}", "-o", "x.html"], 2, ".html is not written"),
-        (["{images}", "-o", "x.tif"], 2, ".tif is not written"),
-        (["{images}", "-o", "x.jsonl.gz"], 2, ".gz is not written"),
-        (["{images}", "-o", "n" * 300 + ".jsonl"], 1, "name too long"),
-        (["n" * 300], 6, "no such file or folder"),
-        (["{images}", "-o", "/dev/null/x.jsonl"], 1, "cannot be written"),
-        ([], 2, "Missing argument"),
-    ],
-)
+USERS_ERRORS: list[tuple[list[str], int, str]] = [
+    (["no-such-image.png"], 6, "no-such-image.png: no such file or folder"),
+    (["{images}", "--model", "no-such-model"], 6, "expected a shipped model (squeezenet1_1"),
+    (["{images}", "--model", "{images}/phantom_000.png"], 1, "no backend runs .png files"),
+    (["{images}", "--provider", "cuda"], 6, "pip install 'deepcovid-edge[gpu]'"),
+    (["{images}", "--batch-size", "0"], 2, "--batch-size: got 0"),
+    (["{images}", "--threshold", "2"], 2, "--threshold: got 2.0"),
+    (["{images}", "--backend", "abacus"], 2, "'abacus' is not one of"),
+    (["{images}", "--resume"], 2, "--resume: needs an output file"),
+    (["{images}", "-o", "x.html"], 2, ".html is not written"),
+    (["{images}", "-o", "x.tif"], 2, ".tif is not written"),
+    (["{images}", "-o", "x.jsonl.gz"], 2, ".gz is not written"),
+    (["{images}", "-o", "n" * 300 + ".jsonl"], 1, "name too long"),
+    (["n" * 300], 6, "no such file or folder"),
+    (["{images}", "-o", "/dev/null/x.jsonl"], 1, "cannot be written"),
+    ([], 2, "Missing argument"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), USERS_ERRORS)
 def test_a_users_error_is_one_sentence_and_its_code(
     images: Path, arguments: list[str], code: int, message: str
 ) -> None:
@@ -295,17 +306,28 @@ def test_a_users_error_is_one_sentence_and_its_code(
 
         if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             pytest.skip("this onnxruntime has CUDA: the sentence for one without cannot show")
-    done = infer(*[argument.format(images=images) for argument in arguments])
+    done = infer_here(*[argument.format(images=images) for argument in arguments])
     assert done.returncode == code, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize(("arguments", "code", "message"), [USERS_ERRORS[n] for n in (0, 7, 13)])
+def test_a_process_ends_with_its_code(
+    images: Path, arguments: list[str], code: int, message: str
+) -> None:
+    """One of each code that such an error has."""
+    done = infer(*[argument.format(images=images) for argument in arguments])
+    assert (done.returncode, done.stdout) == (code, "")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_model_that_is_none_is_refused_with_its_name(images: Path, tmp_path: Path) -> None:
     fake = tmp_path / "fake.onnx"
     fake.write_text("not a model")
-    done = infer(images, "--model", fake)
+    done = infer_here(images, "--model", fake)
     assert done.returncode == 1
     assert "fake.onnx: not an ONNX model" in done.stderr
 
@@ -314,13 +336,13 @@ def test_output_among_the_images_is_not_taken_for_one(images: Path, tmp_path: Pa
     for image in sorted(images.iterdir())[:2]:
         (tmp_path / image.name).symlink_to(image)
     for options in ((), ("--resume",)):
-        done = infer(tmp_path, "-o", tmp_path / "results.jsonl", *options)
+        done = infer_here(tmp_path, "-o", tmp_path / "results.jsonl", *options)
         assert done.returncode == 0, done.stderr
         assert len(records_of((tmp_path / "results.jsonl").read_text())) == 2
 
 
 def test_an_empty_folder_is_no_error(tmp_path: Path) -> None:
-    done = infer(tmp_path)
+    done = infer_here(tmp_path)
     assert (done.returncode, done.stdout) == (0, "")
     assert "0 images done" in done.stderr
 
@@ -329,7 +351,7 @@ def test_an_output_that_is_one_of_the_images_is_refused(images: Path, tmp_path: 
     image = tmp_path / "image"
     content = sorted(images.iterdir())[0].read_bytes()
     image.write_bytes(content)
-    done = infer(image, "-o", image)
+    done = infer_here(image, "-o", image)
     assert done.returncode == 2
     assert "is one of the images" in done.stderr
     assert image.read_bytes() == content
@@ -344,18 +366,24 @@ def test_a_full_disk_behind_stdout_is_one_sentence(images: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict", "utf-8:surrogateescape"])
+@pytest.mark.parametrize(
+    ("encoding", "option"),
+    spread(
+        ("utf-8:strict", "ascii:strict", "utf-8:surrogateescape"),
+        ("--json", "--csv", "--table"),
+        of=3,
+    ),
+)
 def test_names_that_are_no_unicode_are_records_like_others(
-    images: Path, tmp_path: Path, encoding: str
+    images: Path, tmp_path: Path, encoding: str, option: str
 ) -> None:
     name = os.fsencode(tmp_path) + b"/image\xff.png"
     os.link(os.fsencode(sorted(images.iterdir())[0]), name)
-    for option in ("--json", "--csv", "--table"):
-        command = [*COMMAND, "infer", os.fsencode(tmp_path), option]
-        environment = {**os.environ, "PYTHONIOENCODING": encoding}
-        done = subprocess.run(command, capture_output=True, timeout=60, env=environment)
-        assert done.returncode == 0, done.stderr
-        assert b"image" in done.stdout
+    line: list[str | bytes] = [*COMMAND, "infer", os.fsencode(tmp_path), option]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(line, capture_output=True, timeout=60, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert b"image" in done.stdout
 
 
 INPUT = {"resize": "centre_crop", "interpolation": "area"}
@@ -381,7 +409,7 @@ def test_a_manifest_that_does_not_fit_its_graph_is_refused(
     entry = model.metadata_props[0]
     entry.value = json.dumps(json.loads(entry.value) | change)
     onnx.save(model, tmp_path / "odd.onnx")
-    done = infer(images, "--model", tmp_path / "odd.onnx")
+    done = infer_here(images, "--model", tmp_path / "odd.onnx")
     assert done.returncode == 1
     assert said in done.stderr
     assert "Traceback" not in done.stderr
@@ -424,7 +452,7 @@ def test_nothing_is_sent_anywhere_and_nothing_is_left_at_home(backend: str, tmp_
         "import multiprocessing\n"
         "assert code == 0 and not multiprocessing.active_children()\n"
     )
-    write_phantoms(tmp_path / "images", count=1)
+    phantom_files(tmp_path / "images", count=1)
     home = tmp_path / "home"
     home.mkdir()
     # What turns the telemetry off by chance: a service of tests, and a caller that asked for it.

@@ -17,7 +17,9 @@ torch = pytest.importorskip("torch", reason="the workstation side needs extra ex
 if not torch.distributed.is_available():
     pytest.skip("this torch was built without torch.distributed", allow_module_level=True)
 
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
+from drawn_once import drawn_phantom
+
+from deepcovid_edge.imaging.synthetic.phantom import save_phantom
 from deepcovid_export.data.images import training_data
 from deepcovid_export.networks.checkpoint import load_checkpoint
 from deepcovid_export.recipe import load_recipe
@@ -73,7 +75,7 @@ def joint(tmp_path_factory: pytest.TempPathFactory) -> Joint:
         label = "hazy" if seed % 3 else "clear"
         place = folder / "data" / split / label
         place.mkdir(parents=True, exist_ok=True)
-        image = draw_phantom(seed, opacities=6 if label == "hazy" else 0)
+        image = drawn_phantom(seed, opacities=6 if label == "hazy" else 0)
         small = np.asarray(cv2.resize(image, (128, 128)), np.uint8)
         save_phantom(small, place / f"{seed:02d}.png")
     for name, text in (("plain", PLAIN), ("normalised", NORMALISED)):

@@ -16,7 +16,8 @@ pytest.importorskip("onnxruntime", reason="needs extra cpu")
 pytest.importorskip("pydicom", reason="needs extra dicom")
 
 import public_api
-from image_kinds import ELSEWHERE, folder_of_every_kind
+from drawn_once import phantom_files
+from image_kinds import ELSEWHERE, folder_of_costly_files, folder_of_every_kind
 
 import deepcovid_edge
 from deepcovid_edge import ImageBytes, Model, NotAssessedError, Prediction, Reason
@@ -24,7 +25,6 @@ from deepcovid_edge.cli.main import run
 from deepcovid_edge.errors import NotThereError, UsageError
 from deepcovid_edge.heatmaps.files import read_map
 from deepcovid_edge.imaging.files import ImageSource
-from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
 
 TIMINGS = {"timings_ms"}
 
@@ -42,7 +42,7 @@ def model() -> Iterator[Model]:
 
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_phantoms(tmp_path_factory.mktemp("phantom"), count=1)[0]
+    return phantom_files(tmp_path_factory.mktemp("phantom"), count=1)[0]
 
 
 def without_timings(record: dict[str, Any]) -> str:
@@ -99,7 +99,21 @@ def test_python_and_the_command_line_give_equal_records(
 
 
 def test_a_source_without_a_path_gives_the_record_of_its_file(kinds: Path, model: Model) -> None:
-    for path in (path for path in sorted(kinds.iterdir()) if path.is_file()):
+    assert_every_source_gives_the_record(kinds, model)
+
+
+@pytest.mark.slow  # half a minute for three files; their refusal is in test_dicom_refusals
+def test_files_at_the_limits_of_what_is_read_give_equal_records(
+    tmp_path: Path, model: Model
+) -> None:
+    costly = folder_of_costly_files(tmp_path / "costly")
+    assert by_command(costly, tmp_path / "records.jsonl") == by_python(costly)
+    assert_every_source_gives_the_record(costly, model)
+
+
+def assert_every_source_gives_the_record(folder: Path, model: Model) -> None:
+    """A path, its bytes, its opened file and a stream give one record."""
+    for path in (path for path in sorted(folder.iterdir()) if path.is_file()):
         data = path.read_bytes()
         named = model.predict_one(ImageBytes(str(path), data))
         stream = io.BytesIO(data)
@@ -117,7 +131,7 @@ def test_a_source_without_a_path_gives_the_record_of_its_file(kinds: Path, model
 def test_sources_of_several_kinds_come_in_their_order(
     phantom: Path, tmp_path: Path, model: Model
 ) -> None:
-    write_phantoms(tmp_path, count=2)
+    phantom_files(tmp_path, count=2)
     with phantom.open("rb") as opened:
         data = ImageBytes("bytes.png", phantom.read_bytes())
         sources: list[ImageSource] = [data, tmp_path, opened, str(phantom)]

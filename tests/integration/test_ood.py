@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
@@ -319,32 +320,40 @@ def test_heat_maps_are_those_of_the_network_without_limits(limited: Path, data: 
 
 
 @pytest.fixture(scope="module")
-def variants(
+def variant_named(
     limited: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
-    """Every layer quantised, calibrated on drawn images, with limits that follow."""
+) -> Callable[[str], Path]:
+    """By its name: every layer quantised, calibrated on drawn images, with limits that follow."""
     folder = tmp_path_factory.mktemp("variants")
     manifest = read_manifest(limited)
     bare, ood = take_off(read_fp32("limited", limited.read_bytes()))
     assert ood is not None
     batches = ImageBatches(load_dataset(data, split="train")[:16], manifest.input)
-    made = {}
-    for name, variant in {
+    known = {
         "fp16": Variant("fp16"),
         "int8-tensorrt": Variant("int8", "tensorrt"),
         "int8-cpu": Variant("int8", "cpu"),
-    }.items():
-        lowering = VariantWriter(bare, variant, batches)
+    }
+
+    @cache
+    def made(name: str) -> Path:
+        lowering = VariantWriter(bare, known[name], batches)
         written = lowering.write(lowering.layers)
         model = put_on(written, match_variant(ood, bare, written, batches))
-        made[name] = folder / f"{name}.onnx"
-        save(finish(model, replace(manifest, precision=variant.precision)), made[name])
+        path = folder / f"{name}.onnx"
+        save(finish(model, replace(manifest, precision=known[name].precision)), path)
+        return path
+
     return made
 
 
-@pytest.mark.parametrize("name", ["fp16", "int8-tensorrt", "int8-cpu"])
+INT8_TENSORRT = pytest.param("int8-tensorrt", marks=pytest.mark.slow)
+"""Five seconds to make; by default `int8-cpu` shows that limits follow quantised layers."""
+
+
+@pytest.mark.parametrize("name", ["fp16", INT8_TENSORRT, "int8-cpu"])
 def test_variants_in_lower_precision_keep_the_limits(
-    name: str, limited: Path, variants: dict[str, Path], data: Path
+    name: str, limited: Path, variant_named: Callable[[str], Path], data: Path
 ) -> None:
     """Quantising evens channels out, also those that `ood_scores` reads; its weights follow."""
     own = read_manifest(limited)
@@ -352,9 +361,9 @@ def test_variants_in_lower_precision_keep_the_limits(
     batch = np.stack(
         [*images, *(255 - image for image in images), *(np.rot90(it) for it in images)]
     )
-    with load_backend(limited) as before, load_backend(variants[name]) as now:
+    with load_backend(limited) as before, load_backend(variant_named(name)) as now:
         expected, found = before.infer(batch).ood_scores, now.infer(batch).ood_scores
-    ood = OodLimits.of(read_manifest(variants[name]))
+    ood = OodLimits.of(read_manifest(variant_named(name)))
     assert ood == OodLimits.of(own)
     assert ood is not None
     assert expected is not None
@@ -395,16 +404,16 @@ def test_openvino_says_the_same(limited: Path, data: Path) -> None:
 @pytest.mark.skipif(
     find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx (extra rtx) is not installed"
 )
-@pytest.mark.parametrize("name", ["fp32", "fp16", "int8-tensorrt"])
+@pytest.mark.parametrize("name", ["fp32", "fp16", INT8_TENSORRT])
 def test_engines_are_built_with_the_limits(
     name: str,
     limited: Path,
-    variants: dict[str, Path],
+    variant_named: Callable[[str], Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DEEPCOVID_EDGE_CACHE", str(tmp_path))
-    model = limited if name == "fp32" else variants[name]
+    model = limited if name == "fp32" else variant_named(name)
     check_typed(model)
     engine, facts = build(model, BuildSettings(target="rtx:sm86"))
     assert facts.manifest.ood == read_manifest(limited).ood

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from drawn_once import drawn_phantom, phantom_files
 
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.backends import onnxruntime as onnxruntime_module
@@ -26,8 +28,6 @@ from deepcovid_edge.errors import (
     ModelFileError,
     UsageError,
 )
-from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.models import find_model
 from deepcovid_edge.reasons import WarningCode
 from deepcovid_edge.validation.verify import verify
@@ -49,7 +49,7 @@ real_images = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
-    drawn = [cv2.resize(draw_phantom(seed, opacities=seed % 3), (224, 224)) for seed in range(9)]
+    drawn = [cv2.resize(drawn_phantom(seed, opacities=seed % 3), (224, 224)) for seed in range(9)]
     return np.stack(drawn)
 
 
@@ -143,6 +143,30 @@ def test_calls_at_once_give_what_calls_in_turn_give(images: np.ndarray) -> None:
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+FIRST_CALLS = """
+import sys, threading
+from deepcovid_edge.backends.openvino import quiet_runtime
+runtime = quiet_runtime()
+together = threading.Barrier(2)
+def convert():
+    together.wait()
+    runtime.Type.u8.to_dtype()
+sys.setswitchinterval(1e-6)
+threads = [threading.Thread(target=convert) for _ in range(2)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_first_calls_at_once_do_not_wait_for_each_other(attempt: int) -> None:
+    """Not prepared by `quiet_runtime`, four of five of these processes never end."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", FIRST_CALLS], env=environment, timeout=60, check=True)
+
+
 def test_results_belong_to_the_caller(images: np.ndarray) -> None:
     with load_backend(SQUEEZENET, backend="openvino") as backend:
         first = backend.infer(images[:1], activation_maps=True)
@@ -185,7 +209,7 @@ def test_fp32_decides_on_real_images_as_onnx_runtime_does() -> None:
 
 
 def test_infer_runs_on_it_and_says_so(tmp_path: Path) -> None:
-    write_phantoms(tmp_path / "images", count=3)
+    phantom_files(tmp_path / "images", count=3)
 
     def records(backend: str) -> list[dict[str, Any]]:
         output = tmp_path / f"{backend}.jsonl"

@@ -18,6 +18,7 @@ from PIL import Image
 pytest.importorskip("onnx", reason="quantising needs extra export")
 
 import onnx
+from drawn_once import drawn_phantom
 
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.backends.base import Backend, Inference
@@ -27,7 +28,6 @@ from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.errors import ModelFileError
 from deepcovid_edge.files import file_sha256
 from deepcovid_edge.graph.tensorrt_rules import check_typed
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.manifest import read_manifest
 from deepcovid_edge.models import find_model
 from deepcovid_edge.validation.verify import verify
@@ -176,7 +176,7 @@ def three_images(tmp_path: Path) -> Path:
         for number, label in enumerate(("covid", "normal", "normal")):
             folder = tmp_path / split / label
             folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(draw_phantom(number)).save(folder / f"{split}{number}.png")
+            Image.fromarray(drawn_phantom(number)).save(folder / f"{split}{number}.png")
     return tmp_path
 
 

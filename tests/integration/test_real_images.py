@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
 import subprocess
@@ -28,7 +29,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@functools.cache
 def infer(folder: Path) -> tuple[int, list[dict[str, Any]]]:
+    """Exit code and records; a folder is classified once for all tests."""
     command = [sys.executable, "-m", "deepcovid_edge", "infer", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]

@@ -15,8 +15,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the workstation side needs extra export")
 
+from drawn_once import drawn_phantom
+
 from deepcovid_edge.cli.main import run
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
+from deepcovid_edge.imaging.synthetic.phantom import save_phantom
 from deepcovid_edge.manifest import read_manifest
 from deepcovid_export.networks.checkpoint import load_checkpoint
 from deepcovid_export.recipe import SHIPPED, load_recipe
@@ -42,7 +44,7 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def pixels() -> list[np.ndarray]:
-    images = [draw_phantom(seed, opacities=2 * (seed % 3)) for seed in range(IMAGES_A_CLASS)]
+    images = [drawn_phantom(seed, opacities=2 * (seed % 3)) for seed in range(IMAGES_A_CLASS)]
     return [cv2.resize(image, (128, 128), interpolation=cv2.INTER_AREA) for image in images]
 
 

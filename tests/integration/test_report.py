@@ -17,11 +17,11 @@ for needed in ("sklearn", "matplotlib", "jinja2", "onnx"):
     pytest.importorskip(needed, reason=f"{needed} (extra export) makes the report")
 
 import onnx
-from browser import Browser, needs_browser
+from browser import Browser, needs_axe, needs_browser
 from commands import Done, command
+from drawn_once import drawn_phantom
 from terminal import on_terminal
 
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.manifest import METADATA_KEY
 from deepcovid_edge.models import find_model
 
@@ -33,7 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = ["path,label,split,patient,source,view"]
     for number in range(18):
         path = folder / f"phantom{number:02d}.png"
-        image = draw_phantom(number, opacities=2 * (number % 4))
+        image = drawn_phantom(number, opacities=2 * (number % 4))
         cv2.imwrite(str(path), cv2.resize(image, None, fx=0.25, fy=0.25))
         label = ("covid", "normal", "pneumonia")[number % 3]
         source = ("ieee8023 (a.org)", "ieee8023 (b.org)", "Hospital & Söhne <i>")[number // 6]
@@ -190,6 +190,18 @@ def test_the_page_fits_a_phone(browser: Browser, report: Path) -> None:
     )
     assert min(widths) > 300
     assert max(widths) <= 390
+
+
+@needs_browser
+@needs_axe
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_nothing_keeps_people_from_reading_the_report(
+    browser: Browser, report: Path, width: int, dark: bool
+) -> None:
+    browser.open(report / "report.html")
+    browser.show(width, dark=dark)
+    assert browser.barriers() == []
 
 
 @needs_browser

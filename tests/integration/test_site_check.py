@@ -1,4 +1,7 @@
-"""`site-check` and `--site` as a clinic meets them: the shipped model and real processes."""
+"""`site-check` and `--site` as a clinic meets them: the shipped model, and processes for some.
+
+The others run in this process, which has the runtime loaded.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import command as run
+from drawn_once import phantom_files
 
 from deepcovid_edge.cli.main import run as main
 from deepcovid_edge.decision.site_file import read_site, write_site
 from deepcovid_edge.errors import SettingsMismatchError
 from deepcovid_edge.files import file_sha256
-from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
 from deepcovid_edge.manifest import read_manifest
 from deepcovid_edge.models import find_model
 
@@ -32,15 +36,15 @@ needs_xray = pytest.mark.skipif(
 )
 
 
-def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "deepcovid_edge", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+def process(*arguments: object) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "deepcovid_edge", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
-    write_phantoms(folder, count=4)
+    phantom_files(folder, count=4)
     return folder
 
 
@@ -76,7 +80,7 @@ def site_file(path: Path, **changes: Any) -> Path:
 
 
 def test_a_folder_per_class_becomes_a_site_file(site: Path, tmp_path: Path) -> None:
-    done = run("site-check", site, "--name", "cart 1", "-o", tmp_path / "out/site.json")
+    done = process("site-check", site, "--name", "cart 1", "-o", tmp_path / "out/site.json")
     assert done.returncode == 3, done.stderr
     facts = json.loads((tmp_path / "out/site.json").read_text())
     assert facts["name"] == "cart 1"
@@ -155,7 +159,7 @@ def test_the_known_failure_at_an_unseen_hospital_is_said_in_words(tmp_path: Path
     assert done.returncode == 3
     assert "NOT USABLE. Do not use this model on images of this site" in done.stdout
     assert "of 9 images without covid are called positive" in done.stdout
-    refused = run("infer", XRAY / "external/covid", "--site", tmp_path / "site.json")
+    refused = process("infer", XRAY / "external/covid", "--site", tmp_path / "site.json")
     assert refused.returncode == 5
     assert refused.stdout == ""
     assert "the verdict is `not usable`" in refused.stderr
@@ -197,7 +201,7 @@ def test_a_site_like_the_training_data_is_usable_with_the_models_own_threshold(
 
 def test_its_threshold_decides_and_every_record_says_so(images: Path, tmp_path: Path) -> None:
     path = site_file(tmp_path / "site.json")
-    done = run("infer", images, "--site", path)
+    done = process("infer", images, "--site", path)
     assert done.returncode == 0, done.stderr
     for line in done.stdout.splitlines():
         record = json.loads(line)

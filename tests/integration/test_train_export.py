@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -19,13 +20,15 @@ pytest.importorskip("torch", reason="the workstation side needs extra export")
 import onnx
 import torch
 from commands import Done, command
+from drawn_once import drawn_phantom
 from PIL import Image
+from terminal import on_terminal
 
 from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.errors import DataError, ModelFileError, UsageError
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
+from deepcovid_edge.imaging.synthetic.phantom import save_phantom
 from deepcovid_edge.manifest import ModelManifest, read_manifest
 from deepcovid_export.data.images import training_data
 from deepcovid_export.data.training_set import ImageDataset
@@ -63,7 +66,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for label, opacities in (("clear", 0), ("hazy", 6)):
             place = folder / split / label
             place.mkdir(parents=True, exist_ok=True)
-            image = draw_phantom(seed, opacities=opacities)
+            image = drawn_phantom(seed, opacities=opacities)
             small = np.asarray(Image.fromarray(image).resize((160, 160)))
             save_phantom(small, place / f"{seed:02d}.png")
     return folder
@@ -87,16 +90,19 @@ def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
 def test_train_export_evaluate_infer_from_the_command_line(data: Path, tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path)
     run, model, report = tmp_path / "run", tmp_path / "small.onnx", tmp_path / "report.json"
-    for arguments in (
+    steps: tuple[list[object], ...] = (
         ["train", "--recipe", recipe, data, "-o", run, "--from-scratch", "--workers", 0],
         ["export", run / "checkpoint.pt", "-o", model, "--check", data],
         ["evaluate", model, data, "--split", "val", "-o", report],
         ["infer", data, "--model", model, "-o", tmp_path / "records.jsonl"],
-    ):
-        line = [sys.executable, "-m", "deepcovid_edge", *map(str, arguments)]
-        step = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    )
+    line = [sys.executable, "-m", "deepcovid_edge", *map(str, steps[0])]
+    trained = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert trained.returncode == 0, trained.stderr
+    assert "24 images to fit on, 8 to choose on" in trained.stderr
+    for arguments in steps[1:]:  # in this process, which has torch imported
+        step = command(*arguments)
         assert step.returncode == 0, step.stderr
-        assert arguments[0] != "train" or "24 images to fit on, 8 to choose on" in step.stderr
     manifest = read_manifest(model)
     assert manifest.classes == ("clear", "hazy")
     assert manifest.threshold_origin["images"] == 8
@@ -108,6 +114,17 @@ def test_train_export_evaluate_infer_from_the_command_line(data: Path, tmp_path:
     on_val = manifest.training["val"]
     assert figures["overall"]["specificity"] == on_val["specificity"]
     assert len((tmp_path / "records.jsonl").read_text().splitlines()) == 32
+
+
+def test_a_terminal_shows_reading_and_every_epoch(data: Path, tmp_path: Path) -> None:
+    words = ("train", "--recipe", small_recipe(tmp_path), data, "-o", tmp_path / "run")
+    options = ("--from-scratch", "--workers", "0", "--set", "fit.epochs=2")
+    done = on_terminal([sys.executable, "-m", "deepcovid_edge", *map(str, words), *options])
+    assert done.returncode == 0, done.terminal
+    assert re.search(r"images to read .*?0/32", done.terminal)
+    for epoch in (1, 2):
+        assert re.search(rf"epoch {epoch} .*?6/6", done.terminal)
+    assert re.search(r"epoch [12] .*?/6 +[0-9.]+/s +0:0", done.terminal)
 
 
 def test_a_refused_run_leaves_the_other_one_s_splits_alone(data: Path, tmp_path: Path) -> None:
@@ -306,7 +323,7 @@ def test_broken_images_and_unknown_labels_are_excluded_and_named(
     (copy / "train/fracture").mkdir()
     shutil.copy(copy / "train/clear/00.png", copy / "train/fracture/00.png")
     (copy / "test/clear").mkdir(parents=True)
-    small = np.asarray(cv2.resize(draw_phantom(20), (160, 160)), np.uint8)
+    small = np.asarray(cv2.resize(drawn_phantom(20), (160, 160)), np.uint8)
     save_phantom(small, copy / "test/clear/20.png")
     images = training_data(copy, load_recipe(str(small_recipe(tmp_path))))
     assert len(images.train) == 24

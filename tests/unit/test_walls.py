@@ -12,9 +12,10 @@ from pathlib import Path
 
 import cv2
 import pytest
+from commands import command as in_this_process
+from drawn_once import drawn_phantom
 
 from deepcovid_edge.cli.main import COMMANDS
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 
 ROOT = Path(__file__).parents[2]
 RUNTIME = sorted((ROOT / "deepcovid_edge").rglob("*.py"))
@@ -85,7 +86,7 @@ def test_help_waits_for_no_library() -> None:
 def test_an_image_s_record_needs_no_table_no_builder_and_no_pillow(tmp_path: Path) -> None:
     """Each of them would make a cold start longer by some hundredths."""
     image, output = tmp_path / "image.jpg", tmp_path / "out.jsonl"
-    cv2.imwrite(str(image), draw_phantom(0))
+    cv2.imwrite(str(image), drawn_phantom(0))
     program = (
         "import sys\n"
         "from deepcovid_edge.cli.main import run\n"
@@ -148,8 +149,6 @@ def test_every_command_stands_in_the_readme(command: str) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example(command: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "deepcovid_edge", command, "--help"], capture_output=True, text=True
-    )
+    done = in_this_process(command, "--help")
     assert done.returncode == 0
     assert f"Example: deepcovid-edge {command}" in done.stdout

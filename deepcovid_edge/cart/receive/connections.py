@@ -21,6 +21,8 @@ _KINDS = range(0x01, 0x08)
 _ABORT = bytes.fromhex("07 00 00000004 00 00 02 06")
 """A-ABORT by the service provider: invalid value of a PDU parameter (PS3.8, section 9.3.8)."""
 _MIB = 1 << 20
+TOO_LARGE = "message of more than"
+"""How the reason begins for which a film is cut off that is larger than any may be."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,9 @@ class Limits:
         set_up_seconds: From the connection to the association.
         stall_seconds: From one whole PDU to the next, within a PDU or a message.
         message_seconds: From the first PDU of a message to its last.
-        crowded_seconds: A connection that has kept others waiting for so long in its set-up, or
-            within a PDU or a message, gives way when its address asks for one more than it may.
+        crowded_seconds: A connection that has been for so long in its set-up, or within a PDU or a
+            message, gives way when its address asks for one more than it may.
+        crowded_idle_seconds: Likewise one that asks for nothing.
         idle_seconds: An association without a message.
         per_address: Connections of one address at once.
         associations: Associations at once.
@@ -47,6 +50,7 @@ class Limits:
     stall_seconds: float = 15.0
     message_seconds: float = 120.0
     crowded_seconds: float = 3.0
+    crowded_idle_seconds: float = 5.0
     idle_seconds: float = 60.0
     per_address: int = 4
     associations: int = 8
@@ -81,6 +85,7 @@ class Connection:
         self._pdu_since: float | None = None
         self._message_since: float | None = None
         self._message_bytes = 0
+        self._answers_owed = 0
         self._waiting: deque[int] = deque()
 
     @property
@@ -134,7 +139,7 @@ class Connection:
             return f"more than {self._limits.waiting} messages sent without an answer"
         whole = sum(waiting) + self._message_bytes + count
         if whole > self._limits.most_message_bytes:
-            return f"message of more than {self._limits.most_message_bytes // _MIB} MiB"
+            return f"{TOO_LARGE} {self._limits.most_message_bytes // _MIB} MiB"
         if self._message_since is None:
             self._message_since = time.monotonic()
         self._message_bytes += count
@@ -166,6 +171,12 @@ class Connection:
         """A message has come to its end."""
         self._waiting.append(self._message_bytes)
         self._message_bytes, self._message_since = 0, None
+        self._answers_owed += 1
+
+    def answered(self) -> None:
+        """An answer was sent."""
+        self._answers_owed -= 1
+        self._last_whole = time.monotonic()
 
     def stuck_seconds(self, now: float) -> float:
         """How long it has kept a place without progress; 0 while it waits for this side."""
@@ -176,6 +187,13 @@ class Connection:
         if self._message_since is not None:
             return now - self._last_whole
         return 0.0
+
+    def gives_way(self, now: float) -> float:
+        """How long its place has been of no use; 0 while it may keep it though others wait."""
+        if stuck := self.stuck_seconds(now):
+            return stuck if stuck >= self._limits.crowded_seconds else 0.0
+        idle = 0.0 if self._answers_owed > 0 else now - self._last_whole
+        return idle if idle >= self._limits.crowded_idle_seconds else 0.0
 
     def overdue(self, now: float) -> str | None:
         """Which time it has exceeded, in words; None if none."""

@@ -168,10 +168,10 @@ class Guard:
 
     def _make_room(self, among: list[Connection]) -> bool:
         now = time.monotonic()
-        slowest = max(among, key=lambda one: one.stuck_seconds(now))
-        if slowest.stuck_seconds(now) < self.limits.crowded_seconds:
+        slowest = max(among, key=lambda one: one.gives_way(now))
+        if not slowest.gives_way(now):
             return False
-        slowest.end("no progress while others wait")
+        slowest.end("of no use while others wait")
         return True
 
     def _reap(self) -> None:
@@ -214,7 +214,14 @@ class Guard:
             if type(event.message).__name__ == "C_STORE_RQ":
                 _complete(event.message.command_set)
 
-        return [(evt.EVT_ESTABLISHED, established), (evt.EVT_DIMSE_RECV, received)]
+        def answered(event: Any) -> None:
+            event.assoc.dul.socket.connection.answered()
+
+        return [
+            (evt.EVT_ESTABLISHED, established),
+            (evt.EVT_DIMSE_RECV, received),
+            (evt.EVT_DIMSE_SENT, answered),
+        ]
 
     def serve(self, sock: socket.socket, work: Callable[[socket.socket], None]) -> None:
         """Work for an admitted connection in a thread of its own, after its TLS handshake."""

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from deepcovid_edge.cart.config import CartConfig, Peer
 from deepcovid_edge.cart.process import log
-from deepcovid_edge.cart.receive.connections import Limits
+from deepcovid_edge.cart.receive.connections import TOO_LARGE, Limits
 from deepcovid_edge.cart.receive.guards import NO_UID, Guard, guarded_server, plain_address
+from deepcovid_edge.cart.send.commitment import settle_event
+from deepcovid_edge.cart.store.deliveries import Deliveries
 from deepcovid_edge.cart.store.film_header import FilmRefusedError
 from deepcovid_edge.cart.store.intake import Arrival, Intake
 from deepcovid_edge.cart.store.spool import SpoolFullError
@@ -33,12 +35,16 @@ SUCCESS, NO_SUCH_CLASS, OUT_OF_RESOURCES, MISMATCH, NOT_UNDERSTOOD = (
     0xA900,
     0xC000,
 )
+NOT_AUTHORISED = 0x0124
+PROCESSING_FAILURE = 0x0110
+"""DICOM PS3.7, annex C."""
 STATUSES = {
     SUCCESS: "The film survives a power cut and is in the ledger, now or since it came before.",
     NO_SUCH_CLASS: "The request names an SOP class that is not taken.",
     OUT_OF_RESOURCES: "The disk has too little room, or the ledger is full or locked for 5 s.",
     MISMATCH: "No SOP instance UID, or the data set has another one.",
     NOT_UNDERSTOOD: "The data set cannot be read as DICOM.",
+    NOT_AUTHORISED: "The sender is a destination of results, not a peer.",
 }
 """Status of C-STORE -> when it is answered."""
 STATUS_OF_REFUSAL = {"uid": MISMATCH, "parse": NOT_UNDERSTOOD}
@@ -59,7 +65,7 @@ _MOST_PDU_BYTES = 1 << 17
 _MIB = 1 << 20
 _CALLED, _CALLING = (0x01, 0x01, 0x07), (0x01, 0x01, 0x03)
 """A-ASSOCIATE-RJ: permanent, by the user: AE title not recognised (PS3.8, table 9-21)."""
-_DISK_ALERT, _STRANGER = "disk_floor", "unknown_sender"
+_DISK_ALERT, _STRANGER, _TOO_LARGE = "disk_floor", "unknown_sender", "film_too_large"
 _MOST_STRANGERS = 20
 """Alerts about senders at once; a person needs no longer list."""
 
@@ -116,6 +122,9 @@ class Receiver(Closing):
         self._limits = limits or limits_of(config)
         self._commitment = commitment
         self._classes = film_classes(config.receive.other_films)
+        self._committing = {
+            one.ae_title.strip(): one.addresses() for one in config.destinations if one.commitment
+        }
         tls = server_tls(config)
         self._guard = Guard(self._is_named, self._limits, self._report, tls=tls)
         self._working = 0
@@ -193,10 +202,13 @@ class Receiver(Closing):
         for uid in self._classes:
             entity.add_supported_context(uid, syntaxes)
         entity.add_supported_context(VERIFICATION)
-        if self._commitment:
-            entity.add_supported_context(COMMITMENT)
+        if self._commitment or self._committing:
+            # Who answers the cart proposes the role of an SCP (PS3.4, J.3.3; PS3.7, D.3.3.4).
+            entity.add_supported_context(COMMITMENT, scu_role=True, scp_role=True)
         entity.require_called_aet = True
-        entity.require_calling_aet = sorted({peer.ae_title for peer in self._config.peers})
+        entity.require_calling_aet = sorted(
+            {*(peer.ae_title for peer in self._config.peers), *self._committing}
+        )
         entity.maximum_associations = limits.associations
         entity.maximum_pdu_size = _MOST_PDU_BYTES
         entity.acse_timeout = limits.set_up_seconds
@@ -213,10 +225,14 @@ class Receiver(Closing):
         ]
         if self._commitment:
             handlers.append((evt.EVT_N_ACTION, self._commit))
+        if self._committing:
+            handlers.append((evt.EVT_N_EVENT_REPORT, self._settle_commitment))
         return handlers
 
     def _is_named(self, address: str) -> bool:
-        return any(peer.is_at(address) for peer in self._config.peers)
+        return any(peer.is_at(address) for peer in self._config.peers) or any(
+            address in known for known in self._committing.values()
+        )
 
     def _peer(self, association: Any) -> Peer | None:
         """The peer that an association is with, by its title and its address."""
@@ -225,6 +241,12 @@ class Receiver(Closing):
         named = (one for one in self._config.peers if one.ae_title.strip() == title)
         return next((one for one in named if one.is_at(address)), None)
 
+    def _is_destination(self, association: Any) -> bool:
+        """Whether it is with a destination that answers about storage commitment."""
+        address = plain_address(association.requestor.address)
+        title = str(association.requestor.primitive.calling_ae_title).strip()
+        return address in self._committing.get(title, frozenset())
+
     def _check_titles(self, event: Any) -> None:
         """Reject an association whose titles are not those of the cart and of its address."""
         association = event.assoc
@@ -232,7 +254,7 @@ class Receiver(Closing):
         called = str(request.called_ae_title).strip()
         if called != self._config.receive.ae_title.strip():
             reason, why = _CALLED, f"calls for {called!r}"
-        elif self._peer(association) is None:
+        elif self._peer(association) is None and not self._is_destination(association):
             reason, why = _CALLING, f"calls itself {str(request.calling_ae_title).strip()!r}"
         else:
             return
@@ -263,6 +285,8 @@ class Receiver(Closing):
         sop_class, sop_uid = str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID)
         if sop_uid == NO_UID:
             raise FilmRefusedError("uid", "the request has no SOP instance UID")
+        if self._peer(event.assoc) is None:
+            return NOT_AUTHORISED, {"why": "a destination sends no films"}
         if sop_class not in self._classes:
             return NO_SUCH_CLASS, {"why": "class"}
         taken = self._intake.take_dataset(
@@ -283,12 +307,26 @@ class Receiver(Closing):
         with self._counted():
             peer = self._peer(event.assoc)
             if self._commitment is None or peer is None:
-                return 0x0124, None  # not authorised
+                return NOT_AUTHORISED, None
             try:
                 return self._commitment(event, peer), None
             except Exception as error:
                 log("commitment_failed", kind=type(error).__name__)
-                return 0x0110, None  # processing failure (PS3.7, annex C)
+                return PROCESSING_FAILURE, None
+
+    def _settle_commitment(self, event: Any) -> tuple[int, None]:
+        """Take a destination's answer, which comes on an association of its own."""
+        with self._counted():
+            if not self._is_destination(event.assoc):
+                return NOT_AUTHORISED, None
+            outbox = Deliveries(self._ledger, self._intake.spool)
+            try:
+                return settle_event(
+                    outbox, event.request.EventTypeID, event.event_information
+                ), None
+            except OutputError as error:  # it is asked again
+                log("commitment_failed", kind=type(error).__name__)
+                return PROCESSING_FAILURE, None
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
@@ -321,6 +359,9 @@ class Receiver(Closing):
                 known = self._ledger.rows("SELECT key FROM alert WHERE code = ?", _STRANGER)
                 address = address if len(known) < _MOST_STRANGERS else "others"
                 self._ledger.raise_alert(f"{_STRANGER}:{address}", _STRANGER, address=address)
+            elif why.startswith(TOO_LARGE):
+                most = self._config.receive.max_film_mib
+                self._ledger.raise_alert(_TOO_LARGE, _TOO_LARGE, address=address, max_film_mib=most)
 
 
 def limits_of(config: CartConfig) -> Limits:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from functools import cache
 from pathlib import Path
 
 _BUILT = datetime(2026, 11, 1, tzinfo=timezone.utc)
 """No clock is right that lies before this program was written."""
+_AHEAD = timedelta(days=2)
+"""So far ahead a time may lie that a clock with another idea of the day wrote."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -26,6 +28,11 @@ def now_seconds() -> float:
 def clock_is_plausible() -> bool:
     """Whether the clock lies after the date this program was written."""
     return datetime.now(timezone.utc) >= _BUILT
+
+
+def is_plausible(at_utc: str) -> bool:
+    """Whether a time of the ledger may be right: of this program's days, and not ahead of now."""
+    return _BUILT <= datetime.fromisoformat(at_utc) <= datetime.now(timezone.utc) + _AHEAD
 
 
 @cache

@@ -3,6 +3,8 @@
 A film is done when it is settled and every row of its outbox is done: `committed`, or `sent` where
 the destination is not asked for storage commitment. Done films are deleted after `keep_days`, and
 earlier, oldest first, while films and results take more room than the quota. Their rows stay.
+A film that was settled under a wrong clock is as old as the day on which that is noticed: it must
+not go at once when the clock is set right.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
+from deepcovid_edge.cart.store.clock import clock_is_plausible, is_plausible, now_utc
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.schema import EXPIRED, JUDGED, REFUSED
 from deepcovid_edge.cart.store.spool import Spool
@@ -38,6 +41,8 @@ def delete_old(ledger: Ledger, spool: Spool, settings: RetentionSettings) -> int
 
     The row says `expired` before the files are gone: a film whose row says otherwise has its files.
     """
+    if clock_is_plausible():
+        _date_anew(ledger)
     doomed = [*_aged(ledger, settings)]
     doomed += _over_quota(ledger, settings, {row for row, _ in doomed})
     for film_id, _ in doomed:
@@ -49,6 +54,15 @@ def delete_old(ledger: Ledger, spool: Spool, settings: RetentionSettings) -> int
             ledger.event("expired", film_id)
         spool.delete(row["content_sha256"], row["suffix"])
     return len(doomed)
+
+
+def _date_anew(ledger: Ledger) -> None:
+    """Have films that were settled under a wrong clock be settled now."""
+    rows = ledger.rows("SELECT id, settled_utc FROM film WHERE state IN (?, ?)", JUDGED, REFUSED)
+    wrong = [(now_utc(), row["id"]) for row in rows if not is_plausible(row["settled_utc"])]
+    if wrong:
+        with ledger.transaction() as now:
+            now.executemany("UPDATE film SET settled_utc = ? WHERE id = ?", wrong)
 
 
 def _done(ledger: Ledger, settings: RetentionSettings) -> list[tuple[int, int, str]]:

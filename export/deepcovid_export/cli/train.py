@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from deepcovid_edge.device.progress import progress_bar
 from deepcovid_edge.errors import UsageError, require
 from deepcovid_export.cli.options import PATH, path_option
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from deepcovid_export.recipe import Recipe
     from deepcovid_export.training.lr_finder import RangeTest
     from deepcovid_export.training.train import RunSettings, Training
-
-    Bar = Callable[[str, int], Callable[[], object]]
 
 
 @click.command(
@@ -173,8 +172,8 @@ def _suggest(recipe: Recipe, images: TrainingData, run: RunSettings) -> str:
 def _range_test(recipe: Recipe, images: TrainingData, run: RunSettings) -> RangeTest:
     from deepcovid_export.training.lr_finder import find_learning_rate
 
-    with _progress(run) as bar:
-        found = find_learning_rate(recipe, images, run, bar("range test", recipe.find.steps))
+    with _bar(run, "range test", recipe.find.steps) as step:
+        found = find_learning_rate(recipe, images, run, step)
     if run.processes.is_first:
         path = found.write(run.folder)
         click.echo(f"learning rate {found.suggestion:g}: {found.rule} ({path})", err=True)
@@ -198,32 +197,24 @@ def _train(recipe: Recipe, images: TrainingData, run: RunSettings) -> Path:
 
 
 def _run(training: Training) -> None:
-    with _progress(training.run) as bar:
-        while not training.finished:
-            epoch = training.epoch + 1
-            figures = training.run_epoch(bar(f"epoch {epoch}", training.steps_per_epoch))
-            if training.run.processes.is_first:
-                click.echo(
-                    f"epoch {epoch}/{training.recipe.fit.epochs}  "
-                    f"train loss {figures['train_loss']:.4f}  val loss {figures['val_loss']:.4f}  "
-                    f"val AUC {figures['val_auc']:.4f}  {figures['seconds']:.0f} s",
-                    err=True,
-                )
+    while not training.finished:
+        epoch = training.epoch + 1
+        with _bar(training.run, f"epoch {epoch}", training.steps_per_epoch) as step:
+            figures = training.run_epoch(step)
+        if training.run.processes.is_first:
+            click.echo(
+                f"epoch {epoch}/{training.recipe.fit.epochs}  "
+                f"train loss {figures['train_loss']:.4f}  val loss {figures['val_loss']:.4f}  "
+                f"val AUC {figures['val_auc']:.4f}  {figures['seconds']:.0f} s",
+                err=True,
+            )
 
 
 @contextmanager
-def _progress(run: RunSettings) -> Iterator[Bar]:
-    """A bar on the first process's terminal; each call of the result starts it again."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    console = Console(stderr=True, quiet=not run.processes.is_first)
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("")
-
-        def start(what: str, total: int) -> Callable[[], object]:
-            progress.reset(task, description=what, total=total)
-            return lambda: progress.advance(task)
-
-        yield start
+def _bar(run: RunSettings, what: str, steps: int) -> Iterator[Callable[[], object]]:
+    """A bar on the terminal of the first process; to be called after every step."""
+    if not run.processes.is_first:
+        yield lambda: None
+        return
+    with progress_bar(steps, what) as progress:
+        yield lambda: progress(1)

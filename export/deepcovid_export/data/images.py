@@ -16,6 +16,7 @@ import cv2
 
 from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
 from deepcovid_edge.datasets.layouts import place_of
+from deepcovid_edge.device.progress import counted
 from deepcovid_edge.errors import DataError, NotAssessedError
 from deepcovid_edge.files import write_text
 from deepcovid_edge.imaging.reading import read_radiograph
@@ -156,12 +157,18 @@ def _wanted(
             excluded[f"label {image.label} is in no class of the recipe"] += 1
         elif recipe.data.groups and recipe.data.group_of(image.label, image.source) is None:
             excluded[f"label {image.label}: no group of the recipe holds its source"] += 1
+        elif recipe.data.visible and image.clear and _is_positive(image, recipe):
+            excluded[f"label {image.label} without a visible abnormality"] += 1
         elif views and image.view.casefold() not in views:
             known = f"view {image.view}" if image.view else "unknown view"
             excluded[f"{known}; the recipe takes {', '.join(recipe.data.views)}"] += 1
         else:
             wanted.append(image)
     return wanted
+
+
+def _is_positive(image: LabelledImage, recipe: Recipe) -> bool:
+    return recipe.class_of(image.label) == recipe.positive_index
 
 
 @dataclass(frozen=True)
@@ -187,7 +194,8 @@ def _readable(
 
     kept, found = [], []
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for image, one in zip(images, pool.map(read, images), strict=True):
+        done = counted(pool.map(read, images), len(images), "images to read")
+        for image, one in zip(images, done, strict=True):
             if isinstance(one, str):
                 excluded[one] += 1
             else:

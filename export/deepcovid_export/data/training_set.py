@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from deepcovid_edge.datasets.dataset import LabelledImage
+from deepcovid_edge.device.progress import counted
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.imaging.reading import read_radiograph
@@ -120,7 +121,8 @@ class ImageDataset(Dataset[Sample]):
 
         paths = list(dict.fromkeys(image.path for image in self.images))
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            return dict(zip(paths, pool.map(read, paths), strict=True))
+            done = counted(pool.map(read, paths), len(paths), "images to prepare")
+            return dict(zip(paths, done, strict=True))
 
     def _start(self, place: int) -> tuple[Radiograph, Mask | None]:
         """What is changed: an image, and the mask of its boxes where a reader drew them."""

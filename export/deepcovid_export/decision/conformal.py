@@ -10,34 +10,14 @@ range's cost.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import numpy as np
 
-from deepcovid_edge.errors import UsageError
 from deepcovid_edge.manifest import IndeterminateRange
 from deepcovid_export.evaluation.metrics import Scores, Truth
 from deepcovid_export.evaluation.worst_source import highest_threshold, lowest_threshold
-
-
-@dataclass(frozen=True)
-class ConformalSettings:
-    """What a range promises.
-
-    Attributes:
-        missed: Share of a source's new positives that may lie below the range.
-        alarms: Share of a source's new negatives that may lie above it.
-    """
-
-    missed: float = 0.05
-    alarms: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not (0 < self.missed < 1 and 0 < self.alarms < 1):
-            raise UsageError(
-                f"indeterminate_range: got missed {self.missed} and alarms {self.alarms}, "
-                "expected shares between 0 and 1"
-            )
+from deepcovid_export.recipe import RangeSettings
 
 
 def conformal_range(
@@ -45,7 +25,7 @@ def conformal_range(
     positive: Truth,
     sources: Sequence[str],
     threshold: float,
-    settings: ConformalSettings | None = None,
+    settings: RangeSettings | None = None,
 ) -> IndeterminateRange | None:
     """The range that the worst sources ask for, extended to hold the threshold.
 
@@ -60,7 +40,7 @@ def conformal_range(
         The range with its cost for each source; None where the negatives are too few to promise
         anything.
     """
-    settings = settings or ConformalSettings()
+    settings = settings or RangeSettings()
     low = lowest_threshold(scores, positive, sources, 1 - settings.missed)
     high = highest_threshold(scores, positive, sources, settings.alarms)
     if high is None:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from deepcovid_edge.datasets.dataset import LabelledImage, dataset_sha256
 from deepcovid_edge.decision.out_of_distribution import PARTS, OodLimits
+from deepcovid_edge.device.progress import counted
 from deepcovid_edge.errors import DataError, NotAssessedError
 from deepcovid_edge.files import file_sha256
 from deepcovid_edge.imaging.prepare import prepare
@@ -162,14 +163,15 @@ class FeatureReader:
 
     def __call__(self, images: Sequence[Pixels]) -> dict[str, Features]:
         """Tap to features of shape (images, features), in the order of the images."""
-        return self._read(iter(images))
+        return self._read(counted(images, len(images), "images to describe"))
 
     def altered(
         self, images: Sequence[Pixels], changes: Sequence[Change], each: int = 1
     ) -> dict[str, Features]:
         """The same of `each` altered copies of every image; the changes take turns."""
         turns = cycle(changes)
-        return self._read(next(turns)(image, self._draw) for image in images for _ in range(each))
+        copies = (next(turns)(image, self._draw) for image in images for _ in range(each))
+        return self._read(counted(copies, len(images) * each, "altered copies"))
 
     def join(self, parts: Sequence[dict[str, Features]]) -> dict[str, Features]:
         """Features of several readings together."""
@@ -247,7 +249,8 @@ def prepare_images(images: Sequence[LabelledImage], spec: InputSpec) -> list[Pix
             return None
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return [image for image in pool.map(read, images) if image is not None]
+        done = counted(pool.map(read, images), len(images), "images to prepare")
+        return [image for image in done if image is not None]
 
 
 def _images(data: Path, manifest: ModelManifest, split: str) -> list[LabelledImage]:

@@ -31,6 +31,7 @@ from deepcovid_export.evaluation.bootstrap import number_patients
 from deepcovid_export.evaluation.metrics import Scores, Truth
 from deepcovid_export.evaluation.predictions import Predictions, classify
 from deepcovid_export.onnx_export.to_onnx import rewrite_manifest
+from deepcovid_export.recipe import RangeSettings
 
 SPLIT = "val"
 Rule = Callable[[Scores, Truth], float]
@@ -142,7 +143,8 @@ def _range_of(
     rule = threshold_rule(manifest)
     if "by_source" in manifest.threshold_origin:
         sources = [image.source for image in classified.images]
-        if span := conformal_range(scores, positive, sources, manifest.threshold):
+        promised = RangeSettings(**manifest.training["recipe"].get("range", {}))
+        if span := conformal_range(scores, positive, sources, manifest.threshold, promised):
             return span
     return fit_indeterminate_range(
         scores,

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from deepcovid_edge.backends.base import Backend
 from deepcovid_edge.datasets.dataset import LabelledImage
+from deepcovid_edge.device.progress import counted
 from deepcovid_edge.errors import NotAssessedError, UsageError
 from deepcovid_edge.heatmaps.heatmap import ACTIVATION, OCCLUSION, of_activation
 from deepcovid_edge.heatmaps.occlusion import Occluder, of_occlusion
@@ -165,4 +166,7 @@ def _occlusion_maps(
     backend: Backend, boxed: Sequence[BoxedInput], settings: OcclusionSettings
 ) -> list[Map]:
     with Occluder(backend, settings) as occluder:
-        return [of_occlusion(occluder.explain(one.pixels), {}).values for one in boxed]
+        return [
+            of_occlusion(occluder.explain(one.pixels), {}).values
+            for one in counted(boxed, len(boxed), "heat maps")
+        ]

@@ -18,6 +18,7 @@ import onnx
 from numpy.typing import NDArray
 
 from deepcovid_edge.datasets.dataset import SPLITS, LabelledImage, load_dataset
+from deepcovid_edge.device.progress import counted
 from deepcovid_edge.errors import DataError, NotAssessedError
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph
@@ -249,7 +250,8 @@ def _watch(
         if name not in present:
             watched.graph.output.append(onnx.ValueInfoProto(name=name))
     session = open_session(watched)
-    for batch in batches:
+    total = math.ceil(len(batches.images) / BATCH)
+    for batch in counted(batches, total, "batches to calibrate on"):
         seen = session.run(list(tensors), {"images": batch})
         for name, values in zip(tensors, seen, strict=True):
             note(name, values)

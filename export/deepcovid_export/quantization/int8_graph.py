@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import external_data_helper, helper, numpy_helper
 from onnxruntime.quantization import QDQQuantizer, QuantType
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
 
@@ -238,6 +240,21 @@ def _keep_in_float(model: onnx.ModelProto, ranges: Ranges, layers: Collection[st
                 node.input[0] = clipped(node.input[0], low, high)
 
 
+@contextmanager
+def _unaddressed() -> Iterator[None]:
+    """Let onnx name its temporary files at random, not by the network card's address.
+
+    `uuid.uuid1` asks the system for that address through a socket (libuuid, uuid_generate(3)).
+    """
+    names = vars(external_data_helper)
+    own = names["uuid"]
+    names["uuid"] = SimpleNamespace(uuid1=own.uuid4)
+    try:
+        yield
+    finally:
+        names["uuid"] = own
+
+
 def _quantise(
     model: onnx.ModelProto,
     ranges: Ranges,
@@ -250,7 +267,7 @@ def _quantise(
         name: TensorData(lowest=np.float32(low), highest=np.float32(high))
         for name, (low, high) in ranges.items()
     }
-    with quiet(None):  # it logs what it does not know about outputs
+    with quiet(None), _unaddressed():  # it logs what it does not know about outputs
         quantizer = QDQQuantizer(
             onnx.shape_inference.infer_shapes(model),
             True,  # weights per channel

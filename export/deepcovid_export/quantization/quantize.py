@@ -18,6 +18,7 @@ from deepcovid_edge.backends import load_backend
 from deepcovid_edge.backends.base import Backend
 from deepcovid_edge.backends.settings import BackendSettings
 from deepcovid_edge.datasets.dataset import LabelledImage, dataset_sha256, load_dataset
+from deepcovid_edge.device.progress import progress_bar
 from deepcovid_edge.errors import DataError, ModelFileError, UsageError
 from deepcovid_edge.files import file_sha256
 from deepcovid_edge.manifest import ModelManifest, read_manifest
@@ -353,8 +354,8 @@ def _verify(
     manifest = work.manifest
     onnx.save(finish(work.with_limits(), manifest), place)
     rules = EquivalenceRules(**manifest.equivalence)
-    with _load(place) as candidate:
-        return verify(reference, candidate, images, rules=rules).as_dict()
+    with _load(place) as candidate, progress_bar(len(images), "images to compare") as progress:
+        return verify(reference, candidate, images, rules=rules, progress=progress).as_dict()
 
 
 def _harm(report: dict[str, Any]) -> tuple[bool, int]:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from deepcovid_edge.device.progress import counted
 from deepcovid_export.onnx_export.session import open_session
 from deepcovid_export.quantization.calibration import ImageBatches
 
@@ -45,5 +46,6 @@ def layer_errors(
     layers: Sequence[str], quantised_alone: Callable[[str], onnx.ModelProto], probe: Probe
 ) -> dict[str, float]:
     """The error when each layer alone is quantised, the largest first."""
-    errors = {name: probe.error(quantised_alone(name)) for name in layers}
+    done = counted(layers, len(layers), "layers to measure")
+    errors = {name: probe.error(quantised_alone(name)) for name in done}
     return dict(sorted(errors.items(), key=lambda item: -item[1]))

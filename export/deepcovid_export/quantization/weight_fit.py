@@ -25,6 +25,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from deepcovid_edge.device.progress import counted
 from deepcovid_export.onnx_export.graphs import constants_of, copy_model, find_layers
 from deepcovid_export.quantization.int8_graph import STEPS, set_weights
 from deepcovid_export.quantization.stepwise import Stepwise, Tensor
@@ -120,7 +121,8 @@ def fit_weights(
     variant = lower(model)
     reads = {node.name: node.input[0] for node in variant.graph.node}
     before, after = Stepwise(images), Stepwise(images)
-    for tensor, group in _by_input(fitted, layers):
+    groups = list(_by_input(fitted, layers))
+    for tensor, group in counted(groups, len(groups), "layers to fit"):
         source = reads[group[0].node.name]
         pairs = zip(before.reach(model, tensor), after.reach(variant, source), strict=True)
         for layer, seen in zip(group, _moments(group, pairs, len(images)), strict=True):

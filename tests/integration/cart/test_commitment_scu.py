@@ -28,11 +28,11 @@ from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 
 from deepcovid_edge.cart.config import Destination
+from deepcovid_edge.cart.send import commitment as commitment_module
+from deepcovid_edge.cart.send.commitment import CommitmentUser, settle_event
+from deepcovid_edge.cart.send.outbox import Outbox
 from deepcovid_edge.cart.store import deliveries as deliveries_module
 from deepcovid_edge.cart.store.deliveries import Deliveries
-from deepcovid_edge.cart.work import commitment as commitment_module
-from deepcovid_edge.cart.work.commitment import CommitmentUser, settle_event
-from deepcovid_edge.cart.work.outbox import Outbox
 
 INSTANCE = "1.2.840.10008.1.20.1.1"
 

@@ -13,16 +13,19 @@ from cart_peers import (
     HOST,
     Orthanc,
     dcmtk,
+    free_port,
     needs_dcmtk,
     needs_orthanc,
     storescu,
     wait_until,
 )
 from cart_results import needs_dciodvfy
-from dicom_files import EXPLICIT, HTJ2K, IMPLICIT, J2K, JPEG_LS, LOSSLESS_SV1, RLE, WRITABLE
+from dicom_files import EXPLICIT, HTJ2K, J2K, JPEG_LS, LOSSLESS_SV1, RLE, WRITABLE
 from PIL import Image
 from pydicom import dcmread
 from whole_cart import KANARI, WholeCart, phantom_film
+
+from deepcovid_edge.imaging.dicom.syntaxes import IMPLICIT
 
 pytestmark = [needs_dcmtk, needs_orthanc]
 SYNTAXES = [EXPLICIT, IMPLICIT, LOSSLESS_SV1, JPEG_LS, J2K, HTJ2K if HTJ2K in WRITABLE else RLE]
@@ -172,3 +175,20 @@ def test_the_patient_is_named_nowhere_but_in_the_spool(cart: WholeCart) -> None:
     for table in ("film", "arrival", "result", "object", "outbox", "event", "alert", "meta"):
         held = " ".join(str([*row]) for row in cart.rows(f"SELECT * FROM {table}"))
         assert KANARI.split("^", maxsplit=1)[0].upper() not in held.upper()
+
+
+def test_the_pacs_commits_itself_on_an_association_of_its_own_and_sends_no_films(tmp_path: Path) -> None:
+    port = free_port()
+    pacs = Orthanc(tmp_path / "pacs", peers={"cart": ("CART", port)})
+    destination = {"name": "pacs", "ae_title": "ORTHANC", "host": HOST, "port": pacs.port}
+    destination |= {"commitment": True}
+    with pacs, WholeCart(tmp_path / "cart", [destination], port=port) as running:
+        send(running, tmp_path / "film.dcm", phantom_film(50, EXPLICIT), "-xe")
+        states = "SELECT state FROM outbox"
+        wait_until(
+            lambda: [row["state"] for row in running.rows(states)] == ["committed"] * 2,
+            120,
+            what="storage commitment by the PACS",
+        )
+        refused = storescu(port, tmp_path / "film.dcm", calling="ORTHANC")
+        assert "0x124" in refused.stdout

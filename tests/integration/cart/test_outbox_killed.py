@@ -23,7 +23,7 @@ from deepcovid_edge.cart.config import (
 )
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
-from deepcovid_edge.cart.work.outbox import Outbox
+from deepcovid_edge.cart.send.outbox import Outbox
 
 folder, port = Path(sys.argv[1]), int(sys.argv[2])
 goal = Destination("pacs", "PACS", "127.0.0.1", port, find=True)
@@ -38,7 +38,7 @@ with Ledger(folder) as ledger:
 """
 
 
-@pytest.mark.parametrize("cycles", [6, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cycles", [3, pytest.param(60, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(tmp_path: Path, cycles: int) -> None:
     chance, found_again = random.Random(cycles), 0
     with open_store(tmp_path / "spool") as store, scripted() as pacs:

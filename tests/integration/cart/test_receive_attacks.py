@@ -27,6 +27,8 @@ from cart_peers import (
     wait_until,
 )
 
+from deepcovid_edge.cart.store.ledger import Ledger
+
 pytest.importorskip("pynetdicom", reason="the cart needs extra cart")
 pytestmark = needs_dcmtk
 
@@ -137,6 +139,8 @@ def test_a_data_set_without_end_is_cut_at_the_largest_film(cart: ReceivingCart) 
         lambda: any("message of more" in one["why"] for one in cart.events("connection_ended")),
         what="an event",
     )
+    with Ledger(cart.spool, read_only=True) as ledger:
+        wait_until(lambda: ledger.row("SELECT 1 FROM alert WHERE code = 'film_too_large'"))
 
 
 def test_messages_that_wait_for_no_answer_do_not_pile_up(cart: ReceivingCart) -> None:
@@ -178,6 +182,13 @@ def test_four_associations_that_trickle_a_pdu_hold_no_place(cart: ReceivingCart)
                     sock.sendall(b"\0")
 
         assert seconds_until_served(cart, one_byte_more) < SERVED_SECONDS
+
+
+def test_four_associations_that_ask_for_nothing_hold_no_place(cart: ReceivingCart) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            associated(stack, cart)
+        assert seconds_until_served(cart) < SERVED_SECONDS
 
 
 def test_one_address_leaves_places_to_others(cart: ReceivingCart) -> None:

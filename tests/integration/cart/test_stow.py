@@ -19,10 +19,10 @@ from cart_store import Store, open_store
 from tcp_proxy import Fault, TcpProxy
 
 from deepcovid_edge.cart.config import Destination
+from deepcovid_edge.cart.send.outbox import Outbox
+from deepcovid_edge.cart.send.stow import StowSender
 from deepcovid_edge.cart.store import deliveries as deliveries_module
 from deepcovid_edge.cart.store.deliveries import Deliveries, Delivery
-from deepcovid_edge.cart.work.outbox import Outbox
-from deepcovid_edge.cart.work.stow import StowSender
 
 DICOM_WEB = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 needs_dicom_web = pytest.mark.skipif(

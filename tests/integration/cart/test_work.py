@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cart_peers import wait_until
 from cart_store import FOLDER, Store, open_store
 from click.testing import CliRunner
 from dicom_files import EXPLICIT
@@ -110,7 +111,7 @@ def test_a_judge_ends_with_its_worker(config: CartConfig) -> None:
     )
     pid = done.stdout.split()[-1]
     state = Path(f"/proc/{pid}/stat")
-    assert not state.exists() or state.read_text().split()[2] == "Z"
+    wait_until(lambda: not state.exists() or state.read_text().split()[2] == "Z", 20.0)
 
 
 def test_a_model_that_is_none_is_named(config: CartConfig, tmp_path: Path) -> None:

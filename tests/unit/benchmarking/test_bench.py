@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from drawn_once import phantom_files
 
 from deepcovid_edge.backends.base import Inference
 from deepcovid_edge.benchmarking.measure import BenchImages, bench, bench_images
@@ -31,7 +32,6 @@ from deepcovid_edge.benchmarking.settings import (
 )
 from deepcovid_edge.benchmarking.stability import assess_stability
 from deepcovid_edge.errors import BenchError, UsageError
-from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
 from deepcovid_edge.manifest import InputSpec, ModelManifest
 from deepcovid_edge.reasons import WarningCode
 
@@ -380,7 +380,7 @@ def test_a_form_that_was_not_verified_says_so() -> None:
 
 
 def test_refused_images_are_left_out_and_named(tmp_path: Path) -> None:
-    good = write_phantoms(tmp_path, count=2)
+    good = phantom_files(tmp_path, count=2)
     broken = tmp_path / "broken.png"
     broken.write_text("no image")
     chosen = bench_images([*good, broken], InputSpec(), name="folder")

@@ -19,12 +19,12 @@ torch = pytest.importorskip("torch", reason="the peers need extra export")
 
 import cv2
 import numpy as np
+from drawn_once import drawn_phantom, phantom_files
 
 from deepcovid_edge.backends import load_backend, openvino
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph
-from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
+from deepcovid_edge.imaging.synthetic.phantom import save_phantom
 from deepcovid_edge.manifest import InputSpec, read_manifest
 from deepcovid_edge.model import Model
 from deepcovid_edge.models import find_model
@@ -37,7 +37,7 @@ POSITIVE = read_manifest(MODEL).positive_index
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return write_phantoms(tmp_path_factory.mktemp("images"), count=4)
+    return phantom_files(tmp_path_factory.mktemp("images"), count=4)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def whole_areas(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("whole")
     paths = [folder / f"{seed}.png" for seed in range(4)]
     for seed, path in enumerate(paths):
-        save_phantom(cv2.resize(draw_phantom(seed), (896, 896)).astype(np.uint8), path)
+        save_phantom(cv2.resize(drawn_phantom(seed), (896, 896)).astype(np.uint8), path)
     return paths
 
 

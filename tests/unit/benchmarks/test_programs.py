@@ -90,17 +90,17 @@ def test_the_roof_classifies_every_image_once_and_as_infer_prepares_it(
 ) -> None:
     import cv2
     import numpy as np
+    from drawn_once import drawn_phantom
 
     from benchmarks.speed import roof
     from deepcovid_edge.imaging.prepare import prepare
     from deepcovid_edge.imaging.reading import read_radiograph
-    from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
     from deepcovid_edge.manifest import InputSpec
 
     images = []
     for seed in range(5):
         images.append(tmp_path / f"{seed}.jpg")
-        cv2.imwrite(str(images[-1]), draw_phantom(seed))
+        cv2.imwrite(str(images[-1]), drawn_phantom(seed))
     seen: list[np.ndarray] = []
     monkeypatch.setattr(roof, "_GROUP", 2)
     roof.run(seen.append, images, roof.prepared)

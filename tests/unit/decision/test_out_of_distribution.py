@@ -13,13 +13,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from drawn_once import drawn_phantom, phantom_files
 
 from deepcovid_edge.backends.base import Inference
 from deepcovid_edge.decision.out_of_distribution import OodLimits, check_output
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.errors import ModelFileError, UsageError
-from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.manifest import InputSpec, ModelManifest
 from deepcovid_edge.model import Model
 from deepcovid_edge.pipeline.pipeline import PredictSettings
@@ -65,7 +64,7 @@ class Unlike:
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An image that does not say that it is synthetic."""
     path = tmp_path_factory.mktemp("image") / "image.png"
-    cv2.imwrite(str(path), cv2.resize(draw_phantom(0), (200, 200)))
+    cv2.imwrite(str(path), cv2.resize(drawn_phantom(0), (200, 200)))
     return path
 
 
@@ -113,7 +112,7 @@ def test_what_is_no_number_is_never_let_through(image: Path) -> None:
 
 
 def test_synthetic_images_are_let_through_with_both_warnings(tmp_path: Path) -> None:
-    (sample,) = write_phantoms(tmp_path, count=1)
+    (sample,) = phantom_files(tmp_path, count=1)
     record = classify(sample, Unlike(0, 7))
     assert record.decision == "positive"
     assert record.warnings == ("W_SYNTHETIC", "W_OOD")

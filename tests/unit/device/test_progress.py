@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from terminal import on_terminal
 
+from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
+
 GOLDEN = Path(__file__).parents[3] / "jetson/golden"
 COMMAND = [sys.executable, "-m", "deepcovid_edge"]
 BAR = """
@@ -66,3 +68,32 @@ def test_commands_that_classify_a_data_set_show_it(words: tuple[str, ...], data:
     assert re.findall(r"images .*?(\d)/2", done.terminal)[-1] == "2"
     assert "images" in done.stdout
     assert not re.search(r"\d/2 ", done.stdout)
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of synthetic images with the splits train and val."""
+    folder = tmp_path_factory.mktemp("splits")
+    images = write_phantoms(folder, count=24)
+    rows = ["path,label,split"]
+    for number, image in enumerate(images):
+        split = "val" if number >= 18 else "train"
+        rows.append(f"{image.name},{('normal', 'covid')[number % 2]},{split}")
+    (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def test_quantize_shows_each_of_its_steps(splits: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="onnx (extra export) quantises")
+    words = ("quantize", "squeezenet1_1", "--precision", "int8", "--for", "cpu", "--images", "16")
+    options = ("--calibration", splits, "--max-excluded", "0", "--sensitivity")
+    done = on_terminal([*COMMAND, *words, *map(str, options), "-o", str(tmp_path / "made.onnx")])
+    assert "verdict:" in done.terminal, done.terminal
+    for step, total in (
+        ("batches to calibrate on", "2"),
+        ("layers to measure", "24"),
+        ("layers to fit", r"\d+"),
+        ("images to compare", "6"),
+    ):
+        assert re.search(rf"{step} .*?0/{total} .*-:--:--", done.terminal), step
+    assert re.search(r"layers to measure .*? [0-9.]+/s +0:00:", done.terminal)

@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from drawn_once import drawn_phantom
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -27,7 +28,7 @@ from deepcovid_edge.heatmaps.agreement import (
     top_overlap,
 )
 from deepcovid_edge.heatmaps.windows import OcclusionSettings
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
+from deepcovid_edge.imaging.synthetic.phantom import save_phantom
 from deepcovid_edge.manifest import InputSpec, ModelManifest
 from deepcovid_edge.models import find_model
 from deepcovid_edge.reasons import WarningCode
@@ -205,7 +206,7 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("phantoms")
     for label, opacities in (("normal", 0), ("covid", 5)):
         (folder / label).mkdir()
-        image = cv2.resize(draw_phantom(0, opacities=opacities), (300, 300)).astype(np.uint8)
+        image = cv2.resize(drawn_phantom(0, opacities=opacities), (300, 300)).astype(np.uint8)
         save_phantom(image, folder / label / "image.png")
     return folder
 

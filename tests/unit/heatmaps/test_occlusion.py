@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from drawn_once import drawn_phantom
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -18,7 +19,6 @@ from deepcovid_edge.errors import UsageError
 from deepcovid_edge.heatmaps.coarse_to_fine import Refinement
 from deepcovid_edge.heatmaps.occlusion import BudgetError, Occluder, Occlusion
 from deepcovid_edge.heatmaps.windows import BASELINES, OcclusionSettings, WindowGrid, occluded
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.manifest import InputSpec, ModelManifest
 from deepcovid_edge.models import find_model
 
@@ -29,7 +29,7 @@ quick = settings(max_examples=60)
 def phantom() -> NDArray[np.uint8]:
     import cv2
 
-    drawn: NDArray[Any] = cv2.resize(draw_phantom(3), (224, 224), interpolation=cv2.INTER_AREA)
+    drawn: NDArray[Any] = cv2.resize(drawn_phantom(3), (224, 224), interpolation=cv2.INTER_AREA)
     return drawn
 
 
@@ -171,9 +171,28 @@ def test_windows_that_turn_the_decision_are_told() -> None:
     image = np.zeros((32, 32), np.uint8)
     image[8:16, 16:24] = 255
     counting = Counting()
-    with Occluder(counting, OcclusionSettings(8, 8), threshold=0.9) as occluder:  # type: ignore[arg-type]
+    with Occluder(counting, OcclusionSettings(8, 8), limits=[0.9]) as occluder:  # type: ignore[arg-type]
         turned = occluder.explain(image).turned
     assert list(zip(*np.nonzero(turned), strict=True)) == [(1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ([0.8, 0.97], [(1, 2), (3, 3)]),  # positive becomes negative, or indeterminate
+        ([0.8, 0.99], [(1, 2)]),  # indeterminate becomes negative, or stays so
+        ([0.7, 0.99], []),
+    ],
+)
+def test_any_change_of_the_decision_counts_where_there_is_an_indeterminate_range(
+    limits: list[float], expected: list[tuple[int, int]]
+) -> None:
+    image = np.zeros((32, 32), np.uint8)
+    image[8:16, 16:24], image[24:, 24:] = 12, 4  # logits of 3 and 1, from 0.98 to 0.73 and 0.95
+    settings = OcclusionSettings(8, 8)
+    with Occluder(Counting(), settings, limits=limits) as occluder:  # type: ignore[arg-type]
+        found = occluder.explain(image)
+    assert list(zip(*np.nonzero(found.turned), strict=True)) == expected
 
 
 def test_a_budget_gives_the_whole_image_roughly_and_what_matters_exactly(

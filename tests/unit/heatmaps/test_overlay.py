@@ -254,6 +254,20 @@ def test_each_region_has_one_outline_and_its_number() -> None:
     assert changed.mean() < 0.05
 
 
+@pytest.mark.parametrize("top", [0, 60])
+def test_a_tag_covers_nothing_of_a_small_region(top: int) -> None:
+    """A region at the upper border has its tag below it."""
+    found = heat()
+    found.values[top : top + 24, 90:130] = 2.0
+    places = tuple(regions(found, (448, 448), SPEC))
+    bare, marked = (drawn(image(), found, shown)[2][1] for shown in ((), places))
+    first, last = (round((top + rows) / 224 * PANEL_HEIGHT) for rows in (4, 20))
+    inside = np.s_[first:last, round(96 / 224 * PANEL_HEIGHT) : round(124 / 224 * PANEL_HEIGHT)]
+    assert np.array_equal(bare[inside], marked[inside])
+    tagged = (marked == WHITE).all(axis=2).sum()
+    assert tagged > (drawn(image(), found, ())[2][1] == WHITE).all(axis=2).sum()
+
+
 @pytest.mark.parametrize("corner", [(0, 0), (0, 184), (184, 0), (184, 184)])
 def test_a_region_at_the_border_stays_in_its_panel(corner: tuple[int, int]) -> None:
     found = heat()
@@ -279,8 +293,8 @@ def test_a_threshold_nearby_covers_nothing() -> None:
     one = drawn(image(), near, places)[2][1]
     other = drawn(image(), turned, tuple(regions(turned, (448, 448), SPEC)))[2][1]
     assert np.array_equal(one, other)
-    assert "Hiding part of 1 takes it below 0.200." in plain(written(near, places))
-    assert "takes it above 0.200." in plain(written(near, places, record(0.1)))
+    assert "Hiding part of 1 changes the result." in plain(written(near, places))
+    assert "changes" not in plain(written(turned, places[:0]))
 
 
 # --- words -------------------------------------------------------------------------------------
@@ -309,7 +323,11 @@ def test_caption_says_what_the_record_says() -> None:
         ("strong", "covid 0.750, positive from 0.200"),
         ("plain", "lung.png"),
         ("scale", "drop of the logit when hidden"),
-        ("plain", "Outlined: half of the highest value or more (1: +2, 2: +1.25)."),
+        (
+            "plain",
+            "Outlined: the map has half of its highest value or more. "
+            "Highest in 1:\N{NO-BREAK SPACE}+2, in 2:\N{NO-BREAK SPACE}+1.25.",
+        ),
         ("plain", WarningCode.UNVERIFIED.sentence),
         ("plain", WarningCode.DEPTH.sentence),
         (

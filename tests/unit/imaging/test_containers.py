@@ -345,19 +345,22 @@ FUZZED: dict[str, Callable[[Any], bytes]] = {
     "gif": lambda p: p.encode(p.image(), "GIF"),
     "dicom": lambda p: bytes(128) + b"DICM" + bytes(500),
 }
-ROUNDS = 200
 
 
 @pytest.mark.filterwarnings("ignore")  # as in a run, where Pillow's warnings are no errors
+@pytest.mark.parametrize(
+    "rounds",
+    [60, pytest.param(200, marks=pytest.mark.slow)],  # `make fuzz` goes on from there
+)
 @pytest.mark.parametrize("kind", FUZZED)
 def test_damaged_file_is_an_image_or_refused_and_nothing_else(
-    kind: str, pictures: Any, decode: Decode
+    kind: str, rounds: int, pictures: Any, decode: Decode
 ) -> None:
     whole = FUZZED[kind](pictures)
     draw = np.random.default_rng(20240607)
     spec = InputSpec()
     refused = 0
-    for number in range(ROUNDS):
+    for number in range(rounds):
         if kind.startswith("png") and number % 2:
             damaged = mutated_chunk(whole, draw, pictures)
         else:
@@ -372,4 +375,4 @@ def test_damaged_file_is_an_image_or_refused_and_nothing_else(
         assert min(image.pixels.shape) >= MIN_SIDE
         assert image.pixels.max() <= image.white
         assert prepare(image, spec).shape == (224, 224)
-    assert refused > ROUNDS // 20
+    assert refused > rounds // 20

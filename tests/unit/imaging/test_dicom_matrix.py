@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from drawn_once import drawn_phantom
 from numpy.typing import NDArray
 from PIL import Image
 
 from deepcovid_edge.imaging.radiograph import Radiograph
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 
 pytest.importorskip("pydicom", reason="needs extra dicom")
 pytest.importorskip("imagecodecs", reason="needs extra dicom")
@@ -39,6 +39,18 @@ CELLS = [
     for window in (True, False)
     if bits <= MOST_BITS.get(syntax, 16)
 ]
+FEW = [
+    (syntax, bits, photometric, window)
+    for number, syntax in enumerate(WRITABLE)
+    for deeper, bits in enumerate((8, 12, 16))
+    for other, photometric in enumerate(("MONOCHROME1", "MONOCHROME2"))
+    for window in (True, False)
+    if (number + deeper + other + window) % 3 == 0 and bits <= MOST_BITS.get(syntax, 16)
+]
+"""A third of them: each syntax, depth, interpretation and window, with others from one to the next.
+
+The others are for `make nightly`: reading a cell takes 30 ms, and there are 300.
+"""
 LOSSLESS_TOLERANCE = 1.0
 """Grey levels of 255, largest difference; 8 bits in a window of 0.7 of them lose half a level."""
 LOSSY_TOLERANCE = 1.5
@@ -51,6 +63,13 @@ def name(cell: tuple[str, int, str, bool]) -> str:
     syntax, bits, photometric, window = cell
     parts = (SYNTAXES[syntax].name, f"{bits} bit", photometric[-1], "window" if window else "none")
     return "-".join(parts).replace(" ", "_")
+
+
+def few_by_default(cells: list[tuple[str, int, str, bool]]) -> list[Any]:
+    return [
+        pytest.param(cell, id=name(cell), marks=[] if cell in FEW else pytest.mark.slow)
+        for cell in cells
+    ]
 
 
 def file_of(image: NDArray[np.uint8], cell: tuple[str, int, str, bool]) -> bytes:
@@ -78,13 +97,13 @@ def check(read: Radiograph, image: NDArray[np.uint8], syntax: str) -> None:
 @pytest.fixture(scope="module")
 def image() -> NDArray[np.uint8]:
     """From black to white: dcmcjpeg stretches what is not."""
-    drawn = draw_phantom(2, opacities=3)[:900:3, :1080:3].astype(np.float64)
+    drawn = drawn_phantom(2, opacities=3)[:900:3, :1080:3].astype(np.float64)
     low, high = drawn.min(), drawn.max()
     stretched: NDArray[np.uint8] = np.rint((drawn - low) * (255 / (high - low))).astype(np.uint8)
     return stretched
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=name)
+@pytest.mark.parametrize("cell", few_by_default(CELLS))
 def test_file_reads_to_the_grey_levels_of_its_image(
     cell: tuple[str, int, str, bool], image: NDArray[np.uint8], decode: Decode
 ) -> None:
@@ -92,7 +111,7 @@ def test_file_reads_to_the_grey_levels_of_its_image(
 
 
 @pytest.mark.skipif(bool(dicom_files.dcmtk()), reason=str(dicom_files.dcmtk()))
-@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell[0] in DCMTK], ids=name)
+@pytest.mark.parametrize("cell", few_by_default([cell for cell in CELLS if cell[0] in DCMTK]))
 def test_file_that_dcmtk_wrote_reads_to_the_grey_levels_of_its_image(
     cell: tuple[str, int, str, bool], image: NDArray[np.uint8], decode: Decode
 ) -> None:
@@ -129,14 +148,31 @@ def same_decision(
             assert record.probability == pytest.approx(picture.probability, abs=tolerance)
 
 
+@pytest.mark.parametrize(
+    "cells", [pytest.param(FEW, id="few"), pytest.param(CELLS, id="all", marks=pytest.mark.slow)]
+)
 def test_every_file_of_a_phantom_gets_the_decision_of_its_png(
-    image: NDArray[np.uint8], tmp_path: Path, network: Backend
+    cells: list[tuple[str, int, str, bool]],
+    image: NDArray[np.uint8],
+    tmp_path: Path,
+    network: Backend,
 ) -> None:
-    same_decision(image, CELLS, tmp_path, network)
+    same_decision(image, cells, tmp_path, network)
+
+
+def test_few_cells_have_every_value_of_all() -> None:
+    for axis in range(4):
+        assert {cell[axis] for cell in FEW} == {cell[axis] for cell in CELLS}
 
 
 @pytest.mark.skipif(not XRAY.is_dir(), reason=f"no X-rays at {XRAY}")
-@pytest.mark.parametrize(("label", "every"), [("covid", 1), ("normal", 11), ("pneumonia", 11)])
+@pytest.mark.parametrize(
+    ("label", "every"),
+    [
+        *(("covid", 5), ("normal", 11), ("pneumonia", 11)),
+        pytest.param("covid", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_every_file_of_a_real_image_gets_the_decision_of_its_png(
     label: str, every: int, tmp_path: Path, network: Backend
 ) -> None:

@@ -283,14 +283,14 @@ REFUSALS: dict[str, Refusal] = {
         Reason.TOO_BIG, lambda: deflated(bytes(MAX_INFLATED + 1)), "once inflated"
     ),
     "many-items": Refusal(
-        Reason.DECODE, lambda: with_elements(SEQUENCE + (ITEM + bytes(4)) * 300_000)
+        Reason.DECODE, lambda: with_elements(SEQUENCE + (ITEM + bytes(4)) * 201_000)
     ),
     "nested-a-thousand-times": Refusal(
         Reason.DECODE, lambda: with_elements((SEQUENCE + ITEM + b"\xff" * 4) * 1000)
     ),
     "many-elements": Refusal(
         Reason.DECODE,
-        lambda: with_elements(b"\x07\0\x05\0CS\0\0" * 300_000),
+        lambda: with_elements(b"\x07\0\x05\0CS\0\0" * 201_000),
         "more than 200000 parts",
     ),
     "identifier-of-8-megabytes": Refusal(

@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from drawn_once import drawn_phantom
 from numpy.typing import NDArray
 
 from deepcovid_edge.errors import NotAssessedError
@@ -16,7 +17,6 @@ from deepcovid_edge.imaging.files import FileBytes, ImageBytes
 from deepcovid_edge.imaging.prepare import enough_halvings, prepare
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.imaging.reading import decode_radiograph
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.manifest import InputSpec, ResizeRule
 from deepcovid_edge.pipeline.reader import ImageReader
 from deepcovid_edge.reasons import Reason
@@ -54,7 +54,7 @@ def film(rows: int = ROWS, columns: int = COLUMNS, bits: int = BITS) -> NDArray[
     top = (1 << bits) - 1
     # A detector's pixels are smaller than what it shows, so edges lie across several of them.
     sides = (columns // SOFT, rows // SOFT)
-    small = cv2.resize(draw_phantom(0), sides, interpolation=cv2.INTER_AREA)
+    small = cv2.resize(drawn_phantom(0), sides, interpolation=cv2.INTER_AREA)
     drawn = cv2.resize(small.astype(np.float32), (columns, rows), interpolation=cv2.INTER_CUBIC)
     noise = np.random.default_rng(0).normal(0, top / 170, drawn.shape)
     return np.asarray(np.clip(drawn * (top / 255) + noise, 0, top), np.uint16)

@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from drawn_once import phantom_files
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -21,7 +22,6 @@ from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging import radiograph
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.imaging.reading import read_radiograph
-from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
 from deepcovid_edge.reasons import WarningCode
 
 Decode = Callable[..., Radiograph]
@@ -391,7 +391,7 @@ def test_coloured_mark_is_turned_to_grey_and_told(
 
 
 def test_phantoms_are_read_and_told_to_be_synthetic(tmp_path: Path) -> None:
-    images = [read_radiograph(path) for path in write_phantoms(tmp_path, count=3)]
+    images = [read_radiograph(path) for path in phantom_files(tmp_path, count=3)]
     assert [image.warnings for image in images] == [(WarningCode.SYNTHETIC,)] * 3
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from drawn_once import drawn_phantom
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -20,9 +21,8 @@ from deepcovid_edge.imaging.pictures import PlainJpeg
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.imaging.reading import decode_radiograph
 from deepcovid_edge.imaging.signatures import is_plain_jpeg
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 
-IMAGE = draw_phantom(0)[:300, :260]
+IMAGE = drawn_phantom(0)[:300, :260]
 
 
 def jpeg(**options: Any) -> bytes:

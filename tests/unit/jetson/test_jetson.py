@@ -448,8 +448,12 @@ def installed(venv: Path) -> set[str]:
     return {path.name.split(".dist-info")[0] for path in venv.rglob("*.dist-info")}
 
 
+@pytest.mark.parametrize(
+    "follows_changes",
+    [False, pytest.param(True, marks=pytest.mark.slow)],  # pip installs twice more
+)
 def test_install_is_complete_idempotent_and_follows_changes(
-    root: Root, install: Install, tmp_path: Path
+    root: Root, install: Install, tmp_path: Path, follows_changes: bool
 ) -> None:
     """One real environment, taken through the life of a cart."""
     if find_spec("ensurepip") is None:
@@ -476,6 +480,8 @@ def test_install_is_complete_idempotent_and_follows_changes(
     assert again.returncode == 0, again.stderr
     assert "already installed" in again.stdout
     assert steps(again.stdout) == [f"{venv}/bin/deepcovid-edge info"]
+    if not follows_changes:
+        return
 
     stand_in_wheels(wheels, edge="print('info of another wheel')")
     newer = install(*options, PYTHONPATH=str(jetpacks))

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from drawn_once import drawn_phantom, phantom_files
 
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.decision.record import Prediction, RunFacts
-from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.model import Model
 from deepcovid_edge.models import find_model
 from deepcovid_edge.pipeline.duplicates import Duplicates
@@ -37,7 +36,7 @@ def image(sha256: str, chance: float = 0.5) -> Prediction:
 
 
 def test_the_same_bytes_keep_their_first_result(tmp_path: Path) -> None:
-    paths = write_phantoms(tmp_path, count=3)
+    paths = phantom_files(tmp_path, count=3)
     again = [tmp_path / f"again{number}.png" for number in range(3)]
     for path, copy in zip(paths, again, strict=True):
         copy.write_bytes(path.read_bytes())
@@ -55,7 +54,7 @@ def test_another_image_under_a_known_uid_is_judged_and_told(tmp_path: Path) -> N
     pytest.importorskip("imagecodecs", reason="needs extra dicom")
     from dicom_files import dataset, written
 
-    images = [np.ascontiguousarray(draw_phantom(seed)[::4, ::4]) for seed in (0, 1)]
+    images = [np.ascontiguousarray(drawn_phantom(seed)[::4, ::4]) for seed in (0, 1)]
     for name, pixels, uid in (
         ("1", images[0], "1.2.3"),
         ("2-other-uid", images[1], "1.2.4"),

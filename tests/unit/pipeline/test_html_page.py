@@ -13,12 +13,12 @@ from urllib.parse import unquote_to_bytes, urlsplit
 import cv2
 import numpy as np
 import pytest
-from browser import Browser, needs_browser
+from browser import Browser, needs_axe, needs_browser
 from commands import command
+from drawn_once import phantom_files
 
 from deepcovid_edge.decision.record import Prediction, RunFacts, SiteName
 from deepcovid_edge.errors import OutputError
-from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
 from deepcovid_edge.manifest import IndeterminateRange
 from deepcovid_edge.pipeline.html_page import HtmlPage
 from deepcovid_edge.reasons import NOTICE, Reason, WarningCode
@@ -225,7 +225,7 @@ def test_a_full_disk_is_an_error_at_the_row_and_not_again_at_the_end(tmp_path: P
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two phantoms, one under a hostile name, and a letter, in a folder of their own."""
     folder = tmp_path_factory.mktemp("place")
-    write_phantoms(folder / "images", count=2)
+    phantom_files(folder / "images", count=2)
     (folder / "images/phantom_000.png").rename(folder / "images/<i>50% ü.png")
     (folder / "images/letter.jpg").write_text("Dear colleague")
     return folder
@@ -342,13 +342,15 @@ def press(browser: Browser, key: str) -> None:
 
 @needs_browser
 def test_the_page_opens_with_its_pictures_and_nothing_else(browser: Browser, page: Path) -> None:
-    asked = browser.open(page)
-    assert asked[0] == page.as_uri()
-    assert {place.rpartition("/")[2] for place in asked[1:]} == {"50%25%20%231.png"}
-    assert browser.complaints() == []
+    browser.open(page)
+    # Pictures are loaded lazily, so they may be asked for after the page's own event.
     loaded = "i => (i.loading = 'eager', i.decode().then(() => i.naturalWidth))"
     widths = browser.ask(f"Promise.all([...document.images].map({loaded}))")
     assert widths == [1500] * 4
+    first, *others = browser.asked()
+    assert first == page.as_uri()
+    assert {place.rpartition("/")[2] for place in others} == {"50%25%20%231.png"}
+    assert browser.complaints() == []
     assert browser.ask("document.title") == "deepcovid-edge: results"
     assert browser.ask(f"{SHOWN}.length") == 5 + len(HOSTILE)
 
@@ -404,6 +406,35 @@ def test_the_page_is_legible_and_fits(browser: Browser, page: Path, width: int, 
     contrasts = browser.ask(CONTRASTS)
     assert len(contrasts) > 40
     assert [found for found in contrasts if found[1] < 4.5] == []
+
+
+@needs_browser
+@needs_axe
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_nothing_keeps_people_from_reading_the_page(
+    browser: Browser, page: Path, width: int, dark: bool
+) -> None:
+    browser.open(page)
+    browser.show(width, dark=dark)
+    assert browser.barriers() == []
+
+
+@needs_browser
+@needs_axe
+def test_a_page_that_keeps_people_from_reading_would_be_found_out(
+    browser: Browser, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.html"
+    bad.write_text(
+        "<!doctype html><html><title>bad</title><body><main><h1>x</h1>"
+        "<p style='color: #ccc; background: #fff'>pale</p><img src='data:,'><button></button>"
+        "<table><tr><th scope=col>a<td>b</table></main>"
+    )
+    browser.open(bad)
+    browser.show(1280)
+    rules = {rule for _, rule, _ in browser.barriers()}
+    assert {"html-has-lang", "color-contrast", "image-alt", "button-name"} <= rules
 
 
 @needs_browser

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,6 +20,7 @@ from deepcovid_edge.errors import OutputError, UsageError
 from deepcovid_edge.manifest import IndeterminateRange
 from deepcovid_edge.pipeline import writers
 from deepcovid_edge.pipeline.writers import RecordFile, make_writer
+from deepcovid_edge.reasons import Reason
 
 RUN = RunFacts("m", "ab" * 32, "onnxruntime-cpu", "fp32", ("non", "covid"), "covid", 0.123456789)
 RECORDS = [
@@ -59,13 +61,20 @@ def test_json_lines_and_csv_say_the_same(tmp_path: Path) -> None:
         assert row["notice"] == line["notice"]
 
 
+@pytest.mark.parametrize(
+    "every",
+    [9, pytest.param(1, marks=pytest.mark.slow)],  # thousands of files, each of them synchronised
+)
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
-def test_a_run_torn_at_any_byte_is_gone_on_with(tmp_path: Path, kind: str) -> None:
+def test_a_run_torn_at_any_byte_is_gone_on_with(tmp_path: Path, kind: str, every: int) -> None:
+    """By default at every ninth, and at all about the ends of lines."""
     whole = tmp_path / f"whole.{kind}"
     write(whole, RECORDS, kind)
     data = whole.read_bytes()
     torn = tmp_path / f"torn.{kind}"
-    for cut in range(len(data) + 1):
+    ends = [match.end() for match in re.finditer(b"\n", data)]
+    about_ends = {end + more for end in ends for more in range(-3, 4) if end + more <= len(data)}
+    for cut in sorted({0, *range(1, len(data) + 1, every), *about_ends}):
         torn.write_bytes(data[:cut])
         file = RecordFile(torn, RUN, kind=kind, resume=True)
         for record in RECORDS:
@@ -268,6 +277,25 @@ def test_the_table_shows_word_sign_probability_and_reason() -> None:
     assert "! not assessed" in lines[4]
     assert "Not recognised" in lines[4]
     assert lines[-1] == "Research use only. Not a medical device."
+
+
+def test_sentences_stay_in_their_column_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for name, value in {"COLUMNS": "80", "TERM": "dumb", "NO_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
+    stream = Terminal()
+    writer = make_writer("table", stream)
+    message = f"{Reason.VIEW.sentence} (marked as LL)"
+    writer.write(Prediction("images/lateral.dcm", RUN, reason=Reason.VIEW.code, message=message))
+    writer.close()
+    _, first, *more, _ = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).splitlines()
+    assert max(map(len, (first, *more))) <= 80
+    column = first.index("Lateral")
+    assert all(line[:column].isspace() for line in more)
+    assert " ".join(line[column:].strip() for line in (first, *more)) == message
 
 
 def test_an_image_too_close_to_call_has_its_own_word_and_sign() -> None:

@@ -17,12 +17,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from drawn_once import phantom_files
 
 from deepcovid_edge.backends.base import Inference, softmax
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.imaging.reading import decode_radiograph
-from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
 from deepcovid_edge.manifest import IndeterminateRange, InputSpec, ModelManifest
 from deepcovid_edge.model import Model
 from deepcovid_edge.pipeline import reader as module
@@ -73,7 +73,7 @@ class MeanBackend:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return write_phantoms(tmp_path_factory.mktemp("images"), count=5)
+    return phantom_files(tmp_path_factory.mktemp("images"), count=5)
 
 
 def classify(paths: Any, backend: MeanBackend, **settings: Any) -> list[Prediction]:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from drawn_once import phantom_files
 
 from deepcovid_edge.imaging.files import read_source
 from deepcovid_edge.imaging.reading import read_radiograph
-from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.pipeline import reader as module
 from deepcovid_edge.pipeline.reader import ImageReader, PreparedImage, Reading
@@ -24,7 +24,7 @@ SPEC = InputSpec(32, 32)
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return write_phantoms(tmp_path_factory.mktemp("images"), count=5)
+    return phantom_files(tmp_path_factory.mktemp("images"), count=5)
 
 
 @pytest.fixture

@@ -171,3 +171,19 @@ def test_many_small_pdus_of_one_message_have_a_deadline(
     later = time.monotonic()
     assert connection.stuck_seconds(later) < LIMITS.stall_seconds
     assert "message not whole" in str(connection.overdue(later))
+
+
+def test_only_who_waits_for_an_answer_keeps_its_place(
+    pair: tuple[socket.socket, Connection],
+) -> None:
+    far, connection = pair
+    connection.established()
+    later = time.monotonic() + LIMITS.crowded_idle_seconds + 1
+    assert connection.gives_way(time.monotonic()) == 0
+    assert connection.gives_way(later) > 0, "it is idle"
+    far.sendall(pdu(4, 10))
+    read_pdu(connection)
+    connection.message_is_whole()
+    assert connection.gives_way(later) == 0, "it waits for an answer"
+    connection.answered()
+    assert connection.gives_way(later + 1) > 0

@@ -138,6 +138,7 @@ def test_names_of_patients_stand_in_one_table(store: Store) -> None:
         assert "anari" not in held.lower()
 
 
+@pytest.mark.filterwarnings("ignore:Unknown encoding")
 @pytest.mark.parametrize(
     ("charset", "raw", "shown"),
     [

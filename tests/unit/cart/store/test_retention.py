@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from cart_store import DESTINATIONS, ROOMY, Store, film, open_store
 
 from deepcovid_edge.cart.config import JudgeSettings
 from deepcovid_edge.cart.store import opening
+from deepcovid_edge.cart.store.clock import is_plausible
 from deepcovid_edge.cart.store.deliveries import Deliveries
 from deepcovid_edge.cart.store.films import Settled
 from deepcovid_edge.cart.store.ledger import LEDGER_NAME
@@ -65,9 +67,28 @@ def test_films_are_kept_for_their_days(store: Store) -> None:
     store.judge()
     send_all(store, 1)
     assert delete_old(store.ledger, store.spool, RetentionSettings(1, 0)) == 0
-    with store.ledger.transaction() as now:
-        now.execute("UPDATE film SET settled_utc = '2020-01-01T00:00:00.000+00:00'")
+    settle_at(store, datetime.now(timezone.utc) - timedelta(days=2))
     assert delete_old(store.ledger, store.spool, RetentionSettings(1, 0)) == 1
+
+
+@pytest.mark.parametrize("years", [-20, 20])
+def test_a_film_of_a_wrong_clock_does_not_go_when_the_clock_is_set_right(
+    store: Store, years: int
+) -> None:
+    store.take()
+    store.judge()
+    send_all(store, 1)
+    settle_at(store, datetime.now(timezone.utc) + timedelta(days=365 * years))
+    assert delete_old(store.ledger, store.spool, RetentionSettings(1, 0)) == 0
+    row = store.ledger.row("SELECT settled_utc FROM film")
+    assert row is not None
+    assert is_plausible(row["settled_utc"])
+
+
+def settle_at(store: Store, moment: datetime) -> None:
+    with store.ledger.transaction() as now:
+        text = moment.isoformat(timespec="milliseconds")
+        now.execute("UPDATE film SET settled_utc = ?", (text,))
 
 
 def test_over_the_quota_the_oldest_done_films_go_first(store: Store) -> None:

@@ -69,6 +69,6 @@ def test_a_film_that_the_full_ledger_could_not_give_back_is_judged_later(tmp_pat
             raise kind("full")
 
         worker.judge_next = judge_next  # type: ignore[method-assign]
-        worker._ready = lambda: object()  # type: ignore[method-assign, assignment, return-value]
+        worker._ready = object  # type: ignore[method-assign, assignment]
         worker.run()
     assert states == [("received", 0)] * 3

@@ -9,12 +9,13 @@ import pytest
 
 pytest.importorskip("torch", reason="training needs extra export")
 
+from drawn_once import drawn_phantom
+
 from deepcovid_edge.imaging.radiograph import Radiograph
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_export.data.augment import augment, hide_centre, hides_lungs
 from deepcovid_export.recipe import AugmentSettings
 
-IMAGE = np.ascontiguousarray(draw_phantom(3)[:224, :224])
+IMAGE = np.ascontiguousarray(drawn_phantom(3)[:224, :224])
 
 
 def test_the_centre_is_one_grey_and_the_frame_is_untouched() -> None:
@@ -50,7 +51,7 @@ def test_one_in_four_is_hidden_and_none_where_the_recipe_says_so() -> None:
 
 
 def test_resolution_varies_with_the_network_and_only_where_the_recipe_says_so() -> None:
-    image = Radiograph(draw_phantom(3), 255, "", "PNG")
+    image = Radiograph(drawn_phantom(3), 255, "", "PNG")
     still = AugmentSettings(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
     for side in (128, 224):
         sides = {

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from commands import Done, command
 from numpy.typing import NDArray
 
 pytest.importorskip("torch", reason="the workstation side needs extra export")
@@ -177,6 +176,23 @@ def test_views_where_none_is_known_are_told(split_data: Path) -> None:
         training_data(split_data, recipe(views=("PA",)))
 
 
+@pytest.mark.parametrize("visible", [False, True])
+def test_a_recipe_may_exclude_positives_on_which_nothing_is_seen(
+    tmp_path: Path, visible: bool
+) -> None:
+    rows = ["path,label,split,no_visible_abnormality"]
+    for split in ("train", "val"):
+        for label in ("non", "covid"):
+            for number, clear in enumerate(("0", "1", "", "yes")):
+                path = image(tmp_path / split / label / f"{number}.png")
+                rows.append(f"{path.relative_to(tmp_path)},{label},{split},{clear}")
+    (tmp_path / "manifest.csv").write_text("\n".join(rows))
+    found = training_data(tmp_path, recipe(visible=visible))
+    count = Counter(one.label for one in (*found.train, *found.val))
+    assert count == {"non": 8, "covid": 4 if visible else 8}
+    assert found.excluded == ({"label covid without a visible abnormality": 4} if visible else {})
+
+
 def test_drawn_splits_keep_patients_together(tmp_path: Path) -> None:
     both = recipe({"non": ["normal"], "covid": ["covid"]}, shares=THREE)
     found = training_data(chestxray(tmp_path, patients=40), both)
@@ -297,10 +313,8 @@ def test_check_data_reports_and_stops(split_data: Path, tmp_path: Path) -> None:
     )
     run, report = tmp_path / "run", tmp_path / "leaks.csv"
 
-    def train(*more: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "deepcovid_edge", "train", "--check-data", "--recipe"]
-        command += [*map(str, (toml, split_data, "-o", run, *more))]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    def train(*more: object) -> Done:
+        return command("train", "--check-data", "--recipe", toml, split_data, "-o", run, *more)
 
     refused = train("--leaks", report)
     assert refused.returncode == 1

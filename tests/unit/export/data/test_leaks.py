@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 pytest.importorskip("imagehash", reason="the workstation side needs extra export")
 
 import imagehash
+from drawn_once import drawn_phantom
 from PIL import Image
 
 from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
 from deepcovid_edge.errors import OutputError
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.imaging.reading import read_radiograph
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.reasons import WarningCode
 from deepcovid_export.data.leaks import Leak, find_leaks, write_leaks
 from deepcovid_export.data.near_duplicates import (
@@ -115,32 +115,37 @@ def texture(seed: int) -> Pixels:
     return np.clip(128 + 28 * field, 0, 255).astype(np.uint8)
 
 
-@pytest.fixture(scope="module")
-def real() -> tuple[list[LabelledImage], list[Radiograph]]:
-    images = load_dataset(XRAY)
+def read_real(step: int) -> tuple[list[LabelledImage], list[Radiograph]]:
+    """One of so many real images."""
+    images = load_dataset(XRAY)[::step]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         return images, list(pool.map(lambda image: read_radiograph(image.path), images))
 
 
+@pytest.fixture(scope="module", params=[40, pytest.param(20, marks=pytest.mark.slow)])
+def real(request: pytest.FixtureRequest) -> list[Radiograph]:
+    """One of 40 real images; one of 20 takes twice as long for each change."""
+    return read_real(request.param)[1]
+
+
 @needs_images
-def test_real_splits_that_were_cleared_of_copies_have_none(
-    real: tuple[list[LabelledImage], list[Radiograph]],
-) -> None:
-    """658 688 pairs of images in different splits, and not one false alarm."""
-    images, radiographs = real
+@pytest.mark.parametrize(
+    "step",
+    [4, pytest.param(1, marks=pytest.mark.slow)],  # reading all of them takes ten seconds
+)
+def test_real_splits_that_were_cleared_of_copies_have_none(step: int) -> None:
+    """Of all of them 658 688 pairs of images in different splits, and not one false alarm."""
+    images, radiographs = read_real(step)
     assert find_leaks(images, [fingerprint(one) for one in radiographs]) == []
 
 
 @needs_images
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_copy_of_a_real_image_is_found(
-    real: tuple[list[LabelledImage], list[Radiograph]], change: str
-) -> None:
+def test_a_changed_copy_of_a_real_image_is_found(real: list[Radiograph], change: str) -> None:
     function, least = CHANGES[change]
-    chosen = real[1][::20]
-    prints = [print_of(one.pixels) for one in chosen]
-    prints += [print_of(function(one.pixels), f"changed {at}") for at, one in enumerate(chosen)]
-    count = len(chosen)
+    prints = [print_of(one.pixels) for one in real]
+    prints += [print_of(function(one.pixels), f"changed {at}") for at, one in enumerate(real)]
+    count = len(real)
     near_duplicates = find_near_duplicates(prints, [0] * count + [1] * count)
     right = [copy for copy in near_duplicates if copy.second - copy.first == count]
     assert len(near_duplicates) == len(right)
@@ -192,7 +197,7 @@ def test_a_sixteen_bit_image_and_its_eight_bit_copy_are_one() -> None:
 
 
 def test_phantoms_are_all_one_drawing_and_no_copies() -> None:
-    images = [cv2.resize(draw_phantom(seed), (160, 160)) for seed in range(4)]
+    images = [cv2.resize(drawn_phantom(seed), (160, 160)) for seed in range(4)]
     marked = [print_of(image, "", WarningCode.SYNTHETIC) for image in images]
     assert find_near_duplicates(marked, range(4)) == []
     assert len(find_near_duplicates([print_of(image) for image in images], range(4))) > 0

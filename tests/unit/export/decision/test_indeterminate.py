@@ -15,11 +15,12 @@ import pytest
 pytest.importorskip("torch", reason="the workstation side needs extra export")
 
 import cv2
+from drawn_once import drawn_phantom
 
 from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.decision.thresholds import threshold_for_new_images
 from deepcovid_edge.errors import UsageError
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
+from deepcovid_edge.imaging.synthetic.phantom import save_phantom
 from deepcovid_edge.manifest import IndeterminateRange, read_manifest
 from deepcovid_edge.models import find_model
 from deepcovid_export.decision.indeterminate import (
@@ -128,7 +129,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for label, opacities in (("normal", 0), ("covid", 5)):
             path = folder / "val" / label / f"{seed:02}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            image = cv2.resize(draw_phantom(seed, opacities=opacities), (224, 224)).astype(np.uint8)
+            image = cv2.resize(drawn_phantom(seed, opacities=opacities), (224, 224)).astype(
+                np.uint8
+            )
             save_phantom(image, path)
     return folder
 

@@ -15,10 +15,10 @@ for needed in ("sklearn", "torch", "onnx"):
     pytest.importorskip(needed, reason=f"{needed} (extra export) is needed to make models")
 
 import torch
+from drawn_once import drawn_phantom
 
 from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.errors import DataError, OutputError, UsageError
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.manifest import InputSpec, ModelManifest
 from deepcovid_export.evaluation.evaluate import evaluate, evaluate_side_by_side
 from deepcovid_export.evaluation.results import IF_MEASURED
@@ -37,7 +37,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[LabelledImage]:
     made = []
     for number in range(16):
         path = folder / f"{number:02d}.png"
-        image = draw_phantom(number, opacities=2 * (number % 4))
+        image = drawn_phantom(number, opacities=2 * (number % 4))
         cv2.imwrite(str(path), cv2.resize(image, None, fx=0.15, fy=0.15))
         made.append(LabelledImage(path, LABELS[number % 4], patient=f"p{number // 2}", view="PA"))
     return made

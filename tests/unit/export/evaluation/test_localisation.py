@@ -13,12 +13,12 @@ for needed in ("sklearn", "torch"):
     pytest.importorskip(needed, reason=f"{needed} (extra export) is needed")
 
 import torch
+from drawn_once import drawn_phantom
 
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.errors import DataError
 from deepcovid_edge.heatmaps.windows import OcclusionSettings
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.manifest import IndeterminateRange, InputSpec, ModelManifest
 from deepcovid_export.evaluation.evaluate import evaluate
 from deepcovid_export.evaluation.localisation import (
@@ -73,7 +73,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[LabelledImage]:
     made = []
     for number, label in enumerate(("covid", "normal", "covid", "normal", "atypical", "covid")):
         path = folder / f"{number}.png"
-        picture = cv2.resize(draw_phantom(number, opacities=number % 3), None, fx=0.15, fy=0.15)
+        picture = cv2.resize(drawn_phantom(number, opacities=number % 3), None, fx=0.15, fy=0.15)
         cv2.imwrite(str(path), picture)
         boxes = ((0.2, 0.3, 0.3, 0.4),) if label == "covid" and number < 5 else ()
         made.append(LabelledImage(path, label, source=f"site {number % 2}", boxes=boxes))

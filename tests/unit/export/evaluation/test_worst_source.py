@@ -8,10 +8,10 @@ import pytest
 pytest.importorskip("torch", reason="the workstation side needs extra export")
 
 from deepcovid_edge.decision.thresholds import threshold_for_new_images
-from deepcovid_edge.errors import UsageError
-from deepcovid_export.decision.conformal import ConformalSettings, conformal_range
+from deepcovid_export.decision.conformal import conformal_range
 from deepcovid_export.evaluation.metrics import Scores, Truth
 from deepcovid_export.evaluation.worst_source import highest_threshold, lowest_threshold
+from deepcovid_export.recipe import RangeSettings
 
 
 def two_sources(few: int = 0) -> tuple[Scores, Truth, list[str]]:
@@ -62,7 +62,7 @@ def test_where_no_source_has_a_vote_all_are_pooled() -> None:
 
 def test_a_range_keeps_its_promise_at_every_source_and_states_its_cost() -> None:
     scores, positive, sources = two_sources()
-    span = conformal_range(scores, positive, sources, 0.5, ConformalSettings(0.05, 0.1))
+    span = conformal_range(scores, positive, sources, 0.5, RangeSettings(0.05, 0.1))
     assert span is not None
     assert span.low <= 0.5 <= span.high
     names, costs = np.array(sources), span.origin["cost_by_source"]
@@ -80,5 +80,5 @@ def test_a_range_holds_the_threshold_and_promises_shares() -> None:
     span = conformal_range(scores, positive, sources, 0.01)
     assert span is not None
     assert span.low == 0.01
-    with pytest.raises(UsageError, match="expected shares between 0 and 1"):
-        ConformalSettings(0.0, 0.1)
+    with pytest.raises(ValueError, match="expected between 0 and 1"):
+        RangeSettings(0.0, 0.1)

@@ -255,7 +255,13 @@ def test_layers_that_there_are_not_are_refused() -> None:
         train_only(build_network("small_cnn", 2), "first")
 
 
-@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name == "squeezenet1_0"))
+        for name in sorted(ARCHITECTURES)  # test_pickles exports squeezenet1_0 by default
+    ],
+)
 def test_onnx_runtime_computes_what_torch_computes(architecture: str) -> None:
     """Every network, in the opset and the variant that TensorRT takes, with a dynamic batch."""
     network = exported_network(architecture)

@@ -23,18 +23,26 @@ from deepcovid_export.quantization.quantize import QuantizeSettings, quantize
 pytestmark = pytest.mark.int8
 
 
-@pytest.fixture
-def proved(parent: Path, data: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """The network, and beside it its INT8 variant for CPUs, verified on 400 images of its own."""
-    model = tmp_path / "tiny.onnx"
-    shutil.copy(parent, model)
-    beside = tmp_path / "tiny-int8-cpu.onnx"
-    images = load_dataset(other_images(tmp_path / "other", data))
+@pytest.fixture(scope="module")
+def verified(parent: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The INT8 variant for CPUs, verified on 400 images of its own."""
+    folder = tmp_path_factory.mktemp("verified")
+    beside = folder / "tiny-int8-cpu.onnx"
+    images = load_dataset(other_images(folder / "other", data))
     done = quantize(
-        model, data, QuantizeSettings(VARIANTS["int8-cpu"]), proof=images, output=beside
+        parent, data, QuantizeSettings(VARIANTS["int8-cpu"]), proof=images, output=beside
     )
     assert done.proof is not None
     assert done.proof["verdict"] == "unchanged", done.proof
+    return beside
+
+
+@pytest.fixture
+def proved(parent: Path, verified: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A copy of the network, and of its verified variant beside it."""
+    model, beside = tmp_path / "tiny.onnx", tmp_path / verified.name
+    shutil.copy(parent, model)
+    shutil.copy(verified, beside)
     return model, beside
 
 

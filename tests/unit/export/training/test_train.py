@@ -14,11 +14,12 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the workstation side needs extra export")
 
+from drawn_once import drawn_phantom
 from torch import nn
 
 from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.errors import DataError, UsageError
-from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
+from deepcovid_edge.imaging.synthetic.phantom import save_phantom
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_export.data.balance import images_of_an_epoch, loss_weights, unknown_sources
 from deepcovid_export.data.images import TrainingData
@@ -61,7 +62,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
     drawn = []
     for seed in range(12):
         label = ("normal", "covid")[seed % 2]
-        pixels = draw_phantom(seed, opacities=6 * (seed % 2))[::8, ::8]
+        pixels = drawn_phantom(seed, opacities=6 * (seed % 2))[::8, ::8]
         tone = 1.0 if seed % 2 else 0.4
         path = folder / f"{seed}.png"
         save_phantom((pixels * tone).astype(np.uint8), path)

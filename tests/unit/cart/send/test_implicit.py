@@ -11,7 +11,7 @@ from dicom_files import dataset, written
 from pydicom import Dataset, dcmread
 from pydicom.filewriter import write_dataset
 
-from deepcovid_edge.cart.work.implicit import to_implicit
+from deepcovid_edge.cart.send.implicit import to_implicit
 from deepcovid_edge.imaging.dicom.syntaxes import file_meta_end
 
 

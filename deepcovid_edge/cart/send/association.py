@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from deepcovid_edge.cart.config import Destination
-from deepcovid_edge.cart.work.answers import Answer
-from deepcovid_edge.errors import require
+from deepcovid_edge.cart.send.answers import Answer
+from deepcovid_edge.errors import NotThereError, require
 
 NOT_ACCEPTED = "presentation context not accepted"
 _REJECTED_FOR_GOOD = 1
@@ -42,27 +42,39 @@ class Timeouts:
     reply: float = 60.0
 
 
+class CertificateError(NotThereError):
+    """Raised when a certificate or key of TLS cannot be used."""
+
+
 def tls_context(destination: Destination) -> ssl.SSLContext | None:
     """The cart's side of TLS to a destination (PS3.15, B.1: BCP 195); None for none.
 
     `authority` names whom this destination's certificate must come from. Of an AE no name is
     checked besides: certificates of DICOM devices rarely carry one. With a URL it is (RFC 9110,
     4.3.4).
+
+    Raises:
+        CertificateError: A file cannot be read, is none of TLS, or its key has a pass phrase.
     """
     is_url = destination.url is not None
-    if not is_url and destination.certificate is None and destination.authority is None:
+    own, key, authority = destination.certificate, destination.key, destination.authority
+    if not is_url and own is None and authority is None:
         return None
-    context = ssl.create_default_context()
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if destination.authority is not None:
-        context = ssl.create_default_context(cafile=str(destination.authority))
+    try:
+        context = ssl.create_default_context(cafile=str(authority) if authority else None)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if not is_url:
-        context.check_hostname = False
-        if destination.authority is None:
-            context.verify_mode = ssl.CERT_NONE
-    if destination.certificate is not None and destination.key is not None:
-        context.load_cert_chain(destination.certificate, destination.key)
+        if not is_url:
+            context.check_hostname = False
+            if authority is None:
+                context.verify_mode = ssl.CERT_NONE
+        if own is not None and key is not None:
+            # Without this, OpenSSL would ask the terminal for the pass phrase of a key.
+            context.load_cert_chain(own, key, password=lambda: "")
+    except OSError as error:  # ssl.SSLError is one
+        why = error.strerror or type(error).__name__
+        raise CertificateError(
+            f"{destination.name}: certificate, key or authority: {why}"
+        ) from error
     return context
 
 
@@ -81,7 +93,7 @@ class Associator:
 
     Raises:
         MissingDependencyError: pynetdicom is not installed.
-        OSError: A file of TLS cannot be read.
+        CertificateError: A file of TLS cannot be used.
     """
 
     def __init__(

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import io
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 from deepcovid_edge.cart.config import Destination
+from deepcovid_edge.cart.send.answers import Answer, answer_of
+from deepcovid_edge.cart.send.association import NOT_ACCEPTED, Associator, Timeouts, reactor_paused
+from deepcovid_edge.cart.send.implicit import to_implicit
 from deepcovid_edge.cart.store.deliveries import Delivery
-from deepcovid_edge.cart.work.answers import Answer, answer_of
-from deepcovid_edge.cart.work.association import NOT_ACCEPTED, Associator, Timeouts, reactor_paused
-from deepcovid_edge.cart.work.implicit import to_implicit
-from deepcovid_edge.errors import DeepCovidEdgeError, require
+from deepcovid_edge.errors import DeepCovidEdgeError, NotThereError, require
+from deepcovid_edge.files import Closing
 from deepcovid_edge.imaging.dicom.elements import BoundedStream, read_elements
 from deepcovid_edge.imaging.dicom.syntaxes import EXPLICIT, IMPLICIT, find_data_set
 
@@ -30,26 +31,39 @@ _PRIORITY_LOW = 2
 _PENDING = (0xFF00, 0xFF01)
 
 
-class Sender(Protocol):
+class Sender(Closing, ABC):
     """Sends objects to one destination, for one thread; any may call `cut` and `stop`."""
 
+    @abstractmethod
     def send(self, delivery: Delivery) -> Answer:
         """Send an object and wait for the answer."""
 
+    @abstractmethod
     def has(self, delivery: Delivery) -> bool | None:
         """Whether the destination has an object; None where it does not say."""
 
+    @abstractmethod
     def check(self) -> Answer:
         """Ask whether the destination can be reached."""
 
+    @abstractmethod
     def cut(self) -> None:
         """End the connection at once, whatever goes over it."""
 
+    @abstractmethod
     def stop(self) -> None:
         """End the connection at once, and open none any more."""
 
-    def close(self) -> None:
-        """End the connection in order."""
+    def echo(self) -> str:
+        """What `check` found, in words.
+
+        Raises:
+            NotThereError: The destination cannot be reached, or does not take the cart.
+        """
+        answer = self.check()
+        if answer.kind != "sent":
+            raise NotThereError(answer.status)
+        return answer.status
 
 
 class ObjectDamagedError(DeepCovidEdgeError):
@@ -87,7 +101,7 @@ def read_built(delivery: Delivery) -> BuiltFile:
     return BuiltFile(data, found.syntax, found.start)
 
 
-class DimseSender:
+class DimseSender(Sender):
     """Sends to an application entity by C-STORE.
 
     Args:
@@ -97,7 +111,7 @@ class DimseSender:
 
     Raises:
         MissingDependencyError: pynetdicom is not installed.
-        OSError: A file of TLS cannot be read.
+        CertificateError: A file of TLS cannot be used.
     """
 
     def __init__(

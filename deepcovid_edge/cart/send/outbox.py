@@ -30,15 +30,15 @@ from typing import Any
 from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import CartConfig, Destination
 from deepcovid_edge.cart.process import log
+from deepcovid_edge.cart.send.answers import Answer
+from deepcovid_edge.cart.send.association import CertificateError, Timeouts
+from deepcovid_edge.cart.send.commitment import CommitmentUser
+from deepcovid_edge.cart.send.dimse import DimseSender, Sender
+from deepcovid_edge.cart.send.stow import StowSender
 from deepcovid_edge.cart.store.clock import now_utc
 from deepcovid_edge.cart.store.deliveries import BACKOFF_SECONDS, Deliveries, Delivery
 from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError
 from deepcovid_edge.cart.store.spool import Spool
-from deepcovid_edge.cart.work.answers import Answer
-from deepcovid_edge.cart.work.association import Timeouts
-from deepcovid_edge.cart.work.commitment import CommitmentUser
-from deepcovid_edge.cart.work.send import DimseSender, Sender
-from deepcovid_edge.cart.work.stow import StowSender
 
 FAILURES_UNTIL_ALERT = 3
 STOP_SECONDS = 5.0
@@ -214,7 +214,7 @@ class Courier(threading.Thread):
         key = f"certificate:{self._destination.name}"
         try:
             sender = make_sender(self._destination, self._ae_title, self._timeouts)
-        except OSError:  # ssl.SSLError is one
+        except CertificateError:
             detail = {"destination": self._destination.name}
             self._ledger.raise_alert(key, AlertCode.CERTIFICATE.code, **detail)
             raise

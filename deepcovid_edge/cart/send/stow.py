@@ -19,10 +19,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from deepcovid_edge.cart.config import Destination
+from deepcovid_edge.cart.send.answers import Answer, answer_of
+from deepcovid_edge.cart.send.association import Timeouts, tls_context
+from deepcovid_edge.cart.send.dimse import ObjectDamagedError, Sender, read_built
 from deepcovid_edge.cart.store.deliveries import Delivery
-from deepcovid_edge.cart.work.answers import Answer, answer_of
-from deepcovid_edge.cart.work.association import Timeouts, tls_context
-from deepcovid_edge.cart.work.send import ObjectDamagedError, read_built
 
 _REFERENCED, _FAILED = "00081199", "00081198"
 _SOP_UID, _REASON = "00081155", "00081197"
@@ -34,7 +34,7 @@ _REFUSED |= {405: "method not allowed", 406: "answer not acceptable", 410: "serv
 _REFUSED_OBJECT = {413: "too large", 415: "media type not supported", 422: "cannot be processed"}
 
 
-class StowSender:
+class StowSender(Sender):
     """Sends to a STOW-RS service.
 
     Args:
@@ -43,7 +43,7 @@ class StowSender:
         timeouts: Longest waits.
 
     Raises:
-        OSError: A file of TLS cannot be read.
+        CertificateError: A file of TLS cannot be used.
     """
 
     def __init__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deepcovid_edge.cart.work.answers import ANSWERS, GROUPS, answer_of
+from deepcovid_edge.cart.send.answers import ANSWERS, GROUPS, answer_of
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,126 @@
+"""Run campaigns and measurements of the cart, and store their counts.
+
+    PYTHONPATH=.:tests python -m campaigns.run kill power --cycles 200 --store
+
+Without a name all of them run. With `--store` the counts go to benchmarks/results/cart/. The exit
+code is 1 where a promise was broken, or where a cart without fsync lost nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import store
+from campaigns.audit import Counts
+from campaigns.clock import clock, why_no_clock
+from campaigns.destination import destination
+from campaigns.disks import why_no_disks
+from campaigns.full import full
+from campaigns.kill import kill
+from campaigns.latency import latency
+from campaigns.network import network
+from campaigns.power import power, power_without_fsync
+from campaigns.soak import soak
+from campaigns.throughput import throughput
+
+Campaign = Callable[[Path, int, int], Counts]
+Measurement = Callable[[Path, int, int], dict[str, Any]]
+
+CAMPAIGNS: dict[str, Campaign] = {
+    "kill": kill,
+    "power": power,
+    "power-without-fsync": power_without_fsync,
+    "destination": destination,
+    "network": network,
+    "disk-full": full,
+    "clock": clock,
+}
+MEASUREMENTS: dict[str, tuple[Measurement, int]] = {
+    "latency": (latency, 42),
+    "receiver-throughput": (throughput, 5),
+    "soak": (soak, 10_000),
+}
+"""With the usual number of films, or of rounds."""
+NEEDS: dict[str, Callable[[], str]] = {
+    "power": why_no_disks,
+    "power-without-fsync": why_no_disks,
+    "disk-full": why_no_disks,
+    "clock": why_no_clock,
+}
+"""What says why a campaign cannot run here, or nothing."""
+MUST_LOSE = ("power-without-fsync",)
+
+
+def run(name: str, cycles: int, seed: int, *, is_stored: bool) -> bool:
+    """Run a campaign; whether it ended as it must."""
+    if why := NEEDS.get(name, str)():
+        print(f"{name}: not run: {why}", flush=True)
+        return True
+    with tempfile.TemporaryDirectory(prefix="cart-") as folder:
+        counts = CAMPAIGNS[name](Path(folder), cycles, seed)
+    is_right = bool(counts.lost) if name in MUST_LOSE else counts.is_kept
+    print(
+        f"{name}: {counts.cycles} cycles in {counts.seconds:.0f} s: {counts.acknowledged} films"
+        f" acknowledged, {counts.lost} lost, {counts.judged_twice} judged twice,"
+        f" {counts.other_bytes} objects with other bytes, {counts.quarantined} quarantined,"
+        f" {counts.tracebacks} tracebacks; {counts.detail}",
+        flush=True,
+    )
+    if is_stored:
+        store(f"campaign-{name}", {"campaign": name, **counts.as_dict()}, "cart")
+    return is_right
+
+
+def measure(name: str, size: int | None, seed: int, *, is_stored: bool) -> bool:
+    """Run a measurement; whether what it sent was kept."""
+    figures_of, usual = MEASUREMENTS[name]
+    with tempfile.TemporaryDirectory(prefix="cart-") as folder:
+        figures = figures_of(Path(folder), size or usual, seed)
+    for key, value in figures.items():
+        if key != "looks":
+            print(f"{name}: {key}: {_short(value)}", flush=True)
+    if is_stored:
+        store(name, figures, "cart")
+    return bool(figures.get("is_kept", True))
+
+
+def _short(value: Any) -> Any:
+    """Figures without their samples."""
+    if not isinstance(value, dict):
+        return value
+    return {key: _short(one) for key, one in value.items() if key != "samples"}
+
+
+def main() -> None:
+    """Run as a script; see the module's description."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = [*CAMPAIGNS, *MEASUREMENTS]
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(names)} [default: all]")
+    parser.add_argument("--cycles", type=int, default=200)
+    parser.add_argument("--size", type=int, help="films or rounds of a measurement")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--store", action="store_true", help="store the counts")
+    options = parser.parse_args()
+    if unknown := {*options.names} - {*names}:
+        parser.error(f"got {sorted(unknown)[0]}, expected one of {', '.join(names)}")
+    # A run that is stopped ends its processes, and unmounts its disks.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    right = [
+        run(name, options.cycles, options.seed, is_stored=options.store)
+        if name in CAMPAIGNS
+        else measure(name, options.size, options.seed, is_stored=options.store)
+        for name in options.names or names
+    ]
+    sys.exit(not all(right))
+
+
+if __name__ == "__main__":
+    main()
