@@ -21,8 +21,8 @@ from cart_store import Store, open_store
 from whole_cart import phantom_film
 
 from deepcovid_edge.cart.page.access import Pin
-from deepcovid_edge.cart.store.films import BuiltObject, Settled
 from deepcovid_edge.cart.store.clock import now_seconds
+from deepcovid_edge.cart.store.films import BuiltObject, Settled
 from deepcovid_edge.cart.work.film_judge import FilmRequest
 from deepcovid_edge.cart.work.judge_child import loaded_judge
 
@@ -96,8 +96,9 @@ def fill(store: Store, folder: Path) -> None:
                 BuiltObject(**{**one, "path": Path(one["path"])}) for one in answer["objects"]
             ]
             store.films.settle(film, Settled(answer["record"], objects, {"pacs": ("sr", "sc")}))
-    store.ledger.rows("UPDATE outbox SET state = 'sent', last_status = '0x0000 success'"
-                      " WHERE object_id < 12")
+    store.ledger.rows(
+        "UPDATE outbox SET state = 'sent', last_status = '0x0000 success' WHERE object_id < 12"
+    )
     store.ledger.raise_alert("silent:pacs", "destination_silent", destination="pacs")
     store.ledger.raise_alert("stranger:10.0.0.9", "unknown_sender", address="10.0.0.9")
     store.intake.take_file(phantom_film(99, _EXPLICIT), name="f.dcm", arrival=CONSOLE)

@@ -142,7 +142,8 @@ def test_before_the_pin_nothing_is_shown(shut: RunningPage, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["//", "/.", "/%2e/", "/log-in/../film/1", "/static/../", "/log-in/", "/LOG-IN", "/film/1/"]
+    "path",
+    ["//", "/.", "/%2e/", "/log-in/../film/1", "/static/../", "/log-in/", "/LOG-IN", "/film/1/"],
 )
 def test_before_the_pin_no_spelling_of_an_address_opens_it(shut: RunningPage, path: str) -> None:
     answer = shut.reader.get(path)
@@ -484,9 +485,7 @@ def test_with_tls_plain_http_gets_nothing_and_the_cookie_is_secure(tmp_path: Pat
     make_certificate(tmp_path)
     Pin.of(PIN).write(tmp_path / "pin")
     port = free_port()
-    config = write_config(
-        filled(tmp_path), port, certificate="c.pem", key="k.pem", pin_file="pin"
-    )
+    config = write_config(filled(tmp_path), port, certificate="c.pem", key="k.pem", pin_file="pin")
     stop = threading.Event()
     thread = threading.Thread(target=page, args=(config, stop))
     thread.start()
