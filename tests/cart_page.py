@@ -152,7 +152,7 @@ class Reader:
 
     def get(self, path: str, **headers: str | None) -> Answer:
         """Ask for a page."""
-        return self.ask("GET", path, **headers)
+        return self.ask("GET", path, b"", **headers)
 
     def post(self, path: str, fields: Mapping[str, str], **headers: str | None) -> Answer:
         """Send a form of this page."""
@@ -211,7 +211,7 @@ class RunningPage:
 
 def write_config(folder: Path, port: int, **keys: object) -> CartConfig:
     """A configuration with a page on a port of 127.0.0.1."""
-    tables = {
+    tables: dict[str, dict[str, object]] = {
         "[cart]": {"spool": "spool", "floor_mib": 0, "floor_share": 0.0, "ballast_mib": 0},
         "[[peer]]": {"ae_title": "CONSOLE", "address": HOST},
         "[[destination]]": {"name": "pacs", "ae_title": "PACS", "host": HOST, "port": 4242},

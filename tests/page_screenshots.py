@@ -1,8 +1,9 @@
 """Pictures of every page for people to look at: drawn films, the shipped model, a real browser.
 
     PYTHONPATH=.:tests python tests/page_screenshots.py -o build/page
+    PYTHONPATH=.:tests python tests/page_screenshots.py -o docs/page --documents
 
-Those in `docs/page` are some of them.
+The second writes those of the documents alone, with fewer colours.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
+from browser import Picture
 from cart_browser import PageBrowser
 from cart_page import CONSOLE, served, write_config
 from cart_store import Store, open_store
+from PIL import Image
 from whole_cart import phantom_film
 
 from deepcovid_edge.cart.page.access import Pin
@@ -59,6 +61,16 @@ class Shot:
     key: str = ""
 
 
+DOCUMENTS = {
+    "home-dark": "home",
+    "map-dark": "map",
+    "alerts-light": "alerts",
+    "statistics-light": "statistics",
+    "home-fa": "home-fa",
+}
+"""Picture -> its name in the documents."""
+_COLOURS = 64
+_AHEAD_SECONDS = 45.0
 _TOGGLE = "document.querySelector('#toggle button').click()"
 _PAGES = {
     "home": "/",
@@ -102,7 +114,7 @@ def fill(store: Store, folder: Path) -> None:
     store.ledger.raise_alert("silent:pacs", "destination_silent", destination="pacs")
     store.ledger.raise_alert("stranger:10.0.0.9", "unknown_sender", address="10.0.0.9")
     store.intake.take_file(phantom_film(99, _EXPLICIT), name="f.dcm", arrival=CONSOLE)
-    store.ledger.set_meta("work alive", f"{now_seconds():.0f}")
+    store.ledger.set_meta("work alive", f"{now_seconds() + _AHEAD_SECONDS:.0f}")
 
 
 @contextmanager
@@ -122,7 +134,7 @@ def opened(folder: Path) -> Iterator[PageBrowser]:
             browser.close()
 
 
-def take(browser: PageBrowser, shot: Shot, folder: Path) -> None:
+def take(browser: PageBrowser, shot: Shot) -> Picture:
     """Take one picture."""
     browser.size(*shot.size, dark=shot.dark)
     if browser.ask("document.documentElement.lang") != shot.language:
@@ -131,8 +143,15 @@ def take(browser: PageBrowser, shot: Shot, folder: Path) -> None:
     if shot.key:
         browser.ask(f"{shot.key}; undefined")
     browser.until("[...document.images].every(one => one.complete)")
-    place = folder / f"{shot.name}.png"
-    cv2.imwrite(str(place), browser.screen(), [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    return browser.screen()
+
+
+def write(picture: Picture, place: Path, *, colours: int | None = None) -> None:
+    """Write a picture, with few colours if wanted."""
+    image = Image.fromarray(picture[..., ::-1])
+    if colours:
+        image = image.quantize(colours, dither=Image.Dither.NONE)
+    image.save(place, optimize=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -140,17 +159,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--only", default="", help="Names that begin so.")
+    parser.add_argument("--documents", action="store_true", help="Those of the documents alone.")
     options = parser.parse_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as place, opened(Path(place)) as browser:
-        if "log-in".startswith(options.only):
-            take(browser, Shot("log-in-dark", "/log-in"), options.output)
-            take(browser, Shot("log-in-light", "/log-in", dark=False), options.output)
+        if "log-in".startswith(options.only) and not options.documents:
+            for shot in (
+                Shot("log-in-dark", "/log-in"),
+                Shot("log-in-light", "/log-in", dark=False),
+            ):
+                write(take(browser, shot), options.output / f"{shot.name}.png")
         browser.ask("document.getElementById('pin').value = '123456'; undefined")
         browser.act("document.querySelector('form.log-in').requestSubmit()")
         for shot in shots():
-            if shot.name.startswith(options.only):
-                take(browser, shot, options.output)
+            if options.documents and shot.name in DOCUMENTS:
+                name = DOCUMENTS[shot.name]
+                write(take(browser, shot), options.output / f"{name}.png", colours=_COLOURS)
+            elif shot.name.startswith(options.only) and not options.documents:
+                write(take(browser, shot), options.output / f"{shot.name}.png")
 
 
 if __name__ == "__main__":

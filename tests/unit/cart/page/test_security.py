@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import ssl
 import stat
@@ -11,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from cart_page import HOSTILE, PIN, Reader, RunningPage, drawn_film, put, served
 from cart_peers import HOST, free_port, wait_until
 from cart_store import open_store
 
-from deepcovid_edge.cart.config import PageSettings, read_config
+from deepcovid_edge.cart.config import PageSettings
 from deepcovid_edge.cart.page.access import Pin
 from deepcovid_edge.cart.page.guard import POLICY, origins_of
 from deepcovid_edge.cart.page.role import page
@@ -319,7 +319,6 @@ def test_a_large_form_is_refused_before_it_is_read(running: RunningPage) -> None
 def test_an_upload_beyond_the_cap_is_refused_and_none_of_it_is_kept(tmp_path: Path) -> None:
     filled(tmp_path)
     with served(tmp_path) as found:
-        config = found.config.path
         token = found.reader.get("/").token()
         assert found.config.receive.max_film_mib == 64
         try:
@@ -327,7 +326,6 @@ def test_an_upload_beyond_the_cap_is_refused_and_none_of_it_is_kept(tmp_path: Pa
         except (BrokenPipeError, ConnectionResetError):  # refused while it was being sent
             status = 413
         assert status == 413
-        assert read_config(config)
     with open_store(tmp_path / "spool") as store:
         assert len(store.states()) == 2
 
@@ -357,10 +355,8 @@ def test_a_film_comes_by_a_form_and_what_is_none_is_refused(tmp_path: Path) -> N
 
 def test_upload_can_be_switched_off(tmp_path: Path) -> None:
     with served(filled(tmp_path), upload=False) as found:
-        text = found.reader.get("/alerts").text
         assert 'id="upload"' not in found.reader.get("/").text
         token = found.reader.get("/alerts").token()
-        assert text
         assert found.reader.upload(token, {"a": drawn_film(7)}).status == 404
 
 
@@ -494,8 +490,8 @@ def test_with_tls_plain_http_gets_nothing_and_the_cookie_is_secure(tmp_path: Pat
         text = _tls(port, tmp_path)
         assert "set-cookie: __Host-cart=" in text
         assert "Secure" in text
-        with pytest.raises((ConnectionError, OSError, ValueError, Exception)):
-            assert Reader(port).get("/log-in").status == 200
+        with pytest.raises((OSError, HTTPException)):
+            Reader(port).get("/log-in")
     finally:
         stop.set()
         thread.join(10)
@@ -535,4 +531,3 @@ def test_the_page_leaves_nothing_that_others_may_read(tmp_path: Path) -> None:
         if stat.S_IMODE(path.stat().st_mode) & 0o077
     ]
     assert not loose
-    assert os.geteuid() >= 0
