@@ -9,6 +9,7 @@ and something fails between them, again and again. `run` is where it begins.
 | `console` | sends films, each until it is acknowledged |
 | `pacs` | takes objects, or answers as a campaign says; a process of its own |
 | `clinic` | console, cart and PACS together; the cart can be ended and started again |
+| `paths` | where its processes find their modules |
 | `audit` | the counts: what was lost, judged twice, altered |
 | `kill` | SIGKILL at random moments |
 | `power`, `disks` | power cuts, as the shutdown of a file system; the same without fsync |

@@ -20,6 +20,7 @@ from campaigns.audit import Audit, Counts
 from campaigns.console import Console
 from campaigns.films import DrawnFilms
 from campaigns.pacs import Pacs
+from campaigns.paths import python_path
 from deepcovid_edge.cart.store.ledger import Ledger
 
 READY_SECONDS = 180.0
@@ -233,8 +234,7 @@ def customised(folder: Path, code: str) -> tuple[str, ...]:
     place = folder / "customised"
     place.mkdir(parents=True)
     (place / "sitecustomize.py").write_text(code)
-    root = Path(__file__).parents[2]
-    return ("env", f"PYTHONPATH={place}:{root}:{root / 'export'}")
+    return ("env", f"PYTHONPATH={python_path(place)}")
 
 
 def strike(process: int | None) -> bool:

@@ -16,6 +16,7 @@ from pynetdicom import AE, evt
 from pynetdicom.dsutils import encode
 
 from campaigns.films import DrawnFilms
+from deepcovid_edge.cart.send.association import Associator
 from deepcovid_edge.cart.store.intake import content_hash
 
 _MOST_A_LINE = 5
@@ -56,6 +57,11 @@ class Console(threading.Thread):
         self._entity.add_requested_context(DX, EXPLICIT)
         self._entity.connection_timeout, self._entity.acse_timeout = 2.0, 5.0
         self._entity.dimse_timeout = self._entity.network_timeout = 15.0
+        # pynetdicom leaves the socket of a refused connection open.
+        closing = Associator._socket_that_closes
+        self._entity._create_socket = closing(  # type: ignore[method-assign]
+            self._entity._create_socket
+        )
         self._association: Any = None
         self._left = 0
 

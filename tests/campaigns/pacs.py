@@ -23,6 +23,8 @@ from typing import Any
 from cart_peers import HOST, Server, is_listening
 from dicom_files import EXPLICIT, JPEG_LS
 
+from campaigns.paths import environment
+
 SUCCESS = "0x0000"
 REJECT, REJECT_FOR_GOOD = "reject", "reject for good"
 _REJECTIONS = {REJECT: (0x02, 0x03, 0x02), REJECT_FOR_GOOD: (0x01, 0x01, 0x07)}
@@ -44,7 +46,8 @@ class Pacs(Server):
         self.folder, self.port = folder, port or _lasting_port()
         self.answer(SUCCESS)
         command = [sys.executable, "-m", "campaigns.pacs", folder, self.port]
-        super().__init__(command, folder / "pacs.log", lambda: is_listening(self.port))
+        log = folder / "pacs.log"
+        super().__init__(command, log, lambda: is_listening(self.port), env=environment())
 
     def answer(self, answer: str) -> None:
         """Have it answer otherwise from the next object or association on."""

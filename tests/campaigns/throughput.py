@@ -20,6 +20,7 @@ from cart_peers import HOST, ReceivingCart, Server, free_port, is_listening, sto
 
 from benchmarks.measure import ratio, summary
 from campaigns.films import DrawnFilms
+from campaigns.paths import environment
 from deepcovid_edge.cart.store.ledger import Ledger
 
 _ROWS, _COLUMNS = 3000, 2500
@@ -33,7 +34,7 @@ def throughput(folder: Path, rounds: int, seed: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "campaigns.throughput", folder, rounds, seed]
     up = 'ip link set lo up && exec "$@"'
     words = ["unshare", "-n", "sh", "-c", up, "sh", *map(str, command)]
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, env=environment())
     figures: dict[str, Any] = json.loads(done.stdout)
     return figures
 
