@@ -69,7 +69,7 @@ DOCUMENTS = {
     "home-fa": "home-fa",
 }
 """Picture -> its name in the documents."""
-_COLOURS = 64
+_COLOURS = 128
 _AHEAD_SECONDS = 45.0
 _TOGGLE = "document.querySelector('#toggle button').click()"
 _PAGES = {
@@ -150,7 +150,7 @@ def write(picture: Picture, place: Path, *, colours: int | None = None) -> None:
     """Write a picture, with few colours if wanted."""
     image = Image.fromarray(picture[..., ::-1])
     if colours:
-        image = image.quantize(colours, dither=Image.Dither.NONE)
+        image = image.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     image.save(place, optimize=True)
 
 

@@ -20,7 +20,12 @@ ALIVE_SECONDS = 60.0
 _ALIVE_KEY = "work alive"  # `work.worker.ALIVE_KEY`; that module loads the judge
 OK, LOOK, BAD = "ok", "look", "bad"
 SIGNS = {OK: "✓", LOOK: "…", BAD: "!"}
-_OF_SENDERS = {AlertCode.UNKNOWN_SENDER.code, AlertCode.NO_FILM.code, AlertCode.FOLDER_GONE.code}
+_OF_SENDERS = {
+    AlertCode.UNKNOWN_SENDER.code,
+    AlertCode.FILM_TOO_LARGE.code,
+    AlertCode.NO_FILM.code,
+    AlertCode.FOLDER_GONE.code,
+}
 _OF_THE_JUDGE = {AlertCode.JUDGE_STOPPED.code, AlertCode.SELF_TEST.code}
 
 
