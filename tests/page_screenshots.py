@@ -69,7 +69,7 @@ DOCUMENTS = {
     "home-fa": "home-fa",
 }
 """Picture -> its name in the documents."""
-_COLOURS = 128
+_COLOURS = 256
 _AHEAD_SECONDS = 45.0
 _TOGGLE = "document.querySelector('#toggle button').click()"
 _PAGES = {

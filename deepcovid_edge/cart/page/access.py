@@ -204,7 +204,7 @@ class Access:
         """Whether a browser with this cookie may see the page."""
         return self.pin is None or self.sessions.holds(cookie)
 
-    def form_token(self, cookie: str) -> str:
+    def token_for(self, cookie: str) -> str:
         """What a form must carry that a browser with this cookie sends."""
         return hmac.new(self._secret, cookie.encode(), "sha256").hexdigest()
 

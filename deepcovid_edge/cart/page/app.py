@@ -16,9 +16,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from deepcovid_edge.cart.page.context import Context
-from deepcovid_edge.cart.page.forms import FormReader, FormRefusedError
 from deepcovid_edge.cart.page.guard import LOG_IN, Guard, Headers, hosts_of, origins_of
 from deepcovid_edge.cart.page.handlers import Handlers
+from deepcovid_edge.cart.page.posting import PostReader, PostRejectedError
 from deepcovid_edge.cart.process import log
 from deepcovid_edge.cart.store.ledger import LedgerBusyError
 
@@ -53,7 +53,7 @@ def build_app(context: Context) -> ASGIApp:
             Middleware(Guard, settings=context.settings, access=context.access),
         ],
         exception_handlers={
-            FormRefusedError: handlers.form_refused,
+            PostRejectedError: handlers.post_rejected,
             HTTPException: handlers.http_error,
             LedgerBusyError: handlers.ledger_busy,
             Exception: _failed,
@@ -64,20 +64,20 @@ def build_app(context: Context) -> ASGIApp:
 
 
 def _routes(context: Context, handlers: Handlers) -> list[Route]:
-    form = FormReader(origins_of(context.settings), context.config.receive.max_film_mib << 20)
+    posting = PostReader(origins_of(context.settings), context.config.receive.max_film_mib << 20)
     return [
         Route("/", handlers.home),
         Route("/film/{film:int}", handlers.film),
-        Route("/film/{film:int}/resend", form(handlers.resend), methods=["POST"]),
+        Route("/film/{film:int}/resend", posting(handlers.resend), methods=["POST"]),
         Route("/film/{film:int}/{kind}", handlers.picture),
         Route("/alerts", handlers.alerts),
-        Route("/alerts/acknowledge", form(handlers.acknowledge), methods=["POST"]),
+        Route("/alerts/acknowledge", posting(handlers.acknowledge), methods=["POST"]),
         Route("/statistics", handlers.statistics),
         Route("/audit", handlers.audit),
-        Route("/upload", form(handlers.upload), methods=["POST"]),
-        Route(LOG_IN, handlers.log_in_form),
-        Route(LOG_IN, form(handlers.log_in), methods=["POST"]),
-        Route("/log-out", form(handlers.log_out), methods=["POST"]),
+        Route("/upload", posting(handlers.upload), methods=["POST"]),
+        Route(LOG_IN, handlers.log_in_page),
+        Route(LOG_IN, posting(handlers.log_in), methods=["POST"]),
+        Route("/log-out", posting(handlers.log_out), methods=["POST"]),
         Route("/changes", handlers.changes),
         Route("/healthz", handlers.healthz),
         Route("/readyz", handlers.readyz),

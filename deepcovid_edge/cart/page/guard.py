@@ -155,7 +155,7 @@ class Guard:
         names = self._settings.names
         return Visitor(
             cookie,
-            self._access.form_token(cookie),
+            self._access.token_for(cookie),
             is_in,
             has_session,
             is_in and (names == "always" or (names == "after_pin" and has_session)),

@@ -21,9 +21,9 @@ from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.page import films, health
 from deepcovid_edge.cart.page.changes import MOST_LISTENERS
 from deepcovid_edge.cart.page.context import STATIC_TYPES, Context
-from deepcovid_edge.cart.page.forms import Form, FormRefusedError, SentFile
 from deepcovid_edge.cart.page.guard import LOG_IN, Visitor, language_cookie
 from deepcovid_edge.cart.page.languages import LANGUAGES
+from deepcovid_edge.cart.page.posting import Posted, PostRejectedError, SentFile
 from deepcovid_edge.cart.page.statistics import Statistics, read_statistics, steps_of
 from deepcovid_edge.cart.process import log
 from deepcovid_edge.cart.status import raised_alerts
@@ -127,7 +127,7 @@ class Handlers:
         older = rows[-1]["id"] if len(rows) == _AUDIT_ROWS else None
         return self._it.render(request, "audit", rows=rows, older=older, chain=chain)
 
-    async def log_in_form(self, request: Request) -> Response:
+    async def log_in_page(self, request: Request) -> Response:
         """The form that asks for the PIN."""
         visitor: Visitor = request.scope["visitor"]
         if visitor.is_in:
@@ -135,10 +135,10 @@ class Handlers:
         wait = self._it.access.delays.left(visitor.address)
         return self._it.render(request, "log_in", wrong=False, wait=round(wait))
 
-    async def log_in(self, request: Request, form: Form) -> Response:
+    async def log_in(self, request: Request, posted: Posted) -> Response:
         """A PIN that was given."""
         visitor: Visitor = request.scope["visitor"]
-        digits = form.fields.get("pin", "")[: _MOST_DIGITS + 1]
+        digits = posted.fields.get("pin", "")[: _MOST_DIGITS + 1]
         cookie, wait = await run_in_threadpool(self._it.access.log_in, visitor.address, digits)
         log("page log-in", right=cookie is not None, address=visitor.address)
         if cookie is None:
@@ -151,15 +151,15 @@ class Handlers:
         response.headers.append("set-cookie", self._session_cookie(cookie))
         return response
 
-    async def log_out(self, request: Request, form: Form) -> Response:
+    async def log_out(self, request: Request, posted: Posted) -> Response:
         """Ask for the PIN again."""
-        del form
+        del posted
         self._it.access.sessions.close(request.scope["visitor"].cookie)
         return RedirectResponse(LOG_IN, 303)
 
-    async def acknowledge(self, request: Request, form: Form) -> Response:
+    async def acknowledge(self, request: Request, posted: Posted) -> Response:
         """A person has seen to an alert."""
-        key, address = form.fields.get("key", ""), request.scope["visitor"].address
+        key, address = posted.fields.get("key", ""), request.scope["visitor"].address
         await run_in_threadpool(self._acknowledge, key, address)
         return RedirectResponse("/alerts", 303)
 
@@ -170,24 +170,24 @@ class Handlers:
                 ledger.event("acknowledged", key=key, source="page", address=address)
                 ledger.clear_alert(key)
 
-    async def resend(self, request: Request, form: Form) -> Response:
+    async def resend(self, request: Request, posted: Posted) -> Response:
         """Send a film's objects again."""
-        del form
+        del posted
         film = _film(request)
         deliveries = Deliveries(self._it.writing, self._it.spool)
         await run_in_threadpool(deliveries.resend, film)
         return RedirectResponse(f"/film/{film}", 303)
 
-    async def upload(self, request: Request, form: Form) -> Response:
+    async def upload(self, request: Request, posted: Posted) -> Response:
         """Films that were put onto the page."""
         if not self._it.settings.upload:
             raise HTTPException(404)
-        if not form.files:
-            raise FormRefusedError(400, "error.no_file")
+        if not posted.files:
+            raise PostRejectedError(400, "error.no_file")
         async with self._uploading:  # a film is held in memory twice
             taken = [
                 await run_in_threadpool(self._take, one, request.scope["visitor"].address)
-                for one in form.files
+                for one in posted.files
             ]
         return RedirectResponse(f"/film/{taken[0]}" if len(taken) == 1 else "/", 303)
 
@@ -200,9 +200,9 @@ class Handlers:
         try:
             taken = intake.take_file(sent.data, name=sent.name, arrival=Arrival("page", address))
         except FilmRefusedError:
-            raise FormRefusedError(422, "error.no_film") from None
+            raise PostRejectedError(422, "error.no_film") from None
         except SpoolFullError:
-            raise FormRefusedError(507, "error.full") from None
+            raise PostRejectedError(507, "error.full") from None
         return taken.film_id
 
     async def changes(self, request: Request) -> Response:
@@ -243,9 +243,9 @@ class Handlers:
         )
         return Response(data, headers={"content-type": metrics.CONTENT_TYPE})
 
-    async def form_refused(self, request: Request, error: Exception) -> Response:
+    async def post_rejected(self, request: Request, error: Exception) -> Response:
         """A form that may not be used."""
-        assert isinstance(error, FormRefusedError)
+        assert isinstance(error, PostRejectedError)
         log("page form refused", why=error.word, address=request.scope["visitor"].address)
         return self._message(request, error.status, error.word)
 

@@ -66,7 +66,7 @@ class Drift:
         words: What has changed, as the alert says it.
         reference: Scores of the first results of the model, sorted.
         week: Those of the last seven days, sorted.
-        refused: Shares that were not assessed, of the reference and of the week.
+        not_assessed: Shares that were not assessed, of the reference and of the week.
         films: Numbers of results, of the reference and of the week.
     """
 
@@ -74,7 +74,7 @@ class Drift:
     words: Sequence[str]
     reference: Sequence[float]
     week: Sequence[float]
-    refused: tuple[float, float]
+    not_assessed: tuple[float, float]
     films: tuple[int, int]
 
 
@@ -184,7 +184,7 @@ def _drift(ledger: Ledger, now: datetime) -> Drift:
         words,
         _scores(reference),
         _scores(week),
-        (_refused(reference), _refused(week)),
+        (_not_assessed(reference), _not_assessed(week)),
         (len(reference), len(week)),
     )
 
@@ -193,7 +193,7 @@ def _scores(rows: Sequence[Any]) -> list[float]:
     return sorted(row["score"] for row in rows if row["score"] is not None)
 
 
-def _refused(rows: Sequence[Any]) -> float:
+def _not_assessed(rows: Sequence[Any]) -> float:
     return sum(row["decision"] is None for row in rows) / len(rows) if rows else 0.0
 
 

@@ -142,8 +142,8 @@ def test_a_try_at_once_after_a_wrong_one_is_not_even_looked_at() -> None:
 
 def test_a_form_s_token_is_of_its_browser_and_of_this_process() -> None:
     one, other = Access(None), Access(None)
-    assert one.form_token("a") == one.form_token("a")
-    assert len({one.form_token("a"), one.form_token("b"), other.form_token("a")}) == 3
+    assert one.token_for("a") == one.token_for("a")
+    assert len({one.token_for("a"), one.token_for("b"), other.token_for("a")}) == 3
 
 
 def test_set_pin_asks_twice_and_writes_the_hash_alone(tmp_path: Path) -> None:

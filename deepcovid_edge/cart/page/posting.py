@@ -20,7 +20,7 @@ _OVERHEAD = 1 << 16
 """Bytes of boundaries and names in a form with files."""
 
 
-class FormRefusedError(Exception):
+class PostRejectedError(Exception):
     """Raised when a form may not be used.
 
     Attributes:
@@ -47,7 +47,7 @@ class SentFile:
 
 
 @dataclass(frozen=True)
-class Form:
+class Posted:
     """A form of this page.
 
     Attributes:
@@ -59,11 +59,11 @@ class Form:
     files: Sequence[SentFile] = ()
 
 
-Handler = Callable[[Request, Form], Awaitable[Response]]
+Handler = Callable[[Request, Posted], Awaitable[Response]]
 
 
 @dataclass(frozen=True)
-class FormReader:
+class PostReader:
     """Reads the forms of the page, and no others.
 
     Attributes:
@@ -84,34 +84,34 @@ class FormReader:
 
         return checked
 
-    async def read(self, request: Request) -> Form:
+    async def read(self, request: Request) -> Posted:
         """Read a form.
 
         Raises:
-            FormRefusedError: It comes from another page, lacks the token, or is too large.
+            PostRejectedError: It comes from another page, lacks the token, or is too large.
         """
         if request.headers.get("origin", "").lower() not in self.origins:
-            raise FormRefusedError(403, "error.origin")
+            raise PostRejectedError(403, "error.origin")
         try:
-            form = await asyncio.wait_for(self._body(request), self.seconds)
+            posted = await asyncio.wait_for(self._body(request), self.seconds)
         except asyncio.TimeoutError:
-            raise FormRefusedError(408, "error.slow") from None
-        token = form.fields.get("token", "")
+            raise PostRejectedError(408, "error.slow") from None
+        token = posted.fields.get("token", "")
         if not hmac.compare_digest(token.encode(), request.scope["visitor"].token.encode()):
-            raise FormRefusedError(403, "error.token")
-        return form
+            raise PostRejectedError(403, "error.token")
+        return posted
 
-    async def _body(self, request: Request) -> Form:
+    async def _body(self, request: Request) -> Posted:
         if request.headers.get("content-type", "").partition(";")[0] == _MULTIPART:
             return await self._with_files(request)
         body = b"".join([part async for part in _limited(request, _MOST_FORM_BYTES)])
         try:
             fields = parse_qs(body.decode("ascii"), keep_blank_values=True, max_num_fields=16)
         except ValueError:
-            raise FormRefusedError(400, "error.form") from None
-        return Form({name: values[0] for name, values in fields.items()})
+            raise PostRejectedError(400, "error.form") from None
+        return Posted({name: values[0] for name, values in fields.items()})
 
-    async def _with_files(self, request: Request) -> Form:
+    async def _with_files(self, request: Request) -> Posted:
         most = self.most_bytes + _OVERHEAD
         stream = _limited(request, most)
         parser = _InMemoryParser(
@@ -121,14 +121,14 @@ class FormReader:
         try:
             items = (await parser.parse()).multi_items()
         except (MultiPartException, ValueError, KeyError, UnicodeError):
-            raise FormRefusedError(400, "error.form") from None
+            raise PostRejectedError(400, "error.form") from None
         fields = {name: value for name, value in items if isinstance(value, str)}
         files = []
         for _, value in items:
             if isinstance(value, UploadFile):
                 files.append(SentFile(value.filename or "", await value.read()))
                 await value.close()
-        return Form(fields, [one for one in files if one.data])
+        return Posted(fields, [one for one in files if one.data])
 
 
 class _InMemoryParser(MultiPartParser):
@@ -138,10 +138,10 @@ class _InMemoryParser(MultiPartParser):
 async def _limited(request: Request, most: int) -> AsyncGenerator[bytes, None]:
     stated = request.headers.get("content-length", "")
     if stated.isdigit() and int(stated) > most:
-        raise FormRefusedError(413, "error.large")
+        raise PostRejectedError(413, "error.large")
     total = 0
     async for part in request.stream():
         total += len(part)
         if total > most:
-            raise FormRefusedError(413, "error.large")
+            raise PostRejectedError(413, "error.large")
         yield part
