@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import threading
 import time
@@ -59,6 +60,8 @@ class Housekeeping:
                 self.look()
             except DeepCovidEdgeError as error:
                 log("housekeeping", error=one_line(error))
+            # Associations leave cycles of objects; by itself Python lets megabytes of them pile up.
+            gc.collect()
             self.stop.wait(LOOK_SECONDS)
 
     def look(self) -> None:
