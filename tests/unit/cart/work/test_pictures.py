@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("highdicom", reason="the cart needs extra cart")
 
+from browser import Picture
 from cart_page import write_config
 from dicom_files import EXPLICIT, dataset, written
 from whole_cart import phantom_film
@@ -30,6 +31,12 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FilmJudge]:
         yield loaded
 
 
+def read(path: Path) -> Picture:
+    picture = cv2.imread(str(path))
+    assert picture is not None
+    return np.asarray(picture, np.uint8)
+
+
 def judged(judge: FilmJudge, folder: Path, data: bytes) -> tuple[str | None, Path]:
     """The reason why a film was not assessed, and the folder of its results."""
     path = folder / "film.dcm"
@@ -42,13 +49,13 @@ def judged(judge: FilmJudge, folder: Path, data: bytes) -> tuple[str | None, Pat
 def test_an_assessed_film_has_three_pictures_of_one_shape(judge: FilmJudge, tmp_path: Path) -> None:
     reason, folder = judged(judge, tmp_path, phantom_film(1, EXPLICIT, opacities=9))
     assert reason is None
-    shapes = {name: cv2.imread(str(folder / name)).shape[:2] for name in ALL}
+    shapes = {name: read(folder / name).shape[:2] for name in ALL}
     assert max(shapes[PICTURE]) <= 1024
     assert max(shapes[THUMBNAIL]) == 144
     for rows, columns in shapes.values():
         whole = shapes[PICTURE]
         assert rows / columns == pytest.approx(whole[0] / whole[1], rel=0.02)
-    film, under = (cv2.imread(str(folder / name)) for name in (PICTURE, MAP))
+    film, under = (read(folder / name) for name in (PICTURE, MAP))
     assert film.std(axis=2).max() < 3  # grey
     assert under.std(axis=2).max() > 20  # coloured
 
@@ -73,6 +80,6 @@ def test_pixels_that_are_not_square_keep_the_shape_of_the_film(tmp_path: Path) -
     pixels = np.full((400, 200), 4095, np.uint16)
     image = Radiograph(pixels, 4095, "0" * 64, "DICOM", file_shape=(400, 400))
     write_pictures(tmp_path / "made", image)
-    picture = cv2.imread(str(tmp_path / "made" / PICTURE))
+    picture = read(tmp_path / "made" / PICTURE)
     assert picture.shape[:2] == image.whole_shape
     assert picture.min() > 250
