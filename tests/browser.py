@@ -55,7 +55,7 @@ class Browser:
             "--hide-scrollbars",
             "--no-first-run",
             "--disable-background-networking",
-            "--host-resolver-rules=MAP * ~NOTFOUND",
+            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
             f"--user-data-dir={profile}",
             "--remote-debugging-pipe",
         ]

@@ -48,6 +48,7 @@ class WholeCart(Server):
         destinations: Keys of each `[[destination]]`.
         cart: Keys of the table `[cart]`.
         receive: Keys of the table `[receive]`.
+        page: Keys of the table `[page]`; None for no page.
         command: Words before the command, such as of `faketime`.
         port: Its DICOM port; None for a free one.
     """
@@ -59,6 +60,7 @@ class WholeCart(Server):
         *,
         cart: Mapping[str, object] | None = None,
         receive: Mapping[str, object] | None = None,
+        page: Mapping[str, object] | None = None,
         command: tuple[str, ...] = (),
         port: int | None = None,
     ) -> None:
@@ -73,6 +75,8 @@ class WholeCart(Server):
         ]
         for keys in destinations:
             lines += _table("[[destination]]", keys)
+        if page is not None:
+            lines += _table("[page]", page)
         self.config.write_text("\n".join(lines) + "\n")
         words = [sys.executable, "-m", "deepcovid_edge", "cart", "run", str(self.config)]
         super().__init__([*command, *words], folder / "cart.log", self._is_up)

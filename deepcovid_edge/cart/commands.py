@@ -35,9 +35,10 @@ def run(config: Path) -> None:
     Example: deepcovid-edge cart run cart.toml
     """
     from deepcovid_edge.cart.process import stop_event
-    from deepcovid_edge.cart.run import run_roles
+    from deepcovid_edge.cart.run import ROLES, run_roles
 
-    run_roles(_read(config), stop_event())
+    settings = _read(config)
+    run_roles(settings, stop_event(), (*ROLES, "page") if settings.page else ROLES)
 
 
 @command.command()
@@ -64,6 +65,43 @@ def work(config: Path) -> None:
     from deepcovid_edge.cart.work.role import work as assess
 
     assess(_read(config), stop_event())
+
+
+@command.command()
+@_CONFIG
+def page(config: Path) -> None:
+    """Show what was assessed, as a page for a browser.
+
+    Example: deepcovid-edge cart page cart.toml
+    """
+    from deepcovid_edge.cart.page import LIBRARIES
+    from deepcovid_edge.cart.process import stop_event
+    from deepcovid_edge.errors import require
+
+    settings = _read(config)
+    for library in LIBRARIES:
+        require(library, extra="cart")
+    from deepcovid_edge.cart.page.role import page as serve
+
+    serve(settings, stop_event())
+
+
+@command.command("set-pin")
+@_CONFIG
+def set_pin(config: Path) -> None:
+    """Ask for a new PIN of the page; a page that runs must be started again.
+
+    Example: deepcovid-edge cart set-pin cart.toml
+    """
+    from deepcovid_edge.cart.page.access import Pin
+    from deepcovid_edge.errors import UsageError
+
+    settings = _read(config)
+    if settings.page is None or settings.page.pin_file is None:
+        raise UsageError(f"{config}: page.pin_file: is missing; expected where the hash is kept")
+    pin = click.prompt("PIN, 6 digits or more", hide_input=True, confirmation_prompt=True)
+    Pin.of(pin).write(settings.page.pin_file)
+    click.echo(f"The hash of the PIN is in {settings.page.pin_file}.")
 
 
 @command.command()

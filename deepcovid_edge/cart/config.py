@@ -41,6 +41,7 @@ Settings = TypeVar("Settings")
 _AE_TITLE = re.compile(r"[ -\[\]-~]{1,16}")
 """DICOM PS3.5, 6.2: AE, without backslash and control letters."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
 
 
 @dataclass(frozen=True)
@@ -171,19 +172,56 @@ class Destination:
 
 @dataclass(frozen=True)
 class PageSettings:
-    """Where the page is served.
+    """Where the page is served, and to whom.
 
     Attributes:
-        host: Address that it listens on.
+        host: Address that it listens on; one beyond this machine needs `certificate`, `key` and
+            `pin_file`.
         port: Port.
+        certificate: Certificate of TLS, PEM.
+        key: Its private key, PEM.
+        pin_file: Hash of the PIN, which `cart set-pin` writes; with it nothing is shown before the
+            PIN.
+        hosts: Further names by which browsers may ask for the page, such as `cart.clinic.example`.
+        names: Whose images are shown: `after_pin` with names once the PIN was given, `never`, or
+            `always`, which an address of this machine alone may have.
+        language: Language of the page until a reader chooses another one.
+        upload: Whether images may be put onto the page.
     """
 
     host: str = "127.0.0.1"
     port: int = 8080
+    certificate: Path | None = None
+    key: Path | None = None
+    pin_file: Path | None = None
+    hosts: tuple[str, ...] = ()
+    names: Literal["after_pin", "never", "always"] = "after_pin"
+    language: Literal["en", "es", "ro", "fa", "zh", "ko"] = "en"
+    upload: bool = True
 
     def __post_init__(self) -> None:
         _check_address("host", self.host)
         _check_port(self.port)
+        _check_tls(self.certificate, self.key)
+        for name in self.hosts:
+            if not _HOST_NAME.fullmatch(name):
+                raise ValueError(f"hosts: got {name!r}, expected names or addresses without a port")
+        if self.is_local:
+            return
+        if self.certificate is None or self.pin_file is None:
+            raise ValueError(
+                f"host: got {self.host!r} without certificate, key and pin_file; expected all "
+                "three for an address beyond this machine, or 127.0.0.1"
+            )
+        if self.names == "always":
+            raise ValueError("names: got 'always', expected it with an address of this machine")
+        if ipaddress.ip_address(self.host).is_unspecified and not self.hosts:
+            raise ValueError(f"hosts: is missing; expected the cart's names with host {self.host}")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach the page."""
+        return ipaddress.ip_address(self.host).is_loopback
 
 
 @dataclass(frozen=True)
@@ -245,7 +283,7 @@ class CartConfig:
         receive: How images come in.
         peers: Who may send; nobody else gets in.
         destinations: Where results go.
-        page: Where the page is served.
+        page: Where the page is served; None where the table `[page]` is missing.
     """
 
     path: Path
@@ -253,7 +291,7 @@ class CartConfig:
     receive: ReceiveSettings = field(default_factory=ReceiveSettings)
     peers: tuple[Peer, ...] = ()
     destinations: tuple[Destination, ...] = ()
-    page: PageSettings = field(default_factory=PageSettings)
+    page: PageSettings | None = None
 
     def __post_init__(self) -> None:
         names = [one.name for one in self.destinations]
@@ -311,7 +349,7 @@ def _config(path: Path, values: Mapping[str, Any]) -> CartConfig:
         one("receive", ReceiveSettings),
         several("peer", Peer),
         several("destination", Destination),
-        one("page", PageSettings),
+        one("page", PageSettings) if "page" in values else None,
     )
 
 

@@ -66,7 +66,7 @@ def read_status(config: CartConfig, ledger: Ledger) -> CartStatus:
         images,
         decisions,
         _queues(config, ledger),
-        tuple(_alerts(ledger)),
+        tuple(raised_alerts(ledger)),
         model_in_use(config, ledger)[0],
         last["at_utc"] if last else None,
     )
@@ -86,7 +86,8 @@ def _queues(config: CartConfig, ledger: Ledger) -> dict[str, dict[str, int]]:
     return queues
 
 
-def _alerts(ledger: Ledger) -> list[Alert]:
+def raised_alerts(ledger: Ledger) -> list[Alert]:
+    """The alerts that are not over, the oldest first."""
     return [
         Alert(AlertCode.of(row["code"]), row["key"], json.loads(row["detail"]), row["since_utc"])
         for row in ledger.rows("SELECT * FROM alert ORDER BY since_utc, key")

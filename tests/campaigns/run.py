@@ -25,6 +25,7 @@ from campaigns.full import full
 from campaigns.kill import kill
 from campaigns.latency import latency
 from campaigns.network import network
+from campaigns.page_cost import page_cost
 from campaigns.power import power, power_without_fsync
 from campaigns.soak import soak
 from campaigns.throughput import throughput
@@ -45,6 +46,7 @@ MEASUREMENTS: dict[str, tuple[Measurement, int]] = {
     "latency": (latency, 42),
     "receiver-throughput": (throughput, 5),
     "soak": (soak, 10_000),
+    "page": (page_cost, 6),
 }
 """With the usual number of images, or of rounds."""
 NEEDS: dict[str, Callable[[], str]] = {

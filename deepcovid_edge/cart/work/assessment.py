@@ -8,17 +8,19 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from deepcovid_edge.cart.config import CartSettings
+from deepcovid_edge.cart.pictures import write_map_picture, write_pictures
 from deepcovid_edge.cart.store.image_header import read_image_header
 from deepcovid_edge.cart.store.spool import Spool, sync_folder
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.files import file_sha256
 from deepcovid_edge.heatmaps.explainer import HeatMapMaker, HeatMapSettings, HeatMapWriter
 from deepcovid_edge.model import Model
-from deepcovid_edge.pipeline.reader import ImageReader, Reading
+from deepcovid_edge.pipeline.reader import ImageReader, PreparedImage, Read, Reading
 from deepcovid_edge.reasons import Reason
 
 
@@ -39,6 +41,19 @@ class AssessmentRequest:
     reason: str | None = None
 
 
+class _KeepingReading(Reading):
+    """A reading that keeps the last image, whatever becomes of it."""
+
+    image: PreparedImage | None = None
+
+    def __next__(self) -> Read:
+        return partial(self._keep, super().__next__())
+
+    def _keep(self, read: Read) -> PreparedImage:
+        self.image = read()
+        return self.image
+
+
 class Assessor:
     """Assesses images and builds the objects of their results.
 
@@ -53,7 +68,7 @@ class Assessor:
         self, model: Model, spool: Spool, settings: CartSettings, maker: HeatMapMaker | None
     ) -> None:
         self.model, self.spool, self.settings, self.maker = model, spool, settings, maker
-        self._reader = ImageReader(model.manifest.input, keeps_radiographs=maker is not None)
+        self._reader = ImageReader(model.manifest.input, keeps_radiographs=True)
 
     def assess(self, request: AssessmentRequest) -> dict[str, Any]:
         """Assess one image; its files are on the disk when this returns.
@@ -75,10 +90,19 @@ class Assessor:
             explainer = HeatMapWriter(
                 self.maker, HeatMapSettings(self.settings.heatmap, folder, overlay=True)
             )
-        groups = self.model.predict_groups(
-            Reading([request.path], self._reader), explainer=explainer
-        )
-        return next(iter(next(groups)))
+        reading = _KeepingReading([request.path], self._reader)
+        prediction = next(iter(next(self.model.predict_groups(reading, explainer=explainer))))
+        self._draw(folder, prediction, reading.image)
+        return prediction
+
+    def _draw(self, folder: Path, prediction: Prediction, image: PreparedImage | None) -> None:
+        """Write what the page shows of an image, where it was decoded."""
+        if image is None or image.radiograph is None:
+            return
+        write_pictures(folder, image.radiograph)
+        if prediction.overlay:
+            overlay = Path(prediction.overlay)
+            write_map_picture(folder, overlay, image.radiograph, self.model.manifest.input)
 
     def _not_assessed(self, request: AssessmentRequest) -> Prediction:
         reason = Reason.of(str(request.reason))

@@ -121,6 +121,7 @@ class Housekeeping:
 
 def _certificates(config: CartConfig) -> list[Path]:
     found = [config.receive.certificate, *(one.certificate for one in config.destinations)]
+    found.append(config.page.certificate if config.page else None)
     return sorted({path for path in found if path})
 
 

@@ -1,0 +1,96 @@
+"""The application: addresses, and what stands before them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from deepcovid_edge.cart.page.context import Context
+from deepcovid_edge.cart.page.guard import LOG_IN, Guard, Headers, hosts_of, origins_of
+from deepcovid_edge.cart.page.handlers import Handlers
+from deepcovid_edge.cart.page.posting import PostReader, PostRejectedError
+from deepcovid_edge.cart.process import log
+from deepcovid_edge.cart.store.ledger import LedgerBusyError
+
+
+def build_app(context: Context) -> ASGIApp:
+    """The application of a page.
+
+    Args:
+        context: What its handlers share.
+    """
+
+    @contextlib.asynccontextmanager
+    async def watching(_app: Starlette) -> AsyncIterator[None]:
+        task = asyncio.create_task(context.changes.watch())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    guard = Guard(_nothing, context.settings, context.access)
+    handlers = Handlers(context, guard.cookie)
+    app = Starlette(
+        routes=_routes(context, handlers),
+        middleware=[
+            Middleware(
+                TrustedHostMiddleware,
+                allowed_hosts=hosts_of(context.settings),
+                www_redirect=False,
+            ),
+            Middleware(Guard, settings=context.settings, access=context.access),
+        ],
+        exception_handlers={
+            PostRejectedError: handlers.post_rejected,
+            HTTPException: handlers.http_error,
+            LedgerBusyError: handlers.ledger_busy,
+            Exception: _failed,
+        },
+        lifespan=watching,
+    )
+    return Headers(app)
+
+
+def _routes(context: Context, handlers: Handlers) -> list[Route]:
+    posting = PostReader(origins_of(context.settings), context.config.receive.max_image_mib << 20)
+    return [
+        Route("/", handlers.home),
+        Route("/image/{image:int}", handlers.image),
+        Route("/image/{image:int}/resend", posting(handlers.resend), methods=["POST"]),
+        Route("/image/{image:int}/{kind}", handlers.picture),
+        Route("/alerts", handlers.alerts),
+        Route("/alerts/acknowledge", posting(handlers.acknowledge), methods=["POST"]),
+        Route("/statistics", handlers.statistics),
+        Route("/audit", handlers.audit),
+        Route("/upload", posting(handlers.upload), methods=["POST"]),
+        Route(LOG_IN, handlers.log_in_page),
+        Route(LOG_IN, posting(handlers.log_in), methods=["POST"]),
+        Route("/log-out", posting(handlers.log_out), methods=["POST"]),
+        Route("/changes", handlers.changes),
+        Route("/healthz", handlers.healthz),
+        Route("/readyz", handlers.readyz),
+        Route("/metrics", handlers.metrics),
+        Route("/static/{version}/{name}", handlers.static),
+    ]
+
+
+async def _nothing(*_: object) -> None:
+    """The end of a guard that is asked for its cookie alone."""
+
+
+async def _failed(_request: Request, error: Exception) -> Response:
+    """A fault of the program: its kind is logged, nothing of an image is."""
+    log("page failed", kind=type(error).__name__)
+    return PlainTextResponse("The page failed. Reload it.", 500)

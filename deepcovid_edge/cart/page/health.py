@@ -1,0 +1,146 @@
+"""Lights at the head of the page, and what programs ask: alive, ready."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deepcovid_edge.cart.alerts import AlertCode
+from deepcovid_edge.cart.config import CartConfig
+from deepcovid_edge.cart.model_pointer import model_in_use
+from deepcovid_edge.cart.store.clock import clock_is_plausible
+from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError
+from deepcovid_edge.cart.store.schema import ASSESSING, PARKED, QUEUED, RECEIVED, SENDING
+from deepcovid_edge.cart.store.spool import Spool, SpoolFullError
+
+ALIVE_SECONDS = 60.0
+"""An assessor that has said nothing for so long is not counted on."""
+_ALIVE_KEY = "work alive"  # `work.worker.ALIVE_KEY`; that module loads the assessor
+OK, LOOK, BAD = "ok", "look", "bad"
+SIGNS = {OK: "✓", LOOK: "…", BAD: "!"}
+_OF_SENDERS = {
+    AlertCode.UNKNOWN_SENDER.code,
+    AlertCode.IMAGE_TOO_LARGE.code,
+    AlertCode.NO_IMAGE.code,
+    AlertCode.FOLDER_GONE.code,
+}
+_OF_THE_JUDGE = {AlertCode.ASSESSOR_STOPPED.code, AlertCode.SELF_TEST.code}
+
+
+@dataclass(frozen=True)
+class Light:
+    """Whether one part of the cart works.
+
+    Attributes:
+        part: `images`, `assessor`, `destination`, `disk`, `clock` or `model`.
+        state: `ok`, `look` or `bad`.
+        name: Of a destination, or of the model.
+        word: Key of what is said.
+        values: For the text.
+    """
+
+    part: str
+    state: str
+    word: str
+    name: str = ""
+    values: tuple[tuple[str, object], ...] = ()
+
+    @property
+    def sign(self) -> str:
+        """The shape of its state."""
+        return SIGNS[self.state]
+
+
+def lights(config: CartConfig, ledger: Ledger, spool: Spool) -> list[Light]:
+    """How each part of the cart does, from the ledger and the disk."""
+    raised = {(row["code"], row["key"]) for row in ledger.rows("SELECT code, key FROM alert")}
+    codes = {code for code, _ in raised}
+    return [
+        Light("images", LOOK, "light.look")
+        if codes & _OF_SENDERS
+        else Light("images", OK, "light.ok"),
+        _assessor(ledger, codes),
+        *(_destination(ledger, one.name, raised) for one in config.destinations),
+        _disk(spool),
+        Light("clock", OK, "light.ok")
+        if clock_is_plausible() and AlertCode.CLOCK.code not in codes
+        else Light("clock", BAD, "light.wrong"),
+        _model(config, ledger, codes),
+    ]
+
+
+def _assessor(ledger: Ledger, codes: set[str]) -> Light:
+    if codes & _OF_THE_JUDGE or not assessor_is_alive(ledger):
+        return Light("assessor", BAD, "light.stopped")
+    row = ledger.row("SELECT count(*) AS n FROM image WHERE state IN (?, ?)", RECEIVED, ASSESSING)
+    if waiting := row["n"] if row else 0:
+        return Light("assessor", LOOK, "light.waiting", values=(("count", waiting),))
+    return Light("assessor", OK, "light.ok")
+
+
+def assessor_is_alive(ledger: Ledger) -> bool:
+    """Whether the worker has said so within a minute."""
+    said = ledger.get_meta(_ALIVE_KEY)
+    return said is not None and abs(time.time() - float(said)) < ALIVE_SECONDS
+
+
+def _destination(ledger: Ledger, name: str, raised: set[tuple[str, str]]) -> Light:
+    rows = ledger.rows(
+        "SELECT state, count(*) AS n FROM outbox WHERE destination = ? AND state IN (?, ?, ?)"
+        " GROUP BY state",
+        *(name, QUEUED, SENDING, PARKED),
+    )
+    counts = {row["state"]: row["n"] for row in rows}
+    of_this = {code for code, key in raised if key.endswith(f":{name}")}
+    if AlertCode.DESTINATION_REJECTS.code in of_this or counts.get(PARKED):
+        return Light("destination", BAD, "light.rejects", name)
+    if AlertCode.DESTINATION_SILENT.code in of_this:
+        return Light("destination", BAD, "light.silent", name)
+    if waiting := counts.get(QUEUED, 0) + counts.get(SENDING, 0):
+        return Light("destination", LOOK, "light.waiting", name, (("count", waiting),))
+    return Light("destination", OK, "light.ok", name)
+
+
+def _disk(spool: Spool) -> Light:
+    try:
+        spool.check_room(0)
+    except SpoolFullError:
+        return Light("disk", BAD, "light.full")
+    return Light("disk", OK, "light.ok")
+
+
+def _model(config: CartConfig, ledger: Ledger, codes: set[str]) -> Light:
+    name = model_in_use(config, ledger)[0].rpartition("/")[2]
+    if AlertCode.MODEL.code in codes:
+        return Light("model", BAD, "light.wrong", name)
+    if AlertCode.IMAGES_CHANGED.code in codes:
+        return Light("model", LOOK, "light.look", name)
+    return Light("model", OK, "light.ok", name)
+
+
+def obstacles(ledger: Ledger, writing: Ledger, spool: Spool) -> Sequence[str]:
+    """Why the cart is not ready for an image: `ledger`, `assessor`, `disk`; nothing where it is.
+
+    Args:
+        ledger: To read.
+        writing: To write; it waits for other roles, so this is called in a thread.
+        spool: The spool folder.
+    """
+    found = []
+    try:
+        with writing.transaction():
+            pass
+    except LedgerBusyError:
+        found.append("ledger")
+    if not assessor_is_alive(ledger):
+        found.append("assessor")
+    if _disk(spool).state == BAD:
+        found.append("disk")
+    return found
+
+
+def free_bytes(spool: Spool) -> int:
+    """Room on the disk of the spool."""
+    return shutil.disk_usage(spool.folder).free

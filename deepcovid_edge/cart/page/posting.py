@@ -1,0 +1,147 @@
+"""Forms: where one comes from, that it is of this page, and the files that it brings."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from urllib.parse import parse_qs
+
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+from starlette.responses import Response
+
+MOST_FILES = 16
+_MOST_FORM_BYTES = 4096
+_MULTIPART = "multipart/form-data"
+_OVERHEAD = 1 << 16
+"""Bytes of boundaries and names in a form with files."""
+
+
+class PostRejectedError(Exception):
+    """Raised when a form may not be used.
+
+    Attributes:
+        status: Of the response.
+        word: Key of the sentence that says why.
+    """
+
+    def __init__(self, status: int, word: str) -> None:
+        super().__init__(word)
+        self.status, self.word = status, word
+
+
+@dataclass(frozen=True)
+class SentFile:
+    """A file of a form.
+
+    Attributes:
+        name: What its sender calls it.
+        data: Its bytes.
+    """
+
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Posted:
+    """A form of this page.
+
+    Attributes:
+        fields: Name -> value.
+        files: Its files.
+    """
+
+    fields: dict[str, str]
+    files: Sequence[SentFile] = ()
+
+
+Handler = Callable[[Request, Posted], Awaitable[Response]]
+
+
+@dataclass(frozen=True)
+class PostReader:
+    """Reads the forms of the page, and no others.
+
+    Attributes:
+        origins: Where forms may come from.
+        most_bytes: Of all files of one form.
+        seconds: Longest time that a form may take to arrive.
+    """
+
+    origins: frozenset[str]
+    most_bytes: int
+    seconds: float = 120.0
+
+    def __call__(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+        """A route's end that gets forms of this page alone."""
+
+        async def checked(request: Request) -> Response:
+            return await handler(request, await self.read(request))
+
+        return checked
+
+    async def read(self, request: Request) -> Posted:
+        """Read a form.
+
+        Raises:
+            PostRejectedError: It comes from another page, lacks the token, or is too large.
+        """
+        if request.headers.get("origin", "").lower() not in self.origins:
+            raise PostRejectedError(403, "error.origin")
+        try:
+            posted = await asyncio.wait_for(self._body(request), self.seconds)
+        except asyncio.TimeoutError:
+            raise PostRejectedError(408, "error.slow") from None
+        token = posted.fields.get("token", "")
+        if not hmac.compare_digest(token.encode(), request.scope["visitor"].token.encode()):
+            raise PostRejectedError(403, "error.token")
+        return posted
+
+    async def _body(self, request: Request) -> Posted:
+        if request.headers.get("content-type", "").partition(";")[0] == _MULTIPART:
+            return await self._with_files(request)
+        body = b"".join([part async for part in _limited(request, _MOST_FORM_BYTES)])
+        try:
+            fields = parse_qs(body.decode("ascii"), keep_blank_values=True, max_num_fields=16)
+        except ValueError:
+            raise PostRejectedError(400, "error.form") from None
+        return Posted({name: values[0] for name, values in fields.items()})
+
+    async def _with_files(self, request: Request) -> Posted:
+        most = self.most_bytes + _OVERHEAD
+        stream = _limited(request, most)
+        parser = _InMemoryParser(
+            request.headers, stream, max_files=MOST_FILES, max_fields=4, max_part_size=1024
+        )
+        parser.spool_max_size = most  # images belong into the spool alone, never into /tmp
+        try:
+            items = (await parser.parse()).multi_items()
+        except (MultiPartException, ValueError, KeyError, UnicodeError):
+            raise PostRejectedError(400, "error.form") from None
+        fields = {name: value for name, value in items if isinstance(value, str)}
+        files = []
+        for _, value in items:
+            if isinstance(value, UploadFile):
+                files.append(SentFile(value.filename or "", await value.read()))
+                await value.close()
+        return Posted(fields, [one for one in files if one.data])
+
+
+class _InMemoryParser(MultiPartParser):
+    """Starlette's parser; `spool_max_size` is set for each form."""
+
+
+async def _limited(request: Request, most: int) -> AsyncGenerator[bytes, None]:
+    stated = request.headers.get("content-length", "")
+    if stated.isdigit() and int(stated) > most:
+        raise PostRejectedError(413, "error.large")
+    total = 0
+    async for part in request.stream():
+        total += len(part)
+        if total > most:
+            raise PostRejectedError(413, "error.large")
+        yield part

@@ -1,0 +1,123 @@
+"""The process `cart page`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
+
+import uvicorn
+
+from deepcovid_edge.cart.config import CartConfig, PageSettings
+from deepcovid_edge.cart.page.access import Access, Pin
+from deepcovid_edge.cart.page.app import build_app
+from deepcovid_edge.cart.page.context import Context
+from deepcovid_edge.cart.process import log, notify
+from deepcovid_edge.cart.store.ledger import Ledger
+from deepcovid_edge.cart.store.opening import open_store
+from deepcovid_edge.errors import NotThereError
+
+_LOOK_SECONDS = 0.2
+_BEAT_LOOKS = 25
+_GRACE_SECONDS = 2
+MOST_AT_ONCE = 64
+"""Connections and requests; beyond them uvicorn answers 503."""
+_KEEP_ALIVE_SECONDS = 10
+
+
+def page(config: CartConfig, stop: threading.Event) -> None:
+    """Serve the page until an event is set; then end within 5 seconds.
+
+    Args:
+        config: The cart's configuration.
+        stop: The event.
+
+    Raises:
+        NotThereError: The port cannot be listened on, or a certificate or the PIN is not there.
+        OutputError: Spool or ledger cannot be opened.
+    """
+    settings = config.page or PageSettings()
+    pin = Pin.read(settings.pin_file) if settings.pin_file else None
+    writing, spool = open_store(config.cart)
+    with writing, Ledger(spool.folder, read_only=True) as reading:
+        context = Context(config, settings, reading, writing, spool, Access(pin))
+        try:
+            asyncio.run(_serve(context, stop))
+        except SystemExit as error:  # uvicorn's way to say that it cannot start
+            place = f"{settings.host}:{settings.port}"
+            raise NotThereError(f"page.port: {place} cannot be listened on") from error
+    log("page stopped")
+
+
+class _Server(uvicorn.Server):
+    """A server whose signals are those of the role."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone."""
+        yield
+
+
+async def _serve(context: Context, stop: threading.Event) -> None:
+    settings = context.settings
+    try:
+        server = _Server(server_settings(context))
+        server.config.load()
+    except (OSError, ValueError) as error:  # `ssl.SSLError` is the former
+        raise NotThereError(f"page.certificate: cannot be used: {error}") from error
+    watch = asyncio.create_task(_end_when_asked(server, context, stop))
+    log("page", host=settings.host, port=settings.port, tls=settings.certificate is not None)
+    try:
+        await server.serve()
+    finally:
+        watch.cancel()
+
+
+def server_settings(context: Context) -> uvicorn.Config:
+    """How the server is set up."""
+    settings = context.settings
+    return uvicorn.Config(
+        build_app(context),
+        host=settings.host,
+        port=settings.port,
+        ssl_certfile=settings.certificate,
+        ssl_keyfile=settings.key,
+        http="h11",
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # whoever is at the other end of the connection is who asks
+        limit_concurrency=MOST_AT_ONCE,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+    )
+
+
+async def _end_when_asked(server: uvicorn.Server, context: Context, stop: threading.Event) -> None:
+    """Tell systemd that the loop goes round; end the server with the role, or with its ledger."""
+    inode, looks, was_ready = context.reading.path.stat().st_ino, 0, False
+    while not stop.is_set():
+        if server.started and not was_ready:
+            was_ready = True
+            notify("READY=1")
+        if looks % _BEAT_LOOKS == 0:
+            notify("WATCHDOG=1")
+            if not _is_same(context, inode):
+                log("page ends", why="the ledger was made again")
+                break
+        looks += 1
+        await asyncio.sleep(_LOOK_SECONDS)
+    notify("STOPPING=1")
+    context.changes.close()
+    server.should_exit = True
+
+
+def _is_same(context: Context, inode: int) -> bool:
+    try:
+        return context.reading.path.stat().st_ino == inode
+    except OSError:
+        return False

@@ -1,0 +1,74 @@
+"""Statistics: days, reasons, percentiles, drift, from a ledger with known images."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+from cart_page import put
+from cart_store import open_store
+
+from deepcovid_edge.cart.page import health, statistics
+from deepcovid_edge.cart.page.statistics import _percentiles, read_statistics, steps_of
+from deepcovid_edge.cart.work import drift, worker
+
+
+def test_the_constants_are_those_of_the_roles_that_they_speak_of() -> None:
+    assert statistics.REFERENCE_RESULTS == drift.REFERENCE_RESULTS
+    assert statistics.LEAST_RESULTS == drift.LEAST_RESULTS
+    assert statistics.WEEK == drift.WEEK
+    assert health._ALIVE_KEY == worker.ALIVE_KEY
+
+
+def test_images_are_counted_by_day_and_kind_and_reason(tmp_path: Path) -> None:
+    with open_store(tmp_path / "spool") as store:
+        for number, decision in enumerate(["positive", "negative", "negative", None]):
+            put(store, number, decision, picture=False)
+        found = read_statistics(store.ledger)
+    assert found.kinds == {"positive": 1, "indeterminate": 0, "negative": 2, "not_assessed": 1}
+    assert [day.total for day in found.days] == [0] * 13 + [4]
+    assert found.reasons == [("E_VIEW", 1)]
+    assert found.total == 4
+    assessed = found.times[0]
+    assert (assessed.step, assessed.count, assessed.seconds[50]) == ("assessor", 4, 0.09)
+    assert found.drift.state == "too_few"
+
+
+def test_an_old_image_is_not_counted(tmp_path: Path) -> None:
+    with open_store(tmp_path / "spool") as store:
+        put(store, 1, "positive", picture=False)
+        later = datetime.now(timezone.utc) + timedelta(days=15)
+        found = read_statistics(store.ledger, later)
+    assert found.total == 0
+
+
+def test_an_empty_ledger_has_statistics(tmp_path: Path) -> None:
+    with open_store(tmp_path / "spool") as store:
+        found = read_statistics(store.ledger)
+    assert found.total == 0
+    assert [one.count for one in found.times] == [0, 0, 0]
+    assert found.drift.images == (0, 0)
+
+
+def test_percentiles_are_of_the_nearest_rank_and_leave_out_a_clock_that_went_back() -> None:
+    found = _percentiles("send", [None, -5.0, *map(float, range(1, 101))])
+    assert found.count == 100
+    assert found.seconds == {50: 50.0, 90: 90.0, 95: 95.0, 99: 99.0}
+    assert _percentiles("send", [3.0]).seconds[99] == 3.0
+
+
+def test_a_change_is_shown_in_the_words_of_the_alert(tmp_path: Path) -> None:
+    with open_store(tmp_path / "spool") as store:
+        store.ledger.raise_alert("images changed", "images_changed", words=["More images."])
+        found = read_statistics(store.ledger)
+    assert (found.drift.state, [*found.drift.words]) == ("changed", ["More images."])
+
+
+def test_a_distribution_rises_from_corner_to_corner() -> None:
+    points = [tuple(map(float, one.split(","))) for one in steps_of([0.2, 0.5], 100, 10).split()]
+    assert points[0] == (0, 10)
+    assert points[-1] == (100, 0)
+    assert (20.0, 5.0) in points
+    assert points == sorted(points, key=lambda point: point[0])
+    assert steps_of([], 1, 1) == ""
+    assert len(steps_of([n / 999 for n in range(1000)], 100, 10).split()) < 130
