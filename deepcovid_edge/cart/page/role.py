@@ -99,14 +99,14 @@ def server_settings(context: Context) -> uvicorn.Config:
 
 async def _end_when_asked(server: uvicorn.Server, context: Context, stop: threading.Event) -> None:
     """Tell systemd that the loop goes round; end the server with the role, or with its ledger."""
-    inode, looks, was_ready = context.reading.path.stat().st_ino, 0, False
+    looks, was_ready = 0, False
     while not stop.is_set():
         if server.started and not was_ready:
             was_ready = True
             notify("READY=1")
         if looks % _BEAT_LOOKS == 0:
             notify("WATCHDOG=1")
-            if not _is_same(context, inode):
+            if context.reading.is_replaced():
                 log("page ends", why="the ledger was made again")
                 break
         looks += 1
@@ -114,10 +114,3 @@ async def _end_when_asked(server: uvicorn.Server, context: Context, stop: thread
     notify("STOPPING=1")
     context.changes.close()
     server.should_exit = True
-
-
-def _is_same(context: Context, inode: int) -> bool:
-    try:
-        return context.reading.path.stat().st_ino == inode
-    except OSError:
-        return False

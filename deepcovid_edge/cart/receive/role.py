@@ -14,8 +14,8 @@ from deepcovid_edge.cart.receive.folder import FolderWatch
 from deepcovid_edge.cart.receive.guards import set_up_pynetdicom
 from deepcovid_edge.cart.receive.receiver import Receiver
 from deepcovid_edge.cart.store.intake import Intake
-from deepcovid_edge.cart.store.ledger import Ledger
-from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
+from deepcovid_edge.cart.store.opening import open_store
+from deepcovid_edge.cart.store.rebuild import note_unknown
 
 _LOOP_SECONDS = 1.0
 _JOIN_SECONDS = 1.0
@@ -33,13 +33,11 @@ def receive(config: CartConfig, stop: threading.Event) -> None:
         NotThereError: The port cannot be listened on, a certificate is not there, or pynetdicom is
             not installed.
     """
-    settings = config.cart
-    spool = Spool(
-        settings.spool,
-        SpoolSettings(settings.floor_mib, settings.floor_share, settings.ballast_mib),
-    )
-    with Ledger(settings.spool) as ledger:
+    ledger, spool = open_store(config.cart)
+    with ledger:
         spool.empty_incoming()
+        if found := note_unknown(ledger, spool):
+            log("noted", images=found)
         _serve(config, Intake(ledger, spool), stop)
 
 
@@ -66,6 +64,9 @@ def _serve(config: CartConfig, intake: Intake, stop: threading.Event) -> None:
         while not stop.wait(_LOOP_SECONDS):
             if receiver is None or receiver.is_listening:
                 notify("WATCHDOG=1")
+            if intake.ledger.is_replaced():
+                log("receive ends", why="the ledger was made again")
+                break
         notify("STOPPING=1")
     end = time.monotonic() + _JOIN_SECONDS
     for thread in threads:

@@ -67,6 +67,7 @@ class Ledger(Closing):
             except BaseException:
                 self._connection.close()
                 raise
+        self._inode = self.path.stat().st_ino
 
     def _prepare(self, read_only: bool) -> None:
         run = self._connection.execute
@@ -90,6 +91,13 @@ class Ledger(Closing):
             found = [row[0] for row in self._connection.execute("PRAGMA quick_check(3)")]
         if found != ["ok"]:
             raise LedgerDamagedError(f"{self.path}: damaged: {found[0]}")
+
+    def is_replaced(self) -> bool:
+        """Whether another role has made the ledger again: what is written here then is lost."""
+        try:
+            return self.path.stat().st_ino != self._inode
+        except OSError:
+            return True
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.store.image_header import NotTakenError, read_image_header
 from deepcovid_edge.cart.store.images import BuiltObject, ClaimedImage, Images, Settled
 from deepcovid_edge.cart.store.intake import Arrival, Intake
@@ -39,6 +40,28 @@ def rebuild(ledger: Ledger, spool: Spool) -> int:
                 images.settle(claimed, settled)
         count += 1
     ledger.event("rebuilt", images=count)
+    return count
+
+
+def note_unknown(ledger: Ledger, spool: Spool) -> int:
+    """Note images that were stored while the ledger was made again; how many there were.
+
+    Only the receiver calls this, at its start, before it takes anything. A ledger that was never
+    made again knows every image that was acknowledged, and is not asked.
+    """
+    code = AlertCode.LEDGER_REBUILT.code
+    if not ledger.row("SELECT 1 FROM alert WHERE code = ?", code):
+        return 0
+    known = {row["content_sha256"] for row in ledger.rows("SELECT content_sha256 FROM image")}
+    intake, count = Intake(ledger, spool), 0
+    for path in _images(spool):
+        if path.stem in known:
+            continue
+        try:
+            intake.note_stored(path, Arrival("rebuild", "spool"))
+        except NotTakenError:  # noted when the ledger was made again
+            continue
+        count += 1
     return count
 
 

@@ -15,7 +15,7 @@ from deepcovid_edge.cart.store.clock import is_plausible
 from deepcovid_edge.cart.store.deliveries import Deliveries
 from deepcovid_edge.cart.store.images import Settled
 from deepcovid_edge.cart.store.ledger import LEDGER_NAME
-from deepcovid_edge.cart.store.rebuild import RECORD_NAME, settled_text
+from deepcovid_edge.cart.store.rebuild import RECORD_NAME, note_unknown, settled_text
 from deepcovid_edge.cart.store.retention import RetentionSettings, delete_old
 
 
@@ -164,3 +164,20 @@ def test_a_damaged_image_is_left_out_of_a_new_ledger(tmp_path: Path) -> None:
     with ledger:
         assert len(ledger.rows("SELECT * FROM image")) == 1
         assert ledger.row("SELECT 1 FROM event WHERE kind = 'not rebuilt'")
+
+
+def test_what_was_stored_while_the_ledger_was_made_again_is_noted_once(tmp_path: Path) -> None:
+    settings = CartSettings(tmp_path, floor_mib=0, floor_share=0.0, ballast_mib=0)
+    with open_store(tmp_path) as store:
+        store.take(1)
+        assert note_unknown(store.ledger, store.spool) == 0
+        opening._move_aside(tmp_path)
+        assert store.ledger.is_replaced()
+        again, spool = opening.open_store(settings)
+        with again:
+            assert not again.is_replaced()
+            store.take(2)  # by a receiver that has not noticed: into the ledger that lies aside
+            assert len(again.rows("SELECT * FROM image")) == 1
+            assert note_unknown(again, spool) == 1
+            assert note_unknown(again, spool) == 0
+            assert len(again.rows("SELECT * FROM image")) == 2
