@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 
 import numpy as np
 from cart_peers import HOST, free_port, wait_until
-from cart_store import Store
+from cart_store import Store, open_store
 from dicom_files import dataset, written
 
 from deepcovid_edge.cart.config import CartConfig, read_config
@@ -256,3 +256,20 @@ def _answers(reader: Reader) -> bool:
         return reader.get("/healthz").status == 200
     except OSError:
         return False
+
+
+def filled(folder: Path) -> Path:
+    """A spool with an image of each kind, the first of a patient with a hostile name; alerts."""
+    with open_store(folder / "spool") as store:
+        put(
+            store,
+            0,
+            "positive",
+            PatientName=HOSTILE,
+            PatientID=HOSTILE,
+            AccessionNumber=HOSTILE[:16],
+            StationName=HOSTILE[:16],
+        )
+        put(store, 1, None)
+        store.ledger.raise_alert("silent:pacs", "destination_silent", why=HOSTILE)
+    return folder

@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cart_peers import HOST, ReceivingCart, Server, free_port, is_listening, storescu
+from cart_peers import HOST, Server, free_port, is_listening, storescu
+from receiving_cart import ReceivingCart
 
 from benchmarks.measure import ratio, summary
 from campaigns.images import DrawnImages

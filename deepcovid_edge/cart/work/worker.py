@@ -67,11 +67,14 @@ class Worker(Closing):
         self._alive = 0.0
 
     def run(self) -> None:
-        """Assess images until the stop."""
+        """Assess images until the stop, or until another role has made the ledger again."""
         if found := self.images.release():
             log("images given back", images=found)
         was_full = False
         while not self.stop.is_set():
+            if self.ledger.is_replaced():
+                log("work ends", why="the ledger was made again")
+                break
             try:
                 self._note_alive()
                 if was_full:  # an image that could not even be given back

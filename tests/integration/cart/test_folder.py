@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cart_peers import ReceivingCart, wait_until
+from cart_peers import wait_until
+from receiving_cart import ReceivingCart
 
 pytest.importorskip("pynetdicom", reason="the cart needs extra cart")
 from dicom_files import dataset, written

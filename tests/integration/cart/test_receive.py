@@ -17,19 +17,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cart_peers import (
-    CR,
-    HOST,
-    ReceivingCart,
-    association_request,
-    echoscu,
-    needs_dcmtk,
-    p_data,
-    status_in,
-    store_command,
-    storescu,
-    wait_until,
-)
+from cart_peers import HOST, echoscu, needs_dcmtk, storescu, wait_until
+from receiving_cart import CR, ReceivingCart, association_request, p_data, status_in, store_command
 
 pytest.importorskip("pynetdicom", reason="the cart needs extra cart")
 import dicom_files

@@ -15,17 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cart_peers import (
-    HOST,
-    ReceivingCart,
-    association_request,
-    command_set,
-    echoscu,
-    needs_dcmtk,
-    p_data,
-    store_command,
-    wait_until,
-)
+from cart_peers import HOST, echoscu, needs_dcmtk, wait_until
+from receiving_cart import ReceivingCart, association_request, command_set, p_data, store_command
 
 from deepcovid_edge.cart.store.ledger import Ledger
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cart_peers import HOST, Orthanc, ReceivingCart, free_port, needs_orthanc, wait_until
+from cart_peers import HOST, Orthanc, free_port, needs_orthanc, wait_until
+from receiving_cart import ReceivingCart
 
 pytest.importorskip("pynetdicom", reason="the cart needs extra cart")
 from dicom_files import DX, dataset, written

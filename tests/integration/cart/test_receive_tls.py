@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cart_peers import ReceivingCart, echoscu, needs_dcmtk
+from cart_peers import echoscu, needs_dcmtk
+from receiving_cart import ReceivingCart
 
 pytest.importorskip("pynetdicom", reason="the cart needs extra cart")
 pytestmark = [

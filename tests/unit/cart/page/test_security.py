@@ -4,45 +4,32 @@ from __future__ import annotations
 
 import json
 import socket
-import ssl
 import stat
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from http.client import HTTPException
 from pathlib import Path
 
 import pytest
-from cart_page import HOSTILE, PIN, Reader, RunningPage, drawn_image, put, served, write_config
-from cart_peers import HOST, free_port, wait_until
+from cart_page import (
+    PIN,
+    Reader,
+    RunningPage,
+    drawn_image,
+    filled,
+    served,
+    write_config,
+)
+from cart_peers import HOST, wait_until
 from cart_store import open_store
 
-from deepcovid_edge.cart.config import PageSettings
 from deepcovid_edge.cart.page.access import Pin
-from deepcovid_edge.cart.page.guard import POLICY, origins_of
+from deepcovid_edge.cart.page.guard import POLICY
 from deepcovid_edge.cart.page.role import page
-from deepcovid_edge.errors import NotThereError, UsageError
+from deepcovid_edge.errors import NotThereError
 
 PAGES = ("/", "/image/1", "/alerts", "/statistics", "/audit")
 PICTURES = ("/image/1/picture", "/image/1/thumbnail", "/image/1/map")
-
-
-def filled(folder: Path) -> Path:
-    """A spool with an image of each kind, the first of a patient with a hostile name; alerts."""
-    with open_store(folder / "spool") as store:
-        put(
-            store,
-            0,
-            "positive",
-            PatientName=HOSTILE,
-            PatientID=HOSTILE,
-            AccessionNumber=HOSTILE[:16],
-            StationName=HOSTILE[:16],
-        )
-        put(store, 1, None)
-        store.ledger.raise_alert("silent:pacs", "destination_silent", why=HOSTILE)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -412,114 +399,10 @@ def test_without_a_ledger_to_read_it_says_so_and_goes_on(tmp_path: Path) -> None
         assert found.reader.get("/readyz").status == 200
 
 
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ({"host": "0.0.0.0"}, "page.host: got '0.0.0.0' without certificate, key and pin_file"),
-        ({"host": "192.168.1.9", "pin_file": "pin"}, "without certificate"),
-        ({"host": "::"}, "page.host"),
-        ({"host": "10.0.0.1", "certificate": "c", "key": "k"}, "without certificate, key and pin"),
-        ({"certificate": "c"}, "page.certificate and key: got one of them"),
-        (
-            {"host": "0.0.0.0", "certificate": "c", "key": "k", "pin_file": "p"},
-            "page.hosts: is missing",
-        ),
-        (
-            {
-                "host": "10.0.0.1",
-                "certificate": "c",
-                "key": "k",
-                "pin_file": "p",
-                "names": "always",
-            },
-            "page.names: got 'always'",
-        ),
-        ({"hosts": ["a:80"]}, "page.hosts: got 'a:80'"),
-        ({"hosts": ["*"]}, "page.hosts"),
-        ({"language": "xx"}, "page.language: got 'xx'"),
-        ({"pin": "123456"}, "page.pin: no such key"),
-    ],
-)
-def test_an_unsafe_configuration_is_refused(
-    tmp_path: Path, keys: dict[str, object], message: str
-) -> None:
-    with pytest.raises(UsageError) as caught:
-        write_config(tmp_path, 8080, **keys)
-    assert message in str(caught.value)
-
-
-def test_a_start_without_the_pin_s_hash_is_refused(tmp_path: Path) -> None:
-    config = write_config(tmp_path, free_port(), pin_file="pin")
-    with pytest.raises(NotThereError, match="cart set-pin"):
-        page(config, threading.Event())
-
-
 def test_a_port_that_is_taken_is_named(tmp_path: Path, running: RunningPage) -> None:
     config = write_config(tmp_path, running.reader.port)
     with pytest.raises(NotThereError, match=f"page.port: 127.0.0.1:{running.reader.port}"):
         page(config, threading.Event())
-
-
-def test_origins_are_those_of_the_configured_names() -> None:
-    assert origins_of(PageSettings(port=8080)) == {
-        f"http://{name}:8080" for name in ("127.0.0.1", "localhost", "[::1]")
-    }
-    beyond = PageSettings(
-        host="10.0.0.1",
-        port=443,
-        certificate=Path("c"),
-        key=Path("k"),
-        pin_file=Path("p"),
-        hosts=("cart.example",),
-    )
-    assert origins_of(beyond) == {
-        f"https://{name}{port}" for name in ("10.0.0.1", "cart.example") for port in ("", ":443")
-    }
-
-
-def test_with_tls_plain_http_gets_nothing_and_the_cookie_is_secure(tmp_path: Path) -> None:
-    make_certificate(tmp_path)
-    Pin.of(PIN).write(tmp_path / "pin")
-    port = free_port()
-    config = write_config(filled(tmp_path), port, certificate="c.pem", key="k.pem", pin_file="pin")
-    stop = threading.Event()
-    thread = threading.Thread(target=page, args=(config, stop))
-    thread.start()
-    try:
-        wait_until(lambda: _tls(port, tmp_path), 20)
-        text = _tls(port, tmp_path)
-        assert "set-cookie: __Host-cart=" in text
-        assert "Secure" in text
-        with pytest.raises((OSError, HTTPException)):
-            Reader(port).get("/log-in")
-    finally:
-        stop.set()
-        thread.join(10)
-
-
-def make_certificate(folder: Path) -> None:
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-    names = ["-subj", "/CN=cart", "-addext", "subjectAltName=IP:127.0.0.1"]
-    files = ["-keyout", str(folder / "k.pem"), "-out", str(folder / "c.pem")]
-    subprocess.run([*command, *names, *files], check=True, capture_output=True)
-
-
-def _tls(port: int, folder: Path) -> str:
-    context = ssl.create_default_context(cafile=str(folder / "c.pem"))
-    try:
-        with (
-            socket.create_connection((HOST, port), 5) as bare,
-            context.wrap_socket(bare, server_hostname=HOST) as stream,
-        ):
-            assert stream.version() in ("TLSv1.2", "TLSv1.3")
-            head = f"GET /log-in HTTP/1.1\r\nHost: {HOST}:{port}\r\nConnection: close\r\n\r\n"
-            stream.sendall(head.encode())
-            parts = []
-            while part := stream.recv(65536):
-                parts.append(part)
-            return b"".join(parts).decode()
-    except ConnectionRefusedError:
-        return ""
 
 
 def test_the_page_leaves_nothing_that_others_may_read(tmp_path: Path) -> None:

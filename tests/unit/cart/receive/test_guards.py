@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 pytest.importorskip("pynetdicom", reason="the cart needs extra cart")
-from cart_peers import CR, HOST, association_request, p_data, wait_until
+from cart_peers import HOST, wait_until
 from pynetdicom import AE, _config, dul, transport
+from receiving_cart import CR, association_request, p_data
 
 from deepcovid_edge.cart.receive.connections import Connection, Limits
 from deepcovid_edge.cart.receive.guards import Guard, guarded_server, plain_address

@@ -12,6 +12,7 @@ import pytest
 from cart_store import Store, open_store, record
 
 from deepcovid_edge.cart.config import CartConfig, CartSettings, Destination, ReceiveSettings
+from deepcovid_edge.cart.store import opening
 from deepcovid_edge.cart.store.images import ClaimedImage, Settled
 from deepcovid_edge.cart.store.rebuild import RECORD_NAME
 from deepcovid_edge.cart.store.spool import SpoolFullError
@@ -157,3 +158,10 @@ def test_another_model_assesses_from_the_next_image_on(store: Store) -> None:
     assert worker._assessor is not None
     assert worker._assessor.model == "other"
     assert FakeAssessor.started == 2
+
+
+def test_it_ends_when_another_role_has_made_the_ledger_again(store: Store) -> None:
+    store.take()
+    opening._move_aside(store.spool.folder)
+    worker_of(store).run()
+    assert store.states() == ["received"]
