@@ -78,7 +78,27 @@ def tls_context(destination: Destination) -> ssl.SSLContext | None:
     return context
 
 
-class Associator:
+class Severable:
+    """Something with a connection that any thread may end at once."""
+
+    _socket: socket.socket | None = None
+    _is_stopped = False
+
+    def cut(self) -> None:
+        """End the connection at once, whatever goes over it; any thread may call this."""
+        connection = self._socket
+        if connection is not None:
+            # Not the method of an SSLSocket: what is still sent must not go out in clear.
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+    def stop(self) -> None:
+        """End the connection at once, and open none any more; any thread may call this."""
+        self._is_stopped = True
+        self.cut()
+
+
+class Associator(Severable):
     """Opens associations with a destination, one after another.
 
     Args:
@@ -112,8 +132,6 @@ class Associator:
         self._entity.acse_timeout = self.timeouts.associate
         self._entity.dimse_timeout = self.timeouts.reply
         self._entity.network_timeout = None  # it is held while there is work, and no longer
-        self._socket: socket.socket | None = None
-        self._is_stopped = False
 
     @staticmethod
     def _socket_that_closes(create: Callable[..., Any]) -> Callable[..., Any]:
@@ -210,19 +228,6 @@ class Associator:
             yield
         finally:
             timer.cancel()
-
-    def cut(self) -> None:
-        """End the connection at once, whatever goes over it; any thread may call this."""
-        connection = self._socket
-        if connection is not None:
-            # Not the method of an SSLSocket: what is still sent must not go out in clear.
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(connection, socket.SHUT_RDWR)
-
-    def stop(self) -> None:
-        """End the connection at once, and open none any more; any thread may call this."""
-        self._is_stopped = True
-        self.cut()
 
     def close(self) -> None:
         """Release the association (PS3.8, 7.2), if there is one."""

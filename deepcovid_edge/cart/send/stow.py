@@ -11,7 +11,6 @@ import contextlib
 import http.client
 import json
 import secrets
-import socket
 import ssl
 import threading
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from urllib.parse import urlsplit
 
 from deepcovid_edge.cart.config import Destination
 from deepcovid_edge.cart.send.answers import Answer, answer_of
-from deepcovid_edge.cart.send.association import Timeouts, tls_context
+from deepcovid_edge.cart.send.association import Severable, Timeouts, tls_context
 from deepcovid_edge.cart.send.dimse import ObjectDamagedError, Sender, read_built
 from deepcovid_edge.cart.store.deliveries import Delivery
 
@@ -34,7 +33,7 @@ _REFUSED |= {405: "method not allowed", 406: "answer not acceptable", 410: "serv
 _REFUSED_OBJECT = {413: "too large", 415: "media type not supported", 422: "cannot be processed"}
 
 
-class StowSender(Sender):
+class StowSender(Severable, Sender):
     """Sends to a STOW-RS service.
 
     Args:
@@ -56,8 +55,6 @@ class StowSender(Sender):
         self._path = url.path.rstrip("/") + "/studies"
         self._tls = tls_context(destination) if url.scheme == "https" else None
         self._connection: http.client.HTTPConnection | None = None
-        self._socket: socket.socket | None = None
-        self._is_stopped = False
 
     def send(self, delivery: Delivery) -> Answer:
         """Send an object and wait for the answer.
@@ -157,18 +154,6 @@ class StowSender(Sender):
             yield
         finally:
             timer.cancel()
-
-    def cut(self) -> None:
-        """End the connection at once, whatever goes over it."""
-        connection = self._socket
-        if connection is not None:
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(connection, socket.SHUT_RDWR)
-
-    def stop(self) -> None:
-        """End the connection at once, and open none any more."""
-        self._is_stopped = True
-        self.cut()
 
     def close(self) -> None:
         """Close the connection, if there is one."""
