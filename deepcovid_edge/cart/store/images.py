@@ -13,8 +13,6 @@ from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.schema import ASSESSED, ASSESSING, NOT_ASSESSED, RECEIVED
 from deepcovid_edge.cart.store.spool import Spool
 
-MOST_TRIES = 3
-
 
 @dataclass(frozen=True)
 class ClaimedImage:

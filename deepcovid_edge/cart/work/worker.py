@@ -1,7 +1,8 @@
 """`cart work`: assesses images one after another, and sends what came of them.
 
 The assessor is a child process. An image that ends it is tried again, three times in all; then it
-is not assessed, kept aside and told of. Results, their objects and the outbox are one transaction,
+is not assessed, kept aside and told of. That the cart itself is ended is seldom the image's fault,
+so it costs an image one of more tries. Results, their objects and the outbox are one transaction,
 so an image is assessed once whatever happens in between.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import CartConfig
 from deepcovid_edge.cart.model_pointer import model_in_use
 from deepcovid_edge.cart.process import log, notify
-from deepcovid_edge.cart.store.images import MOST_TRIES, ClaimedImage, Images, Settled
+from deepcovid_edge.cart.store.images import ClaimedImage, Images, Settled
 from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError
 from deepcovid_edge.cart.store.rebuild import RECORD_NAME, settled_text
 from deepcovid_edge.cart.store.spool import Spool, SpoolFullError
@@ -33,6 +35,10 @@ _LOOK_SECONDS = 0.1
 """Between two looks for an image: a look takes some microseconds."""
 _RESTART_SECONDS = (1.0, 5.0, 30.0, 120.0)
 """Waits before an assessor that cannot be loaded is started again; the last is repeated."""
+_MOST_CRASHES = 3
+"""Assessors that an image may end."""
+_MOST_TRIES = 10
+"""Tries of an image, those included in which the cart itself was ended: it may be why."""
 ALIVE_KEY = "work alive"
 _ALIVE_SECONDS = 5.0
 
@@ -63,6 +69,7 @@ class Worker(Closing):
             one.name: one.objects for one in config.destinations
         }
         self._assessor: AssessorProcess | None = None
+        self._crashes: Counter[int] = Counter()
         self._failures = 0
         self._alive = 0.0
 
@@ -137,7 +144,10 @@ class Worker(Closing):
         if image is None:
             return False
         try:
-            self._assess_image(image)
+            if image.tries > _MOST_TRIES:
+                self._give_up(image, "the cart ended each time")
+            else:
+                self._assess_image(image)
         except AssessorCrashedError as error:
             self._end_assessor()
             self._crashed(image, str(error))
@@ -173,13 +183,16 @@ class Worker(Closing):
         log("assessor crashed", image=image.image_id, why=why, tries=image.tries)
         if self.stop.is_set():
             self.images.give_back(image, "stopped", counts=False)
-        elif image.tries < MOST_TRIES:
+            return
+        self._crashes[image.image_id] += 1
+        if self._crashes[image.image_id] < _MOST_CRASHES:
             self.images.give_back(image, why)
         else:
             self._give_up(image, why)
 
     def _give_up(self, image: ClaimedImage, why: str) -> None:
         """Give up an image that no assessor survives, and keep it aside."""
+        self._crashes.pop(image.image_id, None)
         self.spool.quarantine(image.content_sha256, image.path.suffix)
         assessor = self._ready()
         if assessor is None:  # the model is gone too: assessed again when there is one

@@ -105,6 +105,33 @@ def test_an_image_that_ends_every_assessor_is_refused_after_three_tries(
     assert store.ledger.row("SELECT 1 FROM alert WHERE code = 'quarantined'")
 
 
+def test_an_image_is_not_given_up_because_the_cart_was_ended_while_it_was_assessed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.take(0)
+    worker = worker_of(store)
+    for _ in range(5):  # as after a SIGKILL of `cart work`
+        assert worker.images.claim() is not None
+        assert worker.images.release() == 1
+    monkeypatch.setattr(FakeAssessor, "crashes_on", {1})
+    assert worker._ready() is not None
+    worker.assess_next()  # its assessor is killed once
+    monkeypatch.setattr(FakeAssessor, "crashes_on", set())
+    assess_all(worker)
+    assert store.states() == ["assessed"]
+
+
+def test_an_image_that_ends_the_whole_cart_each_time_is_given_up_in_the_end(store: Store) -> None:
+    store.take(0)
+    worker = worker_of(store)
+    for _ in range(10):
+        assert worker.images.claim() is not None
+        worker.images.release()
+    assess_all(worker)
+    assert store.states() == ["not_assessed"]
+    assert [row["code"] for row in store.ledger.rows("SELECT code FROM alert")] == ["quarantined"]
+
+
 def test_the_record_lies_beside_the_objects_for_a_ledger_that_is_lost(store: Store) -> None:
     store.take()
     assess_all(worker_of(store))
