@@ -343,11 +343,16 @@ class Receiver(Closing):
         """Raise the alert, or clear it with the first image that fits again."""
         if is_full == self._disk_was_full:
             return
-        with contextlib.suppress(OutputError):  # as full as the disk
+
+        def tell() -> None:
             if is_full:
                 self._ledger.raise_alert(_DISK_ALERT, _DISK_ALERT)
             else:
                 self._ledger.clear_alert(_DISK_ALERT)
+                self._intake.spool.fill_ballast()
+
+        with contextlib.suppress(OutputError):  # the reserve is full too
+            self._intake.spool.write_in_reserve(tell)
             self._disk_was_full = is_full
 
     def _report(self, kind: str, address: str, count: int, why: str) -> None:

@@ -37,7 +37,7 @@ from deepcovid_edge.cart.send.dimse import DimseSender, Sender
 from deepcovid_edge.cart.send.stow import StowSender
 from deepcovid_edge.cart.store.clock import now_utc
 from deepcovid_edge.cart.store.deliveries import BACKOFF_SECONDS, Deliveries, Delivery
-from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError
+from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.spool import Spool
 
 FAILURES_UNTIL_ALERT = 3
@@ -390,12 +390,7 @@ class Courier(threading.Thread):
         return any(row["kind"] in (_SEND_AGAIN, _DRAIN) for row in rows)
 
     def _write(self, write: Callable[[], Any]) -> None:
-        """Write into the ledger; on a full disk, into the room that was kept for this."""
-        try:
-            write()
-        except LedgerBusyError:
-            self._deliveries.spool.drop_ballast()
-            write()
+        self._deliveries.spool.write_in_reserve(write)
 
 
 def _words(error: BaseException) -> str:

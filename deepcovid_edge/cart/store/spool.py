@@ -17,7 +17,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +84,18 @@ class Spool:
             return
         with contextlib.suppress(OSError), path.open("wb") as stream:
             os.posix_fallocate(stream.fileno(), 0, size)
+
+    def write_in_reserve(self, write: Callable[[], object]) -> None:
+        """Write into the ledger; where the disk is full, into the room of the ballast.
+
+        Raises:
+            OutputError: There is no room there either.
+        """
+        try:
+            write()
+        except OutputError:
+            self.drop_ballast()
+            write()
 
     def drop_ballast(self) -> bool:
         """Give up the ballast; whether there was one."""
