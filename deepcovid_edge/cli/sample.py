@@ -22,15 +22,20 @@ import click
     show_default=True,
     help="Also write files that cannot be assessed.",
 )
-def command(folder: Path, count: int, others: bool) -> None:
+@click.option(
+    "--dicom", is_flag=True, help="Write the radiographs as DICOM files, as a console sends them."
+)
+def command(folder: Path, count: int, others: bool, dicom: bool) -> None:
     """Write a synthetic clinic folder.
 
     It holds drawn radiographs, clear lungs and lungs with opacities in turn, marked as synthetic in
     picture and metadata. Beside them are files that a clinic also sends and that cannot be
     assessed: a cut-off JPEG, a lateral view, a CT slice, a photograph, a blank plate, an image that
-    lies on its side. These need pydicom (extra `dicom`); without it add --no-others.
+    lies on its side. These need pydicom (extra `dicom`); without it add --no-others. Each image of
+    --dicom lies in a study of its own.
     """
     from deepcovid_edge.imaging.synthetic.clinic_folder import write_clinic_folder, write_phantoms
 
-    for path in (write_clinic_folder if others else write_phantoms)(folder, count):
+    write = write_clinic_folder if others else write_phantoms
+    for path in write(folder, count, dicom=dicom):
         click.echo(path)

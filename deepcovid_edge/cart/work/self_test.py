@@ -12,16 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
 from deepcovid_edge.cart.work.assessment import AssessmentRequest, Assessor
 from deepcovid_edge.errors import ModelFileError
-from deepcovid_edge.imaging.dicom.writing import write_dicom
+from deepcovid_edge.imaging.dicom.writing import write_radiograph
 from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 
-_DX = "1.2.840.10008.5.1.4.1.1.1.1"
-_STUDY, _SERIES = "2.25.1", "2.25.2"
 _OPACITIES = (0, 9)
 
 
@@ -37,18 +33,7 @@ def check_assessor(assessor: Assessor) -> None:
         own = Assessor(assessor.model, spool, assessor.settings, assessor.maker)
         for opacities in _OPACITIES:
             path = Path(folder) / f"{opacities}.dcm"
-            pixels = draw_phantom(7, opacities=opacities).astype(np.uint16) << 4
-            write_dicom(
-                path,
-                pixels,
-                _DX,
-                Modality="DX",
-                StudyInstanceUID=_STUDY,
-                SeriesInstanceUID=_SERIES,
-                BodyPartExamined="CHEST",
-                ViewPosition="PA",
-                PresentationIntentType="FOR PRESENTATION",
-            )
+            write_radiograph(path, draw_phantom(7, opacities=opacities))
             request = AssessmentRequest(path, f"{opacities:064d}", is_dicom=True)
             _check(own.assess(request), assessor.settings.heatmap != "none")
 

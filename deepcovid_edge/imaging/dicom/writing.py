@@ -1,15 +1,41 @@
-"""A synthetic radiograph as a DICOM file."""
+"""Synthetic images as DICOM files. They need pydicom."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
+
+DX = "1.2.840.10008.5.1.4.1.1.1.1"
+"""Digital X-Ray Image Storage - For Presentation (DICOM PS3.4, B.5)."""
+
+
+def write_radiograph(path: Path, pixels: NDArray[np.uint8]) -> None:
+    """Write a frontal chest radiograph as a console sends it, in a study of its own.
+
+    Args:
+        path: The file; its name decides on the UIDs.
+        pixels: Of shape (rows, columns), 8 bits.
+    """
+    from pydicom.uid import generate_uid
+
+    write_dicom(
+        path,
+        pixels.astype(np.uint16) << 4,
+        DX,
+        Modality="DX",
+        StudyInstanceUID=generate_uid(entropy_srcs=["study", path.name]),
+        SeriesInstanceUID=generate_uid(entropy_srcs=["series", path.name]),
+        BodyPartExamined="CHEST",
+        ViewPosition="PA",
+        PresentationIntentType="FOR PRESENTATION",
+    )
 
 
 def write_dicom(path: Path, pixels: NDArray[Any], sop_class: str, **elements: str) -> None:
-    """Write pixels as a DICOM file of a patient that does not exist. It needs pydicom.
+    """Write pixels as a DICOM file of a patient that does not exist.
 
     Args:
         path: The file.

@@ -11,40 +11,51 @@ import numpy as np
 from PIL import Image
 
 from deepcovid_edge.errors import require
-from deepcovid_edge.imaging.dicom.writing import write_dicom
+from deepcovid_edge.imaging.dicom.writing import DX, write_dicom, write_radiograph
 from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
 
 _OPACITIES = 9
 _SEED = 1000
 """Of the phantoms behind the files that cannot be assessed."""
-_DX, _CT = "1.2.840.10008.5.1.4.1.1.1.1", "1.2.840.10008.5.1.4.1.1.2"
+_CT = "1.2.840.10008.5.1.4.1.1.2"
 
 
-def write_phantoms(folder: Path, count: int = 6) -> list[Path]:
-    """Write phantoms as PNG files: clear lungs and lungs with opacities in turn.
+def write_phantoms(folder: Path, count: int = 6, *, dicom: bool = False) -> list[Path]:
+    """Write phantoms: clear lungs and lungs with opacities in turn.
 
     Args:
         folder: Created if need be.
         count: Number of images.
+        dicom: Write DICOM files instead of PNG files, each in a study of its own.
 
     Returns:
         The files, in order.
+
+    Raises:
+        MissingDependencyError: `dicom`, and pydicom is not installed; no file is written.
     """
+    if dicom:
+        require("pydicom", extra="dicom")
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for seed in range(count):
-        path = folder / f"phantom_{seed:03d}.png"
-        save_phantom(draw_phantom(seed, opacities=_OPACITIES * (seed % 2)), path)
+        path = folder / f"phantom_{seed:03d}{'.dcm' if dicom else '.png'}"
+        pixels = draw_phantom(seed, opacities=_OPACITIES * (seed % 2))
+        if dicom:
+            write_radiograph(path, pixels)
+        else:
+            save_phantom(pixels, path)
         written.append(path)
     return written
 
 
-def write_clinic_folder(folder: Path, count: int = 6) -> list[Path]:
+def write_clinic_folder(folder: Path, count: int = 6, *, dicom: bool = False) -> list[Path]:
     """Write phantoms, and beside them what a clinic also sends.
 
     Args:
         folder: Created if need be.
         count: Number of phantoms.
+        dicom: Write the phantoms as DICOM files.
 
     Returns:
         The files, in order.
@@ -53,7 +64,7 @@ def write_clinic_folder(folder: Path, count: int = 6) -> list[Path]:
         MissingDependencyError: pydicom is not installed; no file is written.
     """
     require("pydicom", extra="dicom")
-    written = write_phantoms(folder, count)
+    written = write_phantoms(folder, count, dicom=dicom)
     for name, write in OTHERS.items():
         write(folder / name)
         written.append(folder / name)
@@ -93,7 +104,7 @@ def _turned(path: Path) -> None:
 def _lateral(path: Path) -> None:
     """A lateral view; its header says so, its pixels are not looked at."""
     pixels = draw_phantom(_SEED).astype(np.uint16) << 4
-    write_dicom(path, pixels, _DX, Modality="DX", ViewPosition="LL", BodyPartExamined="CHEST")
+    write_dicom(path, pixels, DX, Modality="DX", ViewPosition="LL", BodyPartExamined="CHEST")
 
 
 def _ct_slice(path: Path) -> None:

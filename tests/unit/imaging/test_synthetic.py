@@ -148,3 +148,14 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
     done = command("sample", tmp_path / "file/images", "--no-others")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "file/images: Not a directory" in done.stderr
+
+
+def test_radiographs_are_written_as_a_console_sends_them(tmp_path: Path) -> None:
+    pydicom = pytest.importorskip("pydicom", reason="pydicom (extra dicom) reads what was written")
+    assert command("sample", tmp_path, "--dicom", "--no-others", "--count", 2).returncode == 0
+    sent = [pydicom.dcmread(path) for path in sorted(tmp_path.iterdir())]
+    assert len({image.StudyInstanceUID for image in sent}) == 2
+    assert len({image.SeriesInstanceUID for image in sent}) == 2
+    found = [*Model("squeezenet1_1", variant="fp32").predict(tmp_path)]
+    assert [one.decision for one in found] == ["negative", "positive"]
+    assert not any(one.warnings for one in found)  # a frontal view of a chest, says its header
