@@ -13,7 +13,8 @@ class AlertCode(Enum):
     UNKNOWN_SENDER = (
         "unknown_sender",
         "A sender that is not named was turned away.",
-        "If it may send images, add it as [[peer]] to the configuration and restart the cart.",
+        "If it may send images, add it as [[peer]] to the configuration and restart the cart. If it"
+        " is one already, have it call the cart by the cart's AE title.",
     )
     IMAGE_TOO_LARGE = (
         "image_too_large",

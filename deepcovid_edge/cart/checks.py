@@ -72,10 +72,10 @@ def _destinations(config: CartConfig) -> Iterator[Check]:
     from deepcovid_edge.cart.send.outbox import make_sender
 
     for one in config.destinations:
+        place = one.url or f"{one.ae_title} at {one.host}:{one.port}"
         try:
             with make_sender(one, config.receive.ae_title) as sender:
-                answer = sender.echo()
+                found, is_right = sender.echo(), True
         except DeepCovidEdgeError as error:
-            yield Check(f"destination {one.name}", False, one_line(error))
-        else:
-            yield Check(f"destination {one.name}", True, answer)
+            found, is_right = one_line(error), False
+        yield Check(f"destination {one.name}", is_right, f"{place}: {found}")

@@ -363,7 +363,8 @@ class Receiver(Closing):
             if kind == _STRANGER:
                 known = self._ledger.rows("SELECT key FROM alert WHERE code = ?", _STRANGER)
                 address = address if len(known) < _MOST_STRANGERS else "others"
-                self._ledger.raise_alert(f"{_STRANGER}:{address}", _STRANGER, address=address)
+                key = f"{_STRANGER}:{address}"
+                self._ledger.raise_alert(key, _STRANGER, address=address, why=why)
             elif why.startswith(TOO_LARGE):
                 most = self._config.receive.max_image_mib
                 self._ledger.raise_alert(

@@ -190,8 +190,9 @@ def test_wrong_titles_are_rejected_with_the_reason(
     cart: ReceivingCart, titles: dict[str, str], reason: str
 ) -> None:
     assert reason in echoscu(cart.port, **titles).stdout
-    query = "SELECT 1 FROM alert WHERE code = 'unknown_sender'"
-    wait_until(lambda: rows(cart, query), what="an alert")
+    query = "SELECT detail FROM alert WHERE code = 'unknown_sender'"
+    said = "calls itself 'SOMEBODY'" if "calling" in titles else "calls for 'PACS'"
+    wait_until(lambda: any(said in row["detail"] for row in rows(cart, query)), what="an alert")
 
 
 def test_a_ct_is_refused_when_the_sender_asks(cart: ReceivingCart, tmp_path: Path) -> None:
