@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -95,6 +95,10 @@ class Audit:
                     " LEFT JOIN outbox ON outbox.object_id = object.id"
                 )
             ]
+            self._objects_of: defaultdict[int, list[Row]] = defaultdict(list)
+            for row in self._objects:
+                if row["state"]:
+                    self._objects_of[row["image_id"]].append(row)
             results = ledger.rows("SELECT image_id FROM result")
             events = ledger.rows(
                 "SELECT image_id FROM event WHERE kind IN ('assessed', 'not_assessed')"
@@ -129,7 +133,7 @@ class Audit:
     def _lack_of_answer(self, image: Row) -> str:
         if image["state"] not in ("assessed", "not_assessed"):
             return f"state {image['state']}"
-        objects = [row for row in self._objects if row["image_id"] == image["id"] and row["state"]]
+        objects = self._objects_of[image["id"]]
         if not objects or any(row["sop_uid"] not in self._arrived for row in objects):
             return "an object is not at the PACS"
         return ""
