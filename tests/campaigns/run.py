@@ -64,7 +64,7 @@ def run(name: str, cycles: int, seed: int, *, is_stored: bool) -> bool:
     if why := NEEDS.get(name, str)():
         print(f"{name}: not run: {why}", flush=True)
         return True
-    with tempfile.TemporaryDirectory(prefix="cart-") as folder:
+    with _folder() as folder:
         counts = CAMPAIGNS[name](Path(folder), cycles, seed)
     is_right = bool(counts.lost) if name in MUST_LOSE else counts.is_kept
     print(
@@ -79,10 +79,15 @@ def run(name: str, cycles: int, seed: int, *, is_stored: bool) -> bool:
     return is_right
 
 
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder that is deleted afterwards, as far as it can be: an hour's figures count more."""
+    return tempfile.TemporaryDirectory(prefix="cart-", ignore_cleanup_errors=True)
+
+
 def measure(name: str, size: int | None, seed: int, *, is_stored: bool) -> bool:
     """Run a measurement; whether what it sent was kept."""
     figures_of, usual = MEASUREMENTS[name]
-    with tempfile.TemporaryDirectory(prefix="cart-") as folder:
+    with _folder() as folder:
         figures = figures_of(Path(folder), size or usual, seed)
     for key, value in figures.items():
         if key != "looks":
