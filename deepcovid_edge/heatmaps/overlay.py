@@ -146,7 +146,7 @@ def draw_overlay(
     for left, panel in zip(layout.panels, (grey, over), strict=True):
         canvas[_MARGIN : _MARGIN + PANEL_HEIGHT, left : left + layout.width] = panel
     half = _smoothed(upper_half(found.values).astype(np.float32), found)[field]
-    masks = _masks(_to_seen(half, layout) >= 0.5, places, layout)
+    masks = _masks(_to_seen(half, layout), places, layout)
     _outline(canvas, masks, layout)
     picture = Image.fromarray(canvas)
     pen = _Pen(picture, layout)
@@ -320,11 +320,14 @@ def _overlaid(grey: _RGB, levels: NDArray[np.float32], layout: Layout) -> _RGB:
 
 
 def _masks(
-    mask: NDArray[np.bool_], places: Sequence[Region], layout: Layout
+    half: NDArray[np.float32], places: Sequence[Region], layout: Layout
 ) -> list[NDArray[np.uint8]]:
-    """What of a mask on a panel belongs to each region, of the panel's shape."""
-    whole = np.zeros((PANEL_HEIGHT, layout.width), np.uint8)
-    whole[layout.seen] = mask
+    """What of a smoothed mask on a panel belongs to each region, of the panel's shape.
+
+    A region smaller than a cell of the map loses height by the smoothing, and must not vanish.
+    """
+    whole = np.zeros((PANEL_HEIGHT, layout.width), np.float32)
+    whole[layout.seen] = half
     masks = []
     for place in places:
         down, across = layout.box_scales
@@ -334,8 +337,9 @@ def _masks(
             slice(max(0, top - 2), top + math.ceil(place.height * down) + 3),
             slice(max(0, left - 2), left + math.ceil(place.width * across) + 3),
         )
-        masks.append(np.zeros_like(whole))
-        masks[-1][box] = whole[box]
+        masks.append(np.zeros(whole.shape, np.uint8))
+        part = whole[box]
+        masks[-1][box] = (part > 0) & (part >= part.max(initial=0.0) / 2)
     return masks
 
 

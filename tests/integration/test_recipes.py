@@ -27,8 +27,8 @@ from deepcovid_export.training.lr_finder import CURVE_NAME, RangeTest
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 NAMES = sorted(path.stem for path in SHIPPED.glob("*.toml"))
-QUICK = {"squeezenet1_1", "appearance_squeezenet1_1"}
-"""The recipe that ships, and the one with groups, soft labels and boxes."""
+QUICK = {"plain_squeezenet1_1", "squeezenet1_1"}
+"""A plain one, and the one that ships, with groups, soft labels and boxes."""
 SLOW_TO_EXPORT = {"resnet50", "densenet121"}
 IMAGES_A_CLASS = 6
 TINY = [

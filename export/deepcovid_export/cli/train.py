@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    epilog="Example: deepcovid-edge train --recipe squeezenet1_1 images/ -o runs/first",
+    epilog="Example: deepcovid-edge train --recipe plain_squeezenet1_1 images/ -o runs/first",
 )
 @click.argument("data", type=PATH, nargs=-1, required=True)
-@click.option("--recipe", "name", default="squeezenet1_1", show_default=True, help="Name or TOML.")
+@click.option(
+    "--recipe", "name", default="plain_squeezenet1_1", show_default=True, help="Name or TOML."
+)
 @click.option(
     "--set",
     "changes",

@@ -240,10 +240,15 @@ def test_an_outline_is_seen_on_black_grey_and_white_images(level: float) -> None
     assert not (panels[0] != panels[0][0, 0]).any()  # the image stays as it is
 
 
-def test_each_region_has_one_outline_and_its_number() -> None:
-    found = heat()
+@pytest.mark.parametrize(
+    ("cell", "rows", "columns"),
+    [(8, 40, 50), pytest.param(17, 16, 11, id="smaller than a cell of the map")],
+)
+def test_each_region_has_one_outline_and_its_number(cell: int, rows: int, columns: int) -> None:
+    values = np.zeros((224, 224), np.float32)
+    found = HeatMap(ACTIVATION, values, values[::cell, ::cell])
     found.values[20:60, 20:60] = 2.0
-    found.values[150:190, 150:200] = 1.5
+    found.values[150 : 150 + rows, 150 : 150 + columns] = 1.5
     places = tuple(regions(found, (448, 448), SPEC))
     assert len(places) == 2
     plain_panels = drawn(image(), found)[2]

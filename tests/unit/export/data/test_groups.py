@@ -97,7 +97,7 @@ def test_shares_sum_to_one() -> None:
 
 
 def test_the_recipe_of_both_appearances_survives_json_and_takes_data_of_unknown_source() -> None:
-    recipe = load_recipe("appearance_squeezenet1_1")
+    recipe = load_recipe("squeezenet1_1")
     assert Recipe.from_dict(recipe.as_dict()) == recipe
     for labels in recipe.classes.values():
         assert all(recipe.data.group_of(label, "") is not None for label in labels)

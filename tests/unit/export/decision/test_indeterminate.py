@@ -186,7 +186,7 @@ def test_the_card_says_what_is_too_close_to_call() -> None:
     path = find_model("squeezenet1_1")
     manifest = replace(
         read_manifest(path),
-        indeterminate_range=IndeterminateRange(0.02, 0.05, {"rule": "the middle"}),
+        indeterminate_range=IndeterminateRange(0.02, 0.5, {"rule": "the middle"}),
     )
     half = {"value": 0.5, "interval_95": [0.4, 0.6], "successes": 5, "trials": 10}
     group = {"images": 10, "auc": None, "sensitivity": half, "specificity": half}
@@ -200,7 +200,7 @@ def test_the_card_says_what_is_too_close_to_call() -> None:
         "images": 10,
     }
     text = card(manifest, path, [evaluation], [])
-    assert "| too close to call | 0.0200 to 0.0500: the middle; 50.0% [40.0%, 60.0%] of" in text
+    assert "| too close to call | 0.0200 to 0.5000: the middle; 50.0% [40.0%, 60.0%] of" in text
     assert "too close to call" not in card(
         replace(manifest, indeterminate_range=None), path, [evaluation], []
     )

@@ -70,7 +70,7 @@ def test_the_one_cycle_recipe_finds_its_rate_on_large_pa_images() -> None:
 
 
 def test_labels_are_grouped_into_classes() -> None:
-    recipe = load_recipe("squeezenet1_1")
+    recipe = load_recipe("plain_squeezenet1_1")
     indices = [recipe.class_of(label) for label in ("normal", "pneumonia", "covid", "fracture")]
     assert indices == [0, 0, 1, None]
 
@@ -143,8 +143,10 @@ def test_a_base_gives_what_the_recipe_does_not_say(tmp_path: Path) -> None:
     assert (recipe.fit.epochs, recipe.fit.batch_size) == (2, 5)
     above.write_text('base = "below"\npositive_class = "c"\n[classes]\nc = ["a"]\nd = ["b"]\n')
     assert [*load_recipe(str(above)).classes] == ["c", "d"]  # classes are never mixed
-    above.write_text('base = "squeezenet1_1"\nname = "mine"\n')  # shipped ones can be built on
-    assert load_recipe(str(above)).classes == load_recipe("squeezenet1_1").classes
+    above.write_text(
+        'base = "plain_squeezenet1_1"\nname = "mine"\n'
+    )  # shipped ones can be built on
+    assert load_recipe(str(above)).classes == load_recipe("plain_squeezenet1_1").classes
 
 
 def test_a_base_that_is_not_there_or_has_a_base_is_named(tmp_path: Path) -> None:
@@ -152,7 +154,7 @@ def test_a_base_that_is_not_there_or_has_a_base_is_named(tmp_path: Path) -> None
     above.write_text('base = "nowhere"\n')
     with pytest.raises(UsageError, match="base: got 'nowhere', expected a recipe beside this one"):
         load_recipe(str(above))
-    (tmp_path / "middle.toml").write_text('base = "squeezenet1_1"\n')
+    (tmp_path / "middle.toml").write_text('base = "plain_squeezenet1_1"\n')
     above.write_text('base = "middle"\n')
     with pytest.raises(UsageError, match="middle has itself a base"):
         load_recipe(str(above))
@@ -169,12 +171,12 @@ def test_changes_reach_any_field_with_its_own_type() -> None:
         "data.shares.train=0.7",
         "name=mine",
     ]
-    recipe = load_recipe("squeezenet1_1", changes)
+    recipe = load_recipe("plain_squeezenet1_1", changes)
     assert (recipe.name, recipe.fit.epochs, recipe.fit.optimiser) == ("mine", 3, "sgd")
     assert (recipe.fit.learning_rate, recipe.input.height) == ("find", 64)
     assert recipe.data.views == ("PA", "AP")
     assert recipe.data.shares == {"train": 0.7, "val": 0.3}
-    assert recipe.fit.batch_size == load_recipe("squeezenet1_1").fit.batch_size
+    assert recipe.fit.batch_size == load_recipe("plain_squeezenet1_1").fit.batch_size
 
 
 @pytest.mark.parametrize(
@@ -190,7 +192,7 @@ def test_changes_reach_any_field_with_its_own_type() -> None:
 )
 def test_a_wrong_change_is_named(change: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        load_recipe("squeezenet1_1", [change])
+        load_recipe("plain_squeezenet1_1", [change])
 
 
 def test_every_setting_has_its_line_in_the_docstring() -> None:
