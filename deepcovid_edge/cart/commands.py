@@ -194,7 +194,7 @@ def check_config(config: Path, offline: bool) -> int:
 @_CONFIG
 @click.option("--seconds", default=300.0, show_default=True, help="Longest time.")
 def drain(config: Path, seconds: float) -> int:
-    """Send all that waits, now; before the cart is moved. The cart must not be running.
+    """Send all that waits, now; before the cart is moved. A cart that runs is asked to do so.
 
     Example: deepcovid-edge cart drain cart.toml --seconds 60
     """

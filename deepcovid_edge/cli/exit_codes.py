@@ -22,7 +22,11 @@ class ExitCode(IntEnum):
     DONE = 0, "done"
     ERROR = 1, "error; a sentence on stderr says which"
     USAGE = 2, "wrong usage of the command line"
-    NOT_EQUIVALENT = 3, "a check failed: `verify`, `site-check`, `compare`, `build`, `quantize`"
+    NOT_EQUIVALENT = (
+        3,
+        "a check failed: `verify`, `site-check`, `compare`, `build`, `quantize`,"
+        " `cart check-config`, `cart export-log`",
+    )
     NOT_ASSESSED = 4, "some inputs were not assessed"
     MISMATCH = 5, "an engine or a site file does not fit"
     NOT_THERE = 6, "a file, a package or a device is missing"
