@@ -86,6 +86,35 @@ def page(config: Path) -> None:
     serve(settings, stop_event())
 
 
+@command.command()
+@click.argument("config", type=click.Path(path_type=Path), default="/etc/deepcovid-edge/cart.toml")
+@click.option("--gpu", is_flag=True, help="Let the assessor use an NVIDIA GPU.")
+@click.option("--kiosk", is_flag=True, help="Show the page on the cart's own screen (cage, cog).")
+@click.option("--start/--no-start", default=True, show_default=True, help="Start the cart.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    default="/",
+    help="Install into the file system below a folder, and start nothing.",
+)
+def install(config: Path, gpu: bool, kiosk: bool, start: bool, dry_run: bool, root: Path) -> None:
+    """Install the cart as services of systemd; run it again after each change of CONFIG.
+
+    It needs root. A CONFIG that is not there is written, and one that is there is left alone.
+
+    Example: sudo /opt/deepcovid-edge/bin/deepcovid-edge cart install
+    """
+    from deepcovid_edge.cart.install.installation import Installation, InstallSettings
+
+    settings = InstallSettings(
+        root.absolute(), config, gpu=gpu, kiosk=kiosk, starts=start, is_dry=dry_run
+    )
+    has_changed = Installation(settings, click.echo).install()
+    if not has_changed:
+        click.echo("Nothing has changed.")
+
+
 @command.command("set-pin")
 @_CONFIG
 def set_pin(config: Path) -> None:

@@ -16,12 +16,11 @@ from typing import Any
 from cart_peers import HOST, wait_until
 from whole_cart import WholeCart
 
-from campaigns.audit import Audit, Counts
+from campaigns.audit import Audit, Counts, left_in
 from campaigns.console import Console
 from campaigns.images import DrawnImages
 from campaigns.pacs import Pacs
 from campaigns.paths import python_path
-from deepcovid_edge.cart.store.ledger import Ledger
 
 READY_SECONDS = 180.0
 SETTLE_SECONDS = 420.0
@@ -188,12 +187,7 @@ class Clinic:
 
     def left(self) -> int:
         """Images without a verdict, and objects that are not sent."""
-        with Ledger(self.cart.spool, read_only=True) as ledger:
-            row = ledger.row(
-                "SELECT (SELECT count(*) FROM image WHERE state IN ('received', 'assessing')) +"
-                " (SELECT count(*) FROM outbox WHERE state != 'sent') AS n"
-            )
-        return int(row["n"]) if row else 0
+        return left_in(self.cart.spool)
 
     def settle(self, seconds: float = SETTLE_SECONDS) -> bool:
         """Wait until every image of the ledger has its verdict at the PACS; whether that came."""

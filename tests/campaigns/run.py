@@ -27,6 +27,7 @@ from campaigns.latency import latency
 from campaigns.network import network
 from campaigns.page_cost import page_cost
 from campaigns.power import power, power_without_fsync
+from campaigns.services import services, why_no_services
 from campaigns.soak import soak
 from campaigns.throughput import throughput
 
@@ -41,6 +42,7 @@ CAMPAIGNS: dict[str, Campaign] = {
     "network": network,
     "disk-full": full,
     "clock": clock,
+    "services": services,
 }
 MEASUREMENTS: dict[str, tuple[Measurement, int]] = {
     "latency": (latency, 42),
@@ -54,6 +56,7 @@ NEEDS: dict[str, Callable[[], str]] = {
     "power-without-fsync": why_no_disks,
     "disk-full": why_no_disks,
     "clock": why_no_clock,
+    "services": why_no_services,
 }
 """What says why a campaign cannot run here, or nothing."""
 MUST_LOSE = ("power-without-fsync",)

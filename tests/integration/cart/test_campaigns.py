@@ -20,6 +20,8 @@ from campaigns.full import full
 from campaigns.kill import kill
 from campaigns.network import network
 from campaigns.power import power, power_without_fsync
+from campaigns.services import FAULTS as HANGS
+from campaigns.services import services, why_no_services
 from campaigns.soak import ROLES, soak
 from campaigns.throughput import throughput
 from cart_peers import needs_dcmtk, needs_enclosure
@@ -166,3 +168,15 @@ def test_the_receiver_is_a_third_as_fast_as_storescp_or_faster(tmp_path: Path) -
     """The prototype received 4 images a second beside 10.4; four fifths of that are asked for."""
     figures = throughput(tmp_path, 3, SEED)
     assert figures["cart_to_storescp"]["median"] > 0.8 * 4 / 10.4
+
+
+@pytest.mark.slow
+def test_roles_that_hang_are_started_again_and_a_machine_without_power_boots(
+    tmp_path: Path,
+) -> None:
+    if why := why_no_services():
+        pytest.skip(why)
+    counts = services(tmp_path, len(HANGS), SEED)
+    assert_kept(counts)
+    assert set(counts.detail["faults"]) == set(HANGS)
+    assert counts.detail["settled"]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,6 +85,29 @@ def test_a_assessor_that_is_killed_is_started_again_and_the_image_is_assessed(
     assert worker.assess_next()
     assert store.states() == ["assessed"]
     assert len(store.ledger.rows("SELECT * FROM outbox")) == 2
+
+
+def test_an_assessor_that_does_nothing_is_not_waited_for_so_long(
+    worker: Worker, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long before its time is over; the wait feeds the watchdog all the while."""
+    monkeypatch.setattr("deepcovid_edge.cart.work.assessor._STALL_SECONDS", 1.5)
+    take(store, 20)
+    assessor = assessor_of(worker)
+    beats: list[float] = []
+    monkeypatch.setattr(assessor, "_waiting", lambda: beats.append(time.monotonic()))
+    began = time.monotonic()
+    os.killpg(assessor._process.pid, signal.SIGSTOP)
+    assert worker.assess_next()
+    assert time.monotonic() - began < 30
+    assert len(beats) >= 2
+    (event,) = store.ledger.rows(
+        "SELECT * FROM event WHERE kind = 'given back' ORDER BY id DESC LIMIT 1"
+    )
+    assert "made no progress" in json.loads(event["detail"])["why"]
+    assessor_of(worker)
+    assert worker.assess_next()
+    assert store.states()[-1] == "assessed"
 
 
 def test_a_assessor_that_hangs_is_ended_in_time(
