@@ -238,6 +238,30 @@ def drain(config: Path, seconds: float) -> int:
     return ExitCode.ERROR if left else ExitCode.DONE
 
 
+@command.command()
+@_CONFIG
+@click.argument("copy", type=click.Path(path_type=Path), required=False)
+def restore(config: Path, copy: Path | None) -> None:
+    """Make a nightly COPY the ledger again; without COPY the newest one. Stop the cart before.
+
+    Images, results and deliveries since that night are read from the spool. The ledger that was
+    there is kept beside it.
+
+    Example: deepcovid-edge cart restore cart.toml
+    """
+    from deepcovid_edge.cart.store.backup import FOLDER_NAME, newest
+    from deepcovid_edge.cart.store.backup import restore as make_ledger
+    from deepcovid_edge.cart.store.spool import Spool
+    from deepcovid_edge.errors import NotThereError
+
+    settings = _read(config).cart
+    folder = settings.backup or settings.spool / FOLDER_NAME
+    if (chosen := copy or newest(folder)) is None:
+        raise NotThereError(f"{folder}: has no copy of the ledger")
+    found = make_ledger(Spool(settings.spool), chosen)
+    click.echo(f"The ledger is that of {chosen.name}; {found} images since then were added.")
+
+
 @command.command("export-log")
 @_CONFIG
 def export_log(config: Path) -> int:
