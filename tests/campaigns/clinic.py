@@ -180,10 +180,17 @@ class Clinic:
         self.pacs = Pacs(self.folder / "pacs", self.pacs.port)
         self.pacs.wait_ready()
 
-    def command_line(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """A command of the cart, such as `drain`."""
+    def command_line(
+        self, *words: str, more: Sequence[str] = ()
+    ) -> subprocess.CompletedProcess[str]:
+        """A command of the cart, such as `drain`.
+
+        Args:
+            words: The command.
+            more: What follows the configuration.
+        """
         command = [sys.executable, "-m", "deepcovid_edge", "cart", *words, str(self.cart.config)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=240)
+        return subprocess.run([*command, *more], capture_output=True, text=True, timeout=240)
 
     def left(self) -> int:
         """Images without a verdict, and objects that are not sent."""

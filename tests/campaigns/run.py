@@ -24,6 +24,7 @@ from campaigns.disks import why_no_disks
 from campaigns.full import full
 from campaigns.kill import kill
 from campaigns.latency import latency
+from campaigns.model_switch import model_switch
 from campaigns.network import network
 from campaigns.page_cost import page_cost
 from campaigns.power import power, power_without_fsync
@@ -43,6 +44,7 @@ CAMPAIGNS: dict[str, Campaign] = {
     "disk-full": full,
     "clock": clock,
     "services": services,
+    "model-switch": model_switch,
 }
 MEASUREMENTS: dict[str, tuple[Measurement, int]] = {
     "latency": (latency, 42),

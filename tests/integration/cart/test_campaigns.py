@@ -18,6 +18,7 @@ from campaigns.destination import FAULTS, destination
 from campaigns.disks import why_no_disks
 from campaigns.full import full
 from campaigns.kill import kill
+from campaigns.model_switch import STEPS, model_switch
 from campaigns.network import network
 from campaigns.power import power, power_without_fsync
 from campaigns.services import FAULTS as HANGS
@@ -180,3 +181,13 @@ def test_roles_that_hang_are_started_again_and_a_machine_without_power_boots(
     assert_kept(counts)
     assert set(counts.detail["faults"]) == set(HANGS)
     assert counts.detail["settled"]
+
+
+@pytest.mark.slow
+def test_each_image_has_one_result_by_the_old_model_or_the_new_one(tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="a model that was not verified is made with extra export")
+    counts = model_switch(tmp_path, len(STEPS), SEED)
+    assert_kept(counts)
+    assert counts.detail["refused"] == 3
+    assert counts.detail["is_each_named"]
+    assert set(counts.detail["results"]) == {"squeezenet1_1", "resnet18"}

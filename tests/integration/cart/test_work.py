@@ -27,7 +27,8 @@ from deepcovid_edge.cart.work.assessor import (
     AssessorProcess,
 )
 from deepcovid_edge.cart.work.worker import Worker
-from deepcovid_edge.errors import ModelFileError
+from deepcovid_edge.errors import DeepCovidEdgeError, ModelFileError
+from deepcovid_edge.models import shipped_models
 
 pytest.importorskip("highdicom", reason="the cart needs extra cart")
 TEXT = """
@@ -173,6 +174,23 @@ def test_a_model_is_used_only_when_it_has_proved_itself(config: CartConfig, stor
         run("use", path, "no_such_model")
     assert json.loads(str(store.ledger.get_meta("model")))["model"] == "squeezenet1_1"
     assert "squeezenet1_1 assesses" in run("rollback", path)
+
+
+def test_a_model_that_was_not_verified_and_a_site_file_of_another_one_are_refused(
+    config: CartConfig, store: Store, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnx", reason="a model that was not verified is made with extra export")
+    from campaigns.model_switch import wrong_models
+
+    from deepcovid_edge.cart.model_pointer import use_model
+
+    before = store.ledger.get_meta("model")
+    wrong = wrong_models(tmp_path, shipped_models()["squeezenet1_1"])
+    for step, message in (("unverified", "is not verified"), ("site of another", "is for squeeze")):
+        model, _, *site = wrong[step] + [""] * (len(wrong[step]) == 1)
+        with pytest.raises(DeepCovidEdgeError, match=message):
+            use_model(config, store.ledger, model, Path(site[0]) if site else None)
+        assert store.ledger.get_meta("model") == before
 
 
 def test_a_assessor_whose_images_get_no_number_is_told(
