@@ -71,7 +71,7 @@ lint: .venv/ready
 	$(DEV)/ruff check jetson/selftest
 	$(DEV)/ruff format --check jetson/selftest
 	$(DEV)/mypy
-	$(DEV)/shellcheck jetson/install.sh
+	$(DEV)/shellcheck jetson/install.sh pc/install.sh
 	$(DEV)/codespell $$(git ls-files '*.md' '*.py' '*.toml' '*.sh' '*.yml')
 	$(DEV)/validate-pyproject pyproject.toml
 

@@ -34,6 +34,7 @@ class CampaignCart(WholeCart):
         folder: For configuration and log.
         destinations: Keys of each `[[destination]]`.
         cart: Keys of the table `[cart]`.
+        page: Keys of the table `[page]`; None for no page.
         command: Words before the command.
     """
 
@@ -43,11 +44,12 @@ class CampaignCart(WholeCart):
         destinations: list[Mapping[str, object]],
         *,
         cart: Mapping[str, object],
+        page: Mapping[str, object] | None = None,
         command: tuple[str, ...] = (),
     ) -> None:
         log = folder / "cart.log"
         self._said_before = log.stat().st_size if log.exists() else 0
-        super().__init__(folder, destinations, cart=cart, command=command)
+        super().__init__(folder, destinations, cart=cart, page=page, command=command)
         self.spool = folder / str(cart.get("spool", "spool"))
 
     def said(self) -> str:
@@ -115,6 +117,7 @@ class Clinic:
         command: Words before the cart's command.
         images: What is sent.
         pacs_port: The port that the cart sends to; None for the PACS's own.
+        page_port: Where the page is served; None for no page.
     """
 
     folder: Path
@@ -126,6 +129,7 @@ class Clinic:
     command: tuple[str, ...] = ()
     images: DrawnImages | None = None
     pacs_port: int | None = None
+    page_port: int | None = None
 
     def __post_init__(self) -> None:
         self._stack = ExitStack()
@@ -164,6 +168,7 @@ class Clinic:
             self.folder / "cart",
             [{**destination, "objects": [*self.objects]}],
             cart=keys,
+            page={"port": self.page_port} if self.page_port else None,
             command=self.command,
         )
         if hasattr(self, "console"):

@@ -31,6 +31,7 @@ from campaigns.power import power, power_without_fsync
 from campaigns.services import services, why_no_services
 from campaigns.soak import soak
 from campaigns.throughput import throughput
+from campaigns.week import week
 
 Campaign = Callable[[Path, int, int], Counts]
 Measurement = Callable[[Path, int, int], dict[str, Any]]
@@ -51,6 +52,7 @@ MEASUREMENTS: dict[str, tuple[Measurement, int]] = {
     "receiver-throughput": (throughput, 5),
     "soak": (soak, 10_000),
     "page": (page_cost, 6),
+    "week": (week, 5_000),
 }
 """With the usual number of images, or of rounds."""
 NEEDS: dict[str, Callable[[], str]] = {
@@ -59,8 +61,9 @@ NEEDS: dict[str, Callable[[], str]] = {
     "disk-full": why_no_disks,
     "clock": why_no_clock,
     "services": why_no_services,
+    "week": why_no_disks,
 }
-"""What says why a campaign cannot run here, or nothing."""
+"""What says why a campaign or a measurement cannot run here, or nothing."""
 MUST_LOSE = ("power-without-fsync",)
 
 
@@ -86,6 +89,9 @@ def run(name: str, cycles: int, seed: int, *, is_stored: bool) -> bool:
 
 def measure(name: str, size: int | None, seed: int, *, is_stored: bool) -> bool:
     """Run a measurement; whether what it sent was kept."""
+    if why := NEEDS.get(name, str)():
+        print(f"{name}: not run: {why}", flush=True)
+        return True
     figures_of, usual = MEASUREMENTS[name]
     with tempfile.TemporaryDirectory(prefix="cart-") as folder:
         figures = figures_of(Path(folder), size or usual, seed)
