@@ -414,7 +414,9 @@ main() {
     mend_missing
     warn_of_mixtures
     find_source
+    local restart=(--restart)
     if is_installed; then
+        restart=()
         say "already installed in $venv: nothing to do"
     else
         make_environment
@@ -426,7 +428,7 @@ main() {
         fi
     fi
     run "$venv/bin/deepcovid-edge" info
-    [[ $cart == no ]] || run "$venv/bin/deepcovid-edge" cart install --gpu "${kiosk[@]}"
+    [[ $cart == no ]] || run "$venv/bin/deepcovid-edge" cart install --gpu "${kiosk[@]}" "${restart[@]}"
     [[ $dry_run == yes ]] || say "done: $venv/bin/deepcovid-edge; test this device with selftest"
 }
 

@@ -6,7 +6,7 @@
 # Exit codes: 0 done, 1 a step failed, 2 usage, 6 something is not there.
 set -euo pipefail
 
-readonly NOT_THERE=6 USAGE=2
+readonly NOT_THERE=6 USAGE=2 link=/usr/local/bin/deepcovid-edge
 
 usage() {
     cat <<'EOF'
@@ -114,7 +114,9 @@ main() {
     run "${pip[@]}" "${from[@]}" "${source}[$runtime,dicom,cart]"
     # pip keeps what is there if the version is the same, even if the wheel is another one.
     run "${pip[@]}" "${from[@]}" --force-reinstall --no-deps "$source"
-    run "$venv/bin/deepcovid-edge" cart install "${cart[@]}"
+    # A place that sudo searches, so that the command needs no path.
+    [[ -e $link && ! -L $link ]] || run ln -sfn "$venv/bin/deepcovid-edge" "$link"
+    run "$venv/bin/deepcovid-edge" cart install --restart "${cart[@]}"
 }
 
 main "$@"

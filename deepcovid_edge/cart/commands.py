@@ -91,6 +91,7 @@ def page(config: Path) -> None:
 @click.option("--gpu", is_flag=True, help="Let the assessor use an NVIDIA GPU.")
 @click.option("--kiosk", is_flag=True, help="Show the page on the cart's own screen (cage, cog).")
 @click.option("--start/--no-start", default=True, show_default=True, help="Start the cart.")
+@click.option("--restart", is_flag=True, help="Start it again though nothing else has changed.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
 @click.option(
     "--root",
@@ -98,7 +99,9 @@ def page(config: Path) -> None:
     default="/",
     help="Install into the file system below a folder, and start nothing.",
 )
-def install(config: Path, gpu: bool, kiosk: bool, start: bool, dry_run: bool, root: Path) -> None:
+def install(
+    config: Path, gpu: bool, kiosk: bool, start: bool, restart: bool, dry_run: bool, root: Path
+) -> None:
     """Install the cart as services of systemd; run it again after each change of CONFIG.
 
     It needs root. A CONFIG that is not there is written, and one that is there is left alone.
@@ -108,11 +111,17 @@ def install(config: Path, gpu: bool, kiosk: bool, start: bool, dry_run: bool, ro
     from deepcovid_edge.cart.install.installation import Installation, InstallSettings
 
     settings = InstallSettings(
-        root.absolute(), config, gpu=gpu, kiosk=kiosk, starts=start, is_dry=dry_run
+        root.absolute(),
+        config,
+        gpu=gpu,
+        kiosk=kiosk,
+        starts=start,
+        restarts=restart,
+        is_dry=dry_run,
     )
     has_changed = Installation(settings, click.echo).install()
     if not has_changed:
-        click.echo("Nothing has changed.")
+        click.echo("No file has changed.")
 
 
 @command.command("set-pin")

@@ -51,7 +51,7 @@ MEASUREMENTS: dict[str, tuple[Measurement, int]] = {
     "latency": (latency, 42),
     "receiver-throughput": (throughput, 5),
     "soak": (soak, 10_000),
-    "page": (page_cost, 6),
+    "page": (page_cost, 20),
     "week": (week, 5_000),
 }
 """With the usual number of images, or of rounds."""

@@ -70,6 +70,7 @@ def week(folder: Path, images: int, seed: int) -> dict[str, Any]:
         _browsing(port) as answers,
     ):
         clinic.console.send(images)
+        clinic.console.most_now = 0
         clinic.console.start()
         faults = _days(clinic, disk.place, images, random.Random(seed))
         quiet = _measured(clinic)
@@ -114,10 +115,13 @@ def _days(clinic: Clinic, disk: Path, images: int, draw: random.Random) -> Count
             ("model switched", lambda: _model_switched(clinic)),
         ]
         draw.shuffle(faults)
-        for at, (name, fault) in enumerate(faults):
-            _until_sent(clinic, (day * len(faults) + at) * images // (DAYS * len(faults)))
+        for at, (name, fault) in enumerate(faults, 1):
+            images_by_then = (day * len(faults) + at) * images // (DAYS * len(faults))
+            clinic.console.most_now = images_by_then  # they come while it goes wrong
             fault()
             done[name] += 1
+            _until_sent(clinic, images_by_then)
+    clinic.console.most_now = None
     return done
 
 

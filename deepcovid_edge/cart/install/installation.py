@@ -51,6 +51,7 @@ class InstallSettings:
         gpu: Whether the assessor may use an NVIDIA GPU.
         kiosk: Whether the page is shown on the cart's own screen.
         starts: Whether the cart is started.
+        restarts: Whether a cart that runs is started again though no file differs: the program has.
         is_dry: Print what would be done, and do nothing.
     """
 
@@ -60,6 +61,7 @@ class InstallSettings:
     gpu: bool = False
     kiosk: bool = False
     starts: bool = True
+    restarts: bool = False
     is_dry: bool = False
 
     def __post_init__(self) -> None:
@@ -185,7 +187,8 @@ class Installation:
         if self._has_changed:
             self._run("systemctl", "daemon-reload")
         if settings.starts:
-            self._run("systemctl", "restart" if self._has_changed else "start", TARGET)
+            again = self._has_changed or settings.restarts
+            self._run("systemctl", "restart" if again else "start", TARGET)
 
     def _root_option(self) -> tuple[str, ...]:
         return () if self._settings.is_system else (f"--root={self._settings.root}",)

@@ -215,7 +215,10 @@ def test_with_the_cart_its_services_are_installed_last(root: Root, install: Inst
     done = install("--dry-run", "--cart", "--kiosk")
     assert done.returncode == 0, done.stderr
     commands = steps(done.stdout)
-    assert commands[-1] == "/opt/deepcovid-edge/bin/deepcovid-edge cart install --gpu --kiosk"
+    assert (
+        commands[-1]
+        == "/opt/deepcovid-edge/bin/deepcovid-edge cart install --gpu --kiosk --restart"
+    )
     assert any("[cpu,dicom,tensorrt,cart]" in line.replace("\\", "") for line in commands)
 
 

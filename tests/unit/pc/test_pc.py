@@ -56,12 +56,13 @@ def test_a_dry_run_says_what_would_be_run(tmp_path: Path) -> None:
     if "not there: sudo apt-get install" in done.stderr:
         pytest.skip(done.stderr)
     assert done.returncode == 0, done.stderr
-    make, get, again, cart = (line.replace("\\", "") for line in done.stdout.splitlines())
+    make, get, again, link, cart = (line.replace("\\", "") for line in done.stdout.splitlines())
     assert make == "+ python3 -m venv /srv/edge"
     assert get.endswith("deepcovid_edge-0.2.0-py3-none-any.whl[gpu,dicom,cart]")
     assert f"--no-index --find-links {wheels}" in get
     assert "--force-reinstall --no-deps" in again
-    assert cart == "+ /srv/edge/bin/deepcovid-edge cart install --gpu --no-start"
+    assert link == "+ ln -sfn /srv/edge/bin/deepcovid-edge /usr/local/bin/deepcovid-edge"
+    assert cart == "+ /srv/edge/bin/deepcovid-edge cart install --restart --gpu --no-start"
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_the_command_says_each_step(tmp_path: Path) -> None:
     words = ["install", "--root", str(tmp_path), "--no-start"]
     first, second = (CliRunner().invoke(command, words) for _ in range(2))
     assert "+ /etc/systemd/system/deepcovid-edge-work.service\n" in first.output
-    assert second.output.endswith("Nothing has changed.\n")
+    assert second.output.endswith("No file has changed.\n")
 
 
 def test_the_interpreter_of_the_units_is_the_one_that_installs(tmp_path: Path) -> None:
