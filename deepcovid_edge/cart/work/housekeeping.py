@@ -102,10 +102,12 @@ class Housekeeping:
     def _look_at_disk(self) -> None:
         try:
             self.spool.check_room(0)
-        except SpoolFullError as error:
+        except SpoolFullError:
             free = shutil.disk_usage(self.spool.folder).free >> 20
             code = AlertCode.DISK_FLOOR.code  # the receiver's key too: it is one alert
-            self.ledger.raise_alert(code, code, why=one_line(error), free_mib=free // 64 * 64)
+            self.ledger.raise_alert(
+                code, code, free_mib=free // 64 * 64
+            )  # an event only now and then
         else:
             self.ledger.clear_alert(AlertCode.DISK_FLOOR.code)
 

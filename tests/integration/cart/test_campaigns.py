@@ -25,6 +25,7 @@ from campaigns.services import FAULTS as HANGS
 from campaigns.services import services, why_no_services
 from campaigns.soak import ROLES, soak
 from campaigns.throughput import throughput
+from campaigns.week import MUST_BE_TOLD, week
 from cart_peers import needs_dcmtk, needs_enclosure
 from cart_store import open_store
 
@@ -191,3 +192,18 @@ def test_each_image_has_one_result_by_the_old_model_or_the_new_one(tmp_path: Pat
     assert counts.detail["refused"] == 3
     assert counts.detail["is_each_named"]
     assert set(counts.detail["results"]) == {"squeezenet1_1", "resnet18"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+@needs_disks
+def test_nothing_is_lost_in_a_week_of_faults(tmp_path: Path) -> None:
+    figures = week(tmp_path, 84, SEED)
+    assert figures["is_kept"], figures
+    assert figures["images"] == 84
+    assert set(MUST_BE_TOLD) <= set(figures["alerts_raised_and_cleared"])
+    assert sum(figures["faults"].values()) == 20
+    assert set(figures["models"]) == {"squeezenet1_1", "resnet18"}
+    assert set(figures["page_answers"]) <= {"as expected", "nobody"}
+    for role, found in figures["rss_mib"].items():
+        assert found["last"] < 1.3 * found["first"], role
