@@ -27,9 +27,12 @@ from deepcovid_edge.cart.install.site import ROLES
 
 FAULTS = ("receive", "work", "page", "assessor", "power")
 _MIB, _MIB_A_CYCLE = 256, 80
-_WATCHDOG_SECONDS = 6
+_WATCHDOG_SECONDS = 10
 """The shipped units wait longer; here every hang would."""
 _LONGEST_PAUSE = 2.0
+_REPLACED_SECONDS = 300.0
+_NAME = "Rontgen"
+"""Of the patient of every image (`dicom_files.dataset`)."""
 _STATE = "var/lib/deepcovid-edge"
 _UNIT = "[Service]\nEnvironment={environment}\nWatchdogSec={seconds}\n"
 _CONFIG = """
@@ -117,9 +120,12 @@ class Services:
         wait_until(lambda: self.pid(role), READY_SECONDS, what=role)
         process = self.pid(role)
         os.kill(process, signal.SIGSTOP)
-        wait_until(
-            lambda: self.pid(role) not in (0, process), READY_SECONDS, what=f"another {role}"
-        )
+        ends = time.monotonic() + _REPLACED_SECONDS
+        while self.pid(role) in (0, process):
+            if time.monotonic() > ends:
+                said = self.machine.journal()[-2000:]
+                raise TimeoutError(f"no other {role} in {_REPLACED_SECONDS:g} s: {said}")
+            time.sleep(0.2)
 
     def cut_power(self) -> None:
         """Lose what is not on the disk and all that runs; then boot, and touch nothing else."""
@@ -161,7 +167,11 @@ def services(folder: Path, cycles: int, seed: int) -> Counts:
                 answers=dict(console.answers),
                 tracebacks=said.count("Traceback"),
                 seconds=round(time.monotonic() - started, 1),
-                detail={"faults": dict(done), "settled": is_settled},
+                detail={
+                    "faults": dict(done),
+                    "settled": is_settled,
+                    "names_in_journal": said.count(_NAME),
+                },
                 **audit.counts(),
             )
 

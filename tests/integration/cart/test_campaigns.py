@@ -182,6 +182,7 @@ def test_roles_that_hang_are_started_again_and_a_machine_without_power_boots(
     assert_kept(counts)
     assert set(counts.detail["faults"]) == set(HANGS)
     assert counts.detail["settled"]
+    assert counts.detail["names_in_journal"] == 0
 
 
 @pytest.mark.slow
