@@ -75,8 +75,8 @@ def week(folder: Path, images: int, seed: int) -> dict[str, Any]:
         quiet = _measured(clinic)
         counts = clinic.audited(sum(faults.values()))
         wait_until(lambda: not watch.now(), _TOLD_SECONDS, what="the end of every alert", step=0.5)
-        models = _models(clinic)
-    return _figures(counts, quiet, watch, answers, {"faults": dict(faults), "models": models})
+        more = {"faults": dict(faults), "models": _models(clinic), "page_failed": _failed(clinic)}
+    return _figures(counts, quiet, watch, answers, more)
 
 
 def _figures(
@@ -189,6 +189,12 @@ def _models(clinic: Clinic) -> dict[str, int]:
     with Ledger(clinic.cart.spool, read_only=True) as ledger:
         rows = ledger.rows("SELECT record FROM result")
     return dict(Counter(json.loads(row["record"])["model"] for row in rows))
+
+
+def _failed(clinic: Clinic) -> dict[str, int]:
+    """Faults of the page since the cart's last start, by their kind."""
+    lines = [line for line in clinic.cart.said().splitlines() if '"event": "page failed"' in line]
+    return dict(Counter(json.loads(line)["kind"] for line in lines))
 
 
 def _alerts(clinic: Clinic) -> set[str]:
