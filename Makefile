@@ -12,7 +12,7 @@
 # make peers   install the programs that write and read images beside us in tests, likewise
 # make fuzz    20,000 damaged files; what breaks a rule is kept in runs/fuzz
 # make witnesses  2,000 DICOM images and 2,000 pictures, read by us and by independent readers
-# make campaigns  faults against a whole cart, 200 of each kind, and its speed; hours
+# make campaigns  faults against a whole cart, 200 of each kind, a week of it, and its speed; hours
 # make release build sdist and wheel, check both, run the demo from the wheel alone
 # make bench   measure speed and accuracy on this machine (needs DATA; half an hour)
 # make bench-compare  measure the suite again and compare with what is stored
@@ -70,7 +70,7 @@ lint: .venv/ready
 	$(DEV)/ruff check jetson/selftest
 	$(DEV)/ruff format --check jetson/selftest
 	$(DEV)/mypy
-	$(DEV)/shellcheck jetson/install.sh
+	$(DEV)/shellcheck jetson/install.sh pc/install.sh
 	$(DEV)/codespell $$(git ls-files '*.md' '*.py' '*.toml' '*.sh' '*.yml')
 	$(DEV)/validate-pyproject pyproject.toml
 

@@ -23,6 +23,9 @@ environment that sees JetPack's tensorrt, and builds pycuda with JetPack's CUDA.
   --onnxruntime KIND    cpu or gpu.                             [cpu]
   --jetson-index URL    Address of the Jetson AI Lab package index, which has onnxruntime-gpu for
                         JetPack; asked for that package alone.  [$DEEPCOVID_EDGE_JETSON_INDEX]
+  --cart                The cart too, as services of systemd; run it with sudo. The environment
+                        is /opt/deepcovid-edge then, or another one outside of /home.
+  --kiosk               With --cart: the page on the board's own screen (packages cage and cog).
   --yes-apt             Let apt-get install what JetPack lacks (with sudo).
   --dry-run             Print what would be run, change nothing.
   --root DIR            Read the release files below DIR, for tests.
@@ -48,7 +51,8 @@ run() { # COMMAND... printed, and run unless this is a dry run
     [[ $dry_run == yes ]] || "$@" || die 1 "that command failed: $(printf '%q ' "$@")"
 }
 
-venv="${HOME:-}/deepcovid-edge"
+venv=""
+cart=no kiosk=() extras="dicom,tensorrt"
 wheel="" wheels="" root="" onnxruntime=cpu index="${DEEPCOVID_EDGE_JETSON_INDEX:-}"
 yes_apt=no dry_run=no
 
@@ -58,6 +62,8 @@ parse_options() {
             --help) usage && exit 0 ;;
             --dry-run) dry_run=yes ;;
             --yes-apt) yes_apt=yes ;;
+            --cart) cart=yes ;;
+            --kiosk) kiosk=(--kiosk) ;;
             --venv | --wheel | --wheels | --onnxruntime | --jetson-index | --root)
                 [[ $# -ge 2 && -n $2 ]] || die $USAGE "$1: needs a value; see --help"
                 case "$1" in
@@ -74,7 +80,19 @@ parse_options() {
         esac
         shift
     done
+    if [[ -z $venv ]]; then
+        venv="${HOME:-}/deepcovid-edge"
+        [[ $cart == no ]] || venv=/opt/deepcovid-edge
+    fi
     [[ $venv == /* ]] || venv=$PWD/$venv
+    [[ $cart == no ]] || extras="dicom,tensorrt,cart"
+    if [[ $cart == yes && $venv == @(/home|/root|/tmp)/* ]]; then
+        die $USAGE "--venv: got $venv, which the cart's services do not see: choose one such as \
+/opt/deepcovid-edge"
+    fi
+    [[ $cart == yes || ${#kiosk[@]} == 0 ]] || die $USAGE "--kiosk: needs --cart"
+    [[ $cart == no || $dry_run == yes ]] || ((EUID == 0)) ||
+        die $USAGE "--cart: needs root: run it with sudo"
     [[ $onnxruntime == cpu || $onnxruntime == gpu ]] ||
         die $USAGE "--onnxruntime: got $onnxruntime, expected cpu or gpu"
     if [[ $onnxruntime == gpu && -z $index && -z $wheels ]]; then
@@ -306,6 +324,7 @@ plan() { # What the environment depends on: another plan is installed anew
     say "tensorrt $tensorrt"
     say "cuda ${cuda_version:-not used}"
     say "onnxruntime $onnxruntime"
+    [[ $cart == no ]] || say "with the cart"
     say "deepcovid-edge from $source_id"
 }
 
@@ -363,7 +382,7 @@ install_packages() {
         run "${pip[@]}" "${gpu_from[@]}" --no-deps onnxruntime-gpu
     fi
     ! in_environment deepcovid-edge || known=yes
-    run "${pip[@]}" "${from[@]}" -c "$constraints" "${source}[$onnxruntime,dicom,tensorrt]"
+    run "${pip[@]}" "${from[@]}" -c "$constraints" "${source}[$onnxruntime,$extras]"
     # pip keeps what is there if the version is the same, even if the wheel is another one.
     [[ $known == no ]] || run "${pip[@]}" "${from[@]}" --force-reinstall --no-deps "$source"
 }
@@ -388,14 +407,16 @@ main() {
     constraints=$venv/jetson-constraints.txt
     export PYTHONNOUSERSITE=1 # a package in the user's own folder must not stand in for one here
     recognise
-    if ((EUID == 0)) && [[ -n ${SUDO_USER:-} ]]; then
+    if ((EUID == 0)) && [[ -n ${SUDO_USER:-} && $cart == no ]]; then
         warn "run with sudo, so $venv will belong to root; it needs no sudo"
     fi
     find_tools
     mend_missing
     warn_of_mixtures
     find_source
+    local restart=(--restart)
     if is_installed; then
+        restart=()
         say "already installed in $venv: nothing to do"
     else
         make_environment
@@ -407,6 +428,7 @@ main() {
         fi
     fi
     run "$venv/bin/deepcovid-edge" info
+    [[ $cart == no ]] || run "$venv/bin/deepcovid-edge" cart install --gpu "${kiosk[@]}" "${restart[@]}"
     [[ $dry_run == yes ]] || say "done: $venv/bin/deepcovid-edge; test this device with selftest"
 }
 

@@ -81,6 +81,11 @@ class AlertCode(Enum):
         "The ledger was damaged and was made again from the files.",
         "Check the disk; the damaged ledger lies beside the new one.",
     )
+    BACKUP = (
+        "backup",
+        "The nightly copy of the ledger could not be written.",
+        "See the detail: the disk of the copies is full, or not mounted.",
+    )
     SELF_TEST = (
         "self_test",
         "The self-test at the start failed: images are received but not assessed.",

@@ -86,6 +86,44 @@ def page(config: Path) -> None:
     serve(settings, stop_event())
 
 
+@command.command()
+@click.argument("config", type=click.Path(path_type=Path), default="/etc/deepcovid-edge/cart.toml")
+@click.option("--gpu", is_flag=True, help="Let the assessor use an NVIDIA GPU.")
+@click.option("--kiosk", is_flag=True, help="Show the page on the cart's own screen (cage, cog).")
+@click.option("--start/--no-start", default=True, show_default=True, help="Start the cart.")
+@click.option("--restart", is_flag=True, help="Start it again though nothing else has changed.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    default="/",
+    help="Install into the file system below a folder, and start nothing.",
+)
+def install(
+    config: Path, gpu: bool, kiosk: bool, start: bool, restart: bool, dry_run: bool, root: Path
+) -> None:
+    """Install the cart as services of systemd; run it again after each change of CONFIG.
+
+    It needs root. A CONFIG that is not there is written, and one that is there is left alone.
+
+    Example: sudo /opt/deepcovid-edge/bin/deepcovid-edge cart install
+    """
+    from deepcovid_edge.cart.install.installation import Installation, InstallSettings
+
+    settings = InstallSettings(
+        root.absolute(),
+        config,
+        gpu=gpu,
+        kiosk=kiosk,
+        starts=start,
+        restarts=restart,
+        is_dry=dry_run,
+    )
+    has_changed = Installation(settings, click.echo).install()
+    if not has_changed:
+        click.echo("No file has changed.")
+
+
 @command.command("set-pin")
 @_CONFIG
 def set_pin(config: Path) -> None:
@@ -207,6 +245,30 @@ def drain(config: Path, seconds: float) -> int:
         left = Outbox(settings, ledger, spool).drain(seconds)
     click.echo(f"{left} objects wait." if left else "Nothing waits.")
     return ExitCode.ERROR if left else ExitCode.DONE
+
+
+@command.command()
+@_CONFIG
+@click.argument("copy", type=click.Path(path_type=Path), required=False)
+def restore(config: Path, copy: Path | None) -> None:
+    """Make a nightly COPY the ledger again; without COPY the newest one. Stop the cart before.
+
+    Images, results and deliveries since that night are read from the spool. The ledger that was
+    there is kept beside it.
+
+    Example: deepcovid-edge cart restore cart.toml
+    """
+    from deepcovid_edge.cart.store.backup import FOLDER_NAME, newest
+    from deepcovid_edge.cart.store.backup import restore as make_ledger
+    from deepcovid_edge.cart.store.spool import Spool
+    from deepcovid_edge.errors import NotThereError
+
+    settings = _read(config).cart
+    folder = settings.backup or settings.spool / FOLDER_NAME
+    if (chosen := copy or newest(folder)) is None:
+        raise NotThereError(f"{folder}: has no copy of the ledger")
+    found = make_ledger(Spool(settings.spool), chosen)
+    click.echo(f"The ledger is that of {chosen.name}; {found} images since then were added.")
 
 
 @command.command("export-log")

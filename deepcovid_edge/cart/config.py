@@ -244,6 +244,8 @@ class CartSettings:
         floor_share: Nor while less than this share of the disk is free, 0 to 1.
         ballast_mib: Room kept aside for the last results on a full disk, MiB.
         no_image_hours: An alert is raised when no image has come for so long; 0 for never.
+        backup: Folder of the nightly copies of the ledger; None for `backup` in the spool.
+        backup_keep: How many copies are kept; 0 for no backup.
     """
 
     spool: Path
@@ -261,6 +263,8 @@ class CartSettings:
     floor_share: float = 0.05
     ballast_mib: int = 64
     no_image_hours: int = 0
+    backup: Path | None = None
+    backup_keep: int = 7
 
     def __post_init__(self) -> None:
         _check("budget", self.budget, 0.05, 60)
@@ -271,6 +275,7 @@ class CartSettings:
         _check("floor_share", self.floor_share, 0, 0.9)
         _check("ballast_mib", self.ballast_mib, 0, 1 << 16)
         _check("no_image_hours", self.no_image_hours, 0, 24 * 366)
+        _check("backup_keep", self.backup_keep, 0, 366)
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ class Child(Closing):
         self._readable = select.poll()
         self._readable.register(self._pipe, select.POLLIN)
         self._is_closed = False
-        self._patience = _Patience(self._process.pid, patience, limit)
+        self._patience = Patience(self._process.pid, patience, limit)
 
     def close(self) -> None:
         """End it."""
@@ -200,10 +200,15 @@ class _Life:
         return used >= _LEAST_CPU_SECONDS or self.faults != earlier.faults
 
 
-class _Patience:
+class Patience:
     """How long a session has made no progress.
 
     Only time in which this process looked counts: while it is stopped, nobody reads the child.
+
+    Args:
+        session: Process id of its leader.
+        patience: Longest time without progress, seconds.
+        limit: Longest time in all, seconds; None for as long as there is progress.
     """
 
     def __init__(self, session: int, patience: float, limit: float | None) -> None:

@@ -186,3 +186,13 @@ class Audit:
             "quarantined": sum(row["reason"] == Reason.DECODE.code for row in self.images),
             "is_chained": self.is_chained,
         }
+
+
+def left_in(spool: Path) -> int:
+    """Images of a spool without a verdict, and objects that are not sent."""
+    with Ledger(spool, read_only=True) as ledger:
+        row = ledger.row(
+            "SELECT (SELECT count(*) FROM image WHERE state IN ('received', 'assessing')) +"
+            " (SELECT count(*) FROM outbox WHERE state != 'sent') AS n"
+        )
+    return int(row["n"]) if row else 0

@@ -16,12 +16,11 @@ from typing import Any
 from cart_peers import HOST, wait_until
 from whole_cart import WholeCart
 
-from campaigns.audit import Audit, Counts
+from campaigns.audit import Audit, Counts, left_in
 from campaigns.console import Console
 from campaigns.images import DrawnImages
 from campaigns.pacs import Pacs
 from campaigns.paths import python_path
-from deepcovid_edge.cart.store.ledger import Ledger
 
 READY_SECONDS = 180.0
 SETTLE_SECONDS = 420.0
@@ -35,6 +34,7 @@ class CampaignCart(WholeCart):
         folder: For configuration and log.
         destinations: Keys of each `[[destination]]`.
         cart: Keys of the table `[cart]`.
+        page: Keys of the table `[page]`; None for no page.
         command: Words before the command.
     """
 
@@ -44,11 +44,12 @@ class CampaignCart(WholeCart):
         destinations: list[Mapping[str, object]],
         *,
         cart: Mapping[str, object],
+        page: Mapping[str, object] | None = None,
         command: tuple[str, ...] = (),
     ) -> None:
         log = folder / "cart.log"
         self._said_before = log.stat().st_size if log.exists() else 0
-        super().__init__(folder, destinations, cart=cart, command=command)
+        super().__init__(folder, destinations, cart=cart, page=page, command=command)
         self.spool = folder / str(cart.get("spool", "spool"))
 
     def said(self) -> str:
@@ -116,6 +117,7 @@ class Clinic:
         command: Words before the cart's command.
         images: What is sent.
         pacs_port: The port that the cart sends to; None for the PACS's own.
+        page_port: Where the page is served; None for no page.
     """
 
     folder: Path
@@ -127,6 +129,7 @@ class Clinic:
     command: tuple[str, ...] = ()
     images: DrawnImages | None = None
     pacs_port: int | None = None
+    page_port: int | None = None
 
     def __post_init__(self) -> None:
         self._stack = ExitStack()
@@ -165,6 +168,7 @@ class Clinic:
             self.folder / "cart",
             [{**destination, "objects": [*self.objects]}],
             cart=keys,
+            page={"port": self.page_port} if self.page_port else None,
             command=self.command,
         )
         if hasattr(self, "console"):
@@ -181,19 +185,21 @@ class Clinic:
         self.pacs = Pacs(self.folder / "pacs", self.pacs.port)
         self.pacs.wait_ready()
 
-    def command_line(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """A command of the cart, such as `drain`."""
+    def command_line(
+        self, *words: str, more: Sequence[str] = ()
+    ) -> subprocess.CompletedProcess[str]:
+        """A command of the cart, such as `drain`.
+
+        Args:
+            words: The command.
+            more: What follows the configuration.
+        """
         command = [sys.executable, "-m", "deepcovid_edge", "cart", *words, str(self.cart.config)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=240)
+        return subprocess.run([*command, *more], capture_output=True, text=True, timeout=240)
 
     def left(self) -> int:
         """Images without a verdict, and objects that are not sent."""
-        with Ledger(self.cart.spool, read_only=True) as ledger:
-            row = ledger.row(
-                "SELECT (SELECT count(*) FROM image WHERE state IN ('received', 'assessing')) +"
-                " (SELECT count(*) FROM outbox WHERE state != 'sent') AS n"
-            )
-        return int(row["n"]) if row else 0
+        return left_in(self.cart.spool)
 
     def settle(self, seconds: float = SETTLE_SECONDS) -> bool:
         """Wait until every image of the ledger has its verdict at the PACS; whether that came."""

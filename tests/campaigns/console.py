@@ -41,6 +41,7 @@ class Console(threading.Thread):
         acknowledged: SOP instance UID of each image that got 0x0000 -> hash of its content.
         answers: How often each status came; `no answer` where the connection ended before.
         sent: Images that were sent at least once.
+        most_now: Images that it may have sent by now; None for no limit.
     """
 
     def __init__(self, images: DrawnImages, port: int, *, seed: int, pause: float) -> None:
@@ -49,6 +50,7 @@ class Console(threading.Thread):
         self.acknowledged: dict[str, str] = {}
         self.answers: Counter[str] = Counter()
         self.sent = 0
+        self.most_now: int | None = None
         self._images, self._draw = images, random.Random(seed)
         self._most: int | None = None
         self._most_a_line = _MOST_A_LINE
@@ -68,6 +70,10 @@ class Console(threading.Thread):
     def run(self) -> None:
         """Send until `finish`; the image that is under way then is sent until acknowledged."""
         while not self._finishing.is_set() and self.sent != self._most:
+            if self.most_now is not None and self.sent >= self.most_now:
+                self._close()
+                self._finishing.wait(_AGAIN_SECONDS)
+                continue
             image = self._images.image(self.sent)
             self.sent += 1
             while not self._send(image):

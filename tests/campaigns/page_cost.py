@@ -1,8 +1,19 @@
 """What the page costs: memory, the home page's answer, and what it takes from the assessor.
 
 A ledger of 10,000 images, ten browsers' worth of clients that listen for changes and load the home
-page at each, as the page's script does. The assessor works on drawn images in turns with and
-without them, so that what else the machine does falls on both alike.
+page at each, as the page's script does. The assessor works on drawn images in short turns with and
+without them, each pair in the other order than the one before, so that what else the machine does
+falls on both alike.
+
+Seconds by the clock scatter with the load of the machine. Seconds of the processor hardly do, so
+what assessing loses is told by them:
+
+- `slower`: those of worker and assessor for an image, with clients over without. It sees what the
+  page takes from caches and from the memory.
+- `demand`: the same with those of the page added. Where every core is busy, work is done slower by
+  this much and no more, since processes share the cores and none stands idle.
+
+Of both the median ratio of the pairs is given, with its 95 % interval by bootstrap.
 """
 
 from __future__ import annotations
@@ -14,24 +25,27 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from cart_page import put, result
 from cart_peers import HOST, free_port, wait_until
 from cart_store import Store, open_store
 from whole_cart import WholeCart, phantom_image
 
-from benchmarks.measure import ratio, summary
+from benchmarks.measure import summary
 from deepcovid_edge.cart.store.intake import Arrival
 from deepcovid_edge.imaging.dicom.syntaxes import EXPLICIT
 
 IMAGES = 10_000
 CLIENTS = 10
-_A_ROUND = 8
+_A_ROUND = 4
+_RESAMPLES = 2000
 _IDLE_SECONDS = 10.0
 _KINDS = ("negative", "negative", "positive", None, "indeterminate")
 
@@ -41,7 +55,7 @@ def page_cost(folder: Path, rounds: int, seed: int, *, images: int = IMAGES) -> 
 
     Args:
         folder: For the cart.
-        rounds: Turns of the assessor with clients, and as many without.
+        rounds: Pairs of turns of the assessor, with clients and without.
         seed: Of the drawn images.
         images: In the ledger before.
     """
@@ -51,15 +65,18 @@ def page_cost(folder: Path, rounds: int, seed: int, *, images: int = IMAGES) -> 
         fill(store, images)
     with WholeCart(folder, [], page={"port": port}, cart={"floor_mib": 0}) as cart:
         wait_until(lambda: _answers(port), 60, what="the page")
-        process = _page_process(cart)
+        process = role_process(cart, "page")
         time.sleep(_IDLE_SECONDS)
         idle = memory(process)
         home: list[float] = []
-        turns = _Turns(cart, seed)
-        for _ in range(rounds):
-            turns.alone()
+        turns = _Turns(cart, process, seed)
+        for number in range(rounds):
+            if number % 2 == 0:
+                turns.alone()
             with _clients(port), _asking(port, home):
-                turns.with_page(process)
+                turns.with_page()
+            if number % 2:
+                turns.alone()
         if not rounds:
             with _clients(port), _asking(port, home):
                 time.sleep(3)
@@ -120,55 +137,101 @@ def fill(store: Store, images: int) -> None:
         put(store, 100_000 + number, _KINDS[number % len(_KINDS)])
 
 
+@dataclass(frozen=True)
+class _Turn:
+    """Seconds for an image, in one turn.
+
+    Attributes:
+        clock: By the clock.
+        assessing: Of the processor, of worker and assessor.
+        page: Of the processor, of the page.
+    """
+
+    clock: float
+    assessing: float
+    page: float
+
+
 class _Turns:
     """The assessor's work in turns.
 
     Args:
         cart: The running cart.
+        page: Process of its page.
         seed: Of the images.
     """
 
-    def __init__(self, cart: WholeCart, seed: int) -> None:
-        self._cart, self._next = cart, 1000 * seed
-        self._alone: list[float] = []
-        self._with_page: list[float] = []
-        self._share: list[float] = []
+    def __init__(self, cart: WholeCart, page: int, seed: int) -> None:
+        self._cart, self._page, self._next = cart, page, 1000 * seed
+        self._seed = seed
+        self._work = role_process(cart, "work")
+        self._alone: list[_Turn] = []
+        self._with_page: list[_Turn] = []
 
     def alone(self) -> None:
         """A turn without clients."""
         self._alone.append(self._turn())
 
-    def with_page(self, process: int) -> None:
-        """A turn with clients; `process` is that of the page."""
-        began, worked = time.monotonic(), _processor_seconds(process)
+    def with_page(self) -> None:
+        """A turn with clients."""
         self._with_page.append(self._turn())
-        spent = time.monotonic() - began
-        self._share.append((_processor_seconds(process) - worked) / spent)
 
-    def _turn(self) -> float:
-        """Seconds for an image."""
+    def _turn(self) -> _Turn:
         images = [
             phantom_image(self._next + at, EXPLICIT, opacities=9 * (at % 2))
             for at in range(_A_ROUND)
         ]
         self._next += _A_ROUND
         with open_store(self._cart.spool) as store:
-            began = time.monotonic()
+            began, before = time.monotonic(), self._worked()
             for data in images:
                 store.intake.take_file(data, name="f.dcm", arrival=Arrival("ae", HOST))
             wait_until(lambda: not store.images.waiting(), 300, what="images assessed", step=0.05)
-            return (time.monotonic() - began) / _A_ROUND
+            spent, after = time.monotonic() - began, self._worked()
+        assessing, page = (one - other for one, other in zip(after, before, strict=True))
+        return _Turn(spent / _A_ROUND, assessing / _A_ROUND, page / _A_ROUND)
+
+    def _worked(self) -> tuple[float, float]:
+        """Seconds of the processor so far: of worker and assessor, and of the page."""
+        children = Path(f"/proc/{self._work}/task/{self._work}/children").read_text().split()
+        roles = (self._work, *map(int, children))
+        return sum(map(_processor_seconds, roles)), _processor_seconds(self._page)
 
     def figures(self) -> dict[str, Any]:
         """What came of the turns."""
         if not self._alone:
             return {}
+        pairs = list(zip(self._with_page, self._alone, strict=True))
+        demand = [(one.assessing + one.page) / other.assessing for one, other in pairs]
+        slower = [one.assessing / other.assessing for one, other in pairs]
         return {
-            "assessor_alone_s": summary(self._alone),
-            "assessor_with_page_s": summary(self._with_page),
-            "slower": ratio(self._with_page, self._alone),
-            "page_share_of_a_core": summary(self._share),
+            "images_a_turn": _A_ROUND,
+            "assessor_alone_s": summary([one.clock for one in self._alone]),
+            "assessor_with_page_s": summary([one.clock for one in self._with_page]),
+            "processor_alone_s": summary([one.assessing for one in self._alone]),
+            "processor_with_page_s": summary([one.assessing for one in self._with_page]),
+            "page_processor_s": summary([one.page for one in self._with_page]),
+            "slower_by_the_clock": self._ratio([one.clock / other.clock for one, other in pairs]),
+            "slower": self._ratio(slower),
+            "demand": self._ratio(demand),
         }
+
+    def _ratio(self, samples: list[float]) -> dict[str, Any]:
+        low, high = median_interval(samples, self._seed)
+        return {**summary(samples), "low": low, "high": high}
+
+
+def median_interval(samples: Sequence[float], seed: int) -> tuple[float, float]:
+    """95 % interval of a median: percentile bootstrap (Efron and Tibshirani 1993, chapter 13).
+
+    Args:
+        samples: Independent samples.
+        seed: Of the draws.
+    """
+    draw = np.random.default_rng(seed)
+    drawn = draw.choice(np.asarray(samples), (_RESAMPLES, len(samples)))
+    low, high = np.quantile(np.median(drawn, axis=1), (0.025, 0.975))
+    return float(low), float(high)
 
 
 @contextmanager
@@ -235,14 +298,14 @@ def _answers(port: int) -> bool:
         return False
 
 
-def _page_process(cart: WholeCart) -> int:
-    """The process of the page, as the cart's log names it."""
+def role_process(cart: WholeCart, role: str) -> int:
+    """The process of a role, as the cart's log names it."""
     for line in cart.said().splitlines():
         with suppress(ValueError):
             said = json.loads(line)
-            if said.get("event") == "role started" and said["role"] == "page":
+            if said.get("event") == "role started" and said["role"] == role:
                 return int(said["pid"])
-    raise RuntimeError("no page was started")
+    raise RuntimeError(f"no {role} was started")
 
 
 def memory(process: int) -> dict[str, float]:

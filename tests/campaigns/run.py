@@ -24,11 +24,14 @@ from campaigns.disks import why_no_disks
 from campaigns.full import full
 from campaigns.kill import kill
 from campaigns.latency import latency
+from campaigns.model_switch import model_switch
 from campaigns.network import network
 from campaigns.page_cost import page_cost
 from campaigns.power import power, power_without_fsync
+from campaigns.services import services, why_no_services
 from campaigns.soak import soak
 from campaigns.throughput import throughput
+from campaigns.week import week
 
 Campaign = Callable[[Path, int, int], Counts]
 Measurement = Callable[[Path, int, int], dict[str, Any]]
@@ -41,12 +44,15 @@ CAMPAIGNS: dict[str, Campaign] = {
     "network": network,
     "disk-full": full,
     "clock": clock,
+    "services": services,
+    "model-switch": model_switch,
 }
 MEASUREMENTS: dict[str, tuple[Measurement, int]] = {
     "latency": (latency, 42),
     "receiver-throughput": (throughput, 5),
     "soak": (soak, 10_000),
-    "page": (page_cost, 6),
+    "page": (page_cost, 20),
+    "week": (week, 5_000),
 }
 """With the usual number of images, or of rounds."""
 NEEDS: dict[str, Callable[[], str]] = {
@@ -54,8 +60,10 @@ NEEDS: dict[str, Callable[[], str]] = {
     "power-without-fsync": why_no_disks,
     "disk-full": why_no_disks,
     "clock": why_no_clock,
+    "services": why_no_services,
+    "week": why_no_disks,
 }
-"""What says why a campaign cannot run here, or nothing."""
+"""What says why a campaign or a measurement cannot run here, or nothing."""
 MUST_LOSE = ("power-without-fsync",)
 
 
@@ -86,6 +94,9 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 def measure(name: str, size: int | None, seed: int, *, is_stored: bool) -> bool:
     """Run a measurement; whether what it sent was kept."""
+    if why := NEEDS.get(name, str)():
+        print(f"{name}: not run: {why}", flush=True)
+        return True
     figures_of, usual = MEASUREMENTS[name]
     with _folder() as folder:
         figures = figures_of(Path(folder), size or usual, seed)

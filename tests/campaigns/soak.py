@@ -49,16 +49,16 @@ def soak(folder: Path, images: int, seed: int) -> dict[str, Any]:
     with Clinic(folder, seed, images=drawn, pause=0.0) as clinic:
         clinic.console.send(images, most_a_line=1)
         pids = {role: clinic.cart.pid(role) or 0 for role in ROLES}
-        looks = [_look(clinic, pids)]
+        looks = [look(clinic, pids)]
         started = time.monotonic()
         clinic.console.start()
         while clinic.console.is_alive():
             time.sleep(_LOOK_SECONDS)
-            looks.append(_look(clinic, pids))
+            looks.append(look(clinic, pids))
         sending = time.monotonic() - started
         while clinic.left() and time.monotonic() - started < _SETTLE_SECONDS:
             time.sleep(_LOOK_SECONDS)
-            looks.append(_look(clinic, pids))
+            looks.append(look(clinic, pids))
         whole = time.monotonic() - started
         counts = clinic.audited(0)
     return {
@@ -88,7 +88,13 @@ def _mib(look: Look, role: str) -> float:
     return round(look.rss_kib[role] / 1024, 1)
 
 
-def _look(clinic: Clinic, pids: dict[str, int]) -> Look:
+def look(clinic: Clinic, pids: dict[str, int]) -> Look:
+    """Look at a cart.
+
+    Args:
+        clinic: Of the cart.
+        pids: Its processes by role.
+    """
     with Ledger(clinic.cart.spool, read_only=True) as ledger:
         row = ledger.row(
             "SELECT count(*) AS n FROM image WHERE state IN ('assessed', 'not_assessed')"

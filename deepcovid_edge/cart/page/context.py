@@ -68,7 +68,10 @@ class Context:
             lstrip_blocks=True,
             auto_reload=False,
         )
-        self._templates.filters["local_time"] = images.local_time
+        self._templates.filters |= {
+            "local_time": images.local_time,
+            "detail_pairs": images.detail_pairs,
+        }
         self._templates.globals |= {
             "version": VERSION,
             "signs": health.SIGNS,

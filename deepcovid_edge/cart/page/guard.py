@@ -10,7 +10,7 @@ import ipaddress
 from dataclasses import dataclass
 from http.cookies import Morsel, SimpleCookie
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import MutableHeaders, QueryParams
 from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -170,7 +170,11 @@ class Guard:
         if path in _FOR_PROGRAMS and _is_local(visitor.address):
             return None
         if scope["method"] in ("GET", "HEAD"):
-            return RedirectResponse(LOG_IN, 303)
+            response = RedirectResponse(LOG_IN, 303)
+            if path == "/" and (language := asked_language(scope)):  # chosen before the PIN
+                value = language_cookie(language, secure=self._secure)
+                response.headers.append("set-cookie", value)
+            return response
         return PlainTextResponse("The PIN is needed.", 403)
 
     def cookie(self, value: str) -> str:
@@ -187,6 +191,12 @@ def cookie_header(name: str, value: str, *, secure: bool, seconds: int = SESSION
     if secure:
         morsel["secure"] = True
     return morsel.OutputString()
+
+
+def asked_language(scope: Scope) -> str | None:
+    """The language that a reader has chosen at the foot of the page; None for no new one."""
+    chosen = QueryParams(scope["query_string"]).get("language")
+    return chosen if chosen in LANGUAGES else None
 
 
 def language_cookie(language: str, *, secure: bool) -> str:

@@ -21,8 +21,7 @@ from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.page import health, images
 from deepcovid_edge.cart.page.changes import MOST_LISTENERS
 from deepcovid_edge.cart.page.context import STATIC_TYPES, Context
-from deepcovid_edge.cart.page.guard import LOG_IN, Visitor, language_cookie
-from deepcovid_edge.cart.page.languages import LANGUAGES
+from deepcovid_edge.cart.page.guard import LOG_IN, Visitor, asked_language, language_cookie
 from deepcovid_edge.cart.page.posting import Posted, PostRejectedError, SentFile
 from deepcovid_edge.cart.page.statistics import Statistics, read_statistics, steps_of
 from deepcovid_edge.cart.process import log
@@ -51,11 +50,10 @@ class Handlers:
 
     async def home(self, request: Request) -> Response:
         """The list of images."""
-        language = request.query_params.get("language")
-        if language in LANGUAGES:
+        if language := asked_language(request.scope):
             response = RedirectResponse("/", 303)
             secure = self._it.settings.certificate is not None
-            response.headers.append("set-cookie", language_cookie(str(language), secure=secure))
+            response.headers.append("set-cookie", language_cookie(language, secure=secure))
             return response
         before = _number(request.query_params.get("before")) or None
         rows = self._it.part(

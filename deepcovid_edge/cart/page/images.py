@@ -27,6 +27,7 @@ from deepcovid_edge.decision.record import INDETERMINATE, NEGATIVE, POSITIVE, SI
 PAGE_ROWS = 50
 _MOST_PINNED = 8
 WAITING = "waiting"
+_SHA256, _SHORT_DIGEST = re.compile(r"[0-9a-f]{64}"), 12
 _WAITING_SIGN = "…"
 KINDS = (POSITIVE, INDETERMINATE, NEGATIVE, NOT_ASSESSED)
 """In the order of charts."""
@@ -329,6 +330,24 @@ def _acquired(text: str) -> str:
 def sign_of(kind: str) -> str:
     """The shape of a kind of image."""
     return SIGNS[None if kind == NOT_ASSESSED else kind][0]
+
+
+def detail_pairs(text: str) -> list[tuple[str, str]]:
+    """Names and values of an event's detail; what is not known is left out, digests are cut short.
+
+    Args:
+        text: JSON, as the ledger has it.
+    """
+    found: dict[str, object] = json.loads(text)
+    known = {name: value for name, value in found.items() if value not in (None, "")}
+    return [(name.replace("_", " "), _value_text(value)) for name, value in known.items()]
+
+
+def _value_text(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_value_text, value))
+    text = str(value)
+    return text[:_SHORT_DIGEST] if _SHA256.fullmatch(text) else text
 
 
 def local_time(utc: str) -> str:

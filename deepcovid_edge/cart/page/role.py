@@ -8,18 +8,18 @@ import threading
 from collections.abc import Iterator
 
 import uvicorn
+from starlette.concurrency import run_in_threadpool
 
 from deepcovid_edge.cart.config import CartConfig, PageSettings
 from deepcovid_edge.cart.page.access import Access, Pin
 from deepcovid_edge.cart.page.app import build_app
 from deepcovid_edge.cart.page.context import Context
-from deepcovid_edge.cart.process import log, notify
+from deepcovid_edge.cart.process import beat_seconds, log, notify
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.opening import open_store
 from deepcovid_edge.errors import NotThereError
 
 _LOOK_SECONDS = 0.2
-_BEAT_LOOKS = 25
 _GRACE_SECONDS = 2
 MOST_AT_ONCE = 64
 """Connections and requests; beyond them uvicorn answers 503."""
@@ -98,15 +98,17 @@ def server_settings(context: Context) -> uvicorn.Config:
 
 
 async def _end_when_asked(server: uvicorn.Server, context: Context, stop: threading.Event) -> None:
-    """Tell systemd that the loop goes round; end the server with the role, or with its ledger."""
-    looks, was_ready = 0, False
+    """Tell systemd that loop and threads work; end the server with the role, or with its ledger."""
+    looks, was_ready, looks_a_beat = 0, False, max(1, int(beat_seconds() / _LOOK_SECONDS))
     while not stop.is_set():
         if server.started and not was_ready:
             was_ready = True
             notify("READY=1")
-        if looks % _BEAT_LOOKS == 0:
+        if looks % looks_a_beat == 0:
+            # The threads of the handlers; while none is free the watchdog is not fed.
+            replaced = await run_in_threadpool(context.reading.is_replaced)
             notify("WATCHDOG=1")
-            if context.reading.is_replaced():
+            if replaced:
                 log("page ends", why="the ledger was made again")
                 break
         looks += 1

@@ -105,6 +105,7 @@ class Guard:
         self._lock = threading.Lock()
         self._connections: dict[socket.socket, Connection] = {}
         self._stopping = threading.Event()
+        self._looked = time.monotonic()
         self._threads = [
             threading.Thread(target=work, name=f"guard{work.__name__}", daemon=True)
             for work in (self._reap, self._tell)
@@ -112,6 +113,7 @@ class Guard:
 
     def start(self) -> None:
         """Begin to watch."""
+        self._looked = time.monotonic()
         for thread in self._threads:
             thread.start()
 
@@ -127,6 +129,10 @@ class Guard:
                 self._forget_ended()
         for thread in self._threads:
             thread.join(1)
+
+    def stalled_seconds(self) -> float:
+        """How long ago the reaper looked last."""
+        return time.monotonic() - self._looked
 
     def note(self, kind: str, address: str, why: str) -> None:
         """Have something reported; see `Report`."""
@@ -178,6 +184,7 @@ class Guard:
         while not self._stopping.wait(_LOOK_SECONDS):
             with contextlib.suppress(Exception):  # nothing else ends what holds a place
                 self._look()  # its variables hold no connection until the next look
+                self._looked = time.monotonic()
 
     def _look(self) -> None:
         now = time.monotonic()
@@ -293,6 +300,17 @@ def plain_address(address: str) -> str:
     return address
 
 
+class _TurningLoop(BaseServer):
+    """A server that knows when the loop that accepts connections turned last."""
+
+    turned = 0.0
+
+    def service_actions(self) -> None:
+        """Note a turn (socketserver, `serve_forever`)."""
+        super().service_actions()
+        self.turned = time.monotonic()
+
+
 @cache
 def guarded_server() -> Any:
     """The class of a pynetdicom server that asks a `Guard`, for `AE.make_server(server_class=)`.
@@ -325,7 +343,7 @@ def guarded_server() -> Any:
             association.daemon = association.dul.daemon = True
             return association
 
-    class GuardedServer(ThreadedAssociationServer):
+    class GuardedServer(_TurningLoop, ThreadedAssociationServer):
         """Admits whom the guard admits."""
 
         request_queue_size = 128  # what comes while many are turned away waits, and is not dropped

@@ -154,6 +154,7 @@ class Receiver(Closing):
                 f"receive.port: {settings.host}:{settings.port}: {error.strerror}"
             ) from error
         self._forget_strangers()
+        self._server.turned = time.monotonic()
         self._guard.start()
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.1,), name="listener", daemon=True
@@ -170,6 +171,11 @@ class Receiver(Closing):
     def is_listening(self) -> bool:
         """Whether connections are taken."""
         return self._thread is not None and self._thread.is_alive()
+
+    def stalled_seconds(self) -> float:
+        """How long ago the loop that takes connections turned, or their reaper looked, last."""
+        accepted = time.monotonic() - self._server.turned if self._server else 0.0
+        return max(accepted, self._guard.stalled_seconds())
 
     @property
     def port(self) -> int:

@@ -14,11 +14,14 @@ from deepcovid_edge.cart.receive.folder import FolderWatch
 from deepcovid_edge.cart.receive.guards import set_up_pynetdicom
 from deepcovid_edge.cart.receive.receiver import Receiver
 from deepcovid_edge.cart.store.intake import Intake
+from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.opening import open_store
 from deepcovid_edge.cart.store.rebuild import note_unknown
 
 _LOOP_SECONDS = 1.0
 _JOIN_SECONDS = 1.0
+_STALLED_SECONDS = 10.0
+"""A turn of the receiver's loops takes milliseconds."""
 
 
 def receive(config: CartConfig, stop: threading.Event) -> None:
@@ -39,6 +42,17 @@ def receive(config: CartConfig, stop: threading.Event) -> None:
         if found := note_unknown(ledger, spool):
             log("noted", images=found)
         _serve(config, Intake(ledger, spool), stop)
+
+
+def _is_alive(receiver: Receiver | None, ledger: Ledger) -> bool:
+    """Whether connections are taken, ended in time, and could be written down.
+
+    It waits as long as another thread holds the ledger: then nothing can be stored either.
+    """
+    ledger.row("SELECT 1")
+    return receiver is None or (
+        receiver.is_listening and receiver.stalled_seconds() < _STALLED_SECONDS
+    )
 
 
 def _serve(config: CartConfig, intake: Intake, stop: threading.Event) -> None:
@@ -62,7 +76,7 @@ def _serve(config: CartConfig, intake: Intake, stop: threading.Event) -> None:
         gc.freeze()  # what is there now stays: pynetdicom collects garbage as it waits
         notify("READY=1")
         while not stop.wait(_LOOP_SECONDS):
-            if receiver is None or receiver.is_listening:
+            if _is_alive(receiver, intake.ledger):
                 notify("WATCHDOG=1")
             if intake.ledger.is_replaced():
                 log("receive ends", why="the ledger was made again")

@@ -146,6 +146,16 @@ class Intake:
             self._note_arrival(taken, arrival)
         return taken
 
+    def note_who(self, image_id: int, path: Path) -> None:
+        """Note again whose an image of the spool is, where the ledger does not say so.
+
+        Raises:
+            NotTakenError: The file is damaged.
+        """
+        if self.ledger.row("SELECT 1 FROM who WHERE image_id = ?", image_id) is None:
+            who = _image_of_file(path.read_bytes(), "").header.who
+            self.ledger.insert("who", {"image_id": image_id, **asdict(who)})
+
     def _take(self, image: _Image, arrival: Arrival) -> Taken:
         known = self._known(image)
         if known is None:

@@ -25,8 +25,9 @@ LEDGER_NAME = "ledger.db"
 BUSY_SECONDS = 5.0
 """Longest wait for another role's transaction; they take milliseconds."""
 _FIRST_HASH = "0" * 64
-_NOT_WRITTEN = ("locked", "full", "busy", "readonly", "disk I/O", "unable to open")
-"""What SQLite says where a ledger cannot be written now; other errors are faults of the program."""
+_NOT_WRITTEN = ("locked", "locking", "full", "busy", "readonly", "disk I/O", "unable to open")
+"""What SQLite says where a ledger cannot be written now; other errors are faults of the program.
+`locking protocol` is a race for the log of a process that was killed (SQLITE_PROTOCOL)."""
 
 
 class LedgerBusyError(OutputError):

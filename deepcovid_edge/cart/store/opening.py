@@ -52,7 +52,7 @@ def _open(spool: Spool) -> Ledger:
             ledger.close()
             raise
     except LedgerDamagedError as error:
-        old = _move_aside(spool.folder)
+        old = move_aside(spool.folder, "damaged")
         return _made_again(spool, why=str(error), old=old.name)
     if not was_there and any((spool.folder / "images").iterdir()):
         ledger.close()
@@ -67,9 +67,14 @@ def _made_again(spool: Spool, **detail: str) -> Ledger:
     return ledger
 
 
-def _move_aside(folder: Path) -> Path:
-    """Keep a damaged ledger, with its log, for whoever looks into it."""
-    aside = folder / f"damaged-{now_seconds():.0f}-{LEDGER_NAME}"
+def move_aside(folder: Path, why: str) -> Path:
+    """Keep a ledger that is no longer used, with its log, for whoever looks into it.
+
+    Args:
+        folder: The spool folder.
+        why: How its name begins.
+    """
+    aside = folder / f"{why}-{now_seconds():.0f}-{LEDGER_NAME}"
     for ending in ("", "-wal", "-shm"):
         with contextlib.suppress(FileNotFoundError):
             (folder / f"{LEDGER_NAME}{ending}").rename(f"{aside}{ending}")

@@ -7,6 +7,7 @@ fixed UIDs make harmless. One without is assessed again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from deepcovid_edge.cart.store.image_header import NotTakenError, read_image_hea
 from deepcovid_edge.cart.store.images import BuiltObject, ClaimedImage, Images, Settled
 from deepcovid_edge.cart.store.intake import Arrival, Intake
 from deepcovid_edge.cart.store.ledger import Ledger
+from deepcovid_edge.cart.store.schema import ASSESSING, EXPIRED, RECEIVED
 from deepcovid_edge.cart.store.spool import Spool
 
 RECORD_NAME = "record.json"
@@ -40,6 +42,38 @@ def rebuild(ledger: Ledger, spool: Spool) -> int:
                 images.settle(claimed, settled)
         count += 1
     ledger.event("rebuilt", images=count)
+    return count
+
+
+def catch_up(ledger: Ledger, spool: Spool) -> int:
+    """Have an older ledger know what the spool has; how many images it did not know.
+
+    Names are read from the images again, results from what lies beside their objects. An image
+    whose files were deleted since is `expired`.
+    """
+    intake, images = Intake(ledger, spool), Images(ledger, spool)
+    known = {
+        row["content_sha256"]: row
+        for row in ledger.rows("SELECT id, content_sha256, suffix, state FROM image")
+    }
+    count = 0
+    for path in _images(spool):
+        row = known.pop(path.stem, None)
+        with contextlib.suppress(NotTakenError), ledger.transaction():
+            if row is None:
+                image_id = intake.note_stored(path, Arrival("restore", "spool")).image_id
+                count += 1
+            else:
+                image_id = row["id"]
+                intake.note_who(image_id, path)
+            is_open = row is None or row["state"] in (RECEIVED, ASSESSING)
+            if is_open and (settled := _settled(spool.results(path.stem))):
+                images.settle(
+                    ClaimedImage(image_id, path.stem, path, bool(settled.objects), 1), settled
+                )
+    with ledger.transaction() as now:
+        gone = [(EXPIRED, row["id"]) for row in known.values() if row["state"] != EXPIRED]
+        now.executemany("UPDATE image SET state = ? WHERE id = ?", gone)
     return count
 
 

@@ -7,20 +7,22 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from deepcovid_edge.cart.config import CartConfig
 from deepcovid_edge.cart.store.images import BuiltObject, ClaimedImage, Settled
 from deepcovid_edge.cart.store.spool import SpoolFullError
-from deepcovid_edge.device.child_process import end, ending_with_this
+from deepcovid_edge.device.child_process import Patience, StalledError, end, ending_with_this
 from deepcovid_edge.errors import DeepCovidEdgeError, one_line
 from deepcovid_edge.files import Closing, file_sha256
 from deepcovid_edge.reasons import Reason
 
 START_SECONDS = 300.0
 """Longest time to load a model: an engine is built once, a large network takes minutes."""
+_STALL_SECONDS = 20.0
+"""Longest time in which the process of an assessor does nothing while an image waits for it."""
 _BLOCK = 1 << 16
 _LONGEST_ANSWER = 1 << 26
 
@@ -40,14 +42,21 @@ class AssessorProcess(Closing):
         config: The configuration.
         model: Name or file of the model.
         site: Site file, or None.
+        waiting: Called every second while an answer is waited for.
 
     Raises:
         AssessorFailedError: The model cannot be loaded.
         AssessorCrashedError: The process ended before it said anything, or took too long.
     """
 
-    def __init__(self, config: CartConfig, model: str, site: Path | None) -> None:
-        self.model, self.site, self._config = model, site, config
+    def __init__(
+        self,
+        config: CartConfig,
+        model: str,
+        site: Path | None,
+        waiting: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.model, self.site, self._config, self._waiting = model, site, config, waiting
         self._seconds = config.cart.assess_seconds
         self._process = subprocess.Popen(
             ending_with_this(
@@ -97,7 +106,7 @@ class AssessorProcess(Closing):
             self._process.stdin.flush()
         except OSError as error:
             raise AssessorCrashedError(self._end_in_words()) from error
-        answer = self._answer(self._seconds)
+        answer = self._answer(self._seconds, is_at_work=True)
         if "full" in answer:
             raise SpoolFullError(f"no room for a result: {answer['full']}")
         objects = [BuiltObject(**{**one, "path": Path(one["path"])}) for one in answer["objects"]]
@@ -114,15 +123,26 @@ class AssessorProcess(Closing):
         }
         return Settled(record)
 
-    def _answer(self, seconds: float) -> dict[str, Any]:
+    def _answer(self, seconds: float, *, is_at_work: bool = False) -> dict[str, Any]:
+        """The next answer.
+
+        Args:
+            seconds: Longest wait.
+            is_at_work: Whether a process that does nothing at all is not waited for so long.
+        """
         assert self._process.stdout
         handle = self._process.stdout.fileno()
         ends = time.monotonic() + seconds
+        patience: Patience | None = None
         while b"\n" not in self._rest:
             left = ends - time.monotonic()
             if left <= 0:
                 raise AssessorCrashedError(f"no answer in {seconds:g} s")
             if not select.select([handle], [], [], min(left, 1.0))[0]:
+                self._waiting()
+                if is_at_work:
+                    patience = patience or Patience(self._process.pid, _STALL_SECONDS, None)
+                    self._check(patience)
                 continue
             block = self._process.stdout.read1(_BLOCK)  # type: ignore[attr-defined]
             if not block or len(self._rest) > _LONGEST_ANSWER:
@@ -134,6 +154,13 @@ class AssessorProcess(Closing):
         except ValueError as error:
             raise AssessorCrashedError(f"not an answer: {one_line(error)}") from error
         return answer
+
+    @staticmethod
+    def _check(patience: Patience) -> None:
+        try:
+            patience.check()
+        except StalledError as error:
+            raise AssessorCrashedError(str(error)) from error
 
     def _end_in_words(self) -> str:
         try:

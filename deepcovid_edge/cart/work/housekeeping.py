@@ -13,13 +13,16 @@ from pathlib import Path
 from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import CartConfig
 from deepcovid_edge.cart.process import log
+from deepcovid_edge.cart.store.backup import FOLDER_NAME, back_up, newest
 from deepcovid_edge.cart.store.clock import clock_is_plausible
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.retention import RetentionSettings, delete_old
 from deepcovid_edge.cart.store.spool import Spool, SpoolFullError
-from deepcovid_edge.errors import DeepCovidEdgeError, one_line
+from deepcovid_edge.errors import DeepCovidEdgeError, OutputError, one_line
 
 LOOK_SECONDS = 30.0
+BACKUP_HOUR = 2
+"""Of the night, local time."""
 _CERTIFICATE_DAYS = 30
 
 
@@ -72,6 +75,7 @@ class Housekeeping:
         if deleted := delete_old(self.ledger, self.spool, kept):
             log("deleted", images=deleted)
         self.spool.fill_ballast()
+        self._back_up()
         self._look_at_disk()
         self._look_at_clock()
         self._look_for_images()
@@ -80,13 +84,30 @@ class Housekeeping:
         if self._further:
             self._further()
 
+    def _back_up(self) -> None:
+        """Copy the ledger once a night; at the first start at once."""
+        settings = self.config.cart
+        folder = settings.backup or self.spool.folder / FOLDER_NAME
+        if not settings.backup_keep or not _is_due(newest(folder)):
+            return
+        code = AlertCode.BACKUP.code
+        try:
+            copy = back_up(self.spool.folder, folder, settings.backup_keep)
+        except OutputError as error:
+            self.ledger.raise_alert(code, code, why=one_line(error))
+            return
+        log("backup", copy=copy.name)
+        self.ledger.clear_alert(code)
+
     def _look_at_disk(self) -> None:
         try:
             self.spool.check_room(0)
-        except SpoolFullError as error:
+        except SpoolFullError:
             free = shutil.disk_usage(self.spool.folder).free >> 20
             code = AlertCode.DISK_FLOOR.code  # the receiver's key too: it is one alert
-            self.ledger.raise_alert(code, code, why=one_line(error), free_mib=free // 64 * 64)
+            self.ledger.raise_alert(
+                code, code, free_mib=free // 64 * 64
+            )  # an event only now and then
         else:
             self.ledger.clear_alert(AlertCode.DISK_FLOOR.code)
 
@@ -117,6 +138,16 @@ class Housekeeping:
         else:
             when = ends.date().isoformat() if ends else "cannot be read"
             self.ledger.raise_alert(key, AlertCode.CERTIFICATE.code, file=path.name, ends=when)
+
+
+def _is_due(copy: Path | None) -> bool:
+    """Whether it is night, and the newest copy is of another day, whatever the clock says."""
+    if copy is None:
+        return True
+    now, made = datetime.now(), datetime.fromtimestamp(copy.stat().st_mtime)
+    return now.date() != made.date() and (
+        now.hour >= BACKUP_HOUR or abs(now - made) > timedelta(days=1)
+    )
 
 
 def _certificates(config: CartConfig) -> list[Path]:

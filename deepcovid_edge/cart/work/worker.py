@@ -17,7 +17,7 @@ from pathlib import Path
 from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import CartConfig
 from deepcovid_edge.cart.model_pointer import model_in_use
-from deepcovid_edge.cart.process import log, notify
+from deepcovid_edge.cart.process import beat_seconds, log, notify
 from deepcovid_edge.cart.store.images import ClaimedImage, Images, Settled
 from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError
 from deepcovid_edge.cart.store.rebuild import RECORD_NAME, settled_text
@@ -71,18 +71,21 @@ class Worker(Closing):
         self._assessor: AssessorProcess | None = None
         self._crashes: Counter[int] = Counter()
         self._failures = 0
-        self._alive = 0.0
+        self._alive = self._fed = 0.0
+        self._beat = beat_seconds()
 
     def run(self) -> None:
         """Assess images until the stop, or until another role has made the ledger again."""
         if found := self.images.release():
             log("images given back", images=found)
+        notify("READY=1")  # results are sent, and the page answers, while a model is loaded
         was_full = False
         while not self.stop.is_set():
             if self.ledger.is_replaced():
                 log("work ends", why="the ledger was made again")
                 break
             try:
+                self._feed_watchdog()
                 self._note_alive()
                 if was_full:  # an image that could not even be given back
                     self.images.release(counts=False)
@@ -100,7 +103,13 @@ class Worker(Closing):
             return
         self._alive = time.monotonic()
         self.ledger.set_meta(ALIVE_KEY, f"{time.time():.0f}")
-        notify("WATCHDOG=1", f"STATUS={self.images.waiting()} images wait")
+        notify(f"STATUS={self.images.waiting()} images wait")
+
+    def _feed_watchdog(self) -> None:
+        """Tell systemd that the loop turns: every wait within it has an end of its own."""
+        if time.monotonic() - self._fed >= self._beat:
+            self._fed = time.monotonic()
+            notify("WATCHDOG=1")
 
     def _ready(self) -> AssessorProcess | None:
         """The assessor with the model in use; None while it cannot be loaded."""
@@ -113,7 +122,7 @@ class Worker(Closing):
 
     def _start(self, model: str, site: Path | None) -> AssessorProcess | None:
         try:
-            assessor = AssessorProcess(self.config, model, site)
+            assessor = AssessorProcess(self.config, model, site, self._feed_watchdog)
         except (AssessorFailedError, AssessorCrashedError) as error:
             failed = isinstance(error, AssessorFailedError)
             code = AlertCode.MODEL if failed else AlertCode.ASSESSOR_STOPPED
@@ -125,7 +134,6 @@ class Worker(Closing):
         self.ledger.clear_alert("assessor")
         self.ledger.event("assessor started", model=model, sha256=assessor.template["model_sha256"])
         log("assessor started", model=model, backend=assessor.backend)
-        notify("READY=1")
         return assessor
 
     def _wait_to_restart(self) -> None:
@@ -134,6 +142,7 @@ class Worker(Closing):
         self._failures += 1
         ends = time.monotonic() + seconds
         while time.monotonic() < ends and not self.stop.wait(0.2):
+            self._feed_watchdog()
             self._note_alive()
 
     def assess_next(self) -> bool:

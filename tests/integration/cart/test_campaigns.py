@@ -18,10 +18,14 @@ from campaigns.destination import FAULTS, destination
 from campaigns.disks import why_no_disks
 from campaigns.full import full
 from campaigns.kill import kill
+from campaigns.model_switch import STEPS, model_switch
 from campaigns.network import network
 from campaigns.power import power, power_without_fsync
+from campaigns.services import FAULTS as HANGS
+from campaigns.services import services, why_no_services
 from campaigns.soak import ROLES, soak
 from campaigns.throughput import throughput
+from campaigns.week import MUST_BE_TOLD, week
 from cart_peers import needs_dcmtk, needs_enclosure
 from cart_store import open_store
 
@@ -166,3 +170,41 @@ def test_the_receiver_is_a_third_as_fast_as_storescp_or_faster(tmp_path: Path) -
     """The prototype received 4 images a second beside 10.4; four fifths of that are asked for."""
     figures = throughput(tmp_path, 3, SEED)
     assert figures["cart_to_storescp"]["median"] > 0.8 * 4 / 10.4
+
+
+@pytest.mark.slow
+def test_roles_that_hang_are_started_again_and_a_machine_without_power_boots(
+    tmp_path: Path,
+) -> None:
+    if why := why_no_services():
+        pytest.skip(why)
+    counts = services(tmp_path, len(HANGS), SEED)
+    assert_kept(counts)
+    assert set(counts.detail["faults"]) == set(HANGS)
+    assert counts.detail["settled"]
+    assert counts.detail["names_in_journal"] == 0
+
+
+@pytest.mark.slow
+def test_each_image_has_one_result_by_the_old_model_or_the_new_one(tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="a model that was not verified is made with extra export")
+    counts = model_switch(tmp_path, len(STEPS), SEED)
+    assert_kept(counts)
+    assert counts.detail["refused"] == 3
+    assert counts.detail["is_each_named"]
+    assert set(counts.detail["results"]) == {"squeezenet1_1", "resnet18"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+@needs_disks
+def test_nothing_is_lost_in_a_week_of_faults(tmp_path: Path) -> None:
+    figures = week(tmp_path, 84, SEED)
+    assert figures["is_kept"], figures
+    assert figures["images"] == 84
+    assert set(MUST_BE_TOLD) <= set(figures["alerts_raised_and_cleared"])
+    assert sum(figures["faults"].values()) == 20
+    assert set(figures["models"]) == {"squeezenet1_1", "resnet18"}
+    assert set(figures["page_answers"]) <= {"as expected", "nobody"}
+    for role, found in figures["rss_mib"].items():
+        assert found["last"] < 1.3 * found["first"], role

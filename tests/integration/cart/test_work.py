@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +27,8 @@ from deepcovid_edge.cart.work.assessor import (
     AssessorProcess,
 )
 from deepcovid_edge.cart.work.worker import Worker
-from deepcovid_edge.errors import ModelFileError
+from deepcovid_edge.errors import DeepCovidEdgeError, ModelFileError
+from deepcovid_edge.models import shipped_models
 
 pytest.importorskip("highdicom", reason="the cart needs extra cart")
 TEXT = """
@@ -84,6 +86,29 @@ def test_a_assessor_that_is_killed_is_started_again_and_the_image_is_assessed(
     assert worker.assess_next()
     assert store.states() == ["assessed"]
     assert len(store.ledger.rows("SELECT * FROM outbox")) == 2
+
+
+def test_an_assessor_that_does_nothing_is_not_waited_for_so_long(
+    worker: Worker, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long before its time is over; the wait feeds the watchdog all the while."""
+    monkeypatch.setattr("deepcovid_edge.cart.work.assessor._STALL_SECONDS", 1.5)
+    take(store, 20)
+    assessor = assessor_of(worker)
+    beats: list[float] = []
+    monkeypatch.setattr(assessor, "_waiting", lambda: beats.append(time.monotonic()))
+    began = time.monotonic()
+    os.killpg(assessor._process.pid, signal.SIGSTOP)
+    assert worker.assess_next()
+    assert time.monotonic() - began < 30
+    assert len(beats) >= 2
+    (event,) = store.ledger.rows(
+        "SELECT * FROM event WHERE kind = 'given back' ORDER BY id DESC LIMIT 1"
+    )
+    assert "made no progress" in json.loads(event["detail"])["why"]
+    assessor_of(worker)
+    assert worker.assess_next()
+    assert store.states()[-1] == "assessed"
 
 
 def test_a_assessor_that_hangs_is_ended_in_time(
@@ -149,6 +174,23 @@ def test_a_model_is_used_only_when_it_has_proved_itself(config: CartConfig, stor
         run("use", path, "no_such_model")
     assert json.loads(str(store.ledger.get_meta("model")))["model"] == "squeezenet1_1"
     assert "squeezenet1_1 assesses" in run("rollback", path)
+
+
+def test_a_model_that_was_not_verified_and_a_site_file_of_another_one_are_refused(
+    config: CartConfig, store: Store, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnx", reason="a model that was not verified is made with extra export")
+    from campaigns.model_switch import wrong_models
+
+    from deepcovid_edge.cart.model_pointer import use_model
+
+    before = store.ledger.get_meta("model")
+    wrong = wrong_models(tmp_path, shipped_models()["squeezenet1_1"])
+    for step, message in (("unverified", "is not verified"), ("site of another", "is for squeeze")):
+        model, _, *site = wrong[step] + [""] * (len(wrong[step]) == 1)
+        with pytest.raises(DeepCovidEdgeError, match=message):
+            use_model(config, store.ledger, model, Path(site[0]) if site else None)
+        assert store.ledger.get_meta("model") == before
 
 
 def test_a_assessor_whose_images_get_no_number_is_told(

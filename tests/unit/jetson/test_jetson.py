@@ -210,6 +210,34 @@ def test_dry_run_recognises_every_release_and_changes_nothing(
     assert commands.endswith(f"{home}/bin/deepcovid-edge info")
 
 
+def test_with_the_cart_its_services_are_installed_last(root: Root, install: Install) -> None:
+    root.release("36.4.3").board("orin").tools("6.2")
+    done = install("--dry-run", "--cart", "--kiosk")
+    assert done.returncode == 0, done.stderr
+    commands = steps(done.stdout)
+    assert (
+        commands[-1]
+        == "/opt/deepcovid-edge/bin/deepcovid-edge cart install --gpu --kiosk --restart"
+    )
+    assert any("[cpu,dicom,tensorrt,cart]" in line.replace("\\", "") for line in commands)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--cart", "--venv", "/home/ann/edge"), "which the cart's services do not see"),
+        (("--kiosk",), "--kiosk: needs --cart"),
+    ],
+)
+def test_a_cart_that_would_not_run_is_refused(
+    root: Root, install: Install, options: tuple[str, ...], message: str
+) -> None:
+    root.release("36.4.3").board("orin").tools("6.2")
+    done = install("--dry-run", *options)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
 @pytest.mark.parametrize(
     ("l4t", "board", "expected"),
     [

@@ -25,6 +25,7 @@ from cart_store import open_store
 
 from deepcovid_edge.cart.page.access import Pin
 from deepcovid_edge.cart.page.guard import POLICY
+from deepcovid_edge.cart.page.images import detail_pairs
 from deepcovid_edge.cart.page.role import page
 from deepcovid_edge.errors import NotThereError
 
@@ -283,6 +284,21 @@ def test_what_an_image_says_is_text(tmp_path: Path) -> None:
             assert "<script>" not in found.reader.get(path).text, path
         assert "&lt;script&gt;document.title" in found.reader.get("/image/1").text
         assert "&lt;script&gt;" in found.reader.get("/alerts").text
+
+
+def test_a_language_may_be_chosen_before_the_pin(locked: RunningPage) -> None:
+    answer = locked.reader.get("/?language=fa")
+    assert (answer.status, answer.headers["location"]) == (303, "/log-in")
+    for path in ("/log-in", "/?language=klingon", "/log-in"):
+        answer = locked.reader.get(path)
+        assert answer.status == 303 or '<html lang="fa" dir="rtl">' in answer.text
+
+
+def test_details_of_events_are_read_by_people() -> None:
+    digest = "43ba6f42" * 8
+    text = json.dumps({"model_sha256": digest, "reason": None, "words": ["a", "b"], "tries": 0})
+    pairs = [("model sha256", "43ba6f4243ba"), ("words", "a, b"), ("tries", "0")]
+    assert detail_pairs(text) == pairs
 
 
 def test_no_name_and_no_uid_is_in_metrics_or_audit(running: RunningPage) -> None:

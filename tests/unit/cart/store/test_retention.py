@@ -171,7 +171,7 @@ def test_what_was_stored_while_the_ledger_was_made_again_is_noted_once(tmp_path:
     with open_store(tmp_path) as store:
         store.take(1)
         assert note_unknown(store.ledger, store.spool) == 0
-        opening._move_aside(tmp_path)
+        opening.move_aside(tmp_path, "damaged")
         assert store.ledger.is_replaced()
         again, spool = opening.open_store(settings)
         with again:

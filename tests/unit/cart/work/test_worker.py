@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,7 +34,9 @@ class FakeAssessor:
     template: ClassVar[dict[str, Any]] = {**record("negative"), "decision": None, "warnings": []}
     backend = "fake"
 
-    def __init__(self, _config: CartConfig, model: str, site: Path | None) -> None:
+    def __init__(
+        self, _config: CartConfig, model: str, site: Path | None, _waiting: Callable[[], None]
+    ) -> None:
         if FakeAssessor.fails:
             raise AssessorFailedError(FakeAssessor.fails)
         self.model, self.site = model, site

@@ -1,0 +1,1 @@
+"""Installs the cart on a machine with systemd: account, units, journal, a first configuration."""

@@ -1,0 +1,236 @@
+"""Installs the cart: account, units, journal and, where there is none, a first configuration.
+
+Every file is written only where it differs, and the cart is started again only after a change, so
+`cart install` is also what is run after a change of the configuration or of the program.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from deepcovid_edge.cart.config import CartConfig, read_config
+from deepcovid_edge.cart.install.site import ROLES, drop_in
+from deepcovid_edge.errors import DeepCovidEdgeError, NotThereError, UsageError
+from deepcovid_edge.files import write_atomically
+
+FILES = Path(__file__).parent / "files"
+ACCOUNT = "deepcovid-edge"
+TARGET = "deepcovid-edge.target"
+UNITS = (TARGET, *(f"deepcovid-edge-{role}.service" for role in ROLES))
+KIOSK = "deepcovid-edge-kiosk.service"
+_GPU = Path("deepcovid-edge-work.service.d/20-gpu.conf")
+CONFIG = Path("/etc/deepcovid-edge/cart.toml")
+_PROGRAM, _CONFIG = "/opt/deepcovid-edge/bin/python", str(CONFIG)
+"""What stands in the shipped units for this program and for the configuration."""
+_UNIT_FOLDER = Path("/etc/systemd/system")
+_HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
+"""What ProtectHome= and PrivateTmp= of the units hide from the program."""
+_NEEDED = ("systemctl", "systemd-sysusers")
+_SECONDS = 120.0
+Say = Callable[[str], None]
+
+
+class InstallError(DeepCovidEdgeError):
+    """Raised when a program of the installation failed."""
+
+
+@dataclass(frozen=True)
+class InstallSettings:
+    """What is installed, and where.
+
+    Attributes:
+        root: The system's root folder; another one is written to and nothing is started.
+        config: The configuration, as the units see it.
+        program: The Python interpreter of the units.
+        gpu: Whether the assessor may use an NVIDIA GPU.
+        kiosk: Whether the page is shown on the cart's own screen.
+        starts: Whether the cart is started.
+        restarts: Whether a cart that runs is started again though no file differs: the program has.
+        is_dry: Print what would be done, and do nothing.
+    """
+
+    root: Path = Path("/")
+    config: Path = CONFIG
+    program: Path = Path(sys.executable)
+    gpu: bool = False
+    kiosk: bool = False
+    starts: bool = True
+    restarts: bool = False
+    is_dry: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.config.is_absolute() or len(self.config.parts) < 4:
+            raise UsageError(
+                f"config: got {self.config}, expected an absolute path in a folder of its own"
+            )
+        for place in (self.program, self.config):
+            if any(place.is_relative_to(hidden) for hidden in _HIDDEN) and self.is_system:
+                raise UsageError(
+                    f"{place}: the units see nothing below {', '.join(_HIDDEN)}; expected a place "
+                    "such as /opt/deepcovid-edge and /etc/deepcovid-edge"
+                )
+
+    @property
+    def is_system(self) -> bool:
+        """Whether this is the running system, and not a folder."""
+        return self.root == Path("/")
+
+    def place(self, path: Path) -> Path:
+        """Where a path of the system lies below the root."""
+        return self.root / path.relative_to("/")
+
+
+class Installation:
+    """Installs, and says each step.
+
+    Args:
+        settings: What and where.
+        say: Is given each step, a line.
+    """
+
+    def __init__(self, settings: InstallSettings, say: Say = print) -> None:
+        self._settings, self._say = settings, say
+        self._has_changed = False
+
+    def install(self) -> bool:
+        """Install; whether anything was changed.
+
+        Raises:
+            NotThereError: systemd is not there.
+            UsageError: It needs root, or the configuration is wrong.
+            OutputError: A file cannot be written.
+            InstallError: A program failed.
+        """
+        self._check()
+        self._write(Path("/etc/sysusers.d/deepcovid-edge.conf"), _shipped("sysusers.conf"))
+        if self._settings.kiosk:
+            text = _shipped("sysusers-kiosk.conf")
+            self._write(Path("/etc/sysusers.d/deepcovid-edge-kiosk.conf"), text)
+        self._run("systemd-sysusers", *self._root_option())
+        self._write(Path("/etc/systemd/journald@deepcovid-edge.conf"), _shipped("journald.conf"))
+        self._configure()
+        for path, text in self._units():
+            self._write(_UNIT_FOLDER / path, text)
+        self._remove_what_is_not_wanted()
+        self._enable()
+        return self._has_changed
+
+    def _check(self) -> None:
+        for name in _NEEDED:
+            if shutil.which(name) is None:
+                raise NotThereError(f"{name}: is not installed; the cart's units need systemd")
+        settings = self._settings
+        if settings.is_system and not settings.is_dry and os.geteuid() != 0:
+            raise UsageError("cart install: needs root; run it with sudo, or with --dry-run")
+
+    def _configure(self) -> None:
+        """Write a first configuration; one that is there is left alone."""
+        settings = self._settings
+        if not settings.place(settings.config).is_file():
+            self._write(settings.config, _shipped("cart.toml"))
+        if settings.is_system and not settings.is_dry:
+            self._give_to_account(settings.config)
+
+    @staticmethod
+    def _give_to_account(config: Path) -> None:
+        """Have the account read the configuration and what lies beside it, and nobody else."""
+        for place in (config.parent, *config.parent.iterdir()):
+            shutil.chown(place, "root", ACCOUNT)
+            place.chmod(0o750 if place.is_dir() else 0o640)
+
+    def _units(self) -> Iterator[tuple[Path, str]]:
+        settings = self._settings
+        for name in (*UNITS, *((KIOSK,) if settings.kiosk else ())):
+            text = _shipped(name).replace(_PROGRAM, str(settings.program))
+            yield Path(name), text.replace(_CONFIG, str(settings.config))
+        config = self._read_config()
+        for role in ROLES if config else ():
+            assert config is not None
+            yield Path(f"deepcovid-edge-{role}.service.d/10-site.conf"), drop_in(role, config)
+        if settings.gpu:
+            yield _GPU, _shipped("deepcovid-edge-gpu.conf")
+
+    def _read_config(self) -> CartConfig | None:
+        """The configuration, as the units read it; None in a dry run without one."""
+        settings = self._settings
+        path = settings.place(settings.config)
+        if settings.is_dry and not path.is_file():
+            return None
+        return replace(read_config(path), path=settings.config)
+
+    def _remove_what_is_not_wanted(self) -> None:
+        """What an earlier installation with other options left."""
+        wanted = {_GPU: self._settings.gpu, Path(KIOSK): self._settings.kiosk}
+        for path in (path for path, is_wanted in wanted.items() if not is_wanted):
+            if not self._settings.place(_UNIT_FOLDER / path).is_file():
+                continue
+            if path == Path(KIOSK):
+                stop = () if self._root_option() else ("--now",)
+                self._run("systemctl", *self._root_option(), "disable", *stop, KIOSK)
+            self._say(f"- {_UNIT_FOLDER / path}")
+            self._has_changed = True
+            if not self._settings.is_dry:
+                self._settings.place(_UNIT_FOLDER / path).unlink()
+
+    def _enable(self) -> None:
+        settings = self._settings
+        units = (*UNITS, *((KIOSK,) if settings.kiosk else ()))
+        self._run("systemctl", *self._root_option(), "enable", "--quiet", *units)
+        if not settings.is_system:
+            return
+        if self._has_changed:
+            self._run("systemctl", "daemon-reload")
+        if settings.starts:
+            again = self._has_changed or settings.restarts
+            self._run("systemctl", "restart" if again else "start", TARGET)
+
+    def _root_option(self) -> tuple[str, ...]:
+        return () if self._settings.is_system else (f"--root={self._settings.root}",)
+
+    def _write(self, path: Path, text: str) -> None:
+        place = self._settings.place(path)
+        if place.is_file() and place.read_text("utf-8") == text:
+            return
+        self._say(f"+ {path}")
+        self._has_changed = True
+        if not self._settings.is_dry:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(place, text.encode(), sync=True)
+
+    def _run(self, *command: str) -> None:
+        self._say(f"$ {' '.join(command)}")
+        if self._settings.is_dry:
+            return
+        run_program(command)
+
+
+def run_program(command: Sequence[str]) -> None:
+    """Run a program of the system.
+
+    Raises:
+        InstallError: It failed, or took too long.
+    """
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise InstallError(f"{' '.join(command)}: {error}") from error
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise InstallError(f"{' '.join(command)}: {said[-1] if said else done.returncode}")
+
+
+def _shipped(name: str) -> str:
+    return (FILES / name).read_text("utf-8")

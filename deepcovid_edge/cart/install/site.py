@@ -1,0 +1,109 @@
+"""What the units may do at this site: addresses and folders that the configuration names.
+
+The shipped units reach this machine alone. Who sends, where results go and where files lie differ
+from site to site, so a drop-in of each unit (systemd.unit(5)) is made of the configuration.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from deepcovid_edge.cart.config import CartConfig, Destination
+
+ROLES = ("receive", "work", "page")
+STATE = Path("/var/lib/deepcovid-edge")
+"""The units' StateDirectory: what lies in it needs no permission."""
+_NAMESERVER = re.compile(r"^nameserver\s+(\S+)", re.MULTILINE)
+_RESOLVER = Path("/etc/resolv.conf")
+_ANY = "any"
+_SOMEBODY = Destination("somebody", "ANY", "127.0.0.1")
+_HEAD = "# Made by `deepcovid-edge cart install` of {config}; run it again after a change there."
+
+
+def drop_in(role: str, config: CartConfig) -> str:
+    """The drop-in of a role's unit.
+
+    Args:
+        role: Of `ROLES`.
+        config: The configuration.
+    """
+    unit, service = ["[Unit]"], ["[Service]"]
+    if addresses := _addresses(role, config):
+        service.append(f"IPAddressAllow={' '.join(addresses)}")
+    if places := _folders(role, config):
+        unit += [f"RequiresMountsFor={_quoted(place)}" for place in places]
+        service += [f"ReadWritePaths={_quoted(place, may_lack=True)}" for place in places]
+    if role == "work" and config.cart.backend == "openvino":
+        service.append("MemoryDenyWriteExecute=no")  # OpenVINO compiles a model to code
+    parts = [part for part in (unit, service) if len(part) > 1]
+    return "\n".join(
+        [_HEAD.format(config=config.path), *(line for part in parts for line in part), ""]
+    )
+
+
+def _addresses(role: str, config: CartConfig) -> list[str]:
+    """Addresses and networks that a role may talk with, beside this machine's own."""
+    if role == "page":
+        is_open = config.page is not None and not config.page.is_local
+        return [_ANY] if is_open else []
+    destinations = config.destinations
+    if role == "receive":
+        destinations = tuple(one for one in destinations if one.commitment)
+    hosts = [_host(one) for one in destinations]
+    found = {address for host in hosts for address in replace(_SOMEBODY, host=host).addresses()}
+    if not all(map(_is_address, hosts)):
+        found |= _name_servers()
+    if role == "receive":
+        found |= {peer.address for peer in config.peers}
+    plain = {address.partition("%")[0] for address in found}
+    return sorted(address for address in plain if not _is_loopback(address))
+
+
+def _host(destination: Destination) -> str:
+    return destination.host or urlsplit(destination.url or "").hostname or ""
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_loopback(network: str) -> bool:
+    return ipaddress.ip_network(network, strict=False).is_loopback
+
+
+def _name_servers() -> set[str]:
+    """Where names of destinations are asked for; they may move to another address."""
+    try:
+        text = _RESOLVER.read_text("utf-8")
+    except OSError:
+        return set()
+    return {address for address in _NAMESERVER.findall(text) if _is_address(address)}
+
+
+def _folders(role: str, config: CartConfig) -> list[Path]:
+    """Folders outside the units' own that a role writes to."""
+    places = [config.cart.spool]
+    if role == "receive" and config.receive.after != "keep":
+        places += config.receive.folders
+    if role == "work" and config.cart.backup:
+        places.append(config.cart.backup)
+    return sorted({place for place in places if STATE not in (place, *place.parents)})
+
+
+def _quoted(place: Path, *, may_lack: bool = False) -> str:
+    """A path as systemd.syntax(7) reads it.
+
+    Args:
+        place: The path.
+        may_lack: Whether the unit starts without it.
+    """
+    text = str(place).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{"-" if may_lack else ""}{text}"'

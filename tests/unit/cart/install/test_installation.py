@@ -1,0 +1,161 @@
+"""`cart install` into a folder: what it writes, what a site adds, what a second call does."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from deepcovid_edge.cart.commands import command
+from deepcovid_edge.cart.config import CartConfig, read_config
+from deepcovid_edge.cart.install.installation import (
+    CONFIG,
+    Installation,
+    InstallError,
+    InstallSettings,
+    run_program,
+)
+from deepcovid_edge.cart.install.site import drop_in
+from deepcovid_edge.errors import UsageError
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("systemd-sysusers") is None, reason="systemd is not installed"
+)
+UNITS = Path("etc/systemd/system")
+SITE = """
+[cart]
+spool = "/data/spool"
+backup = "/data/backup"
+[receive]
+folders = ["/mnt/share of images"]
+after = "move"
+[[peer]]
+ae_title = "CONSOLE"
+address = "192.168.1.0/24"
+[[destination]]
+name = "pacs"
+ae_title = "PACS"
+host = "192.168.1.30"
+[[destination]]
+name = "web"
+url = "https://192.168.1.31:8443/dicom-web"
+"""
+
+
+def install(root: Path, **options: bool) -> list[str]:
+    """Install; what was said of files that changed."""
+    said: list[str] = []
+    Installation(InstallSettings(root, **options), said.append).install()  # type: ignore[arg-type]
+    return [line for line in said if line[0] in "+-"]
+
+
+def configured(folder: Path, text: str) -> CartConfig:
+    path = folder / "cart.toml"
+    path.write_text(text)
+    return replace(read_config(path), path=CONFIG)
+
+
+def test_everything_is_there_after_one_call_and_a_second_one_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    assert len(install(tmp_path)) == 10
+    assert install(tmp_path) == []
+    assert (tmp_path / UNITS / "multi-user.target.wants/deepcovid-edge.target").is_symlink()
+    wanted = tmp_path / UNITS / "deepcovid-edge.target.wants"
+    assert len([*wanted.iterdir()]) == 3
+    assert "deepcovid-edge:" in (tmp_path / "etc/passwd").read_text()
+    read_config(tmp_path / "etc/deepcovid-edge/cart.toml")  # the first one is right as it is
+
+
+def test_a_configuration_that_is_there_stays_and_is_followed(tmp_path: Path) -> None:
+    install(tmp_path)
+    config = tmp_path / "etc/deepcovid-edge/cart.toml"
+    config.write_text(SITE)
+    changed = install(tmp_path)
+    assert changed == [
+        f"+ /etc/systemd/system/deepcovid-edge-{role}.service.d/10-site.conf"
+        for role in ("receive", "work", "page")
+    ]
+    assert config.read_text() == SITE
+
+
+def test_options_that_are_left_out_later_are_undone(tmp_path: Path) -> None:
+    gpu = tmp_path / UNITS / "deepcovid-edge-work.service.d/20-gpu.conf"
+    kiosk = tmp_path / UNITS / "deepcovid-edge-kiosk.service"
+    install(tmp_path, gpu=True, kiosk=True)
+    assert "DeviceAllow=char-nvidia* rw" in gpu.read_text()
+    assert kiosk.is_file()
+    install(tmp_path)
+    assert not gpu.exists()
+    assert not kiosk.exists()
+    assert not (
+        tmp_path / UNITS / "deepcovid-edge.target.wants/deepcovid-edge-kiosk.service"
+    ).exists()
+
+
+def test_a_dry_run_says_the_same_and_writes_nothing(tmp_path: Path) -> None:
+    said = install(tmp_path, is_dry=True)
+    assert said[0] == "+ /etc/sysusers.d/deepcovid-edge.conf"
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_the_command_says_each_step(tmp_path: Path) -> None:
+    words = ["install", "--root", str(tmp_path), "--no-start"]
+    first, second = (CliRunner().invoke(command, words) for _ in range(2))
+    assert "+ /etc/systemd/system/deepcovid-edge-work.service\n" in first.output
+    assert second.output.endswith("No file has changed.\n")
+
+
+def test_the_interpreter_of_the_units_is_the_one_that_installs(tmp_path: Path) -> None:
+    program = Path("/srv/edge/bin/python")
+    Installation(InstallSettings(tmp_path, program=program), lambda _: None).install()
+    text = (tmp_path / UNITS / "deepcovid-edge-page.service").read_text()
+    assert "ExecStart=/srv/edge/bin/python -m deepcovid_edge cart page" in text
+
+
+@pytest.mark.parametrize("program", ["/home/ann/venv/bin/python", "/tmp/venv/bin/python"])
+def test_a_program_that_the_units_would_not_see_is_refused(program: str) -> None:
+    with pytest.raises(UsageError, match="the units see nothing below"):
+        InstallSettings(program=Path(program), is_dry=True)
+
+
+@pytest.mark.parametrize("config", ["cart.toml", "/cart.toml", "/etc/cart.toml"])
+def test_a_configuration_without_a_folder_of_its_own_is_refused(config: str) -> None:
+    """The folder and what lies in it is given to the account."""
+    with pytest.raises(UsageError, match="a folder of its own"):
+        InstallSettings(Path("/nowhere"), Path(config))
+
+
+def test_a_role_reaches_only_whom_the_configuration_names(tmp_path: Path) -> None:
+    config = configured(tmp_path, SITE)
+    assert "\nIPAddressAllow=192.168.1.0/24\n" in drop_in("receive", config)
+    assert "\nIPAddressAllow=192.168.1.30 192.168.1.31\n" in drop_in("work", config)
+    assert "IPAddressAllow" not in drop_in("page", config)
+
+
+def test_a_role_writes_only_where_the_configuration_says(tmp_path: Path) -> None:
+    config = configured(tmp_path, SITE)
+    receive, work = drop_in("receive", config), drop_in("work", config)
+    assert 'ReadWritePaths="-/mnt/share of images"' in receive
+    assert 'RequiresMountsFor="/data/spool"' in receive
+    assert 'ReadWritePaths="-/data/backup"' in work
+    assert "share of images" not in work
+    assert "/data/backup" not in receive
+
+
+def test_a_destination_by_name_needs_the_name_servers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolver = tmp_path / "resolv.conf"
+    resolver.write_text("search clinic\nnameserver 192.168.1.2\nnameserver fe80::1%eth0\n")
+    monkeypatch.setattr("deepcovid_edge.cart.install.site._RESOLVER", resolver)
+    config = configured(tmp_path, SITE.replace("192.168.1.30", "localhost"))
+    assert "IPAddressAllow=192.168.1.2 192.168.1.31 fe80::1\n" in drop_in("work", config)
+
+
+def test_a_program_that_fails_is_named_with_what_it_said() -> None:
+    with pytest.raises(InstallError, match=r"systemctl .*no-such-verb"):
+        run_program(["systemctl", "no-such-verb"])

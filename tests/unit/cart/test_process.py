@@ -1,0 +1,59 @@
+"""What a role tells systemd: readiness, the watchdog, and where it was when it had to end."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deepcovid_edge.cart.process import beat_seconds, notify
+
+
+@pytest.fixture
+def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """The socket at which systemd listens."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        listener.settimeout(10)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        yield listener
+
+
+def test_states_arrive_as_one_message(systemd: socket.socket) -> None:
+    notify("READY=1", "STATUS=3 images wait")
+    assert systemd.recv(4096) == b"READY=1\nSTATUS=3 images wait"
+
+
+def test_without_systemd_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    notify("READY=1")
+
+
+@pytest.mark.parametrize(
+    ("microseconds", "seconds"), [("30000000", 5.0), ("6000000", 2.0), ("", 5.0), ("no", 5.0)]
+)
+def test_the_watchdog_hears_thrice_before_it_bites(
+    monkeypatch: pytest.MonkeyPatch, microseconds: str, seconds: float
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", microseconds)
+    assert beat_seconds() == seconds
+
+
+def test_a_role_that_the_watchdog_ends_says_where_it_was() -> None:
+    program = (
+        "import os, signal\n"
+        "from deepcovid_edge.cart.process import stop_event\n"
+        "def stuck(name):\n"
+        "    os.kill(os.getpid(), signal.SIGABRT)\n"
+        "stop_event()\n"
+        "stuck('Kanarienvogel^Anna')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGABRT
+    assert "in stuck" in done.stderr
+    assert "Kanarienvogel" not in done.stderr.partition("stuck")[2]
