@@ -19,9 +19,9 @@ FLOORS = {
     "deepcovid_edge": (
         ("reasons",),
         ("errors",),
-        ("files", "models"),
-        ("device",),
-        ("graph", "datasets"),
+        ("files",),
+        ("device", "models"),
+        ("datasets",),
         ("manifest",),
         ("imaging", "decision"),
         ("backends",),
