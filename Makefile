@@ -237,7 +237,7 @@ release: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(DEV)/python -m pip install -q --upgrade pip
-	$(DEV)/python -m pip install -q -e '.[cpu,dicom,cart,openvino,rtx,export,docs,dev]' -c constraints.txt
+	$(DEV)/python -m pip install -q -e '.[cpu,dicom,cart,serve,openvino,rtx,export,docs,dev]' -c constraints.txt
 	touch $@
 
 # Installed as a user installs it, from a wheel; made again when the package changes.

@@ -9,7 +9,7 @@ The command line runs through this class, so that both give the same records.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +31,12 @@ from deepcovid_edge.manifest import ModelManifest
 from deepcovid_edge.models import DEFAULT_MODEL
 from deepcovid_edge.pipeline.classifier import Classifier, Explainer
 from deepcovid_edge.pipeline.duplicates import Duplicates
-from deepcovid_edge.pipeline.pipeline import PredictSettings, predict_groups, run_facts
+from deepcovid_edge.pipeline.pipeline import (
+    PredictSettings,
+    default_batch_size,
+    predict_groups,
+    run_facts,
+)
 from deepcovid_edge.pipeline.reader import ImageReader, Reading
 from deepcovid_edge.pipeline.sources import image_sources
 
@@ -146,7 +151,21 @@ class Model(Closing):
 
     def predict_one(self, source: ImageSource) -> Prediction:
         """Classify one image."""
-        return self._classifier.classify([self._reader.read(source)], 1)[0]
+        return self.predict_together([source])[0]
+
+    def predict_together(self, sources: Sequence[ImageSource]) -> list[Prediction]:
+        """Classify a few images on the calling thread, with as few inference calls as may be.
+
+        Args:
+            sources: Images; no folders.
+        """
+        images = [self._reader.read(source) for source in sources]
+        return self._classifier.classify(images, self.batch_size)
+
+    @property
+    def batch_size(self) -> int:
+        """Most images in one inference call."""
+        return self.settings.batch_size or default_batch_size(self.backend)
 
     def predict_groups(
         self,

@@ -37,6 +37,7 @@ COMMANDS = {
     "bench": Entry("deepcovid_edge.cli.bench", "Measure latency and throughput."),
     "compare": Entry("deepcovid_edge.cli.compare", "Compare measurements of `bench`."),
     "cart": Entry("deepcovid_edge.cart.commands", "Run the cart: images in, answers out. [cart]"),
+    "serve": Entry("deepcovid_edge.serve.commands", "Serve a model to other programs. [serve]"),
     "info": Entry("deepcovid_edge.cli.info", "Show device, backends, models and problems."),
     "sample": Entry("deepcovid_edge.cli.sample", "Write synthetic radiographs for a first try."),
     "train": Entry("deepcovid_export.cli.train", "Fine-tune a network on images. [export]"),

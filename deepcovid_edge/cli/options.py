@@ -48,7 +48,7 @@ provider_option = click.option(
     type=click.Choice(PROVIDERS),
     help="Execution provider of ONNX Runtime.  [default: cpu]",
 )
-run_options = options(
+model_options = options(
     click.option(
         "--model", default=DEFAULT_MODEL, show_default=True, help="Shipped name or model file."
     ),
@@ -78,6 +78,10 @@ run_options = options(
         show_default=True,
         help="Out-of-distribution images are not assessed, or get the warning W_OOD.",
     ),
+)
+"""The options of every command that loads a model to classify images."""
+run_options = options(
+    model_options,
     click.option("--workers", type=int, help="Threads.  [default: one per core]"),
     click.option(
         "--min-free",

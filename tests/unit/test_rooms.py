@@ -31,6 +31,7 @@ FLOORS = {
         ("validation", "run"),
         ("benchmarking",),
         ("cli",),
+        ("serve",),
         ("cart",),
         ("__main__", "__init__"),
     ),

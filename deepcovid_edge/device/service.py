@@ -1,4 +1,4 @@
-"""What each role's process does alike: its log, its stop, its word to systemd."""
+"""What every process of a service does alike: its log, its stop, its word to systemd."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def log(event: str, **detail: Any) -> None:
 
 
 def stop_event() -> threading.Event:
-    """An event that SIGTERM and SIGINT set; the role ends when it is set."""
+    """An event that SIGTERM and SIGINT set; the process ends when it is set."""
     stop = threading.Event()
 
     def ask(_number: int, _frame: FrameType | None) -> None:
@@ -39,7 +39,7 @@ def stop_event() -> threading.Event:
 
 
 def notify(*states: str) -> None:
-    """Tell systemd how the role does (sd_notify(3)), where systemd started it.
+    """Tell systemd how the service does (sd_notify(3)), where systemd started it.
 
     Args:
         states: Such as `READY=1`, `WATCHDOG=1` or `STATUS=...`.
