@@ -20,12 +20,12 @@ from deepcovid_edge.device.service import log
 from deepcovid_edge.manifest import VERSION
 from deepcovid_edge.serve import protocol
 from deepcovid_edge.serve.admission import Admission
-from deepcovid_edge.serve.assessors import Assessors
+from deepcovid_edge.serve.assessors.pool import Assessors
+from deepcovid_edge.serve.assessors.readiness import Readiness
 from deepcovid_edge.serve.connections import ConnectionCounts
 from deepcovid_edge.serve.keys import Callers
 from deepcovid_edge.serve.metrics import CONTENT_TYPE, Metrics
 from deepcovid_edge.serve.protocol import RequestError
-from deepcovid_edge.serve.readiness import Readiness
 from deepcovid_edge.serve.settings import ServeSettings, is_loopback
 
 _OVERHEAD = 1 << 16

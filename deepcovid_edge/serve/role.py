@@ -10,7 +10,7 @@ from typing import Any
 from deepcovid_edge.device.service import log, notify
 from deepcovid_edge.errors import NotThereError
 from deepcovid_edge.serve.app import Service, build_app
-from deepcovid_edge.serve.assessors import Assessors
+from deepcovid_edge.serve.assessors.pool import Assessors
 from deepcovid_edge.serve.connections import server_config
 from deepcovid_edge.serve.keys import Callers
 from deepcovid_edge.serve.quiet_server import QuietServer

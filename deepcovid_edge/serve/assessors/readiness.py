@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deepcovid_edge.device.service import log
-from deepcovid_edge.serve.assessors import Assessors
+from deepcovid_edge.serve.assessors.pool import Assessors
 
 _COMPARED = ("sha256", "status", "decision", "probability", "model_sha256", "variant")
 _MISSED = 3

@@ -22,7 +22,7 @@ from deepcovid_edge.imaging.files import ImageBytes
 from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
 from deepcovid_edge.manifest import VERSION
 from deepcovid_edge.model import Model
-from deepcovid_edge.serve.frames import receive, send
+from deepcovid_edge.serve.assessors.frames import receive, send
 
 CHECK_NAME = "synthetic.png"
 """Of the synthetic image."""

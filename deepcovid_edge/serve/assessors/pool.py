@@ -22,14 +22,14 @@ from deepcovid_edge.device.child_process import end, ending_with_this
 from deepcovid_edge.device.service import log
 from deepcovid_edge.errors import BackendUnavailableError, one_line
 from deepcovid_edge.reasons import Reason
-from deepcovid_edge.serve.frames import head_of, read
+from deepcovid_edge.serve.assessors.frames import head_of, read
 from deepcovid_edge.serve.settings import ServeSettings
 
 START_SECONDS = 300.0
 """Longest time to load a model: an engine is built once, a large network takes minutes."""
 _AGAIN_SECONDS = (0.0, 0.5, 2.0, 10.0, 60.0)
 """Before a process is started again, by how many starts have failed since the last that did not."""
-_MODULE = "deepcovid_edge.serve.assessor_child"
+_MODULE = "deepcovid_edge.serve.assessors.child"
 
 
 class AssessorEndedError(Exception):
