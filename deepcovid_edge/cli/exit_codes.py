@@ -9,6 +9,7 @@ from deepcovid_edge.errors import (
     EngineMismatchError,
     IncomparableRunsError,
     NotThereError,
+    ServerMismatchError,
     SettingsMismatchError,
     UsageError,
 )
@@ -24,7 +25,7 @@ class ExitCode(IntEnum):
     USAGE = 2, "wrong usage of the command line"
     NOT_EQUIVALENT = 3, "a check failed: `verify`, `site-check`, `compare`, `build`, `quantize`"
     NOT_ASSESSED = 4, "some inputs were not assessed"
-    MISMATCH = 5, "an engine or a site file does not fit"
+    MISMATCH = 5, "an engine, a site file or a server does not fit"
     NOT_THERE = 6, "a file, a package or a device is missing"
     UNSTABLE = 7, "the measurement was unstable"
     INTERRUPTED = 130, "stopped by Ctrl-C"
@@ -42,6 +43,7 @@ _OF_ERRORS = {
     IncomparableRunsError: ExitCode.USAGE,
     EngineMismatchError: ExitCode.MISMATCH,
     SettingsMismatchError: ExitCode.MISMATCH,
+    ServerMismatchError: ExitCode.MISMATCH,
     NotThereError: ExitCode.NOT_THERE,
 }
 

@@ -95,7 +95,7 @@ def cli() -> None:
     """Look for the appearance of COVID-19 pneumonia in chest radiographs.
 
     Exit codes: 0 done, 1 error, 2 wrong usage, 3 a check failed, 4 some inputs were not assessed, 5
-    an engine or a site file does not fit, 6 something is missing, 7 unstable measurement.
+    an engine, a site file or a server does not fit, 6 something is missing, 7 unstable measurement.
     """
 
 

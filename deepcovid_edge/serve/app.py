@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from deepcovid_edge.backends.remote.client import HEADER_LENGTH
 from deepcovid_edge.device.service import log
 from deepcovid_edge.manifest import VERSION
 from deepcovid_edge.serve import protocol
@@ -176,7 +177,7 @@ class Handlers:
             self._service.admission.check(caller)
             with self._service.admission.body() as memory:
                 asked = protocol.parse_request(
-                    await self._body(request, memory), request.headers.get(protocol.HEADER_LENGTH)
+                    await self._body(request, memory), request.headers.get(HEADER_LENGTH)
                 )
                 size = len(asked.image)
                 if size > self._service.settings.most_bytes:
@@ -226,7 +227,7 @@ class Handlers:
 
 async def _read(request: Request, settings: ServeSettings, memory: Any) -> bytes:
     """The body of a request, no larger than it may be; an image in base64 takes four thirds."""
-    is_json = protocol.HEADER_LENGTH not in request.headers
+    is_json = HEADER_LENGTH not in request.headers
     most = (settings.most_bytes * 4 // 3 if is_json else settings.most_bytes) + _OVERHEAD
     stated = request.headers.get("content-length", "")
     if stated.isdigit() and int(stated) > most:
@@ -254,7 +255,7 @@ def _answer(model: str, asked: protocol.InferRequest, record: bytes) -> Response
     body, length = protocol.format_response(model, asked, record)
     if length is None:
         return Response(body, media_type="application/json")
-    headers = {protocol.HEADER_LENGTH: str(length)}
+    headers = {HEADER_LENGTH: str(length)}
     return Response(body, media_type="application/octet-stream", headers=headers)
 
 

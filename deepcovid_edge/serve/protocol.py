@@ -17,11 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-INPUT, OUTPUT = "film", "record"
-"""The names of the tensors are part of the protocol that this server offers."""
-HEADER_LENGTH = "inference-header-content-length"
-PARAMETER = "deepcovid_edge"
-"""Of the model's configuration: what a client checks, as JSON."""
+from deepcovid_edge.backends.remote.client import HEADER_LENGTH, INPUT, OUTPUT, PARAMETER
+
 _SIZE = struct.Struct("<I")
 _MOST_HEADER = 1 << 16
 _MOST_ID = 256
