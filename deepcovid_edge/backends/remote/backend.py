@@ -68,6 +68,7 @@ class RemoteBackend(Closing):
         try:
             self.manifest = ModelManifest.from_json(json.dumps(facts["manifest"]))
             self.version, self.sha256 = str(facts["version"]), str(facts["model_sha256"])
+            self._parents = frozenset(map(str, facts["parents"]))
             self._computes_on, self.ood = str(facts["backend"]), str(facts["ood"])
             self.run_warnings = tuple(map(str, facts["run_warnings"]))
             self.warnings = tuple(_WARNINGS[code] for code in facts["warnings"])
@@ -96,7 +97,7 @@ class RemoteBackend(Closing):
             ServerMismatchError: It is another one.
         """
         manifest = self.manifest
-        derived = manifest.parent_sha256 == sha256 and manifest.is_verified
+        derived = sha256 in self._parents and WarningCode.UNVERIFIED not in self.warnings
         if self.sha256 != sha256 and not derived:
             raise self._mismatch(
                 f"model: its {manifest.name} has the SHA-256 {self.sha256[:12]}, expected "

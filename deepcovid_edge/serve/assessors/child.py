@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from deepcovid_edge.backends.base import Backend
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.device.process import set_up
 from deepcovid_edge.errors import DeepCovidEdgeError, ModelFileError, one_line
@@ -71,12 +72,19 @@ def client_facts(model: Model) -> dict[str, Any]:
     return {
         "version": VERSION,
         "model_sha256": backend.sha256,
+        "parents": _parents(backend),
         "backend": backend.name,
         "warnings": [warning.code for warning in backend.warnings],
         "run_warnings": list(model.facts.warnings),
         "ood": model.settings.ood,
         "manifest": json.loads(backend.manifest.to_json()),
     }
+
+
+def _parents(backend: Backend) -> list[str]:
+    """SHA-256 of the files that a model's was made from; an engine knows its .onnx."""
+    of_engine = getattr(getattr(backend, "facts", None), "parent_sha256", None)
+    return [one for one in (of_engine, backend.manifest.parent_sha256) if one]
 
 
 def synthetic_image() -> bytes:
