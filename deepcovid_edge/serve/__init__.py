@@ -4,5 +4,5 @@ The processes that assess are children, so that an image that ends a decoder end
 server itself holds no image longer than its request, decodes nothing and writes nothing.
 """
 
-LIBRARIES = ("starlette", "uvicorn", "httptools", "prometheus_client")
+LIBRARIES = ("starlette", "uvicorn", "httptools", "uvloop", "prometheus_client")
 """Of the extra `serve`; `commands` asks for them before anything here is imported."""

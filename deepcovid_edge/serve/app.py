@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -198,10 +198,7 @@ class Handlers:
         began = time.perf_counter()
         with self._service.admission.place(caller):
             try:
-                record = await asyncio.wait_for(
-                    self._service.assessors.assess(asked.identity, asked.image),
-                    self._service.settings.answer_seconds,
-                )
+                record = await self._service.assessors.assess(asked.identity, asked.image)
             except asyncio.TimeoutError:
                 seconds = self._service.settings.answer_seconds
                 raise RequestError(503, f"no record in {seconds:g} s; try again", retry=5) from None
@@ -219,10 +216,36 @@ class Handlers:
         settings = self._service.settings
         if request.headers.get("content-encoding", "identity") != "identity":
             raise RequestError(415, "content-encoding: expected none")
-        try:
-            return await asyncio.wait_for(_read(request, settings, memory), settings.body_seconds)
-        except asyncio.TimeoutError:
-            raise RequestError(408, f"body: not there in {settings.body_seconds:g} s") from None
+        with _deadline(settings.body_seconds):
+            return await _read(request, settings, memory)
+
+
+@contextlib.contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    """End a block that takes too long; as `asyncio.wait_for`, without a task of its own.
+
+    Raises:
+        RequestError: It took too long.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    ended: list[bool] = []
+
+    def end() -> None:
+        ended.append(True)
+        task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(seconds, end)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not ended:
+            raise
+        if hasattr(task, "uncancel"):  # from Python 3.11 on
+            task.uncancel()
+        raise RequestError(408, f"body: not there in {seconds:g} s") from None
+    finally:
+        timer.cancel()
 
 
 async def _read(request: Request, settings: ServeSettings, memory: Any) -> bytes:

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+import uvloop
+
 from deepcovid_edge.device.service import log, notify
 from deepcovid_edge.errors import NotThereError
 from deepcovid_edge.serve.app import Service, build_app
@@ -33,7 +35,7 @@ def serve(settings: ServeSettings, model: Mapping[str, Any], stop: threading.Eve
         BackendUnavailableError: The model cannot be loaded.
     """
     try:
-        asyncio.run(_serve(settings, model, stop))
+        uvloop.run(_serve(settings, model, stop))
     except SystemExit as error:  # uvicorn's way to say that it cannot start
         place = f"{settings.host}:{settings.port}"
         raise NotThereError(f"port: {place} cannot be listened on") from error

@@ -23,7 +23,7 @@ class ServeSettings:
         no_tls: Others may reach the port without TLS, as where a proxy ends it.
         keys: File of the callers' API keys; None where everybody who reaches the port may call.
         assessors: Processes that assess; None for one a core, on a GPU one.
-        group: Images that a process takes at once; None for what suits the backend.
+        group: Images that wait and that a process takes at once; None for what suits the backend.
         max_image_mib: Largest image.
         memory_mib: Images that are in memory at once; more are answered 429.
         waiting: Images that wait or are assessed at once; more are answered 429.

@@ -40,10 +40,10 @@ paths = sys.argv[1:]
 with Model(workers=len(__import__("os").sched_getaffinity(0))) as model:
     for _ in model.predict(paths[:16]):
         pass
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     for _ in model.predict(paths):
         pass
-    print(time.perf_counter() - started)
+    print(time.perf_counter() - started, time.process_time() - worked)
 """
 """What `infer` runs, without its start."""
 
@@ -188,10 +188,12 @@ def on_cores(cores: set[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def throughput(folder: Path, rounds: int, seed: int, *, images: int = 253) -> dict[str, Any]:
+def throughput(folder: Path, rounds: int, seed: int, *, images: int = 120) -> dict[str, Any]:
     """Images a second of `infer` and of the server, in turn on the same core, with 8 callers.
 
     The callers are on another core, where there is one: what a caller costs is not the server's.
+    Seconds of the processor count beside those of the clock: what else runs on the machine falls on
+    a turn, but hardly on what its processes use.
 
     Args:
         folder: For logs.
@@ -205,6 +207,7 @@ def throughput(folder: Path, rounds: int, seed: int, *, images: int = 253) -> di
     *others, own = sorted(os.sched_getaffinity(0))
     callers_on = {others[0]} if others else {own}
     seconds: dict[str, list[float]] = {"infer": []}
+    worked: dict[str, list[float]] = {"infer": []}
     latencies: dict[str, list[float]] = {}
     with ExitStack() as opened:
         servers = {}
@@ -213,19 +216,23 @@ def throughput(folder: Path, rounds: int, seed: int, *, images: int = 253) -> di
             with on_cores({own}):
                 options = ("--assessors", 1, "--group", group)
                 servers[name] = opened.enter_context(RunningServer(folder, *options, name=name))
-            seconds[name], latencies[name] = [], []
+            seconds[name], worked[name], latencies[name] = [], [], []
         for number in range(rounds + 1):
             spent = {"infer": _infer_seconds(paths, own)}
+            for server in servers.values():
+                server.record(data[0])
             for name, server in servers.items():
-                callers = Callers(server.port, data)
+                callers, before = Callers(server.port, data), _processor_seconds(server)
                 with on_cores(callers_on):
-                    spent[name] = callers.send(len(data))
+                    clock = callers.send(len(data))
+                spent[name] = clock, _processor_seconds(server) - before
                 assert callers.statuses == {200: len(data)}, callers.statuses
                 if number:
                     latencies[name] += callers.milliseconds
-            for name, one in spent.items():
+            for name, (clock, processor) in spent.items():
                 if number:
-                    seconds[name].append(one)
+                    seconds[name].append(clock)
+                    worked[name].append(processor)
     rates = {name: [len(paths) / one for one in values] for name, values in seconds.items()}
     return {
         "images": len(paths),
@@ -233,16 +240,32 @@ def throughput(folder: Path, rounds: int, seed: int, *, images: int = 253) -> di
         "callers": CALLERS,
         "images_a_second": {name: summary(values) for name, values in rates.items()},
         "to_infer": {name: ratio(rates[name], rates["infer"]) for name in servers},
+        "processor_ms_an_image": {
+            name: summary([1000 * one / len(paths) for one in values])
+            for name, values in worked.items()
+        },
+        "to_infer_by_processor": {name: ratio(worked["infer"], worked[name]) for name in servers},
         "milliseconds": {name: _percentiles(values) for name, values in latencies.items()},
         "load": os.getloadavg()[0],
     }
 
 
-def _infer_seconds(paths: Sequence[Path], core: int) -> float:
+def _infer_seconds(paths: Sequence[Path], core: int) -> tuple[float, float]:
+    """Seconds of the clock and of the processor."""
     with on_cores({core}):
         words = [sys.executable, "-c", _SIDE, *map(str, paths)]
         done = subprocess.run(words, capture_output=True, text=True, env=environment(), check=True)
-    return float(done.stdout)
+    clock, processor = map(float, done.stdout.split())
+    return clock, processor
+
+
+def _processor_seconds(server: RunningServer) -> float:
+    """Seconds that the server and its processes have used."""
+    ticks = 0
+    for pid in (server.process.pid, *server.assessors()):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _percentiles(values: Sequence[float]) -> dict[str, float]:

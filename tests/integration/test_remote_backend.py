@@ -25,6 +25,7 @@ from deepcovid_edge.errors import (
     UsageError,
 )
 from deepcovid_edge.imaging.synthetic.clinic_folder import write_clinic_folder
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
 from deepcovid_edge.models import find_model
 
 
@@ -118,6 +119,28 @@ def test_pixels_do_not_go_to_a_server(address: str, clinic: Path) -> None:
             model.explain(clinic / "phantom_000.png")
         with pytest.raises(UsageError, match="a server reads the images"):
             next(iter(model.predict(clinic, change=lambda image: image)))
+
+
+def test_the_cart_s_assessor_may_be_a_server_s_caller(address: str, tmp_path: Path) -> None:
+    """Its self-test sends drawn DICOM images, and builds a report of each record."""
+    pytest.importorskip("highdicom", reason="the cart needs extra cart")
+    from deepcovid_edge.cart.config import read_config
+    from deepcovid_edge.cart.work.assessment import AssessmentRequest
+    from deepcovid_edge.cart.work.assessor_child import loaded_assessor
+
+    config = tmp_path / "cart.toml"
+    config.write_text(
+        f'[cart]\nspool = "spool"\nbackend = "{address}"\nheatmap = "none"\n'
+        '[receive]\nfolders = ["in"]\n'
+    )
+    image = tmp_path / "a.png"
+    save_phantom(draw_phantom(3, opacities=9), image)
+    with loaded_assessor(read_config(config), "squeezenet1_1", None) as assessor:
+        request = AssessmentRequest(image, "0" * 64, is_dicom=False)
+        record = assessor.assess(request)["record"]
+        with Model(variant="fp32") as model:
+            assert essence(record) == essence(model.predict_one(image).as_dict())
+        assert (assessor.spool.results("0" * 64) / "picture.jpg").is_file()
 
 
 def test_a_connection_that_breaks_is_made_again(server: RunningServer, clinic: Path) -> None:

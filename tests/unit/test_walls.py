@@ -50,7 +50,7 @@ def test_runtime_imports_nothing_of_the_workstation(path: Path) -> None:
 def test_libraries_of_web_services_are_imported_in_their_rooms_alone() -> None:
     homes = {path.parent for path in RUNTIME if imported_names(path) & OF_THE_PAGE}
     assert homes == {PAGE, SERVE}
-    servers = {path.parent for path in RUNTIME if "httptools" in imported_names(path)}
+    servers = {path.parent for path in RUNTIME if imported_names(path) & {"httptools", "uvloop"}}
     assert servers <= {SERVE}
 
 

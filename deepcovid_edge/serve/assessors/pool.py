@@ -73,6 +73,7 @@ class Known:
     Attributes:
         template: What every record has in common.
         facts: What clients check.
+        on_cpu: Whether it uses a core, so that one for each is right.
         suits: Images that it takes best at once.
         image: The synthetic image.
         record: Its record.
@@ -80,6 +81,7 @@ class Known:
 
     template: Mapping[str, Any]
     facts: Mapping[str, Any]
+    on_cpu: bool
     suits: int
     image: bytes
     record: Mapping[str, Any]
@@ -114,7 +116,7 @@ class Assessors:
         """How many processes there are."""
         if self.settings.assessors:
             return self.settings.assessors
-        return len(os.sched_getaffinity(0)) if self._known and self._known.suits == 1 else 1
+        return len(os.sched_getaffinity(0)) if self.known.on_cpu else 1
 
     async def start(self) -> None:
         """Start the processes.
@@ -141,11 +143,19 @@ class Assessors:
         Args:
             name: What the record calls it.
             image: The image file.
+
+        Raises:
+            TimeoutError: There is none in `answer_seconds` (`asyncio.TimeoutError`).
         """
-        job = Job(name, image, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        job = Job(name, image, loop.create_future())
+        timer = loop.call_later(self.settings.answer_seconds, _too_late, job.record)
         self._jobs.append(job)
         self._some.set()
-        return await job.record
+        try:
+            return await job.record
+        finally:
+            timer.cancel()
 
     async def _work(self, process: _Process | None) -> None:
         failures = 0
@@ -262,6 +272,11 @@ class Assessors:
             await process.close()
             raise
         return process
+
+
+def _too_late(record: asyncio.Future[bytes]) -> None:
+    if not record.done():
+        record.set_exception(asyncio.TimeoutError())
 
 
 async def _asked(process: _Process, jobs: Sequence[Job]) -> list[bytes]:
