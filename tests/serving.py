@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -180,20 +179,3 @@ def as_json(image: bytes, **more: Any) -> bytes:
 def essence(record: dict[str, Any]) -> dict[str, Any]:
     """A record without its name and its times."""
     return {key: value for key, value in record.items() if key not in ("path", "timings_ms")}
-
-
-def infer(*arguments: object, environment: dict[str, str] | None = None) -> tuple[int, str, str]:
-    """Run `deepcovid-edge infer` in a process of its own: exit code, stdout, stderr."""
-    done = subprocess.run(
-        [sys.executable, "-m", "deepcovid_edge", "infer", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **(environment or {})},
-        timeout=300,
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
-def records(text: str) -> list[dict[str, Any]]:
-    """Records of JSON Lines."""
-    return [json.loads(line) for line in text.splitlines()]

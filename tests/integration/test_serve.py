@@ -22,8 +22,10 @@ import pytest
 pytest.importorskip("uvicorn", reason="the server needs extra serve")
 
 from cart_peers import HOST, wait_until
-from serving import INFER, MODEL, RAW, RunningServer, as_json, essence, infer, record_in, records
+from serving import INFER, MODEL, RAW, RunningServer, as_json, essence, record_in
 
+from deepcovid_edge import Model
+from deepcovid_edge.errors import BackendUnavailableError
 from deepcovid_edge.imaging.synthetic.clinic_folder import write_clinic_folder
 from deepcovid_edge.manifest import VERSION
 from deepcovid_edge.reasons import Reason
@@ -62,9 +64,10 @@ def test_records_are_those_of_infer(server: RunningServer, clinic: list[Path]) -
     curl = shutil.which("curl")
     if curl is None:
         pytest.skip("curl is not installed: apt-get install curl")
-    _, expected, _ = infer(*clinic)
+    with Model() as model:
+        expected = [found.as_dict() for found in model.predict(clinic)]
     url = f"http://{HOST}:{server.port}{INFER}"
-    for path, local in zip(clinic, records(expected), strict=True):
+    for path, local in zip(clinic, expected, strict=True):
         whole = as_json(path.read_bytes(), id=path.name)
         for options, data in (
             (["-H", f"Inference-Header-Content-Length: {RAW.popitem()[1]}"], path.read_bytes()),
@@ -232,10 +235,9 @@ def test_the_log_and_the_metrics_name_no_image(server: RunningServer, good: byte
 
 
 def test_keys_and_tls_stand_before_everything(
-    tmp_path: Path,
-    good: bytes,
+    tmp_path: Path, good: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a certificate of our own, made by openssl; `infer` calls over TLS with its key."""
+    """With a certificate of our own, made by openssl; a client knows it, or does not call."""
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("openssl is not installed: apt-get install openssl")
@@ -253,15 +255,13 @@ def test_keys_and_tls_stand_before_everything(
     options = ("--certificate", certificate, "--key", private, "--keys", keys, "--assessors", 1)
     with RunningServer(tmp_path, *options) as server:
         address = f"kserve+https://{HOST}:{server.port}"
-        known = {"SSL_CERT_FILE": str(certificate)}
-        code, _, said = infer(image, "--backend", address, environment=known)
-        assert code == 6
-        assert "set DEEPCOVID_EDGE_API_KEY" in said
-        known["DEEPCOVID_EDGE_API_KEY"] = key
-        code, found, said = infer(image, "--backend", address, environment=known)
-        assert code == 0, said
-        assert records(found)[0]["status"] == "assessed"
-        code, _, said = infer(image, "--backend", address, environment={"SSL_CERT_FILE": ""})
-        assert (code, "TLS" in said) == (6, True), said
+        with pytest.raises(BackendUnavailableError, match="TLS"):
+            Model(backend=address)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        with pytest.raises(BackendUnavailableError, match="set DEEPCOVID_EDGE_API_KEY"):
+            Model(backend=address)
+        monkeypatch.setenv("DEEPCOVID_EDGE_API_KEY", key)
+        with Model(backend=address) as model:
+            assert model.predict_one(image).status == "assessed"
         assert {event["caller"] for event in server.events("infer")} == {"cart-1"}
         assert key not in server.said()

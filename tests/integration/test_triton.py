@@ -20,7 +20,7 @@ from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.errors import ServerMismatchError
 from deepcovid_edge.imaging.synthetic.clinic_folder import write_clinic_folder
 
-pytestmark = needs_triton
+pytestmark = [needs_triton, pytest.mark.slow]
 NETWORK = '''"""The network as a model of its own, where no other backend than Python is."""
 
 import numpy as np
