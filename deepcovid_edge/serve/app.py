@@ -27,7 +27,7 @@ from deepcovid_edge.serve.connections import ConnectionCounts
 from deepcovid_edge.serve.keys import Callers
 from deepcovid_edge.serve.metrics import CONTENT_TYPE, Metrics
 from deepcovid_edge.serve.protocol import RequestError
-from deepcovid_edge.serve.settings import ServeSettings, is_loopback
+from deepcovid_edge.serve.settings import ServeSettings
 
 _OVERHEAD = 1 << 16
 """Bytes of a request beside its image."""
@@ -162,9 +162,8 @@ class Handlers:
         return JSONResponse(protocol.model_config(self._service.model, facts))
 
     async def metrics(self, request: Request) -> Response:
-        """For Prometheus: from this machine, or with a key."""
-        if not (request.client and is_loopback(request.client.host)):
-            self._service.caller(request)
+        """For Prometheus, which sends a key as other callers do."""
+        self._service.caller(request)
         return Response(self._service.metrics.text(), media_type=CONTENT_TYPE)
 
     async def infer(self, request: Request) -> Response:
