@@ -12,6 +12,7 @@
 # make peers   install the programs that write and read images beside us in tests, likewise
 # make fuzz    20,000 damaged files; what breaks a rule is kept in runs/fuzz
 # make witnesses  2,000 DICOM images and 2,000 pictures, read by us and by independent readers
+# make triton  a Triton server for its tests, in an environment of its own (1 GB)
 # make campaigns  faults against a whole cart, 200 of each kind, a week of it, and its speed; hours
 # make release build sdist and wheel, check both, run the demo from the wheel alone
 # make bench   measure speed and accuracy on this machine (needs DATA; half an hour)
@@ -30,7 +31,7 @@ BROWSERS = chromium chromium-browser google-chrome google-chrome-stable
 DEV = .venv/bin
 DEMO = .venv-demo/bin
 
-.PHONY: demo test quick nightly test-without-int8 lint docs browser peers model site figures fuzz witnesses campaigns bench bench-compare wheel release clean
+.PHONY: demo test quick nightly test-without-int8 lint docs browser peers triton model site figures fuzz witnesses campaigns bench bench-compare wheel release clean
 
 # Some of the images cannot be assessed, which is exit code 4.
 demo: .venv-demo/ready
@@ -103,6 +104,17 @@ peers:
 		$$as apt-get -q install -y --no-install-recommends $(PEERS); } || \
 	echo "tests that need $(PEERS) will skip (apt-get install)"; \
 	[ -z "$$made" ] || $$as rm -f $(POLICY) || true
+
+# The Python backend of the Triton that a package holds reads tensors of NumPy 2 wrongly.
+TRITON = $(or $(DEEPCOVID_EDGE_TRITON),$(HOME)/.cache/deepcovid-edge/triton)
+triton: $(TRITON)/ready
+$(TRITON)/ready: Makefile
+	$(PYTHON) -m venv $(TRITON)
+	$(TRITON)/bin/python -m pip install -q 'numpy==1.26.*' 'nvidia-pytriton>=0.7' \
+		'tritonclient[http,grpc]>=2.50' 'opencv-python-headless>=4.11,<4.12' \
+		'onnxruntime>=1.19' 'pillow>=11' 'simplejpeg>=1.8' 'click>=8.1' 'rich>=13' \
+		'pydicom>=3' 'imagecodecs>=2025.3.30,<2025.8'
+	touch $@
 
 model: model-squeezenet1_1
 	$(MAKE) site
@@ -232,7 +244,7 @@ release: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(DEV)/python -m pip install -q --upgrade pip
-	$(DEV)/python -m pip install -q -e '.[cpu,dicom,cart,openvino,rtx,export,docs,dev]' -c constraints.txt
+	$(DEV)/python -m pip install -q -e '.[cpu,dicom,cart,serve,openvino,rtx,export,docs,dev]' -c constraints.txt
 	touch $@
 
 # Installed as a user installs it, from a wheel; made again when the package changes.

@@ -10,6 +10,7 @@
     ├── IncomparableRunsError
     ├── EngineMismatchError
     ├── SettingsMismatchError
+    ├── ServerMismatchError
     ├── NotAssessedError              (becomes a record)
     └── NotThereError
         ├── MissingDependencyError
@@ -76,6 +77,10 @@ class SettingsMismatchError(DeepCovidEdgeError):
 
     def __init__(self, detail: str) -> None:
         super().__init__(f"{Reason.MODEL.code}: {Reason.MODEL.sentence} {detail}")
+
+
+class ServerMismatchError(DeepCovidEdgeError):
+    """Raised when a server runs another model, or its answer is not of what was sent."""
 
 
 class NotAssessedError(DeepCovidEdgeError):

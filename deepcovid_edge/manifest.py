@@ -14,7 +14,7 @@ from typing import Any
 
 from deepcovid_edge.errors import ModelFileError, NotThereError
 from deepcovid_edge.files import read_regular
-from deepcovid_edge.graph.protobuf import blocks, text
+from deepcovid_edge.models.graph.protobuf import blocks, text
 
 VERSION = "0.1.0"
 """Of this software; models and results name it (`created_with`)."""

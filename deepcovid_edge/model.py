@@ -9,7 +9,7 @@ The command line runs through this class, so that both give the same records.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.backends import AUTO, load_model
-from deepcovid_edge.backends.base import Backend
+from deepcovid_edge.backends.base import AssessesFiles, Backend
 from deepcovid_edge.backends.settings import BackendSettings
 from deepcovid_edge.decision.out_of_distribution import REJECT
 from deepcovid_edge.decision.record import Prediction, RunFacts
@@ -31,14 +31,21 @@ from deepcovid_edge.manifest import ModelManifest
 from deepcovid_edge.models import DEFAULT_MODEL
 from deepcovid_edge.pipeline.classifier import Classifier, Explainer
 from deepcovid_edge.pipeline.duplicates import Duplicates
-from deepcovid_edge.pipeline.pipeline import PredictSettings, predict_groups, run_facts
+from deepcovid_edge.pipeline.pipeline import (
+    PredictSettings,
+    default_batch_size,
+    predict_groups,
+    run_facts,
+)
 from deepcovid_edge.pipeline.reader import ImageReader, Reading
+from deepcovid_edge.pipeline.remote import make_classifier
 from deepcovid_edge.pipeline.sources import image_sources
 
 if TYPE_CHECKING:  # a cold start needs neither site files nor heat maps
     from deepcovid_edge.decision.site_file import Site
     from deepcovid_edge.heatmaps.explainer import Explanation, HeatMapMaker
     from deepcovid_edge.heatmaps.windows import OcclusionSettings
+    from deepcovid_edge.pipeline.disk_guard import DiskGuard
 
 
 class Model(Closing):
@@ -48,7 +55,8 @@ class Model(Closing):
         model: Shipped name, or a .onnx, .engine or .pt file.
         variant: `fp32`, `int8-cpu`, ...; `auto` takes the fastest one that was proved to decide as
             the model does, or the file itself if a backend or provider is named.
-        backend: `onnxruntime`, `openvino`, `tensorrt`, `torch`, or `auto`.
+        backend: `onnxruntime`, `openvino`, `tensorrt`, `torch`, or `auto`; or the address of a
+            server, `kserve://HOST[:PORT]`, which gets the image files.
         provider: What ONNX Runtime runs on: `cpu`, `cuda`, `tensorrt` or `rtx`.
         site: Site file of `site_check`: its threshold decides.
         threshold: Probability from which an image is positive; None for the model's own.
@@ -135,7 +143,7 @@ class Model(Closing):
         Raises:
             NotThereError: The only source is a path that does not exist.
         """
-        reading = Reading(image_sources(sources), ImageReader(self.manifest.input, change))
+        reading = Reading(image_sources(sources), self.reader(change=change))
         return self._predict(self.predict_groups(reading))
 
     @staticmethod
@@ -146,7 +154,38 @@ class Model(Closing):
 
     def predict_one(self, source: ImageSource) -> Prediction:
         """Classify one image."""
-        return self._classifier.classify([self._reader.read(source)], 1)[0]
+        return self.predict_together([source])[0]
+
+    def predict_together(self, sources: Sequence[ImageSource]) -> list[Prediction]:
+        """Classify a few images on the calling thread, with as few inference calls as may be.
+
+        Args:
+            sources: Images; no folders.
+        """
+        images = [self._reader.read(source) for source in sources]
+        return self._classifier.classify(images, self.batch_size)
+
+    @property
+    def batch_size(self) -> int:
+        """Most images in one inference call."""
+        return self.settings.batch_size or default_batch_size(self.backend)
+
+    def reader(
+        self,
+        *,
+        change: Callable[[Radiograph], Radiograph] | None = None,
+        disk: DiskGuard | None = None,
+        keeps_radiographs: bool = False,
+    ) -> ImageReader:
+        """What reads images for this model; see `ImageReader`.
+
+        Raises:
+            UsageError: `change` is given, and a server reads the images.
+        """
+        sends = isinstance(self.backend, AssessesFiles)
+        if sends and change:
+            raise UsageError("change: a server reads the images: run the model on this machine")
+        return ImageReader(self.manifest.input, change, disk, keeps_radiographs, sends)
 
     def predict_groups(
         self,
@@ -196,7 +235,7 @@ class Model(Closing):
 
         occlusion = OcclusionSettings(window, stride, baseline, budget and budget * 1000.0)
         with self.heatmap_maker(method, occlusion) as maker:
-            image = ImageReader(self.manifest.input, keeps_radiographs=True).read(source)
+            image = self.reader(keeps_radiographs=True).read(source)
             assessed = self._classifier.assess(image, with_maps=maker.reads_activation_maps)
             (heatmap, _) = next(maker.maps([assessed]))
             radiograph = image.radiograph
@@ -207,7 +246,13 @@ class Model(Closing):
         return Explanation(heatmap, places, assessed.record, radiograph, self.manifest.input)
 
     def heatmap_maker(self, method: str, occlusion: OcclusionSettings) -> HeatMapMaker:
-        """What makes heat maps with this model; to be closed."""
+        """What makes heat maps with this model; to be closed.
+
+        Raises:
+            UsageError: A server runs the model.
+        """
+        if isinstance(self.backend, AssessesFiles):
+            raise UsageError("heatmap: a server gives no heat maps: run the model on this machine")
         from deepcovid_edge.heatmaps.explainer import HeatMapMaker
 
         return HeatMapMaker(
@@ -238,11 +283,11 @@ class Model(Closing):
 
     @cached_property
     def _reader(self) -> ImageReader:
-        return ImageReader(self.manifest.input)
+        return self.reader()
 
     @cached_property
     def _classifier(self) -> Classifier:
-        return Classifier(self.backend, self.facts, self.settings.ood == REJECT)
+        return make_classifier(self.backend, self.facts, self.settings.ood)
 
     def __repr__(self) -> str:
         return f"Model({self.facts.model!r}, backend={self.backend.name!r})"

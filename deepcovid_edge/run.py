@@ -11,10 +11,12 @@ import sys
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepcovid_edge.backends import AUTO
+from deepcovid_edge.backends.settings import is_address
 from deepcovid_edge.datasets.folders import FolderWalk
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.pipeline.disk_guard import LEAST_FREE_MIB, DiskGuard
@@ -123,7 +125,9 @@ class Run:
         reader = ImageReader(InputSpec(), disk=self._disk, keeps_radiographs=settings.draws)
         self._walk = FolderWalk()
         reading = Reading(settings.images(self._walk), reader)
-        begins_later = settings.resume or settings.draws
+        begins_later = (
+            settings.resume or settings.draws or is_address(str(model.get("backend", AUTO)))
+        )
         idle = (model.get("workers") or default_workers()) - 1  # threads, while one loads the model
         with ExitStack() as opened:
             with reading.ahead(0 if begins_later else idle):
@@ -132,8 +136,9 @@ class Run:
             self._open_output(self.model.facts)
             opened.callback(self._writer.close)
             self._page = _page(settings, self.model.facts, opened)
-            if settings.resume or self.model.manifest.input != reader.spec:
-                reader = replace(reader, spec=self.model.manifest.input)
+            wanted = self.model.reader(disk=self._disk, keeps_radiographs=settings.draws)
+            if settings.resume or wanted != reader:
+                reader = wanted
                 self._walk = FolderWalk()
                 images = settings.images(self._walk)
                 reading = Reading(self._earlier.left_of(images), reader)

@@ -80,7 +80,7 @@ class ReceivingCart(Server):
 _RECEIVE = (
     "import sys, pathlib;"
     "from deepcovid_edge.cart.config import read_config;"
-    "from deepcovid_edge.cart.process import stop_event;"
+    "from deepcovid_edge.device.service import stop_event;"
     "from deepcovid_edge.cart.receive.role import receive;"
     "receive(read_config(pathlib.Path(sys.argv[1])), stop_event())"
 )

@@ -37,12 +37,12 @@ from benchmarks.measure.options import parser_of
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.backends.base import Backend, softmax
 from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
-from deepcovid_edge.graph.receptive_field import Box
 from deepcovid_edge.heatmaps.agreement import rank_correlation
 from deepcovid_edge.heatmaps.heatmap import METHODS, of_activation
 from deepcovid_edge.heatmaps.occlusion import Occluder, of_occlusion
 from deepcovid_edge.heatmaps.windows import OcclusionSettings, WindowGrid, occluded
 from deepcovid_edge.models import find_model
+from deepcovid_edge.models.graph.receptive_field import Box
 
 SETTINGS = OcclusionSettings()
 TILES = OcclusionSettings(stride=SETTINGS.window)

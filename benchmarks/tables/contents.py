@@ -326,3 +326,32 @@ def cart_soak(it: Figures) -> Rows:
             "descriptors": it["files"][role],
             "kilobytes": it["bytes"] / 1e3,
         }
+
+
+def serve_equality(it: Figures) -> Rows:
+    """Each client of each server."""
+    for name, equal in it["equal"].items():
+        of_triton = name.startswith("triton_")
+        client = name.removeprefix("triton_").replace("infer_backend", "`infer --backend`")
+        server = "Triton, Python backend" if of_triton else "`serve`"
+        yield {"client": client, "server": server, "equal": equal}
+
+
+def serve_throughput(it: Figures) -> Rows:
+    """`infer`, then the server with each size of group."""
+    for name, rate in it["images_a_second"].items():
+        found = it["milliseconds"].get(name, {})
+        yield {
+            "name": "`infer`" if name == "infer" else f"`serve --group {name[-1]}`",
+            "rate": rate,
+            "ratio": it["to_infer"].get(name),
+            "processor": it["processor_ms_an_image"][name],
+            "by_processor": it["to_infer_by_processor"].get(name),
+            "median": found.get("p50"),
+            "p99": found.get("p99"),
+        }
+
+
+def serve_requests(it: Figures) -> Rows:
+    """How many were answered with a record."""
+    yield {"answered": it["statuses"].get("200", 0)}

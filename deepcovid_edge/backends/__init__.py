@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from deepcovid_edge.backends.settings import BackendSettings
+from deepcovid_edge.backends.settings import BackendSettings, is_address
 from deepcovid_edge.device.processor import computes_int8_exactly
 from deepcovid_edge.errors import ModelFileError, NotThereError, UsageError
 from deepcovid_edge.files import file_sha256
@@ -49,14 +49,21 @@ def load_model(
     Args:
         name: A shipped name, or a model file.
         variant: See `choose_file`.
-        backend: Its name, or `auto`.
+        backend: Its name, `auto`, or the address of a server: `kserve://HOST[:PORT]`.
         settings: How it is run.
         site_model_sha256: See `choose_file`.
 
     Raises:
         NotThereError: The model, the variant, the backend's package or its device is not there.
         ModelFileError: The file is not a model that the backend runs.
+        ServerMismatchError: The server runs another model.
     """
+    if is_address(backend):
+        if settings is not None and settings.provider:
+            raise UsageError(f"provider {settings.provider}: {backend} has its own")
+        from deepcovid_edge.backends.remote.backend import load
+
+        return load(backend, find_model(str(name)), variant)
     named = backend != AUTO or (settings is not None and settings.provider is not None)
     path = choose_file(name, variant=variant, named=named, site_model_sha256=site_model_sha256)
     return load_backend(path, backend=backend, settings=settings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
@@ -103,6 +103,36 @@ class Partitionable(Protocol):
 
     def run_part(self, part: bytes) -> Callable[[Sequence[NDArray[Any]]], NDArray[Any]]:
         """Make a part ready to run: a function from its inputs to its one output."""
+
+
+@runtime_checkable
+class AssessesFiles(Protocol):
+    """A backend that takes image files as they are, and gives their records: a server."""
+
+    @property
+    def run_warnings(self) -> tuple[str, ...]:
+        """Codes of warnings that its records of assessed images have, by its own settings."""
+
+    def assess(self, data: bytes, sha256: str, suffix: str) -> Mapping[str, Any]:
+        """The record of an image, in plain values.
+
+        Args:
+            data: The image file.
+            sha256: Its SHA-256; the record is of these bytes and no others.
+            suffix: Of the file's name.
+
+        Raises:
+            NotAssessedError: The file is too large.
+            BackendUnavailableError: The server is away.
+            ServerMismatchError: Other bytes arrived, or another model answered.
+        """
+
+    def check_ood(self, ood: str) -> None:
+        """Check that out-of-distribution images are treated as this run treats them.
+
+        Raises:
+            ServerMismatchError: They are not.
+        """
 
 
 def identity(backend: Backend) -> dict[str, Any]:

@@ -29,3 +29,8 @@ class BackendSettings:
             raise UsageError(f"provider: got {self.provider!r}, expected one of {known}")
         if self.threads < 1:
             raise UsageError(f"threads: got {self.threads}, expected 1 or more")
+
+
+def is_address(backend: str) -> bool:
+    """Whether a backend is a server: `kserve://HOST[:PORT]`."""
+    return "://" in backend

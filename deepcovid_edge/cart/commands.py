@@ -34,8 +34,8 @@ def run(config: Path) -> None:
 
     Example: deepcovid-edge cart run cart.toml
     """
-    from deepcovid_edge.cart.process import stop_event
     from deepcovid_edge.cart.run import ROLES, run_roles
+    from deepcovid_edge.device.service import stop_event
 
     settings = _read(config)
     run_roles(settings, stop_event(), (*ROLES, "page") if settings.page else ROLES)
@@ -48,8 +48,8 @@ def receive(config: Path) -> None:
 
     Example: deepcovid-edge cart receive cart.toml
     """
-    from deepcovid_edge.cart.process import stop_event
     from deepcovid_edge.cart.receive.role import receive as take
+    from deepcovid_edge.device.service import stop_event
 
     take(_read(config), stop_event())
 
@@ -61,8 +61,8 @@ def work(config: Path) -> None:
 
     Example: deepcovid-edge cart work cart.toml
     """
-    from deepcovid_edge.cart.process import stop_event
     from deepcovid_edge.cart.work.role import work as assess
+    from deepcovid_edge.device.service import stop_event
 
     assess(_read(config), stop_event())
 
@@ -75,7 +75,7 @@ def page(config: Path) -> None:
     Example: deepcovid-edge cart page cart.toml
     """
     from deepcovid_edge.cart.page import LIBRARIES
-    from deepcovid_edge.cart.process import stop_event
+    from deepcovid_edge.device.service import stop_event
     from deepcovid_edge.errors import require
 
     settings = _read(config)

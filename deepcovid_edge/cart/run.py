@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass, field
 
 from deepcovid_edge.cart.config import CartConfig
-from deepcovid_edge.cart.process import log
 from deepcovid_edge.device.child_process import end, ending_with_this
+from deepcovid_edge.device.service import log
 
 ROLES = ("receive", "work")
 _LOOK_SECONDS = 0.2

@@ -9,6 +9,7 @@ from deepcovid_edge.errors import (
     EngineMismatchError,
     IncomparableRunsError,
     NotThereError,
+    ServerMismatchError,
     SettingsMismatchError,
     UsageError,
 )
@@ -28,7 +29,7 @@ class ExitCode(IntEnum):
         " `cart check-config`, `cart export-log`",
     )
     NOT_ASSESSED = 4, "some inputs were not assessed"
-    MISMATCH = 5, "an engine or a site file does not fit"
+    MISMATCH = 5, "an engine, a site file or a server does not fit"
     NOT_THERE = 6, "a file, a package or a device is missing"
     UNSTABLE = 7, "the measurement was unstable"
     INTERRUPTED = 130, "stopped by Ctrl-C"
@@ -46,6 +47,7 @@ _OF_ERRORS = {
     IncomparableRunsError: ExitCode.USAGE,
     EngineMismatchError: ExitCode.MISMATCH,
     SettingsMismatchError: ExitCode.MISMATCH,
+    ServerMismatchError: ExitCode.MISMATCH,
     NotThereError: ExitCode.NOT_THERE,
 }
 

@@ -37,6 +37,7 @@ COMMANDS = {
     "bench": Entry("deepcovid_edge.cli.bench", "Measure latency and throughput."),
     "compare": Entry("deepcovid_edge.cli.compare", "Compare measurements of `bench`."),
     "cart": Entry("deepcovid_edge.cart.commands", "Run the cart: images in, answers out. [cart]"),
+    "serve": Entry("deepcovid_edge.serve.commands", "Serve a model to other programs. [serve]"),
     "info": Entry("deepcovid_edge.cli.info", "Show device, backends, models and problems."),
     "sample": Entry("deepcovid_edge.cli.sample", "Write synthetic radiographs for a first try."),
     "train": Entry("deepcovid_export.cli.train", "Fine-tune a network on images. [export]"),
@@ -94,7 +95,7 @@ def cli() -> None:
     """Look for the appearance of COVID-19 pneumonia in chest radiographs.
 
     Exit codes: 0 done, 1 error, 2 wrong usage, 3 a check failed, 4 some inputs were not assessed, 5
-    an engine or a site file does not fit, 6 something is missing, 7 unstable measurement.
+    an engine, a site file or a server does not fit, 6 something is missing, 7 unstable measurement.
     """
 
 

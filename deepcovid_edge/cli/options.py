@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from deepcovid_edge.backends import AUTO, BACKENDS
-from deepcovid_edge.backends.settings import PROVIDERS
+from deepcovid_edge.backends.settings import PROVIDERS, is_address
 from deepcovid_edge.decision.out_of_distribution import CHOICES, REJECT
 from deepcovid_edge.models import DEFAULT_MODEL
 from deepcovid_edge.pipeline.disk_guard import LEAST_FREE_MIB
@@ -36,6 +36,16 @@ def path_option(*names: str, folder: bool = False, **settings: Any) -> Callable[
 
 paths_argument = click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 """Files and folders."""
+
+
+class BackendChoice(click.Choice[str]):
+    """A backend's name, or the address of a server."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name or the address; that of a server is checked where it is used."""
+        return value if is_address(str(value)) else super().convert(value, param, ctx)
+
+
 backend_option = click.option(
     "--backend",
     type=click.Choice([AUTO, *BACKENDS]),
@@ -48,7 +58,7 @@ provider_option = click.option(
     type=click.Choice(PROVIDERS),
     help="Execution provider of ONNX Runtime.  [default: cpu]",
 )
-run_options = options(
+model_options = options(
     click.option(
         "--model", default=DEFAULT_MODEL, show_default=True, help="Shipped name or model file."
     ),
@@ -58,7 +68,13 @@ run_options = options(
         show_default=True,
         help="Variant of the model: fp32, int8-cpu, ...; auto: the fastest verified one.",
     ),
-    backend_option,
+    click.option(
+        "--backend",
+        type=BackendChoice([AUTO, *BACKENDS]),
+        default=AUTO,
+        show_default=True,
+        help="Library that runs the model, or a server: kserve://HOST[:PORT], triton://HOST[:PORT].",
+    ),
     provider_option,
     click.option(
         "--threshold",
@@ -78,6 +94,10 @@ run_options = options(
         show_default=True,
         help="Out-of-distribution images are not assessed, or get the warning W_OOD.",
     ),
+)
+"""The options of every command that loads a model to classify images."""
+run_options = options(
+    model_options,
     click.option("--workers", type=int, help="Threads.  [default: one per core]"),
     click.option(
         "--min-free",

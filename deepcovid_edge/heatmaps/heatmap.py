@@ -20,9 +20,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.graph.receptive_field import Box
 from deepcovid_edge.imaging.prepare import on_image
 from deepcovid_edge.manifest import InputSpec
+from deepcovid_edge.models.graph.receptive_field import Box
 
 OCCLUSION, ACTIVATION = "occlusion", "activation"
 METHODS = (OCCLUSION, ACTIVATION)

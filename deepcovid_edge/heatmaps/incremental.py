@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.graph.reader import cut, read_graph
-from deepcovid_edge.graph.receptive_field import Box, Span
 from deepcovid_edge.heatmaps.partition import Part, divide
+from deepcovid_edge.models.graph.reader import cut, read_graph
+from deepcovid_edge.models.graph.receptive_field import Box, Span
 
 Runner: TypeAlias = Callable[[Sequence[NDArray[Any]]], NDArray[Any]]
 """Runs a part: its inputs to its output, all of shape (N, ..., rows, columns)."""

@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from deepcovid_edge.backends.base import GPU_LANES, Backend, Partitionable, softmax
 from deepcovid_edge.decision.record import DECIMALS
 from deepcovid_edge.files import Closing
-from deepcovid_edge.graph.receptive_field import Box, NotSpatialError
 from deepcovid_edge.heatmaps.coarse_to_fine import Refinement
 from deepcovid_edge.heatmaps.heatmap import OCCLUSION, HeatMap
 from deepcovid_edge.heatmaps.incremental import PartitionedNetwork
 from deepcovid_edge.heatmaps.windows import OcclusionSettings, WindowGrid, occluded
 from deepcovid_edge.manifest import limits_of
+from deepcovid_edge.models.graph.receptive_field import Box, NotSpatialError
 
 _CPU_BATCH, _GPU_BATCH, _PARTS_BATCH = 8, 32, 32
 """Windows in a call: to a whole network on a CPU and on a GPU, and to a divided one."""

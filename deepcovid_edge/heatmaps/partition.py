@@ -15,8 +15,15 @@ from dataclasses import dataclass
 from math import prod
 from typing import TypeAlias
 
-from deepcovid_edge.graph.reader import FLOAT, Graph, Node, alive_behind, data_type, nodes_between
-from deepcovid_edge.graph.receptive_field import Box, Chain, Kernel, NotSpatialError, Span
+from deepcovid_edge.models.graph.reader import (
+    FLOAT,
+    Graph,
+    Node,
+    alive_behind,
+    data_type,
+    nodes_between,
+)
+from deepcovid_edge.models.graph.receptive_field import Box, Chain, Kernel, NotSpatialError, Span
 
 _Needed: TypeAlias = list[list[dict[str, Span]]]
 """Rows and columns -> a dictionary for each window of what is needed of every tensor."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.errors import UsageError
-from deepcovid_edge.graph.receptive_field import Box, Span
+from deepcovid_edge.models.graph.receptive_field import Box, Span
 
 BASELINES = ("black", "mean", "blurred")
 

@@ -21,13 +21,14 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from deepcovid_edge.backends.base import GPU_LANES, Backend
+from deepcovid_edge.backends.base import GPU_LANES, AssessesFiles, Backend
 from deepcovid_edge.decision.out_of_distribution import CHOICES, REJECT
 from deepcovid_edge.decision.record import Prediction, RunFacts
 from deepcovid_edge.errors import UsageError
-from deepcovid_edge.pipeline.classifier import Classifier, Explainer
+from deepcovid_edge.pipeline.classifier import Explainer
 from deepcovid_edge.pipeline.duplicates import Duplicates
 from deepcovid_edge.pipeline.reader import PreparedImage, Read, Reading
+from deepcovid_edge.pipeline.remote import make_classifier
 from deepcovid_edge.reasons import WarningCode
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ _LEAST_IN_GROUP, _MOST_IN_GROUP = 4, 32
 _GROUP_SECONDS = 0.07
 """A thread of a CPU takes as many images at once as last about this long. More gain little and
 keep their records waiting."""
+_CALLS = 8
+"""Images that a server has at once: one with a few cores is busy then."""
 _PATIENCE_SECONDS = 0.5
 """A group that turns out to be slow is classified in parts: no image is read after so long."""
 _GROUPS_A_THREAD = 2
@@ -97,8 +100,10 @@ def default_batch_size(backend: Backend) -> int:
     return _CPU_BATCH if backend.on_cpu else _GPU_BATCH
 
 
-def default_workers() -> int:
-    """Threads where nothing else is asked for: one a core."""
+def default_workers(backend: Backend | None = None) -> int:
+    """Threads where nothing else is asked for: one a core, and more that wait for a server."""
+    if isinstance(backend, AssessesFiles):
+        return _CALLS
     return len(os.sched_getaffinity(0))
 
 
@@ -154,11 +159,11 @@ def predict_groups(
         Records in the order of the images, as soon as they and those before them are ready.
         Closing the generator ends the threads.
     """
-    workers = settings.workers or default_workers()
+    workers = settings.workers or default_workers(backend)
     batch_size = settings.batch_size or default_batch_size(backend)
     duplicates = duplicates or Duplicates()
     reader = reading.reader
-    classifier = Classifier(backend, run, settings.ood == REJECT, explainer, reader.disk)
+    classifier = make_classifier(backend, run, settings.ood, explainer, reader.disk)
 
     def classify(images: list[PreparedImage]) -> tuple[_Classified, None]:
         records = classifier.classify(images, batch_size)

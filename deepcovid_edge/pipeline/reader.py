@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from deepcovid_edge.decision.record import milliseconds
 from deepcovid_edge.errors import NotAssessedError, lacks_memory, one_line
-from deepcovid_edge.imaging.files import ImageSource, read_source, source_name
+from deepcovid_edge.imaging.files import FileBytes, ImageSource, read_source, source_name
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.imaging.reading import decode_radiograph
+from deepcovid_edge.imaging.signatures import is_dicom
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.reasons import Reason
 
@@ -51,6 +52,7 @@ class PreparedImage:
         radiograph: Kept only to be drawn on: it may be large, and memory that is freed at once
             is still in the processor's cache.
         uid: SOP instance UID of a DICOM image, else empty.
+        data: The file, where it is sent to a server; else empty.
     """
 
     name: str
@@ -64,6 +66,7 @@ class PreparedImage:
     box_shape: tuple[int, ...] = ()
     radiograph: Radiograph | None = None
     uid: str = ""
+    data: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -75,12 +78,31 @@ class ImageReader:
         change: What is done to every image between reading and preparing it, or None.
         disk: Stops the run when there is too little room for its results, or None.
         keeps_radiographs: Whether `PreparedImage.radiograph` is kept.
+        sends: Whether a server decodes and prepares the images; here that is done for pictures
+            alone.
     """
 
     spec: InputSpec
     change: Callable[[Radiograph], Radiograph] | None = None
     disk: DiskGuard | None = None
     keeps_radiographs: bool = False
+    sends: bool = False
+
+    def _as_it_is(self, file: FileBytes, source: ImageSource, started: float) -> PreparedImage:
+        """An image to be sent; its radiograph is None where nobody here can decode it."""
+        radiograph = None
+        if self.keeps_radiographs:
+            with suppress(Exception):  # the server says why
+                radiograph = decode_radiograph(file, self.spec)
+        return PreparedImage(
+            source_name(source),
+            started,
+            sha256=file.sha256,
+            timings_ms={"read": milliseconds(started, time.perf_counter())},
+            radiograph=radiograph,
+            uid=_uid(file),
+            data=file.data,
+        )
 
     def read(self, source: ImageSource) -> PreparedImage:
         """Read and prepare an image; raises nothing, whatever the file holds."""
@@ -91,6 +113,8 @@ class ImageReader:
                 self.disk.check()
             file = read_source(source)
             sha256 = file.sha256
+            if self.sends:
+                return self._as_it_is(file, source, started)
             radiograph = decode_radiograph(file, None if self.change else self.spec)
             decoded = time.perf_counter()
             shown = self.change(radiograph) if self.change else radiograph
@@ -113,6 +137,18 @@ class ImageReader:
             radiograph=radiograph if self.keeps_radiographs else None,
             uid=radiograph.dicom.sop_instance_uid if radiograph.dicom else "",
         )
+
+
+def _uid(file: FileBytes) -> str:
+    """SOP instance UID of a DICOM image; empty for others, and where no header can be read."""
+    if not is_dicom(file.data):
+        return ""
+    from deepcovid_edge.imaging.dicom.header import read_header
+
+    try:
+        return read_header(file.data).facts.sop_instance_uid
+    except Exception:  # the server says what is wrong with it
+        return ""
 
 
 def _not_assessed(

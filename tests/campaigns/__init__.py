@@ -18,5 +18,6 @@ arrives, and something fails between them, again and again. `run` is where it be
 | `full` | a disk that fills |
 | `clock` | a clock that jumps |
 | `soak`, `throughput` | memory over thousands of images; speed beside DCMTK's receiver |
+| `serving` | the server: records on real images, speed, many requests beside hostile ones |
 | `latency` | from the answer to the console to the last object in Orthanc |
 """

@@ -1,9 +1,9 @@
-"""Run campaigns and measurements of the cart, and store their counts.
+"""Run campaigns and measurements of the cart and of the server, and store their counts.
 
     PYTHONPATH=.:tests python -m campaigns.run kill power --cycles 200 --store
 
-Without a name all of them run. With `--store` the counts go to benchmarks/results/cart/. The exit
-code is 1 where a promise was broken, or where a cart without fsync lost nothing.
+Without a name all of them run. With `--store` the counts go to benchmarks/results/cart/ or serve/.
+The exit code is 1 where a promise was broken, or where a cart without fsync lost nothing.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from campaigns.network import network
 from campaigns.page_cost import page_cost
 from campaigns.power import power, power_without_fsync
 from campaigns.services import services, why_no_services
+from campaigns.serving import equality, requests, why_no_images
+from campaigns.serving import throughput as serve_throughput
 from campaigns.soak import soak
 from campaigns.throughput import throughput
 from campaigns.week import week
@@ -53,8 +55,13 @@ MEASUREMENTS: dict[str, tuple[Measurement, int]] = {
     "soak": (soak, 10_000),
     "page": (page_cost, 20),
     "week": (week, 5_000),
+    "serve-equality": (equality, 400),
+    "serve-throughput": (serve_throughput, 5),
+    "serve-requests": (requests, 10_000),
 }
-"""With the usual number of images, or of rounds."""
+"""With the usual number of images, of rounds, or of requests."""
+SERVE = "serve-"
+"""What begins so is of the server, and stored apart."""
 NEEDS: dict[str, Callable[[], str]] = {
     "power": why_no_disks,
     "power-without-fsync": why_no_disks,
@@ -62,6 +69,9 @@ NEEDS: dict[str, Callable[[], str]] = {
     "clock": why_no_clock,
     "services": why_no_services,
     "week": why_no_disks,
+    "serve-equality": why_no_images,
+    "serve-throughput": why_no_images,
+    "serve-requests": why_no_images,
 }
 """What says why a campaign or a measurement cannot run here, or nothing."""
 MUST_LOSE = ("power-without-fsync",)
@@ -104,7 +114,8 @@ def measure(name: str, size: int | None, seed: int, *, is_stored: bool) -> bool:
         if key != "looks":
             print(f"{name}: {key}: {_short(value)}", flush=True)
     if is_stored:
-        store(name, figures, "cart")
+        room, _, rest = name.partition("-") if name.startswith(SERVE) else ("cart", "", name)
+        store(rest, figures, room)
     return bool(figures.get("is_kept", True))
 
 

@@ -30,12 +30,12 @@ from deepcovid_edge.cli.main import run
 from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.decision.out_of_distribution import OodLimits
 from deepcovid_edge.files import file_sha256
-from deepcovid_edge.graph.tensorrt_rules import check_typed
 from deepcovid_edge.heatmaps.occlusion import Occluder
 from deepcovid_edge.heatmaps.windows import OcclusionSettings
 from deepcovid_edge.manifest import read_manifest
 from deepcovid_edge.model import Model
 from deepcovid_edge.models import find_model
+from deepcovid_edge.models.graph.tensorrt_rules import check_typed
 from deepcovid_edge.pipeline.pipeline import PredictSettings
 from deepcovid_export.decision.fit_ood import match_variant, prepare_images
 from deepcovid_export.decision.ood_graph import (

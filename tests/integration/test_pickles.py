@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.errors import DeepCovidEdgeError, ModelFileError, NotThereError, UsageError
 from deepcovid_edge.files import file_sha256
-from deepcovid_edge.graph.tensorrt_rules import check_typed
 from deepcovid_edge.manifest import ModelManifest, ResizeRule, read_manifest
+from deepcovid_edge.models.graph.tensorrt_rules import check_typed
 from deepcovid_export.networks import (
     IMAGENET_MEAN,
     IMAGENET_STD,

@@ -27,9 +27,9 @@ from deepcovid_edge.cli.main import run
 from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.errors import ModelFileError
 from deepcovid_edge.files import file_sha256
-from deepcovid_edge.graph.tensorrt_rules import check_typed
 from deepcovid_edge.manifest import read_manifest
 from deepcovid_edge.models import find_model
+from deepcovid_edge.models.graph.tensorrt_rules import check_typed
 from deepcovid_edge.validation.verify import verify
 from deepcovid_export.onnx_export.half_weights import restore_float
 

@@ -12,9 +12,9 @@ from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.decision.site_file import read_site
 from deepcovid_edge.errors import DataError
 from deepcovid_edge.files import file_sha256, open_regular, read_regular
-from deepcovid_edge.graph.tensorrt_rules import check_typed
 from deepcovid_edge.heatmaps.files import read_map
 from deepcovid_edge.manifest import read_manifest
+from deepcovid_edge.models.graph.tensorrt_rules import check_typed
 
 REFUSED = "not a regular file"
 

@@ -36,19 +36,34 @@ def imported_names(path: Path) -> set[str]:
 
 
 PAGE = ROOT / "deepcovid_edge/cart/page"
+SERVE = ROOT / "deepcovid_edge/serve"
 OF_THE_PAGE = {"starlette", "uvicorn", "jinja2", "markupsafe", "prometheus_client"}
 
 
 @pytest.mark.parametrize("path", RUNTIME, ids=lambda path: str(path.relative_to(ROOT)))
 def test_runtime_imports_nothing_of_the_workstation(path: Path) -> None:
-    """The page of the cart alone has templates too."""
+    """The page of the cart alone has templates."""
     forbidden = WORKSTATION_ONLY - (OF_THE_PAGE if PAGE in path.parents else set())
     assert not imported_names(path) & forbidden
 
 
-def test_libraries_of_the_page_are_imported_in_its_room_alone() -> None:
+def test_libraries_of_web_services_are_imported_in_their_rooms_alone() -> None:
     homes = {path.parent for path in RUNTIME if imported_names(path) & OF_THE_PAGE}
-    assert homes == {PAGE}
+    assert homes == {PAGE, SERVE}
+    servers = {path.parent for path in RUNTIME if imported_names(path) & {"httptools", "uvloop"}}
+    assert servers <= {SERVE}
+
+
+def test_the_server_loads_no_numpy_itself() -> None:
+    """Its processes that assess decode images; it would be three times as large."""
+    program = (
+        "import sys\n"
+        "import deepcovid_edge.serve.role\n"
+        "heavy = {'numpy', 'cv2', 'PIL', 'pydicom', 'onnxruntime', 'jinja2'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_page_loads_no_numpy_before_a_film_is_put_onto_it() -> None:

@@ -35,8 +35,8 @@ from deepcovid_edge.errors import (
     UsageError,
 )
 from deepcovid_edge.files import cache_folder, file_sha256, locked
-from deepcovid_edge.graph.tensorrt_rules import check_typed
 from deepcovid_edge.manifest import ModelManifest, read_manifest
+from deepcovid_edge.models.graph.tensorrt_rules import check_typed
 
 RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 HIGHEST_LEVEL = 5

@@ -19,8 +19,8 @@ from deepcovid_edge.cart.page.context import Context
 from deepcovid_edge.cart.page.guard import LOG_IN, Guard, Headers, hosts_of, origins_of
 from deepcovid_edge.cart.page.handlers import Handlers
 from deepcovid_edge.cart.page.posting import PostReader, PostRejectedError
-from deepcovid_edge.cart.process import log
 from deepcovid_edge.cart.store.ledger import LedgerBusyError
+from deepcovid_edge.device.service import log
 
 
 def build_app(context: Context) -> ASGIApp:

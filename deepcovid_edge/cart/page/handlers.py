@@ -24,11 +24,11 @@ from deepcovid_edge.cart.page.context import STATIC_TYPES, Context
 from deepcovid_edge.cart.page.guard import LOG_IN, Visitor, asked_language, language_cookie
 from deepcovid_edge.cart.page.posting import Posted, PostRejectedError, SentFile
 from deepcovid_edge.cart.page.statistics import Statistics, read_statistics, steps_of
-from deepcovid_edge.cart.process import log
 from deepcovid_edge.cart.status import raised_alerts
 from deepcovid_edge.cart.store.deliveries import Deliveries
 from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError
 from deepcovid_edge.cart.store.spool import SpoolFullError
+from deepcovid_edge.device.service import log
 
 _AUDIT_ROWS = 100
 _HIGHEST = 1 << 62

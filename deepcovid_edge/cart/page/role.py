@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
-from collections.abc import Iterator
 
 import uvicorn
 from starlette.concurrency import run_in_threadpool
@@ -14,10 +12,11 @@ from deepcovid_edge.cart.config import CartConfig, PageSettings
 from deepcovid_edge.cart.page.access import Access, Pin
 from deepcovid_edge.cart.page.app import build_app
 from deepcovid_edge.cart.page.context import Context
-from deepcovid_edge.cart.process import beat_seconds, log, notify
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.opening import open_store
+from deepcovid_edge.device.service import beat_seconds, log, notify
 from deepcovid_edge.errors import NotThereError
+from deepcovid_edge.serve.quiet_server import QuietServer
 
 _LOOK_SECONDS = 0.2
 _GRACE_SECONDS = 2
@@ -50,19 +49,10 @@ def page(config: CartConfig, stop: threading.Event) -> None:
     log("page stopped")
 
 
-class _Server(uvicorn.Server):
-    """A server whose signals are those of the role."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the signals alone."""
-        yield
-
-
 async def _serve(context: Context, stop: threading.Event) -> None:
     settings = context.settings
     try:
-        server = _Server(server_settings(context))
+        server = QuietServer(server_settings(context))
         server.config.load()
     except (OSError, ValueError) as error:  # `ssl.SSLError` is the former
         raise NotThereError(f"page.certificate: cannot be used: {error}") from error

@@ -18,12 +18,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from deepcovid_edge.cart.config import CartConfig, Peer
-from deepcovid_edge.cart.process import log
 from deepcovid_edge.cart.receive.guards import plain_address
 from deepcovid_edge.cart.receive.receiver import COMMITMENT
 from deepcovid_edge.cart.store.clock import now_seconds, now_utc
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.schema import COMMITTED, RECEIVED, SENT
+from deepcovid_edge.device.service import log
 from deepcovid_edge.errors import require
 
 INSTANCE = "1.2.840.10008.1.20.1.1"

@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deepcovid_edge.cart.config import ReceiveSettings
-from deepcovid_edge.cart.process import log
 from deepcovid_edge.cart.store.image_header import NotTakenError
 from deepcovid_edge.cart.store.intake import Arrival, Intake
 from deepcovid_edge.datasets.folders import COMPANIONS, is_system_folder
 from deepcovid_edge.device import shares
+from deepcovid_edge.device.service import log
 from deepcovid_edge.errors import NotAssessedError, require
 from deepcovid_edge.imaging.dicom.elements import BoundedStream, read_elements
 from deepcovid_edge.imaging.dicom.syntaxes import find_data_set

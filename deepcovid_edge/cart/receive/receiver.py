@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from deepcovid_edge.cart.config import CartConfig, Peer
-from deepcovid_edge.cart.process import log
 from deepcovid_edge.cart.receive.connections import TOO_LARGE, Limits
 from deepcovid_edge.cart.receive.guards import NO_UID, Guard, guarded_server, plain_address
 from deepcovid_edge.cart.send.commitment import settle_event
@@ -22,6 +21,7 @@ from deepcovid_edge.cart.store.deliveries import Deliveries
 from deepcovid_edge.cart.store.image_header import NotTakenError
 from deepcovid_edge.cart.store.intake import Arrival, Intake
 from deepcovid_edge.cart.store.spool import SpoolFullError
+from deepcovid_edge.device.service import log
 from deepcovid_edge.errors import NotThereError, OutputError, require
 from deepcovid_edge.files import Closing
 

@@ -8,7 +8,6 @@ import threading
 import time
 
 from deepcovid_edge.cart.config import CartConfig
-from deepcovid_edge.cart.process import log, notify
 from deepcovid_edge.cart.receive.commitment import Commitments
 from deepcovid_edge.cart.receive.folder import FolderWatch
 from deepcovid_edge.cart.receive.guards import set_up_pynetdicom
@@ -17,6 +16,7 @@ from deepcovid_edge.cart.store.intake import Intake
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.opening import open_store
 from deepcovid_edge.cart.store.rebuild import note_unknown
+from deepcovid_edge.device.service import log, notify
 
 _LOOP_SECONDS = 1.0
 _JOIN_SECONDS = 1.0

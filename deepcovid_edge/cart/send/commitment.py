@@ -22,11 +22,11 @@ from typing import Any
 
 from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import Destination
-from deepcovid_edge.cart.process import log
 from deepcovid_edge.cart.send.association import Associator, Timeouts
 from deepcovid_edge.cart.store.clock import now_seconds, now_utc
 from deepcovid_edge.cart.store.deliveries import BACKOFF_SECONDS, Deliveries
 from deepcovid_edge.cart.store.ledger import Ledger
+from deepcovid_edge.device.service import log
 from deepcovid_edge.errors import require
 from deepcovid_edge.imaging.dicom.syntaxes import IMPLICIT
 

@@ -29,7 +29,6 @@ from typing import Any
 
 from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import CartConfig, Destination
-from deepcovid_edge.cart.process import log
 from deepcovid_edge.cart.send.answers import Answer
 from deepcovid_edge.cart.send.association import CertificateError, Timeouts
 from deepcovid_edge.cart.send.commitment import CommitmentUser
@@ -39,6 +38,7 @@ from deepcovid_edge.cart.store.clock import now_utc
 from deepcovid_edge.cart.store.deliveries import BACKOFF_SECONDS, Deliveries, Delivery
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.spool import Spool
+from deepcovid_edge.device.service import log
 
 FAILURES_UNTIL_ALERT = 3
 STOP_SECONDS = 5.0

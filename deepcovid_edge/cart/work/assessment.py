@@ -20,7 +20,7 @@ from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.files import file_sha256
 from deepcovid_edge.heatmaps.explainer import HeatMapMaker, HeatMapSettings, HeatMapWriter
 from deepcovid_edge.model import Model
-from deepcovid_edge.pipeline.reader import ImageReader, PreparedImage, Read, Reading
+from deepcovid_edge.pipeline.reader import PreparedImage, Read, Reading
 from deepcovid_edge.reasons import Reason
 
 
@@ -68,7 +68,7 @@ class Assessor:
         self, model: Model, spool: Spool, settings: CartSettings, maker: HeatMapMaker | None
     ) -> None:
         self.model, self.spool, self.settings, self.maker = model, spool, settings, maker
-        self._reader = ImageReader(model.manifest.input, keeps_radiographs=True)
+        self._reader = model.reader(keeps_radiographs=True)
 
     def assess(self, request: AssessmentRequest) -> dict[str, Any]:
         """Assess one image; its files are on the disk when this returns.

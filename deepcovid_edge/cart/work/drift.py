@@ -34,9 +34,9 @@ import numpy as np
 
 from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import CartConfig
-from deepcovid_edge.cart.process import log
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.work.two_samples import fisher_p, holm, smirnov_distance, smirnov_p
+from deepcovid_edge.device.service import log
 
 REFERENCE_RESULTS = 200
 LEAST_RESULTS = 50

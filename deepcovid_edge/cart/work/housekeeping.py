@@ -12,12 +12,12 @@ from pathlib import Path
 
 from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import CartConfig
-from deepcovid_edge.cart.process import log
 from deepcovid_edge.cart.store.backup import FOLDER_NAME, back_up, newest
 from deepcovid_edge.cart.store.clock import clock_is_plausible
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.retention import RetentionSettings, delete_old
 from deepcovid_edge.cart.store.spool import Spool, SpoolFullError
+from deepcovid_edge.device.service import log
 from deepcovid_edge.errors import DeepCovidEdgeError, OutputError, one_line
 
 LOOK_SECONDS = 30.0

@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 
 from deepcovid_edge.cart.config import CartConfig
-from deepcovid_edge.cart.process import log, notify
 from deepcovid_edge.cart.send.outbox import Outbox
 from deepcovid_edge.cart.store.opening import open_store
 from deepcovid_edge.cart.work.drift import DriftWatch
 from deepcovid_edge.cart.work.housekeeping import Housekeeping
 from deepcovid_edge.cart.work.worker import Worker
+from deepcovid_edge.device.service import log, notify
 from deepcovid_edge.files import locked
 
 _STOP_SECONDS = 10.0

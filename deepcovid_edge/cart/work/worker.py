@@ -17,7 +17,6 @@ from pathlib import Path
 from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import CartConfig
 from deepcovid_edge.cart.model_pointer import model_in_use
-from deepcovid_edge.cart.process import beat_seconds, log, notify
 from deepcovid_edge.cart.store.images import ClaimedImage, Images, Settled
 from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError
 from deepcovid_edge.cart.store.rebuild import RECORD_NAME, settled_text
@@ -27,6 +26,7 @@ from deepcovid_edge.cart.work.assessor import (
     AssessorFailedError,
     AssessorProcess,
 )
+from deepcovid_edge.device.service import beat_seconds, log, notify
 from deepcovid_edge.errors import DeepCovidEdgeError, one_line
 from deepcovid_edge.files import Closing
 from deepcovid_edge.reasons import Reason

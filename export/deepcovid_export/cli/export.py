@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deepcovid_edge.errors import DataError, NotAssessedError, UsageError, require
-from deepcovid_export.cli.options import PATH, path_option
+from deepcovid_export.cli.options import PATH, choice_option, path_option
+from deepcovid_export.onnx_export.triton_settings import PLATFORMS, RepositorySettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,6 +51,11 @@ if TYPE_CHECKING:
     type=float,
     help="A published network's image is positive from this probability on.",
 )
+@path_option("--triton", help="Write a model repository of Triton into this folder instead.")
+@choice_option("--platform", choices=PLATFORMS, help="With --triton: what runs the network.")
+@click.option(
+    "--instances", type=int, default=2, show_default=True, help="With --triton: processes."
+)
 def command(
     source: Path,
     output: Path | None,
@@ -60,6 +66,9 @@ def command(
     classes: str | None,
     positive: str | None,
     threshold: float | None,
+    triton: Path | None,
+    platform: str,
+    instances: int,
 ) -> None:
     """Write CHECKPOINT as one ONNX file with its manifest inside, and check it against torch.
 
@@ -71,7 +80,13 @@ def command(
 
     CHECKPOINT may also be an exported FP32 .onnx. With --fit it is written again with new
     out-of-distribution limits and a new indeterminate range; its weights stay as they are.
+
+    With --triton, CHECKPOINT is a shipped name or an .onnx, for the platform tensorrt_plan an
+    .engine. Nothing is exported: the file goes into the repository as it is.
     """
+    if triton is not None:
+        _write_repository(source, triton, platform, instances)
+        return
     terms = {"--classes": classes, "--positive": positive, "--threshold": threshold}
     given = [flag for flag, value in terms.items() if value is not None]
     if source.suffix == ".onnx":
@@ -92,6 +107,15 @@ def command(
         if ood is not None:
             _fit(output, ood)
     click.echo(output)
+
+
+def _write_repository(source: Path, folder: Path, platform: str, instances: int) -> None:
+    from deepcovid_edge.models import find_model
+    from deepcovid_export.onnx_export.triton_repository import write_repository
+
+    settings = RepositorySettings(platform, instances)
+    for path in write_repository(find_model(str(source)), folder, settings):
+        click.echo(path)
 
 
 def _export(

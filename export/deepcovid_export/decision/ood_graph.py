@@ -20,7 +20,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from deepcovid_edge.decision.out_of_distribution import OUTPUT
 from deepcovid_edge.errors import ModelFileError
-from deepcovid_edge.graph.reader import Graph, alive_behind, nodes_between, read_graph, varying
+from deepcovid_edge.models.graph.reader import (
+    Graph,
+    alive_behind,
+    nodes_between,
+    read_graph,
+    varying,
+)
 from deepcovid_export.onnx_export.graphs import (
     constants_of,
     copy_model,

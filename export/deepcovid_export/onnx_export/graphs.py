@@ -1,8 +1,8 @@
 """ONNX graphs: looking up and replacing their parts, and writing them as model files.
 
 TensorRT builds exactly what the graph says ("strongly typed"), so precision is written into the
-graph: see `fp16_graph` and `int8_graph`. `deepcovid_edge.graph.tensorrt_rules` lists what its
-parser rejects.
+graph: see `fp16_graph` and `int8_graph`. `deepcovid_edge.models.graph.tensorrt_rules` lists what
+its parser rejects.
 """
 
 from __future__ import annotations

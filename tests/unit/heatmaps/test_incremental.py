@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.backends.base import Partitionable
 from deepcovid_edge.errors import ModelFileError
-from deepcovid_edge.graph.reader import cut, nodes_between, read_graph, varying
-from deepcovid_edge.graph.receptive_field import Box, NotSpatialError
 from deepcovid_edge.heatmaps.incremental import PartitionedNetwork
 from deepcovid_edge.heatmaps.partition import divide
 from deepcovid_edge.heatmaps.windows import OcclusionSettings, WindowGrid
 from deepcovid_edge.models import find_model
+from deepcovid_edge.models.graph.reader import cut, nodes_between, read_graph, varying
+from deepcovid_edge.models.graph.receptive_field import Box, NotSpatialError
 from deepcovid_export.networks import ARCHITECTURES
 
 RESNET18 = Path(__file__).parents[3] / "benchmarks" / "models" / "resnet18.onnx"

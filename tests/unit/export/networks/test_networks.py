@@ -16,8 +16,8 @@ from exported_networks import exported_network, images, settled
 from torch import Tensor, nn
 
 from deepcovid_edge.errors import DataError, ModelFileError, UsageError
-from deepcovid_edge.graph.tensorrt_rules import check_typed
 from deepcovid_edge.manifest import ModelManifest
+from deepcovid_edge.models.graph.tensorrt_rules import check_typed
 from deepcovid_export.networks import (
     ARCHITECTURES,
     GREY_MEAN,

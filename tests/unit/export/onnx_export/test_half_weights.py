@@ -18,9 +18,9 @@ from onnx import TensorProto, numpy_helper
 
 from deepcovid_edge.backends.base import softmax
 from deepcovid_edge.errors import ModelFileError
-from deepcovid_edge.graph.tensorrt_rules import check_typed
 from deepcovid_edge.manifest import InputSpec, ModelManifest, read_manifest
 from deepcovid_edge.models import find_model
+from deepcovid_edge.models.graph.tensorrt_rules import check_typed
 from deepcovid_export.networks import Classifier, build_network
 from deepcovid_export.onnx_export.half_weights import read_fp32, restore_float, store_half
 from deepcovid_export.onnx_export.to_onnx import export_network

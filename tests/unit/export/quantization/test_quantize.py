@@ -40,8 +40,8 @@ from deepcovid_edge.backends import load_backend
 from deepcovid_edge.datasets.dataset import dataset_sha256, load_dataset
 from deepcovid_edge.errors import ModelFileError, UsageError
 from deepcovid_edge.files import file_sha256
-from deepcovid_edge.graph.tensorrt_rules import check_typed
 from deepcovid_edge.manifest import METADATA_KEY, read_manifest
+from deepcovid_edge.models.graph.tensorrt_rules import check_typed
 from deepcovid_edge.validation.verify import CHANGED
 from deepcovid_export.quantization.calibration import choose_images
 from deepcovid_export.quantization.int8_graph import residual_adds

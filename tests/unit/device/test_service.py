@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deepcovid_edge.cart.process import beat_seconds, notify
+from deepcovid_edge.device.service import beat_seconds, notify
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_the_watchdog_hears_thrice_before_it_bites(
 def test_a_role_that_the_watchdog_ends_says_where_it_was() -> None:
     program = (
         "import os, signal\n"
-        "from deepcovid_edge.cart.process import stop_event\n"
+        "from deepcovid_edge.device.service import stop_event\n"
         "def stuck(name):\n"
         "    os.kill(os.getpid(), signal.SIGABRT)\n"
         "stop_event()\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deepcovid_edge.errors import ModelFileError, NotThereError
 from deepcovid_edge.files import read_regular
-from deepcovid_edge.graph.reader import INT32, UINT8, Graph, Node, read_graph
+from deepcovid_edge.models.graph.reader import INT32, UINT8, Graph, Node, read_graph
 
 _MEND = "quantise the FP32 model with `deepcovid-edge quantize --for tensorrt`"
 _INTEGER_OPERATORS = {

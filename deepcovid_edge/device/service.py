@@ -1,4 +1,4 @@
-"""What each role's process does alike: its log, its stop, its word to systemd."""
+"""What every process of a service does alike: its log, its stop, its word to systemd."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def log(event: str, **detail: Any) -> None:
 
 
 def stop_event() -> threading.Event:
-    """An event that SIGTERM and SIGINT set; the role ends when it is set.
+    """An event that SIGTERM and SIGINT set; the process ends when it is set.
 
-    A role that the watchdog ends (SIGABRT) says where each of its threads was; no value is said.
+    One that the watchdog ends (SIGABRT) says where each of its threads was; no value is said.
     """
     faulthandler.enable()
     stop = threading.Event()
@@ -52,7 +52,7 @@ def beat_seconds() -> float:
 
 
 def notify(*states: str) -> None:
-    """Tell systemd how the role does (sd_notify(3)), where systemd started it.
+    """Tell systemd how the service does (sd_notify(3)), where systemd started it.
 
     Args:
         states: Such as `READY=1`, `WATCHDOG=1` or `STATUS=...`.

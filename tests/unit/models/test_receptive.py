@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from deepcovid_edge.graph.reader import Graph, Node
-from deepcovid_edge.graph.receptive_field import Chain, Kernel, NotSpatialError, kernel
+from deepcovid_edge.models.graph.reader import Graph, Node
+from deepcovid_edge.models.graph.receptive_field import Chain, Kernel, NotSpatialError, kernel
 
 quick = settings(max_examples=60)
 KERNELS = st.builds(

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from deepcovid_edge.graph.reader import Graph, Node, varying
+from deepcovid_edge.models.graph.reader import Graph, Node, varying
 
 Span: TypeAlias = tuple[int, int]
 """Positions from the first up to, not including, the second."""

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from deepcovid_edge.errors import ModelFileError, NotThereError
-from deepcovid_edge.graph.tensorrt_rules import check_typed
 from deepcovid_edge.models import find_model
+from deepcovid_edge.models.graph.tensorrt_rules import check_typed
 
 pytest.importorskip("onnx", reason="onnx makes the graphs that are refused")
 import onnx
@@ -87,7 +87,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 def test_the_check_needs_no_onnx_package() -> None:
     program = (
         "import sys; sys.modules['onnx'] = None\n"
-        "from deepcovid_edge.graph.tensorrt_rules import check_typed\n"
+        "from deepcovid_edge.models.graph.tensorrt_rules import check_typed\n"
         "from deepcovid_edge.models import find_model\n"
         "check_typed(find_model('squeezenet1_1'))\n"
     )

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from deepcovid_edge.errors import ModelFileError
-from deepcovid_edge.graph.protobuf import encode, integers, message_of, read_fields, text
+from deepcovid_edge.models.graph.protobuf import encode, integers, message_of, read_fields, text
 
 # ModelProto.graph, .metadata_props; GraphProto.node, .name, .initializer, .input, .output.
 _GRAPH, _METADATA = 7, 14

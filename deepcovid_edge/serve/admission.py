@@ -1,0 +1,104 @@
+"""What is let in: how many images wait, for whom, and how much memory they take.
+
+The queue is short on purpose. A caller that is answered 429 knows at once, and tries again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+
+from deepcovid_edge.serve.protocol import RequestError
+from deepcovid_edge.serve.settings import ServeSettings
+
+_RETRY_SECONDS = 1
+
+
+class Admission:
+    """Counts what is under way.
+
+    Args:
+        settings: Of the server.
+
+    Attributes:
+        waiting: Images that wait or are assessed.
+        memory: Bytes of bodies that are in memory.
+    """
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self._settings = settings
+        self._most_memory = settings.memory_mib << 20
+        self._by_caller: Counter[str] = Counter()
+        self.waiting = self.memory = 0
+
+    def check(self, caller: str) -> None:
+        """Check whether an image of a caller would find a place now, before its body is read.
+
+        Raises:
+            RequestError: It would not.
+        """
+        if self.waiting >= self._settings.waiting:
+            raise _busy(f"{self.waiting} images wait")
+        if self._by_caller[caller] >= self._settings.waiting_a_caller:
+            raise _busy(f"{self._by_caller[caller]} images of this caller wait")
+
+    @contextlib.contextmanager
+    def place(self, caller: str) -> Iterator[None]:
+        """A place in the queue while the block runs.
+
+        Raises:
+            RequestError: There is none.
+        """
+        self.check(caller)
+        self.waiting += 1
+        self._by_caller[caller] += 1
+        try:
+            yield
+        finally:
+            self.waiting -= 1
+            self._by_caller[caller] -= 1
+            if not self._by_caller[caller]:
+                del self._by_caller[caller]
+
+    @contextlib.contextmanager
+    def body(self) -> Iterator[Body]:
+        """The memory of a body, while the block runs."""
+        body = Body(self)
+        try:
+            yield body
+        finally:
+            self.memory -= body.size
+
+    def take(self, size: int) -> None:
+        """Take memory; see `Body.grow`."""
+        if self.memory + size > self._most_memory:
+            raise _busy(f"{self.memory >> 20} MiB of images are in memory")
+        self.memory += size
+
+
+class Body:
+    """The memory that one body takes.
+
+    Args:
+        admission: Of all bodies.
+
+    Attributes:
+        size: Bytes.
+    """
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission, self.size = admission, 0
+
+    def grow(self, size: int) -> None:
+        """Take memory for a part that has come.
+
+        Raises:
+            RequestError: All bodies together would take too much.
+        """
+        self._admission.take(size)
+        self.size += size
+
+
+def _busy(why: str) -> RequestError:
+    return RequestError(429, f"busy: {why}; try again", retry=_RETRY_SECONDS)

@@ -1,0 +1,308 @@
+"""The application: the addresses of the v2 protocol, and what stands before them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from deepcovid_edge.backends.remote.client import HEADER_LENGTH
+from deepcovid_edge.device.service import log
+from deepcovid_edge.manifest import VERSION
+from deepcovid_edge.serve import protocol
+from deepcovid_edge.serve.admission import Admission
+from deepcovid_edge.serve.assessors.pool import Assessors
+from deepcovid_edge.serve.assessors.readiness import Readiness
+from deepcovid_edge.serve.connections import ConnectionCounts
+from deepcovid_edge.serve.keys import Callers
+from deepcovid_edge.serve.metrics import CONTENT_TYPE, Metrics
+from deepcovid_edge.serve.protocol import RequestError
+from deepcovid_edge.serve.settings import ServeSettings
+
+_OVERHEAD = 1 << 16
+"""Bytes of a request beside its image."""
+
+
+@dataclass
+class Service:
+    """What the handlers share.
+
+    Attributes:
+        settings: Of the server.
+        assessors: The processes, started.
+        callers: Who may call.
+        connections: Those that were ended.
+    """
+
+    settings: ServeSettings
+    assessors: Assessors
+    callers: Callers
+    connections: ConnectionCounts = field(default_factory=ConnectionCounts)
+
+    def __post_init__(self) -> None:
+        self.admission = Admission(self.settings)
+        self.readiness = Readiness(self.assessors, self.settings.check_seconds)
+        self.metrics = Metrics(self.admission, self.assessors, self.readiness, self.connections)
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        return str(self.assessors.known.template["model"])
+
+    def caller(self, request: Request) -> str:
+        """Who calls: the name of the key, or the address where nobody needs one.
+
+        Raises:
+            RequestError: The caller may not.
+        """
+        if "origin" in request.headers:  # a page in somebody's browser, which reaches this machine
+            raise RequestError(403, "origin: this server answers programs, not pages of a browser")
+        if not self.callers.are_known:
+            return request.client.host if request.client else ""
+        name = self.callers.name_of(request.headers.get("authorization", ""))
+        if name is None:
+            raise RequestError(401, "key: expected the header `Authorization: Bearer KEY`")
+        return name
+
+
+def build_app(service: Service) -> Starlette:
+    """The application of a server."""
+
+    @contextlib.asynccontextmanager
+    async def watching(_app: Starlette) -> AsyncIterator[None]:
+        task = asyncio.create_task(service.readiness.watch())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    handlers = Handlers(service)
+    model = "/v2/models/{model}"
+    routes = []
+    for place in (model, f"{model}/versions/{{version}}"):
+        routes += [
+            Route(f"{place}/infer", handlers.infer, methods=["POST"]),
+            Route(place, handlers.model),
+            Route(f"{place}/config", handlers.config),
+            Route(f"{place}/ready", handlers.model_ready),
+        ]
+    return Starlette(
+        routes=[
+            *routes,
+            Route("/v2", handlers.server),
+            Route("/v2/health/live", handlers.live),
+            Route("/v2/health/ready", handlers.ready),
+            Route("/metrics", handlers.metrics),
+        ],
+        exception_handlers={
+            RequestError: _refusal,
+            HTTPException: _http_error,
+            Exception: _failed,
+        },
+        lifespan=watching,
+    )
+
+
+class Handlers:
+    """What answers at each address.
+
+    Args:
+        service: What they share.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def live(self, _request: Request) -> Response:
+        """Whether the server runs."""
+        return JSONResponse({"live": True})
+
+    async def ready(self, _request: Request) -> Response:
+        """Whether the synthetic image comes back right."""
+        is_ready = self._service.readiness.is_ready
+        return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
+
+    async def model_ready(self, request: Request) -> Response:
+        """The same for the one model."""
+        self._check_model(request)
+        is_ready = self._service.readiness.is_ready
+        answer = {"name": self._service.model, "ready": is_ready}
+        return JSONResponse(answer, 200 if is_ready else 503)
+
+    async def server(self, request: Request) -> Response:
+        """What the server is."""
+        self._service.caller(request)
+        return JSONResponse(protocol.server_metadata(VERSION))
+
+    async def model(self, request: Request) -> Response:
+        """What the model takes and gives."""
+        self._service.caller(request)
+        self._check_model(request)
+        return JSONResponse(protocol.model_metadata(self._service.model))
+
+    async def config(self, request: Request) -> Response:
+        """The model's configuration: hash, manifest, version."""
+        self._service.caller(request)
+        self._check_model(request)
+        facts = {
+            **self._service.assessors.known.facts,
+            "template": self._service.assessors.known.template,
+        }
+        return JSONResponse(protocol.model_config(self._service.model, facts))
+
+    async def metrics(self, request: Request) -> Response:
+        """For Prometheus, which sends a key as other callers do."""
+        self._service.caller(request)
+        return Response(self._service.metrics.text(), media_type=CONTENT_TYPE)
+
+    async def infer(self, request: Request) -> Response:
+        """One image to its record. Whatever happens is counted and logged, without a name."""
+        began = time.perf_counter()
+        caller, size = "", 0
+        try:
+            caller = self._service.caller(request)
+            self._check_model(request)
+            self._service.admission.check(caller)
+            with self._service.admission.body() as memory:
+                asked = protocol.parse_request(
+                    await self._body(request, memory), request.headers.get(HEADER_LENGTH)
+                )
+                size = len(asked.image)
+                if size > self._service.settings.most_bytes:
+                    raise _too_large(self._service.settings)
+                record = await self._record(asked, caller)
+            response = _answer(self._service.model, asked, record)
+        except RequestError as error:
+            response = _error(error)
+        except ClientDisconnect:
+            response = _error(RequestError(400, "the caller has gone"))
+        status = response.status_code
+        self._service.metrics.answered(status)
+        spent = round(1000 * (time.perf_counter() - began), 1)
+        log("infer", status=status, caller=caller, bytes=size, ms=spent)
+        return response
+
+    async def _record(self, asked: protocol.InferRequest, caller: str) -> bytes:
+        began = time.perf_counter()
+        with self._service.admission.place(caller):
+            try:
+                record = await self._service.assessors.assess(asked.identity, asked.image)
+            except asyncio.TimeoutError:
+                seconds = self._service.settings.answer_seconds
+                raise RequestError(503, f"no record in {seconds:g} s; try again", retry=5) from None
+        self._service.metrics.assessed(
+            _result(record), len(asked.image), time.perf_counter() - began
+        )
+        return record
+
+    def _check_model(self, request: Request) -> None:
+        params = request.path_params
+        if params["model"] != self._service.model or params.get("version", "1") != "1":
+            raise RequestError(404, f"model: expected {self._service.model}, version 1")
+
+    async def _body(self, request: Request, memory: Any) -> bytes:
+        settings = self._service.settings
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise RequestError(415, "content-encoding: expected none")
+        with _deadline(settings.body_seconds):
+            return await _read(request, settings, memory)
+
+
+@contextlib.contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    """End a block that takes too long; as `asyncio.wait_for`, without a task of its own.
+
+    Raises:
+        RequestError: It took too long.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    ended: list[bool] = []
+
+    def end() -> None:
+        ended.append(True)
+        task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(seconds, end)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not ended:
+            raise
+        if hasattr(task, "uncancel"):  # from Python 3.11 on
+            task.uncancel()
+        raise RequestError(408, f"body: not there in {seconds:g} s") from None
+    finally:
+        timer.cancel()
+
+
+async def _read(request: Request, settings: ServeSettings, memory: Any) -> bytes:
+    """The body of a request, no larger than it may be; an image in base64 takes four thirds."""
+    is_json = HEADER_LENGTH not in request.headers
+    most = (settings.most_bytes * 4 // 3 if is_json else settings.most_bytes) + _OVERHEAD
+    stated = request.headers.get("content-length", "")
+    if stated.isdigit() and int(stated) > most:
+        raise _too_large(settings)
+    parts, total = [], 0
+    async for part in request.stream():
+        total += len(part)
+        if total > most:
+            raise _too_large(settings)
+        memory.grow(len(part))
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _too_large(settings: ServeSettings) -> RequestError:
+    return RequestError(413, f"film: larger than {settings.most_bytes >> 20} MiB")
+
+
+def _result(record: bytes) -> str:
+    values = json.loads(record)
+    return str(values["decision"] or values["reason"])
+
+
+def _answer(model: str, asked: protocol.InferRequest, record: bytes) -> Response:
+    body, length = protocol.format_response(model, asked, record)
+    if length is None:
+        return Response(body, media_type="application/json")
+    headers = {HEADER_LENGTH: str(length)}
+    return Response(body, media_type="application/octet-stream", headers=headers)
+
+
+def _error(error: RequestError) -> Response:
+    """An answer that says why. The connection ends where a body may still be under way."""
+    headers = {"connection": "close"} if error.status in (400, 401, 403, 404, 408, 413, 415) else {}
+    if error.retry is not None:
+        headers["retry-after"] = str(error.retry)
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return JSONResponse({"error": str(error)}, error.status, headers=headers)
+
+
+async def _refusal(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    return _error(error)
+
+
+async def _http_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
+
+
+async def _failed(_request: Request, error: Exception) -> Response:
+    """A fault of the program: its kind is logged, nothing of an image is."""
+    kind = type(error).__name__
+    log("serve failed", kind=kind)
+    return JSONResponse({"error": f"the server failed: {kind}"}, 500)

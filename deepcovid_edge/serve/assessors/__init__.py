@@ -1,0 +1,1 @@
+"""The processes that assess images for the server, and whether they do."""

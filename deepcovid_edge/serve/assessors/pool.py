@@ -1,0 +1,294 @@
+"""The processes that assess, as the server sees them: a queue, and a child process at each core.
+
+A process that ends, or gives no answer in time, is started again. The images that it had are tried
+once more, each alone; one that ends a process again gets a record that says so. So an image that no
+decoder survives costs its own request a few seconds, and others nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from deepcovid_edge.device.child_process import end, ending_with_this
+from deepcovid_edge.device.service import log
+from deepcovid_edge.errors import BackendUnavailableError, one_line
+from deepcovid_edge.reasons import Reason
+from deepcovid_edge.serve.assessors.frames import head_of, read
+from deepcovid_edge.serve.settings import ServeSettings
+
+START_SECONDS = 300.0
+"""Longest time to load a model: an engine is built once, a large network takes minutes."""
+_AGAIN_SECONDS = (0.0, 0.5, 2.0, 10.0, 60.0)
+"""Before a process is started again, by how many starts have failed since the last that did not."""
+_MODULE = "deepcovid_edge.serve.assessors.child"
+
+
+class AssessorEndedError(Exception):
+    """Raised when a process has ended, or gave no answer in time."""
+
+
+@dataclass
+class Job:
+    """An image that waits for its record.
+
+    Attributes:
+        name: What its record calls it.
+        image: The image file.
+        record: The record as JSON, once it is there.
+        is_alone: Whether it shares a process with no other: one of a group ended it.
+    """
+
+    name: str
+    image: bytes
+    record: asyncio.Future[bytes]
+    is_alone: bool = False
+
+
+@dataclass
+class _Process:
+    """A child and its socket."""
+
+    child: subprocess.Popen[bytes]
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def close(self) -> None:
+        self.writer.close()
+        await asyncio.to_thread(end, self.child)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a process says of its model when it has loaded it.
+
+    Attributes:
+        template: What every record has in common.
+        facts: What clients check.
+        on_cpu: Whether it uses a core, so that one for each is right.
+        suits: Images that it takes best at once.
+        image: The synthetic image.
+        record: Its record.
+    """
+
+    template: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    on_cpu: bool
+    suits: int
+    image: bytes
+    record: Mapping[str, Any]
+
+
+@dataclass
+class Assessors:
+    """Processes that assess.
+
+    Attributes:
+        model: Keywords of `Model` that JSON can hold.
+        settings: Of the server.
+        restarts: How often a process was started again.
+    """
+
+    model: Mapping[str, Any]
+    settings: ServeSettings
+    restarts: int = 0
+    _jobs: deque[Job] = field(default_factory=deque)
+    _some: asyncio.Event = field(default_factory=asyncio.Event)
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    _known: Known | None = None
+
+    @property
+    def known(self) -> Known:
+        """What is known of the model, after `start`."""
+        assert self._known, "not started"
+        return self._known
+
+    @property
+    def count(self) -> int:
+        """How many processes there are."""
+        if self.settings.assessors:
+            return self.settings.assessors
+        return len(os.sched_getaffinity(0)) if self.known.on_cpu else 1
+
+    async def start(self) -> None:
+        """Start the processes.
+
+        Raises:
+            BackendUnavailableError: The first cannot load the model.
+        """
+        first = await self._started()
+        count = self.count
+        self._tasks = [
+            asyncio.create_task(self._work(first if number == 0 else None))
+            for number in range(count)
+        ]
+
+    async def close(self) -> None:
+        """End the processes."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def assess(self, name: str, image: bytes) -> bytes:
+        """The record of an image, as JSON.
+
+        Args:
+            name: What the record calls it.
+            image: The image file.
+
+        Raises:
+            TimeoutError: There is none in `answer_seconds` (`asyncio.TimeoutError`).
+        """
+        loop = asyncio.get_running_loop()
+        job = Job(name, image, loop.create_future())
+        timer = loop.call_later(self.settings.answer_seconds, _too_late, job.record)
+        self._jobs.append(job)
+        self._some.set()
+        try:
+            return await job.record
+        finally:
+            timer.cancel()
+
+    async def _work(self, process: _Process | None) -> None:
+        failures = 0
+        try:
+            while True:
+                if process is None:
+                    process = await self._again(failures)
+                    failures = 0 if process else failures + 1
+                    continue
+                jobs = await self._next()
+                try:
+                    await self._assess(process, jobs)
+                except AssessorEndedError as error:
+                    log("assessor ended", why=str(error), images=len(jobs))
+                    self.restarts += 1
+                    self._take_back(jobs)
+                    await process.close()
+                    process = None
+        finally:
+            if process:
+                await process.close()
+
+    async def _again(self, failures: int) -> _Process | None:
+        await asyncio.sleep(_AGAIN_SECONDS[min(failures, len(_AGAIN_SECONDS) - 1)])
+        try:
+            return await self._started()
+        except (BackendUnavailableError, OSError) as error:
+            log("assessor cannot start", why=one_line(error))
+            return None
+
+    async def _next(self) -> list[Job]:
+        """The next images of the queue: this process's share of what waits."""
+        while True:
+            while self._jobs and self._jobs[0].record.done():  # nobody waits any more
+                self._jobs.popleft()
+            if self._jobs:
+                break
+            self._some.clear()
+            await self._some.wait()
+        jobs = [self._jobs.popleft()]
+        most = self.settings.group or self.known.suits
+        share = min(most, -(-(len(self._jobs) + 1) // max(1, len(self._tasks))))
+        while not jobs[0].is_alone and len(jobs) < share and self._jobs:
+            if self._jobs[0].is_alone:
+                break
+            job = self._jobs.popleft()
+            if not job.record.done():
+                jobs.append(job)
+        return jobs
+
+    async def _assess(self, process: _Process, jobs: Sequence[Job]) -> None:
+        seconds = self.settings.image_seconds * len(jobs)
+        try:
+            records = await asyncio.wait_for(_asked(process, jobs), seconds)
+        except asyncio.TimeoutError:
+            raise AssessorEndedError(f"no answer in {seconds:g} s") from None
+        except (OSError, EOFError, ValueError):
+            code = await asyncio.to_thread(_code_of, process.child)
+            raise AssessorEndedError(f"it ended with code {code}") from None
+        for job, record in zip(jobs, records, strict=True):
+            if not job.record.done():
+                job.record.set_result(record)
+
+    def _take_back(self, jobs: Sequence[Job]) -> None:
+        """What becomes of the images of a process that has ended."""
+        for job in reversed(jobs):
+            if job.record.done():
+                continue
+            if job.is_alone:
+                job.record.set_result(self._ends_every_process(job))
+            else:
+                job.is_alone = True
+                self._jobs.appendleft(job)
+                self._some.set()
+
+    def _ends_every_process(self, job: Job) -> bytes:
+        import hashlib
+
+        record = {
+            **self.known.template,
+            "path": job.name,
+            "sha256": hashlib.sha256(job.image).hexdigest(),
+            "reason": Reason.DECODE.code,
+            "message": Reason.DECODE.sentence,
+        }
+        return json.dumps(record).encode()
+
+    async def _started(self) -> _Process:
+        """A process that has loaded the model.
+
+        Raises:
+            BackendUnavailableError: It cannot.
+        """
+        ours, its = socket.socketpair()
+        with its:
+            command = [sys.executable, "-m", _MODULE, str(its.fileno()), json.dumps(self.model)]
+            child = subprocess.Popen(
+                ending_with_this(command),
+                stdin=subprocess.DEVNULL,
+                pass_fds=[its.fileno()],
+                start_new_session=True,
+            )
+        process = _Process(child, *await asyncio.open_connection(sock=ours))
+        try:
+            first = await asyncio.wait_for(read(process.reader), START_SECONDS)
+            values = json.loads(first[0])
+            if "failed" in values:
+                raise BackendUnavailableError(values["failed"])
+            self._known = Known(**values, image=first[1], record=json.loads(first[2]))
+        except (OSError, EOFError, asyncio.TimeoutError) as error:
+            await process.close()
+            raise BackendUnavailableError(f"assessor: it cannot start: {error}") from error
+        except BaseException:
+            await process.close()
+            raise
+        return process
+
+
+def _too_late(record: asyncio.Future[bytes]) -> None:
+    if not record.done():
+        record.set_exception(asyncio.TimeoutError())
+
+
+async def _asked(process: _Process, jobs: Sequence[Job]) -> list[bytes]:
+    parts = [part for job in jobs for part in (job.name.encode(), job.image)]
+    for part in (head_of(parts), *parts):
+        process.writer.write(part)
+    await process.writer.drain()
+    return await read(process.reader)
+
+
+def _code_of(child: subprocess.Popen[bytes], seconds: float = 5.0) -> int | None:
+    try:
+        return child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None

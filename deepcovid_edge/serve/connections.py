@@ -1,0 +1,154 @@
+"""Connections: none may take its time (slow loris), and none keeps others out.
+
+uvicorn has a limit on idle connections alone. Here a request's header must be there in time, and
+where there are too many connections a new one ends the oldest that has sent no whole request. The
+time for a body is the application's, which answers 408.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from deepcovid_edge.serve.settings import ServeSettings
+
+_MOST_HEADER = 1 << 20
+"""Bytes of a header, with what came of the body in the same block."""
+KEEP_ALIVE_SECONDS = 75
+"""Longer than the usual pause of a caller: a new connection with TLS costs as much as an image."""
+_GRACE_SECONDS = 10
+
+
+@dataclass
+class ConnectionCounts:
+    """What was ended, and why.
+
+    Attributes:
+        too_slow: Connections whose request was not there in time.
+        pushed_out: Connections without a whole request that made room for a new one.
+    """
+
+    too_slow: int = 0
+    pushed_out: int = 0
+
+
+class GuardedConnection(HttpToolsProtocol):
+    """A connection whose requests must arrive in time."""
+
+    settings: ServeSettings
+    counts: ConnectionCounts
+    """Set in a class of each server's own: uvicorn makes its connections itself."""
+    _timer: asyncio.TimerHandle | None = None
+    _arrives = True
+    """Whether no whole request is there."""
+    _header = 0
+    """Bytes since a header began; -1 outside of one."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A connection begins; its first request must arrive in time."""
+        super().connection_made(transport)
+        self._begin()
+        if len(self.connections) > self.settings.connections:
+            self._make_room()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It has ended."""
+        self._end()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """A part of a request; a header without an end is one too many."""
+        if self._header >= 0:
+            self._header += len(data)
+        super().data_received(data)
+        if self._header > _MOST_HEADER:
+            self.send_400_response("Header too large.")
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        if self._timer is None:
+            self._begin()
+
+    def on_headers_complete(self) -> None:
+        """Its header is there."""
+        self._end()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """It is there as a whole."""
+        self._arrives = False
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """It is answered; the next one may come."""
+        self._arrives = True
+        super().on_response_complete()
+
+    def _begin(self) -> None:
+        self._arrives, self._header = True, 0
+        self._timer = self.loop.call_later(self.settings.header_seconds, self._too_slow)
+
+    def _end(self) -> None:
+        self._header = -1
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_slow(self) -> None:
+        self.counts.too_slow += 1
+        self.transport.close()
+
+    def _make_room(self) -> None:
+        others = [one for one in self.connections if one is not self and _arrives(one)]
+        self.counts.pushed_out += 1
+        oldest: Any = others[0] if others else self
+        self.connections.discard(oldest)
+        oldest.transport.abort()
+
+
+def protocol_of(settings: ServeSettings, counts: ConnectionCounts) -> type[GuardedConnection]:
+    """The class of a server's connections.
+
+    Args:
+        settings: Limits.
+        counts: Counted here.
+    """
+    return type("Connection", (GuardedConnection,), {"settings": settings, "counts": counts})
+
+
+def _arrives(connection: Any) -> bool:
+    return bool(connection._arrives)
+
+
+def server_config(app: Any, settings: ServeSettings, counts: ConnectionCounts) -> uvicorn.Config:
+    """How uvicorn serves an application.
+
+    Args:
+        app: The application (ASGI 3).
+        settings: Address, TLS and limits.
+        counts: Counts connections that are ended.
+    """
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        ssl_certfile=settings.certificate,
+        ssl_keyfile=settings.key,
+        http=protocol_of(settings, counts),
+        ws="none",
+        loop="auto",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,  # whoever is at the other end of the connection is who calls
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+        backlog=1024,
+    )

@@ -1,0 +1,86 @@
+"""The process `serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import uvloop
+
+from deepcovid_edge.device.service import log, notify
+from deepcovid_edge.errors import NotThereError
+from deepcovid_edge.serve.app import Service, build_app
+from deepcovid_edge.serve.assessors.pool import Assessors
+from deepcovid_edge.serve.connections import server_config
+from deepcovid_edge.serve.keys import Callers
+from deepcovid_edge.serve.quiet_server import QuietServer
+from deepcovid_edge.serve.settings import ServeSettings
+
+_LOOK_SECONDS = 0.2
+_BEAT_LOOKS = 25
+
+
+def serve(settings: ServeSettings, model: Mapping[str, Any], stop: threading.Event) -> None:
+    """Serve until an event is set; requests that are under way are answered first.
+
+    Args:
+        settings: Of the server.
+        model: Keywords of `Model`, plain values.
+        stop: The event.
+
+    Raises:
+        NotThereError: The port cannot be listened on, or a certificate or the keys are not there.
+        BackendUnavailableError: The model cannot be loaded.
+    """
+    try:
+        uvloop.run(_serve(settings, model, stop))
+    except SystemExit as error:  # uvicorn's way to say that it cannot start
+        place = f"{settings.host}:{settings.port}"
+        raise NotThereError(f"port: {place} cannot be listened on") from error
+    log("serve stopped")
+
+
+async def _serve(settings: ServeSettings, model: Mapping[str, Any], stop: threading.Event) -> None:
+    callers = Callers(settings.keys)
+    assessors = Assessors(model, settings)
+    service = Service(settings, assessors, callers)
+    config = server_config(build_app(service), settings, service.connections)
+    try:
+        config.load()
+    except (OSError, ValueError) as error:  # `ssl.SSLError` is the former
+        raise NotThereError(f"certificate: cannot be used: {error}") from error
+    await assessors.start()
+    server = QuietServer(config)
+    watch = asyncio.create_task(_end_when_asked(server, service, stop))
+    try:
+        await server.serve()
+    finally:
+        watch.cancel()
+        await assessors.close()
+
+
+async def _end_when_asked(server: QuietServer, service: Service, stop: threading.Event) -> None:
+    """Tell systemd that the loop goes round; end the server when that is asked for."""
+    looks, was_ready = 0, False
+    while not stop.is_set():
+        if server.started and not was_ready:
+            was_ready = True
+            notify("READY=1")
+            _, port = server.servers[0].sockets[0].getsockname()[:2]
+            log(
+                "serve",
+                host=service.settings.host,
+                port=port,
+                tls=service.settings.certificate is not None,
+                model=service.model,
+                backend=service.assessors.known.facts["backend"],
+                assessors=service.assessors.count,
+            )
+        if looks % _BEAT_LOOKS == 0:
+            notify("WATCHDOG=1")
+        looks += 1
+        await asyncio.sleep(_LOOK_SECONDS)
+    notify("STOPPING=1")
+    server.should_exit = True

@@ -1,0 +1,112 @@
+"""Settings of the server: where it listens, whom it lets in, and what a request may cost."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+from deepcovid_edge.errors import UsageError
+from deepcovid_edge.imaging.files import MAX_FILE_BYTES
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """How the server serves.
+
+    Attributes:
+        host: Address that it listens on. One beyond this machine needs `keys`, and `certificate`
+            with `key` or `no_tls`.
+        port: Port.
+        certificate: Certificate of TLS, PEM.
+        key: Its private key, PEM.
+        no_tls: Others may reach the port without TLS, as where a proxy ends it.
+        keys: File of the callers' API keys; None where everybody who reaches the port may call.
+        assessors: Processes that assess; None for one a core, on a GPU one.
+        group: Images that wait and that a process takes at once; None for what suits the backend.
+        max_image_mib: Largest image.
+        memory_mib: Images that are in memory at once; more are answered 429.
+        waiting: Images that wait or are assessed at once; more are answered 429.
+        waiting_a_caller: The same for each caller.
+        connections: Most connections; a new one then ends the oldest that has sent no whole
+            request.
+        header_seconds: Longest time until a request's header is there.
+        body_seconds: Longest time until its body is there.
+        image_seconds: Longest time to assess an image; its process is ended and started again.
+        answer_seconds: Longest time from a whole request to its answer.
+        check_seconds: From one synthetic image that judges readiness to the next.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    certificate: Path | None = None
+    key: Path | None = None
+    no_tls: bool = False
+    keys: Path | None = None
+    assessors: int | None = None
+    group: int | None = None
+    max_image_mib: int = 256
+    memory_mib: int = 1024
+    waiting: int = 64
+    waiting_a_caller: int = 48
+    connections: int = 256
+    header_seconds: float = 10.0
+    body_seconds: float = 60.0
+    image_seconds: float = 60.0
+    answer_seconds: float = 120.0
+    check_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise UsageError(f"{name}: got {value}, expected {least} to {most}")
+        if (self.certificate is None) != (self.key is None):
+            raise UsageError("certificate: got it or key alone, expected both or neither")
+        if self.is_local:
+            return
+        if self.keys is None:
+            raise UsageError(
+                f"host: got {self.host} without keys, expected API keys beyond this machine: "
+                "make one with --add-key NAME"
+            )
+        if self.certificate is None and not self.no_tls:
+            raise UsageError(
+                f"host: got {self.host} without certificate and key, expected TLS beyond this "
+                "machine, or no_tls where a proxy ends it"
+            )
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach the port."""
+        return is_loopback(self.host)
+
+    @property
+    def most_bytes(self) -> int:
+        """Of an image."""
+        return min(self.max_image_mib << 20, MAX_FILE_BYTES)
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "port": (0, 65535),
+    "assessors": (1, 256),
+    "group": (1, 64),
+    "max_image_mib": (1, MAX_FILE_BYTES >> 20),
+    "memory_mib": (1, 1 << 20),
+    "waiting": (1, 65536),
+    "waiting_a_caller": (1, 65536),
+    "connections": (2, 65536),
+    "header_seconds": (0.1, 3600),
+    "body_seconds": (0.1, 86400),
+    "image_seconds": (0.1, 86400),
+    "answer_seconds": (0.1, 86400),
+    "check_seconds": (0.1, 3600),
+}
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address is of this machine alone."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"

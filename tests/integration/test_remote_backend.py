@@ -1,0 +1,195 @@
+"""`--backend kserve://...`: the same records, and none of other bytes or of another model."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("uvicorn", reason="the server needs extra serve")
+
+from cart_peers import HOST, free_port
+from serving import ChangingProxy, RunningServer, essence
+from tcp_proxy import Fault, TcpProxy
+
+from deepcovid_edge import Model
+from deepcovid_edge.backends.remote.client import Address, Client
+from deepcovid_edge.decision.record import Prediction
+from deepcovid_edge.errors import (
+    BackendUnavailableError,
+    ModelFileError,
+    ServerMismatchError,
+    UsageError,
+)
+from deepcovid_edge.imaging.synthetic.clinic_folder import write_clinic_folder
+from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
+from deepcovid_edge.models import find_model
+
+
+@pytest.fixture(scope="module")
+def clinic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clinic")
+    write_clinic_folder(folder, 3)
+    shutil.copy(folder / "phantom_000.png", folder / "again.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    with RunningServer(tmp_path_factory.mktemp("serve"), "--variant", "fp32") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def address(server: RunningServer) -> str:
+    return f"kserve://{HOST}:{server.port}"
+
+
+def with_paths(predictions: Iterator[Prediction]) -> list[dict[str, object]]:
+    return [{**essence(found.as_dict()), "path": Path(found.path).name} for found in predictions]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"threshold": 0.9}, {"indeterminate": False}], ids=["own", "other", "one"]
+)
+def test_records_are_those_of_this_machine(
+    clinic: Path, address: str, options: dict[str, object]
+) -> None:
+    """The threshold is this run's: carts with site files of their own share a server."""
+    with Model(variant="fp32", **options) as model:  # type: ignore[arg-type]
+        here = with_paths(model.predict(clinic))
+    with Model(backend=address, **options) as model:  # type: ignore[arg-type]
+        there = with_paths(model.predict(clinic))
+    assert there == here
+    assert {one["status"] for one in there} == {"assessed", "not_assessed"}
+
+
+@pytest.mark.parametrize("kind", ["flat", "one bit"])
+def test_other_bytes_than_were_sent_give_no_record(
+    clinic: Path, server: RunningServer, kind: str
+) -> None:
+    """`flat`: every byte equals the first, as an old Python backend gave with a new NumPy."""
+
+    def change(image: bytes) -> bytes:
+        if kind == "flat":
+            return image[:1] * len(image)
+        return image[:-1] + bytes([image[-1] ^ 1])
+
+    with (
+        ChangingProxy(server.port, change) as proxy,
+        Model(backend=f"triton://{HOST}:{proxy.port}") as model,
+        pytest.raises(ServerMismatchError, match="received other bytes than were sent"),
+    ):
+        model.predict_one(clinic / "phantom_001.png")
+    with (
+        ChangingProxy(server.port, lambda image: image) as proxy,
+        Model(backend=f"triton://{HOST}:{proxy.port}") as model,
+    ):
+        assert model.predict_one(clinic / "phantom_001.png").status == "assessed"
+
+
+def test_another_model_or_setting_is_refused_before_an_image_goes(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ServerMismatchError, match="it runs fp32, expected int8-cpu"):
+        Model(backend=address, variant="int8-cpu")
+    other = tmp_path / "squeezenet1_1.onnx"
+    data = find_model("squeezenet1_1").read_bytes()
+    other.write_bytes(data + b"\xfa\x7f\x00")  # an unknown field, empty
+    with pytest.raises(ServerMismatchError, match="has the SHA-256"):
+        Model(other, backend=address)
+    with (
+        Model(backend=address, ood="warn") as model,
+        pytest.raises(ServerMismatchError, match="started with reject, expected warn"),
+    ):
+        next(iter(model.predict([])), None)
+    monkeypatch.setattr("deepcovid_edge.backends.remote.backend.VERSION", "9.9.9")
+    with pytest.raises(ServerMismatchError, match=r"expected 9\.9\.9"):
+        Model(backend=address)
+
+
+def test_pixels_do_not_go_to_a_server(address: str, clinic: Path) -> None:
+    with Model(backend=address) as model:
+        with pytest.raises(UsageError, match="takes image files"):
+            model.infer(None)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="gives no heat maps"):
+            model.explain(clinic / "phantom_000.png")
+        with pytest.raises(UsageError, match="a server reads the images"):
+            next(iter(model.predict(clinic, change=lambda image: image)))
+
+
+def test_the_cart_s_assessor_may_be_a_server_s_caller(address: str, tmp_path: Path) -> None:
+    """Its self-test sends drawn DICOM images, and builds a report of each record."""
+    pytest.importorskip("highdicom", reason="the cart needs extra cart")
+    from deepcovid_edge.cart.config import read_config
+    from deepcovid_edge.cart.work.assessment import AssessmentRequest
+    from deepcovid_edge.cart.work.assessor_child import loaded_assessor
+
+    config = tmp_path / "cart.toml"
+    config.write_text(
+        f'[cart]\nspool = "spool"\nbackend = "{address}"\nheatmap = "none"\n'
+        '[receive]\nfolders = ["in"]\n'
+    )
+    image = tmp_path / "a.png"
+    save_phantom(draw_phantom(3, opacities=9), image)
+    with loaded_assessor(read_config(config), "squeezenet1_1", None) as assessor:
+        request = AssessmentRequest(image, "0" * 64, is_dicom=False)
+        record = assessor.assess(request)["record"]
+        with Model(variant="fp32") as model:
+            assert essence(record) == essence(model.predict_one(image).as_dict())
+        assert (assessor.spool.results("0" * 64) / "picture.jpg").is_file()
+
+
+def test_a_connection_that_breaks_is_made_again(server: RunningServer, clinic: Path) -> None:
+    with TcpProxy(server.port) as proxy, Model(backend=f"kserve://{HOST}:{proxy.port}") as model:
+        assert model.predict_one(clinic / "phantom_000.png").status == "assessed"
+        proxy.fault = Fault("reset", after=20_000)
+        model.backend._client._drop()  # type: ignore[attr-defined]
+        cut = proxy.connections
+
+        def heal() -> None:
+            proxy.fault = None
+
+        timer = threading.Timer(0.5, heal)
+        timer.start()
+        found = model.predict_one(clinic / "phantom_001.png")
+        timer.join()
+        assert found.status == "assessed"
+        assert proxy.connections > cut + 1
+
+
+def test_a_server_that_is_away_ends_the_run_and_no_image_is_blamed() -> None:
+    address = Address.of(f"kserve://{HOST}:{free_port()}")
+    with (
+        Client(address, "squeezenet1_1", patience=0.5) as client,
+        pytest.raises(BackendUnavailableError, match=r"no answer in 0\.5 s"),
+    ):
+        client.facts()
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("http://x", "expected one of kserve"),
+        ("kserve://", "expected one of kserve"),
+        ("kserve://a:b@x", "set DEEPCOVID_EDGE_API_KEY"),
+        ("kserve://x:99999", "got 'kserve://x:99999'"),
+        ("kserve://x/?a=1", "expected one of kserve"),
+    ],
+)
+def test_an_address_is_checked(address: str, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        Address.of(address)
+
+
+def test_addresses_have_a_port_and_perhaps_a_path() -> None:
+    assert str(Address.of("triton://pacs")) == "http://pacs:8000"
+    assert str(Address.of("kserve+https://pacs/edge/")) == "https://pacs:443/edge"
+
+
+def test_a_server_runs_models_with_a_manifest(address: str) -> None:
+    with pytest.raises((UsageError, ModelFileError)):
+        Model(__file__, backend=address)

@@ -1,0 +1,85 @@
+"""Processes that assess: one that dies or hangs costs no other image anything."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("uvicorn", reason="the server needs extra serve")
+
+from deadly_assessor import ENDS, HANGS
+
+from deepcovid_edge.errors import BackendUnavailableError
+from deepcovid_edge.serve.assessors import pool
+from deepcovid_edge.serve.assessors.pool import Assessors
+from deepcovid_edge.serve.assessors.readiness import Readiness
+from deepcovid_edge.serve.settings import ServeSettings
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def _deadly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "_MODULE", "deadly_assessor")
+    known = os.environ.get("PYTHONPATH", "")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent), known]))
+
+
+async def records_of(assessors: Assessors, images: list[bytes]) -> list[dict[str, Any]]:
+    found = await asyncio.gather(*(assessors.assess(str(at), it) for at, it in enumerate(images)))
+    return [json.loads(record) for record in found]
+
+
+@pytest.mark.usefixtures("_deadly")
+def test_an_image_that_ends_a_process_gets_a_reason_and_others_their_record() -> None:
+    async def run() -> None:
+        assessors = Assessors({}, ServeSettings(assessors=1, group=8))
+        await assessors.start()
+        try:
+            good = assessors.known.image
+            found = await records_of(assessors, [good, good + ENDS, good])
+            assert assessors.restarts == 2
+            assert await Readiness(assessors, 60).check()
+        finally:
+            await assessors.close()
+        expected = assessors.known.record
+        for record in (found[0], found[2]):
+            assert record["decision"] == expected["decision"]
+            assert record["probability"] == expected["probability"]
+        assert found[1]["status"] == "not_assessed"
+        assert (found[1]["reason"], found[1]["probability"]) == ("E_DECODE", None)
+        assert found[1]["sha256"] == hashlib.sha256(good + ENDS).hexdigest()
+        assert found[1].keys() == expected.keys()
+
+    asyncio.run(run())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_deadly")
+def test_an_image_that_takes_for_ever_is_ended() -> None:
+    async def run() -> None:
+        assessors = Assessors({}, ServeSettings(assessors=1, image_seconds=8.0))
+        await assessors.start()
+        try:
+            good = assessors.known.image
+            found = await records_of(assessors, [good + HANGS, good])
+        finally:
+            await assessors.close()
+        assert [record["reason"] for record in found] == ["E_DECODE", None]
+
+    asyncio.run(run())
+
+
+def test_a_model_that_cannot_be_loaded_is_said_at_the_start() -> None:
+    async def run() -> None:
+        assessors = Assessors({"threshold": 7}, ServeSettings())
+        with pytest.raises(BackendUnavailableError, match="threshold: got 7"):
+            await assessors.start()
+
+    asyncio.run(run())

@@ -1,0 +1,97 @@
+"""Who may call, and what is let in: keys, places, memory, settings that contradict each other."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from deepcovid_edge.errors import NotThereError, UsageError
+from deepcovid_edge.serve.admission import Admission
+from deepcovid_edge.serve.keys import Callers, add_key, read_keys
+from deepcovid_edge.serve.protocol import RequestError
+from deepcovid_edge.serve.settings import ServeSettings
+
+
+def test_a_key_lets_its_caller_in_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    key, other = add_key(path, "cart-1"), add_key(path, "cart-2")
+    callers = Callers(path)
+    assert callers.name_of(f"Bearer {key}") == "cart-1"
+    assert callers.name_of(f"bearer {other}") == "cart-2"
+    for wrong in ("", key, f"Basic {key}", f"Bearer {key}x", "Bearer", "Bearer \udcff"):
+        assert callers.name_of(wrong) is None
+    assert key not in path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_key_that_is_taken_back_lets_nobody_in(tmp_path: Path) -> None:
+    path, now = tmp_path / "keys", [0.0]
+    first, second = add_key(path, "a"), add_key(path, "b")
+    callers = Callers(path, lambda: now[0])
+    path.write_text("# taken back\n" + path.read_text().splitlines()[1] + "\n")
+    now[0] = 2.0
+    assert callers.name_of(f"Bearer {first}") is None
+    assert callers.name_of(f"Bearer {second}") == "b"
+    path.unlink()
+    now[0] = 4.0
+    assert callers.name_of(f"Bearer {second}") is None
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "a b\n", "A " + "0" * 64 + "\n", "\xff"])
+def test_a_file_that_holds_no_keys_is_not_taken_for_one(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "keys"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(NotThereError, match="keys"):
+        read_keys(path)
+
+
+def test_a_caller_s_name_is_plain(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="small letters"):
+        add_key(tmp_path / "keys", "Dr. Who\n")
+
+
+def test_places_are_counted_for_all_and_for_each_caller() -> None:
+    admission = Admission(ServeSettings(waiting=3, waiting_a_caller=2))
+    with admission.place("a"), admission.place("a"):
+        with pytest.raises(RequestError, match="of this caller") as caught:
+            admission.check("a")
+        assert (caught.value.status, caught.value.retry) == (429, 1)
+        with admission.place("b"), pytest.raises(RequestError, match="3 images wait"):
+            admission.check("c")
+        admission.check("c")
+    assert admission.waiting == 0
+
+
+def test_memory_of_bodies_has_an_end_and_comes_back() -> None:
+    admission = Admission(ServeSettings(memory_mib=1))
+    with admission.body() as body:
+        for _ in range(4):
+            body.grow(1 << 18)
+        with pytest.raises(RequestError, match="in memory"):
+            body.grow(1)
+        assert admission.memory == 1 << 20
+    assert admission.memory == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"host": "0.0.0.0"}, "without keys"),
+        ({"host": "0.0.0.0", "keys": Path("k")}, "without certificate"),
+        ({"certificate": Path("c")}, "expected both or neither"),
+        ({"port": 70000}, "port"),
+        ({"header_seconds": float("nan")}, "header_seconds"),
+        ({"group": 0}, "group"),
+    ],
+)
+def test_settings_that_would_let_in_too_much_are_errors(
+    changes: dict[str, object], why: str
+) -> None:
+    with pytest.raises(UsageError, match=why):
+        ServeSettings(**changes)  # type: ignore[arg-type]
+
+
+def test_beyond_this_machine_keys_and_a_proxy_do() -> None:
+    assert not ServeSettings(host="0.0.0.0", keys=Path("k"), no_tls=True).is_local
