@@ -341,6 +341,11 @@ def aarch64_variants(it: Figures) -> Rows:
         yield {**one, "turned": len(one["flips"])}
 
 
+def aarch64_maps(it: Figures) -> Rows:
+    """Each variant and kind of map."""
+    yield from it["maps"]
+
+
 def aarch64_flips(it: Figures) -> Rows:
     """Each image whose decision differs."""
     for one in it["compared"]:

@@ -11,6 +11,8 @@ x86_64. What it does not decide is not: TensorRT, CUDA, and speed. `run` is wher
 | `classify` | images on either processor, with all that may differ; runs in the chroot too |
 | `comparison` | two results of the same images, and what they may differ by |
 | `decisions` | which images run where |
+| `maps`, `heat_maps` | heat maps on either processor, and how alike they are |
 | `checks` | the product's commands, and tests of this repository, in the chroot |
+| `programs` | this machine's compiler, console and PACS, which the chroot sees |
 | `jetpacks` | jetson/install.sh as each JetPack |
 """

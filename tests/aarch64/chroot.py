@@ -17,18 +17,10 @@ from pathlib import Path
 from types import MappingProxyType
 
 from aarch64.processors import PROCESSORS, Processor
-
 from deepcovid_edge.device.child_process import ending_with_this
 
 MIRROR = "http://deb.debian.org/debian"
-BASE = ("ca-certificates", "python3", "python3-venv")
-COMPILER = "g++-aarch64-linux-gnu:amd64"
-"""A compiler for aarch64 that is a program of this machine: it runs at full speed. Debian's Python
-for arm64 asks for it by its name."""
-PACKAGES = (
-    *(COMPILER, "python3-dev"),  # build pycuda
-    *("dcmtk", "orthanc", "orthanc-dicomweb", "dicom3tools"),  # a cart's console and PACS
-)
+PACKAGES = ("ca-certificates", "python3", "python3-dev", "python3-venv")
 QEMU = "qemu-aarch64-static"
 _PROGRAMS = ("debootstrap", QEMU, "update-binfmts", "unshare", "ip")
 _UNSHARE = shutil.which("unshare") or "/usr/bin/unshare"
@@ -47,7 +39,7 @@ mount -t sysfs -o ro sysfs "$root/sys"
 mount --rbind /dev "$root/dev"
 mount -t tmpfs tmpfs "$root/dev/shm"
 while [ "$1" != -- ]; do
-    mkdir -p "$root$2"
+    if [ -d "$1" ]; then mkdir -p "$root$2"; else [ -e "$root$2" ] || : >"$root$2"; fi
     mount --bind "$1" "$root$2"
     mount -o remount,bind,ro "$root$2"
     shift 2
@@ -55,19 +47,6 @@ done
 shift
 ! [ "${WITHOUT_NETWORK-}" ] || ip link set lo up
 chroot "$root" "$@"
-"""
-
-
-# A server that is installed here does not start. What is lost with the machine is made again.
-_PREPARE = rf"""
-printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
-chmod 755 /usr/sbin/policy-rc.d
-echo force-unsafe-io >/etc/dpkg/dpkg.cfg.d/unsafe
-dpkg --add-architecture amd64
-apt-get -q update
-apt-get -q install -y --no-install-recommends {" ".join(PACKAGES)}
-ln -sf aarch64-linux-gnu-gcc /usr/bin/gcc
-ln -sf aarch64-linux-gnu-g++ /usr/bin/g++
 """
 
 
@@ -83,7 +62,7 @@ class Chroot:
         folder: Its root.
         suite: The release: bookworm has Python 3.11, trixie 3.13.
         processor: What qemu is.
-        shown: Place in the chroot -> folder of this machine that is seen there, read-only.
+        shown: Place in the chroot -> folder or file of this machine that is seen there, read-only.
     """
 
     folder: Path
@@ -103,24 +82,12 @@ class Chroot:
         shutil.rmtree(made, ignore_errors=True)
         made.parent.mkdir(parents=True, exist_ok=True)
         command = ["debootstrap", "--arch=arm64", "--variant=minbase"]
-        command += [f"--include={','.join(BASE)}", self.suite, str(made), MIRROR]
+        command += [f"--include={','.join(PACKAGES)}", self.suite, str(made), MIRROR]
         words = ending_with_this([*_namespace(), *command])
         done = subprocess.run(words, capture_output=True, text=True, timeout=_MAKE_SECONDS)
         _check("debootstrap", done)
         shutil.copyfile(_CERTIFICATES, made / _CERTIFICATES.relative_to("/"))
         made.rename(self.folder)
-
-    def add_packages(self) -> None:
-        """Install what is needed beside the product: a compiler, a console and a PACS.
-
-        Raises:
-            ChrootError: apt-get failed.
-        """
-        stamp = self.folder / "srv/packages.txt"
-        if stamp.is_file() and stamp.read_text("utf-8") == _PREPARE:
-            return
-        _check("apt-get", self.run("sh", "-ec", _PREPARE, limit_s=_MAKE_SECONDS))
-        stamp.write_text(_PREPARE, "utf-8")
 
     def run(
         self,
@@ -146,7 +113,6 @@ class Chroot:
             "QEMU_CPU": self.processor.name,
             "PIP_CERT": str(_CERTIFICATES),
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-            "DEBIAN_FRONTEND": "noninteractive",
             **environment,
         }
         cpuinfo = f"srv/cpuinfo-{self.processor.name}"

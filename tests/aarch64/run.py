@@ -2,9 +2,9 @@
 
     PYTHONPATH=.:export:tests python -m aarch64.run --root FOLDER --data XRAY --store
 
-The parts are `decisions`, `checks` and `jetpacks`; named, they run alone. `--short` runs the quick
-checks and 20 images. The exit code is 1 where a part is not as it must be. A run that was ended
-goes on with the image that it was at. What is not there is named, and the exit code is then 0.
+The parts are `checks`, `decisions`, `maps` and `jetpacks`; named, they run alone. `--short` runs
+the quick checks and 20 images. The exit code is 1 where a part is not as it must be. A run that was
+ended goes on with the image that it was at. What is not there is named, and the exit code is 0.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from typing import Any
 from aarch64.checks import CHECKS, copy_checkout, outcome
 from aarch64.chroot import Chroot, ChrootError, qemu_version, why_no_chroot
 from aarch64.decisions import SHORT, STEPS, decisions
+from aarch64.heat_maps import heat_maps
 from aarch64.installed import collect, install, product_wheel
 from aarch64.jetpacks import jetpacks
 from aarch64.processors import PROCESSORS
-
+from aarch64.programs import compiler, peers, why_no_compiler
 from benchmarks.measure import store
 
 SUITE, PYTHON = "bookworm", "3.11"
@@ -50,8 +51,6 @@ class Workplace:
 
     def checks(self) -> dict[str, Any]:
         """Each check's outcome."""
-        if not self.is_short:
-            self.chroot.add_packages()
         chosen = [check for check in CHECKS if check.in_short or not self.is_short]
         found = []
         for check in chosen:
@@ -65,9 +64,14 @@ class Workplace:
         steps = SHORT if self.is_short else STEPS
         return decisions(self.chroot, self.data, self.kept / "here", steps)
 
+    def maps(self) -> dict[str, Any]:
+        """Heat maps on both processors."""
+        return heat_maps(self.chroot, self.data, self.kept / "maps")
+
     def jetpacks(self) -> dict[str, Any]:
         """The installer as each JetPack."""
-        self.chroot.add_packages()
+        if why := why_no_compiler():
+            return {"jetpacks": [], "broken": [], "not_run": why}
         return jetpacks(self.chroot, self.wheel, self.kept)
 
 
@@ -84,6 +88,7 @@ def _said(found: dict[str, Any]) -> str:
 PARTS: dict[str, Callable[[Workplace], dict[str, Any]]] = {
     "checks": Workplace.checks,
     "decisions": Workplace.decisions,
+    "maps": Workplace.maps,
     "jetpacks": Workplace.jetpacks,
 }
 _SHORT_PARTS = ("checks", "decisions")
@@ -93,7 +98,7 @@ def set_up(place: Path, data: Path, *, is_short: bool) -> Workplace:
     """Make the chroot, or take the one that is there, and install the product as it is now."""
     kept = place / "kept"
     (kept / "wheel").mkdir(parents=True, exist_ok=True)
-    shown = {"/mnt/xray": data}
+    shown = {"/mnt/xray": data, **compiler(), **peers()}
     chroot = Chroot(place / SUITE, SUITE, shown=shown)
     chroot.make()
     wheel = product_wheel(kept / "wheel")
