@@ -332,7 +332,8 @@ def aarch64_decisions(it: Figures) -> Rows:
     """Each processor and variant beside x86_64."""
     for one in it["compared"]:
         dot = "yes" if one["dot_product"] else "no"
-        yield {**one, "dot": dot, "turned": len(one["flips"])}
+        opencv = one["libraries"]["opencv-python-headless"]
+        yield {**one, "dot": dot, "opencv": opencv, "turned": len(one["flips"])}
 
 
 def aarch64_variants(it: Figures) -> Rows:

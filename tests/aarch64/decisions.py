@@ -13,7 +13,7 @@ from typing import Any
 from aarch64.checks import CHECKOUT
 from aarch64.chroot import Chroot, ChrootError
 from aarch64.comparison import Results, broken_rules, compared
-from aarch64.installed import PLACE
+from aarch64.installed import JETPACK_6, SAME, Environment
 from aarch64.processors import PROCESSORS
 
 OWN = "x86_64"
@@ -31,11 +31,13 @@ class Step:
         processor: Of `PROCESSORS`.
         variant: `fp32` or `int8-cpu`.
         most: How many, at equal steps through the split; None for all.
+        environment: With which libraries.
     """
 
     processor: str
     variant: str
     most: int | None = None
+    environment: Environment = SAME
 
 
 STEPS = (
@@ -44,6 +46,7 @@ STEPS = (
     Step("max", "fp32"),
     Step("cortex-a76", "int8-cpu", 40),
     Step("cortex-a57", "fp32", 40),
+    Step("cortex-a76", "int8-cpu", 40, JETPACK_6),
 )
 SHORT = (Step("max", "int8-cpu", 20), Step("max", "fp32", 20))
 
@@ -71,6 +74,8 @@ def decisions(chroot: Chroot, data: Path, here: Path, steps: tuple[Step, ...]) -
             "processor": step.processor,
             "dot_product": PROCESSORS[step.processor].has_dot_product,
             "variant": step.variant,
+            "environment": step.environment.name,
+            "libraries": found["libraries"],
             **compared(own[step.variant], found),
         }
         rows.append(row)
@@ -79,10 +84,7 @@ def decisions(chroot: Chroot, data: Path, here: Path, steps: tuple[Step, ...]) -
         "split": "test",
         "images": len(own["fp32"]["images"]),
         "model_sha256": {name: found["model_sha256"] for name, found in own.items()},
-        "libraries": {
-            OWN: own["fp32"]["libraries"],
-            "aarch64": next(iter(emulated.values()))["libraries"],
-        },
+        "libraries": own["fp32"]["libraries"],
         "compared": rows,
         "int8_with_fp32": _variants(own, emulated),
         "broken": broken,
@@ -93,7 +95,8 @@ def _variants(own: Mapping[str, Results], emulated: Mapping[Step, Results]) -> l
     """INT8 beside FP32 on this processor, and on the first one of aarch64 that has both."""
     sides: dict[str, dict[str, Results]] = {OWN: dict(own)}
     for step, found in emulated.items():
-        sides.setdefault(step.processor, {})[step.variant] = found
+        if step.environment is SAME:
+            sides.setdefault(step.processor, {})[step.variant] = found
     return [
         {"processor": name, **compared(found["fp32"], found["int8-cpu"])}
         for name, found in sides.items()
@@ -116,10 +119,15 @@ def _here(data: Path, here: Path, variant: str) -> dict[str, Any]:
 def _there(chroot: Chroot, step: Step) -> dict[str, Any]:
     """Results of a processor that qemu is."""
     most = "" if step.most is None else f"-{step.most}"
-    output = f"{_RESULTS}/{step.processor}-{step.variant}{most}.jsonl"
+    folder = f"{_RESULTS}{step.environment.place}"
+    output = f"{folder}/{step.processor}-{step.variant}{most}.jsonl"
     place = Path(f"{chroot.folder}{output}")
     place.parent.mkdir(parents=True, exist_ok=True)
-    command = [f"{PLACE}/bin/python", f"{CHECKOUT}/tests/aarch64/classify.py", "/mnt/xray"]
+    command = [
+        f"{step.environment.place}/bin/python",
+        f"{CHECKOUT}/tests/aarch64/classify.py",
+        "/mnt/xray",
+    ]
     command += ["--variant", step.variant, "-o", output]
     command += ["--most", str(step.most)] if step.most else []
     as_it_is = replace(chroot, processor=PROCESSORS[step.processor])

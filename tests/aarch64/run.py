@@ -21,7 +21,7 @@ from aarch64.checks import CHECKS, copy_checkout, outcome
 from aarch64.chroot import Chroot, ChrootError, qemu_version, why_no_chroot
 from aarch64.decisions import SHORT, STEPS, decisions
 from aarch64.heat_maps import heat_maps
-from aarch64.installed import collect, install, product_wheel
+from aarch64.installed import JETPACK_6, install, product_wheel
 from aarch64.jetpacks import jetpacks
 from aarch64.processors import PROCESSORS
 from aarch64.programs import compiler, peers, why_no_compiler
@@ -102,8 +102,9 @@ def set_up(place: Path, data: Path, *, is_short: bool) -> Workplace:
     chroot = Chroot(place / SUITE, SUITE, shown=shown)
     chroot.make()
     wheel = product_wheel(kept / "wheel")
-    collect(wheel, kept / f"wheels-{PYTHON}", PYTHON)
-    install(chroot, wheel, kept / f"wheels-{PYTHON}", PYTHON)
+    install(chroot, wheel, kept, PYTHON)
+    if not is_short:
+        install(chroot, wheel, kept, PYTHON, JETPACK_6)
     copy_checkout(chroot)
     return Workplace(chroot, wheel, kept, data, is_short)
 
