@@ -3,8 +3,9 @@
     python classify.py DATA --split test --variant fp32 -o OUT.jsonl
 
 This program runs on both processors and needs the product alone. Started again, it goes on where it
-was ended. Of the pixels that the network gets, the SHA-256 is written; logits and scores are the
-32-bit floats themselves. No time is written: that of an emulator says nothing.
+was ended. Of the pixels that the network gets, the SHA-256 is written, and files beside OUT hold
+them; logits and scores are the 32-bit floats themselves. No time is written: that of an emulator
+says nothing.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Recorded:
 
     backend: Backend
     seen: dict[str, Any] = field(default_factory=dict)
+    pixels: NDArray[np.uint8] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.backend, name)
@@ -56,7 +58,7 @@ class Recorded:
     def infer(self, batch: NDArray[np.uint8], *, activation_maps: bool = False) -> Inference:
         """See `Backend.infer`."""
         found = self.backend.infer(batch, activation_maps=activation_maps)
-        scores = found.ood_scores
+        scores, self.pixels = found.ood_scores, batch[0]
         self.seen = {
             "pixels": hashlib.sha256(batch.tobytes()).hexdigest(),
             "logits": [float(value) for value in found.logits[0]],
@@ -124,6 +126,13 @@ def known(output: Path, made_by: str) -> list[str]:
     return lines if lines and lines[0] == made_by else [made_by]
 
 
+def pixels_file(output: Path, image: str) -> Path:
+    """Where the pixels of an image lie, beside the results."""
+    folder = output.with_name(f"{output.stem}-pixels")
+    folder.mkdir(exist_ok=True)
+    return folder / f"{Path(image).stem}.npy"
+
+
 def classify(data: Path, images: list[LabelledImage], backend: CpuBackend, output: Path) -> None:
     """Classify what the output does not hold yet; every line is written as it is ready."""
     network = Recorded(backend)
@@ -133,8 +142,10 @@ def classify(data: Path, images: list[LabelledImage], backend: CpuBackend, outpu
         for image in images:
             name = str(image.path.relative_to(data))
             if name not in done:
-                network.seen = {}
+                network.seen, network.pixels = {}, None
                 record = model.predict_one(image.path)
+                if network.pixels is not None:
+                    np.save(pixels_file(output, name), network.pixels)
                 stream.write(json.dumps(described(record, network.seen, name)) + "\n")
                 stream.flush()
 

@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from deepcovid_edge.decision.record import ASSESSED
 
 Results = Mapping[str, Any]
@@ -15,6 +17,9 @@ MOST_FP32 = 0.005
 """Probabilities of the FP32 model, apart at most: its sums are in another order."""
 MOST_INT8 = 0.1
 """Of the INT8 variant: a factor that rounds to the next step moves everything behind it."""
+MOST_LEVELS, MOST_PIXELS = 1, 0.005
+"""Prepared pixels: grey levels apart at most, and the share of an image's pixels that differ. What
+lies between two levels is rounded by the last bit of a sum, whose order is the processor's."""
 MOST_FLIPS = {"fp32": 0.0, "int8-cpu": 0.01}
 """Share of images that may get another decision."""
 
@@ -33,6 +38,7 @@ def compared(one: Results, other: Results) -> dict[str, Any]:
     return {
         "images": len(pairs),
         "pixels_equal": sum(a.get("pixels") == b.get("pixels") for a, b in pairs),
+        "pixels_apart": _pixels_apart(pairs),
         "logits_equal": sum(a.get("logits") == b.get("logits") for a, b in pairs),
         "logits_apart_most": _largest(assessed, "logits"),
         "ood_scores_apart_most": _largest(assessed, "ood_scores"),
@@ -55,6 +61,19 @@ def _largest(pairs: Iterable[tuple[Results, Results]], name: str) -> float:
         for x, y in zip(a.get(name) or [], b.get(name) or [], strict=True)
     ]
     return max(values, default=0.0)
+
+
+def _pixels_apart(pairs: Iterable[tuple[Results, Results]]) -> dict[str, float]:
+    """Of prepared pixels: grey levels at most, and the largest share of an image."""
+    apart = [
+        np.abs(a["prepared"].astype(int) - b["prepared"])
+        for a, b in pairs
+        if a.get("prepared") is not None and b.get("prepared") is not None
+    ]
+    return {
+        "levels_most": max((float(one.max()) for one in apart), default=0.0),
+        "share_most": max((float(np.mean(one > 0)) for one in apart), default=0.0),
+    }
 
 
 def _flip(one: Results, other: Results, limits: Mapping[str, float | None]) -> dict[str, Any]:
@@ -82,15 +101,14 @@ def broken_rules(found: Mapping[str, Any], variant: str) -> list[str]:
         found: Of `compared`.
         variant: `fp32` or `int8-cpu`.
     """
-    images, flips = found["images"], len(found["flips"])
+    images, flips, pixels = found["images"], len(found["flips"]), found["pixels_apart"]
     most = MOST_FP32 if variant == "fp32" else MOST_INT8
     rules = {
         f"{variant}: {flips} of {images} decisions differ": flips > MOST_FLIPS[variant] * images,
         f"{variant}: a probability differs by {found['probability_apart_most']:.4f}, at most {most}"
         " may be": found["probability_apart_most"] > most,
-        f"{variant}: pixels of {images - found['pixels_equal']} images differ": found[
-            "pixels_equal"
-        ]
-        < images,
+        f"{variant}: prepared pixels differ by {pixels['levels_most']:g} levels, in"
+        f" {pixels['share_most']:.2%} of an image": pixels["levels_most"] > MOST_LEVELS
+        or pixels["share_most"] > MOST_PIXELS,
     }
     return [sentence for sentence, is_broken in rules.items() if is_broken]

@@ -10,8 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from aarch64.checks import CHECKOUT
 from aarch64.chroot import Chroot, ChrootError
+from aarch64.classify import pixels_file
 from aarch64.comparison import Results, broken_rules, compared
 from aarch64.installed import JETPACK_6, SAME, Environment
 from aarch64.processors import PROCESSORS
@@ -54,6 +57,9 @@ SHORT = (Step("max", "int8-cpu", 20), Step("max", "fp32", 20))
 def read_results(path: Path) -> dict[str, Any]:
     """What `classify` wrote: what made it, and the images."""
     first, *images = map(json.loads, path.read_text("utf-8").splitlines())
+    for image in images:
+        pixels = pixels_file(path, image["image"])
+        image["prepared"] = np.load(pixels) if pixels.is_file() else None
     return {**first, "images": images}
 
 

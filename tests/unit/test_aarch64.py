@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from aarch64.chroot import Chroot
 from aarch64.comparison import MOST_FP32, broken_rules, compared
@@ -38,18 +39,20 @@ def results(*images: Any) -> dict[str, Any]:
 
 
 def test_a_flip_is_named_with_its_distance_to_the_nearest_limit() -> None:
-    one = results(image("a", 0.51, "positive"), image("b", 0.2, "indeterminate"))
-    other = results(
-        image("a", 0.48, "indeterminate", logits=[0.0, 0.75], pixels="q"),
+    own, other = np.uint8([[7, 8], [9, 9]]), np.uint8([[7, 8], [9, 7]])
+    one = results(image("a", 0.51, "positive", prepared=own), image("b", 0.2, "indeterminate"))
+    later = results(
+        image("a", 0.48, "indeterminate", logits=[0.0, 0.75], pixels="q", prepared=other),
         image("b", 0.2, "indeterminate"),
     )
-    found = compared(one, other)
+    found = compared(one, later)
     (flip,) = found["flips"]
     assert (flip["image"], flip["from"], flip["to"]) == ("a", "positive", "indeterminate")
     assert flip["distance_to_the_limit"] == pytest.approx(0.01)
     assert found["probability_apart_most"] == pytest.approx(0.03)
     assert found["logits_apart_most"] == 0.25
     assert (found["pixels_equal"], found["logits_equal"]) == (1, 1)
+    assert found["pixels_apart"] == {"levels_most": 2.0, "share_most": 0.25}
 
 
 def test_an_image_that_only_one_processor_assesses_is_a_flip() -> None:
@@ -59,11 +62,13 @@ def test_an_image_that_only_one_processor_assesses_is_a_flip() -> None:
 
 
 def test_fp32_may_not_flip_and_int8_only_in_one_of_a_hundred() -> None:
-    found = {"images": 253, "pixels_equal": 253, "probability_apart_most": 0.0, "flips": [{}] * 2}
+    alike = {"levels_most": 1.0, "share_most": 0.001}
+    found = {"images": 253, "pixels_apart": alike, "probability_apart_most": 0.0, "flips": [{}] * 2}
     assert broken_rules(found, "int8-cpu") == []
     assert broken_rules(found, "fp32") == ["fp32: 2 of 253 decisions differ"]
     assert broken_rules({**found, "flips": [{}] * 3}, "int8-cpu")
-    far = {**found, "flips": [], "probability_apart_most": 2 * MOST_FP32, "pixels_equal": 252}
+    far = {**found, "flips": [], "probability_apart_most": 2 * MOST_FP32}
+    far["pixels_apart"] = {**alike, "levels_most": 2.0}
     assert len(broken_rules(far, "fp32")) == 2
 
 
