@@ -39,7 +39,7 @@ def results(*images: Any) -> dict[str, Any]:
 
 
 def test_a_flip_is_named_with_its_distance_to_the_nearest_limit() -> None:
-    own, other = np.uint8([[7, 8], [9, 9]]), np.uint8([[7, 8], [9, 7]])
+    own, other = np.array([[7, 8], [9, 9]], np.uint8), np.array([[7, 8], [9, 7]], np.uint8)
     one = results(image("a", 0.51, "positive", prepared=own), image("b", 0.2, "indeterminate"))
     later = results(
         image("a", 0.48, "indeterminate", logits=[0.0, 0.75], pixels="q", prepared=other),
