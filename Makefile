@@ -209,18 +209,20 @@ campaigns: .venv/ready
 # Real packages for arm64, run by qemu. What is made and fetched there is kept; where this is not
 # root, the reason is printed. STORE=--store stores. AARCH64="checks" runs that part alone.
 AARCH64_ROOT ?= /var/tmp/deepcovid-edge-aarch64
-AARCH64_PROGRAMS = debootstrap qemu-user-static binfmt-support iproute2
+AARCH64_PROGRAMS = debootstrap qemu-user-static binfmt-support iproute2 g++-aarch64-linux-gnu
 RUN_AARCH64 = PYTHONPATH=.:export:tests $(DEV)/python -m aarch64.run $(AARCH64) \
 	--root $(AARCH64_ROOT) --data $(DATA)
 aarch64: aarch64-programs
 	$(RUN_AARCH64) $(STORE)
+	$(RUN_AARCH64) --suite trixie --short $(STORE)
 
 aarch64-short: aarch64-programs
 	$(RUN_AARCH64) --short
 
 aarch64-programs: .venv/ready
 	@[ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
-		{ command -v debootstrap && command -v qemu-aarch64-static && command -v ip; } >/dev/null || \
+		(for name in debootstrap qemu-aarch64-static ip aarch64-linux-gnu-g++; do \
+			command -v $$name || exit 1; done) >/dev/null || \
 		{ apt-get -q update && \
 			apt-get -q install -y --no-install-recommends $(AARCH64_PROGRAMS); }
 

@@ -27,7 +27,8 @@ from aarch64.processors import PROCESSORS
 from aarch64.programs import compiler, peers, why_no_compiler
 from benchmarks.measure import store
 
-SUITE, PYTHON = "bookworm", "3.11"
+SYSTEMS = {"bookworm": "3.11", "trixie": "3.13"}
+"""Release of Debian -> its Python. Everything runs in the first; the second is for short runs."""
 RESULTS = "aarch64"
 
 
@@ -48,6 +49,11 @@ class Workplace:
     kept: Path
     data: Path
     is_short: bool
+
+    @property
+    def suffix(self) -> str:
+        """What the names of results end with: nothing for a whole run."""
+        return f"-{self.chroot.suite}-short" if self.is_short else ""
 
     def checks(self) -> dict[str, Any]:
         """Each check's outcome."""
@@ -94,17 +100,17 @@ PARTS: dict[str, Callable[[Workplace], dict[str, Any]]] = {
 _SHORT_PARTS = ("checks", "decisions")
 
 
-def set_up(place: Path, data: Path, *, is_short: bool) -> Workplace:
+def set_up(place: Path, data: Path, suite: str, *, is_short: bool) -> Workplace:
     """Make the chroot, or take the one that is there, and install the product as it is now."""
     kept = place / "kept"
     (kept / "wheel").mkdir(parents=True, exist_ok=True)
     shown = {"/mnt/xray": data, **compiler(), **peers()}
-    chroot = Chroot(place / SUITE, SUITE, shown=shown)
+    chroot = Chroot(place / suite, suite, shown=shown)
     chroot.make()
     wheel = product_wheel(kept / "wheel")
-    install(chroot, wheel, kept, PYTHON)
+    install(chroot, wheel, kept, SYSTEMS[suite])
     if not is_short:
-        install(chroot, wheel, kept, PYTHON, JETPACK_6)
+        install(chroot, wheel, kept, SYSTEMS[suite], JETPACK_6)
     copy_checkout(chroot)
     return Workplace(chroot, wheel, kept, data, is_short)
 
@@ -115,14 +121,17 @@ def run_parts(place: Workplace, names: list[str], *, is_stored: bool) -> list[st
         "run": "on aarch64 under emulation, not on a board",
         "emulator": f"qemu-user {qemu_version()}",
         "processors": {one.name: one.what for one in PROCESSORS.values()},
-        "system": f"Debian {SUITE}, Python {PYTHON}",
+        "system": f"Debian {place.chroot.suite}",
+        "python": SYSTEMS[place.chroot.suite],
     }
     broken = []
     for name in names:
         figures = PARTS[name](place)
         broken += figures["broken"]
-        if is_stored:
-            store(name, {**about, **figures}, RESULTS)
+        if "not_run" in figures:
+            print(f"{name}: not run: {figures['not_run']}", flush=True)
+        elif is_stored:
+            store(f"{name}{place.suffix}", {**about, **figures}, RESULTS)
     return broken
 
 
@@ -134,6 +143,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)} [default: all]")
     parser.add_argument("--root", type=Path, required=True, help="folder for the chroots")
     parser.add_argument("--data", type=Path, required=True, help="images with a manifest")
+    parser.add_argument("--suite", choices=SYSTEMS, default=next(iter(SYSTEMS)))
     parser.add_argument("--short", action="store_true", help="the quick checks and 20 images")
     parser.add_argument("--store", action="store_true", help="store what came out")
     options = parser.parse_args()
@@ -145,9 +155,10 @@ def main() -> None:
     # A run that is stopped ends what it has started, and with that its mounts.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        place = set_up(options.root.resolve(), options.data.resolve(), is_short=options.short)
+        folders = options.root.resolve(), options.data.resolve()
+        place = set_up(*folders, options.suite, is_short=options.short)
         names = options.parts or [*(_SHORT_PARTS if options.short else PARTS)]
-        broken = run_parts(place, names, is_stored=options.store and not options.short)
+        broken = run_parts(place, names, is_stored=options.store)
     except ChrootError as error:
         sys.exit(f"aarch64: {error}")
     print("\n".join(broken) or "aarch64: everything is as it must be")
