@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -112,6 +113,22 @@ def test_what_a_program_does_in_its_namespace_ends_with_it(tmp_path: Path) -> No
         pytest.skip(f"no mount namespace here: {done.stderr.strip()}")
     assert done.returncode == 127, done.stderr  # there is no program in it
     assert str(tmp_path) not in Path("/proc/mounts").read_text()
+
+
+def test_what_is_not_there_is_named_and_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from aarch64.run import main
+
+    monkeypatch.setattr(sys, "argv", ["run", "--root", str(tmp_path), "--data", str(tmp_path)])
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    main()
+    assert "not run: a chroot and its mounts need root" in capsys.readouterr().out
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    main()
+    assert "make test" in capsys.readouterr().out
+    assert not [*tmp_path.iterdir()]
 
 
 def test_command_of_the_makefile_starts() -> None:
