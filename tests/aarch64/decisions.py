@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -134,7 +135,7 @@ def _there(chroot: Chroot, step: Step) -> dict[str, Any]:
         f"{CHECKOUT}/tests/aarch64/classify.py",
         "/mnt/xray",
     ]
-    command += ["--variant", step.variant, "-o", output]
+    command += ["--variant", step.variant, "-o", output, "--threads", str(os.cpu_count() or 1)]
     command += ["--most", str(step.most)] if step.most else []
     as_it_is = replace(chroot, processor=PROCESSORS[step.processor])
     done = as_it_is.run(*command, limit_s=_SECONDS)

@@ -19,7 +19,7 @@ from aarch64.chroot import Chroot, ChrootError
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = "cpu,dicom,cart"
-TESTS = ("pytest", "pytest-timeout", "hypothesis")
+TESTS = ("pytest", "pytest-timeout", "hypothesis", "pip")
 """What tests need beside the product."""
 _PLATFORMS = ("2_17", "2014", "2_27", "2_28", "2_34")
 """glibc of the wheels; bookworm has 2.36, JetPack 6 has 2.35."""
