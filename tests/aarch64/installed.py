@@ -80,8 +80,7 @@ def collect(wheel: Path, kept: Path, python: str, environment: Environment = SAM
     place = kept / f"wheels-{python}-{Path(environment.place).name}"
     place.mkdir(parents=True, exist_ok=True)
     constraints = place / "constraints.txt"
-    pins = versions_here() if environment.pins is None else environment.pins
-    constraints.write_text("\n".join(pins) + "\n", "utf-8")
+    constraints.write_text("\n".join(pins_of(environment)) + "\n", "utf-8")
     command = [sys.executable, "-m", "pip", "download", "-q", "-d", str(place)]
     command += [*_for_aarch64(python), "-c", str(constraints)]
     _on_this_machine([*command, f"{wheel}[{EXTRAS}]", *TESTS])
@@ -90,6 +89,11 @@ def collect(wheel: Path, kept: Path, python: str, environment: Environment = SAM
 
 def _under(glibc: str) -> str:
     return glibc if glibc == "2014" else f"_{glibc}"
+
+
+def pins_of(environment: Environment) -> list[str]:
+    """The constraints of an environment."""
+    return versions_here() if environment.pins is None else [*environment.pins]
 
 
 def versions_here() -> list[str]:
@@ -109,7 +113,7 @@ def install(
 
     The pip of this machine unpacks the wheels into the chroot's virtual environment: the chroot's
     own would take minutes. `jetson/install.sh` is what runs that one. Nothing happens where the
-    same wheel is installed.
+    same is installed already.
 
     Args:
         chroot: The chroot.
@@ -124,7 +128,8 @@ def install(
     place = Path(f"{chroot.folder}{environment.place}")
     stamp = place / "installed.txt"
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    if stamp.is_file() and stamp.read_text("utf-8") == digest:
+    plan = "\n".join([digest, EXTRAS, *TESTS, *pins_of(environment)])
+    if stamp.is_file() and stamp.read_text("utf-8") == plan:
         return
     wheels = collect(wheel, kept, python, environment)
     shutil.rmtree(place, ignore_errors=True)
@@ -136,7 +141,7 @@ def install(
     command += ["--compile" if own else "--no-compile", f"{wheel}[{EXTRAS}]", *TESTS]
     _on_this_machine(command)
     _lay_scripts(packages / "bin", place / "bin", environment.place)
-    stamp.write_text(digest, "utf-8")
+    stamp.write_text(plan, "utf-8")
 
 
 def _make_environment(place: Path) -> None:
