@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -212,11 +212,20 @@ def jetpacks(chroot: Chroot, wheel: Path, kept: Path) -> dict[str, Any]:
             wheels = collect_as_documented(chroot, jetpack, place)
             rows.append(_twice(chroot, jetpack, place, wheels))
     broken = [
-        f"JetPack {row['jetpack']} on {row['board']}: {row['error'] or 'not idempotent'}"
+        f"install.sh, JetPack {row['jetpack']} on {row['board']}: {why}"
         for row in rows
-        if any(row["exit_codes"]) or not row["second_run_changes_nothing"]
+        if (why := _why_broken(row))
     ]
     return {"jetpacks": rows, "broken": broken}
+
+
+def _why_broken(row: Mapping[str, Any]) -> str:
+    """What an installation breaks, or nothing. Another Python than JetPack's is expected here."""
+    if any(row["exit_codes"]):
+        return str(row["error"] or "the second run failed")
+    if not row["second_run_changes_nothing"]:
+        return "a second run changes something"
+    return next((warning for warning in row["warnings"] if "pycuda" in warning), "")
 
 
 def _twice(chroot: Chroot, jetpack: Jetpack, wheel: str, wheels: str = "") -> dict[str, Any]:

@@ -73,6 +73,18 @@ def test_fp32_may_not_flip_and_int8_only_in_one_of_a_hundred() -> None:
     assert len(broken_rules(far, "fp32")) == 2
 
 
+def test_an_installation_with_a_pycuda_of_another_cuda_is_broken() -> None:
+    from aarch64.jetpacks import _why_broken
+
+    row = {"exit_codes": [0, 0], "second_run_changes_nothing": True, "error": ""}
+    python = "/usr/bin/python3 is Python 3.11, JetPack 6.2 has 3.10"
+    assert not _why_broken({**row, "warnings": [python]})
+    built = "pycuda was built with CUDA 12.6, here is 13.0: remove /opt/edge and install again"
+    assert _why_broken({**row, "warnings": [python, built]}) == built
+    assert _why_broken({**row, "warnings": [], "exit_codes": [6, 0], "error": "nvcc"}) == "nvcc"
+    assert _why_broken({**row, "warnings": [], "second_run_changes_nothing": False})
+
+
 def test_results_that_were_broken_off_are_gone_on_with(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="needs extra cpu")
     from aarch64.classify import known
