@@ -14,6 +14,8 @@
 # make witnesses  2,000 DICOM images and 2,000 pictures, read by us and by independent readers
 # make triton  a Triton server for its tests, in an environment of its own (1 GB)
 # make campaigns  faults against a whole cart, 200 of each kind, a week of it, and its speed; hours
+# make aarch64 install, run and compare on aarch64 under emulation (needs root and DATA; an hour)
+# make aarch64-short  selftest and 20 images of it, ten minutes once the chroot is made
 # make release build sdist and wheel, check both, run the demo from the wheel alone
 # make bench   measure speed and accuracy on this machine (needs DATA; half an hour)
 # make bench-compare  measure the suite again and compare with what is stored
@@ -31,7 +33,7 @@ BROWSERS = chromium chromium-browser google-chrome google-chrome-stable
 DEV = .venv/bin
 DEMO = .venv-demo/bin
 
-.PHONY: demo test quick nightly test-without-int8 lint docs browser peers triton model site figures fuzz witnesses campaigns bench bench-compare wheel release clean
+.PHONY: demo test quick nightly test-without-int8 lint docs browser peers triton model site figures fuzz witnesses campaigns aarch64 aarch64-short aarch64-programs bench bench-compare wheel release clean
 
 # Some of the images cannot be assessed, which is exit code 4.
 demo: .venv-demo/ready
@@ -49,7 +51,7 @@ test: .venv/ready
 nightly: .venv/ready
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
 		$(DEV)/python -m pytest -m slow -n $$(nproc) --dist loadscope --durations=20
-	$(MAKE) fuzz witnesses campaigns
+	$(MAKE) fuzz witnesses campaigns aarch64
 
 # The unit tests of the runtime: no slow one, no integration.
 QUICK_IGNORES = export benchmarks jetson imaging/test_dicom_matrix.py imaging/test_dicom_sandbox.py \
@@ -210,6 +212,26 @@ witnesses: .venv/ready
 CYCLES ?= 200
 campaigns: .venv/ready
 	PYTHONPATH=.:export:tests $(DEV)/python -m campaigns.run $(CAMPAIGNS) --cycles $(CYCLES) $(STORE)
+
+# Real packages for arm64, run by qemu. What is made and fetched there is kept; where this is not
+# root, the reason is printed. STORE=--store stores. AARCH64="checks" runs that part alone.
+AARCH64_ROOT ?= /var/tmp/deepcovid-edge-aarch64
+AARCH64_PROGRAMS = debootstrap qemu-user-static binfmt-support iproute2 g++-aarch64-linux-gnu
+RUN_AARCH64 = PYTHONPATH=.:export:tests $(DEV)/python -m aarch64.run $(AARCH64) \
+	--root $(AARCH64_ROOT) --data $(DATA)
+aarch64: aarch64-programs
+	$(RUN_AARCH64) $(STORE)
+	$(RUN_AARCH64) --suite trixie --short $(STORE)
+
+aarch64-short: aarch64-programs
+	$(RUN_AARCH64) --short
+
+aarch64-programs: .venv/ready
+	@[ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
+		(for name in debootstrap qemu-aarch64-static ip aarch64-linux-gnu-g++; do \
+			command -v $$name || exit 1; done) >/dev/null || \
+		{ apt-get -q update && \
+			apt-get -q install -y --no-install-recommends $(AARCH64_PROGRAMS); }
 
 export RUNS
 

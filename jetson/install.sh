@@ -369,7 +369,8 @@ install_packages() {
         say "+ export CUDA_ROOT=$cuda PATH=$cuda/bin:\$PATH"
         export CUDA_ROOT=$cuda PATH=$cuda/bin:$PATH
     fi
-    run "${pip[@]}" "${from[@]}" -c "$constraints" pycuda
+    # pip would take the pycuda that it built once, also with another CUDA: an earlier JetPack's.
+    run "${pip[@]}" "${from[@]}" --no-cache-dir -c "$constraints" pycuda
     # The two write the same files; a leftover of the other one breaks the one that is wanted.
     local other=onnxruntime known=no
     [[ $onnxruntime == gpu ]] || other="onnxruntime-gpu"

@@ -355,3 +355,58 @@ def serve_throughput(it: Figures) -> Rows:
 def serve_requests(it: Figures) -> Rows:
     """How many were answered with a record."""
     yield {"answered": it["statuses"].get("200", 0)}
+
+
+def aarch64_decisions(it: Figures) -> Rows:
+    """Each processor and variant beside x86_64."""
+    for one in it["compared"]:
+        dot = "yes" if one["dot_product"] else "no"
+        opencv = one["libraries"]["opencv-python-headless"]
+        yield {**one, "dot": dot, "opencv": opencv, "turned": len(one["flips"])}
+
+
+def aarch64_variants(it: Figures) -> Rows:
+    """INT8 beside FP32 on each processor."""
+    for one in it["int8_with_fp32"]:
+        yield {**one, "turned": len(one["flips"])}
+
+
+def aarch64_maps(it: Figures) -> Rows:
+    """Each variant and kind of map."""
+    yield from it["maps"]
+
+
+def aarch64_flips(it: Figures) -> Rows:
+    """Each image whose decision differs."""
+    for one in it["compared"]:
+        for flip in one["flips"]:
+            own, other = flip["probabilities"]
+            yield {
+                **{key: one[key] for key in ("processor", "variant")},
+                **flip,
+                "own": f"{flip['from']}, {own}",
+                "other": f"{flip['to']}, {other}",
+            }
+
+
+def aarch64_checks(it: Figures) -> Rows:
+    """Each check; a command has no counts of tests."""
+    for one in it["checks"]:
+        code = f"{one['exit_code']}, {'yes' if one['is_right'] else 'no'}"
+        counts = {f"{kind}_tests": one.get(kind) for kind in ("passed", "skipped")}
+        yield {**one, **counts, "code": code}
+
+
+def aarch64_jetpacks(it: Figures) -> Rows:
+    """Each installation, with the versions that it left."""
+    for one in it["jetpacks"]:
+        versions = one["versions"]
+        yield {
+            **one,
+            "from_network": "yes" if one["network"] else "no, from wheels",
+            "codes": ", ".join(map(str, one["exit_codes"])),
+            "same": "yes" if one["second_run_changes_nothing"] else "no",
+            "opencv": versions["opencv-python-headless"],
+            "cuda_bindings": versions["cuda-bindings"],
+            **{name: versions[name] for name in ("numpy", "onnxruntime", "pycuda")},
+        }

@@ -20,7 +20,7 @@ from benchmarks.tables.table import ROOT, ResultsTable, Table
 from deepcovid_export.settings import read_table
 
 DOCUMENTS = (
-    *("README.md", "benchmarks/README.md", "jetson/REASONS.md"),
+    *("README.md", "benchmarks/README.md", "jetson/README.md", "jetson/REASONS.md"),
     *("docs/training.md", "docs/reference/recipes.md", "docs/reference/commands.md"),
     *("docs/reference/cart.md", "docs/reference/conformance.md"),
 )

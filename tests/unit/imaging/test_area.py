@@ -92,6 +92,25 @@ def test_a_prepared_image_is_opencvs_but_for_means_between_two_levels(
     assert np.abs(between - np.floor(between) - 0.5) == pytest.approx(0, abs=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(768, 649), (1023, 997), (2140, 1760)])
+@pytest.mark.parametrize("deep", [False, True])
+def test_sums_in_another_order_move_only_means_that_lie_between_two_levels(
+    shape: tuple[int, int], deep: bool
+) -> None:
+    """What another processor's products may do: its order of sums is its own."""
+    pixels = drawn(*shape, deep=deep)
+    white = np.iinfo(pixels.dtype).max
+    small = (round(shape[0] * 224 / min(shape)), round(shape[1] * 224 / min(shape)))
+    means = reduce_area(pixels, small)
+    turned = np.ascontiguousarray(pixels[::-1, ::-1])
+    other = reduce_area(turned, small)[::-1, ::-1]
+    assert np.abs(means - other).max() <= 1e-6 * white
+    differs = np.abs(np.rint(means) - np.rint(other))
+    assert differs.max() <= 1
+    between = means[differs > 0]
+    assert np.abs(between - np.floor(between) - 0.5).max(initial=0) <= 1e-6 * white
+
+
 def test_a_part_of_an_image_is_reduced_as_its_copy() -> None:
     image = drawn(900, 800)
     part = image[50:750, 30:790]

@@ -205,6 +205,8 @@ def test_dry_run_recognises_every_release_and_changes_nothing(
     assert f"CUDA_ROOT={root.folder}/usr/local/cuda" in commands
     assert "pip install --disable-pip-version-check -c" in commands
     assert "[cpu,dicom,tensorrt]" in commands.replace("\\", "")
+    (pycuda,) = [step for step in steps(done.stdout) if step.endswith(" pycuda")]
+    assert "--no-cache-dir" in pycuda  # what pip built with an earlier JetPack's CUDA
     assert "torch" not in commands
     assert "apt" not in commands
     assert commands.endswith(f"{home}/bin/deepcovid-edge info")

@@ -1,0 +1,169 @@
+"""Run the product on aarch64 under emulation, beside this machine, and store what came out.
+
+    PYTHONPATH=.:export:tests python -m aarch64.run --root FOLDER --data XRAY --store
+
+The parts are `checks`, `decisions`, `maps` and `jetpacks`; named, they run alone. `--short` runs
+the quick checks and 20 images. The exit code is 1 where a part is not as it must be. A run that was
+ended goes on with the image that it was at. What is not there is named, and the exit code is 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aarch64.checks import CHECKS, copy_checkout, outcome
+from aarch64.chroot import Chroot, ChrootError, qemu_version, why_no_chroot
+from aarch64.decisions import SHORT, STEPS, decisions
+from aarch64.heat_maps import heat_maps
+from aarch64.installed import JETPACK_6, install, product_wheel
+from aarch64.jetpacks import jetpacks
+from aarch64.processors import PROCESSORS
+from aarch64.programs import compiler, peers, why_no_compiler
+from benchmarks.measure import store
+
+SYSTEMS = {"bookworm": "3.11", "trixie": "3.13"}
+"""Release of Debian -> its Python. Everything runs in the first; the second is for short runs."""
+RESULTS = "aarch64"
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What the parts share.
+
+    Attributes:
+        chroot: With the product installed.
+        wheel: The product's.
+        kept: Folder for what is fetched.
+        data: Images with a manifest.
+        is_short: Whether only the quick things run.
+    """
+
+    chroot: Chroot
+    wheel: Path
+    kept: Path
+    data: Path
+    is_short: bool
+
+    @property
+    def suffix(self) -> str:
+        """What the names of results end with: nothing for a whole run."""
+        return f"-{self.chroot.suite}-short" if self.is_short else ""
+
+    def checks(self) -> dict[str, Any]:
+        """Each check's outcome."""
+        chosen = [check for check in CHECKS if check.in_short or not self.is_short]
+        found = []
+        for check in chosen:
+            found.append(outcome(self.chroot, check))
+            print(f"{check.name}: {_said(found[-1])}", flush=True)
+        broken = [f"{one['check']}: {_said(one)}" for one in found if not one["is_right"]]
+        return {"checks": found, "broken": broken}
+
+    def decisions(self) -> dict[str, Any]:
+        """Images on every processor."""
+        steps = SHORT if self.is_short else STEPS
+        return decisions(self.chroot, self.data, self.kept / "here", steps)
+
+    def maps(self) -> dict[str, Any]:
+        """Heat maps on both processors."""
+        return heat_maps(self.chroot, self.data, self.kept / "maps")
+
+    def jetpacks(self) -> dict[str, Any]:
+        """The installer as each JetPack."""
+        if why := why_no_compiler():
+            return {"jetpacks": [], "broken": [], "not_run": why}
+        return jetpacks(self.chroot, self.wheel, self.kept)
+
+
+def _said(found: dict[str, Any]) -> str:
+    """A check's outcome in a line."""
+    counts = ", ".join(
+        f"{found[kind]} {kind}"
+        for kind in ("passed", "failed", "error", "skipped")
+        if kind in found
+    )
+    return counts or ("as it must be" if found["is_right"] else f"exit code {found['exit_code']}")
+
+
+PARTS: dict[str, Callable[[Workplace], dict[str, Any]]] = {
+    "checks": Workplace.checks,
+    "decisions": Workplace.decisions,
+    "maps": Workplace.maps,
+    "jetpacks": Workplace.jetpacks,
+}
+_SHORT_PARTS = ("checks", "decisions")
+
+
+def set_up(place: Path, data: Path, suite: str, *, is_short: bool) -> Workplace:
+    """Make the chroot, or take the one that is there, and install the product as it is now."""
+    kept = place / "kept"
+    (kept / "wheel").mkdir(parents=True, exist_ok=True)
+    shown = {"/mnt/xray": data, **compiler(), **peers()}
+    chroot = Chroot(place / suite, suite, shown=shown)
+    chroot.make()
+    wheel = product_wheel(kept / "wheel")
+    install(chroot, wheel, kept, SYSTEMS[suite])
+    if not is_short:
+        install(chroot, wheel, kept, SYSTEMS[suite], JETPACK_6)
+    copy_checkout(chroot)
+    return Workplace(chroot, wheel, kept, data, is_short)
+
+
+def run_parts(place: Workplace, names: list[str], *, is_stored: bool) -> list[str]:
+    """Run parts; sentences on what is not as it must be."""
+    about = {
+        "run": "on aarch64 under emulation, not on a board",
+        "emulator": f"qemu-user {qemu_version()}",
+        "processors": {one.name: one.what for one in PROCESSORS.values()},
+        "system": f"Debian {place.chroot.suite}",
+        "python": SYSTEMS[place.chroot.suite],
+    }
+    broken = []
+    for name in names:
+        figures = PARTS[name](place)
+        broken += figures["broken"]
+        if "not_run" in figures:
+            print(f"{name}: not run: {figures['not_run']}", flush=True)
+        elif is_stored:
+            store(f"{name}{place.suffix}", {**about, **figures}, RESULTS)
+    return broken
+
+
+def main() -> None:
+    """Run as a script; see the module's description."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)} [default: all]")
+    parser.add_argument("--root", type=Path, required=True, help="folder for the chroots")
+    parser.add_argument("--data", type=Path, required=True, help="images with a manifest")
+    parser.add_argument("--suite", choices=SYSTEMS, default=next(iter(SYSTEMS)))
+    parser.add_argument("--short", action="store_true", help="the quick checks and 20 images")
+    parser.add_argument("--store", action="store_true", help="store what came out")
+    options = parser.parse_args()
+    if unknown := {*options.parts} - {*PARTS}:
+        parser.error(f"got {sorted(unknown)[0]}, expected one of {', '.join(PARTS)}")
+    if why := why_no_chroot() or ("" if options.data.is_dir() else f"{options.data} is missing"):
+        print(f"aarch64: not run: {why}")
+        return
+    # A run that is stopped ends what it has started, and with that its mounts.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        folders = options.root.resolve(), options.data.resolve()
+        place = set_up(*folders, options.suite, is_short=options.short)
+        names = options.parts or [*(_SHORT_PARTS if options.short else PARTS)]
+        broken = run_parts(place, names, is_stored=options.store)
+    except ChrootError as error:
+        sys.exit(f"aarch64: {error}")
+    print("\n".join(broken) or "aarch64: everything is as it must be")
+    sys.exit(bool(broken))
+
+
+if __name__ == "__main__":
+    main()
