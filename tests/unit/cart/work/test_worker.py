@@ -191,6 +191,6 @@ def test_another_model_assesses_from_the_next_image_on(store: Store) -> None:
 
 def test_it_ends_when_another_role_has_made_the_ledger_again(store: Store) -> None:
     store.take()
-    opening.move_aside(store.spool.folder)
+    opening.move_aside(store.spool.folder, "damaged")
     worker_of(store).run()
     assert store.states() == ["received"]
