@@ -48,7 +48,7 @@ provider_option = click.option(
     type=click.Choice(PROVIDERS),
     help="Execution provider of ONNX Runtime.  [default: cpu]",
 )
-run_options = options(
+model_options = options(
     click.option(
         "--model", default=DEFAULT_MODEL, show_default=True, help="Shipped name or model file."
     ),
@@ -87,11 +87,15 @@ run_options = options(
         metavar="MIB",
         help="Do not assess images while the disk of the results has less free space.",
     ),
+)
+"""The options of every command that classifies images."""
+run_options = options(
+    model_options,
     click.option("--json", "format", flag_value="jsonl", help="JSON Lines (default in a pipe)."),
     click.option("--csv", "format", flag_value="csv", help="CSV with the same columns."),
     click.option("--table", "format", flag_value="table", help="A table (default on a terminal)."),
 )
-"""The options of every command that classifies images."""
+"""Those of a command that also writes its records as text."""
 RUN_SETTINGS = ("format", "min_free")
 """Those that are not keywords of `Model`."""
 

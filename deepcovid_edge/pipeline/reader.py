@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from deepcovid_edge.decision.record import milliseconds
 from deepcovid_edge.errors import NotAssessedError, lacks_memory, one_line
-from deepcovid_edge.imaging.files import ImageSource, read_source, source_name
+from deepcovid_edge.imaging.files import FileBytes, ImageSource, read_source, source_name
 from deepcovid_edge.imaging.prepare import prepare
-from deepcovid_edge.imaging.radiograph import Radiograph
-from deepcovid_edge.imaging.reading import decode_radiograph
+from deepcovid_edge.imaging.radiograph import DicomFacts, Radiograph
+from deepcovid_edge.imaging.reading import decode_radiograph, dicom_facts
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.reasons import Reason
 
@@ -50,7 +50,8 @@ class PreparedImage:
         box_shape: Rows and columns that regions count, see `Radiograph.box_shape`.
         radiograph: Kept only to be drawn on: it may be large, and memory that is freed at once
             is still in the processor's cache.
-        uid: SOP instance UID of a DICOM image, else empty.
+        dicom: What is kept of a DICOM header; None for other formats, and without model input
+            unless `ImageReader.keeps_facts`.
     """
 
     name: str
@@ -63,7 +64,12 @@ class PreparedImage:
     shape: tuple[int, ...] = ()
     box_shape: tuple[int, ...] = ()
     radiograph: Radiograph | None = None
-    uid: str = ""
+    dicom: DicomFacts | None = None
+
+    @property
+    def uid(self) -> str:
+        """SOP instance UID of a DICOM image with model input, else empty."""
+        return self.dicom.sop_instance_uid if self.dicom and not self.error else ""
 
 
 @dataclass(frozen=True)
@@ -75,34 +81,37 @@ class ImageReader:
         change: What is done to every image between reading and preparing it, or None.
         disk: Stops the run when there is too little room for its results, or None.
         keeps_radiographs: Whether `PreparedImage.radiograph` is kept.
+        keeps_facts: Whether `PreparedImage.dicom` is kept of images that cannot be assessed too;
+            their headers are read once more.
     """
 
     spec: InputSpec
     change: Callable[[Radiograph], Radiograph] | None = None
     disk: DiskGuard | None = None
     keeps_radiographs: bool = False
+    keeps_facts: bool = False
 
     def read(self, source: ImageSource) -> PreparedImage:
         """Read and prepare an image; raises nothing, whatever the file holds."""
         started = time.perf_counter()
-        sha256: str | None = None
+        file: FileBytes | None = None
         try:
             if self.disk:
                 self.disk.check()
             file = read_source(source)
-            sha256 = file.sha256
             radiograph = decode_radiograph(file, None if self.change else self.spec)
             decoded = time.perf_counter()
             shown = self.change(radiograph) if self.change else radiograph
             pixels = prepare(shown, self.spec)
         except Exception as error:  # whatever one file does, the run goes on and the record says so
-            return _not_assessed(source, started, error, sha256)
+            dicom = dicom_facts(file) if file and self.keeps_facts else None
+            return _not_assessed(source, started, error, file.sha256 if file else None, dicom)
         prepared = time.perf_counter()
         return PreparedImage(
             source_name(source),
             started,
             pixels,
-            sha256=sha256,
+            sha256=file.sha256,
             warnings=tuple([warning.code for warning in radiograph.warnings]),
             timings_ms={
                 "read": milliseconds(started, decoded),
@@ -111,16 +120,24 @@ class ImageReader:
             shape=radiograph.whole_shape,
             box_shape=radiograph.box_shape,
             radiograph=radiograph if self.keeps_radiographs else None,
-            uid=radiograph.dicom.sop_instance_uid if radiograph.dicom else "",
+            dicom=radiograph.dicom,
         )
 
 
 def _not_assessed(
-    source: ImageSource, started: float, error: Exception, sha256: str | None
+    source: ImageSource,
+    started: float,
+    error: Exception,
+    sha256: str | None,
+    dicom: DicomFacts | None,
 ) -> PreparedImage:
-    timings = {"read": milliseconds(started, time.perf_counter())}
     return PreparedImage(
-        source_name(source), started, error=_reason_of(error), sha256=sha256, timings_ms=timings
+        source_name(source),
+        started,
+        error=_reason_of(error),
+        sha256=sha256,
+        timings_ms={"read": milliseconds(started, time.perf_counter())},
+        dicom=dicom,
     )
 
 
