@@ -39,8 +39,8 @@ class Node:
         words += [f"--num-cpus={cpus}", f"--object-store-memory={_STORE_BYTES}"]
         words += ["--disable-usage-stats", "--include-dashboard=false"]
         words += [f"--address={address}"] if address else ["--head", f"--port={self.port}"]
-        # Ray's sockets have long names, and their length is limited (unix(7): 108 bytes).
-        words += [] if address else [f"--ray-client-server-port={free_port()}"]
+        self.client_port = free_port()
+        words += [] if address else [f"--ray-client-server-port={self.client_port}"]
         self._log = (folder / f"node-{self.port}.log").open("wb")
         self.process = subprocess.Popen(
             words,

@@ -39,6 +39,7 @@ _LEAST_IMAGES = 50
 """Fewer scores prove no change of their distribution."""
 _MOST_DEVICES = 50
 _MEMORY = "1GB"
+_COLUMNS = ("name", "images", "not_assessed", "positive", "indeterminate", "median")
 UNKNOWN = "unknown"
 
 
@@ -284,7 +285,10 @@ def _groups(table: DuckDBPyConnection, column: str) -> tuple[Group, ...]:
     for group, number, images in scores:
         spread.setdefault(group, np.zeros(_FINE_BINS, np.int64))[number] = images
     total = sum(spread.values(), np.zeros(_FINE_BINS, np.int64))
-    return tuple(Group(*row, distance=_distance(spread.get(row[0]), total)) for row in found)
+    return tuple(
+        Group(**dict(zip(_COLUMNS, row, strict=True)), distance=_distance(spread.get(row[0]), total))
+        for row in found
+    )
 
 
 def _distance(own: NDArray[np.int64] | None, total: NDArray[np.int64]) -> float | None:
