@@ -14,6 +14,7 @@
 # make fuzz    20,000 damaged files; what breaks a rule is kept in runs/fuzz
 # make witnesses  2,000 DICOM images and 2,000 pictures, read by us and by independent readers
 # make campaigns  faults against a whole cart, 200 of each kind, and its speed; hours
+# make archive-campaigns  speed, memory and faults of an archive's run, on Ray too (needs DATA; an hour)
 # make release build sdist and wheel, check both, run the demo from the wheel alone
 # make bench   measure speed and accuracy on this machine (needs DATA; half an hour)
 # make bench-compare  measure the suite again and compare with what is stored
@@ -31,7 +32,7 @@ BROWSERS = chromium chromium-browser google-chrome google-chrome-stable
 DEV = .venv/bin
 DEMO = .venv-demo/bin
 
-.PHONY: demo test quick nightly test-without-int8 lint docs browser peers model appearance site figures fuzz witnesses campaigns bench bench-compare wheel release clean
+.PHONY: demo test quick nightly test-without-int8 lint docs browser peers model appearance site figures fuzz witnesses campaigns archive-campaigns bench bench-compare wheel release clean
 
 # Some of the images cannot be assessed, which is exit code 4.
 demo: .venv-demo/ready
@@ -204,6 +205,16 @@ CYCLES ?= 200
 campaigns: .venv/ready
 	PYTHONPATH=.:export:tests $(DEV)/python -m campaigns.run $(CAMPAIGNS) --cycles $(CYCLES) $(STORE)
 
+# ARCHIVE_IMAGES is the number of images of the speed; STORE=--store stores the figures.
+ARCHIVE_IMAGES ?= 5000
+ARCHIVE = PYTHONPATH=.:export:tests $(DEV)/python -m benchmarks.archive
+archive-campaigns: .venv/ready
+	$(ARCHIVE).costs $(STORE)
+	$(ARCHIVE).speed --data $(DATA) --images $(ARCHIVE_IMAGES) $(STORE)
+	$(ARCHIVE).memory --data $(DATA) $(STORE)
+	$(ARCHIVE).faults --data $(DATA) $(STORE)
+	$(DEV)/python -m benchmarks.tables.write
+
 export RUNS
 
 bench: .venv/ready
@@ -237,7 +248,7 @@ release: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(DEV)/python -m pip install -q --upgrade pip
-	$(DEV)/python -m pip install -q -e '.[cpu,dicom,cart,openvino,rtx,export,docs,dev]' -c constraints.txt
+	$(DEV)/python -m pip install -q -e '.[cpu,dicom,cart,archive,ray,openvino,rtx,export,docs,dev]' -c constraints.txt
 	touch $@
 
 # Installed as a user installs it, from a wheel; made again when the package changes.
