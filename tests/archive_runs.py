@@ -22,7 +22,7 @@ import sys
 class Finder:
     @staticmethod
     def find_spec(name, path=None, target=None):
-        if name != "deepcovid_edge.archive.worker_child":
+        if name != "deepcovid_edge.archive.worker.child":
             return None
         sys.meta_path.remove(Finder)
         import ctypes, time

@@ -86,7 +86,7 @@ def use(process: int) -> tuple[float, float]:
         if fields:
             cpu += sum(map(int, fields[11:15])) / _TICKS
             with suppress(OSError):
-                if b"worker_child" in Path(f"/proc/{one}/cmdline").read_bytes():
+                if b"archive.worker.child" in Path(f"/proc/{one}/cmdline").read_bytes():
                     rss += int(fields[21]) * _PAGE_MIB
     return cpu, rss
 

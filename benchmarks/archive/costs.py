@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.archive.commands import use
 from benchmarks.measure import prepared, store, summary
 from benchmarks.speed.dicom import ENCODERS, image, write
-from deepcovid_edge.archive.listing import Listing, ListSettings
+from deepcovid_edge.archive.images.listing import Listing, ListSettings
 from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES
 from deepcovid_edge.manifest import InputSpec
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.archive.commands import COMMAND, Look, watched
 from benchmarks.measure import ratio, store, summaries
-from deepcovid_edge.archive.image_list import ImageList
+from deepcovid_edge.archive.images.image_list import ImageList
 from deepcovid_edge.archive.stamp import read_stamp
 from deepcovid_edge.decision.record_table import records_of
 

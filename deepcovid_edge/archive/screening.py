@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deepcovid_edge.archive.image_list import ImageList
+from deepcovid_edge.archive.images.image_list import ImageList
 from deepcovid_edge.archive.shards import (
     Counts,
     DamagedShardError,
@@ -16,7 +16,7 @@ from deepcovid_edge.archive.shards import (
     remove_unfinished,
 )
 from deepcovid_edge.archive.stamp import SHARD_IMAGES, RunStamp, begin_run
-from deepcovid_edge.archive.worker import ImageWorker, WorkerLimits, WorkerSettings
+from deepcovid_edge.archive.worker.process import ImageWorker, WorkerLimits, WorkerSettings
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.files import Closing
 from deepcovid_edge.pipeline.disk_guard import LEAST_FREE_MIB

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deepcovid_edge.archive.image_list import ImageList
+from deepcovid_edge.archive.images.image_list import ImageList
 from deepcovid_edge.decision.record import RunFacts, SiteName
 from deepcovid_edge.errors import DataError, OutputError, UsageError
 from deepcovid_edge.manifest import VERSION, IndeterminateRange

@@ -286,7 +286,9 @@ def _groups(table: DuckDBPyConnection, column: str) -> tuple[Group, ...]:
         spread.setdefault(group, np.zeros(_FINE_BINS, np.int64))[number] = images
     total = sum(spread.values(), np.zeros(_FINE_BINS, np.int64))
     return tuple(
-        Group(**dict(zip(_COLUMNS, row, strict=True)), distance=_distance(spread.get(row[0]), total))
+        Group(
+            **dict(zip(_COLUMNS, row, strict=True)), distance=_distance(spread.get(row[0]), total)
+        )
         for row in found
     )
 

@@ -25,8 +25,8 @@ def command(folders: tuple[str, ...], output: Path, threads: int) -> int:
     a row for each image, in the order of `infer`: path, size, time of the last change, and a 64-bit
     number. After a kill the same command goes on.
     """
-    from deepcovid_edge.archive.addresses import close_stores
-    from deepcovid_edge.archive.listing import Listing, ListSettings
+    from deepcovid_edge.archive.images.addresses import close_stores
+    from deepcovid_edge.archive.images.listing import Listing, ListSettings
     from deepcovid_edge.device.progress import progress_bar
 
     settings = ListSettings(folders, output, threads)

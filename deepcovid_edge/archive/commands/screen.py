@@ -13,7 +13,7 @@ from deepcovid_edge.cli.exit_codes import ExitCode
 from deepcovid_edge.cli.options import model_options, path_option
 
 if TYPE_CHECKING:
-    from deepcovid_edge.archive.on_ray import ClusterSettings
+    from deepcovid_edge.archive.cluster.ray_run import ClusterSettings
     from deepcovid_edge.archive.screening import ScreenSettings, Share
 
 
@@ -92,14 +92,14 @@ def command(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service's stop is a Ctrl-C
     if on is None:
         return _screen_here(settings, Share.parse(shard) if shard else Share())
-    from deepcovid_edge.archive.on_ray import ClusterSettings
+    from deepcovid_edge.archive.cluster.ray_run import ClusterSettings
 
     return _screen_on_ray(settings, ClusterSettings(on, actors, float(patience)))
 
 
 def _settings(manifest: Path, output: Path, options: dict[str, Any]) -> ScreenSettings:
     from deepcovid_edge.archive.screening import ScreenSettings
-    from deepcovid_edge.archive.worker import WorkerLimits
+    from deepcovid_edge.archive.worker.process import WorkerLimits
 
     names = ("workers", "min_free")
     own = {name: options.pop(name) for name in names}
@@ -134,7 +134,7 @@ def _screen_here(settings: ScreenSettings, share: Share) -> ExitCode:
 
 
 def _screen_on_ray(settings: ScreenSettings, cluster: ClusterSettings) -> ExitCode:
-    from deepcovid_edge.archive.on_ray import RayRun
+    from deepcovid_edge.archive.cluster.ray_run import RayRun
     from deepcovid_edge.device.progress import progress_bar
 
     with RayRun(settings, cluster) as run:

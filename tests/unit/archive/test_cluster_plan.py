@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deepcovid_edge.archive.cluster_plan import LEAST_FREE_CPUS, ActorPlan, Node, plan_actors
+from deepcovid_edge.archive.cluster.plan import LEAST_FREE_CPUS, ActorPlan, Node, plan_actors
 from deepcovid_edge.errors import UsageError
 
 TWO_CORES = [Node(2)]

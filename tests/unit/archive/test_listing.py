@@ -12,10 +12,10 @@ from deepcovid_edge.errors import DataError, NotThereError, UsageError
 
 pq = pytest.importorskip("pyarrow.parquet", reason="manifests need extra archive")
 
-from deepcovid_edge.archive import listing as listing_module
-from deepcovid_edge.archive.image_list import ImageList, image_id
-from deepcovid_edge.archive.listing import Listing, ListSettings
-from deepcovid_edge.archive.remote_folders import ListedFile
+from deepcovid_edge.archive.images import listing as listing_module
+from deepcovid_edge.archive.images.image_list import ImageList, image_id
+from deepcovid_edge.archive.images.listing import Listing, ListSettings
+from deepcovid_edge.archive.images.remote_folders import ListedFile
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepcovid_edge.archive.addresses import check_readable
+from deepcovid_edge.archive.images.addresses import check_readable
 from deepcovid_edge.decision.record_table import EXTRA
 from deepcovid_edge.errors import DataError, one_line, require
 from deepcovid_edge.files import file_sha256

@@ -18,9 +18,14 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, TextIO, cast
 
-from deepcovid_edge.archive.addresses import NumberedPath, RemoteImage, close_stores, is_remote
-from deepcovid_edge.archive.journal import Journal
+from deepcovid_edge.archive.images.addresses import (
+    NumberedPath,
+    RemoteImage,
+    close_stores,
+    is_remote,
+)
 from deepcovid_edge.archive.stamp import plain_facts
+from deepcovid_edge.archive.worker.journal import Journal
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.device.process import set_up
 from deepcovid_edge.errors import DeepCovidEdgeError, one_line

@@ -21,10 +21,10 @@ from types import ModuleType
 from typing import Any
 
 from deepcovid_edge import errors
-from deepcovid_edge.archive.cluster_plan import ActorPlan, Node, plan_actors
-from deepcovid_edge.archive.image_list import ImageList
+from deepcovid_edge.archive.cluster.actor import CHECK_ONLY, Finished, ImageCount, ShardActor
+from deepcovid_edge.archive.cluster.plan import ActorPlan, Node, plan_actors
+from deepcovid_edge.archive.images.image_list import ImageList
 from deepcovid_edge.archive.screening import Screening, ScreenSettings
-from deepcovid_edge.archive.shard_actor import CHECK_ONLY, Finished, ImageCount, ShardActor
 from deepcovid_edge.archive.shards import ShardFolder
 from deepcovid_edge.archive.stamp import RunStamp, check_same, read_stamp
 from deepcovid_edge.errors import DeepCovidEdgeError, NotThereError, OutputError, one_line, require

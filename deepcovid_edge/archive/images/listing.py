@@ -17,10 +17,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TypeVar
 
-from deepcovid_edge.archive.addresses import is_remote
-from deepcovid_edge.archive.image_list import SUFFIX
-from deepcovid_edge.archive.list_parts import ListParts
-from deepcovid_edge.archive.remote_folders import ListedFile, remote_files
+from deepcovid_edge.archive.images.addresses import is_remote
+from deepcovid_edge.archive.images.image_list import SUFFIX
+from deepcovid_edge.archive.images.list_parts import ListParts
+from deepcovid_edge.archive.images.remote_folders import ListedFile, remote_files
 from deepcovid_edge.datasets.folders import FolderWalk
 from deepcovid_edge.device import shares
 from deepcovid_edge.errors import UsageError

@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deepcovid_edge.archive.addresses import is_remote
-from deepcovid_edge.archive.image_list import ListedImage
-from deepcovid_edge.archive.journal import Journal
+from deepcovid_edge.archive.images.addresses import is_remote
+from deepcovid_edge.archive.images.image_list import ListedImage
 from deepcovid_edge.archive.shards import ScreenedImage
 from deepcovid_edge.archive.stamp import facts_of
+from deepcovid_edge.archive.worker.journal import Journal
 from deepcovid_edge.decision.record import Prediction, RunFacts
 from deepcovid_edge.device.child_process import end, ending_with_this
 from deepcovid_edge.errors import DeepCovidEdgeError, NotAssessedError, OutputError, of_kind
@@ -302,7 +302,7 @@ class _Child:
 
 _PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); del sys.argv[1]; "
-    "from deepcovid_edge.archive.worker_child import main; main()"
+    "from deepcovid_edge.archive.worker.child import main; main()"
 )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deepcovid_edge.archive.image_list import (
+from deepcovid_edge.archive.images.image_list import (
     KEY,
     ROWS_IN_GROUP,
     SCHEMA_VERSION,
@@ -19,7 +19,7 @@ from deepcovid_edge.archive.image_list import (
     list_schema,
     utc,
 )
-from deepcovid_edge.archive.remote_folders import ListedFile
+from deepcovid_edge.archive.images.remote_folders import ListedFile
 from deepcovid_edge.decision.record_table import EXTRA
 from deepcovid_edge.errors import OutputError, UsageError, require
 from deepcovid_edge.files import write_atomically

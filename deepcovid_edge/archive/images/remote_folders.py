@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from deepcovid_edge.archive.addresses import open_remote
+from deepcovid_edge.archive.images.addresses import open_remote
 from deepcovid_edge.decision.record_table import EXTRA
 from deepcovid_edge.errors import NotThereError, one_line, require
 
