@@ -16,6 +16,7 @@
 # make campaigns  faults against a whole cart, 200 of each kind, a week of it, and its speed; hours
 # make aarch64 install, run and compare on aarch64 under emulation (needs root and DATA; an hour)
 # make aarch64-short  selftest and 20 images of it, ten minutes once the chroot is made
+# make archive-campaigns  speed, memory and faults of an archive's run, on Ray too (needs DATA; an hour)
 # make release build sdist and wheel, check both, run the demo from the wheel alone
 # make bench   measure speed and accuracy on this machine (needs DATA; half an hour)
 # make bench-compare  measure the suite again and compare with what is stored
@@ -33,7 +34,7 @@ BROWSERS = chromium chromium-browser google-chrome google-chrome-stable
 DEV = .venv/bin
 DEMO = .venv-demo/bin
 
-.PHONY: demo test quick nightly test-without-int8 lint docs browser peers triton model site figures fuzz witnesses campaigns aarch64 aarch64-short aarch64-programs bench bench-compare wheel release clean
+.PHONY: demo test quick nightly test-without-int8 lint docs browser peers triton model site figures fuzz witnesses campaigns archive-campaigns aarch64 aarch64-short aarch64-programs bench bench-compare wheel release clean
 
 # Some of the images cannot be assessed, which is exit code 4.
 demo: .venv-demo/ready
@@ -233,6 +234,16 @@ aarch64-programs: .venv/ready
 		{ apt-get -q update && \
 			apt-get -q install -y --no-install-recommends $(AARCH64_PROGRAMS); }
 
+# ARCHIVE_IMAGES is the number of images of the speed; STORE=--store stores the figures.
+ARCHIVE_IMAGES ?= 5000
+ARCHIVE = PYTHONPATH=.:export:tests $(DEV)/python -m benchmarks.archive
+archive-campaigns: .venv/ready
+	$(ARCHIVE).costs $(STORE)
+	$(ARCHIVE).speed --data $(DATA) --images $(ARCHIVE_IMAGES) $(STORE)
+	$(ARCHIVE).memory --data $(DATA) $(STORE)
+	$(ARCHIVE).faults --data $(DATA) $(STORE)
+	$(DEV)/python -m benchmarks.tables.write
+
 export RUNS
 
 bench: .venv/ready
@@ -266,7 +277,7 @@ release: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(DEV)/python -m pip install -q --upgrade pip
-	$(DEV)/python -m pip install -q -e '.[cpu,dicom,cart,serve,openvino,rtx,export,docs,dev]' -c constraints.txt
+	$(DEV)/python -m pip install -q -e '.[cpu,dicom,cart,serve,archive,ray,openvino,rtx,export,docs,dev]' -c constraints.txt
 	touch $@
 
 # Installed as a user installs it, from a wheel; made again when the package changes.

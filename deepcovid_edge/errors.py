@@ -104,6 +104,16 @@ class BackendUnavailableError(NotThereError):
     """Raised when the backend or provider that was asked for cannot run here."""
 
 
+def of_kind(name: str, message: str) -> DeepCovidEdgeError | None:
+    """An error that another process met, by the name of its class; None where that is not known."""
+    kind = globals().get(name)
+    if not (isinstance(kind, type) and issubclass(kind, DeepCovidEdgeError)):
+        return None
+    error = kind.__new__(kind)  # some make their message of parts
+    error.args = (message,)
+    return error
+
+
 _CALLERS = {"openvino": "openvino_telemetry", "pydicom": "requests"}
 """Module -> what it imports only where that is installed, and which opens sockets on import."""
 _HIDING = RLock()

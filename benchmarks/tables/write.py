@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from benchmarks.archive import paper_plan
 from benchmarks.tables import contents, from_cart, from_code
 from benchmarks.tables.table import ROOT, ResultsTable, Table
 from deepcovid_export.settings import read_table
@@ -23,14 +24,14 @@ DOCUMENTS = (
     *("README.md", "benchmarks/README.md", "jetson/README.md", "jetson/REASONS.md"),
     *("docs/training.md", "docs/serve.md", "docs/reference/recipes.md"),
     "docs/reference/commands.md",
-    *("docs/reference/cart.md", "docs/reference/conformance.md"),
+    *("docs/reference/cart.md", "docs/reference/conformance.md", "docs/archive-plan.md"),
 )
 BLOCK = re.compile(r"(<!-- table: ([a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 TABLES: dict[str, Callable[[Path], Table]] = {
     name: lambda _, make=make: make()  # type: ignore[misc]
-    for name, make in (from_code.TABLES | from_cart.TABLES).items()
+    for name, make in (from_code.TABLES | from_cart.TABLES | paper_plan.TABLES).items()
 }
 for name, table in read_table(Path(__file__).with_name("results.toml")).items():
     of_result = getattr(contents, name.replace("-", "_"), contents.one)

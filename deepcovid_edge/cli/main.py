@@ -36,6 +36,12 @@ COMMANDS = {
     "verify": Entry("deepcovid_edge.cli.verify", "Check that a variant decides as its model does."),
     "bench": Entry("deepcovid_edge.cli.bench", "Measure latency and throughput."),
     "compare": Entry("deepcovid_edge.cli.compare", "Compare measurements of `bench`."),
+    "manifest": Entry(
+        "deepcovid_edge.archive.commands.manifest", "List the images of an archive. [archive]"
+    ),
+    "screen": Entry(
+        "deepcovid_edge.archive.commands.screen", "Assess an archive in shards. [archive]"
+    ),
     "cart": Entry("deepcovid_edge.cart.commands", "Run the cart: images in, answers out. [cart]"),
     "serve": Entry("deepcovid_edge.serve.commands", "Serve a model to other programs. [serve]"),
     "info": Entry("deepcovid_edge.cli.info", "Show device, backends, models and problems."),

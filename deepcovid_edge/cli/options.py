@@ -107,11 +107,15 @@ run_options = options(
         metavar="MIB",
         help="Do not assess images while the disk of the results has less free space.",
     ),
+)
+"""The options of every command that classifies images."""
+run_options = options(
+    model_options,
     click.option("--json", "format", flag_value="jsonl", help="JSON Lines (default in a pipe)."),
     click.option("--csv", "format", flag_value="csv", help="CSV with the same columns."),
     click.option("--table", "format", flag_value="table", help="A table (default on a terminal)."),
 )
-"""The options of every command that classifies images."""
+"""Those of a command that also writes its records as text."""
 RUN_SETTINGS = ("format", "min_free")
 """Those that are not keywords of `Model`."""
 

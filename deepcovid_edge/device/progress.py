@@ -14,11 +14,11 @@ _Item = TypeVar("_Item")
 
 
 @contextmanager
-def progress_bar(total: int, what: str = "images") -> Iterator[Callable[[int], object]]:
+def progress_bar(total: int | None, what: str = "images") -> Iterator[Callable[[int], object]]:
     """Show a bar on stderr while the block runs, if that is a terminal.
 
     Args:
-        total: How many there are.
+        total: How many there are; None where nobody knows.
         what: What they are.
 
     Yields:

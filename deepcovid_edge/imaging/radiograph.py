@@ -36,7 +36,7 @@ SYNTHETIC_MARK = b"deepcovid-edge synthetic phantom"
 
 @dataclass(frozen=True)
 class DicomFacts:
-    """What is kept of a DICOM header: identifiers and facts of the image, no name or date.
+    """What is kept of a DICOM header: identifiers and facts of the image, no name and no day.
 
     Attributes:
         sop_class_uid: Kind of object.
@@ -49,6 +49,8 @@ class DicomFacts:
         view: As stated, in capitals, such as `PA`, or empty.
         laterality: `L`, `R`, `B`, `U` or empty.
         age_years: Age of the patient at the examination, or None where it is not stated.
+        device: Manufacturer, model and station of what took it, or empty.
+        month: Month of the examination, such as `2026-11`, or empty.
     """
 
     sop_class_uid: str
@@ -61,6 +63,8 @@ class DicomFacts:
     view: str
     laterality: str
     age_years: float | None
+    device: str = ""
+    month: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deepcovid_edge.imaging.files import FileBytes, ImageSource, read_source
 from deepcovid_edge.imaging.pictures import decode_picture
-from deepcovid_edge.imaging.radiograph import Radiograph
+from deepcovid_edge.imaging.radiograph import DicomFacts, Radiograph
 from deepcovid_edge.imaging.signatures import is_dicom
 from deepcovid_edge.manifest import InputSpec
 
@@ -38,3 +38,16 @@ def decode_radiograph(file: FileBytes, spec: InputSpec | None = None) -> Radiogr
 
         return decode_dicom(file, spec)
     return decode_picture(file)
+
+
+def dicom_facts(file: FileBytes) -> DicomFacts | None:
+    """What is kept of a DICOM file's header, whether or not the image can be assessed.
+
+    Returns:
+        None for other formats, and for a header that cannot be read.
+    """
+    if not is_dicom(file.data):
+        return None
+    from deepcovid_edge.imaging.dicom.header import stated_facts  # pydicom is an extra
+
+    return stated_facts(file.data)

@@ -44,7 +44,7 @@ class Duplicates:
         if not uid or record.sha256 is None:
             return record
         content = _number(record.sha256)
-        if self._kept(self._contents, _number(_digest(uid)), content) == content:
+        if self._kept(self._contents, uid_number(uid), content) == content:
             return record
         return replace(record, warnings=(*record.warnings, WarningCode.DUPLICATE_UID.code))
 
@@ -65,8 +65,10 @@ class Duplicates:
         return known.setdefault(key, value)
 
 
-def _digest(uid: str) -> str:
-    return hashlib.sha256(uid.encode("utf-8", "surrogateescape")).hexdigest()
+def uid_number(uid: str) -> int:
+    """The first 64 bits of SHA-256 of a UID, signed as databases have them."""
+    digest = hashlib.sha256(uid.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
 
 
 def _number(sha256: str) -> int:

@@ -41,7 +41,7 @@ class HtmlPage:
         template = Template(Path(__file__).with_name("page.html").read_text("utf-8"))
         page = template.substitute(
             notice=escape(NOTICE),
-            about=escape(_about(run)),
+            about=escape(about_run(run)),
             positive_class=escape(run.positive_class),
             legend=escape(_LEGEND),
         )
@@ -114,7 +114,14 @@ def _notes(record: Prediction) -> list[str]:
     return [*message, *map(warning_sentence, record.warnings)]
 
 
-def _about(run: RunFacts) -> str:
+def page_style() -> str:
+    """The styles of the page, for pages of other results."""
+    text = Path(__file__).with_name("page.html").read_text("utf-8")
+    return text.split("<style>")[1].split("</style>")[0]
+
+
+def about_run(run: RunFacts) -> str:
+    """Model, variant, backend, site and limits of a run, in two sentences."""
     limits = run.limits
     if "threshold" in limits:
         decides = f"Positive from {limits['threshold']:.3f}"

@@ -22,8 +22,8 @@ from deepcovid_edge.decision.record import milliseconds
 from deepcovid_edge.errors import NotAssessedError, lacks_memory, one_line
 from deepcovid_edge.imaging.files import FileBytes, ImageSource, read_source, source_name
 from deepcovid_edge.imaging.prepare import prepare
-from deepcovid_edge.imaging.radiograph import Radiograph
-from deepcovid_edge.imaging.reading import decode_radiograph
+from deepcovid_edge.imaging.radiograph import DicomFacts, Radiograph
+from deepcovid_edge.imaging.reading import decode_radiograph, dicom_facts
 from deepcovid_edge.imaging.signatures import is_dicom
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.reasons import Reason
@@ -51,7 +51,8 @@ class PreparedImage:
         box_shape: Rows and columns that regions count, see `Radiograph.box_shape`.
         radiograph: Kept only to be drawn on: it may be large, and memory that is freed at once
             is still in the processor's cache.
-        uid: SOP instance UID of a DICOM image, else empty.
+        dicom: What is kept of a DICOM header; None for other formats, and without model input
+            unless `ImageReader.keeps_facts`.
         data: The file, where it is sent to a server; else empty.
     """
 
@@ -65,8 +66,13 @@ class PreparedImage:
     shape: tuple[int, ...] = ()
     box_shape: tuple[int, ...] = ()
     radiograph: Radiograph | None = None
-    uid: str = ""
+    dicom: DicomFacts | None = None
     data: bytes = b""
+
+    @property
+    def uid(self) -> str:
+        """SOP instance UID of a DICOM image with model input, else empty."""
+        return self.dicom.sop_instance_uid if self.dicom and not self.error else ""
 
 
 @dataclass(frozen=True)
@@ -80,12 +86,15 @@ class ImageReader:
         keeps_radiographs: Whether `PreparedImage.radiograph` is kept.
         sends: Whether a server decodes and prepares the images; here that is done for pictures
             alone.
+        keeps_facts: Whether `PreparedImage.dicom` is kept of images that cannot be assessed too;
+            their headers are read once more.
     """
 
     spec: InputSpec
     change: Callable[[Radiograph], Radiograph] | None = None
     disk: DiskGuard | None = None
     keeps_radiographs: bool = False
+    keeps_facts: bool = False
     sends: bool = False
 
     def _as_it_is(self, file: FileBytes, source: ImageSource, started: float) -> PreparedImage:
@@ -100,19 +109,18 @@ class ImageReader:
             sha256=file.sha256,
             timings_ms={"read": milliseconds(started, time.perf_counter())},
             radiograph=radiograph,
-            uid=_uid(file),
+            dicom=_facts_of_eligible(file) or (dicom_facts(file) if self.keeps_facts else None),
             data=file.data,
         )
 
     def read(self, source: ImageSource) -> PreparedImage:
         """Read and prepare an image; raises nothing, whatever the file holds."""
         started = time.perf_counter()
-        sha256: str | None = None
+        file: FileBytes | None = None
         try:
             if self.disk:
                 self.disk.check()
             file = read_source(source)
-            sha256 = file.sha256
             if self.sends:
                 return self._as_it_is(file, source, started)
             radiograph = decode_radiograph(file, None if self.change else self.spec)
@@ -120,13 +128,14 @@ class ImageReader:
             shown = self.change(radiograph) if self.change else radiograph
             pixels = prepare(shown, self.spec)
         except Exception as error:  # whatever one file does, the run goes on and the record says so
-            return _not_assessed(source, started, error, sha256)
+            dicom = dicom_facts(file) if file and self.keeps_facts else None
+            return _not_assessed(source, started, error, file.sha256 if file else None, dicom)
         prepared = time.perf_counter()
         return PreparedImage(
             source_name(source),
             started,
             pixels,
-            sha256=sha256,
+            sha256=file.sha256,
             warnings=tuple([warning.code for warning in radiograph.warnings]),
             timings_ms={
                 "read": milliseconds(started, decoded),
@@ -135,28 +144,36 @@ class ImageReader:
             shape=radiograph.whole_shape,
             box_shape=radiograph.box_shape,
             radiograph=radiograph if self.keeps_radiographs else None,
-            uid=radiograph.dicom.sop_instance_uid if radiograph.dicom else "",
+            dicom=radiograph.dicom,
         )
 
 
-def _uid(file: FileBytes) -> str:
-    """SOP instance UID of a DICOM image; empty for others, and where no header can be read."""
+def _facts_of_eligible(file: FileBytes) -> DicomFacts | None:
+    """What is kept of the header of a DICOM image that may be assessed; None for all others."""
     if not is_dicom(file.data):
-        return ""
+        return None
     from deepcovid_edge.imaging.dicom.header import read_header
 
     try:
-        return read_header(file.data).facts.sop_instance_uid
+        return read_header(file.data).facts
     except Exception:  # the server says what is wrong with it
-        return ""
+        return None
 
 
 def _not_assessed(
-    source: ImageSource, started: float, error: Exception, sha256: str | None
+    source: ImageSource,
+    started: float,
+    error: Exception,
+    sha256: str | None,
+    dicom: DicomFacts | None,
 ) -> PreparedImage:
-    timings = {"read": milliseconds(started, time.perf_counter())}
     return PreparedImage(
-        source_name(source), started, error=_reason_of(error), sha256=sha256, timings_ms=timings
+        source_name(source),
+        started,
+        error=_reason_of(error),
+        sha256=sha256,
+        timings_ms={"read": milliseconds(started, time.perf_counter())},
+        dicom=dicom,
     )
 
 

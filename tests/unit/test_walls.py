@@ -92,6 +92,14 @@ def test_libraries_of_dicom_are_imported_in_its_package_alone(library: str) -> N
     assert all("imaging/dicom/" in path.as_posix() for path in homes), homes
 
 
+@pytest.mark.parametrize("library", ["ray", "duckdb"])
+def test_libraries_of_the_archive_are_asked_for_in_its_room_alone(library: str) -> None:
+    asked = re.compile(rf'require\("{library}\b')
+    homes = [path for path in RUNTIME if asked.search(path.read_text("utf-8"))]
+    assert homes
+    assert all("archive" in path.parts for path in homes)
+
+
 def test_every_runtime_module_imports_where_torch_is_forbidden() -> None:
     modules = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -101,6 +109,7 @@ def test_every_runtime_module_imports_where_torch_is_forbidden() -> None:
     program = (
         "import sys, importlib\n"
         "absent = ('torch', 'torchvision', 'onnx', 'sklearn', 'pydicom', 'imagecodecs')\n"
+        "absent += ('pyarrow', 'duckdb', 'ray')\n"
         "for name in absent: sys.modules[name] = None\n"
         f"for name in {modules!r}: importlib.import_module(name)\n"
     )
@@ -114,7 +123,7 @@ def test_help_waits_for_no_library() -> None:
         "import sys\n"
         "from deepcovid_edge.cli.main import run\n"
         "heavy = {'cv2', 'numpy', 'PIL', 'onnxruntime', 'rich', 'torch', 'pydicom'}\n"
-        "heavy |= {'starlette', 'uvicorn', 'jinja2'}\n"
+        "heavy |= {'starlette', 'uvicorn', 'jinja2', 'pyarrow', 'duckdb', 'ray'}\n"
         f"for command in [[], *[[name] for name in {own}]]:\n"
         "    assert run([*command, '--help']) == 0\n"
         "    assert not heavy & set(sys.modules), (command, heavy & set(sys.modules))\n"
@@ -159,6 +168,7 @@ def test_wheel_holds_both_packages_the_model_and_its_card(wheel_names: dict[str,
         "deepcovid_edge/models/squeezenet1_1.onnx",
         "deepcovid_edge/models/squeezenet1_1.md",
         "deepcovid_edge/pipeline/page.html",
+        "deepcovid_edge/archive/summary.html",
         "deepcovid_edge/cart/page/static/page.js",
         "deepcovid_edge/cart/page/templates/home.html",
         "deepcovid_edge/cart/page/words/fa.json",

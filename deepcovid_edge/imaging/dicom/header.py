@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 
 from deepcovid_edge.errors import MissingDependencyError, NotAssessedError, require
@@ -26,6 +28,12 @@ _MODALITY, _INTENT = 0x00080060, 0x00080068
 _KIND_TAGS = (0x00080008, 0x00102201, 0x00102202, 0x00280300)
 """Image type, species in words and codes, quality control: eligibility reads them."""
 _STUDY, _SERIES = 0x0020000D, 0x0020000E
+_DEVICE = (0x00080070, 0x00081090, 0x00081010)
+"""Manufacturer, model and station."""
+_DATES = (0x00080022, 0x00080023, 0x00080020)
+"""Dates of acquisition, content and study: the first that is stated counts."""
+_MONTH = re.compile(r"(\d{4})\.?(0[1-9]|1[0-2])")
+"""How a date begins (PS3.5, 6.2; before 1993 with dots)."""
 _ORIENTATION, _LATERALITY, _IMAGE_LATERALITY = 0x00200020, 0x00200060, 0x00200062
 _SAMPLES, _PHOTOMETRIC, _PLANAR, _FRAMES = 0x00280002, 0x00280004, 0x00280006, 0x00280008
 _ROWS, _COLUMNS = 0x00280010, 0x00280011
@@ -37,7 +45,7 @@ _TONES = (
 )
 _TAGS = (
     *(_SOP_CLASS, _SOP_INSTANCE, _MODALITY, _INTENT, *_KIND_TAGS, *TAGS),
-    *(_STUDY, _SERIES, _ORIENTATION, _LATERALITY, _IMAGE_LATERALITY),
+    *(*_DEVICE, *_DATES, _STUDY, _SERIES, _ORIENTATION, _LATERALITY, _IMAGE_LATERALITY),
     *(_SAMPLES, _PHOTOMETRIC, _PLANAR, _FRAMES, _ROWS, _COLUMNS, _ALLOCATED, _STORED, _HIGH_BIT),
     *(_SIGN, _BURNED_IN, _LOSSY_RATIO, *_TONES, *geometry.TAGS),
 )
@@ -169,6 +177,13 @@ def read_header(data: bytes) -> DicomHeader:
     )
 
 
+def stated_facts(data: bytes) -> DicomFacts | None:
+    """What is kept of a header, also where the image cannot be assessed; None if it is not one."""
+    with suppress(Exception):  # pydicom raises nearly anything on a broken header
+        return read_header(data).facts
+    return None
+
+
 def _ratios(elements: Elements) -> list[float]:
     ratios = []
     for part in elements.texts(_LOSSY_RATIO):
@@ -191,7 +206,14 @@ def _facts(elements: Elements, media_class: str, syntax: str, part: str, view: s
         view=view,
         laterality=elements.word(_IMAGE_LATERALITY) or elements.word(_LATERALITY),
         age_years=read_age(elements),
+        device=" ".join(filter(None, map(elements.text, _DEVICE))),
+        month=_month(next(filter(None, map(elements.text, _DATES)), "")),
     )
+
+
+def _month(date: str) -> str:
+    found = _MONTH.match(date)
+    return "-".join(found.groups()) if found else ""
 
 
 def _layout(elements: Elements) -> PixelLayout:

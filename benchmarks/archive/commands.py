@@ -1,0 +1,99 @@
+"""Commands that are measured while they run: when images are done, processor time, memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+COMMAND = [sys.executable, "-m", "deepcovid_edge"]
+_LOOK_SECONDS = 0.1
+_LIMIT_SECONDS = 1800.0
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE_MIB = os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+
+
+@dataclass(frozen=True)
+class Look:
+    """A look at a command.
+
+    Attributes:
+        seconds: Since its start.
+        images: Images that are done.
+        cpu_seconds: Processor time of it and of all below it that run now.
+        rss_mib: Memory of the process that reads images, MiB; 0 where there is none.
+    """
+
+    seconds: float
+    images: int
+    cpu_seconds: float
+    rss_mib: float
+
+
+def watched(arguments: Sequence[object], images: Callable[[], int], log: Path) -> list[Look]:
+    """Run a command of deepcovid-edge and look at it as it goes.
+
+    Args:
+        arguments: Of the command.
+        images: Counts the images that are done.
+        log: For what it says.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    started = time.monotonic()
+    looks: list[Look] = []
+    with log.open("wb") as stream:
+        process = subprocess.Popen([*COMMAND, *map(str, arguments)], stderr=stream)
+        try:
+            while process.poll() is None:
+                if time.monotonic() - started > _LIMIT_SECONDS:
+                    raise RuntimeError(f"{arguments}: longer than {_LIMIT_SECONDS:g} s")
+                cpu, rss = use(process.pid)
+                looks.append(Look(time.monotonic() - started, images(), cpu, rss))
+                time.sleep(_LOOK_SECONDS)
+        finally:
+            process.kill()
+            process.wait(20)
+    if process.returncode not in (0, 4):
+        raise RuntimeError(log.read_text("utf-8", "replace")[-2000:])
+    looks.append(Look(time.monotonic() - started, images(), looks[-1].cpu_seconds, 0.0))
+    return looks
+
+
+def descendants(process: int) -> list[int]:
+    """A process and all below it."""
+    parents: dict[int, list[int]] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and (fields := _stat(int(folder.name))):
+            parents.setdefault(int(fields[1]), []).append(int(folder.name))
+    found = [process]
+    for one in found:
+        found += parents.get(one, [])
+    return found
+
+
+def use(process: int) -> tuple[float, float]:
+    """Processor seconds of a process and all below it, and MiB of those that read images."""
+    cpu = rss = 0.0
+    for one in descendants(process):
+        fields = _stat(one)
+        if fields:
+            cpu += sum(map(int, fields[11:15])) / _TICKS
+            with suppress(OSError):
+                if b"archive.worker.child" in Path(f"/proc/{one}/cmdline").read_bytes():
+                    rss += int(fields[21]) * _PAGE_MIB
+    return cpu, rss
+
+
+def _stat(process: int) -> list[bytes]:
+    """The fields of proc_pid_stat(5) from the third on; none where it has ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return []

@@ -1,0 +1,1 @@
+"""Shards on the machines of a Ray cluster."""

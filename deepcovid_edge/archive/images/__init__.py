@@ -1,0 +1,1 @@
+"""The images of an archive: where they are, and the manifest that lists them."""

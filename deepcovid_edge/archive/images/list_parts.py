@@ -1,0 +1,148 @@
+"""The finished parts of a listing, and the manifest that is made of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deepcovid_edge.archive.images.image_list import (
+    KEY,
+    ROWS_IN_GROUP,
+    SCHEMA_VERSION,
+    SUFFIX,
+    image_id,
+    list_schema,
+    utc,
+)
+from deepcovid_edge.archive.images.remote_folders import ListedFile
+from deepcovid_edge.decision.record_table import EXTRA
+from deepcovid_edge.errors import OutputError, UsageError, require
+from deepcovid_edge.files import write_atomically
+
+if TYPE_CHECKING:
+    import pyarrow
+
+_PARTS, _SETTINGS = ".parts", "listing.json"
+
+
+class ListParts:
+    """The folder of finished parts, beside the manifest.
+
+    Args:
+        output: The manifest.
+        folders: What is listed.
+        rows: Images of a part.
+    """
+
+    def __init__(self, output: Path, folders: tuple[str, ...], rows: int) -> None:
+        self._output, self._folders, self._rows = output, folders, rows
+        self._folder = output.with_name(output.name + _PARTS)
+        self._next = 0
+
+    def begin(self) -> list[tuple[int, str]]:
+        """The rows, and the last path, of each finished part."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        asked = json.dumps({"folders": self._folders, "rows": self._rows})
+        settings = self._folder / _SETTINGS
+        if settings.exists() and settings.read_text("utf-8") != asked:
+            raise UsageError(
+                f"output: {self._folder} has parts of another listing: take its folders, another "
+                "output, or delete it"
+            )
+        write_atomically(settings, asked.encode())
+        known: list[tuple[int, str]] = []
+        while (found := self._known(len(known))) is not None:
+            known.append(found)
+        self._next = len(known)
+        return known
+
+    def forget(self, number: int) -> None:
+        """Begin with a part again: the folders have changed."""
+        for later in range(number, self._next):
+            self._part(later).unlink()
+        self._next = number
+
+    def write(self, files: list[ListedFile]) -> None:
+        """Write the next part.
+
+        Raises:
+            OutputError: The disk is full or the folder cannot be written.
+        """
+        pa = require("pyarrow", extra=EXTRA)
+        pq = require("pyarrow.parquet", extra=EXTRA)
+        paths = [one.path for one in files]
+        columns = [
+            paths,
+            [one.size for one in files],
+            [utc(one.changed) for one in files],
+            [image_id(path) for path in paths],
+        ]
+        table = pa.Table.from_arrays(
+            [
+                pa.array(values, field.type)
+                for values, field in zip(columns, list_schema(), strict=True)
+            ],
+            schema=list_schema(),
+        )
+        made = pa.BufferOutputStream()
+        pq.write_table(table, made, compression="zstd", row_group_size=ROWS_IN_GROUP)
+        write_atomically(self._part(self._next), memoryview(made.getvalue()), sync=True)
+        self._next += 1
+
+    def join(self) -> None:
+        """Make the manifest of the parts, which are deleted then.
+
+        Raises:
+            OutputError: The disk is full or the folder cannot be written.
+        """
+        own = self._output.with_name(f"{self._output.name}.{os.getpid()}.part")
+        try:
+            self._write_joined(own)
+            os.replace(own, self._output)  # noqa: PTH105 - as in `files`
+        except OSError as error:
+            own.unlink(missing_ok=True)
+            raise OutputError(f"{self._output}: {error.strerror or error}") from error
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _write_joined(self, path: Path) -> None:
+        pq = require("pyarrow.parquet", extra=EXTRA)
+        digest, images, size = hashlib.sha256(), 0, 0
+        with pq.ParquetWriter(path, list_schema(), compression="zstd") as writer:
+            for batch in self._batches():
+                digest.update("".join(f"{path}\n" for path in batch["path"].to_pylist()).encode())
+                images += batch.num_rows
+                size += sum(filter(None, batch.column("size").to_pylist()))
+                writer.write_batch(batch, row_group_size=ROWS_IN_GROUP)
+            stated = {
+                "schema_version": SCHEMA_VERSION,
+                "folders": self._folders,
+                "images": images,
+                "bytes": size,
+                "fingerprint": digest.hexdigest(),
+            }
+            writer.add_key_value_metadata({KEY.decode(): json.dumps(stated)})
+
+    def _batches(self) -> Iterator[pyarrow.RecordBatch]:
+        """Batches of as many rows as a group has, across the parts."""
+        pq = require("pyarrow.parquet", extra=EXTRA)
+        for number in range(self._next):
+            yield from pq.ParquetFile(self._part(number)).iter_batches(ROWS_IN_GROUP)
+
+    def _known(self, number: int) -> tuple[int, str] | None:
+        pq = require("pyarrow.parquet", extra=EXTRA)
+        path = self._part(number)
+        if not path.exists():
+            return None
+        try:
+            paths = pq.read_table(path, columns=["path"])["path"]
+        except (OSError, ValueError):  # damaged: it is listed again
+            return None
+        return len(paths), str(paths[-1].as_py())
+
+    def _part(self, number: int) -> Path:
+        return self._folder / f"{number:06}{SUFFIX}"

@@ -1,0 +1,172 @@
+"""List an archive into a manifest: parallel, in flat memory, and going on after a kill.
+
+    names, in the order of `infer` -> size and time (threads) -> parts -> one Parquet file
+
+Parts of 100,000 images are written as they are full. The same command reads the names again, asks
+for no file of a finished part, and goes on behind the last one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import TypeVar
+
+from deepcovid_edge.archive.images.addresses import is_remote
+from deepcovid_edge.archive.images.image_list import SUFFIX
+from deepcovid_edge.archive.images.list_parts import ListParts
+from deepcovid_edge.archive.images.remote_folders import ListedFile, remote_files
+from deepcovid_edge.datasets.folders import FolderWalk
+from deepcovid_edge.device import shares
+from deepcovid_edge.errors import UsageError
+from deepcovid_edge.pipeline.sources import check_paths
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+PART_ROWS = 100_000
+_BATCH = 500
+"""Files that a thread asks about at once."""
+_THREADS = 16
+"""They wait for the disk or for the store, not for a processor."""
+
+
+@dataclass(frozen=True)
+class ListSettings:
+    """What is listed, and where.
+
+    Attributes:
+        folders: Folders and files: paths, or addresses of `pyarrow.fs`.
+        output: The manifest, a Parquet file.
+        threads: That ask for size and time.
+        part_rows: Images of a part: what a kill loses at most.
+    """
+
+    folders: tuple[str, ...]
+    output: Path
+    threads: int = _THREADS
+    part_rows: int = PART_ROWS
+
+    def __post_init__(self) -> None:
+        if self.output.suffix.lower() != SUFFIX:
+            raise UsageError(f"output: got {self.output}, expected a name that ends in {SUFFIX}")
+        if not 1 <= self.threads <= 256:
+            raise UsageError(f"threads: got {self.threads}, expected 1 to 256")
+        check_paths(Path(one) for one in self.folders if not is_remote(one))
+
+
+class Listing:
+    """One listing, which may have begun earlier.
+
+    Attributes:
+        images: Images that have a row.
+        before: Those of them that an earlier command has listed.
+        unreadable_names: Files that have no row, since their names are not UTF-8.
+
+    Args:
+        settings: What is listed.
+        progress: Called with the number of images since the last call.
+    """
+
+    def __init__(
+        self, settings: ListSettings, progress: Callable[[int], object] = lambda _: None
+    ) -> None:
+        self.settings, self._progress = settings, progress
+        self.images = self.before = self.unreadable_names = 0
+        self._walk = FolderWalk()
+        self._parts = ListParts(settings.output, settings.folders, settings.part_rows)
+
+    def run(self) -> None:
+        """List everything, and write the manifest.
+
+        Raises:
+            NotThereError: A store cannot be listed.
+            OutputError: The disk is full, or the folder cannot be written.
+        """
+        known = self._parts.begin()
+        with ThreadPoolExecutor(self.settings.threads, thread_name_prefix="list") as pool:
+            found = self._behind(known, self._files(pool))
+            while rows := list(islice(found, self.settings.part_rows)):
+                asked = chain.from_iterable(in_order(pool, _asked, _batches(rows)))
+                self._parts.write(list(asked))
+                self.images += len(rows)
+        self._parts.join()
+
+    def notes(self) -> Iterator[str]:
+        """What to know of the listing, in a sentence each."""
+        yield from self._walk.notes()
+        if self.before:
+            yield f"{self.before} images were listed before."
+        if self.unreadable_names:
+            yield f"{self.unreadable_names} files have names that are not UTF-8: rename them."
+
+    def _files(self, pool: ThreadPoolExecutor) -> Iterator[ListedFile]:
+        local = [Path(one) for one in self.settings.folders if not is_remote(one)]
+        for path in self._walk.images(local):
+            if self._is_unicode(str(path)):
+                yield ListedFile(str(path))
+        for address in filter(is_remote, self.settings.folders):
+            yield from remote_files(address, pool)
+
+    def _is_unicode(self, path: str) -> bool:
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            self.unreadable_names += 1
+            return False
+        return True
+
+    def _behind(
+        self, known: list[tuple[int, str]], found: Iterator[ListedFile]
+    ) -> Iterator[ListedFile]:
+        """The files behind those of finished parts; from the first part on that has changed."""
+        for number, (size, last) in enumerate(known):
+            rows = list(islice(found, size))
+            if len(rows) == size and rows[-1].path == last:
+                self.images += size
+                self.before += size
+                self._progress(size)
+                continue
+            self._parts.forget(number)
+            found = chain(rows, found)
+            break
+        for one in found:
+            self._progress(1)
+            yield one
+
+
+def in_order(
+    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[Result]:
+    """Results in the order of the items, with a bounded number of them under way."""
+    pending: deque[Future[Result]] = deque()
+    coming = iter(items)
+    while True:
+        for item in islice(coming, 2 * _THREADS - len(pending)):
+            pending.append(pool.submit(function, item))
+        if not pending:
+            return
+        yield pending.popleft().result()
+
+
+def _batches(rows: list[ListedFile]) -> Iterator[list[ListedFile]]:
+    for start in range(0, len(rows), _BATCH):
+        yield rows[start : start + _BATCH]
+
+
+def _asked(files: list[ListedFile]) -> list[ListedFile]:
+    """The files with size and time, where the listing did not give them."""
+    return [one if one.size is not None else _stated(one.path) for one in files]
+
+
+def _stated(path: str) -> ListedFile:
+    place = Path(path)
+    try:
+        found = shares.call(place.parent, lambda _: os.stat(path))  # noqa: PTH116 - a Path costs
+    except (OSError, ValueError):  # `screen` says why it cannot be read
+        return ListedFile(path)
+    return ListedFile(path, found.st_size, found.st_mtime)

@@ -1,0 +1,249 @@
+"""Assess the images of a manifest in shards: what every way of running it has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deepcovid_edge.archive.images.image_list import ImageList
+from deepcovid_edge.archive.shards import (
+    Counts,
+    DamagedShardError,
+    ShardFolder,
+    remove_unfinished,
+)
+from deepcovid_edge.archive.stamp import SHARD_IMAGES, RunStamp, begin_run
+from deepcovid_edge.archive.worker.process import ImageWorker, WorkerLimits, WorkerSettings
+from deepcovid_edge.errors import UsageError
+from deepcovid_edge.files import Closing
+from deepcovid_edge.pipeline.disk_guard import LEAST_FREE_MIB
+from deepcovid_edge.pipeline.pipeline import default_workers
+
+GPU_PROVIDERS = ("cuda", "tensorrt", "rtx")
+
+
+@dataclass(frozen=True)
+class Share:
+    """A part of the shards, for one of several commands that run at once.
+
+    Attributes:
+        number: Which part, from 1 on.
+        of: How many parts there are.
+    """
+
+    number: int = 1
+    of: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.of:
+            raise UsageError(f"shard: got {self}, expected 1/{self.of} to {self.of}/{self.of}")
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+    @classmethod
+    def parse(cls, text: str) -> Share:
+        """The share that text such as `17/400` means.
+
+        Raises:
+            UsageError: It is none.
+        """
+        number, slash, of = text.partition("/")
+        if not (slash and number.isdecimal() and of.isdecimal()):
+            raise UsageError(f"shard: got {text!r}, expected a part such as 17/400")
+        return cls(int(number), int(of))
+
+    def of_shards(self, count: int) -> range:
+        """The shards of this part."""
+        return range(self.number - 1, count, self.of)
+
+
+@dataclass(frozen=True)
+class ScreenSettings:
+    """What is assessed, how, and where its records go.
+
+    Attributes:
+        manifest: The manifest.
+        output: Folder of the results.
+        model: Keywords of `Model`, but for `workers`.
+        workers: Threads of a worker; None for one a core.
+        shard_images: Images of a shard.
+        min_free: A shard is not written with less free on the disk, MiB.
+        limits: What reading images may take.
+        folder: Folder in which relative paths of images begin.
+    """
+
+    manifest: Path
+    output: Path
+    model: Mapping[str, Any] = field(default_factory=dict)
+    workers: int | None = None
+    shard_images: int = SHARD_IMAGES
+    min_free: int = LEAST_FREE_MIB
+    limits: WorkerLimits = field(default_factory=WorkerLimits)
+    folder: str = "."
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shard_images <= 1_000_000:
+            raise UsageError(f"shard_size: got {self.shard_images}, expected 1 to 1000000")
+        if self.output.exists() and not self.output.is_dir():
+            raise UsageError(f"output: {self.output} is a file, expected a folder")
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the model is asked to run on a GPU."""
+        return (
+            self.model.get("provider") in GPU_PROVIDERS
+            or self.model.get("backend") == "tensorrt"
+            or str(self.model.get("model", "")).endswith(".engine")
+        )
+
+    def worker(self, threads: int | None = None) -> WorkerSettings:
+        """The settings of a worker.
+
+        Args:
+            threads: Of the worker; None for what was asked for, or one a core.
+        """
+        count = threads or self.workers or default_workers()
+        return WorkerSettings(
+            self.model,
+            count,
+            is_limited=not self.on_gpu,
+            folder=self.folder,
+            limits=self.limits,
+        )
+
+
+class Screener(Closing):
+    """A worker with the images and the folder of a run. The thread that makes it must stay.
+
+    Attributes:
+        stamp: The run.
+        folder: Its results.
+
+    Args:
+        settings: What is assessed.
+        threads: Of the worker; None for what was asked for.
+
+    Raises:
+        UsageError: The folder is another run's.
+        DeepCovidEdgeError: The model cannot be loaded, see `Model`.
+    """
+
+    def __init__(self, settings: ScreenSettings, threads: int | None = None) -> None:
+        self._images = ImageList(settings.manifest)
+        with ExitStack() as opened:
+            self._worker = opened.enter_context(ImageWorker(settings.worker(threads)))
+            self.stamp = RunStamp.of(
+                self._worker.facts, self._worker.ood, self._images, settings.shard_images
+            )
+            begin_run(settings.output, self.stamp)
+            self.folder = ShardFolder(settings.output, self.stamp, settings.min_free)
+            self._opened = opened.pop_all()
+
+    @property
+    def deaths(self) -> int:
+        """How often the worker's process ended before its time."""
+        return self._worker.deaths
+
+    def screen(self, shard: int, progress: Callable[[int], object] = lambda _: None) -> Counts:
+        """Assess the images of a shard and write it.
+
+        Raises:
+            OutputError: The disk is full, or the worker cannot go on.
+            DataError: The manifest is damaged.
+        """
+        self.folder.check_room()
+        rows = self._images.rows(*self.stamp.rows(shard))
+        return self.folder.write(shard, self._worker.assess(rows, progress))
+
+    def close(self) -> None:
+        """End the worker."""
+        self._opened.close()
+
+
+@dataclass
+class Screening:
+    """How far a command is.
+
+    Attributes:
+        before: Images of shards that were there.
+        now: Images of shards that were written by this command.
+        damaged: Sentences on shards that were damaged, and are written again.
+        left: Shards that are not there yet.
+    """
+
+    before: Counts = field(default_factory=Counts)
+    now: Counts = field(default_factory=Counts)
+    damaged: list[str] = field(default_factory=list)
+    left: list[int] = field(default_factory=list)
+
+    @classmethod
+    def begin(cls, folder: ShardFolder, share: Share = Share()) -> Screening:
+        """See which shards of a part are there.
+
+        Raises:
+            DataError: One is of another run.
+        """
+        remove_unfinished(folder.folder)
+        found = cls()
+        for shard in share.of_shards(folder.stamp.shards):
+            try:
+                counts = folder.done(shard)
+            except DamagedShardError as error:
+                found.damaged.append(f"{error}: it is written again.")
+                counts = None
+            if counts is None:
+                found.left.append(shard)
+            else:
+                found.before += counts
+        return found
+
+    @property
+    def not_assessed(self) -> int:
+        """Images without a result."""
+        return self.before.not_assessed + self.now.not_assessed
+
+    def images_left(self, stamp: RunStamp) -> int:
+        """Images of the shards that are not there yet."""
+        return sum(stop - start for start, stop in map(stamp.rows, self.left))
+
+    def summary(self, how: str) -> str:
+        """How many images came to which decision, in one sentence."""
+        now = self.now
+        unclear = f"{now.indeterminate} indeterminate, " if now.indeterminate else ""
+        found = (
+            f"{now.images} images {how}: {now.positive} positive, {now.negative} negative, "
+            f"{unclear}{now.not_assessed} not assessed"
+        )
+        return (
+            f"{found}. {self.before.images} images were done before"
+            if (self.before.images)
+            else found
+        )
+
+    def notes(self) -> Iterator[str]:
+        """What to know of the run beside its records."""
+        yield from self.damaged
+
+
+def screen_here(
+    screener: Screener,
+    screening: Screening,
+    progress: Callable[[int], object] = lambda _: None,
+) -> None:
+    """Assess the shards that are left, one after another, on this machine.
+
+    Args:
+        screener: The worker and its folder.
+        screening: What is left; its counts grow.
+        progress: Called with the number of images since the last call.
+
+    Raises:
+        OutputError: The disk is full, or the worker cannot go on.
+    """
+    while screening.left:
+        screening.now += screener.screen(screening.left[0], progress)
+        del screening.left[0]

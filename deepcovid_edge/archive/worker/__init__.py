@@ -1,0 +1,1 @@
+"""The process that reads and classifies images, and its parent."""

@@ -1,0 +1,98 @@
+"""An archive in S3: listed, read and assessed from a real server as from a folder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from archive_runs import by_name, inferred, linked_images, run_command, screened
+from commands import command
+from s3_server import needs_s3, s3_server
+
+pq = pytest.importorskip("pyarrow.parquet", reason="object stores need extra archive")
+
+pytestmark = needs_s3
+OPTIONS = ("--variant", "fp32", "--ood", "warn", "--workers", "2")
+UPLOAD = """
+import sys
+from pathlib import Path
+from pyarrow import fs
+store, _ = fs.FileSystem.from_uri("s3://archive?allow_bucket_creation=true")
+store.create_dir("archive")
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    number = int(path.stem)
+    key = f"archive/2020 a%20?#/{number % 3}/{path.name}"
+    with store.open_output_stream(key) as stream:
+        stream.write(path.read_bytes())
+"""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Thirty images in a bucket, one of them cut off, under names that a URI would escape."""
+    folder = tmp_path_factory.mktemp("store")
+    images = linked_images(folder / "images", 30)
+    cut = images / "00007.png"
+    data = cut.read_bytes()
+    cut.unlink()
+    cut.write_bytes(data[:4000])
+    with s3_server(folder) as environment:
+        uploaded = subprocess.run(
+            [sys.executable, "-c", UPLOAD, str(images)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert uploaded.returncode == 0, uploaded.stderr
+        yield folder, environment
+
+
+def test_a_bucket_is_listed_and_assessed_as_a_folder(
+    store: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    folder, environment = store
+    manifest = tmp_path / "m.parquet"
+    done = run_command("manifest", "s3://archive", "-o", manifest, environment=environment)
+    assert done.returncode == 0, done.stderr
+    table = pq.read_table(manifest)
+    paths = table["path"].to_pylist()
+    assert len(paths) == len(set(paths)) == 30
+    assert all(path.startswith("s3://archive/2020 a%20?#/") for path in paths)
+    sizes = dict(zip(paths, table["size"].to_pylist(), strict=True))
+    local = folder / "images"
+    assert all(size == (local / Path(path).name).stat().st_size for path, size in sizes.items())
+    words = ("screen", manifest, "-o", tmp_path / "r", *OPTIONS)
+    done = run_command(*words, environment=environment)
+    assert done.returncode == 4, done.stderr
+    command("infer", local, "-o", tmp_path / "infer.jsonl", *OPTIONS)
+    assert by_name(screened(tmp_path / "r")) == by_name(inferred(tmp_path / "infer.jsonl"))
+
+
+def test_an_image_that_is_gone_has_a_reason(
+    store: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    import pyarrow as pa
+
+    _, environment = store
+    manifest = tmp_path / "m.parquet"
+    pq.write_table(pa.table({"path": ["s3://archive/nothing.png", "s3://none/a.png"]}), manifest)
+    done = run_command("screen", manifest, "-o", tmp_path / "r", *OPTIONS, environment=environment)
+    assert done.returncode == 4, done.stderr
+    records = screened(tmp_path / "r").values()
+    assert [record["reason"] for record in records] == ["E_UNREADABLE"] * 2
+
+
+def test_a_bucket_that_is_not_there_is_an_error(
+    store: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    _, environment = store
+    done = run_command(
+        "manifest", "s3://nothing/here", "-o", tmp_path / "m.parquet", environment=environment
+    )
+    assert done.returncode == 6, done.stderr
+    assert "s3://nothing/here" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,211 @@
+"""`manifest` and `screen` on this machine: the records of `infer`, whatever happens on the way."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from archive_runs import (
+    COMMAND,
+    HANGER,
+    KILLER,
+    by_name,
+    harmful_environment,
+    harmful_image,
+    inferred,
+    linked_images,
+    run_command,
+    screened,
+)
+from commands import command
+from dicom_files import dataset, written
+from drawn_once import drawn_phantom
+
+from deepcovid_edge.files import file_sha256
+
+pq = pytest.importorskip("pyarrow.parquet", reason="screen needs extra archive")
+
+OPTIONS = ("--variant", "fp32", "--ood", "warn", "--workers", "2")
+
+
+def radiograph(view: str) -> Any:
+    """A drawn radiograph as DICOM, with a device and a date."""
+    return dataset(
+        drawn_phantom(0),
+        ViewPosition=view,
+        AcquisitionDate="20200317",
+        Manufacturer="Maker",
+        ManufacturerModelName="Model",
+        StationName="Station",
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Links to drawn images, files of other kinds, their manifest, and the records of `infer`."""
+    folder = tmp_path_factory.mktemp("archive")
+    images = linked_images(folder / "images", 60)
+    (images / "00061.txt").write_text("no image")
+    (images / "00062.png").write_bytes((images / "00001.png").read_bytes()[:4000])
+    for number, view in ((63, "PA"), (64, "LL")):
+        (images / f"000{number}.dcm").write_bytes(written(radiograph(view)))
+    assert command("infer", images, "-o", folder / "infer.jsonl", *OPTIONS).returncode == 4
+    assert command("manifest", images, "-o", folder / "m.parquet").returncode == 0
+    return folder
+
+
+def test_records_are_those_of_infer(place: Path, tmp_path: Path) -> None:
+    done = command("screen", place / "m.parquet", "-o", tmp_path, *OPTIONS)
+    assert done.returncode == 4, done.stderr
+    assert "64 images done on onnxruntime-cpu" in done.stderr
+    assert screened(tmp_path) == inferred(place / "infer.jsonl")
+    table = pq.read_table(tmp_path / "shard-000000.parquet")
+    assert_headers_stand_beside_the_records(table.to_pylist())
+    another = command("screen", place / "m.parquet", "-o", tmp_path, *OPTIONS, "--threshold", 0.9)
+    assert another.returncode == 2
+    assert "another run" in another.stderr
+    assert "threshold" in another.stderr
+
+
+def assert_headers_stand_beside_the_records(found: list[dict[str, Any]]) -> None:
+    """Those of an image that is not assessed, too."""
+    rows = {Path(row["path"]).name: row for row in found}
+    for name in ("00063.dcm", "00064.dcm"):
+        assert (rows[name]["month"], rows[name]["device"]) == ("2020-03", "Maker Model Station")
+        assert rows[name]["uid_hash"] is not None
+    assert rows["00064.dcm"]["reason"] == "E_VIEW"
+    assert rows["00000.png"]["uid_hash"] is None
+    assert rows["00000.png"]["month"] == time.strftime("%Y-%m", time.gmtime())
+
+
+def test_parts_of_a_job_array_make_one_folder(place: Path, tmp_path: Path) -> None:
+    for part in (2, 1):
+        done = command(
+            *("screen", place / "m.parquet", "-o", tmp_path, *OPTIONS),
+            *("--shard-size", 10, "--shard", f"{part}/2"),
+        )
+        assert done.returncode in (0, 4), done.stderr
+    assert len(list(tmp_path.glob("*.parquet"))) == 7
+    assert screened(tmp_path) == inferred(place / "infer.jsonl")
+
+
+def test_a_damaged_shard_is_written_again(place: Path, tmp_path: Path) -> None:
+    words = ("screen", place / "m.parquet", "-o", tmp_path, *OPTIONS, "--shard-size", 20)
+    command(*words)
+    shards = sorted(tmp_path.glob("*.parquet"))
+    kept = {path: path.stat().st_mtime_ns for path in shards}
+    shards[1].write_bytes(shards[1].read_bytes()[:-100])
+    done = command(*words)
+    assert done.returncode == 4
+    assert f"{shards[1].name}: damaged" in done.stderr
+    assert "20 images done" in done.stderr
+    assert "44 images were done before" in done.stderr
+    assert [path for path in shards if path.stat().st_mtime_ns != kept[path]] == [shards[1]]
+    assert screened(tmp_path) == inferred(place / "infer.jsonl")
+
+
+def test_a_kill_loses_no_image_and_doubles_none(place: Path, tmp_path: Path) -> None:
+    words = ["screen", place / "m.parquet", "-o", tmp_path, *OPTIONS, "--shard-size", 4]
+    process = subprocess.Popen([*COMMAND, *map(str, words)], stderr=subprocess.DEVNULL)
+    ends = time.monotonic() + 120
+    while len(list(tmp_path.glob("*.parquet"))) < 3 and time.monotonic() < ends:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait(30)
+    before = len(list(tmp_path.glob("*.parquet")))
+    assert 3 <= before < 16
+    done = command(*words)
+    assert f"{4 * before} images were done before" in done.stderr, done.stderr
+    assert screened(tmp_path) == inferred(place / "infer.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("ending", "why"),
+    [
+        (KILLER, "the decoder died (-11)"),
+        pytest.param(HANGER, "took longer than 5 s", marks=pytest.mark.slow),
+    ],
+)
+def test_images_that_harm_their_reader_cost_themselves_alone(
+    place: Path, tmp_path: Path, ending: bytes, why: str
+) -> None:
+    """They crash the process, or are never read: they get a reason, all others their record."""
+    images = tmp_path / "images"
+    shutil.copytree(place / "images", images, symlinks=True)
+    for path in images.glob("*.dcm"):
+        path.unlink()  # the first loads pydicom, which takes its time on a busy machine
+    harmful = {"00007.png", "00030.png"}
+    for name in harmful:
+        harmful_image(images / name, ending)
+    command("manifest", images, "-o", tmp_path / "m.parquet")
+    done = run_command(
+        *("screen", tmp_path / "m.parquet", "-o", tmp_path / "r", *OPTIONS, "--image-seconds", 5),
+        environment=harmful_environment(tmp_path / "site"),
+    )
+    assert done.returncode == 4, done.stderr
+    found = by_name(screened(tmp_path / "r"))
+    assert len(found) == 62
+    for name in harmful:
+        record = found.pop(name)
+        assert record["reason"] == "E_DECODE"
+        assert why in record["message"]
+        assert record["sha256"] == file_sha256(images / name)
+        assert record["probability"] is None
+    whole = by_name(inferred(place / "infer.jsonl"))
+    assert found == {name: whole[name] for name in found}
+
+
+def test_a_full_disk_ends_the_run_and_with_more_room_it_goes_on(
+    place: Path, tmp_path: Path
+) -> None:
+    if not shutil.which("unshare") or subprocess.run(["unshare", "-rm", "true"]).returncode:
+        pytest.skip("no namespace to mount a small disk in (unshare -rm)")
+    (tmp_path / "disk").mkdir()
+    words = [*COMMAND, "screen", place / "m.parquet", "-o", "disk", *OPTIONS]
+    run = " ".join(map(str, [*words, "--shard-size", 4, "--min-free", 0]))
+    script = (
+        f"mount -t tmpfs -o size=72k none disk; {run}; echo code $?; ls disk | grep -c part;"
+        f"mount -o remount,size=10m disk; {run}; echo code $?; cp -r disk kept"
+    )
+    done = subprocess.run(
+        ["unshare", "-rm", "bash", "-c", script],
+        cwd=tmp_path,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.stdout.split() == ["code", "1", "0", "code", "4"], done.stdout + done.stderr
+    assert "No space left on device" in done.stderr
+    assert "images were done before" in done.stderr
+    assert screened(tmp_path / "kept") == inferred(place / "infer.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("m.parquet",), 2, "--output is missing"),
+        (("m.parquet", "-o", "r", "--shard", "4/3"), 2, "--shard: got 4/3"),
+        (("m.parquet", "-o", "r", "--shard", "half"), 2, "expected a part such as 17/400"),
+        (("m.parquet", "-o", "r", "--actors", "2"), 2, "--actors needs --on"),
+        (("m.parquet", "-o", "r", "--shard", "1/2", "--on", "ray"), 2, "--shard and --on"),
+        (("m.parquet", "-o", "r", "--threshold", "2"), 2, "--threshold: got 2"),
+        (("m.parquet", "-o", "r", "--model", "none"), 6, "none"),
+        (("nothing.parquet", "-o", "r"), 6, "no such file"),
+        (("--summary", "nothing"), 6, "no results of `screen`"),
+    ],
+)
+def test_a_wrong_command_is_one_sentence(
+    place: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    (tmp_path / "m.parquet").symlink_to(place / "m.parquet")
+    done = command("screen", *arguments, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert not list(tmp_path.glob("r/*.parquet"))

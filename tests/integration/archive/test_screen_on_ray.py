@@ -1,0 +1,117 @@
+"""`screen --on ray`: the records of `infer`, also when an actor is killed or an image harms it.
+
+Ray takes long to start, so one run shows all of it. The rest is `make archive-campaigns`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from archive_runs import (
+    COMMAND,
+    KILLER,
+    RUN_SECONDS,
+    harmful_environment,
+    harmful_image,
+    inferred,
+    linked_images,
+    run_command,
+    screened,
+)
+from commands import command
+from ray_cluster import actors
+
+pytest.importorskip("pyarrow", reason="screen needs extra archive")
+pytestmark = pytest.mark.ray
+
+OPTIONS = ("--variant", "fp32", "--ood", "warn")
+IMAGES, SHARD = 300, 20
+
+
+def needs_ray() -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("Ray is not installed: extra ray")
+
+
+def test_an_actor_that_is_killed_and_an_image_that_harms_cost_no_record(tmp_path: Path) -> None:
+    needs_ray()
+    images = linked_images(tmp_path / "images", IMAGES)
+    command("infer", images, "-o", tmp_path / "infer.jsonl", *OPTIONS)
+    harmful_image(images / "00123.png", KILLER)
+    command("manifest", images, "-o", tmp_path / "m.parquet")
+    results = tmp_path / "results"
+    process = subprocess.Popen(
+        [
+            *COMMAND,
+            *map(str, ("screen", tmp_path / "m.parquet", "-o", results, *OPTIONS)),
+            *("--shard-size", str(SHARD), "--on", "ray"),
+        ],
+        env={**os.environ, **harmful_environment(tmp_path / "site")},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        ends = time.monotonic() + RUN_SECONDS
+        while not list(results.glob("*.parquet")) and time.monotonic() < ends:
+            time.sleep(0.02)
+        (actor,) = actors(process.pid)
+        os.kill(actor, signal.SIGKILL)
+        _, told = process.communicate(timeout=RUN_SECONDS)
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+    assert process.returncode == 4, told
+    assert f"{IMAGES} images done on Ray" in told
+    found = screened(results)
+    assert len(found) == IMAGES
+    harmful = found.pop(str(images / "00123.png"))
+    assert harmful["reason"] == "E_DECODE"
+    assert "the decoder died (-11)" in harmful["message"]
+    whole = inferred(tmp_path / "infer.jsonl")
+    assert found == {path: whole[path] for path in found}
+    assert not list(results.glob("*.part"))
+
+
+def test_another_threshold_is_refused_before_any_image_is_assessed(tmp_path: Path) -> None:
+    needs_ray()
+    images = linked_images(tmp_path / "images", 6)
+    command("manifest", images, "-o", tmp_path / "m.parquet")
+    words = ("screen", tmp_path / "m.parquet", "-o", tmp_path / "r", *OPTIONS)
+    assert command(*words).returncode == 0
+    done = run_command(*words, "--on", "ray", "--threshold", 0.9)
+    assert done.returncode == 2, done.stderr
+    assert "another run" in done.stderr
+    assert "threshold" in done.stderr
+
+
+def test_a_plan_that_would_fill_the_cluster_is_refused(tmp_path: Path) -> None:
+    needs_ray()
+    images = linked_images(tmp_path / "images", 6)
+    command("manifest", images, "-o", tmp_path / "m.parquet")
+    done = run_command(
+        *("screen", tmp_path / "m.parquet", "-o", tmp_path / "r", *OPTIONS),
+        *("--on", "ray", "--actors", 99),
+    )
+    assert done.returncode == 2, done.stderr
+    assert "--actors: got 99" in done.stderr
+    assert "would fill the cluster" in done.stderr
+
+
+def test_without_ray_the_command_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    images = linked_images(tmp_path / "images", 2)
+    command("manifest", images, "-o", tmp_path / "m.parquet")
+    done = command("screen", tmp_path / "m.parquet", "-o", tmp_path / "r", "--on", "ray")
+    assert done.returncode == 6
+    assert "pip install 'deepcovid-edge[ray]'" in done.stderr

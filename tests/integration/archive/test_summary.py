@@ -1,0 +1,183 @@
+"""`screen --summary`: counts of every shard, held against counting in Python."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import command
+
+from deepcovid_edge.decision.record import Prediction, RunFacts
+from deepcovid_edge.reasons import NOTICE, Reason
+
+pytest.importorskip("duckdb", reason="summaries need extra archive")
+
+from deepcovid_edge.archive.shards import ScreenedImage, ShardFolder
+from deepcovid_edge.archive.stamp import RunStamp, begin_run, plain_facts
+from deepcovid_edge.archive.summary import Group, summarise
+from deepcovid_edge.archive.summary_page import page
+
+FACTS = RunFacts("m", "ab" * 32, "onnxruntime-cpu", "fp32", ("normal", "covid"), "covid", 0.5)
+IMAGES, SHARD = 1000, 150
+STAMP = RunStamp("0.1", plain_facts(FACTS), "reject", IMAGES, "ef" * 32, SHARD)
+DEVICES = ("Maker A", "Maker <b>B", "")
+
+
+def drawn() -> list[ScreenedImage]:
+    """Images whose scores rise in the last month, with repeats across shards."""
+    dice = np.random.default_rng(7)
+    images = []
+    for number in range(IMAGES):
+        month = f"2020-0{1 + number * 3 // IMAGES}"
+        score = float(np.round(dice.beta(2, 5) if month != "2020-03" else dice.beta(5, 2), 6))
+        sha256 = f"{number % 900:016x}" + "0" * 48
+        reason = Reason.VIEW if number % 11 == 0 else None
+        record = Prediction(
+            f"{number}.dcm",
+            FACTS,
+            sha256,
+            reason and reason.code,
+            reason and reason.sentence,
+            () if reason else ("W_AP",) * (number % 2),
+            None if reason else {"normal": 1 - score, "covid": score},
+        )
+        uid = None if number % 5 else (number % 450)
+        images.append(ScreenedImage(record, number, uid, month, DEVICES[number % 3]))
+    return images
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[ScreenedImage]]:
+    folder, images = tmp_path_factory.mktemp("results"), drawn()
+    begin_run(folder, STAMP)
+    for shard in range(STAMP.shards):
+        start, stop = STAMP.rows(shard)
+        ShardFolder(folder, STAMP).write(shard, images[start:stop])
+    return folder, images
+
+
+def test_counts_are_those_of_the_records(results: tuple[Path, list[ScreenedImage]]) -> None:
+    folder, images = results
+    found = summarise(folder)
+    records = [image.record for image in images]
+    decisions = Counter(record.decision for record in records)
+    assert found.counts.as_tuple() == (
+        decisions["positive"],
+        decisions["negative"],
+        0,
+        decisions[None],
+    )
+    assert [(one.code, one.images) for one in found.reasons] == [("E_VIEW", decisions[None])]
+    warned = sum("W_AP" in record.warnings for record in records)
+    assert [(one.code, one.images) for one in found.warnings] == [("W_AP", warned)]
+    assert found.is_whole
+    scores = [record.probability for record in records if record.probability is not None]
+    assert list(found.histogram) == np.histogram(scores, 20, (0, 1))[0].tolist()
+
+
+def test_duplicates_are_found_across_shards(results: tuple[Path, list[ScreenedImage]]) -> None:
+    folder, images = results
+    found = summarise(folder).duplicates
+    contents = Counter(image.record.sha256 for image in images)
+    assert found.groups == sum(n > 1 for n in contents.values()) == 100
+    assert found.images == sum(n - 1 for n in contents.values())
+    by_uid: dict[int, set[str]] = {}
+    for image in images:
+        if image.uid_hash is not None:
+            by_uid.setdefault(image.uid_hash, set()).add(str(image.record.sha256))
+    mixed = {uid for uid, hashes in by_uid.items() if len(hashes) > 1}
+    assert found.uid_groups == len(mixed) > 0
+    assert found.uid_images == sum(image.uid_hash in mixed for image in images)
+
+
+def test_a_month_with_other_scores_stands_out(results: tuple[Path, list[ScreenedImage]]) -> None:
+    folder, images = results
+    found = summarise(folder)
+    assert [one.name for one in found.months] == ["2020-01", "2020-02", "2020-03"]
+    assert [one.images for one in found.months] == [334, 333, 333]
+    distances = [one.distance or 0.0 for one in found.months]
+    assert distances[2] > 0.5
+    assert distances[2] > max(distances[:2])
+    own = [
+        image.record.probability
+        for image in images
+        if image.month == "2020-01" and image.record.probability is not None
+    ]
+    assert found.months[0].median == pytest.approx(np.median(own))
+    assert {one.name for one in found.devices} == {"Maker A", "Maker <b>B", "unknown"}
+    assert all((one.distance or 0) < 0.15 for one in found.devices)
+
+
+def test_few_images_have_no_distance(tmp_path: Path) -> None:
+    stamp = RunStamp("0.1", plain_facts(FACTS), "reject", 40, "ef" * 32, 40)
+    begin_run(tmp_path, stamp)
+    ShardFolder(tmp_path, stamp).write(0, drawn()[:40])
+    (month,) = summarise(tmp_path).months
+    assert isinstance(month, Group)
+    assert month.distance is None
+
+
+class Parsed(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.cells: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+
+    def handle_data(self, data: str) -> None:
+        self.cells.append(data)
+
+
+def test_the_page_shows_the_same_and_lets_nothing_in(
+    results: tuple[Path, list[ScreenedImage]],
+) -> None:
+    summary = summarise(results[0])
+    text = page(summary)
+    parsed = Parsed(text)
+    assert not parsed.tags.keys() & {"script", "img", "link", "b"}
+    assert "default-src 'none'" in text
+    assert NOTICE in text
+    assert "Maker <b>B" in parsed.cells
+    for number in (*summary.counts.as_tuple(), summary.duplicates.images, *summary.histogram):
+        assert str(number) in parsed.cells
+    assert not re.search(r"https?://", text)
+
+
+def test_the_command_prints_text_json_and_a_page(
+    results: tuple[Path, list[ScreenedImage]], tmp_path: Path
+) -> None:
+    folder, _ = results
+    done = command("screen", "--summary", folder, "--html", tmp_path / "s.html")
+    assert done.returncode == 0
+    assert "7 of 7 shards, 1000 of 1000 images" in done.stdout
+    assert "Not assessed" in (tmp_path / "s.html").read_text()
+    values = json.loads(command("screen", "--summary", folder, "--json").stdout)
+    assert values["counts"]["not_assessed"] == 91
+    assert values["notice"] == NOTICE
+
+
+def test_a_damaged_shard_and_one_of_another_run_are_errors(tmp_path: Path) -> None:
+    stamp = RunStamp("0.1", plain_facts(FACTS), "reject", 80, "ef" * 32, 40)
+    begin_run(tmp_path, stamp)
+    folder = ShardFolder(tmp_path, stamp)
+    folder.write(0, drawn()[:40])
+    other = RunStamp("0.1", plain_facts(FACTS), "warn", 80, "ef" * 32, 40)
+    ShardFolder(tmp_path, other).write(1, drawn()[40:80])
+    done = command("screen", "--summary", tmp_path)
+    assert done.returncode == 1
+    assert "another run" in done.stderr
+    folder.path(1).write_bytes(b"PAR1")
+    done = command("screen", "--summary", tmp_path)
+    assert done.returncode == 1
+    assert "run the same `screen` again" in done.stderr
+    folder.path(1).unlink()
+    done = command("screen", "--summary", tmp_path)
+    assert "1 of 2 shards, 40 of 80 images" in done.stdout

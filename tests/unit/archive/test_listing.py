@@ -1,0 +1,157 @@
+"""Manifests: every image once, in the order of `infer`, whatever ends the listing on its way."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from deepcovid_edge.datasets.folders import FolderWalk
+from deepcovid_edge.errors import DataError, NotThereError, UsageError
+
+pq = pytest.importorskip("pyarrow.parquet", reason="manifests need extra archive")
+
+from deepcovid_edge.archive.images import listing as listing_module
+from deepcovid_edge.archive.images.image_list import ImageList, image_id
+from deepcovid_edge.archive.images.listing import Listing, ListSettings
+from deepcovid_edge.archive.images.remote_folders import ListedFile
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "images"
+    for number in range(250):
+        place = root / f"patient{number % 7}" / f"study{number % 3}"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number}.png").write_bytes(b"x" * number)
+    (root / ".hidden").touch()
+    (root / "@eaDir").mkdir()
+    (root / "@eaDir/thumb.png").touch()
+    return root
+
+
+def listed(output: Path, *folders: Path, part_rows: int = 60) -> Listing:
+    listing = Listing(ListSettings(tuple(map(str, folders)), output, part_rows=part_rows))
+    listing.run()
+    return listing
+
+
+def test_a_manifest_has_the_images_of_infer_in_their_order(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "m.parquet"
+    listing = listed(output, folder)
+    table = pq.read_table(output)
+    paths = table["path"].to_pylist()
+    assert paths == [str(path) for path in FolderWalk().images([folder])]
+    assert len(paths) == listing.images == 250
+    assert table["size"].to_pylist() == [int(Path(path).stem) for path in paths]
+    assert [when.timestamp() for when in table["mtime"].to_pylist()] == pytest.approx(
+        [Path(path).stat().st_mtime for path in paths], abs=1e-5
+    )
+    assert table["id"].to_pylist() == [image_id(path) for path in paths]
+    assert "1 hidden files were passed over." in list(listing.notes())
+    assert not output.with_name("m.parquet.parts").exists()
+
+
+def test_a_listing_that_was_killed_goes_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, output = tmp_path / "whole.parquet", tmp_path / "m.parquet"
+    listed(whole, folder)
+
+    class Killed(BaseException):
+        pass
+
+    def end(seen: int) -> None:
+        counted.append(seen)
+        if sum(counted) > 150:
+            raise Killed
+
+    counted: list[int] = []
+    settings = ListSettings((str(folder),), output, part_rows=60)
+    with pytest.raises(Killed):
+        Listing(settings, end).run()
+    assert len(list(tmp_path.glob("m.parquet.parts/*.parquet"))) == 2
+    assert not output.exists()
+    asked: list[str] = []
+    stated = listing_module._stated
+
+    def noted(path: str) -> ListedFile:
+        asked.append(path)
+        return stated(path)
+
+    monkeypatch.setattr(listing_module, "_stated", noted)
+    listing = listed(output, folder)
+    assert listing.before == 120
+    assert len(asked) == 130, "no file of a finished part is asked for again"
+    assert pq.read_table(output).equals(pq.read_table(whole))
+    assert ImageList(output).fingerprint == ImageList(whole).fingerprint
+
+
+def test_a_folder_that_changed_meanwhile_is_listed_again(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "m.parquet"
+    parts = Listing(ListSettings((str(folder),), output, part_rows=60))
+    parts._parts.begin()
+    parts._parts.write([])  # the place of a part that was damaged
+    damaged = output.with_name("m.parquet.parts") / "000000.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:20])
+    (folder / "patient0/study0/0a.png").touch()
+    assert listed(output, folder).images == 251
+    assert pq.read_table(output).num_rows == 251
+
+
+def test_parts_of_other_folders_are_not_gone_on_with(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "m.parquet"
+    Listing(ListSettings((str(folder),), output))._parts.begin()
+    with pytest.raises(UsageError, match="another listing"):
+        listed(output, folder / "patient1")
+
+
+def test_names_that_parquet_cannot_hold_are_counted(folder: Path, tmp_path: Path) -> None:
+    (folder / "byte-\udcff.png").touch()
+    listing = listed(tmp_path / "m.parquet", folder)
+    assert (listing.images, listing.unreadable_names) == (250, 1)
+    assert any("not UTF-8" in note for note in listing.notes())
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(NotThereError):
+        ListSettings((str(tmp_path / "nothing"),), tmp_path / "m.parquet")
+    with pytest.raises(UsageError, match=r"\.parquet"):
+        ListSettings((str(tmp_path),), tmp_path / "m.csv")
+
+
+def test_rows_are_read_across_groups(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "m.parquet"
+    listed(output, folder)
+    whole = pq.read_table(output)
+    foreign = tmp_path / "other.parquet"
+    pq.write_table(whole.select(["path"]), foreign, row_group_size=33)
+    images = ImageList(foreign)
+    assert [one.path for one in images.rows(30, 101)] == whole["path"].to_pylist()[30:101]
+    assert [one.id for one in images.rows(0, 5)] == whole["id"].to_pylist()[:5]
+    assert len(images.fingerprint) == 64
+
+
+def test_a_file_of_another_kind_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "m.parquet"
+    path.write_text("path\na.png\n")
+    with pytest.raises(DataError, match="not a manifest"):
+        ImageList(path)
+
+
+def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
+    """Forty folders of 250 names, and ten: parts of 500 are all that is kept."""
+    peaks = []
+    for number, count in enumerate((10, 40)):
+        root = tmp_path / str(number)
+        for place in range(count):
+            (root / f"{place:02}").mkdir(parents=True)
+            for image in range(250):
+                (root / f"{place:02}" / f"{image:03}.png").touch()
+        listed(tmp_path / f"warm{number}.parquet", root / "00", part_rows=500)
+        tracemalloc.start()
+        listed(tmp_path / f"m{number}.parquet", root, part_rows=500)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.3 * peaks[0], peaks

@@ -1,0 +1,183 @@
+"""Shards: records come back as they were, whole or not at all, and of one run alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from deepcovid_edge.decision.record import Prediction, RunFacts, SiteName
+from deepcovid_edge.errors import DataError, OutputError, UsageError
+from deepcovid_edge.manifest import IndeterminateRange
+from deepcovid_edge.reasons import Reason
+
+pq = pytest.importorskip("pyarrow.parquet", reason="shards need extra archive")
+
+from deepcovid_edge.archive.shards import (
+    Counts,
+    DamagedShardError,
+    ScreenedImage,
+    ShardFolder,
+    read_shard,
+)
+from deepcovid_edge.archive.stamp import RUN_FILE, RunStamp, begin_run, plain_facts, read_stamp
+from deepcovid_edge.decision.record_table import record_row, record_schema, records_of
+
+FACTS = RunFacts(
+    "m",
+    "ab" * 32,
+    "onnxruntime-cpu",
+    "fp32",
+    ("normal", "covid"),
+    "covid",
+    0.5,
+    indeterminate_range=IndeterminateRange(0.2, 0.6),
+    site=SiteName("North", "cd" * 32),
+)
+TIMINGS = {"read": 1.5, "preprocess": 0.25, "infer": 2.0, "total": 4.0}
+REGION = {"x": 1, "y": 2, "width": 3, "height": 4, "peak": 0.5, "turns": None}
+RECORDS = [
+    Prediction(
+        "a.png",
+        FACTS,
+        "0" * 64,
+        warnings=("W_AP",),
+        probabilities={"normal": 0.25, "covid": 0.75},
+        timings_ms=TIMINGS,
+        heatmap="a.npz",
+        regions=(REGION,),
+    ),
+    Prediction("b.png", FACTS, "1" * 64, probabilities={"normal": 0.9, "covid": 0.1}),
+    Prediction("c.png", FACTS, "2" * 64, probabilities={"normal": 0.5, "covid": 0.5}),
+    Prediction("胸部 'd'.png", FACTS, None, Reason.VIEW.code, "Lateral (LL)"),
+]
+STAMP = RunStamp("0.1", plain_facts(FACTS), "reject", 10, "ef" * 32, 4)
+
+
+def images(count: int = 4) -> list[ScreenedImage]:
+    return [ScreenedImage(record, number) for number, record in enumerate(RECORDS[:count])]
+
+
+def test_a_record_comes_back_from_a_table_as_it_was() -> None:
+    import pyarrow as pa
+
+    table = pa.Table.from_pylist([record_row(one) for one in RECORDS], schema=record_schema())
+    assert list(records_of(table)) == [one.as_dict() for one in RECORDS]
+    assert table.schema.names == [*RECORDS[0].as_dict()]
+
+
+def test_a_shard_comes_back_with_its_counts(tmp_path: Path) -> None:
+    folder = ShardFolder(tmp_path, STAMP)
+    counts = folder.write(1, images())
+    assert counts == Counts(positive=1, negative=1, indeterminate=1, not_assessed=1)
+    assert folder.done(1) == counts
+    assert folder.done(0) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["shard-000001.parquet"]
+
+
+@pytest.mark.parametrize("place", [0.1, 0.3, 0.5, 0.7, 0.9, 0.99])
+def test_a_damaged_byte_of_a_shard_is_noticed(tmp_path: Path, place: float) -> None:
+    folder = ShardFolder(tmp_path, STAMP)
+    folder.write(0, images())
+    data = bytearray(folder.path(0).read_bytes())
+    data[int(len(data) * place)] ^= 0xFF
+    folder.path(0).write_bytes(data)
+    try:
+        stated, rows = read_shard(folder.path(0))
+    except DamagedShardError:
+        return
+    assert (stated["shard"], rows) == (0, 4), "a byte that means nothing"
+
+
+@pytest.mark.parametrize("size", [0, 4, 1000])
+def test_a_shard_that_was_cut_off_is_damaged(tmp_path: Path, size: int) -> None:
+    folder = ShardFolder(tmp_path, STAMP)
+    folder.write(0, images())
+    folder.path(0).write_bytes(folder.path(0).read_bytes()[:size])
+    with pytest.raises(DamagedShardError, match="damaged"):
+        folder.done(0)
+
+
+def test_a_shard_that_lacks_an_image_is_damaged(tmp_path: Path) -> None:
+    folder = ShardFolder(tmp_path, STAMP)
+    folder.write(0, images(3))
+    with pytest.raises(DamagedShardError, match="3 records, expected 4"):
+        folder.done(0)
+
+
+def test_a_shard_of_another_run_is_an_error(tmp_path: Path) -> None:
+    ShardFolder(tmp_path, replace(STAMP, ood="warn")).write(0, images())
+    with pytest.raises(DataError, match="another run"):
+        ShardFolder(tmp_path, STAMP).done(0)
+
+
+def test_a_disk_without_room_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="free some; the same command goes on"):
+        ShardFolder(tmp_path, STAMP, min_free=1 << 40).write(0, images())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_second_command_does_not_write_into_the_folder(tmp_path: Path) -> None:
+    folder = ShardFolder(tmp_path, STAMP)
+    with folder.locked("screen-1-of-1"):
+        with (
+            pytest.raises(OutputError, match="another `screen`"),
+            folder.locked("screen-1-of-1"),
+        ):
+            pass
+        with folder.locked("screen-2-of-2"):
+            pass
+
+
+def test_a_folder_belongs_to_the_run_that_began_it(tmp_path: Path) -> None:
+    begin_run(tmp_path / "r", STAMP)
+    begin_run(tmp_path / "r", STAMP)
+    assert read_stamp(tmp_path / "r") == STAMP
+    assert [path.name for path in (tmp_path / "r").iterdir()] == [RUN_FILE]
+
+
+OTHERS = {
+    "ood": replace(STAMP, ood="warn"),
+    "fingerprint": replace(STAMP, fingerprint="00" * 32),
+    "shard_images": replace(STAMP, shard_images=5),
+    "version": replace(STAMP, version="0.2"),
+    "threshold": replace(STAMP, facts=plain_facts(replace(FACTS, threshold=0.4))),
+    "variant": replace(STAMP, facts=plain_facts(replace(FACTS, variant="int8-cpu"))),
+    "site": replace(STAMP, facts=plain_facts(replace(FACTS, site=None))),
+    "indeterminate_range": replace(
+        STAMP, facts=plain_facts(replace(FACTS, indeterminate_range=None))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_folder_of_another_run_is_an_error_that_names_the_difference(
+    tmp_path: Path, name: str
+) -> None:
+    begin_run(tmp_path, STAMP)
+    with pytest.raises(UsageError, match=rf"another run: {name} differ"):
+        begin_run(tmp_path, OTHERS[name])
+    assert read_stamp(tmp_path) == STAMP
+
+
+def test_a_damaged_run_file_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / RUN_FILE).write_text("{")
+    with pytest.raises(DataError, match="not the run"):
+        begin_run(tmp_path, STAMP)
+    (tmp_path / RUN_FILE).unlink()
+    ShardFolder(tmp_path, STAMP).write(0, images())
+    with pytest.raises(UsageError, match="shards but no"):
+        begin_run(tmp_path, STAMP)
+
+
+def test_facts_come_back_from_the_run_file(tmp_path: Path) -> None:
+    begin_run(tmp_path, STAMP)
+    found = read_stamp(tmp_path)
+    assert found is not None
+    assert found.run_facts == FACTS
+
+
+def test_shards_cover_every_image_once() -> None:
+    rows = [STAMP.rows(shard) for shard in range(STAMP.shards)]
+    assert rows == [(0, 4), (4, 8), (8, 10)]
