@@ -293,13 +293,14 @@ def requests(folder: Path, count: int, seed: int) -> dict[str, Any]:
         warm_up.send(max(200, count // 20))
         processes = [server.process.pid, *server.assessors()]
         with _slow_callers(server.port) as slow:
-            done = 0
+            done = poisoned_sent = 0
             step = max(1, count // 40)
             while done < count:
                 looks.append((done, float(sum(map(_rss_kib, processes)))))
                 callers = Callers(server.port, images)
                 callers.send(step)
                 done += step
+                poisoned_sent += sum(at % len(images) >= len(good) for at in range(step))
                 callers_ms += callers.milliseconds
                 statuses.update(callers.statuses)
             looks.append((done, float(sum(map(_rss_kib, processes)))))
@@ -311,7 +312,7 @@ def requests(folder: Path, count: int, seed: int) -> dict[str, Any]:
     slope = _slope(looks)
     return {
         "requests": done,
-        "poisoned": sum(index % len(images) >= len(good) for index in range(done)),
+        "poisoned": poisoned_sent,
         "statuses": {str(status): many for status, many in sorted(statuses.items())},
         "milliseconds": _percentiles(callers_ms),
         "slope_kb_a_request": slope,
