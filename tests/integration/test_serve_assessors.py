@@ -6,6 +6,8 @@ import asyncio
 import hashlib
 import json
 import os
+import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +85,32 @@ def test_a_model_that_cannot_be_loaded_is_said_at_the_start() -> None:
             await assessors.start()
 
     asyncio.run(run())
+
+
+def test_processes_that_end_while_idle_are_no_image_s_fault() -> None:
+    """All of them at once, as when the system ends processes for want of memory."""
+
+    async def run() -> None:
+        assessors = Assessors({}, ServeSettings(assessors=2))
+        await assessors.start()
+        try:
+            while len(pids := children()) < 2:
+                await asyncio.sleep(0.05)
+            (good,) = await records_of(assessors, [assessors.known.image])
+            await asyncio.sleep(0.2)
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+            found = await records_of(assessors, [assessors.known.image] * 3)
+        finally:
+            await assessors.close()
+        assert [one["probability"] for one in found] == [good["probability"]] * 3
+
+    asyncio.run(run())
+
+
+def children() -> list[int]:
+    """Process ids of the assessors of this process."""
+    listed = subprocess.run(
+        ["pgrep", "-P", str(os.getpid()), "-f", "assessors.child"], capture_output=True, text=True
+    )
+    return [int(line) for line in listed.stdout.split()]

@@ -1,8 +1,9 @@
 """The processes that assess, as the server sees them: a queue, and a child process at each core.
 
 A process that ends, or gives no answer in time, is started again. The images that it had are tried
-once more, each alone; one that ends a process again gets a record that says so. So an image that no
-decoder survives costs its own request a few seconds, and others nothing.
+once more, each alone, after a synthetic image; one that ends a process again gets a record that
+says so. So an image that no decoder survives costs its own request a few seconds, and others
+nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +34,15 @@ _MODULE = "deepcovid_edge.serve.assessors.child"
 
 
 class AssessorEndedError(Exception):
-    """Raised when a process has ended, or gave no answer in time."""
+    """Raised when a process has ended, or gave no answer in time.
+
+    Attributes:
+        was_asked: Whether it ended while it had images; else that is no image's fault.
+    """
+
+    def __init__(self, why: str, *, was_asked: bool = True) -> None:
+        super().__init__(why)
+        self.was_asked = was_asked
 
 
 @dataclass
@@ -60,6 +69,11 @@ class _Process:
     child: subprocess.Popen[bytes]
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it ended before it was asked, which is no image's fault."""
+        return self.reader.at_eof() or self.child.poll() is not None
 
     async def close(self) -> None:
         self.writer.close()
@@ -171,7 +185,7 @@ class Assessors:
                 except AssessorEndedError as error:
                     log("assessor ended", why=str(error), images=len(jobs))
                     self.restarts += 1
-                    self._take_back(jobs)
+                    self._take_back(jobs, are_suspect=error.was_asked)
                     await process.close()
                     process = None
         finally:
@@ -207,27 +221,43 @@ class Assessors:
         return jobs
 
     async def _assess(self, process: _Process, jobs: Sequence[Job]) -> None:
+        if process.has_ended:
+            raise AssessorEndedError("it ended before it was asked", was_asked=False)
+        if jobs[0].is_alone:  # it is suspected: others may have been ended with its process
+            await self._check(process)
+        records = await self._records(process, jobs)
+        for job, record in zip(jobs, records, strict=True):
+            if not job.record.done():
+                job.record.set_result(record)
+
+    async def _check(self, process: _Process) -> None:
+        """Have a process assess the synthetic image, so that its end is no accident later."""
+        known = self.known
+        job = Job(str(known.record["path"]), known.image, asyncio.Future())
+        try:
+            await self._records(process, [job])
+        except AssessorEndedError as error:
+            raise AssessorEndedError(str(error), was_asked=False) from error
+
+    async def _records(self, process: _Process, jobs: Sequence[Job]) -> list[bytes]:
         seconds = self.settings.image_seconds * len(jobs)
         try:
-            records = await asyncio.wait_for(_asked(process, jobs), seconds)
+            return await asyncio.wait_for(_asked(process, jobs), seconds)
         except asyncio.TimeoutError:
             raise AssessorEndedError(f"no answer in {seconds:g} s") from None
         except (OSError, EOFError, ValueError):
             code = await asyncio.to_thread(_code_of, process.child)
             raise AssessorEndedError(f"it ended with code {code}") from None
-        for job, record in zip(jobs, records, strict=True):
-            if not job.record.done():
-                job.record.set_result(record)
 
-    def _take_back(self, jobs: Sequence[Job]) -> None:
+    def _take_back(self, jobs: Sequence[Job], *, are_suspect: bool) -> None:
         """What becomes of the images of a process that has ended."""
         for job in reversed(jobs):
             if job.record.done():
                 continue
-            if job.is_alone:
+            if job.is_alone and are_suspect:
                 job.record.set_result(self._ends_every_process(job))
             else:
-                job.is_alone = True
+                job.is_alone = job.is_alone or are_suspect
                 self._jobs.appendleft(job)
                 self._some.set()
 
