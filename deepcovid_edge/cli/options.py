@@ -96,7 +96,7 @@ model_options = options(
     ),
 )
 """The options of every command that loads a model to classify images."""
-run_options = options(
+classify_options = options(
     model_options,
     click.option("--workers", type=int, help="Threads.  [default: one per core]"),
     click.option(
@@ -110,7 +110,7 @@ run_options = options(
 )
 """The options of every command that classifies images."""
 run_options = options(
-    model_options,
+    classify_options,
     click.option("--json", "format", flag_value="jsonl", help="JSON Lines (default in a pipe)."),
     click.option("--csv", "format", flag_value="csv", help="CSV with the same columns."),
     click.option("--table", "format", flag_value="table", help="A table (default on a terminal)."),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deepcovid_edge.cli.exit_codes import ExitCode
-from deepcovid_edge.cli.options import model_options, path_option
+from deepcovid_edge.cli.options import classify_options, path_option
 
 if TYPE_CHECKING:
     from deepcovid_edge.archive.cluster.ray_run import ClusterSettings
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 )
 @click.argument("manifest", type=click.Path(path_type=Path))
 @path_option("-o", "--output", folder=True, help="Folder for the shards of records.")
-@model_options
+@classify_options
 @click.option("--batch-size", type=int, help="Images per inference call.  [default: 1, on a GPU 8]")
 @click.option(
     "--shard-size", type=int, default=10_000, show_default=True, help="Images of a shard."
