@@ -37,10 +37,13 @@ class Node:
         self.address = address or f"{HOST}:{self.port}"
         words = [str(_PROGRAM), "start", "--block", f"--node-ip-address={HOST}"]
         words += [f"--num-cpus={cpus}", f"--object-store-memory={_STORE_BYTES}"]
-        words += ["--disable-usage-stats", "--include-dashboard=false"]
-        words += [f"--address={address}"] if address else ["--head", f"--port={self.port}"]
         self.client_port = free_port()
-        words += [] if address else [f"--ray-client-server-port={self.client_port}"]
+        words += ["--disable-usage-stats"]
+        if address:
+            words += [f"--address={address}"]
+        else:
+            words += ["--head", f"--port={self.port}", "--include-dashboard=false"]
+            words += [f"--ray-client-server-port={self.client_port}"]
         self._log = (folder / f"node-{self.port}.log").open("wb")
         self.process = subprocess.Popen(
             words,

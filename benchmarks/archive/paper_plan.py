@@ -66,18 +66,18 @@ class Costs:
         input_ms: Kind of DICOM file -> core time from file to model input, ms.
         network_ms: Core time of the network on a CPU, ms.
         list_seconds: Core time of listing a million files of a local disk, s.
-        to_infer: Speed of `screen` as a share of that of `infer`; None where it was not measured.
+        to_infer: Core time of `screen`, as a share of that of `infer`.
     """
 
     small_ms: float
     input_ms: Mapping[str, float]
     network_ms: float
     list_seconds: float
-    to_infer: float | None
+    to_infer: float
 
     def image_ms(self, kind: str) -> float:
         """Core time of a DICOM file from file to record, ms."""
-        return (self.input_ms[kind] + self.network_ms) / (self.to_infer or 1.0)
+        return (self.input_ms[kind] + self.network_ms) * self.to_infer
 
 
 def read_costs(results: Path = RESULTS, device: Path = DEVICE) -> Costs:
@@ -96,7 +96,7 @@ def read_costs(results: Path = RESULTS, device: Path = DEVICE) -> Costs:
         input_ms={name: found["median"] for name, found in measured["input_ms"].items()},
         network_ms=small - speed["one_thread_ms"]["decode_and_resize"],
         list_seconds=measured["listing"]["core_seconds_a_million"],
-        to_infer=archive["speed_to_infer"]["screen"]["median"] if archive else None,
+        to_infer=archive["cpu_to_infer"]["screen"]["median"] if archive else 1.0,
     )
 
 
@@ -110,7 +110,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 def costs_table(costs: Costs) -> Table:
     """Core time of an image of each kind, and of the whole archive."""
     it = Assumptions()
-    rows = [_cost_row("small JPEG or PNG", costs.small_ms / (costs.to_infer or 1.0), it)]
+    rows = [_cost_row("small JPEG or PNG", costs.small_ms * costs.to_infer, it)]
     rows += [
         _cost_row(f"DICOM, 3000 x 2500, {kind}", costs.image_ms(kind), it)
         for kind in costs.input_ms

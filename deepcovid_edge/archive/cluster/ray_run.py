@@ -12,7 +12,6 @@ import queue
 import secrets
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,7 +20,13 @@ from types import ModuleType
 from typing import Any
 
 from deepcovid_edge import errors
-from deepcovid_edge.archive.cluster.actor import CHECK_ONLY, Finished, ImageCount, ShardActor
+from deepcovid_edge.archive.cluster.actor import CHECK_ONLY, Finished, ImageCount
+from deepcovid_edge.archive.cluster.answers import (
+    EXTRA,
+    PoolRequest,
+    answers,
+    answers_on_cluster,
+)
 from deepcovid_edge.archive.cluster.plan import ActorPlan, Node, plan_actors
 from deepcovid_edge.archive.images.image_list import ImageList
 from deepcovid_edge.archive.screening import Screening, ScreenSettings
@@ -32,7 +37,7 @@ from deepcovid_edge.files import Closing
 from deepcovid_edge.manifest import VERSION
 from deepcovid_edge.pipeline.pipeline import default_workers
 
-EXTRA = "ray"
+_CLIENT = "ray://"
 THIS_MACHINE = "ray"
 """In place of an address: Ray is started here, and ended with the run."""
 _STORE_BYTES = 200 << 20
@@ -56,7 +61,9 @@ class ClusterSettings:
         address: `ray` for this machine; else where the cluster is.
         actors: Actors; None for as many as fit.
         patience: Longest time without an image, seconds.
-        restarts: How often an actor is started again, and a shard given again.
+        restarts: How often an actor is started again.
+        retries: How often a shard is given again. Ray tries every second until it knows that a
+            machine is lost, and a shard that is there already costs nothing.
         cpus: CPUs that Ray counts on this machine; None for all.
     """
 
@@ -64,6 +71,7 @@ class ClusterSettings:
     actors: int | None = None
     patience: float = 600.0
     restarts: int = 3
+    retries: int = 120
     cpus: int | None = None
 
 
@@ -161,34 +169,18 @@ class RayRun(Closing):
         )
 
     def _answers(self, shards: list[int], count: Any) -> Iterator[Finished]:
-        """What the actors answer, as soon as each shard is written."""
-        data = require("ray.data", extra=EXTRA)
-        context = data.DataContext.get_current()
-        context.enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        rows = [{"shard": shard} for shard in shards]
-        blocks = data.from_items(rows, override_num_blocks=len(rows))
-        with warnings.catch_warnings():
-            # Restarts have no parameter with a name of its own yet (Ray 2.60).
-            warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-            answers = blocks.map_batches(
-                ShardActor,
-                batch_size=None,
-                batch_format="pyarrow",
-                compute=data.ActorPoolStrategy(size=min(self.plan.actors, len(rows))),
-                fn_constructor_kwargs={
-                    "settings": _absolute(self._settings),
-                    "threads": self.plan.threads,
-                    "marker": str(self._marker.absolute()),
-                    "count": count,
-                },
-                num_cpus=self.plan.cpus,
-                num_gpus=self.plan.gpus or None,
-                max_restarts=self._cluster.restarts,
-                max_task_retries=self._cluster.restarts,
-            )
-        for batch in answers.iter_batches(batch_size=None, batch_format="pyarrow"):
-            yield from map(Finished.from_json, batch["answer"].to_pylist())
+        request = PoolRequest(
+            _absolute(self._settings),
+            self.plan,
+            tuple(shards),
+            str(self._marker.absolute()),
+            count,
+            self._cluster.restarts,
+            self._cluster.retries,
+        )
+        if self._cluster.address.startswith(_CLIENT):
+            return answers_on_cluster(self._ray, request)
+        return answers(request)
 
 
 class _Watch:

@@ -93,6 +93,7 @@ def test_another_threshold_is_refused_before_any_image_is_assessed(tmp_path: Pat
     assert "threshold" in done.stderr
 
 
+@pytest.mark.slow  # the plan itself has unit tests
 def test_a_plan_that_would_fill_the_cluster_is_refused(tmp_path: Path) -> None:
     needs_ray()
     images = linked_images(tmp_path / "images", 6)
