@@ -185,7 +185,9 @@ class Model(Closing):
         sends = isinstance(self.backend, AssessesFiles)
         if sends and change:
             raise UsageError("change: a server reads the images: run the model on this machine")
-        return ImageReader(self.manifest.input, change, disk, keeps_radiographs, sends)
+        return ImageReader(
+            self.manifest.input, change, disk, keeps_radiographs=keeps_radiographs, sends=sends
+        )
 
     def predict_groups(
         self,

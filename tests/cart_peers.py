@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -44,9 +45,11 @@ _BLOCK = 1 << 16
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now."""
-    with socket.create_server((HOST, 0)) as listener:
-        return int(listener.getsockname()[1])
+    """A free port of 127.0.0.1 that no connection takes: below those of clients (Linux: 32768)."""
+    while True:
+        port = secrets.choice(range(15_000, 30_000))
+        with contextlib.suppress(OSError), socket.create_server((HOST, port)):
+            return port
 
 
 def is_listening(port: int) -> bool:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
-import socket
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -20,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cart_peers import HOST, Server, is_listening
+from cart_peers import HOST, Server, free_port, is_listening
 from dicom_files import EXPLICIT, JPEG_LS
 
 from campaigns.paths import environment
@@ -43,7 +41,7 @@ class Pacs(Server):
 
     def __init__(self, folder: Path, port: int | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.port = folder, port or _lasting_port()
+        self.folder, self.port = folder, port or free_port()
         self.answer(SUCCESS)
         command = [sys.executable, "-m", "campaigns.pacs", folder, self.port]
         log = folder / "pacs.log"
@@ -72,14 +70,6 @@ class Pacs(Server):
         for line in path.read_text().splitlines() if path.exists() else []:
             with suppress(ValueError):  # the last line of one that was killed may be half
                 yield json.loads(line)
-
-
-def _lasting_port() -> int:
-    """A free port that no connection takes meanwhile: below those of clients (Linux: 32768)."""
-    while True:
-        port = secrets.choice(range(15_000, 30_000))
-        with suppress(OSError), socket.create_server((HOST, port)):
-            return port
 
 
 def serve(folder: Path, port: int) -> None:

@@ -146,10 +146,10 @@ def candidates(wanted: Wanted) -> Iterator[tuple[dict[str, float], NDArray[np.ui
     """The phantom in rising crops and blurs, labelled as synthetic."""
     phantom = draw_phantom(wanted.seed)
     rows, columns = wanted.shape
-    for crop in (0.8, 0.65, 0.5, 0.4):
+    for crop in (1.0, 0.9, 0.8, 0.65, 0.5, 0.4):
         part = centre(phantom, crop)
         small = cv2.resize(part, (columns, rows), interpolation=cv2.INTER_AREA)
-        for blur in (0.004, 0.006, 0.009, 0.013, 0.02, 0.03):
+        for blur in (0.001, 0.002, 0.004, 0.006, 0.009, 0.013, 0.02, 0.03):
             soft: NDArray[Any] = cv2.GaussianBlur(small, (0, 0), blur * columns)
             yield {"crop": crop, "blur": blur}, label(soft)
 
