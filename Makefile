@@ -42,10 +42,10 @@ demo: .venv-demo/ready
 	$(DEMO)/deepcovid-edge infer demo-images --table || [ $$? = 4 ]
 	$(DEMO)/deepcovid-edge heatmap demo-images/phantom_003.png -o demo-heatmaps --budget 2s --table
 
-# A process a core, each with one thread for its products.
+# A process a core and one more, since many tests wait; each with one thread for its products.
 test: .venv/ready
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
-		$(DEV)/python -m pytest -m "not slow" -n $$(nproc) --dist loadscope --no-loadscope-reorder \
+		$(DEV)/python -m pytest -m "not slow" -n $$(( $$(nproc) + 1 )) --dist loadscope --no-loadscope-reorder \
 		--durations=20
 
 # What is not for every change: training, large networks, quantising real networks.
