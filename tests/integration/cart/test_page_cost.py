@@ -11,6 +11,7 @@ pytest.importorskip("pynetdicom", reason="the cart needs extra cart")
 from campaigns.page_cost import median_interval, page_cost
 
 
+@pytest.mark.slow  # a quiet machine measures it
 def test_the_page_is_small_and_quick(tmp_path: Path) -> None:
     """The limits are wide: a core may be busy with other tests."""
     found = page_cost(tmp_path, rounds=0, seed=1, images=2000)
