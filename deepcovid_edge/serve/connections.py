@@ -14,6 +14,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from deepcovid_edge.serve.quiet_server import quiet_config
 from deepcovid_edge.serve.settings import ServeSettings
 
 _MOST_HEADER = 1 << 20
@@ -133,21 +134,12 @@ def server_config(app: Any, settings: ServeSettings, counts: ConnectionCounts) -
         settings: Address, TLS and limits.
         counts: Counts connections that are ended.
     """
-    return uvicorn.Config(
+    return quiet_config(
         app,
-        host=settings.host,
-        port=settings.port,
-        ssl_certfile=settings.certificate,
-        ssl_keyfile=settings.key,
+        settings,
         http=protocol_of(settings, counts),
-        ws="none",
         loop="auto",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
         date_header=False,
-        proxy_headers=False,  # whoever is at the other end of the connection is who calls
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_GRACE_SECONDS,
         backlog=1024,

@@ -66,8 +66,8 @@ def test_the_server_loads_no_numpy_itself() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_page_loads_no_numpy_before_a_film_is_put_onto_it() -> None:
-    """It would be as large again; and what decodes films is the judge's."""
+def test_the_page_loads_no_numpy_before_an_image_is_put_onto_it() -> None:
+    """It would be as large again; and decoding images is the assessor's."""
     program = (
         "import sys\n"
         "import deepcovid_edge.cart.page.role, deepcovid_edge.cart.page.statistics\n"

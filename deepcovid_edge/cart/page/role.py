@@ -16,7 +16,7 @@ from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.opening import open_store
 from deepcovid_edge.device.service import beat_seconds, log, notify
 from deepcovid_edge.errors import NotThereError
-from deepcovid_edge.serve.quiet_server import QuietServer
+from deepcovid_edge.serve.quiet_server import QuietServer, quiet_config
 
 _LOOK_SECONDS = 0.2
 _GRACE_SECONDS = 2
@@ -66,21 +66,11 @@ async def _serve(context: Context, stop: threading.Event) -> None:
 
 def server_settings(context: Context) -> uvicorn.Config:
     """How the server is set up."""
-    settings = context.settings
-    return uvicorn.Config(
+    return quiet_config(
         build_app(context),
-        host=settings.host,
-        port=settings.port,
-        ssl_certfile=settings.certificate,
-        ssl_keyfile=settings.key,
+        context.settings,
         http="h11",
-        ws="none",
         loop="asyncio",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,  # whoever is at the other end of the connection is who asks
         limit_concurrency=MOST_AT_ONCE,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_GRACE_SECONDS,

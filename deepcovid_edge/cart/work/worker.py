@@ -186,6 +186,7 @@ class Worker(Closing):
         place = self.spool.results(image.content_sha256) / RECORD_NAME
         self.spool.store([settled_text(settled).encode()], place)
         self.images.settle(image, settled)
+        self._crashes.pop(image.image_id, None)
         self._settled()
 
     def _crashed(self, image: ClaimedImage, why: str) -> None:
@@ -201,7 +202,6 @@ class Worker(Closing):
 
     def _give_up(self, image: ClaimedImage, why: str) -> None:
         """Give up an image that no assessor survives, and keep it aside."""
-        self._crashes.pop(image.image_id, None)
         self.spool.quarantine(image.content_sha256, image.path.suffix)
         assessor = self._ready()
         if assessor is None:  # the model is gone too: assessed again when there is one

@@ -7,12 +7,12 @@ import shutil
 import stat
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from stand_in_wheels import stand_in_wheels
 
 JETSON = Path(__file__).parents[3] / "jetson"
 INSTALL, SELFTEST = JETSON / "install.sh", JETSON / "selftest"
@@ -420,58 +420,6 @@ def test_broken_off_install_goes_on_and_a_new_python_starts_afresh(
 
 
 # --- Installing for real, offline, from stand-in wheels -------------------------------------------
-
-
-def stand_in_wheels(folder: Path, *, edge: str = "print('info of stand-in')") -> None:
-    """Wheels with the names and needs of the real ones, and next to nothing in them."""
-    folder.mkdir(exist_ok=True)
-    driver = "def get_version(): return (12, 6, 0)\n"
-    for name, version, module in (
-        ("numpy", "1.26.4", ""),
-        ("numpy", "2.2.6", ""),
-        ("onnxruntime", "1.23.2", "kind = 'cpu'\n"),
-        ("onnxruntime-gpu", "1.23.0", "kind = 'gpu'\n"),
-        ("pycuda", "2026.1", ""),
-        ("cuda-bindings", "12.9.4", ""),
-        ("cuda-bindings", "13.4.4", ""),
-    ):
-        package = {"onnxruntime-gpu": "onnxruntime"}.get(name, name.replace("-", "_"))
-        files = {f"{package}/__init__.py": module}
-        if name == "pycuda":
-            files["pycuda/driver.py"] = driver
-        pack(folder, name, version, files)
-    needs = (
-        "Requires-Dist: numpy>=1.26\nProvides-Extra: cpu\nProvides-Extra: gpu\n"
-        "Provides-Extra: dicom\nProvides-Extra: tensorrt\n"
-        'Requires-Dist: onnxruntime>=1.19; extra == "cpu"\n'
-        'Requires-Dist: onnxruntime-gpu>=1.19; extra == "gpu"\n'
-        'Requires-Dist: pycuda>=2024.1; extra == "tensorrt"\n'
-        'Requires-Dist: cuda-bindings>=12.6; extra == "tensorrt"\n'
-    )
-    script = "[console_scripts]\ndeepcovid-edge = deepcovid_edge:main\n"
-    module = f"def main():\n    {edge}\n"
-    pack(folder, "deepcovid-edge", "0.1.0", {"deepcovid_edge/__init__.py": module}, needs, script)
-
-
-def pack(
-    folder: Path,
-    name: str,
-    version: str,
-    files: dict[str, str],
-    needs: str = "",
-    scripts: str = "",
-) -> None:
-    stem = f"{name.replace('-', '_')}-{version}"
-    about = f"{stem}.dist-info"
-    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}"
-    tags = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-    content = {**files, f"{about}/METADATA": metadata, f"{about}/WHEEL": tags}
-    if scripts:
-        content[f"{about}/entry_points.txt"] = scripts
-    content[f"{about}/RECORD"] = "".join(f"{path},,\n" for path in [*content, f"{about}/RECORD"])
-    with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as archive:
-        for path, text in content.items():
-            archive.writestr(path, text)
 
 
 def installed(venv: Path) -> set[str]:
