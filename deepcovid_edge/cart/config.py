@@ -150,9 +150,10 @@ class Destination:
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"name: got {self.name!r}, expected small letters, digits, - and _")
         if self.url is None:
+            for key in ("ae_title", "host"):
+                if not getattr(self, key):
+                    raise ValueError(f"{key}: is missing; expected ae_title and host, or a url")
             _check_ae_title(self.ae_title)
-            if not self.host:
-                raise ValueError("host: is missing; expected an address, or url for STOW-RS")
         elif not re.match(r"https?://", self.url):
             raise ValueError(f"url: got {self.url!r}, expected http://... or https://...")
         elif self.find or self.commitment:
@@ -321,15 +322,41 @@ def read_config(path: Path) -> CartConfig:
             was received and what was expected.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")  # editors of Windows write its mark
+        values = tomllib.loads(text)
     except OSError as error:
         raise NotThereError(f"{path}: {error.strerror or error}") from error
+    except UnicodeError as error:
+        raise UsageError(f"{path}: not TOML: expected a text in UTF-8: {error}") from error
     except ValueError as error:
-        raise UsageError(f"{path}: not TOML: {error}") from error
+        raise UsageError(f"{path}: not TOML: {error}{_toml_hint(text, str(error))}") from error
     try:
         return _config(path, values)
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from error
+
+
+def _toml_hint(text: str, error: str) -> str:
+    """The line that is wrong, and the usual mistake where it is one."""
+    found = re.search(r"at line (\d+)", error)
+    lines = text.splitlines()
+    if not found or not 0 < int(found[1]) <= len(lines):
+        return ""
+    line = lines[int(found[1]) - 1].strip()
+    value = line.partition("=")[2].strip()
+    if re.search("[\u2018-\u201f\u00ab\u00bb]", line):
+        hint = "; write texts in straight quotes"
+    elif "\\" in value:
+        hint = "; write a path with a backslash in single quotes"
+    elif value.count('"') % 2 or value.count("'") % 2:
+        hint = "; a quote is missing, or there is one too many"
+    elif value in ("True", "False"):
+        hint = "; write true and false in small letters"
+    elif value and not re.match("[\"'\\[{]", value):
+        hint = "; write texts in quotes"
+    else:
+        hint = ""
+    return f": {line}{hint}"
 
 
 def _config(path: Path, values: Mapping[str, Any]) -> CartConfig:
@@ -393,6 +420,8 @@ def _value(hint: Any, value: Any, where: str, base: Path) -> Any:
         return value
     check, words, make = _KINDS[hint]
     if not check(value):
+        if isinstance(value, str) and hint in (bool, int, float):
+            words += " without quotes"
         raise ValueError(f"{where}: got {value!r}, expected {words}")
     return base / value if hint is Path else make(value)
 

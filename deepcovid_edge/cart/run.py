@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 
 from deepcovid_edge.cart.config import CartConfig
 from deepcovid_edge.device.child_process import end, ending_with_this
+from deepcovid_edge.device.ports import check_free
 from deepcovid_edge.device.service import log
 
 ROLES = ("receive", "work")
 _LOOK_SECONDS = 0.2
 _STOP_SECONDS = 15.0
 _RESTART_SECONDS = (0.5, 2.0, 10.0, 60.0)
+_PORT_SECONDS = 5.0
+"""The roles of a cart that was killed leave their ports a moment later."""
 _STEADY_SECONDS = 60.0
 """A role that ran so long is started again at once."""
 
@@ -38,7 +41,15 @@ def run_roles(config: CartConfig, stop: threading.Event, roles: tuple[str, ...] 
         config: The configuration.
         stop: Ends all roles when it is set.
         roles: Names of the roles.
+
+    Raises:
+        NotThereError: A port of theirs cannot be listened on.
     """
+    if "receive" in roles and config.peers:
+        place = config.receive
+        check_free("receive.port", place.host, place.port, seconds=_PORT_SECONDS)
+    if "page" in roles and config.page:
+        check_free("page.port", config.page.host, config.page.port, seconds=_PORT_SECONDS)
     running = [_Role(name) for name in roles]
     try:
         while not stop.wait(_LOOK_SECONDS):

@@ -9,6 +9,7 @@ from typing import Any
 
 import uvloop
 
+from deepcovid_edge.device.ports import check_free, listening_socket
 from deepcovid_edge.device.service import log, notify
 from deepcovid_edge.errors import NotThereError
 from deepcovid_edge.serve.app import Service, build_app
@@ -34,11 +35,8 @@ def serve(settings: ServeSettings, model: Mapping[str, Any], stop: threading.Eve
         NotThereError: The port cannot be listened on, or a certificate or the keys are not there.
         BackendUnavailableError: The model cannot be loaded.
     """
-    try:
-        uvloop.run(_serve(settings, model, stop))
-    except SystemExit as error:  # uvicorn's way to say that it cannot start
-        place = f"{settings.host}:{settings.port}"
-        raise NotThereError(f"port: {place} cannot be listened on") from error
+    check_free("port", settings.host, settings.port)
+    uvloop.run(_serve(settings, model, stop))
     log("serve stopped")
 
 
@@ -55,7 +53,8 @@ async def _serve(settings: ServeSettings, model: Mapping[str, Any], stop: thread
     server = QuietServer(config)
     watch = asyncio.create_task(_end_when_asked(server, service, stop))
     try:
-        await server.serve()
+        with listening_socket("port", settings.host, settings.port) as port:
+            await server.serve([port])
     finally:
         watch.cancel()
         await assessors.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 
 import uvicorn
@@ -14,6 +15,7 @@ from deepcovid_edge.cart.page.app import build_app
 from deepcovid_edge.cart.page.context import Context
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.opening import open_store
+from deepcovid_edge.device.ports import listening_socket
 from deepcovid_edge.device.service import beat_seconds, log, notify
 from deepcovid_edge.errors import NotThereError
 from deepcovid_edge.serve.quiet_server import QuietServer, quiet_config
@@ -41,15 +43,12 @@ def page(config: CartConfig, stop: threading.Event) -> None:
     writing, spool = open_store(config.cart)
     with writing, Ledger(spool.folder, read_only=True) as reading:
         context = Context(config, settings, reading, writing, spool, Access(pin))
-        try:
-            asyncio.run(_serve(context, stop))
-        except SystemExit as error:  # uvicorn's way to say that it cannot start
-            place = f"{settings.host}:{settings.port}"
-            raise NotThereError(f"page.port: {place} cannot be listened on") from error
+        with listening_socket("page.port", settings.host, settings.port) as port:
+            asyncio.run(_serve(context, port, stop))
     log("page stopped")
 
 
-async def _serve(context: Context, stop: threading.Event) -> None:
+async def _serve(context: Context, port: socket.socket, stop: threading.Event) -> None:
     settings = context.settings
     try:
         server = QuietServer(server_settings(context))
@@ -59,7 +58,7 @@ async def _serve(context: Context, stop: threading.Event) -> None:
     watch = asyncio.create_task(_end_when_asked(server, context, stop))
     log("page", host=settings.host, port=settings.port, tls=settings.certificate is not None)
     try:
-        await server.serve()
+        await server.serve([port])
     finally:
         watch.cancel()
 

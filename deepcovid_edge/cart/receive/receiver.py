@@ -21,6 +21,7 @@ from deepcovid_edge.cart.store.deliveries import Deliveries
 from deepcovid_edge.cart.store.image_header import NotTakenError
 from deepcovid_edge.cart.store.intake import Arrival, Intake
 from deepcovid_edge.cart.store.spool import SpoolFullError
+from deepcovid_edge.device.ports import cannot_listen
 from deepcovid_edge.device.service import log
 from deepcovid_edge.errors import NotThereError, OutputError, require
 from deepcovid_edge.files import Closing
@@ -150,9 +151,7 @@ class Receiver(Closing):
                 guard=self._guard,
             )
         except OSError as error:
-            raise NotThereError(
-                f"receive.port: {settings.host}:{settings.port}: {error.strerror}"
-            ) from error
+            raise cannot_listen("receive.port", settings.host, settings.port, error) from error
         self._forget_strangers()
         self._server.turned = time.monotonic()
         self._guard.start()

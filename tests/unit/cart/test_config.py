@@ -56,11 +56,15 @@ def test_the_first_configuration_is_read_and_the_rest_has_defaults(tmp_path: Pat
     ("change", "message"),
     [
         (("port = 11112", "port = 0"), r"receive\.port: got 0, expected 1 to 65535"),
-        (("port = 11112", 'port = "x"'), r"receive\.port: got 'x', expected a whole number"),
+        (
+            ("port = 11112", 'port = "11112"'),
+            r"receive\.port: got '11112', expected a whole number without quotes",
+        ),
         (("port = 11112", "port = true"), r"receive\.port: got True, expected a whole number"),
         (('spool = "spool"', 'spol = "spool"'), r"cart\.spol: no such key; expected one of"),
         (('spool = "spool"', ""), r"cart\.spool: is missing"),
         (('ae_title = "CART"', 'ae_title = "A TITLE TOO LONG FOR ONE"'), r"receive\.ae_title: got"),
+        (('ae_title = "ORTHANC"', ""), r"destination 1\.ae_title: is missing"),
         (('objects = ["sr", "sc"]', 'objects = ["pdf"]'), r"destination 1\.objects: got 'pdf'"),
         (('objects = ["sr", "sc"]', "objects = []"), r"destination 1\.objects: got none"),
         (('objects = ["sr", "sc"]', 'url = "ftp://x"'), r"destination 1\.url: got 'ftp://x'"),
@@ -108,6 +112,29 @@ def test_a_file_that_is_no_toml_or_not_there(tmp_path: Path) -> None:
         read(tmp_path, "[cart")
     with pytest.raises(NotThereError, match="No such file"):
         read_config(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("spool = spool", "write texts in quotes"),
+        ('spool = "spool', "a quote is missing, or there is one too many"),
+        ("spool = \u201cspool\u201d", "write texts in straight quotes"),
+        (r'spool = "C:\Carts\spool"', "write a path with a backslash in single quotes"),
+        ("commitment = True", "write true and false in small letters"),
+        ("[cart", r"line 2.*: \[cart$"),
+    ],
+)
+def test_a_line_that_is_no_toml_is_shown_with_what_is_usually_meant(
+    tmp_path: Path, line: str, hint: str
+) -> None:
+    with pytest.raises(UsageError, match=hint) as caught:
+        read(tmp_path, f"# A cart.\n{line}\n")
+    assert line in str(caught.value)
+
+
+def test_the_mark_of_an_editor_of_windows_is_no_error(tmp_path: Path) -> None:
+    assert read(tmp_path, "\ufeff" + FIRST).cart.spool == tmp_path / "spool"
 
 
 @pytest.mark.parametrize(
