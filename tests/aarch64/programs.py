@@ -14,6 +14,8 @@ PEERS = (
     *("dcmdump", "dcmsend", "storescu", "storescp", "echoscu", "findscu", "dcmconv", "dcmcrle"),
     *("dcmcjpeg", "dcmcjpls", "dciodvfy", "Orthanc"),
 )
+_PROGRAMS = "/usr/local/bin:/usr/bin:/usr/sbin"
+"""A virtual environment may have programs of the same names (pynetdicom's)."""
 _COMPILER_PLACES = ("/usr/lib/gcc-cross", f"/usr/{TARGET}")
 _PLACES = ("/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/share/libdcmtk17", "/usr/share/orthanc")
 """Where the libraries and dictionaries of this machine's programs lie."""
@@ -32,7 +34,8 @@ def compiler() -> dict[str, Path]:
 
 def peers() -> dict[str, Path]:
     """What the chroot sees of consoles, PACS and validators: those that are installed."""
-    found = {place: Path(place).resolve() for name in PEERS if (place := shutil.which(name))}
+    named = (shutil.which(name, path=_PROGRAMS) for name in PEERS)
+    found = {place: Path(place).resolve() for place in named if place}
     return {**_there(_PLACES), **found}
 
 

@@ -156,7 +156,8 @@ class Spool:
             passing.replace(place)
             sync_folder(place.parent)
         except OSError as error:
-            passing.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a disk that fails does so again
+                passing.unlink(missing_ok=True)
             kind = SpoolFullError if error.errno in FULL else OutputError
             raise kind(f"{place}: {error.strerror or error}") from error
 

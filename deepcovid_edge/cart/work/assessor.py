@@ -15,7 +15,7 @@ from deepcovid_edge.cart.config import CartConfig
 from deepcovid_edge.cart.store.images import BuiltObject, ClaimedImage, Settled
 from deepcovid_edge.cart.store.spool import SpoolFullError
 from deepcovid_edge.device.child_process import Patience, StalledError, end, ending_with_this
-from deepcovid_edge.errors import DeepCovidEdgeError, one_line
+from deepcovid_edge.errors import DeepCovidEdgeError, OutputError, one_line
 from deepcovid_edge.files import Closing, file_sha256
 from deepcovid_edge.reasons import Reason
 
@@ -93,6 +93,7 @@ class AssessorProcess(Closing):
         Raises:
             AssessorCrashedError: The process ended, or gave no answer in time.
             SpoolFullError: The disk has no room for the result.
+            OutputError: The result cannot be written for another reason.
         """
         request = {
             "path": str(image.path),
@@ -109,6 +110,8 @@ class AssessorProcess(Closing):
         answer = self._answer(self._seconds, is_at_work=True)
         if "full" in answer:
             raise SpoolFullError(f"no room for a result: {answer['full']}")
+        if "not_written" in answer:
+            raise OutputError(answer["not_written"])
         objects = [BuiltObject(**{**one, "path": Path(one["path"])}) for one in answer["objects"]]
         return Settled(answer["record"], objects, destinations)
 

@@ -77,13 +77,15 @@ def main() -> None:
 
 
 def _assessed(assessor: Assessor, request: AssessmentRequest) -> dict[str, Any]:
-    """The answer for an image; a full disk is no fault of the image's."""
+    """The answer for an image; a disk that is full or fails ends no assessor."""
     try:
         return assessor.assess(request)
     except (OutputError, OSError) as error:
         cause = error.__cause__ if isinstance(error, OutputError) else error
         if isinstance(cause, OSError) and cause.errno in FULL:
             return {"full": cause.strerror}
+        if isinstance(error, OutputError):
+            return {"not_written": one_line(error)}
         raise
 
 

@@ -42,10 +42,16 @@ def test_the_assessor_says_that_the_disk_is_full_and_goes_on(number: int, is_raw
     assert assessor_child._assessed(assessor, REQUEST) == {"full": os.strerror(number)}
 
 
-@pytest.mark.parametrize(("is_raw", "error"), [(True, OSError), (False, OutputError)])
-def test_another_fault_of_a_disk_ends_the_assessor(is_raw: bool, error: type[Exception]) -> None:
-    with pytest.raises(error):
-        assessor_child._assessed(cast(Assessor, Failing(errno.EIO, is_raw=is_raw)), REQUEST)
+def test_a_result_that_cannot_be_written_is_told_and_does_not_end_the_assessor() -> None:
+    assessor = cast(Assessor, Failing(errno.EIO, is_raw=False))
+    assert assessor_child._assessed(assessor, REQUEST) == {
+        "not_written": "map.npz: cannot be written"
+    }
+
+
+def test_a_file_that_cannot_be_read_ends_the_assessor() -> None:
+    with pytest.raises(OSError, match="Input/output"):
+        assessor_child._assessed(cast(Assessor, Failing(errno.EIO, is_raw=True)), REQUEST)
 
 
 def test_an_image_that_the_full_ledger_did_not_give_back_is_assessed_later(
