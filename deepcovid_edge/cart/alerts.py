@@ -31,6 +31,11 @@ class AlertCode(Enum):
         "A destination rejected a result for good.",
         "Have the destination accept it (see the status), then `cart resend`.",
     )
+    DESTINATION_REMOVED = (
+        "destination_removed",
+        "Results wait for a destination that the configuration does not name any more.",
+        "Name it again and restart the cart, or give them up with `cart drain --give-up NAME`.",
+    )
     DISK_FLOOR = (
         "disk_floor",
         "The disk is nearly full; no image is taken.",

@@ -231,17 +231,29 @@ def check_config(config: Path, offline: bool) -> int:
 @command.command()
 @_CONFIG
 @click.option("--seconds", default=300.0, show_default=True, help="Longest time.")
-def drain(config: Path, seconds: float) -> int:
+@click.option("--give-up", metavar="NAME", help="Instead forget what waits for a removed one.")
+def drain(config: Path, seconds: float, give_up: str | None) -> int:
     """Send all that waits, now; before the cart is moved. A cart that runs is asked to do so.
+
+    Results for a destination that the configuration does not name any more wait until it is named
+    again, and their images are kept; --give-up NAME forgets them for ever.
 
     Example: deepcovid-edge cart drain cart.toml --seconds 60
     """
     from deepcovid_edge.cart.send.outbox import Outbox
+    from deepcovid_edge.cart.store.deliveries import Deliveries
     from deepcovid_edge.cart.store.opening import open_store
+    from deepcovid_edge.errors import UsageError
 
     settings = _read(config)
+    if give_up in {one.name for one in settings.destinations}:
+        raise UsageError(f"--give-up: {give_up} is named in {config}; expected a removed one")
     ledger, spool = open_store(settings.cart)
     with ledger:
+        if give_up is not None:
+            count = Deliveries(ledger, spool).give_up(give_up)
+            click.echo(f"{count} objects are not sent to {give_up}.")
+            return ExitCode.DONE
         left = Outbox(settings, ledger, spool).drain(seconds)
     click.echo(f"{left} objects wait." if left else "Nothing waits.")
     return ExitCode.ERROR if left else ExitCode.DONE

@@ -234,6 +234,35 @@ class Deliveries:
             self.ledger.event("send again", image_id, destination=destination, objects=count)
         return count
 
+    def of_removed(self, named: Sequence[str]) -> dict[str, int]:
+        """Objects that wait for destinations which are not named any more, by destination.
+
+        Args:
+            named: The destinations of the configuration.
+        """
+        marks = ", ".join("?" * len(named))
+        rows = self.ledger.rows(
+            "SELECT destination, count(*) AS n FROM outbox"
+            f" WHERE state IN (?, ?, ?) AND destination NOT IN ({marks})"
+            " GROUP BY destination ORDER BY destination",
+            *(QUEUED, SENDING, PARKED, *named),
+        )
+        return {row["destination"]: row["n"] for row in rows}
+
+    def give_up(self, destination: str) -> int:
+        """Forget what waits for a destination, for ever; how many objects.
+
+        Args:
+            destination: One that is not named any more: nothing is sent to it meanwhile.
+        """
+        with self.ledger.transaction() as now:
+            count = now.execute(
+                "DELETE FROM outbox WHERE destination = ? AND state IN (?, ?, ?)",
+                (destination, QUEUED, SENDING, PARKED),
+            ).rowcount
+            self.ledger.event("given up", destination=destination, objects=count)
+        return count
+
     def hasten(self, destination: str) -> None:
         """A destination answers again: what waits for a later try may be sent now."""
         with self.ledger.transaction() as now:

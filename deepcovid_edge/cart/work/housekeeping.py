@@ -14,6 +14,7 @@ from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import CartConfig
 from deepcovid_edge.cart.store.backup import FOLDER_NAME, back_up, newest
 from deepcovid_edge.cart.store.clock import clock_is_plausible
+from deepcovid_edge.cart.store.deliveries import Deliveries
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.retention import RetentionSettings, delete_old
 from deepcovid_edge.cart.store.spool import Spool, SpoolFullError
@@ -77,6 +78,7 @@ class Housekeeping:
         self.spool.fill_ballast()
         self._back_up()
         self._look_at_disk()
+        self._look_at_destinations()
         self._look_at_clock()
         self._look_for_images()
         for path in _certificates(self.config):
@@ -98,6 +100,16 @@ class Housekeeping:
             return
         log("backup", copy=copy.name)
         self.ledger.clear_alert(code)
+
+    def _look_at_destinations(self) -> None:
+        """Nothing is sent to a destination that was removed; what waits for it is told of."""
+        named = [one.name for one in self.config.destinations]
+        waiting = Deliveries(self.ledger, self.spool).of_removed(named)
+        code = AlertCode.DESTINATION_REMOVED.code
+        if waiting:
+            self.ledger.raise_alert(code, code, destination=", ".join(waiting))
+        else:
+            self.ledger.clear_alert(code)
 
     def _look_at_disk(self) -> None:
         try:

@@ -119,3 +119,27 @@ def test_the_ballast_is_there_after_a_look(tmp_path: Path) -> None:
     place = tmp_path / "spool"
     look(config, place, SpoolSettings(0, 0.0, 1))
     assert Spool(place, SpoolSettings(0, 0.0, 1)).drop_ballast()
+
+
+def test_what_waits_for_a_removed_destination_is_told_until_it_is_given_up(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    with open_store(config.cart.spool) as store:
+        store.take()
+        store.assess()
+        house = Housekeeping(config, store.ledger, store.spool, threading.Event())
+        house.look()
+        assert codes(store.ledger) == {"destination_removed"}
+        waits = store.ledger.row("SELECT count(*) AS n FROM outbox WHERE destination = 'pacs'")
+        assert waits is not None
+        given_up = CliRunner().invoke(command, ["drain", str(config.path), "--give-up", "pacs"])
+        assert given_up.output == f"{waits['n']} objects are not sent to pacs.\n"
+        house.look()
+        assert codes(store.ledger) == set()
+
+
+def test_a_destination_that_is_named_is_not_given_up(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    named = '\n[[destination]]\nname = "pacs"\nurl = "http://127.0.0.1:1/dicom-web"\n'
+    config.path.write_text(config.path.read_text() + named)
+    done = CliRunner().invoke(command, ["drain", str(config.path), "--give-up", "pacs"])
+    assert "is named in" in str(done.exception or done.output)
