@@ -68,6 +68,14 @@ class Counts:
         return {**asdict(self), "is_kept": self.is_kept}
 
 
+def assert_kept(counts: Counts) -> None:
+    """What a test asks of a campaign: all that was sent was acknowledged, and nothing lost."""
+    assert counts.acknowledged
+    assert (counts.lost, counts.assessed_twice, counts.other_bytes) == (0, 0, 0)
+    assert counts.acknowledged == counts.sent
+    assert counts.is_kept
+
+
 class Audit:
     """Looks into a spool, beside what console and PACS say.
 
