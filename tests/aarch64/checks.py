@@ -24,7 +24,7 @@ _WORK = "/srv/work"
 _SECONDS = 3000.0
 _EDGE = f"{PLACE}/bin/deepcovid-edge"
 _PYTEST = (
-    *(f"{PLACE}/bin/python", "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+    *(f"{PLACE}/bin/python", "-m", "pytest", "-q", "-o", "cache_dir=/srv/cache"),
     *("-m", "not slow", "--timeout", "2400"),
 )
 _COUNT = re.compile(r"(\d+) (passed|failed|skipped|errors?|deselected)")

@@ -12,7 +12,7 @@ from pathlib import Path
 TARGET = "aarch64-linux-gnu"
 PEERS = (
     *("dcmdump", "dcmsend", "storescu", "storescp", "echoscu", "findscu", "dcmconv", "dcmcrle"),
-    *("dcmcjpeg", "dcmcjpls", "dciodvfy", "Orthanc"),
+    *("dcmcjpeg", "dcmcjpls", "dciodvfy", "dsrdump", "Orthanc", "ip", "ps"),
 )
 _PROGRAMS = "/usr/local/bin:/usr/bin:/usr/sbin"
 """A virtual environment may have programs of the same names (pynetdicom's)."""
