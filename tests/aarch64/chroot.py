@@ -71,13 +71,16 @@ class Chroot:
     shown: Mapping[str, Path] = field(default_factory=dict)
 
     def make(self) -> None:
-        """Make the file system, where it is not there whole.
+        """Make the file system, where it is not there whole; certificates are this machine's now.
 
         Raises:
             ChrootError: debootstrap failed.
         """
-        if self.folder.is_dir():
-            return
+        if not self.folder.is_dir():
+            self._make()
+        shutil.copyfile(_CERTIFICATES, self.folder / _CERTIFICATES.relative_to("/"))
+
+    def _make(self) -> None:
         made = self.folder.with_name(f"{self.folder.name}.partial")
         shutil.rmtree(made, ignore_errors=True)
         made.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +89,6 @@ class Chroot:
         words = ending_with_this([*_namespace(), *command])
         done = subprocess.run(words, capture_output=True, text=True, timeout=_MAKE_SECONDS)
         _check("debootstrap", done)
-        shutil.copyfile(_CERTIFICATES, made / _CERTIFICATES.relative_to("/"))
         made.rename(self.folder)
 
     def run(
