@@ -231,7 +231,9 @@ def check_config(config: Path, offline: bool) -> int:
 @command.command()
 @_CONFIG
 @click.option("--seconds", default=300.0, show_default=True, help="Longest time.")
-@click.option("--give-up", metavar="NAME", help="Instead forget what waits for a removed one.")
+@click.option(
+    "--give-up", metavar="NAME", help="Forget what waits for the removed destination NAME, instead."
+)
 def drain(config: Path, seconds: float, give_up: str | None) -> int:
     """Send all that waits, now; before the cart is moved. A cart that runs is asked to do so.
 

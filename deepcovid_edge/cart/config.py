@@ -20,6 +20,7 @@ TLS are files.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 import socket
@@ -344,9 +345,12 @@ def _toml_hint(text: str, error: str) -> str:
         return ""
     line = lines[int(found[1]) - 1].strip()
     value = line.partition("=")[2].strip()
+    with contextlib.suppress(ValueError):
+        tomllib.loads(line)
+        return f": {line}"  # right by itself: a key that is there twice
     if re.search("[\u2018-\u201f\u00ab\u00bb]", line):
         hint = "; write texts in straight quotes"
-    elif "\\" in value:
+    elif value.startswith('"') and "\\" in value:
         hint = "; write a path with a backslash in single quotes"
     elif value.count('"') % 2 or value.count("'") % 2:
         hint = "; a quote is missing, or there is one too many"
