@@ -9,10 +9,13 @@ import signal
 import socket
 import sys
 import threading
+import traceback
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 _BEAT_SECONDS = 5.0
+_PACKAGE = Path(__file__).parents[1]
 _lock = threading.Lock()
 
 
@@ -26,6 +29,21 @@ def log(event: str, **detail: Any) -> None:
     line = json.dumps({"event": event, **detail}, default=str)
     with _lock:
         print(line, flush=True)
+
+
+def log_fault(event: str, error: BaseException) -> None:
+    """Log a fault of the program by its kind and the lines of this package that it passed.
+
+    What an exception says may hold a value of an image's header, so it is not logged.
+
+    Args:
+        event: A fixed name.
+        error: What was raised.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(_PACKAGE)]
+    where = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in ours]
+    log(event, kind=type(error).__name__, where=where)
 
 
 def stop_event() -> threading.Event:

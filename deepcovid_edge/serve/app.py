@@ -302,7 +302,4 @@ async def _http_error(_request: Request, error: Exception) -> Response:
 
 
 async def _failed(_request: Request, error: Exception) -> Response:
-    """A fault of the program: its kind is logged, nothing of an image is."""
-    kind = type(error).__name__
-    log("serve failed", kind=kind)
-    return JSONResponse({"error": f"the server failed: {kind}"}, 500)
+    return JSONResponse({"error": f"the server failed: {type(error).__name__}"}, 500)

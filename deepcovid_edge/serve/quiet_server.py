@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from deepcovid_edge.device.service import log_fault
 
 
 class ListensAt(Protocol):
@@ -30,7 +33,30 @@ class ListensAt(Protocol):
         """Its key."""
 
 
-def quiet_config(app: Any, place: ListensAt, **more: Any) -> uvicorn.Config:
+class _FaultsTold:
+    """Logs what an application raises without its message, and keeps it from the server's log.
+
+    Starlette raises a fault again after it was answered with 500.
+
+    Args:
+        app: What answers.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer (ASGI 3)."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            await self._app(scope, receive, send)
+        except Exception as error:
+            log_fault("request failed", error)
+
+
+def quiet_config(app: ASGIApp, place: ListensAt, **more: Any) -> uvicorn.Config:
     """How uvicorn serves an application: no log of its own, no header that says what runs here.
 
     Args:
@@ -39,7 +65,7 @@ def quiet_config(app: Any, place: ListensAt, **more: Any) -> uvicorn.Config:
         more: Further settings of uvicorn.
     """
     return uvicorn.Config(
-        app,
+        _FaultsTold(app),
         host=place.host,
         port=place.port,
         ssl_certfile=place.certificate,

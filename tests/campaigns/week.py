@@ -193,7 +193,8 @@ def _models(clinic: Clinic) -> dict[str, int]:
 
 def _failed(clinic: Clinic) -> dict[str, int]:
     """Faults of the page since the cart's last start, by their kind."""
-    lines = [line for line in clinic.cart.said().splitlines() if '"event": "page failed"' in line]
+    told = clinic.cart.said().splitlines()
+    lines = [line for line in told if '"event": "request failed"' in line]
     return dict(Counter(json.loads(line)["kind"] for line in lines))
 
 

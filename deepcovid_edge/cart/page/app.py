@@ -19,8 +19,7 @@ from deepcovid_edge.cart.page.context import Context
 from deepcovid_edge.cart.page.guard import LOG_IN, Guard, Headers, hosts_of, origins_of
 from deepcovid_edge.cart.page.handlers import Handlers
 from deepcovid_edge.cart.page.posting import PostReader, PostRejectedError
-from deepcovid_edge.cart.store.ledger import LedgerBusyError
-from deepcovid_edge.device.service import log
+from deepcovid_edge.errors import OutputError
 
 
 def build_app(context: Context) -> ASGIApp:
@@ -55,7 +54,7 @@ def build_app(context: Context) -> ASGIApp:
         exception_handlers={
             PostRejectedError: handlers.post_rejected,
             HTTPException: handlers.http_error,
-            LedgerBusyError: handlers.ledger_busy,
+            OutputError: handlers.no_ledger,
             Exception: _failed,
         },
         lifespan=watching,
@@ -90,7 +89,5 @@ async def _nothing(*_: object) -> None:
     """The end of a guard that is asked for its cookie alone."""
 
 
-async def _failed(_request: Request, error: Exception) -> Response:
-    """A fault of the program: its kind is logged, nothing of an image is."""
-    log("page failed", kind=type(error).__name__)
+async def _failed(_request: Request, _error: Exception) -> Response:
     return PlainTextResponse("The page failed. Reload it.", 500)

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Callable, Hashable
 
 from deepcovid_edge.cart.store.ledger import Ledger
+from deepcovid_edge.errors import OutputError
 
 LOOK_SECONDS = 0.4
 _LIGHTS_EACH = 5
@@ -40,7 +41,8 @@ class Changes:
         """Look until the task is cancelled."""
         looks = 0
         while True:
-            self.look(with_lights=looks % _LIGHTS_EACH == 0)
+            with contextlib.suppress(OutputError):  # the ledger cannot be read now
+                self.look(with_lights=looks % _LIGHTS_EACH == 0)
             looks += 1
             await asyncio.sleep(LOOK_SECONDS)
 

@@ -21,6 +21,7 @@ from deepcovid_edge.cart.page.guard import Visitor
 from deepcovid_edge.cart.page.languages import LANGUAGES, catalogue
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.spool import Spool
+from deepcovid_edge.errors import OutputError
 from deepcovid_edge.manifest import VERSION
 
 HERE = Path(__file__).parent
@@ -85,8 +86,11 @@ class Context:
         return tuple(self.lights())
 
     def lights(self) -> list[health.Light]:
-        """The lights at the head of the page."""
-        return health.lights(self.config, self.reading, self.spool)
+        """The lights at the head of the page; none while the ledger cannot be read."""
+        try:
+            return health.lights(self.config, self.reading, self.spool)
+        except OutputError:
+            return []
 
     def render(
         self, request: Request, template: str, status: int = 200, **values: Any
@@ -111,7 +115,10 @@ class Context:
         return HTMLResponse(text, status)
 
     def _alert_count(self) -> int:
-        row = self.reading.row("SELECT count(*) AS n FROM alert")
+        try:
+            row = self.reading.row("SELECT count(*) AS n FROM alert")
+        except OutputError:
+            return 0
         return row["n"] if row else 0
 
     def part(self, visitor: Visitor, template: str, read: Callable[[], Any], name: str) -> Markup:

@@ -134,7 +134,7 @@ class Guard:
         is_known = 0 < len(cookie) <= _LONGEST_COOKIE
         visitor = self._visitor(scope, cookie if is_known else new_cookie(), cookies)
         scope["visitor"] = visitor
-        if (refusal := self._not_assessed(scope, visitor)) is not None:
+        if (refusal := self._refusal(scope, visitor)) is not None:
             await refusal(scope, receive, send)
             return
 
@@ -163,7 +163,7 @@ class Guard:
             scope["client"][0] if scope.get("client") else "",
         )
 
-    def _not_assessed(self, scope: Scope, visitor: Visitor) -> Response | None:
+    def _refusal(self, scope: Scope, visitor: Visitor) -> Response | None:
         path = scope["path"]
         if visitor.is_in or path == LOG_IN or path.startswith(STATIC):
             return None

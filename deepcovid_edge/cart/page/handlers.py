@@ -26,7 +26,7 @@ from deepcovid_edge.cart.page.posting import Posted, PostRejectedError, SentFile
 from deepcovid_edge.cart.page.statistics import Statistics, read_statistics, steps_of
 from deepcovid_edge.cart.status import raised_alerts
 from deepcovid_edge.cart.store.deliveries import Deliveries
-from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError
+from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.spool import SpoolFullError
 from deepcovid_edge.device.service import log
 
@@ -253,10 +253,9 @@ class Handlers:
         word = "error.not_there" if error.status_code in (404, 405) else "error.busy"
         return self._message(request, error.status_code, word)
 
-    async def ledger_busy(self, request: Request, error: Exception) -> Response:
-        """The disk is full, or another role holds the ledger."""
-        assert isinstance(error, LedgerBusyError)
-        log("page ledger busy")
+    async def no_ledger(self, request: Request, error: Exception) -> Response:
+        """The ledger is held by another role or damaged, or its disk is full."""
+        log("page without ledger", kind=type(error).__name__)
         return self._message(request, 503, "error.busy")
 
     def _message(self, request: Request, status: int, word: str) -> Response:

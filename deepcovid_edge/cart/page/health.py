@@ -26,7 +26,7 @@ _OF_SENDERS = {
     AlertCode.NO_IMAGE.code,
     AlertCode.FOLDER_GONE.code,
 }
-_OF_THE_JUDGE = {AlertCode.ASSESSOR_STOPPED.code, AlertCode.SELF_TEST.code}
+_OF_THE_ASSESSOR = {AlertCode.ASSESSOR_STOPPED.code, AlertCode.SELF_TEST.code}
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def lights(config: CartConfig, ledger: Ledger, spool: Spool) -> list[Light]:
 
 
 def _assessor(ledger: Ledger, codes: set[str]) -> Light:
-    if codes & _OF_THE_JUDGE or not assessor_is_alive(ledger):
+    if codes & _OF_THE_ASSESSOR or not assessor_is_alive(ledger):
         return Light("assessor", BAD, "light.stopped")
     row = ledger.row("SELECT count(*) AS n FROM image WHERE state IN (?, ?)", RECEIVED, ASSESSING)
     if waiting := row["n"] if row else 0:

@@ -1,0 +1,119 @@
+"""The page in every state of an image and of the ledger; what a fault of the program leaves."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cart_page import CONSOLE, HOSTILE, drawn_image, filled, put, served
+from cart_peers import HOST
+from cart_store import open_store
+
+from deepcovid_edge.cart.page import images
+from deepcovid_edge.cart.page.changes import LOOK_SECONDS
+from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError, LedgerDamagedError
+from deepcovid_edge.cart.store.schema import IMAGE_STATES
+
+PAGES = ("/", "/image/1", "/alerts", "/statistics", "/audit", "/metrics", "/readyz")
+
+
+@pytest.fixture
+def no_ledger(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Exception]]:
+    """While the list holds an error, every query of a ledger raises it."""
+    raised: list[Exception] = []
+    rows = Ledger.rows
+
+    def read(self: Ledger, query: str, *values: Any) -> Any:
+        if raised:
+            raise raised[0]
+        return rows(self, query, *values)
+
+    monkeypatch.setattr(Ledger, "rows", read)
+    yield raised
+    raised.clear()
+
+
+def test_an_image_without_a_result_yet_has_a_page(tmp_path: Path) -> None:
+    with open_store(tmp_path / "spool") as store, served(tmp_path) as found:
+        taken = store.intake.take_file(drawn_image(1), name="1.dcm", arrival=CONSOLE)
+        for state in ("received", "assessing"):
+            assert store.states() == [state]
+            answer = found.reader.get(f"/image/{taken.image_id}")
+            assert answer.status == 200
+            assert "WAITING" in answer.text
+            assert found.reader.get("/").status == 200
+            store.images.claim()
+
+
+def test_an_image_has_a_page_in_every_state(tmp_path: Path) -> None:
+    """Whatever its result, and where a field of its record holds nothing."""
+    empty = ("timings_ms", "warnings", "limits", "site")
+    with open_store(tmp_path / "spool") as store:
+        wanted = {
+            put(store, number, decision, picture=False, record=dict.fromkeys([missing])): state
+            for number, (state, decision, missing) in enumerate(
+                product(IMAGE_STATES, ("positive", None), empty)
+            )
+        }
+        with store.ledger.transaction() as now:
+            for number, state in wanted.items():
+                now.execute("UPDATE image SET state = ? WHERE id = ?", (state, number))
+    with served(tmp_path) as found:
+        paths = ["/", "/statistics", "/metrics", *(f"/image/{number}" for number in wanted)]
+        answers = {path: found.reader.get(path).status for path in paths}
+    assert answers == dict.fromkeys(paths, 200)
+
+
+@pytest.mark.parametrize("kind", [LedgerBusyError, LedgerDamagedError])
+def test_while_the_ledger_cannot_be_read_every_page_says_so_and_then_goes_on(
+    tmp_path: Path, no_ledger: list[Exception], kind: type[Exception]
+) -> None:
+    with served(filled(tmp_path)) as found:
+        no_ledger.append(kind("ledger.db: locking protocol"))
+        assert {path: found.reader.get(path).status for path in PAGES} == dict.fromkeys(PAGES, 503)
+        assert found.reader.get("/healthz").status == 200
+        no_ledger.clear()
+        assert {found.reader.get(path).status for path in PAGES[:-1]} == {200}
+
+
+def test_open_pages_are_told_of_changes_after_the_ledger_was_away(
+    tmp_path: Path, no_ledger: list[Exception]
+) -> None:
+    with (
+        served(filled(tmp_path)) as found,
+        socket.create_connection((HOST, found.reader.port), timeout=30) as stream,
+    ):
+        stream.sendall(f"GET /changes HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+        assert b"200 OK" in stream.recv(4096)
+        no_ledger.append(LedgerBusyError("ledger.db: locking protocol"))
+        time.sleep(4 * LOOK_SECONDS)
+        no_ledger.clear()
+        with open_store(tmp_path / "spool") as store:
+            put(store, 7, "negative")
+        told = b""
+        while b"data: changed" not in told:  # 30 s at most
+            told += stream.recv(4096)
+
+
+def test_a_fault_is_told_by_its_place_and_without_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError(HOSTILE)
+
+    monkeypatch.setattr(images, "find_image", fail)
+    with served(filled(tmp_path)) as found:
+        assert found.reader.get("/image/1").status == 500
+        assert found.reader.get("/").status == 200
+    said = capfd.readouterr()
+    assert HOSTILE not in said.out + said.err
+    assert "Traceback" not in said.out + said.err
+    (fault,) = [json.loads(line) for line in said.out.splitlines() if "request failed" in line]
+    assert fault["kind"] == "KeyError"
+    assert any(place.startswith("handlers.py:") for place in fault["where"])
