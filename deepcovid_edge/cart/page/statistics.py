@@ -112,12 +112,15 @@ def read_statistics(ledger: Ledger, now: datetime | None = None) -> Statistics:
     now = now or datetime.now(timezone.utc)
     first = (now - timedelta(days=DAYS)).isoformat(timespec="milliseconds")
     rows = ledger.rows(
-        "SELECT received_utc, reason, (SELECT decision FROM result WHERE image_id = image.id"
-        " ORDER BY id DESC LIMIT 1) AS decision FROM image"
-        " WHERE settled_utc IS NOT NULL AND received_utc > ?",
+        "SELECT date(received_utc, 'localtime') AS day, reason, (SELECT decision FROM result"
+        " WHERE image_id = image.id ORDER BY id DESC LIMIT 1) AS decision, count(*) AS n"
+        " FROM image WHERE settled_utc IS NOT NULL AND received_utc > ? GROUP BY 1, 2, 3",
         first,
     )
-    days, reasons = _days(rows, now), Counter(row["reason"] for row in rows if row["reason"])
+    days, reasons = _days(rows, now), Counter[str]()
+    for row in rows:
+        if row["reason"]:
+            reasons[row["reason"]] += row["n"]
     kinds = {kind: sum(day.counts[kind] for day in days) for kind in KINDS}
     return Statistics(days, kinds, reasons.most_common(), _times(ledger), _drift(ledger, now))
 
@@ -127,9 +130,8 @@ def _days(rows: Sequence[Any], now: datetime) -> list[Day]:
     dates = [(today - timedelta(days=back)).isoformat() for back in reversed(range(DAYS))]
     counts = {date: dict.fromkeys(KINDS, 0) for date in dates}
     for row in rows:
-        date = datetime.fromisoformat(row["received_utc"]).astimezone().date().isoformat()
-        if date in counts:
-            counts[date][row["decision"] or NOT_ASSESSED] += 1
+        if row["day"] in counts:
+            counts[row["day"]][row["decision"] or NOT_ASSESSED] += row["n"]
     return [Day(date, counts[date]) for date in dates]
 
 
