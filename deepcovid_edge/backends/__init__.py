@@ -193,11 +193,13 @@ def _verified_engine(model: Path) -> Path | None:
 
 def _verified_int8(model: Path) -> Path | None:
     beside = model.with_name(f"{model.stem}{INT8_CPU_SUFFIX}.onnx")
-    if not beside.is_file() or not computes_int8_exactly():
+    if not beside.is_file():
         return None
     try:
         manifest = read_manifest(beside)
     except ModelFileError:
+        return None
+    if not computes_int8_exactly(int(manifest.quantization.get("weight_bits", 8))):
         return None
     own = manifest.parent_sha256 == file_sha256(model)
     return beside if own and manifest.is_verified else None

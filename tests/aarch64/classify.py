@@ -39,9 +39,6 @@ from deepcovid_edge.models import DEFAULT_MODEL, find_model
 from deepcovid_edge.pipeline.pipeline import PredictSettings
 
 LIBRARIES = ("numpy", "opencv-python-headless", "pillow", "simplejpeg", "onnxruntime")
-_EXACT_ON_X86 = ("session.x64quantprecision", "1")
-"""ONNX Runtime, kOrtSessionOptionsAvx2PrecisionMode: INT8 products of a processor without VNNI are
-those of two uint8, whose sums cannot saturate. Elsewhere it changes nothing."""
 
 
 @dataclass
@@ -68,14 +65,13 @@ class Recorded:
 
 
 def loaded(name: str, variant: str, threads: int) -> CpuBackend:
-    """The shipped model in ONNX Runtime, as the product runs it, with exact sums on any x86."""
+    """The shipped model in ONNX Runtime, as the product runs it."""
     path = find_model(name)
     if variant == "int8-cpu":
         path = path.with_name(f"{path.stem}{INT8_CPU_SUFFIX}.onnx")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    options.add_session_config_entry(*_EXACT_ON_X86)
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     settings = BackendSettings(provider="cpu", threads=threads)
     return CpuBackend(session, read_manifest(path), path, settings)

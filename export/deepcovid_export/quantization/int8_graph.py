@@ -27,8 +27,13 @@ from deepcovid_export.quantization.calibration import Ranges
 _CPU_OPERATORS = ["Conv", "Relu", "MaxPool", "Concat", "Add"]
 _BEYOND = 1e30
 """The ends of a Clip that clips nothing."""
-STEPS = 127
-"""Steps of the INT8 grid on each side of zero."""
+STEPS = {"tensorrt": 127, "cpu": 64}
+"""Target -> steps of the grid of the weights on each side of zero.
+
+x86 without VNNI adds two products of uint8 and int8 in 16 bits (VPMADDUBSW), which saturates at
+32,767. With 64 steps, 2 x 255 x 64 = 32,640 is the most, so every processor computes the same.
+"""
+WEIGHT_BITS = {"tensorrt": 8, "cpu": 7}
 _ALMOST = 0.999
 """Share of a uint8 range whose end still rounds to the last step."""
 
@@ -114,7 +119,8 @@ def _quantise_skips(
         if name not in by_tensor:
             by_tensor[name], after = f"{name}_QuantizeLinear_Output", f"{name}_skip"
             restored[by_tensor[name]] = after
-            scale = np.float32(max(abs(end) for end in ranges[name]) / STEPS)
+            steps = STEPS["tensorrt"]
+            scale = np.float32(max(abs(end) for end in ranges[name]) / steps)
             names = (f"{name}_scale", f"{name}_zero_point")
             for title, value in zip(names, (scale, np.int8(0)), strict=True):
                 model.graph.initializer.append(numpy_helper.from_array(np.array(value), title))
@@ -129,7 +135,7 @@ def _quantise_skips(
 def to_int8_cpu(
     model: onnx.ModelProto, ranges: Ranges, layers: Collection[str], *, alone: bool = False
 ) -> onnx.ModelProto:
-    """A copy of a network with Q/DQ for CPUs: uint8 activations, int32 bias.
+    """A copy of a network with Q/DQ for CPUs: uint8 activations, weights of 7 bits, int32 bias.
 
     Args:
         model: The FP32 network.
@@ -153,7 +159,9 @@ def to_int8_cpu(
             names.append(node.name)
     options = {"ActivationSymmetric": False, "WeightSymmetric": True}
     joined = _one_range_a_concat(model, ranges)
-    changed = _quantise(model, joined, names, _CPU_OPERATORS, QuantType.QUInt8, options)
+    changed = _quantise(
+        model, joined, names, _CPU_OPERATORS, QuantType.QUInt8, options, seven_bits=True
+    )
     _keep_in_float(changed, joined, {node.name for node in every.values()} - chosen)
     return changed
 
@@ -161,6 +169,7 @@ def to_int8_cpu(
 def set_weights(
     model: onnx.ModelProto,
     layer: str,
+    steps_each_side: int,
     weights: NDArray[np.float32],
     bias: NDArray[np.float32] | None = None,
 ) -> None:
@@ -169,7 +178,9 @@ def set_weights(
     Args:
         model: A network of `to_int8_cpu` or `to_int8_tensorrt`.
         layer: The layer's node, by name.
-        weights: Of its shape; in each channel whole multiples of a 127th of the largest magnitude.
+        steps_each_side: Of the grid; see `STEPS`.
+        weights: Of its shape; in each channel whole multiples of a step, the largest magnitude over
+            the number of steps.
         bias: One for each channel; None where it has none.
     """
     constants = constants_of(model.graph)
@@ -182,7 +193,7 @@ def set_weights(
     (node,) = (node for node in model.graph.node if node.name == layer)
     kept, scales = makers[node.input[1]].input[:2]
     peaks = np.abs(weights).reshape(len(weights), -1).max(axis=1)
-    steps = np.where(peaks > 0, peaks, 1) / np.float32(STEPS)
+    steps = np.where(peaks > 0, peaks, 1) / np.float32(steps_each_side)
     store(kept, np.rint(weights / steps.reshape(-1, *[1] * (weights.ndim - 1))))
     store(scales, steps)
     if bias is None:
@@ -262,6 +273,8 @@ def _quantise(
     operators: list[str],
     activations: QuantType,
     options: Mapping[str, bool | list[str]],
+    *,
+    seven_bits: bool = False,
 ) -> onnx.ModelProto:
     seen = {
         name: TensorData(lowest=np.float32(low), highest=np.float32(high))
@@ -271,7 +284,7 @@ def _quantise(
         quantizer = QDQQuantizer(
             onnx.shape_inference.infer_shapes(model),
             True,  # weights per channel
-            False,  # all eight bits
+            seven_bits,  # of the weights alone
             QuantType.QInt8,
             activations,
             TensorsData(CalibrationMethod.MinMax, seen),

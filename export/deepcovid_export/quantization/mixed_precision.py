@@ -13,7 +13,12 @@ from deepcovid_export.onnx_export.graphs import INT8_OPSET, find_layers
 from deepcovid_export.quantization.calibration import ImageBatches, best_ranges, channel_peaks
 from deepcovid_export.quantization.equalise import equalise, find_pairs
 from deepcovid_export.quantization.fp16_graph import rest_to_fp16, to_fp16
-from deepcovid_export.quantization.int8_graph import residual_adds, to_int8_cpu, to_int8_tensorrt
+from deepcovid_export.quantization.int8_graph import (
+    STEPS,
+    residual_adds,
+    to_int8_cpu,
+    to_int8_tensorrt,
+)
 from deepcovid_export.quantization.sensitivity import PROBE_BATCHES
 from deepcovid_export.quantization.weight_fit import fit_weights
 
@@ -22,7 +27,7 @@ TARGETS = ("tensorrt", "cpu")
 SCHEMES = {
     ("fp16", "tensorrt"): "FP16; normalisation, inputs and outputs as they were",
     ("int8", "tensorrt"): "Q/DQ, int8, symmetric, weights per channel, bias in float",
-    ("int8", "cpu"): "Q/DQ, uint8 activations, int8 weights per channel, int32 bias",
+    ("int8", "cpu"): "Q/DQ, uint8 activations, weights of 7 bits per channel, int32 bias",
 }
 _MULTIPLIED_AT_ONCE = 4
 """Products that one lane of VPDPBUSD (x86) or SDOT (Arm) sums."""
@@ -108,7 +113,8 @@ class VariantWriter:
 
         if alone:
             return lower(self._model)
-        return lower(fit_weights(self._model, layers, lower, self._images))
+        steps = STEPS[self.variant.target]
+        return lower(fit_weights(self._model, layers, lower, self._images, steps))
 
     def _to_int8(
         self, model: onnx.ModelProto, layers: Collection[str], *, fused_adds: bool, alone: bool

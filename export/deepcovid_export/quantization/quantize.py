@@ -36,6 +36,7 @@ from deepcovid_export.quantization.calibration import (
     ImageBatches,
     choose_images,
 )
+from deepcovid_export.quantization.int8_graph import WEIGHT_BITS
 from deepcovid_export.quantization.mixed_precision import Variant, VariantWriter
 from deepcovid_export.quantization.sensitivity import PROBE_BATCHES, Probe, layer_errors
 
@@ -263,6 +264,7 @@ class _Work:
             "relative_rmse": round(self.error, 6),
         }
         if variant.precision == "int8":
+            facts["weight_bits"] = WEIGHT_BITS[variant.target]
             facts["method"] = (
                 f"smallest squared error, {BINS} bins; channels equalised; weights fitted"
             )

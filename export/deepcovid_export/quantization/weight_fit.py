@@ -27,7 +27,7 @@ from onnx import helper, numpy_helper
 
 from deepcovid_edge.device.progress import counted
 from deepcovid_export.onnx_export.graphs import constants_of, copy_model, find_layers
-from deepcovid_export.quantization.int8_graph import STEPS, set_weights
+from deepcovid_export.quantization.int8_graph import set_weights
 from deepcovid_export.quantization.stepwise import Stepwise, Tensor
 
 Array = NDArray[np.float64]
@@ -107,6 +107,7 @@ def fit_weights(
     layers: Collection[str],
     lower: Callable[[onnx.ModelProto], onnx.ModelProto],
     images: Sequence[NDArray[np.uint8]],
+    steps: int,
 ) -> onnx.ModelProto:
     """A copy of a network with weights that keep its output when they are quantised.
 
@@ -115,6 +116,7 @@ def fit_weights(
         layers: Layers that `lower` writes in INT8, by name; their new weights lie on its grid.
         lower: Writes a network of the same nodes in INT8.
         images: Batches of prepared images, of shape (N, h, w).
+        steps: Of the grid that `lower` writes, on each side of zero.
     """
     fitted = copy_model(model)
     constants = constants_of(fitted.graph)
@@ -126,7 +128,7 @@ def fit_weights(
         source = reads[group[0].node.name]
         pairs = zip(before.reach(model, tensor), after.reach(variant, source), strict=True)
         for layer, seen in zip(group, _moments(group, pairs, len(images)), strict=True):
-            set_weights(variant, layer.node.name, *_fit(layer, seen, constants))
+            set_weights(variant, layer.node.name, steps, *_fit(layer, seen, constants, steps))
     return fitted
 
 
@@ -158,7 +160,7 @@ def _moments(
 
 
 def _fit(
-    layer: _Layer, seen: _Moments, constants: dict[str, onnx.TensorProto]
+    layer: _Layer, seen: _Moments, constants: dict[str, onnx.TensorProto], steps: int
 ) -> list[NDArray[np.float32]]:
     """Fit a layer's constants in place, and return them."""
     weights = numpy_helper.to_array(constants[layer.node.input[1]])
@@ -170,7 +172,7 @@ def _fit(
         moved = _solve_ridge(was, yy - np.outer(y, y), xy - np.outer(x, y), least)
     else:
         moved = _solve_ridge(was, yy, xy, least)
-    kept = on_grid(moved, yy)
+    kept = on_grid(moved, yy, steps)
     changed = [kept.reshape(weights.shape)]
     if has_bias:
         bias = numpy_helper.to_array(constants[layer.node.input[2]])
@@ -220,20 +222,21 @@ def _upper_of_inverse(matrix: Array) -> Array:
     return upper
 
 
-def on_grid(weights: Array, gram: Array) -> Array:
-    """Round weights to INT8 with the least error of the layer's output.
+def on_grid(weights: Array, gram: Array, steps: int) -> Array:
+    """Round weights to a grid with the least error of the layer's output.
 
     Args:
         weights: Of shape (outputs, inputs).
         gram: Mean of the products of the inputs with each other, of shape (inputs, inputs).
+        steps: Of the grid on each side of zero.
 
     Returns:
-        Weights of the same shape: in each row whole multiples of a 127th of its largest magnitude,
-        which stays where it is, so that a quantiser finds the same steps.
+        Weights of the same shape: in each row whole multiples of a step. The largest magnitude
+        stays where it is, so that a quantiser finds the same steps.
     """
     peaks = np.abs(weights).max(axis=1, keepdims=True)
-    steps = np.where(peaks > 0, peaks, 1.0) / STEPS
-    scaled = weights / steps
+    step = np.where(peaks > 0, peaks, 1.0) / steps
+    scaled = weights / step
     energy = np.diag(gram)
     order = np.argsort(-energy, kind="stable")
     damped = _add_to_diagonal(gram[np.ix_(order, order)], _DAMPING * float(np.mean(energy) or 1.0))
@@ -241,13 +244,13 @@ def on_grid(weights: Array, gram: Array) -> Array:
     # Columns lie in rows here: each is read and written at one place of the memory.
     left = np.ascontiguousarray(scaled.T[order])
     pinned = np.abs(weights.T[order]) == peaks[:, 0]
-    rounded = np.where(pinned, np.sign(left) * STEPS, 0.0)
+    rounded = np.where(pinned, np.sign(left) * steps, 0.0)
     for start in range(0, len(order), _BLOCK):
         stop = min(start + _BLOCK, len(order))
         errors = np.empty((stop - start, left.shape[1]))
         for column in range(start, stop):
             value = left[column]
-            nearest = np.clip(np.rint(value), -STEPS, STEPS)
+            nearest = np.clip(np.rint(value), -steps, steps)
             rounded[column] = np.where(pinned[column], rounded[column], nearest)
             error = (value - rounded[column]) / spread[column, column]
             left[column:stop] -= np.outer(spread[column, column:stop], error)
@@ -255,4 +258,4 @@ def on_grid(weights: Array, gram: Array) -> Array:
         left[stop:] -= spread[start:stop, stop:].T @ errors
     kept = np.empty_like(weights)
     kept[:, order] = rounded.T
-    return kept * steps
+    return kept * step

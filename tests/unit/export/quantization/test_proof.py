@@ -66,18 +66,18 @@ def test_proof_stands_in_the_file_and_auto_takes_it(
     verified = read_manifest(beside).quantization["verified"]
     assert verified["images"] == 400
     assert verified["verdict"] == "unchanged"
-    monkeypatch.setattr(backends, "computes_int8_exactly", lambda: True)
+    monkeypatch.setattr(backends, "computes_int8_exactly", lambda _bits: True)
     assert fastest_verified(model) == beside
     with load_backend(beside) as loaded:
         assert loaded.warnings == ()
-    monkeypatch.setattr(backends, "computes_int8_exactly", lambda: False)
+    monkeypatch.setattr(backends, "computes_int8_exactly", lambda _bits: False)
     assert fastest_verified(model) == model
 
 
 def test_auto_passes_over_a_variant_of_another_model_or_without_proof(
     proved: tuple[Path, Path], made: dict[str, Made], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backends, "computes_int8_exactly", lambda: True)
+    monkeypatch.setattr(backends, "computes_int8_exactly", lambda _bits: True)
     model, beside = proved
     other = saved(model.with_name("other.onnx"), graph(weights()))
     shutil.copy(beside, other.with_name("other-int8-cpu.onnx"))

@@ -18,7 +18,7 @@ from tiny_network import SPEC, fitted, graph, pixels, run, weights
 
 from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_export.quantization.calibration import ImageBatches
-from deepcovid_export.quantization.int8_graph import set_weights
+from deepcovid_export.quantization.int8_graph import STEPS, set_weights
 from deepcovid_export.quantization.mixed_precision import Variant, VariantWriter
 from deepcovid_export.quantization.weight_fit import fit_weights, on_grid
 
@@ -53,7 +53,7 @@ def nearest(values: Array) -> Array:
 def test_rounding_stays_on_the_grid_and_harms_the_outputs_less(inputs: int) -> None:
     kernel = np.random.default_rng(1).normal(0, 1, (12, inputs))
     gram = gram_of(inputs, seed=2)
-    rounded = on_grid(kernel, gram)
+    rounded = on_grid(kernel, gram, 127)
     steps = np.abs(kernel).max(axis=1, keepdims=True) / 127
     multiples = rounded / steps
     assert np.abs(multiples - np.rint(multiples)).max() < 1e-9
@@ -64,15 +64,15 @@ def test_rounding_stays_on_the_grid_and_harms_the_outputs_less(inputs: int) -> N
 
 def test_blocks_are_only_a_faster_way(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel, gram = np.random.default_rng(1).normal(0, 1, (5, 40)), gram_of(40, seed=3)
-    whole = on_grid(kernel, gram)
+    whole = on_grid(kernel, gram, 127)
     monkeypatch.setattr("deepcovid_export.quantization.weight_fit._BLOCK", 7)
-    assert np.allclose(on_grid(kernel, gram), whole)
+    assert np.allclose(on_grid(kernel, gram, 127), whole)
 
 
 def test_inputs_that_are_never_there_leave_the_nearest_multiples() -> None:
     kernel = np.random.default_rng(1).normal(0, 1, (4, 9))
-    assert np.allclose(on_grid(kernel, np.zeros((9, 9))), nearest(kernel))
-    assert not on_grid(np.zeros((4, 9)), gram_of(9, seed=0)[:9, :9]).any()
+    assert np.allclose(on_grid(kernel, np.zeros((9, 9)), 127), nearest(kernel))
+    assert not on_grid(np.zeros((4, 9)), gram_of(9, seed=0)[:9, :9], 127).any()
 
 
 @pytest.mark.parametrize("target", ["cpu", "tensorrt"])
@@ -130,7 +130,7 @@ def test_files_hold_the_fitted_weights_to_the_last_step(
     expected, stored = watched.after, constants_of(quantised)
     for name in layers:
         kept, steps = (stored[f"{name}.weight_{part}"] for part in ("quantized", "scale"))
-        assert (np.abs(kept).max(axis=(1, 2, 3)) == 127).all()
+        assert (np.abs(kept).max(axis=(1, 2, 3)) == STEPS[target]).all()
         restored = kept.astype(np.float32) * steps[:, None, None, None]
         np.testing.assert_allclose(restored, expected[f"{name}.weight"], rtol=1e-5)
     assert not np.array_equal(expected["main1.weight"], watched.before["main1.weight"])
