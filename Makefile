@@ -135,16 +135,18 @@ TRAIN_squeezenet1_1 = $(DATA) $(SIIM) $(SITES) --exclude-leaks
 TRAIN_resnet18 = $(DATA)
 FIT_squeezenet1_1 = $(RUNS)/squeezenet1_1/splits.csv
 FIT_resnet18 = $(DATA)
+# Children are recognised, not learned.
+CHILDREN_squeezenet1_1 = --children $(DATA)
 
 model-%: .venv/ready
 	$(DEV)/deepcovid-edge train --recipe $* $(TRAIN_$*) -o $(RUNS)/$* --resume $(START_$*)
 	$(DEV)/deepcovid-edge export $(RUNS)/$*/checkpoint.pt --check $(FIT_$*) --fit $(FIT_$*) \
-		$(EXPORT_$*) -o $(PLACE_$*)/$*.onnx
+		$(CHILDREN_$*) $(EXPORT_$*) -o $(PLACE_$*)/$*.onnx
 	$(MAKE) variants-$*
 
 # Everything that is made of an exported file. `equivalence-` fits its out-of-distribution limits anew first.
 equivalence-%: .venv/ready
-	$(DEV)/deepcovid-edge export $(PLACE_$*)/$*.onnx --fit $(FIT_$*) -o $(PLACE_$*)/$*.onnx
+	$(DEV)/deepcovid-edge export $(PLACE_$*)/$*.onnx --fit $(FIT_$*) $(CHILDREN_$*) -o $(PLACE_$*)/$*.onnx
 	$(MAKE) variants-$*
 
 variants-%: .venv/ready

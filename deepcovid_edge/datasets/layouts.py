@@ -62,6 +62,7 @@ class LabelledImage:
         view: Projection, such as `PA` or `AP Supine`, or empty.
         boxes: Opacities as a reader drew them; empty where none was drawn.
         clear: Whether a reader saw no abnormality on it, whatever its label says.
+        is_child: Whether the patient is known to be a child.
     """
 
     path: Path
@@ -72,6 +73,7 @@ class LabelledImage:
     view: str = ""
     boxes: tuple[Box, ...] = ()
     clear: bool = False
+    is_child: bool = False
 
 
 def images_of(data: Path, excluded: Counter[str] | None = None) -> Iterator[LabelledImage]:
@@ -231,6 +233,7 @@ def _from_manifest(manifest: Path) -> Iterator[LabelledImage]:
             **known,
             boxes=_boxes(row.get("boxes", ""), manifest, line),
             clear=row.get("no_visible_abnormality", "").strip().casefold() in _YES,
+            is_child=row.get("paediatric", "").strip().casefold() in _YES,
         )
 
 

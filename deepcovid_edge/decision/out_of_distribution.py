@@ -24,8 +24,10 @@ if TYPE_CHECKING:  # the command line reads the choices of `--ood` here, without
 
 OUTPUT = "ood_scores"
 _VIEW_IN_DOUBT = frozenset({WarningCode.NO_VIEW.code, WarningCode.NOT_UNDERSTOOD.code})
-PARTS = {"turned": Reason.TURNED, "unrecognisable": Reason.OOD}
+PARTS = {"turned": Reason.TURNED, "unrecognisable": Reason.OOD, "child": Reason.AGE}
 """Ways of being unlike, and the reason that each one gives."""
+_NEVER_STRICT = ("child",)
+"""Whose limit does not depend on what is known of the view."""
 REJECT, WARN = "reject", "warn"
 CHOICES = (REJECT, WARN)
 """Values of `--ood`: what becomes of an image beyond the limit."""
@@ -81,7 +83,7 @@ class OodLimits:
             warnings: Codes of what is known of the image.
 
         Returns:
-            The reason of the part that is highest, if it is above the limit.
+            The reason of the highest part that is above its limit.
 
         Raises:
             ModelFileError: The graph gives another number of scores than the manifest names.
@@ -93,9 +95,13 @@ class OodLimits:
             )
         if not all(map(math.isfinite, ood_scores)):
             return Reason.RESULT
-        limit = self.limit if _VIEW_IN_DOUBT.isdisjoint(warnings) else self.strict_limit
-        highest, part = max(zip(ood_scores, self.parts, strict=True), key=itemgetter(0))
-        return PARTS[part] if highest > limit else None
+        in_doubt = not _VIEW_IN_DOUBT.isdisjoint(warnings)
+        beyond = [
+            (score, part)
+            for score, part in zip(ood_scores, self.parts, strict=True)
+            if score > (self.strict_limit if in_doubt and part not in _NEVER_STRICT else self.limit)
+        ]
+        return PARTS[max(beyond, key=itemgetter(0))[1]] if beyond else None
 
     def beyond(self, ood_scores: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Whether images lie above the limit; `ood_scores` is of shape (N, parts)."""

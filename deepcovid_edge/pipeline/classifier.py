@@ -24,6 +24,7 @@ from deepcovid_edge.pipeline.disk_guard import DiskGuard
 from deepcovid_edge.pipeline.reader import PreparedImage
 from deepcovid_edge.reasons import Reason, WarningCode
 
+_BY_THE_PICTURE = "the picture looks like that of a child"
 _Outcome: TypeAlias = tuple[list[float], list[float] | None, tuple[float, float]]
 """Of an image: probabilities, out-of-distribution scores, its share of the batch's milliseconds and
 the moment when that ended."""
@@ -178,7 +179,7 @@ class Classifier:
             return warnings
         shown = not self.rejects_ood or WarningCode.SYNTHETIC.code in warnings
         if reason is Reason.RESULT or not shown:
-            raise NotAssessedError(reason)
+            raise NotAssessedError(reason, _BY_THE_PICTURE if reason is Reason.AGE else "")
         return (*warnings, WarningCode.OOD.code)
 
     def _warnings(self, image: PreparedImage) -> tuple[str, ...]:

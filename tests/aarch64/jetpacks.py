@@ -31,10 +31,17 @@ BOARDS = (
 """L4T and board: each JetPack once, 7.2 on both chips."""
 PLACE = f"{CHECKOUT}/jetson"
 _CUDA = {
-    "12": ("nvidia-cuda-runtime-cu12", "nvidia-curand-cu12", "nvidia-cuda-profiler-api-cu12"),
-    "13": ("nvidia-cuda-runtime", "nvidia-curand", "nvidia-cuda-profiler-api"),
+    "12": (
+        *("nvidia-cuda-runtime-cu12", "nvidia-cuda-nvcc-cu12"),
+        *("nvidia-curand-cu12", "nvidia-cuda-profiler-api-cu12"),
+    ),
+    "13": (
+        *("nvidia-cuda-runtime", "nvidia-cuda-crt"),
+        *("nvidia-curand", "nvidia-cuda-profiler-api"),
+    ),
 }
-"""Major version of CUDA -> the wheels with what pycuda is built from."""
+"""Major version of CUDA -> the wheels with what pycuda is built from; the first two have the
+version of CUDA itself."""
 _INSTALL_SECONDS = 3000.0
 _ENVIRONMENT = {"LD_LIBRARY_PATH": "/usr/local/cuda/lib64", "PIP_NO_COMPILE": "1"}
 """Where the loader of a JetPack finds its driver; no byte code, which takes minutes to emulate."""
@@ -98,8 +105,7 @@ def prepare(chroot: Chroot, jetpack: Jetpack, kept: Path) -> None:
     if cuda.is_symlink():
         cuda.unlink()
     cuda.symlink_to(f"cuda-{jetpack.cuda}")
-    if not (cuda.parent / f"cuda-{jetpack.cuda}/lib64/libcuda.so.1").is_file():
-        _make_cuda(chroot, jetpack.cuda, kept)
+    _make_cuda(chroot, jetpack.cuda, kept)
     version = f"Cuda compilation tools, release {jetpack.cuda}, V{jetpack.cuda}.68"
     executable(cuda.parent / f"cuda-{jetpack.cuda}/bin/nvcc", f"#!/bin/sh\necho '{version}'\n")
     stand_in = chroot.folder / "usr/lib/python3/dist-packages/tensorrt"
@@ -110,6 +116,7 @@ def prepare(chroot: Chroot, jetpack: Jetpack, kept: Path) -> None:
 def _make_cuda(chroot: Chroot, version: str, kept: Path) -> None:
     """CUDA's headers and cuRAND of NVIDIA's wheels, and a libcuda whose functions all fail."""
     place = chroot.folder / f"usr/local/cuda-{version}"
+    shutil.rmtree(place, ignore_errors=True)
     for folder in ("include", "lib64"):
         (place / folder).mkdir(parents=True, exist_ok=True)
     for wheel in _cuda_wheels(version, kept / f"cuda-{version}"):
@@ -140,11 +147,12 @@ def _make_cuda(chroot: Chroot, version: str, kept: Path) -> None:
 
 def _cuda_wheels(version: str, place: Path) -> Iterator[Path]:
     """The wheels for aarch64, fetched once."""
-    runtime, curand, profiler = _CUDA[version.partition(".")[0]]
-    if not place.is_dir() or len([*place.glob("*.whl")]) < 3:
+    names = _CUDA[version.partition(".")[0]]
+    if not place.is_dir() or len([*place.glob("*.whl")]) < len(names):
         platforms = [word for name in _PLATFORMS for word in ("--platform", name)]
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(place)]
-        command += [*platforms, "--only-binary=:all:", f"{runtime}=={version}.*", curand, profiler]
+        command += [*platforms, "--only-binary=:all:"]
+        command += [*(f"{name}=={version}.*" for name in names[:2]), *names[2:]]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600)
         if done.returncode:
             raise ChrootError(

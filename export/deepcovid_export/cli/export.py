@@ -37,6 +37,11 @@ if TYPE_CHECKING:
     help="Images with the splits `train` and `val`, to fit the out-of-distribution limits and the "
     "indeterminate range.  [default: neither]",
 )
+@path_option(
+    "--children",
+    help="With --fit: images of which those that a manifest marks as `paediatric` are recognised "
+    "as children.  [default: children are not recognised]",
+)
 @click.option("--images", type=click.IntRange(1, 1024), default=64, show_default=True)
 @click.option(
     "--half-weights", is_flag=True, help="Store weights in FP16: half the size, FP32 arithmetic."
@@ -61,6 +66,7 @@ def command(
     output: Path | None,
     data: Path | None,
     ood: Path | None,
+    children: Path | None,
     images: int,
     half_weights: bool,
     classes: str | None,
@@ -97,7 +103,7 @@ def command(
                 "--fit DATA alone: give the checkpoint to export it again"
             )
         output = output or Path(f"{source.stem}.onnx")
-        _fit(source, ood, output)
+        _fit(source, ood, children, output)
     else:
         require("torch", extra="export")
         network, manifest = _load(source, terms, given)
@@ -105,7 +111,7 @@ def command(
         output.parent.mkdir(parents=True, exist_ok=True)
         _export(network, manifest, output, data, images, half_weights)
         if ood is not None:
-            _fit(output, ood)
+            _fit(output, ood, children)
     click.echo(output)
 
 
@@ -142,13 +148,15 @@ def _export(
         _measure_shortcuts(output, written, data)
 
 
-def _fit(path: Path, data: Path, output: Path | None = None) -> None:
+def _fit(path: Path, data: Path, children: Path | None, output: Path | None = None) -> None:
     """Fit limits and indeterminate range of an exported file, and write it or a new file."""
     require("sklearn", extra="export")
+    from deepcovid_edge.manifest import read_manifest
     from deepcovid_export.decision.fit_ood import fit_model
     from deepcovid_export.evaluation.predictions import images_of_model
 
-    manifest = fit_model(path, data, output)
+    knew_children = "children" in read_manifest(path).ood
+    manifest = fit_model(path, data, output, children=children)
     val = manifest.ood["val"]
     click.echo(
         f"ood: rejects {val['rejected']} of {val['images']} images of val, "
@@ -156,6 +164,15 @@ def _fit(path: Path, data: Path, output: Path | None = None) -> None:
         f"{val['unrecognisable_copies_rejected']:.1%} of their unrecognisable copies",
         err=True,
     )
+    if young := manifest.ood.get("children"):
+        click.echo(
+            f"ood: recognises {young['recognised_when_left_out']} of {young['images']} children "
+            f"that were left out of the fit, takes {young['adults_of_val_rejected']} of "
+            f"{val['images']} adults of val for children",
+            err=True,
+        )
+    elif knew_children:
+        click.echo("ood: children are not recognised any more: see --children", err=True)
     if manifest.threshold_origin.get("split") == "val":
         _fit_indeterminate_range(output or path, images_of_model(data, manifest, "val"))
 

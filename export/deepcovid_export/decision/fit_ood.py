@@ -5,6 +5,10 @@ of them: turned or inverted ones, and ones of which little is left (`outliers`).
 exposure without other pictures. It was chosen on `val` and by leaving out one source after the
 other (benchmarks/results/ood-choice): energy, nearest neighbours and Mahalanobis distances of
 pooled features let turned images through, or reject many images of a source that was left out.
+
+A part `child` is fitted by itself where images of children are given: adults of `train` against
+them. They are in no other part and never train the network, for which "small chest" would be a
+shortcut.
 """
 
 from __future__ import annotations
@@ -22,8 +26,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from deepcovid_edge.datasets.dataset import LabelledImage, dataset_sha256
-from deepcovid_edge.decision.out_of_distribution import PARTS, OodLimits
+from deepcovid_edge.datasets.dataset import LabelledImage, dataset_sha256, load_dataset
+from deepcovid_edge.decision.out_of_distribution import OodLimits
 from deepcovid_edge.device.progress import counted
 from deepcovid_edge.errors import DataError, NotAssessedError
 from deepcovid_edge.files import file_sha256
@@ -62,6 +66,12 @@ _COPIES = {"turned": (TURNED, TURNED_EACH), "unrecognisable": (UNRECOGNISABLE, U
 _QUANTILE = 0.99
 _REGULARISATION = 1e-4
 """scikit-learn's C: there are thousands of features, and the images of a few hospitals."""
+_REGULARISATION_OF_CHILDREN = 1e-3
+"""With it, and the limit, at most 3 % of the adults of a source that was left out of the fit were
+taken for children, and all children that were left out were found (val and train alone)."""
+CHILD = "child"
+CHILDREN_SPLITS = ("train", "paediatric")
+_FOLDS = 5
 _BATCH = 16
 _SEED = 1
 _SPREAD_FLOOR = 0.05
@@ -70,13 +80,18 @@ _SPREAD_FLOOR = 0.05
 Features = NDArray[np.float32]
 
 
-def fit_model(path: Path, data: Path, output: Path | None = None) -> ModelManifest:
+def fit_model(
+    path: Path, data: Path, output: Path | None = None, *, children: Path | None = None
+) -> ModelManifest:
     """Fit the out-of-distribution limits of an exported FP32 model and write them into it.
 
     Args:
         path: The .onnx file; limits that it has already are replaced.
         data: Labelled images with the splits `train`, to fit on, and `val`, for the limits.
         output: The .onnx file to write; None to rewrite `path`.
+        children: Images of which those that are marked `paediatric` are children: those of the
+            splits `train` and `paediatric` are fitted on, none of any split counts as an adult.
+            None for a model that does not recognise children.
 
     Returns:
         The manifest inside the file.
@@ -91,7 +106,14 @@ def fit_model(path: Path, data: Path, output: Path | None = None) -> ModelManife
         split: over_sources(_images(data, manifest, split), most)
         for split, most in (("train", MOST_TRAIN), ("val", MOST_VAL))
     }
-    layer, facts = fit(bare, images["train"], images["val"], manifest.input)
+    young = _children(children) if children else []
+    known_young = {image.path.resolve() for image in young}
+    adults = {
+        split: [image for image in found if image.path.resolve() not in known_young]
+        for split, found in images.items()
+    }
+    young = [image for image in young if image.split in CHILDREN_SPLITS]
+    layer, facts = fit(bare, adults["train"], adults["val"], manifest.input, young)
     if output is not None:
         # What the weights come from, beside the file that this one is made from.
         known = manifest.ood.get("network_parent_sha256", manifest.parent_sha256)
@@ -107,8 +129,16 @@ def fit(
     train: Sequence[LabelledImage],
     val: Sequence[LabelledImage],
     spec: InputSpec,
+    children: Sequence[LabelledImage] = (),
 ) -> tuple[OodLayer, dict[str, Any]]:
     """Fit the layer at each tap, and keep the one that rejects most altered copies of `val`.
+
+    Args:
+        model: The network without the layer.
+        train: Images to fit on.
+        val: Images for the limits.
+        spec: How images are prepared.
+        children: Images of children, to fit the part `child` on; none for no such part.
 
     Returns:
         The layer, and the facts about it for the manifest.
@@ -128,11 +158,12 @@ def fit(
         layer = scale(fit_linear(_at(samples, tap), tap), seen[tap])
         tried[tap] = layer, _figures(layer, seen[tap], _at(copies, tap))
     layer, figures = max(tried.values(), key=lambda one: _copies_rejected(one[1]))
-    facts = {
+    parts = [*_COPIES]
+    facts: dict[str, Any] = {
         "method": "outlier exposure: a linear layer on pooled features, against copies of training "
         "images that are turned, inverted, shuffled, enlarged, scrambled, drowned in "
         "noise or drawn",
-        "parts": list(PARTS),
+        "parts": parts,
         "limit": LIMIT,
         "strict_limit": STRICT_LIMIT,
         "unit": f"0 is the median image of val, 1 its {_QUANTILE:.0%} quantile",
@@ -141,7 +172,48 @@ def fit(
         "val": {"images": len(checked), "data_sha256": dataset_sha256(val), **figures},
         "tried": {tap: shares for tap, (_, shares) in tried.items()},
     }
+    if children:
+        layer, facts["children"] = _with_children(reader, layer, own, seen, children, spec)
+        parts.append(CHILD)
     return layer, facts
+
+
+def _with_children(
+    reader: FeatureReader,
+    layer: OodLayer,
+    adults: Sequence[Pixels],
+    val: dict[str, Features],
+    children: Sequence[LabelledImage],
+    spec: InputSpec,
+) -> tuple[OodLayer, dict[str, Any]]:
+    """The layer with the part `child`, and the facts about it.
+
+    Children that were left out of a fit, a fifth at a time, tell how many are recognised.
+    """
+    tap, young = layer.tap, prepare_images(children, spec)
+    old = np.concatenate([reader(adults)[tap], reader.altered(adults, [vary])[tap]])
+    own = reader(young)[tap]
+    varied = reader.altered(young, [vary], each=2)[tap].reshape(len(own), 2, -1)
+
+    def fitted(chosen: NDArray[np.bool_]) -> OodLayer:
+        copies = varied[chosen].reshape(-1, own.shape[1])
+        samples = {"training": old, CHILD: np.concatenate([own[chosen], copies])}
+        return scale(fit_linear(samples, tap, _REGULARISATION_OF_CHILDREN), val[tap])
+
+    folds = np.random.default_rng(_SEED).permutation(len(own)) % _FOLDS
+    left_out = [fitted(folds != fold).scores(own[folds == fold]) > LIMIT for fold in range(_FOLDS)]
+    found = fitted(np.ones(len(own), bool))
+    facts = {
+        "images": len(own),
+        "data_sha256": dataset_sha256(children),
+        "sources": sorted({image.source for image in children}),
+        "recognised_when_left_out": int(np.concatenate(left_out).sum()),
+        "adults_of_val_rejected": int((found.scores(val[tap]) > LIMIT).sum()),
+    }
+    joined = OodLayer(
+        tap, np.hstack([layer.weight, found.weight]), np.concatenate([layer.bias, found.bias])
+    )
+    return joined, facts
 
 
 def _at(readings: dict[str, dict[str, Features]], tap: str) -> dict[str, Features]:
@@ -150,7 +222,7 @@ def _at(readings: dict[str, dict[str, Features]], tap: str) -> dict[str, Feature
 
 def _copies_rejected(figures: dict[str, Any]) -> float:
     """What makes one stage better than another."""
-    return sum(float(figures[f"{name}_copies_rejected"]) for name in PARTS)
+    return sum(float(figures[f"{name}_copies_rejected"]) for name in _COPIES)
 
 
 class FeatureReader:
@@ -185,25 +257,32 @@ class FeatureReader:
         return self.join(parts)
 
 
-def fit_linear(samples: dict[str, Features], tap: str) -> OodLayer:
+def fit_linear(
+    samples: dict[str, Features], tap: str, regularisation: float = _REGULARISATION
+) -> OodLayer:
     """Fit the linear layer: for each part, its logit less that of a training image.
 
     Args:
         samples: `training` and every part to features of shape (N, features).
         tap: Where the features are read.
+        regularisation: scikit-learn's C.
     """
     from sklearn.linear_model import LogisticRegression
 
     centre = samples["training"].mean(axis=0)
     spread = samples["training"].std(axis=0)
     spread = np.maximum(spread, _SPREAD_FLOOR * np.median(spread)) + np.finfo(np.float32).tiny
-    names = ("training", *PARTS)
+    names = ("training", *(name for name in samples if name != "training"))
     features = np.concatenate([(samples[name] - centre) / spread for name in names])
     truth = np.repeat(np.arange(len(names)), [len(samples[name]) for name in names])
-    head = LogisticRegression(C=_REGULARISATION, class_weight="balanced", max_iter=300)
+    head = LogisticRegression(C=regularisation, class_weight="balanced", max_iter=300)
     head.fit(features, truth)
-    weight = (head.coef_[1:] - head.coef_[0]).T.astype(np.float64) / spread[:, None]
-    bias = head.intercept_[1:] - head.intercept_[0] - centre @ weight
+    coefficients, intercepts = head.coef_, head.intercept_
+    if len(names) == 2:  # of two classes scikit-learn gives the difference alone
+        coefficients = np.vstack([np.zeros_like(coefficients), coefficients])
+        intercepts = np.concatenate([np.zeros_like(intercepts), intercepts])
+    weight = (coefficients[1:] - coefficients[0]).T.astype(np.float64) / spread[:, None]
+    bias = intercepts[1:] - intercepts[0] - centre @ weight
     return OodLayer(tap, weight.astype(np.float32), bias.astype(np.float32))
 
 
@@ -218,7 +297,7 @@ def scale(layer: OodLayer, features: Features) -> OodLayer:
 
 def _figures(layer: OodLayer, features: Features, copies: dict[str, Features]) -> dict[str, Any]:
     """How many images of `val`, and what share of their altered copies, are rejected."""
-    limits = OodLimits(tuple(PARTS), LIMIT, STRICT_LIMIT)
+    limits = OodLimits(tuple(_COPIES), LIMIT, STRICT_LIMIT)
     own = layer.scores(features)
     shares = {name: limits.beyond(layer.scores(seen)).mean() for name, seen in copies.items()}
     return {
@@ -259,6 +338,17 @@ def _images(data: Path, manifest: ModelManifest, split: str) -> list[LabelledIma
         raise DataError(
             f"--fit {data}: got {len(images)} images of split {split!r}, expected at least "
             f"{FEWEST_IMAGES} with labels of the model's classes"
+        )
+    return images
+
+
+def _children(data: Path) -> list[LabelledImage]:
+    images = [image for image in load_dataset(data) if image.is_child]
+    fitted = sum(image.split in CHILDREN_SPLITS for image in images)
+    if fitted < FEWEST_IMAGES:
+        raise DataError(
+            f"--children {data}: got {fitted} images that are marked `paediatric` in the splits "
+            f"{' and '.join(CHILDREN_SPLITS)}, expected at least {FEWEST_IMAGES}"
         )
     return images
 

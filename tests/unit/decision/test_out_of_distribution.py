@@ -129,6 +129,18 @@ def test_the_limit_is_stricter_for_an_image_whose_view_is_not_stated() -> None:
     assert found.code == "E_ORIENT"
 
 
+def test_a_picture_like_that_of_a_child_is_not_assessed_by_the_same_limit_in_every_view() -> None:
+    ood = OodLimits(("turned", "unrecognisable", "child"), 1.5, 1.0)
+    for warnings in ((), ("W_NO_VIEW",)):
+        assert ood.reason([0.0, 0.9, 1.4], warnings) is None
+        found = ood.reason([0.0, 0.9, 1.6], warnings)
+        assert found is not None
+        assert found.code == "E_AGE"
+    found = ood.reason([0.0, 1.2, 1.4], ("W_NO_VIEW",))  # the child's limit is not the strict one
+    assert found is not None
+    assert found.code == "E_OOD"
+
+
 def test_a_model_without_a_gate_judges_any_image(image: Path) -> None:
     assert OodLimits.of(WITHOUT) is None
     assert classify(image, Unlike(manifest=WITHOUT)).decision == "positive"
