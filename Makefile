@@ -153,6 +153,8 @@ variants-%: .venv/ready
 	$(DEV)/deepcovid-edge quantize $(PLACE_$*)/$*.onnx --precision int8 --for cpu \
 		$(QUANTIZE_$*) --calibration $(FIT_$*) --verify $(FIT_$*) --split test \
 		-o $(PLACE_$*)/$*-int8-cpu.onnx
+	$(DEV)/deepcovid-edge verify $(PLACE_$*)/$*.onnx $(PLACE_$*)/$*-int8-cpu.onnx $(DATA) --split val \
+		--heatmap -o $(RESULTS)/heatmap/precision-$*-int8-cpu.json || [ $$? = 3 ]
 	$(DEV)/python -m benchmarks.accuracy --data $(DATA) --model $*
 	$(MAKE) accuracy-$*
 	$(DEV)/python -m benchmarks.ood --data $(DATA) --model $(PLACE_$*)/$*.onnx \
@@ -177,8 +179,6 @@ CHECK = $(DEV)/deepcovid-edge site-check --backend onnxruntime
 site: .venv/ready
 	$(CHECK) $(DATA) --split external --source agchung/Actualmed-COVID-chestxray-dataset \
 		--name Actualmed -o $(RESULTS)/site/actualmed.json || [ $$? = 3 ]
-	$(CHECK) $(DATA) --split paediatric --name "Guangzhou, children" \
-		-o $(RESULTS)/site/paediatric.json || [ $$? = 3 ]
 	$(CHECK) $(SITES) --split external --source "TB set via GitKentC/lundis, 256 px" \
 		--name "TB screening, normal" -o $(RESULTS)/site/tb-normal.json || [ $$? = 3 ]
 	$(DEV)/python -m benchmarks.tables.write

@@ -48,7 +48,7 @@ from deepcovid_export.decision.ood_graph import take_off
 
 MODELS = ("squeezenet1_1", "squeezenet1_1-int8-cpu")
 SPLITS = ("val", "test", "external", "paediatric")
-REASONS = ("E_OOD", "E_ORIENT")
+REASONS = ("E_OOD", "E_ORIENT", "E_AGE")
 CALLS, WARM_UP = 400, 10
 Change = Callable[[Radiograph], Radiograph]
 

@@ -43,8 +43,13 @@ _CUDA = {
 """Major version of CUDA -> the wheels with what pycuda is built from; the first two have the
 version of CUDA itself."""
 _INSTALL_SECONDS = 3000.0
-_ENVIRONMENT = {"LD_LIBRARY_PATH": "/usr/local/cuda/lib64", "PIP_NO_COMPILE": "1"}
-"""Where the loader of a JetPack finds its driver; no byte code, which takes minutes to emulate."""
+_ENVIRONMENT = {
+    "LD_LIBRARY_PATH": "/usr/local/cuda/lib64",
+    "PIP_NO_COMPILE": "1",
+    "CFLAGS": "-O0 -g0",
+}
+"""Where the loader of a JetPack finds its driver; no byte code and no optimisation, which take
+minutes of every installation."""
 _PLATFORMS = ("manylinux2014_aarch64", "manylinux_2_17_aarch64", "manylinux_2_27_aarch64")
 _FUNCTION = re.compile(r"\bCUDAAPI\s+(cu[A-Z]\w+)\s*\(")
 _RENAMED = re.compile(

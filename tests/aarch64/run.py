@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,8 @@ PARTS: dict[str, Callable[[Workplace], dict[str, Any]]] = {
     "jetpacks": Workplace.jetpacks,
 }
 _SHORT_PARTS = ("checks", "decisions")
+_BESIDE = "jetpacks"
+"""Its programs use one core, most of them pip and a compiler."""
 
 
 def set_up(place: Path, data: Path, suite: str, *, is_short: bool) -> Workplace:
@@ -116,7 +120,7 @@ def set_up(place: Path, data: Path, suite: str, *, is_short: bool) -> Workplace:
 
 
 def run_parts(place: Workplace, names: list[str], *, is_stored: bool) -> list[str]:
-    """Run parts; sentences on what is not as it must be."""
+    """Run parts, the JetPacks beside all others; sentences on what is not as it must be."""
     about = {
         "run": "on aarch64 under emulation, not on a board",
         "emulator": f"qemu-user {qemu_version()}",
@@ -124,15 +128,33 @@ def run_parts(place: Workplace, names: list[str], *, is_stored: bool) -> list[st
         "system": f"Debian {place.chroot.suite}",
         "python": SYSTEMS[place.chroot.suite],
     }
-    broken = []
-    for name in names:
+
+    def broken_in(name: str) -> list[str]:
         figures = PARTS[name](place)
-        broken += figures["broken"]
         if "not_run" in figures:
             print(f"{name}: not run: {figures['not_run']}", flush=True)
         elif is_stored:
             store(f"{name}{place.suffix}", {**about, **figures}, RESULTS)
-    return broken
+        broken: list[str] = figures["broken"]
+        return broken
+
+    beside = [_in_background(broken_in, name) for name in names if name == _BESIDE]
+    broken = [why for name in names if name != _BESIDE for why in broken_in(name)]
+    return [*broken, *(why for one in beside for why in one.result())]
+
+
+def _in_background(work: Callable[[str], list[str]], name: str) -> Future[list[str]]:
+    """Run a part in a thread that does not keep this process alive: its programs end with it."""
+    found: Future[list[str]] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(work(name))
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return found
 
 
 def main() -> None:
