@@ -92,8 +92,8 @@ class Reason(_Coded):
     AGE = (
         "E_AGE",
         "Patient is, or may be, a child; not tested on children.",
-        "younger than 18 years, by age or by dates of birth and examination; the younger counts; or "
-        "the picture looks like that of a child",
+        "younger than 18 years, by age or by dates of birth and examination; the younger counts; "
+        "or the picture looks like that of a child",
     )
     BITS = (
         "E_BITS",

@@ -56,8 +56,9 @@ class Service:
 
     @property
     def model(self) -> str:
-        """Name of the model."""
-        return str(self.assessors.known.template["model"])
+        """Name of the model, whichever of its variants is the fastest here."""
+        known = self.assessors.known.template
+        return str(known["model"]).removesuffix(f"-{known['variant']}")
 
     def caller(self, request: Request) -> str:
         """Who calls: the name of the key, or the address where nobody needs one.
