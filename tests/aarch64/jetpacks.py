@@ -25,10 +25,10 @@ from aarch64.chroot import Chroot, ChrootError
 from aarch64.installed import in_chroot
 
 BOARDS = (
-    *(("36.4.0", "orin"), ("36.4.7", "agx-orin"), ("38.2.0", "thor"), ("38.4.0", "thor")),
-    *(("39.2.0", "orin"), ("39.2.1", "thor")),
+    *(("36.4.0", "orin"), ("36.4.7", "agx-orin")),
+    *(("38.2.0", "thor"), ("38.4.0", "thor"), ("39.2.0", "orin")),
 )
-"""L4T and board: each JetPack once, 7.2 on both chips."""
+"""L4T and board: each JetPack once."""
 PLACE = f"{CHECKOUT}/jetson"
 _CUDA = {
     "12": (

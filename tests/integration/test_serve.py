@@ -97,7 +97,7 @@ def test_the_protocol_s_other_addresses_answer(server: RunningServer) -> None:
     ]
     status, _, body = server.ask("GET", f"/v2/models/{MODEL}/versions/1/config")
     facts = json.loads(json.loads(body)["parameters"]["deepcovid_edge"]["string_value"])
-    assert facts["manifest"]["name"] == MODEL
+    assert facts["manifest"]["name"].startswith(MODEL)  # the fastest variant of it
     assert len(facts["model_sha256"]) == 64
 
 
