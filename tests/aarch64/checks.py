@@ -77,6 +77,15 @@ CHECKS = (
         in_short=True,
         files=("selftest.json",),
     ),
+    Check(
+        "site-check",
+        (
+            *(_EDGE, "site-check", "/mnt/xray", "--split", "external", "--name", "Actualmed"),
+            *("--source", "agchung/Actualmed-COVID-chestxray-dataset", "-o", "site.json"),
+        ),
+        3,  # 22 images are too few for a verdict
+        files=("site.json",),
+    ),
     _tests("DICOM matrix", "unit/imaging/test_dicom_matrix.py"),
     _tests(
         "child processes of decoders",
