@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deepcovid_edge.cli.exit_codes import ExitCode
 from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
+from deepcovid_edge.device.processor import computes_int8_exactly
 from deepcovid_edge.heatmaps.agreement import choose_images
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph
@@ -129,6 +131,18 @@ def print_medians(title: str, found: Mapping[str, Summary], unit: str = "") -> N
         print(f"{title} {name}: {value['median']:.2f}{unit}".strip(), flush=True)
 
 
+RUNS_THROUGH = (ExitCode.DONE, ExitCode.NOT_ASSESSED)
+"""Exit codes of `infer` that has gone through a folder: `test` holds images of children."""
+
+
+def this_device() -> dict[str, Any]:
+    """The device, its processor with what decides how fast it computes INT8."""
+    facts = device_facts()
+    if computes_int8_exactly():
+        return facts
+    return {**facts, "processor": f"{facts['processor']} without VNNI"}
+
+
 def device_name(facts: dict[str, Any]) -> str:
     """A folder name for a device: GPU, else cores and processor."""
     name = facts["gpus"][0] if facts["gpus"] else f"{facts['cores']}-core {facts['processor']}"
@@ -169,7 +183,7 @@ def store(
         folder: Where in results/, for figures that are not of a device; None for the device's own.
         place: The folder itself, where it is another than results/.
     """
-    device = device_facts()
+    device = this_device()
     content = {
         "schema_version": SCHEMA_VERSION,
         "benchmark": name,

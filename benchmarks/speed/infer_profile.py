@@ -32,7 +32,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import CORES, store
+from benchmarks.measure import CORES, RUNS_THROUGH, store
 from benchmarks.measure.options import parser_of
 from benchmarks.measure.programs import RUN_SECONDS, run_child
 from deepcovid_edge import backends
@@ -205,7 +205,7 @@ def profile_rounds(options: argparse.Namespace) -> dict[str, Any]:
 def timed(arguments: list[str]) -> tuple[float, float]:
     """Wall and CPU seconds of the command."""
     wall, cpu = time.perf_counter(), time.process_time()
-    if (code := run(arguments)) not in (0, 4):  # 4: files of the folder that are no images
+    if (code := run(arguments)) not in RUNS_THROUGH:
         raise SystemExit(f"infer exited with {code}")
     return time.perf_counter() - wall, time.process_time() - cpu
 

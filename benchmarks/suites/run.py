@@ -30,7 +30,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import RESULTS, device_name, store
+from benchmarks.measure import RESULTS, device_name, store, this_device
 from benchmarks.measure.options import parser_of
 from benchmarks.measure.programs import run_child
 from benchmarks.suites.compare import against
@@ -39,7 +39,6 @@ from deepcovid_edge.backends.tensorrt.files import Profile
 from deepcovid_edge.benchmarking.results import Result, read_result
 from deepcovid_edge.benchmarking.settings import MULTI, OFFLINE, SCENARIOS, SCOPES, SERVER, SINGLE
 from deepcovid_edge.errors import DeepCovidEdgeError, NotThereError
-from deepcovid_edge.validation.diagnostics import device_facts
 from deepcovid_export.settings import build_settings, read_table
 
 SUITES = Path(__file__).parent
@@ -182,7 +181,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder that holds test/, and train/ and val/")
     parser.add_argument("--suite", default="default", help="name in suites/, or a .toml file")
     parser.add_argument("-o", "--output", type=Path, help="folder  [default: results/DEVICE]")
-    own = RESULTS / device_name(device_facts())
+    own = RESULTS / device_name(this_device())
     parser.add_argument(
         "--against", type=Path, nargs="?", const=own, help="folder  [without one: results/DEVICE]"
     )
