@@ -126,7 +126,7 @@ def measured(data: Path, place: Path, images: int, names: list[str]) -> dict[str
     """What came of each fault."""
     folder = links(data, place / "images", images)
     output = place / "infer.jsonl"
-    command = [*COMMAND, "infer", folder, "-o", output, "--variant", "fp32"]
+    command = [*COMMAND, "infer", str(folder), "-o", str(output), "--variant", "fp32"]
     done = subprocess.run(command, check=False)
     if done.returncode not in RUNS_THROUGH:
         raise RuntimeError(f"infer exited with {done.returncode}")
