@@ -32,6 +32,8 @@ from deepcovid_edge.decision.out_of_distribution import OodLimits
 from deepcovid_edge.files import file_sha256
 from deepcovid_edge.heatmaps.occlusion import Occluder
 from deepcovid_edge.heatmaps.windows import OcclusionSettings
+from deepcovid_edge.imaging.prepare import prepare
+from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.manifest import read_manifest
 from deepcovid_edge.model import Model
 from deepcovid_edge.models import find_model
@@ -157,9 +159,14 @@ def test_children_are_recognised_where_images_of_them_are_given(
     assert facts["children"]["images"] == 24
     assert facts["children"]["recognised_when_left_out"] >= 22
     assert "children that were left out of the fit" in capsys.readouterr().err
-    young = {f"young{seed}": child(seed) for seed in range(2000, 2008)}
-    found = reasons(path, young, tmp_path)
-    assert list(found.values()).count("E_AGE") >= 7
+    spec = read_manifest(path).input
+    young = np.stack(
+        [prepare(Radiograph(child(seed), 255, "", "PNG"), spec) for seed in range(2000, 2008)]
+    )
+    with load_backend(path) as backend:
+        scores = backend.infer(young).ood_scores
+    assert scores is not None
+    assert (scores[:, facts["parts"].index("child")] > facts["limit"]).sum() >= 7
     adults = {f"image{seed}": drawn(seed) for seed in range(200, 216)}
     assert set(reasons(path, adults, tmp_path).values()) == {None}
     assert run(["export", str(path), "--fit", str(data), "-o", str(tmp_path / "again.onnx")]) == 0
