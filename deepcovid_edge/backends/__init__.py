@@ -199,7 +199,8 @@ def _verified_int8(model: Path) -> Path | None:
         manifest = read_manifest(beside)
     except ModelFileError:
         return None
-    if not computes_int8_exactly(int(manifest.quantization.get("weight_bits", 8))):
+    bits = manifest.quantization.get("weight_bits")
+    if not computes_int8_exactly(bits if isinstance(bits, int) else 8):
         return None
     own = manifest.parent_sha256 == file_sha256(model)
     return beside if own and manifest.is_verified else None
