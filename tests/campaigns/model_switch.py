@@ -18,6 +18,7 @@ from cart_peers import wait_until
 
 from campaigns.audit import Counts
 from campaigns.clinic import READY_SECONDS, Clinic
+from deepcovid_edge.backends import INT8_CPU_SUFFIX
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.decision.site_file import write_site
 from deepcovid_edge.files import file_sha256
@@ -52,10 +53,15 @@ def model_switch(folder: Path, cycles: int, seed: int) -> Counts:
         counts = clinic.audited(cycles)
         with Ledger(clinic.cart.spool, read_only=True) as ledger:
             rows = ledger.rows("SELECT model_sha256, record FROM result ORDER BY id")
-    models = Counter(known.get(row["model_sha256"], "another") for row in rows)
+    models = Counter(base_name(known.get(row["model_sha256"], "another")) for row in rows)
     named = all(_is_named(json.loads(row["record"]), known) for row in rows)
     detail = {"steps": dict(done), "refused": refused, "results": dict(models)}
     return replace(counts, detail={**counts.detail, **detail, "is_each_named": named})
+
+
+def base_name(model: str) -> str:
+    """Name of the model that a variant was made of."""
+    return model.removesuffix(INT8_CPU_SUFFIX)
 
 
 def _files(shipped: Path) -> list[Path]:
@@ -127,4 +133,4 @@ def _switch(clinic: Clinic, step: str, known: dict[str, str]) -> None:
 def _results(clinic: Clinic, model: str, known: dict[str, str]) -> int:
     with Ledger(clinic.cart.spool, read_only=True) as ledger:
         rows = ledger.rows("SELECT model_sha256 FROM result")
-    return sum(known.get(row["model_sha256"]) == model for row in rows)
+    return sum(base_name(known.get(row["model_sha256"], "")) == model for row in rows)

@@ -26,7 +26,7 @@ from cart_peers import HOST, free_port, wait_until
 from campaigns.audit import Counts
 from campaigns.clinic import READY_SECONDS, Clinic, strike
 from campaigns.disks import LoopDisk
-from campaigns.model_switch import RESNET
+from campaigns.model_switch import RESNET, base_name
 from campaigns.soak import Look, look, slope_kb
 from deepcovid_edge.cart.store.ledger import Ledger
 
@@ -188,7 +188,7 @@ def _models(clinic: Clinic) -> dict[str, int]:
     """Results by the model that their record names."""
     with Ledger(clinic.cart.spool, read_only=True) as ledger:
         rows = ledger.rows("SELECT record FROM result")
-    return dict(Counter(json.loads(row["record"])["model"] for row in rows))
+    return dict(Counter(base_name(json.loads(row["record"])["model"]) for row in rows))
 
 
 def _failed(clinic: Clinic) -> dict[str, int]:
