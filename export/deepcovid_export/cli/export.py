@@ -167,7 +167,7 @@ def _fit(path: Path, data: Path, children: Path | None, output: Path | None = No
     if young := manifest.ood.get("children"):
         click.echo(
             f"ood: recognises {young['recognised_when_left_out']} of {young['images']} children "
-            f"that were left out of the fit, takes {young['adults_of_val_rejected']} of "
+            f"that the fit had not seen, takes {young['adults_of_val_rejected']} of "
             f"{val['images']} adults of val for children",
             err=True,
         )
