@@ -208,6 +208,12 @@ def _measured(clinic: Clinic) -> list[Look]:
     for role in ROLES:
         wait_until(lambda role=role: clinic.cart.pid(role), READY_SECONDS, what=role)  # type: ignore[misc]
     pids = {role: clinic.cart.pid(role) or 0 for role in ROLES}
+    begun = look(clinic, pids).settled
+    wait_until(  # an assessor that has just begun has not loaded its model
+        lambda: look(clinic, pids).settled > begun or not clinic.left(),
+        READY_SECONDS,
+        what="images",
+    )
     looks = [look(clinic, pids)]
     while clinic.console.is_alive() or clinic.left():
         time.sleep(_LOOK_SECONDS)
