@@ -39,6 +39,8 @@ _BACK |= {"page": "page"}
 """What the log says when a process is there again."""
 _MIB, _KIB_AN_IMAGE = 512, 400
 _FLOOR_MIB = 48
+_LOADED_MIB = 200
+"""Less than an assessor with its model has."""
 _LOOK_SECONDS = 1.0
 _TOLD_SECONDS = 240.0
 _PAGES = ("/", "/image/1", "/alerts", "/statistics", "/audit", "/metrics", "/readyz")
@@ -207,18 +209,27 @@ def _measured(clinic: Clinic) -> list[Look]:
     """Memory on the quiet days, until every image that was sent has its answer."""
     for role in ROLES:
         wait_until(lambda role=role: clinic.cart.pid(role), READY_SECONDS, what=role)  # type: ignore[misc]
-    pids = {role: clinic.cart.pid(role) or 0 for role in ROLES}
-    begun = look(clinic, pids).settled
-    wait_until(  # an assessor that has just begun has not loaded its model
-        lambda: look(clinic, pids).settled > begun or not clinic.left(),
-        READY_SECONDS,
-        what="images",
-    )
+    pids: dict[str, int] = {}
+
+    def are_at_work() -> bool:
+        """Whether the assessor is the one that it was, and has loaded its model."""
+        pids.update({role: clinic.cart.pid(role) or 0 for role in ROLES})
+        return _has_loaded(clinic, pids) and clinic.cart.pid("assessor") == pids["assessor"]
+
+    wait_until(are_at_work, READY_SECONDS, what="the assessor's model")
     looks = [look(clinic, pids)]
     while clinic.console.is_alive() or clinic.left():
         time.sleep(_LOOK_SECONDS)
         looks.append(look(clinic, pids))
     return looks
+
+
+def _has_loaded(clinic: Clinic, pids: dict[str, int]) -> bool:
+    """Whether the assessor has its model: an early one still grows."""
+    before = look(clinic, pids).rss_kib["assessor"]
+    time.sleep(2 * _LOOK_SECONDS)
+    now = look(clinic, pids).rss_kib["assessor"]
+    return _LOADED_MIB << 10 < now < 1.02 * before
 
 
 class _Watch(threading.Thread):
