@@ -20,7 +20,7 @@ pytest.importorskip("sklearn", reason="the workstation side needs extra export")
 
 import onnx
 from onnx import helper, numpy_helper
-from plain_chest import draw_chest
+from toned_chests import COUNTS, SIZE, drawn, reasons, write_splits
 
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.backends.openvino import is_available as has_openvino
@@ -32,13 +32,9 @@ from deepcovid_edge.decision.out_of_distribution import OodLimits
 from deepcovid_edge.files import file_sha256
 from deepcovid_edge.heatmaps.occlusion import Occluder
 from deepcovid_edge.heatmaps.windows import OcclusionSettings
-from deepcovid_edge.imaging.prepare import prepare
-from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.manifest import read_manifest
-from deepcovid_edge.model import Model
 from deepcovid_edge.models import find_model
 from deepcovid_edge.models.graph.tensorrt_rules import check_typed
-from deepcovid_edge.pipeline.pipeline import PredictSettings
 from deepcovid_export.decision.fit_ood import match_variant, prepare_images
 from deepcovid_export.decision.ood_graph import (
     FEATURES,
@@ -62,38 +58,12 @@ TAPS = {
     SHIPPED: [(128, 27, 27), (256, 13, 13)],
     ROOT / "benchmarks/models/resnet18.onnx": [(128, 28, 28), (256, 14, 14)],
 }
-SIZE = (250, 240)
-COUNTS = {"train": 24, "val": 16, "test": 8}
-
-
-@cache
-def phantom(seed: int) -> np.ndarray:
-    drawn = draw_chest(seed, opacities=seed % 3)
-    reduced: np.ndarray = cv2.resize(drawn, SIZE[::-1], interpolation=cv2.INTER_AREA)
-    return reduced
-
-
-def drawn(seed: int) -> np.ndarray:
-    """An image as files hold it: no two alike in tone and frame."""
-    draw = np.random.default_rng(seed)
-    top, left = draw.integers(0, 16, size=2)
-    image = phantom(seed % 6)[top : top + SIZE[0] - 16, left : left + SIZE[1] - 16]
-    grain = draw.normal(0, 2, image.shape)
-    toned = image * draw.uniform(0.8, 1.1) + draw.uniform(0, 20) + grain
-    return np.clip(toned, 0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Drawn images in three splits, which do not say that they are synthetic."""
-    folder = tmp_path_factory.mktemp("images")
-    seed = 0
-    for split, count in COUNTS.items():
-        for number in range(count):
-            path = folder / split / ("covid" if number % 2 else "non") / f"{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(path), drawn(seed := seed + 1))
-    return folder
+    return write_splits(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
@@ -102,18 +72,6 @@ def limited(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("limited") / "limited.onnx"
     assert run(["export", str(SHIPPED), "--fit", str(data), "-o", str(path)]) == 0
     return path
-
-
-def reasons(model: Path, images: dict[str, np.ndarray], folder: Path) -> dict[str, str | None]:
-    """What becomes of pictures, written as files and classified as on a cart."""
-    paths = [folder / f"{name}.png" for name in images]
-    for path, pixels in zip(paths, images.values(), strict=True):
-        cv2.imwrite(str(path), pixels)
-    with load_backend(model) as backend:
-        settings = PredictSettings()
-        records = list(Model.of(backend, settings).predict(paths))
-    assert all((record.probability is None) == (record.reason is not None) for record in records)
-    return {path.stem: record.reason for path, record in zip(paths, records, strict=True)}
 
 
 # Fitting -------------------------------------------------------------------------------------
@@ -128,59 +86,6 @@ def test_an_exported_file_gets_limits_and_keeps_its_weights(limited: Path, data:
     images = np.stack(prepare_images(load_dataset(data, split="test"), now.input))
     with load_backend(SHIPPED) as old, load_backend(limited) as new:
         np.testing.assert_array_equal(old.infer(images).logits, new.infer(images).logits)
-
-
-def child(seed: int) -> np.ndarray:
-    """A small chest: narrower, with more of what is around it."""
-    small = cv2.resize(drawn(seed), None, fx=0.6, fy=0.75, interpolation=cv2.INTER_AREA)
-    return cv2.copyMakeBorder(small, 20, 40, 50, 50, cv2.BORDER_REPLICATE)
-
-
-@pytest.fixture(scope="module")
-def children(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images that a manifest marks as those of children."""
-    folder = tmp_path_factory.mktemp("children")
-    rows = ["path,label,split,paediatric"]
-    for number in range(24):
-        cv2.imwrite(str(folder / f"{number}.png"), child(1000 + number))
-        rows.append(f"{number}.png,non,{'paediatric' if number % 2 else 'train'},1")
-    (folder / "manifest.csv").write_text("\n".join(rows))
-    return folder
-
-
-def test_children_are_recognised_where_images_of_them_are_given(
-    data: Path, children: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "young.onnx"
-    command = ["export", str(SHIPPED), "--fit", str(data), "--children", str(children)]
-    assert run([*command, "-o", str(path)]) == 0
-    facts = read_manifest(path).ood
-    assert facts["parts"] == ["turned", "unrecognisable", "child"]
-    assert facts["children"]["images"] == 24
-    assert facts["children"]["recognised_when_left_out"] >= 22
-    assert "children that the fit had not seen" in capsys.readouterr().err
-    spec = read_manifest(path).input
-    young = np.stack(
-        [prepare(Radiograph(child(seed), 255, "", "PNG"), spec) for seed in range(2000, 2008)]
-    )
-    with load_backend(path) as backend:
-        scores = backend.infer(young).ood_scores
-    assert scores is not None
-    assert (scores[:, facts["parts"].index("child")] > facts["limit"]).sum() >= 7
-    adults = {f"image{seed}": drawn(seed) for seed in range(200, 216)}
-    assert set(reasons(path, adults, tmp_path).values()) == {None}
-    assert run(["export", str(path), "--fit", str(data), "-o", str(tmp_path / "again.onnx")]) == 0
-    assert "children are not recognised any more" in capsys.readouterr().err
-
-
-def test_too_few_children_are_told(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    output = tmp_path / "x.onnx"
-    command = ["export", str(SHIPPED), "--fit", str(data), "--children", str(data)]
-    assert run([*command, "-o", str(output)]) == 1
-    assert "got 0 images that are marked `paediatric`" in capsys.readouterr().err
-    assert not output.exists()
 
 
 def test_radiographs_pass_and_other_pictures_are_rejected(limited: Path, tmp_path: Path) -> None:
