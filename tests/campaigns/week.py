@@ -1,7 +1,8 @@
 """A week of a cart in minutes: seven days of images, with what goes wrong in a week.
 
 Each of the first five days something is killed, the PACS is away until a person is told, the disk
-fills to its floor, and another model is used. The last two days are quiet: memory is measured then.
+fills to its floor, and another model is used. It begins with ResNet18, so the last two days, which
+are quiet, have the shipped model: memory is measured then.
 All the while a browser reads the page. Nothing may be lost, and every alert must be over in the
 end. Heat maps are left out: with their pictures 5,000 images would take 20 GB.
 """
@@ -73,6 +74,7 @@ def week(folder: Path, images: int, seed: int) -> dict[str, Any]:
         clinic.console.send(images)
         clinic.console.most_now = 0
         clinic.console.start()
+        _model_switched(clinic)
         faults = _days(clinic, disk.place, images, random.Random(seed))
         quiet = _measured(clinic)
         counts = clinic.audited(sum(faults.values()))
@@ -180,7 +182,7 @@ def _model_switched(clinic: Clinic) -> None:
     """The other model is used; the one before on the next day."""
     with Ledger(clinic.cart.spool, read_only=True) as ledger:
         current = json.loads(ledger.get_meta("model") or "{}").get("model", "squeezenet1_1")
-    other = str(RESNET) if current == "squeezenet1_1" else "squeezenet1_1"
+    other = str(RESNET) if base_name(current) == "squeezenet1_1" else "squeezenet1_1"
     done = clinic.command_line("model", "use", more=[other])
     if done.returncode:
         raise RuntimeError(f"model use: {done.stderr}")
