@@ -5,6 +5,7 @@
 # make nightly  the slow tests, 20,000 damaged files, and the comparison with other readers
 # make docs    build the pages of docs/ into build/docs
 # make lint    set up, run ruff, mypy, shellcheck, codespell and validate-pyproject
+# make appearances train networks of four classes, for their table (needs DATA; hours)
 # make figures train the paper's way and the larger networks, for their figures (needs DATA; hours)
 # make model   train, export, quantise and measure what ships (needs DATA, SIIM, SITES; two hours)
 # make site    what a site check says of the shipped model at hospitals it has never seen (needs DATA)
@@ -34,7 +35,7 @@ BROWSERS = chromium chromium-browser google-chrome google-chrome-stable
 DEV = .venv/bin
 DEMO = .venv-demo/bin
 
-.PHONY: demo test quick nightly test-without-int8 lint docs browser peers triton model site figures fuzz witnesses campaigns archive-campaigns aarch64 aarch64-short aarch64-programs bench bench-compare wheel release clean
+.PHONY: demo test quick nightly test-without-int8 lint docs browser peers triton model site figures appearances fuzz witnesses campaigns archive-campaigns aarch64 aarch64-short aarch64-programs bench bench-compare wheel release clean
 
 # Some of the images cannot be assessed, which is exit code 4.
 demo: .venv-demo/ready
@@ -207,6 +208,17 @@ figures-%: .venv/ready
 	done
 	$(DEV)/deepcovid-edge evaluate $(RUNS)/$*.onnx $(SITES) --split external \
 		--name "further sites" -o $(RESULTS)/accuracy/$*-sites-external.json
+
+# Four appearances, for their table (needs DATA; hours). The images of SIIM tell three of them apart.
+APPEARANCES = small_cnn small_cnn_plain resnet18_scratch
+appearances: $(APPEARANCES:%=appearances-four_appearances_%)
+	$(DEV)/python -m benchmarks.tables.write
+
+appearances-%: .venv/ready
+	$(DEV)/deepcovid-edge train --recipe $* $(TRAIN_squeezenet1_1) -o $(RUNS)/$* --resume --from-scratch
+	$(DEV)/deepcovid-edge export $(RUNS)/$*/checkpoint.pt --check $(RUNS)/$*/splits.csv -o $(RUNS)/$*.onnx
+	$(DEV)/deepcovid-edge evaluate $(RUNS)/$*.onnx $(DATA) --also $(SIIM) --split test --shortcuts \
+		--occlusion-images 0 -o $(RESULTS)/appearances/$*.json
 
 fuzz: .venv/ready
 	PYTHONPATH=tests/unit/imaging $(DEV)/python tests/fuzz.py --inputs 20000

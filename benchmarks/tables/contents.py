@@ -36,13 +36,29 @@ def sites(it: Figures) -> Rows:
     yield {"alarms": f"{right['trials'] - right['successes']} of {right['trials']}"}
 
 
+def appearances(it: Figures) -> Rows:
+    """How many images of each class are called that class."""
+    counts = it["confusion"]["counts"]
+    right = [of_class[at] for at, of_class in enumerate(counts)]
+    recalls = [found / sum(of_class) for found, of_class in zip(right, counts, strict=True)]
+    hidden = it["shortcuts"]["lungs_hidden"]
+    yield {
+        **dict(zip(it["confusion"]["classes"], recalls, strict=True)),
+        "recipe": it["path"].stem,
+        "accuracy": sum(right) / sum(map(sum, counts)),
+        "area": _with_interval(it["overall"]),
+        "hidden": _with_interval(hidden),
+    }
+
+
+def _with_interval(area: Figures) -> dict[str, Any]:
+    return {"value": area["auc"], "interval_95": area["auc_interval_95"]}
+
+
 def choice(it: Figures) -> Rows:
     """Areas under the curve with their intervals."""
     sides = ("held_out", "val", "lungs_hidden", "lungs_only")
-    areas = {
-        side: {"value": it[side]["auc"], "interval_95": it[side]["auc_interval_95"]}
-        for side in sides
-    }
+    areas = {side: _with_interval(it[side]) for side in sides}
     changes = ", ".join(f"`{change}`" for change in it["changes"])
     yield {**areas, "recipe": f"{it['path'].stem}: {changes}"}
 

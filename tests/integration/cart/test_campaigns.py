@@ -113,7 +113,7 @@ def test_nothing_is_lost_by_power_cuts(tmp_path: Path) -> None:
 
 @needs_disks
 def test_without_fsync_power_cuts_lose_images(tmp_path: Path) -> None:
-    counts = power_without_fsync(tmp_path, 10, SEED)
+    counts = power_without_fsync(tmp_path, 3, SEED)
     assert counts.lost > 0
 
 
