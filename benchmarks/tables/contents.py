@@ -55,6 +55,22 @@ def _with_interval(area: Figures) -> dict[str, Any]:
     return {"value": area["auc"], "interval_95": area["auc_interval_95"]}
 
 
+def site_shift(it: Figures) -> Rows:
+    """Sensitivity and specificity at each place, as a pair."""
+    for shift, places in it["shifts"].items():
+        pairs = [_pair(rates) for rates in places.values()]
+        names = ("actualmed", "tb", "tenth", "half", "most")
+        yield {
+            **dict(zip(names, pairs, strict=True)),
+            "shift": shift,
+            "lowest": it["lowest"][shift],
+        }
+
+
+def _pair(rates: Figures) -> str:
+    return " / ".join("-" if rate is None else f"{rate:.0%}" for rate in rates.values())
+
+
 def choice(it: Figures) -> Rows:
     """Areas under the curve with their intervals."""
     sides = ("held_out", "val", "lungs_hidden", "lungs_only")
