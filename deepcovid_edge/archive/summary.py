@@ -5,6 +5,7 @@ DuckDB reads the shards as one table, in bounded memory; larger groups go to a t
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -213,7 +214,8 @@ def _opened(folder: Path) -> Iterator[DuckDBPyConnection]:
             "autoinstall_known_extensions": "false",  # nobody is called
         }
         with duckdb.connect(config=settings) as table:
-            table.from_parquet(str(folder.absolute() / PATTERN)).create_view("record")
+            shards = f"{glob.escape(str(folder.absolute()))}/{PATTERN}"
+            table.from_parquet(shards).create_view("record")
             yield table
 
 

@@ -283,8 +283,8 @@ def _answer(model: str, asked: protocol.InferRequest, record: bytes) -> Response
 
 
 def _error(error: RequestError) -> Response:
-    """An answer that says why. The connection ends where a body may still be under way."""
-    headers = {"connection": "close"} if error.status in (400, 401, 403, 404, 408, 413, 415) else {}
+    """An answer that says why. The connection of a body that comes too slowly ends."""
+    headers = {"connection": "close"} if error.status == 408 else {}
     if error.retry is not None:
         headers["retry-after"] = str(error.retry)
     if error.status == 401:

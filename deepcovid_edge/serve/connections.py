@@ -2,12 +2,15 @@
 
 uvicorn has a limit on idle connections alone. Here a request's header must be there in time, and
 where there are too many connections a new one ends the oldest that has sent no whole request. The
-time for a body is the application's, which answers 408.
+time for a body is the application's, which answers 408. A body that nobody wants any more, because
+its answer is given, is read and forgotten for a while: a connection that is closed on bytes that
+were not read is reset, and the caller may not see the answer (RFC 9112, 9.6).
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +25,9 @@ _MOST_HEADER = 1 << 20
 KEEP_ALIVE_SECONDS = 75
 """Longer than the usual pause of a caller: a new connection with TLS costs as much as an image."""
 _GRACE_SECONDS = 10
+_LINGER_SECONDS, _LINGER_BYTES = 2.0, 16 << 20
+"""For the rest of a body whose answer is given."""
+_NUMBERS = itertools.count()
 
 
 @dataclass
@@ -48,9 +54,14 @@ class GuardedConnection(HttpToolsProtocol):
     """Whether no whole request is there."""
     _header = 0
     """Bytes since a header began; -1 outside of one."""
+    _unwanted = 0
+    """Bytes of a body since it was answered."""
+    _number = 0
+    """Connections that began earlier have lower ones."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A connection begins; its first request must arrive in time."""
+        self._number = next(_NUMBERS)
         super().connection_made(transport)
         self._begin()
         if len(self.connections) > self.settings.connections:
@@ -80,15 +91,33 @@ class GuardedConnection(HttpToolsProtocol):
         self._end()
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        """A part of a body, which nobody wants once it is answered."""
+        super().on_body(body)
+        if self.cycle.response_complete:
+            self._unwanted += len(body)
+            if self._unwanted > _LINGER_BYTES:
+                self.transport.close()
+
     def on_message_complete(self) -> None:
-        """It is there as a whole."""
-        self._arrives = False
+        """It is there as a whole; if it was answered before, the next one may come."""
+        if self.cycle.response_complete:
+            self._end()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+        else:
+            self._arrives = False
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """It is answered; the next one may come."""
+        """It is answered; the next one may come, after what is left of its body."""
         self._arrives = True
         super().on_response_complete()
+        if self.cycle.response_complete and self.cycle.more_body:
+            self._end()
+            self._unwanted = 0
+            self._timer = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
 
     def _begin(self) -> None:
         self._arrives, self._header = True, 0
@@ -105,9 +134,9 @@ class GuardedConnection(HttpToolsProtocol):
         self.transport.close()
 
     def _make_room(self) -> None:
-        others = [one for one in self.connections if one is not self and _arrives(one)]
+        others: list[Any] = [it for it in self.connections if it is not self and _arrives(it)]
         self.counts.pushed_out += 1
-        oldest: Any = others[0] if others else self
+        oldest = min(others, key=lambda it: it._number, default=self)
         self.connections.discard(oldest)
         oldest.transport.abort()
 

@@ -37,9 +37,8 @@ def add_key(path: Path, name: str) -> str:
     """
     if not _NAME.fullmatch(name):
         raise UsageError(f"add_key: got {name!r}, expected small letters, digits, - . and _")
-    lines = path.read_text("ascii").splitlines() if path.exists() else []
-    if lines:
-        read_keys(path)
+    lines = _lines(path) if path.exists() else []
+    _named(path, lines)
     key = secrets.token_urlsafe(32)
     lines.append(f"{name} {_hashed(key)}")
     write_atomically(path, "".join(f"{line}\n" for line in lines).encode(), sync=True)
@@ -53,10 +52,21 @@ def read_keys(path: Path) -> dict[str, str]:
     Raises:
         NotThereError: The file cannot be read, a line is something else, or there is no key.
     """
+    found = _named(path, _lines(path))
+    if not found:
+        raise NotThereError(f"keys: {path}: holds no key: make one with --add-key NAME")
+    return found
+
+
+def _lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text("ascii").splitlines()
+        return path.read_text("utf-8").splitlines()
     except (OSError, UnicodeError) as error:
         raise NotThereError(f"keys: {path}: cannot be read: {error}") from error
+
+
+def _named(path: Path, lines: list[str]) -> dict[str, str]:
+    """Hash of a key -> name of its caller, of the lines of a file."""
     found = {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
@@ -65,8 +75,6 @@ def read_keys(path: Path) -> dict[str, str]:
         if match is None:
             raise NotThereError(f"keys: {path}, line {number}: expected a name and a SHA-256")
         found[match[2]] = match[1]
-    if not found:
-        raise NotThereError(f"keys: {path}: holds no key: make one with --add-key NAME")
     return found
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from deepcovid_edge.backends.remote.client import HEADER_LENGTH, INPUT, OUTPUT, 
 _SIZE = struct.Struct("<I")
 _MOST_HEADER = 1 << 16
 _MOST_ID = 256
+_LENGTH = re.compile("[0-9]{1,10}")
 
 
 class RequestError(Exception):
@@ -66,7 +68,7 @@ def parse_request(body: bytes, header_length: str | None) -> InferRequest:
     """
     if header_length is None:
         return _parsed(_json(body), b"")
-    if not header_length.isascii() or not header_length.isdigit():
+    if not _LENGTH.fullmatch(header_length):
         raise RequestError(400, f"{HEADER_LENGTH}: got {header_length[:20]!r}, expected a number")
     length = int(header_length)
     if length == 0:
@@ -93,12 +95,27 @@ def _parsed(values: Mapping[str, Any], binary: bytes | memoryview) -> InferReque
     tensor = _only(values.get("inputs"), "inputs", INPUT)
     if tensor.get("datatype") != "BYTES" or tensor.get("shape") not in ([1], [1, 1]):
         raise RequestError(400, f"{INPUT}: expected datatype BYTES and shape [1], one image file")
-    identity = values.get("id", "")
-    if not isinstance(identity, str) or len(identity) > _MOST_ID:
+    identity = _or_nothing(values, "id", "")
+    if not isinstance(identity, str) or len(identity) > _MOST_ID or not _is_unicode(identity):
         raise RequestError(400, f"id: expected a text of at most {_MOST_ID} letters")
     size = _parameters(tensor).get("binary_data_size")
     image = _decoded(tensor) if size is None else _unpacked(binary, size)
     return InferRequest(image, identity, _wants_binary(values))
+
+
+def _or_nothing(thing: Mapping[str, Any], name: str, nothing: Any) -> Any:
+    """A member that may be away, or null: some clients write all that the protocol knows."""
+    found = thing.get(name)
+    return nothing if found is None else found
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be written: JSON may hold halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _only(tensors: Any, where: str, name: str) -> Mapping[str, Any]:
@@ -114,7 +131,7 @@ def _only(tensors: Any, where: str, name: str) -> Mapping[str, Any]:
 
 
 def _parameters(thing: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = thing.get("parameters", {})
+    found = _or_nothing(thing, "parameters", {})
     if not isinstance(found, dict):
         raise RequestError(400, "parameters: expected an object")
     return found
@@ -152,7 +169,7 @@ def _some(image: bytes) -> bytes:
 
 def _wants_binary(values: Mapping[str, Any]) -> bool:
     outputs = values.get("outputs")
-    if outputs is None:
+    if outputs is None or outputs == []:
         return _parameters(values).get("binary_data_output") is True
     return _parameters(_only(outputs, "outputs", OUTPUT)).get("binary_data") is True
 

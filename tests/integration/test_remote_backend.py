@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -12,21 +13,23 @@ import pytest
 pytest.importorskip("uvicorn", reason="the server needs extra serve")
 
 from cart_peers import HOST, free_port
-from serving import ChangingProxy, RunningServer, essence
+from serving import MODEL, ChangingProxy, RunningServer, essence
 from tcp_proxy import Fault, TcpProxy
 
 from deepcovid_edge import Model
-from deepcovid_edge.backends.remote.client import Address, Client
+from deepcovid_edge.backends.remote.client import KEY_VARIABLE, Address, Client
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.errors import (
     BackendUnavailableError,
     ModelFileError,
+    NotAssessedError,
     ServerMismatchError,
     UsageError,
 )
 from deepcovid_edge.imaging.synthetic.clinic_folder import write_clinic_folder
 from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
 from deepcovid_edge.models import find_model
+from deepcovid_edge.reasons import Reason
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +162,44 @@ def test_a_connection_that_breaks_is_made_again(server: RunningServer, clinic: P
         timer.join()
         assert found.status == "assessed"
         assert proxy.connections > cut + 1
+
+
+def test_a_name_that_no_text_holds_is_assessed(address: str, clinic: Path, tmp_path: Path) -> None:
+    image = (clinic / "phantom_000.png").read_bytes()
+    names = [os.fsdecode(b"a.pn\xff"), "a." + "x" * 250, "a.röntgen"]
+    for name in names:
+        (tmp_path / name).write_bytes(image)
+    with Model(backend=address) as model:
+        assert [one.status for one in model.predict(tmp_path)] == ["assessed"] * len(names)
+
+
+def test_an_image_that_is_too_large_for_the_server_is_an_answer(tmp_path: Path) -> None:
+    """The server may close while its answer and the rest of the image are under way."""
+    with (
+        RunningServer(tmp_path, "--max-image", 1, "--assessors", 1) as server,
+        Client(Address.of(f"kserve://{HOST}:{server.port}"), MODEL, patience=5) as client,
+    ):
+        for size in (2, 30):
+            with pytest.raises(NotAssessedError, match="larger than 1 MiB") as caught:
+                client.record(bytes(size << 20), "image.png")
+            assert caught.value.reason is Reason.TOO_BIG
+
+
+@pytest.mark.parametrize(("key", "sent"), [("abc\n", "Bearer abc"), (" abc ", "Bearer abc")])
+def test_a_key_may_end_in_a_line_feed(key: str, sent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    with Client(Address.of(f"kserve://{HOST}"), MODEL) as client:
+        assert client._headers == {"authorization": sent}
+
+
+@pytest.mark.parametrize("key", ["a\nb", "schlüssel"])
+def test_a_key_that_is_none_is_refused_and_not_shown(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    with pytest.raises(UsageError, match=KEY_VARIABLE) as caught:
+        Client(Address.of(f"kserve://{HOST}"), MODEL)
+    assert key not in str(caught.value)
 
 
 def test_a_server_that_is_away_ends_the_run_and_no_image_is_blamed() -> None:

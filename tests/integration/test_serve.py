@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import threading
@@ -167,6 +168,36 @@ def test_an_image_that_is_too_large_is_not_read(server: RunningServer, good: byt
             pass
     assert sent < 40 << 20  # what sockets hold, after the 4 MiB that were read
     assert_serves(server, good)
+
+
+def up_to(peer: socket.socket, end: bytes) -> bytes:
+    """What comes, up to these bytes or the end of the connection."""
+    found = b""
+    while end not in found and (part := peer.recv(1000)):
+        found += part
+    return found
+
+
+def test_answers_that_are_early_keep_no_connection(server: RunningServer, good: bytes) -> None:
+    """An answer before its body has come, as by 404, and then the body: nobody is kept out."""
+    early = [server.connect() for _ in range(8)]
+    for peer in early:
+        peer.sendall(b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n")
+        assert up_to(peer, b"}").startswith(b"HTTP/1.1 404")
+        peer.sendall(b"12345")
+    assert_serves(server, good)
+    last = early[-1]
+    last.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert up_to(last, b"}").startswith(b"HTTP/1.1 200")  # the oldest one made room
+    for peer in early:
+        peer.close()
+
+
+def test_a_body_that_is_not_wanted_is_waited_for_a_while_alone(server: RunningServer) -> None:
+    with server.connect() as peer:
+        peer.sendall(b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n")
+        answer = b"".join(iter(lambda: peer.recv(1000), b""))  # the server closes the connection
+    assert answer.startswith(b"HTTP/1.1 404")
 
 
 def test_slow_callers_are_ended_and_keep_nobody_out(server: RunningServer, good: bytes) -> None:

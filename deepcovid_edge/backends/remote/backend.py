@@ -8,6 +8,7 @@ sent: a transport that alters bytes gave answers, and wrong ones, where nobody c
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from math import isclose, isfinite
 from pathlib import Path
@@ -24,6 +25,7 @@ from deepcovid_edge.manifest import VERSION, ModelManifest, read_manifest
 from deepcovid_edge.reasons import Reason, WarningCode
 
 _AUTO = "auto"
+_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")
 
 
 def load(address: str, path: Path, variant: str) -> RemoteBackend:
@@ -119,7 +121,8 @@ class RemoteBackend(Closing):
 
     def assess(self, data: bytes, sha256: str, suffix: str) -> Mapping[str, Any]:
         """See `base.AssessesFiles.assess`."""
-        name = f"image{suffix}"  # the file's own name may be a patient's
+        known = _SUFFIX.fullmatch(suffix)
+        name = f"image{suffix}" if known else "image"  # the rest of a name may be a patient's
         record = self._client.record(data, name)
         self._check_record(record, sha256)
         return record

@@ -14,6 +14,7 @@ import struct
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -94,13 +95,18 @@ class Client(Closing):
         address: Where it is.
         model: Name of the model.
         patience: Longest time that it may be busy or away, seconds.
+
+    Raises:
+        UsageError: The API key has characters that none has.
     """
 
     def __init__(self, address: Address, model: str, patience: float = _PATIENCE_SECONDS) -> None:
         self._address, self._patience = address, patience
         self._path = f"{address.path}/v2/models/{quote(model, safe='')}"
         self._tls = ssl.create_default_context() if address.is_secure else None
-        key = os.environ.get(KEY_VARIABLE)
+        key = os.environ.get(KEY_VARIABLE, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise UsageError(f"{KEY_VARIABLE}: expected the key as `serve --add-key` printed it")
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._own = threading.local()
         self._all: list[http.client.HTTPConnection] = []
@@ -200,7 +206,8 @@ class Client(Closing):
         self, method: str, path: str, body: bytes, headers: Mapping[str, str]
     ) -> tuple[int, float | None, str | None, bytes]:
         connection = self._connection()
-        connection.request(method, path, body or None, {**self._headers, **headers})
+        with suppress(BrokenPipeError, ConnectionResetError):  # it may be answered, as by 413
+            connection.request(method, path, body or None, {**self._headers, **headers})
         answer = connection.getresponse()
         content = answer.read(_MOST_ANSWER)
         if answer.will_close or answer.read(1):

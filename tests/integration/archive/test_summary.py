@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -162,6 +163,17 @@ def test_the_command_prints_text_json_and_a_page(
     values = json.loads(command("screen", "--summary", folder, "--json").stdout)
     assert values["counts"]["not_assessed"] == 91
     assert values["notice"] == NOTICE
+
+
+def test_a_folder_s_name_is_no_pattern(
+    results: tuple[Path, list[ScreenedImage]], tmp_path: Path
+) -> None:
+    folder, _ = results
+    for name in ("run?", "run1", "results [2026]"):
+        shutil.copytree(folder, tmp_path / name)
+    for name in ("run?", "results [2026]"):
+        values = json.loads(command("screen", "--summary", tmp_path / name, "--json").stdout)
+        assert sum(values["histogram"]) == sum(summarise(folder).histogram)
 
 
 def test_a_damaged_shard_and_one_of_another_run_are_errors(tmp_path: Path) -> None:

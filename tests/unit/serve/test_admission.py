@@ -47,6 +47,16 @@ def test_a_file_that_holds_no_keys_is_not_taken_for_one(tmp_path: Path, text: st
         read_keys(path)
 
 
+def test_a_key_is_added_to_comments_alone_and_not_to_another_file(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("# Röntgen\n", encoding="utf-8")
+    add_key(path, "cart-1")
+    assert [*read_keys(path).values()] == ["cart-1"]
+    path.write_text("[settings]\n", encoding="utf-8")
+    with pytest.raises(NotThereError, match="line 1"):
+        add_key(path, "cart-1")
+
+
 def test_a_caller_s_name_is_plain(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="small letters"):
         add_key(tmp_path / "keys", "Dr. Who\n")

@@ -55,6 +55,8 @@ def test_an_image_comes_in_base64_where_all_is_json() -> None:
         ({"outputs": [{"name": "record"}]}, False),
         ({"parameters": {"binary_data_output": True}}, True),
         ({}, False),
+        ({"id": None, "parameters": None, "outputs": None}, False),
+        ({"outputs": [], "parameters": {"binary_data_output": True}}, True),
     ],
 )
 def test_the_record_comes_back_as_it_is_asked_for(more: dict[str, Any], wants: bool) -> None:
@@ -88,7 +90,9 @@ def test_the_record_comes_back_as_it_is_asked_for(more: dict[str, Any], wants: b
         (header(parameters={}, data=[""]), None, "is empty"),
         (header(id=5, parameters={}, data=["AA=="]), None, "id: expected a text"),
         (header(id="a" * 257, parameters={}, data=["AA=="]), None, "id: expected a text"),
+        (header(id="\ud800", parameters={}, data=["AA=="]), None, "id: expected a text"),
         (b"", "0", "is empty"),
+        (b"abc", "1" * 5000, "expected a number"),
         (b"abc", "-1", "expected a number"),
         (b"abc", "9", "expected at most 3"),
         (*with_binary(header(parameters={"binary_data_size": 9})), "binary_data_size says 9"),
