@@ -152,7 +152,7 @@ class Run:
         self._writer: RecordFile | RecordWriter
         if self.settings.output is None:
             _reconfigure_stdout(self.format)
-            self._writer = make_writer(self.format, sys.stdout)
+            self._writer = make_writer(self.format, sys.stdout, facts)
         else:
             self._writer = self.file = RecordFile(
                 self.settings.output, facts, kind=self.format, resume=self.settings.resume

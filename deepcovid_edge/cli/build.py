@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deepcovid_edge.cli.exit_codes import ExitCode
+from deepcovid_edge.cli.options import check_needed
 from deepcovid_edge.device.progress import open_bars, progress_bar
 from deepcovid_edge.errors import UsageError
 
@@ -67,6 +68,7 @@ def command(
     goes to the cache, with its facts beside it. Records of an engine that was not verified have the
     warning W_UNVERIFIED. If --verify does not find the decisions unchanged, the exit code is 3.
     """
+    check_needed("--verify", data is not None, "split")
     from deepcovid_edge.backends.tensorrt.build import BuildSettings, build
     from deepcovid_edge.backends.tensorrt.files import Profile
     from deepcovid_edge.models import find_model

@@ -9,6 +9,7 @@ import click
 
 from deepcovid_edge.cli.classify import classify_images
 from deepcovid_edge.cli.options import (
+    check_needed,
     duration,
     path_option,
     paths_argument,
@@ -67,6 +68,8 @@ def command(
     and stride count pixels of the model input. With --budget, a few windows are tried first, then
     more where they matter, until the time is spent.
     """
+    is_occlusion = method == "occlusion"
+    check_needed("--method occlusion", is_occlusion, "window", "stride", "baseline", "budget")
     from deepcovid_edge.heatmaps.explainer import HeatMapSettings
     from deepcovid_edge.heatmaps.windows import OcclusionSettings
 

@@ -9,6 +9,7 @@ import click
 
 from deepcovid_edge.cli.classify import classify_images
 from deepcovid_edge.cli.options import (
+    check_needed,
     duration,
     path_option,
     paths_argument,
@@ -68,10 +69,9 @@ def command(
 
     `--heatmap activation` needs no second run. `deepcovid-edge heatmap` has more options.
     """
-    if heatmap is None and overlay:
-        raise click.UsageError("--overlay needs --heatmap occlusion or --heatmap activation.")
-    if heatmap != "occlusion" and budget is not None:
-        raise click.UsageError("--budget needs --heatmap occlusion.")
+    check_needed("--heatmap occlusion or --heatmap activation", heatmap is not None, "overlay")
+    check_needed("--heatmap or --html", bool(heatmap or html), "heatmap_dir")
+    check_needed("--heatmap occlusion", heatmap == "occlusion", "budget")
     if output is None and is_stdout_closed():
         raise click.UsageError("stdout is closed: name a file for the records with --output.")
     if html:

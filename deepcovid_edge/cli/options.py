@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from deepcovid_edge.backends import AUTO, BACKENDS
 from deepcovid_edge.backends.settings import PROVIDERS, is_address
@@ -126,6 +127,24 @@ def split_options(
     """Split options into settings of the run and keywords of `Model`."""
     run = {name: given.pop(name) for name in names}
     return run, given
+
+
+def check_needed(needed: str, is_there: bool, *names: str) -> None:
+    """Refuse options of the running command that would do nothing without another one.
+
+    Args:
+        needed: What they need, as a user writes it.
+        is_there: Whether that was given.
+        names: Their parameters.
+
+    Raises:
+        click.UsageError: One of them stands on the command line.
+    """
+    context = click.get_current_context()
+    for parameter in () if is_there else context.command.params:
+        name = str(parameter.name)
+        if name in names and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{parameter.opts[0]} needs {needed}.")
 
 
 def duration(text: str) -> float:

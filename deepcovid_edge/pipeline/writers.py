@@ -10,7 +10,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, KeysView
+from collections.abc import Iterable, Iterator, KeysView, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeGuard
@@ -121,27 +121,30 @@ class JsonLinesWriter:
 
 
 class CsvWriter:
-    """The same columns, flattened; the header stands before the first record of a file."""
+    """The same columns, flattened; the header stands first, in a file without a record too."""
 
-    def __init__(self, stream: IO[str], *, header: bool = True) -> None:
+    def __init__(self, stream: IO[str], columns: Sequence[str], *, header: bool = True) -> None:
         self._stream = stream
-        self._header = header
-        self._csv: csv.DictWriter[str] | None = None
+        self._has_header = not header
+        self._csv = csv.DictWriter(
+            stream, columns, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC
+        )
 
     def write(self, *records: Prediction) -> None:
         """Write records."""
-        for row in (record.as_row() for record in records):
-            if self._csv is None:
-                self._csv = csv.DictWriter(
-                    self._stream, [*row], lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC
-                )
-                if self._header:
-                    self._csv.writeheader()
-            self._csv.writerow(row)
+        self._begin()
+        self._csv.writerows(record.as_row() for record in records)
         self._stream.flush()
 
     def close(self) -> None:
-        """Nothing follows the last record."""
+        """Write the header where there was no record."""
+        self._begin()
+        self._stream.flush()
+
+    def _begin(self) -> None:
+        if not self._has_header:
+            self._csv.writeheader()
+            self._has_header = True
 
 
 class RecordFile:
@@ -179,7 +182,7 @@ class RecordFile:
         self._text = io.TextIOWrapper(
             stream, encoding="utf-8", errors="surrogateescape", newline=""
         )
-        self._writer = make_writer(kind, self._text, header=self.earlier.length == 0)
+        self._writer = make_writer(kind, self._text, run, header=self.earlier.length == 0)
         self._whole = self.earlier.length
         self._synced = time.monotonic()
 
@@ -232,10 +235,10 @@ class RecordFile:
             raise OutputError(f"{self._path}: {error.strerror or error}") from error
 
 
-def make_writer(kind: str, stream: IO[str], *, header: bool = True) -> RecordWriter:
-    """A writer for `jsonl`, `csv` or `table`."""
+def make_writer(kind: str, stream: IO[str], run: RunFacts, *, header: bool = True) -> RecordWriter:
+    """A writer for `jsonl`, `csv` or `table` of a run."""
     if kind == "csv":
-        return CsvWriter(stream, header=header)
+        return CsvWriter(stream, [*Prediction("", run).as_row()], header=header)
     if kind == "table":
         from deepcovid_edge.pipeline.table import TableWriter  # rich is slow to import
 

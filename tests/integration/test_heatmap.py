@@ -161,21 +161,6 @@ def test_bad_use_gets_a_sentence(
     assert not done.stdout
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("--overlay",), "--overlay needs --heatmap"),
-        (("--heatmap", "activation", "--budget", "1s"), "--budget needs --heatmap occlusion"),
-    ],
-)
-def test_options_of_a_heat_map_without_one_are_refused(
-    words: tuple[str, ...], said: str, images: Path, tmp_path: Path
-) -> None:
-    done = run("infer", images, *words, cwd=tmp_path)
-    assert done.returncode == 2
-    assert said in done.stderr
-
-
 def test_a_folder_that_cannot_be_made_is_said(images: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = run("heatmap", images, "-o", tmp_path / "file" / "maps", cwd=tmp_path)

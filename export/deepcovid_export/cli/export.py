@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deepcovid_edge.cli.options import check_needed
 from deepcovid_edge.errors import DataError, NotAssessedError, UsageError, require
 from deepcovid_export.cli.options import PATH, choice_option, path_option
 from deepcovid_export.onnx_export.triton_settings import PLATFORMS, RepositorySettings
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
     from deepcovid_edge.datasets.dataset import LabelledImage
     from deepcovid_edge.manifest import InputSpec, ModelManifest
     from deepcovid_export.networks import Classifier
+
+
+_OF_AN_EXPORT = (
+    *("output", "data", "ood", "children", "images", "half_weights"),
+    *("classes", "positive", "threshold"),
+)
+"""Parameters that a model repository has nothing of."""
 
 
 @click.command(epilog="Example: deepcovid-edge export runs/first/checkpoint.pt -o first.onnx")
@@ -90,6 +98,9 @@ def command(
     With --triton, CHECKPOINT is a shipped name or an .onnx, for the platform tensorrt_plan an
     .engine. Nothing is exported: the file goes into the repository as it is.
     """
+    check_needed("--triton", triton is not None, "platform", "instances")
+    check_needed("an export without --triton", triton is None, *_OF_AN_EXPORT)
+    check_needed("--fit", ood is not None, "children")
     if triton is not None:
         _write_repository(source, triton, platform, instances)
         return

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deepcovid_edge.cli.options import check_needed
 from deepcovid_edge.errors import require
 from deepcovid_export.cli.options import choice_option, path_option
 
@@ -82,6 +83,8 @@ def command(
     precision; the manifest lists them. The exit code is 3 if the check fails (then nothing is
     written), or if the verdict of --verify is not `unchanged` (the file holds that verdict).
     """
+    check_needed("--verify", proof is not None, "split")
+    check_needed("--for tensorrt", target == "tensorrt", "rest", "adds")
     require("onnx", extra="export")
     require("onnxruntime", extra="export")
     from deepcovid_edge.datasets.dataset import load_dataset

@@ -263,9 +263,22 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         RecordFile(tmp_path / "file" / "r.jsonl", RUN, kind="jsonl", resume=False)
 
 
+def test_a_file_without_a_record_has_its_header_and_one_that_goes_on_has_one(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path / "r.csv", [], "csv")
+    header = (tmp_path / "r.csv").read_text()
+    assert header.startswith('"schema_version",')
+    assert header.count("\n") == 1
+    write(tmp_path / "r.csv", RECORDS[:1], "csv", resume=True)
+    write(tmp_path / "r.csv", [], "csv", resume=True)
+    assert (tmp_path / "r.csv").read_text().startswith(header)
+    assert paths_in(tmp_path / "r.csv", "csv") == ["a.png"]
+
+
 def test_the_table_shows_word_sign_probability_and_reason() -> None:
     stream = io.StringIO()
-    writer = make_writer("table", stream)
+    writer = make_writer("table", stream, RUN)
     for record in RECORDS:
         writer.write(record)
     writer.close()
@@ -287,7 +300,7 @@ def test_sentences_stay_in_their_column_on_a_terminal(monkeypatch: pytest.Monkey
     for name, value in {"COLUMNS": "80", "TERM": "dumb", "NO_COLOR": "1"}.items():
         monkeypatch.setenv(name, value)
     stream = Terminal()
-    writer = make_writer("table", stream)
+    writer = make_writer("table", stream, RUN)
     message = f"{Reason.VIEW.sentence} (marked as LL)"
     writer.write(Prediction("images/lateral.dcm", RUN, reason=Reason.VIEW.code, message=message))
     writer.close()
@@ -301,7 +314,7 @@ def test_sentences_stay_in_their_column_on_a_terminal(monkeypatch: pytest.Monkey
 def test_an_image_too_close_to_call_has_its_own_word_and_sign() -> None:
     run = replace(RUN, indeterminate_range=IndeterminateRange(0.1, 0.2))
     stream = io.StringIO()
-    writer = make_writer("table", stream)
+    writer = make_writer("table", stream, RUN)
     for record in RECORDS[:2]:
         writer.write(replace(record, run=run))
     assert [line.split()[1:3] for line in stream.getvalue().splitlines()[1:]] == [

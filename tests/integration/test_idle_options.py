@@ -1,0 +1,48 @@
+"""Options that would do nothing are refused, with what they need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from commands import command
+
+INFER, HEATMAP = ("infer", "images"), ("heatmap", "images", "--method", "activation")
+BUILD = ("build", "squeezenet1_1")
+QUANTIZE = ("quantize", "squeezenet1_1", "--calibration", "images", "--precision", "int8")
+EXPORT = ("export", "squeezenet1_1")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((*INFER, "--overlay"), "--overlay needs --heatmap"),
+        ((*INFER, "--budget", "1s"), "--budget needs --heatmap occlusion"),
+        (
+            (*INFER, "--heatmap", "activation", "--budget", "1s"),
+            "--budget needs --heatmap occlusion",
+        ),
+        ((*INFER, "--heatmap-dir", "maps"), "--heatmap-dir needs --heatmap or --html"),
+        ((*HEATMAP, "--window", "32"), "--window needs --method occlusion"),
+        ((*HEATMAP, "--stride", "8"), "--stride needs --method occlusion"),
+        ((*HEATMAP, "--baseline", "mean"), "--baseline needs --method occlusion"),
+        ((*HEATMAP, "--budget", "1s"), "--budget needs --method occlusion"),
+        ((*BUILD, "--split", "val"), "--split needs --verify"),
+        ((*QUANTIZE, "--split", "val"), "--split needs --verify"),
+        ((*QUANTIZE, "--for", "cpu", "--rest", "fp32"), "--rest needs --for tensorrt"),
+        ((*EXPORT, "--children", "images"), "--children needs --fit"),
+        ((*EXPORT, "--platform", "onnxruntime_onnx"), "--platform needs --triton"),
+        ((*EXPORT, "--instances", "2"), "--instances needs --triton"),
+        ((*EXPORT, "--triton", "t", "--fit", "images"), "--fit needs an export without --triton"),
+        ((*EXPORT, "--triton", "t", "-o", "x.onnx"), "-o needs an export without --triton"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    words: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    if words[0] in ("quantize", "export"):
+        pytest.importorskip("onnx", reason="the command needs extra export")
+    done = command(*words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not [*tmp_path.iterdir()]
