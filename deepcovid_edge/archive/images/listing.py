@@ -109,8 +109,7 @@ class Listing:
         for path in self._walk.images(local):
             if self._is_unicode(str(path)):
                 yield ListedFile(str(path))
-        for address in filter(is_remote, self.settings.folders):
-            yield from remote_files(address, pool)
+        yield from remote_files(filter(is_remote, self.settings.folders), pool, self._walk)
 
     def _is_unicode(self, path: str) -> bool:
         try:

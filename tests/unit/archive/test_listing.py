@@ -12,6 +12,9 @@ from deepcovid_edge.errors import DataError, NotThereError, UsageError
 
 pq = pytest.importorskip("pyarrow.parquet", reason="manifests need extra archive")
 
+from pyarrow import fs
+
+from deepcovid_edge.archive.images import addresses
 from deepcovid_edge.archive.images import listing as listing_module
 from deepcovid_edge.archive.images.image_list import ImageList, image_id
 from deepcovid_edge.archive.images.listing import Listing, ListSettings
@@ -119,6 +122,64 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         ListSettings((str(tmp_path / "nothing"),), tmp_path / "m.parquet")
     with pytest.raises(UsageError, match=r"\.parquet"):
         ListSettings((str(tmp_path),), tmp_path / "m.csv")
+
+
+@pytest.fixture
+def store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store whose bucket `images` is the folder."""
+    system = fs.SubTreeFileSystem(str(folder.parent), fs.LocalFileSystem())
+    monkeypatch.setattr(addresses, "_file_system", lambda _, __, store: (system, store))
+    return folder
+
+
+def in_store(output: Path, *folders: str) -> Listing:
+    listing = Listing(ListSettings(folders, output, part_rows=60))
+    listing.run()
+    return listing
+
+
+@pytest.mark.parametrize("slashes", ["", "/", "//"])
+def test_a_store_is_listed_by_the_rules_of_folders(
+    store: Path, tmp_path: Path, slashes: str
+) -> None:
+    for name in (".DS_Store", "._a.png", "Thumbs.db", "patient1/._0.png"):
+        (store / name).touch()
+    output = tmp_path / "m.parquet"
+    listing = in_store(output, f"s3://images{slashes}")
+    paths = pq.read_table(output)["path"].to_pylist()
+    found = [f"s3://images/{path.relative_to(store)}" for path in FolderWalk().images([store])]
+    assert sorted(paths) == sorted(found)
+    assert len(paths) == 250
+    assert [*listing.notes()] == [
+        "1 system folders were passed over: @eaDir.",
+        "1 hidden files were passed over.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        ("s3://images/patient1/", "s3://images/patient1"),
+        ("s3://images", "s3://images/patient1/study0/"),
+        ("s3://images/patient1/study1", "s3://images/patient1/study1/1.png", "s3://images"),
+    ],
+)
+def test_addresses_that_overlap_list_an_image_once(
+    store: Path, tmp_path: Path, named: tuple[str, ...]
+) -> None:
+    output = tmp_path / "m.parquet"
+    in_store(output, *named)
+    paths = pq.read_table(output)["path"].to_pylist()
+    assert len(paths) == len(set(paths)) == (250 if "s3://images" in named else 36)
+
+
+def test_what_is_named_in_a_store_is_listed_whatever_it_is_called(
+    store: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "m.parquet"
+    in_store(output, "s3://images/.hidden", "s3://images/@eaDir/")
+    paths = pq.read_table(output)["path"].to_pylist()
+    assert paths == ["s3://images/.hidden", "s3://images/@eaDir/thumb.png"]
 
 
 def test_rows_are_read_across_groups(folder: Path, tmp_path: Path) -> None:
