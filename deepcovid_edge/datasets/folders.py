@@ -108,6 +108,10 @@ class FolderWalk:
         while self._links:
             yield from self.under(self._links.popleft())
 
+    def pass_over(self, folder: Path) -> None:
+        """Never walk a folder: it holds files of the run itself."""
+        self._walked.add(_identity(folder))
+
     def notes(self) -> Iterator[str]:
         """What was passed over, in a sentence each."""
         if self.passed_over:

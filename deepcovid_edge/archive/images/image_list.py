@@ -162,5 +162,8 @@ def _months(table: pyarrow.Table) -> list[str]:
 
 
 def utc(seconds: float | None) -> datetime | None:
-    """A time of the system's clock as a manifest holds it."""
-    return None if seconds is None else datetime.fromtimestamp(seconds, timezone.utc)
+    """A time of the system's clock as a manifest holds it; None beyond the years 1 to 9999."""
+    try:
+        return None if seconds is None else datetime.fromtimestamp(seconds, timezone.utc)
+    except (OverflowError, OSError, ValueError):  # a disk may state any time
+        return None

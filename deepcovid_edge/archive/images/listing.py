@@ -19,12 +19,12 @@ from typing import TypeVar
 
 from deepcovid_edge.archive.images.addresses import is_remote
 from deepcovid_edge.archive.images.image_list import SUFFIX
-from deepcovid_edge.archive.images.list_parts import ListParts
+from deepcovid_edge.archive.images.list_parts import ListParts, hash_of_paths
 from deepcovid_edge.archive.images.remote_folders import ListedFile, remote_files
 from deepcovid_edge.datasets.folders import FolderWalk
 from deepcovid_edge.device import shares
 from deepcovid_edge.errors import UsageError
-from deepcovid_edge.pipeline.sources import check_paths
+from deepcovid_edge.pipeline.sources import check_paths, list_images
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -54,6 +54,8 @@ class ListSettings:
     def __post_init__(self) -> None:
         if self.output.suffix.lower() != SUFFIX:
             raise UsageError(f"output: got {self.output}, expected a name that ends in {SUFFIX}")
+        if self.output.is_dir():
+            raise UsageError(f"output: {self.output} is a folder, expected a file")
         if not 1 <= self.threads <= 256:
             raise UsageError(f"threads: got {self.threads}, expected 1 to 256")
         check_paths(Path(one) for one in self.folders if not is_remote(one))
@@ -88,6 +90,7 @@ class Listing:
             OutputError: The disk is full, or the folder cannot be written.
         """
         known = self._parts.begin()
+        self._walk.pass_over(self._parts.folder)
         with ThreadPoolExecutor(self.settings.threads, thread_name_prefix="list") as pool:
             found = self._behind(known, self._files(pool))
             while rows := list(islice(found, self.settings.part_rows)):
@@ -106,7 +109,7 @@ class Listing:
 
     def _files(self, pool: ThreadPoolExecutor) -> Iterator[ListedFile]:
         local = [Path(one) for one in self.settings.folders if not is_remote(one)]
-        for path in self._walk.images(local):
+        for path in list_images(local, but=self.settings.output, walk=self._walk):
             if self._is_unicode(str(path)):
                 yield ListedFile(str(path))
         yield from remote_files(filter(is_remote, self.settings.folders), pool, self._walk)
@@ -123,9 +126,9 @@ class Listing:
         self, known: list[tuple[int, str]], found: Iterator[ListedFile]
     ) -> Iterator[ListedFile]:
         """The files behind those of finished parts; from the first part on that has changed."""
-        for number, (size, last) in enumerate(known):
+        for number, (size, digest) in enumerate(known):
             rows = list(islice(found, size))
-            if len(rows) == size and rows[-1].path == last:
+            if len(rows) == size and hash_of_paths(one.path for one in rows) == digest:
                 self.images += size
                 self.before += size
                 self._progress(size)

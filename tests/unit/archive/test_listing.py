@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,66 @@ def test_a_listing_that_was_killed_goes_on(
     assert ImageList(output).fingerprint == ImageList(whole).fingerprint
 
 
+def begun(folder: Path, output: Path) -> Path:
+    """The folder of parts of a listing that has written all of them, and no manifest."""
+    listing = Listing(ListSettings((str(folder),), output, part_rows=60))
+    listing._parts.join = lambda: None  # type: ignore[method-assign]
+    listing.run()
+    return output.with_name(f"{output.name}.parts")
+
+
+def test_a_listing_that_goes_on_loses_no_image_that_is_new(folder: Path, tmp_path: Path) -> None:
+    """As many rows with the same last path, and another image between them."""
+    output = tmp_path / "m.parquet"
+    begun(folder, output)
+    first = [str(path) for path in FolderWalk().images([folder])][:60]
+    Path(first[10]).rename(Path(first[10]).with_name("new.png"))
+    listing = listed(output, folder)
+    assert listing.before == 0
+    assert pq.read_table(output)["path"].to_pylist() == [
+        str(path) for path in FolderWalk().images([folder])
+    ]
+
+
+@pytest.mark.parametrize("place", [0.2, 0.4, 0.6, 0.8])
+def test_a_part_with_a_damaged_byte_is_listed_again(
+    folder: Path, tmp_path: Path, place: float
+) -> None:
+    whole, output = tmp_path / "whole.parquet", tmp_path / "m.parquet"
+    listed(whole, folder)
+    part = begun(folder, output) / "000001.parquet"
+    data = bytearray(part.read_bytes())
+    data[int(len(data) * place)] ^= 0xFF
+    part.write_bytes(data)
+    listed(output, folder)
+    assert pq.read_table(output).equals(pq.read_table(whole))
+
+
+def test_the_manifest_and_its_parts_are_no_images(folder: Path, tmp_path: Path) -> None:
+    """Nor is what a killed listing has left, nor the folder of parts under a linked name."""
+    output = folder / "m.parquet"
+    (folder / "another").symlink_to(begun(folder, output))
+    (output.with_name("m.parquet.parts") / "1.part").touch()
+    for before in (250, 0):  # the second time the manifest itself is there
+        listing = listed(output, folder)
+        assert (listing.images, listing.before) == (250, before)
+        assert not [path for path in pq.read_table(output)["path"].to_pylist() if "m.par" in path]
+
+
+@pytest.mark.parametrize("seconds", [1e12, -1e12])
+def test_a_time_beyond_the_calendar_is_no_time(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    stated = listing_module._stated
+    monkeypatch.setattr(
+        listing_module, "_stated", lambda path: replace(stated(path), changed=seconds)
+    )
+    output = tmp_path / "m.parquet"
+    listed(output, folder)
+    assert pq.read_table(output)["mtime"].null_count == 250
+    assert {one.month for one in ImageList(output).rows(0, 250)} == {""}
+
+
 def test_a_folder_that_changed_meanwhile_is_listed_again(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "m.parquet"
     parts = Listing(ListSettings((str(folder),), output, part_rows=60))
@@ -122,6 +183,9 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         ListSettings((str(tmp_path / "nothing"),), tmp_path / "m.parquet")
     with pytest.raises(UsageError, match=r"\.parquet"):
         ListSettings((str(tmp_path),), tmp_path / "m.csv")
+    (tmp_path / "m.parquet").mkdir()
+    with pytest.raises(UsageError, match="is a folder"):
+        ListSettings((str(tmp_path),), tmp_path / "m.parquet")
 
 
 @pytest.fixture
