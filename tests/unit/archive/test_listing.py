@@ -13,11 +13,12 @@ from deepcovid_edge.errors import DataError, NotThereError, UsageError
 
 pq = pytest.importorskip("pyarrow.parquet", reason="manifests need extra archive")
 
+import pyarrow as pa
 from pyarrow import fs
 
 from deepcovid_edge.archive.images import addresses
 from deepcovid_edge.archive.images import listing as listing_module
-from deepcovid_edge.archive.images.image_list import ImageList, image_id
+from deepcovid_edge.archive.images.image_list import ImageList, ListedImage, image_id
 from deepcovid_edge.archive.images.listing import Listing, ListSettings
 from deepcovid_edge.archive.images.remote_folders import ListedFile
 
@@ -256,6 +257,77 @@ def test_rows_are_read_across_groups(folder: Path, tmp_path: Path) -> None:
     assert [one.path for one in images.rows(30, 101)] == whole["path"].to_pylist()[30:101]
     assert [one.id for one in images.rows(0, 5)] == whole["id"].to_pylist()[:5]
     assert len(images.fingerprint) == 64
+
+
+def test_parts_of_a_manifest_are_not_taken_for_one_another(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "m.parquet"
+    listed(output, folder)
+    whole = pq.ParquetFile(output).read()  # keeps what the file states
+    found = set()
+    for start in (0, 100):
+        part = tmp_path / f"{start}.parquet"
+        pq.write_table(whole.slice(start, 100), part)
+        found.add(ImageList(part).fingerprint)
+    assert len(found) == 2
+
+
+OF_ANOTHER_ORIGIN = {
+    "id is text": {"id": pa.array(["1.2.840", "b"])},
+    "id is larger than a shard's": {"id": pa.array([2**64 - 1, 1], pa.uint64())},
+    "id lacks": {"id": pa.array([None, None], pa.int64())},
+    "mtime is a number": {"mtime": pa.array([1_600_000_000, 0])},
+    "mtime is text": {"mtime": pa.array(["2020-01-01", ""])},
+    "both are lists": {"id": pa.array([[1], []]), "mtime": pa.array([[1], []])},
+}
+
+
+@pytest.mark.parametrize("name", OF_ANOTHER_ORIGIN)
+def test_columns_of_another_meaning_are_not_used(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "other.parquet"
+    nested = pa.array([{"path": 1}, {"path": 2}])
+    pq.write_table(
+        pa.table({"more": nested, "path": ["a.png", "b.png"], **OF_ANOTHER_ORIGIN[name]}), path
+    )
+    assert ImageList(path).rows(0, 2) == [
+        ListedImage("a.png", image_id("a.png"), ""),
+        ListedImage("b.png", image_id("b.png"), ""),
+    ]
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+@pytest.mark.parametrize("zone", [None, "UTC", "Asia/Tehran", "No/Where"])
+def test_columns_of_the_same_meaning_are_used(
+    tmp_path: Path, kind: pa.DataType, zone: str | None
+) -> None:
+    path = tmp_path / "other.parquet"
+    times = pa.array([1_584_403_200_123_456_789, None]).cast(pa.timestamp("ns", zone))
+    ids = pa.array([7, -1], pa.int32())
+    paths = pa.array(["a.png", "b.png"]).cast(kind)
+    pq.write_table(pa.table({"mtime": times, "id": ids, "path": paths}), path)
+    assert ImageList(path).rows(0, 2) == [
+        ListedImage("a.png", 7, "2020-03"),
+        ListedImage("b.png", -1, ""),
+    ]
+
+
+@pytest.mark.parametrize("states_nulls", [True, False])
+@pytest.mark.parametrize(
+    ("paths", "why"),
+    [
+        (pa.array(["a", "b", None]), "some rows have no `path`"),
+        (pa.array([b"a", b"b", b"c"]), "holds binary, expected text"),
+        (pa.array([1, 2, 3]), "holds int64, expected text"),
+        (pa.array([None, None, None]), "holds null, expected text"),
+    ],
+)
+def test_paths_of_another_type_are_an_error(
+    tmp_path: Path, paths: pa.Array, why: str, states_nulls: bool
+) -> None:
+    path = tmp_path / "other.parquet"
+    table = pa.table({"path": paths})
+    pq.write_table(table, path, row_group_size=2, write_statistics=states_nulls)
+    with pytest.raises(DataError, match=why):
+        ImageList(path)
 
 
 def test_a_file_of_another_kind_is_an_error(tmp_path: Path) -> None:
