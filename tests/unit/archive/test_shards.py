@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -135,6 +138,40 @@ def test_a_folder_belongs_to_the_run_that_began_it(tmp_path: Path) -> None:
     begin_run(tmp_path / "r", STAMP)
     assert read_stamp(tmp_path / "r") == STAMP
     assert [path.name for path in (tmp_path / "r").iterdir()] == [RUN_FILE]
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_run_begins_on_a_disk_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def link(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", link)
+    begin_run(tmp_path / "r", STAMP)
+    begin_run(tmp_path / "r", STAMP)
+    with pytest.raises(UsageError, match="another run"):
+        begin_run(tmp_path / "r", OTHERS["ood"])
+    assert read_stamp(tmp_path / "r") == STAMP
+    assert [path.name for path in (tmp_path / "r").iterdir()] == [RUN_FILE]
+
+
+def test_the_first_of_several_runs_decides_on_a_disk_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one creates the file meanwhile, and writes it a moment later."""
+    writing = threading.Timer(0.1, (tmp_path / RUN_FILE).write_text, (STAMP.as_json(),))
+
+    def link(*_: object) -> None:
+        (tmp_path / RUN_FILE).touch()
+        writing.start()
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(UsageError, match="another run"):
+        begin_run(tmp_path, OTHERS["ood"])
+    writing.join()
+    assert read_stamp(tmp_path) == STAMP
 
 
 OTHERS = {
