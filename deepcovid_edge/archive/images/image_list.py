@@ -106,7 +106,7 @@ class ImageList:
         pq = require("pyarrow.parquet", extra=EXTRA)
         try:
             opened: ParquetFile = pq.ParquetFile(self.path)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, NotImplementedError) as error:
             raise DataError(
                 f"{self.path}: not a manifest in Parquet ({one_line(error)}): write one with "
                 "`deepcovid-edge manifest`"

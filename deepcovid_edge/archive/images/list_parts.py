@@ -147,7 +147,7 @@ class ListParts:
             return None
         try:
             paths = pq.read_table(path, page_checksum_verification=True)["path"].to_pylist()
-        except (OSError, ValueError):  # damaged: it is listed again
+        except (OSError, ValueError, NotImplementedError):  # damaged: it is listed again
             return None
         return len(paths), hash_of_paths(paths)
 

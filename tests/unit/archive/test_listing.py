@@ -114,15 +114,16 @@ def test_a_listing_that_goes_on_loses_no_image_that_is_new(folder: Path, tmp_pat
     ]
 
 
-@pytest.mark.parametrize("place", [0.2, 0.4, 0.6, 0.8])
+@pytest.mark.parametrize("column", [0, 1, 2, 3])
 def test_a_part_with_a_damaged_byte_is_listed_again(
-    folder: Path, tmp_path: Path, place: float
+    folder: Path, tmp_path: Path, column: int
 ) -> None:
     whole, output = tmp_path / "whole.parquet", tmp_path / "m.parquet"
     listed(whole, folder)
     part = begun(folder, output) / "000001.parquet"
+    chunk = pq.ParquetFile(part).metadata.row_group(0).column(column)
     data = bytearray(part.read_bytes())
-    data[int(len(data) * place)] ^= 0xFF
+    data[chunk.data_page_offset + chunk.total_compressed_size // 2] ^= 1
     part.write_bytes(data)
     listed(output, folder)
     assert pq.read_table(output).equals(pq.read_table(whole))
@@ -187,6 +188,10 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "m.parquet").mkdir()
     with pytest.raises(UsageError, match="is a folder"):
         ListSettings((str(tmp_path),), tmp_path / "m.parquet")
+    with pytest.raises(UsageError, match="got the address"):
+        ListSettings((str(tmp_path),), Path("gs://bucket/m.parquet"))
+    with pytest.raises(UsageError, match="in UTF-8"):
+        ListSettings((str(tmp_path),), tmp_path / "m\udcff.parquet")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,6 +92,21 @@ def test_a_damaged_byte_of_a_shard_is_noticed(tmp_path: Path, place: float) -> N
     except DamagedShardError:
         return
     assert (stated["shard"], rows) == (0, 4), "a byte that means nothing"
+
+
+def test_no_damaged_bit_of_what_a_shard_states_is_taken_for_another_run(tmp_path: Path) -> None:
+    """Parquet's footer has no checksum; both places that hold the statement are damaged in turn."""
+    folder = ShardFolder(tmp_path, STAMP)
+    folder.write(0, images())
+    data = folder.path(0).read_bytes()
+    base64 = data.index(b"ARROW:schema")
+    plain = data.index(b'{"run"')
+    for place in (*range(base64, base64 + 400, 5), *range(plain, plain + 160, 5)):
+        damaged = bytearray(data)
+        damaged[place] ^= 2
+        folder.path(0).write_bytes(damaged)
+        with suppress(DamagedShardError):
+            assert folder.done(0) == Counts(1, 1, 1, 1)
 
 
 @pytest.mark.parametrize("size", [0, 4, 1000])
