@@ -17,7 +17,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TypeVar
 
-from deepcovid_edge.archive.images.addresses import is_remote
+from deepcovid_edge.archive.images.addresses import check_local, is_remote
 from deepcovid_edge.archive.images.image_list import SUFFIX
 from deepcovid_edge.archive.images.list_parts import ListParts, hash_of_paths
 from deepcovid_edge.archive.images.remote_folders import ListedFile, remote_files
@@ -54,6 +54,7 @@ class ListSettings:
     def __post_init__(self) -> None:
         if self.output.suffix.lower() != SUFFIX:
             raise UsageError(f"output: got {self.output}, expected a name that ends in {SUFFIX}")
+        check_local("output", self.output)
         if self.output.is_dir():
             raise UsageError(f"output: {self.output} is a folder, expected a file")
         if not 1 <= self.threads <= 256:
@@ -94,7 +95,9 @@ class Listing:
         with ThreadPoolExecutor(self.settings.threads, thread_name_prefix="list") as pool:
             found = self._behind(known, self._files(pool))
             while rows := list(islice(found, self.settings.part_rows)):
-                asked = chain.from_iterable(in_order(pool, _asked, _batches(rows)))
+                asked = chain.from_iterable(
+                    in_order(pool, _asked, _batches(rows), 2 * self.settings.threads)
+                )
                 self._parts.write(list(asked))
                 self.images += len(rows)
         self._parts.join()
@@ -142,13 +145,13 @@ class Listing:
 
 
 def in_order(
-    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item]
+    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], most: int
 ) -> Iterator[Result]:
     """Results in the order of the items, with a bounded number of them under way."""
     pending: deque[Future[Result]] = deque()
     coming = iter(items)
     while True:
-        for item in islice(coming, 2 * _THREADS - len(pending)):
+        for item in islice(coming, most - len(pending)):
             pending.append(pool.submit(function, item))
         if not pending:
             return
