@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deepcovid_edge.archive.images.addresses import check_local
 from deepcovid_edge.archive.images.image_list import ImageList
 from deepcovid_edge.archive.shards import (
     Counts,
@@ -20,7 +21,7 @@ from deepcovid_edge.archive.worker.process import ImageWorker, WorkerLimits, Wor
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.files import Closing
 from deepcovid_edge.pipeline.disk_guard import LEAST_FREE_MIB
-from deepcovid_edge.pipeline.pipeline import default_workers
+from deepcovid_edge.pipeline.pipeline import PredictSettings, default_workers
 
 GPU_PROVIDERS = ("cuda", "tensorrt", "rtx")
 
@@ -86,6 +87,9 @@ class ScreenSettings:
     folder: str = "."
 
     def __post_init__(self) -> None:
+        check_local("manifest", self.manifest)
+        check_local("output", self.output)
+        PredictSettings(workers=self.workers)  # it knows the range
         if not 1 <= self.shard_images <= 1_000_000:
             raise UsageError(f"shard_size: got {self.shard_images}, expected 1 to 1000000")
         if self.output.exists() and not self.output.is_dir():

@@ -30,6 +30,7 @@ from deepcovid_edge.pipeline.disk_guard import LEAST_FREE_MIB, DiskGuard
 
 if TYPE_CHECKING:
     import pyarrow
+    from pyarrow.parquet import ParquetFile
 
     from deepcovid_edge.decision.record import Prediction
 
@@ -226,11 +227,25 @@ def read_shard(path: Path) -> tuple[Mapping[str, Any], int]:
     pq = require("pyarrow.parquet", extra=EXTRA)
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            stated = json.loads((file.schema_arrow.metadata or {})[_KEY])
+            stated = _stated(file)
             rows = sum(batch.num_rows for batch in file.iter_batches(use_threads=False))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
         raise DamagedShardError(f"{path}: damaged ({one_line(error)})") from error
     return stated, rows
+
+
+def _stated(file: ParquetFile) -> Mapping[str, Any]:
+    """What a shard states of itself: Parquet has it twice, in a footer without a checksum.
+
+    Raises:
+        KeyError: It states nothing.
+        ValueError: It is damaged.
+    """
+    text = (file.metadata.metadata or {})[_KEY]
+    if (file.schema_arrow.metadata or {})[_KEY] != text:
+        raise ValueError("its footer contradicts itself")
+    stated: dict[str, Any] = json.loads(text)
+    return stated
 
 
 def shard_files(folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -23,6 +24,9 @@ from deepcovid_edge.manifest import VERSION, IndeterminateRange
 RUN_FILE = "_run.json"
 SCHEMA_VERSION = 1
 SHARD_IMAGES = 10_000
+_CREATE_SECONDS = 2.0
+"""Longest that a file is empty between its creation and its content."""
+_LOOK_SECONDS = 0.01
 
 
 @dataclass(frozen=True)
@@ -126,13 +130,21 @@ def read_stamp(folder: Path) -> RunStamp | None:
     """
     path = folder / RUN_FILE
     try:
-        return RunStamp.from_json(path.read_text("utf-8"))
+        return RunStamp.from_json(_text(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path}: not the run of a results folder ({error}): use another folder"
         ) from error
+
+
+def _text(path: Path) -> str:
+    """The text of a file; one that is empty is waited for, since another process may write it."""
+    ends = time.monotonic() + _CREATE_SECONDS
+    while not (text := path.read_text("utf-8")) and time.monotonic() < ends:
+        time.sleep(_LOOK_SECONDS)
+    return text
 
 
 def begin_run(folder: Path, stamp: RunStamp) -> None:
@@ -158,11 +170,26 @@ def _first(folder: Path, stamp: RunStamp) -> RunStamp:
     own = folder / f"{RUN_FILE}.{os.getpid()}.part"
     own.write_text(stamp.as_json(), "utf-8")
     try:
-        with suppress(FileExistsError):
-            os.link(own, folder / RUN_FILE)  # fails where there is one, as a rename would not
+        _name_first(own, folder / RUN_FILE)
     finally:
         own.unlink()
     return read_stamp(folder) or stamp
+
+
+def _name_first(own: Path, path: Path) -> None:
+    """Give a file its name if no other has it; a rename would replace the other."""
+    try:
+        os.link(own, path)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without hard links, such as exFAT
+        with suppress(FileExistsError), path.open("xb") as stream:
+            try:
+                stream.write(own.read_bytes())
+                stream.flush()
+            except OSError:
+                path.unlink()
+                raise
 
 
 def check_same(folder: Path, found: RunStamp, stamp: RunStamp) -> None:

@@ -108,6 +108,10 @@ class FolderWalk:
         while self._links:
             yield from self.under(self._links.popleft())
 
+    def pass_over(self, folder: Path) -> None:
+        """Never walk a folder: it holds files of the run itself."""
+        self._walked.add(_identity(folder))
+
     def notes(self) -> Iterator[str]:
         """What was passed over, in a sentence each."""
         if self.passed_over:
@@ -115,6 +119,20 @@ class FolderWalk:
             yield f"{self.passed_over.total()} system folders were passed over: {names}."
         if self.hidden:
             yield f"{self.hidden} hidden files were passed over."
+
+    def is_image(self, name: str) -> bool:
+        """Whether a file counts as an image until it is read; counts those that are hidden."""
+        if _is_companion(name):
+            return False
+        self.hidden += name.startswith(".")
+        return not name.startswith(".")
+
+    def is_walked(self, name: str) -> bool:
+        """Whether a folder is walked that no argument names; counts those that are not."""
+        if not is_system_folder(name):
+            return True
+        self.passed_over[name] += 1
+        return False
 
     def _level(self, folder: Path) -> Iterator[tuple[Path, bool]]:
         """What is in a folder: paths, and whether each is a folder to walk."""
@@ -126,23 +144,16 @@ class FolderWalk:
         found.read(folder)
         for name in sorted(found.names):
             if name not in found.folders:
-                if (here, name) not in self._named and self._is_image(name):
+                if (here, name) not in self._named and self.is_image(name):
                     yield folder / name, False
-            elif is_system_folder(name):
-                self.passed_over[name] += 1
+            elif not self.is_walked(name):
+                continue
             elif found.folders[name]:
                 self._links.append(folder / name)
             else:
                 yield folder / name, True
         if not found.is_whole:
             yield folder, False
-
-    def _is_image(self, name: str) -> bool:
-        """Whether a file counts as an image until it is read; counts those that are hidden."""
-        if _is_companion(name):
-            return False
-        self.hidden += name.startswith(".")
-        return not name.startswith(".")
 
     def _is_new(self, path: Path) -> bool:
         """Whether a file that is named to the run has not come yet, under whatever path."""

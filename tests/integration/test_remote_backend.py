@@ -12,7 +12,9 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="the server needs extra serve")
 
+from archive_runs import inferred, screened
 from cart_peers import HOST, free_port
+from commands import command
 from serving import MODEL, ChangingProxy, RunningServer, essence
 from tcp_proxy import Fault, TcpProxy
 
@@ -68,6 +70,24 @@ def test_records_are_those_of_this_machine(
         there = with_paths(model.predict(clinic))
     assert there == here
     assert {one["status"] for one in there} == {"assessed", "not_assessed"}
+
+
+def test_an_archive_is_assessed_by_a_server(
+    clinic: Path, server: RunningServer, address: str, tmp_path: Path
+) -> None:
+    """With the records of `infer`; an error of the server ends the run with its own exit code."""
+    pytest.importorskip("pyarrow", reason="screen needs extra archive")
+    manifest = tmp_path / "m.parquet"
+    command("manifest", clinic, "-o", manifest)
+    command("infer", clinic, "-o", tmp_path / "infer.jsonl", "--backend", address)
+    done = command("screen", manifest, "-o", tmp_path / "r", "--backend", address)
+    assert done.returncode == 4, done.stderr
+    assert screened(tmp_path / "r") == inferred(tmp_path / "infer.jsonl")
+    with ChangingProxy(server.port, lambda image: image[:1] * len(image)) as proxy:
+        proxied = ("--backend", f"kserve://{HOST}:{proxy.port}")
+        done = command("screen", manifest, "-o", tmp_path / "changed", *proxied)
+    assert done.returncode == 5, done.stderr
+    assert "received other bytes than were sent" in done.stderr
 
 
 @pytest.mark.parametrize("kind", ["flat", "one bit"])

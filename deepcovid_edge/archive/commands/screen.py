@@ -154,8 +154,10 @@ def _end(screening: Any, how: str) -> ExitCode:
 
 
 def _summarise(folder: Path, html: Path | None, *, as_json: bool) -> ExitCode:
+    from deepcovid_edge.archive.images.addresses import check_local
     from deepcovid_edge.archive.summary import summarise
 
+    check_local("manifest", folder.absolute())
     summary = summarise(folder)
     if html:
         from deepcovid_edge.archive.summary_page import write_page

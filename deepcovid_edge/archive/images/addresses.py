@@ -18,6 +18,8 @@ from deepcovid_edge.errors import NotThereError, UsageError, one_line, require
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
+_COLLAPSED = re.compile(r"[a-z][a-z0-9+.-]+:/")
+"""How an address begins that was taken for a path."""
 _REMOTE = re.compile(r"([a-z][a-z0-9+.-]+)://([^/]+)(?:/(.*))?", re.DOTALL)
 
 
@@ -100,6 +102,24 @@ class RemoteImage:
         with system.open_input_file(path) as stream:
             data: bytes = stream.read(size if size >= 0 else None)
         return data
+
+
+def check_local(subject: str, path: Path) -> None:
+    """Check that a path is one of this machine that every library can open.
+
+    Args:
+        subject: What the path is of.
+        path: The path.
+
+    Raises:
+        UsageError: It is an address, or not UTF-8.
+    """
+    if _COLLAPSED.match(str(path)):
+        raise UsageError(f"{subject}: got the address {path}, expected a path of this machine")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{subject}: got {path}, expected a name in UTF-8: rename it") from error
 
 
 def check_readable(path: Path) -> Path:

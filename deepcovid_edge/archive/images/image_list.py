@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
@@ -80,14 +80,23 @@ class ImageList:
 
     Attributes:
         path: The file.
+
+    Raises:
+        NotThereError: It is not there.
+        DataError: It is no manifest, or lacks the path of an image.
     """
 
     path: Path
 
     def __post_init__(self) -> None:
         check_readable(self.path)
-        if "path" not in self._file.schema_arrow.names:
+        schema = self._file.schema_arrow
+        if "path" not in schema.names:
             raise DataError(f"{self.path}: has no column `path`: write it with `manifest`")
+        if not _is_text(kind := schema.field("path").type):
+            raise DataError(f"{self.path}: its column `path` holds {kind}, expected text")
+        if any(map(self._nulls, range(self._file.metadata.num_row_groups))):
+            raise DataError(f"{self.path}: some rows have no `path`: remove these rows")
 
     def __reduce__(self) -> tuple[type[ImageList], tuple[Path]]:
         return ImageList, (self.path,)
@@ -97,7 +106,7 @@ class ImageList:
         pq = require("pyarrow.parquet", extra=EXTRA)
         try:
             opened: ParquetFile = pq.ParquetFile(self.path)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, NotImplementedError) as error:
             raise DataError(
                 f"{self.path}: not a manifest in Parquet ({one_line(error)}): write one with "
                 "`deepcovid-edge manifest`"
@@ -111,9 +120,13 @@ class ImageList:
 
     @cached_property
     def stated(self) -> dict[str, Any]:
-        """What the file states of itself; empty for one of another origin."""
+        """What the file states of itself; empty for one of another origin.
+
+        Whoever takes rows out of a manifest may copy what it states along with them.
+        """
         found = (self._file.metadata.metadata or {}).get(KEY)
-        return json.loads(found) if found else {}
+        stated = json.loads(found) if found else {}
+        return stated if stated.get("images") == self.count else {}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -126,41 +139,79 @@ class ImageList:
         Raises:
             DataError: The file is damaged.
         """
-        columns = [
-            name for name in ("path", "mtime", "id") if name in self._file.schema_arrow.names
-        ]
         try:
-            tables = list(self._slices(start, stop, columns))
+            return [image for table in self._slices(start, stop) for image in _images(table)]
         except (OSError, ValueError) as error:
             raise DataError(f"{self.path}: damaged ({one_line(error)}): write it again") from error
-        return [image for table in tables for image in _images(table)]
 
-    def _slices(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[pyarrow.Table]:
-        first = 0
+    def _slices(self, start: int, stop: int) -> Iterator[pyarrow.Table]:
+        columns, first = self._columns(), 0
         for group in range(self._file.metadata.num_row_groups):
             size = self._file.metadata.row_group(group).num_rows
             low, high = max(start - first, 0), min(stop - first, size)
             if low < high:
-                table = self._file.read_row_group(group, columns=[*columns], use_threads=False)
+                table = self._file.read_row_group(group, columns=columns, use_threads=False)
                 yield table.slice(low, high - low)
             first += size
+
+    def _columns(self) -> list[str]:
+        """The columns that are used; in a file of another origin their names may mean other things.
+
+        Whole numbers of 64 bits without a sign do not all fit into a shard.
+        """
+        types = require("pyarrow", extra=EXTRA).types
+        kinds = {field.name: field.type for field in self._file.schema_arrow}
+        columns = ["path"]
+        if "mtime" in kinds and types.is_timestamp(kinds["mtime"]):
+            columns.append("mtime")
+        if "id" in kinds and types.is_integer(kinds["id"]) and not types.is_uint64(kinds["id"]):
+            columns.append("id")
+        return columns
+
+    def _nulls(self, group: int) -> int:
+        """Rows of a group that have no path; they are read where the file does not state it."""
+        stated = self._file.metadata.row_group(group).column(self._place_of_path).statistics
+        if stated is not None and stated.has_null_count:
+            return int(stated.null_count)
+        try:
+            return int(self._file.read_row_group(group, columns=["path"])["path"].null_count)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.path}: damaged ({one_line(error)}): write it again") from error
+
+    @cached_property
+    def _place_of_path(self) -> int:
+        """Of the column among those of the file: a column of structures is several there."""
+        schema = self._file.schema
+        return [schema.column(place).path for place in range(len(schema))].index("path")
+
+
+def _is_text(kind: pyarrow.DataType) -> bool:
+    types = require("pyarrow", extra=EXTRA).types
+    if types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
 def _images(table: pyarrow.Table) -> Iterator[ListedImage]:
     paths = table["path"].to_pylist()
     known = table.column_names
-    ids = table["id"].to_pylist() if "id" in known else [image_id(path) for path in paths]
-    months = _months(table) if "mtime" in known else [""] * len(paths)
+    ids = table["id"].to_pylist() if "id" in known else [None] * len(paths)
+    months = _months(table["mtime"]) if "mtime" in known else [""] * len(paths)
     for path, number, month in zip(paths, ids, months, strict=True):
-        yield ListedImage(path, number, month)
+        yield ListedImage(path, image_id(path) if number is None else number, month)
 
 
-def _months(table: pyarrow.Table) -> list[str]:
+def _months(times: pyarrow.ChunkedArray) -> list[str]:
+    """The months of times in UTC, whatever their zone; empty where there is none."""
+    pa = require("pyarrow", extra=EXTRA)
     pc = require("pyarrow.compute", extra=EXTRA)
-    found = pc.strftime(table["mtime"], format="%Y-%m")
+    found = pc.strftime(times.cast(pa.timestamp("s", "UTC"), safe=False), format="%Y-%m")
     return [month or "" for month in found.to_pylist()]
 
 
 def utc(seconds: float | None) -> datetime | None:
-    """A time of the system's clock as a manifest holds it."""
-    return None if seconds is None else datetime.fromtimestamp(seconds, timezone.utc)
+    """A time of the system's clock as a manifest holds it; None beyond the years 1 to 9999."""
+    try:
+        return None if seconds is None else datetime.fromtimestamp(seconds, timezone.utc)
+    except (OverflowError, OSError, ValueError):  # a disk may state any time
+        return None

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,9 @@ _PARTS, _SETTINGS = ".parts", "listing.json"
 class ListParts:
     """The folder of finished parts, beside the manifest.
 
+    Attributes:
+        folder: The folder.
+
     Args:
         output: The manifest.
         folders: What is listed.
@@ -41,17 +44,17 @@ class ListParts:
 
     def __init__(self, output: Path, folders: tuple[str, ...], rows: int) -> None:
         self._output, self._folders, self._rows = output, folders, rows
-        self._folder = output.with_name(output.name + _PARTS)
+        self.folder = output.with_name(output.name + _PARTS)
         self._next = 0
 
     def begin(self) -> list[tuple[int, str]]:
-        """The rows, and the last path, of each finished part."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        """The rows of each finished part, and the hash of their paths."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         asked = json.dumps({"folders": self._folders, "rows": self._rows})
-        settings = self._folder / _SETTINGS
+        settings = self.folder / _SETTINGS
         if settings.exists() and settings.read_text("utf-8") != asked:
             raise UsageError(
-                f"output: {self._folder} has parts of another listing: take its folders, another "
+                f"output: {self.folder} has parts of another listing: take its folders, another "
                 "output, or delete it"
             )
         write_atomically(settings, asked.encode())
@@ -90,7 +93,9 @@ class ListParts:
             schema=list_schema(),
         )
         made = pa.BufferOutputStream()
-        pq.write_table(table, made, compression="zstd", row_group_size=ROWS_IN_GROUP)
+        pq.write_table(
+            table, made, compression="zstd", row_group_size=ROWS_IN_GROUP, write_page_checksum=True
+        )
         write_atomically(self._part(self._next), memoryview(made.getvalue()), sync=True)
         self._next += 1
 
@@ -100,14 +105,16 @@ class ListParts:
         Raises:
             OutputError: The disk is full or the folder cannot be written.
         """
-        own = self._output.with_name(f"{self._output.name}.{os.getpid()}.part")
+        own = self.folder / f"{os.getpid()}.part"
         try:
             self._write_joined(own)
+            with own.open("rb") as written:  # the parts are deleted: the disk must have it
+                os.fsync(written.fileno())
             os.replace(own, self._output)  # noqa: PTH105 - as in `files`
         except OSError as error:
             own.unlink(missing_ok=True)
             raise OutputError(f"{self._output}: {error.strerror or error}") from error
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _write_joined(self, path: Path) -> None:
         pq = require("pyarrow.parquet", extra=EXTRA)
@@ -139,10 +146,15 @@ class ListParts:
         if not path.exists():
             return None
         try:
-            paths = pq.read_table(path, columns=["path"])["path"]
-        except (OSError, ValueError):  # damaged: it is listed again
+            paths = pq.read_table(path, page_checksum_verification=True)["path"].to_pylist()
+        except (OSError, ValueError, NotImplementedError):  # damaged: it is listed again
             return None
-        return len(paths), str(paths[-1].as_py())
+        return len(paths), hash_of_paths(paths)
 
     def _part(self, number: int) -> Path:
-        return self._folder / f"{number:06}{SUFFIX}"
+        return self.folder / f"{number:06}{SUFFIX}"
+
+
+def hash_of_paths(paths: Iterable[str]) -> str:
+    """A hash of paths and their order."""
+    return hashlib.sha256("\0".join(paths).encode()).hexdigest()

@@ -17,14 +17,14 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TypeVar
 
-from deepcovid_edge.archive.images.addresses import is_remote
+from deepcovid_edge.archive.images.addresses import check_local, is_remote
 from deepcovid_edge.archive.images.image_list import SUFFIX
-from deepcovid_edge.archive.images.list_parts import ListParts
+from deepcovid_edge.archive.images.list_parts import ListParts, hash_of_paths
 from deepcovid_edge.archive.images.remote_folders import ListedFile, remote_files
 from deepcovid_edge.datasets.folders import FolderWalk
 from deepcovid_edge.device import shares
 from deepcovid_edge.errors import UsageError
-from deepcovid_edge.pipeline.sources import check_paths
+from deepcovid_edge.pipeline.sources import check_paths, list_images
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -54,6 +54,9 @@ class ListSettings:
     def __post_init__(self) -> None:
         if self.output.suffix.lower() != SUFFIX:
             raise UsageError(f"output: got {self.output}, expected a name that ends in {SUFFIX}")
+        check_local("output", self.output)
+        if self.output.is_dir():
+            raise UsageError(f"output: {self.output} is a folder, expected a file")
         if not 1 <= self.threads <= 256:
             raise UsageError(f"threads: got {self.threads}, expected 1 to 256")
         check_paths(Path(one) for one in self.folders if not is_remote(one))
@@ -88,10 +91,13 @@ class Listing:
             OutputError: The disk is full, or the folder cannot be written.
         """
         known = self._parts.begin()
+        self._walk.pass_over(self._parts.folder)
         with ThreadPoolExecutor(self.settings.threads, thread_name_prefix="list") as pool:
             found = self._behind(known, self._files(pool))
             while rows := list(islice(found, self.settings.part_rows)):
-                asked = chain.from_iterable(in_order(pool, _asked, _batches(rows)))
+                asked = chain.from_iterable(
+                    in_order(pool, _asked, _batches(rows), 2 * self.settings.threads)
+                )
                 self._parts.write(list(asked))
                 self.images += len(rows)
         self._parts.join()
@@ -106,11 +112,10 @@ class Listing:
 
     def _files(self, pool: ThreadPoolExecutor) -> Iterator[ListedFile]:
         local = [Path(one) for one in self.settings.folders if not is_remote(one)]
-        for path in self._walk.images(local):
+        for path in list_images(local, but=self.settings.output, walk=self._walk):
             if self._is_unicode(str(path)):
                 yield ListedFile(str(path))
-        for address in filter(is_remote, self.settings.folders):
-            yield from remote_files(address, pool)
+        yield from remote_files(filter(is_remote, self.settings.folders), pool, self._walk)
 
     def _is_unicode(self, path: str) -> bool:
         try:
@@ -124,9 +129,9 @@ class Listing:
         self, known: list[tuple[int, str]], found: Iterator[ListedFile]
     ) -> Iterator[ListedFile]:
         """The files behind those of finished parts; from the first part on that has changed."""
-        for number, (size, last) in enumerate(known):
+        for number, (size, digest) in enumerate(known):
             rows = list(islice(found, size))
-            if len(rows) == size and rows[-1].path == last:
+            if len(rows) == size and hash_of_paths(one.path for one in rows) == digest:
                 self.images += size
                 self.before += size
                 self._progress(size)
@@ -140,13 +145,13 @@ class Listing:
 
 
 def in_order(
-    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item]
+    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], most: int
 ) -> Iterator[Result]:
     """Results in the order of the items, with a bounded number of them under way."""
     pending: deque[Future[Result]] = deque()
     coming = iter(items)
     while True:
-        for item in islice(coming, 2 * _THREADS - len(pending)):
+        for item in islice(coming, most - len(pending)):
             pending.append(pool.submit(function, item))
         if not pending:
             return

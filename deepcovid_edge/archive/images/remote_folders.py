@@ -6,13 +6,14 @@ A store lists one folder at a time, so memory grows with the largest folder alon
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from deepcovid_edge.archive.images.addresses import open_remote
+from deepcovid_edge.datasets.folders import FolderWalk
 from deepcovid_edge.decision.record_table import EXTRA
 from deepcovid_edge.errors import NotThereError, one_line, require
 
@@ -44,58 +45,99 @@ class _Folder:
     folders: list[str]
 
 
-def remote_files(address: str, pool: ThreadPoolExecutor) -> Iterator[ListedFile]:
-    """The files below an address, folder by folder.
+@dataclass(frozen=True)
+class _Store:
+    """A store, and the address that is listed.
+
+    Attributes:
+        system: Its file system.
+        address: The address, without a slash at its end.
+        root: The path of that address in the file system.
+    """
+
+    system: FileSystem
+    address: str
+    root: str
+
+    def address_of(self, path: str) -> str:
+        """The address of a path at or below the root."""
+        return self.address + path[len(self.root) :]
+
+
+def remote_files(
+    addresses: Iterable[str], pool: ThreadPoolExecutor, walk: FolderWalk
+) -> Iterator[ListedFile]:
+    """The files below addresses, folder by folder; each once, whatever addresses overlap.
 
     Args:
-        address: Of a folder or of a file.
+        addresses: Of folders or of files.
         pool: Its threads wait for the store.
+        walk: Knows what is passed over, and counts it.
 
     Raises:
         UsageError: No store has such addresses.
-        NotThereError: It cannot be listed.
+        NotThereError: One cannot be listed.
     """
+    named = dict.fromkeys(address.rstrip("/") for address in addresses)
+    for address in named:
+        yield from _files_below(address, named, pool, walk)
+
+
+def _files_below(
+    address: str, named: Collection[str], pool: ThreadPoolExecutor, walk: FolderWalk
+) -> Iterator[ListedFile]:
+    """The files below an address, without those that another argument names."""
     try:
         system, root = open_remote(address)
     except OSError as error:
         raise NotThereError(f"{address}: {one_line(error)}") from error
-    prefix = address[: len(address.rstrip("/")) - len(root)]
-    levels = [_ahead(pool, system, [root], prefix)]
+    store = _Store(system, address, root)
+    levels = [_ahead(pool, store, [root])]
     while levels:
         folder = next(levels[-1], None)
         if folder is None:
             levels.pop()
             continue
-        yield from folder.files
-        levels.append(_ahead(pool, system, folder.folders, prefix))
+        for file in folder.files:
+            if file.path == address or (file.path not in named and walk.is_image(_name(file.path))):
+                yield file
+        below = [
+            path
+            for path in folder.folders
+            if store.address_of(path) not in named and walk.is_walked(_name(path))
+        ]
+        levels.append(_ahead(pool, store, below))
 
 
-def _ahead(
-    pool: ThreadPoolExecutor, system: FileSystem, folders: list[str], prefix: str
-) -> Iterator[_Folder]:
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def _ahead(pool: ThreadPoolExecutor, store: _Store, folders: list[str]) -> Iterator[_Folder]:
     """What each folder holds; the next ones are listed meanwhile."""
     pending: deque[tuple[str, Future[_Folder]]] = deque()
     coming = iter(folders)
     while True:
         for folder in islice(coming, _MOST_AHEAD - len(pending)):
-            pending.append((folder, pool.submit(_listed, system, folder, prefix)))
+            pending.append((folder, pool.submit(_listed, store, folder)))
         if not pending:
             return
         folder, listed = pending.popleft()
         try:
             yield listed.result()
         except (OSError, ValueError) as error:
-            raise NotThereError(f"{prefix}{folder}: {one_line(error)}") from error
+            raise NotThereError(f"{store.address_of(folder)}: {one_line(error)}") from error
 
 
-def _listed(system: FileSystem, folder: str, prefix: str) -> _Folder:
+def _listed(store: _Store, folder: str) -> _Folder:
     """Files and folders of a folder; the file itself where it is one."""
     fs = require("pyarrow.fs", extra=EXTRA)
+    system = store.system
     found = [system.get_file_info(folder)]
     if found[0].type != fs.FileType.File:
         found = sorted(system.get_file_info(fs.FileSelector(folder)), key=lambda one: one.path)
     files = [
-        ListedFile(prefix + one.path, one.size, one.mtime and one.mtime.timestamp())
+        ListedFile(store.address_of(one.path), one.size, one.mtime and one.mtime.timestamp())
         for one in found
         if one.type == fs.FileType.File
     ]

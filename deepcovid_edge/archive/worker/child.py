@@ -104,7 +104,8 @@ def _rows(
     workers: int | None,
 ) -> Iterator[list[list[Any]]]:
     """The records of images, as values, in groups that are ready together."""
-    reader = JournalledReader(model.manifest.input, keeps_facts=True, journal=journal)
+    usual = model.reader()
+    reader = JournalledReader(usual.spec, keeps_facts=True, sends=usual.sends, journal=journal)
     reading = Reading(_sources(paths, numbers), reader)
     settings = replace(model.settings, workers=workers) if workers else model.settings
     groups = predict_groups(reading, model.backend, model.facts, settings, duplicates=Duplicates())

@@ -35,7 +35,7 @@ START_SECONDS = 300.0
 _BLOCK = 1 << 20
 _LOOK_SECONDS = 0.5
 _MOST_DEATHS = 5
-"""Ends of the child without a record between them: it is not the images then."""
+"""Ends of the child with neither a record nor a cause between them: it is not the images then."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class WorkerSettings:
 
 
 class WorkerFailedError(OutputError):
-    """Raised when the model cannot be loaded, or the child ends whatever it is given."""
+    """Raised when the model cannot be loaded or has changed, or the child ends whatever it gets."""
 
 
 class _WorkerDiedError(DeepCovidEdgeError):
@@ -105,6 +105,7 @@ class ImageWorker(Closing):
         self._fruitless = 0
         self._journal = Journal()
         self._child: _Child | None = None
+        self._first_ready: Mapping[str, Any] | None = None
         try:
             ready = self._started().ready
         except BaseException:
@@ -123,7 +124,8 @@ class ImageWorker(Closing):
             progress: Called with the number of records since the last call.
 
         Raises:
-            WorkerFailedError: The child ends whatever it is given.
+            WorkerFailedError: The child ends whatever it is given, or loads another model now.
+            DeepCovidEdgeError: The model met an error that is of no image.
         """
         found: dict[int, ScreenedImage] = {}
         while left := [number for number in range(len(images)) if number not in found]:
@@ -141,24 +143,41 @@ class ImageWorker(Closing):
 
     def close(self) -> None:
         """End the child."""
+        self._end_child()
+        self._journal.close()
+
+    def _end_child(self) -> None:
         if self._child:
             self._child.close()
             self._child = None
-        self._journal.close()
 
     def _started(self) -> _Child:
         if self._child is None:
             self._journal.clear()
             self._child = _Child(self.settings, self._journal)
+            self._check_model(self._child.ready)
         return self._child
+
+    def _check_model(self, ready: Mapping[str, Any]) -> None:
+        """Check that a child has loaded the model of the children before it."""
+        if self._first_ready not in (None, ready):
+            raise WorkerFailedError(
+                "model: has changed since the run began: put the first one back, and the same "
+                "command goes on; or take another folder for the new one"
+            )
+        self._first_ready = ready
 
     def _asked(
         self, images: Sequence[ListedImage], numbers: Sequence[int], workers: int | None = None
     ) -> Iterator[dict[int, ScreenedImage]]:
         paths = [images[number].path for number in numbers]
         request = {"paths": paths, "numbers": [*numbers], "workers": workers}
-        for answer in self._started().answers(request):
-            yield {row[0]: self._screened(images[row[0]], row) for row in answer["rows"]}
+        try:
+            for answer in self._started().answers(request):
+                yield {row[0]: self._screened(images[row[0]], row) for row in answer["rows"]}
+        except BaseException:  # no later request may get the answers of this one
+            self._end_child()
+            raise
 
     def _alone(self, images: Sequence[ListedImage], number: int) -> ScreenedImage:
         """The record of an image that may have ended the child: tried once more, with no other."""
@@ -167,21 +186,23 @@ class ImageWorker(Closing):
             self._fruitless = 0
             return screened[number]
         except _WorkerDiedError as error:
-            self._suspects(str(error))
+            self._suspects(str(error), alone=True)
             return self._without_result(images[number], str(error))
 
-    def _suspects(self, why: str) -> list[int]:
-        """End what is left of the child; the images that it was reading.
+    def _suspects(self, why: str, *, alone: bool = False) -> list[int]:
+        """The images that the child was reading when it ended.
+
+        Args:
+            why: It ended.
+            alone: It had one image only. If it was reading it, the cause is found: that is as
+                good as a record.
 
         Raises:
             WorkerFailedError: It has ended too often.
         """
-        if self._child:
-            self._child.close()
-            self._child = None
         suspects = [one.number for one in self._journal.under_way()]
         self.deaths += 1
-        self._fruitless += 1
+        self._fruitless = 0 if alone and suspects else self._fruitless + 1
         if self._fruitless >= _MOST_DEATHS:
             raise WorkerFailedError(
                 f"worker: {why}, {self._fruitless} times without a record: check the model, the "
@@ -231,10 +252,7 @@ class _Child:
         memory = settings.limits.memory(settings.threads) if settings.is_limited else None
         try:
             self._send({"model": {**settings.model, "workers": settings.threads}, "memory": memory})
-            self.ready = self._line(START_SECONDS)
-            if "failed" in self.ready:
-                why = str(self.ready["why"])
-                raise of_kind(self.ready["failed"], why) or WorkerFailedError(f"model: {why}")
+            self.ready = self._answer(START_SECONDS)
         except _WorkerDiedError as error:
             self.close()
             raise WorkerFailedError(f"model: could not be loaded: {error}") from error
@@ -247,9 +265,10 @@ class _Child:
 
         Raises:
             _WorkerDiedError: The child ended, or an image took too long.
+            DeepCovidEdgeError: The model met an error.
         """
         self._send(request)
-        while "done" not in (answer := self._line(None)):
+        while "done" not in (answer := self._answer(None)):
             yield answer
 
     def close(self) -> None:
@@ -267,8 +286,16 @@ class _Child:
         except OSError as error:
             raise _WorkerDiedError(self._end_in_words()) from error
 
+    def _answer(self, seconds: float | None) -> dict[str, Any]:
+        """The next answer, unless it is an error, which is raised."""
+        answer = self._line(seconds)
+        if "failed" in answer:
+            why = str(answer["why"])
+            raise of_kind(answer["failed"], why) or WorkerFailedError(f"model: {why}")
+        return answer
+
     def _line(self, seconds: float | None) -> dict[str, Any]:
-        """The next answer; without a time it is waited for as long as no image takes too long."""
+        """The next line; without a time it is waited for as long as no image takes too long."""
         assert self._process.stdout
         handle = self._process.stdout.fileno()
         started = time.monotonic()

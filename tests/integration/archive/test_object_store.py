@@ -27,6 +27,8 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
     key = f"archive/2020 a%20?#/{number % 3}/{path.name}"
     with store.open_output_stream(key) as stream:
         stream.write(path.read_bytes())
+for key in (".DS_Store", "2020 a%20?#/@eaDir/thumb.png"):
+    store.open_output_stream(f"archive/{key}").close()
 """
 
 
@@ -56,7 +58,7 @@ def test_a_bucket_is_listed_and_assessed_as_a_folder(
 ) -> None:
     folder, environment = store
     manifest = tmp_path / "m.parquet"
-    done = run_command("manifest", "s3://archive", "-o", manifest, environment=environment)
+    done = run_command("manifest", "s3://archive/", "-o", manifest, environment=environment)
     assert done.returncode == 0, done.stderr
     table = pq.read_table(manifest)
     paths = table["path"].to_pylist()

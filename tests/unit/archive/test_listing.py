@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,12 @@ from deepcovid_edge.errors import DataError, NotThereError, UsageError
 
 pq = pytest.importorskip("pyarrow.parquet", reason="manifests need extra archive")
 
+import pyarrow as pa
+from pyarrow import fs
+
+from deepcovid_edge.archive.images import addresses
 from deepcovid_edge.archive.images import listing as listing_module
-from deepcovid_edge.archive.images.image_list import ImageList, image_id
+from deepcovid_edge.archive.images.image_list import ImageList, ListedImage, image_id
 from deepcovid_edge.archive.images.listing import Listing, ListSettings
 from deepcovid_edge.archive.images.remote_folders import ListedFile
 
@@ -88,6 +93,67 @@ def test_a_listing_that_was_killed_goes_on(
     assert ImageList(output).fingerprint == ImageList(whole).fingerprint
 
 
+def begun(folder: Path, output: Path) -> Path:
+    """The folder of parts of a listing that has written all of them, and no manifest."""
+    listing = Listing(ListSettings((str(folder),), output, part_rows=60))
+    listing._parts.join = lambda: None  # type: ignore[method-assign]
+    listing.run()
+    return output.with_name(f"{output.name}.parts")
+
+
+def test_a_listing_that_goes_on_loses_no_image_that_is_new(folder: Path, tmp_path: Path) -> None:
+    """As many rows with the same last path, and another image between them."""
+    output = tmp_path / "m.parquet"
+    begun(folder, output)
+    first = [str(path) for path in FolderWalk().images([folder])][:60]
+    Path(first[10]).rename(Path(first[10]).with_name("new.png"))
+    listing = listed(output, folder)
+    assert listing.before == 0
+    assert pq.read_table(output)["path"].to_pylist() == [
+        str(path) for path in FolderWalk().images([folder])
+    ]
+
+
+@pytest.mark.parametrize("column", [0, 1, 2, 3])
+def test_a_part_with_a_damaged_byte_is_listed_again(
+    folder: Path, tmp_path: Path, column: int
+) -> None:
+    whole, output = tmp_path / "whole.parquet", tmp_path / "m.parquet"
+    listed(whole, folder)
+    part = begun(folder, output) / "000001.parquet"
+    chunk = pq.ParquetFile(part).metadata.row_group(0).column(column)
+    data = bytearray(part.read_bytes())
+    data[chunk.data_page_offset + chunk.total_compressed_size // 2] ^= 1
+    part.write_bytes(data)
+    listed(output, folder)
+    assert pq.read_table(output).equals(pq.read_table(whole))
+
+
+def test_the_manifest_and_its_parts_are_no_images(folder: Path, tmp_path: Path) -> None:
+    """Nor is what a killed listing has left, nor the folder of parts under a linked name."""
+    output = folder / "m.parquet"
+    (folder / "another").symlink_to(begun(folder, output))
+    (output.with_name("m.parquet.parts") / "1.part").touch()
+    for before in (250, 0):  # the second time the manifest itself is there
+        listing = listed(output, folder)
+        assert (listing.images, listing.before) == (250, before)
+        assert not [path for path in pq.read_table(output)["path"].to_pylist() if "m.par" in path]
+
+
+@pytest.mark.parametrize("seconds", [1e12, -1e12])
+def test_a_time_beyond_the_calendar_is_no_time(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    stated = listing_module._stated
+    monkeypatch.setattr(
+        listing_module, "_stated", lambda path: replace(stated(path), changed=seconds)
+    )
+    output = tmp_path / "m.parquet"
+    listed(output, folder)
+    assert pq.read_table(output)["mtime"].null_count == 250
+    assert {one.month for one in ImageList(output).rows(0, 250)} == {""}
+
+
 def test_a_folder_that_changed_meanwhile_is_listed_again(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "m.parquet"
     parts = Listing(ListSettings((str(folder),), output, part_rows=60))
@@ -119,6 +185,71 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         ListSettings((str(tmp_path / "nothing"),), tmp_path / "m.parquet")
     with pytest.raises(UsageError, match=r"\.parquet"):
         ListSettings((str(tmp_path),), tmp_path / "m.csv")
+    (tmp_path / "m.parquet").mkdir()
+    with pytest.raises(UsageError, match="is a folder"):
+        ListSettings((str(tmp_path),), tmp_path / "m.parquet")
+    with pytest.raises(UsageError, match="got the address"):
+        ListSettings((str(tmp_path),), Path("gs://bucket/m.parquet"))
+    with pytest.raises(UsageError, match="in UTF-8"):
+        ListSettings((str(tmp_path),), tmp_path / "m\udcff.parquet")
+
+
+@pytest.fixture
+def store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store whose bucket `images` is the folder."""
+    system = fs.SubTreeFileSystem(str(folder.parent), fs.LocalFileSystem())
+    monkeypatch.setattr(addresses, "_file_system", lambda _, __, store: (system, store))
+    return folder
+
+
+def in_store(output: Path, *folders: str) -> Listing:
+    listing = Listing(ListSettings(folders, output, part_rows=60))
+    listing.run()
+    return listing
+
+
+@pytest.mark.parametrize("slashes", ["", "/", "//"])
+def test_a_store_is_listed_by_the_rules_of_folders(
+    store: Path, tmp_path: Path, slashes: str
+) -> None:
+    for name in (".DS_Store", "._a.png", "Thumbs.db", "patient1/._0.png"):
+        (store / name).touch()
+    output = tmp_path / "m.parquet"
+    listing = in_store(output, f"s3://images{slashes}")
+    paths = pq.read_table(output)["path"].to_pylist()
+    found = [f"s3://images/{path.relative_to(store)}" for path in FolderWalk().images([store])]
+    assert sorted(paths) == sorted(found)
+    assert len(paths) == 250
+    assert [*listing.notes()] == [
+        "1 system folders were passed over: @eaDir.",
+        "1 hidden files were passed over.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        ("s3://images/patient1/", "s3://images/patient1"),
+        ("s3://images", "s3://images/patient1/study0/"),
+        ("s3://images/patient1/study1", "s3://images/patient1/study1/1.png", "s3://images"),
+    ],
+)
+def test_addresses_that_overlap_list_an_image_once(
+    store: Path, tmp_path: Path, named: tuple[str, ...]
+) -> None:
+    output = tmp_path / "m.parquet"
+    in_store(output, *named)
+    paths = pq.read_table(output)["path"].to_pylist()
+    assert len(paths) == len(set(paths)) == (250 if "s3://images" in named else 36)
+
+
+def test_what_is_named_in_a_store_is_listed_whatever_it_is_called(
+    store: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "m.parquet"
+    in_store(output, "s3://images/.hidden", "s3://images/@eaDir/")
+    paths = pq.read_table(output)["path"].to_pylist()
+    assert paths == ["s3://images/.hidden", "s3://images/@eaDir/thumb.png"]
 
 
 def test_rows_are_read_across_groups(folder: Path, tmp_path: Path) -> None:
@@ -131,6 +262,77 @@ def test_rows_are_read_across_groups(folder: Path, tmp_path: Path) -> None:
     assert [one.path for one in images.rows(30, 101)] == whole["path"].to_pylist()[30:101]
     assert [one.id for one in images.rows(0, 5)] == whole["id"].to_pylist()[:5]
     assert len(images.fingerprint) == 64
+
+
+def test_parts_of_a_manifest_are_not_taken_for_one_another(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "m.parquet"
+    listed(output, folder)
+    whole = pq.ParquetFile(output).read()  # keeps what the file states
+    found = set()
+    for start in (0, 100):
+        part = tmp_path / f"{start}.parquet"
+        pq.write_table(whole.slice(start, 100), part)
+        found.add(ImageList(part).fingerprint)
+    assert len(found) == 2
+
+
+OF_ANOTHER_ORIGIN = {
+    "id is text": {"id": pa.array(["1.2.840", "b"])},
+    "id is larger than a shard's": {"id": pa.array([2**64 - 1, 1], pa.uint64())},
+    "id lacks": {"id": pa.array([None, None], pa.int64())},
+    "mtime is a number": {"mtime": pa.array([1_600_000_000, 0])},
+    "mtime is text": {"mtime": pa.array(["2020-01-01", ""])},
+    "both are lists": {"id": pa.array([[1], []]), "mtime": pa.array([[1], []])},
+}
+
+
+@pytest.mark.parametrize("name", OF_ANOTHER_ORIGIN)
+def test_columns_of_another_meaning_are_not_used(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "other.parquet"
+    nested = pa.array([{"path": 1}, {"path": 2}])
+    pq.write_table(
+        pa.table({"more": nested, "path": ["a.png", "b.png"], **OF_ANOTHER_ORIGIN[name]}), path
+    )
+    assert ImageList(path).rows(0, 2) == [
+        ListedImage("a.png", image_id("a.png"), ""),
+        ListedImage("b.png", image_id("b.png"), ""),
+    ]
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+@pytest.mark.parametrize("zone", [None, "UTC", "Asia/Tehran", "No/Where"])
+def test_columns_of_the_same_meaning_are_used(
+    tmp_path: Path, kind: pa.DataType, zone: str | None
+) -> None:
+    path = tmp_path / "other.parquet"
+    times = pa.array([1_584_403_200_123_456_789, None]).cast(pa.timestamp("ns", zone))
+    ids = pa.array([7, -1], pa.int32())
+    paths = pa.array(["a.png", "b.png"]).cast(kind)
+    pq.write_table(pa.table({"mtime": times, "id": ids, "path": paths}), path)
+    assert ImageList(path).rows(0, 2) == [
+        ListedImage("a.png", 7, "2020-03"),
+        ListedImage("b.png", -1, ""),
+    ]
+
+
+@pytest.mark.parametrize("states_nulls", [True, False])
+@pytest.mark.parametrize(
+    ("paths", "why"),
+    [
+        (pa.array(["a", "b", None]), "some rows have no `path`"),
+        (pa.array([b"a", b"b", b"c"]), "holds binary, expected text"),
+        (pa.array([1, 2, 3]), "holds int64, expected text"),
+        (pa.array([None, None, None]), "holds null, expected text"),
+    ],
+)
+def test_paths_of_another_type_are_an_error(
+    tmp_path: Path, paths: pa.Array, why: str, states_nulls: bool
+) -> None:
+    path = tmp_path / "other.parquet"
+    table = pa.table({"path": paths})
+    pq.write_table(table, path, row_group_size=2, write_statistics=states_nulls)
+    with pytest.raises(DataError, match=why):
+        ImageList(path)
 
 
 def test_a_file_of_another_kind_is_an_error(tmp_path: Path) -> None:

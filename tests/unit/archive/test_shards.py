@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import threading
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,6 +94,21 @@ def test_a_damaged_byte_of_a_shard_is_noticed(tmp_path: Path, place: float) -> N
     assert (stated["shard"], rows) == (0, 4), "a byte that means nothing"
 
 
+def test_no_damaged_bit_of_what_a_shard_states_is_taken_for_another_run(tmp_path: Path) -> None:
+    """Parquet's footer has no checksum; both places that hold the statement are damaged in turn."""
+    folder = ShardFolder(tmp_path, STAMP)
+    folder.write(0, images())
+    data = folder.path(0).read_bytes()
+    base64 = data.index(b"ARROW:schema")
+    plain = data.index(b'{"run"')
+    for place in (*range(base64, base64 + 400, 5), *range(plain, plain + 160, 5)):
+        damaged = bytearray(data)
+        damaged[place] ^= 2
+        folder.path(0).write_bytes(damaged)
+        with suppress(DamagedShardError):
+            assert folder.done(0) == Counts(1, 1, 1, 1)
+
+
 @pytest.mark.parametrize("size", [0, 4, 1000])
 def test_a_shard_that_was_cut_off_is_damaged(tmp_path: Path, size: int) -> None:
     folder = ShardFolder(tmp_path, STAMP)
@@ -135,6 +154,40 @@ def test_a_folder_belongs_to_the_run_that_began_it(tmp_path: Path) -> None:
     begin_run(tmp_path / "r", STAMP)
     assert read_stamp(tmp_path / "r") == STAMP
     assert [path.name for path in (tmp_path / "r").iterdir()] == [RUN_FILE]
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_run_begins_on_a_disk_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def link(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", link)
+    begin_run(tmp_path / "r", STAMP)
+    begin_run(tmp_path / "r", STAMP)
+    with pytest.raises(UsageError, match="another run"):
+        begin_run(tmp_path / "r", OTHERS["ood"])
+    assert read_stamp(tmp_path / "r") == STAMP
+    assert [path.name for path in (tmp_path / "r").iterdir()] == [RUN_FILE]
+
+
+def test_the_first_of_several_runs_decides_on_a_disk_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one creates the file meanwhile, and writes it a moment later."""
+    writing = threading.Timer(0.1, (tmp_path / RUN_FILE).write_text, (STAMP.as_json(),))
+
+    def link(*_: object) -> None:
+        (tmp_path / RUN_FILE).touch()
+        writing.start()
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(UsageError, match="another run"):
+        begin_run(tmp_path, OTHERS["ood"])
+    writing.join()
+    assert read_stamp(tmp_path) == STAMP
 
 
 OTHERS = {
