@@ -118,7 +118,7 @@ class Intake:
 
         Args:
             data: Its bytes.
-            name: What it is called, for the page.
+            name: What it is called, for the page; what is not Unicode in it becomes `?`.
             arrival: How it came.
 
         Returns:
@@ -130,7 +130,8 @@ class Intake:
             LedgerBusyError: The ledger cannot be written.
             OutputError: The disk cannot be written.
         """
-        return self._take(_image_of_file(data, PurePath(name).name), arrival)
+        shown = PurePath(name).name.encode("utf-8", "replace").decode("utf-8")
+        return self._take(_image_of_file(data, shown), arrival)
 
     def note_stored(self, path: Path, arrival: Arrival) -> Taken:
         """Note an image of the spool that the ledger does not have.

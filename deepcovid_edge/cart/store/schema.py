@@ -128,7 +128,7 @@ CREATE TABLE alert (
     seen_by TEXT
 );
 CREATE TABLE seen (
-    path TEXT PRIMARY KEY,
+    path BLOB PRIMARY KEY,
     bytes INTEGER NOT NULL,
     modified_ns INTEGER NOT NULL,
     inode INTEGER NOT NULL,
