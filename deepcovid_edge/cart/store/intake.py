@@ -1,15 +1,15 @@
 """How an image is taken: on the disk first, then in the ledger, and only then acknowledged.
 
-An image is known by the SHA-256 of its content. Of a DICOM file that is its transfer syntax and its
-data set, without the file meta information: that part is written by whoever stores the file last,
-so the same image would look new after an update of the sender or of this program.
+An image is known by the SHA-256 of its content. Of a DICOM file that is its transfer syntax, as the
+data set has it whatever was negotiated, and its data set, without the file meta information: that
+part is written by whoever stores the file last, so the same image would look new after an update of
+the sender or of this program.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 
@@ -63,13 +63,9 @@ class Taken:
 class _Image:
     content_sha256: str
     suffix: str
-    parts: Sequence[bytes]
+    data: bytes
     header: ImageHeader
-    name: str = ""
-
-    @property
-    def size(self) -> int:
-        return sum(map(len, self.parts))
+    name: str
 
 
 class Intake:
@@ -106,11 +102,9 @@ class Intake:
         """
         if not sop_uid or len(sop_uid) > MOST_UID:
             raise NotTakenError("uid", f"SOP instance UID of {len(sop_uid)} letters")
-        head = _file_head(sop_class, sop_uid, syntax)
-        header = read_image_header(head + data)
-        if header.sop_uid != sop_uid:
+        image = _image_of_file(_file_head(sop_class, sop_uid, syntax) + data, "")
+        if image.header.sop_uid != sop_uid:
             raise NotTakenError("uid", "request and data set name different SOP instances")
-        image = _Image(content_hash(syntax, data), ".dcm", (head, data), header)
         return self._take(image, arrival)
 
     def take_file(self, data: bytes, *, name: str, arrival: Arrival) -> Taken:
@@ -137,9 +131,10 @@ class Intake:
         """Note an image of the spool that the ledger does not have.
 
         Raises:
-            NotTakenError: The file is damaged: its content does not have the hash of its name.
+            NotTakenError: The file is damaged: it cannot be read, or its content does not have the
+                hash of its name.
         """
-        image = _image_of_file(path.read_bytes(), "")
+        image = _image_of_file(_read(path), "")
         if image.content_sha256 != path.stem:
             raise NotTakenError("parse", "the file is damaged")
         with self.ledger.transaction():
@@ -154,14 +149,14 @@ class Intake:
             NotTakenError: The file is damaged.
         """
         if self.ledger.row("SELECT 1 FROM who WHERE image_id = ?", image_id) is None:
-            who = _image_of_file(path.read_bytes(), "").header.who
+            who = _image_of_file(_read(path), "").header.who
             self.ledger.insert("who", {"image_id": image_id, **asdict(who)})
 
     def _take(self, image: _Image, arrival: Arrival) -> Taken:
         known = self._known(image)
         if known is None:
-            self.spool.check_room(image.size)
-            self.spool.store(image.parts, self.spool.image(image.content_sha256, image.suffix))
+            self.spool.check_room(len(image.data))
+            self.spool.store([image.data], self.spool.image(image.content_sha256, image.suffix))
         with self.ledger.transaction():
             taken = self._known(image) or self._insert(image, arrival)
             self._note_arrival(taken, arrival)
@@ -184,7 +179,7 @@ class Intake:
             "study_uid": header.study_uid,
             "syntax": header.syntax,
             "device": header.device,
-            "bytes": image.size,
+            "bytes": len(image.data),
             "source": arrival.source,
             "received_utc": now_utc(),
             "boot_id": boot_id(),
@@ -245,13 +240,20 @@ def _uid(text: str) -> bytes:
     return value + b"\0" * (len(value) % 2)
 
 
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise NotTakenError("parse", "the file cannot be read") from error
+
+
 def _image_of_file(data: bytes, name: str) -> _Image:
     if is_dicom(data):
         header = read_image_header(data)
         return _Image(
             content_hash(header.syntax, memoryview(data)[file_meta_end(data) :]),
             ".dcm",
-            (data,),
+            data,
             header,
             name,
         )
@@ -259,4 +261,4 @@ def _image_of_file(data: bytes, name: str) -> _Image:
     if kind is None:
         raise NotTakenError("parse", "neither DICOM nor a picture that is read")
     suffix = _SUFFIXES.get(kind, f".{kind.lower()}")
-    return _Image(hashlib.sha256(data).hexdigest(), suffix, (data,), ImageHeader(), name)
+    return _Image(hashlib.sha256(data).hexdigest(), suffix, data, ImageHeader(), name)

@@ -6,17 +6,23 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+import numpy as np
 import pytest
-from cart_store import DESTINATIONS, ROOMY, Store, make_image, open_store
+from cart_store import DESTINATIONS, FOLDER, ROOMY, Store, make_image, open_store
+from dicom_files import DX, EXPLICIT, dataset, written
 
 from deepcovid_edge.cart.config import CartSettings
 from deepcovid_edge.cart.store import opening
 from deepcovid_edge.cart.store.clock import is_plausible
 from deepcovid_edge.cart.store.deliveries import Deliveries
 from deepcovid_edge.cart.store.images import Settled
+from deepcovid_edge.cart.store.intake import Arrival
 from deepcovid_edge.cart.store.ledger import LEDGER_NAME
 from deepcovid_edge.cart.store.rebuild import RECORD_NAME, note_unknown, settled_text
 from deepcovid_edge.cart.store.retention import RetentionSettings, delete_old
+from deepcovid_edge.imaging.dicom.syntaxes import IMPLICIT, file_meta_end
+
+AE = Arrival("ae", "127.0.0.1", "CONSOLE")
 
 
 @pytest.fixture
@@ -150,6 +156,41 @@ def _damage(ledger: Path, how: str) -> None:
         ledger.write_bytes(b"\xff" * 4096 + whole[4096:])
     else:  # one page in the middle: SQLite opens it and finds out only when it checks
         ledger.write_bytes(whole[:8192] + b"\xff" * 4096 + whole[12288:])
+
+
+@pytest.mark.parametrize("how", ["other encoding", "meta elements"])
+def test_an_image_that_is_not_as_it_was_negotiated_is_in_a_new_ledger(
+    tmp_path: Path, how: str
+) -> None:
+    image = dataset(np.zeros((4, 4), np.uint16), SOPInstanceUID="2.25.1001")
+    whole = written(image, IMPLICIT if how == "other encoding" else EXPLICIT)
+    data = whole[132 if how == "meta elements" else file_meta_end(whole) :]
+    settings = CartSettings(tmp_path, floor_mib=0, floor_share=0.0, ballast_mib=0)
+    with open_store(tmp_path) as store:
+        taken = store.intake.take_dataset(
+            data, sop_class=DX, sop_uid="2.25.1001", syntax=EXPLICIT, arrival=AE
+        )
+        again = store.intake.take_file(whole, name="a.dcm", arrival=FOLDER)
+        assert (again.image_id, again.is_new) == (taken.image_id, False)
+    (tmp_path / LEDGER_NAME).unlink()
+    ledger, _ = opening.open_store(settings)
+    with ledger:
+        assert not ledger.row("SELECT 1 FROM event WHERE kind = 'not rebuilt'")
+        assert len(ledger.rows("SELECT * FROM image")) == 1
+
+
+def test_an_image_that_cannot_be_read_stops_no_new_ledger(tmp_path: Path) -> None:
+    settings = CartSettings(tmp_path, floor_mib=0, floor_share=0.0, ballast_mib=0)
+    with open_store(tmp_path) as store:
+        store.take(1)
+        store.take(2)
+        broken = sorted((tmp_path / "images").rglob("*.dcm"))[0]
+        broken.unlink()
+        broken.symlink_to("/proc/self/mem")  # whose first byte gives EIO
+    (tmp_path / LEDGER_NAME).unlink()
+    ledger, _ = opening.open_store(settings)
+    with ledger:
+        assert len(ledger.rows("SELECT * FROM image")) == 1
 
 
 def test_a_damaged_image_is_left_out_of_a_new_ledger(tmp_path: Path) -> None:
