@@ -9,6 +9,7 @@ the sender or of this program.
 from __future__ import annotations
 
 import hashlib
+import sqlite3
 import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
@@ -16,9 +17,11 @@ from pathlib import Path, PurePath
 from deepcovid_edge.cart.store.clock import boot_id, clock_is_plausible, now_utc
 from deepcovid_edge.cart.store.image_header import ImageHeader, NotTakenError, read_image_header
 from deepcovid_edge.cart.store.ledger import Ledger
+from deepcovid_edge.cart.store.schema import EXPIRED, RECEIVED
 from deepcovid_edge.cart.store.spool import Spool
 from deepcovid_edge.imaging.dicom.syntaxes import file_meta_end
 from deepcovid_edge.imaging.signatures import is_dicom, known_kind
+from deepcovid_edge.reasons import Reason
 
 MOST_UID = 64
 """Letters of a UID (DICOM PS3.5, section 9.1)."""
@@ -138,9 +141,7 @@ class Intake:
         if image.content_sha256 != path.stem:
             raise NotTakenError("parse", "the file is damaged")
         with self.ledger.transaction():
-            taken = self._known(image) or self._insert(image, arrival)
-            self._note_arrival(taken, arrival)
-        return taken
+            return self._note(image, arrival)
 
     def note_who(self, image_id: int, path: Path) -> None:
         """Note again whose an image of the spool is, where the ledger does not say so.
@@ -149,22 +150,56 @@ class Intake:
             NotTakenError: The file is damaged.
         """
         if self.ledger.row("SELECT 1 FROM who WHERE image_id = ?", image_id) is None:
-            who = _image_of_file(_read(path), "").header.who
-            self.ledger.insert("who", {"image_id": image_id, **asdict(who)})
+            self._note_who(image_id, _image_of_file(_read(path), ""))
 
     def _take(self, image: _Image, arrival: Arrival) -> Taken:
+        place = self.spool.image(image.content_sha256, image.suffix)
+        known = self._known(image)
+        if known is None or known["is_lost"]:
+            self._store(image, place)
+        with self.ledger.transaction():
+            if not place.exists():  # deleted just now, or by another hand
+                self._store(image, place)
+            return self._note(image, arrival)
+
+    def _store(self, image: _Image, place: Path) -> None:
+        self.spool.check_room(len(image.data))
+        self.spool.store([image.data], place)
+
+    def _known(self, image: _Image) -> sqlite3.Row | None:
+        """Number of an image, and whether its file was deleted or could not be read."""
+        return self.ledger.row(
+            "SELECT id, state = ? OR reason IS ? AS is_lost FROM image WHERE content_sha256 = ?",
+            *(EXPIRED, Reason.UNREADABLE.code, image.content_sha256),
+        )
+
+    def _note(self, image: _Image, arrival: Arrival) -> Taken:
+        """Note an image whose file is in the spool."""
         known = self._known(image)
         if known is None:
-            self.spool.check_room(len(image.data))
-            self.spool.store([image.data], self.spool.image(image.content_sha256, image.suffix))
-        with self.ledger.transaction():
-            taken = self._known(image) or self._insert(image, arrival)
-            self._note_arrival(taken, arrival)
+            taken = self._insert(image, arrival)
+        else:
+            taken = Taken(known["id"], is_new=False, same_bytes=True)
+            if known["is_lost"]:
+                self._receive_again(known["id"], image)
+        self._note_arrival(taken, arrival)
         return taken
 
-    def _known(self, image: _Image) -> Taken | None:
-        row = self.ledger.row("SELECT id FROM image WHERE content_sha256 = ?", image.content_sha256)
-        return Taken(row["id"], is_new=False, same_bytes=True) if row else None
+    def _receive_again(self, image_id: int, image: _Image) -> None:
+        """Have an image whose file is back assessed anew."""
+        with self.ledger.transaction() as now:
+            now.execute(
+                "UPDATE image SET state = ?, tries = 0, reason = NULL, settled_utc = NULL"
+                " WHERE id = ?",
+                (RECEIVED, image_id),
+            )
+        self._note_who(image_id, image)
+
+    def _note_who(self, image_id: int, image: _Image) -> None:
+        with self.ledger.transaction() as now:
+            now.execute("DELETE FROM who WHERE image_id = ?", (image_id,))
+            who = {"image_id": image_id, **asdict(image.header.who), "file_name": image.name}
+            self.ledger.insert("who", who)
 
     def _insert(self, image: _Image, arrival: Arrival) -> Taken:
         header = image.header
@@ -186,8 +221,7 @@ class Intake:
             "clock_ok": clock_is_plausible(),
         }
         image_id = self.ledger.insert("image", columns)
-        who = {"image_id": image_id, **asdict(header.who), "file_name": image.name}
-        self.ledger.insert("who", who)
+        self._note_who(image_id, image)
         return Taken(image_id, is_new=True, same_bytes=not other)
 
     def _note_arrival(self, taken: Taken, arrival: Arrival) -> None:

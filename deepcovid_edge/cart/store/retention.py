@@ -51,7 +51,9 @@ def delete_old(ledger: Ledger, spool: Spool, settings: RetentionSettings) -> int
             now.execute("UPDATE image SET state = ? WHERE id = ?", (EXPIRED, image_id))
             now.execute("DELETE FROM who WHERE image_id = ?", (image_id,))
             ledger.event("expired", image_id)
-        spool.delete(row["content_sha256"], row["suffix"])
+        with ledger.transaction():  # the same image may have been taken again meanwhile
+            if ledger.row("SELECT 1 FROM image WHERE id = ? AND state = ?", image_id, EXPIRED):
+                spool.delete(row["content_sha256"], row["suffix"])
     return len(doomed)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -22,6 +23,7 @@ from deepcovid_edge.cart.store.rebuild import RECORD_NAME, note_unknown, settled
 from deepcovid_edge.cart.store.retention import RetentionSettings, delete_old
 from deepcovid_edge.imaging.dicom.syntaxes import IMPLICIT, file_meta_end
 
+UNREADABLE = "E_UNREADABLE"
 AE = Arrival("ae", "127.0.0.1", "CONSOLE")
 
 
@@ -53,6 +55,86 @@ def test_nothing_is_deleted_before_every_destination_has_it(store: Store) -> Non
     assert files_of(store, "images") == 2
     assert files_of(store, "results") == 2
     assert [row["image_id"] for row in store.ledger.rows("SELECT image_id FROM who")] == [2, 3]
+
+
+def expire(store: Store, image_id: int) -> None:
+    """As retention does, once everything is sent."""
+    send_all(store, image_id)
+    assert delete_old(store.ledger, store.spool, RetentionSettings(0, 0)) == 1
+
+
+def test_nothing_of_an_expired_image_is_sent_or_asked_about_again(store: Store) -> None:
+    store.take()
+    store.assess()
+    expire(store, 1)
+    outbox = Deliveries(store.ledger, store.spool)
+    assert outbox.resend(1) == 0
+    assert outbox.uncommitted("pacs") == []
+    with store.ledger.transaction() as now:
+        now.execute("UPDATE outbox SET state = 'queued'")
+    assert outbox.due("pacs") == []
+
+
+def test_an_expired_image_that_is_taken_again_is_stored_and_assessed_anew(store: Store) -> None:
+    store.take(PatientName="Anna")
+    store.assess()
+    expire(store, 1)
+    again = store.take(PatientName="Anna")
+    assert (again.image_id, again.is_new) == (1, False)
+    assert store.states() == ["received"]
+    assert files_of(store, "images") == 1
+    assert store.ledger.row("SELECT 1 FROM who WHERE image_id = 1 AND name = 'Anna'")
+    claimed = store.assess()
+    assert (claimed.image_id, claimed.tries) == (1, 1)
+    assert len(store.ledger.rows("SELECT * FROM object")) == 2
+    outbox = Deliveries(store.ledger, store.spool)
+    assert outbox.due("pacs") == [], "it was sent before"
+    assert outbox.resend(1) == 2
+    assert all(
+        hashlib.sha256(one.path.read_bytes()).hexdigest() == one.sha256
+        for one in outbox.due("pacs")
+    )
+
+
+def test_an_image_that_is_taken_again_while_it_expires_keeps_its_file(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.take()
+    store.assess()
+    send_all(store, 1)
+    event = store.ledger.event
+
+    def expire_and_take(what: str, image_id: int | None = None, **detail: object) -> None:
+        event(what, image_id, **detail)
+        if what == "expired":
+            store.ledger._connection.execute("COMMIT")
+            store.ledger._connection.execute("BEGIN IMMEDIATE")
+            store.take()
+
+    monkeypatch.setattr(store.ledger, "event", expire_and_take)
+    delete_old(store.ledger, store.spool, RetentionSettings(0, 0))
+    assert store.states() == ["received"]
+    assert files_of(store, "images") == 1
+
+
+@pytest.mark.parametrize("loss", ["gone", "unreadable"])
+def test_an_image_whose_file_was_lost_is_stored_when_it_comes_again(
+    store: Store, loss: str
+) -> None:
+    store.take()
+    (kept,) = (store.spool.folder / "images").rglob("*.dcm")
+    kept.unlink()
+    if loss == "unreadable":
+        kept.symlink_to("/proc/self/mem")
+        claimed = store.images.claim()
+        assert claimed is not None
+        store.images.settle(claimed, Settled({**_record(), "decision": None, "reason": UNREADABLE}))
+    assert not store.take().is_new
+    assert store.states() == ["received"]
+    assert kept.read_bytes() == make_image()
+    store.assess()
+    assert store.states() == ["assessed"]
+    assert [row["decision"] for row in store.ledger.rows("SELECT * FROM result")] == ["negative"]
 
 
 def test_where_commitment_is_asked_for_an_image_waits_for_it(store: Store) -> None:
