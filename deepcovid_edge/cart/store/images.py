@@ -154,8 +154,12 @@ class Images:
             ).fetchone()
             self._insert_objects(result_id, settled)
             now.execute(
-                "UPDATE image SET state = ?, reason = ?, settled_utc = ? WHERE id = ?",
-                (NOT_ASSESSED if reason else ASSESSED, reason, now_utc(), image.image_id),
+                "UPDATE image SET state = ?, reason = ?, settled_utc = ?, result_bytes = ?"
+                " WHERE id = ?",
+                (
+                    *(NOT_ASSESSED if reason else ASSESSED, reason, now_utc()),
+                    *(self.spool.results_size(image.content_sha256), image.image_id),
+                ),
             )
             self.ledger.event(
                 "not_assessed" if reason else "assessed",

@@ -155,7 +155,12 @@ def _first(connection: sqlite3.Connection) -> None:
             connection.execute(statement)
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first,)
+def _second(connection: sqlite3.Connection) -> None:
+    """Note how much room the results of an image take."""
+    connection.execute("ALTER TABLE image ADD COLUMN result_bytes INTEGER NOT NULL DEFAULT 0")
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _second)
 """Number n of these makes version n + 1 of version n; a released one is never changed."""
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from deepcovid_edge.cart.store.intake import Arrival
 from deepcovid_edge.cart.store.ledger import LEDGER_NAME
 from deepcovid_edge.cart.store.rebuild import RECORD_NAME, note_unknown, settled_text
 from deepcovid_edge.cart.store.retention import RetentionSettings, delete_old
+from deepcovid_edge.cart.store.schema import MIGRATIONS
 from deepcovid_edge.imaging.dicom.syntaxes import IMPLICIT, file_meta_end
 
 UNREADABLE = "E_UNREADABLE"
@@ -174,9 +177,53 @@ def test_an_image_of_a_wrong_clock_does_not_go_when_the_clock_is_set_right(
 
 
 def settle_at(store: Store, moment: datetime) -> None:
+    """As if all had been settled, and sent, at a moment."""
     with store.ledger.transaction() as now:
         text = moment.isoformat(timespec="milliseconds")
         now.execute("UPDATE image SET settled_utc = ?", (text,))
+        now.execute("UPDATE outbox SET changed_utc = ?", (text,))
+
+
+def test_the_days_begin_when_every_destination_has_it(store: Store) -> None:
+    store.take()
+    store.assess()
+    settle_at(store, datetime.now(timezone.utc) - timedelta(days=20))
+    send_all(store, 1)  # after an outage
+    assert delete_old(store.ledger, store.spool, RetentionSettings(7, 0)) == 0
+    assert store.states() == ["assessed"]
+
+
+def test_an_image_that_goes_nowhere_is_kept_for_its_days_too(store: Store) -> None:
+    store.take()
+    store.assess(kinds=())
+    assert delete_old(store.ledger, store.spool, RetentionSettings(1, 0)) == 0
+    settle_at(store, datetime.now(timezone.utc) - timedelta(days=2))
+    assert delete_old(store.ledger, store.spool, RetentionSettings(1, 0)) == 1
+
+
+def test_results_count_towards_the_quota(store: Store) -> None:
+    for number in range(2):
+        store.take(number)
+        claimed = store.images.claim()
+        assert claimed is not None
+        store.spool.store([bytes(1 << 20)], store.spool.results(claimed.content_sha256) / "map")
+        store.images.settle(claimed, Settled(_record()))
+    assert delete_old(store.ledger, store.spool, RetentionSettings(99, 3)) == 0
+    assert delete_old(store.ledger, store.spool, RetentionSettings(99, 2)) == 1
+    assert store.states() == ["expired", "assessed"]
+
+
+def test_a_ledger_of_the_first_version_becomes_one_of_this(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / LEDGER_NAME)) as old:
+        MIGRATIONS[0](old)
+        old.execute("PRAGMA user_version = 1")
+        old.commit()
+    with open_store(tmp_path) as store:
+        store.take()
+        store.assess()
+        row = store.ledger.row("SELECT result_bytes FROM image")
+        assert row is not None
+        assert row["result_bytes"] > 0
 
 
 def test_over_the_quota_the_oldest_done_images_go_first(store: Store) -> None:
@@ -184,7 +231,7 @@ def test_over_the_quota_the_oldest_done_images_go_first(store: Store) -> None:
         store.take(number)
         store.assess()
     with store.ledger.transaction() as now:
-        now.execute("UPDATE image SET bytes = 1 << 20")
+        now.execute("UPDATE image SET bytes = 1 << 20, result_bytes = 0")
     for image_id in (2, 3, 4):  # the first is not sent: it stays, whatever the quota
         send_all(store, image_id)
     assert delete_old(store.ledger, store.spool, RetentionSettings(99, 2)) == 2
