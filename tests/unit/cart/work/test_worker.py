@@ -22,7 +22,9 @@ from deepcovid_edge.cart.work.assessor import (
     AssessorFailedError,
     hash_unless_unreadable,
 )
+from deepcovid_edge.cart.work.role import work
 from deepcovid_edge.cart.work.worker import Worker
+from deepcovid_edge.files import locked
 from deepcovid_edge.reasons import Reason
 
 PACS = Destination("pacs", "PACS", "127.0.0.1")
@@ -217,3 +219,17 @@ def test_it_ends_when_another_role_has_made_the_ledger_again(store: Store) -> No
     opening.move_aside(store.spool.folder, "damaged")
     worker_of(store).run()
     assert store.states() == ["received"]
+
+
+def test_one_that_waits_for_another_ends_when_it_is_to_stop(store: Store) -> None:
+    stop = threading.Event()
+    config = worker_of(store).config
+    with locked(store.spool.folder, "work"):
+        waiting = threading.Thread(target=work, args=(config, stop), daemon=True)
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()
+        stop.set()
+        waiting.join(5)
+        assert not waiting.is_alive()
+    assert FakeAssessor.started == 0
