@@ -216,14 +216,16 @@ def test_results_count_towards_the_quota(store: Store) -> None:
 def test_a_ledger_of_the_first_version_becomes_one_of_this(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / LEDGER_NAME)) as old:
         MIGRATIONS[0](old)
+        old.execute("INSERT INTO seen VALUES ('/in/é.png', 1, 2, 3, NULL)")
         old.execute("PRAGMA user_version = 1")
         old.commit()
     with open_store(tmp_path) as store:
         store.take()
         store.assess()
-        row = store.ledger.row("SELECT result_bytes FROM image")
+        row = store.ledger.row("SELECT result_bytes, path FROM image, seen")
         assert row is not None
         assert row["result_bytes"] > 0
+        assert row["path"] == "/in/é.png".encode()
 
 
 def test_over_the_quota_the_oldest_done_images_go_first(store: Store) -> None:
