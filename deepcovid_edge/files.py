@@ -170,14 +170,21 @@ def _not_written(path: Path, error: OSError) -> OutputError:
 
 @contextlib.contextmanager
 def locked(
-    folder: Path, name: str, waiting: Callable[[str], None] = lambda _: None
-) -> Iterator[None]:
+    folder: Path,
+    name: str,
+    waiting: Callable[[str], None] = lambda _: None,
+    stop: threading.Event | None = None,
+) -> Iterator[bool]:
     """Hold the lock of a name in a folder, waiting for another process that holds it.
 
     Args:
         folder: Where the named file lies, or will.
         name: Name of the file.
         waiting: Called once with a sentence on who is waited for, if anyone is.
+        stop: Ends the wait when it is set.
+
+    Yields:
+        Whether the lock is held; it is not where the wait was ended.
 
     Raises:
         OutputError: The other process still holds the lock after `_LOCK_SECONDS`.
@@ -188,11 +195,13 @@ def locked(
         if not _takes_lock(stream):
             holder = f"process {_holder(path) or 'unknown'}, which holds {path}"
             waiting(f"waiting up to {_LOCK_SECONDS / 60:g} min for {holder}")
-            _wait_for_lock(stream, holder)
+            if not _wait_for_lock(stream, holder, stop or threading.Event()):
+                yield False
+                return
         stream.truncate(0)
         stream.write(str(os.getpid()))
         stream.flush()
-        yield
+        yield True
 
 
 def _takes_lock(stream: IO[str]) -> bool:
@@ -203,12 +212,14 @@ def _takes_lock(stream: IO[str]) -> bool:
     return True
 
 
-def _wait_for_lock(stream: IO[str], holder: str) -> None:
+def _wait_for_lock(stream: IO[str], holder: str, stop: threading.Event) -> bool:
     ends = time.monotonic() + _LOCK_SECONDS
     while not _takes_lock(stream):
         if time.monotonic() > ends:
             raise OutputError(f"{holder}, did not end in {_LOCK_SECONDS:g} s: end it, or try later")
-        time.sleep(_LOCK_LOOK_SECONDS)
+        if stop.wait(_LOCK_LOOK_SECONDS):
+            return False
+    return True
 
 
 def _holder(path: Path) -> str:

@@ -76,6 +76,12 @@ class AlertCode(Enum):
         "A watched folder cannot be read.",
         "Mount the share again, or correct receive.folders.",
     )
+    FILES_UNREAD = (
+        "files_unread",
+        "Files in a watched folder cannot be read.",
+        "Let the account of the cart read them, or remove them; once they can be read they are"
+        " taken.",
+    )
     IMAGES_CHANGED = (
         "images_changed",
         "The images of the last week differ from those the model was checked with.",

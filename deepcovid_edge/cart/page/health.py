@@ -23,6 +23,7 @@ SIGNS = {OK: "✓", LOOK: "…", BAD: "!"}
 _OF_SENDERS = {
     AlertCode.UNKNOWN_SENDER.code,
     AlertCode.IMAGE_TOO_LARGE.code,
+    AlertCode.FILES_UNREAD.code,
     AlertCode.NO_IMAGE.code,
     AlertCode.FOLDER_GONE.code,
 }

@@ -206,7 +206,7 @@ def find_image(ledger: Ledger, spool: Spool, image_id: int) -> Image | None:
         [*map(dict, _arrivals(ledger, image_id))],
         [*map(dict, _results(ledger, image_id))],
         row.decision is not None and (folder / MAP).is_file(),
-        bool(deliveries),
+        bool(deliveries) and not row.is_expired,
     )
 
 

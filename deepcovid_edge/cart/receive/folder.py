@@ -5,17 +5,17 @@
 | whose size and time are alike in two scans, and that is whole | an image |
 | that is not whole, and does not change for ten minutes | an image; its result says why |
 | that is no image at all, likewise | passed over, with an event |
+| that cannot be read, likewise | told by an alert; it is taken once it can be read |
 | under a name of unfinished files, hidden, or in a system's folder | not looked at |
 | that was taken and has not changed since | not looked at |
 
 Taken is: on the disk of the spool and in the ledger. Only then is it moved or deleted, where that
 was asked for, and only if it is still the same file. Names of files may be those of patients: they
-are in the table `seen` alone.
+are in the table `seen` alone, as the system's bytes, since a name may be in any encoding.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
@@ -31,11 +31,12 @@ from deepcovid_edge.cart.store.intake import Arrival, Intake
 from deepcovid_edge.datasets.folders import COMPANIONS, is_system_folder
 from deepcovid_edge.device import shares
 from deepcovid_edge.device.service import log
-from deepcovid_edge.errors import NotAssessedError, require
+from deepcovid_edge.errors import NotAssessedError, OutputError, one_line, require
 from deepcovid_edge.imaging.dicom.elements import BoundedStream, read_elements
 from deepcovid_edge.imaging.dicom.syntaxes import find_data_set
 from deepcovid_edge.imaging.files import read_bytes
 from deepcovid_edge.imaging.signatures import is_cut_off, is_dicom, known_kind
+from deepcovid_edge.reasons import Reason
 
 SCAN_SECONDS = 2.0
 STALE_SECONDS = 600.0
@@ -57,6 +58,10 @@ class Signature(NamedTuple):
     size: int
     modified_ns: int
     inode: int
+
+
+_NOT_KNOWN = Signature(-1, 0, 0)
+"""Of a folder that cannot be listed, or a file that the system tells nothing of."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,7 @@ class FolderWatch:
         self._stop, self._clock = stop, clock
         self._files: dict[Path, _Found] = {}
         self._seen: dict[Path, Signature] | None = None
+        self._unread: dict[Path, str] = {}
 
     def run(self) -> None:
         """Scan until it is to stop."""
@@ -171,18 +177,49 @@ class FolderWatch:
             for path, found in self._files.items()
             if path in before and found is before[path] and self._seen.get(path) != found.signature
         ]
-        ready.sort(key=lambda one: (one[1].signature.modified_ns, one[0]))
-        taken = 0
+        # What could not be read comes last: a disk that fails takes its time for each try.
+        ready.sort(key=lambda one: (one[0] in self._unread, one[1].signature.modified_ns, one[0]))
+        return self._look_at_each(ready, now)
+
+    def _look_at_each(self, ready: Sequence[tuple[Path, _Found]], now: float) -> int:
+        """Take what can be taken; how many. Whatever one file does, the others are taken.
+
+        Raises:
+            OutputError: Spool or ledger cannot be written: no file can be taken.
+        """
+        taken, unread = 0, {}
         for path, found in ready:
             if self._stop.is_set():
-                break
-            taken += self._look_at(path, found, is_stale=now - found.since >= STALE_SECONDS)
+                return taken
+            is_stale = now - found.since >= STALE_SECONDS
+            try:
+                taken += self._look_at(path, found, is_stale=is_stale)
+            except OutputError:
+                raise
+            except Exception as error:
+                if is_stale:
+                    unread[path] = _why(error)
+        self._unread = unread
+        self._tell_unread()
         return taken
 
+    def _tell_unread(self) -> None:
+        """Tell of files that cannot be read, without their names, until all of them can."""
+        key, folder = f"files_unread:{self.folder}", str(self.folder)
+        if not self._unread:
+            self._ledger.clear_alert(key)
+            return
+        why = ", ".join(sorted({*self._unread.values()}))
+        self._ledger.raise_alert(
+            key, "files_unread", folder=folder, files=len(self._unread), why=why
+        )
+
     def _seen_before(self) -> dict[Path, Signature]:
-        inside = f"{self.folder}{os.sep}"
+        inside = os.fsencode(f"{self.folder}{os.sep}")
         return {
-            Path(row["path"]): Signature(row["bytes"], row["modified_ns"], row["inode"])
+            Path(os.fsdecode(row["path"])): Signature(
+                row["bytes"], row["modified_ns"], row["inode"]
+            )
             for row in self._ledger.rows("SELECT * FROM seen")
             if row["path"].startswith(inside)
         }
@@ -209,26 +246,24 @@ class FolderWatch:
 
     def _forget_seen(self, paths: Sequence[Path]) -> None:
         with self._ledger.transaction() as now:
-            now.executemany("DELETE FROM seen WHERE path = ?", [(str(path),) for path in paths])
+            now.executemany(
+                "DELETE FROM seen WHERE path = ?", [(os.fsencode(path),) for path in paths]
+            )
         assert self._seen is not None
         for path in paths:
             self._seen.pop(path, None)
 
     def _look_at(self, path: Path, found: _Found, *, is_stale: bool) -> bool:
-        """Take a file if it can be taken; whether it was."""
-        if found.signature.size > self._most_bytes:
-            self._pass_over(path, found.signature, "larger than max_image_mib")
-            return False
-        try:
-            data = read_bytes(path).data
-            if self._signature(path) != found.signature or len(data) != found.signature.size:
-                return False
-        except (OSError, NotAssessedError):
-            if is_stale:
-                self._pass_over(path, found.signature, "cannot be read")
-            return False
-        whole = is_whole(data)
-        if not whole and not is_stale:
+        """Take a file if it can be taken; whether it was.
+
+        Raises:
+            NotAssessedError: It cannot be read.
+            OutputError: Spool or ledger cannot be written.
+            OSError: The system says nothing of the file.
+        """
+        data = self._read(path, found.signature, is_stale=is_stale)
+        whole = data is not None and is_whole(data)
+        if data is None or not (whole or is_stale):
             return False
         try:
             arrival = Arrival("folder", str(self.folder))
@@ -243,6 +278,23 @@ class FolderWatch:
             self._put_away(path, found.signature)
         return True
 
+    def _read(self, path: Path, signature: Signature, *, is_stale: bool) -> bytes | None:
+        """The bytes of a file that has not changed since; None where it is not to be taken."""
+        if signature.size > self._most_bytes:
+            self._pass_over(path, signature, "larger than max_image_mib")
+            return None
+        if signature == _NOT_KNOWN:
+            raise NotAssessedError(Reason.UNREADABLE, "no permission, or the disk fails")
+        try:
+            data = read_bytes(path).data
+        except NotAssessedError as error:
+            if error.reason is Reason.UNREADABLE:
+                raise
+            if is_stale:
+                self._pass_over(path, signature, f"no image: {error.reason.code}")
+            return None
+        return data if self._signature(path) == signature and len(data) == signature.size else None
+
     def _pass_over(self, path: Path, signature: Signature, why: str) -> None:
         """Never look at a file again while it stays as it is; say so once."""
         self._note(path, signature, None)
@@ -254,7 +306,7 @@ class FolderWatch:
             now.execute(
                 "INSERT OR REPLACE INTO seen (path, bytes, modified_ns, inode, image_id)"
                 " VALUES (?, ?, ?, ?, ?)",
-                (str(path), *signature, image_id),
+                (os.fsencode(path), *signature, image_id),
             )
         assert self._seen is not None
         self._seen[path] = signature
@@ -288,6 +340,13 @@ def _signature(status: os.stat_result) -> Signature:
     return Signature(status.st_size, status.st_mtime_ns, status.st_ino)
 
 
+def _why(error: Exception) -> str:
+    """Why a file is not taken, without its name: of a fault of the program its kind alone."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return one_line(error) if isinstance(error, NotAssessedError) else type(error).__name__
+
+
 def _free_name(path: Path) -> Path:
     """A name that no file has: no taken file ever replaces another."""
     number, free = 1, path
@@ -308,17 +367,34 @@ def _list(folder: Path, skips_done: bool, progress: shares.Progress) -> dict[Pat
     for depth in range(_DEEPEST):
         below: list[Path] = []
         for place in level:
-            with contextlib.suppress(*(() if depth == 0 else (OSError,))):
+            try:
                 for entry in _entries(place, progress):
-                    if entry.is_dir(follow_symlinks=False):
-                        is_done = skips_done and entry.name == DONE
-                        if not is_done and not is_system_folder(entry.name):
-                            below.append(Path(entry.path))
-                    elif entry.is_file() and not is_passed_over(entry.name):
-                        with contextlib.suppress(OSError):  # gone since it was listed
-                            found[Path(entry.path)] = _signature(entry.stat())
+                    if not entry.is_dir(follow_symlinks=False):
+                        found |= _listed(entry)
+                    elif not is_system_folder(entry.name) and not (
+                        skips_done and entry.name == DONE
+                    ):
+                        below.append(Path(entry.path))
+            except OSError as error:
+                if depth == 0:
+                    raise
+                if not isinstance(error, FileNotFoundError):  # gone since it was listed
+                    found[place] = _NOT_KNOWN
         level = below
     return found
+
+
+def _listed(entry: os.DirEntry[str]) -> dict[Path, Signature]:
+    """A file that may be an image, with its signature; nothing where it is none."""
+    if is_passed_over(entry.name):
+        return {}
+    path = Path(entry.path)
+    try:
+        return {path: _signature(entry.stat())} if entry.is_file() else {}
+    except FileNotFoundError:  # gone since it was listed
+        return {}
+    except OSError:
+        return {path: _NOT_KNOWN}
 
 
 def _entries(folder: Path, progress: shares.Progress) -> Iterator[os.DirEntry[str]]:

@@ -84,10 +84,10 @@ class Outbox:
     ) -> None:
         self._ledger = ledger
         self._config, self._stopping = config, threading.Event()
-        deliveries = Deliveries(ledger, spool)
+        self._deliveries = Deliveries(ledger, spool)
         title = config.receive.ae_title
         self._couriers = [
-            Courier(one, title, deliveries, timeouts=timeouts, waits=waits)
+            Courier(one, title, self._deliveries, timeouts=timeouts, waits=waits)
             for one in config.destinations
         ]
 
@@ -127,7 +127,9 @@ class Outbox:
         """
         self._ledger.event(_DRAIN)
         is_own = not any(courier.is_alive() for courier in self._couriers)
-        if is_own:
+        if is_own:  # couriers heed what is asked after their start
+            for one in self._config.destinations:
+                self._deliveries.hasten(one.name)
             self.start()
         self.wake()
         ends = time.monotonic() + seconds

@@ -7,6 +7,8 @@
 | `sent` | the destination answered that it has it |
 | `committed` | the destination took responsibility (storage commitment) |
 | `parked` | the destination rejected it for good; a person looks, and sends again |
+
+Objects of an image whose files were deleted are not sent, nor asked about, any more.
 """
 
 from __future__ import annotations
@@ -18,13 +20,26 @@ from pathlib import Path
 
 from deepcovid_edge.cart.store.clock import now_seconds, now_utc
 from deepcovid_edge.cart.store.ledger import Ledger
-from deepcovid_edge.cart.store.schema import COMMITTED, PARKED, QUEUED, SENDING, SENT
+from deepcovid_edge.cart.store.schema import (
+    COMMITTED,
+    EXPIRED,
+    PARKED,
+    QUEUED,
+    SENDING,
+    SENT,
+)
 from deepcovid_edge.cart.store.spool import Spool
 
 BACKOFF_SECONDS = (10.0, 30.0, 60.0, 120.0, 300.0, 900.0)
 """Waits after a first, second, ... try that failed; the last is repeated for ever."""
 _JITTER = 0.2
 _LONGEST = BACKOFF_SECONDS[-1] * (1 + _JITTER)
+_HAS_FILES = (
+    "EXISTS (SELECT 1 FROM object AS one JOIN result ON result.id = one.result_id"
+    " JOIN image ON image.id = result.image_id"
+    f" WHERE one.id = outbox.object_id AND image.state != '{EXPIRED}')"
+)
+"""Of a row of the outbox."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +93,7 @@ class Deliveries:
             "SELECT outbox.*, object.*, result.image_id FROM outbox"
             " JOIN object ON object.id = object_id JOIN result ON result.id = result_id"
             " WHERE destination = ? AND (state = ? OR (state = ? AND"
-            " (next_try <= ? OR next_try > ?)))"
+            f" (next_try <= ? OR next_try > ?))) AND {_HAS_FILES}"
             " ORDER BY urgent DESC, object_id LIMIT ?",
             *(destination, SENDING, QUEUED, now, now + _LONGEST, most),
         )
@@ -174,7 +189,7 @@ class Deliveries:
         """SOP class and instance UIDs that a destination has and was not asked to commit."""
         rows = self.ledger.rows(
             "SELECT sop_class, sop_uid FROM outbox JOIN object ON object.id = object_id"
-            " WHERE destination = ? AND state = ? AND transaction_uid IS NULL"
+            f" WHERE destination = ? AND state = ? AND transaction_uid IS NULL AND {_HAS_FILES}"
             " ORDER BY object_id LIMIT ?",
             *(destination, SENT, most),
         )
@@ -213,7 +228,7 @@ class Deliveries:
         Returns:
             How many objects are queued.
         """
-        where, values = ["state != 'sending'"], []
+        where, values = ["state != 'sending'", _HAS_FILES], []
         if image_id is None:
             where.append("state = 'parked'")
         else:
@@ -262,6 +277,16 @@ class Deliveries:
             ).rowcount
             self.ledger.event("given up", destination=destination, objects=count)
         return count
+
+    def give_up_expired(self) -> None:
+        """Forget what waits of images whose files were deleted; it was there before they were."""
+        with self.ledger.transaction() as now:
+            count = now.execute(
+                f"DELETE FROM outbox WHERE state IN (?, ?, ?) AND NOT {_HAS_FILES}",
+                (QUEUED, SENDING, PARKED),
+            ).rowcount
+            if count:
+                self.ledger.event("given up", objects=count, why="expired")
 
     def hasten(self, destination: str) -> None:
         """A destination answers again: what waits for a later try may be sent now."""

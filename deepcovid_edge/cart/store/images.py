@@ -129,28 +129,37 @@ class Images:
     def settle(self, image: ClaimedImage, settled: Settled) -> None:
         """Write a result, its objects and where they go, in one transaction.
 
-        A result that is there already, by the same model and site file, stays as it is.
+        A result that is there already, by the same model and site file, stays as it is, unless it
+        has no number. Its objects are those that lie on the disk now.
         """
         record = settled.record
         reason = record["reason"]
         with self.ledger.transaction() as now:
-            row = now.execute(
-                "INSERT INTO result (image_id, model_sha256, site_sha256, decision, record,"
-                " made_utc) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING id",
-                (
-                    image.image_id,
-                    record["model_sha256"],
-                    (record["site"] or {}).get("sha256") or "",
-                    record["decision"],
-                    json.dumps(record, allow_nan=False),
-                    now_utc(),
-                ),
-            ).fetchone()
-            if row is not None:
-                self._insert_objects(row["id"], settled)
+            by = (
+                image.image_id,
+                record["model_sha256"],
+                (record["site"] or {}).get("sha256") or "",
+            )
             now.execute(
-                "UPDATE image SET state = ?, reason = ?, settled_utc = ? WHERE id = ?",
-                (NOT_ASSESSED if reason else ASSESSED, reason, now_utc(), image.image_id),
+                "INSERT INTO result (image_id, model_sha256, site_sha256, decision, record,"
+                " made_utc) VALUES (?, ?, ?, ?, ?, ?)"
+                " ON CONFLICT (image_id, model_sha256, site_sha256) DO UPDATE SET"
+                " decision = excluded.decision, record = excluded.record,"
+                " made_utc = excluded.made_utc WHERE decision IS NULL",
+                (*by, record["decision"], json.dumps(record, allow_nan=False), now_utc()),
+            )
+            (result_id,) = now.execute(
+                "SELECT id FROM result WHERE image_id = ? AND model_sha256 = ? AND site_sha256 = ?",
+                by,
+            ).fetchone()
+            self._insert_objects(result_id, settled)
+            now.execute(
+                "UPDATE image SET state = ?, reason = ?, settled_utc = ?, result_bytes = ?"
+                " WHERE id = ?",
+                (
+                    *(NOT_ASSESSED if reason else ASSESSED, reason, now_utc()),
+                    *(self.spool.results_size(image.content_sha256), image.image_id),
+                ),
             )
             self.ledger.event(
                 "not_assessed" if reason else "assessed",
@@ -172,10 +181,14 @@ class Images:
                     "path": self.spool.relative(one.path),
                     "sha256": one.sha256,
                 }
-                object_id = self.ledger.insert("object", columns)
+                known = now.execute(
+                    "UPDATE object SET path = ?, sha256 = ? WHERE sop_uid = ? RETURNING id",
+                    (columns["path"], one.sha256, one.sop_uid),
+                ).fetchone()
+                object_id = known["id"] if known else self.ledger.insert("object", columns)
                 now.executemany(
                     "INSERT INTO outbox (object_id, destination, urgent, changed_utc)"
-                    " VALUES (?, ?, ?, ?)",
+                    " VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
                     [
                         (object_id, destination, urgent and one.kind == "sc", now_utc())
                         for destination, kinds in settled.destinations.items()

@@ -1,24 +1,27 @@
 """How an image is taken: on the disk first, then in the ledger, and only then acknowledged.
 
-An image is known by the SHA-256 of its content. Of a DICOM file that is its transfer syntax and its
-data set, without the file meta information: that part is written by whoever stores the file last,
-so the same image would look new after an update of the sender or of this program.
+An image is known by the SHA-256 of its content. Of a DICOM file that is its transfer syntax, as the
+data set has it whatever was negotiated, and its data set, without the file meta information: that
+part is written by whoever stores the file last, so the same image would look new after an update of
+the sender or of this program.
 """
 
 from __future__ import annotations
 
 import hashlib
+import sqlite3
 import struct
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 
 from deepcovid_edge.cart.store.clock import boot_id, clock_is_plausible, now_utc
 from deepcovid_edge.cart.store.image_header import ImageHeader, NotTakenError, read_image_header
 from deepcovid_edge.cart.store.ledger import Ledger
+from deepcovid_edge.cart.store.schema import EXPIRED, RECEIVED
 from deepcovid_edge.cart.store.spool import Spool
 from deepcovid_edge.imaging.dicom.syntaxes import file_meta_end
 from deepcovid_edge.imaging.signatures import is_dicom, known_kind
+from deepcovid_edge.reasons import Reason
 
 MOST_UID = 64
 """Letters of a UID (DICOM PS3.5, section 9.1)."""
@@ -63,13 +66,9 @@ class Taken:
 class _Image:
     content_sha256: str
     suffix: str
-    parts: Sequence[bytes]
+    data: bytes
     header: ImageHeader
-    name: str = ""
-
-    @property
-    def size(self) -> int:
-        return sum(map(len, self.parts))
+    name: str
 
 
 class Intake:
@@ -106,11 +105,9 @@ class Intake:
         """
         if not sop_uid or len(sop_uid) > MOST_UID:
             raise NotTakenError("uid", f"SOP instance UID of {len(sop_uid)} letters")
-        head = _file_head(sop_class, sop_uid, syntax)
-        header = read_image_header(head + data)
-        if header.sop_uid != sop_uid:
+        image = _image_of_file(_file_head(sop_class, sop_uid, syntax) + data, "")
+        if image.header.sop_uid != sop_uid:
             raise NotTakenError("uid", "request and data set name different SOP instances")
-        image = _Image(content_hash(syntax, data), ".dcm", (head, data), header)
         return self._take(image, arrival)
 
     def take_file(self, data: bytes, *, name: str, arrival: Arrival) -> Taken:
@@ -118,7 +115,7 @@ class Intake:
 
         Args:
             data: Its bytes.
-            name: What it is called, for the page.
+            name: What it is called, for the page; what is not Unicode in it becomes `?`.
             arrival: How it came.
 
         Returns:
@@ -130,21 +127,21 @@ class Intake:
             LedgerBusyError: The ledger cannot be written.
             OutputError: The disk cannot be written.
         """
-        return self._take(_image_of_file(data, PurePath(name).name), arrival)
+        shown = PurePath(name).name.encode("utf-8", "replace").decode("utf-8")
+        return self._take(_image_of_file(data, shown), arrival)
 
     def note_stored(self, path: Path, arrival: Arrival) -> Taken:
         """Note an image of the spool that the ledger does not have.
 
         Raises:
-            NotTakenError: The file is damaged: its content does not have the hash of its name.
+            NotTakenError: The file is damaged: it cannot be read, or its content does not have the
+                hash of its name.
         """
-        image = _image_of_file(path.read_bytes(), "")
+        image = _image_of_file(_read(path), "")
         if image.content_sha256 != path.stem:
             raise NotTakenError("parse", "the file is damaged")
         with self.ledger.transaction():
-            taken = self._known(image) or self._insert(image, arrival)
-            self._note_arrival(taken, arrival)
-        return taken
+            return self._note(image, arrival)
 
     def note_who(self, image_id: int, path: Path) -> None:
         """Note again whose an image of the spool is, where the ledger does not say so.
@@ -153,22 +150,56 @@ class Intake:
             NotTakenError: The file is damaged.
         """
         if self.ledger.row("SELECT 1 FROM who WHERE image_id = ?", image_id) is None:
-            who = _image_of_file(path.read_bytes(), "").header.who
-            self.ledger.insert("who", {"image_id": image_id, **asdict(who)})
+            self._note_who(image_id, _image_of_file(_read(path), ""))
 
     def _take(self, image: _Image, arrival: Arrival) -> Taken:
+        place = self.spool.image(image.content_sha256, image.suffix)
+        known = self._known(image)
+        if known is None or known["is_lost"]:
+            self._store(image, place)
+        with self.ledger.transaction():
+            if not place.exists():  # deleted just now, or by another hand
+                self._store(image, place)
+            return self._note(image, arrival)
+
+    def _store(self, image: _Image, place: Path) -> None:
+        self.spool.check_room(len(image.data))
+        self.spool.store([image.data], place)
+
+    def _known(self, image: _Image) -> sqlite3.Row | None:
+        """Number of an image, and whether its file was deleted or could not be read."""
+        return self.ledger.row(
+            "SELECT id, state = ? OR reason IS ? AS is_lost FROM image WHERE content_sha256 = ?",
+            *(EXPIRED, Reason.UNREADABLE.code, image.content_sha256),
+        )
+
+    def _note(self, image: _Image, arrival: Arrival) -> Taken:
+        """Note an image whose file is in the spool."""
         known = self._known(image)
         if known is None:
-            self.spool.check_room(image.size)
-            self.spool.store(image.parts, self.spool.image(image.content_sha256, image.suffix))
-        with self.ledger.transaction():
-            taken = self._known(image) or self._insert(image, arrival)
-            self._note_arrival(taken, arrival)
+            taken = self._insert(image, arrival)
+        else:
+            taken = Taken(known["id"], is_new=False, same_bytes=True)
+            if known["is_lost"]:
+                self._receive_again(known["id"], image)
+        self._note_arrival(taken, arrival)
         return taken
 
-    def _known(self, image: _Image) -> Taken | None:
-        row = self.ledger.row("SELECT id FROM image WHERE content_sha256 = ?", image.content_sha256)
-        return Taken(row["id"], is_new=False, same_bytes=True) if row else None
+    def _receive_again(self, image_id: int, image: _Image) -> None:
+        """Have an image whose file is back assessed anew."""
+        with self.ledger.transaction() as now:
+            now.execute(
+                "UPDATE image SET state = ?, tries = 0, reason = NULL, settled_utc = NULL"
+                " WHERE id = ?",
+                (RECEIVED, image_id),
+            )
+        self._note_who(image_id, image)
+
+    def _note_who(self, image_id: int, image: _Image) -> None:
+        with self.ledger.transaction() as now:
+            now.execute("DELETE FROM who WHERE image_id = ?", (image_id,))
+            who = {"image_id": image_id, **asdict(image.header.who), "file_name": image.name}
+            self.ledger.insert("who", who)
 
     def _insert(self, image: _Image, arrival: Arrival) -> Taken:
         header = image.header
@@ -183,15 +214,14 @@ class Intake:
             "study_uid": header.study_uid,
             "syntax": header.syntax,
             "device": header.device,
-            "bytes": image.size,
+            "bytes": len(image.data),
             "source": arrival.source,
             "received_utc": now_utc(),
             "boot_id": boot_id(),
             "clock_ok": clock_is_plausible(),
         }
         image_id = self.ledger.insert("image", columns)
-        who = {"image_id": image_id, **asdict(header.who), "file_name": image.name}
-        self.ledger.insert("who", who)
+        self._note_who(image_id, image)
         return Taken(image_id, is_new=True, same_bytes=not other)
 
     def _note_arrival(self, taken: Taken, arrival: Arrival) -> None:
@@ -244,13 +274,20 @@ def _uid(text: str) -> bytes:
     return value + b"\0" * (len(value) % 2)
 
 
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise NotTakenError("parse", "the file cannot be read") from error
+
+
 def _image_of_file(data: bytes, name: str) -> _Image:
     if is_dicom(data):
         header = read_image_header(data)
         return _Image(
             content_hash(header.syntax, memoryview(data)[file_meta_end(data) :]),
             ".dcm",
-            (data,),
+            data,
             header,
             name,
         )
@@ -258,4 +295,4 @@ def _image_of_file(data: bytes, name: str) -> _Image:
     if kind is None:
         raise NotTakenError("parse", "neither DICOM nor a picture that is read")
     suffix = _SUFFIXES.get(kind, f".{kind.lower()}")
-    return _Image(hashlib.sha256(data).hexdigest(), suffix, (data,), ImageHeader(), name)
+    return _Image(hashlib.sha256(data).hexdigest(), suffix, data, ImageHeader(), name)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deepcovid_edge.cart.alerts import AlertCode
+from deepcovid_edge.cart.store.deliveries import Deliveries
 from deepcovid_edge.cart.store.image_header import NotTakenError, read_image_header
 from deepcovid_edge.cart.store.images import BuiltObject, ClaimedImage, Images, Settled
 from deepcovid_edge.cart.store.intake import Arrival, Intake
@@ -49,7 +50,8 @@ def catch_up(ledger: Ledger, spool: Spool) -> int:
     """Have an older ledger know what the spool has; how many images it did not know.
 
     Names are read from the images again, results from what lies beside their objects. An image
-    whose files were deleted since is `expired`.
+    whose files were deleted since is `expired`, and nothing of it is sent: its destinations had it
+    before. One that was taken again since is not `expired` any more.
     """
     intake, images = Intake(ledger, spool), Images(ledger, spool)
     known = {
@@ -60,13 +62,14 @@ def catch_up(ledger: Ledger, spool: Spool) -> int:
     for path in _images(spool):
         row = known.pop(path.stem, None)
         with contextlib.suppress(NotTakenError), ledger.transaction():
-            if row is None:
+            if row is None or row["state"] == EXPIRED:
                 image_id = intake.note_stored(path, Arrival("restore", "spool")).image_id
-                count += 1
+                count += row is None
+                is_open = True
             else:
                 image_id = row["id"]
                 intake.note_who(image_id, path)
-            is_open = row is None or row["state"] in (RECEIVED, ASSESSING)
+                is_open = row["state"] in (RECEIVED, ASSESSING)
             if is_open and (settled := _settled(spool.results(path.stem))):
                 images.settle(
                     ClaimedImage(image_id, path.stem, path, bool(settled.objects), 1), settled
@@ -74,6 +77,7 @@ def catch_up(ledger: Ledger, spool: Spool) -> int:
     with ledger.transaction() as now:
         gone = [(EXPIRED, row["id"]) for row in known.values() if row["state"] != EXPIRED]
         now.executemany("UPDATE image SET state = ? WHERE id = ?", gone)
+        Deliveries(ledger, spool).give_up_expired()
     return count
 
 
@@ -86,7 +90,8 @@ def note_unknown(ledger: Ledger, spool: Spool) -> int:
     code = AlertCode.LEDGER_REBUILT.code
     if not ledger.row("SELECT 1 FROM alert WHERE code = ?", code):
         return 0
-    known = {row["content_sha256"] for row in ledger.rows("SELECT content_sha256 FROM image")}
+    rows = ledger.rows("SELECT content_sha256 FROM image WHERE state != ?", EXPIRED)
+    known = {row["content_sha256"] for row in rows}
     intake, count = Intake(ledger, spool), 0
     for path in _images(spool):
         if path.stem in known:

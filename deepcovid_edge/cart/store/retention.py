@@ -1,9 +1,9 @@
 """What is deleted, and when: never what a destination does not have yet.
 
 An image is done when it is settled and every row of its outbox is done: `committed`, or `sent`
-where the destination is not asked for storage commitment. Done images are deleted after
-`keep_days`, and earlier, oldest first, while images and results take more room than the quota.
-Their rows stay.
+where the destination is not asked for storage commitment. Done images are deleted `keep_days`
+after the last of these steps, and earlier, oldest first, while images and results take more room
+than the quota. Their rows stay.
 """
 
 from __future__ import annotations
@@ -18,6 +18,11 @@ from deepcovid_edge.cart.store.schema import ASSESSED, EXPIRED, NOT_ASSESSED
 from deepcovid_edge.cart.store.spool import Spool
 
 _MIB = 1 << 20
+_WITH_OUTBOX = (
+    "image LEFT JOIN result ON result.image_id = image.id"
+    " LEFT JOIN object ON object.result_id = result.id"
+    " LEFT JOIN outbox ON outbox.object_id = object.id"
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class RetentionSettings:
 
     Attributes:
         keep_days: Days after an image is done.
-        quota_mib: Most room for images, MiB; 0 for no limit.
+        quota_mib: Most room for images and results, MiB; 0 for no limit.
         committing: Destinations that are asked for storage commitment.
     """
 
@@ -51,39 +56,51 @@ def delete_old(ledger: Ledger, spool: Spool, settings: RetentionSettings) -> int
             now.execute("UPDATE image SET state = ? WHERE id = ?", (EXPIRED, image_id))
             now.execute("DELETE FROM who WHERE image_id = ?", (image_id,))
             ledger.event("expired", image_id)
-        spool.delete(row["content_sha256"], row["suffix"])
+        with ledger.transaction():  # the same image may have been taken again meanwhile
+            if ledger.row("SELECT 1 FROM image WHERE id = ? AND state = ?", image_id, EXPIRED):
+                spool.delete(row["content_sha256"], row["suffix"])
     return len(doomed)
 
 
 def _date_anew(ledger: Ledger) -> None:
-    """Have images that were settled under a wrong clock be settled now."""
-    rows = ledger.rows(
-        "SELECT id, settled_utc FROM image WHERE state IN (?, ?)", ASSESSED, NOT_ASSESSED
+    """Have images that were settled, or sent, under a wrong clock be so now."""
+    settled = ledger.rows(
+        "SELECT id, settled_utc AS at FROM image WHERE state IN (?, ?)", ASSESSED, NOT_ASSESSED
     )
-    wrong = [(now_utc(), row["id"]) for row in rows if not is_plausible(row["settled_utc"])]
-    if wrong:
-        with ledger.transaction() as now:
-            now.executemany("UPDATE image SET settled_utc = ? WHERE id = ?", wrong)
+    sent = ledger.rows(
+        f"SELECT outbox.rowid AS id, changed_utc AS at FROM {_WITH_OUTBOX}"
+        " WHERE image.state IN (?, ?) AND changed_utc IS NOT NULL",
+        *(ASSESSED, NOT_ASSESSED),
+    )
+    for rows, update in (
+        (settled, "UPDATE image SET settled_utc = ? WHERE id = ?"),
+        (sent, "UPDATE outbox SET changed_utc = ? WHERE rowid = ?"),
+    ):
+        wrong = [(now_utc(), row["id"]) for row in rows if not is_plausible(row["at"])]
+        if wrong:
+            with ledger.transaction() as now:
+                now.executemany(update, wrong)
 
 
 def _done(ledger: Ledger, settings: RetentionSettings) -> list[tuple[int, int, str]]:
-    """Number, bytes and time of images that are done, the oldest first."""
+    """Number, bytes with results, and time of images that are done, the oldest first."""
     marks = ", ".join("?" * len(settings.committing)) or "''"
     rows = ledger.rows(
-        "SELECT id, bytes, settled_utc FROM image WHERE state IN (?, ?) AND NOT EXISTS ("
-        " SELECT 1 FROM result JOIN object ON object.result_id = result.id"
-        " JOIN outbox ON outbox.object_id = object.id WHERE result.image_id = image.id AND NOT ("
-        f" outbox.state = 'committed' OR (outbox.state = 'sent' AND destination NOT IN ({marks}))))"
-        " ORDER BY id",
+        "SELECT image.id, bytes + result_bytes AS size,"
+        " max(settled_utc, coalesce(max(changed_utc), '')) AS at"
+        f" FROM {_WITH_OUTBOX}"
+        " WHERE image.state IN (?, ?) GROUP BY image.id HAVING coalesce(min("
+        f" outbox.state = 'committed' OR (outbox.state = 'sent' AND destination NOT IN ({marks}))"
+        "), 1) ORDER BY image.id",
         *(ASSESSED, NOT_ASSESSED, *settings.committing),
     )
-    return [(row["id"], row["bytes"], row["settled_utc"]) for row in rows]
+    return [(row["id"], row["size"], row["at"]) for row in rows]
 
 
 def _aged(ledger: Ledger, settings: RetentionSettings) -> Iterable[tuple[int, int]]:
     limit = datetime.now(timezone.utc) - timedelta(days=settings.keep_days)
-    for image_id, size, settled in _done(ledger, settings):
-        if datetime.fromisoformat(settled) < limit:
+    for image_id, size, since in _done(ledger, settings):
+        if datetime.fromisoformat(since) < limit:
             yield image_id, size
 
 
@@ -92,7 +109,9 @@ def _over_quota(
 ) -> list[tuple[int, int]]:
     if not settings.quota_mib:
         return []
-    row = ledger.row("SELECT coalesce(sum(bytes), 0) AS n FROM image WHERE state != ?", EXPIRED)
+    row = ledger.row(
+        "SELECT coalesce(sum(bytes + result_bytes), 0) AS n FROM image WHERE state != ?", EXPIRED
+    )
     done = _done(ledger, settings)
     over = int(row["n"] if row else 0) - settings.quota_mib * _MIB
     over -= sum(size for image_id, size, _ in done if image_id in doomed)

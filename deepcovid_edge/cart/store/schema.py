@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from functools import partial
 
 RECEIVED, ASSESSING, ASSESSED, NOT_ASSESSED, EXPIRED = (
     "received",
@@ -149,13 +150,32 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 
 
-def _first(connection: sqlite3.Connection) -> None:
-    for statement in _FIRST.split(";\n"):
+_SECOND = """
+ALTER TABLE image ADD COLUMN result_bytes INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE seen RENAME TO old_seen;
+CREATE TABLE seen (
+    path BLOB PRIMARY KEY,
+    bytes INTEGER NOT NULL,
+    modified_ns INTEGER NOT NULL,
+    inode INTEGER NOT NULL,
+    image_id INTEGER REFERENCES image (id)
+);
+INSERT INTO seen SELECT CAST(path AS BLOB), bytes, modified_ns, inode, image_id FROM old_seen;
+DROP TABLE old_seen;
+"""
+"""Paths are bytes, since a name may be in any encoding; results count towards the quota."""
+
+
+def _run(statements: str, connection: sqlite3.Connection) -> None:
+    for statement in statements.split(";\n"):
         if statement.strip():
             connection.execute(statement)
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first,)
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
+    partial(_run, _FIRST),
+    partial(_run, _SECOND),
+)
 """Number n of these makes version n + 1 of version n; a released one is never changed."""
 
 

@@ -132,6 +132,14 @@ class Spool:
         """The folder of an image's results."""
         return self.folder / "results" / content_sha256[:2] / content_sha256
 
+    def results_size(self, content_sha256: str) -> int:
+        """Bytes of an image's results; 0 where there are none."""
+        folder = self.results(content_sha256)
+        try:
+            return sum(path.stat().st_size for path in folder.iterdir())
+        except OSError:
+            return 0
+
     def relative(self, path: Path) -> str:
         """A path as the ledger names it."""
         return path.relative_to(self.folder).as_posix()

@@ -16,8 +16,9 @@ from deepcovid_edge.cart.config import CartSettings
 from deepcovid_edge.cart.pictures import write_map_picture, write_pictures
 from deepcovid_edge.cart.store.image_header import read_image_header
 from deepcovid_edge.cart.store.spool import Spool, sync_folder
+from deepcovid_edge.cart.work.assessor import hash_unless_unreadable
 from deepcovid_edge.decision.record import Prediction
-from deepcovid_edge.files import file_sha256
+from deepcovid_edge.errors import DataError
 from deepcovid_edge.heatmaps.explainer import HeatMapMaker, HeatMapSettings, HeatMapWriter
 from deepcovid_edge.model import Model
 from deepcovid_edge.pipeline.reader import PreparedImage, Read, Reading
@@ -81,7 +82,13 @@ class Assessor:
             self._not_assessed(request) if request.reason else self._predict(request, folder)
         )
         _sync(folder)
-        objects = [*self._objects(request, prediction)] if request.is_dicom else []
+        objects = []
+        if request.is_dicom:
+            try:
+                objects = [*self._objects(request, prediction)]
+            except DataError:  # no object is built of a header that cannot be read
+                if prediction.reason is None:
+                    raise
         return {"record": prediction.as_dict(), "objects": objects}
 
     def _predict(self, request: AssessmentRequest, folder: Path) -> Prediction:
@@ -105,11 +112,11 @@ class Assessor:
             write_map_picture(folder, overlay, image.radiograph, self.model.manifest.input)
 
     def _not_assessed(self, request: AssessmentRequest) -> Prediction:
-        reason = Reason.of(str(request.reason))
+        sha256, reason = hash_unless_unreadable(request.path, Reason.of(str(request.reason)))
         return Prediction(
             str(request.path),
             self.model.facts,
-            sha256=file_sha256(request.path),
+            sha256=sha256,
             reason=reason.code,
             message=reason.sentence,
         )

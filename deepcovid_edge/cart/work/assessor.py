@@ -15,7 +15,7 @@ from deepcovid_edge.cart.config import CartConfig
 from deepcovid_edge.cart.store.images import BuiltObject, ClaimedImage, Settled
 from deepcovid_edge.cart.store.spool import SpoolFullError
 from deepcovid_edge.device.child_process import Patience, StalledError, end, ending_with_this
-from deepcovid_edge.errors import DeepCovidEdgeError, OutputError, one_line
+from deepcovid_edge.errors import DeepCovidEdgeError, NotThereError, OutputError, one_line
 from deepcovid_edge.files import Closing, file_sha256
 from deepcovid_edge.reasons import Reason
 
@@ -117,10 +117,11 @@ class AssessorProcess(Closing):
 
     def not_assessed(self, image: ClaimedImage, reason: Reason) -> Settled:
         """A record without objects, of an image that ends every assessor, even unread."""
+        sha256, reason = hash_unless_unreadable(image.path, reason)
         record = {
             **self.template,
             "path": str(image.path),
-            "sha256": file_sha256(image.path),
+            "sha256": sha256,
             "reason": reason.code,
             "message": reason.sentence,
         }
@@ -181,3 +182,11 @@ class AssessorProcess(Closing):
                     stream.close()
                 except OSError:  # a request that nobody reads any more
                     continue
+
+
+def hash_unless_unreadable(path: Path, reason: Reason) -> tuple[str | None, Reason]:
+    """SHA-256 of an image that is not assessed, and why: a file that cannot be read has none."""
+    try:
+        return file_sha256(path), reason
+    except NotThereError:
+        return None, Reason.UNREADABLE

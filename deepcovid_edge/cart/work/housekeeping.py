@@ -19,7 +19,7 @@ from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.retention import RetentionSettings, delete_old
 from deepcovid_edge.cart.store.spool import Spool, SpoolFullError
 from deepcovid_edge.device.service import log
-from deepcovid_edge.errors import DeepCovidEdgeError, OutputError, one_line
+from deepcovid_edge.errors import OutputError, one_line
 
 LOOK_SECONDS = 30.0
 BACKUP_HOUR = 2
@@ -60,42 +60,46 @@ class Housekeeping:
 
     def _run(self) -> None:
         while not self.stop.is_set():
-            try:
-                self.look()
-            except DeepCovidEdgeError as error:
-                log("housekeeping", error=one_line(error))
+            self.look()
             # Associations leave cycles of objects; by itself Python lets megabytes of them pile up.
             gc.collect()
             self.stop.wait(LOOK_SECONDS)
 
     def look(self) -> None:
-        """Look once."""
+        """Look once. Where one thing fails, by a disk or a share, the others are done."""
+        for step in (
+            self._delete_old,
+            self.spool.fill_ballast,
+            self._back_up,
+            self._look_at_disk,
+            self._look_at_destinations,
+            self._look_at_clock,
+            self._look_for_images,
+            self._look_at_certificates,
+            *([self._further] if self._further else []),
+        ):
+            try:
+                step()
+            except Exception as error:
+                log("housekeeping", step=getattr(step, "__name__", ""), error=one_line(error))
+
+    def _delete_old(self) -> None:
         committing = tuple(one.name for one in self.config.destinations if one.commitment)
         settings = self.config.cart
         kept = RetentionSettings(settings.keep_days, settings.quota_mib, committing)
         if deleted := delete_old(self.ledger, self.spool, kept):
             log("deleted", images=deleted)
-        self.spool.fill_ballast()
-        self._back_up()
-        self._look_at_disk()
-        self._look_at_destinations()
-        self._look_at_clock()
-        self._look_for_images()
-        for path in _certificates(self.config):
-            self._look_at_certificate(path)
-        if self._further:
-            self._further()
 
     def _back_up(self) -> None:
         """Copy the ledger once a night; at the first start at once."""
         settings = self.config.cart
         folder = settings.backup or self.spool.folder / FOLDER_NAME
-        if not settings.backup_keep or not _is_due(newest(folder)):
-            return
         code = AlertCode.BACKUP.code
         try:
+            if not settings.backup_keep or not _is_due(newest(folder)):
+                return
             copy = back_up(self.spool.folder, folder, settings.backup_keep)
-        except OutputError as error:
+        except (OutputError, OSError) as error:
             self.ledger.raise_alert(code, code, why=one_line(error))
             return
         log("backup", copy=copy.name)
@@ -142,14 +146,15 @@ class Housekeeping:
         else:
             self.ledger.raise_alert("clock", AlertCode.CLOCK.code, year=time.gmtime().tm_year)
 
-    def _look_at_certificate(self, path: Path) -> None:
-        key = f"certificate {path.name}"
-        ends = certificate_end(path)
-        if ends and ends - datetime.now(timezone.utc) > timedelta(days=_CERTIFICATE_DAYS):
-            self.ledger.clear_alert(key)
-        else:
+    def _look_at_certificates(self) -> None:
+        for of, path in _certificates(self.config).items():
+            key = f"certificate {of}"
+            ends = certificate_end(path)
+            if ends and ends - datetime.now(timezone.utc) > timedelta(days=_CERTIFICATE_DAYS):
+                self.ledger.clear_alert(key)
+                continue
             when = ends.date().isoformat() if ends else "cannot be read"
-            self.ledger.raise_alert(key, AlertCode.CERTIFICATE.code, file=path.name, ends=when)
+            self.ledger.raise_alert(key, AlertCode.CERTIFICATE.code, file=str(path), ends=when)
 
 
 def _is_due(copy: Path | None) -> bool:
@@ -162,10 +167,12 @@ def _is_due(copy: Path | None) -> bool:
     )
 
 
-def _certificates(config: CartConfig) -> list[Path]:
-    found = [config.receive.certificate, *(one.certificate for one in config.destinations)]
-    found.append(config.page.certificate if config.page else None)
-    return sorted({path for path in found if path})
+def _certificates(config: CartConfig) -> dict[str, Path]:
+    """The certificates of the cart, each by what it is for: files may share a name."""
+    found = {f"destination {one.name}": one.certificate for one in config.destinations}
+    found["receive"] = config.receive.certificate
+    found["page"] = config.page.certificate if config.page else None
+    return {of: path for of, path in found.items() if path}
 
 
 def certificate_end(path: Path) -> datetime | None:

@@ -17,14 +17,17 @@ _STOP_SECONDS = 10.0
 
 
 def work(config: CartConfig, stop: threading.Event) -> None:
-    """Assessor and send until the stop. One process does so for a spool; a second one waits.
+    """Assess and send until the stop. One process does so for a spool; a second one waits.
 
     Raises:
         OutputError: The spool cannot be written, or another process works on it.
         NewerLedgerError: The ledger is of a newer version of this program.
     """
     ledger, spool = open_store(config.cart)
-    with ledger, locked(spool.folder, "work", lambda text: log("waiting", why=text)):
+    waits = locked(spool.folder, "work", lambda text: log("waiting", why=text), stop)
+    with ledger, waits as is_held:
+        if not is_held:
+            return
         outbox = Outbox(config, ledger, spool)
         drift = DriftWatch(config, ledger)
         house = Housekeeping(config, ledger, spool, stop, drift.look)

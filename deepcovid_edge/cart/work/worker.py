@@ -202,7 +202,10 @@ class Worker(Closing):
 
     def _give_up(self, image: ClaimedImage, why: str) -> None:
         """Give up an image that no assessor survives, and keep it aside."""
-        self.spool.quarantine(image.content_sha256, image.path.suffix)
+        try:
+            self.spool.quarantine(image.content_sha256, image.path.suffix)
+        except OSError as error:
+            log("not kept aside", image=image.image_id, why=one_line(error))
         assessor = self._ready()
         if assessor is None:  # the model is gone too: assessed again when there is one
             self.images.give_back(image, why, counts=False)

@@ -395,6 +395,14 @@ def test_drain_does_not_wait_and_counts_what_is_left(store: Store) -> None:
         assert len(pacs.arrived) == 6
 
 
+def test_drain_of_a_stopped_cart_sends_what_waits_after_failures(store: Store) -> None:
+    fill(store)
+    with store.ledger.transaction() as now:
+        now.execute("UPDATE outbox SET tries = 5, next_try = ?", (time.time() + 600,))
+    with scripted() as pacs:
+        assert make(store, pacs.port).drain(10.0) == 0
+
+
 def test_drain_asks_the_process_that_sends(store: Store, start: Callable[..., Outbox]) -> None:
     fill(store)
     port = free_port()

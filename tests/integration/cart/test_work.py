@@ -129,6 +129,28 @@ def test_a_assessor_that_hangs_is_ended_in_time(
     assert store.states()[-1] == "assessed"
 
 
+@pytest.mark.parametrize("fault", ["gone", "unreadable"])
+def test_an_image_that_cannot_be_read_any_more_is_not_assessed_and_the_next_one_is(
+    worker: Worker, store: Store, fault: str
+) -> None:
+    number = 30 + 2 * (fault == "gone")
+    take(store, number)
+    take(store, number + 1)
+    row = store.ledger.row("SELECT * FROM image WHERE state = 'received' ORDER BY id")
+    assert row is not None
+    path = store.spool.image(row["content_sha256"], row["suffix"])
+    path.unlink()
+    if fault == "unreadable":
+        path.mkdir()  # read(2) fails, as on a broken disk
+    for _ in range(2):
+        assessor_of(worker)
+        assert worker.assess_next()
+    assert store.states()[-2:] == ["not_assessed", "assessed"]
+    (result,) = store.ledger.rows("SELECT record FROM result WHERE image_id = ?", row["id"])
+    record = json.loads(result["record"])
+    assert (record["reason"], record["sha256"]) == ("E_UNREADABLE", None)
+
+
 def test_a_assessor_ends_with_its_worker(config: CartConfig) -> None:
     program = (
         "import os, sys, pathlib\n"

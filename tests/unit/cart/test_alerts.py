@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import threading
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -14,7 +15,13 @@ from click.testing import CliRunner
 
 from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.commands import command
-from deepcovid_edge.cart.config import CartConfig, CartSettings, ReceiveSettings, read_config
+from deepcovid_edge.cart.config import (
+    CartConfig,
+    CartSettings,
+    PageSettings,
+    ReceiveSettings,
+    read_config,
+)
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
 from deepcovid_edge.cart.work import housekeeping
@@ -112,6 +119,48 @@ def test_a_certificate_that_ends_soon_is_told(tmp_path: Path) -> None:
     receive = ReceiveSettings(folders=(tmp_path,), certificate=file, key=file)
     config = CartConfig(tmp_path / "cart.toml", settings, receive)
     assert look(config, tmp_path / "spool", SpoolSettings(0, 0.0, 0)) == {"certificate"}
+
+
+def test_certificates_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    receive, page = (tmp_path / part / "cert.pem" for part in ("receive", "page"))
+    for path in (receive, page):
+        path.parent.mkdir()
+    page.write_text("no certificate")
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "400"]
+    command += ["-subj", "/CN=cart", "-keyout", str(tmp_path / "key.pem"), "-out", str(receive)]
+    subprocess.run(command, check=True, capture_output=True)
+    config = CartConfig(
+        tmp_path / "cart.toml",
+        CartSettings(tmp_path / "spool"),
+        ReceiveSettings(folders=(tmp_path,), certificate=receive, key=receive),
+        page=PageSettings(certificate=page, key=page),
+    )
+    with open_store(tmp_path / "spool") as store:
+        house = Housekeeping(config, store.ledger, store.spool, threading.Event())
+        for _ in range(3):
+            house.look()
+        (told,) = store.ledger.rows("SELECT detail FROM event WHERE kind = 'alert'")
+    assert json.loads(told["detail"])["file"] == str(page)
+
+
+def test_what_fails_keeps_nothing_else_from_being_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tmp_path, backup="b" * 300)  # stat(2) fails: the name is too long
+
+    def fails(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(housekeeping, "delete_old", fails)
+    monkeypatch.setattr(housekeeping, "LOOK_SECONDS", 0.01)
+    done, stop = threading.Semaphore(0), threading.Event()
+    with open_store(tmp_path / "spool") as store:
+        house = Housekeeping(config, store.ledger, store.spool, stop, done.release)
+        house.start()
+        assert all(done.acquire(timeout=10) for _ in range(2)), "the thread goes on"
+        stop.set()
+        house.join(10)
+        assert codes(store.ledger) == {"backup"}
 
 
 def test_the_ballast_is_there_after_a_look(tmp_path: Path) -> None:

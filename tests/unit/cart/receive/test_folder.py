@@ -21,7 +21,10 @@ from deepcovid_edge.cart.store.intake import Intake
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.spool import Spool, SpoolFullError, SpoolSettings
 from deepcovid_edge.device import shares
+from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.dicom.syntaxes import DEFLATED, IMPLICIT
+from deepcovid_edge.imaging.files import FileBytes, read_bytes
+from deepcovid_edge.reasons import Reason
 
 
 class Place:
@@ -292,6 +295,77 @@ def test_a_folder_below_without_permission_stops_nothing(place: Place) -> None:
     (place.folder / "closed").mkdir(mode=0o000)
     (place.folder / "a.dcm").write_bytes(make_image())
     assert place.scan(2) == 1
+
+
+def test_a_name_in_another_encoding_stops_nothing(tmp_path: Path, ledger: Ledger) -> None:
+    place = Place(tmp_path, ledger)
+    path = Path(os.fsdecode(os.fsencode(place.folder) + b"/t\xf3rax.dcm"))
+    path.write_bytes(make_image(1))
+    (place.folder / "a.dcm").write_bytes(make_image(2))
+    assert place.scan(2) == 2
+    place.start()
+    assert place.scan(3) == 0, "it is known after a restart"
+    names = [row["file_name"] for row in ledger.rows("SELECT file_name FROM who ORDER BY image_id")]
+    assert names == ["t?rax.dcm", "a.dcm"]
+    path.unlink()
+    place.scan()
+    assert len(ledger.rows("SELECT * FROM seen")) == 1
+
+
+def test_what_cannot_be_read_is_told_and_taken_once_it_can_be(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = read_bytes
+
+    def closed(path: Path) -> FileBytes:
+        if path.name == "closed.dcm":
+            raise NotAssessedError(Reason.UNREADABLE, "Permission denied")
+        return read(path)
+
+    (place.folder / "closed.dcm").write_bytes(make_image(1))
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "read_bytes", closed)
+        assert place.scan(400) == 0
+        assert place.alerts() == ["files_unread"]
+        assert "closed" not in "".join(place.events("alert")), "names may be of patients"
+        assert len(place.events("alert")) == 1
+        (place.folder / "a.dcm").write_bytes(make_image(2))
+        assert place.scan(2) == 1, "others are taken"
+    assert place.scan(2) == 1
+    assert place.alerts() == []
+    assert place.scan(400) == 0
+
+
+def test_a_link_that_leads_to_itself_is_told_and_stops_nothing(place: Place) -> None:
+    (place.folder / "loop.dcm").symlink_to("loop.dcm")
+    (place.folder / "a.dcm").write_bytes(make_image())
+    assert place.scan(2) == 1
+    place.scan(400)
+    assert place.alerts() == ["files_unread"]
+    (place.folder / "loop.dcm").unlink()
+    place.scan(2)
+    assert place.alerts() == []
+
+
+def test_a_fault_over_one_file_keeps_no_other_from_being_taken(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = place.intake.take_file
+
+    def fails(data: bytes, *, name: str, **more: Any) -> Any:
+        if name == "0.dcm":
+            raise ValueError("a fault of the program")
+        return take(data, name=name, **more)
+
+    monkeypatch.setattr(place.intake, "take_file", fails)
+    for number in range(3):
+        path = place.folder / f"{number}.dcm"
+        path.write_bytes(make_image(number))
+        os.utime(path, (1000 + number, 1000 + number))
+    assert place.scan(2) == 2
+    place.scan(400)
+    assert place.alerts() == ["files_unread"]
+    assert '"why": "ValueError"' in place.events("alert")[0]
 
 
 def test_pictures_are_images_too(place: Place, pictures: Any) -> None:

@@ -18,6 +18,7 @@ from whole_cart import KANARI
 from deepcovid_edge.cart.commands import command
 from deepcovid_edge.cart.config import read_config
 from deepcovid_edge.cart.store.backup import back_up, newest, restore
+from deepcovid_edge.cart.store.deliveries import Deliveries
 from deepcovid_edge.cart.store.images import Settled
 from deepcovid_edge.cart.store.ledger import LEDGER_NAME
 from deepcovid_edge.cart.store.opening import open_store as open_as_a_role
@@ -156,6 +157,28 @@ def test_images_that_were_deleted_since_are_expired(store: Store, tmp_path: Path
     restore(store.spool, copy)
     with open_store(store.spool.folder) as restored:
         assert restored.states() == ["expired", "received"]
+
+
+def test_what_expired_after_a_copy_is_not_waited_for(store: Store, tmp_path: Path) -> None:
+    copy = back_up(store.spool.folder, tmp_path / "copies", keep=7)
+    row = store.ledger.row("SELECT content_sha256, suffix FROM image WHERE id = 1")
+    assert row is not None
+    store.spool.delete(row["content_sha256"], row["suffix"])
+    restore(store.spool, copy)
+    with open_store(store.spool.folder) as restored:
+        assert Deliveries(restored.ledger, restored.spool).due("pacs") == []
+        assert restored.ledger.rows("SELECT * FROM outbox WHERE state = 'queued'") == []
+
+
+def test_an_expired_image_of_a_copy_that_came_again_since_is_none(
+    store: Store, tmp_path: Path
+) -> None:
+    with store.ledger.transaction() as now:
+        now.execute("UPDATE image SET state = 'expired'")
+    copy = back_up(store.spool.folder, tmp_path / "copies", keep=7)
+    assert restore(store.spool, copy) == 0
+    with open_store(store.spool.folder) as restored:
+        assert restored.states() == ["assessed", "received"]
 
 
 def test_a_lost_ledger_is_restored_by_the_command(store: Store, tmp_path: Path) -> None:

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+import numpy as np
 import pytest
-from cart_store import DESTINATIONS, ROOMY, Store, make_image, open_store
+from cart_store import DESTINATIONS, FOLDER, ROOMY, Store, make_image, open_store
+from dicom_files import DX, EXPLICIT, dataset, written
 
 from deepcovid_edge.cart.config import CartSettings
 from deepcovid_edge.cart.store import opening
 from deepcovid_edge.cart.store.clock import is_plausible
 from deepcovid_edge.cart.store.deliveries import Deliveries
 from deepcovid_edge.cart.store.images import Settled
+from deepcovid_edge.cart.store.intake import Arrival
 from deepcovid_edge.cart.store.ledger import LEDGER_NAME
 from deepcovid_edge.cart.store.rebuild import RECORD_NAME, note_unknown, settled_text
 from deepcovid_edge.cart.store.retention import RetentionSettings, delete_old
+from deepcovid_edge.cart.store.schema import MIGRATIONS
+from deepcovid_edge.imaging.dicom.syntaxes import IMPLICIT, file_meta_end
+
+UNREADABLE = "E_UNREADABLE"
+AE = Arrival("ae", "127.0.0.1", "CONSOLE")
 
 
 @pytest.fixture
@@ -47,6 +58,86 @@ def test_nothing_is_deleted_before_every_destination_has_it(store: Store) -> Non
     assert files_of(store, "images") == 2
     assert files_of(store, "results") == 2
     assert [row["image_id"] for row in store.ledger.rows("SELECT image_id FROM who")] == [2, 3]
+
+
+def expire(store: Store, image_id: int) -> None:
+    """As retention does, once everything is sent."""
+    send_all(store, image_id)
+    assert delete_old(store.ledger, store.spool, RetentionSettings(0, 0)) == 1
+
+
+def test_nothing_of_an_expired_image_is_sent_or_asked_about_again(store: Store) -> None:
+    store.take()
+    store.assess()
+    expire(store, 1)
+    outbox = Deliveries(store.ledger, store.spool)
+    assert outbox.resend(1) == 0
+    assert outbox.uncommitted("pacs") == []
+    with store.ledger.transaction() as now:
+        now.execute("UPDATE outbox SET state = 'queued'")
+    assert outbox.due("pacs") == []
+
+
+def test_an_expired_image_that_is_taken_again_is_stored_and_assessed_anew(store: Store) -> None:
+    store.take(PatientName="Anna")
+    store.assess()
+    expire(store, 1)
+    again = store.take(PatientName="Anna")
+    assert (again.image_id, again.is_new) == (1, False)
+    assert store.states() == ["received"]
+    assert files_of(store, "images") == 1
+    assert store.ledger.row("SELECT 1 FROM who WHERE image_id = 1 AND name = 'Anna'")
+    claimed = store.assess()
+    assert (claimed.image_id, claimed.tries) == (1, 1)
+    assert len(store.ledger.rows("SELECT * FROM object")) == 2
+    outbox = Deliveries(store.ledger, store.spool)
+    assert outbox.due("pacs") == [], "it was sent before"
+    assert outbox.resend(1) == 2
+    assert all(
+        hashlib.sha256(one.path.read_bytes()).hexdigest() == one.sha256
+        for one in outbox.due("pacs")
+    )
+
+
+def test_an_image_that_is_taken_again_while_it_expires_keeps_its_file(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.take()
+    store.assess()
+    send_all(store, 1)
+    event = store.ledger.event
+
+    def expire_and_take(what: str, image_id: int | None = None, **detail: object) -> None:
+        event(what, image_id, **detail)
+        if what == "expired":
+            store.ledger._connection.execute("COMMIT")
+            store.ledger._connection.execute("BEGIN IMMEDIATE")
+            store.take()
+
+    monkeypatch.setattr(store.ledger, "event", expire_and_take)
+    delete_old(store.ledger, store.spool, RetentionSettings(0, 0))
+    assert store.states() == ["received"]
+    assert files_of(store, "images") == 1
+
+
+@pytest.mark.parametrize("loss", ["gone", "unreadable"])
+def test_an_image_whose_file_was_lost_is_stored_when_it_comes_again(
+    store: Store, loss: str
+) -> None:
+    store.take()
+    (kept,) = (store.spool.folder / "images").rglob("*.dcm")
+    kept.unlink()
+    if loss == "unreadable":
+        kept.symlink_to("/proc/self/mem")
+        claimed = store.images.claim()
+        assert claimed is not None
+        store.images.settle(claimed, Settled({**_record(), "decision": None, "reason": UNREADABLE}))
+    assert not store.take().is_new
+    assert store.states() == ["received"]
+    assert kept.read_bytes() == make_image()
+    store.assess()
+    assert store.states() == ["assessed"]
+    assert [row["decision"] for row in store.ledger.rows("SELECT * FROM result")] == ["negative"]
 
 
 def test_where_commitment_is_asked_for_an_image_waits_for_it(store: Store) -> None:
@@ -86,9 +177,55 @@ def test_an_image_of_a_wrong_clock_does_not_go_when_the_clock_is_set_right(
 
 
 def settle_at(store: Store, moment: datetime) -> None:
+    """As if all had been settled, and sent, at a moment."""
     with store.ledger.transaction() as now:
         text = moment.isoformat(timespec="milliseconds")
         now.execute("UPDATE image SET settled_utc = ?", (text,))
+        now.execute("UPDATE outbox SET changed_utc = ?", (text,))
+
+
+def test_the_days_begin_when_every_destination_has_it(store: Store) -> None:
+    store.take()
+    store.assess()
+    settle_at(store, datetime.now(timezone.utc) - timedelta(days=20))
+    send_all(store, 1)  # after an outage
+    assert delete_old(store.ledger, store.spool, RetentionSettings(7, 0)) == 0
+    assert store.states() == ["assessed"]
+
+
+def test_an_image_that_goes_nowhere_is_kept_for_its_days_too(store: Store) -> None:
+    store.take()
+    store.assess(kinds=())
+    assert delete_old(store.ledger, store.spool, RetentionSettings(1, 0)) == 0
+    settle_at(store, datetime.now(timezone.utc) - timedelta(days=2))
+    assert delete_old(store.ledger, store.spool, RetentionSettings(1, 0)) == 1
+
+
+def test_results_count_towards_the_quota(store: Store) -> None:
+    for number in range(2):
+        store.take(number)
+        claimed = store.images.claim()
+        assert claimed is not None
+        store.spool.store([bytes(1 << 20)], store.spool.results(claimed.content_sha256) / "map")
+        store.images.settle(claimed, Settled(_record()))
+    assert delete_old(store.ledger, store.spool, RetentionSettings(99, 3)) == 0
+    assert delete_old(store.ledger, store.spool, RetentionSettings(99, 2)) == 1
+    assert store.states() == ["expired", "assessed"]
+
+
+def test_a_ledger_of_the_first_version_becomes_one_of_this(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / LEDGER_NAME)) as old:
+        MIGRATIONS[0](old)
+        old.execute("INSERT INTO seen VALUES ('/in/é.png', 1, 2, 3, NULL)")
+        old.execute("PRAGMA user_version = 1")
+        old.commit()
+    with open_store(tmp_path) as store:
+        store.take()
+        store.assess()
+        row = store.ledger.row("SELECT result_bytes, path FROM image, seen")
+        assert row is not None
+        assert row["result_bytes"] > 0
+        assert row["path"] == "/in/é.png".encode()
 
 
 def test_over_the_quota_the_oldest_done_images_go_first(store: Store) -> None:
@@ -96,7 +233,7 @@ def test_over_the_quota_the_oldest_done_images_go_first(store: Store) -> None:
         store.take(number)
         store.assess()
     with store.ledger.transaction() as now:
-        now.execute("UPDATE image SET bytes = 1 << 20")
+        now.execute("UPDATE image SET bytes = 1 << 20, result_bytes = 0")
     for image_id in (2, 3, 4):  # the first is not sent: it stays, whatever the quota
         send_all(store, image_id)
     assert delete_old(store.ledger, store.spool, RetentionSettings(99, 2)) == 2
@@ -150,6 +287,41 @@ def _damage(ledger: Path, how: str) -> None:
         ledger.write_bytes(b"\xff" * 4096 + whole[4096:])
     else:  # one page in the middle: SQLite opens it and finds out only when it checks
         ledger.write_bytes(whole[:8192] + b"\xff" * 4096 + whole[12288:])
+
+
+@pytest.mark.parametrize("how", ["other encoding", "meta elements"])
+def test_an_image_that_is_not_as_it_was_negotiated_is_in_a_new_ledger(
+    tmp_path: Path, how: str
+) -> None:
+    image = dataset(np.zeros((4, 4), np.uint16), SOPInstanceUID="2.25.1001")
+    whole = written(image, IMPLICIT if how == "other encoding" else EXPLICIT)
+    data = whole[132 if how == "meta elements" else file_meta_end(whole) :]
+    settings = CartSettings(tmp_path, floor_mib=0, floor_share=0.0, ballast_mib=0)
+    with open_store(tmp_path) as store:
+        taken = store.intake.take_dataset(
+            data, sop_class=DX, sop_uid="2.25.1001", syntax=EXPLICIT, arrival=AE
+        )
+        again = store.intake.take_file(whole, name="a.dcm", arrival=FOLDER)
+        assert (again.image_id, again.is_new) == (taken.image_id, False)
+    (tmp_path / LEDGER_NAME).unlink()
+    ledger, _ = opening.open_store(settings)
+    with ledger:
+        assert not ledger.row("SELECT 1 FROM event WHERE kind = 'not rebuilt'")
+        assert len(ledger.rows("SELECT * FROM image")) == 1
+
+
+def test_an_image_that_cannot_be_read_stops_no_new_ledger(tmp_path: Path) -> None:
+    settings = CartSettings(tmp_path, floor_mib=0, floor_share=0.0, ballast_mib=0)
+    with open_store(tmp_path) as store:
+        store.take(1)
+        store.take(2)
+        broken = sorted((tmp_path / "images").rglob("*.dcm"))[0]
+        broken.unlink()
+        broken.symlink_to("/proc/self/mem")  # whose first byte gives EIO
+    (tmp_path / LEDGER_NAME).unlink()
+    ledger, _ = opening.open_store(settings)
+    with ledger:
+        assert len(ledger.rows("SELECT * FROM image")) == 1
 
 
 def test_a_damaged_image_is_left_out_of_a_new_ledger(tmp_path: Path) -> None:

@@ -17,8 +17,14 @@ from deepcovid_edge.cart.store.images import ClaimedImage, Settled
 from deepcovid_edge.cart.store.rebuild import RECORD_NAME
 from deepcovid_edge.cart.store.spool import SpoolFullError
 from deepcovid_edge.cart.work import worker as worker_module
-from deepcovid_edge.cart.work.assessor import AssessorCrashedError, AssessorFailedError
+from deepcovid_edge.cart.work.assessor import (
+    AssessorCrashedError,
+    AssessorFailedError,
+    hash_unless_unreadable,
+)
+from deepcovid_edge.cart.work.role import work
 from deepcovid_edge.cart.work.worker import Worker
+from deepcovid_edge.files import locked
 from deepcovid_edge.reasons import Reason
 
 PACS = Destination("pacs", "PACS", "127.0.0.1")
@@ -50,8 +56,9 @@ class FakeAssessor:
         made = record(None if reason else "positive")
         return Settled({**made, "reason": reason and reason.code}, [], destinations)
 
-    def not_assessed(self, _image: ClaimedImage, reason: Reason) -> Settled:
-        return Settled({**self.template, "reason": reason.code})
+    def not_assessed(self, image: ClaimedImage, reason: Reason) -> Settled:
+        sha256, reason = hash_unless_unreadable(image.path, reason)
+        return Settled({**self.template, "sha256": sha256, "reason": reason.code})
 
     def close(self) -> None:
         """Nothing to end."""
@@ -105,6 +112,24 @@ def test_an_image_that_ends_every_assessor_is_refused_after_three_tries(
     assert (row["reason"], row["tries"]) == ("E_DECODE", 3)
     assert len([*(store.spool.folder / "quarantine").iterdir()]) == 1
     assert store.ledger.row("SELECT 1 FROM alert WHERE code = 'quarantined'")
+
+
+def test_an_image_whose_file_is_gone_holds_up_no_other(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeAssessor, "crashes_on", {1})
+    monkeypatch.setattr(FakeAssessor, "also_unread", True)
+    store.take(1)
+    store.take(2)
+    worker = worker_of(store)
+    (image,) = store.ledger.rows("SELECT * FROM image WHERE id = 1")
+    store.spool.image(image["content_sha256"], image["suffix"]).unlink()
+    (store.spool.folder / "quarantine").rmdir()  # nor can it be kept aside
+    assess_all(worker)
+    assert store.states() == ["not_assessed", "assessed"]
+    (result,) = store.ledger.rows("SELECT record FROM result WHERE image_id = 1")
+    record = json.loads(result["record"])
+    assert (record["reason"], record["sha256"]) == ("E_UNREADABLE", None)
 
 
 def test_an_image_is_not_given_up_because_the_cart_was_ended_while_it_was_assessed(
@@ -194,3 +219,17 @@ def test_it_ends_when_another_role_has_made_the_ledger_again(store: Store) -> No
     opening.move_aside(store.spool.folder, "damaged")
     worker_of(store).run()
     assert store.states() == ["received"]
+
+
+def test_one_that_waits_for_another_ends_when_it_is_to_stop(store: Store) -> None:
+    stop = threading.Event()
+    config = worker_of(store).config
+    with locked(store.spool.folder, "work"):
+        waiting = threading.Thread(target=work, args=(config, stop), daemon=True)
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()
+        stop.set()
+        waiting.join(5)
+        assert not waiting.is_alive()
+    assert FakeAssessor.started == 0
