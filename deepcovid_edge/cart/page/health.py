@@ -26,7 +26,8 @@ _OF_SENDERS = {
     AlertCode.NO_IMAGE.code,
     AlertCode.FOLDER_GONE.code,
 }
-_OF_THE_ASSESSOR = {AlertCode.ASSESSOR_STOPPED.code, AlertCode.SELF_TEST.code}
+_ASSESSOR_KEY = "assessor"
+"""Of the alert that the worker raises while it can start no assessor, whatever its code."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,12 @@ def lights(config: CartConfig, ledger: Ledger, spool: Spool) -> list[Light]:
     """How each part of the cart does, from the ledger and the disk."""
     raised = {(row["code"], row["key"]) for row in ledger.rows("SELECT code, key FROM alert")}
     codes = {code for code, _ in raised}
+    keys = {key for _, key in raised}
     return [
         Light("images", LOOK, "light.look")
         if codes & _OF_SENDERS
         else Light("images", OK, "light.ok"),
-        _assessor(ledger, codes),
+        _assessor(ledger, keys),
         *(_destination(ledger, one.name, raised) for one in config.destinations),
         _disk(spool),
         Light("clock", OK, "light.ok")
@@ -71,8 +73,8 @@ def lights(config: CartConfig, ledger: Ledger, spool: Spool) -> list[Light]:
     ]
 
 
-def _assessor(ledger: Ledger, codes: set[str]) -> Light:
-    if codes & _OF_THE_ASSESSOR or not assessor_is_alive(ledger):
+def _assessor(ledger: Ledger, keys: set[str]) -> Light:
+    if _ASSESSOR_KEY in keys or not assessor_is_alive(ledger):
         return Light("assessor", BAD, "light.stopped")
     row = ledger.row("SELECT count(*) AS n FROM image WHERE state IN (?, ?)", RECEIVED, ASSESSING)
     if waiting := row["n"] if row else 0:
@@ -134,7 +136,8 @@ def obstacles(ledger: Ledger, writing: Ledger, spool: Spool) -> Sequence[str]:
             pass
     except LedgerBusyError:
         found.append("ledger")
-    if not assessor_is_alive(ledger):
+    has_none = ledger.row("SELECT 1 FROM alert WHERE key = ?", _ASSESSOR_KEY)
+    if has_none or not assessor_is_alive(ledger):
         found.append("assessor")
     if _disk(spool).state == BAD:
         found.append("disk")
