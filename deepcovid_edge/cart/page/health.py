@@ -58,12 +58,11 @@ def lights(config: CartConfig, ledger: Ledger, spool: Spool) -> list[Light]:
     """How each part of the cart does, from the ledger and the disk."""
     raised = {(row["code"], row["key"]) for row in ledger.rows("SELECT code, key FROM alert")}
     codes = {code for code, _ in raised}
-    keys = {key for _, key in raised}
     return [
         Light("images", LOOK, "light.look")
         if codes & _OF_SENDERS
         else Light("images", OK, "light.ok"),
-        _assessor(ledger, keys),
+        _assessor(ledger),
         *(_destination(ledger, one.name, raised) for one in config.destinations),
         _disk(spool),
         Light("clock", OK, "light.ok")
@@ -73,8 +72,8 @@ def lights(config: CartConfig, ledger: Ledger, spool: Spool) -> list[Light]:
     ]
 
 
-def _assessor(ledger: Ledger, keys: set[str]) -> Light:
-    if _ASSESSOR_KEY in keys or not assessor_is_alive(ledger):
+def _assessor(ledger: Ledger) -> Light:
+    if not assessor_works(ledger):
         return Light("assessor", BAD, "light.stopped")
     row = ledger.row("SELECT count(*) AS n FROM image WHERE state IN (?, ?)", RECEIVED, ASSESSING)
     if waiting := row["n"] if row else 0:
@@ -82,8 +81,10 @@ def _assessor(ledger: Ledger, keys: set[str]) -> Light:
     return Light("assessor", OK, "light.ok")
 
 
-def assessor_is_alive(ledger: Ledger) -> bool:
-    """Whether the worker has said so within a minute."""
+def assessor_works(ledger: Ledger) -> bool:
+    """Whether the worker has said so within a minute, and can start an assessor."""
+    if ledger.row("SELECT 1 FROM alert WHERE key = ?", _ASSESSOR_KEY):
+        return False
     said = ledger.get_meta(_ALIVE_KEY)
     return said is not None and abs(time.time() - float(said)) < ALIVE_SECONDS
 
@@ -136,8 +137,7 @@ def obstacles(ledger: Ledger, writing: Ledger, spool: Spool) -> Sequence[str]:
             pass
     except LedgerBusyError:
         found.append("ledger")
-    has_none = ledger.row("SELECT 1 FROM alert WHERE key = ?", _ASSESSOR_KEY)
-    if has_none or not assessor_is_alive(ledger):
+    if not assessor_works(ledger):
         found.append("assessor")
     if _disk(spool).state == BAD:
         found.append("disk")

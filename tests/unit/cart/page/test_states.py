@@ -86,6 +86,7 @@ def test_a_cart_whose_model_cannot_be_loaded_is_not_ready(tmp_path: Path, code: 
             if one.part == "assessor"
         ]
         assert (light.state, light.word) == (health.BAD, "light.stopped")
+        assert "assessor_alive 0" in found.reader.get("/metrics").text
         store.ledger.clear_alert("assessor")
         assert found.reader.get("/readyz").status == 200
 
