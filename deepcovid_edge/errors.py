@@ -11,6 +11,7 @@
     ├── EngineMismatchError
     ├── SettingsMismatchError
     ├── ServerMismatchError
+    ├── NewerLedgerError
     ├── NotAssessedError              (becomes a record)
     └── NotThereError
         ├── MissingDependencyError
@@ -81,6 +82,10 @@ class SettingsMismatchError(DeepCovidEdgeError):
 
 class ServerMismatchError(DeepCovidEdgeError):
     """Raised when a server runs another model, or its answer is not of what was sent."""
+
+
+class NewerLedgerError(DeepCovidEdgeError):
+    """Raised when the ledger of a cart was written by a newer version of this program."""
 
 
 class NotAssessedError(DeepCovidEdgeError):

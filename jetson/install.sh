@@ -25,7 +25,7 @@ environment that sees JetPack's tensorrt, and builds pycuda with JetPack's CUDA.
                         JetPack; asked for that package alone.  [$DEEPCOVID_EDGE_JETSON_INDEX]
   --cart                The cart too, as services of systemd; run it with sudo. The environment
                         is /opt/deepcovid-edge then, or another one outside of /home.
-  --kiosk               With --cart: the page on the board's own screen (packages cage and cog).
+  --kiosk, --no-kiosk   With --cart: the page on the board's own screen (packages cage and cog). [as it was]
   --yes-apt             Let apt-get install what JetPack lacks (with sudo).
   --dry-run             Print what would be run, change nothing.
   --root DIR            Read the release files below DIR, for tests.
@@ -63,7 +63,7 @@ parse_options() {
             --dry-run) dry_run=yes ;;
             --yes-apt) yes_apt=yes ;;
             --cart) cart=yes ;;
-            --kiosk) kiosk=(--kiosk) ;;
+            --kiosk | --no-kiosk) kiosk=("$1") ;;
             --venv | --wheel | --wheels | --onnxruntime | --jetson-index | --root)
                 [[ $# -ge 2 && -n $2 ]] || die $USAGE "$1: needs a value; see --help"
                 case "$1" in
@@ -86,11 +86,11 @@ parse_options() {
     fi
     [[ $venv == /* ]] || venv=$PWD/$venv
     [[ $cart == no ]] || extras="dicom,tensorrt,cart"
-    if [[ $cart == yes && $venv == @(/home|/root|/tmp)/* ]]; then
+    if [[ $cart == yes && $venv == @(/home|/root|/run/user|/tmp|/var/tmp)/* ]]; then
         die $USAGE "--venv: got $venv, which the cart's services do not see: choose one such as \
 /opt/deepcovid-edge"
     fi
-    [[ $cart == yes || ${#kiosk[@]} == 0 ]] || die $USAGE "--kiosk: needs --cart"
+    [[ $cart == yes || ${#kiosk[@]} == 0 ]] || die $USAGE "${kiosk[0]}: needs --cart"
     [[ $cart == no || $dry_run == yes ]] || ((EUID == 0)) ||
         die $USAGE "--cart: needs root: run it with sudo"
     [[ $onnxruntime == cpu || $onnxruntime == gpu ]] ||

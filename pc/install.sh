@@ -17,8 +17,9 @@ Installs deepcovid-edge into an environment and the cart as services of systemd 
   --venv DIR       The environment; the services see nothing below /home.  [/opt/deepcovid-edge]
   --wheel FILE     The deepcovid_edge wheel.     [that in --wheels, else the checkout around this]
   --wheels DIR     Without a network: every package comes from the wheels in DIR.
-  --gpu            ONNX Runtime for NVIDIA GPUs, and the GPU's devices for the assessor.
-  --kiosk          Show the page on this machine's own screen (packages cage and cog).
+  --gpu, --no-gpu  ONNX Runtime for NVIDIA GPUs, and the GPU's devices for the assessor. [as it was]
+  --kiosk, --no-kiosk
+                   Show the page on this machine's own screen (packages cage and cog).   [as it was]
   --no-start       Install, but do not start the cart.
   --dry-run        Print what would be run, change nothing.
   --help           This text.
@@ -40,7 +41,7 @@ run() { # COMMAND... printed, and run unless this is a dry run
     [[ $dry_run == yes ]] || "$@" || die 1 "that command failed: $(printf '%q ' "$@")"
 }
 
-venv=/opt/deepcovid-edge wheel="" wheels="" runtime=cpu dry_run=no
+venv=/opt/deepcovid-edge wheel="" wheels="" runtime="" dry_run=no
 cart=()
 
 parse_options() {
@@ -48,8 +49,9 @@ parse_options() {
         case "$1" in
             --help) usage && exit 0 ;;
             --dry-run) dry_run=yes ;;
-            --gpu) runtime=gpu && cart+=(--gpu) ;;
-            --kiosk | --no-start) cart+=("$1") ;;
+            --gpu) runtime=gpu && cart+=("$1") ;;
+            --no-gpu) runtime=cpu && cart+=("$1") ;;
+            --kiosk | --no-kiosk | --no-start) cart+=("$1") ;;
             --venv | --wheel | --wheels)
                 [[ $# -ge 2 && -n $2 ]] || die $USAGE "$1: needs a value; see --help"
                 case "$1" in
@@ -104,13 +106,31 @@ find_source() { # The wheel, or the checkout that this script lies in
     fi
 }
 
+in_environment() { # DISTRIBUTION
+    compgen -G "$venv/lib/python3*/site-packages/${1//-/_}-*.dist-info" >/dev/null
+}
+
+find_runtime() { # As chosen, else as it was; `other` is the one that writes the same files
+    if [[ -z $runtime ]]; then
+        runtime=cpu
+        ! in_environment onnxruntime-gpu || runtime=gpu
+    fi
+    other=onnxruntime-gpu
+    [[ $runtime == cpu ]] || other=onnxruntime
+}
+
 main() {
     parse_options "$@"
     check_machine
     find_source
+    find_runtime
     local from=() pip=("$venv/bin/python" -m pip install --disable-pip-version-check)
     [[ -z $wheels ]] || from=(--no-index --find-links "$wheels")
     [[ -x $venv/bin/python ]] || run python3 -m venv "$venv"
+    # A leftover of the other one breaks the one that is wanted.
+    if in_environment "$other"; then
+        run "$venv/bin/python" -m pip uninstall -y onnxruntime onnxruntime-gpu
+    fi
     run "${pip[@]}" "${from[@]}" "${source}[$runtime,dicom,cart]"
     # pip keeps what is there if the version is the same, even if the wheel is another one.
     run "${pip[@]}" "${from[@]}" --force-reinstall --no-deps "$source"

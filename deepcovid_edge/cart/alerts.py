@@ -97,11 +97,6 @@ class AlertCode(Enum):
         "The nightly copy of the ledger could not be written.",
         "See the detail: the disk of the copies is full, or not mounted.",
     )
-    SELF_TEST = (
-        "self_test",
-        "The self-test at the start failed: images are received but not assessed.",
-        "See the detail, then restart the cart.",
-    )
 
     def __init__(self, code: str, sentence: str, fix: str) -> None:
         self.code, self.sentence, self.fix = code, sentence, fix

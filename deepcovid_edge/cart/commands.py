@@ -88,8 +88,16 @@ def page(config: Path) -> None:
 
 @command.command()
 @click.argument("config", type=click.Path(path_type=Path), default="/etc/deepcovid-edge/cart.toml")
-@click.option("--gpu", is_flag=True, help="Let the assessor use an NVIDIA GPU.")
-@click.option("--kiosk", is_flag=True, help="Show the page on the cart's own screen (cage, cog).")
+@click.option(
+    "--gpu/--no-gpu",
+    default=None,
+    help="Whether the assessor may use an NVIDIA GPU.  [default: as it was]",
+)
+@click.option(
+    "--kiosk/--no-kiosk",
+    default=None,
+    help="Whether the page is on the cart's own screen (cage, cog).  [default: as it was]",
+)
 @click.option("--start/--no-start", default=True, show_default=True, help="Start the cart.")
 @click.option("--restart", is_flag=True, help="Start it again though nothing else has changed.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
@@ -100,7 +108,13 @@ def page(config: Path) -> None:
     help="Install into the file system below a folder, and start nothing.",
 )
 def install(
-    config: Path, gpu: bool, kiosk: bool, start: bool, restart: bool, dry_run: bool, root: Path
+    config: Path,
+    gpu: bool | None,
+    kiosk: bool | None,
+    start: bool,
+    restart: bool,
+    dry_run: bool,
+    root: Path,
 ) -> None:
     """Install the cart as services of systemd; run it again after each change of CONFIG.
 

@@ -24,24 +24,26 @@ import contextlib
 import ipaddress
 import re
 import socket
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from deepcovid_edge.errors import NotThereError, UsageError
+from deepcovid_edge.cart.toml_tables import Settings, build_settings, read_toml
+from deepcovid_edge.device import shares
+from deepcovid_edge.errors import UsageError
+from deepcovid_edge.models import shipped_models
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-Settings = TypeVar("Settings")
 _AE_TITLE = re.compile(r"[ -\[\]-~]{1,16}")
 """DICOM PS3.5, 6.2: AE, without backslash and control letters."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+_MODEL_FILE = re.compile(r".*/.*|.+\.(onnx|engine)", re.IGNORECASE)
+_LABEL = "[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST = re.compile(rf"(?=.{{1,254}}$)(?!(.*\.)?\d+\.?$){_LABEL}(\.{_LABEL})*\.?")
+"""A name as a resolver takes it (RFC 1123, 2.1), with the underscores that some have; one whose
+last part is a number is a mistyped address."""
+_PATH = re.compile("[!-~]*")
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
 
 
@@ -53,7 +55,7 @@ class ReceiveSettings:
         ae_title: What the cart calls itself.
         host: Address that it listens on.
         port: Port; 104 needs a privilege.
-        folders: Folders that are watched for images.
+        folders: Folders that are watched for images; apart from the spool and its backup.
         after: What becomes of a watched file once its image is in the ledger: `keep`, `move` (into
             `done` beside it) or `delete`.
         max_image_mib: Largest image, MiB.
@@ -155,10 +157,11 @@ class Destination:
                 if not getattr(self, key):
                     raise ValueError(f"{key}: is missing; expected ae_title and host, or a url")
             _check_ae_title(self.ae_title)
-        elif not re.match(r"https?://", self.url):
-            raise ValueError(f"url: got {self.url!r}, expected http://... or https://...")
-        elif self.find or self.commitment:
-            raise ValueError("find and commitment are of an AE; expected neither with url")
+            _check_host("host", self.host)
+        else:
+            _check_url(self.url)
+            if self.find or self.commitment:
+                raise ValueError("find and commitment are of an AE; expected neither with url")
         _check_port(self.port)
         if not self.objects:
             raise ValueError("objects: got none, expected sr, sc or both")
@@ -309,6 +312,10 @@ class CartConfig:
                 "peer: is missing, and receive.folders too; expected who may send images, or a "
                 "folder to watch: nothing is accepted without one"
             )
+        for folder in self.receive.folders:
+            _check_apart(folder, "cart.spool", self.cart.spool)
+            if self.cart.backup is not None:
+                _check_apart(folder, "cart.backup", self.cart.backup)
 
 
 _TABLES = {"cart", "receive", "peer", "destination", "page"}
@@ -322,45 +329,11 @@ def read_config(path: Path) -> CartConfig:
         UsageError: It is not TOML, or a value is wrong; the message names the file, the key, what
             was received and what was expected.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # editors of Windows write its mark
-        values = tomllib.loads(text)
-    except OSError as error:
-        raise NotThereError(f"{path}: {error.strerror or error}") from error
-    except UnicodeError as error:
-        raise UsageError(f"{path}: not TOML: expected a text in UTF-8: {error}") from error
-    except ValueError as error:
-        raise UsageError(f"{path}: not TOML: {error}{_toml_hint(text, str(error))}") from error
+    values = read_toml(path)
     try:
         return _config(path, values)
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from error
-
-
-def _toml_hint(text: str, error: str) -> str:
-    """The line that is wrong, and the usual mistake where it is one."""
-    found = re.search(r"at line (\d+)", error)
-    lines = text.splitlines()
-    if not found or not 0 < int(found[1]) <= len(lines):
-        return ""
-    line = lines[int(found[1]) - 1].strip()
-    value = line.partition("=")[2].strip()
-    with contextlib.suppress(ValueError):
-        tomllib.loads(line)
-        return f": {line}"  # right by itself: a key that is there twice
-    if re.search("[\u2018-\u201f\u00ab\u00bb]", line):
-        hint = "; write texts in straight quotes"
-    elif value.startswith('"') and "\\" in value:
-        hint = "; write a path with a backslash in single quotes"
-    elif value.count('"') % 2 or value.count("'") % 2:
-        hint = "; a quote is missing, or there is one too many"
-    elif value in ("True", "False"):
-        hint = "; write true and false in small letters"
-    elif value and not re.match("[\"'\\[{]", value):
-        hint = "; write texts in quotes"
-    else:
-        hint = ""
-    return f": {line}{hint}"
 
 
 def _config(path: Path, values: Mapping[str, Any]) -> CartConfig:
@@ -371,17 +344,20 @@ def _config(path: Path, values: Mapping[str, Any]) -> CartConfig:
         raise ValueError("cart: is missing; expected a table [cart] with spool = FOLDER")
 
     def one(name: str, kind: type[Settings]) -> Settings:
-        return _build(kind, values.get(name, {}), name, base)
+        return build_settings(kind, values.get(name, {}), name, base)
 
     def several(name: str, kind: type[Settings]) -> tuple[Settings, ...]:
         tables = values.get(name, [])
         if not isinstance(tables, list):
             raise ValueError(f"{name}: got one table, expected [[{name}]] for each")
-        return tuple(_build(kind, each, f"{name} {at}", base) for at, each in enumerate(tables, 1))
+        return tuple(
+            build_settings(kind, each, f"{name} {at}", base) for at, each in enumerate(tables, 1)
+        )
 
+    cart = one("cart", CartSettings)
     return CartConfig(
         path,
-        one("cart", CartSettings),
+        replace(cart, model=_find_beside(base, cart.model)),
         one("receive", ReceiveSettings),
         several("peer", Peer),
         several("destination", Destination),
@@ -389,58 +365,10 @@ def _config(path: Path, values: Mapping[str, Any]) -> CartConfig:
     )
 
 
-def _build(kind: type[Settings], values: Any, where: str, base: Path) -> Settings:
-    """A table as settings; errors name the key with its table."""
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{where}: got {values!r}, expected a table")
-    known: dict[str, Field[Any]] = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
-    hints = get_type_hints(kind)
-    if unknown := sorted(set(values) - set(known)):
-        raise ValueError(
-            f"{where}.{unknown[0]}: no such key; expected one of {', '.join(sorted(known))}"
-        )
-    needed = [name for name, item in known.items() if item.default is MISSING]
-    if missing := [name for name in needed if name not in values]:
-        raise ValueError(f"{where}.{missing[0]}: is missing")
-    built = {name: _value(hints[name], values[name], f"{where}.{name}", base) for name in values}
-    try:
-        return kind(**built)
-    except ValueError as error:
-        raise ValueError(f"{where}.{error}") from error
-
-
-def _value(hint: Any, value: Any, where: str, base: Path) -> Any:
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        hint = next(kind for kind in inner if kind is not type(None))
-        return _value(hint, value, where, base)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise ValueError(f"{where}: got {value!r}, expected a list")
-        return tuple(_value(inner[0], each, where, base) for each in value)
-    if origin is Literal:
-        if value not in inner:
-            raise ValueError(f"{where}: got {value!r}, expected {' or '.join(map(repr, inner))}")
-        return value
-    check, words, make = _KINDS[hint]
-    if not check(value):
-        if isinstance(value, str) and hint in (bool, int, float):
-            words += " without quotes"
-        raise ValueError(f"{where}: got {value!r}, expected {words}")
-    return base / value if hint is Path else make(value)
-
-
-_KINDS: dict[type, tuple[Callable[[Any], bool], str, Callable[[Any], Any]]] = {
-    str: (lambda it: isinstance(it, str), "a text", str),
-    Path: (lambda it: isinstance(it, str) and bool(it), "a path", Path),
-    bool: (lambda it: isinstance(it, bool), "true or false", bool),
-    int: (lambda it: isinstance(it, int) and not isinstance(it, bool), "a whole number", int),
-    float: (
-        lambda it: isinstance(it, int | float) and not isinstance(it, bool),
-        "a number",
-        float,
-    ),
-}
+def _find_beside(base: Path, model: str) -> str:
+    """A model's file beside the configuration, or the name of a shipped model as it stands."""
+    is_file = _MODEL_FILE.fullmatch(model) or (base / model).is_file()
+    return str(base / model) if is_file and model not in shipped_models() else model
 
 
 def _check(name: str, value: float, least: float, most: float) -> None:
@@ -466,6 +394,41 @@ def _check_address(name: str, address: str, *, network: bool = False) -> None:
     except ValueError:
         kind = "an IP address or a network" if network else "an IP address"
         raise ValueError(f"{name}: got {address!r}, expected {kind}") from None
+
+
+def _check_host(name: str, host: str) -> None:
+    """Check a name or an address; one of other letters than ASCII is looked up in IDNA."""
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(host)
+        return
+    with contextlib.suppress(UnicodeError):
+        if _HOST.fullmatch(host.encode("idna").decode("ascii")):
+            return
+    raise ValueError(f"{name}: got {host!r}, expected an IP address, or a name such as pacs.clinic")
+
+
+def _check_url(url: str) -> None:
+    expected = "expected http://HOST/... or https://HOST:PORT/..."
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"url: got {url!r} ({error}), {expected}") from None
+    if not re.match(r"https?://", url) or not parts.hostname or port == 0:
+        raise ValueError(f"url: got {url!r}, {expected}")
+    if not _PATH.fullmatch(parts.path) or parts.query or parts.fragment or parts.username:
+        raise ValueError(f"url: got {url!r}, {expected}, without blanks, ?, # and @")
+    _check_host("url", parts.hostname)
+
+
+def _check_apart(folder: Path, key: str, own: Path) -> None:
+    """Check that the cart is never given its own files as images."""
+    watched, kept = shares.resolve(folder), shares.resolve(own)
+    if watched.is_relative_to(kept) or kept.is_relative_to(watched):
+        raise ValueError(
+            f"receive.folders: got {str(folder)!r}, and {key} is {str(own)!r}: one lies in the "
+            "other; expected folders apart, or the cart takes its own files for new images"
+        )
 
 
 def _check_tls(certificate: Path | None, key: Path | None) -> None:

@@ -8,6 +8,7 @@ from deepcovid_edge.errors import (
     DeepCovidEdgeError,
     EngineMismatchError,
     IncomparableRunsError,
+    NewerLedgerError,
     NotThereError,
     ServerMismatchError,
     SettingsMismatchError,
@@ -29,7 +30,7 @@ class ExitCode(IntEnum):
         " `cart check-config`, `cart export-log`",
     )
     NOT_ASSESSED = 4, "some inputs were not assessed"
-    MISMATCH = 5, "an engine, a site file or a server does not fit"
+    MISMATCH = 5, "an engine, a site file, a server or a ledger does not fit"
     NOT_THERE = 6, "a file, a package or a device is missing"
     UNSTABLE = 7, "the measurement was unstable"
     INTERRUPTED = 130, "stopped by Ctrl-C"
@@ -48,6 +49,7 @@ _OF_ERRORS = {
     EngineMismatchError: ExitCode.MISMATCH,
     SettingsMismatchError: ExitCode.MISMATCH,
     ServerMismatchError: ExitCode.MISMATCH,
+    NewerLedgerError: ExitCode.MISMATCH,
     NotThereError: ExitCode.NOT_THERE,
 }
 

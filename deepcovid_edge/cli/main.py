@@ -101,7 +101,8 @@ def cli() -> None:
     """Look for the appearance of COVID-19 pneumonia in chest radiographs.
 
     Exit codes: 0 done, 1 error, 2 wrong usage, 3 a check failed, 4 some inputs were not assessed, 5
-    an engine, a site file or a server does not fit, 6 something is missing, 7 unstable measurement.
+    an engine, a site file, a server or a ledger does not fit, 6 something is missing, 7 unstable
+    measurement.
     """
 
 

@@ -39,8 +39,18 @@ def call(folder: Path, function: Callable[[Progress], Value]) -> Value:
     Raises:
         TimeoutError: The folder is on a network share that has not answered for `ANSWER_SECONDS`.
     """
-    mount = _mount_of(str(folder), int(time.monotonic() / _LOOK_SECONDS))
+    _, mount = _located(str(folder))
     return _share(mount).call(function) if mount else function(_no_progress)
+
+
+def resolve(folder: Path) -> Path:
+    """Where a folder lies, links followed; no share is asked for those within it."""
+    place, mount = _located(str(folder))
+    return Path(place if mount else os.path.realpath(place))
+
+
+def _located(folder: str) -> tuple[str, str | None]:
+    return _find_mount(folder, int(time.monotonic() / _LOOK_SECONDS))
 
 
 def _no_progress() -> None: ...
@@ -105,22 +115,22 @@ def _share(_mount: str) -> _Share:
 
 
 @lru_cache(maxsize=1024)
-def _mount_of(folder: str, moment: int) -> str | None:
-    """Where the share that holds a folder is mounted, or None; asks no share for it."""
+def _find_mount(folder: str, moment: int) -> tuple[str, str | None]:
+    """A folder, and where the share that holds it is mounted or None; asks no share for it."""
     mounts = _remote_mounts(moment)
     place = os.path.abspath(folder)  # noqa: PTH100 - follows no link
     for _ in range(_MOST_LINKS if mounts else 0):
         steps = [*reversed(Path(place).parents), Path(place)]
         for step in steps:
             if str(step) in mounts:
-                return str(step)
+                return place, str(step)
             if step.is_symlink():
                 target = step.parent / step.readlink() / Path(place).relative_to(step)
                 place = os.path.normpath(target)
                 break
         else:
-            return None
-    return None
+            break
+    return place, None
 
 
 @lru_cache(maxsize=1)

@@ -1,12 +1,14 @@
 """Installs the cart: account, units, journal and, where there is none, a first configuration.
 
 Every file is written only where it differs, and the cart is started again only after a change, so
-`cart install` is also what is run after a change of the configuration or of the program.
+`cart install` is also what is run after a change of the configuration or of the program. What an
+earlier call was asked for, a GPU or the kiosk, stays until it is asked away.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deepcovid_edge.cart.config import CartConfig, read_config
-from deepcovid_edge.cart.install.site import ROLES, drop_in
+from deepcovid_edge.cart.install.permissions import is_shared, let_account_read
+from deepcovid_edge.cart.install.site import ROLES, drop_in, quote
 from deepcovid_edge.errors import DeepCovidEdgeError, NotThereError, UsageError
 from deepcovid_edge.files import write_atomically
 
@@ -31,6 +34,7 @@ _PROGRAM, _CONFIG = "/opt/deepcovid-edge/bin/python", str(CONFIG)
 _UNIT_FOLDER = Path("/etc/systemd/system")
 _HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
 """What ProtectHome= and PrivateTmp= of the units hide from the program."""
+_NO_PROGRAM = re.compile(r"""[$\\"']""")
 _NEEDED = ("systemctl", "systemd-sysusers")
 _SECONDS = 120.0
 Say = Callable[[str], None]
@@ -48,8 +52,8 @@ class InstallSettings:
         root: The system's root folder; another one is written to and nothing is started.
         config: The configuration, as the units see it.
         program: The Python interpreter of the units.
-        gpu: Whether the assessor may use an NVIDIA GPU.
-        kiosk: Whether the page is shown on the cart's own screen.
+        gpu: Whether the assessor may use an NVIDIA GPU; None for as it was.
+        kiosk: Whether the page is shown on the cart's own screen; None for as it was.
         starts: Whether the cart is started.
         restarts: Whether a cart that runs is started again though no file differs: the program has.
         is_dry: Print what would be done, and do nothing.
@@ -58,16 +62,21 @@ class InstallSettings:
     root: Path = Path("/")
     config: Path = CONFIG
     program: Path = Path(sys.executable)
-    gpu: bool = False
-    kiosk: bool = False
+    gpu: bool | None = None
+    kiosk: bool | None = None
     starts: bool = True
     restarts: bool = False
     is_dry: bool = False
 
     def __post_init__(self) -> None:
-        if not self.config.is_absolute() or len(self.config.parts) < 4:
+        if not self.config.is_absolute() or is_shared(self.place(self.config).parent, self.root):
             raise UsageError(
-                f"config: got {self.config}, expected an absolute path in a folder of its own"
+                f"config: got {self.config}, expected an absolute path in a folder of its own, "
+                f"which the account {ACCOUNT} is let into, such as {CONFIG}"
+            )
+        if found := _NO_PROGRAM.search(str(self.program)):
+            raise UsageError(
+                f"{self.program}: systemd starts no program with {found[0]} in its path"
             )
         for place in (self.program, self.config):
             if any(place.is_relative_to(hidden) for hidden in _HIDDEN) and self.is_system:
@@ -96,7 +105,13 @@ class Installation:
 
     def __init__(self, settings: InstallSettings, say: Say = print) -> None:
         self._settings, self._say = settings, say
+        self._gpu = self._is_wanted(settings.gpu, _GPU)
+        self._kiosk = self._is_wanted(settings.kiosk, Path(KIOSK))
         self._has_changed = False
+
+    def _is_wanted(self, chosen: bool | None, unit: Path) -> bool:
+        """Whether a part is installed: as chosen, else as it was."""
+        return self._settings.place(_UNIT_FOLDER / unit).is_file() if chosen is None else chosen
 
     def install(self) -> bool:
         """Install; whether anything was changed.
@@ -109,7 +124,7 @@ class Installation:
         """
         self._check()
         self._write(Path("/etc/sysusers.d/deepcovid-edge.conf"), _shipped("sysusers.conf"))
-        if self._settings.kiosk:
+        if self._kiosk:
             text = _shipped("sysusers-kiosk.conf")
             self._write(Path("/etc/sysusers.d/deepcovid-edge-kiosk.conf"), text)
         self._run("systemd-sysusers", *self._root_option())
@@ -135,26 +150,25 @@ class Installation:
         if not settings.place(settings.config).is_file():
             self._write(settings.config, _shipped("cart.toml"))
         if settings.is_system and not settings.is_dry:
-            self._give_to_account(settings.config)
-
-    @staticmethod
-    def _give_to_account(config: Path) -> None:
-        """Have the account read the configuration and what lies beside it, and nobody else."""
-        for place in (config.parent, *config.parent.iterdir()):
-            shutil.chown(place, "root", ACCOUNT)
-            place.chmod(0o750 if place.is_dir() else 0o640)
+            let_account_read(read_config(settings.config), ACCOUNT)
 
     def _units(self) -> Iterator[tuple[Path, str]]:
-        settings = self._settings
-        for name in (*UNITS, *((KIOSK,) if settings.kiosk else ())):
-            text = _shipped(name).replace(_PROGRAM, str(settings.program))
-            yield Path(name), text.replace(_CONFIG, str(settings.config))
+        for name in (*UNITS, *((KIOSK,) if self._kiosk else ())):
+            yield Path(name), self._unit(name)
         config = self._read_config()
         for role in ROLES if config else ():
             assert config is not None
             yield Path(f"deepcovid-edge-{role}.service.d/10-site.conf"), drop_in(role, config)
-        if settings.gpu:
+        if self._gpu:
             yield _GPU, _shipped("deepcovid-edge-gpu.conf")
+
+    def _unit(self, name: str) -> str:
+        """A shipped unit, with this program and this configuration."""
+        settings = self._settings
+        address = settings.config.as_uri().replace("%", "%%")
+        text = _shipped(name).replace(Path(_CONFIG).as_uri(), address)
+        text = text.replace(_PROGRAM, quote(settings.program))
+        return text.replace(f" {_CONFIG}", f" {quote(settings.config).replace('$', '$$')}")
 
     def _read_config(self) -> CartConfig | None:
         """The configuration, as the units read it; None in a dry run without one."""
@@ -165,8 +179,8 @@ class Installation:
         return replace(read_config(path), path=settings.config)
 
     def _remove_what_is_not_wanted(self) -> None:
-        """What an earlier installation with other options left."""
-        wanted = {_GPU: self._settings.gpu, Path(KIOSK): self._settings.kiosk}
+        """What an earlier installation left that is asked away."""
+        wanted = {_GPU: self._gpu, Path(KIOSK): self._kiosk}
         for path in (path for path, is_wanted in wanted.items() if not is_wanted):
             if not self._settings.place(_UNIT_FOLDER / path).is_file():
                 continue
@@ -180,7 +194,7 @@ class Installation:
 
     def _enable(self) -> None:
         settings = self._settings
-        units = (*UNITS, *((KIOSK,) if settings.kiosk else ()))
+        units = (*UNITS, *((KIOSK,) if self._kiosk else ()))
         self._run("systemctl", *self._root_option(), "enable", "--quiet", *units)
         if not settings.is_system:
             return

@@ -13,12 +13,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from deepcovid_edge.cart.config import CartConfig, Destination
+from deepcovid_edge.errors import UsageError
 
 ROLES = ("receive", "work", "page")
 STATE = Path("/var/lib/deepcovid-edge")
 """The units' StateDirectory: what lies in it needs no permission."""
 _NAMESERVER = re.compile(r"^nameserver\s+(\S+)", re.MULTILINE)
 _RESOLVER = Path("/etc/resolv.conf")
+_UNWRITABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _ANY = "any"
 _SOMEBODY = Destination("somebody", "ANY", "127.0.0.1")
 _HEAD = "# Made by `deepcovid-edge cart install` of {config}; run it again after a change there."
@@ -35,8 +37,8 @@ def drop_in(role: str, config: CartConfig) -> str:
     if addresses := _addresses(role, config):
         service.append(f"IPAddressAllow={' '.join(addresses)}")
     if places := _folders(role, config):
-        unit += [f"RequiresMountsFor={_quoted(place)}" for place in places]
-        service += [f"ReadWritePaths={_quoted(place, may_lack=True)}" for place in places]
+        unit += [f"RequiresMountsFor={quote(place)}" for place in places]
+        service += [f"ReadWritePaths={quote(place, may_lack=True)}" for place in places]
     if role == "work" and config.cart.backend == "openvino":
         service.append("MemoryDenyWriteExecute=no")  # OpenVINO compiles a model to code
     parts = [part for part in (unit, service) if len(part) > 1]
@@ -98,12 +100,17 @@ def _folders(role: str, config: CartConfig) -> list[Path]:
     return sorted({place for place in places if STATE not in (place, *place.parents)})
 
 
-def _quoted(place: Path, *, may_lack: bool = False) -> str:
-    """A path as systemd.syntax(7) reads it.
+def quote(place: Path, *, may_lack: bool = False) -> str:
+    """A path as systemd.syntax(7) reads it; in a command `$` is to be doubled too.
 
     Args:
         place: The path.
         may_lack: Whether the unit starts without it.
+
+    Raises:
+        UsageError: It has a letter that cannot stand in a unit.
     """
+    if _UNWRITABLE.search(str(place)):
+        raise UsageError(f"{str(place)!r}: has a control letter, or none of UTF-8; rename it")
     text = str(place).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     return f'"{"-" if may_lack else ""}{text}"'

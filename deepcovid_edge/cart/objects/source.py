@@ -77,6 +77,16 @@ _FURTHER = {
 }
 _KINDS = {tag: kind for kind, tags in PATIENT_AND_STUDY.items() for tag in tags} | _FURTHER
 _OWN = (_SOP_CLASS, _SOP_UID, _SERIES_UID, _ROWS, _COLUMNS, _FRAMES, _ORIENTATION)
+_MAY_BE_EMPTY_SEQUENCE = 0x00102293  # Patient Breed Code Sequence, of type 2C
+_NEVER_EMPTY = frozenset(
+    {
+        *(_STUDY_UID, 0x00100035, 0x00102201, 0x00102298, 0x00120010, 0x00120020, 0x00120040),
+        *(0x00120042, 0x00120063),
+        *(tag for tag, kind in _KINDS.items() if kind == "SQ" and tag != _MAY_BE_EMPTY_SEQUENCE),
+    }
+)
+"""Of type 1 and 1C, and sequences of one item or more (PS3.5, 7.4): with nothing in it such an
+element is left out. An empty character set is kept: it says how names were meant."""
 _FORMATS = {
     "AS": re.compile(rb"\d{3}[DWMY]"),
     "DS": re.compile(rb"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?"),
@@ -225,9 +235,15 @@ def _copied(values: dict[int, Any], found: DataSet) -> dict[int, bytes]:
     for tag, kind in _KINDS.items():
         if tag in values and _is_wanted(tag, kind, values[tag].value):
             encoded = encode_element(tag, kind, values[tag], found.encoding)
-            if encoded is not None:
+            if encoded and not (tag in _NEVER_EMPTY and _is_empty(encoded, kind)):
                 copied[tag] = encoded
     return copied
+
+
+def _is_empty(encoded: bytes, kind: str) -> bool:
+    """Whether an element has no value, or none but padding; of UIDs the first counts."""
+    value = encoded[12 if kind == "SQ" else 8 :]
+    return not (value.partition(b"\\")[0] if kind == "UI" else value).strip(b" \0")
 
 
 def _is_wanted(tag: int, kind: str, value: Any) -> bool:

@@ -64,16 +64,17 @@ def build_app(context: Context) -> ASGIApp:
 
 def _routes(context: Context, handlers: Handlers) -> list[Route]:
     posting = PostReader(origins_of(context.settings), context.config.receive.max_image_mib << 20)
+    upload = Route("/upload", posting(handlers.upload, with_files=True), methods=["POST"])
     return [
         Route("/", handlers.home),
-        Route("/image/{image:int}", handlers.image),
-        Route("/image/{image:int}/resend", posting(handlers.resend), methods=["POST"]),
-        Route("/image/{image:int}/{kind}", handlers.picture),
+        Route("/image/{image}", handlers.image),
+        Route("/image/{image}/resend", posting(handlers.resend), methods=["POST"]),
+        Route("/image/{image}/{kind}", handlers.picture),
         Route("/alerts", handlers.alerts),
         Route("/alerts/acknowledge", posting(handlers.acknowledge), methods=["POST"]),
         Route("/statistics", handlers.statistics),
         Route("/audit", handlers.audit),
-        Route("/upload", posting(handlers.upload), methods=["POST"]),
+        *([upload] if context.settings.upload else []),
         Route(LOG_IN, handlers.log_in_page),
         Route(LOG_IN, posting(handlers.log_in), methods=["POST"]),
         Route("/log-out", posting(handlers.log_out), methods=["POST"]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -29,7 +29,9 @@ from deepcovid_edge.cart.store.deliveries import Deliveries
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.spool import SpoolFullError
 from deepcovid_edge.device.service import log
+from deepcovid_edge.errors import OutputError
 
+_EVENTS = "text/event-stream"
 _AUDIT_ROWS = 100
 _HIGHEST = 1 << 62
 _MOST_DIGITS = 64
@@ -177,16 +179,23 @@ class Handlers:
         return RedirectResponse(f"/image/{image}", 303)
 
     async def upload(self, request: Request, posted: Posted) -> Response:
-        """Images that were put onto the page."""
-        if not self._it.settings.upload:
-            raise HTTPException(404)
+        """Images that were put onto the page: each is taken that can be, the others are named."""
         if not posted.files:
             raise PostRejectedError(400, "error.no_file")
+        taken, refused = list[int](), list[tuple[str, PostRejectedError]]()
         async with self._uploading:  # an image is held in memory twice
-            taken = [
-                await run_in_threadpool(self._take, one, request.scope["visitor"].address)
-                for one in posted.files
-            ]
+            for one in posted.files:
+                try:
+                    address = request.scope["visitor"].address
+                    taken.append(await run_in_threadpool(self._take, one, address))
+                except PostRejectedError as error:
+                    refused.append((one.name, error))
+        if refused:
+            first, names = refused[0][1], [name for name, _ in refused]
+            is_one = len(posted.files) == 1
+            raise PostRejectedError(
+                first.status, first.word, names=() if is_one else names, taken=len(taken)
+            )
         return RedirectResponse(f"/image/{taken[0]}" if len(taken) == 1 else "/", 303)
 
     def _take(self, sent: SentFile, address: str) -> int:
@@ -201,14 +210,18 @@ class Handlers:
             raise PostRejectedError(422, "error.no_image") from None
         except SpoolFullError:
             raise PostRejectedError(507, "error.full") from None
+        except OutputError as error:
+            log("page without ledger", kind=type(error).__name__)
+            raise PostRejectedError(503, "error.busy") from None
         return taken.image_id
 
     async def changes(self, request: Request) -> Response:
         """The stream of events for an open page."""
-        del request
+        if request.method == "HEAD":
+            return Response(media_type=_EVENTS)
         if self._it.changes.listeners >= MOST_LISTENERS:
             raise HTTPException(503)
-        return StreamingResponse(self._it.changes.stream(), media_type="text/event-stream")
+        return StreamingResponse(self._it.changes.stream(), media_type=_EVENTS)
 
     async def static(self, request: Request) -> Response:
         """The page's own style, script and icon."""
@@ -245,7 +258,9 @@ class Handlers:
         """A form that may not be used."""
         assert isinstance(error, PostRejectedError)
         log("page form refused", why=error.word, address=request.scope["visitor"].address)
-        return self._message(request, error.status, error.word)
+        return self._message(
+            request, error.status, error.word, names=error.names, taken=error.taken
+        )
 
     async def http_error(self, request: Request, error: Exception) -> Response:
         """An address that is not there, or a method that it does not have."""
@@ -258,13 +273,15 @@ class Handlers:
         log("page without ledger", kind=type(error).__name__)
         return self._message(request, 503, "error.busy")
 
-    def _message(self, request: Request, status: int, word: str) -> Response:
-        return self._it.render(request, "message", status, word=word)
+    def _message(
+        self, request: Request, status: int, word: str, *, names: Sequence[str] = (), taken: int = 0
+    ) -> Response:
+        return self._it.render(request, "message", status, word=word, names=names, taken=taken)
 
 
 def _image(request: Request) -> int:
-    number: int = request.path_params["image"]
-    if number > _HIGHEST:
+    number = _number(request.path_params["image"])
+    if number is None:
         raise HTTPException(404)
     return number
 

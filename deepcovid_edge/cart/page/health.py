@@ -27,7 +27,8 @@ _OF_SENDERS = {
     AlertCode.NO_IMAGE.code,
     AlertCode.FOLDER_GONE.code,
 }
-_OF_THE_ASSESSOR = {AlertCode.ASSESSOR_STOPPED.code, AlertCode.SELF_TEST.code}
+_ASSESSOR_KEY = "assessor"
+"""Of the alert that the worker raises while it can start no assessor, whatever its code."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def lights(config: CartConfig, ledger: Ledger, spool: Spool) -> list[Light]:
         Light("images", LOOK, "light.look")
         if codes & _OF_SENDERS
         else Light("images", OK, "light.ok"),
-        _assessor(ledger, codes),
+        _assessor(ledger),
         *(_destination(ledger, one.name, raised) for one in config.destinations),
         _disk(spool),
         Light("clock", OK, "light.ok")
@@ -72,8 +73,8 @@ def lights(config: CartConfig, ledger: Ledger, spool: Spool) -> list[Light]:
     ]
 
 
-def _assessor(ledger: Ledger, codes: set[str]) -> Light:
-    if codes & _OF_THE_ASSESSOR or not assessor_is_alive(ledger):
+def _assessor(ledger: Ledger) -> Light:
+    if not assessor_works(ledger):
         return Light("assessor", BAD, "light.stopped")
     row = ledger.row("SELECT count(*) AS n FROM image WHERE state IN (?, ?)", RECEIVED, ASSESSING)
     if waiting := row["n"] if row else 0:
@@ -81,8 +82,10 @@ def _assessor(ledger: Ledger, codes: set[str]) -> Light:
     return Light("assessor", OK, "light.ok")
 
 
-def assessor_is_alive(ledger: Ledger) -> bool:
-    """Whether the worker has said so within a minute."""
+def assessor_works(ledger: Ledger) -> bool:
+    """Whether the worker has said so within a minute, and can start an assessor."""
+    if ledger.row("SELECT 1 FROM alert WHERE key = ?", _ASSESSOR_KEY):
+        return False
     said = ledger.get_meta(_ALIVE_KEY)
     return said is not None and abs(time.time() - float(said)) < ALIVE_SECONDS
 
@@ -135,7 +138,7 @@ def obstacles(ledger: Ledger, writing: Ledger, spool: Spool) -> Sequence[str]:
             pass
     except LedgerBusyError:
         found.append("ledger")
-    if not assessor_is_alive(ledger):
+    if not assessor_works(ledger):
         found.append("assessor")
     if _disk(spool).state == BAD:
         found.append("disk")

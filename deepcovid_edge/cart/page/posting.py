@@ -6,16 +6,17 @@ import asyncio
 import hmac
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from urllib.parse import parse_qs
+from urllib.parse import parse_qsl
 
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 MOST_FILES = 16
 _MOST_FORM_BYTES = 4096
-_MULTIPART = "multipart/form-data"
+_URL_ENCODED, _MULTIPART = "application/x-www-form-urlencoded", "multipart/form-data"
+_MOST_FIELDS = 16
 _OVERHEAD = 1 << 16
 """Bytes of boundaries and names in a form with files."""
 
@@ -26,11 +27,15 @@ class PostRejectedError(Exception):
     Attributes:
         status: Of the response.
         word: Key of the sentence that says why.
+        names: Of several files those that were not taken.
+        taken: How many of the others were.
     """
 
-    def __init__(self, status: int, word: str) -> None:
+    def __init__(
+        self, status: int, word: str, *, names: Sequence[str] = (), taken: int = 0
+    ) -> None:
         super().__init__(word)
-        self.status, self.word = status, word
+        self.status, self.word, self.names, self.taken = status, word, names, taken
 
 
 @dataclass(frozen=True)
@@ -76,15 +81,22 @@ class PostReader:
     most_bytes: int
     seconds: float = 120.0
 
-    def __call__(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
-        """A route's end that gets forms of this page alone."""
+    def __call__(
+        self, handler: Handler, *, with_files: bool = False
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """A route's end that gets forms of this page alone.
+
+        Args:
+            handler: Is given the form.
+            with_files: Whether it may bring files; any other form is some hundred bytes.
+        """
 
         async def checked(request: Request) -> Response:
-            return await handler(request, await self.read(request))
+            return await handler(request, await self.read(request, with_files=with_files))
 
         return checked
 
-    async def read(self, request: Request) -> Posted:
+    async def read(self, request: Request, *, with_files: bool) -> Posted:
         """Read a form.
 
         Raises:
@@ -93,7 +105,9 @@ class PostReader:
         if request.headers.get("origin", "").lower() not in self.origins:
             raise PostRejectedError(403, "error.origin")
         try:
-            posted = await asyncio.wait_for(self._body(request), self.seconds)
+            posted = await asyncio.wait_for(self._body(request, with_files), self.seconds)
+        except ClientDisconnect:
+            raise PostRejectedError(400, "error.form") from None  # nobody reads it
         except asyncio.TimeoutError:
             raise PostRejectedError(408, "error.slow") from None
         token = posted.fields.get("token", "")
@@ -101,15 +115,20 @@ class PostReader:
             raise PostRejectedError(403, "error.token")
         return posted
 
-    async def _body(self, request: Request) -> Posted:
-        if request.headers.get("content-type", "").partition(";")[0] == _MULTIPART:
+    async def _body(self, request: Request, with_files: bool) -> Posted:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == _MULTIPART and with_files:
             return await self._with_files(request)
+        if kind != _URL_ENCODED:
+            raise PostRejectedError(415, "error.form")
         body = b"".join([part async for part in _limited(request, _MOST_FORM_BYTES)])
         try:
-            fields = parse_qs(body.decode("ascii"), keep_blank_values=True, max_num_fields=16)
+            fields = parse_qsl(
+                body.decode("ascii"), keep_blank_values=True, max_num_fields=_MOST_FIELDS
+            )
         except ValueError:
             raise PostRejectedError(400, "error.form") from None
-        return Posted({name: values[0] for name, values in fields.items()})
+        return Posted(_each_once(fields))
 
     async def _with_files(self, request: Request) -> Posted:
         most = self.most_bytes + _OVERHEAD
@@ -122,13 +141,21 @@ class PostReader:
             items = (await parser.parse()).multi_items()
         except (MultiPartException, ValueError, KeyError, UnicodeError):
             raise PostRejectedError(400, "error.form") from None
-        fields = {name: value for name, value in items if isinstance(value, str)}
+        fields = _each_once([(name, value) for name, value in items if isinstance(value, str)])
         files = []
         for _, value in items:
             if isinstance(value, UploadFile):
                 files.append(SentFile(value.filename or "", await value.read()))
                 await value.close()
-        return Posted(fields, [one for one in files if one.data])
+        # A browser sends a file without a name where none was chosen.
+        return Posted(fields, [one for one in files if one.data or one.name])
+
+
+def _each_once(fields: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """The fields of a form; one of this page has none twice."""
+    if len(found := dict(fields)) < len(fields):
+        raise PostRejectedError(400, "error.form")
+    return found
 
 
 class _InMemoryParser(MultiPartParser):

@@ -25,6 +25,8 @@ import sqlite3
 from collections.abc import Callable
 from functools import partial
 
+from deepcovid_edge.errors import NewerLedgerError
+
 RECEIVED, ASSESSING, ASSESSED, NOT_ASSESSED, EXPIRED = (
     "received",
     "assessing",
@@ -179,10 +181,6 @@ MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
 """Number n of these makes version n + 1 of version n; a released one is never changed."""
 
 
-class NewerLedgerError(Exception):
-    """Raised when a ledger was written by a newer version of this program."""
-
-
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring a ledger to this version, in one transaction.
 
@@ -191,7 +189,10 @@ def migrate(connection: sqlite3.Connection) -> None:
     """
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > len(MIGRATIONS):
-        raise NewerLedgerError(f"version {version}, this program knows {len(MIGRATIONS)}")
+        raise NewerLedgerError(
+            f"ledger: is of version {version}, this program knows {len(MIGRATIONS)}: install the "
+            "newer program again, or `cart restore` a copy from before the update"
+        )
     if version == len(MIGRATIONS):
         return
     connection.execute("BEGIN IMMEDIATE")

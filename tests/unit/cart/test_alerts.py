@@ -116,7 +116,7 @@ def test_a_certificate_that_ends_soon_is_told(tmp_path: Path) -> None:
     file = tmp_path / "no.pem"
     file.write_text("no certificate")
     assert certificate_end(file) is None
-    receive = ReceiveSettings(folders=(tmp_path,), certificate=file, key=file)
+    receive = ReceiveSettings(folders=(tmp_path / "in",), certificate=file, key=file)
     config = CartConfig(tmp_path / "cart.toml", settings, receive)
     assert look(config, tmp_path / "spool", SpoolSettings(0, 0.0, 0)) == {"certificate"}
 

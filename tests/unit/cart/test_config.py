@@ -68,6 +68,21 @@ def test_the_first_configuration_is_read_and_the_rest_has_defaults(tmp_path: Pat
         (('objects = ["sr", "sc"]', 'objects = ["pdf"]'), r"destination 1\.objects: got 'pdf'"),
         (('objects = ["sr", "sc"]', "objects = []"), r"destination 1\.objects: got none"),
         (('objects = ["sr", "sc"]', 'url = "ftp://x"'), r"destination 1\.url: got 'ftp://x'"),
+        (
+            ('objects = ["sr", "sc"]', 'url = "http://pacs:99999/"'),
+            r"destination 1\.url: got 'http",
+        ),
+        (
+            ('objects = ["sr", "sc"]', 'url = "http:///dicom-web"'),
+            r"url: got .*, expected http://H",
+        ),
+        (('objects = ["sr", "sc"]', 'url = "http://[::1/"'), r"destination 1\.url: got 'http"),
+        (
+            ('objects = ["sr", "sc"]', 'url = "http://pacs..clinic/"'),
+            r"destination 1\.url: got 'pa",
+        ),
+        (('objects = ["sr", "sc"]', 'url = "http://pacs/a b"'), r"url: got .*, without blanks"),
+        (('objects = ["sr", "sc"]', 'url = "http://pacs/?key=1"'), r"url: got .*, without blanks"),
         (('name = "pacs"', 'name = "../x"'), r"destination 1\.name: got '\.\./x'"),
         (("[page]", "[pages]"), r"pages: no such table"),
         (("[[peer]]", "[peer]"), r"peer: got one table, expected \[\[peer\]\]"),
@@ -81,6 +96,11 @@ def test_the_first_configuration_is_read_and_the_rest_has_defaults(tmp_path: Pat
         ),
         (('model = "squeezenet1_1"', 'heatmap = "gradcam"'), r"cart\.heatmap: got 'gradcam'"),
         (('model = "squeezenet1_1"', "floor_share = nan"), r"cart\.floor_share: got nan"),
+        (('model = "squeezenet1_1"', f"budget = 1{'0' * 400}"), r"cart\.budget: got 1000"),
+        (
+            ('spool = "spool"', 'spool = "a\\u0000b"'),
+            r"cart\.spool: got 'a\\x00b', expected a path",
+        ),
     ],
 )
 def test_a_mistake_names_file_key_value_and_what_was_expected(
@@ -132,6 +152,87 @@ def test_a_line_that_is_no_toml_is_shown_with_what_is_usually_meant(
     with pytest.raises(UsageError, match=hint) as caught:
         read(tmp_path, f"# A cart.\n{line}\n")
     assert line.splitlines()[-1] in str(caught.value)
+
+
+def test_lists_without_end_are_no_toml(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nested too deeply"):
+        read(tmp_path, f"a = {'[' * 100_000}")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "pacs..clinic",
+        "192.168.1.300",
+        "pacs:104",
+        "-pacs",
+        "a b",
+        ".",
+        f"{'a' * 64}.clinic",
+        "ü..de",
+    ],
+)
+def test_a_destination_is_at_an_address_or_a_name(tmp_path: Path, host: str) -> None:
+    other = 'name = "pacs"\nae_title = "ORTHANC"\nhost = '
+    text = FIRST.replace(f'{other}"127.0.0.1"', f'{other}"{host}"')
+    assert text != FIRST
+    with pytest.raises(
+        UsageError, match=r"destination 1\.host: got .*, expected an IP address, or"
+    ):
+        read(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "host", ["pacs", "pacs.clinic", "pacs.clinic.", "pacs_2.röntgen.example", "::1", "10.0.0.7"]
+)
+def test_a_destination_by_name_or_address_is_taken(tmp_path: Path, host: str) -> None:
+    place = f"[{host}]" if ":" in host else host
+    again = f'[[destination]]\nname = "web"\nurl = "https://{place}:8443/dicom-web"\n'
+    text = FIRST.replace('host = "127.0.0.1"\nport = 4242', f'host = "{host}"\n') + again
+    assert [one.host for one in read(tmp_path, text).destinations] == [host, ""]
+
+
+@pytest.mark.parametrize(
+    ("spool", "folder"),
+    [
+        ("data/spool", "data"),
+        ("data", "data/incoming"),
+        ("data", "data"),
+        ("data", "other/../data/incoming"),
+        ("link/spool", "data"),
+        ("data/spool", "link"),
+    ],
+)
+def test_no_watched_folder_and_spool_lie_in_one_another(
+    tmp_path: Path, spool: str, folder: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to("data")
+    text = FIRST.replace('"incoming"', f'"incoming", "{folder}"')
+    own = text.replace('spool = "spool"', f'spool = "{spool}"')
+    with pytest.raises(UsageError, match=r"receive\.folders: got .*expected folders apart"):
+        read(tmp_path, own)
+    backup = text.replace('spool = "spool"', f'spool = "spool"\nbackup = "{spool}"')
+    with pytest.raises(UsageError, match=r"cart\.backup is .*expected folders apart"):
+        read(tmp_path, backup)
+
+
+def test_a_model_that_is_a_file_lies_beside_the_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "squeezenet1_1").mkdir()
+    (tmp_path / "mine").touch()
+    for value, model in {
+        "mine.onnx": str(tmp_path / "mine.onnx"),
+        "models/mine.engine": str(tmp_path / "models" / "mine.engine"),
+        "mine": str(tmp_path / "mine"),
+        "/models/mine.onnx": "/models/mine.onnx",
+        "squeezenet1_1": "squeezenet1_1",
+        "no_such_name": "no_such_name",
+    }.items():
+        assert read(tmp_path, FIRST.replace('"squeezenet1_1"', f'"{value}"')).cart.model == model
 
 
 def test_the_mark_of_an_editor_of_windows_is_no_error(tmp_path: Path) -> None:

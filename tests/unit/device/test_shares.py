@@ -39,7 +39,7 @@ def share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def forget() -> None:
-    for known in (shares._remote_mounts, shares._mount_of, shares._share):
+    for known in (shares._remote_mounts, shares._find_mount, shares._share):
         known.cache_clear()
 
 
@@ -62,15 +62,32 @@ def test_what_is_on_a_network_share_is_known_by_its_mount(
 ) -> None:
     shares._MOUNTS.write_text(MOUNT_LINE.format(point=tmp_path, kind=kind))
     forget()
-    assert shares._mount_of(str(tmp_path / "b" / "c"), 0) == str(tmp_path)
-    assert shares._mount_of(str(tmp_path.parent), 0) is None
+    assert shares._find_mount(str(tmp_path / "b" / "c"), 0)[1] == str(tmp_path)
+    assert shares._find_mount(str(tmp_path.parent), 0)[1] is None
 
 
 def test_a_link_into_a_share_counts_as_the_share(share: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(share.name)
     (tmp_path / "loop").symlink_to("loop")
-    assert shares._mount_of(str(tmp_path / "link" / "b"), 0) == str(share)
-    assert shares._mount_of(str(tmp_path / "loop"), 0) is None
+    assert shares._find_mount(str(tmp_path / "link" / "b"), 0)[1] == str(share)
+    assert shares._find_mount(str(tmp_path / "loop"), 0)[1] is None
+
+
+def test_where_a_folder_lies_is_known_without_asking_its_share(
+    share: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(share)
+    (tmp_path / "local").mkdir()
+    (tmp_path / "other").symlink_to("local")
+    lstat = os.lstat
+
+    def ask(path: str, *more: object) -> object:
+        assert not str(path).startswith(str(share))
+        return lstat(path, *more)
+
+    monkeypatch.setattr(os, "lstat", ask)
+    assert shares.resolve(tmp_path / "link" / "b" / ".." / "a") == share / "a"
+    assert shares.resolve(tmp_path / "other" / "b") == tmp_path / "local" / "b"
 
 
 @pytest.mark.parametrize("name", ["open", "pread"])

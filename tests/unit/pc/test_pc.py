@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +66,42 @@ def test_a_dry_run_says_what_would_be_run(tmp_path: Path) -> None:
     assert "--force-reinstall --no-deps" in again
     assert link == "+ ln -sfn /srv/edge/bin/deepcovid-edge /usr/local/bin/deepcovid-edge"
     assert cart == "+ /srv/edge/bin/deepcovid-edge cart install --restart --gpu --no-start"
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder with a blank in its name that the services would see."""
+    shared = Path("/dev/shm")
+    if not os.access(shared, os.W_OK):
+        pytest.skip("/dev/shm is not there")
+    with tempfile.TemporaryDirectory(prefix="the edge ", dir=shared) as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize(
+    ("there", "option", "runtime", "removes"),
+    [
+        ("onnxruntime_gpu", "--no-start", "gpu", False),
+        ("onnxruntime_gpu", "--no-gpu", "cpu", True),
+        ("onnxruntime", "--no-start", "cpu", False),
+        ("onnxruntime", "--gpu", "gpu", True),
+    ],
+)
+def test_the_runtime_that_is_there_stays_until_another_is_asked_for(
+    place: Path, there: str, option: str, runtime: str, removes: bool
+) -> None:
+    (place / f"lib/python3.11/site-packages/{there}-1.20.0.dist-info").mkdir(parents=True)
+    wheel = place / "deepcovid_edge.whl"
+    wheel.touch()
+    done = run("--dry-run", "--venv", place, "--wheel", wheel, option)
+    if "not there: sudo apt-get install" in done.stderr:
+        pytest.skip(done.stderr)
+    lines = [shlex.split(line)[1:] for line in done.stdout.splitlines()]
+    assert [f"{place}/bin/python", f"{wheel}[{runtime},dicom,cart]"] in [
+        [line[0], line[-1]] for line in lines
+    ]
+    assert any(line[-2:] == ["onnxruntime", "onnxruntime-gpu"] for line in lines) is removes
+    assert lines[-1] == [f"{place}/bin/deepcovid-edge", "cart", "install", "--restart", option]
 
 
 @pytest.mark.parametrize(

@@ -82,13 +82,17 @@ def test_a_configuration_that_is_there_stays_and_is_followed(tmp_path: Path) -> 
     assert config.read_text() == SITE
 
 
-def test_options_that_are_left_out_later_are_undone(tmp_path: Path) -> None:
+def test_a_gpu_and_the_kiosk_stay_until_they_are_asked_away(tmp_path: Path) -> None:
     gpu = tmp_path / UNITS / "deepcovid-edge-work.service.d/20-gpu.conf"
     kiosk = tmp_path / UNITS / "deepcovid-edge-kiosk.service"
     install(tmp_path, gpu=True, kiosk=True)
     assert "DeviceAllow=char-nvidia* rw" in gpu.read_text()
     assert kiosk.is_file()
-    install(tmp_path)
+    assert install(tmp_path) == []
+    assert install(tmp_path, gpu=False) == [f"- /{gpu.relative_to(tmp_path)}"]
+    assert kiosk.is_file()
+    done = CliRunner().invoke(command, ["install", "--root", str(tmp_path), "--no-kiosk"])
+    assert f"\n- /{kiosk.relative_to(tmp_path)}\n" in done.output
     assert not gpu.exists()
     assert not kiosk.exists()
     assert not (
@@ -113,7 +117,7 @@ def test_the_interpreter_of_the_units_is_the_one_that_installs(tmp_path: Path) -
     program = Path("/srv/edge/bin/python")
     Installation(InstallSettings(tmp_path, program=program), lambda _: None).install()
     text = (tmp_path / UNITS / "deepcovid-edge-page.service").read_text()
-    assert "ExecStart=/srv/edge/bin/python -m deepcovid_edge cart page" in text
+    assert 'ExecStart="/srv/edge/bin/python" -m deepcovid_edge cart page "/etc/deep' in text
 
 
 @pytest.mark.parametrize("program", ["/home/ann/venv/bin/python", "/tmp/venv/bin/python"])
@@ -122,11 +126,57 @@ def test_a_program_that_the_units_would_not_see_is_refused(program: str) -> None
         InstallSettings(program=Path(program), is_dry=True)
 
 
-@pytest.mark.parametrize("config", ["cart.toml", "/cart.toml", "/etc/cart.toml"])
-def test_a_configuration_without_a_folder_of_its_own_is_refused(config: str) -> None:
-    """The folder and what lies in it is given to the account."""
+@pytest.mark.parametrize(
+    "folder",
+    [
+        *("", "/", "/etc", "/opt", "/home", "/root", "/srv", "/var", "/var/lib", "/var/cache"),
+        *(
+            "/usr",
+            "/usr/share/edge",
+            "/usr/local",
+            "/usr/local/etc",
+            "/etc/ssl",
+            "/etc/ssl/private",
+        ),
+        *("/etc/edge/..", "/var/lib/edge/../", "/run/edge"),
+    ],
+)
+@pytest.mark.parametrize("root", ["/nowhere", "/"])
+def test_a_configuration_without_a_folder_of_its_own_is_refused(root: str, folder: str) -> None:
+    """The account is let into the folder, and nobody else."""
     with pytest.raises(UsageError, match="a folder of its own"):
-        InstallSettings(Path("/nowhere"), Path(config))
+        InstallSettings(Path(root), Path(folder, "cart.toml"))
+
+
+def test_a_link_to_a_folder_of_the_system_is_no_folder_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "srv").mkdir()
+    (tmp_path / "srv/edge").symlink_to("../etc")
+    with pytest.raises(UsageError, match="a folder of its own"):
+        InstallSettings(tmp_path, Path("/srv/edge/cart.toml"))
+
+
+@pytest.mark.parametrize(
+    "folder", ["/etc/edge", "/opt/edge", "/srv/edge/1", "/var/lib/edge", "/usr/local/etc/edge"]
+)
+def test_a_folder_of_its_own_is_taken(folder: str) -> None:
+    config = Path(folder, "cart.toml")
+    assert InstallSettings(config=config, program=Path("/opt/edge/python")).config == config
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x7f", "a\udcff"])
+def test_a_path_that_cannot_stand_in_a_unit_is_refused(name: str, tmp_path: Path) -> None:
+    config = configured(tmp_path, SITE)
+    strange = replace(config, receive=replace(config.receive, folders=(Path("/mnt", name),)))
+    with pytest.raises(UsageError, match="control letter"):
+        drop_in("receive", strange)
+    with pytest.raises(UsageError, match="control letter"):
+        Installation(InstallSettings(tmp_path, program=Path("/opt", name)), print).install()
+
+
+@pytest.mark.parametrize("letter", ["$", "'", '"', "\\"])
+def test_a_program_that_systemd_would_not_start_is_refused(letter: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"systemd starts no program with . in its path"):
+        InstallSettings(tmp_path, program=Path(f"/opt/edge{letter}/python"))
 
 
 def test_a_role_reaches_only_whom_the_configuration_names(tmp_path: Path) -> None:

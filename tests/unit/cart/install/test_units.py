@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -89,6 +90,25 @@ def test_systemd_understands_every_line(root: Path) -> None:
     done = analyze("verify", "--man=no", *paths)
     said = [line for line in done.stderr.splitlines() if "is not executable" not in line]
     assert not [line for line in said if "deepcovid-edge" in line], said
+
+
+@needs_systemd
+@pytest.mark.parametrize("name", ["the edge", "100%n", "a'b", 'a"b', "a\\b", "50$", "a;b", "ü"])
+def test_systemd_reads_paths_with_any_letters(name: str, tmp_path: Path) -> None:
+    """It says which program is not there, and nothing else of the units."""
+    folder = Path("/srv", name)
+    program = Path("/srv/edge") if re.search(r"""[$\\"']""", name) else folder
+    settings = InstallSettings(tmp_path, folder / "cart.toml", program=program / "python")
+    Installation(settings, lambda _: None).install()
+    units = [tmp_path / "etc/systemd/system" / f"deepcovid-edge-{role}.service" for role in ROLES]
+    done = analyze("verify", "--man=no", *units, units[0].with_name("deepcovid-edge.target"))
+    said = [line for line in done.stderr.splitlines() if "deepcovid-edge" in line]
+    assert len(said) == len(ROLES), said
+    assert all(f"Command {program}/python is not executable" in line for line in said), said
+    command = re.search(r"^ExecStart=(.*)$", units[0].read_text("utf-8"), re.MULTILINE)
+    assert command is not None
+    words = shlex.split(command[1].replace("$$", "$").replace("%%", "%"))
+    assert words[-1] == str(settings.config)
 
 
 def test_all_roles_are_hardened_alike() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 pytest.importorskip("pydicom", reason="needs extra dicom")
 pytest.importorskip("imagecodecs", reason="needs extra dicom")
 pytest.importorskip("highdicom", reason="needs extra cart")
-from cart_results import FACTS, POSITIVE, make_image, overlay_png, prediction
+from cart_results import FACTS, POSITIVE, errors_of, make_image, overlay_png, prediction
 from dicom_files import EXPLICIT, dataset, written
 from pydicom import dcmread
 from pydicom.dataset import Dataset
@@ -23,6 +24,8 @@ from pydicom.tag import Tag
 from deepcovid_edge.cart.objects.capture import build_capture
 from deepcovid_edge.cart.objects.encoding import LONGEST
 from deepcovid_edge.cart.objects.report import build_report
+from deepcovid_edge.cart.objects.source import _KINDS as KINDS
+from deepcovid_edge.cart.objects.source import _NEVER_EMPTY as NEVER_EMPTY
 from deepcovid_edge.cart.objects.source import SourceImage
 from deepcovid_edge.errors import DataError
 from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, DEFLATED, IMPLICIT
@@ -34,6 +37,8 @@ ACCESSION, STUDY_DATE, STUDY_ID, AGE, COMMENTS = (
     *(0x00080050, 0x00080020, 0x00200010),
     *(0x00101010, 0x00104000),
 )
+STUDY_UID = 0x0020000D
+TRIAL = {0x00120010, 0x00120020, 0x00120040, 0x00120042}
 IDENTITY = (CHARSET, NAME, PATIENT_ID, BIRTH, SEX, ACCESSION, STUDY_DATE, STUDY_ID)
 JAPANESE = "Yamada^Tarou=山田^太郎=やまだ^たろう"
 NAMES: dict[str, tuple[bytes, bytes]] = {
@@ -147,6 +152,27 @@ def test_an_image_without_a_study_gets_one_that_follows_from_its_uid(tmp_path: P
     assert source.study_uid == SourceImage.read(tmp_path / "image.dcm").study_uid
     (tmp_path / "report").write_bytes(build_report(source, prediction(POSITIVE), FACTS))
     assert dcmread(tmp_path / "report").StudyInstanceUID == source.study_uid
+
+
+@pytest.mark.parametrize("value", [b"", b"\0\0", b"  ", b"\\1.2.3\0"])
+def test_an_empty_study_uid_is_none(value: bytes, tmp_path: Path) -> None:
+    path = make_image(tmp_path, raw={STUDY_UID: ("UI", value)})
+    source = SourceImage.read(path)
+    assert not source.states_study
+    for read in objects_of(path).values():
+        assert read.StudyInstanceUID == source.study_uid
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (dicom3tools) is not there")
+def test_what_may_not_be_empty_is_left_out_where_it_is(tmp_path: Path) -> None:
+    """Of type 1C and sequences, whose conditions this image does not meet."""
+    empty = {tag: (KINDS[tag], b"") for tag in NEVER_EMPTY - TRIAL - {0x00102201, 0x00102202}}
+    assert len(empty) > 15
+    path = make_image(tmp_path, raw=empty)
+    read = objects_of(path)
+    for name in read:
+        assert errors_of(tmp_path / name) == []
+        assert not any(tag in read[name] for tag in empty if tag != STUDY_UID)
 
 
 @pytest.mark.parametrize("uid", ["1.2.840.0001.5", "../../etc/passwd", "1" * 70, "a b"])

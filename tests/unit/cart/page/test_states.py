@@ -15,7 +15,8 @@ from cart_page import CONSOLE, HOSTILE, drawn_image, filled, put, served
 from cart_peers import HOST
 from cart_store import open_store
 
-from deepcovid_edge.cart.page import images
+from deepcovid_edge.cart.alerts import AlertCode
+from deepcovid_edge.cart.page import health, images
 from deepcovid_edge.cart.page.changes import LOOK_SECONDS
 from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError, LedgerDamagedError
 from deepcovid_edge.cart.store.schema import IMAGE_STATES
@@ -68,6 +69,26 @@ def test_an_image_has_a_page_in_every_state(tmp_path: Path) -> None:
         paths = ["/", "/statistics", "/metrics", *(f"/image/{number}" for number in wanted)]
         answers = {path: found.reader.get(path).status for path in paths}
     assert answers == dict.fromkeys(paths, 200)
+
+
+@pytest.mark.parametrize("code", [AlertCode.MODEL, AlertCode.ASSESSOR_STOPPED])
+def test_a_cart_whose_model_cannot_be_loaded_is_not_ready(tmp_path: Path, code: AlertCode) -> None:
+    """The worker lives and tries again; what comes meanwhile is not assessed."""
+    with served(filled(tmp_path)) as found, open_store(tmp_path / "spool") as store:
+        assert json.loads(found.reader.get("/readyz").data) == {"ready": True, "obstacles": []}
+        store.ledger.raise_alert("assessor", code.code, why="no such file", model="mine.onnx")
+        answer = found.reader.get("/readyz")
+        assert answer.status == 503
+        assert json.loads(answer.data)["obstacles"] == ["assessor"]
+        (light,) = [
+            one
+            for one in health.lights(found.config, store.ledger, store.spool)
+            if one.part == "assessor"
+        ]
+        assert (light.state, light.word) == (health.BAD, "light.stopped")
+        assert "assessor_alive 0" in found.reader.get("/metrics").text
+        store.ledger.clear_alert("assessor")
+        assert found.reader.get("/readyz").status == 200
 
 
 @pytest.mark.parametrize("kind", [LedgerBusyError, LedgerDamagedError])

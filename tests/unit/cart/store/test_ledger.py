@@ -16,7 +16,10 @@ from deepcovid_edge.cart.store import ledger as ledger_module
 from deepcovid_edge.cart.store.deliveries import BACKOFF_SECONDS, Deliveries
 from deepcovid_edge.cart.store.images import Settled
 from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError, LedgerDamagedError
-from deepcovid_edge.cart.store.schema import MIGRATIONS, NewerLedgerError
+from deepcovid_edge.cart.store.schema import MIGRATIONS
+from deepcovid_edge.cli.exit_codes import ExitCode
+from deepcovid_edge.cli.main import run
+from deepcovid_edge.errors import NewerLedgerError
 
 
 @pytest.fixture
@@ -68,8 +71,21 @@ def test_one_that_is_no_database_is_damaged(tmp_path: Path) -> None:
 def test_a_newer_ledger_is_left_alone(tmp_path: Path) -> None:
     with Ledger(tmp_path) as ledger:
         ledger._connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
-    with pytest.raises(NewerLedgerError):
+    with pytest.raises(
+        NewerLedgerError, match="version 2, this program knows 1: install the newer"
+    ):
         Ledger(tmp_path)
+
+
+def test_a_command_says_that_the_ledger_is_newer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Ledger(tmp_path) as ledger:
+        ledger._connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    config = tmp_path / "cart.toml"
+    config.write_text('[cart]\nspool = "."\n[[peer]]\nae_title = "A"\naddress = "127.0.0.1"\n')
+    assert run(["cart", "resend", str(config)]) == ExitCode.MISMATCH
+    assert capsys.readouterr().err.startswith("Error: ledger: is of version 2")
 
 
 def test_a_reader_writes_nothing(store: Store) -> None:

@@ -60,7 +60,7 @@ def test_an_image_that_the_full_ledger_did_not_give_back_is_assessed_later(
     with open_store(tmp_path / "spool") as store:
         store.take()
         settings = CartSettings(store.spool.folder)
-        config = CartConfig(Path("c"), settings, ReceiveSettings(folders=(tmp_path,)))
+        config = CartConfig(Path("c"), settings, ReceiveSettings(folders=(tmp_path / "in",)))
         stop = threading.Event()
         worker = Worker(config, store.ledger, store.spool, stop)
         states: list[tuple[str, int]] = []

@@ -77,7 +77,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
 
 def worker_of(store: Store) -> Worker:
     settings = CartSettings(store.spool.folder)
-    receive = ReceiveSettings(folders=(store.spool.folder,))
+    receive = ReceiveSettings(folders=(store.spool.folder.parent / "in",))
     config = CartConfig(Path("cart.toml"), settings, receive, destinations=(PACS,))
     return Worker(config, store.ledger, store.spool, threading.Event())
 
