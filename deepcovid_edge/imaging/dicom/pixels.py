@@ -18,7 +18,7 @@ from deepcovid_edge.imaging.dicom.decoding.codestreams import (
     with_end,
 )
 from deepcovid_edge.imaging.dicom.decoding.sandbox import Request, sandbox
-from deepcovid_edge.imaging.dicom.header import DicomHeader, PixelLayout, PixelPlace
+from deepcovid_edge.imaging.dicom.header import OFFSETS, DicomHeader, PixelLayout, PixelPlace
 from deepcovid_edge.imaging.dicom.resolution import safe_halvings
 from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES, is_native
 from deepcovid_edge.imaging.radiograph import LOSSY_RATIO, is_coloured, sampling_step
@@ -212,11 +212,11 @@ def _stream(header: DicomHeader, place: PixelPlace) -> bytes:
     end = len(data) if length is None else min(place.start + length, len(data))
     in_items = data[place.start : place.start + 4] == _ITEM
     if length is None and (in_items or not is_native(header.facts.transfer_syntax_uid)):
-        return _joined(data, place.start, end)
+        return _joined(header, place.start, end)
     if length is None or _is_whole(header.layout, length):
         return b""
     if in_items:
-        return _joined(data, place.start, end)
+        return _joined(header, place.start, end)
     head = data[place.start : min(end, place.start + _HEAD)]
     if read_codestream(head, header.layout.allocated // 8) is None:
         return b""
@@ -230,22 +230,27 @@ def _unknown(stream: bytes) -> NotAssessedError:
     return NotAssessedError(Reason.DECODE, "compressed pixels of no known kind")
 
 
-def _joined(data: bytes, at: int, end: int) -> bytes:
+def _joined(header: DicomHeader, at: int, end: int) -> bytes:
     """The only frame's codestream (PS3.5, A.4: a table of offsets, then its fragments).
 
     What follows is not looked at: whether the codestream is whole, it says itself.
     """
-    fragments: list[bytes] = []
+    data, fragments = header.data, list[bytes]()
     while at + 8 <= end and data[at : at + 4] == _ITEM:
         length = int.from_bytes(data[at + 4 : at + 8], "little")
         at += 8 + length
         fragments.append(data[at - length : min(at, end)])
     # Some leave the table out.
-    first = 0 if fragments and read_codestream(fragments[0], 1) else 1
-    if not any(fragments[first:]):
+    has_table = bool(fragments) and read_codestream(fragments[0], 1) is None
+    table, pieces = (fragments[0], fragments[1:]) if has_table else (b"", fragments)
+    if not any(pieces):
         reason = Reason.TRUNCATED if at + 8 > len(data) else Reason.DECODE
         raise NotAssessedError(reason, "compressed pixels without a codestream")
-    return b"".join(fragments[first:])
+    offsets = max(len(table) // 4, len(header.elements.raw(OFFSETS)) // 8)
+    frames = max(offsets, sum(read_codestream(piece, 1) is not None for piece in pieces))
+    if frames > 1:
+        raise NotAssessedError(Reason.FRAMES, f"{frames} compressed pictures")
+    return b"".join(pieces)
 
 
 def _rgb(words: NDArray[Any], *, ycc: bool) -> NDArray[Any]:
