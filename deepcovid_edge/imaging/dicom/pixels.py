@@ -20,7 +20,7 @@ from deepcovid_edge.imaging.dicom.decoding.codestreams import (
 from deepcovid_edge.imaging.dicom.decoding.sandbox import Request, sandbox
 from deepcovid_edge.imaging.dicom.header import OFFSETS, DicomHeader, PixelLayout, PixelPlace
 from deepcovid_edge.imaging.dicom.resolution import safe_halvings
-from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES, is_native
+from deepcovid_edge.imaging.dicom.syntaxes import ENCAPSULATED, SYNTAXES, is_native
 from deepcovid_edge.imaging.radiograph import LOSSY_RATIO, is_coloured, sampling_step
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.reasons import Reason, WarningCode
@@ -44,11 +44,15 @@ class Pixels:
             native byte order; bits above the stored ones may be set in a few.
         syntax: UID of the transfer syntax that they stood in.
         warnings: What their compression gives to know.
+        data: The bytes that uncompressed pixels stand in, else empty.
+        start: Offset of the first of those pixels.
     """
 
     words: NDArray[Any]
     syntax: str
     warnings: tuple[WarningCode, ...] = ()
+    data: bytes = b""
+    start: int = 0
 
 
 def read_words(header: DicomHeader, spec: InputSpec | None = None) -> Pixels:
@@ -71,16 +75,20 @@ def read_words(header: DicomHeader, spec: InputSpec | None = None) -> Pixels:
     found = read_codestream(stream, layout.allocated // 8)
     if found is None and stream and not (is_native(syntax) or _is_whole(layout, len(stream))):
         raise _unknown(stream)
+    data, warnings = b"", tuple[WarningCode, ...]()
     if found is None:
-        words, warnings = _native(header, place, stream), tuple[WarningCode, ...]()
-        syntax = syntax if is_native(syntax) else header.native_syntax
+        data, little = stream or header.data, header.elements.little or bool(stream)  # PS3.5, A.4
+        place = replace(place, start=0, length=len(stream)) if stream else place
+        words = _native(layout, place, data, little=little)
+        syntax = ENCAPSULATED if stream else header.native_syntax
     else:
         if SYNTAXES[found.syntax].family is not SYNTAXES[syntax].family:
             syntax = found.syntax
         words, warnings = _decoded(header, replace(found, syntax=syntax), spec)
         ycc = ycc if found.ycc is None else found.ycc
     _check_stray_bits(words, layout)
-    return Pixels(words if words.ndim == 2 else _rgb(words, ycc=ycc), syntax, warnings)
+    words = words if words.ndim == 2 else _rgb(words, ycc=ycc)
+    return Pixels(words, syntax, warnings, data, place.start)
 
 
 def _decoded(
@@ -119,11 +127,8 @@ def _ratio(layout: PixelLayout, compressed: int) -> float:
     return size / max(1, compressed)
 
 
-def _native(header: DicomHeader, place: PixelPlace, joined: bytes) -> NDArray[Any]:
-    """Uncompressed pixels, maybe in fragments that were joined."""
-    layout, data = header.layout, header.data
-    if joined:
-        data, place = joined, replace(place, start=0, length=len(joined))
+def _native(layout: PixelLayout, place: PixelPlace, data: bytes, *, little: bool) -> NDArray[Any]:
+    """Uncompressed pixels."""
     stated = len(data) - place.start if place.length is None else place.length
     count = _count(layout, stated)
     size = count * layout.allocated // 8
@@ -132,7 +137,6 @@ def _native(header: DicomHeader, place: PixelPlace, joined: bytes) -> NDArray[An
     held = min(stated, len(data) - place.start)
     if held < size:
         raise NotAssessedError(Reason.TRUNCATED, f"{held} of {size} bytes")
-    little = header.elements.little or bool(joined)  # PS3.5, A.4
     words = _unsigned(data, place, layout, held * 8 // layout.allocated, little=little)
     planes = layout.samples if layout.planar else 1
     rows = layout.rows * planes

@@ -40,7 +40,7 @@ from pydicom.encaps import encapsulate, itemize_fragment
 from test_dicom_refusals import image, with_codestream
 
 from deepcovid_edge.imaging.dicom.decoding.codestreams import with_end
-from deepcovid_edge.imaging.dicom.syntaxes import DEFLATED, IMPLICIT, SYNTAXES
+from deepcovid_edge.imaging.dicom.syntaxes import DEFLATED, ENCAPSULATED, IMPLICIT, SYNTAXES
 
 Decode = Callable[..., Radiograph]
 
@@ -274,6 +274,24 @@ def test_uncompressed_pixels_in_a_fragment_are_read(decode: Decode) -> None:
     """PS3.5, A.4.11, and files that say something else of themselves."""
     for label in (EXPLICIT, RLE, JPEG_LS):
         assert np.array_equal(decode(with_codestream(image(12).tobytes(), label)).pixels, image(12))
+
+
+def test_uncompressed_pixels_in_fragments_are_checked_as_others_are(decode: Decode) -> None:
+    value = image(12).tobytes()
+    for pieces in ([value], [value[:998], value[998:]], [value, bytes(2)]):
+        items = b"".join(itemize_fragment(piece) for piece in pieces)
+        one = dataset(image(12), stored=12)
+        one.add_new(0x7FE00010, "OB", itemize_fragment(bytes(4)) + items)
+        one["PixelData"].is_undefined_length = True
+        read = decode(written(one, ENCAPSULATED))
+        assert np.array_equal(read.pixels, image(12))
+        assert read.dicom is not None
+        assert read.dicom.transfer_syntax_uid == ENCAPSULATED
+    two = in_pieces(ENCAPSULATED, 12, value, value, table=False)
+    assert reason_of(decode, two) is Reason.LENGTH
+    empty = value[: len(value) // 2 + 160] + bytes(len(value) // 2 - 160)
+    ends = in_pieces(ENCAPSULATED, 12, empty, table=True)
+    assert reason_of(decode, ends) is Reason.TRUNCATED
 
 
 def test_uncompressed_pixels_of_an_undefined_length_are_read(decode: Decode) -> None:
