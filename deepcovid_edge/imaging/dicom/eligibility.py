@@ -115,13 +115,14 @@ def _check_layout(layout: PixelLayout) -> None:
 
 
 def _check_rescale(elements: Elements) -> None:
-    """Reject half a rescale under a window: what the window means is not known.
+    """Reject half a rescale under a window, or a slope of 0: what the window means is not known.
 
     PS3.3, C.11.1: slope and intercept are both there, or a modality LUT, or none of them.
     """
     stated = {tag: elements.text(tag) for tag in (_SLOPE, _INTERCEPT)}
     numbers = [elements.decimal(tag) for tag in stated]
     is_whole = all(number is not None and math.isfinite(number) for number in numbers)
+    is_whole = is_whole and numbers[0] != 0
     if is_whole or not any(stated.values()) or elements.items(_MODALITY_LUT):
         return
     if elements.raw(_WINDOW_CENTRE) or elements.items(_VOI_LUT):

@@ -328,6 +328,8 @@ REFUSALS: dict[str, Refusal] = {
                 {"RescaleIntercept": "-1024"},
                 {"RescaleSlope": "2", "RescaleIntercept": ""},
                 {"RescaleSlope": "", "RescaleIntercept": "-1024"},
+                {"RescaleSlope": "0", "RescaleIntercept": "0"},
+                {"RescaleSlope": "-0.0", "RescaleIntercept": "-1024"},
             )
         )
     },
