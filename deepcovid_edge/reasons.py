@@ -98,7 +98,8 @@ class Reason(_Coded):
     BITS = (
         "E_BITS",
         "Header contradicts itself, or the pixels, about the bits per pixel.",
-        "more than 0.1 % of the pixels have bits above the stored ones, or a wrong high bit",
+        "more than 0.1 % of the pixels have bits beside the stored ones that are no overlay's, or "
+        "a high bit that cannot be",
     )
     LENGTH = (
         "E_LENGTH",

@@ -105,7 +105,7 @@ def _check_layout(layout: PixelLayout) -> None:
     bits = f"{layout.stored} of {layout.allocated} bits"
     if layout.allocated not in (8, 16):
         raise NotAssessedError(Reason.MODE, bits)
-    if not 2 <= layout.stored <= layout.allocated or layout.high_bit != layout.stored - 1:
+    if layout.stored < 2 or not layout.stored <= layout.high_bit + 1 <= layout.allocated:
         raise NotAssessedError(Reason.BITS, f"{bits}, the highest {layout.high_bit}")
     if layout.samples == 1 and layout.photometric in _GREY:
         return

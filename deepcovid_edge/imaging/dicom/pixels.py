@@ -41,7 +41,7 @@ class Pixels:
 
     Attributes:
         words: Of shape (rows, columns), or (rows, columns, 3) for R, G and B, uint8 or uint16,
-            native byte order; bits above the stored ones may be set in a few.
+            native byte order, the lowest stored bit first; bits above the stored ones may be set.
         syntax: UID of the transfer syntax that they stood in.
         warnings: What their compression gives to know.
         data: The bytes that uncompressed pixels stand in, else empty.
@@ -87,6 +87,7 @@ def read_words(header: DicomHeader, spec: InputSpec | None = None) -> Pixels:
         words, warnings = _decoded(header, replace(found, syntax=syntax), spec)
         ycc = ycc if found.ycc is None else found.ycc
     _check_stray_bits(words, layout)
+    words = words >> layout.low_bit if layout.low_bit else words  # PS3.5, 8.1.1, until 2014
     words = words if words.ndim == 2 else _rgb(words, ycc=ycc)
     return Pixels(words, syntax, warnings, data, place.start)
 
@@ -298,17 +299,17 @@ def _without_overshoot(words: NDArray[Any], layout: PixelLayout) -> NDArray[Any]
 
 
 def _check_stray_bits(words: NDArray[Any], layout: PixelLayout) -> None:
-    """Refuse words with bits above the stored ones, a signed word's copies of its sign apart."""
-    if layout.stored == layout.allocated or not int(np.bitwise_or.reduce(words, None)) >> (
-        layout.stored
-    ):
+    """Refuse words with bits beside the stored ones, overlays and copies of a sign apart."""
+    stored = (1 << layout.stored) - 1 << layout.low_bit
+    unused = (1 << layout.allocated) - 1 & ~(stored | layout.overlays)
+    if not unused or not int(np.bitwise_or.reduce(words, None)) & unused:
         return
-    high = np.arange(1 << layout.allocated) >> layout.stored
-    stray = high != 0
+    beside = np.arange(1 << layout.allocated) & unused
+    stray = beside != 0
     if layout.signed:
-        sign = np.arange(1 << layout.allocated) >> (layout.stored - 1) & 1 == 1
-        stray &= ~(sign & (high == high.max()))
+        sign = np.arange(1 << layout.allocated) >> layout.high_bit & 1 == 1
+        stray &= ~(sign & (beside == unused >> layout.high_bit << layout.high_bit))
     share = np.count_nonzero(stray[words]) / words.size
     if share > MAX_STRAY:
-        detail = f"bits above {layout.stored} in {share:.1%} of the pixels"
-        raise NotAssessedError(Reason.BITS, detail)
+        detail = f"bits beside the stored {layout.stored}, the highest {layout.high_bit}"
+        raise NotAssessedError(Reason.BITS, f"{detail}, in {share:.1%} of the pixels")
