@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from deepcovid_edge.errors import MissingDependencyError, NotAssessedError, require
 from deepcovid_edge.imaging.aspect import PixelShape
 from deepcovid_edge.imaging.dicom import geometry
-from deepcovid_edge.imaging.dicom.elements import BoundedStream, Elements, read_elements
+from deepcovid_edge.imaging.dicom.elements import (
+    FUNCTIONAL_GROUPS,
+    BoundedStream,
+    Elements,
+    read_elements,
+)
+from deepcovid_edge.imaging.dicom.functional_groups import with_only_frame
 from deepcovid_edge.imaging.dicom.statements import (
     TAGS,
     Statement,
@@ -52,7 +58,7 @@ _TAGS = (
     *(*_DEVICE, *_DATES, _STUDY, _SERIES, _ORIENTATION, _LATERALITY, _IMAGE_LATERALITY),
     *(_SAMPLES, _PHOTOMETRIC, _PLANAR, _FRAMES, _ROWS, _COLUMNS, _ALLOCATED, _STORED, _HIGH_BIT),
     *(_SIGN, _BURNED_IN, _LOSSY_RATIO, *_TONES, *geometry.TAGS, OFFSETS),
-    *(*_OVERLAY_BITS, *_OVERLAY_BITS.values()),
+    *(*FUNCTIONAL_GROUPS, *_OVERLAY_BITS, *_OVERLAY_BITS.values()),
 )
 
 
@@ -171,13 +177,16 @@ def read_header(data: bytes) -> DicomHeader:
         little=found.encoding.little,
         implicit=found.encoding.implicit,
     )
+    layout = _layout(elements)
+    if layout.frames <= 1:
+        elements = with_only_frame(elements)
     part, view = read_part(elements), read_view(elements)
     return DicomHeader(
         data=found.data,
         facts=_facts(elements, found.media_class, found.syntax, part.shown, view.shown),
         part=part,
         view=view,
-        layout=_layout(elements),
+        layout=layout,
         place=place[0] if place else None,
         elements=elements,
         pixel_shape=geometry.stated_shape(elements),
