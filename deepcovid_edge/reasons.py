@@ -93,6 +93,7 @@ class Reason(_Coded):
         "E_AGE",
         "Patient is, or may be, a child; not tested on children.",
         "younger than 18 years, by age or by dates of birth and examination; the younger counts; "
+        "body part or view names a child; "
         "or the picture looks like that of a child",
     )
     BITS = (

@@ -136,6 +136,9 @@ def _check_patient(header: DicomHeader) -> None:
     if Term.OTHER_PART in stated:
         shown = _worst(header.part, header.view, Term.OTHER_PART)
         raise NotAssessedError(Reason.BODY, f"marked as {shown}")
+    if Term.CHILD in stated:
+        shown = _worst(header.part, header.view, Term.CHILD)
+        raise NotAssessedError(Reason.AGE, f"marked as {shown}")
     if Term.UNKNOWN in header.part.terms and Term.CHEST not in stated:
         raise NotAssessedError(Reason.BODY, f"marked as {facts.body_part}, which is not understood")
     if Term.NOT_FRONTAL in stated:
