@@ -93,12 +93,14 @@ class Reason(_Coded):
         "E_AGE",
         "Patient is, or may be, a child; not tested on children.",
         "younger than 18 years, by age or by dates of birth and examination; the younger counts; "
+        "body part or view names a child; "
         "or the picture looks like that of a child",
     )
     BITS = (
         "E_BITS",
         "Header contradicts itself, or the pixels, about the bits per pixel.",
-        "more than 0.1 % of the pixels have bits above the stored ones, or a wrong high bit",
+        "more than 0.1 % of the pixels have bits beside the stored ones that are no overlay's, or "
+        "a high bit that cannot be",
     )
     LENGTH = (
         "E_LENGTH",

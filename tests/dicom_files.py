@@ -28,7 +28,14 @@ from pydicom.uid import (
 )
 
 from deepcovid_edge.errors import NotAssessedError
-from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, DEFLATED, IMPLICIT, SYNTAXES, Family
+from deepcovid_edge.imaging.dicom.syntaxes import (
+    BIG_ENDIAN,
+    DEFLATED,
+    ENCAPSULATED,
+    IMPLICIT,
+    SYNTAXES,
+    Family,
+)
 from deepcovid_edge.reasons import Reason
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
@@ -117,6 +124,8 @@ def written(image: Dataset, syntax: str = EXPLICIT) -> bytes:
             frame = encapsulate([compressed(_pixels(image), image.BitsStored, syntax)])
         image.add_new(0x7FE00010, "OB", frame)
         image["PixelData"].is_undefined_length = True
+    elif syntax == ENCAPSULATED and not image["PixelData"].is_undefined_length:
+        fragments(image, image["PixelData"].value)
     elif syntax == ExplicitVRBigEndian:
         order = ">" if image.BitsAllocated == 16 else "|"
         swapped = _pixels(image).astype(f"{order}{_pixels(image).dtype.str[1:]}")

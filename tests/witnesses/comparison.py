@@ -225,7 +225,6 @@ def _of_reason(spec: ImageSpec, own: Reading, others: dict[str, Reading]) -> Out
     shown = [reading.grey for reading in others.values() if reading.grey is not None]
     holds = {
         Reason.BLANK.code: bool(shown) and any(map(is_blank, shown)),
-        Reason.BITS.code: spec.greys.overlay in ("high bits", "moved up"),
         Reason.NOT_IMAGE.code: spec.packing.meta == "none",
         Reason.SHAPE.code: _has_another_shape(spec),
     }

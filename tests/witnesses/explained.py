@@ -218,6 +218,14 @@ EXPLAINED_IMAGES = (
         _indices_overflow,
         most=_ANYTHING,
     ),
+    ExplainedImage(
+        "stored bits that are not the lowest ones",
+        (PYDICOM,),
+        "pydicom 3.0.2 takes the lowest bits. PS3.5, 8.1.1, until 2014: the stored bits are those "
+        "up to the high bit.",
+        lambda image: image.HighBit != image.BitsStored - 1,
+        most=_ANYTHING,
+    ),
 )
 
 

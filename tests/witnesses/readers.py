@@ -160,8 +160,11 @@ def by_pydicom(data: bytes, image: Dataset, place: Path) -> Reading:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            pixels = pixel_array(_decoded(data, image, place))
+            decoded = _decoded(data, image, place)
+            pixels = pixel_array(decoded)
             grey = _luma(pixels) if image.SamplesPerPixel == 3 else displayed(pixels, image)
+            if low := image.HighBit + 1 - image.BitsStored:  # which pydicom does not look at
+                pixels = pixel_array(decoded, correct_unused_bits=False) >> low
             return Reading(grey, stored=pixels)
         except ToolError as error:
             return Reading(None, str(error))

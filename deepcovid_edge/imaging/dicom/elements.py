@@ -18,6 +18,9 @@ MAX_READS = 200_000
 MAX_VALUE = 1 << 22
 """Longest value of a header that is looked at, bytes. A LUT of 65,536 entries takes 131,072."""
 
+FUNCTIONAL_GROUPS = (0x52009230, 0x52009229)
+"""Per-frame and shared ones: those of many frames are longer than `MAX_VALUE`, and skipped."""
+
 _UNDEFINED = 0xFFFFFFFF
 _LONGEST_TEXT = 64
 """Longest value that is read of a text (PS3.5, 6.2: UI and LO), characters."""
@@ -88,12 +91,29 @@ class Elements:
         except ValueError:
             return None
 
+    def states(self, tag: int) -> bool:
+        """Whether an element has a value or an item."""
+        value = getattr(self._found.get(tag), "value", None)
+        return bool(value.strip(b" \0") if isinstance(value, bytes) else value)
+
+    def with_those_of(self, other: Elements, tags: Iterable[int]) -> Elements:
+        """These elements, but some as another data set of the same encoding has them."""
+        found = {tag: other._found[tag] for tag in tags if tag in other._found}
+        return Elements(self._found | found, little=self._little, implicit=self._implicit)
+
     def items(self, tag: int) -> list[Elements]:
-        """The items of a sequence, none where it is absent."""
+        """The items of a sequence, none where it is absent.
+
+        Raises:
+            NotAssessedError: It was skipped, as it is longer than `MAX_VALUE`.
+        """
         from pydicom.filereader import read_sequence
 
         element = self._found.get(tag)
         value = None if element is None else element.value
+        length = getattr(element, "length", None)
+        if value is None and length:
+            raise _too_long(length)
         if isinstance(value, bytes):
             stream = BoundedStream(value)
             value = read_sequence(stream, self._implicit, self._little, len(value), "latin-1")
@@ -164,15 +184,23 @@ def read_elements(
     wanted: list[BaseTag | int] = [BaseTag(tag) for tag in tags]
 
     def stop(tag: int, kind: str | None, length: int) -> bool:
-        if length > MAX_VALUE and length != _UNDEFINED and tag in wanted:
-            raise NotAssessedError(Reason.DECODE, f"header value of {length} bytes")
+        is_long = length > MAX_VALUE and length != _UNDEFINED
+        if is_long and tag in wanted and tag not in FUNCTIONAL_GROUPS:
+            raise _too_long(length)
         return stop_when(tag, kind, length)
 
     found: Iterator[Any] = data_element_generator(
-        stream, implicit, little, stop_when=stop, specific_tags=wanted
+        *(stream, implicit, little),
+        stop_when=stop,
+        defer_size=MAX_VALUE,
+        specific_tags=wanted,
     )
     whole = {int(element.tag): element for element in found if not _is_cut_off(element)}
     return Elements(whole, little=little, implicit=implicit)
+
+
+def _too_long(length: int) -> NotAssessedError:
+    return NotAssessedError(Reason.DECODE, f"header value of {length} bytes")
 
 
 def _is_cut_off(element: Any) -> bool:

@@ -105,7 +105,7 @@ def _check_layout(layout: PixelLayout) -> None:
     bits = f"{layout.stored} of {layout.allocated} bits"
     if layout.allocated not in (8, 16):
         raise NotAssessedError(Reason.MODE, bits)
-    if not 2 <= layout.stored <= layout.allocated or layout.high_bit != layout.stored - 1:
+    if layout.stored < 2 or not layout.stored <= layout.high_bit + 1 <= layout.allocated:
         raise NotAssessedError(Reason.BITS, f"{bits}, the highest {layout.high_bit}")
     if layout.samples == 1 and layout.photometric in _GREY:
         return
@@ -115,13 +115,14 @@ def _check_layout(layout: PixelLayout) -> None:
 
 
 def _check_rescale(elements: Elements) -> None:
-    """Reject half a rescale under a window: what the window means is not known.
+    """Reject half a rescale under a window, or a slope of 0: what the window means is not known.
 
     PS3.3, C.11.1: slope and intercept are both there, or a modality LUT, or none of them.
     """
     stated = {tag: elements.text(tag) for tag in (_SLOPE, _INTERCEPT)}
     numbers = [elements.decimal(tag) for tag in stated]
     is_whole = all(number is not None and math.isfinite(number) for number in numbers)
+    is_whole = is_whole and numbers[0] != 0
     if is_whole or not any(stated.values()) or elements.items(_MODALITY_LUT):
         return
     if elements.raw(_WINDOW_CENTRE) or elements.items(_VOI_LUT):
@@ -135,6 +136,9 @@ def _check_patient(header: DicomHeader) -> None:
     if Term.OTHER_PART in stated:
         shown = _worst(header.part, header.view, Term.OTHER_PART)
         raise NotAssessedError(Reason.BODY, f"marked as {shown}")
+    if Term.CHILD in stated:
+        shown = _worst(header.part, header.view, Term.CHILD)
+        raise NotAssessedError(Reason.AGE, f"marked as {shown}")
     if Term.UNKNOWN in header.part.terms and Term.CHEST not in stated:
         raise NotAssessedError(Reason.BODY, f"marked as {facts.body_part}, which is not understood")
     if Term.NOT_FRONTAL in stated:

@@ -23,10 +23,11 @@ _LEFT, _RIGHT, _UPPER, _LOWER = 0x00181602, 0x00181604, 0x00181606, 0x00181608
 _VALUE, _CIELAB = 0x00181622, 0x00181624
 SHUTTER_TAGS = (_SHAPE, _LEFT, _RADIUS, _VERTICES)
 """Where none of them stands, there is no shutter."""
-TAGS = (
-    *(*_SPACINGS, _ASPECT_RATIO, _SHAPE, _CENTRE, _RADIUS, _VERTICES),
+FRAME_SHUTTER_TAGS = (
+    *(_SHAPE, _CENTRE, _RADIUS, _VERTICES),
     *(_LEFT, _RIGHT, _UPPER, _LOWER, _VALUE, _CIELAB),
 )
+TAGS = (*_SPACINGS, _ASPECT_RATIO, *FRAME_SHUTTER_TAGS)
 LEAST_VISIBLE = 0.1
 """A shutter that leaves less of the image than this share makes no sense."""
 _FARTHEST = 1 << 20

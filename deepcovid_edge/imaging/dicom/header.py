@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from deepcovid_edge.errors import MissingDependencyError, NotAssessedError, require
 from deepcovid_edge.imaging.aspect import PixelShape
 from deepcovid_edge.imaging.dicom import geometry
-from deepcovid_edge.imaging.dicom.elements import BoundedStream, Elements, read_elements
+from deepcovid_edge.imaging.dicom.elements import (
+    FUNCTIONAL_GROUPS,
+    BoundedStream,
+    Elements,
+    read_elements,
+)
+from deepcovid_edge.imaging.dicom.functional_groups import with_only_frame
 from deepcovid_edge.imaging.dicom.statements import (
     TAGS,
     Statement,
@@ -38,7 +44,11 @@ _ORIENTATION, _LATERALITY, _IMAGE_LATERALITY = 0x00200020, 0x00200060, 0x0020006
 _SAMPLES, _PHOTOMETRIC, _PLANAR, _FRAMES = 0x00280002, 0x00280004, 0x00280006, 0x00280008
 _ROWS, _COLUMNS = 0x00280010, 0x00280011
 _ALLOCATED, _STORED, _HIGH_BIT, _SIGN = 0x00280100, 0x00280101, 0x00280102, 0x00280103
+_OVERLAY_BITS = {group << 16 | 0x0100: group << 16 | 0x0102 for group in range(0x6000, 0x6020, 2)}
+"""Overlay Bits Allocated and Overlay Bit Position of every group (PS3.3, C.9.2)."""
 _BURNED_IN, _LOSSY_RATIO = 0x00280301, 0x00282112
+OFFSETS = 0x7FE00001
+"""Extended Offset Table: 8 bytes for each compressed frame (PS3.3, C.7.6.3.1.8)."""
 _TONES = (
     *(0x00280120, 0x00280121, 0x00281050, 0x00281051, 0x00281052, 0x00281053, 0x00281056),
     *(0x00283000, 0x00283010),
@@ -47,7 +57,8 @@ _TAGS = (
     *(_SOP_CLASS, _SOP_INSTANCE, _MODALITY, _INTENT, *_KIND_TAGS, *TAGS),
     *(*_DEVICE, *_DATES, _STUDY, _SERIES, _ORIENTATION, _LATERALITY, _IMAGE_LATERALITY),
     *(_SAMPLES, _PHOTOMETRIC, _PLANAR, _FRAMES, _ROWS, _COLUMNS, _ALLOCATED, _STORED, _HIGH_BIT),
-    *(_SIGN, _BURNED_IN, _LOSSY_RATIO, *_TONES, *geometry.TAGS),
+    *(_SIGN, _BURNED_IN, _LOSSY_RATIO, *_TONES, *geometry.TAGS, OFFSETS),
+    *(*FUNCTIONAL_GROUPS, *_OVERLAY_BITS, *_OVERLAY_BITS.values()),
 )
 
 
@@ -66,6 +77,7 @@ class PixelLayout:
         high_bit: The highest of those.
         signed: Whether samples are in two's complement.
         planar: Whether colours stand in planes instead of side by side.
+        overlays: Mask of the other bits that overlays stand in.
     """
 
     rows: int
@@ -78,6 +90,12 @@ class PixelLayout:
     high_bit: int
     signed: bool
     planar: bool
+    overlays: int = 0
+
+    @property
+    def low_bit(self) -> int:
+        """The lowest of the bits that mean something."""
+        return self.high_bit + 1 - self.stored
 
 
 @dataclass(frozen=True)
@@ -159,13 +177,16 @@ def read_header(data: bytes) -> DicomHeader:
         little=found.encoding.little,
         implicit=found.encoding.implicit,
     )
+    layout = _layout(elements)
+    if layout.frames <= 1:
+        elements = with_only_frame(elements)
     part, view = read_part(elements), read_view(elements)
     return DicomHeader(
         data=found.data,
         facts=_facts(elements, found.media_class, found.syntax, part.shown, view.shown),
         part=part,
         view=view,
-        layout=_layout(elements),
+        layout=layout,
         place=place[0] if place else None,
         elements=elements,
         pixel_shape=geometry.stated_shape(elements),
@@ -217,7 +238,7 @@ def _month(date: str) -> str:
 
 
 def _layout(elements: Elements) -> PixelLayout:
-    stored = elements.number(_STORED) or 0
+    stored, allocated = elements.number(_STORED) or 0, elements.number(_ALLOCATED) or 0
     high_bit = elements.number(_HIGH_BIT)
     frames = [int(text) for text in elements.texts(_FRAMES) if text.lstrip("+").isdecimal()]
     return PixelLayout(
@@ -226,9 +247,24 @@ def _layout(elements: Elements) -> PixelLayout:
         samples=elements.number(_SAMPLES) or 1,
         frames=max(frames, default=1),
         photometric=elements.word(_PHOTOMETRIC),
-        allocated=elements.number(_ALLOCATED) or 0,
+        allocated=allocated,
         stored=stored,
         high_bit=stored - 1 if high_bit is None else high_bit,
         signed=elements.number(_SIGN) == 1,
         planar=elements.number(_PLANAR) == 1,
+        overlays=_overlays(elements, allocated),
     )
+
+
+def _overlays(elements: Elements, allocated: int) -> int:
+    """Mask of the bits of a pixel that overlays stand in.
+
+    PS3.3, C.9.2, and PS3.5, 8.1.2, until 2004: such an overlay states the bits of the pixels as its
+    own, and has no data elsewhere.
+    """
+    places = (
+        elements.number(place)
+        for bits, place in _OVERLAY_BITS.items()
+        if elements.number(bits) == allocated
+    )
+    return sum(1 << place for place in {*places} if place is not None and place < allocated)

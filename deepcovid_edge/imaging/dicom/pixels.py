@@ -18,9 +18,9 @@ from deepcovid_edge.imaging.dicom.decoding.codestreams import (
     with_end,
 )
 from deepcovid_edge.imaging.dicom.decoding.sandbox import Request, sandbox
-from deepcovid_edge.imaging.dicom.header import DicomHeader, PixelLayout, PixelPlace
+from deepcovid_edge.imaging.dicom.header import OFFSETS, DicomHeader, PixelLayout, PixelPlace
 from deepcovid_edge.imaging.dicom.resolution import safe_halvings
-from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES, is_native
+from deepcovid_edge.imaging.dicom.syntaxes import ENCAPSULATED, SYNTAXES, is_native
 from deepcovid_edge.imaging.radiograph import LOSSY_RATIO, is_coloured, sampling_step
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.reasons import Reason, WarningCode
@@ -41,14 +41,18 @@ class Pixels:
 
     Attributes:
         words: Of shape (rows, columns), or (rows, columns, 3) for R, G and B, uint8 or uint16,
-            native byte order; bits above the stored ones may be set in a few.
+            native byte order, the lowest stored bit first; bits above the stored ones may be set.
         syntax: UID of the transfer syntax that they stood in.
         warnings: What their compression gives to know.
+        data: The bytes that uncompressed pixels stand in, else empty.
+        start: Offset of the first of those pixels.
     """
 
     words: NDArray[Any]
     syntax: str
     warnings: tuple[WarningCode, ...] = ()
+    data: bytes = b""
+    start: int = 0
 
 
 def read_words(header: DicomHeader, spec: InputSpec | None = None) -> Pixels:
@@ -71,16 +75,21 @@ def read_words(header: DicomHeader, spec: InputSpec | None = None) -> Pixels:
     found = read_codestream(stream, layout.allocated // 8)
     if found is None and stream and not (is_native(syntax) or _is_whole(layout, len(stream))):
         raise _unknown(stream)
+    data, warnings = b"", tuple[WarningCode, ...]()
     if found is None:
-        words, warnings = _native(header, place, stream), tuple[WarningCode, ...]()
-        syntax = syntax if is_native(syntax) else header.native_syntax
+        data, little = stream or header.data, header.elements.little or bool(stream)  # PS3.5, A.4
+        place = replace(place, start=0, length=len(stream)) if stream else place
+        words = _native(layout, place, data, little=little)
+        syntax = ENCAPSULATED if stream else header.native_syntax
     else:
         if SYNTAXES[found.syntax].family is not SYNTAXES[syntax].family:
             syntax = found.syntax
         words, warnings = _decoded(header, replace(found, syntax=syntax), spec)
         ycc = ycc if found.ycc is None else found.ycc
     _check_stray_bits(words, layout)
-    return Pixels(words if words.ndim == 2 else _rgb(words, ycc=ycc), syntax, warnings)
+    words = words >> layout.low_bit if layout.low_bit else words  # PS3.5, 8.1.1, until 2014
+    words = words if words.ndim == 2 else _rgb(words, ycc=ycc)
+    return Pixels(words, syntax, warnings, data, place.start)
 
 
 def _decoded(
@@ -119,11 +128,8 @@ def _ratio(layout: PixelLayout, compressed: int) -> float:
     return size / max(1, compressed)
 
 
-def _native(header: DicomHeader, place: PixelPlace, joined: bytes) -> NDArray[Any]:
-    """Uncompressed pixels, maybe in fragments that were joined."""
-    layout, data = header.layout, header.data
-    if joined:
-        data, place = joined, replace(place, start=0, length=len(joined))
+def _native(layout: PixelLayout, place: PixelPlace, data: bytes, *, little: bool) -> NDArray[Any]:
+    """Uncompressed pixels."""
     stated = len(data) - place.start if place.length is None else place.length
     count = _count(layout, stated)
     size = count * layout.allocated // 8
@@ -132,7 +138,6 @@ def _native(header: DicomHeader, place: PixelPlace, joined: bytes) -> NDArray[An
     held = min(stated, len(data) - place.start)
     if held < size:
         raise NotAssessedError(Reason.TRUNCATED, f"{held} of {size} bytes")
-    little = header.elements.little or bool(joined)  # PS3.5, A.4
     words = _unsigned(data, place, layout, held * 8 // layout.allocated, little=little)
     planes = layout.samples if layout.planar else 1
     rows = layout.rows * planes
@@ -212,11 +217,11 @@ def _stream(header: DicomHeader, place: PixelPlace) -> bytes:
     end = len(data) if length is None else min(place.start + length, len(data))
     in_items = data[place.start : place.start + 4] == _ITEM
     if length is None and (in_items or not is_native(header.facts.transfer_syntax_uid)):
-        return _joined(data, place.start, end)
+        return _joined(header, place.start, end)
     if length is None or _is_whole(header.layout, length):
         return b""
     if in_items:
-        return _joined(data, place.start, end)
+        return _joined(header, place.start, end)
     head = data[place.start : min(end, place.start + _HEAD)]
     if read_codestream(head, header.layout.allocated // 8) is None:
         return b""
@@ -230,22 +235,27 @@ def _unknown(stream: bytes) -> NotAssessedError:
     return NotAssessedError(Reason.DECODE, "compressed pixels of no known kind")
 
 
-def _joined(data: bytes, at: int, end: int) -> bytes:
+def _joined(header: DicomHeader, at: int, end: int) -> bytes:
     """The only frame's codestream (PS3.5, A.4: a table of offsets, then its fragments).
 
     What follows is not looked at: whether the codestream is whole, it says itself.
     """
-    fragments: list[bytes] = []
+    data, fragments = header.data, list[bytes]()
     while at + 8 <= end and data[at : at + 4] == _ITEM:
         length = int.from_bytes(data[at + 4 : at + 8], "little")
         at += 8 + length
         fragments.append(data[at - length : min(at, end)])
     # Some leave the table out.
-    first = 0 if fragments and read_codestream(fragments[0], 1) else 1
-    if not any(fragments[first:]):
+    has_table = bool(fragments) and read_codestream(fragments[0], 1) is None
+    table, pieces = (fragments[0], fragments[1:]) if has_table else (b"", fragments)
+    if not any(pieces):
         reason = Reason.TRUNCATED if at + 8 > len(data) else Reason.DECODE
         raise NotAssessedError(reason, "compressed pixels without a codestream")
-    return b"".join(fragments[first:])
+    offsets = max(len(table) // 4, len(header.elements.raw(OFFSETS)) // 8)
+    frames = max(offsets, sum(read_codestream(piece, 1) is not None for piece in pieces))
+    if frames > 1:
+        raise NotAssessedError(Reason.FRAMES, f"{frames} compressed pictures")
+    return b"".join(pieces)
 
 
 def _rgb(words: NDArray[Any], *, ycc: bool) -> NDArray[Any]:
@@ -289,17 +299,17 @@ def _without_overshoot(words: NDArray[Any], layout: PixelLayout) -> NDArray[Any]
 
 
 def _check_stray_bits(words: NDArray[Any], layout: PixelLayout) -> None:
-    """Refuse words with bits above the stored ones, a signed word's copies of its sign apart."""
-    if layout.stored == layout.allocated or not int(np.bitwise_or.reduce(words, None)) >> (
-        layout.stored
-    ):
+    """Refuse words with bits beside the stored ones, overlays and copies of a sign apart."""
+    stored = (1 << layout.stored) - 1 << layout.low_bit
+    unused = (1 << layout.allocated) - 1 & ~(stored | layout.overlays)
+    if not unused or not int(np.bitwise_or.reduce(words, None)) & unused:
         return
-    high = np.arange(1 << layout.allocated) >> layout.stored
-    stray = high != 0
+    beside = np.arange(1 << layout.allocated) & unused
+    stray = beside != 0
     if layout.signed:
-        sign = np.arange(1 << layout.allocated) >> (layout.stored - 1) & 1 == 1
-        stray &= ~(sign & (high == high.max()))
+        sign = np.arange(1 << layout.allocated) >> layout.high_bit & 1 == 1
+        stray &= ~(sign & (beside == unused >> layout.high_bit << layout.high_bit))
     share = np.count_nonzero(stray[words]) / words.size
     if share > MAX_STRAY:
-        detail = f"bits above {layout.stored} in {share:.1%} of the pixels"
-        raise NotAssessedError(Reason.BITS, detail)
+        detail = f"bits beside the stored {layout.stored}, the highest {layout.high_bit}"
+        raise NotAssessedError(Reason.BITS, f"{detail}, in {share:.1%} of the pixels")

@@ -14,9 +14,8 @@ from deepcovid_edge.imaging.dicom.geometry import Shutter, display_shutter
 from deepcovid_edge.imaging.dicom.grey_levels import grey_levels, pads_with_zero
 from deepcovid_edge.imaging.dicom.header import DicomHeader, PixelLayout, read_header
 from deepcovid_edge.imaging.dicom.orientation import lies_on_its_side, upright
-from deepcovid_edge.imaging.dicom.pixels import read_words
+from deepcovid_edge.imaging.dicom.pixels import Pixels, read_words
 from deepcovid_edge.imaging.dicom.resolution import halvings_of, shows_the_whole
-from deepcovid_edge.imaging.dicom.syntaxes import is_native
 from deepcovid_edge.imaging.empty_end import PixelBlock, check_end
 from deepcovid_edge.imaging.files import FileBytes
 from deepcovid_edge.imaging.radiograph import (
@@ -62,7 +61,7 @@ def _decode(file: FileBytes, spec: InputSpec | None) -> Radiograph:
     halvings = halvings_of(pixels.words, header)
     if halvings and not shows_the_whole(pixels.words, header):
         halvings, pixels = 0, read_words(header)
-    end_warnings = _check_end(header, pixels.syntax)
+    end_warnings = _check_end(header, pixels)
     shutter = display_shutter(header.elements, (layout.rows, layout.columns), shape)
     grey, white, tone_warnings = _grey(pixels.words, header, shutter)
     grey, turn_warnings = upright(grey, header.orientation)
@@ -84,18 +83,18 @@ def _check_size(layout: PixelLayout, shape: PixelShape) -> None:
     check_size(columns, rows)
 
 
-def _check_end(header: DicomHeader, syntax: str) -> list[WarningCode]:
+def _check_end(header: DicomHeader, pixels: Pixels) -> list[WarningCode]:
     """What uncompressed pixels that end in zeros give to know."""
-    layout, place = header.layout, header.place
-    if not is_native(syntax) or place is None:
+    if not pixels.data:
         return []
+    layout, start = header.layout, pixels.start
     size = layout.allocated // 8
     if layout.planar and layout.samples > 1:
-        block = PixelBlock(place.start, layout.rows * layout.samples, layout.columns * size, size)
+        block = PixelBlock(start, layout.rows * layout.samples, layout.columns * size, size)
     else:  # PS3.3, C.7.6.3.1.2: two pixels of YBR_FULL_422 take four bytes
         size *= 2 if layout.photometric == "YBR_FULL_422" else layout.samples
-        block = PixelBlock(place.start, layout.rows, layout.columns * size, size)
-    return check_end(header.data, block, zero_is_usual=pads_with_zero(header))
+        block = PixelBlock(start, layout.rows, layout.columns * size, size)
+    return check_end(pixels.data, block, zero_is_usual=pads_with_zero(header))
 
 
 def _grey(

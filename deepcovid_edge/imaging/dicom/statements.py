@@ -38,11 +38,13 @@ class Term(Enum):
     AP = auto()
     FRONTAL = auto()
     NOT_FRONTAL = auto()
+    CHILD = auto()
     UNKNOWN = auto()
 
 
 FRONTAL = frozenset({Term.PA, Term.AP, Term.FRONTAL})
-_WORST = frozenset({Term.OTHER_PART, Term.NOT_FRONTAL, Term.UNKNOWN})
+_REFUSED = frozenset({Term.OTHER_PART, Term.NOT_FRONTAL, Term.CHILD})
+_WORST = _REFUSED | {Term.UNKNOWN}
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ _STANDARD_CODE = re.compile(r"\d{6,18}|[A-Z]{1,2}-[0-9A-F]{4,5}|FMA\d+|RID\d+")
 _COMPOUNDS = (
     (re.compile(r"(POSTER|ЗАДН)\w*\W*(ANTERI|ПЕРЕДН)\w*"), " PA "),
     (re.compile(r"(ANTER|ПЕРЕДН)\w*\W*(POSTERI|ЗАДН)\w*"), " AP "),
+    (re.compile(r"NOUVEAUX?\W*NES?\b"), " NOUVEAUNE "),
 )
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1100-\u11ff\u3040-\u9fff]")
 """Thai and Lao, Hangul letters, kana and Chinese: words stand without spaces between them."""
@@ -138,6 +141,7 @@ _WORDS: dict[str, Term | None] = {
     **{_plain(word): term for word, term in _table("words").items()},
 }
 _NOT_FRONTAL_INSIDE = _plain(_TABLES["words"]["not_frontal_inside"]).split()
+_CHILD_INSIDE = _plain(_TABLES["words"]["child_inside"]).split()
 _SHORT = ("PA", "AP")
 _CHEST_INSIDE = [
     word
@@ -162,8 +166,8 @@ def word_terms(text: str) -> frozenset[Term]:
 def _token_terms(token: str) -> Iterator[Term | None]:
     if token in _WORDS:
         yield _WORDS[token]
-    elif any(part in token for part in _NOT_FRONTAL_INSIDE):
-        yield Term.NOT_FRONTAL
+    elif inside := set(_inside_terms(token)):
+        yield from inside
         if any(word in token for word in _CHEST_INSIDE):
             yield Term.CHEST
     elif token[:2] in _SHORT and _WORDS.get(token[2:], Term.UNKNOWN) in (None, Term.CHEST):
@@ -172,6 +176,14 @@ def _token_terms(token: str) -> Iterator[Term | None]:
         yield from (_WORDS[token[-2:]], Term.CHEST)
     else:
         yield from _unspaced_terms(token)
+
+
+def _inside_terms(token: str) -> Iterator[Term]:
+    """What parts of a word mean that stand in many words of their kind."""
+    if any(part in token for part in _NOT_FRONTAL_INSIDE):
+        yield Term.NOT_FRONTAL
+    if any(part in token for part in _CHILD_INSIDE):
+        yield Term.CHILD
 
 
 def _unspaced_terms(token: str) -> Iterator[Term | None]:
@@ -269,7 +281,7 @@ def _code_terms(item: Elements, meaning_of: Callable[[str], Term]) -> set[Term]:
     if spelled and Term.UNKNOWN not in spelled:  # private schemes have words for codes
         return spelled
     # A meaning lets nothing in: it is there for people, and may be anything.
-    return {Term.UNKNOWN} | (word_terms(meaning) & {Term.OTHER_PART, Term.NOT_FRONTAL})
+    return {Term.UNKNOWN} | (word_terms(meaning) & _REFUSED)
 
 
 def _read_codes(items: list[Elements] | None, meaning_of: Callable[[str], Term]) -> Statement:

@@ -18,6 +18,7 @@ from deepcovid_edge.reasons import Reason
 IMPLICIT = "1.2.840.10008.1.2"
 EXPLICIT = "1.2.840.10008.1.2.1"
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
+ENCAPSULATED = "1.2.840.10008.1.2.1.98"
 DEFLATED = "1.2.840.10008.1.2.1.99"
 RLE = "1.2.840.10008.1.2.5"
 MAX_INFLATED = 1 << 28
@@ -76,6 +77,7 @@ SYNTAXES = {
     IMPLICIT: Syntax("Implicit VR Little Endian", Family.NATIVE),
     EXPLICIT: Syntax("Explicit VR Little Endian", Family.NATIVE),
     BIG_ENDIAN: Syntax("Explicit VR Big Endian", Family.NATIVE),
+    ENCAPSULATED: Syntax("Encapsulated Uncompressed Explicit VR Little Endian", Family.NATIVE),
     DEFLATED: Syntax("Deflated Explicit VR Little Endian", Family.NATIVE),
     RLE: Syntax("RLE Lossless", Family.RLE),
     "1.2.840.10008.1.2.4.50": Syntax("JPEG Baseline", Family.JPEG, lossy=True),
@@ -165,7 +167,7 @@ def find_data_set(data: bytes) -> DataSet:
         data, start, is_deflated = _inflated(data, start), 0, True
         encoding, _ = _encoding(data, start, EXPLICIT)
     native = DEFLATED if is_deflated else encoding.syntax
-    is_other = stated and not is_native(stated)
+    is_other = stated and (stated == ENCAPSULATED or not is_native(stated))
     return DataSet(data, start, encoding, stated if is_other else native, native, media_class)
 
 

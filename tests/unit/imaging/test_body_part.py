@@ -220,6 +220,34 @@ def test_words_for_other_parts_and_words_that_are_not_understood(text: str, deco
     assert outcome(decode, data) is Reason.BODY
 
 
+CHILDREN = [
+    *("PEDIATRIC CHEST", "CHEST INFANT", "CHEST NEONATE", "CHEST PED", "CHEST_PEDS", "BABYGRAM"),
+    *("Paediatric", "NEWBORN CHEST", "NEW BORN", "CHESTINFANT", "CHILD'S CHEST", "CHEST NICU"),
+    *("PREMATURE", "ADOLESCENT CHEST", "Kinderthorax", "Thorax Kind", "Thorax Säugling"),
+    *("Frühgeborenes", "Thorax Neugeborene", "Pädiatrie", "thorax enfant", "nouveau-né", "BÉBÉ"),
+    *("nourrisson", "tórax niño", "TORAX PEDIATRICO", "recién nacido", "tórax criança", "bebê"),
+    *("torace bambino", "neonato", "pasgeborene", "lungor barn", "nyfødt", "keuhkot lapsi"),
+    *("klatka dziecko", "noworodek", "hrudník dítě", "gyermek", "çocuk göğüs", "copil", "anak"),
+    *("phổi nhi", "sơ sinh", "ребёнок", "Грудная клетка детская", "новорожденный", "дитина"),
+    *("παιδί", "ΝΕΟΓΝΟ", "صدر طفل", "أطفال", "نوزاد", "ילד", "शिशु", "ทรวงอกเด็ก", "ทารก"),
+    *("小児胸部", "新生児", "儿童胸部", "婴儿", "소아흉부", "신생아", "CHEST\\PED"),
+]
+
+
+@pytest.mark.parametrize("text", CHILDREN)
+def test_words_for_a_child_in_many_languages(text: str, decode: Decode) -> None:
+    """Whatever the age: it may be that of the mother."""
+    for age in ({}, {"PatientAge": None, "PatientBirthDate": None}):
+        data = raw("BodyPartExamined", text.encode(), SpecificCharacterSet="ISO_IR 192", **age)
+        assert outcome(decode, data) is Reason.AGE
+
+
+def test_child_by_view_or_by_the_meaning_of_a_private_code(decode: Decode) -> None:
+    assert outcome(decode, raw("ViewPosition", b"PA INFANT")) is Reason.AGE
+    region = Sequence([code("17", "99ACME", "Pediatric chest")])
+    assert outcome(decode, file(AnatomicRegionSequence=region)) is Reason.AGE
+
+
 ENCODED = [
     *(("TÓRAX", "latin_1"), ("Грудная клетка", "cp1251"), ("грудная клетка", "iso8859_5")),
     *(("ОГК", "koi8_r"), ("Θώρακας", "iso8859_7"), ("胸部", "gb18030"), ("胸部", "shift_jis")),

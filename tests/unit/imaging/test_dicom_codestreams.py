@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -34,10 +36,11 @@ from dicom_files import (
     reason_of,
     written,
 )
+from pydicom.encaps import encapsulate, itemize_fragment
 from test_dicom_refusals import image, with_codestream
 
 from deepcovid_edge.imaging.dicom.decoding.codestreams import with_end
-from deepcovid_edge.imaging.dicom.syntaxes import DEFLATED, IMPLICIT, SYNTAXES
+from deepcovid_edge.imaging.dicom.syntaxes import DEFLATED, ENCAPSULATED, IMPLICIT, SYNTAXES
 
 Decode = Callable[..., Radiograph]
 
@@ -273,6 +276,24 @@ def test_uncompressed_pixels_in_a_fragment_are_read(decode: Decode) -> None:
         assert np.array_equal(decode(with_codestream(image(12).tobytes(), label)).pixels, image(12))
 
 
+def test_uncompressed_pixels_in_fragments_are_checked_as_others_are(decode: Decode) -> None:
+    value = image(12).tobytes()
+    for pieces in ([value], [value[:998], value[998:]], [value, bytes(2)]):
+        items = b"".join(itemize_fragment(piece) for piece in pieces)
+        one = dataset(image(12), stored=12)
+        one.add_new(0x7FE00010, "OB", itemize_fragment(bytes(4)) + items)
+        one["PixelData"].is_undefined_length = True
+        read = decode(written(one, ENCAPSULATED))
+        assert np.array_equal(read.pixels, image(12))
+        assert read.dicom is not None
+        assert read.dicom.transfer_syntax_uid == ENCAPSULATED
+    two = in_pieces(ENCAPSULATED, 12, value, value, table=False)
+    assert reason_of(decode, two) is Reason.LENGTH
+    empty = value[: len(value) // 2 + 160] + bytes(len(value) // 2 - 160)
+    ends = in_pieces(ENCAPSULATED, 12, empty, table=True)
+    assert reason_of(decode, ends) is Reason.TRUNCATED
+
+
 def test_uncompressed_pixels_of_an_undefined_length_are_read(decode: Decode) -> None:
     data = written(dataset(image(12), stored=12))
     value = image(12).tobytes()
@@ -303,3 +324,54 @@ def test_all_tiles_of_jpeg_2000_are_looked_for(tile: tuple[int, int], decode: De
 
 def test_what_is_no_codestream_could_not_be_decoded(decode: Decode) -> None:
     assert reason_of(decode, with_codestream(b"no codestream at all" * 99, J2K)) is Reason.DECODE
+
+
+# --- frames ----------------------------------------------------------------------------------
+
+
+def in_pieces(syntax: str, bits: int, *pieces: bytes, table: bool, **elements: object) -> bytes:
+    """A file that states one frame, with these fragments."""
+    one = dataset(image(bits), stored=bits, **elements)
+    one.add_new(0x7FE00010, "OB", encapsulate([*pieces], has_bot=table))
+    one["PixelData"].is_undefined_length = True
+    return written(one, syntax)
+
+
+@pytest.mark.parametrize("table", [True, False])
+@pytest.mark.parametrize(("syntax", "bits"), [*ENDED, (RLE, 12)])
+def test_two_codestreams_are_two_pictures_whatever_is_stated(
+    syntax: str, bits: int, table: bool, decode: Decode
+) -> None:
+    streams = [compressed(pixels, bits, syntax) for pixels in (image(bits), image(bits)[::-1])]
+    for stated in ({}, {"NumberOfFrames": "1"}):
+        data = in_pieces(syntax, bits, *streams, table=table, **stated)
+        assert reason_of(decode, data) is Reason.FRAMES
+
+
+def test_two_offsets_are_two_pictures_in_either_table(decode: Decode) -> None:
+    stream = image(12).tobytes()
+    assert reason_of(decode, in_pieces(JPEG_LS, 12, stream, stream, table=True)) is Reason.FRAMES
+    extended = {"ExtendedOffsetTable": struct.pack("<2Q", 0, 100)}
+    one = in_pieces(JPEG_LS, 12, compressed(image(12), 12, JPEG_LS), table=False, **extended)
+    assert reason_of(decode, one) is Reason.FRAMES
+
+
+@pytest.mark.parametrize("table", [True, False])
+@pytest.mark.parametrize(("syntax", "bits"), ENDED)
+def test_codestream_in_several_fragments_is_one_picture(
+    syntax: str, bits: int, table: bool, decode: Decode
+) -> None:
+    """A thumbnail that a fragment begins with is none of its own."""
+    stream = compressed(image(bits), bits, syntax)
+    if stream.startswith(b"\xff\xd8"):
+        thumbnail = compressed(image(bits)[:16, :16], bits, syntax)
+        head = b"\xff\xef" + (len(thumbnail) + 2).to_bytes(2, "big")
+        stream = stream[:2] + head + thumbnail + stream[2:]
+    cuts = [0, 6, len(stream) // 2 * 2 - 40, len(stream)]
+    pieces = [stream[start:end] for start, end in pairwise(cuts)]
+    one = dataset(image(bits), stored=bits)
+    items = b"".join(itemize_fragment(piece + b"\0" * (len(piece) % 2)) for piece in pieces)
+    offsets = b"\xfe\xff\0\xe0" + (b"\4\0\0\0" if table else b"") + bytes(4)
+    one.add_new(0x7FE00010, "OB", offsets + items)
+    one["PixelData"].is_undefined_length = True
+    assert same(decode, written(one, syntax), bits, syntax)

@@ -224,11 +224,17 @@ REFUSALS: dict[str, Refusal] = {
         "floating point",
     ),
     "high-bit": Refusal(Reason.BITS, lambda: plain(HighBit=15), "highest 15"),
+    "high-bit-below-the-stored-ones": Refusal(
+        Reason.BITS, lambda: plain(HighBit=10), "12 of 16 bits, the highest 10"
+    ),
+    "high-bit-above-the-allocated-ones": Refusal(
+        Reason.BITS, lambda: plain(HighBit=16), "12 of 16 bits, the highest 16"
+    ),
     "more-stored-than-allocated": Refusal(Reason.BITS, lambda: plain(8, BitsStored=12)),
     "stray-bits": Refusal(Reason.BITS, lambda: stray(0.002), "0.2%"),
     "stray-bits-signed": Refusal(Reason.BITS, lambda: stray(0.002, signed=True), "0.2%"),
     "10-bits-stated-12-used": Refusal(
-        Reason.BITS, lambda: plain(12, BitsStored=10, HighBit=9), "above 10"
+        Reason.BITS, lambda: plain(12, BitsStored=10, HighBit=9), "stored 10"
     ),
     "too-few-pixels": Refusal(Reason.LENGTH, lambda: pixels_of_other_length(-320), "by the header"),
     "too-many-pixels": Refusal(Reason.LENGTH, lambda: pixels_of_other_length(41_000)),
@@ -328,6 +334,8 @@ REFUSALS: dict[str, Refusal] = {
                 {"RescaleIntercept": "-1024"},
                 {"RescaleSlope": "2", "RescaleIntercept": ""},
                 {"RescaleSlope": "", "RescaleIntercept": "-1024"},
+                {"RescaleSlope": "0", "RescaleIntercept": "0"},
+                {"RescaleSlope": "-0.0", "RescaleIntercept": "-1024"},
             )
         )
     },

@@ -150,7 +150,9 @@ SPELLINGS: dict[Reason | tuple[WarningCode, ...], list[str]] = {
         *("RAO", "LAO", "RPO", "LPO", "OBLIQUE", "OBL", "PA OBLIQUE", "LLD", "RLD", "AP DECUBITUS"),
         *("POSTEROLATERAL", "LORDOTIC", "AP AXIAL", "боковая", "Правый боковой", "ПРОФИЛЬ"),
         *("ΠΛΑΓΙΑ", "側面", "侧位", "胸部側面", "측면", "جانبی", "CHEST_LAT", "PA\\LL", "MLO"),
-        *("PA" + " " * 80 + "LATERAL", "LATERALGRAM"),
+        *("PA" + " " * 80 + "LATERAL", "LATERALGRAM", "SAGITTAL", "sagittale", "SAGITAL"),
+        *("TRANSVERSAL", "сагиттальная", "Οβελιαία", "矢状", "시상면", "boční", "skośna", "ferde"),
+        *("viisto", "nghiêng", "צדדי", "مائل", "पार्श्व", "ด้านข้าง", "측와위"),
     ],
     (): [
         *("PA", "pa", "P.A.", "P/A", "P-A", "P A", "PA ERECT", "PA_UPRIGHT", "PAERECT", "CHEST PA"),
