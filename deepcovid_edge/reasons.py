@@ -131,7 +131,8 @@ class Reason(_Coded):
     MODE = (
         "E_MODE",
         "Pixel type not supported; send 8 or 16 bit grey.",
-        "1 or 32 bits, floating point, CMYK, Lab, a DICOM palette",
+        "1 or 32 bits, floating point, CMYK, Lab, a DICOM palette; in TIFF also signed integers, "
+        "and 16-bit grey with alpha",
     )
     COLOUR = ("E_COLOUR", "Colour picture; not an X-ray.", "more colour than a slight tint")
     BLANK = (

@@ -129,7 +129,12 @@ class Pictures:
 
     @staticmethod
     def tiff(
-        pixels: NDArray[Any], photometric: int, *, order: str = "<", tags: Mapping[int, int] = {}
+        pixels: NDArray[Any],
+        photometric: int,
+        *,
+        order: str = "<",
+        big: bool = False,
+        tags: Mapping[int, int] = {},
     ) -> bytes:
         """A TIFF of one strip, uncompressed or deflated (tag 259: 8), directory last.
 
@@ -137,6 +142,7 @@ class Pictures:
             pixels: Of shape (H, W) or (H, W, channels), any type.
             photometric: Tag 262: 0 WhiteIsZero, 1 BlackIsZero, 2 RGB, 5 CMYK.
             order: `<` for a little-endian file, `>` for a big-endian one.
+            big: Whether it is a BigTIFF.
             tags: More tags, or other values for the usual ones; 16-bit numbers.
         """
         height, width = pixels.shape[:2]
@@ -150,24 +156,30 @@ class Pictures:
             258: ("H", (8 * pixels.itemsize,) * channels),
             259: ("H", (1,)),
             262: ("H", (photometric,)),
-            273: ("I", (8,)),
+            273: ("I", (16 if big else 8,)),
             277: ("H", (channels,)),
             278: ("I", (height,)),
             279: ("I", (len(strip),)),
             **{tag: ("H", (value,)) for tag, value in tags.items()},
         }
-        start = 8 + len(strip)
-        elsewhere = start + 2 + 12 * len(entries) + 4
-        directory, values = struct.pack(order + "H", len(entries)), b""
-        for tag, (letter, numbers) in sorted(entries.items()):
-            value = struct.pack(f"{order}{len(numbers)}{letter}", *numbers)
-            if len(value) > 4:
-                place = struct.pack(order + "I", elsewhere + len(values))
+        letter, entry, magic = ("Q", "HHQ", b"+\0\x08\0\0\0") if big else ("I", "HHI", b"*\0")
+        width, size = struct.calcsize(letter), struct.calcsize(f"={entry}{letter}")
+        if order == ">":
+            magic = struct.pack(
+                f">{len(magic) // 2}H", *struct.unpack(f"<{len(magic) // 2}H", magic)
+            )
+        start = 2 + len(magic) + width + len(strip)
+        directory = struct.pack(order + ("Q" if big else "H"), len(entries))
+        elsewhere, values = start + len(directory) + size * len(entries) + width, b""
+        for tag, (kind, numbers) in sorted(entries.items()):
+            value = struct.pack(f"{order}{len(numbers)}{kind}", *numbers)
+            if len(value) > width:
+                place = struct.pack(order + letter, elsewhere + len(values))
                 values, value = values + value, place
-            kind = {"H": 3, "I": 4}[letter]
-            directory += struct.pack(order + "HHI", tag, kind, len(numbers)) + value.ljust(4, b"\0")
-        magic = b"II*\0" if order == "<" else b"MM\0*"
-        return magic + struct.pack(order + "I", start) + strip + directory + bytes(4) + values
+            directory += struct.pack(order + entry, tag, {"H": 3, "I": 4}[kind], len(numbers))
+            directory += value.ljust(width, b"\0")
+        head = (b"II" if order == "<" else b"MM") + magic + struct.pack(order + letter, start)
+        return head + strip + directory + bytes(width) + values
 
     @staticmethod
     def bmp(

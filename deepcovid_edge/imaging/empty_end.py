@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.errors import NotAssessedError
+from deepcovid_edge.imaging import tiff
 from deepcovid_edge.reasons import Reason, WarningCode
 
 _MARGIN = 0.02
@@ -66,8 +66,12 @@ def check_end(data: bytes, block: PixelBlock, *, zero_is_usual: bool = False) ->
             row counts.
 
     Raises:
-        NotAssessedError: The pixels end in the midst of a row.
+        NotAssessedError: The pixels end in the midst of a row, or before they should.
     """
+    size = block.rows * block.row_bytes
+    if block.start + size > len(data):
+        held = max(0, len(data) - block.start)
+        raise NotAssessedError(Reason.TRUNCATED, f"{held} of {size} bytes")
     last = data[block.start + (block.rows - 1) * block.row_bytes :][: block.row_bytes]
     if last.strip(b"\0"):
         return []
@@ -96,20 +100,16 @@ def _stops_midway(rows: NDArray[np.bool_]) -> bool:
     )
 
 
-def of_tiff(tags: Any) -> PixelBlock | None:
-    """Where the pixels of a TIFF file stand, or None where they are not in one piece.
-
-    Args:
-        tags: Its tags by their numbers (TIFF 6.0, section 8), as Pillow gives them.
-    """
-    starts, sizes = tags.get(273, ()), tags.get(279, ())
-    if tags.get(259, 1) != 1 or not starts or len(starts) != len(sizes):
+def of_tiff(page: tiff.Directory) -> PixelBlock | None:
+    """Where the pixels of a TIFF file stand (TIFF 6.0, section 8), or None: not in one piece."""
+    starts, sizes = page.tags.get(tiff.STARTS, ()), page.tags.get(tiff.SIZES, ())
+    if page.value(tiff.COMPRESSION, 1) != 1 or not starts or len(starts) != len(sizes):
         return None
     ends = [start + size for start, size in zip(starts, sizes, strict=True)]
-    samples = tags.get(277, 1)
-    planes = samples if tags.get(284) == 2 else 1
-    pixel = max(1, samples * max(tags.get(258, (1,))) // 8 // planes)
-    row, rows = pixel * tags.get(256, 0), tags.get(257, 0) * planes
+    samples, width = page.value(tiff.SAMPLES, 1), page.value(tiff.WIDTH, 0)
+    planes = samples if page.value(tiff.PLANES, 1) == 2 else 1
+    pixel = max(1, samples * max(page.tags.get(tiff.BITS, (1,))) // 8 // max(1, planes))
+    row, rows = pixel * width, page.value(tiff.HEIGHT, 0) * planes
     if list(starts[1:]) != ends[:-1] or not row or sum(sizes) != row * rows:
         return None
     return PixelBlock(starts[0], rows, row, pixel)

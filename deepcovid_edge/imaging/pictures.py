@@ -1,7 +1,8 @@
 """Picture files (JPEG, PNG, WebP, TIFF, BMP) to a `Radiograph`, or the reason why not.
 
 Pillow opens every file (format, pixel type, size,
-frames and EXIF are known before a pixel is decoded) and decodes all but JPEG. That is simplejpeg's:
+frames and EXIF are known before a pixel is decoded) but a few kinds of TIFF, see `tiff`, and
+decodes all but JPEG. That is simplejpeg's:
 the same library's pixels to the last grey level, faster, and it tells of what the library only
 warns of, such as an image that is damaged in its middle (see `jpeg`).
 
@@ -19,7 +20,7 @@ marks |
 | TIFF WhiteIsZero | inverted |
 | pixels that are not square | stretched, see `aspect.py` |
 | uncompressed, ends in zeros | see `empty_end.py` |
-| 1 bit, 32 bit, floating point, CMYK, Lab | not assessed |
+| 1 bit, 32 bit, signed, floating point, CMYK, Lab, 16-bit grey with alpha in TIFF | not assessed |
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ from deepcovid_edge.imaging.signatures import (
     unread_format,
     webp_ends_in_zeros,
 )
+from deepcovid_edge.imaging.tiff import MAGIC, OpenCvTiff, open_for_opencv, read_directory
 from deepcovid_edge.reasons import Reason, WarningCode
 
 if TYPE_CHECKING:
@@ -96,6 +98,15 @@ def decode_picture(file: FileBytes) -> Radiograph:
     Raises:
         NotAssessedError: The bytes cannot be assessed; `reason` and `detail` say why.
     """
+    try:
+        return _decode_file(file)
+    except NotAssessedError:
+        raise
+    except Exception as error:  # what a damaged header says may be of any kind
+        raise NotAssessedError(Reason.DECODE, one_line(error)) from error
+
+
+def _decode_file(file: FileBytes) -> Radiograph:
     _check_container(file.data)
     data = png_without_metadata(file.data) if known_kind(file.data) == "PNG" else file.data
     picture = _open(data)
@@ -139,7 +150,7 @@ class PlainJpeg:
     n_frames: ClassVar = 1
 
 
-Picture: TypeAlias = "Image.Image | PlainJpeg"
+Picture: TypeAlias = "Image.Image | PlainJpeg | OpenCvTiff"
 
 
 def _plain_jpeg(data: bytes) -> PlainJpeg | None:
@@ -164,6 +175,8 @@ def _open(data: bytes) -> Picture:
     except Exception as error:  # Pillow's plug-ins raise nearly anything on a broken header
         if known_kind(data) == "JPEG" and (usual := jpeg_without_oddities(data)) != data:
             return _open(usual)
+        if data.startswith(MAGIC):
+            return open_for_opencv(data)
         if kind := known_kind(data):
             raise NotAssessedError(Reason.DECODE, f"{kind} of a kind not read") from error
         detail = "empty file" if not data else f"{len(data)} bytes"
@@ -219,12 +232,15 @@ def _resolution(picture: Picture) -> list[tuple[Any, Any]]:
 
 
 def _unread_mode(picture: Picture) -> str | None:
+    formats = set(_tiff_tag(picture, 339) or ())  # Pillow takes signed bytes for unsigned ones
+    if 2 in formats:
+        return f"signed {max(_tiff_tag(picture, 258) or (1,))}-bit integers"
+    if 3 in formats:
+        return "floating point"
     if picture.mode not in _MODES:
         return _MODE_NAMES.get(picture.mode, picture.mode)
     if "P;1" in _raw_mode(picture):
         return "1-bit picture"
-    if set(_tiff_tag(picture, 339) or ()) & {2, 3}:  # Pillow takes signed bytes for unsigned ones
-        return "signed or floating point"
     if _tiff_tag(picture, 284) == 2 and _is_deep_colour(picture):  # both decoders err
         return "16-bit colours in separate planes"
     return None
@@ -279,10 +295,12 @@ def _is_lossy(picture: Picture, data: bytes) -> bool:
 def _decode(picture: Picture, data: bytes) -> tuple[NDArray[Any], list[WarningCode]]:
     """Upright pixels of shape (H, W) or (H, W, 3), RGB, uint8 or uint16, alpha laid on black."""
     orientation = _orientation(picture)
-    end_warnings = _check_end(picture, data)
     try:
+        end_warnings = _check_end(picture, data)
         if isinstance(picture, PlainJpeg) or picture.format == "JPEG":
             pixels = decode_jpeg(data, "GRAY" if picture.mode == "L" else "RGB")
+        elif isinstance(picture, OpenCvTiff):
+            pixels = _opencv(data, cv2.IMREAD_UNCHANGED)
         else:
             pixels = _loaded(picture, data)
     except NotAssessedError:
@@ -307,7 +325,7 @@ def _check_end(picture: Picture, data: bytes) -> list[WarningCode]:
     """What uncompressed pixels that end in zeros give to know."""
     block = None
     if picture.format == "TIFF":
-        block = of_tiff(cast("TiffImageFile", picture).tag_v2)
+        block = of_tiff(read_directory(data))
     elif picture.format == "BMP":
         block = of_bmp(data, picture.size)
     return check_end(data, block) if block else []
@@ -371,6 +389,8 @@ def _exif(picture: Picture, number: int, absent: Any) -> Any:
     """A tag of EXIF or of TIFF, which share their numbers."""
     if isinstance(picture, PlainJpeg):
         return absent
+    if isinstance(picture, OpenCvTiff):
+        return picture.tag_v2.get(number, absent)
     if picture.format != "TIFF" and not _EXIF_KEYS & picture.info.keys():
         return absent
     try:

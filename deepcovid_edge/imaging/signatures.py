@@ -12,14 +12,14 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 
+from deepcovid_edge.imaging import tiff
 from deepcovid_edge.imaging.dicom.syntaxes import is_bare_data_set
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _KNOWN = {
     b"\xff\xd8\xff": "JPEG",
     _PNG: "PNG",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
+    **dict.fromkeys(tiff.MAGIC, "TIFF"),
     b"GIF8": "GIF",
 }
 
@@ -46,12 +46,7 @@ _NO_SEGMENT = {0x00, 0x01, 0xFF, *range(0xD0, 0xDB)}
 """What follows a marker's FF: fill, markers without a length, and the scan, where pixels begin."""
 _NOT_PLAIN = (b"Exif", b"MPF\0")
 _BI_RGB, _BI_BITFIELDS = 0, 3
-# Kind of a TIFF value -> struct's letter of the same size (TIFF 6.0, section 2, "Types").
-_TIFF_KINDS = dict(enumerate("BBHIQBBHIQIQI", start=1))
-_TIFF_PIECES = {273, 279, 324, 325}
-"""Offsets and lengths of strips and tiles, bytes."""
-_TIFF_COMPRESSION, _UNCOMPRESSED = 259, (1,)
-_TIFF_PRIVATE = 32768
+_UNCOMPRESSED = 1
 _TIFF_ZEROS, _WEBP_ZEROS = 64, 32
 """Zeros that no compressed piece of a TIFF ends in: a checksum (Deflate), an end code (LZW, JPEG)
 or counts (PackBits) stand there. A WebP ends in zeros where its last rows are of one grey."""
@@ -218,29 +213,16 @@ def _bmp_is_cut_off(data: bytes) -> bool:
 
 
 def _tiff_is_cut_off(data: bytes) -> bool:
-    # TIFF 6.0, section 2: header, then the image file directory: a count, entries of 12 bytes and
-    # the offset of the next directory. A value of more than 4 bytes is stored elsewhere.
-    order = "<" if data.startswith(b"II") else ">"
-    (offset,) = struct.unpack_from(order + "I", data, 4)
-    (entries,) = struct.unpack_from(order + "H", data, offset)
-    end = offset + 2 + 12 * entries
-    found: dict[int, tuple[int, ...]] = {}
-    for entry in range(offset + 2, end, 12):
-        tag, kind, count = struct.unpack_from(order + "HHI", data, entry)
-        layout = f"{order}{count}{_TIFF_KINDS.get(kind, 'B')}"
-        where = entry + 8
-        if struct.calcsize(layout) > 4:
-            (where,) = struct.unpack_from(order + "I", data, where)
-        if tag < _TIFF_PRIVATE and where + struct.calcsize(layout) > len(data):
-            return True
-        if tag in _TIFF_PIECES or tag == _TIFF_COMPRESSION:
-            found[tag] = struct.unpack_from(layout, data, where)
-    starts, sizes = (found.get(a, ()) + found.get(b, ()) for a, b in ((273, 324), (279, 325)))
-    ends = [start + size for start, size in zip(starts, sizes, strict=False)]
-    if not entries or end + 4 > len(data) or max(ends, default=0) > len(data):
+    page = tiff.read_directory(data)
+    starts, sizes = (
+        page.tags.get(strips, ()) + page.tags.get(tiles, ())
+        for strips, tiles in ((tiff.STARTS, tiff.TILE_STARTS), (tiff.SIZES, tiff.TILE_SIZES))
+    )
+    end = max((start + size for start, size in zip(starts, sizes, strict=False)), default=0)
+    if not page.is_whole or end > len(data):
         return True
-    compressed = found.get(_TIFF_COMPRESSION, _UNCOMPRESSED) != _UNCOMPRESSED
-    return compressed and _ends_in_zeros(data, max(ends, default=0), _TIFF_ZEROS)
+    compressed = page.value(tiff.COMPRESSION, _UNCOMPRESSED) != _UNCOMPRESSED
+    return compressed and _ends_in_zeros(data, int(end), _TIFF_ZEROS)
 
 
 _ENDS: dict[bytes, Callable[[bytes], bool]] = {
@@ -248,7 +230,6 @@ _ENDS: dict[bytes, Callable[[bytes], bool]] = {
     _PNG: _png_is_cut_off,
     b"RIFF": _webp_is_cut_off,
     b"BM": _bmp_is_cut_off,
-    b"II*\0": _tiff_is_cut_off,
-    b"MM\0*": _tiff_is_cut_off,
+    **dict.fromkeys(tiff.MAGIC, _tiff_is_cut_off),
 }
 _ENDING_START = re.compile(b"|".join(map(re.escape, _ENDS)))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from deepcovid_edge.reasons import Reason, WarningCode
 from witnesses.comparison import (
@@ -58,10 +58,13 @@ def _bmp(data: bytes) -> tuple[int, int]:
 
 
 def _tiff(data: bytes) -> dict[int, Any]:
-    """Tags of a TIFF; empty for others, and for those that Pillow does not open."""
+    """Tags of a TIFF; empty for others."""
     if data[:4] not in (b"II*\0", b"MM\0*"):
         return {}
-    return dict(TiffImageFile(io.BytesIO(data)).tag_v2)
+    file, found = io.BytesIO(data), ImageFileDirectory_v2(data[:8])
+    file.seek(found.next)
+    found.load(file)
+    return dict(found)
 
 
 EXPLAINED_PICTURES = (
@@ -101,7 +104,8 @@ EXPLAINED_PICTURES = (
     ExplainedPicture(
         "TIFF of 16 bits, WhiteIsZero",
         (OPENCV, PILLOW),
-        "They show it inverted. TIFF 6.0, section 8, PhotometricInterpretation.",
+        "They show it inverted, Pillow not at all with its highest bytes first. TIFF 6.0, section "
+        "8, PhotometricInterpretation.",
         lambda data: _tiff(data).get(262) == 0 and _tiff(data).get(258) == (16,),
     ),
 )
@@ -128,7 +132,7 @@ def compared_pictures(seed: int, numbers: Iterable[int]) -> Iterator[tuple[int, 
 def _outcome_of(kind: Kind, data: bytes, own: Reading, others: dict[str, Reading]) -> Outcome:
     if own.grey is None:
         return _of_reason(kind, own, others)
-    if kind.reason and kind.reason != Reason.DECODE.code:
+    if kind.reason:
         return Outcome(DISAGREED, (f"{kind.name}: read, for {kind.reason}",), {}, kind.writer)
     doubts, notes, largest = [], [], {}
     for reader, reading in others.items():

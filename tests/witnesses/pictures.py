@@ -74,8 +74,7 @@ class Kind:
         name: What it is.
         writer: Whose encoder writes it.
         make: Writes one.
-        reason: The code of the reason that we give it, or empty. `E_DECODE` is given to some:
-            Pillow opens no big-endian 16 bits that are WhiteIsZero, or in planes.
+        reason: The code of the reason that we give it, or empty.
         lossy: Whether decoders may round differently.
     """
 
@@ -340,7 +339,6 @@ def _magick(drawn: Drawn, source: Path, options: list[str], suffix: str) -> byte
 
 
 _MODE = Reason.MODE.code
-_DECODE = Reason.DECODE.code
 KINDS = (
     Kind("JPEG", TURBO, _cjpeg, lossy=True),
     Kind("JPEG, coded again", TURBO, _jpegtran, lossy=True),
@@ -354,10 +352,10 @@ KINDS = (
     Kind("PNG, interlaced or not", MAGICK, _magick_png),
     Kind("PNG of 2 or 4 bits", BY_HAND, _few_bits_png),
     Kind("PNG of 8 or 16 bits", OPENCV, _opencv_png),
-    Kind("TIFF in strips or tiles", LIBTIFF, _libtiff, _DECODE),
+    Kind("TIFF in strips or tiles", LIBTIFF, _libtiff),
     Kind("TIFF with JPEG", LIBTIFF, _jpeg_tiff, lossy=True),
     Kind("TIFF", PILLOW, _pillow_tiff),
-    Kind("TIFF, WhiteIsZero or BlackIsZero", BY_HAND, _tiff_by_hand, _DECODE),
+    Kind("TIFF, WhiteIsZero or BlackIsZero", BY_HAND, _tiff_by_hand),
     Kind("TIFF of 16-bit colours", BY_HAND, _deep_colour_tiff),
     Kind("TIFF of floats", PILLOW, _float_tiff, _MODE),
     Kind("CMYK TIFF", PILLOW, _cmyk("TIFF"), _MODE),

@@ -157,14 +157,16 @@ def test_burnt_in_marker_at_full_white_does_not_blacken_a_12_bit_image(
     assert read.warnings == (WarningCode.DEPTH,)
 
 
-@pytest.mark.parametrize(("order", "bits"), [("<", 8), (">", 8), ("<", 16), ("<", 12), ("<", 10)])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
 @pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("big", [False, True])
 def test_tiff_white_is_zero_is_inverted_at_the_depth_it_uses(
-    order: str, bits: int, orientation: int, pictures: Any, decode: Decode
+    order: str, bits: int, orientation: int, big: bool, pictures: Any, decode: Decode
 ) -> None:
     image = pictures.image(bits=bits)
     white = (1 << bits) - 1
-    data = pictures.tiff(white - image, 0, order=order, tags={274: orientation})
+    data = pictures.tiff(white - image, 0, order=order, big=big, tags={274: orientation})
     assert equal(decode(data), image if orientation == 1 else np.rot90(image, 3), white)
 
 

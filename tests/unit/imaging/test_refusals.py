@@ -202,7 +202,7 @@ REFUSALS: dict[str, Refusal] = {
         Reason.MODE, lambda p, t: p.encode(p.image().astype(np.int32), "TIFF"), "32-bit"
     ),
     "signed-16-bit-tiff": Refusal(
-        Reason.MODE, lambda p, t: p.tiff(p.image().astype(np.int16), 1, tags={339: 2}), "integers"
+        Reason.MODE, lambda p, t: p.tiff(p.image().astype(np.int16), 1, tags={339: 2}), "16-bit"
     ),
     "signed-8-bit-tiff": Refusal(
         Reason.MODE, lambda p, t: p.tiff(p.image(), 1, tags={339: 2}), "signed"
@@ -260,12 +260,9 @@ REFUSALS: dict[str, Refusal] = {
     "lossless-jpeg": Refusal(Reason.DECODE, lambda p, t: jpeg_with(p, process=0xC3)),
     "jpeg-ls": Refusal(Reason.DECODE, lambda p, t: jpeg_with(p, process=0xF7), "JPEG of a kind"),
     "half-float-tiff": Refusal(
-        Reason.DECODE,
+        Reason.MODE,
         lambda p, t: p.tiff(p.image().astype(np.float16), 1, tags={339: 3}),
-        "TIFF of a kind",
-    ),
-    "white-is-zero-big-endian": Refusal(
-        Reason.DECODE, lambda p, t: p.tiff(p.image(bits=16), 0, order=">"), "TIFF of a kind"
+        "floating point",
     ),
 }
 
