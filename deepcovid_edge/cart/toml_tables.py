@@ -31,7 +31,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")  # editors of Windows write its mark
-        return tomllib.loads(text)
+        values: dict[str, Any] = tomllib.loads(text)
     except OSError as error:
         raise NotThereError(f"{path}: {error.strerror or error}") from error
     except UnicodeError as error:
@@ -40,6 +40,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: not TOML: its lists are nested too deeply") from error
     except ValueError as error:
         raise UsageError(f"{path}: not TOML: {error}{_hint(text, str(error))}") from error
+    return values
 
 
 def _hint(text: str, error: str) -> str:
