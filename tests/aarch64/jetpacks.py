@@ -51,6 +51,7 @@ _ENVIRONMENT = {
 """Where the loader of a JetPack finds its driver; no byte code and no optimisation, which take
 minutes of every installation."""
 _PLATFORMS = ("manylinux2014_aarch64", "manylinux_2_17_aarch64", "manylinux_2_27_aarch64")
+_DRIVER_HEADERS = ("cuda.h", "cudaProfiler.h", "cudaGL.h", "cudaEGL.h")
 _FUNCTION = re.compile(r"\bCUDAAPI\s+(cu[A-Z]\w+)\s*\(")
 _RENAMED = re.compile(
     r"^\s*#\s*define\s+(cu[A-Z]\w+)\s+(?:__CUDA_API_PT[SD][ZS]\()?(cu[A-Z]\w+)", re.M
@@ -119,7 +120,7 @@ def prepare(chroot: Chroot, jetpack: Jetpack, kept: Path) -> None:
 
 
 def _make_cuda(chroot: Chroot, version: str, kept: Path) -> None:
-    """CUDA's headers and cuRAND of NVIDIA's wheels, and a libcuda whose functions all fail."""
+    """CUDA's headers, runtime and cuRAND of NVIDIA's wheels; a libcuda whose functions all fail."""
     place = chroot.folder / f"usr/local/cuda-{version}"
     shutil.rmtree(place, ignore_errors=True)
     for folder in ("include", "lib64"):
@@ -131,7 +132,7 @@ def _make_cuda(chroot: Chroot, version: str, kept: Path) -> None:
                 library = Path(member).name
                 if is_header:
                     target = place / "include" / rest
-                elif library.startswith("libcurand.so"):
+                elif library.startswith(("libcurand.so", "libcudart.so")):
                     target = place / "lib64" / library
                 else:
                     continue
@@ -140,7 +141,8 @@ def _make_cuda(chroot: Chroot, version: str, kept: Path) -> None:
                     target.write_bytes(archive.read(member))
     (curand,) = (place / "lib64").glob("libcurand.so.*")
     (place / "lib64/libcurand.so").symlink_to(curand.name)
-    header = (place / "include/cuda.h").read_text("utf-8")
+    headers = [place / "include" / name for name in _DRIVER_HEADERS]
+    header = "".join(path.read_text("utf-8") for path in headers if path.is_file())
     names = {*_FUNCTION.findall(header), *(name for _, name in _RENAMED.findall(header))}
     source = "".join(f"int {name}(void) {{ return 100; }}\n" for name in sorted(names))
     (place / "lib64/libcuda.c").write_text(source, "utf-8")
