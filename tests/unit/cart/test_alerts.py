@@ -132,7 +132,7 @@ def test_certificates_of_one_name_are_told_apart(tmp_path: Path) -> None:
     config = CartConfig(
         tmp_path / "cart.toml",
         CartSettings(tmp_path / "spool"),
-        ReceiveSettings(folders=(tmp_path,), certificate=receive, key=receive),
+        ReceiveSettings(folders=(receive.parent,), certificate=receive, key=receive),
         page=PageSettings(certificate=page, key=page),
     )
     with open_store(tmp_path / "spool") as store:

