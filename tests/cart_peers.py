@@ -45,9 +45,12 @@ _BLOCK = 1 << 16
 
 
 def free_port() -> int:
-    """A free port of 127.0.0.1 that no connection takes: below those of clients (Linux: 32768)."""
+    """A free port of 127.0.0.1 that nothing else takes.
+
+    It lies below those of clients (Linux: 32768) and above those of Ray's workers (10002 to 19999).
+    """
     while True:
-        port = secrets.choice(range(15_000, 30_000))
+        port = secrets.choice(range(20_000, 30_000))
         with contextlib.suppress(OSError), socket.create_server((HOST, port)):
             return port
 
