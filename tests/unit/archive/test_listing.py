@@ -351,9 +351,11 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
             (root / f"{place:02}").mkdir(parents=True)
             for image in range(250):
                 (root / f"{place:02}" / f"{image:03}.png").touch()
-        listed(tmp_path / f"warm{number}.parquet", root, part_rows=500)  # Python keeps the names
-        tracemalloc.start()
-        listed(tmp_path / f"m{number}.parquet", root, part_rows=500)
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
+        found = []
+        for again in range(3):  # Python's table of names may grow in one of them
+            tracemalloc.start()
+            listed(tmp_path / f"m{number}-{again}.parquet", root, part_rows=500)
+            found.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        peaks.append(min(found))
     assert peaks[1] < 1.3 * peaks[0], peaks
