@@ -140,8 +140,10 @@ def check_needed(needed: str, is_there: bool, *names: str) -> None:
     Raises:
         click.UsageError: One of them stands on the command line.
     """
+    if is_there:
+        return
     context = click.get_current_context()
-    for parameter in () if is_there else context.command.params:
+    for parameter in context.command.params:
         name = str(parameter.name)
         if name in names and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise click.UsageError(f"{parameter.opts[0]} needs {needed}.")

@@ -44,7 +44,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from test_refusals import ELSEWHERE, photograph
 
-from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, DEFLATED, IMPLICIT, MAX_INFLATED
+from deepcovid_edge.imaging.dicom.syntaxes import DEFLATED, MAX_INFLATED
 
 Decode = Callable[..., Radiograph]
 
@@ -493,15 +493,6 @@ def test_every_reason_and_warning_of_dicom_files_is_brought_about_by_one() -> No
     brought_about |= {warning for warning, _, _ in WARNED.values()}
     expected = {member for member, where in ELSEWHERE.items() if Path(__file__).name in where}
     assert expected <= brought_about
-
-
-@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG_ENDIAN, DEFLATED, RLE, JPEG_LS])
-def test_file_is_told_by_the_header_before_its_pixels_are_read(syntax: str, decode: Decode) -> None:
-    """Refusals of the header come first, though the pixels are broken too."""
-    data = written(dataset(image(12), stored=12, BodyPartExamined="HAND"), syntax)
-    with pytest.raises(NotAssessedError) as caught:
-        decode(data if syntax == DEFLATED else data[:-100])
-    assert caught.value.reason is Reason.BODY
 
 
 def test_older_class_of_images_is_read(decode: Decode) -> None:

@@ -231,3 +231,12 @@ def test_noise_is_not_taken_for_a_data_set() -> None:
 def test_file_with_a_stated_syntax_that_is_true_is_read_as_before(decode: Decode) -> None:
     for syntax in (EXPLICIT, IMPLICIT, BIG_ENDIAN, DEFLATED):
         check(decode(written(dataset(image(12), stored=12), syntax)), syntax)
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG_ENDIAN, DEFLATED, RLE, JPEG_LS])
+def test_file_is_told_by_the_header_before_its_pixels_are_read(syntax: str, decode: Decode) -> None:
+    """Refusals of the header come first, though the pixels are broken too."""
+    data = written(dataset(image(12), stored=12, BodyPartExamined="HAND"), syntax)
+    with pytest.raises(NotAssessedError) as caught:
+        decode(data if syntax == DEFLATED else data[:-100])
+    assert caught.value.reason is Reason.BODY

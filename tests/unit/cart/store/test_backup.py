@@ -149,7 +149,9 @@ def test_what_a_copy_lacks_is_read_from_the_spool(store: Store, tmp_path: Path) 
         assert restored.ledger.row("SELECT 1 FROM alert WHERE code = 'ledger_rebuilt'")
 
 
-def test_images_that_were_deleted_since_are_expired(store: Store, tmp_path: Path) -> None:
+def test_images_that_were_deleted_since_are_expired_and_not_waited_for(
+    store: Store, tmp_path: Path
+) -> None:
     copy = back_up(store.spool.folder, tmp_path / "copies", keep=7)
     row = store.ledger.row("SELECT content_sha256, suffix FROM image WHERE id = 1")
     assert row is not None
@@ -157,15 +159,6 @@ def test_images_that_were_deleted_since_are_expired(store: Store, tmp_path: Path
     restore(store.spool, copy)
     with open_store(store.spool.folder) as restored:
         assert restored.states() == ["expired", "received"]
-
-
-def test_what_expired_after_a_copy_is_not_waited_for(store: Store, tmp_path: Path) -> None:
-    copy = back_up(store.spool.folder, tmp_path / "copies", keep=7)
-    row = store.ledger.row("SELECT content_sha256, suffix FROM image WHERE id = 1")
-    assert row is not None
-    store.spool.delete(row["content_sha256"], row["suffix"])
-    restore(store.spool, copy)
-    with open_store(store.spool.folder) as restored:
         assert Deliveries(restored.ledger, restored.spool).due("pacs") == []
         assert restored.ledger.rows("SELECT * FROM outbox WHERE state = 'queued'") == []
 

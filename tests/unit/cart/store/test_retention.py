@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -310,27 +310,24 @@ def test_an_image_that_is_not_as_it_was_negotiated_is_in_a_new_ledger(
         assert len(ledger.rows("SELECT * FROM image")) == 1
 
 
-def test_an_image_that_cannot_be_read_stops_no_new_ledger(tmp_path: Path) -> None:
+def as_another_image(path: Path) -> None:
+    path.write_bytes(make_image(9))
+
+
+def unreadable(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/proc/self/mem")  # whose first byte gives EIO
+
+
+@pytest.mark.parametrize("damage", [as_another_image, unreadable])
+def test_a_damaged_image_is_left_out_of_a_new_ledger(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
     settings = CartSettings(tmp_path, floor_mib=0, floor_share=0.0, ballast_mib=0)
     with open_store(tmp_path) as store:
         store.take(1)
         store.take(2)
-        broken = sorted((tmp_path / "images").rglob("*.dcm"))[0]
-        broken.unlink()
-        broken.symlink_to("/proc/self/mem")  # whose first byte gives EIO
-    (tmp_path / LEDGER_NAME).unlink()
-    ledger, _ = opening.open_store(settings)
-    with ledger:
-        assert len(ledger.rows("SELECT * FROM image")) == 1
-
-
-def test_a_damaged_image_is_left_out_of_a_new_ledger(tmp_path: Path) -> None:
-    settings = CartSettings(tmp_path, floor_mib=0, floor_share=0.0, ballast_mib=0)
-    with open_store(tmp_path) as store:
-        store.take(1)
-        store.take(2)
-        damaged = sorted((tmp_path / "images").rglob("*.dcm"))[0]
-        damaged.write_bytes(make_image(9))
+        damage(sorted((tmp_path / "images").rglob("*.dcm"))[0])
     (tmp_path / LEDGER_NAME).unlink()
     ledger, _ = opening.open_store(settings)
     with ledger:
