@@ -92,14 +92,19 @@ class Images:
                 (RECEIVED, 0 if counts else 1, ASSESSING),
             ).rowcount
 
-    def claim(self) -> ClaimedImage | None:
-        """Take the oldest image that waits, and count the try; None where none waits."""
+    def claim(self, *, untried: bool = False) -> ClaimedImage | None:
+        """Take the oldest image that waits, and count the try; None where none waits.
+
+        Args:
+            untried: Take none either where the oldest one has been tried before.
+        """
         with self.ledger.transaction() as now:
             row = now.execute(
                 "UPDATE image SET state = ?, tries = tries + 1 WHERE id ="
                 " (SELECT id FROM image WHERE state = ? ORDER BY id LIMIT 1)"
+                " AND (tries = 0 OR NOT ?)"
                 " RETURNING id, content_sha256, suffix, sop_uid, tries",
-                (ASSESSING, RECEIVED),
+                (ASSESSING, RECEIVED, untried),
             ).fetchone()
         if row is None:
             return None

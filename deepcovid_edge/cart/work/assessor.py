@@ -1,4 +1,4 @@
-"""The assessor as the worker sees it: a child process that is asked for one image at a time."""
+"""The assessor as the worker sees it: a child process that has one image at a time."""
 
 from __future__ import annotations
 
@@ -83,17 +83,19 @@ class AssessorProcess(Closing):
     def assess(
         self, image: ClaimedImage, destinations: Mapping[str, Any], *, reason: Reason | None = None
     ) -> Settled:
-        """Assess an image.
+        """Have an image assessed; see `ask` and `answer`."""
+        self.ask(image, reason=reason)
+        return self.answer(destinations)
+
+    def ask(self, image: ClaimedImage, *, reason: Reason | None = None) -> None:
+        """Begin with an image; `answer` is called before the next one.
 
         Args:
             image: The image.
-            destinations: Name of each destination, with the kinds of objects it gets.
             reason: Do not assess it, for this reason.
 
         Raises:
-            AssessorCrashedError: The process ended, or gave no answer in time.
-            SpoolFullError: The disk has no room for the result.
-            OutputError: The result cannot be written for another reason.
+            AssessorCrashedError: The process has ended.
         """
         request = {
             "path": str(image.path),
@@ -107,6 +109,18 @@ class AssessorProcess(Closing):
             self._process.stdin.flush()
         except OSError as error:
             raise AssessorCrashedError(self._end_in_words()) from error
+
+    def answer(self, destinations: Mapping[str, Any]) -> Settled:
+        """What became of the image that was asked for.
+
+        Args:
+            destinations: Name of each destination, with the kinds of objects it gets.
+
+        Raises:
+            AssessorCrashedError: The process ended, or gave no answer in time.
+            SpoolFullError: The disk has no room for the result.
+            OutputError: The result cannot be written for another reason.
+        """
         answer = self._answer(self._seconds, is_at_work=True)
         if "full" in answer:
             raise SpoolFullError(f"no room for a result: {answer['full']}")

@@ -1,9 +1,11 @@
 """`cart work`: assesses images one after another, and sends what came of them.
 
-The assessor is a child process. An image that ends it is tried again, three times in all; then it
-is not assessed, kept aside and told of. That the cart itself is ended is seldom the image's fault,
-so it costs an image one of more tries. Results, their objects and the outbox are one transaction,
-so an image is assessed once whatever happens in between.
+The assessor is a child process, which has the next image while the result of the last one is
+written. An image that ends it is tried again, three times in all; then it is not assessed, kept
+aside and told of. That the cart itself is ended is seldom the image's fault, so it costs an image
+one of more tries; one that was tried before is assessed while no other is written. Results, their
+objects and the outbox are one transaction, so an image is assessed once whatever happens in
+between.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from deepcovid_edge.cart.alerts import AlertCode
@@ -69,6 +72,7 @@ class Worker(Closing):
             one.name: one.objects for one in config.destinations
         }
         self._assessor: AssessorProcess | None = None
+        self._ahead: ClaimedImage | None = None
         self._crashes: Counter[int] = Counter()
         self._failures = 0
         self._alive = self._fed = 0.0
@@ -83,11 +87,12 @@ class Worker(Closing):
         while not self.stop.is_set():
             if self.ledger.is_replaced():
                 log("work ends", why="the ledger was made again")
-                break
+                return
             try:
                 self._feed_watchdog()
                 self._note_alive()
                 if was_full:  # an image that could not even be given back
+                    self._drop_ahead()
                     self.images.release(counts=False)
                     was_full = False
                 if self._ready() is None or not self.assess_next():
@@ -97,6 +102,9 @@ class Worker(Closing):
                 self.spool.drop_ballast()
                 was_full = True
                 self.stop.wait(1.0)
+        if self._ahead:
+            with suppress(LedgerBusyError, SpoolFullError):
+                self.assess_next()
 
     def _note_alive(self) -> None:
         if time.monotonic() - self._alive < _ALIVE_SECONDS:
@@ -113,12 +121,18 @@ class Worker(Closing):
 
     def _ready(self) -> AssessorProcess | None:
         """The assessor with the model in use; None while it cannot be loaded."""
+        if self._ahead:
+            return self._assessor
         model, site = model_in_use(self.config, self.ledger)
-        if self._assessor and (self._assessor.model, self._assessor.site) != (model, site):
-            self._end_assessor()  # images in work are finished: one is assessed at a time
-        if self._assessor is None:
+        if not self._has(model, site):
+            self._end_assessor()
             self._assessor = self._start(model, site)
         return self._assessor
+
+    def _has(self, model: str, site: Path | None) -> bool:
+        """Whether the assessor is there, and has this model."""
+        known = self._assessor
+        return known is not None and (known.model, known.site) == (model, site)
 
     def _start(self, model: str, site: Path | None) -> AssessorProcess | None:
         try:
@@ -147,10 +161,7 @@ class Worker(Closing):
 
     def assess_next(self) -> bool:
         """Assess the image that has waited longest; whether there was one."""
-        if not self.images.waiting():
-            return False
-        image = self.images.claim()
-        if image is None:
+        if (image := self._ahead or self._claimed()) is None:
             return False
         try:
             if image.tries > _MOST_TRIES:
@@ -161,16 +172,25 @@ class Worker(Closing):
             self._end_assessor()
             self._crashed(image, str(error))
         except (LedgerBusyError, SpoolFullError):
+            self._drop_ahead()
             self.images.give_back(image, "no room", counts=False)
             raise
         except (DeepCovidEdgeError, OSError) as error:
+            self._drop_ahead()
             self._crashed(image, one_line(error))
         return True
+
+    def _claimed(self) -> ClaimedImage | None:
+        return self.images.claim() if self.images.waiting() else None
 
     def _assess_image(self, image: ClaimedImage) -> None:
         assert self._assessor is not None
         started = time.monotonic()
-        settled = self._assessor.assess(image, self.destinations)
+        if self._ahead is None:
+            self._assessor.ask(image)
+        self._ahead = None
+        settled = self._assessor.answer(self.destinations)
+        self._ask_ahead(self._assessor)
         self._settle(image, settled)
         record = settled.record
         log(
@@ -180,6 +200,33 @@ class Worker(Closing):
             reason=record["reason"],
             seconds=round(time.monotonic() - started, 3),
         )
+
+    def _ask_ahead(self, assessor: AssessorProcess) -> None:
+        """Have the assessor begin with the next image, if it is its model that is in use."""
+        if self.stop.is_set() or not self._has(*model_in_use(self.config, self.ledger)):
+            return
+        if (image := self.images.claim(untried=True)) is None:
+            return
+        try:
+            assessor.ask(image)
+            self._ahead = image
+        except AssessorCrashedError as error:  # before it had this one
+            self._end_assessor()
+            self.images.give_back(image, str(error), counts=False)
+
+    def _drop_ahead(self) -> None:
+        """Wait for the image that the assessor has, and give it back: it is assessed again."""
+        if (image := self._ahead) is None:
+            return
+        assert self._assessor is not None
+        self._ahead = None
+        try:
+            self._assessor.answer(self.destinations)
+        except AssessorCrashedError:
+            self._end_assessor()
+        except DeepCovidEdgeError:  # its result could not be written either
+            pass
+        self.images.give_back(image, "another one could not be written", counts=False)
 
     def _settle(self, image: ClaimedImage, settled: Settled) -> None:
         """Write the result beside its objects, for a ledger that is lost, then into the ledger."""

@@ -14,6 +14,7 @@ from cart_store import Store, open_store, record
 from deepcovid_edge.cart.config import CartConfig, CartSettings, Destination, ReceiveSettings
 from deepcovid_edge.cart.store import opening
 from deepcovid_edge.cart.store.images import ClaimedImage, Settled
+from deepcovid_edge.cart.store.ledger import LedgerBusyError
 from deepcovid_edge.cart.store.rebuild import RECORD_NAME
 from deepcovid_edge.cart.store.spool import SpoolFullError
 from deepcovid_edge.cart.work import worker as worker_module
@@ -39,6 +40,9 @@ class FakeAssessor:
     started = 0
     template: ClassVar[dict[str, Any]] = {**record("negative"), "decision": None, "warnings": []}
     backend = "fake"
+    asked: ClassVar[list[int]] = []
+    """Images that any assessor was asked for, in order."""
+    has: tuple[ClaimedImage, Reason | None] | None = None
 
     def __init__(
         self, _config: CartConfig, model: str, site: Path | None, _waiting: Callable[[], None]
@@ -51,6 +55,17 @@ class FakeAssessor:
     def assess(
         self, image: ClaimedImage, destinations: Mapping[str, Any], *, reason: Reason | None = None
     ) -> Settled:
+        self.ask(image, reason=reason)
+        return self.answer(destinations)
+
+    def ask(self, image: ClaimedImage, *, reason: Reason | None = None) -> None:
+        assert self.has is None, "one image at a time"
+        self.has = image, reason
+        self.asked.append(image.image_id)
+
+    def answer(self, destinations: Mapping[str, Any]) -> Settled:
+        assert self.has
+        (image, reason), self.has = self.has, None
         if image.image_id in self.crashes_on and (reason is None or self.also_unread):
             raise AssessorCrashedError("the assessor ended with code -11")
         made = record(None if reason else "positive")
@@ -71,6 +86,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     for name, value in {"crashes_on": set(), "also_unread": False, "fails": None}.items():
         monkeypatch.setattr(FakeAssessor, name, value)
     monkeypatch.setattr(FakeAssessor, "started", 0)
+    monkeypatch.setattr(FakeAssessor, "asked", [])
     with open_store(tmp_path / "spool") as opened:
         yield opened
 
@@ -200,6 +216,100 @@ def test_a_full_disk_costs_an_image_no_try(store: Store, monkeypatch: pytest.Mon
     assert (row["state"], row["tries"]) == ("received", 0)
     assess_all(worker)
     assert store.states() == ["assessed"]
+
+
+def kinds_of(store: Store, kind: str) -> list[int]:
+    """The images of the events of a kind."""
+    rows = store.ledger.rows("SELECT image_id FROM event WHERE kind = ? ORDER BY id", kind)
+    return [row["image_id"] for row in rows]
+
+
+def test_the_next_image_is_in_work_while_a_result_is_written(store: Store) -> None:
+    for number in range(3):
+        store.take(number)
+    worker = worker_of(store)
+    assert worker._ready() is not None
+    assert worker.assess_next()
+    assert (store.states(), FakeAssessor.asked) == (["assessed", "assessing", "received"], [1, 2])
+    assess_all(worker)
+    assert FakeAssessor.asked == kinds_of(store, "assessed") == [1, 2, 3]
+
+
+def test_an_image_that_was_tried_before_is_in_work_alone(store: Store) -> None:
+    """It may be what ended the cart: the result before it must be written by then."""
+    for number in range(3):
+        store.take(number)
+    worker = worker_of(store)
+    with store.ledger.transaction() as now:
+        now.execute("UPDATE image SET tries = 1 WHERE id = 2")
+    assert worker._ready() is not None
+    worker.assess_next()
+    assert (store.states()[1], FakeAssessor.asked) == ("received", [1])
+    assess_all(worker)
+    assert kinds_of(store, "assessed") == [1, 2, 3]
+
+
+def test_a_result_that_cannot_be_written_costs_the_next_image_no_try(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.take(1)
+    store.take(2)
+    worker = worker_of(store)
+    assert worker._ready() is not None
+
+    def broken(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(worker.spool, "store", broken)
+        assert worker.assess_next()
+    rows = store.ledger.rows("SELECT state, tries FROM image ORDER BY id")
+    assert [tuple(row) for row in rows] == [("received", 1), ("received", 0)]
+    assess_all(worker)
+    assert kinds_of(store, "assessed") == [1, 2]
+
+
+def test_what_is_in_work_when_the_ledger_is_busy_is_assessed_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        store.take(number)
+    worker = worker_of(store)
+    noted = iter(range(100))
+
+    def note() -> None:
+        number = next(noted)
+        if number == 1:  # the second image is in work by now
+            raise LedgerBusyError("busy")
+        if number == 9:
+            worker.stop.set()
+
+    monkeypatch.setattr(worker, "_note_alive", note)
+    worker.run()
+    assert kinds_of(store, "assessed") == [1, 2, 3]
+    assert store.states() == ["assessed"] * 3
+
+
+def test_a_stop_waits_for_what_is_in_work(store: Store) -> None:
+    store.take(1)
+    store.take(2)
+    worker = worker_of(store)
+    worker._settled = worker.stop.set
+    worker.run()
+    assert store.states() == ["assessed"] * 2
+
+
+def test_another_model_waits_for_what_is_in_work(store: Store) -> None:
+    for number in range(3):
+        store.take(number)
+    worker = worker_of(store)
+    assert worker._ready() is not None
+    worker.assess_next()
+    store.ledger.set_meta("model", json.dumps({"model": "other", "site": None}))
+    assess_all(worker)
+    assert store.states() == ["assessed"] * 3
+    assert FakeAssessor.asked == [1, 2, 3]
+    assert FakeAssessor.started == 2
 
 
 def test_another_model_assesses_from_the_next_image_on(store: Store) -> None:
