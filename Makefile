@@ -239,11 +239,11 @@ AARCH64_ROOT ?= /var/tmp/deepcovid-edge-aarch64
 AARCH64_PROGRAMS = debootstrap qemu-user-static binfmt-support iproute2 g++-aarch64-linux-gnu
 RUN_AARCH64 = PYTHONPATH=.:export:tests $(DEV)/python -m aarch64.run $(AARCH64) \
 	--root $(AARCH64_ROOT) --data $(DATA)
-aarch64: aarch64-programs
+aarch64: aarch64-programs peers
 	$(RUN_AARCH64) $(STORE)
 	$(RUN_AARCH64) --suite trixie --short $(STORE)
 
-aarch64-short: aarch64-programs
+aarch64-short: aarch64-programs peers
 	$(RUN_AARCH64) --short
 
 aarch64-programs: .venv/ready

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from deepcovid_edge.archive.images.addresses import check_local
-from deepcovid_edge.archive.images.image_list import ImageList
+from deepcovid_edge.archive.images.image_list import ImageList, ListedImage
 from deepcovid_edge.archive.shards import (
     Counts,
     DamagedShardError,
@@ -18,7 +18,7 @@ from deepcovid_edge.archive.shards import (
 )
 from deepcovid_edge.archive.stamp import SHARD_IMAGES, RunStamp, begin_run
 from deepcovid_edge.archive.worker.process import ImageWorker, WorkerLimits, WorkerSettings
-from deepcovid_edge.errors import UsageError
+from deepcovid_edge.errors import DeepCovidEdgeError, UsageError
 from deepcovid_edge.files import Closing
 from deepcovid_edge.pipeline.disk_guard import LEAST_FREE_MIB
 from deepcovid_edge.pipeline.pipeline import PredictSettings, default_workers
@@ -152,16 +152,39 @@ class Screener(Closing):
         """How often the worker's process ended before its time."""
         return self._worker.deaths
 
-    def screen(self, shard: int, progress: Callable[[int], object] = lambda _: None) -> Counts:
-        """Assess the images of a shard and write it.
+    def screen_each(
+        self, shards: Sequence[int], progress: Callable[[int], object] = lambda _: None
+    ) -> Generator[tuple[int, Counts]]:
+        """Assess the images of shards and write them; the next one is in work meanwhile.
+
+        Args:
+            shards: Numbers of the shards.
+            progress: Called with the number of images since the last call.
+
+        Yields:
+            The number of each shard that is written, and its counts.
 
         Raises:
             OutputError: The disk is full, or the worker cannot go on.
-            DataError: The manifest is damaged.
+            DataError: The manifest is damaged; what comes before that is written.
         """
-        self.folder.check_room()
-        rows = self._images.rows(*self.stamp.rows(shard))
-        return self.folder.write(shard, self._worker.assess(rows, progress))
+        broken: list[DeepCovidEdgeError] = []
+
+        def requests() -> Iterator[Sequence[ListedImage]]:
+            for shard in shards:
+                try:
+                    self.folder.check_room()
+                    images = self._images.rows(*self.stamp.rows(shard))
+                except DeepCovidEdgeError as error:
+                    broken.append(error)
+                    return
+                yield images
+
+        with closing(self._worker.assess_each(requests(), progress)) as assessed:
+            for shard, images in zip(shards, assessed, strict=False):
+                yield shard, self.folder.write(shard, images)
+        if broken:
+            raise broken[0]
 
     def close(self) -> None:
         """End the worker."""
@@ -248,6 +271,7 @@ def screen_here(
     Raises:
         OutputError: The disk is full, or the worker cannot go on.
     """
-    while screening.left:
-        screening.now += screener.screen(screening.left[0], progress)
-        del screening.left[0]
+    with closing(screener.screen_each([*screening.left], progress)) as written:
+        for shard, counts in written:
+            screening.now += counts
+            screening.left.remove(shard)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 CHECK_ONLY = -1
 """In place of a shard's number: the run is checked, and nothing is assessed."""
+_PROGRESS_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class ShardActor:
     """
 
     def __init__(self, settings: ScreenSettings, threads: int, marker: str, count: Any) -> None:
-        self._count = count
+        self._progress = _Progress(count)
         self._screener: Screener | None = None
         self._error = ("", "")
         if not Path(marker).exists():
@@ -92,27 +94,53 @@ class ShardActor:
     def __call__(self, shards: pyarrow.Table) -> pyarrow.Table:
         """Assess the shards of a block."""
         pa = require("pyarrow", extra=EXTRA)
-        answers = [self._finished(shard).as_json() for shard in shards["shard"].to_pylist()]
+        answers = [one.as_json() for one in self._finished(shards["shard"].to_pylist())]
         return pa.table({"answer": answers})
 
-    def _finished(self, shard: int) -> Finished:
+    def _finished(self, shards: Sequence[int]) -> Iterator[Finished]:
         if self._screener is None:
-            return Finished(shard, error=self._error)
-        if shard == CHECK_ONLY:
-            return Finished(shard)
+            yield from (Finished(shard, error=self._error) for shard in shards)
+            return
+        if CHECK_ONLY in shards:
+            yield Finished(CHECK_ONLY)
+            return
+        left = [*shards]
         try:
-            return Finished(shard, self._counts(self._screener, shard))
+            for shard in shards:  # some are there where Ray asks again after a loss
+                if counts := _done(self._screener, shard):
+                    left.remove(shard)
+                    yield Finished(shard, counts)
+            for shard, counts in self._screener.screen_each([*left], self._progress):
+                left.remove(shard)
+                yield Finished(shard, counts)
         except DeepCovidEdgeError as error:
-            return Finished(shard, error=(type(error).__name__, str(error)))
+            yield Finished(left[0], error=(type(error).__name__, str(error)))
+        self._progress.send()
 
-    def _counts(self, screener: Screener, shard: int) -> Counts:
-        """The shard's counts; it is there already where Ray asks again after a loss."""
-        with suppress(DamagedShardError):
-            if found := screener.folder.done(shard):
-                return found
-        return screener.screen(shard, self._progress)
 
-    @property
-    def _progress(self) -> Callable[[int], object]:
-        add: Callable[[int], object] = self._count.add.remote
-        return add
+class _Progress:
+    """Tells an `ImageCount` of images, seldom enough to cost no core its time.
+
+    Args:
+        count: Its handle.
+    """
+
+    def __init__(self, count: Any) -> None:
+        self._add, self._images, self._sent = count.add.remote, 0, 0.0
+
+    def __call__(self, images: int) -> None:
+        self._images += images
+        if time.monotonic() - self._sent >= _PROGRESS_SECONDS:
+            self.send()
+
+    def send(self) -> None:
+        """Tell of all that it was not told of."""
+        self._add(self._images)
+        self._images, self._sent = 0, time.monotonic()
+
+
+def _done(screener: Screener, shard: int) -> Counts | None:
+    """The counts of a shard that is there whole."""
+    with suppress(DamagedShardError):
+        return screener.folder.done(shard)
+    return None

@@ -2,20 +2,23 @@
 
 Its argument is the file descriptor of a `Journal`. The first line on standard input are its
 settings; every further one is a request. Lines are JSON in both directions. Its first answer says
-that the model is loaded, or why it is not.
+that the model is loaded, or why it is not; every further one has records. A request that has come
+by the time that the images of the one before are begun is begun at once, so that no core waits.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import queue
 import resource
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Any, TextIO, cast
 
 from deepcovid_edge.archive.images.addresses import (
@@ -87,44 +90,101 @@ def _limit_memory(size: int | None) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (most, hard))
 
 
+class _Requests:
+    """Requests in their order. A thread of its own takes them, so that sending one never waits.
+
+    Args:
+        stream: The lines.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._came = queue.SimpleQueue[Mapping[str, Any] | None]()
+        threading.Thread(target=self._take, args=(stream,), daemon=True).start()
+
+    def _take(self, stream: TextIO) -> None:
+        for line in stream:
+            self._came.put(json.loads(line))
+        self._came.put(None)
+
+    def wait(self) -> Mapping[str, Any] | None:
+        """The next one; None behind the last."""
+        return self._came.get()
+
+    def at_once(self) -> Mapping[str, Any] | None:
+        """The next one if it has come."""
+        return None if self._came.empty() else self._came.get()
+
+
+class _EachRequest(Duplicates):
+    """Duplicates within a request: a shard does not depend on those that were assessed before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sizes = deque[int]()
+        self._left = 0
+
+    def begin(self, images: int) -> None:
+        """A request of so many images follows those that are known."""
+        self._sizes.append(images)
+
+    def warned(self, record: Prediction, uid: str) -> Prediction:
+        """The record of the next image; see `Duplicates`."""
+        while not self._left:
+            self._left = self._sizes.popleft()
+            self.forget()
+        self._left -= 1
+        return super().warned(record, uid)
+
+
 def _serve(model: Model, journal: Journal, answers: TextIO) -> None:
-    for line in sys.stdin:
-        request = json.loads(line)
-        rows = _rows(model, journal, request["paths"], request["numbers"], request["workers"])
-        for group in rows:
-            _answer(answers, {"rows": group})
-        _answer(answers, {"done": True})
+    requests = _Requests(sys.stdin)
+    while (request := requests.wait()) is not None:
+        for rows in _rows(model, journal, request, requests):
+            _answer(answers, {"rows": rows})
 
 
 def _rows(
-    model: Model,
-    journal: Journal,
-    paths: Sequence[str],
-    numbers: Sequence[int],
-    workers: int | None,
+    model: Model, journal: Journal, request: Mapping[str, Any], requests: _Requests
 ) -> Iterator[list[list[Any]]]:
-    """The records of images, as values, in groups that are ready together."""
+    """The records of images, as values, in groups that are ready together.
+
+    Args:
+        model: The model.
+        journal: Where it is noted which image is read.
+        request: The first request.
+        requests: Where the next ones are, which are begun with it if they have come.
+    """
     usual = model.reader()
     reader = JournalledReader(usual.spec, keeps_facts=True, sends=usual.sends, journal=journal)
-    reading = Reading(_sources(paths, numbers), reader)
-    settings = replace(model.settings, workers=workers) if workers else model.settings
-    groups = predict_groups(reading, model.backend, model.facts, settings, duplicates=Duplicates())
-    done = iter(numbers)
+    duplicates, numbers = _EachRequest(), deque[int]()
+
+    def sources() -> Iterator[ImageSource]:
+        current: Mapping[str, Any] | None = request
+        while current is not None:
+            duplicates.begin(len(current["numbers"]))
+            for path, number in zip(current["paths"], current["numbers"], strict=True):
+                numbers.append(number)
+                yield _source(path, number)
+            current = None if request["workers"] else requests.at_once()
+
+    reading = Reading(sources(), reader)
+    settings = model.settings
+    if request["workers"]:
+        settings = replace(settings, workers=request["workers"])
+    groups = predict_groups(reading, model.backend, model.facts, settings, duplicates=duplicates)
     with closing(groups):
         for records in groups:
-            own = list(islice(done, len(records)))
+            own = [numbers.popleft() for _ in records]
             yield [
                 _row(number, record, reader.facts.pop(number, None))
                 for number, record in zip(own, records, strict=True)
             ]
 
 
-def _sources(paths: Sequence[str], numbers: Sequence[int]) -> Iterator[ImageSource]:
-    for path, number in zip(paths, numbers, strict=True):
-        if is_remote(path):
-            yield cast("ImageSource", RemoteImage(path, number))
-        else:
-            yield NumberedPath.of(path, number)
+def _source(path: str, number: int) -> ImageSource:
+    if is_remote(path):
+        return cast("ImageSource", RemoteImage(path, number))
+    return NumberedPath.of(path, number)
 
 
 def _row(number: int, record: Prediction, facts: DicomFacts | None) -> list[Any]:

@@ -7,13 +7,15 @@ tried once more alone, and then it gets a reason instead of a result.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +35,9 @@ from deepcovid_edge.reasons import Reason
 START_SECONDS = 300.0
 """Longest time to load a model: an engine is built once, a large network takes minutes."""
 _BLOCK = 1 << 20
+"""Bytes of answers that wait while a shard is written; some 2,000 records."""
+_REQUESTS = 2
+"""Requests that a child has at once: that whose records are waited for, and the next."""
 _LOOK_SECONDS = 0.5
 _MOST_DEATHS = 5
 """Ends of the child with neither a record nor a cause between them: it is not the images then."""
@@ -103,6 +108,7 @@ class ImageWorker(Closing):
         self.settings = settings
         self.deaths = 0
         self._fruitless = 0
+        self._numbered = 0
         self._journal = Journal()
         self._child: _Child | None = None
         self._first_ready: Mapping[str, Any] | None = None
@@ -117,29 +123,38 @@ class ImageWorker(Closing):
     def assess(
         self, images: Sequence[ListedImage], progress: Callable[[int], object] = lambda _: None
     ) -> list[ScreenedImage]:
-        """The records of images, in their order.
+        """The records of images, in their order; see `assess_each`."""
+        (found,) = self.assess_each([images], progress)
+        return found
+
+    def assess_each(
+        self,
+        requests: Iterable[Sequence[ListedImage]],
+        progress: Callable[[int], object] = lambda _: None,
+    ) -> Generator[list[ScreenedImage]]:
+        """The records of each request's images, in their order; the next request is begun by then.
 
         Args:
-            images: The images.
+            requests: Images each; one is taken ahead.
             progress: Called with the number of records since the last call.
 
         Raises:
             WorkerFailedError: The child ends whatever it is given, or loads another model now.
             DeepCovidEdgeError: The model met an error that is of no image.
         """
-        found: dict[int, ScreenedImage] = {}
-        while left := [number for number in range(len(images)) if number not in found]:
-            try:
-                for screened in self._asked(images, left):
-                    found.update(screened)
-                    progress(len(screened))
-                    self._fruitless = 0
-            except _WorkerDiedError as error:
-                for number in self._suspects(str(error)):
-                    if number not in found:
-                        found[number] = self._alone(images, number)
-                        progress(1)
-        return [found[number] for number in range(len(images))]
+        coming, begun = iter(requests), deque[_Request]()
+        try:
+            while True:
+                try:
+                    yield from self._assessed(coming, begun, progress)
+                    return
+                except _WorkerDiedError as error:
+                    self._end_child()
+                    for number in self._suspects(str(error)):
+                        self._settle_alone(begun, number, progress)
+        except BaseException:  # no later request may get the answers of these
+            self._end_child()
+            raise
 
     def close(self) -> None:
         """End the child."""
@@ -167,27 +182,58 @@ class ImageWorker(Closing):
             )
         self._first_ready = ready
 
-    def _asked(
-        self, images: Sequence[ListedImage], numbers: Sequence[int], workers: int | None = None
-    ) -> Iterator[dict[int, ScreenedImage]]:
-        paths = [images[number].path for number in numbers]
-        request = {"paths": paths, "numbers": [*numbers], "workers": workers}
-        try:
-            for answer in self._started().answers(request):
-                yield {row[0]: self._screened(images[row[0]], row) for row in answer["rows"]}
-        except BaseException:  # no later request may get the answers of this one
-            self._end_child()
-            raise
+    def _assessed(
+        self,
+        coming: Iterator[Sequence[ListedImage]],
+        begun: deque[_Request],
+        progress: Callable[[int], object],
+    ) -> Iterator[list[ScreenedImage]]:
+        """What `assess_each` gives, as long as the child lives.
 
-    def _alone(self, images: Sequence[ListedImage], number: int) -> ScreenedImage:
-        """The record of an image that may have ended the child: tried once more, with no other."""
+        Args:
+            coming: Requests that nothing is known of yet.
+            begun: Those that the child has, or had.
+            progress: As there.
+        """
+        child = self._started()
+        for request in begun:
+            child.ask(request.left())
+        while True:
+            while len(begun) < _REQUESTS and (images := next(coming, None)) is not None:
+                begun.append(_Request(images, self._numbered))
+                self._numbered += len(images)
+                child.ask(begun[-1].left())
+            if not begun:
+                return
+            while not begun[0].is_done:
+                rows = child.rows()
+                for row in rows:
+                    (request,) = (one for one in begun if row[0] in one)
+                    request.found[row[0]] = self._screened(request.image(row[0]), row)
+                self._fruitless = 0
+                progress(len(rows))
+            yield begun.popleft().records()
+
+    def _settle_alone(
+        self, begun: Iterable[_Request], number: int, progress: Callable[[int], object]
+    ) -> None:
+        """Find the record of an image that may have ended the child, with no other image in it."""
+        for request in begun:
+            if number in request and number not in request.found:
+                request.found[number] = self._alone(request.image(number), number)
+                progress(1)
+
+    def _alone(self, image: ListedImage, number: int) -> ScreenedImage:
         try:
-            (screened,) = self._asked(images, [number], 1)
+            child = self._started()
+            child.ask({number: image.path}, workers=1)
+            (row,) = child.rows()
             self._fruitless = 0
-            return screened[number]
+            return self._screened(image, row)
         except _WorkerDiedError as error:
+            self._end_child()
             self._suspects(str(error), alone=True)
-            return self._without_result(images[number], str(error))
+            return self._without_result(image, str(error))
 
     def _suspects(self, why: str, *, alone: bool = False) -> list[int]:
         """The images that the child was reading when it ended.
@@ -234,6 +280,43 @@ class ImageWorker(Closing):
         return ScreenedImage(record, image.id, None, image.month)
 
 
+class _Request:
+    """Images that are asked for together, and their records so far.
+
+    Args:
+        images: The images.
+        first: Number of the first one, among all images of a worker.
+    """
+
+    def __init__(self, images: Sequence[ListedImage], first: int) -> None:
+        self._images, self._numbers = images, range(first, first + len(images))
+        self.found: dict[int, ScreenedImage] = {}
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._numbers
+
+    def image(self, number: int) -> ListedImage:
+        """The image of a number."""
+        return self._images[number - self._numbers.start]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every image has its record."""
+        return len(self.found) == len(self._numbers)
+
+    def left(self) -> dict[int, str]:
+        """Number -> path of each image without a record."""
+        return {
+            number: image.path
+            for number, image in zip(self._numbers, self._images, strict=True)
+            if number not in self.found
+        }
+
+    def records(self) -> list[ScreenedImage]:
+        """The records, in the order of the images."""
+        return [self.found[number] for number in self._numbers]
+
+
 class _Child:
     """The child process, which answers one request after another."""
 
@@ -247,7 +330,13 @@ class _Child:
             pass_fds=(journal.handle,),
             start_new_session=True,
             cwd=settings.folder,
+            bufsize=0,
         )
+        assert self._process.stdin
+        assert self._process.stdout
+        os.set_blocking(self._process.stdin.fileno(), False)
+        with suppress(OSError):  # more than this user may have; the child waits sooner then
+            fcntl.fcntl(self._process.stdout, fcntl.F_SETPIPE_SZ, _BLOCK)
         self._rest = b""
         memory = settings.limits.memory(settings.threads) if settings.is_limited else None
         try:
@@ -260,16 +349,29 @@ class _Child:
             self.close()
             raise
 
-    def answers(self, request: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-        """Ask, and pass on the answers up to the last.
+    def ask(self, paths: Mapping[int, str], workers: int | None = None) -> None:
+        """Have images assessed behind those that were asked for before.
+
+        Args:
+            paths: Number of each -> its path.
+            workers: Threads for them; None for as many as the child has.
+
+        Raises:
+            _WorkerDiedError: The child ended, or an image took too long.
+        """
+        if paths:
+            numbers = [*paths]
+            self._send({"paths": [*paths.values()], "numbers": numbers, "workers": workers})
+
+    def rows(self) -> list[list[Any]]:
+        """The next records, as the values of `worker.child`.
 
         Raises:
             _WorkerDiedError: The child ended, or an image took too long.
             DeepCovidEdgeError: The model met an error.
         """
-        self._send(request)
-        while "done" not in (answer := self._answer(None)):
-            yield answer
+        rows: list[list[Any]] = self._answer(None)["rows"]
+        return rows
 
     def close(self) -> None:
         """End it."""
@@ -279,10 +381,18 @@ class _Child:
                 stream.close()  # type: ignore[union-attr]
 
     def _send(self, values: Mapping[str, Any]) -> None:
+        """Send a line; one that the child does not take is waited for as an answer is."""
         assert self._process.stdin
+        handle = self._process.stdin.fileno()
+        left = memoryview(json.dumps(values).encode() + b"\n")
+        began = time.monotonic()
         try:
-            self._process.stdin.write(json.dumps(values).encode() + b"\n")
-            self._process.stdin.flush()
+            while left:
+                if select.select([], [handle], [], _LOOK_SECONDS)[1]:
+                    left = left[os.write(handle, left) :]
+                    began = time.monotonic()
+                else:
+                    self._check_time(time.monotonic() - began, None)
         except OSError as error:
             raise _WorkerDiedError(self._end_in_words()) from error
 

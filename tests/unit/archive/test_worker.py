@@ -47,7 +47,6 @@ for line in sys.stdin:
             if path == "in the decoder":
                 os._exit(3)
         answer({"rows": [[number, "0" * 64, None, None, [], [0.5, 0.5], {}, None, "", ""]]})
-    answer({"done": True})
 """
 
 
