@@ -110,6 +110,22 @@ def test_a_damaged_shard_is_written_again(place: Path, tmp_path: Path) -> None:
     assert screened(tmp_path) == inferred(place / "infer.jsonl")
 
 
+def test_what_comes_before_a_damaged_part_of_the_manifest_is_written(
+    place: Path, tmp_path: Path
+) -> None:
+    table = pq.read_table(place / "m.parquet")
+    manifest = tmp_path / "m.parquet"
+    pq.write_table(table, manifest, row_group_size=20, use_dictionary=False, compression="none")
+    column = pq.ParquetFile(manifest).metadata.row_group(2).column(0)
+    data = bytearray(manifest.read_bytes())
+    data[column.data_page_offset : column.data_page_offset + 8] = bytes(8)
+    manifest.write_bytes(data)
+    done = command("screen", manifest, "-o", tmp_path / "r", *OPTIONS, "--shard-size", 20)
+    assert done.returncode == 1, done.stderr
+    assert "m.parquet: damaged" in done.stderr
+    assert len([*(tmp_path / "r").glob("shard-*.parquet")]) == 2
+
+
 def test_a_kill_loses_no_image_and_doubles_none(place: Path, tmp_path: Path) -> None:
     words = ["screen", place / "m.parquet", "-o", tmp_path, *OPTIONS, "--shard-size", 4]
     process = subprocess.Popen([*COMMAND, *map(str, words)], stderr=subprocess.DEVNULL)

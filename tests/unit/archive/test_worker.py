@@ -7,7 +7,8 @@ it does.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,20 @@ pytest.importorskip("pyarrow", reason="workers need extra archive")
 
 from deepcovid_edge.archive.images.image_list import ListedImage
 from deepcovid_edge.archive.stamp import plain_facts
-from deepcovid_edge.archive.worker import process
-from deepcovid_edge.archive.worker.process import ImageWorker, WorkerFailedError, WorkerSettings
+from deepcovid_edge.archive.worker import child, process
+from deepcovid_edge.archive.worker.process import (
+    ImageWorker,
+    WorkerFailedError,
+    WorkerLimits,
+    WorkerSettings,
+)
 from deepcovid_edge.cli.exit_codes import ExitCode, exit_code
-from deepcovid_edge.decision.record import RunFacts
+from deepcovid_edge.decision.record import Prediction, RunFacts
 from deepcovid_edge.errors import DeepCovidEdgeError, ServerMismatchError
 
 FACTS = RunFacts("m", "ab" * 32, "onnxruntime-cpu", "fp32", ("normal", "covid"), "covid", 0.5)
 CHILD = """
-import json, os, sys
+import json, os, signal, sys
 sys.path[:] = json.loads(sys.argv[1])
 from deepcovid_edge.archive.worker.journal import Journal
 journal = Journal(int(sys.argv[2]))
@@ -43,6 +49,8 @@ for line in sys.stdin:
         if path.startswith("error"):
             answer({"failed": path.split()[1], "why": "said so"})
             sys.exit(1)
+        if path == "stops":
+            os.kill(os.getpid(), signal.SIGSTOP)
         with journal.reading(number):
             if path == "in the decoder":
                 os._exit(3)
@@ -127,3 +135,52 @@ def test_another_model_in_the_place_of_the_first_ends_the_run(
         reasons(worker, "a", "in the decoder", "b")
     state(Path(worker.settings.model["model"]), FACTS)
     assert reasons(worker, "a", "in the decoder", "b") == [None, "E_DECODE", None]
+
+
+def each(worker: ImageWorker, *requests: Sequence[str]) -> list[list[str | None]]:
+    """The reasons of each request's images."""
+    images = ([ListedImage(path, 0, "") for path in paths] for paths in requests)
+    return [[one.record.reason for one in found] for found in worker.assess_each(images)]
+
+
+def test_the_next_images_are_in_work_before_the_first_are_written(worker: ImageWorker) -> None:
+    taken: list[str] = []
+
+    def requests() -> Iterator[list[ListedImage]]:
+        for name in "abcd":
+            taken.append(name)
+            yield [ListedImage(name, 0, "")]
+
+    with closing(worker.assess_each(requests())) as assessed:
+        for number, found in enumerate(assessed):
+            assert [one.record.path for one in found] == ["abcd"[number]]
+            assert taken == [*"abcd"][: number + 2]
+
+
+def test_a_child_that_dies_costs_neither_request_an_image(worker: ImageWorker) -> None:
+    bad = "in the decoder"
+    assert each(worker, ["a", bad], [bad, "b"], [], ["c", bad, "d"]) == [
+        *([None, "E_DECODE"], ["E_DECODE", None], []),
+        [None, "E_DECODE", None],
+    ]
+    assert worker.deaths == 6
+
+
+def test_a_child_that_takes_no_request_is_not_waited_for_for_ever(
+    worker: ImageWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(worker.settings, limits=WorkerLimits(image_seconds=0.2))
+    with ImageWorker(settings) as made, pytest.raises(WorkerFailedError, match="took longer"):
+        each(made, ["stops"], ["x" * 1000] * 1000)
+
+
+def test_an_image_comes_for_the_first_time_in_each_shard() -> None:
+    """A shard is the same whichever were assessed before it by the same process."""
+    duplicates = child._EachRequest()
+    for size in (2, 0, 1):
+        duplicates.begin(size)
+    found = []
+    for share in (0.1, 0.2, 0.3):
+        record = Prediction("a", FACTS, "0" * 64, probabilities={"normal": 1 - share})
+        found.append(duplicates.settled(duplicates.warned(record, "1.2")).probabilities)
+    assert found == [{"normal": 0.9}, {"normal": 0.9}, {"normal": 0.7}]
