@@ -181,7 +181,8 @@ class Screener(Closing):
                 yield images
 
         with closing(self._worker.assess_each(requests(), progress)) as assessed:
-            for shard, images in zip(shards, assessed, strict=False):
+            # In this order the last step of the worker is made too, and its child stays.
+            for images, shard in zip(assessed, shards, strict=False):
                 yield shard, self.folder.write(shard, images)
         if broken:
             raise broken[0]

@@ -27,6 +27,7 @@ from commands import command
 from dicom_files import dataset, written
 from drawn_once import drawn_phantom
 
+from deepcovid_edge.archive.screening import Screener, ScreenSettings
 from deepcovid_edge.files import file_sha256
 
 pq = pytest.importorskip("pyarrow.parquet", reason="screen needs extra archive")
@@ -108,6 +109,15 @@ def test_a_damaged_shard_is_written_again(place: Path, tmp_path: Path) -> None:
     assert "44 images were done before" in done.stderr
     assert [path for path in shards if path.stat().st_mtime_ns != kept[path]] == [shards[1]]
     assert screened(tmp_path) == inferred(place / "infer.jsonl")
+
+
+def test_a_worker_s_process_stays_for_further_shards(place: Path, tmp_path: Path) -> None:
+    settings = ScreenSettings(place / "m.parquet", tmp_path, {"variant": "fp32"}, 2, 10)
+    with Screener(settings) as screener:
+        for shards in ([0, 1], [3], [2, 4]):
+            before = screener._worker._child
+            assert [shard for shard, _ in screener.screen_each(shards)] == shards
+            assert screener._worker._child is before is not None
 
 
 def test_what_comes_before_a_damaged_part_of_the_manifest_is_written(
