@@ -262,7 +262,7 @@ def screen_here(
     screening: Screening,
     progress: Callable[[int], object] = lambda _: None,
 ) -> None:
-    """Assess the shards that are left, one after another, on this machine.
+    """Assess the shards that are left, in their order, on this machine.
 
     Args:
         screener: The worker and its folder.

@@ -110,9 +110,10 @@ class ShardActor:
                 if counts := _done(self._screener, shard):
                     left.remove(shard)
                     yield Finished(shard, counts)
-            for shard, counts in self._screener.screen_each([*left], self._progress):
-                left.remove(shard)
-                yield Finished(shard, counts)
+            if left:
+                for shard, counts in self._screener.screen_each([*left], self._progress):
+                    left.remove(shard)
+                    yield Finished(shard, counts)
         except DeepCovidEdgeError as error:
             yield Finished(left[0], error=(type(error).__name__, str(error)))
         self._progress.send()

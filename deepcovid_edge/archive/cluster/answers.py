@@ -14,10 +14,6 @@ from deepcovid_edge.archive.screening import ScreenSettings
 from deepcovid_edge.errors import require
 
 EXTRA = "ray"
-_LEAST_BLOCKS = 4
-"""Blocks of an actor, where there are as many shards."""
-_MOST_IN_BLOCK = 8
-"""Shards of a block: those that are lost with an actor's block are looked for again."""
 
 
 @dataclass(frozen=True)
@@ -43,22 +39,13 @@ class PoolRequest:
     retries: int
 
 
-def blocks_of(shards: int, actors: int) -> int:
-    """How many blocks shards come in: the next shard of a block is begun before one is written.
-
-    An actor gets several blocks, so that none has much left when the others have nothing.
-    """
-    in_one = min(max(shards // (_LEAST_BLOCKS * actors), 1), _MOST_IN_BLOCK)
-    return -(-shards // in_one)
-
-
 def answers(request: PoolRequest) -> Iterator[Finished]:
     """What the actors answer, in the order in which they end."""
     data = require("ray.data", extra=EXTRA)
     data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     rows = [{"shard": shard} for shard in request.shards]
-    blocks = data.from_items(rows, override_num_blocks=blocks_of(len(rows), request.plan.actors))
+    blocks = data.from_items(rows, override_num_blocks=len(rows))
     with warnings.catch_warnings():
         # Restarts have no parameter with a name of its own yet (Ray 2.60).
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")

@@ -61,7 +61,7 @@ def close_stores() -> None:
 
 
 class NumberedPath(str):
-    """A path that knows its place in the request.
+    """A path that knows its place among the images of its worker.
 
     Attributes:
         number: The place.
@@ -83,7 +83,7 @@ class RemoteImage:
 
     Args:
         name: Its address.
-        number: Its place in the request.
+        number: Its place among the images of its worker.
     """
 
     def __init__(self, name: str, number: int) -> None:

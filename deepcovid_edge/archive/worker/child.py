@@ -17,7 +17,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TextIO, cast
 
@@ -102,8 +102,10 @@ class _Requests:
         threading.Thread(target=self._take, args=(stream,), daemon=True).start()
 
     def _take(self, stream: TextIO) -> None:
-        for line in stream:
-            self._came.put(json.loads(line))
+        # Where memory lacks, or the parent has ended in the middle of a line, the child ends.
+        with suppress(MemoryError, ValueError):
+            for line in stream:
+                self._came.put(json.loads(line))
         self._came.put(None)
 
     def wait(self) -> Mapping[str, Any] | None:
@@ -112,7 +114,11 @@ class _Requests:
 
     def at_once(self) -> Mapping[str, Any] | None:
         """The next one if it has come."""
-        return None if self._came.empty() else self._came.get()
+        if self._came.empty():
+            return None
+        if (request := self._came.get()) is None:
+            self._came.put(None)
+        return request
 
 
 class _EachRequest(Duplicates):

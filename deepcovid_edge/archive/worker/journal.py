@@ -27,7 +27,7 @@ class UnderWay:
     """An image that is being read.
 
     Attributes:
-        number: Its place in the request.
+        number: Its place among the images of the worker.
         seconds: For how long.
     """
 

@@ -318,7 +318,7 @@ class _Request:
 
 
 class _Child:
-    """The child process, which answers one request after another."""
+    """The child process; it may begin a request before it has answered the one before."""
 
     def __init__(self, settings: WorkerSettings, journal: Journal) -> None:
         self._limits, self._journal = settings.limits, journal

@@ -73,6 +73,8 @@ class Worker(Closing):
         }
         self._assessor: AssessorProcess | None = None
         self._ahead: ClaimedImage | None = None
+        self._asked = 0.0
+        self._lacks_room = self._must_release = False
         self._crashes: Counter[int] = Counter()
         self._failures = 0
         self._alive = self._fed = 0.0
@@ -83,7 +85,6 @@ class Worker(Closing):
         if found := self.images.release():
             log("images given back", images=found)
         notify("READY=1")  # results are sent, and the page answers, while a model is loaded
-        was_full = False
         while not self.stop.is_set():
             if self.ledger.is_replaced():
                 log("work ends", why="the ledger was made again")
@@ -91,20 +92,25 @@ class Worker(Closing):
             try:
                 self._feed_watchdog()
                 self._note_alive()
-                if was_full:  # an image that could not even be given back
-                    self._drop_ahead()
-                    self.images.release(counts=False)
-                    was_full = False
+                self._release()
                 if self._ready() is None or not self.assess_next():
                     self.stop.wait(_LOOK_SECONDS)
             except (LedgerBusyError, SpoolFullError) as error:
                 log("disk", error=one_line(error))
                 self.spool.drop_ballast()
-                was_full = True
+                self._lacks_room = self._must_release = True
                 self.stop.wait(1.0)
-        if self._ahead:
-            with suppress(LedgerBusyError, SpoolFullError):
+        with suppress(LedgerBusyError, SpoolFullError):
+            if self._ahead:
                 self.assess_next()
+            self._release()
+
+    def _release(self) -> None:
+        """Give back what could not even be given back when it failed; no try counts."""
+        if self._must_release:
+            self._drop_ahead()
+            self.images.release(counts=False)
+            self._must_release = False
 
     def _note_alive(self) -> None:
         if time.monotonic() - self._alive < _ALIVE_SECONDS:
@@ -185,10 +191,9 @@ class Worker(Closing):
 
     def _assess_image(self, image: ClaimedImage) -> None:
         assert self._assessor is not None
-        started = time.monotonic()
         if self._ahead is None:
-            self._assessor.ask(image)
-        self._ahead = None
+            self._ask(self._assessor, image)
+        started, self._ahead = self._asked, None
         settled = self._assessor.answer(self.destinations)
         self._ask_ahead(self._assessor)
         self._settle(image, settled)
@@ -201,18 +206,28 @@ class Worker(Closing):
             seconds=round(time.monotonic() - started, 3),
         )
 
+    def _ask(self, assessor: AssessorProcess, image: ClaimedImage) -> None:
+        self._asked = time.monotonic()
+        assessor.ask(image)
+
     def _ask_ahead(self, assessor: AssessorProcess) -> None:
-        """Have the assessor begin with the next image, if it is its model that is in use."""
-        if self.stop.is_set() or not self._has(*model_in_use(self.config, self.ledger)):
-            return
-        if (image := self.images.claim(untried=True)) is None:
+        """Have the assessor begin with the next image, if it is its model that is in use.
+
+        What fails here is not the fault of the image whose result is there.
+        """
+        if self._lacks_room or self.stop.is_set():
             return
         try:
-            assessor.ask(image)
-            self._ahead = image
-        except AssessorCrashedError as error:  # before it had this one
-            self._end_assessor()
-            self.images.give_back(image, str(error), counts=False)
+            if not self._has(*model_in_use(self.config, self.ledger)):
+                return
+            # The one whose result is there still counts.
+            if self.images.waiting() > 1 and (image := self.images.claim(untried=True)):
+                self._ask(assessor, image)
+                self._ahead = image
+        except DeepCovidEdgeError as error:
+            self._must_release = True
+            if isinstance(error, AssessorCrashedError):
+                self._end_assessor()
 
     def _drop_ahead(self) -> None:
         """Wait for the image that the assessor has, and give it back: it is assessed again."""
@@ -233,6 +248,7 @@ class Worker(Closing):
         place = self.spool.results(image.content_sha256) / RECORD_NAME
         self.spool.store([settled_text(settled).encode()], place)
         self.images.settle(image, settled)
+        self._lacks_room = False
         self._crashes.pop(image.image_id, None)
         self._settled()
 

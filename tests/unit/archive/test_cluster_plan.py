@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from deepcovid_edge.archive.cluster.answers import blocks_of
 from deepcovid_edge.archive.cluster.plan import LEAST_FREE_CPUS, ActorPlan, Node, plan_actors
 from deepcovid_edge.errors import UsageError
 
@@ -52,13 +51,3 @@ def test_a_gpu_has_an_actor_with_the_cpus_beside_it() -> None:
     assert plan == ActorPlan(2, 8, 7.0, 1.0)
     with pytest.raises(UsageError, match="no GPU"):
         plan_actors(TWO_CORES, 2.0, on_gpu=True)
-
-
-@pytest.mark.parametrize(
-    ("shards", "actors", "blocks"),
-    [(1, 1, 1), (3, 1, 3), (10, 1, 5), (10, 4, 10), (1000, 1, 125), (1000, 100, 500)],
-)
-def test_blocks_hold_several_shards_where_every_actor_gets_several(
-    shards: int, actors: int, blocks: int
-) -> None:
-    assert blocks_of(shards, actors) == blocks

@@ -6,6 +6,7 @@ it does.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cart_peers import wait_until
 
 pytest.importorskip("pyarrow", reason="workers need extra archive")
 
@@ -172,6 +174,15 @@ def test_a_child_that_takes_no_request_is_not_waited_for_for_ever(
     settings = replace(worker.settings, limits=WorkerLimits(image_seconds=0.2))
     with ImageWorker(settings) as made, pytest.raises(WorkerFailedError, match="took longer"):
         each(made, ["stops"], ["x" * 1000] * 1000)
+
+
+@pytest.mark.parametrize("end", ["", '{"paths": ['], ids=["ended", "broken"])
+def test_a_child_ends_where_no_further_request_can_be_read(end: str) -> None:
+    requests = child._Requests(io.StringIO('{"number": 1}\n' + end))
+    assert requests.wait() == {"number": 1}
+    wait_until(lambda: not requests._came.empty(), 10)
+    assert requests.at_once() is None
+    assert requests.wait() is None
 
 
 def test_an_image_comes_for_the_first_time_in_each_shard() -> None:

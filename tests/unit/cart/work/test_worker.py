@@ -100,6 +100,7 @@ def worker_of(store: Store) -> Worker:
 
 def assess_all(worker: Worker) -> None:
     for _ in range(20):
+        worker._release()
         if worker._ready() is None or not worker.assess_next():
             return
     pytest.fail("images are assessed without an end")
@@ -267,6 +268,56 @@ def test_a_result_that_cannot_be_written_costs_the_next_image_no_try(
     assert [tuple(row) for row in rows] == [("received", 1), ("received", 0)]
     assess_all(worker)
     assert kinds_of(store, "assessed") == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "error", [LedgerBusyError("busy"), AssessorCrashedError("the assessor ended with code -9")]
+)
+def test_what_fails_with_the_next_image_is_not_the_last_one_s_fault(
+    store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    store.take(1)
+    store.take(2)
+    worker = worker_of(store)
+    assert worker._ready() is not None
+    assert worker._assessor is not None
+    ask = worker._assessor.ask
+
+    def fail(image: ClaimedImage, *, reason: Reason | None = None) -> None:
+        if image.image_id == 2:
+            raise error
+        ask(image, reason=reason)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(worker._assessor, "ask", fail)
+        assert worker.assess_next()
+    assert store.states() == ["assessed", "assessing"]
+    worker._release()
+    rows = store.ledger.rows("SELECT state, tries FROM image ORDER BY id")
+    assert [tuple(row) for row in rows] == [("assessed", 1), ("received", 0)]
+    assess_all(worker)
+    assert kinds_of(store, "assessed") == [1, 2]
+
+
+def test_no_image_takes_the_room_that_a_result_needs(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        store.take(number)
+    worker = worker_of(store)
+    keep = worker.spool.store
+    fails = iter([True, True])
+
+    def store_once(*given: Any, **named: Any) -> Any:
+        if next(fails, False):
+            raise SpoolFullError("full")
+        return keep(*given, **named)
+
+    monkeypatch.setattr(worker.spool, "store", store_once)
+    monkeypatch.setattr(worker, "_settled", lambda: worker.images.waiting() or worker.stop.set())
+    worker.run()
+    assert FakeAssessor.asked[:5] == [1, 2, 1, 1, 2]
+    assert kinds_of(store, "assessed") == [1, 2, 3]
 
 
 def test_what_is_in_work_when_the_ledger_is_busy_is_assessed_once(
