@@ -314,7 +314,12 @@ def test_no_image_takes_the_room_that_a_result_needs(
         return keep(*given, **named)
 
     monkeypatch.setattr(worker.spool, "store", store_once)
-    monkeypatch.setattr(worker, "_settled", lambda: worker.images.waiting() or worker.stop.set())
+
+    def stop_when_done() -> None:
+        if not worker.images.waiting():
+            worker.stop.set()
+
+    worker._settled = stop_when_done
     worker.run()
     assert FakeAssessor.asked[:5] == [1, 2, 1, 1, 2]
     assert kinds_of(store, "assessed") == [1, 2, 3]
