@@ -28,6 +28,7 @@ from aarch64.jetpacks import jetpacks
 from aarch64.processors import PROCESSORS
 from aarch64.programs import compiler, peers, why_no_compiler
 from benchmarks.measure import store
+from deepcovid_edge.device.processor import computes_int8_exactly
 
 SYSTEMS = {"bookworm": "3.11", "trixie": "3.13"}
 """Release of Debian -> its Python. Everything runs in the first; the second is for short runs."""
@@ -52,10 +53,10 @@ class Workplace:
     data: Path
     is_short: bool
 
-    @property
-    def suffix(self) -> str:
-        """What the names of results end with: nothing for a whole run."""
-        return f"-{self.chroot.suite}-short" if self.is_short else ""
+    def name(self, part: str) -> str:
+        """The name of a part's results, with the x86_64 processor that they were compared with."""
+        beside = "-without-vnni" if part in _COMPARED and not computes_int8_exactly() else ""
+        return f"{part}{f'-{self.chroot.suite}-short' if self.is_short else ''}{beside}"
 
     def checks(self) -> dict[str, Any]:
         """Each check's outcome."""
@@ -99,6 +100,8 @@ PARTS: dict[str, Callable[[Workplace], dict[str, Any]]] = {
     "maps": Workplace.maps,
     "jetpacks": Workplace.jetpacks,
 }
+_COMPARED = ("decisions", "maps")
+"""What this machine's processor rounds in its own way, too."""
 _SHORT_PARTS = ("checks", "decisions")
 _BESIDE = "jetpacks"
 """Its programs use one core, most of them pip and a compiler."""
@@ -134,7 +137,7 @@ def run_parts(place: Workplace, names: list[str], *, is_stored: bool) -> list[st
         if "not_run" in figures:
             print(f"{name}: not run: {figures['not_run']}", flush=True)
         elif is_stored:
-            store(f"{name}{place.suffix}", {**about, **figures}, RESULTS)
+            store(place.name(name), {**about, **figures}, RESULTS)
         broken: list[str] = figures["broken"]
         return broken
 
