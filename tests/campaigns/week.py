@@ -68,7 +68,6 @@ def week(folder: Path, images: int, seed: int) -> dict[str, Any]:
             pause=0.0,
             page_port=port,
         ) as clinic,
-        _Watch(clinic) as watch,
         _browsing(port) as answers,
     ):
         clinic.console.send(images)
@@ -78,16 +77,22 @@ def week(folder: Path, images: int, seed: int) -> dict[str, Any]:
         faults = _days(clinic, disk.place, images, random.Random(seed))
         quiet = _measured(clinic)
         counts = clinic.audited(sum(faults.values()))
-        wait_until(lambda: not watch.now(), _TOLD_SECONDS, what="the end of every alert", step=0.5)
+        wait_until(
+            lambda: not _alerts(clinic), _TOLD_SECONDS, what="the end of every alert", step=0.5
+        )
+        told = _told(clinic)
         more = {"faults": dict(faults), "models": _models(clinic), "page_failed": _failed(clinic)}
-    return _figures(counts, quiet, watch, answers, more)
+    return _figures(counts, quiet, told, answers, more)
 
 
 def _figures(
-    counts: Counts, quiet: list[Look], watch: _Watch, answers: Counter[str], more: dict[str, Any]
+    counts: Counts,
+    quiet: list[Look],
+    told: dict[str, int],
+    answers: Counter[str],
+    more: dict[str, Any],
 ) -> dict[str, Any]:
-    told = sorted(watch.told)
-    is_kept = counts.is_kept and counts.detail["settled"] and set(MUST_BE_TOLD) <= watch.told
+    is_kept = counts.is_kept and counts.detail["settled"] and {*MUST_BE_TOLD} <= {*told}
     figures = counts.as_dict() | {
         **more,
         "images": counts.sent,
@@ -207,6 +212,13 @@ def _alerts(clinic: Clinic) -> set[str]:
         return {row["code"] for row in ledger.rows("SELECT code FROM alert")}
 
 
+def _told(clinic: Clinic) -> dict[str, int]:
+    """How often each alert was raised, by the events."""
+    with Ledger(clinic.cart.spool, read_only=True) as ledger:
+        rows = ledger.rows("SELECT detail FROM event WHERE kind = 'alert'")
+    return dict(Counter(json.loads(row["detail"])["code"] for row in rows))
+
+
 def _measured(clinic: Clinic) -> list[Look]:
     """Memory on the quiet days, until every image that was sent has its answer."""
     for role in ROLES:
@@ -232,37 +244,6 @@ def _has_loaded(clinic: Clinic, pids: dict[str, int]) -> bool:
     time.sleep(2 * _LOOK_SECONDS)
     now = look(clinic, pids).rss_kib["assessor"]
     return _LOADED_MIB << 10 < now < 1.02 * before
-
-
-class _Watch(threading.Thread):
-    """Notes which alerts are raised.
-
-    Args:
-        clinic: Of the cart.
-    """
-
-    def __init__(self, clinic: Clinic) -> None:
-        super().__init__(name="watch", daemon=True)
-        self._clinic, self._over = clinic, threading.Event()
-        self.told: set[str] = set()
-
-    def now(self) -> set[str]:
-        """The alerts that are raised now."""
-        return _alerts(self._clinic)
-
-    def run(self) -> None:
-        """Look until the end."""
-        while not self._over.wait(0.5):
-            with contextlib.suppress(Exception):  # the ledger may be locked or made just now
-                self.told |= self.now()
-
-    def __enter__(self) -> _Watch:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self.join()
 
 
 @contextlib.contextmanager
