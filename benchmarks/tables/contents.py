@@ -343,6 +343,16 @@ def cart_latency(it: Figures) -> Rows:
         yield {"what": name, "number": len(spent["samples"]), "ms": spent}
 
 
+def cart_week(it: Figures) -> Rows:
+    """Minutes of the week, how much went wrong in it, and what people were told."""
+    alerts = it["alerts_raised_and_cleared"]
+    yield {
+        "minutes": it["seconds"] / 60,
+        "done": sum(it["faults"].values()),
+        "raised": ", ".join(f"`{code}` {times}" for code, times in sorted(alerts.items())),
+    }
+
+
 def cart_receiver(it: Figures) -> Rows:
     """Size of an image."""
     yield {"megabytes": it["bytes"] / 1e6}
