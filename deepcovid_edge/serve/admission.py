@@ -5,9 +5,7 @@ The queue is short on purpose. A caller that is answered 429 knows at once, and 
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
-from collections.abc import Iterator
 
 from deepcovid_edge.serve.protocol import RequestError
 from deepcovid_edge.serve.settings import ServeSettings
@@ -43,9 +41,16 @@ class Admission:
         if self._by_caller[caller] >= self._settings.waiting_a_caller:
             raise _busy(f"{self._by_caller[caller]} images of this caller wait")
 
-    @contextlib.contextmanager
-    def place(self, caller: str) -> Iterator[None]:
-        """A place in the queue while the block runs.
+    def place(self, caller: str) -> Place:
+        """A place in the queue while a block runs."""
+        return Place(self, caller)
+
+    def body(self) -> Body:
+        """The memory of a body, while a block runs."""
+        return Body(self)
+
+    def enter(self, caller: str) -> None:
+        """Take a place; see `place`.
 
         Raises:
             RequestError: There is none.
@@ -53,22 +58,13 @@ class Admission:
         self.check(caller)
         self.waiting += 1
         self._by_caller[caller] += 1
-        try:
-            yield
-        finally:
-            self.waiting -= 1
-            self._by_caller[caller] -= 1
-            if not self._by_caller[caller]:
-                del self._by_caller[caller]
 
-    @contextlib.contextmanager
-    def body(self) -> Iterator[Body]:
-        """The memory of a body, while the block runs."""
-        body = Body(self)
-        try:
-            yield body
-        finally:
-            self.memory -= body.size
+    def leave(self, caller: str) -> None:
+        """Give a place back."""
+        self.waiting -= 1
+        self._by_caller[caller] -= 1
+        if not self._by_caller[caller]:
+            del self._by_caller[caller]
 
     def take(self, size: int) -> None:
         """Take memory; see `Body.grow`."""
@@ -77,8 +73,26 @@ class Admission:
         self.memory += size
 
 
+class Place:
+    """A place in the queue of images.
+
+    Args:
+        admission: Of all images.
+        caller: Whose image it is.
+    """
+
+    def __init__(self, admission: Admission, caller: str) -> None:
+        self._admission, self._caller = admission, caller
+
+    def __enter__(self) -> None:
+        self._admission.enter(self._caller)
+
+    def __exit__(self, *_: object) -> None:
+        self._admission.leave(self._caller)
+
+
 class Body:
-    """The memory that one body takes.
+    """The memory that one body takes, until the block ends.
 
     Args:
         admission: Of all bodies.
@@ -89,6 +103,12 @@ class Body:
 
     def __init__(self, admission: Admission) -> None:
         self._admission, self.size = admission, 0
+
+    def __enter__(self) -> Body:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._admission.memory -= self.size
 
     def grow(self, size: int) -> None:
         """Take memory for a part that has come.

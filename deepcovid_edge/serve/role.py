@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -50,6 +51,7 @@ async def _serve(settings: ServeSettings, model: Mapping[str, Any], stop: thread
     except (OSError, ValueError) as error:  # `ssl.SSLError` is the former
         raise NotThereError(f"certificate: cannot be used: {error}") from error
     await assessors.start()
+    gc.freeze()  # what is there now stays
     server = QuietServer(config)
     watch = asyncio.create_task(_end_when_asked(server, service, stop))
     try:

@@ -188,7 +188,7 @@ def on_cores(cores: set[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def throughput(folder: Path, rounds: int, seed: int, *, images: int = 120) -> dict[str, Any]:
+def throughput(folder: Path, rounds: int, seed: int, *, images: int = 480) -> dict[str, Any]:
     """Images a second of `infer` and of the server, in turn on the same core, with 8 callers.
 
     The callers are on another core, where there is one: what a caller costs is not the server's.

@@ -35,7 +35,7 @@ def _deadly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def records_of(assessors: Assessors, images: list[bytes]) -> list[dict[str, Any]]:
     found = await asyncio.gather(*(assessors.assess(str(at), it) for at, it in enumerate(images)))
-    return [json.loads(record) for record in found]
+    return [json.loads(answer.record) for answer in found]
 
 
 @pytest.mark.usefixtures("_deadly")

@@ -1,6 +1,7 @@
 """A process that assesses images for the server: what ends a decoder ends this one alone.
 
-It takes frames of names and images from a socket, and answers each with a frame of records. Its
+It takes frames of names and images from a socket, and answers each with a frame of records, each
+with its decision or its reason, so that the server need not read the record. Its
 first frame has what every record has in common, what clients check, and the synthetic image that
 judges readiness with its record; or why the model cannot be loaded.
 """
@@ -48,7 +49,13 @@ def main() -> None:
             ImageBytes(name.decode(), data)
             for name, data in zip(parts[::2], parts[1::2], strict=True)
         ]
-        send(channel, [record.as_json().encode() for record in model.predict_together(images)])
+        records = model.predict_together(images)
+        send(channel, [part for record in records for part in answer_of(record)])
+
+
+def answer_of(record: Prediction) -> tuple[bytes, bytes]:
+    """The record as JSON, and its decision or its reason."""
+    return record.as_json().encode(), str(record.decision or record.reason).encode()
 
 
 def first_frame(model: Model) -> list[bytes]:

@@ -17,7 +17,7 @@ import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from deepcovid_edge.device.child_process import end, ending_with_this
 from deepcovid_edge.device.service import log
@@ -45,6 +45,18 @@ class AssessorEndedError(Exception):
         self.was_asked = was_asked
 
 
+class Answer(NamedTuple):
+    """What is answered for an image.
+
+    Attributes:
+        record: The record as JSON.
+        result: Its decision, or its reason.
+    """
+
+    record: bytes
+    result: str
+
+
 @dataclass
 class Job:
     """An image that waits for its record.
@@ -52,13 +64,13 @@ class Job:
     Attributes:
         name: What its record calls it.
         image: The image file.
-        record: The record as JSON, once it is there.
+        answer: The answer, once it is there.
         is_alone: Whether it shares a process with no other: one of a group ended it.
     """
 
     name: str
     image: bytes
-    record: asyncio.Future[bytes]
+    answer: asyncio.Future[Answer]
     is_alone: bool = False
 
 
@@ -151,8 +163,8 @@ class Assessors:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def assess(self, name: str, image: bytes) -> bytes:
-        """The record of an image, as JSON.
+    async def assess(self, name: str, image: bytes) -> Answer:
+        """The record of an image.
 
         Args:
             name: What the record calls it.
@@ -163,11 +175,11 @@ class Assessors:
         """
         loop = asyncio.get_running_loop()
         job = Job(name, image, loop.create_future())
-        timer = loop.call_later(self.settings.answer_seconds, _too_late, job.record)
+        timer = loop.call_later(self.settings.answer_seconds, _too_late, job.answer)
         self._jobs.append(job)
         self._some.set()
         try:
-            return await job.record
+            return await job.answer
         finally:
             timer.cancel()
 
@@ -203,7 +215,7 @@ class Assessors:
     async def _next(self) -> list[Job]:
         """The next images of the queue: this process's share of what waits."""
         while True:
-            while self._jobs and self._jobs[0].record.done():  # nobody waits any more
+            while self._jobs and self._jobs[0].answer.done():  # nobody waits any more
                 self._jobs.popleft()
             if self._jobs:
                 break
@@ -216,7 +228,7 @@ class Assessors:
             if self._jobs[0].is_alone:
                 break
             job = self._jobs.popleft()
-            if not job.record.done():
+            if not job.answer.done():
                 jobs.append(job)
         return jobs
 
@@ -225,21 +237,21 @@ class Assessors:
             raise AssessorEndedError("it ended before it was asked", was_asked=False)
         if jobs[0].is_alone:  # it is suspected: others may have been ended with its process
             await self._check(process)
-        records = await self._records(process, jobs)
-        for job, record in zip(jobs, records, strict=True):
-            if not job.record.done():
-                job.record.set_result(record)
+        answers = await self._answers(process, jobs)
+        for job, answer in zip(jobs, answers, strict=True):
+            if not job.answer.done():
+                job.answer.set_result(answer)
 
     async def _check(self, process: _Process) -> None:
         """Have a process assess the synthetic image, so that its end is no accident later."""
         known = self.known
         job = Job(str(known.record["path"]), known.image, asyncio.Future())
         try:
-            await self._records(process, [job])
+            await self._answers(process, [job])
         except AssessorEndedError as error:
             raise AssessorEndedError(str(error), was_asked=False) from error
 
-    async def _records(self, process: _Process, jobs: Sequence[Job]) -> list[bytes]:
+    async def _answers(self, process: _Process, jobs: Sequence[Job]) -> list[Answer]:
         seconds = self.settings.image_seconds * len(jobs)
         try:
             return await asyncio.wait_for(_asked(process, jobs), seconds)
@@ -252,16 +264,16 @@ class Assessors:
     def _take_back(self, jobs: Sequence[Job], *, are_suspect: bool) -> None:
         """What becomes of the images of a process that has ended."""
         for job in reversed(jobs):
-            if job.record.done():
+            if job.answer.done():
                 continue
             if job.is_alone and are_suspect:
-                job.record.set_result(self._ends_every_process(job))
+                job.answer.set_result(self._ends_every_process(job))
             else:
                 job.is_alone = job.is_alone or are_suspect
                 self._jobs.appendleft(job)
                 self._some.set()
 
-    def _ends_every_process(self, job: Job) -> bytes:
+    def _ends_every_process(self, job: Job) -> Answer:
         import hashlib
 
         record = {
@@ -271,7 +283,7 @@ class Assessors:
             "reason": Reason.DECODE.code,
             "message": Reason.DECODE.sentence,
         }
-        return json.dumps(record).encode()
+        return Answer(json.dumps(record).encode(), Reason.DECODE.code)
 
     async def _started(self) -> _Process:
         """A process that has loaded the model.
@@ -304,17 +316,18 @@ class Assessors:
         return process
 
 
-def _too_late(record: asyncio.Future[bytes]) -> None:
-    if not record.done():
-        record.set_exception(asyncio.TimeoutError())
+def _too_late(answer: asyncio.Future[Answer]) -> None:
+    if not answer.done():
+        answer.set_exception(asyncio.TimeoutError())
 
 
-async def _asked(process: _Process, jobs: Sequence[Job]) -> list[bytes]:
+async def _asked(process: _Process, jobs: Sequence[Job]) -> list[Answer]:
     parts = [part for job in jobs for part in (job.name.encode(), job.image)]
-    for part in (head_of(parts), *parts):
-        process.writer.write(part)
+    process.writer.writelines((head_of(parts), *parts))
     await process.writer.drain()
-    return await read(process.reader)
+    found = await read(process.reader)
+    pairs = zip(found[::2], found[1::2], strict=True)
+    return [Answer(record, result.decode()) for record, result in pairs]
 
 
 def _code_of(child: subprocess.Popen[bytes], seconds: float = 5.0) -> int | None:

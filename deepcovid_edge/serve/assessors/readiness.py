@@ -50,7 +50,8 @@ class Readiness:
     async def check(self) -> bool:
         """Have the synthetic image assessed once."""
         known = self._assessors.known
-        record = json.loads(await self._assessors.assess(known.record["path"], known.image))
+        answer = await self._assessors.assess(known.record["path"], known.image)
+        record = json.loads(answer.record)
         was_right, self._is_right = self._is_right, _essence(record) == _essence(known.record)
         if self._is_right:
             self._right = time.monotonic()
