@@ -17,6 +17,7 @@ from typing import Any
 _BEAT_SECONDS = 5.0
 _PACKAGE = Path(__file__).parents[1]
 _lock = threading.Lock()
+_json = json.JSONEncoder(default=str).encode
 
 
 def log(event: str, **detail: Any) -> None:
@@ -26,7 +27,7 @@ def log(event: str, **detail: Any) -> None:
         event: A fixed name.
         detail: Plain values; never a name of a patient, never a UID.
     """
-    line = json.dumps({"event": event, **detail}, default=str)
+    line = _json({"event": event, **detail})
     with _lock:
         print(line, flush=True)
 
