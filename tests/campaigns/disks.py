@@ -23,12 +23,14 @@ _COMMIT_SECONDS = 300
 """The journal is written so seldom by itself: what is not synced is lost."""
 _INODES = 100_000
 _UNMOUNT_SECONDS = 20.0
+_GIVEN_UP_SECONDS = 1.0
 
 
-def _run(*words: object) -> None:
+def _run(*words: object) -> str:
     done = subprocess.run([*map(str, words)], capture_output=True, text=True)
     if done.returncode:
         raise OSError(f"{' '.join(map(str, words))}: {done.stderr.strip()}")
+    return done.stdout
 
 
 class LoopDisk:
@@ -61,8 +63,25 @@ class LoopDisk:
             os.close(handle)
 
     def unmount(self) -> None:
-        """Unmount it, once nobody uses it."""
+        """Unmount it, once nobody uses it.
+
+        A mount namespace that was made meanwhile keeps the file system as it is, shut down: from
+        then on the disk is a copy of its file.
+        """
         _unmount(self.place)
+        if self._is_held():
+            held, self._file = self._file, self._file.with_suffix(f".{time.monotonic_ns()}.ext4")
+            _run("cp", "--sparse=always", held, self._file)
+            held.unlink()
+
+    def _is_held(self) -> bool:
+        """Whether the kernel has not given up the file's loop device."""
+        ends = time.monotonic() + _GIVEN_UP_SECONDS
+        while _run("losetup", "--associated", self._file):
+            if time.monotonic() > ends:
+                return True
+            time.sleep(0.05)
+        return False
 
     def __enter__(self) -> LoopDisk:
         return self
@@ -87,7 +106,8 @@ def _unmount(place: Path) -> None:
     ends = time.monotonic() + _UNMOUNT_SECONDS
     while True:
         try:
-            return _run("umount", place)
+            _run("umount", place)
+            return
         except OSError:
             if time.monotonic() > ends:
                 raise
@@ -99,7 +119,9 @@ def why_no_disks() -> str:
     """Why no disk can be mounted here; empty where it can."""
     if os.geteuid() != 0:
         return "mounting a disk needs root"
-    if lacking := [name for name in ("mkfs.ext4", "mount") if shutil.which(name) is None]:
+    if lacking := [
+        name for name in ("mkfs.ext4", "mount", "losetup") if shutil.which(name) is None
+    ]:
         return f"{lacking[0]} is not installed"
     try:
         with TemporaryDirectory() as folder, LoopDisk(Path(folder), 64) as disk:

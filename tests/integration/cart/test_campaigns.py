@@ -6,6 +6,8 @@ Each test is a few cycles of what `make campaigns` runs hundreds of.
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import pytest
 pytest.importorskip("pynetdicom", reason="the cart needs extra cart")
 
 from campaigns.audit import Audit, assert_kept
-from campaigns.disks import why_no_disks
+from campaigns.disks import LoopDisk, why_no_disks
 from campaigns.full import full
 from campaigns.kill import kill
 from campaigns.model_switch import STEPS, model_switch
@@ -23,9 +25,10 @@ from campaigns.services import services, why_no_services
 from campaigns.soak import ROLES, soak
 from campaigns.throughput import throughput
 from campaigns.week import MUST_BE_TOLD, week
-from cart_peers import needs_dcmtk, needs_enclosure
+from cart_peers import needs_dcmtk, needs_enclosure, wait_until
 from cart_store import open_store
 
+from deepcovid_edge.cart.store.spool import sync_folder
 from deepcovid_edge.imaging.dicom.syntaxes import file_meta_end
 
 SEED = 7
@@ -63,6 +66,29 @@ Kept = tuple[Path, dict[str, str], dict[str, list[str]]]
 def faults(spool: Path, acknowledged: dict[str, str], arrived: dict[str, list[str]]) -> list[int]:
     audit = Audit(spool, acknowledged, arrived)
     return [len(audit.lost()), len(audit.assessed_twice()), len(audit.other_bytes())]
+
+
+@needs_disks
+def test_a_disk_comes_back_after_a_cut_although_a_namespace_has_a_copy_of_its_mount(
+    tmp_path: Path,
+) -> None:
+    """Other tests make such namespaces whenever they like."""
+    with LoopDisk(tmp_path, 64) as disk:
+        kept, lost = disk.place / "kept", disk.place / "lost"
+        with kept.open("wb") as stream:
+            stream.write(b"synced")
+            stream.flush()
+            os.fsync(stream.fileno())
+        sync_folder(disk.place)
+        lost.write_bytes(b"not synced")
+        with subprocess.Popen(["unshare", "--mount", "sleep", "60"]) as holder:
+            wait_until(lambda: Path(f"/proc/{holder.pid}/comm").read_text() == "sleep\n", 10)
+            disk.cut()
+            disk.unmount()
+            disk.mount()
+            holder.kill()
+        assert (kept.read_bytes(), lost.exists()) == (b"synced", False)
+        (disk.place / "new").write_bytes(b"it can be written")
 
 
 def test_the_audit_finds_no_fault_where_none_is(kept: Kept) -> None:
