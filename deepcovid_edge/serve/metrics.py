@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -56,11 +57,14 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
+        # To find a counter by its label takes as long as to count.
+        self._answer = functools.cache(self._answers.labels)
+        self._record = functools.cache(self._records.labels)
         self._registry.register(self)
 
     def answered(self, status: int) -> None:
         """Count an answer."""
-        self._answers.labels(str(status)).inc()
+        self._answer(str(status)).inc()
 
     def assessed(self, result: str, size: int, seconds: float) -> None:
         """Count a record.
@@ -70,7 +74,7 @@ class Metrics:
             size: Bytes of the image.
             seconds: From the whole request to the record.
         """
-        self._records.labels(result).inc()
+        self._record(result).inc()
         self._bytes.inc(size)
         self._seconds.observe(seconds)
 
