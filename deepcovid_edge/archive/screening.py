@@ -181,7 +181,7 @@ class Screener(Closing):
                 yield images
 
         with closing(self._worker.assess_each(requests(), progress)) as assessed:
-            # In this order the last step of the worker is made too, and its child stays.
+            # The shards come second: so `assessed` is run to its end, and the child stays.
             for images, shard in zip(assessed, shards, strict=False):
                 yield shard, self.folder.write(shard, images)
         if broken:

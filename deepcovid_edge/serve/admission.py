@@ -5,7 +5,9 @@ The queue is short on purpose. A caller that is answered 429 knows at once, and 
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
+from collections.abc import Iterator
 
 from deepcovid_edge.serve.protocol import RequestError
 from deepcovid_edge.serve.settings import ServeSettings
@@ -41,16 +43,9 @@ class Admission:
         if self._by_caller[caller] >= self._settings.waiting_a_caller:
             raise _busy(f"{self._by_caller[caller]} images of this caller wait")
 
-    def place(self, caller: str) -> Place:
-        """A place in the queue while a block runs."""
-        return Place(self, caller)
-
-    def body(self) -> Body:
-        """The memory of a body, while a block runs."""
-        return Body(self)
-
-    def enter(self, caller: str) -> None:
-        """Take a place; see `place`.
+    @contextlib.contextmanager
+    def place(self, caller: str) -> Iterator[None]:
+        """A place in the queue while the block runs.
 
         Raises:
             RequestError: There is none.
@@ -58,37 +53,23 @@ class Admission:
         self.check(caller)
         self.waiting += 1
         self._by_caller[caller] += 1
+        try:
+            yield
+        finally:
+            self.waiting -= 1
+            self._by_caller[caller] -= 1
+            if not self._by_caller[caller]:
+                del self._by_caller[caller]
 
-    def leave(self, caller: str) -> None:
-        """Give a place back."""
-        self.waiting -= 1
-        self._by_caller[caller] -= 1
-        if not self._by_caller[caller]:
-            del self._by_caller[caller]
+    def body(self) -> Body:
+        """The memory of a body, while a block runs."""
+        return Body(self)
 
     def take(self, size: int) -> None:
         """Take memory; see `Body.grow`."""
         if self.memory + size > self._most_memory:
             raise _busy(f"{self.memory >> 20} MiB of images are in memory")
         self.memory += size
-
-
-class Place:
-    """A place in the queue of images.
-
-    Args:
-        admission: Of all images.
-        caller: Whose image it is.
-    """
-
-    def __init__(self, admission: Admission, caller: str) -> None:
-        self._admission, self._caller = admission, caller
-
-    def __enter__(self) -> None:
-        self._admission.enter(self._caller)
-
-    def __exit__(self, *_: object) -> None:
-        self._admission.leave(self._caller)
 
 
 class Body:

@@ -95,12 +95,11 @@ def build_app(service: Service) -> ASGIApp:
             await asyncio.gather(task, return_exceptions=True)
 
     handlers = Handlers(service)
-    infer = _Infer(handlers)
     model = "/v2/models/{model}"
     routes = []
     for place in (model, f"{model}/versions/{{version}}"):
         routes += [
-            Route(f"{place}/infer", infer, methods=["POST"]),
+            Route(f"{place}/infer", handlers.infer, methods=["POST"]),
             Route(place, handlers.model),
             Route(f"{place}/config", handlers.config),
             Route(f"{place}/ready", handlers.model_ready),
@@ -122,36 +121,19 @@ def build_app(service: Service) -> ASGIApp:
     )
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        """Nearly every request is for a record. Routing would cost as much as its handler does."""
-        if scope.get("path") == service.address and scope["method"] == "POST":
-            scope["path_params"] = {"model": service.model}
-            await infer(scope, receive, send)
-        else:
+        """Answer; nearly every request is for a record, and goes past routing and its layers."""
+        if scope.get("path") != service.address or scope["method"] != "POST":
             await routed(scope, receive, send)
-
-    return app
-
-
-class _Infer:
-    """`Handlers.infer` as an application that answers every error itself.
-
-    Args:
-        handlers: Which have it.
-    """
-
-    def __init__(self, handlers: Handlers) -> None:
-        self._handlers = handlers
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer (ASGI 3)."""
-        request = Request(scope, receive, send)
+            return
+        request = Request({**scope, "path_params": {"model": service.model}}, receive, send)
         try:
-            response = await self._handlers.infer(request)
-        except Exception as error:
-            response = await _failed(request, error)
-            await response(scope, receive, send)
+            response = await handlers.infer(request)
+        except Exception as error:  # as Starlette does: it is answered here, and logged outside
+            await (await _failed(request, error))(scope, receive, send)
             raise
         await response(scope, receive, send)
+
+    return app
 
 
 class Handlers:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -94,29 +93,27 @@ class ShardActor:
     def __call__(self, shards: pyarrow.Table) -> pyarrow.Table:
         """Assess the shards of a block."""
         pa = require("pyarrow", extra=EXTRA)
-        answers = [one.as_json() for one in self._finished(shards["shard"].to_pylist())]
+        answers = [self._finished(shard).as_json() for shard in shards["shard"].to_pylist()]
         return pa.table({"answer": answers})
 
-    def _finished(self, shards: Sequence[int]) -> Iterator[Finished]:
+    def _finished(self, shard: int) -> Finished:
         if self._screener is None:
-            yield from (Finished(shard, error=self._error) for shard in shards)
-            return
-        if CHECK_ONLY in shards:
-            yield Finished(CHECK_ONLY)
-            return
-        left = [*shards]
+            return Finished(shard, error=self._error)
+        if shard == CHECK_ONLY:
+            return Finished(shard)
         try:
-            for shard in shards:  # some are there where Ray asks again after a loss
-                if counts := _done(self._screener, shard):
-                    left.remove(shard)
-                    yield Finished(shard, counts)
-            if left:
-                for shard, counts in self._screener.screen_each([*left], self._progress):
-                    left.remove(shard)
-                    yield Finished(shard, counts)
+            return Finished(shard, self._counts(self._screener, shard))
         except DeepCovidEdgeError as error:
-            yield Finished(left[0], error=(type(error).__name__, str(error)))
+            return Finished(shard, error=(type(error).__name__, str(error)))
+
+    def _counts(self, screener: Screener, shard: int) -> Counts:
+        """The shard's counts; it is there already where Ray asks again after a loss."""
+        with suppress(DamagedShardError):
+            if found := screener.folder.done(shard):
+                return found
+        ((_, counts),) = screener.screen_each([shard], self._progress)
         self._progress.send()
+        return counts
 
 
 class _Progress:
@@ -138,10 +135,3 @@ class _Progress:
         """Tell of all that it was not told of."""
         self._add(self._images)
         self._images, self._sent = 0, time.monotonic()
-
-
-def _done(screener: Screener, shard: int) -> Counts | None:
-    """The counts of a shard that is there whole."""
-    with suppress(DamagedShardError):
-        return screener.folder.done(shard)
-    return None

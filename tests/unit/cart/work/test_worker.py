@@ -98,6 +98,13 @@ def worker_of(store: Store) -> Worker:
     return Worker(config, store.ledger, store.spool, threading.Event())
 
 
+def worker_with(store: Store, images: int) -> Worker:
+    """A worker that images wait for."""
+    for number in range(images):
+        store.take(number)
+    return worker_of(store)
+
+
 def assess_all(worker: Worker) -> None:
     for _ in range(20):
         worker._release()
@@ -136,9 +143,7 @@ def test_an_image_whose_file_is_gone_holds_up_no_other(
 ) -> None:
     monkeypatch.setattr(FakeAssessor, "crashes_on", {1})
     monkeypatch.setattr(FakeAssessor, "also_unread", True)
-    store.take(1)
-    store.take(2)
-    worker = worker_of(store)
+    worker = worker_with(store, 2)
     (image,) = store.ledger.rows("SELECT * FROM image WHERE id = 1")
     store.spool.image(image["content_sha256"], image["suffix"]).unlink()
     (store.spool.folder / "quarantine").rmdir()  # nor can it be kept aside
@@ -226,9 +231,7 @@ def kinds_of(store: Store, kind: str) -> list[int]:
 
 
 def test_the_next_image_is_in_work_while_a_result_is_written(store: Store) -> None:
-    for number in range(3):
-        store.take(number)
-    worker = worker_of(store)
+    worker = worker_with(store, 3)
     assert worker._ready() is not None
     assert worker.assess_next()
     assert (store.states(), FakeAssessor.asked) == (["assessed", "assessing", "received"], [1, 2])
@@ -238,9 +241,7 @@ def test_the_next_image_is_in_work_while_a_result_is_written(store: Store) -> No
 
 def test_an_image_that_was_tried_before_is_in_work_alone(store: Store) -> None:
     """It may be what ended the cart: the result before it must be written by then."""
-    for number in range(3):
-        store.take(number)
-    worker = worker_of(store)
+    worker = worker_with(store, 3)
     with store.ledger.transaction() as now:
         now.execute("UPDATE image SET tries = 1 WHERE id = 2")
     assert worker._ready() is not None
@@ -253,9 +254,7 @@ def test_an_image_that_was_tried_before_is_in_work_alone(store: Store) -> None:
 def test_a_result_that_cannot_be_written_costs_the_next_image_no_try(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.take(1)
-    store.take(2)
-    worker = worker_of(store)
+    worker = worker_with(store, 2)
     assert worker._ready() is not None
 
     def broken(*_: object) -> None:
@@ -276,9 +275,7 @@ def test_a_result_that_cannot_be_written_costs_the_next_image_no_try(
 def test_what_fails_with_the_next_image_is_not_the_last_one_s_fault(
     store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    store.take(1)
-    store.take(2)
-    worker = worker_of(store)
+    worker = worker_with(store, 2)
     assert worker._ready() is not None
     assert worker._assessor is not None
     ask = worker._assessor.ask
@@ -302,9 +299,7 @@ def test_what_fails_with_the_next_image_is_not_the_last_one_s_fault(
 def test_no_image_takes_the_room_that_a_result_needs(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for number in range(3):
-        store.take(number)
-    worker = worker_of(store)
+    worker = worker_with(store, 3)
     keep = worker.spool.store
     fails = iter([True, True])
 
@@ -328,9 +323,7 @@ def test_no_image_takes_the_room_that_a_result_needs(
 def test_what_is_in_work_when_the_ledger_is_busy_is_assessed_once(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for number in range(3):
-        store.take(number)
-    worker = worker_of(store)
+    worker = worker_with(store, 3)
     noted = iter(range(100))
 
     def note() -> None:
@@ -347,18 +340,14 @@ def test_what_is_in_work_when_the_ledger_is_busy_is_assessed_once(
 
 
 def test_a_stop_waits_for_what_is_in_work(store: Store) -> None:
-    store.take(1)
-    store.take(2)
-    worker = worker_of(store)
+    worker = worker_with(store, 2)
     worker._settled = worker.stop.set
     worker.run()
     assert store.states() == ["assessed"] * 2
 
 
 def test_another_model_waits_for_what_is_in_work(store: Store) -> None:
-    for number in range(3):
-        store.take(number)
-    worker = worker_of(store)
+    worker = worker_with(store, 3)
     assert worker._ready() is not None
     worker.assess_next()
     store.ledger.set_meta("model", json.dumps({"model": "other", "site": None}))
