@@ -27,9 +27,10 @@ def log(event: str, **detail: Any) -> None:
         event: A fixed name.
         detail: Plain values; never a name of a patient, never a UID.
     """
-    line = _json({"event": event, **detail})
+    line = _json({"event": event, **detail}) + "\n"
     with _lock:
-        print(line, flush=True)
+        sys.stdout.write(line)  # `print` writes the line's end by itself where nothing is buffered
+        sys.stdout.flush()
 
 
 def log_fault(event: str, error: BaseException) -> None:

@@ -63,7 +63,8 @@ class GuardedConnection(HttpToolsProtocol):
         """A connection begins; its first request must arrive in time."""
         self._number = next(_NUMBERS)
         super().connection_made(transport)
-        self._begin()
+        self._header = 0
+        self._start_timer()
         if len(self.connections) > self.settings.connections:
             self._make_room()
 
@@ -77,6 +78,8 @@ class GuardedConnection(HttpToolsProtocol):
         if self._header >= 0:
             self._header += len(data)
         super().data_received(data)
+        if self._timer is None and self._is_open_ended:  # most headers come as a whole
+            self._start_timer()
         if self._header > _MOST_HEADER:
             self.send_400_response("Header too large.")
 
@@ -84,7 +87,7 @@ class GuardedConnection(HttpToolsProtocol):
         """A request begins."""
         super().on_message_begin()
         if self._timer is None:
-            self._begin()
+            self._arrives, self._header = True, 0
 
     def on_headers_complete(self) -> None:
         """Its header is there."""
@@ -93,6 +96,7 @@ class GuardedConnection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """A part of a body, which nobody wants once it is answered."""
+        self.cycle.body = self.cycle.body or b""  # type: ignore[assignment]  # not copied twice
         super().on_body(body)
         if self.cycle.response_complete:
             self._unwanted += len(body)
@@ -119,8 +123,12 @@ class GuardedConnection(HttpToolsProtocol):
             self._unwanted = 0
             self._timer = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
 
-    def _begin(self) -> None:
-        self._arrives, self._header = True, 0
+    @property
+    def _is_open_ended(self) -> bool:
+        """Whether no request is under way, and nothing ends the connection where none comes."""
+        return self.cycle.response_complete and self.timeout_keep_alive_task is None
+
+    def _start_timer(self) -> None:
         self._timer = self.loop.call_later(self.settings.header_seconds, self._too_slow)
 
     def _end(self) -> None:

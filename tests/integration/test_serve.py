@@ -222,6 +222,36 @@ def test_slow_callers_are_ended_and_keep_nobody_out(server: RunningServer, good:
     assert ended + server.metric("serve_connections_pushed_out_total") >= 12
 
 
+def ask_whether_it_lives(peer: socket.socket) -> None:
+    peer.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+    answer = b""
+    while not answer.endswith(b"}"):
+        assert (part := peer.recv(1000)), answer
+        answer += part
+
+
+@pytest.mark.parametrize("begun", [b"\r\n", b"GET /v2/he", b"GET /v2/health/live HTTP/1.1\r\nHo"])
+def test_the_next_request_of_a_connection_has_its_time_too(
+    server: RunningServer, begun: bytes
+) -> None:
+    """One that has begun and does not come; a new connection has its time from the start."""
+    before = server.metric("serve_connections_too_slow_total")
+    with server.connect() as peer:
+        ask_whether_it_lives(peer)
+        peer.sendall(begun)
+        began = time.monotonic()
+        assert not peer.recv(1000)
+        assert time.monotonic() - began < 10
+    assert server.metric("serve_connections_too_slow_total") == before + 1
+
+
+def test_a_connection_that_rests_after_an_answer_is_kept(server: RunningServer) -> None:
+    with server.connect() as peer:
+        for _ in range(2):
+            ask_whether_it_lives(peer)
+            time.sleep(2 * float(LIMITS["--header-seconds"]))
+
+
 def test_more_than_may_wait_is_answered_429(tmp_path: Path, good: bytes) -> None:
     """While the one process is stopped; what waits is answered once it goes on."""
     options = ("--assessors", 1, "--waiting", 4, "--waiting-a-caller", 4, "--check-seconds", 60)

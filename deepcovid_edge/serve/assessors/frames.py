@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import struct
 from asyncio import StreamReader
@@ -27,24 +28,21 @@ def receive(channel: socket.socket) -> list[bytes]:
     if len(counted) < _COUNT.size:
         return []
     lengths = _LENGTH.iter_unpack(_exactly(channel, _checked(counted) * _LENGTH.size))
-    return [bytes(_exactly(channel, length)) for (length,) in lengths]
+    return [_exactly(channel, length) for (length,) in lengths]
 
 
-def _exactly(channel: socket.socket, size: int) -> bytearray:
+def _exactly(channel: socket.socket, size: int) -> bytes:
     """So many bytes, or fewer at the end."""
-    data = bytearray(size)
-    view, got = memoryview(data), 0
-    while got < size:
-        count = channel.recv_into(view[got:])
-        if count == 0:
+    data = b""
+    while len(data) < size:  # once, unless a signal comes between
+        more = channel.recv(size - len(data), socket.MSG_WAITALL)
+        if not more:
             break
-        got += count
-    view.release()
-    del data[got:]
+        data += more
     return data
 
 
-def _checked(counted: bytes | bytearray) -> int:
+def _checked(counted: bytes) -> int:
     count: int = _COUNT.unpack(counted)[0]
     if count > _MOST_PARTS:
         raise ValueError(f"a frame of {count} parts")
@@ -60,4 +58,7 @@ async def read(stream: StreamReader) -> list[bytes]:
     """
     count = _checked(await stream.readexactly(_COUNT.size))
     packed = await stream.readexactly(count * _LENGTH.size)
-    return [await stream.readexactly(length) for (length,) in _LENGTH.iter_unpack(packed)]
+    lengths = [length for (length,) in _LENGTH.iter_unpack(packed)]
+    whole = await stream.readexactly(sum(lengths))
+    ends = itertools.accumulate(lengths)
+    return [whole[end - length : end] for length, end in zip(lengths, ends, strict=True)]

@@ -30,6 +30,8 @@ START_SECONDS = 300.0
 """Longest time to load a model: an engine is built once, a large network takes minutes."""
 _AGAIN_SECONDS = (0.0, 0.5, 2.0, 10.0, 60.0)
 """Before a process is started again, by how many starts have failed since the last that did not."""
+_SEND_BYTES = 1 << 20
+"""A group of usual images, which then goes out at once; the system may allow less."""
 _MODULE = "deepcovid_edge.serve.assessors.child"
 
 
@@ -292,6 +294,7 @@ class Assessors:
             BackendUnavailableError: It cannot.
         """
         ours, its = socket.socketpair()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
         with its:
             command = [sys.executable, "-m", _MODULE, str(its.fileno()), json.dumps(self.model)]
             child = subprocess.Popen(
