@@ -43,6 +43,43 @@ class ConnectionCounts:
     pushed_out: int = 0
 
 
+class JoinedWrites:
+    """A transport that sends the head of an answer with its body: one packet, one record of TLS.
+
+    uvicorn writes them one after the other.
+
+    Args:
+        transport: What sends.
+        loop: Its loop: what is alone at its next turn is sent alone.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._first = b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send bytes, with those that were written before them."""
+        if self._first:
+            first, self._first = self._first, b""
+            self._transport.write(first + data)
+        elif data:
+            self._first = data
+            self._loop.call_soon(self._send)
+
+    def close(self) -> None:
+        """Send what is written, and close."""
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        first, self._first = self._first, b""
+        if first and not self._transport.is_closing():
+            self._transport.write(first)
+
+
 class GuardedConnection(HttpToolsProtocol):
     """A connection whose requests must arrive in time."""
 
@@ -63,6 +100,7 @@ class GuardedConnection(HttpToolsProtocol):
         """A connection begins; its first request must arrive in time."""
         self._number = next(_NUMBERS)
         super().connection_made(transport)
+        self.transport: Any = JoinedWrites(transport, self.loop)
         self._header = 0
         self._start_timer()
         if len(self.connections) > self.settings.connections:

@@ -226,7 +226,8 @@ def ask_whether_it_lives(peer: socket.socket) -> None:
     peer.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
     answer = b""
     while not answer.endswith(b"}"):
-        assert (part := peer.recv(1000)), answer
+        part = peer.recv(1000)
+        assert part, answer
         answer += part
 
 
@@ -243,6 +244,31 @@ def test_the_next_request_of_a_connection_has_its_time_too(
         assert not peer.recv(1000)
         assert time.monotonic() - began < 10
     assert server.metric("serve_connections_too_slow_total") == before + 1
+
+
+def test_an_answer_is_one_packet(server: RunningServer) -> None:
+    with server.connect() as peer:
+        for _ in range(3):
+            peer.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert peer.recv(1000).endswith(b"}")
+        peer.sendall(
+            b"POST /v2 HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n"
+        )
+        assert peer.recv(1000).startswith(b"HTTP/1.1 405")
+        peer.sendall(b"x" + b"no request\r\n\r\n")
+        assert peer.recv(1000).startswith(b"HTTP/1.1 400")
+        assert not peer.recv(1000)
+
+
+def test_a_body_is_sent_once_it_may_come(server: RunningServer, good: bytes) -> None:
+    head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(good)}\r\n"
+    with server.connect() as peer:
+        peer.sendall(
+            f"{head}Inference-Header-Content-Length: 0\r\nExpect: 100-continue\r\n\r\n".encode()
+        )
+        assert peer.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        peer.sendall(good)
+        assert b"probabilities" in peer.recv(10_000)
 
 
 def test_a_connection_that_rests_after_an_answer_is_kept(server: RunningServer) -> None:
