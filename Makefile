@@ -6,6 +6,7 @@
 # make docs    build the pages of docs/ into build/docs
 # make lint    set up, run ruff, mypy, shellcheck, codespell and validate-pyproject
 # make appearances train networks of four classes, for their table (needs DATA; hours)
+# make one-cycle train ResNet50 with a range test and one cycle, for its table (needs DATA; an hour)
 # make figures train the paper's way and the larger networks, for their figures (needs DATA; hours)
 # make model   train, export, quantise and measure what ships (needs DATA, SIIM, SITES; two hours)
 # make site    what a site check says of the shipped model at hospitals it has never seen (needs DATA)
@@ -35,7 +36,7 @@ BROWSERS = chromium chromium-browser google-chrome google-chrome-stable
 DEV = .venv/bin
 DEMO = .venv-demo/bin
 
-.PHONY: demo test quick nightly test-without-int8 lint docs browser peers triton model site figures appearances fuzz witnesses campaigns archive-campaigns aarch64 aarch64-short aarch64-programs bench bench-compare wheel release clean
+.PHONY: demo test quick nightly test-without-int8 lint docs browser peers triton model site figures appearances one-cycle fuzz witnesses campaigns archive-campaigns aarch64 aarch64-short aarch64-programs bench bench-compare wheel release clean
 
 # Some of the images cannot be assessed, which is exit code 4.
 demo: .venv-demo/ready
@@ -220,6 +221,17 @@ appearances-%: .venv/ready
 	$(DEV)/deepcovid-edge export $(RUNS)/$*/checkpoint.pt --check $(RUNS)/$*/splits.csv -o $(RUNS)/$*.onnx
 	$(DEV)/deepcovid-edge evaluate $(RUNS)/$*.onnx $(DATA) --also $(SIIM) --split test --shortcuts \
 		--occlusion-images 0 -o $(RESULTS)/appearances/$*.json
+
+# A range test, then one cycle: what it suggests, and what came of it.
+ONE_CYCLE = one_cycle_resnet50_scratch
+one-cycle: .venv/ready
+	$(DEV)/deepcovid-edge train --recipe $(ONE_CYCLE) $(TRAIN_squeezenet1_1) -o $(RUNS)/$(ONE_CYCLE) --resume
+	$(DEV)/deepcovid-edge export $(RUNS)/$(ONE_CYCLE)/checkpoint.pt \
+		--check $(RUNS)/$(ONE_CYCLE)/splits.csv -o $(RUNS)/$(ONE_CYCLE).onnx
+	$(DEV)/deepcovid-edge evaluate $(RUNS)/$(ONE_CYCLE).onnx $(DATA) --also $(SIIM) --split test --shortcuts \
+		--occlusion-images 0 -o $(RESULTS)/one-cycle/$(ONE_CYCLE).json
+	cp $(RUNS)/$(ONE_CYCLE)/learning_rate.json $(RESULTS)/one-cycle/
+	$(DEV)/python -m benchmarks.tables.write
 
 fuzz: .venv/ready
 	PYTHONPATH=tests/unit/imaging $(DEV)/python tests/fuzz.py --inputs 20000

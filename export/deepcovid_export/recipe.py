@@ -105,7 +105,8 @@ class DataSettings:
     Attributes:
         groups: Which images an epoch draws how often. An image belongs to the first group that
             holds it; one that no group holds is excluded. Empty: each image once.
-        views: Use only images of these views, such as `PA`; empty for every view.
+        views: Use only images of these views, such as `PA`, and an empty text for images of
+            unknown view. Without any: every view.
         shares: Split to share of the patients, where the data set names no splits; they sum to 1.
         visible: Exclude images of the positive class on which a reader saw no abnormality (column
             `no_visible_abnormality` of a manifest), from fitting and choosing: for a model that

@@ -161,7 +161,8 @@ def _wanted(
             excluded[f"label {image.label} without a visible abnormality"] += 1
         elif views and image.view.casefold() not in views:
             known = f"view {image.view}" if image.view else "unknown view"
-            excluded[f"{known}; the recipe takes {', '.join(recipe.data.views)}"] += 1
+            taken = ", ".join(view or "unknown" for view in recipe.data.views)
+            excluded[f"{known}; the recipe takes {taken}"] += 1
         else:
             wanted.append(image)
     return wanted

@@ -176,6 +176,16 @@ def test_views_where_none_is_known_are_told(split_data: Path) -> None:
         training_data(split_data, recipe(views=("PA",)))
 
 
+def test_images_of_unknown_view_are_taken_where_the_recipe_says_so(tmp_path: Path) -> None:
+    folder = chestxray(tmp_path)
+    metadata = (folder / "metadata.csv").read_text()
+    (folder / "metadata.csv").write_text(metadata.replace(",PA,", ",,"))
+    views = recipe({"non": ["normal"], "covid": ["covid"]}, views=("PA", ""))
+    found = training_data(folder, views)
+    assert Counter(one.view for one in (*found.train, *found.val)) == {"": 12}
+    assert found.excluded["view AP; the recipe takes PA, unknown"] == 12
+
+
 @pytest.mark.parametrize("visible", [False, True])
 def test_a_recipe_may_exclude_positives_on_which_nothing_is_seen(
     tmp_path: Path, visible: bool
