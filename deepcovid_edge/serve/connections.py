@@ -164,7 +164,9 @@ class GuardedConnection(HttpToolsProtocol):
     @property
     def _is_open_ended(self) -> bool:
         """Whether no request is under way, and nothing ends the connection where none comes."""
-        return self.cycle.response_complete and self.timeout_keep_alive_task is None
+        cycle: Any = self.cycle  # None where the first request has no address
+        is_idle = cycle is None or cycle.response_complete
+        return is_idle and self.timeout_keep_alive_task is None
 
     def _start_timer(self) -> None:
         self._timer = self.loop.call_later(self.settings.header_seconds, self._too_slow)

@@ -246,6 +246,14 @@ def test_the_next_request_of_a_connection_has_its_time_too(
     assert server.metric("serve_connections_too_slow_total") == before + 1
 
 
+@pytest.mark.parametrize("target", [b"/\xff", b"/%ff", b"http://[", b"*", b""])
+def test_an_address_that_is_none_is_answered(server: RunningServer, target: bytes) -> None:
+    with server.connect() as peer:
+        peer.sendall(b"GET " + target + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert b"".join(iter(lambda: peer.recv(1000), b"")).startswith(b"HTTP/1.1 4")
+    assert "Traceback" not in server.said()
+
+
 def test_an_answer_is_one_packet(server: RunningServer) -> None:
     with server.connect() as peer:
         for _ in range(3):
