@@ -228,8 +228,8 @@ one-cycle: .venv/ready
 	$(DEV)/deepcovid-edge train --recipe $(ONE_CYCLE) $(TRAIN_squeezenet1_1) -o $(RUNS)/$(ONE_CYCLE) --resume
 	$(DEV)/deepcovid-edge export $(RUNS)/$(ONE_CYCLE)/checkpoint.pt \
 		--check $(RUNS)/$(ONE_CYCLE)/splits.csv -o $(RUNS)/$(ONE_CYCLE).onnx
-	$(DEV)/deepcovid-edge evaluate $(RUNS)/$(ONE_CYCLE).onnx $(DATA) --also $(SIIM) --split test --shortcuts \
-		--occlusion-images 0 -o $(RESULTS)/one-cycle/$(ONE_CYCLE).json
+	$(DEV)/deepcovid-edge evaluate $(RUNS)/$(ONE_CYCLE).onnx $(RUNS)/$(ONE_CYCLE)/splits.csv --split test \
+		--shortcuts --occlusion-images 0 -o $(RESULTS)/one-cycle/$(ONE_CYCLE).json
 	cp $(RUNS)/$(ONE_CYCLE)/learning_rate.json $(RESULTS)/one-cycle/
 	$(DEV)/python -m benchmarks.tables.write
 
