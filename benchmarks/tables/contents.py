@@ -56,9 +56,7 @@ def one_cycle(it: Figures) -> Rows:
     classes = it["confusion"]["classes"]
     right = {
         name: f"{of_class[at]} of {sum(of_class)}"
-        for at, (name, of_class) in enumerate(
-            zip(classes, it["confusion"]["counts"], strict=True)
-        )
+        for at, (name, of_class) in enumerate(zip(classes, it["confusion"]["counts"], strict=True))
     }
     (maps,) = (one for one in it["localisation"] if one["method"] == "activation")
     yield {
