@@ -52,21 +52,13 @@ def appearances(it: Figures) -> Rows:
 
 
 def one_cycle(it: Figures) -> Rows:
-    """Both rows of the confusion matrix, and where the activation map is highest."""
-    classes = it["confusion"]["classes"]
-    right = {
-        name: f"{of_class[at]} of {sum(of_class)}"
-        for at, (name, of_class) in enumerate(zip(classes, it["confusion"]["counts"], strict=True))
-    }
+    """Areas under the curve, and where the activation map is highest."""
     (maps,) = (one for one in it["localisation"] if one["method"] == "activation")
     yield {
         "recipe": it["path"].stem,
         "area": _with_interval(it["overall"]),
         "hidden": _with_interval(it["shortcuts"]["lungs_hidden"]),
-        "found": right[it["positive_class"]],
-        "spared": next(words for name, words in right.items() if name != it["positive_class"]),
-        "peak": maps["pointing_game"],
-        "chance": maps["chance"],
+        "maps": maps,
     }
 
 

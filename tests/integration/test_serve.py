@@ -243,7 +243,7 @@ def test_the_next_request_of_a_connection_has_its_time_too(
         began = time.monotonic()
         assert not peer.recv(1000)
         assert time.monotonic() - began < 10
-    assert server.metric("serve_connections_too_slow_total") == before + 1
+    assert server.metric("serve_connections_too_slow_total") > before
 
 
 @pytest.mark.parametrize("target", [b"/\xff", b"/%ff", b"http://[", b"*", b""])
