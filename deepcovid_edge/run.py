@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from deepcovid_edge.backends import AUTO
 from deepcovid_edge.backends.settings import is_address
 from deepcovid_edge.datasets.folders import FolderWalk
+from deepcovid_edge.device.memory import check_address_space
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.pipeline.disk_guard import LEAST_FREE_MIB, DiskGuard
 from deepcovid_edge.pipeline.sources import check_paths, list_images
@@ -108,6 +109,7 @@ class Run:
 
     Raises:
         DeepCovidEdgeError: See `Model`, `RunSettings` and `pipeline.writers.RecordFile`.
+        MemoryError: A limit of this process leaves too little room for the threads.
     """
 
     def __init__(self, settings: RunSettings, **model: Any) -> None:
@@ -128,9 +130,10 @@ class Run:
         begins_later = (
             settings.resume or settings.draws or is_address(str(model.get("backend", AUTO)))
         )
-        idle = (model.get("workers") or default_workers()) - 1  # threads, while one loads the model
+        workers = model.get("workers") or default_workers()
+        check_address_space(workers)
         with ExitStack() as opened:
-            with reading.ahead(0 if begins_later else idle):
+            with reading.ahead(0 if begins_later else workers - 1):  # one loads the model
                 self.model: Model = opened.enter_context(_load(model))
             self._explainer = _explainer(settings, self.model, opened)
             self._open_output(self.model.facts)

@@ -15,6 +15,11 @@ from typing import Any
 import click
 
 from deepcovid_edge.cli.exit_codes import ExitCode, exit_code
+from deepcovid_edge.device.memory import (
+    check_address_space,
+    needed_address_space,
+    use_one_blas_thread,
+)
 from deepcovid_edge.device.streams import open_streams
 from deepcovid_edge.errors import DeepCovidEdgeError, lacks_memory, one_line
 from deepcovid_edge.reasons import NOTICE
@@ -114,12 +119,26 @@ def main() -> None:
     """Run the command line and exit with its code."""
     open_streams()
     gc.set_threshold(_COLLECTED_AFTER)
+    try:
+        _prepare(sys.argv[1:])
+    except MemoryError as error:
+        sys.exit(_explained(error))
     code = run(sys.argv[1:])
     gc.freeze()  # the process ends: Python need not search all modules for cycles once more
     if code == ExitCode.INTERRUPTED:  # threads end with an image first: nothing is left to stop
         for kind in (signal.SIGINT, signal.SIGTERM):
             signal.signal(kind, signal.SIG_IGN)
     sys.exit(code)
+
+
+def _prepare(arguments: list[str]) -> None:
+    """Settle what a command's libraries ask when they are loaded."""
+    entry = COMMANDS.get(arguments[0]) if arguments else None
+    if entry is None or "--help" in arguments:
+        return
+    check_address_space()
+    if entry.module.startswith("deepcovid_edge."):  # training and fitting have large matrices
+        use_one_blas_thread()
 
 
 def run(arguments: list[str]) -> int:
@@ -142,7 +161,8 @@ def _explained(error: Exception) -> int:
     if lacks_memory(error):
         click.echo(
             f"Error: memory: the system gives this process no more ({one_line(error)}), expected "
-            "500 MiB for `infer` with one worker: end other programs or raise `ulimit -v`",
+            f"{needed_address_space()} MiB for `infer` with one worker: end other programs, use "
+            "fewer workers or raise `ulimit -v`",
             err=True,
         )
         return ExitCode.ERROR

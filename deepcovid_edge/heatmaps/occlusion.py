@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from deepcovid_edge.backends.base import GPU_LANES, Backend, Partitionable, softmax
 from deepcovid_edge.decision.record import DECIMALS
+from deepcovid_edge.device.memory import check_address_space
 from deepcovid_edge.files import Closing
 from deepcovid_edge.heatmaps.coarse_to_fine import Refinement
 from deepcovid_edge.heatmaps.heatmap import OCCLUSION, HeatMap
@@ -80,6 +81,7 @@ class Occluder(Closing):
 
     Raises:
         UsageError: A window is larger than the model's input.
+        MemoryError: A limit of this process leaves too little room for the threads.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Occluder(Closing):
         self.grid = WindowGrid.over(manifest.input.height, manifest.input.width, settings)
         self._positive = manifest.positive_index
         self._workers = workers or (len(os.sched_getaffinity(0)) if backend.on_cpu else GPU_LANES)
+        check_address_space(self._workers)
         self._boxes = self.grid.boxes
         self._network = _network(backend, self._boxes, settings)
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="occlude")

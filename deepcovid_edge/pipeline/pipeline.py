@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 from deepcovid_edge.backends.base import GPU_LANES, AssessesFiles, Backend
 from deepcovid_edge.decision.out_of_distribution import CHOICES, REJECT
 from deepcovid_edge.decision.record import Prediction, RunFacts
+from deepcovid_edge.device.memory import check_address_space
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.pipeline.classifier import Explainer
 from deepcovid_edge.pipeline.duplicates import Duplicates
@@ -158,8 +159,12 @@ def predict_groups(
     Yields:
         Records in the order of the images, as soon as they and those before them are ready.
         Closing the generator ends the threads.
+
+    Raises:
+        MemoryError: A limit of this process leaves too little room for the threads.
     """
     workers = settings.workers or default_workers(backend)
+    check_address_space(workers)
     batch_size = settings.batch_size or default_batch_size(backend)
     duplicates = duplicates or Duplicates()
     reader = reading.reader

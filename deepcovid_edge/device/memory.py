@@ -1,0 +1,53 @@
+"""The memory of a process: what its libraries need, asked before they are loaded."""
+
+from __future__ import annotations
+
+import os
+import resource
+
+_MIB = 1 << 20
+_PROGRAM, _WORKER = 420, 80
+"""MiB of address space: of a program with its libraries and a model, and of each worker beside it.
+Seen: 1, 4, 8 and 16 workers fail below 345, 570, 860 and 1,400 (x86_64, ONNX Runtime)."""
+_BLAS_THREADS = "OPENBLAS_NUM_THREADS"
+
+
+def needed_address_space(workers: int = 1) -> int:
+    """Address space of a program that classifies images, in MiB.
+
+    Args:
+        workers: Its threads.
+    """
+    return _PROGRAM + workers * _WORKER
+
+
+def check_address_space(workers: int = 1) -> None:
+    """Call before libraries are loaded or threads are started that may not find room.
+
+    Where a limit (`ulimit -v`) ends the address space of a process, libraries do not only fail.
+    Some abort, some read from address 0, and a thread that dies while it starts is waited for
+    without end (`threading.Thread.start`).
+
+    Args:
+        workers: Threads that the program will have.
+
+    Raises:
+        MemoryError: The limit is below `needed_address_space`.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    needed = needed_address_space(workers)
+    if limit != resource.RLIM_INFINITY and limit < needed * _MIB:
+        threads = "1 worker needs" if workers == 1 else f"{workers} workers need"
+        raise MemoryError(
+            f"`ulimit -v` allows {limit // _MIB} MiB of address space, {threads} {needed}"
+        )
+
+
+def use_one_blas_thread() -> None:
+    """Call before NumPy is imported, in a program whose own threads keep the cores busy.
+
+    Else OpenBLAS starts a thread a core and reserves memory for each, in NumPy and again in OpenCV.
+    The small products of this package never use them. A number that the caller's environment gives
+    is kept.
+    """
+    os.environ.setdefault(_BLAS_THREADS, "1")
