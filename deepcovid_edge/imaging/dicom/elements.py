@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from deepcovid_edge.errors import NotAssessedError
+from deepcovid_edge.imaging.dicom.syntaxes import other_end
 from deepcovid_edge.reasons import Reason
 
 MAX_READS = 200_000
@@ -21,7 +22,7 @@ MAX_VALUE = 1 << 22
 FUNCTIONAL_GROUPS = (0x52009230, 0x52009229)
 """Per-frame and shared ones: those of many frames are longer than `MAX_VALUE`, and skipped."""
 
-_UNDEFINED = 0xFFFFFFFF
+_UNDEFINED, _SEQUENCE_END = 0xFFFFFFFF, 0xFFFEE0DD
 _LONGEST_TEXT = 64
 """Longest value that is read of a text (PS3.5, 6.2: UI and LO), characters."""
 
@@ -182,21 +183,43 @@ def read_elements(
     from pydicom.tag import BaseTag
 
     wanted: list[BaseTag | int] = [BaseTag(tag) for tag in tags]
+    passed_over = list[int]()
 
     def stop(tag: int, kind: str | None, length: int) -> bool:
+        if end := None if implicit else _odd_end(stream, tag, kind, length, little=little):
+            passed_over.append(end)
+            return True
         is_long = length > MAX_VALUE and length != _UNDEFINED
         if is_long and tag in wanted and tag not in FUNCTIONAL_GROUPS:
             raise _too_long(length)
         return stop_when(tag, kind, length)
 
-    found: Iterator[Any] = data_element_generator(
-        *(stream, implicit, little),
-        stop_when=stop,
-        defer_size=MAX_VALUE,
-        specific_tags=wanted,
-    )
-    whole = {int(element.tag): element for element in found if not _is_cut_off(element)}
-    return Elements(whole, little=little, implicit=implicit)
+    whole = dict[int, Any]()
+    while True:
+        found: Iterator[Any] = data_element_generator(
+            *(stream, implicit, little),
+            stop_when=stop,
+            defer_size=MAX_VALUE,
+            specific_tags=wanted,
+        )
+        whole |= {int(element.tag): element for element in found if not _is_cut_off(element)}
+        if not passed_over:
+            return Elements(whole, little=little, implicit=implicit)
+        stream.seek(passed_over.pop())
+
+
+def _odd_end(
+    stream: BoundedStream, tag: int, kind: str | None, length: int, *, little: bool
+) -> int | None:
+    """End of an element that pydicom does not pass over as it must; it stands behind its head."""
+    from pydicom.valuerep import VR
+
+    at = stream.tell()
+    if tag == _SEQUENCE_END:  # without a sequence
+        return at
+    if kind in VR.__members__ or length == _UNDEFINED:
+        return None
+    return other_end(stream.getbuffer(), at - 8, at + length, little=little)
 
 
 def _too_long(length: int) -> NotAssessedError:

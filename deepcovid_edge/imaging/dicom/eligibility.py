@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.dicom.elements import Elements
@@ -37,8 +38,9 @@ _OTHER_CLASSES = {
     _STORAGE + "104.1": "a PDF document",
     _STORAGE + "128": "PET",
 }
-_MODALITIES = {"CR", "DX", "RG", "OT", "SC", ""}
-"""OT and SC stand in copies; RG in images that were digitised."""
+_MODALITIES = {"CR", "DX", "RG", "OT", "SC", "DR", "XR", ""}
+"""OT and SC stand in copies; RG in images that were digitised; DR and XR are no defined terms, but
+vendors write them for DX."""
 _IMAGE_TYPE, _QUALITY_CONTROL = 0x00080008, 0x00280300
 _WINDOW_CENTRE, _INTERCEPT, _SLOPE = 0x00281050, 0x00281052, 0x00281053
 _MODALITY_LUT, _VOI_LUT = 0x00283000, 0x00283010
@@ -46,9 +48,10 @@ _SPECIES, _SPECIES_CODES, _CODE_VALUE = 0x00102201, 0x00102202, 0x00080100
 # Image type, from its third value on, names what a device made of the exposure (PS3.3, C.8.11.3.1.4
 # and what vendors add).
 _OTHER_TYPES = ("LOCALIZER", "TOMO", "SUBTRACT", "ENERGY", "BONE", "SOFT_TISSUE")
-_PEOPLE = {"HUMAN", "HOMO SAPIENS", "337915000", "L-85003"}
-"""Species: words, and codes of PS3.16, CID 7454."""
-_GREY = {"MONOCHROME1", "MONOCHROME2"}
+_PEOPLE = {"337915000", "L-85003"}
+"""Species: codes of PS3.16, CID 7454."""
+_PERSON = re.compile(r"(?<!NON)(?<!NON\W)\b(HUMAN|HOMO|MENSCH|HUMAIN|HUMANO|UMANO)\b")
+_NO_SPECIES = re.compile(r"\W*|N\W?A|NONE|UNKNOWN|UNSPECIFIED|NOT (STATED|SPECIFIED)")
 _COLOURS = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}
 
 
@@ -62,7 +65,7 @@ def check_header(header: DicomHeader) -> None:
     if header.facts.transfer_syntax_uid not in SYNTAXES:
         stated = header.facts.transfer_syntax_uid or "none stated"
         raise NotAssessedError(Reason.SYNTAX, f"transfer syntax {stated} is not read")
-    if header.place is None:
+    if header.place is None or header.place.length == 0:
         raise NotAssessedError(Reason.TRUNCATED, "no pixels in the file")
     _check_layout(header.layout)
     _check_rescale(header.elements)
@@ -77,10 +80,12 @@ def _check_kind(header: DicomHeader) -> None:
         raise NotAssessedError(Reason.RAW)
     if not kind and header.place is None:
         raise NotAssessedError(Reason.TRUNCATED, "the header ends early")
+    is_other = not _MODALITIES.issuperset(modality.split("\\"))
     if kind not in {_CR, _DX, *_COPIES}:
-        name = _OTHER_CLASSES.get(kind) or modality or f"SOP class {kind or 'not stated'}"
+        name = _OTHER_CLASSES.get(kind) or (modality if is_other else "")
+        name = name or f"SOP class {kind or 'not stated'}"
         raise NotAssessedError(Reason.MODALITY, f"this is {name}")
-    if modality not in _MODALITIES:
+    if is_other:
         raise NotAssessedError(Reason.MODALITY, f"this is {modality}")
     if other := _other_picture(header.elements):
         raise NotAssessedError(Reason.MODALITY, f"this is {other}")
@@ -93,9 +98,10 @@ def _other_picture(elements: Elements) -> str:
             return f"an image of type {value}"
     if elements.word(_QUALITY_CONTROL) == "YES":
         return "an image for quality control"
-    species = {code.word(_CODE_VALUE) for code in elements.items(_SPECIES_CODES)}
-    species |= {elements.word(_SPECIES)}
-    animals = sorted(species - {""}) if species.isdisjoint(_PEOPLE) else []
+    codes = {code.word(_CODE_VALUE) for code in elements.items(_SPECIES_CODES)} - {""}
+    words = {word for word in (elements.word(_SPECIES),) if not _NO_SPECIES.fullmatch(word)}
+    is_person = not codes.isdisjoint(_PEOPLE) or any(map(_PERSON.search, words))
+    animals = [] if is_person else sorted(codes | words)
     return f"an image of the species {animals[0]}" if animals else ""
 
 
@@ -107,7 +113,7 @@ def _check_layout(layout: PixelLayout) -> None:
         raise NotAssessedError(Reason.MODE, bits)
     if layout.stored < 2 or not layout.stored <= layout.high_bit + 1 <= layout.allocated:
         raise NotAssessedError(Reason.BITS, f"{bits}, the highest {layout.high_bit}")
-    if layout.samples == 1 and layout.photometric in _GREY:
+    if layout.is_grey:
         return
     if layout.samples != 3 or layout.photometric not in _COLOURS or layout.stored != 8:
         kind = f"{layout.samples} channels, {layout.photometric or 'no photometric interpretation'}"

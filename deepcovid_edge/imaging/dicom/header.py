@@ -62,6 +62,9 @@ _TAGS = (
 )
 
 
+_GREY = {"MONOCHROME1", "MONOCHROME2"}
+
+
 @dataclass(frozen=True)
 class PixelLayout:
     """How pixels stand in the file (PS3.5, section 8; PS3.3, C.7.6.3).
@@ -96,6 +99,11 @@ class PixelLayout:
     def low_bit(self) -> int:
         """The lowest of the bits that mean something."""
         return self.high_bit + 1 - self.stored
+
+    @property
+    def is_grey(self) -> bool:
+        """Whether the header says so, whatever a codestream holds."""
+        return self.samples == 1 and self.photometric in _GREY
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,8 @@ def read_words(header: DicomHeader, spec: InputSpec | None = None) -> Pixels:
         ycc = ycc if found.ycc is None else found.ycc
     _check_stray_bits(words, layout)
     words = words >> layout.low_bit if layout.low_bit else words  # PS3.5, 8.1.1, until 2014
-    words = words if words.ndim == 2 else _rgb(words, ycc=ycc)
+    if words.ndim == 3:  # of 8 stored bits, whatever they are allocated
+        words = _rgb(words.astype(np.uint8, copy=False), ycc=ycc)
     return Pixels(words, syntax, warnings, data, place.start)
 
 
@@ -103,6 +104,9 @@ def _decoded(
     if spec:
         request = replace(request, halvings=safe_halvings(header, codestream, spec))
     words = sandbox().decode(request, codestream.data)
+    if codestream.signed and not layout.signed and words.view(f"i{words.itemsize}").min() < 0:
+        # Whether the window means values with or without their sign, nothing says.
+        raise NotAssessedError(Reason.BITS, "samples below 0, without a sign by the header")
     if not SYNTAXES[codestream.syntax].lossy:
         return words, ()
     heavy = _ratio(layout, len(codestream.data)) > LOSSY_RATIO >= header.lossy_ratio

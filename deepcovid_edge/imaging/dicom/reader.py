@@ -101,11 +101,12 @@ def _grey(
     words: NDArray[Any], header: DicomHeader, shutter: Shutter
 ) -> tuple[Grey, int, list[WarningCode]]:
     """Grey levels as they are shown, their full white, and what to know about them."""
+    warnings = list[WarningCode]()
     if words.ndim == 3:
-        grey, warnings = to_grey(words)
-        grey = shutter.over(grey, 255)
-        check_exposure(grid(grey), 255)
-        return grey, 255, warnings
+        words, warnings = to_grey(words)
+        if not header.layout.is_grey:
+            check_exposure(grid(shutter.over(words, 255)), 255)
+            return shutter.over(words, 255), 255, warnings
     image = grey_levels(words, header, shutter.hidden)
     check_exposure(image.sample, image.white)
-    return shutter.over(image.pixels, image.white), image.white, image.warnings
+    return shutter.over(image.pixels, image.white), image.white, [*warnings, *image.warnings]

@@ -102,6 +102,7 @@ _COMPOUNDS = (
     (re.compile(r"(POSTER|ЗАДН)\w*\W*(ANTERI|ПЕРЕДН)\w*"), " PA "),
     (re.compile(r"(ANTER|ПЕРЕДН)\w*\W*(POSTERI|ЗАДН)\w*"), " AP "),
     (re.compile(r"NOUVEAUX?\W*NES?\b"), " NOUVEAUNE "),
+    (re.compile(r"\b(X|CROSS)\W*TABLE\b"), " XTABLE "),
 )
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1100-\u11ff\u3040-\u9fff]")
 """Thai and Lao, Hangul letters, kana and Chinese: words stand without spaces between them."""
@@ -113,9 +114,9 @@ _ENCODINGS = (
 )
 """Tried after the character set that is stated, which is often missing or wrong."""
 
-_YEARS = {"": 1.0} | {
-    unit: float(years) for years, units in _TABLES["ages"].items() for unit in units.split()
-}
+_AGE_PART = re.compile(r"\s*(\d{1,4}(?:[.,]\d+)?)\s*([^\W\d_]*)[.,]?\s*")
+_AGE_SHARE = re.compile(r"\s*(\d{1,3})\s*/\s*(12|52)\s*")
+"""Months or weeks of a year: 6/12."""
 _DATES = tuple(
     re.compile(form)
     for form in (
@@ -142,6 +143,9 @@ _WORDS: dict[str, Term | None] = {
 }
 _NOT_FRONTAL_INSIDE = _plain(_TABLES["words"]["not_frontal_inside"]).split()
 _CHILD_INSIDE = _plain(_TABLES["words"]["child_inside"]).split()
+_YEARS = {"": 1.0} | {
+    _plain(unit): float(years) for years, units in _TABLES["ages"].items() for unit in units.split()
+}
 _SHORT = ("PA", "AP")
 _CHEST_INSIDE = [
     word
@@ -190,9 +194,11 @@ def _unspaced_terms(token: str) -> Iterator[Term | None]:
     found = []
     for word in _LONGEST_FIRST:
         if word in token:
-            token = token.replace(word, "")
+            token = token.replace(word, " ")
             found.append(_WORDS[word])
-    yield from [Term.UNKNOWN] if token else found
+    # DR, X: letters of another script beside them.
+    found += [_WORDS.get(rest, Term.UNKNOWN) for rest in token.split()]
+    yield from [Term.UNKNOWN] if Term.UNKNOWN in found else found
 
 
 def _decodings(value: bytes, sets: str) -> Iterator[str]:
@@ -382,11 +388,23 @@ def _decoded(elements: Elements, tag: int) -> Iterator[str]:
 
 def _stated_ages(text: str) -> Iterator[float]:
     for part in text.split("\\"):
-        stated = re.fullmatch(r"\s*(\d{1,4}(?:[.,]\d+)?)\s*([^\W\d_]*)\.?\s*", part)
-        if stated and stated[2] in _YEARS:
-            age = float(stated[1].replace(",", ".")) * _YEARS[stated[2]]
-            if age <= OLDEST:
-                yield age
+        age = _stated_age(_plain(part))
+        if age is not None and age <= OLDEST:
+            yield age
+
+
+def _stated_age(text: str) -> float | None:
+    """Years that a text states, in one unit or in several: 1Y6M."""
+    if share := _AGE_SHARE.fullmatch(text):
+        return float(share[1]) / float(share[2])
+    parts = list(_AGE_PART.finditer(text))
+    is_whole = "".join(part[0] for part in parts) == text
+    units = [part[2] for part in parts]
+    if not parts or not is_whole or not _YEARS.keys() >= set(units):
+        return None
+    if "" in units and len(units) > 1:
+        return None
+    return sum(float(part[1].replace(",", ".")) * _YEARS[part[2]] for part in parts)
 
 
 def _age_by(elements: Elements, tag: int) -> float | None:

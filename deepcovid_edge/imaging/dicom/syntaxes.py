@@ -205,7 +205,6 @@ def _element(data: bytes, at: int, encoding: Encoding) -> tuple[int, int, int] |
     order: Literal["little", "big"] = "little" if encoding.little else "big"
     if len(head) < 8:
         return None
-    group, number = (int.from_bytes(head[i : i + 2], order) for i in (0, 2))
     start, field = at + 8, head[4:8]
     if not encoding.implicit:
         kind, field = head[4:6], head[6:8]
@@ -213,7 +212,12 @@ def _element(data: bytes, at: int, encoding: Encoding) -> tuple[int, int, int] |
             return None
         if _LONG_KINDS.fullmatch(kind):
             start, field = at + 12, head[8:12]
-    return group << 16 | number, start, int.from_bytes(field, order)
+    return _tag(data, at, order), start, int.from_bytes(field, order)
+
+
+def _tag(data: bytes | memoryview, at: int, order: Literal["little", "big"]) -> int:
+    group, number = (int.from_bytes(data[at + i : at + i + 2], order) for i in (0, 2))
+    return group << 16 | number
 
 
 def _file_meta(data: bytes, at: int) -> tuple[int, dict[int, tuple[int, int]]]:
@@ -235,6 +239,34 @@ def _uid(data: bytes, places: dict[int, tuple[int, int]], tag: int) -> str:
     start, end = places.get(tag, (0, 0))
     text = data[start:end][:_LONGEST].decode("latin-1").strip(" \0\t\r\n")
     return text if _UID.fullmatch(text) else ""
+
+
+def other_end(data: bytes | memoryview, at: int, expected: int, *, little: bool) -> int | None:
+    """Where an explicit element of a value representation that is not known ends.
+
+    PS3.5, 7.1.2, gives representations to come a length of 4 bytes. Those that are none (`??`,
+    zeros) have one of 2 bytes. Which it is shows in what follows.
+
+    Args:
+        data: The data set.
+        at: Offset of the element.
+        expected: Its end as it was read.
+        little: Byte order.
+
+    Returns:
+        None where an element follows at the expected end, or at no other either.
+    """
+    order: Literal["little", "big"] = "little" if little else "big"
+    ends = [expected]
+    ends += [at + 8 + int.from_bytes(data[at + 6 : at + 8], order)]
+    ends += [at + 12 + int.from_bytes(data[at + 8 : at + 12], order)]
+    encoding = next(one for one in _ENCODINGS if one.little == little and not one.implicit)
+    tag = _tag(data, at, order)
+    for end in ends:
+        following = _element(bytes(data[end : end + 12]), 0, encoding)
+        if end == len(data) or (following and following[0] > tag):
+            return None if end == expected else end
+    return None
 
 
 def _chain(data: bytes, at: int, encoding: Encoding) -> int:

@@ -11,6 +11,7 @@ pytest.importorskip("pydicom", reason="needs extra dicom")
 pytest.importorskip("imagecodecs", reason="needs extra dicom")
 from pydicom.sequence import Sequence
 
+from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.reasons import Reason, WarningCode
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom's, of what is written
@@ -36,10 +37,51 @@ CHILDREN = [
         "9歳",
         "9 лет",
     ),
-    *("062Y\\009Y", "000Y", "9ans"),
+    *(
+        "062Y\\009Y",
+        "000Y",
+        "9ans",
+        "9J",
+        "9A",
+        "9 Años",
+        "17Jahre",
+        "8 mois",
+        "7个月",
+        "9살",
+    ),
+    *("1Y6M", "17Y11M", "1Y 6M", "17Y 11M 3D", "6/12", "50/52"),
 ]
-ADULTS = ["062Y", "62Y", "62", "62 Y", "062y", "62 years", "900M", "18Y", "018Y", "62歳", "6600D"]
-NOT_AGES = ["Y", "999Y", "130Y", "121Y", "-1Y", "?", "062X", "Y062", "SIXTY", "1e1Y", "12345", "9J"]
+ADULTS = [
+    "062Y",
+    "62Y",
+    "62",
+    "62 Y",
+    "062y",
+    "62 years",
+    "900M",
+    "18Y",
+    "018Y",
+    "62歳",
+    "6600D",
+    "17Y13M",
+    "62J",
+]
+NOT_AGES = [
+    "Y",
+    "999Y",
+    "130Y",
+    "121Y",
+    "-1Y",
+    "?",
+    "062X",
+    "Y062",
+    "SIXTY",
+    "1e1Y",
+    "12345",
+    "9X",
+    "9Y8",
+    "9/7",
+]
 
 
 @pytest.mark.parametrize("birth", [None, "", "19570402"])
@@ -146,6 +188,7 @@ OTHER_KINDS: dict[str, tuple[Reason, dict[str, Any]]] = {
     ),
     "bone-image": (Reason.MODALITY, {"ImageType": ["DERIVED", "PRIMARY", "", "DUAL_ENERGY_BONE"]}),
     "dog": (Reason.MODALITY, {"PatientSpeciesDescription": "CANINE"}),
+    "ape": (Reason.MODALITY, {"PatientSpeciesDescription": "NON-HUMAN PRIMATE"}),
     "dog-by-code": (
         Reason.MODALITY,
         {"PatientSpeciesCodeSequence": Sequence([code("448771007", "SCT", "Canis")])},
@@ -166,18 +209,40 @@ def test_image_of_another_kind(name: str, decode: Decode) -> None:
     assert outcome(decode, file(**elements)) is reason
 
 
+PEOPLE = [
+    "Homo sapiens",
+    "HUMAN BEING",
+    "Homo sapiens (organism)",
+    "N/A",
+    "UNKNOWN",
+    "Human, adult",
+]
+
+
+READ: list[dict[str, Any]] = [
+    *({"PatientSpeciesDescription": text} for text in PEOPLE),
+    *({"Modality": kind} for kind in ("DR", "XR", ["CR", "DX"])),
+    {"PatientSpeciesCodeSequence": Sequence([code("337915000", "SCT", "Mensch")])},
+    {"ImageType": ["DERIVED", "PRIMARY"]},
+    {"ImageType": ["ORIGINAL", "PRIMARY", "", "RAD", "2IMAGE"]},
+    {"QualityControlImage": "NO"},
+]
+
+
 def test_person_and_usual_image_types_are_read(decode: Decode) -> None:
-    for elements in (
-        {"PatientSpeciesDescription": "Homo sapiens"},
-        {"PatientSpeciesCodeSequence": Sequence([code("337915000", "SCT", "Mensch")])},
-        {"ImageType": ["DERIVED", "PRIMARY"]},
-        {"ImageType": ["ORIGINAL", "PRIMARY", "", "RAD", "2IMAGE"]},
-        {"QualityControlImage": "NO"},
-    ):
-        assert outcome(decode, file(**elements)) == ()
+    for elements in READ:
+        assert outcome(decode, file(**elements)) == (), elements
 
 
 def test_anything_but_no_about_burned_in_text_is_said(decode: Decode) -> None:
     for text, expected in (("YES", True), ("yes", True), ("Y", True), ("JA", True), ("NO", False)):
         found = outcome(decode, file(BurnedInAnnotation=text))
         assert found == ((WarningCode.SECONDARY,) if expected else ())
+
+
+def test_what_lacks_its_sop_class_is_not_named_after_its_modality(decode: Decode) -> None:
+    image = file(SOPClassUID="1.2.3.4", Modality="DX")
+    with pytest.raises(NotAssessedError) as caught:
+        decode(image)
+    assert caught.value.reason is Reason.MODALITY
+    assert caught.value.detail == "this is SOP class 1.2.3.4"

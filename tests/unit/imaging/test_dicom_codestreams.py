@@ -375,3 +375,21 @@ def test_codestream_in_several_fragments_is_one_picture(
     one.add_new(0x7FE00010, "OB", offsets + items)
     one["PixelData"].is_undefined_length = True
     assert same(decode, written(one, syntax), bits, syntax)
+
+
+def with_sign(data: bytes) -> bytes:
+    """A codestream of JPEG 2000 whose samples have a sign (T.800, A.5.1: Ssiz)."""
+    at = data.index(b"\xff\x51") + 40
+    return data[:at] + bytes([data[at] | 0x80]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.parametrize("windowed", [True, False])
+def test_signs_that_the_header_does_not_know_are_refused(
+    bits: int, windowed: bool, decode: Decode
+) -> None:
+    """What the window means, nothing says; wrapped, the brightest half would be black."""
+    window = {"WindowCenter": 1 << bits - 1, "WindowWidth": 1 << bits} if windowed else {}
+    stream = with_sign(compressed(image(bits), bits, J2K))
+    labelled = dataset(image(bits), stored=bits, **window)
+    assert reason_of(decode, written(fragments(labelled, stream), J2K)) is Reason.BITS

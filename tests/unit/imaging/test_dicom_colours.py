@@ -225,3 +225,26 @@ def test_channels_of_lossless_jpeg_may_stand_in_scans_of_their_own(
     grey = image()
     stream = LosslessJpeg(8, 4, one_scan=one_scan).encode(np.dstack([grey] * 3))
     assert np.array_equal(decode(screen_copy(stream, LOSSLESS, "RGB")).pixels, grey)
+
+
+@pytest.mark.parametrize("kind", spread(STREAMS, of=6))
+def test_grey_channels_are_shown_as_the_header_says_of_grey(kind: str, decode: Decode) -> None:
+    """A header of one channel over a codestream of three: its inversion and its window hold."""
+    syntax, encode = STREAMS[kind]
+    dark = image() // 4 + 60
+    for pixels, elements in (
+        (255 - image(), {"PhotometricInterpretation": "MONOCHROME1"}),
+        (dark, {"WindowCenter": 92, "WindowWidth": 64}),
+    ):
+        labelled = dataset(pixels, SOPClassUID=SECONDARY_CAPTURE, **elements)
+        expected = decode(written(labelled)).pixels
+        stream = encode(np.dstack([pixels] * 3))
+        read = decode(written(fragments(labelled, stream), syntax)).pixels
+        assert np.abs(read.astype(int) - expected).mean() < 2.0, elements
+
+
+def test_eight_stored_bits_of_sixteen_keep_their_colours(decode: Decode) -> None:
+    pixels = np.dstack([image(), np.full_like(image(), 128), np.full_like(image(), 128)])
+    wide = dataset(pixels.astype(np.uint16), SOPClassUID=SECONDARY_CAPTURE, stored=8)
+    wide.PhotometricInterpretation = "YBR_FULL"
+    np.testing.assert_array_equal(decode(written(wide)).pixels, image())

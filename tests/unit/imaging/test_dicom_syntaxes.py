@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import struct
 import zlib
 from collections.abc import Callable
 from itertools import product
@@ -240,3 +241,29 @@ def test_file_is_told_by_the_header_before_its_pixels_are_read(syntax: str, deco
     with pytest.raises(NotAssessedError) as caught:
         decode(data if syntax == DEFLATED else data[:-100])
     assert caught.value.reason is Reason.BODY
+
+
+ODD_ELEMENTS = {
+    "?? and 2 bytes": b"??" + struct.pack("<H", 8) + b"ACME 1.0",
+    "zeros and 2 bytes": b"\0\0" + struct.pack("<H", 8) + b"ACME 1.0",
+    "one to come, 4 bytes": b"OX\0\0" + struct.pack("<I", 8) + b"ACME 1.0",
+    "two letters, 2 bytes": b"ZZ" + struct.pack("<H", 8) + b"ACME 1.0",
+    "without one, 4 bytes": struct.pack("<I", 8) + b"ACME 1.0",
+    "an end of a sequence": None,
+}
+"""What stands behind the tag: a value representation that is none, a length, a value."""
+
+
+@pytest.mark.parametrize("kind", ODD_ELEMENTS)
+@pytest.mark.parametrize("tag", [(0x0009, 0x0010), (0x0019, 0x0010), (0x0029, 0x1001)])
+def test_an_element_of_an_odd_representation_is_passed_over(
+    kind: str, tag: tuple[int, int], decode: Decode
+) -> None:
+    """PS3.5, 7.1.2: 4 bytes of length for representations to come; DCMTK takes 2 for `??`."""
+    whole, odd = body("explicit"), ODD_ELEMENTS[kind]
+    element = b"\xfe\xff\xdd\xe0" + bytes(4) if odd is None else struct.pack("<HH", *tag) + odd
+    rows = whole.index(struct.pack("<HH", 0x0028, 0x0010))
+    at = {0x0009: whole.index(struct.pack("<HH", 0x0010, 0x0010)), 0x0019: rows}.get(
+        tag[0], len(whole) - len(image(12).tobytes()) - 12
+    )
+    check(decode(PREAMBLE + meta(EXPLICIT) + whole[:at] + element + whole[at:]), EXPLICIT)

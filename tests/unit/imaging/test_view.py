@@ -136,7 +136,21 @@ def test_view_by_code(name: str, syntax: str, decode: Decode) -> None:
 
 SPELLINGS: dict[Reason | tuple[WarningCode, ...], list[str]] = {
     Reason.VIEW: [
-        *("LL", "RL", "ll", "LLAT", "RLAT", "XTLAT", "XTABLE LAT", "LATERAL", "Lateral", "lat."),
+        *(
+            "LL",
+            "RL",
+            "ll",
+            "LLAT",
+            "RLAT",
+            "XTLAT",
+            "XTABLE LAT",
+            "X-TABLE",
+            "X TABLE",
+            "CROSS-TABLE",
+            "LATERAL",
+            "Lateral",
+            "lat.",
+        ),
         *(
             "L.L.",
             "L LAT",

@@ -49,12 +49,14 @@ class Codestream:
         syntax: UID of the transfer syntax that it is.
         samples: Channels.
         ycc: Whether three channels are Y, Cb and Cr once decoded; None where it does not say.
+        signed: Whether its samples have a sign; other kinds than JPEG 2000 do not say.
     """
 
     data: bytes
     syntax: str
     samples: int
     ycc: bool | None = None
+    signed: bool = False
 
 
 def read_codestream(data: bytes, bytes_each: int) -> Codestream | None:
@@ -144,7 +146,7 @@ def _with_plain_scan(data: bytes, end: int) -> bytes:
 
 
 def _jpeg_2000(data: bytes, *, ycc: bool | None) -> Codestream | None:
-    # T.800, A.5.1 and A.6.1: components; component transform, wavelet.
+    # T.800, A.5.1 and A.6.1: components, depth and sign of the first; component transform, wavelet.
     seen = {marker: content for marker, _, content in segments(data)}
     size, coding = seen.get(SIZ, b""), seen.get(COD, b"")
     if len(size) < 36 or len(coding) < 10:
@@ -154,7 +156,8 @@ def _jpeg_2000(data: bytes, *, ycc: bool | None) -> Codestream | None:
     name = ("ht" if high_throughput else "2000") + ("" if lossless else "-lossy")
     if coding[4] & 1:  # the decoder undoes it
         ycc = False
-    return Codestream(data, JPEG_SYNTAX[name], int.from_bytes(size[34:36], "big"), ycc)
+    samples, signed = int.from_bytes(size[34:36], "big"), size[36:37] >= b"\x80"
+    return Codestream(data, JPEG_SYNTAX[name], samples, ycc, signed)
 
 
 def with_end(data: bytes) -> bytes | None:
