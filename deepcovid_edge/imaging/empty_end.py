@@ -8,6 +8,7 @@ so in the midst of a row: up to there the row goes on as those above it, and not
 from __future__ import annotations
 
 import struct
+from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,19 +101,89 @@ def _stops_midway(rows: NDArray[np.bool_]) -> bool:
     )
 
 
-def of_tiff(page: tiff.Directory) -> PixelBlock | None:
-    """Where the pixels of a TIFF file stand (TIFF 6.0, section 8), or None: not in one piece."""
-    starts, sizes = page.tags.get(tiff.STARTS, ()), page.tags.get(tiff.SIZES, ())
-    if page.value(tiff.COMPRESSION, 1) != 1 or not starts or len(starts) != len(sizes):
-        return None
-    ends = [start + size for start, size in zip(starts, sizes, strict=True)]
-    samples, width = page.value(tiff.SAMPLES, 1), page.value(tiff.WIDTH, 0)
-    planes = samples if page.value(tiff.PLANES, 1) == 2 else 1
-    pixel = max(1, samples * max(page.tags.get(tiff.BITS, (1,))) // 8 // max(1, planes))
-    row, rows = pixel * width, page.value(tiff.HEIGHT, 0) * planes
-    if list(starts[1:]) != ends[:-1] or not row or sum(sizes) != row * rows:
-        return None
-    return PixelBlock(starts[0], rows, row, pixel)
+def check_tiff(data: bytes, page: tiff.Directory) -> list[WarningCode]:
+    """Look for pixels of a TIFF file that were never written, or are not there.
+
+    Args:
+        data: The bytes of the file.
+        page: The directory of the picture.
+
+    Raises:
+        NotAssessedError: The pixels end in the midst of a row, or a strip or tile has no room for
+            those it should hold.
+    """
+    pieces, unit = tiff.pieces(page)
+    if not pieces:
+        return []
+    _check_room(data, page, pieces)
+    if _filled(data, pieces[-1], unit)[-1].any():
+        return []
+    image = np.zeros((max(one.bottom for one in pieces), max(one.right for one in pieces)), bool)
+    held = []
+    for piece in pieces:
+        filled = _filled(data, piece, unit)
+        image[piece.top : piece.bottom, piece.left : piece.right] = filled
+        held.append(np.count_nonzero(filled))
+    if not any(held):
+        return []
+    last = int(np.flatnonzero(held)[-1])
+    return _check_last(image, pieces[: last + 1])
+
+
+def _check_last(image: NDArray[np.bool_], written: list[tiff.Piece]) -> list[WarningCode]:
+    """Look at the last strip or tile in the file that holds more than zeros."""
+    last = written[-1]
+    columns = slice(last.left, last.right)
+    row = last.top + int(np.flatnonzero(image[last.top : last.bottom, columns].any(axis=1))[-1])
+    if row < _BACK:
+        return []
+    before = sum((one.bottom - one.top) * (one.right - one.left) for one in written[:-1])
+    above = (row - last.top) * (last.right - last.left)
+    empty = 1.0 - (before + above + last.right - last.left) / image.size
+    if _stops_midway(image[row - _BACK : row + 1, columns]) and _is_step(image, last, row):
+        detail = f"the last {empty:.0%} of the pixels are zeros"
+        raise NotAssessedError(Reason.TRUNCATED, detail)
+    there = np.count_nonzero(image) - np.count_nonzero(image[row, columns])
+    zeros = 1.0 - there / max(1, before + above)
+    return [WarningCode.EMPTY_END] if empty >= _LEAST_EMPTY and zeros <= _MOST_ZEROS else []
+
+
+def _is_step(image: NDArray[np.bool_], last: tiff.Piece, row: int) -> bool:
+    """Whether the zeros behind a row end, or begin, at the side of the tile that it is in.
+
+    The tile to the left is whole, and the one to the right empty; an edge in the image goes on.
+    """
+    if last.right - last.left == image.shape[1]:
+        return True
+    below, above = image[row + 1 : last.bottom], image[last.top : row]
+    left = last.left > 0 and len(below) and np.mean(below[:, last.left - 1]) >= _ALIKE
+    if left or last.right == image.shape[1]:
+        return bool(left)
+    if not len(above):
+        return _stops_midway(image[row - _BACK : row + 1])
+    return bool(np.mean(above[:, last.right - 1]) >= _ALIKE and not above[:, last.right].any())
+
+
+def _check_room(data: bytes, page: tiff.Directory, pieces: list[tiff.Piece]) -> None:
+    """Check that no strip or tile goes on into the next one, or into the directory.
+
+    Decoders of uncompressed pixels take whatever stands there.
+    """
+    ends = sorted({page.start, len(data), *(piece.start for piece in pieces)})
+    for piece in pieces:
+        size = (piece.bottom - piece.top) * piece.row_bytes
+        after = bisect_right(ends, piece.start)
+        room = ends[after] - piece.start if after < len(ends) else 0
+        if room < size:
+            raise NotAssessedError(Reason.TRUNCATED, f"{room} of {size} bytes")
+
+
+def _filled(data: bytes, piece: tiff.Piece, unit: int) -> NDArray[np.bool_]:
+    """Which pixels of a strip or tile are not zero, of shape (rows, columns)."""
+    rows, columns = piece.bottom - piece.top, piece.right - piece.left
+    return PixelBlock(piece.start, rows, piece.row_bytes, unit).filled(data, slice(None))[
+        :, :columns
+    ]
 
 
 def of_bmp(data: bytes, size: tuple[int, int]) -> PixelBlock | None:

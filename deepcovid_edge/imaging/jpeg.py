@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, NamedTuple
 
 import simplejpeg
 from numpy.typing import NDArray
+
+from deepcovid_edge.imaging.radiograph import check_area
 
 _STRAY_BYTES = re.compile("([0-9]+) extraneous bytes before marker 0x([0-9a-f]{2})")
 """What libjpeg says of bytes behind the last pixel of a scan (jerror.h, JWRN_EXTRANEOUS_DATA)."""
@@ -27,6 +29,7 @@ _ALONE = {0x01, *range(0xD0, 0xD9)}
 """Markers without a segment (ITU-T T.81, table B.1)."""
 _EOI, _SOS, _APP0, _APP2, _APP14 = 0xD9, 0xDA, 0xE0, 0xE2, 0xEE
 _SEQUENTIAL = {0xC0, 0xC1, 0xC9}
+_FRAMES = {*_SEQUENTIAL, 0xC2, 0xCA}
 _LEAST = {(_APP0, b"JFIF\0"): 18, (_APP14, b"Adobe"): 16}
 """Length of a segment with its marker (JFIF 1.02, page 5; Adobe Technical Note 5116, page 23)."""
 _WHOLE_SPECTRUM = bytes((0, 63, 0))
@@ -84,6 +87,42 @@ def jpeg_without_oddities(data: bytes) -> bytes:
             kept.append(_usual(part.marker, segment, sequential=sequential))
             kept.append(data[part.end : part.scan_end])
     return b"".join(kept)
+
+
+def jpeg_with_end(data: bytes) -> bytes | None:
+    """A JPEG that lacks only its end marker, in whose place zeros stand, with that marker.
+
+    Returns:
+        None where the file does not end in zeros, or they stand in the place of pixels too.
+    """
+    held = data.rstrip(b"\0")
+    if len(held) == len(data):
+        return None
+    stuffed = b"\0" if held.endswith(b"\xff") else b""
+    ended = held + stuffed + bytes((0xFF, _EOI))
+    try:
+        width, height, *_ = simplejpeg.decode_jpeg_header(ended)
+        check_area(width, height)
+        decode_jpeg(ended, "GRAY")
+    except ValueError:
+        return None
+    return ended if _has_all_scans(ended) else None
+
+
+def _has_all_scans(data: bytes) -> bool:
+    """Whether the scans give each coefficient of each component to its last bit (T.81, G.1.1.1)."""
+    missing: set[tuple[int, int]] = set()
+    sequential = False
+    for part in _segments(data):
+        held = data[part.start + 4 : part.end]
+        if part.marker in _FRAMES:
+            sequential = part.marker in _SEQUENTIAL
+            missing = set(product(held[6 : 6 + 3 * held[5] : 3], range(64)))
+        elif part.marker == _SOS:
+            first, last, bits = _WHOLE_SPECTRUM if sequential else held[-3:]
+            if bits & 0x0F == 0:
+                missing -= set(product(held[1 : 1 + 2 * held[0] : 2], range(first, last + 1)))
+    return not missing
 
 
 def _without_stray_bytes(data: bytes, count: int, marker: int, colours: str) -> Iterator[bytes]:

@@ -14,10 +14,10 @@ Grey pixels are made by these rules:
 | 16-bit grey | as they are; `white` is the smallest power of two, less one, that holds all but \
 marks |
 | RGB, 8 or 16 bit | not assessed if coloured, else luma (ITU-R BT.601, OpenCV's RGB2GRAY) |
-| alpha | laid on black |
+| alpha | laid on black; 0 everywhere in a BMP is opaque |
 | palette | looked up, then as RGB |
 | EXIF or TIFF orientation | applied |
-| TIFF WhiteIsZero | inverted |
+| TIFF WhiteIsZero | inverted; grey of no stated interpretation is BlackIsZero |
 | pixels that are not square | stretched, see `aspect.py` |
 | uncompressed, ends in zeros | see `empty_end.py` |
 | 1 bit, 32 bit, signed, floating point, CMYK, Lab, 16-bit grey with alpha in TIFF | not assessed |
@@ -44,9 +44,9 @@ from deepcovid_edge.imaging.aspect import (
     stated_by_container,
 )
 from deepcovid_edge.imaging.depth import used_bits
-from deepcovid_edge.imaging.empty_end import check_end, of_bmp, of_tiff
+from deepcovid_edge.imaging.empty_end import check_end, check_tiff, of_bmp
 from deepcovid_edge.imaging.files import FileBytes
-from deepcovid_edge.imaging.jpeg import decode_jpeg, jpeg_without_oddities
+from deepcovid_edge.imaging.jpeg import decode_jpeg, jpeg_with_end, jpeg_without_oddities
 from deepcovid_edge.imaging.png import png_without_metadata
 from deepcovid_edge.imaging.radiograph import (
     LOSSY_RATIO,
@@ -68,7 +68,13 @@ from deepcovid_edge.imaging.signatures import (
     unread_format,
     webp_ends_in_zeros,
 )
-from deepcovid_edge.imaging.tiff import MAGIC, OpenCvTiff, open_for_opencv, read_directory
+from deepcovid_edge.imaging.tiff import (
+    MAGIC,
+    OpenCvTiff,
+    open_for_opencv,
+    read_directory,
+    usual_tiff,
+)
 from deepcovid_edge.reasons import Reason, WarningCode
 
 if TYPE_CHECKING:
@@ -107,8 +113,9 @@ def decode_picture(file: FileBytes) -> Radiograph:
 
 
 def _decode_file(file: FileBytes) -> Radiograph:
-    _check_container(file.data)
-    data = png_without_metadata(file.data) if known_kind(file.data) == "PNG" else file.data
+    data = _checked(file.data)
+    if known_kind(data) == "PNG":
+        data = png_without_metadata(data)
     picture = _open(data)
     _check_header(picture)
     shape = _upright_shape(picture, file.data)
@@ -126,15 +133,22 @@ def _decode_file(file: FileBytes) -> Radiograph:
     return in_square_pixels(Radiograph(grey, white, file.sha256, name, found), shape)
 
 
-def _check_container(data: bytes) -> None:
-    # First of all: decoders make pictures of images that lack their end, or whose pixels were
-    # overwritten on the way.
+def _checked(data: bytes) -> bytes:
+    """The bytes of a file that is whole, with the end of a JPEG that lacks no more.
+
+    First of all: decoders make pictures of images that lack their end, or whose pixels were
+    overwritten on the way.
+    """
     if is_cut_off(data):
-        raise NotAssessedError(Reason.TRUNCATED, f"{len(data)} bytes")
+        ended = jpeg_with_end(data) if known_kind(data) == "JPEG" else None
+        if ended is None:
+            raise NotAssessedError(Reason.TRUNCATED, f"{len(data)} bytes")
+        return ended
     if is_damaged(data):
         raise NotAssessedError(Reason.DECODE, "pixels fail their checksum")
     if name := unread_format(data):
         raise NotAssessedError(Reason.FORMAT, f"this is {name}")
+    return data
 
 
 @dataclass(frozen=True)
@@ -167,21 +181,54 @@ def _open(data: bytes) -> Picture:
     """The picture with its header read and no pixel decoded."""
     if plain := _plain_jpeg(data):
         return plain
+    try:
+        opened = _opened_by_pillow(data)
+    except NotAssessedError:
+        raise
+    except Exception as error:  # Pillow's plug-ins raise nearly anything on a broken header
+        if known_kind(data) == "JPEG" and (usual := jpeg_without_oddities(data)) != data:
+            return _open(usual)
+        if data.startswith(MAGIC):
+            return _open_odd_tiff(data)
+        if kind := known_kind(data):
+            raise NotAssessedError(Reason.DECODE, f"{kind} of a kind not read") from error
+        detail = "empty file" if not data else f"{len(data)} bytes"
+        raise NotAssessedError(Reason.NOT_IMAGE, detail) from error
+    if opened.format == "TIFF" and _is_odd_tiff(opened):
+        return _open_odd_tiff(data)
+    return opened
+
+
+def _opened_by_pillow(data: bytes) -> Image.Image:
     pillow = _pillow()
     try:
         opened: Image.Image = pillow.open(io.BytesIO(data), formats=_OPENED)
     except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
         raise NotAssessedError(Reason.TOO_BIG, "by its header") from error
-    except Exception as error:  # Pillow's plug-ins raise nearly anything on a broken header
-        if known_kind(data) == "JPEG" and (usual := jpeg_without_oddities(data)) != data:
-            return _open(usual)
-        if data.startswith(MAGIC):
-            return open_for_opencv(data)
-        if kind := known_kind(data):
-            raise NotAssessedError(Reason.DECODE, f"{kind} of a kind not read") from error
-        detail = "empty file" if not data else f"{len(data)} bytes"
-        raise NotAssessedError(Reason.NOT_IMAGE, detail) from error
     return opened
+
+
+def _is_odd_tiff(picture: Picture) -> bool:
+    # Pillow takes 8 bits that state no photometric interpretation for WhiteIsZero, and does not
+    # know all kinds of pixels with their lowest bit first.
+    return _tiff_tag(picture, 262) is None or _tiff_tag(picture, 266) == 2
+
+
+def _open_odd_tiff(data: bytes) -> Picture:
+    """A TIFF that Pillow does not open as it is, or takes for another picture."""
+    stated = open_for_opencv(data)
+    if stated.n_frames > 1:
+        return stated
+    try:
+        return _opened_by_pillow(usual_tiff(data))
+    except NotAssessedError:
+        raise
+    except Exception as error:
+        if stated.mode in _MODES and 8 in stated.tag_v2.get(258, ()):
+            compression = stated.tag_v2.get(259, 1)
+            detail = f"TIFF of a kind not read, compression {compression}"
+            raise NotAssessedError(Reason.DECODE, detail) from error
+        return stated
 
 
 @cache
@@ -323,11 +370,9 @@ def _decode(picture: Picture, data: bytes) -> tuple[NDArray[Any], list[WarningCo
 
 def _check_end(picture: Picture, data: bytes) -> list[WarningCode]:
     """What uncompressed pixels that end in zeros give to know."""
-    block = None
     if picture.format == "TIFF":
-        block = of_tiff(read_directory(data))
-    elif picture.format == "BMP":
-        block = of_bmp(data, picture.size)
+        return check_tiff(data, read_directory(data))
+    block = of_bmp(data, picture.size) if picture.format == "BMP" else None
     return check_end(data, block) if block else []
 
 
@@ -357,7 +402,10 @@ def _loaded(picture: Image.Image, data: bytes) -> NDArray[Any]:
     see_through = picture.mode in ("L", "RGB", "P") and "transparency" in picture.info
     if see_through or picture.mode in ("P", "PA"):
         picture = picture.convert("RGBA")
-    return np.asarray(picture)
+    pixels = np.asarray(picture)
+    if picture.format == "BMP" and picture.mode == "RGBA" and not pixels[..., 3].any():
+        return pixels[..., :3]  # the mask of an alpha that the writer never filled
+    return pixels
 
 
 def _on_black(pixels: NDArray[Any]) -> tuple[NDArray[Any], list[WarningCode]]:
@@ -428,16 +476,23 @@ def _full_scale(grey: Grey, picture: Picture) -> tuple[Grey, int, list[WarningCo
     """The image with the value of its full white.
 
     A 16-bit file often holds 10, 12 or 14 bits. Burnt-in marks at full white do not count, or they
-    would make the image black; what lies above is clipped.
+    would make the image black; what lies above is clipped. Black of WhiteIsZero is 65535 (TIFF 6.0,
+    section 8); other writers invert at the bits that they use.
     """
     if grey.dtype == np.uint8:
         return grey, 255, []
     step = sampling_step(grey)
-    white = (1 << used_bits(grey[::step, ::step])) - 1
+    bits = used_bits(grey[::step, ::step])
+    is_inverted = _tiff_tag(picture, 262) == 0  # WhiteIsZero, TIFF 6.0 section 8; of 16 bits
+    if is_inverted:
+        turned = np.uint16(65535) - grey
+        if (turned_bits := used_bits(turned[::step, ::step])) < bits:
+            grey, bits, is_inverted = turned, turned_bits, False
+    white = (1 << bits) - 1
     warnings = []
     if white < np.iinfo(np.uint16).max:
         grey = np.minimum(grey, np.uint16(white))
         warnings = [WarningCode.DEPTH]
-    if _tiff_tag(picture, 262) == 0:
-        grey = np.uint16(white) - grey  # WhiteIsZero, TIFF 6.0 section 8; Pillow turns 8 bit
+    if is_inverted:
+        grey = np.uint16(white) - grey
     return grey, white, warnings

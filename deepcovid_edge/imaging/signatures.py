@@ -29,11 +29,15 @@ _UNREAD = {
     b"\x00\x00\x00\x0cjP  ": "JPEG 2000",
     b"\xff\x4f\xff\x51": "a JPEG 2000 codestream",
     b"\x00\x00\x00\x0cJXL ": "JPEG XL",
+    b"\xff\x0a": "a JPEG XL codestream",
+    b"II\xbc\x01": "JPEG XR",
     b"SIMPLE  =": "FITS",
     b"\x89HDF\r\n": "HDF5",
     b"\x1f\x8b": "a gzip archive (NIfTI?)",
 }
 _UNREAD_START = re.compile(b"|".join(map(re.escape, _UNREAD)))
+_NETPBM = re.compile(rb"P[2356](?:(?:\s|#[^\r\n]*[\r\n])+0*[1-9][0-9]{0,6}){3}\s")
+"""Width, height and the largest value, which a text that begins so does not state (Netpbm)."""
 _FTYP = {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF", b"avif": "AVIF", b"isom": "a video"}
 
 _JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
@@ -65,6 +69,8 @@ def unread_format(data: bytes) -> str | None:
     """Name of a well-known format that is not read here, or None."""
     if data[4:8] == b"ftyp":
         return _FTYP.get(data[8:12], "HEIF or a video")
+    if _NETPBM.match(data):
+        return "PGM" if data[1:2] in b"25" else "PPM"
     found = _UNREAD_START.match(data)
     return _UNREAD[found[0]] if found else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from deepcovid_edge.errors import NotAssessedError
-from deepcovid_edge.imaging.empty_end import PixelBlock, check_end
+from deepcovid_edge.imaging.empty_end import PixelBlock, check_end, check_tiff
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.imaging.reading import read_radiograph
+from deepcovid_edge.imaging.tiff import read_directory
 from deepcovid_edge.reasons import Reason, WarningCode
 
 pytest.importorskip("pydicom", reason="needs extra dicom")
 pytest.importorskip("imagecodecs", reason="needs extra dicom")
 from dicom_files import EXPLICIT, JPEG, WRITABLE, dataset, reason_of, stored_image, written
 from test_dicom_refusals import image
+from test_tiff import in_pieces, strips
 
 from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, DEFLATED, IMPLICIT
 
@@ -126,6 +129,54 @@ def test_tiff_of_several_strips_and_16_bits_is_cut_off(pictures: Any, decode: De
         assert reason_of(decode, emptied(data, 0.3, 320)) is Reason.TRUNCATED
 
 
+def tiles(pixels: NDArray[Any], side: int) -> list[bytes]:
+    """Uncompressed tiles, with zeros where they go on beyond the image."""
+    high, wide = (-(-length // side) * side for length in pixels.shape[:2])
+    padded = np.zeros((high, wide, *pixels.shape[2:]), pixels.dtype)
+    padded[: pixels.shape[0], : pixels.shape[1]] = pixels
+    corners = ((top, left) for top in range(0, high, side) for left in range(0, wide, side))
+    return [padded[top : top + side, left : left + side].tobytes() for top, left in corners]
+
+
+LAID: dict[str, tuple[dict[int, int], Callable[[NDArray[Any]], list[bytes]]]] = {
+    "one strip": ({278: 300}, lambda pixels: [pixels.tobytes()]),
+    "strips": ({278: 7}, lambda pixels: strips(pixels, 7)),
+    "rows": ({278: 1}, lambda pixels: strips(pixels, 1)),
+    "tiles": ({322: 64, 323: 64}, lambda pixels: tiles(pixels, 64)),
+    "one tile": ({322: 304, 323: 304}, lambda pixels: tiles(pixels, 304)),
+}
+
+
+def unwritten(pieces: list[bytes], kept: int) -> list[bytes]:
+    """The pieces with zeros behind so many of their bytes."""
+    whole = b"".join(pieces)
+    left = whole[:kept] + bytes(len(whole) - kept)
+    ends = np.cumsum([0, *map(len, pieces)])
+    return [left[at:end] for at, end in pairwise(ends)]
+
+
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("gap", [0, 2, 16])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("laid", LAID)
+def test_tiff_is_cut_off_however_its_pixels_lie(
+    laid: str, channels: int, gap: int, share: float, pictures: Any, decode: Decode
+) -> None:
+    grey = np.maximum(pictures.image(300, 304), 1)
+    pixels = grey if channels == 1 else pictures.rgb(grey)
+    tags, lay = LAID[laid]
+    pieces = lay(pixels)
+    whole = decode(in_pieces(pieces, pixels.shape, tags, gap=gap))
+    assert np.array_equal(whole.pixels, grey)
+    assert whole.warnings == ()
+    row = channels * tags.get(322, 304)
+    end = round(sum(map(len, pieces)) * (1 - share)) // row * row
+    cut = in_pieces(unwritten(pieces, end + row // 3), pixels.shape, tags, gap=gap)
+    assert reason_of(decode, cut) is Reason.TRUNCATED
+    at_a_row = in_pieces(unwritten(pieces, end), pixels.shape, tags, gap=gap)
+    assert decode(at_a_row).warnings == (WarningCode.EMPTY_END,)
+
+
 # --- what is no such end ------------------------------------------------------------------------
 
 
@@ -188,4 +239,6 @@ def test_no_real_image_is_taken_for_cut_off() -> None:
             data = np.ascontiguousarray(turned)
             block = PixelBlock(0, len(data), data.shape[1], 1)
             noted += len(check_end(data.tobytes(), block))
-    assert noted <= 0.01 * 8 * len(paths)
+            tiled = in_pieces(tiles(data, 128), data.shape, {322: 128, 323: 128})
+            noted += len(check_tiff(tiled, read_directory(tiled)))
+    assert noted <= 0.01 * 16 * len(paths)

@@ -170,6 +170,23 @@ def test_tiff_white_is_zero_is_inverted_at_the_depth_it_uses(
     assert equal(decode(data), image if orientation == 1 else np.rot90(image, 3), white)
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("marked", [False, True])
+@pytest.mark.parametrize("bits", [9, 10, 12, 13, 14, 15, 16])
+def test_tiff_whose_black_is_the_highest_of_16_bits_is_its_black_is_zero_twin(
+    bits: int, marked: bool, big: bool, order: str, pictures: Any, decode: Decode
+) -> None:
+    image = pictures.image(300, 200, bits=bits)
+    if marked:
+        image[20:26, 20:26] = 65535
+    twin = decode(pictures.tiff(image, 1, order=order, big=big))
+    read = decode(pictures.tiff(65535 - image, 0, order=order, big=big))
+    assert equal(read, twin.pixels, twin.white)
+    assert read.white == (1 << bits) - 1
+    assert read.warnings == twin.warnings == (() if bits == 16 else (WarningCode.DEPTH,))
+
+
 @pytest.mark.parametrize("bits", [8, 16])
 def test_compressed_tiff_white_is_zero_is_inverted(
     bits: int, pictures: Any, decode: Decode
@@ -208,6 +225,24 @@ def test_bmp_of_every_depth_and_direction_is_read(pictures: Any, decode: Decode)
     assert {name: equal(decode(data), image) for name, data in files.items()} == dict.fromkeys(
         files, True
     )
+
+
+@pytest.mark.parametrize("header", [56, 108, 124])
+def test_alpha_that_a_bmp_has_a_mask_for_and_never_filled_hides_nothing(
+    header: int, pictures: Any, decode: Decode
+) -> None:
+    image = pictures.image()
+    masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000).ljust(header - 40, b"\0")
+    for alpha, expected, warnings in (
+        (image * 0, image, ()),
+        (image * 0 + 255, image, ()),
+        (image, np.rint(image * (image / 255)), (WarningCode.ALPHA,)),
+    ):
+        rows = pictures.rgb(image, alpha)[::-1].tobytes()
+        data = pictures.bmp(rows, image.shape[::-1], 32, compression=3, palette=masks)
+        read = decode(data[:14] + struct.pack("<I", header) + data[18:])
+        assert equal(read, expected)
+        assert read.warnings == warnings
 
 
 # --- colour, alpha, palette --------------------------------------------------------------------

@@ -113,6 +113,42 @@ def test_colours_are_left_to_pillow() -> None:
     assert not isinstance(pictures._open(stream.getvalue()), PlainJpeg)
 
 
+NO_END: dict[str, Callable[[], bytes]] = {
+    "grey": jpeg,
+    "restarts": lambda: jpeg(restart_marker_rows=1),
+    "progressive": lambda: jpeg(progressive=True),
+    "EXIF": lambda: jpeg(exif=exif(1)),
+    "optimised": lambda: jpeg(optimize=True),
+}
+
+
+@pytest.mark.parametrize("zeros", [1, 2, 700, 100_000])
+@pytest.mark.parametrize("kind", NO_END)
+def test_zeros_in_the_place_of_the_end_marker_alone_do_no_harm(kind: str, zeros: int) -> None:
+    whole = NO_END[kind]()
+    assert whole.endswith(b"\xff\xd9")
+    assert outcome(whole[:-2] + bytes(zeros)) == outcome(whole)
+    assert decoded(whole[:-2]) == "E_TRUNCATED"
+
+
+@pytest.mark.parametrize("kind", NO_END)
+def test_zeros_in_the_place_of_pixels_are_a_file_that_is_cut_off(kind: str) -> None:
+    """Wherever they begin: within the last rows, and where a scan ends that others follow."""
+    whole = NO_END[kind]()
+    scans = [at for at in range(len(whole) // 4, len(whole)) if whole[at : at + 2] == b"\xff\xda"]
+    tables = [at for at in range(len(whole) // 4, len(whole)) if whole[at : at + 2] == b"\xff\xc4"]
+    last = range(len(whole) - 40, len(whole) - 4)
+    for end in (*scans, *tables, *last, *range(len(whole) // 4, len(whole) - 4, 997)):
+        assert decoded(whole[:end] + bytes(len(whole) - end)) == "E_TRUNCATED", end
+
+
+def test_header_without_an_end_is_checked_for_its_size_before_it_is_decoded() -> None:
+    data = jpeg()
+    at = data.index(b"\xff\xc0") + 5
+    large = data[:at] + b"\xf0\0\xf0\0" + data[at + 4 : -2] + bytes(40)
+    assert decoded(large) == "E_TOO_BIG"
+
+
 @given(at=st.integers(0, 700), value=st.integers(0, 255))
 def test_a_damaged_header_is_taken_as_pillow_takes_it(at: int, value: int) -> None:
     """The same image comes out, or it is refused for the same reason."""

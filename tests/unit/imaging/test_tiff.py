@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.empty_end import PixelBlock, check_end
@@ -19,6 +21,64 @@ from deepcovid_edge.reasons import Reason, WarningCode
 Decode = Callable[..., Radiograph]
 
 ORDERS = ["<", ">"]
+
+
+def in_pieces(
+    pieces: Sequence[bytes],
+    shape: tuple[int, ...],
+    tags: Mapping[int, int],
+    *,
+    order: str = "<",
+    big: bool = False,
+    gap: int = 0,
+) -> bytes:
+    """A TIFF of 8-bit strips, or of tiles where tag 322 states their width.
+
+    Args:
+        pieces: The bytes of each, in the order of the file.
+        shape: Of the picture, (rows, columns) or with its channels.
+        tags: More tags, or other values for the usual ones.
+        order: `<` for a little-endian file, `>` for a big-endian one.
+        big: Whether it is a BigTIFF.
+        gap: Bytes between two pieces.
+    """
+    channels = shape[2] if len(shape) == 3 else 1
+    starts, body = [], bytes(16)
+    for piece in pieces:
+        starts.append(len(body))
+        body += piece + bytes(gap)
+    places = (324, 325) if 322 in tags else (273, 279)
+    entries: dict[int, tuple[int, ...]] = {
+        **{256: (shape[1],), 257: (shape[0],), 258: (8,) * channels, 259: (1,)},
+        **{262: (2 if channels == 3 else 1,), 277: (channels,)},
+        **{tag: (value,) for tag, value in tags.items()},
+        **dict(zip(places, (tuple(starts), tuple(map(len, pieces))), strict=True)),
+    }
+    start, place = len(body), "Q" if big else "I"
+    width = struct.calcsize(place)
+    behind = start + (8 if big else 2) + (4 + 2 * width) * len(entries) + width
+    directory, values = struct.pack(order + ("Q" if big else "H"), len(entries)), b""
+    for tag, numbers in sorted(entries.items()):
+        value = struct.pack(f"{order}{len(numbers)}I", *numbers)
+        if len(value) > width:
+            pointer = struct.pack(order + place, behind + len(values))
+            values, value = values + value, pointer
+        directory += struct.pack(order + "HH" + place, tag, 4, len(numbers))
+        directory += value.ljust(width, b"\0")
+    version = struct.pack(order + "HHH", 43, 8, 0) if big else struct.pack(order + "H", 42)
+    head = (b"II" if order == "<" else b"MM") + version + struct.pack(order + place, start)
+    return head + body[len(head) :] + directory + bytes(width) + values
+
+
+def strips(pixels: NDArray[Any], rows: int) -> list[bytes]:
+    """Uncompressed strips of so many rows, the last of those that are left."""
+    return [pixels[top : top + rows].tobytes() for top in range(0, len(pixels), rows)]
+
+
+def refusal(decode: Decode, data: bytes) -> Reason:
+    with pytest.raises(NotAssessedError) as caught:
+        decode(data)
+    return caught.value.reason
 
 
 def two_directories(data: bytes) -> bytes:
@@ -64,6 +124,12 @@ def test_what_pillow_does_not_open_keeps_its_turn_and_the_shape_of_its_pixels(
     assert read.warnings == (WarningCode.ASPECT,)
 
 
+def without_photometric(data: bytes) -> bytes:
+    """The file with tag 262 turned into 263, which says nothing of an image of 8 bits."""
+    order = "<" if data.startswith(b"II") else ">"
+    return data.replace(struct.pack(order + "HH", 262, 3), struct.pack(order + "HH", 263, 3))
+
+
 NOT_READ: dict[str, tuple[Reason, str, Callable[[Any], bytes]]] = {
     "signed": (
         Reason.MODE,
@@ -89,6 +155,16 @@ NOT_READ: dict[str, tuple[Reason, str, Callable[[Any], bytes]]] = {
         Reason.MODE,
         "2 of 16 bits a pixel",
         lambda p: p.tiff(np.dstack([p.image(bits=16)] * 2), 1, tags={338: 2}),
+    ),
+    "colours of no stated kind": (
+        Reason.MODE,
+        "3 of 8 bits a pixel, photometric interpretation not stated",
+        lambda p: without_photometric(p.tiff(p.rgb(p.image()), 2)),
+    ),
+    "pages, one of them of no stated kind": (
+        Reason.FRAMES,
+        "2 pictures",
+        lambda p: without_photometric(two_directories(p.tiff(p.image(), 1, order=">", big=True))),
     ),
     "pages": (
         Reason.FRAMES,
@@ -161,3 +237,123 @@ def test_strips_without_lengths_are_no_reason_to_fail(pictures: Any, decode: Dec
     at = whole.index(struct.pack("<HHI", 279, 4, 1))
     without = whole[:at] + struct.pack("<H", 280) + whole[at + 2 :]
     assert np.array_equal(decode(without).pixels, pictures.image())
+
+
+# --- what Pillow does not open, or takes for another picture ------------------------------------
+
+
+DAMAGE: dict[str, Callable[[list[bytes]], list[bytes]]] = {
+    "overwritten": lambda packed: [*packed[:2], packed[2][:2] + bytes(40), *packed[3:]],
+    "zeros within": lambda packed: [
+        *packed[:2],
+        packed[2][:9] + bytes(60) + packed[2][69:],
+        *packed[3:],
+    ],
+    "short": lambda packed: [
+        *packed[:2],
+        zlib.compress(zlib.decompress(packed[2])[:500]),
+        *packed[3:],
+    ],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("photometric", [0, 1])
+@pytest.mark.parametrize("more", [{}, {339: 4}, {338: 0}], ids=["", "no kind", "more"])
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("order", ORDERS)
+def test_damaged_strip_is_never_a_hole_in_an_image(
+    order: str,
+    big: bool,
+    more: dict[int, int],
+    photometric: int,
+    channels: int,
+    damage: str,
+    pictures: Any,
+    decode: Decode,
+) -> None:
+    image = pictures.image()
+    stored = image if photometric else 255 - image
+    pixels = image if channels == 1 else pictures.rgb(image)
+    tags = {259: 8, 262: 2, 278: 16, **more}
+    if channels == 1:
+        pixels, tags[262] = stored, photometric
+    packed = [zlib.compress(strip) for strip in strips(pixels, 16)]
+    read = decode(in_pieces(packed, pixels.shape, tags, order=order, big=big))
+    assert np.array_equal(read.pixels, image)
+    assert read.warnings == ()
+    damaged = in_pieces(DAMAGE[damage](packed), pixels.shape, tags, order=order, big=big)
+    assert refusal(decode, damaged) in (Reason.DECODE, Reason.TRUNCATED)
+
+
+@pytest.mark.parametrize("compression", [32909, 34712, 34887, 34933, 50002])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("order", ORDERS)
+def test_compression_that_is_not_read_is_named(
+    order: str, big: bool, channels: int, compression: int, pictures: Any, decode: Decode
+) -> None:
+    pixels = pictures.image() if channels == 1 else pictures.rgb(pictures.image())
+    tags = {259: compression, 278: 128}
+    with pytest.raises(NotAssessedError, match=f"compression {compression}") as caught:
+        decode(in_pieces([pixels.tobytes()], pixels.shape, tags, order=order, big=big))
+    assert caught.value.reason is Reason.DECODE
+
+
+@pytest.mark.parametrize("packing", [1, 8])
+@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("order", ORDERS)
+def test_grey_picture_that_states_no_photometric_interpretation_is_read_upright(
+    order: str, big: bool, bits: int, packing: int, pictures: Any, decode: Decode
+) -> None:
+    """As libtiff and tifffile take it, at every depth."""
+    image = pictures.image(bits=bits)
+    whole = pictures.tiff(image, 1, order=order, big=big, tags={259: packing, 274: 6})
+    read, twin = decode(without_photometric(whole)), decode(whole)
+    assert np.array_equal(read.pixels, np.rot90(image, 3))
+    assert (read.white, read.warnings) == (twin.white, twin.warnings)
+
+
+@pytest.mark.parametrize("packing", [1, 8])
+@pytest.mark.parametrize("photometric", [0, 1, 2])
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("order", ORDERS)
+def test_picture_with_the_lowest_bit_of_each_byte_first_is_its_usual_twin(
+    order: str,
+    big: bool,
+    bits: int,
+    photometric: int,
+    packing: int,
+    pictures: Any,
+    decode: Decode,
+) -> None:
+    image = pictures.image(bits=bits)
+    pixels = pictures.rgb(image) if photometric == 2 else image
+    stored = (1 << bits) - 1 - pixels if photometric == 0 else pixels
+    tags = {259: packing, 266: 2}
+    whole = pictures.tiff(stored, photometric, order=order, big=big, tags=tags)
+    at = 16 if big else 8
+    (end,) = struct.unpack_from(order + ("Q" if big else "I"), whole, at - (8 if big else 4))
+    turned = np.packbits(np.unpackbits(np.frombuffer(whole[at:end], np.uint8)), bitorder="little")
+    read = decode(whole[:at] + turned.tobytes() + whole[end:])
+    assert np.array_equal(read.pixels, image)
+    assert read.warnings == ()
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("order", ORDERS)
+def test_uncompressed_strip_that_runs_into_the_next_one_is_cut_off(
+    order: str, big: bool, pictures: Any, decode: Decode
+) -> None:
+    image = pictures.image()
+    whole = strips(image, 16)
+    for number in (2, len(whole) - 1):
+        short = [*whole]
+        short[number] = short[number][:1000]
+        data = in_pieces(short, image.shape, {278: 16}, order=order, big=big)
+        assert refusal(decode, data) is Reason.TRUNCATED
+    read = decode(in_pieces(whole, image.shape, {278: 16}, order=order, big=big))
+    assert np.array_equal(read.pixels, image)
