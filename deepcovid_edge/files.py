@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import stat
 import threading
 import time
@@ -25,6 +26,9 @@ _NOT_REGULAR = "not a regular file (write it to a file first)"
 _LOCK_SECONDS = 1800.0
 """Longest wait for another process: a large network takes minutes to build."""
 _LOCK_LOOK_SECONDS = 0.1
+_NO_TEXT = re.compile(rb"\0|\A\x08")
+"""Every image has zeros, and an ONNX file begins with a backspace. No text has either."""
+_LOOKED_AT = 4096
 Self = TypeVar("Self", bound="Closing")
 
 
@@ -137,12 +141,35 @@ def write_new(path: Path, data: bytes | memoryview) -> None:
         raise _not_written(path, error) from error
 
 
+def check_replaced(path: Path) -> None:
+    """Refuse to write text over a file that is none, such as an image or a model.
+
+    Raises:
+        OutputError: The file is there and holds what no text holds.
+    """
+    with contextlib.suppress(OSError), open_regular(path) as stream:
+        if _NO_TEXT.search(stream.read(_LOOKED_AT)):
+            raise OutputError(f"{path}: is no text file, and would be lost: choose another name")
+
+
+def check_not_input(output: Path, source: Path) -> None:
+    """Refuse to write over what is read.
+
+    Raises:
+        OutputError: Both are one file.
+    """
+    if output.exists() and source.exists() and output.samefile(source):
+        raise OutputError(f"{output}: is what is read, and would be lost: choose another name")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file; its folder is created if needed.
 
     Raises:
-        OutputError: The file cannot be written, or a name in it is not UTF-8.
+        OutputError: The file cannot be written, one that is no text is there, or a name in it is
+            not UTF-8.
     """
+    check_replaced(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

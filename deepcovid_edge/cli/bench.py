@@ -97,10 +97,12 @@ def command(
     from deepcovid_edge.benchmarking.measure import bench, bench_images
     from deepcovid_edge.benchmarking.results import read_result
     from deepcovid_edge.device.process import set_up
-    from deepcovid_edge.files import write_text
+    from deepcovid_edge.files import check_replaced, write_text
 
     if append and output is None:
         raise click.UsageError("--append: needs the file to join with: -o FILE.json")
+    if output:
+        check_replaced(output)
     earlier = read_result(output) if append and output and output.exists() else None
     settings = BenchSettings(
         scenarios=_scenarios(scenarios, rate),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,7 +53,7 @@ def command(
 
     if len(results) < 2:
         raise click.UsageError("name two files of `deepcovid-edge bench -o` or more.")
-    if max_slowdown is not None and max_slowdown < 0:
+    if max_slowdown is not None and not 0 <= max_slowdown < math.inf:  # NaN is outside too
         raise UsageError(f"--max-slowdown: got {max_slowdown}, expected 0 or more, such as 0.05")
     rules = CompareRules(smallest_change=smallest_change, force=force)
     first, *others = [(str(path), read_result(path)) for path in results]

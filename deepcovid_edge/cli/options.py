@@ -32,10 +32,23 @@ def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Co
 
 def path_option(*names: str, folder: bool = False, **settings: Any) -> Callable[[Command], Command]:
     """An option whose value is a `Path`; with `folder` it may not be a file."""
-    return click.option(*names, type=click.Path(path_type=Path, file_okay=not folder), **settings)
+    return click.option(*names, type=NamedPath(folder=folder), **settings)
 
 
-paths_argument = click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+class NamedPath(click.Path):
+    """A path that is not empty; whether it can be read, whoever reads it says."""
+
+    def __init__(self, *, folder: bool = False) -> None:
+        super().__init__(path_type=Path, file_okay=not folder, readable=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path; an empty one would be the working folder."""
+        if value == "":
+            self.fail("it is empty: is a variable of the shell not set?", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+paths_argument = click.argument("paths", nargs=-1, required=True, type=NamedPath())
 """Files and folders."""
 
 

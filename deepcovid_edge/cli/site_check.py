@@ -59,8 +59,11 @@ def command(
     from deepcovid_edge.datasets.dataset import load_site
     from deepcovid_edge.decision.site_file import USABLE, write_site
     from deepcovid_edge.device.process import set_up
+    from deepcovid_edge.files import check_replaced
     from deepcovid_edge.validation.site_check import site_check
 
+    if output:
+        check_replaced(output)
     set_up()
     images = load_site(data, split=split, source=source)
     named = name or data.resolve().name

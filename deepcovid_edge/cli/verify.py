@@ -61,11 +61,13 @@ def command(
     from deepcovid_edge.backends import load_backend
     from deepcovid_edge.backends.settings import BackendSettings
     from deepcovid_edge.datasets.dataset import load_dataset
-    from deepcovid_edge.files import write_text
+    from deepcovid_edge.files import check_replaced, write_text
     from deepcovid_edge.models import find_model
     from deepcovid_edge.validation.equivalence import EquivalenceRules
     from deepcovid_edge.validation.verify import UNCHANGED, verify
 
+    if output:
+        check_replaced(output)
     maps = _maps(heatmap, heatmap_images, min_heatmap_correlation)
     images = load_dataset(data, split=split)
     own = BackendSettings(provider=provider)

@@ -25,7 +25,7 @@ from deepcovid_edge.datasets.layouts import (
     images_of,
     walk_files,
 )
-from deepcovid_edge.errors import DataError, UsageError
+from deepcovid_edge.errors import DataError, NotThereError, UsageError
 from deepcovid_edge.files import read_regular
 
 __all__ = [
@@ -51,10 +51,11 @@ def load_dataset(
         excluded: Receives what a table lists and is not an image: why -> how many.
 
     Raises:
-        DataError: DATA is not there, has no labelled image, or its manifest lacks a column.
+        NotThereError: DATA is not there.
+        DataError: DATA has no labelled image, or its manifest lacks a column.
     """
     if not data.exists():
-        raise DataError(f"{data}: no such file or folder; expected a data set")
+        raise NotThereError(f"{data}: no such file or folder; expected a data set")
     images = list(images_of(data, excluded))
     if not images:
         raise DataError(f"{data}: no labelled image found; expected one folder per class")

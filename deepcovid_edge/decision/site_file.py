@@ -15,7 +15,7 @@ from typing import Any
 
 from deepcovid_edge.decision.record import SiteName
 from deepcovid_edge.errors import NotThereError, SettingsMismatchError
-from deepcovid_edge.files import read_regular, write_atomically
+from deepcovid_edge.files import check_replaced, read_regular, write_atomically
 from deepcovid_edge.manifest import IndeterminateRange
 
 SCHEMA_VERSION = 1
@@ -74,8 +74,9 @@ def write_site(path: Path, facts: Mapping[str, Any]) -> None:
     """Write a site file in one step, with a checksum over all that it says.
 
     Raises:
-        OutputError: The disk is full or the folder cannot be written.
+        OutputError: The disk is full, the folder cannot be written, or an image is there.
     """
+    check_replaced(path)
     whole = {**facts, _CHECKSUM: _checksum(facts)}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(whole, indent=2, allow_nan=False) + "\n").encode("ascii"))

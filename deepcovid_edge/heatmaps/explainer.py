@@ -56,8 +56,7 @@ class HeatMapSettings:
     occlusion: OcclusionSettings = field(default_factory=OcclusionSettings)
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise UsageError(f"heatmap: got {self.method!r}, expected one of {', '.join(METHODS)}")
+        _check_method(self.method)
 
 
 @dataclass(frozen=True)
@@ -100,6 +99,11 @@ class Explanation:
             raise UsageError(f"path: got {path}, expected a name that ends with .png or .npz")
 
 
+def _check_method(method: str) -> None:
+    if method not in METHODS:
+        raise UsageError(f"heatmap: got {method!r}, expected one of {', '.join(METHODS)}")
+
+
 class HeatMapMaker(Closing):
     """Makes heat maps with one model. Safe to call from several threads; ends with `with`.
 
@@ -114,7 +118,7 @@ class HeatMapMaker(Closing):
         too_slow: Milliseconds that images needed whose time budget held no pass.
 
     Raises:
-        UsageError: A window is larger than the model's input.
+        UsageError: There is no such method, or a window is larger than the model's input.
     """
 
     def __init__(
@@ -126,6 +130,7 @@ class HeatMapMaker(Closing):
         limits: Sequence[float],
         workers: int | None = None,
     ) -> None:
+        _check_method(method)
         self.input = backend.manifest.input
         self._positive = backend.manifest.positive_index
         self._settings = occlusion

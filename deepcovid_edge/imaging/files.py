@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 from deepcovid_edge.device import shares
-from deepcovid_edge.errors import NotAssessedError, one_line
+from deepcovid_edge.errors import NotAssessedError, UsageError, one_line
 from deepcovid_edge.imaging.signatures import is_dicom, known_kind, unread_format
 from deepcovid_edge.reasons import Reason
 
@@ -62,11 +62,16 @@ def read_source(source: ImageSource) -> FileBytes:
 
     Raises:
         NotAssessedError: It cannot be read, is too large, or did not finish arriving.
+        UsageError: It is no source of images.
     """
     if isinstance(source, Path):
         return read_bytes(source)
     if isinstance(source, str | os.PathLike):
         return read_bytes(Path(source))
+    if not (isinstance(source, ImageBytes) or hasattr(source, "read")):
+        raise UsageError(
+            f"source: got {type(source).__name__}, expected a path, an open file or `ImageBytes`"
+        )
     data = source.data if isinstance(source, ImageBytes) else _read_open(source)
     if len(data) > MAX_FILE_BYTES:
         raise NotAssessedError(Reason.TOO_BIG, f"more than {MAX_FILE_BYTES} bytes")

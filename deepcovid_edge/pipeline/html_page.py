@@ -16,9 +16,11 @@ from urllib.parse import quote
 
 from deepcovid_edge.decision.record import DECIMALS, SIGNS, Prediction, RunFacts
 from deepcovid_edge.errors import OutputError
+from deepcovid_edge.files import open_regular
 from deepcovid_edge.reasons import NOTICE, warning_sentence
 
 _ORDER = [*SIGNS]
+_OWN, _LOOKED_AT = b"<title>deepcovid-edge", 4096
 _LEGEND = (
     "The pictures show what the network relied on, right or wrong. Yellow spoke for the finding, "
     "blue against it."
@@ -33,7 +35,7 @@ class HtmlPage:
         run: What is the same in every record.
 
     Raises:
-        OutputError: The folder cannot be written.
+        OutputError: The folder cannot be written, or has a page of somebody else.
     """
 
     def __init__(self, folder: Path, run: RunFacts) -> None:
@@ -46,6 +48,7 @@ class HtmlPage:
             legend=escape(_LEGEND),
         )
         head, self._tail = page.split("<!-- rows -->\n")
+        _check_own(self.path)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._stream: IO[str] = self.path.open("w", encoding="utf-8", errors="replace")
@@ -129,3 +132,9 @@ def about_run(run: RunFacts) -> str:
         decides = f"Negative below {limits['low']:.3f}, positive from {limits['high']:.3f}"
     site = f", site {run.site.name}" if run.site else ""
     return f"Model {run.model}, variant {run.variant}, on {run.backend}{site}. {decides}."
+
+
+def _check_own(path: Path) -> None:
+    with suppress(OSError), open_regular(path) as stream:
+        if (found := stream.read(_LOOKED_AT)) and _OWN not in found:
+            raise OutputError(f"{path}: is another page, and would be lost: choose another folder")

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.decision.record import milliseconds
-from deepcovid_edge.errors import NotAssessedError, lacks_memory, one_line
+from deepcovid_edge.errors import NotAssessedError, UsageError, lacks_memory, one_line
 from deepcovid_edge.imaging.files import FileBytes, ImageSource, read_source, source_name
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.radiograph import DicomFacts, Radiograph
@@ -113,8 +113,22 @@ class ImageReader:
             data=file.data,
         )
 
+    def _changed(self, radiograph: Radiograph) -> Radiograph:
+        if self.change is None:
+            return radiograph
+        try:
+            return self.change(radiograph)
+        except NotAssessedError:
+            raise
+        except Exception as error:
+            raise UsageError(f"change: {type(error).__name__}: {one_line(error)}") from error
+
     def read(self, source: ImageSource) -> PreparedImage:
-        """Read and prepare an image; raises nothing, whatever the file holds."""
+        """Read and prepare an image; raises nothing, whatever the file holds.
+
+        Raises:
+            UsageError: The source is none, or what the caller changes images with fails.
+        """
         started = time.perf_counter()
         file: FileBytes | None = None
         try:
@@ -125,8 +139,9 @@ class ImageReader:
                 return self._as_it_is(file, source, started)
             radiograph = decode_radiograph(file, None if self.change else self.spec)
             decoded = time.perf_counter()
-            shown = self.change(radiograph) if self.change else radiograph
-            pixels = prepare(shown, self.spec)
+            pixels = prepare(self._changed(radiograph), self.spec)
+        except UsageError:
+            raise
         except Exception as error:  # whatever one file does, the run goes on and the record says so
             dicom = dicom_facts(file) if file and self.keeps_facts else None
             return _not_assessed(source, started, error, file.sha256 if file else None, dicom)

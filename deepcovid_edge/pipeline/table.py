@@ -19,11 +19,16 @@ _STYLES = {
 }
 
 
+_USUAL_WIDTH = 80
+
+
 class TableWriter:
     """Lines for people: word, sign and colour say the same."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._console = Console(file=stream, highlight=False, soft_wrap=True)
+        if self._console.width < 1:  # COLUMNS=0, as some terminals and jobs have it
+            self._console.width = _USUAL_WIDTH
         self._width = max(24, min(60, self._console.width - 40))
         if self._console.is_terminal:
             self._width = max(28, min(60, self._console.width - 52))

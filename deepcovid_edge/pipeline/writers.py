@@ -17,6 +17,7 @@ from typing import IO, Any, Protocol, TypeGuard
 
 from deepcovid_edge.decision.record import NOT_ASSESSED, Prediction, RunFacts
 from deepcovid_edge.errors import NotAssessedError, OutputError, UsageError
+from deepcovid_edge.files import check_replaced
 from deepcovid_edge.imaging.files import read_source
 from deepcovid_edge.reasons import Reason
 
@@ -25,6 +26,8 @@ _READER_SECONDS = 60.0
 """Longest wait for the reader of a pipe that results go to."""
 _READER_LOOK_SECONDS = 0.05
 _CHANGED_SECONDS = 86_400.0
+_BEGIN = b'{"schema_version"'
+"""Of every record."""
 _RUN_COLUMNS = ("model_sha256", "limits", "site")
 
 
@@ -161,13 +164,15 @@ class RecordFile:
 
         Raises:
             OutputError: The file cannot be written, another process writes it, or what it holds
-                are no records.
+                are no records, or no text.
             UsageError: Its records come from another model or threshold.
         """
         self._special = path.exists() and not path.is_file()
         if resume and (self._special or kind == "table"):
             raise UsageError("resume: needs an output file of JSON Lines or CSV: -o FILE.jsonl")
         self.earlier = Earlier()
+        if not resume:
+            check_replaced(path)
         stream = _open_locked(path)
         try:
             if resume:
@@ -317,7 +322,8 @@ def _json_rows(data: bytes, path: Path) -> Iterable[tuple[dict[str, Any], int]]:
         except ValueError:
             row = None
         if not _is_record(row):
-            if end + len(line) < len(data):
+            is_torn = _BEGIN.startswith(line[: len(_BEGIN)]) or not line.strip(b"\0")
+            if end + len(line) < len(data) or not is_torn:
                 raise OutputError(f"{path}: byte {end}: not a record of deepcovid-edge infer")
             return  # the last line was torn by the kill
         end += len(line)

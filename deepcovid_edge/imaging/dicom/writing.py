@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deepcovid_edge.imaging.radiograph import SYNTHETIC_MARK
+
 DX = "1.2.840.10008.5.1.4.1.1.1.1"
 """Digital X-Ray Image Storage - For Presentation (DICOM PS3.4, B.5)."""
 
@@ -50,6 +52,7 @@ def write_dicom(path: Path, pixels: NDArray[Any], sop_class: str, **elements: st
     data.SOPClassUID, data.SOPInstanceUID = UID(sop_class), generate_uid(entropy_srcs=[path.name])
     data.PatientName, data.PatientID, data.PatientAge = "Synthetic^Phantom", "SYNTHETIC", "050Y"
     data.StudyDate = "20200101"
+    data.ImageComments = f"{SYNTHETIC_MARK.decode()}, not a patient's image"
     data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
     data.Rows, data.Columns = pixels.shape
     data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 12, 11, 0

@@ -11,6 +11,7 @@ import click
 
 from deepcovid_edge.cli.options import check_needed
 from deepcovid_edge.errors import DataError, NotAssessedError, UsageError, require
+from deepcovid_edge.files import check_not_input
 from deepcovid_export.cli.options import PATH, choice_option, path_option
 from deepcovid_export.onnx_export.triton_settings import PLATFORMS, RepositorySettings
 
@@ -119,6 +120,7 @@ def command(
         require("torch", extra="export")
         network, manifest = _load(source, terms, given)
         output = output or Path(f"{manifest.name}.onnx")
+        check_not_input(output, source)
         output.parent.mkdir(parents=True, exist_ok=True)
         _export(network, manifest, output, data, images, half_weights)
         if ood is not None:

@@ -88,11 +88,14 @@ def command(
     require("onnx", extra="export")
     require("onnxruntime", extra="export")
     from deepcovid_edge.datasets.dataset import load_dataset
+    from deepcovid_edge.files import check_not_input
     from deepcovid_edge.models import find_model
     from deepcovid_edge.validation.verify import UNCHANGED
     from deepcovid_export.quantization.mixed_precision import Variant
     from deepcovid_export.quantization.quantize import QuantizeSettings, quantize
 
+    if output:
+        check_not_input(output, find_model(model))
     settings = QuantizeSettings(
         Variant(precision, target, rest), images, adds, max_excluded, sensitivity
     )

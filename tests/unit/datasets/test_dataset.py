@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deepcovid_edge.datasets.dataset import load_dataset, walk_files
-from deepcovid_edge.errors import DataError
+from deepcovid_edge.errors import DataError, NotThereError
 
 
 def touch(path: Path) -> Path:
@@ -96,7 +96,7 @@ def test_missing_split_lists_those_present(tmp_path: Path) -> None:
 
 
 def test_nothing_there_and_nothing_in_it(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file or folder"):
+    with pytest.raises(NotThereError, match="no such file or folder"):
         load_dataset(tmp_path / "no")
     with pytest.raises(DataError, match="no labelled image"):
         load_dataset(tmp_path)

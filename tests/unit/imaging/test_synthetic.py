@@ -158,4 +158,5 @@ def test_radiographs_are_written_as_a_console_sends_them(tmp_path: Path) -> None
     assert len({image.SeriesInstanceUID for image in sent}) == 2
     found = [*Model("squeezenet1_1", variant="fp32").predict(tmp_path)]
     assert [one.decision for one in found] == ["negative", "positive"]
-    assert not any(one.warnings for one in found)  # a frontal view of a chest, says its header
+    # A frontal view of a chest, says its header, and that it is drawn.
+    assert {one.warnings for one in found} == {("W_SYNTHETIC",)}
