@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from deepcovid_edge.cart.config import CartConfig
+from deepcovid_edge.cart.config import CartConfig, PageSettings, ReceiveSettings
+from deepcovid_edge.cart.model_pointer import model_in_use, named_model, pointer_fault
+from deepcovid_edge.cart.store.opening import open_ledger
 from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
-from deepcovid_edge.errors import DeepCovidEdgeError, one_line
+from deepcovid_edge.device.ports import listening_socket
+from deepcovid_edge.errors import DeepCovidEdgeError, NotThereError, one_line, require
+from deepcovid_edge.files import read_regular
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class Check:
 
 
 def check(config: CartConfig, *, asks: bool = True) -> Iterator[Check]:
-    """Look at the spool, the model, the watched folders and the destinations.
+    """Look at the spool, the model, what the cart listens with, and the destinations.
 
     Args:
         config: The configuration, read without an error.
@@ -34,10 +40,14 @@ def check(config: CartConfig, *, asks: bool = True) -> Iterator[Check]:
     """
     yield Check("configuration", True, str(config.path))
     yield _spool(config)
-    yield _model(config)
+    yield from _model(config)
+    if config.peers:
+        yield _receive(config.receive)
     for folder in config.receive.folders:
         found = folder.is_dir()
         yield Check(f"folder {folder}", found, "is there" if found else "is not there")
+    if config.page:
+        yield _page(config.page)
     if asks:
         yield from _destinations(config)
 
@@ -52,20 +62,93 @@ def _spool(config: CartConfig) -> Check:
     return Check("spool", True, str(settings.spool))
 
 
-def _model(config: CartConfig) -> Check:
+def _model(config: CartConfig) -> Iterator[Check]:
+    """The model that assesses, and whether it is the one that the configuration asks for."""
     from deepcovid_edge.model import Model
 
-    settings = config.cart
+    settings, fault = config.cart, None
     try:
+        try:
+            with open_ledger(settings, read_only=True) as ledger:
+                used, fault = model_in_use(config, ledger), pointer_fault(settings, ledger)
+        except NotThereError:  # the cart never ran
+            used = named_model(settings)
         with Model(
-            settings.model,
-            variant=settings.variant,
-            backend=settings.backend,
-            site=settings.site,
+            used.name, variant=settings.variant, backend=settings.backend, site=used.site
         ) as model:
-            return Check("model", True, repr(model))
+            yield Check("model", True, f"{model!r} {used.site_words}")
     except DeepCovidEdgeError as error:
-        return Check("model", False, one_line(error))
+        yield Check("model", False, one_line(error))
+    if fault:
+        yield Check("model in use", False, fault)
+
+
+def _receive(settings: ReceiveSettings) -> Check:
+    """Whether images can be sent to the cart: its address, its files of TLS."""
+    try:
+        require("pynetdicom", extra="cart")
+        _check_address("receive.host", settings.host)
+        _check_tls("receive", settings.certificate, settings.key, settings.authority)
+    except DeepCovidEdgeError as error:
+        return Check("receive", False, one_line(error))
+    return Check("receive", True, _place(settings.host, settings.port, settings.certificate))
+
+
+def _page(settings: PageSettings) -> Check:
+    """Whether the page can be served: its address, its files of TLS, its PIN."""
+    from deepcovid_edge.cart.page import LIBRARIES
+    from deepcovid_edge.cart.page.access import Pin
+
+    try:
+        for library in LIBRARIES:
+            require(library, extra="cart")
+        _check_address("page.host", settings.host)
+        _check_tls("page", settings.certificate, settings.key)
+        if settings.pin_file:
+            Pin.read(settings.pin_file)
+    except DeepCovidEdgeError as error:
+        return Check("page", False, one_line(error))
+    return Check("page", True, _place(settings.host, settings.port, settings.certificate))
+
+
+def _place(host: str, port: int, certificate: Path | None) -> str:
+    return f"{host}, port {port}, {'with' if certificate else 'without'} TLS"
+
+
+def _check_address(key: str, host: str) -> None:
+    """Check that an address is one of this machine; a cart that runs has the port itself.
+
+    Raises:
+        NotThereError: It is not.
+    """
+    listening_socket(key, host, 0).close()
+
+
+def _check_tls(
+    table: str, certificate: Path | None, key: Path | None, authority: Path | None = None
+) -> None:
+    """Load the files of TLS as a server does.
+
+    Raises:
+        NotThereError: One cannot be read, is none of TLS, or the key has a pass phrase.
+    """
+    named = {"certificate": certificate, "key": key, "authority": authority}
+    for name, path in named.items():
+        try:
+            if path:
+                read_regular(path)
+        except OSError as error:
+            raise NotThereError(f"{table}.{name}: {path}: {error.strerror or error}") from error
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        if certificate and key:
+            # Without this, OpenSSL would ask the terminal for the pass phrase of a key.
+            context.load_cert_chain(certificate, key, password=lambda: "")
+        if authority:
+            context.load_verify_locations(authority)
+    except (OSError, ValueError) as error:  # `ssl.SSLError` is the former
+        files = ", ".join(str(path) for path in named.values() if path)
+        raise NotThereError(f"{table}.certificate: cannot be used: {files}: {error}") from error
 
 
 def _destinations(config: CartConfig) -> Iterator[Check]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from deepcovid_edge.cart.alerts import Alert, AlertCode
 from deepcovid_edge.cart.config import CartConfig
-from deepcovid_edge.cart.model_pointer import model_in_use
+from deepcovid_edge.cart.model_pointer import ModelChoice, model_in_use
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.schema import IMAGE_STATES, OUTBOX_STATES
 
@@ -23,7 +23,7 @@ class CartStatus:
         decisions: Results by decision; `not_assessed` for those without one.
         queues: For each destination, objects by state.
         alerts: What is not over.
-        model: The model that assesses.
+        model: The model that assesses, and its site file.
         last_image: When the last image came, UTC; None for never.
     """
 
@@ -31,12 +31,14 @@ class CartStatus:
     decisions: Mapping[str, int]
     queues: Mapping[str, Mapping[str, int]]
     alerts: tuple[Alert, ...]
-    model: str
+    model: ModelChoice
     last_image: str | None
 
     def as_dict(self) -> dict[str, Any]:
         """The status as plain values."""
         values = asdict(self)
+        values["model"] = self.model.name
+        values["site"] = str(self.model.site) if self.model.site else None
         values["alerts"] = [
             {
                 "code": alert.code.code,
@@ -67,7 +69,7 @@ def read_status(config: CartConfig, ledger: Ledger) -> CartStatus:
         decisions,
         _queues(config, ledger),
         tuple(raised_alerts(ledger)),
-        model_in_use(config, ledger)[0],
+        model_in_use(config, ledger),
         last["at_utc"] if last else None,
     )
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from deepcovid_edge.backends.settings import is_address
 from deepcovid_edge.cart.config import CartConfig, Destination
 from deepcovid_edge.errors import UsageError
 
@@ -32,6 +33,9 @@ def drop_in(role: str, config: CartConfig) -> str:
     Args:
         role: Of `ROLES`.
         config: The configuration.
+
+    Raises:
+        UsageError: The backend is no address of a server, or a path cannot stand in a unit.
     """
     unit, service = ["[Unit]"], ["[Service]"]
     if addresses := _addresses(role, config):
@@ -56,6 +60,8 @@ def _addresses(role: str, config: CartConfig) -> list[str]:
     if role == "receive":
         destinations = tuple(one for one in destinations if one.commitment)
     hosts = [_host(one) for one in destinations]
+    if role == "work" and is_address(config.cart.backend):
+        hosts.append(_server(config.cart.backend))
     found = {address for host in hosts for address in replace(_SOMEBODY, host=host).addresses()}
     if not all(map(_is_address, hosts)):
         found |= _name_servers()
@@ -67,6 +73,18 @@ def _addresses(role: str, config: CartConfig) -> list[str]:
 
 def _host(destination: Destination) -> str:
     return destination.host or urlsplit(destination.url or "").hostname or ""
+
+
+def _server(backend: str) -> str:
+    """The host of a backend that is a server."""
+    from deepcovid_edge.backends.remote.client import Address
+
+    host = Address.of(backend).host
+    try:
+        replace(_SOMEBODY, host=host)
+    except ValueError as error:
+        raise UsageError(f"cart.backend: got {backend!r}: {error}") from error
+    return host
 
 
 def _is_address(host: str) -> bool:

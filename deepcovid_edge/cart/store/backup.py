@@ -12,9 +12,11 @@ import os
 import re
 import shutil
 import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
 
 from deepcovid_edge.cart.alerts import AlertCode
+from deepcovid_edge.cart.model_pointer import kept_pointer
 from deepcovid_edge.cart.store.clock import now_utc
 from deepcovid_edge.cart.store.ledger import BUSY_SECONDS, LEDGER_NAME, Ledger
 from deepcovid_edge.cart.store.opening import move_aside
@@ -130,6 +132,7 @@ def restore(spool: Spool, copy: Path) -> int:
     """Make a copy the ledger, and have it catch up with the files of the spool.
 
     The ledger that was there is kept beside it. A role that still runs notices, and starts again.
+    The model in use stays as it is, whatever it was that night.
 
     Args:
         spool: The spool folder.
@@ -148,7 +151,7 @@ def restore(spool: Spool, copy: Path) -> int:
     with locked(spool.folder, LEDGER_NAME):
         passing = spool.folder / f".{LEDGER_NAME}.part"
         shutil.copyfile(copy, passing)
-        _complete(passing, copy)
+        _complete(passing, copy, kept_pointer(spool.folder))
         _sync(passing)
         if (spool.folder / LEDGER_NAME).exists():
             move_aside(spool.folder, "replaced")
@@ -163,8 +166,8 @@ def restore(spool: Spool, copy: Path) -> int:
     return found
 
 
-def _complete(place: Path, copy: Path) -> None:
-    """Give a copy the tables that it lacks, empty, and bring it to this program's version."""
+def _complete(place: Path, copy: Path, meta: Mapping[str, str]) -> None:
+    """Give a copy the tables that it lacks, empty, this program's version, and values of now."""
     try:
         with contextlib.closing(_connection(place, "rw")) as connection:
             _check(connection, copy)
@@ -176,5 +179,6 @@ def _complete(place: Path, copy: Path) -> None:
                 connection.execute(statement)
             connection.execute(f"DROP TABLE {_LACKS}")
             migrate(connection)
+            connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta.items())
     except sqlite3.DatabaseError as error:
         raise UsageError(f"{copy}: is no copy of a ledger: {error}") from error

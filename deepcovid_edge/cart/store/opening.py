@@ -7,6 +7,7 @@ from pathlib import Path
 
 from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import CartSettings
+from deepcovid_edge.cart.model_pointer import settle_pointer
 from deepcovid_edge.cart.store.clock import now_seconds
 from deepcovid_edge.cart.store.ledger import LEDGER_NAME, Ledger, LedgerDamagedError
 from deepcovid_edge.cart.store.rebuild import rebuild
@@ -27,7 +28,13 @@ def open_store(settings: CartSettings) -> tuple[Ledger, Spool]:
         SpoolSettings(settings.floor_mib, settings.floor_share, settings.ballast_mib),
     )
     with locked(spool.folder, LEDGER_NAME):
-        return _open(spool), spool
+        ledger = _open(spool)
+        try:
+            settle_pointer(settings, ledger)
+        except BaseException:
+            ledger.close()
+            raise
+        return ledger, spool
 
 
 def open_ledger(settings: CartSettings, *, read_only: bool) -> Ledger:

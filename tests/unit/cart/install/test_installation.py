@@ -186,6 +186,35 @@ def test_a_role_reaches_only_whom_the_configuration_names(tmp_path: Path) -> Non
     assert "IPAddressAllow" not in drop_in("page", config)
 
 
+@pytest.mark.parametrize(
+    ("backend", "addresses"),
+    [
+        ("kserve+https://10.9.8.7:8000", "10.9.8.7 192.168.1.30 192.168.1.31"),
+        ("triton://[2001:db8::7]/behind", "192.168.1.30 192.168.1.31 2001:db8::7"),
+        ("kserve://localhost", "192.168.1.2 192.168.1.30 192.168.1.31"),
+        ("auto", "192.168.1.30 192.168.1.31"),
+    ],
+)
+def test_the_server_that_assesses_is_reached_by_the_worker_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, addresses: str
+) -> None:
+    resolver = tmp_path / "resolv.conf"
+    resolver.write_text("nameserver 192.168.1.2\n")
+    monkeypatch.setattr("deepcovid_edge.cart.install.site._RESOLVER", resolver)
+    config = configured(tmp_path, SITE.replace("[cart]", f'[cart]\nbackend = "{backend}"'))
+    assert f"\nIPAddressAllow={addresses}\n" in drop_in("work", config)
+    assert "\nIPAddressAllow=192.168.1.0/24\n" in drop_in("receive", config)
+
+
+@pytest.mark.parametrize(
+    "backend", ["kserve://", "ftp://10.9.8.7", "kserve://a_b..c", "triton://1.2"]
+)
+def test_a_server_that_has_no_address_is_refused(tmp_path: Path, backend: str) -> None:
+    config = configured(tmp_path, SITE.replace("[cart]", f'[cart]\nbackend = "{backend}"'))
+    with pytest.raises(UsageError, match="backend: got"):
+        drop_in("work", config)
+
+
 def test_a_role_writes_only_where_the_configuration_says(tmp_path: Path) -> None:
     config = configured(tmp_path, SITE)
     receive, work = drop_in("receive", config), drop_in("work", config)

@@ -1,0 +1,110 @@
+"""`cart check-config` finds what keeps the roles from listening."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from deepcovid_edge.cart import checks
+from deepcovid_edge.cart.checks import Check, check
+from deepcovid_edge.cart.config import CartConfig, CartSettings, PageSettings, Peer, ReceiveSettings
+from deepcovid_edge.cart.page.access import Pin
+
+pytest.importorskip("pynetdicom", reason="the cart needs extra cart")
+ELSEWHERE = "192.0.2.1"
+"""Of no machine (RFC 5737)."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate, its key, the key under a pass phrase, another key, and the hash of a PIN."""
+    place = tmp_path_factory.mktemp("tls")
+    new = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-days", "2", "-subj", "/CN=cart"]
+    for command in (
+        [*new, "-nodes", "-keyout", "k.pem", "-out", "c.pem"],
+        [*new, "-nodes", "-keyout", "other.pem", "-out", "o.pem"],
+        ["openssl", "rsa", "-aes128", "-passout", "pass:w", "-in", "k.pem", "-out", "locked.pem"],
+    ):
+        subprocess.run(command, cwd=place, check=True, capture_output=True)
+    Pin.of("123456").write(place / "pin")
+    (place / "text").write_text("no certificate")
+    return place
+
+
+@pytest.fixture(autouse=True)
+def _no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model takes a second and is looked at elsewhere."""
+    monkeypatch.setattr(checks, "_model", lambda _: iter(()))
+
+
+def found(
+    folder: Path, receive: Mapping[str, object], page: Mapping[str, object]
+) -> dict[str, Check]:
+    """The checks of a cart by what they look at; files are those of a folder."""
+
+    def files(keys: Mapping[str, object]) -> dict[str, object]:
+        names = ("certificate", "key", "authority", "pin_file")
+        return {key: folder / str(value) if key in names else value for key, value in keys.items()}
+
+    config = CartConfig(
+        folder / "cart.toml",
+        CartSettings(folder / "spool", floor_mib=0, floor_share=0.0),
+        dataclasses.replace(ReceiveSettings(), **files(receive)),  # type: ignore[arg-type]
+        (Peer("CONSOLE", "127.0.0.1"),),
+        page=dataclasses.replace(PageSettings(), **files(page)),  # type: ignore[arg-type]
+    )
+    return {one.what: one for one in check(config, asks=False)}
+
+
+TLS = {"certificate": "c.pem", "key": "k.pem"}
+
+
+def test_what_the_roles_can_listen_with_is_right(folder: Path) -> None:
+    one = found(folder, {**TLS, "authority": "o.pem"}, {**TLS, "pin_file": "pin", "host": "::1"})
+    assert one["receive"] == Check("receive", True, "127.0.0.1, port 11112, with TLS")
+    assert one["page"].is_right, one["page"].detail
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"certificate": "none.pem", "key": "k.pem"}, r"\.certificate: .*none.pem: No such file"),
+        ({"certificate": "c.pem", "key": "none.pem"}, r"\.key: .*none.pem: No such file"),
+        (
+            {"certificate": "c.pem", "key": "other.pem"},
+            r"\.certificate: cannot be used: .*other.pem",
+        ),
+        ({"certificate": "text", "key": "k.pem"}, r"\.certificate: cannot be used: .*text"),
+        (
+            {"certificate": "c.pem", "key": "locked.pem"},
+            r"\.certificate: cannot be used: .*locked.pem",
+        ),
+    ],
+)
+def test_files_of_tls_that_a_role_could_not_use_fail(
+    folder: Path, keys: dict[str, object], message: str
+) -> None:
+    one = found(folder, keys, keys)
+    for table in ("receive", "page"):
+        assert not one[table].is_right
+        assert re.search(table + message, one[table].detail), one[table].detail
+
+
+def test_an_address_of_another_machine_an_authority_and_a_pin_that_are_not_there_fail(
+    folder: Path,
+) -> None:
+    elsewhere = {"host": ELSEWHERE, **TLS, "pin_file": "pin"}
+    one = found(folder, {"host": ELSEWHERE}, elsewhere)
+    for table in ("receive", "page"):
+        assert not one[table].is_right
+        assert f"{table}.host: {ELSEWHERE}:0: " in one[table].detail
+        assert "this machine has no such address" in one[table].detail
+    one = found(folder, {**TLS, "authority": "text"}, {"pin_file": "none"})
+    assert "cannot be used" in one["receive"].detail
+    assert "cart set-pin" in one["page"].detail
+    assert {what for what in one if not one[what].is_right} == {"receive", "page"}

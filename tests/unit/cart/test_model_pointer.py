@@ -1,0 +1,149 @@
+"""The model in use: kept over a lost ledger, and never another one than the configuration asks for
+without a word."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from deepcovid_edge.cart.commands import command
+from deepcovid_edge.cart.config import read_config
+from deepcovid_edge.cart.model_pointer import POINTER_NAME, model_in_use
+from deepcovid_edge.cart.store.backup import back_up
+from deepcovid_edge.cart.store.ledger import LEDGER_NAME
+from deepcovid_edge.cart.store.opening import open_store
+from deepcovid_edge.decision.site_file import write_site
+from deepcovid_edge.files import file_sha256
+from deepcovid_edge.models import shipped_models
+
+pytest.importorskip("highdicom", reason="the cart needs extra cart")
+TEXT = """
+[receive]
+folders = ["incoming"]
+[cart]
+spool = "spool"
+floor_mib = 1
+floor_share = 0.0
+ballast_mib = 0
+variant = "fp32"
+heatmap = "none"
+"""
+
+
+@pytest.fixture
+def cart(tmp_path: Path) -> Path:
+    """The configuration of a cart with a model and a site file beside it."""
+    shipped = shipped_models()["squeezenet1_1"]
+    shutil.copyfile(shipped, tmp_path / "mine.onnx")
+    facts = {
+        "schema_version": 1,
+        "name": "ward 3",
+        "verdict": "usable",
+        "reasons": ["The images are drawn."],
+        "threshold": 0.5,
+        "indeterminate_range": None,
+        "model": {"name": "squeezenet1_1", "sha256": file_sha256(shipped)},
+    }
+    write_site(tmp_path / "site.json", facts)
+    (tmp_path / "incoming").mkdir()
+    (tmp_path / "cart.toml").write_text(TEXT)
+    return tmp_path / "cart.toml"
+
+
+def run(*words: object) -> tuple[int, str]:
+    done = CliRunner().invoke(command, [*map(str, words)], standalone_mode=False)
+    if done.exception:
+        raise done.exception
+    return done.return_value or 0, done.output
+
+
+def in_use(path: Path) -> str:
+    """The model after a start of the cart."""
+    config = read_config(path)
+    with open_store(config.cart)[0] as ledger:
+        return str(model_in_use(config, ledger))
+
+
+def alerts(path: Path) -> list[dict[str, Any]]:
+    return list(json.loads(run("status", "--json", path)[1])["alerts"])
+
+
+def test_a_change_of_the_configuration_without_effect_is_told(cart: Path) -> None:
+    run("model", "use", cart, "squeezenet1_1")
+    assert run("check-config", cart)[0] == 0
+    cart.write_text(f'{TEXT}site = "site.json"\n')
+    site = cart.with_name("site.json")
+    assert in_use(cart) == "squeezenet1_1 without a site file"
+    failed, output = run("check-config", cart)
+    assert failed
+    ends = f"`cart model use CONFIG squeezenet1_1 --site {site}`"
+    named = f"names squeezenet1_1 with the site file {site}, but since `cart model use` squeezenet1"
+    assert named in output
+    assert ends in output
+    assert [(one["key"], ends in one["detail"]["why"]) for one in alerts(cart)] == [("model", True)]
+    run("model", "use", cart, "squeezenet1_1", "--site", site)
+    assert alerts(cart) == []
+    assert run("check-config", cart)[0] == 0
+    assert f"Model: squeezenet1_1 with the site file {site}\n" in run("status", cart)[1]
+    assert json.loads(run("status", "--json", cart)[1])["site"] == str(site)
+
+
+def test_a_rollback_does_not_hide_a_change_and_the_old_words_end_it(cart: Path) -> None:
+    run("model", "use", cart, cart.with_name("mine.onnx"))
+    cart.write_text(f'{TEXT}site = "site.json"\n')
+    run("model", "rollback", cart)
+    assert [one["key"] for one in alerts(cart)] == ["model"]
+    cart.write_text(TEXT)
+    in_use(cart)
+    assert alerts(cart) == []
+
+
+def test_the_model_in_use_is_checked_and_not_the_one_of_the_configuration(cart: Path) -> None:
+    mine = cart.with_name("mine.onnx")
+    run("model", "use", cart, mine)
+    mine.unlink()
+    failed, output = run("check-config", cart)
+    assert failed
+    assert re.search(f"FAIL model: .*{mine}", output), output
+
+
+@pytest.mark.parametrize("loss", ["damaged", "gone", "restored", "interrupted"])
+def test_a_ledger_that_is_made_again_keeps_the_model(cart: Path, loss: str) -> None:
+    """`interrupted`: the role that made it again was killed before it had the pointer."""
+    spool, mine = cart.with_name("spool"), cart.with_name("mine.onnx")
+    in_use(cart)
+    back_up(spool, spool / "backup", keep=7)
+    run("model", "use", cart, mine)
+    ledger = spool / LEDGER_NAME
+    if loss == "damaged":
+        ledger.write_bytes(b"no database, but long enough to be read as one " * 99)
+    elif loss == "restored":
+        run("restore", cart)
+    else:
+        for path in spool.glob(f"{LEDGER_NAME}*"):
+            path.unlink()
+    if loss == "interrupted":
+        shutil.copyfile(spool / POINTER_NAME, cart.with_name("kept"))
+        (spool / POINTER_NAME).unlink()
+        in_use(cart)
+        cart.with_name("kept").rename(spool / POINTER_NAME)
+    assert in_use(cart) == f"{mine} without a site file"
+    run("model", "rollback", cart)  # the one before is known too
+    assert in_use(cart) == "squeezenet1_1 without a site file"
+    assert not [one for one in alerts(cart) if one["key"] == "model"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"model": 1}', '{"model": null}', '"model"'])
+def test_a_pointer_that_is_lost_with_the_ledger_is_told(cart: Path, text: str) -> None:
+    spool = cart.with_name("spool")
+    in_use(cart)
+    (spool / POINTER_NAME).write_text(text)
+    assert in_use(cart) == "squeezenet1_1 without a site file"
+    (alert,) = alerts(cart)
+    assert "repeat the last `cart model use`" in alert["detail"]["why"]
