@@ -18,12 +18,14 @@ from deepcovid_edge.archive.shards import (
 )
 from deepcovid_edge.archive.stamp import SHARD_IMAGES, RunStamp, begin_run
 from deepcovid_edge.archive.worker.process import ImageWorker, WorkerLimits, WorkerSettings
-from deepcovid_edge.errors import DeepCovidEdgeError, UsageError
+from deepcovid_edge.errors import DeepCovidEdgeError, NotThereError, UsageError
 from deepcovid_edge.files import Closing
 from deepcovid_edge.pipeline.disk_guard import LEAST_FREE_MIB
 from deepcovid_edge.pipeline.pipeline import PredictSettings, default_workers
 
 GPU_PROVIDERS = ("cuda", "tensorrt", "rtx")
+_FIRST_IMAGES = 1000
+"""If not one of so many can be read, it is not the images: their share or the folder is wrong."""
 
 
 @dataclass(frozen=True)
@@ -200,13 +202,17 @@ class Screening:
         before: Images of shards that were there.
         now: Images of shards that were written by this command.
         damaged: Sentences on shards that were damaged, and are written again.
-        left: Shards that are not there yet.
+        again: Images of shards that were there, and are assessed again: some could not be read.
+        left: Shards that are not there yet, then those that are assessed again.
+        unread: Images that another run of the command tries again.
     """
 
     before: Counts = field(default_factory=Counts)
     now: Counts = field(default_factory=Counts)
     damaged: list[str] = field(default_factory=list)
+    again: Counts = field(default_factory=Counts)
     left: list[int] = field(default_factory=list)
+    unread: int = 0
 
     @classmethod
     def begin(cls, folder: ShardFolder, share: Share = Share()) -> Screening:
@@ -216,7 +222,7 @@ class Screening:
             DataError: One is of another run.
         """
         remove_unfinished(folder.folder)
-        found = cls()
+        found, again = cls(), list[int]()
         for shard in share.of_shards(folder.stamp.shards):
             try:
                 counts = folder.done(shard)
@@ -225,9 +231,29 @@ class Screening:
                 counts = None
             if counts is None:
                 found.left.append(shard)
+            elif counts.lacks_files:
+                again.append(shard)
+                found.again += counts
             else:
                 found.before += counts
+        found.left += again
         return found
+
+    def add(self, counts: Counts) -> None:
+        """Count the images of a shard that was written.
+
+        Raises:
+            NotThereError: A run begins, and not one of its first images can be read. It is raised
+                once: the same command goes on.
+        """
+        self.now += counts
+        self.unread += counts.unreadable if counts.lacks_files else 0
+        begins = not (self.before.images or self.again.images)
+        if begins and _FIRST_IMAGES <= self.now.images == self.now.unreadable:
+            raise NotThereError(
+                f"manifest: not one of the first {self.now.images} images can be read: mount their "
+                "share, or work in the folder in which their paths begin; the same command goes on"
+            )
 
     @property
     def not_assessed(self) -> int:
@@ -235,7 +261,7 @@ class Screening:
         return self.before.not_assessed + self.now.not_assessed
 
     def images_left(self, stamp: RunStamp) -> int:
-        """Images of the shards that are not there yet."""
+        """Images of the shards that are left."""
         return sum(stop - start for start, stop in map(stamp.rows, self.left))
 
     def summary(self, how: str) -> str:
@@ -252,9 +278,20 @@ class Screening:
             else found
         )
 
+    def first_notes(self) -> Iterator[str]:
+        """What to know before the run goes on."""
+        again = self.again
+        if again.images:
+            yield (
+                f"{again.unreadable} images could not be read before: all {again.images} images of "
+                "their shards are assessed again."
+            )
+
     def notes(self) -> Iterator[str]:
         """What to know of the run beside its records."""
         yield from self.damaged
+        if self.unread:
+            yield f"{self.unread} images could not be read: the same command tries them again."
 
 
 def screen_here(
@@ -271,8 +308,9 @@ def screen_here(
 
     Raises:
         OutputError: The disk is full, or the worker cannot go on.
+        NotThereError: Not one of the first images can be read.
     """
     with closing(screener.screen_each([*screening.left], progress)) as written:
         for shard, counts in written:
-            screening.now += counts
             screening.left.remove(shard)
+            screening.add(counts)

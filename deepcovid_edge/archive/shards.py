@@ -17,7 +17,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from deepcovid_edge.decision.record_table import EXTRA, record_row, record_schem
 from deepcovid_edge.errors import DataError, NotAssessedError, OutputError, one_line, require
 from deepcovid_edge.files import write_atomically
 from deepcovid_edge.pipeline.disk_guard import LEAST_FREE_MIB, DiskGuard
+from deepcovid_edge.reasons import Reason
 
 if TYPE_CHECKING:
     import pyarrow
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     from deepcovid_edge.decision.record import Prediction
 
 _UNFINISHED_SECONDS = 86_400.0
-PATTERN = "shard-*.parquet"
+_ONE_IN = 100
+_PATTERN = "shard-*.parquet"
 _KEY = b"deepcovid_edge_shard"
 """Under this name a shard's metadata hold its run, its number and its counts, as JSON."""
 
@@ -49,12 +51,14 @@ class Counts:
         negative: Assessed, negative.
         indeterminate: Assessed, too close to the threshold.
         not_assessed: Without a result.
+        unreadable: Those of them whose file could not be read; a later try may read it.
     """
 
     positive: int = 0
     negative: int = 0
     indeterminate: int = 0
     not_assessed: int = 0
+    unreadable: int = 0
 
     @property
     def images(self) -> int:
@@ -63,10 +67,19 @@ class Counts:
 
     def __add__(self, other: Counts) -> Counts:
         """Both together."""
-        return Counts(*(a + b for a, b in zip(self.as_tuple(), other.as_tuple(), strict=True)))
+        both = zip(astuple(self), astuple(other), strict=True)
+        return Counts(*(a + b for a, b in both))
+
+    @property
+    def lacks_files(self) -> bool:
+        """Whether so many files could not be read that a share, or a folder, was away.
+
+        A single one is no reason to assess thousands of others once more.
+        """
+        return 0 < self.images <= self.unreadable * _ONE_IN
 
     def as_tuple(self) -> tuple[int, int, int, int]:
-        """The numbers in their order."""
+        """The numbers that make up all images, in their order."""
         return self.positive, self.negative, self.indeterminate, self.not_assessed
 
     @classmethod
@@ -74,7 +87,8 @@ class Counts:
         """The counts of records."""
         names = [record.decision or record.status for record in records]
         kinds = (POSITIVE, NEGATIVE, INDETERMINATE, NOT_ASSESSED)
-        return cls(*(names.count(kind) for kind in kinds))
+        unreadable = [record.reason for record in records].count(Reason.UNREADABLE.code)
+        return cls(*(*map(names.count, kinds), unreadable))
 
 
 @dataclass(frozen=True)
@@ -131,7 +145,7 @@ class ShardFolder:
 
     def path(self, shard: int) -> Path:
         """The file of a shard."""
-        return self.folder / f"shard-{shard:06}.parquet"
+        return self.folder / _name(shard)
 
     def check_room(self) -> None:
         """Check the room on the disk.
@@ -147,7 +161,10 @@ class ShardFolder:
             ) from error
 
     def write(self, shard: int, images: Sequence[ScreenedImage]) -> Counts:
-        """Write a shard.
+        """Write a shard; one that is there stays if fewer of its images could not be read.
+
+        Returns:
+            The counts of the shard that is there then.
 
         Raises:
             OutputError: The disk is full or the folder cannot be written.
@@ -155,6 +172,8 @@ class ShardFolder:
         pa = require("pyarrow", extra=EXTRA)
         pq = require("pyarrow.parquet", extra=EXTRA)
         counts = Counts.of([image.record for image in images])
+        if there := self._better(shard, counts):
+            return there
         stated = {"run": self._digest, "shard": shard, "counts": asdict(counts)}
         schema = shard_schema().with_metadata({_KEY: json.dumps(stated).encode()})
         rows = [
@@ -173,6 +192,13 @@ class ShardFolder:
         self.check_room()
         write_atomically(self.path(shard), memoryview(made.getvalue()), sync=True)
         return counts
+
+    def _better(self, shard: int, counts: Counts) -> Counts | None:
+        """The counts of a shard that is there and was read better; else None."""
+        with suppress(DataError):  # damaged, or of another run
+            there = self.done(shard)
+            return there if there and there.unreadable < counts.unreadable else None
+        return None
 
     def done(self, shard: int) -> Counts | None:
         """The counts of a shard that is there; None where it is not.
@@ -248,9 +274,20 @@ def _stated(file: ParquetFile) -> Mapping[str, Any]:
     return stated
 
 
-def shard_files(folder: Path) -> list[Path]:
-    """The shards of a folder, in their order."""
-    return sorted(folder.glob(PATTERN))
+def _name(shard: int) -> str:
+    return f"shard-{shard:06}.parquet"
+
+
+def shard_files(folder: Path, shards: int) -> tuple[dict[int, Path], list[str]]:
+    """The shards of a folder, in their order, and names of files that only look like shards.
+
+    Args:
+        folder: The folder.
+        shards: How many shards its run has.
+    """
+    found = {path.name: path for path in sorted(folder.glob(_PATTERN))}
+    own = {number: found.pop(name) for number in range(shards) if (name := _name(number)) in found}
+    return own, [*found]
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.archive.shards import (
-    PATTERN,
     Counts,
     DamagedShardError,
     read_shard,
@@ -39,6 +38,7 @@ _FINE_BINS = 100
 _LEAST_IMAGES = 50
 """Fewer scores prove no change of their distribution."""
 _MOST_DEVICES = 50
+_MOST_NAMES = 5
 _MEMORY = "1GB"
 _COLUMNS = ("name", "images", "not_assessed", "positive", "indeterminate", "median")
 UNKNOWN = "unknown"
@@ -108,6 +108,7 @@ class Summary(PlainResult):
         folder: The folder.
         stamp: Its run.
         shards: Shards that are there.
+        others: Names of files that only look like shards; they are not counted.
         counts: Images by what came of them.
         reasons: Not assessed, by reason, the commonest first.
         warnings: Warnings of assessed images, likewise.
@@ -120,6 +121,7 @@ class Summary(PlainResult):
     folder: str
     stamp: RunStamp
     shards: int
+    others: tuple[str, ...]
     counts: Counts
     reasons: tuple[Reasoned, ...]
     warnings: tuple[Reasoned, ...]
@@ -143,6 +145,7 @@ class Summary(PlainResult):
         lines = [
             f"{self.shards} of {self.stamp.shards} shards, {counts.images} of {self.stamp.images} "
             "images",
+            *([_others_line(self.others)] if self.others else []),
             f"{counts.positive} positive, {counts.negative} negative, {counts.indeterminate} "
             f"indeterminate, {counts.not_assessed} not assessed",
             *(f"  {one.images} {one.code}: {one.sentence}" for one in self.reasons),
@@ -152,6 +155,11 @@ class Summary(PlainResult):
             NOTICE,
         ]
         return "\n".join(lines)
+
+
+def _others_line(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return f"Not counted, no shards of this run: {', '.join(map(repr, names[:_MOST_NAMES]))}{more}"
 
 
 def _group_line(group: Group) -> str:
@@ -171,15 +179,16 @@ def summarise(folder: Path) -> Summary:
         DataError: A shard is damaged, or of another run.
     """
     stamp = read_stamp(folder)
-    shards = shard_files(folder)
+    shards, others = shard_files(folder, stamp.shards if stamp else 0)
     if stamp is None or not shards:
         raise NotThereError(f"{folder}: no results of `screen`")
     counts = _checked(shards, stamp)
-    with _opened(folder) as table:
+    with _opened(shards.values()) as table:
         return Summary(
             folder=str(folder),
             stamp=stamp,
             shards=len(shards),
+            others=tuple(others),
             counts=counts,
             reasons=_reasons(table),
             warnings=_warnings(table),
@@ -190,22 +199,22 @@ def summarise(folder: Path) -> Summary:
         )
 
 
-def _checked(shards: Sequence[Path], stamp: RunStamp) -> Counts:
+def _checked(shards: Mapping[int, Path], stamp: RunStamp) -> Counts:
     counts, digest = Counts(), stamp.digest
-    for path in shards:
+    for number, path in shards.items():
         try:
             stated, _ = read_shard(path)
         except DamagedShardError as error:
             raise DataError(f"{error}: run the same `screen` again, which writes it") from error
-        if stated["run"] != digest:
+        if stated["run"] != digest or stated["shard"] != number:
             raise DataError(f"{path}: is a shard of another run: move it away")
         counts += Counts(**stated["counts"])
     return counts
 
 
 @contextmanager
-def _opened(folder: Path) -> Iterator[DuckDBPyConnection]:
-    """The shards of a folder as the table `record`."""
+def _opened(shards: Iterable[Path]) -> Iterator[DuckDBPyConnection]:
+    """The shards as the table `record`."""
     duckdb = require("duckdb", extra=EXTRA)
     with TemporaryDirectory(prefix="deepcovid-edge-") as place:
         settings = {
@@ -214,8 +223,8 @@ def _opened(folder: Path) -> Iterator[DuckDBPyConnection]:
             "autoinstall_known_extensions": "false",  # nobody is called
         }
         with duckdb.connect(config=settings) as table:
-            shards = f"{glob.escape(str(folder.absolute()))}/{PATTERN}"
-            table.from_parquet(shards).create_view("record")
+            files = [glob.escape(str(path.absolute())) for path in shards]
+            table.from_parquet(files).create_view("record")
             yield table
 
 

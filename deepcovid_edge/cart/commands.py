@@ -197,14 +197,23 @@ def _in_words(found: CartStatus) -> str:
 def resend(config: Path, image: int | None, destination: str | None) -> None:
     """Send an IMAGE's results again, the same bytes; without IMAGE what was rejected.
 
+    They go to the destinations that CONFIG names; an IMAGE's results also to those that are new.
+
     Example: deepcovid-edge cart resend cart.toml 17
     """
     from deepcovid_edge.cart.store.deliveries import Deliveries
     from deepcovid_edge.cart.store.opening import open_store
+    from deepcovid_edge.errors import NotThereError, UsageError
 
-    ledger, spool = open_store(_read(config).cart)
+    settings = _read(config)
+    named = {one.name: one.objects for one in settings.destinations}
+    if destination is not None and destination not in named:
+        raise UsageError(f"--to: got {destination}, expected a destination of {config}")
+    ledger, spool = open_store(settings.cart)
     with ledger:
-        count = Deliveries(ledger, spool).resend(image, destination)
+        if image is not None and not ledger.row("SELECT 1 FROM image WHERE id = ?", image):
+            raise NotThereError(f"image: the cart has none with the number {image}")
+        count = Deliveries(ledger, spool).resend(image, destination, named)
     click.echo(f"{count} objects are queued.")
 
 

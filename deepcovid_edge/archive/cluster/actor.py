@@ -107,9 +107,13 @@ class ShardActor:
             return Finished(shard, error=(type(error).__name__, str(error)))
 
     def _counts(self, screener: Screener, shard: int) -> Counts:
-        """The shard's counts; it is there already where Ray asks again after a loss."""
+        """The shard's counts; it is there already where Ray asks again after a loss.
+
+        One whose files could not be read is assessed again in any case.
+        """
         with suppress(DamagedShardError):
-            if found := screener.folder.done(shard):
+            found = screener.folder.done(shard)
+            if found and not found.lacks_files:
                 return found
         ((_, counts),) = screener.screen_each([shard], self._progress)
         self._progress.send()

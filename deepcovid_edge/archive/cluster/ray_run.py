@@ -130,8 +130,8 @@ class RayRun(Closing):
             progress: Called with the number of images since the last call.
 
         Raises:
-            DeepCovidEdgeError: An actor met an error, the cluster is gone, or no image was assessed
-                for too long.
+            DeepCovidEdgeError: An actor met an error, the cluster is gone, no image was assessed
+                for too long, or not one of the first can be read.
         """
         count = self._ray.remote(num_cpus=0, max_restarts=-1)(ImageCount).remote()
         watch = _Watch(self._ray, count, self._cluster.patience, progress)
@@ -139,7 +139,7 @@ class RayRun(Closing):
         for finished in watch.passed(self._answers(shards, count)):
             if finished.error[0]:
                 raise _failure(*finished.error)
-            screening.now += finished.counts
+            screening.add(finished.counts)
         stamp = read_stamp(self._settings.output) or self.stamp
         folder = ShardFolder(self._settings.output, stamp)
         lacking = [shard for shard in screening.left if not folder.path(shard).exists()]

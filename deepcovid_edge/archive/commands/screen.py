@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,6 +125,7 @@ def _screen_here(settings: ScreenSettings, share: Share) -> ExitCode:
         name = f"screen-{share.number}-of-{share.of}"
         opened.enter_context(screener.folder.locked(name))
         screening = Screening.begin(screener.folder, share)
+        _echo(screening.first_notes())
         try:
             with progress_bar(screening.images_left(screener.stamp)) as progress:
                 screen_here(screener, screening, progress)
@@ -141,15 +143,20 @@ def _screen_on_ray(settings: ScreenSettings, cluster: ClusterSettings) -> ExitCo
         click.echo(f"{run.plan.words()}", err=True)
         with run.folder.locked("screen-on-ray"):
             screening = run.begin()
+            _echo(screening.first_notes())
             with progress_bar(screening.images_left(run.stamp)) as progress:
                 run.screen(screening, progress)
     return _end(screening, "done on Ray")
 
 
+def _echo(notes: Iterable[str]) -> None:
+    for note in notes:
+        click.echo(note, err=True)
+
+
 def _end(screening: Any, how: str) -> ExitCode:
     click.echo(f"{screening.summary(how)}. Research use only.", err=True)
-    for note in screening.notes():
-        click.echo(note, err=True)
+    _echo(screening.notes())
     return ExitCode.NOT_ASSESSED if screening.not_assessed else ExitCode.DONE
 
 

@@ -175,7 +175,8 @@ class Handlers:
         del posted
         image = _image(request)
         deliveries = Deliveries(self._it.writing, self._it.spool)
-        await run_in_threadpool(deliveries.resend, image)
+        named = {one.name: one.objects for one in self._it.config.destinations}
+        await run_in_threadpool(deliveries.resend, image, None, named)
         return RedirectResponse(f"/image/{image}", 303)
 
     async def upload(self, request: Request, posted: Posted) -> Response:

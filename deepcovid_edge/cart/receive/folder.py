@@ -6,6 +6,7 @@
 | that is not whole, and does not change for ten minutes | an image; its result says why |
 | that is no image at all, likewise | passed over, with an event |
 | that cannot be read, likewise | told by an alert; it is taken once it can be read |
+| that is larger than the largest image | told by an alert; it is taken once the limit is raised |
 | under a name of unfinished files, hidden, or in a system's folder | not looked at |
 | that was taken and has not changed since | not looked at |
 
@@ -19,12 +20,13 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import ReceiveSettings
 from deepcovid_edge.cart.store.image_header import NotTakenError
 from deepcovid_edge.cart.store.intake import Arrival, Intake
@@ -137,12 +139,13 @@ class FolderWatch:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.folder, self._after = folder, settings.after
-        self._most_bytes = settings.max_image_mib * _MIB
+        self._most_mib = settings.max_image_mib
         self._intake, self._ledger = intake, intake.ledger
         self._stop, self._clock = stop, clock
         self._files: dict[Path, _Found] = {}
         self._seen: dict[Path, Signature] | None = None
         self._unread: dict[Path, str] = {}
+        self._too_large: dict[Path, Signature] = {}
 
     def run(self) -> None:
         """Scan until it is to stop."""
@@ -200,29 +203,56 @@ class FolderWatch:
                 if is_stale:
                     unread[path] = _why(error)
         self._unread = unread
-        self._tell_unread()
+        why = ", ".join(sorted({*unread.values()}))
+        self._tell(AlertCode.FILES_UNREAD, unread, why=why)
+        large = [path for path, found in self._files.items() if self._is_too_large(path, found)]
+        self._tell(AlertCode.IMAGE_TOO_LARGE, large, max_image_mib=self._most_mib)
         return taken
 
-    def _tell_unread(self) -> None:
-        """Tell of files that cannot be read, without their names, until all of them can."""
-        key, folder = f"files_unread:{self.folder}", str(self.folder)
-        if not self._unread:
+    def _tell(self, code: AlertCode, files: Sized, **detail: object) -> None:
+        """Tell of files, without their names, until there are none any more."""
+        key, folder = f"{code.code}:{self.folder}", str(self.folder)
+        if files:
+            self._ledger.raise_alert(key, code.code, folder=folder, files=len(files), **detail)
+        else:
             self._ledger.clear_alert(key)
-            return
-        why = ", ".join(sorted({*self._unread.values()}))
-        self._ledger.raise_alert(
-            key, "files_unread", folder=folder, files=len(self._unread), why=why
-        )
 
     def _seen_before(self) -> dict[Path, Signature]:
-        inside = os.fsencode(f"{self.folder}{os.sep}")
-        return {
-            Path(os.fsdecode(row["path"])): Signature(
-                row["bytes"], row["modified_ns"], row["inode"]
+        """The files that are not looked at again; those that were too large are if they fit now."""
+        inside, seen = os.fsencode(f"{self.folder}{os.sep}"), dict[Path, Signature]()
+        self._forget_what_fits(inside)
+        for row in self._ledger.rows("SELECT * FROM seen"):
+            if row["path"].startswith(inside):
+                path = Path(os.fsdecode(row["path"]))
+                seen[path] = Signature(row["bytes"], row["modified_ns"], row["inode"])
+                if row["image_id"] is None and self._exceeds(seen[path]):
+                    self._too_large[path] = seen[path]
+        return seen
+
+    def _forget_what_fits(self, inside: bytes) -> None:
+        """Forget files that were passed over and that the limit, raised since, lets in.
+
+        Those below the limit of the last start were read, and are no images.
+
+        Args:
+            inside: What the paths of all files in the folder begin with.
+        """
+        key = f"max_image_mib:{self.folder}"
+        before = int(self._ledger.get_meta(key) or 0)
+        with self._ledger.transaction() as now:
+            now.execute(
+                "DELETE FROM seen WHERE image_id IS NULL AND bytes > ? AND bytes <= ?"
+                " AND substr(path, 1, ?) = ?",
+                (before * _MIB, self._most_mib * _MIB, len(inside), inside),
             )
-            for row in self._ledger.rows("SELECT * FROM seen")
-            if row["path"].startswith(inside)
-        }
+            self._ledger.set_meta(key, str(self._most_mib))
+
+    def _exceeds(self, signature: Signature) -> bool:
+        return signature.size > self._most_mib * _MIB
+
+    def _is_too_large(self, path: Path, found: _Found) -> bool:
+        """Whether a file was passed over for its size; one that was taken before was not."""
+        return self._too_large.get(path) == found.signature
 
     def _list(self) -> dict[Path, Signature] | None:
         """All files that may be images; None where the folder cannot be read: an alert says so."""
@@ -252,6 +282,7 @@ class FolderWatch:
         assert self._seen is not None
         for path in paths:
             self._seen.pop(path, None)
+            self._too_large.pop(path, None)
 
     def _look_at(self, path: Path, found: _Found, *, is_stale: bool) -> bool:
         """Take a file if it can be taken; whether it was.
@@ -280,7 +311,8 @@ class FolderWatch:
 
     def _read(self, path: Path, signature: Signature, *, is_stale: bool) -> bytes | None:
         """The bytes of a file that has not changed since; None where it is not to be taken."""
-        if signature.size > self._most_bytes:
+        if self._exceeds(signature):
+            self._too_large[path] = signature
             self._pass_over(path, signature, "larger than max_image_mib")
             return None
         if signature == _NOT_KNOWN:

@@ -14,7 +14,7 @@ Objects of an image whose files were deleted are not sent, nor asked about, any 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -218,17 +218,25 @@ class Deliveries:
                 )
             self.ledger.event("commitment", destination=destination, kept=len(kept), lost=len(lost))
 
-    def resend(self, image_id: int | None = None, destination: str | None = None) -> int:
+    def resend(
+        self,
+        image_id: int | None = None,
+        destination: str | None = None,
+        named: Mapping[str, Sequence[str]] | None = None,
+    ) -> int:
         """Send again, the same bytes: all of an image, or what a destination rejected.
 
         Args:
             image_id: Every object of this image; None for those that are parked.
             destination: To this destination alone; None for all.
+            named: The destinations of the configuration, each with the kinds of objects that it
+                gets: nothing goes to others, and a new one gets the image's objects too. None for
+                those alone that the objects had before, whether they are still named or not.
 
         Returns:
             How many objects are queued.
         """
-        where, values = ["state != 'sending'", _HAS_FILES], []
+        where, values = ["state != 'sending'", _HAS_FILES], list[object]()
         if image_id is None:
             where.append("state = 'parked'")
         else:
@@ -236,11 +244,21 @@ class Deliveries:
                 "object_id IN (SELECT object.id FROM object JOIN result ON result.id = result_id"
                 " WHERE image_id = ?)"
             )
-            values.append(str(image_id))
+            values.append(image_id)
         if destination is not None:
             where.append("destination = ?")
             values.append(destination)
+        if named is not None:
+            where.append(f"destination IN ({', '.join('?' * len(named))})")
+            values += named
         with self.ledger.transaction() as now:
+            if image_id is not None:
+                new = {
+                    name: kinds
+                    for name, kinds in (named or {}).items()
+                    if destination in (None, name)
+                }
+                self._add_missing(image_id, new)
             count = now.execute(
                 f"UPDATE outbox SET state = 'queued', next_try = 0, transaction_uid = NULL,"
                 f" changed_utc = ? WHERE {' AND '.join(where)}",
@@ -248,6 +266,22 @@ class Deliveries:
             ).rowcount
             self.ledger.event("send again", image_id, destination=destination, objects=count)
         return count
+
+    def _add_missing(self, image_id: int, named: Mapping[str, Sequence[str]]) -> None:
+        """Have an image's objects go to destinations which they were not meant for before."""
+        with self.ledger.transaction() as now:
+            now.executemany(
+                "INSERT INTO outbox (object_id, destination, urgent, changed_utc)"
+                " SELECT object.id, ?, result.decision IS 'positive' AND object.kind = 'sc', ?"
+                " FROM object JOIN result ON result.id = result_id JOIN image ON image.id ="
+                " image_id WHERE image_id = ? AND kind = ? AND image.state != ?"
+                " ON CONFLICT DO NOTHING",
+                [
+                    (name, now_utc(), image_id, kind, EXPIRED)
+                    for name, kinds in named.items()
+                    for kind in kinds
+                ],
+            )
 
     def of_removed(self, named: Sequence[str]) -> dict[str, int]:
         """Objects that wait for destinations which are not named any more, by destination.

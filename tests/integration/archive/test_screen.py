@@ -30,6 +30,7 @@ from drawn_once import drawn_phantom
 from deepcovid_edge.archive.screening import Screener, ScreenSettings
 from deepcovid_edge.files import file_sha256
 
+pa = pytest.importorskip("pyarrow", reason="screen needs extra archive")
 pq = pytest.importorskip("pyarrow.parquet", reason="screen needs extra archive")
 
 OPTIONS = ("--variant", "fp32", "--ood", "warn", "--workers", "2")
@@ -109,6 +110,54 @@ def test_a_damaged_shard_is_written_again(place: Path, tmp_path: Path) -> None:
     assert "44 images were done before" in done.stderr
     assert [path for path in shards if path.stat().st_mtime_ns != kept[path]] == [shards[1]]
     assert screened(tmp_path) == inferred(place / "infer.jsonl")
+
+
+def test_images_of_a_share_that_was_away_are_read_by_the_same_command(tmp_path: Path) -> None:
+    """One image lacks longer: its shard is tried again, and an outage costs no record of it."""
+    images, away = linked_images(tmp_path / "images", 8), tmp_path / "away"
+    command("infer", images, "-o", tmp_path / "infer.jsonl", *OPTIONS)
+    command("manifest", images, "-o", tmp_path / "m.parquet")
+    results, whole = tmp_path / "r", inferred(tmp_path / "infer.jsonl")
+    words = ("screen", tmp_path / "m.parquet", "-o", results, *OPTIONS, "--shard-size", 4)
+
+    images.rename(away)
+    done = command(*words)
+    assert done.returncode == 4
+    assert {record["reason"] for record in screened(results).values()} == {"E_UNREADABLE"}
+    assert "8 images could not be read: the same command tries them again." in done.stderr
+
+    away.rename(images)
+    (images / "00005.png").rename(tmp_path / "00005.png")
+    done = command(*words)
+    assert "8 images could not be read before: all 8 images of their shards" in done.stderr
+    found = screened(results)
+    assert found.pop(str(images / "00005.png"))["reason"] == "E_UNREADABLE"
+    assert found == {path: whole[path] for path in found}
+    assert len(found) == 7
+
+    images.rename(away)
+    done = command(*words)
+    assert "1 images could not be read before: all 4 images of their shards" in done.stderr
+    assert "4 images were done before" in done.stderr
+    assert found.items() < screened(results).items()
+
+    away.rename(images)
+    (tmp_path / "00005.png").rename(images / "00005.png")
+    assert command(*words, "--shard", "1/2").returncode == 0
+    assert command(*words, "--shard", "2/2").returncode == 0
+    assert screened(results) == whole
+    assert "8 images were done before" in command(*words).stderr
+
+
+def test_a_run_none_of_whose_first_images_can_be_read_ends_once(tmp_path: Path) -> None:
+    paths = [f"nowhere/{number}.png" for number in range(1500)]
+    pq.write_table(pa.table({"path": paths}), tmp_path / "m.parquet")
+    words = ("screen", tmp_path / "m.parquet", "-o", tmp_path / "r", *OPTIONS, "--shard-size", 500)
+    done = command(*words)
+    assert done.returncode == 6, done.stderr
+    assert "not one of the first 1000 images can be read" in done.stderr
+    assert command(*words).returncode == 4
+    assert len(screened(tmp_path / "r")) == 1500
 
 
 def test_a_worker_s_process_stays_for_further_shards(place: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 from archive_runs import (
@@ -27,6 +28,9 @@ from archive_runs import (
 )
 from commands import command
 from ray_cluster import actors
+
+from deepcovid_edge.archive.cluster.actor import ShardActor
+from deepcovid_edge.archive.screening import ScreenSettings
 
 pytest.importorskip("pyarrow", reason="screen needs extra archive")
 pytestmark = pytest.mark.ray
@@ -79,6 +83,24 @@ def test_an_actor_that_is_killed_and_an_image_that_harms_cost_no_record(tmp_path
     whole = inferred(tmp_path / "infer.jsonl")
     assert found == {path: whole[path] for path in found}
     assert not list(results.glob("*.part"))
+
+
+def test_an_actor_reads_images_again_that_could_not_be_read(tmp_path: Path) -> None:
+    """A shard that is there is its answer, as after a loss, but for one with such images."""
+    images = linked_images(tmp_path / "images", 4)
+    command("manifest", images, "-o", tmp_path / "m.parquet")
+    settings = ScreenSettings(tmp_path / "m.parquet", tmp_path / "r", {"variant": "fp32"})
+    actor = ShardActor(settings, 1, str(tmp_path), MagicMock())
+    assert actor._screener
+    shard = tmp_path / "r/shard-000000.parquet"
+    with actor._screener:
+        images.rename(tmp_path / "away")
+        assert actor._finished(0).counts.unreadable == 4
+        (tmp_path / "away").rename(images)
+        assert actor._finished(0).counts.unreadable == 0
+        written = shard.stat().st_mtime_ns
+        assert actor._finished(0).counts.images == 4
+        assert shard.stat().st_mtime_ns == written
 
 
 def test_another_threshold_is_refused_before_any_image_is_assessed(tmp_path: Path) -> None:

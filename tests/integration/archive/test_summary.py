@@ -165,6 +165,24 @@ def test_the_command_prints_text_json_and_a_page(
     assert values["notice"] == NOTICE
 
 
+def test_files_that_only_look_like_shards_are_named_and_not_counted(
+    results: tuple[Path, list[ScreenedImage]], tmp_path: Path
+) -> None:
+    copied = tmp_path / "r"
+    shutil.copytree(results[0], copied)
+    shard = copied / "shard-000003.parquet"
+    for name in ("shard-000003 (copy).parquet", "shard-3.parquet", "shard-000007.parquet"):
+        shutil.copy(shard, copied / name)
+    done = command("screen", "--summary", copied)
+    assert "7 of 7 shards, 1000 of 1000 images" in done.stdout
+    named = "'shard-000003 (copy).parquet', 'shard-000007.parquet', 'shard-3.parquet'"
+    assert f"Not counted, no shards of this run: {named}\n" in done.stdout
+    found, whole = summarise(copied), summarise(results[0])
+    assert (found.histogram, found.duplicates) == (whole.histogram, whole.duplicates)
+    shutil.copy(shard, copied / "shard-000004.parquet")
+    assert command("screen", "--summary", copied).returncode == 1, "one shard under two names"
+
+
 def test_a_folder_s_name_is_no_pattern(
     results: tuple[Path, list[ScreenedImage]], tmp_path: Path
 ) -> None:

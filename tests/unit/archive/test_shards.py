@@ -234,3 +234,11 @@ def test_facts_come_back_from_the_run_file(tmp_path: Path) -> None:
 def test_shards_cover_every_image_once() -> None:
     rows = [STAMP.rows(shard) for shard in range(STAMP.shards)]
     assert rows == [(0, 4), (4, 8), (8, 10)]
+
+
+def test_a_single_file_that_is_gone_is_no_outage() -> None:
+    """Else a large archive would be assessed again at every start."""
+    assert not Counts(positive=199, not_assessed=1, unreadable=1).lacks_files
+    assert Counts(positive=198, not_assessed=2, unreadable=2).lacks_files
+    assert Counts(not_assessed=1, unreadable=1).lacks_files
+    assert not Counts().lacks_files

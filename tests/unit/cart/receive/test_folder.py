@@ -40,9 +40,11 @@ class Place:
         self.intake = Intake(ledger, spool)
         self.start()
 
-    def start(self) -> None:
+    def start(self, max_image_mib: int = 1) -> None:
         """Begin again, as after a restart."""
-        settings = ReceiveSettings(folders=(self.folder,), after=self.after, max_image_mib=1)
+        settings = ReceiveSettings(
+            folders=(self.folder,), after=self.after, max_image_mib=max_image_mib
+        )
         self.watch = FolderWatch(
             self.folder, settings, self.intake, self.stop, clock=lambda: self.now
         )
@@ -143,6 +145,57 @@ def test_a_file_larger_than_the_largest_image_is_passed_over(place: Place) -> No
         stream.truncate((1 << 20) + 1)
     assert place.scan(3) == 0
     assert "max_image_mib" in place.events("file passed over")[0]
+
+
+def make_large_image(number: int = 0) -> bytes:
+    """An image of 1.3 MiB."""
+    pixels = np.full((800, 840), number, np.uint16)
+    return written(dataset(pixels, stored=12, SOPInstanceUID=f"1.2.3.{number}"))
+
+
+def test_a_file_that_is_too_large_is_told_until_the_limit_is_raised(place: Place) -> None:
+    (place.folder / "Anna.dcm").write_bytes(make_large_image())
+    (place.folder / "letter.txt").write_text("Dear colleague")
+    assert place.scan(400) == 0
+    place.start()
+    assert place.scan(3) == 0
+    assert place.alerts() == ["image_too_large"]
+    (told,) = place.events("alert")
+    assert "Anna" not in told, "names may be of patients"
+    assert '"max_image_mib": 1' in told
+    assert len(place.events("file passed over")) == 2
+    place.start(max_image_mib=2)
+    assert place.scan(3) == 1
+    assert place.alerts() == []
+    place.start()
+    assert place.scan(400) == 0
+    assert place.alerts() == [], "it was taken"
+    assert len(place.events("file passed over")) == 2, "what is no image is not looked at again"
+
+
+def test_the_alert_of_a_file_that_is_too_large_ends_with_the_file(place: Place) -> None:
+    path, other = place.folder / "large.dcm", place.folder.with_name("other.dcm")
+    path.write_bytes(make_large_image())
+    place.scan(2)
+    assert place.alerts() == ["image_too_large"]
+    path.rename(other)  # the only one: as if the share were not mounted
+    place.scan()
+    assert place.alerts() == []
+    other.rename(path)
+    place.scan(2)
+    assert place.alerts() == ["image_too_large"]
+    path.write_bytes(make_image())
+    assert place.scan(2) == 1
+    assert place.alerts() == []
+
+
+def test_a_ledger_that_does_not_know_its_limit_keeps_no_file_from_being_taken(place: Place) -> None:
+    (place.folder / "large.dcm").write_bytes(make_large_image())
+    place.scan(2)
+    with place.ledger.transaction() as now:
+        now.execute("DELETE FROM meta")
+    place.start(max_image_mib=2)
+    assert place.scan(2) == 1
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,14 @@ def test_nothing_of_an_expired_image_is_sent_or_asked_about_again(store: Store) 
     assert outbox.due("pacs") == []
 
 
+def test_nothing_of_an_expired_image_goes_to_a_new_destination(store: Store) -> None:
+    store.take()
+    store.assess()
+    expire(store, 1)
+    assert Deliveries(store.ledger, store.spool).resend(1, named={"new": ("sr", "sc")}) == 0
+    assert not store.ledger.rows("SELECT 1 FROM outbox WHERE destination = 'new'")
+
+
 def test_an_expired_image_that_is_taken_again_is_stored_and_assessed_anew(store: Store) -> None:
     store.take(PatientName="Anna")
     store.assess()
