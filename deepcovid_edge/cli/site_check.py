@@ -123,10 +123,12 @@ def _table(report: SiteReport) -> Iterator[str]:
 
 
 def _remarks(report: SiteReport) -> Iterator[str]:
+    from deepcovid_edge.datasets.contents import repeated_text
+
     data = report.data
     if data.indeterminate:
         yield f"{data.indeterminate} images are too close to the model's threshold to call"
     for code, count in data.not_assessed.items():
         yield f"not assessed: {count} files: {code}"
     if data.repeated:
-        yield f"{data.repeated} files have the content of an earlier file: counted once"
+        yield repeated_text(data.repeated)

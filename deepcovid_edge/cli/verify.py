@@ -152,11 +152,15 @@ def _heatmap_line(maps: Mapping[str, Any]) -> str:
 
 
 def _remarks(report: Verification) -> Iterator[str]:
+    from deepcovid_edge.datasets.contents import repeated_text
+
     for image in report.flipped:
         probabilities = f"{image.reference:.3f} -> {image.candidate:.3f}"
         yield f"turned: {image.path} ({image.label}): {probabilities}"
     for path, code in report.not_assessed.items():
         yield f"not assessed: {path}: {code}"
+    if report.repeated:
+        yield repeated_text(report.repeated)
     for sentence in report.failed:
         yield f"failed: {sentence}"
     for name, count in report.missing.items():

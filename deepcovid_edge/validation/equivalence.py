@@ -17,7 +17,7 @@ class EquivalenceRules:
         max_flips: Largest share of images whose decision turns.
         max_auc_change: Largest change of the area under the curve, either way.
         smallest_change: Smallest change of sensitivity or specificity that the images must be able
-            to show: one image of the class may weigh no more.
+            to show, more than 0: one image of the class may weigh no more.
         paired_interval: Whether the paired 95 % intervals of the changes of sensitivity and
             specificity must hold zero.
         min_heatmap_correlation: Smallest median of the rank correlations of heat maps, where maps
@@ -34,6 +34,8 @@ class EquivalenceRules:
         for name, value in vars(self).items():
             if not 0 <= value <= 1:
                 raise UsageError(f"equivalence.{name}: got {value}, expected 0 to 1")
+        if not self.smallest_change:
+            raise UsageError("equivalence.smallest_change: got 0, expected more than 0")
 
     @classmethod
     def of(cls, manifest: ModelManifest, **changes: Any) -> EquivalenceRules:

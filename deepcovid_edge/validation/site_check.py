@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from deepcovid_edge.backends.base import Backend, identity
+from deepcovid_edge.datasets.contents import Contents
 from deepcovid_edge.datasets.dataset import LabelledImage, check_labels
 from deepcovid_edge.decision.record import INDETERMINATE, Prediction
 from deepcovid_edge.decision.results import PlainResult
@@ -211,21 +212,16 @@ def _classify(
     model = Model.of(backend, PredictSettings(workers=workers))
     records = model.predict(image.path for image in images)
     found = _Classified()
-    labels: dict[str, str] = {}
+    contents = Contents()
     for image, record in zip(images, records, strict=True):
         progress(1)
-        known = labels.get(record.sha256 or "")
-        if known not in (None, image.label):
-            raise DataError(f"{image.path}: the same image is labelled {known} and {image.label}")
-        if known is not None:
-            found.repeated += 1
+        if not contents.is_new(image, record.sha256):
             continue
-        if record.sha256:
-            labels[record.sha256] = image.label
         if record.reason:
             found.not_assessed[record.reason] += 1
         else:
             found.assessed.append((image, record))
-    lines = sorted(f"{sha256} {label}\n" for sha256, label in labels.items())
+    found.repeated = contents.repeated
+    lines = sorted(f"{sha256} {label}\n" for sha256, label in contents.labels.items())
     found.digest = hashlib.sha256("".join(lines).encode()).hexdigest()
     return found

@@ -13,12 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.backends.base import Backend, Inference, identity, softmax
+from deepcovid_edge.datasets.contents import Contents
 from deepcovid_edge.datasets.dataset import LabelledImage, check_labels, dataset_sha256
 from deepcovid_edge.decision.out_of_distribution import OodLimits
 from deepcovid_edge.decision.record import DECIMALS
@@ -49,6 +50,8 @@ from deepcovid_edge.validation.equivalence import EquivalenceRules
 
 UNCHANGED, CHANGED, INSUFFICIENT = "unchanged", "changed", "insufficient"
 _CHUNK = 32
+_Input: TypeAlias = tuple[str, NDArray[np.uint8]]
+"""SHA-256 of a file, and the model input of shape (height, width)."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +153,9 @@ class Verification(PlainResult):
         reference: Name, hash, precision and backend of the model whose accuracy is known.
         candidate: Likewise, of the model that shall replace it.
         threshold: The reference's.
-        images: How many were assessed.
+        images: How many were assessed, each content once.
         not_assessed: File -> reason code.
+        repeated: Assessed files with the content of an earlier one.
         data_sha256: Over the images.
         probability: Of the positive class.
         sensitivity: None without positive images.
@@ -172,6 +176,7 @@ class Verification(PlainResult):
     threshold: float
     images: int
     not_assessed: Mapping[str, str]
+    repeated: int = 0
     data_sha256: str
     logits: Differences
     probability: Differences
@@ -209,7 +214,7 @@ def verify(
 
     Raises:
         ModelFileError: The models cannot be compared.
-        DataError: No image could be assessed.
+        DataError: No image could be assessed, or one image has two labels.
         UsageError: A window of the heat maps is larger than the models' input.
     """
     reference, candidate = backend_of(reference), backend_of(candidate)
@@ -236,6 +241,7 @@ def verify(
         threshold=manifest.threshold,
         images=len(pair.images),
         not_assessed=pair.not_assessed,
+        repeated=pair.repeated,
         data_sha256=dataset_sha256(pair.images),
         logits=Differences.of(*pair.logits),
         probability=Differences.of(*pair.scores),
@@ -253,8 +259,9 @@ class _Pair:
     """The answers of two models on the same images, the reference's first.
 
     Attributes:
-        images: The images that were assessed.
+        images: The images that were assessed, each content once.
         not_assessed: File -> reason code.
+        repeated: Files with the content of an earlier image.
         manifest: The reference's.
         logits: Of each model, of shape (images, classes), float32.
         rejected: Whether each model's out-of-distribution limits reject each image, which is
@@ -263,6 +270,7 @@ class _Pair:
 
     images: list[LabelledImage]
     not_assessed: dict[str, str]
+    repeated: int
     manifest: ModelManifest
     logits: tuple[NDArray[np.float32], ...]
     rejected: tuple[Truth | None, ...]
@@ -359,13 +367,15 @@ def _classify(
     _check_comparable(*manifests)
     kept: list[LabelledImage] = []
     not_assessed: dict[str, str] = {}
+    contents = Contents()
     answers: tuple[list[Inference], list[Inference]] = ([], [])
     for chunk in _prepared(images, reference.manifest.input):
-        good = [(image, pixels) for image, pixels in chunk if isinstance(pixels, np.ndarray)]
+        good = [(image, read) for image, read in chunk if not isinstance(read, str)]
         not_assessed |= {str(image.path): code for image, code in chunk if isinstance(code, str)}
-        if good:
-            batch = np.stack([pixels for _, pixels in good])
-            kept += [image for image, _ in good]
+        new = [(image, pixels) for image, (sha, pixels) in good if contents.is_new(image, sha)]
+        if new:
+            batch = np.stack([pixels for _, pixels in new])
+            kept += [image for image, _ in new]
             for model, found in zip((reference, candidate), answers, strict=True):
                 found.append(model.infer(batch))
         progress(len(chunk))
@@ -373,7 +383,7 @@ def _classify(
         raise DataError(f"none of {len(images)} images could be assessed")
     logits = tuple(np.concatenate([one.logits for one in found]) for found in answers)
     rejected = tuple(_rejected(*side) for side in zip(manifests, answers, strict=True))
-    return _Pair(kept, not_assessed, reference.manifest, logits, rejected)
+    return _Pair(kept, not_assessed, contents.repeated, reference.manifest, logits, rejected)
 
 
 def _rejected(manifest: ModelManifest, answers: Sequence[Inference]) -> Truth | None:
@@ -394,10 +404,13 @@ def _check_comparable(reference: ModelManifest, candidate: ModelManifest) -> Non
 
 def _prepared(
     images: Sequence[LabelledImage], spec: InputSpec
-) -> Iterator[list[tuple[LabelledImage, NDArray[np.uint8] | str]]]:
-    def read(image: LabelledImage) -> NDArray[np.uint8] | str:
+) -> Iterator[list[tuple[LabelledImage, _Input | str]]]:
+    """Chunks of the images, each with its input or the reason code why it has none."""
+
+    def read(image: LabelledImage) -> _Input | str:
         try:
-            return prepare(read_radiograph(image.path, spec), spec)
+            radiograph = read_radiograph(image.path, spec)
+            return radiograph.sha256, prepare(radiograph, spec)
         except NotAssessedError as error:
             return error.reason.code
 
@@ -462,8 +475,6 @@ def _failures(
 
 def _missing(positive: Truth, rules: EquivalenceRules) -> dict[str, dict[str, int]]:
     """Classes with too few images to show the smallest change, if any."""
-    if not rules.smallest_change:
-        return {}
     needed = int(np.ceil(1 / rules.smallest_change - 1e-9))
     counts = {"positive": int(positive.sum()), "negative": int((~positive).sum())}
     few = {name: count for name, count in counts.items() if count < needed}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,13 @@ def summary(figures: dict[str, Any]) -> str:
         )
     else:
         lines.append("no out-of-distribution limits: `infer` classifies any image")
+    return "\n".join([*lines, *_not_counted(figures)])
+
+
+def _not_counted(figures: dict[str, Any]) -> Iterator[str]:
+    from deepcovid_edge.datasets.contents import repeated_text
+
     for reason, count in figures["not_assessed"].items():
-        lines.append(f"not assessed: {count} images: {reason}")
-    return "\n".join(lines)
+        yield f"not assessed: {count} images: {reason}"
+    if repeated := figures.get("repeated"):
+        yield repeated_text(repeated)

@@ -139,8 +139,11 @@ def _summary(done: Quantized) -> str:
 
 
 def _verdict(report: dict[str, Any]) -> str:
+    from deepcovid_edge.datasets.contents import repeated_text
+
     turned = f"{report['flips']['count']} of {report['images']} decisions turned"
-    return f"{report['verdict']}, {turned}"
+    repeated = f"; {repeated_text(report['repeated'])}" if report["repeated"] else ""
+    return f"{report['verdict']}, {turned}{repeated}"
 
 
 def _json(done: Quantized) -> str:

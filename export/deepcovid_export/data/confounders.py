@@ -53,7 +53,8 @@ class Confounder(PlainResult):
         among: Images that were compared: `all`, or a source that has both classes.
         property: `source`, `aspect`, `resolution` or `quantisation`.
         images: Number of images.
-        auc: Area under the ROC curve, 0.5 to 1, whichever way the property points.
+        auc: Area under the ROC curve, 0.5 to 1, whichever way the property points. The source
+            points one way only.
     """
 
     among: str
@@ -94,7 +95,8 @@ def find_confounders(
         "resolution": np.array([float(min(it.rows, it.columns)) for it in known]),
         "quantisation": np.array([it.quantisation for it in known]),
     }
-    found = [_confounder("all", "source", _share_of_source(sources, positive), positive)]
+    share = _share_of_source(sources, positive)
+    found = [_confounder("all", "source", share, positive, both_ways=False)]
     for among in ("all", *sorted({*sources.tolist()} - {""})):
         chosen = np.ones(len(sources), bool) if among == "all" else sources == among
         for name, value in values.items():
@@ -103,16 +105,26 @@ def find_confounders(
 
 
 def _confounder(
-    among: str, name: str, values: NDArray[np.float64], positive: NDArray[np.bool_]
+    among: str,
+    name: str,
+    values: NDArray[np.float64],
+    positive: NDArray[np.bool_],
+    *,
+    both_ways: bool = True,
 ) -> Confounder | None:
     if positive.all() or not positive.any():
         return None
     area = auc(values, positive)
-    return Confounder(among, name, len(values), round(max(area, 1 - area), 4))
+    least = 1 - area if both_ways else 0.5
+    return Confounder(among, name, len(values), round(max(area, least), 4))
 
 
 def _share_of_source(sources: NDArray[Any], positive: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """For each image the share of positives among the others of its source."""
+    """For each image the share of positives among the others of its source.
+
+    It points towards the positive class alone. In a source with as many of both classes a positive
+    has fewer positives beside it than a negative has, which tells nothing.
+    """
     _, owner, counts = np.unique(sources, return_inverse=True, return_counts=True)
     positives = np.bincount(owner, weights=positive)[owner] - positive
     others = counts[owner] - 1

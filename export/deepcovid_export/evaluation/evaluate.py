@@ -14,6 +14,7 @@ import numpy as np
 
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.backends.base import Backend
+from deepcovid_edge.datasets.contents import Contents
 from deepcovid_edge.datasets.dataset import LabelledImage, dataset_sha256
 from deepcovid_edge.decision.statistics import auc_change, mcnemar_exact, paired_difference
 from deepcovid_edge.errors import DataError, UsageError
@@ -76,10 +77,10 @@ def evaluate(
 
     Returns:
         Figures over all images and by label, source and view. Intervals take images as
-        independent, except those of `bootstrap`, which draw patients.
+        independent, except those of `bootstrap`, which draw patients. Each content counts once.
 
     Raises:
-        DataError: No image was assessed, or a label belongs to no class.
+        DataError: No image was assessed, a label belongs to no class, or one image has two labels.
     """
     return _measure(model, images, description, shortcuts, localisation)[0]
 
@@ -121,29 +122,30 @@ def _measure(
     localisation: LocalisationSettings | None,
 ) -> tuple[Evaluation, Predictions]:
     with load_backend(model) as backend:
-        true = with_truth(images, backend.manifest)
+        true, contents = with_truth(images, backend.manifest), Contents()
         try:
-            classified = classify(backend, true)
+            classified = classify(backend, true, contents=contents)
         except DataError as error:
             raise DataError(f"{description}: {error}") from error
         found = measure_shortcuts(backend, true, classified) if shortcuts else None
         evaluation = replace(
             _evaluation(classified, description, found),
             localisation=measure_localisation(backend, classified.images, localisation) or None,
-            soft_labels=_soft_labels(backend, images),
+            soft_labels=_soft_labels(backend, images, contents),
+            repeated=contents.repeated or None,
         )
     return evaluation, classified
 
 
 def _soft_labels(
-    backend: Backend, images: Sequence[LabelledImage]
+    backend: Backend, images: Sequence[LabelledImage], contents: Contents
 ) -> dict[str, SoftLabelFigures] | None:
     """Decisions on the images of labels that are no truth."""
     soft = soft_labels(backend.manifest)
     without_truth = [image for image in images if image.label in soft]
     if not without_truth:
         return None
-    classified = classify(backend, without_truth, any_label=True)
+    classified = classify(backend, without_truth, any_label=True, contents=contents)
     labels = np.array([image.label for image in classified.images])
     called = classified.scores >= classified.manifest.threshold
     held = _held(classified)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.backends.base import Backend
+from deepcovid_edge.datasets.contents import Contents
 from deepcovid_edge.datasets.dataset import LabelledImage, check_labels, load_dataset
 from deepcovid_edge.decision.out_of_distribution import WARN
 from deepcovid_edge.decision.record import RunFacts
@@ -33,10 +34,10 @@ class Predictions:
     """A model's predictions for labelled images.
 
     Attributes:
-        images: The images that were assessed.
+        images: The images that were assessed, each content once.
         probabilities: Of shape (images, classes), as in the records.
         shapes: Rows and columns of each image, of shape (images, 2).
-        not_assessed: The reason code of every other image.
+        not_assessed: The reason code of every file that was not.
         manifest: The model's manifest.
         run: What the records have in common.
         rejected: How many of the assessed images are beyond the model's out-of-distribution limits;
@@ -122,6 +123,7 @@ def classify(
     *,
     change: Change | None = None,
     any_label: bool = False,
+    contents: Contents | None = None,
 ) -> Predictions:
     """Let a model classify labelled images; a terminal shows how many are done.
 
@@ -130,9 +132,10 @@ def classify(
         images: Images whose labels belong to the model's classes, as its recipe groups them.
         change: Applied to every image before it is prepared.
         any_label: Take labels of no class too; then only scores have a meaning.
+        contents: Of the images that were classified before; receives those of these.
 
     Raises:
-        DataError: No image was assessed, or a label belongs to no class.
+        DataError: No image was assessed, a label belongs to no class, or one image has two labels.
     """
     if not any_label:
         check_labels(images, backend.manifest.known_labels)
@@ -144,12 +147,17 @@ def classify(
         shapes[image.sha256] = image.pixels.shape
         return change(image) if change else image
 
+    contents = Contents() if contents is None else contents
     records = []
     with progress_bar(len(images)) as progress:
         for record in model.predict((image.path for image in images), change=noted):
             records.append(record)
             progress(1)
-    kept = [(image, it) for image, it in zip(images, records, strict=True) if it.probabilities]
+    kept = [
+        (image, it)
+        for image, it in zip(images, records, strict=True)
+        if it.probabilities and contents.is_new(image, it.sha256)
+    ]
     if not kept:
         raise DataError(f"none of {len(images)} images was assessed")
     assessed = [record for _, record in kept]

@@ -15,8 +15,8 @@ from deepcovid_edge.decision import statistics
 from deepcovid_edge.decision.results import PlainResult
 
 SCHEMA_VERSION = 2
-IF_MEASURED = ("localisation", "soft_labels", "indeterminate_by_source")
-"""Keys of an evaluation that only some data have: boxes, soft labels, several sources."""
+IF_MEASURED = ("localisation", "soft_labels", "indeterminate_by_source", "repeated")
+"""Keys of an evaluation that only some data have: boxes, soft labels, several sources, copies."""
 Interval = tuple[float, float]
 Columns = Mapping[str, list[Any]]
 """Columns of one length by name."""
@@ -265,7 +265,7 @@ class Evaluation(PlainResult):
 
     Attributes:
         export: How far the exported file is from torch; None for a checkpoint.
-        images: All images, assessed or not.
+        images: All images, assessed or not; those that were assessed with each content once.
         not_assessed: Reason to number of images.
         out_of_distribution: Images that `infer` would reject; None without such limits.
         bootstrap: None where no patient is known.
@@ -276,6 +276,7 @@ class Evaluation(PlainResult):
         soft_labels: Decisions on labels that are no truth; None where there are none.
         indeterminate_by_source: What the indeterminate range costs each source: its images within;
             None unless there are several sources.
+        repeated: Assessed files with the content of an earlier one; None where there are none.
     """
 
     schema_version: int
@@ -313,9 +314,10 @@ class Evaluation(PlainResult):
     localisation: list[Localisation] | None = None
     soft_labels: Mapping[str, SoftLabelFigures] | None = None
     indeterminate_by_source: Mapping[str, Rate] | None = None
+    repeated: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Without what such data cannot have: boxes, soft labels, several sources."""
+        """Without what such data do not have: boxes, soft labels, several sources, copies."""
         values = super().as_dict()
         for name in IF_MEASURED:
             if values[name] is None:

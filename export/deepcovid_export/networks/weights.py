@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepcovid_edge.errors import DataError
+from deepcovid_edge.errors import DataError, require
 from deepcovid_export.networks.architectures import Architecture, find_architecture
 from deepcovid_export.networks.classifier import (
     GREY_MEAN,
@@ -27,6 +27,7 @@ _DOTTED = re.compile(
 )
 _COUNTER = "num_batches_tracked"
 _HEADS = ("classifier.", "fc.", "maps.")
+_NO_WEIGHTS = "not a checkpoint: expected .pth, .safetensors or a checkpoint of an earlier run"
 
 
 def load_imagenet(network: Classifier, architecture: str, weights: Path | None) -> str:
@@ -121,17 +122,21 @@ def state_of(content: Any) -> dict[str, Tensor] | None:
 
 
 def _state_file(path: Path) -> dict[str, Tensor]:
+    if is_safetensors := path.suffix == ".safetensors":
+        require("safetensors", extra="export")
     try:
-        if path.suffix == ".safetensors":
+        if is_safetensors:
             from safetensors.torch import load_file
 
             return plain_names(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     except Exception as error:  # both readers raise many types
-        raise DataError(f"{path}: not a weights file ({error})") from error
+        raise DataError(f"{path}: {_NO_WEIGHTS}") from error
     state = state_of(content)
     if state is None:
-        raise DataError(f"{path}: not a weights file: expected names and tensors")
+        raise DataError(f"{path}: {_NO_WEIGHTS}")
     return state
 
 

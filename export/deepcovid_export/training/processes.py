@@ -7,6 +7,7 @@ Every process holds the whole network and reads its share of each batch. Gradien
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from deepcovid_edge.errors import UsageError
 
 Value = TypeVar("Value")
+_DEVICE = re.compile("cpu|cuda(:[0-9]+)?")
 _PATIENCE = timedelta(minutes=30)
 """Longest wait of a process for what another has to add; it fails then, and torchrun ends all."""
 
@@ -97,10 +99,17 @@ def check_device(device: str) -> None:
     """Check that torch can compute on a device.
 
     Raises:
-        UsageError: It is a CUDA device and torch sees none.
+        UsageError: It is neither `cpu`, `cuda` nor `cuda:N`, or torch does not see it.
     """
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    if not _DEVICE.fullmatch(device):
+        raise UsageError(f"--device: got {device!r}, expected cpu, cuda or cuda:N")
+    if device == "cpu":
+        return
+    if not torch.cuda.is_available():
         raise UsageError(f"--device: got {device}, but torch sees no CUDA device: use cpu")
+    seen = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    if device not in ("cuda", *seen):
+        raise UsageError(f"--device: got {device}, but torch sees {', '.join(seen)}")
 
 
 @contextmanager
@@ -127,6 +136,7 @@ def joined(device: str) -> Iterator[tuple[Processes, str]]:
                 f"--device: got {device}, expected cuda: torchrun gives each process its own GPU"
             )
         backend, device = "nccl", f"cuda:{os.environ['LOCAL_RANK']}"
+        check_device(device)
         torch.cuda.set_device(device)
     dist.init_process_group(backend, timeout=_PATIENCE)
     try:

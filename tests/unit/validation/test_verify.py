@@ -8,6 +8,7 @@ compared in tests/integration.
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,12 @@ class Answering:
     def __exit__(self, *_: object) -> None: ...
 
 
-def image_of(path: Path, grey: int) -> Path:
+def image_of(path: Path, grey: int, number: int = 0) -> Path:
+    """An image of one grey level in its middle; the number makes its content its own."""
     pixels = np.full((128, 128), grey, np.uint8)
     pixels[:32] = np.linspace(20, 230, 128).astype(np.uint8)  # contrast, away from the middle
     pixels[-32:] = np.linspace(230, 20, 128).astype(np.uint8)
+    pixels[0, 0] = number
     cv2.imwrite(str(path), pixels)
     return path
 
@@ -76,7 +79,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[LabelledImage]:
     found = []
     for number in range(110):
         for label, first, source in (("covid-19", 135, "here"), ("normal", 66, "there")):
-            path = image_of(folder / f"{label}{number}.png", first + number // 2)
+            path = image_of(folder / f"{label}{number}.png", first + number // 2, number)
             found.append(LabelledImage(path, label, source=source))
     return found
 
@@ -204,6 +207,29 @@ def test_images_that_cannot_be_read_are_left_out_and_named(
     assert report["not_assessed"] == {str(broken): "E_NOT_IMAGE"}
     with pytest.raises(DataError, match="none of 1 images"):
         report_of([LabelledImage(broken, "normal")], Answering("same"))
+
+
+def test_copies_of_an_image_are_no_further_evidence(
+    images: list[LabelledImage], tmp_path: Path
+) -> None:
+    copies = [
+        replace(image, path=Path(shutil.copy(image.path, tmp_path / f"{image.label}{number}.png")))
+        for image in images[:2]
+        for number in range(110)
+    ]
+    report = report_of([*copies, copies[0]], Answering("same"))
+    assert (report["images"], report["repeated"]) == (2, 219)
+    assert report["verdict"] == "insufficient"
+    assert (
+        report["data_sha256"] == report_of([copies[0], copies[110]], Answering("s"))["data_sha256"]
+    )
+    with pytest.raises(DataError, match="the same image is labelled covid-19 and normal"):
+        report_of([*images, replace(copies[0], label="normal")], Answering("same"))
+
+
+def test_a_smallest_change_of_zero_would_ask_for_no_image_and_is_refused() -> None:
+    with pytest.raises(UsageError, match="smallest_change: got 0, expected more than 0"):
+        EquivalenceRules(smallest_change=0.0)
 
 
 def test_one_class_alone_gives_no_auc_and_no_verdict(images: list[LabelledImage]) -> None:

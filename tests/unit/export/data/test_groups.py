@@ -120,6 +120,31 @@ def test_what_the_files_alone_tell_is_measured_over_all_and_within_sources() -> 
     assert any(text.startswith("aspect alone tells") for text in warnings_of(found))
 
 
+@pytest.mark.parametrize("count", [5, 50, 500])
+@pytest.mark.parametrize(
+    ("sources", "area"),
+    [
+        ({"covid": ("",), "normal": ("",)}, 0.5),
+        ({"covid": ("one",), "normal": ("one",)}, 0.5),
+        ({"covid": ("one", "two"), "normal": ("one", "two")}, 0.5),
+        ({"covid": ("one",), "normal": ("two",)}, 1.0),
+    ],
+    ids=["none", "one", "balanced", "telling"],
+)
+def test_a_source_is_named_only_if_it_tells_the_classes(
+    sources: dict[str, tuple[str, ...]], area: float, count: int
+) -> None:
+    shown = [
+        LabelledImage(Path(f"{label}{number}.png"), label, source=names[number % len(names)])
+        for label, names in sources.items()
+        for number in range(count)
+    ]
+    facts = {it.path: ImageFacts(100, 100, 4.0) for it in shown}
+    found = find_confounders(shown, facts, [it.label == "covid" for it in shown])
+    assert {it.property: it.auc for it in found if it.among == "all"}["source"] == area
+    assert len(warnings_of(found)) == (area == 1.0)
+
+
 def test_train_gives_way_to_val_and_both_to_other_splits() -> None:
     shown = [
         LabelledImage(Path(f"{at}.png"), "covid", split, patient)

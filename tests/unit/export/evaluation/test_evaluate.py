@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,41 @@ def test_the_json_of_an_evaluation_has_the_keys_of_the_stored_results(
     for name in set(found) - unlike:
         keys(found[name], stored[name])
     assert json.loads(as_json(found)) == found
+
+
+def test_copies_of_an_image_are_counted_once(
+    images: list[LabelledImage], checkpoint: Path, tmp_path: Path
+) -> None:
+    once = evaluate(checkpoint, images, description="phantoms", shortcuts=True)
+    copy = replace(images[0], path=Path(shutil.copy(images[0].path, tmp_path / "other.png")))
+    more = [images[1], *images, copy, copy]
+    found = evaluate(checkpoint, more, description="phantoms", shortcuts=True)
+    assert (found.images, found.repeated) == (16, 3)
+    for name in ("overall", "by_label", "bootstrap", "shortcuts"):
+        assert getattr(found, name) == getattr(once, name)
+    assert "repeated" not in once.as_dict()
+    both = evaluate_side_by_side([checkpoint, checkpoint], more, description="phantoms")
+    assert both.comparisons[0].images == 16
+
+
+@pytest.mark.parametrize("soft", ["indeterminate", "normal"])
+def test_one_image_under_two_labels_is_refused(
+    soft: str, images: list[LabelledImage], tmp_path: Path
+) -> None:
+    """Also where one of the labels is no truth."""
+    recipe = {
+        "classes": {"non": ["normal"], "covid": ["covid"]},
+        "soft_labels": {"indeterminate": 0.5},
+    }
+    manifest = ModelManifest(
+        *("two", "squeezenet1_1", ("non", "covid"), "covid", 0.3),
+        input=InputSpec(96, 96),
+        training={"recipe": recipe},
+    )
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(build_network("squeezenet1_1", 2).eval(), manifest, path)
+    with pytest.raises(DataError, match=f"the same image is labelled covid and {soft}"):
+        evaluate(path, [images[0], replace(images[0], label=soft)], description="phantoms")
 
 
 def test_a_label_of_no_class_is_named(images: list[LabelledImage], checkpoint: Path) -> None:

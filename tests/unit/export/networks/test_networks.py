@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from deepcovid_edge.errors import DataError, ModelFileError, UsageError
 from deepcovid_edge.manifest import ModelManifest
+from deepcovid_edge.models import find_model
 from deepcovid_edge.models.graph.tensorrt_rules import check_typed
 from deepcovid_export.networks import (
     ARCHITECTURES,
@@ -170,6 +171,21 @@ def test_weights_of_a_deeper_network_are_refused(tmp_path: Path) -> None:
     path = save_weights(torchvision_models().resnet34(), tmp_path / "weights.pth")
     with pytest.raises(DataError, match=r"unknown weights layer1\.2\..*expected resnet18 weights"):
         load_imagenet(build_network("resnet18", 2), "resnet18", path)
+
+
+def test_a_file_of_something_else_is_named_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "torn.safetensors").write_bytes(b"torn")
+    torch.save(nn.Linear(2, 2), tmp_path / "network.pth")
+    files = [find_model("squeezenet1_1"), *sorted(tmp_path.iterdir())]
+    for path in files:
+        with pytest.raises(DataError) as error:
+            load_imagenet(build_network("resnet18", 2), "resnet18", path)
+        assert str(error.value) == (
+            f"{path}: not a checkpoint: expected .pth, .safetensors or a checkpoint of an earlier "
+            "run"
+        )
+    with pytest.raises(DataError, match=r"none\.pth: cannot be read \(No such file"):
+        load_imagenet(build_network("resnet18", 2), "resnet18", tmp_path / "none.pth")
 
 
 def test_training_starts_from_a_checkpoint_of_its_own(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ torch = pytest.importorskip("torch", reason="the workstation side needs extra ex
 from drawn_once import drawn_phantom
 from torch import nn
 
+from deepcovid_edge.cli.main import run as main
 from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.errors import DataError, UsageError
 from deepcovid_edge.imaging.synthetic.phantom import save_phantom
@@ -27,7 +28,7 @@ from deepcovid_export.data.training_set import ImageDataset
 from deepcovid_export.recipe import FindSettings, FitSettings, Recipe, load_recipe
 from deepcovid_export.training.lr_finder import CURVE_NAME, RangeTest, find_learning_rate, suggest
 from deepcovid_export.training.optimisers import build_optimiser, build_schedule
-from deepcovid_export.training.processes import Processes
+from deepcovid_export.training.processes import Processes, check_device
 from deepcovid_export.training.train import RunSettings, Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -271,6 +272,24 @@ def test_a_run_that_never_had_a_finite_loss_says_so(images: TrainingData, tmp_pa
     with pytest.raises(UsageError, match=r"fit\.learning_rate: got 1e\+30, .* set a lower rate"):
         training.finish()
     assert not (tmp_path / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("device", ["xyz", "meta", "mps", "", "cpu:0", "cuda:", "cuda:-1", "CPU"])
+def test_a_device_of_another_kind_is_refused_before_anything_is_written(
+    device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(tmp_path), "--device", device, "-o", str(tmp_path / "run")]) == 2
+    assert f"--device: got {device!r}, expected cpu, cuda or cuda:N" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_gpu_beyond_those_that_torch_sees_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for device in ("cpu", "cuda", "cuda:1"):
+        check_device(device)
+    with pytest.raises(UsageError, match="got cuda:2, but torch sees cuda:0, cuda:1"):
+        check_device("cuda:2")
 
 
 def test_one_cycle_leaves_the_momentum_of_sgd_to_the_recipe() -> None:
