@@ -22,16 +22,18 @@ from deepcovid_edge.device.service import log
 from deepcovid_edge.manifest import VERSION
 from deepcovid_edge.serve import protocol
 from deepcovid_edge.serve.admission import Admission
-from deepcovid_edge.serve.assessors.pool import Assessors
+from deepcovid_edge.serve.assessors.pool import Assessors, end_tasks
 from deepcovid_edge.serve.assessors.readiness import Readiness
-from deepcovid_edge.serve.connections import ConnectionCounts
 from deepcovid_edge.serve.keys import Callers
+from deepcovid_edge.serve.listener import ConnectionCounts
 from deepcovid_edge.serve.metrics import CONTENT_TYPE, Metrics
 from deepcovid_edge.serve.protocol import RequestError
 from deepcovid_edge.serve.settings import ServeSettings
 
 _OVERHEAD = 1 << 16
 """Bytes of a request beside its image."""
+_STOP_RETRY = 5
+"""Seconds: a server that is started again loads its model first."""
 
 
 @dataclass
@@ -91,8 +93,7 @@ def build_app(service: Service) -> ASGIApp:
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await end_tasks([task])
 
     handlers = Handlers(service)
     model = "/v2/models/{model}"
@@ -209,6 +210,8 @@ class Handlers:
             response = _error(error)
         except ClientDisconnect:
             response = _error(RequestError(400, "the caller has gone"))
+        except asyncio.CancelledError:  # by uvicorn alone, once its grace is over
+            response = _error(RequestError(503, "the server stops; try again", retry=_STOP_RETRY))
         status = response.status_code
         self._service.metrics.answered(status)
         spent = round(1000 * (time.perf_counter() - began), 1)

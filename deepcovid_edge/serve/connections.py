@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from dataclasses import dataclass
+import math
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from deepcovid_edge.serve.listener import ConnectionCounts, make_room
 from deepcovid_edge.serve.quiet_server import quiet_config
 from deepcovid_edge.serve.settings import ServeSettings
 
@@ -24,23 +25,9 @@ _MOST_HEADER = 1 << 20
 """Bytes of a header, with what came of the body in the same block."""
 KEEP_ALIVE_SECONDS = 75
 """Longer than the usual pause of a caller: a new connection with TLS costs as much as an image."""
-_GRACE_SECONDS = 10
 _LINGER_SECONDS, _LINGER_BYTES = 2.0, 16 << 20
 """For the rest of a body whose answer is given."""
 _NUMBERS = itertools.count()
-
-
-@dataclass
-class ConnectionCounts:
-    """What was ended, and why.
-
-    Attributes:
-        too_slow: Connections whose request was not there in time.
-        pushed_out: Connections without a whole request that made room for a new one.
-    """
-
-    too_slow: int = 0
-    pushed_out: int = 0
 
 
 class JoinedWrites:
@@ -87,28 +74,32 @@ class GuardedConnection(HttpToolsProtocol):
     counts: ConnectionCounts
     """Set in a class of each server's own: uvicorn makes its connections itself."""
     _timer: asyncio.TimerHandle | None = None
-    _arrives = True
+    _reading: asyncio.TimerHandle | None = None
+    """While the caller reads nothing."""
+    arrives = True
     """Whether no whole request is there."""
     _header = 0
     """Bytes since a header began; -1 outside of one."""
     _unwanted = 0
     """Bytes of a body since it was answered."""
-    _number = 0
+    number = 0
     """Connections that began earlier have lower ones."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A connection begins; its first request must arrive in time."""
-        self._number = next(_NUMBERS)
+        self.number = next(_NUMBERS)
         super().connection_made(transport)
         self.transport: Any = JoinedWrites(transport, self.loop)
         self._header = 0
         self._start_timer()
         if len(self.connections) > self.settings.connections:
-            self._make_room()
+            make_room(self, self.connections, self.counts)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It has ended."""
         self._end()
+        if self._reading:
+            self._reading.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -125,7 +116,7 @@ class GuardedConnection(HttpToolsProtocol):
         """A request begins."""
         super().on_message_begin()
         if self._timer is None:
-            self._arrives, self._header = True, 0
+            self.arrives, self._header = True, 0
 
     def on_headers_complete(self) -> None:
         """Its header is there."""
@@ -149,17 +140,35 @@ class GuardedConnection(HttpToolsProtocol):
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
         else:
-            self._arrives = False
+            self.arrives = False
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """It is answered; the next one may come, after what is left of its body."""
-        self._arrives = True
+        self.arrives = True
         super().on_response_complete()
         if self.cycle.response_complete and self.cycle.more_body:
             self._end()
             self._unwanted = 0
             self._timer = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+
+    def pause_writing(self) -> None:
+        """The caller reads too slowly."""
+        super().pause_writing()
+        self._reading = self.loop.call_later(self.settings.body_seconds, self._reads_nothing)
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        if self._reading:
+            self._reading.cancel()
+        super().resume_writing()
+
+    def shutdown(self) -> None:
+        """The server stops: what is there is answered, what is not there must come soon."""
+        super().shutdown()
+        if self.arrives and not self.transport.is_closing():
+            self._end()
+            self._timer = self.loop.call_later(self.settings.header_seconds, self._never_came)
 
     @property
     def _is_open_ended(self) -> bool:
@@ -181,12 +190,13 @@ class GuardedConnection(HttpToolsProtocol):
         self.counts.too_slow += 1
         self.transport.close()
 
-    def _make_room(self) -> None:
-        others: list[Any] = [it for it in self.connections if it is not self and _arrives(it)]
-        self.counts.pushed_out += 1
-        oldest = min(others, key=lambda it: it._number, default=self)
-        self.connections.discard(oldest)
-        oldest.transport.abort()
+    def _reads_nothing(self) -> None:
+        self.counts.too_slow += 1
+        self.transport.abort()
+
+    def _never_came(self) -> None:
+        if self.arrives:
+            self.transport.close()
 
 
 def protocol_of(settings: ServeSettings, counts: ConnectionCounts) -> type[GuardedConnection]:
@@ -197,10 +207,6 @@ def protocol_of(settings: ServeSettings, counts: ConnectionCounts) -> type[Guard
         counts: Counted here.
     """
     return type("Connection", (GuardedConnection,), {"settings": settings, "counts": counts})
-
-
-def _arrives(connection: Any) -> bool:
-    return bool(connection._arrives)
 
 
 def server_config(app: Any, settings: ServeSettings, counts: ConnectionCounts) -> uvicorn.Config:
@@ -218,6 +224,6 @@ def server_config(app: Any, settings: ServeSettings, counts: ConnectionCounts) -
         loop="auto",
         date_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=_GRACE_SECONDS,
+        timeout_graceful_shutdown=math.ceil(settings.answer_seconds),
         backlog=1024,
     )

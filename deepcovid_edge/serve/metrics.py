@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from deepcovid_edge.serve.admission import Admission
 from deepcovid_edge.serve.assessors.pool import Assessors
 from deepcovid_edge.serve.assessors.readiness import Readiness
-from deepcovid_edge.serve.connections import ConnectionCounts
+from deepcovid_edge.serve.listener import ConnectionCounts
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)

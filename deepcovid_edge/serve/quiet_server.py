@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +13,16 @@ from typing import Any, Protocol
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deepcovid_edge.device.service import log_fault
+from deepcovid_edge.device.service import log, log_fault
+from deepcovid_edge.serve.listener import (
+    ConnectionCounts,
+    ConnectionLimits,
+    TlsListener,
+    allow_open_files,
+)
+
+_LAST_SECONDS = 1.0
+"""For the answers of requests that the end of the grace has ended."""
 
 
 class ListensAt(Protocol):
@@ -56,6 +68,19 @@ class _FaultsTold:
             log_fault("request failed", error)
 
 
+class _AsLines(logging.Handler):
+    """Writes the warnings of libraries as lines of the service's own log, without values."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one."""
+        raised = record.exc_info[0] if record.exc_info else None
+        says = record.getMessage().partition("\n")[0]
+        log("server", says=says, kind=raised.__name__ if raised else None)
+
+
+_LINES = _AsLines(logging.WARNING)
+
+
 def quiet_config(app: ASGIApp, place: ListensAt, **more: Any) -> uvicorn.Config:
     """How uvicorn serves an application: no log of its own, no header that says what runs here.
 
@@ -64,6 +89,8 @@ def quiet_config(app: ASGIApp, place: ListensAt, **more: Any) -> uvicorn.Config:
         place: Where it listens.
         more: Further settings of uvicorn.
     """
+    for library in ("uvicorn.error", "asyncio"):
+        logging.getLogger(library).addHandler(_LINES)
     return uvicorn.Config(
         _FaultsTold(app),
         host=place.host,
@@ -81,7 +108,45 @@ def quiet_config(app: ASGIApp, place: ListensAt, **more: Any) -> uvicorn.Config:
 
 
 class QuietServer(uvicorn.Server):
-    """A server whose signals are those of its process."""
+    """A server whose signals are those of its process, and whose handshakes are bounded.
+
+    Args:
+        config: Of uvicorn, by `quiet_config`.
+        limits: For connections.
+        counts: Counts connections that are ended.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, limits: ConnectionLimits, counts: ConnectionCounts
+    ) -> None:
+        super().__init__(config)
+        self._limits, self._counts = limits, counts
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen; over TLS with the limits for handshakes, which uvicorn cannot pass on."""
+        allow_open_files(2 * self._limits.connections + self.config.backlog)
+        ports = sockets or []
+        tls = self.config.ssl
+        await super().startup([] if tls else ports)
+        if tls and self.started:
+            self.servers: list[Any] = [
+                TlsListener(port, tls, self._connection, self._limits, self._counts)
+                for port in ports
+            ]
+            for port in ports:
+                port.listen(self.config.backlog)
+
+    def _connection(self) -> asyncio.Protocol:
+        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return made
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End; requests that are ended with the grace have a moment for their answer."""
+        await super().shutdown(sockets)
+        if self.server_state.tasks:
+            await asyncio.wait(list(self.server_state.tasks), timeout=_LAST_SECONDS)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

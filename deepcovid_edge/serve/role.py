@@ -17,11 +17,14 @@ from deepcovid_edge.serve.app import Service, build_app
 from deepcovid_edge.serve.assessors.pool import Assessors
 from deepcovid_edge.serve.connections import server_config
 from deepcovid_edge.serve.keys import Callers
+from deepcovid_edge.serve.listener import ConnectionLimits
 from deepcovid_edge.serve.quiet_server import QuietServer
 from deepcovid_edge.serve.settings import ServeSettings
 
 _LOOK_SECONDS = 0.2
 _BEAT_LOOKS = 25
+_END_SECONDS = 15
+"""For the last answers and the end of the model's processes."""
 
 
 def serve(settings: ServeSettings, model: Mapping[str, Any], stop: threading.Event) -> None:
@@ -52,7 +55,8 @@ async def _serve(settings: ServeSettings, model: Mapping[str, Any], stop: thread
         raise NotThereError(f"certificate: cannot be used: {error}") from error
     await assessors.start()
     gc.freeze()  # what is there now stays
-    server = QuietServer(config)
+    limits = ConnectionLimits(settings.connections, settings.header_seconds, settings.body_seconds)
+    server = QuietServer(config, limits, service.connections)
     watch = asyncio.create_task(_end_when_asked(server, service, stop))
     try:
         with listening_socket("port", settings.host, settings.port) as port:
@@ -63,10 +67,14 @@ async def _serve(settings: ServeSettings, model: Mapping[str, Any], stop: thread
 
 
 async def _end_when_asked(server: QuietServer, service: Service, stop: threading.Event) -> None:
-    """Tell systemd that the loop goes round; end the server when that is asked for."""
+    """Tell systemd that the loop goes round, up to the last answer; end the server when asked."""
     looks, was_ready = 0, False
-    while not stop.is_set():
-        if server.started and not was_ready:
+    while True:
+        if stop.is_set() and not server.should_exit:
+            most = service.settings.answer_seconds + _END_SECONDS
+            notify("STOPPING=1", f"EXTEND_TIMEOUT_USEC={most * 1e6:.0f}")
+            server.should_exit = True
+        if server.started and not (was_ready or server.should_exit):
             was_ready = True
             notify("READY=1")
             _, port = server.servers[0].sockets[0].getsockname()[:2]
@@ -83,5 +91,3 @@ async def _end_when_asked(server: QuietServer, service: Service, stop: threading
             notify("WATCHDOG=1")
         looks += 1
         await asyncio.sleep(_LOOK_SECONDS)
-    notify("STOPPING=1")
-    server.should_exit = True

@@ -289,7 +289,7 @@ def requests(folder: Path, count: int, seed: int) -> dict[str, Any]:
     callers_ms: list[float] = []
     statuses: Counter[int] = Counter()
     looks: list[tuple[int, float]] = []
-    with RunningServer(folder, "--header-seconds", 5, "--connections", 64) as server:
+    with RunningServer(folder, "--header-seconds", 2, "--connections", 64) as server:
         warm_up = Callers(server.port, images)
         warm_up.send(max(200, count // 20))
         processes = [server.process.pid, *server.assessors()]

@@ -1,7 +1,8 @@
 """Requests of the Open Inference Protocol (KServe v2) over HTTP, one connection for each thread.
 
 An image goes as binary data (Triton, `extension_binary_data.md`), and so does its record come. A
-server that is busy or away for a moment is asked again; one that stays away ends the run.
+server that is busy or away for a moment is asked again; one that stays away ends the run, and so
+does one that fails twice.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ _PATIENCE_SECONDS = 120.0
 _PAUSES = (0.0, 0.2, 1.0, 2.0, 5.0)
 _MOST_ANSWER = 1 << 24
 _AGAIN = (408, 429, 502, 503, 504)
+_ONCE_AGAIN, _FAULT_PAUSE = 500, 1.0
+"""A fault may be of the moment, as of a server that ends; one that comes twice is none."""
 
 
 @dataclass(frozen=True)
@@ -167,17 +170,20 @@ class Client(Closing):
         self, method: str, path: str, body: bytes, headers: Mapping[str, str]
     ) -> tuple[bytes, str | None]:
         """Content of an answer, and its header's length; asks again where that may help."""
-        ends, tries = time.monotonic() + self._patience, 0
+        ends, tries, faults = time.monotonic() + self._patience, 0, 0
         while True:
             try:
                 status, retry, length, content = self._once(method, path, body, headers)
                 why = f"HTTP {status}"
                 if status == 200:
                     return content, length
-                self._check(status, content)
+                if status == _ONCE_AGAIN and not faults:
+                    retry, faults = retry or _FAULT_PAUSE, 1
+                else:
+                    self._check(status, content)
             except (OSError, http.client.HTTPException) as error:
                 self._drop()
-                if isinstance(error, ssl.SSLError):
+                if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
                     raise BackendUnavailableError(
                         f"backend: {self._address}: TLS: {one_line(error)}"
                     ) from error

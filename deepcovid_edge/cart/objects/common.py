@@ -15,7 +15,11 @@ from typing import Any
 
 from deepcovid_edge.cart.objects.encoding import encode_file
 from deepcovid_edge.cart.objects.facts import Facts, short
-from deepcovid_edge.cart.objects.source import PATIENT_AND_STUDY, SourceImage
+from deepcovid_edge.cart.objects.source import (
+    PATIENT_AND_STUDY,
+    SECONDARY_CAPTURE,
+    SourceImage,
+)
 from deepcovid_edge.cart.objects.uids import IMPLEMENTATION_UID
 from deepcovid_edge.errors import require
 
@@ -37,10 +41,13 @@ def unchecked_values() -> Iterator[None]:
 
 
 def stand_in(source: SourceImage) -> Any:
-    """The image as evidence: its UIDs, and the attributes that highdicom asks for, empty."""
+    """The image as evidence: its UIDs, and the attributes that highdicom asks for, empty.
+
+    highdicom looks up its SOP class and knows no private or retired one, so it gets another here.
+    """
     image = require("pydicom.dataset", extra="cart").Dataset()
     image.StudyInstanceUID, image.SeriesInstanceUID = source.study_uid, source.series_uid
-    image.SOPInstanceUID, image.SOPClassUID = source.sop_uid, source.sop_class
+    image.SOPInstanceUID, image.SOPClassUID = source.sop_uid, SECONDARY_CAPTURE
     for keyword in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID"):
         setattr(image, keyword, "")
     for keyword in ("AccessionNumber", "StudyDate", "StudyTime", "ReferringPhysicianName"):

@@ -28,7 +28,7 @@ from deepcovid_edge.cart.objects.facts import (
     verdict_text,
     warning_text,
 )
-from deepcovid_edge.cart.objects.source import REQUEST, SourceImage
+from deepcovid_edge.cart.objects.source import REQUEST, SECONDARY_CAPTURE, SourceImage
 from deepcovid_edge.cart.objects.uids import (
     REPORT,
     REPORT_3D,
@@ -100,7 +100,15 @@ def build_report(
             is_verified=False,
             **equipment(facts),
         )
+        _name_class(made, source)
         return finish(made, source, facts, (REQUEST,))
+
+
+def _name_class(made: Any, source: SourceImage) -> None:
+    """Write the image's own SOP class where its stand-in has another: all refer to the image."""
+    for element in made.iterall():
+        if element.keyword == "ReferencedSOPClassUID":
+            element.value = source.sop_class
 
 
 def _procedure(prediction: Prediction) -> codes.CodedWord:
@@ -141,7 +149,7 @@ def _image_group(
         finding_type=finding.concept() if prediction.decision in _PRESENCE else None,
         finding_sites=[sr.FindingSite(codes.LUNG.concept())] if assessed else None,
         algorithm_id=_algorithm(sr, prediction, facts),
-        source_images=[sr.SourceImageForMeasurementGroup(source.sop_class, source.sop_uid)],
+        source_images=[sr.SourceImageForMeasurementGroup(SECONDARY_CAPTURE, source.sop_uid)],
         measurements=_numbers(sr, prediction) if calibrated and assessed else None,
         qualitative_evaluations=_evaluations(sr, prediction),
     )
@@ -214,7 +222,7 @@ def _region_groups(sr: Any, source: SourceImage, prediction: Prediction, uid: st
                 graphic_type="POLYLINE",
                 graphic_data=np.array(source.outline(*box)),
                 source_image=sr.SourceImageForRegion(
-                    source.sop_class, source.sop_uid, source.frame_numbers()
+                    SECONDARY_CAPTURE, source.sop_uid, source.frame_numbers()
                 ),
             ),
         )

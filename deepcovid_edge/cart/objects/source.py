@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -168,6 +168,10 @@ class SourceImage:
             is_lossy=elements.word(_LOSSY) == "01",
             copied=_copied(values, found),
         )
+
+    def plainer(self) -> SourceImage:
+        """The same image, without what an object can do without."""
+        return replace(self, sop_class=SECONDARY_CAPTURE, frames=None)
 
     def frame_numbers(self) -> list[int] | None:
         """The frame that a region lies on; None for an image without frames."""

@@ -18,6 +18,7 @@ from deepcovid_edge.cart.store.spool import Spool, SpoolFullError
 ALIVE_SECONDS = 60.0
 """An assessor that has said nothing for so long is not counted on."""
 _ALIVE_KEY = "work alive"  # `work.worker.ALIVE_KEY`; that module loads the assessor
+_ASSESSOR_META, _HAS_NONE = "work assessor", "none"  # `work.worker.ASSESSOR_KEY`, `HAS_NONE`
 OK, LOOK, BAD = "ok", "look", "bad"
 SIGNS = {OK: "✓", LOOK: "…", BAD: "!"}
 _OF_SENDERS = {
@@ -83,8 +84,13 @@ def _assessor(ledger: Ledger) -> Light:
 
 
 def assessor_works(ledger: Ledger) -> bool:
-    """Whether the worker has said so within a minute, and can start an assessor."""
+    """Whether the worker has said so within a minute, and can start an assessor.
+
+    A person may acknowledge the alert; that starts no assessor.
+    """
     if ledger.row("SELECT 1 FROM alert WHERE key = ?", _ASSESSOR_KEY):
+        return False
+    if ledger.get_meta(_ASSESSOR_META) == _HAS_NONE:
         return False
     said = ledger.get_meta(_ALIVE_KEY)
     return said is not None and abs(time.time() - float(said)) < ALIVE_SECONDS

@@ -18,12 +18,14 @@ from deepcovid_edge.cart.store.opening import open_store
 from deepcovid_edge.device.ports import listening_socket
 from deepcovid_edge.device.service import beat_seconds, log, notify
 from deepcovid_edge.errors import NotThereError
+from deepcovid_edge.serve.h11_connections import timed_connections
+from deepcovid_edge.serve.listener import ConnectionCounts, ConnectionLimits
 from deepcovid_edge.serve.quiet_server import QuietServer, quiet_config
 
 _LOOK_SECONDS = 0.2
 _GRACE_SECONDS = 2
-MOST_AT_ONCE = 64
-"""Connections and requests; beyond them uvicorn answers 503."""
+_LIMITS = ConnectionLimits(connections=64, header_seconds=10.0, body_seconds=60.0)
+"""Beyond them the oldest connection that has sent no whole request makes room."""
 _KEEP_ALIVE_SECONDS = 10
 
 
@@ -51,7 +53,7 @@ def page(config: CartConfig, stop: threading.Event) -> None:
 async def _serve(context: Context, port: socket.socket, stop: threading.Event) -> None:
     settings = context.settings
     try:
-        server = QuietServer(server_settings(context))
+        server = quiet_server(context, _LIMITS)
         server.config.load()
     except (OSError, ValueError) as error:  # `ssl.SSLError` is the former
         raise NotThereError(f"page.certificate: cannot be used: {error}") from error
@@ -63,17 +65,23 @@ async def _serve(context: Context, port: socket.socket, stop: threading.Event) -
         watch.cancel()
 
 
-def server_settings(context: Context) -> uvicorn.Config:
-    """How the server is set up."""
-    return quiet_config(
+def quiet_server(context: Context, limits: ConnectionLimits) -> QuietServer:
+    """The server of a page.
+
+    Args:
+        context: What its handlers share.
+        limits: For connections.
+    """
+    counts = ConnectionCounts()
+    config = quiet_config(
         build_app(context),
         context.settings,
-        http="h11",
+        http=timed_connections(limits, counts),
         loop="asyncio",
-        limit_concurrency=MOST_AT_ONCE,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
+    return QuietServer(config, limits, counts)
 
 
 async def _end_when_asked(server: uvicorn.Server, context: Context, stop: threading.Event) -> None:

@@ -43,7 +43,7 @@ STATUSES = {
     SUCCESS: "The image survives a power cut and is in the ledger, now or since it came before.",
     NO_SUCH_CLASS: "The request names an SOP class that is not taken.",
     OUT_OF_RESOURCES: "The disk has too little room, or the ledger is full or locked for 5 s.",
-    MISMATCH: "No SOP instance UID, or the data set has another one.",
+    MISMATCH: "No SOP instance UID, or the data set has another one, or another SOP class.",
     NOT_UNDERSTOOD: "The data set cannot be read as DICOM.",
     NOT_AUTHORISED: "The sender is a destination of results, not a peer.",
 }

@@ -98,7 +98,8 @@ class Intake:
             What became of it, once it survives a power cut.
 
         Raises:
-            NotTakenError: The UID is missing, or the data set has another one or none.
+            NotTakenError: The UID is missing, or the data set has another one or none, or it is of
+                another SOP class (B.2.3: the data set does not match).
             SpoolFullError: The disk has too little room.
             LedgerBusyError: The ledger cannot be written.
             OutputError: The disk cannot be written.
@@ -108,6 +109,8 @@ class Intake:
         image = _image_of_file(_file_head(sop_class, sop_uid, syntax) + data, "")
         if image.header.sop_uid != sop_uid:
             raise NotTakenError("uid", "request and data set name different SOP instances")
+        if image.header.sop_class != sop_class:
+            raise NotTakenError("uid", "request and data set name different SOP classes")
         return self._take(image, arrival)
 
     def take_file(self, data: bytes, *, name: str, arrival: Arrival) -> Taken:

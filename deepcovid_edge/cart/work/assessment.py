@@ -5,20 +5,22 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import datetime, timezone
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from deepcovid_edge.cart.config import CartSettings
 from deepcovid_edge.cart.pictures import write_map_picture, write_pictures
+from deepcovid_edge.cart.store.clock import now_utc
 from deepcovid_edge.cart.store.image_header import read_image_header
 from deepcovid_edge.cart.store.spool import Spool, sync_folder
 from deepcovid_edge.cart.work.assessor import hash_unless_unreadable
 from deepcovid_edge.decision.record import Prediction
-from deepcovid_edge.errors import DataError
+from deepcovid_edge.device.service import log_fault
+from deepcovid_edge.errors import DataError, DeepCovidEdgeError
 from deepcovid_edge.heatmaps.explainer import HeatMapMaker, HeatMapSettings, HeatMapWriter
 from deepcovid_edge.model import Model
 from deepcovid_edge.pipeline.reader import PreparedImage, Read, Reading
@@ -34,12 +36,14 @@ class AssessmentRequest:
         content_sha256: What the ledger knows it by.
         is_dicom: Whether DICOM objects are built of its result.
         reason: Code of the reason for which it is not assessed, nor read; None to assess it.
+        made: When its objects are made, ISO 8601: same time, same bytes.
     """
 
     path: Path
     content_sha256: str
     is_dicom: bool
     reason: str | None = None
+    made: str = field(default_factory=now_utc)
 
 
 class _KeepingReading(Reading):
@@ -75,21 +79,22 @@ class Assessor:
         """Assess one image; its files are on the disk when this returns.
 
         Returns:
-            `record`, and `objects` with `kind`, `sop_class`, `sop_uid`, `path` and `sha256` each.
+            `record`, and `objects` with `kind`, `sop_class`, `sop_uid`, `path` and `sha256` each;
+            `faults`, and `missing`: kinds of objects that could not be built at all.
         """
         folder = self.spool.results(request.content_sha256)
         prediction = (
             self._not_assessed(request) if request.reason else self._predict(request, folder)
         )
         _sync(folder)
-        objects = []
+        answer: dict[str, Any] = {"objects": [], "faults": [], "missing": []}
         if request.is_dicom:
             try:
-                objects = [*self._objects(request, prediction)]
+                answer = self._objects(request, prediction)
             except DataError:  # no object is built of a header that cannot be read
                 if prediction.reason is None:
                     raise
-        return {"record": prediction.as_dict(), "objects": objects}
+        return {"record": prediction.as_dict(), **answer}
 
     def _predict(self, request: AssessmentRequest, folder: Path) -> Prediction:
         explainer = None
@@ -121,22 +126,46 @@ class Assessor:
             message=reason.sentence,
         )
 
-    def _objects(
+    def _objects(self, request: AssessmentRequest, prediction: Prediction) -> dict[str, Any]:
+        """The objects of a result, each as whole as it can be built: the record stays as it is."""
+        objects, faults, missing = [], [], []
+        for kind, builders in self._builders(request, prediction).items():
+            data, failed = _built(builders)
+            faults += [f"{kind}: {one}" for one in failed]
+            if data is None:
+                missing.append(kind)
+            else:
+                objects.append(self._stored(request, kind, data))
+        return {"objects": objects, "faults": faults, "missing": missing}
+
+    def _builders(
         self, request: AssessmentRequest, prediction: Prediction
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Mapping[str, Sequence[Callable[[], bytes]]]:
+        """Kind -> what builds the object, and what builds one with less in it."""
         from deepcovid_edge.cart.objects.capture import build_capture
         from deepcovid_edge.cart.objects.facts import Facts
         from deepcovid_edge.cart.objects.report import build_report
         from deepcovid_edge.cart.objects.source import SourceImage
 
         source = SourceImage.read(request.path)
-        facts = Facts(_now(), request.content_sha256, serial=platform.node() or "cart")
-        report = build_report(source, prediction, facts, sr_class=self.settings.report)
-        yield self._stored(request, "sr", report)
+        made = datetime.fromisoformat(request.made).astimezone()
+        facts = Facts(made, request.content_sha256, serial=platform.node() or "cart")
+        report = partial(build_report, facts=facts, sr_class=self.settings.report)
+        without_regions = replace(prediction, regions=None)
+        builders: dict[str, Sequence[Callable[[], bytes]]] = {
+            "sr": (
+                partial(report, source, prediction),
+                partial(report, source.plainer(), without_regions),
+            )
+        }
         if prediction.overlay:
+            capture = partial(build_capture, facts=facts)
             overlay = Path(prediction.overlay).read_bytes()
-            capture = build_capture(source, prediction, overlay, facts)
-            yield self._stored(request, "sc", capture)
+            builders["sc"] = (
+                partial(capture, source, prediction, overlay),
+                partial(capture, source.plainer(), prediction, None),
+            )
+        return builders
 
     def _stored(self, request: AssessmentRequest, kind: str, data: bytes) -> dict[str, Any]:
         header = read_image_header(data)
@@ -151,8 +180,18 @@ class Assessor:
         }
 
 
-def _now() -> datetime:
-    return datetime.now(timezone.utc).astimezone()
+def _built(builders: Sequence[Callable[[], bytes]]) -> tuple[bytes | None, list[str]]:
+    """What the first builder makes that does not fail, and the kinds of errors of those that do."""
+    failed: list[str] = []
+    for build in builders:
+        try:
+            return build(), failed
+        except (DeepCovidEdgeError, MemoryError):
+            raise
+        except Exception as error:  # of a library, over a header like no other
+            log_fault("object not built", error)
+            failed.append(type(error).__name__)
+    return None, failed
 
 
 def _sync(folder: Path) -> None:

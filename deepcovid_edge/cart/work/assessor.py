@@ -11,11 +11,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from deepcovid_edge.backends.settings import is_address
 from deepcovid_edge.cart.config import CartConfig
 from deepcovid_edge.cart.store.images import BuiltObject, ClaimedImage, Settled
 from deepcovid_edge.cart.store.spool import SpoolFullError
 from deepcovid_edge.device.child_process import Patience, StalledError, end, ending_with_this
-from deepcovid_edge.errors import DeepCovidEdgeError, NotThereError, OutputError, one_line
+from deepcovid_edge.errors import (
+    BackendUnavailableError,
+    DeepCovidEdgeError,
+    NotThereError,
+    OutputError,
+    one_line,
+)
 from deepcovid_edge.files import Closing, file_sha256
 from deepcovid_edge.reasons import Reason
 
@@ -31,8 +38,20 @@ class AssessorCrashedError(DeepCovidEdgeError):
     """Raised when the assessor ended, or gave no answer in time; it is started again."""
 
 
+class ServerAwayError(AssessorCrashedError):
+    """Raised when the server that runs the model gave no answer of use: no image is at fault."""
+
+
 class AssessorFailedError(DeepCovidEdgeError):
     """Raised when the model cannot be loaded."""
+
+
+class NotBuiltError(DeepCovidEdgeError):
+    """Raised when an object of a result cannot be built; carries the result as far as it goes."""
+
+    def __init__(self, settled: Settled, detail: str) -> None:
+        self.settled = settled
+        super().__init__(detail)
 
 
 class AssessorProcess(Closing):
@@ -42,10 +61,11 @@ class AssessorProcess(Closing):
         config: The configuration.
         model: Name or file of the model.
         site: Site file, or None.
-        waiting: Called every second while an answer is waited for.
+        waiting: Called every second while an answer is waited for; what it raises ends the wait.
 
     Raises:
         AssessorFailedError: The model cannot be loaded.
+        ServerAwayError: The server that runs the model does not answer.
         AssessorCrashedError: The process ended before it said anything, or took too long.
     """
 
@@ -58,6 +78,7 @@ class AssessorProcess(Closing):
     ) -> None:
         self.model, self.site, self._config, self._waiting = model, site, config, waiting
         self._seconds = config.cart.assess_seconds
+        self._is_remote = is_address(config.cart.backend)
         self._process = subprocess.Popen(
             ending_with_this(
                 [
@@ -73,7 +94,8 @@ class AssessorProcess(Closing):
         try:
             first = self._answer(START_SECONDS)
             if "failed" in first:
-                raise AssessorFailedError(first["why"])
+                is_away = self._is_remote and first["failed"] == BackendUnavailableError.__name__
+                raise (ServerAwayError if is_away else AssessorFailedError)(first["why"])
             self.template: Mapping[str, Any] = first["ready"]
             self.backend = str(first["backend"])
         except BaseException:
@@ -81,17 +103,23 @@ class AssessorProcess(Closing):
             raise
 
     def assess(
-        self, image: ClaimedImage, destinations: Mapping[str, Any], *, reason: Reason | None = None
+        self,
+        image: ClaimedImage,
+        destinations: Mapping[str, Any],
+        *,
+        made: str,
+        reason: Reason | None = None,
     ) -> Settled:
         """Have an image assessed; see `ask` and `answer`."""
-        self.ask(image, reason=reason)
+        self.ask(image, made=made, reason=reason)
         return self.answer(destinations)
 
-    def ask(self, image: ClaimedImage, *, reason: Reason | None = None) -> None:
+    def ask(self, image: ClaimedImage, *, made: str, reason: Reason | None = None) -> None:
         """Begin with an image; `answer` is called before the next one.
 
         Args:
             image: The image.
+            made: When its objects are made, ISO 8601.
             reason: Do not assess it, for this reason.
 
         Raises:
@@ -102,6 +130,7 @@ class AssessorProcess(Closing):
             "content_sha256": image.content_sha256,
             "is_dicom": image.is_dicom,
             "reason": reason and reason.code,
+            "made": made,
         }
         assert self._process.stdin
         try:
@@ -118,16 +147,23 @@ class AssessorProcess(Closing):
 
         Raises:
             AssessorCrashedError: The process ended, or gave no answer in time.
+            ServerAwayError: The server that runs the model gave none.
+            NotBuiltError: The result lacks an object.
             SpoolFullError: The disk has no room for the result.
             OutputError: The result cannot be written for another reason.
         """
         answer = self._answer(self._seconds, is_at_work=True)
+        if "away" in answer:
+            raise ServerAwayError(answer["away"])
         if "full" in answer:
             raise SpoolFullError(f"no room for a result: {answer['full']}")
         if "not_written" in answer:
             raise OutputError(answer["not_written"])
         objects = [BuiltObject(**{**one, "path": Path(one["path"])}) for one in answer["objects"]]
-        return Settled(answer["record"], objects, destinations)
+        settled = Settled(answer["record"], objects, destinations)
+        if answer["missing"]:
+            raise NotBuiltError(settled, f"objects not built: {', '.join(answer['faults'])}")
+        return settled
 
     def not_assessed(self, image: ClaimedImage, reason: Reason) -> Settled:
         """A record without objects, of an image that ends every assessor, even unread."""
@@ -146,7 +182,8 @@ class AssessorProcess(Closing):
 
         Args:
             seconds: Longest wait.
-            is_at_work: Whether a process that does nothing at all is not waited for so long.
+            is_at_work: Whether a process that does nothing at all is not waited for so long; one
+                that waits for a server does nothing.
         """
         assert self._process.stdout
         handle = self._process.stdout.fileno()
@@ -155,10 +192,11 @@ class AssessorProcess(Closing):
         while b"\n" not in self._rest:
             left = ends - time.monotonic()
             if left <= 0:
-                raise AssessorCrashedError(f"no answer in {seconds:g} s")
+                late = ServerAwayError if self._is_remote else AssessorCrashedError
+                raise late(f"no answer in {seconds:g} s")
             if not select.select([handle], [], [], min(left, 1.0))[0]:
                 self._waiting()
-                if is_at_work:
+                if is_at_work and not self._is_remote:
                     patience = patience or Patience(self._process.pid, _STALL_SECONDS, None)
                     self._check(patience)
                 continue

@@ -20,7 +20,13 @@ from deepcovid_edge.cart.work.assessment import AssessmentRequest, Assessor
 from deepcovid_edge.cart.work.self_test import check_assessor
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.device.process import set_up
-from deepcovid_edge.errors import DeepCovidEdgeError, OutputError, one_line
+from deepcovid_edge.errors import (
+    BackendUnavailableError,
+    DeepCovidEdgeError,
+    OutputError,
+    ServerMismatchError,
+    one_line,
+)
 from deepcovid_edge.heatmaps.heatmap import OCCLUSION
 from deepcovid_edge.heatmaps.windows import OcclusionSettings
 from deepcovid_edge.model import Model
@@ -77,9 +83,11 @@ def main() -> None:
 
 
 def _assessed(assessor: Assessor, request: AssessmentRequest) -> dict[str, Any]:
-    """The answer for an image; a disk that is full or fails ends no assessor."""
+    """The answer for an image; a disk that is full or fails, or a server, ends no assessor."""
     try:
         return assessor.assess(request)
+    except (BackendUnavailableError, ServerMismatchError) as error:
+        return {"away": one_line(error)}
     except (OutputError, OSError) as error:
         cause = error.__cause__ if isinstance(error, OutputError) else error
         if isinstance(cause, OSError) and cause.errno in FULL:

@@ -42,6 +42,8 @@ def _check(answer: Mapping[str, Any], with_map: bool) -> None:
     record = answer["record"]
     if record["status"] != "assessed":
         raise ModelFileError(f"self-test: a drawn image is not assessed: {record['message']}")
+    if answer["faults"]:
+        raise ModelFileError(f"self-test: objects cannot be built: {answer['faults']}")
     kinds = [one["kind"] for one in answer["objects"]]
     if kinds != (["sr", "sc"] if with_map else ["sr"]):
         raise ModelFileError(f"self-test: objects {kinds}, expected a report and a picture")

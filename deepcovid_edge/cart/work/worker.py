@@ -3,9 +3,10 @@
 The assessor is a child process, which has the next image while the result of the last one is
 written. An image that ends it is tried again, three times in all; then it is not assessed, kept
 aside and told of. That the cart itself is ended is seldom the image's fault, so it costs an image
-one of more tries; one that was tried before is assessed while no other is written. Results, their
-objects and the outbox are one transaction, so an image is assessed once whatever happens in
-between.
+one of more tries; one that was tried before is assessed while no other is written. A server that
+does not answer costs none. Results, their objects and the outbox are one transaction, so an image
+is assessed once whatever happens in between. One that is assessed again has its objects made at the
+time of the first ones, so that their bytes are the same.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import CartConfig
 from deepcovid_edge.cart.model_pointer import model_in_use
+from deepcovid_edge.cart.store.clock import now_utc
 from deepcovid_edge.cart.store.images import ClaimedImage, Images, Settled
 from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError
 from deepcovid_edge.cart.store.rebuild import RECORD_NAME, settled_text
@@ -28,6 +31,8 @@ from deepcovid_edge.cart.work.assessor import (
     AssessorCrashedError,
     AssessorFailedError,
     AssessorProcess,
+    NotBuiltError,
+    ServerAwayError,
 )
 from deepcovid_edge.device.service import beat_seconds, log, notify
 from deepcovid_edge.errors import DeepCovidEdgeError, one_line
@@ -41,7 +46,12 @@ _RESTART_SECONDS = (1.0, 5.0, 30.0, 120.0)
 _MOST_CRASHES = 3
 """Assessors that an image may end."""
 _MOST_TRIES = 10
-"""Tries of an image, those included in which the cart itself was ended: it may be why."""
+"""Tries of an image, those included in which the cart itself was ended: it may be why. Likewise
+times that a server which was there gave no answer for it."""
+_FINISH_SECONDS = 5.0
+"""Longest wait for the image in work once the cart is to stop; then it is given back."""
+ASSESSOR_KEY, HAS_NONE = "work assessor", "none"
+"""What the ledger says while no assessor can be started, whatever becomes of the alert."""
 ALIVE_KEY = "work alive"
 _ALIVE_SECONDS = 5.0
 
@@ -73,9 +83,11 @@ class Worker(Closing):
         }
         self._assessor: AssessorProcess | None = None
         self._ahead: ClaimedImage | None = None
-        self._asked = 0.0
+        self._asked, self._made = 0.0, ""
+        self._stopped: float | None = None
         self._lacks_room = self._must_release = False
         self._crashes: Counter[int] = Counter()
+        self._unanswered: Counter[int] = Counter()
         self._failures = 0
         self._alive = self._fed = 0.0
         self._beat = beat_seconds()
@@ -125,6 +137,19 @@ class Worker(Closing):
             self._fed = time.monotonic()
             notify("WATCHDOG=1")
 
+    def _while_waiting(self) -> None:
+        """What is done each second while the assessor is waited for.
+
+        Raises:
+            AssessorCrashedError: The cart is to stop, and does not wait any longer.
+        """
+        self._feed_watchdog()
+        if not self.stop.is_set():
+            return
+        self._stopped = self._stopped or time.monotonic()
+        if self._assessor is None or time.monotonic() - self._stopped > _FINISH_SECONDS:
+            raise AssessorCrashedError("the cart stops")
+
     def _ready(self) -> AssessorProcess | None:
         """The assessor with the model in use; None while it cannot be loaded."""
         if self._ahead:
@@ -142,8 +167,11 @@ class Worker(Closing):
 
     def _start(self, model: str, site: Path | None) -> AssessorProcess | None:
         try:
-            assessor = AssessorProcess(self.config, model, site, self._feed_watchdog)
+            assessor = AssessorProcess(self.config, model, site, self._while_waiting)
         except (AssessorFailedError, AssessorCrashedError) as error:
+            if self.stop.is_set():
+                return None
+            self.ledger.set_meta(ASSESSOR_KEY, HAS_NONE)
             failed = isinstance(error, AssessorFailedError)
             code = AlertCode.MODEL if failed else AlertCode.ASSESSOR_STOPPED
             self.ledger.raise_alert("assessor", code.code, why=str(error), model=model)
@@ -151,6 +179,7 @@ class Worker(Closing):
             self._wait_to_restart()
             return None
         self._failures = 0
+        self.ledger.set_meta(ASSESSOR_KEY, "started")
         self.ledger.clear_alert("assessor")
         self.ledger.event("assessor started", model=model, sha256=assessor.template["model_sha256"])
         log("assessor started", model=model, backend=assessor.backend)
@@ -176,7 +205,7 @@ class Worker(Closing):
                 self._assess_image(image)
         except AssessorCrashedError as error:
             self._end_assessor()
-            self._crashed(image, str(error))
+            self._crashed(image, str(error), by_server=isinstance(error, ServerAwayError))
         except (LedgerBusyError, SpoolFullError):
             self._drop_ahead()
             self.images.give_back(image, "no room", counts=False)
@@ -193,10 +222,16 @@ class Worker(Closing):
         assert self._assessor is not None
         if self._ahead is None:
             self._ask(self._assessor, image)
-        started, self._ahead = self._asked, None
-        settled = self._assessor.answer(self.destinations)
+        started, made, self._ahead = self._asked, self._made, None
+        try:
+            settled, lacks = self._assessor.answer(self.destinations), ""
+        except NotBuiltError as error:
+            settled, lacks = error.settled, str(error)
         self._ask_ahead(self._assessor)
-        self._settle(image, settled)
+        self._settle(image, settled, made)
+        if lacks:
+            self._keep_aside(image)
+            self._tell_of(image, lacks)
         record = settled.record
         log(
             "assessed",
@@ -207,8 +242,17 @@ class Worker(Closing):
         )
 
     def _ask(self, assessor: AssessorProcess, image: ClaimedImage) -> None:
-        self._asked = time.monotonic()
-        assessor.ask(image)
+        self._asked, self._made = time.monotonic(), self._time_of(image, assessor)
+        assessor.ask(image, made=self._made)
+
+    def _time_of(self, image: ClaimedImage, assessor: AssessorProcess) -> str:
+        """When the objects of an image are made: as long ago as those of its earlier result."""
+        known = self.ledger.row(
+            "SELECT made_utc FROM result WHERE image_id = ? AND model_sha256 = ? AND"
+            " site_sha256 = ? AND id IN (SELECT result_id FROM object)",
+            *(image.image_id, *_made_by(assessor.template)),
+        )
+        return str(known["made_utc"]) if known else now_utc()
 
     def _ask_ahead(self, assessor: AssessorProcess) -> None:
         """Have the assessor begin with the next image, if it is its model that is in use.
@@ -243,37 +287,58 @@ class Worker(Closing):
             pass
         self.images.give_back(image, "another one could not be written", counts=False)
 
-    def _settle(self, image: ClaimedImage, settled: Settled) -> None:
+    def _settle(self, image: ClaimedImage, settled: Settled, made: str) -> None:
         """Write the result beside its objects, for a ledger that is lost, then into the ledger."""
         place = self.spool.results(image.content_sha256) / RECORD_NAME
         self.spool.store([settled_text(settled).encode()], place)
-        self.images.settle(image, settled)
+        with self.ledger.transaction() as now:
+            self.images.settle(image, settled)
+            if settled.objects:  # the time that they state
+                now.execute(
+                    "UPDATE result SET made_utc = ?"
+                    " WHERE image_id = ? AND model_sha256 = ? AND site_sha256 = ?",
+                    (made, image.image_id, *_made_by(settled.record)),
+                )
         self._lacks_room = False
         self._crashes.pop(image.image_id, None)
+        self._unanswered.pop(image.image_id, None)
         self._settled()
 
-    def _crashed(self, image: ClaimedImage, why: str) -> None:
-        log("assessor crashed", image=image.image_id, why=why, tries=image.tries)
+    def _crashed(self, image: ClaimedImage, why: str, *, by_server: bool = False) -> None:
+        what = "server away" if by_server else "assessor crashed"
+        log(what, image=image.image_id, why=why, tries=image.tries)
         if self.stop.is_set():
             self.images.give_back(image, "stopped", counts=False)
             return
-        self._crashes[image.image_id] += 1
-        if self._crashes[image.image_id] < _MOST_CRASHES:
-            self.images.give_back(image, why)
+        if by_server:
+            self.ledger.set_meta(ASSESSOR_KEY, HAS_NONE)  # until one starts, and the server with it
+        failed, most = (
+            (self._unanswered, _MOST_TRIES) if by_server else (self._crashes, _MOST_CRASHES)
+        )
+        failed[image.image_id] += 1
+        if failed[image.image_id] < most:
+            self.images.give_back(image, why, counts=not by_server)
         else:
             self._give_up(image, why)
 
     def _give_up(self, image: ClaimedImage, why: str) -> None:
         """Give up an image that no assessor survives, and keep it aside."""
-        try:
-            self.spool.quarantine(image.content_sha256, image.path.suffix)
-        except OSError as error:
-            log("not kept aside", image=image.image_id, why=one_line(error))
+        self._keep_aside(image)
         assessor = self._ready()
         if assessor is None:  # the model is gone too: assessed again when there is one
             self.images.give_back(image, why, counts=False)
             return
-        self._settle(image, self._not_assessed(assessor, image))
+        made = self._time_of(image, assessor)
+        self._settle(image, self._not_assessed(assessor, image, made), made)
+        self._tell_of(image, why)
+
+    def _keep_aside(self, image: ClaimedImage) -> None:
+        try:
+            self.spool.quarantine(image.content_sha256, image.path.suffix)
+        except OSError as error:
+            log("not kept aside", image=image.image_id, why=one_line(error))
+
+    def _tell_of(self, image: ClaimedImage, why: str) -> None:
         self.ledger.raise_alert(
             f"quarantined {image.image_id}",
             AlertCode.QUARANTINED.code,
@@ -281,9 +346,11 @@ class Worker(Closing):
             why=why,
         )
 
-    def _not_assessed(self, assessor: AssessorProcess, image: ClaimedImage) -> Settled:
+    def _not_assessed(self, assessor: AssessorProcess, image: ClaimedImage, made: str) -> Settled:
         try:
-            return assessor.assess(image, self.destinations, reason=Reason.DECODE)
+            return assessor.assess(image, self.destinations, made=made, reason=Reason.DECODE)
+        except NotBuiltError as error:
+            return error.settled
         except AssessorCrashedError:
             self._end_assessor()
             return assessor.not_assessed(image, Reason.DECODE)
@@ -296,3 +363,8 @@ class Worker(Closing):
     def close(self) -> None:
         """End the assessor."""
         self._end_assessor()
+
+
+def _made_by(record: Mapping[str, Any]) -> tuple[str, str]:
+    """SHA-256 of the model and of the site file of a record, as the ledger knows results by."""
+    return record["model_sha256"], (record["site"] or {}).get("sha256") or ""

@@ -30,6 +30,8 @@ START_SECONDS = 300.0
 """Longest time to load a model: an engine is built once, a large network takes minutes."""
 _AGAIN_SECONDS = (0.0, 0.5, 2.0, 10.0, 60.0)
 """Before a process is started again, by how many starts have failed since the last that did not."""
+_END_TRIES, _END_SECONDS = 5, 2.0
+"""How often a task is cancelled, and what it may take to end its process."""
 _SEND_BYTES = 1 << 20
 """A group of usual images, which then goes out at once; the system may allow less."""
 _MODULE = "deepcovid_edge.serve.assessors.child"
@@ -161,9 +163,7 @@ class Assessors:
 
     async def close(self) -> None:
         """End the processes."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(self._tasks)
 
     async def assess(self, name: str, image: bytes) -> Answer:
         """The record of an image.
@@ -317,6 +317,23 @@ class Assessors:
             await process.close()
             raise
         return process
+
+
+async def end_tasks(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel tasks and wait for their end, for a while.
+
+    `asyncio.wait_for` loses a cancellation that comes with its result, up to Python 3.11
+    (python/cpython#86296), so a task may have to be cancelled again.
+
+    Args:
+        tasks: Each runs until it is cancelled.
+    """
+    open_ones = set(tasks)
+    for _ in range(_END_TRIES):
+        for task in open_ones:
+            task.cancel()
+        if open_ones:
+            _, open_ones = await asyncio.wait(open_ones, timeout=_END_SECONDS)
 
 
 def _too_late(answer: asyncio.Future[Answer]) -> None:

@@ -22,6 +22,7 @@ from whole_cart import phantom_image
 
 from deepcovid_edge.cart.commands import command
 from deepcovid_edge.cart.config import CartConfig, read_config
+from deepcovid_edge.cart.store.retention import RetentionSettings, delete_old
 from deepcovid_edge.cart.work.assessor import (
     AssessorCrashedError,
     AssessorFailedError,
@@ -89,6 +90,34 @@ def test_a_assessor_that_is_killed_is_started_again_and_the_image_is_assessed(
     assert worker.assess_next()
     assert store.states() == ["assessed"]
     assert len(store.ledger.rows("SELECT * FROM outbox")) == 2
+
+
+@pytest.mark.parametrize("reason", [None, "E_VIEW"])
+def test_an_image_that_comes_again_after_it_was_deleted_has_objects_of_the_same_bytes(
+    worker: Worker, store: Store, reason: str | None
+) -> None:
+    view = "LL" if reason else "PA"
+    image = phantom_image(40 + bool(reason), EXPLICIT, opacities=9, ViewPosition=view)
+    hashes = []
+    for _ in range(2):
+        taken = store.intake.take_file(image, name="f.dcm", arrival=FOLDER)
+        assessor_of(worker)
+        assert worker.assess_next()
+        rows = store.ledger.rows(
+            "SELECT object.* FROM object JOIN result ON result.id = result_id WHERE image_id = ?",
+            taken.image_id,
+        )
+        assert store.ledger.row(
+            "SELECT 1 FROM image WHERE id = ? AND reason IS ?", taken.image_id, reason
+        )
+        hashes.append({row["sop_uid"]: row["sha256"] for row in rows})
+        with store.ledger.transaction() as now:
+            now.execute("UPDATE outbox SET state = 'sent'")
+        delete_old(store.ledger, store.spool, RetentionSettings(0, 0))
+        assert store.states()[taken.image_id - 1] == "expired"
+        assert not (store.spool.folder / rows[0]["path"]).exists()
+    assert len(hashes[0]) == (1 if reason else 2)
+    assert hashes[0] == hashes[1]
 
 
 def test_an_assessor_that_does_nothing_is_not_waited_for_so_long(

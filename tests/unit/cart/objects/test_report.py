@@ -41,6 +41,7 @@ from deepcovid_edge.reasons import Reason, WarningCode
 
 CLASSES: list[ReportClass] = ["comprehensive", "comprehensive3d"]
 MULTI_FRAME = "1.2.840.10008.5.1.4.1.1.7.3"
+PRIVATE, RETIRED = "1.3.6.1.4.1.99999.1.2", "1.2.840.10008.5.1.4.1.1.6"
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +200,20 @@ def test_the_image_is_listed_as_evidence(source: SourceImage) -> None:
     series = study.ReferencedSeriesSequence[0]
     assert (study.StudyInstanceUID, series.SeriesInstanceUID) == ("1.2.3", "1.2.3.4")
     assert series.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == source.sop_uid
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
+@pytest.mark.parametrize("score", [POSITIVE, NOT_ASSESSED])
+@pytest.mark.parametrize("sop_class", [PRIVATE, RETIRED, "no class"])
+def test_an_image_of_any_class_has_a_report_that_names_it(
+    sop_class: str, score: float | None, tmp_path: Path
+) -> None:
+    path = make_image(tmp_path, SOPClassUID=sop_class)
+    report = read(build_report(SourceImage.read(path), prediction(score), FACTS))
+    classes = [
+        element.value for element in report.iterall() if element.keyword == "ReferencedSOPClassUID"
+    ]
+    assert classes == [sop_class] * (2 if score is None else 2 + len(REGIONS))
 
 
 @pytest.mark.parametrize("sr_class", CLASSES)

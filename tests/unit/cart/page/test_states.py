@@ -20,6 +20,7 @@ from deepcovid_edge.cart.page import health, images
 from deepcovid_edge.cart.page.changes import LOOK_SECONDS
 from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError, LedgerDamagedError
 from deepcovid_edge.cart.store.schema import IMAGE_STATES
+from deepcovid_edge.cart.work.worker import ASSESSOR_KEY, HAS_NONE
 
 PAGES = ("/", "/image/1", "/alerts", "/statistics", "/audit", "/metrics", "/readyz")
 
@@ -88,6 +89,17 @@ def test_a_cart_whose_model_cannot_be_loaded_is_not_ready(tmp_path: Path, code: 
         assert (light.state, light.word) == (health.BAD, "light.stopped")
         assert "assessor_alive 0" in found.reader.get("/metrics").text
         store.ledger.clear_alert("assessor")
+        assert found.reader.get("/readyz").status == 200
+
+
+def test_an_alert_that_is_acknowledged_starts_no_assessor(tmp_path: Path) -> None:
+    with served(filled(tmp_path)) as found, open_store(tmp_path / "spool") as store:
+        store.ledger.set_meta(ASSESSOR_KEY, HAS_NONE)
+        store.ledger.raise_alert("assessor", AlertCode.ASSESSOR_STOPPED.code, why="no memory")
+        store.ledger.clear_alert("assessor")  # as `cart acknowledge` does
+        answer = found.reader.get("/readyz")
+        assert (answer.status, json.loads(answer.data)["obstacles"]) == (503, ["assessor"])
+        store.ledger.set_meta(ASSESSOR_KEY, "started")
         assert found.reader.get("/readyz").status == 200
 
 

@@ -111,6 +111,25 @@ def test_a_request_that_names_another_instance_is_refused(store: Store, uid: str
     assert not [*(store.spool.folder / "images").rglob("*.*")]
 
 
+def test_a_request_that_names_another_class_is_refused_and_one_beside_none_is_not(
+    store: Store,
+) -> None:
+    """DICOM PS3.4, B.2.3: the data set does not match the SOP class."""
+
+    def take(whole: bytes, sop_class: str) -> None:
+        data = whole[file_meta_end(whole) :]
+        store.intake.take_dataset(
+            data, sop_class=sop_class, sop_uid="2.25.1003", syntax=EXPLICIT, arrival=AE
+        )
+
+    with pytest.raises(NotTakenError) as caught:
+        take(make_image(3, SOPClassUID="1.3.6.1.4.1.99999.1.2"), DX)
+    assert caught.value.kind == "uid"
+    assert store.states() == []
+    take(make_image(3, SOPClassUID=None), DX)
+    assert store.states() == ["received"]
+
+
 @pytest.mark.parametrize("data", [b"", b"no image at all", b"%PDF-1.4"])
 def test_what_is_no_image_is_refused(store: Store, data: bytes) -> None:
     with pytest.raises(NotTakenError) as caught:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ import pytest
 from cart_store import Store, open_store, record
 
 from deepcovid_edge.cart.config import CartConfig, CartSettings, Destination, ReceiveSettings
+from deepcovid_edge.cart.page.health import assessor_works
 from deepcovid_edge.cart.store import opening
 from deepcovid_edge.cart.store.images import ClaimedImage, Settled
 from deepcovid_edge.cart.store.ledger import LedgerBusyError
@@ -21,6 +23,8 @@ from deepcovid_edge.cart.work import worker as worker_module
 from deepcovid_edge.cart.work.assessor import (
     AssessorCrashedError,
     AssessorFailedError,
+    NotBuiltError,
+    ServerAwayError,
     hash_unless_unreadable,
 )
 from deepcovid_edge.cart.work.role import work
@@ -35,6 +39,8 @@ class FakeAssessor:
     """Crashes on the images that it is told to, as a decoder that takes the process along."""
 
     crashes_on: ClassVar[set[int]] = set()
+    raises: Exception | None = None
+    hangs = False
     also_unread = False
     fails: str | None = None
     started = 0
@@ -45,20 +51,29 @@ class FakeAssessor:
     has: tuple[ClaimedImage, Reason | None] | None = None
 
     def __init__(
-        self, _config: CartConfig, model: str, site: Path | None, _waiting: Callable[[], None]
+        self, _config: CartConfig, model: str, site: Path | None, waiting: Callable[[], None]
     ) -> None:
+        for _ in range(100 if FakeAssessor.hangs else 0):
+            time.sleep(0.1)
+            waiting()
         if FakeAssessor.fails:
             raise AssessorFailedError(FakeAssessor.fails)
         self.model, self.site = model, site
         FakeAssessor.started += 1
 
     def assess(
-        self, image: ClaimedImage, destinations: Mapping[str, Any], *, reason: Reason | None = None
+        self,
+        image: ClaimedImage,
+        destinations: Mapping[str, Any],
+        *,
+        made: str,
+        reason: Reason | None = None,
     ) -> Settled:
-        self.ask(image, reason=reason)
+        self.ask(image, made=made, reason=reason)
         return self.answer(destinations)
 
-    def ask(self, image: ClaimedImage, *, reason: Reason | None = None) -> None:
+    def ask(self, image: ClaimedImage, *, made: str, reason: Reason | None = None) -> None:
+        assert made
         assert self.has is None, "one image at a time"
         self.has = image, reason
         self.asked.append(image.image_id)
@@ -66,6 +81,8 @@ class FakeAssessor:
     def answer(self, destinations: Mapping[str, Any]) -> Settled:
         assert self.has
         (image, reason), self.has = self.has, None
+        if self.raises and reason is None:
+            raise self.raises
         if image.image_id in self.crashes_on and (reason is None or self.also_unread):
             raise AssessorCrashedError("the assessor ended with code -11")
         made = record(None if reason else "positive")
@@ -83,7 +100,8 @@ class FakeAssessor:
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     monkeypatch.setattr(worker_module, "AssessorProcess", FakeAssessor)
     monkeypatch.setattr(worker_module, "_RESTART_SECONDS", (0.01,))
-    for name, value in {"crashes_on": set(), "also_unread": False, "fails": None}.items():
+    usual = {"crashes_on": set(), "also_unread": False, "fails": None, "raises": None}
+    for name, value in {**usual, "hangs": False}.items():
         monkeypatch.setattr(FakeAssessor, name, value)
     monkeypatch.setattr(FakeAssessor, "started", 0)
     monkeypatch.setattr(FakeAssessor, "asked", [])
@@ -199,10 +217,56 @@ def test_a_model_that_cannot_be_loaded_is_told_and_tried_again(
     assert worker._ready() is None
     assert store.ledger.row("SELECT 1 FROM alert WHERE code = 'model_unverified'")
     assert store.states() == ["received"]
+    worker._note_alive()
+    store.ledger.clear_alert("assessor")  # a person has acknowledged it
+    assert not assessor_works(store.ledger)
     monkeypatch.setattr(FakeAssessor, "fails", None)
     assess_all(worker)
+    assert assessor_works(store.ledger)
     assert store.states() == ["assessed"]
     assert not store.ledger.row("SELECT 1 FROM alert")
+
+
+def test_a_server_that_is_there_and_never_answers_for_an_image_is_not_asked_for_ever(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeAssessor, "raises", ServerAwayError("no answer in 120 s"))
+    worker = worker_with(store, 1)
+    for tries in range(1, 10):
+        assert worker._ready() is not None
+        assert worker.assess_next()
+        rows = store.ledger.rows("SELECT state, tries FROM image")
+        assert [tuple(row) for row in rows] == [("received", 0)], tries
+    assess_all(worker)
+    assert store.states() == ["not_assessed"]
+    assert [row["code"] for row in store.ledger.rows("SELECT code FROM alert")] == ["quarantined"]
+
+
+def test_a_result_whose_object_cannot_be_built_stays_and_is_told_of(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled = Settled(record("positive"), [], {"pacs": ("sr", "sc")})
+    error = NotBuiltError(settled, "objects not built: sr: KeyError")
+    monkeypatch.setattr(FakeAssessor, "raises", error)
+    assess_all(worker_with(store, 1))
+    assert (store.states(), FakeAssessor.asked) == (["assessed"], [1])
+    (alert,) = store.ledger.rows("SELECT key, detail FROM alert")
+    assert alert["key"] == "quarantined 1"
+    assert "KeyError" in alert["detail"]
+    assert len([*(store.spool.folder / "quarantine").iterdir()]) == 1
+
+
+def test_a_stop_does_not_wait_for_a_model_that_is_loaded(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeAssessor, "hangs", True)
+    worker = worker_with(store, 1)
+    threading.Timer(0.3, worker.stop.set).start()
+    began = time.monotonic()
+    worker.run()
+    assert time.monotonic() - began < 5
+    assert store.states() == ["received"]
+    assert not store.ledger.rows("SELECT * FROM alert")
 
 
 def test_a_full_disk_costs_an_image_no_try(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,10 +344,10 @@ def test_what_fails_with_the_next_image_is_not_the_last_one_s_fault(
     assert worker._assessor is not None
     ask = worker._assessor.ask
 
-    def fail(image: ClaimedImage, *, reason: Reason | None = None) -> None:
+    def fail(image: ClaimedImage, *, made: str, reason: Reason | None = None) -> None:
         if image.image_id == 2:
             raise error
-        ask(image, reason=reason)
+        ask(image, made=made, reason=reason)
 
     with monkeypatch.context() as patched:
         patched.setattr(worker._assessor, "ask", fail)

@@ -1,0 +1,109 @@
+"""The objects of a result where a library fails: less in them, or none; the result stays."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("highdicom", reason="the cart needs extra cart")
+
+from cart_page import write_config
+from dicom_files import EXPLICIT
+from pydicom import Dataset, dcmread
+from whole_cart import phantom_image
+
+from deepcovid_edge.cart.objects import capture, report
+from deepcovid_edge.cart.work.assessment import AssessmentRequest, Assessor
+from deepcovid_edge.cart.work.assessor_child import loaded_assessor
+from deepcovid_edge.cart.work.self_test import check_assessor
+from deepcovid_edge.errors import ModelFileError
+
+PRIVATE = "1.3.6.1.4.1.99999.1.2"
+
+
+@pytest.fixture(scope="module")
+def assessor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Assessor]:
+    config = write_config(tmp_path_factory.mktemp("cart"), 8080)
+    with loaded_assessor(config, config.cart.model, None) as loaded:
+        yield loaded
+
+
+def fail(*_: object, **__: object) -> None:
+    raise KeyError("Kanarienvogel^Anna")
+
+
+def assessed(assessor: Assessor, folder: Path, **elements: Any) -> dict[str, Any]:
+    path = folder / "image.dcm"
+    path.write_bytes(phantom_image(1, EXPLICIT, opacities=9, **elements))
+    return assessor.assess(AssessmentRequest(path, f"{1:064x}", is_dicom=True))
+
+
+def objects(answer: dict[str, Any]) -> dict[str, Dataset]:
+    return {
+        one["kind"]: dcmread(io.BytesIO(Path(one["path"]).read_bytes()))
+        for one in answer["objects"]
+    }
+
+
+def texts(report: Dataset) -> list[str]:
+    """The comments of a report, in their order."""
+    return [item.value for item in report.iterall() if item.keyword == "TextValue"]
+
+
+def test_an_image_of_a_private_class_is_answered_with_its_reason(
+    assessor: Assessor, tmp_path: Path
+) -> None:
+    answer = assessed(assessor, tmp_path, SOPClassUID=PRIVATE)
+    assert answer["record"]["reason"] == "E_MODALITY"
+    assert answer["faults"] == []
+    assert any("NOT ASSESSED: E_MODALITY" in text for text in texts(objects(answer)["sr"]))
+
+
+def test_what_cannot_be_built_whole_is_built_with_less_in_it(
+    assessor: Assessor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    whole = objects(assessed(assessor, tmp_path))
+    groups = report._region_groups
+
+    def of_regions(sr: Any, source: Any, prediction: Any, uid: str) -> list[Any]:
+        if prediction.regions:
+            fail()
+        return groups(sr, source, prediction, uid)
+
+    monkeypatch.setattr(report, "_region_groups", of_regions)
+    monkeypatch.setattr(capture, "burned", fail)
+    answer = assessed(assessor, tmp_path)
+    assert (answer["record"]["decision"], answer["missing"]) == ("positive", [])
+    assert answer["faults"] == ["sr: KeyError", "sc: KeyError"]
+    less = objects(answer)
+    for kind, one in less.items():
+        assert one.SOPInstanceUID == whole[kind].SOPInstanceUID
+        assert one.PatientName == whole[kind].PatientName
+    outside = [text for text in texts(whole["sr"]) if not text.startswith("Region")]
+    assert texts(less["sr"]) == outside != texts(whole["sr"])
+    assert less["sc"].Columns == 1024
+    said = capfd.readouterr()
+    assert "Kanarienvogel" not in said.out + said.err
+    with pytest.raises(ModelFileError, match="objects cannot be built"):
+        check_assessor(assessor)
+
+
+@pytest.mark.parametrize("elements", [{}, {"SOPClassUID": PRIVATE}])
+def test_a_result_of_which_nothing_can_be_built_is_kept(
+    assessor: Assessor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    elements: dict[str, str],
+) -> None:
+    monkeypatch.setattr(report, "build_report", fail)
+    answer = assessed(assessor, tmp_path, **elements)
+    assert answer["record"]["reason"] == ("E_MODALITY" if elements else None)
+    assert answer["missing"] == ["sr"]
+    assert [one["kind"] for one in answer["objects"]] == ([] if elements else ["sc"])
