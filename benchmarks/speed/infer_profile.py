@@ -50,7 +50,7 @@ SECTIONS = {
     "deepcovid_edge.pipeline.reader:read_source": "open, read",
     "hashlib:sha256": "SHA-256",
     "deepcovid_edge.pipeline.reader:decode_radiograph": "decode: rest",
-    "deepcovid_edge.imaging.pictures:_check_container": "check the container",
+    "deepcovid_edge.imaging.pictures:_checked": "check the container",
     "deepcovid_edge.imaging.pictures:_open": "open the picture",
     "deepcovid_edge.imaging.pictures:_decode": DECODE,
     "deepcovid_edge.imaging.pictures:to_grey": "to grey",

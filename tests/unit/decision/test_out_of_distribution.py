@@ -16,6 +16,7 @@ import pytest
 from drawn_once import drawn_phantom, phantom_files
 
 from deepcovid_edge.backends.base import Inference
+from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.decision.out_of_distribution import OodLimits, check_output
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.errors import ModelFileError, UsageError
@@ -180,19 +181,24 @@ def test_a_manifest_keeps_its_limits() -> None:
     assert ModelManifest.from_json(WITHOUT.to_json()).ood == {}
 
 
-def test_verify_counts_where_the_gates_differ_and_judges_all_images(image: Path) -> None:
-    from deepcovid_edge.datasets.dataset import LabelledImage
+def two_images(image: Path) -> list[LabelledImage]:
+    """One of each class, which differ in a pixel: a content counts once."""
+    other = image.with_name("other.png")
+    pixels = cv2.resize(drawn_phantom(0), (200, 200))
+    pixels[0, 0] ^= 1
+    cv2.imwrite(str(other), pixels)
+    return [LabelledImage(image, "covid"), LabelledImage(other, "non")]
 
-    images = [LabelledImage(image, label) for label in ("covid", "non")]
+
+def test_verify_counts_where_the_gates_differ_and_judges_all_images(image: Path) -> None:
+    images = two_images(image)
     report = verify(Unlike(0, 7), Unlike(0, 1), images).as_dict()
     assert report["ood"] == {"reference": 2, "candidate": 0, "differ": 2}
     assert report["images"] == 2
 
 
 def test_verify_finds_a_form_changed_that_lost_its_ood(image: Path) -> None:
-    from deepcovid_edge.datasets.dataset import LabelledImage
-
-    images = [LabelledImage(image, label) for label in ("covid", "non")]
+    images = two_images(image)
     report = verify(Unlike(0, 0), Unlike(manifest=WITHOUT), images).as_dict()
     assert report["verdict"] == "changed"
     assert "classifies any image" in report["failed"][0]
