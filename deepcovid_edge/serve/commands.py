@@ -29,7 +29,7 @@ def _setting(name: str, flag: str, words: str, kind: type = int) -> Callable[[Co
 @path_option("--keys", help="File of API keys: callers need one.")
 @click.option("--add-key", metavar="NAME", help="Add a key to --keys, print it once, and end.")
 @click.option("--assessors", type=int, help="Processes.  [default: one per core, on a GPU 1]")
-@click.option("--group", type=int, help="Images at once in a process.  [default: 4, on a GPU 8]")
+@click.option("--group", type=int, help="Images at once in a process.  [default: 8]")
 @_setting("max_image_mib", "--max-image", "Largest image, MiB.")
 @_setting("memory_mib", "--memory", "Images in memory at once, MiB; more are answered 429.")
 @_setting("waiting", "--waiting", "Images under way at once; more are answered 429.")

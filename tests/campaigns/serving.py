@@ -212,7 +212,7 @@ def throughput(folder: Path, rounds: int, seed: int, *, images: int = 480) -> di
     latencies: dict[str, list[float]] = {}
     with ExitStack() as opened:
         servers = {}
-        for group in (1, 4):
+        for group in (1, 8):
             name = f"serve_group_{group}"
             with on_cores({own}):
                 options = ("--assessors", 1, "--group", group)

@@ -34,4 +34,4 @@ def test_memory_stays_flat_beside_hostile_callers(tmp_path: Path) -> None:
 def test_a_core_serves_nearly_as_many_images_as_infer_classifies(tmp_path: Path) -> None:
     """By processor time, which other work on the machine hardly changes."""
     figures = throughput(tmp_path, 3, 1, images=60)
-    assert figures["to_infer_by_processor"]["serve_group_4"]["median"] > 0.8
+    assert figures["to_infer_by_processor"]["serve_group_8"]["median"] > 0.8

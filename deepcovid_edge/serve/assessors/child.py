@@ -28,7 +28,7 @@ from deepcovid_edge.serve.assessors.frames import receive, send
 
 CHECK_NAME = "synthetic.png"
 """Of the synthetic image."""
-_CPU_GROUP = 4
+_CPU_GROUP = 8
 """A group is prepared before it is classified: code and weights of one step push those of the other
 out of a core's cache. The inference calls have one image each."""
 

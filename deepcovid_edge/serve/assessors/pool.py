@@ -32,6 +32,11 @@ _AGAIN_SECONDS = (0.0, 0.5, 2.0, 10.0, 60.0)
 """Before a process is started again, by how many starts have failed since the last that did not."""
 _END_TRIES, _END_SECONDS = 5, 2.0
 """How often a task is cancelled, and what it may take to end its process."""
+_GATHER_SECONDS = 0.002
+"""Longest wait for callers that come back together. Images in groups take less of a core than
+single ones, and a caller that has its answer often sends its next image within a millisecond."""
+_SHARE_OF_OTHERS = 0.1
+"""Of the time for an image, for each more of its group."""
 _SEND_BYTES = 1 << 20
 """A group of usual images, which then goes out at once; the system may allow less."""
 _MODULE = "deepcovid_edge.serve.assessors.child"
@@ -134,6 +139,12 @@ class Assessors:
     _some: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _known: Known | None = None
+    _working: int = 0
+    """Images that processes have."""
+    _most: int = 0
+    """Images that were here at once lately, waiting or with a process: about as many callers."""
+    _gathering: list[tuple[int, asyncio.Future[None]]] = field(default_factory=list)
+    """How many images are waited for, each by a process that has none."""
 
     @property
     def known(self) -> Known:
@@ -179,7 +190,7 @@ class Assessors:
         job = Job(name, image, loop.create_future())
         timer = loop.call_later(self.settings.answer_seconds, _too_late, job.answer)
         self._jobs.append(job)
-        self._some.set()
+        self._arrived()
         try:
             return await job.answer
         finally:
@@ -194,6 +205,7 @@ class Assessors:
                     failures = 0 if process else failures + 1
                     continue
                 jobs = await self._next()
+                self._working += len(jobs)
                 try:
                     await self._assess(process, jobs)
                 except AssessorEndedError as error:
@@ -202,9 +214,43 @@ class Assessors:
                     self._take_back(jobs, are_suspect=error.was_asked)
                     await process.close()
                     process = None
+                finally:
+                    self._working -= len(jobs)
         finally:
             if process:
                 await process.close()
+
+    def _arrived(self) -> None:
+        """Wake who waits for images."""
+        waiting = len(self._jobs)
+        self._most = max(self._most, waiting + self._working)
+        self._some.set()
+        for wanted, enough in self._gathering:
+            if waiting >= wanted and not enough.done():
+                enough.set_result(None)
+
+    async def _gather(self) -> None:
+        """Wait a moment for the images of callers that come back together."""
+        wanted = min(self._share, self._most - self._working)
+        if len(self._jobs) >= wanted:
+            return
+        loop = asyncio.get_running_loop()
+        enough = loop.create_future()
+        timer = loop.call_later(_GATHER_SECONDS, _wake, enough)
+        self._gathering.append((wanted, enough))
+        try:
+            await enough
+        finally:
+            timer.cancel()
+            self._gathering.remove((wanted, enough))
+        if len(self._jobs) < wanted:  # some stay away
+            self._most = len(self._jobs) + self._working
+
+    @property
+    def _share(self) -> int:
+        """Images of all callers that are a process's, as far as it takes so many at once."""
+        most = self.settings.group or self.known.suits
+        return max(1, min(most, -(-self._most // max(1, len(self._tasks)))))
 
     async def _again(self, failures: int) -> _Process | None:
         await asyncio.sleep(_AGAIN_SECONDS[min(failures, len(_AGAIN_SECONDS) - 1)])
@@ -215,17 +261,21 @@ class Assessors:
             return None
 
     async def _next(self) -> list[Job]:
-        """The next images of the queue: this process's share of what waits."""
+        """The next images of the queue: this process's share of what is here."""
+        has_gathered = False
         while True:
             while self._jobs and self._jobs[0].answer.done():  # nobody waits any more
                 self._jobs.popleft()
-            if self._jobs:
+            if not self._jobs:
+                self._some.clear()
+                await self._some.wait()
+            elif has_gathered or self._jobs[0].is_alone:
                 break
-            self._some.clear()
-            await self._some.wait()
+            else:
+                await self._gather()
+                has_gathered = True
         jobs = [self._jobs.popleft()]
-        most = self.settings.group or self.known.suits
-        share = min(most, -(-(len(self._jobs) + 1) // max(1, len(self._tasks))))
+        share = self._share
         while not jobs[0].is_alone and len(jobs) < share and self._jobs:
             if self._jobs[0].is_alone:
                 break
@@ -254,7 +304,8 @@ class Assessors:
             raise AssessorEndedError(str(error), was_asked=False) from error
 
     async def _answers(self, process: _Process, jobs: Sequence[Job]) -> list[Answer]:
-        seconds = self.settings.image_seconds * len(jobs)
+        # One image of a group may take the whole time; those beside it are not to wait for long.
+        seconds = self.settings.image_seconds * (1 + _SHARE_OF_OTHERS * (len(jobs) - 1))
         try:
             return await asyncio.wait_for(_asked(process, jobs), seconds)
         except asyncio.TimeoutError:
@@ -334,6 +385,11 @@ async def end_tasks(tasks: Sequence[asyncio.Task[None]]) -> None:
             task.cancel()
         if open_ones:
             _, open_ones = await asyncio.wait(open_ones, timeout=_END_SECONDS)
+
+
+def _wake(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
 
 
 def _too_late(answer: asyncio.Future[Answer]) -> None:
