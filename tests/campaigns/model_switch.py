@@ -15,12 +15,12 @@ from pathlib import Path
 
 import onnx
 from cart_peers import wait_until
+from drawn_site import write_usable_site
 
 from campaigns.audit import Counts
 from campaigns.clinic import READY_SECONDS, Clinic
 from deepcovid_edge.backends import INT8_CPU_SUFFIX
 from deepcovid_edge.cart.store.ledger import Ledger
-from deepcovid_edge.decision.site_file import write_site
 from deepcovid_edge.files import file_sha256
 from deepcovid_edge.manifest import METADATA_KEY, read_manifest
 from deepcovid_edge.models import shipped_models
@@ -84,16 +84,7 @@ def wrong_models(folder: Path, shipped: Path) -> dict[str, list[str]]:
             entry.value = json.dumps(manifest)
     onnx.save(model, unverified)
     site = folder / "site.json"
-    facts = {
-        "schema_version": 1,
-        "name": "ward 3",
-        "verdict": "usable",
-        "reasons": ["The images are drawn."],
-        "threshold": 0.5,
-        "indeterminate_range": None,
-        "model": {"name": "squeezenet1_1", "sha256": file_sha256(shipped)},
-    }
-    write_site(site, facts)
+    write_usable_site(site)
     broken = folder / "broken.onnx"
     broken.write_bytes(b"no model")
     return {

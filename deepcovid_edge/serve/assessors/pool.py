@@ -143,7 +143,7 @@ class Assessors:
     """Images that processes have."""
     _most: int = 0
     """Images that were here at once lately, waiting or with a process: about as many callers."""
-    _gathering: list[tuple[int, asyncio.Future[None]]] = field(default_factory=list)
+    _gathering: list[tuple[int, asyncio.Future[bool]]] = field(default_factory=list)
     """How many images are waited for, each by a process that has none."""
 
     @property
@@ -227,7 +227,7 @@ class Assessors:
         self._some.set()
         for wanted, enough in self._gathering:
             if waiting >= wanted and not enough.done():
-                enough.set_result(None)
+                enough.set_result(True)
 
     async def _gather(self) -> None:
         """Wait a moment for the images of callers that come back together."""
@@ -236,15 +236,14 @@ class Assessors:
             return
         loop = asyncio.get_running_loop()
         enough = loop.create_future()
-        timer = loop.call_later(_GATHER_SECONDS, _wake, enough)
+        timer = loop.call_later(_GATHER_SECONDS, _give_up, enough)
         self._gathering.append((wanted, enough))
         try:
-            await enough
+            if not await enough:  # some stay away
+                self._most = len(self._jobs) + self._working
         finally:
             timer.cancel()
             self._gathering.remove((wanted, enough))
-        if len(self._jobs) < wanted:  # some stay away
-            self._most = len(self._jobs) + self._working
 
     @property
     def _share(self) -> int:
@@ -267,6 +266,7 @@ class Assessors:
             while self._jobs and self._jobs[0].answer.done():  # nobody waits any more
                 self._jobs.popleft()
             if not self._jobs:
+                has_gathered = False
                 self._some.clear()
                 await self._some.wait()
             elif has_gathered or self._jobs[0].is_alone:
@@ -387,9 +387,9 @@ async def end_tasks(tasks: Sequence[asyncio.Task[None]]) -> None:
             _, open_ones = await asyncio.wait(open_ones, timeout=_END_SECONDS)
 
 
-def _wake(waiting: asyncio.Future[None]) -> None:
-    if not waiting.done():
-        waiting.set_result(None)
+def _give_up(enough: asyncio.Future[bool]) -> None:
+    if not enough.done():
+        enough.set_result(False)
 
 
 def _too_late(answer: asyncio.Future[Answer]) -> None:

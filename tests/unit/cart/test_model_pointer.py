@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from drawn_site import write_usable_site
 
 from deepcovid_edge.cart.commands import command
 from deepcovid_edge.cart.config import read_config
@@ -18,8 +19,6 @@ from deepcovid_edge.cart.model_pointer import POINTER_NAME, model_in_use
 from deepcovid_edge.cart.store.backup import back_up
 from deepcovid_edge.cart.store.ledger import LEDGER_NAME
 from deepcovid_edge.cart.store.opening import open_store
-from deepcovid_edge.decision.site_file import write_site
-from deepcovid_edge.files import file_sha256
 from deepcovid_edge.models import shipped_models
 
 pytest.importorskip("highdicom", reason="the cart needs extra cart")
@@ -41,16 +40,7 @@ def cart(tmp_path: Path) -> Path:
     """The configuration of a cart with a model and a site file beside it."""
     shipped = shipped_models()["squeezenet1_1"]
     shutil.copyfile(shipped, tmp_path / "mine.onnx")
-    facts = {
-        "schema_version": 1,
-        "name": "ward 3",
-        "verdict": "usable",
-        "reasons": ["The images are drawn."],
-        "threshold": 0.5,
-        "indeterminate_range": None,
-        "model": {"name": "squeezenet1_1", "sha256": file_sha256(shipped)},
-    }
-    write_site(tmp_path / "site.json", facts)
+    write_usable_site(tmp_path / "site.json")
     (tmp_path / "incoming").mkdir()
     (tmp_path / "cart.toml").write_text(TEXT)
     return tmp_path / "cart.toml"

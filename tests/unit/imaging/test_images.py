@@ -170,23 +170,6 @@ def test_tiff_white_is_zero_is_inverted_at_the_depth_it_uses(
     assert equal(decode(data), image if orientation == 1 else np.rot90(image, 3), white)
 
 
-@pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize("big", [False, True])
-@pytest.mark.parametrize("marked", [False, True])
-@pytest.mark.parametrize("bits", [9, 10, 12, 13, 14, 15, 16])
-def test_tiff_whose_black_is_the_highest_of_16_bits_is_its_black_is_zero_twin(
-    bits: int, marked: bool, big: bool, order: str, pictures: Any, decode: Decode
-) -> None:
-    image = pictures.image(300, 200, bits=bits)
-    if marked:
-        image[20:26, 20:26] = 65535
-    twin = decode(pictures.tiff(image, 1, order=order, big=big))
-    read = decode(pictures.tiff(65535 - image, 0, order=order, big=big))
-    assert equal(read, twin.pixels, twin.white)
-    assert read.white == (1 << bits) - 1
-    assert read.warnings == twin.warnings == (() if bits == 16 else (WarningCode.DEPTH,))
-
-
 @pytest.mark.parametrize("bits", [8, 16])
 def test_compressed_tiff_white_is_zero_is_inverted(
     bits: int, pictures: Any, decode: Decode

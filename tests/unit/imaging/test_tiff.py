@@ -357,3 +357,20 @@ def test_uncompressed_strip_that_runs_into_the_next_one_is_cut_off(
         assert refusal(decode, data) is Reason.TRUNCATED
     read = decode(in_pieces(whole, image.shape, {278: 16}, order=order, big=big))
     assert np.array_equal(read.pixels, image)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("marked", [False, True])
+@pytest.mark.parametrize("bits", [9, 10, 12, 13, 14, 15, 16])
+def test_tiff_whose_black_is_the_highest_of_16_bits_is_its_black_is_zero_twin(
+    bits: int, marked: bool, big: bool, order: str, pictures: Any, decode: Decode
+) -> None:
+    image = pictures.image(300, 200, bits=bits)
+    if marked:
+        image[20:26, 20:26] = 65535
+    twin = decode(pictures.tiff(image, 1, order=order, big=big))
+    read = decode(pictures.tiff(65535 - image, 0, order=order, big=big))
+    np.testing.assert_array_equal(read.pixels, twin.pixels)
+    assert read.white == twin.white == (1 << bits) - 1
+    assert read.warnings == twin.warnings == (() if bits == 16 else (WarningCode.DEPTH,))

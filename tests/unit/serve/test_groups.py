@@ -65,10 +65,10 @@ def served(count: int, *callers: Sequence[int]) -> Fake:
 def test_callers_that_come_back_together_are_a_group(
     processes: int, callers: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "_GATHER_SECONDS", 0.5)  # whatever else the machine does
+    monkeypatch.setattr(pool, "_GATHER_SECONDS", 2.0)  # whatever else the machine does
     groups = served(processes, [20] * callers).groups
     later = groups[len(groups) // 3 : -2 * processes]
-    assert sorted(later)[len(later) // 2] == expected
+    assert set(later) == {expected}
     assert sum(groups) == 20 * callers
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 from cart_page import RunningPage, filled, served, write_config
 from cart_peers import HOST, free_port, wait_until
-from own_certificate import make_certificate
+from own_certificate import answer_over_tls, make_certificate
 
 from deepcovid_edge.cart.page import role
 from deepcovid_edge.serve.listener import ConnectionLimits
@@ -119,7 +118,7 @@ def test_handshakes_that_do_not_come_keep_nobody_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """asyncio counts none of them, and gives each a minute."""
-    make_certificate(tmp_path)
+    certificate, _ = make_certificate(tmp_path)
     limits = ConnectionLimits(connections=8, header_seconds=1.0, body_seconds=1.0)
     monkeypatch.setattr(role, "_LIMITS", limits)
     config = write_config(filled(tmp_path), free_port(), certificate="c.pem", key="k.pem")
@@ -128,24 +127,11 @@ def test_handshakes_that_do_not_come_keep_nobody_out(
     thread = threading.Thread(target=role.page, args=(config, stop))
     thread.start()
     try:
-        wait_until(lambda: _status(port, tmp_path), what="the page")
+        wait_until(lambda: answer_over_tls(port, certificate, "/healthz"), what="the page")
         silent = opened(port, b"", 40)
-        assert _status(port, tmp_path) == b"HTTP/1.1 200"
+        assert answer_over_tls(port, certificate, "/healthz").startswith("HTTP/1.1 200")
         assert_ended(silent)
     finally:
         stop.set()
         thread.join(10)
     assert not thread.is_alive()
-
-
-def _status(port: int, folder: Path) -> bytes:
-    context = ssl.create_default_context(cafile=str(folder / "c.pem"))
-    try:
-        with (
-            socket.create_connection((HOST, port), 5) as bare,
-            context.wrap_socket(bare, server_hostname=HOST) as stream,
-        ):
-            stream.sendall(f"GET /healthz HTTP/1.1\r\nHost: {HOST}:{port}\r\n\r\n".encode())
-            return stream.recv(12)
-    except ConnectionRefusedError:
-        return b""

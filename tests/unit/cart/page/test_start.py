@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import socket
-import ssl
-import subprocess
 import threading
 from http.client import HTTPException
 from pathlib import Path
 
 import pytest
 from cart_page import PIN, Reader, filled, write_config
-from cart_peers import HOST, free_port, wait_until
+from cart_peers import free_port, wait_until
+from own_certificate import answer_over_tls, make_certificate
 
 from deepcovid_edge.cart.config import PageSettings
 from deepcovid_edge.cart.page.access import Pin
@@ -91,8 +89,8 @@ def test_with_tls_plain_http_gets_nothing_and_the_cookie_is_secure(tmp_path: Pat
     thread = threading.Thread(target=page, args=(config, stop))
     thread.start()
     try:
-        wait_until(lambda: _tls(port, tmp_path), 20)
-        text = _tls(port, tmp_path)
+        wait_until(lambda: answer_over_tls(port, tmp_path / "c.pem", "/log-in"), 20)
+        text = answer_over_tls(port, tmp_path / "c.pem", "/log-in")
         assert "set-cookie: __Host-cart=" in text
         assert "Secure" in text
         with pytest.raises((OSError, HTTPException)):
@@ -100,28 +98,3 @@ def test_with_tls_plain_http_gets_nothing_and_the_cookie_is_secure(tmp_path: Pat
     finally:
         stop.set()
         thread.join(10)
-
-
-def make_certificate(folder: Path) -> None:
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-    names = ["-subj", "/CN=cart", "-addext", "subjectAltName=IP:127.0.0.1"]
-    files = ["-keyout", str(folder / "k.pem"), "-out", str(folder / "c.pem")]
-    subprocess.run([*command, *names, *files], check=True, capture_output=True)
-
-
-def _tls(port: int, folder: Path) -> str:
-    context = ssl.create_default_context(cafile=str(folder / "c.pem"))
-    try:
-        with (
-            socket.create_connection((HOST, port), 5) as bare,
-            context.wrap_socket(bare, server_hostname=HOST) as stream,
-        ):
-            assert stream.version() in ("TLSv1.2", "TLSv1.3")
-            head = f"GET /log-in HTTP/1.1\r\nHost: {HOST}:{port}\r\nConnection: close\r\n\r\n"
-            stream.sendall(head.encode())
-            parts = []
-            while part := stream.recv(65536):
-                parts.append(part)
-            return b"".join(parts).decode()
-    except ConnectionRefusedError:
-        return ""
