@@ -105,8 +105,9 @@ def _grey(
     if words.ndim == 3:
         words, warnings = to_grey(words)
         if not header.layout.is_grey:
-            check_exposure(grid(shutter.over(words, 255)), 255)
-            return shutter.over(words, 255), 255, warnings
+            grey = shutter.over(words, 255)
+            check_exposure(grid(grey), 255)
+            return grey, 255, warnings
     image = grey_levels(words, header, shutter.hidden)
     check_exposure(image.sample, image.white)
     return shutter.over(image.pixels, image.white), image.white, [*warnings, *image.warnings]
