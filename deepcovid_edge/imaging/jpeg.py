@@ -27,7 +27,8 @@ _MARKER = re.compile(rb"\xff+([^\x00\xff])")
 _SCAN_END = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 _ALONE = {0x01, *range(0xD0, 0xD9)}
 """Markers without a segment (ITU-T T.81, table B.1)."""
-_EOI, _SOS, _APP0, _APP2, _APP14 = 0xD9, 0xDA, 0xE0, 0xE2, 0xEE
+SOS = 0xDA
+_EOI, _APP0, _APP2, _APP14 = 0xD9, 0xE0, 0xE2, 0xEE
 _SEQUENTIAL = {0xC0, 0xC1, 0xC9}
 _FRAMES = {*_SEQUENTIAL, 0xC2, 0xCA}
 _LEAST = {(_APP0, b"JFIF\0"): 18, (_APP14, b"Adobe"): 16}
@@ -80,7 +81,7 @@ def jpeg_without_oddities(data: bytes) -> bytes:
     """
     kept = [b"\xff\xd8"]
     sequential = False
-    for part in _segments(data):
+    for part in segments(data):
         sequential |= part.marker in _SEQUENTIAL
         segment = data[part.start : part.end]
         if not (part.marker == _APP2 and segment.startswith(b"ICC_PROFILE\0", 4)):
@@ -113,12 +114,12 @@ def _has_all_scans(data: bytes) -> bool:
     """Whether the scans give each coefficient of each component to its last bit (T.81, G.1.1.1)."""
     missing: set[tuple[int, int]] = set()
     sequential = False
-    for part in _segments(data):
+    for part in segments(data):
         held = data[part.start + 4 : part.end]
         if part.marker in _FRAMES:
             sequential = part.marker in _SEQUENTIAL
             missing = set(product(held[6 : 6 + 3 * held[5] : 3], range(64)))
-        elif part.marker == _SOS:
+        elif part.marker == SOS:
             first, last, bits = _WHOLE_SPECTRUM if sequential else held[-3:]
             if bits & 0x0F == 0:
                 missing -= set(product(held[1 : 1 + 2 * held[0] : 2], range(first, last + 1)))
@@ -137,7 +138,7 @@ def _without_stray_bytes(data: bytes, count: int, marker: int, colours: str) -> 
         marker: The one they stand before.
         colours: As for `decode_jpeg`.
     """
-    for part, following in pairwise(_segments(data)):
+    for part, following in pairwise(segments(data)):
         if following.marker == marker and part.scan_end - part.end > count:
             head, rest = data[: part.scan_end - count], data[part.scan_end :]
             if _ends_as_a_scan(head, rest, colours):
@@ -179,14 +180,14 @@ def _usual(marker: int, segment: bytes, *, sequential: bool) -> bytes:
         segment = segment[:9] + b"\1\1" + segment[11:]
     elif marker == _APP14 and segment[4:9] == b"Adobe" and segment[15:16] not in (b"\0", b"\1"):
         segment = segment[:15] + b"\1" + segment[16:]  # YCbCr, as libjpeg takes it
-    elif marker == _SOS and sequential:
+    elif marker == SOS and sequential:
         segment = segment[:-3] + _WHOLE_SPECTRUM
     length = int.from_bytes(segment[2:4], "big") + 2
     is_short = length < _LEAST.get((marker, segment[4:9]), 0)
     return b"" if is_short else segment
 
 
-class _Segment(NamedTuple):
+class Segment(NamedTuple):
     """A segment of a JPEG with its marker, and the pixels that follow a scan's header."""
 
     marker: int
@@ -195,17 +196,17 @@ class _Segment(NamedTuple):
     scan_end: int
 
 
-def _segments(data: bytes) -> Iterator[_Segment]:
+def segments(data: bytes) -> Iterator[Segment]:
     """The segments up to the end of the image; what stands between them is passed over."""
     at = 2
     while found := _MARKER.search(data, at):
         marker, at = found[1][0], found.end()
         if marker == _EOI:
-            yield _Segment(marker, at - 2, at, at)
+            yield Segment(marker, at - 2, at, at)
             return
         if marker in _ALONE:
             continue
         start, end = at - 2, at + max(2, int.from_bytes(data[at : at + 2], "big"))
-        ends = _SCAN_END.search(data, end) if marker == _SOS else None
+        ends = _SCAN_END.search(data, end) if marker == SOS else None
         at = ends.start() if ends else end
-        yield _Segment(marker, start, end, at)
+        yield Segment(marker, start, end, at)

@@ -26,6 +26,7 @@ from deepcovid_edge.imaging.dicom.decoding.codestreams import (
     with_end,
 )
 from deepcovid_edge.imaging.dicom.decoding.sandbox import Request
+from deepcovid_edge.imaging.dicom.decoding.whole_scan import check_by_last_bits, check_by_warnings
 from deepcovid_edge.imaging.dicom.syntaxes import JPEG_SYNTAX, SYNTAXES, Family
 from deepcovid_edge.reasons import Reason
 
@@ -70,9 +71,20 @@ def decode(request: Request, codestream: bytes) -> NDArray[Any]:
         pixels = _rle(request, codestream)
     elif (whole := with_end(codestream)) is not None:
         pixels = _decoded(request, whole)
+        if family in _ONE_LIBJPEG:
+            _check_scan(request, whole, pixels)
     else:
         pixels = _without_end(request, codestream)
     return _checked(pixels, request)
+
+
+def _check_scan(request: Request, codestream: bytes, pixels: NDArray[Any]) -> None:
+    """See `whole_scan`. Of several channels it is known for 8 bits of a DCT alone."""
+    dct = SYNTAXES[request.syntax].family is Family.JPEG
+    if dct and pixels.dtype == np.uint8:
+        check_by_warnings(codestream)
+    elif pixels.ndim == 2:
+        check_by_last_bits(codestream, pixels, lambda data: _decoded(request, data), dct=dct)
 
 
 def _checked(pixels: NDArray[Any], request: Request) -> NDArray[Any]:

@@ -1,0 +1,105 @@
+"""Damaged JPEG in DICOM files, whose end marker is in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+pytest.importorskip("pydicom", reason="needs extra dicom")
+imagecodecs = pytest.importorskip("imagecodecs", reason="needs extra dicom")
+from dicom_files import JPEG, JPEG_12, LOSSLESS, LOSSLESS_SV1, compressed
+from test_dicom_refusals import image
+from test_dicom_sandbox import request
+
+from deepcovid_edge.errors import NotAssessedError
+from deepcovid_edge.imaging.dicom.decoding import decoders
+
+END = b"\xff\xd9"
+KINDS = [
+    (JPEG, 8),
+    (JPEG_12, 12),
+    *((one, bits) for one in (LOSSLESS_SV1, LOSSLESS) for bits in (8, 12, 16)),
+]
+
+
+def half(data: bytes) -> int:
+    return len(data) // 2
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda data: data[: half(data)] + END,
+    "cut at its last part": lambda data: data[: len(data) * 49 // 50] + END,
+    "bytes lost": lambda data: data[: half(data)] + data[half(data) + 512 :],
+    "bytes overwritten": lambda data: data[: half(data)] + b"\0" * 512 + data[half(data) + 512 :],
+    "bytes twice": lambda data: data[: half(data)] + data[half(data) - 512 :],
+}
+HARMLESS: dict[str, Callable[[bytes], bytes]] = {
+    "as it is": lambda data: data,
+    "padded": lambda data: data + b"\0",
+    "filled before its end": lambda data: data[:-2] + b"\xff\xff\xff" + END,
+    "a byte of zeros before its end": lambda data: data[:-2] + b"\0" + END,
+}
+
+
+def noisy(bits: int, *, border: int = 0) -> NDArray[Any]:
+    """An image with a detector's noise, maybe with a black border and a saturated corner."""
+    values = image(bits, height=320, width=280) * 0.9
+    values += np.random.default_rng(0).normal(0.0, 0.01 * (1 << bits), values.shape)
+    if border:
+        values[-border:] = values[:, -border:] = 0.0
+        values[:60, :60] = 1 << bits
+    return np.clip(values, 0, (1 << bits) - 1).astype(np.uint8 if bits == 8 else np.uint16)
+
+
+def decoded(codestream: bytes, syntax: str, pixels: NDArray[Any], bits: int) -> NDArray[Any]:
+    facts = {"rows": pixels.shape[0], "columns": pixels.shape[1]}
+    return decoders.decode(request(syntax, bits=bits, **facts), codestream)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize(("syntax", "bits"), KINDS)
+def test_a_damaged_scan_is_no_image(syntax: str, bits: int, damage: str) -> None:
+    """libjpeg makes pixels of each of them."""
+    if damage == "bytes twice" and (syntax, bits) == (JPEG, 8):
+        pytest.skip("libjpeg does not warn of all bytes that no pixel needs")
+    pixels = noisy(bits)
+    damaged = DAMAGE[damage](compressed(pixels, bits, syntax))
+    assert imagecodecs.jpeg8_decode(damaged).shape == pixels.shape
+    with pytest.raises((NotAssessedError, ValueError)):  # the sandbox makes `E_DECODE` of others
+        decoded(damaged, syntax, pixels, bits)
+
+
+@pytest.mark.parametrize("oddity", HARMLESS)
+@pytest.mark.parametrize("border", [0, 20])
+@pytest.mark.parametrize(("syntax", "bits"), KINDS)
+def test_a_whole_scan_is_read(syntax: str, bits: int, border: int, oddity: str) -> None:
+    pixels = noisy(bits, border=border)
+    whole = compressed(pixels, bits, syntax)
+    if oddity == "a byte of zeros before its end" and (syntax, bits) == (JPEG, 8):
+        pytest.skip("libjpeg warns of it, as in a JPEG file")
+    expected = imagecodecs.jpeg8_decode(whole)
+    assert np.array_equal(decoded(HARMLESS[oddity](whole), syntax, pixels, bits), expected)
+
+
+@pytest.mark.parametrize("value", [0, 1, 4095])
+@pytest.mark.parametrize("syntax", [JPEG_12, LOSSLESS_SV1, LOSSLESS])
+def test_an_image_that_ends_in_one_grey_is_read(syntax: str, value: int) -> None:
+    pixels = noisy(12)
+    pixels[-150:] = value
+    whole = compressed(pixels, 12, syntax)
+    assert np.array_equal(decoded(whole, syntax, pixels, 12), imagecodecs.jpeg8_decode(whole))
+
+
+def test_a_damaged_scan_of_colours_is_no_image() -> None:
+    pixels = np.dstack([noisy(8)] * 3)
+    whole = bytes(imagecodecs.jpeg8_encode(pixels, level=90))
+    facts = {"rows": 320, "columns": 280, "samples": 3, "photometric": "YBR_FULL_422"}
+    asked = request(JPEG, bits=8, **facts)
+    assert decoders.decode(asked, whole).shape == pixels.shape
+    for name in DAMAGE.keys() - {"bytes twice"}:
+        with pytest.raises((NotAssessedError, ValueError)):
+            decoders.decode(asked, DAMAGE[name](whole))
