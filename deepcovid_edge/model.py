@@ -275,7 +275,7 @@ class Model(Closing):
             Logits of shape (N, classes), float32, before softmax.
 
         Raises:
-            UsageError: The batch has another shape or type.
+            UsageError: The batch has another shape or type, or the model is closed.
         """
         return self.backend.infer(batch).logits
 

@@ -78,7 +78,8 @@ class Backend(Protocol):
             activation_maps: Also return the class activation maps.
 
         Raises:
-            UsageError: The batch has another shape or type than the model's input.
+            UsageError: The batch has another shape or type than the model's input, or the model is
+                closed.
         """
 
     def close(self) -> None:

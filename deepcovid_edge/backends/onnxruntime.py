@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from deepcovid_edge.backends.base import Inference, check_batch
 from deepcovid_edge.backends.settings import BackendSettings
 from deepcovid_edge.decision import out_of_distribution
-from deepcovid_edge.errors import BackendUnavailableError, ModelFileError, require
+from deepcovid_edge.errors import BackendUnavailableError, ModelFileError, UsageError, require
 from deepcovid_edge.files import Closing, cache_folder, file_sha256
 from deepcovid_edge.manifest import ModelManifest, read_manifest
 from deepcovid_edge.reasons import WarningCode
@@ -99,7 +99,7 @@ class OnnxRuntimeBackend(Closing):
         """See `Backend.infer`."""
         check_batch(batch, self.manifest)
         if self._session is None:
-            raise RuntimeError("infer after close")
+            raise UsageError("the model is closed: load it again")
         wanted = ["logits", *([out_of_distribution.OUTPUT] if self.manifest.ood else [])]
         if activation_maps:
             if "activation_maps" not in self._outputs:

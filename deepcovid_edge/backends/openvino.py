@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from deepcovid_edge.backends.base import Inference, check_batch
 from deepcovid_edge.backends.settings import BackendSettings
 from deepcovid_edge.decision import out_of_distribution
-from deepcovid_edge.errors import BackendUnavailableError, ModelFileError, require
+from deepcovid_edge.errors import BackendUnavailableError, ModelFileError, UsageError, require
 from deepcovid_edge.files import Closing, file_sha256
 from deepcovid_edge.manifest import ModelManifest, read_manifest
 from deepcovid_edge.reasons import WarningCode
@@ -92,7 +92,7 @@ class OpenVinoBackend(Closing):
         """See `Backend.infer`."""
         check_batch(batch, self.manifest)
         if self._compiled is None:
-            raise RuntimeError("infer after close")
+            raise UsageError("the model is closed: load it again")
         if activation_maps and not _has_maps(self._compiled):
             raise ModelFileError(f"{self.manifest.name}: the model has no activation maps")
         request = self._request(self._compiled)

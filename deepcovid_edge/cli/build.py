@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option(
     "--workspace", default="auto", show_default=True, help="Memory of the builder: auto, or MiB."
 )
-@click.option("--level", type=int, default=3, show_default=True, help="Optimisation level, 0 to 5.")
+@click.option("--level", type=int, help="Optimisation level, 0 to 5.  [default: 3]")
 @click.option(
     "--timing-cache/--no-timing-cache",
     default=True,
@@ -54,7 +54,7 @@ def command(
     batch: str,
     target: str,
     workspace: str,
-    level: int,
+    level: int | None,
     timing_cache: bool,
     data: Path | None,
     split: str | None,
@@ -65,7 +65,8 @@ def command(
     """Build the TensorRT engine of MODEL, a shipped name or a file of `export` or `quantize`.
 
     The file determines the precision: for FP16 or INT8, make it with `quantize` first. The engine
-    goes to the cache, with its facts beside it. Records of an engine that was not verified have the
+    goes to the cache, with its facts beside it. An engine that is there is kept, unless --level or
+    --workspace asks for another. Records of an engine that was not verified have the
     warning W_UNVERIFIED. If --verify does not find the decisions unchanged, the exit code is 3.
     """
     check_needed("--verify", data is not None, "split")

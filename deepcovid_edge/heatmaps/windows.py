@@ -53,7 +53,7 @@ class OcclusionSettings:
                 f"baseline: got {self.baseline!r}, expected one of {', '.join(BASELINES)}"
             )
         if self.budget_ms is not None and not self.budget_ms > 0:
-            raise UsageError(f"budget: got {self.budget_ms} ms, expected more than 0")
+            raise UsageError(f"budget: got {self.budget_ms / 1000:g} s, expected more than 0")
 
     @property
     def first_spacing(self) -> int:

@@ -94,6 +94,22 @@ def test_an_engine_that_is_there_is_not_built_again() -> None:
     assert engine.read_bytes()[:4] == b"vtrt"
 
 
+def test_an_engine_of_another_level_or_workspace_is_built_anew(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def built(*options: str) -> dict[str, Any]:
+        assert run(["build", "squeezenet1_1", "--target", "rtx:sm86", "--json", *options]) == 0
+        builder: dict[str, Any] = json.loads(capsys.readouterr().out)["engine"]["builder"]
+        return builder
+
+    first = built("--level", "0", "--workspace", "512")
+    assert built() == built("--level", "0") == built("--workspace", "512") == first
+    other = built("--level", "1")
+    assert (other["level"], other["workspace_mib"]) != (0, 512)
+    assert built("--level", "1") == other
+    assert built("--workspace", "256")["workspace_mib"] == 256
+
+
 def test_two_processes_asked_for_the_same_engine_build_it_once(cache: Path) -> None:
     command = [*COMMAND, "squeezenet1_1", "--target", "rtx:sm86", "--json"]
 
@@ -146,6 +162,8 @@ def test_levels_are_lowered_until_one_builds(monkeypatch: pytest.MonkeyPatch) ->
     assert asked == [3, 2, 1]
     assert facts.builder["level"] == 1
     assert len(facts.builder["failures"]) == 2
+    assert build(find_model("squeezenet1_1"), replace(AHEAD, level=3))[1] == facts
+    assert asked == [3, 2, 1], "the engine is the one that was asked for"
 
 
 def let_the_builder_be(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
@@ -337,7 +355,10 @@ def test_without_a_gpu_an_engine_is_not_run(
         pytest.skip("this machine has a GPU: its absence cannot show")
     engine, _ = build(find_model("squeezenet1_1"), BuildSettings(target="rtx:sm86"))
     assert run(["infer", str(tmp_path), "--model", str(engine)]) == 6
-    assert "no NVIDIA GPU answers" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no NVIDIA GPU answers" in said
+    assert "give the .onnx file that it was built from" in said
+    assert "--target" not in said
 
 
 def test_manifest_key_is_not_lost_in_an_engine() -> None:

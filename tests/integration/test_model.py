@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import starmap
 from pathlib import Path
 from typing import Any
@@ -188,6 +188,8 @@ def test_what_cannot_be_assessed_cannot_be_explained(phantom: Path, model: Model
     with pytest.raises(NotAssessedError) as caught:
         model.explain(ImageBytes("notes.txt", b"no image"))
     assert caught.value.reason is Reason.NOT_IMAGE
+    with pytest.raises(UsageError, match="budget: got -1 s, expected more than 0"):
+        model.explain(phantom, budget=-1)
     with pytest.raises(UsageError, match=r"budget: got 1e-06 s, one pass takes about"):
         model.explain(phantom, budget=1e-6)
     with pytest.raises(UsageError, match=r"path: got map\.bmp, expected .* \.png or \.npz"):
@@ -221,6 +223,23 @@ def test_a_variant_that_is_not_there_is_named_with_those_that_are() -> None:
         Model(variant="int4")
     with pytest.raises(NotThereError, match="images: no such file or folder"):
         Model.predict(Model(), "images")
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_closed_model_says_so(backend: str, phantom: Path) -> None:
+    pytest.importorskip(backend, reason=f"needs {backend}")
+    with Model(backend=backend) as model:
+        batch = np.zeros((1, model.manifest.input.height, model.manifest.input.width), np.uint8)
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: model.infer(batch),
+        lambda: list(model.predict(phantom)),
+        lambda: model.predict_one(phantom),
+        lambda: model.explain(phantom),
+        lambda: model.explain(phantom, method="activation"),
+    )
+    for call in calls:
+        with pytest.raises(UsageError, match="the model is closed: load it again"):
+            call()
 
 
 def test_the_face_of_the_package_is_what_it_says() -> None:

@@ -234,7 +234,7 @@ def test_misuse_is_explained(images: np.ndarray, tmp_path: Path) -> None:
     backend = load_backend(SQUEEZENET, backend="openvino")
     with backend, pytest.raises(UsageError, match="model accepts"):
         backend.infer(images[:, :100])
-    with pytest.raises(RuntimeError, match="after close"):
+    with pytest.raises(UsageError, match="the model is closed"):
         backend.infer(images[:1])
     torn = tmp_path / "torn.onnx"
     content = SQUEEZENET.read_bytes()

@@ -16,6 +16,7 @@ from deepcovid_edge.backends.tensorrt.files import (
     LIBRARIES,
     SUFFIX,
     EngineFacts,
+    Fit,
     check_engine,
     read_facts,
     rebuild_command,
@@ -24,6 +25,7 @@ from deepcovid_edge.decision import out_of_distribution
 from deepcovid_edge.errors import (
     DeepCovidEdgeError,
     EngineMismatchError,
+    MissingDependencyError,
     ModelFileError,
     NotThereError,
 )
@@ -76,12 +78,11 @@ def load(path: Path, settings: BackendSettings) -> TensorRtBackend:
         NotThereError: There is no GPU.
         EngineMismatchError: The engine was changed, or does not fit this GPU or TensorRT.
     """
-    from deepcovid_edge.backends.tensorrt.build import device_fit
     from deepcovid_edge.backends.tensorrt.cuda import CudaDevice
     from deepcovid_edge.backends.tensorrt.runner import EngineRunner
 
     library = read_facts(path).fit.library
-    facts = check_engine(path, device_fit(library=library))
+    facts = check_engine(path, _own_fit(path, library))
     device = CudaDevice()
     trt = import_module(library)
     with device.active():
@@ -91,6 +92,20 @@ def load(path: Path, settings: BackendSettings) -> TensorRtBackend:
     # TensorRT-RTX captures graphs by itself; capturing its work once more would fail.
     runner = EngineRunner(device, engine, facts.profile, image, graphs=not engine.captures_itself)
     return TensorRtBackend(runner, facts)
+
+
+def _own_fit(engine: Path, library: str) -> Fit:
+    from deepcovid_edge.backends.tensorrt.build import device_fit
+
+    try:
+        return device_fit(library=library)
+    except MissingDependencyError:
+        raise
+    except NotThereError as error:  # its own fix is that of a build
+        raise NotThereError(
+            f"{engine}: no NVIDIA GPU answers here, and an engine runs on one alone: give the "
+            ".onnx file that it was built from, or use a machine with its GPU"
+        ) from error
 
 
 class TensorRtBackend(Closing):

@@ -40,6 +40,8 @@ from deepcovid_edge.models.graph.tensorrt_rules import check_typed
 
 RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 HIGHEST_LEVEL = 5
+_LEVEL = 3
+"""Optimisation level where none is asked for."""
 _MIB = 1 << 20
 _WORKSPACE_SHARE = 0.5
 """Share of the free memory that a build may use: a Jetson's GPU shares it with everything."""
@@ -53,8 +55,10 @@ class BuildSettings:
     Attributes:
         profile: The batch sizes it takes.
         target: `local`, or `rtx:sm86,sm89` for TensorRT-RTX ahead of time, without a GPU.
-        workspace_mib: Memory the builder may use, MiB; None for a share of what is free.
-        level: Optimisation level, 0 to 5; lowered on failure.
+        workspace_mib: Memory the builder may use, MiB; None for a share of what is free, or for
+            that of the engine that is there.
+        level: Optimisation level, 0 to 5, lowered on failure; None for 3, or for that of the engine
+            that is there.
         timing_cache: Keep what the builder measured, for the next build.
         folder: Where the engine goes; None for the cache.
         rebuild: Build although a fitting engine is there.
@@ -63,13 +67,13 @@ class BuildSettings:
     profile: Profile = field(default_factory=Profile)
     target: str = "local"
     workspace_mib: int | None = None
-    level: int = 3
+    level: int | None = None
     timing_cache: bool = True
     folder: Path | None = None
     rebuild: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.level <= HIGHEST_LEVEL:
+        if self.level is not None and not 0 <= self.level <= HIGHEST_LEVEL:
             raise UsageError(f"level: got {self.level}, expected 0 to {HIGHEST_LEVEL}")
         if self.workspace_mib is not None and self.workspace_mib < 1:
             raise UsageError(f"workspace: got {self.workspace_mib}, expected auto or MiB from 1")
@@ -163,7 +167,8 @@ def build(
     name = engine_name(manifest, digest, fit, settings.profile)
     report = progress or (lambda _: None)
     with locked(folder, name, lambda why: report({"event": "waiting", "why": why})):
-        if not settings.rebuild and (known := _known(folder / name, fit, digest)):
+        known = None if settings.rebuild else _known(folder / name, fit, digest)
+        if known is not None and _built_so(known, settings):
             return folder / name, known
         plan, builder = _build_apart(model, manifest, fit, settings, folder, progress)
         facts = EngineFacts(manifest, fit, settings.profile, digest, "", builder)
@@ -191,6 +196,14 @@ def _known(engine: Path, fit: Fit, parent_sha256: str) -> EngineFacts | None:
         return None  # it is built again
 
 
+def _built_so(facts: EngineFacts, settings: BuildSettings) -> bool:
+    """Whether an engine was built at the level and in the workspace that are asked for, if any."""
+    builder = facts.builder
+    asked = builder["level"] + len(builder["failures"])  # each failure lowered it by one
+    fits_level = settings.level in (None, asked)
+    return fits_level and settings.workspace_mib in (None, builder["workspace_mib"])
+
+
 def _build_apart(
     model: Path,
     manifest: ModelManifest,
@@ -207,7 +220,8 @@ def _build_apart(
         timing_cache = str(folder / _TIMING_CACHE_NAME.format(**facts))
     started = time.monotonic()
     failures: list[str] = []
-    for level in range(settings.level, -1, -1):
+    highest = _LEVEL if settings.level is None else settings.level
+    for level in range(highest, -1, -1):
         with tempfile.TemporaryDirectory() as place:
             request = BuildRequest(
                 model=str(model.resolve()),

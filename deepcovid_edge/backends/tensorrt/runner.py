@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.backends.tensorrt.files import Profile
+from deepcovid_edge.errors import UsageError
 
 INPUT = "images"
 PARTS = ("host_to_device", "compute", "device_to_host")
@@ -273,7 +274,7 @@ class EngineRunner:
             Output name -> values of shape (N, ...), float32.
 
         Raises:
-            RuntimeError: The runner is closed.
+            UsageError: The runner is closed.
         """
         with self._device.active():
             lane = self._lane()
@@ -315,12 +316,12 @@ class EngineRunner:
         if lane is None:
             with self._lock:
                 if self._closed:
-                    raise RuntimeError("infer after close")
+                    raise UsageError("the model is closed: load it again")
                 lane = Lane(
                     self._device, self._engine, self._profile, self._image, graphs=self._graphs
                 )
                 self._lanes.append(lane)
             self._local.lane = lane
         elif self._closed:
-            raise RuntimeError("infer after close")
+            raise UsageError("the model is closed: load it again")
         return lane

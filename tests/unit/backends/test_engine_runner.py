@@ -17,6 +17,7 @@ import pytest
 
 from deepcovid_edge.backends.tensorrt.files import Profile
 from deepcovid_edge.backends.tensorrt.runner import EngineRunner
+from deepcovid_edge.errors import UsageError
 
 IMAGE = (4, 6)
 
@@ -349,7 +350,7 @@ def test_infer_after_close_is_an_error_on_every_thread() -> None:
     runner, _, _ = runner_of(Profile(1, 4, 4))
     runner.infer(images(1))
     runner.close()
-    with pytest.raises(RuntimeError, match="after close"):
+    with pytest.raises(UsageError, match="the model is closed"):
         runner.infer(images(1))
-    with ThreadPoolExecutor(1) as pool, pytest.raises(RuntimeError, match="after close"):
+    with ThreadPoolExecutor(1) as pool, pytest.raises(UsageError, match="the model is closed"):
         pool.submit(runner.infer, images(1)).result()
