@@ -51,6 +51,12 @@ class AlertCode(Enum):
         "The model, or its site file, may not be used.",
         "Build and verify the engine again, or choose another model with `cart model use`.",
     )
+    MODEL_NOT_IN_USE = (
+        "model_not_in_use",
+        "The configuration names a model or a site file that is not in use.",
+        "See the detail: run `cart model use` with what the configuration names, or name there what"
+        " is in use.",
+    )
     CLOCK = (
         "clock",
         "The clock of the cart is wrong or not synchronised.",

@@ -12,6 +12,7 @@ from deepcovid_edge.cart.model_pointer import model_in_use, named_model, pointer
 from deepcovid_edge.cart.store.opening import open_ledger
 from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
 from deepcovid_edge.device.ports import listening_socket
+from deepcovid_edge.device.tls import load_certificate
 from deepcovid_edge.errors import DeepCovidEdgeError, NotThereError, one_line, require
 from deepcovid_edge.files import read_regular
 
@@ -130,7 +131,7 @@ def _check_tls(
     """Load the files of TLS as a server does.
 
     Raises:
-        NotThereError: One cannot be read, is none of TLS, or the key has a pass phrase.
+        NotThereError: One cannot be read, is none of TLS, or the key is encrypted.
     """
     named = {"certificate": certificate, "key": key, "authority": authority}
     for name, path in named.items():
@@ -142,8 +143,7 @@ def _check_tls(
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         if certificate and key:
-            # Without this, OpenSSL would ask the terminal for the pass phrase of a key.
-            context.load_cert_chain(certificate, key, password=lambda: "")
+            load_certificate(context, f"{table}.key", certificate, key)
         if authority:
             context.load_verify_locations(authority)
     except (OSError, ValueError) as error:  # `ssl.SSLError` is the former

@@ -113,7 +113,9 @@ def settle_pointer(settings: CartSettings, ledger: Ledger) -> None:
         _keep(ledger)
     with suppress(LedgerBusyError):
         if why := pointer_fault(settings, ledger):
-            ledger.raise_alert(_ALERT_KEY, AlertCode.MODEL.code, why=why)
+            is_lost = ledger.get_meta(_IN_USE) is None
+            code = AlertCode.MODEL if is_lost else AlertCode.MODEL_NOT_IN_USE
+            ledger.raise_alert(_ALERT_KEY, code.code, why=why)
         else:
             ledger.clear_alert(_ALERT_KEY)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deepcovid_edge.cli.exit_codes import ExitCode
+from deepcovid_edge.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     from deepcovid_edge.decision.record import Prediction
@@ -71,8 +72,8 @@ def _drain(run: Run) -> ExitCode:
         with closing(_shown(records, _total(run))) as shown:
             for ready in shown:
                 run.write(ready)
-    except KeyboardInterrupt:
-        _tell(run, "written; --resume goes on" if run.file else "written")
+    except (KeyboardInterrupt, BackendUnavailableError):  # the server of a run has gone
+        _tell(run, "written; --resume goes on" if run.can_resume else "written")
         raise
     finally:
         for kind in _STOPS:  # what is done is written, whoever hurries

@@ -12,6 +12,7 @@ import uvloop
 
 from deepcovid_edge.device.ports import check_free, listening_socket
 from deepcovid_edge.device.service import log, notify
+from deepcovid_edge.device.tls import check_key
 from deepcovid_edge.errors import NotThereError
 from deepcovid_edge.serve.app import Service, build_app
 from deepcovid_edge.serve.assessors.pool import Assessors
@@ -50,6 +51,7 @@ async def _serve(settings: ServeSettings, model: Mapping[str, Any], stop: thread
     service = Service(settings, assessors, callers)
     config = server_config(build_app(service), settings, service.connections)
     try:
+        check_key("key", settings.certificate, settings.key)
         config.load()
     except (OSError, ValueError) as error:  # `ssl.SSLError` is the former
         raise NotThereError(f"certificate: cannot be used: {error}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tcp_proxy import Fault, TcpProxy
 
 from deepcovid_edge import Model
 from deepcovid_edge.backends.remote.client import KEY_VARIABLE, Address, Client
+from deepcovid_edge.cli.exit_codes import ExitCode
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.errors import (
     BackendUnavailableError,
@@ -222,13 +224,15 @@ def test_a_key_that_is_none_is_refused_and_not_shown(
     assert key not in str(caught.value)
 
 
-def test_a_server_that_is_away_ends_the_run_and_no_image_is_blamed() -> None:
-    address = Address.of(f"kserve://{HOST}:{free_port()}")
-    with (
-        Client(address, "squeezenet1_1", patience=0.5) as client,
-        pytest.raises(BackendUnavailableError, match=r"no answer in 0\.5 s"),
-    ):
-        client.facts()
+def test_a_server_that_is_away_ends_the_run_and_no_image_is_blamed(clinic: Path) -> None:
+    began = time.monotonic()
+    done = command("infer", clinic, "--backend", f"kserve://{HOST}:{free_port()}")
+    assert time.monotonic() - began < 30
+    assert done.returncode == ExitCode.NOT_THERE
+    assert not done.stdout
+    assert "no server answers" in done.stderr
+    assert "start `deepcovid-edge serve`" in done.stderr
+    assert "--resume" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -254,3 +258,23 @@ def test_addresses_have_a_port_and_perhaps_a_path() -> None:
 def test_a_server_runs_models_with_a_manifest(address: str) -> None:
     with pytest.raises((UsageError, ModelFileError)):
         Model(__file__, backend=address)
+
+
+@pytest.mark.parametrize("with_output", [True, False])
+def test_a_server_that_goes_away_in_a_run_leaves_what_is_written(
+    clinic: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_output: bool
+) -> None:
+    """Only a file of records can be gone on with."""
+    record, asked = Client.record, iter(range(100))
+
+    def away(self: Client, image: bytes, name: str) -> object:
+        if next(asked) < 2:
+            return record(self, image, name)
+        raise BackendUnavailableError("backend: x: no answer in 120 s")
+
+    monkeypatch.setattr(Client, "record", away)
+    output = ("-o", tmp_path / "r.jsonl") if with_output else ()
+    done = command("infer", clinic, "--backend", address, *output)
+    assert done.returncode == ExitCode.NOT_THERE
+    assert "no answer in 120 s" in done.stderr
+    assert ("--resume goes on" in done.stderr) == with_output

@@ -2,7 +2,8 @@
 
 An image goes as binary data (Triton, `extension_binary_data.md`), and so does its record come. A
 server that is busy or away for a moment is asked again; one that stays away ends the run, and so
-does one that fails twice.
+does one that fails twice. Where nothing has ever answered, the address is wrong or no server runs:
+that ends the run within seconds.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ _SIZE = struct.Struct("<I")
 _CONNECT_SECONDS, _ANSWER_SECONDS = 10.0, 180.0
 _PATIENCE_SECONDS = 120.0
 """A server that is busy or away so long is not there."""
+_FIRST_SECONDS = 3.0
+"""Nor is one that has never answered, and does not within this time either."""
 _PAUSES = (0.0, 0.2, 1.0, 2.0, 5.0)
 _MOST_ANSWER = 1 << 24
 _AGAIN = (408, 429, 502, 503, 504)
@@ -111,6 +114,7 @@ class Client(Closing):
         if not (key.isascii() and key.isprintable()):
             raise UsageError(f"{KEY_VARIABLE}: expected the key as `serve --add-key` printed it")
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._has_answered = False
         self._own = threading.local()
         self._all: list[http.client.HTTPConnection] = []
         self._lock = threading.Lock()
@@ -170,7 +174,7 @@ class Client(Closing):
         self, method: str, path: str, body: bytes, headers: Mapping[str, str]
     ) -> tuple[bytes, str | None]:
         """Content of an answer, and its header's length; asks again where that may help."""
-        ends, tries, faults = time.monotonic() + self._patience, 0, 0
+        began, tries, faults = time.monotonic(), 0, 0
         while True:
             try:
                 status, retry, length, content = self._once(method, path, body, headers)
@@ -190,12 +194,23 @@ class Client(Closing):
                 retry, why = None, one_line(error)
             pause = retry or _PAUSES[min(tries, len(_PAUSES) - 1)]
             tries += 1
-            if time.monotonic() + pause > ends:
-                raise BackendUnavailableError(
-                    f"backend: {self._address}: no answer in {self._patience:g} s ({why}); what "
-                    "has a record is written, --resume goes on"
-                )
+            if time.monotonic() + pause > began + self._longest_wait:
+                raise self._away(why)
             time.sleep(pause)
+
+    @property
+    def _longest_wait(self) -> float:
+        return self._patience if self._has_answered else min(_FIRST_SECONDS, self._patience)
+
+    def _away(self, why: str) -> BackendUnavailableError:
+        if self._has_answered:
+            return BackendUnavailableError(
+                f"backend: {self._address}: no answer in {self._patience:g} s ({why})"
+            )
+        return BackendUnavailableError(
+            f"backend: {self._address}: no server answers ({why}): start `deepcovid-edge serve` "
+            "there and wait until it listens, or correct the address"
+        )
 
     def _check(self, status: int, content: bytes) -> None:
         """Raise where asking again does not help."""
@@ -215,6 +230,7 @@ class Client(Closing):
         with suppress(BrokenPipeError, ConnectionResetError):  # it may be answered, as by 413
             connection.request(method, path, body or None, {**self._headers, **headers})
         answer = connection.getresponse()
+        self._has_answered = True
         content = answer.read(_MOST_ANSWER)
         if answer.will_close or answer.read(1):
             self._drop()

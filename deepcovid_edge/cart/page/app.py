@@ -13,13 +13,16 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deepcovid_edge.cart.page.context import Context
 from deepcovid_edge.cart.page.guard import LOG_IN, Guard, Headers, hosts_of, origins_of
 from deepcovid_edge.cart.page.handlers import Handlers
 from deepcovid_edge.cart.page.posting import PostReader, PostRejectedError
 from deepcovid_edge.errors import OutputError
+
+_STOP_RETRY = "5"
+"""Seconds until a page that is started again answers."""
 
 
 def build_app(context: Context) -> ASGIApp:
@@ -59,7 +62,7 @@ def build_app(context: Context) -> ASGIApp:
         },
         lifespan=watching,
     )
-    return Headers(app)
+    return Headers(_AnsweredAtAStop(app))
 
 
 def _routes(context: Context, handlers: Handlers) -> list[Route]:
@@ -84,6 +87,36 @@ def _routes(context: Context, handlers: Handlers) -> list[Route]:
         Route("/metrics", handlers.metrics),
         Route("/static/{version}/{name}", handlers.static),
     ]
+
+
+class _AnsweredAtAStop:
+    """Answers what is still under way when the page stops with 503: nothing has failed.
+
+    Args:
+        app: What answers otherwise.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer (ASGI 3)."""
+        has_begun = False
+
+        async def noticed(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noticed)
+        except asyncio.CancelledError:  # by uvicorn alone, once its grace is over
+            if has_begun or scope["type"] != "http":
+                raise
+            stops = PlainTextResponse(
+                "The page stops. Reload it in a moment.", 503, {"retry-after": _STOP_RETRY}
+            )
+            await stops(scope, receive, send)
 
 
 async def _nothing(*_: object) -> None:

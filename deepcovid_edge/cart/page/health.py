@@ -125,7 +125,7 @@ def _model(config: CartConfig, ledger: Ledger, codes: set[str]) -> Light:
     name = model_in_use(config, ledger)[0].rpartition("/")[2]
     if AlertCode.MODEL.code in codes:
         return Light("model", BAD, "light.wrong", name)
-    if AlertCode.IMAGES_CHANGED.code in codes:
+    if codes & {AlertCode.MODEL_NOT_IN_USE.code, AlertCode.IMAGES_CHANGED.code}:
         return Light("model", LOOK, "light.look", name)
     return Light("model", OK, "light.ok", name)
 

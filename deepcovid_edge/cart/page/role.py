@@ -17,6 +17,7 @@ from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.opening import open_store
 from deepcovid_edge.device.ports import listening_socket
 from deepcovid_edge.device.service import beat_seconds, log, notify
+from deepcovid_edge.device.tls import check_key
 from deepcovid_edge.errors import NotThereError
 from deepcovid_edge.serve.h11_connections import timed_connections
 from deepcovid_edge.serve.listener import ConnectionCounts, ConnectionLimits
@@ -53,6 +54,7 @@ def page(config: CartConfig, stop: threading.Event) -> None:
 async def _serve(context: Context, port: socket.socket, stop: threading.Event) -> None:
     settings = context.settings
     try:
+        check_key("page.key", settings.certificate, settings.key)
         server = quiet_server(context, _LIMITS)
         server.config.load()
     except (OSError, ValueError) as error:  # `ssl.SSLError` is the former

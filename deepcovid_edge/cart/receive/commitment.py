@@ -230,10 +230,12 @@ def client_tls(config: CartConfig) -> Any:
         return None
     import ssl
 
+    from deepcovid_edge.device.tls import load_certificate
+
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.check_hostname = False  # peers are known by their address and by the authority
-    context.load_cert_chain(settings.certificate, settings.key)
+    load_certificate(context, "receive.key", settings.certificate, settings.key)
     if settings.authority:
         context.load_verify_locations(settings.authority)
     else:

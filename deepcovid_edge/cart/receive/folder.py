@@ -9,6 +9,7 @@
 | that is larger than the largest image | told by an alert; it is taken once the limit is raised |
 | under a name of unfinished files, hidden, or in a system's folder | not looked at |
 | that was taken and has not changed since | not looked at |
+| that lay there when the ledger was made again, of an image that is known | not taken again |
 
 Taken is: on the disk of the spool and in the ledger. Only then is it moved or deleted, where that
 was asked for, and only if it is still the same file. Names of files may be those of patients: they
@@ -144,6 +145,7 @@ class FolderWatch:
         self._stop, self._clock = stop, clock
         self._files: dict[Path, _Found] = {}
         self._seen: dict[Path, Signature] | None = None
+        self._old: Mapping[Path, Signature] | None = None
         self._unread: dict[Path, str] = {}
         self._too_large: dict[Path, Signature] = {}
 
@@ -167,6 +169,8 @@ class FolderWatch:
         listed = self._list()
         if listed is None:
             return 0
+        if self._old is None and listed:
+            self._old = listed if self._is_made_again() else {}
         self._forget(listed)
         now, before = self._clock(), self._files
         self._files = {
@@ -247,6 +251,15 @@ class FolderWatch:
             )
             self._ledger.set_meta(key, str(self._most_mib))
 
+    def _is_made_again(self) -> bool:
+        """Whether the ledger may lack what was seen; so until a person has read the alert."""
+        code = AlertCode.LEDGER_REBUILT.code
+        return self._ledger.row("SELECT 1 FROM alert WHERE code = ?", code) is not None
+
+    def _was_there(self, path: Path, signature: Signature) -> bool:
+        """Whether a file lay there, as it is, when the folder was first looked at."""
+        return self._old is not None and self._old.get(path) == signature
+
     def _exceeds(self, signature: Signature) -> bool:
         return signature.size > self._most_mib * _MIB
 
@@ -298,7 +311,12 @@ class FolderWatch:
             return False
         try:
             arrival = Arrival("folder", str(self.folder))
-            image = self._intake.take_file(data, name=path.name, arrival=arrival)
+            image = self._intake.take_file(
+                data,
+                name=path.name,
+                arrival=arrival,
+                unless_expired=self._was_there(path, found.signature),
+            )
         except NotTakenError as error:
             if is_stale:
                 self._pass_over(path, found.signature, f"no image: {error.kind}")

@@ -393,17 +393,19 @@ def server_tls(config: CartConfig) -> ssl.SSLContext | None:
     With `authority` a sender needs a certificate that it has signed.
 
     Raises:
-        NotThereError: A file cannot be read, or is no certificate or key.
+        NotThereError: A file cannot be read, is no certificate or key, or the key is encrypted.
     """
     settings = config.receive
     if settings.certificate is None or settings.key is None:
         return None
     import ssl
 
+    from deepcovid_edge.device.tls import load_certificate
+
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        context.load_cert_chain(settings.certificate, settings.key)
+        load_certificate(context, "receive.key", settings.certificate, settings.key)
         if settings.authority:
             context.load_verify_locations(settings.authority)
             context.verify_mode = ssl.CERT_REQUIRED

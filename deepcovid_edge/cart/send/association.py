@@ -19,6 +19,7 @@ from typing import Any
 
 from deepcovid_edge.cart.config import Destination
 from deepcovid_edge.cart.send.answers import Answer
+from deepcovid_edge.device.tls import load_certificate
 from deepcovid_edge.errors import NotThereError, require
 
 NOT_ACCEPTED = "presentation context not accepted"
@@ -54,7 +55,7 @@ def tls_context(destination: Destination) -> ssl.SSLContext | None:
     4.3.4).
 
     Raises:
-        CertificateError: A file cannot be read, is none of TLS, or its key has a pass phrase.
+        CertificateError: A file cannot be read, is none of TLS, or the key is encrypted.
     """
     is_url = destination.url is not None
     own, key, authority = destination.certificate, destination.key, destination.authority
@@ -68,8 +69,9 @@ def tls_context(destination: Destination) -> ssl.SSLContext | None:
             if authority is None:
                 context.verify_mode = ssl.CERT_NONE
         if own is not None and key is not None:
-            # Without this, OpenSSL would ask the terminal for the pass phrase of a key.
-            context.load_cert_chain(own, key, password=lambda: "")
+            load_certificate(context, f"{destination.name}: key", own, key)
+    except NotThereError as error:
+        raise CertificateError(str(error)) from error
     except OSError as error:  # ssl.SSLError is one
         why = error.strerror or type(error).__name__
         raise CertificateError(

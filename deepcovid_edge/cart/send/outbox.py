@@ -39,6 +39,7 @@ from deepcovid_edge.cart.store.deliveries import BACKOFF_SECONDS, Deliveries, De
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.spool import Spool
 from deepcovid_edge.device.service import log
+from deepcovid_edge.errors import one_line
 
 FAILURES_UNTIL_ALERT = 3
 STOP_SECONDS = 5.0
@@ -216,8 +217,8 @@ class Courier(threading.Thread):
         key = f"certificate:{self._destination.name}"
         try:
             sender = make_sender(self._destination, self._ae_title, self._timeouts)
-        except CertificateError:
-            detail = {"destination": self._destination.name}
+        except CertificateError as error:
+            detail = {"destination": self._destination.name, "why": one_line(error)}
             self._ledger.raise_alert(key, AlertCode.CERTIFICATE.code, **detail)
             raise
         self._sender = sender

@@ -18,8 +18,7 @@ from pathlib import Path
 from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.model_pointer import kept_pointer
 from deepcovid_edge.cart.store.clock import now_utc
-from deepcovid_edge.cart.store.ledger import BUSY_SECONDS, LEDGER_NAME, Ledger
-from deepcovid_edge.cart.store.opening import move_aside
+from deepcovid_edge.cart.store.ledger import BUSY_SECONDS, LEDGER_NAME, Ledger, move_aside
 from deepcovid_edge.cart.store.rebuild import catch_up
 from deepcovid_edge.cart.store.schema import migrate
 from deepcovid_edge.cart.store.spool import Spool, sync_folder

@@ -113,13 +113,17 @@ class Intake:
             raise NotTakenError("uid", "request and data set name different SOP classes")
         return self._take(image, arrival)
 
-    def take_file(self, data: bytes, *, name: str, arrival: Arrival) -> Taken:
+    def take_file(
+        self, data: bytes, *, name: str, arrival: Arrival, unless_expired: bool = False
+    ) -> Taken:
         """Take a whole file: a DICOM file, or a picture.
 
         Args:
             data: Its bytes.
             name: What it is called, for the page; what is not Unicode in it becomes `?`.
             arrival: How it came.
+            unless_expired: Leave an image as it is that has a result and whose files were deleted
+                since: this one may have lain where it is all the time.
 
         Returns:
             What became of it, once it survives a power cut.
@@ -131,7 +135,10 @@ class Intake:
             OutputError: The disk cannot be written.
         """
         shown = PurePath(name).name.encode("utf-8", "replace").decode("utf-8")
-        return self._take(_image_of_file(data, shown), arrival)
+        image = _image_of_file(data, shown)
+        if unless_expired and (known := self._answered(image)):
+            return Taken(known["id"], is_new=False, same_bytes=True)
+        return self._take(image, arrival)
 
     def note_stored(self, path: Path, arrival: Arrival) -> Taken:
         """Note an image of the spool that the ledger does not have.
@@ -174,6 +181,14 @@ class Intake:
         return self.ledger.row(
             "SELECT id, state = ? OR reason IS ? AS is_lost FROM image WHERE content_sha256 = ?",
             *(EXPIRED, Reason.UNREADABLE.code, image.content_sha256),
+        )
+
+    def _answered(self, image: _Image) -> sqlite3.Row | None:
+        """Number of an image that has expired with a result; None for any other."""
+        return self.ledger.row(
+            "SELECT id FROM image WHERE content_sha256 = ? AND state = ?"
+            " AND id IN (SELECT image_id FROM result)",
+            *(image.content_sha256, EXPIRED),
         )
 
     def _note(self, image: _Image, arrival: Arrival) -> Taken:

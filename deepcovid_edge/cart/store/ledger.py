@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from deepcovid_edge.cart.store.clock import now_utc
+from deepcovid_edge.cart.store.clock import now_seconds, now_utc
 from deepcovid_edge.cart.store.schema import migrate
 from deepcovid_edge.errors import OutputError
 from deepcovid_edge.files import Closing
@@ -214,6 +214,20 @@ class Ledger(Closing):
         """Close the connection."""
         with self._lock:
             self._connection.close()
+
+
+def move_aside(folder: Path, why: str) -> Path:
+    """Keep a ledger that is no longer used, with its log, for whoever looks into it.
+
+    Args:
+        folder: The spool folder.
+        why: How its name begins.
+    """
+    aside = folder / f"{why}-{now_seconds():.0f}-{LEDGER_NAME}"
+    for ending in ("", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            (folder / f"{LEDGER_NAME}{ending}").rename(f"{aside}{ending}")
+    return aside
 
 
 def _hash(previous: str, at: str, kind: str, image_id: int | None, detail: str) -> str:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import CartSettings
 from deepcovid_edge.cart.model_pointer import settle_pointer
-from deepcovid_edge.cart.store.clock import now_seconds
-from deepcovid_edge.cart.store.ledger import LEDGER_NAME, Ledger, LedgerDamagedError
+from deepcovid_edge.cart.store.backup import FOLDER_NAME, newest
+from deepcovid_edge.cart.store.ledger import LEDGER_NAME, Ledger, LedgerDamagedError, move_aside
 from deepcovid_edge.cart.store.rebuild import rebuild
 from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
+from deepcovid_edge.device import shares
 from deepcovid_edge.errors import NotThereError
 from deepcovid_edge.files import locked
 
@@ -28,7 +28,7 @@ def open_store(settings: CartSettings) -> tuple[Ledger, Spool]:
         SpoolSettings(settings.floor_mib, settings.floor_share, settings.ballast_mib),
     )
     with locked(spool.folder, LEDGER_NAME):
-        ledger = _open(spool)
+        ledger = _open(spool, settings.backup or spool.folder / FOLDER_NAME)
         try:
             settle_pointer(settings, ledger)
         except BaseException:
@@ -49,7 +49,7 @@ def open_ledger(settings: CartSettings, *, read_only: bool) -> Ledger:
     return Ledger(settings.spool, read_only=read_only)
 
 
-def _open(spool: Spool) -> Ledger:
+def _open(spool: Spool, copies: Path) -> Ledger:
     was_there = (spool.folder / LEDGER_NAME).is_file()
     try:
         ledger = Ledger(spool.folder)
@@ -60,29 +60,23 @@ def _open(spool: Spool) -> Ledger:
             raise
     except LedgerDamagedError as error:
         old = move_aside(spool.folder, "damaged")
-        return _made_again(spool, why=str(error), old=old.name)
+        return _made_again(spool, copies, why=str(error), old=old.name)
     if not was_there and any((spool.folder / "images").iterdir()):
         ledger.close()
-        return _made_again(spool, why="the ledger was gone, the images were not")
+        return _made_again(spool, copies, why="the ledger was gone, the images were not")
     return ledger
 
 
-def _made_again(spool: Spool, **detail: str) -> Ledger:
+def _made_again(spool: Spool, copies: Path, **detail: str) -> Ledger:
     ledger = Ledger(spool.folder)
-    found = rebuild(ledger, spool)
+    found = rebuild(ledger, spool, _newest(copies))
     ledger.raise_alert("ledger", AlertCode.LEDGER_REBUILT.code, images=found, **detail)
     return ledger
 
 
-def move_aside(folder: Path, why: str) -> Path:
-    """Keep a ledger that is no longer used, with its log, for whoever looks into it.
-
-    Args:
-        folder: The spool folder.
-        why: How its name begins.
-    """
-    aside = folder / f"{why}-{now_seconds():.0f}-{LEDGER_NAME}"
-    for ending in ("", "-wal", "-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            (folder / f"{LEDGER_NAME}{ending}").rename(f"{aside}{ending}")
-    return aside
+def _newest(copies: Path) -> Path | None:
+    """The newest nightly copy; None where there is none, or its disk or share fails."""
+    try:
+        return shares.call(copies, lambda _: newest(copies))
+    except OSError:
+        return None

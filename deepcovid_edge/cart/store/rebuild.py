@@ -3,6 +3,9 @@
 Each image becomes a row again. One that has objects of a result was assessed: its record lies
 beside them, its objects keep their UIDs and bytes, and go to every destination once more, which the
 fixed UIDs make harmless. One without is assessed again.
+
+Images whose files were deleted have left no file. The newest nightly copy says which they are, so
+that those that still lie in a watched folder are not taken for new ones.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,16 +23,50 @@ from deepcovid_edge.cart.store.image_header import NotTakenError, read_image_hea
 from deepcovid_edge.cart.store.images import BuiltObject, ClaimedImage, Images, Settled
 from deepcovid_edge.cart.store.intake import Arrival, Intake
 from deepcovid_edge.cart.store.ledger import Ledger
-from deepcovid_edge.cart.store.schema import ASSESSING, EXPIRED, RECEIVED
+from deepcovid_edge.cart.store.schema import (
+    ASSESSED,
+    ASSESSING,
+    COMMITTED,
+    EXPIRED,
+    NOT_ASSESSED,
+    RECEIVED,
+    SENT,
+)
 from deepcovid_edge.cart.store.spool import Spool
+from deepcovid_edge.errors import OutputError
 
 RECORD_NAME = "record.json"
 """The record of an image, with its objects and where they go, beside them."""
+_IMAGE = (
+    *("id", "content_sha256", "suffix", "sop_uid", "sop_class", "study_uid", "syntax", "device"),
+    *("bytes", "source", "received_utc", "boot_id", "clock_ok", "reason", "settled_utc"),
+)
+_RESULT = ("image_id", "model_sha256", "site_sha256", "decision", "record", "made_utc")
+"""Columns of every version of the ledger."""
+_ANSWERED = (
+    f"state = '{EXPIRED}' OR (state IN ('{ASSESSED}', '{NOT_ASSESSED}') AND NOT EXISTS ("
+    "SELECT 1 FROM result JOIN object ON object.result_id = result.id"
+    " JOIN outbox ON outbox.object_id = object.id WHERE result.image_id = image.id"
+    f" AND outbox.state NOT IN ('{SENT}', '{COMMITTED}')))"
+)
+"""Of an image that every destination has the answer to."""
 
 
-def rebuild(ledger: Ledger, spool: Spool) -> int:
-    """Fill an empty ledger from the spool; how many images it has then."""
+def rebuild(ledger: Ledger, spool: Spool, copy: Path | None = None) -> int:
+    """Fill an empty ledger from the spool.
+
+    Args:
+        ledger: The ledger.
+        spool: The spool folder.
+        copy: The newest nightly copy of the old ledger, or None.
+
+    Returns:
+        How many images of the spool it has then.
+    """
     intake, images = Intake(ledger, spool), Images(ledger, spool)
+    if copy:
+        with contextlib.suppress(sqlite3.DatabaseError, OutputError):  # it is damaged too
+            _note_expired(ledger, spool, copy)
     count = 0
     for path in _images(spool):
         with ledger.transaction():
@@ -44,6 +82,27 @@ def rebuild(ledger: Ledger, spool: Spool) -> int:
         count += 1
     ledger.event("rebuilt", images=count)
     return count
+
+
+def _note_expired(ledger: Ledger, spool: Spool, copy: Path) -> None:
+    """Note images that were answered before their files were deleted, with their results.
+
+    One whose answer a destination may lack is not noted: it is assessed if it comes again.
+    """
+    address = f"{copy.absolute().as_uri()}?mode=ro"
+    with contextlib.closing(sqlite3.connect(address, uri=True)) as night, ledger.transaction():
+        night.row_factory = sqlite3.Row
+        count = 0
+        for row in night.execute(f"SELECT {', '.join(_IMAGE)} FROM image WHERE {_ANSWERED}"):
+            if spool.image(row["content_sha256"], row["suffix"]).exists():
+                continue
+            ledger.insert("image", {**row, "state": EXPIRED})
+            results = f"SELECT {', '.join(_RESULT)} FROM result WHERE image_id = ? ORDER BY id"
+            for result in night.execute(results, (row["id"],)):
+                ledger.insert("result", {**result})
+            count += 1
+        if count:
+            ledger.event("expired before", images=count, copy=copy.name)
 
 
 def catch_up(ledger: Ledger, spool: Spool) -> int:

@@ -6,7 +6,9 @@
 | `images/ab/abcd....dcm` | images as they came, by the SHA-256 of their content |
 | `results/ab/abcd.../` | heat map, picture and DICOM objects of an image |
 | `quarantine/` | images whose assessor failed three times |
-| `ledger.db` | the ledger |
+| `ledger.db` | the ledger; one that was damaged or replaced is kept beside it |
+| `model.json` | the model in use and the one before, for a ledger that is made again |
+| `backup/` | nightly copies of the ledger, unless they have a folder of their own |
 | `ballast` | room that is given up when the disk is full, so that results still fit |
 """
 

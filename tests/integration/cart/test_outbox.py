@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import socket
 import threading
 import time
@@ -425,6 +426,8 @@ def test_a_certificate_that_is_gone_is_told(store: Store, start: Callable[..., O
     gone = store.spool.folder / "gone.pem"
     start(free_port(), certificate=gone, key=gone)
     wait_until(lambda: alerts(store) == {"certificate:pacs": "certificate"}, 5)
+    (told,) = store.ledger.rows("SELECT detail FROM alert")
+    assert "No such file" in json.loads(told["detail"])["why"]
 
 
 def test_small_packets_are_not_held_back(store: Store) -> None:

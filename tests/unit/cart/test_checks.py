@@ -82,7 +82,7 @@ def test_what_the_roles_can_listen_with_is_right(folder: Path) -> None:
         ({"certificate": "text", "key": "k.pem"}, r"\.certificate: cannot be used: .*text"),
         (
             {"certificate": "c.pem", "key": "locked.pem"},
-            r"\.certificate: cannot be used: .*locked.pem",
+            r"\.key: .*locked.pem: is encrypted, expected .*`openssl pkey -in KEY -out NEW`",
         ),
     ],
 )

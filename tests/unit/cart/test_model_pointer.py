@@ -16,9 +16,11 @@ from drawn_site import write_usable_site
 from deepcovid_edge.cart.commands import command
 from deepcovid_edge.cart.config import read_config
 from deepcovid_edge.cart.model_pointer import POINTER_NAME, model_in_use
+from deepcovid_edge.cart.store import spool
 from deepcovid_edge.cart.store.backup import back_up
 from deepcovid_edge.cart.store.ledger import LEDGER_NAME
 from deepcovid_edge.cart.store.opening import open_store
+from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
 from deepcovid_edge.models import shipped_models
 
 pytest.importorskip("highdicom", reason="the cart needs extra cart")
@@ -76,7 +78,9 @@ def test_a_change_of_the_configuration_without_effect_is_told(cart: Path) -> Non
     named = f"names squeezenet1_1 with the site file {site}, but since `cart model use` squeezenet1"
     assert named in output
     assert ends in output
-    assert [(one["key"], ends in one["detail"]["why"]) for one in alerts(cart)] == [("model", True)]
+    (alert,) = alerts(cart)
+    assert alert["code"] == "model_not_in_use", "the model that assesses is as good as before"
+    assert (alert["key"], ends in alert["detail"]["why"]) == ("model", True)
     run("model", "use", cart, "squeezenet1_1", "--site", site)
     assert alerts(cart) == []
     assert run("check-config", cart)[0] == 0
@@ -129,6 +133,18 @@ def test_a_ledger_that_is_made_again_keeps_the_model(cart: Path, loss: str) -> N
     assert not [one for one in alerts(cart) if one["key"] == "model"]
 
 
+def test_every_file_of_a_spool_is_told_of_where_the_spool_is_described(cart: Path) -> None:
+    folder = cart.with_name("spool")
+    run("model", "use", cart, "squeezenet1_1")
+    back_up(folder, folder / "backup", keep=7)
+    Spool(folder, SpoolSettings(ballast_mib=1, floor_mib=0, floor_share=0.0)).fill_ballast()
+    named = set(re.findall(r"^\| `([^`/]+)", spool.__doc__ or "", re.MULTILINE))
+    hidden_or_of_sqlite = re.compile(r"\..*|.*-(wal|shm)")
+    found = {one.name for one in folder.iterdir() if not hidden_or_of_sqlite.fullmatch(one.name)}
+    assert {POINTER_NAME, "backup", "ballast", LEDGER_NAME} <= found
+    assert found <= named
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"model": 1}', '{"model": null}', '"model"'])
 def test_a_pointer_that_is_lost_with_the_ledger_is_told(cart: Path, text: str) -> None:
     spool = cart.with_name("spool")
@@ -136,4 +152,5 @@ def test_a_pointer_that_is_lost_with_the_ledger_is_told(cart: Path, text: str) -
     (spool / POINTER_NAME).write_text(text)
     assert in_use(cart) == "squeezenet1_1 without a site file"
     (alert,) = alerts(cart)
+    assert alert["code"] == "model_unverified"
     assert "repeat the last `cart model use`" in alert["detail"]["why"]

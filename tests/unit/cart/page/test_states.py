@@ -92,6 +92,19 @@ def test_a_cart_whose_model_cannot_be_loaded_is_not_ready(tmp_path: Path, code: 
         assert found.reader.get("/readyz").status == 200
 
 
+@pytest.mark.parametrize(
+    ("code", "state"), [(AlertCode.MODEL, health.BAD), (AlertCode.MODEL_NOT_IN_USE, health.LOOK)]
+)
+def test_a_model_that_is_only_named_is_no_fault_of_the_one_in_use(
+    tmp_path: Path, code: AlertCode, state: str
+) -> None:
+    with served(filled(tmp_path)) as found, open_store(tmp_path / "spool") as store:
+        store.ledger.raise_alert("model", code.code, why="the configuration names another one")
+        lights = health.lights(found.config, store.ledger, store.spool)
+        assert [one.state for one in lights if one.part == "model"] == [state]
+        assert found.reader.get("/readyz").status == 200
+
+
 def test_an_alert_that_is_acknowledged_starts_no_assessor(tmp_path: Path) -> None:
     with served(filled(tmp_path)) as found, open_store(tmp_path / "spool") as store:
         store.ledger.set_meta(ASSESSOR_KEY, HAS_NONE)

@@ -20,7 +20,7 @@ from deepcovid_edge.cart.store.clock import is_plausible
 from deepcovid_edge.cart.store.deliveries import Deliveries
 from deepcovid_edge.cart.store.images import Settled
 from deepcovid_edge.cart.store.intake import Arrival
-from deepcovid_edge.cart.store.ledger import LEDGER_NAME
+from deepcovid_edge.cart.store.ledger import LEDGER_NAME, move_aside
 from deepcovid_edge.cart.store.rebuild import RECORD_NAME, note_unknown, settled_text
 from deepcovid_edge.cart.store.retention import RetentionSettings, delete_old
 from deepcovid_edge.cart.store.schema import MIGRATIONS
@@ -348,7 +348,7 @@ def test_what_was_stored_while_the_ledger_was_made_again_is_noted_once(tmp_path:
     with open_store(tmp_path) as store:
         store.take(1)
         assert note_unknown(store.ledger, store.spool) == 0
-        opening.move_aside(tmp_path, "damaged")
+        move_aside(tmp_path, "damaged")
         assert store.ledger.is_replaced()
         again, spool = opening.open_store(settings)
         with again:

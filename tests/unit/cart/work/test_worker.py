@@ -14,9 +14,8 @@ from cart_store import Store, open_store, record
 
 from deepcovid_edge.cart.config import CartConfig, CartSettings, Destination, ReceiveSettings
 from deepcovid_edge.cart.page.health import assessor_works
-from deepcovid_edge.cart.store import opening
 from deepcovid_edge.cart.store.images import ClaimedImage, Settled
-from deepcovid_edge.cart.store.ledger import LedgerBusyError
+from deepcovid_edge.cart.store.ledger import LedgerBusyError, move_aside
 from deepcovid_edge.cart.store.rebuild import RECORD_NAME
 from deepcovid_edge.cart.store.spool import SpoolFullError
 from deepcovid_edge.cart.work import worker as worker_module
@@ -435,7 +434,7 @@ def test_another_model_assesses_from_the_next_image_on(store: Store) -> None:
 
 def test_it_ends_when_another_role_has_made_the_ledger_again(store: Store) -> None:
     store.take()
-    opening.move_aside(store.spool.folder, "damaged")
+    move_aside(store.spool.folder, "damaged")
     worker_of(store).run()
     assert store.states() == ["received"]
 
