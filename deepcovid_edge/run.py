@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from deepcovid_edge.decision.record import Prediction, RunFacts
     from deepcovid_edge.heatmaps.explainer import HeatMapSettings, HeatMapWriter
     from deepcovid_edge.model import Model
+    from deepcovid_edge.pipeline.earlier_records import Earlier
     from deepcovid_edge.pipeline.html_page import HtmlPage
-    from deepcovid_edge.pipeline.writers import Earlier, RecordFile, RecordWriter
+    from deepcovid_edge.pipeline.writers import RecordFile, RecordWriter
 
 _FORMATS = {".jsonl": "jsonl", ".csv": "csv", "": "jsonl"}
 
@@ -120,6 +121,7 @@ class Run:
 
         self.settings, self.format = settings, settings.record_format
         self.counts: Counter[str] = Counter()
+        self._maps = 0
         self._overlays: list[str] = []  # the first two: a single picture is named
         self._duplicates = Duplicates()
         self._disk = _disk_guard(settings)
@@ -149,6 +151,7 @@ class Run:
             self._opened = opened.pop_all()
 
     def _open_output(self, facts: RunFacts) -> None:
+        from deepcovid_edge.pipeline.earlier_records import ShownOptions
         from deepcovid_edge.pipeline.writers import RecordFile, make_writer
 
         self.file: RecordFile | None = None
@@ -157,13 +160,19 @@ class Run:
             _reconfigure_stdout(self.format)
             self._writer = make_writer(self.format, sys.stdout, facts)
         else:
+            settings = self.settings
+            maps = settings.heatmaps is not None
             self._writer = self.file = RecordFile(
-                self.settings.output, facts, kind=self.format, resume=self.settings.resume
+                self.settings.output,
+                facts,
+                kind=self.format,
+                resume=settings.resume,
+                options=ShownOptions(self.model.settings.ood, maps, settings.draws),
             )
 
     @property
     def _earlier(self) -> Earlier:
-        from deepcovid_edge.pipeline.writers import Earlier
+        from deepcovid_edge.pipeline.earlier_records import Earlier
 
         return self.file.earlier if self.file else Earlier()
 
@@ -183,13 +192,19 @@ class Run:
         if self._page:
             self._page.write(*records)
         self.counts.update(record.decision or record.status for record in records)
+        self._maps += sum(record.heatmap is not None for record in records)
         drawn = [record.overlay for record in records if record.overlay]
         self._overlays = [*self._overlays, *drawn][:2]
 
     def count(self) -> int:
         """How many images have no record yet; it walks the folders once more."""
-        done = self._earlier.paths
-        return sum(str(image) not in done for image in self.settings.images())
+        earlier = self._earlier
+        return sum(not earlier.holds(str(image)) for image in self.settings.images())
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether the same command with --resume goes on with what is written."""
+        return self.file is not None and self.file.can_resume and self.settings.html is None
 
     @property
     def not_assessed(self) -> int:
@@ -199,7 +214,7 @@ class Run:
     def summary(self, how: str) -> str:
         """How many images came to which decision, in one sentence."""
         counts = self.counts
-        earlier = len(self._earlier.paths)
+        earlier = len(self._earlier.records)
         unclear = f"{counts['indeterminate']} indeterminate, " if counts["indeterminate"] else ""
         images = "image" if counts.total() == 1 else "images"
         found = (
@@ -221,9 +236,10 @@ class Run:
                 "first result."
             )
         if self._disk.full:
-            yield f"The disk is full: {self._disk.full}. Free some room; --resume goes on."
+            goes_on = "; --resume goes on" if self.can_resume else " and run the command again"
+            yield f"The disk is full: {self._disk.full}. Free some room{goes_on}."
         if self._explainer:
-            yield _about_maps(self._explainer, self._overlays)
+            yield _about_maps(self._explainer, self._maps, self._overlays)
         if self._page:
             yield f"The page is {self._page.path}."
 
@@ -286,10 +302,10 @@ def _page(settings: RunSettings, facts: RunFacts, opened: ExitStack) -> HtmlPage
     return page
 
 
-def _about_maps(explainer: HeatMapWriter, overlays: Sequence[str]) -> str:
+def _about_maps(explainer: HeatMapWriter, made: int, overlays: Sequence[str]) -> str:
     """Where the heat maps are, and why some are not."""
     slow = explainer.maker.too_slow
-    found = f"Heat maps are in {explainer.settings.folder}."
+    found = f"Heat maps are in {explainer.settings.folder}." if made else "No heat map was made."
     if len(overlays) == 1:
         found = f"The heat map is {overlays[0]}."
     if slow:

@@ -13,7 +13,7 @@ import click
 
 from deepcovid_edge.benchmarking.settings import SCENARIOS, SCOPES, BenchSettings
 from deepcovid_edge.cli.exit_codes import ExitCode
-from deepcovid_edge.cli.options import backend_option, provider_option
+from deepcovid_edge.cli.options import backend_option, check_needed, provider_option
 
 if TYPE_CHECKING:
     from deepcovid_edge.benchmarking.results import Result, Run
@@ -101,6 +101,7 @@ def command(
 
     if append and output is None:
         raise click.UsageError("--append: needs the file to join with: -o FILE.json")
+    check_needed("the server scenario: --rate", rate is not None, "deadline_ms", "seed")
     if output:
         check_replaced(output)
     earlier = read_result(output) if append and output and output.exists() else None

@@ -32,7 +32,8 @@ def command(folder: Path, count: int, others: bool, dicom: bool) -> None:
     picture and metadata. Beside them are files that a clinic also sends and that cannot be
     assessed: a cut-off JPEG, a lateral view, a CT slice, a photograph, a blank plate, an image that
     lies on its side. These need pydicom (extra `dicom`); without it add --no-others. Each image of
-    --dicom lies in a study of its own.
+    --dicom lies in a study of its own. Nothing is written where a file of one of these names is
+    there with another content.
     """
     from deepcovid_edge.imaging.synthetic.clinic_folder import write_clinic_folder, write_phantoms
 

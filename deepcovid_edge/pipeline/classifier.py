@@ -24,7 +24,8 @@ from deepcovid_edge.pipeline.disk_guard import DiskGuard
 from deepcovid_edge.pipeline.reader import PreparedImage
 from deepcovid_edge.reasons import Reason, WarningCode
 
-_BY_THE_PICTURE = "the picture looks like that of a child"
+BY_THE_PICTURE = "the picture looks like that of a child"
+"""Detail of `E_AGE` where no header says so."""
 _Outcome: TypeAlias = tuple[list[float], list[float] | None, tuple[float, float]]
 """Of an image: probabilities, out-of-distribution scores, its share of the batch's milliseconds and
 the moment when that ended."""
@@ -179,7 +180,7 @@ class Classifier:
             return warnings
         shown = not self.rejects_ood or WarningCode.SYNTHETIC.code in warnings
         if reason is Reason.RESULT or not shown:
-            raise NotAssessedError(reason, _BY_THE_PICTURE if reason is Reason.AGE else "")
+            raise NotAssessedError(reason, BY_THE_PICTURE if reason is Reason.AGE else "")
         return (*warnings, WarningCode.OOD.code)
 
     def _warnings(self, image: PreparedImage) -> tuple[str, ...]:

@@ -7,95 +7,21 @@ import csv
 import errno
 import fcntl
 import io
-import json
 import os
 import time
-from collections.abc import Iterable, Iterator, KeysView, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeGuard
+from typing import IO, Protocol
 
-from deepcovid_edge.decision.record import NOT_ASSESSED, Prediction, RunFacts
-from deepcovid_edge.errors import NotAssessedError, OutputError, UsageError
+from deepcovid_edge.decision.record import Prediction, RunFacts
+from deepcovid_edge.errors import OutputError, UsageError
 from deepcovid_edge.files import check_replaced
-from deepcovid_edge.imaging.files import read_source
-from deepcovid_edge.reasons import Reason
+from deepcovid_edge.pipeline.earlier_records import Earlier, ShownOptions, read_earlier
 
 _SYNC_SECONDS = 1.0
 _READER_SECONDS = 60.0
 """Longest wait for the reader of a pipe that results go to."""
 _READER_LOOK_SECONDS = 0.05
-_CHANGED_SECONDS = 86_400.0
-_BEGIN = b'{"schema_version"'
-"""Of every record."""
-_RUN_COLUMNS = ("model_sha256", "limits", "site")
-
-
-@dataclass(frozen=True)
-class Done:
-    """What is known of an image that has a record.
-
-    Attributes:
-        sha256: SHA-256 of the file, or None where it could not be read.
-        assessed: Whether it has a result.
-    """
-
-    sha256: str | None
-    assessed: bool
-
-
-@dataclass
-class Earlier:
-    """What an interrupted run has already written.
-
-    Attributes:
-        records: Path -> what its last record says.
-        length: Length of the records that stay, bytes; what follows is a torn line, or images that
-            had no room on the disk and are assessed now.
-        written: When the last of them was written, seconds of the system's clock.
-        again: Images that are classified again so far, as their files have changed.
-    """
-
-    records: dict[str, Done] = field(default_factory=dict)
-    length: int = 0
-    written: float = 0.0
-    again: int = 0
-
-    @property
-    def paths(self) -> KeysView[str]:
-        """Paths that have a record."""
-        return self.records.keys()
-
-    @property
-    def not_assessed(self) -> int:
-        """How many images have a reason instead of a result."""
-        return sum(not done.assessed for done in self.records.values())
-
-    def left_of(self, images: Iterable[Path]) -> Iterator[Path]:
-        """The images that have no record, and those whose files have changed since.
-
-        The bytes of a file are compared with its record (SHA-256) where the record has a reason,
-        and where the file was changed later than a day before the last record was written. The day
-        is for long runs and for clocks that differ. Other files are taken for unchanged.
-        """
-        for image in images:
-            path = str(image)
-            if path not in self.records:
-                yield image
-            elif self._has_changed(image, self.records[path]):
-                del self.records[path]
-                self.again += 1
-                yield image
-
-    def _has_changed(self, image: Path, done: Done) -> bool:
-        try:
-            found = image.stat()
-            changed = max(found.st_mtime, found.st_ctime)
-            if done.assessed and changed < self.written - _CHANGED_SECONDS:
-                return False
-            return read_source(image).sha256 != done.sha256
-        except (OSError, NotAssessedError):  # cannot be read: as before, or not any more?
-            return done.sha256 is not None
 
 
 class RecordWriter(Protocol):
@@ -151,9 +77,22 @@ class CsvWriter:
 
 
 class RecordFile:
-    """A file of records that survives a kill: locked, flushed at once, synced every second."""
+    """A file of records that survives a kill: locked, flushed at once, synced every second.
 
-    def __init__(self, path: Path, run: RunFacts, *, kind: str, resume: bool) -> None:
+    Attributes:
+        earlier: The records that were there already.
+        can_resume: Whether a later run can go on with the file.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        run: RunFacts,
+        *,
+        kind: str,
+        resume: bool,
+        options: ShownOptions | None = None,
+    ) -> None:
         """Open the file.
 
         Args:
@@ -161,14 +100,17 @@ class RecordFile:
             run: The run, which must be that of the records already there.
             kind: `jsonl`, `csv` or `table`.
             resume: Go on with the records that are there.
+            options: Of the run; None if records of any may be gone on with.
 
         Raises:
             OutputError: The file cannot be written, another process writes it, or what it holds
                 are no records, or no text.
-            UsageError: Its records come from another model or threshold.
+            UsageError: Its records come from another model, backend or threshold, or from other
+                options.
         """
         self._special = path.exists() and not path.is_file()
-        if resume and (self._special or kind == "table"):
+        self.can_resume = not self._special and kind != "table"
+        if resume and not self.can_resume:
             raise UsageError("resume: needs an output file of JSON Lines or CSV: -o FILE.jsonl")
         self.earlier = Earlier()
         if not resume:
@@ -176,7 +118,7 @@ class RecordFile:
         stream = _open_locked(path)
         try:
             if resume:
-                self.earlier = _read_earlier(path, kind, run)
+                self.earlier = read_earlier(path, kind, run, options)
             if not self._special:
                 stream.truncate(self.earlier.length)
                 stream.seek(self.earlier.length)
@@ -288,99 +230,3 @@ def _writable(path: Path) -> int | None:
         if error.errno == errno.ENXIO and path.is_fifo():
             return None
         raise
-
-
-def _read_earlier(path: Path, kind: str, run: RunFacts) -> Earlier:
-    data = path.read_bytes()
-    blank = Prediction("", run)
-    values = blank.as_row() if kind == "csv" else blank.as_dict()
-    found = _csv_rows(data, path, [*values]) if kind == "csv" else _json_rows(data, path)
-    expected = {
-        name: _as_text(value)
-        for name, value in values.items()
-        if name.partition(".")[0] in _RUN_COLUMNS
-    }
-    earlier = Earlier(written=path.stat().st_mtime)
-    try:
-        for row, end in found:
-            _check_same_run(row, expected, path)
-            if row.get("reason") == Reason.DISK.code:
-                break
-            done = Done(row["sha256"] or None, row["status"] != NOT_ASSESSED)
-            earlier.records[row["path"]] = done
-            earlier.length = end
-    except (csv.Error, RecursionError) as error:
-        raise OutputError(f"{path}: no file of records, or a damaged one ({error})") from error
-    return earlier
-
-
-def _json_rows(data: bytes, path: Path) -> Iterable[tuple[dict[str, Any], int]]:
-    end = 0
-    for line in data.splitlines(keepends=True):
-        try:
-            row = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
-            row = None
-        if not _is_record(row):
-            is_torn = _BEGIN.startswith(line[: len(_BEGIN)]) or not line.strip(b"\0")
-            if end + len(line) < len(data) or not is_torn:
-                raise OutputError(f"{path}: byte {end}: not a record of deepcovid-edge infer")
-            return  # the last line was torn by the kill
-        end += len(line)
-        yield row, end
-
-
-def _is_record(row: Any) -> TypeGuard[dict[str, Any]]:
-    kept = (row.get("path"), row.get("status")) if isinstance(row, dict) else (None,)
-    return all(isinstance(value, str) for value in kept)
-
-
-def _csv_rows(data: bytes, path: Path, columns: list[str]) -> Iterable[tuple[dict[str, Any], int]]:
-    """Rows with the position after each; a row is whole when it has every column and a line end."""
-    counted = _CountedLines(data)
-    reader = csv.reader(counted)
-    header = next(reader, [])
-    if counted.last.endswith("\n") and header != columns:
-        if not {"path", "status", "model_sha256"} <= set(header):
-            raise OutputError(f"{path}: line 1: not a record of deepcovid-edge infer")
-        raise UsageError(
-            f"resume: {path} has the columns of another model or version: use the same, or "
-            "another output file"
-        )
-    for values in reader:
-        if len(values) != len(header) or not counted.last.endswith("\n"):
-            if counted.position < len(data):
-                raise OutputError(f"{path}: byte {counted.position}: not a record")
-            return
-        yield dict(zip(header, values, strict=True)), counted.position
-
-
-class _CountedLines:
-    def __init__(self, data: bytes) -> None:
-        self._lines = iter(data.splitlines(keepends=True))
-        self.position = 0
-        self.last = ""
-
-    def __iter__(self) -> _CountedLines:
-        return self
-
-    def __next__(self) -> str:
-        line = next(self._lines)
-        self.position += len(line)
-        self.last = line.decode(errors="surrogateescape")
-        return self.last
-
-
-def _check_same_run(row: dict[str, Any], expected: dict[str, str], path: Path) -> None:
-    for name, value in expected.items():
-        got = _as_text(row.get(name))
-        if got != value:
-            raise UsageError(
-                f"resume: {path} has records with {name} {got or 'none'}, this run has "
-                f"{value or 'none'}: use the same model and threshold, or another output file"
-            )
-
-
-def _as_text(value: Any) -> str:
-    """As a CSV holds it, in one line."""
-    return "" if value is None else " ".join(str(value).split())

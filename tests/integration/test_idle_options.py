@@ -11,6 +11,8 @@ INFER, HEATMAP = ("infer", "images"), ("heatmap", "images", "--method", "activat
 BUILD = ("build", "squeezenet1_1")
 QUANTIZE = ("quantize", "squeezenet1_1", "--calibration", "images", "--precision", "int8")
 EXPORT = ("export", "squeezenet1_1")
+BENCH = ("bench", "squeezenet1_1")
+TRAIN = ("train", "images", "--allow-leaks")
 
 
 @pytest.mark.parametrize(
@@ -35,12 +37,15 @@ EXPORT = ("export", "squeezenet1_1")
         ((*EXPORT, "--instances", "2"), "--instances needs --triton"),
         ((*EXPORT, "--triton", "t", "--fit", "images"), "--fit needs an export without --triton"),
         ((*EXPORT, "--triton", "t", "-o", "x.onnx"), "-o needs an export without --triton"),
+        ((*BENCH, "--deadline", "100"), "--deadline needs the server scenario: --rate"),
+        ((*BENCH, "--seed", "1"), "--seed needs the server scenario: --rate"),
+        ((*TRAIN, "--exclude-leaks"), "--allow-leaks: got exclude_leaks too"),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(
     words: tuple[str, ...], said: str, tmp_path: Path
 ) -> None:
-    if words[0] in ("quantize", "export"):
+    if words[0] in ("quantize", "export", "train"):
         pytest.importorskip("onnx", reason="the command needs extra export")
     done = command(*words, cwd=tmp_path)
     assert done.returncode == 2

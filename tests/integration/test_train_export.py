@@ -107,6 +107,7 @@ def test_train_export_evaluate_infer_from_the_command_line(data: Path, tmp_path:
     assert manifest.classes == ("clear", "hazy")
     assert manifest.threshold_origin["images"] == 8
     assert manifest.training["start"] == "random"
+    assert manifest.training["repeated"] == {"train": 0, "val": 0}
     assert manifest.training["export"]["images"] == 32
     assert manifest.indeterminate_range is None
     figures = json.loads(report.read_text())

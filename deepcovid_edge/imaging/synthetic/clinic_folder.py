@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import filecmp
 import io
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from deepcovid_edge.errors import require
+from deepcovid_edge.errors import OutputError, require
 from deepcovid_edge.imaging.dicom.writing import DX, write_dicom, write_radiograph
 from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
 
@@ -18,6 +22,7 @@ _OPACITIES = 9
 _SEED = 1000
 """Of the phantoms behind the files that cannot be assessed."""
 _CT = "1.2.840.10008.5.1.4.1.1.2"
+_Writer: TypeAlias = Callable[[Path], None]
 
 
 def write_phantoms(folder: Path, count: int = 6, *, dicom: bool = False) -> list[Path]:
@@ -33,20 +38,11 @@ def write_phantoms(folder: Path, count: int = 6, *, dicom: bool = False) -> list
 
     Raises:
         MissingDependencyError: `dicom`, and pydicom is not installed; no file is written.
+        OutputError: A file of such a name is there with another content; no file is written.
     """
     if dicom:
         require("pydicom", extra="dicom")
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for seed in range(count):
-        path = folder / f"phantom_{seed:03d}{'.dcm' if dicom else '.png'}"
-        pixels = draw_phantom(seed, opacities=_OPACITIES * (seed % 2))
-        if dicom:
-            write_radiograph(path, pixels)
-        else:
-            save_phantom(pixels, path)
-        written.append(path)
-    return written
+    return _write(folder, _phantoms(count, dicom=dicom))
 
 
 def write_clinic_folder(folder: Path, count: int = 6, *, dicom: bool = False) -> list[Path]:
@@ -62,13 +58,45 @@ def write_clinic_folder(folder: Path, count: int = 6, *, dicom: bool = False) ->
 
     Raises:
         MissingDependencyError: pydicom is not installed; no file is written.
+        OutputError: A file of such a name is there with another content; no file is written.
     """
     require("pydicom", extra="dicom")
-    written = write_phantoms(folder, count, dicom=dicom)
-    for name, write in OTHERS.items():
+    return _write(folder, {**_phantoms(count, dicom=dicom), **OTHERS})
+
+
+def _phantoms(count: int, *, dicom: bool) -> dict[str, _Writer]:
+    suffix = ".dcm" if dicom else ".png"
+    return {f"phantom_{seed:03d}{suffix}": partial(_phantom, seed) for seed in range(count)}
+
+
+def _phantom(seed: int, path: Path) -> None:
+    pixels = draw_phantom(seed, opacities=_OPACITIES * (seed % 2))
+    if path.suffix == ".dcm":
+        write_radiograph(path, pixels)
+    else:
+        save_phantom(pixels, path)
+
+
+def _write(folder: Path, files: Mapping[str, _Writer]) -> list[Path]:
+    """Write the files that are not there yet, if those that are there have the same content."""
+    new = {name: write for name, write in files.items() if not (folder / name).exists()}
+    _check_same({name: write for name, write in files.items() if name not in new}, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, write in new.items():
         write(folder / name)
-        written.append(folder / name)
-    return written
+    return [folder / name for name in files]
+
+
+def _check_same(files: Mapping[str, _Writer], folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        for name, write in files.items():
+            write(made := Path(place, name))
+            if not filecmp.cmp(made, folder / name, shallow=False):
+                raise OutputError(
+                    f"{folder / name}: is another file than `sample` writes, and would be lost: "
+                    "choose another folder"
+                )
+            made.unlink()
 
 
 def _blank(path: Path) -> None:
@@ -114,7 +142,7 @@ def _ct_slice(path: Path) -> None:
     write_dicom(path, disc, _CT, Modality="CT", BodyPartExamined="CHEST")
 
 
-OTHERS: dict[str, Callable[[Path], None]] = {
+OTHERS: dict[str, _Writer] = {
     "blank.png": _blank,
     "ct_slice.dcm": _ct_slice,
     "cut_off.jpg": _cut_off,

@@ -131,6 +131,11 @@ def _report(images: TrainingData, recipe: Recipe) -> None:
     from deepcovid_export.data.balance import absent_groups, unknown_sources
 
     click.echo(f"{len(images.train)} images to fit on, {len(images.val)} to choose on", err=True)
+    if repeated := images.repeated.get("train"):
+        click.echo(
+            f"{repeated} of those to fit on have the content of an earlier one: each is fitted on",
+            err=True,
+        )
     for reason, count in images.excluded.items():
         click.echo(f"excluded: {count} image{'s' * (count > 1)}: {reason}", err=True)
     for name in absent_groups(images.train, recipe):

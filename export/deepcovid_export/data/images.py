@@ -14,10 +14,11 @@ from pathlib import Path
 
 import cv2
 
+from deepcovid_edge.datasets.contents import Contents
 from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
 from deepcovid_edge.datasets.layouts import place_of
 from deepcovid_edge.device.progress import counted
-from deepcovid_edge.errors import DataError, NotAssessedError
+from deepcovid_edge.errors import DataError, NotAssessedError, UsageError
 from deepcovid_edge.files import write_text
 from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_export.data.confounders import ImageFacts, facts_of
@@ -37,11 +38,14 @@ class TrainingData:
 
     Attributes:
         train: Images to fit on.
-        val: Images to choose on.
+        val: Images to choose on, each content once.
         excluded: Reason to number of images that are not used.
-        aside: Images of other splits, such as `test`; the run does not use them.
+        aside: Images of other splits, such as `test`, and copies within `val`; the run does not use
+            them.
         leaks: Leaks between splits, if they are allowed.
         facts: Shape and compression of the images by path; empty where unknown.
+        repeated: Split to number of files with the content of an earlier one; those of `train` are
+            fitted on, those of `val` are not chosen on.
     """
 
     train: list[LabelledImage]
@@ -50,6 +54,7 @@ class TrainingData:
     aside: tuple[LabelledImage, ...] = ()
     leaks: tuple[Leak, ...] = ()
     facts: Mapping[Path, ImageFacts] = field(default_factory=dict)
+    repeated: Mapping[str, int] = field(default_factory=dict)
 
 
 def training_data(
@@ -73,9 +78,13 @@ def training_data(
         leaks_file: File for all leaks, JSON or CSV.
 
     Raises:
-        DataError: A class has no image in a split, or splits share a patient or an image.
+        DataError: A class has no image in a split, splits share a patient or an image, or one
+            image of `val` has two labels.
         OutputError: `leaks_file` cannot be written.
+        UsageError: Leaks are both allowed and excluded.
     """
+    if allow_leaks and exclude_leaks:
+        raise UsageError("allow_leaks: got exclude_leaks too, expected one of them")
     places = [data] if isinstance(data, Path) else list(data)
     first = places[0]
     excluded: Counter[str] = Counter()
@@ -97,9 +106,26 @@ def training_data(
     if leaks and not allow_leaks:
         raise DataError(_leak_message(first, leaks))
     excluded.update(_why_aside(image) for image in aside)
+    hashes = {image.path: one.sha256 for image, one in zip(images, prints, strict=True)}
+    train, (val, copies) = kept["train"], _each_once(kept["val"], hashes)
+    if copies:
+        excluded["the content of an earlier image of val"] = len(copies)
+    repeated = {"train": len(train) - len({hashes[it.path] for it in train}), "val": len(copies)}
     return TrainingData(
-        kept["train"], kept["val"], dict(excluded), tuple(aside), tuple(leaks), facts
+        train, val, dict(excluded), (*aside, *copies), tuple(leaks), facts, repeated
     )
+
+
+def _each_once(
+    images: Sequence[LabelledImage], hashes: Mapping[Path, str]
+) -> tuple[list[LabelledImage], list[LabelledImage]]:
+    """The first image of each content, and its copies, which are no further evidence."""
+    contents = Contents()
+    first: list[LabelledImage] = []
+    copies: list[LabelledImage] = []
+    for image in images:
+        (first if contents.is_new(image, hashes[image.path]) else copies).append(image)
+    return first, copies
 
 
 def _held_out(image: LabelledImage, recipe: Recipe) -> LabelledImage:

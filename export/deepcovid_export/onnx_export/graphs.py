@@ -17,7 +17,7 @@ from pathlib import Path
 import onnx
 from onnx import helper
 
-from deepcovid_edge.errors import ModelFileError
+from deepcovid_edge.errors import ModelFileError, OutputError
 from deepcovid_edge.manifest import METADATA_KEY, ModelManifest
 
 INT8_OPSET = 19
@@ -109,10 +109,16 @@ def save(model: onnx.ModelProto, path: Path) -> None:
 
 @contextmanager
 def temporary_beside(path: Path) -> Iterator[Path]:
-    """A place for an unfinished .onnx file in the folder of the finished one."""
+    """A place for an unfinished .onnx file in the folder of the finished one.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
     temporary = path.with_name(f".{os.getpid()}-{path.stem}.onnx")
     try:
         yield temporary
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from deepcovid_edge.datasets.contents import repeated_text
 from deepcovid_export.evaluation.results import normal_half_width
 
 _FOLDER = Path(__file__).parent / "templates"
@@ -13,7 +14,7 @@ MISSING = "-"
 
 
 def render(name: str, **values: Any) -> str:
-    """A template with its values; the filters are the functions below. HTML is escaped."""
+    """A template with its values; the filters are functions that write text. HTML is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -30,6 +31,7 @@ def render(name: str, **values: Any) -> str:
         "area": area_text,
         "normal": normal_text,
         "change": change_text,
+        "repeated": repeated_text,
     }
     return str(environment.get_template(name).render(**values))
 

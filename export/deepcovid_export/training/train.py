@@ -418,6 +418,7 @@ def _manifest(training: Training, scores: Scores, positive: Truth) -> ModelManif
             "best_epoch": training.best["epoch"],
             "temperature": training.temperature,
             "train_images": len(training.data.train),
+            "repeated": dict(training.data.repeated),
             "sources": _counts_by_source(training.data),
             "leaks_allowed": len(training.data.leaks),
             **training.images,

@@ -150,6 +150,30 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
     assert "file/images: Not a directory" in done.stderr
 
 
+@pytest.mark.parametrize("options", [(), ("--dicom",), ("--no-others",)])
+def test_sample_overwrites_no_other_file_and_writes_its_own_again(
+    options: tuple[str, ...], tmp_path: Path
+) -> None:
+    pytest.importorskip("pydicom", reason="pydicom (extra dicom) writes DICOM files")
+
+    def contents() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    first = command("sample", tmp_path, "--count", 2, *options)
+    written = contents()
+    path = tmp_path / sorted(written)[-1]
+    path.write_bytes(b"of somebody else")
+    (tmp_path / sorted(written)[0]).unlink()
+    before = contents()
+    done = command("sample", tmp_path, "--count", 3, *options)
+    assert (done.returncode, done.stdout, contents()) == (1, "", before)
+    assert f"{path}: is another file than `sample` writes" in done.stderr
+    path.unlink()
+    again = command("sample", tmp_path, "--count", 2, *options)
+    assert (again.returncode, again.stdout) == (0, first.stdout)
+    assert contents() == written
+
+
 def test_radiographs_are_written_as_a_console_sends_them(tmp_path: Path) -> None:
     pydicom = pytest.importorskip("pydicom", reason="pydicom (extra dicom) reads what was written")
     assert command("sample", tmp_path, "--dicom", "--no-others", "--count", 2).returncode == 0

@@ -18,7 +18,9 @@ import pytest
 from deepcovid_edge.decision.record import Prediction, RunFacts, SiteName
 from deepcovid_edge.errors import OutputError, UsageError
 from deepcovid_edge.manifest import IndeterminateRange
-from deepcovid_edge.pipeline import writers
+from deepcovid_edge.pipeline import earlier_records, writers
+from deepcovid_edge.pipeline.classifier import BY_THE_PICTURE
+from deepcovid_edge.pipeline.earlier_records import ShownOptions
 from deepcovid_edge.pipeline.writers import RecordFile, make_writer
 from deepcovid_edge.reasons import Reason
 
@@ -78,7 +80,7 @@ def test_a_run_torn_at_any_byte_is_gone_on_with(tmp_path: Path, kind: str, every
         torn.write_bytes(data[:cut])
         file = RecordFile(torn, RUN, kind=kind, resume=True)
         for record in RECORDS:
-            if record.path not in file.earlier.paths:
+            if not file.earlier.holds(record.path):
                 file.write(record)
         file.close()
         assert torn.read_bytes() == data, f"cut at byte {cut}"
@@ -104,20 +106,72 @@ def test_refusals_of_the_earlier_part_are_counted(tmp_path: Path) -> None:
     [
         {"threshold": 0.5},
         {"model_sha256": "cd" * 32},
+        {"backend": "openvino-cpu"},
         {"indeterminate_range": IndeterminateRange(0.1, 0.2)},
         {"site": SiteName("cart 1", "ef" * 32)},
     ],
 )
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
-def test_another_model_or_threshold_is_not_mixed_in(
+def test_another_model_backend_or_threshold_is_not_mixed_in(
     tmp_path: Path, change: dict[str, object], kind: str
 ) -> None:
     path = tmp_path / f"r.{kind}"
     write(path, RECORDS[:1], kind)
     before = path.read_bytes()
-    with pytest.raises(UsageError, match="use the same model and threshold"):
+    with pytest.raises(UsageError, match="use the same model and options"):
         RecordFile(path, replace(RUN, **change), kind=kind, resume=True)  # type: ignore[arg-type]
     assert path.read_bytes() == before
+
+
+GOOD, SYNTHETIC = RECORDS[0], ("W_SYNTHETIC", "W_OOD")
+REFUSED = Prediction("e.png", RUN, "05", "E_OOD", Reason.OOD.sentence)
+CHILD = replace(REFUSED, reason="E_AGE", message=f"{Reason.AGE.sentence} ({BY_THE_PICTURE})")
+MAPPED = replace(GOOD, heatmap="a.npz", regions=())
+DRAWN = replace(MAPPED, overlay="a.png")
+OTHER_OPTIONS = [
+    (replace(GOOD, warnings=("W_OOD",)), ShownOptions(), "ood warn, this run has reject"),
+    (REFUSED, ShownOptions("warn"), "ood reject, this run has warn"),
+    (replace(REFUSED, reason="E_ORIENT"), ShownOptions("warn"), "ood reject"),
+    (CHILD, ShownOptions("warn"), "ood reject"),
+    (GOOD, ShownOptions(heatmap=True), "heatmap none, this run has some"),
+    (MAPPED, ShownOptions(), "heatmap some, this run has none"),
+    (MAPPED, ShownOptions(heatmap=True, overlay=True), "overlay none, this run has some"),
+    (DRAWN, ShownOptions(heatmap=True), "overlay some, this run has none"),
+]
+SAME_OPTIONS = [
+    (replace(GOOD, warnings=("W_OOD",)), ShownOptions("warn")),
+    (replace(GOOD, warnings=SYNTHETIC), ShownOptions()),  # a synthetic image is shown either way
+    (REFUSED, ShownOptions()),
+    (replace(CHILD, message=f"{Reason.AGE.sentence} (12 years)"), ShownOptions("warn")),
+    (REFUSED, ShownOptions(heatmap=True, overlay=True)),
+    (replace(GOOD, warnings=("W_NO_HEATMAP",)), ShownOptions(heatmap=True, overlay=True)),
+    (DRAWN, ShownOptions(heatmap=True, overlay=True)),
+]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+@pytest.mark.parametrize(("record", "options", "said"), OTHER_OPTIONS)
+def test_records_of_other_options_are_not_mixed_in(
+    tmp_path: Path, record: Prediction, options: ShownOptions, said: str, kind: str
+) -> None:
+    path = tmp_path / f"r.{kind}"
+    write(path, [RECORDS[3], record], kind)
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match=f"has records with {said}"):
+        RecordFile(path, RUN, kind=kind, resume=True, options=options)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+@pytest.mark.parametrize(("record", "options"), SAME_OPTIONS)
+def test_records_that_other_options_would_not_change_are_gone_on_with(
+    tmp_path: Path, record: Prediction, options: ShownOptions, kind: str
+) -> None:
+    path = tmp_path / f"r.{kind}"
+    write(path, [RECORDS[3], record], kind)
+    file = RecordFile(path, RUN, kind=kind, resume=True, options=options)
+    file.close()
+    assert file.earlier.holds(record.path)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +255,7 @@ def test_a_run_with_band_and_site_is_gone_on_with(tmp_path: Path, kind: str) -> 
     for resume in (False, True):
         file = RecordFile(path, run, kind=kind, resume=resume)
         for record in RECORDS:
-            if record.path not in file.earlier.paths and (resume or record is RECORDS[0]):
+            if not file.earlier.holds(record.path) and (resume or record is RECORDS[0]):
                 file.write(replace(record, run=run))
         file.close()
     assert paths_in(path, kind) == [record.path for record in RECORDS]
@@ -225,7 +279,7 @@ def test_images_refused_for_want_of_room_are_judged_when_it_goes_on(
     full = [replace(record, reason="E_DISK", probabilities=None) for record in RECORDS[2:4]]
     write(path, [*RECORDS[:2], *full, RECORDS[4]], kind)
     file = RecordFile(path, RUN, kind=kind, resume=True)
-    assert file.earlier.paths == {record.path for record in RECORDS[:2]}
+    assert [file.earlier.holds(record.path) for record in RECORDS] == [True] * 2 + [False] * 3
     for record in RECORDS[2:]:
         file.write(record)
     file.close()
@@ -364,6 +418,32 @@ def test_resume_takes_up_files_that_were_sent_again(tmp_path: Path, kind: str) -
     again.close()
 
 
+def test_resume_knows_an_image_by_another_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link is a name of its own; what `..` leads to behind one, the disk says."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("images", "other", "far/away"):
+        Path(folder).mkdir(parents=True)
+    Path("link").symlink_to("far/away")
+    path, record = judged(Path("images"), b"good", None)
+    write(tmp_path / "r.jsonl", [record], "jsonl")
+    for place in ("good.png", "link/good.png", "far/good.png"):
+        Path(place).write_bytes(b"good")
+    file = RecordFile(tmp_path / "r.jsonl", RUN, kind="jsonl", resume=True)
+    same = [path, path.absolute(), Path("other/../images/good.png")]
+    assert [*file.earlier.left_of(same)] == []
+    others = [Path("good.png"), Path("link/good.png"), Path("link/../good.png")]
+    assert [*file.earlier.left_of(others)] == others
+    file.close()
+    write(tmp_path / "far.jsonl", [replace(record, path="link/../good.png")], "jsonl")
+    far = RecordFile(tmp_path / "far.jsonl", RUN, kind="jsonl", resume=True)
+    assert [*far.earlier.left_of([tmp_path / "far/good.png", Path("good.png")])] == [
+        Path("good.png")
+    ]
+    far.close()
+
+
 def test_resume_does_not_read_what_has_not_changed_for_a_day(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -372,6 +452,6 @@ def test_resume_does_not_read_what_has_not_changed_for_a_day(
     later = path.stat().st_ctime + 2 * 86_400
     os.utime(tmp_path / "r.jsonl", (later, later))
     file = RecordFile(tmp_path / "r.jsonl", RUN, kind="jsonl", resume=True)
-    monkeypatch.setattr(writers, "read_source", None)  # to read it would be an error
+    monkeypatch.setattr(earlier_records, "read_source", None)  # to read it would be an error
     assert [*file.earlier.left_of([path])] == []
     file.close()

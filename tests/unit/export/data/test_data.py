@@ -295,6 +295,21 @@ def test_radiography_database_in_four_classes(tmp_path: Path) -> None:
     assert {one.path.parent.name for one in images} == {"images"}
 
 
+def test_a_copy_within_a_split_is_chosen_on_once_and_told(split_data: Path) -> None:
+    for split in ("train", "val"):
+        for name in ("copy.png", "another.png"):
+            content = (split_data / split / "covid/0.png").read_bytes()
+            (split_data / split / "covid" / name).write_bytes(content)
+    found = training_data(split_data, recipe())
+    assert (len(found.train), len(found.val)) == (8, 4)
+    assert found.repeated == {"train": 2, "val": 2}
+    assert found.excluded == {"the content of an earlier image of val": 2}
+    assert [one.path.name for one in found.aside] == ["another.png", "copy.png"]
+    (split_data / "val/non/copy.png").write_bytes(content)
+    with pytest.raises(DataError, match="the same image is labelled covid and non"):
+        training_data(split_data, recipe())
+
+
 def test_splits_are_written_as_a_manifest_that_gives_the_same_images(tmp_path: Path) -> None:
     found = training_data(chestxray(tmp_path / "data"), recipe(
         {"non": ["normal"], "covid": ["covid"]}, shares=THREE))  # fmt: skip
@@ -315,6 +330,7 @@ def test_splits_are_written_as_a_manifest_that_gives_the_same_images(tmp_path: P
 def test_check_data_reports_and_stops(split_data: Path, tmp_path: Path) -> None:
     (split_data / "train/covid/broken.png").write_text("no image")
     image(split_data / "train/covid/same.png", seed=8)
+    image(split_data / "train/covid/twice.png", seed=8)
     image(split_data / "val/non/other.png", seed=8)
     toml = tmp_path / "r.toml"
     toml.write_text(
@@ -333,7 +349,8 @@ def test_check_data_reports_and_stops(split_data: Path, tmp_path: Path) -> None:
     assert len(report.read_text().splitlines()) == 2
     allowed = train("--allow-leaks")
     assert allowed.returncode == 0, allowed.stderr
-    assert "7 images to fit on, 5 to choose on" in allowed.stderr
+    assert "8 images to fit on, 5 to choose on" in allowed.stderr
+    assert "1 of those to fit on have the content of an earlier one" in allowed.stderr
     assert "excluded: 1 image: E_NOT_IMAGE" in allowed.stderr
     assert "allowed: " in allowed.stderr
     assert not run.exists()

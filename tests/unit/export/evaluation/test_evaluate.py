@@ -140,6 +140,19 @@ def test_copies_of_an_image_are_counted_once(
     assert both.comparisons[0].images == 16
 
 
+def test_the_page_says_how_many_files_were_copies(
+    images: list[LabelledImage], checkpoint: Path
+) -> None:
+    for module in ("matplotlib", "jinja2"):
+        pytest.importorskip(module, reason=f"{module} (extra export) makes the page")
+    from deepcovid_export.report.page import as_html
+
+    said = "3 files have the content of an earlier file: counted once"
+    for more, times in ((images[:3], 1), ([], 0)):
+        figures = evaluate(checkpoint, [*images, *more], description="phantoms").as_dict()
+        assert as_html(figures).count(said) == times
+
+
 @pytest.mark.parametrize("soft", ["indeterminate", "normal"])
 def test_one_image_under_two_labels_is_refused(
     soft: str, images: list[LabelledImage], tmp_path: Path
