@@ -51,6 +51,8 @@ def decode_jpeg(data: bytes, colours: str) -> NDArray[Any]:
         pixels: NDArray[Any] = simplejpeg.decode_jpeg(data, colours)
     except ValueError:
         pixels = _decode_odd(jpeg_without_oddities(data), colours)
+    if not _has_all_scans(data):
+        raise ValueError("truncated: later scans of a progressive JPEG are missing")
     return pixels[..., 0] if colours == "GRAY" else pixels
 
 
@@ -107,7 +109,7 @@ def jpeg_with_end(data: bytes) -> bytes | None:
         decode_jpeg(ended, "GRAY")
     except ValueError:
         return None
-    return ended if _has_all_scans(ended) else None
+    return ended
 
 
 def _has_all_scans(data: bytes) -> bool:
@@ -118,6 +120,8 @@ def _has_all_scans(data: bytes) -> bool:
         held = data[part.start + 4 : part.end]
         if part.marker in _FRAMES:
             sequential = part.marker in _SEQUENTIAL
+            if sequential and held[5] == 1:  # one scan of one component, or no pixels at all
+                return True
             missing = set(product(held[6 : 6 + 3 * held[5] : 3], range(64)))
         elif part.marker == SOS:
             first, last, bits = _WHOLE_SPECTRUM if sequential else held[-3:]

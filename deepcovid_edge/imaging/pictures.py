@@ -47,7 +47,7 @@ from deepcovid_edge.imaging.depth import used_bits
 from deepcovid_edge.imaging.empty_end import check_end, check_tiff, of_bmp
 from deepcovid_edge.imaging.files import FileBytes
 from deepcovid_edge.imaging.jpeg import decode_jpeg, jpeg_with_end, jpeg_without_oddities
-from deepcovid_edge.imaging.png import png_without_metadata
+from deepcovid_edge.imaging.png import lacks_rows, png_without_metadata
 from deepcovid_edge.imaging.radiograph import (
     LOSSY_RATIO,
     SYNTHETIC_MARK,
@@ -391,6 +391,8 @@ def _opencv(data: bytes, flags: int) -> NDArray[Any]:
 def _loaded(picture: Image.Image, data: bytes) -> NDArray[Any]:
     deep = _is_deep_colour(picture)
     picture.load()  # raises where the data ends early
+    if picture.format == "PNG" and lacks_rows(picture, data):
+        raise NotAssessedError(Reason.TRUNCATED, "rows are missing")
     if deep:  # Pillow keeps only the upper 8 of 16 bits of coloured pixels
         pixels = _opencv(data, cv2.IMREAD_UNCHANGED)
         # TIFF 6.0, section 18: a fourth channel of no meaning, or an alpha laid on black already.
@@ -466,8 +468,6 @@ _TURNS = {
     7: (True, 3),
     8: (False, 1),
 }
-
-
 _SIDEWAYS = {5, 6, 7, 8}
 """Orientations that make columns of the rows."""
 

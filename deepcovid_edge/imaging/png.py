@@ -1,14 +1,22 @@
-"""PNG files without the metadata that no pixel depends on.
+"""PNG files without the metadata that no pixel depends on, and whether all their rows are there.
 
-Pillow opens no PNG with a text of more than 1 MiB, or with a damaged ancillary chunk.
+Pillow opens no PNG with a text of more than 1 MiB, or with a damaged ancillary chunk. Of one whose
+compressed data end with an earlier row than the last it leaves the others black.
 """
 
 from __future__ import annotations
 
 import re
+import struct
 import zlib
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from deepcovid_edge.imaging.signatures import png_chunks
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _PNG_NEEDED = {
     *(b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"),
@@ -21,6 +29,49 @@ damaged."""
 _PNG_EXIF = re.compile(rb"(?:tEXt|zTXt|iTXt)Raw profile type exif\0")
 """EXIF as ImageMagick writes it."""
 _MOST_EXIF = 1 << 16
+_PIECE = 1 << 20
+
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Samples of a pixel by colour type (PNG, third edition, table 8)."""
+_ADAM7 = (
+    *((0, 8, 0, 8), (0, 8, 4, 8), (4, 8, 0, 4), (0, 4, 2, 4)),
+    *((2, 4, 0, 2), (0, 2, 1, 2), (1, 2, 0, 1)),
+)
+"""First row and step, first column and step of the passes of an interlaced one (section 8.1)."""
+
+
+def lacks_rows(picture: Image.Image, data: bytes) -> bool:
+    """Whether the compressed data of a PNG hold fewer rows than its header states.
+
+    Args:
+        picture: What Pillow decoded it to: a last row that is not black is there.
+        data: The file.
+    """
+    width, height = picture.size
+    last = picture.crop((0, height - 1, width, height))
+    if np.asarray(last).any() and not picture.info.get("interlace"):
+        return False
+    inflate, held, needed = zlib.decompressobj(), 0, _inflated_size(data)
+    for kind, at, length in png_chunks(data):
+        piece = data[at + 8 : at + 8 + length] if kind == b"IDAT" else b""
+        while piece and held < needed:
+            held += len(inflate.decompress(piece, _PIECE))
+            piece = inflate.unconsumed_tail
+    return held < needed
+
+
+def _inflated_size(data: bytes) -> int:
+    """Length of all rows, each with the byte of its filter."""
+    width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
+    bits = depth * _CHANNELS[colour]
+    passes = _ADAM7 if interlaced else ((0, 1, 0, 1),)
+    return sum(_pass_size(width, height, bits, one) for one in passes)
+
+
+def _pass_size(width: int, height: int, bits: int, steps: tuple[int, int, int, int]) -> int:
+    top, down, left, across = steps
+    rows, columns = len(range(top, height, down)), len(range(left, width, across))
+    return rows * (1 + (columns * bits + 7) // 8) if columns else 0
 
 
 def png_without_metadata(data: bytes) -> bytes:
