@@ -243,8 +243,9 @@ class WarningCode(_Coded):
     )
     WINDOW = (
         "W_WINDOW",
-        "No usable window; all stored grey levels are used.",
-        "a window without a width, or of an unknown kind",
+        "The first window is not usable; another one, or all stored grey levels are used.",
+        "a window without a width, of an unknown kind, or that leaves the image black or white "
+        "while another one shows it",
     )
     ORIENTATION = (
         "W_ORIENT",

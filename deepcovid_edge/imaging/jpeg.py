@@ -21,6 +21,7 @@ _STRAY_BYTES = re.compile("([0-9]+) extraneous bytes before marker 0x([0-9a-f]{2
 """What libjpeg says of bytes behind the last pixel of a scan (jerror.h, JWRN_EXTRANEOUS_DATA)."""
 _HIT_MARKER = "premature end of data segment"
 _MOST_TRIALS = 16
+_FEW = 8
 _READ_AHEAD = 8
 """Bytes that libjpeg has taken from a scan and does not count as left over (jdhuff.h, 64 bits)."""
 _MARKER = re.compile(rb"\xff+([^\x00\xff])")
@@ -133,8 +134,8 @@ def _has_all_scans(data: bytes) -> bool:
 def _without_stray_bytes(data: bytes, count: int, marker: int, colours: str) -> Iterator[bytes]:
     """A JPEG without the last bytes of a scan; each scan that this marker follows in turn.
 
-    Where a damaged scan lost its place, and found it again, bytes are left over too. These do not
-    follow a byte that ends as a scan does.
+    Where a damaged scan lost its place, and found it again, bytes are left over too. These are many
+    and not all alike, or do not follow a byte that ends as a scan does.
 
     Args:
         data: From `jpeg_without_oddities`.
@@ -145,7 +146,8 @@ def _without_stray_bytes(data: bytes, count: int, marker: int, colours: str) -> 
     for part, following in pairwise(segments(data)):
         if following.marker == marker and part.scan_end - part.end > count:
             head, rest = data[: part.scan_end - count], data[part.scan_end :]
-            if _ends_as_a_scan(head, rest, colours):
+            is_padding = count <= _FEW or len(set(data[part.scan_end - count : part.scan_end])) == 1
+            if is_padding and _ends_as_a_scan(head, rest, colours):
                 yield head + rest
 
 

@@ -356,7 +356,9 @@ def _decode(picture: Picture, data: bytes) -> tuple[NDArray[Any], list[WarningCo
         said = str(error)
         ends_early = "truncated" in said or "Premature end" in said
         reason = Reason.TRUNCATED if ends_early else Reason.DECODE
-        raise NotAssessedError(reason, one_line(error)) from error
+        by_libtiff = said.startswith("decoder error")
+        detail = "its pixels are damaged or missing" if by_libtiff else one_line(error)
+        raise NotAssessedError(reason, detail) from error
     if picture.format == "PNG":  # its EXIF may stand behind the pixels
         orientation = _orientation(picture)
     pixels, warnings = _on_black(pixels)

@@ -7,6 +7,7 @@ warn and raise, and an image is not to be lost for a stray letter in a field tha
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -87,10 +88,12 @@ class Elements:
 
     def decimal(self, tag: int) -> float | None:
         """The first value of a decimal string (PS3.5, 6.2: DS), or None."""
-        try:
-            return float(self.text(tag))
-        except ValueError:
-            return None
+        value = self.decimals(tag)[0]
+        return None if math.isnan(value) else value
+
+    def decimals(self, tag: int) -> list[float]:
+        """The values of a decimal string; NaN for one that is no number."""
+        return [_decimal(text) for text in self.texts(tag)]
 
     def states(self, tag: int) -> bool:
         """Whether an element has a value or an item."""
@@ -220,6 +223,13 @@ def _odd_end(
     if kind in VR.__members__ or length == _UNDEFINED:
         return None
     return other_end(stream.getbuffer(), at - 8, at + length, little=little)
+
+
+def _decimal(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _too_long(length: int) -> NotAssessedError:

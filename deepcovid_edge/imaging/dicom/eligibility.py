@@ -48,6 +48,8 @@ _SPECIES, _SPECIES_CODES, _CODE_VALUE = 0x00102201, 0x00102202, 0x00080100
 # Image type, from its third value on, names what a device made of the exposure (PS3.3, C.8.11.3.1.4
 # and what vendors add).
 _OTHER_TYPES = ("LOCALIZER", "TOMO", "SUBTRACT", "ENERGY", "BONE", "SOFT_TISSUE")
+_DERIVATION = 0x00082111
+_OTHER_DERIVATIONS = re.compile(r"\b(BONE|RIB)S?\b|SUBTRACT|DUAL.?ENERGY|TOMOSYN")
 _PEOPLE = {"337915000", "L-85003"}
 """Species: codes of PS3.16, CID 7454."""
 _PERSON = re.compile(r"(?<!NON)(?<!NON\W)\b(HUMAN|HOMO|MENSCH|HUMAIN|HUMANO|UMANO)\b")
@@ -96,6 +98,8 @@ def _other_picture(elements: Elements) -> str:
     for value in elements.texts(_IMAGE_TYPE)[2:]:
         if any(kind in value.upper() for kind in _OTHER_TYPES):
             return f"an image of type {value}"
+    if _OTHER_DERIVATIONS.search(derivation := elements.word(_DERIVATION)):
+        return f"an image derived by {derivation}"
     if elements.word(_QUALITY_CONTROL) == "YES":
         return "an image for quality control"
     codes = {code.word(_CODE_VALUE) for code in elements.items(_SPECIES_CODES)} - {""}

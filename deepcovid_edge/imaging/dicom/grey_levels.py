@@ -6,7 +6,8 @@ C.7.5.1.1.2 (padding). An image is never widened to floats: the table is.
 | VOI of the file | grey levels |
 | --- | --- |
 | LUT | the first LUT; where its entries use fewer bits than it states, those, with a warning |
-| window | the first window; `LINEAR`, `LINEAR_EXACT` or `SIGMOID` |
+| window | the first window that does not leave the image black or white; `LINEAR`, \
+`LINEAR_EXACT` or `SIGMOID` |
 | none | all that the stored bits can hold; where an image uses a quarter of that or less, the \
 smallest power of two that holds it, around zero or at an offset too, with a warning |
 | window that is none (width too small) | as without, with a warning |
@@ -26,7 +27,7 @@ from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.depth import used_range
 from deepcovid_edge.imaging.dicom.elements import Elements
 from deepcovid_edge.imaging.dicom.header import DicomHeader, PixelLayout
-from deepcovid_edge.imaging.radiograph import Grey, grid
+from deepcovid_edge.imaging.radiograph import Grey, check_exposure, grid
 from deepcovid_edge.reasons import Reason, WarningCode
 
 Values: TypeAlias = NDArray[np.float64]
@@ -92,12 +93,19 @@ def grey_levels(
     return GreyLevels(_looked_up(whole, words), white, sample, list(dict.fromkeys(warnings)))
 
 
+def window_in_words(elements: Elements) -> str:
+    """The window of a header for people; empty where there is none."""
+    for centre, width, _ in [] if elements.states(_VOI_LUT) else _windows(elements):
+        if np.isfinite([centre, width]).all():
+            return f"in the window of its header, centre {centre:g}, width {width:g}"
+    return ""
+
+
 def is_stated(elements: Elements) -> bool:
     """Whether a header says by itself which values are shown, whatever the pixels are."""
     if elements.items(_VOI_LUT):
         return True
-    window = _window(elements)
-    return window is not None and _windowed(np.zeros(1), *window) is not None
+    return _windowed(np.zeros(1), *_windows(elements)[0]) is not None
 
 
 def _stored_values(layout: PixelLayout) -> NDArray[np.int64]:
@@ -145,13 +153,13 @@ def _displayed(
     if luts := elements.items(_VOI_LUT):
         entries, lut_bits = _through(luts[0], modality.values, seen, warnings)
         return entries / ((1 << lut_bits) - 1), _white(max(layout.stored, lut_bits))
-    window = _window(elements)
-    if window is not None:
-        shares = _windowed(modality.values, *window)
-        if shares is not None:
-            return shares, _white(layout.stored)
-    if elements.raw(_WIDTH).strip(b" \0") or elements.raw(_CENTRE).strip(b" \0"):
+    windowed = [_windowed(modality.values, *window) for window in _windows(elements)]
+    shares = _first_that_shows(windowed, seen)
+    has_window = elements.states(_WIDTH) or elements.states(_CENTRE)
+    if has_window and (shares is None or shares is not windowed[0]):
         warnings.append(WarningCode.WINDOW)
+    if shares is not None:
+        return shares, _white(layout.stored)
     shares, white = _in_used_bits(modality.levels, seen, modality.bits, warnings)
     return (1.0 - shares if modality.falls else shares), white
 
@@ -244,15 +252,38 @@ def _entries(item: Elements, count: int, *, packed: bool) -> NDArray[Any]:
     return np.frombuffer(data, np.uint8, count)
 
 
-def _window(elements: Elements) -> tuple[float, float, str] | None:
-    centre, width = elements.decimal(_CENTRE), elements.decimal(_WIDTH)
-    if centre is None or width is None or not np.isfinite([centre, width]).all():
-        return None
-    return centre, width, elements.word(_FUNCTION) or "LINEAR"
+def _first_that_shows(windowed: list[Values | None], seen: NDArray[Any]) -> Values | None:
+    """Shares of full white by the first window that does not leave the image black or white.
+
+    Returns:
+        None where there is no window. Where all leave it so, the first stays: the image is blank.
+    """
+    usable = [shares for shares in windowed if shares is not None]
+    for shares in usable:
+        if not seen.size or not _is_blank(shares[seen]):
+            return shares
+    return usable[0] if usable else None
+
+
+def _is_blank(shares: Values) -> bool:
+    try:
+        check_exposure(np.rint(shares[None] * 255.0).astype(np.uint8), 255)
+    except NotAssessedError:
+        return True
+    return False
+
+
+def _windows(elements: Elements) -> list[tuple[float, float, str]]:
+    """Centre, width and function; those of a window that is none are no numbers."""
+    function = elements.word(_FUNCTION) or "LINEAR"
+    pairs = zip(elements.decimals(_CENTRE), elements.decimals(_WIDTH), strict=False)
+    return [(centre, width, function) for centre, width in pairs]
 
 
 def _windowed(values: Values, centre: float, width: float, function: str) -> Values | None:
     """Shares of full white (PS3.3, C.11.2.1.2 and C.11.2.1.3), or None where there is no window."""
+    if not np.isfinite([centre, width]).all():
+        return None
     if function == "SIGMOID" and width > 0:
         return np.asarray(1.0 / (1.0 + np.exp(np.clip(-4 * (values - centre) / width, -700, 700))))
     if function == "LINEAR_EXACT" and width > 0:

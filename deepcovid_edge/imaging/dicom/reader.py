@@ -11,7 +11,7 @@ from deepcovid_edge.errors import NotAssessedError, one_line
 from deepcovid_edge.imaging.aspect import PixelShape, in_square_pixels
 from deepcovid_edge.imaging.dicom.eligibility import check_header, header_warnings
 from deepcovid_edge.imaging.dicom.geometry import Shutter, display_shutter
-from deepcovid_edge.imaging.dicom.grey_levels import grey_levels, pads_with_zero
+from deepcovid_edge.imaging.dicom.grey_levels import grey_levels, pads_with_zero, window_in_words
 from deepcovid_edge.imaging.dicom.header import DicomHeader, PixelLayout, read_header
 from deepcovid_edge.imaging.dicom.orientation import lies_on_its_side, upright
 from deepcovid_edge.imaging.dicom.pixels import Pixels, read_words
@@ -109,5 +109,9 @@ def _grey(
             check_exposure(grid(grey), 255)
             return grey, 255, warnings
     image = grey_levels(words, header, shutter.hidden)
-    check_exposure(image.sample, image.white)
+    try:
+        check_exposure(image.sample, image.white)
+    except NotAssessedError as error:  # the exposure may be right, and the window not
+        detail = f"{error.detail} {window_in_words(header.elements)}".strip()
+        raise NotAssessedError(error.reason, detail) from error
     return shutter.over(image.pixels, image.white), image.white, [*warnings, *image.warnings]

@@ -45,6 +45,7 @@ from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES, Family
 from deepcovid_edge.imaging.prepare import enough_halvings
 from deepcovid_edge.imaging.radiograph import check_exposure
 from deepcovid_edge.manifest import InputSpec
+from deepcovid_edge.reasons import WarningCode
 
 LEAST_BITS = 10
 MAX_STEEPNESS = 2.5
@@ -109,6 +110,8 @@ def shows_the_whole(words: NDArray[Any], header: DicomHeader) -> bool:
         check_exposure(image.sample, image.white, slack=SLACK)
         levels = grey_levels(ramp[None], header).pixels[0].astype(np.int64)
     except NotAssessedError:  # the whole picture decides, and says why
+        return False
+    if WarningCode.WINDOW in image.warnings:  # then the values of all pixels count
         return False
     steps = np.diff(levels)
     is_monotonic = (steps >= 0).all() or (steps <= 0).all()

@@ -187,6 +187,12 @@ OTHER_KINDS: dict[str, tuple[Reason, dict[str, Any]]] = {
         {"ImageType": ["DERIVED", "PRIMARY", "TOMOSYNTHESIS", "GENERATED_2D"]},
     ),
     "bone-image": (Reason.MODALITY, {"ImageType": ["DERIVED", "PRIMARY", "", "DUAL_ENERGY_BONE"]}),
+    "without-ribs": (
+        Reason.MODALITY,
+        {"DerivationDescription": "Bone suppression; rib removal"},
+    ),
+    "phantom-in-words": (Reason.BODY, {"BodyPartExamined": "CHEST PHANTOM"}),
+    "dog-in-words": (Reason.BODY, {"BodyPartExamined": "DOG CHEST"}),
     "dog": (Reason.MODALITY, {"PatientSpeciesDescription": "CANINE"}),
     "ape": (Reason.MODALITY, {"PatientSpeciesDescription": "NON-HUMAN PRIMATE"}),
     "dog-by-code": (
@@ -207,6 +213,11 @@ OTHER_KINDS: dict[str, tuple[Reason, dict[str, Any]]] = {
 def test_image_of_another_kind(name: str, decode: Decode) -> None:
     reason, elements = OTHER_KINDS[name]
     assert outcome(decode, file(**elements)) is reason
+
+
+@pytest.mark.parametrize("text", ["Lossy JPEG, ratio 10", "Contribution of ribbon", ""])
+def test_other_derivations_are_no_other_kind(text: str, decode: Decode) -> None:
+    assert outcome(decode, file(DerivationDescription=text)) == outcome(decode, file())
 
 
 PEOPLE = [

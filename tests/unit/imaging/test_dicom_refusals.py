@@ -309,7 +309,9 @@ REFUSALS: dict[str, Refusal] = {
     "jpeg-xl": Refusal(Reason.SYNTAX, lambda: with_syntax("1.2.840.10008.1.2.4.110")),
     "black": Refusal(Reason.BLANK, lambda: written(dataset(image(12) * 0, stored=12)), "contrast"),
     "constant-by-its-window": Refusal(
-        Reason.BLANK, lambda: plain(WindowCenter=9000, WindowWidth=100), "contrast"
+        Reason.BLANK,
+        lambda: plain(WindowCenter=9000, WindowWidth=100),
+        "in the window of its header, centre 9000, width 100",
     ),
     "window-of-one-value": Refusal(
         Reason.BLANK, lambda: plain(WindowCenter=2000, WindowWidth=1), "white"
@@ -456,6 +458,16 @@ WARNED: dict[str, tuple[WarningCode, Callable[[], bytes], str]] = {
     "window-of-unknown-kind": (
         WarningCode.WINDOW,
         lambda: plain(WindowCenter=2048, WindowWidth=4096, VOILUTFunction="BENT"),
+        "image",
+    ),
+    "windows-of-which-the-second-shows": (
+        WarningCode.WINDOW,
+        lambda: plain(WindowCenter=[30000, 2048], WindowWidth=[2000, 4096]),
+        "image",
+    ),
+    "windows-of-which-the-second-is-one": (
+        WarningCode.WINDOW,
+        lambda: plain(WindowCenter=[2048, 2048], WindowWidth=[0, 4096]),
         "image",
     ),
     "12-of-16-bits": (WarningCode.DEPTH, lambda: plain(12, BitsStored=16, HighBit=15), "image"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -149,6 +150,20 @@ def test_many_scans_that_lost_their_place_are_not_taken_for_stray_bytes(
                 except NotAssessedError:
                     read.append(False)
     assert sum(read) <= len(read) // 2
+
+
+def test_overwritten_bytes_leave_no_stray_bytes(pictures: Any, decode: Decode) -> None:
+    """Half of all scans end in a byte of which the last bit is 1, damaged or not."""
+    draw = np.random.default_rng(5)
+    for seed in range(24):
+        data = pictures.encode(pictures.image(seed=seed), "JPEG", quality=95)
+        at = draw.integers(data.index(b"\xff\xda") + 20, len(data) * 2 // 3)
+        noise = draw.integers(0, 255, 400, np.uint8).tobytes()
+        damaged = data[:at] + noise + data[at + len(noise) :]
+        count = re.search("([0-9]+) extraneous bytes before marker 0xd9", first_warning(damaged))
+        if count and int(count[1]) > 8:
+            with pytest.raises(NotAssessedError):
+                decode(damaged)
 
 
 def first_warning(data: bytes) -> str:
