@@ -159,11 +159,12 @@ def require(module: str, *, extra: str) -> ModuleType:
             raise MemoryError(f"{module} cannot be loaded: {one_line(error)}") from error
         if isinstance(error.__cause__, KeyboardInterrupt):  # pybind11 makes an ImportError of any
             raise error.__cause__ from None
-        missing = isinstance(error, ModuleNotFoundError) and error.name == module
-        state = "is not installed" if missing else f"is installed but broken ({error})"
-        raise MissingDependencyError(
-            f"{module} {state}: pip install 'deepcovid-edge[{extra}]'"
-        ) from error
+        lacks = error.name if isinstance(error, ModuleNotFoundError) else None
+        if f"{module}.".startswith(f"{lacks}."):  # itself, or the package that it is in
+            state = f"{lacks} is not installed"
+        else:
+            state = f"{module} is installed but broken ({error})"
+        raise MissingDependencyError(f"{state}: pip install 'deepcovid-edge[{extra}]'") from error
 
 
 _NO_MEMORY = (

@@ -21,7 +21,7 @@ from deepcovid_edge.datasets.folders import FolderWalk
 from deepcovid_edge.device.memory import check_address_space
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.pipeline.disk_guard import LEAST_FREE_MIB, DiskGuard
-from deepcovid_edge.pipeline.sources import check_paths, list_images
+from deepcovid_edge.pipeline.sources import check_folders, check_paths, list_images
 
 if TYPE_CHECKING:
     from deepcovid_edge.decision.record import Prediction, RunFacts
@@ -69,19 +69,25 @@ class RunSettings:
             and any(map(output.samefile, filter(Path.is_file, self.paths)))
         ):
             raise UsageError(f"output: {output} is one of the images: choose another file")
+        check_folders(self.paths, but=output, maps=self._maps)
 
     @property
     def record_format(self) -> str:
         """What was asked for, else what the output's suffix says, else what stdout is for.
 
         Raises:
-            UsageError: Records are not written into files of that suffix.
+            UsageError: Records are not written into files of that suffix, or others than asked for.
         """
+        suffix = self.output.suffix.lower() if self.output else ""
         if self.format:
+            if suffix and _FORMATS.get(suffix, self.format) != self.format:
+                raise UsageError(
+                    f"output: {self.output}: got {self.format} records for a {suffix} file: choose "
+                    "another name, or leave the format out"
+                )
             return self.format
         if self.output is None:
             return "table" if sys.stdout.isatty() else "jsonl"
-        suffix = self.output.suffix.lower()
         if suffix not in _FORMATS and not (self.output.exists() and not self.output.is_file()):
             raise UsageError(
                 f"output: {self.output}: {suffix} is not written: expected .jsonl or .csv"
@@ -95,8 +101,11 @@ class RunSettings:
 
     def images(self, walk: FolderWalk | None = None) -> Iterator[Path]:
         """The image files, in their order; the walk counts what is passed over."""
-        maps = self.heatmaps.folder if self.heatmaps else None
-        return list_images(self.paths, but=self.output, maps=maps, walk=walk)
+        return list_images(self.paths, but=self.output, maps=self._maps, walk=walk)
+
+    @property
+    def _maps(self) -> Path | None:
+        return self.heatmaps.folder if self.heatmaps else None
 
 
 class Run:
@@ -309,8 +318,9 @@ def _about_maps(explainer: HeatMapWriter, made: int, overlays: Sequence[str]) ->
     if len(overlays) == 1:
         found = f"The heat map is {overlays[0]}."
     if slow:
+        images = "1 image has" if len(slow) == 1 else f"{len(slow)} images have"
         found += (
-            f" {len(slow)} images have no heat map: --budget does not hold one pass, which takes "
-            f"about {max(slow):.0f} ms here: raise it, or take a larger --stride."
+            f" {images} no heat map: --budget is shorter than one pass, which takes about "
+            f"{max(slow):.0f} ms here: raise it, or take a larger --stride."
         )
     return found

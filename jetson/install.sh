@@ -188,7 +188,7 @@ recognise() {
     model=$(board_name)
     if [[ -z $l4t || -z $board ]]; then
         die $UNSUPPORTED "this is ${model:-$(uname -m)} with L4T ${l4t:-none}, expected $KNOWN; \
-elsewhere: pip install 'deepcovid-edge[cpu]'"
+elsewhere, from a checkout: pip install '.[cpu]'"
     fi
     jetpack=$(jetpack_of "$l4t")
     case "$jetpack-$board" in

@@ -84,6 +84,9 @@ def record(decision: str | None) -> dict[str, Any]:
     return {
         "decision": decision,
         "reason": None if decision else "E_BLANK",
+        "model": "squeezenet1_1-int8-cpu",
         "model_sha256": "0" * 64,
+        "backend": "onnxruntime-cpu",
+        "variant": "int8-cpu",
         "site": None,
     }

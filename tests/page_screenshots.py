@@ -3,7 +3,7 @@
     PYTHONPATH=.:tests python tests/page_screenshots.py -o build/page
     PYTHONPATH=.:tests python tests/page_screenshots.py -o docs/page --documents
 
-The second writes those of the documents alone, with fewer colours.
+The second writes those of the documents alone, with fewer colours. Both need fonts-noto-cjk.
 """
 
 from __future__ import annotations

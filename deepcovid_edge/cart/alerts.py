@@ -64,8 +64,8 @@ class AlertCode(Enum):
     )
     CERTIFICATE = (
         "certificate",
-        "A certificate of the cart ends soon, or has ended.",
-        "Renew the certificate that is named, and restart the cart.",
+        "A certificate of the cart ends soon, has ended, or cannot be used.",
+        "See the detail: renew or correct the file that is named, and restart the cart.",
     )
     QUARANTINED = (
         "quarantined",
@@ -97,6 +97,11 @@ class AlertCode(Enum):
         "ledger_rebuilt",
         "The ledger was damaged and was made again from the files.",
         "Check the disk; the damaged ledger lies beside the new one.",
+    )
+    LEDGER_RESTORED = (
+        "ledger_restored",
+        "The ledger was replaced by a nightly copy.",
+        "Check that the images since that night are listed; their results may be sent once more.",
     )
     BACKUP = (
         "backup",

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepcovid_edge.cart.config import CartConfig, PageSettings, ReceiveSettings
+from deepcovid_edge.cart.config import CartConfig, PageSettings, Peer, ReceiveSettings
 from deepcovid_edge.cart.model_pointer import model_in_use, named_model, pointer_fault
 from deepcovid_edge.cart.store.opening import open_ledger
 from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
 from deepcovid_edge.device.ports import listening_socket
 from deepcovid_edge.device.tls import load_certificate
-from deepcovid_edge.errors import DeepCovidEdgeError, NotThereError, one_line, require
+from deepcovid_edge.errors import DeepCovidEdgeError, NotThereError, UsageError, one_line, require
 from deepcovid_edge.files import read_regular
 
 
@@ -43,7 +43,7 @@ def check(config: CartConfig, *, asks: bool = True) -> Iterator[Check]:
     yield _spool(config)
     yield from _model(config)
     if config.peers:
-        yield _receive(config.receive)
+        yield _receive(config.receive, config.peers)
     for folder in config.receive.folders:
         found = folder.is_dir()
         yield Check(f"folder {folder}", found, "is there" if found else "is not there")
@@ -77,18 +77,20 @@ def _model(config: CartConfig) -> Iterator[Check]:
         with Model(
             used.name, variant=settings.variant, backend=settings.backend, site=used.site
         ) as model:
-            yield Check("model", True, f"{model!r} {used.site_words}")
+            runs = f"{model.facts.model} on {model.facts.backend}"
+            yield Check("model", True, f"{runs} {used.site_words}")
     except DeepCovidEdgeError as error:
         yield Check("model", False, one_line(error))
     if fault:
         yield Check("model in use", False, fault)
 
 
-def _receive(settings: ReceiveSettings) -> Check:
+def _receive(settings: ReceiveSettings, peers: Sequence[Peer]) -> Check:
     """Whether images can be sent to the cart: its address, its files of TLS."""
     try:
         require("pynetdicom", extra="cart")
         _check_address("receive.host", settings.host)
+        _check_reached(settings, peers)
         _check_tls("receive", settings.certificate, settings.key, settings.authority)
     except DeepCovidEdgeError as error:
         return Check("receive", False, one_line(error))
@@ -123,6 +125,20 @@ def _check_address(key: str, host: str) -> None:
         NotThereError: It is not.
     """
     listening_socket(key, host, 0).close()
+
+
+def _check_reached(settings: ReceiveSettings, peers: Sequence[Peer]) -> None:
+    """Check that no peer is elsewhere where only this machine can reach the cart.
+
+    Raises:
+        UsageError: One is.
+    """
+    away = [one for one in peers if not one.is_local]
+    if settings.is_local and away:
+        raise UsageError(
+            f"receive.host: got {settings.host}, which only this machine reaches, and the peer "
+            f"{away[0].ae_title} is at {away[0].address}: name the cart's own address"
+        )
 
 
 def _check_tls(

@@ -150,7 +150,7 @@ def set_pin(config: Path) -> None:
 
     settings = _read(config)
     if settings.page is None or settings.page.pin_file is None:
-        raise UsageError(f"{config}: page.pin_file: is missing; expected where the hash is kept")
+        raise UsageError(f"{config}: [page] needs pin_file, the file for the hash of the PIN")
     pin = click.prompt("PIN, 6 digits or more", hide_input=True, confirmation_prompt=True)
     Pin.of(pin).write(settings.page.pin_file)
     click.echo(f"The hash of the PIN is in {settings.page.pin_file}.")
@@ -177,6 +177,7 @@ def _in_words(found: CartStatus) -> str:
     images = ", ".join(f"{count} {name}" for name, count in found.images.items())
     lines = [
         f"Model: {found.model}",
+        *([f"Variant: {found.running.name} on {found.running.backend}"] if found.running else []),
         f"Images: {images}",
         f"Last image: {found.last_image or 'never'}",
     ]
@@ -186,7 +187,9 @@ def _in_words(found: CartStatus) -> str:
     for alert in found.alerts:
         detail = ", ".join(f"{key}: {value}" for key, value in alert.detail.items())
         said = f"{alert.code.sentence} {alert.code.fix} ({detail})"
-        lines.append(f"Alert `{alert.key}` since {alert.since}: {said}")
+        code = alert.code.code
+        named = f"`{code}`" if alert.key == code else f"`{code}`, key `{alert.key}`,"
+        lines.append(f"Alert {named} since {alert.since}: {said}")
     return "\n".join(lines if found.alerts else [*lines, "No alert."])
 
 
@@ -221,17 +224,20 @@ def resend(config: Path, image: int | None, destination: str | None) -> None:
 @_CONFIG
 @click.argument("key")
 def acknowledge(config: Path, key: str) -> int:
-    """End the alert KEY, as `status` shows it; one whose cause goes on comes back.
+    """End the alert KEY; one whose cause goes on comes back.
+
+    KEY is as `status` shows it. An alert's code will do where no other alert has it.
 
     Example: deepcovid-edge cart acknowledge cart.toml "quarantined 17"
     """
+    from deepcovid_edge.cart.status import find_alert
     from deepcovid_edge.cart.store.opening import open_ledger
 
     with open_ledger(_read(config).cart, read_only=False) as ledger:
-        known = ledger.row("SELECT 1 FROM alert WHERE key = ?", key)
-        ledger.clear_alert(key)
-    click.echo("The alert is over." if known else f"There is no alert {key!r}.", err=not known)
-    return ExitCode.DONE if known else ExitCode.ERROR
+        if found := find_alert(ledger, key):
+            ledger.clear_alert(found)
+    click.echo("The alert is over." if found else f"There is no alert {key!r}.", err=not found)
+    return ExitCode.DONE if found else ExitCode.ERROR
 
 
 @command.command("check-config")
@@ -288,7 +294,7 @@ def drain(config: Path, seconds: float, give_up: str | None) -> int:
 @_CONFIG
 @click.argument("copy", type=click.Path(path_type=Path), required=False)
 def restore(config: Path, copy: Path | None) -> None:
-    """Make a nightly COPY the ledger again; without COPY the newest one. Stop the cart before.
+    """Replace the ledger by a nightly COPY; without COPY by the newest one. Stop the cart before.
 
     Images, results and deliveries since that night are read from the spool. The ledger that was
     there is kept beside it.

@@ -89,6 +89,11 @@ class ReceiveSettings:
         _check("max_associations", self.max_associations, 1, 64)
         _check_tls(self.certificate, self.key)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach the receiver."""
+        return ipaddress.ip_address(self.host).is_loopback
+
 
 @dataclass(frozen=True)
 class Peer:
@@ -109,6 +114,11 @@ class Peer:
         _check_address("address", self.address, network=True)
         if self.port is not None:
             _check_port(self.port)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it can only be on this machine."""
+        return ipaddress.ip_network(self.address, strict=False).is_loopback
 
     def is_at(self, address: str) -> bool:
         """Whether an address is this peer's."""

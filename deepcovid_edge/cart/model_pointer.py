@@ -1,8 +1,9 @@
 """Which model assesses: a pointer in the ledger that moves only to a model that has proved itself.
 
-The configuration names the first model. `cart model use` loads another one, has it assess a drawn
-image whose answer must be a number, and only then moves the pointer. `cart model rollback` moves it
-back. Images in work are finished by the old model, and every result names the SHA-256 of its own.
+The configuration names the first model. `cart model use` loads another one, has it assess a
+synthetic image whose answer must be a number, and only then moves the pointer. `cart model
+rollback` moves it back. Images in work are finished by the old model, and every result names the
+SHA-256 of its own.
 
 The pointer remembers what the configuration named when it was moved: a change there since then is
 told, for it has no effect. A file beside the ledger has the pointer too, for a ledger that is made
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +32,7 @@ _NAMED_THEN = "configured"
 """Key of a pointer: what the configuration named when it was moved."""
 POINTER_NAME = "model.json"
 """The file of the spool that has the pointer too."""
+_RUNNING = "model running"
 _ALERT_KEY = "model"
 
 
@@ -61,6 +64,20 @@ class ModelChoice(NamedTuple):
         return name, os.path.realpath(self.site) if self.site else ""
 
 
+class RunningModel(NamedTuple):
+    """What a model runs as, in the words of its records.
+
+    Attributes:
+        name: Of the variant that runs, such as `squeezenet1_1-int8-cpu`.
+        variant: Such as `int8-cpu`.
+        backend: Such as `onnxruntime-cpu`.
+    """
+
+    name: str
+    variant: str
+    backend: str
+
+
 def named_model(settings: CartSettings) -> ModelChoice:
     """The model that the configuration names."""
     return ModelChoice(settings.model, settings.site)
@@ -70,6 +87,26 @@ def model_in_use(config: CartConfig, ledger: Ledger) -> ModelChoice:
     """Name or file of the model that assesses, and its site file or None."""
     text = ledger.get_meta(_IN_USE)
     return named_model(config.cart) if text is None else _read(text)
+
+
+def note_running(ledger: Ledger, choice: ModelChoice, record: Mapping[str, Any]) -> None:
+    """Write down what a model runs as, for whoever has the ledger alone.
+
+    Args:
+        ledger: The ledger.
+        choice: The model.
+        record: What all of its records say.
+    """
+    running = [str(record[key]) for key in ("model", "variant", "backend")]
+    ledger.set_meta(_RUNNING, json.dumps({**_values(choice), "running": running}))
+
+
+def running_model(ledger: Ledger, choice: ModelChoice) -> RunningModel | None:
+    """What a model ran as when it was last loaded to assess; None where another one was."""
+    text = ledger.get_meta(_RUNNING)
+    if text is None or _read(text) != choice:
+        return None
+    return RunningModel(*json.loads(text)["running"])
 
 
 def pointer_fault(settings: CartSettings, ledger: Ledger) -> str | None:
@@ -158,7 +195,7 @@ def use_model(config: CartConfig, ledger: Ledger, model: str, site: Path | None)
 
     Raises:
         DeepCovidEdgeError: It cannot be loaded, is not verified, does not fit its site file, or
-            gives no number for a drawn image.
+            gives no number for a synthetic image.
     """
     return _move(config, ledger, ModelChoice(model, site), named_model(config.cart))
 

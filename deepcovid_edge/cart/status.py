@@ -9,9 +9,10 @@ from typing import Any
 
 from deepcovid_edge.cart.alerts import Alert, AlertCode
 from deepcovid_edge.cart.config import CartConfig
-from deepcovid_edge.cart.model_pointer import ModelChoice, model_in_use
+from deepcovid_edge.cart.model_pointer import ModelChoice, RunningModel, model_in_use, running_model
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.schema import IMAGE_STATES, OUTBOX_STATES
+from deepcovid_edge.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class CartStatus:
         queues: For each destination, objects by state.
         alerts: What is not over.
         model: The model that assesses, and its site file.
+        running: What it ran as when the assessor last started; None where it has not since it was
+            chosen.
         last_image: When the last image came, UTC; None for never.
     """
 
@@ -32,6 +35,7 @@ class CartStatus:
     queues: Mapping[str, Mapping[str, int]]
     alerts: tuple[Alert, ...]
     model: ModelChoice
+    running: RunningModel | None
     last_image: str | None
 
     def as_dict(self) -> dict[str, Any]:
@@ -39,6 +43,7 @@ class CartStatus:
         values = asdict(self)
         values["model"] = self.model.name
         values["site"] = str(self.model.site) if self.model.site else None
+        values["running"] = self.running._asdict() if self.running else None
         values["alerts"] = [
             {
                 "code": alert.code.code,
@@ -64,12 +69,14 @@ def read_status(config: CartConfig, ledger: Ledger) -> CartStatus:
         " GROUP BY decision",
     )
     last = ledger.row("SELECT at_utc FROM arrival ORDER BY id DESC LIMIT 1")
+    model = model_in_use(config, ledger)
     return CartStatus(
         images,
         decisions,
         _queues(config, ledger),
         tuple(raised_alerts(ledger)),
-        model_in_use(config, ledger),
+        model,
+        running_model(ledger, model),
         last["at_utc"] if last else None,
     )
 
@@ -94,3 +101,21 @@ def raised_alerts(ledger: Ledger) -> list[Alert]:
         Alert(AlertCode.of(row["code"]), row["key"], json.loads(row["detail"]), row["since_utc"])
         for row in ledger.rows("SELECT * FROM alert ORDER BY since_utc, key")
     ]
+
+
+def find_alert(ledger: Ledger, named: str) -> str | None:
+    """The key of an alert that a person names by its key, or by a code that it alone has.
+
+    Raises:
+        UsageError: Several alerts have that code.
+    """
+    alerts = raised_alerts(ledger)
+    if any(alert.key == named for alert in alerts):
+        return named
+    keys = [alert.key for alert in alerts if alert.code.code == named]
+    if len(keys) > 1:
+        known = ", ".join(f'"{key}"' for key in keys)
+        raise UsageError(
+            f"key: got {named}, which {len(keys)} alerts have: expected one of {known}"
+        )
+    return keys[0] if keys else None

@@ -60,7 +60,8 @@ def command(
     """Classify chest radiographs: one record for each file of PATHS, in a stable order.
 
     Folders are searched for images. A file that cannot be assessed gets a record with the reason
-    and no probability. The run continues, and its exit code is 4.
+    and no probability. The run continues, and its exit code is 4. A folder without an image ends
+    the command with exit code 6: a share that is not mounted looks like one.
 
     `--variant auto` runs the fastest variant of the model that was verified to decide as the model
     does: a TensorRT engine, else INT8 for CPUs where the processor computes it exactly.

@@ -56,6 +56,8 @@ def _tell_model(model: dict[str, Any]) -> None:
     if not model["ood"]:
         click.echo("          no out-of-distribution limits: it classifies any image")
     if model["verdict"]:
+        measured = model["verdict_on"]
+        click.echo(f"          on {measured['images']} images of `{measured['data']}`:")
         click.echo(f"          {model['verdict']}")
 
 

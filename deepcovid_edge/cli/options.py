@@ -72,16 +72,17 @@ provider_option = click.option(
     type=click.Choice(PROVIDERS),
     help="Execution provider of ONNX Runtime.  [default: cpu]",
 )
+variant_option = click.option(
+    "--variant",
+    default=AUTO,
+    show_default=True,
+    help="Variant of the model: fp32, int8-cpu, ...; auto: the fastest verified one.",
+)
 model_options = options(
     click.option(
         "--model", default=DEFAULT_MODEL, show_default=True, help="Shipped name or model file."
     ),
-    click.option(
-        "--variant",
-        default=AUTO,
-        show_default=True,
-        help="Variant of the model: fp32, int8-cpu, ...; auto: the fastest verified one.",
-    ),
+    variant_option,
     click.option(
         "--backend",
         type=BackendChoice([AUTO, *BACKENDS]),

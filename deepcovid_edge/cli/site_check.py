@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deepcovid_edge.cli.exit_codes import ExitCode
-from deepcovid_edge.cli.options import backend_option, provider_option
+from deepcovid_edge.cli.options import backend_option, provider_option, variant_option
 from deepcovid_edge.device.progress import progress_bar
 from deepcovid_edge.models import DEFAULT_MODEL
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.option(
     "--model", default=DEFAULT_MODEL, show_default=True, help="Shipped name or model file."
 )
+@variant_option
 @backend_option
 @provider_option
 @click.option("--split", help="Only the images of this split.")
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 def command(
     data: Path,
     model: str,
+    variant: str,
     backend: str,
     provider: str | None,
     split: str | None,
@@ -67,8 +69,9 @@ def command(
     set_up()
     images = load_site(data, split=split, source=source)
     named = name or data.resolve().name
+    runs_on = BackendSettings(provider)
     with (
-        load_model(model, backend=backend, settings=BackendSettings(provider)) as loaded,
+        load_model(model, variant=variant, backend=backend, settings=runs_on) as loaded,
         progress_bar(len(images)) as progress,
     ):
         report = site_check(loaded, images, name=named, workers=workers, progress=progress)
@@ -106,13 +109,17 @@ _ADVICE = {
 
 
 def _table(report: SiteReport) -> Iterator[str]:
-    """Positive results by label, then what each threshold achieves."""
+    """Decisions by label, then what each threshold achieves."""
     by_label = report.data.by_label
     width = max(map(len, (*by_label, "site's threshold")))
-    yield f"{'':<{width}}  {'images':>9}  called positive"
+    yield f"{'':<{width}}  {'images':>9}  {'reach the threshold':<28}  as `infer` decides"
     for label, group in by_label.items():
         called = group.called_positive
-        yield f"{label:<{width}}  {group.images:>9}  {called.successes:>3}  {called.text()}"
+        decisions = [f"{count} {name}" for name, count in report.decisions[label].items()]
+        yield (
+            f"{label:<{width}}  {group.images:>9}  {called.successes:>3}  {called.text():<23}  "
+            f"{', '.join(decisions)}"
+        )
     yield f"{'':<{width}}  {'threshold':>9}  {'sensitivity':<23}  specificity"
     for name, point in (("model's own", report.own), ("site's threshold", report.site)):
         if point:
@@ -127,8 +134,11 @@ def _remarks(report: SiteReport) -> Iterator[str]:
 
     data = report.data
     if data.indeterminate:
-        yield f"{data.indeterminate} images are too close to the model's threshold to call"
+        images = "image is" if data.indeterminate == 1 else "images are"
+        yield f"{data.indeterminate} {images} too close to the model's threshold to call"
+        if report.indeterminate_range is None:
+            yield "with --site no image is: the site's threshold has no range around it"
     for code, count in data.not_assessed.items():
-        yield f"not assessed: {count} files: {code}"
+        yield f"not assessed: {count} file{'s' * (count != 1)}: {code}"
     if data.repeated:
         yield repeated_text(data.repeated)

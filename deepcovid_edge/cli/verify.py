@@ -118,6 +118,11 @@ def _figures(report: Verification) -> Iterator[str]:
         f"decisions   {flips.count} turned ({flips.share:.2%}; at most {flips.upper_95:.2%} with "
         f"95 % certainty); McNemar p {report.mcnemar.p:.3g}"
     )
+    if of_infer := report.decisions:
+        yield (
+            f"as `infer`  {of_infer.differ} differ with the indeterminate range: "
+            f"{_counted(of_infer.reference)} -> {_counted(of_infer.candidate)}"
+        )
     for name, change in (("sensitivity", report.sensitivity), ("specificity", report.specificity)):
         if change:
             old, new = (rate.value or 0.0 for rate in (change.reference, change.candidate))
@@ -135,6 +140,10 @@ def _figures(report: Verification) -> Iterator[str]:
         )
     if report.heatmap:
         yield _heatmap_line(report.heatmap)
+
+
+def _counted(decisions: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in decisions.items())
 
 
 def _interval(change: AucChange | RateChange, style: str) -> str:

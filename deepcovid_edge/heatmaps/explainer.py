@@ -59,7 +59,7 @@ class HeatMapSettings:
         _check_method(self.method)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
     """Where a model looked on one image.
 
@@ -81,6 +81,11 @@ class Explanation:
     def values(self) -> NDArray[np.float32]:
         """The map, of shape (height, width) of the model input; see `HeatMap.values`."""
         return self.heatmap.values
+
+    def __repr__(self) -> str:
+        """One line: the image's result, how the map was made, and its places."""
+        places = f"{len(self.regions)} region{'s' * (len(self.regions) != 1)}"
+        return f"Explanation({self.prediction!r}, {self.heatmap.method}, {places})"
 
     def save(self, path: str | Path) -> None:
         """Write the map: `.npz` holds its values, `.png` is a picture of it over the image.

@@ -35,6 +35,26 @@ def _is_there(path: Path) -> bool:
         return True
 
 
+def check_folders(
+    paths: Iterable[Path], *, but: Path | None = None, maps: Path | None = None
+) -> None:
+    """Check that every folder holds an image, before a run begins: an unmounted share has none.
+
+    Args:
+        paths: Files and folders; no file is looked at.
+        but: See `list_images`.
+        maps: See `list_images`.
+
+    Raises:
+        NotThereError: One holds none.
+    """
+    for folder in filter(is_folder, paths):
+        walk = FolderWalk()
+        if next(list_images([folder], but=but, maps=maps, walk=walk), None) is None:
+            why = " ".join(walk.notes()) or "is its disk or share mounted?"
+            raise NotThereError(f"no image found in {folder}: {why}")
+
+
 def list_images(
     paths: Iterable[Path],
     *,

@@ -45,7 +45,7 @@ def command(add_key: str | None, **options: Any) -> None:
     """Serve a model: image files in, one record for each out, over the KServe v2 protocol.
 
     The image file is sent as it is, and read here as `infer` reads it. The record has the SHA-256
-    of what arrived. One beyond this machine needs --keys, and TLS or --no-tls.
+    of what arrived. An address beyond this machine needs --keys, and TLS or --no-tls.
 
     curl -H 'Inference-Header-Content-Length: 0' --data-binary @chest.dcm
     http://127.0.0.1:8000/v2/models/squeezenet1_1/infer

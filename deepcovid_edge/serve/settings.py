@@ -73,7 +73,7 @@ class ServeSettings:
         if self.certificate is None and not self.no_tls:
             raise UsageError(
                 f"host: got {self.host} without certificate and key, expected TLS beyond this "
-                "machine, or no_tls where a proxy ends it"
+                "machine, or --no-tls where a proxy ends it"
             )
 
     @property

@@ -126,6 +126,7 @@ def model_facts() -> list[dict[str, Any]]:
                 "ood": bool(manifest.ood),
                 "reads_the_source": shortcuts.get("reads_the_source"),
                 "verdict": shortcuts.get("verdict"),
+                "verdict_on": {name: shortcuts.get(name) for name in ("data", "images")},
             }
         )
     return facts

@@ -25,6 +25,7 @@ from deepcovid_edge.model import Model, backend_of
 from deepcovid_edge.pipeline.pipeline import PredictSettings
 from deepcovid_edge.reasons import NOTICE, WarningCode
 from deepcovid_edge.validation.acceptance import AcceptanceRules, SiteImages, assess
+from deepcovid_edge.validation.decisions import counted
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ class SiteReport(PlainResult):
         indeterminate_range: `low` and `high` of the model's, which go with its own threshold alone.
         model: Which model classified, and on what.
         data: The images in numbers.
+        decisions: Label to `positive`, `negative` and `indeterminate`, each with the number of
+            images that `infer` decides so without a site file.
         own: What the model's own threshold achieves.
         site: The site's threshold with cross-fitted figures; None where none was chosen.
         auc: Area under the curve; None without positive images.
@@ -98,6 +101,7 @@ class SiteReport(PlainResult):
     indeterminate_range: Mapping[str, float] | None
     model: Mapping[str, Any]
     data: SiteData
+    decisions: Mapping[str, Mapping[str, int]]
     own: OperatingPoint
     site: OperatingPoint | None
     auc: Estimate | None
@@ -149,6 +153,7 @@ def site_check(
         indeterminate_range={"low": limits.low, "high": limits.high} if is_own and limits else None,
         model={**identity(backend), **threshold},
         data=classified.data(manifest),
+        decisions=classified.decisions(),
         rules=rules,
     )
 
@@ -169,6 +174,11 @@ class _Classified:
     repeated: int = 0
     digest: str = ""
 
+    @property
+    def labels(self) -> list[str]:
+        """Labels of the assessed images, sorted."""
+        return sorted({image.label for image, _ in self.assessed})
+
     def arrays(self, manifest: ModelManifest) -> SiteImages:
         """The images as arrays."""
         images = [image for image, _ in self.assessed]
@@ -184,7 +194,6 @@ class _Classified:
     def data(self, manifest: ModelManifest) -> SiteData:
         """Counts, without names."""
         warned = Counter(code for _, record in self.assessed for code in record.warnings)
-        labels = sorted({image.label for image, _ in self.assessed})
         return SiteData(
             sha256=self.digest,
             images=len(self.assessed),
@@ -193,8 +202,17 @@ class _Classified:
             not_assessed=dict(sorted(self.not_assessed.items())),
             warnings=dict(sorted(warned.items())),
             indeterminate=sum(record.decision == INDETERMINATE for _, record in self.assessed),
-            by_label={label: self._label(label, manifest) for label in labels},
+            by_label={label: self._label(label, manifest) for label in self.labels},
         )
+
+    def decisions(self) -> dict[str, dict[str, int]]:
+        """How many images of each label were decided how."""
+        return {
+            label: counted(
+                record.decision for image, record in self.assessed if image.label == label
+            )
+            for label in self.labels
+        }
 
     def _label(self, label: str, manifest: ModelManifest) -> LabelFacts:
         records = [record for image, record in self.assessed if image.label == label]

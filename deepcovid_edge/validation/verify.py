@@ -46,6 +46,7 @@ from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.manifest import VERSION, InputSpec, ModelManifest
 from deepcovid_edge.model import Model, backend_of
+from deepcovid_edge.validation.decisions import Decisions
 from deepcovid_edge.validation.equivalence import EquivalenceRules
 
 UNCHANGED, CHANGED, INSUFFICIENT = "unchanged", "changed", "insufficient"
@@ -56,7 +57,10 @@ _Input: TypeAlias = tuple[str, NDArray[np.uint8]]
 
 @dataclass(frozen=True)
 class Flips:
-    """Decisions that turned: how many, their share, and its upper limit with 95 % certainty."""
+    """Images on the other side of the threshold than before.
+
+    How many, their share, and its upper limit with 95 % certainty.
+    """
 
     count: int
     share: float
@@ -160,6 +164,8 @@ class Verification(PlainResult):
         probability: Of the positive class.
         sensitivity: None without positive images.
         specificity: None without negative images.
+        decisions: Those of `infer`, with the reference's indeterminate range, which no rule is
+            about; None for a reference without one.
         auc: None without images of both classes.
         heatmap: How alike the heat maps are; None where they were not compared.
         ood: Images that each model's limits reject, and on which they `differ`; None without
@@ -181,6 +187,7 @@ class Verification(PlainResult):
     logits: Differences
     probability: Differences
     flips: Flips
+    decisions: Decisions | None = None
     mcnemar: McNemar
     sensitivity: RateChange | None
     specificity: RateChange | None
@@ -245,6 +252,7 @@ def verify(
         data_sha256=dataset_sha256(pair.images),
         logits=Differences.of(*pair.logits),
         probability=Differences.of(*pair.scores),
+        decisions=pair.decisions(),
         mcnemar=pair.mcnemar(),
         ood=pair.ood(),
         flipped=pair.flipped(),
@@ -302,6 +310,10 @@ class _Pair:
     def flips(self) -> Flips:
         count, images = int(self.turned.sum()), len(self.images)
         return Flips(count, count / images, upper_bound(count, images))
+
+    def decisions(self) -> Decisions | None:
+        (before, now), span = self.scores, self.manifest.indeterminate_range
+        return Decisions.of(before, now, span) if span else None
 
     def mcnemar(self) -> McNemar:
         before, now = self.right

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import metadata
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from drawn_once import drawn_phantom
 
+import deepcovid_edge
 from deepcovid_edge.decision.record import Prediction, RunFacts
 from deepcovid_edge.imaging.synthetic.phantom import save_phantom
 from deepcovid_edge.reasons import Reason
@@ -204,8 +206,21 @@ def test_the_radiographers_page_quotes_reasons_as_records_have_them() -> None:
     text = (ROOT / "docs/radiographers.md").read_text("utf-8")
     section = text.split("## When an image was not assessed")[1].split("\n## ")[0]
     quoted = re.findall(r"^\| (?!sentence|---)(.+?) \|", section, re.M)
-    assert quoted
+    assert {Reason.OOD.sentence, Reason.DECODE.sentence} <= set(quoted)
     assert set(quoted) <= {reason.sentence for reason in Reason}
+
+
+def test_the_api_page_names_everything_that_is_exported() -> None:
+    text = (ROOT / "docs/reference/api.md").read_text("utf-8")
+    named = re.findall(r"deepcovid_edge\.(\w+)$", text, re.M)
+    assert sorted([*named, "__version__"]) == sorted(deepcovid_edge.__all__)
+
+
+def test_the_install_page_names_every_extra_of_a_user() -> None:
+    text = (ROOT / "docs/install.md").read_text("utf-8")
+    named = re.findall(r"^\| `(\w+)` \|", text.split("## ")[0], re.M)
+    stated = metadata("deepcovid-edge").get_all("Provides-Extra") or []
+    assert set(named) == set(stated) - {"docs", "dev"}
 
 
 def test_the_records_page_names_every_field() -> None:

@@ -27,11 +27,13 @@ from PIL.PngImagePlugin import PngInfo
 
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.backends.base import Backend, softmax
+from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.radiograph import SYNTHETIC_MARK, Radiograph
 from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.manifest import VERSION
+from deepcovid_edge.model import Model
 from deepcovid_edge.models import DEFAULT_MODEL, find_model
 
 PLACE = Path(__file__).parents[2] / "jetson" / "golden"
@@ -134,7 +136,7 @@ def golden_image(wanted: Wanted, backend: Backend) -> dict[str, Any]:
         "label": max(
             shares, key=lambda name: (name == backend.manifest.positive_class) == positive
         ),
-        "decision": "positive" if positive else "negative",
+        "decision": Prediction(wanted.name, Model.of(backend).facts, probabilities=shares).decision,
         "logits": [round(float(value), 5) for value in logits[0]],
         "probabilities": {name: round(share, 6) for name, share in shares.items()},
         "logit_margin": round(margin_of(probability), 5),

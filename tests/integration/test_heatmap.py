@@ -131,7 +131,10 @@ def test_a_budget_below_one_pass_costs_the_map_and_not_the_result(
     assert first["status"] == "assessed"
     assert first["heatmap"] is None
     assert "W_NO_HEATMAP" in first["warnings"]
-    assert "2 images have no heat map: --budget does not hold one pass" in done.stderr
+    assert "2 images have no heat map: --budget is shorter than one pass" in done.stderr
+    image = images / "phantom_000.png"
+    done = run("heatmap", image, "-o", "maps", "--json", "--budget", "0.01ms", cwd=tmp_path)
+    assert "1 image has no heat map: --budget is shorter than one pass" in done.stderr
 
 
 def test_a_budget_is_kept_or_said(images: Path, tmp_path: Path) -> None:

@@ -340,10 +340,56 @@ def test_output_among_the_images_is_not_taken_for_one(images: Path, tmp_path: Pa
         assert len(records_of((tmp_path / "results.jsonl").read_text())) == 2
 
 
-def test_an_empty_folder_is_no_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (None, "is its disk or share mounted?"),
+        (".hidden.png", "1 hidden files were passed over."),
+        ("DICOMDIR", "is its disk or share mounted?"),
+        ("lost+found/a.png", "1 system folders were passed over: lost+found."),
+        ("r.jsonl", "is its disk or share mounted?"),
+    ],
+)
+def test_a_folder_without_an_image_is_not_there(
+    name: str | None, said: str, images: Path, tmp_path: Path
+) -> None:
+    """The share of `images` may be mounted: a folder beside it counts all the same."""
+    empty, output = tmp_path / "empty", tmp_path / "empty" / "r.jsonl"
+    empty.mkdir()
+    if name:
+        (empty / name).parent.mkdir(exist_ok=True)
+        (empty / name).write_text("kept")
+    for paths in ([empty], [images, empty]):
+        done = infer_here(*paths, "-o", output)
+        assert (done.returncode, done.stdout) == (6, "")
+        assert f"Error: no image found in {empty}: {said}" in done.stderr
+    assert output.exists() == (name == "r.jsonl")  # earlier results are not lost
+
+
+def test_a_folder_of_files_that_are_no_images_has_their_records(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("Dear colleague")
     done = infer_here(tmp_path)
-    assert (done.returncode, done.stdout) == (0, "")
-    assert "0 images done" in done.stderr
+    assert (done.returncode, len(records_of(done.stdout))) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "is_written"),
+    [
+        ("--csv", "r.jsonl", False),
+        ("--json", "r.csv", False),
+        ("--table", "r.CSV", False),
+        ("--csv", "r.csv", True),
+        ("--csv", "r", True),
+        ("--json", "r.txt", True),
+    ],
+)
+def test_records_of_one_format_are_not_written_into_a_file_of_the_other(
+    option: str, name: str, is_written: bool, images: Path, tmp_path: Path
+) -> None:
+    done = infer_here(images, option, "-o", tmp_path / name)
+    assert done.returncode == (0 if is_written else 2), done.stderr
+    assert (tmp_path / name).exists() == is_written
+    assert (f"--output: {tmp_path / name}: got " in done.stderr) is not is_written
 
 
 def test_an_output_that_is_one_of_the_images_is_refused(images: Path, tmp_path: Path) -> None:

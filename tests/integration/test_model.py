@@ -182,6 +182,8 @@ def test_an_explanation_has_the_maps_that_infer_writes(
     assert [region.as_dict() for region in found.regions] == record["regions"]
     assert own.facts == stored.facts
     assert (tmp_path / "own.png").read_bytes()[:4] == b"\x89PNG"
+    places = f"{len(found.regions)} region{'s' * (len(found.regions) != 1)}"
+    assert repr(found) == f"Explanation({found.prediction!r}, {method}, {places})"
 
 
 def test_what_cannot_be_assessed_cannot_be_explained(phantom: Path, model: Model) -> None:

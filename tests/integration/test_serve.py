@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -84,6 +85,28 @@ def test_records_are_those_of_infer(server: RunningServer, clinic: list[Path]) -
                 assert essence(record) == essence(local)
             elif not path.name.endswith(".dcm"):  # its suffix is nowhere
                 assert essence(record) == essence(local)
+
+
+def test_the_page_says_how_to_take_the_record_out(
+    server: RunningServer, good: bytes, tmp_path: Path
+) -> None:
+    if shutil.which("curl") is None or shutil.which("jq") is None:
+        pytest.skip("curl or jq is not installed: apt-get install curl jq")
+    page = (Path(__file__).parents[2] / "docs/serve.md").read_text("utf-8")
+    (command,) = re.findall(r"^    (curl -s (?:.*\\\n)*.*\| jq .*)$", page, re.MULTILINE)
+    (tmp_path / "chest.dcm").write_bytes(good)
+    done = subprocess.run(
+        ["sh", "-c", command.replace("https://server:8000", f"http://{HOST}:{server.port}")],
+        cwd=tmp_path,
+        env={**os.environ, "KEY": ""},
+        timeout=60,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    record = json.loads(done.stdout)
+    assert record["sha256"] == hashlib.sha256(good).hexdigest()
+    assert record["status"] == "assessed"
 
 
 def test_the_protocol_s_other_addresses_answer(server: RunningServer) -> None:

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,33 @@ def test_a_folder_per_class_becomes_a_site_file(site: Path, tmp_path: Path) -> N
     assert facts["verdict"].upper() in done.stdout
     assert all(reason in done.stdout for reason in facts["reasons"])
     assert read_site(tmp_path / "out/site.json").name.name == "cart 1"
+
+
+def test_a_variant_that_is_named_is_checked_and_classifies(
+    site: Path, images: Path, tmp_path: Path
+) -> None:
+    for variant, name in (("fp32", "squeezenet1_1"), ("int8-cpu", "squeezenet1_1-int8-cpu")):
+        file = tmp_path / f"{variant}.json"
+        assert run("site-check", site, "--variant", variant, "-o", file).returncode == 3
+        assert read_site(file).model == name
+        done = run("infer", images, "--variant", variant, "--site", file)
+        assert done.returncode in (0, 4, 5)
+        assert "cannot be used together" not in done.stderr or "the verdict is" in done.stderr
+
+
+def test_decisions_of_infer_stand_beside_those_of_the_threshold(site: Path, tmp_path: Path) -> None:
+    done = run("site-check", site, "-o", tmp_path / "site.json")
+    decisions = json.loads((tmp_path / "site.json").read_text())["decisions"]
+    found = Counter(
+        (Path(record["path"]).parent.name, record["decision"])
+        for record in map(json.loads, run("infer", site).stdout.splitlines())
+        if record["decision"] and Path(record["path"]).name != "again.png"
+    )
+    for label, counts in decisions.items():
+        assert counts == {name: found[label, name] for name in counts}
+        words = ", ".join(f"{count} {name}" for name, count in counts.items())
+        assert re.search(rf"^{label} .*  {words}$", done.stdout, re.MULTILINE)
+    assert "not assessed: 1 file: E_NOT_IMAGE" in done.stdout
 
 
 def test_a_site_file_holds_no_file_name(site: Path, tmp_path: Path) -> None:

@@ -103,6 +103,8 @@ def test_train_export_evaluate_infer_from_the_command_line(data: Path, tmp_path:
     for arguments in steps[1:]:  # in this process, which has torch imported
         step = command(*arguments)
         assert step.returncode == 0, step.stderr
+        limits = "no out-of-distribution limits: any image is classified: see --fit"
+        assert (limits in step.stderr) == (arguments[0] == "export")
     manifest = read_manifest(model)
     assert manifest.classes == ("clear", "hazy")
     assert manifest.threshold_origin["images"] == 8

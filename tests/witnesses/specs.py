@@ -293,7 +293,7 @@ def _greys(draw: Draw, layout: Layout, syntax: str) -> Greys:
         presentation=_presentation(draw, layout, may_contradict=padding == "none" and not shutter),
         padding=padding,
         shutter=shutter,
-        overlay=_overlay(draw, layout, syntax),
+        overlay=_overlay(draw, layout, syntax, padded=padding != "none"),
     )
 
 
@@ -313,10 +313,11 @@ def _shutter(draw: Draw, layout: Layout) -> tuple[str, ...]:
     return seldom(draw, 0.2, ("RECTANGULAR", "CIRCULAR"), (one(draw, *shapes),))
 
 
-def _overlay(draw: Draw, layout: Layout, syntax: str) -> str:
+def _overlay(draw: Draw, layout: Layout, syntax: str, *, padded: bool) -> str:
     spare = layout.allocated - layout.stored
     if spare and not layout.signed and syntax in NATIVE and draw.random() < 0.1:
-        return one(draw, "high bits", "moved up")
+        found = one(draw, "high bits", "moved up")
+        return "none" if padded and found == "moved up" else found  # pydicom loses what is padding
     return seldom(draw, 0.06, "plane", "none")
 
 

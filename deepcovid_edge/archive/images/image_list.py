@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from deepcovid_edge.archive.images.addresses import check_readable
 from deepcovid_edge.decision.record_table import EXTRA
-from deepcovid_edge.errors import DataError, one_line, require
+from deepcovid_edge.errors import DataError, NotThereError, one_line, require
 from deepcovid_edge.files import file_sha256
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class ImageList:
         path: The file.
 
     Raises:
-        NotThereError: It is not there.
+        NotThereError: It is not there, or lists no image.
         DataError: It is no manifest, or lacks the path of an image.
     """
 
@@ -97,6 +97,8 @@ class ImageList:
             raise DataError(f"{self.path}: its column `path` holds {kind}, expected text")
         if any(map(self._nulls, range(self._file.metadata.num_row_groups))):
             raise DataError(f"{self.path}: some rows have no `path`: remove these rows")
+        if not self.count:
+            raise NotThereError(f"no image found in {self.path}: write it again with `manifest`")
 
     def __reduce__(self) -> tuple[type[ImageList], tuple[Path]]:
         return ImageList, (self.path,)

@@ -114,6 +114,10 @@ class ListParts:
         except OSError as error:
             own.unlink(missing_ok=True)
             raise OutputError(f"{self._output}: {error.strerror or error}") from error
+        self.remove()
+
+    def remove(self) -> None:
+        """Delete the parts."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _write_joined(self, path: Path) -> None:

@@ -23,8 +23,8 @@ from deepcovid_edge.archive.images.list_parts import ListParts, hash_of_paths
 from deepcovid_edge.archive.images.remote_folders import ListedFile, remote_files
 from deepcovid_edge.datasets.folders import FolderWalk
 from deepcovid_edge.device import shares
-from deepcovid_edge.errors import UsageError
-from deepcovid_edge.pipeline.sources import check_paths, list_images
+from deepcovid_edge.errors import NotThereError, UsageError
+from deepcovid_edge.pipeline.sources import check_folders, check_paths, list_images
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -59,7 +59,13 @@ class ListSettings:
             raise UsageError(f"output: {self.output} is a folder, expected a file")
         if not 1 <= self.threads <= 256:
             raise UsageError(f"threads: got {self.threads}, expected 1 to 256")
-        check_paths(Path(one) for one in self.folders if not is_remote(one))
+        check_paths(self.local)
+        check_folders(self.local, but=self.output)
+
+    @property
+    def local(self) -> list[Path]:
+        """The folders and files that are paths."""
+        return [Path(one) for one in self.folders if not is_remote(one)]
 
 
 class Listing:
@@ -87,7 +93,7 @@ class Listing:
         """List everything, and write the manifest.
 
         Raises:
-            NotThereError: A store cannot be listed.
+            NotThereError: A store cannot be listed, or there is no image.
             OutputError: The disk is full, or the folder cannot be written.
         """
         known = self._parts.begin()
@@ -100,6 +106,9 @@ class Listing:
                 )
                 self._parts.write(list(asked))
                 self.images += len(rows)
+        if not (self.images or self.unreadable_names):
+            self._parts.remove()
+            raise NotThereError(f"no image found in {', '.join(self.settings.folders)}")
         self._parts.join()
 
     def notes(self) -> Iterator[str]:
@@ -111,8 +120,7 @@ class Listing:
             yield f"{self.unreadable_names} files have names that are not UTF-8: rename them."
 
     def _files(self, pool: ThreadPoolExecutor) -> Iterator[ListedFile]:
-        local = [Path(one) for one in self.settings.folders if not is_remote(one)]
-        for path in list_images(local, but=self.settings.output, walk=self._walk):
+        for path in list_images(self.settings.local, but=self.settings.output, walk=self._walk):
             if self._is_unicode(str(path)):
                 yield ListedFile(str(path))
         yield from remote_files(filter(is_remote, self.settings.folders), pool, self._walk)

@@ -158,7 +158,7 @@ class Handlers:
         return RedirectResponse(LOG_IN, 303)
 
     async def acknowledge(self, request: Request, posted: Posted) -> Response:
-        """A person has seen to an alert."""
+        """A person acknowledges an alert."""
         key, address = posted.fields.get("key", ""), request.scope["visitor"].address
         await run_in_threadpool(self._acknowledge, key, address)
         return RedirectResponse("/alerts", 303)

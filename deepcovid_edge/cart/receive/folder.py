@@ -31,6 +31,7 @@ from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import ReceiveSettings
 from deepcovid_edge.cart.store.image_header import NotTakenError
 from deepcovid_edge.cart.store.intake import Arrival, Intake
+from deepcovid_edge.cart.store.rebuild import may_lack_images
 from deepcovid_edge.datasets.folders import COMPANIONS, is_system_folder
 from deepcovid_edge.device import shares
 from deepcovid_edge.device.service import log
@@ -170,7 +171,7 @@ class FolderWatch:
         if listed is None:
             return 0
         if self._old is None and listed:
-            self._old = listed if self._is_made_again() else {}
+            self._old = listed if may_lack_images(self._ledger) else {}
         self._forget(listed)
         now, before = self._clock(), self._files
         self._files = {
@@ -250,11 +251,6 @@ class FolderWatch:
                 (before * _MIB, self._most_mib * _MIB, len(inside), inside),
             )
             self._ledger.set_meta(key, str(self._most_mib))
-
-    def _is_made_again(self) -> bool:
-        """Whether the ledger may lack what was seen; so until a person has read the alert."""
-        code = AlertCode.LEDGER_REBUILT.code
-        return self._ledger.row("SELECT 1 FROM alert WHERE code = ?", code) is not None
 
     def _was_there(self, path: Path, signature: Signature) -> bool:
         """Whether a file lay there, as it is, when the folder was first looked at."""

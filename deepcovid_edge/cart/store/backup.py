@@ -19,7 +19,7 @@ from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.model_pointer import kept_pointer
 from deepcovid_edge.cart.store.clock import now_utc
 from deepcovid_edge.cart.store.ledger import BUSY_SECONDS, LEDGER_NAME, Ledger, move_aside
-from deepcovid_edge.cart.store.rebuild import catch_up
+from deepcovid_edge.cart.store.rebuild import ALERT_KEY, catch_up
 from deepcovid_edge.cart.store.schema import migrate
 from deepcovid_edge.cart.store.spool import Spool, sync_folder
 from deepcovid_edge.errors import NotThereError, OutputError, UsageError
@@ -159,9 +159,8 @@ def restore(spool: Spool, copy: Path) -> int:
         with Ledger(spool.folder) as ledger:
             found = catch_up(ledger, spool)
             ledger.event("restored", copy=copy.name, images=found)
-            # The receiver looks for images that came meanwhile, as long as this is told.
-            code = AlertCode.LEDGER_REBUILT.code
-            ledger.raise_alert("ledger", code, why="a copy was restored", copy=copy.name)
+            # The receiver looks for images that came meanwhile, as long as this alert is there.
+            ledger.raise_alert(ALERT_KEY, AlertCode.LEDGER_RESTORED.code, copy=copy.name)
     return found
 
 

@@ -175,10 +175,10 @@ class Ledger(Closing):
         return None
 
     def raise_alert(self, key: str, code: str, **detail: Any) -> None:
-        """Tell people something until it is over; the same key is told once.
+        """Tell people something until it is over; the same is told once, and a key has one alert.
 
         Args:
-            key: What tells this alert from others of its code, such as a destination's name.
+            key: What tells this alert from all others, such as a code with a destination's name.
             code: See `cart.alerts`.
             detail: Values for the page and for programs.
         """
@@ -186,8 +186,8 @@ class Ledger(Closing):
             text = json.dumps(detail, sort_keys=True)
             if now.execute(
                 "INSERT INTO alert (key, code, detail, since_utc) VALUES (?, ?, ?, ?)"
-                " ON CONFLICT (key) DO UPDATE SET detail = excluded.detail"
-                " WHERE detail != excluded.detail RETURNING since_utc",
+                " ON CONFLICT (key) DO UPDATE SET code = excluded.code, detail = excluded.detail"
+                " WHERE (code, detail) != (excluded.code, excluded.detail) RETURNING since_utc",
                 (key, code, text, now_utc()),
             ).fetchone():
                 self.event("alert", key=key, code=code, **detail)

@@ -9,7 +9,7 @@ from deepcovid_edge.cart.config import CartSettings
 from deepcovid_edge.cart.model_pointer import settle_pointer
 from deepcovid_edge.cart.store.backup import FOLDER_NAME, newest
 from deepcovid_edge.cart.store.ledger import LEDGER_NAME, Ledger, LedgerDamagedError, move_aside
-from deepcovid_edge.cart.store.rebuild import rebuild
+from deepcovid_edge.cart.store.rebuild import ALERT_KEY, rebuild
 from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
 from deepcovid_edge.device import shares
 from deepcovid_edge.errors import NotThereError
@@ -70,7 +70,7 @@ def _open(spool: Spool, copies: Path) -> Ledger:
 def _made_again(spool: Spool, copies: Path, **detail: str) -> Ledger:
     ledger = Ledger(spool.folder)
     found = rebuild(ledger, spool, _newest(copies))
-    ledger.raise_alert("ledger", AlertCode.LEDGER_REBUILT.code, images=found, **detail)
+    ledger.raise_alert(ALERT_KEY, AlertCode.LEDGER_REBUILT.code, images=found, **detail)
     return ledger
 
 

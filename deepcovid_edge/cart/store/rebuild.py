@@ -17,7 +17,6 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.store.deliveries import Deliveries
 from deepcovid_edge.cart.store.image_header import NotTakenError, read_image_header
 from deepcovid_edge.cart.store.images import BuiltObject, ClaimedImage, Images, Settled
@@ -35,6 +34,8 @@ from deepcovid_edge.cart.store.schema import (
 from deepcovid_edge.cart.store.spool import Spool
 from deepcovid_edge.errors import OutputError
 
+ALERT_KEY = "ledger"
+"""Of the alert that the ledger was made again or restored, whatever its code."""
 RECORD_NAME = "record.json"
 """The record of an image, with its objects and where they go, beside them."""
 _IMAGE = (
@@ -140,14 +141,18 @@ def catch_up(ledger: Ledger, spool: Spool) -> int:
     return count
 
 
+def may_lack_images(ledger: Ledger) -> bool:
+    """Whether the ledger was made again or restored, and no person has acknowledged that."""
+    return ledger.row("SELECT 1 FROM alert WHERE key = ?", ALERT_KEY) is not None
+
+
 def note_unknown(ledger: Ledger, spool: Spool) -> int:
     """Note images that were stored while the ledger was made again; how many there were.
 
     Only the receiver calls this, at its start, before it takes anything. A ledger that was never
     made again knows every image that was acknowledged, and is not asked.
     """
-    code = AlertCode.LEDGER_REBUILT.code
-    if not ledger.row("SELECT 1 FROM alert WHERE code = ?", code):
+    if not may_lack_images(ledger):
         return 0
     rows = ledger.rows("SELECT content_sha256 FROM image WHERE state != ?", EXPIRED)
     known = {row["content_sha256"] for row in rows}

@@ -41,7 +41,7 @@ def check_assessor(assessor: Assessor) -> None:
 def _check(answer: Mapping[str, Any], with_map: bool) -> None:
     record = answer["record"]
     if record["status"] != "assessed":
-        raise ModelFileError(f"self-test: a drawn image is not assessed: {record['message']}")
+        raise ModelFileError(f"self-test: a synthetic image is not assessed: {record['message']}")
     if answer["faults"]:
         raise ModelFileError(f"self-test: objects cannot be built: {answer['faults']}")
     kinds = [one["kind"] for one in answer["objects"]]

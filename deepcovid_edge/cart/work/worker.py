@@ -21,7 +21,7 @@ from typing import Any
 
 from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import CartConfig
-from deepcovid_edge.cart.model_pointer import model_in_use
+from deepcovid_edge.cart.model_pointer import ModelChoice, model_in_use, note_running
 from deepcovid_edge.cart.store.clock import now_utc
 from deepcovid_edge.cart.store.images import ClaimedImage, Images, Settled
 from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError
@@ -180,6 +180,7 @@ class Worker(Closing):
             return None
         self._failures = 0
         self.ledger.set_meta(ASSESSOR_KEY, "started")
+        note_running(self.ledger, ModelChoice(model, site), assessor.template)
         self.ledger.clear_alert("assessor")
         self.ledger.event("assessor started", model=model, sha256=assessor.template["model_sha256"])
         log("assessor started", model=model, backend=assessor.backend)

@@ -123,7 +123,11 @@ def command(
         check_not_input(output, source)
         output.parent.mkdir(parents=True, exist_ok=True)
         _export(network, manifest, output, data, images, half_weights)
-        if ood is not None:
+        if ood is None:
+            click.echo(
+                "no out-of-distribution limits: any image is classified: see --fit", err=True
+            )
+        else:
             _fit(output, ood, children)
     click.echo(output)
 

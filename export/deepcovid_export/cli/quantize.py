@@ -33,7 +33,7 @@ _CHECK_FAILED = 3
     required=True,
     help="Labelled images; those of the split `train` are used, balanced over the classes.",
 )
-@path_option("-o", "--output", help="[default: NAME-int8-cpu...]")
+@path_option("-o", "--output", help="[default: MODEL-int8-cpu.onnx, ...]")
 @click.option("--images", type=int, default=128, show_default=True, help="Most calibration images.")
 @path_option(
     "--equivalence",

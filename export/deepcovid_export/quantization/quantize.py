@@ -124,7 +124,8 @@ def quantize(
             `calibration`.
         proof: Images that have no part in making the file. It is verified on them, and the verdict
             is written into its manifest.
-        output: The file to write; None for NAME-fp16.onnx and so on in this folder.
+        output: The file to write; None for MODEL-fp16.onnx and so on in this folder, after the
+            model's file: `infer --model MODEL.onnx` looks for its variants by that name.
         progress: Called with a line about each step.
 
     Raises:
@@ -152,7 +153,7 @@ def quantize(
         proved = _verify(work, reference, place, proof) if proof else None
     if proved:
         result = _with_verdict(result, "verified", proved)
-    path = output or Path(f"{result.name}.onnx")
+    path = output or Path(f"{model.stem}{settings.variant.suffix}.onnx")
     save(finish(work.with_limits(), result), path)
     return Quantized(path, result, report, work.sensitivity, proved)
 

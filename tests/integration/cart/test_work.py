@@ -251,7 +251,7 @@ def test_a_assessor_whose_images_get_no_number_is_told(
     config: CartConfig, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
-        raise ModelFileError("self-test: a drawn image is not assessed: too dark")
+        raise ModelFileError("self-test: a synthetic image is not assessed: too dark")
 
     monkeypatch.setattr("deepcovid_edge.cart.work.assessor_child.check_assessor", refuse)
     from deepcovid_edge.cart.model_pointer import use_model

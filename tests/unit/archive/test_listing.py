@@ -252,6 +252,28 @@ def test_what_is_named_in_a_store_is_listed_whatever_it_is_called(
     assert paths == ["s3://images/.hidden", "s3://images/@eaDir/thumb.png"]
 
 
+def test_a_source_without_images_is_an_error_and_changes_no_manifest(
+    store: Path, tmp_path: Path
+) -> None:
+    """As a share that is not mounted, or a folder of a store that is misspelt."""
+    output, empty = tmp_path / "m.parquet", store / "empty"
+    in_store(output, "s3://images")
+    whole = output.read_bytes()
+    empty.mkdir()
+    for folders in ((str(empty),), (str(store), str(empty)), ("s3://images/empty",)):
+        with pytest.raises(NotThereError, match=f"no image found in .*{empty.name}"):
+            in_store(output, *folders)
+    assert output.read_bytes() == whole
+    assert not output.with_name("m.parquet.parts").exists()
+
+
+def test_a_manifest_without_images_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "other.parquet"
+    pq.write_table(pa.table({"path": pa.array([], pa.string())}), path)
+    with pytest.raises(NotThereError, match=r"no image found in .*other\.parquet"):
+        ImageList(path)
+
+
 def test_rows_are_read_across_groups(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "m.parquet"
     listed(output, folder)

@@ -26,6 +26,7 @@ from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
 from deepcovid_edge.cart.work import housekeeping
 from deepcovid_edge.cart.work.housekeeping import Housekeeping, certificate_end
+from deepcovid_edge.errors import UsageError
 
 ROOM = Path(housekeeping.__file__).parents[1]
 
@@ -70,6 +71,32 @@ def test_the_status_shows_an_alert_with_its_fix_and_a_person_ends_it(tmp_path: P
     done = CliRunner().invoke(command, ["acknowledge", str(config.path), "quarantined 7"])
     assert "over" in done.output
     assert "No alert." in CliRunner().invoke(command, ["status", str(config.path)]).output
+
+
+def acknowledge(config: CartConfig, named: str) -> str:
+    return CliRunner().invoke(command, ["acknowledge", str(config.path), named]).output
+
+
+def test_an_alert_is_acknowledged_by_its_key_or_by_a_code_that_it_alone_has(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    with open_store(config.cart.spool) as store:
+        store.ledger.raise_alert("ledger", AlertCode.LEDGER_REBUILT.code)
+        store.ledger.raise_alert("assessor", AlertCode.MODEL.code)
+        store.ledger.raise_alert("clock", AlertCode.CLOCK.code)
+        for image in (7, 9):
+            store.ledger.raise_alert(f"quarantined {image}", AlertCode.QUARANTINED.code)
+    shown = CliRunner().invoke(command, ["status", str(config.path)]).output
+    assert "Alert `ledger_rebuilt`, key `ledger`, since 2" in shown
+    assert "Alert `clock` since 2" in shown
+    assert acknowledge(config, "ledger_rebuilt") == "The alert is over.\n"
+    assert acknowledge(config, "assessor") == "The alert is over.\n"
+    assert acknowledge(config, "assessor_stopped") == "There is no alert 'assessor_stopped'.\n"
+    with pytest.raises(UsageError, match='expected one of "quarantined 7", "quarantined 9"'):
+        command.main(["acknowledge", str(config.path), "quarantined"], standalone_mode=False)
+    acknowledge(config, "quarantined 7")
+    assert acknowledge(config, "quarantined") == "The alert is over.\n"
+    with open_store(config.cart.spool) as store:
+        assert codes(store.ledger) == {"clock"}
 
 
 def look(config: CartConfig, folder: Path, settings: SpoolSettings) -> set[str]:

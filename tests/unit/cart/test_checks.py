@@ -12,10 +12,18 @@ import pytest
 
 from deepcovid_edge.cart import checks
 from deepcovid_edge.cart.checks import Check, check
-from deepcovid_edge.cart.config import CartConfig, CartSettings, PageSettings, Peer, ReceiveSettings
+from deepcovid_edge.cart.config import (
+    CartConfig,
+    CartSettings,
+    PageSettings,
+    Peer,
+    ReceiveSettings,
+    read_config,
+)
 from deepcovid_edge.cart.page.access import Pin
 
 pytest.importorskip("pynetdicom", reason="the cart needs extra cart")
+PAGE = Path(__file__).parents[3] / "docs/cart.md"
 ELSEWHERE = "192.0.2.1"
 """Of no machine (RFC 5737)."""
 
@@ -43,7 +51,10 @@ def _no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def found(
-    folder: Path, receive: Mapping[str, object], page: Mapping[str, object]
+    folder: Path,
+    receive: Mapping[str, object],
+    page: Mapping[str, object],
+    peers: tuple[Peer, ...] = (Peer("CONSOLE", "127.0.0.1"),),
 ) -> dict[str, Check]:
     """The checks of a cart by what they look at; files are those of a folder."""
 
@@ -55,7 +66,7 @@ def found(
         folder / "cart.toml",
         CartSettings(folder / "spool", floor_mib=0, floor_share=0.0),
         dataclasses.replace(ReceiveSettings(), **files(receive)),  # type: ignore[arg-type]
-        (Peer("CONSOLE", "127.0.0.1"),),
+        peers,
         page=dataclasses.replace(PageSettings(), **files(page)),  # type: ignore[arg-type]
     )
     return {one.what: one for one in check(config, asks=False)}
@@ -93,6 +104,41 @@ def test_files_of_tls_that_a_role_could_not_use_fail(
     for table in ("receive", "page"):
         assert not one[table].is_right
         assert re.search(table + message, one[table].detail), one[table].detail
+
+
+@pytest.mark.parametrize(
+    ("host", "peer", "is_right"),
+    [
+        ("127.0.0.1", "127.0.0.1", True),
+        ("127.0.0.1", "192.168.1.20", False),
+        ("127.0.0.1", "0.0.0.0/0", False),
+        ("::1", "::1", True),
+        ("0.0.0.0", "192.168.1.20", True),
+    ],
+)
+def test_a_console_elsewhere_reaches_no_receiver_of_this_machine_alone(
+    folder: Path, host: str, peer: str, is_right: bool
+) -> None:
+    one = found(folder, {"host": host}, {}, (Peer("HERE", "127.0.0.1"), Peer("CONSOLE", peer)))
+    assert one["receive"].is_right == is_right
+    if not is_right:
+        assert f"receive.host: got {host}, which only this" in one["receive"].detail
+        assert f"the peer CONSOLE is at {peer}: name the cart's own" in one["receive"].detail
+
+
+def test_the_steps_of_the_page_make_a_configuration_that_is_right(
+    tmp_path: Path,
+) -> None:
+    """Every command of "Five minutes" before the check, with addresses of this machine."""
+    section = PAGE.read_text("utf-8").split("## Five minutes")[1].split("\n## ")[0]
+    (toml,) = re.findall(r"```toml\n(.*?)```", section, re.DOTALL)
+    toml = toml.replace("[cart]", "[cart]\nfloor_mib = 0\nfloor_share = 0.0")
+    (tmp_path / "cart.toml").write_text(re.sub(r"192\.168\.1\.\d+", "127.0.0.1", toml))
+    commands = re.search(r"```text\n(.*?)deepcovid-edge cart check-config", section, re.DOTALL)
+    assert commands
+    subprocess.run(["sh", "-ec", commands[1]], cwd=tmp_path, check=True)
+    checked = list(check(read_config(tmp_path / "cart.toml"), asks=False))
+    assert [one for one in checked if not one.is_right] == []
 
 
 def test_an_address_of_another_machine_an_authority_and_a_pin_that_are_not_there_fail(

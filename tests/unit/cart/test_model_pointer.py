@@ -107,6 +107,12 @@ def test_the_model_in_use_is_checked_and_not_the_one_of_the_configuration(cart: 
     assert re.search(f"FAIL model: .*{mine}", output), output
 
 
+def test_the_check_names_the_model_and_the_backend_that_run(cart: Path) -> None:
+    cart.write_text(TEXT.replace('variant = "fp32"', 'variant = "int8-cpu"'))
+    output = run("check-config", cart)[1]
+    assert "model: squeezenet1_1-int8-cpu on onnxruntime-cpu without a site file\n" in output
+
+
 @pytest.mark.parametrize("loss", ["damaged", "gone", "restored", "interrupted"])
 def test_a_ledger_that_is_made_again_keeps_the_model(cart: Path, loss: str) -> None:
     """`interrupted`: the role that made it again was killed before it had the pointer."""

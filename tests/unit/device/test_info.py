@@ -68,7 +68,7 @@ def test_what_a_model_reads_when_the_lungs_are_hidden_is_told_to_people(
     verdict = read_manifest(shipped_models()[DEFAULT_MODEL]).training["shortcuts"]["verdict"]
     assert "with the lungs hidden the AUC is" in verdict
     assert run(["info"]) == 0
-    assert verdict in capsys.readouterr().out
+    assert f"on 803 images of `val`:\n          {verdict}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

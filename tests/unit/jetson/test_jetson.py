@@ -297,7 +297,7 @@ def test_machine_that_is_no_jetson_is_refused(install: Install) -> None:
     done = install("--dry-run")
     assert done.returncode == 5
     assert f"this is {os.uname().machine} with L4T none" in done.stderr
-    assert "pip install 'deepcovid-edge[cpu]'" in done.stderr
+    assert "elsewhere, from a checkout: pip install '.[cpu]'" in done.stderr
 
 
 def test_missing_tensorrt_names_the_package_that_brings_it(root: Root, install: Install) -> None:

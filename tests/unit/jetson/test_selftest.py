@@ -20,6 +20,7 @@ from deepcovid_edge.files import file_sha256
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.radiograph import SYNTHETIC_MARK
 from deepcovid_edge.imaging.reading import read_radiograph
+from deepcovid_edge.model import Model
 from deepcovid_edge.models import find_model
 
 JETSON = Path(__file__).parents[3] / "jetson"
@@ -72,13 +73,16 @@ def test_golden_values_are_those_of_the_shipped_model() -> None:
             assert logits[0].tolist() == pytest.approx(image["logits"], abs=2e-3), fix
             shares = dict(zip(backend.manifest.classes, softmax(logits)[0].tolist(), strict=True))
             assert shares == pytest.approx(image["probabilities"], abs=2e-3), fix
+            decision = Model.of(backend).predict_one(GOLDEN / image["file"]).decision
+            assert decision == image["decision"], fix
 
 
 def test_golden_images_are_small_marked_and_tell_logits_apart() -> None:
     golden = json.loads((GOLDEN / "golden.json").read_text())
     files = {path.name for path in GOLDEN.glob("*.png")}
     assert files == {image["file"] for image in golden["images"]}
-    assert {image["decision"] for image in golden["images"]} == {"positive", "negative"}
+    decisions = {image["decision"] for image in golden["images"]}
+    assert decisions == {"positive", "indeterminate", "negative"}
     for image in golden["images"]:
         content = (GOLDEN / image["file"]).read_bytes()
         assert len(content) <= 40_000
@@ -103,6 +107,8 @@ def test_selftest_passes_here_and_writes_one_file_to_send(selftest: Selftest) ->
         timing["images_a_run"] * len(timing["runs_s"]) / sum(timing["runs_s"]), abs=0.1
     )
     assert "starts included" in done.stdout
+    (above,) = [line for line in done.stdout.splitlines() if "  above.png: " in line]
+    assert above.endswith("; indeterminate")  # as `infer` decides
 
 
 def test_selftest_finds_a_golden_value_that_differs(selftest: Selftest, copied: Path) -> None:

@@ -89,7 +89,7 @@ def test_memory_of_bodies_has_an_end_and_comes_back() -> None:
     ("changes", "why"),
     [
         ({"host": "0.0.0.0"}, "without keys"),
-        ({"host": "0.0.0.0", "keys": Path("k")}, "without certificate"),
+        ({"host": "0.0.0.0", "keys": Path("k")}, "without certificate .* or --no-tls"),
         ({"certificate": Path("c")}, "expected both or neither"),
         ({"port": 70000}, "port"),
         ({"header_seconds": float("nan")}, "header_seconds"),

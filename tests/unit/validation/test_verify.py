@@ -21,7 +21,7 @@ from deepcovid_edge.backends.base import Backend, Inference
 from deepcovid_edge.cli.verify import summary
 from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.errors import DataError, ModelFileError, UsageError
-from deepcovid_edge.manifest import InputSpec, ModelManifest
+from deepcovid_edge.manifest import IndeterminateRange, InputSpec, ModelManifest
 from deepcovid_edge.reasons import WarningCode
 from deepcovid_edge.validation.equivalence import EquivalenceRules
 from deepcovid_edge.validation.verify import Verification, verify
@@ -128,6 +128,24 @@ def test_flips_are_counted_listed_and_named_in_the_verdict(images: list[Labelled
     assert report["by_source"]["there"]["flips"] == 0
     assert report["by_label"]["covid-19"]["called_positive"] == {"reference": 110, "candidate": 106}
     assert "turned: " in summary(found)
+
+
+def test_decisions_of_infer_are_counted_with_the_range_of_the_reference(
+    images: list[LabelledImage],
+) -> None:
+    """Grey levels 120 and 135 are in the range; 150 leaves for it, 135 crosses the threshold."""
+    ranged = replace(MANIFEST, indeterminate_range=IndeterminateRange(0.4, 0.6, {}))
+    candidate = Answering("candidate", MANIFEST, g150=0.1, g135=-0.1)
+    found = verify(Answering("reference", ranged), candidate, images)
+    assert found.verdict == "unchanged"
+    assert found.flips.count == 2
+    assert found.as_dict()["decisions"] == {
+        "differ": 2,
+        "reference": {"positive": 108, "negative": 108, "indeterminate": 4},
+        "candidate": {"positive": 106, "negative": 108, "indeterminate": 6},
+    }
+    assert "as `infer`  2 differ with the indeterminate range: 108 positive," in summary(found)
+    assert verify(Answering("reference"), candidate, images).decisions is None
 
 
 def test_small_differences_that_turn_nothing_pass(images: list[LabelledImage]) -> None:

@@ -162,4 +162,4 @@ def test_set_pin_says_which_key_is_missing(tmp_path: Path) -> None:
     config = write_config(tmp_path, 8080)
     done = CliRunner().invoke(command, ["set-pin", str(config.path)], input=f"{PIN}\n{PIN}\n")
     assert isinstance(done.exception, UsageError)
-    assert "page.pin_file" in str(done.exception)
+    assert "[page] needs pin_file, the file for the hash of the PIN" in str(done.exception)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import threading
@@ -146,7 +147,18 @@ def test_what_a_copy_lacks_is_read_from_the_spool(store: Store, tmp_path: Path) 
         assert restored.ledger.broken_event() is None
         assert restored.events()[-1] == "alert"
         assert len(restored.events()) >= events - 2
-        assert restored.ledger.row("SELECT 1 FROM alert WHERE code = 'ledger_rebuilt'")
+        assert restored.ledger.row("SELECT 1 FROM alert WHERE code = 'ledger_restored'")
+
+
+def test_a_ledger_that_is_restored_is_not_said_to_be_damaged(store: Store, tmp_path: Path) -> None:
+    """Though it was, before the night of the copy."""
+    store.ledger.raise_alert("ledger", "ledger_rebuilt", why="damaged", images=2)
+    copy = back_up(store.spool.folder, tmp_path / "copies", keep=7)
+    restore(store.spool, copy)
+    with open_store(store.spool.folder) as restored:
+        (alert,) = restored.ledger.rows("SELECT * FROM alert")
+        assert alert["code"] == "ledger_restored"
+        assert json.loads(alert["detail"]) == {"copy": copy.name}
 
 
 def test_images_that_were_deleted_since_are_expired_and_not_waited_for(

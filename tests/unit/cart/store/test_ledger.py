@@ -115,6 +115,14 @@ def test_an_alert_is_told_once_until_it_is_over(store: Store) -> None:
     assert store.ledger.rows("SELECT * FROM alert") == []
 
 
+def test_an_alert_has_the_code_that_was_told_last(store: Store) -> None:
+    for _ in range(2):
+        for code in ("ledger_rebuilt", "ledger_restored"):
+            store.ledger.raise_alert("ledger", code, copy="a")
+    assert [row["code"] for row in store.ledger.rows("SELECT * FROM alert")] == ["ledger_restored"]
+    assert store.events().count("alert") == 4
+
+
 def test_images_are_assessed_in_their_order_and_once(store: Store) -> None:
     for number in range(3):
         store.take(number)

@@ -14,6 +14,7 @@ from cart_store import Store, open_store, record
 
 from deepcovid_edge.cart.config import CartConfig, CartSettings, Destination, ReceiveSettings
 from deepcovid_edge.cart.page.health import assessor_works
+from deepcovid_edge.cart.status import read_status
 from deepcovid_edge.cart.store.images import ClaimedImage, Settled
 from deepcovid_edge.cart.store.ledger import LedgerBusyError, move_aside
 from deepcovid_edge.cart.store.rebuild import RECORD_NAME
@@ -430,6 +431,20 @@ def test_another_model_assesses_from_the_next_image_on(store: Store) -> None:
     assert worker._assessor is not None
     assert worker._assessor.model == "other"
     assert FakeAssessor.started == 2
+
+
+def test_the_status_shows_the_variant_that_runs(store: Store) -> None:
+    worker = worker_of(store)
+
+    def running() -> object:
+        return read_status(worker.config, store.ledger).as_dict()["running"]
+
+    assert running() is None
+    worker._ready()
+    variant = {"name": "squeezenet1_1-int8-cpu", "variant": "int8-cpu"}
+    assert running() == {**variant, "backend": "onnxruntime-cpu"}
+    store.ledger.set_meta("model", json.dumps({"model": "other", "site": None}))
+    assert running() is None, "the other model has not run"
 
 
 def test_it_ends_when_another_role_has_made_the_ledger_again(store: Store) -> None:

@@ -206,6 +206,21 @@ def test_the_card_says_what_is_too_close_to_call() -> None:
     )
 
 
+def test_a_model_without_children_and_with_an_unverified_variant_has_a_card(tmp_path: Path) -> None:
+    path = find_model("squeezenet1_1")
+    manifest, own = read_manifest(path), Path(shutil.copy(path, tmp_path / "own.onnx"))
+    variant = find_model("squeezenet1_1-int8-cpu")
+    beside = Path(shutil.copy(variant, tmp_path / "own-int8-cpu.onnx"))
+    facts = {
+        name: it for name, it in read_manifest(beside).quantization.items() if name != "verified"
+    }
+    rewrite_manifest(beside, replace(read_manifest(beside), quantization=facts))
+    limits = {name: it for name, it in manifest.ood.items() if name != "children"}
+    text = card(replace(manifest, ood=limits), own, [], [])
+    assert "; not verified; layers left in FP32: `features.0`" in text
+    assert "children that a fit had not seen" not in text
+
+
 def test_infer_says_indeterminate_unless_told_otherwise(model: Path, data: Path) -> None:
     rewrite_manifest(
         model, replace(read_manifest(model), indeterminate_range=IndeterminateRange(0.0, 1.0))

@@ -6,6 +6,7 @@ The network is made here: a fire block and a residual block, its head fitted to 
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from tiny_network import (
     weights,
 )
 
-from deepcovid_edge.backends import load_backend
+from deepcovid_edge.backends import find_variant, load_backend
 from deepcovid_edge.datasets.dataset import dataset_sha256, load_dataset
 from deepcovid_edge.errors import ModelFileError, UsageError
 from deepcovid_edge.files import file_sha256
@@ -353,6 +354,16 @@ def test_one_flip_is_too_many_for_fp16(data: Path, parent: Path, tmp_path: Path)
     tried = quantize(edge, data, QuantizeSettings(Variant("fp16")), output=tmp_path / "yes.onnx")
     assert tried.manifest.quantization["excluded"]  # the equivalence check alone asked for it
     assert (tried.output is not None) == (tried.report["flips"]["count"] == 0)
+
+
+def test_a_variant_is_named_after_the_file_beside_which_infer_looks_for_it(
+    data: Path, parent: Path, tmp_path: Path
+) -> None:
+    first = Path(shutil.copy(parent, tmp_path / "first.onnx"))
+    options = ("--precision", "fp16", "--calibration", data)
+    done = quantize_command("first.onnx", *options, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "first-fp16.onnx\n"), done.stderr
+    assert find_variant(first, "fp16") == tmp_path / "first-fp16.onnx"
 
 
 # What is refused -----------------------------------------------------------------------------
