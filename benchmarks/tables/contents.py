@@ -62,6 +62,17 @@ def one_cycle(it: Figures) -> Rows:
     }
 
 
+def epochs(it: Figures) -> Rows:
+    """What a longer training changed on `val`."""
+    found = it["indeterminate_range"]
+    yield {
+        "epochs": it["path"].stem,
+        "area": _with_interval(it["overall"]),
+        "undecided": found["indeterminate"],
+        **{one["method"]: one["pointing_game"] for one in it["localisation"]},
+    }
+
+
 def _with_interval(area: Figures) -> dict[str, Any]:
     return {"value": area["auc"], "interval_95": area["auc_interval_95"]}
 
