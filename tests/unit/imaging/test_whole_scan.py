@@ -17,6 +17,7 @@ from test_dicom_sandbox import request
 
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.dicom.decoding import decoders
+from deepcovid_edge.imaging.dicom.decoding.whole_scan import check_by_last_bits
 
 END = b"\xff\xd9"
 KINDS = [
@@ -92,6 +93,13 @@ def test_an_image_that_ends_in_one_grey_is_read(syntax: str, value: int) -> None
     pixels[-150:] = value
     whole = compressed(pixels, 12, syntax)
     assert np.array_equal(decoded(whole, syntax, pixels, 12), imagecodecs.jpeg8_decode(whole))
+
+
+def test_a_decoder_that_raises_errors_is_believed() -> None:
+    """Such as those that pydicom asks where imagecodecs is not installed."""
+    pixels = noisy(12)
+    whole = compressed(pixels, 12, LOSSLESS_SV1)
+    check_by_last_bits(whole, pixels, lambda _: None, dct=False)
 
 
 def test_a_damaged_scan_of_colours_is_no_image() -> None:

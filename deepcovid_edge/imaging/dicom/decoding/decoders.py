@@ -84,7 +84,7 @@ def _check_scan(request: Request, codestream: bytes, pixels: NDArray[Any]) -> No
     if dct and pixels.dtype == np.uint8:
         check_by_warnings(codestream)
     elif pixels.ndim == 2:
-        check_by_last_bits(codestream, pixels, lambda data: _decoded(request, data), dct=dct)
+        check_by_last_bits(codestream, pixels, lambda data: _if_decoded(request, data), dct=dct)
 
 
 def _checked(pixels: NDArray[Any], request: Request) -> NDArray[Any]:
