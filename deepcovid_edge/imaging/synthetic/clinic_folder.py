@@ -126,7 +126,7 @@ def _photograph(path: Path) -> None:
 
 def _turned(path: Path) -> None:
     """A cassette that was read lying on its side."""
-    Image.fromarray(np.ascontiguousarray(np.rot90(draw_phantom(_SEED)))).save(path)
+    Image.fromarray(np.ascontiguousarray(np.rot90(draw_phantom(_SEED), 3))).save(path)
 
 
 def _lateral(path: Path) -> None:
