@@ -372,26 +372,6 @@ def test_a_folder_of_files_that_are_no_images_has_their_records(tmp_path: Path) 
     assert (done.returncode, len(records_of(done.stdout))) == (4, 1)
 
 
-@pytest.mark.parametrize(
-    ("option", "name", "is_written"),
-    [
-        ("--csv", "r.jsonl", False),
-        ("--json", "r.csv", False),
-        ("--table", "r.CSV", False),
-        ("--csv", "r.csv", True),
-        ("--csv", "r", True),
-        ("--json", "r.txt", True),
-    ],
-)
-def test_records_of_one_format_are_not_written_into_a_file_of_the_other(
-    option: str, name: str, is_written: bool, images: Path, tmp_path: Path
-) -> None:
-    done = infer_here(images, option, "-o", tmp_path / name)
-    assert done.returncode == (0 if is_written else 2), done.stderr
-    assert (tmp_path / name).exists() == is_written
-    assert (f"--output: {tmp_path / name}: got " in done.stderr) is not is_written
-
-
 def test_an_output_that_is_one_of_the_images_is_refused(images: Path, tmp_path: Path) -> None:
     image = tmp_path / "image"
     content = sorted(images.iterdir())[0].read_bytes()

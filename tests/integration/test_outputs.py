@@ -51,6 +51,26 @@ def test_no_result_is_written_over_an_image_or_a_model(
     assert (image.read_bytes(), model.read_bytes()) == before
 
 
+@pytest.mark.parametrize(
+    ("option", "name", "is_written"),
+    [
+        ("--csv", "r.jsonl", False),
+        ("--json", "r.csv", False),
+        ("--table", "r.CSV", False),
+        ("--csv", "r.csv", True),
+        ("--csv", "r", True),
+        ("--json", "r.txt", True),
+    ],
+)
+def test_records_of_one_format_are_not_written_into_a_file_of_the_other(
+    option: str, name: str, is_written: bool, images: Path, tmp_path: Path
+) -> None:
+    done = command("infer", str(images), option, "-o", str(tmp_path / name))
+    assert done.returncode == (0 if is_written else 2), done.stderr
+    assert (tmp_path / name).exists() == is_written
+    assert (f"--output: {tmp_path / name}: got " in done.stderr) is not is_written
+
+
 def test_a_page_of_somebody_else_stays_and_ones_own_is_written_again(
     images: Path, tmp_path: Path
 ) -> None:

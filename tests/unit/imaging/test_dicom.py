@@ -21,6 +21,7 @@ from deepcovid_edge.reasons import WarningCode
 pytest.importorskip("pydicom", reason="needs extra dicom")
 imagecodecs: Any = pytest.importorskip("imagecodecs", reason="needs extra dicom")
 from dicom_files import (
+    CR,
     HTJ2K_LOSSY,
     J2K,
     J2K_LOSSY,
@@ -44,6 +45,10 @@ Decode = Callable[..., Radiograph]
 def read_as(read: Radiograph, shares: NDArray[Any]) -> bool:
     """Whether an image has these shares of full white, to half a grey level."""
     return bool(np.abs(read.pixels / read.white - shares).max() <= 0.5 / read.white + 1e-9)
+
+
+def test_older_class_of_images_is_read(decode: Decode) -> None:
+    assert decode(plain(SOPClassUID=CR, Modality="CR")).format == "DICOM"
 
 
 # --- grey levels -------------------------------------------------------------------------------
@@ -80,6 +85,15 @@ def test_presentation_lut_shape_inverts_nothing_a_second_time(
 def test_first_of_several_windows_is_taken(decode: Decode) -> None:
     several = decode(plain(WindowCenter=["1000", "3000"], WindowWidth=["2000", "50"]))
     assert several.warnings == ()
+    assert np.array_equal(several.pixels, decode(plain(WindowCenter=1000, WindowWidth=2000)).pixels)
+
+
+@pytest.mark.parametrize(("centre", "width"), [(30_000, 2000), (-600, 100), (2048, 0), (2048, -1)])
+def test_a_window_that_shows_nothing_gives_way_to_the_next(
+    centre: int, width: int, decode: Decode
+) -> None:
+    several = decode(plain(WindowCenter=[centre, 1000], WindowWidth=[width, 2000]))
+    assert several.warnings == (WarningCode.WINDOW,)
     assert np.array_equal(several.pixels, decode(plain(WindowCenter=1000, WindowWidth=2000)).pixels)
 
 

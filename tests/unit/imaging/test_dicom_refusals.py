@@ -23,7 +23,6 @@ from deepcovid_edge.reasons import Reason, WarningCode
 pytest.importorskip("pydicom", reason="needs extra dicom")
 pytest.importorskip("imagecodecs", reason="needs extra dicom")
 from dicom_files import (
-    CR,
     EXPLICIT,
     HTJ2K,
     J2K,
@@ -460,16 +459,6 @@ WARNED: dict[str, tuple[WarningCode, Callable[[], bytes], str]] = {
         lambda: plain(WindowCenter=2048, WindowWidth=4096, VOILUTFunction="BENT"),
         "image",
     ),
-    "windows-of-which-the-second-shows": (
-        WarningCode.WINDOW,
-        lambda: plain(WindowCenter=[30000, 2048], WindowWidth=[2000, 4096]),
-        "image",
-    ),
-    "windows-of-which-the-second-is-one": (
-        WarningCode.WINDOW,
-        lambda: plain(WindowCenter=[2048, 2048], WindowWidth=[0, 4096]),
-        "image",
-    ),
     "12-of-16-bits": (WarningCode.DEPTH, lambda: plain(12, BitsStored=16, HighBit=15), "image"),
     "mirrored": (WarningCode.ORIENTATION, lambda: plain(PatientOrientation=["R", "F"]), "image"),
     "turned": (WarningCode.ORIENTATION, lambda: plain(PatientOrientation=["R", "H"]), "image"),
@@ -505,7 +494,3 @@ def test_every_reason_and_warning_of_dicom_files_is_brought_about_by_one() -> No
     brought_about |= {warning for warning, _, _ in WARNED.values()}
     expected = {member for member, where in ELSEWHERE.items() if Path(__file__).name in where}
     assert expected <= brought_about
-
-
-def test_older_class_of_images_is_read(decode: Decode) -> None:
-    assert decode(plain(SOPClassUID=CR, Modality="CR")).format == "DICOM"
