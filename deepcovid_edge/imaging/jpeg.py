@@ -57,6 +57,15 @@ def decode_jpeg(data: bytes, colours: str) -> NDArray[Any]:
     return pixels[..., 0] if colours == "GRAY" else pixels
 
 
+def is_grey_of_8_bits(data: bytes) -> bool:
+    """Whether a JPEG has one component of 8 bits, coded in blocks (ITU-T T.81, B.2.2)."""
+    frame = next((part for part in segments(data) if part.marker in _FRAMES), None)
+    if frame is None:
+        return False
+    held = data[frame.start + 4 : frame.end]
+    return len(held) > 5 and held[0] == 8 and held[5] == 1
+
+
 def _decode_odd(data: bytes, colours: str) -> NDArray[Any]:
     """Pixels of a JPEG that may have stray bytes behind its scans."""
     trials: Iterator[bytes] = iter(())

@@ -26,8 +26,9 @@ from deepcovid_edge.imaging.dicom.decoding.codestreams import (
     with_end,
 )
 from deepcovid_edge.imaging.dicom.decoding.sandbox import Request
-from deepcovid_edge.imaging.dicom.decoding.whole_scan import check_by_last_bits, check_by_warnings
+from deepcovid_edge.imaging.dicom.decoding.whole_scan import check_by_last_bits
 from deepcovid_edge.imaging.dicom.syntaxes import JPEG_SYNTAX, SYNTAXES, Family
+from deepcovid_edge.imaging.jpeg import decode_jpeg, is_grey_of_8_bits
 from deepcovid_edge.reasons import Reason
 
 _CODECS = {
@@ -70,21 +71,26 @@ def decode(request: Request, codestream: bytes) -> NDArray[Any]:
     if family is Family.RLE:
         pixels = _rle(request, codestream)
     elif (whole := with_end(codestream)) is not None:
-        pixels = _decoded(request, whole)
-        if family in _ONE_LIBJPEG:
-            _check_scan(request, whole, pixels)
+        pixels = _by_libjpeg(request, whole) if family in _ONE_LIBJPEG else _decoded(request, whole)
     else:
         pixels = _without_end(request, codestream)
     return _checked(pixels, request)
 
 
-def _check_scan(request: Request, codestream: bytes, pixels: NDArray[Any]) -> None:
-    """See `whole_scan`. Of several channels it is known for 8 bits of a DCT alone."""
+def _by_libjpeg(request: Request, codestream: bytes) -> NDArray[Any]:
+    """Decode a JPEG whose scan is whole; see `whole_scan`.
+
+    Of several channels that is known for 8 bits of a DCT alone.
+    """
     dct = SYNTAXES[request.syntax].family is Family.JPEG
+    if dct and is_grey_of_8_bits(codestream):
+        return decode_jpeg(codestream, "GRAY")
+    pixels = _decoded(request, codestream)
     if dct and pixels.dtype == np.uint8:
-        check_by_warnings(codestream)
+        decode_jpeg(codestream, "GRAY")  # for its warnings; its colours are converted
     elif pixels.ndim == 2:
         check_by_last_bits(codestream, pixels, lambda data: _if_decoded(request, data), dct=dct)
+    return pixels
 
 
 def _checked(pixels: NDArray[Any], request: Request) -> NDArray[Any]:

@@ -1,10 +1,10 @@
 """Whether the pixels of a JPEG need its scan to the end, and nothing behind it.
 
 libjpeg makes pixels of a damaged scan and only warns; imagecodecs does not pass that on. simplejpeg
-does, of 8 bits of a DCT. For lossless JPEG and for 12 bits the scan is decoded once more with its
-last bits inverted. Then the last pixels have to change, and these alone: if earlier ones do, the
-scan ended too early; if none does, too late. Codes have no fixed length, so after bytes that were
-lost or overwritten hardly any scan ends with its last pixel.
+does, of 8 bits of a DCT (`imaging.jpeg`). For lossless JPEG and for 12 bits the scan is decoded
+once more with its last bits inverted. Then the last pixels have to change, and these alone: if
+earlier ones do, the scan ended too early; if none does, too late. Codes have no fixed length, so
+after bytes that were lost or overwritten hardly any scan ends with its last pixel.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.dicom.decoding.codestreams import END
-from deepcovid_edge.imaging.jpeg import SOS, decode_jpeg, segments
+from deepcovid_edge.imaging.jpeg import SOS, segments
 from deepcovid_edge.reasons import Reason
 
 _LAST = (1, 4, 16)
@@ -31,15 +31,6 @@ _FF = 0xFF
 _BLOCK = 8
 _LEAST_BITS = 2
 """What a block of a DCT takes at the least."""
-
-
-def check_by_warnings(codestream: bytes) -> None:
-    """Decode a DCT of 8 bits strictly.
-
-    Raises:
-        ValueError: libjpeg warns of its pixels.
-    """
-    decode_jpeg(codestream, "GRAY")
 
 
 def check_by_last_bits(
