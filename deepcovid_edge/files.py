@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import os
 import re
@@ -120,6 +121,13 @@ def write_atomically(path: Path, data: bytes | memoryview, *, sync: bool = False
         with contextlib.suppress(OSError):
             os.unlink(own)  # noqa: PTH108
         raise _not_written(path, error) from error
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what processes that were killed in `write_atomically` left; under the file's lock."""
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+        with contextlib.suppress(OSError):
+            left.unlink()
 
 
 def write_new(path: Path, data: bytes | memoryview) -> None:

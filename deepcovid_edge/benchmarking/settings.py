@@ -38,7 +38,8 @@ class BenchSettings:
         warm_up: Seconds before the samples that count; warm-up samples are stored separately.
         streams: Images per query of `multi-stream` (MLPerf: 8).
         batch_size: Images per inference in `offline`; None for the choice of `infer`.
-        workers: Threads in `offline` and `server`; None for the choice of `infer`.
+        workers: Threads in `offline` and `server`, and for the images of a query of `multi-stream`
+            from file to record; None for the choice of `infer`.
         threads: Threads inside one inference.
         rate: Images per second that arrive in `server`.
         deadline_ms: Longest time from arrival to result in `server`, milliseconds.

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deepcovid_edge.benchmarking.settings import SCENARIOS, SCOPES, BenchSettings
+from deepcovid_edge.benchmarking.settings import (
+    MULTI,
+    OFFLINE,
+    SCENARIOS,
+    SCOPES,
+    SINGLE,
+    BenchSettings,
+)
 from deepcovid_edge.cli.exit_codes import ExitCode
 from deepcovid_edge.cli.options import backend_option, check_needed, provider_option
 
@@ -102,11 +109,15 @@ def command(
     if append and output is None:
         raise click.UsageError("--append: needs the file to join with: -o FILE.json")
     check_needed("the server scenario: --rate", rate is not None, "deadline_ms", "seed")
+    chosen = _scenarios(scenarios, rate)
+    check_needed("--scenario multi-stream", MULTI in chosen, "streams")
+    check_needed("--scenario offline", OFFLINE in chosen, "batch_size")
+    check_needed("a scenario besides single-stream", {*chosen} != {SINGLE}, "workers")
     if output:
         check_replaced(output)
     earlier = read_result(output) if append and output and output.exists() else None
     settings = BenchSettings(
-        scenarios=_scenarios(scenarios, rate),
+        scenarios=chosen,
         scopes=scopes or SCOPES,
         rate=rate,
         **durations,

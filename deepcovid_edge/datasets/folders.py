@@ -116,9 +116,9 @@ class FolderWalk:
         """What was passed over, in a sentence each."""
         if self.passed_over:
             names = ", ".join(sorted(self.passed_over))
-            yield f"{self.passed_over.total()} system folders were passed over: {names}."
+            yield f"{_passed_over(self.passed_over.total(), 'system folder')}: {names}."
         if self.hidden:
-            yield f"{self.hidden} hidden files were passed over."
+            yield f"{_passed_over(self.hidden, 'hidden file')}."
 
     def is_image(self, name: str) -> bool:
         """Whether a file counts as an image until it is read; counts those that are hidden."""
@@ -222,3 +222,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself, or into a folder without permission: counts as a file
         return False
+
+
+def _passed_over(count: int, what: str) -> str:
+    return f"{count} {what} was passed over" if count == 1 else f"{count} {what}s were passed over"

@@ -89,9 +89,12 @@ def test_an_engine_that_is_there_is_not_built_again() -> None:
     assert engine.stat().st_mtime_ns == built_at
     assert not events
     engine.write_bytes(b"tampered")
+    left_by_a_killed_build = Path(f"{engine}.4711-4711.part")
+    left_by_a_killed_build.write_bytes(b"half an engine")
     assert build(model, AHEAD, progress=events.append)[0] == engine
     assert events
     assert engine.read_bytes()[:4] == b"vtrt"
+    assert not left_by_a_killed_build.exists()
 
 
 def test_an_engine_of_another_level_or_workspace_is_built_anew(

@@ -12,6 +12,7 @@ BUILD = ("build", "squeezenet1_1")
 QUANTIZE = ("quantize", "squeezenet1_1", "--calibration", "images", "--precision", "int8")
 EXPORT = ("export", "squeezenet1_1")
 BENCH = ("bench", "squeezenet1_1")
+LATENCY = (*BENCH, "--scenario", "single-stream")
 TRAIN = ("train", "images", "--allow-leaks")
 
 
@@ -39,6 +40,9 @@ TRAIN = ("train", "images", "--allow-leaks")
         ((*EXPORT, "--triton", "t", "-o", "x.onnx"), "-o needs an export without --triton"),
         ((*BENCH, "--deadline", "100"), "--deadline needs the server scenario: --rate"),
         ((*BENCH, "--seed", "1"), "--seed needs the server scenario: --rate"),
+        ((*LATENCY, "--streams", "4"), "--streams needs --scenario multi-stream"),
+        ((*LATENCY, "--batch-size", "4"), "--batch-size needs --scenario offline"),
+        ((*LATENCY, "--workers", "2"), "--workers needs a scenario besides single-stream"),
         ((*TRAIN, "--exclude-leaks"), "--allow-leaks: got exclude_leaks too"),
     ],
 )

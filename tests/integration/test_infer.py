@@ -344,9 +344,9 @@ def test_output_among_the_images_is_not_taken_for_one(images: Path, tmp_path: Pa
     ("name", "said"),
     [
         (None, "is its disk or share mounted?"),
-        (".hidden.png", "1 hidden files were passed over."),
+        (".hidden.png", "1 hidden file was passed over."),
         ("DICOMDIR", "is its disk or share mounted?"),
-        ("lost+found/a.png", "1 system folders were passed over: lost+found."),
+        ("lost+found/a.png", "1 system folder was passed over: lost+found."),
         ("r.jsonl", "is its disk or share mounted?"),
     ],
 )

@@ -34,7 +34,7 @@ from deepcovid_edge.errors import (
     NotThereError,
     UsageError,
 )
-from deepcovid_edge.files import cache_folder, file_sha256, locked
+from deepcovid_edge.files import cache_folder, file_sha256, locked, remove_unfinished
 from deepcovid_edge.manifest import ModelManifest, read_manifest
 from deepcovid_edge.models.graph.tensorrt_rules import check_typed
 
@@ -170,6 +170,7 @@ def build(
         known = None if settings.rebuild else _known(folder / name, fit, digest)
         if known is not None and _built_so(known, settings):
             return folder / name, known
+        remove_unfinished(folder / name)
         plan, builder = _build_apart(model, manifest, fit, settings, folder, progress)
         facts = EngineFacts(manifest, fit, settings.profile, digest, "", builder)
         engine = write_engine(folder, name, plan, facts)

@@ -54,7 +54,7 @@ def test_a_manifest_has_the_images_of_infer_in_their_order(folder: Path, tmp_pat
         [Path(path).stat().st_mtime for path in paths], abs=1e-5
     )
     assert table["id"].to_pylist() == [image_id(path) for path in paths]
-    assert "1 hidden files were passed over." in list(listing.notes())
+    assert "1 hidden file was passed over." in list(listing.notes())
     assert not output.with_name("m.parquet.parts").exists()
 
 
@@ -221,8 +221,8 @@ def test_a_store_is_listed_by_the_rules_of_folders(
     assert sorted(paths) == sorted(found)
     assert len(paths) == 250
     assert [*listing.notes()] == [
-        "1 system folders were passed over: @eaDir.",
-        "1 hidden files were passed over.",
+        "1 system folder was passed over: @eaDir.",
+        "1 hidden file was passed over.",
     ]
 
 

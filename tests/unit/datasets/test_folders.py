@@ -61,7 +61,7 @@ def test_companions_are_no_images_and_hidden_files_are_counted(tmp_path: Path) -
         touch(tmp_path / name)
     walk = FolderWalk()
     assert [path.name for path in walk.images([tmp_path])] == ["a.png"]
-    assert [*walk.notes()] == ["1 hidden files were passed over."]
+    assert [*walk.notes()] == ["1 hidden file was passed over."]
     hidden = tmp_path / ".a.png.x7Fq"
     assert [*FolderWalk().images([tmp_path, hidden])] == [tmp_path / "a.png", hidden]
 
