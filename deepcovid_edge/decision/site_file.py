@@ -63,7 +63,7 @@ class Site:
             raise SettingsMismatchError(
                 f"{self.path}: is for {self.model} ({self.model_sha256[:16]}), this run would use "
                 f"{model} ({model_sha256[:16]}): check that one at the site, or name the other "
-                "with --model and --backend"
+                "with --model, --variant or --backend"
             )
         if self.verdict == NOT_USABLE:
             why = self.reasons[0] if self.reasons else ""
