@@ -3,7 +3,7 @@
 Pillow opens no BigTIFF with its highest bytes first, and no picture whose directory lacks, or has
 beside what it needs, a tag that no pixel depends on. These are given another directory. What it
 does not open then, such as 16 bits that are WhiteIsZero with the highest bytes first, OpenCV
-decodes, and is told here what it decodes; but for 8 bits, where it passes over damage.
+decodes; not 8 bits, where it passes over damage. What it decodes is stated here.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ _COPIED = {
 }
 """Tags that pixels, their turn and their shape depend on."""
 _MOST_PAGES = 1000
+_MOST_VALUES = 1 << 20
 _MOST_ENTRIES = 65535
 """As the classic TIFF can have, and libtiff takes of the other."""
 _SIDEWAYS = (5, 6, 7, 8)
@@ -69,13 +70,11 @@ class Directory:
     Attributes:
         tags: Values of those tags that are read here, by their numbers.
         is_whole: Whether all values of the standard's tags lie within the file.
-        following: Offset of the next directory, 0 where there is none.
-        start: Its own offset.
+        start: Its offset.
     """
 
     tags: dict[int, tuple[Any, ...]]
     is_whole: bool
-    following: int
     start: int
 
     def value(self, tag: int, absent: Any) -> Any:
@@ -96,22 +95,28 @@ class _Entry(NamedTuple):
         return self.place + struct.calcsize(self.layout)
 
 
-def read_directory(data: bytes, at: int | None = None) -> Directory:
-    """The directory at an offset, the first where none is told.
+def read_directory(data: bytes) -> Directory:
+    """The first directory.
+
+    Tags with more values than any image has strips are not read, nor those whose values, with those
+    of the tags before them, take more than the file.
 
     Raises:
         struct.error: The file ends within it.
     """
-    start = _first(data) if at is None else at
-    entries, is_whole, following = _entries(data, start)
+    start = _first(data)
+    entries, is_whole = _entries(data, start)
     tags: dict[int, tuple[Any, ...]] = {}
+    left = len(data)
     for entry in entries:
         is_within = entry.end() <= len(data)
         is_whole &= is_within or entry.tag >= _PRIVATE
-        if entry.tag in _READ and is_within:
+        if entry.tag in _READ and is_within and entry.number <= _MOST_VALUES:
+            if (left := left - entry.end() + entry.place) < 0:
+                break
             found = _unpack(entry.layout, data, entry.place)
             tags[entry.tag] = _ratios(found) if entry.kind in _RATIONAL else found
-    return Directory(tags, is_whole, following, start)
+    return Directory(tags, is_whole, start)
 
 
 def _order(data: bytes) -> str:
@@ -127,8 +132,8 @@ def _first(data: bytes) -> int:
     return int(_unpack(_order(data) + numbers.value, data, numbers.first)[0])
 
 
-def _entries(data: bytes, at: int) -> tuple[list[_Entry], bool, int]:
-    """The entries of a directory, whether their number can be, and where the next one begins."""
+def _entries(data: bytes, at: int) -> tuple[list[_Entry], bool]:
+    """The entries of a directory, and whether their number can be."""
     order, numbers = _order(data), _numbers(data)
     width = struct.calcsize(numbers.value)
     (count,) = _unpack(order + numbers.entries, data, at)
@@ -143,8 +148,17 @@ def _entries(data: bytes, at: int) -> tuple[list[_Entry], bool, int]:
             (place,) = _unpack(order + numbers.value, data, at)
         at += width
         entries.append(_Entry(tag, kind, values, layout, place))
-    (following,) = _unpack(order + numbers.value, data, at)
-    return entries, 0 < count <= _MOST_ENTRIES, following
+    _unpack(order + numbers.value, data, at)
+    return entries, 0 < count <= _MOST_ENTRIES
+
+
+def _following(data: bytes, at: int) -> int:
+    """The offset of the directory behind one, 0 where there is none."""
+    order, numbers = _order(data), _numbers(data)
+    (count,) = _unpack(order + numbers.entries, data, at)
+    entry = struct.calcsize("=" + numbers.entry) + struct.calcsize(numbers.value)
+    at += struct.calcsize(numbers.entries) + min(count, _MOST_ENTRIES) * entry
+    return int(_unpack(order + numbers.value, data, at)[0])
 
 
 def _unpack(layout: str, data: bytes, at: int) -> tuple[Any, ...]:
@@ -244,7 +258,7 @@ def usual_tiff(data: bytes) -> bytes:
         ValueError: Its values take more than the file.
     """
     order, page = _order(data), read_directory(data)
-    entries, _, _ = _entries(data, page.start)
+    entries, _ = _entries(data, page.start)
     tags: dict[int, tuple[int, int, bytes]] = {}
     left = len(data)
     for entry in entries:
@@ -343,18 +357,20 @@ def open_for_opencv(data: bytes) -> OpenCvTiff:
         size = size[::-1]
     tags = {tag: values[0] if tag in _SCALARS else values for tag, values in first.tags.items()}
     try:
-        pages = _pages(data, first)
+        pages = _pages(data, first.start)
     except struct.error as error:
         raise NotAssessedError(Reason.TRUNCATED, "a page is missing") from error
     return OpenCvTiff(size, _mode(first), pages, tags)
 
 
-def _pages(data: bytes, page: Directory) -> int:
-    count = 1
-    while page.following and count < _MOST_PAGES:
-        page = read_directory(data, page.following)
-        count += 1
-    return count
+def _pages(data: bytes, first: int) -> int:
+    """How many directories there are; the last of a chain may point back to one before it."""
+    seen = {first}
+    at = _following(data, first)
+    while at and at not in seen and len(seen) < _MOST_PAGES:
+        seen.add(at)
+        at = _following(data, at)
+    return len(seen)
 
 
 _READ_MODES = {"L", "I;16", "RGB"}

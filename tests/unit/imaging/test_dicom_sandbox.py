@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -147,6 +148,26 @@ def test_child_that_died_between_images_costs_nothing(pool: Sandbox) -> None:
     os.kill(child, signal.SIGKILL)
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # all its threads are gone
     assert np.array_equal(pool.decode(request(), warm), image(12))
+
+
+def test_a_child_that_cannot_be_started_costs_one_reason_and_no_descriptors(
+    pool: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    before = len([*Path("/proc/self/fd").iterdir()])
+    for _ in range(3):
+        with pytest.raises(NotAssessedError, match="no process for the decoder"):
+            pool.decode(request(), compressed(image(12), 12, JPEG_LS))
+    assert len([*Path("/proc/self/fd").iterdir()]) == before
+
+
+def test_an_idle_child_holds_no_image_whatever_became_of_the_last(pool: Sandbox) -> None:
+    warm = compressed(image(12), 12, JPEG_LS)
+    for frame in (warm, warm[:200]):
+        with contextlib.suppress(NotAssessedError):
+            pool.decode(request(), frame)
+        (child,) = pool._idle
+        assert os.fstat(child._memory).st_size == 0
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from deepcovid_edge.errors import NotAssessedError
+from deepcovid_edge.imaging import tiff
 from deepcovid_edge.imaging.empty_end import PixelBlock, check_end
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.imaging.signatures import is_cut_off, known_kind
@@ -374,3 +375,29 @@ def test_tiff_whose_black_is_the_highest_of_16_bits_is_its_black_is_zero_twin(
     np.testing.assert_array_equal(read.pixels, twin.pixels)
     assert read.white == twin.white == (1 << bits) - 1
     assert read.warnings == twin.warnings == (() if bits == 16 else (WarningCode.DEPTH,))
+
+
+def test_a_directory_that_points_to_itself_is_one_page(decode: Decode) -> None:
+    pixels = np.arange(200 * 256).reshape(200, 256).astype(np.uint8)
+    whole = in_pieces(strips(pixels, 200), pixels.shape, {}, order=">", big=True)
+    data = bytearray(whole)
+    (start,) = struct.unpack_from(">Q", data, 8)
+    (entries,) = struct.unpack_from(">Q", data, start)
+    struct.pack_into(">Q", data, start + 8 + 20 * entries, start)
+    assert np.array_equal(decode(bytes(data)).pixels, decode(whole).pixels)
+
+
+def test_tags_that_share_their_values_take_no_more_memory_than_the_file() -> None:
+    size, tags = 400_000, sorted(tiff._READ)
+    directory = struct.pack("<H", len(tags))
+    directory += b"".join(struct.pack("<HHII", tag, 1, size, 8) for tag in tags) + bytes(4)
+    data = b"II*\0" + struct.pack("<I", size + 8) + bytes(size) + directory
+    page = tiff.read_directory(data)
+    assert sum(map(len, page.tags.values())) <= len(data)
+
+
+def test_a_tag_with_more_values_than_strips_can_be_is_not_read() -> None:
+    size = 1 << 21
+    entry = struct.pack("<HHII", tiff.STARTS, 1, size, 8)
+    data = b"II*\0" + struct.pack("<I", size + 8) + bytes(size) + b"\1\0" + entry + bytes(4)
+    assert tiff.read_directory(data).tags == {}

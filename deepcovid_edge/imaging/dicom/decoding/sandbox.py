@@ -178,11 +178,27 @@ def _sandbox_of(_process: int) -> Sandbox:
 
 
 class _Child:
-    """One child process with the memory that it shares with this one."""
+    """One child process with the memory that it shares with this one.
+
+    Raises:
+        NotAssessedError: It cannot be started.
+    """
 
     def __init__(self) -> None:
+        with contextlib.ExitStack() as opened:
+            try:
+                self._start(opened)
+            except OSError as error:
+                detail = f"no process for the decoder ({error.strerror}): end other programs"
+                raise NotAssessedError(Reason.DECODE, detail) from error
+            opened.pop_all()
+        self.is_ready = True
+
+    def _start(self, opened: contextlib.ExitStack) -> None:
         self._memory = os.memfd_create("deepcovid-edge-image")
+        opened.callback(os.close, self._memory)
         self._reply, reply_end = os.pipe()
+        opened.callback(os.close, self._reply)
         path = json.dumps([os.path.abspath(place or ".") for place in sys.path])  # noqa: PTH100
         try:
             self._process = subprocess.Popen(
@@ -196,7 +212,6 @@ class _Child:
             )
         finally:
             os.close(reply_end)
-        self.is_ready = True
 
     @property
     def is_alive(self) -> bool:
@@ -207,26 +222,33 @@ class _Child:
         self.is_ready = False
         size = max(len(codestream), request.whole.size)
         os.ftruncate(self._memory, size)
-        with mmap.mmap(self._memory, size) as shared:
-            shared[: len(codestream)] = codestream
-            reply = self._asked(
-                {
-                    "codestream": len(codestream),
-                    "seconds": limits.seconds,
-                    "memory": limits.base_bytes
-                    + limits.bytes_per_pixel * request.rows * request.columns * request.samples,
-                    **asdict(request),
-                },
-                limits.seconds,
-            )
-            self.is_ready = True
-            if reason := reply.get("reason"):
-                raise NotAssessedError(Reason[reason], reply["detail"])
-            request = replace(request, halvings=reply["halvings"])
-            kind = np.uint8 if request.allocated == 8 else np.uint16
-            words: NDArray[Any] = np.empty(request.shape, kind)
-            words.reshape(-1).view(np.uint8)[:] = np.frombuffer(shared, np.uint8, request.size)
-        os.ftruncate(self._memory, 0)
+        try:
+            with mmap.mmap(self._memory, size) as shared:
+                shared[: len(codestream)] = codestream
+                return self._reply_to(request, len(codestream), limits, shared)
+        finally:
+            os.ftruncate(self._memory, 0)
+
+    def _reply_to(
+        self, request: Request, length: int, limits: Limits, shared: mmap.mmap
+    ) -> NDArray[Any]:
+        reply = self._asked(
+            {
+                "codestream": length,
+                "seconds": limits.seconds,
+                "memory": limits.base_bytes
+                + limits.bytes_per_pixel * request.rows * request.columns * request.samples,
+                **asdict(request),
+            },
+            limits.seconds,
+        )
+        self.is_ready = True
+        if reason := reply.get("reason"):
+            raise NotAssessedError(Reason[reason], reply["detail"])
+        request = replace(request, halvings=reply["halvings"])
+        kind = np.uint8 if request.allocated == 8 else np.uint16
+        words: NDArray[Any] = np.empty(request.shape, kind)
+        words.reshape(-1).view(np.uint8)[:] = np.frombuffer(shared, np.uint8, request.size)
         return words
 
     def _asked(self, question: dict[str, Any], seconds: float) -> dict[str, Any]:
