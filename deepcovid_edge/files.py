@@ -171,7 +171,9 @@ def check_not_input(output: Path, source: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file; its folder is created if needed.
+    """Write a text file, whole or not at all; its folder is created if needed.
+
+    A pipe or a device is written as it is.
 
     Raises:
         OutputError: The file cannot be written, one that is no text is there, or a name in it is
@@ -179,12 +181,17 @@ def write_text(path: Path, text: str) -> None:
     """
     check_replaced(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+        data = text.encode()
     except UnicodeEncodeError as error:
         raise OutputError(f"{path}: an image's name is not UTF-8: rename it ({error})") from error
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file() or not path.exists():
+            write_atomically(path.resolve(), data)
+        else:
+            path.write_bytes(data)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def _write(path: Path | str, flags: int, data: bytes | memoryview, *, sync: bool = False) -> None:
@@ -237,6 +244,31 @@ def locked(
         stream.write(str(os.getpid()))
         stream.flush()
         yield True
+
+
+@contextlib.contextmanager
+def locked_at_once(path: Path, refusal: str) -> Iterator[None]:
+    """Hold the lock of a file, or refuse: another process is not waited for.
+
+    Args:
+        path: The file, which is made; its folder must be there.
+        refusal: What the error says where another process holds the lock.
+
+    Raises:
+        OutputError: Another process holds it, or the file cannot be written.
+    """
+    try:
+        stream = path.open("a")
+    except OSError as error:
+        raise _not_written(path, error) from error
+    with stream:
+        try:
+            is_held = _takes_lock(stream)
+        except OSError:  # a file system without locks: renaming keeps files whole
+            is_held = True
+        if not is_held:
+            raise OutputError(refusal)
+        yield
 
 
 def _takes_lock(stream: IO[str]) -> bool:

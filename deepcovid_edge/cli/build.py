@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from deepcovid_edge.errors import UsageError
 if TYPE_CHECKING:
     from deepcovid_edge.backends.tensorrt.build import BuildSettings
     from deepcovid_edge.backends.tensorrt.files import EngineFacts
+    from deepcovid_edge.datasets.dataset import LabelledImage
 
 
 @click.command(
@@ -72,6 +73,7 @@ def command(
     check_needed("--verify", data is not None, "split")
     from deepcovid_edge.backends.tensorrt.build import BuildSettings, build
     from deepcovid_edge.backends.tensorrt.files import Profile
+    from deepcovid_edge.datasets.dataset import load_dataset
     from deepcovid_edge.models import find_model
 
     try:
@@ -90,11 +92,12 @@ def command(
     file = find_model(model)
     if data is not None and target != "local":
         raise UsageError("--verify: an engine for other GPUs cannot run here: verify it there")
+    images = None if data is None else load_dataset(data, split=split)
     engine, facts = _with_progress(file, settings, build)
-    if data is not None:
-        facts = _verify(file, engine, data, split)
+    if images is not None:
+        facts = _verify(file, engine, images)
     click.echo(facts.to_json() if as_json else summary(engine, facts))
-    failed = data is not None and not facts.is_verified
+    failed = images is not None and not facts.is_verified
     return ExitCode.NOT_EQUIVALENT if failed else ExitCode.DONE
 
 
@@ -128,15 +131,15 @@ def _with_progress(file: Path, settings: BuildSettings, build: Any) -> tuple[Pat
     return result
 
 
-def _verify(file: Path, engine: Path, data: Path, split: str | None) -> EngineFacts:
+def _verify(file: Path, engine: Path, images: Sequence[LabelledImage]) -> EngineFacts:
     """Compare the engine with its parent and write the verdict beside it."""
     from deepcovid_edge.backends import load_backend
     from deepcovid_edge.backends.tensorrt.files import record_verification
     from deepcovid_edge.cli import verify as verify_command
-    from deepcovid_edge.datasets.dataset import load_dataset
+    from deepcovid_edge.device.process import set_up
     from deepcovid_edge.validation.verify import verify
 
-    images = load_dataset(data, split=split)
+    set_up()
     with (
         load_backend(file, backend="onnxruntime") as reference,
         load_backend(engine, backend="tensorrt") as candidate,

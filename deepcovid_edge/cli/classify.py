@@ -78,10 +78,12 @@ def _drain(run: Run) -> ExitCode:
     finally:
         for kind in _STOPS:  # what is done is written, whoever hurries
             signal.signal(kind, signal.SIG_IGN)
-        records.close()
-        run.close()
-        for kind in _STOPS:
-            signal.signal(kind, signal.default_int_handler)
+        try:
+            with closing(run):
+                records.close()
+        finally:
+            for kind in _STOPS:
+                signal.signal(kind, signal.default_int_handler)
     _tell(run, f"done on {run.model.backend.name}")
     return ExitCode.NOT_ASSESSED if run.not_assessed else ExitCode.DONE
 

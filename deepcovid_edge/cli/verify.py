@@ -16,7 +16,8 @@ from deepcovid_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from deepcovid_edge.heatmaps.agreement import MapComparison
-    from deepcovid_edge.validation.verify import AucChange, RateChange, Verification
+    from deepcovid_edge.validation.changes import AucChange, RateChange
+    from deepcovid_edge.validation.verify import Verification
 
 
 @click.command(
@@ -61,6 +62,7 @@ def command(
     from deepcovid_edge.backends import load_backend
     from deepcovid_edge.backends.settings import BackendSettings
     from deepcovid_edge.datasets.dataset import load_dataset
+    from deepcovid_edge.device.process import set_up
     from deepcovid_edge.files import check_replaced, write_text
     from deepcovid_edge.models import find_model
     from deepcovid_edge.validation.equivalence import EquivalenceRules
@@ -70,6 +72,7 @@ def command(
         check_replaced(output)
     maps = _maps(heatmap, heatmap_images, min_heatmap_correlation)
     images = load_dataset(data, split=split)
+    set_up()
     own = BackendSettings(provider=provider)
     with (
         load_backend(find_model(reference)) as before,
@@ -84,7 +87,7 @@ def command(
         )
         with progress_bar(len(images)) as progress:
             report = verify(before, now, images, rules=rules, heatmaps=maps, progress=progress)
-    text = json.dumps(report.as_dict(), indent=2)
+    text = json.dumps(report.as_dict(), indent=2, allow_nan=False)
     if output:
         write_text(output, text + "\n")
     click.echo(text if as_json else summary(report))
@@ -129,10 +132,11 @@ def _figures(report: Verification) -> Iterator[str]:
             yield f"{name} {old:.2%} -> {new:.2%}, {_interval(change, '.2%')}"
     if auc := report.auc:
         yield f"AUC         {auc.reference:.4f} -> {auc.candidate:.4f}, {_interval(auc, '.4f')}"
-    yield (
-        f"probability differs by at most {report.probability.max:.2g}, logits by "
-        f"{report.logits.max:.2g}"
-    )
+    if report.probability and report.logits:
+        yield (
+            f"probability differs by at most {report.probability.max:.2g}, logits by "
+            f"{report.logits.max:.2g}"
+        )
     if ood := report.ood:
         yield (
             f"ood         {ood['reference']} -> {ood['candidate']} images out of distribution; "
@@ -164,7 +168,8 @@ def _remarks(report: Verification) -> Iterator[str]:
     from deepcovid_edge.datasets.contents import repeated_text
 
     for image in report.flipped:
-        probabilities = f"{image.reference:.3f} -> {image.candidate:.3f}"
+        now = "no number" if image.candidate is None else f"{image.candidate:.3f}"
+        probabilities = f"{image.reference:.3f} -> {now}"
         yield f"turned: {image.path} ({image.label}): {probabilities}"
     for path, code in report.not_assessed.items():
         yield f"not assessed: {path}: {code}"

@@ -36,10 +36,13 @@ class Decisions:
 
         Args:
             before: Probabilities of the reference, rounded as in records, of shape (images,).
-            now: Those of the candidate.
+            now: Those of the candidate; NaN for an image without a result, which is no decision.
             span: The reference's indeterminate range.
         """
-        old, new = (_RISING[np.digitize(it, (span.low, span.high))] for it in (before, now))
+        old, new = (
+            np.where(np.isnan(it), "", _RISING[np.digitize(it, (span.low, span.high))])
+            for it in (before, now)
+        )
         return cls(int((old != new).sum()), counted(old.tolist()), counted(new.tolist()))
 
 

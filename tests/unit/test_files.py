@@ -1,8 +1,10 @@
-"""Nothing that is read as a file is waited for: a pipe is refused, whoever reads."""
+"""Files are read without a wait, a pipe is refused; text is written whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,8 @@ import pytest
 from deepcovid_edge.cli.main import run
 from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.decision.site_file import read_site
-from deepcovid_edge.errors import DataError
-from deepcovid_edge.files import file_sha256, open_regular, read_regular
+from deepcovid_edge.errors import DataError, OutputError
+from deepcovid_edge.files import file_sha256, open_regular, read_regular, write_text
 from deepcovid_edge.heatmaps.files import read_map
 from deepcovid_edge.manifest import read_manifest
 from deepcovid_edge.models.graph.tensorrt_rules import check_typed
@@ -72,3 +74,29 @@ def test_no_command_waits_for_a_pipe(
 ) -> None:
     assert run([str(pipe) if word == "PIPE" else word for word in arguments]) in (1, 2, 6)
     assert "pipe" in capsys.readouterr().err
+
+
+def test_a_report_that_no_longer_fits_leaves_the_one_before(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    write_text(report, "before")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"report\.json"):
+            write_text(report, "now" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert report.read_text() == "before"
+    assert [*tmp_path.iterdir()] == [report]
+
+
+def test_text_goes_through_a_link_and_into_a_pipe(tmp_path: Path, pipe: Path) -> None:
+    (tmp_path / "link").symlink_to("text")
+    write_text(tmp_path / "link", "through the link")
+    assert (tmp_path / "text").read_text() == "through the link"
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(pipe, "into the pipe")
+    assert os.read(reader, 100) == b"into the pipe"
+    os.close(reader)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -367,7 +366,7 @@ def _harm(report: dict[str, Any]) -> tuple[bool, int]:
 
 
 def _passed(report: dict[str, Any]) -> bool:
-    return report["verdict"] != CHANGED and math.isfinite(report["logits"]["rmse"])
+    return bool(report["verdict"] != CHANGED)
 
 
 def _with_verdict(manifest: ModelManifest, place: str, report: dict[str, Any]) -> ModelManifest:
@@ -381,18 +380,18 @@ def _with_verdict(manifest: ModelManifest, place: str, report: dict[str, Any]) -
 
 
 def _figures(report: dict[str, Any]) -> dict[str, Any]:
-    auc = report["auc"]
+    auc, logits = report["auc"], report["logits"]
     return {
         "flips": report["flips"]["count"],
         "auc_change": auc and round(auc["change"], 6),
-        "relative_rmse": round(report["logits"]["relative_rmse"], 6),
+        "relative_rmse": logits and round(logits["relative_rmse"], 6),
         "failed": report["failed"],
     }
 
 
 def _line(report: dict[str, Any]) -> str:
     figures = _figures(report)
-    return (
-        f"{report['verdict']}, {figures['flips']} of {report['images']} decisions turned, "
-        f"error of the logits {figures['relative_rmse']:.2%}"
+    error = figures["relative_rmse"]
+    return f"{report['verdict']}, {figures['flips']} of {report['images']} decisions turned, " + (
+        "no logit is a number" if error is None else f"error of the logits {error:.2%}"
     )

@@ -87,7 +87,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[LabelledImage]:
 def verified(images: list[LabelledImage], candidate: Answering, **rules: Any) -> Verification:
     chosen = EquivalenceRules(**rules) if rules else None
     found = verify(Answering("reference"), candidate, images, rules=chosen)
-    assert json.loads(json.dumps(found.as_dict())) == found.as_dict()
+    assert json.loads(json.dumps(found.as_dict(), allow_nan=False)) == found.as_dict()
     return found
 
 
@@ -254,3 +254,41 @@ def test_one_class_alone_gives_no_auc_and_no_verdict(images: list[LabelledImage]
     report = report_of([image for image in images if image.label == "normal"], Answering("same"))
     assert report["auc"] is report["sensitivity"] is None
     assert report["verdict"] == "insufficient"
+
+
+@pytest.mark.parametrize("no_number", [float("nan"), float("inf"), float("-inf")])
+def test_a_result_that_is_no_number_turns_the_decision(
+    images: list[LabelledImage], no_number: float
+) -> None:
+    found = verified(images, Answering("overflows", g70=no_number))
+    assert found.verdict == "changed"
+    assert "results: 2 of 220 of the candidate are no numbers" in found.failed[0]
+    assert "E_RESULT" in found.failed[0]
+    assert (found.flips.count, found.mcnemar.lost) == (2, 2)
+    assert [image.candidate for image in found.flipped] == [None, None]
+    assert found.by_label["normal"].max_probability_difference == 1
+    assert found.specificity
+    assert found.specificity.candidate.successes == 108
+    assert found.logits
+    assert found.logits.max == 0
+
+
+def test_a_candidate_without_any_number_is_changed_and_compared_in_nothing(
+    images: list[LabelledImage],
+) -> None:
+    every = {f"g{grey}": float("nan") for grey in range(256)}
+    found = verified(images, Answering("broken", **every))
+    assert (found.verdict, found.flips.count) == ("changed", 220)
+    assert (found.logits, found.probability, found.auc) == (None, None, None)
+    assert "no number" in summary(found)
+
+
+def test_an_image_without_a_result_of_the_reference_is_not_compared(
+    images: list[LabelledImage],
+) -> None:
+    found = verify(Answering("reference", g70=float("nan")), Answering("candidate"), images)
+    assert found.images == 218
+    assert set(found.not_assessed.values()) == {"E_RESULT"}
+    every = {f"g{grey}": float("nan") for grey in range(256)}
+    with pytest.raises(DataError, match="no result of the reference is a number"):
+        verify(Answering("reference", **every), Answering("candidate"), images)
