@@ -112,8 +112,9 @@ class ModelManifest:
         quantization: Library, calibration images, layers left in higher precision, the verdict of
             the equivalence check and of `verify`; empty for fp32.
         equivalence: Rules of `verify` that differ from its defaults.
-        ood: Limits on how unlike its training images an image may be (see `ood`), and
-            how they were found; empty for a model that classifies any image.
+        ood: Limits on how unlike its training images an image may be (see
+            `decision.out_of_distribution`), and how they were found; empty for a model that
+            classifies any image.
         parent_sha256: SHA-256 of the file this one was made from.
         license: Terms of use of the weights.
         created_with: Versions of the software that wrote the file.

@@ -39,14 +39,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8, help="[default: 8]")
     options = parser.parse_args()
     model, found = find_model(options.model), load_dataset(options.data, split="val")
-    films = [one.path for one in found[:: len(found) // options.images]][: options.images]
+    images = [one.path for one in found[:: len(found) // options.images]][: options.images]
     load = os.getloadavg()[0]
     kinds: dict[str, Any] = {}
     for uid in (NATIVE, *ENCODERS):
         with tempfile.TemporaryDirectory() as place:
-            paths = [Path(place, f"{number}.dcm") for number in range(len(films))]
-            for path, film in zip(paths, films, strict=True):
-                write(path, enlarged(film, SIDE), uid)
+            paths = [Path(place, f"{number}.dcm") for number in range(len(images))]
+            for path, image in zip(paths, images, strict=True):
+                write(path, enlarged(image, SIDE), uid)
             kinds[SYNTAXES[uid].name] = compare(paths, model, options.rounds, uid)
             measure.print_medians(SYNTAXES[uid].name, kinds[SYNTAXES[uid].name]["ratios"])
     figures = {

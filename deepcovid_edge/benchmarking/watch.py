@@ -22,7 +22,7 @@ _EVERY_SECONDS = 0.5
 _END_SECONDS = 10.0
 """Longest wait for a last reading: a driver may be slow, or never answer."""
 _MOST_CORES = 16
-"""Reading a core's clock interrupts it, so at most so many are read."""
+"""Reading a core's clock interrupts it, so no more than these are read."""
 _HEAT = re.compile(r"cpu|pkg|soc|tj", re.IGNORECASE)
 
 Reading = dict[str, Any]

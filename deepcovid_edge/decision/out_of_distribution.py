@@ -106,7 +106,7 @@ class OodLimits:
     def beyond(self, ood_scores: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Whether images lie above the limit; `ood_scores` is of shape (N, parts)."""
         within: NDArray[np.bool_] = ood_scores.max(axis=1) <= self.limit
-        return ~within  # what is no number is not within
+        return ~within  # NaN compares false, so it lies beyond the limit
 
 
 def check_output(manifest: ModelManifest, outputs: Iterable[str], source: object) -> None:
@@ -117,6 +117,6 @@ def check_output(manifest: ModelManifest, outputs: Iterable[str], source: object
     """
     if OodLimits.of(manifest) and OUTPUT not in outputs:
         raise ModelFileError(
-            f"{source}: no output {OUTPUT}, its manifest states an out-of-distribution limits: "
-            "export the model again"
+            f"{source}: no output {OUTPUT}, although its manifest states out-of-distribution "
+            "limits: export the model again"
         )

@@ -170,7 +170,7 @@ def upper_bound(events: int, trials: int) -> float:
 
 
 def _binomial(events: int, trials: int, share: float) -> float:
-    """Probability of so many events, by logarithms: the coefficient overflows beyond 1029."""
+    """Probability of a number of events, by logarithms: the coefficient overflows beyond 1029."""
     ways = math.lgamma(trials + 1) - math.lgamma(events + 1) - math.lgamma(trials - events + 1)
     return math.exp(ways + events * math.log(share) + (trials - events) * math.log1p(-share))
 

@@ -123,7 +123,7 @@ class Refinement:
 
 
 def _every(spacing: int, length: int) -> NDArray[np.int_]:
-    """Every so many positions, and the last."""
+    """Every nth position, and the last."""
     return np.unique([*range(0, length, spacing), length - 1])
 
 

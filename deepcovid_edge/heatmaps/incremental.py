@@ -1,6 +1,6 @@
 """Classify an image again after a small change, computing only what the change alters.
 
-The network runs in parts (see `division`). Of each part only those outputs are computed that the
+The network runs in parts (see `partition`). Of each part only those outputs are computed that the
 change alters, from a crop of its input; they are pasted into the outputs of the unchanged image, of
 which the next part's crop is cut. Nothing is left out: the result is that of the whole network, up
 to the rounding of sums.
@@ -132,7 +132,7 @@ class _Framed:
         )
 
     def with_margin(self, margin: int) -> NDArray[Any]:
-        """All of it, with so many of its zeros on each side."""
+        """All of it, with this number of its zeros on each side."""
         rows, columns = self._shape
         return self.at(((-margin, rows + margin), (-margin, columns + margin)))
 

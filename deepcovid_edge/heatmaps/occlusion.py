@@ -113,7 +113,7 @@ class Occluder(Closing):
         """Hide every window of an image, or as many as the budget holds.
 
         Args:
-            image: As `preprocess.prepare` makes it, of shape (height, width).
+            image: As `imaging.prepare.prepare` makes it, of shape (height, width).
 
         Raises:
             BudgetError: The budget does not hold the first pass.

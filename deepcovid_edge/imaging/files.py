@@ -21,7 +21,8 @@ _HEAD = 4096
 _LARGE_FILE = 64 << 20
 _PART = 32 << 20
 """Read at once: nearly every file whole, and a larger one with signs of progress."""
-_UNFINISHED = {".part", ".partial", ".tmp", ".crdownload", ".filepart"}
+_UNFINISHED = (".part", ".partial", ".tmp", ".temp", ".crdownload", ".filepart", ".download", "~")
+"""How names of files end that a program still writes."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,11 @@ def _read_open(stream: BinaryIO) -> bytes:
     return data
 
 
+def is_unfinished(name: str) -> bool:
+    """Whether a file's name says that a program still writes it."""
+    return name.lower().endswith(_UNFINISHED)
+
+
 def read_bytes(path: Path) -> FileBytes:
     """Read a whole regular file, waiting briefly for one that still grows.
 
@@ -99,7 +105,7 @@ def read_bytes(path: Path) -> FileBytes:
         data, grows = shares.call(path.parent, partial(_read_regular, path))
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise NotAssessedError(Reason.UNREADABLE, _cause(error)) from error
-    if grows or path.suffix.lower() in _UNFINISHED:
+    if grows or is_unfinished(path.name):
         raise NotAssessedError(Reason.INCOMPLETE, f"{len(data)} bytes so far")
     return FileBytes(path, data, hashlib.sha256(data).hexdigest())
 

@@ -15,7 +15,7 @@ from deepcovid_edge.manifest import InputSpec, ResizeRule
 
 MARGIN = 2.5
 """Pixels that a halved picture keeps along each pixel of the model input. Model inputs of sharp
-films of `val` then differ by 0.2 to 0.5 grey levels on average, and by 4 to 10 in one pixel of a
+images of `val` then differ by 0.2 to 0.5 grey levels on average, and by 4 to 10 in one pixel of a
 thousand; with 1.5 pixels by up to 0.6 and 15, and probabilities by up to 0.15."""
 
 _ROUNDING = 1e-9

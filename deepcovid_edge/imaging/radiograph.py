@@ -192,6 +192,6 @@ def grid(pixels: NDArray[Any]) -> NDArray[Any]:
 
 
 def sampling_step(pixels: NDArray[Any]) -> int:
-    """Every so many pixels make a grid of at least `SAMPLES` a side."""
+    """Pixels from one sample to the next, so that there are at least `SAMPLES` a side."""
     height, width = pixels.shape[:2]
     return max(1, int(min(height, width)) // SAMPLES)

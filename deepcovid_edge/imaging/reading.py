@@ -18,6 +18,7 @@ def read_radiograph(source: ImageSource, spec: InputSpec | None = None) -> Radio
 
     Raises:
         NotAssessedError: The file cannot be assessed; `reason` and `detail` say why.
+        UsageError: It is no source of images.
     """
     return decode_radiograph(read_source(source), spec)
 

@@ -147,7 +147,7 @@ def _in_one_line(text: str) -> str:
 
 
 class BoundedStream(io.BytesIO):
-    """Bytes that can be read so many times: a header of millions of items ends early."""
+    """Bytes that can be read `MAX_READS` times: a header of millions of items ends early."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)

@@ -148,7 +148,7 @@ def _displayed(
     layout: PixelLayout,
     warnings: list[WarningCode],
 ) -> tuple[Values, int]:
-    """Shares of full white, 0 to 1, of every stored word, and the number of grey levels."""
+    """Shares of full white, 0 to 1, of every stored word, and the grey level of full white."""
     modality = _modality(stored, seen, elements, layout, warnings)
     if luts := elements.items(_VOI_LUT):
         entries, lut_bits = _through(luts[0], modality.values, seen, warnings)

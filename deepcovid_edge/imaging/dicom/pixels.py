@@ -200,7 +200,7 @@ def _unsigned(
 
 
 def _count(layout: PixelLayout, size: int) -> int:
-    """Words of an uncompressed image that takes so many bytes.
+    """Words of an uncompressed image of a size in bytes.
 
     YBR_FULL_422 has one Cb and Cr for two of Y (PS3.3, C.7.6.3.1.2). The label outlives a
     conversion in some files, which then hold three samples for each pixel.
@@ -211,7 +211,7 @@ def _count(layout: PixelLayout, size: int) -> int:
 
 
 def _is_whole(layout: PixelLayout, size: int) -> bool:
-    """Whether so many bytes are an uncompressed image, padded to an even length or not."""
+    """Whether this is an uncompressed image's size in bytes, padded to an even one or not."""
     return 0 <= size - _count(layout, size) * layout.allocated // 8 <= 1
 
 

@@ -235,7 +235,7 @@ def _constant(content: memoryview) -> tuple[str, Constant]:
 
 
 def _without(node: Node, attribute: str) -> bytes:
-    """A node's content but for one attribute."""
+    """A node's content without one attribute."""
     content = b""
     for number, value in read_fields(node.content):
         fields = read_fields(message_of(value)) if number == _ATTRIBUTE else ()

@@ -12,7 +12,7 @@ from deepcovid_edge.errors import ModelFileError, NotThereError
 from deepcovid_edge.files import read_regular
 from deepcovid_edge.models.graph.reader import INT32, UINT8, Graph, Node, read_graph
 
-_MEND = "quantise the FP32 model with `deepcovid-edge quantize --for tensorrt`"
+_FIX = "quantise the FP32 model with `deepcovid-edge quantize --for tensorrt`"
 _INTEGER_OPERATORS = {
     "QLinearConv",
     "QLinearMatMul",
@@ -47,15 +47,15 @@ def check_typed(path: Path) -> None:
 
 def _refusal(graph: Graph, node: Node) -> str | None:
     if node.operator in _INTEGER_OPERATORS:
-        return f"TensorRT reads Q/DQ, not integer operators: {_MEND}"
+        return f"TensorRT reads Q/DQ, not integer operators: {_FIX}"
     if node.operator != "Cast" and set(node.inputs) & set(graph.inputs):
         return "TensorRT takes uint8 images into a Cast alone: export the model again"
     if node.operator not in ("QuantizeLinear", "DequantizeLinear"):
         return None
     constants = [graph.constants.get(name) for name in node.inputs]
     if node.operator == "DequantizeLinear" and constants[0] and constants[0].data_type == INT32:
-        return f"a bias in INT32, which TensorRT does not read: {_MEND}"
+        return f"a bias in INT32, which TensorRT does not read: {_FIX}"
     zero_point = constants[2] if len(constants) > 2 else None
     if zero_point and (zero_point.data_type == UINT8 or not zero_point.is_zero):
-        return f"a zero point (asymmetric or uint8), which TensorRT does not read: {_MEND}"
+        return f"a zero point (asymmetric or uint8), which TensorRT does not read: {_FIX}"
     return None

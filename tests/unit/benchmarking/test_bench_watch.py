@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from deepcovid_edge.benchmarking import gauges
 from deepcovid_edge.benchmarking.gauges import Nvml, Tegrastats, gpu_gauge, parse_line
 from deepcovid_edge.benchmarking.watch import Watch, cpu_reading, energy, peak_rss_mib
 from deepcovid_edge.device.gpu import find_gpu
@@ -226,11 +227,22 @@ def test_what_tegrastats_leaves_behind_is_not_waited_for(
     assert time.monotonic() - started < 15
 
 
-def test_a_machine_without_an_nvidia_gpu_has_no_gauge() -> None:
-    gauge = gpu_gauge()
-    if gauge is not None:
-        gauge.close()
-        pytest.skip("this machine has an NVIDIA GPU")
+@pytest.mark.parametrize("error", [NotThereError("NVML: no driver"), OSError("no tegrastats")])
+def test_a_gpu_that_no_library_can_read_has_no_gauge(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Absent:
+        def __init__(self) -> None:
+            raise error
+
+    class Answering:
+        pass
+
+    monkeypatch.setattr(gauges, "Nvml", Absent)
+    monkeypatch.setattr(gauges, "Tegrastats", Answering)
+    assert isinstance(gpu_gauge(), Answering)
+    monkeypatch.setattr(gauges, "Tegrastats", Absent)
+    assert gpu_gauge() is None
 
 
 def test_a_watch_tells_first_last_and_range_of_each_reading() -> None:

@@ -31,6 +31,7 @@ def test_states_arrive_as_one_message(systemd: socket.socket) -> None:
 
 def test_without_systemd_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    monkeypatch.setattr(socket, "socket", lambda *_: pytest.fail("a socket was opened"))
     notify("READY=1")
 
 

@@ -1,7 +1,7 @@
 """Codestreams to words, by what is installed. Runs in the child process alone; see `sandbox`.
 
 imagecodecs decodes all families, and faster than anything else that was measured. Without it
-pydicom's plug-ins are asked, but for the one that is GPL (pylibjpeg-libjpeg). JPEG lossless is
+pydicom's plug-ins are asked, without the one that is GPL (pylibjpeg-libjpeg). JPEG lossless is
 libjpeg-turbo's: of 3000 x 2500 pixels in 0.16 s, where jpegsof3 takes 0.48 s, knows no restart
 markers and leaves the point transform out.
 """
