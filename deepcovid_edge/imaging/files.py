@@ -80,13 +80,18 @@ def read_source(source: ImageSource) -> FileBytes:
 
 
 def _read_open(stream: BinaryIO) -> bytes:
+    """All that an open file still has: one without a buffer may give it in pieces."""
+    parts: list[bytes] = []
+    left = MAX_FILE_BYTES + 1
     try:
-        data = stream.read(MAX_FILE_BYTES + 1)
+        while left > 0 and (part := stream.read(left)):
+            if not isinstance(part, bytes | bytearray | memoryview):
+                raise NotAssessedError(Reason.UNREADABLE, "opened as text, expected a binary file")
+            parts.append(bytes(part))
+            left -= len(part)
     except (OSError, ValueError) as error:
         raise NotAssessedError(Reason.UNREADABLE, _cause(error)) from error
-    if not isinstance(data, bytes):
-        raise NotAssessedError(Reason.UNREADABLE, "opened as text, expected a binary file")
-    return data
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def is_unfinished(name: str) -> bool:
