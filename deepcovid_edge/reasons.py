@@ -10,12 +10,31 @@ from __future__ import annotations
 from enum import Enum
 from typing import TypeVar
 
-Coded = TypeVar("Coded", bound="_Coded")
+_Member = TypeVar("_Member", bound="Coded")
 NOTICE = "Research use only. Not a medical device."
 
 
-class _Coded(Enum):
-    """An enumeration whose members are a code, a sentence and a cause."""
+class Coded(Enum):
+    """A closed list whose members have a stable code each."""
+
+    code: str
+
+    @classmethod
+    def of(cls: type[_Member], code: str) -> _Member:
+        """The member with a code.
+
+        Raises:
+            ValueError: No member has it.
+        """
+        for member in cls:
+            if member.code == code:
+                return member
+        known = ", ".join(member.code for member in cls)
+        raise ValueError(f"{cls.__name__}: got {code!r}, expected one of {known}")
+
+
+class _Explained(Coded):
+    """A closed list whose members are a code, a sentence and a cause."""
 
     def __init__(self, code: str, sentence: str, cause: str) -> None:
         self.code = code
@@ -25,13 +44,8 @@ class _Coded(Enum):
         self.cause = cause
         """When it is given."""
 
-    @classmethod
-    def of(cls: type[Coded], code: str) -> Coded:
-        """The member with a code."""
-        return next(member for member in cls if member.code == code)
 
-
-class Reason(_Coded):
+class Reason(_Explained):
     """Why a file was not assessed."""
 
     UNREADABLE = (
@@ -174,7 +188,7 @@ class Reason(_Coded):
     )
 
 
-class WarningCode(_Coded):
+class WarningCode(_Explained):
     """What to know about an image that was assessed."""
 
     SUFFIX = (

@@ -14,12 +14,25 @@ from dicom_files import dataset, written
 from deepcovid_edge.cart.store.images import BuiltObject, ClaimedImage, Images, Settled
 from deepcovid_edge.cart.store.intake import Arrival, Intake, Taken
 from deepcovid_edge.cart.store.ledger import Ledger
+from deepcovid_edge.cart.store.rebuild import RECORD_NAME, settled_text
 from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
+from deepcovid_edge.decision.record import Prediction, RunFacts
+from deepcovid_edge.reasons import Reason
 
 ROOMY = SpoolSettings(floor_mib=0, floor_share=0.0, ballast_mib=0)
 FOLDER = Arrival("folder", "incoming")
 KINDS = ("sr", "sc")
 DESTINATIONS = {"pacs": KINDS}
+RUN = RunFacts(
+    model="squeezenet1_1-int8-cpu",
+    model_sha256="0" * 64,
+    backend="onnxruntime-cpu",
+    variant="int8-cpu",
+    classes=("normal", "covid"),
+    positive_class="covid",
+    threshold=0.5,
+)
+SCORES = {"positive": 0.9, "negative": 0.1}
 
 
 def make_image(number: int = 0, **elements: Any) -> bytes:
@@ -62,6 +75,12 @@ class Store:
         digest = hashlib.sha256(data).hexdigest()
         return BuiltObject(kind, "1.2.840.10008.5.1.4.1.1.7", uid, place, digest)
 
+    def write_record(self, claimed: ClaimedImage, settled: Settled) -> Path:
+        """Write a result beside its objects, as the worker does; the file."""
+        place = self.spool.results(claimed.content_sha256) / RECORD_NAME
+        self.spool.store([settled_text(settled).encode()], place)
+        return place
+
     def states(self) -> list[str]:
         """The states of all images, in their order."""
         return [row["state"] for row in self.ledger.rows("SELECT state FROM image ORDER BY id")]
@@ -80,13 +99,13 @@ def open_store(folder: Path, settings: SpoolSettings = ROOMY) -> Iterator[Store]
 
 
 def record(decision: str | None) -> dict[str, Any]:
-    """A made-up record with what the ledger reads of one."""
-    return {
-        "decision": decision,
-        "reason": None if decision else "E_BLANK",
-        "model": "squeezenet1_1-int8-cpu",
-        "model_sha256": "0" * 64,
-        "backend": "onnxruntime-cpu",
-        "variant": "int8-cpu",
-        "site": None,
-    }
+    """A record as `infer` writes it, with a made-up score."""
+    return record_of(None if decision is None else SCORES[decision])
+
+
+def record_of(score: float | None, run: RunFacts = RUN) -> dict[str, Any]:
+    """A record with a score, or of a blank image."""
+    if score is None:
+        reason = Reason.BLANK
+        return Prediction("f.dcm", run, reason=reason.code, message=reason.sentence).as_dict()
+    return Prediction("f.dcm", run, probabilities={"normal": 1 - score, "covid": score}).as_dict()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
+
+from deepcovid_edge.reasons import Coded
 
 
-class AlertCode(Enum):
+class AlertCode(Coded):
     """An alert: its code, what has happened, and the fix."""
 
     UNKNOWN_SENDER = (
@@ -111,11 +112,6 @@ class AlertCode(Enum):
 
     def __init__(self, code: str, sentence: str, fix: str) -> None:
         self.code, self.sentence, self.fix = code, sentence, fix
-
-    @classmethod
-    def of(cls, code: str) -> AlertCode:
-        """The alert with a code."""
-        return next(member for member in cls if member.code == code)
 
 
 @dataclass(frozen=True)

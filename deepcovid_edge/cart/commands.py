@@ -217,7 +217,7 @@ def resend(config: Path, image: int | None, destination: str | None) -> None:
         if image is not None and not ledger.row("SELECT 1 FROM image WHERE id = ?", image):
             raise NotThereError(f"image: the cart has none with the number {image}")
         count = Deliveries(ledger, spool).resend(image, destination, named)
-    click.echo(f"{count} objects are queued.")
+    click.echo(f"{_counted(count, 'object', 'is', 'are')} queued.")
 
 
 @command.command()
@@ -283,10 +283,10 @@ def drain(config: Path, seconds: float, give_up: str | None) -> int:
     with ledger:
         if give_up is not None:
             count = Deliveries(ledger, spool).give_up(give_up)
-            click.echo(f"{count} objects are not sent to {give_up}.")
+            click.echo(f"{_counted(count, 'object', 'is', 'are')} not sent to {give_up}.")
             return ExitCode.DONE
         left = Outbox(settings, ledger, spool).drain(seconds)
-    click.echo(f"{left} objects wait." if left else "Nothing waits.")
+    click.echo(f"{_counted(left, 'object', 'waits', 'wait')}." if left else "Nothing waits.")
     return ExitCode.ERROR if left else ExitCode.DONE
 
 
@@ -311,7 +311,8 @@ def restore(config: Path, copy: Path | None) -> None:
     if (chosen := copy or newest(folder)) is None:
         raise NotThereError(f"{folder}: has no copy of the ledger")
     found = make_ledger(Spool(settings.spool), chosen)
-    click.echo(f"The ledger is that of {chosen.name}; {found} images since then were added.")
+    added = _counted(found, "later image", "was", "were")
+    click.echo(f"The ledger is that of {chosen.name}; {added} added.")
 
 
 @command.command("export-log")
@@ -371,6 +372,11 @@ def rollback(config: Path) -> None:
 
 def _echo_model(facts: dict[str, Any]) -> None:
     click.echo(f"{facts['model']} assesses, {facts['backend']}, {facts['variant']}")
+
+
+def _counted(count: int, thing: str, one: str, many: str) -> str:
+    """A number of things with its verb, such as `1 object waits` or `2 objects wait`."""
+    return f"1 {thing} {one}" if count == 1 else f"{count} {thing}s {many}"
 
 
 def _read(config: Path) -> CartConfig:

@@ -5,9 +5,9 @@ synthetic image whose answer must be a number, and only then moves the pointer. 
 rollback` moves it back. Images in work are finished by the old model, and every result names the
 SHA-256 of its own.
 
-The pointer remembers what the configuration named when it was moved: a change there since then is
-told, for it has no effect. A file beside the ledger has the pointer too, for a ledger that is made
-again.
+The pointer remembers what the configuration named when it was moved. If the configuration has
+changed since, an alert says so, because the change has no effect. A file beside the ledger has the
+pointer too, for a ledger that is made again.
 """
 
 from __future__ import annotations

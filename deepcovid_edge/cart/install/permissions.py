@@ -59,7 +59,7 @@ def let_account_read(config: CartConfig, account: str) -> None:
 
 
 def _files(config: CartConfig, folder: Path) -> Iterator[Path]:
-    """The named files below a folder, but for links and what lies in the spool or its backup."""
+    """The named files below a folder; no links, and nothing in the spool or its backup."""
     kept = [Path(os.path.realpath(one)) for one in (config.cart.spool, config.cart.backup) if one]
     tables = (config.cart, config.receive, *config.destinations, config.page)
     named = [getattr(table, name, None) for table in tables for name in _NAMES]

@@ -12,13 +12,21 @@ from deepcovid_edge.cart.config import CartConfig
 from deepcovid_edge.cart.model_pointer import model_in_use
 from deepcovid_edge.cart.store.clock import clock_is_plausible
 from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError
-from deepcovid_edge.cart.store.schema import ASSESSING, PARKED, QUEUED, RECEIVED, SENDING
+from deepcovid_edge.cart.store.schema import (
+    ALIVE_KEY,
+    ASSESSING,
+    ASSESSOR_ALERT,
+    ASSESSOR_KEY,
+    HAS_NONE,
+    PARKED,
+    QUEUED,
+    RECEIVED,
+    SENDING,
+)
 from deepcovid_edge.cart.store.spool import Spool, SpoolFullError
 
 ALIVE_SECONDS = 60.0
-"""An assessor that has said nothing for so long is not counted on."""
-_ALIVE_KEY = "work alive"  # `work.worker.ALIVE_KEY`; that module loads the assessor
-_ASSESSOR_META, _HAS_NONE = "work assessor", "none"  # `work.worker.ASSESSOR_KEY`, `HAS_NONE`
+"""Longest time since the worker last said that it runs, seconds."""
 OK, LOOK, BAD = "ok", "look", "bad"
 SIGNS = {OK: "✓", LOOK: "…", BAD: "!"}
 _OF_SENDERS = {
@@ -28,8 +36,6 @@ _OF_SENDERS = {
     AlertCode.NO_IMAGE.code,
     AlertCode.FOLDER_GONE.code,
 }
-_ASSESSOR_KEY = "assessor"
-"""Of the alert that the worker raises while it can start no assessor, whatever its code."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +94,11 @@ def assessor_works(ledger: Ledger) -> bool:
 
     A person may acknowledge the alert; that starts no assessor.
     """
-    if ledger.row("SELECT 1 FROM alert WHERE key = ?", _ASSESSOR_KEY):
+    if ledger.row("SELECT 1 FROM alert WHERE key = ?", ASSESSOR_ALERT):
         return False
-    if ledger.get_meta(_ASSESSOR_META) == _HAS_NONE:
+    if ledger.get_meta(ASSESSOR_KEY) == HAS_NONE:
         return False
-    said = ledger.get_meta(_ALIVE_KEY)
+    said = ledger.get_meta(ALIVE_KEY)
     return said is not None and abs(time.time() - float(said)) < ALIVE_SECONDS
 
 

@@ -257,7 +257,7 @@ def _row(found: Any, spool: Spool, deliveries: Sequence[Delivery]) -> Row:
 
 
 def _deliveries(ledger: Ledger, images: Sequence[int]) -> dict[int, list[Delivery]]:
-    """Image -> what became of the objects of its newest result, destination by destination."""
+    """Image -> the worst state of the objects of all its results, destination by destination."""
     marks = ", ".join("?" * len(images))
     rows = ledger.rows(
         "SELECT image_id, destination, state, last_status FROM result"

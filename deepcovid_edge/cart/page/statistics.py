@@ -11,13 +11,12 @@ from typing import Any
 
 from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.page.images import KINDS
+from deepcovid_edge.cart.store.drift_window import LEAST_RESULTS, REFERENCE_RESULTS, WEEK
 from deepcovid_edge.cart.store.ledger import Ledger
+from deepcovid_edge.cart.store.schema import COMMITTED, SENT
 from deepcovid_edge.decision.record import NOT_ASSESSED
 
 DAYS = 14
-REFERENCE_RESULTS, LEAST_RESULTS = 200, 50
-"""As `work.drift`, which loads NumPy."""
-WEEK = timedelta(days=7)
 _MOST_TIMES = 1000
 _MOST_WEEK = 2000
 PERCENTILES = (50, 90, 95, 99)
@@ -48,7 +47,7 @@ class Times:
 
     Attributes:
         step: `assessor`, `settle` (from arrival to result) or `send` (from arrival to destination).
-        count: How many images that is of.
+        count: How many images that is of; of `send`, objects and destinations.
         seconds: Percentile -> seconds.
     """
 
@@ -110,14 +109,17 @@ def read_statistics(ledger: Ledger, now: datetime | None = None) -> Statistics:
         now: The time; the system's clock where None.
     """
     now = now or datetime.now(timezone.utc)
-    first = (now - timedelta(days=DAYS)).isoformat(timespec="milliseconds")
-    rows = ledger.rows(
+    dates = _dates(now)
+    # A day more than is shown, so that none of the first calendar day is missing.
+    since = (now - timedelta(days=DAYS + 1)).isoformat(timespec="milliseconds")
+    found = ledger.rows(
         "SELECT date(received_utc, 'localtime') AS day, reason, (SELECT decision FROM result"
         " WHERE image_id = image.id ORDER BY id DESC LIMIT 1) AS decision, count(*) AS n"
         " FROM image WHERE settled_utc IS NOT NULL AND received_utc > ? GROUP BY 1, 2, 3",
-        first,
+        since,
     )
-    days, reasons = _days(rows, now), Counter[str]()
+    rows = [row for row in found if row["day"] in dates]
+    days, reasons = _days(rows, dates), Counter[str]()
     for row in rows:
         if row["reason"]:
             reasons[row["reason"]] += row["n"]
@@ -125,13 +127,16 @@ def read_statistics(ledger: Ledger, now: datetime | None = None) -> Statistics:
     return Statistics(days, kinds, reasons.most_common(), _times(ledger), _drift(ledger, now))
 
 
-def _days(rows: Sequence[Any], now: datetime) -> list[Day]:
+def _dates(now: datetime) -> list[str]:
+    """The days that are shown, on the cart's clock, ISO 8601."""
     today = now.astimezone().date()
-    dates = [(today - timedelta(days=back)).isoformat() for back in reversed(range(DAYS))]
+    return [(today - timedelta(days=back)).isoformat() for back in reversed(range(DAYS))]
+
+
+def _days(rows: Sequence[Any], dates: Sequence[str]) -> list[Day]:
     counts = {date: dict.fromkeys(KINDS, 0) for date in dates}
     for row in rows:
-        if row["day"] in counts:
-            counts[row["day"]][row["decision"] or NOT_ASSESSED] += row["n"]
+        counts[row["day"]][row["decision"] or NOT_ASSESSED] += row["n"]
     return [Day(date, counts[date]) for date in dates]
 
 
@@ -148,11 +153,11 @@ def _times(ledger: Ledger) -> list[Times]:
         _MOST_TIMES,
     )
     sent = ledger.rows(
-        "SELECT (julianday(changed_utc) - julianday(received_utc)) * 86400 AS seconds FROM"
-        " (SELECT object_id, changed_utc FROM outbox WHERE state = 'sent'"
+        "SELECT (julianday(sent_utc) - julianday(received_utc)) * 86400 AS seconds FROM"
+        " (SELECT object_id, sent_utc FROM outbox WHERE state IN (?, ?)"
         " ORDER BY object_id DESC LIMIT ?) JOIN object ON object.id = object_id"
         " JOIN result ON result.id = result_id JOIN image ON image.id = image_id",
-        _MOST_TIMES,
+        *(SENT, COMMITTED, _MOST_TIMES),
     )
     steps = (("assessor", assessed), ("settle", settled), ("send", sent))
     return [_percentiles(step, [row["seconds"] for row in rows]) for step, rows in steps]

@@ -14,8 +14,6 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-HEADER_BYTES = 6
-"""Type, reserved byte and length of a PDU (DICOM PS3.8, section 9.3.1)."""
 P_DATA = 0x04
 _KINDS = range(0x01, 0x08)
 _ABORT = bytes.fromhex("07 00 00000004 00 00 02 06")

@@ -5,8 +5,8 @@
 | whose size and time are alike in two scans, and that is whole | an image |
 | that is not whole, and does not change for ten minutes | an image; its result says why |
 | that is no image at all, likewise | passed over, with an event |
-| that cannot be read, likewise | told by an alert; it is taken once it can be read |
-| that is larger than the largest image | told by an alert; it is taken once the limit is raised |
+| that cannot be read, likewise | the subject of an alert; it is taken once it can be read |
+| that is larger than the largest image | the same; it is taken once the limit is raised |
 | under a name of unfinished files, hidden, or in a system's folder | not looked at |
 | that was taken and has not changed since | not looked at |
 | that lay there when the ledger was made again, of an image that is known | not taken again |
@@ -38,7 +38,7 @@ from deepcovid_edge.device.service import log
 from deepcovid_edge.errors import NotAssessedError, OutputError, one_line, require
 from deepcovid_edge.imaging.dicom.elements import BoundedStream, read_elements
 from deepcovid_edge.imaging.dicom.syntaxes import find_data_set
-from deepcovid_edge.imaging.files import read_bytes
+from deepcovid_edge.imaging.files import is_unfinished, read_bytes
 from deepcovid_edge.imaging.signatures import is_cut_off, is_dicom, known_kind
 from deepcovid_edge.reasons import Reason
 
@@ -47,7 +47,6 @@ STALE_SECONDS = 600.0
 """How long a file that is not whole may stay as it is."""
 DONE = "done"
 """Folder that taken files are moved to, beside them."""
-_UNFINISHED = (".part", ".partial", ".tmp", ".temp", ".crdownload", ".filepart", ".download", "~")
 _HIDDEN = (".", "~$")
 _DEEPEST = 16
 _SOP_UID = 0x00080018
@@ -84,7 +83,7 @@ class _Found:
 def is_passed_over(name: str) -> bool:
     """Whether a file of this name is none that somebody finished."""
     low = name.lower()
-    return low.startswith(_HIDDEN) or low.endswith(_UNFINISHED) or low in COMPANIONS
+    return low.startswith(_HIDDEN) or is_unfinished(low) or low in COMPANIONS
 
 
 def is_whole(data: bytes) -> bool:
@@ -265,12 +264,13 @@ class FolderWatch:
 
     def _list(self) -> dict[Path, Signature] | None:
         """All files that may be images; None where the folder cannot be read: an alert says so."""
-        key = f"folder_gone:{self.folder}"
+        code = AlertCode.FOLDER_GONE.code
+        key = f"{code}:{self.folder}"
         try:
             listed = shares.call(self.folder, partial(_list, self.folder, self._after == "move"))
         except OSError as error:
             why = error.strerror or type(error).__name__
-            self._ledger.raise_alert(key, "folder_gone", folder=str(self.folder), why=why)
+            self._ledger.raise_alert(key, code, folder=str(self.folder), why=why)
             return None
         self._ledger.clear_alert(key)
         return listed

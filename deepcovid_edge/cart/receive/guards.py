@@ -28,6 +28,7 @@ from functools import cache
 from socketserver import BaseServer
 from typing import TYPE_CHECKING, Any, cast
 
+from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.receive.connections import Connection, Limits
 from deepcovid_edge.errors import require
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     import ssl
 
 Report = Callable[[str, str, int, str], None]
-"""Is told what was refused: `unknown_sender` or `connection_ended`, the address, how often since
+"""Receives what was refused: `unknown_sender` or `connection_ended`, the address, how often since
 the last time, and why."""
 _LOOK_SECONDS = 0.25
 _MOST_NOTES = 32
@@ -50,7 +51,7 @@ class _Notes:
     """What is to be reported; the same of one address at most every so often.
 
     Args:
-        report: Is told.
+        report: Receives it.
         every_seconds: Shortest time between two reports of one kind, address and reason.
     """
 
@@ -85,7 +86,7 @@ class Guard:
     Args:
         is_named: Whether an IP address may connect.
         limits: What a connection may do.
-        report: Is told what was refused, by a thread of the guard's; raises nothing.
+        report: Receives what was refused, in a thread of the guard; raises nothing.
         tls: Of the server's side, or None.
         report_seconds: Shortest time between two reports of one kind, address and reason.
     """
@@ -147,7 +148,7 @@ class Guard:
         """Whether a connection that was just accepted may stay. Reads nothing from it."""
         address = plain_address(address)
         if not self._is_named(address):
-            self._notes.add("unknown_sender", address, "not a named peer")
+            self._notes.add(AlertCode.UNKNOWN_SENDER.code, address, "not a named peer")
             return False
         with self._lock:
             self._forget_ended()

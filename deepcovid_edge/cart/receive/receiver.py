@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import CartConfig, Peer
 from deepcovid_edge.cart.receive.connections import TOO_LARGE, Limits
 from deepcovid_edge.cart.receive.guards import NO_UID, Guard, guarded_server, plain_address
@@ -66,7 +67,9 @@ _MOST_PDU_BYTES = 1 << 17
 _MIB = 1 << 20
 _CALLED, _CALLING = (0x01, 0x01, 0x07), (0x01, 0x01, 0x03)
 """A-ASSOCIATE-RJ: permanent, by the user: AE title not recognised (PS3.8, table 9-21)."""
-_DISK_ALERT, _STRANGER, _TOO_LARGE = "disk_floor", "unknown_sender", "image_too_large"
+_DISK_ALERT = AlertCode.DISK_FLOOR.code
+_STRANGER = AlertCode.UNKNOWN_SENDER.code
+_TOO_LARGE = AlertCode.IMAGE_TOO_LARGE.code
 _MOST_STRANGERS = 20
 """Alerts about senders at once; a person needs no longer list."""
 

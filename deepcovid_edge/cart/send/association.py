@@ -185,7 +185,7 @@ class Associator(Severable):
                 )
         except OSError:  # the name of its host is not known
             return Answer("no connection: host not known", "transient", "destination")
-        return None if self.association.is_established else self._not_assessed()
+        return None if self.association.is_established else self._explain_failure()
 
     def _connected(self, event: Any) -> None:
         """Called by pynetdicom when the connection stands, before anything is sent."""
@@ -195,7 +195,7 @@ class Associator(Severable):
         if self._is_stopped:
             self.cut()
 
-    def _not_assessed(self) -> Answer:
+    def _explain_failure(self) -> Answer:
         """Why there is no association."""
         association, self.association = self.association, None
         connection, self._socket = self._socket, None

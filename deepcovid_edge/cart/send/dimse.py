@@ -2,7 +2,7 @@
 
 What leaves is what was built: the data set of the file, byte for byte, once the file has the
 SHA-256 that the ledger holds. A destination that takes Implicit VR Little Endian alone gets the
-same elements and values in that encoding (`work.implicit`), because PS3.5, 10.1 has every sender
+same elements and values in that encoding (`send.implicit`), because PS3.5, 10.1 has every sender
 offer it. Nothing is ever compressed or decompressed.
 """
 

@@ -6,7 +6,7 @@
 | it cannot be reached, or the end is uncertain | nothing more until the next wait is over |
 | it fails one object for now | that one waits; after three in a row, so does the destination |
 | it refuses one object for good | that one is parked; a person looks, and sends it again |
-| it refuses the cart (AE title not known) | told at once; it is tried again like a silent one |
+| it refuses the cart (AE title not known) | an alert at once; it is tried again like a silent one |
 | the end of an object is uncertain | its row stays `sending`: C-FIND is asked before a resend |
 
 A refusal of the whole association parks nothing, although the standard calls it permanent: it says
@@ -265,7 +265,7 @@ class Courier(threading.Thread):
                     break
                 self._deliver(sender, delivery)
         sender.close()
-        self._clear_not_assessed()
+        self._clear_rejection_alert()
         if self._commitment is not None and time.monotonic() >= self._held_until:
             self._commitment.ask(self._stopping)
 
@@ -303,7 +303,7 @@ class Courier(threading.Thread):
         elif answer.kind == "permanent":
             self._write(lambda: self._deliveries.park(delivery, answer.status))
             self._forget(delivery)
-            self._tell_not_assessed(answer)
+            self._raise_rejection_alert(answer)
             if answer.cause == "object":
                 self._answered()
         else:
@@ -345,7 +345,7 @@ class Courier(threading.Thread):
             wait = self._waits[at] * (1 + random.uniform(-_JITTER, _JITTER))
             self._held_until = time.monotonic() + wait
         if answer.rejects:
-            self._tell_not_assessed(answer)
+            self._raise_rejection_alert(answer)
         if self._failures >= FAILURES_UNTIL_ALERT:
             detail = {"destination": name, "since": self._silent_since, "status": answer.status}
             self._write(
@@ -366,7 +366,7 @@ class Courier(threading.Thread):
         self._write(lambda: self._ledger.clear_alert(f"silent:{self._destination.name}"))
         self._write(lambda: self._ledger.clear_alert(f"rejects cart:{self._destination.name}"))
 
-    def _tell_not_assessed(self, answer: Answer) -> None:
+    def _raise_rejection_alert(self, answer: Answer) -> None:
         name = self._destination.name
         key = f"rejects cart:{name}" if answer.rejects else f"rejects:{name}"
         detail = {"destination": name, "status": answer.status}
@@ -374,7 +374,7 @@ class Courier(threading.Thread):
             lambda: self._ledger.raise_alert(key, AlertCode.DESTINATION_REJECTS.code, **detail)
         )
 
-    def _clear_not_assessed(self) -> None:
+    def _clear_rejection_alert(self) -> None:
         key = f"rejects:{self._destination.name}"
         if self._ledger.row("SELECT 1 FROM alert WHERE key = ?", key) and not self._ledger.row(
             "SELECT 1 FROM outbox WHERE state = 'parked' AND destination = ?",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from datetime import datetime, timedelta, timezone
 from functools import cache
@@ -42,8 +41,3 @@ def boot_id() -> str:
         return _BOOT_ID.read_text().strip()
     except OSError:
         return ""
-
-
-def worker_name() -> str:
-    """A name for this process in the ledger."""
-    return f"{boot_id()[:8]}-{os.getpid()}"

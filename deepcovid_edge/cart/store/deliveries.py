@@ -119,8 +119,13 @@ class Deliveries:
 
     def sent(self, delivery: Delivery, status: str) -> None:
         """The destination answered that it has the object."""
-        with self.ledger.transaction():
+        with self.ledger.transaction() as now:
             self._set(delivery, SENT, status=status)
+            now.execute(
+                "UPDATE outbox SET sent_utc = coalesce(sent_utc, changed_utc)"
+                " WHERE object_id = ? AND destination = ?",
+                (delivery.object_id, delivery.destination),
+            )
             self.ledger.event(
                 "sent",
                 delivery.image_id,

@@ -204,7 +204,7 @@ class Intake:
         return taken
 
     def _receive_again(self, image_id: int, image: _Image) -> None:
-        """Have an image whose file is back assessed anew."""
+        """Have an image whose file is back assessed again."""
         with self.ledger.transaction() as now:
             now.execute(
                 "UPDATE image SET state = ?, tries = 0, reason = NULL, settled_utc = NULL"

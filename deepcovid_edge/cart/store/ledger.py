@@ -25,13 +25,20 @@ LEDGER_NAME = "ledger.db"
 BUSY_SECONDS = 5.0
 """Longest wait for another role's transaction; they take milliseconds."""
 _FIRST_HASH = "0" * 64
-_NOT_WRITTEN = ("locked", "locking", "full", "busy", "readonly", "disk I/O", "unable to open")
+_NO_ROOM = ("full", "disk I/O")
+"""What SQLite says where the disk is full: `disk I/O error` where the memory of its log has no room
+(SQLITE_IOERR_SHMSIZE), or where a quota ends."""
+_NOT_WRITTEN = (*_NO_ROOM, "locked", "locking", "busy", "readonly", "unable to open")
 """What SQLite says where a ledger cannot be written now; other errors are faults of the program.
 `locking protocol` is a race for the log of a process that was killed (SQLITE_PROTOCOL)."""
 
 
 class LedgerBusyError(OutputError):
     """Raised when the ledger cannot be written: its disk is full, or it is locked for too long."""
+
+
+class LedgerFullError(LedgerBusyError):
+    """Raised when the ledger cannot be written because its disk has no room, or fails."""
 
 
 class LedgerDamagedError(OutputError):
@@ -105,7 +112,8 @@ class Ledger(Closing):
         """One transaction: all of it is written, or nothing. One within another is part of it.
 
         Raises:
-            LedgerBusyError: The disk is full, or another role holds the ledger for too long.
+            LedgerFullError: The disk is full.
+            LedgerBusyError: Another role holds the ledger for too long.
         """
         with self._lock, _explained(self.path):
             if self._depth:
@@ -147,7 +155,7 @@ class Ledger(Closing):
         return int(found.lastrowid or 0)
 
     def event(self, what: str, image_id: int | None = None, **detail: Any) -> None:
-        """Append what happened; see `verify_events`. No name of a patient belongs into it."""
+        """Append what happened; see `broken_event`. No name of a patient belongs into it."""
         with self.transaction() as now:
             last = now.execute("SELECT hash FROM event ORDER BY id DESC LIMIT 1").fetchone()
             previous = last["hash"] if last else _FIRST_HASH
@@ -175,7 +183,7 @@ class Ledger(Closing):
         return None
 
     def raise_alert(self, key: str, code: str, **detail: Any) -> None:
-        """Tell people something until it is over; the same is told once, and a key has one alert.
+        """Raise an alert until it is cleared; a key has one, and the same again changes nothing.
 
         Args:
             key: What tells this alert from all others, such as a code with a destination's name.
@@ -193,7 +201,7 @@ class Ledger(Closing):
                 self.event("alert", key=key, code=code, **detail)
 
     def clear_alert(self, key: str) -> None:
-        """What an alert told is over."""
+        """End an alert, if there is one: what it says is over."""
         if not self.row("SELECT 1 FROM alert WHERE key = ?", key):
             return  # asked often: no write where there is nothing to clear
         with self.transaction() as now:
@@ -243,7 +251,9 @@ def _explained(path: Path) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         if not any(sign in str(error) for sign in _NOT_WRITTEN):
             raise
-        raise LedgerBusyError(f"{path}: {error}") from error
+        has_no_room = any(sign in str(error) for sign in _NO_ROOM)
+        kind = LedgerFullError if has_no_room else LedgerBusyError
+        raise kind(f"{path}: {error}") from error
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.IntegrityError):
             raise

@@ -14,8 +14,9 @@ import contextlib
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from deepcovid_edge.cart.store.deliveries import Deliveries
 from deepcovid_edge.cart.store.image_header import NotTakenError, read_image_header
@@ -32,7 +33,9 @@ from deepcovid_edge.cart.store.schema import (
     SENT,
 )
 from deepcovid_edge.cart.store.spool import Spool
+from deepcovid_edge.decision.record import SIGNS
 from deepcovid_edge.errors import OutputError
+from deepcovid_edge.reasons import Reason
 
 ALERT_KEY = "ledger"
 """Of the alert that the ledger was made again or restored, whatever its code."""
@@ -175,21 +178,42 @@ def _images(spool: Spool) -> Iterator[Path]:
 
 
 def _settled(folder: Path) -> Settled | None:
-    """The result whose files lie in a folder; None unless all of them are whole."""
+    """The result whose files lie in a folder; None unless all are whole, and of the cart."""
     try:
         values = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
+        _check_record(values["record"])
         objects = [_object(folder, one) for one in values["objects"]]
-    except (OSError, ValueError, KeyError, NotTakenError):
+        settled = Settled(values["record"], objects, values["destinations"])
+        settled_text(settled)  # what cannot be written was not written by the cart
+    except (OSError, LookupError, AttributeError, TypeError, ValueError, NotTakenError):
         return None
-    return Settled(values["record"], objects, values["destinations"])
+    return settled
 
 
-def _object(folder: Path, values: dict[str, str]) -> BuiltObject:
+def _check_record(record: Mapping[str, Any]) -> None:
+    """Check that a record is one of `infer`, as far as the ledger and the page read it.
+
+    Raises:
+        ValueError: A value is not. What lacks keys, or is no mapping, raises as Python does.
+    """
+    if record["reason"] is not None:
+        Reason.of(record["reason"])
+    score, site = record["probability"], record["site"]
+    made_by = record["model_sha256"], site["sha256"] if site else ""
+    if not (
+        record["decision"] in SIGNS
+        and (score is None or isinstance(score, int | float))
+        and all(isinstance(sha256, str) for sha256 in made_by)
+    ):
+        raise ValueError("record: has values that `infer` does not write")
+
+
+def _object(folder: Path, values: Mapping[str, Any]) -> BuiltObject:
     path = folder / values["name"]
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
-    if digest != values["sha256"]:
-        raise ValueError(f"{path}: other bytes than were sent")
+    if path.parent != folder or digest != values["sha256"] or not isinstance(values["kind"], str):
+        raise ValueError(f"{path}: is not the object that was sent")
     header = read_image_header(data)
     return BuiltObject(values["kind"], header.sop_class, header.sop_uid, path, digest)
 

@@ -46,7 +46,7 @@ def delete_old(ledger: Ledger, spool: Spool, settings: RetentionSettings) -> int
     The row says `expired` before the files are gone: one whose row says otherwise has its files.
     """
     if clock_is_plausible():
-        _date_anew(ledger)
+        _correct_dates(ledger)
     doomed = [*_aged(ledger, settings)]
     doomed += _over_quota(ledger, settings, {row for row, _ in doomed})
     for image_id, _ in doomed:
@@ -62,8 +62,8 @@ def delete_old(ledger: Ledger, spool: Spool, settings: RetentionSettings) -> int
     return len(doomed)
 
 
-def _date_anew(ledger: Ledger) -> None:
-    """Have images that were settled, or sent, under a wrong clock be so now."""
+def _correct_dates(ledger: Ledger) -> None:
+    """Date images that were settled, or sent, under a wrong clock as of now."""
     settled = ledger.rows(
         "SELECT id, settled_utc AS at FROM image WHERE state IN (?, ?)", ASSESSED, NOT_ASSESSED
     )

@@ -37,6 +37,13 @@ RECEIVED, ASSESSING, ASSESSED, NOT_ASSESSED, EXPIRED = (
 IMAGE_STATES = (RECEIVED, ASSESSING, ASSESSED, NOT_ASSESSED, EXPIRED)
 QUEUED, SENDING, SENT, COMMITTED, PARKED = "queued", "sending", "sent", "committed", "parked"
 OUTBOX_STATES = (QUEUED, SENDING, SENT, COMMITTED, PARKED)
+ALIVE_KEY = "work alive"
+"""Of the table `meta`: when the worker last said that it runs, seconds since 1970."""
+ASSESSOR_KEY, HAS_NONE = "work assessor", "none"
+"""Of the table `meta`: key, and its value while no assessor can be started. A person may end the
+alert meanwhile; that starts none."""
+ASSESSOR_ALERT = "assessor"
+"""Key of the alert that no assessor can be started, whatever its code."""
 
 _FIRST = """
 CREATE TABLE image (
@@ -57,6 +64,7 @@ CREATE TABLE image (
     tries INTEGER NOT NULL DEFAULT 0,
     reason TEXT,
     settled_utc TEXT,
+    result_bytes INTEGER NOT NULL DEFAULT 0,
     CHECK (state IN ('received', 'assessing', 'assessed', 'not_assessed', 'expired'))
 );
 CREATE INDEX image_state ON image (state, id);
@@ -110,6 +118,7 @@ CREATE TABLE outbox (
     last_status TEXT,
     transaction_uid TEXT,
     changed_utc TEXT NOT NULL,
+    sent_utc TEXT,
     PRIMARY KEY (object_id, destination),
     CHECK (state IN ('queued', 'sending', 'sent', 'committed', 'parked'))
 );
@@ -127,11 +136,10 @@ CREATE TABLE alert (
     key TEXT PRIMARY KEY,
     code TEXT NOT NULL,
     detail TEXT NOT NULL,
-    since_utc TEXT NOT NULL,
-    seen_by TEXT
+    since_utc TEXT NOT NULL
 );
 CREATE TABLE seen (
-    path TEXT PRIMARY KEY,
+    path BLOB PRIMARY KEY,
     bytes INTEGER NOT NULL,
     modified_ns INTEGER NOT NULL,
     inode INTEGER NOT NULL,
@@ -150,22 +158,9 @@ CREATE TABLE commitment (
 );
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
-
-
-_SECOND = """
-ALTER TABLE image ADD COLUMN result_bytes INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE seen RENAME TO old_seen;
-CREATE TABLE seen (
-    path BLOB PRIMARY KEY,
-    bytes INTEGER NOT NULL,
-    modified_ns INTEGER NOT NULL,
-    inode INTEGER NOT NULL,
-    image_id INTEGER REFERENCES image (id)
-);
-INSERT INTO seen SELECT CAST(path AS BLOB), bytes, modified_ns, inode, image_id FROM old_seen;
-DROP TABLE old_seen;
-"""
-"""Paths are bytes, since a name may be in any encoding; results count towards the quota."""
+"""`seen.path` is bytes, since a name may be in any encoding. `image.result_bytes` counts towards
+the quota. `outbox.sent_utc` is when the destination first had the object; `changed_utc` is when
+the row got its state."""
 
 
 def _run(statements: str, connection: sqlite3.Connection) -> None:
@@ -174,10 +169,7 @@ def _run(statements: str, connection: sqlite3.Connection) -> None:
             connection.execute(statement)
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
-    partial(_run, _FIRST),
-    partial(_run, _SECOND),
-)
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (partial(_run, _FIRST),)
 """Number n of these makes version n + 1 of version n; a released one is never changed."""
 
 

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from deepcovid_edge.cart.store.ledger import LedgerFullError
 from deepcovid_edge.errors import OutputError
 
 _FOLDERS = ("incoming", "images", "results", "quarantine")
@@ -91,11 +92,12 @@ class Spool:
         """Write into the ledger; where the disk is full, into the room of the ballast.
 
         Raises:
-            OutputError: There is no room there either.
+            LedgerFullError: There is no room there either.
+            LedgerBusyError: Another role holds the ledger for too long.
         """
         try:
             write()
-        except OutputError:
+        except LedgerFullError:
             self.drop_ballast()
             write()
 

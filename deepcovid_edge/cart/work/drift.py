@@ -7,14 +7,13 @@ so. Results of another model or site file are not compared.
 | what | test |
 | --- | --- |
 | score | two-sample test of Smirnov, exact (`two_samples.smirnov_p`) |
-| each out-of-distribution score, where the record has one | the same |
 | share of images that were not assessed | Fisher's exact test of two proportions |
 
 The p-values of all tests of a day, of all images and of each device, are corrected together (Holm).
-A change is told where its corrected p-value is below 0.01 *and* it is large: a distance of 0.2
-between the distributions, or 5 images in 100 more or fewer not assessed. Of thousands of images a
-week every difference would be significant. Fewer than 50 images a week, or in the reference, prove
-nothing: an alert then stays as it is.
+The alert names a change whose corrected p-value is below 0.01 *and* that is large: a distance of
+0.2 between the distributions, or 5 images in 100 more or fewer not assessed. Of thousands of images
+a week every difference would be significant. Fewer than 50 images a week, or in the reference,
+prove nothing: an alert then stays as it is.
 
 Nothing here reads who an image is of; a device is what the header says: manufacturer, model,
 station.
@@ -27,20 +26,17 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
 
 from deepcovid_edge.cart.alerts import AlertCode
-from deepcovid_edge.cart.config import CartConfig
+from deepcovid_edge.cart.store.drift_window import LEAST_RESULTS, REFERENCE_RESULTS, WEEK
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.work.two_samples import fisher_p, holm, smirnov_distance, smirnov_p
 from deepcovid_edge.device.service import log
 
-REFERENCE_RESULTS = 200
-LEAST_RESULTS = 50
-WEEK = timedelta(days=7)
 LEVEL = 0.01
 """Chance of a false alarm in one comparison, of all its tests together."""
 LEAST_DISTANCE, LEAST_CHANGE = 0.2, 0.05
@@ -55,13 +51,13 @@ class Sample:
     """Results in numbers.
 
     Attributes:
-        values: Name of a score -> its value in each result that has it.
+        scores: Probabilities of the images that were assessed.
         not_assessed: How many were not assessed.
         images: How many there are.
         devices: Device -> number of images.
     """
 
-    values: dict[str, list[float]] = field(default_factory=dict)
+    scores: list[float] = field(default_factory=list)
     not_assessed: int = 0
     images: int = 0
     devices: Counter[str] = field(default_factory=Counter)
@@ -70,11 +66,10 @@ class Sample:
         """Count a record."""
         self.images += 1
         self.devices[device] += 1
-        self.not_assessed += record.get("reason") is not None
-        scores = {_SCORE: record.get("probability"), **(record.get("ood_scores") or {})}
-        for name, value in scores.items():
-            if isinstance(value, int | float):
-                self.values.setdefault(name, []).append(float(value))
+        if record["probability"] is None:
+            self.not_assessed += 1
+        else:
+            self.scores.append(record["probability"])
 
 
 @dataclass(frozen=True)
@@ -83,7 +78,7 @@ class Change:
 
     Attributes:
         device: Of this device alone; empty for all images.
-        what: Which figure.
+        what: `score` or `not assessed`.
         before: Share of the reference that was not assessed; None of a score.
         now: The same of this week.
         effect: Distance of the distributions, or of the shares; 0 to 1.
@@ -109,9 +104,8 @@ class Change:
             more = "More" if self.now > self.before else "Fewer"
             found = f"{self.now:.0%} instead of {self.before:.0%}"
             return f"{more} images {of}are not assessed: {found} (p {_p_text(self.p)})."
-        name = "score" if self.what == _SCORE else f"out-of-distribution score `{self.what}`"
         return (
-            f"The {name} of images {of}is distributed in another way: distance {self.effect:.2f} "
+            f"The score of images {of}is distributed in another way: distance {self.effect:.2f} "
             f"(p {_p_text(self.p)})."
         )
 
@@ -133,12 +127,11 @@ def compare(reference: Sample, week: Sample, device: str = _ALL) -> list[Change]
     shares = counts[0][0] / counts[0][1], counts[1][0] / counts[1][1]
     effect = abs(shares[1] - shares[0])
     found = [Change(device, _REFUSED, *shares, effect, fisher_p(*counts))]
-    for name in sorted(reference.values.keys() & week.values.keys()):
-        before, now = np.array(reference.values[name]), np.array(week.values[name])
-        if min(len(before), len(now)) >= LEAST_RESULTS:
-            distance = smirnov_distance(before, now)
-            p = smirnov_p(distance, len(before), len(now))
-            found.append(Change(device, name, None, None, distance, p))
+    before, now = np.array(reference.scores), np.array(week.scores)
+    if min(len(before), len(now)) >= LEAST_RESULTS:
+        distance = smirnov_distance(before, now)
+        p = smirnov_p(distance, len(before), len(now))
+        found.append(Change(device, _SCORE, None, None, distance, p))
     return found
 
 
@@ -156,25 +149,27 @@ class DriftWatch:
     """Raises and clears the alert `images_changed`.
 
     Args:
-        config: The configuration; not read today.
         ledger: The ledger.
     """
 
-    def __init__(self, config: CartConfig, ledger: Ledger) -> None:
-        del config
+    def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._next_look = 0.0
 
     def look(self) -> None:
-        """Compare, if that was not done within a day."""
+        """Compare, if that was not done within a day.
+
+        Raises:
+            LedgerBusyError: The ledger cannot be read or written; the next call compares.
+        """
         if time.monotonic() < self._next_look:
             return
-        self._next_look = time.monotonic() + LOOK_SECONDS
         newest = self._ledger.row(
             "SELECT model_sha256, site_sha256 FROM result ORDER BY id DESC LIMIT 1"
         )
         if newest is not None:
             self._compare(newest["model_sha256"], newest["site_sha256"])
+        self._next_look = time.monotonic() + LOOK_SECONDS
 
     def _compare(self, model: str, site: str) -> None:
         reference, last = self._reference(model, site)

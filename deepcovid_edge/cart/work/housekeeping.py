@@ -106,7 +106,7 @@ class Housekeeping:
         self.ledger.clear_alert(code)
 
     def _look_at_destinations(self) -> None:
-        """Nothing is sent to a destination that was removed; what waits for it is told of."""
+        """Nothing is sent to a destination that was removed; an alert names what waits for it."""
         named = [one.name for one in self.config.destinations]
         waiting = Deliveries(self.ledger, self.spool).of_removed(named)
         code = AlertCode.DESTINATION_REMOVED.code
@@ -141,10 +141,11 @@ class Housekeeping:
             self.ledger.clear_alert(AlertCode.NO_IMAGE.code)
 
     def _look_at_clock(self) -> None:
+        code = AlertCode.CLOCK.code
         if clock_is_plausible():
-            self.ledger.clear_alert("clock")
+            self.ledger.clear_alert(code)
         else:
-            self.ledger.raise_alert("clock", AlertCode.CLOCK.code, year=time.gmtime().tm_year)
+            self.ledger.raise_alert(code, code, year=time.gmtime().tm_year)
 
     def _look_at_certificates(self) -> None:
         for of, path in _certificates(self.config).items():

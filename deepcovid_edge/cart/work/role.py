@@ -29,7 +29,7 @@ def work(config: CartConfig, stop: threading.Event) -> None:
         if not is_held:
             return
         outbox = Outbox(config, ledger, spool)
-        drift = DriftWatch(config, ledger)
+        drift = DriftWatch(ledger)
         house = Housekeeping(config, ledger, spool, stop, drift.look)
         worker = Worker(config, ledger, spool, stop, outbox.wake)
         outbox.start()

@@ -1,12 +1,12 @@
 """`cart work`: assesses images one after another, and sends what came of them.
 
 The assessor is a child process, which has the next image while the result of the last one is
-written. An image that ends it is tried again, three times in all; then it is not assessed, kept
-aside and told of. That the cart itself is ended is seldom the image's fault, so it costs an image
-one of more tries; one that was tried before is assessed while no other is written. A server that
-does not answer costs none. Results, their objects and the outbox are one transaction, so an image
-is assessed once whatever happens in between. One that is assessed again has its objects made at the
-time of the first ones, so that their bytes are the same.
+written. An image that ends it is tried again, three times in all; then it is not assessed, it is
+kept aside, and an alert names it. That the cart itself is ended is seldom the image's fault, so it
+costs an image one of more tries; one that was tried before is assessed while no other is written. A
+server that does not answer costs none. Results, their objects and the outbox are one transaction,
+so an image is assessed once whatever happens in between. One that is assessed again has its objects
+made at the time of the first ones, so that their bytes are the same.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from deepcovid_edge.cart.config import CartConfig
 from deepcovid_edge.cart.model_pointer import ModelChoice, model_in_use, note_running
 from deepcovid_edge.cart.store.clock import now_utc
 from deepcovid_edge.cart.store.images import ClaimedImage, Images, Settled
-from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError
+from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError, LedgerFullError
 from deepcovid_edge.cart.store.rebuild import RECORD_NAME, settled_text
+from deepcovid_edge.cart.store.schema import ALIVE_KEY, ASSESSOR_ALERT, ASSESSOR_KEY, HAS_NONE
 from deepcovid_edge.cart.store.spool import Spool, SpoolFullError
 from deepcovid_edge.cart.work.assessor import (
     AssessorCrashedError,
@@ -50,9 +51,6 @@ _MOST_TRIES = 10
 times that a server which was there gave no answer for it."""
 _FINISH_SECONDS = 5.0
 """Longest wait for the image in work once the cart is to stop; then it is given back."""
-ASSESSOR_KEY, HAS_NONE = "work assessor", "none"
-"""What the ledger says while no assessor can be started, whatever becomes of the alert."""
-ALIVE_KEY = "work alive"
 _ALIVE_SECONDS = 5.0
 
 
@@ -109,7 +107,8 @@ class Worker(Closing):
                     self.stop.wait(_LOOK_SECONDS)
             except (LedgerBusyError, SpoolFullError) as error:
                 log("disk", error=one_line(error))
-                self.spool.drop_ballast()
+                if isinstance(error, LedgerFullError | SpoolFullError):
+                    self.spool.drop_ballast()
                 self._lacks_room = self._must_release = True
                 self.stop.wait(1.0)
         with suppress(LedgerBusyError, SpoolFullError):
@@ -129,7 +128,7 @@ class Worker(Closing):
             return
         self._alive = time.monotonic()
         self.ledger.set_meta(ALIVE_KEY, f"{time.time():.0f}")
-        notify(f"STATUS={self.images.waiting()} images wait")
+        notify(f"STATUS=Images that wait: {self.images.waiting()}")
 
     def _feed_watchdog(self) -> None:
         """Tell systemd that the loop turns: every wait within it has an end of its own."""
@@ -174,14 +173,14 @@ class Worker(Closing):
             self.ledger.set_meta(ASSESSOR_KEY, HAS_NONE)
             failed = isinstance(error, AssessorFailedError)
             code = AlertCode.MODEL if failed else AlertCode.ASSESSOR_STOPPED
-            self.ledger.raise_alert("assessor", code.code, why=str(error), model=model)
+            self.ledger.raise_alert(ASSESSOR_ALERT, code.code, why=str(error), model=model)
             log("no assessor", why=str(error))
             self._wait_to_restart()
             return None
         self._failures = 0
         self.ledger.set_meta(ASSESSOR_KEY, "started")
         note_running(self.ledger, ModelChoice(model, site), assessor.template)
-        self.ledger.clear_alert("assessor")
+        self.ledger.clear_alert(ASSESSOR_ALERT)
         self.ledger.event("assessor started", model=model, sha256=assessor.template["model_sha256"])
         log("assessor started", model=model, backend=assessor.backend)
         return assessor

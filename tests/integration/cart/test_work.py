@@ -79,7 +79,7 @@ def assessor_of(worker: Worker) -> AssessorProcess:
     return assessor
 
 
-def test_a_assessor_that_is_killed_is_started_again_and_the_image_is_assessed(
+def test_an_assessor_that_is_killed_is_started_again_and_the_image_is_assessed(
     worker: Worker, store: Store
 ) -> None:
     take(store, 1)
@@ -143,7 +143,7 @@ def test_an_assessor_that_does_nothing_is_not_waited_for_so_long(
     assert store.states()[-1] == "assessed"
 
 
-def test_a_assessor_that_hangs_is_ended_in_time(
+def test_an_assessor_that_hangs_is_ended_in_time(
     worker: Worker, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take(store, 2)
@@ -180,7 +180,7 @@ def test_an_image_that_cannot_be_read_any_more_is_not_assessed_and_the_next_one_
     assert (record["reason"], record["sha256"]) == ("E_UNREADABLE", None)
 
 
-def test_a_assessor_ends_with_its_worker(config: CartConfig) -> None:
+def test_an_assessor_ends_with_its_worker(config: CartConfig) -> None:
     program = (
         "import os, sys, pathlib\n"
         "from deepcovid_edge.cart.config import read_config\n"
@@ -247,7 +247,7 @@ def test_a_model_that_was_not_verified_and_a_site_file_of_another_one_are_refuse
         assert store.ledger.get_meta("model") == before
 
 
-def test_a_assessor_whose_images_get_no_number_is_told(
+def test_an_assessor_whose_images_get_no_number_is_told(
     config: CartConfig, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:

@@ -19,8 +19,7 @@ from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.page import health, images
 from deepcovid_edge.cart.page.changes import LOOK_SECONDS
 from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError, LedgerDamagedError
-from deepcovid_edge.cart.store.schema import IMAGE_STATES
-from deepcovid_edge.cart.work.worker import ASSESSOR_KEY, HAS_NONE
+from deepcovid_edge.cart.store.schema import ASSESSOR_KEY, HAS_NONE, IMAGE_STATES
 
 PAGES = ("/", "/image/1", "/alerts", "/statistics", "/audit", "/metrics", "/readyz")
 

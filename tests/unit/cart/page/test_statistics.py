@@ -5,19 +5,12 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+from cart_outbox import fill
 from cart_page import put
 from cart_store import open_store
 
-from deepcovid_edge.cart.page import health, statistics
-from deepcovid_edge.cart.page.statistics import _percentiles, read_statistics, steps_of
-from deepcovid_edge.cart.work import drift, worker
-
-
-def test_the_constants_are_those_of_the_roles_that_they_speak_of() -> None:
-    assert statistics.REFERENCE_RESULTS == drift.REFERENCE_RESULTS
-    assert statistics.LEAST_RESULTS == drift.LEAST_RESULTS
-    assert statistics.WEEK == drift.WEEK
-    assert health._ALIVE_KEY == worker.ALIVE_KEY
+from deepcovid_edge.cart.page.statistics import DAYS, _percentiles, read_statistics, steps_of
+from deepcovid_edge.cart.store.deliveries import Deliveries
 
 
 def test_images_are_counted_by_day_and_kind_and_reason(tmp_path: Path) -> None:
@@ -40,6 +33,47 @@ def test_an_old_image_is_not_counted(tmp_path: Path) -> None:
         later = datetime.now(timezone.utc) + timedelta(days=15)
         found = read_statistics(store.ledger, later)
     assert found.total == 0
+
+
+def test_days_and_reasons_are_of_the_same_calendar_days(tmp_path: Path) -> None:
+    noon = datetime.now().replace(hour=12, minute=0, second=0, microsecond=0)
+    first = noon.replace(hour=0) - timedelta(days=DAYS - 1)
+    moments = {
+        "E_BLANK": first + timedelta(seconds=1),
+        "E_VIEW": first - timedelta(seconds=1),  # of the 15th calendar day, yet 14 days ago
+        "E_AGE": noon + timedelta(days=2),  # the clock was set back since
+    }
+    with open_store(tmp_path / "spool") as store:
+        for number, (reason, moment) in enumerate(moments.items()):
+            image = put(store, number, None, picture=False, record={"reason": reason})
+            when = moment.astimezone(timezone.utc).isoformat(timespec="milliseconds")
+            with store.ledger.transaction() as now:
+                now.execute("UPDATE image SET received_utc = ? WHERE id = ?", (when, image))
+        found = read_statistics(store.ledger, noon.astimezone(timezone.utc))
+    assert found.reasons == [("E_BLANK", 1)]
+    assert [day.total for day in found.days] == [1] + [0] * (DAYS - 1)
+
+
+def test_the_time_of_sending_is_that_of_the_first_answer(tmp_path: Path) -> None:
+    with open_store(tmp_path / "spool") as store:
+        fill(store, 2, kinds=("sr",))
+        deliveries = Deliveries(store.ledger, store.spool)
+        for delivery in deliveries.due("pacs"):
+            deliveries.sent(delivery, "0x0000")
+        with store.ledger.transaction() as now:
+            now.execute("UPDATE image SET received_utc = '2026-12-01T10:00:00.000+00:00'")
+            now.execute("UPDATE outbox SET sent_utc = '2026-12-01T10:00:07.000+00:00'")
+        (kept,) = store.ledger.rows("SELECT sop_uid FROM object WHERE id = 1")
+        deliveries.ask_commitment("pacs", "2.25.1", [kept["sop_uid"]])
+        deliveries.settle_commitment("pacs", "2.25.1", [kept["sop_uid"]], [])
+        deliveries.resend(2)
+        (again,) = deliveries.due("pacs")
+        deliveries.sent(again, "0x0000")
+        states = {row["state"] for row in store.ledger.rows("SELECT state FROM outbox")}
+        sending = read_statistics(store.ledger).times[2]
+    assert states == {"sent", "committed"}
+    assert (sending.step, sending.count) == ("send", 2)
+    assert {round(seconds, 2) for seconds in sending.seconds.values()} == {7.0}
 
 
 def test_an_empty_ledger_has_statistics(tmp_path: Path) -> None:

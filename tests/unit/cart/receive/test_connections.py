@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from deepcovid_edge.cart.receive.connections import HEADER_BYTES, Connection, Limits
+from deepcovid_edge.cart.receive.connections import Connection, Limits
 
 LIMITS = Limits(
     most_pdu_bytes=1000,
@@ -37,8 +37,8 @@ def pdu(kind: int, length: int) -> bytes:
 
 def read_pdu(connection: Connection) -> int:
     """Read as pynetdicom does: a header, then the body that it states; bytes of the body."""
-    header = connection.read(HEADER_BYTES)
-    assert len(header) == HEADER_BYTES
+    header = connection.read(6)
+    assert len(header) == 6
     return len(connection.read(int.from_bytes(header[2:], "big")))
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from cart_store import KINDS, Store, make_image
+from cart_store import KINDS, Store, make_image, record
 from cart_store import open_store as open_as_the_tests
 
 from deepcovid_edge.cart.config import CartSettings, ReceiveSettings
@@ -20,11 +19,7 @@ from deepcovid_edge.cart.store.deliveries import Deliveries
 from deepcovid_edge.cart.store.images import Settled
 from deepcovid_edge.cart.store.ledger import LEDGER_NAME
 from deepcovid_edge.cart.store.opening import open_store
-from deepcovid_edge.cart.store.rebuild import RECORD_NAME, settled_text
 from deepcovid_edge.cart.store.retention import RetentionSettings, delete_old
-from deepcovid_edge.cart.store.schema import MIGRATIONS
-
-RECORD = {"decision": "negative", "reason": None, "model_sha256": "0" * 64, "site": None}
 
 
 class Cart:
@@ -77,9 +72,8 @@ def assess(store: Store) -> None:
     claimed = store.images.claim()
     assert claimed is not None
     objects = [store.built(claimed, kind) for kind in KINDS]
-    settled = Settled(RECORD, objects, {"pacs": KINDS})
-    place = store.spool.results(claimed.content_sha256) / RECORD_NAME
-    store.spool.store([settled_text(settled).encode()], place)
+    settled = Settled(record("negative"), objects, {"pacs": KINDS})
+    store.write_record(claimed, settled)
     store.images.settle(claimed, settled)
 
 
@@ -162,17 +156,3 @@ def test_what_is_not_known_to_be_answered_is_taken(cart: Cart, why: str) -> None
         cart.scan()
         assert store.states() == ["received"]
         assert [*(cart.spool / "images").rglob("*.dcm")]
-
-
-def test_a_copy_of_the_first_version_is_read_too(cart: Cart) -> None:
-    copy = cart.copies / "ledger-000001-2026-12-01.db"
-    cart.copies.mkdir()
-    with closing(sqlite3.connect(copy)) as old, old:
-        MIGRATIONS[0](old)
-        old.execute(
-            "INSERT INTO image (content_sha256, suffix, bytes, source, received_utc, boot_id,"
-            " clock_ok, state) VALUES ('ab', '.dcm', 1, 'folder', '2026', '', 1, 'expired')"
-        )
-    cart.lose_ledger()
-    with cart.start() as store:
-        assert store.states() == ["expired", "assessed"]

@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from cart_store import Store, open_store
+from cart_store import Store, open_store, record
 from click.testing import CliRunner
 from whole_cart import KANARI
 
@@ -23,7 +23,6 @@ from deepcovid_edge.cart.store.deliveries import Deliveries
 from deepcovid_edge.cart.store.images import Settled
 from deepcovid_edge.cart.store.ledger import LEDGER_NAME
 from deepcovid_edge.cart.store.opening import open_store as open_as_a_role
-from deepcovid_edge.cart.store.rebuild import RECORD_NAME, settled_text
 from deepcovid_edge.cart.work import housekeeping
 from deepcovid_edge.cart.work.housekeeping import Housekeeping
 from deepcovid_edge.errors import NotThereError, OutputError, UsageError
@@ -57,11 +56,9 @@ def assess_as_the_worker(store: Store) -> None:
     """Settle the image that has waited longest; its record lies beside the objects."""
     claimed = store.images.claim()
     assert claimed is not None
-    record = {"decision": "negative", "reason": None, "model_sha256": "0" * 64, "site": None}
     objects = [store.built(claimed, kind) for kind in ("sr", "sc")]
-    settled = Settled(record, objects, {"pacs": ("sr", "sc")})
-    place = store.spool.results(claimed.content_sha256) / RECORD_NAME
-    store.spool.store([settled_text(settled).encode()], place)
+    settled = Settled(record("negative"), objects, {"pacs": ("sr", "sc")})
+    store.write_record(claimed, settled)
     store.images.settle(claimed, settled)
 
 
@@ -193,7 +190,7 @@ def test_a_lost_ledger_is_restored_by_the_command(store: Store, tmp_path: Path) 
     for path in store.spool.folder.glob(f"{LEDGER_NAME}*"):
         path.unlink()
     done = CliRunner().invoke(command, ["restore", str(config)])
-    assert "0 images since then were added" in done.output, done.output
+    assert "0 later images were added" in done.output, done.output
     ledger, _ = open_as_a_role(read_config(config).cart)  # finds nothing to make again
     with ledger:
         assert ledger.row("SELECT count(*) AS n FROM arrival WHERE source = 'rebuild'")["n"] == 0  # type: ignore[index]

@@ -55,7 +55,7 @@ def test_an_image_s_results_go_to_new_destinations_and_not_to_removed_ones(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert resend(config, 1, "--to", "reports") == ExitCode.DONE
-    assert capsys.readouterr().out == "1 objects are queued.\n"
+    assert capsys.readouterr().out == "1 object is queued.\n"
     with open_store(config.parent / "spool") as store:
         assert rows(store) == SENT + REPORTS
     assert resend(config, 1) == ExitCode.DONE

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cart_store import DESTINATIONS, FOLDER, ROOMY, Store, make_image, open_store
+from cart_store import DESTINATIONS, FOLDER, Store, make_image, open_store, record
 from dicom_files import DX, EXPLICIT, dataset, written
 
 from deepcovid_edge.cart.config import CartSettings
@@ -21,9 +19,8 @@ from deepcovid_edge.cart.store.deliveries import Deliveries
 from deepcovid_edge.cart.store.images import Settled
 from deepcovid_edge.cart.store.intake import Arrival
 from deepcovid_edge.cart.store.ledger import LEDGER_NAME, move_aside
-from deepcovid_edge.cart.store.rebuild import RECORD_NAME, note_unknown, settled_text
+from deepcovid_edge.cart.store.rebuild import note_unknown
 from deepcovid_edge.cart.store.retention import RetentionSettings, delete_old
-from deepcovid_edge.cart.store.schema import MIGRATIONS
 from deepcovid_edge.imaging.dicom.syntaxes import IMPLICIT, file_meta_end
 
 UNREADABLE = "E_UNREADABLE"
@@ -139,7 +136,7 @@ def test_an_image_whose_file_was_lost_is_stored_when_it_comes_again(
         kept.symlink_to("/proc/self/mem")
         claimed = store.images.claim()
         assert claimed is not None
-        store.images.settle(claimed, Settled({**_record(), "decision": None, "reason": UNREADABLE}))
+        store.images.settle(claimed, Settled({**record(None), "reason": UNREADABLE}))
     assert not store.take().is_new
     assert store.states() == ["received"]
     assert kept.read_bytes() == make_image()
@@ -215,25 +212,10 @@ def test_results_count_towards_the_quota(store: Store) -> None:
         claimed = store.images.claim()
         assert claimed is not None
         store.spool.store([bytes(1 << 20)], store.spool.results(claimed.content_sha256) / "map")
-        store.images.settle(claimed, Settled(_record()))
+        store.images.settle(claimed, Settled(record("positive")))
     assert delete_old(store.ledger, store.spool, RetentionSettings(99, 3)) == 0
     assert delete_old(store.ledger, store.spool, RetentionSettings(99, 2)) == 1
     assert store.states() == ["expired", "assessed"]
-
-
-def test_a_ledger_of_the_first_version_becomes_one_of_this(tmp_path: Path) -> None:
-    with closing(sqlite3.connect(tmp_path / LEDGER_NAME)) as old:
-        MIGRATIONS[0](old)
-        old.execute("INSERT INTO seen VALUES ('/in/é.png', 1, 2, 3, NULL)")
-        old.execute("PRAGMA user_version = 1")
-        old.commit()
-    with open_store(tmp_path) as store:
-        store.take()
-        store.assess()
-        row = store.ledger.row("SELECT result_bytes, path FROM image, seen")
-        assert row is not None
-        assert row["result_bytes"] > 0
-        assert row["path"] == "/in/é.png".encode()
 
 
 def test_over_the_quota_the_oldest_done_images_go_first(store: Store) -> None:
@@ -248,16 +230,6 @@ def test_over_the_quota_the_oldest_done_images_go_first(store: Store) -> None:
     assert store.states() == ["assessed", "expired", "expired", "assessed"]
 
 
-def test_the_ballast_is_given_up_and_made_again(tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    with open_store(tmp_path, replace(ROOMY, ballast_mib=1)) as store:
-        store.spool.fill_ballast()
-        assert (tmp_path / "ballast").stat().st_blocks * 512 >= 1 << 20
-        assert store.spool.drop_ballast()
-        assert not store.spool.drop_ballast()
-
-
 @pytest.mark.parametrize("damage", ["bytes", "gone", "page"])
 def test_a_damaged_ledger_is_made_again_from_the_files(tmp_path: Path, damage: str) -> None:
     settings = CartSettings(tmp_path, floor_mib=0, floor_share=0.0, ballast_mib=0)
@@ -267,9 +239,8 @@ def test_a_damaged_ledger_is_made_again_from_the_files(tmp_path: Path, damage: s
         claimed = store.assess()
         (first,) = [one for one in store.ledger.rows("SELECT * FROM object WHERE kind = 'sr'")]
         objects = [store.built(claimed, kind) for kind in ("sr", "sc")]
-        settled = Settled(_record(), objects, DESTINATIONS)
-        place = store.spool.results(claimed.content_sha256) / RECORD_NAME
-        store.spool.store([settled_text(settled).encode()], place)
+        settled = Settled(record("positive"), objects, DESTINATIONS)
+        store.write_record(claimed, settled)
     _damage(tmp_path / LEDGER_NAME, damage)
     ledger, _ = opening.open_store(settings)
     with ledger:
@@ -281,10 +252,6 @@ def test_a_damaged_ledger_is_made_again_from_the_files(tmp_path: Path, damage: s
         assert {row["state"] for row in ledger.rows("SELECT state FROM outbox")} == {"queued"}
         assert ledger.row("SELECT 1 FROM alert WHERE code = 'ledger_rebuilt'")
         assert [*tmp_path.glob("damaged-*")] or damage == "gone"
-
-
-def _record() -> dict[str, object]:
-    return {"decision": "positive", "reason": None, "model_sha256": "0" * 64, "site": None}
 
 
 def _damage(ledger: Path, how: str) -> None:

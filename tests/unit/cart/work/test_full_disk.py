@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from cart_store import open_store
+from cart_store import ROOMY, open_store
 
 from deepcovid_edge.cart.config import CartConfig, CartSettings, ReceiveSettings
-from deepcovid_edge.cart.store.ledger import LedgerBusyError
+from deepcovid_edge.cart.store.ledger import LedgerBusyError, LedgerFullError
 from deepcovid_edge.cart.store.spool import SpoolFullError
 from deepcovid_edge.cart.work import assessor_child
 from deepcovid_edge.cart.work.assessment import AssessmentRequest, Assessor
@@ -80,3 +81,26 @@ def test_an_image_that_the_full_ledger_did_not_give_back_is_assessed_later(
         worker._ready = object  # type: ignore[method-assign, assignment]
         worker.run()
     assert states == [("received", 0)] * 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "stays"), [(LedgerBusyError, True), (LedgerFullError, False), (SpoolFullError, False)]
+)
+def test_the_ballast_is_given_up_only_where_the_disk_is_full(
+    tmp_path: Path, kind: type[OutputError], stays: bool
+) -> None:
+    with open_store(tmp_path / "spool", replace(ROOMY, ballast_mib=1)) as store:
+        store.spool.fill_ballast()
+        settings = CartSettings(store.spool.folder)
+        config = CartConfig(Path("c"), settings, ReceiveSettings(folders=(tmp_path / "in",)))
+        stop = threading.Event()
+        worker = Worker(config, store.ledger, store.spool, stop)
+
+        def assess_next() -> bool:
+            stop.set()
+            raise kind("why")
+
+        worker.assess_next = assess_next  # type: ignore[method-assign]
+        worker._ready = object  # type: ignore[method-assign, assignment]
+        worker.run()
+        assert (store.spool.folder / "ballast").exists() == stays

@@ -44,7 +44,7 @@ class FakeAssessor:
     also_unread = False
     fails: str | None = None
     started = 0
-    template: ClassVar[dict[str, Any]] = {**record("negative"), "decision": None, "warnings": []}
+    template: ClassVar[dict[str, Any]] = record(None)
     backend = "fake"
     asked: ClassVar[list[int]] = []
     """Images that any assessor was asked for, in order."""

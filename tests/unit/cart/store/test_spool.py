@@ -1,0 +1,58 @@
+"""The ballast of the spool: room that is given up only where the disk is full."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cart_store import ROOMY, Store, open_store
+
+from deepcovid_edge.cart.store.ledger import LedgerBusyError, LedgerFullError
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with open_store(tmp_path, replace(ROOMY, ballast_mib=1)) as opened:
+        opened.spool.fill_ballast()
+        yield opened
+
+
+def has_ballast(store: Store) -> bool:
+    return (store.spool.folder / "ballast").exists()
+
+
+def test_the_ballast_takes_room_and_is_given_up_once(store: Store) -> None:
+    assert (store.spool.folder / "ballast").stat().st_blocks * 512 >= 1 << 20
+    assert store.spool.drop_ballast()
+    assert not store.spool.drop_ballast()
+
+
+def test_a_ledger_that_another_role_holds_costs_no_ballast(store: Store) -> None:
+    store.ledger._connection.execute("PRAGMA busy_timeout = 50")
+    other = sqlite3.connect(store.ledger.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(LedgerBusyError, match="locked"):
+        store.spool.write_in_reserve(lambda: store.ledger.set_meta("a", "1"))
+    other.close()
+    assert has_ballast(store)
+
+
+def test_a_full_ledger_is_written_into_the_room_of_the_ballast(store: Store) -> None:
+    connection = store.ledger._connection
+    connection.execute("PRAGMA max_page_count = 1")  # it has more: none can be added
+    text = "x" * (1 << 20)
+
+    def write() -> None:
+        if not has_ballast(store):
+            connection.execute("PRAGMA max_page_count = 100000")
+        store.ledger.set_meta("a", text)
+
+    with pytest.raises(LedgerFullError, match="full"):
+        store.ledger.set_meta("a", text)
+    assert has_ballast(store)
+    store.spool.write_in_reserve(write)
+    assert not has_ballast(store)
+    assert store.ledger.get_meta("a") == text
