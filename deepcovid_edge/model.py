@@ -23,7 +23,7 @@ from deepcovid_edge.backends.base import AssessesFiles, Backend
 from deepcovid_edge.backends.settings import BackendSettings
 from deepcovid_edge.decision.out_of_distribution import REJECT
 from deepcovid_edge.decision.record import Prediction, RunFacts
-from deepcovid_edge.errors import UsageError
+from deepcovid_edge.errors import NotAssessedError, UsageError
 from deepcovid_edge.files import Closing
 from deepcovid_edge.imaging.files import ImageSource
 from deepcovid_edge.imaging.radiograph import Radiograph
@@ -40,6 +40,7 @@ from deepcovid_edge.pipeline.pipeline import (
 from deepcovid_edge.pipeline.reader import ImageReader, Reading
 from deepcovid_edge.pipeline.remote import make_classifier
 from deepcovid_edge.pipeline.sources import image_sources
+from deepcovid_edge.reasons import Reason
 
 if TYPE_CHECKING:  # a cold start needs neither site files nor heat maps
     from deepcovid_edge.decision.site_file import Site
@@ -228,10 +229,11 @@ class Model(Closing):
             baseline: What a hidden window shows: `black`, `mean` or `blurred`.
 
         Raises:
-            NotAssessedError: The image cannot be assessed; `reason` says why.
+            NotAssessedError: The image cannot be assessed, or the network gave no usable number for
+                its map; `reason` says why.
             UsageError: A setting is out of range, or the budget is too short for one pass.
         """
-        from deepcovid_edge.heatmaps.explainer import Explanation
+        from deepcovid_edge.heatmaps.explainer import Explanation, is_finite
         from deepcovid_edge.heatmaps.heatmap import regions
         from deepcovid_edge.heatmaps.windows import OcclusionSettings
 
@@ -244,6 +246,8 @@ class Model(Closing):
         if heatmap is None or radiograph is None:
             needed = max(maker.too_slow, default=0.0) / 1000.0
             raise UsageError(f"budget: got {budget} s, one pass takes about {needed:.2f} s here")
+        if not is_finite(heatmap):
+            raise NotAssessedError(Reason.RESULT, "heat map")
         places = tuple(regions(heatmap, image.shape, self.manifest.input, image.box_shape))
         return Explanation(heatmap, places, assessed.record, radiograph, self.manifest.input)
 

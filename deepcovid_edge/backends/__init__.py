@@ -63,7 +63,7 @@ def load_model(
             raise UsageError(f"provider {settings.provider}: {backend} has its own")
         from deepcovid_edge.backends.remote.backend import load
 
-        return load(backend, find_model(str(name)), variant)
+        return load(backend, find_model(str(name)), None if variant == AUTO else variant)
     named = backend != AUTO or (settings is not None and settings.provider is not None)
     path = choose_file(name, variant=variant, named=named, site_model_sha256=site_model_sha256)
     return load_backend(path, backend=backend, settings=settings)

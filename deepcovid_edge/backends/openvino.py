@@ -1,8 +1,7 @@
 """Run .onnx files through OpenVINO on a CPU.
 
-`import openvino` tells its makers of itself over the internet and leaves files in the home folder
-(openvino_telemetry, which it does without where that is not there). A cart does neither: see
-`errors.require`.
+Where openvino_telemetry is installed, `import openvino` sends data about its use over the internet
+and leaves files in the home folder. `errors.require` hides that package, so a cart does neither.
 """
 
 from __future__ import annotations
@@ -119,11 +118,11 @@ class OpenVinoBackend(Closing):
 
 
 def _compiled(runtime: Any, path: Path, threads: int) -> openvino.CompiledModel:
-    """Compile for as many calls at once as there are cores for, each of so many threads.
+    """Compile for as many calls at once as the cores allow, if each call uses `threads` of them.
 
-    On CPUs that have it OpenVINO computes FP32 files in BF16 unless it is told not to (OpenVINO,
-    "CPU Device", "Supported Inference Data Types"). The graph says what is computed in which
-    precision, so FP32 is asked for, and asked back; INT8 stays where the graph has Q/DQ.
+    On CPUs with BF16, OpenVINO computes FP32 files in BF16 by default (OpenVINO, "CPU Device",
+    "Supported Inference Data Types"). The graph states the precision of each part. So this sets
+    FP32 and then checks it. Parts with Q/DQ stay INT8.
     """
     core = runtime.Core()
     if _DEVICE not in core.available_devices:

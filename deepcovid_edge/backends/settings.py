@@ -17,7 +17,8 @@ class BackendSettings:
     Attributes:
         provider: What ONNX Runtime runs a model on (`cpu` where None); it runs there or `load`
             raises. The other backends have none of these to choose from.
-        threads: Threads inside one `infer` call; callers may run several calls at once.
+        threads: Threads inside one `infer` call; callers may run several calls at once. TensorRT
+            has none, so that it takes 1 alone.
     """
 
     provider: str | None = None

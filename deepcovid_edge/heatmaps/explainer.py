@@ -104,6 +104,11 @@ class Explanation:
             raise UsageError(f"path: got {path}, expected a name that ends with .png or .npz")
 
 
+def is_finite(found: HeatMap) -> bool:
+    """Whether a map holds numbers alone; a network in FP16 may overflow."""
+    return bool(np.isfinite(found.cells).all())
+
+
 def _check_method(method: str) -> None:
     if method not in METHODS:
         raise UsageError(f"heatmap: got {method!r}, expected one of {', '.join(METHODS)}")
@@ -243,7 +248,7 @@ class HeatMapWriter(Closing):
 
     def _explained(self, one: Explained, found: HeatMap | None, seconds: float) -> Prediction:
         timings = dict(one.record.timings_ms or {})
-        if found is None or not np.isfinite(found.cells).all():
+        if found is None or not is_finite(found):
             timings["total"] = milliseconds(one.image.started, time.perf_counter())
             warnings = (*one.record.warnings, WarningCode.NO_HEATMAP.code)
             return replace(one.record, warnings=warnings, timings_ms=timings)

@@ -6,14 +6,17 @@ A key is 256 random bits, so a plain hash keeps it: there is nothing to guess.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import secrets
+import stat
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from deepcovid_edge.errors import NotThereError, UsageError
-from deepcovid_edge.files import write_atomically
+from deepcovid_edge.errors import NotThereError, OutputError, UsageError
+from deepcovid_edge.files import locked, remove_unfinished
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _LINE = re.compile(rf"({_NAME.pattern})\s+([0-9a-f]{{64}})")
@@ -24,7 +27,8 @@ def add_key(path: Path, name: str) -> str:
     """Make a key for a caller and add its hash to a file; an earlier key of that name stays.
 
     Args:
-        path: The file; made where it is not there, for its owner alone.
+        path: The file. A new one is for its owner alone; one that is there keeps owner, group and
+            mode, so that whoever could read it still can.
         name: Of the caller, for logs.
 
     Returns:
@@ -37,13 +41,35 @@ def add_key(path: Path, name: str) -> str:
     """
     if not _NAME.fullmatch(name):
         raise UsageError(f"add_key: got {name!r}, expected small letters, digits, - . and _")
-    lines = _lines(path) if path.exists() else []
-    _named(path, lines)
     key = secrets.token_urlsafe(32)
-    lines.append(f"{name} {_hashed(key)}")
-    write_atomically(path, "".join(f"{line}\n" for line in lines).encode(), sync=True)
-    path.chmod(0o600)
+    try:
+        with locked(path.parent, path.name):
+            lines = _lines(path) if path.exists() else []
+            _named(path, lines)
+            remove_unfinished(path)
+            _replace(path, "".join(f"{line}\n" for line in (*lines, f"{name} {_hashed(key)}")))
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
     return key
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write the file under a temporary name, with the rights of the one that is there."""
+    handle, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".part", dir=path.parent)
+    made = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            if path.exists():
+                status = path.stat()
+                os.fchown(handle, status.st_uid, status.st_gid)
+                os.fchmod(handle, stat.S_IMODE(status.st_mode))
+            stream.write(text)
+            stream.flush()
+            os.fsync(handle)
+        made.replace(path)
+    except OSError:
+        made.unlink(missing_ok=True)
+        raise
 
 
 def read_keys(path: Path) -> dict[str, str]:
@@ -122,7 +148,7 @@ class Callers:
             return
         try:
             self._keys, self._stamp = read_keys(self._path), stamp
-        except NotThereError:  # a file that is damaged lets in nobody, until it is mended
+        except NotThereError:  # a damaged file admits nobody until it is corrected
             self._keys, self._stamp = {}, stamp
 
     def _stamped(self) -> tuple[int, int] | None:

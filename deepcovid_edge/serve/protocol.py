@@ -59,9 +59,9 @@ def parse_request(body: bytes, header_length: str | None) -> InferRequest:
 
     Args:
         body: Of the HTTP request.
-        header_length: Value of the header `Inference-Header-Content-Length`: so many bytes of the
-            body are JSON, the rest is binary data; 0: the body is the image file. None: all of it
-            is JSON, with the image in base64.
+        header_length: Value of the header `Inference-Header-Content-Length`: the number of bytes
+            at the start of the body that are JSON; the rest is binary data. 0: the body is the
+            image file. None: the whole body is JSON, with the image in base64.
 
     Raises:
         RequestError: It is not a request of this protocol, or has other inputs.

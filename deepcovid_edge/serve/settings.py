@@ -34,7 +34,7 @@ class ServeSettings:
         body_seconds: Longest time until its body is there.
         image_seconds: Longest time to assess an image; its process is ended and started again.
         answer_seconds: Longest time from a whole request to its answer.
-        check_seconds: From one synthetic image that judges readiness to the next.
+        check_seconds: From one readiness check, with a synthetic image, to the next.
     """
 
     host: str = "127.0.0.1"

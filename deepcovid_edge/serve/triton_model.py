@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.backends.base import Inference, check_batch
+from deepcovid_edge.backends import load_backend
+from deepcovid_edge.backends.base import Backend, Inference, check_batch
 from deepcovid_edge.backends.remote.client import INPUT, OUTPUT, PARAMETER
 from deepcovid_edge.decision import out_of_distribution
 from deepcovid_edge.device.process import set_up
@@ -56,11 +57,12 @@ class TritonPythonModel:
         (path,) = [*(place / "1").glob("model.onnx"), *(place / "1").glob("model.plan")]
         if file_sha256(path) != facts["model_sha256"]:
             raise ModelFileError(f"{path}: not the model of this repository: export it again")
-        if network:
-            backend = NetworkBackend(self._triton, network, facts)
-            self._model = Model.of(backend, PredictSettings(workers=1))
-        else:
-            self._model = Model(path, workers=1)
+        backend: Backend = (
+            NetworkBackend(self._triton, network, facts)
+            if network
+            else load_backend(path, backend="onnxruntime")  # this file, no faster variant of it
+        )
+        self._model = Model.of(backend, PredictSettings(workers=1))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer requests, each with a record or with why there is none.

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 pytest.importorskip("onnxruntime", reason="needs extra cpu")
 pytest.importorskip("pydicom", reason="needs extra dicom")
@@ -21,8 +22,10 @@ from image_kinds import ELSEWHERE, folder_of_costly_files, folder_of_every_kind
 
 import deepcovid_edge
 from deepcovid_edge import ImageBytes, Model, NotAssessedError, Prediction, Reason
+from deepcovid_edge.backends.base import Backend, Inference
 from deepcovid_edge.cli.main import run
 from deepcovid_edge.errors import NotThereError, UsageError
+from deepcovid_edge.files import Closing
 from deepcovid_edge.heatmaps.files import read_map
 from deepcovid_edge.imaging.files import ImageSource
 
@@ -196,6 +199,39 @@ def test_what_cannot_be_assessed_cannot_be_explained(phantom: Path, model: Model
         model.explain(phantom, budget=1e-6)
     with pytest.raises(UsageError, match=r"path: got map\.bmp, expected .* \.png or \.npz"):
         model.explain(phantom, method="activation").save("map.bmp")
+
+
+class Overflowing(Closing):
+    """A backend whose numbers overflow, as in FP16: in activation maps, and where windows hide."""
+
+    name, on_cpu, warnings = "overflowing", True, ()
+
+    def __init__(self, backend: Backend) -> None:
+        self.manifest, self.sha256, self._backend = backend.manifest, backend.sha256, backend
+        self._calls = 0
+
+    def infer(self, batch: NDArray[np.uint8], *, activation_maps: bool = False) -> Inference:
+        """See `Backend.infer`; the first call, with the whole image, gives logits."""
+        found = self._backend.infer(batch)
+        self._calls += 1
+        logits = found.logits if self._calls == 1 else np.full_like(found.logits, np.nan)
+        maps = np.full((len(batch), 2, 7, 7), np.nan, np.float32)
+        return Inference(logits, maps if activation_maps else None, found.ood_scores)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@pytest.mark.parametrize("method", ["occlusion", "activation"])
+def test_a_map_that_is_no_number_is_no_explanation(
+    method: str, phantom: Path, model: Model
+) -> None:
+    with (
+        Model.of(Overflowing(model.backend)) as overflowing,
+        pytest.raises(NotAssessedError, match=r"gave no usable number.*heat map") as caught,
+    ):
+        overflowing.explain(phantom, method=method)
+    assert caught.value.reason is Reason.RESULT
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def test_a_connection_that_breaks_is_made_again(server: RunningServer, clinic: P
     with TcpProxy(server.port) as proxy, Model(backend=f"kserve://{HOST}:{proxy.port}") as model:
         assert model.predict_one(clinic / "phantom_000.png").status == "assessed"
         proxy.fault = Fault("reset", after=20_000)
-        model.backend._client._drop()  # type: ignore[attr-defined]
+        model.backend._client.close()  # type: ignore[attr-defined]
         cut = proxy.connections
 
         def heal() -> None:

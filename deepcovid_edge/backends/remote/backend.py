@@ -19,22 +19,21 @@ from numpy.typing import NDArray
 
 from deepcovid_edge.backends.base import Inference
 from deepcovid_edge.backends.remote.client import Address, Client
-from deepcovid_edge.errors import ServerMismatchError, UsageError
+from deepcovid_edge.errors import ModelFileError, ServerMismatchError, UsageError, one_line
 from deepcovid_edge.files import Closing, file_sha256
 from deepcovid_edge.manifest import VERSION, ModelManifest, read_manifest
 from deepcovid_edge.reasons import Reason, WarningCode
 
-_AUTO = "auto"
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")
 
 
-def load(address: str, path: Path, variant: str) -> RemoteBackend:
+def load(address: str, path: Path, variant: str | None = None) -> RemoteBackend:
     """Connect to a server and check its model.
 
     Args:
         address: Such as `kserve://10.0.0.5:8000`.
         path: The model that is asked for.
-        variant: `auto`, or the one that the server must run.
+        variant: The one that the server must run; None for any.
 
     Raises:
         BackendUnavailableError: The server is not there, or does not let us in.
@@ -62,7 +61,7 @@ class RemoteBackend(Closing):
         facts: What the server says of its model.
 
     Raises:
-        ServerMismatchError: A fact is missing.
+        ServerMismatchError: A fact is missing or damaged.
     """
 
     def __init__(self, client: Client, address: str, facts: Mapping[str, Any]) -> None:
@@ -73,9 +72,11 @@ class RemoteBackend(Closing):
             self._parents = frozenset(map(str, facts["parents"]))
             self._computes_on, self.ood = str(facts["backend"]), str(facts["ood"])
             self.run_warnings = tuple(map(str, facts["run_warnings"]))
-            self.warnings = tuple(_WARNINGS[code] for code in facts["warnings"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ServerMismatchError(f"backend: {address}: the server says no {error}") from error
+            self.warnings = tuple(map(WarningCode.of, facts["warnings"]))
+        except KeyError as error:
+            raise self._mismatch(f"the server does not say {error}") from error
+        except (ModelFileError, TypeError, ValueError) as error:
+            raise self._mismatch(f"damaged facts of its model: {one_line(error)}") from error
 
     @property
     def name(self) -> str:
@@ -87,13 +88,13 @@ class RemoteBackend(Closing):
         """True: the calling thread waits for the answer."""
         return True
 
-    def check_model(self, name: str, sha256: str, variant: str) -> None:
+    def check_model(self, name: str, sha256: str, variant: str | None) -> None:
         """Check that the server's model is the one that is asked for.
 
         Args:
             name: Of the model.
             sha256: Of its file.
-            variant: `auto`, or the one that the server must run.
+            variant: The one that the server must run; None for any.
 
         Raises:
             ServerMismatchError: It is another one.
@@ -105,7 +106,7 @@ class RemoteBackend(Closing):
                 f"model: its {manifest.name} has the SHA-256 {self.sha256[:12]}, expected "
                 f"{sha256[:12]} of {name}, or a verified variant of it"
             )
-        if variant not in (_AUTO, manifest.variant):
+        if variant not in (None, manifest.variant):
             raise self._mismatch(f"variant: it runs {manifest.variant}, expected {variant}")
         if self.version != VERSION:
             raise self._mismatch(f"version: it has {self.version}, expected {VERSION}")
@@ -146,7 +147,7 @@ class RemoteBackend(Closing):
         if not isinstance(warnings, list) or not isinstance(record.get("timings_ms"), dict):
             return False
         if shares is None:
-            return reason in _REASONS and isinstance(record.get("message"), str)
+            return _is_reason(reason) and isinstance(record.get("message"), str)
         if reason is not None or not isinstance(shares, dict):
             return False
         values = [*shares.values()]
@@ -177,5 +178,9 @@ class RemoteBackend(Closing):
         return ServerMismatchError(f"backend: {self._address}: {why}")
 
 
-_REASONS = {reason.code for reason in Reason}
-_WARNINGS = {warning.code: warning for warning in WarningCode}
+def _is_reason(code: Any) -> bool:
+    try:
+        Reason.of(code)
+    except ValueError:
+        return False
+    return True

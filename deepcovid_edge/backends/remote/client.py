@@ -1,4 +1,6 @@
-"""Requests of the Open Inference Protocol (KServe v2) over HTTP, one connection for each thread.
+"""Requests of the Open Inference Protocol (KServe v2) over HTTP.
+
+There are as many connections as there were calls at once. A later call uses one that is idle.
 
 An image goes as binary data (Triton, `extension_binary_data.md`), and so does its record come. A
 server that is busy or away for a moment is asked again; one that stays away ends the run, and so
@@ -13,11 +15,11 @@ import json
 import os
 import ssl
 import struct
-import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -115,9 +117,7 @@ class Client(Closing):
             raise UsageError(f"{KEY_VARIABLE}: expected the key as `serve --add-key` printed it")
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._has_answered = False
-        self._own = threading.local()
-        self._all: list[http.client.HTTPConnection] = []
-        self._lock = threading.Lock()
+        self._idle: SimpleQueue[http.client.HTTPConnection] = SimpleQueue()
 
     def facts(self) -> Mapping[str, Any]:
         """What the server says of the model.
@@ -186,7 +186,7 @@ class Client(Closing):
                 else:
                     self._check(status, content)
             except (OSError, http.client.HTTPException) as error:
-                self._drop()
+                self.close()  # whatever ended this connection has ended the idle ones too
                 if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
                     raise BackendUnavailableError(
                         f"backend: {self._address}: TLS: {one_line(error)}"
@@ -226,23 +226,27 @@ class Client(Closing):
     def _once(
         self, method: str, path: str, body: bytes, headers: Mapping[str, str]
     ) -> tuple[int, float | None, str | None, bytes]:
-        connection = self._connection()
-        with suppress(BrokenPipeError, ConnectionResetError):  # it may be answered, as by 413
-            connection.request(method, path, body or None, {**self._headers, **headers})
-        answer = connection.getresponse()
-        self._has_answered = True
-        content = answer.read(_MOST_ANSWER)
-        if answer.will_close or answer.read(1):
-            self._drop()
+        connection, is_whole = self._connection(), False
+        try:
+            with suppress(BrokenPipeError, ConnectionResetError):  # it may be answered, as by 413
+                connection.request(method, path, body or None, {**self._headers, **headers})
+            answer = connection.getresponse()
+            self._has_answered = True
+            content = answer.read(_MOST_ANSWER)
+            is_whole = not (answer.will_close or answer.read(1))
+        finally:
+            if is_whole:
+                self._idle.put(connection)
+            else:
+                connection.close()
         retry = answer.headers.get("retry-after", "")
         seconds = float(retry) if retry.isdigit() else None
         return answer.status, seconds, answer.headers.get(HEADER_LENGTH), content
 
     def _connection(self) -> http.client.HTTPConnection:
-        """This thread's connection."""
-        known: http.client.HTTPConnection | None = getattr(self._own, "connection", None)
-        if known is not None:
-            return known
+        """One that no call uses."""
+        with suppress(Empty):
+            return self._idle.get_nowait()
         host, port = self._address.host, self._address.port
         made = (
             http.client.HTTPSConnection(host, port, timeout=_CONNECT_SECONDS, context=self._tls)
@@ -251,27 +255,13 @@ class Client(Closing):
         )
         made.connect()
         made.sock.settimeout(_ANSWER_SECONDS)
-        self._own.connection = made
-        with self._lock:
-            self._all.append(made)
         return made
 
-    def _drop(self) -> None:
-        known: http.client.HTTPConnection | None = getattr(self._own, "connection", None)
-        if known is None:
-            return
-        self._own.connection = None
-        known.close()
-        with self._lock:
-            if known in self._all:
-                self._all.remove(known)
-
     def close(self) -> None:
-        """Close all connections."""
-        with self._lock:
-            for connection in self._all:
-                connection.close()
-            self._all.clear()
+        """Close the connections that no call uses."""
+        with suppress(Empty):
+            while True:
+                self._idle.get_nowait().close()
 
 
 def _said(content: bytes) -> str:

@@ -17,7 +17,7 @@ from deepcovid_edge.backends.tensorrt.files import (
     SUFFIX,
     EngineFacts,
     Fit,
-    check_engine,
+    read_engine,
     read_facts,
     rebuild_command,
 )
@@ -28,6 +28,7 @@ from deepcovid_edge.errors import (
     MissingDependencyError,
     ModelFileError,
     NotThereError,
+    UsageError,
 )
 from deepcovid_edge.files import Closing, cache_folder, file_sha256
 from deepcovid_edge.reasons import WarningCode
@@ -74,6 +75,7 @@ def load(path: Path, settings: BackendSettings) -> TensorRtBackend:
     """Load an engine after checking that it is the one that was built, and fits here.
 
     Raises:
+        UsageError: The settings ask for more than one thread.
         MissingDependencyError: TensorRT or pycuda is not installed.
         NotThereError: There is no GPU.
         EngineMismatchError: The engine was changed, or does not fit this GPU or TensorRT.
@@ -81,12 +83,14 @@ def load(path: Path, settings: BackendSettings) -> TensorRtBackend:
     from deepcovid_edge.backends.tensorrt.cuda import CudaDevice
     from deepcovid_edge.backends.tensorrt.runner import EngineRunner
 
+    if settings.threads > 1:
+        raise UsageError(f"threads: got {settings.threads}, TensorRT has none: expected 1")
     library = read_facts(path).fit.library
-    facts = check_engine(path, _own_fit(path, library))
+    facts, plan = read_engine(path, _own_fit(path, library))
     device = CudaDevice()
     trt = import_module(library)
     with device.active():
-        engine = DeserialisedEngine(trt, path, facts)
+        engine = DeserialisedEngine(trt, path, plan, facts)
         out_of_distribution.check_output(facts.manifest, engine.outputs, path)
     image = (facts.manifest.input.height, facts.manifest.input.width)
     # TensorRT-RTX captures graphs by itself; capturing its work once more would fail.
@@ -139,7 +143,7 @@ class TensorRtBackend(Closing):
         return Inference(outputs["logits"], maps, unlike)
 
     def infer_in_parts(self, batch: NDArray[np.uint8]) -> dict[str, float]:
-        """Time a call's copies and network by CUDA events; see `engine_runner.Lane`."""
+        """Time a call's copies and network by CUDA events; see `runner.Lane`."""
         check_batch(batch, self.manifest)
         return self._runner.infer_in_parts(batch)
 
@@ -149,13 +153,23 @@ class TensorRtBackend(Closing):
 
 
 class DeserialisedEngine:
-    """TensorRT's engine as `engine_runner.Engine`."""
+    """TensorRT's engine as `runner.Engine`.
 
-    def __init__(self, trt: Any, path: Path, facts: EngineFacts) -> None:
+    Args:
+        trt: The module `tensorrt` or `tensorrt_rtx`.
+        path: The engine file, for messages.
+        plan: Its content.
+        facts: Its facts.
+
+    Raises:
+        EngineMismatchError: The library cannot load it.
+    """
+
+    def __init__(self, trt: Any, path: Path, plan: bytes, facts: EngineFacts) -> None:
         self._trt = trt
         self._logger = trt.Logger(trt.Logger.ERROR)
         self._runtime = trt.Runtime(self._logger)
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise EngineMismatchError(
                 f"{path}: {facts.fit.library} cannot load it: build it again: "
@@ -169,7 +183,7 @@ class DeserialisedEngine:
         return hasattr(self._trt, "CudaGraphStrategy")
 
     def context(self) -> ExecutionContext:
-        """See `engine_runner.Engine`."""
+        """See `runner.Engine`."""
         if not self.captures_itself:
             return ExecutionContext(self._engine.create_execution_context(), self._engine)
         config = self._engine.create_runtime_config()
@@ -177,7 +191,7 @@ class DeserialisedEngine:
         return ExecutionContext(self._engine.create_execution_context(config), self._engine)
 
     def destroy(self) -> None:
-        """See `engine_runner.Engine`."""
+        """See `runner.Engine`."""
         self._engine = self._runtime = None
 
     def _output_shapes(self) -> Any:
@@ -188,26 +202,26 @@ class DeserialisedEngine:
 
 
 class ExecutionContext:
-    """TensorRT's execution context as `engine_runner.Context`."""
+    """TensorRT's execution context as `runner.Context`."""
 
     def __init__(self, context: Any, engine: Any) -> None:
         self._context = context
         self._image = tuple(engine.get_tensor_shape("images"))[1:]
 
     def set_batch(self, size: int) -> None:
-        """See `engine_runner.Context`."""
+        """See `runner.Context`."""
         if not self._context.set_input_shape("images", (size, *self._image)):
             raise ModelFileError(f"images: got a batch of {size}, which the engine does not take")
 
     def bind(self, name: str, address: int) -> None:
-        """See `engine_runner.Context`."""
+        """See `runner.Context`."""
         self._context.set_tensor_address(name, address)
 
     def enqueue(self, stream: Any) -> None:
-        """See `engine_runner.Context`."""
+        """See `runner.Context`."""
         if not self._context.execute_async_v3(stream.handle):
             raise ModelFileError("TensorRT could not run the engine")
 
     def destroy(self) -> None:
-        """See `engine_runner.Context`."""
+        """See `runner.Context`."""
         self._context = None

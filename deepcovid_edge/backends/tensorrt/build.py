@@ -155,8 +155,8 @@ def build(
     Raises:
         ModelFileError: The file carries no manifest, or a graph that TensorRT does not take.
         NotThereError: TensorRT, or a GPU to build for, is not there.
-        BuildError: TensorRT failed, the process that built was killed or stalled, or another one
-            builds this engine and does not end.
+        BuildError: TensorRT failed, or the process that built was killed or stalled.
+        OutputError: The engine cannot be written, or another process builds it and does not end.
     """
     settings = settings or BuildSettings()
     manifest = read_manifest(model)

@@ -1,7 +1,7 @@
 """The real device layer: pycuda for memory and streams, cuda-bindings for graphs.
 
-The primary context is retained, never made anew, so that torch, ONNX Runtime and TensorRT-RTX in
-the same process share it; `pycuda.autoinit` is not used.
+It uses the GPU's primary context and creates no other one, so that torch, ONNX Runtime and
+TensorRT-RTX in the same process share it. It does not use `pycuda.autoinit`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class CudaDevice:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """See `engine_runner.Device`."""
+        """See `runner.Device`."""
         self._context.push()
         try:
             yield
@@ -46,50 +46,50 @@ class CudaDevice:
             self._context.pop()
 
     def stream(self) -> Any:
-        """See `engine_runner.Device`."""
+        """See `runner.Device`."""
         return self._cuda.Stream()
 
     def pinned(self, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
-        """See `engine_runner.Device`."""
+        """See `runner.Device`."""
         memory: NDArray[Any] = self._cuda.pagelocked_zeros(shape, dtype)
         return memory
 
     def allocate(self, size: int) -> Any:
-        """See `engine_runner.Device`."""
+        """See `runner.Device`."""
         return self._cuda.mem_alloc(size)
 
     def copy_in(self, memory: Any, host: NDArray[Any], stream: Any) -> None:
-        """See `engine_runner.Device`."""
+        """See `runner.Device`."""
         self._cuda.memcpy_htod_async(memory, host, stream)
 
     def copy_out(self, host: NDArray[Any], memory: Any, stream: Any) -> None:
-        """See `engine_runner.Device`."""
+        """See `runner.Device`."""
         self._cuda.memcpy_dtoh_async(host, memory, stream)
 
     def wait(self, stream: Any) -> None:
-        """See `engine_runner.Device`."""
+        """See `runner.Device`."""
         stream.synchronize()
 
     def event(self) -> Any:
-        """See `engine_runner.Device`."""
+        """See `runner.Device`."""
         return self._cuda.Event()
 
     def mark(self, event: Any, stream: Any) -> None:
-        """See `engine_runner.Device`."""
+        """See `runner.Device`."""
         event.record(stream)
 
     def milliseconds(self, start: Any, end: Any) -> float:
-        """See `engine_runner.Device`."""
+        """See `runner.Device`."""
         return float(start.time_till(end))
 
     def capture(self, stream: Any, work: Callable[[], None]) -> CudaGraph | None:
-        """See `engine_runner.Device`."""
+        """See `runner.Device`."""
         if self._graphs is None:
             return None
         return _capture(self._graphs, stream, work)
 
     def free(self, memory: Any) -> None:
-        """See `engine_runner.Device`."""
+        """See `runner.Device`."""
         if hasattr(memory, "free"):
             memory.free()
         elif isinstance(memory, np.ndarray):
@@ -104,11 +104,11 @@ class CudaGraph:
         self._api, self._executable = api, executable
 
     def launch(self, stream: Any) -> None:
-        """See `engine_runner.Graph`."""
+        """See `runner.Graph`."""
         _check(self._api, self._api.cuGraphLaunch(self._executable, stream.handle))
 
     def destroy(self) -> None:
-        """See `engine_runner.Graph`."""
+        """See `runner.Graph`."""
         _check(self._api, self._api.cuGraphExecDestroy(self._executable))
 
 

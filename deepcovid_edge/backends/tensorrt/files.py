@@ -21,7 +21,7 @@ from deepcovid_edge.errors import (
     OutputError,
     one_line,
 )
-from deepcovid_edge.files import file_sha256, write_atomically
+from deepcovid_edge.files import file_sha256, read_regular, write_atomically
 from deepcovid_edge.manifest import ModelManifest, check_kind
 
 SCHEMA_VERSION = 1
@@ -215,7 +215,7 @@ def read_facts(engine: Path) -> EngineFacts:
 
 
 def check_engine(engine: Path, device: Fit, *, parent_sha256: str | None = None) -> EngineFacts:
-    """Check an engine before it is deserialised.
+    """Check an engine that is not run now; `read_engine` checks one that is.
 
     Args:
         engine: The engine file.
@@ -229,19 +229,53 @@ def check_engine(engine: Path, device: Fit, *, parent_sha256: str | None = None)
         EngineMismatchError: The engine was changed since it was built, or does not fit the device,
             its TensorRT or its parent; the message has the command that builds a fitting one.
     """
-    facts = read_facts(engine)
-    rebuild = f"build it again: {rebuild_command(facts)}"
-    found = facts.fit.differences(device)
-    if found:
-        raise EngineMismatchError(f"{engine}: {'; '.join(found)}: {rebuild}")
+    facts = _fitting_facts(engine, device)
     if parent_sha256 not in (None, facts.parent_sha256):
-        raise EngineMismatchError(f"{engine}: was made of another model file: {rebuild}")
-    if file_sha256(engine) != facts.sha256:
         raise EngineMismatchError(
-            f"{engine}: its bytes are not those that were built (sha256 differs), so it is not "
-            f"run: {rebuild}"
+            f"{engine}: was made of another model file: build it again: {rebuild_command(facts)}"
+        )
+    _check_sha256(engine, file_sha256(engine), facts)
+    return facts
+
+
+def read_engine(engine: Path, device: Fit) -> tuple[EngineFacts, bytes]:
+    """Read an engine to deserialise it: the bytes that were checked, and no others.
+
+    Args:
+        engine: The engine file.
+        device: What this device offers.
+
+    Returns:
+        Its facts and its content.
+
+    Raises:
+        NotThereError: The file cannot be read.
+        EngineMismatchError: As `check_engine`.
+    """
+    facts = _fitting_facts(engine, device)
+    try:
+        plan = read_regular(engine)
+    except OSError as error:
+        raise NotThereError(f"{engine}: {error.strerror or error}") from error
+    _check_sha256(engine, hashlib.sha256(plan).hexdigest(), facts)
+    return facts, plan
+
+
+def _fitting_facts(engine: Path, device: Fit) -> EngineFacts:
+    facts = read_facts(engine)
+    if found := facts.fit.differences(device):
+        raise EngineMismatchError(
+            f"{engine}: {'; '.join(found)}: build it again: {rebuild_command(facts)}"
         )
     return facts
+
+
+def _check_sha256(engine: Path, sha256: str, facts: EngineFacts) -> None:
+    if sha256 != facts.sha256:
+        raise EngineMismatchError(
+            f"{engine}: its bytes are not those that were built (sha256 differs), so it is not "
+            f"run: build it again: {rebuild_command(facts)}"
+        )
 
 
 def rebuild_command(facts: EngineFacts) -> str:

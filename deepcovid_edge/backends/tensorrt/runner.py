@@ -3,15 +3,17 @@
 Nothing here imports TensorRT or CUDA: `backends.tensorrt` brings the real engine and device, tests
 bring fake ones that know when they are misused.
 
-Each thread that calls `infer` gets a lane: its own execution context, stream and pinned buffers.
-Two threads therefore overlap: one copies while the other computes.
+Each call of `infer` borrows a lane: an execution context, a stream and pinned buffers. Two calls at
+once therefore overlap: one copies while the other computes. There are as many lanes as there were
+calls at once, however many threads have called.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
+from queue import Empty, LifoQueue
 from typing import Any, Protocol
 
 import numpy as np
@@ -50,7 +52,7 @@ class Device(Protocol):
         """Page-locked host memory of a shape, from which copies run beside other work."""
 
     def allocate(self, size: int) -> Any:
-        """Device memory of so many bytes; `int()` of it is its address."""
+        """Device memory of a size in bytes; `int()` of it is its address."""
 
     def copy_in(self, memory: Any, host: NDArray[Any], stream: Any) -> None:
         """Copy to the device, in the order of the stream."""
@@ -108,7 +110,7 @@ class Engine(Protocol):
 
 
 class Lane:
-    """What one thread needs: context, stream, and buffers for the largest batch."""
+    """What one call needs: context, stream, and buffers for the largest batch."""
 
     def __init__(
         self,
@@ -232,7 +234,7 @@ class Lane:
 
 
 class EngineRunner:
-    """An engine with a lane for each calling thread."""
+    """An engine with a lane for each call that is under way."""
 
     def __init__(
         self,
@@ -254,8 +256,8 @@ class EngineRunner:
         """
         self._device, self._engine = device, engine
         self._profile, self._image, self._graphs = profile, image, graphs
-        self._local = threading.local()
-        self._lanes: list[Lane] = []
+        self._idle: LifoQueue[Lane] = LifoQueue()  # the last one used has its graphs
+        self._count = 0
         self._lock = threading.Lock()
         self._closed = False
 
@@ -276,15 +278,13 @@ class EngineRunner:
         Raises:
             UsageError: The runner is closed.
         """
-        with self._device.active():
-            lane = self._lane()
+        with self._device.active(), self._lane() as lane:
             parts = [lane.infer(batch) for batch in self._batches(images)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def infer_in_parts(self, images: NDArray[np.uint8]) -> dict[str, float]:
         """Run any number of images and sum up the parts of their calls; see `Lane`."""
-        with self._device.active():
-            lane = self._lane()
+        with self._device.active(), self._lane() as lane:
             calls = [lane.infer_in_parts(batch) for batch in self._batches(images)]
         return {name: sum(call[name] for call in calls) for name in PARTS}
 
@@ -296,32 +296,34 @@ class EngineRunner:
                 self.infer(images)
 
     def close(self) -> None:
-        """Free lanes, then the engine; harmless when called again."""
+        """Wait for calls under way, free lanes, then the engine; harmless when called again."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-            with self._device.active():
-                for lane in self._lanes:
-                    lane.close()
-                self._lanes.clear()
-                self._engine.destroy()
+        with self._device.active():
+            for _ in range(self._count):
+                self._idle.get().close()
+            self._engine.destroy()
 
     def _batches(self, images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
         for start in range(0, len(images), self._profile.max):
             yield images[start : start + self._profile.max]
 
-    def _lane(self) -> Lane:
-        lane: Lane | None = getattr(self._local, "lane", None)
-        if lane is None:
-            with self._lock:
-                if self._closed:
-                    raise UsageError("the model is closed: load it again")
+    @contextmanager
+    def _lane(self) -> Iterator[Lane]:
+        """A lane that no other call has, while this one is under way."""
+        with self._lock:
+            if self._closed:
+                raise UsageError("the model is closed: load it again")
+            try:
+                lane = self._idle.get_nowait()
+            except Empty:
                 lane = Lane(
                     self._device, self._engine, self._profile, self._image, graphs=self._graphs
                 )
-                self._lanes.append(lane)
-            self._local.lane = lane
-        elif self._closed:
-            raise UsageError("the model is closed: load it again")
-        return lane
+                self._count += 1
+        try:
+            yield lane
+        finally:
+            self._idle.put(lane)

@@ -2,8 +2,8 @@
 
 It takes frames of names and images from a socket, and answers each with a frame of records, each
 with its decision or its reason, so that the server need not read the record. Its
-first frame has what every record has in common, what clients check, and the synthetic image that
-judges readiness with its record; or why the model cannot be loaded.
+first frame has what every record has in common, what clients check, and the synthetic image of the
+readiness check with its record; or why the model cannot be loaded.
 """
 
 from __future__ import annotations

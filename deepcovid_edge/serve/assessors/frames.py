@@ -32,7 +32,7 @@ def receive(channel: socket.socket) -> list[bytes]:
 
 
 def _exactly(channel: socket.socket, size: int) -> bytes:
-    """So many bytes, or fewer at the end."""
+    """The next bytes, as many as `size`, or fewer at the end."""
     data = b""
     while len(data) < size:  # once, unless a signal comes between
         more = channel.recv(size - len(data), socket.MSG_WAITALL)

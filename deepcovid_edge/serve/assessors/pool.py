@@ -247,7 +247,7 @@ class Assessors:
 
     @property
     def _share(self) -> int:
-        """Images of all callers that are a process's, as far as it takes so many at once."""
+        """Images for a process: its part of those of all callers, up to the most it takes."""
         most = self.settings.group or self.known.suits
         return max(1, min(most, -(-self._most // max(1, len(self._tasks)))))
 
@@ -342,7 +342,7 @@ class Assessors:
         """A process that has loaded the model.
 
         Raises:
-            BackendUnavailableError: It cannot.
+            BackendUnavailableError: It cannot, or what it loaded is not what the first one did.
         """
         ours, its = socket.socketpair()
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
@@ -356,18 +356,32 @@ class Assessors:
             )
         process = _Process(child, *await asyncio.open_connection(sock=ours))
         try:
-            first = await asyncio.wait_for(read(process.reader), START_SECONDS)
-            values = json.loads(first[0])
-            if "failed" in values:
-                raise BackendUnavailableError(values["failed"])
-            self._known = Known(**values, image=first[1], record=json.loads(first[2]))
-        except (OSError, EOFError, asyncio.TimeoutError) as error:
+            frame = await asyncio.wait_for(read(process.reader), START_SECONDS)
+            self._known = self._checked(frame)
+        except BaseException as error:
             await process.close()
-            raise BackendUnavailableError(f"assessor: it cannot start: {error}") from error
-        except BaseException:
-            await process.close()
-            raise
+            if isinstance(error, BackendUnavailableError) or not isinstance(error, Exception):
+                raise
+            raise BackendUnavailableError(f"assessor: it cannot start: {error!r}") from error
         return process
+
+    def _checked(self, frame: Sequence[bytes]) -> Known:
+        """What a process's first frame says, if it is what the first process said.
+
+        Raises:
+            BackendUnavailableError: The process cannot load the model, or loaded another one.
+        """
+        values = json.loads(frame[0])
+        if "failed" in values:
+            raise BackendUnavailableError(values["failed"])
+        known = Known(**values, image=frame[1], record=json.loads(frame[2]))
+        before = self._known or known
+        if (known.facts, known.template) != (before.facts, before.template):
+            raise BackendUnavailableError(
+                "assessor: the model, or how it decides, has changed since the server started: "
+                "start the server again"
+            )
+        return known
 
 
 async def end_tasks(tasks: Sequence[asyncio.Task[None]]) -> None:

@@ -31,6 +31,8 @@ def is_available() -> bool:
 def load(path: Path, settings: BackendSettings) -> TorchBackend:
     """Load a checkpoint of `deepcovid-edge train`.
 
+    Torch has one number of threads for the whole process. It stays after the model is closed.
+
     Raises:
         MissingDependencyError: torch is not installed.
         ModelFileError: The file is no checkpoint.
@@ -39,6 +41,7 @@ def load(path: Path, settings: BackendSettings) -> TorchBackend:
     from deepcovid_export.networks.checkpoint import load_checkpoint
 
     network, manifest = load_checkpoint(path)
+    torch.set_num_threads(settings.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return TorchBackend(network.to(device), manifest, file_sha256(path), device)
 

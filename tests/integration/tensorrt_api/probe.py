@@ -220,7 +220,8 @@ def serve(place: Path, library: str) -> None:
             pass
 
     Facts.fit.library = library  # type: ignore[attr-defined]
-    engine = DeserialisedEngine(sys.modules[library], place / "plan", Facts)  # type: ignore[arg-type]
+    plan = place / "plan"
+    engine = DeserialisedEngine(sys.modules[library], plan, plan.read_bytes(), Facts)  # type: ignore[arg-type]
     assert set(engine.outputs) == {"logits", "activation_maps"}
     assert engine.captures_itself == (library == "tensorrt_rtx")
     context = engine.context()

@@ -7,6 +7,7 @@ the device is not active, nothing after it was freed; a capture records and does
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -294,12 +295,22 @@ def test_warm_up_captures_what_will_come() -> None:
     assert len(device.graphs) == 2
 
 
-def test_each_thread_has_a_context_stream_and_buffers_of_its_own() -> None:
+def test_calls_at_once_have_a_context_stream_and_buffers_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     runner, device, engine = runner_of(Profile(1, 4, 8))
-    barrier = threading.Barrier(3)
+    barrier, wait = threading.Barrier(3), device.wait
+    met: set[Stream] = set()
+
+    def wait_for_others(stream: Stream) -> None:
+        if stream not in met:  # no call ends before all three have begun
+            met.add(stream)
+            barrier.wait(20)
+        wait(stream)
+
+    monkeypatch.setattr(device, "wait", wait_for_others)
 
     def work(seed: int) -> bool:
-        barrier.wait()
         for step in range(20):
             batch = images(1 + (seed + step) % 9, seed=seed * 100 + step)
             if not np.array_equal(runner.infer(batch)["logits"], expected(batch)):
@@ -309,6 +320,57 @@ def test_each_thread_has_a_context_stream_and_buffers_of_its_own() -> None:
     with ThreadPoolExecutor(3) as pool:
         assert all(pool.map(work, range(3)))
     assert len(engine.contexts) == len(device.streams) == 3
+
+
+def test_threads_that_come_one_after_another_share_what_is_there() -> None:
+    runner, device, engine = runner_of(Profile(1, 4, 8))
+    runner.warm_up((4,))
+    for seed in range(5):
+        with ThreadPoolExecutor(1) as pool:
+            batch = images(4, seed)
+            found = pool.submit(runner.infer, batch).result()["logits"]
+            np.testing.assert_array_equal(found, expected(batch))
+    runner.infer_in_parts(images(4))
+    assert len(engine.contexts) == len(device.streams) == 1
+    assert device.captures == 1, "the graph of the warm-up serves every thread"
+
+
+def test_a_call_that_fails_gives_back_what_it_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner, device, engine = runner_of(Profile(1, 4, 8), wanted=False)
+    runner.infer(images(2))
+    with monkeypatch.context() as patched:
+        patched.setattr(device, "wait", lambda stream: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            runner.infer(images(3, seed=1))
+    batch = images(4, seed=2)
+    np.testing.assert_array_equal(runner.infer(batch)["logits"], expected(batch))
+    assert len(engine.contexts) == 1
+    runner.close()
+    assert engine.contexts[0].destroyed
+
+
+def test_close_waits_for_the_calls_that_are_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner, device, engine = runner_of(Profile(1, 4, 8))
+    runs, may_end, wait = threading.Event(), threading.Event(), device.wait
+
+    def wait_long(stream: Stream) -> None:
+        runs.set()
+        assert may_end.wait(20)
+        wait(stream)
+
+    monkeypatch.setattr(device, "wait", wait_long)
+    batch = images(2)
+    with ThreadPoolExecutor(2) as pool:
+        found = pool.submit(runner.infer, batch)
+        assert runs.wait(20)
+        closed = pool.submit(runner.close)
+        time.sleep(0.1)
+        assert not closed.done()
+        assert not engine.destroyed
+        may_end.set()
+        np.testing.assert_array_equal(found.result(20)["logits"], expected(batch))
+        closed.result(20)
+    assert engine.destroyed
 
 
 def test_close_frees_everything_once_and_in_order() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import http.server
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
-from cart_peers import HOST, free_port
+from cart_peers import HOST, free_port, wait_until
 
 from deepcovid_edge.backends.remote import client as module
 from deepcovid_edge.backends.remote.client import PARAMETER, Address, Client
@@ -38,6 +40,86 @@ def answering(*statuses: int, port: int = 0) -> Iterator[tuple[Address, list[int
     with http.server.ThreadingHTTPServer((HOST, port), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield Address.of(f"kserve://{HOST}:{server.server_address[1]}"), given
+        server.shutdown()
+
+
+class Keeping(http.server.ThreadingHTTPServer):
+    """A server that keeps its connections open until it is asked to end them.
+
+    Attributes:
+        sockets: Those that it has accepted.
+        together: How many requests it answers at once.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, together: int = 1) -> None:
+        self.sockets: list[socket.socket] = []
+        self.together = threading.Barrier(together)
+        super().__init__((HOST, 0), _KeepingHandler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def get_request(self) -> tuple[socket.socket, object]:
+        """See `socketserver`."""
+        accepted, address = super().get_request()
+        self.sockets.append(accepted)
+        return accepted, address
+
+    @property
+    def client(self) -> Client:
+        """One of this server."""
+        return Client(Address.of(f"kserve://{HOST}:{self.server_address[1]}"), "m", patience=20)
+
+
+class _KeepingHandler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        assert isinstance(self.server, Keeping)
+        self.server.together.wait(20)
+        content = json.dumps(FACTS).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def ask_at_once(client: Client, threads: int) -> None:
+    with ThreadPoolExecutor(threads) as pool:
+        answers = [pool.submit(client.facts) for _ in range(threads)]
+        assert [answer.result(20) for answer in answers] == [{"version": "1"}] * threads
+
+
+def test_threads_that_come_one_after_another_use_one_connection() -> None:
+    with Keeping() as server, server.client as client:
+        for _ in range(5):
+            ask_at_once(client, 1)
+        assert len(server.sockets) == 1
+        server.shutdown()
+
+
+def test_calls_at_once_have_a_connection_each_and_close_ends_them() -> None:
+    with Keeping(together=3) as server:
+        with server.client as client:
+            for _ in range(3):
+                ask_at_once(client, 3)
+            assert len(server.sockets) == 3
+        wait_until(lambda: all(accepted.fileno() < 0 for accepted in server.sockets))
+        server.shutdown()
+
+
+def test_connections_that_the_server_has_ended_cost_one_try_together() -> None:
+    with Keeping(together=4) as server, server.client as client:
+        ask_at_once(client, 4)
+        for accepted in server.sockets:
+            accepted.shutdown(socket.SHUT_RDWR)
+        server.together = threading.Barrier(1)
+        began = time.monotonic()
+        ask_at_once(client, 1)
+        assert time.monotonic() - began < 1.0, "it waits longer before each further try"
         server.shutdown()
 
 
