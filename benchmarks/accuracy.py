@@ -117,7 +117,8 @@ def compare(
     """
     model = named(candidate.model)
     file, library, provider = file_for(model, candidate.variant, candidate.backend, data, Profile())
-    own = BackendSettings(provider=provider, threads=CORES)
+    threads = 1 if library == "tensorrt" else CORES  # an engine computes on the GPU
+    own = BackendSettings(provider=provider, threads=threads)
     plain = BackendSettings(threads=CORES)
     with (
         load_backend(model, backend="onnxruntime", settings=plain) as reference,

@@ -1,8 +1,8 @@
 """Do decisions stay when JPEG 2000 and HTJ2K are decoded no larger than the model input needs?
 
 Images of a split are enlarged to a detector's size, get its noise, and are written twice as DICOM:
-uncompressed and compressed. Both are read as `infer` reads them. What differs is told in grey
-levels of the model input, in probabilities and in decisions of each variant.
+uncompressed and compressed. Both are read as `infer` reads them. The differences are measured
+in grey levels of the model input, in probabilities and in decisions of each variant.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--side", type=int, default=3000, help="longer side, pixels")
     parser.add_argument("--syntax", choices=ENCODERS, default="1.2.840.10008.1.2.4.201")
-    parser.add_argument("--every", type=int, default=1, help="takes each so-manieth image")
+    parser.add_argument("--every", type=int, default=1, help="use every Nth image")
     options = parser.parse_args()
     paths = [image.path for image in load_dataset(options.data, split=options.split)]
     paths = paths[:: options.every]

@@ -3,7 +3,7 @@
     python -m benchmarks.site_shift --data DATA --siim SIIM --sites SITES
 
 The mean of the activation map is the logit, so a shift of the pooled features is a shift of the
-logit, and AUC cannot change: what a shift can mend is the threshold. Three are tried, each learned
+logit, and AUC cannot change: a shift can only correct the threshold. Three are tried, each learned
 without labels. `centre` moves the median of a site's logits to that of `val`. `spread` also scales
 them to the quartiles of `val`. `modes` fits two normal distributions and moves their middle to the
 middle of the two appearances of `val`.

@@ -247,12 +247,12 @@ def locked(
 
 
 @contextlib.contextmanager
-def locked_at_once(path: Path, refusal: str) -> Iterator[None]:
+def locked_at_once(path: Path, message: str) -> Iterator[None]:
     """Hold the lock of a file, or refuse: another process is not waited for.
 
     Args:
         path: The file, which is made; its folder must be there.
-        refusal: What the error says where another process holds the lock.
+        message: What the error says where another process holds the lock.
 
     Raises:
         OutputError: Another process holds it, or the file cannot be written.
@@ -267,7 +267,7 @@ def locked_at_once(path: Path, refusal: str) -> Iterator[None]:
         except OSError:  # a file system without locks: renaming keeps files whole
             is_held = True
         if not is_held:
-            raise OutputError(refusal)
+            raise OutputError(message)
         yield
 
 

@@ -19,6 +19,7 @@ from deepcovid_edge.backends import AUTO
 from deepcovid_edge.backends.settings import is_address
 from deepcovid_edge.datasets.folders import FolderWalk
 from deepcovid_edge.device.memory import check_address_space
+from deepcovid_edge.device.progress import number_of
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.pipeline.disk_guard import LEAST_FREE_MIB, DiskGuard
 from deepcovid_edge.pipeline.sources import check_folders, check_paths, list_images
@@ -225,25 +226,26 @@ class Run:
         counts = self.counts
         earlier = len(self._earlier.records)
         unclear = f"{counts['indeterminate']} indeterminate, " if counts["indeterminate"] else ""
-        images = "image" if counts.total() == 1 else "images"
         found = (
-            f"{counts.total()} {images} {how}: {counts['positive']} positive, {counts['negative']} "
-            f"negative, {unclear}{counts['not_assessed']} not assessed"
+            f"{number_of(counts.total(), 'image')} {how}: {counts['positive']} positive, "
+            f"{counts['negative']} negative, {unclear}{counts['not_assessed']} not assessed"
         )
-        return f"{found}. {earlier} images were done before" if earlier else found
+        if not earlier:
+            return found
+        return f"{found}. {number_of(earlier, 'image was', 'images were')} done before"
 
     def notes(self) -> Iterator[str]:
         """What to know of the run beside its records: duplicates, a full disk, the heat maps."""
         yield from self._walk.notes()
         if again := self._earlier.again:
-            yield f"{again} files have changed since their record: they have a second one now."
+            files = number_of(again, "file has", "files have")
+            yield f"{files} changed since the first record: there is a second one now."
         if same := self._earlier.not_assessed:
-            yield f"{same} images without a result have not changed: not classified again."
-        if self._duplicates.same:
-            yield (
-                f"{self._duplicates.same} images are identical to earlier ones and keep their "
-                "first result."
-            )
+            images = number_of(same, "image")
+            yield f"{images} without a result: unchanged, not classified again."
+        if same := self._duplicates.same:
+            images = number_of(same, "image is identical", "images are identical")
+            yield f"{images} to an earlier one: the first result is kept."
         if self._disk.full:
             goes_on = "; --resume goes on" if self.can_resume else " and run the command again"
             yield f"The disk is full: {self._disk.full}. Free some room{goes_on}."
@@ -318,7 +320,7 @@ def _about_maps(explainer: HeatMapWriter, made: int, overlays: Sequence[str]) ->
     if len(overlays) == 1:
         found = f"The heat map is {overlays[0]}."
     if slow:
-        images = "1 image has" if len(slow) == 1 else f"{len(slow)} images have"
+        images = number_of(len(slow), "image has", "images have")
         found += (
             f" {images} no heat map: --budget is shorter than one pass, which takes about "
             f"{max(slow):.0f} ms here: raise it, or take a larger --stride."

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from deepcovid_edge.manifest import InputSpec, ModelManifest
 from deepcovid_export.networks import build_network
-from deepcovid_export.networks.checkpoint import save_checkpoint
-from deepcovid_export.onnx_export.to_onnx import Parity, export_checkpoint
+from deepcovid_export.networks.checkpoint import load_checkpoint, save_checkpoint
+from deepcovid_export.onnx_export.to_onnx import Parity, export_network
 
 CLASSES = ("covid", "normal", "other")
 SIZE = 96
@@ -53,6 +53,13 @@ def settled(network: nn.Module, batch: Tensor) -> nn.Module:
     return network.eval()
 
 
+def export_checkpoint(checkpoint: Path, output: Path, batch: NDArray[np.uint8]) -> Parity:
+    """Export a checkpoint as the command does; how far the file is from torch."""
+    network, manifest = load_checkpoint(checkpoint)
+    _, parity = export_network(network, manifest, output, batch)
+    return parity
+
+
 @functools.cache
 def exported_network(architecture: str) -> ExportedNetwork:
     """A network of an architecture as `export` writes it."""
@@ -72,5 +79,4 @@ def _export(architecture: str, folder: Path) -> tuple[ModelManifest, Parity]:
     manifest = ModelManifest("net", architecture, CLASSES, "covid", 0.5, input=spec)
     save_checkpoint(network, manifest, folder / "net.pt")  # type: ignore[arg-type]
     batch: NDArray[np.uint8] = np.asarray(images(3, SIZE, seed=1))
-    _, parity = export_checkpoint(folder / "net.pt", folder / "net.onnx", batch)
-    return manifest, parity
+    return manifest, export_checkpoint(folder / "net.pt", folder / "net.onnx", batch)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -12,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.measure import RUNS_THROUGH
+from benchmarks.measure.programs import COMMAND, links
+from deepcovid_edge.datasets.dataset import walk_files
 
-COMMAND = [sys.executable, "-m", "deepcovid_edge"]
 _LOOK_SECONDS = 0.1
 _LIMIT_SECONDS = 1800.0
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -35,6 +35,11 @@ class Look:
     images: int
     cpu_seconds: float
     rss_mib: float
+
+
+def linked_images(data: Path, count: int, place: Path) -> Path:
+    """A new folder in a place, with links to the images of `test`; see `links`."""
+    return links(list(walk_files((data / "test").resolve())), count, place)
 
 
 def watched(arguments: Sequence[object], images: Callable[[], int], log: Path) -> list[Look]:

@@ -24,9 +24,10 @@ from typing import Any
 
 from ray_cluster import Node, actors
 
-from benchmarks.archive.commands import COMMAND
-from benchmarks.archive.speed import links, records_in, records_of_infer
+from benchmarks.archive.commands import linked_images
+from benchmarks.archive.speed import records_in, records_of_infer
 from benchmarks.measure import RUNS_THROUGH, store
+from benchmarks.measure.programs import COMMAND
 
 _SECONDS = 900.0
 
@@ -48,7 +49,7 @@ class Screen:
         self.process = subprocess.Popen([*COMMAND, *map(str, words)], stderr=self._log)
 
     def wait_for(self, shards: int) -> None:
-        """Wait until so many shards are there."""
+        """Wait until at least this many shards are there."""
         ends = time.monotonic() + _SECONDS
         while len(list(self.results.glob("shard-*.parquet"))) < shards:
             if time.monotonic() > ends or self.process.poll() is not None:
@@ -124,7 +125,7 @@ FAULTS: dict[str, Callable[[Path, int], dict[str, Any]]] = {
 
 def measured(data: Path, place: Path, images: int, names: list[str]) -> dict[str, Any]:
     """What came of each fault."""
-    folder = links(data, place / "images", images)
+    folder = linked_images(data, images, place)
     output = place / "infer.jsonl"
     command = [*COMMAND, "infer", str(folder), "-o", str(output), "--variant", "fp32"]
     done = subprocess.run(command, check=False)

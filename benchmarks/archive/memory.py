@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.archive.commands import watched
-from benchmarks.archive.speed import in_shards, links
+from benchmarks.archive.commands import linked_images, watched
+from benchmarks.archive.speed import in_shards
 from benchmarks.measure import store
 
 _SHARD = 1000
@@ -25,7 +25,7 @@ _FIRST = 1000
 
 def measured(data: Path, place: Path, images: int) -> dict[str, Any]:
     """The figures of one run."""
-    folder = links(data, place / "images", images)
+    folder = linked_images(data, images, place)
     manifest, results = place / "m.parquet", place / "results"
     watched(["manifest", folder, "-o", manifest], lambda: 0, place / "log")
     command = ["screen", manifest, "-o", results, "--variant", "fp32", "--shard-size", _SHARD]

@@ -194,22 +194,23 @@ def sizes_table(costs: Costs) -> Table:
     return Table(("what", "how much"), rows)
 
 
-def assumptions_table(costs: Costs) -> Table:
+def assumptions_table() -> Table:
     """What was assumed."""
-    del costs
     return Table(("assumption", "value", "meaning"), field_rows(Assumptions, ""))
 
 
-_TABLES: dict[str, Callable[[Costs], Table]] = {
+_OF_COSTS: dict[str, Callable[[Costs], Table]] = {
     "plan-costs": costs_table,
     "plan-nodes": nodes_table,
     "plan-storage": storage_table,
     "plan-sizes": sizes_table,
-    "plan-assumptions": assumptions_table,
 }
 TABLES: dict[str, Callable[[], Table]] = {
-    name: lambda make=make: make(read_costs())  # type: ignore[misc]
-    for name, make in _TABLES.items()
+    **{
+        name: lambda make=make: make(read_costs())  # type: ignore[misc]
+        for name, make in _OF_COSTS.items()
+    },
+    "plan-assumptions": assumptions_table,
 }
 
 

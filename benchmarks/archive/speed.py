@@ -17,23 +17,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.archive.commands import COMMAND, Look, watched
+from benchmarks.archive.commands import Look, linked_images, watched
 from benchmarks.measure import ratio, store, summaries
+from benchmarks.measure.programs import COMMAND
 from deepcovid_edge.archive.images.image_list import ImageList
 from deepcovid_edge.archive.stamp import read_stamp
 from deepcovid_edge.decision.record_table import records_of
 
 _SHARDS = 10
-
-
-def links(data: Path, folder: Path, count: int) -> Path:
-    """A folder with links to the images of `test`, again and again."""
-    known = sorted(path for path in (data / "test").rglob("*") if path.is_file())
-    folder.mkdir(parents=True)
-    for number in range(count):
-        path = known[number % len(known)]
-        (folder / f"{number:06}{path.suffix}").symlink_to(path.absolute())
-    return folder
 
 
 def lines_of(path: Path) -> Callable[[], int]:
@@ -101,7 +92,7 @@ def _untimed(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def measured(data: Path, place: Path, images: int, rounds: int, variant: str) -> dict[str, Any]:
     """The figures of all rounds."""
-    folder = links(data, place / "images", images)
+    folder = linked_images(data, images, place)
     manifest, output = place / "m.parquet", place / "infer.jsonl"
     watched(["manifest", folder, "-o", manifest], lambda: 0, place / "log")
     assert ImageList(manifest).count == images

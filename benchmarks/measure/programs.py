@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.measure import RUNS_THROUGH, summary
 from deepcovid_edge.device.child_process import ending_with_this
 
-COMMAND = str(Path(sys.executable).with_name("deepcovid-edge"))
+COMMAND = (sys.executable, "-m", "deepcovid_edge")
 _PATIENCE = 10.0
 RUN_SECONDS = 1800.0
 """Longest run of a program, or its loading: thousands of images on a slow board take minutes."""
@@ -138,7 +138,7 @@ def run_repeatedly(arguments: Sequence[str], rounds: int) -> dict[str, Any]:
 def run_command(arguments: Sequence[str]) -> tuple[float, float]:
     """Seconds and peak memory (MiB) of one process of `deepcovid-edge`."""
     started = time.perf_counter()
-    command = [COMMAND, *arguments]
+    command = [*COMMAND, *arguments]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     watchdog = threading.Timer(RUN_SECONDS, child.kill)
     watchdog.start()

@@ -18,6 +18,7 @@ from deepcovid_edge.archive.shards import (
 )
 from deepcovid_edge.archive.stamp import SHARD_IMAGES, RunStamp, begin_run
 from deepcovid_edge.archive.worker.process import ImageWorker, WorkerLimits, WorkerSettings
+from deepcovid_edge.device.progress import number_of
 from deepcovid_edge.errors import DeepCovidEdgeError, NotThereError, UsageError
 from deepcovid_edge.files import Closing
 from deepcovid_edge.pipeline.disk_guard import LEAST_FREE_MIB
@@ -25,7 +26,7 @@ from deepcovid_edge.pipeline.pipeline import PredictSettings, default_workers
 
 GPU_PROVIDERS = ("cuda", "tensorrt", "rtx")
 _FIRST_IMAGES = 1000
-"""If not one of so many can be read, it is not the images: their share or the folder is wrong."""
+"""If none of the first images can be read, the cause is not in them: share or folder is wrong."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class ScreenSettings:
     Attributes:
         manifest: The manifest.
         output: Folder of the results.
-        model: Keywords of `Model`, but for `workers`.
+        model: Keywords of `Model`, without `workers`.
         workers: Threads of a worker; None for one a core.
         shard_images: Images of a shard.
         min_free: A shard is not written with less free on the disk, MiB.
@@ -269,29 +270,28 @@ class Screening:
         now = self.now
         unclear = f"{now.indeterminate} indeterminate, " if now.indeterminate else ""
         found = (
-            f"{now.images} images {how}: {now.positive} positive, {now.negative} negative, "
-            f"{unclear}{now.not_assessed} not assessed"
+            f"{number_of(now.images, 'image')} {how}: {now.positive} positive, "
+            f"{now.negative} negative, {unclear}{now.not_assessed} not assessed"
         )
-        return (
-            f"{found}. {self.before.images} images were done before"
-            if (self.before.images)
-            else found
-        )
+        if not self.before.images:
+            return found
+        return f"{found}. {number_of(self.before.images, 'image was', 'images were')} done before"
 
     def first_notes(self) -> Iterator[str]:
         """What to know before the run goes on."""
         again = self.again
         if again.images:
             yield (
-                f"{again.unreadable} images could not be read before: all {again.images} images of "
-                "their shards are assessed again."
+                f"{number_of(again.unreadable, 'image')} could not be read before: their shards, "
+                f"{number_of(again.images, 'image')} in all, are assessed again."
             )
 
     def notes(self) -> Iterator[str]:
         """What to know of the run beside its records."""
         yield from self.damaged
         if self.unread:
-            yield f"{self.unread} images could not be read: the same command tries them again."
+            images = number_of(self.unread, "image")
+            yield f"{images} could not be read: the same command tries again."
 
 
 def screen_here(

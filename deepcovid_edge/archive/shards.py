@@ -12,11 +12,10 @@ The columns are those of a record (`decision.record_table`) and these:
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ from deepcovid_edge.archive.stamp import RunStamp
 from deepcovid_edge.decision.record import INDETERMINATE, NEGATIVE, NOT_ASSESSED, POSITIVE
 from deepcovid_edge.decision.record_table import EXTRA, record_row, record_schema
 from deepcovid_edge.errors import DataError, NotAssessedError, OutputError, one_line, require
-from deepcovid_edge.files import write_atomically
+from deepcovid_edge.files import locked_at_once, write_atomically
 from deepcovid_edge.pipeline.disk_guard import LEAST_FREE_MIB, DiskGuard
 from deepcovid_edge.reasons import Reason
 
@@ -72,15 +71,11 @@ class Counts:
 
     @property
     def lacks_files(self) -> bool:
-        """Whether so many files could not be read that a share, or a folder, was away.
+        """Whether one in a hundred files or more could not be read: a share or a folder was away.
 
-        A single one is no reason to assess thousands of others once more.
+        A single file is no reason to assess thousands of others once more.
         """
         return 0 < self.images <= self.unreadable * _ONE_IN
-
-    def as_tuple(self) -> tuple[int, int, int, int]:
-        """The numbers that make up all images, in their order."""
-        return self.positive, self.negative, self.indeterminate, self.not_assessed
 
     @classmethod
     def of(cls, records: Sequence[Prediction]) -> Counts:
@@ -219,8 +214,7 @@ class ShardFolder:
             raise DamagedShardError(f"{path}: has {rows} records, expected {stop - start}")
         return counts
 
-    @contextmanager
-    def locked(self, name: str) -> Iterator[None]:
+    def locked(self, name: str) -> AbstractContextManager[None]:
         """Keep a second command with the same work out of the folder.
 
         Args:
@@ -229,19 +223,8 @@ class ShardFolder:
         Raises:
             OutputError: Another process has it.
         """
-        path = self.folder / f".{name}.lock"
-        try:
-            stream = path.open("a")
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
-        with stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise OutputError(f"{self.folder}: another `screen` is writing it") from error
-            except OSError:  # a file system without locks: renaming keeps shards whole
-                pass
-            yield
+        message = f"{self.folder}: another `screen` is writing it"
+        return locked_at_once(self.folder / f".{name}.lock", message)
 
 
 def read_shard(path: Path) -> tuple[Mapping[str, Any], int]:

@@ -20,7 +20,13 @@ from deepcovid_edge.benchmarking.settings import (
     BenchSettings,
 )
 from deepcovid_edge.cli.exit_codes import ExitCode
-from deepcovid_edge.cli.options import backend_option, check_needed, provider_option
+from deepcovid_edge.cli.options import (
+    NamedPath,
+    backend_option,
+    check_needed,
+    path_option,
+    provider_option,
+)
 
 if TYPE_CHECKING:
     from deepcovid_edge.benchmarking.results import Result, Run
@@ -35,7 +41,7 @@ _PHANTOMS = 8
 @click.argument("model")
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     help="Images to measure with.  [default: synthetic ones]",
 )
 @click.option(
@@ -74,7 +80,7 @@ _PHANTOMS = 8
     help="Milliseconds from arrival to result in the server scenario.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the arrival times.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the result as JSON.")
+@path_option("-o", "--output", help="Write the result as JSON.")
 @click.option("--append", is_flag=True, help="Add to the result in the file of -o.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout instead of a table.")
 def command(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deepcovid_edge.cli.exit_codes import ExitCode
-from deepcovid_edge.cli.options import check_needed
+from deepcovid_edge.cli.options import NamedPath, check_needed, path_option
 from deepcovid_edge.device.progress import open_bars, progress_bar
 from deepcovid_edge.errors import UsageError
 
@@ -43,11 +43,11 @@ if TYPE_CHECKING:
 @click.option(
     "--verify",
     "data",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     help="Labelled images to verify the engine on.",
 )
 @click.option("--split", help="Verify on the images of this split only.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder.  [default: cache]")
+@path_option("-o", "--output", help="Folder.  [default: cache]")
 @click.option("--rebuild", is_flag=True, help="Build even if a fitting engine exists.")
 @click.option("--json", "as_json", is_flag=True, help="The engine's facts as JSON on stdout.")
 def command(

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 import click
 
 from deepcovid_edge.cli.exit_codes import ExitCode
+from deepcovid_edge.cli.options import NamedPath
 
 if TYPE_CHECKING:
     from deepcovid_edge.benchmarking.compare import Comparison, Ratio
 
 
 @click.command(epilog="Example: deepcovid-edge compare before.json after.json --max-slowdown 0.05")
-@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("results", nargs=-1, required=True, type=NamedPath())
 @click.option("--force", is_flag=True, help="Compare runs that were not measured alike.")
 @click.option("--all", "show_all", is_flag=True, help="Also show figures that do not differ.")
 @click.option(

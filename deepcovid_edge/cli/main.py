@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import re
@@ -177,7 +178,8 @@ def _explained(error: Exception) -> int:
         return 0
     if not isinstance(error, OSError):
         raise error
-    place = f"{error.filename}: " if error.filename else ""  # a full disk, no permission, ...
+    is_stdout = error.errno == errno.ENOSPC  # files are written by name
+    place = f"{error.filename}: " if error.filename else "stdout: " if is_stdout else ""
     click.echo(f"Error: {place}{error.strerror or error}", err=True)
     return 1
 

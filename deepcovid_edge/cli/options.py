@@ -78,6 +78,21 @@ variant_option = click.option(
     show_default=True,
     help="Variant of the model: fp32, int8-cpu, ...; auto: the fastest verified one.",
 )
+
+
+def _check_range(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """Refuse an indeterminate range beside an own threshold, which has none."""
+    names = {"threshold", "indeterminate"}
+    stated = {
+        name for name in names if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    if stated == names and {**context.params, str(parameter.name): value}["indeterminate"]:
+        raise click.UsageError(
+            "--indeterminate: got --threshold too, which has no indeterminate range: give one"
+        )
+    return value
+
+
 model_options = options(
     click.option(
         "--model", default=DEFAULT_MODEL, show_default=True, help="Shipped name or model file."
@@ -94,12 +109,14 @@ model_options = options(
     click.option(
         "--threshold",
         type=float,
+        callback=_check_range,
         help="An image is positive from this probability on; then there is no indeterminate range.",
     ),
     path_option("--site", help="Site file of `site-check`; its threshold decides."),
     click.option(
         "--indeterminate/--no-indeterminate",
         default=True,
+        callback=_check_range,
         help="Whether images too close to the threshold are indeterminate.  [default: yes]",
     ),
     click.option(

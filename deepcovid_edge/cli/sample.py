@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
+from deepcovid_edge.cli.options import NamedPath
+
 
 @click.command(epilog="Example: deepcovid-edge sample demo-images --count 6")
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("folder", type=NamedPath(folder=True))
 @click.option(
     "--count",
     type=click.IntRange(1, 1000),

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 import click
 
 from deepcovid_edge.cli.exit_codes import ExitCode
-from deepcovid_edge.cli.options import backend_option, provider_option, variant_option
+from deepcovid_edge.cli.options import (
+    NamedPath,
+    backend_option,
+    path_option,
+    provider_option,
+    variant_option,
+)
 from deepcovid_edge.device.progress import progress_bar
 from deepcovid_edge.models import DEFAULT_MODEL
 
@@ -22,7 +28,7 @@ if TYPE_CHECKING:
     epilog="Example: deepcovid-edge site-check our-images/ --name cart-1 -o site.json. Then: "
     "deepcovid-edge infer images/ --site site.json. Research use only.",
 )
-@click.argument("data", metavar="SITE_DATA", type=click.Path(path_type=Path))
+@click.argument("data", metavar="SITE_DATA", type=NamedPath())
 @click.option(
     "--model", default=DEFAULT_MODEL, show_default=True, help="Shipped name or model file."
 )
@@ -33,7 +39,7 @@ if TYPE_CHECKING:
 @click.option("--source", help="Only the images of this source of the manifest CSV.")
 @click.option("--name", help="Name of the site in records.  [default: SITE_DATA's name]")
 @click.option("--workers", type=int, help="Threads.  [default: one per core]")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the site file here.")
+@path_option("-o", "--output", help="Write the site file here.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout instead of text.")
 def command(
     data: Path,

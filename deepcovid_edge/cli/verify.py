@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deepcovid_edge.cli.exit_codes import ExitCode
-from deepcovid_edge.cli.options import backend_option, provider_option
+from deepcovid_edge.cli.options import NamedPath, backend_option, path_option, provider_option
 from deepcovid_edge.device.progress import progress_bar
 from deepcovid_edge.errors import UsageError
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 )
 @click.argument("reference")
 @click.argument("candidate")
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", type=NamedPath())
 @click.option("--split", help="Only the images of this split.")
 @backend_option
 @provider_option
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @click.option("--heatmap", is_flag=True, help="Also compare the occlusion maps of some images.")
 @click.option("--heatmap-images", type=int, help="Most images for --heatmap.  [default: 50]")
 @click.option("--min-heatmap-correlation", type=float, help="Smallest median rank correlation.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the report as JSON.")
+@path_option("-o", "--output", help="Write the report as JSON.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout instead of text.")
 def command(
     reference: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from deepcovid_edge.datasets.layouts import LabelledImage
+from deepcovid_edge.device.progress import number_of
 from deepcovid_edge.errors import DataError
 
 
@@ -42,4 +43,5 @@ class Contents:
 
 def repeated_text(repeated: int) -> str:
     """What people read of files that were counted once."""
-    return f"{repeated} files have the content of an earlier file: counted once"
+    files = number_of(repeated, "file has", "files have")
+    return f"{files} the content of an earlier file: counted once"

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from deepcovid_edge.device import shares
+from deepcovid_edge.device.progress import number_of
 
 COMPANIONS = frozenset(
     {"manifest.csv", "dicomdir", "thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store"}
@@ -116,9 +117,12 @@ class FolderWalk:
         """What was passed over, in a sentence each."""
         if self.passed_over:
             names = ", ".join(sorted(self.passed_over))
-            yield f"{_passed_over(self.passed_over.total(), 'system folder')}: {names}."
+            count = self.passed_over.total()
+            folders = number_of(count, "system folder was", "system folders were")
+            yield f"{folders} passed over: {names}."
         if self.hidden:
-            yield f"{_passed_over(self.hidden, 'hidden file')}."
+            files = number_of(self.hidden, "hidden file was", "hidden files were")
+            yield f"{files} passed over."
 
     def is_image(self, name: str) -> bool:
         """Whether a file counts as an image until it is read; counts those that are hidden."""
@@ -222,7 +226,3 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself, or into a folder without permission: counts as a file
         return False
-
-
-def _passed_over(count: int, what: str) -> str:
-    return f"{count} {what} was passed over" if count == 1 else f"{count} {what}s were passed over"

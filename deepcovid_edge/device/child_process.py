@@ -58,19 +58,6 @@ def ending_with_this(command: Sequence[str]) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command]
 
 
-def end_with(parent: int) -> None:
-    """Have the kernel kill this process when the thread of its parent that started it ends.
-
-    Args:
-        parent: Process id of the parent; this process ends at once if that is gone already.
-    """
-    import ctypes
-
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
 def end(process: subprocess.Popen[Any]) -> None:
     """Kill a child, and its session if it leads one, and wait briefly for its end."""
     if process.returncode is None:
@@ -219,7 +206,7 @@ class Patience:
         self._life = _life_of(session)
 
     def made_progress(self) -> None:
-        """Begin anew."""
+        """Count the idle time from zero again."""
         self._idle = 0.0
 
     def check(self) -> None:

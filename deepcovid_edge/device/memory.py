@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 
+from deepcovid_edge.device.progress import number_of
+
 _MIB = 1 << 20
 _PROGRAM, _WORKER = 420, 80
 """MiB of address space: of a program with its libraries and a model, and of each worker beside it.
@@ -37,7 +39,7 @@ def check_address_space(workers: int = 1) -> None:
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     needed = needed_address_space(workers)
     if limit != resource.RLIM_INFINITY and limit < needed * _MIB:
-        threads = "1 worker needs" if workers == 1 else f"{workers} workers need"
+        threads = number_of(workers, "worker needs", "workers need")
         raise MemoryError(
             f"`ulimit -v` allows {limit // _MIB} MiB of address space, {threads} {needed}"
         )

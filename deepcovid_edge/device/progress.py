@@ -1,4 +1,7 @@
-"""A bar on a terminal for what takes its time: how many are done, how fast, how long yet."""
+"""A bar on a terminal for what takes its time, and counts as people read them.
+
+The bar shows how many are done, how fast, and how long yet.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,17 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 _Item = TypeVar("_Item")
+
+
+def number_of(count: int, one: str, more: str | None = None) -> str:
+    """A count with what is counted, such as `1 file` and `2 files`.
+
+    Args:
+        count: How many.
+        one: What is counted, if there is one: `file`, `file has`.
+        more: If there are none or several, such as `files have`; None where an s is added.
+    """
+    return f"{count} {one}" if count == 1 else f"{count} {more or f'{one}s'}"
 
 
 @contextmanager

@@ -21,7 +21,7 @@ Progress: TypeAlias = Callable[[], None]
 ANSWER_SECONDS = 30.0
 """Longest wait for a share without any progress."""
 _REMOTE = re.compile(
-    "nfs4?|cifs|smb3|smbfs|9p|afs|beegfs|ceph|davfs|gfs2?|glusterfs|gpfs|lustre|fuse.*"
+    r"nfs4?|cifs|smb3|smbfs|9p|afs|beegfs|ceph|davfs|gfs2?|glusterfs|gpfs|lustre|fuse(\..+)?"
 )
 """Types of file systems whose server may be another machine."""
 _MOUNTS = Path("/proc/self/mountinfo")
@@ -61,17 +61,23 @@ class _Share:
 
     def __init__(self) -> None:
         self._waiting: list[_Call] = []
+        self._lock = threading.Lock()
 
     def call(self, function: Callable[[Progress], Value]) -> Value:
         """Call a function; at once an error while earlier calls wait."""
-        self._waiting = [call for call in self._waiting if call.is_alive()]
-        if not self._waiting:
+        if not self._has_waiting():
             made = _Call(function)
             made.start()
             if made.is_answered():
                 return made.result()  # type: ignore[no-any-return]
-            self._waiting.append(made)
+            with self._lock:
+                self._waiting.append(made)
         raise TimeoutError(errno.ETIMEDOUT, "the network share does not answer")
+
+    def _has_waiting(self) -> bool:
+        with self._lock:
+            self._waiting = [call for call in self._waiting if call.is_alive()]
+            return bool(self._waiting)
 
 
 class _Call(threading.Thread):

@@ -1,6 +1,6 @@
 """Prepared images become records: inferred, checked, decided, explained.
 
-`predict` runs these steps for many images at once; nothing here knows of threads or order.
+`predict_groups` runs these steps for many images at once; nothing here knows of threads or order.
 """
 
 from __future__ import annotations

@@ -214,7 +214,7 @@ class Groups(Iterator[list[Item]]):
 
     Args:
         images: Whatever stands for each.
-        batch_size: Images an inference; groups hold whole batches, but for the last one.
+        batch_size: Images an inference; all groups hold whole batches, except the last.
         workers: Threads that take groups.
         paced: Groups grow with the pace; else they stay small, as images kept for pictures do not
             become many then.

@@ -124,7 +124,7 @@ class ImageReader:
             raise UsageError(f"change: {type(error).__name__}: {one_line(error)}") from error
 
     def read(self, source: ImageSource) -> PreparedImage:
-        """Read and prepare an image; raises nothing, whatever the file holds.
+        """Read and prepare an image. No content of a file raises an error: the result states it.
 
         Raises:
             UsageError: The source is none, or what the caller changes images with fails.

@@ -14,6 +14,9 @@ EXPORT = ("export", "squeezenet1_1")
 BENCH = ("bench", "squeezenet1_1")
 LATENCY = (*BENCH, "--scenario", "single-stream")
 TRAIN = ("train", "images", "--allow-leaks")
+SCREEN = ("screen", "images.parquet")
+SUMMARY = ("screen", "results", "--summary")
+NO_SUMMARY = "needs a run without --summary"
 
 
 @pytest.mark.parametrize(
@@ -43,6 +46,16 @@ TRAIN = ("train", "images", "--allow-leaks")
         ((*LATENCY, "--streams", "4"), "--streams needs --scenario multi-stream"),
         ((*LATENCY, "--batch-size", "4"), "--batch-size needs --scenario offline"),
         ((*LATENCY, "--workers", "2"), "--workers needs a scenario besides single-stream"),
+        ((*SCREEN, "-o", "r", "--actors", "2"), "--actors needs --on"),
+        ((*SCREEN, "-o", "r", "--patience", "9"), "--patience needs --on"),
+        ((*SCREEN, "-o", "r", "--html", "page.html"), "--html needs --summary"),
+        ((*SCREEN, "-o", "r", "--json"), "--json needs --summary"),
+        ((*SUMMARY, "-o", "r"), f"-o {NO_SUMMARY}"),
+        ((*SUMMARY, "--shard", "1/2"), f"--shard {NO_SUMMARY}"),
+        ((*SUMMARY, "--on", "ray"), f"--on {NO_SUMMARY}"),
+        ((*SUMMARY, "--model", "resnet18"), f"--model {NO_SUMMARY}"),
+        ((*INFER, "--threshold", "0.5", "--indeterminate"), "has no indeterminate range: give one"),
+        ((*INFER, "--indeterminate", "--threshold", "0.5"), "has no indeterminate range: give one"),
         ((*TRAIN, "--exclude-leaks"), "--allow-leaks: got exclude_leaks too"),
     ],
 )

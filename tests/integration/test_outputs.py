@@ -103,9 +103,20 @@ def test_a_file_that_may_not_be_read_ends_no_run(images: Path, tmp_path: Path) -
     assert (done.returncode, len(done.stdout.splitlines())) == (4, 2)
 
 
-def test_an_empty_path_is_refused() -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("infer", ""),
+        ("sample", ""),
+        ("site-check", ""),
+        ("verify", "squeezenet1_1", "squeezenet1_1", ""),
+        ("bench", "squeezenet1_1", "--data", ""),
+        ("compare", ""),
+    ],
+)
+def test_an_empty_path_is_refused(words: tuple[str, ...]) -> None:
     """`infer "$FOLDER"` with a variable that is not set would be the working folder."""
-    done = command("infer", "")
+    done = command(*words)
     assert (done.returncode, "is a variable of the shell not set?" in done.stderr) == (2, True)
 
 

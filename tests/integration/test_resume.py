@@ -63,6 +63,21 @@ def test_an_image_is_known_by_another_path(images: Path, tmp_path: Path) -> None
     assert paths_in(output) == ["images/phantom_000.png", "images/turned.png"]
 
 
+def test_one_image_is_not_images(images: Path, tmp_path: Path) -> None:
+    line = ("infer", "-o", tmp_path / "r.jsonl", "--resume")
+    assert "1 image done" in command(*line, images / "turned.png").stderr
+    again = command(*line, images / "turned.png", images / "phantom_000.png").stderr
+    assert "1 image was done before" in again
+    assert "1 image without a result: unchanged, not classified again." in again
+    phantom = (images / "phantom_000.png").read_bytes()
+    (images / "copy.png").write_bytes(phantom)
+    (images / "turned.png").write_bytes(phantom)
+    changed = command(*line, images).stderr
+    assert "1 file has changed since the first record: there is a second one now." in changed
+    copies = command("infer", images / "copy.png", images / "phantom_000.png").stderr
+    assert "1 image is identical to an earlier one: the first result is kept." in copies
+
+
 @pytest.mark.parametrize(
     ("options", "promised"),
     [

@@ -21,6 +21,7 @@ import onnx
 import torch
 from commands import Done, command
 from drawn_once import drawn_phantom
+from exported_networks import export_checkpoint
 from PIL import Image
 from terminal import on_terminal
 
@@ -35,7 +36,7 @@ from deepcovid_export.data.training_set import ImageDataset
 from deepcovid_export.networks import build_network, load_imagenet
 from deepcovid_export.networks.checkpoint import load_checkpoint, save_checkpoint
 from deepcovid_export.onnx_export.graphs import MAX_IR_VERSION
-from deepcovid_export.onnx_export.to_onnx import OPSET, export_checkpoint
+from deepcovid_export.onnx_export.to_onnx import OPSET
 from deepcovid_export.recipe import Recipe, load_recipe
 from deepcovid_export.training.train import RunSettings
 
@@ -225,7 +226,7 @@ def test_exported_file_keeps_the_contract_and_agrees_with_torch(
     save_checkpoint(network, manifest, tmp_path / "checkpoint.pt")
     images = np.random.default_rng(0).integers(0, 256, (64, 224, 224), dtype=np.uint8)
     output = tmp_path / "net.onnx"
-    _, parity = export_checkpoint(tmp_path / "checkpoint.pt", output, images)
+    parity = export_checkpoint(tmp_path / "checkpoint.pt", output, images)
     assert parity.images == 64
     assert parity.max_logit_difference <= 1e-4
     model = onnx.load(output)

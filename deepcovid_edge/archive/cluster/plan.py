@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from deepcovid_edge.device.progress import number_of
 from deepcovid_edge.errors import UsageError
 
 LEAST_FREE_CPUS = 0.5
@@ -50,8 +51,8 @@ class ActorPlan:
 
     def words(self) -> str:
         """One sentence."""
-        actors = "1 worker" if self.actors == 1 else f"{self.actors} workers"
-        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        actors = number_of(self.actors, "worker")
+        threads = number_of(self.threads, "thread")
         return f"Ray runs {actors} of {threads}{' and a GPU' if self.gpus else ''}."
 
 

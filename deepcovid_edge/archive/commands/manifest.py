@@ -27,7 +27,7 @@ def command(folders: tuple[str, ...], output: Path, threads: int) -> int:
     """
     from deepcovid_edge.archive.images.addresses import close_stores
     from deepcovid_edge.archive.images.listing import Listing, ListSettings
-    from deepcovid_edge.device.progress import progress_bar
+    from deepcovid_edge.device.progress import number_of, progress_bar
 
     settings = ListSettings(folders, output, threads)
     try:
@@ -36,7 +36,8 @@ def command(folders: tuple[str, ...], output: Path, threads: int) -> int:
             listing.run()
     finally:
         close_stores()
-    click.echo(f"{listing.images} images are listed in {output}.", err=True)
+    images = number_of(listing.images, "image is", "images are")
+    click.echo(f"{images} listed in {output}.", err=True)
     for note in listing.notes():
         click.echo(note, err=True)
     return ExitCode.NOT_ASSESSED if listing.unreadable_names else ExitCode.DONE

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deepcovid_edge.cli.exit_codes import ExitCode
-from deepcovid_edge.cli.options import classify_options, path_option
+from deepcovid_edge.cli.options import check_needed, classify_options, path_option
 
 if TYPE_CHECKING:
     from deepcovid_edge.archive.cluster.ray_run import ClusterSettings
     from deepcovid_edge.archive.screening import ScreenSettings, Share
+
+_OF_A_SUMMARY = ("manifest", "summary", "html", "as_json")
+"""Parameters that a summary reads; all others are of a run."""
 
 
 @click.command(
@@ -77,14 +80,13 @@ def command(
 
     With `--summary`, MANIFEST is a folder of results.
     """
+    check_needed("--summary", summary, "html", "as_json")
     if summary:
+        _check_summary_alone()
         return _summarise(manifest, html, as_json=as_json)
+    check_needed("--on", on is not None, "actors", "patience")
     if output is None:
         raise click.UsageError("--output is missing: name a folder for the records.")
-    if html or as_json:
-        raise click.UsageError("--html and --json need --summary.")
-    if on is None and actors is not None:
-        raise click.UsageError("--actors needs --on.")
     if on is not None and shard is not None:
         raise click.UsageError("--shard and --on: Ray spreads the work itself; give one of them.")
     from deepcovid_edge.archive.screening import Share
@@ -96,6 +98,12 @@ def command(
     from deepcovid_edge.archive.cluster.ray_run import ClusterSettings
 
     return _screen_on_ray(settings, ClusterSettings(on, actors, float(patience)))
+
+
+def _check_summary_alone() -> None:
+    """Refuse the options of a run, which a summary does not read."""
+    names = {str(parameter.name) for parameter in click.get_current_context().command.params}
+    check_needed("a run without --summary", False, *names.difference(_OF_A_SUMMARY))
 
 
 def _settings(manifest: Path, output: Path, options: dict[str, Any]) -> ScreenSettings:

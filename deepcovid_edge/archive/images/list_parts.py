@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,12 +23,12 @@ from deepcovid_edge.archive.images.image_list import (
 from deepcovid_edge.archive.images.remote_folders import ListedFile
 from deepcovid_edge.decision.record_table import EXTRA
 from deepcovid_edge.errors import OutputError, UsageError, require
-from deepcovid_edge.files import write_atomically
+from deepcovid_edge.files import locked_at_once, write_atomically
 
 if TYPE_CHECKING:
     import pyarrow
 
-_PARTS, _SETTINGS = ".parts", "listing.json"
+_PARTS, _SETTINGS, _LOCK = ".parts", "listing.json", ".lock"
 
 
 class ListParts:
@@ -47,9 +48,24 @@ class ListParts:
         self.folder = output.with_name(output.name + _PARTS)
         self._next = 0
 
-    def begin(self) -> list[tuple[int, str]]:
-        """The rows of each finished part, and the hash of their paths."""
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep a second command with the same output out.
+
+        Raises:
+            OutputError: Another process writes it, or the folder cannot be written.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
+        message = f"{self._output}: another `manifest` is writing it"
+        try:
+            with locked_at_once(self.folder / _LOCK, message):
+                yield
+        finally:
+            with suppress(OSError):  # NFS keeps the folder of an open file
+                self.folder.rmdir()
+
+    def begin(self) -> list[tuple[int, str]]:
+        """The rows of each finished part, and the hash of their paths; under the lock."""
         asked = json.dumps({"folders": self._folders, "rows": self._rows})
         settings = self.folder / _SETTINGS
         if settings.exists() and settings.read_text("utf-8") != asked:

@@ -23,6 +23,7 @@ from deepcovid_edge.archive.images.list_parts import ListParts, hash_of_paths
 from deepcovid_edge.archive.images.remote_folders import ListedFile, remote_files
 from deepcovid_edge.datasets.folders import FolderWalk
 from deepcovid_edge.device import shares
+from deepcovid_edge.device.progress import number_of
 from deepcovid_edge.errors import NotThereError, UsageError
 from deepcovid_edge.pipeline.sources import check_folders, check_paths, list_images
 
@@ -94,8 +95,13 @@ class Listing:
 
         Raises:
             NotThereError: A store cannot be listed, or there is no image.
-            OutputError: The disk is full, or the folder cannot be written.
+            OutputError: The disk is full, the folder cannot be written, or another process writes
+                the manifest.
         """
+        with self._parts.locked():
+            self._list()
+
+    def _list(self) -> None:
         known = self._parts.begin()
         self._walk.pass_over(self._parts.folder)
         with ThreadPoolExecutor(self.settings.threads, thread_name_prefix="list") as pool:
@@ -115,9 +121,12 @@ class Listing:
         """What to know of the listing, in a sentence each."""
         yield from self._walk.notes()
         if self.before:
-            yield f"{self.before} images were listed before."
+            yield f"{number_of(self.before, 'image was', 'images were')} listed before."
         if self.unreadable_names:
-            yield f"{self.unreadable_names} files have names that are not UTF-8: rename them."
+            files = number_of(
+                self.unreadable_names, "file has a name that is", "files have names that are"
+            )
+            yield f"{files} not UTF-8: rename, and list again."
 
     def _files(self, pool: ThreadPoolExecutor) -> Iterator[ListedFile]:
         for path in list_images(self.settings.local, but=self.settings.output, walk=self._walk):

@@ -130,7 +130,7 @@ class _EachRequest(Duplicates):
         self._left = 0
 
     def begin(self, images: int) -> None:
-        """A request of so many images follows those that are known."""
+        """A request follows those that are known; `images` is how many it has."""
         self._sizes.append(images)
 
     def warned(self, record: Prediction, uid: str) -> Prediction:

@@ -29,7 +29,8 @@ from deepcovid_edge.archive.worker.journal import Journal
 from deepcovid_edge.decision.record import Prediction, RunFacts
 from deepcovid_edge.device.child_process import end, ending_with_this
 from deepcovid_edge.errors import DeepCovidEdgeError, NotAssessedError, OutputError, of_kind
-from deepcovid_edge.files import Closing, file_sha256
+from deepcovid_edge.files import Closing
+from deepcovid_edge.imaging.files import read_bytes
 from deepcovid_edge.reasons import Reason
 
 START_SECONDS = 300.0
@@ -274,7 +275,7 @@ class ImageWorker(Closing):
         sha256 = None
         if not is_remote(image.path):
             with suppress(DeepCovidEdgeError):
-                sha256 = file_sha256(Path(image.path))
+                sha256 = read_bytes(Path(self.settings.folder, image.path)).sha256
         error = NotAssessedError(Reason.DECODE, why)
         record = Prediction(image.path, self.facts, sha256, error.reason.code, str(error))
         return ScreenedImage(record, image.id, None, image.month)

@@ -78,12 +78,20 @@ def _phantom(seed: int, path: Path) -> None:
 
 
 def _write(folder: Path, files: Mapping[str, _Writer]) -> list[Path]:
-    """Write the files that are not there yet, if those that are there have the same content."""
+    """Write the files that are not there yet, if those that are there have the same content.
+
+    Each gets its name when it is whole.
+    """
     new = {name: write for name, write in files.items() if not (folder / name).exists()}
     _check_same({name: write for name, write in files.items() if name not in new}, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, write in new.items():
-        write(folder / name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", dir=folder) as place:
+            for name, write in new.items():
+                write(made := Path(place, name))
+                made.rename(folder / name)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error.strerror or error}") from error
     return [folder / name for name in files]
 
 

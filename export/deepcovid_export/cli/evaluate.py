@@ -60,6 +60,7 @@ def command(
     """
     require("sklearn", extra="export")
     from deepcovid_edge.datasets.dataset import load_dataset
+    from deepcovid_edge.device.process import set_up
     from deepcovid_edge.models import find_model
     from deepcovid_export.evaluation.evaluate import evaluate, evaluate_side_by_side
     from deepcovid_export.evaluation.localisation import LocalisationSettings
@@ -69,6 +70,7 @@ def command(
     if targets.html:
         for module in ("matplotlib", "jinja2"):
             require(module, extra="export")
+    set_up()
     images = [image for place in (data, *also) for image in load_dataset(place, split=split)]
     if splits := sorted({image.split for image in images if image.split} - {split}):
         raise UsageError(
@@ -137,8 +139,9 @@ def summary(figures: dict[str, Any]) -> str:
 
 def _not_counted(figures: dict[str, Any]) -> Iterator[str]:
     from deepcovid_edge.datasets.contents import repeated_text
+    from deepcovid_edge.device.progress import number_of
 
     for reason, count in figures["not_assessed"].items():
-        yield f"not assessed: {count} images: {reason}"
+        yield f"not assessed: {number_of(count, 'image')}: {reason}"
     if repeated := figures.get("repeated"):
         yield repeated_text(repeated)

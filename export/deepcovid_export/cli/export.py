@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deepcovid_edge.cli.options import check_needed
+from deepcovid_edge.device.process import set_up
 from deepcovid_edge.errors import DataError, NotAssessedError, UsageError, require
 from deepcovid_edge.files import check_not_input
 from deepcovid_export.cli.options import PATH, choice_option, path_option
@@ -29,6 +30,7 @@ _OF_AN_EXPORT = (
     *("classes", "positive", "threshold"),
 )
 """Parameters that a model repository has nothing of."""
+_NO_LIMITS = "no out-of-distribution limits: any image is classified: see --fit"
 
 
 @click.command(epilog="Example: deepcovid-edge export runs/first/checkpoint.pt -o first.onnx")
@@ -105,6 +107,7 @@ def command(
     if triton is not None:
         _write_repository(source, triton, platform, instances)
         return
+    set_up()
     terms = {"--classes": classes, "--positive": positive, "--threshold": threshold}
     given = [flag for flag, value in terms.items() if value is not None]
     if source.suffix == ".onnx":
@@ -124,9 +127,7 @@ def command(
         output.parent.mkdir(parents=True, exist_ok=True)
         _export(network, manifest, output, data, images, half_weights)
         if ood is None:
-            click.echo(
-                "no out-of-distribution limits: any image is classified: see --fit", err=True
-            )
+            click.echo(_NO_LIMITS, err=True)
         else:
             _fit(output, ood, children)
     click.echo(output)

@@ -88,6 +88,7 @@ def command(
     require("onnx", extra="export")
     require("onnxruntime", extra="export")
     from deepcovid_edge.datasets.dataset import load_dataset
+    from deepcovid_edge.device.process import set_up
     from deepcovid_edge.files import check_not_input
     from deepcovid_edge.models import find_model
     from deepcovid_edge.validation.verify import UNCHANGED
@@ -96,6 +97,7 @@ def command(
 
     if output:
         check_not_input(output, find_model(model))
+    set_up()
     settings = QuantizeSettings(
         Variant(precision, target, rest), images, adds, max_excluded, sensitivity
     )

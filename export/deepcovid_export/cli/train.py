@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deepcovid_edge.device.progress import progress_bar
+from deepcovid_edge.device.progress import number_of, progress_bar
 from deepcovid_edge.errors import UsageError, require
 from deepcovid_export.cli.options import PATH, path_option
 
@@ -137,7 +137,7 @@ def _report(images: TrainingData, recipe: Recipe) -> None:
             err=True,
         )
     for reason, count in images.excluded.items():
-        click.echo(f"excluded: {count} image{'s' * (count > 1)}: {reason}", err=True)
+        click.echo(f"excluded: {number_of(count, 'image')}: {reason}", err=True)
     for name in absent_groups(images.train, recipe):
         click.echo(f"data.groups: no image to fit on is of group {name!r}", err=True)
     for name in unknown_sources(images.train, recipe):

@@ -17,7 +17,7 @@ import cv2
 from deepcovid_edge.datasets.contents import Contents
 from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
 from deepcovid_edge.datasets.layouts import place_of
-from deepcovid_edge.device.progress import counted
+from deepcovid_edge.device.progress import counted, number_of
 from deepcovid_edge.errors import DataError, NotAssessedError, UsageError
 from deepcovid_edge.files import write_text
 from deepcovid_edge.imaging.reading import read_radiograph
@@ -256,7 +256,7 @@ def _chief_reason(excluded: Counter[str]) -> str:
     if not excluded:
         return ""
     reason, count = excluded.most_common(1)[0]
-    return f"; excluded: {count} image{'s' * (count > 1)}: {reason}"
+    return f"; excluded: {number_of(count, 'image')}: {reason}"
 
 
 def _leak_message(data: Path, leaks: Sequence[Leak]) -> str:

@@ -328,7 +328,7 @@ def _figures(layer: OodLayer, features: Features, copies: dict[str, Features]) -
 
 
 def over_sources(images: Sequence[LabelledImage], most: int) -> list[LabelledImage]:
-    """At most so many images, one of each source in turn, always the same ones."""
+    """At most `most` images, one of each source in turn, always the same ones."""
     if len(images) <= most:
         return list(images)
     rows: dict[str, list[LabelledImage]] = {}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from deepcovid_edge.errors import ModelFileError, NotThereError
+from deepcovid_edge.errors import ModelFileError, NotThereError, OutputError
 from deepcovid_edge.manifest import ModelManifest
 from deepcovid_export.networks import Classifier, build_network
 
@@ -20,16 +21,26 @@ _NOT_OURS = (
 
 
 def save_atomically(content: dict[str, Any], path: Path) -> None:
-    """Write with torch.save; a kill leaves the old file or the new one, never half of one."""
+    """Write with torch.save; a kill leaves the old file or the new one, never half of one.
+
+    Raises:
+        OutputError: The disk is full or the folder cannot be written.
+    """
     temporary = path.with_name(path.name + ".part")
-    torch.save(content, temporary)
-    with temporary.open("rb") as stream:
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    try:
+        torch.save(content, temporary)
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch raises a RuntimeError for a full disk
+        with suppress(OSError):
+            temporary.unlink()
+        why = getattr(error, "strerror", None) or "is the disk full, or the folder read-only?"
+        raise OutputError(f"{path}: cannot be written: {why}") from error
 
 
 def save_checkpoint(network: Classifier, manifest: ModelManifest, path: Path) -> None:
-    """Write a network with its manifest."""
+    """Write a network with its manifest; raises as `save_atomically` does."""
     content = {
         "format": _FORMAT,
         "manifest": manifest.to_json(),

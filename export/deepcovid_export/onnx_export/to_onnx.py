@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.backends.base import softmax
 from deepcovid_edge.errors import ModelFileError
-from deepcovid_edge.files import file_sha256
 from deepcovid_edge.manifest import InputSpec, ModelManifest
 from deepcovid_export.networks import Classifier
-from deepcovid_export.networks.checkpoint import load_checkpoint
 from deepcovid_export.onnx_export.graphs import (
     finish,
     quiet,
@@ -60,19 +58,6 @@ class Rounding:
 
     max_logit_difference: float
     decisions_turned: int
-
-
-def export_checkpoint(
-    checkpoint: Path, output: Path, images: NDArray[np.uint8], *, kind: str = "synthetic"
-) -> tuple[ModelManifest, Parity]:
-    """`export_network` for a checkpoint of `deepcovid-edge train`.
-
-    Raises:
-        ModelFileError: The file is not a checkpoint, or the exported file differs from it.
-    """
-    network, manifest = load_checkpoint(checkpoint)
-    manifest = replace(manifest, parent_sha256=file_sha256(checkpoint))
-    return export_network(network, manifest, output, images, kind=kind)
 
 
 def export_network(

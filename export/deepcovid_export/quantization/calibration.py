@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from deepcovid_edge.datasets.dataset import SPLITS, LabelledImage, load_dataset
 from deepcovid_edge.device.progress import counted
-from deepcovid_edge.errors import DataError, NotAssessedError
+from deepcovid_edge.errors import DataError, ModelFileError, NotAssessedError
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_edge.manifest import InputSpec, ModelManifest
@@ -166,7 +166,7 @@ class Histogram:
         self._reach = 2.0**-20
 
     def add(self, values: NDArray[np.float32]) -> None:
-        """Count values of any shape."""
+        """Count finite values of any shape."""
         self.lowest = min(self.lowest, float(values.min()))
         self.highest = max(self.highest, float(values.max()))
         while max(-self.lowest, self.highest) >= self._reach:
@@ -217,7 +217,11 @@ def _quantise(
 def channel_peaks(
     model: onnx.ModelProto, tensors: Sequence[str], batches: ImageBatches
 ) -> dict[str, NDArray[np.float64]]:
-    """The largest magnitude in each channel of tensors of shape (N, channels, h, w)."""
+    """The largest magnitude in each channel of tensors of shape (N, channels, h, w).
+
+    Raises:
+        ModelFileError: A tensor has values that are not finite.
+    """
     peaks: dict[str, NDArray[np.float64]] = {}
 
     def note(name: str, values: NDArray[np.float32]) -> None:
@@ -231,7 +235,11 @@ def channel_peaks(
 def best_ranges(
     model: onnx.ModelProto, tensors: Sequence[str], batches: ImageBatches, *, symmetric: bool
 ) -> Ranges:
-    """Ranges of tensors by `Histogram.best_range`, over all batches."""
+    """Ranges of tensors by `Histogram.best_range`, over all batches.
+
+    Raises:
+        ModelFileError: A tensor has values that are not finite.
+    """
     histograms = {name: Histogram() for name in tensors}
     _watch(model, tensors, batches, lambda name, values: histograms[name].add(values))
     return {name: seen.best_range(symmetric=symmetric) for name, seen in histograms.items()}
@@ -243,7 +251,11 @@ def _watch(
     batches: ImageBatches,
     note: Callable[[str, NDArray[np.float32]], None],
 ) -> None:
-    """Run images through a network and pass some of its tensors to `note`, batch by batch."""
+    """Run images through a network and pass some of its tensors to `note`, batch by batch.
+
+    Raises:
+        ModelFileError: A tensor has values that are not finite, which have no range.
+    """
     watched = copy_model(model)
     present = {output.name for output in watched.graph.output}
     for name in tensors:
@@ -254,4 +266,9 @@ def _watch(
     for batch in counted(batches, total, "batches to calibrate on"):
         seen = session.run(list(tensors), {"images": batch})
         for name, values in zip(tensors, seen, strict=True):
+            if not np.isfinite(values).all():
+                raise ModelFileError(
+                    f"activation {name}: got values that are not finite, expected numbers: these "
+                    "weights overflow in FP32: export another checkpoint"
+                )
             note(name, values)

@@ -24,7 +24,8 @@ from deepcovid_export.onnx_export.graphs import (
 )
 from deepcovid_export.quantization.calibration import Ranges
 
-_CPU_OPERATORS = ["Conv", "Relu", "MaxPool", "Concat", "Add"]
+CPU_OPERATORS = ["Conv", "Relu", "MaxPool", "Concat", "Add"]
+"""Operators that CPUs run in INT8."""
 _BEYOND = 1e30
 """The ends of a Clip that clips nothing."""
 STEPS = {"tensorrt": 127, "cpu": 64}
@@ -149,7 +150,7 @@ def to_int8_cpu(
     others = {node.output[0] for node in every.values() if node.name not in chosen}
     names = []
     for node in model.graph.node:
-        between = not alone and node.op_type in _CPU_OPERATORS
+        between = not alone and node.op_type in CPU_OPERATORS
         is_relu = node.op_type == "Relu" and node.input[0] not in others
         if (
             node.name in chosen
@@ -160,7 +161,7 @@ def to_int8_cpu(
     options = {"ActivationSymmetric": False, "WeightSymmetric": True}
     joined = _one_range_a_concat(model, ranges)
     changed = _quantise(
-        model, joined, names, _CPU_OPERATORS, QuantType.QUInt8, options, seven_bits=True
+        model, joined, names, CPU_OPERATORS, QuantType.QUInt8, options, seven_bits=True
     )
     _keep_in_float(changed, joined, {node.name for node in every.values()} - chosen)
     return changed

@@ -14,6 +14,7 @@ from deepcovid_export.quantization.calibration import ImageBatches, best_ranges,
 from deepcovid_export.quantization.equalise import equalise, find_pairs
 from deepcovid_export.quantization.fp16_graph import rest_to_fp16, to_fp16
 from deepcovid_export.quantization.int8_graph import (
+    CPU_OPERATORS,
     STEPS,
     residual_adds,
     to_int8_cpu,
@@ -33,7 +34,6 @@ _MULTIPLIED_AT_ONCE = 4
 """Products that one lane of VPDPBUSD (x86) or SDOT (Arm) sums."""
 FIT_BATCHES = 16
 """Weights are fitted on at most this many batches of calibration images."""
-_SHOWN_TO_CPU = ("Conv", "Relu", "MaxPool", "Concat", "Add")
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,6 @@ def _tensors_to_calibrate(model: onnx.ModelProto, variant: Variant) -> Iterator[
     for node in model.graph.node:
         if node.op_type == "Conv":
             names[node.input[0]] = None
-        if node.op_type == "Add" or (variant.target == "cpu" and node.op_type in _SHOWN_TO_CPU):
+        if node.op_type == "Add" or (variant.target == "cpu" and node.op_type in CPU_OPERATORS):
             names |= dict.fromkeys([*node.input, *node.output])
     return (name for name in names if name and name not in constants | outputs)

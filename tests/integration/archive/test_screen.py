@@ -124,12 +124,12 @@ def test_images_of_a_share_that_was_away_are_read_by_the_same_command(tmp_path: 
     done = command(*words)
     assert done.returncode == 4
     assert {record["reason"] for record in screened(results).values()} == {"E_UNREADABLE"}
-    assert "8 images could not be read: the same command tries them again." in done.stderr
+    assert "8 images could not be read: the same command tries again." in done.stderr
 
     away.rename(images)
     (images / "00005.png").rename(tmp_path / "00005.png")
     done = command(*words)
-    assert "8 images could not be read before: all 8 images of their shards" in done.stderr
+    assert "8 images could not be read before: their shards, 8 images in all," in done.stderr
     found = screened(results)
     assert found.pop(str(images / "00005.png"))["reason"] == "E_UNREADABLE"
     assert found == {path: whole[path] for path in found}
@@ -137,7 +137,7 @@ def test_images_of_a_share_that_was_away_are_read_by_the_same_command(tmp_path: 
 
     images.rename(away)
     done = command(*words)
-    assert "1 images could not be read before: all 4 images of their shards" in done.stderr
+    assert "1 image could not be read before: their shards, 4 images in all," in done.stderr
     assert "4 images were done before" in done.stderr
     assert found.items() < screened(results).items()
 

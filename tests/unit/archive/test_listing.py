@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deepcovid_edge.datasets.folders import FolderWalk
-from deepcovid_edge.errors import DataError, NotThereError, UsageError
+from deepcovid_edge.errors import DataError, NotThereError, OutputError, UsageError
 
 pq = pytest.importorskip("pyarrow.parquet", reason="manifests need extra archive")
 
@@ -156,9 +156,10 @@ def test_a_time_beyond_the_calendar_is_no_time(
 
 def test_a_folder_that_changed_meanwhile_is_listed_again(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "m.parquet"
-    parts = Listing(ListSettings((str(folder),), output, part_rows=60))
-    parts._parts.begin()
-    parts._parts.write([])  # the place of a part that was damaged
+    parts = Listing(ListSettings((str(folder),), output, part_rows=60))._parts
+    with parts.locked():
+        parts.begin()
+        parts.write([])  # the place of a part that was damaged
     damaged = output.with_name("m.parquet.parts") / "000000.parquet"
     damaged.write_bytes(damaged.read_bytes()[:20])
     (folder / "patient0/study0/0a.png").touch()
@@ -168,16 +169,37 @@ def test_a_folder_that_changed_meanwhile_is_listed_again(folder: Path, tmp_path:
 
 def test_parts_of_other_folders_are_not_gone_on_with(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "m.parquet"
-    Listing(ListSettings((str(folder),), output))._parts.begin()
+    begun(folder, output)
     with pytest.raises(UsageError, match="another listing"):
         listed(output, folder / "patient1")
+
+
+def test_a_second_listing_with_the_same_output_ends_and_the_first_goes_on(
+    folder: Path, tmp_path: Path
+) -> None:
+    output, refused = tmp_path / "m.parquet", list[str]()
+
+    def list_too(_: int) -> None:
+        if not refused and list(tmp_path.glob("m.parquet.parts/*.parquet")):
+            with pytest.raises(OutputError, match="another `manifest` is writing it") as raised:
+                listed(output, folder)
+            refused.append(str(raised.value))
+
+    Listing(ListSettings((str(folder),), output, part_rows=60), list_too).run()
+    assert refused
+    assert pq.read_table(output).num_rows == 250
+    assert [path.name for path in tmp_path.iterdir() if "m.par" in path.name] == ["m.parquet"]
+    listed(output, folder)
 
 
 def test_names_that_parquet_cannot_hold_are_counted(folder: Path, tmp_path: Path) -> None:
     (folder / "byte-\udcff.png").touch()
     listing = listed(tmp_path / "m.parquet", folder)
     assert (listing.images, listing.unreadable_names) == (250, 1)
-    assert any("not UTF-8" in note for note in listing.notes())
+    assert "1 file has a name that is not UTF-8: rename, and list again." in [*listing.notes()]
+    (folder / "byte-\udcfe.png").touch()
+    notes = [*listed(tmp_path / "m.parquet", folder).notes()]
+    assert "2 files have names that are not UTF-8: rename, and list again." in notes
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ it does.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Iterator, Sequence
@@ -85,6 +86,20 @@ def test_any_number_of_neighbours_that_crash_their_reader_cost_themselves_alone(
     found = reasons(worker, "a", *["in the decoder"] * 7, "b")
     assert found == [None, *["E_DECODE"] * 7, None]
     assert worker.deaths == 14
+
+
+def test_an_image_that_crashes_its_reader_has_the_hash_of_the_file_in_the_run_s_folder(
+    worker: ImageWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, folder = tmp_path / "here", tmp_path / "folder"
+    for place in (here, folder):
+        place.mkdir()
+        (place / "in the decoder").write_bytes(place.name.encode())
+    monkeypatch.chdir(here)
+    with ImageWorker(replace(worker.settings, folder=str(folder))) as made:
+        (found,) = made.assess([ListedImage("in the decoder", 0, "")])
+    assert found.record.reason == "E_DECODE"
+    assert found.record.sha256 == hashlib.sha256(b"folder").hexdigest()
 
 
 def test_a_child_that_ends_while_it_reads_no_image_ends_the_run(worker: ImageWorker) -> None:

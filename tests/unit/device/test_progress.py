@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from terminal import on_terminal
 
+from deepcovid_edge.device.progress import number_of
 from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
 
 GOLDEN = Path(__file__).parents[3] / "jetson/golden"
@@ -34,6 +35,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / label).mkdir()
         shutil.copy(GOLDEN / f"{name}.png", folder / label)
     return folder
+
+
+def test_one_is_not_several() -> None:
+    assert [number_of(count, "file") for count in (0, 1, 2)] == ["0 files", "1 file", "2 files"]
+    assert number_of(1, "image was", "images were") == "1 image was"
+    assert number_of(3, "image was", "images were") == "3 images were"
 
 
 def test_a_terminal_shows_count_and_rate() -> None:

@@ -56,7 +56,7 @@ def stall(monkeypatch: pytest.MonkeyPatch, name: str) -> threading.Event:
     return answers
 
 
-@pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "fuseblk", "9p"])
+@pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "fuse", "fuse.sshfs", "9p"])
 def test_what_is_on_a_network_share_is_known_by_its_mount(
     kind: str, share: Path, tmp_path: Path
 ) -> None:
@@ -64,6 +64,13 @@ def test_what_is_on_a_network_share_is_known_by_its_mount(
     forget()
     assert shares._find_mount(str(tmp_path / "b" / "c"), 0)[1] == str(tmp_path)
     assert shares._find_mount(str(tmp_path.parent), 0)[1] is None
+
+
+@pytest.mark.parametrize("kind", ["ext4", "fuseblk", "fusectl", "tmpfs"])
+def test_a_disk_of_this_machine_is_no_share(kind: str, share: Path, tmp_path: Path) -> None:
+    shares._MOUNTS.write_text(MOUNT_LINE.format(point=tmp_path, kind=kind))
+    forget()
+    assert shares._find_mount(str(tmp_path / "b"), 0)[1] is None
 
 
 def test_a_link_into_a_share_counts_as_the_share(share: Path, tmp_path: Path) -> None:
@@ -109,6 +116,39 @@ def test_a_file_that_does_not_answer_has_a_reason(
         assert time.monotonic() < ends
         time.sleep(0.01)
     assert read_bytes(share / "a.png").data == b"image"  # it is back
+
+
+class Interrupted(shares._Share):
+    """A share whose list of calls is replaced late: another thread may come in between."""
+
+    between = threading.Event()
+    """Set when the other thread is done; it is waited for half a second."""
+    is_late = False
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "_waiting" and self.is_late:
+            self.between.wait(0.5)
+        super().__setattr__(name, value)
+
+
+def test_a_call_that_waits_is_known_whatever_other_threads_ask_meanwhile(share: Path) -> None:
+    known, answers = Interrupted(), threading.Event()
+
+    def waits() -> None:
+        with pytest.raises(TimeoutError):
+            known.call(lambda _: answers.wait(20))
+        known.between.set()
+
+    first = threading.Thread(target=waits)
+    first.start()
+    while not any(thread.name == "share" for thread in threading.enumerate()):
+        time.sleep(0.001)
+    known.is_late = True
+    assert known.call(lambda _: "answered") == "answered"
+    first.join()
+    with pytest.raises(TimeoutError):
+        known.call(lambda _: pytest.fail("an earlier call still waits"))
+    answers.set()
 
 
 def test_a_slow_share_is_waited_for(share: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +16,11 @@ import pytest
 from commands import Done, command
 from PIL import Image
 
+from deepcovid_edge.errors import OutputError
 from deepcovid_edge.imaging.dicom.writing import write_dicom
 from deepcovid_edge.imaging.radiograph import SYNTHETIC_MARK
 from deepcovid_edge.imaging.synthetic import phantom
-from deepcovid_edge.imaging.synthetic.clinic_folder import OTHERS
+from deepcovid_edge.imaging.synthetic.clinic_folder import OTHERS, write_phantoms
 from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.model import Model
 
@@ -147,7 +150,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
     (tmp_path / "file").write_text("")
     done = command("sample", tmp_path / "file/images", "--no-others")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "file/images: Not a directory" in done.stderr
+    assert "file/images: cannot be written: Not a directory" in done.stderr
 
 
 @pytest.mark.parametrize("options", [(), ("--dicom",), ("--no-others",)])
@@ -184,3 +187,17 @@ def test_radiographs_are_written_as_a_console_sends_them(tmp_path: Path) -> None
     assert [one.decision for one in found] == ["negative", "positive"]
     # A frontal view of a chest, says its header, and that it is drawn.
     assert {one.warnings for one in found} == {("W_SYNTHETIC",)}
+
+
+def test_a_disk_that_fills_up_leaves_no_half_file_of_a_sample(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=f"{tmp_path}: cannot be written"):
+            write_phantoms(tmp_path, count=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not [*tmp_path.iterdir()]
+    assert [path.stat().st_size > 1000 for path in write_phantoms(tmp_path, count=1)] == [True]

@@ -17,6 +17,7 @@ for needed in ("sklearn", "torch", "onnx"):
 
 import torch
 from drawn_once import drawn_phantom
+from exported_networks import export_checkpoint
 
 from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.errors import DataError, OutputError, UsageError
@@ -25,7 +26,6 @@ from deepcovid_export.evaluation.evaluate import evaluate, evaluate_side_by_side
 from deepcovid_export.evaluation.results import IF_MEASURED
 from deepcovid_export.networks import build_network
 from deepcovid_export.networks.checkpoint import save_checkpoint
-from deepcovid_export.onnx_export.to_onnx import export_checkpoint
 from deepcovid_export.report.write import Targets, as_json, write_report
 
 CLASSES = {"healthy": ["normal"], "covid": ["covid"], "other": ["pneumonia", "tuberculosis"]}

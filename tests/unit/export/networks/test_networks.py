@@ -15,7 +15,7 @@ import onnx
 from exported_networks import exported_network, images, settled
 from torch import Tensor, nn
 
-from deepcovid_edge.errors import DataError, ModelFileError, UsageError
+from deepcovid_edge.errors import DataError, ModelFileError, OutputError, UsageError
 from deepcovid_edge.manifest import ModelManifest
 from deepcovid_edge.models import find_model
 from deepcovid_edge.models.graph.tensorrt_rules import check_typed
@@ -205,6 +205,21 @@ def test_a_checkpoint_whose_weights_are_of_another_network_is_refused(tmp_path: 
     save_checkpoint(build_network("small_cnn", 2), manifest, tmp_path / "checkpoint.pt")
     with pytest.raises(ModelFileError, match="its weights do not fit resnet18"):
         load_checkpoint(tmp_path / "checkpoint.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "fails_on"), [("checkpoint.pt", "/dev/full"), ("none/checkpoint.pt", None)]
+)
+def test_a_checkpoint_that_cannot_be_written_is_an_error_and_leaves_nothing(
+    name: str, fails_on: str | None, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    if fails_on:
+        path.with_name("checkpoint.pt.part").symlink_to(fails_on)
+    manifest = ModelManifest("net", "small_cnn", ("non", "covid"), "covid", 0.5)
+    with pytest.raises(OutputError, match=re.escape(f"{path}: cannot be written")):
+        save_checkpoint(build_network("small_cnn", 2), manifest, path)
+    assert not list(tmp_path.iterdir())
 
 
 def changed_by_a_step(network: Classifier) -> set[str]:

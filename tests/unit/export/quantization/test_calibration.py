@@ -23,11 +23,12 @@ from tiny_network import (
 )
 
 from deepcovid_edge.datasets.dataset import load_dataset
-from deepcovid_edge.errors import DataError, UsageError
+from deepcovid_edge.errors import DataError, ModelFileError, UsageError
 from deepcovid_export.quantization.calibration import (
     BINS,
     Histogram,
     ImageBatches,
+    best_ranges,
     channel_peaks,
     choose_images,
 )
@@ -173,3 +174,12 @@ def test_equalising_changes_no_bit_of_what_the_network_says(parent: Path, data: 
     assert np.ptp(after["squeeze_relu"]) < np.ptp(peaks["squeeze_relu"]) / 4
     seen = pixels(images)
     assert np.array_equal(run(even, seen), run(model, seen))
+
+
+def test_an_activation_that_is_infinite_ends_the_calibration(parent: Path, data: Path) -> None:
+    model = onnx.load(parent)
+    loud = {item.name: item for item in model.graph.initializer}["squeeze.bias"]
+    loud.CopyFrom(numpy_helper.from_array(np.full(loud.dims, np.inf, np.float32), loud.name))
+    batches = ImageBatches(load_dataset(data, split="train")[:1], SPEC)
+    with pytest.raises(ModelFileError, match=r"activation squeeze_relu: .* not finite"):
+        best_ranges(model, ["squeeze_relu"], batches, symmetric=False)
