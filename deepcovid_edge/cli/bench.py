@@ -114,20 +114,11 @@ def command(
 
     if append and output is None:
         raise click.UsageError("--append: needs the file to join with: -o FILE.json")
-    check_needed("the server scenario: --rate", rate is not None, "deadline_ms", "seed")
     chosen = _scenarios(scenarios, rate)
-    check_needed("--scenario multi-stream", MULTI in chosen, "streams")
-    check_needed("--scenario offline", OFFLINE in chosen, "batch_size")
-    check_needed("a scenario besides single-stream", {*chosen} != {SINGLE}, "workers")
     if output:
         check_replaced(output)
     earlier = read_result(output) if append and output and output.exists() else None
-    settings = BenchSettings(
-        scenarios=chosen,
-        scopes=scopes or SCOPES,
-        rate=rate,
-        **durations,
-    )
+    settings = BenchSettings(scenarios=chosen, scopes=scopes or SCOPES, rate=rate, **durations)
     set_up()
     file = choose_file(model, named=backend != "auto" or provider is not None)
     loaded_settings = BackendSettings(provider=provider, threads=settings.threads)
@@ -159,9 +150,13 @@ def _print(result: Result, *, as_json: bool) -> int:
 
 
 def _scenarios(asked: tuple[str, ...], rate: float | None) -> tuple[str, ...]:
-    if asked:
-        return asked
-    return SCENARIOS if rate is not None else SCENARIOS[:-1]
+    """What is measured; options of another scenario are refused."""
+    chosen = asked or (SCENARIOS[:-1] if rate is None else SCENARIOS)
+    check_needed("the server scenario: --rate", rate is not None, "deadline_ms", "seed")
+    check_needed("--scenario multi-stream", MULTI in chosen, "streams")
+    check_needed("--scenario offline", OFFLINE in chosen, "batch_size")
+    check_needed("a scenario besides single-stream", {*chosen} != {SINGLE}, "workers")
+    return chosen
 
 
 def _paths(data: Path | None, count: int, stack: ExitStack) -> tuple[Sequence[Path], str]:

@@ -136,11 +136,7 @@ def verify(
         "auc": pair.auc_change(),
         "heatmap": heatmaps and _compare_heatmaps((reference, candidate), pair, heatmaps),
     }
-    failed = [
-        *_manifest_failures(manifest, candidate.manifest),
-        *_result_failures(pair.has_result),
-        *_failures(rules, **found),
-    ]
+    failed = [*_model_failures(manifest, candidate.manifest, pair), *_failures(rules, **found)]
     missing = _missing(pair.positive, rules)
     return Verification(
         verdict=CHANGED if failed else INSUFFICIENT if missing else UNCHANGED,
@@ -188,17 +184,17 @@ def _compare_heatmaps(
     }
 
 
-def _manifest_failures(reference: ModelManifest, candidate: ModelManifest) -> Iterator[str]:
+def _model_failures(
+    reference: ModelManifest, candidate: ModelManifest, pair: Pair
+) -> Iterator[str]:
+    """Sentences about what no rule allows."""
     if candidate.threshold != reference.threshold:
         yield f"threshold: candidate has {candidate.threshold}, reference {reference.threshold}"
     if reference.ood and not candidate.ood:
         yield "out-of-distribution limits: reference has some, candidate classifies any image"
-
-
-def _result_failures(has_result: Truth) -> Iterator[str]:
-    if count := int((~has_result).sum()):
+    if lost := int((~pair.has_result).sum()):
         yield (
-            f"results: {count} of {has_result.size} of the candidate are no numbers, for which "
+            f"results: {lost} of {len(pair.images)} of the candidate are no numbers, for which "
             f"`infer` states {Reason.RESULT.code}"
         )
 

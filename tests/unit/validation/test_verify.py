@@ -36,6 +36,8 @@ MANIFEST = ModelManifest(
     training={"recipe": {"classes": {"non": ["normal"], "covid": ["covid", "covid-19"]}}},
 )
 
+NO_NUMBERS = {f"g{grey}": float("nan") for grey in range(256)}
+
 
 class Answering:
     """Answers each image by the grey level of its middle, after `change`."""
@@ -276,8 +278,7 @@ def test_a_result_that_is_no_number_turns_the_decision(
 def test_a_candidate_without_any_number_is_changed_and_compared_in_nothing(
     images: list[LabelledImage],
 ) -> None:
-    every = {f"g{grey}": float("nan") for grey in range(256)}
-    found = verified(images, Answering("broken", **every))
+    found = verified(images, Answering("broken", MANIFEST, **NO_NUMBERS))
     assert (found.verdict, found.flips.count) == ("changed", 220)
     assert (found.logits, found.probability, found.auc) == (None, None, None)
     assert "no number" in summary(found)
@@ -289,6 +290,5 @@ def test_an_image_without_a_result_of_the_reference_is_not_compared(
     found = verify(Answering("reference", g70=float("nan")), Answering("candidate"), images)
     assert found.images == 218
     assert set(found.not_assessed.values()) == {"E_RESULT"}
-    every = {f"g{grey}": float("nan") for grey in range(256)}
     with pytest.raises(DataError, match="no result of the reference is a number"):
-        verify(Answering("reference", **every), Answering("candidate"), images)
+        verify(Answering("reference", MANIFEST, **NO_NUMBERS), Answering("candidate"), images)
