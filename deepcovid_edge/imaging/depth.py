@@ -1,7 +1,8 @@
 """How many of its bits an image uses, where no window and no header says which.
 
 A file of 16 bits often holds 10, 12 or 14: they begin at 0, lie around 0 in a signed image, or
-begin at an offset. A burnt-in letter or marker at the file's own white does not count.
+begin at an offset. A burnt-in letter or marker at the file's own white does not count, nor does a
+border of one value far from all others.
 """
 
 from __future__ import annotations
@@ -12,7 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deepcovid_edge.imaging.radiograph import Grey, sampling_step
+from deepcovid_edge.reasons import WarningCode
+
 LEAST_BITS = 8
+_MOST_16 = 65535
+_FEW_16 = 14
+"""Bits of a picture at an offset, at most: one that spans more was exported as it was displayed."""
 STRAY = 0.001
 """Share of pixels above the white level, or below the black one, that does not count."""
 MARKS = 0.03
@@ -24,6 +31,8 @@ an image does neither, as it thins out above its white level: half of an exponen
 within a tenth of its median."""
 _NO_BLACK = 0.1
 """An image whose darkest pixel lies that far up its bits has no black: they begin at an offset."""
+_MOST_BORDER = 0.5
+"""Largest share of pixels that a border of one value takes."""
 _NEAR = 4
 """An image whose darkest pixel lies within a quarter of its range above a round number begins at
 that number."""
@@ -75,8 +84,11 @@ def used_range(values: NDArray[np.int64]) -> UsedBits:
 
     Args:
         values: A sample of its stored values, at least one; they may be negative.
+
+    Returns:
+        The range; what lies beyond it, such as a border, is black or white.
     """
-    values = _without_low_marks(values)
+    values = _without_low_marks(_without_border(values))
     low, high = (int(np.percentile(values, 100 * share)) for share in (STRAY, 1 - STRAY))
     span = used_bits(np.maximum(values - low, 0))
     if low >= 0:
@@ -100,9 +112,55 @@ def _holds(values: NDArray[np.int64], black: int, low: int, bits: int) -> bool:
     return black <= low and used_bits(np.maximum(values - black, 0)) <= bits
 
 
+def _without_border(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Values without the lowest, and without the highest, that lies farther off than all others."""
+    for end in (int(values.min()), int(values.max())):
+        rest = values[values != end]
+        if rest.size < max(1.0, (1 - _MOST_BORDER) * values.size):
+            continue
+        low, high = np.percentile(rest, (100 * STRAY, 100 * (1 - STRAY)))
+        if max(low - end, end - high) > high - low:
+            values = rest
+    return values
+
+
 def _without_low_marks(values: NDArray[np.int64]) -> NDArray[np.int64]:
     """Values without marks at the low end, where those of an inverted image stand."""
     top = int(np.percentile(values, 100 * (1 - STRAY)))
     below = np.maximum(top - values, 0)
     bits = used_bits(below)
     return values[below < 1 << bits]
+
+
+def full_scale(grey: Grey, *, is_inverted: bool) -> tuple[Grey, int, list[WarningCode]]:
+    """An image of 8 or 16 bits with the value of its full white.
+
+    Black of an inverted image is 65535; other writers invert at the bits that they use.
+
+    Args:
+        grey: Pixels of shape (height, width), uint8 or uint16.
+        is_inverted: Whether 0 is white; of 16 bits alone.
+    """
+    if grey.dtype == np.uint8:
+        return grey, 255, []
+    used = _range_of(grey)
+    if is_inverted:
+        turned = np.uint16(_MOST_16) - grey
+        if (turned_range := _range_of(turned)).bits < used.bits:
+            grey, used, is_inverted = turned, turned_range, False
+    white = (1 << used.bits) - 1
+    warnings = []
+    if white < _MOST_16:
+        grey = np.clip(grey, used.black, min(used.black + white, _MOST_16)) - np.uint16(used.black)
+        warnings = [WarningCode.DEPTH]
+    if is_inverted:
+        grey = np.uint16(white) - grey
+    return grey, white, warnings
+
+
+def _range_of(grey: Grey) -> UsedBits:
+    """The values that a picture uses; one without black begins at 0 unless it uses few of them."""
+    step = sampling_step(grey)
+    values = grey[::step, ::step].astype(np.int64).ravel()
+    used = used_range(values)
+    return UsedBits(0, used_bits(values)) if used.black and used.bits > _FEW_16 else used

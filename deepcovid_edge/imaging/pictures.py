@@ -43,7 +43,7 @@ from deepcovid_edge.imaging.aspect import (
     pixel_shape,
     stated_by_container,
 )
-from deepcovid_edge.imaging.depth import used_bits
+from deepcovid_edge.imaging.depth import full_scale
 from deepcovid_edge.imaging.empty_end import check_end, check_tiff, of_bmp
 from deepcovid_edge.imaging.files import FileBytes
 from deepcovid_edge.imaging.jpeg import decode_jpeg, jpeg_with_end, jpeg_without_oddities
@@ -51,13 +51,11 @@ from deepcovid_edge.imaging.png import lacks_rows, png_without_metadata
 from deepcovid_edge.imaging.radiograph import (
     LOSSY_RATIO,
     SYNTHETIC_MARK,
-    Grey,
     Radiograph,
     check_area,
     check_exposure,
     check_size,
     grid,
-    sampling_step,
     to_grey,
 )
 from deepcovid_edge.imaging.signatures import (
@@ -83,6 +81,8 @@ if TYPE_CHECKING:
 
 
 _STRIP = 256
+_PNG_DEPTH = 24
+"""Offset of a PNG's bits per sample (PNG, 11.2.1)."""
 _ONE_GREY = 8
 """Range of a row of a lossy image that was of one grey level."""
 
@@ -122,7 +122,8 @@ def _decode_file(file: FileBytes) -> Radiograph:
     warnings = _header_warnings(picture, file)
     raw, decoded_warnings = _decode(picture, data)
     grey, colour_warnings = to_grey(raw)
-    grey, white, depth_warnings = _full_scale(grey, picture)
+    is_inverted = _tiff_tag(picture, 262) == 0  # WhiteIsZero, TIFF 6.0 section 8; of 16 bits
+    grey, white, depth_warnings = full_scale(grey, is_inverted=is_inverted)
     check_exposure(grid(grey), white)
     if picture.format == "WEBP" and webp_ends_in_zeros(file.data) and np.ptp(raw[-1]) > _ONE_GREY:
         raise NotAssessedError(Reason.TRUNCATED, "its data end in zeros")
@@ -403,6 +404,10 @@ def _loaded(picture: Image.Image, data: bytes) -> NDArray[Any]:
         grey = np.asarray(picture)
         opaque = grey != picture.info["transparency"]
         return np.dstack([grey, opaque * np.iinfo(np.uint16).max]).astype(np.uint16)
+    if picture.format == "PNG" and picture.mode == "L":
+        _scale_transparency(picture, data[_PNG_DEPTH])
+    elif picture.format == "TIFF" and picture.mode == "P":
+        _take_palette_of_8_bits(picture)
     see_through = picture.mode in ("L", "RGB", "P") and "transparency" in picture.info
     if see_through or picture.mode in ("P", "PA"):
         picture = picture.convert("RGBA")
@@ -410,6 +415,21 @@ def _loaded(picture: Image.Image, data: bytes) -> NDArray[Any]:
     if picture.format == "BMP" and picture.mode == "RGBA" and not pixels[..., 3].any():
         return pixels[..., :3]  # the mask of an alpha that the writer never filled
     return pixels
+
+
+def _scale_transparency(picture: Image.Image, depth: int) -> None:
+    """Let the grey that is transparent be of 8 bits, as Pillow makes the pixels."""
+    grey = picture.info.get("transparency")
+    if depth < 8 and isinstance(grey, int):
+        picture.info["transparency"] = grey * 255 // ((1 << depth) - 1)
+
+
+def _take_palette_of_8_bits(picture: Image.Image) -> None:
+    """Some writers put 8 bits into the palette's 16 (libtiff, tif_getimage.c: checkcmap)."""
+    entries = np.array(_tiff_tag(picture, 320) or (256,))
+    if entries.max() < 256 and entries.size % 3 == 0:
+        colours = entries.reshape(3, -1).T.astype(np.uint8)
+        picture.putpalette(colours.tobytes())
 
 
 def _on_black(pixels: NDArray[Any]) -> tuple[NDArray[Any], list[WarningCode]]:
@@ -472,29 +492,3 @@ _TURNS = {
 }
 _SIDEWAYS = {5, 6, 7, 8}
 """Orientations that make columns of the rows."""
-
-
-def _full_scale(grey: Grey, picture: Picture) -> tuple[Grey, int, list[WarningCode]]:
-    """The image with the value of its full white.
-
-    A 16-bit file often holds 10, 12 or 14 bits. Burnt-in marks at full white do not count, or they
-    would make the image black; what lies above is clipped. Black of WhiteIsZero is 65535 (TIFF 6.0,
-    section 8); other writers invert at the bits that they use.
-    """
-    if grey.dtype == np.uint8:
-        return grey, 255, []
-    step = sampling_step(grey)
-    bits = used_bits(grey[::step, ::step])
-    is_inverted = _tiff_tag(picture, 262) == 0  # WhiteIsZero, TIFF 6.0 section 8; of 16 bits
-    if is_inverted:
-        turned = np.uint16(65535) - grey
-        if (turned_bits := used_bits(turned[::step, ::step])) < bits:
-            grey, bits, is_inverted = turned, turned_bits, False
-    white = (1 << bits) - 1
-    warnings = []
-    if white < np.iinfo(np.uint16).max:
-        grey = np.minimum(grey, np.uint16(white))
-        warnings = [WarningCode.DEPTH]
-    if is_inverted:
-        grey = np.uint16(white) - grey
-    return grey, white, warnings

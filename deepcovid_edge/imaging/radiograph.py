@@ -169,8 +169,9 @@ def check_exposure(sample: NDArray[Any], white: int, *, slack: float = 0.0) -> N
     """
     sample = sample.reshape(-1, sample.shape[-1])
     mean, deviation = (float(found[0, 0]) * 255.0 / white for found in cv2.meanStdDev(sample))
-    if deviation < MIN_CONTRAST + slack:
-        raise NotAssessedError(Reason.BLANK, f"contrast {deviation:.1f} of 255 grey levels")
+    contrast = min(deviation, _contrast_between_ends(sample, white, deviation))
+    if contrast < MIN_CONTRAST + slack:
+        raise NotAssessedError(Reason.BLANK, f"contrast {contrast:.1f} of 255 grey levels")
     # Where too much is black or white, the pixels lie far from the middle together. Those of most
     # images do not, and need not be counted.
     end = SATURATED + slack
@@ -183,6 +184,19 @@ def check_exposure(sample: NDArray[Any], white: int, *, slack: float = 0.0) -> N
         black = np.count_nonzero(sample < darkest) / sample.size
         bright = np.count_nonzero(sample > brightest) / sample.size
         raise NotAssessedError(Reason.BLANK, f"{black:.0%} of it is black, {bright:.0%} white")
+
+
+def _contrast_between_ends(sample: NDArray[Any], white: int, deviation: float) -> float:
+    """The standard deviation, in grey levels of 255, without the darkest and the brightest pixels.
+
+    A border at one of the ends has contrast with an image that has none itself.
+    """
+    low, high, _, _ = cv2.minMaxLoc(sample)
+    margin = SATURATED * white / 255.0
+    inner = cv2.inRange(sample, math.ceil(low + margin), math.floor(high - margin))
+    if cv2.countNonZero(inner) < (1 - MAX_SATURATED) * sample.size:
+        return deviation
+    return float(cv2.meanStdDev(sample, mask=inner)[1][0, 0]) * 255.0 / white
 
 
 def grid(pixels: NDArray[Any]) -> NDArray[Any]:

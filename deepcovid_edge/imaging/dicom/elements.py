@@ -2,13 +2,19 @@
 
 pydicom finds the elements. Values are taken from their bytes here: pydicom's conversions check,
 warn and raise, and an image is not to be lost for a stray letter in a field that nobody reads.
+
+The character set that a header states is often missing or wrong. Two things tell which one it was:
+escape sequences name their sets themselves (PS3.5, 6.1.2.5), and what was not written in UTF-8
+hardly ever decodes as such.
 """
 
 from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from deepcovid_edge.errors import NotAssessedError
@@ -30,6 +36,16 @@ _LONGEST_TEXT = 64
 _LONGEST_NAME = 200
 """Letters that are read of a name: three groups of 64 characters (PS3.5, 6.2: PN)."""
 _CHARACTER_SET = 0x00080005
+_GUESSES = (
+    *("euc_kr", "gb18030", "shift_jis", "big5", "cp1251", "iso8859_5", "koi8_r", "iso8859_7"),
+    *("cp1256", "iso8859_6", "iso8859_8", "tis_620", "cp1254", "cp1250", "latin_1"),
+)
+"""Tried after the sets that are stated, where the text is not in UTF-8."""
+_ESCAPE = "\x1b"
+_CHINESE = "\x1b$)A"
+"""Python's GB 2312 leaves the sequence that designates it in the text."""
+_DELIMITERS = frozenset(b"\\\t\n\f\r")
+"""Behind these the first set holds again (PS3.5, 6.1.2.5.3)."""
 
 
 class Elements:
@@ -241,3 +257,46 @@ def _is_cut_off(element: Any) -> bool:
     value = element.value
     stated = getattr(element, "length", 0)
     return isinstance(value, bytes) and stated != _UNDEFINED and len(value) < stated
+
+
+def decodings(value: bytes, sets: str) -> Iterator[str]:
+    """A text under every character set that it can have been written in.
+
+    Args:
+        value: The text as it is stored.
+        sets: Specific Character Set (0008,0005), its values separated by backslashes.
+    """
+    if value.isascii() and _ESCAPE.encode() not in value:
+        yield value.decode("ascii")
+        return
+    from pydicom.charset import python_encoding
+
+    stated = [python_encoding[name] for name in sets.split("\\") if name in python_encoding]
+    if _ESCAPE.encode() in value:
+        yield _by_escapes(value, stated[0] if stated else "iso8859")
+        return
+    own = ["utf-8" if name.lower() == "utf8" else name for name in stated]
+    for encoding in dict.fromkeys((*own, "utf-8", *_GUESSES)):
+        with suppress(UnicodeDecodeError, LookupError):
+            yield value.decode(encoding)
+            if encoding == "utf-8":
+                return
+
+
+def _by_escapes(value: bytes, first: str) -> str:
+    """A text whose escape sequences say in which sets its parts are.
+
+    Args:
+        value: The text.
+        first: The set before the first of them, a Python encoding.
+
+    Returns:
+        The text; U+FFFD stands for an escape sequence that is none of the standard's.
+    """
+    from pydicom.charset import CODES_TO_ENCODINGS, decode_bytes
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        known = [first, *CODES_TO_ENCODINGS.values()]
+        text = decode_bytes(value, known, set(_DELIMITERS))
+    return text.replace(_CHINESE, "").replace(_ESCAPE, "\ufffd")

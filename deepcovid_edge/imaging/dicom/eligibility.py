@@ -47,7 +47,7 @@ _MODALITY_LUT, _VOI_LUT = 0x00283000, 0x00283010
 _SPECIES, _SPECIES_CODES, _CODE_VALUE = 0x00102201, 0x00102202, 0x00080100
 # Image type, from its third value on, names what a device made of the exposure (PS3.3, C.8.11.3.1.4
 # and what vendors add).
-_OTHER_TYPES = ("LOCALIZER", "TOMO", "SUBTRACT", "ENERGY", "BONE", "SOFT_TISSUE")
+_OTHER_TYPES = ("LOCALIZER", "TOMO", "SUBTRACT", "ENERGY", "BONE", "SOFTTISSUE")
 _DERIVATION = 0x00082111
 _OTHER_DERIVATIONS = re.compile(r"\b(BONE|RIB)S?\b|SUBTRACT|DUAL.?ENERGY|TOMOSYN")
 _PEOPLE = {"337915000", "L-85003"}
@@ -96,7 +96,8 @@ def _check_kind(header: DicomHeader) -> None:
 def _other_picture(elements: Elements) -> str:
     """What an X-ray image shows that is no radiograph of a person, or nothing."""
     for value in elements.texts(_IMAGE_TYPE)[2:]:
-        if any(kind in value.upper() for kind in _OTHER_TYPES):
+        word = re.sub(r"[\W_]", "", value.upper())
+        if any(kind in word for kind in _OTHER_TYPES):
             return f"an image of type {value}"
     if _OTHER_DERIVATIONS.search(derivation := elements.word(_DERIVATION)):
         return f"an image derived by {derivation}"

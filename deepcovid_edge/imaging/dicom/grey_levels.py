@@ -17,6 +17,7 @@ smallest power of two that holds it, around zero or at an offset too, with a war
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -150,9 +151,9 @@ def _displayed(
 ) -> tuple[Values, int]:
     """Shares of full white, 0 to 1, of every stored word, and the grey level of full white."""
     modality = _modality(stored, seen, elements, layout, warnings)
-    if luts := elements.items(_VOI_LUT):
-        entries, lut_bits = _through(luts[0], modality.values, seen, warnings)
-        return entries / ((1 << lut_bits) - 1), _white(max(layout.stored, lut_bits))
+    if luts := _luts(elements, _VOI_LUT):
+        mapped, lut_bits = _by_first_lut_that_shows(luts, modality.values, seen, warnings)
+        return mapped, _white(max(layout.stored, lut_bits))
     windowed = [_windowed(modality.values, *window) for window in _windows(elements)]
     shares = _first_that_shows(windowed, seen)
     has_window = elements.states(_WIDTH) or elements.states(_CENTRE)
@@ -189,7 +190,7 @@ def _modality(
     layout: PixelLayout,
     warnings: list[WarningCode],
 ) -> _Modality:
-    if luts := elements.items(_MODALITY_LUT):
+    if luts := _luts(elements, _MODALITY_LUT):
         entries, bits = _through(luts[0], stored, seen, warnings)
         return _Modality(entries.astype(np.float64), entries, bits)
     slope, intercept = elements.decimal(_SLOPE), elements.decimal(_INTERCEPT)
@@ -200,6 +201,35 @@ def _modality(
         raise NotAssessedError(Reason.DECODE, f"rescale slope {slope:g}, intercept {intercept:g}")
     values = stored.astype(np.float64) * slope + intercept
     return _Modality(values, stored, layout.stored, falls=slope < 0)
+
+
+def _luts(elements: Elements, tag: int) -> list[Elements]:
+    """The LUTs of a sequence; an item in which nothing stands is none."""
+    return [item for item in elements.items(tag) if item.raw(_DESCRIPTOR) or item.raw(_DATA)]
+
+
+def _by_first_lut_that_shows(
+    luts: Sequence[Elements], values: Values, seen: NDArray[Any], warnings: list[WarningCode]
+) -> tuple[Values, int]:
+    """Shares of full white by the first LUT that does not leave the image black or white.
+
+    Returns:
+        The shares, by the first LUT where all leave it so; and the bits that its entries use.
+    """
+    found = []
+    for lut in luts:
+        told: list[WarningCode] = []
+        entries, bits = _through(lut, values, seen, told)
+        shares = entries / ((1 << bits) - 1)
+        found.append((shares, bits, told))
+        if not seen.size or not _is_blank(shares[seen]):
+            told += [WarningCode.WINDOW] * (len(found) > 1)
+            break
+    else:
+        del found[1:]
+    shares, bits, told = found[-1]
+    warnings += told
+    return shares, bits
 
 
 def _through(
@@ -301,7 +331,7 @@ def _in_used_bits(
     """Shares of full white without a window: of all levels, or of the few that an image uses."""
     black, white = min(0, int(levels.min())), _white(bits)
     top = black + (1 << bits) - 1
-    if white > 255 and seen.size and (used := used_range(levels[seen])).bits <= bits - 2:
+    if white > 255 and seen.size and (used := used_range(levels[seen])).bits < bits:
         warnings.append(WarningCode.DEPTH)
         black, white = used.black, (1 << used.bits) - 1
         top = black + white

@@ -22,7 +22,7 @@ from enum import Enum, auto
 from pathlib import Path
 
 from deepcovid_edge.errors import NotAssessedError
-from deepcovid_edge.imaging.dicom.elements import Elements
+from deepcovid_edge.imaging.dicom.elements import Elements, decodings
 
 ADULT_YEARS = 18
 OLDEST = 120.0
@@ -106,13 +106,6 @@ _COMPOUNDS = (
 )
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1100-\u11ff\u3040-\u9fff]")
 """Thai and Lao, Hangul letters, kana and Chinese: words stand without spaces between them."""
-
-_ENCODINGS = (
-    *("utf-8", "iso2022_jp_2", "euc_kr", "gb18030", "shift_jis", "big5", "cp1251", "iso8859_5"),
-    *("koi8_r", "iso8859_7", "cp1256", "iso8859_6", "iso8859_8", "tis_620", "cp1254", "cp1250"),
-    *("latin_1",),
-)
-"""Tried after the character set that is stated, which is often missing or wrong."""
 
 _AGE_PART = re.compile(r"\s*(\d{1,4}(?:[.,]\d+)?)\s*([^\W\d_]*)[.,]?\s*")
 _AGE_SHARE = re.compile(r"\s*(\d{1,3})\s*/\s*(12|52)\s*")
@@ -201,29 +194,12 @@ def _unspaced_terms(token: str) -> Iterator[Term | None]:
     yield from [Term.UNKNOWN] if Term.UNKNOWN in found else found
 
 
-def _decodings(value: bytes, sets: str) -> Iterator[str]:
-    """A value under every character set that it can have been written in."""
-    if value.isascii() and b"\x1b" not in value:
-        yield value.decode("ascii")
-        return
-    from pydicom.charset import python_encoding
-
-    stated = [python_encoding[name] for name in sets.split("\\") if name in python_encoding]
-    # PS3.5, 6.1.2.5: what an escape sequence designates stands in the upper half, but of Japanese.
-    bare = re.sub(rb"\x1b[\x20-\x2f]+[\x30-\x7e]", b"", value)
-    for encoding in (*stated, *_ENCODINGS):
-        try:
-            yield (value if encoding.startswith("iso2022") else bare).decode(encoding)
-        except (UnicodeDecodeError, LookupError):
-            continue
-
-
 def _read_words(elements: Elements, tag: int) -> Statement:
     """What a text element says, all of its values."""
     raw = elements.raw(tag).strip(b" \0")
     readings = [
         Statement(_shown(text), _terms_of(text))
-        for text in _decodings(raw, elements.raw(_SETS).decode("latin-1").strip(" \0"))
+        for text in decodings(raw, elements.raw(_SETS).decode("latin-1").strip(" \0"))
     ]
     return min(readings, key=lambda reading: _doubt(reading.terms))
 
@@ -327,7 +303,14 @@ def _special(_code: str) -> Term:
 def read_part(elements: Elements) -> Statement:
     """The body part, of all elements that state it."""
     codes = [_read_codes(_items(elements, tag), _part_of) for tag in _PART_CODES]
-    return _together(_read_words(elements, _BODY_PART), *codes)
+    return _together(_read_words(elements, _BODY_PART), *codes, _age_in_words(elements))
+
+
+def _age_in_words(elements: Elements) -> Statement:
+    """An age such as INFANT, which says of whom the part is."""
+    stated = _read_words(elements, _AGE)
+    is_child = Term.CHILD in stated.terms
+    return Statement(stated.shown if is_child else "", frozenset({Term.CHILD} if is_child else ()))
 
 
 def read_view(elements: Elements) -> Statement:
@@ -382,7 +365,7 @@ def read_age(elements: Elements) -> float | None:
 
 
 def _decoded(elements: Elements, tag: int) -> Iterator[str]:
-    for text in _decodings(elements.raw(tag), ""):
+    for text in decodings(elements.raw(tag), ""):
         yield unicodedata.normalize("NFKC", text).strip(" \0").upper()
 
 

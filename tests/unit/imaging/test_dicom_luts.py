@@ -162,3 +162,22 @@ def test_dcmtk_shows_the_same_grey_levels(name: str, tmp_path: Path, decode: Dec
     read = decode(data)
     assert shown is not None
     assert np.abs(read.pixels / read.white * 255 - shown).max() <= 1.0
+
+
+@pytest.mark.parametrize("keyword", ["VOILUTSequence", "ModalityLUTSequence"])
+def test_an_item_in_which_nothing_stands_is_no_lut(keyword: str, decode: Decode) -> None:
+    window = {"WindowCenter": "2048", "WindowWidth": "4096"}
+    plain = dataset(image(12), stored=12, **window)
+    empty = dataset(image(12), stored=12, **window, **{keyword: Sequence([Dataset()])})
+    assert np.array_equal(decode(written(empty)).pixels, decode(written(plain)).pixels)
+
+
+def test_where_the_first_lut_leaves_the_image_black_the_second_is_taken(decode: Decode) -> None:
+    blank, whole = lut(np.zeros(4096, int) + 1, 0, 12), lut(RAMP, 0, 12)
+    both = dataset(image(12), stored=12, VOILUTSequence=Sequence([blank[0], whole[0]]))
+    read = decode(written(both))
+    assert np.array_equal(levels(read), image(12))
+    assert read.warnings == (WarningCode.WINDOW,)
+    with pytest.raises(NotAssessedError) as caught:
+        decode(written(dataset(image(12), stored=12, VOILUTSequence=blank)))
+    assert caught.value.reason is Reason.BLANK

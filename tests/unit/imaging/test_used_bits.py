@@ -76,6 +76,42 @@ def test_signed_image_at_an_offset_is_its_twin_without(offset: int, decode: Deco
     assert np.abs(read.pixels.astype(int) - image(12)).max() <= 40
 
 
+@pytest.mark.parametrize("offset", [10_000, 32768 - 2048, 32768, 60_000])
+def test_a_picture_at_an_offset_is_its_twin_without(
+    offset: int, pictures: Any, decode: Decode
+) -> None:
+    words = (image(12) + np.uint32(offset)).astype(np.uint16)
+    for data in (pictures.encode(words, "PNG"), pictures.tiff(words, 1)):
+        read = decode(data)
+        assert (read.white, read.warnings) == (4095, (WarningCode.DEPTH,))
+        assert np.abs(read.pixels.astype(int) - image(12)).max() <= 40
+
+
+@pytest.mark.parametrize("border", [0, 65535])
+@pytest.mark.parametrize("rows", [12, 24])
+@pytest.mark.parametrize("offset", [10_000, 32768 - 2048, 60_000 - 4096])
+def test_a_border_of_one_value_far_from_the_image_says_nothing_of_its_range(
+    offset: int, rows: int, border: int, pictures: Any, decode: Decode
+) -> None:
+    words = (image(12) + np.uint32(offset)).astype(np.uint16)
+    words[:rows] = words[-rows:] = border
+    for data in (pictures.encode(words, "PNG"), dicom(words)):
+        read = decode(data)
+        assert (read.white, read.warnings) == (4095, (WarningCode.DEPTH,))
+        assert (read.pixels[:rows] == (0 if border == 0 else 4095)).all()
+        assert np.abs(read.pixels[rows:-rows].astype(int) - image(12)[rows:-rows]).max() <= 40
+
+
+@pytest.mark.parametrize("most", [300, 500, 511])
+def test_an_image_of_half_its_bits_or_fewer_is_scaled_as_a_picture_is(
+    most: int, pictures: Any, decode: Decode
+) -> None:
+    words = np.rint(image(12) * (most / 4095)).astype(np.uint16)
+    read = decode(written(dataset(words, stored=10)))
+    assert (read.white, read.warnings) == (511, (WarningCode.DEPTH,))
+    assert np.array_equal(read.pixels, decode(pictures.encode(words, "PNG")).pixels)
+
+
 def test_padding_says_nothing_of_the_range(decode: Decode) -> None:
     words = around_zero(12)
     words[:40] = -32768
@@ -150,5 +186,7 @@ def test_bright_end_that_thins_out_is_no_mark(bits: int, length: float, share: f
 
 
 def test_more_than_a_few_bright_pixels_are_no_mark(pictures: Any, decode: Decode) -> None:
-    read = decode(pictures.encode(marked(image(12), 0.06, 65535), "PNG"))
-    assert read.white == 65535
+    words = image(12)
+    bright = np.random.default_rng(0).random(words.shape) < 0.06
+    words[bright] = np.random.default_rng(1).integers(5000, 65536, np.count_nonzero(bright))
+    assert decode(pictures.encode(words, "PNG")).white == 65535
