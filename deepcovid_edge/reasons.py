@@ -206,9 +206,9 @@ class WarningCode(_Explained):
     DEPTH = (
         "W_DEPTH",
         "File uses fewer bits than it has; grey levels are scaled by the bits it uses.",
-        "a 16-bit PNG or TIFF; a DICOM image without a window that uses no more than a quarter of "
-        "its range, or is signed without a negative value; a LUT whose entries do not use the bits "
-        "it states",
+        "a 16-bit PNG or TIFF; a DICOM image without a window that uses no more than half of its "
+        "range, or is signed without a negative value; a LUT whose entries do not use the bits it "
+        "states",
     )
     ASPECT = (
         "W_ASPECT",

@@ -283,6 +283,8 @@ def drain(config: Path, seconds: float, give_up: str | None) -> int:
     with ledger:
         if give_up is not None:
             count = Deliveries(ledger, spool).give_up(give_up)
+            if not count:
+                raise UsageError(f"--give-up: got {give_up}, for which nothing waits")
             click.echo(f"{_counted(count, 'object', 'is', 'are')} not sent to {give_up}.")
             return ExitCode.DONE
         left = Outbox(settings, ledger, spool).drain(seconds)

@@ -25,7 +25,7 @@ import ipaddress
 import re
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -88,6 +88,11 @@ class ReceiveSettings:
         _check("max_image_mib", self.max_image_mib, 1, 1024)
         _check("max_associations", self.max_associations, 1, 64)
         _check_tls(self.certificate, self.key)
+        if self.authority is not None and self.certificate is None:
+            raise ValueError(
+                "authority: got it without certificate and key; expected all three: without TLS no "
+                "sender shows a certificate"
+            )
 
     @property
     def is_local(self) -> bool:
@@ -169,13 +174,22 @@ class Destination:
             _check_ae_title(self.ae_title)
             _check_host("host", self.host)
         else:
-            _check_url(self.url)
-            if self.find or self.commitment:
-                raise ValueError("find and commitment are of an AE; expected neither with url")
+            self._check_stow(self.url)
         _check_port(self.port)
         if not self.objects:
             raise ValueError("objects: got none, expected sr, sc or both")
         _check_tls(self.certificate, self.key)
+
+    def _check_stow(self, url: str) -> None:
+        _check_url(url)
+        of_an_ae = ("ae_title", "host", "port", "find", "commitment")
+        defaults = {field.name: field.default for field in fields(self)}
+        for key in of_an_ae:
+            if getattr(self, key) != defaults[key]:
+                raise ValueError(f"{key}: is of an AE; expected it without url")
+        for key in ("certificate", "key", "authority"):
+            if getattr(self, key) is not None and url.startswith("http://"):
+                raise ValueError(f"{key}: got it with {url}; expected https:// for TLS")
 
     def addresses(self) -> frozenset[str]:
         """Its IP addresses; none where its name is not known now."""

@@ -35,7 +35,7 @@ def add_key(path: Path, name: str) -> str:
         The key. It is nowhere else.
 
     Raises:
-        UsageError: The name has other letters.
+        UsageError: The name has other letters, or a key already.
         OutputError: The file cannot be written.
         NotThereError: The file is not one of keys.
     """
@@ -45,7 +45,11 @@ def add_key(path: Path, name: str) -> str:
     try:
         with locked(path.parent, path.name):
             lines = _lines(path) if path.exists() else []
-            _named(path, lines)
+            if name in _named(path, lines).values():
+                raise UsageError(
+                    f"add_key: {name} has a key in {path}: delete its line first, or choose "
+                    "another name"
+                )
             remove_unfinished(path)
             _replace(path, "".join(f"{line}\n" for line in (*lines, f"{name} {_hashed(key)}")))
     except OSError as error:

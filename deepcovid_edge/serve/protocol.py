@@ -21,7 +21,7 @@ from typing import Any
 from deepcovid_edge.backends.remote.client import HEADER_LENGTH, INPUT, OUTPUT, PARAMETER
 
 _SIZE = struct.Struct("<I")
-_MOST_HEADER = 1 << 16
+MOST_HEADER = 1 << 16
 _MOST_ID = 256
 _LENGTH = re.compile("[0-9]{1,10}")
 
@@ -73,10 +73,10 @@ def parse_request(body: bytes, header_length: str | None) -> InferRequest:
     length = int(header_length)
     if length == 0:
         return InferRequest(_some(body))
-    if length > min(len(body), _MOST_HEADER):
+    if length > min(len(body), MOST_HEADER):
         raise RequestError(
             400,
-            f"{HEADER_LENGTH}: got {length}, expected at most {min(len(body), _MOST_HEADER)}",
+            f"{HEADER_LENGTH}: got {length}, expected at most {min(len(body), MOST_HEADER)}",
         )
     return _parsed(_json(body[:length]), memoryview(body)[length:])
 
@@ -85,7 +85,11 @@ def _json(data: bytes) -> Mapping[str, Any]:
     try:
         values = json.loads(data)
     except (ValueError, RecursionError):
-        raise RequestError(400, "request: not JSON; expected one of the v2 protocol") from None
+        raise RequestError(
+            400,
+            f"request: not JSON; expected the v2 protocol's, or the header {HEADER_LENGTH}: 0 with "
+            "an image file",
+        ) from None
     if not isinstance(values, dict):
         raise RequestError(400, "request: expected a JSON object with `inputs`")
     return values

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.imaging.files import MAX_FILE_BYTES
+from deepcovid_edge.serve.protocol import MOST_HEADER
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class ServeSettings:
                 raise UsageError(f"{name}: got {value}, expected {least} to {most}")
         if (self.certificate is None) != (self.key is None):
             raise UsageError("certificate: got it or key alone, expected both or neither")
+        if self.no_tls and self.certificate is not None:
+            raise UsageError("no_tls: got certificate and key too, expected one of both")
         if self.is_local:
             return
         if self.keys is None:
@@ -83,8 +86,9 @@ class ServeSettings:
 
     @property
     def most_bytes(self) -> int:
-        """Of an image."""
-        return min(self.max_image_mib << 20, MAX_FILE_BYTES)
+        """Of an image: with its request's header it fits into `memory_mib`."""
+        room = (self.memory_mib << 20) - MOST_HEADER
+        return min(self.max_image_mib << 20, room, MAX_FILE_BYTES)
 
 
 _RANGES: dict[str, tuple[float, float]] = {

@@ -128,6 +128,11 @@ def check_readable(path: Path) -> Path:
     Raises:
         NotThereError: It is not.
     """
+    if path.is_dir():
+        raise NotThereError(
+            f"{path}: is a folder; expected a manifest, which `deepcovid-edge manifest` makes, or "
+            "--summary with a folder of shards"
+        )
     if not path.is_file():
         raise NotThereError(f"{path}: no such file")
     return path

@@ -314,7 +314,8 @@ class Deliveries:
                 "DELETE FROM outbox WHERE destination = ? AND state IN (?, ?, ?)",
                 (destination, QUEUED, SENDING, PARKED),
             ).rowcount
-            self.ledger.event("given up", destination=destination, objects=count)
+            if count:
+                self.ledger.event("given up", destination=destination, objects=count)
         return count
 
     def give_up_expired(self) -> None:

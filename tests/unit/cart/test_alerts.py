@@ -219,6 +219,10 @@ def test_what_waits_for_a_removed_destination_is_told_until_it_is_given_up(tmp_p
         assert given_up.output == f"{waits['n']} objects are not sent to pacs.\n"
         house.look()
         assert codes(store.ledger) == set()
+        events = store.ledger.row("SELECT count(*) AS n FROM event")
+        mistyped = CliRunner().invoke(command, ["drain", str(config.path), "--give-up", "pasc"])
+        assert "got pasc, for which nothing waits" in str(mistyped.exception or mistyped.output)
+        assert store.ledger.row("SELECT count(*) AS n FROM event") == events
 
 
 def test_a_destination_that_is_named_is_not_given_up(tmp_path: Path) -> None:

@@ -94,6 +94,14 @@ def test_the_first_configuration_is_read_and_the_rest_has_defaults(tmp_path: Pat
             ('folders = ["incoming"]', 'certificate = "a.pem"'),
             r"receive\.certificate and key: got one of them, expected both or neither",
         ),
+        (
+            ('folders = ["incoming"]', 'authority = "a.pem"'),
+            r"receive\.authority: got it without certificate and key; expected all three",
+        ),
+        (
+            ('objects = ["sr", "sc"]', 'url = "https://pacs/dicom-web"'),
+            r"destination 1\.ae_title: is of an AE; expected it without url",
+        ),
         (('model = "squeezenet1_1"', 'heatmap = "gradcam"'), r"cart\.heatmap: got 'gradcam'"),
         (('model = "squeezenet1_1"', "floor_share = nan"), r"cart\.floor_share: got nan"),
         (('model = "squeezenet1_1"', f"budget = 1{'0' * 400}"), r"cart\.budget: got 1000"),
@@ -125,6 +133,25 @@ def test_two_destinations_have_two_names(tmp_path: Path) -> None:
     again = FIRST + '[[destination]]\nname = "pacs"\nurl = "http://127.0.0.1:8042/dicom-web"\n'
     with pytest.raises(UsageError, match="got the name 'pacs' twice"):
         read(tmp_path, again)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ('host = "10.0.0.1"', "host: is of an AE"),
+        ("port = 99", "port: is of an AE"),
+        ("find = true", "find: is of an AE"),
+        ('authority = "ca.pem"', "authority: got it with http://pacs/x; expected https://"),
+        ('certificate = "a.pem"\nkey = "a.key"', "certificate: got it with http://pacs/x"),
+    ],
+)
+def test_what_a_url_would_leave_without_effect_is_a_mistake(
+    keys: str, message: str, tmp_path: Path
+) -> None:
+    other = f'[[destination]]\nname = "stow"\nurl = "http://pacs/x"\n{keys}\n'
+    with pytest.raises(UsageError, match=message):
+        read(tmp_path, FIRST + other)
+    read(tmp_path, FIRST + '[[destination]]\nname = "stow"\nurl = "http://pacs/x"\n')
 
 
 def test_a_file_that_is_no_toml_or_not_there(tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ def test_memory_of_bodies_has_an_end_and_comes_back() -> None:
         ({"host": "0.0.0.0"}, "without keys"),
         ({"host": "0.0.0.0", "keys": Path("k")}, "without certificate .* or --no-tls"),
         ({"certificate": Path("c")}, "expected both or neither"),
+        ({"certificate": Path("c"), "key": Path("k"), "no_tls": True}, "no_tls: got certificate"),
         ({"port": 70000}, "port"),
         ({"header_seconds": float("nan")}, "header_seconds"),
         ({"group": 0}, "group"),
@@ -101,6 +102,11 @@ def test_settings_that_would_let_in_too_much_are_errors(
 ) -> None:
     with pytest.raises(UsageError, match=why):
         ServeSettings(**changes)  # type: ignore[arg-type]
+
+
+def test_no_image_is_allowed_that_the_memory_could_never_hold() -> None:
+    assert ServeSettings(max_image_mib=256, memory_mib=2).most_bytes < 2 << 20
+    assert ServeSettings(max_image_mib=2, memory_mib=256).most_bytes == 2 << 20
 
 
 def test_beyond_this_machine_keys_and_a_proxy_do() -> None:

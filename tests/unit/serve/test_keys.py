@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deepcovid_edge.errors import OutputError
+from deepcovid_edge.errors import OutputError, UsageError
 from deepcovid_edge.serve.keys import add_key, read_keys
 
 OTHER = 4711
@@ -74,3 +74,11 @@ def test_a_file_that_cannot_be_written_stays_as_it_is(
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
         add_key(tmp_path / "file/keys", "cart-1")
+
+
+def test_a_name_has_one_key(tmp_path: Path) -> None:
+    add_key(tmp_path / "keys", "cart-1")
+    before = (tmp_path / "keys").read_text()
+    with pytest.raises(UsageError, match="cart-1 has a key in"):
+        add_key(tmp_path / "keys", "cart-1")
+    assert (tmp_path / "keys").read_text() == before
