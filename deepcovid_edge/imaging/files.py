@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import stat
 import time
@@ -80,7 +81,7 @@ def read_source(source: ImageSource) -> FileBytes:
 
 
 def _read_open(stream: BinaryIO) -> bytes:
-    """All that an open file still has: one without a buffer may give it in pieces."""
+    """All that an open file still has. One without a buffer may give it in pieces."""
     parts: list[bytes] = []
     left = MAX_FILE_BYTES + 1
     try:
@@ -89,6 +90,8 @@ def _read_open(stream: BinaryIO) -> bytes:
                 raise NotAssessedError(Reason.UNREADABLE, "opened as text, expected a binary file")
             parts.append(bytes(part))
             left -= len(part)
+            if not isinstance(stream, io.RawIOBase):
+                break
     except (OSError, ValueError) as error:
         raise NotAssessedError(Reason.UNREADABLE, _cause(error)) from error
     return parts[0] if len(parts) == 1 else b"".join(parts)

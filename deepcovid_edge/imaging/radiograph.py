@@ -169,7 +169,8 @@ def check_exposure(sample: NDArray[Any], white: int, *, slack: float = 0.0) -> N
     """
     sample = sample.reshape(-1, sample.shape[-1])
     mean, deviation = (float(found[0, 0]) * 255.0 / white for found in cv2.meanStdDev(sample))
-    contrast = min(deviation, _contrast_between_ends(sample, white, deviation))
+    is_flat = deviation < MIN_CONTRAST + slack
+    contrast = deviation if is_flat else _contrast_between_ends(sample, white, deviation)
     if contrast < MIN_CONTRAST + slack:
         raise NotAssessedError(Reason.BLANK, f"contrast {contrast:.1f} of 255 grey levels")
     # Where too much is black or white, the pixels lie far from the middle together. Those of most

@@ -66,7 +66,7 @@ def report(data: Path, other_model: Path, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("out") / "report"
     done = evaluate("squeezenet1_1", other_model, data, "--split", "test", "-o", folder)
     assert done.returncode == 4, done.stderr  # one image could not be assessed
-    assert "not assessed: 1 images: E_NOT_IMAGE" in done.stdout
+    assert "not assessed: 1 image: E_NOT_IMAGE" in done.stdout
     return folder
 
 
