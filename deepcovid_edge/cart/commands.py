@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deepcovid_edge.cli.exit_codes import ExitCode
+from deepcovid_edge.cli.options import NamedPath
+from deepcovid_edge.device.progress import number_of
 
 if TYPE_CHECKING:
     from deepcovid_edge.cart.config import CartConfig
     from deepcovid_edge.cart.status import CartStatus
 
-_CONFIG = click.argument("config", type=click.Path(path_type=Path))
+_CONFIG = click.argument("config", type=NamedPath())
 
 
 @click.group()
@@ -87,7 +89,7 @@ def page(config: Path) -> None:
 
 
 @command.command()
-@click.argument("config", type=click.Path(path_type=Path), default="/etc/deepcovid-edge/cart.toml")
+@click.argument("config", type=NamedPath(), default="/etc/deepcovid-edge/cart.toml")
 @click.option(
     "--gpu/--no-gpu",
     default=None,
@@ -217,7 +219,7 @@ def resend(config: Path, image: int | None, destination: str | None) -> None:
         if image is not None and not ledger.row("SELECT 1 FROM image WHERE id = ?", image):
             raise NotThereError(f"image: the cart has none with the number {image}")
         count = Deliveries(ledger, spool).resend(image, destination, named)
-    click.echo(f"{_counted(count, 'object', 'is', 'are')} queued.")
+    click.echo(f"{number_of(count, 'object is', 'objects are')} queued.")
 
 
 @command.command()
@@ -285,16 +287,16 @@ def drain(config: Path, seconds: float, give_up: str | None) -> int:
             count = Deliveries(ledger, spool).give_up(give_up)
             if not count:
                 raise UsageError(f"--give-up: got {give_up}, for which nothing waits")
-            click.echo(f"{_counted(count, 'object', 'is', 'are')} not sent to {give_up}.")
+            click.echo(f"{number_of(count, 'object is', 'objects are')} not sent to {give_up}.")
             return ExitCode.DONE
         left = Outbox(settings, ledger, spool).drain(seconds)
-    click.echo(f"{_counted(left, 'object', 'waits', 'wait')}." if left else "Nothing waits.")
+    click.echo(f"{number_of(left, 'object waits', 'objects wait')}." if left else "Nothing waits.")
     return ExitCode.ERROR if left else ExitCode.DONE
 
 
 @command.command()
 @_CONFIG
-@click.argument("copy", type=click.Path(path_type=Path), required=False)
+@click.argument("copy", type=NamedPath(), required=False)
 def restore(config: Path, copy: Path | None) -> None:
     """Replace the ledger by a nightly COPY; without COPY by the newest one. Stop the cart before.
 
@@ -313,7 +315,7 @@ def restore(config: Path, copy: Path | None) -> None:
     if (chosen := copy or newest(folder)) is None:
         raise NotThereError(f"{folder}: has no copy of the ledger")
     found = make_ledger(Spool(settings.spool), chosen)
-    added = _counted(found, "later image", "was", "were")
+    added = number_of(found, "later image was", "later images were")
     click.echo(f"The ledger is that of {chosen.name}; {added} added.")
 
 
@@ -343,7 +345,7 @@ def model() -> None:
 @model.command()
 @_CONFIG
 @click.argument("name")
-@click.option("--site", type=click.Path(path_type=Path), help="Site file of that model.")
+@click.option("--site", type=NamedPath(), help="Site file of that model.")
 def use(config: Path, name: str, site: Path | None) -> None:
     """Have the model NAME assess from the next image on, once it has proved itself.
 
@@ -374,11 +376,6 @@ def rollback(config: Path) -> None:
 
 def _echo_model(facts: dict[str, Any]) -> None:
     click.echo(f"{facts['model']} assesses, {facts['backend']}, {facts['variant']}")
-
-
-def _counted(count: int, thing: str, one: str, many: str) -> str:
-    """A number of things with its verb, such as `1 object waits` or `2 objects wait`."""
-    return f"1 {thing} {one}" if count == 1 else f"{count} {thing}s {many}"
 
 
 def _read(config: Path) -> CartConfig:

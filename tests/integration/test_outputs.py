@@ -112,6 +112,8 @@ def test_a_file_that_may_not_be_read_ends_no_run(images: Path, tmp_path: Path) -
         ("verify", "squeezenet1_1", "squeezenet1_1", ""),
         ("bench", "squeezenet1_1", "--data", ""),
         ("compare", ""),
+        ("cart", "status", ""),
+        ("screen", "", "-o", "records"),
     ],
 )
 def test_an_empty_path_is_refused(words: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deepcovid_edge.cli.exit_codes import ExitCode
-from deepcovid_edge.cli.options import check_needed, classify_options, path_option
+from deepcovid_edge.cli.options import NamedPath, check_needed, classify_options, path_option
 
 if TYPE_CHECKING:
     from deepcovid_edge.archive.cluster.ray_run import ClusterSettings
@@ -24,7 +24,7 @@ _OF_A_SUMMARY = ("manifest", "summary", "html", "as_json")
 @click.command(
     epilog="Example: deepcovid-edge screen images.parquet -o results/. Research use only.",
 )
-@click.argument("manifest", type=click.Path(path_type=Path))
+@click.argument("manifest", type=NamedPath())
 @path_option("-o", "--output", folder=True, help="Folder for the shards of records.")
 @classify_options
 @click.option("--batch-size", type=int, help="Images per inference call.  [default: 1, on a GPU 8]")

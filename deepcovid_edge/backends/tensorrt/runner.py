@@ -11,8 +11,9 @@ calls at once, however many threads have called.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from queue import Empty, LifoQueue
 from typing import Any, Protocol
 
@@ -21,6 +22,9 @@ from numpy.typing import NDArray
 
 from deepcovid_edge.backends.tensorrt.files import Profile
 from deepcovid_edge.errors import UsageError
+
+_CLOSE_SECONDS = 30.0
+"""Longest wait for calls under way: a GPU may never answer."""
 
 INPUT = "images"
 PARTS = ("host_to_device", "compute", "device_to_host")
@@ -296,14 +300,18 @@ class EngineRunner:
                 self.infer(images)
 
     def close(self) -> None:
-        """Wait for calls under way, free lanes, then the engine; harmless when called again."""
+        """Wait for calls under way, free lanes, then the engine; harmless when called again.
+
+        What a call uses that does not end is left to the end of the process.
+        """
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-        with self._device.active():
+        ends = time.monotonic() + _CLOSE_SECONDS
+        with self._device.active(), suppress(Empty):
             for _ in range(self._count):
-                self._idle.get().close()
+                self._idle.get(timeout=max(0.0, ends - time.monotonic())).close()
             self._engine.destroy()
 
     def _batches(self, images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 
-PATH: Any = click.Path(path_type=Path)
+from deepcovid_edge.cli.options import NamedPath
+
+PATH: Any = NamedPath()
 
 
 def path_option(*names: str, **settings: Any) -> Callable[[Any], Any]:

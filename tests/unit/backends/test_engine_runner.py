@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deepcovid_edge.backends.tensorrt import runner as module
 from deepcovid_edge.backends.tensorrt.files import Profile
 from deepcovid_edge.backends.tensorrt.runner import EngineRunner
 from deepcovid_edge.errors import UsageError
@@ -371,6 +372,25 @@ def test_close_waits_for_the_calls_that_are_under_way(monkeypatch: pytest.Monkey
         np.testing.assert_array_equal(found.result(20)["logits"], expected(batch))
         closed.result(20)
     assert engine.destroyed
+
+
+def test_close_does_not_wait_for_a_call_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner, device, engine = runner_of(Profile(1, 4, 8))
+    runs, may_end, wait = threading.Event(), threading.Event(), device.wait
+
+    def wait_long(stream: Stream) -> None:
+        runs.set()
+        assert may_end.wait(20)
+        wait(stream)
+
+    monkeypatch.setattr(device, "wait", wait_long)
+    monkeypatch.setattr(module, "_CLOSE_SECONDS", 0.1)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(runner.infer, images(2))
+        assert runs.wait(20)
+        runner.close()
+        assert not engine.destroyed  # the call still uses it
+        may_end.set()
 
 
 def test_close_frees_everything_once_and_in_order() -> None:
