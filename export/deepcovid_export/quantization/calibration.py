@@ -32,6 +32,12 @@ BATCH = 8
 BINS = 8192
 _CLIPPING = np.linspace(0.2, 1.0, 81)
 """Shares of the largest value that are tried as the end of a range."""
+_POWER = 3
+"""Of the error that a range makes smallest.
+
+Squares clip too much: the few large values of a late layer decide about an image. On `val` the
+error of SqueezeNet's logits was 3.8 % with squares and 2.9 % with cubes.
+"""
 
 Ranges = dict[str, tuple[float, float]]
 
@@ -178,7 +184,7 @@ class Histogram:
         self._counts += np.bincount(places, minlength=BINS)
 
     def best_range(self, *, symmetric: bool) -> tuple[float, float]:
-        """The range whose quantisation has the smallest mean squared error.
+        """The range whose quantisation has the smallest mean cubed error.
 
         A shorter range cuts off rare large values and shows the others in finer steps.
 
@@ -191,7 +197,9 @@ class Histogram:
         values, weights = centres[used], self._counts[used].astype(np.float64)
         candidates = [self._range(float(share), symmetric=symmetric) for share in _CLIPPING]
         errors = [
-            float(weights @ (values - _quantise(values, *ends, symmetric=symmetric)) ** 2)
+            float(
+                weights @ np.abs(values - _quantise(values, *ends, symmetric=symmetric)) ** _POWER
+            )
             for ends in candidates
         ]
         return candidates[int(np.argmin(errors))]

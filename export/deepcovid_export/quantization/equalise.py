@@ -4,8 +4,7 @@ An activation has one INT8 scale for all its channels, so a channel of large val
 to the others. Where a convolution, a ReLU and the next convolutions follow each other, a channel
 may be divided by a factor on its way out and multiplied on its way in (Nagel et al. 2019, Data-Free
 Quantization Through Weight Equalization and Bias Correction, section 4.1; the balance between
-activations and weights is that of Xiao et al. 2023, SmoothQuant, equation 4). The factors are
-powers of two, so the FP32 network computes the same bits as before.
+activations and weights is that of Xiao et al. 2023, SmoothQuant, equation 4).
 """
 
 from __future__ import annotations
@@ -132,10 +131,10 @@ def equalise(model: onnx.ModelProto, peaks: Mapping[str, NDArray[np.float64]]) -
 
 
 def _factors(loud: NDArray[np.float64], heavy: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Powers of two by which channels are divided; 1 for a silent channel."""
+    """Factors by which channels are divided; 1 for a silent channel."""
     factors = np.ones_like(loud)
     heard = (loud > _SILENT * loud.max()) & (heavy > 0)
     if heard.any():
         wanted = _BALANCE * np.log2(loud[heard]) - (1 - _BALANCE) * np.log2(heavy[heard])
-        factors[heard] = 2.0 ** np.rint(wanted - wanted.mean())
+        factors[heard] = 2.0 ** (wanted - wanted.mean())
     return factors.astype(np.float32)

@@ -145,13 +145,17 @@ def test_best_range_cuts_off_a_rare_outlier_and_nothing_else() -> None:
     even.add(draw.uniform(0, 10, 100_000).astype(np.float32))
     assert even.best_range(symmetric=False)[1] == pytest.approx(10, rel=0.02)
     rare = Histogram()
-    rare.add(np.append(draw.uniform(0, 10, 100_000), 25).astype(np.float32))
+    for _ in range(100):
+        rare.add(draw.uniform(0, 10, 100_000).astype(np.float32))
+    rare.add(np.array([25], np.float32))
     low, high = rare.best_range(symmetric=True)
     assert low == -high
     assert 9 < high < 20
 
 
-def test_equalising_changes_no_bit_of_what_the_network_says(parent: Path, data: Path) -> None:
+def test_equalising_changes_only_the_rounding_of_what_the_network_says(
+    parent: Path, data: Path
+) -> None:
     model = onnx.load(parent)
     loud = {item.name: item for item in model.graph.initializer}["squeeze.bias"]
     values = numpy_helper.to_array(loud).copy()
@@ -173,7 +177,7 @@ def test_equalising_changes_no_bit_of_what_the_network_says(parent: Path, data: 
     after = channel_peaks(even, tensors, batches)
     assert np.ptp(after["squeeze_relu"]) < np.ptp(peaks["squeeze_relu"]) / 4
     seen = pixels(images)
-    assert np.array_equal(run(even, seen), run(model, seen))
+    assert np.allclose(run(even, seen), run(model, seen), rtol=1e-6)
 
 
 def test_an_activation_that_is_infinite_ends_the_calibration(parent: Path, data: Path) -> None:
