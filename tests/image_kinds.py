@@ -13,6 +13,7 @@ from test_dicom_refusals import REFUSALS as DICOM_REFUSALS
 from test_dicom_refusals import WARNED as DICOM_WARNED
 from test_refusals import REFUSALS, WARNED, placed
 
+from deepcovid_edge.imaging.synthetic.phantom import save_phantom
 from deepcovid_edge.reasons import Reason
 
 ELSEWHERE = {Reason.RESULT, Reason.MODEL, Reason.DISK, Reason.DICOM, Reason.TURNED}
@@ -38,6 +39,7 @@ def folder_of_every_kind(folder: Path) -> Path:
         _write_dicom(folder)
         _write_refused(folder, set(DICOM_REFUSALS) - COSTLY)
     phantom_files(folder / "synthetic", count=6)
+    save_phantom(drawn_phantom(10, opacities=3), folder / "synthetic" / "undecided.png")
     _turned(folder)
     return folder
 

@@ -66,7 +66,7 @@ def epochs(it: Figures) -> Rows:
     """What a longer training changed on `val`."""
     found = it["indeterminate_range"]
     yield {
-        "epochs": it["path"].stem,
+        "run": it["path"].stem,
         "area": _with_interval(it["overall"]),
         "undecided": found["indeterminate"],
         **{one["method"]: one["pointing_game"] for one in it["localisation"]},

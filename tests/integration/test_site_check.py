@@ -224,12 +224,13 @@ def test_stored_results_are_those_of_the_shipped_model(
 
 
 @needs_xray
-def test_a_site_like_the_training_data_is_usable_with_the_models_own_threshold(
+def test_a_site_like_the_training_data_is_usable_with_a_threshold_of_its_own(
     tmp_path: Path,
 ) -> None:
+    """The model's own finds 89 % of the positives there, and 90 % are asked for."""
     done = run("site-check", XRAY, "--split", "test", "-o", tmp_path / "site.json")
     assert done.returncode == 0, done.stdout
-    assert read_site(tmp_path / "site.json").threshold == read_manifest(MODEL).threshold
+    assert read_site(tmp_path / "site.json").threshold < read_manifest(MODEL).threshold
     image = next((XRAY / "test/normal").iterdir())
     classified = json.loads(run("infer", image, "--site", tmp_path / "site.json").stdout)
     assert classified["site"]["sha256"] == file_sha256(tmp_path / "site.json")

@@ -97,7 +97,7 @@ def check(read: Radiograph, image: NDArray[np.uint8], syntax: str) -> None:
 @pytest.fixture(scope="module")
 def image() -> NDArray[np.uint8]:
     """From black to white: dcmcjpeg stretches what is not."""
-    drawn = drawn_phantom(2, opacities=3)[:900:3, :1080:3].astype(np.float64)
+    drawn = drawn_phantom(2, opacities=5)[:900:3, :1080:3].astype(np.float64)
     low, high = drawn.min(), drawn.max()
     stretched: NDArray[np.uint8] = np.rint((drawn - low) * (255 / (high - low))).astype(np.uint8)
     return stretched
