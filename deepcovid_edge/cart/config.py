@@ -24,12 +24,13 @@ import contextlib
 import ipaddress
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from deepcovid_edge.backends import AUTO, BACKENDS
 from deepcovid_edge.cart.toml_tables import Settings, build_settings, read_toml
 from deepcovid_edge.device import shares
 from deepcovid_edge.errors import UsageError
@@ -191,6 +192,11 @@ class Destination:
             if getattr(self, key) is not None and url.startswith("http://"):
                 raise ValueError(f"{key}: got it with {url}; expected https:// for TLS")
 
+    @property
+    def place(self) -> str:
+        """Where it is: what two destinations of one place have in common comes twice."""
+        return self.url or f"{self.ae_title} at {self.host.lower()}:{self.port}"
+
     def addresses(self) -> frozenset[str]:
         """Its IP addresses; none where its name is not known now."""
         try:
@@ -296,6 +302,9 @@ class CartSettings:
     backup_keep: int = 7
 
     def __post_init__(self) -> None:
+        if self.backend not in (AUTO, *BACKENDS):
+            names = ", ".join((AUTO, *BACKENDS))
+            raise ValueError(f"backend: got {self.backend!r}, expected one of {names}")
         _check("budget", self.budget, 0.05, 60)
         _check("assess_seconds", self.assess_seconds, 5, 3600)
         _check("keep_days", self.keep_days, 0, 36500)
@@ -328,9 +337,11 @@ class CartConfig:
     page: PageSettings | None = None
 
     def __post_init__(self) -> None:
-        names = [one.name for one in self.destinations]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"destination: got the name {twice[0]!r} twice, expected one each")
+        _check_once("destination: got the name {!r}", [one.name for one in self.destinations])
+        places = [f"{kind} for {one.place}" for one in self.destinations for kind in one.objects]
+        _check_once("destination: got {}", places)
+        folders = [str(shares.resolve(folder)) for folder in self.receive.folders]
+        _check_once("receive.folders: got {!r}", folders)
         if not self.peers and not self.receive.folders:
             raise ValueError(
                 "peer: is missing, and receive.folders too; expected who may send images, or a "
@@ -393,6 +404,12 @@ def _find_beside(base: Path, model: str) -> str:
     """A model's file beside the configuration, or the name of a shipped model as it stands."""
     is_file = _MODEL_FILE.fullmatch(model) or (base / model).is_file()
     return str(base / model) if is_file and model not in shipped_models() else model
+
+
+def _check_once(got: str, values: Sequence[str]) -> None:
+    """Check that no value is there twice."""
+    if twice := sorted({value for value in values if values.count(value) > 1}):
+        raise ValueError(f"{got.format(twice[0])} twice, expected each once")
 
 
 def _check(name: str, value: float, least: float, most: float) -> None:

@@ -102,6 +102,8 @@ def _value(hint: Any, value: Any, where: str, base: Path) -> Any:
         if value not in inner:
             raise ValueError(f"{where}: got {value!r}, expected {' or '.join(map(repr, inner))}")
         return value
+    if hint is Path and isinstance(value, str) and re.match(r"~[^/]*(/|$)", value):
+        raise ValueError(f"{where}: got {value!r}, expected a whole path: ~ is not replaced here")
     check, words, make = _KINDS[hint]
     if not check(value):
         if isinstance(value, str) and hint in (bool, int, float):

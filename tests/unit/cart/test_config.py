@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,15 @@ def test_the_first_configuration_is_read_and_the_rest_has_defaults(tmp_path: Pat
         (('model = "squeezenet1_1"', "floor_share = nan"), r"cart\.floor_share: got nan"),
         (('model = "squeezenet1_1"', f"budget = 1{'0' * 400}"), r"cart\.budget: got 1000"),
         (
+            ('model = "squeezenet1_1"', 'backend = "cuda"'),
+            r"cart\.backend: got 'cuda', expected one",
+        ),
+        (('spool = "spool"', 'spool = "~/spool"'), r"cart\.spool: got '~/spool', expected a whole"),
+        (
+            ('folders = ["incoming"]', 'folders = ["incoming", "./incoming"]'),
+            r"receive\.folders: got '.*incoming' twice",
+        ),
+        (
             ('spool = "spool"', 'spool = "a\\u0000b"'),
             r"cart\.spool: got 'a\\x00b', expected a path",
         ),
@@ -133,6 +143,17 @@ def test_two_destinations_have_two_names(tmp_path: Path) -> None:
     again = FIRST + '[[destination]]\nname = "pacs"\nurl = "http://127.0.0.1:8042/dicom-web"\n'
     with pytest.raises(UsageError, match="got the name 'pacs' twice"):
         read(tmp_path, again)
+
+
+@pytest.mark.parametrize(("objects", "twice"), [('["sc"]', False), ('["sr"]', True)])
+def test_a_destination_gets_no_result_twice(objects: str, twice: bool, tmp_path: Path) -> None:
+    """Report and picture may go to one place under two names."""
+    text = FIRST.replace('["sr", "sc"]', '["sr"]')
+    again = text.partition("[[destination]]")[2].partition("[page]")[0]
+    again = again.replace('"pacs"', '"archive"').replace('["sr"]', objects)
+    expected = pytest.raises(UsageError, match=r"got sr for ORTHANC at .* twice")
+    with expected if twice else nullcontext():
+        read(tmp_path, f"{text}\n[[destination]]{again}")
 
 
 @pytest.mark.parametrize(
