@@ -19,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from deepcovid_edge.backends.base import GPU_LANES, AssessesFiles, Backend
@@ -79,9 +80,11 @@ class PredictSettings:
     ood: str = REJECT
 
     def __post_init__(self) -> None:
-        _check_range("batch_size", self.batch_size, 1, 1024)
-        _check_range("workers", self.workers, 1, 256)
+        _check_range("batch_size", self.batch_size, 1, 1024, whole=True)
+        _check_range("workers", self.workers, 1, 256, whole=True)
         _check_range("threshold", self.threshold, 0, 1)
+        if not isinstance(self.indeterminate, bool):
+            raise UsageError(f"indeterminate: got {self.indeterminate!r}, expected True or False")
         if self.threshold is not None and self.site is not None:
             raise UsageError(
                 f"threshold: got {self.threshold} with a site file, which has its own "
@@ -91,8 +94,15 @@ class PredictSettings:
             raise UsageError(f"ood: got {self.ood!r}, expected {' or '.join(CHOICES)}")
 
 
-def _check_range(name: str, value: float | None, low: int, high: int) -> None:
-    if value is not None and not low <= value <= high:  # NaN is outside too
+def _check_range(
+    name: str, value: float | None, low: int, high: int, *, whole: bool = False
+) -> None:
+    if value is None:
+        return
+    kind, words = (Integral, "a whole number") if whole else (Real, "a number")
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise UsageError(f"{name}: got {value!r}, expected {words}")
+    if not low <= value <= high:  # NaN is outside too
         raise UsageError(f"{name}: got {value}, expected {low} to {high}")
 
 

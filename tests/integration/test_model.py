@@ -242,6 +242,10 @@ def test_a_map_that_is_no_number_is_no_explanation(
         ({"backend": "abacus"}, "^backend: got 'abacus', expected one of auto"),
         ({"provider": "abacus"}, "^provider: got 'abacus', expected one of cpu"),
         ({"workers": 0}, "^workers: got 0, expected 1 to 256"),
+        ({"workers": 1.5}, "^workers: got 1.5, expected a whole number"),
+        ({"batch_size": "4"}, "^batch_size: got '4', expected a whole number"),
+        ({"threshold": "0.5"}, "^threshold: got '0.5', expected a number"),
+        ({"indeterminate": "no"}, "^indeterminate: got 'no', expected True or False"),
     ],
 )
 def test_errors_speak_python(settings: dict[str, Any], message: str) -> None:
