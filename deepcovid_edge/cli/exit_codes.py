@@ -33,7 +33,7 @@ class ExitCode(IntEnum):
     MISMATCH = 5, "an engine, a site file, a server or a ledger does not fit"
     NOT_THERE = 6, "a file, a package or a device is missing"
     UNSTABLE = 7, "the measurement was unstable"
-    INTERRUPTED = 130, "stopped by Ctrl-C"
+    INTERRUPTED = 130, "stopped by Ctrl-C; `infer`, `heatmap` and `screen` by SIGTERM too"
 
     def __new__(cls, value: int, meaning: str) -> ExitCode:
         """A code that knows its meaning."""
