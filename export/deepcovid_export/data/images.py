@@ -12,11 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import cv2
-
 from deepcovid_edge.datasets.contents import Contents
 from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
 from deepcovid_edge.datasets.layouts import place_of
+from deepcovid_edge.device.process import set_up
 from deepcovid_edge.device.progress import counted, number_of
 from deepcovid_edge.errors import DataError, NotAssessedError, UsageError
 from deepcovid_edge.files import write_text
@@ -210,7 +209,7 @@ def _readable(
     images: Sequence[LabelledImage], excluded: Counter[str]
 ) -> tuple[list[LabelledImage], list[_Read]]:
     """Images that can be assessed, and what reading them told."""
-    cv2.setNumThreads(1)  # forked data workers would lose its threads and hang
+    set_up()  # forked data workers would lose OpenCV's threads and hang
 
     def read(image: LabelledImage) -> _Read | str:
         try:
