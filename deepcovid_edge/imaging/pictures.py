@@ -95,7 +95,7 @@ _SUFFIXES = {
 }
 PICTURE_SUFFIXES = frozenset[str]().union(*_SUFFIXES.values())
 _OPENED = (*_SUFFIXES, "GIF")
-_MODES = {"L", "RGB", "RGBA", "LA", "P", "PA", "I;16", "I;16B", "I;16L"}
+_MODES = {"L", "RGB", "RGBA", "LA", "La", "P", "PA", "I;16", "I;16B", "I;16L"}
 
 
 def decode_picture(file: FileBytes) -> Radiograph:
@@ -296,7 +296,7 @@ def _unread_mode(picture: Picture) -> str | None:
 
 def _is_deep_colour(picture: Picture) -> bool:
     bits = _tiff_tag(picture, 258) or ()
-    return picture.mode in ("RGB", "RGBA", "LA") and (16 in bits or ";16" in _raw_mode(picture))
+    return picture.mode in ("RGB", "RGBA", "LA", "La") and (16 in bits or ";16" in _raw_mode(picture))
 
 
 def _raw_mode(picture: Picture) -> str:
@@ -408,6 +408,8 @@ def _loaded(picture: Image.Image, data: bytes) -> NDArray[Any]:
         _scale_transparency(picture, data[_PNG_DEPTH])
     elif picture.format == "TIFF" and picture.mode == "P":
         _take_palette_of_8_bits(picture)
+    elif picture.mode == "La":  # a TIFF whose alpha is laid on black
+        picture = picture.convert("LA")
     see_through = picture.mode in ("L", "RGB", "P") and "transparency" in picture.info
     if see_through or picture.mode in ("P", "PA"):
         picture = picture.convert("RGBA")

@@ -283,15 +283,16 @@ def test_webp_alpha_is_laid_on_black(pictures: Any, decode: Decode) -> None:
     assert read.warnings == (WarningCode.ALPHA,)
 
 
-@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(("bits", "coloured"), [(8, True), (16, True), (8, False)])
 def test_alpha_that_was_laid_on_black_by_the_writer_is_not_laid_on_twice(
-    bits: int, pictures: Any, decode: Decode
+    bits: int, coloured: bool, pictures: Any, decode: Decode
 ) -> None:
     image = pictures.image(bits=bits)
     alpha = np.full_like(image, np.iinfo(image.dtype).max)
     alpha[:40] //= 3
     laid = (image * (alpha / alpha.max())).astype(image.dtype)
-    read = decode(pictures.tiff(pictures.rgb(laid, alpha), 2, tags={338: 1}))  # associated alpha
+    both = pictures.rgb(laid, alpha) if coloured else np.dstack([laid, alpha])
+    read = decode(pictures.tiff(both, 2 if coloured else 1, tags={338: 1}))  # associated alpha
     assert np.abs(read.pixels - laid.astype(int)).max() <= 1
 
 
