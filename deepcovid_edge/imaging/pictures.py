@@ -296,7 +296,9 @@ def _unread_mode(picture: Picture) -> str | None:
 
 def _is_deep_colour(picture: Picture) -> bool:
     bits = _tiff_tag(picture, 258) or ()
-    return picture.mode in ("RGB", "RGBA", "LA", "La") and (16 in bits or ";16" in _raw_mode(picture))
+    return picture.mode in ("RGB", "RGBA", "LA") and (
+        16 in bits or ";16" in _raw_mode(picture)
+    )
 
 
 def _raw_mode(picture: Picture) -> str:

@@ -30,6 +30,7 @@ from deepcovid_edge.decision.thresholds import (
     threshold_for_new_images,
     threshold_for_new_negatives,
 )
+from deepcovid_edge.device.progress import number_of
 
 _PASSED, _FAILED, _OPEN = "passed", "failed", "open"
 
@@ -276,12 +277,14 @@ def _reasons(
         )
     if images.not_assessed:
         whole = images.not_assessed + len(images.scores)
-        found.append(f"{images.not_assessed} of {whole} files were not assessed")
+        were = "was" if images.not_assessed == 1 else "were"
+        found.append(f"{images.not_assessed} of {whole} files {were} not assessed")
         if _too_many_not_assessed(images, rules):
             found[-1] += f": more than {rules.max_not_assessed:.0%}, look at the reasons"
     if images.synthetic:
         found.append(
-            f"{images.synthetic} images are synthetic, not of patients: they prove nothing"
+            f"{number_of(images.synthetic, 'image is', 'images are')} synthetic, not of patients, "
+            "which proves nothing"
         )
     return [f"{sentence[0].upper()}{sentence[1:]}." for sentence in found]
 

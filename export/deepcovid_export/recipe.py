@@ -285,7 +285,7 @@ class Recipe:
         sensitivity: Share of new positive images that the threshold, chosen on the validation
             images, is expected to find.
         temperature: Divide the logits by the temperature that fits the validation images best, so
-            that probabilities are honest; maps are divided too.
+            that probabilities are calibrated; maps are divided too.
         license: Terms of use of the trained weights.
         range: What the indeterminate range promises, where several sources have enough images.
         data: Which images are used.

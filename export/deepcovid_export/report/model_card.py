@@ -9,6 +9,7 @@ stale.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from deepcovid_export.report.rendering import render
 
 MORE = ("siim-test", "sites-external")
 """Results beside those of the splits of `../shared/xray`, where there are some."""
+_SITE = re.compile(r"\(([^)]+)\)")
+"""In the name of a source, the web site that an image comes from."""
 _WITHIN = ("agchung/Actualmed-COVID-chestxray-dataset", "ieee8023 (all sites)")
 
 
@@ -42,8 +45,9 @@ def card(
     """
     span = manifest.indeterminate_range
     variant = model.with_name(f"{model.stem}{INT8_CPU_SUFFIX}.onnx")
+    by_data = {it["data"]: it for it in evaluations}
     shortcuts = {it["data"]: it["shortcuts"] for it in evaluations if it.get("shortcuts")}
-    spans = [it for it in evaluations if it["data"] == "test" and it.get("indeterminate_range")]
+    first = next(iter(shortcuts.values()), None)
     return render(
         "model_card.md.j2",
         manifest=manifest,
@@ -55,11 +59,25 @@ def card(
         costs=span.origin.get("cost_by_source") if span else None,
         counts=manifest.training.get("sources"),
         grouped=bool(manifest.training["recipe"].get("data", {}).get("groups")),
-        spanned=spans[0]["indeterminate_range"] if spans else None,
-        limited=[it for it in evaluations if it.get("out_of_distribution")],
+        spanned=[
+            (it["data"], it.get("out_of_distribution"), it["indeterminate_range"])
+            for it in evaluations
+            if it.get("indeterminate_range")
+        ],
+        shared=_shared_sites(manifest, by_data["external"]),
+        sites=by_data.get("further sites"),
+        labels=[
+            (it["data"], label, row)
+            for it in evaluations
+            for kind in ("by_label", "soft_labels")
+            for label, row in it.get(kind, {}).items()
+        ],
         rows=[row for figures in evaluations for row in _rows(figures)],
         shortcuts=shortcuts,
-        first=next(iter(shortcuts.values()), None),
+        first=first,
+        sides=[side for side in first["lungs_hidden_by_side"] if float(side) != first["side"]]
+        if first
+        else [],
         sources=[
             (f"{data}: {name}", group)
             for data, it in shortcuts.items()
@@ -67,16 +85,26 @@ def card(
         ],
         pairs=list(zip(evaluations, paper, strict=False)) if paper else [],
         localised=[(it["data"], row) for it in evaluations for row in it.get("localisation", ())],
-        soft=[
-            (it["data"], label, row)
-            for it in evaluations
-            for label, row in it.get("soft_labels", {}).items()
-        ],
+        soft=any(it.get("soft_labels") for it in evaluations),
         within=_WITHIN,
         sha256=file_sha256,
         size=lambda path: f"{path.stat().st_size / 1e6:.1f} MB",
         read_manifest=read_manifest,
     )
+
+
+def _shared_sites(manifest: ModelManifest, external: dict[str, Any]) -> dict[str, int] | None:
+    """How many of the external images come from web sites that have training images too."""
+    trained = manifest.training.get("sources", {}).get("train", {})
+    sites = {found[1] for name in trained if (found := _SITE.search(name))}
+    if not sites:
+        return None
+    shared = [
+        group["images"]
+        for name, group in external["by_source"].items()
+        if (found := _SITE.search(name)) and found[1] in sites
+    ]
+    return {"images": sum(shared), "of": external["images"]}
 
 
 def _rows(figures: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""One factor that makes probabilities honest: temperature scaling (Guo et al. 2017, ICML, 4.2)."""
+"""One factor that calibrates probabilities: temperature scaling (Guo et al. 2017, ICML, 4.2)."""
 
 from __future__ import annotations
 
