@@ -23,7 +23,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,11 @@ SPLITS = ("train", "val", "test", "external")
 _SPLIT_NAMES = {**{name: name for name in SPLITS}, "valid": "val", "validation": "val"}
 _SPREADSHEET = ".metadata.xlsx"
 _MOST_WRAPPERS = 3
-_YES = ("1", "true", "yes")
+_FLAGS = {
+    **dict.fromkeys(("1", "1.0", "true", "t", "yes", "y"), True),
+    **dict.fromkeys(("", "0", "0.0", "false", "f", "no", "n"), False),
+}
+"""Text of a column that says yes or no, as people, Python and pandas write it."""
 _ROUNDING = 0.01
 """By how much an edge of a box may pass the image's, as a fraction of its side."""
 
@@ -196,18 +200,21 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Line numbers and rows of a CSV; column names in lower case, as older files differ in case."""
     with _opened(table) as stream:
         rows = csv.DictReader(stream)
-        rows.fieldnames = _names(rows.fieldnames)
+        rows.fieldnames = _names(rows.fieldnames, table)
         for row in rows:
             yield rows.line_num, {name: (row[name] or "").strip() for name in rows.fieldnames}
 
 
 def _header(table: Path) -> list[str]:
     with _opened(table) as stream:
-        return _names(next(csv.reader(stream), ()))
+        return _names(next(csv.reader(stream), ()), table)
 
 
-def _names(header: Iterable[str] | None) -> list[str]:
-    return [name.strip().lower() for name in header or ()]
+def _names(header: Iterable[str] | None, table: Path) -> list[str]:
+    names = [name.strip().lower() for name in header or ()]
+    if twice := sorted({name for name in names if name and names.count(name) > 1}):
+        raise DataError(f"{table}: has the column {twice[0]!r} twice, capitals aside: remove one")
+    return names
 
 
 def _is_metadata(table: Path) -> bool:
@@ -232,9 +239,19 @@ def _from_manifest(manifest: Path) -> Iterator[LabelledImage]:
             _SPLIT_NAMES.get(split.lower(), split),
             **known,
             boxes=_boxes(row.get("boxes", ""), manifest, line),
-            clear=row.get("no_visible_abnormality", "").strip().casefold() in _YES,
-            is_child=row.get("paediatric", "").strip().casefold() in _YES,
+            clear=_flag(row, "no_visible_abnormality", manifest, line),
+            is_child=_flag(row, "paediatric", manifest, line),
         )
+
+
+def _flag(row: Mapping[str, str], name: str, manifest: Path, line: int) -> bool:
+    text = row.get(name, "").strip()
+    try:
+        return _FLAGS[text.casefold()]
+    except KeyError:
+        raise DataError(
+            f"{manifest}, line {line}: {name}: got {text[:80]!r}, expected yes or no, or 1 or 0"
+        ) from None
 
 
 def _boxes(text: str, manifest: Path, line: int) -> tuple[Box, ...]:

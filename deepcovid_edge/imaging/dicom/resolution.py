@@ -104,7 +104,7 @@ def halvings_of(words: NDArray[Any], header: DicomHeader) -> int:
 
 def shows_the_whole(words: NDArray[Any], header: DicomHeader) -> bool:
     """Whether a halved picture shows what the whole one does."""
-    ramp = np.linspace(int(words.min()), int(words.max()), _STEPS + 1).astype(words.dtype)
+    ramp = np.arange(int(words.min()), int(words.max()) + 1).astype(words.dtype)
     try:
         image = grey_levels(words, header)
         check_exposure(image.sample, image.white, slack=SLACK)
@@ -113,9 +113,10 @@ def shows_the_whole(words: NDArray[Any], header: DicomHeader) -> bool:
         return False
     if WarningCode.WINDOW in image.warnings:  # then the values of all pixels count
         return False
-    steps = np.diff(levels)
+    steps = np.diff(levels)  # of a LUT, a single entry may stand out
     is_monotonic = (steps >= 0).all() or (steps <= 0).all()
-    return bool(is_monotonic and np.abs(steps).max() * _STEPS <= MAX_STEEPNESS * image.white)
+    rises = np.diff(levels[np.linspace(0, len(levels) - 1, _STEPS + 1).astype(int)])
+    return bool(is_monotonic and np.abs(rises).max() * _STEPS <= MAX_STEEPNESS * image.white)
 
 
 def _needs_all_pixels(header: DicomHeader, codestream: Codestream) -> bool:

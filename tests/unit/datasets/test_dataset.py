@@ -81,12 +81,28 @@ def test_manifest_csv_with_columns_beyond_the_needed(tmp_path: Path) -> None:
         ("path,class\n1.png,covid\n", "columns label are missing; it has path, class"),
         ("path,label\nno.png,covid\n", r"line 2: no such file: .*no\.png"),
         ("", "columns label, path are missing"),
+        ("path,Label,label\nx.png,covid,normal\n", "has the column 'label' twice"),
+        ("path,label,paediatric\nx.png,covid,perhaps\n", "line 2: paediatric: got 'perhaps', exp"),
     ],
 )
 def test_wrong_manifest_is_named(tmp_path: Path, text: str, message: str) -> None:
+    touch(tmp_path / "x.png")
     (tmp_path / "manifest.csv").write_text(text)
     with pytest.raises(DataError, match=message):
         load_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("1", True), ("1.0", True), ("Y", True), ("True", True), ("", False), ("0.0", False)],
+)
+def test_a_flag_is_read_as_people_and_programs_write_it(
+    text: str, expected: bool, tmp_path: Path
+) -> None:
+    touch(tmp_path / "x.png")
+    (tmp_path / "manifest.csv").write_text(f"path,label,paediatric\nx.png,covid,{text}\n")
+    (image,) = load_dataset(tmp_path)
+    assert image.is_child is expected
 
 
 def test_missing_split_lists_those_present(tmp_path: Path) -> None:

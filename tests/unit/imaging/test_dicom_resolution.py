@@ -222,6 +222,14 @@ def test_a_tone_map_that_rises_and_falls_needs_all_pixels() -> None:
     assert_whole(of(film(), **elements))
 
 
+def test_a_tone_map_with_one_word_that_stands_out_needs_all_pixels() -> None:
+    """Between the words that a coarse look at the tone map would try."""
+    ramp = np.arange(4096, dtype=np.uint16)
+    ramp[1479:1499] = 4095
+    elements: dict[str, Any] = {**dict.fromkeys(WINDOW, ""), "VOILUTSequence": lut(ramp)}
+    assert_whole(of(film(), **elements))
+
+
 def test_reversible_filters_of_few_bits_need_all_pixels() -> None:
     """They round up: a third of a grey level at each of 8-bit's levels."""
     pixels = (film() >> 4).astype(np.uint8)
