@@ -17,7 +17,7 @@ from deepcovid_edge.cli.options import (
     provider_option,
     variant_option,
 )
-from deepcovid_edge.device.progress import progress_bar
+from deepcovid_edge.device.progress import number_of, progress_bar
 from deepcovid_edge.models import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -90,12 +90,12 @@ def command(
 def summary(report: SiteReport) -> str:
     """The verdict with its figures as lines for people."""
     model, data = report.model, report.data
-    patients = f" of {data.patients} patients" if data.patients else ""
+    patients = f" of {number_of(data.patients, 'patient')}" if data.patients else ""
     advice = _ADVICE[report.verdict].format(**vars(report))
     return "\n".join(
         [
             f"{model['name']} ({model['precision']}) on {model['backend']} at {report.name}: "
-            f"{data.images} images{patients}. {report.notice}",
+            f"{number_of(data.images, 'image')}{patients}. {report.notice}",
             *_table(report),
             *_remarks(report),
             f"\n{report.verdict.upper()}. {advice}",

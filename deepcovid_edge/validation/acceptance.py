@@ -272,8 +272,8 @@ def _reasons(
     if _too_few(images, rules):
         counts = images.count(positive=True), images.count(positive=False)
         found.append(
-            f"there are {counts[0]} patients with and {counts[1]} without {name}: {rules.fewest} "
-            "of each are needed for a proof, or for a threshold of the site"
+            f"patients: {counts[0]} with and {counts[1]} without {name}; {rules.fewest} of each "
+            "are needed for a proof, or for a threshold of the site"
         )
     if images.not_assessed:
         whole = images.not_assessed + len(images.scores)

@@ -243,7 +243,7 @@ def _odd_end(
 
 def _decimal(text: str) -> float:
     try:
-        return float(text)
+        return math.nan if "_" in text else float(text)  # Python alone takes 2_048
     except ValueError:
         return math.nan
 

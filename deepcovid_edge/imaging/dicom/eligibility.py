@@ -45,6 +45,8 @@ _IMAGE_TYPE, _QUALITY_CONTROL = 0x00080008, 0x00280300
 _WINDOW_CENTRE, _INTERCEPT, _SLOPE = 0x00281050, 0x00281052, 0x00281053
 _MODALITY_LUT, _VOI_LUT = 0x00283000, 0x00283010
 _SPECIES, _SPECIES_CODES, _CODE_VALUE = 0x00102201, 0x00102202, 0x00080100
+_OF_ANIMALS = (0x00102203, 0x00102292)
+"""Whether a patient is neutered, and its breed: animals alone have them (PS3.3, C.7.1.1)."""
 # Image type, from its third value on, names what a device made of the exposure (PS3.3, C.8.11.3.1.4
 # and what vendors add).
 _OTHER_TYPES = ("LOCALIZER", "TOMO", "SUBTRACT", "ENERGY", "BONE", "SOFTTISSUE")
@@ -106,8 +108,13 @@ def _other_picture(elements: Elements) -> str:
     codes = {code.word(_CODE_VALUE) for code in elements.items(_SPECIES_CODES)} - {""}
     words = {word for word in (elements.word(_SPECIES),) if not _NO_SPECIES.fullmatch(word)}
     is_person = not codes.isdisjoint(_PEOPLE) or any(map(_PERSON.search, words))
-    animals = [] if is_person else sorted(codes | words)
-    return f"an image of the species {animals[0]}" if animals else ""
+    if is_person:
+        return ""
+    if animals := sorted(codes | words):
+        return f"an image of the species {animals[0]}"
+    traits = (elements.word(tag) for tag in _OF_ANIMALS)
+    animal = next((trait for trait in traits if not _NO_SPECIES.fullmatch(trait)), None)
+    return "" if animal is None else f"an image of an animal: {animal}"
 
 
 def _check_layout(layout: PixelLayout) -> None:

@@ -31,8 +31,12 @@ _PIXEL_DATA = {0x7FE00008, 0x7FE00009, 0x7FE00010}
 """Float, double and whole pixels (PS3.3, C.7.6.3 and C.7.6.24)."""
 _SOP_CLASS, _SOP_INSTANCE = 0x00080016, 0x00080018
 _MODALITY, _INTENT = 0x00080060, 0x00080068
-_KIND_TAGS = (0x00080008, 0x00082111, 0x00102201, 0x00102202, 0x00280300)
-"""Image type, derivation, species in words and codes, quality control: eligibility reads them."""
+_KIND_TAGS = (
+    *(0x00080008, 0x00082111, 0x00280300),
+    *(0x00102201, 0x00102202, 0x00102203, 0x00102292),
+)
+"""Image type, derivation, quality control; species in words and codes, neutered or not, breed:
+eligibility reads them."""
 _STUDY, _SERIES = 0x0020000D, 0x0020000E
 _DEVICE = (0x00080070, 0x00081090, 0x00081010)
 """Manufacturer, model and station."""

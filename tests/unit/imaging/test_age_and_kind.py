@@ -194,6 +194,8 @@ OTHER_KINDS: dict[str, tuple[Reason, dict[str, Any]]] = {
     "phantom-in-words": (Reason.BODY, {"BodyPartExamined": "CHEST PHANTOM"}),
     "dog-in-words": (Reason.BODY, {"BodyPartExamined": "DOG CHEST"}),
     "dog": (Reason.MODALITY, {"PatientSpeciesDescription": "CANINE"}),
+    "breed": (Reason.MODALITY, {"PatientBreedDescription": "Beagle"}),
+    "neutered": (Reason.MODALITY, {"PatientSexNeutered": "ALTERED"}),
     "ape": (Reason.MODALITY, {"PatientSpeciesDescription": "NON-HUMAN PRIMATE"}),
     "dog-by-code": (
         Reason.MODALITY,
@@ -237,6 +239,8 @@ READ: list[dict[str, Any]] = [
     {"ImageType": ["DERIVED", "PRIMARY"]},
     {"ImageType": ["ORIGINAL", "PRIMARY", "", "RAD", "2IMAGE"]},
     {"QualityControlImage": "NO"},
+    {"PatientSexNeutered": "", "PatientBreedDescription": "N/A"},
+    {"PatientSpeciesDescription": "HUMAN", "PatientSexNeutered": "UNALTERED"},
 ]
 
 

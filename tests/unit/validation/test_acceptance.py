@@ -115,7 +115,7 @@ def test_few_images_with_a_plain_failure_are_enough_to_say_no() -> None:
     assert found.verdict == NOT_USABLE
     assert found.site is None
     assert "8 of 9 images without covid are called positive" in found.reasons[0]
-    assert "13 patients with and 9 without covid: 20 of each are needed" in found.reasons[-1]
+    assert "Patients: 13 with and 9 without covid; 20 of each are needed" in found.reasons[-1]
 
 
 def test_few_images_without_failure_are_not_enough() -> None:
@@ -126,7 +126,7 @@ def test_few_images_without_failure_are_not_enough() -> None:
 def test_few_images_that_are_all_right_are_not_enough() -> None:
     found = classified(images(spread(0.6, 0.9, 19), spread(0.1, 0.4, 60)))
     assert (found.verdict, found.threshold, found.site) == (NOT_ENOUGH, 0.5, None)
-    assert "19 patients with and 60 without covid" in found.reasons[-1]
+    assert "Patients: 19 with and 60 without covid" in found.reasons[-1]
     assert classified(images(spread(0.6, 0.9, 20), spread(0.1, 0.4, 60))).verdict == USABLE
 
 
