@@ -146,7 +146,7 @@ class Reason(_Explained):
         "E_MODE",
         "Pixel type not supported; send 8 or 16 bit grey.",
         "1 or 32 bits, floating point, CMYK, Lab, a DICOM palette; in TIFF also signed integers, "
-        "and 16-bit grey with alpha",
+        "16-bit grey with alpha, and alpha in separate planes",
     )
     COLOUR = ("E_COLOUR", "Colour picture; not an X-ray.", "more colour than a slight tint")
     BLANK = (
@@ -205,10 +205,10 @@ class WarningCode(_Explained):
     )
     DEPTH = (
         "W_DEPTH",
-        "File uses fewer bits than it has; grey levels are scaled by the bits it uses.",
-        "a 16-bit PNG or TIFF; a DICOM image without a window that uses no more than half of its "
-        "range, or is signed without a negative value; a LUT whose entries do not use the bits it "
-        "states",
+        "File uses fewer bits than its format has; grey levels are scaled by the bits it uses.",
+        "a PNG or TIFF of 16, 4 or 2 bits; a BMP of 16 bits a pixel; a DICOM image without a "
+        "window that uses no more than half of its range, or is signed without a negative value; "
+        "a LUT whose entries do not use the bits it states",
     )
     ASPECT = (
         "W_ASPECT",

@@ -11,6 +11,7 @@ Grey pixels are made by these rules:
 | pixels in the file | rule |
 | --- | --- |
 | 8-bit grey | as they are |
+| 2-bit and 4-bit grey | stretched to 8 bits, with a warning |
 | 16-bit grey | as they are; `white` is the smallest power of two, less one, that holds all but \
 marks |
 | RGB, 8 or 16 bit | not assessed if coloured, else luma (ITU-R BT.601, OpenCV's RGB2GRAY) |
@@ -20,7 +21,8 @@ marks |
 | TIFF WhiteIsZero | inverted; grey of no stated interpretation is BlackIsZero |
 | pixels that are not square | stretched, see `aspect.py` |
 | uncompressed, ends in zeros | see `empty_end.py` |
-| 1 bit, 32 bit, signed, floating point, CMYK, Lab, 16-bit grey with alpha in TIFF | not assessed |
+| 1 bit, 32 bit, signed, floating point, CMYK, Lab | not assessed |
+| TIFF: 16-bit grey with alpha, 16-bit colours or alpha in separate planes | not assessed |
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ from deepcovid_edge.imaging.depth import full_scale
 from deepcovid_edge.imaging.empty_end import check_end, check_tiff, of_bmp
 from deepcovid_edge.imaging.files import FileBytes
 from deepcovid_edge.imaging.jpeg import decode_jpeg, jpeg_with_end, jpeg_without_oddities
-from deepcovid_edge.imaging.png import lacks_rows, png_without_metadata
+from deepcovid_edge.imaging.png import lacks_rows, png_without_metadata, scale_transparency
 from deepcovid_edge.imaging.radiograph import (
     LOSSY_RATIO,
     SYNTHETIC_MARK,
@@ -67,10 +69,12 @@ from deepcovid_edge.imaging.signatures import (
     webp_ends_in_zeros,
 )
 from deepcovid_edge.imaging.tiff import (
+    IN_PLANES,
     MAGIC,
     OpenCvTiff,
     open_for_opencv,
     read_directory,
+    take_palette_of_8_bits,
     usual_tiff,
 )
 from deepcovid_edge.reasons import Reason, WarningCode
@@ -81,8 +85,6 @@ if TYPE_CHECKING:
 
 
 _STRIP = 256
-_PNG_DEPTH = 24
-"""Offset of a PNG's bits per sample (PNG, 11.2.1)."""
 _ONE_GREY = 8
 """Range of a row of a lossy image that was of one grey level."""
 
@@ -95,6 +97,10 @@ _SUFFIXES = {
 }
 PICTURE_SUFFIXES = frozenset[str]().union(*_SUFFIXES.values())
 _OPENED = (*_SUFFIXES, "GIF")
+_FEW_BITS = ("'L;2", "'L;4", "'BGR;15", "'BGR;16")
+"""Pillow's names of grey of 2 or 4 bits, and of colours of 5 or 6 bits each in a BMP."""
+_NO_PLANES = ("'a'", "'X'", "';'", "'I'", "AX'", "aX'")
+"""Names of planes, or of all of them, that Pillow cannot unpack."""
 _MODES = {"L", "RGB", "RGBA", "LA", "La", "P", "PA", "I;16", "I;16B", "I;16L"}
 
 
@@ -116,11 +122,11 @@ def _decode_file(file: FileBytes) -> Radiograph:
     data = _checked(file.data)
     if known_kind(data) == "PNG":
         data = png_without_metadata(data)
-    picture = _open(data)
+    picture, stored = _open(data)
     _check_header(picture)
     shape = _upright_shape(picture, file.data)
-    warnings = _header_warnings(picture, file)
-    raw, decoded_warnings = _decode(picture, data)
+    warnings = [*_header_warnings(picture, file), *_check_end(picture, data)]
+    raw, decoded_warnings = _decode(picture, stored)
     grey, colour_warnings = to_grey(raw)
     is_inverted = _tiff_tag(picture, 262) == 0  # WhiteIsZero, TIFF 6.0 section 8; of 16 bits
     grey, white, depth_warnings = full_scale(grey, is_inverted=is_inverted)
@@ -178,17 +184,17 @@ def _plain_jpeg(data: bytes) -> PlainJpeg | None:
     return PlainJpeg((width, height)) if colours == "Gray" else None
 
 
-def _open(data: bytes) -> Picture:
-    """The picture with its header read and no pixel decoded."""
+def _open(data: bytes) -> tuple[Picture, bytes]:
+    """The picture with its header read and no pixel decoded, and the bytes to decode."""
     if plain := _plain_jpeg(data):
-        return plain
+        return plain, data
     try:
         opened = _opened_by_pillow(data)
     except NotAssessedError:
         raise
     except Exception as error:  # Pillow's plug-ins raise nearly anything on a broken header
         if known_kind(data) == "JPEG" and (usual := jpeg_without_oddities(data)) != data:
-            return _open(usual)
+            return _open(usual)[0], data
         if data.startswith(MAGIC):
             return _open_odd_tiff(data)
         if kind := known_kind(data):
@@ -197,7 +203,7 @@ def _open(data: bytes) -> Picture:
         raise NotAssessedError(Reason.NOT_IMAGE, detail) from error
     if opened.format == "TIFF" and _is_odd_tiff(opened):
         return _open_odd_tiff(data)
-    return opened
+    return opened, data
 
 
 def _opened_by_pillow(data: bytes) -> Image.Image:
@@ -210,18 +216,20 @@ def _opened_by_pillow(data: bytes) -> Image.Image:
 
 
 def _is_odd_tiff(picture: Picture) -> bool:
-    # Pillow takes 8 bits that state no photometric interpretation for WhiteIsZero, and does not
-    # know all kinds of pixels with their lowest bit first.
-    return _tiff_tag(picture, 262) is None or _tiff_tag(picture, 266) == 2
+    # Pillow takes 8 bits that state no photometric interpretation for WhiteIsZero, does not know
+    # all kinds of pixels with their lowest bit first, and reads one plane as 8-bit BlackIsZero.
+    is_one_plane = _tiff_tag(picture, 284) == IN_PLANES and _tiff_tag(picture, 277) in (None, 1)
+    return _tiff_tag(picture, 262) is None or _tiff_tag(picture, 266) == 2 or is_one_plane
 
 
-def _open_odd_tiff(data: bytes) -> Picture:
+def _open_odd_tiff(data: bytes) -> tuple[Picture, bytes]:
     """A TIFF that Pillow does not open as it is, or takes for another picture."""
     stated = open_for_opencv(data)
     if stated.n_frames > 1:
-        return stated
+        return stated, data
+    usual = usual_tiff(data)
     try:
-        return _opened_by_pillow(usual_tiff(data))
+        return _opened_by_pillow(usual), usual
     except NotAssessedError:
         raise
     except Exception as error:
@@ -229,7 +237,7 @@ def _open_odd_tiff(data: bytes) -> Picture:
             compression = stated.tag_v2.get(259, 1)
             detail = f"TIFF of a kind not read, compression {compression}"
             raise NotAssessedError(Reason.DECODE, detail) from error
-        return stated
+        return stated, usual
 
 
 @cache
@@ -287,23 +295,28 @@ def _unread_mode(picture: Picture) -> str | None:
         return "floating point"
     if picture.mode not in _MODES:
         return _MODE_NAMES.get(picture.mode, picture.mode)
-    if "P;1" in _raw_mode(picture):
+    if _is_stored_as(picture, "P;1"):
         return "1-bit picture"
-    if _tiff_tag(picture, 284) == 2 and _is_deep_colour(picture):  # both decoders err
+    return _unread_planes(picture) if _tiff_tag(picture, 284) == IN_PLANES else None
+
+
+def _unread_planes(picture: Picture) -> str | None:
+    if _is_deep_colour(picture):  # both decoders err
         return "16-bit colours in separate planes"
+    if picture.mode in ("LA", "La", "PA") or _is_stored_as(picture, *_NO_PLANES):
+        return "alpha or another extra sample in separate planes"
     return None
 
 
 def _is_deep_colour(picture: Picture) -> bool:
     bits = _tiff_tag(picture, 258) or ()
-    return picture.mode in ("RGB", "RGBA", "LA") and (
-        16 in bits or ";16" in _raw_mode(picture)
-    )
+    return picture.mode in ("RGB", "RGBA", "LA") and (16 in bits or _is_stored_as(picture, ";16"))
 
 
-def _raw_mode(picture: Picture) -> str:
-    """A text that holds Pillow's name of the pixels as they stand in the file."""
-    return str(getattr(picture, "tile", ""))
+def _is_stored_as(picture: Picture, *names: str) -> bool:
+    """Whether one of these is in Pillow's name of the pixels as they stand in the file."""
+    stored = str(getattr(picture, "tile", ""))
+    return any(name in stored for name in names)
 
 
 def _tiff_tag(picture: Picture, number: int) -> Any:
@@ -332,6 +345,8 @@ def _header_warnings(picture: Picture, file: FileBytes) -> list[WarningCode]:
         warnings.append(WarningCode.LOSSY)
     if picture.mode in ("P", "PA"):
         warnings.append(WarningCode.PALETTE)
+    if _is_stored_as(picture, *_FEW_BITS):
+        warnings.append(WarningCode.DEPTH)
     if SYNTHETIC_MARK in file.data[:1024]:
         warnings.append(WarningCode.SYNTHETIC)
     return warnings
@@ -346,7 +361,6 @@ def _decode(picture: Picture, data: bytes) -> tuple[NDArray[Any], list[WarningCo
     """Upright pixels of shape (H, W) or (H, W, 3), RGB, uint8 or uint16, alpha laid on black."""
     orientation = _orientation(picture)
     try:
-        end_warnings = _check_end(picture, data)
         if isinstance(picture, PlainJpeg) or picture.format == "JPEG":
             pixels = decode_jpeg(data, "GRAY" if picture.mode == "L" else "RGB")
         elif isinstance(picture, OpenCvTiff):
@@ -365,7 +379,6 @@ def _decode(picture: Picture, data: bytes) -> tuple[NDArray[Any], list[WarningCo
     if picture.format == "PNG":  # its EXIF may stand behind the pixels
         orientation = _orientation(picture)
     pixels, warnings = _on_black(pixels)
-    warnings = [*end_warnings, *warnings]
     if orientation not in _TURNS:
         return pixels, warnings
     if picture.format != "TIFF":  # both decoders turn a TIFF themselves
@@ -407,9 +420,9 @@ def _loaded(picture: Image.Image, data: bytes) -> NDArray[Any]:
         opaque = grey != picture.info["transparency"]
         return np.dstack([grey, opaque * np.iinfo(np.uint16).max]).astype(np.uint16)
     if picture.format == "PNG" and picture.mode == "L":
-        _scale_transparency(picture, data[_PNG_DEPTH])
+        scale_transparency(picture, data)
     elif picture.format == "TIFF" and picture.mode == "P":
-        _take_palette_of_8_bits(picture)
+        take_palette_of_8_bits(picture, _tiff_tag(picture, 320) or (256,))
     elif picture.mode == "La":  # a TIFF whose alpha is laid on black
         picture = picture.convert("LA")
     see_through = picture.mode in ("L", "RGB", "P") and "transparency" in picture.info
@@ -419,21 +432,6 @@ def _loaded(picture: Image.Image, data: bytes) -> NDArray[Any]:
     if picture.format == "BMP" and picture.mode == "RGBA" and not pixels[..., 3].any():
         return pixels[..., :3]  # the mask of an alpha that the writer never filled
     return pixels
-
-
-def _scale_transparency(picture: Image.Image, depth: int) -> None:
-    """Let the grey that is transparent be of 8 bits, as Pillow makes the pixels."""
-    grey = picture.info.get("transparency")
-    if depth < 8 and isinstance(grey, int):
-        picture.info["transparency"] = grey * 255 // ((1 << depth) - 1)
-
-
-def _take_palette_of_8_bits(picture: Image.Image) -> None:
-    """Some writers put 8 bits into the palette's 16 (libtiff, tif_getimage.c: checkcmap)."""
-    entries = np.array(_tiff_tag(picture, 320) or (256,))
-    if entries.max() < 256 and entries.size % 3 == 0:
-        colours = entries.reshape(3, -1).T.astype(np.uint8)
-        picture.putpalette(colours.tobytes())
 
 
 def _on_black(pixels: NDArray[Any]) -> tuple[NDArray[Any], list[WarningCode]]:

@@ -28,6 +28,8 @@ _PNG_SIZES = {b"acTL": 8, b"fcTL": 26, b"pHYs": 9}
 damaged."""
 _PNG_EXIF = re.compile(rb"(?:tEXt|zTXt|iTXt)Raw profile type exif\0")
 """EXIF as ImageMagick writes it."""
+_DEPTH = 24
+"""Offset of the bits per sample (PNG, 11.2.1)."""
 _MOST_EXIF = 1 << 16
 _PIECE = 1 << 20
 
@@ -72,6 +74,18 @@ def _pass_size(width: int, height: int, bits: int, steps: tuple[int, int, int, i
     top, down, left, across = steps
     rows, columns = len(range(top, height, down)), len(range(left, width, across))
     return rows * (1 + (columns * bits + 7) // 8) if columns else 0
+
+
+def scale_transparency(picture: Image.Image, data: bytes) -> None:
+    """Let the grey that is transparent be of 8 bits, as Pillow makes the pixels.
+
+    Args:
+        picture: Of grey pixels.
+        data: The file.
+    """
+    depth, grey = data[_DEPTH], picture.info.get("transparency")
+    if depth < 8 and isinstance(grey, int):
+        picture.info["transparency"] = grey * 255 // ((1 << depth) - 1)
 
 
 def png_without_metadata(data: bytes) -> bytes:

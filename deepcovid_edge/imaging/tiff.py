@@ -11,10 +11,15 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
 
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.reasons import Reason
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """How a TIFF and a BigTIFF begin, in either order of bytes (TIFF 6.0, section 2)."""
@@ -45,7 +50,9 @@ _MOST_VALUES = 1 << 20
 _MOST_ENTRIES = 65535
 """As the classic TIFF can have, and libtiff takes of the other."""
 _SIDEWAYS = (5, 6, 7, 8)
-UNCOMPRESSED, BLACK_IS_ZERO, _LOWEST_BIT_FIRST, _IN_PLANES = 1, 1, 2, 2
+UNCOMPRESSED, BLACK_IS_ZERO, _LOWEST_BIT_FIRST, IN_PLANES = 1, 1, 2, 2
+_TURNED_FIRST = {5, 8, 32773, 32946}
+"""LZW, deflate and PackBits: their bits are turned before they are decoded; JPEG's never are."""
 _UNSIGNED = {1, 4}
 """Unsigned integers, and pixels of no stated kind, taken for such (TIFF 6.0, section 19)."""
 _TURNED_BITS = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
@@ -207,7 +214,7 @@ def pieces(page: Directory) -> tuple[list[Piece], int]:
         the length of a pixel, bytes. Pixels of no whole number of bytes are counted by the byte.
     """
     samples, bits, width, height = _stated(page, {SAMPLES: 1, BITS: 1, WIDTH: 0, HEIGHT: 0})
-    planes = samples if page.value(PLANES, 1) == _IN_PLANES else 1
+    planes = samples if page.value(PLANES, 1) == IN_PLANES else 1
     pixel = samples // max(1, planes) * bits
     unit = pixel if pixel % 8 == 0 else 8
     starts, across, down = page.tags.get(STARTS, ()), width, *_stated(page, {STRIP_ROWS: height})
@@ -248,7 +255,8 @@ def usual_tiff(data: bytes) -> bytes:
     """The picture as a classic TIFF whose directory has what Pillow asks for, and no more.
 
     A grey picture that states no photometric interpretation is taken for BlackIsZero, as libtiff
-    takes it (tif_getimage.c, TIFFRGBAImageBegin). Pixels stay where they are.
+    takes it (tif_getimage.c, TIFFRGBAImageBegin). Whether samples stand in planes means nothing
+    where a pixel has one (TIFF 6.0, section 8). Pixels stay where they are.
 
     Args:
         data: A file with one directory.
@@ -290,23 +298,28 @@ def _usual_tags(page: Directory) -> dict[int, Sequence[int]]:
     """Tags that are to have other values, or none."""
     changed: dict[int, Sequence[int]] = {}
     samples, bits = page.value(SAMPLES, 1), page.value(BITS, 1)
-    if samples == 1:
+    if 1 in (samples, samples - len(page.tags.get(EXTRA, ()))):
         changed[PHOTOMETRIC] = (page.value(PHOTOMETRIC, BLACK_IS_ZERO),)
+    if samples == 1:
+        changed[PLANES] = ()
     if _mode(page) in _READ_MODES:
         changed |= {EXTRA: (), BITS: (bits,) * samples}
-        if {*page.tags.get(FORMAT, ())} <= _UNSIGNED:
-            changed[FORMAT] = ()
+    if {*page.tags.get(FORMAT, ())} <= _UNSIGNED:
+        changed[FORMAT] = ()
     return changed
 
 
 def _with_turned_bits(data: bytes, page: Directory) -> bytes | None:
     """The file with the bits of each byte of its pixels turned (TIFF 6.0, section 8, FillOrder)."""
-    found, _ = pieces(page)
-    if sum(piece.rows * piece.row_bytes for piece in found) > len(data):
+    found = [(piece.start, piece.rows * piece.row_bytes) for piece in pieces(page)[0]]
+    if page.value(COMPRESSION, UNCOMPRESSED) in _TURNED_FIRST:
+        starts, sizes = (STARTS, SIZES) if STARTS in page.tags else (TILE_STARTS, TILE_SIZES)
+        found = list(zip(page.tags.get(starts, ()), page.tags.get(sizes, ()), strict=False))
+    if sum(size for _, size in found) > len(data):
         return None
     turned = bytearray(data)
-    for piece in found:
-        place = slice(piece.start, piece.start + piece.rows * piece.row_bytes)
+    for start, size in found:
+        place = slice(start, start + size)
         turned[place] = data[place].translate(_TURNED_BITS)
     return bytes(turned) if found else None
 
@@ -387,4 +400,19 @@ def _mode(page: Directory) -> str:
         if samples == 3 and photometric == 2:
             return "RGB"
     kind = f"{samples} of {max(bits)} bits a pixel"
+    if samples > 1 and page.value(PLANES, 1) == IN_PLANES:
+        kind += " in separate planes"
     return f"TIFF of another kind: {kind}, photometric interpretation {photometric}"
+
+
+def take_palette_of_8_bits(picture: Image.Image, palette: Sequence[int]) -> None:
+    """Some writers put 8 bits into the palette's 16 (libtiff, tif_getimage.c: checkcmap).
+
+    Args:
+        picture: Whose pixels are indices.
+        palette: As the file has it.
+    """
+    entries = np.array(palette)
+    if entries.max() < 256 and entries.size % 3 == 0:
+        colours = entries.reshape(3, -1).T.astype(np.uint8)
+        picture.putpalette(colours.tobytes())

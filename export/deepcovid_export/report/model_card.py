@@ -47,7 +47,6 @@ def card(
     variant = model.with_name(f"{model.stem}{INT8_CPU_SUFFIX}.onnx")
     by_data = {it["data"]: it for it in evaluations}
     shortcuts = {it["data"]: it["shortcuts"] for it in evaluations if it.get("shortcuts")}
-    first = next(iter(shortcuts.values()), None)
     return render(
         "model_card.md.j2",
         manifest=manifest,
@@ -59,25 +58,13 @@ def card(
         costs=span.origin.get("cost_by_source") if span else None,
         counts=manifest.training.get("sources"),
         grouped=bool(manifest.training["recipe"].get("data", {}).get("groups")),
-        spanned=[
-            (it["data"], it.get("out_of_distribution"), it["indeterminate_range"])
-            for it in evaluations
-            if it.get("indeterminate_range")
-        ],
+        spanned=_spanned(evaluations),
         shared=_shared_sites(manifest, by_data["external"]),
         sites=by_data.get("further sites"),
-        labels=[
-            (it["data"], label, row)
-            for it in evaluations
-            for kind in ("by_label", "soft_labels")
-            for label, row in it.get(kind, {}).items()
-        ],
+        labels=list(_labels(evaluations)),
         rows=[row for figures in evaluations for row in _rows(figures)],
         shortcuts=shortcuts,
-        first=first,
-        sides=[side for side in first["lungs_hidden_by_side"] if float(side) != first["side"]]
-        if first
-        else [],
+        **_sides(shortcuts),
         sources=[
             (f"{data}: {name}", group)
             for data, it in shortcuts.items()
@@ -105,6 +92,31 @@ def _shared_sites(manifest: ModelManifest, external: dict[str, Any]) -> dict[str
         if (found := _SITE.search(name)) and found[1] in sites
     ]
     return {"images": sum(shared), "of": external["images"]}
+
+
+def _spanned(evaluations: list[dict[str, Any]]) -> list[tuple[str, Any, Any]]:
+    """Data, what `infer` does not assess of it, and what the indeterminate range leaves."""
+    return [
+        (it["data"], it.get("out_of_distribution"), it["indeterminate_range"])
+        for it in evaluations
+        if it.get("indeterminate_range")
+    ]
+
+
+def _labels(evaluations: list[dict[str, Any]]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for it in evaluations:
+        for kind in ("by_label", "soft_labels"):
+            for label, row in it.get(kind, {}).items():
+                yield it["data"], label, row
+
+
+def _sides(shortcuts: dict[str, Any]) -> dict[str, Any]:
+    """The first data set's shortcuts, and the sizes of the hidden part beside the usual one."""
+    if not shortcuts:
+        return {"first": None, "sides": []}
+    first = next(iter(shortcuts.values()))
+    sides = [it for it in first["lungs_hidden_by_side"] if float(it) != first["side"]]
+    return {"first": first, "sides": sides}
 
 
 def _rows(figures: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

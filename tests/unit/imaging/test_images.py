@@ -96,6 +96,7 @@ def test_grey_png_of_fewer_bits_is_stretched_to_8(bits: int, pictures: Any, deco
     rows = b"".join(b"\0" + row.tobytes() for row in packed)
     read = decode(pictures.png_of_rows(rows, (*image.shape, bits, 0)))
     assert equal(read, image * (255 // ((1 << bits) - 1)))
+    assert read.warnings == (WarningCode.DEPTH,)
 
     white = (1 << bits) - 1
     key = (b"tRNS", struct.pack(">H", white))
