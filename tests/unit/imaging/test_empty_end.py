@@ -23,11 +23,20 @@ from deepcovid_edge.reasons import Reason, WarningCode
 
 pytest.importorskip("pydicom", reason="needs extra dicom")
 pytest.importorskip("imagecodecs", reason="needs extra dicom")
-from dicom_files import EXPLICIT, JPEG, WRITABLE, dataset, reason_of, stored_image, written
-from test_dicom_refusals import image
+from codestreams import byte_planes, rle
+from dicom_files import (
+    EXPLICIT,
+    JPEG,
+    WRITABLE,
+    dataset,
+    reason_of,
+    stored_image,
+    written,
+)
+from test_dicom_refusals import image, with_codestream
 from test_tiff import in_pieces, strips
 
-from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, DEFLATED, IMPLICIT
+from deepcovid_edge.imaging.dicom.syntaxes import BIG_ENDIAN, DEFLATED, IMPLICIT, RLE
 
 Decode = Callable[..., Radiograph]
 
@@ -177,6 +186,107 @@ def test_tiff_is_cut_off_however_its_pixels_lie(
     assert decode(at_a_row).warnings == (WarningCode.EMPTY_END,)
 
 
+# --- gaps amid the pixels, and erased flash -----------------------------------------------------
+
+
+def overwritten(data: bytes, at: float, length: int, fill: int) -> bytes:
+    """The file with whole sectors of one value from a share of it on."""
+    start = int(len(data) * at) // 512 * 512
+    return data[:start] + bytes([fill]) * length + data[start + length :]
+
+
+@pytest.mark.parametrize("fill", [0, 255])
+@pytest.mark.parametrize("length", [4096, 8192])
+@pytest.mark.parametrize("at", [0.31, 0.55])
+@pytest.mark.parametrize("kind", ["DICOM", "deep DICOM", "BMP", "TIFF", "strips"])
+def test_gap_amid_the_pixels_is_found(
+    kind: str, at: float, length: int, fill: int, pictures: Any, decode: Decode
+) -> None:
+    grey = np.clip(pictures.image(300, 320), 1, 254)
+    make: dict[str, Callable[[], bytes]] = {
+        "DICOM": lambda: written(dataset(grey)),
+        "deep DICOM": lambda: written(dataset(grey.astype(np.uint16) * 257)),
+        "BMP": lambda: pictures.encode(grey, "BMP"),
+        "TIFF": lambda: pictures.encode(grey, "TIFF"),
+        "strips": lambda: in_pieces(strips(grey, 7), grey.shape, {278: 7}, gap=2),
+    }
+    whole = make[kind]()
+    assert WarningCode.EMPTY_END not in decode(whole).warnings
+    assert reason_of(decode, overwritten(whole, at, length, fill)) is Reason.TRUNCATED
+
+
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("kind", ["DICOM", "deep DICOM", "BMP", "TIFF", "tiles"])
+def test_pixels_that_end_in_ones_are_cut_off(
+    kind: str, share: float, pictures: Any, decode: Decode
+) -> None:
+    grey = np.clip(pictures.image(300, 304), 1, 254)
+    make: dict[str, tuple[Callable[[], bytes], int]] = {
+        "DICOM": (lambda: written(dataset(grey)), 304),
+        "deep DICOM": (lambda: written(dataset(grey.astype(np.uint16) * 257)), 608),
+        "BMP": (lambda: pictures.encode(grey, "BMP"), 304),
+        "TIFF": (lambda: pictures.encode(grey, "TIFF"), 304),
+        "tiles": (lambda: b"".join(tiles(grey, 64)), 64),
+    }
+    data, row = make[kind][0](), make[kind][1]
+    kept = len(emptied(data, share, row).rstrip(b"\0"))
+    cut = data[:kept] + b"\xff" * (len(data) - kept)
+    if kind == "tiles":
+        cut = cut[: kept - 320] + b"\xff" * (len(cut) - kept + 320)
+        lengths = np.cumsum([0] + [64 * 64] * 25)
+        pieces = [cut[at:end] for at, end in pairwise(lengths)]
+        cut = in_pieces(pieces, grey.shape, {322: 64, 323: 64})
+    assert reason_of(decode, cut) is Reason.TRUNCATED
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.4])
+def test_segment_of_rle_that_ends_in_ones_is_cut_off(share: float, decode: Decode) -> None:
+    stream = rle(byte_planes(image(12)))
+    decode(with_codestream(stream, RLE))
+    kept = round(len(stream) * (1 - share))
+    cut = stream[:kept] + b"\xff" * (len(stream) - kept)
+    assert reason_of(decode, with_codestream(cut, RLE)) is Reason.TRUNCATED
+
+
+def test_white_and_ones_behind_the_pixels_of_rle_are_whole(decode: Decode) -> None:
+    words = image(12)
+    words[40:, :] |= 255
+    stream = rle(byte_planes(words), b"\xff" * 2000)
+    assert np.array_equal(decode(with_codestream(stream, RLE)).pixels, words)
+
+
+ALL = slice(None)
+AREAS: dict[str, list[tuple[slice, slice]]] = {
+    "box": [(slice(400, 500), slice(200, 2000))],
+    "box at the right": [(slice(400, 500), slice(300, None))],
+    "box at the left": [(slice(400, 500), slice(2100))],
+    "band": [(slice(400, 480), ALL)],
+    "letterbox": [(slice(90), ALL), (slice(-90, None), ALL)],
+    "borders": [(ALL, slice(1100)), (ALL, slice(-1000, None))],
+    "line": [(slice(300, 301), slice(100, 2300))],
+    "steps": [(slice(400, None), slice(900, None)), (slice(420, None), ALL)],
+    "letters": [
+        (slice(row, row + 60), slice(column, column + 25))
+        for row in (300, 420)
+        for column in range(100, 2200, 45)
+    ],
+}
+
+
+@pytest.mark.parametrize("fill", [0, 255])
+@pytest.mark.parametrize("pixel", [np.uint8, np.uint16])
+@pytest.mark.parametrize("name", AREAS)
+def test_black_and_white_areas_with_straight_edges_are_no_gaps(
+    name: str, pixel: type[np.generic], fill: int
+) -> None:
+    grey = np.clip(np.tile(image(), (5, 15)), 1, 254)
+    for area in AREAS[name]:
+        grey[area] = fill
+    words = grey.astype(pixel) * (257 if pixel is np.uint16 else 1)
+    block = PixelBlock(3, len(words), words.strides[0], words.itemsize)
+    check_end(bytes(3) + words.tobytes(), block)
+
+
 # --- what is no such end ------------------------------------------------------------------------
 
 
@@ -208,6 +318,14 @@ def test_black_below_an_edge_that_is_not_level_is_none(side: str, drop: float) -
     filled = np.arange(128)[:, None] < 100 - (edge - edge.min())[None, :]
     words = np.where(filled, np.maximum(image(), 1), 0).astype(np.uint8)
     check_end(words.tobytes(), PixelBlock(0, 128, 160, 1))
+
+
+@pytest.mark.parametrize("fill", [0, 255])
+def test_noise_about_black_and_white_ends_in_no_row(fill: int) -> None:
+    """JPEG leaves single steps of grey beside a mask."""
+    grey = np.full((128, 160), fill ^ 1, np.uint8)
+    grey[:60], grey[100, 80:], grey[101:] = image()[:60], fill, fill
+    check_end(grey.tobytes(), PixelBlock(0, 128, 160, 1))
 
 
 @settings(max_examples=60)

@@ -28,7 +28,7 @@ from deepcovid_edge.imaging.dicom.decoding.codestreams import (
 from deepcovid_edge.imaging.dicom.decoding.sandbox import Request
 from deepcovid_edge.imaging.dicom.decoding.whole_scan import check_by_last_bits
 from deepcovid_edge.imaging.dicom.syntaxes import JPEG_SYNTAX, SYNTAXES, Family
-from deepcovid_edge.imaging.jpeg import decode_jpeg, is_grey_of_8_bits
+from deepcovid_edge.imaging.jpeg import decode_jpeg, has_all_scans, is_grey_of_8_bits
 from deepcovid_edge.reasons import Reason
 
 _CODECS = {
@@ -42,6 +42,8 @@ _CODECS = {
 _ONE_LIBJPEG = {Family.JPEG, Family.JPEG_LOSSLESS}
 _ELSE = bytes([0x5A, 0xA5, 0x33]) * 40
 """What a whole codestream could be followed by, and nothing would change."""
+_LONGEST_RUN = 128
+_ERASED = b"\xff" * (4 * _LONGEST_RUN)
 _PLUGINS = {
     Family.RLE: ("pylibjpeg", "pydicom"),
     Family.JPEG: ("pillow", "gdcm"),
@@ -178,7 +180,7 @@ def _without_end(request: Request, codestream: bytes) -> NDArray[Any]:
     family = SYNTAXES[request.syntax].family
     bare = codestream.rstrip(FILL)
     tails = [codestream[len(bare) :][:size].rstrip(b"\xff") for size in range(MOST_FILL + 1)]
-    if family in _ONE_LIBJPEG:
+    if family in _ONE_LIBJPEG and has_all_scans(bare):
         one, other = (_if_decoded(request, bare + tails[-1] + more) for more in (END, _ELSE + END))
         if one is not None and other is not None and np.array_equal(one, other):
             return one
@@ -205,6 +207,7 @@ def _rle(request: Request, codestream: bytes) -> NDArray[Any]:
     if segments != request.samples * bytes_each:
         detail = f"{segments} RLE segments, {request.samples * bytes_each} by the header"
         raise NotAssessedError(Reason.LENGTH, detail)
+    _check_fill(request, codestream)
     kind = np.dtype(f"<u{bytes_each}")
     words = _rle_by_imagecodecs(request, codestream, kind)
     if words is None:
@@ -212,6 +215,20 @@ def _rle(request: Request, codestream: bytes) -> NDArray[Any]:
     if request.samples == 1:
         return words.reshape(request.shape)
     return np.moveaxis(words.reshape(request.samples, request.rows, request.columns), 0, -1)
+
+
+def _check_fill(request: Request, codestream: bytes) -> None:
+    """Refuse ones amid the pixels, which are erased flash: they decode as runs of two white bytes.
+
+    An encoder writes no more than 128 bytes of one value on end, and the head of another run.
+    """
+    at = codestream.find(_ERASED, 64)
+    if at < 0:
+        return
+    start = max(start for start in rle_offsets(codestream) if start <= at)
+    held = len(unpacked(codestream[start:at]))
+    if held + _LONGEST_RUN < request.rows * request.columns:
+        raise NotAssessedError(Reason.TRUNCATED, f"bytes FF from byte {at} of the RLE segments")
 
 
 def _rle_by_imagecodecs(
