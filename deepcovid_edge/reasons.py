@@ -67,8 +67,8 @@ class Reason(_Explained):
     TRUNCATED = (
         "E_TRUNCATED",
         "The image, or a part of it, is missing; send it again.",
-        "the data end too early, in zeros or in bytes FF, or have a gap of them; the codestream has "
-        "no end; there are no pixels",
+        "the data end too early, in zeros or in bytes FF, or have a gap of them; the codestream "
+        "has no end; there are no pixels",
     )
     DICOM = (
         "E_DICOM",

@@ -3,19 +3,26 @@
 simplejpeg decodes strictly: a warning of libjpeg is an error. But libjpeg warns of the header as it
 does of pixels, and tells of the first warning alone. So a JPEG with a warning loses what no pixel
 depends on, and is decoded strictly again: damage behind a harmless warning is found too.
+
+Arithmetic coding gives libjpeg nothing to warn of: its decoder reads zeros behind the end of a scan
+(ITU-T T.81, D.2.8). There it is counted how many of them it takes.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import pairwise, product
 from typing import Any, NamedTuple
 
+import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.radiograph import check_area
+from deepcovid_edge.reasons import Reason
 
 _STRAY_BYTES = re.compile("([0-9]+) extraneous bytes before marker 0x([0-9a-f]{2})")
 """What libjpeg says of bytes behind the last pixel of a scan (jerror.h, JWRN_EXTRANEOUS_DATA)."""
@@ -29,9 +36,19 @@ _SCAN_END = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 _ALONE = {0x01, *range(0xD0, 0xD9)}
 """Markers without a segment (ITU-T T.81, table B.1)."""
 SOS = 0xDA
-_EOI, _APP0, _APP2, _APP14 = 0xD9, 0xE0, 0xE2, 0xEE
+_EOI, _DNL, _APP0, _APP2, _APP14 = 0xD9, 0xDC, 0xE0, 0xE2, 0xEE
 _SEQUENTIAL = {0xC0, 0xC1, 0xC9}
+_ARITHMETIC = {0xC9, 0xCA}
 _FRAMES = {*_SEQUENTIAL, 0xC2, 0xCA}
+_ZEROS = bytes(64)
+_FEW_ZEROS, _FLAT_ZEROS = 4, 16
+"""Zeros that an arithmetic decoder takes behind a whole scan: those that it reads ahead, and those
+that the encoder left out (T.81, D.1.8), which are more where the image ends in one grey."""
+_ONE_GREY = 8
+"""Range of a row of a lossy image that was of one grey level."""
+_FILL = b"\0\xff"
+_MOST_FILL = 4
+"""Bytes like padding that may belong to the last pixels: two of 1 with the zeros behind them."""
 _LEAST = {(_APP0, b"JFIF\0"): 18, (_APP14, b"Adobe"): 16}
 """Length of a segment with its marker (JFIF 1.02, page 5; Adobe Technical Note 5116, page 23)."""
 _WHOLE_SPECTRUM = bytes((0, 63, 0))
@@ -46,20 +63,24 @@ def decode_jpeg(data: bytes, colours: str) -> NDArray[Any]:
         colours: `GRAY` or `RGB`.
 
     Raises:
+        NotAssessedError: A scan, or the end of one that is coded arithmetically, is missing.
         ValueError: Some of them are damaged or missing.
     """
     try:
         pixels: NDArray[Any] = simplejpeg.decode_jpeg(data, colours)
     except ValueError:
-        pixels = _decode_odd(jpeg_without_oddities(data), colours)
-    if not _has_all_scans(data):
-        raise ValueError("truncated: later scans of a progressive JPEG are missing")
+        data = jpeg_without_oddities(data)
+        pixels = _decode_odd(data, colours)
+    if not has_all_scans(data):
+        raise NotAssessedError(Reason.TRUNCATED, "later scans of a progressive JPEG are missing")
+    if _reads_on(data, pixels, colours):
+        raise NotAssessedError(Reason.TRUNCATED, "codes of the last pixels are missing")
     return pixels[..., 0] if colours == "GRAY" else pixels
 
 
 def is_grey_of_8_bits(data: bytes) -> bool:
     """Whether a JPEG has one component of 8 bits, coded in blocks (ITU-T T.81, B.2.2)."""
-    frame = next((part for part in segments(data) if part.marker in _FRAMES), None)
+    frame = _frame(data)
     if frame is None:
         return False
     held = data[frame.start + 4 : frame.end]
@@ -89,10 +110,12 @@ def jpeg_without_oddities(data: bytes) -> bytes:
 
     An odd version of JFIF, an unknown transform of Adobe, an ICC profile, bytes between segments,
     and a sequential scan that states a part of the spectrum (libjpeg, jerror.h: JWRN_JFIF_MAJOR,
-    JWRN_ADOBE_XFORM, JWRN_BOGUS_ICC, JWRN_EXTRANEOUS_DATA, JWRN_NOT_SEQUENTIAL).
+    JWRN_ADOBE_XFORM, JWRN_BOGUS_ICC, JWRN_EXTRANEOUS_DATA, JWRN_NOT_SEQUENTIAL). A height that
+    stands behind the first scan is put where libjpeg looks for it.
     """
     kept = [b"\xff\xd8"]
     sequential = False
+    data = _with_height(data)
     for part in segments(data):
         sequential |= part.marker in _SEQUENTIAL
         segment = data[part.start : part.end]
@@ -103,26 +126,66 @@ def jpeg_without_oddities(data: bytes) -> bytes:
 
 
 def jpeg_with_end(data: bytes) -> bytes | None:
-    """A JPEG that lacks only its end marker, in whose place zeros stand, with that marker.
+    """A JPEG that lacks only its end marker, with that marker.
+
+    Zeros or bytes of 1 may stand in its place. The first of them may be of the last pixels.
 
     Returns:
-        None where the file does not end in zeros, or they stand in the place of pixels too.
+        None where pixels are missing too.
     """
-    held = data.rstrip(b"\0")
-    if len(held) == len(data):
-        return None
-    stuffed = b"\0" if held.endswith(b"\xff") else b""
-    ended = held + stuffed + bytes((0xFF, _EOI))
-    try:
-        width, height, *_ = simplejpeg.decode_jpeg_header(ended)
+    bare = data.rstrip(_FILL)
+    fill = data[len(bare) :][:_MOST_FILL]
+    tails = (fill[:size].rstrip(b"\xff") for size in range(len(fill) + 1))
+    for tail in dict.fromkeys(tails):
+        ended = bare + tail + bytes((0xFF, _EOI))
+        try:
+            width, height, *_ = simplejpeg.decode_jpeg_header(ended)
+        except ValueError:
+            return None
         check_area(width, height)
-        decode_jpeg(ended, "GRAY")
-    except ValueError:
-        return None
-    return ended
+        with suppress(ValueError, NotAssessedError):
+            decode_jpeg(ended, "GRAY")
+            return ended
+    return None
 
 
-def _has_all_scans(data: bytes) -> bool:
+def _frame(data: bytes) -> Segment | None:
+    return next((part for part in segments(data) if part.marker in _FRAMES), None)
+
+
+def _with_height(data: bytes) -> bytes:
+    """The height that stands behind the first scan put into the frame (T.81, B.2.5)."""
+    frame = _frame(data)
+    if frame is None or data[frame.start + 5 : frame.start + 7] != b"\0\0":
+        return data
+    for part in segments(data):
+        if part.marker == _DNL:
+            height = data[part.start + 4 : part.end]
+            before = data[: frame.start + 5] + height + data[frame.start + 7 : part.start]
+            return before + data[part.end :]
+    return data
+
+
+def _reads_on(data: bytes, pixels: NDArray[Any], colours: str) -> bool:
+    """Whether an arithmetic decoder takes more zeros behind the last scan than a whole one needs.
+
+    Zeros behind it change no pixel, and libjpeg says how many are left over.
+    """
+    frame = _frame(data)
+    if frame is None or frame.marker not in _ARITHMETIC:
+        return False
+    end = max(part.scan_end for part in segments(data) if part.marker == SOS)
+    codes = data[:end].rstrip(b"\0")
+    if codes.endswith(b"\xff"):
+        codes += b"\0"  # a stuffed byte
+    warning, _ = _outcome(codes + _ZEROS + data[end:], colours)
+    stray = _STRAY_BYTES.search(warning)
+    taken = len(_ZEROS) - int(stray[1]) if stray else len(_ZEROS)
+    ends_in_one_grey = np.ptp(pixels[-1], axis=0).max() <= _ONE_GREY
+    return taken > (_FLAT_ZEROS if ends_in_one_grey else _FEW_ZEROS)
+
+
+def has_all_scans(data: bytes) -> bool:
     """Whether the scans give each coefficient of each component to its last bit (T.81, G.1.1.1)."""
     missing: set[tuple[int, int]] = set()
     sequential = False

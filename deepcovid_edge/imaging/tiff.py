@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-import numpy as np
-
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.reasons import Reason
 
@@ -410,9 +408,9 @@ def take_palette_of_8_bits(picture: Image.Image, palette: Sequence[int]) -> None
 
     Args:
         picture: Whose pixels are indices.
-        palette: As the file has it.
+        palette: As the file has it: all red values, then all green and all blue ones.
     """
-    entries = np.array(palette)
-    if entries.max() < 256 and entries.size % 3 == 0:
-        colours = entries.reshape(3, -1).T.astype(np.uint8)
-        picture.putpalette(colours.tobytes())
+    size, rest = divmod(len(palette), 3)
+    if not rest and max(palette) < 256:
+        colours = zip(palette[:size], palette[size : 2 * size], palette[2 * size :], strict=True)
+        picture.putpalette(bytes(value for colour in colours for value in colour))

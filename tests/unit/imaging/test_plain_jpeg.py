@@ -82,7 +82,7 @@ LEFT_TO_PILLOW: dict[str, Callable[[], bytes]] = {
 def test_a_plain_header_is_read_without_pillow(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = PLAIN[kind]()
     assert is_plain_jpeg(data)
-    assert isinstance(pictures._open(data), PlainJpeg)
+    assert isinstance(pictures._open(data)[0], PlainJpeg)
     found = outcome(data)
     monkeypatch.setattr(pictures, "_plain_jpeg", lambda data: None)
     assert found == outcome(data)
@@ -110,7 +110,7 @@ def test_colours_are_left_to_pillow() -> None:
     stream = io.BytesIO()
     Image.fromarray(np.dstack([IMAGE] * 3)).save(stream, "JPEG")
     assert is_plain_jpeg(stream.getvalue())
-    assert not isinstance(pictures._open(stream.getvalue()), PlainJpeg)
+    assert not isinstance(pictures._open(stream.getvalue())[0], PlainJpeg)
 
 
 NO_END: dict[str, Callable[[], bytes]] = {
@@ -122,13 +122,33 @@ NO_END: dict[str, Callable[[], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("zeros", [1, 2, 700, 100_000])
+@pytest.mark.parametrize("fill", [b"", *(bytes(size) for size in (1, 2, 700, 100_000))])
+@pytest.mark.parametrize("padding", [b"", b"\xff", b"\xff" * 40])
 @pytest.mark.parametrize("kind", NO_END)
-def test_zeros_in_the_place_of_the_end_marker_alone_do_no_harm(kind: str, zeros: int) -> None:
+def test_a_missing_end_marker_does_no_harm(kind: str, padding: bytes, fill: bytes) -> None:
     whole = NO_END[kind]()
     assert whole.endswith(b"\xff\xd9")
-    assert outcome(whole[:-2] + bytes(zeros)) == outcome(whole)
-    assert decoded(whole[:-2]) == "E_TRUNCATED"
+    bare = whole[:-2]
+    assert outcome(bare + fill + padding) == outcome(whole)
+    assert outcome(bare + fill + padding + bytes(9)) == outcome(whole)
+
+
+@pytest.mark.parametrize("tail", [b"", b"\xff" * 40])
+@pytest.mark.parametrize("kind", NO_END)
+def test_a_scan_that_is_cut_is_not_taken_for_one_without_its_end(kind: str, tail: bytes) -> None:
+    whole = NO_END[kind]()
+    last = range(len(whole) - 40, len(whole) - 4)
+    for end in (*last, *range(len(whole) // 4, len(whole) - 4, 997)):
+        assert decoded(whole[:end] + tail) == "E_TRUNCATED", end
+
+
+def test_a_height_that_stands_behind_the_scan_is_read() -> None:
+    """ITU-T T.81, B.2.5."""
+    whole = jpeg()
+    at = whole.index(b"\xff\xc0") + 5
+    late = whole[:at] + b"\0\0" + whole[at + 2 : -2] + b"\xff\xdc\0\4" + whole[at : at + 2]
+    assert outcome(late + whole[-2:]) == outcome(whole)
+    assert decoded(whole[:at] + b"\0\0" + whole[at + 2 :]) == "E_DECODE"
 
 
 @pytest.mark.parametrize("kind", NO_END)

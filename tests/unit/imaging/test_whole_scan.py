@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 pytest.importorskip("pydicom", reason="needs extra dicom")
 imagecodecs = pytest.importorskip("imagecodecs", reason="needs extra dicom")
@@ -18,6 +20,7 @@ from test_dicom_sandbox import request
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.dicom.decoding import decoders
 from deepcovid_edge.imaging.dicom.decoding.whole_scan import check_by_last_bits
+from deepcovid_edge.imaging.jpeg import SOS, segments
 
 END = b"\xff\xd9"
 KINDS = [
@@ -72,6 +75,20 @@ def test_a_damaged_scan_is_no_image(syntax: str, bits: int, damage: str) -> None
     assert imagecodecs.jpeg8_decode(damaged).shape == pixels.shape
     with pytest.raises((NotAssessedError, ValueError)):  # the sandbox makes `E_DECODE` of others
         decoded(damaged, syntax, pixels, bits)
+
+
+@pytest.mark.parametrize("tail", [b"", b"\0", END])
+def test_a_progressive_image_without_its_last_scans_is_no_image(tail: bytes) -> None:
+    pixels = noisy(8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=90, progressive=True)
+    whole = stream.getvalue()
+    *earlier, last = [part.scan_end for part in segments(whole) if part.marker == SOS]
+    for end in earlier:
+        with pytest.raises(NotAssessedError, match=r"missing|without its end"):
+            decoded(whole[:end] + tail, JPEG, pixels, 8)
+    read = decoded(whole[:last] + tail, JPEG, pixels, 8)
+    assert np.array_equal(read, imagecodecs.jpeg8_decode(whole))
 
 
 @pytest.mark.parametrize("oddity", HARMLESS)
