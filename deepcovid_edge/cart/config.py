@@ -302,9 +302,11 @@ class CartSettings:
     backup_keep: int = 7
 
     def __post_init__(self) -> None:
-        if self.backend not in (AUTO, *BACKENDS):
+        if self.backend not in (AUTO, *BACKENDS) and "://" not in self.backend:
             names = ", ".join((AUTO, *BACKENDS))
-            raise ValueError(f"backend: got {self.backend!r}, expected one of {names}")
+            raise ValueError(
+                f"backend: got {self.backend!r}, expected one of {names}, or a server's address"
+            )
         _check("budget", self.budget, 0.05, 60)
         _check("assess_seconds", self.assess_seconds, 5, 3600)
         _check("keep_days", self.keep_days, 0, 36500)

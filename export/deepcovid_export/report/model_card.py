@@ -59,7 +59,7 @@ def card(
         counts=manifest.training.get("sources"),
         grouped=bool(manifest.training["recipe"].get("data", {}).get("groups")),
         spanned=_spanned(evaluations),
-        shared=_shared_sites(manifest, by_data["external"]),
+        shared=_shared_sites(manifest, by_data.get("external")),
         sites=by_data.get("further sites"),
         labels=list(_labels(evaluations)),
         rows=[row for figures in evaluations for row in _rows(figures)],
@@ -80,11 +80,13 @@ def card(
     )
 
 
-def _shared_sites(manifest: ModelManifest, external: dict[str, Any]) -> dict[str, int] | None:
+def _shared_sites(
+    manifest: ModelManifest, external: dict[str, Any] | None
+) -> dict[str, int] | None:
     """How many of the external images come from web sites that have training images too."""
     trained = manifest.training.get("sources", {}).get("train", {})
     sites = {found[1] for name in trained if (found := _SITE.search(name))}
-    if not sites:
+    if not sites or external is None:
         return None
     shared = [
         group["images"]

@@ -11,7 +11,7 @@ from deepcovid_edge.cart.store.deliveries import Deliveries
 from deepcovid_edge.cli.exit_codes import ExitCode
 from deepcovid_edge.cli.main import run
 
-_TABLE = '[[destination]]\nname = "{}"\nae_title = "PACS"\nhost = "127.0.0.1"\nport = 104\n'
+_TABLE = '[[destination]]\nname = "{0}"\nae_title = "{0}"\nhost = "127.0.0.1"\nport = 104\n'
 
 
 @pytest.fixture

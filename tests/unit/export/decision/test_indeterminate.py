@@ -200,7 +200,8 @@ def test_the_card_says_what_is_too_close_to_call() -> None:
         "images": 10,
     }
     text = card(manifest, path, [evaluation], [])
-    assert "| too close to call | 0.0200 to 0.5000: the middle; 50.0% [40.0%, 60.0%] of" in text
+    assert "| too close to call | 0.0200 to 0.5000: the middle |" in text
+    assert "| test | not measured | 50.0% [40.0%, 60.0%] | 50.0% [40.0%, 60.0%] (5/10) |" in text
     assert "too close to call" not in card(
         replace(manifest, indeterminate_range=None), path, [evaluation], []
     )
