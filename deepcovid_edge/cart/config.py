@@ -31,6 +31,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from deepcovid_edge.backends import AUTO, BACKENDS
+from deepcovid_edge.backends.settings import is_address
 from deepcovid_edge.cart.toml_tables import Settings, build_settings, read_toml
 from deepcovid_edge.device import shares
 from deepcovid_edge.errors import UsageError
@@ -302,7 +303,7 @@ class CartSettings:
     backup_keep: int = 7
 
     def __post_init__(self) -> None:
-        if self.backend not in (AUTO, *BACKENDS) and "://" not in self.backend:
+        if self.backend not in (AUTO, *BACKENDS) and not is_address(self.backend):
             names = ", ".join((AUTO, *BACKENDS))
             raise ValueError(
                 f"backend: got {self.backend!r}, expected one of {names}, or a server's address"

@@ -21,7 +21,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from deepcovid_edge.errors import NotAssessedError
-from deepcovid_edge.imaging.radiograph import check_area
+from deepcovid_edge.imaging.radiograph import ONE_GREY, check_area
 from deepcovid_edge.reasons import Reason
 
 _STRAY_BYTES = re.compile("([0-9]+) extraneous bytes before marker 0x([0-9a-f]{2})")
@@ -44,8 +44,6 @@ _ZEROS = bytes(64)
 _FEW_ZEROS, _FLAT_ZEROS = 4, 16
 """Zeros that an arithmetic decoder takes behind a whole scan: those that it reads ahead, and those
 that the encoder left out (T.81, D.1.8), which are more where the image ends in one grey."""
-_ONE_GREY = 8
-"""Range of a row of a lossy image that was of one grey level."""
 _FILL = b"\0\xff"
 _MOST_FILL = 4
 """Bytes like padding that may belong to the last pixels: two of 1 with the zeros behind them."""
@@ -181,7 +179,7 @@ def _reads_on(data: bytes, pixels: NDArray[Any], colours: str) -> bool:
     warning, _ = _outcome(codes + _ZEROS + data[end:], colours)
     stray = _STRAY_BYTES.search(warning)
     taken = len(_ZEROS) - int(stray[1]) if stray else len(_ZEROS)
-    ends_in_one_grey = np.ptp(pixels[-1], axis=0).max() <= _ONE_GREY
+    ends_in_one_grey = np.ptp(pixels[-1], axis=0).max() <= ONE_GREY
     return taken > (_FLAT_ZEROS if ends_in_one_grey else _FEW_ZEROS)
 
 

@@ -52,6 +52,7 @@ from deepcovid_edge.imaging.jpeg import decode_jpeg, jpeg_with_end, jpeg_without
 from deepcovid_edge.imaging.png import lacks_rows, png_without_metadata, scale_transparency
 from deepcovid_edge.imaging.radiograph import (
     LOSSY_RATIO,
+    ONE_GREY,
     SYNTHETIC_MARK,
     Radiograph,
     check_area,
@@ -85,8 +86,6 @@ if TYPE_CHECKING:
 
 
 _STRIP = 256
-_ONE_GREY = 8
-"""Range of a row of a lossy image that was of one grey level."""
 
 _SUFFIXES = {
     "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
@@ -131,7 +130,7 @@ def _decode_file(file: FileBytes) -> Radiograph:
     is_inverted = _tiff_tag(picture, 262) == 0  # WhiteIsZero, TIFF 6.0 section 8; of 16 bits
     grey, white, depth_warnings = full_scale(grey, is_inverted=is_inverted)
     check_exposure(grid(grey), white)
-    if picture.format == "WEBP" and webp_ends_in_zeros(file.data) and np.ptp(raw[-1]) > _ONE_GREY:
+    if picture.format == "WEBP" and webp_ends_in_zeros(file.data) and np.ptp(raw[-1]) > ONE_GREY:
         raise NotAssessedError(Reason.TRUNCATED, "its data end in zeros")
     if picture.format == "PNG":  # its EXIF may stand behind the pixels
         shape = _upright_shape(picture, file.data)

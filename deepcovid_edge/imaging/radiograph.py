@@ -29,6 +29,8 @@ MAX_SATURATED = 0.6
 SATURATED = 2.5
 """Pixels closer than that to an end of the range are at it, grey levels of 255."""
 LOSSY_RATIO = 20.0
+ONE_GREY = 8
+"""Range of a row of a lossy image that was of one grey level."""
 SAMPLES = 128
 """Exposure and colour are assessed on a grid of at least this many pixels a side."""
 SYNTHETIC_MARK = b"deepcovid-edge synthetic phantom"

@@ -241,14 +241,14 @@ class _Work:
         if not self.sensitivity:
             self._measure_layers()
         before, excluded = self.error, self.excluded
-        left: dict[str, float] = {}
+        made: dict[str, tuple[onnx.ModelProto, float]] = {}
         for name in islice((name for name in self.sensitivity if name not in excluded), TRIED):
             self.excluded = [*excluded, name]
             self.refresh()
-            left[name] = self.error
-        best = min(left, key=lambda name: left[name])
+            made[name] = self.model, self.error
+        best = min(made, key=lambda name: made[name][1])
         self.excluded = [*excluded, best]
-        self.refresh()
+        self.model, self.error = made[best]
         self._progress(f"{best} excluded: error of the logits {before:.2%} -> {self.error:.2%}")
         return True
 

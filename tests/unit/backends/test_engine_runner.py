@@ -350,8 +350,8 @@ def test_a_call_that_fails_gives_back_what_it_had(monkeypatch: pytest.MonkeyPatc
     assert engine.contexts[0].destroyed
 
 
-def test_close_waits_for_the_calls_that_are_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    runner, device, engine = runner_of(Profile(1, 4, 8))
+def held(device: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Calls say when they run, and end when they may."""
     runs, may_end, wait = threading.Event(), threading.Event(), device.wait
 
     def wait_long(stream: Stream) -> None:
@@ -360,6 +360,12 @@ def test_close_waits_for_the_calls_that_are_under_way(monkeypatch: pytest.Monkey
         wait(stream)
 
     monkeypatch.setattr(device, "wait", wait_long)
+    return runs, may_end
+
+
+def test_close_waits_for_the_calls_that_are_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner, device, engine = runner_of(Profile(1, 4, 8))
+    runs, may_end = held(device, monkeypatch)
     batch = images(2)
     with ThreadPoolExecutor(2) as pool:
         found = pool.submit(runner.infer, batch)
@@ -376,14 +382,7 @@ def test_close_waits_for_the_calls_that_are_under_way(monkeypatch: pytest.Monkey
 
 def test_close_does_not_wait_for_a_call_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     runner, device, engine = runner_of(Profile(1, 4, 8))
-    runs, may_end, wait = threading.Event(), threading.Event(), device.wait
-
-    def wait_long(stream: Stream) -> None:
-        runs.set()
-        assert may_end.wait(20)
-        wait(stream)
-
-    monkeypatch.setattr(device, "wait", wait_long)
+    runs, may_end = held(device, monkeypatch)
     monkeypatch.setattr(module, "_CLOSE_SECONDS", 0.1)
     with ThreadPoolExecutor(1) as pool:
         pool.submit(runner.infer, images(2))

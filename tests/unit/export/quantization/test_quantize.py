@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -291,6 +292,22 @@ def test_costly_layers_are_found_excluded_and_listed(
     rest = TensorProto.FLOAT16 if variant == "int8-tensorrt" else TensorProto.FLOAT
     assert kinds["squeeze.weight"] == rest
     assert kinds["main1.weight_quantized"] == TensorProto.INT8
+
+
+def test_of_the_costliest_layers_the_one_that_helps_most_is_excluded(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though another seems to cost more when it is quantised alone."""
+
+    def misleading(layers: Sequence[str], *_: object) -> dict[str, float]:
+        first = ["main1", "squeeze"]
+        return dict.fromkeys([*first, *(name for name in layers if name not in first)], 1.0)
+
+    monkeypatch.setattr("deepcovid_export.quantization.quantize.layer_errors", misleading)
+    spoilt = saved(tmp_path / "spoilt.onnx", graph(fitted(weights(spoilt=("squeeze",)), data)))
+    settings = QuantizeSettings(VARIANTS["int8-cpu"])
+    done = quantize(spoilt, data, settings, output=tmp_path / "done.onnx")
+    assert done.manifest.quantization["excluded"] == ["squeeze"]
 
 
 def test_a_layer_excluded_for_a_cpu_is_not_quantised_by_onnxruntime_behind_our_back(
