@@ -155,6 +155,8 @@ variants-%: .venv/ready
 	$(DEV)/deepcovid-edge quantize $(PLACE_$*)/$*.onnx --precision int8 --for cpu \
 		$(QUANTIZE_$*) --calibration $(FIT_$*) --verify $(FIT_$*) --split test \
 		-o $(PLACE_$*)/$*-int8-cpu.onnx
+	$(DEV)/deepcovid-edge quantize $(PLACE_$*)/$*.onnx --precision int8 --for tensorrt \
+		$(QUANTIZE_$*) --calibration $(FIT_$*) -o $(RUNS)/variants/$*-int8-tensorrt.onnx
 	$(DEV)/deepcovid-edge verify $(PLACE_$*)/$*.onnx $(PLACE_$*)/$*-int8-cpu.onnx $(DATA) --split val \
 		--heatmap -o $(RESULTS)/heatmap/precision-$*-int8-cpu.json || [ $$? = 3 ]
 	$(DEV)/python -m benchmarks.accuracy --data $(DATA) --model $*

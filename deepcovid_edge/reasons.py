@@ -211,6 +211,12 @@ class WarningCode(_Explained):
         "window that uses no more than half of its range, or is signed without a negative value; "
         "a LUT whose entries do not use the bits it states",
     )
+    GAMMA = (
+        "W_GAMMA",
+        "File states unusual grey levels (its gamma); they were taken as stored.",
+        "a PNG whose `gAMA` chunk is for a display gamma outside 1.7 to 2.6, without a colour "
+        "profile",
+    )
     ASPECT = (
         "W_ASPECT",
         "Pixels are not square; the image was stretched as the file states.",

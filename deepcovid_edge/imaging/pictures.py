@@ -1,10 +1,9 @@
 """Picture files (JPEG, PNG, WebP, TIFF, BMP) to a `Radiograph`, or the reason why not.
 
-Pillow opens every file (format, pixel type, size,
-frames and EXIF are known before a pixel is decoded) but a few kinds of TIFF, see `tiff`, and
-decodes all but JPEG. That is simplejpeg's:
-the same library's pixels to the last grey level, faster, and it tells of what the library only
-warns of, such as an image that is damaged in its middle (see `jpeg`).
+Pillow opens every file (format, pixel type, size, frames and EXIF are known before a pixel is
+decoded) but a few kinds of TIFF, see `tiff`, and decodes all but JPEG. That is simplejpeg's: the
+same pixels to the last grey level, faster, and it reports what Pillow only warns of, such as an
+image that is damaged in its middle (see `jpeg`).
 
 Grey pixels are made by these rules:
 
@@ -49,7 +48,12 @@ from deepcovid_edge.imaging.depth import full_scale
 from deepcovid_edge.imaging.empty_end import check_end, check_tiff, of_bmp
 from deepcovid_edge.imaging.files import FileBytes
 from deepcovid_edge.imaging.jpeg import decode_jpeg, jpeg_with_end, jpeg_without_oddities
-from deepcovid_edge.imaging.png import lacks_rows, png_without_metadata, scale_transparency
+from deepcovid_edge.imaging.png import (
+    lacks_rows,
+    png_without_metadata,
+    scale_transparency,
+    states_unusual_gamma,
+)
 from deepcovid_edge.imaging.radiograph import (
     LOSSY_RATIO,
     ONE_GREY,
@@ -84,9 +88,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from PIL.TiffImagePlugin import TiffImageFile
 
-
 _STRIP = 256
-
 _SUFFIXES = {
     "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
     "PNG": {".png"},
@@ -346,6 +348,8 @@ def _header_warnings(picture: Picture, file: FileBytes) -> list[WarningCode]:
         warnings.append(WarningCode.PALETTE)
     if _is_stored_as(picture, *_FEW_BITS):
         warnings.append(WarningCode.DEPTH)
+    if picture.format == "PNG" and states_unusual_gamma(file.data):
+        warnings.append(WarningCode.GAMMA)
     if SYNTHETIC_MARK in file.data[:1024]:
         warnings.append(WarningCode.SYNTHETIC)
     return warnings

@@ -31,6 +31,10 @@ _PNG_EXIF = re.compile(rb"(?:tEXt|zTXt|iTXt)Raw profile type exif\0")
 _DEPTH = 24
 """Offset of the bits per sample (PNG, 11.2.1)."""
 _MOST_EXIF = 1 << 16
+_DISPLAY_GAMMA = (1.7, 2.6)
+"""What displays have had: 1.8 to 2.5. Linear grey levels are 1.0."""
+_PROFILES = {b"cICP", b"iCCP", b"sRGB"}
+"""Each overrides gAMA (PNG, third edition, section 4.3)."""
 _PIECE = 1 << 20
 
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -86,6 +90,20 @@ def scale_transparency(picture: Image.Image, data: bytes) -> None:
     depth, grey = data[_DEPTH], picture.info.get("transparency")
     if depth < 8 and isinstance(grey, int):
         picture.info["transparency"] = grey * 255 // ((1 << depth) - 1)
+
+
+def states_unusual_gamma(data: bytes) -> bool:
+    """Whether a PNG states grey levels that a usual display would show too dark or too bright.
+
+    Nearly every reader, OpenCV among them, takes the levels as stored.
+    """
+    values = {kind: data[at + 8 : at + 8 + length] for kind, at, length in png_chunks(data)}
+    gamma = values.get(b"gAMA", b"")
+    if len(gamma) != 4 or _PROFILES & values.keys():
+        return False
+    low, high = _DISPLAY_GAMMA
+    exponent = int.from_bytes(gamma, "big") / 100_000  # section 11.3.2.2
+    return not low <= 1 / exponent <= high if exponent else True
 
 
 def png_without_metadata(data: bytes) -> bytes:
