@@ -190,6 +190,11 @@ class ModelManifest:
         grouped = self.training.get("recipe", {}).get("classes", {})
         return frozenset(self.classes).union(*grouped.values())
 
+    @property
+    def soft_labels(self) -> frozenset[str]:
+        """Labels that the model was trained with and that are never counted right or wrong."""
+        return frozenset(self.training.get("recipe", {}).get("soft_labels", ()))
+
     def to_json(self) -> str:
         """The manifest as JSON with sorted keys."""
         return json.dumps(asdict(self), sort_keys=True)

@@ -139,6 +139,8 @@ def _remarks(report: SiteReport) -> Iterator[str]:
     from deepcovid_edge.datasets.contents import repeated_text
 
     data = report.data
+    if soft := [label for label, group in data.by_label.items() if group.positive is None]:
+        yield f"neither right nor wrong, and in no figure below: {', '.join(soft)}"
     if data.indeterminate:
         images = "image is" if data.indeterminate == 1 else "images are"
         yield f"{data.indeterminate} {images} too close to the model's threshold to call"

@@ -34,12 +34,13 @@ class LabelFacts:
 
     Attributes:
         images: How many.
-        positive: Whether the label belongs to the positive class.
+        positive: Whether the label belongs to the positive class; None for a soft label of the
+            model, which no figure counts right or wrong.
         called_positive: Share at the model's own threshold.
     """
 
     images: int
-    positive: bool
+    positive: bool | None
     called_positive: Rate
 
 
@@ -122,7 +123,8 @@ def site_check(
 
     Args:
         model: The model as it would be used there.
-        images: Labelled images of the site, some of them negative.
+        images: Labelled images of the site, some of them negative. Those with a soft label of the
+            model are decided, but count neither right nor wrong.
         name: What the site is called.
         rules: What is asked of the model.
         workers: Threads; None for one per core.
@@ -134,15 +136,16 @@ def site_check(
     """
     backend = backend_of(model)
     rules, manifest = rules or AcceptanceRules(), backend.manifest
-    check_labels(images, manifest.known_labels)
+    check_labels(images, manifest.known_labels | manifest.soft_labels)
     classified = _classify(backend, images, workers, progress)
-    if not any(image.label not in manifest.positive_labels for image, _ in classified.assessed):
+    arrays = classified.arrays(manifest)
+    if arrays.positive.all():
         why = ", ".join(f"{code} {count}" for code, count in classified.not_assessed.items())
         raise DataError(
             f"{name}: no image without {manifest.positive_class} could be assessed "
             f"({why or 'there is none'}): give at least normal images"
         )
-    found = assess(classified.arrays(manifest), manifest.threshold, manifest.positive_class, rules)
+    found = assess(arrays, manifest.threshold, manifest.positive_class, rules)
     is_own, limits = found.threshold == manifest.threshold, manifest.indeterminate_range
     threshold = {"positive_class": manifest.positive_class, "threshold": manifest.threshold}
     return SiteReport(
@@ -180,12 +183,13 @@ class _Classified:
         return sorted({image.label for image, _ in self.assessed})
 
     def arrays(self, manifest: ModelManifest) -> SiteImages:
-        """The images as arrays."""
-        images = [image for image, _ in self.assessed]
-        records = [record for _, record in self.assessed]
+        """The images whose label is no soft one, as arrays."""
+        true = [one for one in self.assessed if one[0].label not in manifest.soft_labels]
+        images = [image for image, _ in true]
+        records = [record for _, record in true]
         return SiteImages(
             scores=np.array([record.probability for record in records], np.float64),
-            positive=np.array([image.label in manifest.positive_labels for image in images]),
+            positive=np.array([image.label in manifest.positive_labels for image in images], bool),
             patients=[image.patient for image in images],
             not_assessed=self.not_assessed.total(),
             synthetic=sum(WarningCode.SYNTHETIC.code in record.warnings for record in records),
@@ -218,7 +222,8 @@ class _Classified:
         records = [record for image, record in self.assessed if image.label == label]
         called = sum((record.probability or 0.0) >= manifest.threshold for record in records)
         rate = Rate(called, len(records))
-        return LabelFacts(len(records), label in manifest.positive_labels, rate)
+        positive = None if label in manifest.soft_labels else label in manifest.positive_labels
+        return LabelFacts(len(records), positive, rate)
 
 
 def _classify(

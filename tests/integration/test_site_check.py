@@ -132,6 +132,27 @@ def test_decisions_of_infer_stand_beside_those_of_the_threshold(site: Path, tmp_
     assert "not assessed: 1 file: E_NOT_IMAGE" in done.stdout
 
 
+def test_images_of_a_soft_label_are_decided_and_count_in_no_figure(
+    site: Path, images: Path, tmp_path: Path
+) -> None:
+    (site / "atypical").mkdir()
+    shutil.copy(sorted(images.iterdir())[3], site / "atypical")
+    done = run("site-check", site, "-o", tmp_path / "site.json")
+    facts = json.loads((tmp_path / "site.json").read_text())
+    assert facts["data"]["images"] == 4
+    assert facts["data"]["by_label"]["atypical"]["images"] == 1
+    assert facts["data"]["by_label"]["atypical"]["positive"] is None
+    assert sum(facts["decisions"]["atypical"].values()) == 1
+    assert facts["own"]["specificity"]["trials"] == 2
+    assert facts["own"]["sensitivity"]["trials"] == 1
+    assert "in no figure below: atypical" in done.stdout
+    for label in ("normal", "covid"):
+        shutil.rmtree(site / label)
+    done = run("site-check", site)
+    assert done.returncode == 1
+    assert "give at least normal images" in done.stderr
+
+
 def test_a_site_file_holds_no_file_name(site: Path, tmp_path: Path) -> None:
     run("site-check", site, "-o", tmp_path / "site.json")
     text = (tmp_path / "site.json").read_text()

@@ -35,7 +35,6 @@ from deepcovid_export.evaluation.metrics import Truth, area, at_threshold
 from deepcovid_export.evaluation.predictions import (
     Predictions,
     classify,
-    soft_labels,
     with_truth,
 )
 from deepcovid_export.evaluation.results import (
@@ -141,7 +140,7 @@ def _soft_labels(
     backend: Backend, images: Sequence[LabelledImage], contents: Contents
 ) -> dict[str, SoftLabelFigures] | None:
     """Decisions on the images of labels that are no truth."""
-    soft = soft_labels(backend.manifest)
+    soft = backend.manifest.soft_labels
     without_truth = [image for image in images if image.label in soft]
     if not without_truth:
         return None

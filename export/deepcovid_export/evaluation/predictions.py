@@ -106,15 +106,9 @@ def images_of_model(data: Path, manifest: ModelManifest, split: str) -> list[Lab
     ]
 
 
-def soft_labels(manifest: ModelManifest) -> frozenset[str]:
-    """Labels that the model was trained with and that are never counted right or wrong."""
-    return frozenset(manifest.training.get("recipe", {}).get("soft_labels", ()))
-
-
 def with_truth(images: Sequence[LabelledImage], manifest: ModelManifest) -> list[LabelledImage]:
     """The images whose label is no soft label of the model."""
-    soft = soft_labels(manifest)
-    return [image for image in images if image.label not in soft]
+    return [image for image in images if image.label not in manifest.soft_labels]
 
 
 def classify(

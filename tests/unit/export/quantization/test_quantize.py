@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 onnx = pytest.importorskip("onnx", reason="the workstation side needs extra export")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the workstation side needs extra export")
 
-from onnx import TensorProto, numpy_helper
+from onnx import ModelProto, TensorProto, numpy_helper
 from onnxruntime.quantization import (
     CalibrationDataReader,
     QuantFormat,
@@ -49,6 +49,7 @@ from deepcovid_export.quantization.calibration import choose_images
 from deepcovid_export.quantization.int8_graph import residual_adds
 from deepcovid_export.quantization.mixed_precision import Variant
 from deepcovid_export.quantization.quantize import MAX_ERROR, QuantizeSettings, quantize
+from deepcovid_export.quantization.sensitivity import Probe
 
 # What the files hold -------------------------------------------------------------------------
 
@@ -308,6 +309,28 @@ def test_of_the_costliest_layers_the_one_that_helps_most_is_excluded(
     settings = QuantizeSettings(VARIANTS["int8-cpu"])
     done = quantize(spoilt, data, settings, output=tmp_path / "done.onnx")
     assert done.manifest.quantization["excluded"] == ["squeeze"]
+
+
+@pytest.mark.parametrize("helps", ["squeeze", None])
+def test_a_layer_that_does_not_help_is_not_excluded(
+    helps: str | None, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fit of the weights undid more than INT8 cost."""
+
+    def error(_: Probe, model: ModelProto) -> float:
+        names = {item.name for item in model.graph.initializer}
+        return 0.01 if f"{helps}.weight" in names else 0.03
+
+    def last(layers: Sequence[str], *_: object) -> dict[str, float]:
+        return dict.fromkeys(sorted(layers, key=lambda name: name == "squeeze"), 1.0)
+
+    monkeypatch.setattr(Probe, "error", error)
+    monkeypatch.setattr("deepcovid_export.quantization.quantize.layer_errors", last)
+    path = saved(tmp_path / "model.onnx", graph(fitted(weights(), data)))
+    done = quantize(
+        path, data, QuantizeSettings(VARIANTS["int8-cpu"]), output=tmp_path / "done.onnx"
+    )
+    assert done.manifest.quantization["excluded"] == ([helps] if helps else [])
 
 
 def test_a_layer_excluded_for_a_cpu_is_not_quantised_by_onnxruntime_behind_our_back(
