@@ -52,7 +52,11 @@ it was between 2.1 and 2.8 % for fits that differ only by their images. Images o
 lie further from the ranges, so the limit is well below what would pass the check.
 """
 TRIED = 4
-"""So many layers are tried, the costliest first, before the one that helps most is excluded."""
+"""Of the costliest layers, so many are tried before the one that helps most is excluded."""
+MOST_TRIED = 2 * TRIED
+"""So many are tried where the first do not help."""
+WORTH = 0.05
+"""Least share of the error that a layer in higher precision, which is slower, must take away."""
 ADDS = ("measured", "fused", "float")
 Progress = Callable[[str], None]
 Check = Callable[[], dict[str, Any]]
@@ -209,10 +213,10 @@ class _Work:
             self._choose_adds(check)
         else:
             self.refresh()
-        while self.error > MAX_ERROR and self._exclude_one():
+        while self.error > MAX_ERROR and self._exclude_one(WORTH):
             pass
         report = check()
-        while not _passed(report) and self._exclude_one():
+        while not _passed(report) and self._exclude_one(0.0):
             report = check()
         return report
 
@@ -231,18 +235,21 @@ class _Work:
         self.fused_adds = best == "fused"
         self.model, self.error = made[best]
 
-    def _exclude_one(self) -> bool:
+    def _exclude_one(self, worth: float) -> bool:
         """Leave a layer in higher precision, if one more may be left: that which helps most.
 
-        The costliest alone is not always it, because the fit of the weights undoes a part. It may
-        undo even more, and then the next costliest are tried.
+        The costliest alone is not always it, because the fit of the weights undoes a part, or more
+        than INT8 cost.
+
+        Args:
+            worth: Least share of the error that it must take away.
         """
         if len(self.excluded) >= self._most:
             return False
         if not self.sensitivity:
             self._measure_layers()
         model, error, excluded = self.model, self.error, self.excluded
-        left = [name for name in self.sensitivity if name not in excluded]
+        left = [name for name in self.sensitivity if name not in excluded][:MOST_TRIED]
         for first in range(0, len(left), TRIED):
             made: dict[str, tuple[onnx.ModelProto, float]] = {}
             for name in left[first : first + TRIED]:
@@ -250,7 +257,7 @@ class _Work:
                 self.refresh()
                 made[name] = self.model, self.error
             best = min(made, key=lambda name: made[name][1])
-            if made[best][1] < error:
+            if made[best][1] < error * (1 - worth):
                 self.excluded, (self.model, self.error) = [*excluded, best], made[best]
                 change = f"{error:.2%} -> {self.error:.2%}"
                 self._progress(f"{best} excluded: error of the logits {change}")
