@@ -6,8 +6,11 @@ Images go the way of `infer`, from file to record; changes are made to the image
 `pictures` are made grey and cropped like radiographs before the network sees them, so that the
 out-of-distribution layer alone decides: photographs of scikit-image, scikit-learn and matplotlib,
 slices and other images of pydicom's test files, noise, and blank pictures. `as_files` counts the
-outcomes of the same files as they are: many have a reason before any network runs. Nothing here
-chose the method or a limit.
+outcomes of the same files as they are: many have a reason before any network runs.
+
+`test`, `external`, `original` and the pictures chose neither the method nor a limit. The unit of
+the scores is a quantile of `val`. `paediatric` is measured for models alone that were not fitted on
+it with `export --children`: the manifest of one that was has a figure of children held out.
 
 `--cost` times the network with its out-of-distribution layer against the same network without, in
 turn, one thread.
@@ -44,6 +47,7 @@ from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.model import Model
 from deepcovid_edge.models import find_model
 from deepcovid_edge.pipeline.pipeline import PredictSettings
+from deepcovid_export.decision.fit_ood import CHILDREN_SPLITS
 from deepcovid_export.decision.ood_graph import take_off
 
 MODELS = ("squeezenet1_1", "squeezenet1_1-int8-cpu")
@@ -80,7 +84,8 @@ def main() -> None:
 def images(backend: Backend, data: Path) -> dict[str, Any]:
     """Shares of images that are rejected, by split, and of changed images of test."""
     found: dict[str, Any] = {}
-    for split in SPLITS:
+    fitted = CHILDREN_SPLITS if "children" in backend.manifest.ood else ()
+    for split in (split for split in SPLITS if split not in fitted):
         paths: dict[str, list[Path]] = {split: []}
         for image in load_dataset(data, split=split):
             paths[split].append(image.path)

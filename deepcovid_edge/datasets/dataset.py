@@ -36,6 +36,7 @@ __all__ = [
     "dataset_sha256",
     "load_dataset",
     "load_site",
+    "sources_and_boxes_sha256",
     "walk_files",
 ]
 
@@ -113,4 +114,12 @@ def dataset_sha256(images: Iterable[LabelledImage]) -> str:
     for image in images:
         digest.update(f"{image.path.name}\0{image.label}\0".encode())
         digest.update(hashlib.sha256(read_regular(image.path)).digest())
+    return digest.hexdigest()
+
+
+def sources_and_boxes_sha256(images: Iterable[LabelledImage]) -> str:
+    """SHA-256 over sources and boxes of images, in their order."""
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(repr((image.source, image.boxes)).encode())
     return digest.hexdigest()

@@ -125,13 +125,16 @@ def choose_images(positive: Truth, most: int) -> list[int]:
     classes = sorted((np.flatnonzero(positive), np.flatnonzero(~positive)), key=len)
     fewer = min(len(classes[0]), most // 2)
     counts = (fewer, min(len(classes[1]), most - fewer))
-    chosen = [_evenly(places, count) for places, count in zip(classes, counts, strict=True)]
-    return sorted(place for places in chosen for place in places)
+    chosen: list[int] = []
+    for places, count in zip(classes, counts, strict=True):
+        chosen += places[spread_evenly(len(places), count)].tolist()
+    return sorted(chosen)
 
 
-def _evenly(places: NDArray[np.int_], count: int) -> list[int]:
-    chosen: list[int] = places[np.arange(count) * len(places) // max(count, 1)].tolist()
-    return chosen
+def spread_evenly(length: int, count: int) -> list[int]:
+    """`count` of the positions 0 to `length` - 1, evenly spread; all of them if they are fewer."""
+    count = min(count, length)
+    return [place * length // count for place in range(count)]
 
 
 def rank_correlation(first: NDArray[Any], second: NDArray[Any]) -> float:

@@ -104,11 +104,6 @@ class Occluder(Closing):
         self._network = _network(backend, self._boxes, settings)
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="occlude")
 
-    @property
-    def is_incremental(self) -> bool:
-        """Whether only what a window alters is computed."""
-        return isinstance(self._network, _Parts)
-
     def explain(self, image: NDArray[np.uint8]) -> Occlusion:
         """Hide every window of an image, or as many as the budget holds.
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_export.settings import build_settings, check, merge, parse_assignment, read_table
@@ -139,6 +140,29 @@ class DataSettings:
         """Index of the group of an image, or None."""
         holders = (at for at, group in enumerate(self.groups) if group.holds(label, source))
         return next(holders, None)
+
+    def split_of(self, image: LabelledImage) -> str:
+        """The split of an image in a run: one of a group without a share is never fitted on."""
+        group = self.group_of(image.label, image.source)
+        held_out = group is not None and self.groups[group].share == 0
+        return "val" if held_out and image.split == "train" else image.split
+
+    def why_excluded(self, image: LabelledImage, *, positive: bool) -> str:
+        """Why a run does not use an image whose label the recipe knows; empty where it does.
+
+        Args:
+            image: The image.
+            positive: Whether its label belongs to the positive class.
+        """
+        if self.groups and self.group_of(image.label, image.source) is None:
+            return f"label {image.label}: no group of the recipe holds its source"
+        if self.visible and image.clear and positive:
+            return f"label {image.label} without a visible abnormality"
+        if self.views and image.view.casefold() not in {view.casefold() for view in self.views}:
+            known = f"view {image.view}" if image.view else "unknown view"
+            taken = ", ".join(view or "unknown" for view in self.views)
+            return f"{known}; the recipe takes {taken}"
+        return ""
 
 
 @dataclass(frozen=True)

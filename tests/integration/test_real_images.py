@@ -54,9 +54,7 @@ def test_every_real_image_of_an_adult_is_assessed(folder: str, count: int) -> No
 
 
 def test_children_are_not_assessed_and_hardly_any_adult_is_taken_for_one() -> None:
-    """`paediatric` was fitted on; that of a fit that had not seen them is in the manifest."""
-    known = read_manifest(find_model("squeezenet1_1")).ood["children"]
-    assert known["recognised_when_left_out"] >= 0.9 * known["images"]
+    """`paediatric` was fitted on: this shows that the fit is in the file, not how good it is."""
     _, records = infer(XRAY / "paediatric")
     assert [record["reason"] for record in records].count("E_AGE") >= 0.9 * len(records)
     for name in ("test", "external", "siim-test", "sites-external"):

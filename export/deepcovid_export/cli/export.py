@@ -11,6 +11,7 @@ import click
 
 from deepcovid_edge.cli.options import check_needed
 from deepcovid_edge.device.process import set_up
+from deepcovid_edge.device.progress import number_of
 from deepcovid_edge.errors import DataError, NotAssessedError, UsageError, require
 from deepcovid_edge.files import check_not_input
 from deepcovid_export.cli.options import PATH, choice_option, path_option
@@ -31,6 +32,10 @@ _OF_AN_EXPORT = (
 )
 """Parameters that a model repository has nothing of."""
 _NO_LIMITS = "no out-of-distribution limits: any image is classified: see --fit"
+_OTHER_IMAGES = (
+    "indeterminate: these are not the images of val that the threshold was chosen on: give "
+    "splits.csv of the run with --fit"
+)
 
 
 @click.command(epilog="Example: deepcovid-edge export runs/first/checkpoint.pt -o first.onnx")
@@ -171,7 +176,7 @@ def _fit(path: Path, data: Path, children: Path | None, output: Path | None = No
     require("sklearn", extra="export")
     from deepcovid_edge.manifest import read_manifest
     from deepcovid_export.decision.fit_ood import fit_model
-    from deepcovid_export.evaluation.predictions import images_of_model
+    from deepcovid_export.decision.run_images import images_of_model
 
     knew_children = "children" in read_manifest(path).ood
     manifest = fit_model(path, data, output, children=children)
@@ -184,9 +189,9 @@ def _fit(path: Path, data: Path, children: Path | None, output: Path | None = No
     )
     if young := manifest.ood.get("children"):
         click.echo(
-            f"ood: recognises {young['recognised_when_left_out']} of {young['images']} children "
-            f"that the fit had not seen, takes {young['adults_of_val_rejected']} of "
-            f"{val['images']} adults of val for children",
+            f"ood: recognises {young['recognised_held_out']} of {young['images']} children that "
+            f"the fit had not seen, takes {young['adults_of_val_rejected']} of {val['images']} "
+            "adults of val for children",
             err=True,
         )
     elif knew_children:
@@ -198,19 +203,22 @@ def _fit(path: Path, data: Path, children: Path | None, output: Path | None = No
 def _fit_indeterminate_range(path: Path, images: Sequence[LabelledImage]) -> None:
     from deepcovid_export.decision.indeterminate import fit_model_indeterminate_range
 
-    if span := fit_model_indeterminate_range(path, images).indeterminate_range:
+    manifest = fit_model_indeterminate_range(path, images)
+    if span := manifest.indeterminate_range:
         click.echo(
             f"indeterminate: from {span.low:.4f} to {span.high:.4f}, "
             f"{span.origin['indeterminate']} of {span.origin['images']} images of val",
             err=True,
         )
+        if span.origin["data_sha256"] != manifest.training.get("val_sha256"):
+            click.echo(_OTHER_IMAGES, err=True)
 
 
 def _measure_shortcuts(path: Path, manifest: ModelManifest, data: Path) -> None:
     """Write into the file whether it reads the source, if `val` has positive images to tell."""
     from deepcovid_edge.backends import load_backend
     from deepcovid_edge.datasets.dataset import dataset_sha256
-    from deepcovid_export.evaluation.predictions import images_of_model
+    from deepcovid_export.decision.run_images import images_of_model
     from deepcovid_export.evaluation.shortcuts import measure_shortcuts, shortcut_summary
     from deepcovid_export.onnx_export.to_onnx import rewrite_manifest
 
@@ -267,10 +275,19 @@ def _images(data: Path | None, count: int, spec: InputSpec) -> NDArray[np.uint8]
         phantoms = (draw_phantom(seed, opacities=seed % 4) for seed in range(min(count, 8)))
         return np.stack([prepare(Radiograph(image, 255, "", "PNG"), spec) for image in phantoms])
     labelled = load_dataset(data)
-    prepared = []
-    for image in labelled[:: max(1, len(labelled) // count)][:count]:
+    chosen = labelled[:: max(1, len(labelled) // count)][:count]
+    prepared, refusals = [], []
+    for image in chosen:
         try:
             prepared.append(prepare(read_radiograph(image.path), spec))
         except NotAssessedError as error:
-            raise DataError(f"--check: {image.path}: {error}") from error
+            refusals.append(f"{image.path}: {error}")
+    if not prepared:
+        raise DataError(
+            f"--check {data}: none of {number_of(len(chosen), 'image')} can be assessed, expected "
+            f"one or more: {refusals[0]}"
+        )
+    if refusals:
+        some = f"{len(refusals)} of {number_of(len(chosen), 'image')}"
+        click.echo(f"--check: {some} not assessed, such as {refusals[0]}", err=True)
     return np.stack(prepared)

@@ -129,9 +129,10 @@ def _summary(done: Quantized) -> str:
         lines.append(f"left in higher precision: {', '.join(excluded)}")
     for name, count in report["missing"].items():
         lines.append(
-            f"too few to tell a change of {report['rules']['smallest_change']:.0%}: "
-            f"{count['images']} {name} images, {count['needed']} are needed"
+            f"too few: {count['images']} {name} images; {count['needed']} are needed, so that one "
+            f"is at most {report['rules']['smallest_change']:.0%} of them"
         )
+    lines += [f"not proved: {sentence}" for sentence in report["unproved"]]
     lines.append(f"verdict: {_verdict(report)}. Research use only.")
     if done.proof:
         lines.append(f"verified on other images: {_verdict(done.proof)}")

@@ -26,13 +26,6 @@ _MARGINS = (0.05, 0.17)
 """Least and largest share of a side between the image's edge and the hidden rectangle."""
 
 
-def augment(
-    image: Radiograph, how: AugmentSettings, side: int, draw: np.random.Generator
-) -> Radiograph:
-    """A changed copy of an image, still to be prepared for a network of this shorter side."""
-    return augment_with_mask(image, None, how, side, draw)[0]
-
-
 def augment_with_mask(
     image: Radiograph,
     mask: NDArray[np.uint8] | None,
@@ -40,7 +33,7 @@ def augment_with_mask(
     side: int,
     draw: np.random.Generator,
 ) -> tuple[Radiograph, NDArray[np.uint8] | None]:
-    """The same, with a mask of the image moved as the image is.
+    """A changed copy of an image, still to be prepared, with a mask moved as the image is.
 
     Args:
         image: The image; with `how.square` already the square of that setting.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -16,13 +16,15 @@ def images_of_an_epoch(images: Sequence[LabelledImage], recipe: Recipe) -> list[
     """Each image once, then repeats of sources and, with `upsample`, of classes.
 
     The position in the list seeds the changes, so each repeat of an image is changed differently.
+    An image of a soft label belongs to no class, so `upsample` does not repeat it.
     """
     images = [*images, *_of_repeated_sources(images, recipe)]
     if recipe.fit.balance != "upsample":
         return images
     members: list[list[LabelledImage]] = [[] for _ in recipe.classes]
     for image in images:
-        members[recipe.class_of(image.label) or 0].append(image)
+        if (index := recipe.class_of(image.label)) is not None:
+            members[index].append(image)
     again: list[LabelledImage] = []
     for name, group in zip(recipe.classes, members, strict=True):
         wanted = max(map(len, members))
@@ -88,16 +90,17 @@ def _rounds(group: Sequence[int], start: int, count: int, seed: list[int]) -> li
 def validation_weights(images: Sequence[LabelledImage], recipe: Recipe) -> Tensor:
     """Weights of the validation images: every group counts alike, of shape (images,).
 
-    Without groups every class counts alike. The mean is 1.
+    The mean is 1.
+
+    Args:
+        images: Validation images, each of a group.
+        recipe: The recipe, with groups.
     """
-    keys: list[int | None] = [recipe.class_of(image.label) for image in images]
-    if recipe.data.groups:
-        keys = [recipe.data.group_of(image.label, image.source) for image in images]
-    _, owner, counts = np.unique(
-        [-1 if key is None else key for key in keys], return_inverse=True, return_counts=True
-    )
-    weights = len(images) / (len(counts) * counts[owner])
-    return torch.from_numpy(weights.astype(np.float32))
+    groups = group_members(images, recipe).values()
+    weights = np.zeros(len(images), np.float32)
+    for places in groups:
+        weights[places] = len(images) / (len(groups) * len(places))
+    return torch.from_numpy(weights)
 
 
 def repeats_of(source: str, recipe: Recipe) -> int:
@@ -125,19 +128,26 @@ def _more(group: Sequence[LabelledImage], count: int, seed: int) -> list[Labelle
     return [*group] * whole + [group[place] for place in sorted(drawn)]
 
 
+def known_classes(images: Iterable[LabelledImage], recipe: Recipe) -> list[int]:
+    """Class index of each image that has a class; one of a soft label has none."""
+    classes = (recipe.class_of(image.label) for image in images)
+    return [index for index in classes if index is not None]
+
+
 def loss_weights(images: Sequence[LabelledImage], recipe: Recipe) -> tuple[Tensor, Tensor]:
     """Weights of the classes in the training loss, and in the loss that chooses the epoch.
 
-    Upsampled training images need no weights; validation images are never upsampled.
+    Upsampled training images need no weights; validation images are never upsampled. Images of
+    soft labels belong to no class.
 
     Returns:
-        Two tensors of shape (classes,), float32, whose mean over the images is 1.
+        Two tensors of shape (classes,), float32, whose mean over the images with a class is 1.
     """
     even = torch.ones(len(recipe.classes))
     if recipe.fit.balance == "none":
         return even, even
     drawn = [*images, *_of_repeated_sources(images, recipe)]
-    classes = [recipe.class_of(image.label) or 0 for image in drawn]
+    classes = known_classes(drawn, recipe)
     counts = torch.tensor(np.bincount(classes, minlength=len(even)), dtype=torch.float32)
-    inverse = len(drawn) / (len(even) * counts)
+    inverse = len(classes) / (len(even) * counts)
     return (inverse if recipe.fit.balance == "weights" else even), inverse

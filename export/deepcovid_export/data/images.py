@@ -88,24 +88,26 @@ def training_data(
     first = places[0]
     excluded: Counter[str] = Counter()
     found = [image for place in places for image in load_dataset(place, excluded=excluded)]
-    images, read = _readable(_wanted(found, recipe, excluded), excluded)
+    wanted, unwanted = _wanted(found, recipe, excluded)
+    images, read = _readable(wanted, excluded)
     prints = [it.fingerprint for it in read]
-    images = [_held_out(image, recipe) for image in with_splits(images, prints, recipe)]
-    leaks = find_leaks(images, prints)
+    placed = with_splits(images, prints, recipe)
+    images = [replace(image, split=recipe.data.split_of(image)) for image in placed]
+    searched = _Searched(images, prints, *_elsewhere(unwanted))
+    leaks = searched.leaks()
     if leaks_file:
         write_leaks(leaks, leaks_file)
     facts = {image.path: it.facts for image, it in zip(images, read, strict=True)}
-    while exclude_leaks and (shared := shared_images(images, leaks)):
+    while exclude_leaks and (shared := shared_images(searched.images, leaks)):
         excluded["shared with another split"] += len(shared)
-        left = [place for place in range(len(images)) if place not in shared]
-        images, prints = [images[place] for place in left], [prints[place] for place in left]
-        leaks = find_leaks(images, prints)
-    kept, aside = _sorted(images, recipe)
+        searched = searched.without(shared)
+        leaks = searched.leaks()
+    kept, aside = _sorted(searched.images, recipe)
     _check_classes(kept, recipe, first, excluded)
     if leaks and not allow_leaks:
         raise DataError(_leak_message(first, leaks))
     excluded.update(_why_aside(image) for image in aside)
-    hashes = {image.path: one.sha256 for image, one in zip(images, prints, strict=True)}
+    hashes = searched.hashes
     train, (val, copies) = kept["train"], _each_once(kept["val"], hashes)
     if copies:
         excluded["the content of an earlier image of val"] = len(copies)
@@ -125,13 +127,6 @@ def _each_once(
     for image in images:
         (first if contents.is_new(image, hashes[image.path]) else copies).append(image)
     return first, copies
-
-
-def _held_out(image: LabelledImage, recipe: Recipe) -> LabelledImage:
-    """An image of a group without a share helps to choose; it is never fitted on."""
-    group = recipe.data.group_of(image.label, image.source)
-    held = group is not None and recipe.data.groups[group].share == 0
-    return replace(image, split="val") if held and image.split == "train" else image
 
 
 def _sorted(
@@ -173,28 +168,72 @@ def write_splits(images: TrainingData, path: Path) -> None:
 
 def _wanted(
     images: Sequence[LabelledImage], recipe: Recipe, excluded: Counter[str]
-) -> list[LabelledImage]:
-    """Images that the recipe has a class and a view for."""
-    views = {view.casefold() for view in recipe.data.views}
-    wanted = []
+) -> tuple[list[LabelledImage], list[LabelledImage]]:
+    """Images that the recipe uses, and all others, which are counted with their reason."""
+    wanted: list[LabelledImage] = []
+    unwanted: list[LabelledImage] = []
     for image in images:
-        if recipe.class_of(image.label) is None and image.label not in recipe.soft_labels:
-            excluded[f"label {image.label} is in no class of the recipe"] += 1
-        elif recipe.data.groups and recipe.data.group_of(image.label, image.source) is None:
-            excluded[f"label {image.label}: no group of the recipe holds its source"] += 1
-        elif recipe.data.visible and image.clear and _is_positive(image, recipe):
-            excluded[f"label {image.label} without a visible abnormality"] += 1
-        elif views and image.view.casefold() not in views:
-            known = f"view {image.view}" if image.view else "unknown view"
-            taken = ", ".join(view or "unknown" for view in recipe.data.views)
-            excluded[f"{known}; the recipe takes {taken}"] += 1
-        else:
-            wanted.append(image)
-    return wanted
+        if why := _why_unwanted(image, recipe):
+            excluded[why] += 1
+        (unwanted if why else wanted).append(image)
+    return wanted, unwanted
 
 
-def _is_positive(image: LabelledImage, recipe: Recipe) -> bool:
-    return recipe.class_of(image.label) == recipe.positive_index
+def _why_unwanted(image: LabelledImage, recipe: Recipe) -> str:
+    index = recipe.class_of(image.label)
+    if index is None and image.label not in recipe.soft_labels:
+        return f"label {image.label} is in no class of the recipe"
+    return recipe.data.why_excluded(image, positive=index == recipe.positive_index)
+
+
+def _elsewhere(
+    unwanted: Sequence[LabelledImage],
+) -> tuple[list[LabelledImage], list[Fingerprint]]:
+    """Unwanted images of splits that the run does not use, and their fingerprints.
+
+    `evaluate` measures them, whatever the recipe wants: a run must not share them either. Those of
+    `train` and `val` have no part in the run.
+    """
+    others = [image for image in unwanted if image.split not in ("", "train", "val")]
+    if not others:
+        return [], []
+    images, read = _readable(others, Counter())  # they are counted as unwanted
+    return images, [it.fingerprint for it in read]
+
+
+@dataclass(frozen=True)
+class _Searched:
+    """The images among which leaks are searched, with their fingerprints.
+
+    Attributes:
+        images: Images of the run.
+        prints: Theirs.
+        others: Images that have no part in the run.
+        prints_of_others: Theirs.
+    """
+
+    images: list[LabelledImage]
+    prints: list[Fingerprint]
+    others: list[LabelledImage]
+    prints_of_others: list[Fingerprint]
+
+    def leaks(self) -> list[Leak]:
+        return find_leaks([*self.images, *self.others], [*self.prints, *self.prints_of_others])
+
+    def without(self, shared: set[int]) -> _Searched:
+        """The same without some images of the run."""
+        kept = [place for place in range(len(self.images)) if place not in shared]
+        return replace(
+            self,
+            images=[self.images[place] for place in kept],
+            prints=[self.prints[place] for place in kept],
+        )
+
+    @property
+    def hashes(self) -> dict[Path, str]:
+        """SHA-256 of the run's images by path."""
+        pairs = zip(self.images, self.prints, strict=True)
+        return {image.path: one.sha256 for image, one in pairs}
 
 
 @dataclass(frozen=True)

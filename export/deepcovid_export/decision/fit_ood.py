@@ -47,7 +47,8 @@ from deepcovid_export.decision.ood_graph import (
     with_features,
 )
 from deepcovid_export.decision.outliers import TURNED, UNRECOGNISABLE, Change, Pixels, vary
-from deepcovid_export.evaluation.predictions import images_of_model
+from deepcovid_export.decision.run_images import images_of_model
+from deepcovid_export.evaluation.bootstrap import number_patients
 from deepcovid_export.onnx_export.graphs import finish, save
 from deepcovid_export.onnx_export.session import open_session
 
@@ -192,12 +193,17 @@ def _with_children(
 ) -> tuple[OodLayer, dict[str, Any]]:
     """The layer with the part `child`, and the facts about it.
 
-    Children that were left out of a fit, a fifth at a time, tell how many are recognised. The unit
-    is as large as the share `_RECOGNISED` of them allows: adults of hospitals that the fit has not
-    seen lie nearer to children than those of `val` do. Drawn chests count as adults: images that
-    try the product are to pass.
+    A fifth of the patients at a time is held out of a fit. The unit is as large as the share
+    `_RECOGNISED` of these children allows: adults of hospitals that the fit has not seen lie nearer
+    to children than those of `val` do. Drawn chests count as adults: images that try the product
+    are to pass.
+
+    Raises:
+        DataError: The children are too few patients to hold some out.
     """
-    tap, young = layer.tap, prepare_images(children, spec)
+    tap, read = layer.tap, _prepared(children, spec)
+    folds, patients = draw_folds([image for image, _ in read])
+    young = [pixels for _, pixels in read]
     adults = [*adults, *_drawn_chests(spec)]
     old = np.concatenate([reader(adults)[tap], reader.altered(adults, [vary])[tap]])
     own = reader(young)[tap]
@@ -208,19 +214,19 @@ def _with_children(
         samples = {"training": old, CHILD: np.concatenate([own[chosen], copies])}
         return scale(fit_linear(samples, tap, _REGULARISATION_OF_CHILDREN), val[tap])
 
-    folds = np.random.default_rng(_SEED).permutation(len(own)) % _FOLDS
-    left_out = np.concatenate(
-        [fitted(folds != fold).scores(own[folds == fold]) for fold in range(_FOLDS)]
-    )
-    factor = LIMIT / max(LIMIT, float(np.quantile(left_out, 1 - _RECOGNISED)))
+    held_out = np.empty(len(own))
+    for fold in range(_FOLDS):
+        held_out[folds == fold] = fitted(folds != fold).scores(own[folds == fold])[:, 0]
+    factor = _unit_factor(held_out)
     whole = fitted(np.ones(len(own), bool))
     found = replace(whole, weight=whole.weight * factor, bias=whole.bias * factor)
     facts = {
         "images": len(own),
+        "patients": patients,
         "data_sha256": dataset_sha256(children),
         "sources": sorted({image.source for image in children}),
-        "recognised_when_left_out": int((left_out * factor > LIMIT).sum()),
-        "unit": f"0 is the median image of val; {_RECOGNISED:.0%} of left-out children lie above "
+        "recognised_held_out": count_recognised(held_out, folds),
+        "unit": f"0 is the median image of val; {_RECOGNISED:.0%} of held-out children lie above "
         "the limit",
         "adults_of_val_rejected": int((found.scores(val[tap]) > LIMIT).sum()),
     }
@@ -228,6 +234,45 @@ def _with_children(
         tap, np.hstack([layer.weight, found.weight]), np.concatenate([layer.bias, found.bias])
     )
     return joined, facts
+
+
+def draw_folds(children: Sequence[LabelledImage]) -> tuple[NDArray[np.intp], int]:
+    """Divide images into folds by patient.
+
+    Returns:
+        The fold of each image, of shape (images,), and the number of patients.
+
+    Raises:
+        DataError: There are fewer patients than folds.
+    """
+    patients, owner = number_patients([image.patient for image in children])
+    if patients < _FOLDS:
+        raise DataError(
+            f"--children: got images of {patients} patients that can be assessed, expected at "
+            f"least {_FOLDS}: some are held out of each fit"
+        )
+    return np.random.default_rng(_SEED).permutation(patients)[owner] % _FOLDS, patients
+
+
+def _unit_factor(held_out: NDArray[np.float64]) -> float:
+    """By what scores are multiplied so that `_RECOGNISED` of the held-out ones pass the limit."""
+    return LIMIT / max(LIMIT, float(np.quantile(held_out, 1 - _RECOGNISED)))
+
+
+def count_recognised(held_out: NDArray[np.float64], folds: NDArray[np.intp]) -> int:
+    """How many children lie above the limit in a unit that the other folds choose.
+
+    In the unit that they choose themselves their share is `_RECOGNISED`, whatever their scores are.
+
+    Args:
+        held_out: Scores of children, each by the fit without its fold, of shape (images,).
+        folds: Fold of each image.
+    """
+    recognised = 0
+    for fold in np.unique(folds):
+        own = folds == fold
+        recognised += int((held_out[own] * _unit_factor(held_out[~own]) > LIMIT).sum())
+    return recognised
 
 
 def _drawn_chests(spec: InputSpec) -> Iterator[Pixels]:
@@ -340,16 +385,21 @@ def over_sources(images: Sequence[LabelledImage], most: int) -> list[LabelledIma
 
 def prepare_images(images: Sequence[LabelledImage], spec: InputSpec) -> list[Pixels]:
     """Images as the network sees them, without those that cannot be read."""
+    return [pixels for _, pixels in _prepared(images, spec)]
 
-    def read(image: LabelledImage) -> Pixels | None:
+
+def _prepared(
+    images: Sequence[LabelledImage], spec: InputSpec
+) -> list[tuple[LabelledImage, Pixels]]:
+    def read(image: LabelledImage) -> tuple[LabelledImage, Pixels] | None:
         try:
-            return prepare(read_radiograph(image.path, spec), spec)
+            return image, prepare(read_radiograph(image.path, spec), spec)
         except NotAssessedError:
             return None
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         done = counted(pool.map(read, images), len(images), "images to prepare")
-        return [image for image in done if image is not None]
+        return [one for one in done if one is not None]
 
 
 def _images(data: Path, manifest: ModelManifest, split: str) -> list[LabelledImage]:

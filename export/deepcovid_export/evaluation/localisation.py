@@ -22,6 +22,7 @@ from deepcovid_edge.backends.base import Backend
 from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.device.progress import counted
 from deepcovid_edge.errors import NotAssessedError, UsageError
+from deepcovid_edge.heatmaps.agreement import spread_evenly
 from deepcovid_edge.heatmaps.heatmap import ACTIVATION, OCCLUSION, of_activation
 from deepcovid_edge.heatmaps.occlusion import Occluder, of_occlusion
 from deepcovid_edge.heatmaps.windows import OcclusionSettings
@@ -42,8 +43,8 @@ class LocalisationSettings:
     """Which maps are held against boxes.
 
     Attributes:
-        occlusion_images: Images whose occlusion maps are made, evenly over the others; 0 for none.
-            A map takes hundreds of inferences.
+        occlusion_images: Images at most whose occlusion maps are made, evenly over all that have
+            boxes; 0 for none. A map takes hundreds of inferences.
         occlusion: Which windows are hidden.
     """
 
@@ -93,7 +94,7 @@ def measure_localisation(
     if maps := _activation_maps(backend, boxed):
         found.append(localisation_of(ACTIVATION, maps, [it.inside for it in boxed]))
     if settings.occlusion_images:
-        few = boxed[:: -(-len(boxed) // settings.occlusion_images)]
+        few = [boxed[at] for at in spread_evenly(len(boxed), settings.occlusion_images)]
         maps = _occlusion_maps(backend, few, settings.occlusion)
         found.append(localisation_of(OCCLUSION, maps, [it.inside for it in few]))
     return found

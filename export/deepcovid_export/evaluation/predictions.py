@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.backends.base import Backend
 from deepcovid_edge.datasets.contents import Contents
-from deepcovid_edge.datasets.dataset import LabelledImage, check_labels, load_dataset
+from deepcovid_edge.datasets.dataset import LabelledImage, check_labels
 from deepcovid_edge.decision.out_of_distribution import WARN
 from deepcovid_edge.decision.record import RunFacts
 from deepcovid_edge.device.progress import progress_bar
@@ -91,19 +90,6 @@ class Predictions:
             return largest
         positive = manifest.positive_index
         return np.where(self.scores >= manifest.threshold, positive, 1 - positive)
-
-
-def images_of_model(data: Path, manifest: ModelManifest, split: str) -> list[LabelledImage]:
-    """The images of a split whose label and view the model's recipe asks for."""
-    asked = manifest.training.get("recipe", {}).get("data", {}).get("views", ())
-    views = {view.casefold() for view in asked}
-    return [
-        image
-        for image in load_dataset(data)
-        if image.split == split
-        and image.label in manifest.known_labels
-        and (not views or image.view.casefold() in views)
-    ]
 
 
 def with_truth(images: Sequence[LabelledImage], manifest: ModelManifest) -> list[LabelledImage]:

@@ -127,7 +127,7 @@ def compare(
         max_logit_difference=float(np.abs(seen.logits - logits).max()),
         max_map_difference=float(np.abs(np.asarray(seen.activation_maps) - maps).max()),
     )
-    if parity.max_logit_difference > TOLERANCE:
+    if not parity.max_logit_difference <= TOLERANCE:  # NaN is not within the tolerance
         raise ModelFileError(
             f"{path}: logits differ from torch by {parity.max_logit_difference:.2g}, "
             f"expected at most {TOLERANCE:.0e}: the export is not used"

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.backends.remote.client import INPUT, OUTPUT, PARAMETER
+from deepcovid_edge.backends.tensorrt.files import Profile, read_facts
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.files import file_sha256, write_atomically, write_text
 from deepcovid_edge.manifest import VERSION, ModelManifest, read_manifest
@@ -29,7 +30,7 @@ _BACKENDS = {
     "onnxruntime_onnx": "triton-onnxruntime",
     "tensorrt_plan": "triton-tensorrt",
 }
-_MOST_BATCH, _PREFERRED, _DELAY_US = 32, (8, 16), 2000
+_DELAY_US = 2000
 """On a GPU alone: a CPU gains nothing from batches."""
 _WARM_UP = "synthetic.png"
 _MODEL_PY = '''"""Written by `deepcovid-edge export --triton`, which Triton's Python needs too."""
@@ -73,17 +74,19 @@ def write_repository(model: Path, folder: Path, settings: RepositorySettings) ->
     write_text(written[0], _reader_config(manifest.name, network, facts, settings))
     if network:
         written.append(folder / network / "config.pbtxt")
-        write_text(written[1], _network_config(network, manifest, settings.platform))
+        text = _network_config(network, manifest, settings.platform, weights_of.profile)
+        write_text(written[1], text)
     return written
 
 
 @dataclass(frozen=True)
 class _Weights:
-    """What is known of a model file."""
+    """What is known of a model file; an .onnx takes any batch, and gets the usual sizes."""
 
     manifest: ModelManifest
     parents: tuple[str | None, ...]
     is_proved: bool
+    profile: Profile = field(default_factory=Profile)
 
     @classmethod
     def of(cls, model: Path) -> _Weights:
@@ -92,11 +95,9 @@ class _Weights:
             with load_backend(model) as backend:
                 is_proved = WarningCode.UNVERIFIED not in backend.warnings
             return cls(manifest, (manifest.parent_sha256,), is_proved)
-        from deepcovid_edge.backends.tensorrt.files import read_facts
-
         facts = read_facts(model)
         parents = (facts.parent_sha256, facts.manifest.parent_sha256)
-        return cls(facts.manifest, parents, facts.is_verified)
+        return cls(facts.manifest, parents, facts.is_proved, facts.profile)
 
 
 def _facts(model: Path, weights: _Weights, platform: str) -> dict[str, Any]:
@@ -154,23 +155,24 @@ model_warmup {{
 {written}"""
 
 
-def _network_config(name: str, manifest: ModelManifest, platform: str) -> str:
+def _network_config(name: str, manifest: ModelManifest, platform: str, profile: Profile) -> str:
     rows, columns, classes = manifest.input.height, manifest.input.width, len(manifest.classes)
     outputs = f'output {{ name: "logits" data_type: TYPE_FP32 dims: {classes} }}\n'
     if manifest.ood:
         outputs += 'output { name: "ood_scores" data_type: TYPE_FP32 dims: -1 }\n'
-    preferred = "".join(f" preferred_batch_size: {size}" for size in _PREFERRED)
+    sizes = [size for size in (profile.opt, 2 * profile.opt) if size <= profile.max]
+    preferred = "".join(f" preferred_batch_size: {size}" for size in sizes)
     return f"""{_head(platform)}\
 name: "{name}"
 platform: "{platform}"
-max_batch_size: {_MOST_BATCH}
+max_batch_size: {profile.max}
 input {{ name: "images" data_type: TYPE_UINT8 dims: {rows} dims: {columns} }}
 {outputs}\
 dynamic_batching {{{preferred} max_queue_delay_microseconds: {_DELAY_US} }}
 instance_group {{ kind: KIND_GPU count: 2 }}
 model_warmup {{
   name: "random"
-  batch_size: 8
+  batch_size: {profile.opt}
   inputs {{
     key: "images"
     value {{ data_type: TYPE_UINT8 dims: {rows} dims: {columns} random_data: true }}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import onnx
 
@@ -20,7 +19,6 @@ from deepcovid_export.quantization.int8_graph import (
     to_int8_cpu,
     to_int8_tensorrt,
 )
-from deepcovid_export.quantization.sensitivity import PROBE_BATCHES
 from deepcovid_export.quantization.weight_fit import fit_weights
 
 PRECISIONS = ("fp16", "int8")
@@ -32,8 +30,6 @@ SCHEMES = {
 }
 _MULTIPLIED_AT_ONCE = 4
 """Products that one lane of VPDPBUSD (x86) or SDOT (Arm) sums."""
-FIT_BATCHES = 16
-"""Weights are fitted on at most this many batches of calibration images."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +87,7 @@ class VariantWriter:
             symmetric = variant.target == "tensorrt"
             shown = list(_tensors_to_calibrate(self._model, variant))
             self._ranges = best_ranges(self._model, shown, batches, symmetric=symmetric)
-            # Images that the probe does not use, if there are enough: it measures the fit.
-            few = (islice(batches, first, first + FIT_BATCHES) for first in (PROBE_BATCHES, 0))
-            self._images = next(filter(None, map(list, few)), [])
+            self._images = list(batches.halves[1])  # the others measure the fit
 
     def write(
         self, layers: Collection[str], *, fused_adds: bool = False, alone: bool = False

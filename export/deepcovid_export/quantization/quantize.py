@@ -37,7 +37,7 @@ from deepcovid_export.quantization.calibration import (
 )
 from deepcovid_export.quantization.int8_graph import WEIGHT_BITS
 from deepcovid_export.quantization.mixed_precision import Variant, VariantWriter
-from deepcovid_export.quantization.sensitivity import PROBE_BATCHES, Probe, layer_errors
+from deepcovid_export.quantization.sensitivity import Probe, layer_errors
 
 EQUIVALENCE_SPLIT = "val"
 RULES: dict[str, dict[str, Any]] = {
@@ -58,6 +58,8 @@ MOST_TRIED = 2 * TRIED
 WORTH = 0.05
 """Least share of the error that a layer in higher precision, which is slower, must take away."""
 ADDS = ("measured", "fused", "float")
+_MATCHED_BATCHES = 8
+"""The out-of-distribution layer follows its channels on this many batches of calibration images."""
 Progress = Callable[[str], None]
 Check = Callable[[], dict[str, Any]]
 
@@ -187,7 +189,7 @@ class _Work:
         self._manifest = manifest
         self._chosen = chosen
         self._writer = VariantWriter(parent, settings.variant, batches)
-        self._probe = Probe(parent, batches)
+        self._probe = Probe(parent, batches.halves[0])
         layers = len(self._writer.layers)
         limit = settings.max_excluded
         self._most = max(1, layers // 3) if limit is None else min(limit, layers)
@@ -204,24 +206,25 @@ class _Work:
         """The candidate with the parent's out-of-distribution layer, if there is one."""
         if self._ood is None:
             return self.model
-        few = islice(self._batches, PROBE_BATCHES)
+        few = islice(self._batches, _MATCHED_BATCHES)
         return put_on(self.model, match_variant(self._ood, self._parent, self.model, few))
 
     def search(self, check: Check) -> dict[str, Any]:
         """Choose how additions are done, then exclude layers until the equivalence check passes."""
+        report = None
         if self._writer.adds and self.settings.adds == "measured":
-            self._choose_adds(check)
+            report = self._choose_adds(check)
         else:
             self.refresh()
         while self.error > MAX_ERROR and self._exclude_one(WORTH):
-            pass
-        report = check()
+            report = None
+        report = report or check()
         while not _passed(report) and self._exclude_one(0.0):
             report = check()
         return report
 
-    def _choose_adds(self, check: Check) -> None:
-        """Fused, which TensorRT runs faster, unless it turns more decisions."""
+    def _choose_adds(self, check: Check) -> dict[str, Any]:
+        """Fused, which TensorRT runs faster, unless it turns more decisions; the report on it."""
         reports, made = {}, {}
         for name in ADDS[1:]:
             self.fused_adds = name == "fused"
@@ -234,6 +237,7 @@ class _Work:
         best = min(reports, key=lambda name: _harm(reports[name]))
         self.fused_adds = best == "fused"
         self.model, self.error = made[best]
+        return reports[best]
 
     def _exclude_one(self, worth: float) -> bool:
         """Leave a layer in higher precision, if one more may be left: that which helps most.

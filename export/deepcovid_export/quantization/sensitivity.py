@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import islice
 
 import numpy as np
 import onnx
@@ -14,15 +13,12 @@ from deepcovid_edge.device.progress import counted
 from deepcovid_export.onnx_export.session import open_session
 from deepcovid_export.quantization.calibration import ImageBatches
 
-PROBE_BATCHES = 8
-"""A probe holds this many batches of prepared images: 64 of 224 x 224 are 3.2 MB."""
-
 
 class Probe:
-    """A few calibration images and their logits in the FP32 network."""
+    """A few calibration images, kept prepared, and their logits in the FP32 network."""
 
     def __init__(self, model: onnx.ModelProto, batches: ImageBatches) -> None:
-        self._batches = list(islice(batches, PROBE_BATCHES))
+        self._batches = list(batches)
         self._reference = self._logits(model)
 
     def error(self, candidate: onnx.ModelProto) -> float:

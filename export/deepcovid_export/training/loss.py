@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from deepcovid_export.data.training_set import NO_CLASS
@@ -12,11 +11,7 @@ from deepcovid_export.recipe import FitSettings
 
 
 def summed_loss(
-    logits: Tensor,
-    targets: Tensor,
-    weights: Tensor,
-    smoothing: float = 0.0,
-    likely: Tensor | None = None,
+    logits: Tensor, targets: Tensor, likely: Tensor, weights: Tensor, smoothing: float
 ) -> tuple[Tensor, Tensor]:
     """Weighted cross-entropy, and the weight by which to divide it.
 
@@ -26,10 +21,9 @@ def summed_loss(
     Args:
         logits: Of shape (N, classes).
         targets: Class indices or `NO_CLASS`, of shape (N,), int64.
+        likely: Distributions over the classes, of shape (N, classes); read where there is no class.
         weights: Weights of the classes, of shape (classes,).
         smoothing: Label smoothing of the images with a class, 0 to 1.
-        likely: Distributions of the images without a class, of shape (N, classes); None for uniform
-            ones.
 
     Returns:
         Sum of the losses and sum of the weights, scalars.
@@ -37,8 +31,6 @@ def summed_loss(
     known = targets != NO_CLASS
     options: Any = {"reduction": "sum", "ignore_index": NO_CLASS, "label_smoothing": smoothing}
     loss = nn.functional.cross_entropy(logits, targets, weights, **options)
-    if likely is None:
-        likely = torch.full_like(logits, 1 / logits.shape[1])
     unsure = -(likely * logits.log_softmax(dim=1))[~known].sum()
     return loss + unsure, weights[targets[known]].sum() + (~known).sum()
 

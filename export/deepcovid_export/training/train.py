@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, DistributedSampler
 
-from deepcovid_edge.datasets.dataset import dataset_sha256
+from deepcovid_edge.datasets.dataset import dataset_sha256, sources_and_boxes_sha256
 from deepcovid_edge.decision.thresholds import threshold_for_new_images
 from deepcovid_edge.errors import ModelFileError, UsageError
 from deepcovid_edge.manifest import VERSION, InputSpec, ModelManifest
 from deepcovid_export.data.balance import (
     draw_epoch,
     images_of_an_epoch,
+    known_classes,
     loss_weights,
     validation_weights,
 )
@@ -186,8 +187,7 @@ class Training:
         if not self.run.processes.is_first:
             return
         state = {
-            "recipe": json.dumps(self.recipe.as_dict(), sort_keys=True),
-            "images": self.images,
+            **self._origin(),
             "network": self.network.state_dict(),
             "averaged": self.averaged.state_dict() if self.averaged else None,
             "optimiser": self.optimiser.state_dict(),
@@ -199,6 +199,17 @@ class Training:
         }
         save_atomically(state, self.run.folder / STATE_NAME)
 
+    def _origin(self) -> dict[str, Any]:
+        """What a state is made of: a run continues only from a state of the same."""
+        return {
+            # In the recipe's own order: that of the classes is that of the logits.
+            "recipe": json.dumps(self.recipe.as_dict()),
+            "images": self.images,
+            "sources_and_boxes": [
+                sources_and_boxes_sha256(images) for images in (self.data.train, self.data.val)
+            ],
+        }
+
     def restore(self) -> None:
         """Continue from the state in the run's folder.
 
@@ -207,14 +218,19 @@ class Training:
             UsageError: The state is from another recipe or from other images.
         """
         path = self.run.folder / STATE_NAME
+        own = self._origin()
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
+            found = {name: state[name] for name in own}
         except Exception as error:  # torch raises many types on a torn file
             raise ModelFileError(f"{path}: cannot be read; start in another folder") from error
-        if state.get("images", self.images) != self.images:
-            raise UsageError(f"--resume: {path} was made of other images: choose another folder")
-        if Recipe.from_dict(json.loads(state["recipe"])) != self.recipe:
-            raise UsageError(f"--resume: {path} was made by another recipe: choose another folder")
+        for name, what in (
+            ("recipe", "by another recipe"),
+            ("images", "of other images"),
+            ("sources_and_boxes", "of images with other sources or boxes"),
+        ):
+            if found[name] != own[name]:
+                raise UsageError(f"--resume: {path} was made {what}: choose another folder")
         self.network.load_state_dict(state["network"])
         if self.averaged:
             self.averaged.load_state_dict(state["averaged"])
@@ -272,7 +288,7 @@ class Training:
         with self._autocast():
             logits, maps = self.joint(batch.pixels)
             loss, weight = summed_loss(
-                logits, batch.target, self.class_weights, fit.label_smoothing, batch.likely
+                logits, batch.target, batch.likely, self.class_weights, fit.label_smoothing
             )
         # Each share counts by its weight in the whole batch; torch averages over processes.
         loss = loss * (processes.count / processes.total(weight))
@@ -316,8 +332,7 @@ class Training:
             even = torch.ones(len(recipe.classes)).to(self.device)
             return even, validation_weights(val, recipe)
         fit, of_classes = loss_weights(self.data.train, recipe)
-        classes = [recipe.class_of(image.label) or 0 for image in val]
-        return fit.to(self.device), of_classes[classes]
+        return fit.to(self.device), of_classes[known_classes(val, recipe)]
 
     def _reading(self) -> dict[str, Any]:
         return {

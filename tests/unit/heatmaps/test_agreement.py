@@ -24,6 +24,7 @@ from deepcovid_edge.heatmaps.agreement import (
     choose_images,
     compare_maps,
     rank_correlation,
+    spread_evenly,
     summarise,
     top_overlap,
 )
@@ -114,6 +115,20 @@ def test_images_are_spread_over_their_order() -> None:
     assert choose_images(np.repeat([True, False], 50), 10) == [*range(0, 100, 10)]
 
 
+@pytest.mark.parametrize(
+    ("length", "count", "chosen"), [(21, 20, 20), (296, 100, 100), (3, 5, 3), (7, 1, 1), (5, 0, 0)]
+)
+def test_as_many_positions_are_spread_as_are_asked_for(
+    length: int, count: int, chosen: int
+) -> None:
+    found = spread_evenly(length, count)
+    assert len(set(found)) == len(found) == chosen
+    assert found[:1] == [0][:chosen]
+    assert max(found, default=0) < length
+    gaps = np.diff([*found, length])
+    assert not found or max(gaps) - min(gaps) <= 1
+
+
 def test_settings_that_compare_nothing_are_refused() -> None:
     with pytest.raises(UsageError, match="images: got 0"):
         MapComparison(images=0)
@@ -172,7 +187,7 @@ def test_maps_alike_pass_and_their_figures_stand_in_the_report(
     images: list[LabelledImage], weights: np.ndarray
 ) -> None:
     sides = Weighing(weights), Weighing(weights)
-    rules = EquivalenceRules(smallest_change=0.4)
+    rules = EquivalenceRules(smallest_change=0.4, margin=1)
     found = verify(*sides, images, rules=rules, heatmaps=MapComparison(4, WINDOWS))
     report = found.as_dict()
     assert json.loads(json.dumps(report)) == report
@@ -190,7 +205,7 @@ def test_a_candidate_that_looks_elsewhere_fails_only_when_maps_are_compared(
 ) -> None:
     sides = Weighing(weights), Weighing(weights[::-1].copy())
     rules = EquivalenceRules(
-        max_flips=1, max_auc_change=1, smallest_change=0.4, paired_interval=False
+        max_flips=1, max_auc_change=1, smallest_change=0.4, paired_interval=False, margin=1
     )
     unasked = verify(*sides, images, rules=rules).as_dict()
     assert unasked["heatmap"] is None
@@ -216,7 +231,7 @@ def test_the_command_compares_maps_of_the_shipped_forms(
 ) -> None:
     int8 = find_model("squeezenet1_1-int8-cpu")
     output = tmp_path / "report.json"
-    options = ["--heatmap", "--heatmap-images", "1", "--smallest-change", "1"]
+    options = ["--heatmap", "--heatmap-images", "1", "--smallest-change", "1", "--margin", "1"]
     asked = ["verify", "squeezenet1_1", str(int8), str(phantoms), *options, "-o", str(output)]
     code = run(asked)
     report = json.loads(output.read_text("utf-8"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -11,7 +12,11 @@ from numpy.typing import NDArray
 
 from deepcovid_edge.heatmaps.heatmap import ACTIVATION, HeatMap, of_activation, regions
 from deepcovid_edge.manifest import InputSpec, ResizeRule
+from deepcovid_edge.models import find_model
+from deepcovid_edge.models.graph.reader import nodes_between, read_graph
+from deepcovid_edge.models.graph.receptive_field import Chain
 
+ROOT = Path(__file__).parents[3]
 SPEC = InputSpec(height=224, width=224, resize=ResizeRule.CENTRE_CROP)
 
 
@@ -52,6 +57,32 @@ def test_an_activation_map_is_brought_to_the_size_of_the_input() -> None:
     assert found.values[0, 0] == 0
     assert found.values[-1, -1] == 3
     assert (np.diff(found.values, axis=1) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("model", "centres", "farthest"),
+    [
+        (find_model("squeezenet1_1"), [16 * cell + 15 for cell in range(13)], 8),
+        (ROOT / "benchmarks/models/resnet18.onnx", [32 * cell for cell in range(7)], 15.5),
+    ],
+    ids=["squeezenet1_1", "resnet18"],
+)
+def test_cells_are_tiles_whose_centres_are_as_far_from_the_receptive_fields_as_documented(
+    model: Path, centres: list[int], farthest: float
+) -> None:
+    graph = read_graph(memoryview(model.read_bytes()))
+    (image,) = graph.inputs
+    nodes = nodes_between(graph, [image], "activation_maps")
+    chain = Chain(graph, nodes, [image], "activation_maps", 0)
+    assert chain.lengths({image: 224})["activation_maps"] == len(centres)
+    size = 224 * 20  # wide enough that the border cuts no receptive field off
+    lengths = chain.lengths({image: size})
+    middle = lengths["activation_maps"] // 2
+    first, last = chain.needed((middle, middle + 1), lengths)[image]
+    stride = centres[1] - centres[0]
+    assert (first + last - 1) / 2 == stride * middle + centres[0]
+    tiles = (np.arange(len(centres)) + 0.5) * 224 / len(centres) - 0.5
+    assert farthest - 0.5 < np.abs(tiles - centres).max() <= farthest
 
 
 def test_regions_are_boxes_on_the_image_strongest_first() -> None:

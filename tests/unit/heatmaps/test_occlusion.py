@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -264,13 +263,14 @@ def test_a_window_larger_than_the_image_is_refused(model: Backend) -> None:
         Occluder(model, OcclusionSettings(window=300, stride=8))
 
 
-def test_parts_are_used_on_the_cpu_and_left_where_they_cannot_be(
-    model: Backend, tmp_path: Path
+def test_parts_are_used_on_the_cpu_and_the_whole_network_where_they_cannot_be(
+    model: Backend, phantom: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Occluder(model, OcclusionSettings()) as occluder:
-        assert occluder.is_incremental
-    with Occluder(Counting(), OcclusionSettings(8, 8)) as occluder:  # type: ignore[arg-type]
-        assert not occluder.is_incremental
+    monkeypatch.setattr(model, "infer", None)
+    assert explain(model, phantom, window=112, stride=112).evaluated.all()
+    counting = Counting()
+    explain(counting, phantom[:32, :32], window=16, stride=16)  # type: ignore[arg-type]
+    assert sum(counting.classified) == 1 + 4
 
 
 def test_windows_of_several_images_share_calls() -> None:

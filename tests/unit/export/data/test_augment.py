@@ -12,7 +12,7 @@ pytest.importorskip("torch", reason="training needs extra export")
 from drawn_once import drawn_phantom
 
 from deepcovid_edge.imaging.radiograph import Radiograph
-from deepcovid_export.data.augment import augment, hide_centre, hides_lungs
+from deepcovid_export.data.augment import augment_with_mask, hide_centre, hides_lungs
 from deepcovid_export.recipe import AugmentSettings
 
 IMAGE = np.ascontiguousarray(drawn_phantom(3)[:224, :224])
@@ -53,16 +53,14 @@ def test_one_in_four_is_hidden_and_none_where_the_recipe_says_so() -> None:
 def test_resolution_varies_with_the_network_and_only_where_the_recipe_says_so() -> None:
     image = Radiograph(drawn_phantom(3), 255, "", "PNG")
     still = AugmentSettings(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+
+    def shape(how: AugmentSettings, side: int, seed: int) -> tuple[int, ...]:
+        draw = np.random.default_rng(seed)
+        return augment_with_mask(image, None, how, side, draw)[0].pixels.shape
+
     for side in (128, 224):
-        sides = {
-            min(augment(image, still, side, np.random.default_rng(seed)).pixels.shape)
-            for seed in range(40)
-        }
+        sides = {min(shape(still, side, seed)) for seed in range(40)}
         assert len(sides) > 10
         assert 8 / 7 * side - 1 <= min(sides) < max(sides) <= 2 * side
         fixed = replace(still, resolution=False)
-        shapes = {
-            augment(image, fixed, side, np.random.default_rng(seed)).pixels.shape
-            for seed in range(5)
-        }
-        assert {min(shape) for shape in shapes} == {2 * side}
+        assert {min(shape(fixed, side, seed)) for seed in range(5)} == {2 * side}

@@ -144,6 +144,43 @@ def test_many_leaks_are_counted_and_three_are_named(split_data: Path) -> None:
     assert str(caught.value).count("are one image") == 3
 
 
+def test_an_image_of_test_that_the_recipe_does_not_want_is_measured_and_so_shared(
+    split_data: Path,
+) -> None:
+    """A recipe for PA: `evaluate --split test` counts the AP image of a patient of `train`."""
+    image(split_data / "test/covid/ap.png")
+    image(split_data / "train/covid/ap.png")
+    rows = ["path,label,split,patient,view"]
+    patients = {("train", "1.png"): "p7", ("test", "ap.png"): "p7", ("train", "ap.png"): "p8"}
+    for number, path in enumerate(sorted(split_data.rglob("*.png"))):
+        split, label, name = path.parts[-3:]
+        known = patients.get((split, name)) if label == "covid" else None
+        view = "AP" if name == "ap.png" else "PA"
+        rows.append(f"{split}/{label}/{name},{label},{split},{known or f'q{number}'},{view}")
+    (split_data / "manifest.csv").write_text("\n".join(rows) + "\n")
+    pa = recipe(views=("PA",))
+    with pytest.raises(DataError, match="patient p7 is in train and in test"):
+        training_data(split_data, pa)
+    found = training_data(split_data, pa, exclude_leaks=True)
+    assert len(found.train) == 5
+    assert found.excluded == {
+        "view AP; the recipe takes PA": 2,
+        "shared with another split": 1,
+    }
+
+
+def test_an_image_of_train_that_the_recipe_does_not_want_is_shared_with_none(
+    split_data: Path,
+) -> None:
+    for split, label in (("train", "fracture"), ("test", "covid")):
+        image(split_data / split / label / "same.png", seed=4)
+    assert training_data(split_data, recipe()).leaks == ()
+    image(split_data / "test/fracture/other.png", seed=5)
+    image(split_data / "val/covid/other.png", seed=5)
+    with pytest.raises(DataError, match=r"other\.png in val and .*other\.png in test are"):
+        training_data(split_data, recipe())
+
+
 METADATA = "patientid,finding,view,modality,folder,filename,url\n"
 
 

@@ -17,12 +17,13 @@ pytest.importorskip("torch", reason="the workstation side needs extra export")
 import cv2
 from drawn_once import drawn_phantom
 
-from deepcovid_edge.datasets.dataset import load_dataset
+from deepcovid_edge.datasets.dataset import dataset_sha256, load_dataset
 from deepcovid_edge.decision.thresholds import threshold_for_new_images
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.imaging.synthetic.phantom import save_phantom
 from deepcovid_edge.manifest import IndeterminateRange, read_manifest
 from deepcovid_edge.models import find_model
+from deepcovid_export.cli.export import _fit_indeterminate_range
 from deepcovid_export.decision.indeterminate import (
     IndeterminateSettings,
     fit_indeterminate_range,
@@ -219,7 +220,52 @@ def test_a_model_without_children_and_with_an_unverified_variant_has_a_card(tmp_
     limits = {name: it for name, it in manifest.ood.items() if name != "children"}
     text = card(replace(manifest, ood=limits), own, [], [])
     assert "; not verified; layers left in FP32: `features.0`" in text
-    assert "children that a fit had not seen" not in text
+    assert "The children of `paediatric`" not in text
+
+
+@pytest.mark.parametrize(
+    ("facts", "sentence"),
+    [
+        (
+            {"recognised_when_left_out": 76},
+            "so that 95 % of the children that a fit had not seen are recognised: 76 of 81",
+        ),
+        (
+            {"recognised_held_out": 70},
+            "Of 81 children that had no part in fit or unit, 70 were recognised.",
+        ),
+    ],
+)
+def test_the_card_says_whether_children_were_held_out(facts: dict[str, int], sentence: str) -> None:
+    path = find_model("squeezenet1_1")
+    manifest = read_manifest(path)
+    ood = {**manifest.ood, "children": {"images": 81, **facts}}
+    half = {"value": 0.5, "interval_95": [0.4, 0.6], "successes": 5, "trials": 10}
+    evaluation = {
+        "data": "test",
+        "indeterminate_range": {
+            "indeterminate": half,
+            "decided": {"sensitivity": half, "specificity": half},
+        },
+        "overall": {"images": 10, "auc": None, "sensitivity": half, "specificity": half},
+        "by_source": {},
+        "shortcuts": None,
+        "images": 10,
+    }
+    assert sentence in card(replace(manifest, ood=ood), path, [evaluation], [])
+
+
+def test_a_range_of_other_images_than_those_of_the_threshold_is_reported(
+    model: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, other = load_dataset(data, split="val"), "not the images of val"
+    _fit_indeterminate_range(model, images)
+    assert other in capsys.readouterr().err
+    manifest = read_manifest(model)
+    training = {**manifest.training, "val_sha256": dataset_sha256(images)}
+    rewrite_manifest(model, replace(manifest, training=training))
+    _fit_indeterminate_range(model, images)
+    assert other not in capsys.readouterr().err
 
 
 def test_infer_says_indeterminate_unless_told_otherwise(model: Path, data: Path) -> None:

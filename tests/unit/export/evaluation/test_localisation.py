@@ -107,6 +107,9 @@ def test_positive_images_with_boxes_are_measured_by_both_methods(
         assert [activation.method, occlusion.method] == ["activation", "occlusion"]
         assert activation.images == occlusion.images == 2
         assert 0.05 < activation.chance < 0.3
+        three = LocalisationSettings(3, FEW.occlusion)
+        _, occlusion = measure_localisation(backend, [*images, *images], three)
+        assert occlusion.images == 3  # of four
         none = LocalisationSettings(0)
         assert [it.method for it in measure_localisation(backend, images, none)] == ["activation"]
         assert measure_localisation(backend, images[1:2], FEW) == []

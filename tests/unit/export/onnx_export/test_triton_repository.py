@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from triton_server import PYTHON, needs_triton
 
+from deepcovid_edge.backends.tensorrt.files import EngineFacts, Fit, Profile, write_engine
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.files import file_sha256
+from deepcovid_edge.manifest import ModelManifest, read_manifest
 from deepcovid_edge.models import find_model
 from deepcovid_export.onnx_export.triton_repository import write_repository
 from deepcovid_export.onnx_export.triton_settings import PLATFORMS, RepositorySettings
@@ -56,14 +61,51 @@ def test_a_platform_takes_its_own_files() -> None:
         RepositorySettings(instances=0)
 
 
+def engine_of(folder: Path, manifest: ModelManifest, profile: Profile) -> Path:
+    """An engine of the shipped model that was found unchanged; its plan is none."""
+    own = file_sha256(MODEL)
+    facts = EngineFacts(manifest, Fit("tensorrt", "10.9", ("sm86",)), profile, own, "")
+    verification = {"verdict": "unchanged", "reference": {"sha256": own}}
+    return write_engine(folder, "a.engine", b"no plan", replace(facts, verification=verification))
+
+
+@pytest.mark.parametrize(
+    ("profile", "most", "preferred", "warm_up"),
+    [
+        (Profile(1, 1, 1), 1, [1], 1),
+        (Profile(1, 4, 6), 6, [4], 4),
+        (Profile(1, 8, 32), 32, [8, 16], 8),
+    ],
+)
+def test_batches_are_those_that_the_engine_takes(
+    tmp_path: Path, profile: Profile, most: int, preferred: list[int], warm_up: int
+) -> None:
+    engine = engine_of(tmp_path, read_manifest(MODEL), profile)
+    _, network = write_repository(engine, tmp_path / "r", RepositorySettings("tensorrt_plan"))
+    text = network.read_text()
+    assert re.findall(r"max_batch_size: (\d+)", text) == [str(most)]
+    assert re.findall(r"preferred_batch_size: (\d+)", text) == [str(size) for size in preferred]
+    assert re.findall(r"^  batch_size: (\d+)", text, re.MULTILINE) == [str(warm_up)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "warnings"),
+    [({}, []), ({"precision": "int8", "parent_sha256": "ab" * 32}, ["W_UNVERIFIED"])],
+)
+def test_an_engine_of_an_unproved_file_has_the_warning(
+    tmp_path: Path, changes: dict[str, Any], warnings: list[str]
+) -> None:
+    engine = engine_of(tmp_path, replace(read_manifest(MODEL), **changes), Profile())
+    reader, _ = write_repository(engine, tmp_path / "r", RepositorySettings("tensorrt_plan"))
+    stated = re.search(r'"deepcovid_edge" value \{ string_value: (".*") \} \}', reader.read_text())
+    assert stated
+    assert json.loads(json.loads(stated[1]))["warnings"] == warnings
+
+
 @needs_triton
 def test_triton_s_schema_takes_every_configuration(tmp_path: Path) -> None:
-    from deepcovid_edge.backends.tensorrt.files import EngineFacts, Fit, Profile, write_engine
-    from deepcovid_edge.manifest import read_manifest
-
-    manifest, sha256 = read_manifest(MODEL), file_sha256(MODEL)
-    facts = EngineFacts(manifest, Fit("tensorrt", "10.9", ("sm86",)), Profile(1, 8, 32), sha256, "")
-    engine = write_engine(tmp_path, "a.engine", b"no plan", facts)
+    sha256 = file_sha256(MODEL)
+    engine = engine_of(tmp_path, read_manifest(MODEL), Profile(1, 8, 32))
     configs = []
     for platform in PLATFORMS:
         model = engine if platform == "tensorrt_plan" else MODEL

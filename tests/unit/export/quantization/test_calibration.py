@@ -22,7 +22,7 @@ from tiny_network import (
     run,
 )
 
-from deepcovid_edge.datasets.dataset import load_dataset
+from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
 from deepcovid_edge.errors import DataError, ModelFileError, UsageError
 from deepcovid_export.quantization.calibration import (
     BINS,
@@ -122,6 +122,19 @@ def test_images_are_read_batch_by_batch_and_let_go(data: Path) -> None:
     gc.collect()
     assert seen() is None
     assert sum(len(batch) for batch in batches) == len(images) - 8
+
+
+@pytest.mark.parametrize(
+    ("count", "measured", "fitted"),
+    [(16, 8, 8), (66, 33, 33), (127, 63, 64), (128, 64, 64), (200, 64, 128), (512, 64, 128)],
+)
+def test_half_of_the_images_measures_and_others_are_fitted_on(
+    count: int, measured: int, fitted: int
+) -> None:
+    images = [LabelledImage(Path(f"{number}.png"), "clear") for number in range(count)]
+    first, second = (half.images for half in ImageBatches(images, SPEC).halves)
+    assert first == images[:measured]
+    assert second == images[measured : measured + fitted]
 
 
 # What decides the ranges ---------------------------------------------------------------------

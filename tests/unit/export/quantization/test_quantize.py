@@ -44,7 +44,7 @@ from deepcovid_edge.errors import ModelFileError, UsageError
 from deepcovid_edge.files import file_sha256
 from deepcovid_edge.manifest import METADATA_KEY, read_manifest
 from deepcovid_edge.models.graph.tensorrt_rules import check_typed
-from deepcovid_edge.validation.verify import CHANGED
+from deepcovid_edge.validation.verify import CHANGED, verify
 from deepcovid_export.quantization.calibration import choose_images
 from deepcovid_export.quantization.int8_graph import residual_adds
 from deepcovid_export.quantization.mixed_precision import Variant
@@ -270,6 +270,22 @@ def test_residual_additions_are_fused_or_left_in_float(
         main, shortcut = (makers[name].op_type for name in addition.input)
         assert (main, shortcut) == ("Conv", expected)
         check_typed(path)
+
+
+def test_the_better_way_of_additions_is_not_verified_again(
+    parent: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports = []
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        reports.append(verify(*arguments, **options))
+        return reports[-1]
+
+    monkeypatch.setattr("deepcovid_export.quantization.quantize.verify", noted)
+    settings = QuantizeSettings(VARIANTS["int8-tensorrt"])
+    done = quantize(parent, data, settings, output=tmp_path / "done.onnx")
+    assert len(reports) == len(done.manifest.quantization["adds"]["measured"]) == 1
+    assert done.report == reports[0].as_dict()
 
 
 # When a layer costs too much, and when nothing is written ------------------------------------

@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch", reason="training needs extra export")
 from torch import nn
 
 from deepcovid_edge.datasets.dataset import LabelledImage
+from deepcovid_edge.errors import ModelFileError, UsageError
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_export.data.images import TrainingData
 from deepcovid_export.data.training_set import NO_CLASS
@@ -29,7 +30,7 @@ from deepcovid_export.recipe import (
 )
 from deepcovid_export.training.loss import map_loss, summed_loss
 from deepcovid_export.training.temperature import fit_temperature
-from deepcovid_export.training.train import RunSettings, Training
+from deepcovid_export.training.train import STATE_NAME, RunSettings, Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -81,7 +82,7 @@ def test_soft_labels_pull_to_their_probability() -> None:
         share: float(
             summed_loss(
                 torch.tensor([[math.log(1 - share), math.log(share)]]),
-                soft, torch.ones(2), 0.0, likely,
+                soft, likely, torch.ones(2), 0.0,
             )[0]
         )
         for share in (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -155,6 +156,37 @@ def test_a_killed_run_ends_as_one_that_was_not(images: TrainingData, tmp_path: P
     again.run_epoch()
     for name, value in one.kept_network.state_dict().items():
         assert torch.equal(value, again.kept_network.state_dict()[name]), name
+
+
+def test_a_run_continues_only_with_its_own_classes_boxes_and_sources(
+    images: TrainingData, tmp_path: Path
+) -> None:
+    Training(RECIPE, images, RunSettings(tmp_path, workers=0)).save()
+
+    def resumed(recipe: Recipe, data: TrainingData) -> None:
+        Training(recipe, data, RunSettings(tmp_path, workers=0, resume=True)).restore()
+
+    resumed(RECIPE, images)
+    turned = replace(RECIPE, classes=dict(reversed(RECIPE.classes.items())))
+    assert turned == RECIPE  # to Python, which does not compare the order of a dictionary
+    with pytest.raises(UsageError, match="was made by another recipe"):
+        resumed(turned, images)
+    first, *others = images.train
+    for other in (replace(first, boxes=((0.1, 0.1, 0.2, 0.2),)), replace(first, source="web")):
+        with pytest.raises(UsageError, match="was made of images with other sources or boxes"):
+            resumed(RECIPE, replace(images, train=[other, *others]))
+
+
+def test_a_state_that_does_not_say_what_it_is_made_of_is_not_continued(
+    images: TrainingData, tmp_path: Path
+) -> None:
+    training = Training(RECIPE, images, RunSettings(tmp_path, workers=0))
+    training.save()
+    state = torch.load(tmp_path / STATE_NAME, weights_only=True)
+    del state["images"]
+    torch.save(state, tmp_path / STATE_NAME)
+    with pytest.raises(ModelFileError, match="cannot be read; start in another folder"):
+        training.restore()
 
 
 def test_the_temperature_is_in_the_weights_and_a_maps_mean_is_still_its_logit(

@@ -135,6 +135,20 @@ def test_weights_are_inverse_frequencies_where_nothing_else_evens_classes_out(
     assert (fit.tolist(), val.tolist()) == (fitted, chosen)
 
 
+def test_a_soft_label_is_of_no_class_in_an_epoch_and_in_the_weights() -> None:
+    counts = {"non": 8, "covid": 2, "atypical": 7}
+    images = named_images(counts)
+    recipe = replace(PAPER, soft_labels={"atypical": 0.3}, fit=FitSettings(balance="weights"))
+    fit, val = loss_weights(images, recipe)
+    assert fit.tolist() == val.tolist() == [0.625, 2.5]
+    again = replace(recipe, fit=FitSettings(balance="upsample"))
+    epoch = Counter(image.label for image in images_of_an_epoch(images, again))
+    assert epoch == {"non": 8, "covid": 8, "atypical": 7}
+    often = replace(recipe, fit=FitSettings(balance="upsample", repeat={"non": 2}))
+    epoch = Counter(image.label for image in images_of_an_epoch(images, often))
+    assert epoch == {"non": 16, "covid": 2, "atypical": 7}
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)],

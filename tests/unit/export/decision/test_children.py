@@ -1,0 +1,53 @@
+"""How many children are recognised: counted on children that had no part, patient by patient."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+for needed in ("onnx", "torch"):
+    pytest.importorskip(needed, reason=f"{needed} (extra export) is needed to make models")
+
+from deepcovid_edge.datasets.dataset import LabelledImage
+from deepcovid_edge.errors import DataError
+from deepcovid_export.decision.fit_ood import LIMIT, count_recognised, draw_folds
+
+
+def children(*patients: str) -> list[LabelledImage]:
+    return [
+        LabelledImage(Path(f"{number}.png"), "normal", patient=patient, is_child=True)
+        for number, patient in enumerate(patients)
+    ]
+
+
+def test_children_who_score_lower_than_those_who_chose_the_unit_are_not_counted() -> None:
+    """In the unit that all five fifths choose, 95 of these 100 would be, whatever they score."""
+    folds = np.arange(100) % 5
+    scores = np.where(folds == 0, np.linspace(4, 6, 100), 10.0)
+    own_unit = LIMIT / np.quantile(scores, 0.05)
+    assert int((scores * own_unit > LIMIT).sum()) == 95
+    assert count_recognised(scores, folds) == 80
+
+
+def test_children_who_score_alike_are_counted_as_they_are_wherever_they_are() -> None:
+    scores = np.random.default_rng(1).normal(8, 1, 400)
+    assert count_recognised(scores, np.arange(400) % 5) == pytest.approx(380, abs=6)
+
+
+def test_scores_below_the_limit_are_never_raised() -> None:
+    assert count_recognised(np.full(20, 0.9 * LIMIT), np.arange(20) % 5) == 0
+
+
+def test_all_images_of_a_patient_are_in_one_fold() -> None:
+    names = [f"p{number % 7}" for number in range(21)]
+    folds, patients = draw_folds(children(*names, "", "", ""))
+    assert patients == 10  # an image without a patient has one of its own
+    assert {len({folds[at] for at in range(21) if names[at] == name}) for name in names} == {1}
+    assert set(folds) == set(range(5))
+
+
+def test_too_few_patients_to_hold_some_out_are_an_error() -> None:
+    with pytest.raises(DataError, match=r"got images of 4 patients .* expected at least 5"):
+        draw_folds(children(*"abcdabcdabcdabcd"))
