@@ -1,8 +1,9 @@
-"""Set a process up for classifying images in parallel, one thread per core."""
+"""Set a process up for classifying images in parallel, one thread per core, and limit it."""
 
 from __future__ import annotations
 
 import ctypes
+import resource
 import warnings
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -20,6 +21,22 @@ def set_up() -> None:
     # Broken files get a reason instead.
     warnings.filterwarnings("ignore", module=r"(PIL|pydicom)\.")
     keep_freed_memory()
+
+
+def write_no_core_file() -> None:
+    """Have a crash write no core file: it would hold the pixels of a patient's image."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def limit_address_space(size: int) -> None:
+    """Limit the memory of a process. Drivers of GPUs reserve more than there is.
+
+    Args:
+        size: Bytes of address space; fewer where a lower limit is in force.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    lower = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min([size, *lower]), hard))
 
 
 def keep_freed_memory() -> bool:

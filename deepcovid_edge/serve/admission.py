@@ -23,13 +23,14 @@ class Admission:
 
     Attributes:
         waiting: Images that wait or are assessed.
-        memory: Bytes of bodies that are in memory.
+        memory: Bytes that bodies take in memory.
     """
 
     def __init__(self, settings: ServeSettings) -> None:
         self._settings = settings
         self._most_memory = settings.memory_mib << 20
         self._by_caller: Counter[str] = Counter()
+        self._memory_of: Counter[str] = Counter()
         self.waiting = self.memory = 0
 
     def check(self, caller: str) -> None:
@@ -61,15 +62,26 @@ class Admission:
             if not self._by_caller[caller]:
                 del self._by_caller[caller]
 
-    def body(self) -> Body:
-        """The memory of a body, while a block runs."""
-        return Body(self)
+    def body(self, caller: str) -> Body:
+        """The memory of a caller's body, while a block runs."""
+        return Body(self, caller)
 
-    def take(self, size: int) -> None:
+    def take(self, caller: str, size: int) -> None:
         """Take memory; see `Body.grow`."""
+        own = self._memory_of[caller]
         if self.memory + size > self._most_memory:
             raise _busy(f"{self.memory >> 20} MiB of images are in memory")
+        if own + size > self._settings.memory_a_caller:
+            raise _busy(f"{own >> 20} MiB of images of this caller are in memory")
         self.memory += size
+        self._memory_of[caller] += size
+
+    def give_back(self, caller: str, size: int) -> None:
+        """Give memory back that was taken."""
+        self.memory -= size
+        self._memory_of[caller] -= size
+        if not self._memory_of[caller]:
+            del self._memory_of[caller]
 
 
 class Body:
@@ -77,28 +89,34 @@ class Body:
 
     Args:
         admission: Of all bodies.
+        caller: Whose it is.
 
     Attributes:
         size: Bytes.
     """
 
-    def __init__(self, admission: Admission) -> None:
-        self._admission, self.size = admission, 0
+    def __init__(self, admission: Admission, caller: str) -> None:
+        self._admission, self._caller, self.size = admission, caller, 0
 
     def __enter__(self) -> Body:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._admission.memory -= self.size
+        self.shrink(0)
 
     def grow(self, size: int) -> None:
         """Take memory for a part that has come.
 
         Raises:
-            RequestError: All bodies together would take too much.
+            RequestError: All bodies together, or those of the caller, would take too much.
         """
-        self._admission.take(size)
+        self._admission.take(self._caller, size)
         self.size += size
+
+    def shrink(self, size: int) -> None:
+        """Give back all beyond a size."""
+        self._admission.give_back(self._caller, self.size - size)
+        self.size = size
 
 
 def _busy(why: str) -> RequestError:

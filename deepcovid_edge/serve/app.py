@@ -8,7 +8,6 @@ import functools
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -21,17 +20,15 @@ from deepcovid_edge.backends.remote.client import HEADER_LENGTH
 from deepcovid_edge.device.service import log
 from deepcovid_edge.manifest import VERSION
 from deepcovid_edge.serve import protocol
-from deepcovid_edge.serve.admission import Admission
+from deepcovid_edge.serve.admission import Admission, Body
 from deepcovid_edge.serve.assessors.pool import Assessors, end_tasks
 from deepcovid_edge.serve.assessors.readiness import Readiness
 from deepcovid_edge.serve.keys import Callers
 from deepcovid_edge.serve.listener import ConnectionCounts
 from deepcovid_edge.serve.metrics import CONTENT_TYPE, Metrics
 from deepcovid_edge.serve.protocol import RequestError
-from deepcovid_edge.serve.settings import ServeSettings
+from deepcovid_edge.serve.settings import BASE64_COST, ServeSettings
 
-_OVERHEAD = 1 << 16
-"""Bytes of a request beside its image."""
 _STOP_RETRY = 5
 """Seconds: a server that is started again loads its model first."""
 
@@ -157,7 +154,8 @@ class Handlers:
         return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
 
     async def model_ready(self, request: Request) -> Response:
-        """The same for the one model."""
+        """The same for the one model, which callers alone know."""
+        self._service.caller(request)
         self._check_model(request)
         is_ready = self._service.readiness.is_ready
         answer = {"name": self._service.model, "ready": is_ready}
@@ -197,13 +195,9 @@ class Handlers:
             caller = self._service.caller(request)
             self._check_model(request)
             self._service.admission.check(caller)
-            with self._service.admission.body() as memory:
-                asked = protocol.parse_request(
-                    await self._body(request, memory), request.headers.get(HEADER_LENGTH)
-                )
+            with self._service.admission.body(caller) as memory:
+                asked = await self._asked(request, memory)
                 size = len(asked.image)
-                if size > self._service.settings.most_bytes:
-                    raise _too_large(self._service.settings)
                 record = await self._record(asked, caller)
             response = _answer(self._service.model, asked, record)
         except RequestError as error:
@@ -212,11 +206,31 @@ class Handlers:
             response = _error(RequestError(400, "the caller has gone"))
         except asyncio.CancelledError:  # by uvicorn alone, once its grace is over
             response = _error(RequestError(503, "the server stops; try again", retry=_STOP_RETRY))
-        status = response.status_code
+        except Exception:
+            self._note(500, caller, size, began)
+            raise
+        self._note(response.status_code, caller, size, began)
+        return response
+
+    def _note(self, status: int, caller: str, size: int, began: float) -> None:
+        """Count and log an answer."""
         self._service.metrics.answered(status)
         spent = round(1000 * (time.perf_counter() - began), 1)
         log("infer", status=status, caller=caller, bytes=size, ms=spent)
-        return response
+
+    async def _asked(self, request: Request, memory: Body) -> protocol.InferRequest:
+        """What is asked for, once its body is there."""
+        length = request.headers.get(HEADER_LENGTH)
+        most = _most_bytes(self._service.settings, length)
+        body = await self._body(request, memory)
+        if length is None and len(body) > protocol.MOST_HEADER:  # much to decode
+            asked = await asyncio.to_thread(protocol.parse_request, body, length)
+        else:
+            asked = protocol.parse_request(body, length)
+        if len(asked.image) > most:
+            raise _too_large(most)
+        memory.shrink(min(memory.size, len(asked.image) + protocol.MOST_HEADER))
+        return asked
 
     async def _record(self, asked: protocol.InferRequest, caller: str) -> bytes:
         began = time.perf_counter()
@@ -234,7 +248,7 @@ class Handlers:
         if params["model"] != self._service.model or params.get("version", "1") != "1":
             raise RequestError(404, f"model: expected {self._service.model}, version 1")
 
-    async def _body(self, request: Request, memory: Any) -> bytes:
+    async def _body(self, request: Request, memory: Body) -> bytearray:
         settings = self._service.settings
         if request.headers.get("content-encoding", "identity") != "identity":
             raise RequestError(415, "content-encoding: expected none")
@@ -274,26 +288,31 @@ class _Deadline:
         self._task.cancel()
 
 
-async def _read(request: Request, settings: ServeSettings, memory: Any) -> bytes:
+async def _read(request: Request, settings: ServeSettings, memory: Body) -> bytearray:
     """The body of a request, no larger than it may be; an image in base64 takes four thirds."""
-    is_json = HEADER_LENGTH not in request.headers
-    most = (settings.most_bytes * 4 // 3 if is_json else settings.most_bytes) + _OVERHEAD
+    length = request.headers.get(HEADER_LENGTH)
+    image, cost = _most_bytes(settings, length), 1
+    most = image + protocol.MOST_HEADER
+    if length is None:
+        most, cost = -(-image // 3) * 4 + protocol.MOST_HEADER, BASE64_COST
     stated = request.headers.get("content-length", "")
     if stated.isdigit() and int(stated) > most:
-        raise _too_large(settings)
-    parts, total = [], 0
+        raise _too_large(image)
+    body = bytearray()
     async for part in request.stream():
-        total += len(part)
-        if total > most:
-            raise _too_large(settings)
-        memory.grow(len(part))
-        if part:
-            parts.append(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+        if len(body) + len(part) > most:
+            raise _too_large(image)
+        memory.grow(cost * len(part))
+        body += part
+    return body
 
 
-def _too_large(settings: ServeSettings) -> RequestError:
-    return RequestError(413, f"film: larger than {settings.most_bytes >> 20} MiB")
+def _most_bytes(settings: ServeSettings, header_length: str | None) -> int:
+    return settings.most_base64_bytes if header_length is None else settings.most_bytes
+
+
+def _too_large(most: int) -> RequestError:
+    return RequestError(413, f"film: larger than {most / (1 << 20):.3g} MiB")
 
 
 def _answer(model: str, asked: protocol.InferRequest, record: bytes) -> Response:

@@ -29,16 +29,25 @@ def _setting(name: str, flag: str, words: str, kind: type = int) -> Callable[[Co
 @path_option("--keys", help="File of API keys: callers need one.")
 @click.option("--add-key", metavar="NAME", help="Add a key to --keys, print it once, and end.")
 @click.option("--assessors", type=int, help="Processes.  [default: one per core, on a GPU 1]")
-@click.option("--group", type=int, help="Images at once in a process.  [default: 8]")
+@click.option(
+    "--group",
+    type=int,
+    help="Images at once in a process.  [default: 8, on a GPU the batch size]",
+)
 @_setting("max_image_mib", "--max-image", "Largest image, MiB.")
-@_setting("memory_mib", "--memory", "Images in memory at once, MiB; more are answered 429.")
+@_setting("memory_mib", "--memory", "Images in memory at once, MiB, half for each caller.")
 @_setting("waiting", "--waiting", "Images under way at once; more are answered 429.")
 @_setting("waiting_a_caller", "--waiting-a-caller", "The same for each caller.")
 @_setting("connections", "--connections", "Most connections.")
 @_setting("header_seconds", "--header-seconds", "Longest time for a request's header.", float)
 @_setting("body_seconds", "--body-seconds", "Longest time for a request's body.", float)
 @_setting("image_seconds", "--image-seconds", "Longest time to assess an image.", float)
-@_setting("answer_seconds", "--answer-seconds", "Longest time for an answer.", float)
+@_setting(
+    "answer_seconds",
+    "--answer-seconds",
+    "Longest time for an answer; at least 4 times --image-seconds.",
+    float,
+)
 @_setting("check_seconds", "--check-seconds", "From one readiness check to the next.", float)
 @model_options
 def command(add_key: str | None, **options: Any) -> None:

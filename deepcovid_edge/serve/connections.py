@@ -10,14 +10,13 @@ were not read is reset, and the caller may not see the answer (RFC 9112, 9.6).
 from __future__ import annotations
 
 import asyncio
-import itertools
 import math
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from deepcovid_edge.serve.listener import ConnectionCounts, make_room
+from deepcovid_edge.serve.listener import ConnectionCounts, ConnectionLimits, LimitedConnection
 from deepcovid_edge.serve.quiet_server import quiet_config
 from deepcovid_edge.serve.settings import ServeSettings
 
@@ -27,7 +26,6 @@ KEEP_ALIVE_SECONDS = 75
 """Longer than the usual pause of a caller: a new connection with TLS costs as much as an image."""
 _LINGER_SECONDS, _LINGER_BYTES = 2.0, 16 << 20
 """For the rest of a body whose answer is given."""
-_NUMBERS = itertools.count()
 
 
 class JoinedWrites:
@@ -67,40 +65,21 @@ class JoinedWrites:
             self._transport.write(first)
 
 
-class GuardedConnection(HttpToolsProtocol):
+class GuardedConnection(LimitedConnection, HttpToolsProtocol):
     """A connection whose requests must arrive in time."""
 
-    settings: ServeSettings
-    counts: ConnectionCounts
-    """Set in a class of each server's own: uvicorn makes its connections itself."""
-    _timer: asyncio.TimerHandle | None = None
-    _reading: asyncio.TimerHandle | None = None
-    """While the caller reads nothing."""
     arrives = True
-    """Whether no whole request is there."""
     _header = 0
     """Bytes since a header began; -1 outside of one."""
     _unwanted = 0
     """Bytes of a body since it was answered."""
-    number = 0
-    """Connections that began earlier have lower ones."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: Any) -> None:
         """A connection begins; its first request must arrive in time."""
-        self.number = next(_NUMBERS)
         super().connection_made(transport)
-        self.transport: Any = JoinedWrites(transport, self.loop)
+        self.transport = JoinedWrites(transport, self.loop)
         self._header = 0
         self._start_timer()
-        if len(self.connections) > self.settings.connections:
-            make_room(self, self.connections, self.counts)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """It has ended."""
-        self._end()
-        if self._reading:
-            self._reading.cancel()
-        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """A part of a request; a header without an end is one too many."""
@@ -152,23 +131,12 @@ class GuardedConnection(HttpToolsProtocol):
             self._unwanted = 0
             self._timer = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
 
-    def pause_writing(self) -> None:
-        """The caller reads too slowly."""
-        super().pause_writing()
-        self._reading = self.loop.call_later(self.settings.body_seconds, self._reads_nothing)
-
-    def resume_writing(self) -> None:
-        """It reads again."""
-        if self._reading:
-            self._reading.cancel()
-        super().resume_writing()
-
     def shutdown(self) -> None:
         """The server stops: what is there is answered, what is not there must come soon."""
         super().shutdown()
         if self.arrives and not self.transport.is_closing():
             self._end()
-            self._timer = self.loop.call_later(self.settings.header_seconds, self._never_came)
+            self._timer = self.loop.call_later(self.limits.header_seconds, self._never_came)
 
     @property
     def _is_open_ended(self) -> bool:
@@ -178,7 +146,7 @@ class GuardedConnection(HttpToolsProtocol):
         return is_idle and self.timeout_keep_alive_task is None
 
     def _start_timer(self) -> None:
-        self._timer = self.loop.call_later(self.settings.header_seconds, self._too_slow)
+        self._timer = self.loop.call_later(self.limits.header_seconds, self._too_slow)
 
     def _end(self) -> None:
         self._header = -1
@@ -186,27 +154,14 @@ class GuardedConnection(HttpToolsProtocol):
             self._timer.cancel()
             self._timer = None
 
-    def _too_slow(self) -> None:
-        self.counts.too_slow += 1
-        self.transport.close()
-
-    def _reads_nothing(self) -> None:
-        self.counts.too_slow += 1
-        self.transport.abort()
-
     def _never_came(self) -> None:
         if self.arrives:
             self.transport.close()
 
 
-def protocol_of(settings: ServeSettings, counts: ConnectionCounts) -> type[GuardedConnection]:
-    """The class of a server's connections.
-
-    Args:
-        settings: Limits.
-        counts: Counted here.
-    """
-    return type("Connection", (GuardedConnection,), {"settings": settings, "counts": counts})
+def limits_of(settings: ServeSettings) -> ConnectionLimits:
+    """The limits for a server's connections."""
+    return ConnectionLimits(settings.connections, settings.header_seconds, settings.body_seconds)
 
 
 def server_config(app: Any, settings: ServeSettings, counts: ConnectionCounts) -> uvicorn.Config:
@@ -217,10 +172,11 @@ def server_config(app: Any, settings: ServeSettings, counts: ConnectionCounts) -
         settings: Address, TLS and limits.
         counts: Counts connections that are ended.
     """
+    of_this_server = {"limits": limits_of(settings), "counts": counts}
     return quiet_config(
         app,
         settings,
-        http=protocol_of(settings, counts),
+        http=type("Connection", (GuardedConnection,), of_this_server),
         loop="auto",
         date_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,

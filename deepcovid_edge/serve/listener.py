@@ -1,4 +1,4 @@
-"""What connections may cost before their first request, and who makes room for whom.
+"""What connections may cost, and who makes room for whom.
 
 asyncio accepts a connection over TLS before anybody counts it, and waits a minute for its
 handshake. Here a handshake has its time, and where there are too many a new one ends the oldest.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import itertools
 import resource
 import socket
 import ssl
@@ -21,6 +22,7 @@ _PAUSE_SECONDS = 0.1
 _TOO_MANY_OPEN = (errno.EMFILE, errno.ENFILE)
 _OTHER_FILES = 256
 """Beside those of connections: the model's processes, the ledger, files that are read."""
+_NUMBERS = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -51,19 +53,64 @@ class ConnectionCounts:
     pushed_out: int = 0
 
 
-def make_room(newest: Any, connections: set[Any], counts: ConnectionCounts) -> None:
-    """End the oldest connection that has sent no whole request; where all have, the newest.
+class LimitedConnection(asyncio.Protocol):
+    """A connection with limits, to stand before a class of uvicorn, whatever parser that has.
 
-    Args:
-        newest: The connection that is one too many.
-        connections: All of them; each has `number`, `arrives` and `transport`.
-        counts: Counted here.
+    Its caller must read its answers in time. Where there are too many connections, a new one ends
+    the oldest that has sent no whole request; where all have, itself.
     """
-    others = [it for it in connections if it is not newest and it.arrives]
-    counts.pushed_out += 1
-    oldest = min(others, key=lambda it: it.number, default=newest)
-    connections.discard(oldest)
-    oldest.transport.abort()
+
+    limits: ConnectionLimits
+    counts: ConnectionCounts
+    """Set in a class of each server's own: uvicorn makes its connections itself."""
+    connections: set[Any]
+    transport: Any
+    loop: asyncio.AbstractEventLoop
+    """Of uvicorn."""
+    arrives: bool
+    """Whether no whole request is there."""
+    number = 0
+    """Connections that began earlier have lower ones."""
+    _timer: asyncio.TimerHandle | None = None
+    """While a header arrives, or what is left of a body whose answer is given."""
+    _reading: asyncio.TimerHandle | None = None
+    """While the caller reads nothing."""
+
+    def connection_made(self, transport: Any) -> None:
+        """A connection begins."""
+        self.number = next(_NUMBERS)
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.connections:
+            self._make_room()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It has ended."""
+        for timer in (self._timer, self._reading):
+            if timer:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The caller reads too slowly."""
+        super().pause_writing()
+        self._reading = self.loop.call_later(self.limits.body_seconds, self._too_slow)
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        if self._reading:
+            self._reading.cancel()
+        super().resume_writing()
+
+    def _make_room(self) -> None:
+        others = [it for it in self.connections if it is not self and it.arrives]
+        self.counts.pushed_out += 1
+        oldest = min(others, key=lambda it: it.number, default=self)
+        self.connections.discard(oldest)
+        oldest.transport.abort()
+
+    def _too_slow(self) -> None:
+        self.counts.too_slow += 1
+        self.transport.abort()
 
 
 def allow_open_files(connections: int) -> None:

@@ -10,6 +10,12 @@ from deepcovid_edge.errors import UsageError
 from deepcovid_edge.imaging.files import MAX_FILE_BYTES
 from deepcovid_edge.serve.protocol import MOST_HEADER
 
+BASE64_COST = 2
+"""Bytes of memory for each byte of a request in base64: the text, and the image of its digits."""
+_TRIES = 4
+"""Times `image_seconds` within `answer_seconds`: two for the group of an image that takes too long,
+one to start its process again, and one for its second try."""
+
 
 @dataclass(frozen=True)
 class ServeSettings:
@@ -26,7 +32,8 @@ class ServeSettings:
         assessors: Processes that assess; None for one a core, on a GPU one.
         group: Images that wait and that a process takes at once; None for what suits the backend.
         max_image_mib: Largest image.
-        memory_mib: Images that are in memory at once; more are answered 429.
+        memory_mib: Images that are in memory at once, half of it for each caller; more are
+            answered 429.
         waiting: Images that wait or are assessed at once; more are answered 429.
         waiting_a_caller: The same for each caller.
         connections: Most connections; a new one then ends the oldest that has sent no whole
@@ -34,7 +41,8 @@ class ServeSettings:
         header_seconds: Longest time until a request's header is there.
         body_seconds: Longest time until its body is there.
         image_seconds: Longest time to assess an image; its process is ended and started again.
-        answer_seconds: Longest time from a whole request to its answer.
+        answer_seconds: Longest time from a whole request to its answer, at least four times
+            `image_seconds`: an image that takes too long is tried twice.
         check_seconds: From one readiness check, with a synthetic image, to the next.
     """
 
@@ -53,7 +61,7 @@ class ServeSettings:
     connections: int = 256
     header_seconds: float = 10.0
     body_seconds: float = 60.0
-    image_seconds: float = 60.0
+    image_seconds: float = 30.0
     answer_seconds: float = 120.0
     check_seconds: float = 10.0
 
@@ -62,6 +70,12 @@ class ServeSettings:
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
                 raise UsageError(f"{name}: got {value}, expected {least} to {most}")
+        if self.answer_seconds < _TRIES * self.image_seconds:
+            raise UsageError(
+                f"answer_seconds: got {self.answer_seconds:g}, expected at least {_TRIES} times "
+                f"image_seconds ({self.image_seconds:g}): an image that takes too long is tried "
+                "twice"
+            )
         if (self.certificate is None) != (self.key is None):
             raise UsageError("certificate: got it or key alone, expected both or neither")
         if self.no_tls and self.certificate is not None:
@@ -85,10 +99,21 @@ class ServeSettings:
         return is_loopback(self.host)
 
     @property
+    def memory_a_caller(self) -> int:
+        """Bytes that one caller may have in memory: half, so that nobody holds all of it."""
+        return self.memory_mib << 19
+
+    @property
     def most_bytes(self) -> int:
-        """Of an image: with its request's header it fits into `memory_mib`."""
-        room = (self.memory_mib << 20) - MOST_HEADER
+        """Of an image: with its request's header it fits into what its caller may have."""
+        room = self.memory_a_caller - MOST_HEADER
         return min(self.max_image_mib << 20, room, MAX_FILE_BYTES)
+
+    @property
+    def most_base64_bytes(self) -> int:
+        """Of an image that comes in base64, four bytes for three."""
+        room = self.memory_a_caller // BASE64_COST - MOST_HEADER
+        return min(self.most_bytes, room * 3 // 4)
 
 
 _RANGES: dict[str, tuple[float, float]] = {

@@ -108,6 +108,23 @@ def test_processes_that_end_while_idle_are_no_image_s_fault() -> None:
     asyncio.run(run())
 
 
+def test_a_process_may_write_no_core_file_and_takes_no_more_memory_than_it_may() -> None:
+    """A core file would hold the pixels of a patient's image."""
+
+    async def run() -> str:
+        assessors = Assessors({}, ServeSettings(assessors=1, memory_mib=512))
+        await assessors.start()
+        try:
+            (pid,) = children()
+            return Path(f"/proc/{pid}/limits").read_text()
+        finally:
+            await assessors.close()
+
+    limits = {line[:26].strip(): line[26:47].strip() for line in asyncio.run(run()).splitlines()}
+    assert limits["Max core file size"] == "0"
+    assert int(limits["Max address space"]) <= (6 << 30) + (512 << 20)
+
+
 def children() -> list[int]:
     """Process ids of the assessors of this process."""
     listed = subprocess.run(

@@ -8,8 +8,8 @@ import signal
 import socket
 import ssl
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -40,30 +40,58 @@ def in_thread(call: Callable[[], None]) -> threading.Thread:
     return thread
 
 
+def send_each(server: RunningServer, number: signal.Signals) -> None:
+    """To each process that assesses and has begun its program: until then the server waits."""
+    for pid in server.assessors():
+        with suppress(OSError):
+            if b"assessors.child" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, number)
+
+
+@contextmanager
+def stopped_assessors(server: RunningServer) -> Iterator[None]:
+    """The processes that assess do nothing, nor do those that are started for them."""
+    over = threading.Event()
+
+    def stop_each() -> None:
+        while not over.wait(0.02):
+            send_each(server, signal.SIGSTOP)
+
+    send_each(server, signal.SIGSTOP)
+    stops = in_thread(stop_each)
+    try:
+        yield
+    finally:
+        over.set()
+        stops.join()
+        send_each(server, signal.SIGCONT)
+
+
 @pytest.mark.parametrize(
     ("limits", "half"),
     [
-        (("--answer-seconds", 20, "--header-seconds", 1), b""),
-        (("--answer-seconds", 2, "--header-seconds", 60), b"HTTP/1.1 503"),
+        (("--answer-seconds", 20, "--image-seconds", 5, "--header-seconds", 1), b""),
+        (
+            ("--answer-seconds", 2, "--image-seconds", 0.5, "--header-seconds", 60),
+            b"HTTP/1.1 503",
+        ),
     ],
     ids=["goes on", "never"],
 )
 def test_what_is_under_way_is_answered_when_the_server_stops(
     tmp_path: Path, good: bytes, limits: tuple[object, ...], half: bytes
 ) -> None:
-    """The one process is stopped; half a body waits too, and is not answered with 500."""
+    """The one process does nothing; half a body waits too, and is not answered with 500."""
     found: list[tuple[int, bytes]] = []
     options = ("--assessors", 1, "--check-seconds", 60)
     with RunningServer(tmp_path, *options, *limits) as server:
-        (assessor,) = server.assessors()
-        os.kill(assessor, signal.SIGSTOP)
-        caller = in_thread(lambda: found.append(server.ask("POST", INFER, good, RAW)[::2]))
-        with server.connect() as peer:
-            peer.sendall(HALF)
-            server.wait_for_metric("serve_waiting", 1)
-            server.process.terminate()
-            answer = b"".join(iter(lambda: peer.recv(1000), b""))
-        os.kill(assessor, signal.SIGCONT)
+        with stopped_assessors(server):
+            caller = in_thread(lambda: found.append(server.ask("POST", INFER, good, RAW)[::2]))
+            with server.connect() as peer:
+                peer.sendall(HALF)
+                server.wait_for_metric("serve_waiting", 1)
+                server.process.terminate()
+                answer = b"".join(iter(lambda: peer.recv(1000), b""))
         caller.join(60)
         assert server.process.wait(30) == 0
         assert answer[:12] == half

@@ -44,8 +44,9 @@ _SCHEMES = ("kserve", "triton", "kserve+https", "triton+https")
 _PORT = 8000
 _SIZE = struct.Struct("<I")
 _CONNECT_SECONDS, _ANSWER_SECONDS = 10.0, 180.0
-_PATIENCE_SECONDS = 120.0
-"""A server that is busy or away so long is not there."""
+_PATIENCE_SECONDS = 180.0
+"""A server that is busy or away so long is not there. `serve` gives up an image sooner
+(`--answer-seconds`), so an image without a record is sent again."""
 _FIRST_SECONDS = 3.0
 """Nor is one that has never answered, and does not within this time either."""
 _PAUSES = (0.0, 0.2, 1.0, 2.0, 5.0)

@@ -4,6 +4,9 @@ It takes frames of names and images from a socket, and answers each with a frame
 with its decision or its reason, so that the server need not read the record. Its
 first frame has what every record has in common, what clients check, and the synthetic image of the
 readiness check with its record; or why the model cannot be loaded.
+
+Its arguments are the file descriptor of the socket, keywords of `Model` as JSON, and the most bytes
+of address space, which hold where no GPU is used.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import Any
 
 from deepcovid_edge.backends.base import Backend
 from deepcovid_edge.decision.record import Prediction
-from deepcovid_edge.device.process import set_up
+from deepcovid_edge.device.process import limit_address_space, set_up, write_no_core_file
 from deepcovid_edge.errors import DeepCovidEdgeError, ModelFileError, one_line
 from deepcovid_edge.imaging.files import ImageBytes
 from deepcovid_edge.imaging.synthetic.phantom import draw_phantom, save_phantom
@@ -36,10 +39,13 @@ out of a core's cache. The inference calls have one image each."""
 def main() -> None:
     """Answer frames until the server closes the socket."""
     set_up()
+    write_no_core_file()
     channel = socket.socket(fileno=int(sys.argv[1]))
     os.dup2(2, 1)  # what libraries print is no answer
     try:
         model = Model(**json.loads(sys.argv[2]), workers=1)
+        if model.backend.on_cpu:
+            limit_address_space(int(sys.argv[3]))
         send(channel, first_frame(model))
     except (DeepCovidEdgeError, OSError, MemoryError) as error:
         send(channel, [json.dumps({"failed": one_line(error)}).encode()])

@@ -6,13 +6,13 @@ import itertools
 import socket
 import struct
 from asyncio import StreamReader
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 _COUNT, _LENGTH = struct.Struct("!I"), struct.Struct("!Q")
 _MOST_PARTS = 1024
 
 
-def head_of(parts: Sequence[bytes]) -> bytes:
+def head_of(parts: Sequence[Sized]) -> bytes:
     """What stands before the parts of a frame."""
     return _COUNT.pack(len(parts)) + b"".join(_LENGTH.pack(len(part)) for part in parts)
 

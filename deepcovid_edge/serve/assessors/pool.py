@@ -24,6 +24,7 @@ from deepcovid_edge.device.service import log
 from deepcovid_edge.errors import BackendUnavailableError, one_line
 from deepcovid_edge.reasons import Reason
 from deepcovid_edge.serve.assessors.frames import head_of, read
+from deepcovid_edge.serve.protocol import ImageData
 from deepcovid_edge.serve.settings import ServeSettings
 
 START_SECONDS = 300.0
@@ -35,8 +36,13 @@ _END_TRIES, _END_SECONDS = 5, 2.0
 _GATHER_SECONDS = 0.002
 """Longest wait for callers that come back together. Images in groups take less of a core than
 single ones, and a caller that has its answer often sends its next image within a millisecond."""
-_SHARE_OF_OTHERS = 0.1
-"""Of the time for an image, for each more of its group."""
+_SHARE_OF_OTHERS, _MOST_OF_OTHERS = 0.1, 1.0
+"""Of the time for an image, for each more of its group, and for all of them."""
+_LEAST_OF_A_TRY = 0.5
+"""Of the time for an image: one whose second try has taken so long is not asked for again."""
+_ADDRESS_SPACE = 6 << 30
+"""Bytes beside the image files: libraries and model, and an image of the largest size as it is
+decoded. As of a process of `screen` with one thread."""
 _SEND_BYTES = 1 << 20
 """A group of usual images, which then goes out at once; the system may allow less."""
 _MODULE = "deepcovid_edge.serve.assessors.child"
@@ -75,12 +81,14 @@ class Job:
         image: The image file.
         answer: The answer, once it is there.
         is_alone: Whether it shares a process with no other: one of a group ended it.
+        second_try: When it began, by the clock of the loop.
     """
 
     name: str
-    image: bytes
+    image: ImageData
     answer: asyncio.Future[Answer]
     is_alone: bool = False
+    second_try: float | None = None
 
 
 @dataclass
@@ -120,6 +128,10 @@ class Known:
     suits: int
     image: bytes
     record: Mapping[str, Any]
+
+    def is_right(self, record: Mapping[str, Any]) -> bool:
+        """Whether a record of the synthetic image is the known one; its times may differ."""
+        return {**record, "timings_ms": None} == {**self.record, "timings_ms": None}
 
 
 @dataclass
@@ -171,12 +183,13 @@ class Assessors:
             asyncio.create_task(self._work(first if number == 0 else None))
             for number in range(count)
         ]
+        await asyncio.sleep(0)  # a task that has not begun does not end its process
 
     async def close(self) -> None:
         """End the processes."""
         await end_tasks(self._tasks)
 
-    async def assess(self, name: str, image: bytes) -> Answer:
+    async def assess(self, name: str, image: ImageData) -> Answer:
         """The record of an image.
 
         Args:
@@ -188,7 +201,7 @@ class Assessors:
         """
         loop = asyncio.get_running_loop()
         job = Job(name, image, loop.create_future())
-        timer = loop.call_later(self.settings.answer_seconds, _too_late, job.answer)
+        timer = loop.call_later(self.settings.answer_seconds, self._too_late, job)
         self._jobs.append(job)
         self._arrived()
         try:
@@ -289,6 +302,7 @@ class Assessors:
             raise AssessorEndedError("it ended before it was asked", was_asked=False)
         if jobs[0].is_alone:  # it is suspected: others may have been ended with its process
             await self._check(process)
+            jobs[0].second_try = asyncio.get_running_loop().time()
         answers = await self._answers(process, jobs)
         for job, answer in zip(jobs, answers, strict=True):
             if not job.answer.done():
@@ -305,7 +319,8 @@ class Assessors:
 
     async def _answers(self, process: _Process, jobs: Sequence[Job]) -> list[Answer]:
         # One image of a group may take the whole time; those beside it are not to wait for long.
-        seconds = self.settings.image_seconds * (1 + _SHARE_OF_OTHERS * (len(jobs) - 1))
+        others = min(_MOST_OF_OTHERS, _SHARE_OF_OTHERS * (len(jobs) - 1))
+        seconds = self.settings.image_seconds * (1 + others)
         try:
             return await asyncio.wait_for(_asked(process, jobs), seconds)
         except asyncio.TimeoutError:
@@ -325,6 +340,21 @@ class Assessors:
                 job.is_alone = job.is_alone or are_suspect
                 self._jobs.appendleft(job)
                 self._some.set()
+
+    def _too_late(self, job: Job) -> None:
+        """End the wait for a record: with a reason after a long second try, else with an error.
+
+        Whoever gets the error asks again, and all of it begins again. So an image that has nearly
+        had its second try is answered.
+        """
+        if job.answer.done():
+            return
+        least = _LEAST_OF_A_TRY * self.settings.image_seconds
+        now = asyncio.get_running_loop().time()
+        if job.second_try is not None and now - job.second_try >= least:
+            job.answer.set_result(self._ends_every_process(job))
+        else:
+            job.answer.set_exception(asyncio.TimeoutError())
 
     def _ends_every_process(self, job: Job) -> Answer:
         import hashlib
@@ -347,7 +377,9 @@ class Assessors:
         ours, its = socket.socketpair()
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
         with its:
-            command = [sys.executable, "-m", _MODULE, str(its.fileno()), json.dumps(self.model)]
+            most = _ADDRESS_SPACE + (self.settings.memory_mib << 20)
+            words = [str(its.fileno()), json.dumps(self.model), str(most)]
+            command = [sys.executable, "-m", _MODULE, *words]
             child = subprocess.Popen(
                 ending_with_this(command),
                 stdin=subprocess.DEVNULL,
@@ -366,22 +398,28 @@ class Assessors:
         return process
 
     def _checked(self, frame: Sequence[bytes]) -> Known:
-        """What a process's first frame says, if it is what the first process said.
+        """What the first process said, if this process says the same in its first frame.
 
         Raises:
-            BackendUnavailableError: The process cannot load the model, or loaded another one.
+            BackendUnavailableError: The process cannot load the model, loaded another one, or does
+                not give the record of the synthetic image that the first one gave.
         """
         values = json.loads(frame[0])
         if "failed" in values:
             raise BackendUnavailableError(values["failed"])
         known = Known(**values, image=frame[1], record=json.loads(frame[2]))
-        before = self._known or known
-        if (known.facts, known.template) != (before.facts, before.template):
+        first = self._known or known
+        if (known.facts, known.template) != (first.facts, first.template):
             raise BackendUnavailableError(
                 "assessor: the model, or how it decides, has changed since the server started: "
                 "start the server again"
             )
-        return known
+        if not first.is_right(known.record):
+            raise BackendUnavailableError(
+                "assessor: the synthetic image has another record than when the server started: "
+                "check memory and driver, and start the server again"
+            )
+        return first
 
 
 async def end_tasks(tasks: Sequence[asyncio.Task[None]]) -> None:
@@ -404,11 +442,6 @@ async def end_tasks(tasks: Sequence[asyncio.Task[None]]) -> None:
 def _give_up(enough: asyncio.Future[bool]) -> None:
     if not enough.done():
         enough.set_result(False)
-
-
-def _too_late(answer: asyncio.Future[Answer]) -> None:
-    if not answer.done():
-        answer.set_exception(asyncio.TimeoutError())
 
 
 async def _asked(process: _Process, jobs: Sequence[Job]) -> list[Answer]:

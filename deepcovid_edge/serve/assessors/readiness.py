@@ -10,13 +10,10 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Mapping
-from typing import Any
 
 from deepcovid_edge.device.service import log
 from deepcovid_edge.serve.assessors.pool import Assessors
 
-_COMPARED = ("sha256", "status", "decision", "probability", "model_sha256", "variant")
 _MISSED = 3
 """Checks that may be late before the server counts as not ready."""
 
@@ -52,13 +49,9 @@ class Readiness:
         known = self._assessors.known
         answer = await self._assessors.assess(known.record["path"], known.image)
         record = json.loads(answer.record)
-        was_right, self._is_right = self._is_right, _essence(record) == _essence(known.record)
+        was_right, self._is_right = self._is_right, known.is_right(record)
         if self._is_right:
             self._right = time.monotonic()
         if was_right != self._is_right:
             log("readiness", is_right=self._is_right)
         return self._is_right
-
-
-def _essence(record: Mapping[str, Any]) -> list[Any]:
-    return [record.get(name) for name in _COMPARED]

@@ -17,6 +17,7 @@ from cart_peers import HOST, free_port, wait_until
 from deepcovid_edge.backends.remote import client as module
 from deepcovid_edge.backends.remote.client import PARAMETER, Address, Client
 from deepcovid_edge.errors import BackendUnavailableError
+from deepcovid_edge.serve.settings import ServeSettings
 
 FACTS = {"parameters": {PARAMETER: {"string_value": json.dumps({"version": "1"})}}}
 
@@ -170,6 +171,11 @@ def test_a_server_that_has_answered_is_waited_for_when_it_goes_away(
         with answering(200, port=port):
             waits.join(20)
     assert found == [{"version": "1"}]
+
+
+def test_an_image_that_serve_gave_no_record_in_time_is_sent_again() -> None:
+    assert ServeSettings.answer_seconds + 30 < module._PATIENCE_SECONDS
+    assert ServeSettings.answer_seconds + 30 < module._ANSWER_SECONDS
 
 
 def test_a_server_that_stays_away_is_told_with_the_time() -> None:

@@ -1,7 +1,8 @@
-"""What one image's pixels used serves the next one, without the system in between."""
+"""What a process keeps for its next image, and what it may take and leave behind."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -52,3 +53,27 @@ def test_pages_of_an_image_are_not_asked_for_again() -> None:
             f"memory is kept here by default ({by_default:.0f} pages an image): huge pages?"
         )
     assert faults_an_image(kept=True) < 5
+
+
+LIMITS = """
+import json, resource
+from deepcovid_edge.device.process import limit_address_space, write_no_core_file
+before = [one << 30 if one > 0 else resource.RLIM_INFINITY for one in {before}]
+resource.setrlimit(resource.RLIMIT_AS, before)
+write_no_core_file()
+limit_address_space(8 << 30)
+found = resource.getrlimit(resource.RLIMIT_AS)
+print(json.dumps([found[0] >> 30, resource.getrlimit(resource.RLIMIT_CORE)]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "expected"), [((-1, -1), 8), ((9, -1), 8), ((6, 7), 6), ((5, -1), 5)]
+)
+def test_a_limited_process_writes_no_core_file_and_takes_no_more_than_it_may(
+    before: tuple[int, int], expected: int
+) -> None:
+    """In GiB; a lower limit of whoever starts it stays."""
+    program = LIMITS.format(before=before)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert json.loads(done.stdout) == [expected, [0, 0]]

@@ -10,8 +10,8 @@ import pytest
 from deepcovid_edge.errors import NotThereError, UsageError
 from deepcovid_edge.serve.admission import Admission
 from deepcovid_edge.serve.keys import Callers, add_key, read_keys
-from deepcovid_edge.serve.protocol import RequestError
-from deepcovid_edge.serve.settings import ServeSettings
+from deepcovid_edge.serve.protocol import MOST_HEADER, RequestError
+from deepcovid_edge.serve.settings import BASE64_COST, ServeSettings
 
 
 def test_a_key_lets_its_caller_in_and_no_other(tmp_path: Path) -> None:
@@ -75,14 +75,34 @@ def test_places_are_counted_for_all_and_for_each_caller() -> None:
 
 
 def test_memory_of_bodies_has_an_end_and_comes_back() -> None:
-    admission = Admission(ServeSettings(memory_mib=1))
-    with admission.body() as body:
-        for _ in range(4):
-            body.grow(1 << 18)
-        with pytest.raises(RequestError, match="in memory"):
-            body.grow(1)
-        assert admission.memory == 1 << 20
+    admission = Admission(ServeSettings(memory_mib=4))
+    with admission.body("a") as one, admission.body("b") as other:
+        one.grow(2 << 20)
+        other.grow(1 << 20)
+        with admission.body("c") as late:
+            late.grow(1 << 20)
+            with pytest.raises(RequestError, match="4 MiB of images are in memory") as caught:
+                other.grow(1)
+        assert (caught.value.status, caught.value.retry) == (429, 1)
+        assert admission.memory == 3 << 20
+        one.shrink(1 << 20)
+        assert admission.memory == 2 << 20
+        one.grow(1 << 20)
     assert admission.memory == 0
+    assert not admission._memory_of
+
+
+def test_no_caller_takes_the_memory_of_all() -> None:
+    """As four bodies of 255 MiB of the default 1 GiB did, which then did not go on."""
+    admission = Admission(ServeSettings())
+    with admission.body("a") as first, admission.body("a") as second, admission.body("a") as third:
+        first.grow(255 << 20)
+        second.grow(255 << 20)
+        with pytest.raises(RequestError, match="510 MiB of images of this caller") as caught:
+            third.grow(255 << 20)
+        assert caught.value.status == 429
+        with admission.body("b") as other:
+            other.grow(ServeSettings().most_bytes)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +115,8 @@ def test_memory_of_bodies_has_an_end_and_comes_back() -> None:
         ({"port": 70000}, "port"),
         ({"header_seconds": float("nan")}, "header_seconds"),
         ({"group": 0}, "group"),
+        ({"image_seconds": 60.0}, "answer_seconds: got 120, expected at least 4 times"),
+        ({"answer_seconds": 60.0}, "answer_seconds: got 60, expected at least 4 times"),
     ],
 )
 def test_settings_that_would_let_in_too_much_are_errors(
@@ -105,8 +127,17 @@ def test_settings_that_would_let_in_too_much_are_errors(
 
 
 def test_no_image_is_allowed_that_the_memory_could_never_hold() -> None:
-    assert ServeSettings(max_image_mib=256, memory_mib=2).most_bytes < 2 << 20
+    assert ServeSettings(max_image_mib=256, memory_mib=2).most_bytes < 1 << 20
     assert ServeSettings(max_image_mib=2, memory_mib=256).most_bytes == 2 << 20
+
+
+@pytest.mark.parametrize("memory_mib", [1, 3, 256, 1024])
+def test_an_image_in_base64_that_is_allowed_finds_room(memory_mib: int) -> None:
+    settings = ServeSettings(memory_mib=memory_mib)
+    digits = -(-settings.most_base64_bytes // 3) * 4
+    assert 0 < settings.most_base64_bytes <= settings.most_bytes
+    with Admission(settings).body("a") as body:
+        body.grow(BASE64_COST * (digits + MOST_HEADER))
 
 
 def test_beyond_this_machine_keys_and_a_proxy_do() -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import random
 import struct
+import tracemalloc
 from typing import Any
 
 import pytest
 
+from deepcovid_edge.serve import protocol
 from deepcovid_edge.serve.protocol import (
+    MOST_HEADER,
     RequestError,
     format_response,
     model_config,
@@ -48,9 +53,118 @@ def test_an_image_comes_in_base64_where_all_is_json() -> None:
     assert parse_request(body, None).image == IMAGE
 
 
+LARGE = random.Random(3).randbytes(200_000)
+"""Of an image whose base64 text is no part of what is parsed as JSON."""
+
+
+@pytest.mark.parametrize(
+    "escaped",
+    [
+        {},
+        {"/": "\\/"},
+        {"+": "\\u002B", "=": "\\u003d", "/": "\\/"},
+        {letter: f"\\u{ord(letter):04x}" for letter in "ABCDEFGHIJKLM"},
+    ],
+    ids=["plain", "PHP", "HTML", "many"],
+)
+@pytest.mark.parametrize("image", [LARGE, LARGE[:-1], LARGE[:-2]], ids=len)
+def test_a_large_image_comes_in_base64_whatever_its_text_is_escaped_like(
+    image: bytes, escaped: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "_PIECE", 1009)
+    text = "".join(escaped.get(letter, letter) for letter in base64.b64encode(image).decode())
+    body = header(parameters={}, data=["CUT"], id='a "b".png').replace(b"CUT", text.encode())
+    request = parse_request(bytearray(body), None)
+    assert request.image == image
+    assert request.identity == 'a "b".png'
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("A" * 80_001, "not base64"),
+        ("A" * 40_000 + "=" + "A" * 40_003, "not base64"),
+        ("A" * 40_000 + "\\" + "A" * 40_000, "not base64"),
+        ("A" * 80_000 + "====", "not base64"),
+        ("A" * 80_000 + " ", "not base64"),
+        ("ü" * 80_000, "not base64"),
+    ],
+)
+def test_a_large_text_that_is_no_base64_is_said(text: str, why: str) -> None:
+    body = header(parameters={}, data=["CUT"]).replace(b"CUT", text.encode())
+    with pytest.raises(RequestError, match=why):
+        parse_request(body, None)
+
+
+def test_the_sign_for_a_text_that_was_cut_out_is_no_image() -> None:
+    with pytest.raises(RequestError, match="not base64"):
+        parse_request(header(parameters={}, data=["*"]), None)
+
+
+def peak_of(body: bytes) -> int:
+    """Bytes of memory that parsing takes beside the body."""
+    tracemalloc.start()
+    try:
+        parse_request(body, None)
+    except RequestError:
+        pass
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    return peak
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"inputs":[' + b"[]," * 700_000 + b"[]]}",
+        b'{"inputs":["' + b'","' * 700_000 + b'"]}',
+        b'{"inputs":["' + b"A" * 2_000_000 + b'",' + b"[]," * 700_000 + b"[]]}",
+        b'{"inputs":[0,' + b"1," * 1_000_000 + b'"AA"]}',
+    ],
+    ids=["lists", "texts", "a text beside lists", "numbers"],
+)
+def test_what_is_beside_an_image_takes_little_memory(body: bytes) -> None:
+    with pytest.raises(RequestError, match="not JSON, or more than 65536 bytes beside its image"):
+        parse_request(body, None)
+    assert peak_of(body) < 30 * MOST_HEADER
+
+
+def test_an_image_in_base64_takes_as_much_memory_as_is_counted() -> None:
+    """The body is there already; `BASE64_COST` counts it once more for all that is made of it."""
+    image = random.Random(4).randbytes(1 << 24)
+    body = header(parameters={}, data=[base64.b64encode(image).decode()])
+    assert parse_request(body, None).image == image
+    assert len(image) < peak_of(body) < len(body)
+
+
+def test_binary_data_is_not_copied() -> None:
+    body, length = with_binary(header(parameters={"binary_data_size": 4 + len(LARGE)}), LARGE)
+    assert isinstance(parse_request(body, length).image, memoryview)
+    assert parse_request(body, "0").image is body
+
+
 @pytest.mark.parametrize(
     ("more", "wants"),
     [
+        (
+            {"outputs": [{"name": "record"}], "parameters": {"binary_data_output": True}},
+            True,
+        ),
+        (
+            {
+                "outputs": [{"name": "record", "parameters": {"binary_data": False}}],
+                "parameters": {"binary_data_output": True},
+            },
+            False,
+        ),
+        (
+            {
+                "outputs": [{"name": "record", "parameters": {"binary_data": None}}],
+                "parameters": {"binary_data_output": True},
+            },
+            True,
+        ),
         ({"outputs": [{"name": "record", "parameters": {"binary_data": True}}]}, True),
         ({"outputs": [{"name": "record"}]}, False),
         ({"parameters": {"binary_data_output": True}}, True),

@@ -109,6 +109,25 @@ def test_a_worker_goes_on_after_a_start_that_failed(
     script.run(steps)
 
 
+def test_a_process_with_another_probability_is_not_used_and_the_first_one_stays_the_norm(
+    script: Script,
+) -> None:
+    """Times alone may differ."""
+    record = {"path": "synthetic.png", "probability": 0.7, "timings_ms": {"read": 1.0}}
+
+    async def steps() -> None:
+        script.write(KNOWN, "image", {**record, "probability": 0.4})
+        with pytest.raises(BackendUnavailableError, match="synthetic image has another record"):
+            await script.assessors._started()
+        assert script.assessors.known.record == record
+        script.write(KNOWN, "image", {**record, "timings_ms": {"read": 2.0}})
+        await (await script.assessors._started()).close()
+        assert script.assessors.known.record == record
+
+    script.write(KNOWN, "image", record)
+    script.run(steps)
+
+
 @pytest.mark.parametrize(
     "changed",
     [{"facts": {"model_sha256": "cd" * 32}}, {"template": {"limits": {"threshold": 0.6}}}],
