@@ -171,12 +171,22 @@ class ModelManifest:
         return self.classes.index(self.positive_class)
 
     @property
+    def is_derived(self) -> bool:
+        """Whether it is a variant of another model, in lower precision."""
+        return self.precision != "fp32" and self.parent_sha256 is not None
+
+    @property
     def is_verified(self) -> bool:
         """Whether a variant in lower precision was found to decide as its parent does.
 
         On images that had no part in making it (`quantize --verify`).
         """
         return bool(self.quantization.get("verified", {}).get("verdict") == "unchanged")
+
+    @property
+    def is_proved(self) -> bool:
+        """Whether its file needs no `W_UNVERIFIED`: it is no variant, or a verified one."""
+        return self.is_verified or not self.is_derived
 
     @property
     def positive_labels(self) -> frozenset[str]:

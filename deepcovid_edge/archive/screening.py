@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,20 @@ from deepcovid_edge.archive.shards import (
 )
 from deepcovid_edge.archive.stamp import SHARD_IMAGES, RunStamp, begin_run
 from deepcovid_edge.archive.worker.process import ImageWorker, WorkerLimits, WorkerSettings
+from deepcovid_edge.backends import AUTO, choose_file
+from deepcovid_edge.backends.settings import is_address
+from deepcovid_edge.backends.tensorrt.files import SUFFIX
+from deepcovid_edge.decision.site_file import read_site
 from deepcovid_edge.device.progress import number_of
 from deepcovid_edge.errors import DeepCovidEdgeError, NotThereError, UsageError
 from deepcovid_edge.files import Closing
+from deepcovid_edge.models import DEFAULT_MODEL
 from deepcovid_edge.pipeline.disk_guard import LEAST_FREE_MIB
 from deepcovid_edge.pipeline.pipeline import PredictSettings, default_workers
 
 GPU_PROVIDERS = ("cuda", "tensorrt", "rtx")
 _FIRST_IMAGES = 1000
-"""If none of the first images can be read, the cause is not in them: share or folder is wrong."""
+"""If none of so many can be read, the cause is not in them: share or folder is wrong."""
 
 
 @dataclass(frozen=True)
@@ -98,14 +104,24 @@ class ScreenSettings:
         if self.output.exists() and not self.output.is_dir():
             raise UsageError(f"output: {self.output} is a file, expected a folder")
 
-    @property
+    @cached_property
     def on_gpu(self) -> bool:
-        """Whether the model is asked to run on a GPU."""
-        return (
-            self.model.get("provider") in GPU_PROVIDERS
-            or self.model.get("backend") == "tensorrt"
-            or str(self.model.get("model", "")).endswith(".engine")
+        """Whether the model runs on a GPU: that was asked for, or `auto` takes an engine here.
+
+        Raises:
+            NotThereError: The model is not there.
+        """
+        backend, provider = str(self.model.get("backend", AUTO)), self.model.get("provider")
+        if is_address(backend):
+            return False
+        site = self.model.get("site")
+        file = choose_file(
+            self.model.get("model", DEFAULT_MODEL),
+            variant=self.model.get("variant", AUTO),
+            named=backend != AUTO or provider is not None,
+            site_model_sha256=read_site(Path(site)).model_sha256 if site else None,
         )
+        return provider in GPU_PROVIDERS or file.suffix == SUFFIX
 
     def worker(self, threads: int | None = None) -> WorkerSettings:
         """The settings of a worker.
@@ -244,8 +260,8 @@ class Screening:
         """Count the images of a shard that was written.
 
         Raises:
-            NotThereError: A run begins, and not one of its first images can be read. It is raised
-                once: the same command goes on.
+            NotThereError: A run begins, and not one image of its first shards can be read. It is
+                raised once: the same command goes on.
         """
         self.now += counts
         self.unread += counts.unreadable if counts.lacks_files else 0

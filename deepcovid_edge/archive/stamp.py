@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -167,12 +168,13 @@ def _first(folder: Path, stamp: RunStamp) -> RunStamp:
     """Write the stamp, unless another process was faster; the one that is there now."""
     if any(folder.glob("shard-*.parquet")):
         raise UsageError(f"output: {folder} has shards but no {RUN_FILE}: use another folder")
-    own = folder / f"{RUN_FILE}.{os.getpid()}.part"
+    # Containers give the same process ids, and `tempfile` would make a file for its owner alone.
+    own = folder / f"{RUN_FILE}.{secrets.token_hex(8)}.part"
     own.write_text(stamp.as_json(), "utf-8")
     try:
         _name_first(own, folder / RUN_FILE)
     finally:
-        own.unlink()
+        own.unlink(missing_ok=True)
     return read_stamp(folder) or stamp
 
 

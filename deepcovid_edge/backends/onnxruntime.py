@@ -80,9 +80,8 @@ class OnnxRuntimeBackend(Closing):
         self._outputs = [output.name for output in session.get_outputs()]
         self._settings = settings
         self.manifest = manifest
-        derived = manifest.precision != "fp32" and manifest.parent_sha256 is not None
-        unproved = derived and not manifest.is_verified
-        self.warnings: tuple[WarningCode, ...] = (WarningCode.UNVERIFIED,) if unproved else ()
+        proved = manifest.is_proved
+        self.warnings: tuple[WarningCode, ...] = () if proved else (WarningCode.UNVERIFIED,)
         self._path, self.sha256 = path, file_sha256(path)
 
     @property

@@ -84,8 +84,8 @@ class OpenVinoBackend(Closing):
         self.manifest = manifest
         self.sha256 = sha256
         # `quantize` proved the variant in ONNX Runtime; other kernels round differently.
-        derived = manifest.precision != "fp32" and manifest.parent_sha256 is not None
-        self.warnings: tuple[WarningCode, ...] = (WarningCode.UNVERIFIED,) if derived else ()
+        unproved = manifest.is_derived
+        self.warnings: tuple[WarningCode, ...] = (WarningCode.UNVERIFIED,) if unproved else ()
 
     def infer(self, batch: NDArray[np.uint8], *, activation_maps: bool = False) -> Inference:
         """See `Backend.infer`."""

@@ -67,8 +67,9 @@ def command(
 
     The file determines the precision: for FP16 or INT8, make it with `quantize` first. The engine
     goes to the cache, with its facts beside it. An engine that is there is kept, unless --level or
-    --workspace asks for another. Records of an engine that was not verified have the
-    warning W_UNVERIFIED. If --verify does not find the decisions unchanged, the exit code is 3.
+    --workspace asks for another. Records of an engine that was not verified, or whose FP16 or INT8
+    file was not (`quantize --verify`), have the warning W_UNVERIFIED. If --verify does not find the
+    decisions unchanged, the exit code is 3.
     """
     check_needed("--verify", data is not None, "split")
     from deepcovid_edge.backends.tensorrt.build import BuildSettings, build
@@ -154,6 +155,11 @@ def summary(engine: Path, facts: EngineFacts) -> str:
     """The engine in lines for people."""
     profile, fit = facts.profile, facts.fit
     verdict = (facts.verification or {}).get("verdict", "not verified")
+    if facts.is_verified and not facts.is_proved:
+        verdict += (
+            f" against its {facts.manifest.precision} file, which was not verified itself "
+            "(W_UNVERIFIED): make that file with `quantize --verify`"
+        )
     lines = [
         f"{engine}",
         f"{facts.manifest.name} {facts.manifest.precision}, batch {profile.min} to {profile.max}, "

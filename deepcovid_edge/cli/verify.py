@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 @provider_option
 @click.option("--max-flips", type=float, help="Largest share of decisions that may differ.")
 @click.option("--max-auc-change", type=float, help="Largest change of the AUC, either way.")
-@click.option("--smallest-change", type=float, help="Change that the images must be able to show.")
+@click.option("--smallest-change", type=float, help="Largest share of a class that one image is.")
+@click.option("--margin", type=float, help="Loss of sensitivity or specificity to be ruled out.")
 @click.option("--heatmap", is_flag=True, help="Also compare the occlusion maps of some images.")
 @click.option("--heatmap-images", type=int, help="Most images for --heatmap.  [default: 50]")
 @click.option("--min-heatmap-correlation", type=float, help="Smallest median rank correlation.")
@@ -47,6 +48,7 @@ def command(
     max_flips: float | None,
     max_auc_change: float | None,
     smallest_change: float | None,
+    margin: float | None,
     heatmap: bool,
     heatmap_images: int | None,
     min_heatmap_correlation: float | None,
@@ -83,6 +85,7 @@ def command(
             max_flips=max_flips,
             max_auc_change=max_auc_change,
             smallest_change=smallest_change,
+            margin=margin,
             min_heatmap_correlation=min_heatmap_correlation,
         )
         with progress_bar(len(images)) as progress:
@@ -179,6 +182,8 @@ def _remarks(report: Verification) -> Iterator[str]:
         yield f"failed: {sentence}"
     for name, count in report.missing.items():
         yield (
-            f"too few: {count['images']} {name} images; {count['needed']} are needed to tell a "
-            f"change of {report.rules.smallest_change:.0%}"
+            f"too few: {count['images']} {name} images; {count['needed']} are needed, so that one "
+            f"is at most {report.rules.smallest_change:.0%} of them"
         )
+    for sentence in report.unproved:
+        yield f"not proved: {sentence}"

@@ -58,11 +58,6 @@ class Duplicates:
         self.same += 1
         return replace(record, probabilities=first)
 
-    def forget(self) -> None:
-        """Forget all images: none has come before those that follow."""
-        self._contents.clear()
-        self._results.clear()
-
     def _kept(self, known: dict[int, Value], key: int, value: Value) -> Value:
         """What is known under a key, which is `value` where nothing was."""
         if key not in known and len(known) >= self._most:

@@ -16,10 +16,12 @@ class EquivalenceRules:
     Attributes:
         max_flips: Largest share of images whose decision turns.
         max_auc_change: Largest change of the area under the curve, either way.
-        smallest_change: Smallest change of sensitivity or specificity that the images must be able
-            to show, more than 0: one image of the class may weigh no more.
+        smallest_change: Largest share of its class that one image may be, more than 0: a smaller
+            change of sensitivity or specificity cannot show.
         paired_interval: Whether the paired 95 % intervals of the changes of sensitivity and
             specificity must hold zero.
+        margin: How far sensitivity and specificity may be lower, by the lower ends of these
+            intervals; else there are too few images (a non-inferiority margin).
         min_heatmap_correlation: Smallest median of the rank correlations of heat maps, where maps
             were compared.
     """
@@ -28,6 +30,7 @@ class EquivalenceRules:
     max_auc_change: float = 0.003
     smallest_change: float = 0.01
     paired_interval: bool = True
+    margin: float = 0.05
     min_heatmap_correlation: float = 0.95
 
     def __post_init__(self) -> None:

@@ -122,12 +122,13 @@ def site_check(
     """Measure a model on a site's images.
 
     Args:
-        model: The model as it would be used there.
+        model: The model as it would be used there; out-of-distribution images are treated as a
+            `Model` treats them. Its own threshold is measured, whatever site file it has.
         images: Labelled images of the site, some of them negative. Those with a soft label of the
             model are decided, but count neither right nor wrong.
         name: What the site is called.
         rules: What is asked of the model.
-        workers: Threads; None for one per core.
+        workers: Threads; None for those of a `Model`, or one per core.
         progress: Called with the number of images that were classified since its last call.
 
     Raises:
@@ -137,7 +138,10 @@ def site_check(
     backend = backend_of(model)
     rules, manifest = rules or AcceptanceRules(), backend.manifest
     check_labels(images, manifest.known_labels | manifest.soft_labels)
-    classified = _classify(backend, images, workers, progress)
+    given = model.settings if isinstance(model, Model) else PredictSettings()
+    threads = given.workers if workers is None else workers
+    settings = PredictSettings(given.batch_size, threads, ood=given.ood)
+    classified = _classify(Model.of(backend, settings), images, progress)
     arrays = classified.arrays(manifest)
     if arrays.positive.all():
         why = ", ".join(f"{code} {count}" for code, count in classified.not_assessed.items())
@@ -227,12 +231,8 @@ class _Classified:
 
 
 def _classify(
-    backend: Backend,
-    images: Sequence[LabelledImage],
-    workers: int | None,
-    progress: Callable[[int], object],
+    model: Model, images: Sequence[LabelledImage], progress: Callable[[int], object]
 ) -> _Classified:
-    model = Model.of(backend, PredictSettings(workers=workers))
     records = model.predict(image.path for image in images)
     found = _Classified()
     contents = Contents()

@@ -53,6 +53,7 @@ class Verification(PlainResult):
         verdict: `unchanged`, `changed` or `insufficient` (too few images to tell).
         failed: Sentences that say which rules were broken.
         missing: Class with too few images -> how many `images` there are and are `needed`.
+        unproved: Sentences that say which rate may be lower by more than the margin.
         reference: Name, hash, precision and backend of the model whose accuracy is known.
         candidate: Likewise, of the model that shall replace it.
         threshold: The reference's.
@@ -76,6 +77,7 @@ class Verification(PlainResult):
     verdict: str
     failed: tuple[str, ...]
     missing: Mapping[str, Mapping[str, int]]
+    unproved: tuple[str, ...] = ()
     rules: EquivalenceRules
     reference: Mapping[str, Any]
     candidate: Mapping[str, Any]
@@ -137,11 +139,10 @@ def verify(
         "heatmap": heatmaps and _compare_heatmaps((reference, candidate), pair, heatmaps),
     }
     failed = [*_model_failures(manifest, candidate.manifest, pair), *_failures(rules, **found)]
-    missing = _missing(pair.positive, rules)
+    doubts = _doubts(rules, pair.positive, found["sensitivity"], found["specificity"])
     return Verification(
-        verdict=CHANGED if failed else INSUFFICIENT if missing else UNCHANGED,
+        verdict=CHANGED if failed else INSUFFICIENT if any(doubts.values()) else UNCHANGED,
         failed=tuple(failed),
-        missing=missing,
         rules=rules,
         reference=identity(reference),
         candidate=identity(candidate),
@@ -158,6 +159,7 @@ def verify(
         flipped=pair.flipped(),
         by_label=pair.groups([image.label for image in pair.images]),
         by_source=pair.groups([image.source for image in pair.images]),
+        **doubts,
         **found,
     )
 
@@ -223,9 +225,36 @@ def _failures(
         yield f"heat maps: median rank correlation {alike:.3f}, expected at least {least}"
 
 
+def _doubts(
+    rules: EquivalenceRules,
+    positive: Truth,
+    sensitivity: RateChange | None,
+    specificity: RateChange | None,
+) -> dict[str, Any]:
+    """What the images are too few to tell, as fields of `Verification`."""
+    unproved = tuple(_unproved(rules, sensitivity, specificity))
+    return {"missing": _missing(positive, rules), "unproved": unproved}
+
+
 def _missing(positive: Truth, rules: EquivalenceRules) -> dict[str, dict[str, int]]:
-    """Classes with too few images to show the smallest change, if any."""
+    """Classes of which one image would weigh more than the smallest change, if any."""
     needed = int(np.ceil(1 / rules.smallest_change - 1e-9))
     counts = {"positive": int(positive.sum()), "negative": int((~positive).sum())}
     few = {name: count for name, count in counts.items() if count < needed}
     return {name: {"images": count, "needed": needed} for name, count in few.items()}
+
+
+def _unproved(
+    rules: EquivalenceRules, sensitivity: RateChange | None, specificity: RateChange | None
+) -> Iterator[str]:
+    """Sentences about the rates that may be lower by more than the margin."""
+    for name, images, change in (
+        ("sensitivity", "positive", sensitivity),
+        ("specificity", "negative", specificity),
+    ):
+        low, high = change.interval_95 if change else (0.0, 0.0)
+        if low < -rules.margin:
+            yield (
+                f"{name}: may be {-100 * low:.1f} points lower [{low:+.2%}, {high:+.2%}], allowed "
+                f"{100 * rules.margin:g}: more {images} images are needed"
+            )

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import queue
-import resource
 import signal
 import sys
 import threading
@@ -30,7 +29,7 @@ from deepcovid_edge.archive.images.addresses import (
 from deepcovid_edge.archive.stamp import plain_facts
 from deepcovid_edge.archive.worker.journal import Journal
 from deepcovid_edge.decision.record import Prediction
-from deepcovid_edge.device.process import set_up
+from deepcovid_edge.device.process import limit_address_space, set_up, write_no_core_file
 from deepcovid_edge.errors import DeepCovidEdgeError, one_line
 from deepcovid_edge.imaging.files import ImageSource
 from deepcovid_edge.imaging.radiograph import DicomFacts
@@ -41,16 +40,29 @@ from deepcovid_edge.pipeline.reader import ImageReader, PreparedImage, Reading
 
 
 @dataclass(frozen=True)
+class Header:
+    """What the DICOM header of an image states.
+
+    Attributes:
+        facts: What is kept of it.
+        uid: The UID by which duplicates are found; empty without model input.
+    """
+
+    facts: DicomFacts
+    uid: str
+
+
+@dataclass(frozen=True)
 class JournalledReader(ImageReader):
     """Reads images, notes which one it reads, and keeps what their headers state.
 
     Attributes:
         journal: Where it notes.
-        facts: Number of an image -> what its DICOM header states.
+        headers: Number of an image -> what its DICOM header states.
     """
 
     journal: Journal | None = None
-    facts: dict[int, DicomFacts] = field(default_factory=dict)
+    headers: dict[int, Header] = field(default_factory=dict)
 
     def read(self, source: ImageSource) -> PreparedImage:
         """Read and prepare an image."""
@@ -59,7 +71,7 @@ class JournalledReader(ImageReader):
         with self.journal.reading(number):
             image = super().read(source)
         if image.dicom is not None:
-            self.facts[number] = image.dicom
+            self.headers[number] = Header(image.dicom, image.uid)
         return image
 
 
@@ -69,9 +81,10 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what a Ctrl-C does
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no answer
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    write_no_core_file()
     settings = json.loads(sys.stdin.readline())
-    _limit_memory(settings["memory"])
+    if settings["memory"] is not None:
+        limit_address_space(settings["memory"])
     try:
         with Model(**settings["model"]) as model:
             _answer(answers, {"ready": plain_facts(model.facts), "ood": model.settings.ood})
@@ -81,13 +94,6 @@ def main() -> None:
         sys.exit(1)
     finally:
         close_stores()
-
-
-def _limit_memory(size: int | None) -> None:
-    if size is not None:
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        most = size if hard == resource.RLIM_INFINITY else min(size, hard)
-        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
 
 
 class _Requests:
@@ -121,25 +127,16 @@ class _Requests:
         return request
 
 
-class _EachRequest(Duplicates):
-    """Duplicates within a request: a shard does not depend on those that were assessed before."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._sizes = deque[int]()
-        self._left = 0
-
-    def begin(self, images: int) -> None:
-        """A request follows those that are known; `images` is how many it has."""
-        self._sizes.append(images)
+class _OfTheParent(Duplicates):
+    """Leaves duplicates to the parent: it has all images of a shard, this process may not."""
 
     def warned(self, record: Prediction, uid: str) -> Prediction:
-        """The record of the next image; see `Duplicates`."""
-        while not self._left:
-            self._left = self._sizes.popleft()
-            self.forget()
-        self._left -= 1
-        return super().warned(record, uid)
+        """The record as it is."""
+        return record
+
+    def settled(self, record: Prediction) -> Prediction:
+        """The record as it is."""
+        return record
 
 
 def _serve(model: Model, journal: Journal, answers: TextIO) -> None:
@@ -162,12 +159,11 @@ def _rows(
     """
     usual = model.reader()
     reader = JournalledReader(usual.spec, keeps_facts=True, sends=usual.sends, journal=journal)
-    duplicates, numbers = _EachRequest(), deque[int]()
+    numbers = deque[int]()
 
     def sources() -> Iterator[ImageSource]:
         current: Mapping[str, Any] | None = request
         while current is not None:
-            duplicates.begin(len(current["numbers"]))
             for path, number in zip(current["paths"], current["numbers"], strict=True):
                 numbers.append(number)
                 yield _source(path, number)
@@ -177,12 +173,13 @@ def _rows(
     settings = model.settings
     if request["workers"]:
         settings = replace(settings, workers=request["workers"])
-    groups = predict_groups(reading, model.backend, model.facts, settings, duplicates=duplicates)
+    unsettled = _OfTheParent()
+    groups = predict_groups(reading, model.backend, model.facts, settings, duplicates=unsettled)
     with closing(groups):
         for records in groups:
             own = [numbers.popleft() for _ in records]
             yield [
-                _row(number, record, reader.facts.pop(number, None))
+                _row(number, record, reader.headers.pop(number, None))
                 for number, record in zip(own, records, strict=True)
             ]
 
@@ -193,7 +190,8 @@ def _source(path: str, number: int) -> ImageSource:
     return NumberedPath.of(path, number)
 
 
-def _row(number: int, record: Prediction, facts: DicomFacts | None) -> list[Any]:
+def _row(number: int, record: Prediction, header: Header | None) -> list[Any]:
+    facts = header.facts if header else None
     return [
         number,
         record.sha256,
@@ -205,6 +203,7 @@ def _row(number: int, record: Prediction, facts: DicomFacts | None) -> list[Any]
         uid_number(facts.sop_instance_uid) if facts and facts.sop_instance_uid else None,
         facts.month if facts else "",
         facts.device if facts else "",
+        header.uid if header else "",
     ]
 
 

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from deepcovid_edge.device.child_process import end, ending_with_this
 from deepcovid_edge.errors import DeepCovidEdgeError, NotAssessedError, OutputError, of_kind
 from deepcovid_edge.files import Closing
 from deepcovid_edge.imaging.files import read_bytes
+from deepcovid_edge.pipeline.duplicates import Duplicates
 from deepcovid_edge.reasons import Reason
 
 START_SECONDS = 300.0
@@ -210,7 +211,7 @@ class ImageWorker(Closing):
                 rows = child.rows()
                 for row in rows:
                     (request,) = (one for one in begun if row[0] in one)
-                    request.found[row[0]] = self._screened(request.image(row[0]), row)
+                    request.add(row[0], self._screened(request.image(row[0]), row), row[-1])
                 self._fruitless = 0
                 progress(len(rows))
             yield begun.popleft().records()
@@ -221,20 +222,21 @@ class ImageWorker(Closing):
         """Find the record of an image that may have ended the child, with no other image in it."""
         for request in begun:
             if number in request and number not in request.found:
-                request.found[number] = self._alone(request.image(number), number)
+                request.add(number, *self._alone(request.image(number), number))
                 progress(1)
 
-    def _alone(self, image: ListedImage, number: int) -> ScreenedImage:
+    def _alone(self, image: ListedImage, number: int) -> tuple[ScreenedImage, str]:
+        """The record of an image, and its UID, from a child that has no other image."""
         try:
             child = self._started()
             child.ask({number: image.path}, workers=1)
             (row,) = child.rows()
             self._fruitless = 0
-            return self._screened(image, row)
+            return self._screened(image, row), row[-1]
         except _WorkerDiedError as error:
             self._end_child()
             self._suspects(str(error), alone=True)
-            return self._without_result(image, str(error))
+            return self._without_result(image, str(error)), ""
 
     def _suspects(self, why: str, *, alone: bool = False) -> list[int]:
         """The images that the child was reading when it ended.
@@ -258,7 +260,7 @@ class ImageWorker(Closing):
         return suspects
 
     def _screened(self, image: ListedImage, row: Sequence[Any]) -> ScreenedImage:
-        _, sha256, reason, message, warnings, shares, timings, uid, month, device = row
+        _, sha256, reason, message, warnings, shares, timings, uid_hash, month, device, _ = row
         record = Prediction(
             image.path,
             self.facts,
@@ -269,7 +271,7 @@ class ImageWorker(Closing):
             dict(zip(self.facts.classes, shares, strict=True)) if shares else None,
             timings,
         )
-        return ScreenedImage(record, image.id, uid, month or image.month, _clean(device))
+        return ScreenedImage(record, image.id, uid_hash, month or image.month, _clean(device))
 
     def _without_result(self, image: ListedImage, why: str) -> ScreenedImage:
         sha256 = None
@@ -292,6 +294,7 @@ class _Request:
     def __init__(self, images: Sequence[ListedImage], first: int) -> None:
         self._images, self._numbers = images, range(first, first + len(images))
         self.found: dict[int, ScreenedImage] = {}
+        self._uids: dict[int, str] = {}
 
     def __contains__(self, number: int) -> bool:
         return number in self._numbers
@@ -299,6 +302,10 @@ class _Request:
     def image(self, number: int) -> ListedImage:
         """The image of a number."""
         return self._images[number - self._numbers.start]
+
+    def add(self, number: int, image: ScreenedImage, uid: str) -> None:
+        """Keep the record of an image, and the UID by which duplicates are found."""
+        self.found[number], self._uids[number] = image, uid
 
     @property
     def is_done(self) -> bool:
@@ -314,8 +321,18 @@ class _Request:
         }
 
     def records(self) -> list[ScreenedImage]:
-        """The records, in the order of the images."""
-        return [self.found[number] for number in self._numbers]
+        """The records, in the order of the images, with duplicates among them settled.
+
+        That is done here: a child that took the place of another one knows only what was left.
+        """
+        duplicates = Duplicates()
+
+        def settled(number: int) -> ScreenedImage:
+            image = self.found[number]
+            record = duplicates.warned(image.record, self._uids[number])
+            return replace(image, record=duplicates.settled(record))
+
+        return [settled(number) for number in self._numbers]
 
 
 class _Child:

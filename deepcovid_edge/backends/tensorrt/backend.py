@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,7 @@ from deepcovid_edge.backends.tensorrt.files import (
     SUFFIX,
     EngineFacts,
     Fit,
+    Profile,
     read_engine,
     read_facts,
     rebuild_command,
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 REQUIRES = "tensorrt"
 SUFFIXES = {SUFFIX}
+_USUAL_BATCH = Profile().opt
+"""Images in a call to a GPU where no other number is asked for."""
 
 
 def is_available() -> bool:
@@ -46,29 +50,32 @@ def is_available() -> bool:
 
 
 def find_verified(model: Path) -> Path | None:
-    """A verified engine of a model in the cache that fits this device, or None."""
+    """The proved engine of a model in the cache that suits usual batches best, or None.
+
+    It fits this device, with the library that built it.
+    """
     engines = sorted(cache_folder().glob(f"*{SUFFIX}"))
     if not engines:  # the imports behind what follows are a tenth of a cold start
         return None
     from deepcovid_edge.backends.tensorrt.build import device_fit
+    from deepcovid_edge.device.gpu import find_gpu
 
-    try:
-        device = device_fit()
-    except NotThereError:
+    if (gpu := find_gpu()) is None:
         return None
     digest = file_sha256(model)
+    found: list[tuple[Profile, Path]] = []
     for engine in engines:
-        try:
+        with suppress(DeepCovidEdgeError):
             facts = read_facts(engine)
-        except DeepCovidEdgeError:
-            continue
-        if (
-            facts.is_verified
-            and facts.parent_sha256 == digest
-            and not facts.fit.differences(device)
-        ):
-            return engine
-    return None
+            fits = not facts.fit.differences(device_fit(gpu, library=facts.fit.library))
+            if fits and facts.is_proved and facts.parent_sha256 == digest:
+                found.append((facts.profile, engine))
+    return min(found, key=lambda one: _cost(one[0]), default=(None, None))[1]
+
+
+def _cost(profile: Profile) -> tuple[tuple[int, int], int]:
+    """How badly an engine suits usual batches: what they cost, then how far it is tuned off."""
+    return profile.images_run(_USUAL_BATCH), abs(profile.opt - _USUAL_BATCH)
 
 
 def load(path: Path, settings: BackendSettings) -> TensorRtBackend:
@@ -129,8 +136,8 @@ class TensorRtBackend(Closing):
 
     @property
     def warnings(self) -> tuple[WarningCode, ...]:
-        """`W_UNVERIFIED` unless `verify` found the engine unchanged against its parent."""
-        return () if self.facts.is_verified else (WarningCode.UNVERIFIED,)
+        """`W_UNVERIFIED` unless the engine was proved to decide as the FP32 model does."""
+        return () if self.facts.is_proved else (WarningCode.UNVERIFIED,)
 
     def infer(self, batch: NDArray[np.uint8], *, activation_maps: bool = False) -> Inference:
         """See `Backend.infer`."""

@@ -66,6 +66,14 @@ class Profile:
             raise ValueError(f"batch: got {text!r}, expected MIN,OPT,MAX such as 1,8,32")
         return cls(*numbers) if len(numbers) == 3 else cls(*(numbers * 3))
 
+    def images_run(self, batch: int) -> tuple[int, int]:
+        """What a batch costs: calls, since none takes more than the largest, and images in them.
+
+        A call below the smallest batch is filled up.
+        """
+        calls = -(-batch // self.max)
+        return calls, max(batch, calls * self.min)
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -112,7 +120,8 @@ class EngineFacts:
         parent_sha256: SHA-256 of the .onnx file it was made of.
         sha256: SHA-256 of the engine.
         builder: How it was built: level, workspace, seconds, messages.
-        verification: The verdict of `verify` against its parent; None without one.
+        verification: The verdict of `verify`, and its reference: the parent, or the FP32 model
+            that the parent is a variant of; None without one.
         schema_version: Version of this structure.
     """
 
@@ -127,8 +136,18 @@ class EngineFacts:
 
     @property
     def is_verified(self) -> bool:
-        """Whether `verify` found it unchanged."""
+        """Whether `verify` found it unchanged against its reference."""
         return bool(self.verification) and (self.verification or {}).get("verdict") == "unchanged"
+
+    @property
+    def is_proved(self) -> bool:
+        """Whether it was found to decide as the FP32 model does.
+
+        It was compared with that model, or with its parent, which is that model or proved itself.
+        """
+        reference = (self.verification or {}).get("reference", {}).get("sha256")
+        of_fp32 = self.manifest.is_proved or reference == self.manifest.parent_sha256
+        return self.is_verified and of_fp32
 
     def to_json(self) -> str:
         """The facts as JSON: the manifest's fields at the top, the rest under `engine`."""
@@ -166,6 +185,7 @@ def _check_kinds(own: Mapping[str, Any]) -> None:
         check_kind(name, own[name], (str,))
     check_kind("builder", own["builder"], (dict,))
     check_kind("verification", own["verification"], (dict, type(None)))
+    check_kind("verification.reference", (own["verification"] or {}).get("reference", {}), (dict,))
     check_kind("fit.capabilities", own["fit"]["capabilities"], (list,))
     for name in ("library", "version", "gpu"):
         check_kind(f"fit.{name}", own["fit"][name], (str,))
@@ -305,7 +325,10 @@ def write_engine(folder: Path, name: str, plan: bytes, facts: EngineFacts) -> Pa
 
 def record_verification(engine: Path, report: Mapping[str, Any]) -> EngineFacts:
     """Write the verdict and chief figures of `verify` into an engine's facts."""
-    kept = ("verdict", "failed", "missing", "images", "data_sha256", "flips", "auc", "rules")
+    kept = (
+        *("verdict", "failed", "missing", "unproved", "reference"),
+        *("images", "data_sha256", "flips", "auc", "rules"),
+    )
     facts = read_facts(engine)
     facts = replace(facts, verification={name: report[name] for name in kept})
     write_atomically(facts_path(engine), facts.to_json().encode(), sync=True)

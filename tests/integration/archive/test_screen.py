@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from archive_runs import (
     COMMAND,
@@ -234,6 +235,26 @@ def test_images_that_harm_their_reader_cost_themselves_alone(
         assert record["probability"] is None
     whole = by_name(inferred(place / "infer.jsonl"))
     assert found == {name: whole[name] for name in found}
+
+
+def test_a_uid_that_comes_again_is_known_after_a_crash_between(tmp_path: Path) -> None:
+    """The process that reads the last image never saw the first one."""
+    images = linked_images(tmp_path / "images", 60)
+    for number, name in enumerate(("00000.dcm", "99999.dcm")):
+        pixels = np.roll(drawn_phantom(0), number, axis=1)
+        (images / name).write_bytes(written(dataset(pixels)))
+    harmful_image(images / "00059.png", KILLER)
+    command("manifest", images, "-o", tmp_path / "m.parquet")
+    one_thread = ("--variant", "fp32", "--ood", "warn", "--workers", "1")
+    done = run_command(
+        *("screen", tmp_path / "m.parquet", "-o", tmp_path / "r", *one_thread),
+        environment=harmful_environment(tmp_path / "site"),
+    )
+    assert done.returncode == 4, done.stderr
+    found = by_name(screened(tmp_path / "r"))
+    assert found["00059.png"]["reason"] == "E_DECODE"
+    assert "W_DUP_UID" not in found["00000.dcm"]["warnings"]
+    assert "W_DUP_UID" in found["99999.dcm"]["warnings"]
 
 
 def test_a_full_disk_ends_the_run_and_with_more_room_it_goes_on(

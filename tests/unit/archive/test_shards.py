@@ -156,6 +156,24 @@ def test_a_folder_belongs_to_the_run_that_began_it(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "r").iterdir()] == [RUN_FILE]
 
 
+def test_two_containers_with_the_same_process_id_begin_a_run_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second begins, and ends, between two steps of the first."""
+    real, linked = os.link, list[str]()
+
+    def link(own: Path, path: Path) -> None:
+        linked.append(own.name)
+        if len(linked) == 1:
+            begin_run(tmp_path / "r", STAMP)
+        real(own, path)
+
+    monkeypatch.setattr(os, "link", link)
+    begin_run(tmp_path / "r", STAMP)
+    assert len(set(linked)) == 2
+    assert [path.name for path in (tmp_path / "r").iterdir()] == [RUN_FILE]
+
+
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP])
 def test_a_run_begins_on_a_disk_without_hard_links(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int

@@ -30,7 +30,7 @@ from deepcovid_edge.archive.worker.process import (
     WorkerSettings,
 )
 from deepcovid_edge.cli.exit_codes import ExitCode, exit_code
-from deepcovid_edge.decision.record import Prediction, RunFacts
+from deepcovid_edge.decision.record import RunFacts
 from deepcovid_edge.errors import DeepCovidEdgeError, ServerMismatchError
 
 FACTS = RunFacts("m", "ab" * 32, "onnxruntime-cpu", "fp32", ("normal", "covid"), "covid", 0.5)
@@ -57,7 +57,10 @@ for line in sys.stdin:
         with journal.reading(number):
             if path == "in the decoder":
                 os._exit(3)
-        answer({"rows": [[number, "0" * 64, None, None, [], [0.5, 0.5], {}, None, "", ""]]})
+        content, uid, share = path.split() if path[0].isdigit() else ("0", "", 0.5)
+        shares = [1 - float(share), float(share)]
+        row = [number, content * 64, None, None, [], shares, {}, None, "", "", uid]
+        answer({"rows": [row]})
 """
 
 
@@ -200,13 +203,31 @@ def test_a_child_ends_where_no_further_request_can_be_read(end: str) -> None:
     assert requests.wait() is None
 
 
-def test_an_image_comes_for_the_first_time_in_each_shard() -> None:
+def settled(worker: ImageWorker, *requests: Sequence[str]) -> list[list[tuple[bool, float]]]:
+    """Of each request's images, whether it has `W_DUP_UID`, and its probability."""
+    images = ([ListedImage(path, 0, "") for path in paths] for paths in requests)
+    return [
+        [("W_DUP_UID" in one.record.warnings, one.record.probability or 0.0) for one in found]
+        for found in worker.assess_each(images)
+    ]
+
+
+@pytest.mark.parametrize("between", [[], ["in the decoder"], ["in the decoder"] * 3])
+def test_duplicates_of_a_shard_do_not_depend_on_a_child_that_dies(
+    worker: ImageWorker, between: list[str]
+) -> None:
+    """The paths say content, UID and probability."""
+    paths = ["1 1.2 0.25", *between, "2 1.2 0.75", "1 1.3 0.5", "3 1.4 0.125"]
+    (found,) = settled(worker, paths)
+    assert [one for one in found if one[1]] == [
+        (False, 0.25),
+        (True, 0.75),
+        (False, 0.25),
+        (False, 0.125),
+    ]
+
+
+def test_an_image_comes_for_the_first_time_in_each_shard(worker: ImageWorker) -> None:
     """A shard is the same whichever were assessed before it by the same process."""
-    duplicates = child._EachRequest()
-    for size in (2, 0, 1):
-        duplicates.begin(size)
-    found = []
-    for share in (0.1, 0.2, 0.3):
-        record = Prediction("a", FACTS, "0" * 64, probabilities={"normal": 1 - share})
-        found.append(duplicates.settled(duplicates.warned(record, "1.2")).probabilities)
-    assert found == [{"normal": 0.9}, {"normal": 0.9}, {"normal": 0.7}]
+    found = settled(worker, ["1 1.2 0.25", "2 1.2 0.5"], [], ["3 1.2 0.75", "1 1.5 0.875"])
+    assert found == [[(False, 0.25), (True, 0.5)], [], [(False, 0.75), (False, 0.875)]]

@@ -36,6 +36,8 @@ REPORT = {
     "verdict": "unchanged",
     "failed": [],
     "missing": {},
+    "unproved": [],
+    "reference": {"sha256": "ab" * 32},
     "images": 253,
     "data_sha256": "00",
     "flips": {"count": 0},

@@ -19,11 +19,12 @@ from deepcovid_edge.backends.base import Inference
 from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.decision.out_of_distribution import OodLimits, check_output
 from deepcovid_edge.decision.record import Prediction
-from deepcovid_edge.errors import ModelFileError, UsageError
+from deepcovid_edge.errors import DataError, ModelFileError, UsageError
 from deepcovid_edge.manifest import InputSpec, ModelManifest
 from deepcovid_edge.model import Model
 from deepcovid_edge.pipeline.pipeline import PredictSettings
 from deepcovid_edge.reasons import WarningCode
+from deepcovid_edge.validation.site_check import site_check
 from deepcovid_edge.validation.verify import verify
 
 LIMITS = {"parts": ["turned", "unrecognisable"], "limit": 1.5, "strict_limit": 1.0}
@@ -203,3 +204,15 @@ def test_verify_finds_a_form_changed_that_lost_its_ood(image: Path) -> None:
     assert report["verdict"] == "changed"
     assert "classifies any image" in report["failed"][0]
     assert report["ood"] is None
+
+
+def test_site_check_treats_them_as_the_model_does(image: Path) -> None:
+    """And measures the model's own threshold, 0.5, whatever the given model decides by."""
+    images, unlike = two_images(image), Unlike(0, 7)
+    with pytest.raises(DataError, match="no image without covid could be assessed"):
+        site_check(Model.of(unlike), images, name="here")
+    given = Model.of(unlike, PredictSettings(threshold=0.9, ood="warn"))
+    report = site_check(given, images, name="here")
+    assert (report.data.images, report.data.warnings) == (2, {"W_OOD": 2})
+    assert report.threshold == 0.5
+    assert [counts["positive"] for counts in report.decisions.values()] == [1, 1]

@@ -139,7 +139,7 @@ def test_decisions_of_infer_are_counted_with_the_range_of_the_reference(
     ranged = replace(MANIFEST, indeterminate_range=IndeterminateRange(0.4, 0.6, {}))
     candidate = Answering("candidate", MANIFEST, g150=0.1, g135=-0.1)
     found = verify(Answering("reference", ranged), candidate, images)
-    assert found.verdict == "unchanged"
+    assert found.verdict == "insufficient"
     assert found.flips.count == 2
     assert found.as_dict()["decisions"] == {
         "differ": 2,
@@ -178,8 +178,27 @@ def test_too_few_images_cannot_be_unchanged(images: list[LabelledImage]) -> None
         "positive": {"images": 20, "needed": 100},
         "negative": {"images": 20, "needed": 100},
     }
-    assert "100 are needed to tell a change of 1%" in summary(found)
-    assert report_of(images[:40], Answering("same"), smallest_change=0.05)["verdict"] == "unchanged"
+    assert "100 are needed, so that one is at most 1% of them" in summary(found)
+    rules = {"smallest_change": 0.05, "margin": 0.2}
+    assert report_of(images[:40], Answering("same"), **rules)["verdict"] == "unchanged"
+
+
+def test_a_loss_that_the_images_do_not_rule_out_leaves_the_verdict_open(
+    images: list[LabelledImage],
+) -> None:
+    """Two of 110 positive images are lost: 0.9 % turned, and the AUC is the same."""
+    worse = Answering("worse", g135=-0.1)
+    found = verified(images, worse)
+    assert (found.verdict, found.failed, found.missing) == ("insufficient", (), {})
+    (sentence,) = found.unproved
+    assert sentence == (
+        "sensitivity: may be 6.4 points lower [-6.39%, +1.80%], allowed 5: more positive images "
+        "are needed"
+    )
+    assert f"not proved: {sentence}" in summary(found)
+    assert verified(images, worse, margin=0.07).verdict == "unchanged"
+    lost_negatives = verified(images, Answering("worse", g120=0.1))
+    assert lost_negatives.unproved[0].startswith("specificity: may be 6.4 points lower")
 
 
 def test_too_few_images_do_not_hide_a_change(images: list[LabelledImage]) -> None:
