@@ -1,4 +1,4 @@
-"""All benchmarks in their order, each a process of its own, timed: what `make bench` runs.
+"""Speed and equivalence, each part a process of its own, timed: what `make bench` runs.
 
     python -m benchmarks.run_all --data DATA             all parts, then the tables
     python -m benchmarks.run_all --data DATA --only accuracy --only suite

@@ -227,6 +227,7 @@ find_tools() {
     if [[ -n $cuda && $("$cuda/bin/nvcc" --version) =~ release\ ([0-9]+\.[0-9]+) ]]; then
         cuda_version=${BASH_REMATCH[1]}
     fi
+    build_cuda=${cuda_version:-$want_cuda} # of pycuda: without nvcc it comes from a wheel
 }
 
 builds_pycuda() { [[ -z $wheels ]] || ! compgen -G "$wheels/pycuda-*.whl" >/dev/null; }
@@ -266,7 +267,7 @@ join() { # SEPARATOR ITEM...
     say "$text"
 }
 
-mend_missing() {
+install_missing() {
     list_missing
     ((${#missing[@]})) || return 0
     if [[ $yes_apt == no ]]; then
@@ -311,14 +312,14 @@ with pip wheel --no-deps -w DIR . in a checkout, or name it with --wheel"
         source_id="wheel $(sha256sum <"$wheel" | cut -c 1-16)"
     elif [[ -f $checkout/deepcovid_edge/__init__.py ]]; then
         source=$checkout
-        source_id="checkout $(cd "$checkout" && find deepcovid_edge pyproject.toml -type f \
+        source_id="checkout $(cd "$checkout" && find deepcovid_edge export pyproject.toml -type f \
             ! -name '*.pyc' -print0 | sort -z | xargs -0 sha256sum | sha256sum | cut -c 1-16)"
     else
         die $NOT_THERE "no checkout around this script, so say which wheel: --wheel FILE"
     fi
 }
 
-plan() { # What the environment depends on: another plan is installed anew
+plan() { # What the environment depends on: another plan is installed again
     say "jetpack $jetpack"
     say "python $python_version"
     say "tensorrt $tensorrt"
@@ -357,6 +358,11 @@ write_constraints() {
     [[ $dry_run == yes ]] || printf '%s\n' "${lines[@]}" >"$constraints"
 }
 
+pycuda_cuda() { # The CUDA that pycuda was built with; empty where it is not there or does not load
+    "$venv/bin/python" -c \
+        'import pycuda.driver as d; print("%d.%d" % d.get_version()[:2])' 2>/dev/null || true
+}
+
 in_environment() { # DISTRIBUTION
     compgen -G "$venv/lib/python3*/site-packages/${1//-/_}-*.dist-info" >/dev/null
 }
@@ -369,8 +375,12 @@ install_packages() {
         say "+ export CUDA_ROOT=$cuda PATH=$cuda/bin:\$PATH"
         export CUDA_ROOT=$cuda PATH=$cuda/bin:$PATH
     fi
-    # pip would take the pycuda that it built once, also with another CUDA: an earlier JetPack's.
-    run "${pip[@]}" "${from[@]}" --no-cache-dir -c "$constraints" pycuda
+    # pip keeps the pycuda that is there, and takes the one that it built once, also where that was
+    # with another CUDA: an earlier JetPack's.
+    local again=() built
+    built=$(pycuda_cuda)
+    [[ -z $built || $built == "$build_cuda" ]] || again=(--force-reinstall --no-deps)
+    run "${pip[@]}" "${from[@]}" --no-cache-dir -c "$constraints" "${again[@]}" pycuda
     # The two write the same files; a leftover of the other one breaks the one that is wanted.
     local other=onnxruntime known=no
     [[ $onnxruntime == gpu ]] || other="onnxruntime-gpu"
@@ -388,17 +398,19 @@ install_packages() {
     [[ $known == no ]] || run "${pip[@]}" "${from[@]}" --force-reinstall --no-deps "$source"
 }
 
-check_result() {
+check_result() { # Whether engines can run with what was installed
     local seen built
     seen=$("$venv/bin/python" -c 'import tensorrt; print(tensorrt.__version__)' 2>/dev/null || true)
     [[ $seen == "$tensorrt" ]] || die 1 "$venv sees tensorrt ${seen:-none}, JetPack has $tensorrt: \
 remove $venv and install again"
-    built=$("$venv/bin/python" -c \
-        'import pycuda.driver as d; print("%d.%d" % d.get_version()[:2])' 2>/dev/null || true)
+    built=$(pycuda_cuda)
     if [[ -z $built ]]; then
         warn "pycuda does not load, so engines cannot run: $venv/bin/python -c 'import pycuda.driver'"
-    elif [[ -n $cuda_version && $built != "$cuda_version" ]]; then
-        warn "pycuda was built with CUDA $built, here is $cuda_version: remove $venv and install again"
+        return 1
+    elif [[ $built != "$build_cuda" ]]; then
+        warn "pycuda was built with CUDA $built, here is $build_cuda: with --wheels collect the wheels \
+on a board with JetPack $jetpack, else choose the CUDA with CUDA_ROOT=DIR; then run this again"
+        return 1
     fi
 }
 
@@ -412,7 +424,7 @@ main() {
         warn "run with sudo, so $venv will belong to root; it needs no sudo"
     fi
     find_tools
-    mend_missing
+    install_missing
     warn_of_mixtures
     find_source
     local restart=(--restart)
@@ -423,8 +435,8 @@ main() {
         make_environment
         write_constraints
         install_packages
-        if [[ $dry_run == no ]]; then
-            check_result
+        # Without its plan in the stamp, the next run checks and installs again.
+        if [[ $dry_run == no ]] && check_result; then
             plan >"$stamp"
         fi
     fi

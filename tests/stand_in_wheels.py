@@ -6,10 +6,18 @@ import zipfile
 from pathlib import Path
 
 
-def stand_in_wheels(folder: Path, *, edge: str = "print('info of stand-in')") -> None:
-    """Wheels with the names and needs of the real ones, and next to nothing in them."""
+def stand_in_wheels(
+    folder: Path, *, edge: str = "print('info of stand-in')", cuda: tuple[int, int] = (12, 6)
+) -> None:
+    """Wheels with the names and needs of the real ones, and next to nothing in them.
+
+    Args:
+        folder: Where they are written.
+        edge: What `deepcovid-edge` does.
+        cuda: What pycuda says that it was built with.
+    """
     folder.mkdir(exist_ok=True)
-    driver = "def get_version(): return (12, 6, 0)\n"
+    driver = f"def get_version(): return {(*cuda, 0)}\n"
     for name, version, module in (
         ("numpy", "1.26.4", ""),
         ("numpy", "2.2.6", ""),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -13,11 +12,10 @@ from pathlib import Path
 from benchmarks.measure import RUNS_THROUGH
 from benchmarks.measure.programs import COMMAND, links
 from deepcovid_edge.datasets.dataset import walk_files
+from deepcovid_edge.device.process_tree import process_tree
 
 _LOOK_SECONDS = 0.1
 _LIMIT_SECONDS = 1800.0
-_TICKS = os.sysconf("SC_CLK_TCK")
-_PAGE_MIB = os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
 @dataclass(frozen=True)
@@ -73,34 +71,14 @@ def watched(arguments: Sequence[object], images: Callable[[], int], log: Path) -
     return looks
 
 
-def descendants(process: int) -> list[int]:
-    """A process and all below it."""
-    parents: dict[int, list[int]] = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and (fields := _stat(int(folder.name))):
-            parents.setdefault(int(fields[1]), []).append(int(folder.name))
-    found = [process]
-    for one in found:
-        found += parents.get(one, [])
-    return found
-
-
 def use(process: int) -> tuple[float, float]:
     """Processor seconds of a process and all below it, and MiB of those that read images."""
-    cpu = rss = 0.0
-    for one in descendants(process):
-        fields = _stat(one)
-        if fields:
-            cpu += sum(map(int, fields[11:15])) / _TICKS
-            with suppress(OSError):
-                if b"archive.worker.child" in Path(f"/proc/{one}/cmdline").read_bytes():
-                    rss += int(fields[21]) * _PAGE_MIB
-    return cpu, rss
+    tree = process_tree(process)
+    rss = sum(one.rss_mib for one in tree if _reads_images(one.pid))
+    return sum(one.cpu_seconds for one in tree), rss
 
 
-def _stat(process: int) -> list[bytes]:
-    """The fields of proc_pid_stat(5) from the third on; none where it has ended."""
-    try:
-        return Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
-        return []
+def _reads_images(process: int) -> bool:
+    with suppress(OSError):
+        return b"archive.worker.child" in Path(f"/proc/{process}/cmdline").read_bytes()
+    return False

@@ -6,10 +6,12 @@
 Without a GPU it prints `not executed: no GPU`, stores nothing and exits with 0.
 
 All sides take turns in one process. `host_ms` is prepared images in host memory to logits in host
-memory, `device_ms` the network alone by CUDA events. `of_the_roof` is the least time that the card
-can take (gpu_roof.py) over `device_ms`. Torch's networks have random weights, which is no matter
-for speed. ResNet50 and DenseNet-121 of ours are those that `make figures` trained; without them
-they are named as missing.
+memory, `device_ms` the network alone by CUDA events. `graph` says which of the two are of a
+captured CUDA graph: events inside a graph cannot be read, and TensorRT's holds the copies too, so
+its network alone is launched without one. `of_the_roof` is the least time that the card can take
+(gpu_roof.py) over `device_ms`. Torch's networks have random weights, which is no matter for speed.
+ResNet50 and DenseNet-121 of ours are those that `make figures` trained; without them they are named
+as missing.
 """
 
 from __future__ import annotations
@@ -41,14 +43,22 @@ from deepcovid_export.networks import build_network
 MODELS = ("squeezenet1_1", "resnet18", "resnet50", "densenet121")
 BATCHES = (1, 8, 32, 128)
 NOT_EXECUTED = "not executed: no GPU"
+NO_GRAPH, HOST_GRAPH, BOTH_GRAPH = "neither", "host to host", "both"
 
 
 @dataclass(frozen=True)
 class Side:
-    """A way to run the network: host to host, and its milliseconds by CUDA events or None."""
+    """A way to run the network.
+
+    Attributes:
+        run: Host to host.
+        device_ms: Milliseconds of the network alone by CUDA events, or None.
+        graph: Which of the two are of a captured CUDA graph.
+    """
 
     run: Callable[[Pixels], Any]
     device_ms: Callable[[Pixels], float] | None = None
+    graph: str = NO_GRAPH
 
 
 def main() -> None:
@@ -149,7 +159,7 @@ def captured(forward: Callable[[Any], Any], batch: int) -> Side:
         graph.replay()
         return logits.cpu().numpy()
 
-    return Side(run, lambda _: events(graph.replay))
+    return Side(run, lambda _: events(graph.replay), BOTH_GRAPH)
 
 
 def our_sides(
@@ -182,7 +192,9 @@ def our_side(model: Path, variant: str, batch: int, data: Path | None, opened: E
     settings = BackendSettings(provider=provider)
     loaded = opened.enter_context(load_backend(file, backend=library, settings=settings))
     if isinstance(loaded, TellsParts):
-        return Side(loaded.infer, lambda images: loaded.infer_in_parts(images)["compute"])
+        return Side(
+            loaded.infer, lambda images: loaded.infer_in_parts(images)["compute"], HOST_GRAPH
+        )
     return Side(loaded.infer)
 
 
@@ -202,6 +214,7 @@ def time_sides(sides: dict[str, Side], images: Pixels, rounds: int) -> dict[str,
         name: {
             "host_ms": measure.summary(host[name]),
             "images_per_second": len(images) / statistics.median(host[name]) * 1e3,
+            "graph": sides[name].graph,
             **({"device_ms": measure.summary(device[name])} if device[name] else {}),
         }
         for name in sides

@@ -13,15 +13,10 @@ from deepcovid_edge.cart.config import (
     ReceiveSettings,
 )
 from deepcovid_edge.cart.receive.connections import Limits
-from deepcovid_edge.cart.receive.receiver import (
-    COMMITMENT,
-    IMAGES,
-    STATUSES,
-    VERIFICATION,
-    transfer_syntaxes,
-)
+from deepcovid_edge.cart.receive.receiver import IMAGES, STATUSES, transfer_syntaxes
 from deepcovid_edge.cart.send.answers import ANSWERS, GROUPS
-from deepcovid_edge.cart.send.dimse import FIND
+from deepcovid_edge.cart.send.commitment import PUSH_MODEL
+from deepcovid_edge.cart.send.dimse import FIND, VERIFICATION
 
 _TABLES = {
     "cart": CartSettings,
@@ -61,7 +56,7 @@ def classes() -> Table:
     rows = [(name, uid, "SCP", "takes images") for uid, name in IMAGES.items()]
     rows += [
         ("Verification", VERIFICATION, "SCP, SCU", "C-ECHO; `cart check-config` asks"),
-        ("Storage Commitment Push Model", COMMITMENT, "SCP, SCU", "`commitment = true`"),
+        ("Storage Commitment Push Model", PUSH_MODEL, "SCP, SCU", "`commitment = true`"),
         (*_REPORT, "SCU", "sends reports"),
         (*_REPORT_3D, "SCU", '`report = "comprehensive3d"`'),
         (*_CAPTURE, "SCU", "sends pictures"),

@@ -264,10 +264,9 @@ def model_facts(backend: Backend) -> dict[str, Any]:
     """What ran, and the verdict of its equivalence check."""
     manifest = backend.manifest
     engine = getattr(backend, "facts", None)
-    derived = manifest.precision != "fp32" and manifest.parent_sha256 is not None
     if WarningCode.UNVERIFIED in backend.warnings:
         verdict = "not verified"
-    elif engine is not None or derived:
+    elif engine is not None or manifest.is_derived:
         verdict = "unchanged"
     else:
         verdict = "the reference itself"
@@ -284,7 +283,7 @@ def model_facts(backend: Backend) -> dict[str, Any]:
 
 
 def _memory(runs: Sequence[Run], idle: Mapping[str, Any]) -> dict[str, Any]:
-    """Peaks of this process's resident memory and of the GPU's, with its use before loading."""
+    """Peaks of resident memory with children, and of the GPU's, with its use before loading."""
     before = idle.get("gpu_memory_mib")
     peaks = [
         run.watched["gpu_memory_mib"]["max"] for run in runs if "gpu_memory_mib" in run.watched

@@ -1,6 +1,7 @@
 """The machine beside a run: clocks, temperatures, memory, power, and who else used the cores.
 
-A thread takes a reading every half second, of the GPU too where it can be read (`gauges`).
+A thread takes a reading every half second, of the GPU too where it can be read (`gauges`). What
+this process started belongs to it: compressed DICOM images are decoded in children.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcovid_edge.benchmarking.gauges import GpuGauge
+from deepcovid_edge.device.process_tree import process_tree
 
 _EVERY_SECONDS = 0.5
 _END_SECONDS = 10.0
@@ -34,9 +36,10 @@ def cpu_reading(root: Path = Path("/")) -> Reading:
 
 
 def peak_rss_mib() -> float:
-    """Largest resident memory of this process until now, MiB (VmHWM of proc_pid_status(5))."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1024
+    """Largest resident memory of this process until now, and of each one below it, summed; MiB."""
+    below = [one.pid for one in process_tree(os.getpid())[1:]]
+    own = _peak_kib(os.getpid()) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return (own + sum(map(_peak_kib, below))) / 1024
 
 
 class Watch:
@@ -138,6 +141,12 @@ def _cpu_celsius(root: Path) -> float | None:
     return max(heat, default=None)
 
 
+def _peak_kib(pid: int) -> int:
+    """VmHWM of proc_pid_status(5); 0 where the kernel does not have it, or the process ended."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", _text(Path(f"/proc/{pid}/status")))
+    return int(found[1]) if found else 0
+
+
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
@@ -160,12 +169,11 @@ def _core_seconds() -> tuple[float, float]:
 
 
 def _own_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
+    return sum(one.cpu_seconds for one in process_tree(os.getpid()))
 
 
 def _shares(before: tuple[tuple[float, float], float, float]) -> dict[str, float]:
-    """Shares of this process's cores, 0 to 1: used by it, by others, and stolen by the host."""
+    """Shares of this process's cores, 0 to 1: used by it with its children, by others, stolen."""
     (busy, stolen), own, began = before
     (busy_now, stolen_now), own_now = _core_seconds(), _own_seconds()
     whole = (time.monotonic() - began) * len(os.sched_getaffinity(0))

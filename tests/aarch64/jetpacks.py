@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unit.jetson.test_jetson import RELEASES, STACKS, Root, executable
+from jetson_roots import RELEASES, STACKS, Root, executable
 
 from aarch64.checks import CHECKOUT
 from aarch64.chroot import Chroot, ChrootError
@@ -67,7 +67,7 @@ class Jetpack:
 
     Attributes:
         l4t: Its release.
-        board: Of `unit.jetson.test_jetson.BOARDS`.
+        board: Of `jetson_roots.BOARDS`.
     """
 
     l4t: str

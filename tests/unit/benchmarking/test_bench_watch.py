@@ -7,7 +7,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -274,14 +275,43 @@ def test_a_watch_tells_first_last_and_range_of_each_reading() -> None:
     assert {"own_share", "others_share", "stolen_share", "load_average"} <= set(facts)
 
 
+BUSY = "import time\nend = time.process_time() + 0.5\nwhile time.process_time() < end: 1\n"
+WAIT = "print(flush=True)\ninput()\n"
+
+
+@contextmanager
+def child(program: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A Python program that runs until it says something, and then until the end of the `with`."""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        yield process
+        process.communicate(b"\n")
+
+
 def test_a_watch_sees_the_work_of_others() -> None:
-    """A child that works is not this process: the cores it uses are used by another."""
-    program = "import time\nend = time.process_time() + 0.5\nwhile time.process_time() < end: 1"
+    """An orphan does not belong to this process any more, whoever started it."""
+    orphan = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {BUSY!r}])"
     started = time.monotonic()
-    with Watch(None) as watch:
-        subprocess.run([sys.executable, "-c", program], check=True)
+    with Watch(None) as watch:  # the orphan holds the pipe: `run` waits for it
+        subprocess.run([sys.executable, "-c", orphan], stdout=subprocess.PIPE, check=True)
     whole = (time.monotonic() - started) * len(os.sched_getaffinity(0))
     assert watch.facts()["others_share"] * whole > 0.4
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["it waits for more", "it has ended"])
+def test_the_work_of_a_child_is_that_of_its_parent(ends: bool) -> None:
+    """Compressed DICOM images are decoded in children, which wait for the next image."""
+    started = time.monotonic()
+    watch = Watch(None)
+    with ExitStack() as opened:
+        opened.enter_context(watch)
+        with child(BUSY + WAIT):
+            if not ends:
+                opened.close()
+    whole = (time.monotonic() - started) * len(os.sched_getaffinity(0))
+    assert watch.facts()["own_share"] * whole > 0.4
 
 
 def test_peak_memory_grows_with_what_was_held() -> None:
@@ -289,3 +319,10 @@ def test_peak_memory_grows_with_what_was_held() -> None:
     held = bytearray(int(before) + 64 << 20)
     held[::4096] = b"x" * len(held[::4096])
     assert peak_rss_mib() > before + 32
+
+
+def test_peak_memory_is_that_of_children_too() -> None:
+    before = peak_rss_mib()
+    hold = "held = bytearray(96 << 20)\nheld[::4096] = b'x' * len(held[::4096])\n"
+    with child(hold + WAIT):
+        assert peak_rss_mib() > before + 96

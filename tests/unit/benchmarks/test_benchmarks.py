@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -251,7 +251,31 @@ def test_torch_beside_ours_is_timed_host_to_host_also_without_cuda() -> None:
     rows = gpu.time_sides({name: side}, images, 3)
     assert name == "torch_eager_fp32"
     assert len(rows[name]["host_ms"]["samples"]) == 3
+    assert rows[name]["graph"] == "neither"
     assert side.run(images).shape == (2, 2)
+
+
+def test_an_engine_s_network_alone_is_not_called_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Host to host it is a graph with its copies, which events cannot part."""
+    from benchmarks.speed import gpu
+
+    class Engine(nullcontext[Any]):
+        def __enter__(self) -> Engine:
+            return self
+
+        def infer(self, batch: np.ndarray) -> np.ndarray:
+            return batch
+
+        def infer_in_parts(self, batch: np.ndarray) -> dict[str, float]:
+            return {"host_to_device": 1.0, "compute": 2.0, "device_to_host": 3.0}
+
+    monkeypatch.setattr(gpu, "file_for", lambda *_: (MODEL, "tensorrt", None))
+    monkeypatch.setattr(gpu, "load_backend", lambda *_, **__: Engine())
+    with ExitStack() as opened:
+        side = gpu.our_side(MODEL, "fp16", 1, None, opened)
+        rows = gpu.time_sides({"tensorrt_fp16": side}, np.zeros((1, 2, 2), np.uint8), 1)
+    assert rows["tensorrt_fp16"]["device_ms"]["median"] == 2.0
+    assert rows["tensorrt_fp16"]["graph"] == "host to host"
 
 
 TRTEXEC = """#!/bin/sh

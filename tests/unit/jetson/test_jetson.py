@@ -4,60 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from jetson_roots import BOARDS, RELEASES, Install, Root, executable, steps
 from stand_in_wheels import stand_in_wheels
 
 JETSON = Path(__file__).parents[3] / "jetson"
 INSTALL, SELFTEST = JETSON / "install.sh", JETSON / "selftest"
 SCRIPTS = Path(sys.executable).parent
 
-# (L4T as the release file spells it, dpkg's version of nvidia-l4t-core, JetPack). Sources: the
-# comments of install.sh.
-RELEASES = {
-    "36.4.0": ("R36", "4.0", "6.1"),
-    "36.4.2": ("R36", "4.2", "6.1"),
-    "36.4.3": ("R36", "4.3", "6.2"),
-    "36.4.7": ("R36", "4.7", "6.2"),
-    "36.5.0": ("R36", "5.0", "6.2"),
-    "38.2.0": ("R38", "2.0", "7.0"),
-    "38.2.1": ("R38", "2.1", "7.0"),
-    "38.4.0": ("R38", "4.0", "7.1"),
-    "39.2.0": ("R39", "2.0", "7.2"),
-    "39.2.1": ("R39", "2.1", "7.2"),
-}
-# JetPack -> Python, CUDA, TensorRT
-STACKS = {
-    "6.1": ("3.10", "12.6", "10.3.0"),
-    "6.2": ("3.10", "12.6", "10.3.0"),
-    "7.0": ("3.12", "13.0", "10.13.3.9"),
-    "7.1": ("3.12", "13.0", "10.13.3.9"),
-    "7.2": ("3.12", "13.2", "10.16.2.10"),
-}
-BOARDS = {  # device tree: model, compatible
-    "orin": (
-        "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super",
-        "nvidia,p3768-0000+p3767-0005-super\0nvidia,p3767-0005\0nvidia,tegra234\0",
-    ),
-    "agx-orin": (
-        "NVIDIA Jetson AGX Orin Developer Kit",
-        "nvidia,p3737-0000+p3701-0005\0nvidia,p3701-0005\0nvidia,tegra234\0nvidia,tegra23x\0",
-    ),
-    "thor": (
-        "NVIDIA Jetson AGX Thor Developer Kit",
-        "nvidia,p4071-0000+p3834-0008\0nvidia,p3834-0008\0nvidia,tegra264\0",
-    ),
-    "xavier": (
-        "NVIDIA Jetson Xavier NX Developer Kit",
-        "nvidia,p3509-0000+p3668-0000\0nvidia,tegra194\0",
-    ),
-}
 SUPPORTED = [
     ("36.4.0", "orin"),
     ("36.4.0", "agx-orin"),
@@ -73,102 +32,6 @@ SUPPORTED = [
     ("39.2.0", "thor"),
     ("39.2.1", "agx-orin"),
 ]
-
-
-def executable(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return path
-
-
-class Root:
-    """A fake root of a Jetson's file system, with stand-ins for its tools."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def release(self, l4t: str) -> Root:
-        major, revision, _ = RELEASES.get(l4t, (f"R{l4t[:2]}", l4t[3:], ""))
-        self.write(
-            "etc/nv_tegra_release",
-            f"# {major} (release), REVISION: {revision}, GCID: 38968081, BOARD: generic, "
-            "EABI: aarch64, DATE: Wed Jan  8 01:49:37 UTC 2025\n# KERNEL_VARIANT: oot\n"
-            "TARGET_USERSPACE_LIB_DIR=nvidia\n",
-        )
-        return self
-
-    def board(self, name: str) -> Root:
-        model, compatible = BOARDS[name]
-        self.write("proc/device-tree/model", model + "\0")
-        self.write("proc/device-tree/compatible", compatible)
-        return self
-
-    def packages(self, **versions: str) -> Root:
-        entries = (
-            f"Package: {name.replace('_', '-')}\nStatus: install ok installed\nPriority: standard\n"
-            f"Architecture: arm64\nVersion: {version}\nDescription: NVIDIA\n it is here\n"
-            for name, version in versions.items()
-        )
-        gone = "Package: nvidia-l4t-old\nStatus: deinstall ok config-files\nVersion: 35.1\n"
-        self.write("var/lib/dpkg/status", "\n".join([gone, *entries]))
-        return self
-
-    def tools(self, jetpack: str, *, tensorrt: bool = True, cuda: bool = True) -> Root:
-        python, toolkit, library = STACKS[jetpack]
-        executable(
-            self.folder / "usr/bin/python3",
-            '#!/bin/sh\ncase "$*" in\n'
-            f"*version_info*) echo {python} ;;\n"
-            f"*tensorrt*) {'echo ' + library if tensorrt else 'exit 1'} ;;\n"
-            "*) echo yes ;;\nesac\n",
-        )
-        executable(self.folder / "usr/bin/g++", "#!/bin/sh\n")
-        if cuda:
-            self.nvcc(toolkit)
-        return self
-
-    def nvcc(self, version: str) -> Root:
-        text = f"Cuda compilation tools, release {version}, V{version}.68"
-        executable(self.folder / "usr/local/cuda/bin/nvcc", f"#!/bin/sh\necho '{text}'\n")
-        return self
-
-    def write(self, path: str, text: str) -> None:
-        place = self.folder / path
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(text)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Root:
-    return Root(tmp_path / "root")
-
-
-Install = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def install(tmp_path: Path, root: Root) -> Install:
-    """Runs the installer on the fake root; the environment goes below tmp_path."""
-
-    def run(*options: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        unset = ("CUDA_ROOT", "DEEPCOVID_EDGE_JETSON_INDEX", "SUDO_USER")
-        base = {name: value for name, value in os.environ.items() if name not in unset}
-        return subprocess.run(
-            [str(INSTALL), "--root", str(root.folder), *options],
-            env={**base, "HOME": str(tmp_path / "home"), **variables},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-
-    return run
-
-
-def steps(output: str) -> list[str]:
-    """The commands that were printed."""
-    return [line[2:] for line in output.splitlines() if line.startswith("+ ")]
 
 
 def test_installer_is_shellcheck_clean() -> None:
@@ -472,4 +335,10 @@ def test_install_is_complete_idempotent_and_follows_changes(
     assert "pycuda was built with CUDA 12.6, here is 12.8" in gpu.stderr
     assert "onnxruntime_gpu-1.23.0" in installed(venv)
     assert "onnxruntime-1.23.2" not in installed(venv)
-    assert "gpu" in (venv / "jetson-install.txt").read_text()
+
+    stand_in_wheels(wheels, cuda=(12, 8))
+    rebuilt = install(*options, "--onnxruntime", "gpu", PYTHONPATH=str(jetpacks))
+    assert rebuilt.returncode == 0, rebuilt.stderr
+    assert "pycuda was built" not in rebuilt.stderr
+    stamp = (venv / "jetson-install.txt").read_text()
+    assert {"cuda 12.8", "onnxruntime gpu"} <= set(stamp.splitlines())
