@@ -12,7 +12,7 @@ images of a split are too few to show a change of one in a hundred.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,11 +62,17 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="at most of a split, of both classes alike")
     parser.add_argument("--no-store", action="store_true", help="only print")
     options = parser.parse_args()
+    try:
+        files = files_of(options.model)
+    except NotThereError as error:
+        parser.error(f"--model: {error}")
     splits = {name: load_dataset(options.data, split=name) for name in options.split or SPLITS}
     skipped, changed = {}, []
-    for candidate in candidates(options.model, options.variant, options.backend):
+    for candidate in candidates(files, options.variant, options.backend):
         try:
-            reports = compare(candidate, splits, options.data, options.images)
+            reports = compare(
+                files[candidate.model], candidate, splits, options.data, options.images
+            )
         except (VariantError, NotThereError) as error:
             skipped[candidate.name] = str(error)
             print(f"{candidate.name}: skipped: {error}")
@@ -86,18 +92,34 @@ def main() -> None:
         raise SystemExit(CHANGED_CODE)
 
 
+def files_of(asked: Sequence[str] | None) -> dict[str, Path]:
+    """Name -> file of the models that are asked for, or of all.
+
+    Raises:
+        NotThereError: There is no such file, or another model has its name.
+    """
+    if not asked:
+        return models()
+    files = {named(model).stem: named(model) for model in asked}
+    for name, file in files.items():
+        if not file.samefile(models().get(name, file)):
+            raise NotThereError(f"{file} has the name of another model: give the file its own")
+    return files
+
+
 def candidates(
-    names: Sequence[str] | None, variants: Sequence[str] | None, backends: Sequence[str] | None
+    names: Iterable[str], variants: Sequence[str] | None, backends: Sequence[str] | None
 ) -> Iterator[Candidate]:
-    """Every model, variant and backend, or those that are asked for."""
-    for model in names or models():
+    """Every variant and backend of the models, or those that are asked for."""
+    for model in names:
         for backend, known in BACKENDS.items():
             for variant in known:
                 if variant in (variants or VARIANTS) and backend in (backends or BACKENDS):
-                    yield Candidate(Path(model).stem if names else model, variant, backend)
+                    yield Candidate(model, variant, backend)
 
 
 def compare(
+    model: Path,
     candidate: Candidate,
     splits: dict[str, list[LabelledImage]],
     data: Path | None,
@@ -106,6 +128,7 @@ def compare(
     """Reports of `verify` against the FP32 file, split by split.
 
     Args:
+        model: FP32 .onnx file.
         candidate: What is held against it.
         splits: Name -> images.
         data: Images to make its variant of, where that is not there.
@@ -115,7 +138,6 @@ def compare(
         VariantError: The variant cannot be made.
         NotThereError: The backend does not run here.
     """
-    model = named(candidate.model)
     file, library, provider = file_for(model, candidate.variant, candidate.backend, data, Profile())
     threads = 1 if library == "tensorrt" else CORES  # an engine computes on the GPU
     own = BackendSettings(provider=provider, threads=threads)

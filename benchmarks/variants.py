@@ -49,6 +49,12 @@ def models() -> dict[str, Path]:
     return {**shipped, **beside}
 
 
+def present_files() -> list[Path]:
+    """The files of all models and of their variants that are there, what ships first."""
+    made = [*MODELS.glob("*.onnx"), *MADE.glob("*.onnx")]
+    return [*shipped_models().values(), *sorted(made)]
+
+
 def named(model: str) -> Path:
     """The file of a model by its name, or the path itself."""
     return models().get(model) or find_model(model)

@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.variants import present_files
 from deepcovid_edge.cli.exit_codes import ExitCode
 from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
 from deepcovid_edge.device.processor import computes_int8_exactly
+from deepcovid_edge.files import file_sha256
 from deepcovid_edge.heatmaps.agreement import choose_images
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph
@@ -175,7 +177,7 @@ def prepared(path: Path, spec: InputSpec) -> Pixels:
 def store(
     name: str, figures: dict[str, Any], folder: str | None = None, place: Path | None = None
 ) -> Path:
-    """Write a result with the device and the versions that made it.
+    """Write a result with the device, the versions and the model files that made it.
 
     Args:
         name: Of the benchmark and of its file.
@@ -191,6 +193,7 @@ def store(
         "versions": {"deepcovid-edge": VERSION, "python": sys.version.split()[0]},
         "device": device,
         "backends": backend_facts(),
+        "files": {path.stem: file_sha256(path) for path in present_files()},
         **figures,
     }
     path = (place or RESULTS / (folder or device_name(device))) / f"{name}.json"

@@ -15,9 +15,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from benchmarks.measure import CORES
 from deepcovid_export.networks import IMAGENET_MEAN, IMAGENET_STD, torchvision_models
-
-THREADS = 2
 
 
 def make(
@@ -38,7 +37,7 @@ def make(
     )
 
     def classify(paths: Sequence[Path]) -> list[float]:
-        torch.set_num_threads(THREADS)
+        torch.set_num_threads(CORES)
         scores = []
         with torch.inference_mode() if compiled else torch.set_grad_enabled(gradients):
             for path in paths:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import onnxruntime
 
+from benchmarks.measure import CORES
 from benchmarks.peers import torchvision_prepare
 from benchmarks.peers.onnxruntime_loop import first_probability
 
 
 def make(model: Path) -> Callable[[Sequence[Path]], list[float]]:
     """The loop over an exported model."""
-    prepare = torchvision_prepare.make("present", threads=2)
+    prepare = torchvision_prepare.make("present", threads=CORES)
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
 
     def classify(paths: Sequence[Path]) -> list[float]:

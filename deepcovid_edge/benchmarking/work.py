@@ -76,7 +76,11 @@ class NetworkWork:
 
 
 class EndToEndWork:
-    """Files to records, through `predict`, as `infer` does it; nothing is written."""
+    """Files to records, through `predict`, as `infer` does it; nothing is written.
+
+    Images unlike the training images are classified with a warning, which takes as long: they
+    were chosen before their scores were known.
+    """
 
     def __init__(
         self, backend: Backend, paths: Sequence[Path], *, workers: int | None, batch_size: int
@@ -94,7 +98,7 @@ class EndToEndWork:
         """See `Work.run`. One image is classified by one thread; a GPU takes all at once."""
         workers = 1 if len(payload) == 1 else self._workers
         at_once = None if self._backend.on_cpu else len(payload)
-        settings = PredictSettings(batch_size=at_once, workers=workers)
+        settings = PredictSettings(batch_size=at_once, workers=workers, ood="warn")
         records = Model.of(self._backend, settings).predict(payload)
         return [self._parts(record) for record in records]
 
@@ -108,7 +112,7 @@ class EndToEndWork:
                     under_way.append(number % self.images)
                     yield self._paths[number % self.images]
 
-        settings = PredictSettings(batch_size=self._batch_size, workers=self._workers)
+        settings = PredictSettings(batch_size=self._batch_size, workers=self._workers, ood="warn")
         reading = Reading(paths(), ImageReader(self._backend.manifest.input))
         for records in Model.of(self._backend, settings).predict_groups(reading):
             first, *_ = [under_way.popleft() for _ in records]

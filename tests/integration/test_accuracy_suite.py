@@ -19,7 +19,9 @@ from drawn_once import drawn_phantom
 from deepcovid_edge.backends import openvino
 from deepcovid_edge.cli.main import run
 from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
+from deepcovid_edge.errors import NotThereError
 from deepcovid_edge.imaging.synthetic.phantom import save_phantom
+from deepcovid_edge.models import shipped_models
 from deepcovid_edge.validation.verify import CHANGED
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +78,8 @@ def test_a_shipped_variant_decides_as_the_fp32_file_does(
     if backend == "openvino" and not openvino.is_available():
         pytest.skip("openvino (extra openvino) is not installed")
     candidate = accuracy.Candidate("squeezenet1_1", variant, backend)
-    for split, report in accuracy.compare(candidate, splits, None).items():
+    model = shipped_models()["squeezenet1_1"]
+    for split, report in accuracy.compare(model, candidate, splits, None).items():
         assert report["images"] == len(splits[split])
         assert report["verdict"] != CHANGED, report["failed"]
         assert report["candidate"]["backend"] == f"{backend}-cpu"
@@ -93,7 +96,8 @@ def test_the_suite_fails_with_3_and_names_what_changed(
     monkeypatch.setattr(accuracy, "load_dataset", lambda path, split: load_dataset(path))
     monkeypatch.setattr(accuracy, "RESULTS", tmp_path)
     monkeypatch.setattr(accuracy, "store", lambda name, figures, folder: stored.update(figures))
-    monkeypatch.setattr(accuracy, "models", lambda: {"squeezenet1_1": None})
+    shipped = {"squeezenet1_1": shipped_models()["squeezenet1_1"]}
+    monkeypatch.setattr(accuracy, "models", lambda: shipped)
     known = {"onnxruntime": ("int8-cpu",), "tensorrt": ("fp32",)}
     monkeypatch.setattr(accuracy, "BACKENDS", known)
     monkeypatch.setattr(variants, "missing", lambda name: "no GPU" if name == "tensorrt" else None)
@@ -107,6 +111,19 @@ def test_the_suite_fails_with_3_and_names_what_changed(
     (path,) = (tmp_path / "verify").glob("*.json")
     assert path.name == "squeezenet1_1-int8-cpu-onnxruntime-test.json"
     assert json.loads(path.read_text("utf-8"))["asked"]["split"] == "test"
+
+
+def test_a_model_is_the_file_that_is_named(accuracy: ModuleType, tmp_path: Path) -> None:
+    shipped = shipped_models()["squeezenet1_1"]
+    assert accuracy.files_of(["squeezenet1_1"]) == {"squeezenet1_1": shipped}
+    own, another = tmp_path / "own.onnx", tmp_path / "squeezenet1_1.onnx"
+    for path in (own, another):
+        path.write_bytes(b"")
+    assert accuracy.files_of([str(own)]) == {"own": own}
+    with pytest.raises(NotThereError, match="has the name of another model"):
+        accuracy.files_of([str(another)])
+    with pytest.raises(NotThereError, match="expected a shipped model"):
+        accuracy.files_of([str(tmp_path / "missing.onnx")])
 
 
 def turned(*_: object) -> SimpleNamespace:

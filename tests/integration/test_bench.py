@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 from drawn_once import phantom_files
 
@@ -64,6 +66,18 @@ def test_parts_of_the_whole_way_are_no_longer_than_it(measured: Any) -> None:
     parts = [item.parts[name].ms for name in ("read", "preprocess", "compute")]
     assert item.scenario == "single-stream"
     assert (sum(parts) <= item.samples.latency_ms + 0.01).all()
+
+
+def test_an_image_unlike_the_training_images_is_measured_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400), np.uint8)
+    for name in ("one", "two"):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), noise)
+    assert run(["infer", str(tmp_path)]) == 4
+    assert "E_OOD" in capsys.readouterr().out
+    scopes = ["--scope", "end-to-end", "--scenario", "single-stream", "--scenario", "offline"]
+    assert run(["bench", MODEL, *SHORT, *scopes, "--data", str(tmp_path)]) in (0, 7)
 
 
 def test_header_says_what_ran(measured: Any) -> None:
