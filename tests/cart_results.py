@@ -50,6 +50,7 @@ FACTS = Facts(
     made=datetime(2026, 3, 4, 5, 6, 7, 89, timezone(timedelta(hours=1))),
     content_sha256="11" * 32,
     serial="CART-0001",
+    station="cart-1",
 )
 
 

@@ -20,6 +20,7 @@ class ReceivingCart(Server):
         peers: AE title, address and port for answers of each named peer.
         cart: Keys of the table `[cart]`, as TOML writes them.
         receive: Keys of the table `[receive]`, likewise.
+        destinations: Keys of each `[[destination]]`, likewise.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class ReceivingCart(Server):
         peers: Sequence[tuple[str, str, int | None]] = (("CONSOLE", HOST, None),),
         cart: Mapping[str, object] | None = None,
         receive: Mapping[str, object] | None = None,
+        destinations: Sequence[Mapping[str, object]] = (),
     ) -> None:
         self.port = int(str((receive or {}).get("port") or free_port()))
         self.spool = folder / "spool"
@@ -46,6 +48,8 @@ class ReceivingCart(Server):
         for title, address, port in peers:
             keys = {"ae_title": title, "address": address, **({"port": port} if port else {})}
             lines += ["[[peer]]", *_toml(keys)]
+        for one in destinations:
+            lines += ["[[destination]]", *_toml(one)]
         folder.mkdir(parents=True, exist_ok=True)
         self.config = folder / "cart.toml"
         self.config.write_text("\n".join(lines) + "\n")

@@ -27,10 +27,17 @@ class AlertCode(Coded):
         "A destination does not answer; results wait here.",
         "Check its power, its network and its AE title; the cart goes on trying by itself.",
     )
+    DESTINATION_FAILS = (
+        "destination_fails",
+        "A destination answers, but does not take results or does not confirm that it keeps them.",
+        "See the status, and look at the destination: its disk may be full, or it may not know"
+        " storage commitment. The cart goes on trying by itself.",
+    )
     DESTINATION_REJECTS = (
         "destination_rejects",
-        "A destination rejected a result for good.",
-        "Have the destination accept it (see the status), then `cart resend`.",
+        "A destination rejected a result for good, or does not let the cart in.",
+        "Have the destination accept it (see the status). Send what it rejected with"
+        " `cart resend`.",
     )
     DESTINATION_REMOVED = (
         "destination_removed",
@@ -39,7 +46,7 @@ class AlertCode(Coded):
     )
     DISK_FLOOR = (
         "disk_floor",
-        "The disk is nearly full; no image is taken.",
+        "The disk is nearly full; not every image is taken.",
         "Free some room on the disk of the spool, or lower keep_days.",
     )
     ASSESSOR_STOPPED = (
@@ -60,7 +67,7 @@ class AlertCode(Coded):
     )
     CLOCK = (
         "clock",
-        "The clock of the cart is wrong or not synchronised.",
+        "The clock of the cart is wrong: its date is before that of the program.",
         "Set the clock, or connect the cart to a time server.",
     )
     CERTIFICATE = (
@@ -70,8 +77,14 @@ class AlertCode(Coded):
     )
     QUARANTINED = (
         "quarantined",
-        "An image could not be assessed in three tries; it is kept aside.",
+        "An image could not be assessed, or its answer could not be built; it is kept aside.",
         "Look at the image by eye; keep the file in `quarantine` for whoever repairs the cart.",
+    )
+    FILE_DAMAGED = (
+        "file_damaged",
+        "A file on the disk of the cart is missing, was changed or cannot be read.",
+        "Check the disk, and look at the image that is named by eye. One that could not be read is"
+        " assessed once it is sent again.",
     )
     NO_IMAGE = (
         "no_image",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepcovid_edge.cart.config import CartConfig, PageSettings, Peer, ReceiveSettings
+from deepcovid_edge.cart.config import CartConfig, PageSettings
 from deepcovid_edge.cart.model_pointer import model_in_use, named_model, pointer_fault
 from deepcovid_edge.cart.store.opening import open_ledger
 from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
@@ -42,8 +42,8 @@ def check(config: CartConfig, *, asks: bool = True) -> Iterator[Check]:
     yield Check("configuration", True, str(config.path))
     yield _spool(config)
     yield from _model(config)
-    if config.peers:
-        yield _receive(config.receive, config.peers)
+    if config.listens:
+        yield _receive(config)
     for folder in config.receive.folders:
         found = folder.is_dir()
         yield Check(f"folder {folder}", found, "is there" if found else "is not there")
@@ -85,12 +85,13 @@ def _model(config: CartConfig) -> Iterator[Check]:
         yield Check("model in use", False, fault)
 
 
-def _receive(settings: ReceiveSettings, peers: Sequence[Peer]) -> Check:
+def _receive(config: CartConfig) -> Check:
     """Whether images can be sent to the cart: its address, its files of TLS."""
+    settings = config.receive
     try:
         require("pynetdicom", extra="cart")
         _check_address("receive.host", settings.host)
-        _check_reached(settings, peers)
+        _check_reached(config)
         _check_tls("receive", settings.certificate, settings.key, settings.authority)
     except DeepCovidEdgeError as error:
         return Check("receive", False, one_line(error))
@@ -127,17 +128,24 @@ def _check_address(key: str, host: str) -> None:
     listening_socket(key, host, 0).close()
 
 
-def _check_reached(settings: ReceiveSettings, peers: Sequence[Peer]) -> None:
-    """Check that no peer is elsewhere where only this machine can reach the cart.
+def _check_reached(config: CartConfig) -> None:
+    """Check that nobody who calls is elsewhere where only this machine can reach the cart.
 
     Raises:
-        UsageError: One is.
+        UsageError: A peer is, or a destination that is asked for storage commitment.
     """
-    away = [one for one in peers if not one.is_local]
-    if settings.is_local and away:
+    if not config.receive.is_local:
+        return
+    away = [f"peer {one.ae_title} is at {one.address}" for one in config.peers if not one.is_local]
+    away += [
+        f"destination {one.name}, which answers about storage commitment, is at {one.host}"
+        for one in config.committing
+        if not one.is_local
+    ]
+    if away:
         raise UsageError(
-            f"receive.host: got {settings.host}, which only this machine reaches, and the peer "
-            f"{away[0].ae_title} is at {away[0].address}: name the cart's own address"
+            f"receive.host: got {config.receive.host}, which only this machine reaches, and the "
+            f"{away[0]}: name the cart's own address"
         )
 
 

@@ -333,7 +333,7 @@ def export_log(config: Path) -> int:
             click.echo(json.dumps({**dict(row), "detail": json.loads(row["detail"])}))
         broken = ledger.broken_event()
     if broken is not None:
-        click.echo(f"Event {broken} was changed, or one before it removed.", err=True)
+        click.echo(f"Event {broken} was changed or removed, or one before it was.", err=True)
     return ExitCode.NOT_EQUIVALENT if broken is not None else ExitCode.DONE
 
 

@@ -205,6 +205,11 @@ class Destination:
         except (OSError, UnicodeError):
             return frozenset()
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it can only be on this machine, as far as its name is known now."""
+        return all(ipaddress.ip_address(one).is_loopback for one in self.addresses())
+
 
 @dataclass(frozen=True)
 class PageSettings:
@@ -354,6 +359,16 @@ class CartConfig:
             _check_apart(folder, "cart.spool", self.cart.spool)
             if self.cart.backup is not None:
                 _check_apart(folder, "cart.backup", self.cart.backup)
+
+    @property
+    def committing(self) -> tuple[Destination, ...]:
+        """Destinations that are asked for storage commitment."""
+        return tuple(one for one in self.destinations if one.commitment)
+
+    @property
+    def listens(self) -> bool:
+        """Whether the cart listens: to peers, or to answers about storage commitment."""
+        return bool(self.peers or self.committing)
 
 
 _TABLES = {"cart", "receive", "peer", "destination", "page"}

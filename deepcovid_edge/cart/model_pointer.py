@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import CartConfig, CartSettings
+from deepcovid_edge.cart.install.visible import check_visible, is_installed
 from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError
 from deepcovid_edge.cart.store.spool import sync_folder
 from deepcovid_edge.errors import ModelFileError, OutputError, UsageError
@@ -58,6 +59,11 @@ class ModelChoice(NamedTuple):
     def is_same(self, other: ModelChoice) -> bool:
         """Whether both are the same files, however their folders are written."""
         return self._places() == other._places()
+
+    def files(self) -> list[Path]:
+        """Its files; a shipped model without a site file has none."""
+        named = [Path(self.name)] if "/" in self.name else []
+        return [*named, self.site] if self.site else named
 
     def _places(self) -> tuple[str, str]:
         name = os.path.realpath(self.name) if "/" in self.name else self.name
@@ -194,8 +200,8 @@ def use_model(config: CartConfig, ledger: Ledger, model: str, site: Path | None)
         What its records say: name, SHA-256, backend, variant, limits.
 
     Raises:
-        DeepCovidEdgeError: It cannot be loaded, is not verified, does not fit its site file, or
-            gives no number for a synthetic image.
+        DeepCovidEdgeError: It cannot be loaded, is not verified, does not fit its site file, gives
+            no number for a synthetic image, or lies where the cart's services do not see it.
     """
     return _move(config, ledger, ModelChoice(model, site), named_model(config.cart))
 
@@ -218,10 +224,12 @@ def _move(
 ) -> dict[str, Any]:
     """Move the pointer to a model that proves itself."""
     model, site = to
-    facts = _prove(config, model, site)
-    before = model_in_use(config, ledger)
     place = str(Path(model).absolute()) if Path(model).is_file() else model
     now = ModelChoice(place, site and site.absolute())
+    for path in now.files() if is_installed(config) else ():
+        check_visible(path)
+    facts = _prove(config, model, site)
+    before = model_in_use(config, ledger)
     with ledger.transaction():
         ledger.set_meta(_BEFORE, json.dumps(_values(before)))
         ledger.set_meta(

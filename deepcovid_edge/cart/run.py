@@ -45,7 +45,7 @@ def run_roles(config: CartConfig, stop: threading.Event, roles: tuple[str, ...] 
     Raises:
         NotThereError: A port of theirs cannot be listened on.
     """
-    if "receive" in roles and config.peers:
+    if "receive" in roles and config.listens:
         place = config.receive
         check_free("receive.port", place.host, place.port, seconds=_PORT_SECONDS)
     if "page" in roles and config.page:

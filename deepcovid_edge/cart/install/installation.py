@@ -19,6 +19,12 @@ from pathlib import Path
 from deepcovid_edge.cart.config import CartConfig, read_config
 from deepcovid_edge.cart.install.permissions import is_shared, let_account_read
 from deepcovid_edge.cart.install.site import ROLES, drop_in, quote
+from deepcovid_edge.cart.install.visible import (
+    UNIT_FOLDER,
+    argument,
+    check_visible,
+    named_places,
+)
 from deepcovid_edge.errors import DeepCovidEdgeError, NotThereError, UsageError
 from deepcovid_edge.files import write_atomically
 
@@ -31,9 +37,6 @@ _GPU = Path("deepcovid-edge-work.service.d/20-gpu.conf")
 CONFIG = Path("/etc/deepcovid-edge/cart.toml")
 _PROGRAM, _CONFIG = "/opt/deepcovid-edge/bin/python", str(CONFIG)
 """What stands in the shipped units for this program and for the configuration."""
-_UNIT_FOLDER = Path("/etc/systemd/system")
-_HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
-"""What ProtectHome= and PrivateTmp= of the units hide from the program."""
 _NO_PROGRAM = re.compile(r"""[$\\"']""")
 _NEEDED = ("systemctl", "systemd-sysusers")
 _SECONDS = 120.0
@@ -78,12 +81,9 @@ class InstallSettings:
             raise UsageError(
                 f"{self.program}: systemd starts no program with {found[0]} in its path"
             )
-        for place in (self.program, self.config):
-            if any(place.is_relative_to(hidden) for hidden in _HIDDEN) and self.is_system:
-                raise UsageError(
-                    f"{place}: the units see nothing below {', '.join(_HIDDEN)}; expected a place "
-                    "such as /opt/deepcovid-edge and /etc/deepcovid-edge"
-                )
+        if self.is_system:
+            check_visible(self.program, Path("/opt/deepcovid-edge"))
+            check_visible(self.config, CONFIG.parent)
 
     @property
     def is_system(self) -> bool:
@@ -111,7 +111,7 @@ class Installation:
 
     def _is_wanted(self, chosen: bool | None, unit: Path) -> bool:
         """Whether a part is installed: as chosen, else as it was."""
-        return self._settings.place(_UNIT_FOLDER / unit).is_file() if chosen is None else chosen
+        return self._settings.place(UNIT_FOLDER / unit).is_file() if chosen is None else chosen
 
     def install(self) -> bool:
         """Install; whether anything was changed.
@@ -131,7 +131,7 @@ class Installation:
         self._write(Path("/etc/systemd/journald@deepcovid-edge.conf"), _shipped("journald.conf"))
         self._configure()
         for path, text in self._units():
-            self._write(_UNIT_FOLDER / path, text)
+            self._write(UNIT_FOLDER / path, text)
         self._remove_what_is_not_wanted()
         self._enable()
         return self._has_changed
@@ -143,6 +143,9 @@ class Installation:
         settings = self._settings
         if settings.is_system and not settings.is_dry and os.geteuid() != 0:
             raise UsageError("cart install: needs root; run it with sudo, or with --dry-run")
+        if settings.is_system and settings.config.is_file():
+            for place in named_places(read_config(settings.config)):
+                check_visible(place)
 
     def _configure(self) -> None:
         """Write a first configuration; one that is there is left alone."""
@@ -168,7 +171,7 @@ class Installation:
         address = settings.config.as_uri().replace("%", "%%")
         text = _shipped(name).replace(Path(_CONFIG).as_uri(), address)
         text = text.replace(_PROGRAM, quote(settings.program))
-        return text.replace(f" {_CONFIG}", f" {quote(settings.config).replace('$', '$$')}")
+        return text.replace(f" {_CONFIG}", f" {argument(settings.config)}")
 
     def _read_config(self) -> CartConfig | None:
         """The configuration, as the units read it; None in a dry run without one."""
@@ -182,15 +185,15 @@ class Installation:
         """What an earlier installation left that is asked away."""
         wanted = {_GPU: self._gpu, Path(KIOSK): self._kiosk}
         for path in (path for path, is_wanted in wanted.items() if not is_wanted):
-            if not self._settings.place(_UNIT_FOLDER / path).is_file():
+            if not self._settings.place(UNIT_FOLDER / path).is_file():
                 continue
             if path == Path(KIOSK):
                 stop = () if self._root_option() else ("--now",)
                 self._run("systemctl", *self._root_option(), "disable", *stop, KIOSK)
-            self._say(f"- {_UNIT_FOLDER / path}")
+            self._say(f"- {UNIT_FOLDER / path}")
             self._has_changed = True
             if not self._settings.is_dry:
-                self._settings.place(_UNIT_FOLDER / path).unlink()
+                self._settings.place(UNIT_FOLDER / path).unlink()
 
     def _enable(self) -> None:
         settings = self._settings

@@ -56,9 +56,7 @@ def _addresses(role: str, config: CartConfig) -> list[str]:
     if role == "page":
         is_open = config.page is not None and not config.page.is_local
         return [_ANY] if is_open else []
-    destinations = config.destinations
-    if role == "receive":
-        destinations = tuple(one for one in destinations if one.commitment)
+    destinations = config.committing if role == "receive" else config.destinations
     hosts = [_host(one) for one in destinations]
     if role == "work" and is_address(config.cart.backend):
         hosts.append(_server(config.cart.backend))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,15 +35,14 @@ from deepcovid_edge.cart.objects.facts import (
     verdict_text,
     warning_text,
 )
-from deepcovid_edge.cart.objects.source import LOSSY_TAGS, REQUEST_ATTRIBUTES, SourceImage
+from deepcovid_edge.cart.objects.request import REQUEST_ATTRIBUTES
+from deepcovid_edge.cart.objects.source import LOSSY_TAGS, SourceImage
 from deepcovid_edge.cart.objects.uids import CAPTURE, SERIES, belonging_uid
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.errors import require
+from deepcovid_edge.imaging.dicom.syntaxes import EXPLICIT
 
-Encoding = Literal["native", "jpeg-ls"]
 SERIES_NUMBER = 9002
-SYNTAXES = {"native": "1.2.840.10008.1.2.1", "jpeg-ls": "1.2.840.10008.1.2.4.80"}
-"""Encoding -> transfer syntax: Explicit VR Little Endian, JPEG-LS Lossless."""
 _CARD_WIDTH = 1024
 _MARGIN, _GAP, _SIZE = 16, 8, 24
 """Of the bar, and of its letters, pixels: 11 mm high where the picture fills a screen."""
@@ -51,12 +50,7 @@ _BACKGROUND, _WHITE = (0, 0, 0), (255, 255, 255)
 
 
 def build_capture(
-    source: SourceImage,
-    prediction: Prediction,
-    overlay_png: bytes | None,
-    facts: Facts,
-    *,
-    encoding: Encoding = "native",
+    source: SourceImage, prediction: Prediction, overlay_png: bytes | None, facts: Facts
 ) -> bytes:
     """The capture of a result.
 
@@ -66,17 +60,16 @@ def build_capture(
         overlay_png: The heat map's picture; None for a card of words alone, as of a result
             without a heat map.
         facts: Of the cart.
-        encoding: How the pixels are written. Both keep each of them, so the UID is the same.
 
     Returns:
-        A whole DICOM file, the same for the same arguments.
+        A whole DICOM file in Explicit VR Little Endian, the same for the same arguments.
 
     Raises:
         MissingDependencyError: highdicom is not installed.
     """
     require("highdicom", extra="cart")
     sc = require("highdicom.sc", extra="cart")
-    uid = object_uid(source.sop_uid, prediction, facts, CAPTURE)
+    uid = object_uid(source.sop_uid, prediction, facts, CAPTURE, overlay_png or b"")
     lines = burned_lines(prediction, local_time(facts.made, source))
     if overlay_png is None:
         picture = card([*lines, *_card_lines(prediction)])
@@ -98,7 +91,7 @@ def build_capture(
             series_description=series_description(prediction, MAP_SERIES),
             patient_id=image.PatientID,
             patient_birth_date="",
-            transfer_syntax_uid=SYNTAXES[encoding],
+            transfer_syntax_uid=EXPLICIT,
             **equipment(facts),
         )
         _describe(made, source, prediction)

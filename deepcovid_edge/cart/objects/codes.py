@@ -1,4 +1,4 @@
-"""Codes of the objects (PS3.16: annex D for DCM, the context groups for SCT and UCUM)."""
+"""Codes of the objects (PS3.16: annex D for DCM, the context groups for SCT)."""
 
 from __future__ import annotations
 
@@ -38,8 +38,6 @@ LUNG = CodedWord("39607008", "SCT", "Lung")
 PRESENCE = CodedWord("705057003", "SCT", "Presence")
 PRESENT = CodedWord("52101004", "SCT", "Present")
 INDETERMINATE = CodedWord("82334004", "SCT", "Indeterminate")
-CERTAINTY = CodedWord("111012", "DCM", "Certainty of Finding")
-PERCENT = CodedWord("%", "UCUM", "Percent")
 COMMENT = CodedWord("121106", "DCM", "Comment")
 CAD_SUMMARY = CodedWord("111017", "DCM", "CAD Processing and Findings Summary")  # TID 4015
 NONE_SUCCEEDED = CodedWord("111245", "DCM", "No algorithms succeeded; without findings")  # CID 6047

@@ -25,7 +25,7 @@ from deepcovid_edge.errors import require
 
 _ONE_AT_A_TIME = threading.Lock()
 _LONGEST_NAME = 16
-"""Longest Implementation Version Name (SH), characters."""
+"""Longest value of SH (PS3.5, 6.2), characters."""
 _PATIENT_AND_STUDY = tuple(tag for tags in PATIENT_AND_STUDY.values() for tag in tags)
 
 
@@ -57,15 +57,12 @@ def stand_in(source: SourceImage) -> Any:
 
 def equipment(facts: Facts) -> dict[str, str]:
     """The device that made an object, as arguments of highdicom (PS3.3, C.7.5.1)."""
-    named = {
+    return {
         "manufacturer": short(facts.manufacturer),
         "manufacturer_model_name": short(facts.product),
         "device_serial_number": short(facts.serial),
         "software_versions": short(facts.version),
     }
-    if facts.institution:
-        named["institution_name"] = short(facts.institution)
-    return named
 
 
 def finish(made: Any, source: SourceImage, facts: Facts, further: tuple[int, ...]) -> bytes:
@@ -78,6 +75,8 @@ def finish(made: Any, source: SourceImage, facts: Facts, further: tuple[int, ...
         further: Tags that are copied from the image besides patient and study.
     """
     stamp_times(made, local_time(facts.made, source))
+    if facts.station:
+        made.StationName = short(facts.station)[:_LONGEST_NAME].strip()
     if "ContributingEquipmentSequence" in made:
         del made.ContributingEquipmentSequence
     made.file_meta.ImplementationClassUID = IMPLEMENTATION_UID

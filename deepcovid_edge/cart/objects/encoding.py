@@ -13,13 +13,14 @@ from deepcovid_edge.imaging.dicom.syntaxes import Encoding
 
 LONGEST = 0xFFFE
 """Longest value that is copied, bytes: what a length of 16 bits can state."""
-_LONG = ("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV")
+LONG_KINDS = ("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV")
+"""Value representations whose length has 32 bits (PS3.5, 7.1.2)."""
 _NUL_PADDED = ("OB", "UI", "UN")
 _WIDTHS = {"US": 2, "SS": 2, "OW": 2, "AT": 2, "UL": 4, "SL": 4, "FL": 4, "OF": 4, "OL": 4}
 _WIDTHS |= dict.fromkeys(("FD", "OD", "SV", "UV", "OV"), 8)
 """Bytes of a number, which a big-endian image has the other way round."""
 _DEEPEST = 8
-_ITEM = b"\xfe\xff\x00\xe0"
+_ITEM, _ITEM_HEAD = b"\xfe\xff\x00\xe0", 8
 _PREAMBLE = 132
 _META_LENGTH = 12
 """Of File Meta Information Group Length, the first element (PS3.10, 7.1)."""
@@ -50,15 +51,15 @@ def _encoded(tag: int, kind: str, element: Any, encoding: Encoding, depth: int) 
     value = element.value
     if kind == _SEQUENCE:
         value = _sequence(element, encoding, depth)
-        return None if value is None or len(value) > LONGEST else _element(tag, kind, value)
+        return None if value is None or len(value) > LONGEST else encode_value(tag, kind, value)
     if value is None or not isinstance(value, bytes):
-        return _element(tag, kind, b"") if not getattr(element, "length", 1) else None
+        return encode_value(tag, kind, b"") if not getattr(element, "length", 1) else None
     if len(value) > LONGEST or len(value) < getattr(element, "length", 0):
         return None
     width = _WIDTHS.get(kind, 1)
     if width > 1 and not encoding.little:
         value = _swapped(value, width)
-    return _element(tag, kind, value)
+    return encode_value(tag, kind, value)
 
 
 def _sequence(element: Any, encoding: Encoding, depth: int) -> bytes | None:
@@ -85,8 +86,34 @@ def _item(item: Any, encoding: Encoding, depth: int) -> bytes:
         encoded = _encoded(tag, _kind_of(tag, element), element, encoding, depth - 1)
         if encoded is not None:
             parts.append(encoded)
-    inside = b"".join(parts)
+    return _whole_item(parts)
+
+
+def _whole_item(elements: Iterable[bytes]) -> bytes:
+    inside = b"".join(elements)
     return _ITEM + len(inside).to_bytes(4, "little") + inside
+
+
+def encode_sequence(tag: int, items: Iterable[Mapping[int, bytes]]) -> bytes:
+    """A sequence of items, each tag -> element."""
+    whole = (_whole_item(item[tag] for tag in sorted(item)) for item in items)
+    return encode_value(tag, _SEQUENCE, b"".join(whole))
+
+
+def items_of(sequence: bytes) -> list[dict[int, bytes]]:
+    """The items of a sequence that `encode_element` wrote, each tag -> element."""
+    value, at = value_of(sequence), 0
+    items: list[dict[int, bytes]] = []
+    while at < len(value):
+        end = at + _ITEM_HEAD + int.from_bytes(value[at + 4 : at + _ITEM_HEAD], "little")
+        items.append(_split(value[at + _ITEM_HEAD : end], 0))
+        at = end
+    return items
+
+
+def value_of(element: bytes) -> bytes:
+    """The value of an element in Explicit VR Little Endian, with its padding."""
+    return element[12 if element[4:6].decode("ascii") in LONG_KINDS else 8 :]
 
 
 def _kind_of(tag: int, element: Any) -> str:
@@ -106,12 +133,13 @@ def _swapped(value: bytes, width: int) -> bytes:
     return b"".join(value[at : at + width][::-1] for at in range(0, len(value), width))
 
 
-def _element(tag: int, kind: str, value: bytes) -> bytes:
+def encode_value(tag: int, kind: str, value: bytes) -> bytes:
+    """An element of a value that is little-endian already."""
     if len(value) % 2:
         value += b"\0" if kind in _NUL_PADDED else b" "
     head = (tag >> 16).to_bytes(2, "little") + (tag & 0xFFFF).to_bytes(2, "little")
     head += kind.encode("ascii")
-    if kind in _LONG:
+    if kind in LONG_KINDS:
         return head + bytes(2) + len(value).to_bytes(4, "little") + value
     return head + len(value).to_bytes(2, "little") + value
 
@@ -121,7 +149,7 @@ def encode_file(own: Any, copied: Mapping[int, bytes], tags: Iterable[int]) -> b
 
     Args:
         own: The object, a pydicom data set with file meta information, in Explicit VR Little
-            Endian or with compressed pixels.
+            Endian.
         copied: Elements of the image, see `encode_element`.
         tags: Those of them to take.
     """
@@ -144,7 +172,7 @@ def _split(data: bytes, at: int) -> dict[int, bytes]:
         if tag >= _PIXELS:
             elements[tag] = data[at:]
             break
-        if data[at + 4 : at + 6].decode("ascii") in _LONG:
+        if data[at + 4 : at + 6].decode("ascii") in LONG_KINDS:
             end = at + 12 + int.from_bytes(data[at + 8 : at + 12], "little")
         else:
             end = at + 8 + int.from_bytes(data[at + 6 : at + 8], "little")

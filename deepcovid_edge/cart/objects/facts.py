@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from datetime import datetime
 
-from deepcovid_edge.cart.objects.uids import result_uid
+from deepcovid_edge.cart.objects.uids import derived_uid
 from deepcovid_edge.decision.record import (
     INDETERMINATE,
     NEGATIVE,
@@ -29,6 +31,8 @@ VERDICTS = {
     None: "NOT ASSESSED",
 }
 """Decision -> the word on the page, in the picture and in the report."""
+_NOT_STATED = ("path", "sha256", "heatmap", "overlay", "timings_ms")
+"""Of a record: what no object states. It may be another one each time."""
 _THRESHOLD = "threshold"
 _LONGEST = 64
 """Longest value of LO (PS3.5, 6.2), characters."""
@@ -41,19 +45,19 @@ class Facts:
     Attributes:
         made: When the object was made, with its offset from UTC. Same `made`, same bytes.
         content_sha256: SHA-256 of the image's data set, as the ledger knows it.
-        serial: Serial number of the cart.
+        serial: What tells this cart from others.
+        station: Name of the cart's computer, or empty.
         manufacturer: Who answers for the software.
         product: Name of the device.
-        institution: Where the cart stands, or empty.
         version: Of this software.
     """
 
     made: datetime
     content_sha256: str
     serial: str
+    station: str = ""
     manufacturer: str = "deepcovid-edge"
     product: str = "deepcovid-edge cart"
-    institution: str = ""
     version: str = VERSION
 
     def __post_init__(self) -> None:
@@ -61,11 +65,28 @@ class Facts:
             raise ValueError(f"made: got {self.made}, expected a time with its offset from UTC")
 
 
-def object_uid(sop_uid: str, prediction: Prediction, facts: Facts, kind: str) -> str:
-    """The SOP Instance UID of an object of a result; see `result_uid`."""
-    run = prediction.run
-    site = run.site.sha256 if run.site else ""
-    return result_uid(sop_uid, facts.content_sha256, run.model_sha256, site, kind)
+def object_uid(
+    sop_uid: str, prediction: Prediction, facts: Facts, kind: str, picture: bytes = b""
+) -> str:
+    """The SOP Instance UID of an object of a result.
+
+    It follows from all that shapes the object, except the time: what differs by more than the time
+    is another object. `made` is kept with the result, so that no UID stands for two contents.
+
+    Args:
+        sop_uid: SOP Instance UID of the image.
+        prediction: Its record.
+        facts: Of the cart.
+        kind: `sr`, `sr3d` or `sc`.
+        picture: Of the heat map, or empty.
+    """
+    record = {name: one for name, one in prediction.as_dict().items() if name not in _NOT_STATED}
+    return derived_uid(
+        *("result", kind, sop_uid, facts.content_sha256),
+        *(facts.serial, facts.station, facts.manufacturer, facts.product, facts.version),
+        json.dumps(record, sort_keys=True),
+        hashlib.sha256(picture).hexdigest(),
+    )
 
 
 def series_description(prediction: Prediction, assessed: str) -> str:
@@ -79,19 +100,12 @@ def verdict_text(prediction: Prediction) -> str:
     return word if prediction.decision is None else f"{word} ({prediction.decision})"
 
 
-def score_text(prediction: Prediction, *, calibrated: bool = False) -> str:
-    """The score with what decides, such as `model score 0.33, threshold 0.03, ...`.
-
-    Args:
-        prediction: Of an assessed image.
-        calibrated: Whether the scores of its model are probabilities.
-    """
+def score_text(prediction: Prediction) -> str:
+    """The score with what decides, such as `model score 0.33, threshold 0.03, ...`."""
     score = number_text(prediction.probability or 0.0)
     limits = limits_text(prediction)
     if not limits.startswith(_THRESHOLD):
         limits = f"limits {limits}"
-    if calibrated:
-        return f"calibrated probability {score}, {limits}"
     return f"model score {score}, {limits}, not a probability of disease"
 
 

@@ -28,7 +28,8 @@ from deepcovid_edge.cart.objects.facts import (
     verdict_text,
     warning_text,
 )
-from deepcovid_edge.cart.objects.source import REQUEST, SECONDARY_CAPTURE, SourceImage
+from deepcovid_edge.cart.objects.request import REQUEST
+from deepcovid_edge.cart.objects.source import SECONDARY_CAPTURE, SourceImage
 from deepcovid_edge.cart.objects.uids import (
     REPORT,
     REPORT_3D,
@@ -48,7 +49,6 @@ SERIES_NUMBER = 9001
 _CLASSES = {"comprehensive": "ComprehensiveSR", "comprehensive3d": "Comprehensive3DSR"}
 _PRESENCE = {POSITIVE: codes.PRESENT, INDETERMINATE: codes.INDETERMINATE}
 """Decision -> Presence. None for negative: `Absent` would be a claim."""
-_PERCENT_DECIMALS = 4
 
 
 def build_report(
@@ -57,7 +57,6 @@ def build_report(
     facts: Facts,
     *,
     sr_class: ReportClass = "comprehensive",
-    calibrated: bool = False,
 ) -> bytes:
     """The structured report of an image, assessed or not.
 
@@ -66,8 +65,6 @@ def build_report(
         prediction: Its record.
         facts: Of the cart.
         sr_class: `comprehensive3d` for displays that follow IHE AIR; the content is the same.
-        calibrated: Whether the model's scores are probabilities. Only then is there a number,
-            Certainty of Finding in percent.
 
     Returns:
         A whole DICOM file in Explicit VR Little Endian, the same for the same arguments.
@@ -82,7 +79,7 @@ def build_report(
             observation_context=_observer(sr, facts),
             procedure_reported=_procedure(prediction).concept(),
             imaging_measurements=[
-                _image_group(sr, source, prediction, facts, uid, calibrated),
+                _image_group(sr, source, prediction, facts, uid),
                 *_region_groups(sr, source, prediction, uid),
             ],
             title=codes.TITLE.concept(),
@@ -133,12 +130,7 @@ def _observer(sr: Any, facts: Facts) -> Any:
 
 
 def _image_group(
-    sr: Any,
-    source: SourceImage,
-    prediction: Prediction,
-    facts: Facts,
-    uid: str,
-    calibrated: bool,
+    sr: Any, source: SourceImage, prediction: Prediction, facts: Facts, uid: str
 ) -> Any:
     """What is said of the whole image (TID 1501)."""
     assessed = prediction.decision is not None
@@ -150,10 +142,9 @@ def _image_group(
         finding_sites=[sr.FindingSite(codes.LUNG.concept())] if assessed else None,
         algorithm_id=_algorithm(sr, prediction, facts),
         source_images=[sr.SourceImageForMeasurementGroup(SECONDARY_CAPTURE, source.sop_uid)],
-        measurements=_numbers(sr, prediction) if calibrated and assessed else None,
         qualitative_evaluations=_evaluations(sr, prediction),
     )
-    _comment(sr, group, _image_texts(prediction, calibrated))
+    _comment(sr, group, _image_texts(prediction))
     return group
 
 
@@ -168,13 +159,6 @@ def _algorithm(sr: Any, prediction: Prediction, facts: Facts) -> Any:
     )
 
 
-def _numbers(sr: Any, prediction: Prediction) -> list[Any]:
-    percent = round(100 * (prediction.probability or 0.0), _PERCENT_DECIMALS)
-    return [
-        sr.Measurement(name=codes.CERTAINTY.concept(), value=percent, unit=codes.PERCENT.concept())
-    ]
-
-
 def _evaluations(sr: Any, prediction: Prediction) -> list[Any] | None:
     if prediction.decision is None:
         pair = codes.CAD_SUMMARY, codes.NONE_SUCCEEDED
@@ -185,13 +169,13 @@ def _evaluations(sr: Any, prediction: Prediction) -> list[Any] | None:
     return [sr.QualitativeEvaluation(*(word.concept() for word in pair))]
 
 
-def _image_texts(prediction: Prediction, calibrated: bool) -> list[str]:
+def _image_texts(prediction: Prediction) -> list[str]:
     """What is said in words; the verdict or the reason comes first, research use last."""
     if prediction.decision is None:
         said = [not_assessed_text(prediction)]
     else:
         named = f"Assessed for {prediction.run.positive_class}."
-        said = [verdict_text(prediction), score_text(prediction, calibrated=calibrated), named]
+        said = [verdict_text(prediction), score_text(prediction), named]
     warnings = [warning_text(code) for code in prediction.warnings]
     return [*said, *warnings, f"{BURNED_LINE}. {NOTICE}"]
 

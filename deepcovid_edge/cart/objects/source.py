@@ -1,4 +1,4 @@
-"""What a result's objects copy from their image: patient, study and request, byte for byte.
+"""What a result's objects copy from their image: patient, study and orders, byte for byte.
 
 Nothing here decodes a name. A value moves from one file to the other as it stands, with the image's
 Specific Character Set beside it, so that a wrong or unknown character set stays as wrong as it was
@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from deepcovid_edge.cart.objects.encoding import LONGEST, encode_element
+from deepcovid_edge.cart.objects.encoding import LONGEST, encode_element, value_of
+from deepcovid_edge.cart.objects.request import REQUEST, REQUEST_ATTRIBUTES, referenced_request
 from deepcovid_edge.cart.objects.uids import stand_in_study_uid
 from deepcovid_edge.errors import DataError, NotAssessedError, require
 from deepcovid_edge.files import read_regular
@@ -36,8 +37,6 @@ _LOSSY = 0x00282110
 _PIXELS = 0x7FE00000
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 """Stands in for a SOP class that is not stated."""
-REQUEST, REQUEST_ATTRIBUTES = 0x0040A370, 0x00400275
-"""Referenced Request Sequence of a report, Request Attributes Sequence of an image."""
 LOSSY_TAGS = (_LOSSY, 0x00282112, 0x00282114)
 """Whether, how much and how a picture was lossily compressed: so it stays (PS3.3, C.7.6.1.1.5)."""
 PATIENT_AND_STUDY: Mapping[str, tuple[int, ...]] = {
@@ -69,7 +68,6 @@ PATIENT_AND_STUDY: Mapping[str, tuple[int, ...]] = {
 }
 """Value representation -> attributes that are copied (PS3.6, table 6-1)."""
 _FURTHER = {
-    REQUEST: "SQ",
     REQUEST_ATTRIBUTES: "SQ",
     LOSSY_TAGS[0]: "CS",
     LOSSY_TAGS[1]: "DS",
@@ -108,9 +106,8 @@ class SourceImage:
         sop_uid: SOP Instance UID, as stated.
         sop_class: UID of the SOP class; Secondary Capture where none is stated.
         series_uid: Series Instance UID, or a stand-in.
-        study_uid: Study Instance UID, or a stand-in that follows from `sop_uid`.
-        states_study: Whether the image states its study. A PACS shows the objects of one that does
-            not beside it, as a study of their own.
+        study_uid: Study Instance UID, or a stand-in that follows from `sop_uid`: a PACS shows the
+            objects as a study of their own then.
         rows: Rows of the pixels as they stand in the file; 0 where not stated.
         columns: Columns, likewise.
         frames: Number of frames; None where the image has no such attribute.
@@ -124,7 +121,6 @@ class SourceImage:
     sop_class: str
     series_uid: str
     study_uid: str
-    states_study: bool
     rows: int
     columns: int
     frames: int | None
@@ -153,20 +149,22 @@ class SourceImage:
         sop_uid = _uid(elements, _SOP_UID)
         if not sop_uid:
             raise DataError(f"{path}: no SOP Instance UID, expected a DICOM image")
-        study_uid = _uid(elements, _STUDY_UID)
+        study_uid = _uid(elements, _STUDY_UID) or stand_in_study_uid(sop_uid)
+        copied = _copied(values, found)
+        if request := referenced_request(copied, study_uid):
+            copied[REQUEST] = request
         return cls(
             sop_uid=sop_uid,
             sop_class=_uid(elements, _SOP_CLASS) or found.media_class or SECONDARY_CAPTURE,
             series_uid=_uid(elements, _SERIES_UID) or stand_in_study_uid(sop_uid + "series"),
-            study_uid=study_uid or stand_in_study_uid(sop_uid),
-            states_study=bool(study_uid),
+            study_uid=study_uid,
             rows=elements.number(_ROWS) or 0,
             columns=elements.number(_COLUMNS) or 0,
             frames=_frames(elements) if _FRAMES in values else None,
             turns=_turns(elements),
             offset=_offset(elements),
             is_lossy=elements.word(_LOSSY) == "01",
-            copied=_copied(values, found),
+            copied=copied,
         )
 
     def plainer(self) -> SourceImage:
@@ -246,7 +244,7 @@ def _copied(values: dict[int, Any], found: DataSet) -> dict[int, bytes]:
 
 def _is_empty(encoded: bytes, kind: str) -> bool:
     """Whether an element has no value, or none but padding; of UIDs the first counts."""
-    value = encoded[12 if kind == "SQ" else 8 :]
+    value = value_of(encoded)
     return not (value.partition(b"\\")[0] if kind == "UI" else value).strip(b" \0")
 
 

@@ -34,21 +34,6 @@ def derived_uid(*parts: str) -> str:
     return _PREFIX + str(uuid.UUID(bytes=bytes(bits)).int)
 
 
-def result_uid(
-    sop_uid: str, content_sha256: str, model_sha256: str, site_sha256: str, kind: str
-) -> str:
-    """The SOP Instance UID of an object.
-
-    Args:
-        sop_uid: SOP Instance UID of the image.
-        content_sha256: SHA-256 of the image's data set.
-        model_sha256: SHA-256 of the model file.
-        site_sha256: SHA-256 of the site file, or empty.
-        kind: `sr`, `sr3d` or `sc`.
-    """
-    return derived_uid("result", sop_uid, content_sha256, model_sha256, site_sha256, kind)
-
-
 def belonging_uid(object_uid: str, kind: str, number: int = 0) -> str:
     """The UID of a series or of what a report tracks.
 

@@ -240,7 +240,8 @@ class Handlers:
         """Whether an image that came now would be assessed."""
         del request
         found = await run_in_threadpool(
-            health.obstacles, self._it.reading, self._it.writing, self._it.spool
+            health.obstacles,
+            *(self._it.config, self._it.reading, self._it.writing, self._it.spool),
         )
         return JSONResponse({"ready": not found, "obstacles": found}, 503 if found else 200)
 

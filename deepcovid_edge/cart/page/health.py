@@ -72,7 +72,7 @@ def lights(config: CartConfig, ledger: Ledger, spool: Spool) -> list[Light]:
         else Light("images", OK, "light.ok"),
         _assessor(ledger),
         *(_destination(ledger, one.name, raised) for one in config.destinations),
-        _disk(spool),
+        _disk(config, spool),
         Light("clock", OK, "light.ok")
         if clock_is_plausible() and AlertCode.CLOCK.code not in codes
         else Light("clock", BAD, "light.wrong"),
@@ -110,18 +110,23 @@ def _destination(ledger: Ledger, name: str, raised: set[tuple[str, str]]) -> Lig
     )
     counts = {row["state"]: row["n"] for row in rows}
     of_this = {code for code, key in raised if key.endswith(f":{name}")}
-    if AlertCode.DESTINATION_REJECTS.code in of_this or counts.get(PARKED):
+    if AlertCode.DESTINATION_REJECTS.code in of_this:
         return Light("destination", BAD, "light.rejects", name)
     if AlertCode.DESTINATION_SILENT.code in of_this:
         return Light("destination", BAD, "light.silent", name)
+    if of_this & {AlertCode.DESTINATION_FAILS.code, AlertCode.FILE_DAMAGED.code}:
+        return Light("destination", BAD, "light.look", name)
+    if counts.get(PARKED):
+        return Light("destination", BAD, "light.rejects", name)
     if waiting := counts.get(QUEUED, 0) + counts.get(SENDING, 0):
         return Light("destination", LOOK, "light.waiting", name, (("count", waiting),))
     return Light("destination", OK, "light.ok", name)
 
 
-def _disk(spool: Spool) -> Light:
+def _disk(config: CartConfig, spool: Spool) -> Light:
+    """Whether the largest image that is allowed would be taken, as the alert says."""
     try:
-        spool.check_room(0)
+        spool.check_room(config.receive.max_image_mib << 20)
     except SpoolFullError:
         return Light("disk", BAD, "light.full")
     return Light("disk", OK, "light.ok")
@@ -136,10 +141,11 @@ def _model(config: CartConfig, ledger: Ledger, codes: set[str]) -> Light:
     return Light("model", OK, "light.ok", name)
 
 
-def obstacles(ledger: Ledger, writing: Ledger, spool: Spool) -> Sequence[str]:
+def obstacles(config: CartConfig, ledger: Ledger, writing: Ledger, spool: Spool) -> Sequence[str]:
     """Why the cart is not ready for an image: `ledger`, `assessor`, `disk`; nothing where it is.
 
     Args:
+        config: The configuration.
         ledger: To read.
         writing: To write; it waits for other roles, so this is called in a thread.
         spool: The spool folder.
@@ -152,7 +158,7 @@ def obstacles(ledger: Ledger, writing: Ledger, spool: Spool) -> Sequence[str]:
         found.append("ledger")
     if not assessor_works(ledger):
         found.append("assessor")
-    if _disk(spool).state == BAD:
+    if _disk(config, spool).state == BAD:
         found.append("disk")
     return found
 

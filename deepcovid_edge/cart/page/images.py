@@ -188,7 +188,8 @@ def find_image(ledger: Ledger, spool: Spool, image_id: int) -> Image | None:
     deliveries = _deliveries(ledger, [image_id]).get(image_id, ())
     record = json.loads(found["record"]) if found["record"] else {}
     row = _row(found, spool, deliveries)
-    score, limits = _in_words(record)
+    decided = record if row.decision else {}
+    score, limits = _in_words(decided)
     folder = spool.results(found["content_sha256"])
     who = {
         name: found[name] or ""
@@ -200,7 +201,7 @@ def find_image(ledger: Ledger, spool: Spool, image_id: int) -> Image | None:
         record,
         score,
         limits,
-        _bar(record),
+        _bar(decided),
         who,
         dict(found),
         [*map(dict, _arrivals(ledger, image_id))],
@@ -295,8 +296,7 @@ def _results(ledger: Ledger, image_id: int) -> list[Any]:
 
 def _in_words(record: Mapping[str, Any]) -> tuple[str | None, dict[str, str]]:
     """Score and limits with as many decimals as it takes to see which is greater."""
-    score = record.get("probability") if record.get("decision") else None
-    limits = record.get("limits") or {}
+    score, limits = record.get("probability"), record.get("limits") or {}
     if score is None:
         return None, {}
     for decimals in (3, 4, 5, 6):
@@ -307,8 +307,7 @@ def _in_words(record: Mapping[str, Any]) -> tuple[str | None, dict[str, str]]:
 
 
 def _bar(record: Mapping[str, Any]) -> Bar | None:
-    score = record.get("probability") if record.get("decision") else None
-    limits = record.get("limits") or {}
+    score, limits = record.get("probability"), record.get("limits") or {}
     if score is None or not limits:
         return None
     threshold = limits.get("threshold", 0.0)

@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.page.images import KINDS
-from deepcovid_edge.cart.store.drift_window import LEAST_RESULTS, REFERENCE_RESULTS, WEEK
+from deepcovid_edge.cart.store.drift_window import (
+    LEAST_RESULTS,
+    OUTCOME_KEY,
+    REFERENCE_RESULTS,
+    WEEK,
+)
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.schema import COMMITTED, SENT
 from deepcovid_edge.decision.record import NOT_ASSESSED
@@ -183,11 +187,11 @@ def _drift(ledger: Ledger, now: datetime) -> Drift:
         f"{query} AND id > ? AND made_utc >= ? ORDER BY id DESC LIMIT ?",
         *(*model, reference[-1]["id"] if reference else 0, begins, _MOST_WEEK),
     )
-    alert = ledger.row("SELECT detail FROM alert WHERE code = ?", AlertCode.IMAGES_CHANGED.code)
-    words = json.loads(alert["detail"]).get("words", []) if alert else []
+    outcome = json.loads(ledger.get_meta(OUTCOME_KEY) or "{}")
+    words = outcome["words"] if outcome and (outcome["model"], outcome["site"]) == model else []
     few = min(len(reference), len(week)) < LEAST_RESULTS
     return Drift(
-        "changed" if alert else "too_few" if few else "unchanged",
+        "changed" if words else "too_few" if few else "unchanged",
         words,
         _scores(reference),
         _scores(week),

@@ -1,8 +1,9 @@
 """Storage commitment asked of the cart (DICOM PS3.4, annex J).
 
 Committed means: *assessed, and the result sent to every destination*. It does not mean archived:
-the cart is no archive, and deletes images after a while. `receive.commitment` is off by default:
-it is for consoles that do not send without.
+the cart is no archive, and deletes images after a while. An image that the cart could not read, or
+whose report could not be built, is not committed. `receive.commitment` is off by default: it is for
+consoles that do not send without.
 
 A request is answered at once and kept in the ledger. The N-EVENT-REPORT goes to the peer's own port
 on a new association, when every image of the request is done, or is not known here; after a restart
@@ -12,29 +13,25 @@ too, and again until the peer takes it.
 from __future__ import annotations
 
 import json
-import random
 import threading
 from collections.abc import Iterable
 from typing import Any
 
 from deepcovid_edge.cart.config import CartConfig, Peer
 from deepcovid_edge.cart.receive.guards import plain_address
-from deepcovid_edge.cart.receive.receiver import COMMITMENT
+from deepcovid_edge.cart.send.commitment import INSTANCE, PUSH_MODEL
 from deepcovid_edge.cart.store.clock import now_seconds, now_utc
+from deepcovid_edge.cart.store.deliveries import BACKOFF_SECONDS, with_jitter
 from deepcovid_edge.cart.store.ledger import Ledger
-from deepcovid_edge.cart.store.schema import COMMITTED, RECEIVED, SENT
+from deepcovid_edge.cart.store.schema import COMMITTED, RECEIVED, SENT, unanswered
 from deepcovid_edge.device.service import log
 from deepcovid_edge.errors import require
 
-INSTANCE = "1.2.840.10008.1.20.1.1"
-"""The well-known SOP instance of the Push Model (PS3.4, J.3.5)."""
 SUCCESS, NO_SUCH_ACTION, INVALID_ARGUMENT, PROCESSING_FAILURE, NO_SUCH_OBJECT, CLASS_CONFLICT = (
     *(0x0000, 0x0123, 0x0115, 0x0110, 0x0112, 0x0119),
 )
 _SIDE, _ASKED, _TOLD = "scp", "asked", "told"
 _MOST_OBJECTS = 10_000
-_WAITS = (10, 30, 60, 120, 300, 900)
-"""Seconds until the report is tried again."""
 _LOOK_SECONDS = 1.0
 _CONNECT_SECONDS, _ANSWER_SECONDS = 5.0, 15.0
 Reference = tuple[str, str]
@@ -100,7 +97,7 @@ class Commitments:
             "SELECT * FROM commitment WHERE side = ? AND state = ? ORDER BY rowid", _SIDE, _ASKED
         ):
             # A clock that went back must not make it wait for years.
-            is_due = row["next_try"] <= now or row["next_try"] > now + 2 * _WAITS[-1]
+            is_due = row["next_try"] <= now or row["next_try"] > now + 2 * BACKOFF_SECONDS[-1]
             wanted = [(one[0], one[1]) for one in json.loads(row["objects"])]
             if is_due and (outcome := self._outcome(wanted)):
                 told += self._tell(row, *outcome)
@@ -123,6 +120,8 @@ class Commitments:
                 failed.append((reference, CLASS_CONFLICT))
             elif any(self._is_under_way(image["id"]) for image in images):
                 return None
+            elif any(self._is_unanswered(image["id"]) for image in images):
+                failed.append((reference, PROCESSING_FAILURE))
             else:
                 kept.append(reference)
         return kept, failed
@@ -141,6 +140,13 @@ class Commitments:
             )
         ) is not None
 
+    def _is_unanswered(self, image_id: int) -> bool:
+        """Whether the cart could not read a settled image, or has no report of it to send."""
+        condition = unanswered(has_destinations=bool(self._config.destinations))
+        return (
+            self._ledger.row(f"SELECT 1 FROM image WHERE id = ? AND {condition}", image_id)
+        ) is not None
+
     def _tell(self, row: Any, kept: list[Reference], failed: list[tuple[Reference, int]]) -> bool:
         title, _, address = row["peer"].partition("@")
         named = (peer for peer in self._config.peers if peer.ae_title == title)
@@ -149,7 +155,7 @@ class Commitments:
             (address, int(peer.port or 0), title), row["transaction_uid"], kept, failed
         )
         tries = row["tries"] + 1
-        wait = _WAITS[min(tries, len(_WAITS)) - 1] * random.uniform(0.8, 1.2)
+        wait = with_jitter(BACKOFF_SECONDS[min(tries, len(BACKOFF_SECONDS)) - 1])
         with self._ledger.transaction() as now:
             now.execute(
                 "UPDATE commitment SET state = ?, tries = ?, next_try = ?"
@@ -177,7 +183,7 @@ class Commitments:
 
         address, port, title = peer
         entity = AE(ae_title=self._config.receive.ae_title)
-        entity.add_requested_context(COMMITMENT)
+        entity.add_requested_context(PUSH_MODEL)
         entity.connection_timeout = _CONNECT_SECONDS
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = _ANSWER_SECONDS
         tls = client_tls(self._config)
@@ -185,14 +191,14 @@ class Commitments:
             address,
             port,
             ae_title=title,
-            ext_neg=[build_role(COMMITMENT, scp_role=True)],
+            ext_neg=[build_role(PUSH_MODEL, scp_role=True)],
             tls_args=(tls, "") if tls else None,
         )
         if not association.is_established:
             return False
         try:
             status, _ = association.send_n_event_report(
-                _information(transaction, kept, failed), 2 if failed else 1, COMMITMENT, INSTANCE
+                _information(transaction, kept, failed), 2 if failed else 1, PUSH_MODEL, INSTANCE
             )
             return "Status" in status and int(status.Status) == SUCCESS
         except (RuntimeError, ValueError):  # the association is over, or has no such context

@@ -8,7 +8,8 @@
 | that cannot be read, likewise | the subject of an alert; it is taken once it can be read |
 | that is larger than the largest image | the same; it is taken once the limit is raised |
 | under a name of unfinished files, hidden, or in a system's folder | not looked at |
-| that was taken and has not changed since | not looked at |
+| that was taken and has not changed since | not read again |
+| that was taken and could not be moved or deleted | moved or deleted in a later scan |
 | that lay there when the ledger was made again, of an image that is known | not taken again |
 
 Taken is: on the disk of the spool and in the ledger. Only then is it moved or deleted, where that
@@ -21,69 +22,65 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import ReceiveSettings
+from deepcovid_edge.cart.receive.disk_alert import raise_disk_alert
+from deepcovid_edge.cart.receive.listing import (
+    DONE,
+    NOT_KNOWN,
+    Signature,
+    list_files,
+    signature_of,
+)
 from deepcovid_edge.cart.store.image_header import NotTakenError
 from deepcovid_edge.cart.store.intake import Arrival, Intake
 from deepcovid_edge.cart.store.rebuild import may_lack_images
-from deepcovid_edge.datasets.folders import COMPANIONS, is_system_folder
+from deepcovid_edge.cart.store.schema import EXPIRED
+from deepcovid_edge.cart.store.spool import SpoolFullError
 from deepcovid_edge.device import shares
 from deepcovid_edge.device.service import log
 from deepcovid_edge.errors import NotAssessedError, OutputError, one_line, require
 from deepcovid_edge.imaging.dicom.elements import BoundedStream, read_elements
 from deepcovid_edge.imaging.dicom.syntaxes import find_data_set
-from deepcovid_edge.imaging.files import is_unfinished, read_bytes
+from deepcovid_edge.imaging.files import read_bytes
 from deepcovid_edge.imaging.signatures import is_cut_off, is_dicom, known_kind
 from deepcovid_edge.reasons import Reason
 
 SCAN_SECONDS = 2.0
 STALE_SECONDS = 600.0
 """How long a file that is not whole may stay as it is."""
-DONE = "done"
-"""Folder that taken files are moved to, beside them."""
-_HIDDEN = (".", "~$")
-_DEEPEST = 16
+_MOST_AWAY = 8
+"""Files that a scan tries again to move or delete: new images wait meanwhile."""
 _SOP_UID = 0x00080018
 _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 """Pixel data: of floats, of doubles, of whole numbers (DICOM PS3.6)."""
 _MIB = 1 << 20
 
 
-class Signature(NamedTuple):
-    """By what a file is known to be unchanged."""
-
-    size: int
-    modified_ns: int
-    inode: int
-
-
-_NOT_KNOWN = Signature(-1, 0, 0)
-"""Of a folder that cannot be listed, or a file that the system tells nothing of."""
-
-
-@dataclass(frozen=True)
+@dataclass
 class _Found:
     """A file that keeps its signature.
 
     Attributes:
         signature: As of this scan and the ones before.
         since: When it was first seen so, seconds of `time.monotonic`.
+        waits: Whether it was read and not taken: it is read again once it has changed or is stale.
     """
 
     signature: Signature
     since: float
+    waits: bool = False
 
-
-def is_passed_over(name: str) -> bool:
-    """Whether a file of this name is none that somebody finished."""
-    low = name.lower()
-    return low.startswith(_HIDDEN) or is_unfinished(low) or low in COMPANIONS
+    def is_stale(self, now: float) -> bool:
+        """Whether it has been as it is for so long that nobody goes on writing it."""
+        return now - self.since >= STALE_SECONDS
 
 
 def is_whole(data: bytes) -> bool:
@@ -148,6 +145,8 @@ class FolderWatch:
         self._old: Mapping[Path, Signature] | None = None
         self._unread: dict[Path, str] = {}
         self._too_large: dict[Path, Signature] = {}
+        self._staying: dict[Path, bool | None] = {}
+        """Taken files that are still to be put away -> whether they are whole; None: not known."""
 
     def run(self) -> None:
         """Scan until it is to stop."""
@@ -183,9 +182,13 @@ class FolderWatch:
             (path, found)
             for path, found in self._files.items()
             if path in before and found is before[path] and self._seen.get(path) != found.signature
+            if not found.waits or found.is_stale(now)
         ]
         # What could not be read comes last: a disk that fails takes its time for each try.
         ready.sort(key=lambda one: (one[0] in self._unread, one[1].signature.modified_ns, one[0]))
+        for path in [*islice(self._staying, _MOST_AWAY)]:
+            with suppress(OutputError):  # the next scan forgets a file that is gone
+                self._put_away_later(path)
         return self._look_at_each(ready, now)
 
     def _look_at_each(self, ready: Sequence[tuple[Path, _Found]], now: float) -> int:
@@ -198,14 +201,20 @@ class FolderWatch:
         for path, found in ready:
             if self._stop.is_set():
                 return taken
-            is_stale = now - found.since >= STALE_SECONDS
+            is_stale = found.is_stale(now)
             try:
-                taken += self._look_at(path, found, is_stale=is_stale)
+                is_taken = self._look_at(path, found, is_stale=is_stale)
+            except SpoolFullError:
+                raise_disk_alert(self._intake)
+                raise
             except OutputError:
                 raise
             except Exception as error:
                 if is_stale:
                     unread[path] = _why(error)
+            else:
+                found.waits = not is_taken
+                taken += is_taken
         self._unread = unread
         why = ", ".join(sorted({*unread.values()}))
         self._tell(AlertCode.FILES_UNREAD, unread, why=why)
@@ -222,15 +231,22 @@ class FolderWatch:
             self._ledger.clear_alert(key)
 
     def _seen_before(self) -> dict[Path, Signature]:
-        """The files that are not looked at again; those that were too large are if they fit now."""
+        """The files that are not looked at again; those that were too large are if they fit now.
+
+        One whose image is still in the spool is put away, if that was asked for: a power cut may
+        have come before.
+        """
         inside, seen = os.fsencode(f"{self.folder}{os.sep}"), dict[Path, Signature]()
         self._forget_what_fits(inside)
-        for row in self._ledger.rows("SELECT * FROM seen"):
+        query = "SELECT seen.*, state FROM seen LEFT JOIN image ON image.id = image_id"
+        for row in self._ledger.rows(query):
             if row["path"].startswith(inside):
                 path = Path(os.fsdecode(row["path"]))
                 seen[path] = Signature(row["bytes"], row["modified_ns"], row["inode"])
                 if row["image_id"] is None and self._exceeds(seen[path]):
                     self._too_large[path] = seen[path]
+                elif self._after != "keep" and row["state"] not in (None, EXPIRED):
+                    self._staying[path] = None
         return seen
 
     def _forget_what_fits(self, inside: bytes) -> None:
@@ -252,8 +268,10 @@ class FolderWatch:
             self._ledger.set_meta(key, str(self._most_mib))
 
     def _was_there(self, path: Path, signature: Signature) -> bool:
-        """Whether a file lay there, as it is, when the folder was first looked at."""
-        return self._old is not None and self._old.get(path) == signature
+        """Whether a file lay there, as it is, when the folder was first looked at, or may have."""
+        if self._old is None:
+            return False
+        return self._old.get(path) == signature or _is_below_unlisted(path, self._old)
 
     def _exceeds(self, signature: Signature) -> bool:
         return signature.size > self._most_mib * _MIB
@@ -267,7 +285,9 @@ class FolderWatch:
         code = AlertCode.FOLDER_GONE.code
         key = f"{code}:{self.folder}"
         try:
-            listed = shares.call(self.folder, partial(_list, self.folder, self._after == "move"))
+            listed = shares.call(
+                self.folder, partial(list_files, self.folder, self._after == "move")
+            )
         except OSError as error:
             why = error.strerror or type(error).__name__
             self._ledger.raise_alert(key, code, folder=str(self.folder), why=why)
@@ -276,9 +296,16 @@ class FolderWatch:
         return listed
 
     def _forget(self, listed: Mapping[Path, Signature]) -> None:
-        """Forget files that are gone, unless all are: a share may not be mounted."""
+        """Forget files that are gone, unless all are: a share may not be mounted.
+
+        Nobody knows whether those below a folder that cannot be listed are gone.
+        """
         assert self._seen is not None
-        gone = [path for path in self._seen if path not in listed]
+        gone = [
+            path
+            for path in self._seen
+            if path not in listed and not _is_below_unlisted(path, listed)
+        ]
         if not gone or not listed:
             return
         self._forget_seen(gone)
@@ -292,6 +319,7 @@ class FolderWatch:
         for path in paths:
             self._seen.pop(path, None)
             self._too_large.pop(path, None)
+            self._staying.pop(path, None)
 
     def _look_at(self, path: Path, found: _Found, *, is_stale: bool) -> bool:
         """Take a file if it can be taken; whether it was.
@@ -329,7 +357,7 @@ class FolderWatch:
             self._too_large[path] = signature
             self._pass_over(path, signature, "larger than max_image_mib")
             return None
-        if signature == _NOT_KNOWN:
+        if signature == NOT_KNOWN:
             raise NotAssessedError(Reason.UNREADABLE, "no permission, or the disk fails")
         try:
             data = read_bytes(path).data
@@ -356,9 +384,10 @@ class FolderWatch:
             )
         assert self._seen is not None
         self._seen[path] = signature
+        self._staying.pop(path, None)
 
     def _put_away(self, path: Path, signature: Signature) -> None:
-        """Move or delete a file that the ledger has, if it is still the same."""
+        """Move or delete a file that the ledger has, if it is still the same; else later."""
         if self._after == "keep":
             return
         try:
@@ -366,9 +395,25 @@ class FolderWatch:
                 return
             shares.call(path, lambda _: self._remove(path))
         except OSError as error:
-            log("file_stays", why=error.strerror or type(error).__name__)
+            if not self._staying.pop(path, None):
+                log("file_stays", why=error.strerror or type(error).__name__)
+            self._staying[path] = True  # behind the others
             return
         self._forget_seen([path])
+
+    def _put_away_later(self, path: Path) -> None:
+        """Put away a file that was taken before, if it is whole and has not changed since."""
+        assert self._seen is not None
+        found, whole = self._files.get(path), self._staying.pop(path)
+        self._staying[path] = whole  # behind the others
+        if found is None or found.signature != self._seen.get(path):
+            return
+        if whole is None:
+            whole = _file_is_whole(path)
+        if whole:
+            self._put_away(path, found.signature)
+        elif whole is False:
+            del self._staying[path]  # its sender may go on
 
     def _remove(self, path: Path) -> None:
         if self._after == "delete":
@@ -379,11 +424,21 @@ class FolderWatch:
 
     @staticmethod
     def _signature(path: Path) -> Signature:
-        return shares.call(path, lambda _: _signature(path.stat()))
+        return shares.call(path, lambda _: signature_of(path.stat()))
 
 
-def _signature(status: os.stat_result) -> Signature:
-    return Signature(status.st_size, status.st_mtime_ns, status.st_ino)
+def _file_is_whole(path: Path) -> bool | None:
+    """Whether a file is whole; None where it cannot be read now."""
+    try:
+        return is_whole(read_bytes(path).data)
+    except Exception as error:  # whatever one file does, the others are taken
+        is_unread = isinstance(error, NotAssessedError) and error.reason is Reason.UNREADABLE
+        return None if is_unread else False
+
+
+def _is_below_unlisted(path: Path, listed: Mapping[Path, Signature]) -> bool:
+    """Whether a file lies below a folder that could not be listed."""
+    return any(listed.get(place) == NOT_KNOWN for place in path.parents)
 
 
 def _why(error: Exception) -> str:
@@ -400,51 +455,3 @@ def _free_name(path: Path) -> Path:
         number += 1
         free = path.with_name(f"{path.stem} ({number}){path.suffix}")
     return free
-
-
-def _list(folder: Path, skips_done: bool, progress: shares.Progress) -> dict[Path, Signature]:
-    """Files of a folder and of those below it, each with its signature.
-
-    Raises:
-        OSError: The folder itself cannot be listed.
-    """
-    found: dict[Path, Signature] = {}
-    level = [folder]
-    for depth in range(_DEEPEST):
-        below: list[Path] = []
-        for place in level:
-            try:
-                for entry in _entries(place, progress):
-                    if not entry.is_dir(follow_symlinks=False):
-                        found |= _listed(entry)
-                    elif not is_system_folder(entry.name) and not (
-                        skips_done and entry.name == DONE
-                    ):
-                        below.append(Path(entry.path))
-            except OSError as error:
-                if depth == 0:
-                    raise
-                if not isinstance(error, FileNotFoundError):  # gone since it was listed
-                    found[place] = _NOT_KNOWN
-        level = below
-    return found
-
-
-def _listed(entry: os.DirEntry[str]) -> dict[Path, Signature]:
-    """A file that may be an image, with its signature; nothing where it is none."""
-    if is_passed_over(entry.name):
-        return {}
-    path = Path(entry.path)
-    try:
-        return {path: _signature(entry.stat())} if entry.is_file() else {}
-    except FileNotFoundError:  # gone since it was listed
-        return {}
-    except OSError:
-        return {path: _NOT_KNOWN}
-
-
-def _entries(folder: Path, progress: shares.Progress) -> Iterator[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            progress()
-            yield entry

@@ -43,6 +43,8 @@ _MOST_NOTES = 32
 _LINGERING = 32
 NO_UID = "2.25.0"
 """Stands for a UID that a request lacks; nobody makes this one (PS3.5, B.2: it is no UUID)."""
+NOT_NAMED = "not a named peer"
+"""Why a sender was turned away whose address the configuration does not name."""
 _MOST_UID = 64
 """Letters of a UID (DICOM PS3.5, 9.1)."""
 
@@ -148,7 +150,7 @@ class Guard:
         """Whether a connection that was just accepted may stay. Reads nothing from it."""
         address = plain_address(address)
         if not self._is_named(address):
-            self._notes.add(AlertCode.UNKNOWN_SENDER.code, address, "not a named peer")
+            self._notes.add(AlertCode.UNKNOWN_SENDER.code, address, NOT_NAMED)
             return False
         with self._lock:
             self._forget_ended()

@@ -8,16 +8,26 @@ not assessed is its result.
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import CartConfig, Peer
+from deepcovid_edge.cart.receive.callers import Callers
 from deepcovid_edge.cart.receive.connections import TOO_LARGE, Limits
-from deepcovid_edge.cart.receive.guards import NO_UID, Guard, guarded_server, plain_address
-from deepcovid_edge.cart.send.commitment import settle_event
+from deepcovid_edge.cart.receive.disk_alert import raise_disk_alert
+from deepcovid_edge.cart.receive.guards import (
+    NO_UID,
+    NOT_NAMED,
+    Guard,
+    guarded_server,
+    plain_address,
+)
+from deepcovid_edge.cart.send.commitment import PUSH_MODEL, settle_event
+from deepcovid_edge.cart.send.dimse import VERIFICATION
 from deepcovid_edge.cart.store.deliveries import Deliveries
 from deepcovid_edge.cart.store.image_header import NotTakenError
 from deepcovid_edge.cart.store.intake import Arrival, Intake
@@ -51,9 +61,6 @@ STATUSES = {
 """Status of C-STORE -> when it is answered."""
 STATUS_OF_NOT_TAKEN = {"uid": MISMATCH, "parse": NOT_UNDERSTOOD}
 """Kind of `NotTakenError` -> status of C-STORE."""
-VERIFICATION = "1.2.840.10008.1.1"
-COMMITMENT = "1.2.840.10008.1.20.1"
-"""Storage Commitment Push Model (DICOM PS3.4, annex J)."""
 IMAGES = {
     "1.2.840.10008.5.1.4.1.1.1": "Computed Radiography Image Storage",
     "1.2.840.10008.5.1.4.1.1.1.1": "Digital X-Ray Image Storage - For Presentation",
@@ -67,7 +74,6 @@ _MOST_PDU_BYTES = 1 << 17
 _MIB = 1 << 20
 _CALLED, _CALLING = (0x01, 0x01, 0x07), (0x01, 0x01, 0x03)
 """A-ASSOCIATE-RJ: permanent, by the user: AE title not recognised (PS3.8, table 9-21)."""
-_DISK_ALERT = AlertCode.DISK_FLOOR.code
 _STRANGER = AlertCode.UNKNOWN_SENDER.code
 _TOO_LARGE = AlertCode.IMAGE_TOO_LARGE.code
 _MOST_STRANGERS = 20
@@ -126,14 +132,11 @@ class Receiver(Closing):
         self._limits = limits or limits_of(config)
         self._commitment = commitment
         self._classes = image_classes(config.receive.other_images)
-        self._committing = {
-            one.ae_title.strip(): one.addresses() for one in config.destinations if one.commitment
-        }
+        self._callers = Callers(config.committing, self._clear_strangers)
         tls = server_tls(config)
         self._guard = Guard(self._is_named, self._limits, self._report, tls=tls)
         self._working = 0
         self._lock = threading.Lock()
-        self._disk_was_full: bool | None = None  # not known: an alert may be left of before
         self._server: Any = None
         self._thread: threading.Thread | None = None
 
@@ -155,7 +158,8 @@ class Receiver(Closing):
             )
         except OSError as error:
             raise cannot_listen("receive.port", settings.host, settings.port, error) from error
-        self._forget_strangers()
+        self._clear_answered()
+        self._callers.start()
         self._server.turned = time.monotonic()
         self._guard.start()
         self._thread = threading.Thread(
@@ -163,11 +167,21 @@ class Receiver(Closing):
         )
         self._thread.start()
 
-    def _forget_strangers(self) -> None:
-        """Clear alerts of senders that the configuration may name by now."""
+    def _clear_answered(self) -> None:
+        """Clear alerts of senders that may be named by now, and of a limit that was raised."""
+        most = self._config.receive.max_image_mib
         with contextlib.suppress(OutputError):
             for row in self._ledger.rows("SELECT key FROM alert WHERE code = ?", _STRANGER):
                 self._ledger.clear_alert(row["key"])
+            told = self._ledger.row("SELECT detail FROM alert WHERE key = ?", _TOO_LARGE)
+            if told and json.loads(told["detail"])["max_image_mib"] < most:
+                self._ledger.clear_alert(_TOO_LARGE)
+
+    def _clear_strangers(self, addresses: Set[str]) -> None:
+        """Clear alerts of destinations that called before their names could be looked up."""
+        with contextlib.suppress(OutputError):
+            for address in addresses:
+                self._ledger.clear_alert(f"{_STRANGER}:{address}")
 
     @property
     def is_listening(self) -> bool:
@@ -193,6 +207,7 @@ class Receiver(Closing):
         if self._server is None:
             return
         self._server.shutdown()
+        self._callers.stop()
         end = time.monotonic() + seconds
         while self._working and time.monotonic() < end:
             time.sleep(0.02)
@@ -210,12 +225,12 @@ class Receiver(Closing):
         for uid in self._classes:
             entity.add_supported_context(uid, syntaxes)
         entity.add_supported_context(VERIFICATION)
-        if self._commitment or self._committing:
+        if self._commitment or self._callers.titles:
             # Who answers the cart proposes the role of an SCP (PS3.4, J.3.3; PS3.7, D.3.3.4).
-            entity.add_supported_context(COMMITMENT, scu_role=True, scp_role=True)
+            entity.add_supported_context(PUSH_MODEL, scu_role=True, scp_role=True)
         entity.require_called_aet = True
         entity.require_calling_aet = sorted(
-            {*(peer.ae_title for peer in self._config.peers), *self._committing}
+            {*(peer.ae_title for peer in self._config.peers), *self._callers.titles}
         )
         entity.maximum_associations = limits.associations
         entity.maximum_pdu_size = _MOST_PDU_BYTES
@@ -233,14 +248,12 @@ class Receiver(Closing):
         ]
         if self._commitment:
             handlers.append((evt.EVT_N_ACTION, self._commit))
-        if self._committing:
+        if self._callers.titles:
             handlers.append((evt.EVT_N_EVENT_REPORT, self._settle_commitment))
         return handlers
 
     def _is_named(self, address: str) -> bool:
-        return any(peer.is_at(address) for peer in self._config.peers) or any(
-            address in known for known in self._committing.values()
-        )
+        return any(peer.is_at(address) for peer in self._config.peers) or self._callers.has(address)
 
     def _peer(self, association: Any) -> Peer | None:
         """The peer that an association is with, by its title and its address."""
@@ -253,7 +266,7 @@ class Receiver(Closing):
         """Whether it is with a destination that answers about storage commitment."""
         address = plain_address(association.requestor.address)
         title = str(association.requestor.primitive.calling_ae_title).strip()
-        return address in self._committing.get(title, frozenset())
+        return self._callers.has(address, title)
 
     def _check_titles(self, event: Any) -> None:
         """Reject an association whose titles are not those of the cart and of its address."""
@@ -279,7 +292,7 @@ class Receiver(Closing):
                 status, detail = STATUS_OF_NOT_TAKEN[error.kind], {"why": error.kind}
             except SpoolFullError:
                 status, detail = OUT_OF_RESOURCES, {"why": "disk"}
-                self._disk_is_full(True)
+                raise_disk_alert(self._intake)
             except (OutputError, MemoryError) as error:
                 status, detail = OUT_OF_RESOURCES, {"why": type(error).__name__}
             except Exception as error:  # the sender keeps the image, and tries again
@@ -308,7 +321,6 @@ class Receiver(Closing):
                 str(event.assoc.requestor.ae_title).strip(),
             ),
         )
-        self._disk_is_full(False)
         return SUCCESS, {"image": taken.image_id, "is_new": taken.is_new}
 
     def _commit(self, event: Any) -> tuple[int, None]:
@@ -347,27 +359,13 @@ class Receiver(Closing):
             with self._lock:
                 self._working -= 1
 
-    def _disk_is_full(self, is_full: bool) -> None:
-        """Raise the alert, or clear it with the first image that fits again."""
-        if is_full == self._disk_was_full:
-            return
-
-        def tell() -> None:
-            if is_full:
-                self._ledger.raise_alert(_DISK_ALERT, _DISK_ALERT)
-            else:
-                self._ledger.clear_alert(_DISK_ALERT)
-                self._intake.spool.fill_ballast()
-
-        with contextlib.suppress(OutputError):  # the reserve is full too
-            self._intake.spool.write_in_reserve(tell)
-            self._disk_was_full = is_full
-
     def _report(self, kind: str, address: str, count: int, why: str) -> None:
         """Write what the guard refused into log and ledger."""
         log(kind, address=address, count=count, why=why)
         with contextlib.suppress(OutputError):
             self._ledger.event(kind, address=address, count=count, why=why)
+            if why == NOT_NAMED and self._is_named(address):
+                return  # the name of a destination was looked up in the meantime
             if kind == _STRANGER:
                 known = self._ledger.rows("SELECT key FROM alert WHERE code = ?", _STRANGER)
                 address = address if len(known) < _MOST_STRANGERS else "others"

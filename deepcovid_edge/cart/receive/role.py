@@ -66,7 +66,7 @@ def _serve(config: CartConfig, intake: Intake, stop: threading.Event) -> None:
     threads = [threading.Thread(target=one, daemon=True, name="receive") for one in work]
     with contextlib.ExitStack() as open_things:
         receiver = None
-        if config.peers:
+        if config.listens:
             receiver = Receiver(config, intake, commitment=commitments.ask if commitments else None)
             receiver.start()
             open_things.callback(receiver.close)

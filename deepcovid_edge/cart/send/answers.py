@@ -19,12 +19,25 @@ class Answer:
             good; `uncertain`: it may be there.
         cause: Of a failure: this object, the destination as a whole, or the object's file.
         rejects: Whether a destination as a whole refuses by its settings: a person must look.
+        is_silent: Whether the destination gave no answer at all.
     """
 
     status: str
     kind: Kind
     cause: Cause = "object"
     rejects: bool = False
+    is_silent: bool = False
+
+
+def no_answer(status: str, *, is_uncertain: bool = False) -> Answer:
+    """That a destination gave no answer.
+
+    Args:
+        status: In words.
+        is_uncertain: Whether it may have the object all the same.
+    """
+    kind: Kind = "uncertain" if is_uncertain else "transient"
+    return Answer(status, kind, "destination", is_silent=True)
 
 
 ANSWERS: dict[int, tuple[Kind, str]] = {

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deepcovid_edge.cart.config import Destination
-from deepcovid_edge.cart.send.answers import Answer
+from deepcovid_edge.cart.send.answers import Answer, no_answer
 from deepcovid_edge.device.tls import load_certificate
 from deepcovid_edge.errors import NotThereError, require
 
@@ -183,8 +183,11 @@ class Associator(Severable):
                     tls_args=(self._tls, self._destination.host) if self._tls else None,
                     evt_handlers=[(self.library.evt.EVT_CONN_OPEN, self._connected), *handlers],
                 )
-        except OSError:  # the name of its host is not known
-            return Answer("no connection: host not known", "transient", "destination")
+        except socket.gaierror:
+            return no_answer("no connection: host not known")
+        except OSError as error:
+            why = error.strerror or type(error).__name__
+            return no_answer(f"no connection: {why}")
         return None if self.association.is_established else self._explain_failure()
 
     def _connected(self, event: Any) -> None:
@@ -207,7 +210,7 @@ class Associator(Severable):
         if association.rejected_contexts and not association.accepted_contexts:
             return Answer(NOT_ACCEPTED, "permanent")
         words = "no connection" if connection is None else "no answer to the association"
-        return Answer(words, "transient", "destination")
+        return no_answer(words)
 
     def context(self, sop_class: str, syntax: str) -> int | None:
         """Number of an accepted presentation context, or None."""

@@ -81,8 +81,8 @@ class CommitmentUser:
     def _ask(self, wanted: list[tuple[str, str]], stopping: threading.Event) -> None:
         line, events = self._line, self._line.library.evt
         handlers = [(events.EVT_N_EVENT_REPORT, self._reported)]
-        if line.open([(PUSH_MODEL, IMPLICIT)], handlers):
-            self._failed()
+        if failure := line.open([(PUSH_MODEL, IMPLICIT)], handlers):
+            self._failed(is_silent=failure.is_silent)
             return
         # It is in the ledger before it is asked: the answer may come from elsewhere at once.
         transaction = f"2.25.{uuid.uuid4().int}"
@@ -91,9 +91,9 @@ class CommitmentUser:
             status, _ = line.association.send_n_action(
                 _question(transaction, wanted), _REQUEST, PUSH_MODEL, INSTANCE
             )
-        if getattr(status, "Status", None) != SUCCESS:
+        if (answer := getattr(status, "Status", None)) != SUCCESS:
             self._forget(transaction, _GIVEN_UP)
-            self._failed()
+            self._failed(is_silent=answer is None)
         else:
             self._failures = 0
             self._await_answer(transaction, stopping)
@@ -175,21 +175,18 @@ class CommitmentUser:
             self._tell("storage commitment: it lost objects that it had taken")
         return 0 <= _seconds_since(rows[0]["at_utc"]) < BACKOFF_SECONDS[failures - 1]
 
-    def _failed(self) -> None:
+    def _failed(self, *, is_silent: bool) -> None:
         wait = BACKOFF_SECONDS[min(self._failures, len(BACKOFF_SECONDS) - 1)]
         self._failures += 1
         self._wait_until = time.monotonic() + wait
         log("commitment_failed", destination=self._name, failures=self._failures)
         if self._failures >= FAILURES_UNTIL_ALERT:
-            self._tell("storage commitment cannot be asked for")
+            code = AlertCode.DESTINATION_SILENT if is_silent else AlertCode.DESTINATION_FAILS
+            self._tell("storage commitment cannot be asked for", code)
 
-    def _tell(self, status: str) -> None:
-        self._ledger.raise_alert(
-            f"commitment:{self._name}",
-            AlertCode.DESTINATION_REJECTS.code,
-            destination=self._name,
-            status=status,
-        )
+    def _tell(self, status: str, code: AlertCode = AlertCode.DESTINATION_FAILS) -> None:
+        key = f"commitment:{self._name}"
+        self._ledger.raise_alert(key, code.code, destination=self._name, status=status)
 
     def stop(self) -> None:
         """End the connection at once, and open none any more; any thread may call this."""

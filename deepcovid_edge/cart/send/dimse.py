@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from deepcovid_edge.cart.config import Destination
-from deepcovid_edge.cart.send.answers import Answer, answer_of
+from deepcovid_edge.cart.send.answers import Answer, answer_of, no_answer
 from deepcovid_edge.cart.send.association import NOT_ACCEPTED, Associator, Timeouts, reactor_paused
 from deepcovid_edge.cart.send.implicit import to_implicit
 from deepcovid_edge.cart.store.deliveries import Delivery
@@ -180,7 +180,7 @@ class DimseSender(Sender):
             status = getattr(self._line.association.send_c_echo(), "Status", None)
         self.close()
         if status is None:
-            return Answer("no answer to C-ECHO", "transient", "destination")
+            return no_answer("no answer to C-ECHO")
         return answer_of(status)
 
     def _open_for(self, sop_class: str, syntax: str) -> Answer | None:
@@ -212,7 +212,7 @@ class DimseSender(Sender):
         if isinstance(status, int) and number == self._message:
             return answer_of(status)
         self._line.cut()
-        return Answer("no answer: connection lost, or too slow", "uncertain", "destination")
+        return no_answer("no answer: connection lost, or too slow", is_uncertain=True)
 
     def cut(self) -> None:
         """End the connection at once, whatever goes over it."""

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import struct
 
-_LONG = frozenset(
-    b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split()  # PS3.5, 7.1.2: 4 bytes of length
-)
+from deepcovid_edge.cart.objects.encoding import LONG_KINDS
+
+_LONG = frozenset(kind.encode("ascii") for kind in LONG_KINDS)
 _ITEM, _ITEM_END, _SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\x0d\xe0", b"\xfe\xff\xdd\xe0"
 _UNDEFINED = 0xFFFFFFFF
 

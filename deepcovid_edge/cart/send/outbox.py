@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -35,7 +34,12 @@ from deepcovid_edge.cart.send.commitment import CommitmentUser
 from deepcovid_edge.cart.send.dimse import DimseSender, Sender
 from deepcovid_edge.cart.send.stow import StowSender
 from deepcovid_edge.cart.store.clock import now_utc
-from deepcovid_edge.cart.store.deliveries import BACKOFF_SECONDS, Deliveries, Delivery
+from deepcovid_edge.cart.store.deliveries import (
+    BACKOFF_SECONDS,
+    Deliveries,
+    Delivery,
+    with_jitter,
+)
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.spool import Spool
 from deepcovid_edge.device.service import log
@@ -48,7 +52,6 @@ _GRACE_SECONDS = 2.0
 _LOOK_SECONDS = 0.5
 """How often a sender looks for new work without being woken."""
 _AFTER_FAULT_SECONDS = 5.0
-_JITTER = 0.2
 _MOST = 100
 """Objects that are read from the ledger at once."""
 _SEND_AGAIN, _DRAIN = "send again", "drain"
@@ -179,7 +182,7 @@ class Courier(threading.Thread):
         self._commitment: CommitmentUser | None = None
         self._stopping, self._woken = threading.Event(), threading.Event()
         self._failures = 0
-        self._silent_since = ""
+        self._failing_since = ""
         self._held_until = 0.0
         self._uncertain_until: dict[int, float] = {}
         self._failed_tries: dict[int, int] = {}
@@ -265,7 +268,7 @@ class Courier(threading.Thread):
                     break
                 self._deliver(sender, delivery)
         sender.close()
-        self._clear_rejection_alert()
+        self._clear_parked_alerts()
         if self._commitment is not None and time.monotonic() >= self._held_until:
             self._commitment.ask(self._stopping)
 
@@ -303,8 +306,10 @@ class Courier(threading.Thread):
         elif answer.kind == "permanent":
             self._write(lambda: self._deliveries.park(delivery, answer.status))
             self._forget(delivery)
-            self._raise_rejection_alert(answer)
-            if answer.cause == "object":
+            if answer.cause == "file":
+                self._raise_file_alert(delivery, answer)
+            else:
+                self._raise_rejection_alert(answer)
                 self._answered()
         else:
             self._put_off(delivery, answer)
@@ -337,33 +342,31 @@ class Courier(threading.Thread):
 
     def _failed(self, answer: Answer) -> None:
         self._failures += 1
-        self._silent_since = self._silent_since or now_utc()
+        self._failing_since = self._failing_since or now_utc()
         name = self._destination.name
         if answer.cause == "destination" or self._failures >= FAILURES_UNTIL_ALERT:
             at = min(self._failures, len(self._waits)) - 1
-            # Carts that lost the same destination do not come back at one moment.
-            wait = self._waits[at] * (1 + random.uniform(-_JITTER, _JITTER))
+            wait = with_jitter(self._waits[at])
             self._held_until = time.monotonic() + wait
         if answer.rejects:
             self._raise_rejection_alert(answer)
-        if self._failures >= FAILURES_UNTIL_ALERT:
-            detail = {"destination": name, "since": self._silent_since, "status": answer.status}
-            self._write(
-                lambda: self._ledger.raise_alert(
-                    f"silent:{name}", AlertCode.DESTINATION_SILENT.code, **detail
-                )
-            )
+            self._write(lambda: self._ledger.clear_alert(f"waits:{name}"))
+        elif self._failures >= FAILURES_UNTIL_ALERT:
+            silent, fails = AlertCode.DESTINATION_SILENT.code, AlertCode.DESTINATION_FAILS.code
+            code = silent if answer.is_silent else fails
+            detail = {"destination": name, "since": self._failing_since, "status": answer.status}
+            self._write(lambda: self._ledger.raise_alert(f"waits:{name}", code, **detail))
 
     def _succeeded(self) -> None:
-        was_silent = self._failures > 0
+        had_failed = self._failures > 0
         self._answered()
-        if was_silent:
+        if had_failed:
             self._write(lambda: self._deliveries.hasten(self._destination.name))
 
     def _answered(self) -> None:
         """The destination is there: it took an object, or refused one for itself."""
-        self._failures, self._silent_since, self._held_until = 0, "", 0.0
-        self._write(lambda: self._ledger.clear_alert(f"silent:{self._destination.name}"))
+        self._failures, self._failing_since, self._held_until = 0, "", 0.0
+        self._write(lambda: self._ledger.clear_alert(f"waits:{self._destination.name}"))
         self._write(lambda: self._ledger.clear_alert(f"rejects cart:{self._destination.name}"))
 
     def _raise_rejection_alert(self, answer: Answer) -> None:
@@ -374,13 +377,23 @@ class Courier(threading.Thread):
             lambda: self._ledger.raise_alert(key, AlertCode.DESTINATION_REJECTS.code, **detail)
         )
 
-    def _clear_rejection_alert(self) -> None:
-        key = f"rejects:{self._destination.name}"
-        if self._ledger.row("SELECT 1 FROM alert WHERE key = ?", key) and not self._ledger.row(
-            "SELECT 1 FROM outbox WHERE state = 'parked' AND destination = ?",
-            self._destination.name,
+    def _raise_file_alert(self, delivery: Delivery, answer: Answer) -> None:
+        name = self._destination.name
+        detail = {"destination": name, "image": delivery.image_id, "status": answer.status}
+        code = AlertCode.FILE_DAMAGED.code
+        self._write(lambda: self._ledger.raise_alert(f"file:{name}", code, **detail))
+
+    def _clear_parked_alerts(self) -> None:
+        """End what was said of objects that were parked, once none is."""
+        name = self._destination.name
+        keys = (f"rejects:{name}", f"file:{name}")
+        if self._ledger.row("SELECT 1 FROM alert WHERE key IN (?, ?)", *keys) and not (
+            self._ledger.row(
+                "SELECT 1 FROM outbox WHERE state = 'parked' AND destination = ?", name
+            )
         ):
-            self._ledger.clear_alert(key)
+            for key in keys:
+                self._ledger.clear_alert(key)
 
     def _newest_event(self) -> int:
         row = self._ledger.row("SELECT max(id) AS id FROM event")

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from deepcovid_edge.cart.config import Destination
-from deepcovid_edge.cart.send.answers import Answer, answer_of
+from deepcovid_edge.cart.send.answers import Answer, answer_of, no_answer
 from deepcovid_edge.cart.send.association import Severable, Timeouts, tls_context
 from deepcovid_edge.cart.send.dimse import ObjectDamagedError, Sender, read_built
 from deepcovid_edge.cart.store.deliveries import Delivery
@@ -78,8 +78,7 @@ class StowSender(Severable, Sender):
         except (OSError, http.client.HTTPException):
             self.cut()
             self.close()
-            words = "no answer: connection lost, or too slow"
-            return Answer(words, "uncertain", "destination")
+            return no_answer("no answer: connection lost, or too slow", is_uncertain=True)
         return _meaning(delivery, status, answer)
 
     def has(self, delivery: Delivery) -> bool | None:
@@ -97,7 +96,7 @@ class StowSender(Severable, Sender):
         try:
             status, _ = self._ask("POST", b"", {})
         except (OSError, http.client.HTTPException):
-            return Answer("no answer", "transient", "destination")
+            return no_answer("no answer")
         finally:
             self.close()
         if status in _REFUSED and status != HTTP_BAD_REQUEST:
@@ -125,7 +124,7 @@ class StowSender(Severable, Sender):
             return Answer("no connection: TLS", "transient", "destination", rejects=True)
         except OSError:
             connection.close()
-            return Answer("no connection", "transient", "destination")
+            return no_answer("no connection")
         self._connection, self._socket = connection, connection.sock
         connection.sock.settimeout(self._timeouts.stall)
         if self._is_stopped:

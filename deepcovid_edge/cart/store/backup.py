@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from deepcovid_edge.cart.alerts import AlertCode
@@ -29,17 +29,22 @@ WITH_NAMES = ("who", "seen")
 """Tables that are in no copy."""
 FOLDER_NAME = "backup"
 _NAME = re.compile(r"ledger-(\d{6})-.*\.db")
+_STEPS = 10_000
+"""Instructions of SQLite's machine between two calls of `progress`: some milliseconds."""
 _LACKS = "left_out"
 """Table of a copy: how the tables that it lacks are made."""
 
 
-def back_up(spool: Path, folder: Path, keep: int) -> Path:
+def back_up(
+    spool: Path, folder: Path, keep: int, progress: Callable[[], None] = lambda: None
+) -> Path:
     """Write a copy of a ledger, and delete the oldest ones.
 
     Args:
         spool: The spool folder, with the ledger.
         folder: Where the copies lie; made where it is not there.
         keep: How many are kept.
+        progress: Called now and then: it is not stuck.
 
     Returns:
         The copy; it survives a power cut.
@@ -54,7 +59,7 @@ def back_up(spool: Path, folder: Path, keep: int) -> Path:
         place = folder / f"ledger-{number:06d}-{now_utc()[:10]}.db"
         passing = folder / f".{place.name}.part"
         passing.unlink(missing_ok=True)
-        _copy(spool / LEDGER_NAME, passing)
+        _copy(spool / LEDGER_NAME, passing, progress)
         _sync(passing)
         passing.replace(place)
         sync_folder(folder)
@@ -81,9 +86,10 @@ def newest(folder: Path) -> Path | None:
     return copies[-1] if copies else None
 
 
-def _copy(ledger: Path, place: Path) -> None:
+def _copy(ledger: Path, place: Path, progress: Callable[[], None]) -> None:
     """Copy tables one after another, as they were at one moment."""
     with contextlib.closing(_connection(place, "rwc")) as copy:
+        copy.set_progress_handler(progress, _STEPS)  # what returns nothing interrupts nothing
         copy.execute("PRAGMA journal_mode = OFF")
         copy.execute("ATTACH ? AS source", (f"{ledger.absolute().as_uri()}?mode=ro",))
         copy.execute("BEGIN")

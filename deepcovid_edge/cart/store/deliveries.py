@@ -42,6 +42,11 @@ _HAS_FILES = (
 """Of a row of the outbox."""
 
 
+def with_jitter(seconds: float) -> float:
+    """A wait that is up to a fifth longer or shorter: carts do not come back at one moment."""
+    return seconds * (1 + random.uniform(-_JITTER, _JITTER))
+
+
 @dataclass(frozen=True)
 class Delivery:
     """An object on its way to a destination.
@@ -142,8 +147,7 @@ class Deliveries:
             status: Why it failed.
         """
         wait = BACKOFF_SECONDS[min(delivery.tries, len(BACKOFF_SECONDS) - 1)]
-        # Carts that lost the same PACS do not come back at one moment.
-        wait *= 1 + random.uniform(-_JITTER, _JITTER)
+        wait = with_jitter(wait)
         self._set(delivery, QUEUED, status=status, next_try=now_seconds() + wait)
         return wait
 

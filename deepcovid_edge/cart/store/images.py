@@ -60,11 +60,13 @@ class Settled:
         record: The record, as `infer` writes it.
         objects: The DICOM objects that were built of it.
         destinations: Name of each destination, with the kinds of objects it gets.
+        made: When the objects were made, as they state it, ISO 8601.
     """
 
     record: Mapping[str, Any]
     objects: Sequence[BuiltObject] = ()
     destinations: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    made: str = field(default_factory=now_utc)
 
 
 class Images:
@@ -134,8 +136,8 @@ class Images:
     def settle(self, image: ClaimedImage, settled: Settled) -> None:
         """Write a result, its objects and where they go, in one transaction.
 
-        A result that is there already, by the same model and site file, stays as it is, unless it
-        has no number. Its objects are those that lie on the disk now.
+        It replaces an earlier result of the same model and site file. An earlier object whose file
+        was deleted is forgotten: it was sent before.
         """
         record = settled.record
         reason = record["reason"]
@@ -150,14 +152,15 @@ class Images:
                 " made_utc) VALUES (?, ?, ?, ?, ?, ?)"
                 " ON CONFLICT (image_id, model_sha256, site_sha256) DO UPDATE SET"
                 " decision = excluded.decision, record = excluded.record,"
-                " made_utc = excluded.made_utc WHERE decision IS NULL",
-                (*by, record["decision"], json.dumps(record, allow_nan=False), now_utc()),
+                " made_utc = excluded.made_utc",
+                (*by, record["decision"], json.dumps(record, allow_nan=False), settled.made),
             )
             (result_id,) = now.execute(
                 "SELECT id FROM result WHERE image_id = ? AND model_sha256 = ? AND site_sha256 = ?",
                 by,
             ).fetchone()
             self._insert_objects(result_id, settled)
+            self._forget_deleted(image.image_id)
             now.execute(
                 "UPDATE image SET state = ?, reason = ?, settled_utc = ?, result_bytes = ?"
                 " WHERE id = ?",
@@ -200,6 +203,18 @@ class Images:
                         if one.kind in kinds
                     ],
                 )
+
+    def _forget_deleted(self, image_id: int) -> None:
+        """Forget objects of an image whose files were deleted: they cannot be sent any more."""
+        rows = self.ledger.rows(
+            "SELECT object.id, path FROM object JOIN result ON result.id = result_id"
+            " WHERE image_id = ?",
+            image_id,
+        )
+        gone = [(row["id"],) for row in rows if not (self.spool.folder / row["path"]).exists()]
+        with self.ledger.transaction() as now:
+            now.executemany("DELETE FROM outbox WHERE object_id = ?", gone)
+            now.executemany("DELETE FROM object WHERE id = ?", gone)
 
     def waiting(self) -> int:
         """How many images wait or are being assessed."""

@@ -171,16 +171,23 @@ class Ledger(Closing):
             self.insert("event", columns)
 
     def broken_event(self) -> int | None:
-        """Number of the first event that was changed or removed after it was written; else None."""
-        previous = None
+        """Number of the first event that is not as it was written, or follows one that is not.
+
+        None where the chain is whole. The hashes have no key: a chain that was written again from
+        one end to the other is whole too.
+        """
+        # Read first: what is appended meanwhile is not missing.
+        newest = self.row("SELECT seq FROM sqlite_sequence WHERE name = 'event'")
+        previous, last = _FIRST_HASH, 0
         for row in self.each("SELECT * FROM event ORDER BY id"):
+            last = int(row["id"])
             whole = _hash(
                 row["previous"], row["at_utc"], row["kind"], row["image_id"], row["detail"]
             )
-            if whole != row["hash"] or previous not in (None, row["previous"]):
-                return int(row["id"])
+            if whole != row["hash"] or previous != row["previous"]:
+                return last
             previous = row["hash"]
-        return None
+        return last + 1 if newest and newest["seq"] > last else None
 
     def raise_alert(self, key: str, code: str, **detail: Any) -> None:
         """Raise an alert until it is cleared; a key has one, and the same again changes nothing.

@@ -15,6 +15,7 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from deepcovid_edge.cart.store.schema import (
     NOT_ASSESSED,
     RECEIVED,
     SENT,
+    unanswered,
 )
 from deepcovid_edge.cart.store.spool import Spool
 from deepcovid_edge.decision.record import SIGNS
@@ -40,7 +42,7 @@ from deepcovid_edge.reasons import Reason
 ALERT_KEY = "ledger"
 """Of the alert that the ledger was made again or restored, whatever its code."""
 RECORD_NAME = "record.json"
-"""The record of an image, with its objects and where they go, beside them."""
+"""The record of an image, with its objects, when they were made and where they go, beside them."""
 _IMAGE = (
     *("id", "content_sha256", "suffix", "sop_uid", "sop_class", "study_uid", "syntax", "device"),
     *("bytes", "source", "received_utc", "boot_id", "clock_ok", "reason", "settled_utc"),
@@ -48,8 +50,9 @@ _IMAGE = (
 _RESULT = ("image_id", "model_sha256", "site_sha256", "decision", "record", "made_utc")
 """Columns of every version of the ledger."""
 _ANSWERED = (
-    f"state = '{EXPIRED}' OR (state IN ('{ASSESSED}', '{NOT_ASSESSED}') AND NOT EXISTS ("
-    "SELECT 1 FROM result JOIN object ON object.result_id = result.id"
+    f"state = '{EXPIRED}' OR (state IN ('{ASSESSED}', '{NOT_ASSESSED}') AND NOT "
+    f"{unanswered(has_destinations=True)}"
+    " AND NOT EXISTS (SELECT 1 FROM result JOIN object ON object.result_id = result.id"
     " JOIN outbox ON outbox.object_id = object.id WHERE result.image_id = image.id"
     f" AND outbox.state NOT IN ('{SENT}', '{COMMITTED}')))"
 )
@@ -183,7 +186,8 @@ def _settled(folder: Path) -> Settled | None:
         values = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
         _check_record(values["record"])
         objects = [_object(folder, one) for one in values["objects"]]
-        settled = Settled(values["record"], objects, values["destinations"])
+        datetime.fromisoformat(values["made"])
+        settled = Settled(values["record"], objects, values["destinations"], values["made"])
         settled_text(settled)  # what cannot be written was not written by the cart
     except (OSError, LookupError, AttributeError, TypeError, ValueError, NotTakenError):
         return None
@@ -225,4 +229,4 @@ def settled_text(settled: Settled) -> str:
     ]
     destinations = {name: [*kinds] for name, kinds in settled.destinations.items()}
     values = {"record": dict(settled.record), "objects": objects, "destinations": destinations}
-    return json.dumps(values, allow_nan=False)
+    return json.dumps({**values, "made": settled.made}, allow_nan=False)

@@ -1,9 +1,10 @@
 """What is deleted, and when: never what a destination does not have yet.
 
 An image is done when it is settled and every row of its outbox is done: `committed`, or `sent`
-where the destination is not asked for storage commitment. Done images are deleted `keep_days`
-after the last of these steps, and earlier, oldest first, while images and results take more room
-than the quota. Their rows stay.
+where the destination is not asked for storage commitment. An image that the cart could not read,
+or that has no report for a destination, is not done: it waits for a person. Done images are deleted
+`keep_days` after the last of these steps, and earlier, oldest first, while images and results take
+more room than the quota. Their rows stay.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from datetime import datetime, timedelta, timezone
 
 from deepcovid_edge.cart.store.clock import clock_is_plausible, is_plausible, now_utc
 from deepcovid_edge.cart.store.ledger import Ledger
-from deepcovid_edge.cart.store.schema import ASSESSED, EXPIRED, NOT_ASSESSED
+from deepcovid_edge.cart.store.schema import ASSESSED, EXPIRED, NOT_ASSESSED, unanswered
 from deepcovid_edge.cart.store.spool import Spool
 
 _MIB = 1 << 20
@@ -33,11 +34,13 @@ class RetentionSettings:
         keep_days: Days after an image is done.
         quota_mib: Most room for images and results, MiB; 0 for no limit.
         committing: Destinations that are asked for storage commitment.
+        has_destinations: Whether results go anywhere.
     """
 
     keep_days: int
     quota_mib: int
     committing: tuple[str, ...] = ()
+    has_destinations: bool = True
 
 
 def delete_old(ledger: Ledger, spool: Spool, settings: RetentionSettings) -> int:
@@ -88,8 +91,9 @@ def _done(ledger: Ledger, settings: RetentionSettings) -> list[tuple[int, int, s
     rows = ledger.rows(
         "SELECT image.id, bytes + result_bytes AS size,"
         " max(settled_utc, coalesce(max(changed_utc), '')) AS at"
-        f" FROM {_WITH_OUTBOX}"
-        " WHERE image.state IN (?, ?) GROUP BY image.id HAVING coalesce(min("
+        f" FROM {_WITH_OUTBOX} WHERE image.state IN (?, ?)"
+        f" AND NOT {unanswered(has_destinations=settings.has_destinations)}"
+        " GROUP BY image.id HAVING coalesce(min("
         f" outbox.state = 'committed' OR (outbox.state = 'sent' AND destination NOT IN ({marks}))"
         "), 1) ORDER BY image.id",
         *(ASSESSED, NOT_ASSESSED, *settings.committing),

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from functools import partial
 
 from deepcovid_edge.errors import NewerLedgerError
+from deepcovid_edge.reasons import Reason
 
 RECEIVED, ASSESSING, ASSESSED, NOT_ASSESSED, EXPIRED = (
     "received",
@@ -37,6 +38,11 @@ RECEIVED, ASSESSING, ASSESSED, NOT_ASSESSED, EXPIRED = (
 IMAGE_STATES = (RECEIVED, ASSESSING, ASSESSED, NOT_ASSESSED, EXPIRED)
 QUEUED, SENDING, SENT, COMMITTED, PARKED = "queued", "sending", "sent", "committed", "parked"
 OUTBOX_STATES = (QUEUED, SENDING, SENT, COMMITTED, PARKED)
+_UNREAD = f"image.reason IS '{Reason.UNREADABLE.code}'"
+_NO_REPORT = (
+    "image.sop_uid != '' AND NOT EXISTS (SELECT 1 FROM result JOIN object"
+    " ON object.result_id = result.id WHERE result.image_id = image.id AND object.kind = 'sr')"
+)
 ALIVE_KEY = "work alive"
 """Of the table `meta`: when the worker last said that it runs, seconds since 1970."""
 ASSESSOR_KEY, HAS_NONE = "work assessor", "none"
@@ -44,6 +50,16 @@ ASSESSOR_KEY, HAS_NONE = "work assessor", "none"
 alert meanwhile; that starts none."""
 ASSESSOR_ALERT = "assessor"
 """Key of the alert that no assessor can be started, whatever its code."""
+
+
+def unanswered(*, has_destinations: bool) -> str:
+    """SQL of a settled image that the cart could not read, or that has no report to send.
+
+    Args:
+        has_destinations: Whether reports go anywhere.
+    """
+    return f"({_UNREAD} OR ({_NO_REPORT}))" if has_destinations else f"({_UNREAD})"
+
 
 _FIRST = """
 CREATE TABLE image (

@@ -7,6 +7,7 @@
 | `results/ab/abcd.../` | heat map, picture and DICOM objects of an image |
 | `quarantine/` | images whose assessor failed three times |
 | `ledger.db` | the ledger; one that was damaged or replaced is kept beside it |
+| `cart-id` | what tells this cart from others, drawn once: its objects state it |
 | `model.json` | the model in use and the one before, for a ledger that is made again |
 | `backup/` | nightly copies of the ledger, unless they have a folder of their own |
 | `ballast` | room that is given up when the disk is full, so that results still fit |
@@ -26,6 +27,7 @@ from pathlib import Path
 from deepcovid_edge.cart.store.ledger import LedgerFullError
 from deepcovid_edge.errors import OutputError
 
+_CART_ID = "cart-id"
 _FOLDERS = ("incoming", "images", "results", "quarantine")
 _MIB = 1 << 20
 BALLAST_MIB = 64
@@ -71,6 +73,22 @@ class Spool:
             sync_folder(folder)
         except OSError as error:
             raise OutputError(f"{folder}: {error.strerror or error}") from error
+
+    def cart_id(self) -> str:
+        """What tells this cart from others: 32 hexadecimal digits, drawn when first asked for.
+
+        Raises:
+            OSError: It cannot be read or written.
+        """
+        place = self.folder / _CART_ID
+        if not place.exists():
+            passing = self.folder / f".{secrets.token_hex(8)}.part"
+            self._write([secrets.token_hex(16).encode()], passing)
+            with contextlib.suppress(FileExistsError):  # another process was first
+                place.hardlink_to(passing)
+            passing.unlink()
+            sync_folder(self.folder)
+        return place.read_text("ascii")
 
     def empty_incoming(self) -> None:
         """Delete what a killed receiver left half written. Only the receiver calls this."""

@@ -73,6 +73,7 @@ class Assessor:
         self, model: Model, spool: Spool, settings: CartSettings, maker: HeatMapMaker | None
     ) -> None:
         self.model, self.spool, self.settings, self.maker = model, spool, settings, maker
+        self._cart_id = spool.cart_id()
         self._reader = model.reader(keeps_radiographs=True)
 
     def assess(self, request: AssessmentRequest) -> dict[str, Any]:
@@ -94,6 +95,7 @@ class Assessor:
             except DataError:  # no object is built of a header that cannot be read
                 if prediction.reason is None:
                     raise
+                answer |= {"faults": ["sr: DataError"], "missing": ["sr"]}
         return {"record": prediction.as_dict(), **answer}
 
     def _predict(self, request: AssessmentRequest, folder: Path) -> Prediction:
@@ -149,7 +151,7 @@ class Assessor:
 
         source = SourceImage.read(request.path)
         made = datetime.fromisoformat(request.made).astimezone()
-        facts = Facts(made, request.content_sha256, serial=platform.node() or "cart")
+        facts = Facts(made, request.content_sha256, self._cart_id, station=platform.node())
         report = partial(build_report, facts=facts, sr_class=self.settings.report)
         without_regions = replace(prediction, regions=None)
         builders: dict[str, Sequence[Callable[[], bytes]]] = {

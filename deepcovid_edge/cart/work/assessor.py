@@ -90,7 +90,7 @@ class AssessorProcess(Closing):
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
-        self._rest = b""
+        self._rest, self._made = b"", ""
         try:
             first = self._answer(START_SECONDS)
             if "failed" in first:
@@ -125,6 +125,7 @@ class AssessorProcess(Closing):
         Raises:
             AssessorCrashedError: The process has ended.
         """
+        self._made = made
         request = {
             "path": str(image.path),
             "content_sha256": image.content_sha256,
@@ -160,7 +161,7 @@ class AssessorProcess(Closing):
         if "not_written" in answer:
             raise OutputError(answer["not_written"])
         objects = [BuiltObject(**{**one, "path": Path(one["path"])}) for one in answer["objects"]]
-        settled = Settled(answer["record"], objects, destinations)
+        settled = Settled(answer["record"], objects, destinations, self._made)
         if answer["missing"]:
             raise NotBuiltError(settled, f"objects not built: {', '.join(answer['faults'])}")
         return settled

@@ -32,7 +32,12 @@ from typing import Any
 import numpy as np
 
 from deepcovid_edge.cart.alerts import AlertCode
-from deepcovid_edge.cart.store.drift_window import LEAST_RESULTS, REFERENCE_RESULTS, WEEK
+from deepcovid_edge.cart.store.drift_window import (
+    LEAST_RESULTS,
+    OUTCOME_KEY,
+    REFERENCE_RESULTS,
+    WEEK,
+)
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.work.two_samples import fisher_p, holm, smirnov_distance, smirnov_p
 from deepcovid_edge.device.service import log
@@ -183,22 +188,16 @@ class DriftWatch:
             tested += compare(own, self._week(model, site, last, device), device)
         changes = significant(tested)
         log("drift", images=week.images, tests=len(tested), changes=len(changes))
-        if changes:
-            self._tell(changes, reference, week, {one.device for one in tested if one.device})
-        else:
-            self._ledger.clear_alert(ALERT_KEY)
+        words = _words(changes, reference, week, {one.device for one in tested if one.device})
+        outcome = {"model": model, "site": site, "words": words}
+        with self._ledger.transaction():
+            self._ledger.set_meta(OUTCOME_KEY, json.dumps(outcome))
+            if words:
+                self._tell(words, reference, week)
+            else:
+                self._ledger.clear_alert(ALERT_KEY)
 
-    def _tell(
-        self, changes: list[Change], reference: Sample, week: Sample, tested: set[str]
-    ) -> None:
-        words = [one.words() for one in changes]
-        changed = {one.device for one in changes if one.device}
-        new = sorted(name for name in week.devices.keys() - reference.devices.keys() if name)
-        if len(changed) == 1 and len(tested) > 1:
-            words.append(f"Of {len(tested)} devices `{min(changed)}` alone has changed.")
-        elif changed and changed == tested and len(tested) > 1:
-            words.append("Every device has changed: it may be the patients, or the processing.")
-        words += [f"The device `{name}` took no image of the reference." for name in new]
+    def _tell(self, words: list[str], reference: Sample, week: Sample) -> None:
         self._ledger.raise_alert(
             ALERT_KEY,
             AlertCode.IMAGES_CHANGED.code,
@@ -235,6 +234,29 @@ class DriftWatch:
             f" WHERE model_sha256 = ? AND site_sha256 = ?{where} ORDER BY result.id{limit}",
             *(model, site, *values),
         )
+
+
+def _words(
+    changes: Sequence[Change], reference: Sample, week: Sample, tested: set[str]
+) -> list[str]:
+    """What has changed, in sentences; nothing where nothing has.
+
+    Args:
+        changes: The changes.
+        reference: Results that the model was trusted with.
+        week: Those of this week.
+        tested: The devices that were compared.
+    """
+    if not changes:
+        return []
+    words = [one.words() for one in changes]
+    changed = {one.device for one in changes if one.device}
+    new = sorted(name for name in week.devices.keys() - reference.devices.keys() if name)
+    if len(changed) == 1 and len(tested) > 1:
+        words.append(f"Of {len(tested)} devices `{min(changed)}` alone has changed.")
+    elif changed and changed == tested and len(tested) > 1:
+        words.append("Every device has changed: it may be the patients, or the processing.")
+    return [*words, *(f"The device `{name}` took no image of the reference." for name in new)]
 
 
 def _sample(rows: Sequence[Any]) -> Sample:

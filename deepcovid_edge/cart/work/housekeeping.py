@@ -18,6 +18,7 @@ from deepcovid_edge.cart.store.deliveries import Deliveries
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.retention import RetentionSettings, delete_old
 from deepcovid_edge.cart.store.spool import Spool, SpoolFullError
+from deepcovid_edge.device import shares
 from deepcovid_edge.device.service import log
 from deepcovid_edge.errors import OutputError, one_line
 
@@ -86,24 +87,31 @@ class Housekeeping:
     def _delete_old(self) -> None:
         committing = tuple(one.name for one in self.config.destinations if one.commitment)
         settings = self.config.cart
-        kept = RetentionSettings(settings.keep_days, settings.quota_mib, committing)
+        kept = RetentionSettings(
+            settings.keep_days, settings.quota_mib, committing, bool(self.config.destinations)
+        )
         if deleted := delete_old(self.ledger, self.spool, kept):
             log("deleted", images=deleted)
 
     def _back_up(self) -> None:
-        """Copy the ledger once a night; at the first start at once."""
+        """Copy the ledger once a night, perhaps to a share; at the first start at once."""
         settings = self.config.cart
         folder = settings.backup or self.spool.folder / FOLDER_NAME
         code = AlertCode.BACKUP.code
-        try:
+
+        def copy_if_due(progress: shares.Progress) -> Path | None:
             if not settings.backup_keep or not _is_due(newest(folder)):
-                return
-            copy = back_up(self.spool.folder, folder, settings.backup_keep)
+                return None
+            return back_up(self.spool.folder, folder, settings.backup_keep, progress)
+
+        try:
+            copy = shares.call(folder, copy_if_due)
         except (OutputError, OSError) as error:
             self.ledger.raise_alert(code, code, why=one_line(error))
             return
-        log("backup", copy=copy.name)
         self.ledger.clear_alert(code)
+        if copy:
+            log("backup", copy=copy.name)
 
     def _look_at_destinations(self) -> None:
         """Nothing is sent to a destination that was removed; an alert names what waits for it."""
@@ -116,8 +124,9 @@ class Housekeeping:
             self.ledger.clear_alert(code)
 
     def _look_at_disk(self) -> None:
+        """Whether the largest image that is allowed would be taken."""
         try:
-            self.spool.check_room(0)
+            self.spool.check_room(self.config.receive.max_image_mib << 20)
         except SpoolFullError:
             free = shutil.disk_usage(self.spool.folder).free >> 20
             code = AlertCode.DISK_FLOOR.code  # the receiver's key too: it is one alert

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import CartConfig
@@ -81,7 +80,7 @@ class Worker(Closing):
         }
         self._assessor: AssessorProcess | None = None
         self._ahead: ClaimedImage | None = None
-        self._asked, self._made = 0.0, ""
+        self._asked = 0.0
         self._stopped: float | None = None
         self._lacks_room = self._must_release = False
         self._crashes: Counter[int] = Counter()
@@ -143,6 +142,8 @@ class Worker(Closing):
             AssessorCrashedError: The cart is to stop, and does not wait any longer.
         """
         self._feed_watchdog()
+        with suppress(LedgerBusyError):  # the answer is still to be read
+            self._note_alive()
         if not self.stop.is_set():
             return
         self._stopped = self._stopped or time.monotonic()
@@ -222,17 +223,17 @@ class Worker(Closing):
         assert self._assessor is not None
         if self._ahead is None:
             self._ask(self._assessor, image)
-        started, made, self._ahead = self._asked, self._made, None
+        started, self._ahead = self._asked, None
         try:
             settled, lacks = self._assessor.answer(self.destinations), ""
         except NotBuiltError as error:
             settled, lacks = error.settled, str(error)
         self._ask_ahead(self._assessor)
-        self._settle(image, settled, made)
-        if lacks:
+        self._settle(image, settled)
+        record = settled.record
+        if lacks and record["reason"] != Reason.UNREADABLE.code:
             self._keep_aside(image)
             self._tell_of(image, lacks)
-        record = settled.record
         log(
             "assessed",
             image=image.image_id,
@@ -242,15 +243,17 @@ class Worker(Closing):
         )
 
     def _ask(self, assessor: AssessorProcess, image: ClaimedImage) -> None:
-        self._asked, self._made = time.monotonic(), self._time_of(image, assessor)
-        assessor.ask(image, made=self._made)
+        self._asked = time.monotonic()
+        assessor.ask(image, made=self._time_of(image, assessor))
 
     def _time_of(self, image: ClaimedImage, assessor: AssessorProcess) -> str:
         """When the objects of an image are made: as long ago as those of its earlier result."""
+        made_by = assessor.template
         known = self.ledger.row(
             "SELECT made_utc FROM result WHERE image_id = ? AND model_sha256 = ? AND"
-            " site_sha256 = ? AND id IN (SELECT result_id FROM object)",
-            *(image.image_id, *_made_by(assessor.template)),
+            " site_sha256 = ? AND json_extract(record, '$.reason') IS NOT ?",
+            *(image.image_id, made_by["model_sha256"], (made_by["site"] or {}).get("sha256") or ""),
+            Reason.UNREADABLE.code,
         )
         return str(known["made_utc"]) if known else now_utc()
 
@@ -287,18 +290,18 @@ class Worker(Closing):
             pass
         self.images.give_back(image, "another one could not be written", counts=False)
 
-    def _settle(self, image: ClaimedImage, settled: Settled, made: str) -> None:
+    def _settle(self, image: ClaimedImage, settled: Settled) -> None:
         """Write the result beside its objects, for a ledger that is lost, then into the ledger."""
         place = self.spool.results(image.content_sha256) / RECORD_NAME
         self.spool.store([settled_text(settled).encode()], place)
-        with self.ledger.transaction() as now:
+        key = f"file {image.image_id}"
+        with self.ledger.transaction():
             self.images.settle(image, settled)
-            if settled.objects:  # the time that they state
-                now.execute(
-                    "UPDATE result SET made_utc = ?"
-                    " WHERE image_id = ? AND model_sha256 = ? AND site_sha256 = ?",
-                    (made, image.image_id, *_made_by(settled.record)),
-                )
+            if settled.record["reason"] == Reason.UNREADABLE.code:
+                code = AlertCode.FILE_DAMAGED.code
+                self.ledger.raise_alert(key, code, image=image.image_id)
+            else:
+                self.ledger.clear_alert(key)
         self._lacks_room = False
         self._crashes.pop(image.image_id, None)
         self._unanswered.pop(image.image_id, None)
@@ -328,9 +331,10 @@ class Worker(Closing):
         if assessor is None:  # the model is gone too: assessed again when there is one
             self.images.give_back(image, why, counts=False)
             return
-        made = self._time_of(image, assessor)
-        self._settle(image, self._not_assessed(assessor, image, made), made)
-        self._tell_of(image, why)
+        settled = self._not_assessed(assessor, image)
+        self._settle(image, settled)
+        if settled.record["reason"] != Reason.UNREADABLE.code:
+            self._tell_of(image, why)
 
     def _keep_aside(self, image: ClaimedImage) -> None:
         try:
@@ -346,7 +350,8 @@ class Worker(Closing):
             why=why,
         )
 
-    def _not_assessed(self, assessor: AssessorProcess, image: ClaimedImage, made: str) -> Settled:
+    def _not_assessed(self, assessor: AssessorProcess, image: ClaimedImage) -> Settled:
+        made = self._time_of(image, assessor)
         try:
             return assessor.assess(image, self.destinations, made=made, reason=Reason.DECODE)
         except NotBuiltError as error:
@@ -363,8 +368,3 @@ class Worker(Closing):
     def close(self) -> None:
         """End the assessor."""
         self._end_assessor()
-
-
-def _made_by(record: Mapping[str, Any]) -> tuple[str, str]:
-    """SHA-256 of the model and of the site file of a record, as the ledger knows results by."""
-    return record["model_sha256"], (record["site"] or {}).get("sha256") or ""

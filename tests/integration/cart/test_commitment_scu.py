@@ -22,10 +22,11 @@ from cart_outbox import (
     fill,
     scripted,
 )
-from cart_peers import Orthanc, free_port, needs_orthanc, wait_until
+from cart_peers import HOST, Orthanc, free_port, needs_orthanc, wait_until
 from cart_store import Store, open_store
 from pydicom.dataset import Dataset
-from pynetdicom import AE, evt
+from pynetdicom import AE, build_role, evt
+from receiving_cart import ReceivingCart
 
 from deepcovid_edge.cart.config import Destination
 from deepcovid_edge.cart.send import commitment as commitment_module
@@ -128,7 +129,7 @@ def test_what_was_lost_goes_out_again_ever_more_slowly_and_is_told(store: Store)
     made = fill(store, 2)
     with archive() as (found, pacs), sending(store, pacs.port):
         found.lost = {min(made)}
-        wait_until(lambda: "commitment:pacs" in alerts(store), 20)
+        wait_until(lambda: alerts(store) == {"commitment:pacs": "destination_fails"}, 20)
         assert pacs.uids.count(min(made)) >= 2
         assert all(pacs.uids.count(uid) == 1 for uid in made if uid != min(made))
         assert len({data for uid, data in pacs.arrived if uid == min(made)}) == 1
@@ -150,7 +151,7 @@ def test_without_an_answer_it_is_asked_again_after_a_day(store: Store) -> None:
         wait_until(lambda: len(found.questions) == 2, 10)
         assert sorted(found.uids[1]) == sorted(made)
         assert str(found.questions[1].TransactionUID) != first
-        assert "commitment:pacs" in alerts(store)
+        assert alerts(store) == {"commitment:pacs": "destination_fails"}
         late = settle_event(
             Deliveries(store.ledger, store.spool), 1, information(found.questions[0], set())
         )
@@ -161,7 +162,7 @@ def test_one_that_refuses_the_question_is_asked_later_and_told(store: Store) -> 
     fill(store)
     with archive() as (found, pacs), sending(store, pacs.port):
         found.status = 0x0110
-        wait_until(lambda: "commitment:pacs" in alerts(store), 10)
+        wait_until(lambda: alerts(store) == {"commitment:pacs": "destination_fails"}, 10)
         assert len(found.questions) < 10
         found.status = 0
         wait_until(lambda: all_states(store) == {"committed"}, 10)
@@ -205,6 +206,21 @@ def test_what_is_in_both_lists_or_in_none_is_not_kept(store: Store) -> None:
     assert states[made[0]] == "queued"
 
 
+def test_one_that_is_away_when_it_is_to_be_asked_is_said_to_be_silent(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store)
+    queue = Deliveries(store.ledger, store.spool)
+    for delivery in queue.due("pacs"):
+        queue.sent(delivery, "0x0000")
+    goal = Destination("pacs", "PACS", "127.0.0.1", free_port(), commitment=True)
+    user = CommitmentUser(goal, "CART", queue, SHORT)
+    for _ in range(commitment_module.FAILURES_UNTIL_ALERT):
+        user._wait_until = 0.0
+        user.ask(threading.Event())
+    assert alerts(store) == {"commitment:pacs": "destination_silent"}
+
+
 def test_a_clock_that_jumped_forward_and_back_asks_again(store: Store) -> None:
     fill(store)
     goal = Destination("pacs", "PACS", "127.0.0.1", free_port(), commitment=True)
@@ -217,6 +233,28 @@ def test_a_clock_that_jumped_forward_and_back_asks_again(store: Store) -> None:
     row = store.ledger.row("SELECT state FROM commitment")
     assert row is not None
     assert row["state"] == "given up"
+
+
+def test_a_cart_that_only_watches_a_folder_takes_the_answer_of_its_destination(
+    tmp_path: Path,
+) -> None:
+    incoming = tmp_path / "incoming"
+    incoming.mkdir()
+    pacs = {"name": "pacs", "ae_title": "PACS", "host": HOST, "commitment": True}
+    cart = ReceivingCart(
+        tmp_path / "cart", peers=(), receive={"folders": [incoming]}, destinations=[pacs]
+    )
+    entity, said = AE("PACS"), Dataset()
+    entity.add_requested_context(COMMITMENT)
+    said.TransactionUID = "2.25.5"
+    roles: list[Any] = [build_role(COMMITMENT, scp_role=True)]
+    with cart:
+        association = entity.associate(HOST, cart.port, ae_title="CART", ext_neg=roles)
+        assert association.is_established
+        status, _ = association.send_n_event_report(said, 1, COMMITMENT, INSTANCE)
+        association.release()
+        assert cart.stop() == 0
+    assert status.Status == 0x0115, "the cart has asked for no such transaction"
 
 
 @needs_orthanc

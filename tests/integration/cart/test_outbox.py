@@ -146,7 +146,7 @@ def test_a_full_destination_gets_it_later_and_is_not_flooded(
     with scripted() as pacs:
         pacs.status = status
         start(pacs.port)
-        wait_until(lambda: "silent:pacs" in alerts(store), 10)
+        wait_until(lambda: alerts(store) == {"waits:pacs": "destination_fails"}, 10)
         seen, begun = len(pacs.arrived), time.monotonic()
         time.sleep(0.5)
         assert len(pacs.arrived) - seen <= most_tries(time.monotonic() - begun)  # not all twelve
@@ -200,7 +200,7 @@ def test_a_silent_destination_is_tried_at_each_wait_told_and_gets_all_when_back(
 ) -> None:
     made, port = fill(store, 10), free_port()
     start(port)
-    wait_until(lambda: "silent:pacs" in alerts(store), 10)
+    wait_until(lambda: alerts(store) == {"waits:pacs": "destination_silent"}, 10)
     tries, begun = sum(count for _, count, _ in outbox_rows(store)), time.monotonic()
     time.sleep(0.8)
     more = sum(count for _, count, _ in outbox_rows(store)) - tries
@@ -224,6 +224,8 @@ def test_one_that_does_not_know_the_cart_is_told_at_once_and_nothing_is_parked(
         wait_until(lambda: "rejects cart:pacs" in alerts(store), 10)
         assert all_states(store) <= {"queued", "sending"}
         port = pacs.port
+        time.sleep(4 * max(WAITS))
+        assert alerts(store) == {"rejects cart:pacs": "destination_rejects"}, "it does answer"
     with scripted(port=port):
         wait_until(lambda: is_sent(store), 10)
     assert alerts(store) == {}
@@ -268,8 +270,13 @@ def test_a_file_that_is_not_what_was_built_never_leaves(
         start(pacs.port)
         wait_until(lambda: all_states(store) == {"sent", "parked"}, 10)
         assert pacs.uids == [max(made)]
-        assert alerts(store) == {"rejects:pacs": "destination_rejects"}
-    assert any(str(text).startswith("file: ") for _, _, text in outbox_rows(store))
+        assert alerts(store) == {"file:pacs": "file_damaged"}
+        (told,) = store.ledger.rows("SELECT detail FROM alert")
+        assert json.loads(told["detail"])["image"] == 1
+        assert any(str(text).startswith("file: ") for _, _, text in outbox_rows(store))
+        path.write_bytes(made[min(made)])
+        Deliveries(store.ledger, store.spool).resend()
+        wait_until(lambda: is_sent(store) and not alerts(store), 10)
 
 
 FAULTS = [

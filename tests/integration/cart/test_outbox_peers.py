@@ -68,7 +68,7 @@ def test_dcmtk_gets_the_same_bytes_though_it_is_frozen_and_killed_on_the_way(
         outbox = outbox_to(store, Destination("pacs", "PACS", "127.0.0.1", port))
         outbox.start()
         try:
-            wait(lambda: "silent:pacs" in alerts(store), 25)
+            wait(lambda: "waits:pacs" in alerts(store), 25)
             server.thaw()
             wait(lambda: is_sent(store), 20)
             assert alerts(store) == {}

@@ -158,6 +158,23 @@ def test_what_each_answer_means(delivery: Delivery) -> None:
         assert set(web.parts) == {delivery.path.read_bytes()}
 
 
+@pytest.mark.parametrize("status", [409, 500, 503])
+def test_a_service_that_answers_and_stores_nothing_is_not_said_to_be_silent(
+    store: Store, status: int
+) -> None:
+    fill(store, kinds=["sr"])
+    with service() as web:
+        web.status = status
+        goal = Destination("pacs", url=f"http://127.0.0.1:{web.port}/dicom-web")
+        config = config_for(store, goal)
+        outbox = Outbox(config, store.ledger, store.spool, timeouts=SHORT, waits=WAITS)
+        outbox.start()
+        try:
+            wait_until(lambda: alerts(store) == {"waits:pacs": "destination_fails"}, 10)
+        finally:
+            outbox.stop()
+
+
 @pytest.mark.parametrize("body", [b"", b"[]", b"no json", b"[1]", b'{"00081199": 5}', b"[" * 9999])
 def test_an_answer_that_says_nothing_is_uncertain(delivery: Delivery, body: bytes) -> None:
     with service() as web:
@@ -169,14 +186,15 @@ def test_an_answer_that_says_nothing_is_uncertain(delivery: Delivery, body: byte
 
 def test_a_service_that_is_slow_or_away_is_tried_again(delivery: Delivery) -> None:
     closed = sender_to(free_port())
-    assert closed.send(delivery).kind == "transient"
-    assert closed.check().kind == "transient"
+    for found in (closed.send(delivery), closed.check()):
+        assert (found.kind, found.is_silent) == ("transient", True)
     with service() as web:
         web.seconds = 30.0
         sender = sender_to(web.port)
         begun = time.monotonic()
         found = sender.send(delivery)
         assert (found.kind, found.cause) == ("uncertain", "destination")
+        assert found.is_silent
         assert time.monotonic() - begun < SHORT.reply + 2
 
 

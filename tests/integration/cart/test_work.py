@@ -178,6 +178,8 @@ def test_an_image_that_cannot_be_read_any_more_is_not_assessed_and_the_next_one_
     (result,) = store.ledger.rows("SELECT record FROM result WHERE image_id = ?", row["id"])
     record = json.loads(result["record"])
     assert (record["reason"], record["sha256"]) == ("E_UNREADABLE", None)
+    assert store.ledger.row("SELECT 1 FROM alert WHERE key = ?", f"file {row['id']}")
+    assert not store.ledger.row("SELECT 1 FROM alert WHERE key = ?", f"quarantined {row['id']}")
 
 
 def test_an_assessor_ends_with_its_worker(config: CartConfig) -> None:

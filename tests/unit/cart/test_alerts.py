@@ -5,13 +5,17 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shutil
 import subprocess
 import threading
+import time
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from cart_store import open_store
+from cart_store import Store, open_store
 from click.testing import CliRunner
 
 from deepcovid_edge.cart.alerts import AlertCode
@@ -19,14 +23,18 @@ from deepcovid_edge.cart.commands import command
 from deepcovid_edge.cart.config import (
     CartConfig,
     CartSettings,
+    Destination,
     PageSettings,
     ReceiveSettings,
     read_config,
 )
+from deepcovid_edge.cart.page import health
+from deepcovid_edge.cart.store.backup import back_up
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
 from deepcovid_edge.cart.work import housekeeping
 from deepcovid_edge.cart.work.housekeeping import Housekeeping, certificate_end
+from deepcovid_edge.device import shares
 from deepcovid_edge.errors import UsageError
 
 ROOM = Path(housekeeping.__file__).parents[1]
@@ -117,6 +125,84 @@ def test_a_disk_below_its_floor_is_told_until_it_has_room(tmp_path: Path) -> Non
     config, place = config_of(tmp_path), tmp_path / "spool"
     assert look(config, place, SpoolSettings(1 << 30, 0.0, 0)) == {"disk_floor"}
     assert look(config, place, SpoolSettings(0, 0.0, 0)) == set()
+
+
+def test_a_disk_without_room_for_the_largest_image_is_told_as_the_receiver_tells_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, place = config_of(tmp_path), tmp_path / "spool"
+    tight = SpoolSettings(1024, 0.0, 0)
+    free = (tight.floor_mib + config.receive.max_image_mib - 1) << 20
+    usage = SimpleNamespace(total=2 * free, used=free, free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with open_store(place, tight) as store:
+        store.spool.check_room(0)  # a small image is taken
+        code = AlertCode.DISK_FLOOR.code
+        store.ledger.raise_alert(code, code)  # by the receiver, of a large one
+        assert [one.state for one in lights_of(config, store) if one.part == "disk"] == ["bad"]
+        assert "disk" in health.obstacles(config, store.ledger, store.ledger, store.spool)
+    assert look(config, place, tight) == {"disk_floor"}
+
+
+def lights_of(config: CartConfig, store: Store) -> list[health.Light]:
+    return health.lights(config, store.ledger, store.spool)
+
+
+@pytest.mark.parametrize(
+    ("key", "code", "word"),
+    [
+        ("waits:pacs", AlertCode.DESTINATION_SILENT, "light.silent"),
+        ("waits:pacs", AlertCode.DESTINATION_FAILS, "light.look"),
+        ("commitment:pacs", AlertCode.DESTINATION_FAILS, "light.look"),
+        ("file:pacs", AlertCode.FILE_DAMAGED, "light.look"),
+        ("rejects:pacs", AlertCode.DESTINATION_REJECTS, "light.rejects"),
+        ("waits:other", AlertCode.DESTINATION_SILENT, "light.ok"),
+    ],
+)
+def test_the_light_of_a_destination_says_what_its_alert_says(
+    tmp_path: Path, key: str, code: AlertCode, word: str
+) -> None:
+    config = replace(config_of(tmp_path), destinations=(Destination("pacs", "PACS", "h"),))
+    with open_store(config.cart.spool) as store:
+        store.ledger.raise_alert(key, code.code)
+        (light,) = [one for one in lights_of(config, store) if one.part == "destination"]
+    assert light.word == word
+
+
+def test_copies_on_a_share_that_does_not_answer_stop_no_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, answers = config_of(tmp_path, backup="copies"), threading.Event()
+
+    def stalls(*_: object) -> Path:
+        answers.wait(20)
+        return tmp_path / "copies"
+
+    share = shares._Share()
+    monkeypatch.setattr(housekeeping, "back_up", stalls)
+    monkeypatch.setattr(shares, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(shares, "_find_mount", lambda folder, _: (folder, "/share"))
+    monkeypatch.setattr(shares, "_share", lambda _: share)
+    with open_store(config.cart.spool) as store:
+        house = Housekeeping(config, store.ledger, store.spool, threading.Event())
+        for _ in range(2):
+            house._back_up()
+            assert codes(store.ledger) == {"backup"}
+        answers.set()
+        deadline = time.monotonic() + 10
+        while codes(store.ledger) and time.monotonic() < deadline:
+            house._back_up()
+        assert codes(store.ledger) == set()
+
+
+def test_a_long_copy_says_that_it_goes_on(tmp_path: Path) -> None:
+    steps: list[None] = []
+    with open_store(tmp_path / "spool") as store:
+        with store.ledger.transaction():
+            for number in range(5000):
+                store.ledger.event("test", number=number)
+        back_up(store.spool.folder, tmp_path / "copies", 1, lambda: steps.append(None))
+    assert len(steps) > 2
 
 
 def test_a_clock_before_the_program_is_told(

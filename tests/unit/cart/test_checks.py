@@ -15,6 +15,7 @@ from deepcovid_edge.cart.checks import Check, check
 from deepcovid_edge.cart.config import (
     CartConfig,
     CartSettings,
+    Destination,
     PageSettings,
     Peer,
     ReceiveSettings,
@@ -55,6 +56,7 @@ def found(
     receive: Mapping[str, object],
     page: Mapping[str, object],
     peers: tuple[Peer, ...] = (Peer("CONSOLE", "127.0.0.1"),),
+    destinations: tuple[Destination, ...] = (),
 ) -> dict[str, Check]:
     """The checks of a cart by what they look at; files are those of a folder."""
 
@@ -67,6 +69,7 @@ def found(
         CartSettings(folder / "spool", floor_mib=0, floor_share=0.0),
         dataclasses.replace(ReceiveSettings(), **files(receive)),  # type: ignore[arg-type]
         peers,
+        destinations,
         page=dataclasses.replace(PageSettings(), **files(page)),  # type: ignore[arg-type]
     )
     return {one.what: one for one in check(config, asks=False)}
@@ -124,6 +127,22 @@ def test_a_console_elsewhere_reaches_no_receiver_of_this_machine_alone(
     if not is_right:
         assert f"receive.host: got {host}, which only this" in one["receive"].detail
         assert f"the peer CONSOLE is at {peer}: name the cart's own" in one["receive"].detail
+
+
+@pytest.mark.parametrize(
+    ("host", "commitment", "is_right"),
+    [("127.0.0.1", True, True), (ELSEWHERE, True, False), (ELSEWHERE, False, None)],
+)
+def test_a_destination_that_answers_about_storage_commitment_reaches_the_cart(
+    folder: Path, host: str, commitment: bool, is_right: bool | None
+) -> None:
+    pacs = Destination("pacs", "PACS", host, commitment=commitment)
+    one = found(folder, {"folders": (folder / "incoming",)}, {}, (), (pacs,))
+    assert (one["receive"].is_right if "receive" in one else None) is is_right
+    if is_right is False:
+        assert f"destination pacs, which answers about storage commitment, is at {host}: name" in (
+            one["receive"].detail
+        )
 
 
 def test_the_steps_of_the_page_make_a_configuration_that_is_right(

@@ -304,3 +304,19 @@ def test_a_peer_is_known_by_its_address(
 ) -> None:
     text = FIRST.replace('address = "127.0.0.1"', f'address = "{address}"', 1)
     assert read(tmp_path, text).peers[0].is_at(at) is is_peer
+
+
+@pytest.mark.parametrize(
+    ("peer", "commitment", "listens"),
+    [(True, False, True), (False, True, True), (True, True, True), (False, False, False)],
+)
+def test_the_cart_listens_to_peers_and_to_answers_about_storage_commitment(
+    tmp_path: Path, peer: bool, commitment: bool, listens: bool
+) -> None:
+    text = FIRST.replace("port = 4242", f"port = 4242\ncommitment = {commitment}".lower())
+    if not peer:
+        text = text.replace('[[peer]]\nae_title = "CONSOLE"\naddress = "127.0.0.1"\n', "")
+    config = read(tmp_path, text)
+    assert bool(config.peers) is peer
+    assert [one.name for one in config.committing] == (["pacs"] if commitment else [])
+    assert config.listens is listens

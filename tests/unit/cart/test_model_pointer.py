@@ -15,12 +15,14 @@ from drawn_site import write_usable_site
 
 from deepcovid_edge.cart.commands import command
 from deepcovid_edge.cart.config import read_config
+from deepcovid_edge.cart.install import visible
 from deepcovid_edge.cart.model_pointer import POINTER_NAME, model_in_use
 from deepcovid_edge.cart.store import spool
 from deepcovid_edge.cart.store.backup import back_up
 from deepcovid_edge.cart.store.ledger import LEDGER_NAME
 from deepcovid_edge.cart.store.opening import open_store
 from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
+from deepcovid_edge.errors import UsageError
 from deepcovid_edge.models import shipped_models
 
 pytest.importorskip("highdicom", reason="the cart needs extra cart")
@@ -96,6 +98,25 @@ def test_a_rollback_does_not_hide_a_change_and_the_old_words_end_it(cart: Path) 
     cart.write_text(TEXT)
     in_use(cart)
     assert alerts(cart) == []
+
+
+@pytest.mark.parametrize("hidden", ["mine.onnx", "site.json"])
+def test_where_the_cart_is_installed_a_model_that_its_services_do_not_see_is_refused(
+    cart: Path, monkeypatch: pytest.MonkeyPatch, hidden: str
+) -> None:
+    mine, site, units = cart.with_name("mine.onnx"), cart.with_name("site.json"), cart.parent
+    in_use(cart)
+    monkeypatch.setattr(visible, "UNIT_FOLDER", units)
+    monkeypatch.setattr(visible, "_HIDDEN", (str(cart.with_name(hidden)),))
+    with (units / "deepcovid-edge-work.service").open("w") as unit:
+        unit.write(f'[Service]\nExecStart="/opt/python" -m deepcovid_edge cart work "{cart}"\n')
+    with pytest.raises(UsageError, match=f"{hidden}: the units see nothing below"):
+        run("model", "use", cart, mine, "--site", site)
+    assert in_use(cart) == "squeezenet1_1 without a site file"
+    assert run("model", "use", cart, "squeezenet1_1")[0] == 0
+    (units / "deepcovid-edge-work.service").unlink()
+    run("model", "use", cart, "squeezenet1_1", "--site", site)
+    assert in_use(cart) == f"squeezenet1_1 with the site file {site}"
 
 
 def test_the_model_in_use_is_checked_and_not_the_one_of_the_configuration(cart: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from deepcovid_edge.cart.receive.folder import is_passed_over
+from deepcovid_edge.cart.receive.listing import is_passed_over
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.files import read_bytes
 from deepcovid_edge.reasons import Reason

@@ -111,6 +111,12 @@ def test_systemd_reads_paths_with_any_letters(name: str, tmp_path: Path) -> None
     assert words[-1] == str(settings.config)
 
 
+@pytest.mark.parametrize("role", ROLES)
+def test_a_unit_may_bind_a_port_which_every_association_does(role: str) -> None:
+    """pynetdicom binds its socket before it connects; systemd for Debian 13 would forbid it."""
+    assert "SocketBind" not in (FILES / f"deepcovid-edge-{role}.service").read_text("utf-8")
+
+
 def test_all_roles_are_hardened_alike() -> None:
     texts = [(FILES / f"deepcovid-edge-{role}.service").read_text("utf-8") for role in ROLES]
     parts = {re.split(r"\n# ", text.partition("\n# No privilege")[2])[0] for text in texts}

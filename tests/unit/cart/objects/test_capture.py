@@ -8,7 +8,6 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-import imagecodecs
 import numpy as np
 import pytest
 
@@ -33,19 +32,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.encaps import get_frame
 
-from deepcovid_edge.cart.objects.capture import (
-    Encoding,
-    build_capture,
-    burned,
-    burned_lines,
-    card,
-)
+from deepcovid_edge.cart.objects.capture import build_capture, burned, burned_lines, card
+from deepcovid_edge.cart.objects.facts import object_uid
 from deepcovid_edge.cart.objects.source import SourceImage
-from deepcovid_edge.cart.objects.uids import result_uid
-
-ENCODINGS: list[Encoding] = ["native", "jpeg-ls"]
 
 
 @pytest.fixture(scope="module")
@@ -74,34 +64,19 @@ def test_the_picture_is_the_overlay_above_a_bar(source: SourceImage) -> None:
     assert np.array_equal(pixels, expected())
 
 
-def test_jpeg_ls_keeps_each_pixel(source: SourceImage) -> None:
-    data = build_capture(source, prediction(POSITIVE), overlay_png(), FACTS, encoding="jpeg-ls")
-    made = read(data)
-    assert made.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.4.80"
-    frame = get_frame(made.PixelData, 0, number_of_frames=1)
-    assert np.array_equal(imagecodecs.jpegls_decode(frame), expected())
-    assert len(data) < 0.9 * expected().nbytes
-
-
 @needs_dcmtk
-@pytest.mark.parametrize("encoding", ENCODINGS)
-def test_dcmtk_shows_the_same_picture(
-    encoding: Encoding, source: SourceImage, tmp_path: Path
-) -> None:
-    given, plain, shown = (tmp_path / name for name in ("sc.dcm", "plain.dcm", "sc.ppm"))
-    data = build_capture(source, prediction(POSITIVE), overlay_png(), FACTS, encoding=encoding)
-    given.write_bytes(data)
-    subprocess.run(["dcmdjpls", given, plain], check=True, capture_output=True)
-    subprocess.run(["dcm2pnm", "+op", plain, shown], check=True, capture_output=True)
+def test_dcmtk_shows_the_same_picture(source: SourceImage, tmp_path: Path) -> None:
+    given, shown = (tmp_path / name for name in ("sc.dcm", "sc.ppm"))
+    given.write_bytes(build_capture(source, prediction(POSITIVE), overlay_png(), FACTS))
+    subprocess.run(["dcm2pnm", "+op", given, shown], check=True, capture_output=True)
     with Image.open(shown) as picture:
         assert np.array_equal(np.asarray(picture.convert("RGB")), expected())
 
 
 def test_the_capture_says_what_it_is_and_of_which_image(source: SourceImage) -> None:
     made = read(build_capture(source, prediction(POSITIVE), overlay_png(), FACTS))
-    assert made.SOPInstanceUID == result_uid(
-        source.sop_uid, FACTS.content_sha256, "ab" * 32, "cd" * 32, "sc"
-    )
+    uid = object_uid(source.sop_uid, prediction(POSITIVE), FACTS, "sc", overlay_png())
+    assert made.SOPInstanceUID == uid
     assert made.file_meta.MediaStorageSOPInstanceUID == made.SOPInstanceUID
     assert (made.StudyInstanceUID, made.SeriesNumber, made.Modality) == ("1.2.3", 9002, "OT")
     assert list(made.ImageType) == ["DERIVED", "SECONDARY"]
@@ -154,11 +129,9 @@ def test_a_card_of_words_stands_where_there_is_no_picture(source: SourceImage) -
     assert card(["one"]).shape[0] < card(["one", "two"]).shape[0]
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
-def test_equal_facts_make_equal_bytes(encoding: Encoding, source: SourceImage) -> None:
+def test_equal_facts_make_equal_bytes(source: SourceImage) -> None:
     first, second = (
-        build_capture(source, prediction(POSITIVE), overlay_png(), FACTS, encoding=encoding)
-        for _ in range(2)
+        build_capture(source, prediction(POSITIVE), overlay_png(), FACTS) for _ in range(2)
     )
     assert first == second
     later = replace(FACTS, made=datetime.fromisoformat("2026-03-04T05:06:08+01:00"))
@@ -166,14 +139,13 @@ def test_equal_facts_make_equal_bytes(encoding: Encoding, source: SourceImage) -
 
 
 @needs_dciodvfy
-@pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("with_map", [True, False])
 @pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
 def test_dciodvfy_finds_no_error(
-    score: float | None, with_map: bool, encoding: Encoding, source: SourceImage, tmp_path: Path
+    score: float | None, with_map: bool, source: SourceImage, tmp_path: Path
 ) -> None:
     png = overlay_png() if with_map else None
-    data = build_capture(source, prediction(score), png, FACTS, encoding=encoding)
+    data = build_capture(source, prediction(score), png, FACTS)
     (tmp_path / "capture.dcm").write_bytes(data)
     assert errors_of(tmp_path / "capture.dcm") == []
 

@@ -32,10 +32,10 @@ from cart_results import (
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from deepcovid_edge.cart.objects.facts import not_assessed_text
+from deepcovid_edge.cart.objects.facts import Facts, not_assessed_text, object_uid
 from deepcovid_edge.cart.objects.report import ReportClass, build_report
 from deepcovid_edge.cart.objects.source import SourceImage
-from deepcovid_edge.cart.objects.uids import device_uid, result_uid
+from deepcovid_edge.cart.objects.uids import device_uid
 from deepcovid_edge.imaging.dicom.syntaxes import IMPLICIT
 from deepcovid_edge.reasons import Reason, WarningCode
 
@@ -80,9 +80,7 @@ def named(node: Dataset, kind: str, name: str) -> list[Any]:
 def test_the_report_says_what_the_record_says(score: float | None, source: SourceImage) -> None:
     record = prediction(score)
     report = read(build_report(source, record, FACTS))
-    assert report.SOPInstanceUID == result_uid(
-        source.sop_uid, FACTS.content_sha256, "ab" * 32, "cd" * 32, "sr"
-    )
+    assert report.SOPInstanceUID == object_uid(source.sop_uid, record, FACTS, "sr")
     assert (report.StudyInstanceUID, report.SeriesNumber, report.Modality) == ("1.2.3", 9001, "SR")
     flags = (report.CompletionFlag, report.PreliminaryFlag, report.VerificationFlag)
     assert flags == ("COMPLETE", "PRELIMINARY", "UNVERIFIED")
@@ -132,16 +130,15 @@ def test_presence_is_stated_by_decision(
 
 def test_a_refusal_has_a_reason_and_neither_number_nor_presence(source: SourceImage) -> None:
     record = prediction(NOT_ASSESSED, regions=REGIONS)
-    for calibrated in (False, True):
-        report = read(build_report(source, record, FACTS, calibrated=calibrated))
-        kinds = {item.ValueType for item in items(report)}
-        assert not kinds & {"NUM", "SCOORD"}
-        assert not named(report, "CODE", "Presence")
-        assert not named(report, "CODE", "Finding")
-        assert named(report, "CODE", "CAD Processing and Findings Summary") == ["111245"]
-        first = named(report, "TEXT", "Comment")[0]
-        assert first == f"NOT ASSESSED: E_VIEW: {Reason.VIEW.sentence}"
-        assert report.SeriesDescription == "AI: NOT ASSESSED"
+    report = read(build_report(source, record, FACTS))
+    kinds = {item.ValueType for item in items(report)}
+    assert not kinds & {"NUM", "SCOORD"}
+    assert not named(report, "CODE", "Presence")
+    assert not named(report, "CODE", "Finding")
+    assert named(report, "CODE", "CAD Processing and Findings Summary") == ["111245"]
+    first = named(report, "TEXT", "Comment")[0]
+    assert first == f"NOT ASSESSED: E_VIEW: {Reason.VIEW.sentence}"
+    assert report.SeriesDescription == "AI: NOT ASSESSED"
 
 
 def test_each_reason_has_its_sentence() -> None:
@@ -150,13 +147,6 @@ def test_each_reason_has_its_sentence() -> None:
         assert text == f"NOT ASSESSED: {reason.code}: {reason.sentence}"
     own = prediction(None, reason="E_LATER", message="A later version's reason.")
     assert not_assessed_text(own) == "NOT ASSESSED: E_LATER: A later version's reason."
-
-
-@pytest.mark.parametrize("score", [POSITIVE, NEGATIVE])
-def test_a_calibrated_score_is_a_number_in_percent(score: float, source: SourceImage) -> None:
-    report = read(build_report(source, prediction(score), FACTS, calibrated=True))
-    assert named(report, "NUM", "Certainty of Finding") == [round(100 * score, 4)]
-    assert not any("not a probability" in text for text in named(report, "TEXT", "Comment"))
 
 
 def test_a_single_threshold_and_no_site_are_stated_as_such(source: SourceImage) -> None:
@@ -247,11 +237,11 @@ def test_names_of_a_clinic_in_other_letters_become_ascii(source: SourceImage) ->
     record = prediction(POSITIVE)
     site = replace(record.run.site, name="中山 clinic\n")  # type: ignore[type-var]
     record = replace(record, run=replace(record.run, site=site))
-    report = read(build_report(source, record, replace(FACTS, institution="Spital Iași\\B")))
+    report = read(build_report(source, record, replace(FACTS, station="Iași\\B of the long name")))
     assert f"site file: \\u4e2d\\u5c71 clinic , sha256 {'cd' * 32}" in named(
         report, "TEXT", "Algorithm Parameters"
     )
-    assert report.InstitutionName == "Spital Ia/u0219i/B"
+    assert report.StationName == "Ia/u0219i/B of t"
 
 
 @pytest.mark.parametrize("sr_class", CLASSES)
@@ -265,6 +255,55 @@ def test_equal_facts_make_equal_bytes(
     assert first == second  # although highdicom writes the microsecond
 
 
+OTHERS: dict[str, Facts] = {
+    "another cart": replace(FACTS, serial="CART-0002"),
+    "another name of the cart": replace(FACTS, station="cart-2"),
+    "another program": replace(FACTS, version="99.0.0"),
+    "another content": replace(FACTS, content_sha256="22" * 32),
+}
+
+
+@pytest.mark.parametrize("facts", OTHERS.values(), ids=OTHERS)
+def test_what_makes_other_bytes_makes_another_object(facts: Facts, source: SourceImage) -> None:
+    one, other = (build_report(source, prediction(POSITIVE), one) for one in (FACTS, facts))
+    assert one != other
+    assert read(one).SOPInstanceUID != read(other).SOPInstanceUID
+
+
+def test_another_result_is_another_object_and_other_times_and_places_are_not(
+    source: SourceImage,
+) -> None:
+    record = prediction(POSITIVE)
+    run = record.run
+    others = [
+        replace(record, run=replace(run, variant="fp32")),
+        replace(record, run=replace(run, backend="openvino-cpu")),
+        replace(record, run=replace(run, model_sha256="ba" * 32)),
+        replace(record, run=replace(run, site=None)),
+        replace(record, regions=REGIONS[:1]),
+        prediction(NEGATIVE),
+        prediction(NOT_ASSESSED),
+    ]
+    uids = {object_uid(source.sop_uid, one, FACTS, "sr") for one in (record, *others)}
+    assert len(uids) == 1 + len(others)
+    same = replace(record, path="elsewhere.dcm", overlay="o.png", timings_ms={"total": 9.0})
+    assert object_uid(source.sop_uid, same, FACTS, "sr") in uids
+    assert object_uid(source.sop_uid, record, FACTS, "sc", b"a map") not in {
+        object_uid(source.sop_uid, record, FACTS, "sc", b"another map"),
+        object_uid(source.sop_uid, record, FACTS, "sc"),
+    }
+
+
+def test_two_carts_are_two_devices(source: SourceImage) -> None:
+    reports = [
+        read(build_report(source, prediction(POSITIVE), replace(FACTS, serial=serial)))
+        for serial in ("a" * 32, "b" * 32)
+    ]
+    assert [one.DeviceSerialNumber for one in reports] == ["a" * 32, "b" * 32]
+    observers = [named(one, "UIDREF", "Device Observer UID") for one in reports]
+    assert observers[0] != observers[1]
+
+
 def test_both_classes_say_the_same_under_their_own_uids(source: SourceImage) -> None:
     plain, spatial = (
         read(build_report(source, prediction(POSITIVE), FACTS, sr_class=one)) for one in CLASSES
@@ -275,17 +314,12 @@ def test_both_classes_say_the_same_under_their_own_uids(source: SourceImage) -> 
 
 
 @needs_dciodvfy
-@pytest.mark.parametrize("calibrated", [False, True])
 @pytest.mark.parametrize("sr_class", CLASSES)
 @pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
 def test_dciodvfy_finds_no_error(
-    score: float | None,
-    sr_class: ReportClass,
-    calibrated: bool,
-    source: SourceImage,
-    tmp_path: Path,
+    score: float | None, sr_class: ReportClass, source: SourceImage, tmp_path: Path
 ) -> None:
-    data = build_report(source, prediction(score), FACTS, sr_class=sr_class, calibrated=calibrated)
+    data = build_report(source, prediction(score), FACTS, sr_class=sr_class)
     (tmp_path / "report.dcm").write_bytes(data)
     assert errors_of(tmp_path / "report.dcm") == []
 

@@ -147,7 +147,6 @@ def test_what_the_image_lacks_is_there_and_empty(tmp_path: Path) -> None:
 
 def test_an_image_without_a_study_gets_one_that_follows_from_its_uid(tmp_path: Path) -> None:
     source = SourceImage.read(make_image(tmp_path, StudyInstanceUID=None))
-    assert not source.states_study
     assert source.study_uid.startswith("2.25.")
     assert source.study_uid == SourceImage.read(tmp_path / "image.dcm").study_uid
     (tmp_path / "report").write_bytes(build_report(source, prediction(POSITIVE), FACTS))
@@ -158,7 +157,7 @@ def test_an_image_without_a_study_gets_one_that_follows_from_its_uid(tmp_path: P
 def test_an_empty_study_uid_is_none(value: bytes, tmp_path: Path) -> None:
     path = make_image(tmp_path, raw={STUDY_UID: ("UI", value)})
     source = SourceImage.read(path)
-    assert not source.states_study
+    assert source.study_uid.startswith("2.25.")
     for read in objects_of(path).values():
         assert read.StudyInstanceUID == source.study_uid
 
@@ -190,15 +189,16 @@ def test_uids_that_are_none_are_referred_to_as_they_stand(uid: str, tmp_path: Pa
 
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG_ENDIAN])
 @pytest.mark.parametrize("undefined", [False, True])
-def test_the_request_keeps_its_values(undefined: bool, syntax: str, tmp_path: Path) -> None:
+def test_the_orders_of_the_image_are_those_of_the_report(
+    undefined: bool, syntax: str, tmp_path: Path
+) -> None:
     code = Dataset()
     code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "RPID1", "99X", "Thorax"
     request = Dataset()
     request.StudyInstanceUID, request.AccessionNumber = "1.2.3", "A17"
-    request.PlacerOrderNumberImagingServiceRequest = "P1"
     request.RequestedProcedureID, request.RequestedProcedureDescription = "R1", "Chest"
     request.RequestedProcedureCodeSequence = [code]
-    request.ReferencedStudySequence = []
+    request.ScheduledProcedureStepID = "S1"
     request.add_new(0x00091001, "LO", "private")
     issuer = Dataset()
     issuer.UniversalEntityID, issuer.UniversalEntityIDType = "1.2.9", "ISO"
@@ -206,16 +206,18 @@ def test_the_request_keeps_its_values(undefined: bool, syntax: str, tmp_path: Pa
     image.IssuerOfPatientID = "CLINIC"
     image.IssuerOfPatientIDQualifiersSequence = [issuer]
     image.PregnancyStatus = 4
-    image.ReferencedRequestSequence = Sequence([request])
     image.RequestAttributesSequence = Sequence([request])
-    for keyword in ("ReferencedRequestSequence", "RequestAttributesSequence"):
-        image[keyword].is_undefined_length = undefined
+    image["RequestAttributesSequence"].is_undefined_length = undefined
     path = tmp_path / "image.dcm"
     path.write_bytes(written(image, syntax))
     read = objects_of(path)
     del request[0x00091001]
-    assert list(read["report"].ReferencedRequestSequence) == [request]
     assert list(read["capture"].RequestAttributesSequence) == [request]
+    del request.ScheduledProcedureStepID
+    request.PlacerOrderNumberImagingServiceRequest = ""
+    request.FillerOrderNumberImagingServiceRequest = ""
+    request.ReferencedStudySequence = []
+    assert list(read["report"].ReferencedRequestSequence) == [request]
     assert "RequestAttributesSequence" not in read["report"]
     for one in read.values():
         assert (one.IssuerOfPatientID, one.PregnancyStatus) == ("CLINIC", 4)
@@ -263,8 +265,8 @@ def test_sequences_that_are_nested_without_end_are_left_out(tmp_path: Path) -> N
         outer = Dataset()
         outer.ReferencedStudySequence = [inner]
         inner = outer
-    source = SourceImage.read(make_image(tmp_path, ReferencedRequestSequence=[inner]))
-    assert len(source.copied.get(0x0040A370, b"")) < 200
+    source = SourceImage.read(make_image(tmp_path, RequestAttributesSequence=[inner]))
+    assert len(source.copied.get(0x00400275, b"")) < 200
     assert build_report(source, prediction(POSITIVE), FACTS)
 
 

@@ -8,7 +8,6 @@ from deepcovid_edge.cart.objects.uids import (
     belonging_uid,
     derived_uid,
     device_uid,
-    result_uid,
     stand_in_study_uid,
 )
 
@@ -27,10 +26,10 @@ def test_a_uid_is_a_uuid_of_the_right_version_and_length() -> None:
 
 
 def test_each_part_counts_and_so_does_its_place() -> None:
-    same = result_uid(*PARTS)
-    assert same == result_uid(*PARTS)
+    same = derived_uid(*PARTS)
+    assert same == derived_uid(*PARTS)
     others = {
-        result_uid(*(part + "x" * (place == n) for place, part in enumerate(PARTS)))
+        derived_uid(*(part + "x" * (place == n) for place, part in enumerate(PARTS)))
         for n in range(len(PARTS))
     }
     assert len(others | {same}) == len(PARTS) + 1
@@ -38,13 +37,9 @@ def test_each_part_counts_and_so_does_its_place() -> None:
 
 
 def test_uids_of_other_kinds_are_others() -> None:
-    uid = result_uid(*PARTS)
+    uid = derived_uid(*PARTS)
     uids = {
         belonging_uid(uid, kind, number) for kind in ("series", "tracking") for number in (0, 1)
     }
     uids |= {device_uid("1.2.3"), stand_in_study_uid("1.2.3"), uid}
     assert len(uids) == 7
-
-
-def test_the_uid_stays_as_it_was_released() -> None:
-    assert result_uid(*PARTS) == "2.25.275013271717453614548529140696188865259"

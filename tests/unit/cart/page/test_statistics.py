@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+import pytest
 from cart_outbox import fill
 from cart_page import put
 from cart_store import open_store
 
 from deepcovid_edge.cart.page.statistics import DAYS, _percentiles, read_statistics, steps_of
 from deepcovid_edge.cart.store.deliveries import Deliveries
+from deepcovid_edge.cart.store.drift_window import OUTCOME_KEY
 
 
 def test_images_are_counted_by_day_and_kind_and_reason(tmp_path: Path) -> None:
@@ -91,11 +94,19 @@ def test_percentiles_are_of_the_nearest_rank_and_leave_out_a_clock_that_went_bac
     assert _percentiles("send", [3.0]).seconds[99] == 3.0
 
 
-def test_a_change_is_shown_in_the_words_of_the_alert(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("model", "state"), [("0" * 64, "changed"), ("1" * 64, "too_few")])
+def test_what_the_last_comparison_of_the_model_found_is_shown(
+    tmp_path: Path, model: str, state: str
+) -> None:
+    """Whether the alert was acknowledged since or not."""
+    outcome = {"model": model, "site": "", "words": ["More images."]}
     with open_store(tmp_path / "spool") as store:
-        store.ledger.raise_alert("images changed", "images_changed", words=["More images."])
+        store.take()
+        store.assess()
+        store.ledger.set_meta(OUTCOME_KEY, json.dumps(outcome))
         found = read_statistics(store.ledger)
-    assert (found.drift.state, [*found.drift.words]) == ("changed", ["More images."])
+    words = ["More images."] if state == "changed" else []
+    assert (found.drift.state, [*found.drift.words]) == (state, words)
 
 
 def test_a_distribution_rises_from_corner_to_corner() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,13 @@ import pytest
 pytest.importorskip("pynetdicom", reason="the cart needs extra cart")
 from pydicom.dataset import Dataset
 
-from deepcovid_edge.cart.config import CartConfig, CartSettings, Peer, ReceiveSettings
+from deepcovid_edge.cart.config import (
+    CartConfig,
+    CartSettings,
+    Destination,
+    Peer,
+    ReceiveSettings,
+)
 from deepcovid_edge.cart.receive import commitment
 from deepcovid_edge.cart.receive.commitment import (
     CLASS_CONFLICT,
@@ -126,6 +133,39 @@ def test_committed_is_assessed_and_sent_everywhere(
     if is_committed:
         assert told == [(("10.0.0.1", 11113, "CONSOLE"), "1.2.99", [(CR, "1.2.3")], [])]
         assert asked.tell_due() == 0, "told once"
+
+
+@pytest.mark.parametrize(
+    ("outbox", "reason", "has_destinations", "is_committed"),
+    [
+        ((), None, True, False),
+        ((), "E_UNREADABLE", True, False),
+        ((), "E_UNREADABLE", False, False),
+        (("sent",), "E_UNREADABLE", True, False),
+        (("sent",), "E_VIEW", True, True),
+        ((), None, False, True),
+    ],
+)
+def test_an_image_that_was_not_read_or_has_no_answer_fails(
+    ledger: Ledger,
+    asked: Commitments,
+    told: list[tuple[Any, ...]],
+    outbox: tuple[str, ...],
+    reason: str | None,
+    has_destinations: bool,
+    is_committed: bool,
+) -> None:
+    if has_destinations:
+        goal = Destination("pacs", "PACS", "10.0.0.2")
+        asked = Commitments(replace(asked._config, destinations=(goal,)), ledger)
+    add_image(ledger, "1.2.3", "not_assessed", *outbox)
+    with ledger.transaction() as now:
+        now.execute("UPDATE image SET reason = ?", (reason,))
+    ask(asked, (CR, "1.2.3"))
+    assert asked.tell_due() == 1
+    _, _, kept, failed = told[0]
+    assert kept == ([(CR, "1.2.3")] if is_committed else [])
+    assert failed == ([] if is_committed else [((CR, "1.2.3"), PROCESSING_FAILURE)])
 
 
 def test_images_that_are_not_known_fail_at_once(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,62 +12,18 @@ import pytest
 
 pytest.importorskip("pydicom", reason="the cart needs extra cart")
 from dicom_files import EXPLICIT, J2K, JPEG_LS, RLE, dataset, written
+from watched_folder import WatchedFolder, make_image
 
-from deepcovid_edge.cart.config import ReceiveSettings
 from deepcovid_edge.cart.receive import folder as module
-from deepcovid_edge.cart.receive.folder import FolderWatch, is_passed_over, is_whole
-from deepcovid_edge.cart.store.intake import Intake
+from deepcovid_edge.cart.receive.folder import is_whole
+from deepcovid_edge.cart.receive.listing import is_passed_over
 from deepcovid_edge.cart.store.ledger import Ledger
-from deepcovid_edge.cart.store.spool import Spool, SpoolFullError, SpoolSettings
+from deepcovid_edge.cart.store.spool import SpoolFullError
 from deepcovid_edge.device import shares
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.dicom.syntaxes import DEFLATED, IMPLICIT
 from deepcovid_edge.imaging.files import FileBytes, read_bytes
 from deepcovid_edge.reasons import Reason
-
-
-class Place:
-    """A watched folder with its ledger; scans are made one by one."""
-
-    def __init__(self, place: Path, ledger: Ledger, after: Any = "keep") -> None:
-        self.folder, self.ledger = place / "incoming", ledger
-        self.folder.mkdir(exist_ok=True)
-        self.after = after
-        self.now = 0.0
-        self.stop = threading.Event()
-        spool = Spool(place / "spool", SpoolSettings(floor_mib=0, floor_share=0, ballast_mib=0))
-        self.intake = Intake(ledger, spool)
-        self.start()
-
-    def start(self, max_image_mib: int = 1) -> None:
-        """Begin again, as after a restart."""
-        settings = ReceiveSettings(
-            folders=(self.folder,), after=self.after, max_image_mib=max_image_mib
-        )
-        self.watch = FolderWatch(
-            self.folder, settings, self.intake, self.stop, clock=lambda: self.now
-        )
-
-    def scan(self, times: int = 1, seconds: float = 2.0) -> int:
-        taken = 0
-        for _ in range(times):
-            self.now += seconds
-            taken += self.watch.scan()
-        return taken
-
-    def images(self) -> int:
-        return len(self.ledger.rows("SELECT id FROM image"))
-
-    def arrivals(self) -> int:
-        return len(self.ledger.rows("SELECT id FROM arrival"))
-
-    def events(self, kind: str) -> list[str]:
-        return [
-            row["detail"] for row in self.ledger.rows("SELECT * FROM event") if row["kind"] == kind
-        ]
-
-    def alerts(self) -> list[str]:
-        return [row["code"] for row in self.ledger.rows("SELECT code FROM alert")]
 
 
 @pytest.fixture
@@ -79,16 +34,11 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 
 @pytest.fixture
-def place(tmp_path: Path, ledger: Ledger) -> Place:
-    return Place(tmp_path, ledger)
+def place(tmp_path: Path, ledger: Ledger) -> WatchedFolder:
+    return WatchedFolder(tmp_path, ledger)
 
 
-def make_image(number: int = 0, syntax: str = EXPLICIT) -> bytes:
-    pixels = np.random.default_rng(number).integers(0, 4096, (40, 30)).astype(np.uint16)
-    return written(dataset(pixels, stored=12, SOPInstanceUID=f"1.2.3.{number}"), syntax)
-
-
-def test_a_file_is_taken_at_the_second_scan_that_finds_it_the_same(place: Place) -> None:
+def test_a_file_is_taken_at_the_second_scan_that_finds_it_the_same(place: WatchedFolder) -> None:
     (place.folder / "a.dcm").write_bytes(make_image())
     assert place.scan() == 0
     assert place.scan() == 1
@@ -96,7 +46,7 @@ def test_a_file_is_taken_at_the_second_scan_that_finds_it_the_same(place: Place)
     assert (place.folder / "a.dcm").exists()
 
 
-def test_a_growing_file_waits_until_it_is_whole(place: Place) -> None:
+def test_a_growing_file_waits_until_it_is_whole(place: WatchedFolder) -> None:
     data, path = make_image(), place.folder / "a.dcm"
     for end in range(200, len(data), 700):
         path.write_bytes(data[:end])
@@ -106,7 +56,7 @@ def test_a_growing_file_waits_until_it_is_whole(place: Place) -> None:
     assert place.images() == 1
 
 
-def test_a_file_that_pauses_half_written_is_not_taken(place: Place) -> None:
+def test_a_file_that_pauses_half_written_is_not_taken(place: WatchedFolder) -> None:
     data, path = make_image(), place.folder / "a.dcm"
     path.write_bytes(data[:-500])
     assert place.scan(20) == 0
@@ -117,7 +67,7 @@ def test_a_file_that_pauses_half_written_is_not_taken(place: Place) -> None:
 def test_a_stale_partial_becomes_an_image_once_and_stays_where_it_is(
     tmp_path: Path, ledger: Ledger
 ) -> None:
-    place = Place(tmp_path, ledger, "delete")
+    place = WatchedFolder(tmp_path, ledger, "delete")
     path = place.folder / "a.dcm"
     path.write_bytes(make_image()[:-500])
     assert place.scan(300) == 0
@@ -130,7 +80,7 @@ def test_a_stale_partial_becomes_an_image_once_and_stays_where_it_is(
     assert not path.exists()
 
 
-def test_what_is_no_image_is_passed_over_once(place: Place) -> None:
+def test_what_is_no_image_is_passed_over_once(place: WatchedFolder) -> None:
     (place.folder / "letter.txt").write_text("Dear colleague")
     (place.folder / "empty.dcm").write_bytes(b"")
     assert place.scan(400) == 0
@@ -140,7 +90,7 @@ def test_what_is_no_image_is_passed_over_once(place: Place) -> None:
     assert "letter" not in "".join(place.events("file passed over")), "names may be of patients"
 
 
-def test_a_file_larger_than_the_largest_image_is_passed_over(place: Place) -> None:
+def test_a_file_larger_than_the_largest_image_is_passed_over(place: WatchedFolder) -> None:
     with (place.folder / "large.dcm").open("wb") as stream:
         stream.truncate((1 << 20) + 1)
     assert place.scan(3) == 0
@@ -153,7 +103,7 @@ def make_large_image(number: int = 0) -> bytes:
     return written(dataset(pixels, stored=12, SOPInstanceUID=f"1.2.3.{number}"))
 
 
-def test_a_file_that_is_too_large_is_told_until_the_limit_is_raised(place: Place) -> None:
+def test_a_file_that_is_too_large_is_told_until_the_limit_is_raised(place: WatchedFolder) -> None:
     (place.folder / "Anna.dcm").write_bytes(make_large_image())
     (place.folder / "letter.txt").write_text("Dear colleague")
     assert place.scan(400) == 0
@@ -173,7 +123,7 @@ def test_a_file_that_is_too_large_is_told_until_the_limit_is_raised(place: Place
     assert len(place.events("file passed over")) == 2, "what is no image is not looked at again"
 
 
-def test_the_alert_of_a_file_that_is_too_large_ends_with_the_file(place: Place) -> None:
+def test_the_alert_of_a_file_that_is_too_large_ends_with_the_file(place: WatchedFolder) -> None:
     path, other = place.folder / "large.dcm", place.folder.with_name("other.dcm")
     path.write_bytes(make_large_image())
     place.scan(2)
@@ -189,7 +139,9 @@ def test_the_alert_of_a_file_that_is_too_large_ends_with_the_file(place: Place) 
     assert place.alerts() == []
 
 
-def test_a_ledger_that_does_not_know_its_limit_keeps_no_file_from_being_taken(place: Place) -> None:
+def test_a_ledger_that_does_not_know_its_limit_keeps_no_file_from_being_taken(
+    place: WatchedFolder,
+) -> None:
     (place.folder / "large.dcm").write_bytes(make_large_image())
     place.scan(2)
     with place.ledger.transaction() as now:
@@ -205,21 +157,21 @@ def test_a_ledger_that_does_not_know_its_limit_keeps_no_file_from_being_taken(pl
         *(".a.dcm.Xq2", "._a.dcm", "Thumbs.db", "DICOMDIR", ".DS_Store", "desktop.ini"),
     ],
 )
-def test_names_of_unfinished_files_are_not_looked_at(place: Place, name: str) -> None:
+def test_names_of_unfinished_files_are_not_looked_at(place: WatchedFolder, name: str) -> None:
     assert is_passed_over(name)
     (place.folder / name).write_bytes(make_image())
     assert place.scan(400) == 0
     assert place.images() == 0
 
 
-def test_a_renamed_file_is_taken_under_its_last_name(place: Place) -> None:
+def test_a_renamed_file_is_taken_under_its_last_name(place: WatchedFolder) -> None:
     (place.folder / "a.part").write_bytes(make_image())
     place.scan(3)
     (place.folder / "a.part").rename(place.folder / "a.dcm")
     assert place.scan(2) == 1
 
 
-def test_folders_below_are_looked_into_but_those_of_a_system(place: Place) -> None:
+def test_folders_below_are_looked_into_but_those_of_a_system(place: WatchedFolder) -> None:
     for number, name in enumerate(("patient/series", "@eaDir", ".Trash-1000", "done")):
         (place.folder / name).mkdir(parents=True)
         (place.folder / name / "a.dcm").write_bytes(make_image(number))
@@ -228,7 +180,7 @@ def test_folders_below_are_looked_into_but_those_of_a_system(place: Place) -> No
 
 @pytest.mark.parametrize("after", ["move", "delete"])
 def test_a_taken_file_is_put_away(tmp_path: Path, ledger: Ledger, after: str) -> None:
-    place = Place(tmp_path, ledger, after)
+    place = WatchedFolder(tmp_path, ledger, after)
     for number in (1, 2):
         (place.folder / "a.dcm").write_bytes(make_image(number))
         assert place.scan(2) == 1
@@ -242,7 +194,7 @@ def test_a_taken_file_is_put_away(tmp_path: Path, ledger: Ledger, after: str) ->
 def test_nothing_is_put_away_before_the_ledger_has_it(
     tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = Place(tmp_path, ledger, "delete")
+    place = WatchedFolder(tmp_path, ledger, "delete")
     (place.folder / "a.dcm").write_bytes(make_image())
 
     def full(*_arguments: object) -> None:
@@ -261,7 +213,7 @@ def test_nothing_is_put_away_before_the_ledger_has_it(
 def test_a_file_that_changed_while_it_was_taken_stays(
     tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = Place(tmp_path, ledger, "delete")
+    place = WatchedFolder(tmp_path, ledger, "delete")
     path = place.folder / "a.dcm"
     path.write_bytes(make_image(1))
     take = place.intake.take_file
@@ -276,7 +228,7 @@ def test_a_file_that_changed_while_it_was_taken_stays(
     assert path.exists()
 
 
-def test_a_restart_takes_nothing_twice(place: Place) -> None:
+def test_a_restart_takes_nothing_twice(place: WatchedFolder) -> None:
     for number in range(3):
         (place.folder / f"{number}.dcm").write_bytes(make_image(number))
     assert place.scan(2) == 3
@@ -285,7 +237,7 @@ def test_a_restart_takes_nothing_twice(place: Place) -> None:
     assert place.arrivals() == 3
 
 
-def test_a_file_that_was_taken_but_not_noted_is_the_same_image(place: Place) -> None:
+def test_a_file_that_was_taken_but_not_noted_is_the_same_image(place: WatchedFolder) -> None:
     """As after a power cut between the two."""
     (place.folder / "a.dcm").write_bytes(make_image())
     place.scan(2)
@@ -296,7 +248,7 @@ def test_a_file_that_was_taken_but_not_noted_is_the_same_image(place: Place) -> 
     assert (place.images(), place.arrivals()) == (1, 2)
 
 
-def test_a_file_that_was_written_again_is_taken_again(place: Place) -> None:
+def test_a_file_that_was_written_again_is_taken_again(place: WatchedFolder) -> None:
     path = place.folder / "a.dcm"
     path.write_bytes(make_image(1))
     place.scan(2)
@@ -306,7 +258,9 @@ def test_a_file_that_was_written_again_is_taken_again(place: Place) -> None:
     assert place.images() == 2
 
 
-def test_files_that_are_gone_are_forgotten_but_not_with_the_whole_share(place: Place) -> None:
+def test_files_that_are_gone_are_forgotten_but_not_with_the_whole_share(
+    place: WatchedFolder,
+) -> None:
     for number in range(2):
         (place.folder / f"{number}.dcm").write_bytes(make_image(number))
     place.scan(2)
@@ -318,7 +272,7 @@ def test_files_that_are_gone_are_forgotten_but_not_with_the_whole_share(place: P
     assert len(place.ledger.rows("SELECT * FROM seen")) == 1
 
 
-def test_a_folder_that_is_gone_is_an_alert_until_it_is_back(place: Place) -> None:
+def test_a_folder_that_is_gone_is_an_alert_until_it_is_back(place: WatchedFolder) -> None:
     away = place.folder.with_name("away")
     place.folder.rename(away)
     assert place.scan(3) == 0
@@ -330,7 +284,7 @@ def test_a_folder_that_is_gone_is_an_alert_until_it_is_back(place: Place) -> Non
 
 
 def test_a_share_that_does_not_answer_is_an_alert(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    place: WatchedFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def silent(*_arguments: object) -> None:
         raise TimeoutError("the network share does not answer")
@@ -344,14 +298,14 @@ def test_a_share_that_does_not_answer_is_an_alert(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every folder")
-def test_a_folder_below_without_permission_stops_nothing(place: Place) -> None:
+def test_a_folder_below_without_permission_stops_nothing(place: WatchedFolder) -> None:
     (place.folder / "closed").mkdir(mode=0o000)
     (place.folder / "a.dcm").write_bytes(make_image())
     assert place.scan(2) == 1
 
 
 def test_a_name_in_another_encoding_stops_nothing(tmp_path: Path, ledger: Ledger) -> None:
-    place = Place(tmp_path, ledger)
+    place = WatchedFolder(tmp_path, ledger)
     path = Path(os.fsdecode(os.fsencode(place.folder) + b"/t\xf3rax.dcm"))
     path.write_bytes(make_image(1))
     (place.folder / "a.dcm").write_bytes(make_image(2))
@@ -366,7 +320,7 @@ def test_a_name_in_another_encoding_stops_nothing(tmp_path: Path, ledger: Ledger
 
 
 def test_what_cannot_be_read_is_told_and_taken_once_it_can_be(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    place: WatchedFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = read_bytes
 
@@ -389,7 +343,7 @@ def test_what_cannot_be_read_is_told_and_taken_once_it_can_be(
     assert place.scan(400) == 0
 
 
-def test_a_link_that_leads_to_itself_is_told_and_stops_nothing(place: Place) -> None:
+def test_a_link_that_leads_to_itself_is_told_and_stops_nothing(place: WatchedFolder) -> None:
     (place.folder / "loop.dcm").symlink_to("loop.dcm")
     (place.folder / "a.dcm").write_bytes(make_image())
     assert place.scan(2) == 1
@@ -401,7 +355,7 @@ def test_a_link_that_leads_to_itself_is_told_and_stops_nothing(place: Place) -> 
 
 
 def test_a_fault_over_one_file_keeps_no_other_from_being_taken(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    place: WatchedFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take = place.intake.take_file
 
@@ -421,7 +375,7 @@ def test_a_fault_over_one_file_keeps_no_other_from_being_taken(
     assert '"why": "ValueError"' in place.events("alert")[0]
 
 
-def test_pictures_are_images_too(place: Place, pictures: Any) -> None:
+def test_pictures_are_images_too(place: WatchedFolder, pictures: Any) -> None:
     whole = pictures.encode(pictures.image(), "PNG")
     (place.folder / "a.png").write_bytes(whole[:-4])
     assert place.scan(5) == 0
@@ -429,7 +383,7 @@ def test_pictures_are_images_too(place: Place, pictures: Any) -> None:
     assert place.scan(2) == 1
 
 
-def test_a_scan_ends_between_two_files_when_it_is_to_stop(place: Place) -> None:
+def test_a_scan_ends_between_two_files_when_it_is_to_stop(place: WatchedFolder) -> None:
     for number in range(3):
         (place.folder / f"{number}.dcm").write_bytes(make_image(number))
     place.scan()
@@ -437,7 +391,7 @@ def test_a_scan_ends_between_two_files_when_it_is_to_stop(place: Place) -> None:
     assert place.scan() == 0
 
 
-def test_older_files_come_first(place: Place) -> None:
+def test_older_files_come_first(place: WatchedFolder) -> None:
     for number, age in enumerate((3, 1, 2)):
         path = place.folder / f"{number}.dcm"
         path.write_bytes(make_image(number))
@@ -457,7 +411,7 @@ def test_a_file_is_whole_only_with_its_last_byte(syntax: str) -> None:
 
 
 def test_links_to_files_are_files_and_links_to_folders_are_not_followed(
-    place: Place, tmp_path: Path
+    place: WatchedFolder, tmp_path: Path
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

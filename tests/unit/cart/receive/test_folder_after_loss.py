@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cart_store import KINDS, Store, make_image, record
 from cart_store import open_store as open_as_the_tests
 
 from deepcovid_edge.cart.config import CartSettings, ReceiveSettings
+from deepcovid_edge.cart.receive import listing
 from deepcovid_edge.cart.receive.folder import FolderWatch
 from deepcovid_edge.cart.store.backup import back_up, newest, restore
 from deepcovid_edge.cart.store.deliveries import Deliveries
@@ -124,6 +126,32 @@ def test_a_file_whose_image_was_answered_and_deleted_is_not_taken_again(
         os.utime(cart.folder / "a.dcm", ns=(1, 1))  # somebody has put it there again
         cart.scan()
         assert store.states() == ["received", "received"]
+
+
+def test_a_file_in_a_folder_that_could_not_be_listed_at_first_is_known_too(
+    cart: Cart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    below = cart.folder / "below"
+    below.mkdir()
+    (cart.folder / "a.dcm").rename(below / "a.dcm")
+    with cart.start() as store:
+        cart.scan()
+        expire(store)
+        back_up(cart.spool, cart.copies, keep=7)
+    cart.lose_ledger()
+    entries = listing._entries
+
+    def list_folder(place: Path, progress: Callable[[], None]) -> Any:
+        if place == below:
+            raise PermissionError(13, "Permission denied")
+        return entries(place, progress)
+
+    with cart.start() as store:
+        with monkeypatch.context() as patched:
+            patched.setattr(listing, "_entries", list_folder)
+            cart.scan()
+        cart.scan()
+        assert store.states() == ["expired"]
 
 
 def test_an_image_that_was_deleted_after_the_night_is_known_too(cart: Cart) -> None:

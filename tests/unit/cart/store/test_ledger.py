@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import sqlite3
 import time
@@ -105,6 +106,33 @@ def test_a_changed_or_removed_event_is_found(store: Store) -> None:
     assert store.ledger.broken_event() == 4
 
 
+@pytest.mark.parametrize(
+    ("removed", "found"), [("id < 3", 3), ("id > 3", 4), ("id = 5", 5), ("id > 0", 1)]
+)
+def test_events_that_were_removed_at_either_end_are_missed(
+    store: Store, removed: str, found: int
+) -> None:
+    for number in range(5):
+        store.ledger.event("test", number=number)
+    with store.ledger.transaction() as now:
+        now.execute(f"DELETE FROM event WHERE {removed}")
+    assert store.ledger.broken_event() == found
+
+
+def test_an_event_that_was_rolled_back_is_not_missed(store: Store) -> None:
+    store.ledger.event("test")
+    with contextlib.suppress(ZeroDivisionError), store.ledger.transaction():
+        store.ledger.event("test")
+        raise ZeroDivisionError
+    assert store.ledger.broken_event() is None
+    with Ledger(store.spool.folder, read_only=True) as reader:
+        assert reader.broken_event() is None
+
+
+def test_an_empty_ledger_misses_no_event(store: Store) -> None:
+    assert store.ledger.broken_event() is None
+
+
 def test_an_alert_is_told_once_until_it_is_over(store: Store) -> None:
     for _ in range(3):
         store.ledger.raise_alert("disk", "disk_floor", free=1)
@@ -168,7 +196,7 @@ def test_settled_twice_an_image_has_one_result_and_one_set_of_objects(store: Sto
     objects = [store.built(claimed, "sr")]
     store.images.settle(claimed, Settled({**_record("positive")}, objects, {"pacs": ("sr",)}))
     (result,) = store.ledger.rows("SELECT * FROM result")
-    assert result["decision"] == "negative"
+    assert result["decision"] == "positive"
     assert len(store.ledger.rows("SELECT * FROM object")) == 2
 
 

@@ -44,6 +44,20 @@ def test_results_that_are_whole_are_taken_over(tmp_path: Path) -> None:
     assert states_after_loss(tmp_path) == ["assessed", "assessed"]
 
 
+def test_the_time_that_objects_state_is_that_of_the_new_ledger(tmp_path: Path) -> None:
+    """An image that comes again is given it, so that its objects have the same bytes."""
+    made = "2026-12-01T10:00:00.000+00:00"
+    with open_store(tmp_path) as store:
+        store.take()
+        claimed = store.images.claim()
+        assert claimed is not None
+        objects = [store.built(claimed, kind) for kind in ("sr", "sc")]
+        store.write_record(claimed, Settled(record("positive"), objects, DESTINATIONS, made))
+    assert states_after_loss(tmp_path) == ["assessed"]
+    with open_store(tmp_path) as store:
+        assert [row["made_utc"] for row in store.ledger.rows("SELECT * FROM result")] == [made]
+
+
 def lacks(*keys: str) -> Callable[[dict[str, Any]], object]:
     """A change that removes a value."""
 
@@ -77,6 +91,9 @@ def first_object(name: str, value: object) -> Callable[[dict[str, Any]], object]
 FOREIGN: dict[str, Callable[[dict[str, Any]], object]] = {
     "no record": lacks("record"),
     "no destinations": lacks("destinations"),
+    "no time": lacks("made"),
+    "time is a number": has(7, "made"),
+    "time is none": has("yesterday", "made"),
     "no list of objects": has(7, "objects"),
     "objects of another kind": has(["a.dcm"], "objects"),
     "record is a list": has([], "record"),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -11,8 +14,10 @@ import numpy as np
 import pytest
 from cart_store import DESTINATIONS, FOLDER, Store, make_image, open_store, record
 from dicom_files import DX, EXPLICIT, dataset, written
+from PIL import Image
 
 from deepcovid_edge.cart.config import CartSettings
+from deepcovid_edge.cart.page.images import find_image
 from deepcovid_edge.cart.store import opening
 from deepcovid_edge.cart.store.clock import is_plausible
 from deepcovid_edge.cart.store.deliveries import Deliveries
@@ -38,6 +43,12 @@ def send_all(store: Store, image_id: int) -> None:
     for delivery in outbox.due("pacs"):
         if delivery.image_id == image_id:
             outbox.sent(delivery, "0x0000")
+
+
+def png() -> bytes:
+    stream = io.BytesIO()
+    Image.new("L", (4, 4)).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def files_of(store: Store, folder: str) -> int:
@@ -102,6 +113,38 @@ def test_an_expired_image_that_is_taken_again_is_stored_and_assessed_anew(store:
         hashlib.sha256(one.path.read_bytes()).hexdigest() == one.sha256
         for one in outbox.due("pacs")
     )
+
+
+def test_another_answer_takes_the_place_of_one_whose_files_were_deleted(store: Store) -> None:
+    """As after an update of the program, which refuses the image now."""
+    store.take()
+    store.assess(decision="positive")
+    expire(store, 1)
+    store.take()
+    claimed = store.images.claim()
+    assert claimed is not None
+    made, refused = "2026-12-01T10:00:00.000+00:00", {**record(None), "reason": "E_AGE"}
+    built = store.built(replace(claimed, image_id=99), "sr")  # of another UID
+    store.images.settle(claimed, Settled(refused, [built], DESTINATIONS, made))
+    (result,) = store.ledger.rows("SELECT * FROM result")
+    assert (result["decision"], result["made_utc"]) == (None, made)
+    assert json.loads(result["record"])["reason"] == "E_AGE"
+    outbox = Deliveries(store.ledger, store.spool)
+    assert [one.sop_uid for one in outbox.due("pacs")] == [built.sop_uid]
+    assert outbox.resend(1) == 1, "the objects of before have no files any more"
+    shown = find_image(store.ledger, store.spool, 1)
+    assert shown is not None
+    assert (shown.row.kind, shown.row.reason, shown.score) == ("not_assessed", "E_AGE", None)
+
+
+def test_an_image_that_is_assessed_again_shows_no_score_meanwhile(store: Store) -> None:
+    store.take()
+    store.assess(decision="positive")
+    expire(store, 1)
+    store.take()
+    shown = find_image(store.ledger, store.spool, 1)
+    assert shown is not None
+    assert (shown.row.kind, shown.score, shown.bar, shown.limits) == ("waiting", None, None, {})
 
 
 def test_an_image_that_is_taken_again_while_it_expires_keeps_its_file(
@@ -199,11 +242,44 @@ def test_the_days_begin_when_every_destination_has_it(store: Store) -> None:
 
 
 def test_an_image_that_goes_nowhere_is_kept_for_its_days_too(store: Store) -> None:
+    nowhere = RetentionSettings(1, 0, has_destinations=False)
     store.take()
     store.assess(kinds=())
-    assert delete_old(store.ledger, store.spool, RetentionSettings(1, 0)) == 0
+    assert delete_old(store.ledger, store.spool, nowhere) == 0
     settle_at(store, datetime.now(timezone.utc) - timedelta(days=2))
-    assert delete_old(store.ledger, store.spool, RetentionSettings(1, 0)) == 1
+    assert delete_old(store.ledger, store.spool, nowhere) == 1
+
+
+@pytest.mark.parametrize("kinds", [(), ("sr", "sc")])
+@pytest.mark.parametrize("has_destinations", [True, False])
+def test_an_image_that_was_not_read_is_never_deleted(
+    store: Store, kinds: tuple[str, ...], has_destinations: bool
+) -> None:
+    store.take()
+    store.assess(decision=None, kinds=kinds)
+    send_all(store, 1)
+    with store.ledger.transaction() as now:
+        now.execute("UPDATE image SET reason = ?", (UNREADABLE,))
+    settings = RetentionSettings(0, 0, has_destinations=has_destinations)
+    assert delete_old(store.ledger, store.spool, settings) == 0
+
+
+@pytest.mark.parametrize("kinds", [(), ("sc",)])
+def test_an_image_without_a_report_is_not_deleted_where_reports_go_out(
+    store: Store, kinds: tuple[str, ...]
+) -> None:
+    store.take()
+    store.assess(kinds=kinds)
+    send_all(store, 1)
+    assert delete_old(store.ledger, store.spool, RetentionSettings(0, 0)) == 0
+    settings = RetentionSettings(0, 0, has_destinations=False)
+    assert delete_old(store.ledger, store.spool, settings) == 1
+
+
+def test_a_picture_needs_no_report_to_be_deleted(store: Store) -> None:
+    store.intake.take_file(png(), name="a.png", arrival=FOLDER)
+    store.assess(kinds=())
+    assert delete_old(store.ledger, store.spool, RetentionSettings(0, 0)) == 1
 
 
 def test_results_count_towards_the_quota(store: Store) -> None:
@@ -213,8 +289,9 @@ def test_results_count_towards_the_quota(store: Store) -> None:
         assert claimed is not None
         store.spool.store([bytes(1 << 20)], store.spool.results(claimed.content_sha256) / "map")
         store.images.settle(claimed, Settled(record("positive")))
-    assert delete_old(store.ledger, store.spool, RetentionSettings(99, 3)) == 0
-    assert delete_old(store.ledger, store.spool, RetentionSettings(99, 2)) == 1
+    for quota, deleted in ((3, 0), (2, 1)):
+        settings = RetentionSettings(99, quota, has_destinations=False)
+        assert delete_old(store.ledger, store.spool, settings) == deleted
     assert store.states() == ["expired", "assessed"]
 
 

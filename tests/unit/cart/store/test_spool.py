@@ -1,9 +1,10 @@
-"""The ballast of the spool: room that is given up only where the disk is full."""
+"""The spool's ballast, given up only where the disk is full, and what tells a cart from others."""
 
 from __future__ import annotations
 
+import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from cart_store import ROOMY, Store, open_store
 
 from deepcovid_edge.cart.store.ledger import LedgerBusyError, LedgerFullError
+from deepcovid_edge.cart.store.spool import Spool
 
 
 @pytest.fixture
@@ -22,6 +24,25 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def has_ballast(store: Store) -> bool:
     return (store.spool.folder / "ballast").exists()
+
+
+def test_a_cart_keeps_what_tells_it_from_others(store: Store, tmp_path: Path) -> None:
+    drawn = store.spool.cart_id()
+    assert re.fullmatch("[0-9a-f]{32}", drawn)
+    assert Spool(store.spool.folder).cart_id() == drawn
+    assert Spool(tmp_path / "other").cart_id() != drawn
+    assert not [*store.spool.folder.glob(".*.part")]
+
+
+def test_of_two_processes_the_first_draws_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = store.spool._write
+
+    def late(parts: Iterable[bytes], path: Path) -> None:
+        write(parts, path)
+        (store.spool.folder / "cart-id").write_text("f" * 32)
+
+    monkeypatch.setattr(store.spool, "_write", late)
+    assert store.spool.cart_id() == "f" * 32
 
 
 def test_the_ballast_takes_room_and_is_given_up_once(store: Store) -> None:

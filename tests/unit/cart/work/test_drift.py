@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from cart_store import RUN, Store, open_store, record_of
 
+from deepcovid_edge.cart.page.statistics import read_statistics
 from deepcovid_edge.cart.store.ledger import LedgerBusyError
 from deepcovid_edge.cart.work.drift import ALERT_KEY, DriftWatch, Sample, compare, significant
 
@@ -100,6 +101,20 @@ def test_other_scores_are_told_and_over_when_they_are(store: Store) -> None:
     assert told(store) == [words]  # no image of this week: nothing proves that it is over
     images.add(100, at=NEW)
     assert told(store) == []
+
+
+def test_the_outcome_of_the_last_look_stays_when_the_alert_is_acknowledged(store: Store) -> None:
+    images = Images(store)
+    images.add(200, at=OLD)
+    images.add(100, at=NEW, shift=0.15)
+    words = told(store)
+    store.ledger.clear_alert(ALERT_KEY)
+    shown = read_statistics(store.ledger).drift
+    assert (shown.state, [*shown.words]) == ("changed", words)
+    store.ledger.rows("UPDATE result SET made_utc = ? WHERE id > 200", OLD.isoformat())
+    images.add(100, at=NEW)
+    assert told(store) == []
+    assert read_statistics(store.ledger).drift.state == "unchanged"
 
 
 def test_more_images_not_assessed_are_told_in_numbers(store: Store) -> None:

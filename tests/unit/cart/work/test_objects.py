@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def test_what_cannot_be_built_whole_is_built_with_less_in_it(
     assert answer["faults"] == ["sr: KeyError", "sc: KeyError"]
     less = objects(answer)
     for kind, one in less.items():
-        assert one.SOPInstanceUID == whole[kind].SOPInstanceUID
+        assert one.SOPInstanceUID != whole[kind].SOPInstanceUID
         assert one.PatientName == whole[kind].PatientName
     outside = [text for text in texts(whole["sr"]) if not text.startswith("Region")]
     assert texts(less["sr"]) == outside != texts(whole["sr"])
@@ -93,6 +94,20 @@ def test_what_cannot_be_built_whole_is_built_with_less_in_it(
     assert "Kanarienvogel" not in said.out + said.err
     with pytest.raises(ModelFileError, match="objects cannot be built"):
         check_assessor(assessor)
+
+
+def test_an_image_that_cannot_be_read_lacks_its_report(assessor: Assessor, tmp_path: Path) -> None:
+    answer = assessor.assess(AssessmentRequest(tmp_path / "gone.dcm", f"{2:064x}", is_dicom=True))
+    assert answer["record"]["reason"] == "E_UNREADABLE"
+    assert (answer["objects"], answer["missing"]) == ([], ["sr"])
+    picture = assessor.assess(AssessmentRequest(tmp_path / "gone.png", f"{3:064x}", is_dicom=False))
+    assert (picture["objects"], picture["missing"]) == ([], [])
+
+
+def test_objects_state_the_cart_by_its_own_number(assessor: Assessor, tmp_path: Path) -> None:
+    made = objects(assessed(assessor, tmp_path))
+    assert {one.DeviceSerialNumber for one in made.values()} == {assessor.spool.cart_id()}
+    assert {one.StationName for one in made.values()} == {platform.node()[:16].strip()}
 
 
 @pytest.mark.parametrize("elements", [{}, {"SOPClassUID": PRIVATE}])
