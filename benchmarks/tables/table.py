@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measure import device_name
+
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results"
 VALUES = ("value", "difference", "change")
@@ -114,10 +116,15 @@ class ResultsTable:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A stored result, with the `path` of its file and the name of its device as `on`."""
+    """A stored result, with the `path` of its file and the name of its device as `on`.
+
+    What the name of its folder adds to the device's, such as `-busy-host`, follows that name.
+    """
     figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     facts = figures.get("device")
     if isinstance(facts, Mapping):
         gpus = facts["gpus"]
-        figures["on"] = gpus[0] if gpus else f"{facts['processor']}, {facts['cores']} cores"
+        device = gpus[0] if gpus else f"{facts['processor']}, {facts['cores']} cores"
+        _, _, more = path.parent.name.partition(f"{device_name(dict(facts))}-")
+        figures["on"] = f"{device}, {more.replace('-', ' ')}" if more else device
     return {**figures, "path": path}

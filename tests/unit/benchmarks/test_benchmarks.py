@@ -335,3 +335,23 @@ def test_sides_take_turns_and_neither_warm_up_nor_pause_is_counted() -> None:
     for name, least in {"one": 0.01, "other": 0.03}.items():
         assert len(found[name]) == 2
         assert all(least <= seconds < least + 0.25 for seconds in found[name])
+
+
+@pytest.mark.parametrize(
+    ("folder", "expected"),
+    [
+        ("2-core-amd-epyc", "AMD EPYC, 2 cores"),
+        ("2-core-amd-epyc-busy-host", "AMD EPYC, 2 cores, busy host"),
+        ("archive", "AMD EPYC, 2 cores"),
+    ],
+)
+def test_a_table_names_the_device_and_what_its_folder_adds(
+    folder: str, expected: str, tmp_path: Path
+) -> None:
+    path = tmp_path / folder / "speed.json"
+    path.parent.mkdir()
+    facts = {"processor": "AMD EPYC", "cores": 2, "gpus": []}
+    path.write_text(json.dumps({"device": facts}), "utf-8")
+    from benchmarks.tables import table
+
+    assert table.load(path)["on"] == expected
