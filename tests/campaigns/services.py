@@ -83,6 +83,7 @@ class Services:
         (etc / "deepcovid-edge").mkdir()
         config = _CONFIG.format(host=HOST, port=self.port, page=self.page, pacs=pacs)
         (etc / "deepcovid-edge/cart.toml").write_text(config)
+        os.sync()  # a power cut later does not lose what an installation wrote before
         self.machine.boot()
         self.machine.cart("install")
         self.wait_ready()
