@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import CartConfig, Peer
-from deepcovid_edge.cart.receive.callers import Callers
 from deepcovid_edge.cart.receive.connections import TOO_LARGE, Limits
+from deepcovid_edge.cart.receive.destination_addresses import DestinationAddresses
 from deepcovid_edge.cart.receive.disk_alert import raise_disk_alert
 from deepcovid_edge.cart.receive.guards import (
     NO_UID,
@@ -132,7 +132,7 @@ class Receiver(Closing):
         self._limits = limits or limits_of(config)
         self._commitment = commitment
         self._classes = image_classes(config.receive.other_images)
-        self._callers = Callers(config.committing, self._clear_strangers)
+        self._addresses = DestinationAddresses(config.committing, self._clear_strangers)
         tls = server_tls(config)
         self._guard = Guard(self._is_named, self._limits, self._report, tls=tls)
         self._working = 0
@@ -159,7 +159,7 @@ class Receiver(Closing):
         except OSError as error:
             raise cannot_listen("receive.port", settings.host, settings.port, error) from error
         self._clear_answered()
-        self._callers.start()
+        self._addresses.start()
         self._server.turned = time.monotonic()
         self._guard.start()
         self._thread = threading.Thread(
@@ -207,7 +207,7 @@ class Receiver(Closing):
         if self._server is None:
             return
         self._server.shutdown()
-        self._callers.stop()
+        self._addresses.stop()
         end = time.monotonic() + seconds
         while self._working and time.monotonic() < end:
             time.sleep(0.02)
@@ -225,12 +225,12 @@ class Receiver(Closing):
         for uid in self._classes:
             entity.add_supported_context(uid, syntaxes)
         entity.add_supported_context(VERIFICATION)
-        if self._commitment or self._callers.titles:
+        if self._commitment or self._addresses.titles:
             # Who answers the cart proposes the role of an SCP (PS3.4, J.3.3; PS3.7, D.3.3.4).
             entity.add_supported_context(PUSH_MODEL, scu_role=True, scp_role=True)
         entity.require_called_aet = True
         entity.require_calling_aet = sorted(
-            {*(peer.ae_title for peer in self._config.peers), *self._callers.titles}
+            {*(peer.ae_title for peer in self._config.peers), *self._addresses.titles}
         )
         entity.maximum_associations = limits.associations
         entity.maximum_pdu_size = _MOST_PDU_BYTES
@@ -248,12 +248,13 @@ class Receiver(Closing):
         ]
         if self._commitment:
             handlers.append((evt.EVT_N_ACTION, self._commit))
-        if self._callers.titles:
+        if self._addresses.titles:
             handlers.append((evt.EVT_N_EVENT_REPORT, self._settle_commitment))
         return handlers
 
     def _is_named(self, address: str) -> bool:
-        return any(peer.is_at(address) for peer in self._config.peers) or self._callers.has(address)
+        is_peer = any(peer.is_at(address) for peer in self._config.peers)
+        return is_peer or self._addresses.has(address)
 
     def _peer(self, association: Any) -> Peer | None:
         """The peer that an association is with, by its title and its address."""
@@ -266,7 +267,7 @@ class Receiver(Closing):
         """Whether it is with a destination that answers about storage commitment."""
         address = plain_address(association.requestor.address)
         title = str(association.requestor.primitive.calling_ae_title).strip()
-        return self._callers.has(address, title)
+        return self._addresses.has(address, title)
 
     def _check_titles(self, event: Any) -> None:
         """Reject an association whose titles are not those of the cart and of its address."""

@@ -15,6 +15,7 @@ from PIL import Image
 
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.radiograph import Radiograph
+from deepcovid_edge.reasons import WarningCode
 
 Decode = Callable[..., Radiograph]
 LARGE = 2_000_000
@@ -222,6 +223,23 @@ def test_a_png_with_odd_chunks_is_read_as_its_clean_twin(
         image = pictures.image(bits=bits)
         odd = pictures.png(image, 0, **{place: PNG_CHUNKS[kind]})
         assert np.array_equal(decode(odd).pixels, decode(pictures.png(image, 0)).pixels)
+
+
+@pytest.mark.parametrize(
+    ("value", "more", "is_unusual"),
+    [
+        *((100_000, [], True), (0, [], True), (30_000, [], True)),
+        *((45_455, [], False), (50_000, [], False), (55_556, [], False)),
+        *((100_000, [(kind, b"\0")], False) for kind in (b"sRGB", b"iCCP", b"cICP")),
+    ],
+)
+def test_an_unusual_gamma_is_a_warning_and_changes_no_pixel(
+    value: int, more: list[tuple[bytes, bytes]], is_unusual: bool, pictures: Any, decode: Decode
+) -> None:
+    image, gamma = pictures.image(), (b"gAMA", struct.pack(">I", value))
+    read = decode(pictures.png(image, 0, before=[gamma, *more]))
+    assert read.warnings == ((WarningCode.GAMMA,) if is_unusual else ())
+    assert np.array_equal(read.pixels, image)
 
 
 @pytest.mark.parametrize("kind", [b"tEXt", b"pHYs", b"gAMA", b"eXIf", b"abCd", b"acTL"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +23,6 @@ from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.dicom.syntaxes import DEFLATED, IMPLICIT
 from deepcovid_edge.imaging.files import FileBytes, read_bytes
 from deepcovid_edge.reasons import Reason
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    (tmp_path / "spool").mkdir()
-    with Ledger(tmp_path / "spool") as opened:
-        yield opened
-
-
-@pytest.fixture
-def place(tmp_path: Path, ledger: Ledger) -> WatchedFolder:
-    return WatchedFolder(tmp_path, ledger)
 
 
 def test_a_file_is_taken_at_the_second_scan_that_finds_it_the_same(place: WatchedFolder) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,6 @@ from deepcovid_edge.cart.store.spool import SpoolFullError
 from deepcovid_edge.imaging.files import FileBytes, read_bytes
 
 Patch = pytest.MonkeyPatch
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    (tmp_path / "spool").mkdir()
-    with Ledger(tmp_path / "spool") as opened:
-        yield opened
-
-
-@pytest.fixture
-def place(tmp_path: Path, ledger: Ledger) -> WatchedFolder:
-    return WatchedFolder(tmp_path, ledger)
 
 
 @pytest.fixture

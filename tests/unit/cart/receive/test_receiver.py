@@ -24,7 +24,7 @@ from deepcovid_edge.cart.config import (
     Peer,
     ReceiveSettings,
 )
-from deepcovid_edge.cart.receive import callers
+from deepcovid_edge.cart.receive import destination_addresses
 from deepcovid_edge.cart.receive.receiver import OUT_OF_RESOURCES, SUCCESS, Receiver
 from deepcovid_edge.cart.store.spool import SpoolSettings
 
@@ -97,7 +97,7 @@ def test_a_destination_that_calls_before_its_name_is_known_is_no_stranger_afterw
 ) -> None:
     known: set[str] = set()
     monkeypatch.setattr(Destination, "addresses", lambda _: frozenset(known))
-    monkeypatch.setattr(callers, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(destination_addresses, "LOOK_SECONDS", 0.05)
     with receiving(store, BY_NAME) as port:
         assert not is_admitted(port)
         wait_until(lambda: f"unknown_sender:{HOST}" in alerts(store), what="an alert")

@@ -17,7 +17,7 @@ _FIRST_SECONDS = 1.0
 """Longest wait for the first look: a name server that is silent delays no image."""
 
 
-class Callers:
+class DestinationAddresses:
     """IP addresses of destinations.
 
     Args:
@@ -31,7 +31,7 @@ class Callers:
         self._destinations, self._found = destinations, found
         self._known: dict[str, Set[str]] = {one.name: frozenset() for one in destinations}
         self._has_looked, self._stopping = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, name="callers", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="destination-addresses", daemon=True)
 
     @property
     def titles(self) -> Set[str]:

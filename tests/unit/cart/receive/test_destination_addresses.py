@@ -13,8 +13,8 @@ pytest.importorskip("pynetdicom", reason="the cart needs extra cart")
 from cart_peers import wait_until
 
 from deepcovid_edge.cart.config import Destination
-from deepcovid_edge.cart.receive import callers as module
-from deepcovid_edge.cart.receive.callers import Callers
+from deepcovid_edge.cart.receive import destination_addresses as module
+from deepcovid_edge.cart.receive.destination_addresses import DestinationAddresses
 
 PACS = Destination("pacs", "PACS", "pacs.clinic", commitment=True)
 OTHER = Destination("other", "OTHER", "192.0.2.9", commitment=True)
@@ -51,30 +51,30 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[Names]:
 
 
 @contextmanager
-def looking(*destinations: Destination) -> Iterator[tuple[Callers, list[Set[str]]]]:
+def looking(*destinations: Destination) -> Iterator[tuple[DestinationAddresses, list[Set[str]]]]:
     found: list[Set[str]] = []
-    callers = Callers(destinations, found.append)
-    callers.start()
+    addresses = DestinationAddresses(destinations, found.append)
+    addresses.start()
     try:
-        yield callers, found
+        yield addresses, found
     finally:
-        callers.stop()
+        addresses.stop()
 
 
 def test_an_address_is_known_at_once(names: Names) -> None:
-    with looking(PACS, OTHER) as (callers, _):
-        assert callers.has("192.0.2.9")
-        assert callers.has("192.0.2.9", "OTHER")
-        assert not callers.has("192.0.2.9", "PACS")
-        assert not callers.has("192.0.2.8")
-        assert callers.titles == {"PACS", "OTHER"}
+    with looking(PACS, OTHER) as (addresses, _):
+        assert addresses.has("192.0.2.9")
+        assert addresses.has("192.0.2.9", "OTHER")
+        assert not addresses.has("192.0.2.9", "PACS")
+        assert not addresses.has("192.0.2.8")
+        assert addresses.titles == {"PACS", "OTHER"}
 
 
 def test_a_name_that_is_not_known_at_the_start_is_asked_for_again(names: Names) -> None:
-    with looking(PACS) as (callers, found):
-        assert not callers.has("192.0.2.1")
+    with looking(PACS) as (addresses, found):
+        assert not addresses.has("192.0.2.1")
         names.address = "192.0.2.1"
-        wait_until(lambda: callers.has("192.0.2.1", "PACS"))
+        wait_until(lambda: addresses.has("192.0.2.1", "PACS"))
         asked = names.asked
         wait_until(lambda: names.asked > asked + 2)
         assert found == [{"192.0.2.1"}], "it is new once"
@@ -82,14 +82,14 @@ def test_a_name_that_is_not_known_at_the_start_is_asked_for_again(names: Names) 
 
 def test_an_address_stays_while_nobody_answers_and_moves_with_the_name(names: Names) -> None:
     names.address = "192.0.2.1"
-    with looking(PACS) as (callers, _):
+    with looking(PACS) as (addresses, _):
         names.address = ""
         asked = names.asked
         wait_until(lambda: names.asked > asked + 2)
-        assert callers.has("192.0.2.1")
+        assert addresses.has("192.0.2.1")
         names.address = "192.0.2.2"
-        wait_until(lambda: callers.has("192.0.2.2"))
-        assert not callers.has("192.0.2.1")
+        wait_until(lambda: addresses.has("192.0.2.2"))
+        assert not addresses.has("192.0.2.1")
 
 
 def test_a_name_server_that_is_silent_delays_the_start_by_a_moment(
@@ -98,12 +98,12 @@ def test_a_name_server_that_is_silent_delays_the_start_by_a_moment(
     monkeypatch.setattr(module, "_FIRST_SECONDS", 0.1)
     names.silent.clear()
     began = time.monotonic()
-    with looking(PACS) as (callers, _):
-        assert not callers.has("192.0.2.1")
+    with looking(PACS) as (addresses, _):
+        assert not addresses.has("192.0.2.1")
         assert time.monotonic() - began < 2
 
 
 def test_without_such_destinations_nothing_is_asked(names: Names) -> None:
-    with looking() as (callers, _):
-        assert not callers.titles
-        assert not callers._thread.is_alive()
+    with looking() as (addresses, _):
+        assert not addresses.titles
+        assert not addresses._thread.is_alive()
