@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.tables.table import Figures, load
+from deepcovid_edge.heatmaps.heatmap import METHODS
 
 READING = (
     *("open, read", "read: rest", "SHA-256", "check the container", "open the picture"),
@@ -320,10 +321,15 @@ def heat_budget(it: Figures) -> Rows:
                 yield {"baseline": baseline, **row}
 
 
+def heat_boxes(it: Figures) -> Rows:
+    """Each kind of map beside the boxes of readers."""
+    yield from it["localisation"]
+
+
 def heat_curves(it: Figures) -> Rows:
     """Differences of the areas in each region, for each kind of map."""
     for region, sides in it["deletion_and_insertion"].items():
-        for method in ("occlusion", "activation"):
+        for method in METHODS:
             yield {"region": region, "windows": sides["windows"], "map": method, **sides[method]}
 
 

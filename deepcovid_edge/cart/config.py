@@ -275,7 +275,7 @@ class CartSettings:
         variant: As `infer --variant`.
         backend: As `infer --backend`.
         site: Site file of `site-check`, or None.
-        heatmap: `activation`, `occlusion` (within `budget`) or `none`.
+        heatmap: `averaged`, `activation`, `occlusion` (within `budget`) or `none`.
         budget: Most seconds for an occlusion.
         assess_seconds: Longest time for one image; the assessor is ended and started again.
         report: Kind of structured report: `comprehensive` or `comprehensive3d`.
@@ -294,7 +294,7 @@ class CartSettings:
     variant: str = "auto"
     backend: str = "auto"
     site: Path | None = None
-    heatmap: Literal["activation", "occlusion", "none"] = "activation"
+    heatmap: Literal["averaged", "activation", "occlusion", "none"] = "averaged"
     budget: float = 1.0
     assess_seconds: float = 120.0
     report: Literal["comprehensive", "comprehensive3d"] = "comprehensive"
