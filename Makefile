@@ -189,7 +189,6 @@ site: .venv/ready
 		--name Actualmed -o $(RESULTS)/site/actualmed.json || [ $$? = 3 ]
 	$(CHECK) $(SITES) --split external --source "TB set via GitKentC/lundis, 256 px" \
 		--name "TB screening, normal" -o $(RESULTS)/site/tb-normal.json || [ $$? = 3 ]
-	$(DEV)/python -m benchmarks.site_shift --data $(DATA) --siim $(SIIM) --sites $(SITES)
 	$(DEV)/python -m benchmarks.tables.write
 
 # Trained for their figures alone: the paper's way, the network that shipped before, and the larger

@@ -81,16 +81,8 @@ class PageBrowser(Browser):
         """Write into what has the focus."""
         self.call("Input.insertText", text=text)
 
-    def asked(self) -> list[str]:
-        """Addresses that were asked for since the last visit."""
-        return [
-            event["params"]["request"]["url"]
-            for event in self.events
-            if event["method"] == "Network.requestWillBeSent"
-        ]
-
     def outside(self) -> list[str]:
-        """Those of them that are not the cart's."""
+        """Addresses that were asked for since the last visit and are not the cart's."""
         own = urlsplit(self.origin)
         return [url for url in self.asked() if urlsplit(url)[:2] != own[:2]]
 

@@ -9,7 +9,6 @@ from string import Template
 
 from deepcovid_edge.archive.summary import BINS, Group, Summary
 from deepcovid_edge.decision.record import INDETERMINATE, NEGATIVE, POSITIVE, SIGNS
-from deepcovid_edge.files import write_text
 from deepcovid_edge.pipeline.html_page import about_run, page_style
 from deepcovid_edge.reasons import NOTICE
 
@@ -18,15 +17,6 @@ _DRIFT = (
     "The distance is the greatest between the distribution of a row's scores and that of all other "
     "images, from 0 to 1. It tells that images differ, and not why."
 )
-
-
-def write_page(summary: Summary, path: Path) -> None:
-    """Write the page.
-
-    Raises:
-        OutputError: The file cannot be written.
-    """
-    write_text(path, page(summary))
 
 
 def page(summary: Summary) -> str:

@@ -24,7 +24,7 @@ from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import CartConfig, CartSettings
 from deepcovid_edge.cart.install.visible import check_visible, is_installed
 from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError
-from deepcovid_edge.cart.store.spool import sync_folder
+from deepcovid_edge.cart.store.spool import sync
 from deepcovid_edge.errors import ModelFileError, OutputError, UsageError
 from deepcovid_edge.files import read_regular, write_atomically
 
@@ -184,7 +184,7 @@ def _keep(ledger: Ledger) -> None:
     if pointer and pointer != kept_pointer(folder):
         values = {key: json.loads(text) for key, text in pointer.items()}
         write_atomically(folder / POINTER_NAME, json.dumps(values).encode(), sync=True)
-        sync_folder(folder)
+        sync(folder)
 
 
 def use_model(config: CartConfig, ledger: Ledger, model: str, site: Path | None) -> dict[str, Any]:

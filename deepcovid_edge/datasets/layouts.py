@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
-from deepcovid_edge.datasets.folders import FolderWalk, is_system_folder
+from deepcovid_edge.datasets.folders import FolderWalk, is_folder, is_system_folder
 from deepcovid_edge.errors import DataError
 from deepcovid_edge.files import open_regular
 
@@ -125,15 +125,8 @@ def _folders_in(folder: Path) -> list[Path]:
     return [
         path
         for path in inner
-        if path.name[0] != "." and not is_system_folder(path.name) and _is_folder(path)
+        if path.name[0] != "." and not is_system_folder(path.name) and is_folder(path)
     ]
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # a link to itself, or into a folder without permission
-        return False
 
 
 def _unwrapped(data: Path) -> Path:
@@ -178,7 +171,7 @@ def _from_folders(data: Path) -> Iterator[LabelledImage]:
 
 
 def _has_masks(folder: Path) -> bool:
-    return all(_is_folder(folder / name) for name in ("images", "masks"))
+    return all(is_folder(folder / name) for name in ("images", "masks"))
 
 
 def _images_in(folder: Path) -> Iterator[Path]:

@@ -20,9 +20,9 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from deepcovid_edge.device.process_tree import all_stats
 from deepcovid_edge.files import Closing
 
 _PR_SET_PDEATHSIG = 1
@@ -59,13 +59,16 @@ def ending_with_this(command: Sequence[str]) -> list[str]:
 
 
 def end(process: subprocess.Popen[Any]) -> None:
-    """Kill a child, and its session if it leads one, and wait briefly for its end."""
+    """Kill a child, and its session if it leads one, wait briefly for its end, close its pipes."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.kill()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_REAP_SECONDS)
+    for pipe in filter(None, (process.stdin, process.stdout)):
+        with contextlib.suppress(OSError):  # a request that nobody reads any more
+            pipe.close()
 
 
 def output_of(command: Sequence[str], *, seconds: float) -> str | None:
@@ -118,7 +121,6 @@ class Child(Closing):
     def close(self) -> None:
         """End it."""
         end(self._process)
-        self._pipe.close()
 
     @property
     def pid(self) -> int:
@@ -234,12 +236,8 @@ class Patience:
 def _life_of(session: int) -> _Life:
     """Of all processes of a session, and of the children that they have waited for."""
     ticks = faults = 0
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
-        with contextlib.suppress(OSError):  # it ended meanwhile
-            fields = (folder / "stat").read_bytes().rpartition(b")")[2].split()
-            if int(fields[3]) == session:  # proc_pid_stat(5), counted from its third field
-                ticks += sum(map(int, fields[11:15]))
-                faults += int(fields[9]) + int(fields[10])
+    for fields in all_stats().values():
+        if int(fields[3]) == session:  # proc_pid_stat(5), counted from its third field
+            ticks += sum(map(int, fields[11:15]))
+            faults += int(fields[9]) + int(fields[10])
     return _Life(ticks / os.sysconf("SC_CLK_TCK"), faults)

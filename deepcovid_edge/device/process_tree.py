@@ -34,11 +34,7 @@ def process_tree(root: int) -> list[ProcessUse]:
     Args:
         root: Id of the process.
     """
-    stats = {
-        int(folder.name): fields
-        for folder in _PROC.iterdir()
-        if folder.name.isdigit() and (fields := _stat(folder))
-    }
+    stats = all_stats()
     children: dict[int, list[int]] = {}
     for pid, fields in stats.items():
         children.setdefault(int(fields[_PARENT]), []).append(pid)
@@ -46,6 +42,15 @@ def process_tree(root: int) -> list[ProcessUse]:
     for pid in found:
         found += children.get(pid, [])
     return [_use(pid, stats[pid]) for pid in found if pid in stats]
+
+
+def all_stats() -> dict[int, list[bytes]]:
+    """The fields of every process from the third on; without those that end meanwhile."""
+    return {
+        int(folder.name): fields
+        for folder in _PROC.iterdir()
+        if folder.name.isdigit() and (fields := _stat(folder))
+    }
 
 
 def _use(pid: int, fields: list[bytes]) -> ProcessUse:

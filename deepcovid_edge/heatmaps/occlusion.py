@@ -11,9 +11,10 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -101,7 +102,7 @@ class Occluder(Closing):
         self._workers = workers or (len(os.sched_getaffinity(0)) if backend.on_cpu else GPU_LANES)
         check_address_space(self._workers)
         self._boxes = self.grid.boxes
-        self._network = _network(backend, self._boxes, settings)
+        self._opener = _opener(backend, self._boxes, settings)
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="occlude")
 
     def explain(self, image: NDArray[np.uint8]) -> Occlusion:
@@ -137,7 +138,7 @@ class Occluder(Closing):
 
     def _open(self, images: NDArray[np.uint8]) -> _Opened:
         hidden = np.stack([occluded(image, self.settings) for image in images])
-        return self._network.open(images, hidden)
+        return self._opener(images, hidden)
 
     def _refinement(self, logits: NDArray[np.float32]) -> Refinement:
         spacing = 1 if self.settings.budget_ms is None else self.settings.first_spacing
@@ -214,39 +215,36 @@ class _Opened(Protocol):
         """Logits with each job's window hidden, of shape (jobs, classes)."""
 
 
-class _Network(Protocol):
-    def open(self, images: NDArray[np.uint8], hidden: NDArray[np.uint8]) -> _Opened:
-        """Make images ready; `hidden` is what their windows show when they are hidden."""
+def _opener(
+    backend: Backend, boxes: list[Box], settings: OcclusionSettings
+) -> Callable[[NDArray[np.uint8], NDArray[np.uint8]], _Opened]:
+    """Makes images ready: the network in parts where that is asked for and can be, else whole.
 
-
-def _network(backend: Backend, boxes: list[Box], settings: OcclusionSettings) -> _Network:
-    """The network in parts where that is asked for and can be, else whole."""
+    It is given the images, and what their windows show when they are hidden.
+    """
     if settings.incremental and isinstance(backend, Partitionable):
         size = (backend.manifest.input.height, backend.manifest.input.width)
         with contextlib.suppress(NotSpatialError):
-            return _Parts(PartitionedNetwork(backend.content(), size, boxes, backend.run_part))
-    return _Whole(backend, boxes)
-
-
-class _Whole:
-    """Runs the whole network for every window: on any backend."""
-
-    def __init__(self, backend: Backend, boxes: list[Box]) -> None:
-        self.backend, self.boxes = backend, boxes
-
-    def open(self, images: NDArray[np.uint8], hidden: NDArray[np.uint8]) -> _WholeImages:
-        """See `_Network.open`."""
-        return _WholeImages(self, images, hidden)
+            network = PartitionedNetwork(backend.content(), size, boxes, backend.run_part)
+            return partial(_PartsImages, network)
+    return partial(_WholeImages, backend, boxes)
 
 
 class _WholeImages:
+    """Runs the whole network for every window: on any backend."""
+
     def __init__(
-        self, network: _Whole, images: NDArray[np.uint8], hidden: NDArray[np.uint8]
+        self,
+        backend: Backend,
+        boxes: list[Box],
+        images: NDArray[np.uint8],
+        hidden: NDArray[np.uint8],
     ) -> None:
-        self._network, self._images, self._hidden = network, images, hidden
+        self._backend, self._boxes = backend, boxes
+        self._images, self._hidden = images, hidden
         self._own = threading.local()
-        self.batch = _CPU_BATCH if network.backend.on_cpu else _GPU_BATCH
-        self.logits = network.backend.infer(images).logits
+        self.batch = _CPU_BATCH if backend.on_cpu else _GPU_BATCH
+        self.logits = backend.infer(images).logits
 
     def batches(self, jobs: Sequence[int], workers: int) -> list[list[int]]:
         """See `_Opened.batches`."""
@@ -258,25 +256,16 @@ class _WholeImages:
         if buffer is None:
             buffer = self._own.buffer = np.empty((self.batch, *self._images.shape[1:]), np.uint8)
         for place, job in enumerate(jobs):
-            image, window = divmod(job, len(self._network.boxes))
-            rows, columns = (slice(*span) for span in self._network.boxes[window])
+            image, window = divmod(job, len(self._boxes))
+            rows, columns = (slice(*span) for span in self._boxes[window])
             buffer[place] = self._images[image]
             buffer[place, rows, columns] = self._hidden[image, rows, columns]
-        return self._network.backend.infer(buffer[: len(jobs)]).logits
-
-
-class _Parts:
-    """Runs the parts of a divided network."""
-
-    def __init__(self, network: PartitionedNetwork) -> None:
-        self.network = network
-
-    def open(self, images: NDArray[np.uint8], hidden: NDArray[np.uint8]) -> _PartsImages:
-        """See `_Network.open`."""
-        return _PartsImages(self.network, images, hidden)
+        return self._backend.infer(buffer[: len(jobs)]).logits
 
 
 class _PartsImages:
+    """Runs the parts of a divided network."""
+
     def __init__(
         self, network: PartitionedNetwork, images: NDArray[np.uint8], hidden: NDArray[np.uint8]
     ) -> None:

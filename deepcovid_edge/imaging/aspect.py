@@ -20,13 +20,15 @@ import math
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 import cv2
 from numpy.typing import NDArray
 
+from deepcovid_edge.imaging.jpeg import SOS, segments
 from deepcovid_edge.imaging.radiograph import MAX_PIXELS, Radiograph
-from deepcovid_edge.imaging.signatures import jpeg_segments, png_chunks
+from deepcovid_edge.imaging.signatures import png_chunks
 from deepcovid_edge.reasons import WarningCode
 
 MOST_RATIO = 4.0
@@ -129,9 +131,10 @@ def stated_by_container(name: str, data: bytes) -> list[tuple[Any, Any]]:
 
 def _jfif_density(data: bytes) -> tuple[int, int] | None:
     """JFIF 1.02, "APP0 marker segment": 1:1 without a unit is what writers put that know none."""
-    for marker, at, length in jpeg_segments(data):
-        if marker == _APP0 and length >= 14 and data.startswith(b"JFIF\0", at):
-            unit, across, down = struct.unpack_from(">BHH", data, at + 7)
+    for part in takewhile(lambda part: part.marker != SOS, segments(data)):
+        held = data[part.start + 4 : part.end]
+        if part.marker == _APP0 and len(held) >= 14 and held.startswith(b"JFIF\0"):
+            unit, across, down = struct.unpack_from(">BHH", held, 7)
             return None if unit == 0 and across == down else (across, down)
     return None
 

@@ -46,8 +46,6 @@ _JPEG_SEGMENT = re.compile(rb"\xff([\xc0-\xcf\xda-\xfe])(..)(.{4})", re.DOTALL)
 """A marker of the header, the length that follows it, and what it holds begins with (ITU-T T.81,
 B.1.1.4 and table B.1)."""
 _JPEG_FRAMES, _JPEG_SCAN = (b"\xc0", b"\xc1", b"\xc2"), b"\xda"
-_NO_SEGMENT = {0x00, 0x01, 0xFF, *range(0xD0, 0xDB)}
-"""What follows a marker's FF: fill, markers without a length, and the scan, where pixels begin."""
 _NOT_PLAIN = (b"Exif", b"MPF\0")
 _BI_RGB, _BI_BITFIELDS = 0, 3
 _UNCOMPRESSED = 1
@@ -137,15 +135,6 @@ def is_plain_jpeg(data: bytes) -> bool:
             return False
         at += 2 + int.from_bytes(length, "big")
     return False
-
-
-def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Marker, start and length of what each segment of a JPEG's header holds, up to its pixels."""
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] not in _NO_SEGMENT:
-        length = int.from_bytes(data[at + 2 : at + 4], "big")
-        yield data[at + 1], at + 4, length - 2
-        at += 2 + length
 
 
 def _png_is_cut_off(data: bytes) -> bool:

@@ -196,12 +196,12 @@ def predict_groups(
                 groups.took(len(images), time.perf_counter() - started)
                 return records, group[len(images) :] or None
 
-            done = _in_order(decoders, classify_group, groups, workers * _GROUPS_A_THREAD)
+            done = in_order(decoders, classify_group, groups, workers * _GROUPS_A_THREAD)
         else:
             lanes = opened.enter_context(_threads(GPU_LANES, "infer"))
             ahead = batch_size * (GPU_LANES + 1) + workers
-            images = _in_order(decoders, lambda read: (read(), None), reading, ahead)
-            done = _in_order(lanes, classify, _batches(images, batch_size), GPU_LANES + 1)
+            images = in_order(decoders, lambda read: (read(), None), reading, ahead)
+            done = in_order(lanes, classify, _batches(images, batch_size), GPU_LANES + 1)
         for records in done:
             yield [duplicates.settled(duplicates.warned(record, uid)) for record, uid in records]
 
@@ -278,7 +278,7 @@ def _in_time(items: Iterable[Item]) -> Iterator[Item]:
             return
 
 
-def _in_order(
+def in_order(
     pool: ThreadPoolExecutor,
     function: Callable[[Item], tuple[Result, Item | None]],
     items: Iterable[Item],

@@ -169,13 +169,14 @@ def server_config(app: Any, settings: ServeSettings, counts: ConnectionCounts) -
 
     Args:
         app: The application (ASGI 3).
-        settings: Address, TLS and limits.
+        settings: TLS and limits.
         counts: Counts connections that are ended.
     """
     of_this_server = {"limits": limits_of(settings), "counts": counts}
     return quiet_config(
         app,
-        settings,
+        settings.certificate,
+        settings.key,
         http=type("Connection", (GuardedConnection,), of_this_server),
         loop="auto",
         date_header=False,

@@ -8,7 +8,7 @@ import logging
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -25,26 +25,6 @@ _LAST_SECONDS = 1.0
 """For the answers of requests that the end of the grace has ended."""
 
 
-class ListensAt(Protocol):
-    """Settings that say where a service listens, and with which certificate."""
-
-    @property
-    def host(self) -> str:
-        """Address."""
-
-    @property
-    def port(self) -> int:
-        """Port."""
-
-    @property
-    def certificate(self) -> Path | None:
-        """Certificate; None for no TLS."""
-
-    @property
-    def key(self) -> Path | None:
-        """Its key."""
-
-
 class _FaultsTold:
     """Logs what an application raises without its message, and keeps it from the server's log.
 
@@ -59,12 +39,11 @@ class _FaultsTold:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer (ASGI 3)."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         try:
             await self._app(scope, receive, send)
         except Exception as error:
+            if scope["type"] != "http":
+                raise
             log_fault("request failed", error)
 
 
@@ -81,22 +60,23 @@ class _AsLines(logging.Handler):
 _LINES = _AsLines(logging.WARNING)
 
 
-def quiet_config(app: ASGIApp, place: ListensAt, **more: Any) -> uvicorn.Config:
+def quiet_config(
+    app: ASGIApp, certificate: Path | None, key: Path | None, **more: Any
+) -> uvicorn.Config:
     """How uvicorn serves an application: no log of its own, no header that says what runs here.
 
     Args:
         app: The application (ASGI 3).
-        place: Where it listens.
+        certificate: Of TLS; None for none.
+        key: Its key.
         more: Further settings of uvicorn.
     """
     for library in ("uvicorn.error", "asyncio"):
         logging.getLogger(library).addHandler(_LINES)
     return uvicorn.Config(
         _FaultsTold(app),
-        host=place.host,
-        port=place.port,
-        ssl_certfile=place.certificate,
-        ssl_keyfile=place.key,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
         ws="none",
         lifespan="on",
         log_config=None,

@@ -24,6 +24,7 @@ import pytest
 pytest.importorskip("uvicorn", reason="the server needs extra serve")
 
 from cart_peers import HOST, wait_until
+from own_certificate import make_certificate
 from serving import INFER, MODEL, RAW, RunningServer, as_json, essence, record_in
 
 from deepcovid_edge import Model
@@ -356,14 +357,7 @@ def test_keys_and_tls_stand_before_everything(
     tmp_path: Path, good: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a certificate of our own, made by openssl; a client knows it, or does not call."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("openssl is not installed: apt-get install openssl")
-    certificate, private, keys = (tmp_path / name for name in ("c.pem", "k.pem", "keys"))
-    command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-    command += ["-subj", f"/CN={HOST}", "-addext", f"subjectAltName=IP:{HOST}"]
-    command += ["-keyout", str(private), "-out", str(certificate)]
-    subprocess.run(command, check=True, capture_output=True)
+    (certificate, private), keys = make_certificate(tmp_path), tmp_path / "keys"
     from commands import command as in_this_process
 
     added = in_this_process("serve", "--keys", keys, "--add-key", "cart-1")

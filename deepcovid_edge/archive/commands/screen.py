@@ -175,8 +175,9 @@ def _summarise(folder: Path, html: Path | None, *, as_json: bool) -> ExitCode:
     check_local("manifest", folder.absolute())
     summary = summarise(folder)
     if html:
-        from deepcovid_edge.archive.summary_page import write_page
+        from deepcovid_edge.archive.summary_page import page
+        from deepcovid_edge.files import write_text
 
-        write_page(summary, html)
+        write_text(html, page(summary))
     click.echo(summary.as_json() if as_json else summary.text())
     return ExitCode.DONE

@@ -9,13 +9,11 @@ for no file of a finished part, and goes on behind the last one.
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import TypeVar
 
 from deepcovid_edge.archive.images.addresses import check_local, is_remote
 from deepcovid_edge.archive.images.image_list import SUFFIX
@@ -25,10 +23,9 @@ from deepcovid_edge.datasets.folders import FolderWalk
 from deepcovid_edge.device import shares
 from deepcovid_edge.device.progress import number_of
 from deepcovid_edge.errors import NotThereError, UsageError
+from deepcovid_edge.pipeline.pipeline import in_order
 from deepcovid_edge.pipeline.sources import check_folders, check_paths, list_images
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 PART_ROWS = 100_000
 _BATCH = 500
 """Files that a thread asks about at once."""
@@ -161,28 +158,14 @@ class Listing:
             yield one
 
 
-def in_order(
-    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], most: int
-) -> Iterator[Result]:
-    """Results in the order of the items, with a bounded number of them under way."""
-    pending: deque[Future[Result]] = deque()
-    coming = iter(items)
-    while True:
-        for item in islice(coming, most - len(pending)):
-            pending.append(pool.submit(function, item))
-        if not pending:
-            return
-        yield pending.popleft().result()
-
-
 def _batches(rows: list[ListedFile]) -> Iterator[list[ListedFile]]:
     for start in range(0, len(rows), _BATCH):
         yield rows[start : start + _BATCH]
 
 
-def _asked(files: list[ListedFile]) -> list[ListedFile]:
-    """The files with size and time, where the listing did not give them."""
-    return [one if one.size is not None else _stated(one.path) for one in files]
+def _asked(files: list[ListedFile]) -> tuple[list[ListedFile], None]:
+    """The files with size and time, where the listing did not give them; see `in_order`."""
+    return [one if one.size is not None else _stated(one.path) for one in files], None
 
 
 def _stated(path: str) -> ListedFile:

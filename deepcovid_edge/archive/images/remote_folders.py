@@ -5,17 +5,16 @@ A store lists one folder at a time, so memory grows with the largest folder alon
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Collection, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from deepcovid_edge.archive.images.addresses import open_remote
 from deepcovid_edge.datasets.folders import FolderWalk
 from deepcovid_edge.decision.record_table import EXTRA
 from deepcovid_edge.errors import NotThereError, one_line, require
+from deepcovid_edge.pipeline.pipeline import in_order
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -115,18 +114,14 @@ def _name(path: str) -> str:
 
 def _ahead(pool: ThreadPoolExecutor, store: _Store, folders: list[str]) -> Iterator[_Folder]:
     """What each folder holds; the next ones are listed meanwhile."""
-    pending: deque[tuple[str, Future[_Folder]]] = deque()
-    coming = iter(folders)
-    while True:
-        for folder in islice(coming, _MOST_AHEAD - len(pending)):
-            pending.append((folder, pool.submit(_listed, store, folder)))
-        if not pending:
-            return
-        folder, listed = pending.popleft()
+
+    def listed(folder: str) -> tuple[_Folder, None]:
         try:
-            yield listed.result()
+            return _listed(store, folder), None
         except (OSError, ValueError) as error:
             raise NotThereError(f"{store.address_of(folder)}: {one_line(error)}") from error
+
+    return in_order(pool, listed, folders, _MOST_AHEAD)
 
 
 def _listed(store: _Store, folder: str) -> _Folder:

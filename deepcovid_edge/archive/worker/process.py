@@ -394,9 +394,6 @@ class _Child:
     def close(self) -> None:
         """End it."""
         end(self._process)
-        for stream in (self._process.stdin, self._process.stdout):
-            with suppress(OSError):  # a request that nobody reads any more
-                stream.close()  # type: ignore[union-attr]
 
     def _send(self, values: Mapping[str, Any]) -> None:
         """Send a line; one that the child does not take is waited for as an answer is."""

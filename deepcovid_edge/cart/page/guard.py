@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deepcovid_edge.cart.config import PageSettings
 from deepcovid_edge.cart.page.access import SESSION_SECONDS, Access, new_cookie
 from deepcovid_edge.cart.page.languages import LANGUAGES
+from deepcovid_edge.serve.settings import is_loopback
 
 LOG_IN, STATIC = "/log-in", "/static/"
 _FOR_PROGRAMS = ("/healthz", "/readyz", "/metrics")
@@ -167,7 +168,7 @@ class Guard:
         path = scope["path"]
         if visitor.is_in or path == LOG_IN or path.startswith(STATIC):
             return None
-        if path in _FOR_PROGRAMS and _is_local(visitor.address):
+        if path in _FOR_PROGRAMS and is_loopback(visitor.address):
             return None
         if scope["method"] in ("GET", "HEAD"):
             response = RedirectResponse(LOG_IN, 303)
@@ -202,10 +203,3 @@ def asked_language(scope: Scope) -> str | None:
 def language_cookie(language: str, *, secure: bool) -> str:
     """The `Set-Cookie` header's value that keeps a language for a year."""
     return cookie_header(_LANGUAGE_COOKIE, language, secure=secure, seconds=31536000)
-
-
-def _is_local(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False

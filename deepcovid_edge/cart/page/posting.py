@@ -133,7 +133,7 @@ class PostReader:
     async def _with_files(self, request: Request) -> Posted:
         most = self.most_bytes + _OVERHEAD
         stream = _limited(request, most)
-        parser = _InMemoryParser(
+        parser = MultiPartParser(
             request.headers, stream, max_files=MOST_FILES, max_fields=4, max_part_size=1024
         )
         parser.spool_max_size = most  # images belong into the spool alone, never into /tmp
@@ -156,10 +156,6 @@ def _each_once(fields: Sequence[tuple[str, str]]) -> dict[str, str]:
     if len(found := dict(fields)) < len(fields):
         raise PostRejectedError(400, "error.form")
     return found
-
-
-class _InMemoryParser(MultiPartParser):
-    """Starlette's parser; `spool_max_size` is set for each form."""
 
 
 async def _limited(request: Request, most: int) -> AsyncGenerator[bytes, None]:

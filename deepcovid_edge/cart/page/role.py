@@ -77,7 +77,8 @@ def quiet_server(context: Context, limits: ConnectionLimits) -> QuietServer:
     counts = ConnectionCounts()
     config = quiet_config(
         build_app(context),
-        context.settings,
+        context.settings.certificate,
+        context.settings.key,
         http=timed_connections(limits, counts),
         loop="asyncio",
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,

@@ -99,6 +99,17 @@ class Severable:
         self._is_stopped = True
         self.cut()
 
+    @contextlib.contextmanager
+    def cut_after(self, seconds: float) -> Iterator[None]:
+        """End the connection if the block takes longer."""
+        timer = threading.Timer(seconds, self.cut)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
 
 class Associator(Severable):
     """Opens associations with a destination, one after another.
@@ -219,20 +230,13 @@ class Associator(Severable):
                 return int(context.context_id)
         return None
 
-    @contextlib.contextmanager
-    def deadline(self, seconds: float) -> Iterator[None]:
+    def deadline(self, seconds: float) -> contextlib.AbstractContextManager[None]:
         """Cut the connection, some time after pynetdicom should have given up by itself.
 
         Args:
             seconds: When it should give up.
         """
-        timer = threading.Timer(seconds + self.timeouts.connect, self.cut)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
+        return self.cut_after(seconds + self.timeouts.connect)
 
     def close(self) -> None:
         """Release the association (PS3.8, 7.2), if there is one."""

@@ -7,13 +7,10 @@ it (Orthanc sends one so). Lengths and UIDs are looked at, nothing else.
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import secrets
 import ssl
-import threading
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -136,23 +133,13 @@ class StowSender(Severable, Sender):
         connection = self._connection
         if connection is None:
             raise http.client.NotConnected
-        with self._deadline():
+        with self.cut_after(self._timeouts.reply):
             connection.request(method, self._path, body, headers)
             answer = connection.getresponse()
             content = answer.read(_MOST_ANSWER)
             if answer.will_close or answer.read(1):
                 self.close()
         return answer.status, content
-
-    @contextlib.contextmanager
-    def _deadline(self) -> Iterator[None]:
-        timer = threading.Timer(self._timeouts.reply, self.cut)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
 
     def close(self) -> None:
         """Close the connection, if there is one."""

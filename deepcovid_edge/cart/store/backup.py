@@ -8,7 +8,6 @@ from the images again when it is restored.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 import sqlite3
@@ -21,7 +20,7 @@ from deepcovid_edge.cart.store.clock import now_utc
 from deepcovid_edge.cart.store.ledger import BUSY_SECONDS, LEDGER_NAME, Ledger, move_aside
 from deepcovid_edge.cart.store.rebuild import ALERT_KEY, catch_up
 from deepcovid_edge.cart.store.schema import migrate
-from deepcovid_edge.cart.store.spool import Spool, sync_folder
+from deepcovid_edge.cart.store.spool import Spool, sync
 from deepcovid_edge.errors import NotThereError, OutputError, UsageError
 from deepcovid_edge.files import locked
 
@@ -60,9 +59,10 @@ def back_up(
         passing = folder / f".{place.name}.part"
         passing.unlink(missing_ok=True)
         _copy(spool / LEDGER_NAME, passing, progress)
-        _sync(passing)
+        passing.chmod(0o600)
+        sync(passing)
         passing.replace(place)
-        sync_folder(folder)
+        sync(folder)
         for old in _copies(folder)[:-keep]:
             old.unlink()
     except (OSError, sqlite3.Error) as error:
@@ -124,15 +124,6 @@ def _connection(place: Path, mode: str) -> sqlite3.Connection:
     return sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
 
 
-def _sync(path: Path) -> None:
-    path.chmod(0o600)
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def restore(spool: Spool, copy: Path) -> int:
     """Make a copy the ledger, and have it catch up with the files of the spool.
 
@@ -157,11 +148,12 @@ def restore(spool: Spool, copy: Path) -> int:
         passing = spool.folder / f".{LEDGER_NAME}.part"
         shutil.copyfile(copy, passing)
         _complete(passing, copy, kept_pointer(spool.folder))
-        _sync(passing)
+        passing.chmod(0o600)
+        sync(passing)
         if (spool.folder / LEDGER_NAME).exists():
             move_aside(spool.folder, "replaced")
         passing.replace(spool.folder / LEDGER_NAME)
-        sync_folder(spool.folder)
+        sync(spool.folder)
         with Ledger(spool.folder) as ledger:
             found = catch_up(ledger, spool)
             ledger.event("restored", copy=copy.name, images=found)

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 
-from deepcovid_edge.cart.store.clock import boot_id, clock_is_plausible, now_utc
+from deepcovid_edge.cart.objects.encoding import encode_value
+from deepcovid_edge.cart.store.clock import clock_is_plausible, now_utc
 from deepcovid_edge.cart.store.image_header import ImageHeader, NotTakenError, read_image_header
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.schema import EXPIRED, RECEIVED
@@ -229,13 +229,11 @@ class Intake:
             "suffix": image.suffix,
             "sop_uid": header.sop_uid,
             "sop_class": header.sop_class,
-            "study_uid": header.study_uid,
             "syntax": header.syntax,
             "device": header.device,
             "bytes": len(image.data),
             "source": arrival.source,
             "received_utc": now_utc(),
-            "boot_id": boot_id(),
             "clock_ok": clock_is_plausible(),
         }
         image_id = self.ledger.insert("image", columns)
@@ -272,24 +270,13 @@ def content_hash(syntax: str, data: bytes | memoryview) -> str:
 
 def _file_head(sop_class: str, sop_uid: str, syntax: str) -> bytes:
     """Preamble and file meta information (DICOM PS3.10, section 7.1), always the same bytes."""
-    elements = (
-        _element(0x0001, b"OB", b"\0\1", long=True)
-        + _element(0x0002, b"UI", _uid(sop_class))
-        + _element(0x0003, b"UI", _uid(sop_uid))
-        + _element(0x0010, b"UI", _uid(syntax))
-        + _element(0x0012, b"UI", _uid(_IMPLEMENTATION))
+    uids = {2: sop_class, 3: sop_uid, 0x10: syntax, 0x12: _IMPLEMENTATION}
+    elements = encode_value(0x00020001, "OB", b"\0\1") + b"".join(
+        encode_value(0x00020000 + number, "UI", uid.encode("ascii", "replace"))
+        for number, uid in uids.items()
     )
-    return _PREAMBLE + _element(0x0000, b"UL", struct.pack("<I", len(elements))) + elements
-
-
-def _element(number: int, kind: bytes, value: bytes, *, long: bool = False) -> bytes:
-    length = struct.pack("<HI" if long else "<H", *((0, len(value)) if long else (len(value),)))
-    return struct.pack("<HH", 0x0002, number) + kind + length + value
-
-
-def _uid(text: str) -> bytes:
-    value = text.encode("ascii", errors="replace")
-    return value + b"\0" * (len(value) % 2)
+    length = len(elements).to_bytes(4, "little")
+    return _PREAMBLE + encode_value(0x00020000, "UL", length) + elements
 
 
 def _read(path: Path) -> bytes:

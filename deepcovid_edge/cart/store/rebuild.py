@@ -44,8 +44,8 @@ ALERT_KEY = "ledger"
 RECORD_NAME = "record.json"
 """The record of an image, with its objects, when they were made and where they go, beside them."""
 _IMAGE = (
-    *("id", "content_sha256", "suffix", "sop_uid", "sop_class", "study_uid", "syntax", "device"),
-    *("bytes", "source", "received_utc", "boot_id", "clock_ok", "reason", "settled_utc"),
+    *("id", "content_sha256", "suffix", "sop_uid", "sop_class", "syntax", "device"),
+    *("bytes", "source", "received_utc", "clock_ok", "reason", "settled_utc"),
 )
 _RESULT = ("image_id", "model_sha256", "site_sha256", "decision", "record", "made_utc")
 """Columns of every version of the ledger."""

@@ -70,7 +70,7 @@ class Spool:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             for name in _FOLDERS:
                 (folder / name).mkdir(exist_ok=True, mode=0o700)
-            sync_folder(folder)
+            sync(folder)
         except OSError as error:
             raise OutputError(f"{folder}: {error.strerror or error}") from error
 
@@ -87,7 +87,7 @@ class Spool:
             with contextlib.suppress(FileExistsError):  # another process was first
                 place.hardlink_to(passing)
             passing.unlink()
-            sync_folder(self.folder)
+            sync(self.folder)
         return place.read_text("ascii")
 
     def empty_incoming(self) -> None:
@@ -184,7 +184,7 @@ class Spool:
             self._make_folders(place.parent)
             self._write(parts, passing)
             passing.replace(place)
-            sync_folder(place.parent)
+            sync(place.parent)
         except OSError as error:
             with contextlib.suppress(OSError):  # a disk that fails does so again
                 passing.unlink(missing_ok=True)
@@ -206,14 +206,14 @@ class Spool:
             return
         self._make_folders(folder.parent)
         folder.mkdir(exist_ok=True, mode=0o700)
-        sync_folder(folder.parent)
+        sync(folder.parent)
 
     def quarantine(self, content_sha256: str, suffix: str) -> None:
         """Keep an image aside from those that are assessed; retention does not delete it."""
         place = self.folder / "quarantine" / f"{content_sha256}{suffix}"
         with contextlib.suppress(FileExistsError, FileNotFoundError):
             place.hardlink_to(self.image(content_sha256, suffix))
-        sync_folder(place.parent)
+        sync(place.parent)
 
     def delete(self, content_sha256: str, suffix: str) -> None:
         """Delete an image and its results."""
@@ -221,9 +221,9 @@ class Spool:
         shutil.rmtree(self.results(content_sha256), ignore_errors=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Have the names of a folder survive a power cut (fsync(2) of a directory)."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def sync(path: Path) -> None:
+    """Have a file, or the names of a folder, survive a power cut (fsync(2))."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
     finally:

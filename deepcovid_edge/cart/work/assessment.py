@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from deepcovid_edge.cart.config import CartSettings
 from deepcovid_edge.cart.pictures import write_map_picture, write_pictures
 from deepcovid_edge.cart.store.clock import now_utc
 from deepcovid_edge.cart.store.image_header import read_image_header
-from deepcovid_edge.cart.store.spool import Spool, sync_folder
+from deepcovid_edge.cart.store.spool import Spool, sync
 from deepcovid_edge.cart.work.assessor import hash_unless_unreadable
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.device.service import log_fault
@@ -200,11 +199,5 @@ def _sync(folder: Path) -> None:
     """Have the maps and pictures of an image survive a power cut."""
     if not folder.is_dir():
         return
-    for path in folder.iterdir():
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    for place in (folder, folder.parent, folder.parent.parent):
-        sync_folder(place)
+    for place in (*folder.iterdir(), folder, folder.parent, folder.parent.parent):
+        sync(place)

@@ -229,12 +229,6 @@ class AssessorProcess(Closing):
     def close(self) -> None:
         """End the process."""
         end(self._process)
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream:
-                try:
-                    stream.close()
-                except OSError:  # a request that nobody reads any more
-                    continue
 
 
 def hash_unless_unreadable(path: Path, reason: Reason) -> tuple[str | None, Reason]:

@@ -205,7 +205,7 @@ def read_header(data: bytes) -> DicomHeader:
         intent=elements.word(_INTENT),
         orientation=tuple(part.upper() for part in elements.texts(_ORIENTATION) if part),
         burned_in=elements.word(_BURNED_IN) not in ("", "NO"),
-        lossy_ratio=max(_ratios(elements), default=0.0),
+        lossy_ratio=max(0.0, *elements.decimals(_LOSSY_RATIO)),  # NaN is not greater
         native_syntax=found.native,
     )
 
@@ -215,16 +215,6 @@ def stated_facts(data: bytes) -> DicomFacts | None:
     with suppress(Exception):  # pydicom raises nearly anything on a broken header
         return read_header(data).facts
     return None
-
-
-def _ratios(elements: Elements) -> list[float]:
-    ratios = []
-    for part in elements.texts(_LOSSY_RATIO):
-        try:
-            ratios.append(float(part))
-        except ValueError:
-            continue
-    return ratios
 
 
 def _facts(elements: Elements, media_class: str, syntax: str, part: str, view: str) -> DicomFacts:

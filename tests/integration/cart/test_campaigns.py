@@ -28,7 +28,7 @@ from campaigns.week import MUST_BE_TOLD, week
 from cart_peers import needs_dcmtk, needs_enclosure, wait_until
 from cart_store import open_store
 
-from deepcovid_edge.cart.store.spool import sync_folder
+from deepcovid_edge.cart.store.spool import sync
 from deepcovid_edge.imaging.dicom.syntaxes import file_meta_end
 
 SEED = 7
@@ -79,7 +79,7 @@ def test_a_disk_comes_back_after_a_cut_although_a_namespace_has_a_copy_of_its_mo
             stream.write(b"synced")
             stream.flush()
             os.fsync(stream.fileno())
-        sync_folder(disk.place)
+        sync(disk.place)
         lost.write_bytes(b"not synced")
         with subprocess.Popen(["unshare", "--mount", "sleep", "60"]) as holder:
             wait_until(lambda: Path(f"/proc/{holder.pid}/comm").read_text() == "sleep\n", 10)

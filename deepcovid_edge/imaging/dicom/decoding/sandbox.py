@@ -283,7 +283,5 @@ class _Child:
     def end(self) -> None:
         """Kill the process, whatever it does, and let go of what is shared."""
         child_process.end(self._process)
-        with contextlib.suppress(OSError):  # a request that it did not take
-            self._process.stdin.close()  # type: ignore[union-attr]
         os.close(self._reply)
         os.close(self._memory)

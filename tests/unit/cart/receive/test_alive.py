@@ -13,7 +13,7 @@ pytest.importorskip("pynetdicom", reason="the cart needs extra cart")
 import socket
 
 from cart_peers import HOST, free_port, wait_until
-from cart_store import Store, open_store
+from cart_store import Store
 
 from deepcovid_edge.cart.config import read_config
 from deepcovid_edge.cart.receive import role
@@ -28,12 +28,6 @@ port = {port}
 ae_title = "CONSOLE"
 address = "127.0.0.1"
 """
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with open_store(tmp_path / "spool") as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -83,8 +83,8 @@ def add_image(ledger: Ledger, uid: str, state: str, *outbox: str) -> None:
     with ledger.transaction() as now:
         (image,) = now.execute(
             "INSERT INTO image (content_sha256, suffix, sop_uid, sop_class, bytes, source,"
-            " received_utc, boot_id, clock_ok, state) VALUES"
-            " (?, '.dcm', ?, ?, 1, 'ae', '', '', 1, ?) RETURNING id",
+            " received_utc, clock_ok, state) VALUES"
+            " (?, '.dcm', ?, ?, 1, 'ae', '', 1, ?) RETURNING id",
             (f"{uid} {state}", uid, CR, state),
         ).fetchone()
         (result,) = now.execute(

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("pynetdicom", reason="the cart needs extra cart")
 from cart_outbox import alerts
 from cart_peers import HOST, free_port, wait_until
-from cart_store import ROOMY, Store, make_image, open_store
+from cart_store import ROOMY, Store, make_image
 from pydicom import dcmread
 from pynetdicom import AE
 
@@ -30,12 +30,6 @@ from deepcovid_edge.cart.store.spool import SpoolSettings
 
 FULL = SpoolSettings(floor_mib=1 << 30, floor_share=0.0, ballast_mib=0)
 BY_NAME = Destination("pacs", "PACS", "pacs.clinic", commitment=True)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with open_store(tmp_path / "spool") as opened:
-        yield opened
 
 
 @contextmanager

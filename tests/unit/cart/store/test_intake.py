@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,12 +17,6 @@ from deepcovid_edge.imaging.dicom.syntaxes import file_meta_end
 
 EXPLICIT, DX = "1.2.840.10008.1.2.1", "1.2.840.10008.5.1.4.1.1.1.1"
 AE = Arrival("ae", "127.0.0.1", "CONSOLE")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with open_store(tmp_path / "spool") as opened:
-        yield opened
 
 
 def test_an_image_is_on_the_disk_and_synced_before_its_row_is_there(

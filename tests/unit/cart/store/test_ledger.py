@@ -6,7 +6,6 @@ import contextlib
 import multiprocessing
 import sqlite3
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,12 +20,6 @@ from deepcovid_edge.cart.store.schema import MIGRATIONS
 from deepcovid_edge.cli.exit_codes import ExitCode
 from deepcovid_edge.cli.main import run
 from deepcovid_edge.errors import NewerLedgerError
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with open_store(tmp_path / "spool") as opened:
-        yield opened
 
 
 def test_a_committed_transaction_survives_and_a_broken_one_leaves_nothing(store: Store) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -30,12 +30,6 @@ from deepcovid_edge.imaging.dicom.syntaxes import IMPLICIT, file_meta_end
 
 UNREADABLE = "E_UNREADABLE"
 AE = Arrival("ae", "127.0.0.1", "CONSOLE")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with open_store(tmp_path / "spool") as opened:
-        yield opened
 
 
 def send_all(store: Store, image_id: int) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cart_store import Store, open_store, record
+from cart_store import Store, record
 
 from deepcovid_edge.cart.config import CartConfig, CartSettings, Destination, ReceiveSettings
 from deepcovid_edge.cart.page.health import ALIVE_SECONDS, assessor_works
@@ -21,12 +20,6 @@ from deepcovid_edge.cart.work.worker import Worker
 from deepcovid_edge.reasons import Reason
 
 UNREADABLE = Reason.UNREADABLE.code
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with open_store(tmp_path / "spool") as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 
 import numpy as np
 import pytest
-from cart_store import RUN, Store, open_store, record_of
+from cart_store import RUN, Store, record_of
 
 from deepcovid_edge.cart.page.statistics import read_statistics
 from deepcovid_edge.cart.store.ledger import LedgerBusyError
@@ -19,12 +17,6 @@ from deepcovid_edge.cart.work.drift import ALERT_KEY, DriftWatch, Sample, compar
 
 NOW = datetime.now(timezone.utc)
 OLD, NEW = NOW - timedelta(days=60), NOW - timedelta(days=2)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with open_store(tmp_path / "spool") as opened:
-        yield opened
 
 
 class Images:
@@ -58,7 +50,6 @@ class Images:
             "bytes": 1,
             "source": "ae",
             "received_utc": when,
-            "boot_id": "",
             "clock_ok": 1,
             "state": "assessed",
         }
