@@ -48,12 +48,14 @@ JPEG, JPEG_12, LOSSLESS, LOSSLESS_SV1, JPEG_LS, NEAR_LOSSLESS, J2K, J2K_LOSSY = 
 )
 HTJ2K, HTJ2K_RPCL, HTJ2K_LOSSY = (f"1.2.840.10008.1.2.4.{number}" for number in (201, 202, 203))
 _HTJ2K = getattr(imagecodecs, "HTJ2K", None)
+RETIRED_JPEG = [f"1.2.840.10008.1.2.4.{number}" for number in range(52, 57)]
 WRITABLE = [
     uid
     for uid, syntax in SYNTAXES.items()
-    if syntax.family is not Family.HTJ2K or (_HTJ2K is not None and _HTJ2K.available)
+    if uid not in RETIRED_JPEG
+    and (syntax.family is not Family.HTJ2K or (_HTJ2K is not None and _HTJ2K.available))
 ]
-"""Syntaxes that can be written here: the last imagecodecs for Python 3.10 has no HTJ2K."""
+"""Syntaxes that imagecodecs writes here: the last one for Python 3.10 has no HTJ2K."""
 NATIVE = [uid for uid, syntax in SYNTAXES.items() if syntax.family is Family.NATIVE]
 MOST_BITS = {JPEG: 8, JPEG_12: 12}
 """Depths that the lossy JPEG processes stop at."""

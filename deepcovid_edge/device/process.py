@@ -19,6 +19,7 @@ def set_up() -> None:
 
     cv2.setNumThreads(1)  # images are decoded in parallel; threads inside one would only wait
     # Broken files get a reason instead.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     warnings.filterwarnings("ignore", module=r"(PIL|pydicom)\.")
     keep_freed_memory()
 

@@ -51,6 +51,15 @@ class UsedBits:
     bits: int
 
 
+def bits_of(top: int) -> int:
+    """Bits of values up to a highest one, at least 1; 4096 has 12.
+
+    Who reckons with 2^n where 2^n - 1 is meant, as in 4096 - v, comes to a value that is one beyond
+    the bits: it is taken for their white.
+    """
+    return max(1, (top - 1).bit_length())
+
+
 def used_bits(values: NDArray[Any]) -> int:
     """Bits of an image that begins at 0.
 
@@ -58,11 +67,12 @@ def used_bits(values: NDArray[Any]) -> int:
         values: A sample of its pixels, at least one, none negative.
 
     Returns:
-        The fewest, at least `LEAST_BITS`, that hold all values but stray ones and marks.
+        The fewest, at least `LEAST_BITS`, that hold all values but stray ones and marks; see
+        `bits_of`.
     """
-    most = max(LEAST_BITS, int(np.percentile(values, 100 * (1 - STRAY))).bit_length())
+    most = max(LEAST_BITS, bits_of(int(np.percentile(values, 100 * (1 - STRAY)))))
     for bits in range(LEAST_BITS, most):
-        above = values[values >= 1 << bits]
+        above = values[values > 1 << bits]
         if above.size <= MARKS * values.size:
             return bits if _are_marks(above, bits) else most
     return most
@@ -129,7 +139,7 @@ def _without_low_marks(values: NDArray[np.int64]) -> NDArray[np.int64]:
     top = int(np.percentile(values, 100 * (1 - STRAY)))
     below = np.maximum(top - values, 0)
     bits = used_bits(below)
-    return values[below < 1 << bits]
+    return values[below <= 1 << bits]
 
 
 def full_scale(grey: Grey, *, is_inverted: bool) -> tuple[Grey, int, list[WarningCode]]:

@@ -110,7 +110,7 @@ def read_bytes(path: Path) -> FileBytes:
             the network share that it is on does not answer.
     """
     try:
-        data, grows = shares.call(path.parent, partial(_read_regular, path))
+        data, grows = shares.call(path, partial(_read_regular, path))
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise NotAssessedError(Reason.UNREADABLE, _cause(error)) from error
     if grows or is_unfinished(path.name):

@@ -31,14 +31,18 @@ _MOST_TRIALS = 16
 _FEW = 8
 _READ_AHEAD = 8
 """Bytes that libjpeg has taken from a scan and does not count as left over (jdhuff.h, 64 bits)."""
-_MARKER = re.compile(rb"\xff+([^\x00\xff])")
-_SCAN_END = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
+_MARKER = re.compile(rb"\xff([^\x00\xff])")
+_SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+"""Both are a marker with one byte FF: a search for all the fill bytes before it (T.81, B.1.1.2)
+takes the square of their number."""
 _ALONE = {0x01, *range(0xD0, 0xD9)}
 """Markers without a segment (ITU-T T.81, table B.1)."""
 SOS = 0xDA
 _EOI, _DNL, _APP0, _APP2, _APP14 = 0xD9, 0xDC, 0xE0, 0xE2, 0xEE
 _SEQUENTIAL = {0xC0, 0xC1, 0xC9}
 _ARITHMETIC = {0xC9, 0xCA}
+_MOST_SCANS = 500
+"""As many as libjpeg-turbo's fuzzers decode (fuzz/decompress.cc); encoders write some ten."""
 _FRAMES = {*_SEQUENTIAL, 0xC2, 0xCA}
 _ZEROS = bytes(64)
 _FEW_ZEROS, _FLAT_ZEROS = 4, 16
@@ -61,9 +65,11 @@ def decode_jpeg(data: bytes, colours: str) -> NDArray[Any]:
         colours: `GRAY` or `RGB`.
 
     Raises:
-        NotAssessedError: A scan, or the end of one that is coded arithmetically, is missing.
+        NotAssessedError: A scan, or the end of one that is coded arithmetically, is missing; or
+            there are more scans than an encoder writes.
         ValueError: Some of them are damaged or missing.
     """
+    _check_scans(data)
     try:
         pixels: NDArray[Any] = simplejpeg.decode_jpeg(data, colours)
     except ValueError:
@@ -76,6 +82,13 @@ def decode_jpeg(data: bytes, colours: str) -> NDArray[Any]:
     return pixels[..., 0] if colours == "GRAY" else pixels
 
 
+def _check_scans(data: bytes) -> None:
+    """Refuse a JPEG of very many scans: each takes as long as a whole picture of one."""
+    count = sum(part.marker == SOS for part in segments(data))
+    if count > _MOST_SCANS:
+        raise NotAssessedError(Reason.DECODE, f"{count} scans; at most {_MOST_SCANS} are read")
+
+
 def is_grey_of_8_bits(data: bytes) -> bool:
     """Whether a JPEG has one component of 8 bits, coded in blocks (ITU-T T.81, B.2.2)."""
     frame = _frame(data)
@@ -83,6 +96,22 @@ def is_grey_of_8_bits(data: bytes) -> bool:
         return False
     held = data[frame.start + 4 : frame.end]
     return len(held) > 5 and held[0] == 8 and held[5] == 1
+
+
+def is_one_huffman_scan(data: bytes) -> bool:
+    """Whether a JPEG is coded with the codes of Huffman, in one scan."""
+    frame = _frame(data)
+    is_huffman = frame is not None and frame.marker not in _ARITHMETIC
+    return is_huffman and sum(part.marker == SOS for part in segments(data)) == 1
+
+
+def with_8_bits(data: bytes) -> bytes:
+    """A JPEG of 12 bits labelled as one of 8, which simplejpeg decodes: for its warnings alone.
+
+    Its codes are the same, and so is the damage that libjpeg finds in them (T.81, F.1.2 and G.1).
+    """
+    frame = _frame(data)
+    return data if frame is None else data[: frame.start + 4] + b"\x08" + data[frame.start + 5 :]
 
 
 def _decode_odd(data: bytes, colours: str) -> NDArray[Any]:
@@ -284,5 +313,5 @@ def segments(data: bytes) -> Iterator[Segment]:
             continue
         start, end = at - 2, at + max(2, int.from_bytes(data[at : at + 2], "big"))
         ends = _SCAN_END.search(data, end) if marker == SOS else None
-        at = ends.start() if ends else end
+        at = end + len(data[end : ends.start()].rstrip(b"\xff")) if ends else end
         yield Segment(marker, start, end, at)

@@ -76,10 +76,14 @@ from deepcovid_edge.imaging.signatures import (
 from deepcovid_edge.imaging.tiff import (
     IN_PLANES,
     MAGIC,
+    TILE_ROWS,
+    TILE_WIDTH,
     OpenCvTiff,
+    count_pages,
     open_for_opencv,
     read_directory,
     take_palette_of_8_bits,
+    unread_compression,
     usual_tiff,
 )
 from deepcovid_edge.reasons import Reason, WarningCode
@@ -124,7 +128,7 @@ def _decode_file(file: FileBytes) -> Radiograph:
     if known_kind(data) == "PNG":
         data = png_without_metadata(data)
     picture, stored = _open(data)
-    _check_header(picture)
+    _check_header(picture, data)
     shape = _upright_shape(picture, file.data)
     warnings = [*_header_warnings(picture, file), *_check_end(picture, data)]
     raw, decoded_warnings = _decode(picture, stored)
@@ -225,10 +229,7 @@ def _is_odd_tiff(picture: Picture) -> bool:
 
 def _open_odd_tiff(data: bytes) -> tuple[Picture, bytes]:
     """A TIFF that Pillow does not open as it is, or takes for another picture."""
-    stated = open_for_opencv(data)
-    if stated.n_frames > 1:
-        return stated, data
-    usual = usual_tiff(data)
+    stated, usual = open_for_opencv(data), usual_tiff(data)
     try:
         return _opened_by_pillow(usual), usual
     except NotAssessedError:
@@ -250,10 +251,13 @@ def _pillow() -> Any:
     return import_module("PIL.Image")
 
 
-def _check_header(picture: Picture) -> None:
-    width, height = picture.size
-    check_area(width, height)
-    frames = _frames(picture)
+def _check_header(picture: Picture, data: bytes) -> None:
+    check_area(*picture.size)
+    if picture.format == "TIFF":  # whose tiles may be larger than the picture
+        page, frames = read_directory(data), count_pages(data)
+        check_area(page.value(TILE_WIDTH, 0), page.value(TILE_ROWS, 0))
+    else:
+        frames = int(getattr(picture, "n_frames", 1))
     if frames > 1:
         raise NotAssessedError(Reason.FRAMES, f"{frames} pictures")
     if picture.format not in _SUFFIXES:
@@ -329,13 +333,6 @@ def _tiff_tag(picture: Picture, number: int) -> Any:
 _MODE_NAMES = {"1": "1-bit picture", "F": "floating point", "I": "32-bit integers"}
 
 
-def _frames(picture: Picture) -> int:
-    try:
-        return int(getattr(picture, "n_frames", 1))
-    except Exception as error:  # counting TIFF pages follows offsets that may lead anywhere
-        raise NotAssessedError(Reason.DECODE, one_line(error)) from error
-
-
 def _header_warnings(picture: Picture, file: FileBytes) -> list[WarningCode]:
     warnings = []
     suffix = file.path.suffix.lower()
@@ -402,7 +399,8 @@ def _opencv(data: bytes, flags: int) -> NDArray[Any]:
         np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION
     )
     if pixels is None:
-        raise NotAssessedError(Reason.DECODE, "OpenCV found no picture")
+        kind = unread_compression(data) if data.startswith(MAGIC) else ""
+        raise NotAssessedError(Reason.DECODE, kind or "OpenCV found no picture")
     if pixels.ndim == 3:
         to_rgb = cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
         pixels = cv2.cvtColor(pixels, to_rgb)

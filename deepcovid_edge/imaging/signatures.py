@@ -40,12 +40,15 @@ _NETPBM = re.compile(rb"P[2356](?:(?:\s|#[^\r\n]*[\r\n])+0*[1-9][0-9]{0,6}){3}\s
 """Width, height and the largest value, which a text that begins so does not state (Netpbm)."""
 _FTYP = {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF", b"avif": "AVIF", b"isom": "a video"}
 
-_JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
-"""A marker other than a restart, which stands within the pixels (ITU-T T.81, table B.1)."""
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+"""A marker other than a restart, which stands within the pixels (ITU-T T.81, table B.1). Of the
+bytes FF before a marker the last alone: a search for all of them takes the square of their number.
+"""
 _JPEG_SEGMENT = re.compile(rb"\xff([\xc0-\xcf\xda-\xfe])(..)(.{4})", re.DOTALL)
 """A marker of the header, the length that follows it, and what it holds begins with (ITU-T T.81,
 B.1.1.4 and table B.1)."""
 _JPEG_FRAMES, _JPEG_SCAN = (b"\xc0", b"\xc1", b"\xc2"), b"\xda"
+_HEAD = 4096
 _NOT_PLAIN = (b"Exif", b"MPF\0")
 _BI_RGB, _BI_BITFIELDS = 0, 3
 _UNCOMPRESSED = 1
@@ -67,7 +70,7 @@ def unread_format(data: bytes) -> str | None:
     """Name of a well-known format that is not read here, or None."""
     if data[4:8] == b"ftyp":
         return _FTYP.get(data[8:12], "HEIF or a video")
-    if _NETPBM.match(data):
+    if _NETPBM.match(data, 0, _HEAD):
         return "PGM" if data[1:2] in b"25" else "PPM"
     found = _UNREAD_START.match(data)
     return _UNREAD[found[0]] if found else None

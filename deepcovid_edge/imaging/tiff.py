@@ -51,6 +51,7 @@ _SIDEWAYS = (5, 6, 7, 8)
 UNCOMPRESSED, BLACK_IS_ZERO, _LOWEST_BIT_FIRST, IN_PLANES = 1, 1, 2, 2
 _TURNED_FIRST = {5, 8, 32773, 32946}
 """LZW, deflate and PackBits: their bits are turned before they are decoded; JPEG's never are."""
+_OPENCV_READS = {UNCOMPRESSED, *_TURNED_FIRST}
 _UNSIGNED = {1, 4}
 """Unsigned integers, and pixels of no stated kind, taken for such (TIFF 6.0, section 19)."""
 _TURNED_BITS = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
@@ -345,13 +346,11 @@ class OpenCvTiff:
     Attributes:
         size: Width and height, upright.
         mode: Pillow's name of its pixels, or what they are where they are not read.
-        n_frames: Directories.
         tag_v2: Its tags.
     """
 
     size: tuple[int, int]
     mode: str
-    n_frames: int
     tag_v2: dict[int, Any]
     format: ClassVar = "TIFF"
 
@@ -360,28 +359,36 @@ def open_for_opencv(data: bytes) -> OpenCvTiff:
     """What a TIFF says of itself.
 
     Raises:
-        NotAssessedError: It ends within a directory.
+        struct.error: It ends within its directory.
     """
     first = read_directory(data)
     size = first.value(WIDTH, 0), first.value(HEIGHT, 0)
     if first.value(ORIENTATION, 1) in _SIDEWAYS:
         size = size[::-1]
     tags = {tag: values[0] if tag in _SCALARS else values for tag, values in first.tags.items()}
+    return OpenCvTiff(size, _mode(first), tags)
+
+
+def count_pages(data: bytes) -> int:
+    """How many directories there are; the last of a chain may point back to one before it.
+
+    Raises:
+        NotAssessedError: It ends within a directory.
+    """
+    at, seen = _first(data), set[int]()
     try:
-        pages = _pages(data, first.start)
+        while at and at not in seen and len(seen) < _MOST_PAGES:
+            seen.add(at)
+            at = _following(data, at)
     except struct.error as error:
         raise NotAssessedError(Reason.TRUNCATED, "a page is missing") from error
-    return OpenCvTiff(size, _mode(first), pages, tags)
-
-
-def _pages(data: bytes, first: int) -> int:
-    """How many directories there are; the last of a chain may point back to one before it."""
-    seen = {first}
-    at = _following(data, first)
-    while at and at not in seen and len(seen) < _MOST_PAGES:
-        seen.add(at)
-        at = _following(data, at)
     return len(seen)
+
+
+def unread_compression(data: bytes) -> str:
+    """Why OpenCV does not decode a TIFF of 16 bits, or nothing where its compression is read."""
+    found = read_directory(data).value(COMPRESSION, UNCOMPRESSED)
+    return "" if found in _OPENCV_READS else f"TIFF of a kind not read, compression {found}"
 
 
 _READ_MODES = {"L", "I;16", "RGB"}

@@ -5,7 +5,8 @@ C.7.5.1.1.2 (padding). An image is never widened to floats: the table is.
 
 | VOI of the file | grey levels |
 | --- | --- |
-| LUT | the first LUT; where its entries use fewer bits than it states, those, with a warning |
+| LUT | the first LUT; where its entries use fewer or more bits than it states, those, with a \
+warning |
 | window | the first window that does not leave the image black or white; `LINEAR`, \
 `LINEAR_EXACT` or `SIGMOID` |
 | none | all that the stored bits can hold; where an image uses a quarter of that or less, the \
@@ -25,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.errors import NotAssessedError
-from deepcovid_edge.imaging.depth import used_range
+from deepcovid_edge.imaging.depth import bits_of, used_range
 from deepcovid_edge.imaging.dicom.elements import Elements
 from deepcovid_edge.imaging.dicom.header import DicomHeader, PixelLayout
 from deepcovid_edge.imaging.radiograph import Grey, check_exposure, grid
@@ -251,9 +252,11 @@ def _through(
     known = min(count, len(entries))
     if len(entries) not in (count, count + 1) and (not known or (at[seen] >= known).any()):
         raise NotAssessedError(Reason.DECODE, f"a LUT of {len(entries)} entries, {count} stated")
-    bits = max(1, int(entries[:known].max()).bit_length())
-    if bits < described[2] <= 16:
+    top = int(entries[:known].max())
+    bits = bits_of(top)
+    if bits < described[2] <= 16 or top >> described[2]:
         warnings.append(WarningCode.DEPTH)
+    entries = np.minimum(entries, (1 << bits) - 1)
     return entries[np.minimum(at, known - 1)].astype(np.int64), bits
 
 

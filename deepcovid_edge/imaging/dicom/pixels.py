@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import cv2
@@ -255,11 +257,30 @@ def _joined(header: DicomHeader, at: int, end: int) -> bytes:
     if not any(pieces):
         reason = Reason.TRUNCATED if at + 8 > len(data) else Reason.DECODE
         raise NotAssessedError(reason, "compressed pixels without a codestream")
-    offsets = max(len(table) // 4, len(header.elements.raw(OFFSETS)) // 8)
-    frames = max(offsets, sum(read_codestream(piece, 1) is not None for piece in pieces))
+    frames = max(
+        _pointed_to(pieces, table, "I"),
+        _pointed_to(pieces, header.elements.raw(OFFSETS), "Q"),
+        sum(read_codestream(piece, 1) is not None for piece in pieces),
+    )
     if frames > 1:
         raise NotAssessedError(Reason.FRAMES, f"{frames} compressed pictures")
     return b"".join(pieces)
+
+
+def _pointed_to(pieces: list[bytes], table: bytes, number: str) -> int:
+    """Pictures that a table of offsets points to: it may have every fragment, or the end as well.
+
+    Args:
+        pieces: The fragments.
+        table: As it is stored.
+        number: Letter of `struct` for one of its offsets.
+    """
+    count = min(len(table) // struct.calcsize(number), len(pieces) + 1)
+    stated = {*struct.unpack_from(f"<{count}{number}", table)}
+    starts = accumulate((8 + len(piece) for piece in pieces), initial=0)
+    return sum(
+        start in stated and is_begun(piece) for piece, start in zip(pieces, starts, strict=False)
+    )
 
 
 def _rgb(words: NDArray[Any], *, ycc: bool) -> NDArray[Any]:

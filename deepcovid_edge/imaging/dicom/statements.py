@@ -82,6 +82,10 @@ TAGS = (
 )
 """The elements that are read here."""
 
+_LONGEST = 1024
+"""Bytes of a text that are read. PS3.5, 6.2: a code or a name has at most 64 characters; searches
+take up to the square of the length."""
+
 _TABLES = configparser.ConfigParser(delimiters="=", interpolation=None)
 _TABLES.read_string(Path(__file__).with_suffix(".ini").read_text("utf-8"))
 
@@ -195,13 +199,16 @@ def _unspaced_terms(token: str) -> Iterator[Term | None]:
 
 
 def _read_words(elements: Elements, tag: int) -> Statement:
-    """What a text element says, all of its values."""
+    """What a text element says, all of its values; of one that is too long, what is refused."""
     raw = elements.raw(tag).strip(b" \0")
     readings = [
         Statement(_shown(text), _terms_of(text))
-        for text in decodings(raw, elements.raw(_SETS).decode("latin-1").strip(" \0"))
+        for text in decodings(raw[:_LONGEST], elements.raw(_SETS).decode("latin-1").strip(" \0"))
     ]
-    return min(readings, key=lambda reading: _doubt(reading.terms))
+    found = min(readings, key=lambda reading: _doubt(reading.terms))
+    if len(raw) > _LONGEST:
+        return Statement(found.shown, found.terms & _REFUSED | {Term.UNKNOWN})
+    return found
 
 
 def _terms_of(text: str) -> frozenset[Term]:
@@ -216,8 +223,9 @@ def _doubt(terms: frozenset[Term]) -> int:
 
 
 def _texts(elements: Elements, tag: int) -> list[str]:
-    """The values of a text that are not empty, at their full length."""
-    parts = elements.raw(tag).decode("latin-1").split("\\")
+    """The values of a text that are not empty, at their full length; `?` for one too long."""
+    raw = elements.raw(tag).strip(b" \0")
+    parts = raw.decode("latin-1").split("\\") if len(raw) <= _LONGEST else ["?"]
     return [part.strip(" \0") for part in parts if part.strip(" \0")]
 
 
@@ -365,7 +373,7 @@ def read_age(elements: Elements) -> float | None:
 
 
 def _decoded(elements: Elements, tag: int) -> Iterator[str]:
-    for text in decodings(elements.raw(tag), ""):
+    for text in decodings(elements.raw(tag).strip(b" \0")[:_LONGEST], ""):
         yield unicodedata.normalize("NFKC", text).strip(" \0").upper()
 
 

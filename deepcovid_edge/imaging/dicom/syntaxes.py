@@ -82,6 +82,16 @@ SYNTAXES = {
     RLE: Syntax("RLE Lossless", Family.RLE),
     "1.2.840.10008.1.2.4.50": Syntax("JPEG Baseline", Family.JPEG, lossy=True),
     "1.2.840.10008.1.2.4.51": Syntax("JPEG Extended", Family.JPEG, lossy=True),
+    **{
+        f"1.2.840.10008.1.2.4.{number}": Syntax(f"JPEG {name}, retired", Family.JPEG, lossy=True)
+        for number, name in {
+            52: "Extended (Process 3 and 5)",
+            53: "Spectral Selection (Process 6 and 8)",
+            54: "Spectral Selection (Process 7 and 9)",
+            55: "Full Progression (Process 10 and 12)",
+            56: "Full Progression (Process 11 and 13)",
+        }.items()
+    },
     "1.2.840.10008.1.2.4.57": Syntax("JPEG Lossless", Family.JPEG_LOSSLESS),
     "1.2.840.10008.1.2.4.70": Syntax("JPEG Lossless SV1", Family.JPEG_LOSSLESS),
     "1.2.840.10008.1.2.4.80": Syntax("JPEG-LS Lossless", Family.JPEG_LS),

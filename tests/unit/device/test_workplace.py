@@ -77,3 +77,29 @@ def test_a_limited_process_writes_no_core_file_and_takes_no_more_than_it_may(
     program = LIMITS.format(before=before)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert json.loads(done.stdout) == [expected, [0, 0]]
+
+
+BROKEN = """
+import sys
+import cv2
+import numpy as np
+from deepcovid_edge.device.process import set_up
+if "{quiet}":
+    set_up()
+tiff = b"II*\\0\\x08\\0\\0\\0\\1\\0\\0\\1\\3\\0\\1\\0\\0\\0\\x10\\0\\0\\0\\0\\0\\0\\0"
+assert cv2.imdecode(np.frombuffer(tiff, np.uint8), cv2.IMREAD_UNCHANGED) is None
+"""
+
+
+def test_opencv_writes_nothing_of_a_broken_image() -> None:
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", BROKEN.format(quiet=quiet)],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stderr
+        for quiet in ("", "quiet")
+    ]
+    assert "TIFF" in said[0]
+    assert said[1] == ""

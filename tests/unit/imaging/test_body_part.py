@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -300,6 +301,34 @@ def test_designations_of_iso_2022_do_not_hide_a_word(decode: Decode) -> None:
 def test_body_part_that_states_nothing_is_not_stated(text: str, decode: Decode) -> None:
     data = raw("BodyPartExamined", text.encode()) if text else file(BodyPartExamined="")
     assert outcome(decode, data) == (NO_VIEW,)
+
+
+TOO_LONG = b" " * 2000 + b"?"
+
+
+def test_a_text_that_is_too_long_is_not_understood(decode: Decode) -> None:
+    """And never not stated; what is refused in its beginning is refused."""
+    assert outcome(decode, raw("BodyPartExamined", b"CHEST" + TOO_LONG)) == Reason.BODY
+    assert outcome(decode, raw("BodyPartExamined", b"HAND" + TOO_LONG)) == Reason.BODY
+    assert outcome(decode, raw("ViewPosition", b"PA" + TOO_LONG)) == (UNCLEAR,)
+    assert outcome(decode, raw("ViewPosition", b"LL" + TOO_LONG)) == Reason.VIEW
+    assert outcome(decode, raw("PatientAge", b"009Y\\" + TOO_LONG)) == Reason.AGE
+    long = "T-D3000" + " " * 2000 + "\\T-D3000"
+    region = Sequence([long_code("LongCodeValue", long)])
+    assert (
+        outcome(decode, file(BodyPartExamined=None, AnatomicRegionSequence=region)) == Reason.BODY
+    )
+    assert outcome(decode, raw("BodyPartExamined", b"CHEST" + b" " * 3000)) == ()
+
+
+@pytest.mark.parametrize("keyword", ["BodyPartExamined", "ViewPosition", "PatientAge"])
+@pytest.mark.parametrize(
+    "text", [b"?" + b" " * 32_000 + b"?", b"POSTER" * 10_000, b"ANTER_" * 10_000]
+)
+def test_a_long_text_is_read_in_little_time(keyword: str, text: bytes, decode: Decode) -> None:
+    start = time.monotonic()
+    outcome(decode, raw(keyword, text))
+    assert time.monotonic() - start < 5
 
 
 def test_part_of_the_body_part_that_is_not_understood_is_said(decode: Decode) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -172,6 +173,28 @@ def test_signed_pixels_that_are_never_negative_use_the_upper_half(decode: Decode
     read = decode(written(dataset(words, stored=13)))
     assert read_as(read, words / 4095)
     assert read.warnings == (WarningCode.DEPTH,)
+
+
+def test_signed_bytes_that_are_never_negative_use_all_grey_levels(decode: Decode) -> None:
+    words = (image() >> 1).astype(np.int8)
+    read = decode(written(dataset(words)))
+    assert (read.white, read.warnings) == (255, (WarningCode.DEPTH,))
+    assert np.array_equal(read.pixels, np.rint(words * (255 / 127)))
+    negative = decode(written(dataset(words - np.int8(64))))
+    assert np.array_equal(negative.pixels, words.astype(int) + 64)
+
+
+@pytest.mark.parametrize(("centre", "black"), [(1001, 30), (1001.5, 70)])
+def test_a_window_of_width_one_is_a_step(centre: float, black: int, decode: Decode) -> None:
+    """PS3.3, C.11.2.1.2.1: black up to the centre less one half. No such image is assessed."""
+    draw = np.random.default_rng(0)
+    words = draw.choice(np.array([1000, 1001, 1002], np.uint16), (128, 160), p=[0.3, 0.4, 0.3])
+    with pytest.raises(NotAssessedError) as caught:
+        decode(written(dataset(words, stored=12, WindowCenter=centre, WindowWidth=1)))
+    shares = re.match(r"(\d+)% of it is black, (\d+)% white", caught.value.detail or "")
+    assert shares
+    assert sum(map(int, shares.groups())) == 100
+    assert int(shares[1]) == pytest.approx(black, abs=3)
 
 
 @pytest.mark.parametrize("share", [0.0005, 0.0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 import pytest
@@ -348,12 +348,37 @@ def test_two_codestreams_are_two_pictures_whatever_is_stated(
         assert reason_of(decode, data) is Reason.FRAMES
 
 
+def in_fragments(pieces: list[bytes], offsets: list[int], **elements: object) -> bytes:
+    """A JPEG-LS file whose Basic Offset Table has these offsets."""
+    one = dataset(image(12), stored=12, **elements)
+    table = struct.pack(f"<{len(offsets)}I", *offsets)
+    one.add_new(0x7FE00010, "OB", b"".join(map(itemize_fragment, [table, *pieces])))
+    one["PixelData"].is_undefined_length = True
+    return written(one, JPEG_LS)
+
+
 def test_two_offsets_are_two_pictures_in_either_table(decode: Decode) -> None:
-    stream = image(12).tobytes()
-    assert reason_of(decode, in_pieces(JPEG_LS, 12, stream, stream, table=True)) is Reason.FRAMES
-    extended = {"ExtendedOffsetTable": struct.pack("<2Q", 0, 100)}
-    one = in_pieces(JPEG_LS, 12, compressed(image(12), 12, JPEG_LS), table=False, **extended)
-    assert reason_of(decode, one) is Reason.FRAMES
+    """Also where the header of either stands in several fragments."""
+    stream = compressed(image(12), 12, JPEG_LS)
+    stream += bytes(len(stream) % 2)
+    pieces = [stream[:6], stream[6:]] * 2
+    second = 16 + len(stream)
+    extended = {"ExtendedOffsetTable": struct.pack("<2Q", 0, second)}
+    assert reason_of(decode, in_fragments(pieces, [0, second])) is Reason.FRAMES
+    assert reason_of(decode, in_fragments(pieces, [], **extended)) is Reason.FRAMES
+
+
+@pytest.mark.parametrize("cuts", [(), (6,), (600, 1000)])
+def test_offsets_at_which_no_picture_begins_are_none(cuts: tuple[int, ...], decode: Decode) -> None:
+    """dicom-rs added the end to its tables (pull request 399); some point to every fragment."""
+    stream = compressed(image(12), 12, JPEG_LS)
+    stream += bytes(len(stream) % 2)
+    pieces = [stream[start:end] for start, end in pairwise((0, *cuts, len(stream)))]
+    starts = [0, *accumulate(8 + len(piece) for piece in pieces)]
+    for offsets in (starts, starts[:-1], [0, starts[-1]], [0, 0], [0, 100], [0, 1 << 31]):
+        extended = {"ExtendedOffsetTable": struct.pack(f"<{len(offsets)}Q", *offsets)}
+        for data in (in_fragments(pieces, offsets), in_fragments(pieces, [], **extended)):
+            assert np.array_equal(decode(data).pixels, image(12)), offsets
 
 
 @pytest.mark.parametrize("table", [True, False])

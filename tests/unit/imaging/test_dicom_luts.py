@@ -115,12 +115,26 @@ def test_entries_are_scaled_over_the_bits_that_they_use(
     assert read.warnings == (WarningCode.DEPTH,)
 
 
-@pytest.mark.parametrize("stated", [0, 8, 10, 12])
+@pytest.mark.parametrize("stated", [0, 8, 10])
 @pytest.mark.parametrize("keyword", ["VOILUTSequence", "ModalityLUTSequence"])
 def test_entries_may_have_more_bits_than_stated(keyword: str, stated: int, decode: Decode) -> None:
     read = decode(written(dataset(image(12), stored=12, **{keyword: lut(RAMP, 0, stated)})))
     assert np.array_equal(levels(read), image(12))
-    assert read.warnings == ()
+    assert read.warnings == (WarningCode.DEPTH,)
+
+
+@pytest.mark.parametrize(("bits", "stated"), [(12, 12), (12, 16), (8, 8), (10, 10)])
+@pytest.mark.parametrize("keyword", ["VOILUTSequence", "ModalityLUTSequence"])
+def test_an_entry_of_exactly_the_next_power_of_two_is_white(
+    keyword: str, bits: int, stated: int, decode: Decode
+) -> None:
+    """Not half as bright: 4096 would be 13 bits."""
+    entries = np.rint(RAMP / 4095 * (1 << bits)).astype(int)
+    read = decode(written(dataset(image(12), stored=12, **{keyword: lut(entries, 0, stated)})))
+    white = (1 << bits) - 1
+    expected = np.minimum(entries, white)[image(12)] / white
+    assert np.abs(read.pixels / read.white - expected).max() < 1 / white
+    assert read.warnings == (WarningCode.DEPTH,)
 
 
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG_ENDIAN])

@@ -176,13 +176,15 @@ def test_no_more_is_left_out_than_two_and_a_half_pixels_for_one_of_the_input() -
 ALL_PIXELS: dict[str, dict[str, Any]] = {
     "padding": {"PixelPaddingValue": 0},
     "shutter": {"ShutterShape": "CIRCULAR"},
-    "aspect": {"PixelAspectRatio": [2, 1]},
-    "spacing": {"PixelSpacing": [0.2, 0.1]},
-    "imager spacing": {"ImagerPixelSpacing": [0.2, 0.1]},
+    "aspect": {"PixelAspectRatio": [6, 5]},
+    "spacing": {"PixelSpacing": [0.12, 0.1]},
+    "imager spacing": {"ImagerPixelSpacing": [0.1, 0.12]},
+    "no chest": {"PixelAspectRatio": [2, 1]},
     "on its side": {"PatientOrientation": ["F", "L"]},
     "no window": dict.fromkeys(WINDOW, ""),
     "window of no width": {"WindowWidth": 0},
     "narrow window": {"WindowWidth": 800},
+    "second window": {"WindowCenter": [60000, 2048], "WindowWidth": [10, 4096]},
     "other bits": {"stored": 13},
     "step": {"WindowWidth": 1},
 }

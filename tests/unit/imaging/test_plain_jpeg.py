@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 from drawn_once import drawn_phantom
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,10 +19,12 @@ from PIL import Image
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging import pictures
 from deepcovid_edge.imaging.files import FileBytes
+from deepcovid_edge.imaging.jpeg import SOS, segments
 from deepcovid_edge.imaging.pictures import PlainJpeg
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.imaging.reading import decode_radiograph
 from deepcovid_edge.imaging.signatures import is_plain_jpeg
+from deepcovid_edge.reasons import Reason
 
 IMAGE = drawn_phantom(0)[:300, :260]
 
@@ -167,6 +171,61 @@ def test_header_without_an_end_is_checked_for_its_size_before_it_is_decoded() ->
     at = data.index(b"\xff\xc0") + 5
     large = data[:at] + b"\xf0\0\xf0\0" + data[at + 4 : -2] + bytes(40)
     assert decoded(large) == "E_TOO_BIG"
+
+
+FILL = b"\xff" * (1 << 20)
+FILLED: dict[str, tuple[Callable[[bytes], bytes], str | None]] = {
+    "cut": (lambda whole: whole[: len(whole) // 2] + FILL, "E_TRUNCATED"),
+    "without its end": (lambda whole: whole[:-2] + FILL, None),
+    "before its end": (lambda whole: whole[:-2] + FILL + whole[-2:], None),
+    "before its first segment": (lambda whole: whole[:2] + FILL + whole[2:], None),
+    "amid a segment": (lambda whole: with_segment(whole, 0xED, FILL[:60_000]), None),
+    "in runs that end in zeros": (
+        lambda whole: whole[: len(whole) // 2] + (FILL[:9999] + b"\0") * 99,
+        "E_TRUNCATED",
+    ),
+}
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("kind", FILLED)
+def test_a_long_run_of_ones_is_passed_in_little_time(kind: str, progressive: bool) -> None:
+    """A search that takes the square of its length takes hours, and no other thread runs."""
+    fill, reason = FILLED[kind]
+    whole = jpeg(progressive=progressive)
+    start = time.monotonic()
+    found = outcome(fill(whole))
+    assert time.monotonic() - start < 10
+    assert found == ((reason,) if reason else outcome(whole))
+
+
+@pytest.mark.parametrize("fill", [b"", b"\xff", b"\xff" * 700])
+def test_fill_bytes_before_a_marker_are_none_of_the_scan(fill: bytes) -> None:
+    """ITU-T T.81, B.1.1.2."""
+    whole = jpeg(progressive=True)
+    filled = whole.replace(b"\xff\xda", fill + b"\xff\xda").replace(b"\xff\xc4", fill + b"\xff\xc4")
+    scans, with_fill = (
+        [data[part.end : part.scan_end] for part in segments(data) if part.marker == SOS]
+        for data in (whole, filled)
+    )
+    assert len(scans) > 1
+    assert scans == with_fill
+
+
+@pytest.mark.parametrize("end", [b"\xff\xd9", b""])
+def test_a_jpeg_of_very_many_scans_is_not_decoded(
+    end: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = jpeg(progressive=True)
+    last = [part for part in segments(whole) if part.marker == SOS][-1]
+    many = whole[: last.scan_end] + whole[last.start : last.scan_end] * 500 + end
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", None)
+    if end:
+        with pytest.raises(NotAssessedError, match=r"50\d scans; at most 500 are read") as caught:
+            decode_radiograph(FileBytes(Path("image.jpg"), many, "0" * 64))
+        assert caught.value.reason is Reason.DECODE
+    else:
+        assert decoded(many) == "E_TRUNCATED"
 
 
 @given(at=st.integers(0, 700), value=st.integers(0, 255))

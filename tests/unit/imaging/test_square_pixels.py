@@ -140,6 +140,13 @@ def test_square_pixels_are_left_as_they_are(name: str, pictures: Any, decode: De
         assert not {ASPECT, SPACING} & set(read.warnings)
 
 
+def test_two_per_cent_are_not_square_and_contradict_square_ones() -> None:
+    assert pixel_shape([(102, 100)]) == PixelShape(1.02, (ASPECT,))
+    assert pixel_shape([(100, 102)]) == PixelShape(100 / 102, (ASPECT,))
+    assert pixel_shape([(1, 1), (102, 100)]) == PixelShape(1.0, (SPACING,))
+    assert pixel_shape([(1, 1), (1009, 1000)]) == PixelShape()
+
+
 @pytest.mark.parametrize("name", MAKERS)
 def test_shape_is_that_of_square_pixels(name: str, pictures: Any, decode: Decode) -> None:
     """300 x 130 pixels are no chest radiograph, unless they are twice as wide as high."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import struct
+import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -385,6 +387,68 @@ def test_a_directory_that_points_to_itself_is_one_page(decode: Decode) -> None:
     (entries,) = struct.unpack_from(">Q", data, start)
     struct.pack_into(">Q", data, start + 8 + 20 * entries, start)
     assert np.array_equal(decode(bytes(data)).pixels, decode(whole).pixels)
+
+
+def test_a_tile_of_more_pixels_than_an_image_may_have_is_not_decoded(
+    pictures: Any, decode: Decode
+) -> None:
+    """Where compressed, some bytes can be a tile of any size, of which the picture is a corner."""
+    image = pictures.image()
+    for order, packing, width in (("<", 8, 40_000), (">", 5, 99_984)):
+        tags = {259: packing, 322: width, 323: 4096}
+        for pixels in (image, pictures.rgb(image)):
+            for big in (False, True):
+                data = in_pieces([bytes(range(250))], pixels.shape, tags, order=order, big=big)
+                with pytest.raises(NotAssessedError, match=f"{width} x 4096 pixels") as caught:
+                    decode(data)
+                assert caught.value.reason is Reason.TOO_BIG
+
+
+def test_pages_are_counted_in_little_time(pictures: Any, decode: Decode) -> None:
+    """Pillow looks for each among all those before it."""
+    data = bytearray(pictures.tiff(pictures.image(), 1))
+    (start,) = struct.unpack_from("<I", data, 4)
+    (entries,) = struct.unpack_from("<H", data, start)
+    size = 2 + 12 * entries + 4
+    page = bytes(data[start : start + size - 4])
+    data += bytes(len(data) % 2)
+    first = len(data)
+    struct.pack_into("<I", data, start + size - 4, first)
+    for number in range(1, 30_000):
+        data += page + struct.pack("<I", first + number * size)
+    data += page + bytes(4)
+    begun = time.monotonic()
+    assert refusal(decode, bytes(data)) is Reason.FRAMES
+    assert time.monotonic() - begun < 5
+
+
+def test_a_page_beyond_the_end_is_missing(pictures: Any, decode: Decode) -> None:
+    data = bytearray(pictures.tiff(pictures.image(), 1))
+    (start,) = struct.unpack_from("<I", data, 4)
+    (entries,) = struct.unpack_from("<H", data, start)
+    struct.pack_into("<I", data, start + 2 + 12 * entries, len(data) + 1000)
+    assert refusal(decode, bytes(data)) is Reason.TRUNCATED
+
+
+@pytest.mark.parametrize("compression", [34925, 50000])
+def test_compression_of_16_bits_that_is_not_read_is_named(
+    compression: int, pictures: Any, decode: Decode
+) -> None:
+    """LZMA and Zstandard, which Pillow reads and OpenCV does not."""
+    tifffile = pytest.importorskip("tifffile", reason="needs tifffile")
+    image = pictures.image(bits=16)
+    for pixels, photometric, order in (
+        (pictures.rgb(image), "rgb", "<"),
+        (pictures.rgb(image), "rgb", ">"),
+        (image, "miniswhite", ">"),
+    ):
+        file = io.BytesIO()
+        tifffile.imwrite(
+            file, pixels, photometric=photometric, compression=compression, byteorder=order
+        )
+        with pytest.raises(NotAssessedError, match=rf"compression {compression}\)$") as caught:
+            decode(file.getvalue())
+        assert caught.value.reason is Reason.DECODE
 
 
 def test_tags_that_share_their_values_take_no_more_memory_than_the_file() -> None:

@@ -112,6 +112,26 @@ def test_an_image_of_half_its_bits_or_fewer_is_scaled_as_a_picture_is(
     assert np.array_equal(read.pixels, decode(pictures.encode(words, "PNG")).pixels)
 
 
+@pytest.mark.parametrize("bits", DEPTHS)
+def test_an_image_that_was_turned_by_a_power_of_two_is_as_bright(
+    bits: int, pictures: Any, decode: Decode
+) -> None:
+    """4096 - v instead of 4095 - v: black of the stored image becomes 4096."""
+    stored = image(bits)
+    stored[:20] = 0
+    words = ((1 << bits) - stored).astype(np.uint16)
+    for data in (pictures.encode(words, "PNG"), pictures.tiff(words, 1), dicom(words)):
+        read = decode(data)
+        assert (read.white, read.warnings) == ((1 << bits) - 1, (WarningCode.DEPTH,))
+        assert np.array_equal(read.pixels, np.minimum(words, (1 << bits) - 1))
+
+
+@pytest.mark.parametrize("top", [512, 1024, 4096, 32768])
+def test_one_beyond_a_power_of_two_is_of_its_bits(top: int) -> None:
+    for value, bits in ((top - 1, top - 1), (top, top - 1), (top + 1, top + 1)):
+        assert used_bits(np.full(9, value)) == bits.bit_length()
+
+
 def test_padding_says_nothing_of_the_range(decode: Decode) -> None:
     words = around_zero(12)
     words[:40] = -32768
@@ -119,6 +139,19 @@ def test_padding_says_nothing_of_the_range(decode: Decode) -> None:
     assert read.white == 4095
     assert not read.pixels[:40].any()
     assert np.array_equal(read.pixels[40:], image(12)[40:])
+
+
+@pytest.mark.parametrize("value", [-2000, -32768])
+def test_negative_padding_is_black_where_the_window_would_show_it_white(
+    value: int, decode: Decode
+) -> None:
+    words = image(12).astype(np.int16)
+    words[:40] = value
+    window = {"WindowCenter": 2048, "WindowWidth": 4096}
+    elements = {"PhotometricInterpretation": "MONOCHROME1", **window}
+    read = decode(dicom(words, PixelPaddingValue=value, **elements))
+    assert not read.pixels[:40].any()
+    assert read.pixels[40:].max() > read.white * 0.9
 
 
 @pytest.mark.parametrize("signed", [False, True])
@@ -182,7 +215,7 @@ def test_bright_end_that_thins_out_is_no_mark(bits: int, length: float, share: f
     count = round(share * 20_000)
     tail = (1 << bits) + draw.exponential(length * (1 << bits), count)
     values = np.concatenate([draw.integers(0, 1 << bits, 20_000 - count), tail.astype(int)])
-    assert used_bits(values) == int(np.percentile(values, 99.9)).bit_length()
+    assert used_bits(values) == (int(np.percentile(values, 99.9)) - 1).bit_length()
 
 
 def test_more_than_a_few_bright_pixels_are_no_mark(pictures: Any, decode: Decode) -> None:

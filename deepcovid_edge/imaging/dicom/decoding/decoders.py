@@ -28,7 +28,13 @@ from deepcovid_edge.imaging.dicom.decoding.codestreams import (
 from deepcovid_edge.imaging.dicom.decoding.sandbox import Request
 from deepcovid_edge.imaging.dicom.decoding.whole_scan import check_by_last_bits
 from deepcovid_edge.imaging.dicom.syntaxes import JPEG_SYNTAX, SYNTAXES, Family
-from deepcovid_edge.imaging.jpeg import decode_jpeg, has_all_scans, is_grey_of_8_bits
+from deepcovid_edge.imaging.jpeg import (
+    decode_jpeg,
+    has_all_scans,
+    is_grey_of_8_bits,
+    is_one_huffman_scan,
+    with_8_bits,
+)
 from deepcovid_edge.reasons import Reason
 
 _CODECS = {
@@ -80,16 +86,16 @@ def decode(request: Request, codestream: bytes) -> NDArray[Any]:
 
 
 def _by_libjpeg(request: Request, codestream: bytes) -> NDArray[Any]:
-    """Decode a JPEG whose scan is whole; see `whole_scan`.
+    """Decode a JPEG whose scans are whole; see `whole_scan`.
 
-    Of several channels that is known for 8 bits of a DCT alone.
+    Of several channels that is known for a DCT alone.
     """
     dct = SYNTAXES[request.syntax].family is Family.JPEG
     if dct and is_grey_of_8_bits(codestream):
         return decode_jpeg(codestream, "GRAY")
     pixels = _decoded(request, codestream)
-    if dct and pixels.dtype == np.uint8:
-        decode_jpeg(codestream, "GRAY")  # for its warnings; its colours are converted
+    if dct and (pixels.dtype == np.uint8 or not is_one_huffman_scan(codestream)):
+        decode_jpeg(with_8_bits(codestream), "GRAY")  # for its warnings; its colours are converted
     elif pixels.ndim == 2:
         check_by_last_bits(codestream, pixels, lambda data: _if_decoded(request, data), dct=dct)
     return pixels

@@ -1,10 +1,11 @@
 """Whether the pixels of a JPEG need its scan to the end, and nothing behind it.
 
 libjpeg makes pixels of a damaged scan and only warns; imagecodecs does not pass that on. simplejpeg
-does, of 8 bits of a DCT (`imaging.jpeg`). For lossless JPEG and for 12 bits the scan is decoded
-once more with its last bits inverted. Then the last pixels have to change, and these alone: if
-earlier ones do, the scan ended too early; if none does, too late. Codes have no fixed length, so
-after bytes that were lost or overwritten hardly any scan ends with its last pixel.
+does, of 8 bits of a DCT (`imaging.jpeg`), and of 12 bits that are labelled as 8. For lossless JPEG,
+and for 12 bits in one scan, the scan is decoded once more with its last bits inverted. Then the
+last pixels have to change, and these alone: if earlier ones do, the scan ended too early; if none
+does, too late. Codes have no fixed length, so after bytes that were lost or overwritten hardly any
+scan ends with its last pixel.
 """
 
 from __future__ import annotations
