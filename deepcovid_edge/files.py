@@ -53,10 +53,19 @@ class Closing:
 
 
 def cache_folder() -> Path:
-    """Where engines and timing caches are kept: `$DEEPCOVID_EDGE_CACHE`, or in the user's cache."""
+    """Where engines and timing caches are kept: `$DEEPCOVID_EDGE_CACHE`, or in the user's cache.
+
+    Raises:
+        OutputError: The variable is not set, and the user has no home folder.
+    """
     if own := os.environ.get(CACHE_VARIABLE):
         return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:  # a user without HOME and without an entry in passwd
+        raise OutputError(
+            f"cache: this user has no home folder: set {CACHE_VARIABLE} to a folder"
+        ) from error
     return Path(base) / "deepcovid-edge"
 
 
@@ -113,7 +122,7 @@ def write_atomically(path: Path, data: bytes | memoryview, *, sync: bool = False
     Raises:
         OutputError: The disk is full or the folder cannot be written.
     """
-    own = f"{path}.{os.getpid()}-{threading.get_native_id()}.part"
+    own = _unfinished(path)
     try:
         _write(own, os.O_CREAT | os.O_TRUNC, data, sync=sync)
         os.replace(own, path)  # noqa: PTH105 - a Path's costs more than the call
@@ -262,11 +271,7 @@ def locked_at_once(path: Path, message: str) -> Iterator[None]:
     except OSError as error:
         raise _not_written(path, error) from error
     with stream:
-        try:
-            is_held = _takes_lock(stream)
-        except OSError:  # a file system without locks: renaming keeps files whole
-            is_held = True
-        if not is_held:
+        if not _takes_lock(stream):
             raise OutputError(message)
         yield
 
@@ -274,8 +279,8 @@ def locked_at_once(path: Path, message: str) -> Iterator[None]:
 def _takes_lock(stream: IO[str]) -> bool:
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+    except OSError as error:  # other errors: a file system without locks; renames keep files whole
+        return not isinstance(error, BlockingIOError)
     return True
 
 
@@ -291,3 +296,29 @@ def _wait_for_lock(stream: IO[str], holder: str, stop: threading.Event) -> bool:
 
 def _holder(path: Path) -> str:
     return path.read_text(encoding="ascii", errors="replace").strip()
+
+
+def check_writable(path: Path) -> None:
+    """Refuse, before a long measurement, a file that `write_text` could not write.
+
+    Its folder is created if needed. A pipe or a device is not tried.
+
+    Raises:
+        OutputError: The file cannot be written, or one that is no text is there.
+    """
+    check_replaced(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if path.is_file() or not path.exists():
+            own = Path(_unfinished(path.resolve()))
+            own.touch()
+            own.unlink()
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
+def _unfinished(path: Path) -> str:
+    """The name that a file has until it is whole."""
+    return f"{path}.{os.getpid()}-{threading.get_native_id()}.part"

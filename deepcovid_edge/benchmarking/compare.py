@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deepcovid_edge.benchmarking.percentiles import is_supported
 from deepcovid_edge.benchmarking.results import Result, Run
@@ -47,7 +48,9 @@ _EQUAL = {
 }
 """Facts of a header that must be equal in measurements that are compared."""
 _TAIL = (90.0, 99.0)
-Statistic = Callable[[Values], Values]
+Rows = NDArray[np.intp]
+Statistic = Callable[[Samples, Rows], Values]
+"""A figure of samples, for each row of indices, of shape (R, N): milliseconds, of shape (R,)."""
 
 
 @dataclass(frozen=True)
@@ -222,9 +225,7 @@ def _ratios(
     before: Run, now: Run, rules: CompareRules, draw: np.random.Generator
 ) -> Iterator[Ratio]:
     for figure, statistic in _figures(before, now):
-        first, second = (
-            float(statistic(_values(run, run.samples)[None])[0]) for run in (before, now)
-        )
+        first, second = (_whole(run.samples, statistic) for run in (before, now))
         levels = (_SHOWN, rules.confidence)
         shown, decisive = _intervals(before, now, statistic, rules, draw, levels)
         ratio = second / first
@@ -249,15 +250,11 @@ def _intervals(
     levels: Sequence[float],
 ) -> list[tuple[float, float]]:
     """Intervals of the ratio of a statistic, one for each level."""
-    invocations = [
-        [_values(run, part)[None] for part in run.by_invocation() if len(part)]
-        for run in (before, now)
-    ]
+    invocations = [[part for part in run.by_invocation() if len(part)] for run in (before, now)]
     if min(map(len, invocations)) > 1:
-        sides = [[float(np.log(statistic(one)[0])) for one in side] for side in invocations]
+        sides = [[math.log(_whole(part, statistic)) for part in side] for side in invocations]
         return [_welch(sides[0], sides[1], level) for level in levels]
-    values = [_values(run, run.samples) for run in (before, now)]
-    draws = [_replicates(value, statistic, rules.replicates, draw) for value in values]
+    draws = [_replicates(run.samples, statistic, rules.replicates, draw) for run in (before, now)]
     ratios = draws[1] / draws[0]
     ends = (np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2]) for level in levels)
     return [(float(low), float(high)) for low, high in ends]
@@ -277,34 +274,45 @@ def _welch(before: Sequence[float], now: Sequence[float], level: float) -> tuple
     return math.exp(change - half), math.exp(change + half)
 
 
-def _values(run: Run, samples: Samples) -> Values:
-    return samples.gaps_ms if run.scenario == OFFLINE else samples.latency_ms
-
-
 def _figures(before: Run, now: Run) -> Iterator[tuple[str, Statistic]]:
     """Figures that the samples of both runs support."""
     fewest = min(len(before.samples), len(now.samples))
     if fewest < 2:
         return
     if before.scenario == OFFLINE:
-        yield "time per image", lambda values: np.asarray(np.mean(values, axis=1))
+        yield "time per image", _time_per_image
         return
-    yield "median", lambda values: np.asarray(np.median(values, axis=1))
+    yield "median", _median
     for percentile in _TAIL:
         if is_supported(percentile, fewest):
             yield f"{percentile:g}th percentile", partial(_percentile, percentile)
 
 
-def _percentile(percentile: float, values: Values) -> Values:
+def _whole(samples: Samples, statistic: Statistic) -> float:
+    """The statistic of all samples."""
+    return float(statistic(samples, np.arange(len(samples))[None])[0])
+
+
+def _time_per_image(samples: Samples, rows: Rows) -> Values:
+    """All time over all images: results have different numbers of images."""
+    return np.asarray(np.average(samples.gaps_ms[rows], axis=1, weights=samples.images[rows]))
+
+
+def _median(samples: Samples, rows: Rows) -> Values:
+    return np.asarray(np.median(samples.latency_ms[rows], axis=1))
+
+
+def _percentile(percentile: float, samples: Samples, rows: Rows) -> Values:
     """Nearest rank of each row."""
+    values = samples.latency_ms[rows]
     return np.asarray(np.percentile(values, percentile, axis=1, method="inverted_cdf"))
 
 
 def _replicates(
-    values: Values, statistic: Statistic, replicates: int, draw: np.random.Generator
+    samples: Samples, statistic: Statistic, replicates: int, draw: np.random.Generator
 ) -> Values:
     """The statistic of each replicate of blocks, of shape (replicates,)."""
-    count = len(values)
+    count = len(samples)
     length = max(1, round(count**0.5))
     blocks = -(-count // length)
     at_once = max(1, _CHUNK // count)
@@ -313,5 +321,5 @@ def _replicates(
         size = min(at_once, replicates - start)
         first = draw.integers(0, count, (size, blocks, 1))
         chosen = ((first + np.arange(length)) % count).reshape(size, -1)[:, :count]
-        found.append(statistic(values[chosen]))
+        found.append(statistic(samples, chosen))
     return np.concatenate(found)

@@ -80,6 +80,9 @@ def _watched(
 ) -> dict[str, Any]:
     """`Watch.facts` over both: ranges over both, shares and medians as their mean.
 
+    A range has the first and last reading of the process in which it rose most: between two
+    processes a machine cools.
+
     Args:
         before: Facts of some invocations.
         now: Facts of later ones.
@@ -99,9 +102,10 @@ def _watched(
             whole = first and second and {**first, "joules": first["joules"] + second["joules"]}
             facts[name] = whole or None
         elif isinstance(first, Mapping):
+            risen = max(first, second, key=lambda one: one["last"] - one["first"])
             facts[name] = {
-                "first": first["first"],
-                "last": second["last"],
+                "first": risen["first"],
+                "last": risen["last"],
                 "min": min(first["min"], second["min"]),
                 "max": max(first["max"], second["max"]),
                 "median": mean(first["median"], second["median"]),

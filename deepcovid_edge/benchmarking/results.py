@@ -25,6 +25,8 @@ from deepcovid_edge.files import read_regular
 
 KIND = "deepcovid-edge bench"
 SCHEMA_VERSION = 2
+PARTS = ("device", "versions", "environment", "model", "data", "settings", "start", "memory")
+"""Parts of a header, each with facts by name."""
 _NUMBERS = re.compile(r"\[\s*(-?[\d.e+-]+(?:,\s*-?[\d.e+-]+)*)\s*\]")
 
 HOST, EVENTS = "perf_counter_ns", "CUDA events"
@@ -161,7 +163,7 @@ class Run:
             samples=Samples.from_dict(values["samples_ns"]),
             warm_up=Samples.from_dict(values["warm_up_ns"]),
             parts=parts,
-            watched=values["watched"],
+            watched=dict(values["watched"]),
         )
 
 
@@ -174,8 +176,7 @@ class Result:
     """A measurement.
 
     Attributes:
-        header: What is the same for all runs: `measured_at`, `device`, `versions`, `environment`,
-            `model`, `data`, `settings`, `timing`, `start`, `memory`.
+        header: What is the same for all runs: `measured_at`, `timing` and each of `PARTS`.
         runs: In the order in which they were measured.
     """
 
@@ -240,6 +241,8 @@ def read_result(path: Path) -> Result:
             f"{path}: got schema version {version!r}, expected {SCHEMA_VERSION}: install the "
             "deepcovid-edge that wrote it, or measure again"
         )
+    if missing := [name for name in PARTS if not isinstance(content.get(name), dict)]:
+        raise DataError(f"{path}: damaged (no {', '.join(missing)}): measure again")
     try:
         runs = tuple(Run.from_dict(run) for run in content.pop("runs"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:

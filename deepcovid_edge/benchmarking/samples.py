@@ -98,8 +98,8 @@ class Samples(PlainResult):
 
     @property
     def seconds(self) -> float:
-        """From the first arrival to the last result."""
-        return float(self.ended.max() - self.arrived.min()) / 1e9 if len(self) else 0.0
+        """From the beginning of the run to the last result: all images are answered in it."""
+        return float(self.ended.max(initial=0)) / 1e9
 
     @classmethod
     def from_dict(cls, columns: Mapping[str, Any]) -> Samples:

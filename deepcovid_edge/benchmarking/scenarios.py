@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -21,6 +21,8 @@ SECOND, MILLISECOND = 1_000_000_000, 1_000_000
 Item = TypeVar("Item")
 Parts = Mapping[str, float]
 """Part of a query -> milliseconds; each image of a batch has the same share."""
+_LOOK_SECONDS = 0.2
+"""Time between two looks whether a wait is to end."""
 _GIVES_UP_AFTER = 2
 """A server that falls behind is stopped after this many times the planned duration."""
 
@@ -31,8 +33,8 @@ class Clock(Protocol):
     def now(self) -> int:
         """Nanoseconds since a fixed moment; never goes back."""
 
-    def wait_until(self, moment: int) -> None:
-        """Return at that moment, or at once where it has passed."""
+    def wait_until(self, moment: int, stop: threading.Event) -> None:
+        """Return at that moment, soon after `stop` is set, or at once where it has passed."""
 
 
 class HostClock:
@@ -42,10 +44,10 @@ class HostClock:
         """See `Clock.now`."""
         return time.perf_counter_ns()
 
-    def wait_until(self, moment: int) -> None:
+    def wait_until(self, moment: int, stop: threading.Event) -> None:
         """See `Clock.wait_until`; the system wakes a sleeper about 0.1 ms late."""
-        while (left := moment - time.perf_counter_ns()) > 0:
-            time.sleep(left / SECOND)
+        while (left := moment - time.perf_counter_ns()) > 0 and not stop.is_set():
+            time.sleep(min(left / SECOND, _LOOK_SECONDS))
 
 
 class Work(Protocol):
@@ -155,21 +157,18 @@ def server(work: Work, arrivals: Numbers, deadline: int, lanes: int, clock: Cloc
     log = _Log()
     zero = clock.now()
     last = zero + _GIVES_UP_AFTER * int(arrivals[-1]) + deadline
-    numbers = Shared(iter(range(len(arrivals))))
 
-    def lane() -> None:
-        for number in numbers:
-            first = number % work.images
-            payload = work.payload(first, 1)
-            arrived = zero + int(arrivals[number])
-            clock.wait_until(arrived)
-            started = clock.now()
-            if started > last:
-                return
+    def serve(number: int, stop: threading.Event) -> None:
+        first = number % work.images
+        payload = work.payload(first, 1)
+        arrived = zero + int(arrivals[number])
+        clock.wait_until(arrived, stop)
+        started = clock.now()
+        if started <= last and not stop.is_set():
             parts = work.run(payload)
             log.add(Query(arrived, started, clock.now(), first, 1), parts)
 
-    in_threads(lane, lanes)
+    in_threads(serve, range(len(arrivals)), lanes)
     return log.outcome(zero, unserved=len(arrivals) - len(log.queries))
 
 
@@ -189,14 +188,35 @@ def poisson_arrivals(rate: float, until: Until, seed: int) -> Numbers:
     return np.cumsum(gaps).astype(np.int64)
 
 
-def in_threads(work: Callable[[], None], count: int) -> None:
-    """Run the same function in several threads at once; a single one runs in this thread."""
+def in_threads(
+    work: Callable[[Item, threading.Event], None], items: Iterable[Item], count: int
+) -> None:
+    """Do the work of each item in several threads at once; a single one is this thread.
+
+    Args:
+        work: Called with an item, and with an event that is set after an error in any thread,
+            or Ctrl-C. No item is begun after it.
+        items: Each is taken by one thread, in their order.
+        count: Number of threads.
+    """
+    stop = threading.Event()
+    shared = _Shared(iter(items))
+
+    def lane() -> None:
+        for item in shared:
+            if stop.is_set():
+                return
+            work(item, stop)
+
     if count == 1:
-        work()
+        lane()
         return
     with ThreadPoolExecutor(count, thread_name_prefix="bench") as pool:
-        for future in [pool.submit(work) for _ in range(count)]:
-            future.result()
+        try:
+            for future in as_completed([pool.submit(lane) for _ in range(count)]):
+                future.result()
+        finally:
+            stop.set()
 
 
 class _Log:
@@ -218,7 +238,7 @@ class _Log:
         return Outcome(self.queries, zero, self.parts, unserved)
 
 
-class Shared(Iterator[Item]):
+class _Shared(Iterator[Item]):
     """An iterator that several threads may draw from."""
 
     def __init__(self, items: Iterator[Item]) -> None:

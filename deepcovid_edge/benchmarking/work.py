@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.backends.base import Backend
-from deepcovid_edge.benchmarking.scenarios import Clock, Done, Parts, Shared, in_threads
+from deepcovid_edge.benchmarking.scenarios import Clock, Done, Parts, in_threads
 from deepcovid_edge.benchmarking.settings import NETWORK
 from deepcovid_edge.decision.record import Prediction
 from deepcovid_edge.errors import BenchError
@@ -63,16 +64,15 @@ class NetworkWork:
 
     def offline(self, batches: Iterator[tuple[int, int]], done: Done) -> None:
         """See `Work.offline`: each lane takes the next batch."""
-        drawn = Shared(batches)
 
-        def lane() -> None:
-            for first, size in drawn:
-                payload = self.payload(first, size)
-                started = self._clock.now()
-                self._backend.infer(payload)
-                done(started, first, size, ())
+        def answer(batch: tuple[int, int], _: threading.Event) -> None:
+            first, size = batch
+            payload = self.payload(first, size)
+            started = self._clock.now()
+            self._backend.infer(payload)
+            done(started, first, size, ())
 
-        in_threads(lane, self._lanes)
+        in_threads(answer, batches, self._lanes)
 
 
 class EndToEndWork:

@@ -110,15 +110,15 @@ def command(
     from deepcovid_edge.benchmarking.measure import bench, bench_images
     from deepcovid_edge.benchmarking.results import read_result
     from deepcovid_edge.device.process import set_up
-    from deepcovid_edge.files import check_replaced, write_text
+    from deepcovid_edge.files import check_writable, write_text
 
     if append and output is None:
         raise click.UsageError("--append: needs the file to join with: -o FILE.json")
     chosen = _scenarios(scenarios, rate)
-    if output:
-        check_replaced(output)
-    earlier = read_result(output) if append and output and output.exists() else None
     settings = BenchSettings(scenarios=chosen, scopes=scopes or SCOPES, rate=rate, **durations)
+    if output:
+        check_writable(output)
+    earlier = read_result(output) if append and output and output.exists() else None
     set_up()
     file = choose_file(model, named=backend != "auto" or provider is not None)
     loaded_settings = BackendSettings(provider=provider, threads=settings.threads)
@@ -132,9 +132,12 @@ def command(
         )
     if earlier:
         result = join(earlier, result)
-    if output:
-        write_text(output, result.to_json())
-    return _print(result, as_json=as_json)
+    try:
+        if output:
+            write_text(output, result.to_json())
+    finally:
+        code = _print(result, as_json=as_json)
+    return code
 
 
 def _print(result: Result, *, as_json: bool) -> int:
@@ -177,8 +180,9 @@ def _paths(data: Path | None, count: int, stack: ExitStack) -> tuple[Sequence[Pa
 
 def show(result: Result) -> None:
     """The result as a table for people."""
-    from rich.console import Console
     from rich.table import Table
+
+    from deepcovid_edge.pipeline.table import PipedConsole
 
     header = result.header
     model, device, start, memory = (header[name] for name in ("model", "device", "start", "memory"))
@@ -196,7 +200,7 @@ def show(result: Result) -> None:
         table.add_column(name, justify="right")
     for run in result.runs:
         table.add_row(*_row(run))
-    Console().print(table)
+    PipedConsole().print(table)
     for run in result.runs:
         for line in _more(run):
             click.echo(f"{run.name}: {line}")

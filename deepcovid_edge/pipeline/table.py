@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import textwrap
 from typing import IO
 
@@ -22,11 +24,19 @@ _STYLES = {
 _USUAL_WIDTH = 80
 
 
+class PipedConsole(Console):
+    """A console that leaves a closed pipe to its caller, as any other stream does."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise the error again; rich would end the process."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 class TableWriter:
     """Lines for people: word, sign and colour say the same."""
 
     def __init__(self, stream: IO[str]) -> None:
-        self._console = Console(file=stream, highlight=False, soft_wrap=True)
+        self._console = PipedConsole(file=stream, highlight=False, soft_wrap=True)
         if self._console.width < 1:  # COLUMNS=0, as some terminals and jobs have it
             self._console.width = _USUAL_WIDTH
         self._width = max(24, min(60, self._console.width - 40))

@@ -13,7 +13,13 @@ from deepcovid_edge.cli.main import run
 from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.decision.site_file import read_site
 from deepcovid_edge.errors import DataError, OutputError
-from deepcovid_edge.files import file_sha256, open_regular, read_regular, write_text
+from deepcovid_edge.files import (
+    check_writable,
+    file_sha256,
+    open_regular,
+    read_regular,
+    write_text,
+)
 from deepcovid_edge.heatmaps.files import read_map
 from deepcovid_edge.manifest import read_manifest
 from deepcovid_edge.models.graph.tensorrt_rules import check_typed
@@ -100,3 +106,26 @@ def test_text_goes_through_a_link_and_into_a_pipe(tmp_path: Path, pipe: Path) ->
     write_text(pipe, "into the pipe")
     assert os.read(reader, 100) == b"into the pipe"
     os.close(reader)
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "image").write_bytes(b"a\0b")
+    for place in (
+        *("/proc/none/report.json", "/proc/report.json", tmp_path, tmp_path / "file/report.json"),
+        *(tmp_path / ("a" * 250), tmp_path / ("a" * 300), tmp_path / "image"),
+    ):
+        with pytest.raises(OutputError, match=f"^{place}: (cannot be written|is no text file)"):
+            check_writable(Path(place))
+
+
+def test_a_check_makes_the_folder_and_changes_no_file(tmp_path: Path, pipe: Path) -> None:
+    report = tmp_path / "new/folder/report.json"
+    check_writable(report)
+    assert [*report.parent.iterdir()] == []
+    report.write_text("before")
+    check_writable(report)
+    assert report.read_text() == "before"
+    for place in (pipe, Path("/dev/null")):
+        check_writable(place)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "pipe"]

@@ -6,8 +6,10 @@ through the real command line in tests/integration/test_bench.py.
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import cycle, repeat
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,18 @@ from deepcovid_edge.benchmarking.measure import BenchImages, bench, bench_images
 from deepcovid_edge.benchmarking.percentiles import PERCENTILES, percentiles, smallest_count
 from deepcovid_edge.benchmarking.results import EVENTS, Result, Run
 from deepcovid_edge.benchmarking.samples import Query, Samples
-from deepcovid_edge.benchmarking.scenarios import MILLISECOND, SECOND, Until, poisson_arrivals
+from deepcovid_edge.benchmarking.scenarios import (
+    MILLISECOND,
+    SECOND,
+    Done,
+    HostClock,
+    Until,
+    Work,
+    in_threads,
+    offline,
+    poisson_arrivals,
+    server,
+)
 from deepcovid_edge.benchmarking.settings import (
     MULTI,
     NETWORK,
@@ -31,6 +44,7 @@ from deepcovid_edge.benchmarking.settings import (
     BenchSettings,
 )
 from deepcovid_edge.benchmarking.stability import assess_stability
+from deepcovid_edge.benchmarking.work import NetworkWork
 from deepcovid_edge.errors import BenchError, UsageError
 from deepcovid_edge.manifest import InputSpec, ModelManifest
 from deepcovid_edge.reasons import WarningCode
@@ -54,7 +68,7 @@ class FakeClock:
     def now(self) -> int:
         return self.time
 
-    def wait_until(self, moment: int) -> None:
+    def wait_until(self, moment: int, _: threading.Event) -> None:
         self.time = max(self.time, moment)
 
     def take(self, milliseconds: float) -> None:
@@ -277,6 +291,73 @@ def test_offline_tells_images_a_second_and_no_latency() -> None:
     assert (figures["images"], figures["images_per_second"]) == (100, pytest.approx(500))
     np.testing.assert_allclose(run.samples.gaps_ms, 2.0)
     assert {len(batch) for batch in backend.batches[1:]} == {2}
+
+
+def test_offline_counts_the_time_until_the_first_result() -> None:
+    """As `infer` does it, the start of the work on a group is not known: only its result is."""
+    clock = FakeClock()
+
+    class Groups:
+        images = 6
+
+        def payload(self, first: int, size: int) -> None: ...
+
+        def run(self, payload: None) -> tuple[()]:
+            return ()
+
+        def offline(self, batches: Iterator[tuple[int, int]], done: Done) -> None:
+            for first, size in batches:
+                clock.take(100)
+                done(None, first, size, ())
+
+    outcome = offline(Groups(), 2, Until(0, 5), clock)
+    samples = Samples.of(outcome.queries, zero=outcome.zero)
+    run = Run(NETWORK, OFFLINE, 2, 1, samples, Samples.of([]))
+    figures = run.figures()
+    assert (figures["images"], figures["seconds"], figures["images_per_second"]) == (10, 0.5, 20)
+    assert samples.gaps_ms.tolist() == [50] * 5
+    assert run.warm_up.seconds == 0
+
+
+def test_an_error_in_one_thread_ends_the_others() -> None:
+    begun = []
+
+    def work(number: int, _: threading.Event) -> None:
+        begun.append(number)
+        time.sleep(0.001)
+        if number == 10:
+            raise BenchError("image 10")
+
+    with pytest.raises(BenchError, match="image 10"):
+        in_threads(work, range(10_000), 3)
+    assert len(begun) < 1000
+
+
+def network_for_a_minute(work: Work) -> None:
+    offline(work, 1, Until(60, 1), HostClock())
+
+
+def arrivals_in_a_minute(work: Work) -> None:
+    server(work, np.array([0, 60, 61]) * SECOND, SECOND, 2, HostClock())
+
+
+@pytest.mark.parametrize("scenario", [network_for_a_minute, arrivals_in_a_minute])
+def test_ctrl_c_ends_the_threads_of_a_run(scenario: Callable[[Work], None]) -> None:
+    class Sleeper(TimedBackend):
+        def infer(self, batch: np.ndarray, *, activation_maps: bool = False) -> Inference:
+            time.sleep(0.001)
+            return Inference(np.zeros((len(batch), 2), np.float32))
+
+    work = NetworkWork(
+        Sleeper(FakeClock(), ()), images(MANIFEST.input).pixels, HostClock(), lanes=2
+    )
+    main = threading.main_thread().ident or 0
+    pressed = threading.Timer(0.3, lambda: signal.pthread_kill(main, signal.SIGINT))
+    began = time.monotonic()
+    pressed.start()
+    with pytest.raises(KeyboardInterrupt):
+        scenario(work)
+    assert time.monotonic() - began < 20
 
 
 def test_a_run_lasts_as_long_and_has_as_many_samples_as_asked_for() -> None:

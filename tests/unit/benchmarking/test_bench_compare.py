@@ -16,7 +16,13 @@ import pytest
 
 from deepcovid_edge.benchmarking.compare import CompareRules, compare
 from deepcovid_edge.benchmarking.invocations import join
-from deepcovid_edge.benchmarking.results import SCHEMA_VERSION, Result, Run, read_result
+from deepcovid_edge.benchmarking.results import (
+    PARTS,
+    SCHEMA_VERSION,
+    Result,
+    Run,
+    read_result,
+)
 from deepcovid_edge.benchmarking.samples import Samples
 from deepcovid_edge.cli.main import run
 from deepcovid_edge.errors import DataError, IncomparableRunsError, NotThereError, UsageError
@@ -94,6 +100,27 @@ def test_what_is_no_result_is_refused(content: str, message: str, tmp_path: Path
     path = tmp_path / "a.json"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=message):
+        read_result(path)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_result_without_a_part_is_damaged(
+    name: str, golden: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in (None, 3, "text"):
+        path = tmp_path / "a.json"
+        path.write_text(json.dumps({**golden.as_dict(), name: part}), encoding="utf-8")
+        assert run(["compare", str(path), str(path)]) == 1
+        assert f"{path}: damaged (no {name}): measure again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", [{"watched": None}, {"parts": None}, {"samples_ns": {}}])
+def test_a_damaged_run_is_refused(change: dict[str, Any], golden: Result, tmp_path: Path) -> None:
+    content = golden.as_dict()
+    content["runs"][0] |= change
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(DataError, match="damaged"):
         read_result(path)
 
 
@@ -302,7 +329,7 @@ def test_measurements_are_joined(golden: Result) -> None:
     assert first.figures()["images"] == 2 * golden.runs[0].figures()["images"]
     assert len(first.parts["compute"].ms) == 80
     assert first.watched["cpu_mhz"] == {
-        **{"first": 3000.0, "last": 2800.0, "min": 2700.0, "max": 3000.0, "median": 2900.0}
+        **{"first": 3000.0, "last": 3000.0, "min": 2700.0, "max": 3000.0, "median": 2900.0}
     }
     assert first.watched["others_share"] == pytest.approx(0.025)
     assert first.watched["energy"]["joules"] == 3.0
@@ -310,6 +337,19 @@ def test_measurements_are_joined(golden: Result) -> None:
     assert joined.runs[3].unserved == 10
     again = join(joined, golden).runs[0].watched
     assert again["others_share"] == pytest.approx((0.01 * 4 + 0.04 * 2) / 6)
+
+
+def test_a_temperature_rises_within_a_process_and_not_between_two(golden: Result) -> None:
+    def at(first: float, last: float) -> Result:
+        celsius = {"first": first, "last": last, "min": first, "max": last, "median": first}
+        watched = {**golden.runs[0].watched, "cpu_celsius": celsius}
+        return replace(golden, runs=(replace(golden.runs[0], watched=watched),))
+
+    cold, hot, rising = at(40.0, 45.0), at(70.0, 71.0), at(40.0, 60.0)
+    assert not any("temperature" in reason for reason in join(cold, hot).unstable())
+    for pair in ((rising, cold), (cold, rising)):
+        (reason,) = join(*pair).unstable()
+        assert "temperature of the CPU: 40 to 60 Celsius" in reason
 
 
 @pytest.mark.parametrize("part", ["device", "versions", "model", "data", "settings"])
@@ -326,6 +366,22 @@ def test_offline_is_compared_by_the_time_between_results(golden: Result) -> None
     (ratio,) = compare(before, after, NAMES).ratios
     assert ratio.figure == "time per image"
     assert ratio.ratio == pytest.approx(1.5, rel=0.02)
+
+
+def test_results_of_many_images_weigh_more_than_those_of_few(golden: Result) -> None:
+    """Both sides take 2 ms per image; a mean over results would say 5.6 ms of the first."""
+
+    def result(sizes: list[int]) -> Result:
+        ended = np.arange(1, len(sizes) + 1) * 10_000_000
+        zeros = np.zeros_like(ended)
+        samples = Samples(zeros, zeros, ended, zeros, np.array(sizes))
+        return only(golden, samples, scenario="offline")
+
+    uneven, even = result([1, 9] * 100), result([5] * 200)
+    (ratio,) = compare(uneven, even, NAMES).ratios
+    assert (ratio.reference, ratio.candidate, ratio.ratio) == pytest.approx((2.0, 2.0, 1.0))
+    assert ratio.interval_95 == pytest.approx((1.0, 1.0), abs=0.1)
+    assert uneven.runs[0].figures()["images_per_second"] == pytest.approx(1000 / ratio.reference)
 
 
 @pytest.fixture
