@@ -286,7 +286,8 @@ class WarningCode(_Explained):
     DUPLICATE_UID = (
         "W_DUP_UID",
         "Image was sent twice with different content.",
-        "a DICOM file has the SOP instance UID of an earlier image of the run, but different bytes",
+        "a DICOM file has the SOP instance UID of an earlier image of the run, but different "
+        "bytes; images that were done before `--resume` are not compared",
     )
     NO_HEATMAP = (
         "W_NO_HEATMAP",

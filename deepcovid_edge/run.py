@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from deepcovid_edge.backends import AUTO
 from deepcovid_edge.backends.settings import is_address
 from deepcovid_edge.datasets.folders import FolderWalk
+from deepcovid_edge.device import shares
 from deepcovid_edge.device.memory import check_address_space
 from deepcovid_edge.device.progress import number_of
 from deepcovid_edge.errors import UsageError
@@ -67,10 +68,10 @@ class RunSettings:
         if (
             output
             and output.is_file()
-            and any(map(output.samefile, filter(Path.is_file, self.paths)))
+            and any(map(output.samefile, filter(shares.is_file, self.paths)))
         ):
             raise UsageError(f"output: {output} is one of the images: choose another file")
-        check_folders(self.paths, but=output, maps=self._maps)
+        check_folders(self.paths, but=output, html=self.html, maps=self._maps)
 
     @property
     def record_format(self) -> str:
@@ -102,7 +103,7 @@ class RunSettings:
 
     def images(self, walk: FolderWalk | None = None) -> Iterator[Path]:
         """The image files, in their order; the walk counts what is passed over."""
-        return list_images(self.paths, but=self.output, maps=self._maps, walk=walk)
+        return list_images(self.paths, but=self.output, html=self.html, maps=self._maps, walk=walk)
 
     @property
     def _maps(self) -> Path | None:
@@ -148,9 +149,12 @@ class Run:
             with reading.ahead(0 if begins_later else workers - 1):  # one loads the model
                 self.model: Model = opened.enter_context(_load(model))
             self._explainer = _explainer(settings, self.model, opened)
+            # The page may be somebody else's: earlier records stay until that is known.
+            self._page = _page(settings, self.model.facts, opened)
             self._open_output(self.model.facts)
             opened.callback(self._writer.close)
-            self._page = _page(settings, self.model.facts, opened)
+            if self._page:
+                self._page.begin()
             wanted = self.model.reader(disk=self._disk, keeps_radiographs=settings.draws)
             if settings.resume or wanted != reader:
                 reader = wanted
@@ -246,6 +250,8 @@ class Run:
         if same := self._duplicates.same:
             images = number_of(same, "image is identical", "images are identical")
             yield f"{images} to an earlier one: the first result is kept."
+        if self._earlier.records and self._duplicates.has_uids:
+            yield "Images done before were not compared: W_DUP_UID covers this command alone."
         if self._disk.full:
             goes_on = "; --resume goes on" if self.can_resume else " and run the command again"
             yield f"The disk is full: {self._disk.full}. Free some room{goes_on}."

@@ -196,8 +196,8 @@ def _session(
     options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
+    chosen = [(provider, _options(asked))]
     try:
-        chosen = [(provider, _options(asked))]
         source = model if isinstance(model, bytes) else str(model)
         session = runtime.InferenceSession(source, options, providers=chosen)
     except Exception as error:  # onnxruntime raises its own types for each way to fail

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from deepcovid_edge.cli.exit_codes import ExitCode
+from deepcovid_edge.device.streams import drop_if_stuck
 from deepcovid_edge.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def classify_images(settings: RunSettings, **model: Any) -> ExitCode:
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service's stop is a Ctrl-C
     set_up()
-    with _stopping_at_once():
+    with _on_stop(_stop_at_once):
         run = Run(settings, **model)
     code = _drain(run)  # closes the run, its model too
     for line in run.notes():
@@ -42,48 +43,64 @@ def classify_images(settings: RunSettings, **model: Any) -> ExitCode:
 
 
 @contextmanager
-def _stopping_at_once() -> Iterator[None]:
+def _on_stop(handler: Callable[..., None]) -> Iterator[None]:
+    """Have a stop call a function while the block runs.
+
+    A stop that is ignored, as in a shell's background job, stays ignored.
+    """
+    before = {kind: signal.getsignal(kind) for kind in _STOPS}
+    for kind, known in before.items():
+        if known is not signal.SIG_IGN:
+            signal.signal(kind, handler)
+    try:
+        yield
+    finally:
+        for kind, known in before.items():
+            signal.signal(kind, known)
+
+
+def _stop_at_once(*_: object) -> None:
     """End the process at once on a stop: there is no record to keep yet.
 
     An interrupt in the middle of an import may leave Python's import lock taken (CPython 3.11).
     Threads that read images also import modules; they would wait for the lock for ever, and the
     process for them.
     """
-
-    def stop(*_: object) -> None:
-        with suppress(OSError):  # a full or closed stderr
-            os.write(2, b"Stopped.\n")
-        os._exit(ExitCode.INTERRUPTED)
-
-    before = {kind: signal.getsignal(kind) for kind in _STOPS}
-    for kind, handler in before.items():
-        if handler is not signal.SIG_IGN:  # as in a shell's background job
-            signal.signal(kind, stop)
-    try:
-        yield
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
+    with suppress(OSError):  # a full or closed stderr
+        os.write(2, b"Stopped.\n")
+    os._exit(ExitCode.INTERRUPTED)
 
 
 def _drain(run: Run) -> ExitCode:
+    from deepcovid_edge.backends.base import AssessesFiles
+
+    def leave_reader(*_: object) -> None:
+        """Nobody waits for a pipe's reader that has stopped."""
+        if run.file:
+            run.file.drop_if_stuck()
+        else:
+            drop_if_stuck(sys.stdout)
+
+    def stop(*_: object) -> None:
+        with _on_stop(leave_reader):  # another stop must not come in between
+            leave_reader()
+            # The pipeline passes the interrupt on when its threads have ended. The server may have
+            # stopped: threads that wait for its answer end when their connections are closed.
+            if isinstance(run.model.backend, AssessesFiles):
+                run.model.close()
+        raise KeyboardInterrupt
+
     records = run.records()
     try:
-        with closing(_shown(records, _total(run))) as shown:
+        with _on_stop(stop), closing(_shown(records, _total(run))) as shown:
             for ready in shown:
                 run.write(ready)
     except (KeyboardInterrupt, BackendUnavailableError):  # the server of a run has gone
         _tell(run, "written; --resume goes on" if run.can_resume else "written")
         raise
     finally:
-        for kind in _STOPS:  # what is done is written, whoever hurries
-            signal.signal(kind, signal.SIG_IGN)
-        try:
-            with closing(run):
-                records.close()
-        finally:
-            for kind in _STOPS:
-                signal.signal(kind, signal.default_int_handler)
+        with _on_stop(leave_reader), closing(run):  # what is done is written, whoever hurries
+            records.close()
     _tell(run, f"done on {run.model.backend.name}")
     return ExitCode.NOT_ASSESSED if run.not_assessed else ExitCode.DONE
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import gc
-import os
 import re
 import signal
 import sys
@@ -21,7 +19,7 @@ from deepcovid_edge.device.memory import (
     needed_address_space,
     use_one_blas_thread,
 )
-from deepcovid_edge.device.streams import open_streams
+from deepcovid_edge.device.streams import drop_writes, has_lost_its_reader, open_streams
 from deepcovid_edge.errors import DeepCovidEdgeError, lacks_memory, one_line
 from deepcovid_edge.reasons import NOTICE
 
@@ -149,6 +147,11 @@ def run(arguments: list[str]) -> int:
         sys.stdout.flush()
     except click.exceptions.Exit as request:
         return request.exit_code
+    except (BrokenPipeError, SystemExit):  # click makes a SystemExit of the other
+        if not has_lost_its_reader(sys.stdout):  # `| head`
+            raise
+        drop_writes(sys.stdout)  # else Python complains when it flushes at exit
+        return ExitCode.DONE
     except (click.Abort, KeyboardInterrupt):
         click.echo("Stopped.", err=True)
         return ExitCode.INTERRUPTED
@@ -173,18 +176,9 @@ def _explained(error: Exception) -> int:
     if isinstance(error, DeepCovidEdgeError):
         click.echo(f"Error: {error}", err=True)
         return exit_code(error)
-    if isinstance(error, BrokenPipeError):
-        _leave_closed_pipe()
-        return 0
     if not isinstance(error, OSError):
         raise error
     is_stdout = error.errno == errno.ENOSPC  # files are written by name
     place = f"{error.filename}: " if error.filename else "stdout: " if is_stdout else ""
     click.echo(f"Error: {place}{error.strerror or error}", err=True)
     return 1
-
-
-def _leave_closed_pipe() -> None:
-    """The reader has gone (`| head`): keep Python from complaining when it flushes at exit."""
-    with contextlib.suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

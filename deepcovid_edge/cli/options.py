@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from deepcovid_edge.backends import AUTO, BACKENDS
 from deepcovid_edge.backends.settings import PROVIDERS, is_address
 from deepcovid_edge.decision.out_of_distribution import CHOICES, REJECT
+from deepcovid_edge.device import shares
 from deepcovid_edge.models import DEFAULT_MODEL
 from deepcovid_edge.pipeline.disk_guard import LEAST_FREE_MIB
 
@@ -36,7 +37,11 @@ def path_option(*names: str, folder: bool = False, **settings: Any) -> Callable[
 
 
 class NamedPath(click.Path):
-    """A path that is not empty; whether it can be read, whoever reads it says."""
+    """A path that is not empty; whether it can be read, whoever reads it says.
+
+    The disk is not asked as click asks it: a network share that does not answer would stop every
+    command here.
+    """
 
     def __init__(self, *, folder: bool = False) -> None:
         super().__init__(path_type=Path, file_okay=not folder, readable=False)
@@ -45,7 +50,12 @@ class NamedPath(click.Path):
         """The path; an empty one would be the working folder."""
         if value == "":
             self.fail("it is empty: is a variable of the shell not set?", param, ctx)
-        return super().convert(value, param, ctx)
+        path = Path(value)
+        if not self.file_okay and shares.is_file(path):
+            self.fail(
+                f"{self.name.title()} {click.format_filename(value)!r} is a file.", param, ctx
+            )
+        return path
 
 
 paths_argument = click.argument("paths", nargs=-1, required=True, type=NamedPath())

@@ -14,6 +14,7 @@ Accepted layouts (`layouts` says how each is recognised):
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -25,6 +26,7 @@ from deepcovid_edge.datasets.layouts import (
     images_of,
     walk_files,
 )
+from deepcovid_edge.device import shares
 from deepcovid_edge.errors import DataError, NotThereError, UsageError
 from deepcovid_edge.files import read_regular
 
@@ -52,15 +54,25 @@ def load_dataset(
         excluded: Receives what a table lists and is not an image: why -> how many.
 
     Raises:
-        NotThereError: DATA is not there.
+        NotThereError: DATA is not there, or its network share does not answer.
         DataError: DATA has no labelled image, or its manifest lacks a column.
     """
-    if not data.exists():
+    try:
+        is_there = shares.call(data, lambda _: data.exists())
+    except OSError as error:
+        raise NotThereError(f"{data}: {error.strerror or error}") from error
+    if not is_there:
         raise NotThereError(f"{data}: no such file or folder; expected a data set")
     images = list(images_of(data, excluded))
     if not images:
         raise DataError(f"{data}: no labelled image found; expected one folder per class")
     return _chosen(images, data, "split", split)
+
+
+_NO_SPLIT = (
+    ": name another split, or a manifest with this one; `train` writes splits.csv, with the splits "
+    "that data.shares of its recipe names"
+)
 
 
 def _chosen(
@@ -70,7 +82,10 @@ def _chosen(
     chosen = [image for image in images if value in (None, getattr(image, field))]
     if not chosen:
         known = ", ".join(sorted({getattr(image, field) for image in images} - {""}))
-        raise DataError(f"{data}: no image of {field} {value!r}; it has {known or f'no {field}s'}")
+        fix = _NO_SPLIT if field == "split" else ""
+        raise DataError(
+            f"{data}: no image of {field} {value!r}; it has {known or f'no {field}s'}{fix}"
+        )
     return chosen
 
 
@@ -104,7 +119,8 @@ def check_labels(images: Iterable[LabelledImage], known: Collection[str]) -> Non
     if unknown:
         raise DataError(
             f"label {unknown[0]!r} belongs to no class of the model; "
-            f"expected one of {', '.join(sorted(known))}"
+            f"expected one of {', '.join(sorted(known))}, spelt so: rename its folder, or correct "
+            "the manifest"
         )
 
 
@@ -112,7 +128,8 @@ def dataset_sha256(images: Iterable[LabelledImage]) -> str:
     """SHA-256 over names, labels and contents of images, in their order."""
     digest = hashlib.sha256()
     for image in images:
-        digest.update(f"{image.path.name}\0{image.label}\0".encode())
+        digest.update(os.fsencode(image.path.name) + b"\0")  # a file's name may be any bytes
+        digest.update(image.label.encode(errors="surrogateescape") + b"\0")  # so may its folder's
         digest.update(hashlib.sha256(read_regular(image.path)).digest())
     return digest.hexdigest()
 

@@ -70,11 +70,12 @@ class FolderWalk:
     Attributes:
         passed_over: Name of a system folder -> how many were passed over so far.
         hidden: Hidden files that were passed over so far.
+        heat_maps: Files of heat maps that whoever takes the images passed over so far.
     """
 
     def __init__(self) -> None:
         self.passed_over: Counter[str] = Counter()
-        self.hidden = 0
+        self.hidden = self.heat_maps = 0
         self._walked: set[_Identity] = set()
         self._links: deque[Path] = deque()
         self._named: set[tuple[_Identity, str]] = set()
@@ -122,6 +123,9 @@ class FolderWalk:
             yield f"{folders} passed over: {names}."
         if self.hidden:
             files = number_of(self.hidden, "hidden file was", "hidden files were")
+            yield f"{files} passed over."
+        if self.heat_maps:
+            files = number_of(self.heat_maps, "file of heat maps was", "files of heat maps were")
             yield f"{files} passed over."
 
     def is_image(self, name: str) -> bool:

@@ -192,10 +192,17 @@ def _opened(table: Path) -> Iterator[IO[str]]:
 def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Line numbers and rows of a CSV; column names in lower case, as older files differ in case."""
     with _opened(table) as stream:
-        rows = csv.DictReader(stream)
-        rows.fieldnames = _names(rows.fieldnames, table)
-        for row in rows:
-            yield rows.line_num, {name: (row[name] or "").strip() for name in rows.fieldnames}
+        rows = csv.reader(stream)
+        names = _names(next(rows, ()), table)
+        least = len(names) - (names[-1:] == [""])  # a comma that ends the header names no column
+        for cells in filter(None, rows):
+            if not least <= len(cells) <= len(names):  # a comma without quotes shifts what follows
+                raise DataError(
+                    f"{table}, line {rows.line_num}: got {len(cells)} cells, expected "
+                    f"{len(names)} as in the header: correct the row; a cell with a comma needs "
+                    "quotes"
+                )
+            yield rows.line_num, dict(zip(names, map(str.strip, cells), strict=False))
 
 
 def _header(table: Path) -> list[str]:

@@ -13,7 +13,7 @@ _LOOK_SECONDS = 0.1
 _FIXES = {
     errno.EADDRINUSE: "another program listens there; end it, or choose another port",
     errno.EACCES: "ports below 1024 need a privilege (CAP_NET_BIND_SERVICE), or choose another",
-    errno.EADDRNOTAVAIL: "this machine has no such address",
+    errno.EADDRNOTAVAIL: "this machine has no such address; choose one that `ip address` lists",
 }
 
 
@@ -28,11 +28,26 @@ def listening_socket(key: str, host: str, port: int) -> socket.socket:
     Raises:
         NotThereError: The address cannot be listened on; the message says why, and what to do.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family)
+        return _listen(host, port)
     except OSError as error:
         raise cannot_listen(key, host, port, error) from error
+
+
+def check_address(key: str, host: str) -> None:
+    """Check that an address is one of this machine, on whatever port.
+
+    Args:
+        key: Setting of the address.
+        host: IP address.
+
+    Raises:
+        NotThereError: It is not.
+    """
+    try:
+        _listen(host, 0).close()
+    except OSError as error:
+        raise _unusable(key, host, error) from error
 
 
 def check_free(key: str, host: str, port: int, *, seconds: float = 0.0) -> None:
@@ -67,6 +82,15 @@ def cannot_listen(key: str, host: str, port: int, error: OSError) -> NotThereErr
         port: Port.
         error: What the operating system said.
     """
+    return _unusable(key, f"{host}:{port}", error)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family)
+
+
+def _unusable(key: str, place: str, error: OSError) -> NotThereError:
     why = os.strerror(error.errno) if error.errno else str(error)
     fix = _FIXES.get(error.errno or 0)
-    return NotThereError(f"{key}: {host}:{port}: {why}" + (f": {fix}" if fix else ""))
+    return NotThereError(f"{key}: {place}: {why}" + (f": {fix}" if fix else ""))

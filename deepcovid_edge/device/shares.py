@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import cache, lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -29,18 +30,26 @@ _LOOK_SECONDS = 10.0
 _MOST_LINKS = 40
 
 
-def call(folder: Path, function: Callable[[Progress], Value]) -> Value:
-    """Call a function that asks the system about a folder, or about what is in it.
+def call(path: Path, function: Callable[[Progress], Value]) -> Value:
+    """Call a function that asks the system about a file or a folder, or about what is in it.
 
     Args:
-        folder: The folder.
+        path: The file or the folder. A file may be a link into a share, so its folder does not do.
         function: Is given what to call after each part of a long answer.
 
     Raises:
-        TimeoutError: The folder is on a network share that has not answered for `ANSWER_SECONDS`.
+        TimeoutError: The path is on a network share that has not answered for `ANSWER_SECONDS`.
     """
-    _, mount = _located(str(folder))
+    _, mount = _located(str(path))
     return _share(mount).call(function) if mount else function(_no_progress)
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path is a regular file; not if its network share does not answer."""
+    try:
+        return call(path, lambda _: path.is_file())
+    except OSError:
+        return False
 
 
 def resolve(folder: Path) -> Path:
@@ -126,12 +135,11 @@ def _find_mount(folder: str, moment: int) -> tuple[str, str | None]:
     mounts = _remote_mounts(moment)
     place = os.path.abspath(folder)  # noqa: PTH100 - follows no link
     for _ in range(_MOST_LINKS if mounts else 0):
-        steps = [*reversed(Path(place).parents), Path(place)]
-        for step in steps:
-            if str(step) in mounts:
-                return place, str(step)
-            if step.is_symlink():
-                target = step.parent / step.readlink() / Path(place).relative_to(step)
+        for step in accumulate(place.split("/"), "{}/{}".format):  # parents of a Path are slower
+            if (step or "/") in mounts:
+                return place, step or "/"
+            if os.path.islink(step):  # noqa: PTH114
+                target = Path(step).parent / Path(step).readlink() / Path(place).relative_to(step)
                 place = os.path.normpath(target)
                 break
         else:

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import sys
-from typing import Any
+from contextlib import suppress
+from typing import IO, Any
 
+_READER_SECONDS = 1.0
+"""A reader that takes nothing for this time has stopped."""
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 
 
@@ -40,6 +44,39 @@ def open_streams() -> None:
 def is_stdout_closed() -> bool:
     """Whether the program was started with a closed standard output."""
     return getattr(sys.stdout, "name", None) == os.devnull  # `>/dev/null` keeps its own name
+
+
+def has_lost_its_reader(stream: IO[Any]) -> bool:
+    """Whether a stream is a pipe or a socket that nobody reads any more."""
+    return bool(_events(stream, 0) & (select.POLLERR | select.POLLHUP))
+
+
+def drop_writes(stream: IO[Any]) -> None:
+    """Write nothing more to a stream, also not what waits in its buffer."""
+    with suppress(OSError, ValueError):  # no file of the system, or a closed one
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, stream.fileno())
+        os.close(nothing)
+
+
+def drop_if_stuck(stream: IO[Any]) -> None:
+    """Write nothing more to a pipe or a terminal whose reader has stopped.
+
+    A write that waits for the reader ends when the handler of a signal calls this. A reader that is
+    slow still gets everything.
+    """
+    if not _events(stream, select.POLLOUT, _READER_SECONDS):
+        drop_writes(stream)
+
+
+def _events(stream: IO[Any], wanted: int, seconds: float = 0.0) -> int:
+    """What poll(2) tells of a stream within a time; a regular file takes writes always."""
+    poll = select.poll()
+    try:
+        poll.register(stream, wanted)
+    except (OSError, ValueError):  # no file of the system, or a closed one
+        return wanted
+    return sum(event for _, event in poll.poll(seconds * 1000))
 
 
 def _open_if_closed(number: int) -> None:

@@ -31,6 +31,7 @@ from deepcovid_edge.heatmaps.windows import OcclusionSettings
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.pipeline.classifier import Explained
+from deepcovid_edge.pipeline.sources import MAP_HASH_DIGITS
 from deepcovid_edge.reasons import WarningCode
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 _LONGEST_STEM = 40
 """Letters of an image's name that its map keeps: a file name has 255 bytes, a letter up to four."""
-_HASH_DIGITS = 8
 
 
 @dataclass(frozen=True)
@@ -280,8 +280,8 @@ class HeatMapWriter(Closing):
         places: Sequence[Region],
     ) -> tuple[str, str | None]:
         """Write an image's files; the paths of the map and of its picture."""
-        stem = f"{Path(record.path).stem[:_LONGEST_STEM]}-{(record.sha256 or '')[:_HASH_DIGITS]}"
-        data = self.settings.folder / f"{stem}.npz"
+        name, sha256 = Path(record.path).stem[:_LONGEST_STEM], record.sha256 or ""
+        data = self.settings.folder / f"{name}-{sha256[:MAP_HASH_DIGITS]}.npz"
         write_map(data, found, places, map_facts(record))
         if radiograph is None:
             return str(data), None

@@ -34,6 +34,11 @@ class Duplicates:
         self._contents: dict[int, int] = {}
         self._results: dict[int, Mapping[str, float]] = {}
 
+    @property
+    def has_uids(self) -> bool:
+        """Whether an image had a UID to compare."""
+        return bool(self._contents)
+
     def warned(self, record: Prediction, uid: str) -> Prediction:
         """The record of an image, with `W_DUP_UID` where its UID came before with other bytes.
 

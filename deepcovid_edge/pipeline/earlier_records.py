@@ -101,7 +101,7 @@ class Earlier:
 
     def _has_changed(self, image: Path, done: Done) -> bool:
         try:
-            found = image.stat()
+            found = shares.call(image, lambda _: image.stat())
             changed = max(found.st_mtime, found.st_ctime)
             if done.assessed and changed < self.written - _CHANGED_SECONDS:
                 return False

@@ -6,17 +6,19 @@ script, and can be sorted and filtered with it.
 
 from __future__ import annotations
 
+import io
 import os
 from contextlib import suppress
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import IO
 from urllib.parse import quote
 
 from deepcovid_edge.decision.record import DECIMALS, SIGNS, Prediction, RunFacts
 from deepcovid_edge.errors import OutputError
 from deepcovid_edge.files import open_regular
+from deepcovid_edge.pipeline.sources import PAGE
+from deepcovid_edge.pipeline.writers import open_locked
 from deepcovid_edge.reasons import NOTICE, warning_sentence
 
 _ORDER = [*SIGNS]
@@ -30,16 +32,19 @@ _LEGEND = (
 class HtmlPage:
     """A page of records (`pipeline.writers.RecordWriter`); rows are written as they are ready.
 
+    An earlier page stays as it is until `begin`.
+
     Args:
         folder: The page is its `index.html`; the pictures of its records lie below it.
         run: What is the same in every record.
 
     Raises:
-        OutputError: The folder cannot be written, or has a page of somebody else.
+        OutputError: The folder cannot be written, has a page of somebody else, or another process
+            writes the page.
     """
 
     def __init__(self, folder: Path, run: RunFacts) -> None:
-        self.path = folder / "index.html"
+        self.path = folder / PAGE
         template = Template(Path(__file__).with_name("page.html").read_text("utf-8"))
         page = template.substitute(
             notice=escape(NOTICE),
@@ -47,14 +52,20 @@ class HtmlPage:
             positive_class=escape(run.positive_class),
             legend=escape(_LEGEND),
         )
-        head, self._tail = page.split("<!-- rows -->\n")
+        self._head, self._tail = page.split("<!-- rows -->\n")
+        self._has_begun = False
         _check_own(self.path)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._stream: IO[str] = self.path.open("w", encoding="utf-8", errors="replace")
-        except OSError as error:
-            raise OutputError(f"{self.path}: {error.strerror or error}") from error
-        self._put(head)
+        self._stream = io.TextIOWrapper(open_locked(self.path), encoding="utf-8", errors="replace")
+
+    def begin(self) -> None:
+        """Write what stands before the first row; an earlier page is lost.
+
+        Raises:
+            OutputError: The disk is full or gone.
+        """
+        self._has_begun = True
+        self._stream.truncate(0)
+        self._put(self._head)
 
     def write(self, *records: Prediction) -> None:
         """Write a row for each record.
@@ -65,14 +76,14 @@ class HtmlPage:
         self._put("".join(self._row(record) for record in records))
 
     def close(self) -> None:
-        """Write what follows the last row.
+        """Write what follows the last row, where the page was begun.
 
         Raises:
             OutputError: The disk is full or gone.
         """
-        if not self._stream.closed:
+        if self._has_begun and not self._stream.closed:
             self._put(self._tail)
-            self._stream.close()
+        self._stream.close()
 
     def _put(self, text: str) -> None:
         try:

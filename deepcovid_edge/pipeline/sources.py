@@ -13,7 +13,12 @@ from deepcovid_edge.device import shares
 from deepcovid_edge.errors import NotThereError
 from deepcovid_edge.imaging.files import ImageBytes, ImageSource
 
-_MAP_NAME = re.compile(r".*-[0-9a-f]{8}\.(npz|png)")
+MAP_HASH_DIGITS = 16
+"""Digits of an image's SHA-256 in the name of its heat map: images of an export often share a name,
+and 64 bits tell millions of them apart."""
+PAGE = "index.html"
+"""Name of a run's page in its folder."""
+_MAP_NAME = re.compile(rf".*-[0-9a-f]{{{MAP_HASH_DIGITS}}}\.(npz|png)")
 """As heat maps and their pictures are named: the image's name and the start of its hash."""
 
 
@@ -36,13 +41,18 @@ def _is_there(path: Path) -> bool:
 
 
 def check_folders(
-    paths: Iterable[Path], *, but: Path | None = None, maps: Path | None = None
+    paths: Iterable[Path],
+    *,
+    but: Path | None = None,
+    html: Path | None = None,
+    maps: Path | None = None,
 ) -> None:
     """Check that every folder holds an image, before a run begins: an unmounted share has none.
 
     Args:
         paths: Files and folders; no file is looked at.
         but: See `list_images`.
+        html: See `list_images`.
         maps: See `list_images`.
 
     Raises:
@@ -50,7 +60,7 @@ def check_folders(
     """
     for folder in filter(is_folder, paths):
         walk = FolderWalk()
-        if next(list_images([folder], but=but, maps=maps, walk=walk), None) is None:
+        if next(list_images([folder], but=but, html=html, maps=maps, walk=walk), None) is None:
             why = " ".join(walk.notes()) or "is its disk or share mounted?"
             raise NotThereError(f"no image found in {folder}: {why}")
 
@@ -59,6 +69,7 @@ def list_images(
     paths: Iterable[Path],
     *,
     but: Path | None = None,
+    html: Path | None = None,
     maps: Path | None = None,
     walk: FolderWalk | None = None,
 ) -> Iterator[Path]:
@@ -67,16 +78,40 @@ def list_images(
     Args:
         paths: Files and folders.
         but: A file to pass over: the output may lie among the images.
-        maps: A folder whose heat maps are passed over: it may lie among the images too.
-        walk: Counts what is passed over; None for a new one.
+        html: A folder whose page is passed over, unless the page itself is in `paths`.
+        maps: A folder whose heat maps are passed over, unless they themselves are in `paths`.
+        walk: Counts the heat maps and what else is passed over; None for a new one.
     """
-    output, maps = (place.resolve() if place else None for place in (but, maps))
-    for image in (walk or FolderWalk()).images(paths):
-        if output and image.name == output.name and image.resolve() == output:
+    paths, walk = [*paths], walk or FolderWalk()
+    names = {path.name for path in paths}
+    output, page, maps = (
+        place.resolve() if place else None for place in (but, html and html / PAGE, maps)
+    )
+    for image in walk.images(paths):
+        if _is(image, output):
             continue
-        if maps and _MAP_NAME.fullmatch(image.name) and image.resolve().parent == maps:
+        is_map = maps is not None and _is_map(image, maps)
+        if (is_map or _is(image, page)) and not (image.name in names and _is_named(image, paths)):
+            walk.heat_maps += is_map
             continue
         yield image
+
+
+def _is(image: Path, place: Path | None) -> bool:
+    return place is not None and image.name == place.name and image.resolve() == place
+
+
+def _is_map(image: Path, folder: Path) -> bool:
+    """Whether a file is a heat map in a folder, or its picture, which lies beside the map."""
+    if not _MAP_NAME.fullmatch(image.name):
+        return False
+    place = image.resolve()
+    return place.parent == folder and place.with_suffix(".npz").is_file()
+
+
+def _is_named(image: Path, paths: Iterable[Path]) -> bool:
+    place = image.resolve()
+    return any(path.name == image.name and path.resolve() == place for path in paths)
 
 
 def image_sources(sources: ImageSource | Iterable[ImageSource]) -> Iterator[ImageSource]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from deepcovid_edge.decision.record import Prediction, RunFacts
+from deepcovid_edge.device import streams
 from deepcovid_edge.errors import OutputError, UsageError
 from deepcovid_edge.files import check_replaced
 from deepcovid_edge.pipeline.earlier_records import Earlier, ShownOptions, read_earlier
@@ -115,7 +116,7 @@ class RecordFile:
         self.earlier = Earlier()
         if not resume:
             check_replaced(path)
-        stream = _open_locked(path)
+        stream = open_locked(path)
         try:
             if resume:
                 self.earlier = read_earlier(path, kind, run, options)
@@ -145,6 +146,10 @@ class RecordFile:
                 self._whole = os.lseek(self._text.fileno(), 0, os.SEEK_CUR)
             if time.monotonic() - self._synced > _SYNC_SECONDS:
                 self._sync()
+
+    def drop_if_stuck(self) -> None:
+        """Write nothing more to a pipe whose reader has stopped, see `streams.drop_if_stuck`."""
+        streams.drop_if_stuck(self._text)
 
     def close(self) -> None:
         """Sync and close the file.
@@ -193,7 +198,16 @@ def make_writer(kind: str, stream: IO[str], run: RunFacts, *, header: bool = Tru
     return JsonLinesWriter(stream)
 
 
-def _open_locked(path: Path) -> IO[bytes]:
+def open_locked(path: Path) -> IO[bytes]:
+    """Open a file for writing as it is, and hold its lock until it is closed.
+
+    Args:
+        path: The file, which is made with its folder where they are not there; a device, or a pipe
+            once somebody reads it.
+
+    Raises:
+        OutputError: The file cannot be written, or another process writes it.
+    """
     try:
         if path.exists() and not path.is_file():
             return _open_special(path)

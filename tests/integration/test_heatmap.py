@@ -194,8 +194,34 @@ def test_maps_among_the_images_are_left_out_and_images_among_the_maps_are_not(
             classified = [Path(record["path"]).name for record in records(done)]
             assert classified == ["phantom_000.png", "phantom_001.png"]
             assert f"Heat maps are in {folder}." in done.stderr
-        for left in (tmp_path / folder).glob("*-????????.*"):
+        for left in (tmp_path / folder).glob(f"*-{'?' * 16}.*"):
             left.unlink()
+
+
+def test_an_image_whose_name_ends_in_a_date_is_one_beside_its_own_map(
+    images: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "same"
+    place.mkdir()
+    names = ["chest-2.png", "chest-20200315.png", "chest-2020031512345678.png"]
+    for name in names:
+        (place / name).write_bytes((images / "phantom_000.png").read_bytes())
+    line = ("infer", "same", "--json", "--heatmap", "activation", "--heatmap-dir", "same")
+    for _ in range(2):
+        done = run(*line, cwd=tmp_path)
+        classified = [Path(record["path"]).name for record in records(done)]
+        assert sorted(classified) == sorted(names)
+    assert "3 files of heat maps were passed over." in done.stderr
+
+
+def test_a_map_that_is_named_is_read(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.png").write_bytes((images / "phantom_000.png").read_bytes())
+    run("heatmap", "one.png", "-o", ".", "--json", *QUICK, cwd=tmp_path)
+    (picture,) = tmp_path.glob("one-*.png")
+    for named in ((picture.name,), (".", picture.name)):
+        done = run("heatmap", *named, "-o", ".", "--json", *QUICK, cwd=tmp_path)
+        (found,) = [one for one in records(done) if Path(one["path"]).name == picture.name]
+        assert found["status"] == "not_assessed"
 
 
 def test_a_single_picture_is_named(images: Path, tmp_path: Path) -> None:

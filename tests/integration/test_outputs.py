@@ -10,7 +10,9 @@ import pytest
 from commands import command
 from drawn_once import phantom_files
 
-from deepcovid_edge.errors import UsageError
+from deepcovid_edge import files
+from deepcovid_edge.decision import site_file
+from deepcovid_edge.errors import OutputError, UsageError
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.model import Model
 from deepcovid_edge.models import find_model
@@ -51,6 +53,46 @@ def test_no_result_is_written_over_an_image_or_a_model(
     assert (image.read_bytes(), model.read_bytes()) == before
 
 
+MEASUREMENTS = pytest.mark.parametrize(
+    "line",
+    [
+        "bench {model} --data {images} --scope network --scenario single-stream --seconds 0.1",
+        "verify squeezenet1_1 {model} {images}",
+        "site-check {images} --model {model}",
+    ],
+)
+
+
+@MEASUREMENTS
+def test_a_report_that_cannot_be_written_is_refused_before_the_measurement(
+    line: str, images: Path
+) -> None:
+    """Before the model is looked for, which is not there."""
+    done = command(*line.format(images=images, model="none").split(), "-o", "/proc/x/y.json")
+    assert done.returncode == 1
+    assert "/proc/x/y.json: cannot be written: No such file or directory" in done.stderr
+
+
+@MEASUREMENTS
+def test_a_report_that_is_not_written_in_the_end_is_printed(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for drawn, label in zip(phantom_files(tmp_path, count=2), ("normal", "covid"), strict=True):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        drawn.rename(tmp_path / "images" / label / drawn.name)
+
+    def fail(path: Path, text: str) -> None:
+        raise OutputError(f"{path}: cannot be written: the disk is full")
+
+    for module in (files, site_file):
+        monkeypatch.setattr(module, "write_text", fail)
+    words = line.format(images=tmp_path / "images", model="squeezenet1_1").split()
+    done = command(*words, "-o", str(tmp_path / "report.json"))
+    assert (done.returncode, "the disk is full" in done.stderr) == (1, True)
+    assert "squeezenet1_1" in done.stdout
+    assert "Research use only." in done.stdout
+
+
 @pytest.mark.parametrize(
     ("option", "name", "is_written"),
     [
@@ -78,10 +120,20 @@ def test_a_page_of_somebody_else_stays_and_ones_own_is_written_again(
     line = ["infer", str(images), "--html", str(page.parent), "-o", str(tmp_path / "r.jsonl")]
     for _ in range(2):
         assert command(*line).returncode == 0
+    records = (tmp_path / "r.jsonl").read_bytes()
     page.write_text("<title>The clinic's own</title>")
     done = command(*line)
     assert (done.returncode, page.read_text()) == (1, "<title>The clinic's own</title>")
     assert "choose another folder" in done.stderr
+    assert (tmp_path / "r.jsonl").read_bytes() == records
+
+
+def test_an_earlier_page_stays_where_the_records_are_refused(images: Path, tmp_path: Path) -> None:
+    line = ["infer", str(images), "--html", str(tmp_path / "page"), "-o"]
+    assert command(*line, str(tmp_path / "r.jsonl")).returncode == 0
+    page = (tmp_path / "page" / "index.html").read_bytes()
+    assert command(*line, str(images / "covid" / "IM0001")).returncode == 1
+    assert (tmp_path / "page" / "index.html").read_bytes() == page
 
 
 @pytest.mark.parametrize("text", ["important text\n", "important text", '{"a": 1}\n', "{}"])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -172,7 +175,7 @@ def test_a_connection_that_breaks_is_made_again(server: RunningServer, clinic: P
     with TcpProxy(server.port) as proxy, Model(backend=f"kserve://{HOST}:{proxy.port}") as model:
         assert model.predict_one(clinic / "phantom_000.png").status == "assessed"
         proxy.fault = Fault("reset", after=20_000)
-        model.backend._client.close()  # type: ignore[attr-defined]
+        model.backend._client._close_idle()  # type: ignore[attr-defined]
         cut = proxy.connections
 
         def heal() -> None:
@@ -278,3 +281,39 @@ def test_a_server_that_goes_away_in_a_run_leaves_what_is_written(
     assert done.returncode == ExitCode.NOT_THERE
     assert "no answer in 120 s" in done.stderr
     assert ("--resume goes on" in done.stderr) == with_output
+
+
+@pytest.mark.parametrize(("kind", "times"), [(signal.SIGINT, 1), (signal.SIGTERM, 3)])
+def test_a_stop_does_not_wait_for_a_server_that_hangs(
+    clinic: Path,
+    server: RunningServer,
+    address: str,
+    tmp_path: Path,
+    kind: signal.Signals,
+    times: int,
+) -> None:
+    for number in range(300):
+        (tmp_path / f"{number}.png").symlink_to(clinic / "phantom_001.png")
+    program = [sys.executable, "-m", "deepcovid_edge", "infer", str(tmp_path), "--json"]
+    # A shell's background job ignores SIGINT, and hands that on to what it starts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        pipe = subprocess.PIPE
+        process = subprocess.Popen([*program, "--backend", address], stdout=pipe, stderr=pipe)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
+        try:
+            assert process.stdout
+            assert process.stdout.readline()
+            server.freeze()
+            time.sleep(0.5)
+            for _ in range(times):
+                process.send_signal(kind)
+                time.sleep(0.1)
+            _, messages = process.communicate(timeout=20)
+        finally:
+            server.thaw()
+            process.kill()
+    assert process.returncode == ExitCode.INTERRUPTED, messages
+    assert b"Traceback" not in messages

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import command
-from drawn_once import phantom_files
+from drawn_once import drawn_phantom, phantom_files
 
 from deepcovid_edge.imaging.synthetic.clinic_folder import OTHERS
 from deepcovid_edge.run import Run
@@ -76,6 +77,27 @@ def test_one_image_is_not_images(images: Path, tmp_path: Path) -> None:
     assert "1 file has changed since the first record: there is a second one now." in changed
     copies = command("infer", images / "copy.png", images / "phantom_000.png").stderr
     assert "1 image is identical to an earlier one: the first result is kept." in copies
+
+
+def test_uids_of_images_done_before_are_not_compared_and_a_message_says_so(tmp_path: Path) -> None:
+    pytest.importorskip("pydicom", reason="needs extra dicom")
+    from dicom_files import dataset, written
+
+    for seed, name in enumerate(("a.dcm", "b.dcm")):
+        pixels = np.ascontiguousarray(drawn_phantom(seed)[::4, ::4])
+        image = written(dataset(pixels, SOPInstanceUID="1.2.3"))
+        (tmp_path / name).write_bytes(image)
+    line = ("infer", tmp_path / "a.dcm", tmp_path / "b.dcm", "-o", tmp_path / "r.jsonl")
+    said = "Images done before were not compared: W_DUP_UID covers this command alone."
+    whole = command(*line)
+    records = (tmp_path / "r.jsonl").read_text("utf-8").splitlines(keepends=True)
+    assert ["W_DUP_UID" in record for record in records] == [False, True]
+    (tmp_path / "r.jsonl").write_text(records[0], "utf-8")
+    rest = command(*line, "--resume")
+    assert "1 image done" in rest.stderr
+    assert "W_DUP_UID" not in (tmp_path / "r.jsonl").read_text("utf-8")
+    assert (said in whole.stderr, said in rest.stderr) == (False, True)
+    assert said not in command(*line, "--resume").stderr
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,10 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import socket
 import ssl
 import struct
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -119,6 +121,8 @@ class Client(Closing):
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._has_answered = False
         self._idle: SimpleQueue[http.client.HTTPConnection] = SimpleQueue()
+        self._used: set[socket.socket] = set()
+        self._closed = threading.Event()
 
     def facts(self) -> Mapping[str, Any]:
         """What the server says of the model.
@@ -187,17 +191,16 @@ class Client(Closing):
                 else:
                     self._check(status, content)
             except (OSError, http.client.HTTPException) as error:
-                self.close()  # whatever ended this connection has ended the idle ones too
+                self._close_idle()  # whatever ended this connection has ended those too
                 if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
-                    raise BackendUnavailableError(
-                        f"backend: {self._address}: TLS: {one_line(error)}"
-                    ) from error
+                    raise self._untrusted(error) from error
                 retry, why = None, one_line(error)
             pause = retry or _PAUSES[min(tries, len(_PAUSES) - 1)]
             tries += 1
             if time.monotonic() + pause > began + self._longest_wait:
                 raise self._away(why)
-            time.sleep(pause)
+            if self._closed.wait(pause):
+                raise self._was_closed()
 
     @property
     def _longest_wait(self) -> float:
@@ -208,10 +211,20 @@ class Client(Closing):
             return BackendUnavailableError(
                 f"backend: {self._address}: no answer in {self._patience:g} s ({why})"
             )
+        tls = "" if self._address.is_secure else ", or write kserve+https:// if it expects TLS"
         return BackendUnavailableError(
             f"backend: {self._address}: no server answers ({why}): start `deepcovid-edge serve` "
-            "there and wait until it listens, or correct the address"
+            f"there and wait until it listens, or correct the address{tls}"
         )
+
+    def _untrusted(self, error: ssl.SSLError) -> BackendUnavailableError:
+        fix = ""
+        if isinstance(error, ssl.SSLCertVerificationError):
+            fix = ": name the file of its certificate authority in SSL_CERT_FILE"
+        return BackendUnavailableError(f"backend: {self._address}: TLS: {one_line(error)}{fix}")
+
+    def _was_closed(self) -> BackendUnavailableError:
+        return BackendUnavailableError(f"backend: {self._address}: the connection was closed here")
 
     def _check(self, status: int, content: bytes) -> None:
         """Raise where asking again does not help."""
@@ -228,7 +241,11 @@ class Client(Closing):
         self, method: str, path: str, body: bytes, headers: Mapping[str, str]
     ) -> tuple[int, float | None, str | None, bytes]:
         connection, is_whole = self._connection(), False
+        own = connection.sock
+        self._used.add(own)
         try:
+            if self._closed.is_set():  # `close` did not see this connection
+                raise self._was_closed()
             with suppress(BrokenPipeError, ConnectionResetError):  # it may be answered, as by 413
                 connection.request(method, path, body or None, {**self._headers, **headers})
             answer = connection.getresponse()
@@ -236,7 +253,8 @@ class Client(Closing):
             content = answer.read(_MOST_ANSWER)
             is_whole = not (answer.will_close or answer.read(1))
         finally:
-            if is_whole:
+            self._used.discard(own)
+            if is_whole and not self._closed.is_set():
                 self._idle.put(connection)
             else:
                 connection.close()
@@ -259,6 +277,14 @@ class Client(Closing):
         return made
 
     def close(self) -> None:
+        """Close the connections; calls under way end with a `BackendUnavailableError` at once."""
+        self._closed.set()
+        for own in tuple(self._used):
+            with suppress(OSError):  # it has ended
+                socket.socket.shutdown(own, socket.SHUT_RDWR)  # wakes its call, under TLS too
+        self._close_idle()
+
+    def _close_idle(self) -> None:
         """Close the connections that no call uses."""
         with suppress(Empty):
             while True:

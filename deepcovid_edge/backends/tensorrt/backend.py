@@ -30,6 +30,7 @@ from deepcovid_edge.errors import (
     MissingDependencyError,
     ModelFileError,
     NotThereError,
+    OutputError,
     UsageError,
 )
 from deepcovid_edge.files import Closing, cache_folder, file_sha256
@@ -54,7 +55,9 @@ def find_verified(model: Path) -> Path | None:
 
     It fits this device, with the library that built it.
     """
-    engines = sorted(cache_folder().glob(f"*{SUFFIX}"))
+    engines: list[Path] = []
+    with suppress(OutputError):  # no cache folder, so no engine in it
+        engines = sorted(cache_folder().glob(f"*{SUFFIX}"))
     if not engines:  # the imports behind what follows are a tenth of a cold start
         return None
     from deepcovid_edge.backends.tensorrt.build import device_fit

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
+import pwd
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from deepcovid_edge import files
+from deepcovid_edge.backends.tensorrt.backend import find_verified
 from deepcovid_edge.backends.tensorrt.files import (
     EngineFacts,
     Fit,
@@ -25,7 +29,7 @@ from deepcovid_edge.backends.tensorrt.files import (
 )
 from deepcovid_edge.cli.exit_codes import ExitCode, exit_code
 from deepcovid_edge.errors import EngineMismatchError, ModelFileError, NotThereError, OutputError
-from deepcovid_edge.files import cache_folder, locked
+from deepcovid_edge.files import cache_folder, locked, locked_at_once
 from deepcovid_edge.manifest import ModelManifest
 
 MANIFEST = ModelManifest("net-int8", "resnet18", ("non", "covid"), "covid", 0.25, precision="int8")
@@ -180,6 +184,20 @@ def test_a_lock_that_is_never_given_back_is_an_error_that_names_its_holder(
     assert len(told) == 1
 
 
+def test_a_disk_without_locks_is_used_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuses)
+    told: list[str] = []
+    with locked(tmp_path, "net.engine", told.append) as is_held:
+        assert (is_held, told) == (True, [])
+    with locked_at_once(tmp_path / "net.engine", "another process holds it"):
+        pass
+
+
 @pytest.mark.parametrize(
     ("text", "profile"), [("1,8,32", Profile(1, 8, 32)), ("4", Profile(4, 4, 4))]
 )
@@ -203,3 +221,30 @@ def test_cache_lies_where_the_environment_says(
     assert cache_folder() == tmp_path / "xdg/deepcovid-edge"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path.home() / ".cache/deepcovid-edge"
+
+
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without HOME and without an entry in passwd, as in some containers."""
+    for name in ("DEEPCOVID_EDGE_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def unknown(_: int) -> None:
+        raise KeyError("getpwuid(): uid not found")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+
+
+@pytest.mark.usefixtures("homeless")
+def test_a_user_without_a_home_folder_learns_how_to_name_the_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(OutputError, match="no home folder: set DEEPCOVID_EDGE_CACHE"):
+        cache_folder()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "deepcovid-edge"
+
+
+@pytest.mark.usefixtures("homeless")
+def test_a_user_without_a_home_folder_has_no_engine(tmp_path: Path) -> None:
+    assert find_verified(tmp_path / "net.onnx") is None

@@ -5,14 +5,17 @@ from __future__ import annotations
 import http.server
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from cart_peers import HOST, free_port, wait_until
+from own_certificate import make_certificate
 
 from deepcovid_edge.backends.remote import client as module
 from deepcovid_edge.backends.remote.client import PARAMETER, Address, Client
@@ -154,6 +157,26 @@ def test_where_nothing_listens_the_run_ends_within_seconds() -> None:
     assert "--resume" not in str(it.value), "there may be no file to go on with"
 
 
+@pytest.mark.parametrize(
+    ("scheme", "fix"),
+    [
+        ("kserve", r"or correct the address, or write kserve\+https:// if it expects TLS$"),
+        ("kserve+https", r"TLS: .*: name the file of its certificate authority in SSL_CERT_FILE$"),
+    ],
+)
+def test_the_message_of_a_server_with_tls_names_the_fix(
+    scheme: str, fix: str, tmp_path: Path
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*make_certificate(tmp_path))
+    with Keeping() as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        address = Address.of(f"{scheme}://{HOST}:{server.server_address[1]}")
+        with Client(address, "m") as client, pytest.raises(BackendUnavailableError, match=fix):
+            client.facts()
+        server.shutdown()
+
+
 def test_a_server_that_has_answered_is_waited_for_when_it_goes_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -171,6 +194,42 @@ def test_a_server_that_has_answered_is_waited_for_when_it_goes_away(
         with answering(200, port=port):
             waits.join(20)
     assert found == [{"version": "1"}]
+
+
+def ends_with_close(client: Client) -> float:
+    """Ask in a thread that is kept waiting, close the client; how long that takes to end it."""
+    found: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            client.facts()
+        except BackendUnavailableError as error:
+            found.append(error)
+
+    waits = threading.Thread(target=ask)
+    waits.start()
+    time.sleep(0.5)
+    assert waits.is_alive()
+    began = time.monotonic()
+    client.close()
+    waits.join(20)
+    assert "the connection was closed here" in str(found[0])
+    return time.monotonic() - began
+
+
+def test_close_ends_the_calls_that_a_server_does_not_answer() -> None:
+    with Keeping(together=2) as server, server.client as client:
+        assert ends_with_close(client) < 5
+        server.together.abort()
+        server.shutdown()
+
+
+def test_close_ends_the_wait_for_the_next_try() -> None:
+    with answering(200) as (address, _):
+        client = Client(address, "m", patience=20)
+        client.facts()
+    time.sleep(0.1)
+    assert ends_with_close(client) < 5
 
 
 def test_an_image_that_serve_gave_no_record_in_time_is_sent_again() -> None:

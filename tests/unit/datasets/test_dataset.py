@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from deepcovid_edge.datasets.dataset import load_dataset, walk_files
+from deepcovid_edge.datasets.dataset import LabelledImage, dataset_sha256, load_dataset, walk_files
 from deepcovid_edge.errors import DataError, NotThereError
 
 
@@ -83,6 +84,13 @@ def test_manifest_csv_with_columns_beyond_the_needed(tmp_path: Path) -> None:
         ("", "columns label, path are missing"),
         ("path,Label,label\nx.png,covid,normal\n", "has the column 'label' twice"),
         ("path,label,paediatric\nx.png,covid,perhaps\n", "line 2: paediatric: got 'perhaps', exp"),
+        (
+            "path,label,patient,split\nx.png,covid,p,test\nx.png,covid,D, J,test\n",
+            "line 3: got 5 c",
+        ),
+        ("path,label,patient,split\nx.png,covid,D, J,\n", "line 2: got 5 cells, expected 4"),
+        ("path,label,split\nx.png,test\n", "line 2: got 2 cells, expected 3 as in the header"),
+        ("path,label,\nx.png\n", "line 2: got 1 cells, expected 3 as in the header"),
     ],
 )
 def test_wrong_manifest_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -90,6 +98,13 @@ def test_wrong_manifest_is_named(tmp_path: Path, text: str, message: str) -> Non
     (tmp_path / "manifest.csv").write_text(text)
     with pytest.raises(DataError, match=message):
         load_dataset(tmp_path)
+
+
+def test_an_empty_line_and_a_comma_that_ends_the_header_name_nothing(tmp_path: Path) -> None:
+    touch(tmp_path / "x.png")
+    (tmp_path / "manifest.csv").write_text('path,label,patient,\n\nx.png,covid,"D, J"\n\n')
+    (image,) = load_dataset(tmp_path)
+    assert (image.label, image.patient) == ("covid", "D, J")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +122,7 @@ def test_a_flag_is_read_as_people_and_programs_write_it(
 
 def test_missing_split_lists_those_present(tmp_path: Path) -> None:
     touch(tmp_path / "train/covid/1.png")
-    with pytest.raises(DataError, match=r"no image of split 'test'; it has train$"):
+    with pytest.raises(DataError, match=r"no image of split 'test'; it has train: .*data\.shares"):
         load_dataset(tmp_path, split="test")
 
 
@@ -242,3 +257,13 @@ def test_a_table_in_another_encoding_is_named(tmp_path: Path) -> None:
     (tmp_path / "manifest.csv").write_bytes(b"path,label\nM\xfcller.png,covid\n")
     with pytest.raises(DataError, match=r"manifest\.csv: not a CSV in UTF-8"):
         load_dataset(tmp_path)
+
+
+def test_a_data_set_has_one_hash_whatever_its_names_hold(tmp_path: Path) -> None:
+    image = touch(tmp_path / "ü" / "胸部.png")
+    expected = hashlib.sha256("胸部.png\0ü\0".encode() + hashlib.sha256(b"image").digest())
+    assert dataset_sha256([LabelledImage(image, "ü")]) == expected.hexdigest()
+    odd = touch(tmp_path / "\udcfc" / "c\udcff.png")  # Latin-1: not UTF-8
+    (found,) = (image for image in load_dataset(tmp_path) if image.path == odd)
+    expected = hashlib.sha256(b"c\xff.png\0\xfc\0" + hashlib.sha256(b"image").digest())
+    assert dataset_sha256([found]) == expected.hexdigest()

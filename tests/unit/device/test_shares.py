@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import command
 
+from deepcovid_edge.cli.exit_codes import ExitCode
+from deepcovid_edge.cli.options import NamedPath
 from deepcovid_edge.datasets.folders import FolderWalk
 from deepcovid_edge.device import shares
 from deepcovid_edge.errors import NotAssessedError
@@ -95,6 +99,71 @@ def test_where_a_folder_lies_is_known_without_asking_its_share(
     monkeypatch.setattr(os, "lstat", ask)
     assert shares.resolve(tmp_path / "link" / "b" / ".." / "a") == share / "a"
     assert shares.resolve(tmp_path / "other" / "b") == tmp_path / "local" / "b"
+
+
+@pytest.fixture
+def dead(share: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A share that answers nothing; who asks it on a thread that is not given up fails at once."""
+    answers = threading.Event()
+    links = share.parent / "link", share.parent / "linked.png"
+    links[0].symlink_to(share)
+    links[1].symlink_to(share / "a.png")
+
+    def deaf(name: str) -> Callable[..., object]:
+        before = getattr(os, name)
+
+        def ask(path: object = ".", *more: Any, **named: Any) -> object:
+            itself = str(path) in map(str, links) and name in ("lstat", "readlink")
+            if str(path).startswith((str(share), *map(str, links))) and not itself:
+                assert threading.current_thread().name == "share", f"{name} of {path}"
+                answers.wait(20)
+            return before(path, *more, **named)
+
+        return ask
+
+    for name in ("stat", "lstat", "readlink", "open", "scandir", "access"):
+        monkeypatch.setattr(os, name, deaf(name))
+    yield share
+    answers.set()
+
+
+@pytest.mark.parametrize("place", ["a share", "a share/a.png", "link", "link/a.png", "linked.png"])
+def test_a_share_that_is_dead_at_the_start_stops_no_run(
+    place: str, dead: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out.jsonl").touch()
+    image = tmp_path / place
+    done = command("infer", image, "-o", tmp_path / "out.jsonl", "--workers", 1)
+    assert done.returncode == ExitCode.NOT_ASSESSED, done.stderr
+    (record,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert (record["path"], record["reason"]) == (str(image), "E_UNREADABLE")
+    assert "does not answer" in record["message"]
+
+
+def test_a_share_that_is_dead_when_a_run_goes_on_stops_it_not(dead: Path, tmp_path: Path) -> None:
+    output = ("-o", tmp_path / "out.jsonl", "--workers", 1)
+    assert command("infer", dead / "a.png", *output).returncode == ExitCode.NOT_ASSESSED
+    done = command("infer", dead / "a.png", *output, "--resume")
+    assert (done.returncode, done.stdout) == (ExitCode.NOT_ASSESSED, ""), done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("verify", "squeezenet1_1", "squeezenet1_1-int8-cpu", "a share"),
+        ("site-check", "link/manifest.csv"),
+    ],
+)
+def test_labelled_images_on_a_dead_share_are_an_error(
+    arguments: tuple[str, ...], dead: Path, tmp_path: Path
+) -> None:
+    done = command(*arguments[:-1], tmp_path / arguments[-1])
+    assert done.returncode == ExitCode.NOT_THERE
+    assert "the network share does not answer" in done.stderr
+
+
+def test_a_folder_to_write_to_on_a_dead_share_is_not_asked_about(dead: Path) -> None:
+    assert NamedPath(folder=True).convert(str(dead), None, None) == dead
 
 
 @pytest.mark.parametrize("name", ["open", "pread"])

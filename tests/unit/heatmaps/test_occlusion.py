@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from numpy.typing import NDArray
 
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.backends.base import Backend, Inference, softmax
+from deepcovid_edge.decision.record import DECIMALS
 from deepcovid_edge.errors import UsageError
+from deepcovid_edge.heatmaps import occlusion
 from deepcovid_edge.heatmaps.coarse_to_fine import Refinement
 from deepcovid_edge.heatmaps.occlusion import BudgetError, Occluder, Occlusion
 from deepcovid_edge.heatmaps.windows import BASELINES, OcclusionSettings, WindowGrid, occluded
@@ -201,6 +204,35 @@ def test_a_budget_gives_the_whole_image_roughly_and_what_matters_exactly(
     ample = explain(model, phantom, window=32, stride=16, budget_ms=60_000)
     assert ample.evaluated.all()
     np.testing.assert_allclose(ample.logit_drop, full.logit_drop, atol=1e-4)
+
+
+def test_windows_that_the_budget_does_not_hold_turn_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every window would turn the decision; the budget holds the first pass alone."""
+    counting = Counting()
+    clock = SimpleNamespace(perf_counter=lambda: float(len(counting.classified)))
+    monkeypatch.setattr(occlusion, "time", clock)  # a call takes a second
+    chosen = OcclusionSettings(16, 8, budget_ms=2000)
+    with Occluder(counting, chosen, limits=[0.97], workers=1) as occluder:  # type: ignore[arg-type]
+        found = occluder.explain(np.ones((32, 32), np.uint8))  # 0.98 becomes 0.95
+    assert found.evaluated.tolist() == [[True, False, True], [False] * 3, [True, False, True]]
+    np.testing.assert_array_equal(found.turned, found.evaluated)
+    np.testing.assert_allclose(found.logit_drop, 256 / 255, atol=1e-4)
+
+
+def test_a_decision_is_that_of_the_rounded_probability() -> None:
+    """As in a record: one that lies below the limit by less than its last digit is on it."""
+    image = np.zeros((32, 32), np.uint8)
+    image[8:16, 16:24], image[24:, 24:] = 12, 4
+    with Occluder(Counting(), OcclusionSettings(8, 8)) as occluder:  # type: ignore[arg-type]
+        found = occluder.explain(image)
+    hidden = softmax(found.logits[None])[0, 1] - found.probability_drop.astype(float)
+    turned = []
+    for limit in (np.round(hidden[1, 2], DECIMALS), np.round(hidden[1, 2], DECIMALS) + 1e-6):
+        with Occluder(Counting(), OcclusionSettings(8, 8), limits=[limit]) as occluder:  # type: ignore[arg-type]
+            turned.append(occluder.explain(image).turned[1, 2])
+    assert turned == [False, True]
 
 
 def test_a_budget_that_holds_no_first_pass_is_said_with_the_time_it_takes(

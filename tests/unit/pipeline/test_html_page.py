@@ -94,6 +94,7 @@ class Parsed(HTMLParser):
 
 def written(folder: Path, records: Sequence[Prediction], run: RunFacts = RUN) -> Parsed:
     page = HtmlPage(folder, run)
+    page.begin()
     for one in records:
         page.write(one)
     page.close()
@@ -195,6 +196,7 @@ def test_links_are_relative_wherever_page_and_pictures_lie(
 
 def test_a_row_is_there_as_soon_as_it_is_written(tmp_path: Path) -> None:
     page = HtmlPage(tmp_path, RUN)
+    page.begin()
     page.write(record("a.png", 0.7), record("b.png", 0.1))
     assert len(Parsed(page.path.read_text("utf-8")).texts()) == 2
     page.close()
@@ -204,12 +206,34 @@ def test_a_row_is_there_as_soon_as_it_is_written(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_an_error_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match=r"file/index\.html: (File exists|Not a directory)"):
+    why = "cannot be written: (File exists|Not a directory)"
+    with pytest.raises(OutputError, match=rf"file/index\.html: {why}"):
         HtmlPage(tmp_path / "file", RUN)
+
+
+def test_a_page_that_another_run_writes_is_refused(tmp_path: Path) -> None:
+    page = HtmlPage(tmp_path, RUN)
+    page.begin()
+    page.write(record("a.png", 0.7))
+    with pytest.raises(OutputError, match=r"index\.html: another deepcovid-edge is writing it"):
+        HtmlPage(tmp_path, RUN)
+    page.close()
+    text = page.path.read_text("utf-8")
+    assert (len(Parsed(text).texts()), text.count("</html>")) == (1, 1)
+
+
+def test_an_earlier_page_stays_until_the_next_one_begins(tmp_path: Path) -> None:
+    written(tmp_path, [record("a.png", 0.7)])
+    earlier = (tmp_path / "index.html").read_text("utf-8")
+    page = HtmlPage(tmp_path, RUN)
+    page.close()
+    assert page.path.read_text("utf-8") == earlier
+    assert written(tmp_path, []).texts() == []
 
 
 def test_a_full_disk_is_an_error_at_the_row_and_not_again_at_the_end(tmp_path: Path) -> None:
     page = HtmlPage(tmp_path, RUN)
+    page.begin()
     full = os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, page._stream.fileno())
     os.close(full)
@@ -255,12 +279,16 @@ def test_a_run_writes_a_page_whose_pictures_are_there(at_place: Path) -> None:
     assert not re.search(r"https?:|//", text.replace("<!doctype", ""))
 
 
-def test_a_second_run_takes_no_picture_of_the_first_for_an_image(at_place: Path) -> None:
+def test_a_second_run_takes_no_file_of_the_first_for_an_image(at_place: Path) -> None:
     for _ in range(2):
-        command("infer", "images", "--html", "images/report", "-o", "r.jsonl")
+        done = command("infer", "images", "--html", "images/report", "-o", "r.jsonl")
         found = Parsed(Path("images/report/index.html").read_text("utf-8"))
-        names = [row[0] for row in found.texts() if not row[0].endswith("index.html")]
-        assert len(names) == 3
+        assert [row[0] for row in found.texts()] == [
+            *("images/<i>50% ü.png", "images/letter.jpg", "images/phantom_001.png"),
+        ]
+    assert "4 files of heat maps were passed over." in done.stderr
+    done = command("infer", "images/report/index.html", "--html", "images/report", "-o", "r.jsonl")
+    assert (done.returncode, "1 not assessed" in done.stderr) == (4, True)
 
 
 def test_a_named_folder_for_the_maps_is_used(at_place: Path) -> None:
