@@ -2,7 +2,7 @@
 
 Orthanc 1.10 and DCMTK's `storescp` listen on every address of the machine. They run in a network
 namespace that has a loopback alone (`Enclosed`), and its ports are passed on from 127.0.0.1 here;
-that needs root. Every server is ended by its own process id, and every wait has a limit.
+that needs CAP_SYS_ADMIN. Every server is ended by its own process id, and every wait has a limit.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from namespaces import can_enclose
 
 Made = TypeVar("Made")
 HOST = "127.0.0.1"
 ORTHANC = shutil.which("Orthanc", path=f"{os.environ.get('PATH', '')}:/usr/sbin") or ""
-_CAN_ENCLOSE = os.geteuid() == 0 and shutil.which("unshare") and shutil.which("ip")
 needs_dcmtk = pytest.mark.skipif(
     shutil.which("storescu") is None, reason="DCMTK is not installed: apt-get install dcmtk"
 )
 needs_enclosure = pytest.mark.skipif(
-    not _CAN_ENCLOSE, reason="a network namespace needs root and iproute2: peers listen everywhere"
+    not can_enclose(), reason="a network namespace needs CAP_SYS_ADMIN and iproute2"
 )
 needs_orthanc = pytest.mark.skipif(
-    not (ORTHANC and _CAN_ENCLOSE),
-    reason="Orthanc is not installed (apt-get install orthanc), or no network namespace (root)",
+    not (ORTHANC and can_enclose()),
+    reason="no Orthanc (apt-get install orthanc), or no network namespace (CAP_SYS_ADMIN)",
 )
 LONGEST_WAIT = 30.0
 _CLONE_NEWNET = 0x40000000

@@ -237,10 +237,11 @@ def read_shard(path: Path) -> tuple[Mapping[str, Any], int]:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             stated = _stated(file)
-            rows = sum(batch.num_rows for batch in file.iter_batches(use_threads=False))
+            records = file.read(use_threads=False)
+            records.validate(full=True)  # a page's header has no checksum
     except (OSError, ValueError, KeyError, NotImplementedError) as error:
         raise DamagedShardError(f"{path}: damaged ({one_line(error)})") from error
-    return stated, rows
+    return stated, records.num_rows
 
 
 def _stated(file: ParquetFile) -> Mapping[str, Any]:

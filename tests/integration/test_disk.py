@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from drawn_once import phantom_files
+from namespaces import skip_without_small_disk
 
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.pipeline.disk_guard import DiskGuard
@@ -35,12 +36,7 @@ def on_small_disk(size: str, script: str, folder: Path) -> subprocess.CompletedP
     """Run a script with a real file system of that size at `disk`, in a mount namespace."""
     (folder / "disk").mkdir()
     mount = f"mount -t tmpfs -o size={size} none disk && exec bash -c '{script}'"
-    try:
-        probe = subprocess.run(["unshare", "-rm", "true"], capture_output=True)
-        if probe.returncode:
-            pytest.skip("no namespace to mount a small disk in (unshare -rm)")
-    except FileNotFoundError:
-        pytest.skip("no unshare to mount a small disk with")
+    skip_without_small_disk()
     command = ["unshare", "-rm", "bash", "-c", mount]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
 

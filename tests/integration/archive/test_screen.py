@@ -27,6 +27,7 @@ from archive_runs import (
 from commands import command
 from dicom_files import dataset, written
 from drawn_once import drawn_phantom
+from namespaces import skip_without_small_disk
 
 from deepcovid_edge.archive.screening import Screener, ScreenSettings
 from deepcovid_edge.files import file_sha256
@@ -84,7 +85,8 @@ def assert_headers_stand_beside_the_records(found: list[dict[str, Any]]) -> None
         assert rows[name]["uid_hash"] is not None
     assert rows["00064.dcm"]["reason"] == "E_VIEW"
     assert rows["00000.png"]["uid_hash"] is None
-    assert rows["00000.png"]["month"] == time.strftime("%Y-%m", time.gmtime())
+    drawn = Path(rows["00000.png"]["path"]).stat().st_mtime
+    assert rows["00000.png"]["month"] == time.strftime("%Y-%m", time.gmtime(drawn))
 
 
 def test_parts_of_a_job_array_make_one_folder(place: Path, tmp_path: Path) -> None:
@@ -260,8 +262,7 @@ def test_a_uid_that_comes_again_is_known_after_a_crash_between(tmp_path: Path) -
 def test_a_full_disk_ends_the_run_and_with_more_room_it_goes_on(
     place: Path, tmp_path: Path
 ) -> None:
-    if not shutil.which("unshare") or subprocess.run(["unshare", "-rm", "true"]).returncode:
-        pytest.skip("no namespace to mount a small disk in (unshare -rm)")
+    skip_without_small_disk()
     (tmp_path / "disk").mkdir()
     words = [*COMMAND, "screen", place / "m.parquet", "-o", "disk", *OPTIONS]
     run = " ".join(map(str, [*words, "--shard-size", 4, "--min-free", 0]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cart_peers import wait_until
+from namespaces import needs_mount
 from receiving_cart import ReceivingCart
 
 pytest.importorskip("pynetdicom", reason="the cart needs extra cart")
@@ -56,7 +56,7 @@ def test_a_file_that_is_written_slowly_is_taken_whole_and_once(tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.geteuid() != 0, reason="a share is mounted and taken away: needs root")
+@needs_mount
 def test_a_share_that_goes_away_is_an_alert_and_comes_back(tmp_path: Path) -> None:
     incoming = tmp_path / "share" / "incoming"
     mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(incoming.parent)]

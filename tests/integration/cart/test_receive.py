@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cart_peers import HOST, echoscu, needs_dcmtk, storescu, wait_until
+from namespaces import needs_mount
 from receiving_cart import CR, ReceivingCart, association_request, p_data, status_in, store_command
 
 pytest.importorskip("pynetdicom", reason="the cart needs extra cart")
@@ -272,7 +273,7 @@ def test_a_locked_ledger_is_out_of_resources(tmp_path: Path) -> None:
         assert "(Success)" in storescu(cart.port, path).stdout
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a file system of 24 MB is mounted: needs root")
+@needs_mount
 def test_a_full_disk_is_out_of_resources_until_there_is_room(tmp_path: Path) -> None:
     place = tmp_path / "small"
     place.mkdir()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from deepcovid_edge.archive.shards import (
     ScreenedImage,
     ShardFolder,
     read_shard,
+    remove_unfinished,
 )
 from deepcovid_edge.archive.stamp import RUN_FILE, RunStamp, begin_run, plain_facts, read_stamp
 from deepcovid_edge.decision.record_table import record_row, record_schema, records_of
@@ -80,6 +83,34 @@ def test_a_shard_comes_back_with_its_counts(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["shard-000001.parquet"]
 
 
+def test_a_shard_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut leaves a shard of zeros, which took hours."""
+    steps: list[str] = []
+
+    def watch(name: str, real: Callable[..., None]) -> None:
+        def noted(*given: object) -> None:
+            steps.append(name)
+            real(*given)
+
+        monkeypatch.setattr(os, name, noted)
+
+    watch("fsync", os.fsync)
+    watch("replace", os.replace)
+    ShardFolder(tmp_path, STAMP).write(0, images())
+    assert steps[:2] == ["fsync", "replace"]
+
+
+def test_what_a_killed_process_left_goes_after_a_day(tmp_path: Path) -> None:
+    hour = 3600
+    for name, age in (("old.part", 25 * hour), ("young.part", 23 * hour), ("old", 25 * hour)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    remove_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old", "young.part"]
+
+
 @pytest.mark.parametrize("place", [0.1, 0.3, 0.5, 0.7, 0.9, 0.99])
 def test_a_damaged_byte_of_a_shard_is_noticed(tmp_path: Path, place: float) -> None:
     folder = ShardFolder(tmp_path, STAMP)
@@ -92,6 +123,41 @@ def test_a_damaged_byte_of_a_shard_is_noticed(tmp_path: Path, place: float) -> N
     except DamagedShardError:
         return
     assert (stated["shard"], rows) == (0, 4), "a byte that means nothing"
+
+
+def test_no_damaged_bit_of_a_page_changes_a_record(tmp_path: Path) -> None:
+    """Bits of the data have checksums; those of a page's header, which have none, are counted."""
+    folder = ShardFolder(tmp_path, STAMP)
+    folder.write(0, images())
+    path = folder.path(0)
+    data, whole = path.read_bytes(), pq.read_table(path).to_pylist()
+    pages = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    damaged = 0
+    for place in range(4, pages, 7):
+        changed = bytearray(data)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        with suppress(DamagedShardError):
+            read_shard(path)
+            assert pq.read_table(path).to_pylist() == whole, f"byte {place}"
+            continue
+        damaged += 1
+    assert damaged > pages // 14
+
+
+@pytest.mark.parametrize("page", ["dictionary_page_offset", "data_page_offset"])
+def test_a_page_that_states_another_number_of_values_is_damaged(tmp_path: Path, page: str) -> None:
+    """The count of a page's values stands in its header, which has no checksum (PageHeader)."""
+    folder = ShardFolder(tmp_path, STAMP)
+    folder.write(0, images())
+    path = folder.path(0)
+    column = pq.ParquetFile(path).metadata.row_group(0).column(1)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"\x15\x08", getattr(column, page))  # 4 as zigzag, an i32 of Thrift
+    data[at : at + 2] = b"\x15\x00"
+    path.write_bytes(data)
+    with pytest.raises(DamagedShardError):
+        read_shard(path)
 
 
 def test_no_damaged_bit_of_what_a_shard_states_is_taken_for_another_run(tmp_path: Path) -> None:
@@ -129,6 +195,15 @@ def test_a_shard_of_another_run_is_an_error(tmp_path: Path) -> None:
     ShardFolder(tmp_path, replace(STAMP, ood="warn")).write(0, images())
     with pytest.raises(DataError, match="another run"):
         ShardFolder(tmp_path, STAMP).done(0)
+
+
+def test_a_shard_under_another_s_name_is_an_error(tmp_path: Path) -> None:
+    folder = ShardFolder(tmp_path, STAMP)
+    folder.write(0, images())
+    folder.path(1).write_bytes(folder.path(0).read_bytes())
+    assert folder.done(0) == Counts(1, 1, 1, 1)
+    with pytest.raises(DataError, match="another run"):
+        folder.done(1)
 
 
 def test_a_disk_without_room_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from deepcovid_edge.cart.config import (
 )
 from deepcovid_edge.cart.page import health
 from deepcovid_edge.cart.store.backup import back_up
+from deepcovid_edge.cart.store.deliveries import Deliveries
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
 from deepcovid_edge.cart.work import housekeeping
@@ -309,6 +310,28 @@ def test_what_waits_for_a_removed_destination_is_told_until_it_is_given_up(tmp_p
         mistyped = CliRunner().invoke(command, ["drain", str(config.path), "--give-up", "pasc"])
         assert "got pasc, for which nothing waits" in str(mistyped.exception or mistyped.output)
         assert store.ledger.row("SELECT count(*) AS n FROM event") == events
+
+
+def test_what_a_removed_destination_has_is_not_forgotten(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    with open_store(config.cart.spool) as store:
+        for number in range(2):
+            store.take(number)
+            store.assess()
+        outbox = Deliveries(store.ledger, store.spool)
+        sent, committed, parked, _ = outbox.due("pacs")
+        for delivery in (sent, committed):
+            outbox.sent(delivery, "0x0000")
+        outbox.ask_commitment("pacs", "2.25.1", [committed.sop_uid])
+        outbox.settle_commitment("pacs", "2.25.1", [committed.sop_uid], [])
+        outbox.park(parked, "0x0122")
+        done = CliRunner().invoke(command, ["drain", str(config.path), "--give-up", "pacs"])
+        assert done.output == "2 objects are not sent to pacs.\n"
+        left = store.ledger.rows("SELECT object_id, state FROM outbox ORDER BY object_id")
+        assert [(*row,) for row in left] == [
+            (sent.object_id, "sent"),
+            (committed.object_id, "committed"),
+        ]
 
 
 def test_a_destination_that_is_named_is_not_given_up(tmp_path: Path) -> None:

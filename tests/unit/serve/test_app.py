@@ -130,6 +130,11 @@ def test_nobody_learns_the_model_s_name_without_a_key(path: str, model: str) -> 
     assert (status, content) == (401, {"error": "key: none"})
 
 
+@pytest.mark.parametrize("path", ["/v2", "/metrics"])
+def test_neither_the_server_nor_its_figures_are_shown_without_a_key(path: str) -> None:
+    assert ask(service_of(Locked), "GET", path) == (401, {"error": "key: none"})
+
+
 @pytest.mark.parametrize("path", ["/v2/health/live", "/v2/health/ready"])
 def test_health_needs_no_key(path: str) -> None:
     assert ask(service_of(Locked), "GET", path)[0] == 200

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ host = "192.168.1.30"
 
 def analyze(*words: object) -> subprocess.CompletedProcess[str]:
     command = ["systemd-analyze", "--no-pager", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,8 @@ def test_systemd_understands_every_line(root: Path) -> None:
 @pytest.mark.parametrize("name", ["the edge", "100%n", "a'b", 'a"b', "a\\b", "50$", "a;b", "ü"])
 def test_systemd_reads_paths_with_any_letters(name: str, tmp_path: Path) -> None:
     """It says which program is not there, and nothing else of the units."""
+    if not name.isascii() and sys.getfilesystemencoding() != "utf-8":
+        pytest.skip("Python has no name for such a path in this locale")
     folder = Path("/srv", name)
     program = Path("/srv/edge") if re.search(r"""[$\\"']""", name) else folder
     settings = InstallSettings(tmp_path, folder / "cart.toml", program=program / "python")

@@ -53,7 +53,7 @@ def test_a_short_or_strange_pin_is_refused(digits: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "scrypt 00", "md5 00 00", "scrypt zz 00", "\xff"])
 def test_a_damaged_hash_is_named(tmp_path: Path, text: str) -> None:
-    (tmp_path / "pin").write_text(text)
+    (tmp_path / "pin").write_text(text, encoding="utf-8")
     with pytest.raises(NotThereError, match="cart set-pin"):
         Pin.read(tmp_path / "pin")
 

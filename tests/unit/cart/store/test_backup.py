@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cart_store import Store, open_store, record
@@ -124,6 +125,29 @@ def test_the_oldest_copies_go_whatever_the_clock_says(
         "ledger-000003-2019-01-01.db",
         "ledger-000004-2026-12-03.db",
     ]
+
+
+def test_a_copy_that_is_not_whole_replaces_none(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "copies"
+    whole = back_up(store.spool.folder, folder, keep=1)
+    real = sqlite3.connect
+
+    class Failing(sqlite3.Connection):
+        """Its disk loses what was written: the check of the copy finds that."""
+
+        def execute(self, sql: str, *given: Any) -> sqlite3.Cursor:
+            if "quick_check" in sql:
+                sql = "SELECT 'row 1 missing from index'"
+            return super().execute(sql, *given)
+
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda *given, **named: real(*given, **named, factory=Failing)
+    )
+    with pytest.raises(OutputError, match="damaged: row 1 missing from index"):
+        back_up(store.spool.folder, folder, keep=1)
+    assert newest(folder) == whole
 
 
 def test_what_a_copy_lacks_is_read_from_the_spool(store: Store, tmp_path: Path) -> None:

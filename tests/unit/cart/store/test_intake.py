@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,12 +12,16 @@ import pytest
 from cart_store import FOLDER, Store, make_image, open_store
 
 from deepcovid_edge.cart.store.image_header import NotTakenError
-from deepcovid_edge.cart.store.intake import Arrival
+from deepcovid_edge.cart.store.intake import Arrival, content_hash
 from deepcovid_edge.cart.store.spool import SpoolFullError, SpoolSettings
 from deepcovid_edge.imaging.dicom.syntaxes import file_meta_end
 
 EXPLICIT, DX = "1.2.840.10008.1.2.1", "1.2.840.10008.5.1.4.1.1.1.1"
 AE = Arrival("ae", "127.0.0.1", "CONSOLE")
+HEAD_SHA256 = "4d4c10c63b8ae574667ebd2b3f9cb14616a80303aafa98841368d44beb97a953"
+"""Of preamble and file meta information for `EXPLICIT`, `DX` and the UID 2.25.1006."""
+CONTENT_SHA256 = "b6660f2928dc347d686b7b239d9aae1ecf7dabe54ecce1d15aa52e89484a9565"
+"""By `printf '1.2.840.10008.1.2.1\\0data set' | sha256sum`."""
 
 
 def test_an_image_is_on_the_disk_and_synced_before_its_row_is_there(
@@ -82,9 +87,18 @@ def test_a_data_set_becomes_the_same_file_every_time(store: Store) -> None:
     head = kept.read_bytes()[: -len(data)]
     assert head[128:132] == b"DICM"
     # Changed bytes would make known images look new after an update.
-    assert head[132:].hex().startswith("02000000554c0400")
+    assert hashlib.sha256(head).hexdigest() == HEAD_SHA256
     assert b"2.25.137629302146843283741052264863190441473" in head
     assert len(head) == 132 + 12 + int.from_bytes(head[140:144], "little")
+
+
+def test_a_content_is_known_by_the_same_hash_after_an_update(store: Store) -> None:
+    assert content_hash(EXPLICIT, b"data set") == CONTENT_SHA256
+    assert content_hash("1.2.840.10008.1.2", b"data set") != CONTENT_SHA256
+    whole = make_image(6)
+    store.intake.take_file(whole, name="a.dcm", arrival=FOLDER)
+    (kept,) = (store.spool.folder / "images").rglob("*.dcm")
+    assert kept.stem == content_hash(EXPLICIT, whole[file_meta_end(whole) :])
 
 
 def test_the_same_uid_with_other_bytes_is_another_image_and_is_noted(store: Store) -> None:

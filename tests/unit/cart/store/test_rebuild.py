@@ -44,6 +44,26 @@ def test_results_that_are_whole_are_taken_over(tmp_path: Path) -> None:
     assert states_after_loss(tmp_path) == ["assessed", "assessed"]
 
 
+def test_an_image_with_a_changed_byte_is_not_taken_over(tmp_path: Path) -> None:
+    """Its pixels would be assessed as those that were acknowledged."""
+    with open_store(tmp_path) as store:
+        assessed(store)
+        damaged = store.spool.image(content_of(store, 1), ".dcm")
+    data = damaged.read_bytes()
+    damaged.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert states_after_loss(tmp_path) == ["assessed"]
+    with open_store(tmp_path) as store:
+        assert content_of(store, 1) != damaged.stem
+        (event,) = store.ledger.rows("SELECT detail FROM event WHERE kind = 'not rebuilt'")
+    assert json.loads(event["detail"])["file"] == damaged.name
+
+
+def content_of(store: Store, image_id: int) -> str:
+    row = store.ledger.row("SELECT content_sha256 FROM image WHERE id = ?", image_id)
+    assert row is not None
+    return str(row["content_sha256"])
+
+
 def test_the_time_that_objects_state_is_that_of_the_new_ledger(tmp_path: Path) -> None:
     """An image that comes again is given it, so that its objects have the same bytes."""
     made = "2026-12-01T10:00:00.000+00:00"

@@ -77,6 +77,19 @@ def test_an_image_s_results_go_to_new_destinations_and_not_to_removed_ones(
         assert [state for _, _, state, _ in rows(store)][2:] == ["queued"] * 3
 
 
+def test_what_is_being_sent_is_not_queued_a_second_time(tmp_path: Path) -> None:
+    with open_store(tmp_path) as store:
+        image_id = store.take().image_id
+        store.assess()
+        outbox = Deliveries(store.ledger, store.spool)
+        first, _ = outbox.due("pacs")
+        outbox.begin(first)
+        assert outbox.resend(image_id) == 1
+        (row,) = store.ledger.rows("SELECT object_id FROM outbox WHERE state = 'sending'")
+        assert row["object_id"] == first.object_id
+        assert outbox.due("pacs")[0].is_uncertain
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import sqlite3
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cart_store import ROOMY, Store, open_store
 
 from deepcovid_edge.cart.store.ledger import LedgerBusyError, LedgerFullError
-from deepcovid_edge.cart.store.spool import Spool
+from deepcovid_edge.cart.store.spool import Spool, SpoolFullError, SpoolSettings
 
 
 @pytest.fixture
@@ -24,6 +28,34 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def has_ballast(store: Store) -> bool:
     return (store.spool.folder / "ballast").exists()
+
+
+def test_nobody_else_looks_into_the_spool(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        spool = Spool(tmp_path / "spool")
+        spool.store([b"x"], spool.image("a" * 64, ".dcm"))
+    finally:
+        os.umask(before)
+    folders = [spool.folder, *(path for path in spool.folder.rglob("*") if path.is_dir())]
+    assert len(folders) == 6
+    assert {stat.S_IMODE(folder.stat().st_mode) for folder in folders} == {0o700}
+
+
+def test_an_image_is_taken_where_it_leaves_the_floor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free, size = 100 << 20, 5000
+    usage = SimpleNamespace(total=10 * free, used=9 * free, free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    spool = Spool(tmp_path, SpoolSettings(100, 0.0, 0))
+    spool.check_room(0)
+    with pytest.raises(SpoolFullError, match="100 MiB free, floor 100 MiB"):
+        spool.check_room(1)
+    usage.free += size
+    spool.check_room(size)
+    with pytest.raises(SpoolFullError):
+        spool.check_room(size + 1)
 
 
 def test_a_cart_keeps_what_tells_it_from_others(store: Store, tmp_path: Path) -> None:

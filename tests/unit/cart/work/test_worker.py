@@ -19,6 +19,7 @@ from deepcovid_edge.cart.store.images import ClaimedImage, Settled
 from deepcovid_edge.cart.store.ledger import LedgerBusyError, move_aside
 from deepcovid_edge.cart.store.rebuild import RECORD_NAME
 from deepcovid_edge.cart.store.spool import SpoolFullError
+from deepcovid_edge.cart.work import role
 from deepcovid_edge.cart.work import worker as worker_module
 from deepcovid_edge.cart.work.assessor import (
     AssessorCrashedError,
@@ -454,12 +455,21 @@ def test_it_ends_when_another_role_has_made_the_ledger_again(store: Store) -> No
     assert store.states() == ["received"]
 
 
-def test_one_that_waits_for_another_ends_when_it_is_to_stop(store: Store) -> None:
-    stop = threading.Event()
+def test_one_that_waits_for_another_ends_when_it_is_to_stop(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, waits = threading.Event(), threading.Event()
+
+    def log(event: str, **_: object) -> None:
+        if event == "waiting":
+            waits.set()
+
+    monkeypatch.setattr(role, "log", log)
     config = worker_of(store).config
     with locked(store.spool.folder, "work"):
         waiting = threading.Thread(target=work, args=(config, stop), daemon=True)
         waiting.start()
+        assert waits.wait(10)
         waiting.join(0.3)
         assert waiting.is_alive()
         stop.set()

@@ -22,6 +22,7 @@ from exported_networks import export_checkpoint
 from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.errors import DataError, OutputError, UsageError
 from deepcovid_edge.manifest import InputSpec, ModelManifest
+from deepcovid_export.cli.evaluate import summary
 from deepcovid_export.evaluation.evaluate import evaluate, evaluate_side_by_side
 from deepcovid_export.evaluation.results import IF_MEASURED
 from deepcovid_export.networks import build_network
@@ -60,6 +61,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "checkpoint.pt"
     save_checkpoint(build_network("squeezenet1_1", 3).eval(), manifest, path)
     return path
+
+
+def test_one_image_is_one_image(images: list[LabelledImage], checkpoint: Path) -> None:
+    own = [replace(image, source=f"s{min(at, 1)}") for at, image in enumerate(images)]
+    lines = summary(evaluate(checkpoint, own, description="phantoms").as_dict()).splitlines()
+    counts = {line.split()[0]: line for line in lines if "AUC" in line}
+    assert " 1 image   AUC" in counts["s0"]
+    assert "15 images  AUC" in counts["s1"]
+    assert counts["s0"].index("AUC") == counts["s1"].index("AUC")
 
 
 def test_a_checkpoint_and_its_onnx_file_have_the_same_figures(

@@ -196,6 +196,19 @@ def test_equalising_changes_only_the_rounding_of_what_the_network_says(
     assert np.allclose(run(even, seen), run(model, seen), rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("output", "producer"),
+    [("squeeze", "squeeze"), ("squeeze_relu", "squeeze"), ("pooled", "first")],
+)
+def test_channels_that_the_network_gives_away_are_not_equalised(
+    parent: Path, output: str, producer: str
+) -> None:
+    model = onnx.load(parent)
+    tensor = onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None)
+    model.graph.output.append(tensor)
+    assert producer not in [pair.producer.output[0] for pair in find_pairs(model)]
+
+
 def test_an_activation_that_is_infinite_ends_the_calibration(parent: Path, data: Path) -> None:
     model = onnx.load(parent)
     loud = {item.name: item for item in model.graph.initializer}["squeeze.bias"]

@@ -98,7 +98,7 @@ def test_labels_are_grouped_into_classes() -> None:
         ("\n[find]\nsteps = 1", r"find\.steps: got 1"),
         ('\n[data]\nviews = "PA"', r"data\.views: got 'PA', expected a list, each a text"),
         ("\n[data]\nshares = {train = 1.0}", r"data\.shares: got \['train'\]"),
-        ("\n[data]\nshares = {train = 0.5, val = 0.2}", r"shares above 0 that sum to 1"),
+        ("\n[data]\nshares = {train = 0.5, val = 0.2}", r"shares of 0 or more that sum to 1"),
         ("\n[augment]\nflip = 2.0", r"augment\.flip: got 2\.0"),
         ("\n[augment]\njpeg = 96", r"augment\.jpeg: got 96, expected a quality, 0 to 95"),
         ("\n[augment]\nrotate = -1.0", r"augment\.rotate: got -1\.0, expected 0 or more"),
@@ -169,6 +169,7 @@ def test_changes_reach_any_field_with_its_own_type() -> None:
         'data.views=["PA", "AP"]',
         "data.shares.val=0.3",
         "data.shares.train=0.7",
+        "data.shares.test=0",
         "name=mine",
     ]
     recipe = load_recipe("plain_squeezenet1_1", changes)
@@ -216,3 +217,11 @@ def test_classes_that_cannot_be_told_apart_are_refused(
     path.write_text(f"{HEAD}\n[classes]\n{classes}\n")
     with pytest.raises(UsageError, match=message):
         load_recipe(str(path))
+
+
+def test_the_default_recipe_draws_a_test_split_and_splits_train_as_the_others_do() -> None:
+    """Its first evaluation is on `test`; data that has `train` alone gets the same `val`."""
+    shares = load_recipe("plain_squeezenet1_1").data.shares
+    assert set(shares) == {"train", "val", "test"}
+    others = DataSettings().shares
+    assert shares["val"] / (shares["train"] + shares["val"]) == pytest.approx(others["val"])

@@ -27,7 +27,7 @@ from deepcovid_export.data.images import TrainingData
 from deepcovid_export.data.training_set import ImageDataset
 from deepcovid_export.recipe import FindSettings, FitSettings, Recipe, load_recipe
 from deepcovid_export.training.lr_finder import CURVE_NAME, RangeTest, find_learning_rate, suggest
-from deepcovid_export.training.optimisers import build_optimiser, build_schedule
+from deepcovid_export.training.optimisers import build_optimiser, build_schedule, learning_rate
 from deepcovid_export.training.processes import Processes, check_device
 from deepcovid_export.training.train import RunSettings, Training
 
@@ -321,6 +321,15 @@ def test_one_cycle_takes_any_number_of_steps(steps: int) -> None:
     fit = FitSettings(schedule="one_cycle", warm_up=0.2)
     optimiser = build_optimiser(nn.Linear(2, 2), fit)
     schedule = build_schedule(optimiser, fit, steps)
+    rates = []
     for _ in range(steps):
+        rates.append(optimiser.param_groups[0]["lr"])
         optimiser.step()
         schedule.step()
+    peak = learning_rate(fit)
+    assert max(rates) <= peak * (1 + 1e-9)
+    assert rates[-1] == pytest.approx(peak / 25 / 10_000)  # as torch ends a cycle
+    if steps >= 5:  # fewer have no warm-up of a whole step
+        assert rates[0] == pytest.approx(peak / 25)
+        assert max(rates) == rates[1] > 0.8 * peak
+        assert rates[1:] == sorted(rates[1:], reverse=True)
