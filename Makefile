@@ -183,12 +183,18 @@ accuracy-%: .venv/ready
 		--results $(RESULTS)/accuracy -o $(PLACE_$*)/$*.md
 
 # The verdict is expected to be another than `usable`, which is exit code 3.
-CHECK = $(DEV)/deepcovid-edge site-check --backend onnxruntime
+CHECK = $(DEV)/deepcovid-edge site-check --backend onnxruntime --variant
 site: .venv/ready
-	$(CHECK) $(DATA) --split external --source agchung/Actualmed-COVID-chestxray-dataset \
+	$(CHECK) fp32 $(DATA) --split external --source agchung/Actualmed-COVID-chestxray-dataset \
 		--name Actualmed -o $(RESULTS)/site/actualmed.json || [ $$? = 3 ]
-	$(CHECK) $(SITES) --split external --source "TB set via GitKentC/lundis, 256 px" \
+	$(CHECK) fp32 $(SITES) --split external --source "TB set via GitKentC/lundis, 256 px" \
 		--name "TB screening, normal" -o $(RESULTS)/site/tb-normal.json || [ $$? = 3 ]
+	for split in test external; do $(CHECK) fp32 $(DATA) --split $$split --name $$split \
+		-o $(RESULTS)/site/$$split.json || [ $$? = 3 ] || exit 1; done
+	$(CHECK) fp32 $(SIIM) --split test --name "SIIM, test" \
+		-o $(RESULTS)/site/siim-test.json || [ $$? = 3 ]
+	$(CHECK) int8-cpu $(SIIM) --split test --name "SIIM, test" \
+		-o $(RESULTS)/site/siim-test-int8.json || [ $$? = 3 ]
 	$(DEV)/python -m benchmarks.tables.write
 
 # Trained for their figures alone: the paper's way, the network that shipped before, and the larger

@@ -184,6 +184,13 @@ def lacks_memory(error: BaseException) -> bool:
     return error.__cause__ is not None and lacks_memory(error.__cause__)
 
 
+_LONGEST_LINE = 600
+"""Characters: room for every message of this package with a path or two."""
+
+
 def one_line(error: BaseException) -> str:
-    """What an error says, as a detail of a reason."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """What an error says, as a detail of a reason; a very long text ends after a word."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if len(text) <= _LONGEST_LINE:
+        return text
+    return text[: _LONGEST_LINE - 4].rsplit(" ", 1)[0].rstrip(" ,;:") + " ..."

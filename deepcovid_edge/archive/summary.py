@@ -26,6 +26,7 @@ from deepcovid_edge.archive.shards import (
 from deepcovid_edge.archive.stamp import RunStamp, read_stamp
 from deepcovid_edge.decision.record_table import EXTRA
 from deepcovid_edge.decision.results import PlainResult
+from deepcovid_edge.device.progress import number_of
 from deepcovid_edge.errors import DataError, NotThereError, require
 from deepcovid_edge.reasons import NOTICE, Reason, warning_sentence
 
@@ -99,6 +100,11 @@ class Group(PlainResult):
     median: float | None
     distance: float | None
 
+    @property
+    def negative(self) -> int:
+        """Negative."""
+        return self.images - self.positive - self.indeterminate - self.not_assessed
+
 
 @dataclass(frozen=True)
 class Summary(PlainResult):
@@ -143,18 +149,28 @@ class Summary(PlainResult):
         """For a terminal: the counts, and where the rest is."""
         counts, same = self.counts, self.duplicates
         lines = [
-            f"{self.shards} of {self.stamp.shards} shards, {counts.images} of {self.stamp.images} "
-            "images",
+            f"{self.shards} of {number_of(self.stamp.shards, 'shard')}, {counts.images} of "
+            f"{number_of(self.stamp.images, 'image')}",
             *([_others_line(self.others)] if self.others else []),
             f"{counts.positive} positive, {counts.negative} negative, {counts.indeterminate} "
             f"indeterminate, {counts.not_assessed} not assessed",
             *(f"  {one.images} {one.code}: {one.sentence}" for one in self.reasons),
-            f"{same.images} images repeat the bytes of another; {same.uid_images} images share "
-            f"{same.uid_groups} UIDs with other bytes",
-            *(_group_line(one) for one in (*self.months, *self.devices)),
+            f"{number_of(same.images, 'image repeats', 'images repeat')} the bytes of another; "
+            f"{_same_uid(same)}",
+            "By month and by device, with the median score, and the distance of the scores from "
+            f"those of all other images (-: fewer than {_LEAST_IMAGES} scores on one side):",
+            *(_group_line("month", one) for one in self.months),
+            *(_group_line("device", one) for one in self.devices),
             NOTICE,
         ]
         return "\n".join(lines)
+
+
+def _same_uid(same: Duplicated) -> str:
+    if not same.uid_groups:
+        return "no two different files have the same UID"
+    shared = "have the same UID" if same.uid_groups == 1 else f"share {same.uid_groups} UIDs"
+    return f"{same.uid_images} different files {shared}"
 
 
 def _others_line(names: Sequence[str]) -> str:
@@ -162,12 +178,13 @@ def _others_line(names: Sequence[str]) -> str:
     return f"Not counted, no shards of this run: {', '.join(map(repr, names[:_MOST_NAMES]))}{more}"
 
 
-def _group_line(group: Group) -> str:
-    median = "" if group.median is None else f", median {group.median:.3f}"
-    distance = "" if group.distance is None else f", distance {group.distance:.2f}"
+def _group_line(column: str, group: Group) -> str:
+    median = "-" if group.median is None else f"{group.median:.3f}"
+    distance = "-" if group.distance is None else f"{group.distance:.2f}"
     return (
-        f"  {group.name}: {group.images} images, {group.positive} positive, "
-        f"{group.not_assessed} not assessed{median}{distance}"
+        f"  {column} {group.name}: {number_of(group.images, 'image')}, {group.positive} positive, "
+        f"{group.negative} negative, {group.indeterminate} indeterminate, {group.not_assessed} not "
+        f"assessed, median {median}, distance {distance}"
     )
 
 

@@ -57,7 +57,8 @@ class AlertCode(Coded):
     MODEL = (
         "model_unverified",
         "The model, or its site file, may not be used.",
-        "Build and verify the engine again, or choose another model with `cart model use`.",
+        "See the detail: build and verify the engine again, repeat the site check with this model,"
+        " or choose another model with `cart model use`.",
     )
     MODEL_NOT_IN_USE = (
         "model_not_in_use",

@@ -11,7 +11,7 @@ from deepcovid_edge.cart.config import CartConfig, PageSettings
 from deepcovid_edge.cart.model_pointer import model_in_use, named_model, pointer_fault
 from deepcovid_edge.cart.store.opening import open_ledger
 from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
-from deepcovid_edge.device.ports import listening_socket
+from deepcovid_edge.device.ports import check_address
 from deepcovid_edge.device.tls import load_certificate
 from deepcovid_edge.errors import DeepCovidEdgeError, NotThereError, UsageError, one_line, require
 from deepcovid_edge.files import read_regular
@@ -25,11 +25,18 @@ class Check:
         what: The thing.
         is_right: Whether it is as it should be.
         detail: What was found.
+        warns: Whether it is allowed, and something is lost by it.
     """
 
     what: str
     is_right: bool
     detail: str
+    warns: bool = False
+
+    @property
+    def mark(self) -> str:
+        """How it came out, in four letters."""
+        return "FAIL" if not self.is_right else "warn" if self.warns else "ok  "
 
 
 def check(config: CartConfig, *, asks: bool = True) -> Iterator[Check]:
@@ -46,11 +53,26 @@ def check(config: CartConfig, *, asks: bool = True) -> Iterator[Check]:
         yield _receive(config)
     for folder in config.receive.folders:
         found = folder.is_dir()
-        yield Check(f"folder {folder}", found, "is there" if found else "is not there")
+        missing = "is not there: make it or mount it, or correct receive.folders"
+        yield Check(f"folder {folder}", found, "is there" if found else missing)
+    yield from _only_copy(config)
     if config.page:
         yield _page(config.page)
     if asks:
         yield from _destinations(config)
+
+
+def _only_copy(config: CartConfig) -> Iterator[Check]:
+    """A warning where the cart deletes a file, and nothing else gets its answer."""
+    receive = config.receive
+    if receive.folders and receive.after == "delete" and not config.destinations:
+        yield Check(
+            "receive.after",
+            True,
+            "`delete` without a destination: the cart is no archive, and image and answer are gone "
+            f"for good after {config.cart.keep_days} days (keep_days)",
+            warns=True,
+        )
 
 
 def _spool(config: CartConfig) -> Check:
@@ -90,7 +112,7 @@ def _receive(config: CartConfig) -> Check:
     settings = config.receive
     try:
         require("pynetdicom", extra="cart")
-        _check_address("receive.host", settings.host)
+        check_address("receive.host", settings.host)
         _check_reached(config)
         _check_tls("receive", settings.certificate, settings.key, settings.authority)
     except DeepCovidEdgeError as error:
@@ -106,7 +128,7 @@ def _page(settings: PageSettings) -> Check:
     try:
         for library in LIBRARIES:
             require(library, extra="cart")
-        _check_address("page.host", settings.host)
+        check_address("page.host", settings.host)
         _check_tls("page", settings.certificate, settings.key)
         if settings.pin_file:
             Pin.read(settings.pin_file)
@@ -117,15 +139,6 @@ def _page(settings: PageSettings) -> Check:
 
 def _place(host: str, port: int, certificate: Path | None) -> str:
     return f"{host}, port {port}, {'with' if certificate else 'without'} TLS"
-
-
-def _check_address(key: str, host: str) -> None:
-    """Check that an address is one of this machine; a cart that runs has the port itself.
-
-    Raises:
-        NotThereError: It is not.
-    """
-    listening_socket(key, host, 0).close()
 
 
 def _check_reached(config: CartConfig) -> None:

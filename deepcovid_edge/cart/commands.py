@@ -254,7 +254,7 @@ def check_config(config: Path, offline: bool) -> int:
 
     failed = False
     for found in check(_read(config), asks=not offline):
-        click.echo(f"{'ok  ' if found.is_right else 'FAIL'} {found.what}: {found.detail}")
+        click.echo(f"{found.mark} {found.what}: {found.detail}")
         failed |= not found.is_right
     return ExitCode.NOT_EQUIVALENT if failed else ExitCode.DONE
 

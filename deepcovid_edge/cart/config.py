@@ -59,7 +59,8 @@ class ReceiveSettings:
         port: Port; 104 needs a privilege.
         folders: Folders that are watched for images; apart from the spool and its backup.
         after: What becomes of a watched file once its image is in the ledger: `keep`, `move` (into
-            `done` beside it) or `delete`.
+            `done` beside it) or `delete`. With `delete` the image is gone for good after
+            `keep_days`.
         max_image_mib: Largest image, MiB.
         max_associations: Most senders at once.
         other_images: `refuse`: images of other kinds than CR, DX and SC are refused when a sender
@@ -279,12 +280,13 @@ class CartSettings:
         budget: Most seconds for an occlusion.
         assess_seconds: Longest time for one image; the assessor is ended and started again.
         report: Kind of structured report: `comprehensive` or `comprehensive3d`.
-        keep_days: Images and results are kept for so long after every destination has them.
+        keep_days: Images and results are kept this many days after every destination has the
+            results.
         quota_mib: Most room for images and results, MiB; 0 for no limit.
         floor_mib: No image is taken while the disk has less free, MiB.
         floor_share: Nor while less than this share of the disk is free, 0 to 1.
         ballast_mib: Room kept aside for the last results on a full disk, MiB.
-        no_image_hours: An alert is raised when no image has come for so long; 0 for never.
+        no_image_hours: An alert is raised when no image has come for this many hours; 0 for never.
         backup: Folder of the nightly copies of the ledger; None for `backup` in the spool.
         backup_keep: How many copies are kept; 0 for no backup.
     """

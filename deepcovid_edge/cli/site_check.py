@@ -67,11 +67,11 @@ def command(
     from deepcovid_edge.datasets.dataset import load_site
     from deepcovid_edge.decision.site_file import USABLE, write_site
     from deepcovid_edge.device.process import set_up
-    from deepcovid_edge.files import check_replaced
+    from deepcovid_edge.files import check_writable
     from deepcovid_edge.validation.site_check import site_check
 
     if output:
-        check_replaced(output)
+        check_writable(output)
     set_up()
     images = load_site(data, split=split, source=source)
     named = name or data.resolve().name
@@ -81,9 +81,11 @@ def command(
         progress_bar(len(images)) as progress,
     ):
         report = site_check(loaded, images, name=named, workers=workers, progress=progress)
-    if output:
-        write_site(output, report.as_dict())
-    click.echo(json.dumps(report.as_dict(), indent=2) if as_json else summary(report))
+    try:
+        if output:
+            write_site(output, report.as_dict())
+    finally:
+        click.echo(json.dumps(report.as_dict(), indent=2) if as_json else summary(report))
     return 0 if report.verdict == USABLE else ExitCode.NOT_EQUIVALENT
 
 

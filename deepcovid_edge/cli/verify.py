@@ -65,14 +65,14 @@ def command(
     from deepcovid_edge.backends.settings import BackendSettings
     from deepcovid_edge.datasets.dataset import load_dataset
     from deepcovid_edge.device.process import set_up
-    from deepcovid_edge.files import check_replaced, write_text
+    from deepcovid_edge.files import check_writable, write_text
     from deepcovid_edge.models import find_model
     from deepcovid_edge.validation.equivalence import EquivalenceRules
     from deepcovid_edge.validation.verify import UNCHANGED, verify
 
-    if output:
-        check_replaced(output)
     maps = _maps(heatmap, heatmap_images, min_heatmap_correlation)
+    if output:
+        check_writable(output)
     images = load_dataset(data, split=split)
     set_up()
     own = BackendSettings(provider=provider)
@@ -91,9 +91,11 @@ def command(
         with progress_bar(len(images)) as progress:
             report = verify(before, now, images, rules=rules, heatmaps=maps, progress=progress)
     text = json.dumps(report.as_dict(), indent=2, allow_nan=False)
-    if output:
-        write_text(output, text + "\n")
-    click.echo(text if as_json else summary(report))
+    try:
+        if output:
+            write_text(output, text + "\n")
+    finally:
+        click.echo(text if as_json else summary(report))
     return 0 if report.verdict == UNCHANGED else ExitCode.NOT_EQUIVALENT
 
 
@@ -169,6 +171,7 @@ def _heatmap_line(maps: Mapping[str, Any]) -> str:
 
 def _remarks(report: Verification) -> Iterator[str]:
     from deepcovid_edge.datasets.contents import repeated_text
+    from deepcovid_edge.validation.verify import uncounted_text
 
     for image in report.flipped:
         now = "no number" if image.candidate is None else f"{image.candidate:.3f}"
@@ -178,6 +181,8 @@ def _remarks(report: Verification) -> Iterator[str]:
         yield f"not assessed: {path}: {code}"
     if report.repeated:
         yield repeated_text(report.repeated)
+    if report.uncounted:
+        yield uncounted_text(report.uncounted)
     for sentence in report.failed:
         yield f"failed: {sentence}"
     for name, count in report.missing.items():

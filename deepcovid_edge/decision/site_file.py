@@ -15,7 +15,7 @@ from typing import Any
 
 from deepcovid_edge.decision.record import SiteName
 from deepcovid_edge.errors import NotThereError, SettingsMismatchError
-from deepcovid_edge.files import check_replaced, read_regular, write_atomically
+from deepcovid_edge.files import read_regular, write_text
 from deepcovid_edge.manifest import IndeterminateRange
 
 SCHEMA_VERSION = 1
@@ -67,7 +67,10 @@ class Site:
             )
         if self.verdict == NOT_USABLE:
             why = self.reasons[0] if self.reasons else ""
-            raise SettingsMismatchError(f"{self.path}: the verdict is `{NOT_USABLE}`. {why}")
+            raise SettingsMismatchError(
+                f"{self.path}: the verdict is `{NOT_USABLE}`. {why} Choose another model, and "
+                "check that one at the site"
+            )
 
 
 def write_site(path: Path, facts: Mapping[str, Any]) -> None:
@@ -76,10 +79,8 @@ def write_site(path: Path, facts: Mapping[str, Any]) -> None:
     Raises:
         OutputError: The disk is full, the folder cannot be written, or an image is there.
     """
-    check_replaced(path)
     whole = {**facts, _CHECKSUM: _checksum(facts)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(whole, indent=2, allow_nan=False) + "\n").encode("ascii"))
+    write_text(path, json.dumps(whole, indent=2, allow_nan=False) + "\n")
 
 
 def read_site(path: Path) -> Site:

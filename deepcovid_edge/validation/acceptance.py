@@ -32,7 +32,7 @@ from deepcovid_edge.decision.thresholds import (
 )
 from deepcovid_edge.device.progress import number_of
 
-_PASSED, _FAILED, _OPEN = "passed", "failed", "open"
+_PASSED, _FAILED, _OPEN = "passed", "failed", "undecided"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class AcceptanceRules:
         margin: How far below these the lower end of the 95 % interval may lie. Without it about
             150 images of a class would be needed to accept a model that is five points better.
         aim: Share of new positive images that a site threshold is chosen to find.
-        fewest: Patients of each class that are needed for a proof and for a site threshold: no
+        fewest: Patients of each class that `usable` and a site threshold need: no
             threshold chosen on fewer than 19 positives promises to find 95 % of new ones
             (`threshold_for_new_images`).
         max_not_assessed: Largest share of the site's files that may not be assessed: figures of the
@@ -272,8 +272,9 @@ def _reasons(
     if _too_few(images, rules):
         counts = images.count(positive=True), images.count(positive=False)
         found.append(
-            f"patients: {counts[0]} with and {counts[1]} without {name}; {rules.fewest} of each "
-            "are needed for a proof, or for a threshold of the site"
+            f"patients: {counts[0]} with and {counts[1]} without {name}; at least "
+            f"{rules.fewest} patients of each are needed for the verdict `usable` or for a site "
+            "threshold"
         )
     if images.not_assessed:
         whole = images.not_assessed + len(images.scores)
@@ -307,8 +308,8 @@ def _about_point(point: OperatingPoint, place: str, rules: AcceptanceRules, name
 
 def _asked(rate: Rate, least: float, margin: float) -> str:
     state = _compared(rate, least, margin)
-    margin_text = f", with an interval from {least - margin:.0%} on" if state == _OPEN else ""
-    return f"at least {least:.0%} is asked for{margin_text}: {state}"
+    lower = f", with the lower end of the interval at {least - margin:.0%} or more"
+    return f"required: at least {least:.0%}{lower if state == _OPEN else ''}: {state}"
 
 
 def _about_area(area: Estimate, rules: AcceptanceRules, name: str) -> str:
@@ -316,7 +317,7 @@ def _about_area(area: Estimate, rules: AcceptanceRules, name: str) -> str:
     found = f"images with and without {name} are told apart with AUC {area.value:.3f} "
     found += f"[{low:.3f}, {high:.3f}]"
     if _no_threshold_can_pass(area, rules):
-        return f"{found}: no threshold can reach what is asked for"
+        return f"{found}: no threshold can reach what is required"
     return f"{found}, which may be chance" if low <= 0.5 else found
 
 

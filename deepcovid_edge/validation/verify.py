@@ -7,6 +7,7 @@ whether both look at the same places.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from deepcovid_edge.backends.base import Backend, identity
 from deepcovid_edge.datasets.dataset import LabelledImage, check_labels, dataset_sha256
 from deepcovid_edge.decision.results import PlainResult
 from deepcovid_edge.decision.statistics import Truth
+from deepcovid_edge.device.progress import number_of
 from deepcovid_edge.heatmaps.agreement import (
     MapComparison,
     choose_images,
@@ -60,6 +62,8 @@ class Verification(PlainResult):
         images: How many were assessed, each content once.
         not_assessed: File -> reason code.
         repeated: Assessed files with the content of an earlier one.
+        uncounted: Soft label of the reference's recipe -> its images: neither right nor wrong, so
+            they are not compared.
         data_sha256: Over the images.
         logits: None without a result of the candidate that is a number.
         probability: Likewise, of the positive class.
@@ -85,6 +89,7 @@ class Verification(PlainResult):
     images: int
     not_assessed: Mapping[str, str]
     repeated: int = 0
+    uncounted: Mapping[str, int] = field(default_factory=dict)
     data_sha256: str
     logits: Differences | None
     probability: Differences | None
@@ -116,7 +121,7 @@ def verify(
     Args:
         reference: The model whose accuracy is known.
         candidate: The model that is to replace it.
-        images: Labelled images; both classes must occur for a verdict.
+        images: Labelled, of both classes for a verdict; soft labels are not compared.
         rules: When the candidate counts as unchanged; None for the reference's own.
         heatmaps: Which heat maps are compared too; None for none.
         progress: Called with the number of images that were classified since its last call.
@@ -129,8 +134,7 @@ def verify(
     reference, candidate = backend_of(reference), backend_of(candidate)
     manifest = reference.manifest
     rules = rules or EquivalenceRules.of(manifest)
-    check_labels(images, manifest.known_labels)
-    pair = classify_both(reference, candidate, images, progress)
+    pair, uncounted = _compared(reference, candidate, images, progress)
     found: dict[str, Any] = {
         "flips": pair.flips(),
         "sensitivity": pair.rate_change(pair.positive),
@@ -150,6 +154,7 @@ def verify(
         images=len(pair.images),
         not_assessed=pair.not_assessed,
         repeated=pair.repeated,
+        uncounted=uncounted,
         data_sha256=dataset_sha256(pair.images),
         logits=pair.differences(pair.logits),
         probability=pair.differences(pair.scores),
@@ -162,6 +167,27 @@ def verify(
         **doubts,
         **found,
     )
+
+
+def _compared(
+    reference: Backend,
+    candidate: Backend,
+    images: Sequence[LabelledImage],
+    progress: Callable[[int], object],
+) -> tuple[Pair, Mapping[str, int]]:
+    """The answers to the images whose label says what they are; how many have which soft label."""
+    known, soft = reference.manifest.known_labels, reference.manifest.soft_labels
+    check_labels(images, known | soft)
+    uncounted = Counter(image.label for image in images if image.label in soft)
+    progress(uncounted.total())
+    counted = [image for image in images if image.label not in soft]
+    return classify_both(reference, candidate, counted, progress), uncounted
+
+
+def uncounted_text(uncounted: Mapping[str, int]) -> str:
+    """A sentence about images that were not compared, by their soft labels."""
+    images = number_of(sum(uncounted.values()), "image")
+    return f"neither right nor wrong, and not compared: {images} ({', '.join(sorted(uncounted))})"
 
 
 def _compare_heatmaps(

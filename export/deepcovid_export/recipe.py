@@ -108,7 +108,8 @@ class DataSettings:
             holds it; one that no group holds is excluded. Empty: each image once.
         views: Use only images of these views, such as `PA`, and an empty text for images of
             unknown view. Without any: every view.
-        shares: Split to share of the patients, where the data set names no splits; they sum to 1.
+        shares: Split to share of the patients, where the data set names no splits; they sum to 1,
+            and 0 is for no such split.
         visible: Exclude images of the positive class on which a reader saw no abnormality (column
             `no_visible_abnormality` of a manifest), from fitting and choosing: for a model that
             claims an appearance, not the outcome of a test.
@@ -122,6 +123,7 @@ class DataSettings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "views", tuple(self.views))
         object.__setattr__(self, "groups", tuple(self.groups))
+        object.__setattr__(self, "shares", {name: it for name, it in self.shares.items() if it})
         total = sum(group.share for group in self.groups)
         if self.groups and abs(total - 1) > 1e-6:
             raise ValueError(f"data.groups: got shares that sum to {total:g}, expected 1")
@@ -133,7 +135,7 @@ class DataSettings:
             )
         if min(self.shares.values()) <= 0 or abs(sum(self.shares.values()) - 1) > 1e-6:
             raise ValueError(
-                f"data.shares: got {dict(self.shares)}, expected shares above 0 that sum to 1"
+                f"data.shares: got {dict(self.shares)}, expected shares of 0 or more that sum to 1"
             )
 
     def group_of(self, label: str, source: str) -> int | None:

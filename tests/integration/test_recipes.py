@@ -85,6 +85,7 @@ def test_a_shipped_recipe_runs_from_images_to_a_model(
     assert manifest.training["epochs_run"] == 1
     assert manifest.training["train_images"] == 4 * len(recipe.classes)
     assert manifest.threshold_origin["images"] == 2 * len(recipe.classes)
+    said = capfd.readouterr().err
     used = manifest.training["recipe"]["fit"]
     assert (used["epochs"], used["optimiser"]) == (1, recipe.fit.optimiser)
     if recipe.fit.learning_rate == "find":
@@ -94,7 +95,9 @@ def test_a_shipped_recipe_runs_from_images_to_a_model(
         assert (folder / CURVE_NAME).stat() == curve  # a resumed run goes on with what it found
     assert (folder / CURVE_NAME).exists() == (recipe.fit.learning_rate == "find")
     if recipe.data.views:
-        assert "excluded: 1 image: view AP Supine" in capfd.readouterr().err
+        assert "excluded: 1 image: view AP Supine" in said
+    for source in recipe.fit.repeat_sources:
+        assert f"repeats images of {source!r}, but the training images have none: ignored" in said
     if recipe.architecture in SLOW_TO_EXPORT:
         logits, _ = network(torch.zeros(1, 64, 64, dtype=torch.uint8))
         assert logits.shape == (1, len(recipe.classes))

@@ -62,14 +62,18 @@ class Times:
 
 @dataclass(frozen=True)
 class Drift:
-    """Whether the images of the last seven days are those that the model began with.
+    """Whether the images of the last seven days are like those that the model began with.
+
+    The first images are the reference and are not counted a second time: in the first days of a
+    model the week is empty.
 
     Attributes:
         state: `changed`, `unchanged` or `too_few`.
         words: What has changed, as the alert says it.
         reference: Scores of the first results of the model, sorted.
-        week: Those of the last seven days, sorted.
-        not_assessed: Shares that were not assessed, of the reference and of the week.
+        week: Those of later results of the last seven days, sorted.
+        not_assessed: Shares that were not assessed, of the reference and of the week; None without
+            a result.
         images: Numbers of results, of the reference and of the week.
     """
 
@@ -77,7 +81,7 @@ class Drift:
     words: Sequence[str]
     reference: Sequence[float]
     week: Sequence[float]
-    not_assessed: tuple[float, float]
+    not_assessed: tuple[float | None, float | None]
     images: tuple[int, int]
 
 
@@ -204,8 +208,8 @@ def _scores(rows: Sequence[Any]) -> list[float]:
     return sorted(row["score"] for row in rows if row["score"] is not None)
 
 
-def _not_assessed(rows: Sequence[Any]) -> float:
-    return sum(row["decision"] is None for row in rows) / len(rows) if rows else 0.0
+def _not_assessed(rows: Sequence[Any]) -> float | None:
+    return sum(row["decision"] is None for row in rows) / len(rows) if rows else None
 
 
 def steps_of(scores: Sequence[float], width: float, height: float) -> str:

@@ -102,13 +102,16 @@ def summary(figures: dict[str, Any]) -> str:
             f"{name} {counted_text(group[name])}" for name in ("sensitivity", "specificity")
         )
 
+    def counted(images: int) -> str:
+        return f"{images:>4} {'image ' if images == 1 else 'images'}"
+
     head = f"{figures['model']} ({figures['precision']}) on {figures['data']}, threshold "
     lines = [head + f"{figures['threshold']:.4f}. {figures['notice']}"]
     for name, group in {"all images": figures["overall"], **figures["by_source"]}.items():
-        counts = f"{name:<58} {group['images']:>4} images"
+        counts = f"{name:<58} {counted(group['images'])}"
         lines.append(f"{counts}  AUC {area_text(group)}  {accuracy(group)}")
     if span := figures["indeterminate_range"]:
-        counts = f"{'without those too close to call':<58} {span['decided_images']:>4} images"
+        counts = f"{'without those too close to call':<58} {counted(span['decided_images'])}"
         lines.append(f"{counts}  {accuracy(span['decided'])}")
         ends = f"from {span['low']:.4f} to {span['high']:.4f}"
         lines.append(f"too close to call, {ends}: {counted_text(span['indeterminate'])}")

@@ -123,8 +123,12 @@ def command(
 
 
 def _summary(done: Quantized) -> str:
+    from deepcovid_edge.validation.verify import uncounted_text
+
     report, excluded = done.report, done.manifest.quantization["excluded"]
     lines = [f"failed: {sentence}" for sentence in report["failed"]]
+    if uncounted := report["uncounted"]:
+        lines.append(uncounted_text(uncounted))
     if excluded:
         lines.append(f"left in higher precision: {', '.join(excluded)}")
     for name, count in report["missing"].items():

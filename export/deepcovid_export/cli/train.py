@@ -141,7 +141,11 @@ def _report(images: TrainingData, recipe: Recipe) -> None:
     for name in absent_groups(images.train, recipe):
         click.echo(f"data.groups: no image to fit on is of group {name!r}", err=True)
     for name in unknown_sources(images.train, recipe):
-        click.echo(f"fit.repeat_sources: no image to fit on is of a source {name!r}", err=True)
+        click.echo(
+            f"fit.repeat_sources: the recipe repeats images of {name!r}, but the training images "
+            "have none: ignored",
+            err=True,
+        )
     for leak in images.leaks:
         click.echo(f"allowed: {leak}", err=True)
 

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,7 +21,7 @@ pytest.importorskip("duckdb", reason="summaries need extra archive")
 
 from deepcovid_edge.archive.shards import Counts, ScreenedImage, ShardFolder
 from deepcovid_edge.archive.stamp import RunStamp, begin_run, plain_facts
-from deepcovid_edge.archive.summary import Group, summarise
+from deepcovid_edge.archive.summary import Duplicated, Group, Summary, summarise
 from deepcovid_edge.archive.summary_page import page
 
 FACTS = RunFacts("m", "ab" * 32, "onnxruntime-cpu", "fp32", ("normal", "covid"), "covid", 0.5)
@@ -123,6 +123,52 @@ def test_few_images_have_no_distance(tmp_path: Path) -> None:
     assert month.distance is None
 
 
+def summary_of(folder: Path, images: list[ScreenedImage]) -> Summary:
+    """The summary of a run of one shard."""
+    stamp = RunStamp("0.1", plain_facts(FACTS), "reject", len(images), "ef" * 32, len(images))
+    begin_run(folder, stamp)
+    ShardFolder(folder, stamp).write(0, images)
+    return summarise(folder)
+
+
+def scored(number: int, score: float, *, content: int = 0, month: str = "") -> ScreenedImage:
+    """An image with a score, one UID, and the content of that number."""
+    probabilities = {"normal": 1 - score, "covid": score}
+    record = Prediction(f"{number}.dcm", FACTS, f"{content:064x}", probabilities=probabilities)
+    return ScreenedImage(record, number, 7, month)
+
+
+@pytest.mark.parametrize(("contents", "expected"), [([1, 1, 1], (0, 0)), ([1, 1, 2], (1, 3))])
+def test_a_uid_that_comes_again_with_the_same_bytes_is_no_clash(
+    tmp_path: Path, contents: list[int], expected: tuple[int, int]
+) -> None:
+    images = [scored(number, 0.5, content=one << 192) for number, one in enumerate(contents)]
+    found = summary_of(tmp_path, images).duplicates
+    assert (found.uid_groups, found.uid_images) == expected
+    assert found.images == contents.count(1) - 1
+
+
+def test_scores_at_either_end_stand_in_the_outer_bins(tmp_path: Path) -> None:
+    found = summary_of(tmp_path, [scored(0, 0.0), scored(1, 0.05), scored(2, 1.0), scored(3, 1.0)])
+    assert found.histogram == (1, 1, *[0] * 17, 2)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"), [((50, 50), 1.0), ((49, 51), None), ((51, 49), None)]
+)
+def test_a_distance_needs_fifty_images_on_either_side(
+    tmp_path: Path, sizes: tuple[int, int], expected: float | None
+) -> None:
+    before, after = sizes
+    images = [
+        scored(number, float(number >= before), month=f"2020-0{1 + (number >= before)}")
+        for number in range(before + after)
+    ]
+    found = summary_of(tmp_path, images).months
+    assert [one.images for one in found] == [before, after]
+    assert [one.distance for one in found] == [expected] * 2
+
+
 class Parsed(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -163,6 +209,41 @@ def test_the_command_prints_text_json_and_a_page(
     values = json.loads(command("screen", "--summary", folder, "--json").stdout)
     assert values["counts"]["not_assessed"] == 91
     assert values["notice"] == NOTICE
+
+
+def test_the_text_names_every_decision_and_what_a_row_is_of(
+    results: tuple[Path, list[ScreenedImage]],
+) -> None:
+    summary = summarise(results[0])
+    rows = {line.split(":")[0]: line for line in summary.text().splitlines()}
+    for column, groups in (("month", summary.months), ("device", summary.devices)):
+        for group in groups:
+            counts = [
+                int(n) for n in re.findall(r"(\d+) [a-z ]+", rows[f"  {column} {group.name}"])
+            ]
+            kinds = [group.positive, group.negative, group.indeterminate, group.not_assessed]
+            assert counts[-4:] == kinds
+            assert sum(kinds) == group.images == counts[-5]
+    few = replace(summary, devices=(Group("A", 1, 0, 0, 1, 0.4, None),)).text()
+    assert (
+        "  device A: 1 image, 0 positive, 0 negative, 1 indeterminate, 0 not assessed, "
+        "median 0.400, distance -\n" in few
+    )
+    assert "(-: fewer than 50 scores on one side)" in few
+
+
+@pytest.mark.parametrize(
+    ("same", "said"),
+    [
+        (Duplicated(0, 0, 0, 0), "0 images repeat the bytes of another; no two different files"),
+        (Duplicated(1, 1, 1, 2), "1 image repeats the bytes of another; 2 different files have"),
+        (Duplicated(2, 3, 2, 5), "3 images repeat the bytes of another; 5 different files share 2"),
+    ],
+)
+def test_duplicates_are_counted_in_words(
+    same: Duplicated, said: str, results: tuple[Path, list[ScreenedImage]]
+) -> None:
+    assert said in replace(summarise(results[0]), duplicates=same).text()
 
 
 def test_files_that_only_look_like_shards_are_named_and_not_counted(

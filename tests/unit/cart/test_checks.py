@@ -167,9 +167,36 @@ def test_an_address_of_another_machine_an_authority_and_a_pin_that_are_not_there
     one = found(folder, {"host": ELSEWHERE}, elsewhere)
     for table in ("receive", "page"):
         assert not one[table].is_right
-        assert f"{table}.host: {ELSEWHERE}:0: " in one[table].detail
+        assert f"{table}.host: {ELSEWHERE}: " in one[table].detail
         assert "this machine has no such address" in one[table].detail
     one = found(folder, {**TLS, "authority": "text"}, {"pin_file": "none"})
     assert "cannot be used" in one["receive"].detail
     assert "cart set-pin" in one["page"].detail
     assert {what for what in one if not one[what].is_right} == {"receive", "page"}
+
+
+@pytest.mark.parametrize(
+    ("after", "destinations", "marks"),
+    [
+        ("delete", (), ["warn"]),
+        ("move", (), []),
+        ("delete", (Destination("pacs", "PACS", "127.0.0.1"),), []),
+    ],
+)
+def test_a_cart_that_deletes_and_sends_nothing_warns_that_images_are_lost(
+    folder: Path, after: str, destinations: tuple[Destination, ...], marks: list[str]
+) -> None:
+    (folder / "incoming").mkdir(exist_ok=True)
+    receive = {"folders": (folder / "incoming",), "after": after}
+    one = found(folder, receive, {}, (), destinations)
+    assert [check.mark for what, check in one.items() if what == "receive.after"] == marks
+    if marks:
+        assert "gone for good after 30 days" in one["receive.after"].detail
+    assert all(check.is_right for check in one.values())
+
+
+def test_a_watched_folder_that_is_not_there_has_a_fix(folder: Path) -> None:
+    missing = folder / "nowhere"
+    one = found(folder, {"folders": (missing,)}, {}, ())
+    assert one[f"folder {missing}"].mark == "FAIL"
+    assert "make it or mount it, or correct receive.folders" in one[f"folder {missing}"].detail

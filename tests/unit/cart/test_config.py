@@ -36,7 +36,7 @@ port = 8080
 
 def read(folder: Path, text: str) -> CartConfig:
     path = folder / "cart.toml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return read_config(path)
 
 

@@ -84,7 +84,10 @@ def test_with_the_cart_its_services_are_installed_last(root: Root, install: Inst
         commands[-1]
         == "/opt/deepcovid-edge/bin/deepcovid-edge cart install --gpu --kiosk --restart"
     )
-    assert any("[cpu,dicom,tensorrt,cart]" in line.replace("\\", "") for line in commands)
+    extras = "[cpu,dicom,tensorrt,cart]"
+    assert any(extras in line.replace("\\", "") for line in commands)
+    guide = (JETSON / "README.md").read_text("utf-8")
+    assert f'-w wheels -c ~/deepcovid-edge/jetson-constraints.txt "$WHEEL{extras}"' in guide
 
 
 @pytest.mark.parametrize(

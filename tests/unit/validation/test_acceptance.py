@@ -115,7 +115,9 @@ def test_few_images_with_a_plain_failure_are_enough_to_say_no() -> None:
     assert found.verdict == NOT_USABLE
     assert found.site is None
     assert "8 of 9 images without covid are called positive" in found.reasons[0]
-    assert "Patients: 13 with and 9 without covid; 20 of each are needed" in found.reasons[-1]
+    assert (
+        "Patients: 13 with and 9 without covid; at least 20 patients of each" in found.reasons[-1]
+    )
 
 
 def test_few_images_without_failure_are_not_enough() -> None:
@@ -128,6 +130,27 @@ def test_few_images_that_are_all_right_are_not_enough() -> None:
     assert (found.verdict, found.threshold, found.site) == (NOT_ENOUGH, 0.5, None)
     assert "Patients: 19 with and 60 without covid" in found.reasons[-1]
     assert classified(images(spread(0.6, 0.9, 20), spread(0.1, 0.4, 60))).verdict == USABLE
+
+
+def test_an_interval_that_ends_below_the_margin_is_not_enough() -> None:
+    """27 of 30 are found, as is asked for, but the interval ends at 0.74 and not at 0.80."""
+    positives = [*spread(0.6, 0.99, 27), 0.01, 0.02, 0.03]
+    found = classified(images(positives, spread(0.05, 0.4, 60)))
+    assert found.own.sensitivity.value == RULES.sensitivity
+    assert 0.7 < found.own.sensitivity.interval_95[0] < RULES.sensitivity - RULES.margin
+    assert found.own.specificity.value == 1
+    assert (found.verdict, found.threshold) == (NOT_ENOUGH, 0.5)
+
+
+def test_a_site_threshold_that_is_open_replaces_an_own_one_that_failed() -> None:
+    """12 of 20 negatives are spared: too few, but perhaps by chance."""
+    negatives = [*spread(0.60, 0.85, 12), *spread(0.95, 0.99, 8)]
+    found = classified(images(spread(0.90, 0.99, 20), negatives))
+    assert found.own.specificity.value == 0
+    assert found.site is not None
+    assert found.site.specificity.successes == 12
+    assert (found.verdict, found.threshold) == (NOT_ENOUGH, found.site.threshold)
+    assert found.threshold != 0.5
 
 
 def test_normals_alone_never_prove_it() -> None:

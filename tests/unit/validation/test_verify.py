@@ -21,8 +21,11 @@ from deepcovid_edge.backends.base import Backend, Inference
 from deepcovid_edge.cli.verify import summary
 from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.errors import DataError, ModelFileError, UsageError
+from deepcovid_edge.heatmaps.agreement import MapComparison
+from deepcovid_edge.heatmaps.windows import OcclusionSettings
 from deepcovid_edge.manifest import IndeterminateRange, InputSpec, ModelManifest
 from deepcovid_edge.reasons import WarningCode
+from deepcovid_edge.validation import verify as verify_module
 from deepcovid_edge.validation.equivalence import EquivalenceRules
 from deepcovid_edge.validation.verify import Verification, verify
 
@@ -201,6 +204,29 @@ def test_a_loss_that_the_images_do_not_rule_out_leaves_the_verdict_open(
     assert lost_negatives.unproved[0].startswith("specificity: may be 6.4 points lower")
 
 
+def test_a_significant_loss_alone_is_a_change(images: list[LabelledImage]) -> None:
+    """Ten of 110 positive images are lost, which no other rule is about here."""
+    turned: dict[str, Any] = {f"g{grey}": -0.1 for grey in range(135, 140)}
+    worse = Answering("worse", **turned)
+    lenient = {"max_flips": 0.5, "max_auc_change": 0.5, "margin": 0.5}
+    found = verified(images, worse, **lenient)
+    assert (found.verdict, found.unproved) == ("changed", ())
+    (sentence,) = found.failed
+    assert sentence.startswith("sensitivity: changed by -9.09% [-")
+    assert verified(images, worse, **lenient, paired_interval=False).verdict == "unchanged"
+
+
+def test_maps_whose_likeness_is_no_number_are_a_change(
+    images: list[LabelledImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    likeness = {"rank_correlation": {"median": float("nan")}}
+    monkeypatch.setattr(verify_module, "summarise", lambda _: likeness)
+    maps = MapComparison(2, OcclusionSettings(16, 16))
+    found = verify(Answering("reference"), Answering("same"), images, heatmaps=maps)
+    assert found.verdict == "changed"
+    assert found.failed == ("heat maps: median rank correlation nan, expected at least 0.95",)
+
+
 def test_too_few_images_do_not_hide_a_change(images: list[LabelledImage]) -> None:
     worse = Answering("worse", g140=-1.0)
     assert report_of(images[:40], worse)["verdict"] == "changed"
@@ -311,3 +337,21 @@ def test_an_image_without_a_result_of_the_reference_is_not_compared(
     assert set(found.not_assessed.values()) == {"E_RESULT"}
     with pytest.raises(DataError, match="no result of the reference is a number"):
         verify(Answering("reference", MANIFEST, **NO_NUMBERS), Answering("candidate"), images)
+
+
+def test_soft_labels_are_not_compared_and_said(images: list[LabelledImage]) -> None:
+    """A reader's `atypical` says neither yes nor no: `site-check` takes such a folder too."""
+    training = {"recipe": {**MANIFEST.training["recipe"], "soft_labels": {"atypical": 0.2}}}
+    manifest = replace(MANIFEST, training=training)
+    before, now = Answering("a", manifest), Answering("b", manifest, g135=-5.0)
+    soft = [replace(images[0], label="atypical"), replace(images[2], label="atypical")]
+    seen: list[int] = []
+    found = verify(before, now, [*soft, *images], progress=seen.append)
+    alone = verify(before, now, images)
+    assert found.uncounted == {"atypical": 2}
+    assert replace(found, uncounted={}) == replace(alone, uncounted={})
+    assert sum(seen) == len(images) + 2
+    assert "not compared: 2 images (atypical)" in summary(found)
+    assert "not compared" not in summary(alone)
+    with pytest.raises(DataError, match="none of 0 images"):
+        verify(before, now, soft)

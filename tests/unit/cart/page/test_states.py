@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -162,3 +163,16 @@ def test_a_fault_is_told_by_its_place_and_without_what_it_says(
     (fault,) = [json.loads(line) for line in said.out.splitlines() if "request failed" in line]
     assert fault["kind"] == "KeyError"
     assert any(place.startswith("handlers.py:") for place in fault["where"])
+
+
+def test_a_share_of_no_images_is_a_dash(tmp_path: Path) -> None:
+    """On a cart's first days all results are the reference: none is later."""
+    with open_store(tmp_path / "spool") as store:
+        put(store, 1, "positive", picture=False)
+    with served(tmp_path) as found:
+        text = found.reader.get("/statistics").text
+    row = text.rpartition("<tbody>")[2]
+    assert [re.sub("<[^>]+>", "", cell) for cell in re.findall("<td>(.*?)</td>", row)] == [
+        *("1", "0"),
+        *("0.0 %", "\N{EN DASH}"),
+    ]

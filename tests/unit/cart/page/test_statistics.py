@@ -85,6 +85,19 @@ def test_an_empty_ledger_has_statistics(tmp_path: Path) -> None:
     assert found.total == 0
     assert [one.count for one in found.times] == [0, 0, 0]
     assert found.drift.images == (0, 0)
+    assert found.drift.not_assessed == (None, None)
+
+
+def test_the_first_images_are_the_reference_alone_and_the_share_of_none_later_is_a_dash(
+    tmp_path: Path,
+) -> None:
+    """On its first day a cart showed `last 7 days: 0`, and 0.0 % of them not assessed."""
+    with open_store(tmp_path / "spool") as store:
+        for number, decision in enumerate(["positive", "negative", "negative", None]):
+            put(store, number, decision, picture=False)
+        drift = read_statistics(store.ledger).drift
+    assert drift.images == (4, 0)
+    assert drift.not_assessed == (0.25, None)
 
 
 def test_percentiles_are_of_the_nearest_rank_and_leave_out_a_clock_that_went_back() -> None:
