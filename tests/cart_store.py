@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from dicom_files import dataset, written
 
 from deepcovid_edge.cart.store.images import BuiltObject, ClaimedImage, Images, Settled
 from deepcovid_edge.cart.store.intake import Arrival, Intake, Taken
-from deepcovid_edge.cart.store.ledger import Ledger
+from deepcovid_edge.cart.store.ledger import LEDGER_NAME, Ledger
 from deepcovid_edge.cart.store.rebuild import RECORD_NAME, settled_text
 from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
 from deepcovid_edge.decision.record import Prediction, RunFacts
@@ -109,3 +110,15 @@ def record_of(score: float | None, run: RunFacts = RUN) -> dict[str, Any]:
         reason = Reason.BLANK
         return Prediction("f.dcm", run, reason=reason.code, message=reason.sentence).as_dict()
     return Prediction("f.dcm", run, probabilities={"normal": 1 - score, "covid": score}).as_dict()
+
+
+def damage_table(spool: Path, table: str) -> None:
+    """Overwrite the first page of a table; an open connection notices when it reads it."""
+    with closing(sqlite3.connect(spool / LEDGER_NAME)) as other:
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        query = "SELECT rootpage FROM sqlite_master WHERE name = ?"
+        (page,) = other.execute(query, (table,)).fetchone()
+        (size,) = other.execute("PRAGMA page_size").fetchone()
+    with (spool / LEDGER_NAME).open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from deepcovid_edge.cart.alerts import Alert, AlertCode
+from deepcovid_edge.cart.alerts import Alert, AlertCode, UnknownCode
 from deepcovid_edge.cart.config import CartConfig
 from deepcovid_edge.cart.model_pointer import ModelChoice, RunningModel, model_in_use, running_model
 from deepcovid_edge.cart.store.ledger import Ledger
@@ -98,9 +98,16 @@ def _queues(config: CartConfig, ledger: Ledger) -> dict[str, dict[str, int]]:
 def raised_alerts(ledger: Ledger) -> list[Alert]:
     """The alerts that are not over, the oldest first."""
     return [
-        Alert(AlertCode.of(row["code"]), row["key"], json.loads(row["detail"]), row["since_utc"])
+        Alert(_code(row["code"]), row["key"], json.loads(row["detail"]), row["since_utc"])
         for row in ledger.rows("SELECT * FROM alert ORDER BY since_utc, key")
     ]
+
+
+def _code(code: str) -> AlertCode | UnknownCode:
+    try:
+        return AlertCode.of(code)
+    except ValueError:
+        return UnknownCode(code)
 
 
 def find_alert(ledger: Ledger, named: str) -> str | None:

@@ -103,8 +103,8 @@ def fill(store: Store, images: int) -> None:
             at = (begin + timedelta(seconds=number * 150)).isoformat(timespec="milliseconds")
             now.execute(
                 "INSERT INTO image (content_sha256, suffix, sop_uid, bytes, source, received_utc,"
-                " clock_ok, state, reason, settled_utc)"
-                " VALUES (?, '.dcm', ?, 15000000, 'ae', ?, 1, ?, ?, ?)",
+                " boot_id, clock_ok, state, reason, settled_utc)"
+                " VALUES (?, '.dcm', ?, 15000000, 'ae', ?, '', 1, ?, ?, ?)",
                 (
                     *(f"{number:064x}", f"2.25.{number}", at),
                     *("assessed" if kind else "not_assessed", None if kind else "E_VIEW", at),

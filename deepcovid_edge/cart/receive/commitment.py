@@ -73,7 +73,8 @@ class Commitments:
         with self._ledger.transaction() as now:
             now.execute(
                 "INSERT INTO commitment (transaction_uid, side, peer, objects, at_utc)"
-                " VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET state = ?, next_try = 0",
+                " VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET objects = excluded.objects,"
+                " at_utc = excluded.at_utc, state = ?, tries = 0, next_try = 0",
                 (
                     *(transaction, _SIDE, f"{peer.ae_title}@{address}"),
                     *(json.dumps(wanted), now_utc(), _ASKED),

@@ -7,7 +7,7 @@
 | that is no image at all, likewise | passed over, with an event |
 | that cannot be read, likewise | the subject of an alert; it is taken once it can be read |
 | that is larger than the largest image | the same; it is taken once the limit is raised |
-| under a name of unfinished files, hidden, or in a system's folder | not looked at |
+| under a name of unfinished files, hidden, in a system's folder, or in `done` | not looked at |
 | that was taken and has not changed since | not read again |
 | that was taken and could not be moved or deleted | moved or deleted in a later scan |
 | that lay there when the ledger was made again, of an image that is known | not taken again |
@@ -41,6 +41,7 @@ from deepcovid_edge.cart.receive.listing import (
 )
 from deepcovid_edge.cart.store.image_header import NotTakenError
 from deepcovid_edge.cart.store.intake import Arrival, Intake
+from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.rebuild import may_lack_images
 from deepcovid_edge.cart.store.schema import EXPIRED
 from deepcovid_edge.cart.store.spool import SpoolFullError
@@ -116,6 +117,24 @@ def _dicom_is_whole(data: bytes) -> bool:
     return pixels and stream.tell() <= len(found.data)
 
 
+def alert_key(code: AlertCode, folder: Path) -> str:
+    """Key of an alert of a watched folder."""
+    return f"{code.code}:{folder}"
+
+
+def clear_alerts_of_removed(ledger: Ledger, folders: Sequence[Path]) -> None:
+    """End alerts of folders that are not watched any more.
+
+    Args:
+        ledger: The ledger.
+        folders: Those that are.
+    """
+    receiver = AlertCode.IMAGE_TOO_LARGE.code  # the key of images that the DICOM port cut off
+    for code in (AlertCode.FOLDER_GONE, AlertCode.FILES_UNREAD, AlertCode.IMAGE_TOO_LARGE):
+        keys = {receiver, *(alert_key(code, folder) for folder in folders)}
+        ledger.clear_other_alerts(code.code, keys)
+
+
 class FolderWatch:
     """One watched folder.
 
@@ -144,7 +163,7 @@ class FolderWatch:
         self._seen: dict[Path, Signature] | None = None
         self._old: Mapping[Path, Signature] | None = None
         self._unread: dict[Path, str] = {}
-        self._too_large: dict[Path, Signature] = {}
+        self._too_large: set[Path] = set()
         self._staying: dict[Path, bool | None] = {}
         """Taken files that are still to be put away -> whether they are whole; None: not known."""
 
@@ -181,7 +200,7 @@ class FolderWatch:
         ready = [
             (path, found)
             for path, found in self._files.items()
-            if path in before and found is before[path] and self._seen.get(path) != found.signature
+            if path in before and found is before[path] and not self._is_seen(path, found.signature)
             if not found.waits or found.is_stale(now)
         ]
         # What could not be read comes last: a disk that fails takes its time for each try.
@@ -224,7 +243,7 @@ class FolderWatch:
 
     def _tell(self, code: AlertCode, files: Sized, **detail: object) -> None:
         """Tell of files, without their names, until there are none any more."""
-        key, folder = f"{code.code}:{self.folder}", str(self.folder)
+        key, folder = alert_key(code, self.folder), str(self.folder)
         if files:
             self._ledger.raise_alert(key, code.code, folder=folder, files=len(files), **detail)
         else:
@@ -244,7 +263,7 @@ class FolderWatch:
                 path = Path(os.fsdecode(row["path"]))
                 seen[path] = Signature(row["bytes"], row["modified_ns"], row["inode"])
                 if row["image_id"] is None and self._exceeds(seen[path]):
-                    self._too_large[path] = seen[path]
+                    self._too_large.add(path)
                 elif self._after != "keep" and row["state"] not in (None, EXPIRED):
                     self._staying[path] = None
         return seen
@@ -273,24 +292,34 @@ class FolderWatch:
             return False
         return self._old.get(path) == signature or _is_below_unlisted(path, self._old)
 
+    def _is_seen(self, path: Path, signature: Signature) -> bool:
+        """Whether a file was taken or passed over, and has not changed since.
+
+        A share may give its files other numbers when it is mounted again. Where files stay, the
+        number alone makes no file new; one that is to be deleted is looked at again.
+        """
+        assert self._seen is not None
+        known = self._seen.get(path)
+        if known and self._after == "keep":
+            known = known._replace(inode=signature.inode)
+        return known == signature
+
     def _exceeds(self, signature: Signature) -> bool:
         return signature.size > self._most_mib * _MIB
 
     def _is_too_large(self, path: Path, found: _Found) -> bool:
         """Whether a file was passed over for its size; one that was taken before was not."""
-        return self._too_large.get(path) == found.signature
+        return path in self._too_large and self._is_seen(path, found.signature)
 
     def _list(self) -> dict[Path, Signature] | None:
         """All files that may be images; None where the folder cannot be read: an alert says so."""
-        code = AlertCode.FOLDER_GONE.code
-        key = f"{code}:{self.folder}"
+        code = AlertCode.FOLDER_GONE
+        key = alert_key(code, self.folder)
         try:
-            listed = shares.call(
-                self.folder, partial(list_files, self.folder, self._after == "move")
-            )
+            listed = shares.call(self.folder, partial(list_files, self.folder))
         except OSError as error:
             why = error.strerror or type(error).__name__
-            self._ledger.raise_alert(key, code, folder=str(self.folder), why=why)
+            self._ledger.raise_alert(key, code.code, folder=str(self.folder), why=why)
             return None
         self._ledger.clear_alert(key)
         return listed
@@ -318,7 +347,7 @@ class FolderWatch:
         assert self._seen is not None
         for path in paths:
             self._seen.pop(path, None)
-            self._too_large.pop(path, None)
+            self._too_large.discard(path)
             self._staying.pop(path, None)
 
     def _look_at(self, path: Path, found: _Found, *, is_stale: bool) -> bool:
@@ -354,7 +383,6 @@ class FolderWatch:
     def _read(self, path: Path, signature: Signature, *, is_stale: bool) -> bytes | None:
         """The bytes of a file that has not changed since; None where it is not to be taken."""
         if self._exceeds(signature):
-            self._too_large[path] = signature
             self._pass_over(path, signature, "larger than max_image_mib")
             return None
         if signature == NOT_KNOWN:
@@ -385,6 +413,10 @@ class FolderWatch:
         assert self._seen is not None
         self._seen[path] = signature
         self._staying.pop(path, None)
+        if image_id is None and self._exceeds(signature):
+            self._too_large.add(path)
+        else:
+            self._too_large.discard(path)
 
     def _put_away(self, path: Path, signature: Signature) -> None:
         """Move or delete a file that the ledger has, if it is still the same; else later."""

@@ -16,13 +16,14 @@ from deepcovid_edge.device import shares
 from deepcovid_edge.imaging.files import is_unfinished
 
 DONE = "done"
-"""Folder that taken files are moved to, beside them."""
+"""Folder that taken files are moved to, beside them. It is never looked into: what lies there was
+taken, whatever becomes of files today."""
 _HIDDEN = (".", "~$")
 _DEEPEST = 16
 
 
 class Signature(NamedTuple):
-    """By what a file is known to be unchanged."""
+    """By what a file is known to be unchanged; of 64 bits each, signed as databases have them."""
 
     size: int
     modified_ns: int
@@ -41,15 +42,18 @@ def is_passed_over(name: str) -> bool:
 
 def signature_of(status: os.stat_result) -> Signature:
     """The signature of a file, by what stat(2) says of it."""
-    return Signature(status.st_size, status.st_mtime_ns, status.st_ino)
+    return Signature(status.st_size, _signed(status.st_mtime_ns), _signed(status.st_ino))
 
 
-def list_files(folder: Path, skips_done: bool, progress: shares.Progress) -> dict[Path, Signature]:
+def _signed(number: int) -> int:
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def list_files(folder: Path, progress: shares.Progress) -> dict[Path, Signature]:
     """Files of a folder and of those below it, each with its signature.
 
     Args:
         folder: The folder.
-        skips_done: Whether folders that taken files are moved to are passed over.
         progress: Is called for each entry.
 
     Raises:
@@ -64,9 +68,7 @@ def list_files(folder: Path, skips_done: bool, progress: shares.Progress) -> dic
                 for entry in _entries(place, progress):
                     if not entry.is_dir(follow_symlinks=False):
                         found |= _listed(entry)
-                    elif not is_system_folder(entry.name) and not (
-                        skips_done and entry.name == DONE
-                    ):
+                    elif not is_system_folder(entry.name) and entry.name != DONE:
                         below.append(Path(entry.path))
             except OSError as error:
                 if depth == 0:

@@ -36,6 +36,7 @@ from deepcovid_edge.device.ports import cannot_listen
 from deepcovid_edge.device.service import log
 from deepcovid_edge.errors import NotThereError, OutputError, require
 from deepcovid_edge.files import Closing
+from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES
 
 if TYPE_CHECKING:
     import ssl
@@ -98,14 +99,14 @@ def image_classes(other_images: str) -> Mapping[str, str]:
 
 
 def transfer_syntaxes() -> list[str]:
-    """Transfer syntaxes that are taken as they come: all that pydicom knows, but references."""
+    """Transfer syntaxes that are taken as they come: all that are known, but references."""
     require("pynetdicom", extra="cart")
     from pynetdicom import ALL_TRANSFER_SYNTAXES
 
     known = require("pydicom.uid", extra="cart").UID
     return [
         str(uid)
-        for uid in ALL_TRANSFER_SYNTAXES
+        for uid in dict.fromkeys([*ALL_TRANSFER_SYNTAXES, *SYNTAXES])
         if not any(word in known(uid).name for word in _NO_PIXELS)
     ]
 

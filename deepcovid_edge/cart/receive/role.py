@@ -9,11 +9,11 @@ import time
 
 from deepcovid_edge.cart.config import CartConfig
 from deepcovid_edge.cart.receive.commitment import Commitments
-from deepcovid_edge.cart.receive.folder import FolderWatch
+from deepcovid_edge.cart.receive.folder import FolderWatch, clear_alerts_of_removed
 from deepcovid_edge.cart.receive.guards import set_up_pynetdicom
 from deepcovid_edge.cart.receive.receiver import Receiver
 from deepcovid_edge.cart.store.intake import Intake
-from deepcovid_edge.cart.store.ledger import Ledger
+from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError
 from deepcovid_edge.cart.store.opening import open_store
 from deepcovid_edge.cart.store.rebuild import note_unknown
 from deepcovid_edge.device.service import log, notify
@@ -39,6 +39,8 @@ def receive(config: CartConfig, stop: threading.Event) -> None:
     ledger, spool = open_store(config.cart)
     with ledger:
         spool.empty_incoming()
+        with contextlib.suppress(LedgerBusyError):  # the next start does
+            clear_alerts_of_removed(ledger, config.receive.folders)
         if found := note_unknown(ledger, spool):
             log("noted", images=found)
         _serve(config, Intake(ledger, spool), stop)
@@ -76,11 +78,11 @@ def _serve(config: CartConfig, intake: Intake, stop: threading.Event) -> None:
         gc.freeze()  # what is there now stays: pynetdicom collects garbage as it waits
         notify("READY=1")
         while not stop.wait(_LOOP_SECONDS):
+            if intake.ledger.is_of_no_use():
+                log("receive ends", why="the ledger is damaged, or was made again")
+                break
             if _is_alive(receiver, intake.ledger):
                 notify("WATCHDOG=1")
-            if intake.ledger.is_replaced():
-                log("receive ends", why="the ledger was made again")
-                break
         notify("STOPPING=1")
     end = time.monotonic() + _JOIN_SECONDS
     for thread in threads:

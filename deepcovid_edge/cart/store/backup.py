@@ -17,8 +17,13 @@ from pathlib import Path
 from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.model_pointer import kept_pointer
 from deepcovid_edge.cart.store.clock import now_utc
-from deepcovid_edge.cart.store.ledger import BUSY_SECONDS, LEDGER_NAME, Ledger, move_aside
-from deepcovid_edge.cart.store.rebuild import ALERT_KEY, catch_up
+from deepcovid_edge.cart.store.ledger import BUSY_SECONDS, LEDGER_NAME, UNFINISHED_NAME
+from deepcovid_edge.cart.store.rebuild import (
+    ALERT_KEY,
+    catch_up,
+    delete_unfinished,
+    replaced_ledger,
+)
 from deepcovid_edge.cart.store.schema import migrate
 from deepcovid_edge.cart.store.spool import Spool, sync
 from deepcovid_edge.errors import NotThereError, OutputError, UsageError
@@ -53,11 +58,11 @@ def back_up(
     """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _delete_unfinished_copies(folder)
         copies = _copies(folder)
         number = 1 + (_number(copies[-1]) if copies else 0)
         place = folder / f"ledger-{number:06d}-{now_utc()[:10]}.db"
         passing = folder / f".{place.name}.part"
-        passing.unlink(missing_ok=True)
         _copy(spool / LEDGER_NAME, passing, progress)
         passing.chmod(0o600)
         sync(passing)
@@ -65,9 +70,19 @@ def back_up(
         sync(folder)
         for old in _copies(folder)[:-keep]:
             old.unlink()
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, sqlite3.Error, OutputError) as error:
+        with contextlib.suppress(OSError):  # a disk that fails does so again
+            _delete_unfinished_copies(folder)
+        if isinstance(error, OutputError):
+            raise
         raise OutputError(f"{folder}: the ledger is not copied: {error}") from error
     return place
+
+
+def _delete_unfinished_copies(folder: Path) -> None:
+    """Give back the room of copies that were not finished: the disk may be full of them."""
+    for path in folder.glob(".ledger-*.part"):
+        path.unlink(missing_ok=True)
 
 
 def _copies(folder: Path) -> list[Path]:
@@ -145,21 +160,27 @@ def restore(spool: Spool, copy: Path) -> int:
     if not copy.is_file():
         raise NotThereError(f"{copy}: is not there")
     with locked(spool.folder, LEDGER_NAME):
-        passing = spool.folder / f".{LEDGER_NAME}.part"
-        shutil.copyfile(copy, passing)
-        _complete(passing, copy, kept_pointer(spool.folder))
-        passing.chmod(0o600)
-        sync(passing)
-        if (spool.folder / LEDGER_NAME).exists():
-            move_aside(spool.folder, "replaced")
-        passing.replace(spool.folder / LEDGER_NAME)
-        sync(spool.folder)
-        with Ledger(spool.folder) as ledger:
+        _begin(spool, copy)
+        with replaced_ledger(spool, "replaced") as ledger:
             found = catch_up(ledger, spool)
             ledger.event("restored", copy=copy.name, images=found)
             # The receiver looks for images that came meanwhile, as long as this alert is there.
             ledger.raise_alert(ALERT_KEY, AlertCode.LEDGER_RESTORED.code, copy=copy.name)
     return found
+
+
+def _begin(spool: Spool, copy: Path) -> None:
+    """Put a copy, completed, where `replaced_ledger` goes on with it."""
+    delete_unfinished(spool)
+    place = spool.folder / UNFINISHED_NAME
+    try:
+        shutil.copyfile(copy, place)
+        _complete(place, copy, kept_pointer(spool.folder))
+    except BaseException as error:
+        delete_unfinished(spool)
+        if isinstance(error, OSError):
+            raise OutputError(f"{copy}: is not restored: {error}") from error
+        raise
 
 
 def _complete(place: Path, copy: Path, meta: Mapping[str, str]) -> None:

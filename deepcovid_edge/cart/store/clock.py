@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from datetime import datetime, timedelta, timezone
+from functools import cache
+from pathlib import Path
 
 _BUILT = datetime(2026, 11, 1, tzinfo=timezone.utc)
 """No clock is right that lies before this program was written."""
-_AHEAD = timedelta(days=2)
+MOST_AHEAD = timedelta(days=2)
 """So far ahead a time may lie that a clock with another idea of the day wrote."""
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def now_utc() -> str:
@@ -28,4 +31,13 @@ def clock_is_plausible() -> bool:
 
 def is_plausible(at_utc: str) -> bool:
     """Whether a time of the ledger may be right: of this program's days, and not ahead of now."""
-    return _BUILT <= datetime.fromisoformat(at_utc) <= datetime.now(timezone.utc) + _AHEAD
+    return _BUILT <= datetime.fromisoformat(at_utc) <= datetime.now(timezone.utc) + MOST_AHEAD
+
+
+@cache
+def boot_id() -> str:
+    """What the kernel calls this start of the machine; empty where it does not say."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return ""

@@ -9,7 +9,7 @@ from deepcovid_edge.imaging.dicom.elements import BoundedStream, Elements, read_
 from deepcovid_edge.imaging.dicom.syntaxes import find_data_set
 
 _CHARACTER_SET = 0x00080005
-_SOP_CLASS, _SOP_UID = 0x00080016, 0x00080018
+_SOP_CLASS, _SOP_UID, _STUDY_UID = 0x00080016, 0x00080018, 0x0020000D
 _ACQUISITION_DATE, _ACQUISITION_TIME = (
     (0x00080022, 0x00080023, 0x00080020),
     (0x00080032, 0x00080033),
@@ -17,7 +17,7 @@ _ACQUISITION_DATE, _ACQUISITION_TIME = (
 _ACCESSION, _NAME, _PATIENT_ID, _BIRTH_DATE = 0x00080050, 0x00100010, 0x00100020, 0x00100030
 _MAKER, _MODEL, _STATION = 0x00080070, 0x00081090, 0x00081010
 _TAGS = (
-    *(_CHARACTER_SET, _SOP_CLASS, _SOP_UID, *_ACQUISITION_DATE, *_ACQUISITION_TIME),
+    *(_CHARACTER_SET, _SOP_CLASS, _SOP_UID, _STUDY_UID, *_ACQUISITION_DATE, *_ACQUISITION_TIME),
     *(_ACCESSION, _NAME, _PATIENT_ID, _BIRTH_DATE, _MAKER, _MODEL, _STATION),
 )
 _LAST = 0x0020000D
@@ -62,6 +62,7 @@ class ImageHeader:
     Attributes:
         sop_class: SOP class UID.
         sop_uid: SOP instance UID.
+        study_uid: Study instance UID.
         syntax: Transfer syntax UID.
         device: Manufacturer, model and station of what took it.
         who: Its patient.
@@ -69,6 +70,7 @@ class ImageHeader:
 
     sop_class: str = ""
     sop_uid: str = ""
+    study_uid: str = ""
     syntax: str = ""
     device: str = ""
     who: Who = field(default_factory=Who)
@@ -109,6 +111,7 @@ def _header(elements: Elements, media_class: str, syntax: str) -> ImageHeader:
     return ImageHeader(
         sop_class=elements.text(_SOP_CLASS) or media_class,
         sop_uid=sop_uid,
+        study_uid=elements.text(_STUDY_UID),
         syntax=syntax,
         device=" ".join(filter(None, (elements.text(tag) for tag in (_MAKER, _MODEL, _STATION)))),
         who=Who(

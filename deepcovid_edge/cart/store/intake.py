@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 
 from deepcovid_edge.cart.objects.encoding import encode_value
-from deepcovid_edge.cart.store.clock import clock_is_plausible, now_utc
+from deepcovid_edge.cart.store.clock import boot_id, clock_is_plausible, now_utc
 from deepcovid_edge.cart.store.image_header import ImageHeader, NotTakenError, read_image_header
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.schema import EXPIRED, RECEIVED
@@ -229,11 +229,13 @@ class Intake:
             "suffix": image.suffix,
             "sop_uid": header.sop_uid,
             "sop_class": header.sop_class,
+            "study_uid": header.study_uid,
             "syntax": header.syntax,
             "device": header.device,
             "bytes": len(image.data),
             "source": arrival.source,
             "received_utc": now_utc(),
+            "boot_id": boot_id(),
             "clock_ok": clock_is_plausible(),
         }
         image_id = self.ledger.insert("image", columns)

@@ -12,7 +12,7 @@ import hashlib
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from deepcovid_edge.errors import OutputError
 from deepcovid_edge.files import Closing
 
 LEDGER_NAME = "ledger.db"
+UNFINISHED_NAME = f".{LEDGER_NAME}.part"
+"""Of a ledger that is being made; see `rebuild.replaced_ledger`."""
 BUSY_SECONDS = 5.0
 """Longest wait for another role's transaction; they take milliseconds."""
 _FIRST_HASH = "0" * 64
@@ -42,7 +44,7 @@ class LedgerFullError(LedgerBusyError):
 
 
 class LedgerDamagedError(OutputError):
-    """Raised when the database is not one, or fails SQLite's own check."""
+    """Raised when the database is not one, or SQLite finds it damaged."""
 
 
 class Ledger(Closing):
@@ -51,6 +53,7 @@ class Ledger(Closing):
     Args:
         spool: The spool folder, in which the database lies.
         read_only: Never write; the database must be there.
+        name: Of the database.
 
     Raises:
         LedgerDamagedError: The file is damaged.
@@ -58,11 +61,12 @@ class Ledger(Closing):
         NewerLedgerError: It is of a newer version of this program.
     """
 
-    def __init__(self, spool: Path, *, read_only: bool = False) -> None:
-        self.path = spool / LEDGER_NAME
+    def __init__(self, spool: Path, *, read_only: bool = False, name: str = LEDGER_NAME) -> None:
+        self.path = spool / name
         self._lock = threading.RLock()
         self._depth = 0
-        with _explained(self.path):
+        self._is_damaged = False
+        with self._explained():
             self._connection = sqlite3.connect(
                 f"{self.path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}",
                 uri=True,
@@ -95,10 +99,28 @@ class Ledger(Closing):
         Raises:
             LedgerDamagedError: It is damaged.
         """
-        with self._lock, _explained(self.path):
+        with self._lock, self._explained():
             found = [row[0] for row in self._connection.execute("PRAGMA quick_check(3)")]
         if found != ["ok"]:
             raise LedgerDamagedError(f"{self.path}: damaged: {found[0]}")
+
+    def merge_log(self) -> None:
+        """Bring all of the ledger into its one file; no other connection may be open.
+
+        Raises:
+            LedgerBusyError: It cannot be written.
+        """
+        with self._lock, self._explained():
+            (mode,) = self._connection.execute("PRAGMA journal_mode = DELETE").fetchone()
+        if mode != "delete":
+            raise LedgerBusyError(f"{self.path}: its log is not merged")
+
+    def is_of_no_use(self) -> bool:
+        """Whether a role must start again: it was replaced, or SQLite found it damaged meanwhile.
+
+        The start of a role makes a damaged ledger again.
+        """
+        return self._is_damaged or self.is_replaced()
 
     def is_replaced(self) -> bool:
         """Whether another role has made the ledger again: what is written here then is lost."""
@@ -115,7 +137,7 @@ class Ledger(Closing):
             LedgerFullError: The disk is full.
             LedgerBusyError: Another role holds the ledger for too long.
         """
-        with self._lock, _explained(self.path):
+        with self._lock, self._explained():
             if self._depth:
                 yield self._connection
                 return
@@ -133,12 +155,12 @@ class Ledger(Closing):
 
     def rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
         """All rows of a query."""
-        with self._lock, _explained(self.path):
+        with self._lock, self._explained():
             return self._connection.execute(query, values).fetchall()
 
     def each(self, query: str, *values: Any) -> Iterator[sqlite3.Row]:
         """The rows of a query one after another, of a ledger that only this thread uses."""
-        with _explained(self.path):
+        with self._explained():
             yield from self._connection.execute(query, values)
 
     def row(self, query: str, *values: Any) -> sqlite3.Row | None:
@@ -215,6 +237,17 @@ class Ledger(Closing):
             if now.execute("DELETE FROM alert WHERE key = ?", (key,)).rowcount:
                 self.event("alert over", key=key)
 
+    def clear_other_alerts(self, code: str, keys: Collection[str]) -> None:
+        """End the alerts of a code whose keys name nothing that there is any more.
+
+        Args:
+            code: The code.
+            keys: The keys of alerts that may go on.
+        """
+        for row in self.rows("SELECT key FROM alert WHERE code = ?", code):
+            if row["key"] not in keys:
+                self.clear_alert(row["key"])
+
     def get_meta(self, key: str) -> str | None:
         """A single value, or None."""
         row = self.row("SELECT value FROM meta WHERE key = ?", key)
@@ -230,9 +263,28 @@ class Ledger(Closing):
         with self._lock:
             self._connection.close()
 
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Errors of SQLite as errors of the ledger."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if not any(sign in str(error) for sign in _NOT_WRITTEN):
+                raise
+            has_no_room = any(sign in str(error) for sign in _NO_ROOM)
+            kind = LedgerFullError if has_no_room else LedgerBusyError
+            raise kind(f"{self.path}: {error}") from error
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.IntegrityError):
+                raise
+            self._is_damaged = True
+            raise LedgerDamagedError(f"{self.path}: {error}") from error
+
 
 def move_aside(folder: Path, why: str) -> Path:
     """Keep a ledger that is no longer used, with its log, for whoever looks into it.
+
+    A log alone is moved too: SQLite would apply it to the next ledger of its name.
 
     Args:
         folder: The spool folder.
@@ -248,20 +300,3 @@ def move_aside(folder: Path, why: str) -> Path:
 def _hash(previous: str, at: str, kind: str, image_id: int | None, detail: str) -> str:
     text = json.dumps([previous, at, kind, image_id, detail])
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Errors of SQLite as errors of the ledger."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        if not any(sign in str(error) for sign in _NOT_WRITTEN):
-            raise
-        has_no_room = any(sign in str(error) for sign in _NO_ROOM)
-        kind = LedgerFullError if has_no_room else LedgerBusyError
-        raise kind(f"{path}: {error}") from error
-    except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.IntegrityError):
-            raise
-        raise LedgerDamagedError(f"{path}: {error}") from error

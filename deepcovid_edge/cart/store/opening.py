@@ -8,8 +8,13 @@ from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import CartSettings
 from deepcovid_edge.cart.model_pointer import settle_pointer
 from deepcovid_edge.cart.store.backup import FOLDER_NAME, newest
-from deepcovid_edge.cart.store.ledger import LEDGER_NAME, Ledger, LedgerDamagedError, move_aside
-from deepcovid_edge.cart.store.rebuild import ALERT_KEY, rebuild
+from deepcovid_edge.cart.store.ledger import LEDGER_NAME, Ledger, LedgerDamagedError
+from deepcovid_edge.cart.store.rebuild import (
+    ALERT_KEY,
+    delete_unfinished,
+    rebuild,
+    replaced_ledger,
+)
 from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
 from deepcovid_edge.device import shares
 from deepcovid_edge.errors import NotThereError
@@ -50,7 +55,9 @@ def open_ledger(settings: CartSettings, *, read_only: bool) -> Ledger:
 
 
 def _open(spool: Spool, copies: Path) -> Ledger:
-    was_there = (spool.folder / LEDGER_NAME).is_file()
+    delete_unfinished(spool)
+    if _is_lost(spool):
+        return _made_again(spool, copies, "the ledger was gone, the images were not")
     try:
         ledger = Ledger(spool.folder)
         try:
@@ -59,19 +66,29 @@ def _open(spool: Spool, copies: Path) -> Ledger:
             ledger.close()
             raise
     except LedgerDamagedError as error:
-        old = move_aside(spool.folder, "damaged")
-        return _made_again(spool, copies, why=str(error), old=old.name)
-    if not was_there and any((spool.folder / "images").iterdir()):
-        ledger.close()
-        return _made_again(spool, copies, why="the ledger was gone, the images were not")
+        return _made_again(spool, copies, str(error))
     return ledger
 
 
-def _made_again(spool: Spool, copies: Path, **detail: str) -> Ledger:
-    ledger = Ledger(spool.folder)
-    found = rebuild(ledger, spool, _newest(copies))
-    ledger.raise_alert(ALERT_KEY, AlertCode.LEDGER_REBUILT.code, images=found, **detail)
-    return ledger
+def _is_lost(spool: Spool) -> bool:
+    """Whether there are images, but no ledger, or one that a power cut left without a byte."""
+    place = spool.folder / LEDGER_NAME
+    is_there = place.is_file() and place.stat().st_size > 0
+    return not is_there and any((spool.folder / "images").iterdir())
+
+
+def _made_again(spool: Spool, copies: Path, why: str) -> Ledger:
+    """Make the ledger again; where the disk is full, in the room of the ballast."""
+
+    def make() -> None:
+        delete_unfinished(spool)
+        with replaced_ledger(spool, "damaged") as ledger:
+            found = rebuild(ledger, spool, _newest(copies))
+            code = AlertCode.LEDGER_REBUILT.code
+            ledger.raise_alert(ALERT_KEY, code, images=found, why=why)
+
+    spool.write_in_reserve(make)
+    return Ledger(spool.folder)
 
 
 def _newest(copies: Path) -> Path | None:

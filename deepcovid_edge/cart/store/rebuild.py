@@ -1,5 +1,8 @@
 """A damaged ledger is made again from the files: names are hashes, objects carry their UIDs.
 
+The new ledger has another name until it is whole: one that was not finished never takes the place
+of the old one.
+
 Each image becomes a row again. One that has objects of a result was assessed: its record lies
 beside them, its objects keep their UIDs and bytes, and go to every destination once more, which the
 fixed UIDs make harmless. One without is assessed again.
@@ -23,7 +26,7 @@ from deepcovid_edge.cart.store.deliveries import Deliveries
 from deepcovid_edge.cart.store.image_header import NotTakenError, read_image_header
 from deepcovid_edge.cart.store.images import BuiltObject, ClaimedImage, Images, Settled
 from deepcovid_edge.cart.store.intake import Arrival, Intake
-from deepcovid_edge.cart.store.ledger import Ledger
+from deepcovid_edge.cart.store.ledger import LEDGER_NAME, UNFINISHED_NAME, Ledger, move_aside
 from deepcovid_edge.cart.store.schema import (
     ASSESSED,
     ASSESSING,
@@ -34,7 +37,7 @@ from deepcovid_edge.cart.store.schema import (
     SENT,
     unanswered,
 )
-from deepcovid_edge.cart.store.spool import Spool
+from deepcovid_edge.cart.store.spool import Spool, sync
 from deepcovid_edge.decision.record import SIGNS
 from deepcovid_edge.errors import OutputError
 from deepcovid_edge.reasons import Reason
@@ -44,8 +47,8 @@ ALERT_KEY = "ledger"
 RECORD_NAME = "record.json"
 """The record of an image, with its objects, when they were made and where they go, beside them."""
 _IMAGE = (
-    *("id", "content_sha256", "suffix", "sop_uid", "sop_class", "syntax", "device"),
-    *("bytes", "source", "received_utc", "clock_ok", "reason", "settled_utc"),
+    *("id", "content_sha256", "suffix", "sop_uid", "sop_class", "study_uid", "syntax", "device"),
+    *("bytes", "source", "received_utc", "boot_id", "clock_ok", "reason", "settled_utc"),
 )
 _RESULT = ("image_id", "model_sha256", "site_sha256", "decision", "record", "made_utc")
 """Columns of every version of the ledger."""
@@ -57,6 +60,41 @@ _ANSWERED = (
     f" AND outbox.state NOT IN ('{SENT}', '{COMMITTED}')))"
 )
 """Of an image that every destination has the answer to."""
+
+
+@contextlib.contextmanager
+def replaced_ledger(spool: Spool, why: str) -> Iterator[Ledger]:
+    """A ledger that takes the place of the spool's at the end of the block, if it ends well.
+
+    The file that lies under `UNFINISHED_NAME`, if there is one, is what it begins with.
+
+    Args:
+        spool: The spool folder.
+        why: How the name of the old ledger begins, which is kept.
+
+    Raises:
+        OutputError: It cannot be written; the old ledger stays.
+    """
+    place = spool.folder / UNFINISHED_NAME
+    try:
+        with Ledger(spool.folder, name=UNFINISHED_NAME) as ledger:
+            yield ledger
+            ledger.merge_log()
+        place.chmod(0o600)
+        sync(place)
+        move_aside(spool.folder, why)
+        place.replace(spool.folder / LEDGER_NAME)
+        sync(spool.folder)
+    except OSError as error:
+        raise OutputError(f"{spool.folder / LEDGER_NAME}: is not replaced: {error}") from error
+    finally:
+        delete_unfinished(spool)
+
+
+def delete_unfinished(spool: Spool) -> None:
+    """Delete a ledger that was not finished."""
+    for path in spool.folder.glob(f"{UNFINISHED_NAME}*"):
+        path.unlink(missing_ok=True)
 
 
 def rebuild(ledger: Ledger, spool: Spool, copy: Path | None = None) -> int:

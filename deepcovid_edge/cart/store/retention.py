@@ -5,25 +5,41 @@ where the destination is not asked for storage commitment. An image that the car
 or that has no report for a destination, is not done: it waits for a person. Done images are deleted
 `keep_days` after the last of these steps, and earlier, oldest first, while images and results take
 more room than the quota. Their rows stay.
+
+A clock that goes ahead by more than a week makes nothing old for a day, so that a person can set it
+right.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
-from deepcovid_edge.cart.store.clock import clock_is_plausible, is_plausible, now_utc
+from deepcovid_edge.cart.store.clock import (
+    clock_is_plausible,
+    is_plausible,
+    now_seconds,
+    now_utc,
+)
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.schema import ASSESSED, EXPIRED, NOT_ASSESSED, unanswered
 from deepcovid_edge.cart.store.spool import Spool
 
 _MIB = 1 << 20
+_DAY_SECONDS = 86400.0
+_MOST_SECONDS = 7 * _DAY_SECONDS
+"""Between two looks at the clock; more is a clock that went ahead, or a cart that was off."""
+_CLOCK_KEY = "clock"
+"""Of the table `meta`: when the clock was last trusted, since when it is not (0: it is), and when
+it was last looked at, in seconds since 1970."""
 _WITH_OUTBOX = (
     "image LEFT JOIN result ON result.image_id = image.id"
     " LEFT JOIN object ON object.result_id = result.id"
     " LEFT JOIN outbox ON outbox.object_id = object.id"
 )
+_IS_EXPIRED = "SELECT suffix FROM image WHERE content_sha256 = ? AND state = ?"
 
 
 @dataclass(frozen=True)
@@ -49,20 +65,65 @@ def delete_old(ledger: Ledger, spool: Spool, settings: RetentionSettings) -> int
     The row says `expired` before the files are gone: one whose row says otherwise has its files.
     """
     if clock_is_plausible():
+        _note_clock(ledger)
         _correct_dates(ledger)
-    doomed = [*_aged(ledger, settings)]
+    doomed = [] if clock_went_ahead(ledger) else [*_aged(ledger, settings)]
     doomed += _over_quota(ledger, settings, {row for row, _ in doomed})
-    for image_id, _ in doomed:
-        row = ledger.row("SELECT content_sha256, suffix FROM image WHERE id = ?", image_id)
-        assert row is not None
-        with ledger.transaction() as now:
-            now.execute("UPDATE image SET state = ? WHERE id = ?", (EXPIRED, image_id))
-            now.execute("DELETE FROM who WHERE image_id = ?", (image_id,))
-            ledger.event("expired", image_id)
-        with ledger.transaction():  # the same image may have been taken again meanwhile
-            if ledger.row("SELECT 1 FROM image WHERE id = ? AND state = ?", image_id, EXPIRED):
-                spool.delete(row["content_sha256"], row["suffix"])
-    return len(doomed)
+    return sum(_expire(ledger, spool, settings, image_id) for image_id, _ in doomed)
+
+
+def _expire(ledger: Ledger, spool: Spool, settings: RetentionSettings, image_id: int) -> bool:
+    """Delete the files of an image, if it is still done: a person may have sent it again."""
+    with ledger.transaction() as now:
+        if not _done(ledger, settings, image_id):
+            return False
+        row = now.execute(
+            "UPDATE image SET state = ? WHERE id = ? RETURNING content_sha256, suffix",
+            (EXPIRED, image_id),
+        ).fetchone()
+        now.execute("DELETE FROM who WHERE image_id = ?", (image_id,))
+        ledger.event("expired", image_id)
+    _delete_expired(ledger, spool, row["content_sha256"], row["suffix"])
+    return True
+
+
+def _delete_expired(ledger: Ledger, spool: Spool, content_sha256: str, suffix: str) -> None:
+    """Delete the files of an image, unless it has been taken again meanwhile."""
+    with ledger.transaction():
+        if ledger.row(_IS_EXPIRED, content_sha256, EXPIRED):
+            spool.delete(content_sha256, suffix)
+
+
+def delete_leftovers(ledger: Ledger, spool: Spool) -> None:
+    """Delete files of expired images that stayed because the cart ended, or its disk failed."""
+    for place in (*spool.folder.glob("images/??/*"), *spool.folder.glob("results/??/*")):
+        row = ledger.row(_IS_EXPIRED, place.stem, EXPIRED)
+        if row:
+            _delete_expired(ledger, spool, place.stem, row["suffix"])
+
+
+def _note_clock(ledger: Ledger) -> None:
+    """Note what the clock says, and whether it is trusted to say what is old."""
+    now = now_seconds()
+    trusted, began, last = _clock(ledger) or (now, 0.0, now)
+    if now - trusted <= _MOST_SECONDS:  # as ever, or set right again
+        trusted, began = now, 0.0
+    elif not began or not 0 <= now - last <= _MOST_SECONDS:
+        began = now
+    elif now - began > _DAY_SECONDS:
+        trusted, began = now, 0.0
+    ledger.set_meta(_CLOCK_KEY, json.dumps([trusted, began, now]))
+
+
+def _clock(ledger: Ledger) -> tuple[float, float, float] | None:
+    text = ledger.get_meta(_CLOCK_KEY)
+    return tuple(json.loads(text)) if text else None
+
+
+def clock_went_ahead(ledger: Ledger) -> bool:
+    """Whether the clock went ahead by more than a week, less than a day ago by its own time."""
+    clock = _clock(ledger)
+    return clock is not None and clock[1] > 0
 
 
 def _correct_dates(ledger: Ledger) -> None:
@@ -85,18 +146,27 @@ def _correct_dates(ledger: Ledger) -> None:
                 now.executemany(update, wrong)
 
 
-def _done(ledger: Ledger, settings: RetentionSettings) -> list[tuple[int, int, str]]:
-    """Number, bytes with results, and time of images that are done, the oldest first."""
+def _done(
+    ledger: Ledger, settings: RetentionSettings, image_id: int | None = None
+) -> list[tuple[int, int, str]]:
+    """Number, bytes with results, and time of images that are done, the oldest first.
+
+    Args:
+        ledger: The ledger.
+        settings: When an image is done.
+        image_id: This image alone; None for all.
+    """
+    which = "image.id > ?" if image_id is None else "image.id = ?"
     marks = ", ".join("?" * len(settings.committing)) or "''"
     rows = ledger.rows(
         "SELECT image.id, bytes + result_bytes AS size,"
         " max(settled_utc, coalesce(max(changed_utc), '')) AS at"
-        f" FROM {_WITH_OUTBOX} WHERE image.state IN (?, ?)"
+        f" FROM {_WITH_OUTBOX} WHERE {which} AND image.state IN (?, ?)"
         f" AND NOT {unanswered(has_destinations=settings.has_destinations)}"
         " GROUP BY image.id HAVING coalesce(min("
         f" outbox.state = 'committed' OR (outbox.state = 'sent' AND destination NOT IN ({marks}))"
         "), 1) ORDER BY image.id",
-        *(ASSESSED, NOT_ASSESSED, *settings.committing),
+        *(image_id or 0, ASSESSED, NOT_ASSESSED, *settings.committing),
     )
     return [(row["id"], row["size"], row["at"]) for row in rows]
 

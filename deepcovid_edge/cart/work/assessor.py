@@ -90,7 +90,7 @@ class AssessorProcess(Closing):
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
-        self._rest, self._made = b"", ""
+        self._rest, self._asked, self._made = b"", "", ""
         try:
             first = self._answer(START_SECONDS)
             if "failed" in first:
@@ -125,7 +125,7 @@ class AssessorProcess(Closing):
         Raises:
             AssessorCrashedError: The process has ended.
         """
-        self._made = made
+        self._asked, self._made = image.content_sha256, made
         request = {
             "path": str(image.path),
             "content_sha256": image.content_sha256,
@@ -137,7 +137,7 @@ class AssessorProcess(Closing):
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a pipe that is closed here is the latter
             raise AssessorCrashedError(self._end_in_words()) from error
 
     def answer(self, destinations: Mapping[str, Any]) -> Settled:
@@ -147,13 +147,17 @@ class AssessorProcess(Closing):
             destinations: Name of each destination, with the kinds of objects it gets.
 
         Raises:
-            AssessorCrashedError: The process ended, or gave no answer in time.
+            AssessorCrashedError: The process ended, gave no answer in time, or that of another
+                image.
             ServerAwayError: The server that runs the model gave none.
             NotBuiltError: The result lacks an object.
             SpoolFullError: The disk has no room for the result.
             OutputError: The result cannot be written for another reason.
         """
         answer = self._answer(self._seconds, is_at_work=True)
+        if answer.get("content_sha256") != self._asked:
+            self.close()
+            raise AssessorCrashedError("the answer is not of the image that was asked for")
         if "away" in answer:
             raise ServerAwayError(answer["away"])
         if "full" in answer:
@@ -179,13 +183,25 @@ class AssessorProcess(Closing):
         return Settled(record)
 
     def _answer(self, seconds: float, *, is_at_work: bool = False) -> dict[str, Any]:
-        """The next answer.
+        """The next answer; without one the process is ended, so that it never comes later.
 
         Args:
             seconds: Longest wait.
             is_at_work: Whether a process that does nothing at all is not waited for so long; one
                 that waits for a server does nothing.
         """
+        try:
+            line = self._line(seconds, is_at_work=is_at_work)
+            answer: dict[str, Any] = json.loads(line)
+        except (OSError, ValueError) as error:
+            self.close()
+            raise AssessorCrashedError(f"not an answer: {one_line(error)}") from error
+        except BaseException:
+            self.close()
+            raise
+        return answer
+
+    def _line(self, seconds: float, *, is_at_work: bool) -> bytes:
         assert self._process.stdout
         handle = self._process.stdout.fileno()
         ends = time.monotonic() + seconds
@@ -206,11 +222,7 @@ class AssessorProcess(Closing):
                 raise AssessorCrashedError(self._end_in_words())
             self._rest += block
         line, _, self._rest = self._rest.partition(b"\n")
-        try:
-            answer: dict[str, Any] = json.loads(line)
-        except ValueError as error:
-            raise AssessorCrashedError(f"not an answer: {one_line(error)}") from error
-        return answer
+        return line
 
     @staticmethod
     def _check(patience: Patience) -> None:

@@ -79,7 +79,8 @@ def main() -> None:
         for line in sys.stdin:
             values = json.loads(line)
             request = AssessmentRequest(**{**values, "path": Path(values["path"])})
-            _answer(answers, _assessed(assessor, request))
+            answer = {**_assessed(assessor, request), "content_sha256": request.content_sha256}
+            _answer(answers, answer)
 
 
 def _assessed(assessor: Assessor, request: AssessmentRequest) -> dict[str, Any]:

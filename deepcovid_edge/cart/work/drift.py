@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from deepcovid_edge.cart.alerts import AlertCode
+from deepcovid_edge.cart.store.clock import MOST_AHEAD
 from deepcovid_edge.cart.store.drift_window import (
     LEAST_RESULTS,
     OUTCOME_KEY,
@@ -214,9 +215,13 @@ class DriftWatch:
 
     def _week(self, model: str, site: str, after: int, device: str = _ALL) -> Sample:
         """The results of the last seven days that are not in the reference."""
-        begins = (datetime.now(timezone.utc) - WEEK).isoformat(timespec="milliseconds")
-        where = " AND result.id > ? AND made_utc >= ?"
-        return _sample(self._rows(model, site, where, (after, begins), device))
+        now = datetime.now(timezone.utc)
+        within = (
+            moment.isoformat(timespec="milliseconds")
+            for moment in (now - WEEK, now + MOST_AHEAD)  # a clock may have been far ahead
+        )
+        where = " AND result.id > ? AND made_utc BETWEEN ? AND ?"
+        return _sample(self._rows(model, site, where, (after, *within), device))
 
     def _rows(
         self,

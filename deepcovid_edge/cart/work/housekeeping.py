@@ -15,8 +15,13 @@ from deepcovid_edge.cart.config import CartConfig
 from deepcovid_edge.cart.store.backup import FOLDER_NAME, back_up, newest
 from deepcovid_edge.cart.store.clock import clock_is_plausible
 from deepcovid_edge.cart.store.deliveries import Deliveries
-from deepcovid_edge.cart.store.ledger import Ledger
-from deepcovid_edge.cart.store.retention import RetentionSettings, delete_old
+from deepcovid_edge.cart.store.ledger import LEDGER_NAME, Ledger
+from deepcovid_edge.cart.store.retention import (
+    RetentionSettings,
+    clock_went_ahead,
+    delete_leftovers,
+    delete_old,
+)
 from deepcovid_edge.cart.store.spool import Spool, SpoolFullError
 from deepcovid_edge.device import shares
 from deepcovid_edge.device.service import log
@@ -26,6 +31,8 @@ LOOK_SECONDS = 30.0
 BACKUP_HOUR = 2
 """Of the night, local time."""
 _CERTIFICATE_DAYS = 30
+_ALERTS_OF_DESTINATION = ("waits", "rejects", "rejects cart", "stuck")
+"""How the keys of alerts begin that name a destination after a colon; see `send.outbox`."""
 
 
 class Housekeeping:
@@ -49,6 +56,7 @@ class Housekeeping:
     ) -> None:
         self.config, self.ledger, self.spool, self.stop = config, ledger, spool, stop
         self._further = further
+        self._has_leftovers = True
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
 
     def start(self) -> None:
@@ -70,6 +78,7 @@ class Housekeeping:
         """Look once. Where one thing fails, by a disk or a share, the others are done."""
         for step in (
             self._delete_old,
+            self._delete_leftovers,
             self.spool.fill_ballast,
             self._back_up,
             self._look_at_disk,
@@ -93,6 +102,12 @@ class Housekeeping:
         if deleted := delete_old(self.ledger, self.spool, kept):
             log("deleted", images=deleted)
 
+    def _delete_leftovers(self) -> None:
+        """Delete once what an earlier start left of images that are gone."""
+        if self._has_leftovers:
+            delete_leftovers(self.ledger, self.spool)
+            self._has_leftovers = False
+
     def _back_up(self) -> None:
         """Copy the ledger once a night, perhaps to a share; at the first start at once."""
         settings = self.config.cart
@@ -102,6 +117,7 @@ class Housekeeping:
         def copy_if_due(progress: shares.Progress) -> Path | None:
             if not settings.backup_keep or not _is_due(newest(folder)):
                 return None
+            self._check_room(folder)
             return back_up(self.spool.folder, folder, settings.backup_keep, progress)
 
         try:
@@ -113,8 +129,20 @@ class Housekeeping:
         if copy:
             log("backup", copy=copy.name)
 
+    def _check_room(self, folder: Path) -> None:
+        """Check that a copy leaves the room for results, where it lies on the spool's disk.
+
+        Raises:
+            SpoolFullError: It does not.
+        """
+        above = next(place for place in (folder, *folder.parents) if place.exists())
+        if above.stat().st_dev == self.spool.folder.stat().st_dev:
+            parts = self.spool.folder.glob(f"{LEDGER_NAME}*")
+            self.spool.check_room(sum(part.stat().st_size for part in parts))
+
     def _look_at_destinations(self) -> None:
         """Nothing is sent to a destination that was removed; an alert names what waits for it."""
+        self._clear_alerts_of_removed()
         named = [one.name for one in self.config.destinations]
         waiting = Deliveries(self.ledger, self.spool).of_removed(named)
         code = AlertCode.DESTINATION_REMOVED.code
@@ -122,6 +150,20 @@ class Housekeeping:
             self.ledger.raise_alert(code, code, destination=", ".join(waiting))
         else:
             self.ledger.clear_alert(code)
+
+    def _clear_alerts_of_removed(self) -> None:
+        """End alerts of destinations that were removed, or are asked for commitment no more."""
+        keys = set()
+        for one in self.config.destinations:
+            kinds = ("commitment",) if one.commitment else ()
+            keys |= {f"{kind}:{one.name}" for kind in (*_ALERTS_OF_DESTINATION, *kinds)}
+        for code in (
+            AlertCode.DESTINATION_SILENT,
+            AlertCode.DESTINATION_FAILS,
+            AlertCode.DESTINATION_REJECTS,
+            AlertCode.RESULT_STUCK,
+        ):
+            self.ledger.clear_other_alerts(code.code, keys)
 
     def _look_at_disk(self) -> None:
         """Whether the largest image that is allowed would be taken."""
@@ -141,6 +183,7 @@ class Housekeeping:
         hours = self.config.cart.no_image_hours
         last = self.ledger.row("SELECT at_utc FROM arrival ORDER BY id DESC LIMIT 1")
         if not hours or last is None:
+            self.ledger.clear_alert(AlertCode.NO_IMAGE.code)
             return
         silent = datetime.now(timezone.utc) - datetime.fromisoformat(last["at_utc"])
         if silent > timedelta(hours=hours):
@@ -151,14 +194,16 @@ class Housekeeping:
 
     def _look_at_clock(self) -> None:
         code = AlertCode.CLOCK.code
-        if clock_is_plausible():
+        if clock_is_plausible() and not clock_went_ahead(self.ledger):
             self.ledger.clear_alert(code)
         else:
             self.ledger.raise_alert(code, code, year=time.gmtime().tm_year)
 
     def _look_at_certificates(self) -> None:
-        for of, path in _certificates(self.config).items():
-            key = f"certificate {of}"
+        files = {f"certificate {of}": path for of, path in _certificates(self.config).items()}
+        of_couriers = {f"certificate:{one.name}" for one in self.config.destinations}
+        self.ledger.clear_other_alerts(AlertCode.CERTIFICATE.code, files.keys() | of_couriers)
+        for key, path in files.items():
             ends = certificate_end(path)
             if ends and ends - datetime.now(timezone.utc) > timedelta(days=_CERTIFICATE_DAYS):
                 self.ledger.clear_alert(key)

@@ -90,13 +90,13 @@ class Worker(Closing):
         self._beat = beat_seconds()
 
     def run(self) -> None:
-        """Assess images until the stop, or until another role has made the ledger again."""
+        """Assess images until the stop, or until the ledger is of no use any more."""
         if found := self.images.release():
             log("images given back", images=found)
         notify("READY=1")  # results are sent, and the page answers, while a model is loaded
         while not self.stop.is_set():
-            if self.ledger.is_replaced():
-                log("work ends", why="the ledger was made again")
+            if self.ledger.is_of_no_use():
+                log("work ends", why="the ledger is damaged, or was made again")
                 return
             try:
                 self._feed_watchdog()

@@ -83,8 +83,8 @@ def add_image(ledger: Ledger, uid: str, state: str, *outbox: str) -> None:
     with ledger.transaction() as now:
         (image,) = now.execute(
             "INSERT INTO image (content_sha256, suffix, sop_uid, sop_class, bytes, source,"
-            " received_utc, clock_ok, state) VALUES"
-            " (?, '.dcm', ?, ?, 1, 'ae', '', 1, ?) RETURNING id",
+            " received_utc, boot_id, clock_ok, state) VALUES"
+            " (?, '.dcm', ?, ?, 1, 'ae', '', '', 1, ?) RETURNING id",
             (f"{uid} {state}", uid, CR, state),
         ).fetchone()
         (result,) = now.execute(
@@ -243,3 +243,19 @@ def test_the_same_request_again_is_answered_again(
         assert ask(asked, (CR, "1.2.4")) == SUCCESS
         assert asked.tell_due() == 1
     assert len(told) == 2
+
+
+def test_a_transaction_uid_that_a_console_uses_again_is_a_new_request(
+    asked: Commitments, ledger: Ledger, told: list[tuple[Any, ...]]
+) -> None:
+    add_image(ledger, "1.2.4", "assessed", "sent")
+    add_image(ledger, "1.2.5", "received")
+    ask(asked, (CR, "1.2.4"))
+    assert asked.tell_due() == 1
+    ask(asked, (CR, "1.2.5"))
+    (row,) = ledger.rows("SELECT tries FROM commitment")
+    assert row["tries"] == 0
+    assert asked.tell_due() == 0, "it is not assessed yet"
+    ask(asked, (CR, "1.2.6"))
+    assert asked.tell_due() == 1
+    assert told[-1][-1] == [((CR, "1.2.6"), NO_SUCH_OBJECT)]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -203,3 +205,89 @@ def test_what_is_not_taken_is_read_once_until_it_changes_or_is_stale(
     assert names == [name] * 3, "it is stale"
     place.scan(60)
     assert names == [name] * 3
+
+
+@pytest.mark.parametrize("after", ["keep", "delete"])
+def test_files_that_were_moved_stay_where_they_are_whatever_becomes_of_files_later(
+    tmp_path: Path, ledger: Ledger, after: str
+) -> None:
+    place = WatchedFolder(tmp_path, ledger, "move")
+    (place.folder / "a.dcm").write_bytes(make_image())
+    assert place.scan(3) == 1
+    with ledger.transaction() as now:
+        now.execute("UPDATE image SET state = 'expired'")  # long ago
+    place.after = after
+    place.start()
+    assert place.scan(400) == 0
+    assert (place.folder / "done" / "a.dcm").exists()
+    assert place.arrivals() == 1
+
+
+@pytest.mark.parametrize("after", ["keep", "move", "delete"])
+@pytest.mark.parametrize("what", ["inode", "time"])
+def test_numbers_beyond_63_bits_are_those_of_a_file_like_any_other(
+    tmp_path: Path, ledger: Ledger, monkeypatch: Patch, after: str, what: str
+) -> None:
+    """An inode number of a share has 64 bits; a time in 2286 has more than 63, in nanoseconds."""
+    place = WatchedFolder(tmp_path, ledger, after)
+    path = place.folder / "a.dcm"
+    path.write_bytes(make_image())
+    real = listing.signature_of
+
+    def far(status: os.stat_result) -> listing.Signature:
+        number = {"inode": "st_ino", "time": "st_mtime_ns"}[what]
+        values = {name: getattr(status, name) for name in ("st_size", "st_mtime_ns", "st_ino")}
+        return real(cast(os.stat_result, SimpleNamespace(**{**values, number: (1 << 64) - 9})))
+
+    for used in (listing, module):
+        monkeypatch.setattr(used, "signature_of", far)
+    assert place.scan(20) == 1
+    assert (place.arrivals(), place.alerts()) == (1, [])
+    assert path.exists() == (after == "keep")
+    place.start()
+    assert place.scan(5) == 0
+
+
+def test_a_share_that_is_mounted_again_has_the_files_of_before(
+    place: WatchedFolder, monkeypatch: Patch
+) -> None:
+    """It may give them other inode numbers."""
+    large = place.folder / "large.dcm"
+    large.write_bytes(bytes((1 << 20) + 1))
+    (place.folder / "a.dcm").write_bytes(make_image())
+    assert place.scan(3) == 1
+    with place.ledger.transaction() as now:
+        now.execute("UPDATE image SET state = 'expired'")
+    real = listing.signature_of
+    for used in (listing, module):
+        monkeypatch.setattr(
+            used,
+            "signature_of",
+            lambda status: real(status)._replace(inode=real(status).inode + 1000),
+        )
+    for _ in range(2):
+        assert place.scan(3) == 0
+        assert place.arrivals() == 1
+        assert place.alerts() == ["image_too_large"]
+        place.start()
+    (place.folder / "a.dcm").write_bytes(make_image(1))
+    assert place.scan(3) == 1, "it has changed"
+
+
+def test_a_file_with_another_number_is_not_deleted_before_it_was_read(
+    deleting: WatchedFolder, monkeypatch: Patch
+) -> None:
+    """Another file may have been moved to its place."""
+    path = deleting.folder / "a.dcm"
+    path.write_bytes(make_image())
+    with monkeypatch.context() as patched:
+        patched.setattr(FolderWatch, "_remove", fails(OSError("held")))
+        assert deleting.scan(3) == 1
+    status = path.stat()
+    other = deleting.folder / "b.part"
+    other.write_bytes(make_image(1))
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.rename(path)
+    deleting.start()
+    assert deleting.scan(3) == 1
+    assert (deleting.images(), path.exists()) == (2, False)

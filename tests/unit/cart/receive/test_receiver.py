@@ -25,8 +25,14 @@ from deepcovid_edge.cart.config import (
     ReceiveSettings,
 )
 from deepcovid_edge.cart.receive import destination_addresses
-from deepcovid_edge.cart.receive.receiver import OUT_OF_RESOURCES, SUCCESS, Receiver
+from deepcovid_edge.cart.receive.receiver import (
+    OUT_OF_RESOURCES,
+    SUCCESS,
+    Receiver,
+    transfer_syntaxes,
+)
 from deepcovid_edge.cart.store.spool import SpoolSettings
+from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES
 
 FULL = SpoolSettings(floor_mib=1 << 30, floor_share=0.0, ballast_mib=0)
 BY_NAME = Destination("pacs", "PACS", "pacs.clinic", commitment=True)
@@ -110,3 +116,9 @@ def is_admitted(port: int) -> bool:
             return True
         except ConnectionError:
             return False
+
+
+def test_every_syntax_that_is_read_is_taken() -> None:
+    found = transfer_syntaxes()
+    assert set(SYNTAXES) <= set(found)
+    assert len(set(found)) == len(found)

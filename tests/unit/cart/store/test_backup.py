@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -260,3 +262,44 @@ def test_it_is_made_once_a_night_and_a_failure_is_told(
     assert store.ledger.row("SELECT 1 FROM alert WHERE code = 'backup'")
     house.look()
     assert not store.ledger.row("SELECT 1 FROM alert WHERE code = 'backup'")
+
+
+def test_a_copy_that_was_not_finished_gives_its_room_back(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "copies"
+    folder.mkdir()
+    for name in (".ledger-000001-2026-12-01.db.part", ".ledger-000007-2026-12-02.db.part"):
+        (folder / name).write_bytes(b"of nights in which the cart was ended")
+    assert [back_up(store.spool.folder, folder, keep=7)] == [*folder.iterdir()]
+
+    def fills_the_disk(_ledger: Path, place: Path, _progress: object) -> None:
+        place.write_bytes(b"what fitted")
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr("deepcovid_edge.cart.store.backup._copy", fills_the_disk)
+    with pytest.raises(OutputError, match="disk is full"):
+        back_up(store.spool.folder, folder, keep=7)
+    assert [path.suffix for path in folder.iterdir()] == [".db"]
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_on_the_disk_of_the_spool_a_copy_leaves_the_room_below_the_floor(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    path = tmp_path / "cart.toml"
+    path.write_text(CONFIG)
+    folder = store.spool.folder / "backup"
+    if is_there:
+        folder.mkdir()
+    house = Housekeeping(read_config(path), store.ledger, store.spool, threading.Event())
+    size = sum(part.stat().st_size for part in store.spool.folder.glob(f"{LEDGER_NAME}*"))
+    usage = SimpleNamespace(total=1 << 40, used=0, free=size - 1)
+    with monkeypatch.context() as tight:
+        tight.setattr(shutil, "disk_usage", lambda _: usage)
+        house._back_up()
+    assert store.ledger.row("SELECT 1 FROM alert WHERE code = 'backup'")
+    assert newest(folder) is None
+    house._back_up()
+    assert not store.ledger.row("SELECT 1 FROM alert WHERE code = 'backup'")
+    assert newest(folder)

@@ -50,6 +50,7 @@ class Images:
             "bytes": 1,
             "source": "ae",
             "received_utc": when,
+            "boot_id": "",
             "clock_ok": 1,
             "state": "assessed",
         }
@@ -195,3 +196,16 @@ def test_false_alarms_are_rare_and_small_changes_of_many_images_are_none() -> No
     tested = compare(sample(200, 0.0), sample(5000, 0.3))
     assert min(one.p for one in tested) < 0.001
     assert significant(tested) == []
+
+
+def test_results_of_a_clock_that_was_ahead_are_not_of_this_week(store: Store) -> None:
+    """They would be of every week until that year."""
+    images = Images(store)
+    images.add(200, at=OLD)
+    images.add(400, at=NOW + timedelta(days=3650))
+    images.add(60, at=NEW, shift=0.4)
+    assert len(told(store)) == 1
+    store.ledger.rows("UPDATE result SET made_utc = ? WHERE id > 600", OLD.isoformat())
+    store.ledger.clear_alert(ALERT_KEY)
+    images.add(30, at=NEW, shift=0.4)
+    assert told(store) == [], "too few of this week"

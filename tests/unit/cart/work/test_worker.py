@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from cart_store import Store, open_store, record
+from cart_store import Store, damage_table, open_store, record
 
 from deepcovid_edge.cart.config import CartConfig, CartSettings, Destination, ReceiveSettings
 from deepcovid_edge.cart.page.health import assessor_works
 from deepcovid_edge.cart.status import read_status
 from deepcovid_edge.cart.store.images import ClaimedImage, Settled
-from deepcovid_edge.cart.store.ledger import LedgerBusyError, move_aside
+from deepcovid_edge.cart.store.ledger import LedgerBusyError, LedgerDamagedError, move_aside
 from deepcovid_edge.cart.store.rebuild import RECORD_NAME
 from deepcovid_edge.cart.store.spool import SpoolFullError
 from deepcovid_edge.cart.work import role
@@ -451,6 +451,15 @@ def test_the_status_shows_the_variant_that_runs(store: Store) -> None:
 def test_it_ends_when_another_role_has_made_the_ledger_again(store: Store) -> None:
     store.take()
     move_aside(store.spool.folder, "damaged")
+    worker_of(store).run()
+    assert store.states() == ["received"]
+
+
+def test_it_ends_when_another_thread_finds_the_ledger_damaged(store: Store) -> None:
+    store.take()
+    damage_table(store.spool.folder, "arrival")
+    with pytest.raises(LedgerDamagedError):
+        store.ledger.rows("SELECT * FROM arrival")
     worker_of(store).run()
     assert store.states() == ["received"]
 
