@@ -5,6 +5,7 @@
 # Exit codes: 0 done, 1 a step failed, 2 usage, 5 this JetPack or machine is not supported,
 # 6 something is not there.
 set -euo pipefail
+umask 022 # the account of the cart reads what root installs
 export ORT_DISABLE_TELEMETRY=1 # read by onnxruntime while it is imported
 
 readonly UNSUPPORTED=5 NOT_THERE=6 USAGE=2
@@ -340,12 +341,17 @@ make_environment() {
     if [[ -e $venv && ! -f $stamp ]] && [[ -n $(ls -A "$venv") ]]; then
         die $USAGE "--venv: $venv is there and was not made by this script: choose another"
     fi
-    if [[ ! -f $stamp ]]; then
+    # An installation that is broken off from here on is known as ours by its stamp, so the stamp
+    # stays (`venv --clear` would delete it). It names a Python once the environment is there.
+    if ! grep -qsx "python $python_version" "$stamp"; then
+        [[ ! -f $stamp ]] ||
+            run find "$venv/" -mindepth 1 -maxdepth 1 ! -name "${stamp##*/}" -exec rm -rf {} +
+        if [[ $dry_run == no ]]; then
+            mkdir -p "$venv"
+            printf 'unfinished\n' >"$stamp"
+        fi
         run "$python" -m venv --system-site-packages "$venv"
-    elif ! grep -qx "python $python_version" "$stamp"; then
-        run "$python" -m venv --clear --system-site-packages "$venv"
     fi
-    # An installation that is broken off here is known as ours, and gone on with.
     [[ $dry_run == yes ]] || printf 'python %s\nunfinished\n' "$python_version" >"$stamp"
 }
 

@@ -5,6 +5,7 @@
 #
 # Exit codes: 0 done, 1 a step failed, 2 usage, 6 something is not there.
 set -euo pipefail
+umask 022 # the account of the cart reads what root installs
 
 readonly NOT_THERE=6 USAGE=2 link=/usr/local/bin/deepcovid-edge
 
@@ -126,7 +127,11 @@ main() {
     find_runtime
     local from=() pip=("$venv/bin/python" -m pip install --disable-pip-version-check)
     [[ -z $wheels ]] || from=(--no-index --find-links "$wheels")
-    [[ -x $venv/bin/python ]] || run python3 -m venv "$venv"
+    if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then # not there, or broken off
+        local clear=()
+        [[ ! -f $venv/pyvenv.cfg ]] || clear=(--clear)
+        run python3 -m venv "${clear[@]}" "$venv"
+    fi
     # A leftover of the other one breaks the one that is wanted.
     if in_environment "$other"; then
         run "$venv/bin/python" -m pip uninstall -y onnxruntime onnxruntime-gpu

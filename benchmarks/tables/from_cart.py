@@ -12,11 +12,14 @@ from deepcovid_edge.cart.config import (
     Peer,
     ReceiveSettings,
 )
+from deepcovid_edge.cart.objects.common import implementation_name
+from deepcovid_edge.cart.objects.uids import IMPLEMENTATION_UID
 from deepcovid_edge.cart.receive.connections import Limits
 from deepcovid_edge.cart.receive.receiver import IMAGES, STATUSES, transfer_syntaxes
 from deepcovid_edge.cart.send.answers import ANSWERS, GROUPS
 from deepcovid_edge.cart.send.commitment import PUSH_MODEL
 from deepcovid_edge.cart.send.dimse import FIND, VERIFICATION
+from deepcovid_edge.manifest import VERSION
 
 _TABLES = {
     "cart": CartSettings,
@@ -88,6 +91,21 @@ def answers() -> Table:
     return Table(("answer", "means", "what follows"), rows)
 
 
+def implementation() -> Table:
+    """By what its associations and its files are known."""
+    import pynetdicom
+
+    rows = [
+        (
+            "associations",
+            pynetdicom.PYNETDICOM_IMPLEMENTATION_UID,
+            pynetdicom.PYNETDICOM_IMPLEMENTATION_VERSION,
+        ),
+        ("reports and pictures", IMPLEMENTATION_UID, implementation_name(VERSION)),
+    ]
+    return Table(("of", "Implementation Class UID", "Implementation Version Name"), rows)
+
+
 def limits() -> Table:
     """What a connection may do."""
     return Table(("limit", "value", "meaning"), field_rows(Limits, ""))
@@ -101,4 +119,5 @@ TABLES = {
     "cart-statuses": statuses,
     "cart-answers": answers,
     "cart-limits": limits,
+    "cart-implementation": implementation,
 }

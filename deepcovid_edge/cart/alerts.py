@@ -39,6 +39,12 @@ class AlertCode(Coded):
         "Have the destination accept it (see the status). Send what it rejected with"
         " `cart resend`.",
     )
+    RESULT_STUCK = (
+        "result_stuck",
+        "A destination takes other results, but refuses one again and again.",
+        "See the status and the image that is named, and look at the log of the destination. The"
+        " cart goes on trying by itself.",
+    )
     DESTINATION_REMOVED = (
         "destination_removed",
         "Results wait for a destination that the configuration does not name any more.",
@@ -68,8 +74,9 @@ class AlertCode(Coded):
     )
     CLOCK = (
         "clock",
-        "The clock of the cart is wrong: its date is before that of the program.",
-        "Set the clock, or connect the cart to a time server.",
+        "The clock of the cart is wrong, or went ahead by more than a week.",
+        "Set the clock, or connect the cart to a time server. If the date is right, the cart was"
+        " off for long: this alert ends after a day. Until then no image is deleted for its age.",
     )
     CERTIFICATE = (
         "certificate",
@@ -129,6 +136,15 @@ class AlertCode(Coded):
 
 
 @dataclass(frozen=True)
+class UnknownCode:
+    """The code of an alert that another version of the program raised."""
+
+    code: str
+    sentence: str = "Another version of the program raised this alert."
+    fix: str = "See its code and its detail, and acknowledge it once its cause is over."
+
+
+@dataclass(frozen=True)
 class Alert:
     """An alert that is not over.
 
@@ -139,7 +155,7 @@ class Alert:
         since: When it began, UTC.
     """
 
-    code: AlertCode
+    code: AlertCode | UnknownCode
     key: str
     detail: Mapping[str, object]
     since: str

@@ -10,22 +10,22 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deepcovid_edge.cart.config import CartConfig, read_config
 from deepcovid_edge.cart.install.permissions import is_shared, let_account_read
-from deepcovid_edge.cart.install.site import ROLES, drop_in, quote
+from deepcovid_edge.cart.install.site import ROLES, drop_in, quote, unknown_names
+from deepcovid_edge.cart.install.starting import run_program, wait_until_active
 from deepcovid_edge.cart.install.visible import (
     UNIT_FOLDER,
     argument,
     check_visible,
     named_places,
 )
-from deepcovid_edge.errors import DeepCovidEdgeError, NotThereError, UsageError
+from deepcovid_edge.errors import NotThereError, UsageError
 from deepcovid_edge.files import write_atomically
 
 FILES = Path(__file__).parent / "files"
@@ -39,12 +39,7 @@ _PROGRAM, _CONFIG = "/opt/deepcovid-edge/bin/python", str(CONFIG)
 """What stands in the shipped units for this program and for the configuration."""
 _NO_PROGRAM = re.compile(r"""[$\\"']""")
 _NEEDED = ("systemctl", "systemd-sysusers")
-_SECONDS = 120.0
 Say = Callable[[str], None]
-
-
-class InstallError(DeepCovidEdgeError):
-    """Raised when a program of the installation failed."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +115,7 @@ class Installation:
             NotThereError: systemd is not there.
             UsageError: It needs root, or the configuration is wrong.
             OutputError: A file cannot be written.
-            InstallError: A program failed.
+            InstallError: A program failed, or a service does not run.
         """
         self._check()
         self._write(Path("/etc/sysusers.d/deepcovid-edge.conf"), _shipped("sysusers.conf"))
@@ -134,6 +129,7 @@ class Installation:
             self._write(UNIT_FOLDER / path, text)
         self._remove_what_is_not_wanted()
         self._enable()
+        self._warn_of_unknown_names()
         return self._has_changed
 
     def _check(self) -> None:
@@ -206,6 +202,16 @@ class Installation:
         if settings.starts:
             again = self._has_changed or settings.restarts
             self._run("systemctl", "restart" if again else "start", TARGET)
+            if not settings.is_dry:
+                wait_until_active([unit for unit in UNITS if unit != TARGET])
+
+    def _warn_of_unknown_names(self) -> None:
+        config = self._read_config()
+        for name in unknown_names(config) if config else ():
+            self._say(
+                f"Warning: {name}: its name is not known now, so the services cannot "
+                "reach it; run `cart install` again once it is"
+            )
 
     def _root_option(self) -> tuple[str, ...]:
         return () if self._settings.is_system else (f"--root={self._settings.root}",)
@@ -225,28 +231,6 @@ class Installation:
         if self._settings.is_dry:
             return
         run_program(command)
-
-
-def run_program(command: Sequence[str]) -> None:
-    """Run a program of the system.
-
-    Raises:
-        InstallError: It failed, or took too long.
-    """
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise InstallError(f"{' '.join(command)}: {error}") from error
-    if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        raise InstallError(f"{' '.join(command)}: {said[-1] if said else done.returncode}")
 
 
 def _shipped(name: str) -> str:

@@ -51,6 +51,14 @@ def drop_in(role: str, config: CartConfig) -> str:
     )
 
 
+def unknown_names(config: CartConfig) -> list[str]:
+    """Who has a name that is not known now, so that the services cannot reach it."""
+    found = [f"destination {one.name}" for one in config.destinations if not _known(_host(one))]
+    if is_address(config.cart.backend) and not _known(_server(config.cart.backend)):
+        found.append("cart.backend")
+    return found
+
+
 def _addresses(role: str, config: CartConfig) -> list[str]:
     """Addresses and networks that a role may talk with, beside this machine's own."""
     if role == "page":
@@ -60,13 +68,18 @@ def _addresses(role: str, config: CartConfig) -> list[str]:
     hosts = [_host(one) for one in destinations]
     if role == "work" and is_address(config.cart.backend):
         hosts.append(_server(config.cart.backend))
-    found = {address for host in hosts for address in replace(_SOMEBODY, host=host).addresses()}
+    found = {address for host in hosts for address in _known(host)}
     if not all(map(_is_address, hosts)):
         found |= _name_servers()
     if role == "receive":
         found |= {peer.address for peer in config.peers}
     plain = {address.partition("%")[0] for address in found}
     return sorted(address for address in plain if not _is_loopback(address))
+
+
+def _known(host: str) -> frozenset[str]:
+    """Addresses of a host; none where its name is not known now."""
+    return replace(_SOMEBODY, host=host).addresses()
 
 
 def _host(destination: Destination) -> str:

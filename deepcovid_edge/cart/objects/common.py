@@ -80,9 +80,13 @@ def finish(made: Any, source: SourceImage, facts: Facts, further: tuple[int, ...
     if "ContributingEquipmentSequence" in made:
         del made.ContributingEquipmentSequence
     made.file_meta.ImplementationClassUID = IMPLEMENTATION_UID
-    name = f"DEEPCOVID_{facts.version}"[:_LONGEST_NAME]
-    made.file_meta.ImplementationVersionName = name
+    made.file_meta.ImplementationVersionName = implementation_name(facts.version)
     return encode_file(made, source.copied, (*_PATIENT_AND_STUDY, *further))
+
+
+def implementation_name(version: str) -> str:
+    """Implementation Version Name of a version of this program (PS3.7, D.3.3.2.4)."""
+    return f"DEEPCOVID_{version}"[:_LONGEST_NAME]
 
 
 def local_time(made: datetime, source: SourceImage) -> datetime:

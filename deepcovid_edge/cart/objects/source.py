@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from deepcovid_edge.cart.objects.encoding import LONGEST, encode_element, value_of
+from deepcovid_edge.cart.objects.encoding import LONGEST, encode_element, encode_value, value_of
 from deepcovid_edge.cart.objects.request import REQUEST, REQUEST_ATTRIBUTES, referenced_request
 from deepcovid_edge.cart.objects.uids import stand_in_study_uid
 from deepcovid_edge.errors import DataError, NotAssessedError, require
 from deepcovid_edge.files import read_regular
 from deepcovid_edge.imaging.dicom.elements import BoundedStream, Elements
 from deepcovid_edge.imaging.dicom.orientation import upright
-from deepcovid_edge.imaging.dicom.syntaxes import DataSet, find_data_set
+from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES, DataSet, find_data_set
 
 _STUDY_UID, _SERIES_UID, _SOP_CLASS, _SOP_UID = 0x0020000D, 0x0020000E, 0x00080016, 0x00080018
 _OFFSET = 0x00080201
@@ -113,7 +113,7 @@ class SourceImage:
         frames: Number of frames; None where the image has no such attribute.
         turns: Quarter turns counter-clockwise that bring the image upright.
         offset: Offset from UTC of its times; None where it is not stated.
-        is_lossy: Whether it states that it was lossily compressed.
+        is_lossy: Whether it was lossily compressed, as it states or by its transfer syntax.
         copied: Tag -> the element as it stands in an object, in Explicit VR Little Endian.
     """
 
@@ -153,6 +153,9 @@ class SourceImage:
         copied = _copied(values, found)
         if request := referenced_request(copied, study_uid):
             copied[REQUEST] = request
+        is_lossy = elements.word(_LOSSY) == "01" or _loses(found.syntax)
+        if is_lossy:  # not every console states what its syntax does
+            copied[_LOSSY] = encode_value(_LOSSY, "CS", b"01")
         return cls(
             sop_uid=sop_uid,
             sop_class=_uid(elements, _SOP_CLASS) or found.media_class or SECONDARY_CAPTURE,
@@ -163,7 +166,7 @@ class SourceImage:
             frames=_frames(elements) if _FRAMES in values else None,
             turns=_turns(elements),
             offset=_offset(elements),
-            is_lossy=elements.word(_LOSSY) == "01",
+            is_lossy=is_lossy,
             copied=copied,
         )
 
@@ -230,6 +233,11 @@ def _values(found: DataSet) -> dict[int, Any]:
 def _uid(elements: Elements, tag: int) -> str:
     """A UID as it stands, however long it is."""
     return elements.raw(tag).decode("latin-1").partition("\\")[0].strip(" \0")
+
+
+def _loses(uid: str) -> bool:
+    syntax = SYNTAXES.get(uid)
+    return syntax is not None and syntax.lossy
 
 
 def _copied(values: dict[int, Any], found: DataSet) -> dict[int, bytes]:

@@ -72,6 +72,7 @@ class Context:
         self._templates.filters |= {
             "local_time": images.local_time,
             "detail_pairs": images.detail_pairs,
+            "named_values": images.named_values,
         }
         self._templates.globals |= {
             "version": VERSION,

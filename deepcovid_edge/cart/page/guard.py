@@ -67,8 +67,9 @@ class Visitor:
 
 def hosts_of(settings: PageSettings) -> list[str]:
     """Names by which a browser may ask for the page."""
-    own = ["127.0.0.1", "localhost", "[::1]"] if settings.is_local else []
     address = ipaddress.ip_address(settings.host)
+    is_here = address.is_loopback or address.is_unspecified
+    own = ["127.0.0.1", "localhost", "[::1]"] if is_here else []
     if not address.is_unspecified:
         own.append(f"[{address}]" if address.version == 6 else str(address))
     return [*own, *settings.hosts]
@@ -168,8 +169,9 @@ class Guard:
         path = scope["path"]
         if visitor.is_in or path == LOG_IN or path.startswith(STATIC):
             return None
-        if path in _FOR_PROGRAMS and is_loopback(visitor.address):
-            return None
+        if path in _FOR_PROGRAMS:
+            refused = PlainTextResponse("This is for programs of the cart itself.", 403)
+            return None if _is_of_this_machine(scope, visitor.address) else refused
         if scope["method"] in ("GET", "HEAD"):
             response = RedirectResponse(LOG_IN, 303)
             if path == "/" and (language := asked_language(scope)):  # chosen before the PIN
@@ -181,6 +183,12 @@ class Guard:
     def cookie(self, value: str) -> str:
         """A `Set-Cookie` header's value."""
         return cookie_header(self.cookie_name, value, secure=self._secure)
+
+
+def _is_of_this_machine(scope: Scope, address: str) -> bool:
+    """Whether a client is on the cart: it calls from the very address at which it was answered."""
+    server = scope.get("server")
+    return is_loopback(address) or (server is not None and server[0] == address)
 
 
 def cookie_header(name: str, value: str, *, secure: bool, seconds: int = SESSION_SECONDS) -> str:

@@ -36,6 +36,11 @@ _OF_SENDERS = {
     AlertCode.NO_IMAGE.code,
     AlertCode.FOLDER_GONE.code,
 }
+_OF_RESULTS = {
+    AlertCode.DESTINATION_FAILS.code,
+    AlertCode.RESULT_STUCK.code,
+    AlertCode.FILE_DAMAGED.code,
+}
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,7 @@ def _destination(ledger: Ledger, name: str, raised: set[tuple[str, str]]) -> Lig
         return Light("destination", BAD, "light.rejects", name)
     if AlertCode.DESTINATION_SILENT.code in of_this:
         return Light("destination", BAD, "light.silent", name)
-    if of_this & {AlertCode.DESTINATION_FAILS.code, AlertCode.FILE_DAMAGED.code}:
+    if of_this & _OF_RESULTS:
         return Light("destination", BAD, "light.look", name)
     if counts.get(PARKED):
         return Light("destination", BAD, "light.rejects", name)

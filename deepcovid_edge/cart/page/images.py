@@ -28,6 +28,8 @@ PAGE_ROWS = 50
 _MOST_PINNED = 8
 WAITING = "waiting"
 _SHA256, _SHORT_DIGEST = re.compile(r"[0-9a-f]{64}"), 12
+_UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00")
+"""A time as the ledger has it."""
 _WAITING_SIGN = "…"
 KINDS = (POSITIVE, INDETERMINATE, NEGATIVE, NOT_ASSESSED)
 """In the order of charts."""
@@ -337,8 +339,12 @@ def detail_pairs(text: str) -> list[tuple[str, str]]:
     Args:
         text: JSON, as the ledger has it.
     """
-    found: dict[str, object] = json.loads(text)
-    known = {name: value for name, value in found.items() if value not in (None, "")}
+    return named_values(json.loads(text))
+
+
+def named_values(detail: Mapping[str, object]) -> list[tuple[str, str]]:
+    """Names and values of a detail; times stand on the cart's own clock."""
+    known = {name: value for name, value in detail.items() if value not in (None, "")}
     return [(name.replace("_", " "), _value_text(value)) for name, value in known.items()]
 
 
@@ -346,6 +352,8 @@ def _value_text(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(_value_text, value))
     text = str(value)
+    if _UTC.fullmatch(text):
+        return local_time(text)
     return text[:_SHORT_DIGEST] if _SHA256.fullmatch(text) else text
 
 

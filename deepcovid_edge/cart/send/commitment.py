@@ -168,7 +168,7 @@ class CommitmentUser:
         states = [row["state"] for row in rows]
         failures = next((at for at, state in enumerate(states) if state == _KEPT), len(states))
         if failures == 0:
-            if rows:
+            if rows and self._failures == 0:  # an old answer says nothing of what fails since
                 self._ledger.clear_alert(f"commitment:{self._name}")
             return False
         if failures >= FAILURES_UNTIL_ALERT and _LOST in states[:failures]:

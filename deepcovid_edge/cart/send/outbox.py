@@ -5,6 +5,7 @@
 | the destination takes an object | the next one, over the same association |
 | it cannot be reached, or the end is uncertain | nothing more until the next wait is over |
 | it fails one object for now | that one waits; after three in a row, so does the destination |
+| it takes others, but fails one after all waits | an alert names it; it is tried on |
 | it refuses one object for good | that one is parked; a person looks, and sends it again |
 | it refuses the cart (AE title not known) | an alert at once; it is tried again like a silent one |
 | the end of an object is uncertain | its row stays `sending`: C-FIND is asked before a resend |
@@ -268,7 +269,7 @@ class Courier(threading.Thread):
                     break
                 self._deliver(sender, delivery)
         sender.close()
-        self._clear_parked_alerts()
+        self._clear_object_alerts()
         if self._commitment is not None and time.monotonic() >= self._held_until:
             self._commitment.ask(self._stopping)
 
@@ -314,6 +315,7 @@ class Courier(threading.Thread):
         else:
             self._put_off(delivery, answer)
             self._failed(answer)
+            self._raise_stuck_alert(delivery, answer)
 
     def _forget(self, delivery: Delivery) -> None:
         self._uncertain_until.pop(delivery.object_id, None)
@@ -383,13 +385,30 @@ class Courier(threading.Thread):
         code = AlertCode.FILE_DAMAGED.code
         self._write(lambda: self._ledger.raise_alert(f"file:{name}", code, **detail))
 
-    def _clear_parked_alerts(self) -> None:
-        """End what was said of objects that were parked, once none is."""
+    def _raise_stuck_alert(self, delivery: Delivery, answer: Answer) -> None:
+        """Tell of an object that has used every wait while the destination itself answers."""
+        is_stuck = delivery.tries + 1 >= len(self._waits)
+        if not is_stuck or answer.cause != "object" or self._failures >= FAILURES_UNTIL_ALERT:
+            return
         name = self._destination.name
-        keys = (f"rejects:{name}", f"file:{name}")
-        if self._ledger.row("SELECT 1 FROM alert WHERE key IN (?, ?)", *keys) and not (
+        detail = {"destination": name, "image": delivery.image_id, "status": answer.status}
+        code = AlertCode.RESULT_STUCK.code
+        self._write(lambda: self._ledger.raise_alert(f"stuck:{name}", code, **detail))
+
+    def _clear_object_alerts(self) -> None:
+        """End what was said of single objects, once none is parked, or stuck."""
+        name = self._destination.name
+        of_parked = (f"rejects:{name}", f"file:{name}")
+        self._clear_unless_there(of_parked, "state = 'parked'")
+        stuck = f"state IN ('queued', 'sending') AND tries >= {len(self._waits)}"
+        self._clear_unless_there((f"stuck:{name}",), stuck)
+
+    def _clear_unless_there(self, keys: tuple[str, ...], which: str) -> None:
+        """Clear alerts unless the destination's part of the outbox has such an object."""
+        marks = ", ".join("?" * len(keys))
+        if self._ledger.row(f"SELECT 1 FROM alert WHERE key IN ({marks})", *keys) and not (
             self._ledger.row(
-                "SELECT 1 FROM outbox WHERE state = 'parked' AND destination = ?", name
+                f"SELECT 1 FROM outbox WHERE {which} AND destination = ?", self._destination.name
             )
         ):
             for key in keys:

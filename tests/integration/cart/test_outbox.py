@@ -171,6 +171,36 @@ def test_one_object_that_fails_for_now_does_not_hold_up_the_others(
         assert sum(state == "sent" for state, _, _ in outbox_rows(store)) == len(made) - 1
 
 
+def test_one_object_that_is_refused_again_and_again_is_told_until_it_is_there(
+    store: Store, start: Callable[..., Outbox]
+) -> None:
+    """Others go out meanwhile, so the destination itself counts as well."""
+    bad = min(fill(store, 1, kinds=("sr",)))
+    with scripted() as pacs:
+        pacs.status = lambda uid: 0x0110 if uid == bad else 0
+        start(pacs.port)
+        told: dict[str, str] = {}
+        ends = time.monotonic() + 20
+        while "stuck:pacs" not in told and time.monotonic() < ends:
+            fill(store, 1, kinds=("sr",))
+            time.sleep(0.2)
+            told = alerts(store)
+        assert told.get("stuck:pacs") == "result_stuck"
+        assert outbox_rows(store)[0][1] >= len(WAITS)
+        pacs.status = 0
+        wait_until(lambda: is_sent(store), 10)
+        wait_until(lambda: alerts(store) == {}, 5)
+
+
+def test_a_silent_destination_says_nothing_of_an_object(
+    store: Store, start: Callable[..., Outbox]
+) -> None:
+    fill(store, 1, kinds=("sr",))
+    start(free_port())
+    wait_until(lambda: outbox_rows(store)[0][1] > len(WAITS) + 1, 20)
+    assert alerts(store) == {"waits:pacs": "destination_silent"}
+
+
 def test_a_destination_that_ends_the_association_over_one_object_gets_the_others(
     store: Store, start: Callable[..., Outbox]
 ) -> None:

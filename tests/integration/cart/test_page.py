@@ -17,6 +17,7 @@ from whole_cart import KANARI, WholeCart, phantom_image
 
 from deepcovid_edge.cart.page.access import Pin
 from deepcovid_edge.cart.page.languages import LANGUAGES
+from deepcovid_edge.cart.store.ledger import Ledger
 
 pytestmark = needs_browser
 PAGES = ("/", "/image/1", "/image/2", "/image/4", "/alerts", "/statistics", "/audit", "/nothing")
@@ -87,6 +88,49 @@ def test_without_a_connection_it_says_so(chromium: PageBrowser) -> None:
         chromium.until("!document.getElementById('lost').hidden")
     finally:
         chromium.call("Network.setBlockedURLs", urls=[])
+
+
+def test_the_answer_to_a_form_stays_up_to_date_and_does_not_look_lost(
+    chromium: PageBrowser, store: Store
+) -> None:
+    """It has no address of its own: a reload of it would be no form any more."""
+    chromium.visit("/")
+    chromium.act(
+        "(() => { const data = new DataTransfer(); data.items.add(new File(['abc'], 'a.txt'));"
+        " document.querySelector('#upload input[type=file]').files = data.files;"
+        " document.getElementById('upload').requestSubmit(); })()"
+    )
+    assert chromium.ask("location.pathname") == "/upload"
+    before = chromium.ask("document.getElementById('alert-count').textContent")
+    store.ledger.raise_alert("clock", "clock")
+    try:
+        count = "document.getElementById('alert-count').textContent"
+        chromium.until(f"{count} !== '{before}'")
+        assert chromium.ask("document.getElementById('lost').hidden") is True
+        assert "nor a picture" in chromium.ask("document.querySelector('h1').textContent")
+    finally:
+        store.ledger.clear_alert("clock")
+
+
+def test_an_open_check_of_the_audit_trail_is_made_once(
+    chromium: PageBrowser, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks: list[Ledger] = []
+    check = Ledger.broken_event
+
+    def counted(ledger: Ledger) -> int | None:
+        checks.append(ledger)
+        return check(ledger)
+
+    monkeypatch.setattr(Ledger, "broken_event", counted)
+    chromium.visit("/audit?check=1")
+    time.sleep(1.5)  # the stream of events is open
+    store.ledger.raise_alert("clock", "clock")
+    try:
+        chromium.until("document.getElementById('lights').textContent.includes('wrong')")
+        assert len(checks) == 1
+    finally:
+        store.ledger.clear_alert("clock")
 
 
 def test_the_image_itself_stands_first_and_the_map_is_a_toggle(chromium: PageBrowser) -> None:
@@ -306,6 +350,51 @@ def test_the_pin_opens_the_page_and_wrong_ones_wait(tmp_path: Path) -> None:
             assert chromium.ask("location.pathname") == "/"
             assert "P-1" in chromium.ask("document.querySelector('#rows').textContent")
             assert chromium.ask("document.cookie") == ""
+        finally:
+            chromium.close()
+
+
+def test_the_pin_can_be_given_without_a_keyboard(tmp_path: Path) -> None:
+    Pin.of(PIN).write(tmp_path / "pin")
+    with open_store(tmp_path / "spool"):
+        pass
+    with served(tmp_path, pin_file="pin") as running:
+        chromium = PageBrowser(tmp_path, running.reader.origin)
+        chromium.start()
+        try:
+            chromium.visit("/log-in")
+            for screen in SCREENS:
+                chromium.size(*screen)
+                assert not chromium.overflows()
+            assert not chromium.small_targets()
+            keys = "document.querySelectorAll('#keypad button')"
+            assert chromium.ask(f"{keys}.length") == 11
+            for digit in f"{PIN}7":
+                chromium.ask(f"[...{keys}].find(one => one.value === '{digit}').click()")
+            chromium.ask(f"[...{keys}].find(one => !one.value).click()")
+            assert chromium.ask("document.getElementById('pin').value") == PIN
+            chromium.act("document.querySelector('.log-in > button').click()")
+            assert chromium.ask("location.pathname") == "/"
+            chromium.call("Emulation.setScriptExecutionDisabled", value=True)
+            chromium.act("document.querySelector('footer button').click()")
+            assert chromium.ask("getComputedStyle(document.getElementById('keypad')).display") == (
+                "none"
+            )
+        finally:
+            chromium.close()
+
+
+@needs_axe
+def test_axe_finds_nothing_before_the_pin(tmp_path: Path) -> None:
+    Pin.of(PIN).write(tmp_path / "pin")
+    with open_store(tmp_path / "spool"):
+        pass
+    with served(tmp_path, pin_file="pin") as running:
+        chromium = PageBrowser(tmp_path, running.reader.origin)
+        chromium.start()
+        try:
+            chromium.visit("/log-in")
+            assert chromium.barriers() == []
         finally:
             chromium.close()
 

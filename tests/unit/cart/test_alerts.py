@@ -29,6 +29,7 @@ from deepcovid_edge.cart.config import (
     read_config,
 )
 from deepcovid_edge.cart.page import health
+from deepcovid_edge.cart.store import retention
 from deepcovid_edge.cart.store.backup import back_up
 from deepcovid_edge.cart.store.deliveries import Deliveries
 from deepcovid_edge.cart.store.ledger import Ledger
@@ -123,7 +124,7 @@ def look(config: CartConfig, folder: Path, settings: SpoolSettings) -> set[str]:
 
 
 def test_a_disk_below_its_floor_is_told_until_it_has_room(tmp_path: Path) -> None:
-    config, place = config_of(tmp_path), tmp_path / "spool"
+    config, place = config_of(tmp_path, backup_keep=0), tmp_path / "spool"
     assert look(config, place, SpoolSettings(1 << 30, 0.0, 0)) == {"disk_floor"}
     assert look(config, place, SpoolSettings(0, 0.0, 0)) == set()
 
@@ -155,6 +156,7 @@ def lights_of(config: CartConfig, store: Store) -> list[health.Light]:
         ("waits:pacs", AlertCode.DESTINATION_SILENT, "light.silent"),
         ("waits:pacs", AlertCode.DESTINATION_FAILS, "light.look"),
         ("commitment:pacs", AlertCode.DESTINATION_FAILS, "light.look"),
+        ("stuck:pacs", AlertCode.RESULT_STUCK, "light.look"),
         ("file:pacs", AlertCode.FILE_DAMAGED, "light.look"),
         ("rejects:pacs", AlertCode.DESTINATION_REJECTS, "light.rejects"),
         ("waits:other", AlertCode.DESTINATION_SILENT, "light.ok"),
@@ -340,3 +342,72 @@ def test_a_destination_that_is_named_is_not_given_up(tmp_path: Path) -> None:
     config.path.write_text(config.path.read_text() + named)
     done = CliRunner().invoke(command, ["drain", str(config.path), "--give-up", "pacs"])
     assert "is named in" in str(done.exception or done.output)
+
+
+def test_a_clock_that_goes_ahead_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, place, roomy = config_of(tmp_path), tmp_path / "spool", SpoolSettings(0, 0.0, 0)
+    assert look(config, place, roomy) == set()
+    with monkeypatch.context() as patched:
+        patched.setattr(retention, "now_seconds", lambda: time.time() + 8 * 86400)
+        assert look(config, place, roomy) == {"clock"}
+    assert look(config, place, roomy) == set()
+
+
+def test_alerts_end_with_what_the_configuration_no_longer_names(tmp_path: Path) -> None:
+    file = tmp_path / "no.pem"
+    file.write_text("no certificate")
+    before = replace(
+        config_of(tmp_path, no_image_hours=8),
+        destinations=(
+            Destination("pacs", "PACS", "h", certificate=file, key=file, commitment=True),
+            Destination("other", "OTHER", "h"),
+        ),
+    )
+    raised = {
+        "waits:other": AlertCode.DESTINATION_SILENT,
+        "rejects:other": AlertCode.DESTINATION_REJECTS,
+        "rejects cart:other": AlertCode.DESTINATION_REJECTS,
+        "commitment:pacs": AlertCode.DESTINATION_FAILS,
+        "certificate:pacs": AlertCode.CERTIFICATE,
+        "waits:pacs": AlertCode.DESTINATION_FAILS,
+    }
+    with open_store(before.cart.spool) as store:
+        store.take()
+        with store.ledger.transaction() as now:
+            now.execute("UPDATE arrival SET at_utc = '2026-01-01T00:00:00.000+00:00'")
+        for key, code in raised.items():
+            store.ledger.raise_alert(key, code.code)
+        assert keys_after(before, store) == {*raised, "certificate destination pacs", "no_image"}
+        after = replace(config_of(tmp_path), destinations=(Destination("pacs", "PACS", "h"),))
+        assert keys_after(after, store) == {"waits:pacs", "certificate:pacs"}
+
+
+def keys_after(config: CartConfig, store: Store) -> set[str]:
+    """The keys of all alerts after a look."""
+    Housekeeping(config, store.ledger, store.spool, threading.Event()).look()
+    return {row["key"] for row in store.ledger.rows("SELECT key FROM alert")}
+
+
+def test_files_of_expired_images_are_deleted_once_for_each_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[None] = []
+    monkeypatch.setattr(housekeeping, "delete_leftovers", lambda *_: calls.append(None))
+    config = config_of(tmp_path)
+    with open_store(config.cart.spool) as store:
+        house = Housekeeping(config, store.ledger, store.spool, threading.Event())
+        for _ in range(3):
+            house.look()
+    assert len(calls) == 1
+
+
+def test_an_alert_of_another_version_is_shown_and_ended_like_any_other(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    with open_store(config.cart.spool) as store:
+        store.ledger.raise_alert("a key", "a_newer_code", why="something")
+    shown = CliRunner().invoke(command, ["status", str(config.path)])
+    assert "Alert `a_newer_code`, key `a key`, since 2" in shown.output
+    assert "why: something" in shown.output
+    as_json = CliRunner().invoke(command, ["status", "--json", str(config.path)])
+    assert json.loads(as_json.output)["alerts"][0]["code"] == "a_newer_code"
+    assert acknowledge(config, "a_newer_code") == "The alert is over.\n"

@@ -268,10 +268,10 @@ def test_environment_of_somebody_else_is_left_alone(
 
 @pytest.mark.parametrize(
     ("jetpack", "l4t", "made"),
-    [("6.2", "36.4.3", ""), ("7.2", "39.2.0", "-m venv --clear --system-site-packages")],
+    [("6.2", "36.4.3", False), ("7.2", "39.2.0", True)],
 )
 def test_broken_off_install_goes_on_and_a_new_python_starts_afresh(
-    root: Root, install: Install, tmp_path: Path, jetpack: str, l4t: str, made: str
+    root: Root, install: Install, tmp_path: Path, jetpack: str, l4t: str, made: bool
 ) -> None:
     root.release(l4t).board("orin").tools(jetpack)
     (tmp_path / "cart").mkdir()
@@ -279,10 +279,29 @@ def test_broken_off_install_goes_on_and_a_new_python_starts_afresh(
     done = install("--dry-run", "--venv", str(tmp_path / "cart"))
     assert done.returncode == 0, done.stderr
     commands = steps(done.stdout)
-    environments = [step for step in commands if "-m venv" in step]
-    assert len(environments) == bool(made)
-    assert all(made in step for step in environments)
+    assert sum("-m venv --system-site-packages" in step for step in commands) == made
+    assert sum(step.startswith("find ") for step in commands) == made
     assert any("pip install" in step for step in commands)
+
+
+def test_an_environment_that_broke_off_while_it_was_made_is_known_as_ours(
+    root: Root, install: Install, tmp_path: Path
+) -> None:
+    """As by a full disk, on a new environment and on one of an earlier Python."""
+    root.release("36.4.3").board("orin").tools("6.2")
+    python, venv = root.folder / "usr/bin/python3", tmp_path / "cart"
+    answers = python.read_text()
+    breaks_off = f'*"-m venv"*) mkdir -p {venv}/lib; touch {venv}/pyvenv.cfg; exit 1 ;;'
+    executable(python, answers.replace("in\n", f"in\n{breaks_off}\n", 1))
+    for _ in range(2):
+        done = install("--venv", str(venv))
+        assert (done.returncode, "that command failed" in done.stderr) == (1, True), done.stderr
+    assert (venv / "jetson-install.txt").read_text() == "unfinished\n"
+    (venv / "lib/left").touch()
+    (venv / "jetson-install.txt").write_text("python 3.8\n")
+    assert install("--venv", str(venv)).returncode == 1
+    assert not (venv / "lib/left").exists()
+    assert (venv / "jetson-install.txt").read_text() == "unfinished\n"
 
 
 # --- Installing for real, offline, from stand-in wheels -------------------------------------------

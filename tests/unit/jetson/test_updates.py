@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -66,6 +67,21 @@ def test_pycuda_of_an_earlier_jetpack_is_built_again(
     assert cart.built == "13.2"
     assert "cuda 13.2" in cart.stamp.read_text()
     assert "already installed" in install(*options).stdout
+
+
+def test_the_account_of_a_cart_can_read_it_whatever_the_umask_of_root(
+    root: Root, install: Install, tmp_path: Path, wheel: Path
+) -> None:
+    root.release("39.2.0").board("orin").tools("7.2")
+    cart = Environment(tmp_path / "cart", "7.2", built="13.2")
+    executable(cart.folder / "bin/deepcovid-edge", "#!/bin/sh\numask\n")
+    before = os.umask(0o027)
+    try:
+        done = install("--wheel", str(wheel), "--venv", str(cart.folder))
+    finally:
+        os.umask(before)
+    assert done.returncode == 0, done.stderr
+    assert "\n0022\n" in done.stdout
 
 
 def test_pycuda_of_this_cuda_is_kept(

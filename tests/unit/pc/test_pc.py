@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jetson_roots import executable
 
 from deepcovid_edge.cart.commands import command
 from deepcovid_edge.cart.install.installation import CONFIG
@@ -104,6 +105,29 @@ def test_the_runtime_that_is_there_stays_until_another_is_asked_for(
     assert lines[-1] == [f"{place}/bin/deepcovid-edge", "cart", "install", "--restart", option]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="the script needs root where it installs")
+def test_what_is_installed_can_be_read_by_the_account_whatever_the_umask_of_root(
+    place: Path, tmp_path: Path
+) -> None:
+    """In an environment whose programs only answer; no link is made on this machine."""
+    executable(place / "bin/python", "#!/bin/sh\n")
+    executable(place / "bin/deepcovid-edge", "#!/bin/sh\numask\n")
+    for name in ("ln", "systemctl"):
+        executable(tmp_path / name, "#!/bin/sh\n")
+    wheel = tmp_path / "deepcovid_edge.whl"
+    wheel.touch()
+    before = os.umask(0o027)
+    try:
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        done = run("--venv", place, "--wheel", wheel, path=path)
+    finally:
+        os.umask(before)
+    if "not there: sudo apt-get install" in done.stderr:
+        pytest.skip(done.stderr)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "0022"
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
@@ -165,3 +189,27 @@ def test_the_image_installs_extras_that_there_are() -> None:
     (extras,) = re.findall(r"\[([a-z,]+)\]\"", (PC / "Dockerfile").read_text("utf-8"))
     declared = (ROOT / "pyproject.toml").read_text("utf-8")
     assert all(re.search(rf"^{one} = \[", declared, re.M) for one in extras.split(","))
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [("whole", []), ("broken off", ["--clear"]), ("other files", None)],
+)
+def test_an_environment_that_was_broken_off_is_made_again(
+    place: Path, state: str, expected: list[str] | None
+) -> None:
+    """Without pip nothing can be installed. A folder that is no environment is not emptied."""
+    (place / "bin").mkdir()
+    wheel = place / "deepcovid_edge.whl"
+    wheel.touch()
+    if state != "other files":
+        python = place / "bin/python"
+        python.write_text(f"#!/bin/sh\nexit {int(state == 'broken off')}\n")
+        python.chmod(0o755)
+        (place / "pyvenv.cfg").touch()
+    done = run("--dry-run", "--venv", place, "--wheel", wheel)
+    if "not there: sudo apt-get install" in done.stderr:
+        pytest.skip(done.stderr)
+    lines = [shlex.split(line)[1:] for line in done.stdout.splitlines()]
+    made = [line[3:-1] for line in lines if line[:3] == ["python3", "-m", "venv"]]
+    assert made == ([] if state == "whole" else [expected or []])

@@ -1,17 +1,21 @@
-// Keeps an open page up to date, shows the heat map, takes dropped files. Without it: reload.
+// Keeps an open page up to date, shows the heat map, takes dropped files, has keys for the PIN.
+// Without it: reload.
 "use strict";
 const POLL = 5000, SHORTEST = 500;
 const lost = document.getElementById("lost");
+// Where the head alone is live, any page that is quickly made has it: the answer to a form has no
+// address of its own, and a check of the audit trail or statistics would be made for nothing.
+const source = new URL(document.querySelector("main [data-live]") ? location.href : "/alerts", location.href);
 let timer = 0, busy = false, again = false;
 
 async function refresh() {
   if (busy) { again = true; return; }
   busy = true;
   try {
-    const answer = await fetch(location.href, { headers: { accept: "text/html" } });
-    if (answer.redirected && new URL(answer.url).pathname !== location.pathname) location.assign(answer.url);
+    const answer = await fetch(source, { headers: { accept: "text/html" } });
+    if (answer.redirected && new URL(answer.url).pathname !== source.pathname) location.assign(answer.url);
     if (answer.ok) take(new DOMParser().parseFromString(await answer.text(), "text/html"));
-    lost.hidden = answer.ok;
+    lost.hidden = answer.status < 500;
   } catch { lost.hidden = false; }
   await new Promise(done => setTimeout(done, SHORTEST));
   busy = false;
@@ -56,6 +60,16 @@ toggle?.addEventListener("submit", event => {
   button.setAttribute("aria-pressed", String(on));
   picture.src = on ? picture.dataset.map : picture.dataset.picture;
 });
+
+// A touch screen has no keyboard.
+const keypad = document.getElementById("keypad"), pin = document.getElementById("pin");
+if (keypad) {
+  keypad.hidden = false;
+  keypad.addEventListener("click", event => {
+    const key = event.target.closest("button");
+    if (key) pin.value = key.value ? pin.value + key.value : pin.value.slice(0, -1);
+  });
+}
 
 const upload = document.getElementById("upload");
 if (upload) {

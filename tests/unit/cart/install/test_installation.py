@@ -14,11 +14,10 @@ from deepcovid_edge.cart.config import CartConfig, read_config
 from deepcovid_edge.cart.install.installation import (
     CONFIG,
     Installation,
-    InstallError,
     InstallSettings,
-    run_program,
 )
 from deepcovid_edge.cart.install.site import drop_in
+from deepcovid_edge.cart.install.starting import InstallError, run_program
 from deepcovid_edge.errors import UsageError
 
 pytestmark = pytest.mark.skipif(
@@ -233,6 +232,26 @@ def test_a_destination_by_name_needs_the_name_servers(
     monkeypatch.setattr("deepcovid_edge.cart.install.site._RESOLVER", resolver)
     config = configured(tmp_path, SITE.replace("192.168.1.30", "localhost"))
     assert "IPAddressAllow=192.168.1.2 192.168.1.31 fe80::1\n" in drop_in("work", config)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ('host = "192.168.1.30"', 'host = "pacs.clinic.invalid"', "destination pacs"),
+        ('spool = "/data/spool"', 'spool = "/d"\nbackend = "kserve://a.invalid"', "cart.backend"),
+    ],
+)
+def test_a_name_that_is_not_known_now_is_told(
+    tmp_path: Path, old: str, new: str, named: str
+) -> None:
+    (tmp_path / "etc/deepcovid-edge").mkdir(parents=True)
+    (tmp_path / "etc/deepcovid-edge/cart.toml").write_text(SITE.replace(old, new))
+    said: list[str] = []
+    Installation(InstallSettings(tmp_path), said.append).install()
+    assert [line for line in said if line.startswith("Warning")] == [
+        f"Warning: {named}: its name is not known now, so the services cannot reach it; run "
+        "`cart install` again once it is"
+    ]
 
 
 def test_a_program_that_fails_is_named_with_what_it_said() -> None:

@@ -32,6 +32,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEGBaseline8Bit
 
 from deepcovid_edge.cart.objects.capture import build_capture, burned, burned_lines, card
 from deepcovid_edge.cart.objects.facts import object_uid
@@ -108,6 +110,22 @@ def test_an_image_once_lossy_stays_so(tmp_path: Path) -> None:
     made = read(build_capture(SourceImage.read(path), prediction(POSITIVE), overlay_png(), FACTS))
     assert (made.LossyImageCompression, made.LossyImageCompressionRatio) == ("01", 12.5)
     assert made.LossyImageCompressionMethod == "ISO_10918_1"
+
+
+@pytest.mark.parametrize("stated", [None, "00"])
+def test_an_image_in_a_lossy_syntax_is_lossy_whatever_its_header_says(
+    tmp_path: Path, stated: str | None
+) -> None:
+    image = dcmread(make_image(tmp_path))
+    if stated:
+        image.LossyImageCompression = stated
+    image.PixelData = encapsulate([b"\xff\xd8\xff\xd9"])
+    image["PixelData"].VR = "OB"
+    image.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    path = tmp_path / "jpeg.dcm"
+    image.save_as(path)
+    made = read(build_capture(SourceImage.read(path), prediction(POSITIVE), None, FACTS))
+    assert made.LossyImageCompression == "01"
 
 
 def test_words_never_leave_the_bar() -> None:

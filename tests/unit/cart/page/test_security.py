@@ -26,7 +26,7 @@ from cart_store import open_store
 
 from deepcovid_edge.cart.page.access import Pin
 from deepcovid_edge.cart.page.guard import POLICY
-from deepcovid_edge.cart.page.images import detail_pairs
+from deepcovid_edge.cart.page.images import detail_pairs, named_values
 from deepcovid_edge.cart.page.role import page
 from deepcovid_edge.errors import NotThereError
 
@@ -300,6 +300,19 @@ def test_details_of_events_are_read_by_people() -> None:
     text = json.dumps({"model_sha256": digest, "reason": None, "words": ["a", "b"], "tries": 0})
     pairs = [("model sha256", "43ba6f4243ba"), ("words", "a, b"), ("tries", "0")]
     assert detail_pairs(text) == pairs
+
+
+def test_times_in_details_stand_on_the_clock_that_all_others_stand_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TZ", "Asia/Seoul")
+    time.tzset()
+    try:
+        detail = {"since": "2026-11-30T01:00:00.000+00:00", "status": "20261130"}
+        assert named_values(detail) == [("since", "2026-11-30 10:00:00"), ("status", "20261130")]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_no_name_and_no_uid_is_in_metrics_or_audit(running: RunningPage) -> None:
