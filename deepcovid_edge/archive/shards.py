@@ -237,6 +237,8 @@ def read_shard(path: Path) -> tuple[Mapping[str, Any], int]:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             stated = _stated(file)
+            if not file.schema_arrow.remove_metadata().equals(shard_schema()):
+                raise ValueError("its footer states other columns")
             records = file.read(use_threads=False)
             records.validate(full=True)  # a page's header has no checksum
     except (OSError, ValueError, KeyError, NotImplementedError) as error:

@@ -20,6 +20,7 @@ from typing import Any
 from deepcovid_edge.archive.images.image_list import ImageList
 from deepcovid_edge.decision.record import RunFacts, SiteName
 from deepcovid_edge.errors import DataError, OutputError, UsageError
+from deepcovid_edge.files import locked
 from deepcovid_edge.manifest import VERSION, IndeterminateRange
 
 RUN_FILE = "_run.json"
@@ -39,7 +40,7 @@ class RunStamp:
         facts: What every record has in common, as plain values.
         ood: `reject` or `warn`.
         images: Number of images.
-        fingerprint: Hash of the images and their order.
+        fingerprint: Hash of the images, with size and time of each, and of their order.
         shard_images: Images of a shard.
         schema_version: Version of this format.
     """
@@ -124,14 +125,15 @@ def facts_of(values: Mapping[str, Any]) -> RunFacts:
 
 
 def read_stamp(folder: Path) -> RunStamp | None:
-    """The stamp of a folder; None where no run has begun.
+    """The stamp of a folder; None where no run has begun, or a power cut left an empty file.
 
     Raises:
         DataError: The file is damaged.
     """
     path = folder / RUN_FILE
     try:
-        return RunStamp.from_json(_text(path))
+        text = _text(path)
+        return RunStamp.from_json(text) if text else None
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -167,15 +169,31 @@ def begin_run(folder: Path, stamp: RunStamp) -> None:
 def _first(folder: Path, stamp: RunStamp) -> RunStamp:
     """Write the stamp, unless another process was faster; the one that is there now."""
     if any(folder.glob("shard-*.parquet")):
-        raise UsageError(f"output: {folder} has shards but no {RUN_FILE}: use another folder")
+        raise UsageError(
+            f"output: {folder} has shards but no {RUN_FILE}, or an empty one: use another folder"
+        )
     # Containers give the same process ids, and `tempfile` would make a file for its owner alone.
     own = folder / f"{RUN_FILE}.{secrets.token_hex(8)}.part"
-    own.write_text(stamp.as_json(), "utf-8")
+    with own.open("w", encoding="utf-8") as stream:
+        stream.write(stamp.as_json())
+        stream.flush()
+        os.fsync(stream.fileno())  # a power cut after the link leaves the content too
     try:
+        _remove_empty(folder / RUN_FILE)
         _name_first(own, folder / RUN_FILE)
     finally:
         own.unlink(missing_ok=True)
     return read_stamp(folder) or stamp
+
+
+def _remove_empty(path: Path) -> None:
+    """Remove a file that stays empty: no other process writes it."""
+    with suppress(FileNotFoundError):
+        if path.stat().st_size:
+            return
+        with locked(path.parent, path.name):  # else a second process might remove a new one
+            if not _text(path):
+                path.unlink()
 
 
 def _name_first(own: Path, path: Path) -> None:
@@ -189,6 +207,7 @@ def _name_first(own: Path, path: Path) -> None:
             try:
                 stream.write(own.read_bytes())
                 stream.flush()
+                os.fsync(stream.fileno())
             except OSError:
                 path.unlink()
                 raise

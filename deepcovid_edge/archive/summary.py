@@ -27,7 +27,7 @@ from deepcovid_edge.archive.stamp import RunStamp, read_stamp
 from deepcovid_edge.decision.record_table import EXTRA
 from deepcovid_edge.decision.results import PlainResult
 from deepcovid_edge.device.progress import number_of
-from deepcovid_edge.errors import DataError, NotThereError, require
+from deepcovid_edge.errors import DataError, NotThereError, OutputError, one_line, require
 from deepcovid_edge.reasons import NOTICE, Reason, warning_sentence
 
 if TYPE_CHECKING:
@@ -36,12 +36,13 @@ if TYPE_CHECKING:
 BINS = 20
 """Of the histogram of scores."""
 _FINE_BINS = 100
+_MEDIAN_STEPS = 10_000
 _LEAST_IMAGES = 50
 """Fewer scores prove no change of their distribution."""
 _MOST_DEVICES = 50
 _MOST_NAMES = 5
 _MEMORY = "1GB"
-_COLUMNS = ("name", "images", "not_assessed", "positive", "indeterminate", "median")
+_COLUMNS = ("name", "images", "not_assessed", "positive", "indeterminate")
 UNKNOWN = "unknown"
 
 
@@ -87,7 +88,8 @@ class Group(PlainResult):
         not_assessed: Without a result.
         positive: Positive.
         indeterminate: Too close to the threshold.
-        median: Median probability of the positive class; None without results.
+        median: Median probability of the positive class, of values that are rounded to four
+            decimals; None without results.
         distance: Greatest distance between the distribution of its probabilities and that of all
             others, 0 to 1, on hundredths; None with fewer than 50 on either side.
     """
@@ -194,6 +196,7 @@ def summarise(folder: Path) -> Summary:
     Raises:
         NotThereError: It has no run, or no shard.
         DataError: A shard is damaged, or of another run.
+        OutputError: There is too little memory, or too little room in the temporary folder.
     """
     stamp = read_stamp(folder)
     shards, others = shard_files(folder, stamp.shards if stamp else 0)
@@ -241,8 +244,14 @@ def _opened(shards: Iterable[Path]) -> Iterator[DuckDBPyConnection]:
         }
         with duckdb.connect(config=settings) as table:
             files = [glob.escape(str(path.absolute())) for path in shards]
-            table.from_parquet(files).create_view("record")
-            yield table
+            try:
+                table.from_parquet(files).create_view("record")
+                yield table
+            except duckdb.Error as error:
+                raise OutputError(
+                    f"summary: DuckDB cannot go on ({one_line(error)}): name a folder with more "
+                    "room in TMPDIR, or use a machine with more memory"
+                ) from error
 
 
 def _rows(table: DuckDBPyConnection, query: str) -> list[tuple[Any, ...]]:
@@ -302,9 +311,10 @@ def _groups(table: DuckDBPyConnection, column: str) -> tuple[Group, ...]:
     found = _rows(
         table,
         f"SELECT {name} AS name, count(*) AS n, count(reason), "
-        "count(*) FILTER (decision = 'positive'), count(*) FILTER (decision = 'indeterminate'), "
-        f"median(probability) FROM record GROUP BY 1 ORDER BY {order}",
+        "count(*) FILTER (decision = 'positive'), count(*) FILTER (decision = 'indeterminate') "
+        f"FROM record GROUP BY 1 ORDER BY {order}",
     )
+    medians = _medians(table, name)
     scores = _rows(
         table,
         f"SELECT {name}, {_bin(_FINE_BINS)}, count(*) FROM record {_SCORED} GROUP BY 1, 2",
@@ -315,10 +325,29 @@ def _groups(table: DuckDBPyConnection, column: str) -> tuple[Group, ...]:
     total = sum(spread.values(), np.zeros(_FINE_BINS, np.int64))
     return tuple(
         Group(
-            **dict(zip(_COLUMNS, row, strict=True)), distance=_distance(spread.get(row[0]), total)
+            **dict(zip(_COLUMNS, row, strict=True)),
+            median=medians.get(row[0]),
+            distance=_distance(spread.get(row[0]), total),
         )
         for row in found
     )
+
+
+def _medians(table: DuckDBPyConnection, name: str) -> dict[str, float]:
+    """Medians of the probabilities, rounded to four decimals: `median` would keep each of them.
+
+    Where their number is even, the median is the mean of the two in the middle.
+    """
+    found = _rows(
+        table,
+        f"WITH score AS (SELECT {name} AS name, round(probability * {_MEDIAN_STEPS})::INTEGER AS "
+        f"step, count(*) AS n FROM record {_SCORED} GROUP BY 1, 2), "
+        "place AS (SELECT name, step, sum(n) OVER (PARTITION BY name ORDER BY step) AS upto, "
+        "sum(n) OVER (PARTITION BY name) AS total FROM score) "
+        "SELECT name, min(step) FILTER (2 * upto >= total) + min(step) FILTER (2 * upto > total) "
+        "FROM place GROUP BY 1",
+    )
+    return {group: both / (2 * _MEDIAN_STEPS) for group, both in found}
 
 
 def _distance(own: NDArray[np.int64] | None, total: NDArray[np.int64]) -> float | None:

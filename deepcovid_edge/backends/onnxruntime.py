@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -15,8 +16,14 @@ from numpy.typing import NDArray
 from deepcovid_edge.backends.base import Inference, check_batch
 from deepcovid_edge.backends.settings import BackendSettings
 from deepcovid_edge.decision import out_of_distribution
-from deepcovid_edge.errors import BackendUnavailableError, ModelFileError, UsageError, require
-from deepcovid_edge.files import Closing, cache_folder, file_sha256
+from deepcovid_edge.errors import (
+    BackendUnavailableError,
+    ModelFileError,
+    OutputError,
+    UsageError,
+    require,
+)
+from deepcovid_edge.files import CACHE_VARIABLE, Closing, cache_folder, file_sha256
 from deepcovid_edge.manifest import ModelManifest, read_manifest
 from deepcovid_edge.reasons import WarningCode
 
@@ -55,6 +62,7 @@ def load(path: Path, settings: BackendSettings) -> OnnxRuntimeBackend:
     Raises:
         MissingDependencyError: onnxruntime is not installed.
         BackendUnavailableError: The provider that was asked for does not run here.
+        OutputError: The folder for the engines that ONNX Runtime builds cannot be made.
         ModelFileError: The file carries no manifest, or ONNX Runtime cannot read it.
     """
     settings = replace(settings, provider=settings.provider or "cpu")
@@ -154,19 +162,35 @@ def _check_session(session: Any, manifest: ModelManifest, path: Path) -> None:
     out_of_distribution.check_output(manifest, outputs, path)
 
 
-def _options(provider: str) -> dict[str, str]:
-    """Provider options: engines that ONNX Runtime builds are kept in the cache."""
-    if provider == "tensorrt":
-        folder = str(cache_folder() / "onnxruntime")
-        return {
-            "trt_engine_cache_enable": "1",
-            "trt_engine_cache_path": folder,
-            "trt_timing_cache_enable": "1",
-            "trt_timing_cache_path": folder,
-        }
+def _options(provider: str, model: Path | bytes) -> dict[str, str]:
+    """Provider options: engines that ONNX Runtime builds are kept in the cache.
+
+    ONNX Runtime names an engine after the graph, not after its weights. So each model has a folder
+    of its own. The times of layers hold for every model.
+
+    Raises:
+        OutputError: The folder cannot be made.
+    """
+    if provider not in ("tensorrt", "rtx"):
+        return {}
+    shared = cache_folder() / "onnxruntime"
+    digest = hashlib.sha256(model).hexdigest() if isinstance(model, bytes) else file_sha256(model)
+    own = str(shared / digest)
+    try:
+        Path(own).mkdir(parents=True, exist_ok=True)  # ONNX Runtime makes no folder around its own
+    except OSError as error:
+        raise OutputError(
+            f"cache: {own} cannot be made: {error.strerror or error}: set {CACHE_VARIABLE} to a "
+            "folder that can be written"
+        ) from error
     if provider == "rtx":
-        return {"nv_runtime_cache_path": str(cache_folder() / "onnxruntime")}
-    return {}
+        return {"nv_runtime_cache_path": own}
+    return {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": own,
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(shared),
+    }
 
 
 def _register_rtx(runtime: Any) -> None:
@@ -196,7 +220,7 @@ def _session(
     options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
-    chosen = [(provider, _options(asked))]
+    chosen = [(provider, _options(asked, model))]
     try:
         source = model if isinstance(model, bytes) else str(model)
         session = runtime.InferenceSession(source, options, providers=chosen)

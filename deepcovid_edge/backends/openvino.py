@@ -6,7 +6,6 @@ and leaves files in the home folder. `errors.require` hides that package, so a c
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from deepcovid_edge.backends.base import Inference, check_batch
 from deepcovid_edge.backends.settings import BackendSettings
 from deepcovid_edge.decision import out_of_distribution
+from deepcovid_edge.device.process import cores
 from deepcovid_edge.errors import BackendUnavailableError, ModelFileError, UsageError, require
 from deepcovid_edge.files import Closing, file_sha256
 from deepcovid_edge.manifest import ModelManifest, read_manifest
@@ -130,7 +130,7 @@ def _compiled(runtime: Any, path: Path, threads: int) -> openvino.CompiledModel:
             "backend openvino: this openvino has no CPU plugin: pip install --force-reinstall "
             "openvino"
         )
-    calls = max(1, len(os.sched_getaffinity(0)) // threads)
+    calls = max(1, cores() // threads)
     options = {
         "INFERENCE_PRECISION_HINT": "f32",
         "NUM_STREAMS": str(calls),

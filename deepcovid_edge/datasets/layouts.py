@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
@@ -194,15 +195,16 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
     with _opened(table) as stream:
         rows = csv.reader(stream)
         names = _names(next(rows, ()), table)
-        least = len(names) - (names[-1:] == [""])  # a comma that ends the header names no column
         for cells in filter(None, rows):
-            if not least <= len(cells) <= len(names):  # a comma without quotes shifts what follows
+            if len(cells) > len(names):  # a comma without quotes shifts what follows
                 raise DataError(
                     f"{table}, line {rows.line_num}: got {len(cells)} cells, expected "
                     f"{len(names)} as in the header: correct the row; a cell with a comma needs "
                     "quotes"
                 )
-            yield rows.line_num, dict(zip(names, map(str.strip, cells), strict=False))
+            # Spreadsheets leave out the commas of empty cells that end a row.
+            values = zip_longest(names, map(str.strip, cells), fillvalue="")
+            yield rows.line_num, dict(values)
 
 
 def _header(table: Path) -> list[str]:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import math
+import os
 import resource
 import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """glibc, malloc.h: M_TRIM_THRESHOLD and M_MMAP_THRESHOLD."""
 _KEPT_BLOCK = 32 << 20
 """The largest M_MMAP_THRESHOLD that glibc takes: half of a thread's heap of 64 MiB."""
 _KEPT_IN_ALL = 1 << 30
+_CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def set_up() -> None:
@@ -22,6 +28,45 @@ def set_up() -> None:
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     warnings.filterwarnings("ignore", module=r"(PIL|pydicom)\.")
     keep_freed_memory()
+
+
+def cores() -> int:
+    """Cores that this process can use: those that it may run on, or fewer if its time is limited.
+
+    A limit, such as that of `docker run --cpus 2`, holds for a group of processes and all groups
+    within it (Linux, admin-guide/cgroup-v2, `cpu.max`; scheduler/sched-bwc for version 1).
+    """
+    return min([len(os.sched_getaffinity(0)), *map(math.ceil, _limits())])
+
+
+def _limits() -> Iterator[float]:
+    """Cores by the limits of this process's groups and of those around them, each above 0."""
+    try:
+        lines = _OWN_CGROUPS.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, kinds, path = line.split(":", 2)  # version 2 names no kind
+        if kinds and "cpu" not in kinds.split(","):
+            continue
+        root = _CGROUPS / "cpu" if kinds else _CGROUPS
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):
+            with suppress(OSError, ValueError):  # no such file, or no limit: `max`
+                quota, period = _quota(folder, is_first_version=bool(kinds))
+                if quota > 0:
+                    yield quota / period
+            if folder == root:
+                break
+
+
+def _quota(folder: Path, *, is_first_version: bool) -> tuple[int, int]:
+    """Microseconds of processor time in each period, -1 without a limit; and of the period."""
+    if is_first_version:
+        quota, period = ((folder / f"cpu.cfs_{it}_us").read_text() for it in ("quota", "period"))
+    else:
+        quota, period = (folder / "cpu.max").read_text().split()
+    return int(quota), int(period)
 
 
 def write_no_core_file() -> None:

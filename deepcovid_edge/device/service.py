@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from deepcovid_edge.device.streams import drop_writes
+
 _BEAT_SECONDS = 5.0
 _PACKAGE = Path(__file__).parents[1]
 _lock = threading.Lock()
@@ -29,8 +31,11 @@ def log(event: str, **detail: Any) -> None:
     """
     line = _json({"event": event, **detail}) + "\n"
     with _lock:
-        sys.stdout.write(line)  # `print` writes the line's end by itself where nothing is buffered
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(line)  # `print` writes the line's end by itself without a buffer
+            sys.stdout.flush()
+        except (OSError, ValueError):  # a full disk, or nobody reads the log: the service goes on
+            drop_writes(sys.stdout)
 
 
 def log_fault(event: str, error: BaseException) -> None:

@@ -11,7 +11,6 @@ of one step push those of the other out of a core's cache. A GPU is fed by threa
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -26,6 +25,7 @@ from deepcovid_edge.backends.base import GPU_LANES, AssessesFiles, Backend
 from deepcovid_edge.decision.out_of_distribution import CHOICES, REJECT
 from deepcovid_edge.decision.record import Prediction, RunFacts
 from deepcovid_edge.device.memory import check_address_space
+from deepcovid_edge.device.process import cores
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.pipeline.classifier import Explainer
 from deepcovid_edge.pipeline.duplicates import Duplicates
@@ -115,7 +115,7 @@ def default_workers(backend: Backend | None = None) -> int:
     """Threads where nothing else is asked for: one a core, and more that wait for a server."""
     if isinstance(backend, AssessesFiles):
         return _CALLS
-    return len(os.sched_getaffinity(0))
+    return cores()
 
 
 def run_facts(backend: Backend, settings: PredictSettings) -> RunFacts:

@@ -155,12 +155,12 @@ class Callers:
         except NotThereError:  # a damaged file admits nobody until it is corrected
             self._keys, self._stamp = {}, stamp
 
-    def _stamped(self) -> tuple[int, int] | None:
+    def _stamped(self) -> tuple[int, int, int] | None:
         try:
             status = self._path.stat() if self._path else None
         except OSError:
             return None
-        return (status.st_mtime_ns, status.st_ino) if status else None
+        return (status.st_mtime_ns, status.st_ino, status.st_size) if status else None
 
 
 def _hashed(key: str) -> str:

@@ -377,3 +377,57 @@ def test_keys_and_tls_stand_before_everything(
             assert model.predict_one(image).status == "assessed"
         assert {event["caller"] for event in server.events("infer")} == {"cart-1"}
         assert key not in server.said()
+
+
+HEALTH = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n"
+CHUNKED = b"POST /nothing HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def test_a_header_has_a_largest_size(server: RunningServer) -> None:
+    """In lines too: short ones cost far more memory than their bytes."""
+    for lines in (b"a:b\r\n" * 250, b"a: " + b"x" * 70_000 + b"\r\n", b"a: " + b"x" * (2 << 20)):
+        with server.connect() as peer:
+            with suppress(ConnectionError):
+                peer.sendall(HEALTH + lines + b"\r\n")
+            assert peer.recv(1000).startswith(b"HTTP/1.1 400")
+    with server.connect() as peer:
+        peer.sendall(HEALTH + b"a:b\r\n" * 150 + b"\r\n")
+        assert peer.recv(1000).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("piece", [b"a:b\r\n" * 13_000, b"x" * 65_536])
+def test_lines_behind_a_body_take_no_memory(server: RunningServer, piece: bytes) -> None:
+    """Of any number, and one of any length."""
+    with server.connect() as peer:
+        peer.sendall(CHUNKED.replace(b"/nothing", INFER.encode()) + b"5\r\nhello\r\n0\r\na:")
+        sent = 0
+        with suppress(OSError):
+            while sent < 32 << 20:
+                peer.sendall(piece)
+                sent += len(piece)
+    assert sent < 16 << 20, "the connection was ended, but for what sockets hold"
+
+
+def test_lines_behind_a_body_are_dropped(server: RunningServer, good: bytes) -> None:
+    head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+    for _ in range(2):
+        with server.connect() as peer:
+            peer.sendall(f"{head}Inference-Header-Content-Length: 0\r\n\r\n".encode())
+            peer.sendall(b"%x\r\n%s\r\n0\r\nDigest: 1\r\n\r\n" % (len(good), good))
+            assert b"probabilities" in peer.recv(10_000)
+            ask_whether_it_lives(peer)
+
+
+@pytest.mark.parametrize("method", ["POST", "GET"])
+def test_a_body_is_never_taken_for_the_next_request(server: RunningServer, method: str) -> None:
+    """A proxy that passes `Upgrade` on would give the second answer to another caller."""
+    inner = HEALTH + b"\r\n"
+    head = f"{method} {INFER} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n"
+    with server.connect() as peer:
+        peer.sendall(f"{head}Content-Length: {len(inner)}\r\n\r\n".encode())
+        peer.sendall(inner)
+        answer = b"".join(iter(lambda: peer.recv(1000), b""))
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.count(b"HTTP/1.1 ") == 1
+    body = answer.partition(b"\r\n\r\n")[2]
+    assert "Upgrade and CONNECT are not supported" in json.loads(body)["error"]

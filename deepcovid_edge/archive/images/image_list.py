@@ -132,7 +132,7 @@ class ImageList:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the images and their order."""
+        """A hash of the images, with size and time of each, and of their order."""
         return str(self.stated.get("fingerprint") or file_sha256(self.path))
 
     def rows(self, start: int, stop: int) -> list[ListedImage]:
@@ -207,8 +207,10 @@ def _months(times: pyarrow.ChunkedArray) -> list[str]:
     """The months of times in UTC, whatever their zone; empty where there is none."""
     pa = require("pyarrow", extra=EXTRA)
     pc = require("pyarrow.compute", extra=EXTRA)
-    found = pc.strftime(times.cast(pa.timestamp("s", "UTC"), safe=False), format="%Y-%m")
-    return [month or "" for month in found.to_pylist()]
+    # Without its zone, which needs no database of time zones: the numbers are those of UTC.
+    utc = times.cast(pa.int64()).cast(pa.timestamp(times.type.unit))
+    pairs = zip(pc.year(utc).to_pylist(), pc.month(utc).to_pylist(), strict=True)
+    return ["" if year is None else f"{year:04}-{month:02}" for year, month in pairs]
 
 
 def utc(seconds: float | None) -> datetime | None:

@@ -141,7 +141,7 @@ class ListParts:
         digest, images, size = hashlib.sha256(), 0, 0
         with pq.ParquetWriter(path, list_schema(), compression="zstd") as writer:
             for batch in self._batches():
-                digest.update("".join(f"{path}\n" for path in batch["path"].to_pylist()).encode())
+                digest.update(_stated(batch))
                 images += batch.num_rows
                 size += sum(filter(None, batch.column("size").to_pylist()))
                 writer.write_batch(batch, row_group_size=ROWS_IN_GROUP)
@@ -173,6 +173,13 @@ class ListParts:
 
     def _part(self, number: int) -> Path:
         return self.folder / f"{number:06}{SUFFIX}"
+
+
+def _stated(batch: pyarrow.RecordBatch) -> bytes:
+    """What a fingerprint is made of: a file that changes is another image."""
+    columns = (batch["path"], batch["size"], batch["mtime"].cast("int64"))
+    rows = zip(*(column.to_pylist() for column in columns), strict=True)
+    return "".join(f"{path}\0{size}\0{changed}\n" for path, size, changed in rows).encode()
 
 
 def hash_of_paths(paths: Iterable[str]) -> str:

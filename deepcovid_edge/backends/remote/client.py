@@ -251,6 +251,8 @@ class Client(Closing):
             answer = connection.getresponse()
             self._has_answered = True
             content = answer.read(_MOST_ANSWER)
+            if answer.length and len(content) < _MOST_ANSWER:  # with a size, `read` does not say so
+                raise http.client.IncompleteRead(content, answer.length)
             is_whole = not (answer.will_close or answer.read(1))
         finally:
             self._used.discard(own)
@@ -259,7 +261,7 @@ class Client(Closing):
             else:
                 connection.close()
         retry = answer.headers.get("retry-after", "")
-        seconds = float(retry) if retry.isdigit() else None
+        seconds = float(retry) if retry.isascii() and retry.isdecimal() else None
         return answer.status, seconds, answer.headers.get(HEADER_LENGTH), content
 
     def _connection(self) -> http.client.HTTPConnection:

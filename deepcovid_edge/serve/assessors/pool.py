@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from deepcovid_edge.device.child_process import end, ending_with_this
+from deepcovid_edge.device.process import cores
 from deepcovid_edge.device.service import log
 from deepcovid_edge.errors import BackendUnavailableError, one_line
 from deepcovid_edge.reasons import Reason
@@ -169,7 +169,7 @@ class Assessors:
         """How many processes there are."""
         if self.settings.assessors:
             return self.settings.assessors
-        return len(os.sched_getaffinity(0)) if self.known.on_cpu else 1
+        return cores() if self.known.on_cpu else 1
 
     async def start(self) -> None:
         """Start the processes.
@@ -189,12 +189,13 @@ class Assessors:
         """End the processes."""
         await end_tasks(self._tasks)
 
-    async def assess(self, name: str, image: ImageData) -> Answer:
+    async def assess(self, name: str, image: ImageData, *, is_next: bool = False) -> Answer:
         """The record of an image.
 
         Args:
             name: What the record calls it.
             image: The image file.
+            is_next: Whether it goes before the images that wait.
 
         Raises:
             TimeoutError: There is none in `answer_seconds` (`asyncio.TimeoutError`).
@@ -202,7 +203,10 @@ class Assessors:
         loop = asyncio.get_running_loop()
         job = Job(name, image, loop.create_future())
         timer = loop.call_later(self.settings.answer_seconds, self._too_late, job)
-        self._jobs.append(job)
+        if is_next:
+            self._jobs.appendleft(job)
+        else:
+            self._jobs.append(job)
         self._arrived()
         try:
             return await job.answer

@@ -1,5 +1,7 @@
 """Readiness: a synthetic image goes the way of every other, again and again.
 
+It goes before the images that wait: a full queue makes no server unready.
+
 A process may live and answer nothing, or answer wrongly. So the server is ready while the last
 synthetic image came back with the record that it had when the model was loaded.
 """
@@ -47,7 +49,7 @@ class Readiness:
     async def check(self) -> bool:
         """Have the synthetic image assessed once."""
         known = self._assessors.known
-        answer = await self._assessors.assess(known.record["path"], known.image)
+        answer = await self._assessors.assess(known.record["path"], known.image, is_next=True)
         record = json.loads(answer.record)
         was_right, self._is_right = self._is_right, known.is_right(record)
         if self._is_right:

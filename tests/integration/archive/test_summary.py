@@ -19,6 +19,7 @@ from deepcovid_edge.reasons import NOTICE, Reason
 
 pytest.importorskip("duckdb", reason="summaries need extra archive")
 
+from deepcovid_edge.archive import summary as summary_module
 from deepcovid_edge.archive.shards import Counts, ScreenedImage, ShardFolder
 from deepcovid_edge.archive.stamp import RunStamp, begin_run, plain_facts
 from deepcovid_edge.archive.summary import Duplicated, Group, Summary, summarise
@@ -109,7 +110,7 @@ def test_a_month_with_other_scores_stands_out(results: tuple[Path, list[Screened
         for image in images
         if image.month == "2020-01" and image.record.probability is not None
     ]
-    assert found.months[0].median == pytest.approx(np.median(own))
+    assert found.months[0].median == pytest.approx(np.median(own), abs=5e-5)
     assert {one.name for one in found.devices} == {"Maker A", "Maker <b>B", "unknown"}
     assert all((one.distance or 0) < 0.15 for one in found.devices)
 
@@ -292,3 +293,48 @@ def test_a_damaged_shard_and_one_of_another_run_are_errors(tmp_path: Path) -> No
     folder.path(1).unlink()
     done = command("screen", "--summary", tmp_path)
     assert "1 of 2 shards, 40 of 80 images" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("scores", "median"),
+    [
+        ((0.2, 0.9, 0.4), 0.4),
+        ((0.2, 0.9, 0.4, 0.5), 0.45),
+        ((0.3, 0.3, 0.3, 1.0), 0.3),
+        ((0.0, 1.0), 0.5),
+        ((0.123456,), 0.1235),
+    ],
+)
+def test_medians_are_those_of_rounded_scores(
+    tmp_path: Path, scores: tuple[float, ...], median: float
+) -> None:
+    images = [
+        scored(number, score, content=number, month="2020-01")
+        for number, score in enumerate(scores)
+    ]
+    (month,) = summary_of(tmp_path, images).months
+    assert month.median == pytest.approx(median, abs=1e-9)
+
+
+def test_medians_take_no_more_memory_with_more_images() -> None:
+    """`median` of DuckDB keeps every value: 48 MB of these."""
+    duckdb = pytest.importorskip("duckdb")
+    with duckdb.connect(config={"memory_limit": "40MB", "threads": 1}) as table:
+        table.execute(
+            "CREATE VIEW record AS SELECT NULL AS reason, 'positive' AS decision, "
+            "'2020-01' AS month, number % 1000 / 999 AS probability "
+            "FROM range(6_000_000) AS numbers(number)"
+        )
+        (month,) = summary_module._groups(table, "month")
+    assert month.images == 6_000_000
+    assert month.median == pytest.approx(0.5, abs=1e-9)
+
+
+def test_too_little_memory_is_said_in_a_sentence(
+    results: tuple[Path, list[ScreenedImage]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summary_module, "_MEMORY", "100KB")
+    done = command("screen", "--summary", results[0])
+    assert done.returncode == 1
+    assert "DuckDB cannot go on" in done.stderr
+    assert "Traceback" not in done.stderr

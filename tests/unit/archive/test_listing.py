@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +17,7 @@ from deepcovid_edge.errors import DataError, NotThereError, OutputError, UsageEr
 pq = pytest.importorskip("pyarrow.parquet", reason="manifests need extra archive")
 
 import pyarrow as pa
+from namespaces import skip_without_small_disk
 from pyarrow import fs
 
 from deepcovid_edge.archive.images import addresses
@@ -403,3 +407,38 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
             tracemalloc.stop()
         peaks.append(min(found))
     assert peaks[1] < 1.3 * peaks[0], peaks
+
+
+@pytest.mark.parametrize("change", ["content", "time"])
+def test_a_file_that_has_changed_makes_another_fingerprint(
+    folder: Path, tmp_path: Path, change: str
+) -> None:
+    """Else `screen` would keep the record of the earlier file."""
+    path = folder / "patient1/study1/1.png"
+    os.utime(path, (1e9, 1e9))
+    prints = []
+    for name in ("before", "same", "after"):
+        if name == "after":
+            path.write_bytes(b"other" if change == "content" else path.read_bytes())
+            os.utime(path, (1e9, 1e9 + (change == "time")))
+        listed(tmp_path / f"{name}.parquet", folder)
+        prints.append(ImageList(tmp_path / f"{name}.parquet").fingerprint)
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_months_need_no_database_of_time_zones(tmp_path: Path) -> None:
+    """Small systems and containers lack it."""
+    skip_without_small_disk()
+    path = tmp_path / "m.parquet"
+    times = pa.array([1_584_403_200_000_000], pa.timestamp("us", "UTC"))
+    pq.write_table(pa.table({"path": ["a.png"], "mtime": times}), path)
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from deepcovid_edge.archive.images.image_list import ImageList\n"
+        "print(ImageList(Path(sys.argv[1])).rows(0, 1)[0].month)\n"
+    )
+    hidden = 'mount -t tmpfs none "$(realpath /usr/share/zoneinfo)" 2>&1; exec "$@"'
+    command = ["unshare", "-rm", "sh", "-c", hidden, "sh", sys.executable, "-c", program, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == "2020-03\n", done.stderr

@@ -20,6 +20,7 @@ from deepcovid_edge.reasons import Reason
 
 pq = pytest.importorskip("pyarrow.parquet", reason="shards need extra archive")
 
+from deepcovid_edge.archive import stamp as stamp_module
 from deepcovid_edge.archive.shards import (
     Counts,
     DamagedShardError,
@@ -143,6 +144,21 @@ def test_no_damaged_bit_of_a_page_changes_a_record(tmp_path: Path) -> None:
             continue
         damaged += 1
     assert damaged > pages // 14
+
+
+@pytest.mark.parametrize("name", [b"path", b"decision", b"probability", b"month", b"uid_hash"])
+def test_a_footer_that_states_another_column_is_damaged(tmp_path: Path, name: bytes) -> None:
+    """The footer has no checksum."""
+    folder = ShardFolder(tmp_path, STAMP)
+    folder.write(0, images())
+    path = folder.path(0)
+    data = path.read_bytes()
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    changed = data[footer:].replace(name, bytes([name[0] ^ 1]) + name[1:])
+    assert changed != data[footer:]
+    path.write_bytes(data[:footer] + changed)
+    with pytest.raises(DamagedShardError):
+        folder.done(0)
 
 
 @pytest.mark.parametrize("page", ["dictionary_page_offset", "data_page_offset"])
@@ -335,3 +351,41 @@ def test_a_single_file_that_is_gone_is_no_outage() -> None:
     assert Counts(positive=198, not_assessed=2, unreadable=2).lacks_files
     assert Counts(not_assessed=1, unreadable=1).lacks_files
     assert not Counts().lacks_files
+
+
+def test_an_empty_run_file_is_no_dead_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut may leave a name without content."""
+    monkeypatch.setattr(stamp_module, "_CREATE_SECONDS", 0.1)
+    (tmp_path / RUN_FILE).touch()
+    assert read_stamp(tmp_path) is None
+    begin_run(tmp_path, STAMP)
+    assert read_stamp(tmp_path) == STAMP
+    with pytest.raises(UsageError, match="another run"):
+        begin_run(tmp_path, OTHERS["ood"])
+
+
+def test_an_empty_run_file_beside_shards_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be of another run."""
+    monkeypatch.setattr(stamp_module, "_CREATE_SECONDS", 0.1)
+    ShardFolder(tmp_path, STAMP).write(0, images())
+    (tmp_path / RUN_FILE).touch()
+    with pytest.raises(UsageError, match="or an empty one: use another folder"):
+        begin_run(tmp_path, STAMP)
+
+
+def test_the_run_file_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    link = os.link
+    monkeypatch.setattr(os, "fsync", lambda _: steps.append("fsync"))
+
+    def noted(own: Path, path: Path) -> None:
+        steps.append("link")
+        link(own, path)
+
+    monkeypatch.setattr(os, "link", noted)
+    begin_run(tmp_path, STAMP)
+    assert steps == ["fsync", "link"]

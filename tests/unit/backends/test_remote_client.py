@@ -244,3 +244,45 @@ def test_a_server_that_stays_away_is_told_with_the_time() -> None:
     with client, pytest.raises(BackendUnavailableError, match=r"no answer in 0\.5 s") as it:
         client.facts()
     assert "--resume" not in str(it.value), "there may be no file to go on with"
+
+
+@contextmanager
+def sending(*answers: bytes) -> Iterator[tuple[Client, list[int]]]:
+    """A client of a server that sends these bytes, closes the connection, and counts."""
+    taken: list[int] = []
+    with socket.create_server((HOST, 0)) as port:
+
+        def serve() -> None:
+            for number, answer in enumerate(answers):
+                accepted, _ = port.accept()
+                with accepted:
+                    accepted.recv(1 << 16)
+                    accepted.sendall(answer)
+                taken.append(number)
+
+        threading.Thread(target=serve, daemon=True).start()
+        address = Address.of(f"kserve://{HOST}:{port.getsockname()[1]}")
+        with Client(address, "m", patience=20) as client:
+            yield client, taken
+
+
+def whole(content: bytes, *headers: str, status: str = "200 OK") -> bytes:
+    lines = [f"HTTP/1.1 {status}", f"content-length: {len(content)}", *headers, "", ""]
+    return "\r\n".join(lines).encode("latin-1") + content
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again() -> None:
+    """Within its content, at its beginning, or at a place where what is there is JSON too."""
+    answer = whole(json.dumps(FACTS).encode())
+    padded = whole(json.dumps(FACTS).encode() + b"    ")
+    head = answer.index(b"\r\n\r\n") + 4
+    with sending(answer[:-5], answer[:head], padded[:-2], answer) as (client, taken):
+        assert client.facts() == {"version": "1"}
+        assert taken[:3] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("value", ["\xb2", "1.5", "soon", ""])
+def test_a_wait_that_is_no_number_is_not_used(value: str) -> None:
+    busy = whole(b"{}", f"retry-after: {value}", status="503 Service Unavailable")
+    with sending(busy, whole(json.dumps(FACTS).encode())) as (client, _):
+        assert client.facts() == {"version": "1"}

@@ -89,8 +89,6 @@ def test_manifest_csv_with_columns_beyond_the_needed(tmp_path: Path) -> None:
             "line 3: got 5 c",
         ),
         ("path,label,patient,split\nx.png,covid,D, J,\n", "line 2: got 5 cells, expected 4"),
-        ("path,label,split\nx.png,test\n", "line 2: got 2 cells, expected 3 as in the header"),
-        ("path,label,\nx.png\n", "line 2: got 1 cells, expected 3 as in the header"),
     ],
 )
 def test_wrong_manifest_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -98,6 +96,16 @@ def test_wrong_manifest_is_named(tmp_path: Path, text: str, message: str) -> Non
     (tmp_path / "manifest.csv").write_text(text)
     with pytest.raises(DataError, match=message):
         load_dataset(tmp_path)
+
+
+def test_a_row_without_the_commas_of_its_last_empty_cells_is_whole(tmp_path: Path) -> None:
+    """Excel leaves them out where a column is empty in a block of rows."""
+    touch(tmp_path / "x.png")
+    touch(tmp_path / "y.png")
+    text = "path,label,patient,split,note\nx.png,covid,P1,test,seen\ny.png,normal,P2\n"
+    (tmp_path / "manifest.csv").write_text(text)
+    found = [(image.label, image.patient, image.split) for image in load_dataset(tmp_path)]
+    assert found == [("covid", "P1", "test"), ("normal", "P2", "")]
 
 
 def test_an_empty_line_and_a_comma_that_ends_the_header_name_nothing(tmp_path: Path) -> None:

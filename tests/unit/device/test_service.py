@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -58,3 +59,22 @@ def test_a_role_that_the_watchdog_ends_says_where_it_was() -> None:
     assert done.returncode == -signal.SIGABRT
     assert "in stuck" in done.stderr
     assert "Kanarienvogel" not in done.stderr.partition("stuck")[2]
+
+
+@pytest.mark.parametrize("place", ["a pipe that nobody reads", "/dev/full"])
+def test_a_log_that_cannot_be_written_ends_no_service(place: str) -> None:
+    program = (
+        "import sys\n"
+        "from deepcovid_edge.device.service import log\n"
+        "log('one')\n"
+        "log('two')\n"
+        "print('goes on', file=sys.stderr)\n"
+    )
+    if place == "/dev/full":
+        output = os.open(place, os.O_WRONLY)
+    else:
+        read, output = os.pipe()
+        os.close(read)
+    done = subprocess.run([sys.executable, "-c", program], stdout=output, stderr=subprocess.PIPE)
+    os.close(output)
+    assert (done.returncode, done.stderr) == (0, b"goes on\n")

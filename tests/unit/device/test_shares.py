@@ -140,7 +140,7 @@ def test_a_share_that_is_dead_at_the_start_stops_no_run(
     assert "does not answer" in record["message"]
 
 
-def test_a_share_that_is_dead_when_a_run_goes_on_stops_it_not(dead: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_although_a_share_is_dead(dead: Path, tmp_path: Path) -> None:
     output = ("-o", tmp_path / "out.jsonl", "--workers", 1)
     assert command("infer", dead / "a.png", *output).returncode == ExitCode.NOT_ASSESSED
     done = command("infer", dead / "a.png", *output, "--resume")

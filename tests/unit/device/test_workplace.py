@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from deepcovid_edge.device import process
 from deepcovid_edge.device.process import keep_freed_memory
 
 FAULTS_A_IMAGE = """
@@ -103,3 +106,46 @@ def test_opencv_writes_nothing_of_a_broken_image() -> None:
     ]
     assert "TIFF" in said[0]
     assert said[1] == ""
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "expected"),
+    [
+        ("0::/", {"cpu.max": "200000 100000"}, 2),
+        ("0::/", {"cpu.max": "max 100000"}, 64),
+        ("0::/a/b", {"a/cpu.max": "150000 100000", "a/b/cpu.max": "max 100000"}, 2),
+        ("0::/a/b", {"a/cpu.max": "800000 100000", "a/b/cpu.max": "50000 100000"}, 1),
+        ("0::/../other", {"cpu.max": "300000 100000"}, 3),
+        ("0::/", {"cpu.max": "9900000 100000"}, 64),
+        ("0::/", {}, 64),
+        ("0::/", {"cpu.max": "nonsense"}, 64),
+        (
+            "5:memory:/m\n4:cpu,cpuacct:/docker/1",
+            {"cpu/cpu.cfs_quota_us": "250000", "cpu/cpu.cfs_period_us": "100000"},
+            3,
+        ),
+        (
+            "1:cpu:/a",
+            {"cpu/a/cpu.cfs_quota_us": "-1", "cpu/a/cpu.cfs_period_us": "100000"},
+            64,
+        ),
+        (None, {"cpu.max": "200000 100000"}, 64),
+    ],
+)
+def test_cores_are_those_that_a_container_may_use(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    own: str | None,
+    files: dict[str, str],
+    expected: int,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
+    monkeypatch.setattr(process, "_OWN_CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(process, "_CGROUPS", tmp_path / "groups")
+    if own is not None:
+        (tmp_path / "cgroup").write_text(f"{own}\n")
+    for name, content in files.items():
+        path = tmp_path / "groups" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{content}\n")
+    assert process.cores() == expected

@@ -35,7 +35,7 @@ class Noting(Assessors):
         self.images: list[bytes] = []
         self.memory: list[int] = []
 
-    async def assess(self, name: str, image: ImageData) -> Answer:
+    async def assess(self, name: str, image: ImageData, *, is_next: bool = False) -> Answer:
         """See `Assessors.assess`."""
         assert self.service
         self.images.append(bytes(image))

@@ -13,6 +13,7 @@ pytest.importorskip("uvicorn", reason="the server needs extra serve")
 
 from deepcovid_edge.serve.assessors import pool
 from deepcovid_edge.serve.assessors.pool import Answer, Assessors, Job, Known
+from deepcovid_edge.serve.assessors.readiness import Readiness
 from deepcovid_edge.serve.settings import ServeSettings
 
 IMAGE_SECONDS = 0.002
@@ -30,14 +31,14 @@ class Fake(Assessors):
         self.groups: list[int] = []
 
     async def _started(self) -> Any:
-        self._known = Known({}, {}, on_cpu=True, suits=8, image=b"", record={})
+        self._known = Known({}, {}, on_cpu=True, suits=8, image=b"", record={"path": ""})
         return _Process()
 
     async def _assess(self, process: Any, jobs: Sequence[Job]) -> None:
         self.groups.append(len(jobs))
         await asyncio.sleep(IMAGE_SECONDS * len(jobs))
         for job in jobs:
-            job.answer.set_result(Answer(b"", "negative"))
+            job.answer.set_result(Answer(b'{"path": ""}', "negative"))
 
     async def call(self, images: int) -> None:
         """A caller that sends its next image when it has its answer."""
@@ -86,3 +87,23 @@ def test_callers_that_stay_away_are_waited_for_once(monkeypatch: pytest.MonkeyPa
     groups = served(1, [3] * 8, [40]).groups
     assert groups[-40:] == [1] * 40
     assert time.monotonic() - began < 1.0 + 40 * IMAGE_SECONDS + 5.0
+
+
+def test_a_full_queue_makes_no_working_server_unready() -> None:
+    """Its image goes before those that wait, which would take longer than a check may."""
+
+    async def run() -> tuple[bool, int]:
+        fake = Fake(1)
+        await fake.start()
+        waiting = [asyncio.create_task(fake.assess("image", b"")) for _ in range(200)]
+        await asyncio.sleep(0)
+        try:
+            is_right = await Readiness(fake, 60).check()
+            return is_right, sum(not one.done() for one in waiting)
+        finally:
+            await asyncio.gather(*waiting)
+            await fake.close()
+
+    is_right, still_waiting = asyncio.run(asyncio.wait_for(run(), 60))
+    assert is_right
+    assert still_waiting > 150

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deepcovid_edge.errors import OutputError, UsageError
-from deepcovid_edge.serve.keys import add_key, read_keys
+from deepcovid_edge.serve.keys import Callers, add_key, read_keys
 
 OTHER = 4711
 """User id of a service account."""
@@ -82,3 +82,17 @@ def test_a_name_has_one_key(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cart-1 has a key in"):
         add_key(tmp_path / "keys", "cart-1")
     assert (tmp_path / "keys").read_text() == before
+
+
+def test_a_key_that_is_added_within_the_same_tick_of_the_clock_is_known(tmp_path: Path) -> None:
+    """The file keeps its inode, and its time where the clock of the disk is coarse."""
+    path, now = tmp_path / "keys", [0.0]
+    add_key(path, "cart-1")
+    times = (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    callers = Callers(path, lambda: now[0])
+    added = add_key(tmp_path / "others", "cart-2")
+    with path.open("a") as stream:
+        stream.write((tmp_path / "others").read_text())
+    os.utime(path, ns=times)
+    now[0] = 2.0
+    assert callers.name_of(f"Bearer {added}") == "cart-2"
