@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import threading
+from contextlib import suppress
 from typing import Any, Protocol
 
 from deepcovid_edge.device import child_process
@@ -158,13 +159,11 @@ class Tegrastats:
         """End the tool."""
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGTERM)
-        try:
+        with suppress(subprocess.TimeoutExpired):  # it inherited that SIGTERM is ignored
             self._process.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:  # it inherited that SIGTERM is ignored
-            child_process.end(self._process)
         self._left.set()
         self._thread.join(_END_SECONDS)
-        self._pipe.close()
+        child_process.end(self._process)  # closes the pipe, which nobody reads now
 
     def _follow(self) -> None:
         """Keep the newest line, until `close`: somebody else may hold the pipe open."""

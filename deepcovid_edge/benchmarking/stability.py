@@ -14,7 +14,10 @@ is no reason to distrust the rest. No sample is discarded.
 | the GPU lowered its clock for heat or power | never | |
 | share of the cores used by others, or stolen by the host | 10 % | |
 
-Images differ, so each sample is first divided by the median of its own image.
+Images differ, so each sample is first divided by the median of its own image. That needs images
+that come again: divided by itself, an image that was measured once is 1 at any speed. Where most
+images were measured fewer than `FEWEST_VISITS` times, the times themselves are assessed, and
+differences between images count as instability. Fewer images or a longer run avoid that.
 """
 
 from __future__ import annotations
@@ -31,6 +34,9 @@ from deepcovid_edge.decision.results import PlainResult
 
 WINDOWS = 10
 SMALLEST_COUNT = 3 * WINDOWS
+FEWEST_VISITS = 4
+"""With 2 visits an image's median hides a third of a drift, with 4 a tenth. With one visit in each
+process that measured, it hides a drift that all of them have."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,8 @@ def assess_stability(
 def window_levels(samples: Samples, scenario: str) -> Values:
     """Level of each window over the median of all windows, of shape (WINDOWS,).
 
-    The mean time between results for `offline`, the median time of work for the others.
+    The mean time between results for `offline`, the median time of work for the others, beside that
+    of the same image where the images were measured often enough.
     """
     if scenario == OFFLINE:
         total = samples.gaps_ms * samples.images
@@ -131,18 +138,20 @@ def window_levels(samples: Samples, scenario: str) -> Values:
         )
         levels = np.array([times.sum() / images.sum() for times, images in cut])
     else:
-        windows = np.array_split(_beside_own_image(samples), WINDOWS)
+        windows = np.array_split(_comparable_times(samples), WINDOWS)
         levels = np.array([np.median(window) for window in windows])
     scaled: Values = levels / np.median(levels)
     return scaled
 
 
-def _beside_own_image(samples: Samples) -> Values:
-    """Time of work over the median of the same image's."""
+def _comparable_times(samples: Samples) -> Values:
+    """Time of work over the median of the same image's, if images were measured often enough."""
     values = samples.service_ms
-    _, owner = np.unique(samples.image, return_inverse=True)
+    _, owner, visits = np.unique(samples.image, return_inverse=True, return_counts=True)
+    if np.median(visits) < FEWEST_VISITS:
+        return values
     order = np.argsort(owner, kind="stable")
-    groups = np.split(order, np.cumsum(np.bincount(owner))[:-1])
+    groups = np.split(order, np.cumsum(visits)[:-1])
     beside = np.empty_like(values)
     for group in groups:
         beside[group] = values[group] / np.median(values[group])

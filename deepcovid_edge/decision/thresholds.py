@@ -106,6 +106,11 @@ def threshold_for_new_images(
     return find_threshold(scores, positive, share), needed / (known + 1)
 
 
+def allowed_alarms(negatives: int, alarms: float) -> int:
+    """How many known negatives may reach a threshold that new ones reach in a share `alarms`."""
+    return math.floor(alarms * (negatives + 1) + 1e-9)
+
+
 def threshold_for_new_negatives(scores: Scores, alarms: float) -> float | None:
     """The lowest threshold that calls at most that share of new negatives positive.
 
@@ -118,14 +123,17 @@ def threshold_for_new_negatives(scores: Scores, alarms: float) -> float | None:
 
     Returns:
         Midway between the last score that new ones may reach and the next higher; None where the
-        images are too few to promise it.
+        images are too few to promise it, or as many of them as may reach it have the highest
+        score there is, 1: then no threshold spares the others.
     """
     ordered = np.sort(scores.astype(np.float64))[::-1]
-    allowed = math.floor(alarms * (len(ordered) + 1) + 1e-9)
+    allowed = allowed_alarms(len(ordered), alarms)
     if allowed < 1:
         return None
     if allowed > len(ordered):
         return 0.0
     last = float(ordered[allowed - 1])
+    if last >= 1.0:
+        return None
     above = ordered[ordered > last]
     return (last + (float(above[-1]) if len(above) else 1.0)) / 2

@@ -47,8 +47,8 @@ class HeatMap:
             five such maps.
         cells: What `values` was made of, float32: the drop for each window, the map as the network
             gives it, or five of them.
-        probability_drop: As `values`, of the probability; None but for occlusion.
-        turned: Pixels in windows whose hiding changes the decision; None but for occlusion.
+        probability_drop: As `values`, of the probability; None if not of occlusion.
+        turned: Pixels in windows whose hiding changes the decision; None if not of occlusion.
         facts: The settings of the map, as plain values.
     """
 

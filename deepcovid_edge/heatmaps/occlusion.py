@@ -8,7 +8,6 @@ network looked.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from deepcovid_edge.backends.base import GPU_LANES, Backend, Partitionable, softmax
 from deepcovid_edge.decision.record import DECIMALS
 from deepcovid_edge.device.memory import check_address_space
+from deepcovid_edge.device.process import cores
 from deepcovid_edge.files import Closing
 from deepcovid_edge.heatmaps.coarse_to_fine import Refinement
 from deepcovid_edge.heatmaps.heatmap import OCCLUSION, HeatMap
@@ -99,7 +99,7 @@ class Occluder(Closing):
         self.limits = tuple(own.values() if limits is None else limits)
         self.grid = WindowGrid.over(manifest.input.height, manifest.input.width, settings)
         self._positive = manifest.positive_index
-        self._workers = workers or (len(os.sched_getaffinity(0)) if backend.on_cpu else GPU_LANES)
+        self._workers = workers or (cores() if backend.on_cpu else GPU_LANES)
         check_address_space(self._workers)
         self._boxes = self.grid.boxes
         self._opener = _opener(backend, self._boxes, settings)

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deepcovid_edge.decision.record import INDETERMINATE, NEGATIVE, POSITIVE
 from deepcovid_edge.decision.statistics import Scores
-from deepcovid_edge.manifest import IndeterminateRange
+from deepcovid_edge.manifest import ModelManifest
 
 _RISING = np.array([NEGATIVE, INDETERMINATE, POSITIVE])
 """The decisions in the order of the probability."""
@@ -31,19 +32,24 @@ class Decisions:
     candidate: Mapping[str, int]
 
     @classmethod
-    def of(cls, before: Scores, now: Scores, span: IndeterminateRange) -> Decisions:
+    def of(
+        cls, scores: tuple[Scores, ...], manifests: tuple[ModelManifest, ModelManifest]
+    ) -> Decisions:
         """Decide as records do.
 
         Args:
-            before: Probabilities of the reference, rounded as in records, of shape (images,).
-            now: Those of the candidate; NaN for an image without a result, which is no decision.
-            span: The reference's indeterminate range.
+            scores: Probabilities of the reference and of the candidate, rounded as in records, each
+                of shape (images,); NaN for an image without a result, which is no decision.
+            manifests: Theirs: each model has its own limits.
         """
-        old, new = (
-            np.where(np.isnan(it), "", _RISING[np.digitize(it, (span.low, span.high))])
-            for it in (before, now)
-        )
+        old, new = (_decide(*side) for side in zip(scores, manifests, strict=True))
         return cls(int((old != new).sum()), counted(old.tolist()), counted(new.tolist()))
+
+
+def _decide(scores: Scores, manifest: ModelManifest) -> NDArray[np.str_]:
+    span, threshold = manifest.indeterminate_range, manifest.threshold
+    limits = (span.low, span.high) if span else (threshold, threshold)
+    return np.where(np.isnan(scores), "", _RISING[np.digitize(scores, limits)])
 
 
 def counted(decisions: Iterable[str | None]) -> dict[str, int]:

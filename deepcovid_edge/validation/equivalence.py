@@ -14,7 +14,8 @@ class EquivalenceRules:
     """When a candidate counts as unchanged. A manifest's `equivalence` may set other values.
 
     Attributes:
-        max_flips: Largest share of images whose decision turns.
+        max_flips: Largest share of images whose decision turns, and of those that the
+            out-of-distribution limits of one model alone reject.
         max_auc_change: Largest change of the area under the curve, either way.
         smallest_change: Largest share of its class that one image may be, more than 0: a smaller
             change of sensitivity or specificity cannot show.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from deepcovid_edge.decision.statistics import (
     paired_difference,
     upper_bound,
 )
+from deepcovid_edge.device.process import cores
 from deepcovid_edge.errors import DataError, ModelFileError, NotAssessedError
 from deepcovid_edge.imaging.prepare import prepare
 from deepcovid_edge.imaging.reading import read_radiograph
@@ -57,7 +57,7 @@ class Pair:
         images: The images to which the reference has a result, each content once.
         not_assessed: File -> reason code.
         repeated: Files with the content of an earlier image.
-        manifest: The reference's.
+        manifests: Of each model.
         logits: Of each model, of shape (images, classes), float32; the candidate's may be no
             numbers.
         rejected: Whether each model's out-of-distribution limits reject each image, which is
@@ -67,9 +67,14 @@ class Pair:
     images: list[LabelledImage]
     not_assessed: dict[str, str]
     repeated: int
-    manifest: ModelManifest
+    manifests: tuple[ModelManifest, ModelManifest]
     logits: tuple[NDArray[np.float32], ...]
     rejected: tuple[Truth | None, ...]
+
+    @property
+    def manifest(self) -> ModelManifest:
+        """The reference's."""
+        return self.manifests[0]
 
     @cached_property
     def positive(self) -> Truth:
@@ -121,9 +126,10 @@ class Pair:
         return Flips(count, count / images, upper_bound(count, images))
 
     def decisions(self) -> Decisions | None:
-        """The decisions of `infer`; None without an indeterminate range."""
-        (before, now), span = self.scores, self.manifest.indeterminate_range
-        return Decisions.of(before, now, span) if span else None
+        """The decisions of `infer`; None where neither model has an indeterminate range."""
+        if not any(manifest.indeterminate_range for manifest in self.manifests):
+            return None
+        return Decisions.of(self.scores, self.manifests)
 
     def mcnemar(self) -> McNemar:
         """Whether one model is right more often than the other."""
@@ -228,7 +234,7 @@ def classify_both(
         [image for image, is_known in zip(kept, known, strict=True) if is_known],
         not_assessed,
         contents.repeated,
-        reference.manifest,
+        manifests,
         tuple(each[known] for each in logits),
         tuple(None if each is None else each[known] for each in rejected),
     )
@@ -271,7 +277,7 @@ def _prepared(
         except NotAssessedError as error:
             return error.reason.code
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for start in range(0, len(images), _CHUNK):
             chunk = images[start : start + _CHUNK]
             yield list(zip(chunk, pool.map(read, chunk), strict=True))

@@ -16,6 +16,7 @@ import numpy as np
 
 from deepcovid_edge.backends.base import Backend, identity
 from deepcovid_edge.datasets.dataset import LabelledImage, check_labels, dataset_sha256
+from deepcovid_edge.decision.out_of_distribution import OodLimits
 from deepcovid_edge.decision.results import PlainResult
 from deepcovid_edge.decision.statistics import Truth
 from deepcovid_edge.device.progress import number_of
@@ -69,8 +70,8 @@ class Verification(PlainResult):
         probability: Likewise, of the positive class.
         sensitivity: None without positive images.
         specificity: None without negative images.
-        decisions: Those of `infer`, with the reference's indeterminate range, which no rule is
-            about; None for a reference without one.
+        decisions: Those of `infer`, each model with its own indeterminate range. No rule is about
+            their number, but the ranges must be the same. None where neither model has one.
         auc: None without images of both classes.
         heatmap: How alike the heat maps are; None where they were not compared.
         ood: Images that each model's limits reject, and on which they `differ`; None without
@@ -141,8 +142,9 @@ def verify(
         "specificity": pair.rate_change(~pair.positive),
         "auc": pair.auc_change(),
         "heatmap": heatmaps and _compare_heatmaps((reference, candidate), pair, heatmaps),
+        "ood": pair.ood(),
     }
-    failed = [*_model_failures(manifest, candidate.manifest, pair), *_failures(rules, **found)]
+    failed = [*_model_failures(pair), *_failures(rules, len(pair.images), **found)]
     doubts = _doubts(rules, pair.positive, found["sensitivity"], found["specificity"])
     return Verification(
         verdict=CHANGED if failed else INSUFFICIENT if any(doubts.values()) else UNCHANGED,
@@ -160,7 +162,6 @@ def verify(
         probability=pair.differences(pair.scores),
         decisions=pair.decisions(),
         mcnemar=pair.mcnemar(),
-        ood=pair.ood(),
         flipped=pair.flipped(),
         by_label=pair.groups([image.label for image in pair.images]),
         by_source=pair.groups([image.source for image in pair.images]),
@@ -212,14 +213,12 @@ def _compare_heatmaps(
     }
 
 
-def _model_failures(
-    reference: ModelManifest, candidate: ModelManifest, pair: Pair
-) -> Iterator[str]:
+def _model_failures(pair: Pair) -> Iterator[str]:
     """Sentences about what no rule allows."""
-    if candidate.threshold != reference.threshold:
-        yield f"threshold: candidate has {candidate.threshold}, reference {reference.threshold}"
-    if reference.ood and not candidate.ood:
-        yield "out-of-distribution limits: reference has some, candidate classifies any image"
+    before, now = map(_limits, pair.manifests)
+    for name, limit in before.items():
+        if now[name] != limit:
+            yield f"{name}: candidate has {now[name]}, reference {limit}"
     if lost := int((~pair.has_result).sum()):
         yield (
             f"results: {lost} of {len(pair.images)} of the candidate are no numbers, for which "
@@ -227,18 +226,37 @@ def _model_failures(
         )
 
 
+def _limits(manifest: ModelManifest) -> dict[str, str]:
+    """What decides besides the network. A variant has the very values of its parent."""
+    span, ood = manifest.indeterminate_range, OodLimits.of(manifest)
+    parts = ood and f"{', '.join(ood.parts)}: {ood.limit}, strict {ood.strict_limit}"
+    return {
+        "threshold": str(manifest.threshold),
+        "indeterminate range": f"{span.low} to {span.high}" if span else "none",
+        "out-of-distribution limits": f"({parts})" if parts else "none",
+    }
+
+
 def _failures(
     rules: EquivalenceRules,
+    images: int,
     *,
     flips: Flips,
     sensitivity: RateChange | None,
     specificity: RateChange | None,
     auc: AucChange | None,
     heatmap: Mapping[str, Any] | None,
+    ood: Mapping[str, int] | None,
 ) -> Iterator[str]:
     """Sentences about the rules that are broken."""
     if flips.share > rules.max_flips:
         yield f"flips: {flips.share:.2%} of the decisions turned, allowed {rules.max_flips:.2%}"
+    alone = ood["differ"] / images if ood else 0.0
+    if alone > rules.max_flips:
+        yield (
+            f"out of distribution: {alone:.2%} of the images for one model alone, allowed "
+            f"{rules.max_flips:.2%}"
+        )
     for name, change in (("sensitivity", sensitivity), ("specificity", specificity)):
         low, high = change.interval_95 if change and rules.paired_interval else (0.0, 0.0)
         if change and not low <= 0 <= high:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.errors import UsageError
-from deepcovid_edge.manifest import InputSpec
+from deepcovid_edge.manifest import InputSpec, ResizeRule
 from deepcovid_export.settings import build_settings, check, merge, parse_assignment, read_table
 
 SHIPPED = Path(__file__).parent / "recipes"
@@ -35,7 +35,8 @@ class AugmentSettings:
         hide: Probability that the lungs are hidden and all classes are the right answer alike.
         square: Bring each image once to the square that a centre crop sees, at 8/7 of the network's
             input, and keep it in memory. Neither resolution nor shape then tells the source, and no
-            epoch waits for files. Replaces `resolution`.
+            epoch waits for files. Replaces `resolution`; needs `input.resize` to be `centre_crop`
+            and an input of equal sides.
         zoom: Largest natural logarithm of the scale, either way, of both sides together.
         shift: Largest shift either way, as a share of the side.
         border: Fill what lies beyond the image at random with black, its edge or its mirror image;
@@ -349,6 +350,7 @@ class Recipe:
             ("soft_labels", lambda it: all(0 <= p <= 1 for p in it.values()), "0 to 1 for each"),
         )
         self._check_groups()
+        self._check_square()
         if unknown := sorted(set(self.fit.repeat) - set(self.classes)):
             raise ValueError(f"fit.repeat: got {unknown[0]!r}, expected one of {[*self.classes]}")
 
@@ -378,6 +380,17 @@ class Recipe:
             raise ValueError(
                 f"fit.images: got {self.fit.images} with {len(self.data.groups)} groups of "
                 "data.groups, expected both or neither"
+            )
+
+    def _check_square(self) -> None:
+        """`augment.square` is a centre crop: other inputs would show `infer` other pictures."""
+        spec = self.input
+        is_square = spec.resize is ResizeRule.CENTRE_CROP and spec.height == spec.width
+        if self.augment.square and not is_square:
+            raise ValueError(
+                f"augment.square: got true with input.resize = {spec.resize.value!r} and an input "
+                f"of {spec.height} x {spec.width}, expected {ResizeRule.CENTRE_CROP.value!r} and "
+                "equal sides: set augment.square to false"
             )
 
     @property

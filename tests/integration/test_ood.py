@@ -212,6 +212,19 @@ def test_too_few_images_fit_no_limits(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "got 1 images of split 'train', expected at least 16" in capsys.readouterr().err
 
 
+def test_a_variant_gets_no_limits_that_its_verdict_does_not_know(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The INT8 file says that `verify` found it unchanged, with the limits that it had."""
+    variant, out = find_model("squeezenet1_1-int8-cpu"), tmp_path / "a.onnx"
+    assert read_manifest(variant).is_verified
+    assert run(["export", str(variant), "--fit", str(data), "-o", str(out)]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "is int8, expected fp32: fit the file that it was made from (SHA-256 " in said
+    assert said.endswith(", then quantise that")
+    assert not out.exists()
+
+
 # The graph -----------------------------------------------------------------------------------
 
 

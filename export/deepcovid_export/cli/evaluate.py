@@ -111,7 +111,7 @@ def summary(figures: dict[str, Any]) -> str:
         counts = f"{name:<58} {counted(group['images'])}"
         lines.append(f"{counts}  AUC {area_text(group)}  {accuracy(group)}")
     if span := figures["indeterminate_range"]:
-        counts = f"{'without those too close to call':<58} {counted(span['decided_images'])}"
+        counts = f"{'those that `infer` decides on':<58} {counted(span['decided_images'])}"
         lines.append(f"{counts}  {accuracy(span['decided'])}")
         ends = f"from {span['low']:.4f} to {span['high']:.4f}"
         lines.append(f"too close to call, {ends}: {counted_text(span['indeterminate'])}")
@@ -132,8 +132,8 @@ def summary(figures: dict[str, Any]) -> str:
     if unlike := figures["out_of_distribution"]:
         share = counted_text(unlike)
         lines.append(
-            f"unlike the training images: {share}, which `infer` does not assess; these figures "
-            "include them"
+            f"unlike the training images: {share}, which `infer` does not assess; the figures of "
+            "all images include them"
         )
     else:
         lines.append("no out-of-distribution limits: `infer` classifies any image")

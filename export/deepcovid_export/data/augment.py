@@ -129,7 +129,7 @@ def _tone(
     gain = 1 + draw.uniform(-how.contrast, how.contrast)
     lift = draw.uniform(-how.contrast, how.contrast) / 2
     levels = np.linspace(0, 1, 256) ** gamma
-    table = np.clip(((levels - 0.5) * gain + 0.5 + lift) * 255, 0, 255).astype(np.uint8)
+    table = _to_grey(((levels - 0.5) * gain + 0.5 + lift) * 255)
     toned: NDArray[np.uint8] = table[pixels]
     return toned
 
@@ -146,13 +146,19 @@ def _degrade(
     if how.noise and draw.random() < 0.5:
         grain = draw.standard_normal(changed.shape, dtype=np.float32)
         grain *= np.float32(draw.uniform(0, how.noise))
-        changed = np.clip(changed + grain, 0, 255).astype(np.uint8)
+        changed = _to_grey(changed + grain)
     if how.jpeg and draw.random() < 0.5:
         quality = int(draw.integers(how.jpeg, 96))
         _, encoded = cv2.imencode(".jpg", changed, [cv2.IMWRITE_JPEG_QUALITY, quality])
         decoded: NDArray[Any] | None = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)
         changed = changed if decoded is None else decoded
     return changed
+
+
+def _to_grey(values: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+    """The nearest grey levels."""
+    levels: NDArray[np.uint8] = np.rint(np.clip(values, 0, 255)).astype(np.uint8)
+    return levels
 
 
 def _soften(pixels: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:

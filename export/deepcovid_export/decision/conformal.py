@@ -4,7 +4,8 @@ The range is what no source can promise (split conformal prediction for each cla
 and Shafer 2005, Algorithmic Learning in a Random World, chapter 4). Below it lies at most a small
 share of the new positives of any source, above it at most a small share of the new negatives of
 any source. What lies between is for a person, and how much that is, source by source, is the
-range's cost.
+range's cost. A source with too few images to promise it has no part in this; where that is every
+source, the range promises it of all their images together.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ import numpy as np
 
 from deepcovid_edge.manifest import IndeterminateRange
 from deepcovid_export.evaluation.metrics import Scores, Truth
-from deepcovid_export.evaluation.worst_source import highest_threshold, lowest_threshold
+from deepcovid_export.evaluation.worst_source import (
+    WorstSource,
+    highest_threshold,
+    lowest_threshold,
+)
 from deepcovid_export.recipe import RangeSettings
 
 
@@ -37,8 +42,8 @@ def conformal_range(
         settings: What is promised.
 
     Returns:
-        The range with its cost for each source; None where the negatives are too few to promise
-        anything.
+        The range with its cost for each source; None where nothing can be promised of negatives:
+        they are too few, or too many of a source have the probability 1.
     """
     settings = settings or RangeSettings()
     low = lowest_threshold(scores, positive, sources, 1 - settings.missed)
@@ -48,8 +53,9 @@ def conformal_range(
     ends = min(low.threshold, threshold), max(high.threshold, threshold)
     held = (scores >= ends[0]) & (scores < ends[1])
     origin = {
-        "rule": f"at most {settings.missed:.0%} of new positive images of any source lie below, at "
-        f"most {settings.alarms:.0%} of new negative images of any source above (split conformal)",
+        "rule": f"at most {_missed(low, settings)} of new positive images lie below, {low.where}; "
+        f"at most {settings.alarms:.0%} of new negative images lie above, {high.where} "
+        "(split conformal)",
         "split": "val",
         "images": len(scores),
         "indeterminate": int(held.sum()),
@@ -59,6 +65,11 @@ def conformal_range(
         **asdict(settings),
     }
     return IndeterminateRange(*ends, origin)
+
+
+def _missed(low: WorstSource, settings: RangeSettings) -> str:
+    """The share of new positives below the range: more than asked for where they are too few."""
+    return f"{100 * max(settings.missed, 1 - low.expected):.3g}%"
 
 
 def _costs(held: Truth, sources: Sequence[str]) -> dict[str, dict[str, int]]:

@@ -147,12 +147,12 @@ def _soft_labels(
     classified = classify(backend, without_truth, any_label=True, contents=contents)
     labels = np.array([image.label for image in classified.images])
     called = classified.scores >= classified.manifest.threshold
-    held = _held(classified)
+    held, accepted = _held(classified), classified.accepted
     return {
         label: SoftLabelFigures(
             int((labels == label).sum()),
             _share(called[labels == label]),
-            None if held is None else _share(held[labels == label]),
+            None if held is None else _share(held[accepted & (labels == label)]),
         )
         for label in sorted(set(labels.tolist()))
     }
@@ -163,12 +163,12 @@ def _share(chosen: Truth) -> Rate:
 
 
 def _held(classified: Predictions) -> Truth | None:
-    """Whether each image lies within the indeterminate range; None without one."""
+    """Whether each image is accepted and too close to call; None without an indeterminate range."""
     span = classified.manifest.indeterminate_range
     if span is None:
         return None
     held: Truth = (classified.scores >= span.low) & (classified.scores < span.high)
-    return held
+    return held & classified.accepted
 
 
 def _indeterminate_by_source(classified: Predictions) -> dict[str, Rate] | None:
@@ -177,7 +177,7 @@ def _indeterminate_by_source(classified: Predictions) -> dict[str, Rate] | None:
     names = sorted(set(sources.tolist()))
     if held is None or len(names) < 2:
         return None
-    return {name: _share(held[sources == name]) for name in names}
+    return {name: _share(held[classified.accepted & (sources == name)]) for name in names}
 
 
 def _evaluation(
@@ -204,7 +204,7 @@ def _evaluation(
         export=manifest.training.get("export"),
         images=len(labels) + len(reasons),
         not_assessed={reason: reasons.count(reason) for reason in sorted(set(reasons))},
-        out_of_distribution=None if rejected is None else Rate(rejected, len(labels)),
+        out_of_distribution=None if rejected is None else _share(rejected),
         overall=_overall(classified),
         bootstrap=bootstrap(scores, positive, classified.patients, threshold),
         indeterminate_range=_indeterminate(classified),
@@ -260,19 +260,19 @@ def _by_label(classified: Predictions) -> dict[str, LabelFigures]:
 
 
 def _indeterminate(classified: Predictions) -> Indeterminate | None:
-    """How many images the indeterminate range holds, and how often the others are right."""
-    span = classified.manifest.indeterminate_range
-    if span is None:
+    """How many accepted images the indeterminate range holds; how often the others are right."""
+    span, held = classified.manifest.indeterminate_range, _held(classified)
+    if span is None or held is None:
         return None
-    scores, positive = classified.scores, classified.positive
-    held = np.array(_held(classified))
+    scores, positive, accepted = classified.scores, classified.positive, classified.accepted
+    decided = accepted & ~held
     return Indeterminate(
         low=span.low,
         high=span.high,
-        indeterminate=Rate(int(held.sum()), len(held)),
-        indeterminate_positives=Rate(int((held & positive).sum()), int(positive.sum())),
-        decided_images=int((~held).sum()),
-        decided=at_threshold(scores[~held], positive[~held], classified.manifest.threshold),
+        indeterminate=_share(held[accepted]),
+        indeterminate_positives=_share(held[accepted & positive]),
+        decided_images=int(decided.sum()),
+        decided=at_threshold(scores[decided], positive[decided], classified.manifest.threshold),
     )
 
 

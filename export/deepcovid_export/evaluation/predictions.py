@@ -39,8 +39,8 @@ class Predictions:
         not_assessed: The reason code of every file that was not.
         manifest: The model's manifest.
         run: What the records have in common.
-        rejected: How many of the assessed images are beyond the model's out-of-distribution limits;
-            None for a model without limits.
+        rejected: Whether each image is beyond the model's out-of-distribution limits, so that
+            `infer` does not assess it, of shape (images,); None for a model without limits.
     """
 
     images: tuple[LabelledImage, ...]
@@ -49,12 +49,17 @@ class Predictions:
     not_assessed: tuple[str, ...]
     manifest: ModelManifest
     run: RunFacts
-    rejected: int | None = None
+    rejected: Truth | None = None
 
     @property
     def scores(self) -> Scores:
         """Probability of the positive class, of shape (images,)."""
         return self.probabilities[:, self.manifest.positive_index]
+
+    @property
+    def accepted(self) -> Truth:
+        """Whether `infer` assesses each image, of shape (images,)."""
+        return np.ones(len(self.images), np.bool_) if self.rejected is None else ~self.rejected
 
     @property
     def patients(self) -> list[str]:
@@ -141,7 +146,7 @@ def classify(
     if not kept:
         raise DataError(f"none of {len(images)} images was assessed")
     assessed = [record for _, record in kept]
-    rejected = sum(WarningCode.OOD.code in record.warnings for record in assessed)
+    rejected = np.array([WarningCode.OOD.code in record.warnings for record in assessed])
     rows = [
         [(record.probabilities or {})[name] for name in model.facts.classes] for record in assessed
     ]

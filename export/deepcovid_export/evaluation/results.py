@@ -77,7 +77,7 @@ class Area(PlainResult):
         images: Images of the group.
         positives: Positive images among them.
         auc: Area under the curve.
-        auc_interval_95: Its interval, DeLong's or Newcombe's.
+        auc_interval_95: Its interval (`statistics.area_interval`).
     """
 
     images: int
@@ -134,7 +134,11 @@ class PatientIntervals(PlainResult):
 
 @dataclass(frozen=True)
 class Indeterminate(PlainResult):
-    """The indeterminate range, the images in it, and the accuracy on those outside it."""
+    """The indeterminate range, the images in it, and the accuracy on those outside it.
+
+    Images that a model's out-of-distribution limits reject are in none of these figures, since
+    `infer` does not assess them.
+    """
 
     low: float
     high: float
@@ -251,7 +255,8 @@ class SoftLabelFigures(PlainResult):
     Attributes:
         images: Images of the label.
         called_positive: Those that reach the threshold.
-        indeterminate: Those within the indeterminate range; None without one.
+        indeterminate: Those within the indeterminate range, of the images that the
+            out-of-distribution limits accept; None without a range.
     """
 
     images: int
@@ -274,8 +279,8 @@ class Evaluation(PlainResult):
         shortcuts: None where not measured.
         localisation: Heat maps against boxes, for each method; None where no image has boxes.
         soft_labels: Decisions on labels that are no truth; None where there are none.
-        indeterminate_by_source: What the indeterminate range costs each source: its images within;
-            None unless there are several sources.
+        indeterminate_by_source: What the indeterminate range costs each source: its images within,
+            of those that are not out of distribution; None unless there are several sources.
         repeated: Assessed files with the content of an earlier one; None where there are none.
     """
 

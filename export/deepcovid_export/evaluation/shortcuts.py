@@ -142,9 +142,9 @@ def measure_shortcuts(
 def verdict(hidden: AreaOfPatients, limit: float) -> tuple[bool | None, str]:
     """Whether a model reads the source, by its area under the curve with the lungs hidden.
 
-    Yes where the whole 95 % interval (the wider of DeLong's and the one over patients) lies above
-    the limit. No where the area itself does not. Between them there are too few images to tell,
-    and where a class is missing nothing can be told.
+    Yes where the whole 95 % interval (the wider of the one over images and the one over patients)
+    lies above the limit. No where the area itself does not. Between them there are too few images
+    to tell, and where a class is missing nothing can be told.
 
     Returns:
         The verdict (None: cannot be told) and a sentence.

@@ -2,11 +2,13 @@
 
 Images pooled over sources hide the source that a threshold fails: a large source outvotes a small
 one. So each source gives its own threshold, and the one that asks most is taken. A source with too
-few images of a class to promise a share has no vote; it is counted with the others.
+few images of a class to promise a share has no vote, and the threshold promises nothing for it.
+Where no source has a vote, all images are pooled: then the share is that of all sources together.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.decision.thresholds import (
+    allowed_alarms,
     threshold_for_new_images,
     threshold_for_new_negatives,
 )
@@ -28,11 +31,22 @@ class WorstSource:
         threshold: The threshold of the source that asks most.
         source: That source; empty where no source had enough images and all were pooled.
         by_source: Threshold of each source with a vote.
+        expected: Share of new images that is expected to be called positive: of positives at
+            least, of negatives at most. It holds for each source with a vote, or where all were
+            pooled for all of them together.
     """
 
     threshold: float
     source: str
     by_source: Mapping[str, float]
+    expected: float
+
+    @property
+    def where(self) -> str:
+        """Where the expected share holds, such as `at each of A, B`."""
+        if not self.by_source:
+            return "over all sources together, as none has enough images"
+        return f"at each of {', '.join(name or 'not stated' for name in self.by_source)}"
 
 
 def lowest_threshold(
@@ -49,18 +63,20 @@ def lowest_threshold(
     Raises:
         ValueError: There is no positive image.
     """
+    shares = {}
 
-    def of(own: Scores, truth: Truth) -> float | None:
+    def of(name: str, own: Scores, truth: Truth) -> float | None:
         if not truth.any():
             return None
-        threshold, expected = threshold_for_new_images(own, truth, sensitivity)
-        return threshold if expected >= sensitivity - 1e-9 else None
+        threshold, shares[name] = threshold_for_new_images(own, truth, sensitivity)
+        return threshold if shares[name] >= sensitivity - 1e-9 else None
 
     found = dict(_of_sources(scores, positive, sources, of))
     if not found:
-        return WorstSource(threshold_for_new_images(scores, positive, sensitivity)[0], "", {})
+        pooled, expected = threshold_for_new_images(scores, positive, sensitivity)
+        return WorstSource(pooled, "", {}, expected)
     source = min(found, key=lambda name: found[name])
-    return WorstSource(found[source], source, found)
+    return WorstSource(found[source], source, found, min(shares[name] for name in found))
 
 
 def highest_threshold(
@@ -75,28 +91,33 @@ def highest_threshold(
         alarms: Share of a source's new negatives that may be called positive, 0 to 1.
 
     Returns:
-        The threshold; None where even all negatives together are too few to promise it.
+        The threshold; None where even all negatives together are too few to promise it, or too
+        many of a source have the probability 1.
     """
 
-    def of(own: Scores, truth: Truth) -> float | None:
-        return threshold_for_new_negatives(own[~truth], alarms)
+    def of(name: str, own: Scores, truth: Truth) -> float | None:
+        negatives = own[~truth]
+        if allowed_alarms(len(negatives), alarms) < 1:
+            return None
+        found = threshold_for_new_negatives(negatives, alarms)
+        return math.inf if found is None else found
 
     found = dict(_of_sources(scores, positive, sources, of))
-    if found:
-        source = max(found, key=lambda name: found[name])
-        return WorstSource(found[source], source, found)
-    pooled = of(scores, positive)
-    return None if pooled is None else WorstSource(pooled, "", {})
+    if not found:
+        pooled = threshold_for_new_negatives(scores[~positive], alarms)
+        return None if pooled is None else WorstSource(pooled, "", {}, alarms)
+    source = max(found, key=lambda name: found[name])
+    return None if found[source] == math.inf else WorstSource(found[source], source, found, alarms)
 
 
 def _of_sources(
     scores: Scores,
     positive: Truth,
     sources: Sequence[str],
-    threshold: Callable[[NDArray[np.floating], Truth], float | None],
+    threshold: Callable[[str, NDArray[np.floating], Truth], float | None],
 ) -> Iterator[tuple[str, float]]:
     names = np.array(sources)
     for name in sorted(set(names.tolist())):
-        own = threshold(scores[names == name], positive[names == name])
+        own = threshold(name, scores[names == name], positive[names == name])
         if own is not None:
             yield name, own

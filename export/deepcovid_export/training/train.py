@@ -394,23 +394,29 @@ def _operating_point(
     A recipe whose groups name sources asks that every source be served.
     """
     sensitivity = training.recipe.sensitivity
-    rule = (
-        f"midway between the highest threshold that finds {sensitivity:.0%} of new positive "
-        "images, as is to be expected (split conformal), and the next lower score"
-    )
     facts = {"split": "val", "images": len(scores), "positives": int(positive.sum())}
     if not training.recipe.data.groups:
         threshold, expected = threshold_for_new_images(scores, positive, sensitivity)
+        rule = _threshold_rule(sensitivity, expected)
         return threshold, {"rule": rule, **facts, "expected_sensitivity": round(expected, 4)}
     sources = [image.source for image in training.data.val]
     found = lowest_threshold(scores, positive, sources, sensitivity)
+    taken = "; the lowest is taken" if found.by_source else ""
     return found.threshold, {
-        "rule": f"{rule}; of each source with enough positive images, and the lowest is taken",
+        "rule": f"{_threshold_rule(sensitivity, found.expected)}, {found.where}{taken}",
         **facts,
-        "expected_sensitivity": sensitivity,
+        "expected_sensitivity": round(found.expected, 4),
         "source": found.source,
         "by_source": {name: round(value, 6) for name, value in found.by_source.items()},
     }
+
+
+def _threshold_rule(sensitivity: float, expected: float) -> str:
+    """How the threshold was chosen; with too few positives it finds less than is asked for."""
+    return (
+        f"midway between the highest threshold that finds {100 * min(sensitivity, expected):.3g}% "
+        "of new positive images, as is to be expected (split conformal), and the next lower score"
+    )
 
 
 def _manifest(training: Training, scores: Scores, positive: Truth) -> ModelManifest:

@@ -24,6 +24,7 @@ from deepcovid_edge.manifest import InputSpec, ModelManifest
 from deepcovid_edge.model import Model
 from deepcovid_edge.pipeline.pipeline import PredictSettings
 from deepcovid_edge.reasons import WarningCode
+from deepcovid_edge.validation.equivalence import EquivalenceRules
 from deepcovid_edge.validation.site_check import site_check
 from deepcovid_edge.validation.verify import verify
 
@@ -196,13 +197,31 @@ def test_verify_counts_where_the_gates_differ_and_judges_all_images(image: Path)
     report = verify(Unlike(0, 7), Unlike(0, 1), images).as_dict()
     assert report["ood"] == {"reference": 2, "candidate": 0, "differ": 2}
     assert report["images"] == 2
+    assert report["verdict"] == "changed"
+    sentence = "out of distribution: 100.00% of the images for one model alone, allowed 1.00%"
+    assert sentence in report["failed"]
+    rules = EquivalenceRules(max_flips=1.0)
+    assert verify(Unlike(0, 7), Unlike(0, 1), images, rules=rules).failed == ()
+
+
+@pytest.mark.parametrize(
+    "change", [{"limit": 1.6}, {"strict_limit": 0.2}, {"parts": ["unrecognisable", "turned"]}]
+)
+def test_verify_finds_other_limits_changed_whatever_the_images_are(
+    image: Path, change: dict[str, Any]
+) -> None:
+    other = replace(MANIFEST, ood={**LIMITS, **change})
+    report = verify(Unlike(0, 0), Unlike(0, 0, manifest=other), two_images(image)).as_dict()
+    assert report["ood"]["differ"] == 0
+    assert report["verdict"] == "changed"
+    assert report["failed"][0].startswith("out-of-distribution limits: candidate has (")
 
 
 def test_verify_finds_a_form_changed_that_lost_its_ood(image: Path) -> None:
     images = two_images(image)
     report = verify(Unlike(0, 0), Unlike(manifest=WITHOUT), images).as_dict()
     assert report["verdict"] == "changed"
-    assert "classifies any image" in report["failed"][0]
+    assert report["failed"][0].startswith("out-of-distribution limits: candidate has none, ref")
     assert report["ood"] is None
 
 

@@ -135,13 +135,16 @@ def test_flips_are_counted_listed_and_named_in_the_verdict(images: list[Labelled
     assert "turned: " in summary(found)
 
 
-def test_decisions_of_infer_are_counted_with_the_range_of_the_reference(
+def ranged(low: float, high: float) -> ModelManifest:
+    return replace(MANIFEST, indeterminate_range=IndeterminateRange(low, high, {}))
+
+
+def test_decisions_of_infer_are_counted_with_the_indeterminate_range(
     images: list[LabelledImage],
 ) -> None:
     """Grey levels 120 and 135 are in the range; 150 leaves for it, 135 crosses the threshold."""
-    ranged = replace(MANIFEST, indeterminate_range=IndeterminateRange(0.4, 0.6, {}))
-    candidate = Answering("candidate", MANIFEST, g150=0.1, g135=-0.1)
-    found = verify(Answering("reference", ranged), candidate, images)
+    candidate = Answering("candidate", ranged(0.4, 0.6), g150=0.1, g135=-0.1)
+    found = verify(Answering("reference", ranged(0.4, 0.6)), candidate, images)
     assert found.verdict == "insufficient"
     assert found.flips.count == 2
     assert found.as_dict()["decisions"] == {
@@ -150,7 +153,38 @@ def test_decisions_of_infer_are_counted_with_the_range_of_the_reference(
         "candidate": {"positive": 106, "negative": 108, "indeterminate": 6},
     }
     assert "as `infer`  2 differ with the indeterminate range: 108 positive," in summary(found)
-    assert verify(Answering("reference"), candidate, images).decisions is None
+    assert verify(Answering("reference"), Answering("same"), images).decisions is None
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said", "counts"),
+    [
+        (ranged(0.4, 0.6), ranged(0.01, 0.99), "0.01 to 0.99, reference 0.4 to 0.6", (4, 220)),
+        (ranged(0.4, 0.6), MANIFEST, "none, reference 0.4 to 0.6", (4, 0)),
+        (MANIFEST, ranged(0.4, 0.6), "0.4 to 0.6, reference none", (0, 4)),
+    ],
+    ids=["wider", "lost", "new"],
+)
+def test_another_indeterminate_range_is_a_change_and_each_model_decides_by_its_own(
+    images: list[LabelledImage],
+    before: ModelManifest,
+    now: ModelManifest,
+    said: str,
+    counts: tuple[int, int],
+) -> None:
+    found = verify(Answering("reference", before), Answering("same", now), images)
+    assert (found.verdict, found.flips.count) == ("changed", 0)
+    assert found.failed == (f"indeterminate range: candidate has {said}",)
+    assert found.decisions
+    sides = (found.decisions.reference, found.decisions.candidate)
+    assert tuple(side["indeterminate"] for side in sides) == counts
+    assert found.decisions.differ == abs(counts[1] - counts[0])
+
+
+def test_how_a_range_was_chosen_decides_nothing(images: list[LabelledImage]) -> None:
+    chosen = replace(MANIFEST, indeterminate_range=IndeterminateRange(0.4, 0.6, {"rule": "x"}))
+    found = verify(Answering("reference", ranged(0.4, 0.6)), Answering("same", chosen), images)
+    assert found.verdict == "unchanged"
 
 
 def test_small_differences_that_turn_nothing_pass(images: list[LabelledImage]) -> None:

@@ -50,6 +50,26 @@ def test_one_in_four_is_hidden_and_none_where_the_recipe_says_so() -> None:
     assert draw.bit_generator.state == before  # recipes without it draw what they always drew
 
 
+def test_an_image_that_no_change_touches_keeps_its_grey_levels() -> None:
+    """Cut off instead of rounded, 40 of the 256 levels would be one too dark."""
+    levels = np.arange(256, dtype=np.uint8).repeat(16).reshape(64, 64)
+    still = AugmentSettings(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, resolution=False)
+    image = Radiograph(levels, 255, "", "PNG")
+    changed, _ = augment_with_mask(image, None, still, 64, np.random.default_rng(1))
+    assert np.array_equal(changed.pixels, levels)
+
+
+def test_noise_makes_an_image_neither_darker_nor_brighter() -> None:
+    grey = Radiograph(np.full((448, 448), 100, np.uint8), 255, "", "PNG")
+    noisy = AugmentSettings(0, 0, 0, 0, 0, 0, 0, 0, 4.0, 0, resolution=False)
+    found = [
+        augment_with_mask(grey, None, noisy, 224, np.random.default_rng(seed))[0].pixels
+        for seed in range(10)
+    ]
+    assert max(int(np.ptp(pixels)) for pixels in found) > 5
+    assert [float(pixels.mean()) for pixels in found] == pytest.approx([100.0] * 10, abs=0.1)
+
+
 def test_resolution_varies_with_the_network_and_only_where_the_recipe_says_so() -> None:
     image = Radiograph(drawn_phantom(3), 255, "", "PNG")
     still = AugmentSettings(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)

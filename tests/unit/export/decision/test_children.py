@@ -12,7 +12,7 @@ for needed in ("onnx", "torch"):
 
 from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.errors import DataError
-from deepcovid_export.decision.fit_ood import LIMIT, count_recognised, draw_folds
+from deepcovid_export.decision.fit_ood import LIMIT, count_recognised, draw_folds, unit_factor
 
 
 def children(*patients: str) -> list[LabelledImage]:
@@ -26,9 +26,18 @@ def test_children_who_score_lower_than_those_who_chose_the_unit_are_not_counted(
     """In the unit that all five fifths choose, 95 of these 100 would be, whatever they score."""
     folds = np.arange(100) % 5
     scores = np.where(folds == 0, np.linspace(4, 6, 100), 10.0)
-    own_unit = LIMIT / np.quantile(scores, 0.05)
-    assert int((scores * own_unit > LIMIT).sum()) == 95
+    assert int((scores * unit_factor(scores) > LIMIT).sum()) == 95
     assert count_recognised(scores, folds) == 80
+
+
+@pytest.mark.parametrize("count", [16, 20, 41, 81, 100, 101])
+def test_the_unit_lets_at_least_95_in_a_hundred_lie_above_the_limit(count: int) -> None:
+    """Of 81 the 5 % quantile is a child itself, which then lay on the limit: 76 are 93.8 %."""
+    different = np.random.default_rng(count).permutation(np.linspace(4, 12, count))
+    above = int((different * unit_factor(different) > LIMIT).sum())
+    assert 0.95 <= above / count < 0.95 + 1 / count
+    alike = np.full(count, 7.0)
+    assert (alike * unit_factor(alike) > LIMIT).all()
 
 
 def test_children_who_score_alike_are_counted_as_they_are_wherever_they_are() -> None:

@@ -16,12 +16,14 @@ pytest.importorskip("torch", reason="the workstation side needs extra export")
 
 import cv2
 from drawn_once import drawn_phantom
+from PIL import Image
 
 from deepcovid_edge.datasets.dataset import dataset_sha256, load_dataset
 from deepcovid_edge.decision.thresholds import threshold_for_new_images
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.imaging.synthetic.phantom import save_phantom
 from deepcovid_edge.manifest import IndeterminateRange, read_manifest
+from deepcovid_edge.model import Model
 from deepcovid_edge.models import find_model
 from deepcovid_export.cli.export import _fit_indeterminate_range
 from deepcovid_export.decision.indeterminate import (
@@ -181,6 +183,32 @@ def test_evaluate_says_what_is_right_among_the_images_that_are_called(
     assert span.indeterminate.successes == 10 - called - (5 - negative)
     assert span.decided.sensitivity.successes == called
     assert found.overall == plain.overall
+
+
+@pytest.mark.parametrize("limit", [0.3, 0.7, 50.0])
+def test_evaluate_counts_what_infer_answers(
+    model: Path, data: Path, tmp_path: Path, limit: float
+) -> None:
+    """An image beyond the out-of-distribution limits is neither decided nor too close to call."""
+    manifest = read_manifest(model)
+    limits = {**manifest.ood, "limit": limit, "strict_limit": limit}
+    span = IndeterminateRange(0.05, max(manifest.threshold, 0.5))
+    rewrite_manifest(model, replace(manifest, ood=limits, indeterminate_range=span))
+    for path in data.rglob("*.png"):  # without their mark: `infer` answers synthetic images anyway
+        copy = tmp_path / path.relative_to(data)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(path).save(copy)
+    images = load_dataset(tmp_path, split="val")
+    with Model(str(model), variant="fp32") as opened:
+        answers = [answer.decision for answer in opened.predict(image.path for image in images)]
+    found = evaluate(model, images, description="val").indeterminate_range
+    assert found is not None
+    assert found.indeterminate.successes == answers.count("indeterminate")
+    assert found.indeterminate.trials == len(answers) - answers.count(None)
+    counted = answers.count("positive") + answers.count("negative")
+    decided = found.decided
+    assert decided.sensitivity.trials + decided.specificity.trials == counted
+    assert found.decided_images == counted
 
 
 def test_the_card_says_what_is_too_close_to_call() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn (extra export) is compared")
 
+from deepcovid_edge.decision.statistics import area_interval
 from deepcovid_edge.errors import UsageError
 from deepcovid_export.evaluation.bootstrap import BootstrapSettings, bootstrap
 from deepcovid_export.evaluation.results import PatientIntervals
@@ -56,13 +57,11 @@ def test_images_of_one_patient_add_no_certainty() -> None:
     assert width(others) < 0.5 * width(same)
 
 
-def test_interval_over_patients_without_repeats_is_near_delongs() -> None:
-    from deepcovid_edge.decision.statistics import auc_interval
-
+def test_interval_over_patients_without_repeats_is_near_that_over_images() -> None:
     scores, positive = images(300)
     found = bootstrap(scores, positive, [f"p{i}" for i in range(300)], 0.5)
     assert found is not None
-    assert found.auc == pytest.approx(auc_interval(scores, positive), abs=0.02)
+    assert found.auc == pytest.approx(area_interval(scores, positive), abs=0.02)
 
 
 def test_the_same_seed_gives_the_same_interval() -> None:

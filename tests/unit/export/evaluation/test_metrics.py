@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,9 +14,10 @@ pytest.importorskip("sklearn", reason="scikit-learn (extra export) is the refere
 
 from sklearn.metrics import roc_auc_score
 
-from deepcovid_edge.decision import statistics
 from deepcovid_edge.decision.thresholds import find_threshold, threshold_for_new_images
 from deepcovid_export.evaluation.metrics import (
+    Scores,
+    Truth,
     area,
     at_threshold,
     auc,
@@ -145,7 +149,7 @@ def test_area_needs_both_classes() -> None:
 
 
 def test_a_perfect_ranking_of_few_images_is_no_certainty() -> None:
-    """DeLong's interval has no width there; one image against eleven proves little."""
+    """DeLong's standard error is 0 there; one image against eleven proves little."""
     scores = np.arange(12) / 12
     low, high = auc_interval(scores, scores == scores.max()) or (1, 1)
     assert 0.2 < low < 0.7
@@ -155,19 +159,80 @@ def test_a_perfect_ranking_of_few_images_is_no_certainty() -> None:
     assert 0.3 < high < 0.8
 
 
-@pytest.mark.parametrize("counts", [(2, 2), (5, 30), (13, 9), (30, 30)])
-def test_interval_of_the_area_holds_the_truth_as_often_as_it_says(counts: tuple[int, int]) -> None:
-    """Normal scores 2.2 standard deviations apart: an area of 0.94, often measured as 1."""
-    positives, negatives = counts
-    draw = np.random.default_rng(positives)
-    positive = np.arange(positives + negatives) < positives
-    held = delongs = 0
-    for _ in range(400):
-        scores = draw.normal(size=len(positive)) + 2.2 * positive
+def draws(counts: tuple[int, int], true: float, number: int) -> Iterator[tuple[Scores, Truth]]:
+    """Normal scores whose area under the curve is `true`, often measured as 1."""
+    apart = NormalDist().inv_cdf(true) * 2**0.5
+    draw = np.random.default_rng(counts)
+    positive = np.arange(sum(counts)) < counts[0]
+    for _ in range(number):
+        yield draw.normal(size=len(positive)) + apart * positive, positive
+
+
+def delongs_interval(scores: Scores, positive: Truth) -> tuple[float, float]:
+    """Symmetric about the area (DeLong et al. 1988)."""
+    right = (np.sign(scores[positive][:, None] - scores[~positive]) + 1) / 2
+    parts = right.mean(axis=1), right.mean(axis=0)
+    half = 1.96 * sum(part.var(ddof=1) / len(part) for part in parts) ** 0.5
+    return right.mean() - half, right.mean() + half
+
+
+@pytest.mark.parametrize(
+    ("counts", "true"),
+    [
+        ((2, 2), 0.94),
+        ((5, 30), 0.94),
+        ((13, 9), 0.94),
+        ((30, 30), 0.94),
+        ((20, 300), 0.99),
+        ((20, 152), 0.98),
+        ((40, 150), 0.99),
+        ((101, 152), 0.98),
+        ((200, 200), 0.99),
+        ((250, 400), 0.7),
+    ],
+)
+def test_interval_of_the_area_holds_the_truth_as_often_as_it_says(
+    counts: tuple[int, int], true: float
+) -> None:
+    """Of 400 draws 370 or more: a fair 95 % gives fewer than that once in 40 such tests."""
+    held = above = 0
+    for scores, positive in draws(counts, true, 400):
         low, high = auc_interval(scores, positive) or (0, 0)
-        held += low <= 0.9401 <= high
-        low, high = statistics.auc_interval(scores, positive)
-        delongs += low <= 0.9401 <= high
-    assert held / 400 >= (0.92 if min(counts) < statistics.FEW_IMAGES else 0.85)
-    if min(counts) < statistics.FEW_IMAGES:
-        assert delongs / 400 < 0.80
+        held += low <= true <= high
+        above += low > true
+    assert held >= 370
+    assert above <= 20
+
+
+@pytest.mark.parametrize(("counts", "true", "most"), [((5, 30), 0.94, 320), ((20, 300), 0.99, 320)])
+def test_delongs_own_interval_of_few_images_holds_the_truth_too_rarely(
+    counts: tuple[int, int], true: float, most: int
+) -> None:
+    pairs = [delongs_interval(*drawn) for drawn in draws(counts, true, 400)]
+    assert sum(low <= true <= high for low, high in pairs) < most
+
+
+def test_interval_of_many_images_is_delongs_on_the_logit_scale() -> None:
+    """Pepe 2003, section 5.2.5: log odds plus or minus 1.96 errors over area (1 - area)."""
+    for scores, positive in draws((200, 260), 0.9, 3):
+        value = roc_auc_score(positive, scores)
+        error = (value - delongs_interval(scores, positive)[0]) / 1.96
+        ends = [
+            np.log(value / (1 - value)) + side * 1.96 * error / value / (1 - value)
+            for side in (-1, 1)
+        ]
+        expected = [1 / (1 + np.exp(-end)) for end in ends]
+        assert auc_interval(scores, positive) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("few", [199, 250])
+def test_a_ranking_without_an_error_has_newcombes_interval_at_any_size(few: int) -> None:
+    """A perfect ranking, its reverse and equal scores: DeLong's standard error is 0."""
+    positive = np.arange(few + 300) < few
+    low, high = auc_interval(positive.astype(float), positive) or (1, 1)
+    assert 0.97 < low < 0.995
+    assert high == 1
+    assert auc_interval(-positive.astype(float), positive) == pytest.approx((0, 1 - low), abs=1e-9)
+    low, high = auc_interval(np.zeros(len(positive)), positive) or (0.5, 0.5)
+    assert 0.4 < low < 0.47
+    assert high == pytest.approx(1 - low, abs=1e-9)

@@ -49,15 +49,59 @@ def test_a_source_with_too_few_images_has_no_vote() -> None:
         assert found.by_source == again.by_source
 
 
-def test_where_no_source_has_a_vote_all_are_pooled() -> None:
-    scores, positive, _ = two_sources()
-    alone = [str(number) for number in range(len(scores))]
-    found = lowest_threshold(scores, positive, alone, 0.9)
-    assert (found.source, found.threshold) == (
-        "",
-        threshold_for_new_images(scores, positive, 0.9)[0],
+def three_small_sources() -> tuple[Scores, Truth, list[str]]:
+    """8 positive and 8 negative images each: all 24 together promise 24 / 25."""
+    draw = np.random.default_rng(3)
+    positive = np.arange(48) % 2 == 0
+    scores = np.where(positive, 0.8, 0.2) + draw.normal(0, 0.1, 48)
+    return scores, positive, [name for name in "abc" for _ in range(16)]
+
+
+def test_where_no_source_has_a_vote_all_are_pooled_and_the_expectation_is_theirs() -> None:
+    scores, positive, sources = three_small_sources()
+    found = lowest_threshold(scores, positive, sources, 0.98)
+    assert (found.source, found.by_source) == ("", {})
+    assert (found.threshold, found.expected) == threshold_for_new_images(scores, positive, 0.98)
+    assert found.expected == pytest.approx(24 / 25)
+    assert found.where == "over all sources together, as none has enough images"
+    assert highest_threshold(scores[:3], positive[:3] & False, sources[:3], 0.1) is None
+
+
+def test_the_expectation_is_the_least_of_the_sources_with_a_vote() -> None:
+    scores, positive, sources = two_sources(few=5)
+    found = lowest_threshold(scores, positive, sources, 0.9)
+    assert found.expected == pytest.approx(min(361 / 401, 55 / 61))
+    assert found.where == "at each of easy, hard"
+
+
+def test_a_range_names_the_sources_that_it_promises_something_for() -> None:
+    scores, positive, sources = two_sources(few=5)
+    span = conformal_range(scores, positive, sources, 0.5, RangeSettings(0.05, 0.1))
+    assert span is not None
+    assert span.origin["rule"] == (
+        "at most 5% of new positive images lie below, at each of easy, hard; at most 10% of new "
+        "negative images lie above, at each of easy, hard (split conformal)"
     )
-    assert highest_threshold(scores[:3], positive[:3] & False, alone[:3], 0.1) is None
+
+
+def test_a_range_of_pooled_sources_promises_what_they_carry_and_only_of_them_together() -> None:
+    span = conformal_range(*three_small_sources(), 0.5, RangeSettings(0.02, 0.1))
+    assert span is not None
+    pooled = "over all sources together, as none has enough images"
+    assert span.origin["rule"] == (
+        f"at most 4% of new positive images lie below, {pooled}; at most 10% of new negative "
+        f"images lie above, {pooled} (split conformal)"
+    )
+
+
+@pytest.mark.parametrize("names", [["one"] * 160, ["one"] * 100 + ["other"] * 60])
+def test_a_source_with_too_many_negatives_at_1_has_no_range(names: list[str]) -> None:
+    """No threshold spares them; the other source alone would have one."""
+    scores, positive = np.linspace(0, 0.9, 160), np.arange(160) % 2 == 0
+    scores[1:60:2] = 1.0
+    assert highest_threshold(scores[100:], positive[100:], names[100:], 0.1) is not None
+    assert highest_threshold(scores, positive, names, 0.1) is None
+    assert conformal_range(scores, positive, names, 0.5, RangeSettings(0.05, 0.1)) is None
 
 
 def test_a_range_keeps_its_promise_at_every_source_and_states_its_cost() -> None:

@@ -30,7 +30,7 @@ from deepcovid_export.recipe import (
 )
 from deepcovid_export.training.loss import map_loss, summed_loss
 from deepcovid_export.training.temperature import fit_temperature
-from deepcovid_export.training.train import STATE_NAME, RunSettings, Training
+from deepcovid_export.training.train import STATE_NAME, RunSettings, Training, _operating_point
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -202,6 +202,25 @@ def test_the_temperature_is_in_the_weights_and_a_maps_mean_is_still_its_logit(
     assert manifest.training["temperature"] == training.temperature
     assert manifest.threshold_origin["by_source"].keys() <= {"hospital"}
     assert manifest.known_labels == {"non", "clear", "covid"}
+
+
+def test_a_threshold_of_the_worst_source_says_what_is_expected_and_of_which_sources(
+    images: TrainingData, tmp_path: Path
+) -> None:
+    """6 positive images promise 6 / 7: enough for 0.8, too few for 0.9."""
+    positive = np.array([image.label == "covid" for image in images.val])
+    scores = np.where(positive, 0.8, 0.2)
+    rules = {}
+    for asked in (0.8, 0.9):
+        recipe = replace(RECIPE, sensitivity=asked)
+        training = Training(recipe, images, RunSettings(tmp_path, workers=0))
+        _, origin = _operating_point(training, scores, positive)
+        assert origin["expected_sensitivity"] == round(6 / 7, 4)
+        rules[asked] = origin["rule"]
+    assert "finds 80% of new positive images" in rules[0.8]
+    assert rules[0.8].endswith(", at each of hospital; the lowest is taken")
+    assert "finds 85.7% of new positive images" in rules[0.9]
+    assert rules[0.9].endswith(", over all sources together, as none has enough images")
 
 
 def test_scaling_changes_no_order_and_divides_the_log_odds() -> None:

@@ -92,6 +92,14 @@ def test_labels_are_grouped_into_classes() -> None:
         ("\n[fit]\nrepeat = {a = 2}", r'fit\.repeat: .* balance = "upsample"'),
         ("\n[fit]\nrepeat_sources = {a = 0}", r"fit\.repeat_sources: got .* expected 1 or more"),
         ("\n[augment]\nhide = 2.0", r"augment\.hide: got 2\.0, expected a probability"),
+        (
+            '\n[augment]\nsquare = true\n[input]\nresize = "letterbox"',
+            r"augment\.square: got true with input\.resize = 'letterbox' .* set augment\.square to",
+        ),
+        (
+            "\n[augment]\nsquare = true\n[input]\nheight = 256\nwidth = 192",
+            r"augment\.square: .* an input of 256 x 192, expected 'centre_crop' and equal sides",
+        ),
         ('\n[fit]\nbalance = "upsample"\nrepeat = {x = 2}', r"fit\.repeat: got 'x', expected one"),
         ('\n[fit]\nbalance = "upsample"\nrepeat = {a = "x"}', r"a table, each value an integer"),
         ("\n[find]\nlowest = 2.0", r"find\.lowest: got 2\.0"),
