@@ -128,9 +128,9 @@ main() {
     local from=() pip=("$venv/bin/python" -m pip install --disable-pip-version-check)
     [[ -z $wheels ]] || from=(--no-index --find-links "$wheels")
     if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then # not there, or broken off
-        local clear=()
-        [[ ! -f $venv/pyvenv.cfg ]] || clear=(--clear)
-        run python3 -m venv "${clear[@]}" "$venv"
+        local upgrade=() # for another Python of the system; it makes pip too, and deletes nothing
+        [[ ! -f $venv/pyvenv.cfg ]] || upgrade=(--upgrade)
+        run python3 -m venv "${upgrade[@]}" "$venv"
     fi
     # A leftover of the other one breaks the one that is wanted.
     if in_environment "$other"; then

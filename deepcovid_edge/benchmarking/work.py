@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from deepcovid_edge.backends.base import Backend
 from deepcovid_edge.benchmarking.scenarios import Clock, Done, Parts, in_threads
 from deepcovid_edge.benchmarking.settings import NETWORK
 from deepcovid_edge.decision.record import Prediction
+from deepcovid_edge.device.process import cores
 from deepcovid_edge.errors import BenchError
 from deepcovid_edge.model import Model
 from deepcovid_edge.pipeline.pipeline import PredictSettings
@@ -36,7 +36,7 @@ def lanes_of(backend: Backend, scope: str, workers: int | None) -> int:
     """How many queries are in progress at once, as in `predict`: one per core, on a GPU two."""
     if scope == NETWORK and not backend.on_cpu:
         return workers or _GPU_LANES
-    return workers or len(os.sched_getaffinity(0))
+    return workers or cores()
 
 
 class NetworkWork:

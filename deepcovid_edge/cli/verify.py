@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 @click.option("--split", help="Only the images of this split.")
 @backend_option
 @provider_option
-@click.option("--max-flips", type=float, help="Largest share of decisions that may differ.")
+@click.option(
+    "--max-flips",
+    type=float,
+    help="Largest share of decisions that may differ, and of images rejected by one model alone.",
+)
 @click.option("--max-auc-change", type=float, help="Largest change of the AUC, either way.")
 @click.option("--smallest-change", type=float, help="Largest share of a class that one image is.")
 @click.option("--margin", type=float, help="Loss of sensitivity or specificity to be ruled out.")

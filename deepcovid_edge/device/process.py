@@ -42,10 +42,10 @@ def cores() -> int:
 def _limits() -> Iterator[float]:
     """Cores by the limits of this process's groups and of those around them, each above 0."""
     try:
-        lines = _OWN_CGROUPS.read_text().splitlines()
+        lines = _OWN_CGROUPS.read_text("utf-8", "surrogateescape").split("\n")
     except OSError:
         return
-    for line in lines:
+    for line in filter(None, lines):
         _, kinds, path = line.split(":", 2)  # version 2 names no kind
         if kinds and "cpu" not in kinds.split(","):
             continue
@@ -54,7 +54,7 @@ def _limits() -> Iterator[float]:
         for folder in (group, *group.parents):
             with suppress(OSError, ValueError):  # no such file, or no limit: `max`
                 quota, period = _quota(folder, is_first_version=bool(kinds))
-                if quota > 0:
+                if quota > 0 and period > 0:
                     yield quota / period
             if folder == root:
                 break

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from deepcovid_edge.device.streams import drop_writes
+from deepcovid_edge.device.streams import drop_buffer, drop_writes
 
 _BEAT_SECONDS = 5.0
 _PACKAGE = Path(__file__).parents[1]
@@ -34,8 +34,10 @@ def log(event: str, **detail: Any) -> None:
         try:
             sys.stdout.write(line)  # `print` writes the line's end by itself without a buffer
             sys.stdout.flush()
-        except (OSError, ValueError):  # a full disk, or nobody reads the log: the service goes on
+        except BrokenPipeError:  # nobody reads the log any more: the service goes on
             drop_writes(sys.stdout)
+        except (OSError, ValueError):  # a full disk may have room for the next line
+            drop_buffer(sys.stdout)
 
 
 def log_fault(event: str, error: BaseException) -> None:

@@ -59,6 +59,19 @@ def drop_writes(stream: IO[Any]) -> None:
         os.close(nothing)
 
 
+def drop_buffer(stream: IO[Any]) -> None:
+    """Drop what waits in a stream's buffer; what is written next goes where it went."""
+    with suppress(OSError, ValueError):  # no file of the system, or a closed one
+        number = stream.fileno()
+        kept = os.dup(number)
+        try:
+            drop_writes(stream)
+            stream.flush()
+        finally:
+            os.dup2(kept, number)
+            os.close(kept)
+
+
 def drop_if_stuck(stream: IO[Any]) -> None:
     """Write nothing more to a pipe or a terminal whose reader has stopped.
 

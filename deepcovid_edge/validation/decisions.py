@@ -39,7 +39,8 @@ class Decisions:
 
         Args:
             scores: Probabilities of the reference and of the candidate, rounded as in records, each
-                of shape (images,); NaN for an image without a result, which is no decision.
+                of shape (images,); NaN for an image without a result or out of distribution, which
+                is no decision.
             manifests: Theirs: each model has its own limits.
         """
         old, new = (_decide(*side) for side in zip(scores, manifests, strict=True))

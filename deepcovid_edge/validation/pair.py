@@ -129,7 +129,11 @@ class Pair:
         """The decisions of `infer`; None where neither model has an indeterminate range."""
         if not any(manifest.indeterminate_range for manifest in self.manifests):
             return None
-        return Decisions.of(self.scores, self.manifests)
+        decided = (
+            scores if rejected is None else np.where(rejected, np.nan, scores)
+            for scores, rejected in zip(self.scores, self.rejected, strict=True)
+        )
+        return Decisions.of(tuple(decided), self.manifests)
 
     def mcnemar(self) -> McNemar:
         """Whether one model is right more often than the other."""

@@ -217,7 +217,7 @@ def _model_failures(pair: Pair) -> Iterator[str]:
     """Sentences about what no rule allows."""
     before, now = map(_limits, pair.manifests)
     for name, limit in before.items():
-        if now[name] != limit:
+        if limit != _NONE and now[name] != limit:  # a checkpoint has no limits yet
             yield f"{name}: candidate has {now[name]}, reference {limit}"
     if lost := int((~pair.has_result).sum()):
         yield (
@@ -226,14 +226,17 @@ def _model_failures(pair: Pair) -> Iterator[str]:
         )
 
 
+_NONE = "none"
+
+
 def _limits(manifest: ModelManifest) -> dict[str, str]:
     """What decides besides the network. A variant has the very values of its parent."""
     span, ood = manifest.indeterminate_range, OodLimits.of(manifest)
     parts = ood and f"{', '.join(ood.parts)}: {ood.limit}, strict {ood.strict_limit}"
     return {
         "threshold": str(manifest.threshold),
-        "indeterminate range": f"{span.low} to {span.high}" if span else "none",
-        "out-of-distribution limits": f"({parts})" if parts else "none",
+        "indeterminate range": f"{span.low} to {span.high}" if span else _NONE,
+        "out-of-distribution limits": f"({parts})" if parts else _NONE,
     }
 
 

@@ -42,8 +42,8 @@ def conformal_range(
         settings: What is promised.
 
     Returns:
-        The range with its cost for each source; None where nothing can be promised of negatives:
-        they are too few, or too many of a source have the probability 1.
+        The range with its cost for each source; None where the negatives are too few to promise
+        anything of them.
     """
     settings = settings or RangeSettings()
     low = lowest_threshold(scores, positive, sources, 1 - settings.missed)
@@ -54,7 +54,7 @@ def conformal_range(
     held = (scores >= ends[0]) & (scores < ends[1])
     origin = {
         "rule": f"at most {_missed(low, settings)} of new positive images lie below, {low.where}; "
-        f"at most {settings.alarms:.0%} of new negative images lie above, {high.where} "
+        f"at most {100 * high.expected:.3g}% of new negative images lie above, {high.where} "
         "(split conformal)",
         "split": "val",
         "images": len(scores),

@@ -78,7 +78,7 @@ CHILDREN_SPLITS = ("train", "paediatric")
 _FOLDS = 5
 _RECOGNISED = 0.95
 _MARGIN = 1e-3
-"""Share by which the last child of these lies above the limit: on it would be within it."""
+"""Share by which the last child of these lies above the limit: a score on it counts as within."""
 _DRAWN, _MOST_OPACITIES = 60, 10
 _BATCH = 16
 _SEED = 1

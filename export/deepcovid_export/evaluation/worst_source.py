@@ -8,7 +8,6 @@ Where no source has a vote, all images are pooled: then the share is that of all
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -91,23 +90,35 @@ def highest_threshold(
         alarms: Share of a source's new negatives that may be called positive, 0 to 1.
 
     Returns:
-        The threshold; None where even all negatives together are too few to promise it, or too
-        many of a source have the probability 1.
+        The threshold; None where even all negatives together are too few to promise it. Where too
+        many of a source have the probability 1, it is 1, and `expected` is more than `alarms`.
     """
+    shares = {}
 
     def of(name: str, own: Scores, truth: Truth) -> float | None:
-        negatives = own[~truth]
-        if allowed_alarms(len(negatives), alarms) < 1:
+        found = _sparing(own[~truth], alarms)
+        if found is None:
             return None
-        found = threshold_for_new_negatives(negatives, alarms)
-        return math.inf if found is None else found
+        threshold, shares[name] = found
+        return threshold
 
     found = dict(_of_sources(scores, positive, sources, of))
     if not found:
-        pooled = threshold_for_new_negatives(scores[~positive], alarms)
-        return None if pooled is None else WorstSource(pooled, "", {}, alarms)
-    source = max(found, key=lambda name: found[name])
-    return None if found[source] == math.inf else WorstSource(found[source], source, found, alarms)
+        pooled = _sparing(scores[~positive], alarms)
+        return pooled and WorstSource(pooled[0], "", {}, pooled[1])
+    source = max(found, key=lambda name: (found[name], shares[name]))
+    return WorstSource(found[source], source, found, max(shares.values()))
+
+
+def _sparing(negatives: Scores, alarms: float) -> tuple[float, float] | None:
+    """A threshold, and the share of new negatives that reaches it at most; None for too few."""
+    if allowed_alarms(len(negatives), alarms) < 1:
+        return None
+    threshold = threshold_for_new_negatives(negatives, alarms)
+    if threshold is not None:
+        return threshold, alarms
+    certain = int(np.count_nonzero(negatives >= 1.0))  # no threshold spares them
+    return 1.0, (certain + 1) / (len(negatives) + 1)
 
 
 def _of_sources(

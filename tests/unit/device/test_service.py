@@ -61,6 +61,25 @@ def test_a_role_that_the_watchdog_ends_says_where_it_was() -> None:
     assert "Kanarienvogel" not in done.stderr.partition("stuck")[2]
 
 
+def test_the_log_goes_on_when_its_disk_has_room_again(tmp_path: Path) -> None:
+    program = (
+        "import resource, signal, sys\n"
+        "from deepcovid_edge.device.service import log\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "log('one')\n"
+        "soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (16, hard))\n"
+        "log('two')\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))\n"
+        "log('three')\n"
+    )
+    with (tmp_path / "log").open("wb") as output:
+        subprocess.run([sys.executable, "-c", program], stdout=output, check=True)
+    text = (tmp_path / "log").read_text()
+    assert '"one"' in text
+    assert text.endswith('{"event": "three"}\n')
+
+
 @pytest.mark.parametrize("place", ["a pipe that nobody reads", "/dev/full"])
 def test_a_log_that_cannot_be_written_ends_no_service(place: str) -> None:
     program = (

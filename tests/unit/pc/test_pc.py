@@ -193,12 +193,12 @@ def test_the_image_installs_extras_that_there_are() -> None:
 
 @pytest.mark.parametrize(
     ("state", "expected"),
-    [("whole", []), ("broken off", ["--clear"]), ("other files", None)],
+    [("whole", []), ("broken off", ["--upgrade"]), ("other files", None)],
 )
-def test_an_environment_that_was_broken_off_is_made_again(
+def test_an_environment_that_was_broken_off_is_made_whole(
     place: Path, state: str, expected: list[str] | None
 ) -> None:
-    """Without pip nothing can be installed. A folder that is no environment is not emptied."""
+    """Without pip nothing can be installed. No folder is emptied."""
     (place / "bin").mkdir()
     wheel = place / "deepcovid_edge.whl"
     wheel.touch()

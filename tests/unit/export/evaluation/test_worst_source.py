@@ -95,13 +95,21 @@ def test_a_range_of_pooled_sources_promises_what_they_carry_and_only_of_them_tog
 
 
 @pytest.mark.parametrize("names", [["one"] * 160, ["one"] * 100 + ["other"] * 60])
-def test_a_source_with_too_many_negatives_at_1_has_no_range(names: list[str]) -> None:
+def test_a_range_ends_at_1_where_too_many_negatives_lie_there_and_says_what_it_promises(
+    names: list[str],
+) -> None:
     """No threshold spares them; the other source alone would have one."""
     scores, positive = np.linspace(0, 0.9, 160), np.arange(160) % 2 == 0
     scores[1:60:2] = 1.0
     assert highest_threshold(scores[100:], positive[100:], names[100:], 0.1) is not None
-    assert highest_threshold(scores, positive, names, 0.1) is None
-    assert conformal_range(scores, positive, names, 0.5, RangeSettings(0.05, 0.1)) is None
+    found = highest_threshold(scores, positive, names, 0.1)
+    assert found is not None
+    assert found.threshold == 1
+    assert found.expected > (scores[1::2] == 1).mean() > 0.1
+    span = conformal_range(scores, positive, names, 0.5, RangeSettings(0.05, 0.1))
+    assert span is not None
+    assert span.high == 1
+    assert f"at most {100 * found.expected:.3g}% of new negative images" in span.origin["rule"]
 
 
 def test_a_range_keeps_its_promise_at_every_source_and_states_its_cost() -> None:
