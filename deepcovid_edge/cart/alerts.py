@@ -76,7 +76,8 @@ class AlertCode(Coded):
         "clock",
         "The clock of the cart is wrong, or went ahead by more than a week.",
         "Set the clock, or connect the cart to a time server. If the date is right, the cart was"
-        " off for long: this alert ends after a day. Until then no image is deleted for its age.",
+        " off for long: this alert ends once the cart has run for a day. Until then no image is"
+        " deleted for its age.",
     )
     CERTIFICATE = (
         "certificate",

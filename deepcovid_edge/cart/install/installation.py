@@ -128,8 +128,8 @@ class Installation:
         for path, text in self._units():
             self._write(UNIT_FOLDER / path, text)
         self._remove_what_is_not_wanted()
-        self._enable()
         self._warn_of_unknown_names()
+        self._enable()
         return self._has_changed
 
     def _check(self) -> None:
@@ -201,7 +201,7 @@ class Installation:
             self._run("systemctl", "daemon-reload")
         if settings.starts:
             again = self._has_changed or settings.restarts
-            self._run("systemctl", "restart" if again else "start", TARGET)
+            self._run("systemctl", "--no-block", "restart" if again else "start", TARGET)
             if not settings.is_dry:
                 wait_until_active([unit for unit in UNITS if unit != TARGET])
 

@@ -12,7 +12,7 @@ _SECONDS = 120.0
 """Longest time for a program, and for the services to be ready."""
 _LOOK_SECONDS = 0.5
 _STARTS = 3
-"""A service that was started again this often does not come up by itself."""
+"""A service that is started again this often meanwhile does not come up by itself."""
 _LOG = "journalctl --namespace deepcovid-edge -n 20"
 
 
@@ -21,7 +21,7 @@ class InstallError(DeepCovidEdgeError):
 
 
 def wait_until_active(units: Sequence[str], seconds: float = _SECONDS) -> None:
-    """Wait until services are ready: starting a target does not wait for those that it wants.
+    """Wait until services are ready whose start, or restart, systemd has queued.
 
     Args:
         units: Names of the services.
@@ -32,7 +32,8 @@ def wait_until_active(units: Sequence[str], seconds: float = _SECONDS) -> None:
     """
     ends = time.monotonic() + seconds
     waiting = list(units)
-    while waiting := [unit for unit in waiting if not _is_active(unit)]:
+    starts: dict[str, int] = {}
+    while waiting := [unit for unit in waiting if not _is_active(unit, starts)]:
         if time.monotonic() >= ends:
             raise InstallError(
                 f"{waiting[0]}: is not ready after {seconds:g} s; its log: {_LOG} -u {waiting[0]}"
@@ -40,12 +41,17 @@ def wait_until_active(units: Sequence[str], seconds: float = _SECONDS) -> None:
         time.sleep(_LOOK_SECONDS)
 
 
-def _is_active(unit: str) -> bool:
-    said = run_program(("systemctl", "show", "-p", "ActiveState,NRestarts", unit))
+def _is_active(unit: str, starts: dict[str, int]) -> bool:
+    """Whether a service is ready; `starts` holds how often each had been started again before."""
+    said = run_program(("systemctl", "show", "-p", "ActiveState,NRestarts,Job", unit))
     values = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
-    if values["ActiveState"] == "active":
+    is_queued = bool(values.get("Job"))  # what it is now, it was before
+    if values["ActiveState"] == "active" and not is_queued:
         return True
-    if values["ActiveState"] == "failed" or int(values["NRestarts"]) >= _STARTS:
+    count = int(values["NRestarts"])
+    starts[unit] = min(count, starts.get(unit, count))  # systemd may begin again at 0
+    has_failed = values["ActiveState"] == "failed" and not is_queued
+    if has_failed or count - starts[unit] >= _STARTS:
         raise InstallError(f"{unit}: does not run; its log: {_LOG} -u {unit}")
     return False
 

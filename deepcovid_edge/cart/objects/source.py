@@ -28,7 +28,7 @@ from deepcovid_edge.errors import DataError, NotAssessedError, require
 from deepcovid_edge.files import read_regular
 from deepcovid_edge.imaging.dicom.elements import BoundedStream, Elements
 from deepcovid_edge.imaging.dicom.orientation import upright
-from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES, DataSet, find_data_set
+from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES, DataSet, Family, find_data_set
 
 _STUDY_UID, _SERIES_UID, _SOP_CLASS, _SOP_UID = 0x0020000D, 0x0020000E, 0x00080016, 0x00080018
 _OFFSET = 0x00080201
@@ -153,7 +153,8 @@ class SourceImage:
         copied = _copied(values, found)
         if request := referenced_request(copied, study_uid):
             copied[REQUEST] = request
-        is_lossy = elements.word(_LOSSY) == "01" or _loses(found.syntax)
+        stated = elements.word(_LOSSY)
+        is_lossy = stated == "01" or _loses(found.syntax, says_lossless=stated == "00")
         if is_lossy:  # not every console states what its syntax does
             copied[_LOSSY] = encode_value(_LOSSY, "CS", b"01")
         return cls(
@@ -235,9 +236,15 @@ def _uid(elements: Elements, tag: int) -> str:
     return elements.raw(tag).decode("latin-1").partition("\\")[0].strip(" \0")
 
 
-def _loses(uid: str) -> bool:
+def _loses(uid: str, *, says_lossless: bool) -> bool:
+    """Whether an image lost something by its transfer syntax.
+
+    Only the cosine transform of JPEG always loses something; the others can do without.
+    """
     syntax = SYNTAXES.get(uid)
-    return syntax is not None and syntax.lossy
+    if syntax is None or not syntax.lossy:
+        return False
+    return syntax.family is Family.JPEG or not says_lossless
 
 
 def _copied(values: dict[int, Any], found: DataSet) -> dict[int, bytes]:

@@ -42,6 +42,10 @@ class Catalogue:
         text = self.words.get(key, key)
         return text.format(**values) if values else text
 
+    def coded(self, key: str, otherwise: str) -> str:
+        """The text of a code; `otherwise` where the code is another version's."""
+        return self.words.get(key, otherwise)
+
     def verdict(self, decision: str | None) -> str:
         """The word for a decision."""
         return self(f"verdict.{decision or 'none'}")

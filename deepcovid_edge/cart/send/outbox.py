@@ -24,6 +24,7 @@ import contextlib
 import fcntl
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -187,6 +188,7 @@ class Courier(threading.Thread):
         self._held_until = 0.0
         self._uncertain_until: dict[int, float] = {}
         self._failed_tries: dict[int, int] = {}
+        self._refused: Counter[int] = Counter()
         self._last_event = 0
 
     def wake(self) -> None:
@@ -320,6 +322,7 @@ class Courier(threading.Thread):
     def _forget(self, delivery: Delivery) -> None:
         self._uncertain_until.pop(delivery.object_id, None)
         self._failed_tries.pop(delivery.object_id, None)
+        self._refused.pop(delivery.object_id, None)
 
     def _put_off(self, delivery: Delivery, answer: Answer) -> None:
         tries = self._failed_tries.get(delivery.object_id, 0)
@@ -386,9 +389,12 @@ class Courier(threading.Thread):
         self._write(lambda: self._ledger.raise_alert(f"file:{name}", code, **detail))
 
     def _raise_stuck_alert(self, delivery: Delivery, answer: Answer) -> None:
-        """Tell of an object that has used every wait while the destination itself answers."""
-        is_stuck = delivery.tries + 1 >= len(self._waits)
-        if not is_stuck or answer.cause != "object" or self._failures >= FAILURES_UNTIL_ALERT:
+        """Tell of an object that was refused after every wait by a destination that answers."""
+        if answer.cause != "object":
+            return
+        self._refused[delivery.object_id] += 1
+        is_stuck = self._refused[delivery.object_id] >= len(self._waits)
+        if not is_stuck or self._failures >= FAILURES_UNTIL_ALERT:
             return
         name = self._destination.name
         detail = {"destination": name, "image": delivery.image_id, "status": answer.status}

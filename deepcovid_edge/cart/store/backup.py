@@ -24,6 +24,7 @@ from deepcovid_edge.cart.store.rebuild import (
     delete_unfinished,
     replaced_ledger,
 )
+from deepcovid_edge.cart.store.retention import CLOCK_KEY
 from deepcovid_edge.cart.store.schema import migrate
 from deepcovid_edge.cart.store.spool import Spool, sync
 from deepcovid_edge.errors import NotThereError, OutputError, UsageError
@@ -196,6 +197,7 @@ def _complete(place: Path, copy: Path, meta: Mapping[str, str]) -> None:
                 connection.execute(statement)
             connection.execute(f"DROP TABLE {_LACKS}")
             migrate(connection)
+            connection.execute("DELETE FROM meta WHERE key = ?", (CLOCK_KEY,))  # of that night
             connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta.items())
     except sqlite3.DatabaseError as error:
         raise UsageError(f"{copy}: is no copy of a ledger: {error}") from error

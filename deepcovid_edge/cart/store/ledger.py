@@ -24,6 +24,8 @@ from deepcovid_edge.files import Closing
 LEDGER_NAME = "ledger.db"
 UNFINISHED_NAME = f".{LEDGER_NAME}.part"
 """Of a ledger that is being made; see `rebuild.replaced_ledger`."""
+DAMAGED_NAME = ".ledger-damaged"
+"""Of the mark beside a ledger that was found damaged while it was used; see `Ledger.check`."""
 BUSY_SECONDS = 5.0
 """Longest wait for another role's transaction; they take milliseconds."""
 _FIRST_HASH = "0" * 64
@@ -66,6 +68,7 @@ class Ledger(Closing):
         self._lock = threading.RLock()
         self._depth = 0
         self._is_damaged = False
+        self._inode = 0
         with self._explained():
             self._connection = sqlite3.connect(
                 f"{self.path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}",
@@ -94,15 +97,17 @@ class Ledger(Closing):
         migrate(self._connection)
 
     def check(self) -> None:
-        """Have SQLite check the whole database.
+        """Have SQLite check the whole database, its indexes too.
 
         Raises:
-            LedgerDamagedError: It is damaged.
+            LedgerDamagedError: It is damaged, or a role found it so: no check finds everything.
         """
         with self._lock, self._explained():
-            found = [row[0] for row in self._connection.execute("PRAGMA quick_check(3)")]
+            found = [row[0] for row in self._connection.execute("PRAGMA integrity_check(3)")]
         if found != ["ok"]:
             raise LedgerDamagedError(f"{self.path}: damaged: {found[0]}")
+        if self.path.with_name(DAMAGED_NAME).exists():
+            raise LedgerDamagedError(f"{self.path}: damaged: found while it was used")
 
     def merge_log(self) -> None:
         """Bring all of the ledger into its one file; no other connection may be open.
@@ -237,15 +242,16 @@ class Ledger(Closing):
             if now.execute("DELETE FROM alert WHERE key = ?", (key,)).rowcount:
                 self.event("alert over", key=key)
 
-    def clear_other_alerts(self, code: str, keys: Collection[str]) -> None:
+    def clear_other_alerts(self, code: str, keys: Collection[str], begins: str = "") -> None:
         """End the alerts of a code whose keys name nothing that there is any more.
 
         Args:
             code: The code.
             keys: The keys of alerts that may go on.
+            begins: How the keys begin that are looked at.
         """
         for row in self.rows("SELECT key FROM alert WHERE code = ?", code):
-            if row["key"] not in keys:
+            if row["key"].startswith(begins) and row["key"] not in keys:
                 self.clear_alert(row["key"])
 
     def get_meta(self, key: str) -> str | None:
@@ -263,6 +269,12 @@ class Ledger(Closing):
         with self._lock:
             self._connection.close()
 
+    def _mark_damaged(self) -> None:
+        """Have the next start make the ledger again, whatever its check finds."""
+        if self.path.name == LEDGER_NAME and not self.is_replaced():
+            with contextlib.suppress(OSError):
+                self.path.with_name(DAMAGED_NAME).touch()
+
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
         """Errors of SQLite as errors of the ledger."""
@@ -278,6 +290,8 @@ class Ledger(Closing):
             if isinstance(error, sqlite3.IntegrityError):
                 raise
             self._is_damaged = True
+            if type(error) is sqlite3.DatabaseError:  # its subclasses are faults of the program
+                self._mark_damaged()
             raise LedgerDamagedError(f"{self.path}: {error}") from error
 
 

@@ -26,7 +26,13 @@ from deepcovid_edge.cart.store.deliveries import Deliveries
 from deepcovid_edge.cart.store.image_header import NotTakenError, read_image_header
 from deepcovid_edge.cart.store.images import BuiltObject, ClaimedImage, Images, Settled
 from deepcovid_edge.cart.store.intake import Arrival, Intake
-from deepcovid_edge.cart.store.ledger import LEDGER_NAME, UNFINISHED_NAME, Ledger, move_aside
+from deepcovid_edge.cart.store.ledger import (
+    DAMAGED_NAME,
+    LEDGER_NAME,
+    UNFINISHED_NAME,
+    Ledger,
+    move_aside,
+)
 from deepcovid_edge.cart.store.schema import (
     ASSESSED,
     ASSESSING,
@@ -84,6 +90,7 @@ def replaced_ledger(spool: Spool, why: str) -> Iterator[Ledger]:
         sync(place)
         move_aside(spool.folder, why)
         place.replace(spool.folder / LEDGER_NAME)
+        (spool.folder / DAMAGED_NAME).unlink(missing_ok=True)
         sync(spool.folder)
     except OSError as error:
         raise OutputError(f"{spool.folder / LEDGER_NAME}: is not replaced: {error}") from error

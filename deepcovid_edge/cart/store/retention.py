@@ -6,8 +6,8 @@ or that has no report for a destination, is not done: it waits for a person. Don
 `keep_days` after the last of these steps, and earlier, oldest first, while images and results take
 more room than the quota. Their rows stay.
 
-A clock that goes ahead by more than a week makes nothing old for a day, so that a person can set it
-right.
+A clock that goes ahead by more than a week makes nothing old until the cart has run for a day, so
+that a person can set it right. The day is the sum of the times that the cart was on.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ _MIB = 1 << 20
 _DAY_SECONDS = 86400.0
 _MOST_SECONDS = 7 * _DAY_SECONDS
 """Between two looks at the clock; more is a clock that went ahead, or a cart that was off."""
-_CLOCK_KEY = "clock"
-"""Of the table `meta`: when the clock was last trusted, since when it is not (0: it is), and when
-it was last looked at, in seconds since 1970."""
+_RUNNING_SECONDS = 600.0
+"""Between two looks of a cart that runs; it looks twice a minute."""
+CLOCK_KEY = "clock"
+"""Of the table `meta`: when the clock was last trusted, how long the cart has run since then, and
+when it was last looked at, in seconds (since 1970)."""
 _WITH_OUTBOX = (
     "image LEFT JOIN result ON result.image_id = image.id"
     " LEFT JOIN object ON object.result_id = result.id"
@@ -105,25 +107,24 @@ def delete_leftovers(ledger: Ledger, spool: Spool) -> None:
 def _note_clock(ledger: Ledger) -> None:
     """Note what the clock says, and whether it is trusted to say what is old."""
     now = now_seconds()
-    trusted, began, last = _clock(ledger) or (now, 0.0, now)
-    if now - trusted <= _MOST_SECONDS:  # as ever, or set right again
-        trusted, began = now, 0.0
-    elif not began or not 0 <= now - last <= _MOST_SECONDS:
-        began = now
-    elif now - began > _DAY_SECONDS:
-        trusted, began = now, 0.0
-    ledger.set_meta(_CLOCK_KEY, json.dumps([trusted, began, now]))
+    trusted, ran, last = _clock(ledger) or (now, 0.0, now)
+    if 0 <= now - last <= _RUNNING_SECONDS:
+        ran += now - last
+    # As ever, or set right again; or the date has stayed.
+    if now - trusted <= _MOST_SECONDS or ran > _DAY_SECONDS:
+        trusted, ran = now, 0.0
+    ledger.set_meta(CLOCK_KEY, json.dumps([trusted, ran, now]))
 
 
 def _clock(ledger: Ledger) -> tuple[float, float, float] | None:
-    text = ledger.get_meta(_CLOCK_KEY)
+    text = ledger.get_meta(CLOCK_KEY)
     return tuple(json.loads(text)) if text else None
 
 
 def clock_went_ahead(ledger: Ledger) -> bool:
-    """Whether the clock went ahead by more than a week, less than a day ago by its own time."""
+    """Whether the clock went ahead by more than a week, less than a day of running ago."""
     clock = _clock(ledger)
-    return clock is not None and clock[1] > 0
+    return clock is not None and clock[0] != clock[2]
 
 
 def _correct_dates(ledger: Ledger) -> None:

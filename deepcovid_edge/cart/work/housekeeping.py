@@ -16,6 +16,7 @@ from deepcovid_edge.cart.store.backup import FOLDER_NAME, back_up, newest
 from deepcovid_edge.cart.store.clock import clock_is_plausible
 from deepcovid_edge.cart.store.deliveries import Deliveries
 from deepcovid_edge.cart.store.ledger import LEDGER_NAME, Ledger
+from deepcovid_edge.cart.store.rebuild import may_lack_images
 from deepcovid_edge.cart.store.retention import (
     RetentionSettings,
     clock_went_ahead,
@@ -31,7 +32,7 @@ LOOK_SECONDS = 30.0
 BACKUP_HOUR = 2
 """Of the night, local time."""
 _CERTIFICATE_DAYS = 30
-_ALERTS_OF_DESTINATION = ("waits", "rejects", "rejects cart", "stuck")
+_ALERTS_OF_DESTINATION = ("waits", "rejects", "rejects cart", "stuck", "file")
 """How the keys of alerts begin that name a destination after a colon; see `send.outbox`."""
 
 
@@ -103,8 +104,11 @@ class Housekeeping:
             log("deleted", images=deleted)
 
     def _delete_leftovers(self) -> None:
-        """Delete once what an earlier start left of images that are gone."""
-        if self._has_leftovers:
+        """Delete once what an earlier start left of images that are gone.
+
+        A ledger that was replaced may call an image gone that has come again since.
+        """
+        if self._has_leftovers and not may_lack_images(self.ledger):
             delete_leftovers(self.ledger, self.spool)
             self._has_leftovers = False
 
@@ -138,7 +142,12 @@ class Housekeeping:
         above = next(place for place in (folder, *folder.parents) if place.exists())
         if above.stat().st_dev == self.spool.folder.stat().st_dev:
             parts = self.spool.folder.glob(f"{LEDGER_NAME}*")
-            self.spool.check_room(sum(part.stat().st_size for part in parts))
+            try:
+                self.spool.check_room(sum(part.stat().st_size for part in parts))
+            except SpoolFullError as error:  # without its numbers: the alert stays the same
+                raise SpoolFullError(
+                    f"{folder}: too little room for a copy of the ledger"
+                ) from error
 
     def _look_at_destinations(self) -> None:
         """Nothing is sent to a destination that was removed; an alert names what waits for it."""
@@ -164,6 +173,7 @@ class Housekeeping:
             AlertCode.RESULT_STUCK,
         ):
             self.ledger.clear_other_alerts(code.code, keys)
+        self.ledger.clear_other_alerts(AlertCode.FILE_DAMAGED.code, keys, begins="file:")
 
     def _look_at_disk(self) -> None:
         """Whether the largest image that is allowed would be taken."""

@@ -367,6 +367,9 @@ def test_alerts_end_with_what_the_configuration_no_longer_names(tmp_path: Path) 
         "waits:other": AlertCode.DESTINATION_SILENT,
         "rejects:other": AlertCode.DESTINATION_REJECTS,
         "rejects cart:other": AlertCode.DESTINATION_REJECTS,
+        "file:other": AlertCode.FILE_DAMAGED,
+        "file 7": AlertCode.FILE_DAMAGED,
+        "file:pacs": AlertCode.FILE_DAMAGED,
         "commitment:pacs": AlertCode.DESTINATION_FAILS,
         "certificate:pacs": AlertCode.CERTIFICATE,
         "waits:pacs": AlertCode.DESTINATION_FAILS,
@@ -379,7 +382,9 @@ def test_alerts_end_with_what_the_configuration_no_longer_names(tmp_path: Path) 
             store.ledger.raise_alert(key, code.code)
         assert keys_after(before, store) == {*raised, "certificate destination pacs", "no_image"}
         after = replace(config_of(tmp_path), destinations=(Destination("pacs", "PACS", "h"),))
-        assert keys_after(after, store) == {"waits:pacs", "certificate:pacs"}
+        assert keys_after(after, store) == {
+            *("waits:pacs", "certificate:pacs", "file:pacs", "file 7")
+        }
 
 
 def keys_after(config: CartConfig, store: Store) -> set[str]:
@@ -399,6 +404,22 @@ def test_files_of_expired_images_are_deleted_once_for_each_start(
         for _ in range(3):
             house.look()
     assert len(calls) == 1
+
+
+def test_files_stay_while_a_ledger_that_was_replaced_may_be_wrong(tmp_path: Path) -> None:
+    """An image of which it says `expired` was taken again before the roles had it."""
+    config = config_of(tmp_path)
+    with open_store(config.cart.spool) as store:
+        store.take()
+        with store.ledger.transaction() as now:
+            now.execute("UPDATE image SET state = 'expired'")
+        store.ledger.raise_alert("ledger", AlertCode.LEDGER_RESTORED.code)
+        house = Housekeeping(config, store.ledger, store.spool, threading.Event())
+        house.look()
+        assert [*store.spool.folder.glob("images/??/*")]
+        store.ledger.clear_alert("ledger")
+        house.look()
+        assert not [*store.spool.folder.glob("images/??/*")]
 
 
 def test_an_alert_of_another_version_is_shown_and_ended_like_any_other(tmp_path: Path) -> None:

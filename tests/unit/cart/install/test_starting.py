@@ -10,6 +10,7 @@ import pytest
 from deepcovid_edge.cart.install.starting import InstallError, wait_until_active
 
 _UNITS = ("deepcovid-edge-work.service", "deepcovid-edge-page.service")
+_FAILED = "ActiveState=failed\nNRestarts=0\n"
 
 
 def say(folder: Path, monkeypatch: pytest.MonkeyPatch, *answers: str) -> None:
@@ -28,21 +29,42 @@ def say(folder: Path, monkeypatch: pytest.MonkeyPatch, *answers: str) -> None:
 def test_services_that_get_ready_are_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    starting, ready = "ActiveState=activating\nNRestarts=1\n", "NRestarts=9\nActiveState=active\n"
+    starting, ready = (
+        "ActiveState=activating\nNRestarts=7\n",
+        "NRestarts=9\nActiveState=active\nJob=\n",
+    )
     say(tmp_path, monkeypatch, starting, starting, ready)
     wait_until_active(_UNITS, 20)
 
 
+@pytest.mark.parametrize("before", ["active", "failed"])
+def test_what_a_service_was_before_its_restart_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    old = f"Job=31\nActiveState={before}\nNRestarts=9\n"
+    say(tmp_path, monkeypatch, old, "ActiveState=activating\nNRestarts=0\nJob=31\n", _FAILED)
+    with pytest.raises(InstallError, match="does not run"):
+        wait_until_active(_UNITS[:1], 20)
+
+
 @pytest.mark.parametrize(
-    "answer",
-    ["ActiveState=failed\nNRestarts=0\n", "ActiveState=activating\nNRestarts=3\n"],
+    "answers",
+    [
+        (_FAILED,),
+        ("ActiveState=activating\nNRestarts=6\n", "ActiveState=activating\nNRestarts=9\n"),
+        (
+            "Job=31\nActiveState=activating\nNRestarts=6\n",
+            "ActiveState=activating\nNRestarts=0\n",
+            "ActiveState=activating\nNRestarts=3\n",
+        ),
+    ],
 )
 def test_one_that_does_not_run_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: tuple[str, ...]
 ) -> None:
-    say(tmp_path, monkeypatch, answer)
+    say(tmp_path, monkeypatch, *answers)
     with pytest.raises(InstallError, match=r"^deepcovid-edge-work.service: does not run; .*-u dee"):
-        wait_until_active(_UNITS, 20)
+        wait_until_active(_UNITS[:1], 20)
 
 
 def test_the_wait_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,11 +33,13 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import JPEGBaseline8Bit
+from pydicom.uid import JPEG2000, UID, JPEGBaseline8Bit, JPEGLSNearLossless
 
 from deepcovid_edge.cart.objects.capture import build_capture, burned, burned_lines, card
 from deepcovid_edge.cart.objects.facts import object_uid
 from deepcovid_edge.cart.objects.source import SourceImage
+
+WITH_A_LOSSLESS_MODE = (JPEGLSNearLossless, JPEG2000, "1.2.840.10008.1.2.4.203")
 
 
 @pytest.fixture(scope="module")
@@ -112,20 +114,30 @@ def test_an_image_once_lossy_stays_so(tmp_path: Path) -> None:
     assert made.LossyImageCompressionMethod == "ISO_10918_1"
 
 
-@pytest.mark.parametrize("stated", [None, "00"])
-def test_an_image_in_a_lossy_syntax_is_lossy_whatever_its_header_says(
-    tmp_path: Path, stated: str | None
+@pytest.mark.parametrize(
+    ("syntax", "stated", "expected"),
+    [
+        (JPEGBaseline8Bit, "", "01"),
+        (JPEGBaseline8Bit, "00", "01"),
+        *((syntax, "", "01") for syntax in WITH_A_LOSSLESS_MODE),
+        *((syntax, "01", "01") for syntax in WITH_A_LOSSLESS_MODE),
+        *((syntax, "00", "00") for syntax in WITH_A_LOSSLESS_MODE),
+    ],
+)
+def test_an_image_in_a_lossy_syntax_is_lossy_unless_it_may_rightly_say_that_it_is_not(
+    tmp_path: Path, syntax: str, stated: str, expected: str
 ) -> None:
     image = dcmread(make_image(tmp_path))
     if stated:
         image.LossyImageCompression = stated
     image.PixelData = encapsulate([b"\xff\xd8\xff\xd9"])
     image["PixelData"].VR = "OB"
-    image.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    image.file_meta.TransferSyntaxUID = UID(syntax)
     path = tmp_path / "jpeg.dcm"
     image.save_as(path)
-    made = read(build_capture(SourceImage.read(path), prediction(POSITIVE), None, FACTS))
-    assert made.LossyImageCompression == "01"
+    source = SourceImage.read(path)
+    made = read(build_capture(source, prediction(POSITIVE), None, FACTS))
+    assert (made.LossyImageCompression, source.is_lossy) == (expected, expected == "01")
 
 
 def test_words_never_leave_the_bar() -> None:

@@ -16,7 +16,7 @@ from cart_page import CONSOLE, HOSTILE, drawn_image, filled, put, served
 from cart_peers import HOST
 from cart_store import open_store
 
-from deepcovid_edge.cart.alerts import AlertCode
+from deepcovid_edge.cart.alerts import AlertCode, UnknownCode
 from deepcovid_edge.cart.page import health, images
 from deepcovid_edge.cart.page.changes import LOOK_SECONDS
 from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError, LedgerDamagedError
@@ -51,6 +51,15 @@ def test_an_image_without_a_result_yet_has_a_page(tmp_path: Path) -> None:
             assert "WAITING" in answer.text
             assert found.reader.get("/").status == 200
             store.images.claim()
+
+
+def test_an_alert_of_another_version_has_a_sentence_and_a_fix(tmp_path: Path) -> None:
+    with open_store(tmp_path / "spool") as store, served(tmp_path) as found:
+        store.ledger.raise_alert("a key", "a_newer_code", why="something")
+        shown = found.reader.get("/alerts").text
+    assert UnknownCode.sentence in shown
+    assert UnknownCode.fix in shown
+    assert "alert.a_newer_code" not in shown
 
 
 def test_an_image_has_a_page_in_every_state(tmp_path: Path) -> None:

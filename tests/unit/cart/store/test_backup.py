@@ -26,6 +26,7 @@ from deepcovid_edge.cart.store.deliveries import Deliveries
 from deepcovid_edge.cart.store.images import Settled
 from deepcovid_edge.cart.store.ledger import LEDGER_NAME
 from deepcovid_edge.cart.store.opening import open_store as open_as_a_role
+from deepcovid_edge.cart.store.retention import CLOCK_KEY
 from deepcovid_edge.cart.work import housekeeping
 from deepcovid_edge.cart.work.housekeeping import Housekeeping
 from deepcovid_edge.errors import NotThereError, OutputError, UsageError
@@ -209,6 +210,13 @@ def test_an_expired_image_of_a_copy_that_came_again_since_is_none(
         assert restored.states() == ["assessed", "received"]
 
 
+def test_the_clock_of_that_night_is_forgotten(store: Store, tmp_path: Path) -> None:
+    store.ledger.set_meta(CLOCK_KEY, "[1.0, 0.0, 1.0]")
+    restore(store.spool, back_up(store.spool.folder, tmp_path / "copies", keep=7))
+    with open_store(store.spool.folder) as restored:
+        assert restored.ledger.get_meta(CLOCK_KEY) is None
+
+
 def test_a_lost_ledger_is_restored_by_the_command(store: Store, tmp_path: Path) -> None:
     config = tmp_path / "cart.toml"
     config.write_text(CONFIG)
@@ -297,8 +305,10 @@ def test_on_the_disk_of_the_spool_a_copy_leaves_the_room_below_the_floor(
     usage = SimpleNamespace(total=1 << 40, used=0, free=size - 1)
     with monkeypatch.context() as tight:
         tight.setattr(shutil, "disk_usage", lambda _: usage)
-        house._back_up()
+        for usage.free in (size - 1, size - (2 << 20)):
+            house._back_up()
     assert store.ledger.row("SELECT 1 FROM alert WHERE code = 'backup'")
+    assert store.events().count("alert") == 1
     assert newest(folder) is None
     house._back_up()
     assert not store.ledger.row("SELECT 1 FROM alert WHERE code = 'backup'")

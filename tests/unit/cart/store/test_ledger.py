@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 from cart_store import Store, open_store
 
+from deepcovid_edge.cart.config import CartSettings
 from deepcovid_edge.cart.store import deliveries as deliveries_module
 from deepcovid_edge.cart.store import ledger as ledger_module
 from deepcovid_edge.cart.store.deliveries import BACKOFF_SECONDS, Deliveries
 from deepcovid_edge.cart.store.images import Settled
 from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError, LedgerDamagedError
+from deepcovid_edge.cart.store.opening import open_store as open_as_a_role
 from deepcovid_edge.cart.store.schema import MIGRATIONS
 from deepcovid_edge.cli.exit_codes import ExitCode
 from deepcovid_edge.cli.main import run
@@ -54,6 +56,55 @@ def test_a_ledger_that_another_holds_is_busy_after_a_while(
         store.ledger.set_meta("a", "1")
     other.close()
     store.ledger.set_meta("a", "1")
+
+
+def stored(folder: Path, number: int) -> None:
+    with open_store(folder) as store:
+        store.take(number)
+        store.ledger.merge_log()
+
+
+def test_an_index_whose_last_write_was_lost_is_damage(tmp_path: Path) -> None:
+    """An old page is whole in itself: only its table shows that it lacks a row."""
+    path = tmp_path / ledger_module.LEDGER_NAME
+    stored(tmp_path, 1)
+    with contextlib.closing(sqlite3.connect(path)) as opened:
+        ((root,),) = opened.execute("SELECT rootpage FROM sqlite_master WHERE name = 'image_state'")
+        ((size,),) = opened.execute("PRAGMA page_size")
+    page = slice((root - 1) * size, root * size)
+    old = path.read_bytes()[page]
+    stored(tmp_path, 2)
+    data = bytearray(path.read_bytes())
+    data[page] = old
+    path.write_bytes(data)
+    with Ledger(tmp_path) as ledger, pytest.raises(LedgerDamagedError, match="missing from index"):
+        ledger.check()
+    assert is_made_again(tmp_path)
+    assert not is_made_again(tmp_path)
+
+
+def test_damage_that_a_role_met_is_damage_though_no_check_finds_it(tmp_path: Path) -> None:
+    stored(tmp_path, 1)
+    path = tmp_path / ledger_module.LEDGER_NAME
+    whole = path.read_bytes()
+    with Ledger(tmp_path) as ledger:
+        path.write_bytes(bytes(len(whole)))
+        with pytest.raises(LedgerDamagedError):
+            ledger.rows("SELECT * FROM image")
+        assert ledger.is_of_no_use()
+        path.write_bytes(whole)
+    assert is_made_again(tmp_path)
+    assert not is_made_again(tmp_path)
+
+
+def is_made_again(folder: Path) -> bool:
+    """Whether the start of a role makes the ledger again."""
+    before = len([*folder.glob("damaged-*")])
+    settings = CartSettings(folder, floor_mib=0, floor_share=0.0, ballast_mib=0)
+    ledger, _ = open_as_a_role(settings)
+    with ledger:
+        assert ledger.row("SELECT count(*) AS n FROM image")["n"] > 0  # type: ignore[index]
+    return len([*folder.glob("damaged-*")]) > before
 
 
 def test_one_that_is_no_database_is_damaged(tmp_path: Path) -> None:
