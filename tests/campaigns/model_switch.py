@@ -65,8 +65,10 @@ def base_name(model: str) -> str:
 
 
 def _files(shipped: Path) -> list[Path]:
-    """Files that may assess: `auto` takes the variant beside the shipped model where it is fast."""
-    return [shipped, shipped.with_name(f"{shipped.stem}-int8-cpu.onnx"), RESNET]
+    """Files that may assess: `auto` takes the variant beside a model where it is fast."""
+    models = (shipped, RESNET)
+    found = [*models, *(path.with_name(f"{path.stem}{INT8_CPU_SUFFIX}.onnx") for path in models)]
+    return [path for path in found if path.exists()]
 
 
 def _is_named(record: dict[str, str], known: dict[str, str]) -> bool:
