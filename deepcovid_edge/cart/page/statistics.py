@@ -10,12 +10,11 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from deepcovid_edge.cart.page.images import KINDS
-from deepcovid_edge.cart.store.clock import MOST_AHEAD
 from deepcovid_edge.cart.store.drift_window import (
     LEAST_RESULTS,
     OUTCOME_KEY,
     REFERENCE_RESULTS,
-    WEEK,
+    week_until,
 )
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.schema import COMMITTED, SENT
@@ -187,10 +186,9 @@ def _drift(ledger: Ledger, now: datetime) -> Drift:
         " WHERE model_sha256 = ? AND site_sha256 = ?"
     )
     reference = ledger.rows(f"{query} ORDER BY id LIMIT ?", *model, REFERENCE_RESULTS)
-    begins, ends = (at.isoformat(timespec="milliseconds") for at in (now - WEEK, now + MOST_AHEAD))
     week = ledger.rows(
         f"{query} AND id > ? AND made_utc BETWEEN ? AND ? ORDER BY id DESC LIMIT ?",
-        *(*model, reference[-1]["id"] if reference else 0, begins, ends, _MOST_WEEK),
+        *(*model, reference[-1]["id"] if reference else 0, *week_until(now), _MOST_WEEK),
     )
     outcome = json.loads(ledger.get_meta(OUTCOME_KEY) or "{}")
     words = outcome["words"] if outcome and (outcome["model"], outcome["site"]) == model else []

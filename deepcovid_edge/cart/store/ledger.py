@@ -289,8 +289,8 @@ class Ledger(Closing):
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.IntegrityError):
                 raise
-            self._is_damaged = True
             if type(error) is sqlite3.DatabaseError:  # its subclasses are faults of the program
+                self._is_damaged = True
                 self._mark_damaged()
             raise LedgerDamagedError(f"{self.path}: {error}") from error
 

@@ -32,12 +32,11 @@ from typing import Any
 import numpy as np
 
 from deepcovid_edge.cart.alerts import AlertCode
-from deepcovid_edge.cart.store.clock import MOST_AHEAD
 from deepcovid_edge.cart.store.drift_window import (
     LEAST_RESULTS,
     OUTCOME_KEY,
     REFERENCE_RESULTS,
-    WEEK,
+    week_until,
 )
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.work.two_samples import fisher_p, holm, smirnov_distance, smirnov_p
@@ -215,11 +214,7 @@ class DriftWatch:
 
     def _week(self, model: str, site: str, after: int, device: str = _ALL) -> Sample:
         """The results of the last seven days that are not in the reference."""
-        now = datetime.now(timezone.utc)
-        within = (
-            moment.isoformat(timespec="milliseconds")
-            for moment in (now - WEEK, now + MOST_AHEAD)  # a clock may have been far ahead
-        )
+        within = week_until(datetime.now(timezone.utc))
         where = " AND result.id > ? AND made_utc BETWEEN ? AND ?"
         return _sample(self._rows(model, site, where, (after, *within), device))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -354,49 +355,48 @@ def test_the_pin_opens_the_page_and_wrong_ones_wait(tmp_path: Path) -> None:
             chromium.close()
 
 
-def test_the_pin_can_be_given_without_a_keyboard(tmp_path: Path) -> None:
-    Pin.of(PIN).write(tmp_path / "pin")
-    with open_store(tmp_path / "spool"):
+@contextmanager
+def before_the_pin(folder: Path) -> Iterator[PageBrowser]:
+    """A browser at an empty cart that asks for a PIN."""
+    Pin.of(PIN).write(folder / "pin")
+    with open_store(folder / "spool"):
         pass
-    with served(tmp_path, pin_file="pin") as running:
-        chromium = PageBrowser(tmp_path, running.reader.origin)
+    with served(folder, pin_file="pin") as running:
+        chromium = PageBrowser(folder, running.reader.origin)
         chromium.start()
         try:
-            chromium.visit("/log-in")
-            for screen in SCREENS:
-                chromium.size(*screen)
-                assert not chromium.overflows()
-            assert not chromium.small_targets()
-            keys = "document.querySelectorAll('#keypad button')"
-            assert chromium.ask(f"{keys}.length") == 11
-            for digit in f"{PIN}7":
-                chromium.ask(f"[...{keys}].find(one => one.value === '{digit}').click()")
-            chromium.ask(f"[...{keys}].find(one => !one.value).click()")
-            assert chromium.ask("document.getElementById('pin').value") == PIN
-            chromium.act("document.querySelector('.log-in > button').click()")
-            assert chromium.ask("location.pathname") == "/"
-            chromium.call("Emulation.setScriptExecutionDisabled", value=True)
-            chromium.act("document.querySelector('footer button').click()")
-            assert chromium.ask("getComputedStyle(document.getElementById('keypad')).display") == (
-                "none"
-            )
+            yield chromium
         finally:
             chromium.close()
+
+
+def test_the_pin_can_be_given_without_a_keyboard(tmp_path: Path) -> None:
+    with before_the_pin(tmp_path) as chromium:
+        chromium.visit("/log-in")
+        for screen in SCREENS:
+            chromium.size(*screen)
+            assert not chromium.overflows()
+        assert not chromium.small_targets()
+        keys = "document.querySelectorAll('#keypad button')"
+        assert chromium.ask(f"{keys}.length") == 11
+        for digit in f"{PIN}7":
+            chromium.ask(f"[...{keys}].find(one => one.value === '{digit}').click()")
+        chromium.ask(f"[...{keys}].find(one => !one.value).click()")
+        assert chromium.ask("document.getElementById('pin').value") == PIN
+        chromium.act("document.querySelector('.log-in > button').click()")
+        assert chromium.ask("location.pathname") == "/"
+        chromium.call("Emulation.setScriptExecutionDisabled", value=True)
+        chromium.act("document.querySelector('footer button').click()")
+        assert chromium.ask("getComputedStyle(document.getElementById('keypad')).display") == (
+            "none"
+        )
 
 
 @needs_axe
 def test_axe_finds_nothing_before_the_pin(tmp_path: Path) -> None:
-    Pin.of(PIN).write(tmp_path / "pin")
-    with open_store(tmp_path / "spool"):
-        pass
-    with served(tmp_path, pin_file="pin") as running:
-        chromium = PageBrowser(tmp_path, running.reader.origin)
-        chromium.start()
-        try:
-            chromium.visit("/log-in")
-            assert chromium.barriers() == []
-        finally:
-            chromium.close()
+    with before_the_pin(tmp_path) as chromium:
+        chromium.visit("/log-in")
+        assert chromium.barriers() == []
 
 
 def _give(chromium: PageBrowser, pin: str) -> None:
