@@ -210,11 +210,9 @@ class SourceImage:
 def _values(found: DataSet) -> dict[int, Any]:
     """The elements that objects need, up to where a header is damaged."""
     reader: Any = require("pydicom.filereader", extra="cart")
-    stream = BoundedStream(found.data)
-    stream.seek(found.start)
     values: dict[int, Any] = {}
     elements = reader.data_element_generator(
-        stream,
+        BoundedStream.over(found),
         found.encoding.implicit,
         found.encoding.little,
         stop_when=lambda tag, _kind, _length: tag >= _PIXELS,

@@ -103,15 +103,9 @@ def _dicom_is_whole(data: bytes) -> bool:
 
     try:
         found = find_data_set(data)
-        stream = BoundedStream(found.data)
-        stream.seek(found.start)
-        read_elements(
-            stream,
-            pass_on,
-            (_SOP_UID,),  # one, so that values of all others are skipped, beyond the end too
-            little=found.encoding.little,
-            implicit=found.encoding.implicit,
-        )
+        stream = BoundedStream.over(found)
+        # One tag, so that values of all others are skipped, beyond the end too.
+        read_elements(stream, pass_on, (_SOP_UID,), found.encoding)
     except Exception:  # pydicom raises nearly anything at an early end
         return False
     return pixels and stream.tell() <= len(found.data)

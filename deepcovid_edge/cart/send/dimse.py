@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
 from deepcovid_edge.cart.config import Destination
 from deepcovid_edge.cart.send.answers import Answer, answer_of, no_answer
@@ -21,7 +20,7 @@ from deepcovid_edge.cart.store.deliveries import Delivery
 from deepcovid_edge.errors import DeepCovidEdgeError, NotThereError, require
 from deepcovid_edge.files import Closing
 from deepcovid_edge.imaging.dicom.elements import BoundedStream, read_elements
-from deepcovid_edge.imaging.dicom.syntaxes import EXPLICIT, IMPLICIT, find_data_set
+from deepcovid_edge.imaging.dicom.syntaxes import EXPLICIT, IMPLICIT, DataSet, find_data_set
 
 VERIFICATION = "1.2.840.10008.1.1"
 FIND = "1.2.840.10008.5.1.4.1.2.2.1"
@@ -70,22 +69,7 @@ class ObjectDamagedError(DeepCovidEdgeError):
     """Raised when the file of an object is missing, or is not the one that was built."""
 
 
-@dataclass(frozen=True)
-class BuiltFile:
-    """The file of an object.
-
-    Attributes:
-        data: Its bytes.
-        syntax: UID of its transfer syntax.
-        start: Offset of its data set.
-    """
-
-    data: bytes
-    syntax: str
-    start: int
-
-
-def read_built(delivery: Delivery) -> BuiltFile:
+def read_built(delivery: Delivery) -> DataSet:
     """Read the file of an object, and check that it is the one that was built.
 
     Raises:
@@ -97,8 +81,7 @@ def read_built(delivery: Delivery) -> BuiltFile:
         raise ObjectDamagedError(f"file: {error.strerror or 'cannot be read'}") from error
     if hashlib.sha256(data).hexdigest() != delivery.sha256:
         raise ObjectDamagedError("file: changed since it was built")
-    found = find_data_set(data)
-    return BuiltFile(data, found.syntax, found.start)
+    return find_data_set(data)
 
 
 class DimseSender(Sender):
@@ -227,14 +210,12 @@ class DimseSender(Sender):
         self._line.close()
 
 
-def _above(built: BuiltFile) -> tuple[str, str]:
+def _above(built: DataSet) -> tuple[str, str]:
     """UIDs of study and series, which a query at the level IMAGE must name (PS3.4, C.4.1.2)."""
-    stream = BoundedStream(built.data)
-    stream.seek(built.start)
     found = read_elements(
-        stream,
+        BoundedStream.over(built),
         lambda tag, _kind, _length: tag > _SERIES_UID,
         (_STUDY_UID, _SERIES_UID),
-        implicit=built.syntax == IMPLICIT,
+        built.encoding,
     )
     return found.text(_STUDY_UID), found.text(_SERIES_UID)

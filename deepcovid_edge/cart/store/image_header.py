@@ -88,14 +88,9 @@ def read_image_header(data: bytes) -> ImageHeader:
     require("pydicom", extra="cart")
     try:
         found = find_data_set(data)
-        stream = BoundedStream(found.data)
-        stream.seek(found.start)
+        stream = BoundedStream.over(found)
         elements = read_elements(
-            stream,
-            lambda tag, _kind, _length: tag > _LAST,
-            _TAGS,
-            little=found.encoding.little,
-            implicit=found.encoding.implicit,
+            stream, lambda tag, _kind, _length: tag > _LAST, _TAGS, found.encoding
         )
     except NotAssessedError as error:
         raise NotTakenError("parse", str(error)) from error

@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Any
 
 from deepcovid_edge.errors import NotAssessedError
-from deepcovid_edge.imaging.dicom.syntaxes import other_end
+from deepcovid_edge.imaging.dicom.syntaxes import DataSet, Encoding, other_end
 from deepcovid_edge.reasons import Reason
 
 MAX_READS = 200_000
@@ -169,6 +169,13 @@ class BoundedStream(io.BytesIO):
         super().__init__(data)
         self._left = MAX_READS
 
+    @classmethod
+    def over(cls, found: DataSet) -> BoundedStream:
+        """A data set, from its first element on."""
+        stream = cls(found.data)
+        stream.seek(found.start)
+        return stream
+
     def read(self, size: int | None = -1, /) -> bytes:
         """As `io.BytesIO.read`.
 
@@ -185,9 +192,7 @@ def read_elements(
     stream: BoundedStream,
     stop_when: Callable[[int, str | None, int], bool],
     tags: Iterable[int],
-    *,
-    little: bool = True,
-    implicit: bool = False,
+    encoding: Encoding,
 ) -> Elements:
     """Read elements from where a stream stands.
 
@@ -195,12 +200,12 @@ def read_elements(
         stream: Left at the first byte of the element that stopped the reading, or at the end.
         stop_when: Told tag, value representation and length of each; true at the first not wanted.
         tags: The elements to keep; others are skipped.
-        little: Byte order.
-        implicit: Whether value representations are left out (PS3.5, 7.1.3).
+        encoding: How they stand.
     """
     from pydicom.filereader import data_element_generator
     from pydicom.tag import BaseTag
 
+    little, implicit = encoding.little, encoding.implicit
     wanted: list[BaseTag | int] = [BaseTag(tag) for tag in tags]
     passed_over = list[int]()
 

@@ -173,8 +173,7 @@ def read_header(data: bytes) -> DicomHeader:
     except MissingDependencyError as error:
         raise NotAssessedError(Reason.DICOM, str(error)) from error
     found = find_data_set(data)
-    stream = BoundedStream(found.data)
-    stream.seek(found.start)
+    stream = BoundedStream.over(found)
     place: list[PixelPlace] = []
 
     def at_pixels(tag: int, kind: str | None, length: int) -> bool:
@@ -184,11 +183,7 @@ def read_header(data: bytes) -> DicomHeader:
         place.append(PixelPlace(tag, stream.tell(), stated, kind))
         return True
 
-    elements = read_elements(
-        *(stream, at_pixels, _TAGS),
-        little=found.encoding.little,
-        implicit=found.encoding.implicit,
-    )
+    elements = read_elements(stream, at_pixels, _TAGS, found.encoding)
     layout = _layout(elements)
     if layout.frames <= 1:
         elements = with_only_frame(elements)
