@@ -74,7 +74,7 @@ def _addresses(role: str, config: CartConfig) -> list[str]:
     if role == "receive":
         found |= {peer.address for peer in config.peers}
     plain = {address.partition("%")[0] for address in found}
-    return sorted(address for address in plain if not _is_loopback(address))
+    return sorted(one for one in plain if not ipaddress.ip_network(one, strict=False).is_loopback)
 
 
 def _known(host: str) -> frozenset[str]:
@@ -104,10 +104,6 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _is_loopback(network: str) -> bool:
-    return ipaddress.ip_network(network, strict=False).is_loopback
 
 
 def _name_servers() -> set[str]:

@@ -74,10 +74,12 @@ def build_report(
     """
     sr = require("highdicom.sr", extra="cart")
     uid = object_uid(source.sop_uid, prediction, facts, KINDS[sr_class])
+    assessed = prediction.decision is not None
     with unchecked_values():
         content = sr.MeasurementReport(
             observation_context=_observer(sr, facts),
-            procedure_reported=_procedure(prediction).concept(),
+            # An image that was not assessed may show anything.
+            procedure_reported=(codes.CHEST_IMAGE if assessed else codes.IMAGING).concept(),
             imaging_measurements=[
                 _image_group(sr, source, prediction, facts, uid),
                 *_region_groups(sr, source, prediction, uid),
@@ -106,11 +108,6 @@ def _name_class(made: Any, source: SourceImage) -> None:
     for element in made.iterall():
         if element.keyword == "ReferencedSOPClassUID":
             element.value = source.sop_class
-
-
-def _procedure(prediction: Prediction) -> codes.CodedWord:
-    """What was reported on: an image that was not assessed may show anything."""
-    return codes.IMAGING if prediction.decision is None else codes.CHEST_IMAGE
 
 
 def _observer(sr: Any, facts: Facts) -> Any:

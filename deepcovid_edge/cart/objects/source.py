@@ -166,7 +166,7 @@ class SourceImage:
             columns=elements.number(_COLUMNS) or 0,
             frames=_frames(elements) if _FRAMES in values else None,
             turns=_turns(elements),
-            offset=_offset(elements),
+            offset=_time_zone(elements.raw(_OFFSET)),
             is_lossy=is_lossy,
             copied=copied,
         )
@@ -265,20 +265,16 @@ def _is_wanted(tag: int, kind: str, value: Any) -> bool:
     if not isinstance(value, bytes) or not value:
         return True
     if tag == _OFFSET:
-        return _time_zone(value.decode("latin-1")) is not None
+        return _time_zone(value) is not None
     if kind not in _FORMATS:
         return True
     parts = [value] if kind == "US" else [part.strip(b" \0") for part in value.split(b"\\")]
     return all(_FORMATS[kind].fullmatch(part) for part in parts)
 
 
-def _offset(elements: Elements) -> timezone | None:
-    return _time_zone(elements.raw(_OFFSET).decode("latin-1"))
-
-
-def _time_zone(text: str) -> timezone | None:
+def _time_zone(value: bytes) -> timezone | None:
     """PS3.3, C.12.1.1: `&ZZXX`, a sign, hours and minutes."""
-    match = _TIME_ZONE.fullmatch(text.strip(" \0"))
+    match = _TIME_ZONE.fullmatch(value.decode("latin-1").strip(" \0"))
     if match is None:
         return None
     sign, hours, minutes = match.groups()

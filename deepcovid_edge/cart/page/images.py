@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -177,7 +177,7 @@ def list_images(ledger: Ledger, spool: Spool, before: int | None = None) -> Imag
         flagged = [row for row in rows if row.decision == POSITIVE][:_MOST_PINNED]
         pinned = {row.image_id for row in flagged}
         rest = [row for row in rows if row.image_id not in pinned]
-        rows = [*(Row(**{**vars(row), "is_pinned": True}) for row in flagged), *rest]
+        rows = [*(replace(row, is_pinned=True) for row in flagged), *rest]
     more = len(found) > PAGE_ROWS
     return ImageList(rows, shown[-1]["id"] if more else None)
 

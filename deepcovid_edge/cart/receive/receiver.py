@@ -259,29 +259,26 @@ class Receiver(Closing):
 
     def _peer(self, association: Any) -> Peer | None:
         """The peer that an association is with, by its title and its address."""
-        address = plain_address(association.requestor.address)
-        title = str(association.requestor.primitive.calling_ae_title).strip()
+        address, title = _caller(association)
         named = (one for one in self._config.peers if one.ae_title.strip() == title)
         return next((one for one in named if one.is_at(address)), None)
 
     def _is_destination(self, association: Any) -> bool:
         """Whether it is with a destination that answers about storage commitment."""
-        address = plain_address(association.requestor.address)
-        title = str(association.requestor.primitive.calling_ae_title).strip()
-        return self._addresses.has(address, title)
+        return self._addresses.has(*_caller(association))
 
     def _check_titles(self, event: Any) -> None:
         """Reject an association whose titles are not those of the cart and of its address."""
         association = event.assoc
-        request = association.requestor.primitive
-        called = str(request.called_ae_title).strip()
+        address, title = _caller(association)
+        called = str(association.requestor.primitive.called_ae_title).strip()
         if called != self._config.receive.ae_title.strip():
             reason, why = _CALLED, f"calls for {called!r}"
         elif self._peer(association) is None and not self._is_destination(association):
-            reason, why = _CALLING, f"calls itself {str(request.calling_ae_title).strip()!r}"
+            reason, why = _CALLING, f"calls itself {title!r}"
         else:
             return
-        self._guard.note(_STRANGER, plain_address(association.requestor.address), why)
+        self._guard.note(_STRANGER, address, why)
         association.acse.send_reject(*reason)
         association.kill()
 
@@ -295,11 +292,10 @@ class Receiver(Closing):
             except SpoolFullError:
                 status, detail = OUT_OF_RESOURCES, {"why": "disk"}
                 raise_disk_alert(self._intake)
-            except (OutputError, MemoryError) as error:
-                status, detail = OUT_OF_RESOURCES, {"why": type(error).__name__}
             except Exception as error:  # the sender keeps the image, and tries again
                 status, detail = OUT_OF_RESOURCES, {"why": type(error).__name__}
-                log("receive_failed", kind=type(error).__name__)
+                if not isinstance(error, OutputError | MemoryError):
+                    log("receive_failed", kind=type(error).__name__)
             log("store", status=f"0x{status:04X}", **detail)
             return status
 
@@ -378,6 +374,12 @@ class Receiver(Closing):
                 self._ledger.raise_alert(
                     _TOO_LARGE, _TOO_LARGE, address=address, max_image_mib=most
                 )
+
+
+def _caller(association: Any) -> tuple[str, str]:
+    """IP address and AE title of who asked for an association."""
+    asked = association.requestor
+    return plain_address(asked.address), str(asked.primitive.calling_ae_title).strip()
 
 
 def limits_of(config: CartConfig) -> Limits:

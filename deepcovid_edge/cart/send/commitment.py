@@ -173,7 +173,8 @@ class CommitmentUser:
             return False
         if failures >= FAILURES_UNTIL_ALERT and _LOST in states[:failures]:
             self._tell("storage commitment: it lost objects that it had taken")
-        return 0 <= _seconds_since(rows[0]["at_utc"]) < BACKOFF_SECONDS[failures - 1]
+        since = datetime.now(timezone.utc) - datetime.fromisoformat(rows[0]["at_utc"])
+        return 0 <= since.total_seconds() < BACKOFF_SECONDS[failures - 1]
 
     def _failed(self, *, is_silent: bool) -> None:
         wait = BACKOFF_SECONDS[min(self._failures, len(BACKOFF_SECONDS) - 1)]
@@ -257,7 +258,3 @@ def _question(transaction: str, wanted: list[tuple[str, str]]) -> Any:
         item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, sop_uid
         question.ReferencedSOPSequence.append(item)
     return question
-
-
-def _seconds_since(at_utc: str) -> float:
-    return (datetime.now(timezone.utc) - datetime.fromisoformat(at_utc)).total_seconds()

@@ -215,7 +215,8 @@ class Courier(threading.Thread):
                         self._send_for_ever()
                 self._wait(_LOOK_SECONDS)
             except Exception as error:  # the ledger is full, a certificate is gone, a fault
-                log("outbox fault", destination=self._destination.name, error=_words(error))
+                # Its kind alone: the text may hold what a peer wrote.
+                log("outbox fault", destination=self._destination.name, error=type(error).__name__)
                 self._wait(_AFTER_FAULT_SECONDS)
 
     def _send_for_ever(self) -> None:
@@ -291,7 +292,7 @@ class Courier(threading.Thread):
         try:
             answer = self._answer(sender, delivery)
         except Exception as error:  # one object that cannot be sent must not hold up the others
-            log("send fault", destination=self._destination.name, error=_words(error))
+            log("send fault", destination=self._destination.name, error=type(error).__name__)
             sender.cut()
             answer = Answer(f"fault: {type(error).__name__}", "uncertain")
         self._settle(delivery, answer)
@@ -310,7 +311,7 @@ class Courier(threading.Thread):
             self._write(lambda: self._deliveries.park(delivery, answer.status))
             self._forget(delivery)
             if answer.cause == "file":
-                self._raise_file_alert(delivery, answer)
+                self._raise_alert("file", AlertCode.FILE_DAMAGED, answer, image=delivery.image_id)
             else:
                 self._raise_rejection_alert(answer)
                 self._answered()
@@ -335,15 +336,7 @@ class Courier(threading.Thread):
         wait = self._waits[min(delivery.tries, len(self._waits) - 1)]
         self._uncertain_until[delivery.object_id] = time.monotonic() + wait
         if answer.kind == "uncertain":
-            self._write(
-                lambda: self._ledger.event(
-                    "uncertain",
-                    delivery.image_id,
-                    destination=self._destination.name,
-                    object=delivery.kind,
-                    status=answer.status,
-                )
-            )
+            self._write(lambda: self._deliveries.note("uncertain", delivery, answer.status))
 
     def _failed(self, answer: Answer) -> None:
         self._failures += 1
@@ -357,10 +350,9 @@ class Courier(threading.Thread):
             self._raise_rejection_alert(answer)
             self._write(lambda: self._ledger.clear_alert(f"waits:{name}"))
         elif self._failures >= FAILURES_UNTIL_ALERT:
-            silent, fails = AlertCode.DESTINATION_SILENT.code, AlertCode.DESTINATION_FAILS.code
+            silent, fails = AlertCode.DESTINATION_SILENT, AlertCode.DESTINATION_FAILS
             code = silent if answer.is_silent else fails
-            detail = {"destination": name, "since": self._failing_since, "status": answer.status}
-            self._write(lambda: self._ledger.raise_alert(f"waits:{name}", code, **detail))
+            self._raise_alert("waits", code, answer, since=self._failing_since)
 
     def _succeeded(self) -> None:
         had_failed = self._failures > 0
@@ -374,19 +366,14 @@ class Courier(threading.Thread):
         self._write(lambda: self._ledger.clear_alert(f"waits:{self._destination.name}"))
         self._write(lambda: self._ledger.clear_alert(f"rejects cart:{self._destination.name}"))
 
-    def _raise_rejection_alert(self, answer: Answer) -> None:
+    def _raise_alert(self, kind: str, code: AlertCode, answer: Answer, **more: object) -> None:
         name = self._destination.name
-        key = f"rejects cart:{name}" if answer.rejects else f"rejects:{name}"
-        detail = {"destination": name, "status": answer.status}
-        self._write(
-            lambda: self._ledger.raise_alert(key, AlertCode.DESTINATION_REJECTS.code, **detail)
-        )
+        detail = {"destination": name, "status": answer.status, **more}
+        self._write(lambda: self._ledger.raise_alert(f"{kind}:{name}", code.code, **detail))
 
-    def _raise_file_alert(self, delivery: Delivery, answer: Answer) -> None:
-        name = self._destination.name
-        detail = {"destination": name, "image": delivery.image_id, "status": answer.status}
-        code = AlertCode.FILE_DAMAGED.code
-        self._write(lambda: self._ledger.raise_alert(f"file:{name}", code, **detail))
+    def _raise_rejection_alert(self, answer: Answer) -> None:
+        kind = "rejects cart" if answer.rejects else "rejects"
+        self._raise_alert(kind, AlertCode.DESTINATION_REJECTS, answer)
 
     def _raise_stuck_alert(self, delivery: Delivery, answer: Answer) -> None:
         """Tell of an object that was refused after every wait by a destination that answers."""
@@ -394,12 +381,8 @@ class Courier(threading.Thread):
             return
         self._refused[delivery.object_id] += 1
         is_stuck = self._refused[delivery.object_id] >= len(self._waits)
-        if not is_stuck or self._failures >= FAILURES_UNTIL_ALERT:
-            return
-        name = self._destination.name
-        detail = {"destination": name, "image": delivery.image_id, "status": answer.status}
-        code = AlertCode.RESULT_STUCK.code
-        self._write(lambda: self._ledger.raise_alert(f"stuck:{name}", code, **detail))
+        if is_stuck and self._failures < FAILURES_UNTIL_ALERT:
+            self._raise_alert("stuck", AlertCode.RESULT_STUCK, answer, image=delivery.image_id)
 
     def _clear_object_alerts(self) -> None:
         """End what was said of single objects, once none is parked, or stuck."""
@@ -432,8 +415,3 @@ class Courier(threading.Thread):
 
     def _write(self, write: Callable[[], Any]) -> None:
         self._deliveries.spool.write_in_reserve(write)
-
-
-def _words(error: BaseException) -> str:
-    """An error for the log: its kind alone, since its text may hold what a peer wrote."""
-    return type(error).__name__

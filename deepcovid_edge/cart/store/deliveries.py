@@ -33,6 +33,8 @@ from deepcovid_edge.cart.store.spool import Spool
 BACKOFF_SECONDS = (10.0, 30.0, 60.0, 120.0, 300.0, 900.0)
 """Waits after a first, second, ... try that failed; the last is repeated for ever."""
 _JITTER = 0.2
+_MOST_ASKED = 100
+"""Objects of one request for storage commitment."""
 _LONGEST = BACKOFF_SECONDS[-1] * (1 + _JITTER)
 _HAS_FILES = (
     "EXISTS (SELECT 1 FROM object AS one JOIN result ON result.id = one.result_id"
@@ -131,13 +133,7 @@ class Deliveries:
                 " WHERE object_id = ? AND destination = ?",
                 (delivery.object_id, delivery.destination),
             )
-            self.ledger.event(
-                "sent",
-                delivery.image_id,
-                destination=delivery.destination,
-                object=delivery.kind,
-                status=status,
-            )
+            self.note("sent", delivery, status)
 
     def defer(self, delivery: Delivery, status: str) -> float:
         """Try again later; the seconds until then.
@@ -146,8 +142,7 @@ class Deliveries:
             delivery: What was tried.
             status: Why it failed.
         """
-        wait = BACKOFF_SECONDS[min(delivery.tries, len(BACKOFF_SECONDS) - 1)]
-        wait = with_jitter(wait)
+        wait = with_jitter(BACKOFF_SECONDS[min(delivery.tries, len(BACKOFF_SECONDS) - 1)])
         self._set(delivery, QUEUED, status=status, next_try=now_seconds() + wait)
         return wait
 
@@ -155,13 +150,17 @@ class Deliveries:
         """The destination rejected it for good: tell a person, and do not try again by itself."""
         with self.ledger.transaction():
             self._set(delivery, PARKED, status=status)
-            self.ledger.event(
-                "parked",
-                delivery.image_id,
-                destination=delivery.destination,
-                object=delivery.kind,
-                status=status,
-            )
+            self.note("parked", delivery, status)
+
+    def note(self, what: str, delivery: Delivery, status: str) -> None:
+        """Append to the events what became of an object."""
+        self.ledger.event(
+            what,
+            delivery.image_id,
+            destination=delivery.destination,
+            object=delivery.kind,
+            status=status,
+        )
 
     def _set(
         self,
@@ -194,13 +193,13 @@ class Deliveries:
                 [(transaction_uid, destination, SENT, uid) for uid in sop_uids],
             )
 
-    def uncommitted(self, destination: str, most: int = 100) -> list[tuple[str, str]]:
+    def uncommitted(self, destination: str) -> list[tuple[str, str]]:
         """SOP class and instance UIDs that a destination has and was not asked to commit."""
         rows = self.ledger.rows(
             "SELECT sop_class, sop_uid FROM outbox JOIN object ON object.id = object_id"
             f" WHERE destination = ? AND state = ? AND transaction_uid IS NULL AND {_HAS_FILES}"
             " ORDER BY object_id LIMIT ?",
-            *(destination, SENT, most),
+            *(destination, SENT, _MOST_ASKED),
         )
         return [(row["sop_class"], row["sop_uid"]) for row in rows]
 

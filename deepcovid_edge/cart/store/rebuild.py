@@ -127,10 +127,7 @@ def rebuild(ledger: Ledger, spool: Spool, copy: Path | None = None) -> int:
             except NotTakenError:
                 ledger.event("not rebuilt", file=path.name)
                 continue
-            settled = _settled(spool.results(path.stem))
-            if settled:
-                claimed = ClaimedImage(taken.image_id, path.stem, path, bool(settled.objects), 1)
-                images.settle(claimed, settled)
+            _settle_again(images, taken.image_id, path)
         count += 1
     ledger.event("rebuilt", images=count)
     return count
@@ -181,10 +178,8 @@ def catch_up(ledger: Ledger, spool: Spool) -> int:
                 image_id = row["id"]
                 intake.note_who(image_id, path)
                 is_open = row["state"] in (RECEIVED, ASSESSING)
-            if is_open and (settled := _settled(spool.results(path.stem))):
-                images.settle(
-                    ClaimedImage(image_id, path.stem, path, bool(settled.objects), 1), settled
-                )
+            if is_open:
+                _settle_again(images, image_id, path)
     with ledger.transaction() as now:
         gone = [(EXPIRED, row["id"]) for row in known.values() if row["state"] != EXPIRED]
         now.executemany("UPDATE image SET state = ? WHERE id = ?", gone)
@@ -223,6 +218,12 @@ def _images(spool: Spool) -> Iterator[Path]:
     """The images of a spool, those that came first before the others."""
     found = [path for path in (spool.folder / "images").glob("??/*") if path.is_file()]
     yield from sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
+
+
+def _settle_again(images: Images, image_id: int, path: Path) -> None:
+    """Give an image the result that lies beside its objects, if there is one."""
+    if settled := _settled(images.spool.results(path.stem)):
+        images.settle(ClaimedImage(image_id, path.stem, path, bool(settled.objects), 1), settled)
 
 
 def _settled(folder: Path) -> Settled | None:
