@@ -43,11 +43,6 @@ def linked_images(data: Path, count: int, place: Path) -> Path:
 def watched(arguments: Sequence[object], images: Callable[[], int], log: Path) -> list[Look]:
     """Run a command of deepcovid-edge and look at it as it goes.
 
-    Args:
-        arguments: Of the command.
-        images: Counts the images that are done.
-        log: For what it says.
-
     Raises:
         RuntimeError: It failed.
     """

@@ -33,13 +33,7 @@ _SECONDS = 900.0
 
 
 class Screen:
-    """A command that runs.
-
-    Args:
-        place: With the manifest; the results go there too.
-        on: Where it runs.
-        shard: Images of a shard.
-    """
+    """A command that runs."""
 
     def __init__(self, place: Path, on: str, shard: int) -> None:
         self.results = place / "results"

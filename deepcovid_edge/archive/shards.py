@@ -217,9 +217,6 @@ class ShardFolder:
     def locked(self, name: str) -> AbstractContextManager[None]:
         """Keep a second command with the same work out of the folder.
 
-        Args:
-            name: Of the work.
-
         Raises:
             OutputError: Another process has it.
         """

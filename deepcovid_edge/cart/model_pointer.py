@@ -96,13 +96,7 @@ def model_in_use(config: CartConfig, ledger: Ledger) -> ModelChoice:
 
 
 def note_running(ledger: Ledger, choice: ModelChoice, record: Mapping[str, Any]) -> None:
-    """Write down what a model runs as, for whoever has the ledger alone.
-
-    Args:
-        ledger: The ledger.
-        choice: The model.
-        record: What all of its records say.
-    """
+    """Write down what a model runs as, as its records say, for whoever has the ledger alone."""
     running = [str(record[key]) for key in ("model", "variant", "backend")]
     ledger.set_meta(_RUNNING, json.dumps({**_values(choice), "running": running}))
 

@@ -37,11 +37,6 @@ def run_roles(config: CartConfig, stop: threading.Event, roles: tuple[str, ...] 
 
     The thread that calls this must stay: the kernel ends the roles with it.
 
-    Args:
-        config: The configuration.
-        stop: Ends all roles when it is set.
-        roles: Names of the roles.
-
     Raises:
         NotThereError: A port of theirs cannot be listened on.
     """

@@ -50,11 +50,7 @@ class StalledError(Exception):
 
 
 def ending_with_this(command: Sequence[str]) -> list[str]:
-    """A command whose process ends when the thread that starts it does.
-
-    Args:
-        command: Path of the program, and its arguments.
-    """
+    """A command whose process ends when the thread that starts it does."""
     return [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command]
 
 
@@ -72,12 +68,7 @@ def end(process: subprocess.Popen[Any]) -> None:
 
 
 def output_of(command: Sequence[str], *, seconds: float) -> str | None:
-    """What a tool says on standard output; None where it fails or takes too long.
-
-    Args:
-        command: Path of the tool, and its arguments.
-        seconds: Longest time.
-    """
+    """What a tool says on standard output; None where it fails or takes too long."""
     try:
         with Child(command, patience=seconds, limit=seconds, stderr=subprocess.DEVNULL) as child:
             said = "\n".join(child.lines())

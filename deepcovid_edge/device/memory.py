@@ -15,11 +15,7 @@ _BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 
 
 def needed_address_space(workers: int = 1) -> int:
-    """Address space of a program that classifies images, in MiB.
-
-    Args:
-        workers: Its threads.
-    """
+    """Address space of a program that classifies images, in MiB."""
     return _PROGRAM + workers * _WORKER
 
 
@@ -29,9 +25,6 @@ def check_address_space(workers: int = 1) -> None:
     Where a limit (`ulimit -v`) ends the address space of a process, libraries do not only fail.
     Some abort, some read from address 0, and a thread that dies while it starts is waited for
     without end (`threading.Thread.start`).
-
-    Args:
-        workers: Threads that the program will have.
 
     Raises:
         MemoryError: The limit is below `needed_address_space`.

@@ -37,10 +37,6 @@ def listening_socket(key: str, host: str, port: int) -> socket.socket:
 def check_address(key: str, host: str) -> None:
     """Check that an address is one of this machine, on whatever port.
 
-    Args:
-        key: Setting of the address.
-        host: IP address.
-
     Raises:
         NotThereError: It is not.
     """
@@ -52,12 +48,6 @@ def check_address(key: str, host: str) -> None:
 
 def check_free(key: str, host: str, port: int, *, seconds: float = 0.0) -> None:
     """Look whether a port can be listened on, and wait a while for one that is being left.
-
-    Args:
-        key: Setting of the port.
-        host: IP address.
-        port: Port.
-        seconds: Longest wait.
 
     Raises:
         NotThereError: It cannot.
@@ -74,14 +64,7 @@ def check_free(key: str, host: str, port: int, *, seconds: float = 0.0) -> None:
 
 
 def cannot_listen(key: str, host: str, port: int, error: OSError) -> NotThereError:
-    """The error of a port that cannot be listened on.
-
-    Args:
-        key: Setting of the port.
-        host: IP address.
-        port: Port.
-        error: What the operating system said.
-    """
+    """The error of a port that cannot be listened on."""
     return _unusable(key, f"{host}:{port}", error)
 
 

@@ -131,13 +131,6 @@ def draw_overlay(
 ) -> NDArray[np.uint8]:
     """Draw the image, the map over it, and what they say.
 
-    Args:
-        image: The image as it was read.
-        spec: The network's input.
-        found: The image's heat map.
-        places: Its regions, from `heatmap.regions`.
-        record: The image's result.
-
     Returns:
         RGB pixels of shape (rows, columns, 3).
 

@@ -275,10 +275,6 @@ def _widened(
 def check_tiff(data: bytes, page: tiff.Directory) -> list[WarningCode]:
     """Look for pixels of a TIFF file that were never written, or are not there.
 
-    Args:
-        data: The bytes of the file.
-        page: The directory of the picture.
-
     Raises:
         NotAssessedError: The pixels end in the midst of a row, or have a gap, or a strip or tile
             has no room for those it should hold.

@@ -205,9 +205,6 @@ class Piece(NamedTuple):
 def pieces(page: Directory) -> tuple[list[Piece], int]:
     """Strips or tiles of uncompressed pixels as they follow in the file (TIFF 6.0, 8 and 15).
 
-    Args:
-        page: The directory of the picture.
-
     Returns:
         The pieces, none where the pixels are compressed or the directory contradicts itself; and
         the length of a pixel, bytes. Pixels of no whole number of bytes are counted by the byte.

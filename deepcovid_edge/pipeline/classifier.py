@@ -100,10 +100,6 @@ class Classifier:
     def assess(self, image: PreparedImage, *, with_maps: bool) -> Explained:
         """One image's result, for its heat map.
 
-        Args:
-            image: The image.
-            with_maps: Whether its activation maps are needed.
-
         Raises:
             NotAssessedError: It has no result.
         """

@@ -18,9 +18,6 @@ _RETRY_SECONDS = 1
 class Admission:
     """Counts what is under way.
 
-    Args:
-        settings: Of the server.
-
     Attributes:
         waiting: Images that wait or are assessed.
         memory: Bytes that bodies take in memory.
@@ -86,10 +83,6 @@ class Admission:
 
 class Body:
     """The memory that one body takes, until the block ends.
-
-    Args:
-        admission: Of all bodies.
-        caller: Whose it is.
 
     Attributes:
         size: Bytes.

@@ -135,11 +135,7 @@ def build_app(service: Service) -> ASGIApp:
 
 
 class Handlers:
-    """What answers at each address.
-
-    Args:
-        service: What they share.
-    """
+    """What answers at each address."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -258,9 +254,6 @@ class Handlers:
 
 class _Deadline:
     """Ends a block that takes too long; as `asyncio.wait_for`, without a task of its own.
-
-    Args:
-        seconds: What it may take.
 
     Raises:
         RequestError: It took longer.

@@ -224,13 +224,7 @@ def limits_of(settings: ServeSettings) -> ConnectionLimits:
 
 
 def server_config(app: Any, settings: ServeSettings, counts: ConnectionCounts) -> uvicorn.Config:
-    """How uvicorn serves an application.
-
-    Args:
-        app: The application (ASGI 3).
-        settings: TLS and limits.
-        counts: Counts connections that are ended.
-    """
+    """How uvicorn serves an application."""
     of_this_server = {"limits": limits_of(settings), "counts": counts}
     return quiet_config(
         app,

@@ -54,10 +54,5 @@ class TimedConnection(LimitedConnection, H11Protocol):
 
 
 def timed_connections(limits: ConnectionLimits, counts: ConnectionCounts) -> type[TimedConnection]:
-    """The class of a server's connections.
-
-    Args:
-        limits: For each.
-        counts: Counted here.
-    """
+    """The class of a server's connections."""
     return type("Connection", (TimedConnection,), {"limits": limits, "counts": counts})

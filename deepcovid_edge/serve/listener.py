@@ -128,15 +128,7 @@ def allow_open_files(connections: int) -> None:
 
 
 class TlsListener:
-    """Accepts connections and shakes hands with them; to uvicorn it is a server of asyncio.
-
-    Args:
-        port: Listens.
-        tls: Certificate and key.
-        connection: Makes the protocol of a connection.
-        limits: For handshakes.
-        counts: Counted here.
-    """
+    """Accepts connections and shakes hands with them; to uvicorn it is a server of asyncio."""
 
     def __init__(
         self,

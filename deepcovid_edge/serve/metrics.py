@@ -19,14 +19,7 @@ _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 6
 
 
 class Metrics:
-    """The metrics of a server.
-
-    Args:
-        admission: What is under way.
-        assessors: The processes.
-        readiness: Whether they assess.
-        connections: Those that were ended.
-    """
+    """The metrics of a server."""
 
     def __init__(
         self,

@@ -255,13 +255,7 @@ def _wants_binary(values: Mapping[str, Any]) -> bool:
 
 
 def format_response(model: str, request: InferRequest, record: bytes) -> tuple[bytes, int | None]:
-    """The body of an answer, and how much of it is JSON where the rest is binary data.
-
-    Args:
-        model: Name of the model.
-        request: What is answered.
-        record: The record as JSON.
-    """
+    """The body of an answer, and how much of it is JSON where the rest is binary data."""
     output: dict[str, Any] = {"name": OUTPUT, "datatype": "BYTES", "shape": [1]}
     answer: dict[str, Any] = {"model_name": model, "model_version": "1", "outputs": [output]}
     if request.identity:

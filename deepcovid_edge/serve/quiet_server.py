@@ -29,9 +29,6 @@ class _FaultsTold:
     """Logs what an application raises without its message, and keeps it from the server's log.
 
     Starlette raises a fault again after it was answered with 500.
-
-    Args:
-        app: What answers.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -88,13 +85,7 @@ def quiet_config(
 
 
 class QuietServer(uvicorn.Server):
-    """A server whose signals are those of its process, and whose handshakes are bounded.
-
-    Args:
-        config: Of uvicorn, by `quiet_config`.
-        limits: For connections.
-        counts: Counts connections that are ended.
-    """
+    """A server whose signals are those of its process, and whose handshakes are bounded."""
 
     def __init__(
         self, config: uvicorn.Config, limits: ConnectionLimits, counts: ConnectionCounts

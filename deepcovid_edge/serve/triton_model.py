@@ -65,11 +65,7 @@ class TritonPythonModel:
         self._model = Model.of(backend, PredictSettings(workers=1))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answer requests, each with a record or with why there is none.
-
-        Args:
-            requests: Of Triton, `InferenceRequest`.
-        """
+        """Answer requests, each with a record or with why there is none."""
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:

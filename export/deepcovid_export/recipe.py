@@ -151,12 +151,7 @@ class DataSettings:
         return "val" if held_out and image.split == "train" else image.split
 
     def why_excluded(self, image: LabelledImage, *, positive: bool) -> str:
-        """Why a run does not use an image whose label the recipe knows; empty where it does.
-
-        Args:
-            image: The image.
-            positive: Whether its label belongs to the positive class.
-        """
+        """Why a run does not use an image whose label the recipe knows; empty where it does."""
         if self.groups and self.group_of(image.label, image.source) is None:
             return f"label {image.label}: no group of the recipe holds its source"
         if self.visible and image.clear and positive:

@@ -121,11 +121,7 @@ class ShardActor:
 
 
 class _Progress:
-    """Tells an `ImageCount` of images, seldom enough to cost no core its time.
-
-    Args:
-        count: Its handle.
-    """
+    """Tells an `ImageCount` of images, seldom enough to cost no core its time."""
 
     def __init__(self, count: Any) -> None:
         self._add, self._images, self._sent = count.add.remote, 0, 0.0

@@ -70,11 +70,7 @@ def answers(request: PoolRequest) -> Iterator[Finished]:
 
 
 class RemoteAnswers:
-    """The answers, collected on the cluster: Ray Data does not run in a client (`ray://`).
-
-    Args:
-        request: What the actors do.
-    """
+    """The answers, collected on the cluster: Ray Data does not run in a client (`ray://`)."""
 
     def __init__(self, request: PoolRequest) -> None:
         self._answers = answers(request)

@@ -83,10 +83,6 @@ class RayRun(Closing):
         stamp: The run; without facts of a model before the first actor has begun.
         folder: Its results.
 
-    Args:
-        settings: What is assessed.
-        cluster: Where.
-
     Raises:
         MissingDependencyError: Ray is not installed.
         NotThereError: The cluster does not answer.

@@ -107,10 +107,6 @@ class RemoteImage:
 def check_local(subject: str, path: Path) -> None:
     """Check that a path is one of this machine that every library can open.
 
-    Args:
-        subject: What the path is of.
-        path: The path.
-
     Raises:
         UsageError: It is an address, or not UTF-8.
     """

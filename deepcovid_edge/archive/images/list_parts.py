@@ -36,11 +36,6 @@ class ListParts:
 
     Attributes:
         folder: The folder.
-
-    Args:
-        output: The manifest.
-        folders: What is listed.
-        rows: Images of a part.
     """
 
     def __init__(self, output: Path, folders: tuple[str, ...], rows: int) -> None:

@@ -97,11 +97,7 @@ def main() -> None:
 
 
 class _Requests:
-    """Requests in their order. A thread of its own takes them, so that sending one never waits.
-
-    Args:
-        stream: The lines.
-    """
+    """Requests in their order. A thread of its own takes them, so that sending one never waits."""
 
     def __init__(self, stream: TextIO) -> None:
         self._came = queue.SimpleQueue[Mapping[str, Any] | None]()

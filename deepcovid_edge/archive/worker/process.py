@@ -99,9 +99,6 @@ class ImageWorker(Closing):
         ood: `reject` or `warn`.
         deaths: How often the child ended before its time.
 
-    Args:
-        settings: The model and its limits.
-
     Raises:
         DeepCovidEdgeError: The model cannot be loaded, see `Model`.
     """

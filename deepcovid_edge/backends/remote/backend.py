@@ -55,11 +55,6 @@ def load(address: str, path: Path, variant: str | None = None) -> RemoteBackend:
 class RemoteBackend(Closing):
     """A model that a server runs. It takes image files (`base.AssessesFiles`), no pixels.
 
-    Args:
-        client: Asks the server.
-        address: As it was given.
-        facts: What the server says of its model.
-
     Raises:
         ServerMismatchError: A fact is missing or damaged.
     """

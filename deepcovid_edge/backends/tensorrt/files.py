@@ -261,10 +261,6 @@ def check_engine(engine: Path, device: Fit, *, parent_sha256: str | None = None)
 def read_engine(engine: Path, device: Fit) -> tuple[EngineFacts, bytes]:
     """Read an engine to deserialise it: the bytes that were checked, and no others.
 
-    Args:
-        engine: The engine file.
-        device: What this device offers.
-
     Returns:
         Its facts and its content.
 

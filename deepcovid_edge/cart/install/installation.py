@@ -91,12 +91,7 @@ class InstallSettings:
 
 
 class Installation:
-    """Installs, and says each step.
-
-    Args:
-        settings: What and where.
-        say: Is given each step, a line.
-    """
+    """Installs, and says each step."""
 
     def __init__(self, settings: InstallSettings, say: Say = print) -> None:
         self._settings, self._say = settings, say

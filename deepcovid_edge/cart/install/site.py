@@ -30,10 +30,6 @@ _HEAD = "# Made by `deepcovid-edge cart install` of {config}; run it again after
 def drop_in(role: str, config: CartConfig) -> str:
     """The drop-in of a role's unit.
 
-    Args:
-        role: Of `ROLES`.
-        config: The configuration.
-
     Raises:
         UsageError: The backend is no address of a server, or a path cannot stand in a unit.
     """

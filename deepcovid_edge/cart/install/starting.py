@@ -23,10 +23,6 @@ class InstallError(DeepCovidEdgeError):
 def wait_until_active(units: Sequence[str], seconds: float = _SECONDS) -> None:
     """Wait until services are ready whose start, or restart, systemd has queued.
 
-    Args:
-        units: Names of the services.
-        seconds: Longest wait.
-
     Raises:
         InstallError: One has failed, was started again and again, or is not ready in time.
     """

@@ -19,11 +19,7 @@ _PREFIX = "2.25."
 
 
 def derived_uid(*parts: str) -> str:
-    """A UID of texts, at most 44 characters long; other texts, or another order, give another.
-
-    Args:
-        parts: Texts of any length.
-    """
+    """A UID of texts, at most 44 characters long; other texts, or another order, give another."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode("utf-8", "surrogatepass")

@@ -150,11 +150,7 @@ class Delays:
 
 
 class Sessions:
-    """Who has given the PIN. Nothing of it is on the disk: a restart asks for the PIN again.
-
-    Args:
-        clock: Seconds that only grow.
-    """
+    """Who has given the PIN. Nothing of it is on the disk: a restart asks for the PIN again."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

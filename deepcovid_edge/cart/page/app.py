@@ -26,11 +26,7 @@ _STOP_RETRY = "5"
 
 
 def build_app(context: Context) -> ASGIApp:
-    """The application of a page.
-
-    Args:
-        context: What its handlers share.
-    """
+    """The application of a page."""
 
     @contextlib.asynccontextmanager
     async def watching(_app: Starlette) -> AsyncIterator[None]:
@@ -90,11 +86,7 @@ def _routes(context: Context, handlers: Handlers) -> list[Route]:
 
 
 class _AnsweredAtAStop:
-    """Answers what is still under way when the page stops with 503: nothing has failed.
-
-    Args:
-        app: What answers otherwise.
-    """
+    """Answers what is still under way when the page stops with 503: nothing has failed."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

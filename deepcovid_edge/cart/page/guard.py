@@ -84,11 +84,7 @@ def origins_of(settings: PageSettings) -> frozenset[str]:
 
 
 class Headers:
-    """Puts the headers of security on every response, errors and refusals included.
-
-    Args:
-        app: What answers.
-    """
+    """Puts the headers of security on every response, errors and refusals included."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -109,13 +105,7 @@ class Headers:
 
 
 class Guard:
-    """Lets nobody see an image before the PIN, and gives each browser a cookie.
-
-    Args:
-        app: What answers.
-        settings: Of the page.
-        access: PIN and sessions.
-    """
+    """Lets nobody see an image before the PIN, and gives each browser a cookie."""
 
     def __init__(self, app: ASGIApp, settings: PageSettings, access: Access) -> None:
         self._app, self._settings, self._access = app, settings, access

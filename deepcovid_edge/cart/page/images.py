@@ -334,11 +334,7 @@ def sign_of(kind: str) -> str:
 
 
 def detail_pairs(text: str) -> list[tuple[str, str]]:
-    """Names and values of an event's detail; what is not known is left out, digests are cut short.
-
-    Args:
-        text: JSON, as the ledger has it.
-    """
+    """Names and values of an event's detail; the unknown are left out, digests are cut short."""
     return named_values(json.loads(text))
 
 

@@ -21,13 +21,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class CartCollector:
-    """Reads the ledger at each scrape.
-
-    Args:
-        config: The configuration.
-        ledger: The ledger.
-        spool: Its spool folder.
-    """
+    """Reads the ledger at each scrape."""
 
     def __init__(self, config: CartConfig, ledger: Ledger, spool: Spool) -> None:
         self._config, self._ledger, self._spool = config, ledger, spool

@@ -33,10 +33,6 @@ _KEEP_ALIVE_SECONDS = 10
 def page(config: CartConfig, stop: threading.Event) -> None:
     """Serve the page until an event is set; then end within 5 seconds.
 
-    Args:
-        config: The cart's configuration.
-        stop: The event.
-
     Raises:
         NotThereError: The port cannot be listened on, or a certificate or the PIN is not there.
         OutputError: Spool or ledger cannot be opened.
@@ -68,12 +64,7 @@ async def _serve(context: Context, port: socket.socket, stop: threading.Event) -
 
 
 def quiet_server(context: Context, limits: ConnectionLimits) -> QuietServer:
-    """The server of a page.
-
-    Args:
-        context: What its handlers share.
-        limits: For connections.
-    """
+    """The server of a page."""
     counts = ConnectionCounts()
     config = quiet_config(
         build_app(context),

@@ -110,12 +110,7 @@ class Statistics:
 
 
 def read_statistics(ledger: Ledger, now: datetime | None = None) -> Statistics:
-    """Read the statistics.
-
-    Args:
-        ledger: The ledger.
-        now: The time; the system's clock where None.
-    """
+    """Read the statistics."""
     now = now or datetime.now(timezone.utc)
     dates = _dates(now)
     # A day more than is shown, so that none of the first calendar day is missing.

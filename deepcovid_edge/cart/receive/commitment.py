@@ -39,12 +39,7 @@ Reference = tuple[str, str]
 
 
 class Commitments:
-    """Requests for storage commitment that the cart answers.
-
-    Args:
-        config: The cart's configuration.
-        ledger: The ledger.
-    """
+    """Requests for storage commitment that the cart answers."""
 
     def __init__(self, config: CartConfig, ledger: Ledger) -> None:
         self._config, self._ledger = config, ledger

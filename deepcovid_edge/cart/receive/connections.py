@@ -61,13 +61,7 @@ class Limits:
 
 
 class Connection:
-    """A TCP connection with its progress. Times are `time.monotonic`, seconds.
-
-    Args:
-        sock: The connected socket.
-        address: IP address of the peer.
-        limits: What it may do.
-    """
+    """A TCP connection with its progress. Times are `time.monotonic`, seconds."""
 
     def __init__(self, sock: socket.socket, address: str, limits: Limits) -> None:
         self.socket, self.address, self._limits = sock, address, limits

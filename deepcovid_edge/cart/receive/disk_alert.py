@@ -12,11 +12,7 @@ _CODE = AlertCode.DISK_FLOOR.code
 
 
 def raise_disk_alert(intake: Intake) -> None:
-    """Raise the alert, unless it is raised. The worker clears it when there is room again.
-
-    Args:
-        intake: What found no room for an image.
-    """
+    """Raise the alert, unless it is raised. The worker clears it when there is room again."""
     ledger = intake.ledger
     with contextlib.suppress(OutputError):  # the reserve is full too
         if not ledger.row("SELECT 1 FROM alert WHERE key = ?", _CODE):

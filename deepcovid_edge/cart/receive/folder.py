@@ -117,12 +117,7 @@ def alert_key(code: AlertCode, folder: Path) -> str:
 
 
 def clear_alerts_of_removed(ledger: Ledger, folders: Sequence[Path]) -> None:
-    """End alerts of folders that are not watched any more.
-
-    Args:
-        ledger: The ledger.
-        folders: Those that are.
-    """
+    """End alerts of all folders but these, which are watched."""
     receiver = AlertCode.IMAGE_TOO_LARGE.code  # the key of images that the DICOM port cut off
     for code in (AlertCode.FOLDER_GONE, AlertCode.FILES_UNREAD, AlertCode.IMAGE_TOO_LARGE):
         keys = {receiver, *(alert_key(code, folder) for folder in folders)}

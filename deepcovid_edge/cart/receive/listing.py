@@ -52,10 +52,6 @@ def _signed(number: int) -> int:
 def list_files(folder: Path, progress: shares.Progress) -> dict[Path, Signature]:
     """Files of a folder and of those below it, each with its signature.
 
-    Args:
-        folder: The folder.
-        progress: Is called for each entry.
-
     Raises:
         OSError: The folder itself cannot be listed.
     """

@@ -200,11 +200,7 @@ class Receiver(Closing):
         return int(self._server.server_address[1])
 
     def close(self, seconds: float = 3.0) -> None:
-        """Take no more connections, let images that are being stored get their answer, and end.
-
-        Args:
-            seconds: Longest wait for them.
-        """
+        """Take no more connections, let images that are being stored get their answer, and end."""
         if self._server is None:
             return
         self._server.shutdown()

@@ -27,10 +27,6 @@ _STALLED_SECONDS = 10.0
 def receive(config: CartConfig, stop: threading.Event) -> None:
     """Receive images until an event is set; then end within 5 seconds.
 
-    Args:
-        config: The cart's configuration.
-        stop: The event.
-
     Raises:
         OutputError: Spool or ledger cannot be opened.
         NotThereError: The port cannot be listened on, a certificate is not there, or pynetdicom is

@@ -114,11 +114,6 @@ class Severable:
 class Associator(Severable):
     """Opens associations with a destination, one after another.
 
-    Args:
-        destination: The destination.
-        ae_title: What the cart calls itself.
-        timeouts: Longest waits.
-
     Attributes:
         library: pynetdicom.
         timeouts: Longest waits.
@@ -231,11 +226,7 @@ class Associator(Severable):
         return None
 
     def deadline(self, seconds: float) -> contextlib.AbstractContextManager[None]:
-        """Cut the connection, some time after pynetdicom should have given up by itself.
-
-        Args:
-            seconds: When it should give up.
-        """
+        """Cut the connection, some time after pynetdicom should have given up by itself."""
         return self.cut_after(seconds + self.timeouts.connect)
 
     def close(self) -> None:

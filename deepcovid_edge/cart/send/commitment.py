@@ -44,14 +44,7 @@ _ON_THE_SPOT_SECONDS = 1.0
 
 
 class CommitmentUser:
-    """Asks one destination.
-
-    Args:
-        destination: The destination.
-        ae_title: What the cart calls itself.
-        deliveries: The outbox.
-        timeouts: Longest waits.
-    """
+    """Asks one destination."""
 
     def __init__(
         self,

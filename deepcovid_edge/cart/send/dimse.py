@@ -87,11 +87,6 @@ def read_built(delivery: Delivery) -> DataSet:
 class DimseSender(Sender):
     """Sends to an application entity by C-STORE.
 
-    Args:
-        destination: Where to.
-        ae_title: What the cart calls itself.
-        timeouts: Longest waits.
-
     Raises:
         MissingDependencyError: pynetdicom is not installed.
         CertificateError: A file of TLS cannot be used.

@@ -125,9 +125,6 @@ class Outbox:
 
         Where another process of the cart sends, it is asked to do so.
 
-        Args:
-            seconds: Longest time.
-
         Returns:
             How many objects are not at their destination yet; parked ones do not count.
         """
@@ -157,15 +154,7 @@ class Outbox:
 
 
 class Courier(threading.Thread):
-    """The thread that sends to one destination.
-
-    Args:
-        destination: The destination.
-        ae_title: What the cart calls itself.
-        deliveries: The outbox.
-        timeouts: Longest waits for the destination.
-        waits: Waits after a first, second, ... failure, seconds.
-    """
+    """The thread that sends to one destination; see `Outbox`."""
 
     def __init__(
         self,

@@ -146,10 +146,6 @@ def restore(spool: Spool, copy: Path) -> int:
     The ledger that was there is kept beside it. A role that still runs notices, and starts again.
     The model in use stays as it is, whatever it was that night.
 
-    Args:
-        spool: The spool folder.
-        copy: A file that `back_up` wrote.
-
     Returns:
         How many images it did not have.
 

@@ -79,12 +79,7 @@ class Delivery:
 
 
 class Deliveries:
-    """The outbox of a ledger.
-
-    Args:
-        ledger: The ledger.
-        spool: Its spool folder.
-    """
+    """The outbox of a ledger."""
 
     def __init__(self, ledger: Ledger, spool: Spool) -> None:
         self.ledger, self.spool = ledger, spool
@@ -136,12 +131,7 @@ class Deliveries:
             self.note("sent", delivery, status)
 
     def defer(self, delivery: Delivery, status: str) -> float:
-        """Try again later; the seconds until then.
-
-        Args:
-            delivery: What was tried.
-            status: Why it failed.
-        """
+        """Try again later; the seconds until then."""
         wait = with_jitter(BACKOFF_SECONDS[min(delivery.tries, len(BACKOFF_SECONDS) - 1)])
         self._set(delivery, QUEUED, status=status, next_try=now_seconds() + wait)
         return wait
@@ -206,14 +196,7 @@ class Deliveries:
     def settle_commitment(
         self, destination: str, transaction_uid: str, kept: Sequence[str], lost: Sequence[str]
     ) -> None:
-        """Write a destination's answer: what it has lost is sent again.
-
-        Args:
-            destination: Who answered.
-            transaction_uid: What it answers.
-            kept: SOP instance UIDs that it took responsibility for.
-            lost: SOP instance UIDs that it did not.
-        """
+        """Write a destination's answer: what it has lost is sent again."""
         query = (
             "UPDATE outbox SET state = ?, transaction_uid = NULL, next_try = 0, changed_utc = ?"
             " WHERE destination = ? AND transaction_uid = ?"
@@ -292,11 +275,7 @@ class Deliveries:
             )
 
     def of_removed(self, named: Sequence[str]) -> dict[str, int]:
-        """Objects that wait for destinations which are not named any more, by destination.
-
-        Args:
-            named: The destinations of the configuration.
-        """
+        """Objects that wait for destinations which are not named any more, by destination."""
         marks = ", ".join("?" * len(named))
         rows = self.ledger.rows(
             "SELECT destination, count(*) AS n FROM outbox"

@@ -79,9 +79,6 @@ class ImageHeader:
 def read_image_header(data: bytes) -> ImageHeader:
     """Read what is noted of a DICOM file.
 
-    Args:
-        data: The whole file.
-
     Raises:
         NotTakenError: It cannot be read as DICOM, or has no SOP instance UID.
     """

@@ -70,12 +70,7 @@ class Settled:
 
 
 class Images:
-    """The images of a ledger.
-
-    Args:
-        ledger: The ledger.
-        spool: Its spool folder.
-    """
+    """The images of a ledger."""
 
     def __init__(self, ledger: Ledger, spool: Spool) -> None:
         self.ledger, self.spool = ledger, spool

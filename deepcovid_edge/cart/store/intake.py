@@ -72,12 +72,7 @@ class _Image:
 
 
 class Intake:
-    """Takes images into the spool and the ledger. Safe to call from several threads.
-
-    Args:
-        ledger: The ledger.
-        spool: The spool folder.
-    """
+    """Takes images into the spool and the ledger. Safe to call from several threads."""
 
     def __init__(self, ledger: Ledger, spool: Spool) -> None:
         self.ledger, self.spool = ledger, spool

@@ -150,13 +150,7 @@ def _correct_dates(ledger: Ledger) -> None:
 def _done(
     ledger: Ledger, settings: RetentionSettings, image_id: int | None = None
 ) -> list[tuple[int, int, str]]:
-    """Number, bytes with results, and time of images that are done, the oldest first.
-
-    Args:
-        ledger: The ledger.
-        settings: When an image is done.
-        image_id: This image alone; None for all.
-    """
+    """Number, bytes with results, and time of images that are done, the oldest first."""
     which = "image.id > ?" if image_id is None else "image.id = ?"
     marks = ", ".join("?" * len(settings.committing)) or "''"
     rows = ledger.rows(

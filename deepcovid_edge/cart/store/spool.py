@@ -132,10 +132,7 @@ class Spool:
         return max(self.settings.floor_mib * _MIB, int(self.settings.floor_share * total))
 
     def check_room(self, size: int) -> None:
-        """Check that the disk has room for an image beside its floor.
-
-        Args:
-            size: Bytes of the image.
+        """Check that the disk has room for an image of so many bytes beside its floor.
 
         Raises:
             SpoolFullError: It has not.

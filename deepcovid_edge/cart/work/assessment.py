@@ -59,14 +59,7 @@ class _KeepingReading(Reading):
 
 
 class Assessor:
-    """Assesses images and builds the objects of their results.
-
-    Args:
-        model: The loaded model.
-        spool: Where images and results lie.
-        settings: Kind of heat map and of report.
-        maker: Makes the heat maps, or None.
-    """
+    """Assesses images and builds the objects of their results."""
 
     def __init__(
         self, model: Model, spool: Spool, settings: CartSettings, maker: HeatMapMaker | None

@@ -36,11 +36,6 @@ from deepcovid_edge.model import Model
 def loaded_assessor(config: CartConfig, model: str, site: Path | None) -> Iterator[Assessor]:
     """An assessor with a model as the configuration says, tested on drawn images.
 
-    Args:
-        config: The configuration.
-        model: Name or file of the model.
-        site: Site file, or None.
-
     Raises:
         DeepCovidEdgeError: It cannot be loaded (see `Model`), or the self-test failed.
     """

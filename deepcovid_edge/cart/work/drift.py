@@ -118,11 +118,6 @@ class Change:
 def compare(reference: Sample, week: Sample, device: str = _ALL) -> list[Change]:
     """Compare results; nothing where either has too few.
 
-    Args:
-        reference: Results that the model was trusted with.
-        week: Those of this week.
-        device: Whose they are, for the answer.
-
     Returns:
         Every comparison with its own p-value, large or not.
     """
@@ -151,11 +146,7 @@ def significant(changes: Sequence[Change]) -> list[Change]:
 
 
 class DriftWatch:
-    """Raises and clears the alert `images_changed`.
-
-    Args:
-        ledger: The ledger.
-    """
+    """Raises and clears the alert `images_changed`."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -239,14 +230,7 @@ class DriftWatch:
 def _words(
     changes: Sequence[Change], reference: Sample, week: Sample, tested: set[str]
 ) -> list[str]:
-    """What has changed, in sentences; nothing where nothing has.
-
-    Args:
-        changes: The changes.
-        reference: Results that the model was trusted with.
-        week: Those of this week.
-        tested: The devices that were compared.
-    """
+    """What has changed, in sentences; nothing where nothing has."""
     if not changes:
         return []
     words = [one.words() for one in changes]

@@ -21,12 +21,7 @@ _MISSED = 3
 
 
 class Readiness:
-    """Whether the server assesses images.
-
-    Args:
-        assessors: The processes.
-        seconds: From one check to the next.
-    """
+    """Whether the server assesses images."""
 
     def __init__(self, assessors: Assessors, seconds: float) -> None:
         self._assessors, self._seconds = assessors, seconds
