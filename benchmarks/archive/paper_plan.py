@@ -80,16 +80,11 @@ class Costs:
         return (self.input_ms[kind] + self.network_ms) * self.to_infer
 
 
-def read_costs(results: Path = RESULTS, device: Path = DEVICE) -> Costs:
-    """The costs that are stored.
-
-    Args:
-        results: Folder of all results.
-        device: Folder of one machine's.
-    """
-    speed = _read(device / "infer-speed-squeezenet1_1.json")
-    measured = _read(results / "archive/archive-costs.json")
-    archive = _read(results / "archive/archive-speed.json")
+def read_costs() -> Costs:
+    """The costs that are stored."""
+    speed = _read(DEVICE / "infer-speed-squeezenet1_1.json")
+    measured = _read(RESULTS / "archive/archive-costs.json")
+    archive = _read(RESULTS / "archive/archive-speed.json")
     small = speed["device"]["cores"] / speed["images_per_second"]["infer_fp32"] / _MS
     return Costs(
         small_ms=small,

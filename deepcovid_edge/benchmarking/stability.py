@@ -37,29 +37,11 @@ SMALLEST_COUNT = 3 * WINDOWS
 FEWEST_VISITS = 4
 """With 2 visits an image's median hides a third of a drift, with 4 a tenth. With one visit in each
 process that measured, it hides a drift that all of them have."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Above which values a run is unstable; see the module's table. Shares are 0 to 1.
-
-    Attributes:
-        drift: Share of the level.
-        variation: Coefficient of variation of the windows.
-        device_variation: Coefficient of variation of `compute` by CUDA events.
-        clock: Share by which a clock changes.
-        kelvin: Rise of a temperature.
-        others: Share of the cores that others use.
-        smallest_seconds: Shortest run in which `others` is assessed: the kernel counts in ticks.
-    """
-
-    drift: float = 0.05
-    variation: float = 0.10
-    device_variation: float = 0.025
-    clock: float = 0.05
-    kelvin: float = 15.0
-    others: float = 0.10
-    smallest_seconds: float = 1.0
+_DRIFT, _VARIATION, _DEVICE_VARIATION, _CLOCK, _OTHERS = 0.05, 0.10, 0.025, 0.05, 0.10
+"""Above them a run is unstable; shares, in the order of the module's table."""
+_KELVIN = 15.0
+_SMALLEST_SECONDS = 1.0
+"""Shortest run in which `_OTHERS` is assessed: the kernel counts in ticks."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +70,6 @@ def assess_stability(
     scenario: str,
     parts: Mapping[str, Values],
     watched: Mapping[str, Any],
-    limits: Limits | None = None,
 ) -> Verdict:
     """Assess a run.
 
@@ -97,23 +78,19 @@ def assess_stability(
         scenario: `offline` is assessed by the time between results, others by the time of work.
         parts: Parts of a call by CUDA events, milliseconds; empty where there are none.
         watched: From `watch.Watch.facts`.
-        limits: Above which values it is unstable.
     """
-    limits = limits or Limits()
-    machine = _machine_reasons(samples.seconds, watched, limits)
+    machine = _machine_reasons(samples.seconds, watched)
     if len(samples) < SMALLEST_COUNT:
         few = f"{len(samples)} samples are too few: {SMALLEST_COUNT} are needed"
         return Verdict(False, (few, *machine))
     levels = window_levels(samples, scenario)
     drift, variation = _drift(levels), float(np.std(levels) / np.mean(levels))
     reasons = []
-    if abs(drift) > limits.drift:
-        reasons.append(f"drift: {drift:+.1%} from beginning to end, allowed {limits.drift:.0%}")
-    if variation > limits.variation:
-        reasons.append(
-            f"variation: {variation:.1%} between windows, allowed {limits.variation:.0%}"
-        )
-    reasons += _device_reasons(parts, limits)
+    if abs(drift) > _DRIFT:
+        reasons.append(f"drift: {drift:+.1%} from beginning to end, allowed {_DRIFT:.0%}")
+    if variation > _VARIATION:
+        reasons.append(f"variation: {variation:.1%} between windows, allowed {_VARIATION:.0%}")
+    reasons += _device_reasons(parts)
     whole = samples.gaps_ms if scenario == OFFLINE else samples.service_ms
     return Verdict(
         stable=not reasons and not machine,
@@ -165,35 +142,33 @@ def _drift(levels: Values) -> float:
     return float(np.median(slopes) * (len(levels) - 1))
 
 
-def _device_reasons(parts: Mapping[str, Values], limits: Limits) -> list[str]:
+def _device_reasons(parts: Mapping[str, Values]) -> list[str]:
     compute = parts.get("compute")
     if compute is None or len(compute) < SMALLEST_COUNT:
         return []
     variation = float(np.std(compute) / np.mean(compute))
-    if variation <= limits.device_variation:
+    if variation <= _DEVICE_VARIATION:
         return []
     return [
-        f"variation of compute on the GPU: {variation:.1%}, allowed {limits.device_variation:.1%}: "
+        f"variation of compute on the GPU: {variation:.1%}, allowed {_DEVICE_VARIATION:.1%}: "
         "lock its clocks (jetson_clocks, nvidia-smi -lgc)"
     ]
 
 
-def _machine_reasons(seconds: float, watched: Mapping[str, Any], limits: Limits) -> list[str]:
+def _machine_reasons(seconds: float, watched: Mapping[str, Any]) -> list[str]:
     reasons: list[str] = []
     for kind in ("CPU", "GPU"):
         clock = watched.get(f"{kind.lower()}_mhz")
-        if clock and clock["max"] > 0 and clock["min"] < clock["max"] * (1 - limits.clock):
+        if clock and clock["max"] > 0 and clock["min"] < clock["max"] * (1 - _CLOCK):
             reasons.append(f"clock of the {kind}: {clock['min']:.0f} to {clock['max']:.0f} MHz")
         heat = watched.get(f"{kind.lower()}_celsius")
-        if heat and heat["last"] - heat["first"] > limits.kelvin:
+        if heat and heat["last"] - heat["first"] > _KELVIN:
             reasons.append(
                 f"temperature of the {kind}: {heat['first']:.0f} to {heat['last']:.0f} Celsius"
             )
     reasons += [f"the GPU lowered its clock: {why}" for why in watched.get("slowed", ())]
-    if seconds >= limits.smallest_seconds:
+    if seconds >= _SMALLEST_SECONDS:
         for name, who in (("others_share", "other processes"), ("stolen_share", "the host")):
-            if watched.get(name, 0.0) > limits.others:
-                reasons.append(
-                    f"{who} used {watched[name]:.0%} of the cores, allowed {limits.others:.0%}"
-                )
+            if (share := watched.get(name, 0.0)) > _OTHERS:
+                reasons.append(f"{who} used {share:.0%} of the cores, allowed {_OTHERS:.0%}")
     return reasons

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -158,16 +158,11 @@ run_options = options(
     click.option("--table", "format", flag_value="table", help="A table (default on a terminal)."),
 )
 """Those of a command that also writes its records as text."""
-RUN_SETTINGS = ("format", "min_free")
-"""Those that are not keywords of `Model`."""
 
 
-def split_options(
-    given: dict[str, Any], names: Sequence[str] = RUN_SETTINGS
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_options(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split options into settings of the run and keywords of `Model`."""
-    run = {name: given.pop(name) for name in names}
-    return run, given
+    return {name: given.pop(name) for name in ("format", "min_free")}, given
 
 
 def check_needed(needed: str, is_there: bool, *names: str) -> None:

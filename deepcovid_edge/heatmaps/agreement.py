@@ -21,7 +21,7 @@ from deepcovid_edge.errors import UsageError
 from deepcovid_edge.heatmaps.occlusion import Occluder, of_occlusion
 from deepcovid_edge.heatmaps.windows import OcclusionSettings
 
-TOP_SHARE = 0.1
+_TOP_SHARE = 0.1
 """The share of a map's pixels that counts as its top."""
 _FEW = 0.1
 """The quantile that describes the worst images; for a shift 1 less this."""
@@ -163,20 +163,15 @@ def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:
     return shared[inverse]
 
 
-def top_overlap(first: NDArray[Any], second: NDArray[Any], share: float = TOP_SHARE) -> float:
-    """Intersection over union of the highest pixels of two maps.
-
-    Args:
-        first: A map.
-        second: Another, of the same shape.
-        share: Share of the pixels that counts; pixels equal to the lowest of these count too.
-    """
-    tops = [_top(values, share) for values in (first, second)]
+def top_overlap(first: NDArray[Any], second: NDArray[Any]) -> float:
+    """Intersection over union of the top pixels of two maps of one shape."""
+    tops = [_top(values) for values in (first, second)]
     return float((tops[0] & tops[1]).sum() / (tops[0] | tops[1]).sum())
 
 
-def _top(values: NDArray[Any], share: float) -> NDArray[np.bool_]:
-    count = math.ceil(share * values.size)
+def _top(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """The highest pixels of a map; those equal to the lowest of these count too."""
+    count = math.ceil(_TOP_SHARE * values.size)
     lowest = np.partition(values, values.size - count, axis=None)[values.size - count]
     top: NDArray[np.bool_] = values >= lowest
     return top

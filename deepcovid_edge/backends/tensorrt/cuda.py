@@ -20,8 +20,8 @@ from deepcovid_edge.errors import BackendUnavailableError, require
 class CudaDevice:
     """The first GPU, through pycuda."""
 
-    def __init__(self, number: int = 0) -> None:
-        """Retain a GPU's primary context.
+    def __init__(self) -> None:
+        """Retain the GPU's primary context.
 
         Raises:
             MissingDependencyError: pycuda is not installed.
@@ -31,7 +31,7 @@ class CudaDevice:
         try:
             self._cuda: Any = import_module("pycuda.driver")
             self._cuda.init()
-            self._context = self._cuda.Device(number).retain_primary_context()
+            self._context = self._cuda.Device(0).retain_primary_context()
         except Exception as error:  # ImportError without a driver, pycuda's own without a GPU
             raise BackendUnavailableError(f"CUDA does not answer: {error}") from error
         self._graphs = _graph_api()

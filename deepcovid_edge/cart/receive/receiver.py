@@ -117,7 +117,6 @@ class Receiver(Closing):
     Args:
         config: The cart's configuration.
         intake: Takes the images.
-        limits: What a connection may do; else what `limits_of` says.
         commitment: Answers an N-ACTION request with a status; None refuses to negotiate it.
     """
 
@@ -126,11 +125,10 @@ class Receiver(Closing):
         config: CartConfig,
         intake: Intake,
         *,
-        limits: Limits | None = None,
         commitment: Callable[[Any, Peer], int] | None = None,
     ) -> None:
         self._config, self._intake, self._ledger = config, intake, intake.ledger
-        self._limits = limits or limits_of(config)
+        self._limits = limits_of(config)
         self._commitment = commitment
         self._classes = image_classes(config.receive.other_images)
         self._addresses = DestinationAddresses(config.committing, self._clear_strangers)

@@ -125,10 +125,10 @@ def _line(layer: _Layer, points: NDArray[np.float64], thickness: float, value: f
     cv2.polylines(layer, [whole], False, value, max(1, round(thickness)), cv2.LINE_AA, 4)
 
 
-def _smooth_outline(points: NDArray[np.float64], steps: int = 12) -> NDArray[np.float64]:
+def _smooth_outline(points: NDArray[np.float64]) -> NDArray[np.float64]:
     """A closed Catmull-Rom curve through the points."""
     a, b, c, d = (np.roll(points, shift, axis=0)[:, None] for shift in (1, 0, -1, -2))
-    t = np.linspace(0, 1, steps, endpoint=False)[None, :, None]
+    t = np.linspace(0, 1, 12, endpoint=False)[None, :, None]
     curve = 2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2
     curve = (curve + (3 * b - a - 3 * c + d) * t**3) / 2
     return curve.reshape(-1, 2)

@@ -108,15 +108,12 @@ def fit_indeterminate_range(
     return IndeterminateRange(low, high, origin)
 
 
-def fit_model_indeterminate_range(
-    path: Path, images: Sequence[LabelledImage], settings: IndeterminateSettings | None = None
-) -> ModelManifest:
+def fit_model_indeterminate_range(path: Path, images: Sequence[LabelledImage]) -> ModelManifest:
     """Choose the indeterminate range of an exported file on `val` and write it into the file.
 
     Args:
         path: The .onnx file, whose threshold `train` chose on these images.
         images: Labelled images of `val`.
-        settings: Confidence, largest share, draws.
 
     Returns:
         The new manifest of the file.
@@ -128,16 +125,14 @@ def fit_model_indeterminate_range(
     with load_backend(path) as backend:
         classified = classify(backend, images)
         manifest = backend.manifest
-    span = _range_of(classified, settings)
+    span = _range_of(classified)
     origin = {**span.origin, "data_sha256": dataset_sha256(classified.images)}
     manifest = replace(manifest, indeterminate_range=replace(span, origin=origin))
     rewrite_manifest(path, manifest)
     return manifest
 
 
-def _range_of(
-    classified: Predictions, settings: IndeterminateSettings | None
-) -> IndeterminateRange:
+def _range_of(classified: Predictions) -> IndeterminateRange:
     """Conformal where the threshold is that of the worst source, else by draws of patients."""
     manifest, scores, positive = classified.manifest, classified.scores, classified.positive
     rule = threshold_rule(manifest)
@@ -147,12 +142,7 @@ def _range_of(
         if span := conformal_range(scores, positive, sources, manifest.threshold, promised):
             return span
     return fit_indeterminate_range(
-        scores,
-        positive,
-        manifest.threshold,
-        rule=rule,
-        patients=classified.patients,
-        settings=settings,
+        scores, positive, manifest.threshold, rule=rule, patients=classified.patients
     )
 
 

@@ -255,7 +255,7 @@ def _by_label(classified: Predictions) -> dict[str, LabelFigures]:
     for label in sorted(set(labels.tolist())):
         own = called[labels == label]
         is_positive = label in classified.manifest.positive_labels
-        found[label] = LabelFigures(len(own), is_positive, Rate(int(own.sum()), len(own)))
+        found[label] = LabelFigures(len(own), is_positive, _share(own))
     return found
 
 

@@ -20,7 +20,7 @@ tell how white the hidden lungs are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 
 from deepcovid_edge.backends.base import Backend
 from deepcovid_edge.datasets.dataset import LabelledImage
-from deepcovid_edge.errors import UsageError
 from deepcovid_edge.imaging.prepare import visible_field
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.manifest import InputSpec
@@ -37,31 +36,13 @@ from deepcovid_export.evaluation.metrics import area
 from deepcovid_export.evaluation.predictions import Predictions, classify
 from deepcovid_export.evaluation.results import Area, AreaOfPatients, Shortcuts
 
+SIDE, OTHER_SIDES = 0.8, (0.7, 0.9)
+"""Sides of the hidden rectangle as shares of the field's; the area is measured for all of them."""
+LIMIT = 0.70
+"""Area under the curve, with the lungs hidden, above which a model reads the source."""
+_SQUARE = 1.05
+"""An image is square if its longer side is at most this times the shorter."""
 _Rectangle = tuple[slice, slice]
-
-
-@dataclass(frozen=True)
-class ShortcutSettings:
-    """What is hidden, and what counts as reading the source.
-
-    Attributes:
-        side: Sides of the hidden rectangle as a share of the field's, 0 to 1.
-        other_sides: More sizes for which the area with the lungs hidden is measured.
-        limit: Area under the curve, with the lungs hidden, above which a model reads the source.
-        square: An image is square if its longer side is at most this times the shorter.
-    """
-
-    side: float = 0.8
-    other_sides: tuple[float, ...] = (0.7, 0.9)
-    limit: float = 0.70
-    square: float = 1.05
-
-    def __post_init__(self) -> None:
-        for value in (self.side, *self.other_sides):
-            if not 0 < value < 1:
-                raise UsageError(f"side: got {value}, expected more than 0 and less than 1")
-        if not 0.5 <= self.limit <= 1:
-            raise UsageError(f"limit: got {self.limit}, expected 0.5 to 1")
 
 
 def hide_lungs(image: Radiograph, spec: InputSpec, side: float) -> Radiograph:
@@ -106,7 +87,6 @@ def measure_shortcuts(
     backend: Backend,
     images: Sequence[LabelledImage],
     whole: Predictions | None = None,
-    settings: ShortcutSettings | None = None,
 ) -> Shortcuts:
     """Classify the images with the lungs hidden and with the lungs only, and within groups.
 
@@ -115,24 +95,23 @@ def measure_shortcuts(
     Raises:
         DataError: No image was assessed, or a label belongs to no class.
     """
-    settings = settings or ShortcutSettings()
     spec = backend.manifest.input
     whole = whole or classify(backend, images)
 
     def hidden(side: float) -> AreaOfPatients:
         return _area(classify(backend, images, change=lambda image: hide_lungs(image, spec, side)))
 
-    only = classify(backend, images, change=lambda image: keep_lungs(image, spec, settings.side))
-    areas = {side: hidden(side) for side in sorted({settings.side, *settings.other_sides})}
-    reads, sentence = verdict(areas[settings.side], settings.limit)
+    only = classify(backend, images, change=lambda image: keep_lungs(image, spec, SIDE))
+    areas = {side: hidden(side) for side in sorted({SIDE, *OTHER_SIDES})}
+    reads, sentence = verdict(areas[SIDE], LIMIT)
     return Shortcuts(
-        side=settings.side,
-        limit=settings.limit,
+        side=SIDE,
+        limit=LIMIT,
         whole=_area(whole),
         lungs_only=_area(only),
-        lungs_hidden=areas[settings.side],
+        lungs_hidden=areas[SIDE],
         lungs_hidden_by_side={str(side): value for side, value in areas.items()},
-        by_shape=_by_shape(whole, settings.square),
+        by_shape=_by_shape(whole),
         within_source=within_source(whole),
         reads_the_source=reads,
         verdict=sentence,
@@ -214,12 +193,12 @@ def _area(classified: Predictions) -> AreaOfPatients:
     )
 
 
-def _by_shape(classified: Predictions, square: float) -> dict[str, Area]:
+def _by_shape(classified: Predictions) -> dict[str, Area]:
     rows, columns = classified.shapes.T
     wide = columns / rows
     groups = {
-        "square": (wide <= square) & (wide >= 1 / square),
-        "landscape": wide > square,
-        "portrait": wide < 1 / square,
+        "square": (wide <= _SQUARE) & (wide >= 1 / _SQUARE),
+        "landscape": wide > _SQUARE,
+        "portrait": wide < 1 / _SQUARE,
     }
     return {name: _area_among(classified, it) for name, it in groups.items() if it.any()}
